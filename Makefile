@@ -1,0 +1,51 @@
+# Needs Python 3.11 to 3.13. Everything goes into .venv, or into the virtual environment that is active.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench viz mlflow clean
+
+PYTHON ?= python3
+VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+KEDRO := $(BIN)/kedro
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/.stamp-recpipe  ## from the bundled log to compared recommenders, about four minutes on two cores
+	$(KEDRO) run
+
+test: $(VENV)/.stamp-dev  ## every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp-dev  ## ruff, mypy and the rules of who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.stamp-dev  ## every table in benchmarks/
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+viz: $(VENV)/.stamp-dev  ## the pipelines as a picture, in the browser
+	$(KEDRO) viz run
+
+mlflow: $(VENV)/.stamp-recpipe  ## the tracking UI on http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+clean:  ## remove .venv, caches and what runs wrote (raw data stays)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis mlruns mlflow.db
+	find data -mindepth 2 -not -path 'data/01_raw/*' -not -name .gitkeep -delete
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"recpipe needs Python 3.11 to 3.13, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-recpipe: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.stamp-recpipe

@@ -1,0 +1,196 @@
+"""How fast does SASRec train? Against RecTools' SASRec (same net, same data), and against a loop without Lightning.
+
+    kedro run --pipelines=ingest --params dataset=ml-1m
+    python benchmarks/training.py [--peer <python with rectools> --peers <copy of ../shared/peers, prepared for ml-1m>]
+
+The peer runs in its own environment, one after the other with ours, with the same allocator settings and threads.
+Only rows whose `others` (cores used by other processes) is near 0 count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+ALLOCATOR = {
+    "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+}
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BENCH_THREADS"), "2")
+LOG = Path("data/03_primary/ml-1m/interactions.parquet")
+NET = {"dim": 64, "layers": 2, "heads": 2, "feed_forward": 1, "dropout": 0.2, "attention_dropout": 0.2}
+
+
+def main() -> None:
+    """Starts every measurement in a process of its own and prints one table."""
+    arguments = parse()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, arguments.epochs)))
+        return
+    if not LOG.exists():
+        raise SystemExit(f"{LOG} is absent; run `kedro run --pipelines=ingest --params dataset=ml-1m` first")
+    rows = []
+    for _ in range(arguments.rounds):
+        rows += [
+            own("lightning", 200, arguments),
+            own("bare", 200, arguments),
+            own("lightning", 50, arguments),
+        ]
+        if arguments.peer:
+            rows.append(peer(arguments))
+    report(rows)
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer", type=Path, help="python of an environment with rectools")
+    parser.add_argument("--peers", type=Path, help="copy of the peers' folder, prepared for ml-1m")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--measure", choices=["lightning-200", "bare-200", "lightning-50", "bare-50"], help=argparse.SUPPRESS
+    )
+    return parser.parse_args()
+
+
+def own(loop: str, window: int, arguments: argparse.Namespace) -> dict:
+    """One of our measurements in a fresh process."""
+    command = [sys.executable, __file__, "--measure", f"{loop}-{window}", "--epochs", str(arguments.epochs)]
+    done = subprocess.run(
+        command, env={**os.environ, **ALLOCATOR, **THREADS}, check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peer(arguments: argparse.Namespace) -> dict:
+    """RecTools' SASRec through the peers' own script."""
+    command = [
+        arguments.peer.absolute(),
+        "rectools_sasrec.py",
+        "--dataset",
+        "ml-1m",
+        "--epochs",
+        str(arguments.epochs),
+    ]
+    environment = {**os.environ, **ALLOCATOR, **THREADS}
+    started, busy = time.perf_counter(), cores_busy()
+    subprocess.run(command, cwd=arguments.peers, env=environment, check=True, capture_output=True, text=True)
+    newest = max(
+        (arguments.peers / "results").glob("rectools_sasrec_ml-1m*.json"),
+        key=lambda path: path.stat().st_mtime,
+    )
+    found = json.loads(newest.read_text())
+    return {
+        "what": "RecTools SASRec, T 50",
+        "epoch_s": found["epoch_s_median"],
+        "targets_per_s": found["targets_per_s"],
+        "parameters": found["params"],
+        "others": max((cores_busy() - busy) / (time.perf_counter() - started) - found["cpu_over_wall"], 0.0),
+    }
+
+
+def measure(which: str, epochs: int) -> dict:
+    """Seconds per epoch of SASRec on ml-1m (leave-one-out), in Lightning's loop or a bare one."""
+    from recpipe.data.protocol import Protocol
+    from recpipe.data.sequences import build
+    from recpipe.data.splits import split
+    from recpipe.models.registry import build as make
+    from recpipe.training import fit
+
+    loop, window = which.split("-")
+    sequences, vocabulary = build(LOG)
+    train = split(sequences, Protocol(dataset="ml-1m")).train
+    net = NET if window == "50" else {**NET, "heads": 1, "attention_dropout": 0.0}
+
+    def model():
+        return make("sasrec", net, n_items=len(vocabulary), max_length=int(window))
+
+    started, cpu, busy = time.perf_counter(), time.process_time(), cores_busy()
+    if loop == "bare":
+        seconds, targets, parameters = bare(model(), train, epochs)
+    else:
+        settings = fit.TrainSettings(max_epochs=epochs, validate_every=epochs, precision="fp32", device="cpu")
+        with tempfile.TemporaryDirectory() as folder:
+            trained = fit.train(
+                model, train, lambda _: {"valid_ndcg@10": 0.0}, settings, seed=0, folder=Path(folder)
+            )
+        ends = [0.0] + [row["seconds"] for row in trained.curve]
+        seconds = [after - before for before, after in pairwise(ends)]
+        targets, parameters = (
+            trained.cost["tokens_per_second"] * ends[-1] / epochs,
+            trained.cost["parameters"],
+        )
+    wall = time.perf_counter() - started
+    return {
+        "what": f"recpipe SASRec, T {window}, {loop} loop",
+        "epoch_s": median(seconds[1:]),
+        "targets_per_s": targets / median(seconds[1:]),
+        "parameters": parameters,
+        "others": max((cores_busy() - busy - (time.process_time() - cpu)) / wall, 0.0),
+    }
+
+
+def bare(model, train, epochs: int) -> tuple[list[float], float, int]:
+    """The same steps on the same batches without Lightning."""
+    import torch
+
+    from recpipe.data.batches import DeviceSequences, LengthBuckets
+    from recpipe.training.fit import TrainSettings
+    from recpipe.training.losses import make_loss
+    from recpipe.training.optim import make_optimiser
+
+    settings = TrainSettings()
+    torch.manual_seed(0)
+    data = DeviceSequences(train, window=model.max_length + 1, device="cpu")
+    buckets = LengthBuckets(data.lengths, tokens=settings.batch_tokens, seed=0, minimum=2)
+    criterion, optimiser = make_loss(settings.loss), make_optimiser(model.parameters(), settings.optimiser)
+    model.train()
+    seconds = []
+    for epoch in range(epochs):
+        buckets.epoch, started = epoch, time.perf_counter()
+        for rows in buckets:
+            optimiser.zero_grad()
+            model.loss(data.batch(rows), criterion).backward()
+            optimiser.step()
+        seconds.append(time.perf_counter() - started)
+    targets = float((data.lengths[buckets.rows] - 1).sum())
+    return seconds, targets, sum(weight.numel() for weight in model.parameters())
+
+
+def cores_busy() -> float:
+    """CPU seconds of the whole machine so far."""
+    values = [int(value) for value in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return (sum(values) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def report(rows: list[dict]) -> None:
+    """Every row, then the ratios of the medians."""
+    for row in rows:
+        print(
+            f"{row['what']:<38} {row['epoch_s']:8.2f} s/epoch {row['targets_per_s']:10,.0f} targets/s "
+            f"{row['parameters']:9,d} parameters  others {row['others']:.2f}"
+        )
+    speed = {
+        row["what"]: median(r["targets_per_s"] for r in rows if r["what"] == row["what"]) for row in rows
+    }
+    cost = speed["recpipe SASRec, T 200, bare loop"] / speed["recpipe SASRec, T 200, lightning loop"] - 1
+    print(f"Lightning's cost over the bare loop: {cost:+.1%}")
+    if "RecTools SASRec, T 50" in speed:
+        ratio = speed["recpipe SASRec, T 50, lightning loop"] / speed["RecTools SASRec, T 50"]
+        print(f"targets per second, recpipe against RecTools, T 50: {ratio:.2f} x")
+
+
+if __name__ == "__main__":
+    main()

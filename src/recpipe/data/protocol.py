@@ -1,0 +1,93 @@
+"""The protocol: everything besides the model that moves a metric. Its id is stamped on every number."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SPLITS = ("leave_one_out", "temporal", "ratio", "cold_users")
+CHOICES = {
+    "split": SPLITS,
+    "targets": ("next", "all"),
+    "ties": ("source", "shuffle"),
+    "candidates": ("full",),
+    "time": ("none", "last_item", "query"),
+}
+EVALUATION_FIELDS = ("exclude_seen", "candidates", "cutoffs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a data set is cut into training, validation and test, and how a model is judged on it.
+
+    ``valid`` and ``test`` are shares for ``ratio``, ``cold_users`` and ``temporal``, or, for ``temporal``, the ISO date
+    at which that part begins; ``leave_one_out`` does not read them. ``seed`` matters to shuffled ties and cold users.
+    """
+
+    dataset: str
+    fingerprint: str = ""  # of the sequences before the split: Sequences.fingerprint
+    steps: tuple[str, ...] = ()  # cleaning and sampling that led there, for the reader
+    split: str = "leave_one_out"
+    valid: float | str = 0.1
+    test: float | str = 0.1
+    targets: str = "next"
+    ties: str = "source"
+    seed: int | None = None
+    history: int = 200
+    exclude_seen: bool = True
+    candidates: str = "full"
+    time: str = "none"
+    cutoffs: tuple[int, ...] = (1, 5, 10, 20)
+
+    def __post_init__(self) -> None:
+        for field, allowed in CHOICES.items():
+            if (value := getattr(self, field)) not in allowed:
+                raise ValueError(f"protocol.{field} is {value!r}; allowed: {', '.join(allowed)}")
+        if self.history < 1:
+            raise ValueError(
+                f"protocol.history is {self.history}; it is the number of events a model sees, at least 1"
+            )
+        if not self.cutoffs or min(self.cutoffs) < 1:
+            raise ValueError(
+                f"protocol.cutoffs is {self.cutoffs}; give at least one cut-off, each at least 1"
+            )
+        if self.split == "leave_one_out" and self.targets == "all":
+            raise ValueError(
+                "protocol.targets=all has no meaning under leave_one_out, which has one target per user"
+            )
+
+    @property
+    def id(self) -> str:
+        """Eight hex digits: equal ids mean comparable numbers. Fields that a split ignores do not enter."""
+        fields = self.to_dict()
+        if self.split == "leave_one_out":
+            fields["valid"] = fields["test"] = None
+        if self.ties != "shuffle" and self.split != "cold_users":
+            fields["seed"] = None
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
+        """From conf or JSON. Raises ValueError that names an unknown key and the known ones."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known - {"id"}):
+            raise ValueError(f"unknown protocol keys {unknown}; known: {sorted(known)}")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in fields.items()
+            if key != "id"
+        }
+        return cls(**values)
+
+    def same_data(self, other: Protocol) -> list[str]:
+        """Names of the fields in which the data that models are fitted on would differ from ``other``'s."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [name for name in mine if name not in EVALUATION_FIELDS and mine[name] != theirs[name]]

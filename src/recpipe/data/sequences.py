@@ -1,0 +1,196 @@
+"""Interactions as per-user sequences: flat values and offsets, never a padded copy of the whole set.
+
+Shape letters: U users, N events, I items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recpipe.data.atomic import replaced_file
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The catalogue. Item index i (1-based; 0 is padding) stands for the external id ``ids[i - 1]``."""
+
+    ids: np.ndarray  # (I,) of str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def encode(self, ids: list[str] | np.ndarray) -> np.ndarray:
+        """External ids (n,) to int32 indices (n,); 0 where the id is unknown."""
+        found = pa.compute.index_in(pa.array(ids, pa.string()), value_set=pa.array(self.ids, pa.string()))
+        return (found.fill_null(-1).to_numpy(zero_copy_only=False) + 1).astype(np.int32)
+
+    def write(self, path: Path) -> None:
+        """One Parquet file with the column ``item_id``."""
+        with replaced_file(path) as temporary:
+            pq.write_table(
+                pa.table({"item_id": pa.array(self.ids, pa.string())}), temporary, compression="zstd"
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """What ``write`` wrote."""
+        return cls(_strings(pq.read_table(path)["item_id"]))
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Every user's events in time order: user u owns ``items[offsets[u]:offsets[u + 1]]``."""
+
+    users: np.ndarray  # (U,) of str, external ids
+    items: np.ndarray  # (N,) int32, 1-based
+    timestamps: np.ndarray | None  # (N,) int64 seconds, None where the source has only an order
+    offsets: np.ndarray  # (U + 1,) int64
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Events per user (U,)."""
+        return np.diff(self.offsets)
+
+    def row(self, user: int) -> np.ndarray:
+        """The item indices of one user, oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def select(self, rows: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Sequences:
+        """A compact copy of the users ``rows`` (n,), each cut to its own positions [start, stop)."""
+        lengths = np.maximum(stop - start, 0)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        first = self.offsets[rows] + start
+        index = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
+        times = None if self.timestamps is None else self.timestamps[index]
+        return Sequences(self.users[rows], self.items[index], times, offsets)
+
+    def last(self, n: int) -> Sequences:
+        """Every user's last ``n`` events."""
+        lengths = self.lengths
+        return self.select(np.arange(len(self)), np.maximum(lengths - n, 0), lengths)
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change when any user, item or order changes."""
+        digest = hashlib.sha256()
+        for part in (self.offsets, self.items, self.timestamps):
+            digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        digest.update("\0".join(self.users.tolist()).encode())
+        return digest.hexdigest()[:12]
+
+    def to_table(self, prefix: str = "") -> pa.Table:
+        """One row per user: ``user_id`` and the list columns ``items`` and, if known, ``timestamps``."""
+        columns = {
+            "user_id": pa.array(self.users, pa.string()),
+            f"{prefix}items": _lists(self.offsets, self.items),
+        }
+        if self.timestamps is not None:
+            columns[f"{prefix}timestamps"] = _lists(self.offsets, self.timestamps)
+        return pa.table(columns)
+
+    @classmethod
+    def from_table(cls, table: pa.Table, prefix: str = "") -> Sequences:
+        """The inverse of ``to_table``."""
+        lists = table[f"{prefix}items"].combine_chunks()
+        times = f"{prefix}timestamps"
+        return cls(
+            _strings(table["user_id"]),
+            lists.flatten().to_numpy(),
+            table[times].combine_chunks().flatten().to_numpy() if times in table.column_names else None,
+            np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())]).astype(np.int64),
+        )
+
+    def write(self, path: Path) -> None:
+        """One Parquet file, one row per user."""
+        with replaced_file(path) as temporary:
+            pq.write_table(self.to_table(), temporary, compression="zstd")
+
+    @classmethod
+    def read(cls, path: Path) -> Sequences:
+        """What ``write`` wrote."""
+        return cls.from_table(pq.read_table(path))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is to be predicted from what: the same users' histories and the events that followed."""
+
+    histories: Sequences
+    targets: Sequences
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def write(self, path: Path) -> None:
+        """One Parquet file with the history and the target columns side by side."""
+        table = self.histories.to_table()
+        for name in (targets := self.targets.to_table("target_")).column_names[1:]:
+            table = table.append_column(name, targets[name])
+        with replaced_file(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    @classmethod
+    def read(cls, path: Path) -> Fold:
+        """What ``write`` wrote."""
+        table = pq.read_table(path)
+        return cls(Sequences.from_table(table), Sequences.from_table(table, "target_"))
+
+
+def build(path: Path, *, ties: str = "source", seed: int = 0) -> tuple[Sequences, Vocabulary]:
+    """Reads an interactions Parquet (user_id, item_id, timestamp, order) into sequences and their vocabulary.
+
+    ``ties`` orders events of one user with equal timestamps: ``source`` keeps the order of the source,
+    ``shuffle`` draws one with ``seed``. Where all timestamps are null, the order of the source is the time.
+    Raises ValueError for a log that mixes rows with and without a timestamp.
+    """
+    if ties not in ("source", "shuffle"):
+        raise ValueError(f"ties is {ties!r}; allowed: source, shuffle (conf: protocol.ties)")
+    table = pq.read_table(path, columns=["user_id", "item_id", "timestamp", "order"])
+    user_ids, users = _codes(table["user_id"])
+    item_ids, items = _codes(table["item_id"])
+    times = _timestamps(table["timestamp"])
+    order = table["order"].to_numpy()
+    keys = (order, users) if times is None else (order, times, users)
+    index = np.lexsort(keys)
+    if ties == "shuffle" and times is not None:
+        shuffled = np.random.default_rng(seed).permutation(len(index))
+        index = index[np.lexsort((shuffled, times[index], users[index]))]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64)
+    ordered = None if times is None else times[index]
+    return Sequences(user_ids, (items[index] + 1).astype(np.int32), ordered, offsets), Vocabulary(item_ids)
+
+
+def _timestamps(column: pa.ChunkedArray) -> np.ndarray | None:
+    if column.null_count == len(column):
+        return None
+    if column.null_count:
+        raise ValueError(
+            f"{column.null_count} of {len(column)} interactions have no timestamp; give all of them one or none"
+        )
+    return column.to_numpy()
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted distinct values and, for each row, the place of its value among them."""
+    encoded = column.dictionary_encode().combine_chunks()
+    values = _strings(encoded.dictionary)
+    order = np.argsort(values, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return values[order], place[encoded.indices.to_numpy()]
+
+
+def _strings(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype=object)
+
+
+def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))

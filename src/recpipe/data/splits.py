@@ -1,0 +1,179 @@
+"""Cuts sequences into training data, a validation fold and a test fold.
+
+The three are compact copies: fitting code gets no object that holds a test target. U users, N events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Fold, Sequences
+
+
+@dataclass(frozen=True)
+class Split:
+    """``train`` is all that fitting may see besides ``valid``, which serves selection only."""
+
+    train: Sequences
+    valid: Fold
+    test: Fold
+
+    def counts(self) -> dict[str, int]:
+        """Users and events of each part, and the test targets that training never saw."""
+        known = np.unique(self.train.items)
+        return {
+            "train_users": len(self.train),
+            "train_events": len(self.train.items),
+            "valid_users": len(self.valid),
+            "valid_targets": len(self.valid.targets.items),
+            "test_users": len(self.test),
+            "test_targets": len(self.test.targets.items),
+            "cold_test_targets": int(np.isin(self.test.targets.items, known, invert=True).sum()),
+        }
+
+
+def split(sequences: Sequences, protocol: Protocol) -> Split:
+    """Applies ``protocol.split``.
+
+    Each rule gives every user two cuts, valid_at <= test_at: events before the first are training, those between
+    are validation targets, the rest test targets. A user whose part lacks a history or a target is left out of
+    that fold. Raises ValueError where a fold would be empty.
+    """
+    rule = {
+        "leave_one_out": _leave_one_out,
+        "ratio": _ratio,
+        "temporal": _temporal,
+        "cold_users": _cold_users,
+    }
+    cuts = rule[protocol.split](sequences, protocol)
+    rows = np.arange(len(sequences))
+    zeros = np.zeros_like(rows)
+    train_rows = rows[cuts.train_stop > 0]
+    result = Split(
+        sequences.select(train_rows, zeros[train_rows], cuts.train_stop[train_rows]),
+        _fold(sequences, cuts.valid_start, cuts.valid_stop, protocol.targets),
+        _fold(sequences, cuts.test_start, cuts.test_stop, protocol.targets),
+    )
+    for name, part in (("training", result.train), ("validation", result.valid), ("test", result.test)):
+        if len(part) == 0:
+            raise ValueError(
+                f"the {protocol.split} split leaves no user for {name}, of {len(sequences)} users with a median of "
+                f"{np.median(sequences.lengths):.0f} events; see protocol.split, .valid and .test in the conf"
+            )
+    return result
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Positions inside each user's sequence (U,): targets are [start, stop), the history is what comes before."""
+
+    train_stop: np.ndarray
+    valid_start: np.ndarray
+    valid_stop: np.ndarray
+    test_start: np.ndarray
+    test_stop: np.ndarray
+
+
+def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, targets: str) -> Fold:
+    rows = np.flatnonzero((start > 0) & (stop > start))
+    start, stop = start[rows], stop[rows]
+    if targets == "next":
+        stop = start + 1
+    wanted = _distinct(sequences.select(rows, start, stop))
+    return Fold(sequences.select(rows, np.zeros_like(start), start), wanted)
+
+
+def _distinct(targets: Sequences) -> Sequences:
+    """Each user's targets without repeats: an item can be found only once."""
+    owner = np.repeat(np.arange(len(targets)), targets.lengths)
+    _, first = np.unique(np.stack([owner, targets.items]), axis=1, return_index=True)
+    if len(first) == len(owner):
+        return targets
+    first.sort()
+    times = None if targets.timestamps is None else targets.timestamps[first]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[first], minlength=len(targets)))]).astype(
+        np.int64
+    )
+    return Sequences(targets.users, targets.items[first], times, offsets)
+
+
+def _leave_one_out(sequences: Sequences, protocol: Protocol) -> _Cuts:
+    """Last event: test; the one before: validation. Users of fewer than three events only train."""
+    n = sequences.lengths
+    long = n >= 3
+    valid_at, test_at = np.where(long, n - 2, n), np.where(long, n - 1, n)
+    return _Cuts(valid_at, valid_at, test_at, test_at, n)
+
+
+def _ratio(sequences: Sequences, protocol: Protocol) -> _Cuts:
+    """The last ``test`` share of each user's events is test, the ``valid`` share before it validation."""
+    n = sequences.lengths
+    valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
+    test_at = n - np.floor(n * test + 0.5).astype(np.int64)
+    valid_at = np.maximum(test_at - np.floor(n * valid + 0.5).astype(np.int64), 0)
+    return _Cuts(valid_at, valid_at, test_at, test_at, n)
+
+
+def _temporal(sequences: Sequences, protocol: Protocol) -> _Cuts:
+    """One point in time for all users: given as a date, or as the share of all events that come after it."""
+    times = sequences.timestamps
+    if times is None:
+        raise ValueError(
+            "the temporal split needs timestamps and this data set has only an order; use leave_one_out"
+        )
+    test_from = _moment(times, protocol.test, "test", after=0.0)
+    share_after = float(np.mean(times >= test_from))
+    valid_from = _moment(times, protocol.valid, "valid", after=share_after)
+    if not valid_from < test_from:
+        raise ValueError(
+            f"protocol.valid begins at {valid_from}, not before protocol.test at {test_from} (epoch seconds)"
+        )
+    owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    before = [
+        np.bincount(owner[times < moment], minlength=len(sequences)) for moment in (valid_from, test_from)
+    ]
+    return _Cuts(before[0], before[0], before[1], before[1], sequences.lengths)
+
+
+def _cold_users(sequences: Sequences, protocol: Protocol) -> _Cuts:
+    """Whole users are held out, chosen by hash: their last event is the target and none of their events train."""
+    n = sequences.lengths
+    draw = np.array([_unit(user, protocol.seed or 0) for user in sequences.users.tolist()])
+    valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
+    is_test, is_valid = draw < test, (draw >= test) & (draw < test + valid)
+    last, none = np.maximum(n - 1, 0), np.zeros_like(n)
+    return _Cuts(
+        np.where(is_test | is_valid, 0, n),
+        np.where(is_valid, last, none),
+        np.where(is_valid, n, none),
+        np.where(is_test, last, none),
+        np.where(is_test, n, none),
+    )
+
+
+def _share(value: float | str, name: str) -> float:
+    if isinstance(value, str) or not 0 < float(value) < 1:
+        raise ValueError(f"protocol.{name} is {value!r}; this split needs a share between 0 and 1")
+    return float(value)
+
+
+def _moment(times: np.ndarray, value: float | str, name: str, *, after: float) -> int:
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(
+                f"protocol.{name} is {value!r}; give an ISO date such as 2011-10-01 or a share"
+            ) from None
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return int(np.quantile(times, 1 - after - _share(value, name), method="higher"))
+
+
+def _unit(user: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the user's id and the seed only."""
+    return int(hashlib.md5(f"{user}{seed}".encode(), usedforsecurity=False).hexdigest()[:8], 16) / 2**32

@@ -1,0 +1,1 @@
+"""Evaluation: ranks to metrics, top-k lists to recommendations, and the profile of an interaction log."""

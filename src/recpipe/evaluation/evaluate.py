@@ -1,0 +1,100 @@
+"""Judges a bundle on the validation and the test fold under its protocol: metrics, ranks, recommendations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Fold
+from recpipe.evaluation.metrics import coverage, metrics_from_ranks
+from recpipe.evaluation.ranking import Ranking, rank_fold
+from recpipe.evaluation.recommendations import recommendations_table
+from recpipe.models.recommender import Scorer
+from recpipe.training.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``metrics`` is what metrics.json holds; ``ranks`` and ``recommendations`` are of the test fold."""
+
+    metrics: dict[str, Any]
+    ranks: pa.Table
+    recommendations: pa.Table
+
+
+def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top: int = 20) -> Evaluation:
+    """Ranks both folds; ``top`` recommendations per test user are kept.
+
+    Raises ValueError if ``protocol`` is not that of the data the bundle was trained on, or if the model gives NaN.
+    """
+    if differing := bundle.protocol.same_data(protocol):
+        raise ValueError(
+            f"{bundle.name} was trained under another protocol; {', '.join(differing)} differ. "
+            f"Run `kedro run --pipelines=train,evaluate --params model={bundle.name}`"
+        )
+    k = max(top, *protocol.cutoffs)
+    judged = {"valid": _rank(bundle, valid, protocol, k), "test": _rank(bundle, test, protocol, k)}
+    known = np.concatenate([[False], bundle.train_events > 0])
+    tables = {
+        name: ranking.table(fold, bundle.vocabulary, known=known)
+        for (name, ranking), fold in zip(judged.items(), (valid, test), strict=True)
+    }
+    best = judged["test"]
+    metrics = {
+        "dataset": protocol.dataset,
+        "model": bundle.name,
+        "seed": bundle.training.get("seed"),
+        "protocol": {"id": protocol.id, **protocol.to_dict()},
+        **{name: _metrics(tables[name], judged[name], bundle, protocol) for name in judged},
+        "cost": {**bundle.training.get("cost", {}), "inference_users_per_second": len(test) / best.seconds},
+        "versions": bundle.training.get("versions", {}),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    titles = {
+        "item_id": pa.array(bundle.vocabulary.ids, pa.string()),
+        "title": pa.array(bundle.titles, pa.string()),
+    }
+    recommendations = recommendations_table(
+        test.histories.users,
+        best.items[:, :top],
+        best.scores[:, :top],
+        best.log_normalizer,
+        item_ids=bundle.vocabulary.ids,
+        titles=pa.table(titles),
+    )
+    return Evaluation(metrics, tables["test"], recommendations)
+
+
+def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10") -> Any:
+    """The function that training selects by: full ranking of the whole validation fold under the protocol."""
+    cutoffs = sorted({*protocol.cutoffs, int(metric.partition("@")[2])})
+
+    def validate(model: Any) -> dict[str, float]:
+        ranking = rank_fold(model, fold, exclude_seen=protocol.exclude_seen, k=1)
+        ranks = {
+            "user_id": pa.array(ranking.user),
+            "rank": pa.array(ranking.rank),
+            "cold": pa.array(ranking.rank < 0),
+        }
+        found = metrics_from_ranks(pa.table(ranks), cutoffs=cutoffs)
+        if metric not in found:
+            raise ValueError(f"train.metric is {metric!r}; known: {', '.join(sorted(found))}")
+        return {f"valid_{metric}": float(found[metric])}
+
+    return validate
+
+
+def _rank(bundle: Bundle, fold: Fold, protocol: Protocol, k: int) -> Ranking:
+    assert isinstance(bundle.model, Scorer)
+    return rank_fold(bundle.model, fold, exclude_seen=protocol.exclude_seen, k=k)
+
+
+def _metrics(ranks: pa.Table, ranking: Ranking, bundle: Bundle, protocol: Protocol) -> dict[str, float | int]:
+    cutoffs = [k for k in protocol.cutoffs if k <= ranking.items.shape[1]]
+    covered = coverage(ranking.items, catalogue=len(bundle.vocabulary), cutoffs=cutoffs) if cutoffs else {}
+    return {**metrics_from_ranks(ranks, cutoffs=protocol.cutoffs), **covered}

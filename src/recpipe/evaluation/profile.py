@@ -1,0 +1,131 @@
+"""What an interaction log looks like: sizes, activity, popularity, time, ties and repeats, as JSON.
+
+Only three columns are read, batch by batch, and kept as integer codes: about 16 bytes per interaction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+DAY = 86_400
+POINTS = 60  # of a curve
+
+
+def profile(path: Path) -> dict[str, Any]:
+    """Profile of the interactions Parquet at `path` (a file or a folder): see the keys below, all JSON-able.
+
+    `tied.interactions` is the share of interactions whose user has another at the same second; `tied.last`
+    the share of users whose last second holds several, so that the tie policy decides their test item.
+    """
+    user, item, timestamp, timed = _columns(path)
+    if not len(user):
+        raise ValueError(
+            f"{path} holds no interaction: nothing to profile; look at the step table of `ingest`"
+        )
+    users, items = int(user.max()) + 1, int(item.max()) + 1
+    pairs = len(np.unique(user.astype(np.int64) * items + item))
+    per_item = np.sort(np.bincount(item))[::-1]
+    at = timestamp[timed]
+    return {
+        "rows": len(user),
+        "users": users,
+        "items": items,
+        "density": pairs / (users * items),
+        "repeats": 1 - pairs / len(user),
+        "untimed": int((~timed).sum()),
+        "first_timestamp": int(at.min()) if len(at) else None,
+        "last_timestamp": int(at.max()) if len(at) else None,
+        "span_days": float((at.max() - at.min()) / DAY) if len(at) else None,
+        "events_per_user": _histogram(np.bincount(user)),
+        "events_per_item": _histogram(per_item),
+        "popularity": _popularity(per_item),
+        "events_over_time": _over_time(at),
+        "tied": _tied(user[timed], at),
+    }
+
+
+def _columns(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
+    """User codes, item codes, timestamps (0 where null) and which are not null, in the order of the file."""
+    source = ds.dataset(path, format="parquet")
+    codes: dict[str, list[NDArray[np.int32]]] = {"user_id": [], "item_id": []}
+    seen: dict[str, dict[str, int]] = {"user_id": {}, "item_id": {}}
+    times, timed = [], []
+    for batch in source.to_batches(columns=["user_id", "item_id", "timestamp"]):
+        for name, known in seen.items():
+            column = batch[name].cast(pa.string()).dictionary_encode()
+            local = [known.setdefault(value, len(known)) for value in column.dictionary.to_pylist()]
+            codes[name].append(np.asarray(local, np.int32)[column.indices.to_numpy()])
+        times.append(pc.fill_null(batch["timestamp"], 0).to_numpy(zero_copy_only=False).astype(np.int64))
+        timed.append(batch["timestamp"].is_valid().to_numpy(zero_copy_only=False))
+    if not times:
+        times, timed = [np.empty(0, np.int64)], [np.empty(0, bool)]
+        codes = {name: [np.empty(0, np.int32)] for name in codes}
+    return (
+        np.concatenate(codes["user_id"]),
+        np.concatenate(codes["item_id"]),
+        np.concatenate(times),
+        np.concatenate(timed),
+    )
+
+
+def _histogram(counts: NDArray[np.int64]) -> dict[str, Any]:
+    """Summary of `counts` and how many fall into [edge_i, edge_{i+1}), with edges 1, 2, 3, 4, 6, 8, 12, …."""
+    edges = [1, 2, 3]
+    while edges[-1] <= counts.max():
+        edges.append(edges[-2] * 2)
+    return {
+        "min": int(counts.min()),
+        "mean": float(counts.mean()),
+        "median": float(np.median(counts)),
+        "max": int(counts.max()),
+        "edges": edges,
+        "counts": np.histogram(counts, bins=edges)[0].tolist(),
+    }
+
+
+def _popularity(per_item: NDArray[np.int64]) -> dict[str, Any]:
+    """Events by popularity rank (points spaced by ratio), and how concentrated they are; `per_item` falls."""
+    n = len(per_item)
+    ranks = np.unique(np.geomspace(1, n, min(n, POINTS)).round().astype(np.int64))
+    cumulative = np.cumsum(per_item) / per_item.sum()
+    rising = per_item[::-1]
+    gini = 2 * np.sum(np.arange(1, n + 1) * rising) / (n * rising.sum()) - (n + 1) / n
+    return {
+        "rank": ranks.tolist(),
+        "events": per_item[ranks - 1].tolist(),
+        "share": cumulative[ranks - 1].tolist(),
+        "gini": float(gini),
+        "top_1_percent": float(cumulative[max(1, round(n / 100)) - 1]),
+        "top_10_percent": float(cumulative[max(1, round(n / 10)) - 1]),
+    }
+
+
+def _over_time(at: NDArray[np.int64]) -> dict[str, Any] | None:
+    """Events per day, month or year, whichever gives a readable number of bars; quiet periods count 0."""
+    if not len(at):
+        return None
+    days = (at.max() - at.min()) / DAY
+    period, unit = ("day", "D") if days <= 62 else ("month", "M") if days <= 3660 else ("year", "Y")
+    index = at.astype("datetime64[s]").astype(f"datetime64[{unit}]")
+    first = index.min()
+    events = np.bincount((index - first).astype(np.int64))
+    starts = [str(first + step) for step in range(len(events))]
+    return {"period": period, "start": starts, "events": events.tolist()}
+
+
+def _tied(user: NDArray[np.int32], at: NDArray[np.int64]) -> dict[str, float] | None:
+    if not len(at):
+        return None
+    order = np.lexsort((at, user))
+    user, at = user[order], at[order]
+    same = (user[1:] == user[:-1]) & (at[1:] == at[:-1])  # with the one before
+    tied = np.append(False, same) | np.append(same, False)
+    last = np.append(user[1:] != user[:-1], True)
+    return {"interactions": float(tied.mean()), "last": float(tied[last].mean())}

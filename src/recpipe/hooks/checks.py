@@ -1,0 +1,42 @@
+"""Before anything runs: does the library take the steps, the protocol, the models, their training?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+
+BLOCK = "params:models."
+
+
+class ChecksHooks:
+    """A misspelt key in a YAML file is refused now, and not after half an hour of ingest."""
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Raises ValueError that names the key and those that are known."""
+        needed = pipeline.inputs()
+        if "params:ingest" in needed:
+            from recpipe.data.sampling import check
+
+            check(catalog.load("params:datasets")[catalog.load("params:dataset")].get("steps") or [])
+        if "params:protocol" in needed:
+            from recpipe.pipelines.blocks import protocol_of
+
+            names = ("protocol", "datasets", "dataset", "seed")
+            protocol_of(*(catalog.load(f"params:{name}") for name in names))
+        for name in sorted(needed):
+            if name.startswith(BLOCK):
+                _check_model(name.removeprefix(BLOCK), catalog)
+
+
+def _check_model(name: str, catalog: Any) -> None:
+    from recpipe.models.registry import configured, model_class, resolve
+    from recpipe.training.fit import TrainSettings
+
+    spec = resolve(catalog.load(f"{BLOCK}{name}"), catalog.load("params:dataset"))
+    configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")
+    train = {**catalog.load("params:train"), **spec.train}
+    configured(TrainSettings, train, where=f"train settings of {name}")

@@ -1,0 +1,134 @@
+"""One `kedro run` in MLflow: a parent run and a nested one per model.
+
+mlflow is imported when a run starts, and only its client is used: without a global active run, threads and
+several runs in one process do not meet. Tracking that fails costs a warning, never the run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recpipe.hooks.values import curve_points, metric_values
+
+log = logging.getLogger(__name__)
+
+SQLITE = "sqlite:///"
+PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 500  # MLflow's limits per request are 100 and 1000
+
+
+class MlflowRuns:
+    """Opened by `start`, closed by `end`; what is logged goes to the parent or, by name, to a model's run."""
+
+    def __init__(self) -> None:
+        self.where = ""  # for people
+        self._client: Any = None
+        self._experiment = ""
+        self._parent = ""
+        self._tags: dict[str, str] = {}
+        self._nested: dict[str, str] = {}
+        self._points: set[tuple[str | None, str, int]] = set()
+        self._down = False
+
+    def guard(self, action: Callable[[], None]) -> None:
+        """Does `action`; after the first one that fails, none more in this run."""
+        if self._down:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever a tracking server may raise
+            self._down = True
+            log.warning(
+                "MLflow tracking failed and is off for the rest of this run; results are not affected. "
+                "See tracking_uri in conf/base/mlflow.yml, or set enabled: false there. %s: %s",
+                type(error).__name__,
+                error,
+            )
+
+    def start(self, conf: dict[str, Any], project: Path, tags: dict[str, str]) -> None:
+        """Opens the parent run in the experiment of the data set."""
+        from mlflow import MlflowClient
+
+        uri = _in_project(conf["tracking_uri"], project)
+        self._client = client = MlflowClient(tracking_uri=uri)
+        title = f"{conf['experiment_prefix'] or ''}{tags['dataset']}"
+        known = client.get_experiment_by_name(title)
+        files = None if uri.startswith("http") else (project / conf["artifacts"]).resolve().as_uri()
+        self._experiment = known.experiment_id if known else client.create_experiment(title, files)
+        self._tags = tags
+        name = f"{tags['pipelines']} {tags['models'].replace(' ', '+')}".strip()
+        self._parent = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
+        self.where = f"experiment {title}, run {name} ({self._parent})"
+        atexit.register(self.guard, self._killed)  # Ctrl-C is no Exception: Kedro calls no hook then
+
+    def params(self, model: str | None, values: dict[str, str]) -> None:
+        """Logs parameters; a second node of the same model may log the same ones again."""
+        from mlflow.entities import Param
+
+        rows = [Param(key, value) for key, value in values.items()]
+        for start in range(0, len(rows), PARAMS_AT_ONCE):
+            self._client.log_batch(self._run(model), params=rows[start : start + PARAMS_AT_ONCE])
+
+    def metrics(self, model: str | None, data: dict[str, Any]) -> None:
+        """Logs the numbers of a metrics.json; its protocol, seed and commit become tags."""
+        from mlflow.entities import Metric, RunTag
+
+        now = int(time.time() * 1000)
+        rows = [Metric(name, value, now, 0) for name, value in metric_values(data).items()]
+        known = {"protocol": data["protocol"]["id"], "seed": data["seed"], "commit": data.get("commit")}
+        tags = [RunTag(name, str(value)) for name, value in known.items() if value is not None]
+        self._client.log_batch(self._run(model), metrics=rows, tags=tags)
+
+    def curves(self, model: str | None, rows: Any) -> None:
+        """Logs a curve, or one more row of it, by step; points that are there already are not repeated."""
+        from mlflow.entities import Metric
+
+        now, metrics = int(time.time() * 1000), []
+        for name, value, step in curve_points(rows):
+            if (model, name, step) not in self._points:
+                self._points.add((model, name, step))
+                metrics.append(Metric(name, value, now, step))
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            self._client.log_batch(self._run(model), metrics=metrics[start : start + METRICS_AT_ONCE])
+
+    def artifact(self, model: str | None, path: Path) -> None:
+        """Copies a file to the run."""
+        self._client.log_artifact(self._run(model), str(path))
+
+    def end(self, status: str, *, reason: str | None = None) -> None:
+        """Closes the nested runs, then the parent. A second call does nothing."""
+        client, self._client = self._client, None
+        if client is None or not self._parent:
+            return
+        atexit.unregister(self.guard)
+        if reason:
+            client.set_tag(self._parent, "error", reason[:500])
+        for run_id in (*self._nested.values(), self._parent):
+            client.set_terminated(run_id, status=status)
+
+    def _killed(self) -> None:
+        self.end("KILLED")
+
+    def _run(self, model: str | None) -> str:
+        """The run of a model, opened when it is first needed; without a model the parent."""
+        if model is None:
+            return self._parent
+        if model not in self._nested:
+            tags = {name: value for name, value in self._tags.items() if name != "models"}
+            tags |= {"mlflow.parentRunId": self._parent, "model": model}
+            opened = self._client.create_run(self._experiment, run_name=model, tags=tags)
+            self._nested[model] = opened.info.run_id
+        return self._nested[model]
+
+
+def _in_project(uri: str, project: Path) -> str:
+    """`sqlite:///mlflow.db` means the project's folder, wherever the command was given."""
+    if not uri.startswith(SQLITE):
+        return uri
+    path = project / uri.removeprefix(SQLITE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return f"{SQLITE}{path}"

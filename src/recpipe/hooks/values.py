@@ -1,0 +1,55 @@
+"""Parameters, metrics and curves as the flat names and numbers that MLflow takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+LONGEST_VALUE = 500  # MLflow's own limit for old servers; longer values are cut
+MEASURED = ("test", "valid", "cost")  # blocks of metrics.json that hold numbers
+
+
+def flat(value: Any, name: str) -> dict[str, str]:
+    """A parameter block as `{"train.lr": "0.001"}`; typed blocks (pydantic, dataclass) included."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        rows: dict[str, str] = {}
+        for key, inner in value.items():
+            rows |= flat(inner, f"{name}.{key}")
+        return rows
+    return {allowed(name): str(value)[:LONGEST_VALUE]}
+
+
+def metric_values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a metrics.json as `{"test/ndcg_at_10": 0.18}`."""
+    return {
+        allowed(f"{part}/{name}"): float(value)
+        for part in MEASURED
+        for name, value in (metrics.get(part) or {}).items()
+        if _number(value)
+    }
+
+
+def curve_points(curves: Any) -> Iterator[tuple[str, float, int]]:
+    """(name, value, step) of every finite number of a curve: a polars table or dicts, a row per `step`."""
+    rows = curves.to_dicts() if hasattr(curves, "to_dicts") else curves
+    for number, row in enumerate(rows):
+        step = int(row["step"]) if row.get("step") is not None else number
+        for name, value in row.items():
+            if name not in ("step", "epoch") and _number(value):
+                yield allowed(f"curve/{name}"), float(value), step
+
+
+def allowed(name: str) -> str:
+    """MLflow refuses `@` and some other signs in names."""
+    return re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,102 @@
+"""Datasets for what the library itself can write: sequences, folds, vocabularies and bundles."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kedro.io.core import AbstractDataset, AbstractVersionedDataset, DatasetError, Version
+
+from recpipe.data.atomic import replaced_folder
+
+# What `holds` may name: classes with `write(path)` and a class method `read(path)`. Nothing else is imported.
+CLASSES = {
+    "vocabulary": "recpipe.data.sequences.Vocabulary",
+    "sequences": "recpipe.data.sequences.Sequences",
+    "fold": "recpipe.data.sequences.Fold",
+}
+
+
+class ObjectDataset(AbstractDataset[Any, Any]):
+    """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`."""
+
+    def __init__(self, *, filepath: str, holds: str, metadata: dict[str, Any] | None = None) -> None:
+        if holds not in CLASSES:
+            raise DatasetError(f"holds is {holds!r} in the catalog; allowed: {', '.join(sorted(CLASSES))}")
+        self._filepath = Path(filepath)
+        self._holds = holds
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "holds": self._holds}
+
+    def _class(self) -> Any:
+        module, name = CLASSES[self._holds].rsplit(".", 1)
+        return getattr(import_module(module), name)
+
+    def load(self) -> Any:
+        return self._class().read(self._filepath)
+
+    def save(self, data: Any) -> None:
+        if not isinstance(data, self._class()):
+            raise DatasetError(f"this entry holds {CLASSES[self._holds]}, not {type(data).__name__}")
+        self._filepath.parent.mkdir(parents=True, exist_ok=True)
+        data.write(self._filepath)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_file()
+
+
+class BundleDataset(AbstractVersionedDataset[Any, Any]):
+    """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent."""
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        device: str = "cpu",
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(filepath=PurePosixPath(filepath), version=version)
+        self._device = device
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "device": self._device, "version": self._version}
+
+    def load(self) -> Any:
+        from recpipe.training.bundle import load_bundle
+
+        return load_bundle(Path(self._get_load_path()), device=self._device)
+
+    def save(self, data: Any) -> None:
+        from recpipe.training.bundle import save_bundle
+
+        with replaced_folder(Path(self._get_save_path())) as folder:
+            save_bundle(data, folder)
+
+    def _exists(self) -> bool:
+        return Path(self._get_load_path()).is_dir()
+
+
+class FolderDataset(AbstractDataset[None, Path]):
+    """A place to work in, handed to the node as a path: checkpoints while training, an engine's spill."""
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+    def load(self) -> Path:
+        self._filepath.mkdir(parents=True, exist_ok=True)
+        return self._filepath
+
+    def save(self, data: None) -> None:
+        raise DatasetError("a folder is worked in by the node that takes it; no node returns it")
+
+    def _exists(self) -> bool:
+        return True

@@ -1,0 +1,151 @@
+"""The one interface of every model.
+
+B batch, T time, I items (column 0 of a score matrix is padding), N targets, D width, U users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recpipe.data.batches import Batch, DeviceSequences, in_buckets
+from recpipe.data.sequences import Sequences
+from recpipe.models.ordering import top_k
+
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(hidden (N, D), item table (I + 1, D), targets (N,) in 1..I) -> scalar loss."""
+
+SCORES_AT_ONCE = 1 << 25  # elements of a score matrix: 128 MiB
+
+
+class Recommender(nn.Module):
+    """A model that ranks the catalogue for histories.
+
+    ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
+    fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
+    the scores is the model's own probability of the next item.
+    """
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """No settings."""
+
+    closed_form: ClassVar[bool] = False
+    probabilistic: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    def __init__(self, config: Any, *, n_items: int, max_length: int) -> None:
+        super().__init__()
+        self.config, self.n_items, self.max_length = config, n_items, max_length
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """The training loss of a batch of whole training sequences (at most ``max_length + 1`` events each)."""
+        raise TypeError(f"{type(self).__name__} is not trained by gradient")
+
+    def fit(self, train: Sequences) -> None:
+        """Fits a closed-form model; sequences hold training events only."""
+        raise TypeError(f"{type(self).__name__} is trained by gradient")
+
+    @abstractmethod
+    def recommend(
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best ``k`` items and their scores, both (U, k); item 0 with score -inf where fewer can be had.
+
+        ``candidates`` (I + 1,) bool restricts the catalogue. Raises ValueError for k < 1 and for NaN scores.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's tensors are."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Strict loading that lets closed-form buffers, empty until fitted, take the size that was saved."""
+        for name, buffer in list(self.named_buffers()):
+            if name in tensors and buffer.shape != tensors[name].shape:
+                owner = self.get_submodule(name.rpartition(".")[0])
+                owner.register_buffer(
+                    name.rpartition(".")[2], torch.empty_like(tensors[name], device=buffer.device)
+                )
+        self.load_state_dict(dict(tensors), strict=True)
+
+
+class Scorer(Recommender):
+    """The half for models that score the whole catalogue at once: they write ``score``."""
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Tensor:
+        """Scores (B, I + 1) of every item as the next one; column 0 is ignored."""
+
+    @torch.inference_mode()
+    def scored(
+        self,
+        histories: Sequences,
+        *,
+        exclude_seen: bool,
+        candidates: Tensor | None = None,
+        tokens: int = 1 << 15,
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yields (rows (B,), scores (B, I + 1) float32) over all users, in batches of like length.
+
+        What may not be recommended is -inf: padding, items outside ``candidates`` and, if asked, everything in the
+        *whole* history, also beyond ``max_length``. Raises ValueError for NaN scores.
+        """
+        self.eval()
+        data = DeviceSequences(histories, window=self.max_length, device=self.device)
+        most = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
+        for bucket in in_buckets(data.lengths, np.arange(len(data)), tokens):
+            for start in range(0, len(bucket), most):
+                rows = bucket[start : start + most]
+                scores = self.score(data.batch(rows)).float()
+                if torch.isnan(scores).any():
+                    raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
+                scores[:, 0] = -torch.inf
+                if candidates is not None:
+                    scores.masked_fill_(~candidates.to(scores.device), -torch.inf)
+                if exclude_seen:
+                    row, item = _events(histories, rows)
+                    scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
+                yield rows, scores
+
+    def recommend(
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if k < 1:
+            raise ValueError(f"k is {k}; ask for at least one item")
+        k = min(k, self.n_items)
+        items, values = (
+            np.zeros((len(histories), k), np.int32),
+            np.full((len(histories), k), -np.inf, np.float32),
+        )
+        for rows, scores in self.scored(histories, exclude_seen=exclude_seen, candidates=candidates):
+            best, score = top_k(scores, k)
+            items[rows], values[rows] = best.cpu().numpy(), score.cpu().numpy()
+        return items, values
+
+
+def _events(histories: Sequences, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """All events of ``rows`` as (place in rows, item), both (n,)."""
+    chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
+    owner = np.repeat(np.arange(len(rows)), chosen.lengths)
+    return torch.from_numpy(owner), torch.from_numpy(chosen.items.astype(np.int64))

@@ -1,0 +1,85 @@
+"""Finds models: the file name under models/ is the ``type`` of a conf block."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import recpipe.models
+from recpipe.models.recommender import Recommender
+
+NOT_MODELS = {"recommender", "registry", "ordering"}
+RESERVED = {"type", "train", "datasets"}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A conf block resolved for one data set: which class, its settings, and its overrides of ``train``."""
+
+    type: str
+    config: dict[str, Any]
+    train: dict[str, Any]
+
+
+def types() -> list[str]:
+    """All model types there are."""
+    found = (module.name for module in pkgutil.iter_modules(recpipe.models.__path__))
+    return sorted(name for name in found if name not in NOT_MODELS)
+
+
+def model_class(type_: str) -> type[Recommender]:
+    """The class in ``models/<type_>.py``. Raises ValueError with the nearest spelling for an unknown one."""
+    if type_ not in types():
+        near = difflib.get_close_matches(type_, types(), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown model type {type_!r}{hint}; there are {', '.join(types())}")
+    module = importlib.import_module(f"recpipe.models.{type_}")
+    classes = [
+        value
+        for _, value in inspect.getmembers(module, inspect.isclass)
+        if issubclass(value, Recommender)
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
+    ]
+    if len(classes) != 1:
+        raise ValueError(
+            f"{module.__name__} must define one Recommender, it defines {[c.__name__ for c in classes]}"
+        )
+    return classes[0]
+
+
+def resolve(block: Mapping[str, Any], dataset: str) -> ModelSpec:
+    """A conf block ``{type, <settings>, train, datasets: {<name>: {<settings>, train}}}`` for one data set."""
+    own = dict((block.get("datasets") or {}).get(dataset) or {})
+    if "type" in own or "datasets" in own:
+        raise ValueError(
+            f"datasets.{dataset} of a model may override settings and train, not {sorted(RESERVED & set(own))}"
+        )
+    settings = {key: value for key, value in {**block, **own}.items() if key not in RESERVED}
+    train = {**(block.get("train") or {}), **(own.get("train") or {})}
+    return ModelSpec(str(block["type"]), settings, train)
+
+
+def build(type_: str, config: Mapping[str, Any], *, n_items: int, max_length: int) -> Recommender:
+    """An untrained model. Raises ValueError that names unknown settings and the known ones."""
+    cls = model_class(type_)
+    return cls(
+        configured(cls.Config, config, where=f"model type {type_}"), n_items=n_items, max_length=max_length
+    )
+
+
+def configured(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
+    """``cls(**values)`` for a dataclass, with an error that names what is unknown."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where}: unknown setting {key!r}{hint}; known: {', '.join(known)}")
+    return cls(**values)

@@ -1,0 +1,113 @@
+"""SASRec: Kang & McAuley, Self-Attentive Sequential Recommendation, ICDM 2018.
+
+B batch, T time, D width, H heads, I items.
+
+Deviations: LayerNorm before each block on query, key and value alike (the paper normalises the query only); the loss
+is the trainer's (full softmax by default; the paper has one negative per positive); right-padding, with positions
+counted from each window's first event; dropout on attention weights is a setting of its own, 0 by default.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recpipe.data.batches import Batch
+from recpipe.models.recommender import Criterion, Scorer
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: SASRec.Config) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)  # (B, H, T, D / H)
+        return self.out(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+class Block(nn.Module):
+    """x + attention, then x + point-wise feed-forward, each on a normalised input."""
+
+    def __init__(self, config: SASRec.Config) -> None:
+        super().__init__()
+        inner = config.feed_forward * config.dim
+        self.norm_attention, self.norm_feed = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
+        self.attention = Attention(config)
+        self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD)))
+        return x_BTD + self.dropout(self.down(F.relu(self.up(self.norm_feed(x_BTD)))))
+
+
+class SASRec(Scorer):
+    """Predicts the next item at every position from the events up to it."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """``feed_forward`` is the inner width in multiples of ``dim`` (1 in the paper)."""
+
+        dim: int = 64
+        layers: int = 2
+        heads: int = 1
+        feed_forward: int = 1
+        dropout: float = 0.2
+        attention_dropout: float = 0.0
+
+        def __post_init__(self) -> None:
+            if self.dim % self.heads:
+                raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+
+    config: Config
+
+    def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length)
+        self.items = nn.Embedding(n_items + 1, config.dim, padding_idx=0)
+        self.positions = nn.Embedding(max_length, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self.apply(_initialise)
+
+    def encode(self, items_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, D); position t has seen the items up to t."""
+        x_BTD = self.items(items_BT) * math.sqrt(self.config.dim)
+        x_BTD = self.dropout(x_BTD + self.positions.weight[: items_BT.shape[1]])
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return self.norm(x_BTD)
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
+        real = targets > 0
+        return criterion(self.encode(inputs)[real], self.items.weight, targets[real])
+
+    def score(self, batch: Batch) -> Tensor:
+        if batch.items.shape[1] == 0:
+            batch = Batch(batch.items.new_zeros(len(batch.items), 1), batch.lengths, None)
+        last = (batch.lengths - 1).clamp(min=0)
+        hidden = self.encode(batch.items)[torch.arange(len(last), device=last.device), last]  # (B, D)
+        return hidden @ self.items.weight.T
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        elif module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

@@ -1,0 +1,31 @@
+"""Node of evaluate: a bundle on both folds, and its recommendations as a file to hand in."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from recpipe.pipelines.blocks import EvaluateBlock
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_model(
+    bundle: Any, valid_set: Any, test_set: Any, protocol: dict[str, Any], evaluate: EvaluateBlock
+) -> tuple[dict[str, Any], Any, Any, str]:
+    """Metrics, ranks of the test fold, recommendations for its users, and these as a submission file."""
+    import polars as pl
+
+    from recpipe.data.protocol import Protocol
+    from recpipe.evaluation.evaluate import evaluate as judge
+    from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
+    from recpipe.training.fit import choose_device
+
+    layout = SubmissionLayout.from_conf(evaluate.submission)
+    bundle.model.to(choose_device(evaluate.device))
+    top = max(evaluate.recommend, layout.top)
+    found = judge(bundle, valid_set, test_set, Protocol.from_dict(protocol), top=top)
+    shown = {name: round(value, 4) for name, value in found.metrics["test"].items() if name.endswith("@10")}
+    log.info("%s on test: %s", bundle.name, shown)
+    submission = submission_csv(found.recommendations, layout, users=list(test_set.histories.users))
+    return found.metrics, pl.from_arrow(found.ranks), pl.from_arrow(found.recommendations), submission

@@ -1,0 +1,121 @@
+"""Nodes of report: what is on disk, handed to recpipe.reporting.
+
+`runs` and the other `run_…` inputs map "<model>/seed_<seed>" to a function that loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from recpipe.pipelines.blocks import ReportBlock
+
+Loads = Mapping[str, Callable[[], Any]]
+FIGURES = (
+    "ndcg_at_cutoffs",
+    "quality_seconds",
+    "training_metric",
+    "training_loss",
+    "popularity",
+    "events_over_time",
+)
+
+
+def rank_runs(runs: Loads, report: ReportBlock, *after: Any) -> tuple[Any, str]:
+    """The leaderboard as table and as Markdown; `after` is only waited for."""
+    from recpipe.reporting.leaderboard import leaderboard, to_markdown
+
+    board = leaderboard(_all(runs), metric=report.metric)
+    return board, to_markdown(board, metric=report.metric)
+
+
+def draw_figures(
+    leaderboard: Any,
+    runs: Loads,
+    run_curves: Loads,
+    data_profile: Any,
+    ingest_steps: Any,
+    report: ReportBlock,
+) -> dict[str, Any]:
+    """Figures for the catalog, one entry each; an empty one where there is no data yet."""
+    import plotly.graph_objects as go
+
+    from recpipe.reporting.figures import figures
+
+    made = figures(
+        _all(runs), profile=data_profile, steps=ingest_steps, curves=_curves(run_curves), metric=report.metric
+    )
+    return {name: made.get(name) or go.Figure() for name in FIGURES}
+
+
+def write_report(
+    leaderboard: Any,
+    runs: Loads,
+    run_curves: Loads,
+    run_ranks: Loads,
+    run_recommendations: Loads,
+    data_profile: dict[str, Any],
+    ingest_steps: Any,
+    test_set: Any,
+    vocabulary: Any,
+    items: Any,
+    protocol: dict[str, Any],
+    datasets: dict[str, Any],
+    dataset: str,
+    model: str,
+    seed: int,
+    report: ReportBlock,
+) -> tuple[str, str]:
+    """The HTML page of the data set, and the text that a run ends with."""
+    from recpipe.reporting import examples, html, summary
+
+    metrics = {name: load() for name, load in runs.items()}
+    comparable = {name for name, found in metrics.items() if found["protocol"]["id"] == protocol["id"]}
+    shown = [name for name in _first_to_last(leaderboard, model, seed, protocol["id"]) if name in comparable]
+    users = (
+        examples.examples(
+            test_set.histories,
+            run_ranks[shown[0]]().to_arrow(),
+            {name.split("/")[0]: run_recommendations[name]().to_arrow() for name in shown},
+            items.to_arrow(),
+            item_ids=vocabulary.ids,
+            seed=seed,
+            users=report.examples,
+            history=report.history,
+            top=report.recommended,
+        )
+        if shown
+        else []
+    )
+    page = html.page(
+        {"name": dataset, **datasets[dataset]},
+        metrics.values(),
+        profile=data_profile,
+        steps=ingest_steps,
+        curves=_curves(run_curves),
+        examples=users,
+        metric=report.metric,
+    )
+    title = (
+        f"{datasets[dataset].get('title', dataset)}: {len(comparable)} runs under protocol {protocol['id']}"
+    )
+    return page, summary.summary(leaderboard, users, title=title, links={}, metric=report.metric)
+
+
+def _first_to_last(leaderboard: Any, model: str, seed: int, protocol: str) -> list[str]:
+    """Runs of `seed` whose lists are shown: the asked-for models first, then the rest by rank."""
+    if not leaderboard.height:
+        return []
+    ranked = leaderboard.filter(leaderboard["protocol"] == protocol)["model"].to_list()
+    asked = [name for name in model.split("+") if name in ranked]
+    return [f"{name}/seed_{seed}" for name in dict.fromkeys([*asked, *ranked])]
+
+
+def _all(runs: Loads) -> list[Any]:
+    return [load() for load in runs.values()]
+
+
+def _curves(run_curves: Loads) -> dict[str, Any]:
+    """Curves by "model · seed 42", without those of models that were fitted in one go."""
+    loaded = {name.replace("/seed_", " · seed "): load() for name, load in run_curves.items()}
+    return {name: curve for name, curve in loaded.items() if curve.height}

@@ -1,0 +1,97 @@
+"""Nodes of train: short calls into recpipe.data and recpipe.training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+CURVE = {"epoch": int, "step": int, "seconds": float, "loss": float, "lr": float}  # of a model without epochs
+
+
+def split_sequences(
+    interactions: Path,
+    ingest_steps: Any,
+    datasets: dict[str, Any],
+    dataset: str,
+    protocol: dict[str, Any],
+    seed: int,
+) -> tuple[Any, Any, Any, Any, dict[str, Any], dict[str, int]]:
+    """Sequences of the log, cut by the protocol: vocabulary, training set, two folds, protocol and sizes."""
+    from dataclasses import replace
+
+    from recpipe.data.sequences import build
+    from recpipe.data.splits import split
+    from recpipe.pipelines.blocks import protocol_of
+
+    asked = protocol_of(protocol, datasets, dataset, seed)
+    sequences, vocabulary = build(interactions, ties=asked.ties, seed=seed)
+    steps = tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
+    judged = replace(asked, fingerprint=sequences.fingerprint(), steps=steps)
+    parts = split(sequences, judged)
+    sizes = parts.counts()
+    log.info("split %s, protocol %s: %s", judged.split, judged.id, sizes)
+    return vocabulary, parts.train, parts.valid, parts.test, {"id": judged.id, **judged.to_dict()}, sizes
+
+
+def train_model(
+    name: str,
+    train_set: Any,
+    valid_set: Any,
+    vocabulary: Any,
+    items: Any,
+    protocol: dict[str, Any],
+    model: dict[str, Any],
+    train: dict[str, Any],
+    dataset: str,
+    seed: int,
+    work_folder: Path,
+) -> tuple[Any, Any]:
+    """One model, trained or fitted, as a bundle; and its curve, a row per epoch."""
+    import polars as pl
+
+    from recpipe.data.protocol import Protocol
+    from recpipe.evaluation.evaluate import validator
+    from recpipe.models.registry import build, configured, resolve
+    from recpipe.pipelines.progress import tell
+    from recpipe.training import fit
+
+    spec, judged = resolve(model, dataset), Protocol.from_dict(protocol)
+    settings = configured(fit.TrainSettings, {**train, **spec.train}, where=f"train settings of {name}")
+    trained = fit.train(
+        lambda: build(spec.type, spec.config, n_items=len(vocabulary), max_length=judged.history),
+        train_set,
+        validator(valid_set, judged, settings.metric),
+        settings,
+        seed=seed,
+        folder=work_folder,
+        fingerprint=judged.id,
+        on_epoch=tell,
+    )
+    curve = (
+        pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)
+    )
+    about = {"seed": seed, "settings": model, "cost": trained.cost, "versions": trained.versions}
+    return _bundle(name, spec.type, trained.model, vocabulary, items, train_set, judged, about), curve
+
+
+def _bundle(
+    name: str, kind: str, model: Any, vocabulary: Any, items: Any, train_set: Any, protocol: Any, about: Any
+) -> Any:
+    import numpy as np
+
+    from recpipe.training.bundle import Bundle
+
+    titles = dict(items.select("item_id", "title").iter_rows())
+    return Bundle(
+        name=name,
+        type=kind,
+        model=model,
+        vocabulary=vocabulary,
+        titles=[titles.get(item) for item in vocabulary.ids],
+        train_events=np.bincount(train_set.items, minlength=len(vocabulary) + 1)[1:],
+        protocol=protocol,
+        training=about,
+    )

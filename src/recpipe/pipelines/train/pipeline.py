@@ -1,0 +1,35 @@
+"""Wiring of train: one split for all, then a group of nodes per model."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from recpipe.pipelines.train.nodes import split_sequences, train_model
+from recpipe.pipelines.zoo import SHARED, for_every_model, named
+
+LOG = ["interactions", "ingest_steps", "params:datasets", "params:dataset", "params:protocol", "params:seed"]
+PARTS = ["vocabulary", "train_set", "valid_set", "test_set", "protocol", "split_sizes"]
+READ_BY_MODELS = {"train_set", "valid_set", "vocabulary", "items", "protocol"}
+
+
+def create_pipeline() -> Pipeline:
+    """The shared split, and `train_model` in the namespace of every model in the conf."""
+    split = Pipeline([Node(split_sequences, LOG, PARTS, name="split_sequences")], tags=SHARED)
+    return split + for_every_model(_template, inputs=READ_BY_MODELS)
+
+
+def _template(model: str) -> Pipeline:
+    """The inputs stand in the order of the signature, from which Kedro takes their types."""
+    inputs = {
+        "train_set": "train_set",
+        "valid_set": "valid_set",
+        "vocabulary": "vocabulary",
+        "items": "items",
+        "protocol": "protocol",
+        "model": f"params:models.{model}",
+        "train": "params:train",
+        "dataset": "params:dataset",
+        "seed": "params:seed",
+        "work_folder": "work_folder",
+    }
+    return Pipeline([Node(named(train_model, model), inputs, ["bundle", "curves"], name="train_model")])

@@ -1,0 +1,78 @@
+"""The words of the page: what each figure is called and how to read it, and what protocol fields mean."""
+
+from __future__ import annotations
+
+CAPTIONS = {
+    "ndcg_at_cutoffs": (
+        "NDCG by length of the list",
+        "Higher is better. A target counts more the nearer it stands to the top of the list. Where "
+        "lines cross, the better model depends on how many items you show. Whiskers are one standard "
+        "deviation over seeds.",
+    ),
+    "hit_rate_at_cutoffs": (
+        "Hit rate by length of the list",
+        "The share of test users with at least one target in their list. It can only grow with the "
+        "list, so compare models at one length.",
+    ),
+    "recall_at_cutoffs": (
+        "Recall by length of the list",
+        "The share of a user's targets that the list contains, averaged over users.",
+    ),
+    "coverage_at_cutoffs": (
+        "Catalogue coverage by length of the list",
+        "The share of the catalogue that at least one test user is shown. Near zero, everybody gets "
+        "the same few items; a model can be accurate and still hide most of the shop.",
+    ),
+    "quality_seconds": (
+        "Quality against training time",
+        "Up is better, left is cheaper; each step of the lower axis is ten times longer. A model is "
+        "worth its time only if nothing to its left stands as high.",
+    ),
+    "training_loss": (
+        "Training loss by epoch",
+        "It should fall and flatten. Different losses have different scales, so compare the shape "
+        "between models, not the height.",
+    ),
+    "training_metric": (
+        "Validation quality by training time",
+        "What early stopping watches. A long flat end means that training could have stopped sooner, "
+        "a line that still rises at its end that it stopped too soon.",
+    ),
+    "events_over_time": (
+        "Interactions over time",
+        "Look for holes, sudden jumps and a last bar cut short: a split by time falls into them.",
+    ),
+    "events_per_user": (
+        "How active users are",
+        "Each bar is a range of history lengths that grows to the right. If most users stand on the "
+        "left, long sequences help few of them.",
+    ),
+    "popularity": (
+        "How popular items are",
+        "Both axes step by factors of ten. The steeper the line, the more the log is about a few "
+        "items, and the better recommending just those will look.",
+    ),
+    "steps": (
+        "What cleaning and sampling left",
+        "Bars show what is left of the raw log after each step, from the top down. A step that "
+        "removes many rows but few users shortens histories; one that removes users changes whom the "
+        "numbers are about.",
+    ),
+}
+
+PROTOCOL = {
+    "dataset": "the data set the models were fitted on",
+    "fingerprint": "of the sequences before the split; differs if any event does",
+    "steps": "cleaning and sampling before that",
+    "split": "how test and validation were set apart",
+    "valid": "share or date of the validation part",
+    "test": "share or date of the test part",
+    "targets": "which of the later events are to be predicted",
+    "ties": "what orders events of one user with the same timestamp",
+    "seed": "of shuffled ties and of drawn users",
+    "history": "most events of a user that a model is shown",
+    "exclude_seen": "whether items from the user's history are left out of the ranking",
+    "candidates": "which items a target is ranked against",
+    "time": "which timestamps a model may use; query means the time of the event to be predicted",
+    "cutoffs": "lengths of the list at which metrics are taken",
+}

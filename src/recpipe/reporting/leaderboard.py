@@ -1,0 +1,215 @@
+"""The leaderboard: a row per protocol and model, means over seeds, ranked within a protocol only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recpipe.reporting.runs import Run, read_runs
+from recpipe.reporting.wording import MISSING, cell, metric_title, seconds
+
+logger = logging.getLogger(__name__)
+
+COST = (
+    "train_seconds",
+    "seconds_per_epoch",
+    "epochs",
+    "parameters",
+    "peak_memory_mib",
+    "inference_users_per_second",
+)
+COUNTS = ("users", "targets", "unrankable", "cold_targets")
+SHOWN = (
+    "recall",
+    "hit_rate",
+    "ndcg",
+    "mrr",
+    "map",
+    "coverage",
+)  # of these the ones that runs have, in this order
+
+
+class ProtocolMismatch(ValueError):
+    """Two numbers that were not measured in the same way."""
+
+
+def leaderboard(runs: Iterable[Mapping[str, Any]], *, metric: str = "ndcg@10") -> pl.DataFrame:
+    """All readable runs: rank, dataset, protocol, model, seeds, test metrics, their `_std`, counts, costs.
+
+    `rank` starts again at 1 in every dataset and protocol and follows the test `metric`; a model without it
+    has no rank and comes last. Means are over the latest run of each seed; `_std` is the sample standard
+    deviation, null for one seed. Runs that cannot be read are logged and left out.
+    """
+    found, problems = read_runs(runs)
+    for problem in problems:
+        logger.warning("%s", problem)
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in found:
+        groups.setdefault((run.dataset, run.protocol_id, run.model), []).append(run)
+    names = _metric_names(found, metric)
+    rows = [_row(key, group, names) for key, group in groups.items()]
+    if not rows:
+        return pl.DataFrame(
+            schema={"rank": pl.UInt32, **dict.fromkeys(("dataset", "protocol", "model"), pl.String)}
+        )
+    board = pl.DataFrame(rows, infer_schema_length=None)
+    group_columns = ["dataset", "protocol"]
+    rank = pl.col(metric).rank("min", descending=True).over(group_columns).cast(pl.UInt32).alias("rank")
+    size = pl.len().over(group_columns)
+    return (
+        board.with_columns(pl.col(metric).cast(pl.Float64))
+        .with_columns(rank, size.alias("_size"))
+        .sort(
+            ["dataset", "_size", "protocol", "rank", "model"],
+            descending=[False, True, False, False, False],
+            nulls_last=True,
+        )
+        .select("rank", *board.columns)
+    )
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, metric: str = "ndcg@10") -> float:
+    """Test `metric` of run `a` minus that of run `b` (metrics.json dicts).
+
+    Raises ProtocolMismatch, which names the fields that differ, unless both protocols are the same.
+    """
+    mine, theirs = a["protocol"], b["protocol"]
+    if mine["id"] != theirs["id"]:
+        names = sorted(name for name in {*mine, *theirs} - {"id"} if mine.get(name) != theirs.get(name))
+        fields = "; ".join(f"{name}: {mine.get(name)!r} against {theirs.get(name)!r}" for name in names)
+        raise ProtocolMismatch(
+            f"{a['model']} (protocol {mine['id']}) and {b['model']} (protocol {theirs['id']}) cannot be "
+            f"compared: {fields or 'their protocols differ'}. Evaluate both under one protocol"
+        )
+    return float(a["test"][metric]) - float(b["test"][metric])
+
+
+def groups(board: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:
+    """(dataset, protocol id, its rows) in the order of the board: what may be compared stands together."""
+    if not board.height:
+        return []
+    parts = board.partition_by(["dataset", "protocol"], maintain_order=True)
+    return [(part["dataset"][0], part["protocol"][0], part) for part in parts]
+
+
+def shown_metrics(board: pl.DataFrame, metric: str = "ndcg@10") -> list[str]:
+    """The metrics worth a column where room is short: those at the cut-off of `metric`, none twice.
+
+    With one target per user recall equals the hit rate and MAP equals MRR; then only the latter are kept.
+    """
+    cutoff = metric.partition("@")[2]
+    names = [f"{name}@{cutoff}" for name in SHOWN if f"{name}@{cutoff}" in board.columns]
+    for general, single in (("recall", "hit_rate"), ("map", "mrr")):
+        if same_column(board, f"{general}@{cutoff}", f"{single}@{cutoff}"):
+            names.remove(f"{general}@{cutoff}")
+    if metric in names:
+        names.insert(0, names.pop(names.index(metric)))
+    return names
+
+
+def to_markdown(board: pl.DataFrame, *, metric: str = "ndcg@10") -> str:
+    """One Markdown table per dataset and protocol; model names are escaped."""
+    parts = []
+    for dataset, protocol, part in groups(board):
+        head, rows = table_cells(part, metric)
+        lines = [
+            f"**{_md(dataset)}**, protocol `{protocol}`",
+            "",
+            _line(head),
+            _line(["---:", "---"] + ["---:"] * (len(head) - 2)),
+        ]
+        parts.append("\n".join(lines + [_line([_md(value) for value in row]) for row in rows]))
+    return "\n\n".join(parts) + "\n" if parts else "No finished run yet.\n"
+
+
+def to_text(board: pl.DataFrame, *, metric: str = "ndcg@10", width: int = 100) -> str:
+    """The same for a terminal `width` columns wide: as many metrics as fit, the chosen one first."""
+    parts = []
+    for dataset, protocol, part in groups(board):
+        head, rows = table_cells(part, metric)
+        table = [head, *rows]
+        widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+        while sum(widths) + 2 * len(widths) > width and len(widths) > 5:
+            for row in table:
+                row.pop(-3)  # the last metric: seconds and the number of seeds stay
+            widths.pop(-3)
+        lines = [
+            "  ".join(
+                _pad(value, size, column)
+                for column, (value, size) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        ]
+        rule = "─" * max(map(len, lines))
+        parts.append(
+            "\n".join([f"{dataset} · test · protocol {protocol}", rule, lines[0], rule, *lines[1:], rule])
+        )
+    return "\n\n".join(parts) + "\n" if parts else "No finished run yet.\n"
+
+
+def table_cells(part: pl.DataFrame, metric: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of one protocol's table, as text: rank, model, metrics, training time, seeds."""
+    names = shown_metrics(part, metric)
+    rows = [
+        [MISSING if row["rank"] is None else str(row["rank"]), row["model"]]
+        + [cell(row, name) for name in names]
+        + [seconds(row.get("train_seconds")), str(row["seeds"])]
+        for row in part.iter_rows(named=True)
+    ]
+    return ["#", "model", *map(metric_title, names), "training", "seeds"], rows
+
+
+def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
+    """Whether both metrics are there and equal for every model, but for rounding."""
+    if not {a, b} <= set(board.columns):
+        return False
+    return bool(((board[a] - board[b]).abs().fill_null(0) < 1e-12).all())
+
+
+def _metric_names(found: list[Run], metric: str) -> list[str]:
+    """The chosen metric, the others at its cut-off, the rest."""
+    names = list(dict.fromkeys([metric, *(name for run in found for name in run.test if name not in COUNTS)]))
+    return sorted(
+        names, key=lambda name: (name != metric, name.partition("@")[2] != metric.partition("@")[2])
+    )
+
+
+def _row(key: tuple[str, str, str], group: list[Run], names: list[str]) -> dict[str, Any]:
+    dataset, protocol, model = key
+    row: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "model": model, "seeds": len(group)}
+    for name in names:
+        row[name] = _mean([run.test.get(name) for run in group])
+    row |= {f"{name}_std": _std([run.test.get(name) for run in group]) for name in names}
+    row |= {name: _mean([run.test.get(name) for run in group]) for name in COUNTS}
+    row |= {name: _mean([run.cost.get(name) for run in group]) for name in COST}
+    return row | {"finished": max(run.finished for run in group)}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = _known(values)
+    return float(np.mean(known)) if known else None
+
+
+def _std(values: list[float | None]) -> float | None:
+    known = _known(values)
+    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def _known(values: list[float | None]) -> list[float]:
+    return [value for value in values if value is not None and np.isfinite(value)]
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _md(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _pad(value: str, size: int, column: int) -> str:
+    return value.ljust(size) if column == 1 else value.rjust(size)

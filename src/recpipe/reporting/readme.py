@@ -1,0 +1,44 @@
+"""Writes the leaderboards of the data sets on disk between two marks in README.md: `make leaderboard`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import polars as pl
+
+from recpipe.reporting.leaderboard import to_markdown
+
+START, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
+
+
+def rewritten(text: str, boards: list[pl.DataFrame]) -> str:
+    """`text` with what stands between the marks replaced. Raises ValueError where the marks are not there once."""
+    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"README.md needs the marks {START} and {END} once, around what is to be replaced")
+    tables = "\n".join(to_markdown(board) for board in boards)
+    return pattern.sub(lambda _: f"{START}\n{tables}{END}", text)
+
+
+def main() -> None:
+    """Reads every leaderboard.parquet under data/08_reporting."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "datasets", nargs="*", help="folders of data/08_reporting, in this order; default all"
+    )
+    parser.add_argument("--reporting", type=Path, default=Path("data/08_reporting"))
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    arguments = parser.parse_args()
+    names = arguments.datasets or sorted(
+        path.parent.name for path in arguments.reporting.glob("*/leaderboard.parquet")
+    )
+    if not names:
+        parser.error(f"no leaderboard under {arguments.reporting}; run `kedro run` first")
+    boards = [pl.read_parquet(arguments.reporting / name / "leaderboard.parquet") for name in names]
+    arguments.readme.write_text(rewritten(arguments.readme.read_text(), boards))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Finished runs as the report sees them: metrics.json checked, the latest per model, protocol and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+REQUIRED = ("dataset", "model", "seed", "protocol", "test")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One metrics.json; fields as written by `evaluate`."""
+
+    dataset: str
+    model: str
+    seed: int
+    protocol: Mapping[str, Any]
+    test: Mapping[str, float]
+    valid: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    finished: str = ""
+
+    @property
+    def protocol_id(self) -> str:
+        return str(self.protocol["id"])
+
+
+def read_runs(runs: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:
+    """The latest run (by `finished`) per dataset, model, protocol and seed, and why others could not be read.
+
+    The order is by dataset, protocol, model and seed, whatever the order of the files was.
+    """
+    latest: dict[tuple[str, str, str, str], Run] = {}
+    problems = []
+    for number, fields in enumerate(runs, start=1):
+        problem = _problem(fields)
+        if problem:
+            problems.append(f"run {number} ({_label(fields)}) is left out: {problem}")
+            continue
+        run = Run(**{name: fields[name] for name in Run.__dataclass_fields__ if fields.get(name) is not None})
+        key = (run.dataset, run.protocol_id, run.model, str(run.seed))
+        if key not in latest or run.finished >= latest[key].finished:
+            latest[key] = run
+    return [latest[key] for key in sorted(latest)], problems
+
+
+def _problem(fields: Any) -> str | None:
+    if not isinstance(fields, Mapping):
+        return f"it holds a {type(fields).__name__}, not an object"
+    missing = [name for name in REQUIRED if fields.get(name) is None]
+    if missing:
+        return f"metrics.json has no {', '.join(missing)}: written by an older version? run `evaluate` again"
+    if not isinstance(fields["protocol"], Mapping) or not fields["protocol"].get("id"):
+        return "its protocol has no id: run `evaluate` again"
+    if not isinstance(fields["test"], Mapping):
+        return "its test metrics are not an object: run `evaluate` again"
+    return None
+
+
+def _label(fields: Any) -> str:
+    if not isinstance(fields, Mapping):
+        return "?"
+    return (
+        ", ".join(str(fields[name]) for name in ("dataset", "model", "seed") if fields.get(name) is not None)
+        or "?"
+    )

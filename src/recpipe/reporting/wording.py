@@ -1,0 +1,63 @@
+"""How numbers and names are written, the same on the terminal, in Markdown, in figures and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+MISSING = "\u2013"  # an en dash
+
+
+def cell(row: Mapping[str, Any], name: str) -> str:
+    """A metric as people read it: .1823, or .1823 ± .0020 over several seeds, a dash where it is missing."""
+    mean, std = row.get(name), row.get(f"{name}_std")
+    return MISSING if mean is None else short(mean) if std is None else f"{short(mean)} ± {short(std)}"
+
+
+def short(value: float) -> str:
+    """Four decimals without the zero in front of the point, which every share below 1 has."""
+    return f"{value:.4f}".removeprefix("0")
+
+
+def seconds(value: float | None) -> str:
+    """A duration with the unit it is thought of in."""
+    if value is None:
+        return MISSING
+    if value < 0.1:
+        return "< 0.1 s"
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:.1f} h"
+
+
+def metric_title(name: str) -> str:
+    """`ndcg@10` as it is printed."""
+    stem, at, cutoff = name.partition("@")
+    titles = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "hit_rate": "Hit rate"}
+    return titles.get(stem, stem.replace("_", " ").capitalize()) + at + cutoff
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands set apart by a thin space, as in 406 829."""
+    return MISSING if value is None else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with about three digits that mean something."""
+    if share is None:
+        return MISSING
+    value = 100 * share
+    digits = 0 if value >= 99.95 or value == 0 else 1 if value >= 10 else 2 if value >= 0.1 else 4
+    return f"{value:.{digits}f}\u202f%"
+
+
+def day(timestamp: int | None) -> str | None:
+    """Seconds since 1970 as a day in UTC: 9 Dec 2011; as they are where a raw log holds what is no date."""
+    if timestamp is None:
+        return None
+    try:
+        at = datetime.fromtimestamp(timestamp, UTC)
+    except (ValueError, OverflowError, OSError):
+        return str(timestamp)
+    return f"{at.day} {at:%b %Y}"

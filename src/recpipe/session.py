@@ -1,0 +1,144 @@
+"""`--params dataset=…,model=…`: names are checked before anything runs, and the model becomes a tag filter.
+
+Every node is tagged `shared` or with its model's name. The session runs `shared` and the chosen models,
+unless the user filtered by tags, nodes or namespaces. A run of the whole project takes the baselines along.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import date
+from typing import Any
+
+import click
+from kedro.framework.project import settings
+from kedro.framework.session import KedroSession
+
+from recpipe.pipelines import zoo
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+OWN_CHOICE = ("tags", "node_names", "namespaces")  # filters that replace ours
+RANGES = ("from_nodes", "to_nodes", "from_inputs", "to_outputs")  # filters that add to ours
+
+
+class Refused(click.ClickException, ValueError):
+    """A request for what the configuration does not have: one line on the command line, no traceback."""
+
+
+class RecpipeSession(KedroSession):
+    """Kedro's session, which turns the `model` parameter into tags and refuses unknown names up front."""
+
+    def run(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """As KedroSession.run. Raises `Refused` for an unknown data set, model or parameter."""
+        options = dict(inspect.signature(super().run).bind(*args, **options).arguments)
+        asked = self.store.get("runtime_params") or {}
+        conf = self._parameters_without(asked)
+        check_parameters(asked, conf)
+        check_name(asked.get("dataset", conf["dataset"]), conf["datasets"], what="dataset")
+        model = asked.get("model", conf["model"])
+        options["tags"] = tags(model, conf["models"], conf["baselines"], options)
+        zoo.declare(conf["models"])
+        try:
+            return super().run(**options)
+        except KeyboardInterrupt as stop:
+            if stop.args:  # what to do to go on: the command line itself only says that it was aborted
+                log.warning("%s", stop)
+            raise
+
+    def _parameters_without(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters as the files have them, so that what was asked for can be held against them."""
+        loader = settings.CONFIG_LOADER_CLASS(
+            conf_source=self._conf_source, env=self.store.get("env"), **settings.CONFIG_LOADER_ARGS
+        )
+        conf: dict[str, Any] = loader["parameters"]
+        return conf
+
+
+def tags(model: str, known: Iterable[str], baselines: Iterable[str], options: Mapping[str, Any]) -> list[str]:
+    """The user's own tags, or `shared`, the models asked for and, in a whole run, the baselines."""
+    known = list(known)
+    wanted = chosen_models(model, known)
+    if any(options.get(name) for name in OWN_CHOICE):
+        return list(options.get("tags") or ())
+    pipelines = [options["pipeline_name"]] if options.get("pipeline_name") else options.get("pipeline_names")
+    if not pipelines or "__default__" in pipelines:
+        wanted += [name for each in baselines for name in chosen_models(each, known)]
+    words = [str(word) for name in RANGES for word in options.get(name) or ()]
+    wanted += [name for name in known if any(word.startswith(f"{name}.") for word in words)]
+    return [zoo.SHARED, *dict.fromkeys(wanted)]
+
+
+def chosen_models(asked: str, known: list[str]) -> list[str]:
+    """`sasrec`, `sasrec+popular` or `all` as a list of names. Raises `Refused` with the nearest spelling."""
+    if asked == ALL:
+        return list(known)
+    names = str(asked).split("+")
+    for name in names:
+        check_name(name, known, what="model", also=f", or several as a+b, or {ALL}")
+    return names
+
+
+def check_name(name: Any, known: Iterable[str], *, what: str, also: str = "") -> None:
+    """Raises `Refused` unless `known` has `name`."""
+    known = sorted(known)
+    if name not in known:
+        has = f"conf/base/parameters/{what}s has {', '.join(known)}{also}"
+        raise Refused(f"unknown {what} {str(name)!r}{_nearest(str(name), known)}; {has}")
+
+
+def check_parameters(asked: Mapping[str, Any], conf: Mapping[str, Any], path: str = "") -> None:
+    """Raises `Refused` for a parameter that the files do not have, or have with another kind of value.
+
+    A block that is empty in the files takes any key.
+    """
+    for key, value in asked.items():
+        name = f"{path}{key}"
+        if key not in conf:
+            has = f"{path.rstrip('.') or 'conf'} has {', '.join(map(str, conf))}"
+            raise Refused(f"unknown parameter {name!r}{_nearest(str(key), conf)}; {has}")
+        present = conf[key]
+        if isinstance(value, Mapping) and isinstance(present, Mapping):
+            if present:
+                check_parameters(value, present, f"{name}.")
+        elif isinstance(present, Mapping):
+            raise Refused(
+                f"parameter {name!r} is a block; give one of its keys, {', '.join(map(str, present))}"
+            )
+        elif not same_kind(value, present):
+            raise Refused(
+                f"parameter {name!r} cannot be {value!r}: conf has {present!r}, give that kind of value"
+            )
+
+
+def same_kind(value: Any, present: Any) -> bool:
+    """Whether `value` may replace `present`: number for number, yes/no for yes/no, a date for a share.
+
+    Null and text may be replaced by any single value; a list cannot be given on the command line.
+    """
+    if isinstance(value, Mapping) or isinstance(present, list):
+        return False
+    if value is None or present is None or isinstance(present, str):
+        return True
+    if isinstance(present, bool) or isinstance(value, bool):
+        return isinstance(present, bool) and isinstance(value, bool)
+    if isinstance(present, float):
+        return isinstance(value, int | float) or _is_date(value)
+    return isinstance(value, int)
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        date.fromisoformat(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def _nearest(name: str, known: Iterable[Any]) -> str:
+    close = difflib.get_close_matches(name, [str(each) for each in known], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

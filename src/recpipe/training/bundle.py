@@ -1,0 +1,88 @@
+"""A bundle: a trained model and all that is needed to recommend with it, in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Vocabulary
+from recpipe.models.recommender import Recommender
+from recpipe.models.registry import build
+
+WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
+
+
+@dataclass
+class Bundle:
+    """``training`` holds what the run cost and how it was made: seed, settings, versions, seconds, best metric."""
+
+    name: str
+    type: str
+    model: Recommender
+    vocabulary: Vocabulary
+    titles: list[str | None]  # (I,) beside vocabulary.ids
+    train_events: np.ndarray  # (I,) int64, training events per item; 0 marks a cold item
+    protocol: Protocol
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> None:
+    """Writes into ``folder``, which exists; whoever calls makes the folder's appearance atomic."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS)
+    items = {
+        "item_id": pa.array(bundle.vocabulary.ids, pa.string()),
+        "title": pa.array(bundle.titles, pa.string()),
+        "train_events": pa.array(bundle.train_events, pa.int64()),
+    }
+    pq.write_table(pa.table(items), folder / ITEMS, compression="zstd")
+    described = {
+        "format": 1,
+        "name": bundle.name,
+        "type": bundle.type,
+        "config": dataclasses.asdict(bundle.model.config),
+        "max_length": bundle.model.max_length,
+        "protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()},
+        "training": bundle.training,
+    }
+    (folder / CONFIG).write_text(json.dumps(described, indent=2))
+
+
+def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
+    """What ``save_bundle`` wrote. Raises ValueError that names what is missing or not whole."""
+    missing = [name for name in (WEIGHTS, CONFIG, ITEMS) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} is not a bundle: {', '.join(missing)} missing; run `kedro run --pipelines=train`"
+        )
+    described = json.loads((folder / CONFIG).read_text())
+    items = pq.read_table(folder / ITEMS)
+    vocabulary = Vocabulary(items["item_id"].to_numpy(zero_copy_only=False))
+    model = build(
+        described["type"], described["config"], n_items=len(vocabulary), max_length=described["max_length"]
+    )
+    try:
+        model.load_tensors(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG} or is not whole: {error}") from error
+    return Bundle(
+        described["name"],
+        described["type"],
+        model.to(device).eval(),
+        vocabulary,
+        items["title"].to_pylist(),
+        items["train_events"].to_numpy(),
+        Protocol.from_dict(described["protocol"]),
+        described["training"],
+    )

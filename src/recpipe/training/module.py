@@ -1,0 +1,166 @@
+"""The Lightning side of training: one module around any Recommender, and its batches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from recpipe.data.batches import Batch, DeviceSequences, LengthBuckets
+from recpipe.models.recommender import Recommender
+from recpipe.training.checkpoint import random_state, set_random_state
+from recpipe.training.optim import make_optimiser, make_schedule
+
+log = logging.getLogger(__name__)
+
+Validate = Callable[[Recommender], dict[str, float]]
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training met a loss that is NaN or infinite."""
+
+
+class TrainingModule(pl.LightningModule):
+    """Loss of one batch, the optimiser, and validation by a function that is given from outside."""
+
+    def __init__(
+        self,
+        model: Recommender,
+        criterion: nn.Module,
+        *,
+        optimiser: dict[str, Any],
+        schedule: dict[str, Any],
+        validate: Validate,
+        watched: str,
+        data: DeviceSequences,
+        buckets: LengthBuckets,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        log_every: int = 1,
+    ) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+        self._optimiser, self._schedule, self._validate = optimiser, schedule, validate
+        self._data, self._buckets = data, buckets
+        self._watched, self._on_epoch, self._log_every = watched, on_epoch, log_every
+        self._tokens_per_epoch = int((data.lengths[buckets.rows] - 1).sum())
+        self.curve: list[dict[str, Any]] = []
+        self.train_seconds, self.tokens_seen = 0.0, 0
+        self._restored: dict[str, Tensor] | None = None
+
+    def configure_optimizers(self) -> Any:
+        optimiser = make_optimiser(self.parameters(), self._optimiser)
+        steps = len(self._buckets) * (self.trainer.max_epochs or 1)
+        schedule = make_schedule(optimiser, self._schedule, steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> BatchLoader:
+        """Called anew for every epoch, since the order and number of batches depend on it."""
+        self._buckets.epoch = self.current_epoch
+        return BatchLoader(self._data, self._buckets)
+
+    def val_dataloader(self) -> list[int]:
+        """One step: validation ranks the whole fold in its own batches."""
+        return [0]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are made where they are used."""
+        return batch
+
+    def on_train_start(self) -> None:
+        if self._restored is not None:
+            set_random_state(self._restored)
+            self._restored = None
+
+    def on_train_epoch_start(self) -> None:
+        self._started, self._epoch = time.perf_counter(), self.current_epoch + 1
+        self._loss = torch.zeros((), device=self.device)
+        self._steps = 0
+        self._first_bad = torch.full((), -1, device=self.device, dtype=torch.int64)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = self.model.loss(batch, self.criterion)
+        seen = loss.detach()
+        self._loss += seen
+        self._steps += 1
+        bad = ~torch.isfinite(seen) & (self._first_bad < 0)
+        self._first_bad = torch.where(bad, self.global_step, self._first_bad)
+        if self.device.type == "cpu" or index % 50 == 0:  # on a GPU every look costs a synchronisation
+            self._check()
+        return loss
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self._check()
+        metrics = self._validate(self.model)
+        if self._watched not in metrics:
+            raise ValueError(f"train.metric asks for {self._watched}; validation gives {', '.join(metrics)}")
+        self._row().update(metrics)
+        self.log_dict(metrics, batch_size=1)
+
+    def on_train_epoch_end(self) -> None:
+        self._check()
+        row = self._row()
+        self.log("train_loss", row["loss"], batch_size=1)
+        if self._on_epoch is not None:
+            self._on_epoch(dict(row))
+        if self._epoch == 1 or self._epoch % self._log_every == 0:
+            log.info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+
+    def _row(self) -> dict[str, Any]:
+        """This epoch's row of the curve; made by whichever comes first, validation or the end of the epoch."""
+        if not self.curve or self.curve[-1]["epoch"] != self._epoch:
+            self.train_seconds += time.perf_counter() - self._started
+            self.tokens_seen += self._tokens_per_epoch
+            self.curve.append(
+                {
+                    "epoch": self._epoch,
+                    "step": self.global_step,
+                    "seconds": self.train_seconds,
+                    "loss": float(self._loss) / max(self._steps, 1),
+                    "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+                }
+            )
+        return self.curve[-1]
+
+    def _check(self) -> None:
+        step = int(self._first_bad)
+        if step >= 0:
+            raise NonFiniteLoss(
+                f"the loss is not finite at step {step} (epoch {self._epoch}); the last good checkpoint is kept. "
+                "Lower train.optimiser.learning_rate or set train.gradient_clip"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["recpipe"] = {
+            "curve": self.curve,
+            "train_seconds": self.train_seconds,
+            "tokens_seen": self.tokens_seen,
+            "random": random_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["recpipe"]
+        self.curve, self.train_seconds, self.tokens_seen = (
+            state["curve"],
+            state["train_seconds"],
+            state["tokens_seen"],
+        )
+        self._restored = state["random"]
+
+
+class BatchLoader:
+    """What Lightning iterates over: one epoch's batches, assembled on the device."""
+
+    def __init__(self, data: DeviceSequences, buckets: LengthBuckets) -> None:
+        self.data, self.buckets = data, buckets
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self.buckets:
+            yield self.data.batch(rows)

@@ -1,0 +1,92 @@
+"""The data sets that come with the project: every block is one that `fetch` and `read` understand."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recpipe.data import sources
+from recpipe.data.sources import fetch
+from recpipe.data.sources.fetch import SourceMissing
+
+FOLDER = Path(__file__).parents[3] / "conf/base/parameters/datasets"
+BLOCKS: dict[str, dict[str, Any]] = {
+    name: block
+    for path in sorted(FOLDER.glob("*.yml"))
+    for name, block in ((yaml.safe_load(path.read_text()) or {}).get("datasets") or {}).items()
+}
+KEYS = {
+    "title",
+    "source",
+    "homepage",
+    "url",
+    "checksum",
+    "licence",
+    "citation",
+    "files",
+    "options",
+    "bad_rows",
+    "steps",
+    "protocol",
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = BLOCKS[name]
+    assert set(block) <= KEYS and {
+        "title",
+        "source",
+        "licence",
+        "citation",
+        "files",
+        "bad_rows",
+        "steps",
+    } <= set(block)
+    assert (FOLDER / f"{name}.yml").exists(), "one file per data set, of its name"
+    sources._options(sources._reader(block["source"]), block["options"])
+
+    def offline(url: str, path: Path, *, checksum: str | None) -> Path:
+        assert url.startswith("https://") and "{" not in url
+        assert checksum is None or checksum.partition(":")[0] in ("md5", "sha256")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(importlib.import_module("recpipe.data.sources.fetch"), "download", offline)
+    with pytest.raises(SourceMissing, match=r"Put .* into"):
+        fetch(block, tmp_path)
+
+
+def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: Path, reading: Any) -> None:
+    text = (FOLDER / "my_log.yml").read_text()
+    start = text.index("# datasets:")
+    end = text.index("#\n# One whole sequence")
+    block = yaml.safe_load("\n".join(line[2:] for line in text[start:end].splitlines()))["datasets"]["my_log"]
+    assert set(block) <= KEYS
+    (tmp_path / "e.csv").write_text(
+        "visitor;sku;happened_at;stars;quantity\nv;1;2024-05-01T12:30:00+02:00;5;2\n"
+    )
+    (tmp_path / "p.csv").write_text("sku,name,brand,description,picture_url\n1,Cup,B,big,http://x\n")
+    tables = reading(
+        block["source"], block["options"], interactions=tmp_path / "e.csv", items=tmp_path / "p.csv"
+    )
+    log, items = tables.interactions.to_pyarrow().to_pylist(), tables.items.to_pyarrow().to_pylist()
+    assert (log[0]["timestamp"], log[0]["rating"], log[0]["weight"], log[0]["problem"]) == (
+        1714559400,
+        5.0,
+        2.0,
+        None,
+    )
+    assert items == [
+        {
+            "item_id": "1",
+            "title": "Cup",
+            "text": "Cup. B. big",
+            "image": "http://x",
+            "brand": "B",
+            "description": "big",
+        }
+    ]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.synthetic import random_sequences, sequences, write_log
+
+from recpipe.data.sequences import Fold, Sequences, Vocabulary, build
+
+
+def random_rows(seed: int, n: int = 400) -> list[tuple[str, str, int | None]]:
+    rng = np.random.default_rng(seed)
+    return [(f"u{rng.integers(20)}", f"ü{rng.integers(30)}", int(rng.integers(8))) for _ in range(n)]
+
+
+def test_build_equals_a_stable_sort_of_every_user(tmp_path):
+    rows = random_rows(0)
+    built, vocabulary = build(write_log(tmp_path / "log.parquet", rows))
+    assert vocabulary.ids.tolist() == sorted({item for _, item, _ in rows})
+    for u, user in enumerate(built.users):
+        mine = [(t, item) for name, item, t in rows if name == user]
+        expected = [item for _, item in sorted(mine, key=lambda pair: pair[0])]
+        assert [vocabulary.ids[i - 1] for i in built.row(u)] == expected
+    assert sum(built.lengths) == len(rows)
+
+
+def test_build_does_not_depend_on_the_order_of_rows_in_the_file(tmp_path):
+    import pyarrow.parquet as pq
+
+    path = write_log(tmp_path / "log.parquet", random_rows(1))
+    table = pq.read_table(path)
+    pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), tmp_path / "mixed.parquet")
+    for ties in ("source", "shuffle"):
+        one, two = (build(tmp_path / f"{name}.parquet", ties=ties, seed=3)[0] for name in ("log", "mixed"))
+        assert one.fingerprint() == two.fingerprint()
+
+
+def test_shuffled_ties_move_only_equal_timestamps_and_depend_on_the_seed(tmp_path):
+    path = write_log(tmp_path / "log.parquet", random_rows(2))
+    source, _ = build(path)
+    shuffled, _ = build(path, ties="shuffle", seed=1)
+    again, _ = build(path, ties="shuffle", seed=1)
+    other, _ = build(path, ties="shuffle", seed=2)
+    assert shuffled.fingerprint() == again.fingerprint() != other.fingerprint()
+    assert np.array_equal(source.timestamps, shuffled.timestamps)
+    assert not np.array_equal(source.items, shuffled.items)
+    for u in range(len(source)):
+        assert sorted(source.row(u)) == sorted(shuffled.row(u))
+
+
+def test_a_log_without_timestamps_keeps_its_order_and_a_mixed_one_is_refused(tmp_path):
+    rows = [("b", "y", None), ("a", "x", None), ("b", "x", None)]
+    built, vocabulary = build(write_log(tmp_path / "log.parquet", rows))
+    assert built.timestamps is None
+    assert [vocabulary.ids[i - 1] for i in built.row(1)] == ["y", "x"]
+    with pytest.raises(ValueError, match="1 of 3 interactions have no timestamp"):
+        build(write_log(tmp_path / "mixed.parquet", [("a", "x", 1), ("a", "y", None), ("b", "x", 2)]))
+    with pytest.raises(ValueError, match="allowed: source, shuffle"):
+        build(tmp_path / "log.parquet", ties="asin")
+
+
+def test_written_and_read_back(tmp_path):
+    made = random_sequences(30, 9)
+    made.write(tmp_path / "s.parquet")
+    assert Sequences.read(tmp_path / "s.parquet").fingerprint() == made.fingerprint()
+    bare = sequences([[1, 2], [], [3]], times=False)
+    fold = Fold(bare, sequences([[5], [6, 7], [8]], times=False))
+    fold.write(tmp_path / "f.parquet")
+    back = Fold.read(tmp_path / "f.parquet")
+    assert back.histories.fingerprint() == bare.fingerprint()
+    assert back.targets.items.tolist() == [5, 6, 7, 8]
+    vocabulary = Vocabulary(np.array(["a", "ß"], dtype=object))
+    vocabulary.write(tmp_path / "v.parquet")
+    assert Vocabulary.read(tmp_path / "v.parquet").ids.tolist() == ["a", "ß"]
+
+
+def test_vocabulary_gives_zero_to_what_it_does_not_know():
+    assert Vocabulary(np.array(["a", "c"], dtype=object)).encode(["c", "b", "a"]).tolist() == [2, 0, 1]
+
+
+def test_last_keeps_the_latest_events():
+    kept = sequences([[1, 2, 3, 4], [5], []]).last(2)
+    assert [kept.row(u).tolist() for u in range(3)] == [[3, 4], [5], []]
+    assert kept.timestamps.tolist() == [200, 300, 0]
+
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "s.parquet"
+    old = random_sequences(5, 5)
+    old.write(path)
+
+    def disk_full(table, where, **_):
+        where.write_bytes(b"PAR1 half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("recpipe.data.sequences.pq.write_table", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        random_sequences(5, 5, seed=1).write(path)
+    assert Sequences.read(path).fingerprint() == old.fingerprint()
+    assert [file.name for file in tmp_path.iterdir()] == ["s.parquet"]

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Fold
+from recpipe.data.splits import split
+
+
+def rows(part):
+    return {user: part.row(u).tolist() for u, user in enumerate(part.users)}
+
+
+def pairs(fold: Fold):
+    histories, targets = rows(fold.histories), rows(fold.targets)
+    return {user: (histories[user], targets[user]) for user in histories}
+
+
+def test_leave_one_out_on_a_written_example():
+    cut = split(sequences([[1, 2, 3, 4], [5, 6], [7], [8, 9, 10]]), Protocol(dataset="x"))
+    assert rows(cut.train) == {"u000": [1, 2], "u001": [5, 6], "u002": [7], "u003": [8]}
+    assert pairs(cut.valid) == {"u000": ([1, 2], [3]), "u003": ([8], [9])}
+    assert pairs(cut.test) == {"u000": ([1, 2, 3], [4]), "u003": ([8, 9], [10])}
+    assert cut.counts()["cold_test_targets"] == 2
+
+
+@pytest.mark.parametrize("rule", ["leave_one_out", "ratio", "temporal", "cold_users"])
+def test_no_training_event_follows_or_is_a_target_of_its_user(rule):
+    data = random_sequences(200, 40, longest=30)
+    cut = split(data, Protocol(dataset="x", split=rule, valid=0.15, test=0.15, seed=1))
+    whole, train = rows(data), rows(cut.train)
+    for user, events in train.items():
+        assert whole[user][: len(events)] == events
+    for fold in (cut.valid, cut.test):
+        for user, (history, targets) in pairs(fold).items():
+            assert whole[user][: len(history) + 1] == history + targets
+            assert len(train.get(user, [])) <= len(history)
+    shared = np.intersect1d(cut.valid.histories.users, cut.test.histories.users)
+    valid, test = pairs(cut.valid), pairs(cut.test)
+    assert all(len(valid[user][0]) < len(test[user][0]) for user in shared)
+
+
+def test_temporal_cuts_all_users_at_one_moment():
+    data = random_sequences(100, 20, longest=30)
+    cut = split(data, Protocol(dataset="x", split="temporal", valid=0.2, test=0.1))
+    assert cut.train.timestamps.max() < cut.valid.targets.timestamps.min()
+    assert cut.valid.targets.timestamps.max() < cut.test.targets.timestamps.min()
+    dates = Protocol(dataset="x", split="temporal", valid="1970-01-01T00:10:00", test="1970-01-01T00:20:00")
+    dated = split(data, dates)
+    assert dated.train.timestamps.max() < 600 <= dated.valid.targets.timestamps.min()
+    assert dated.test.targets.timestamps.min() >= 1200
+
+
+def test_cold_users_share_no_event_with_training():
+    cut = split(
+        random_sequences(300, 20), Protocol(dataset="x", split="cold_users", valid=0.2, test=0.2, seed=5)
+    )
+    parts = [set(part.users) for part in (cut.train, cut.valid.histories, cut.test.histories)]
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    assert 30 < len(parts[2]) < 90
+
+
+def test_all_targets_are_distinct():
+    cut = split(
+        sequences([[1, 2, 3, 4, 5, 6, 7, 8, 9, 9]] * 2),
+        Protocol(dataset="x", split="ratio", valid=0.2, test=0.2, targets="all"),
+    )
+    assert pairs(cut.test)["u000"] == ([1, 2, 3, 4, 5, 6, 7, 8], [9])
+    assert pairs(cut.valid)["u000"][1] == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"split": "random"}, "allowed: leave_one_out, temporal, ratio, cold_users"),
+        ({"targets": "all"}, "no meaning under leave_one_out"),
+        ({"history": 0}, "at least 1"),
+        ({"cutoffs": ()}, "at least one cut-off"),
+        ({"candidates": "sampled"}, "allowed: full"),
+    ],
+)
+def test_bad_protocols_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Protocol(dataset="x", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "leaves no user for validation"),
+        ({"split": "ratio", "valid": "2020-01-01"}, "needs a share"),
+        ({"split": "temporal", "valid": "yesterday"}, "ISO date"),
+        ({"split": "temporal", "valid": "1970-02-01", "test": "1970-01-01"}, "not before"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        split(sequences([[1, 2], [3]]), Protocol(dataset="x", **given))
+
+
+def test_temporal_split_needs_timestamps():
+    with pytest.raises(ValueError, match="only an order"):
+        split(sequences([[1, 2, 3]], times=False), Protocol(dataset="x", split="temporal"))
+
+
+def test_protocol_id_changes_with_what_moves_a_number_and_only_with_that():
+    one = Protocol(dataset="x", fingerprint="f", seed=1)
+    assert (
+        one.id
+        == Protocol(dataset="x", fingerprint="f", seed=2).id
+        == Protocol(dataset="x", fingerprint="f", valid=0.3).id
+    )
+    others = [
+        {"exclude_seen": False},
+        {"ties": "shuffle"},
+        {"history": 50},
+        {"fingerprint": "g"},
+        {"split": "ratio"},
+    ]
+    assert (
+        len({Protocol(**{"dataset": "x", "fingerprint": "f", **other}).id for other in others} | {one.id})
+        == 6
+    )
+    shuffled = [Protocol(dataset="x", ties="shuffle", seed=seed).id for seed in (1, 2)]
+    assert shuffled[0] != shuffled[1]
+    assert Protocol.from_dict({"id": one.id, **one.to_dict()}) == one
+    assert one.same_data(Protocol(dataset="x", fingerprint="f", seed=1, exclude_seen=False)) == []
+    assert one.same_data(Protocol(dataset="x", fingerprint="g", seed=1)) == ["fingerprint"]
+    with pytest.raises(ValueError, match="unknown protocol keys"):
+        Protocol.from_dict({"dataset": "x", "exclude_sene": True})

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.batches import Batch
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Fold, Vocabulary
+from recpipe.evaluation.evaluate import evaluate
+from recpipe.evaluation.ranking import rank_fold
+from recpipe.models.ordering import priority
+from recpipe.models.recommender import Scorer
+from recpipe.models.registry import build
+from recpipe.training.bundle import Bundle
+
+ITEMS = 20
+
+
+class Table(Scorer):
+    """Scores depend on the last item only and are read from a table."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__(self.Config(), n_items=table.shape[1] - 1, max_length=5)
+        self.register_buffer("table", table)
+
+    def score(self, batch: Batch) -> torch.Tensor:
+        return self.table[batch.items.gather(1, (batch.lengths - 1).clamp(min=0)[:, None])[:, 0]].clone()
+
+
+def fold(targets_each: int, seed: int = 0) -> Fold:
+    rng = np.random.default_rng(seed)
+    histories = random_sequences(50, ITEMS, seed=seed)
+    targets = [
+        rng.choice(np.arange(1, ITEMS + 1), rng.integers(1, targets_each + 1), replace=False).tolist()
+        for _ in range(50)
+    ]
+    return Fold(histories, sequences(targets))
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("targets_each", [1, 4])
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_ranks_equal_a_sort_of_the_whole_catalogue(exclude_seen, targets_each, levels):
+    table = torch.randint(
+        0, levels, (ITEMS + 1, ITEMS + 1), generator=torch.Generator().manual_seed(1)
+    ).float()
+    data, order = fold(targets_each), priority(ITEMS + 1).numpy()
+    ranking = rank_fold(Table(table), data, exclude_seen=exclude_seen, k=6)
+    place = 0
+    for u in range(len(data)):
+        history = data.histories.row(u)
+        allowed = [i for i in range(1, ITEMS + 1) if not (exclude_seen and i in history)]
+        ranked = sorted(allowed, key=lambda i: (-table[history[-1], i].item(), order[i]))
+        for target in data.targets.row(u):
+            expected = ranked.index(target) + 1 if target in ranked else 0
+            assert (ranking.user[place], ranking.rank[place], ranking.candidates[place]) == (
+                u,
+                expected,
+                len(allowed),
+            )
+            place += 1
+        assert ranking.items[u].tolist() == (ranked + [0] * 6)[:6]
+        assert ranking.log_normalizer[u] == pytest.approx(
+            torch.logsumexp(table[history[-1], allowed], 0).item(), abs=1e-5
+        )
+    assert place == len(ranking.rank)
+
+
+def test_nan_scores_are_an_error():
+    with pytest.raises(ValueError, match="NaN scores"):
+        rank_fold(Table(torch.full((ITEMS + 1, ITEMS + 1), torch.nan)), fold(1), exclude_seen=True, k=3)
+
+
+def bundle(seed: int = 0) -> Bundle:
+    model = build("popular", {}, n_items=ITEMS, max_length=5)
+    train = random_sequences(50, ITEMS - 1, seed=seed)
+    model.fit(train)
+    ids = np.array([f"item {i}" for i in range(1, ITEMS + 1)], dtype=object)
+    counts = np.bincount(train.items, minlength=ITEMS + 1)[1:]
+    return Bundle(
+        "popular",
+        "popular",
+        model,
+        Vocabulary(ids),
+        list(ids),
+        counts,
+        Protocol(dataset="x"),
+        {"seed": 7, "cost": {"epochs": 0}},
+    )
+
+
+def test_evaluation_counts_what_can_not_be_found_and_what_training_never_saw():
+    data = Fold(sequences([[1, 2], [3], [4, 5]]), sequences([[2], [ITEMS], [6]]))
+    found = evaluate(bundle(), data, data, Protocol(dataset="x"), top=5)
+    test = found.metrics["test"]
+    assert (test["users"], test["targets"], test["unrankable"], test["cold_targets"]) == (3, 3, 1, 1)
+    assert found.metrics["protocol"]["id"] == Protocol(dataset="x").id
+    assert found.metrics["cost"]["inference_users_per_second"] > 0
+    ranks = found.ranks.to_pylist()
+    assert [row["target"] for row in ranks] == ["item 2", f"item {ITEMS}", "item 6"]
+    assert [row["cold"] for row in ranks] == [False, True, False]
+    assert ranks[0]["rank"] == 0 and ranks[1]["rank"] == ITEMS - 1
+    assert found.recommendations.num_rows == 15
+    assert found.recommendations["probability"].null_count == 15
+
+
+def test_unequal_data_is_refused_and_another_seen_filter_is_another_protocol():
+    data = fold(1)
+    with pytest.raises(ValueError, match="fingerprint differ"):
+        evaluate(bundle(), data, data, Protocol(dataset="x", fingerprint="other"))
+    kept = evaluate(bundle(), data, data, Protocol(dataset="x", exclude_seen=False))
+    assert kept.metrics["protocol"]["id"] != Protocol(dataset="x").id
+    assert kept.metrics["test"]["unrankable"] == 0

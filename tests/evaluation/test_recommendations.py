@@ -1,0 +1,128 @@
+"""Recommendation tables and submission files."""
+
+import csv
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recpipe.evaluation.recommendations import SubmissionLayout, recommendations_table, submission_csv
+
+IDS = np.array(["7", "x,1", "9"], dtype=object)
+TITLES = pa.table({"item_id": ["9", "7", "x,1"], "title": ["Nine", None, "  "]})
+SCORES = np.array([[3.0, 1.0], [2.0, 0.0], [0.0, 0.0]], np.float32)
+ITEMS = np.array([[3, 1], [2, 0], [0, 0]], np.int32)
+USERS = np.array(["a", "b", "c"], dtype=object)
+
+
+@pytest.fixture
+def table():
+    return recommendations_table(USERS, ITEMS, SCORES, None, item_ids=IDS, titles=TITLES)
+
+
+def test_ids_titles_and_ranks(table):
+    assert table.drop(["logit", "probability"]).to_pylist() == [
+        {"user_id": "a", "rank": 1, "item_id": "9", "title": "Nine"},
+        {"user_id": "a", "rank": 2, "item_id": "7", "title": "7"},
+        {"user_id": "b", "rank": 1, "item_id": "x,1", "title": "x,1"},
+    ]
+    assert table["probability"].null_count == table.num_rows
+
+
+def test_probabilities_over_the_whole_catalogue_are_a_softmax():
+    scores = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32) * 20
+    order = np.argsort(-scores, axis=1)
+    sorted_scores = np.take_along_axis(scores, order, axis=1)
+    log_normalizer = np.logaddexp.reduce(scores.astype(np.float64), axis=1)
+    ids = np.array([str(i) for i in range(50)], dtype=object)
+    titles = pa.table({"item_id": pa.array(ids, pa.string()), "title": pa.array(ids, pa.string())})
+    users = [f"u{i}" for i in range(4)]
+    table = recommendations_table(
+        users, order + 1, sorted_scores, log_normalizer, item_ids=ids, titles=titles
+    )
+    probability = table["probability"].to_numpy().reshape(4, 50)
+    np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        probability[:, 0] / probability[:, 1], np.exp(sorted_scores[:, 0] - sorted_scores[:, 1]), rtol=1e-4
+    )
+
+
+def test_a_hole_in_the_list_leaves_no_gap_in_the_ranks():
+    items = np.array([[0, 3, 1]])
+    table = recommendations_table(
+        ["a"], items, np.ones((1, 3), np.float32), None, item_ids=IDS, titles=TITLES
+    )
+    assert table["rank"].to_pylist() == [1, 2]
+    assert table["item_id"].to_pylist() == ["9", "7"]
+
+
+def test_nobody_is_recommended_anything():
+    none = np.zeros((3, 2), np.int32)
+    table = recommendations_table(USERS, none, SCORES, np.zeros(3), item_ids=IDS, titles=TITLES)
+    assert table.num_rows == 0
+    assert submission_csv(table, SubmissionLayout()) == "user_id,item_ids\n"
+
+
+@pytest.mark.parametrize(
+    ("items", "scores", "message"),
+    [
+        (ITEMS[:2], SCORES, "do not belong together"),
+        (ITEMS, SCORES[:, :1], "do not belong together"),
+        (ITEMS + 1, SCORES, "but there are 3 item ids"),
+        (ITEMS - 1, SCORES, "holds -1"),
+    ],
+)
+def test_arrays_that_do_not_fit(items, scores, message):
+    with pytest.raises(ValueError, match=message):
+        recommendations_table(USERS, items, scores, None, item_ids=IDS, titles=TITLES)
+
+
+def test_submission_per_user(table):
+    assert submission_csv(table, SubmissionLayout()) == 'user_id,item_ids\na,9 7\nb,"x,1"\n'
+    top_1 = SubmissionLayout(
+        columns={"items": "prediction", "user": "customer"}, top=1, delimiter="\t", header=False
+    )
+    assert submission_csv(table, top_1) == "9\ta\nx,1\tb\n"
+
+
+def test_every_asked_user_gets_a_row(table):
+    text = submission_csv(table, SubmissionLayout(), users=["c", "b"])
+    assert list(csv.reader(io.StringIO(text))) == [["user_id", "item_ids"], ["c", ""], ["b", "x,1"]]
+
+
+def test_submission_per_recommendation(table):
+    conf = {"one_row_per": "recommendation", "columns": {"user": "u", "item": "i", "rank": "r", "title": "t"}}
+    text = submission_csv(table, SubmissionLayout.from_conf(conf))
+    expected = [["u", "i", "r", "t"], ["a", "9", "1", "Nine"], ["a", "7", "2", "7"], ["b", "x,1", "1", "x,1"]]
+    assert list(csv.reader(io.StringIO(text))) == expected
+
+
+def test_order_in_the_cell_is_the_rank_not_the_row(table):
+    assert submission_csv(table.take([1, 2, 0]), SubmissionLayout()) == submission_csv(
+        table, SubmissionLayout()
+    )
+
+
+def test_a_separator_inside_an_id_is_refused(table):
+    with pytest.raises(ValueError, match="'x,1' contains the separator"):
+        submission_csv(table, SubmissionLayout(separator=","))
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"seperator": ","}, "unknown keys in submission: seperator; allowed: columns"),
+        ({"one_row_per": "line"}, "'line'; allowed: user, recommendation"),
+        ({"columns": {"user": "u", "title": "t"}}, r"\['title'\]; one row per user offers: user, items"),
+        ({"columns": {}}, "no column"),
+        ({"top": 0}, "top is 0"),
+        ({"top": True}, "top is True"),
+        ({"header": "yes"}, "header is 'yes'"),
+        ({"delimiter": ", "}, "one character"),
+        ({"separator": ""}, "at least one character"),
+    ],
+)
+def test_wrong_layouts(conf, message):
+    with pytest.raises(ValueError, match=message):
+        SubmissionLayout.from_conf(conf)

@@ -1,0 +1,166 @@
+"""The contract that every model under models/ keeps. A model is covered by being there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.batches import DeviceSequences
+from recpipe.data.sequences import Sequences
+from recpipe.models.ordering import priority
+from recpipe.models.recommender import Recommender, Scorer
+from recpipe.models.registry import build, model_class, resolve, types
+from recpipe.training.losses import FullSoftmax
+
+ITEMS, WINDOW = 25, 10
+DATA = random_sequences(60, ITEMS, longest=16, seed=1)
+NEURAL = [name for name in types() if not model_class(name).closed_form]
+CAUSAL = ["sasrec"]
+
+
+def made(name: str, *, seed: int = 0, **config) -> Recommender:
+    """A model as it is after training began: closed forms fitted, networks with weights that are not all tiny."""
+    torch.manual_seed(seed)
+    model = build(name, config, n_items=ITEMS, max_length=WINDOW)
+    if model.closed_form:
+        model.fit(DATA)
+    else:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.3 * torch.randn_like(weight))
+    return model.eval()
+
+
+def scores(model: Scorer, data: Sequences) -> np.ndarray:
+    whole = np.empty((len(data), ITEMS + 1), np.float32)
+    for rows, values in model.scored(data, exclude_seen=False):
+        whole[rows] = values.numpy()
+    return whole
+
+
+@pytest.mark.parametrize("name", types())
+def test_recommendations_are_the_best_scores_in_strict_order(name):
+    model = made(name)
+    items, values = model.recommend(DATA, 5, exclude_seen=True)
+    expected = scores(model, DATA)
+    order = priority(ITEMS + 1).numpy()
+    for u in range(len(DATA)):
+        allowed = [i for i in range(1, ITEMS + 1) if i not in DATA.row(u)]
+        best = sorted(allowed, key=lambda i: (-expected[u, i], order[i]))[:5]
+        assert items[u].tolist() == best
+        np.testing.assert_array_equal(values[u], expected[u, best])
+
+
+@pytest.mark.parametrize("name", types())
+def test_fewer_are_returned_where_fewer_can_be_had_and_none_from_outside(name):
+    model = made(name)
+    seen_all = sequences([list(range(1, ITEMS)), [3]])
+    items, values = model.recommend(seen_all, 4, exclude_seen=True)
+    assert items[0].tolist() == [ITEMS, 0, 0, 0]
+    assert np.isneginf(values[0, 1:]).all()
+    candidates = torch.zeros(ITEMS + 1, dtype=torch.bool)
+    candidates[[2, 3, 7]] = True
+    items, _ = model.recommend(seen_all, 99, exclude_seen=False, candidates=candidates)
+    assert items.shape == (2, ITEMS)
+    assert all(set(row) == {0, 2, 3, 7} for row in items.tolist())
+    with pytest.raises(ValueError, match="at least one"):
+        model.recommend(DATA, 0)
+
+
+@pytest.mark.parametrize("name", types())
+def test_an_empty_history_gets_an_answer(name):
+    items, values = made(name).recommend(sequences([[], [1, 2]]), 3)
+    assert (items[0] > 0).all() and np.isfinite(values[0]).all()
+
+
+@pytest.mark.parametrize("name", types())
+def test_neighbours_in_a_batch_and_padding_do_not_matter(name):
+    model = made(name)
+    together = scores(model, DATA)
+    rows = np.arange(len(DATA))
+    for u in range(0, len(DATA), 7):
+        alone = DATA.select(rows[u : u + 1], np.zeros(1, np.int64), DATA.lengths[u : u + 1])
+        np.testing.assert_allclose(scores(model, alone)[0], together[u], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", types())
+def test_only_the_window_is_seen(name):
+    model = made(name)
+    np.testing.assert_allclose(scores(model, DATA), scores(model, DATA.last(WINDOW)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", types())
+def test_saved_tensors_restore_the_scores(name):
+    model = made(name)
+    other = build(name, {}, n_items=ITEMS, max_length=WINDOW).eval()
+    other.load_tensors(model.state_dict())
+    np.testing.assert_array_equal(scores(model, DATA), scores(other, DATA))
+
+
+@pytest.mark.parametrize("name", types())
+def test_same_seed_same_model(name):
+    np.testing.assert_array_equal(scores(made(name, seed=3), DATA), scores(made(name, seed=3), DATA))
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_loss_falls_to_little_on_one_batch_and_reaches_every_weight(name):
+    torch.manual_seed(0)
+    model = build(name, {"dropout": 0.0}, n_items=ITEMS, max_length=WINDOW)
+    batch = DeviceSequences(DATA, window=WINDOW + 1, device="cpu").batch(np.arange(8))
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    criterion = FullSoftmax()
+    first = None
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = model.loss(batch, criterion)
+        loss.backward()
+        optimiser.step()
+        first = first or loss.item()
+    assert first == pytest.approx(np.log(ITEMS), rel=0.1)
+    assert loss.item() < 0.2
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_nan_weights_are_refused(name):
+    model = made(name)
+    with torch.no_grad():
+        next(model.parameters())[1] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        model.recommend(sequences([[1, 2, 3]]), 3)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_the_future_does_not_reach_the_past(name):
+    model = made(name)
+    batch = torch.randint(1, ITEMS + 1, (4, WINDOW), generator=torch.Generator().manual_seed(0))
+    changed = batch.clone()
+    changed[:, 6:] = changed[:, 6:] % ITEMS + 1
+    before, after = model.encode(batch), model.encode(changed)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert (before[:, 6:] - after[:, 6:]).abs().amax((1, 2)).min() > 1e-3
+
+
+def test_unknown_types_and_settings_are_named():
+    with pytest.raises(ValueError, match="did you mean 'sasrec'"):
+        build("sasrek", {}, n_items=3, max_length=3)
+    with pytest.raises(ValueError, match="unknown setting 'drop_out', did you mean 'dropout'"):
+        build("sasrec", {"drop_out": 0.1}, n_items=3, max_length=3)
+    with pytest.raises(ValueError, match="not a multiple of heads"):
+        build("sasrec", {"dim": 10, "heads": 3}, n_items=3, max_length=3)
+
+
+def test_a_dataset_overrides_settings_and_training_of_its_model():
+    block = {
+        "type": "sasrec",
+        "dim": 64,
+        "train": {"patience": 3},
+        "datasets": {"tiny": {"dim": 8, "train": {"max_epochs": 2}}},
+    }
+    tiny, other = resolve(block, "tiny"), resolve(block, "other")
+    assert (tiny.type, tiny.config, tiny.train) == ("sasrec", {"dim": 8}, {"patience": 3, "max_epochs": 2})
+    assert (other.config, other.train) == ({"dim": 64}, {"patience": 3})
+    with pytest.raises(ValueError, match="may override settings"):
+        resolve({"type": "sasrec", "datasets": {"x": {"type": "popular"}}}, "x")

@@ -1,0 +1,206 @@
+"""The page: one file, no network, nothing unescaped, no empty figure, whatever is missing."""
+
+import base64
+import gzip
+import json
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import polars as pl
+import pytest
+
+from recpipe.reporting.captions import CAPTIONS
+from recpipe.reporting.figures import figures
+from recpipe.reporting.html import page
+
+EVIL = "<script>alert('title')</script>"  # also the title of an item in conftest.py
+DATASET = {
+    "name": "online_retail",
+    "title": f"Online Retail {EVIL}",
+    "licence": "CC BY 4.0",
+    "homepage": "https://archive.ics.uci.edu/dataset/352/online+retail",
+    "citation": "Chen, Sain, Guo (2012), doi 10.1057/dbm.2012.17",
+}
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+LOADING = {"src", "srcset", "data", "poster", "action", "background"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with attributes, and the text inside scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.scripts, self.words, self.inside = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag in ("script", "style"):
+            self.inside = tag
+            self.scripts.append((tag, dict(attributes), []))
+
+    def handle_endtag(self, tag):
+        self.inside = None if tag == self.inside else self.inside
+
+    def handle_data(self, data):
+        (self.scripts[-1][2] if self.inside else self.words).append(data)
+
+
+@pytest.fixture(scope="module")
+def text(runs, data_profile, steps, curves, shown):
+    made_at = datetime(2026, 11, 21, tzinfo=UTC)
+    return page(
+        DATASET, runs, profile=data_profile, steps=steps, curves=curves, examples=shown, made_at=made_at
+    )
+
+
+def test_nothing_is_loaded_from_elsewhere(text):
+    seen = Page(text)
+    for tag, attributes in seen.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base"), tag
+        assert not LOADING & set(attributes), (tag, attributes)
+        assert attributes.get("href", "#").startswith("#")
+    for tag, attributes, parts in seen.scripts:
+        if tag == "style" or attributes.get("type") not in ("text/plain", "application/json"):
+            assert not re.search(
+                r"https?:|//[a-z]+\.|@import|url\(", "".join(parts).replace("http-equiv", "")
+            ), tag
+    policy = [attributes["content"] for tag, attributes in seen.tags if attributes.get("http-equiv")]
+    assert policy and policy[0].startswith("default-src 'none'")  # and the browser would refuse to
+
+
+def test_titles_and_names_are_escaped(text):
+    assert EVIL not in text
+    assert text.count("&lt;script&gt;alert(&#39;title&#39;)") >= 2  # the heading and at least one example
+    words = "".join(Page(text).words)
+    assert EVIL in words
+
+
+def test_a_script_in_a_model_name_stays_text(curves, make_run):
+    name = "</script><img src=x onerror=alert(1)>"
+    table = next(iter(curves.values()))
+    got = page(DATASET, [make_run(name, 42, quality=0.1)], curves={name: table})
+    assert not any(tag == "img" for tag, _ in Page(got).tags)
+    figure = figures([make_run(name, 42, quality=0.1)])["ndcg_at_cutoffs"]
+    assert "<" not in figure.data[0].name
+
+
+def test_every_figure_has_data_a_caption_and_a_place(text, runs, data_profile, steps, curves):
+    seen = Page(text)
+    plots = [attributes["id"] for tag, attributes in seen.tags if attributes.get("class") == "plot"]
+    assert set(plots) == set(CAPTIONS) - {"recall_at_cutoffs"}  # one target per user: recall is the hit rate
+    data = {
+        a["id"]: json.loads("".join(parts))
+        for _, a, parts in seen.scripts
+        if a.get("type") == "application/json"
+    }
+    for plot in plots:
+        traces = data[f"{plot}-data"]["data"]
+        assert traces, plot
+        for trace in traces:
+            assert len(trace["x"]) == len(trace["y"]) > 0, plot
+            assert all(value is not None for value in (*trace["x"], *trace["y"])), plot
+    assert set(figures(runs, profile=data_profile, steps=steps, curves=curves)) == set(plots)
+
+
+def test_plotly_travels_inside(text):
+    packed = next(parts for _, a, parts in Page(text).scripts if a.get("id") == "plotly")
+    assert b"plotly.js v" in gzip.decompress(base64.b64decode("".join(packed)))[:2000]
+
+
+def test_size(text):
+    assert len(text.encode()) < 3_000_000  # of 5 MB, so that there is room for more models and figures
+
+
+def test_facts_fields_and_sources_are_on_the_page(text):
+    words = " ".join("".join(Page(text).words).split())
+    for expected in (
+        "3f9a1c02",
+        "c2d4e6f8",
+        "exclude_seen",
+        "CC BY 4.0",
+        "10.1057/dbm.2012.17",
+        "21 Nov 2026",
+    ):
+        assert expected in words
+    for expected in (
+        "torch 2.13.0",
+        "keep first, by user_id, item_id",
+        "policy quarantine, reasons no user 135080, cancellation 8905",
+        "-1291190400000 \u2013 9 Dec 2011",  # the raw log may hold any number
+        "5 / 92.9 / 7 670",
+        "541 909",
+        "12 of them never seen in training",
+    ):
+        assert expected in words
+
+
+def test_bare_page_says_what_is_missing():
+    words = " ".join("".join(Page(page({"name": "x"}, [])).words).split())
+    for expected in (
+        "No run has been evaluated yet",
+        "No finished run yet",
+        "No training curves",
+        "No recommendations have been written",
+        "No profile of the interactions",
+        "names no licence",
+    ):
+        assert expected in words
+
+
+def test_problems_are_said_and_the_rest_is_made(shown, make_run):
+    runs = [{"model": "older"}, make_run("popular", 42) | {"cost": {}, "versions": {}}]
+    words = "".join(Page(page(DATASET, runs, examples=shown)).words)
+    assert "run 1 (older) is left out" in words
+    assert "popular" in words
+
+
+def test_figures_come_from_one_protocol_only(runs):
+    drawn = figures(runs)
+    assert [trace.name for trace in drawn["ndcg_at_cutoffs"].data] == [
+        "sasrec",
+        "item_knn",
+        "popular_recent",
+        "popular",
+    ]
+
+
+def test_curves_of_a_model_without_epochs_are_left_out(curves):
+    closed_form = pl.DataFrame({"epoch": [], "step": [], "seconds": [], "loss": []})
+    assert "training_loss" not in figures(curves={"popular": closed_form})
+    assert len(figures(curves={"popular": closed_form, **curves})["training_loss"].data) == 3
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_draws_every_figure(text, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(text)
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+    ]
+    flags += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'user'}",
+    ]
+    command = [CHROMIUM, *flags, "--virtual-time-budget=10000", "--dump-dom", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    html = next(attributes for tag, attributes in Page(shown).tags if tag == "html")
+    assert html.get("data-ready") == "yes"
+    assert "data-error" not in html
+    drawn = re.findall(
+        r'<div class="plot[^"]*" id="(\w+)".*?(?=<script type="application/json")', shown, flags=re.S
+    )
+    assert len(drawn) == len(CAPTIONS) - 1
+    for name in drawn:
+        body = shown.split(f'id="{name}"', 1)[1].split("</figure>", 1)[0]
+        assert 'class="main-svg"' in body, name
+        assert re.search(r'class="(point|js-line|scatterlayer)', body), name

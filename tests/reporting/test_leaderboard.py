@@ -1,0 +1,102 @@
+"""The leaderboard: seeds together, protocols apart, unreadable runs named."""
+
+import statistics
+
+import polars as pl
+import pytest
+
+from recpipe.reporting.leaderboard import ProtocolMismatch, compare, leaderboard, to_markdown, to_text
+
+
+def test_seeds_are_averaged_and_models_ranked(runs):
+    board = leaderboard(runs).filter(pl.col("protocol") == runs[0]["protocol"]["id"])
+    assert board["model"].to_list() == ["sasrec", "item_knn", "popular_recent", "popular"]
+    assert board["rank"].to_list() == [1, 2, 3, 4]
+    assert board["seeds"].to_list() == [3, 1, 1, 1]
+    values = [run["test"]["ndcg@10"] for run in runs if run["model"] == "sasrec"]
+    assert board["ndcg@10"][0] == pytest.approx(statistics.mean(values))
+    assert board["ndcg@10_std"][0] == pytest.approx(statistics.stdev(values))
+    assert board["ndcg@10_std"].null_count() == 3
+
+
+def test_rank_starts_again_in_every_protocol(runs, other_protocol):
+    board = leaderboard(runs)
+    assert board["protocol"].to_list() == [runs[0]["protocol"]["id"]] * 4 + [
+        other_protocol["id"]
+    ]  # the larger group first
+    assert board["rank"].to_list() == [1, 2, 3, 4, 1]
+
+
+def test_other_data_sets_are_ranked_apart(make_run):
+    beauty = make_run("popular", 42)["protocol"] | {"dataset": "beauty"}
+    board = leaderboard([make_run("sasrec", 42), make_run("popular", 42, beauty)])
+    assert board["rank"].to_list() == [1, 1]
+
+
+def test_the_latest_run_of_a_seed_counts(make_run):
+    old = make_run("sasrec", 42, quality=0.5, finished="2026-11-01T00:00:00")
+    new = make_run("sasrec", 42, quality=0.1, finished="2026-11-02T00:00:00")
+    for runs in ([old, new], [new, old]):
+        board = leaderboard(runs)
+        assert board["seeds"].to_list() == [1]
+        assert board["ndcg@10"][0] == new["test"]["ndcg@10"]
+
+
+def test_equal_metrics_share_a_rank(make_run):
+    runs = [make_run(model, 42, quality=0.1) for model in ("a", "b")] + [make_run("c", 42, quality=0.05)]
+    assert leaderboard(runs)["rank"].to_list() == [1, 1, 3]
+
+
+def test_a_model_without_the_metric_is_listed_without_a_rank(make_run):
+    broken = make_run("broken", 42)
+    broken["test"] = {"ndcg@10": float("nan"), "users": 4338}
+    board = leaderboard([broken, make_run("popular", 42)])
+    assert board.select("model", "rank").rows() == [("popular", 1), ("broken", None)]
+
+
+def test_unreadable_runs_are_named_and_the_rest_is_ranked(caplog, make_run):
+    older = {name: value for name, value in make_run("sasrec", 42).items() if name != "protocol"}
+    nameless = make_run("popular", 42) | {"protocol": {"split": "ratio"}}
+    board = leaderboard([older, nameless, ["not", "an", "object"], make_run("item_knn", 42)])
+    assert board["model"].to_list() == ["item_knn"]
+    assert "online_retail, sasrec, 42" in caplog.text
+    assert "has no protocol" in caplog.text
+    assert "protocol has no id" in caplog.text
+    assert "a list, not an object" in caplog.text
+
+
+def test_no_run_at_all():
+    board = leaderboard([])
+    assert board.height == 0
+    assert {"rank", "protocol", "model"} <= set(board.columns)
+    assert to_text(board) == to_markdown(board) == "No finished run yet.\n"
+
+
+def test_unequal_protocols_do_not_compare(make_run, other_protocol):
+    a, b = make_run("sasrec", 42), make_run("popular", 42)
+    assert compare(a, b) == pytest.approx(a["test"]["ndcg@10"] - b["test"]["ndcg@10"])
+    with pytest.raises(ProtocolMismatch, match="exclude_seen: True against False"):
+        compare(a, make_run("popular", 42, other_protocol))
+
+
+def test_text_fits_the_terminal(runs, make_run):
+    runs = [*runs, make_run("a_model_with_quite_a_long_name", 42)]
+    for width in (100, 80):
+        lines = to_text(leaderboard(runs), width=width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert any("sasrec" in line and "±" in line for line in lines)
+
+
+def test_markdown_has_the_same_cells_in_every_line(make_run):
+    table = to_markdown(
+        leaderboard([make_run("a|b", 42, quality=0.5), make_run("popular", 42)])
+    ).splitlines()[2:]
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert "a\\|b" in table[2]
+
+
+def test_recall_shows_only_where_it_differs_from_the_hit_rate(make_run):
+    run = make_run("sasrec", 42)
+    assert "Recall@10" not in to_text(leaderboard([run]))
+    run["test"]["recall@10"] /= 2
+    assert "Recall@10" in to_text(leaderboard([run]))

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from recpipe.reporting.leaderboard import leaderboard
+from recpipe.reporting.readme import END, START, rewritten
+
+RUN = {
+    "dataset": "tiny",
+    "model": "popular",
+    "seed": 1,
+    "protocol": {"id": "abc"},
+    "test": {"ndcg@10": 0.123456, "recall@10": 0.2, "users": 9},
+    "valid": {},
+    "cost": {},
+    "versions": {},
+    "finished": "2026-01-01T00:00:00+00:00",
+}
+
+
+def test_only_what_stands_between_the_marks_is_replaced():
+    text = f"before\n{START}\nold .999\n{END}\nafter\n"
+    made = rewritten(text, [leaderboard([RUN])])
+    assert made.startswith(f"before\n{START}\n") and made.endswith(f"{END}\nafter\n")
+    assert "old" not in made and "popular" in made and ".1235" in made
+    assert rewritten(made, [leaderboard([RUN])]) == made
+
+
+@pytest.mark.parametrize("text", ["no marks", f"{START}{END}{START}{END}"])
+def test_a_readme_without_the_marks_is_refused(text):
+    with pytest.raises(ValueError, match="needs the marks"):
+        rewritten(text, [leaderboard([RUN])])

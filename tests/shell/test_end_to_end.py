@@ -1,0 +1,116 @@
+"""`kedro run --env test` as a user types it, on the bundled log; then single pipelines on what it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from kedro.io import DatasetError
+
+COMMAND = [sys.executable, "-m", "kedro", "run", "--env", "test"]
+DATASET = "online_retail"
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, project: Path, project_copier) -> tuple[Path, subprocess.CompletedProcess]:
+    """A copy of the project after one run of everything, and what that printed."""
+    folder = project_copier(tmp_path_factory.mktemp("whole") / "project")
+    environment = os.environ | {"PYTHONPATH": str(project / "src")}
+    done = subprocess.run(
+        COMMAND, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+def reporting(folder: Path) -> Path:
+    return folder / "data" / "test" / "08_reporting" / DATASET
+
+
+def test_it_ends_with_leaderboard_examples_and_where_to_look(whole_run) -> None:
+    folder, done = whole_run
+    for word in ("NDCG@10", "popular_recent", "sasrec", "recommended", "Report", "MLflow"):
+        assert word in done.stdout, word
+    page = next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("Report"))
+    assert (folder / page).read_text().startswith("<!doctype html>")
+    assert "Traceback" not in done.stderr
+    assert "Deprecat" not in done.stderr
+
+
+def test_the_baselines_came_along_under_one_protocol(whole_run) -> None:
+    folder, _ = whole_run
+    board = pl.read_parquet(reporting(folder) / "leaderboard.parquet")
+    assert set(board["model"]) == {"sasrec", "popular", "popular_recent"}
+    assert board["protocol"].n_unique() == 1
+    protocol = json.loads((folder / "data/test/05_model_input" / DATASET / "protocol.json").read_text())
+    assert set(board["protocol"]) == {protocol["id"]}
+
+
+def test_the_leaderboard_says_what_metrics_json_says(whole_run) -> None:
+    folder, _ = whole_run
+    board = {
+        row["model"]: row for row in pl.read_parquet(reporting(folder) / "leaderboard.parquet").to_dicts()
+    }
+    for model, row in board.items():
+        (file,) = (reporting(folder) / model / "seed_42" / "metrics.json").glob("*/metrics.json")
+        metrics = json.loads(file.read_text())
+        assert metrics["model"] == model
+        assert row["ndcg@10"] == pytest.approx(metrics["test"]["ndcg@10"])
+
+
+def test_every_output_uses_the_ids_and_titles_of_the_source(whole_run) -> None:
+    folder, _ = whole_run
+    output = folder / "data/test/07_model_output" / DATASET / "sasrec" / "seed_42"
+    (file,) = output.glob("recommendations.parquet/*/recommendations.parquet")
+    found = pl.read_parquet(file)
+    items = pl.read_parquet(folder / "data/test/03_primary" / DATASET / "items.parquet")
+    interactions = pl.read_parquet(folder / "data/test/03_primary" / DATASET / "interactions.parquet")
+    assert set(found["item_id"]) <= set(items["item_id"])
+    assert set(found["user_id"]) <= set(interactions["user_id"])
+    titles = dict(items.select("item_id", "title").iter_rows())
+    assert all(titles[row["item_id"]] in (row["title"], None, "") for row in found.head(200).to_dicts())
+    header, first = (output / "submission.csv").read_text().splitlines()[:2]
+    assert header == "user_id,item_ids"
+    assert len(first.split(",")[1].split(" ")) == 10
+
+
+def test_nothing_half_written_is_left(whole_run) -> None:
+    folder, _ = whole_run
+    assert not [
+        path for path in (folder / "data" / "test").rglob("*") if path.name.endswith((".part", ".old"))
+    ]
+
+
+def test_mlflow_holds_the_run_and_its_models(whole_run) -> None:
+    from mlflow import MlflowClient
+
+    folder, _ = whole_run
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'data' / 'test' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(DATASET)
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert {"sasrec", "popular", "popular_recent"} < set(runs)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    parent = next(run for run in runs.values() if "mlflow.parentRunId" not in run.data.tags)
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "leaderboard.parquet", "ingest_steps.parquet", "protocol.json"} <= files
+    assert client.get_metric_history(runs["sasrec"].info.run_id, "curve/loss")
+
+
+def test_report_alone_does_without_the_metrics_of_most_models(whole_run, session_in) -> None:
+    """Last, since it changes the folder: item_knn has none, and sasrec's are moved away."""
+    folder, _ = whole_run
+    (reporting(folder) / "sasrec").rename(folder / "aside")
+    with session_in(folder, env="test") as session:
+        session.run(pipeline_names=["report"])
+    assert set(pl.read_parquet(reporting(folder) / "leaderboard.parquet")["model"]) == {
+        "popular",
+        "popular_recent",
+    }
+    missing = session_in(folder, env="test", runtime_params={"dataset": "ml-1m"})
+    with missing, pytest.raises(DatasetError, match="data_profile"):
+        missing.run(pipeline_names=["report"])

@@ -1,0 +1,128 @@
+"""The wiring: tags, order, one group of nodes per model, and a catalog entry for everything that flows."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from kedro.framework.project import pipelines
+from kedro.framework.startup import bootstrap_project
+
+from recpipe.pipelines import zoo
+
+
+@pytest.fixture
+def registered(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(zoo, "_declared", [])
+    bootstrap_project(project)
+    return dict(pipelines)
+
+
+@pytest.fixture
+def catalog(project_copy, session_in):
+    with session_in(project_copy) as session:
+        yield session.load_context().catalog
+
+
+def on_disk(project: Path) -> set[str]:
+    return {file.stem for file in (project / "conf" / "base" / "parameters" / "models").glob("*.yml")}
+
+
+def test_models_are_the_files_and_each_file_holds_the_block_of_its_name(project: Path, registered) -> None:
+    assert set(zoo.models()) == on_disk(project) > set()
+    for file in (project / "conf" / "base" / "parameters" / "models").glob("*.yml"):
+        assert list(yaml.safe_load(file.read_text())) == ["models"]
+        assert list(yaml.safe_load(file.read_text())["models"]) == [file.stem]
+
+
+def test_every_node_is_tagged_shared_or_with_its_model_and_nothing_else(registered) -> None:
+    assert set(registered) == {"ingest", "train", "evaluate", "report", "__default__"}
+    for name, pipeline in registered.items():
+        assert pipeline.nodes, name
+        for node in pipeline.nodes:
+            assert node.tags == {node.namespace or "shared"}, node.name
+    assert {node.name for node in registered["__default__"].nodes} == {
+        node.name for name, pipeline in registered.items() if name != "__default__" for node in pipeline.nodes
+    }
+
+
+def test_every_model_has_its_own_train_and_evaluate(project: Path, registered) -> None:
+    for name in ("train", "evaluate"):
+        found = {node.namespace for node in registered[name].nodes if node.namespace}
+        assert found == on_disk(project)
+
+
+def test_declared_models_replace_those_of_the_project_folder(registered) -> None:
+    zoo.declare(["one", "two"])
+    assert {node.namespace for node in pipelines["evaluate"].nodes} == {"one", "two"}
+    assert {"params:models.one", "params:models.two"} <= pipelines["train"].inputs()
+    assert {"one.metrics", "two.metrics"} <= pipelines["report"].inputs()
+
+
+def test_inputs_stand_in_the_order_of_the_signature(registered) -> None:
+    """Kedro takes the type of a parameter by position, also where inputs are given by name."""
+    for node in registered["__default__"].nodes:
+        arguments = inspect.signature(node.func).parameters
+        for argument, dataset in zip(arguments, node.inputs, strict=False):
+            if dataset.startswith("params:") and argument != "model":
+                assert dataset == f"params:{argument}", node.name
+
+
+def test_the_leaderboard_comes_after_every_evaluation(registered) -> None:
+    pipeline = registered["__default__"]
+    order = [node.name for node in pipeline.nodes]
+    evaluations = [order.index(node.name) for node in registered["evaluate"].nodes]
+    reports = [order.index(node.name) for node in registered["report"].nodes]
+    assert max(evaluations) < min(reports)
+    ranks = next(node for node in pipeline.nodes if node.name == "rank_runs")
+    edges = pipeline.node_dependencies[ranks]
+    assert {node.name for node in registered["evaluate"].nodes} <= {node.name for node in edges}
+
+
+def test_everything_that_flows_has_an_entry_and_every_path_is_the_projects(
+    catalog, registered, project_copy
+) -> None:
+    flowing = {name for name in registered["__default__"].datasets() if not name.startswith("params:")}
+    for name in flowing:
+        dataset = catalog.get(name)
+        assert dataset is not None, name
+        assert type(dataset).__name__ != "MemoryDataset", name
+        path = getattr(dataset, "_filepath", None) or dataset._path
+        assert Path(path).is_relative_to(project_copy / "data"), name
+        assert dataset.metadata["kedro-viz"]["layer"], name
+    for name in (name for name in registered["__default__"].datasets() if name.startswith("params:")):
+        assert name in catalog
+
+
+def test_bundles_metrics_and_recommendations_are_versioned_and_paths_name_dataset_model_and_seed(
+    project_copy, session_in
+) -> None:
+    params = {"dataset": "ml-1m", "seed": 7, "model": "popular"}
+    with session_in(project_copy, runtime_params=params) as session:
+        catalog = session.load_context().catalog
+        for name in ("bundle", "metrics", "recommendations"):
+            dataset = catalog.get(f"popular.{name}")
+            assert dataset._version is not None
+            assert "/ml-1m/popular/seed_7/" in str(dataset._filepath)
+        assert "/ml-1m/" in str(catalog.get("interactions")._filepath)
+
+
+def test_whole_blocks_survive_one_runtime_parameter(project_copy, session_in) -> None:
+    with session_in(project_copy, runtime_params={"train": {"patience": 3}}) as session:
+        found = session.load_context().params["train"]
+    expected = yaml.safe_load((project_copy / "conf/base/parameters/train.yml").read_text())["train"]
+    assert found == expected | {"patience": 3}
+
+
+def test_the_test_environment_writes_beside_and_overrides_key_by_key(project_copy, session_in) -> None:
+    with session_in(project_copy, env="test") as session:
+        context = session.load_context()
+        base = yaml.safe_load((project_copy / "conf/base/parameters/models/sasrec.yml").read_text())
+        assert set(context.params["models"]["sasrec"]) == set(base["models"]["sasrec"])
+        assert context.params["models"]["sasrec"] != base["models"]["sasrec"]
+        assert context.params["datasets"]["online_retail"]["source"] == "online_retail"
+        path = Path(context.catalog.get("sasrec.bundle")._filepath)
+    assert path.is_relative_to(project_copy / "data" / "test")

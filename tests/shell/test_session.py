@@ -1,0 +1,117 @@
+"""`--params` become tags, and what the configuration does not have is refused before anything runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from recpipe.session import Refused, check_parameters, same_kind, tags
+
+MODELS = ["item_knn", "popular", "popular_recent", "sasrec"]
+BASELINES = ["popular", "popular_recent"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        ("sasrec", {}, {"shared", "sasrec", "popular", "popular_recent"}),
+        ("sasrec", {"pipeline_names": []}, {"shared", "sasrec", "popular", "popular_recent"}),
+        ("sasrec", {"pipeline_names": ["__default__"]}, {"shared", "sasrec", "popular", "popular_recent"}),
+        ("sasrec", {"pipeline_name": "train"}, {"shared", "sasrec"}),
+        ("sasrec", {"pipeline_names": ["train", "evaluate"]}, {"shared", "sasrec"}),
+        ("sasrec+item_knn", {"pipeline_names": ["train"]}, {"shared", "sasrec", "item_knn"}),
+        ("all", {"pipeline_names": ["train"]}, {"shared", *MODELS}),
+        ("sasrec", {"tags": ("popular",)}, {"popular"}),
+        ("sasrec", {"node_names": ("popular.train_model",)}, set()),
+        ("sasrec", {"namespaces": ["popular"]}, set()),
+        (
+            "sasrec",
+            {"pipeline_names": ["train"], "from_nodes": ["item_knn.train_model"]},
+            {"shared", "sasrec", "item_knn"},
+        ),
+        (
+            "sasrec",
+            {"pipeline_names": ["train"], "to_outputs": ["popular.bundle"]},
+            {"shared", "sasrec", "popular"},
+        ),
+    ],
+)
+def test_model_becomes_tags(model: str, options: dict, expected: set[str]) -> None:
+    found = tags(model, MODELS, BASELINES, options)
+    assert set(found) == expected
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("model", ["sasrek", "popular+sasrek", "sasrec,popular", "", "all+sasrec"])
+def test_unknown_model_is_refused_even_with_own_tags(model: str) -> None:
+    with pytest.raises(Refused, match="unknown model"):
+        tags(model, MODELS, BASELINES, {"tags": ("shared",)})
+
+
+def test_refusal_names_the_nearest_and_all() -> None:
+    with pytest.raises(Refused, match=r"'sasrek' \(did you mean 'sasrec'\?\).*item_knn, popular"):
+        tags("sasrek", MODELS, BASELINES, {})
+
+
+CONF = {
+    "seed": 42,
+    "train": {"epochs": 3, "lr": 0.1, "resume": True, "clip": None, "own": {}},
+    "cut": [1, 5],
+    "name": "a",
+}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"seed": 1, "name": "b"},
+        {"train": {"lr": 1, "clip": 0.5}},
+        {"train": {"resume": False, "own": {"anything": 1}}},
+        {"train": {"lr": "2011-10-01"}},
+        {"train": {"epochs": None}},
+    ],
+)
+def test_known_parameters_pass(asked: dict) -> None:
+    check_parameters(asked, CONF)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"sed": 1}, r"unknown parameter 'sed' \(did you mean 'seed'\?\)"),
+        ({"train": {"epoch": 1}}, r"'train\.epoch' \(did you mean 'epochs'\?\); train has epochs, lr"),
+        ({"train": 3}, "'train' is a block; give one of its keys, epochs"),
+        ({"seed": {"a": 1}}, "'seed' cannot be"),
+        ({"train": {"epochs": "many"}}, r"'train\.epochs' cannot be 'many': conf has 3"),
+        ({"train": {"epochs": 1.5}}, "cannot be 1.5"),
+        ({"train": {"epochs": True}}, "cannot be True"),
+        ({"train": {"resume": 1}}, "cannot be 1"),
+        ({"cut": 5}, "cannot be 5"),
+    ],
+)
+def test_unknown_or_mistyped_parameters_are_refused(asked: dict, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        check_parameters(asked, CONF)
+
+
+def test_a_share_may_become_a_date_but_no_other_text() -> None:
+    assert same_kind("2011-10-01", 0.1)
+    assert not same_kind("tomorrow", 0.1)
+    assert not same_kind("2011-10-01", 1)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"dataset": "online_retai"},
+            r"unknown dataset 'online_retai' \(did you mean 'online_retail'\?\).*ml-1m",
+        ),
+        ({"model": "sasrek"}, "unknown model 'sasrek'"),
+        ({"evaluate": {"recomend": 3}}, r"unknown parameter 'evaluate\.recomend' \(did you mean 'recommend'"),
+    ],
+)
+def test_a_run_is_refused_before_anything_is_written(project_copy, session_in, params, message) -> None:
+    with session_in(project_copy, runtime_params=params) as session, pytest.raises(Refused, match=message):
+        session.run(pipeline_names=["ingest"])
+    assert sorted(path.name for path in (project_copy / "data").iterdir()) == ["01_raw"]
+    assert not (project_copy / "mlflow.db").exists()

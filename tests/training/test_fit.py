@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.synthetic import random_sequences
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.splits import Split, split
+from recpipe.evaluation.evaluate import validator
+from recpipe.models.registry import build
+from recpipe.models.sasrec import SASRec
+from recpipe.training.fit import LAST, Trained, TrainSettings, choose_device, train
+from recpipe.training.module import NonFiniteLoss
+
+ITEMS = 30
+PROTOCOL = Protocol(dataset="x", history=10)
+
+
+@pytest.fixture(scope="module")
+def data() -> Split:
+    return split(random_sequences(120, ITEMS, longest=14, seed=2), PROTOCOL)
+
+
+def settings(**changed) -> TrainSettings:
+    return TrainSettings(**{"batch_tokens": 200, "max_epochs": 5, "patience": 50, **changed})
+
+
+def run(data: Split, folder: Path, *, seed: int = 0, validate=None, config=None, **changed) -> Trained:
+    return train(
+        lambda: build(
+            "sasrec",
+            {"dim": 16, "dropout": 0.1, **(config or {})},
+            n_items=ITEMS,
+            max_length=PROTOCOL.history,
+        ),
+        data.train,
+        validate or validator(data.valid, PROTOCOL),
+        settings(**changed),
+        seed=seed,
+        folder=folder,
+    )
+
+
+def weights(trained: Trained) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in trained.model.state_dict().values()])
+
+
+def losses(trained: Trained) -> list[float]:
+    return [row["loss"] for row in trained.curve]
+
+
+def test_it_learns_what_there_is_to_learn(data, tmp_path):
+    trained = run(data, tmp_path, max_epochs=40, optimiser={"name": "adam", "learning_rate": 0.01})
+    assert trained.cost["best_valid_ndcg@10"] > 0.75
+    assert losses(trained)[-1] < 0.5 * losses(trained)[0]
+    assert trained.cost["parameters"] == sum(p.numel() for p in trained.model.parameters())
+
+
+def test_the_seed_decides_everything(data, tmp_path):
+    first, second, other = (run(data, tmp_path / str(n), seed=seed) for n, seed in enumerate((1, 1, 2)))
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(other))
+
+
+class StopAfter:
+    """Validates as usual and stops, as Ctrl-C does, in the n-th validation."""
+
+    def __init__(self, validate, calls: int) -> None:
+        self.validate, self.left = validate, calls
+
+    def __call__(self, model):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.validate(model)
+
+
+def test_training_goes_on_after_ctrl_c_as_if_nothing_had_happened(data, tmp_path):
+    whole = run(data, tmp_path / "whole", seed=3)
+    stopped = StopAfter(validator(data.valid, PROTOCOL), 3)
+    with pytest.raises(KeyboardInterrupt, match="run the same command again"):
+        run(data, tmp_path / "cut", seed=3, validate=stopped)
+    assert (tmp_path / "cut" / LAST).is_file()
+    resumed = run(data, tmp_path / "cut", seed=3)
+    assert losses(resumed) == losses(whole)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert not (tmp_path / "cut" / LAST).exists()
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(data, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, seed=3, validate=StopAfter(validator(data.valid, PROTOCOL), 2))
+    other = run(data, tmp_path, seed=4)
+    assert [row["epoch"] for row in other.curve] == [1, 2, 3, 4, 5]
+    assert torch.equal(weights(other), weights(run(data, tmp_path / "fresh", seed=4)))
+
+
+def test_the_best_validation_is_what_is_returned_and_patience_ends(data, tmp_path):
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
+    kept: list[torch.Tensor] = []
+
+    def validate(model):
+        kept.append(torch.cat([tensor.flatten().clone() for tensor in model.state_dict().values()]))
+        return {"valid_ndcg@10": next(scores)}
+
+    trained = run(data, tmp_path, validate=validate, max_epochs=50, patience=2)
+    assert len(trained.curve) == 4
+    assert trained.cost["best_epoch"] == 2
+    assert torch.equal(weights(trained), kept[1])
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):
+    honest, calls = SASRec.loss, []
+
+    def breaks(self, batch, criterion):
+        calls.append(1)
+        return honest(self, batch, criterion) * (math.nan if len(calls) == 20 else 1.0)
+
+    monkeypatch.setattr(SASRec, "loss", breaks)
+    with pytest.raises(NonFiniteLoss, match="not finite at step 19") as stopped:
+        run(data, tmp_path, max_epochs=50)
+    assert "train.optimiser.learning_rate" in str(stopped.value)
+    monkeypatch.undo()
+    assert run(data, tmp_path, max_epochs=50).cost["epochs"] == 50
+
+
+def test_a_cosine_schedule_falls_to_its_end_and_is_resumed(data, tmp_path):
+    schedule = {"schedule": {"name": "cosine", "warmup_steps": 3}}
+    whole = run(data, tmp_path / "whole", **schedule)
+    rates = [row["lr"] for row in whole.curve]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.05e-3 < 0.9e-3 < rates[0]
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "cut", validate=StopAfter(validator(data.valid, PROTOCOL), 2), **schedule)
+    resumed = run(data, tmp_path / "cut", **schedule)
+    assert [row["lr"] for row in resumed.curve] == rates
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_curves_go_to_tensorboard_and_to_whoever_listens(data, tmp_path):
+    rows: list[dict] = []
+    train(
+        lambda: build("sasrec", {"dim": 8}, n_items=ITEMS, max_length=10),
+        data.train,
+        validator(data.valid, PROTOCOL),
+        settings(max_epochs=2),
+        seed=0,
+        folder=tmp_path,
+        on_epoch=rows.append,
+    )
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert set(rows[0]) == {"epoch", "step", "seconds", "loss", "lr", "valid_ndcg@10"}
+    assert list(tmp_path.glob("tensorboard/events.out.tfevents.*"))
+    assert json.loads((tmp_path / "run.json").read_text())["fingerprint"]
+
+
+def test_closed_forms_take_the_same_way(data, tmp_path):
+    trained = train(
+        lambda: build("popular", {}, n_items=ITEMS, max_length=10),
+        data.train,
+        validator(data.valid, PROTOCOL),
+        settings(),
+        seed=0,
+        folder=tmp_path,
+    )
+    assert trained.curve == [] and trained.cost["epochs"] == 0
+    assert trained.model.counts.sum() == len(data.train.items)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"precision": "fp8"}, "allowed: auto, fp32, bf16"),
+        ({"max_epochs": 0}, "at least 1"),
+        ({"optimiser": {"name": "lion"}}, "unknown optimiser 'lion'"),
+        ({"optimiser": {"name": "adam", "momentum": 1}}, "train.optimiser"),
+        ({"schedule": {"name": "cosinus"}}, "unknown schedule 'cosinus'"),
+        ({"schedule": {"name": "cosine", "warm": 3}}, r"unknown \['warm'\]"),
+        ({"metric": "auc@10"}, "train.metric asks for valid_auc@10; validation gives valid_ndcg@10"),
+        ({"batch_tokens": 3}, "raise train.batch_tokens"),
+        ({"device": "tpu"}, "allowed: auto, cpu, cuda"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(data, tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        run(data, tmp_path, **changed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="train.device=cpu"):
+        choose_device("cuda")

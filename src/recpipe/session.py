@@ -6,6 +6,7 @@ unless the user filtered by tags, nodes or namespaces. A run of the whole projec
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import logging
@@ -41,7 +42,10 @@ class RecpipeSession(KedroSession):
         check_parameters(asked, conf)
         check_name(asked.get("dataset", conf["dataset"]), conf["datasets"], what="dataset")
         model = asked.get("model", conf["model"])
-        options["tags"] = tags(model, conf["models"], conf["baselines"], options)
+        dataset = conf["datasets"][asked.get("dataset", conf["dataset"])]
+        baselines = dataset.get("baselines", conf["baselines"])
+        options["tags"] = tags(model, conf["models"], baselines, options)
+        self.store["runtime_params"] = winning(asked, conf)
         zoo.declare(conf["models"])
         try:
             return super().run(**options)
@@ -57,6 +61,38 @@ class RecpipeSession(KedroSession):
         )
         conf: dict[str, Any] = loader["parameters"]
         return conf
+
+
+def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
+    """`asked`, repeated where the files override it: in the data set's `protocol` and the models' `train` blocks.
+
+    What is said on the command line wins over what a data set or a model says, and that over the common block.
+    """
+    dataset = asked.get("dataset", conf["dataset"])
+    given: dict[str, Any] = copy.deepcopy(dict(asked))
+    own = conf["datasets"][dataset].get("protocol") or {}
+    if said := {key: value for key, value in (asked.get("protocol") or {}).items() if key in own}:
+        _add(given, ["datasets", dataset, "protocol"], said)
+    for name, block in conf["models"].items():
+        for path in (["train"], ["datasets", dataset, "train"]):
+            own = _at(block, path)
+            if said := {key: value for key, value in (asked.get("train") or {}).items() if key in own}:
+                _add(given, ["models", name, *path], said)
+    return given
+
+
+def _at(block: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
+    for key in path:
+        block = block.get(key) or {}
+    return block
+
+
+def _add(given: dict[str, Any], path: list[str], values: Mapping[str, Any]) -> None:
+    """Puts `values` at `path`; what was asked for there by its full name stays."""
+    for key in path:
+        given = given.setdefault(key, {})
+    for key, value in values.items():
+        given.setdefault(key, value)
 
 
 def tags(model: str, known: Iterable[str], baselines: Iterable[str], options: Mapping[str, Any]) -> list[str]:

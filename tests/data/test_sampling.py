@@ -135,7 +135,7 @@ ORACLES: dict[str, Callable[..., Rows]] = {
     ],
     "min_events": lambda rows, users: [r for g in groups(rows, "user_id") if len(g) >= users for r in g],
     "k_core": k_core,
-    "last": lambda rows, k: cap_per_user(rows, k),
+    "last": lambda rows, k: cap_per_user(rows, n=k),
     "cap_per_user": cap_per_user,
     "hash_users": lambda rows, share, salt="": [r for r in rows if below(md5(r["user_id"] + salt), share)],
     "random_rows": lambda rows, share, seed: [r for r in rows if below(draw(r, seed), share)],

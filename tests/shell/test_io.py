@@ -167,4 +167,4 @@ def test_runs_are_the_latest_of_each_and_none_where_there_is_no_folder(tmp_path)
 def test_text_is_previewed_as_text(tmp_path) -> None:
     dataset = files.TextDataset(filepath=str(tmp_path / "file.txt"))
     dataset.save("| a |\n<b>\nrest")
-    assert dataset.preview(lines=2) == "```\n| a |\n<b>\n```"
+    assert dataset.preview(lines=2) == "```\n | a |\n <b>\n```"

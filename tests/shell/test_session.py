@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recpipe.session import Refused, check_parameters, same_kind, tags
+from recpipe.session import Refused, check_parameters, same_kind, tags, winning
 
 MODELS = ["item_knn", "popular", "popular_recent", "sasrec"]
 BASELINES = ["popular", "popular_recent"]
@@ -115,3 +115,25 @@ def test_a_run_is_refused_before_anything_is_written(project_copy, session_in, p
         session.run(pipeline_names=["ingest"])
     assert sorted(path.name for path in (project_copy / "data").iterdir()) == ["01_raw"]
     assert not (project_copy / "mlflow.db").exists()
+
+
+def test_the_command_line_wins_over_data_set_and_model() -> None:
+    conf = {
+        "dataset": "d",
+        "protocol": {"exclude_seen": True, "history": 200},
+        "datasets": {"d": {"protocol": {"exclude_seen": False}}, "e": {}},
+        "models": {
+            "a": {"type": "a", "train": {"patience": 3}, "datasets": {"d": {"train": {"max_epochs": 9}}}},
+            "b": {"type": "b"},
+        },
+    }
+    asked = {"protocol": {"exclude_seen": True, "history": 50}, "train": {"max_epochs": 1, "patience": 2, "lr": 1}}
+    assert winning(asked, conf) == {
+        **asked,
+        "datasets": {"d": {"protocol": {"exclude_seen": True}}},
+        "models": {"a": {"train": {"patience": 2}, "datasets": {"d": {"train": {"max_epochs": 1}}}}},
+    }
+    assert "datasets" not in asked
+    assert winning({"dataset": "e", **asked}, conf)["models"] == {"a": {"train": {"patience": 2}}}
+    full_name = {"train": {"patience": 2}, "models": {"a": {"train": {"patience": 7}}}}
+    assert winning(full_name, conf)["models"]["a"]["train"]["patience"] == 7

@@ -36,7 +36,7 @@ class Protocol:
     test: float | str = 0.1
     targets: str = "next"
     ties: str = "source"
-    seed: int | None = None
+    seed: int = 42
     history: int = 200
     exclude_seen: bool = True
     candidates: str = "full"

@@ -143,7 +143,7 @@ def _temporal(sequences: Sequences, protocol: Protocol) -> _Cuts:
 def _cold_users(sequences: Sequences, protocol: Protocol) -> _Cuts:
     """Whole users are held out, chosen by hash: their last event is the target and none of their events train."""
     n = sequences.lengths
-    draw = np.array([_unit(user, protocol.seed or 0) for user in sequences.users.tolist()])
+    draw = np.array([_unit(user, protocol.seed) for user in sequences.users.tolist()])
     valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
     is_test, is_valid = draw < test, (draw >= test) & (draw < test + valid)
     last, none = np.maximum(n - 1, 0), np.zeros_like(n)

@@ -25,7 +25,7 @@ class ChecksHooks:
         if "params:protocol" in needed:
             from recpipe.pipelines.blocks import protocol_of
 
-            names = ("protocol", "datasets", "dataset", "seed")
+            names = ("protocol", "datasets", "dataset")
             protocol_of(*(catalog.load(f"params:{name}") for name in names))
         for name in sorted(needed):
             if name.startswith(BLOCK):

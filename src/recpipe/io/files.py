@@ -56,9 +56,9 @@ class TextDataset(_Whole, StockText):
     """A text file, previewed in kedro-viz by its first lines."""
 
     def preview(self, lines: int = 60) -> HTMLPreview:
-        """kedro-viz takes this kind of preview for Markdown, so what is text goes there as a block of code."""
+        """kedro-viz takes this for Markdown: as a block of code, indented since it reads # as a heading even there."""
         text = str(super().load.__wrapped__(self))
-        return HTMLPreview("\n".join(["```", *text.splitlines()[:lines], "```"]))
+        return HTMLPreview("\n".join(["```", *(f" {line}" for line in text.splitlines()[:lines]), "```"]))
 
 
 class TableDataset(_Whole, StockTable):

@@ -83,7 +83,7 @@ def ingest(
         interactions=log.rows.order_by("order"),
         quarantine=bad,
         steps=pa.Table.from_pylist(rows + more, schema=STEP_TABLE),
-        items=_completed(log.rows.select("item_id").distinct(), items, "title"),
+        items=_completed(log.items.select("item_id"), items, "title"),
         users=_completed(log.users.select("user_id"), users),
     )
 
@@ -96,7 +96,8 @@ def _cleaned(events: ir.Table, policy: str) -> tuple[Log, ir.Table, list[dict[st
         raise ValueError(
             "the raw log has no rows; look at the files in the folder of the data set under data/01_raw"
         )
-    bad = kept(faults.rejected(events))
+    bad = faults.rejected(events)
+    bad = kept(bad) if faults.suspected(whole) else bad.limit(0)
     counts = faults.reasons(bad)
     if wrong := sum(counts.values()):
         if policy == "fail" or 2 * wrong > rows:

@@ -68,6 +68,7 @@ def _spark(engine: Mapping[str, Any]) -> BaseBackend:
         ) from error
     settings = {
         "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
         "spark.local.dir": str(_spill_folder(engine).absolute()),
         "spark.sql.parquet.compression.codec": "zstd",
         **({"spark.driver.memory": _jvm_size(engine["memory_limit"])} if engine.get("memory_limit") else {}),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ibis
 import ibis.expr.types as ir
 
+from recpipe.data.sampling.log import Log, single_row
+
 LATEST = 10**11  # seconds: the year 5138. Today in milliseconds is 1.7 × 10¹²
 POLICIES = ("quarantine", "drop", "fail")
 
@@ -13,6 +15,19 @@ POLICIES = ("quarantine", "drop", "fail")
 def url_decode(text: str) -> str:
     """The engines' own function. A null byte cannot be written in a query, but `%00` can."""
     raise NotImplementedError
+
+
+def suspected(log: Log) -> bool:
+    """Whether any row can be bad. Cheap: each id is looked at once, and the first and last time of each user."""
+    users, items, events = log.users, log.items, log.source
+    questions = [
+        users.aggregate(found=(_blank(users.user_id) | _with_null_byte(users.user_id)).any()),
+        items.aggregate(found=(_blank(items.item_id) | _with_null_byte(items.item_id)).any()),
+        users.aggregate(found=((users["first"] < 0) | (users["last"] > LATEST)).any()),
+    ]
+    if "problem" in events.columns:
+        questions.append(events.aggregate(found=events.problem.notnull().any()))
+    return any(single_row(question)["found"] for question in questions)
 
 
 def fault(events: ir.Table) -> ir.IntegerColumn:
@@ -41,18 +56,23 @@ def _checks(events: ir.Table) -> list[tuple[ir.BooleanValue, ir.StringValue]]:
     """What may be wrong with a row and how that is told; a null condition is no fault."""
     checks = [(events.problem.notnull(), events.problem)] if "problem" in events.columns else []
     for name in ("user_id", "item_id"):
-        suspect = (
-            events[name] < "!"
-        )  # begins with a blank or is empty: stripping every id would take half the time
-        blank = events[name].isnull() | ibis.ifelse(suspect, events[name].strip() == "", False)
         checks += [
-            (blank, ibis.literal(f"empty {name}")),
-            (events[name].contains(url_decode("%00")), ibis.literal(f"null byte in {name}")),
+            (_blank(events[name]), ibis.literal(f"empty {name}")),
+            (_with_null_byte(events[name]), ibis.literal(f"null byte in {name}")),
         ]
     checks.append((events.timestamp < 0, ibis.literal("negative timestamp")))
     for factor, unit in ((10**6, "nanoseconds"), (10**3, "microseconds"), (1, "milliseconds")):
         checks.append((events.timestamp > LATEST * factor, ibis.literal(f"timestamp looks like {unit}")))
     return checks
+
+
+def _blank(ids: ir.StringColumn) -> ir.BooleanColumn:
+    """Null, or nothing but white space; only what begins with some is stripped, since that is slow."""
+    return ids.isnull() | ibis.ifelse(ids < "!", ids.strip() == "", False)
+
+
+def _with_null_byte(ids: ir.StringColumn) -> ir.BooleanColumn:
+    return ids.contains(url_decode("%00"))
 
 
 def reasons(bad: ir.Table) -> dict[str, int]:

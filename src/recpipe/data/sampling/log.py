@@ -53,6 +53,8 @@ class Log:
         before, after = size(self), size(log)
         if before == after:
             return self
+        if 4 * after < before:  # few enough to keep, rather than to find them again in each of the next steps
+            log = log.settled()
         if 2 * after < before:
             return replace(log, items=kept(per_item(log.rows)))
         fewer = per_item(gone).rename(gone_item="item_id", gone_events="events")
@@ -61,7 +63,7 @@ class Log:
         return replace(log, items=kept(items.filter(items.events > 0)))
 
     def settled(self) -> Log:
-        """The same log with its rows kept on the engine, so that it can be cut again."""
+        """The same log with its rows kept on the engine."""
         users = self.users.select("user_id", "events", "first", "last")
         return Log(kept(self.rows), users, self.items)
 

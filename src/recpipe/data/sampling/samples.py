@@ -36,7 +36,7 @@ def cap_per_user(
 
 def _end_of_history(log: Log, n: int, *, newest: bool) -> Log:
     """The `n` newest or oldest events of every user: all that reach the `n`-th of their history."""
-    log = log.settled() if log.cut else log
+    log = log.settled() if log.cut else log  # a user has room for one cut
     sign = 1 if newest else -1
     nth = kept(_nth_events(log, n, sign))
     long = log.rows.inner_join(nth, log.rows.user_id == nth.long_user)

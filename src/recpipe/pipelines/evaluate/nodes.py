@@ -5,13 +5,20 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from recpipe.pipelines.blocks import EvaluateBlock
+from recpipe.pipelines.blocks import EvaluateBlock, judged_under, protocol_of
 
 log = logging.getLogger(__name__)
 
 
 def evaluate_model(
-    bundle: Any, valid_set: Any, test_set: Any, protocol: dict[str, Any], evaluate: EvaluateBlock
+    bundle: Any,
+    valid_set: Any,
+    test_set: Any,
+    split_protocol: dict[str, Any],
+    protocol: dict[str, Any],
+    datasets: dict[str, Any],
+    dataset: str,
+    evaluate: EvaluateBlock,
 ) -> tuple[dict[str, Any], Any, Any, str]:
     """Metrics, ranks of the test fold, recommendations for its users, and these as a submission file."""
     import polars as pl
@@ -24,7 +31,8 @@ def evaluate_model(
     layout = SubmissionLayout.from_conf(evaluate.submission)
     bundle.model.to(choose_device(evaluate.device))
     top = max(evaluate.recommend, layout.top)
-    found = judge(bundle, valid_set, test_set, Protocol.from_dict(protocol), top=top)
+    under = judged_under(Protocol.from_dict(split_protocol), protocol_of(protocol, datasets, dataset))
+    found = judge(bundle, valid_set, test_set, under, top=top)
     shown = {name: round(value, 4) for name, value in found.metrics["test"].items() if name.endswith("@10")}
     log.info("%s on test: %s", bundle.name, shown)
     submission = submission_csv(found.recommendations, layout, users=list(test_set.histories.users))

@@ -15,6 +15,7 @@ def create_pipeline() -> Pipeline:
 
 def _template(model: str) -> Pipeline:
     """The name is not used: a bundle knows what it is."""
-    inputs = ["bundle", "valid_set", "test_set", "protocol", "params:evaluate"]
+    asked = ["params:protocol", "params:datasets", "params:dataset", "params:evaluate"]
+    inputs = ["bundle", "valid_set", "test_set", "protocol", *asked]
     outputs = ["metrics", "ranks", "recommendations", "submission"]
     return Pipeline([Node(evaluate_model, inputs, outputs, name="evaluate_model")])

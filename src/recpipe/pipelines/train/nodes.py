@@ -17,7 +17,6 @@ def split_sequences(
     datasets: dict[str, Any],
     dataset: str,
     protocol: dict[str, Any],
-    seed: int,
 ) -> tuple[Any, Any, Any, Any, dict[str, Any], dict[str, int]]:
     """Sequences of the log, cut by the protocol: vocabulary, training set, two folds, protocol and sizes."""
     from dataclasses import replace
@@ -26,8 +25,8 @@ def split_sequences(
     from recpipe.data.splits import split
     from recpipe.pipelines.blocks import protocol_of
 
-    asked = protocol_of(protocol, datasets, dataset, seed)
-    sequences, vocabulary = build(interactions, ties=asked.ties, seed=seed)
+    asked = protocol_of(protocol, datasets, dataset)
+    sequences, vocabulary = build(interactions, ties=asked.ties, seed=asked.seed)
     steps = tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
     judged = replace(asked, fingerprint=sequences.fingerprint(), steps=steps)
     parts = split(sequences, judged)

@@ -7,7 +7,7 @@ from kedro.pipeline import Node, Pipeline
 from recpipe.pipelines.train.nodes import split_sequences, train_model
 from recpipe.pipelines.zoo import SHARED, for_every_model, named
 
-LOG = ["interactions", "ingest_steps", "params:datasets", "params:dataset", "params:protocol", "params:seed"]
+LOG = ["interactions", "ingest_steps", "params:datasets", "params:dataset", "params:protocol"]
 PARTS = ["vocabulary", "train_set", "valid_set", "test_set", "protocol", "split_sizes"]
 READ_BY_MODELS = {"train_set", "valid_set", "vocabulary", "items", "protocol"}
 

@@ -1,0 +1,221 @@
+"""Bad rows are named, kept aside, counted or refused; files are whole or absent; engines say what they do not know."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recpipe.data.interactions import connect, ingest, read_parquet, write_parquet
+from recpipe.data.sources import RawTables
+
+NOW = 1_700_000_000
+SCHEMA = pa.schema(
+    {
+        "user_id": pa.string(),
+        "item_id": pa.string(),
+        "timestamp": pa.int64(),
+        "order": pa.int64(),
+        "problem": pa.string(),
+    }
+)
+BAD = {
+    "empty user_id": {"user_id": ""},
+    "null user_id": {"user_id": None},
+    "blank item_id": {"item_id": " \t"},
+    "null byte": {"item_id": "a\0b"},
+    "negative": {"timestamp": -1},
+    "milliseconds": {"timestamp": NOW * 10**3},
+    "microseconds": {"timestamp": NOW * 10**6},
+    "nanoseconds": {"timestamp": NOW * 10**9},
+    "reader": {"timestamp": None, "problem": "timestamp not a number: '12x'"},
+}
+REASONS = [
+    "empty user_id",
+    "empty user_id",
+    "empty item_id",
+    "null byte in item_id",
+    "negative timestamp",
+    "timestamp looks like milliseconds",
+    "timestamp looks like microseconds",
+    "timestamp looks like nanoseconds",
+    "timestamp not a number: '12x'",
+]
+
+
+@pytest.fixture
+def con(tmp_path: Path) -> Any:
+    return connect({"memory_limit": "500MB", "threads": 1, "spill_folder": str(tmp_path / "spill")})
+
+
+def good(number: int) -> dict[str, Any]:
+    return {"user_id": f"u{number % 3}", "item_id": f"i{number}", "timestamp": NOW, "problem": None}
+
+
+def raw(con: Any, rows: list[dict[str, Any]], **tables: pa.Table) -> RawTables:
+    numbered = [row | {"order": order} for order, row in enumerate(rows)]
+    log = con.create_table("log", pa.Table.from_pylist(numbered, schema=SCHEMA))
+    return RawTables(log, **{name: con.create_table(name, table) for name, table in tables.items()})
+
+
+def mixed() -> list[dict[str, Any]]:
+    """Every kind of bad row once, among as many good ones and one more."""
+    return [row for n, bad in enumerate(BAD.values()) for row in (good(n), good(n) | bad)] + [good(20)]
+
+
+def test_every_kind_of_bad_row_is_quarantined_with_its_reason(con: Any) -> None:
+    done = ingest(raw(con, mixed()), [])
+    aside = sorted(done.quarantine.to_pyarrow().to_pylist(), key=lambda row: row["order"])
+    assert [row["reason"] for row in aside] == REASONS
+    assert [row["order"] for row in aside] == list(range(1, 18, 2))
+    assert aside[5]["timestamp"] == str(NOW * 1000)  # as text, as it was
+    assert "problem" not in aside[0]
+    kept = done.interactions.to_pyarrow()
+    assert kept["order"].to_pylist() == [*range(0, 18, 2), 18]
+    assert kept.column_names == ["user_id", "item_id", "timestamp", "order"]
+
+
+def test_the_step_table_counts_bad_rows_by_reason(con: Any) -> None:
+    before, after = ingest(raw(con, mixed()), []).steps.to_pylist()
+    assert (before["name"], before["rows"], before["last_timestamp"]) == ("raw", 19, NOW * 10**9)
+    assert (after["name"], after["rows"], after["last_timestamp"]) == ("bad_rows", 10, NOW)
+    told = json.loads(after["detail"])
+    assert told["policy"] == "quarantine"
+    assert told["reasons"]["empty user_id"] == 2
+    assert told["reasons"]["timestamp not a number"] == 1  # one kind, whatever the value was
+    assert sum(told["reasons"].values()) == 9
+
+
+def test_dropped_rows_are_counted_and_not_kept(con: Any) -> None:
+    done = ingest(raw(con, mixed()), [], bad_rows="drop")
+    assert done.quarantine.count().to_pyarrow().as_py() == 0
+    assert done.quarantine.columns == ("order", "user_id", "item_id", "timestamp", "reason")
+    assert done.steps["rows"].to_pylist() == [19, 10]
+
+
+def test_fail_names_counts_and_examples(con: Any) -> None:
+    rows = [*map(good, range(9)), good(0) | {"timestamp": -5}, good(0) | {"user_id": ""}]
+    said = r"2 of 11 rows are bad \(empty user_id: 1; negative timestamp: 1\).*row 9: .*timestamp='-5'"
+    with pytest.raises(ValueError, match=said):
+        ingest(raw(con, rows), [], bad_rows="fail")
+
+
+@pytest.mark.parametrize("policy", ["quarantine", "drop", "fail"])
+def test_a_log_in_milliseconds_is_refused_under_every_policy(con: Any, policy: str) -> None:
+    rows = [good(n) | {"timestamp": NOW * 1000} for n in range(4)] + [good(5)]
+    with pytest.raises(ValueError, match=r"4 of 5 .*looks like milliseconds: 4.*options"):
+        ingest(raw(con, rows), [], bad_rows=policy)
+
+
+def test_nothing_to_read_and_an_unknown_policy_are_refused(con: Any) -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        ingest(raw(con, []), [])
+    with pytest.raises(ValueError, match="bad_rows 'ignore': choose one of quarantine, drop, fail"):
+        ingest(RawTables(con.table("log")), [], bad_rows="ignore")
+
+
+def test_a_log_without_times_or_a_problem_column_passes(con: Any) -> None:
+    table = pa.table({"user_id": ["u"], "item_id": ["i"], "timestamp": pa.nulls(1, pa.int64()), "order": [0]})
+    done = ingest(RawTables(con.create_table("bare", table)), [{"step": "last", "k": 5}])
+    assert done.interactions.to_pyarrow().num_rows == 1
+    assert done.steps["last_timestamp"].to_pylist() == [None] * 3
+
+
+def test_items_and_users_are_those_of_the_log_known_or_not(con: Any) -> None:
+    items = pa.table(
+        {"item_id": ["i1", "i9", "i0"], "title": ["One", "Nine", None], "year": [1999, 2000, 2001]}
+    )
+    done = ingest(raw(con, [good(0), good(1), good(2)], items=items), [])
+    assert done.items.to_pyarrow().to_pylist() == [
+        {"item_id": "i0", "title": None, "year": 2001},
+        {"item_id": "i1", "title": "One", "year": 1999},
+        {"item_id": "i2", "title": "i2", "year": None},
+    ]
+    assert done.users.to_pyarrow().to_pylist() == [{"user_id": u} for u in ("u0", "u1", "u2")]
+
+
+def test_items_of_a_source_without_any_are_titled_by_their_id(con: Any) -> None:
+    done = ingest(raw(con, [good(0), good(0), good(3)]), [])
+    assert done.items.to_pyarrow().to_pylist() == [{"item_id": i, "title": i} for i in ("i0", "i3")]
+
+
+# Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def view(con: Any, query: str) -> Any:
+    con.raw_sql(f"CREATE TEMP VIEW numbers AS {query}")
+    return con.table("numbers")
+
+
+def test_parquet_is_compressed_and_read_back(con: Any, tmp_path: Path) -> None:
+    path = tmp_path / "it's" / 'a "name".parquet'
+    write_parquet(con.create_table("t", pa.table({"order": [1, 2]})).order_by("order"), path)
+    assert read_parquet(path).to_pyarrow()["order"].to_pylist() == [1, 2]
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_a_failure_in_the_last_row_leaves_the_old_file_and_no_other(con: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    write_parquet(con.create_table("t", pa.table({"order": [1]})), folder / "log.parquet")
+    before = (folder / "log.parquet").read_bytes()
+    late = "SELECT CAST(CASE WHEN range = 399999 THEN 'x' ELSE range::VARCHAR END AS BIGINT) AS n FROM range(400000)"
+    with pytest.raises(Exception, match="Could not convert string 'x'"):
+        write_parquet(view(con, late), folder / "log.parquet")
+    assert [path.name for path in folder.iterdir()] == ["log.parquet"]
+    assert (folder / "log.parquet").read_bytes() == before
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB, where this user may mount one."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tiny file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(con: Any, tiny_disk: Path) -> None:
+    log = view(con, "SELECT md5(CAST(range AS VARCHAR)) AS item_id FROM range(500000)")
+    with pytest.raises(OSError, match="disk full"):
+        write_parquet(log, tiny_disk / "log.parquet")
+    assert list(tiny_disk.iterdir()) == []
+
+
+# Engines -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_keeps_to_its_limit_by_spilling_and_cleans_up(tmp_path: Path) -> None:
+    con: Any = connect({"memory_limit": "60MB", "threads": 1, "spill_folder": str(tmp_path)})
+    big = view(con, "SELECT md5(CAST(range AS VARCHAR)) AS item_id FROM range(2000000)").cache()
+    assert big.count().to_pyarrow().as_py() == 2_000_000
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) > 10**6
+    assert con.raw_sql("SELECT current_setting('threads')").fetchall() == [(1,)]
+    del big, con
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"name": "flink"}, "unknown engine 'flink'.*duckdb, spark"),
+        ({"memory": "4GB"}, "unknown engine setting 'memory'.*memory_limit"),
+        ({"memory_limit": "plenty"}, "memory_limit"),
+        ({"name": "spark", "memory_limit": "plenty"}, "memory_limit 'plenty': write a number"),
+        ({"settings": {"no_such_setting": 1}}, "no_such_setting"),
+    ],
+)
+def test_a_wrong_engine_is_refused(engine: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        connect(engine)

@@ -127,7 +127,10 @@ def test_the_command_line_wins_over_data_set_and_model() -> None:
             "b": {"type": "b"},
         },
     }
-    asked = {"protocol": {"exclude_seen": True, "history": 50}, "train": {"max_epochs": 1, "patience": 2, "lr": 1}}
+    asked = {
+        "protocol": {"exclude_seen": True, "history": 50},
+        "train": {"max_epochs": 1, "patience": 2, "lr": 1},
+    }
     assert winning(asked, conf) == {
         **asked,
         "datasets": {"d": {"protocol": {"exclude_seen": True}}},

@@ -61,23 +61,24 @@ def load_tree(path: Path) -> Any:
 
 
 def _pack(node: Any, tensors: dict[str, Tensor]) -> Any:
+    packed: Any
     if isinstance(node, Tensor):
-        key = str(len(tensors))
-        tensors[key] = node.detach().cpu().contiguous().clone()
-        return {TENSOR: key}
-    if isinstance(node, Mapping):
-        if all(isinstance(key, str) and not key.startswith("__") for key in node):
-            return {key: _pack(value, tensors) for key, value in node.items()}
-        return {PAIRS: [[_pack(key, tensors), _pack(value, tensors)] for key, value in node.items()]}
-    if isinstance(node, tuple):
-        return {TUPLE: [_pack(value, tensors) for value in node]}
-    if isinstance(node, list):
-        return [_pack(value, tensors) for value in node]
-    if node is None or isinstance(node, str | bool | int | float):
-        return str(node) if isinstance(node, str) else node
-    if isinstance(node, Path):
-        return str(node)
-    raise TypeError(f"a checkpoint cannot hold a {type(node).__name__} without pickle")
+        packed = {TENSOR: str(len(tensors))}
+        tensors[packed[TENSOR]] = node.detach().cpu().contiguous().clone()
+    elif isinstance(node, Mapping) and all(isinstance(key, str) and key[:2] != "__" for key in node):
+        packed = {key: _pack(value, tensors) for key, value in node.items()}
+    elif isinstance(node, Mapping):
+        packed = {PAIRS: [[_pack(key, tensors), _pack(value, tensors)] for key, value in node.items()]}
+    elif isinstance(node, list | tuple):
+        packed = [_pack(value, tensors) for value in node]
+        packed = {TUPLE: packed} if isinstance(node, tuple) else packed
+    elif isinstance(node, str | Path):  # an enum's member that is a string, too
+        packed = str(node)
+    elif node is None or isinstance(node, bool | int | float):
+        packed = node
+    else:
+        raise TypeError(f"a checkpoint cannot hold a {type(node).__name__} without pickle")
+    return packed
 
 
 def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from recpipe.pipelines.blocks import EvaluateBlock, judged_under, protocol_of
+from recpipe.pipelines.provenance import commit
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def evaluate_model(
     top = max(evaluate.recommend, layout.top)
     under = judged_under(Protocol.from_dict(split_protocol), protocol_of(protocol, datasets, dataset))
     found = judge(bundle, valid_set, test_set, under, top=top)
+    found.metrics["commit"] = commit()
     shown = {name: round(value, 4) for name, value in found.metrics["test"].items() if name.endswith("@10")}
     log.info("%s on test: %s", bundle.name, shown)
     submission = submission_csv(found.recommendations, layout, users=list(test_set.histories.users))

@@ -146,7 +146,7 @@ def bare(model, train, epochs: int) -> tuple[list[float], float, int]:
     """The same steps on the same batches without Lightning."""
     import torch
 
-    from recpipe.data.batches import DeviceSequences, LengthBuckets
+    from recpipe.data.batches import DeviceSequences, TrainingBatches
     from recpipe.training.fit import TrainSettings
     from recpipe.training.losses import make_loss
     from recpipe.training.optim import make_optimiser
@@ -154,18 +154,20 @@ def bare(model, train, epochs: int) -> tuple[list[float], float, int]:
     settings = TrainSettings()
     torch.manual_seed(0)
     data = DeviceSequences(train, window=model.max_length + 1, device="cpu")
-    buckets = LengthBuckets(data.lengths, tokens=settings.batch_tokens, seed=0, minimum=2)
+    batches = TrainingBatches(data.lengths, tokens=settings.batch_tokens, seed=0, minimum=2)
     criterion, optimiser = make_loss(settings.loss), make_optimiser(model.parameters(), settings.optimiser)
     model.train()
     seconds = []
     for epoch in range(epochs):
-        buckets.epoch, started = epoch, time.perf_counter()
-        for rows in buckets:
+        batches.epoch, started = epoch, time.perf_counter()
+        for parts in batches:
             optimiser.zero_grad()
-            model.loss(data.batch(rows), criterion).backward()
+            step = [data.batch(rows) for rows in parts]
+            whole = sum(part.targets for part in step)
+            torch.stack([model.loss(part, criterion) * (part.targets / whole) for part in step]).sum().backward()
             optimiser.step()
         seconds.append(time.perf_counter() - started)
-    targets = float((data.lengths[buckets.rows] - 1).sum())
+    targets = float((data.lengths[batches.rows] - 1).sum())
     return seconds, targets, sum(weight.numel() for weight in model.parameters())
 
 

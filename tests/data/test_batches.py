@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.data.batches import DeviceSequences, LengthBuckets
+from recpipe.data.batches import DeviceSequences, TrainingBatches
 
 
 def test_batches_are_the_last_events_right_padded():
@@ -19,43 +19,51 @@ def test_batches_are_the_last_events_right_padded():
     assert empty.items.shape == (2, 0)
 
 
-def test_every_user_comes_once_per_epoch_within_the_budget():
+def test_every_user_comes_once_per_epoch_in_random_steps_of_about_the_asked_size():
     lengths = random_sequences(500, 30, longest=40, shortest=1).lengths
-    buckets = LengthBuckets(lengths, tokens=200, seed=0, minimum=2)
+    batches = TrainingBatches(lengths, tokens=2000, seed=0, minimum=2)
     seen = []
     for epoch in range(2):
-        buckets.epoch = epoch
-        batches = list(buckets)
-        assert len(batches) == len(buckets)
-        assert all(len(rows) * lengths[rows].max() <= 200 for rows in batches)
-        assert sorted(np.concatenate(batches)) == np.flatnonzero(lengths >= 2).tolist()
-        seen.append(np.concatenate(batches))
+        batches.epoch = epoch
+        steps = list(batches)
+        assert len(steps) == len(batches) == np.ceil(lengths[lengths >= 2].sum() / 2000)
+        sizes = [sum(lengths[rows].sum() for rows in parts) for parts in steps]
+        assert max(sizes) <= 2040 and min(sizes) >= 1500
+        seen.append(np.concatenate([np.concatenate(parts) for parts in steps]))
+        assert sorted(seen[-1]) == np.flatnonzero(lengths >= 2).tolist()
     assert not np.array_equal(*seen)
-    fill = lengths[seen[0]].sum() / sum(len(rows) * lengths[rows].max() for rows in batches)
-    assert fill > 0.85
+    padded = sum(len(rows) * lengths[rows].max() for parts in steps for rows in parts)
+    assert lengths[seen[0]].sum() / padded > 0.85
+
+
+def test_a_step_is_a_sample_of_all_lengths():
+    lengths = np.concatenate([np.full(400, 2), np.full(400, 20)])
+    for parts in TrainingBatches(lengths, tokens=2000, seed=0):
+        found = lengths[np.concatenate(parts)]
+        assert 0.35 < (found == 2).mean() < 0.65
+        assert all(len(set(lengths[rows])) == 1 for rows in parts[:-1])
 
 
 def test_order_depends_on_seed_and_epoch_only():
     lengths = random_sequences(100, 30).lengths
-    one, two = (LengthBuckets(lengths, tokens=50, seed=3) for _ in range(2))
+    one, two, other = (TrainingBatches(lengths, tokens=50, seed=seed) for seed in (3, 3, 4))
     list(one)
-    one.epoch = two.epoch = 7
-    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
-    other = LengthBuckets(lengths, tokens=50, seed=4)
-    other.epoch = 7
-    assert not np.array_equal(np.concatenate(list(one)), np.concatenate(list(other)))
+    one.epoch = two.epoch = other.epoch = 7
+    flat = [np.concatenate([np.concatenate(parts) for parts in batches]) for batches in (one, two, other)]
+    assert np.array_equal(flat[0], flat[1])
+    assert not np.array_equal(flat[0], flat[2])
 
 
-def test_processes_share_the_batches_without_overlap():
+def test_processes_share_the_steps_without_overlap():
     lengths = random_sequences(300, 30).lengths
-    parts = [list(LengthBuckets(lengths, tokens=60, seed=0, rank=rank, world_size=3)) for rank in range(3)]
-    assert len({len(part) for part in parts}) == 1
-    rows = np.concatenate([np.concatenate(part) for part in parts])
+    shares = [list(TrainingBatches(lengths, tokens=60, seed=0, rank=rank, world_size=3)) for rank in range(3)]
+    assert len({len(share) for share in shares}) == 1
+    rows = np.concatenate([rows for share in shares for parts in share for rows in parts])
     assert len(rows) == len(set(rows.tolist())) > 250
 
 
 def test_budgets_and_data_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="less than one sequence of 12"):
-        LengthBuckets(np.array([12, 3]), tokens=10, seed=0)
+        TrainingBatches(np.array([12, 3]), tokens=10, seed=0)
     with pytest.raises(ValueError, match="no user has the 2 events"):
-        LengthBuckets(np.array([1, 1]), tokens=10, seed=0, minimum=2)
+        TrainingBatches(np.array([1, 1]), tokens=10, seed=0, minimum=2)

@@ -19,6 +19,7 @@ class Batch:
     items: Tensor  # (B, T) int64, 0 is padding
     lengths: Tensor  # (B,) int64, each >= 0
     timestamps: Tensor | None  # (B, T) int64 seconds, 0 at padding
+    targets: int = 0  # events with a predecessor in their row: the weight of this part in a step's loss
 
     @property
     def mask(self) -> Tensor:
@@ -54,67 +55,55 @@ class DeviceSequences:
         flat = torch.where(real, (self._stop[index] - lengths)[:, None] + place, 0)
         items = torch.where(real, self._items[flat], 0) if len(self._items) else flat
         times = None if self._times is None else torch.where(real, self._times[flat], 0)
-        return Batch(items, lengths, times)
+        return Batch(items, lengths, times, int((self.lengths[rows] - 1).clip(0).sum()))
 
 
-class LengthBuckets:
-    """Batches of users of like length whose padded size B × T stays within a token budget, in a new order each epoch.
+class TrainingBatches:
+    """Random users in every step, about ``tokens`` events together, cut into parts of like length to pad little.
 
-    Iterating yields row numbers (B,). The order depends on ``seed`` and ``epoch`` only, so a resumed run repeats it.
-    ``rank`` and ``world_size`` share the batches out among processes, an equal number to each.
+    Iterating yields one step as a list of row arrays (B,): the loss of a step is over all its parts, so that a step
+    is a random sample of users whatever their lengths. The order depends on ``seed`` and ``epoch`` only, so a
+    resumed run repeats it. ``rank`` and ``world_size`` share the steps among processes, an equal number to each.
     """
 
-    POOL = 50  # batches per pool: rows are sorted by length inside a random pool, which keeps batches random
+    PARTS = 8
 
     def __init__(
-        self,
-        lengths: np.ndarray,
-        *,
-        tokens: int,
-        seed: int,
-        minimum: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
+        self, lengths: np.ndarray, *, tokens: int, seed: int, minimum: int = 1, rank: int = 0, world_size: int = 1
     ) -> None:
         longest = int(lengths.max(initial=0))
         if longest > tokens:
             raise ValueError(
                 f"batch_tokens is {tokens}, less than one sequence of {longest} events; raise train.batch_tokens"
             )
-        self.lengths, self.tokens, self.seed, self.epoch = lengths, tokens, seed, 0
+        self.lengths, self.seed, self.epoch = lengths, seed, 0
         self.rows = np.flatnonzero(lengths >= minimum)
         if len(self.rows) == 0:
             raise ValueError(
                 f"no user has the {minimum} events that training needs; the longest sequence has {longest}"
             )
         self.rank, self.world_size = rank, world_size
-        self._planned: tuple[int, list[np.ndarray]] | None = None
+        self.steps = int(np.ceil(lengths[self.rows].sum() / tokens))
 
     def __len__(self) -> int:
-        return len(self._plan())
+        """Steps of an epoch for this process."""
+        return max(self.steps // self.world_size, 1)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        yield from self._plan()
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        rows = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+        events = np.cumsum(self.lengths[rows])
+        ends = np.searchsorted(events, events[-1] * np.arange(1, self.steps + 1) / self.steps - 0.5) + 1
+        starts = np.concatenate([[0], ends[:-1]])
+        for i in range(len(self)):
+            step = (self.rank + i * self.world_size) % self.steps
+            yield self._parts(rows[starts[step] : ends[step]])
 
-    def _plan(self) -> list[np.ndarray]:
-        if self._planned is None or self._planned[0] != self.epoch:
-            self._planned = (self.epoch, self._draw())
-        return self._planned[1]
-
-    def _draw(self) -> list[np.ndarray]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        rows = rng.permutation(self.rows)
-        pool = max(int(self.POOL * self.tokens / max(self.lengths[rows].mean(), 1)), 1)
-        batches: list[np.ndarray] = []
-        for start in range(0, len(rows), pool):
-            batches += in_buckets(self.lengths, rows[start : start + pool], self.tokens)
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-        share = max(len(batches) // self.world_size, 1)
-        return (
-            [batches[(self.rank + i * self.world_size) % len(batches)] for i in range(share)]
-            if self.world_size > 1
-            else batches
-        )
+    def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
+        """``rows`` by length, cut into parts of about equally many events."""
+        rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        events = np.cumsum(self.lengths[rows])
+        part = np.minimum((events - 1) * self.PARTS // max(int(events[-1]), 1), self.PARTS - 1)
+        return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
 
 
 def in_buckets(lengths: np.ndarray, rows: np.ndarray, tokens: int) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from recpipe.data.batches import DeviceSequences, LengthBuckets
+from recpipe.data.batches import DeviceSequences, TrainingBatches
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
 from recpipe.training.allocator import keep_freed_memory
@@ -172,7 +172,7 @@ def _module(
         validate=validate,
         watched=f"valid_{settings.metric}",
         data=held,
-        buckets=LengthBuckets(held.lengths, tokens=settings.batch_tokens, seed=seed, minimum=2),
+        batches=TrainingBatches(held.lengths, tokens=settings.batch_tokens, seed=seed, minimum=2),
         on_epoch=on_epoch,
         log_every=settings.log_every,
     )

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from recpipe.data.batches import Batch, DeviceSequences, LengthBuckets
+from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
 from recpipe.models.recommender import Recommender
 from recpipe.training.checkpoint import random_state, set_random_state
 from recpipe.training.optim import make_optimiser, make_schedule
@@ -38,30 +38,30 @@ class TrainingModule(pl.LightningModule):
         validate: Validate,
         watched: str,
         data: DeviceSequences,
-        buckets: LengthBuckets,
+        batches: TrainingBatches,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         log_every: int = 1,
     ) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
         self._optimiser, self._schedule, self._validate = optimiser, schedule, validate
-        self._data, self._buckets = data, buckets
+        self._data, self._batches = data, batches
         self._watched, self._on_epoch, self._log_every = watched, on_epoch, log_every
-        self._tokens_per_epoch = int((data.lengths[buckets.rows] - 1).sum())
+        self._tokens_per_epoch = int((data.lengths[batches.rows] - 1).sum())
         self.curve: list[dict[str, Any]] = []
         self.train_seconds, self.tokens_seen = 0.0, 0
         self._restored: dict[str, Tensor] | None = None
 
     def configure_optimizers(self) -> Any:
         optimiser = make_optimiser(self.parameters(), self._optimiser)
-        steps = len(self._buckets) * (self.trainer.max_epochs or 1)
+        steps = len(self._batches) * (self.trainer.max_epochs or 1)
         schedule = make_schedule(optimiser, self._schedule, steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> BatchLoader:
         """Called anew for every epoch, since the order and number of batches depend on it."""
-        self._buckets.epoch = self.current_epoch
-        return BatchLoader(self._data, self._buckets)
+        self._batches.epoch = self.current_epoch
+        return BatchLoader(self._data, self._batches)
 
     def val_dataloader(self) -> list[int]:
         """One step: validation ranks the whole fold in its own batches."""
@@ -82,8 +82,10 @@ class TrainingModule(pl.LightningModule):
         self._steps = 0
         self._first_bad = torch.full((), -1, device=self.device, dtype=torch.int64)
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self.model.loss(batch, self.criterion)
+    def training_step(self, batch: list[Batch], index: int) -> Tensor:
+        whole = sum(part.targets for part in batch)
+        losses = [self.model.loss(part, self.criterion) * (part.targets / whole) for part in batch]
+        loss = torch.stack(losses).sum()
         seen = loss.detach()
         self._loss += seen
         self._steps += 1
@@ -155,12 +157,12 @@ class TrainingModule(pl.LightningModule):
 class BatchLoader:
     """What Lightning iterates over: one epoch's batches, assembled on the device."""
 
-    def __init__(self, data: DeviceSequences, buckets: LengthBuckets) -> None:
-        self.data, self.buckets = data, buckets
+    def __init__(self, data: DeviceSequences, batches: TrainingBatches) -> None:
+        self.data, self.batches = data, batches
 
     def __len__(self) -> int:
-        return len(self.buckets)
+        return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for rows in self.buckets:
-            yield self.data.batch(rows)
+    def __iter__(self) -> Iterator[list[Batch]]:
+        for parts in self.batches:
+            yield [self.data.batch(rows) for rows in parts]

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench viz mlflow clean
+.PHONY: help demo test lint bench leaderboard viz mlflow clean
 
 PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
@@ -27,6 +27,9 @@ lint: $(VENV)/.stamp-dev  ## ruff, mypy and the rules of who may import whom
 
 bench: $(VENV)/.stamp-dev  ## every table in benchmarks/
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+leaderboard: $(VENV)/.stamp-recpipe  ## the results tables of README.md, from runs on disk
+	$(BIN)/python -m recpipe.reporting.readme
 
 viz: $(VENV)/.stamp-dev  ## the pipelines as a picture, in the browser
 	$(KEDRO) viz run

@@ -164,7 +164,9 @@ def bare(model, train, epochs: int) -> tuple[list[float], float, int]:
             optimiser.zero_grad()
             step = [data.batch(rows) for rows in parts]
             whole = sum(part.targets for part in step)
-            torch.stack([model.loss(part, criterion) * (part.targets / whole) for part in step]).sum().backward()
+            torch.stack(
+                [model.loss(part, criterion) * (part.targets / whole) for part in step]
+            ).sum().backward()
             optimiser.step()
         seconds.append(time.perf_counter() - started)
     targets = float((data.lengths[batches.rows] - 1).sum())

@@ -83,6 +83,19 @@ def test_last_keeps_the_latest_events():
     assert kept.timestamps.tolist() == [200, 300, 0]
 
 
+def test_windows_make_every_event_but_the_first_a_target_once():
+    data = sequences([[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4], [5], [6, 7]])
+    cut = data.windows(3)
+    assert [cut.row(u).tolist() for u in range(len(cut))] == [
+        *([5, 6, 7, 8], [2, 3, 4, 5], [1, 2]),
+        *([1, 2, 3, 4], [5], [6, 7]),
+    ]
+    assert cut.users.tolist() == ["u000"] * 3 + ["u001", "u002", "u003"]
+    many = random_sequences(50, 20, longest=40)
+    assert many.windows(7).lengths.max() == 8
+    assert (many.windows(7).lengths - 1).sum() == (many.lengths - 1).sum()
+
+
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "s.parquet"
     old = random_sequences(5, 5)

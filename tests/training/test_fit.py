@@ -209,5 +209,7 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_targets(data, tmp_path):
     batches = [held.batch(rows) for rows in parts]
     whole = sum(part.targets for part in batches)
     ours = sum(model.loss(part, FullSoftmax()) * (part.targets / whole) for part in batches)
-    at_once = model.loss(held.batch(torch.cat([torch.from_numpy(rows) for rows in parts]).numpy()), FullSoftmax())
+    at_once = model.loss(
+        held.batch(torch.cat([torch.from_numpy(rows) for rows in parts]).numpy()), FullSoftmax()
+    )
     torch.testing.assert_close(ours, at_once, rtol=1e-12, atol=0)

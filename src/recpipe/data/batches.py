@@ -69,7 +69,14 @@ class TrainingBatches:
     PARTS = 8
 
     def __init__(
-        self, lengths: np.ndarray, *, tokens: int, seed: int, minimum: int = 1, rank: int = 0, world_size: int = 1
+        self,
+        lengths: np.ndarray,
+        *,
+        tokens: int,
+        seed: int,
+        minimum: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         longest = int(lengths.max(initial=0))
         if longest > tokens:

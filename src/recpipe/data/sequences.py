@@ -78,6 +78,18 @@ class Sequences:
         lengths = self.lengths
         return self.select(np.arange(len(self)), np.maximum(lengths - n, 0), lengths)
 
+    def windows(self, n: int) -> Sequences:
+        """Every user cut from the end into rows of at most ``n + 1`` events that share one with the next row.
+
+        So every event but a user's first is the target of one of the at most ``n`` events before it, once.
+        """
+        lengths = self.lengths
+        count = np.maximum(-(-(lengths - 1) // n), 1)
+        rows = np.repeat(np.arange(len(self)), count)
+        nth = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+        stop = lengths[rows] - nth * n
+        return self.select(rows, np.maximum(stop - n - 1, 0), stop)
+
     def fingerprint(self) -> str:
         """Twelve hex digits that change when any user, item or order changes."""
         digest = hashlib.sha256()

@@ -54,7 +54,8 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 class TrainSettings:
     """The conf block ``train``; a model's own ``train`` block overrides it key by key.
 
-    ``batch_tokens`` bounds a batch's padded size; ``patience`` counts validations without a new best ``metric``;
+    ``windows`` trains on the last window of a long user only, or on all of them; ``batch_tokens`` is the number of
+    events in a step; ``patience`` counts validations without a new best ``metric``;
     ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
     equal settings and data.
     """
@@ -62,6 +63,7 @@ class TrainSettings:
     loss: dict[str, Any] = field(default_factory=lambda: {"name": "full_softmax", "chunk": 512})
     optimiser: dict[str, Any] = field(default_factory=lambda: {"name": "adam", "learning_rate": 1e-3})
     schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    windows: str = "last"
     batch_tokens: int = 12_800
     max_epochs: int = 100
     validate_every: int = 1
@@ -76,6 +78,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
+        if self.windows not in ("last", "all"):
+            raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
@@ -163,6 +167,7 @@ def _module(
     seed: int,
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> TrainingModule:
+    data = data.windows(model.max_length) if settings.windows == "all" else data
     held = DeviceSequences(data, window=model.max_length + 1, device=model.device)
     return TrainingModule(
         model,

@@ -167,8 +167,10 @@ def test_a_failure_in_the_last_row_leaves_the_old_file_and_no_other(con: Any, tm
     write_parquet(con.create_table("t", pa.table({"order": [1]})), folder / "log.parquet")
     before = (folder / "log.parquet").read_bytes()
     late = "SELECT CAST(CASE WHEN range = 399999 THEN 'x' ELSE range::VARCHAR END AS BIGINT) AS n FROM range(400000)"
-    with pytest.raises(Exception, match="Could not convert string 'x'"):
-        write_parquet(view(con, late), folder / "log.parquet")
+    log = view(con, late)
+    for _ in range(20):  # DuckDB 2.0.0 can wait forever here: not with our settings
+        with pytest.raises(Exception, match="Could not convert string 'x'"):
+            write_parquet(log, folder / "log.parquet")
     assert [path.name for path in folder.iterdir()] == ["log.parquet"]
     assert (folder / "log.parquet").read_bytes() == before
 

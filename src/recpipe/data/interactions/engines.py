@@ -51,12 +51,22 @@ def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:
         con = ibis.duckdb.connect(temp_directory=str(spill), **settings)
     except duckdb.Error as error:
         raise ValueError(f"DuckDB refuses ingest.engine {settings}: {error}") from error
-    con.settings["checkpoint_threshold"] = (
-        "1TB"  # dropping a small table would otherwise compress all others: seconds
-    )
-    con.settings["enable_progress_bar"] = sys.stderr.isatty()
+    for name, value in _tuned(con).items():
+        con.settings[name] = value
     weakref.finalize(con, shutil.rmtree, spill, ignore_errors=True)
     return con
+
+
+def _tuned(con: Any) -> dict[str, Any]:
+    # checkpoint_threshold: dropping a small table would otherwise compress all others, which takes seconds.
+    # async_threads: with any, a COPY that fails late waits forever in DuckDB 2.0.0, about one time in ten.
+    wanted = {
+        "checkpoint_threshold": "1TB",
+        "async_threads": 0,
+        "enable_progress_bar": sys.stderr.isatty(),
+    }
+    known = {row[0] for row in con.raw_sql("SELECT name FROM duckdb_settings()").fetchall()}
+    return {name: value for name, value in wanted.items() if name in known}
 
 
 def _spark(engine: Mapping[str, Any]) -> BaseBackend:

@@ -47,9 +47,8 @@ def rejected(events: ir.Table) -> ir.Table:
     columns = {
         name: events[name].cast("string") for name in events.columns if name not in ("order", "problem")
     }
-    return (
-        events.mutate(fault=faults).filter(ibis._.fault > 0).select(order="order", **columns, reason=reason)
-    )
+    bad = events.mutate(fault=faults).filter(ibis._.fault > 0)
+    return bad.select(order="order", **columns, reason=reason).order_by("order")
 
 
 def _checks(events: ir.Table) -> list[tuple[ir.BooleanValue, ir.StringValue]]:

@@ -159,6 +159,12 @@ def test_curves_go_to_tensorboard_and_to_whoever_listens(data, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["fingerprint"]
 
 
+def test_a_second_process_in_the_same_folder_is_refused(data, tmp_path):
+    with FileLock(tmp_path / "lock"), pytest.raises(ValueError, match="another process trains in"):
+        run(data, tmp_path)
+    assert run(data, tmp_path, max_epochs=1).cost["epochs"] == 1
+
+
 def test_closed_forms_take_the_same_way(data, tmp_path):
     trained = train(
         lambda: build("popular", {}, n_items=ITEMS, max_length=10),

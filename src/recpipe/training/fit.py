@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import (
     Callback,
     DeviceStatsMonitor,
@@ -123,11 +125,11 @@ def train(
     keep_freed_memory()
     fingerprint = _fingerprint(fingerprint, settings, seed, model)
     module = _module(model.to(device), data, validate, settings, seed, on_epoch)
-    _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
-    best = load_tree(folder / BEST)["state_dict"]
-    module.load_state_dict(best)
-    for name in (BEST, LAST):
-        (folder / name).unlink(missing_ok=True)
+    with _alone_in(folder):
+        _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
+        module.load_state_dict(load_tree(folder / BEST)["state_dict"])
+        for name in (BEST, LAST):
+            (folder / name).unlink(missing_ok=True)
     return Trained(model, module.curve, _cost(module, settings, device), versions())
 
 
@@ -157,6 +159,17 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "lightning", "numpy")},
     }
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two runs of one model and seed would overwrite each other's checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another process trains in {folder}; wait for it, or give another seed") from None
 
 
 def _module(
@@ -191,7 +204,6 @@ def _run(
     resume: Path | None,
     fingerprint: str,
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
     watched = f"valid_{settings.metric}"
     loggers: list[Logger] = [TensorBoardLogger(folder, name="tensorboard", version="")]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from tests.synthetic import random_sequences
 
 from recpipe.data.protocol import Protocol

@@ -166,6 +166,13 @@ def test_a_second_process_in_the_same_folder_is_refused(data, tmp_path):
     assert run(data, tmp_path, max_epochs=1).cost["epochs"] == 1
 
 
+def test_without_tensorboard_curves_go_to_a_csv_file(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("recpipe.training.fit.find_spec", lambda _: None)
+    run(data, tmp_path, max_epochs=2)
+    header, *rows = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
+    assert {"train_loss", "valid_ndcg@10"} <= set(header.split(",")) and len(rows) >= 2
+
+
 def test_closed_forms_take_the_same_way(data, tmp_path):
     trained = train(
         lambda: build("popular", {}, n_items=ITEMS, max_length=10),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     TQDMProgressBar,
 )
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from recpipe.data.batches import DeviceSequences, TrainingBatches
 from recpipe.data.sequences import Sequences
@@ -206,7 +207,6 @@ def _run(
 ) -> None:
     (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
     watched = f"valid_{settings.metric}"
-    loggers: list[Logger] = [TensorBoardLogger(folder, name="tensorboard", version="")]
     callbacks: list[Callback] = [
         EarlyStopping(watched, mode="max", patience=settings.patience, check_finite=True, strict=True),
         _Checkpoints(dirpath=folder, filename="best", monitor=watched, mode="max", save_last=True),
@@ -224,7 +224,7 @@ def _run(
         gradient_clip_val=settings.gradient_clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
-        logger=loggers,
+        logger=_logger(folder),
         callbacks=callbacks,
         plugins=[SafetensorsCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
@@ -244,6 +244,14 @@ def _run(
     finally:
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
+
+
+def _logger(folder: Path) -> Logger:
+    """TensorBoard's files, or a CSV file on a machine that has only torch and lightning."""
+    if find_spec("tensorboard") is not None:
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+    log.info("tensorboard is not installed; curves go to %s", folder / "csv")
+    return CSVLogger(folder, name="csv", version="")
 
 
 class _Checkpoints(ModelCheckpoint):

@@ -18,6 +18,8 @@ FIGURES = (
     "training_loss",
     "popularity",
     "events_over_time",
+    "events_per_user",
+    "steps",
 )
 
 

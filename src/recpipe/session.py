@@ -45,7 +45,7 @@ class RecpipeSession(KedroSession):
         dataset = conf["datasets"][asked.get("dataset", conf["dataset"])]
         baselines = dataset.get("baselines", conf["baselines"])
         options["tags"] = tags(model, conf["models"], baselines, options)
-        self.store["runtime_params"] = winning(asked, conf)
+        self._store["runtime_params"] = winning(asked, conf)  # `store` is a copy
         zoo.declare(conf["models"])
         try:
             return super().run(**options)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from kedro.framework.session import KedroSession
 
 from recpipe.session import Refused, check_parameters, same_kind, tags, winning
 
@@ -115,6 +118,16 @@ def test_a_run_is_refused_before_anything_is_written(project_copy, session_in, p
         session.run(pipeline_names=["ingest"])
     assert sorted(path.name for path in (project_copy / "data").iterdir()) == ["01_raw"]
     assert not (project_copy / "mlflow.db").exists()
+
+
+def test_a_run_takes_what_the_command_line_says(project: Path, session_in, monkeypatch) -> None:
+    asked = {"dataset": "online_retail", "train": {"max_epochs": 7}, "protocol": {"exclude_seen": True}}
+    monkeypatch.setattr(KedroSession, "run", lambda self, **_: self.load_context().params)
+    with session_in(project, runtime_params=asked) as session:
+        params = session.run()
+    block = params["models"]["sasrec"]
+    assert block["datasets"]["online_retail"]["train"]["max_epochs"] == block["train"]["max_epochs"] == 7
+    assert params["datasets"]["online_retail"]["protocol"]["exclude_seen"] is True
 
 
 def test_the_command_line_wins_over_data_set_and_model() -> None:

@@ -64,20 +64,22 @@ class RecpipeSession(KedroSession):
 
 
 def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """`asked`, repeated where the files override it: in the data set's `protocol` and the models' `train` blocks.
+    """`asked`, repeated where the files override it: the data set's `protocol`, a model's `train`, and the model's
+    block for the data set.
 
-    What is said on the command line wins over what a data set or a model says, and that over the common block.
+    What is said on the command line wins over what a data set or a model says, and that over the common block; of
+    two things said, the one with the longer name wins.
     """
     dataset = asked.get("dataset", conf["dataset"])
     given: dict[str, Any] = copy.deepcopy(dict(asked))
-    own = conf["datasets"][dataset].get("protocol") or {}
-    if said := {key: value for key, value in (asked.get("protocol") or {}).items() if key in own}:
-        _add(given, ["datasets", dataset, "protocol"], said)
-    for name, block in conf["models"].items():
-        for path in (["train"], ["datasets", dataset, "train"]):
-            own = _at(block, path)
-            if said := {key: value for key, value in (asked.get("train") or {}).items() if key in own}:
-                _add(given, ["models", name, *path], said)
+    _repeat(given, ["datasets", dataset, "protocol"], conf, asked.get("protocol"))
+    for name in conf["models"]:
+        said = _at(asked, ["models", name])
+        of_dataset = ["models", name, "datasets", dataset]
+        _repeat(given, [*of_dataset, "train"], conf, said.get("train"))
+        _repeat(given, of_dataset, conf, {key: said[key] for key in said if key not in ("train", "datasets")})
+        _repeat(given, ["models", name, "train"], conf, asked.get("train"))
+        _repeat(given, [*of_dataset, "train"], conf, asked.get("train"))
     return given
 
 
@@ -87,12 +89,24 @@ def _at(block: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
     return block
 
 
-def _add(given: dict[str, Any], path: list[str], values: Mapping[str, Any]) -> None:
-    """Puts `values` at `path`; what was asked for there by its full name stays."""
-    for key in path:
+def _repeat(
+    given: dict[str, Any], path: list[str], conf: Mapping[str, Any], said: Mapping[str, Any] | None
+) -> None:
+    """Puts into `given`, at `path`, what was said of keys that the files have there; what is there stays."""
+    present = _at(conf, path)
+    values = {key: value for key, value in (said or {}).items() if key in present}
+    for key in path if values else []:
         given = given.setdefault(key, {})
     for key, value in values.items():
-        given.setdefault(key, value)
+        _fill(given, key, value)
+
+
+def _fill(given: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(value, Mapping) and isinstance(given.get(key), dict):
+        for inner, each in value.items():
+            _fill(given[key], inner, each)
+    else:
+        given.setdefault(key, copy.deepcopy(value))
 
 
 def tags(model: str, known: Iterable[str], baselines: Iterable[str], options: Mapping[str, Any]) -> list[str]:

@@ -36,6 +36,16 @@ def test_every_user_comes_once_per_epoch_in_random_steps_of_about_the_asked_size
     assert lengths[seen[0]].sum() / padded > 0.85
 
 
+@pytest.mark.parametrize("lengths", [[10, 1], [10, 1, 1], [1, 10, 9, 1], [10] * 5, [3]])
+def test_no_step_is_empty_however_long_a_single_row_is(lengths):
+    for seed in range(30):
+        batches = TrainingBatches(np.array(lengths), tokens=10, seed=seed)
+        steps = [np.concatenate(parts) for parts in batches]
+        assert len(steps) == len(batches)
+        assert all(len(rows) for rows in steps)
+        assert sorted(np.concatenate(steps)) == list(range(len(lengths)))
+
+
 def test_a_step_is_a_sample_of_all_lengths():
     lengths = np.concatenate([np.full(400, 2), np.full(400, 20)])
     for parts in TrainingBatches(lengths, tokens=2000, seed=0):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tests.synthetic import random_sequences, sequences
 from recpipe.data.batches import Batch
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.evaluation.evaluate import evaluate
+from recpipe.evaluation.evaluate import check_catalogue, evaluate, settings_id
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.ordering import priority
 from recpipe.models.recommender import Scorer
@@ -106,6 +108,14 @@ def test_evaluation_counts_what_can_not_be_found_and_what_training_never_saw():
     assert found.recommendations["probability"].null_count == 15
 
 
+def test_a_bundle_of_other_items_is_refused():
+    trained = bundle()
+    check_catalogue(trained, Vocabulary(trained.vocabulary.ids.copy()))
+    renamed = np.array([f"other {i}" for i in range(ITEMS)], dtype=object)
+    with pytest.raises(ValueError, match="another catalogue"):
+        check_catalogue(trained, Vocabulary(renamed))
+
+
 def test_unequal_data_is_refused_and_another_seen_filter_is_another_protocol():
     data = fold(1)
     with pytest.raises(ValueError, match="fingerprint differ"):
@@ -113,3 +123,18 @@ def test_unequal_data_is_refused_and_another_seen_filter_is_another_protocol():
     kept = evaluate(bundle(), data, data, Protocol(dataset="x", exclude_seen=False))
     assert kept.metrics["protocol"]["id"] != Protocol(dataset="x").id
     assert kept.metrics["test"]["unrankable"] == 0
+
+
+def test_metrics_hold_the_settings_whose_id_only_follows_what_makes_another_model():
+    settings = {"type": "popular", "dim": 8, "train": {"max_epochs": 3, "device": "cpu", "resume": True}}
+    trained, data = bundle(), fold(1)
+    assert "settings_id" not in evaluate(trained, data, data, Protocol(dataset="x")).metrics
+    trained.training["settings"] = settings
+    metrics = evaluate(trained, data, data, Protocol(dataset="x")).metrics
+    assert metrics["settings"] == settings
+    text = '{"dim": 8, "train": {"max_epochs": 3}, "type": "popular"}'
+    assert metrics["settings_id"] == hashlib.sha256(text.encode()).hexdigest()[:8]
+    same = {**settings, "train": {"log_every": 1, "device": "cuda", "resume": False, "max_epochs": 3}}
+    assert settings_id(same) == settings_id(settings)
+    for other in ({**settings, "dim": 9}, {**settings, "train": {"max_epochs": 4}}):
+        assert settings_id(other) != settings_id(settings)

@@ -151,6 +151,12 @@ def test_bare_page_says_what_is_missing():
         assert expected in words
 
 
+def test_notes_stand_on_the_page_escaped():
+    got = page(DATASET, [], notes=[f"another log {EVIL}"])
+    assert f"another log {EVIL}" in "".join(Page(got).words)
+    assert EVIL not in got
+
+
 def test_problems_are_said_and_the_rest_is_made(shown, make_run):
     runs = [{"model": "older"}, make_run("popular", 42) | {"cost": {}, "versions": {}}]
     words = "".join(Page(page(DATASET, runs, examples=shown)).words)

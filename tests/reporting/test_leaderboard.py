@@ -42,6 +42,27 @@ def test_the_latest_run_of_a_seed_counts(make_run):
         assert board["ndcg@10"][0] == new["test"]["ndcg@10"]
 
 
+def test_runs_with_other_settings_are_not_averaged(make_run):
+    def run(seed, quality, **settings):
+        return make_run("sasrec", seed, quality=quality) | settings
+
+    a = [run(seed, 0.1, settings_id="a1b2c3d4") for seed in (42, 123)]
+    b, older = run(42, 0.2, settings_id="00ff00ff"), run(42, 0.05)
+    board = leaderboard([*a, b, older, make_run("popular", 42, quality=0.01) | {"settings_id": "12345678"}])
+    assert board["model"].to_list() == [
+        "sasrec (00ff00ff)",
+        "sasrec (a1b2c3d4)",
+        "sasrec (settings unknown)",
+        "popular",
+    ]
+    assert board["name"].to_list() == ["sasrec"] * 3 + ["popular"]
+    assert board["seeds"].to_list() == [1, 2, 1, 1]
+    assert board["ndcg@10"][0] == b["test"]["ndcg@10"]
+    assert board["ndcg@10"][1] == pytest.approx(statistics.mean(each["test"]["ndcg@10"] for each in a))
+    assert leaderboard(a)["model"].to_list() == ["sasrec"]
+    assert leaderboard([older]).schema["settings"] == pl.String
+
+
 def test_equal_metrics_share_a_rank(make_run):
     runs = [make_run(model, 42, quality=0.1) for model in ("a", "b")] + [make_run("c", 42, quality=0.05)]
     assert leaderboard(runs)["rank"].to_list() == [1, 1, 3]

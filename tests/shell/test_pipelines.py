@@ -14,10 +14,11 @@ from recpipe.pipelines import zoo
 
 
 @pytest.fixture
-def registered(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    monkeypatch.chdir(project)
+def registered(project_copy: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Pipelines of a copy: the developer's own conf/local may hold models of theirs."""
+    monkeypatch.chdir(project_copy)
     monkeypatch.setattr(zoo, "_declared", [])
-    bootstrap_project(project)
+    bootstrap_project(project_copy)
     return dict(pipelines)
 
 
@@ -53,6 +54,14 @@ def test_every_model_has_its_own_train_and_evaluate(project: Path, registered) -
     for name in ("train", "evaluate"):
         found = {node.namespace for node in registered[name].nodes if node.namespace}
         assert found == on_disk(project)
+
+
+def test_a_run_that_is_cut_off_while_saving_leaves_nothing_that_looks_consistent(registered) -> None:
+    """Kedro saves in the order of the outputs: a new protocol refuses old bundles; metrics make a run count."""
+    split = next(node for node in registered["train"].nodes if node.name == "split_sequences")
+    assert split.outputs[0] == "protocol"
+    for node in registered["evaluate"].nodes:
+        assert node.outputs[-1] == f"{node.namespace}.metrics"
 
 
 def test_declared_models_replace_those_of_the_project_folder(registered) -> None:

@@ -151,5 +151,17 @@ def test_the_command_line_wins_over_data_set_and_model() -> None:
     }
     assert "datasets" not in asked
     assert winning({"dataset": "e", **asked}, conf)["models"] == {"a": {"train": {"patience": 2}}}
+    named = {"models": {"a": {"train": {"max_epochs": 3}}}}
+    assert _train(winning(named, conf), "a") == {"max_epochs": 3}
+    blocks = {
+        "train": {"optimiser": {"lr": 1, "name": "x"}},
+        "models": {"b": {"train": {"optimiser": {"lr": 2}}}},
+    }
+    with_block = {**conf, "models": {"b": {"train": {"optimiser": {"lr": 0, "name": "y"}}}}}
+    assert winning(blocks, with_block)["models"]["b"]["train"]["optimiser"] == {"lr": 2, "name": "x"}
     full_name = {"train": {"patience": 2}, "models": {"a": {"train": {"patience": 7}}}}
     assert winning(full_name, conf)["models"]["a"]["train"]["patience"] == 7
+
+
+def _train(given: dict, model: str) -> dict:
+    return given["models"][model]["datasets"]["d"]["train"]

@@ -158,6 +158,16 @@ def test_a_parent_and_one_nested_run_per_model_for_train_and_evaluate_together(p
     assert (place / "mlruns").is_dir()
 
 
+def test_the_settings_in_force_are_parameters_of_the_models_run(place, conf, monkeypatch) -> None:
+    settings = {"type": "sasrec", "dim": 64, "train": {"max_epochs": 20}}
+    monkeypatch.setitem(METRICS, "settings", settings)
+    run(models_of("one"), conf, place)
+    _, runs = found(place)
+    params = next(each.data.params for each in runs if each.info.run_name == "one")
+    expected = {"settings.type": "sasrec", "settings.dim": "64", "settings.train.max_epochs": "20"}
+    assert expected.items() <= params.items()
+
+
 def test_an_error_marks_all_runs_failed_with_its_reason_and_is_still_raised(place, conf) -> None:
     with pytest.raises(RuntimeError, match="no such luck"):
         run(models_of("one") + Pipeline([Node(fail, "one.metrics", "never", name="z_fail")]), conf, place)

@@ -14,6 +14,7 @@ from recpipe.data.splits import Split, split
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.registry import build
 from recpipe.models.sasrec import SASRec
+from recpipe.training.checkpoint import load_tree
 from recpipe.training.fit import LAST, Trained, TrainSettings, choose_device, train
 from recpipe.training.module import NonFiniteLoss
 
@@ -27,7 +28,7 @@ def data() -> Split:
 
 
 def settings(**changed) -> TrainSettings:
-    return TrainSettings(**{"batch_tokens": 200, "max_epochs": 5, "patience": 50, **changed})
+    return TrainSettings(**{"batch_tokens": 200, "max_epochs": 5, "patience": 50, "device": "cpu", **changed})
 
 
 def run(data: Split, folder: Path, *, seed: int = 0, validate=None, config=None, **changed) -> Trained:
@@ -90,6 +91,33 @@ def test_training_goes_on_after_ctrl_c_as_if_nothing_had_happened(data, tmp_path
     assert losses(resumed) == losses(whole)
     assert torch.equal(weights(resumed), weights(whole))
     assert not (tmp_path / "cut" / LAST).exists()
+
+
+def test_resume_loses_one_epoch_at_most_and_takes_the_new_patience(data, tmp_path):
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+
+    def falling(model):
+        score = next(scores, None)
+        if score is None:
+            raise KeyboardInterrupt
+        return {"valid_ndcg@10": score}
+
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, validate=falling, max_epochs=30)
+    assert len(load_tree(tmp_path / LAST)["recpipe"]["curve"]) == 5
+    resumed = run(data, tmp_path, validate=lambda _: {"valid_ndcg@10": 0.1}, max_epochs=30, patience=6)
+    assert resumed.cost["epochs"] == 7 and resumed.cost["best_epoch"] == 1
+
+
+def test_validation_is_in_float32_whatever_training_is(data, tmp_path):
+    seen = []
+
+    def validate(model):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return {"valid_ndcg@10": 0.1}
+
+    run(data, tmp_path, validate=validate, max_epochs=1, precision="bf16")
+    assert seen == [False]
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(data, tmp_path):
@@ -195,6 +223,7 @@ def test_closed_forms_take_the_same_way(data, tmp_path):
         ({"optimiser": {"name": "adam", "momentum": 1}}, "train.optimiser"),
         ({"schedule": {"name": "cosinus"}}, "unknown schedule 'cosinus'"),
         ({"schedule": {"name": "cosine", "warm": 3}}, r"unknown \['warm'\]"),
+        ({"validate_every": 9}, "more than train.max_epochs 5"),
         ({"metric": "auc@10"}, "train.metric asks for valid_auc@10; validation gives valid_ndcg@10"),
         ({"batch_tokens": 3}, "raise train.batch_tokens"),
         ({"device": "tpu"}, "allowed: auto, cpu, cuda"),

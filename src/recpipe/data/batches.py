@@ -90,7 +90,7 @@ class TrainingBatches:
                 f"no user has the {minimum} events that training needs; the longest sequence has {longest}"
             )
         self.rank, self.world_size = rank, world_size
-        self.steps = int(np.ceil(lengths[self.rows].sum() / tokens))
+        self.steps = min(int(np.ceil(lengths[self.rows].sum() / tokens)), len(self.rows))
 
     def __len__(self) -> int:
         """Steps of an epoch for this process."""
@@ -100,6 +100,8 @@ class TrainingBatches:
         rows = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
         events = np.cumsum(self.lengths[rows])
         ends = np.searchsorted(events, events[-1] * np.arange(1, self.steps + 1) / self.steps - 0.5) + 1
+        place = np.arange(self.steps)  # no step is empty, however long a single row is
+        ends = np.clip(np.maximum.accumulate(ends - place) + place, None, len(rows) - place[::-1])
         starts = np.concatenate([[0], ends[:-1]])
         for i in range(len(self)):
             step = (self.rank + i * self.world_size) % self.steps

@@ -15,7 +15,7 @@ CHOICES = {
     "targets": ("next", "all"),
     "ties": ("source", "shuffle"),
     "candidates": ("full",),
-    "time": ("none", "last_item", "query"),
+    "time": ("none",),  # last_item and query come with the first model that uses time
 }
 EVALUATION_FIELDS = ("exclude_seen", "candidates", "cutoffs")
 
@@ -63,12 +63,17 @@ class Protocol:
     @property
     def id(self) -> str:
         """Eight hex digits: equal ids mean comparable numbers. Fields that a split ignores do not enter."""
+        fields = self._used()
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+    def _used(self) -> dict[str, Any]:
+        """The fields, null where the split does not read them."""
         fields = self.to_dict()
         if self.split == "leave_one_out":
             fields["valid"] = fields["test"] = None
         if self.ties != "shuffle" and self.split != "cold_users":
             fields["seed"] = None
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+        return fields
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -89,5 +94,5 @@ class Protocol:
 
     def same_data(self, other: Protocol) -> list[str]:
         """Names of the fields in which the data that models are fitted on would differ from ``other``'s."""
-        mine, theirs = self.to_dict(), other.to_dict()
+        mine, theirs = self._used(), other._used()
         return [name for name in mine if name not in EVALUATION_FIELDS and mine[name] != theirs[name]]

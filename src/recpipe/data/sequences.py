@@ -91,7 +91,7 @@ class Sequences:
         return self.select(rows, np.maximum(stop - n - 1, 0), stop)
 
     def fingerprint(self) -> str:
-        """Twelve hex digits that change when any user, item or order changes."""
+        """Twelve hex digits that change with users, item indices, times and order; the items' names are not in it."""
         digest = hashlib.sha256()
         for part in (self.offsets, self.items, self.timestamps):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())

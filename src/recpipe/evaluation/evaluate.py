@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Fold
+from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.evaluation.metrics import coverage, metrics_from_ranks
 from recpipe.evaluation.ranking import Ranking, rank_fold
 from recpipe.evaluation.recommendations import recommendations_table
 from recpipe.models.recommender import Scorer
 from recpipe.training.bundle import Bundle
+
+WITHOUT_EFFECT = {"device", "resume", "log_every"}  # of the train settings: they make no other model
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,13 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         name: ranking.table(fold, bundle.vocabulary, known=known)
         for (name, ranking), fold in zip(judged.items(), (valid, test), strict=True)
     }
-    best = judged["test"]
+    best, settings = judged["test"], bundle.training.get("settings")
     metrics = {
         "dataset": protocol.dataset,
         "model": bundle.name,
         "seed": bundle.training.get("seed"),
         "protocol": {"id": protocol.id, **protocol.to_dict()},
+        **({"settings": settings, "settings_id": settings_id(settings)} if settings else {}),
         **{name: _metrics(tables[name], judged[name], bundle, protocol) for name in judged},
         "cost": {**bundle.training.get("cost", {}), "inference_users_per_second": len(test) / best.seconds},
         "versions": bundle.training.get("versions", {}),
@@ -68,6 +74,22 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         titles=pa.table(titles),
     )
     return Evaluation(metrics, tables["test"], recommendations)
+
+
+def settings_id(settings: Mapping[str, Any]) -> str:
+    """Eight hex digits: equal ids mean the same model and training but for the seed."""
+    train = {key: value for key, value in settings.get("train", {}).items() if key not in WITHOUT_EFFECT}
+    text = json.dumps({**settings, "train": train}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_catalogue(bundle: Bundle, vocabulary: Vocabulary) -> None:
+    """Raises ValueError unless the folds' item indices mean the same items to the bundle."""
+    if not np.array_equal(bundle.vocabulary.ids, vocabulary.ids):
+        raise ValueError(
+            f"{bundle.name} was trained on another catalogue ({len(bundle.vocabulary)} items) than the data on disk "
+            f"({len(vocabulary)} items); run `kedro run --pipelines=train,evaluate --params model={bundle.name}`"
+        )
 
 
 def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10") -> Any:

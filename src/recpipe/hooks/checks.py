@@ -1,7 +1,8 @@
-"""Before anything runs: does the library take the steps, the protocol, the models, their training?"""
+"""Before anything runs: does the library take the data set, the engine, the steps, the protocol, the models?"""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -18,9 +19,13 @@ class ChecksHooks:
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Raises ValueError that names the key and those that are known."""
         needed = pipeline.inputs()
+        if "params:datasets" in needed:
+            _check_dataset(catalog.load("params:datasets"), catalog.load("params:dataset"))
         if "params:ingest" in needed:
+            from recpipe.data.interactions import engines
             from recpipe.data.sampling import check
 
+            engines.check(catalog.load("params:ingest").get("engine") or {})
             check(catalog.load("params:datasets")[catalog.load("params:dataset")].get("steps") or [])
         if "params:protocol" in needed:
             from recpipe.pipelines.blocks import protocol_of
@@ -30,6 +35,19 @@ class ChecksHooks:
         for name in sorted(needed):
             if name.startswith(BLOCK):
                 _check_model(name.removeprefix(BLOCK), catalog)
+
+
+def _check_dataset(datasets: dict[str, Any], dataset: str) -> None:
+    from recpipe.data import sources
+    from recpipe.data.interactions.faults import POLICIES
+
+    where = f"datasets.{dataset}"
+    sources.check(datasets[dataset], where=where)
+    policy = datasets[dataset].get("bad_rows", POLICIES[0])
+    if policy not in POLICIES:
+        near = get_close_matches(str(policy), POLICIES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"{where}.bad_rows cannot be {policy!r}{hint}; choose one of {', '.join(POLICIES)}")
 
 
 def _check_model(name: str, catalog: Any) -> None:

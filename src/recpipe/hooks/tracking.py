@@ -88,7 +88,7 @@ class TrackingHooks:
         kind = (getattr(dataset, "metadata", None) or {}).get("mlflow")
         model = dataset_name.rsplit(".", 1)[0] if "." in dataset_name else None
         actions: dict[str, Callable[[], None]] = {
-            "metrics": lambda: runs.metrics(model, data),
+            "metrics": lambda: _metrics(runs, model, data),
             "curves": lambda: runs.curves(model, data),
             "artifact": lambda: runs.artifact(model, Path(dataset._get_load_path())),
         }
@@ -116,6 +116,13 @@ class TrackingHooks:
         listen(None)
         if runs is not None:
             runs.guard(lambda: runs.end("FAILED", reason=f"{type(error).__name__}: {error}"))
+
+
+def _metrics(runs: MlflowRuns, model: str | None, data: dict[str, Any]) -> None:
+    """With the settings in force, which the blocks that a node is given do not say."""
+    runs.metrics(model, data)
+    if settings := data.get("settings"):
+        runs.params(model, flat(settings, "settings"))
 
 
 def _stage(name: str) -> int:

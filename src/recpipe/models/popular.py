@@ -1,6 +1,6 @@
 """Most popular items, of all time or of the last days before training ends: the baseline every table needs.
 
-The window version is strong under a global time split (Popular-7-days beats eSASRec on ML-20M's; see LOG.md for ours).
+The window version is strong under a global time split: Popular-7-days beats eSASRec on ML-20M's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Popular(Scorer):
         if self.config.days is not None:
             if train.timestamps is None:
                 raise ValueError(
-                    "popularity of the last days needs timestamps; this data set has only an order"
+                    "popularity of the last days needs timestamps; this data set has only an order: "
+                    "say `baselines: [popular]` in its conf file"
                 )
             items = items[train.timestamps > train.timestamps.max() - self.config.days * DAY]
         counts = np.bincount(items, minlength=self.n_items + 1).astype(np.float32)

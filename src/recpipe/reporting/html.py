@@ -37,13 +37,14 @@ def page(
     steps: Any = None,
     curves: Mapping[str, Any] | None = None,
     examples: Sequence[Example] = (),
+    notes: Sequence[str] = (),
     metric: str = "ndcg@10",
     made_at: datetime | None = None,
 ) -> str:
     """The page as text; every part without data says so in its place.
 
     `dataset` is its block of the conf, of which title, homepage, licence and citation are read; else as in
-    `figures`. Everything that comes from outside is escaped.
+    `figures`; `notes` are warnings that stand above the data. Everything that comes from outside is escaped.
     """
     runs = list(runs)
     found, problems = read_runs(runs)
@@ -55,6 +56,7 @@ def page(
         lead=_lead(board, metric),
         boards=[_board(protocol, part, found, metric) for _, protocol, part in groups(board)],
         problems=problems,
+        notes=notes,
         figures={name: json.loads(figure.to_json()) for name, figure in drawn.items()},
         captions=CAPTIONS,
         facts=_facts(profile) if profile else [],
@@ -182,6 +184,7 @@ def _run(run: Run) -> dict[str, str]:
         "model": run.model,
         "seed": str(run.seed),
         "protocol": run.protocol_id,
+        "settings": run.settings_id or wording.MISSING,
         "epochs": wording.count(cost.get("epochs")),
         "training": wording.seconds(cost.get("train_seconds")),
         "per epoch": wording.seconds(cost.get("seconds_per_epoch")),

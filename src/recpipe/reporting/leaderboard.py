@@ -1,8 +1,9 @@
-"""The leaderboard: a row per protocol and model, means over seeds, ranked within a protocol only."""
+"""The leaderboard: a row per protocol, model and its settings, means over seeds, ranked within a protocol only."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,30 +39,32 @@ class ProtocolMismatch(ValueError):
 
 
 def leaderboard(runs: Iterable[Mapping[str, Any]], *, metric: str = "ndcg@10") -> pl.DataFrame:
-    """All readable runs: rank, dataset, protocol, model, seeds, test metrics, their `_std`, counts, costs.
+    """All readable runs: rank, dataset, protocol, model, name, settings, seeds, test metrics, `_std`, counts, costs.
 
     `rank` starts again at 1 in every dataset and protocol and follows the test `metric`; a model without it
     has no rank and comes last. Means are over the latest run of each seed; `_std` is the sample standard
-    deviation, null for one seed. Runs that cannot be read are logged and left out.
+    deviation, null for one seed. Runs with other settings are another row; `model` is `name` with the id of
+    the settings where a protocol has several of one model. Runs that cannot be read are logged and left out.
     """
     found, problems = read_runs(runs)
     for problem in problems:
         logger.warning("%s", problem)
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    groups: dict[tuple[str, str, str, str | None], list[Run]] = {}
     for run in found:
-        groups.setdefault((run.dataset, run.protocol_id, run.model), []).append(run)
+        groups.setdefault((run.dataset, run.protocol_id, run.model, run.settings_id), []).append(run)
+    settings = Counter(key[:3] for key in groups)
     names = _metric_names(found, metric)
-    rows = [_row(key, group, names) for key, group in groups.items()]
+    rows = [_row(key, group, names, several=settings[key[:3]] > 1) for key, group in groups.items()]
     if not rows:
         return pl.DataFrame(
-            schema={"rank": pl.UInt32, **dict.fromkeys(("dataset", "protocol", "model"), pl.String)}
+            schema={"rank": pl.UInt32, **dict.fromkeys(("dataset", "protocol", "model", "name"), pl.String)}
         )
     board = pl.DataFrame(rows, infer_schema_length=None)
     group_columns = ["dataset", "protocol"]
     rank = pl.col(metric).rank("min", descending=True).over(group_columns).cast(pl.UInt32).alias("rank")
     size = pl.len().over(group_columns)
     return (
-        board.with_columns(pl.col(metric).cast(pl.Float64))
+        board.with_columns(pl.col(metric).cast(pl.Float64), pl.col("settings").cast(pl.String))
         .with_columns(rank, size.alias("_size"))
         .sort(
             ["dataset", "_size", "protocol", "rank", "model"],
@@ -178,11 +181,14 @@ def _metric_names(found: list[Run], metric: str) -> list[str]:
     )
 
 
-def _row(key: tuple[str, str, str], group: list[Run], names: list[str]) -> dict[str, Any]:
-    dataset, protocol, model = key
-    row: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "model": model, "seeds": len(group)}
-    for name in names:
-        row[name] = _mean([run.test.get(name) for run in group])
+def _row(
+    key: tuple[str, str, str, str | None], group: list[Run], names: list[str], *, several: bool
+) -> dict[str, Any]:
+    dataset, protocol, name, settings = key
+    model = f"{name} ({settings or 'settings unknown'})" if several else name
+    row: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "model": model, "name": name}
+    row |= {"settings": settings, "seeds": len(group)}
+    row |= {name: _mean([run.test.get(name) for run in group]) for name in names}
     row |= {f"{name}_std": _std([run.test.get(name) for run in group]) for name in names}
     row |= {name: _mean([run.test.get(name) for run in group]) for name in COUNTS}
     row |= {name: _mean([run.cost.get(name) for run in group]) for name in COST}

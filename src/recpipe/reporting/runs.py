@@ -1,4 +1,4 @@
-"""Finished runs as the report sees them: metrics.json checked, the latest per model, protocol and seed."""
+"""Finished runs as the report sees them: metrics.json checked, the latest per model, protocol, settings and seed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Run:
     valid: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    settings_id: str | None = None  # None: written before settings were
     commit: str | None = None
     finished: str = ""
 
@@ -30,25 +31,26 @@ class Run:
 
 
 def read_runs(runs: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:
-    """The latest run (by `finished`) per dataset, model, protocol and seed, and why others could not be read.
+    """The latest run (by `finished`) per dataset, protocol, model, settings and seed, and why others are left out.
 
-    The order is by dataset, protocol, model and seed, whatever the order of the files was.
+    The order is by dataset, protocol, model, settings and seed, whatever the order of the files was.
     """
-    latest: dict[tuple[str, str, str, str], Run] = {}
+    latest: dict[tuple[str, ...], Run] = {}
     problems = []
     for number, fields in enumerate(runs, start=1):
-        problem = _problem(fields)
-        if problem:
-            problems.append(f"run {number} ({_label(fields)}) is left out: {problem}")
+        found = problem(fields)
+        if found:
+            problems.append(f"run {number} ({_label(fields)}) is left out: {found}")
             continue
         run = Run(**{name: fields[name] for name in Run.__dataclass_fields__ if fields.get(name) is not None})
-        key = (run.dataset, run.protocol_id, run.model, str(run.seed))
+        key = (run.dataset, run.protocol_id, run.model, run.settings_id or "", str(run.seed))
         if key not in latest or run.finished >= latest[key].finished:
             latest[key] = run
     return [latest[key] for key in sorted(latest)], problems
 
 
-def _problem(fields: Any) -> str | None:
+def problem(fields: Any) -> str | None:
+    """Why `read_runs` leaves this metrics.json out; None for one that it takes."""
     if not isinstance(fields, Mapping):
         return f"it holds a {type(fields).__name__}, not an object"
     missing = [name for name in REQUIRED if fields.get(name) is None]

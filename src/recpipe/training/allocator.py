@@ -11,7 +11,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 def keep_freed_memory() -> bool:
     """Tells glibc to serve large blocks from its heap and not to give them back; True if it understood.
 
-    Other C libraries and systems are left alone. Measured by ``benchmarks/training.py``; see LOG.md.
+    Other C libraries and systems are left alone.
     """
     if not sys.platform.startswith("linux"):
         return False

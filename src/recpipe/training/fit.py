@@ -37,7 +37,7 @@ from recpipe.models.recommender import Recommender
 from recpipe.training.allocator import keep_freed_memory
 from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
 from recpipe.training.losses import make_loss
-from recpipe.training.memory import peak_memory_mib
+from recpipe.training.memory import peak_memory_mib, reset_peak_memory
 from recpipe.training.module import TrainingModule, Validate
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,11 @@ class TrainSettings:
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.validate_every > self.max_epochs:
+            raise ValueError(
+                f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "
+                "nothing would ever be selected"
+            )
 
 
 @dataclass
@@ -117,6 +122,7 @@ def train(
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
+    reset_peak_memory(device)
     model = model_factory()
     started = time.perf_counter()
     if model.closed_form:
@@ -208,7 +214,7 @@ def _run(
     (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
     watched = f"valid_{settings.metric}"
     callbacks: list[Callback] = [
-        EarlyStopping(watched, mode="max", patience=settings.patience, check_finite=True, strict=True),
+        _Patience(watched, mode="max", patience=settings.patience, check_finite=True, strict=True),
         _Checkpoints(dirpath=folder, filename="best", monitor=watched, mode="max", save_last=True),
     ]
     if device == "cuda":
@@ -267,6 +273,19 @@ class _Checkpoints(ModelCheckpoint):
             auto_insert_metric_name=False,
             **arguments,
         )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning writes `last` only beside a new `best`; a resumed run should lose one epoch at most."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._last_global_step_saved != trainer.global_step:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
+
+
+class _Patience(EarlyStopping):
+    """A resumed run has the patience that is asked for now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:

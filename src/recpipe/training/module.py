@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
 from recpipe.models.recommender import Recommender
 from recpipe.training.checkpoint import random_state, set_random_state
+from recpipe.training.memory import gpu_state
 from recpipe.training.optim import make_optimiser, make_schedule
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: Any, index: int) -> None:
         self._check()
-        metrics = self._validate(self.model)
+        with torch.autocast(self.device.type, enabled=False):  # bf16 scores would tie, and ties decide ranks
+            metrics = self._validate(self.model)
         if self._watched not in metrics:
             raise ValueError(f"train.metric asks for {self._watched}; validation gives {', '.join(metrics)}")
         self._row().update(metrics)
@@ -119,6 +121,7 @@ class TrainingModule(pl.LightningModule):
             self.tokens_seen += self._tokens_per_epoch
             self.curve.append(
                 {
+                    **gpu_state(self.device),
                     "epoch": self._epoch,
                     "step": self.global_step,
                     "seconds": self.train_seconds,

@@ -19,36 +19,14 @@ BLOCKS: dict[str, dict[str, Any]] = {
     for path in sorted(FOLDER.glob("*.yml"))
     for name, block in ((yaml.safe_load(path.read_text()) or {}).get("datasets") or {}).items()
 }
-KEYS = {
-    "title",
-    "source",
-    "homepage",
-    "url",
-    "checksum",
-    "licence",
-    "citation",
-    "files",
-    "options",
-    "bad_rows",
-    "steps",
-    "protocol",
-}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = BLOCKS[name]
-    assert set(block) <= KEYS and {
-        "title",
-        "source",
-        "licence",
-        "citation",
-        "files",
-        "bad_rows",
-        "steps",
-    } <= set(block)
+    assert {"title", "source", "licence", "citation", "files", "bad_rows", "steps"} <= set(block)
     assert (FOLDER / f"{name}.yml").exists(), "one file per data set, of its name"
-    sources._options(sources._reader(block["source"]), block["options"])
+    sources.check(block, where=name)
 
     def offline(url: str, path: Path, *, checksum: str | None) -> Path:
         assert url.startswith("https://") and "{" not in url
@@ -65,7 +43,7 @@ def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: P
     start = text.index("# datasets:")
     end = text.index("#\n# One whole sequence")
     block = yaml.safe_load("\n".join(line[2:] for line in text[start:end].splitlines()))["datasets"]["my_log"]
-    assert set(block) <= KEYS
+    sources.check(block, where="my_log")
     (tmp_path / "e.csv").write_text(
         "visitor;sku;happened_at;stars;quantity\nv;1;2024-05-01T12:30:00+02:00;5;2\n"
     )

@@ -280,6 +280,75 @@ def test_whole_sequences_in_rows(
     ]  # fmt: skip
 
 
+AWKWARD = ["a,b", "Toy Story", "[x]", "O'Brien", 'say "so"', "back\\slash", "(1)", "3"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(AWKWARD),
+        repr(AWKWARD),
+        repr(tuple(AWKWARD)),
+        repr(AWKWARD)[1:-1],
+        repr(AWKWARD).replace("'3'", "3"),
+    ],
+    ids=["JSON", "Python list", "Python tuple", "no brackets", "a number among them"],
+)
+def test_quoted_items_keep_their_spaces_commas_and_brackets(
+    tmp_path: Path, reading: Reading, text: str
+) -> None:
+    pq.write_table(pa.table({"user": ["7", "8"], "items": [text, "3 9"]}), tmp_path / "log.parquet")
+    options = {"columns": {"user_id": "user", "item_id": "items"}, "sequence_per_row": True}
+    log = rows(reading("files", options, interactions=tmp_path / "log.parquet").interactions)
+    assert [row["item_id"] for row in log] == [*AWKWARD, "3", "9"]
+    assert {row["problem"] for row in log} == {None}
+
+
+@pytest.mark.parametrize("text", ["['a, 'b']", '["a", "b', "O'Brien 3", '{"a": 1}', '[["a"], "b"]', "['a'"])
+def test_quotes_that_make_no_list_are_a_problem(tmp_path: Path, reading: Reading, text: str) -> None:
+    pq.write_table(pa.table({"user": ["7", "8"], "items": [text, "3"]}), tmp_path / "log.parquet")
+    options = {"columns": {"user_id": "user", "item_id": "items"}, "sequence_per_row": True}
+    log = rows(reading("files", options, interactions=tmp_path / "log.parquet").interactions)
+    assert [(row["user_id"], row["item_id"], row["problem"]) for row in log] == [
+        ("7", None, f"not a list of values: '{text}'"), ("8", "3", None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "order", "problem"),
+    [
+        ("90", 90, None),
+        ("90.0", 90, None),
+        ("9007199254740993", 9007199254740993, None),
+        ("", None, "order is empty"),
+        ("90.4", None, "order is not a whole number: '90.4'"),
+        ("first", None, "order is not a whole number: 'first'"),
+        ("1e30", None, "order is not a whole number: '1e30'"),
+    ],
+)
+def test_an_order_must_be_a_whole_number(
+    tmp_path: Path, reading: Reading, value: str, order: int | None, problem: str | None
+) -> None:
+    (tmp_path / "log.csv").write_text(f"who,what,pos\nu,i,{value}\nu,j,5\n")
+    columns = {"user_id": "who", "item_id": "what", "order": "pos"}
+    log = rows(reading("files", {"columns": columns}, interactions=tmp_path / "log.csv").interactions)
+    found = {row["item_id"]: row for row in log}
+    assert (found["j"]["order"], found["j"]["problem"], found["i"]["problem"]) == (5, None, problem)
+    assert problem or found["i"]["order"] == order
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [([1.0, None], "order is empty"), ([1.0, 90.4], "order is not a whole number: '90.4'")],
+)
+def test_an_order_of_floats(tmp_path: Path, reading: Reading, values: list[float], problem: str) -> None:
+    pq.write_table(pa.table({"who": ["u", "u"], "what": ["i", "j"], "pos": values}), tmp_path / "log.parquet")
+    columns = {"user_id": "who", "item_id": "what", "order": "pos"}
+    log = rows(reading("files", {"columns": columns}, interactions=tmp_path / "log.parquet").interactions)
+    assert {row["item_id"]: row["problem"] for row in log} == {"i": None, "j": problem}
+    assert {row["order"] for row in log if row["item_id"] == "i"} == {1}
+
+
 def test_sequences_in_lists_with_times(tmp_path: Path, reading: Reading) -> None:
     table = pa.table({"items": [[3, 9], [4], [], [5, 6]], "times": [[1, 2], [3], [], [4]]})
     pq.write_table(table, tmp_path / "log.parquet")

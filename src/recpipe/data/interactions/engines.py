@@ -11,6 +11,7 @@ import sys
 import uuid
 import weakref
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ibis.backends import BaseBackend
 from recpipe.data.atomic import replaced_file
 
 KEYS = ("name", "memory_limit", "spill_folder", "threads", "master", "settings")
+NAMES = ("duckdb", "spark")
 
 
 def connect(engine: Mapping[str, Any] | None = None) -> BaseBackend:
@@ -31,14 +33,23 @@ def connect(engine: Mapping[str, Any] | None = None) -> BaseBackend:
     all by default; settings: the engine's own. Spark only: master, `local[<threads>]` by default.
     """
     engine = dict(engine or {})
-    if unknown := [key for key in engine if key not in KEYS]:
-        raise ValueError(
-            f"unknown engine setting {unknown[0]!r} under ingest.engine; there are: {', '.join(KEYS)}"
-        )
-    name = engine.get("name") or "duckdb"
-    if name not in ("duckdb", "spark"):
-        raise ValueError(f"unknown engine {name!r} under ingest.engine.name; there are: duckdb, spark")
-    return _duckdb(engine) if name == "duckdb" else _spark(engine)
+    return _duckdb(engine) if check(engine) == "duckdb" else _spark(engine)
+
+
+def check(engine: Mapping[str, Any]) -> str:
+    """The engine's name; unknown keys and names are refused, and nothing is opened."""
+    for key in engine:
+        _known("engine setting", key, KEYS, "ingest.engine")
+    name = str(engine.get("name") or "duckdb")
+    _known("engine", name, NAMES, "ingest.engine.name")
+    return name
+
+
+def _known(what: str, name: str, choices: tuple[str, ...], where: str) -> None:
+    if name not in choices:
+        near = get_close_matches(str(name), choices, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown {what} {name!r} under {where}{hint}; there are: {', '.join(choices)}")
 
 
 def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:

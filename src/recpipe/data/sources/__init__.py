@@ -8,9 +8,10 @@ them under `source`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,29 @@ from recpipe.data.sources.tables import RawTables
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
-__all__ = ["RawTables", "fetch", "read", "readers"]
+__all__ = ["KEYS", "RawTables", "check", "fetch", "read", "readers"]
+
+KEYS = (
+    "title", "source", "homepage", "url", "checksum", "licence", "citation", "files", "options", "bad_rows",
+    "steps", "protocol", "baselines",
+)  # fmt: skip
+ROLES = ("interactions", "items", "users")
+FILE_KEYS = ("name", "url", "checksum", "optional")
+
+
+def check(conf: Mapping[str, Any], *, where: str) -> None:
+    """ValueError for a key, file, source or option that a data set's block cannot have; nothing is opened."""
+    if not isinstance(conf, Mapping):
+        raise ValueError(f"{where} must be a block with {', '.join(KEYS)}, not {conf!r}")
+    _refuse_unknown(conf, KEYS, f"key of {where}")
+    files = conf.get("files") or {}
+    _refuse_unknown(files, ROLES, f"role in {where}.files")
+    for role, entry in files.items():
+        if isinstance(entry, Mapping):
+            _refuse_unknown(entry, FILE_KEYS, f"key of {where}.files.{role}")
+        if not (entry.get("name") if isinstance(entry, Mapping) else entry):
+            raise ValueError(f"{where}.files.{role} names no file: give its name, or {{name: ..., url: ...}}")
+    _options(_reader(str(conf.get("source"))), conf.get("options") or {})
 
 
 def read(conf: Mapping[str, Any], manifest: Mapping[str, Any], con: Backend) -> RawTables:
@@ -46,7 +69,10 @@ def readers() -> list[str]:
 def _reader(source: str) -> ModuleType:
     known = readers()
     if source not in known:
-        raise ValueError(f"unknown source {source!r}: a data set's `source` is one of {', '.join(known)}")
+        hint = _nearest(source, known)
+        raise ValueError(
+            f"unknown source {source!r}{hint}: a data set's `source` is one of {', '.join(known)}"
+        )
     return importlib.import_module(f"{__name__}.{source}")
 
 
@@ -56,6 +82,18 @@ def _options(reader: ModuleType, given: Mapping[str, Any]) -> Any:
     if unknown:
         name = reader.__name__.rpartition(".")[2]
         raise ValueError(
-            f"unknown option {unknown[0]!r} for source {name}: there are {', '.join(known) or 'none'}"
+            f"unknown option {unknown[0]!r}{_nearest(unknown[0], known)} for source {name}: "
+            f"there are {', '.join(known) or 'none'}"
         )
     return reader.Options(**{key: value for key, value in given.items() if key in known})
+
+
+def _refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> None:
+    for key in given:
+        if key not in known:
+            raise ValueError(f"unknown {what}: {key!r}{_nearest(key, known)}; there are {', '.join(known)}")
+
+
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from recpipe.data.sources.sql import identifier, literal
+from recpipe.data.sources.sql import identifier, literal, shown
 from recpipe.data.sources.tables import Source
 
 SEQUENCES = ("item_id", "timestamp", "rating", "weight")  # these may hold one value per event
+
+QUOTES = """["']"""
+VALUE = r"""(?:'(?:[^'\\]|\\['"\\])*'|"(?:[^"\\]|\\['"\\])*"|[^\s,;\[\]()'"]+)"""
+VALUES = rf"\s*{VALUE}(?:(?:\s*[,;]\s*|\s+){VALUE})*\s*,?\s*"
+QUOTED = rf"(?:{VALUES}|\s*\[{VALUES}\]\s*|\s*\({VALUES}\)\s*)"
 
 
 def one_event_per_row(
@@ -19,9 +24,9 @@ def one_event_per_row(
 ) -> tuple[Source, dict[str, str]]:
     """The source of single events, and the mapping of its columns.
 
-    A sequence is a list (Parquet, JSON) or text: `1 2 3`, `1,2,3`, `[1, 2, 3]`, `['a', 'b']`; with a
+    A sequence is a list (Parquet, JSON) or text: `1 2 3`, `1,2,3`, `[1, 2, 3]`, `['a, b', 'c']`; with a
     delimiter it is split there and nowhere else. Without a user column every row is a user, named by its
-    number. A row whose times are not as many as its items is kept as one bad row.
+    number. A row that cannot be read, or whose times are not as many as its items, is kept as one bad row.
     """
     if "item_id" not in mapping:
         raise ValueError(
@@ -34,21 +39,28 @@ def one_event_per_row(
     }
     user = identifier(mapping["user_id"]) if "user_id" in mapping else "CAST(row_number() OVER () AS VARCHAR)"
     whole = ", ".join(f"{sql} AS {name}s" for name, sql in lists.items())
+    reasons = ", ".join(_unread(mapping[name], sql, source) for name, sql in lists.items())
+    unread = f"CAST(coalesce({reasons}) AS VARCHAR)"
     uneven = (
         " OR ".join(f"len({name}s) IS DISTINCT FROM len(item_ids)" for name in lists if name != "item_id")
         or "false"
     )
-    even = f"SELECT *, ({uneven}) AS uneven FROM (SELECT {user} AS user_id, {whole} FROM {source.sql})"
+    even = (
+        f"SELECT *, ({uneven}) AS uneven FROM (SELECT {user} AS user_id, {whole}, {unread} AS unread "
+        f"FROM {source.sql})"
+    )
     single = ", ".join(
         f"unnest(CASE WHEN uneven OR coalesce(len({name}s), 0) = 0 THEN [NULL] ELSE {name}s END) AS {name}"
         for name in lists
     )
     types = {"user_id": source.types.get(mapping.get("user_id", ""), "VARCHAR")}
-    types |= {name: _element(name, mapping, source) for name in lists} | {"uneven": "BOOLEAN"}
+    types |= {name: _element(name, mapping, source) for name in lists}
+    types |= {"uneven": "BOOLEAN", "unread": "VARCHAR"}
     exploded = source._replace(
-        sql=f"(SELECT user_id, uneven, {single} FROM ({even}))",
+        sql=f"(SELECT user_id, uneven, unread, {single} FROM ({even}))",
         types=types,
-        problem="CASE WHEN uneven THEN 'not as many times as items in the row' "
+        problem="CASE WHEN unread IS NOT NULL THEN unread "
+        "WHEN uneven THEN 'not as many times as items in the row' "
         "WHEN item_id IS NULL THEN 'empty sequence' END",
     )
     return exploded, {name: name for name in ("user_id", *lists)}
@@ -70,8 +82,35 @@ def _list(column: str, source: Source, delimiter: str | None) -> str:
     text = f"CAST({sql} AS VARCHAR)"
     if delimiter is not None:
         return f"CASE WHEN {text} <> '' THEN string_split({text}, {literal(delimiter)}) END"
-    bare = f"regexp_replace({text}, '[\\[\\]()\"'']', '', 'g')"
-    return f"list_filter(regexp_split_to_array({bare}, '[\\s,;]+'), lambda item: item <> '')"
+    bare = f"regexp_replace({text}, '[\\[\\]()]', '', 'g')"
+    loose = f"list_filter(regexp_split_to_array({bare}, '[\\s,;]+'), lambda item: item <> '')"
+    return (
+        f"CASE WHEN NOT regexp_matches({text}, {literal(QUOTES)}) THEN {loose} "
+        f"WHEN json_valid({text}) AND json_type(TRY_CAST({text} AS JSON)) = 'ARRAY' THEN {_json(text)} "
+        f"WHEN regexp_full_match({text}, {literal(QUOTED)}) THEN {_quoted(text)} END"
+    )
+
+
+def _json(text: str) -> str:
+    """The values of a JSON list; null where one of them is a list or an object itself."""
+    json = f"TRY_CAST({text} AS JSON)"
+    nested = f"list_has_any(json_type({json}, '$[*]'), ['ARRAY', 'OBJECT'])"
+    return f"CASE WHEN NOT {nested} THEN json_extract_string({json}, '$[*]') END"
+
+
+def _quoted(text: str) -> str:
+    """The values of a list as Python writes it, without their quotation marks and backslashes."""
+    inner = "regexp_replace(item[2:-2], '\\\\(.)', '\\1', 'g')"
+    value = f"CASE WHEN regexp_matches(item[1], {literal(QUOTES)}) THEN {inner} ELSE item END"
+    return f"list_transform(regexp_extract_all({text}, {literal(VALUE)}), lambda item: {value})"
+
+
+def _unread(column: str, values: str, source: Source) -> str:
+    """The reason why text gave no list, null where it did."""
+    if source.types[column].endswith("[]"):
+        return "NULL"
+    text = f"CAST({identifier(column)} AS VARCHAR)"
+    return f"CASE WHEN {text} <> '' AND ({values}) IS NULL THEN {shown('not a list of values', text)} END"
 
 
 def _element(name: str, mapping: Mapping[str, str], source: Source) -> str:

@@ -64,7 +64,7 @@ def interactions(con: Backend, source: Source, columns: Columns) -> ibis.Table:
     """Parse the log once into a temporary table; see `RawTables` for what it holds."""
     numbers = {"rating": columns.rating, "weight": columns.weight}
     values = "".join(f", TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in numbers.items() if sql)
-    position = f", CAST({columns.order} AS BIGINT) AS position" if columns.order else ""
+    position = f", {_whole(columns.order)} AS position" if columns.order else ""
     time = seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
     select = f"""
         SELECT __user AS user_id, __item AS item_id, __time AS timestamp{values}{position},
@@ -116,7 +116,18 @@ def _problem(source: Source, columns: Columns) -> str:
         if sql:
             finite = f"coalesce(isfinite(TRY_CAST({sql} AS DOUBLE)), false)"
             arms.append(f"WHEN {sql} IS NOT NULL AND NOT {finite} THEN {shown(name + ' not a number', sql)}")
+    if columns.order:
+        text = f"CAST({columns.order} AS VARCHAR)"
+        arms.append(f"WHEN {columns.order} IS NULL OR {text} = '' THEN 'order is empty'")
+        arms.append(f"WHEN {_whole(columns.order)} IS NULL THEN {shown('order is not a whole number', text)}")
     return f"CASE {' '.join(arms)} END" if arms else "NULL"
+
+
+def _whole(sql: str) -> str:
+    """SQL for a whole number, null for anything else; a cast alone would round."""
+    text = f"CAST({sql} AS VARCHAR)"
+    value = f"TRY_CAST({text} AS DOUBLE)"
+    return f"CASE WHEN {value} = floor({value}) THEN TRY_CAST({text} AS BIGINT) END"
 
 
 def _append_rejects(con: Backend, table: str, source: Source) -> None:

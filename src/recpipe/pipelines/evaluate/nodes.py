@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 def evaluate_model(
     bundle: Any,
+    vocabulary: Any,
     valid_set: Any,
     test_set: Any,
     split_protocol: dict[str, Any],
@@ -20,16 +21,18 @@ def evaluate_model(
     datasets: dict[str, Any],
     dataset: str,
     evaluate: EvaluateBlock,
-) -> tuple[dict[str, Any], Any, Any, str]:
-    """Metrics, ranks of the test fold, recommendations for its users, and these as a submission file."""
+) -> tuple[Any, Any, str, dict[str, Any]]:
+    """Ranks of the test fold, recommendations for its users, these as a submission file, and metrics."""
     import polars as pl
 
     from recpipe.data.protocol import Protocol
+    from recpipe.evaluation.evaluate import check_catalogue
     from recpipe.evaluation.evaluate import evaluate as judge
     from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
     from recpipe.training.fit import choose_device
 
     layout = SubmissionLayout.from_conf(evaluate.submission)
+    check_catalogue(bundle, vocabulary)
     bundle.model.to(choose_device(evaluate.device))
     top = max(evaluate.recommend, layout.top)
     under = judged_under(Protocol.from_dict(split_protocol), protocol_of(protocol, datasets, dataset))
@@ -38,4 +41,4 @@ def evaluate_model(
     shown = {name: round(value, 4) for name, value in found.metrics["test"].items() if name.endswith("@10")}
     log.info("%s on test: %s", bundle.name, shown)
     submission = submission_csv(found.recommendations, layout, users=list(test_set.histories.users))
-    return found.metrics, pl.from_arrow(found.ranks), pl.from_arrow(found.recommendations), submission
+    return pl.from_arrow(found.ranks), pl.from_arrow(found.recommendations), submission, found.metrics

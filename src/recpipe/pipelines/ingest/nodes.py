@@ -24,10 +24,13 @@ def ingest_log(
     import polars as pl
 
     from recpipe.data import interactions, sources
+    from recpipe.data.interactions.engines import check
 
     conf = datasets[dataset]
     engine = {**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(spill_folder)}
-    reader = {key: engine.get(key) for key in ("memory_limit", "threads", "spill_folder")}
+    shared = ["memory_limit", "threads", "spill_folder"]
+    shared += ["settings"] if check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
+    reader = {key: engine.get(key) for key in shared}
     raw = sources.read(conf, source_files, interactions.connect(reader))
     done = interactions.ingest(
         raw, conf.get("steps") or [], bad_rows=conf.get("bad_rows", "quarantine"), engine=engine

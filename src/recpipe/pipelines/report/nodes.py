@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from recpipe.pipelines.blocks import ReportBlock
+from recpipe.pipelines.train.nodes import steps_of
+
+log = logging.getLogger(__name__)
 
 Loads = Mapping[str, Callable[[], Any]]
 FIGURES = (
@@ -70,10 +74,14 @@ def write_report(
 ) -> tuple[str, str]:
     """The HTML page of the data set, and the text that a run ends with."""
     from recpipe.reporting import examples, html, summary
+    from recpipe.reporting import runs as finished
 
     metrics = {name: load() for name, load in runs.items()}
-    comparable = {name for name, found in metrics.items() if found["protocol"]["id"] == protocol["id"]}
-    shown = [name for name in _first_to_last(leaderboard, model, seed, protocol["id"]) if name in comparable]
+    protocols = {name: each["protocol"] for name, each in metrics.items() if not finished.problem(each)}
+    judged = _protocol_shown(protocols, model, seed, protocol)
+    comparable = {name for name, found in protocols.items() if found["id"] == judged}
+    listed = comparable & run_ranks.keys() & run_recommendations.keys()
+    shown = [name for name in _first_to_last(leaderboard, model, seed, judged) if name in listed]
     users = (
         examples.examples(
             test_set.histories,
@@ -96,19 +104,47 @@ def write_report(
         steps=ingest_steps,
         curves=_curves(run_curves),
         examples=users,
+        notes=_notes(ingest_steps, protocol),
         metric=report.metric,
     )
-    title = (
-        f"{datasets[dataset].get('title', dataset)}: {len(comparable)} runs under protocol {protocol['id']}"
-    )
+    title = f"{datasets[dataset].get('title', dataset)}: {len(comparable)} runs under protocol {judged}"
     return page, summary.summary(leaderboard, users, title=title, links={}, metric=report.metric)
+
+
+def _protocol_shown(
+    protocols: Mapping[str, Mapping[str, Any]], model: str, seed: int, split: Mapping[str, Any]
+) -> str:
+    """Id of the protocol that the asked-for model was last judged under, or else that of the split on disk.
+
+    The former only where it cuts the data as the split does, whose histories stand beside the lists.
+    """
+    from recpipe.data.protocol import EVALUATION_FIELDS
+
+    cut = {name: value for name, value in split.items() if name not in {*EVALUATION_FIELDS, "id"}}
+    for name in model.split("+"):
+        found = protocols.get(f"{name}/seed_{seed}", {})
+        if found and all(found.get(key) == value for key, value in cut.items()):
+            return str(found["id"])
+    return str(split["id"])
+
+
+def _notes(ingest_steps: Any, protocol: Mapping[str, Any]) -> list[str]:
+    """What the page must say of the data: that they are not those of the split, after ingest alone."""
+    if list(steps_of(ingest_steps)) == list(protocol["steps"]):
+        return []
+    note = (
+        "The log was ingested anew, with other steps, after it was split: the profile and the steps below are not "
+        "of the data behind the numbers. Run `kedro run --pipelines=train,evaluate,report`"
+    )
+    log.warning("%s", note)
+    return [note]
 
 
 def _first_to_last(leaderboard: Any, model: str, seed: int, protocol: str) -> list[str]:
     """Runs of `seed` whose lists are shown: the asked-for models first, then the rest by rank."""
     if not leaderboard.height:
         return []
-    ranked = leaderboard.filter(leaderboard["protocol"] == protocol)["model"].to_list()
+    ranked = leaderboard.filter(leaderboard["protocol"] == protocol)["name"].to_list()
     asked = [name for name in model.split("+") if name in ranked]
     return [f"{name}/seed_{seed}" for name in dict.fromkeys([*asked, *ranked])]
 

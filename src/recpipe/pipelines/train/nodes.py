@@ -17,8 +17,8 @@ def split_sequences(
     datasets: dict[str, Any],
     dataset: str,
     protocol: dict[str, Any],
-) -> tuple[Any, Any, Any, Any, dict[str, Any], dict[str, int]]:
-    """Sequences of the log, cut by the protocol: vocabulary, training set, two folds, protocol and sizes."""
+) -> tuple[dict[str, Any], Any, Any, Any, Any, dict[str, int]]:
+    """Sequences of the log, cut by the protocol: protocol, vocabulary, training set, two folds and sizes."""
     from dataclasses import replace
 
     from recpipe.data.sequences import build
@@ -27,12 +27,16 @@ def split_sequences(
 
     asked = protocol_of(protocol, datasets, dataset)
     sequences, vocabulary = build(interactions, ties=asked.ties, seed=asked.seed)
-    steps = tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
-    judged = replace(asked, fingerprint=sequences.fingerprint(), steps=steps)
+    judged = replace(asked, fingerprint=sequences.fingerprint(), steps=steps_of(ingest_steps))
     parts = split(sequences, judged)
     sizes = parts.counts()
     log.info("split %s, protocol %s: %s", judged.split, judged.id, sizes)
-    return vocabulary, parts.train, parts.valid, parts.test, {"id": judged.id, **judged.to_dict()}, sizes
+    return {"id": judged.id, **judged.to_dict()}, vocabulary, parts.train, parts.valid, parts.test, sizes
+
+
+def steps_of(ingest_steps: Any) -> tuple[str, ...]:
+    """The step table of ingest as the protocol keeps it."""
+    return tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
 
 
 def train_model(
@@ -49,6 +53,8 @@ def train_model(
     work_folder: Path,
 ) -> tuple[Any, Any]:
     """One model, trained or fitted, as a bundle; and its curve, a row per epoch."""
+    from dataclasses import asdict
+
     import polars as pl
 
     from recpipe.data.protocol import Protocol
@@ -72,7 +78,10 @@ def train_model(
     curve = (
         pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)
     )
-    about = {"seed": seed, "settings": model, "cost": trained.cost, "versions": trained.versions}
+    in_force = {"type": spec.type, **asdict(trained.model.config)}
+    if not trained.model.closed_form:
+        in_force["train"] = asdict(settings)
+    about = {"seed": seed, "settings": in_force, "cost": trained.cost, "versions": trained.versions}
     return _bundle(name, spec.type, trained.model, vocabulary, items, train_set, judged, about), curve
 
 

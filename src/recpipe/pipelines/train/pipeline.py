@@ -8,7 +8,8 @@ from recpipe.pipelines.train.nodes import split_sequences, train_model
 from recpipe.pipelines.zoo import SHARED, for_every_model, named
 
 LOG = ["interactions", "ingest_steps", "params:datasets", "params:dataset", "params:protocol"]
-PARTS = ["vocabulary", "train_set", "valid_set", "test_set", "protocol", "split_sizes"]
+# Saved in this order: after a crash in between, evaluate refuses older bundles, as the protocol is not theirs.
+PARTS = ["protocol", "vocabulary", "train_set", "valid_set", "test_set", "split_sizes"]
 READ_BY_MODELS = {"train_set", "valid_set", "vocabulary", "items", "protocol"}
 
 

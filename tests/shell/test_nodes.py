@@ -1,0 +1,161 @@
+"""Nodes called as functions: what train hands to a bundle, and which runs and which data the report shows."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+
+import numpy as np
+import polars as pl
+import pytest
+from kedro.pipeline import Node
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Fold, Vocabulary
+from recpipe.pipelines.blocks import ReportBlock
+from recpipe.pipelines.report import nodes as report
+from recpipe.pipelines.train.nodes import split_sequences, steps_of, train_model
+from recpipe.pipelines.train.pipeline import LOG, PARTS
+from recpipe.training.fit import TrainSettings
+
+STEPS = pl.DataFrame(
+    {
+        "step": [0, 1],
+        "name": ["raw", "last"],
+        "detail": ["{}", '{"k": 5}'],
+        "rows": [90, 80],
+        "users": [9, 8],
+        "items": [7, 7],
+    }
+)
+SPLIT = Protocol(dataset="shop", fingerprint="f", steps=steps_of(STEPS))
+UNSEEN = Protocol(dataset="shop", fingerprint="f", steps=steps_of(STEPS), exclude_seen=False)
+
+
+def described(protocol: Protocol) -> dict:
+    return {"id": protocol.id, **protocol.to_dict()}
+
+
+def metrics(model: str, protocol: Protocol) -> dict:
+    test = {"ndcg@10": 0.1 + len(model) / 100, "users": 8, "targets": 8}
+    return {
+        "dataset": "shop",
+        "model": model,
+        "seed": 1,
+        "protocol": described(protocol),
+        "test": test,
+        "finished": "2026-11-20",
+    }
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch):
+    """`told(runs, model=…)`: the models whose lists write_report asks for, its notes, and the text of the summary."""
+
+    def call(runs: dict, *, model: str, steps: pl.DataFrame = STEPS, lists: set[str] | None = None) -> tuple:
+        from recpipe.reporting import examples, html
+
+        asked: dict = {}
+        monkeypatch.setattr(
+            examples, "examples", lambda _, ranks, found, *rest, **more: asked.update(found) or []
+        )
+        monkeypatch.setattr(html, "page", lambda *_, notes, **__: "|".join(notes))
+        loads = {name: (lambda found=found: found) for name, found in runs.items()}
+        tables = {name: pl.DataFrame for name in runs if lists is None or name in lists}
+        block = ReportBlock(metric="ndcg@10", examples=2, history=2, recommended=2)
+        board, _ = report.rank_runs(loads, block)
+        histories = Fold(random_sequences(8, 7, seed=0), random_sequences(8, 7, seed=1))
+        page, text = report.write_report(
+            board,
+            loads,
+            {},
+            tables,
+            tables,
+            {},
+            steps,
+            histories,
+            Vocabulary(np.array(["a"], dtype=object)),
+            pl.DataFrame({"item_id": ["a"], "title": ["A"]}),
+            described(SPLIT),
+            {"shop": {}},
+            "shop",
+            model,
+            1,
+            block,
+        )
+        return list(asked), page, text
+
+    return call
+
+
+def test_the_lists_are_of_the_protocol_that_the_asked_for_model_was_judged_under(told) -> None:
+    runs = {"pop/seed_1": metrics("pop", SPLIT), "knn/seed_1": metrics("knn", UNSEEN)}
+    shown, _, text = told(runs, model="knn")
+    assert shown == ["knn"]
+    assert f"1 runs under protocol {UNSEEN.id}" in text
+    assert told(runs, model="pop")[0] == ["pop"]
+    assert told(runs, model="absent")[0] == ["pop"]
+
+
+def test_lists_of_another_split_do_not_stand_beside_the_histories_of_this_one(told) -> None:
+    other = Protocol(dataset="shop", fingerprint="other")
+    runs = {"pop/seed_1": metrics("pop", SPLIT), "knn/seed_1": metrics("knn", other)}
+    assert told(runs, model="knn")[0] == ["pop"]
+
+
+def test_the_report_does_without_metrics_it_cannot_read_and_lists_that_are_not_there(told) -> None:
+    runs = {name: metrics(name.split("/")[0], SPLIT) for name in ("pop/seed_1", "knn/seed_1")}
+    runs |= {"old/seed_1": {"model": "old"}, "odd/seed_1": []}
+    assert set(told(runs, model="old")[0]) == {"pop", "knn"}
+    assert told(runs, model="knn", lists={"pop/seed_1"})[0] == ["pop"]
+
+
+def test_a_log_ingested_with_other_steps_than_the_split_saw_is_said(told, caplog) -> None:
+    runs = {"pop/seed_1": metrics("pop", SPLIT)}
+    with caplog.at_level(logging.WARNING, logger="recpipe"):
+        assert told(runs, model="pop")[1] == ""
+        assert not caplog.records
+        page = told(runs, model="pop", steps=STEPS.with_columns(detail=pl.Series(["{}", '{"k": 6}'])))[1]
+    assert "not of the data behind the numbers" in page
+    assert page in caplog.text
+
+
+def test_the_split_gives_each_part_to_the_entry_of_its_name(tmp_path) -> None:
+    path = tmp_path / "interactions.parquet"
+    rows = [(f"u{u}", f"i{(u + n) % 6}", n, u * 9 + n) for u in range(5) for n in range(4)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "order"], orient="row").write_parquet(path)
+    node = Node(split_sequences, LOG, PARTS)
+    values = [path, STEPS, {"shop": {}}, "shop", {"split": "leave_one_out"}]
+    found = node.run(dict(zip(LOG, values, strict=True)))
+    assert found["protocol"]["steps"] == list(steps_of(STEPS))
+    assert len(found["vocabulary"]) == 6
+    assert len(found["train_set"].items) == 10
+    assert (len(found["valid_set"]), len(found["test_set"])) == (5, 5)
+    assert found["split_sizes"]["train_events"] == 10
+
+
+@pytest.mark.parametrize("kind", ["popular", "sasrec"])
+def test_a_bundle_holds_the_settings_in_force(kind, tmp_path) -> None:
+    data = random_sequences(8, 7, seed=0)
+    small = {"dim": 8, "layers": 1} if kind == "sasrec" else {}
+    block = {
+        "type": kind,
+        **small,
+        "train": {"patience": 3},
+        "datasets": {"shop": {"train": {"max_epochs": 1}}},
+    }
+    vocabulary = Vocabulary(np.array([f"i{n}" for n in range(7)], dtype=object))
+    items = pl.DataFrame({"item_id": vocabulary.ids.tolist(), "title": ["x"] * 7})
+    fold = Fold(data, sequences([[1 + n % 7] for n in range(8)]))
+    protocol, train = described(SPLIT), {"device": "cpu", "batch_tokens": 640}
+    bundle, _ = train_model("m", data, fold, vocabulary, items, protocol, block, train, "shop", 1, tmp_path)
+    found = bundle.training["settings"]
+    assert found["type"] == kind
+    if kind == "popular":
+        assert "train" not in found  # it is not trained
+    else:
+        assert (found["dim"], found["layers"], found["heads"]) == (8, 1, 1)
+        assert "datasets" not in found
+        expected = TrainSettings(device="cpu", batch_tokens=640, patience=3, max_epochs=1)
+        assert found["train"] == asdict(expected)

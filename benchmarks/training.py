@@ -88,7 +88,7 @@ def peer(arguments: argparse.Namespace) -> dict:
     started, busy = time.perf_counter(), cores_busy()
     subprocess.run(command, cwd=arguments.peers, env=environment, check=True, capture_output=True, text=True)
     newest = max(
-        (arguments.peers / "results").glob("rectools_sasrec_ml-1m*.json"),
+        (arguments.peers / "results").glob("rectools_sasrec*_ml-1m*.json"),
         key=lambda path: path.stat().st_mtime,
     )
     found = json.loads(newest.read_text())

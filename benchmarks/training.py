@@ -153,9 +153,9 @@ def bare(model, train, epochs: int) -> tuple[list[float], float, int]:
     import torch
 
     from recpipe.data.batches import DeviceSequences, TrainingBatches
-    from recpipe.training.fit import TrainSettings
     from recpipe.training.losses import make_loss
     from recpipe.training.optim import make_optimiser
+    from recpipe.training.settings import TrainSettings
 
     settings = TrainSettings()
     torch.manual_seed(0)

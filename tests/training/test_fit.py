@@ -195,7 +195,7 @@ def test_a_second_process_in_the_same_folder_is_refused(data, tmp_path):
 
 
 def test_without_tensorboard_curves_go_to_a_csv_file(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("recpipe.training.fit.find_spec", lambda _: None)
+    monkeypatch.setattr("recpipe.training.callbacks.find_spec", lambda _: None)
     run(data, tmp_path, max_epochs=2)
     header, *rows = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
     assert {"train_loss", "valid_ndcg@10"} <= set(header.split(",")) and len(rows) >= 2

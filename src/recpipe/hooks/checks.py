@@ -52,7 +52,7 @@ def _check_dataset(datasets: dict[str, Any], dataset: str) -> None:
 
 def _check_model(name: str, catalog: Any) -> None:
     from recpipe.models.registry import configured, model_class, resolve
-    from recpipe.training.fit import TrainSettings
+    from recpipe.training.settings import TrainSettings
 
     spec = resolve(catalog.load(f"{BLOCK}{name}"), catalog.load("params:dataset"))
     configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")

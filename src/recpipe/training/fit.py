@@ -11,34 +11,29 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import (
     Callback,
     DeviceStatsMonitor,
-    EarlyStopping,
-    ModelCheckpoint,
     TQDMProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from recpipe.data.batches import DeviceSequences, TrainingBatches
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
 from recpipe.training.allocator import keep_freed_memory
+from recpipe.training.callbacks import BEST, LAST, Checkpoints, Patience, alone_in, curve_logger
 from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
 from recpipe.training.losses import make_loss
 from recpipe.training.memory import peak_memory_mib, reset_peak_memory
 from recpipe.training.module import TrainingModule, Validate
+from recpipe.training.settings import PRECISIONS, TrainSettings, choose_device, choose_precision
 
 log = logging.getLogger(__name__)
 
@@ -49,48 +44,6 @@ NOISE = (
     "The 'val_dataloader' does not have many workers",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
 )
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
-BEST, LAST = "best.safetensors", "last.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """The conf block ``train``; a model's own ``train`` block overrides it key by key.
-
-    ``windows`` trains on the last window of a long user only, or on all of them; ``batch_tokens`` is the number of
-    events in a step; ``patience`` counts validations without a new best ``metric``;
-    ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
-    equal settings and data.
-    """
-
-    loss: dict[str, Any] = field(default_factory=lambda: {"name": "full_softmax", "chunk": 512})
-    optimiser: dict[str, Any] = field(default_factory=lambda: {"name": "adam", "learning_rate": 1e-3})
-    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
-    windows: str = "last"
-    batch_tokens: int = 12_800
-    max_epochs: int = 100
-    validate_every: int = 1
-    patience: int = 10
-    metric: str = "ndcg@10"
-    gradient_clip: float | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    resume: bool = True
-    log_every: int = 5
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", *PRECISIONS):
-            raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
-        if self.windows not in ("last", "all"):
-            raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
-        for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.validate_every > self.max_epochs:
-            raise ValueError(
-                f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "
-                "nothing would ever be selected"
-            )
 
 
 @dataclass
@@ -132,32 +85,12 @@ def train(
     keep_freed_memory()
     fingerprint = _fingerprint(fingerprint, settings, seed, model)
     module = _module(model.to(device), data, validate, settings, seed, on_epoch)
-    with _alone_in(folder):
+    with alone_in(folder):
         _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
         module.load_state_dict(load_tree(folder / BEST)["state_dict"])
         for name in (BEST, LAST):
             (folder / name).unlink(missing_ok=True)
     return Trained(model, module.curve, _cost(module, settings, device), versions())
-
-
-def choose_device(device: str) -> str:
-    """``auto`` is cuda where there is one, else cpu. Raises ValueError for cuda without one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"train.device is {device!r}; allowed: auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "train.device is cuda and torch sees no CUDA device here; use --params train.device=cpu"
-        )
-    return device
-
-
-def choose_precision(precision: str, device: str) -> str:
-    """``auto`` is bf16 on a GPU that has it, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def versions() -> dict[str, str]:
@@ -166,17 +99,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "lightning", "numpy")},
     }
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two runs of one model and seed would overwrite each other's checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"another process trains in {folder}; wait for it, or give another seed") from None
 
 
 def _module(
@@ -214,8 +136,8 @@ def _run(
     (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
     watched = f"valid_{settings.metric}"
     callbacks: list[Callback] = [
-        _Patience(watched, mode="max", patience=settings.patience, check_finite=True, strict=True),
-        _Checkpoints(dirpath=folder, filename="best", monitor=watched, mode="max", save_last=True),
+        Patience(watched, mode="max", patience=settings.patience, check_finite=True, strict=True),
+        Checkpoints(dirpath=folder, filename="best", monitor=watched, mode="max", save_last=True),
     ]
     if device == "cuda":
         callbacks.append(DeviceStatsMonitor())
@@ -230,7 +152,7 @@ def _run(
         gradient_clip_val=settings.gradient_clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
-        logger=_logger(folder),
+        logger=curve_logger(folder),
         callbacks=callbacks,
         plugins=[SafetensorsCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
@@ -250,42 +172,6 @@ def _run(
     finally:
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
-
-
-def _logger(folder: Path) -> Logger:
-    """TensorBoard's files, or a CSV file on a machine that has only torch and lightning."""
-    if find_spec("tensorboard") is not None:
-        return TensorBoardLogger(folder, name="tensorboard", version="")
-    log.info("tensorboard is not installed; curves go to %s", folder / "csv")
-    return CSVLogger(folder, name="csv", version="")
-
-
-class _Checkpoints(ModelCheckpoint):
-    """best and last, each one safetensors file, written at the end of an epoch."""
-
-    FILE_EXTENSION = ".safetensors"
-    CHECKPOINT_NAME_LAST = "last"
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-            **arguments,
-        )
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning writes `last` only beside a new `best`; a resumed run should lose one epoch at most."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:
-            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
-
-
-class _Patience(EarlyStopping):
-    """A resumed run has the patience that is asked for now."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:

@@ -29,7 +29,7 @@ def evaluate_model(
     from recpipe.evaluation.evaluate import check_catalogue
     from recpipe.evaluation.evaluate import evaluate as judge
     from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
-    from recpipe.training.fit import choose_device
+    from recpipe.training.settings import choose_device
 
     layout = SubmissionLayout.from_conf(evaluate.submission)
     check_catalogue(bundle, vocabulary)

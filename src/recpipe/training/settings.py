@@ -1,0 +1,70 @@
+"""The conf block `train` as a type, and what its `auto` values mean on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The conf block ``train``; a model's own ``train`` block overrides it key by key.
+
+    ``windows`` trains on the last window of a long user only, or on all of them; ``batch_tokens`` is the number of
+    events in a step; ``patience`` counts validations without a new best ``metric``;
+    ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
+    equal settings and data.
+    """
+
+    loss: dict[str, Any] = field(default_factory=lambda: {"name": "full_softmax", "chunk": 512})
+    optimiser: dict[str, Any] = field(default_factory=lambda: {"name": "adam", "learning_rate": 1e-3})
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    windows: str = "last"
+    batch_tokens: int = 12_800
+    max_epochs: int = 100
+    validate_every: int = 1
+    patience: int = 10
+    metric: str = "ndcg@10"
+    gradient_clip: float | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    resume: bool = True
+    log_every: int = 5
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
+        if self.windows not in ("last", "all"):
+            raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
+        for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.validate_every > self.max_epochs:
+            raise ValueError(
+                f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "
+                "nothing would ever be selected"
+            )
+
+
+def choose_device(device: str) -> str:
+    """``auto`` is cuda where there is one, else cpu. Raises ValueError for cuda without one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"train.device is {device!r}; allowed: auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "train.device is cuda and torch sees no CUDA device here; use --params train.device=cpu"
+        )
+    return device
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """``auto`` is bf16 on a GPU that has it, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from recpipe.pipelines import evaluate, ingest, report, train
+from recpipe.pipelines import embed, evaluate, ingest, report, semantic_ids, train
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Maps what follows `--pipelines` to a pipeline; `__default__` is all of them."""
     stages = {
         "ingest": ingest.create_pipeline(),
+        "embed": embed.create_pipeline(),
+        "semantic_ids": semantic_ids.create_pipeline(),
         "train": train.create_pipeline(),
         "evaluate": evaluate.create_pipeline(),
         "report": report.create_pipeline(),

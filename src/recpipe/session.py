@@ -1,7 +1,8 @@
 """`--params dataset=…,model=…`: names are checked before anything runs, and the model becomes a tag filter.
 
-Every node is tagged `shared` or with its model's name. The session runs `shared` and the chosen models,
-unless the user filtered by tags, nodes or namespaces. A run of the whole project takes the baselines along.
+Every node is tagged `shared`, with its model's name, or with the modalities (text, image, text_image) it serves. The
+session runs `shared`, the chosen models and the data set's modalities, unless the user filtered by tags, nodes or
+namespaces. A run of the whole project takes the baselines along.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ import click
 from kedro.framework.project import settings
 from kedro.framework.session import KedroSession
 
-from recpipe.pipelines import zoo
+from recpipe.pipelines import modalities, zoo
 
 log = logging.getLogger(__name__)
 
 ALL = "all"
+MODEL_TAGS_RESERVED = (
+    zoo.SHARED,
+    ALL,
+    *modalities.MODALITIES,
+)  # tags of other nodes: no model may be called so
 OWN_CHOICE = ("tags", "node_names", "namespaces")  # filters that replace ours
 RANGES = ("from_nodes", "to_nodes", "from_inputs", "to_outputs")  # filters that add to ours
 
@@ -41,10 +47,15 @@ class RecpipeSession(KedroSession):
         conf = self._parameters_without(asked)
         check_parameters(asked, conf)
         check_name(asked.get("dataset", conf["dataset"]), conf["datasets"], what="dataset")
+        if reserved := [name for name in MODEL_TAGS_RESERVED if name in conf["models"]]:
+            raise Refused(
+                f"no model can be called {reserved[0]!r}: rename conf/*/parameters/models/{reserved[0]}.yml"
+            )
         model = asked.get("model", conf["model"])
         dataset = conf["datasets"][asked.get("dataset", conf["dataset"])]
         baselines = dataset.get("baselines", conf["baselines"])
-        options["tags"] = tags(model, conf["models"], baselines, options)
+        described = content_tags(asked, conf, options)
+        options["tags"] = tags(model, conf["models"], baselines, options, described)
         self._store["runtime_params"] = winning(asked, conf)  # `store` is a copy
         zoo.declare(conf["models"])
         try:
@@ -64,15 +75,16 @@ class RecpipeSession(KedroSession):
 
 
 def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """`asked`, repeated where the files override it: the data set's `protocol`, a model's `train`, and the model's
-    block for the data set.
+    """`asked`, repeated where the files override it: the data set's `protocol`, `embed` and `semantic_ids`, a model's
+    `train`, and the model's block for the data set.
 
     What is said on the command line wins over what a data set or a model says, and that over the common block; of
     two things said, the one with the longer name wins.
     """
     dataset = asked.get("dataset", conf["dataset"])
     given: dict[str, Any] = copy.deepcopy(dict(asked))
-    _repeat(given, ["datasets", dataset, "protocol"], conf, asked.get("protocol"))
+    for block in ("protocol", "embed", "semantic_ids"):
+        _repeat(given, ["datasets", dataset, block], conf, asked.get(block))
     for name in conf["models"]:
         said = _at(asked, ["models", name])
         of_dataset = ["models", name, "datasets", dataset]
@@ -109,8 +121,30 @@ def _fill(given: dict[str, Any], key: str, value: Any) -> None:
         given.setdefault(key, copy.deepcopy(value))
 
 
-def tags(model: str, known: Iterable[str], baselines: Iterable[str], options: Mapping[str, Any]) -> list[str]:
-    """The user's own tags, or `shared`, the models asked for and, in a whole run, the baselines."""
+def content_tags(asked: Mapping[str, Any], conf: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """The modalities to run. Raises `Refused` for one without content, and where only such pipelines were named."""
+    dataset = asked.get("dataset", conf["dataset"])
+    try:
+        found = modalities.chosen(asked.get("modality", conf["modality"]), dataset, conf["datasets"][dataset])
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    named = [options.get("pipeline_name"), *(options.get("pipeline_names") or ())]
+    if not found and {"embed", "semantic_ids"} & set(named):
+        raise Refused(
+            f"data set {dataset!r} has no `content` block, so there is nothing to embed: "
+            f"conf/base/parameters/datasets/my_log.yml says how to write one"
+        )
+    return found
+
+
+def tags(
+    model: str,
+    known: Iterable[str],
+    baselines: Iterable[str],
+    options: Mapping[str, Any],
+    described: Iterable[str] = (),
+) -> list[str]:
+    """The user's own tags, or `shared`, the models asked for, in a whole run the baselines, and `described`."""
     known = list(known)
     wanted = chosen_models(model, known)
     if any(options.get(name) for name in OWN_CHOICE):
@@ -120,7 +154,7 @@ def tags(model: str, known: Iterable[str], baselines: Iterable[str], options: Ma
         wanted += [name for each in baselines for name in chosen_models(each, known)]
     words = [str(word) for name in RANGES for word in options.get(name) or ()]
     wanted += [name for name in known if any(word.startswith(f"{name}.") for word in words)]
-    return [zoo.SHARED, *dict.fromkeys(wanted)]
+    return [zoo.SHARED, *dict.fromkeys([*wanted, *described])]
 
 
 def chosen_models(asked: str, known: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 
 from recpipe.pipelines import zoo
+from recpipe.pipelines.modalities import MODALITIES
 
 
 @pytest.fixture
@@ -39,12 +40,21 @@ def test_models_are_the_files_and_each_file_holds_the_block_of_its_name(project:
         assert list(yaml.safe_load(file.read_text())["models"]) == [file.stem]
 
 
-def test_every_node_is_tagged_shared_or_with_its_model_and_nothing_else(registered) -> None:
-    assert set(registered) == {"ingest", "train", "evaluate", "report", "__default__"}
-    for name, pipeline in registered.items():
-        assert pipeline.nodes, name
-        for node in pipeline.nodes:
+def test_every_node_is_tagged_shared_with_its_model_or_with_modalities_and_nothing_else(registered) -> None:
+    stages = {"ingest", "embed", "semantic_ids", "train", "evaluate", "report"}
+    assert set(registered) == stages | {"__default__"}
+    for name in stages - {"embed", "semantic_ids"}:
+        assert registered[name].nodes, name
+        for node in registered[name].nodes:
             assert node.tags == {node.namespace or "shared"}, node.name
+    tags = {node.name: node.tags for node in registered["embed"].nodes}
+    assert tags == {
+        "embed_text": {"text", "text_image"},
+        "embed_images": {"image", "text_image"},
+        "join_embeddings": {"text_image"},
+    }
+    for node in registered["semantic_ids"].nodes:
+        assert node.tags == {node.namespace.removesuffix("_ids")} < set(MODALITIES), node.name
     assert {node.name for node in registered["__default__"].nodes} == {
         node.name for name, pipeline in registered.items() if name != "__default__" for node in pipeline.nodes
     }
@@ -117,6 +127,27 @@ def test_bundles_metrics_and_recommendations_are_versioned_and_paths_name_datase
             assert dataset._version is not None
             assert "/ml-1m/popular/seed_7/" in str(dataset._filepath)
         assert "/ml-1m/" in str(catalog.get("interactions")._filepath)
+
+
+def test_a_modality_brings_all_that_it_needs_and_nothing_else(registered) -> None:
+    pipeline = registered["embed"] + registered["semantic_ids"]
+    for modality in MODALITIES:
+        part = pipeline.only_nodes_with_tags(modality)
+        from_outside = {name for name in part.inputs() if not name.startswith("params:")}
+        read_anew = {f"{modality}_ids.earlier_quantizer", f"{modality}_ids.earlier_ids"}
+        caches = {f"{name}_cache" for name in modality.split("_")}
+        assert from_outside == {"items", "raw_folder"} | read_anew | caches
+        assert {f"{modality}_ids.prefix_tree"} <= part.outputs()
+
+
+def test_the_report_comes_after_the_quality_of_every_kind_of_ids(registered) -> None:
+    pipeline = registered["__default__"]
+    page = next(node for node in pipeline.nodes if node.name == "write_report")
+    before = {node.name for node in pipeline.node_dependencies[page]}
+    assert {f"{modality}_ids.measure_ids" for modality in MODALITIES} <= before
+    for modality in MODALITIES:
+        measure = next(node for node in pipeline.nodes if node.name == f"{modality}_ids.measure_ids")
+        assert measure.outputs[-1] == f"{modality}_ids.quality"  # figures are on disk when it is
 
 
 def test_whole_blocks_survive_one_runtime_parameter(project_copy, session_in) -> None:

@@ -1,4 +1,6 @@
-"""Before anything runs: does the library take the data set, the engine, the steps, the protocol, the models?"""
+"""Before anything runs: does the library take the data set, the engine, the steps, the content, the quantizer, the
+protocol, the models?
+"""
 
 from __future__ import annotations
 
@@ -32,6 +34,8 @@ class ChecksHooks:
 
             names = ("protocol", "datasets", "dataset")
             protocol_of(*(catalog.load(f"params:{name}") for name in names))
+        if "params:embed" in needed or "params:semantic_ids" in needed:
+            _check_content(needed, catalog)
         for name in sorted(needed):
             if name.startswith(BLOCK):
                 _check_model(name.removeprefix(BLOCK), catalog)
@@ -48,6 +52,23 @@ def _check_dataset(datasets: dict[str, Any], dataset: str) -> None:
         near = get_close_matches(str(policy), POLICIES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"{where}.bad_rows cannot be {policy!r}{hint}; choose one of {', '.join(POLICIES)}")
+
+
+def _check_content(needed: set[str], catalog: Any) -> None:
+    from recpipe.pipelines import blocks
+    from recpipe.semantic_ids import quantizer
+
+    where = (catalog.load("params:datasets"), catalog.load("params:dataset"))
+    blocks.content_block(*where)
+    if "params:embed" in needed:
+        chosen = blocks.embed_block(catalog.load("params:embed"), *where)
+        for kind in ("text", "image"):
+            if (encoders := f"params:{kind}_encoders") in needed:
+                blocks.named(getattr(chosen, kind), catalog.load(encoders), what=f"embed.{kind}")
+    if "params:semantic_ids" in needed:
+        block = blocks.ids_block(catalog.load("params:semantic_ids"), *where)
+        block.gate_settings()
+        quantizer.build(*block.chosen())
 
 
 def _check_model(name: str, catalog: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recpipe.hooks.values import curve_points, metric_values
+from recpipe.hooks.values import curve_points, metric_values, numbers
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,15 @@ class MlflowRuns:
         known = {"protocol": data["protocol"]["id"], "seed": data["seed"], "commit": data.get("commit")}
         tags = [RunTag(name, str(value)) for name, value in known.items() if value is not None]
         self._client.log_batch(self._run(model), metrics=rows, tags=tags)
+
+    def numbers(self, model: str | None, data: dict[str, Any]) -> None:
+        """Logs every number of a JSON file under its path in it."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        rows = [Metric(name, value, now, 0) for name, value in numbers(data).items()]
+        for start in range(0, len(rows), METRICS_AT_ONCE):
+            self._client.log_batch(self._run(model), metrics=rows[start : start + METRICS_AT_ONCE])
 
     def curves(self, model: str | None, rows: Any) -> None:
         """Logs a curve, or one more row of it, by step; points that are there already are not repeated."""

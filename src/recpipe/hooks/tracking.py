@@ -1,6 +1,6 @@
 """When what is tracked: Kedro's events as calls to `MlflowRuns`.
 
-The catalog says what is tracked, `metadata: {mlflow: metrics | curves | artifact}`; mlflow.yml says where.
+The catalog says what is tracked, `metadata: {mlflow: metrics | numbers | curves | artifact}`; mlflow.yml says where.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kedro.pipeline.node import Node
 
 from recpipe.hooks.mlflow_runs import MlflowRuns
 from recpipe.hooks.values import flat
+from recpipe.pipelines.modalities import MODALITIES, group
 from recpipe.pipelines.progress import listen
 
 STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
@@ -46,10 +47,11 @@ class TrackingHooks:
         self._catalog, self._runs = catalog, None
         if not self._conf["enabled"]:
             return
-        models = sorted({node.namespace for node in pipeline.nodes if node.namespace})
+        groups = sorted({node.namespace for node in pipeline.nodes if node.namespace})
+        models = [name for name in groups if name not in map(group, MODALITIES)]
         tags = {
             "dataset": str(catalog.load("params:dataset")),
-            "models": " ".join(models),
+            "models": " ".join(models or groups),
             "pipelines": "+".join(sorted(run_params.get("pipeline_names") or ["all"], key=_stage)),
             "environment": str(run_params.get("env")),
             "kedro_run": str(run_params.get("run_id")),
@@ -89,6 +91,7 @@ class TrackingHooks:
         model = dataset_name.rsplit(".", 1)[0] if "." in dataset_name else None
         actions: dict[str, Callable[[], None]] = {
             "metrics": lambda: _metrics(runs, model, data),
+            "numbers": lambda: runs.numbers(model, data),
             "curves": lambda: runs.curves(model, data),
             "artifact": lambda: runs.artifact(model, Path(dataset._get_load_path())),
         }

@@ -36,6 +36,19 @@ def metric_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def numbers(data: Any, path: str = "") -> dict[str, float]:
+    """Every finite number of nested JSON by its path, `{"levels/1/usage": 0.99}`; lists count from 1."""
+    if _number(data):
+        return {allowed(path): float(data)}
+    inner = (
+        data.items() if isinstance(data, Mapping) else enumerate(data, 1) if isinstance(data, list) else ()
+    )
+    found: dict[str, float] = {}
+    for key, value in inner:
+        found |= numbers(value, f"{path}/{key}" if path else str(key))
+    return found
+
+
 def curve_points(curves: Any) -> Iterator[tuple[str, float, int]]:
     """(name, value, step) of every finite number of a curve: a polars table or dicts, a row per `step`."""
     rows = curves.to_dicts() if hasattr(curves, "to_dicts") else curves

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io.core import AbstractDataset, AbstractVersionedDataset, DatasetError, Version
+from kedro_datasets._typing import TablePreview
 
 from recpipe.data.atomic import replaced_folder
 
@@ -15,17 +16,26 @@ CLASSES = {
     "vocabulary": "recpipe.data.sequences.Vocabulary",
     "sequences": "recpipe.data.sequences.Sequences",
     "fold": "recpipe.data.sequences.Fold",
+    "embeddings": "recpipe.content.embeddings.Embeddings",
+    "semantic_ids": "recpipe.semantic_ids.ids.SemanticIds",
+    "prefix_tree": "recpipe.semantic_ids.prefix_tree.PrefixTree",
 }
 
 
 class ObjectDataset(AbstractDataset[Any, Any]):
-    """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`."""
+    """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`.
 
-    def __init__(self, *, filepath: str, holds: str, metadata: dict[str, Any] | None = None) -> None:
+    `optional` loads None while there is no file.
+    """
+
+    def __init__(
+        self, *, filepath: str, holds: str, optional: bool = False, metadata: dict[str, Any] | None = None
+    ) -> None:
         if holds not in CLASSES:
             raise DatasetError(f"holds is {holds!r} in the catalog; allowed: {', '.join(sorted(CLASSES))}")
         self._filepath = Path(filepath)
         self._holds = holds
+        self._optional = optional
         self.metadata = metadata
 
     def _describe(self) -> dict[str, Any]:
@@ -36,6 +46,8 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         return getattr(import_module(module), name)
 
     def load(self) -> Any:
+        if self._optional and not self._filepath.is_file():
+            return None
         return self._class().read(self._filepath)
 
     def save(self, data: Any) -> None:
@@ -43,6 +55,20 @@ class ObjectDataset(AbstractDataset[Any, Any]):
             raise DatasetError(f"this entry holds {CLASSES[self._holds]}, not {type(data).__name__}")
         self._filepath.parent.mkdir(parents=True, exist_ok=True)
         data.write(self._filepath)
+
+    def preview(self, nrows: int = 20) -> TablePreview:
+        """The first rows of what is kept as Parquet; lists as text, without the vectors, which nobody reads."""
+        import polars as pl
+
+        if self._filepath.suffix != ".parquet":
+            return TablePreview({"index": [], "columns": [], "data": []})
+        table = pl.scan_parquet(self._filepath).head(nrows).collect()
+        shown = [name for name, kind in table.schema.items() if kind != pl.Array]
+        rows = [
+            [value if value is None else str(value)[:120] for value in row]
+            for row in table.select(shown).rows()
+        ]
+        return TablePreview({"index": list(range(len(rows))), "columns": shown, "data": rows})
 
     def _exists(self) -> bool:
         return self._filepath.is_file()
@@ -79,6 +105,34 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_dir()
+
+
+class QuantizerDataset(AbstractDataset[Any, Any]):
+    """A quantizer as a folder of safetensors and JSON; `optional` loads None while there is none."""
+
+    def __init__(
+        self, *, filepath: str, optional: bool = False, metadata: dict[str, Any] | None = None
+    ) -> None:
+        self._filepath = Path(filepath)
+        self._optional = optional
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "optional": self._optional}
+
+    def load(self) -> Any:
+        from recpipe.semantic_ids.quantizer import load
+
+        return None if self._optional and not self._filepath.is_dir() else load(self._filepath)
+
+    def save(self, data: Any) -> None:
+        from recpipe.semantic_ids.quantizer import save
+
+        with replaced_folder(self._filepath) as folder:
+            save(data, folder)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir()
 
 
 class FolderDataset(AbstractDataset[None, Path]):

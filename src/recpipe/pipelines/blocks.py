@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
@@ -31,6 +33,104 @@ class ReportBlock(Block):
     examples: PositiveInt
     history: PositiveInt
     recommended: PositiveInt
+
+
+class ItemTable(Block):
+    """More columns of the items, from a file in the folder of the raw data."""
+
+    file: str
+    item_id: str = "item_id"
+    columns: list[str]
+    optional: bool = False
+
+
+class TextContent(Block):
+    """What is embedded as an item's text."""
+
+    template: str
+    tables: list[ItemTable] = []
+
+
+class Category(Block):
+    """Which column of the items says what kind of thing they are."""
+
+    column: str
+    of_list: Literal["first", "last"] = "last"
+
+
+class ContentBlock(Block):
+    """`content` of a data set."""
+
+    modalities: list[Literal["text", "image", "text_image"]] | None = None
+    text: TextContent | None = None
+    image: dict[str, Any] | None = None
+    category: Category | None = None
+
+
+class EmbedBlock(Block):
+    """conf/base/parameters/embed.yml: which of the encoders."""
+
+    text: str
+    image: str
+
+
+class IdsBlock(Block):
+    """conf/base/parameters/semantic_ids.yml."""
+
+    quantizer: str
+    collisions: Literal["extra_digit", "reallocate", "sinkhorn", "keep"]
+    extra_codes: PositiveInt
+    seed: int
+    refit: bool
+    gate: dict[str, float | None]
+    quantizers: dict[str, dict[str, Any]]
+
+    def chosen(self) -> tuple[str, dict[str, Any]]:
+        """Type and settings of the quantizer chosen. Raises ValueError with the nearest name."""
+        block = named(self.quantizer, self.quantizers, what="semantic_ids.quantizer")
+        return str(block["type"]), {key: value for key, value in block.items() if key != "type"}
+
+    def gate_settings(self) -> Any:
+        """The thresholds as the library takes them."""
+        from recpipe.models.registry import configured
+        from recpipe.semantic_ids.quality import Gate
+
+        return configured(Gate, self.gate, where="semantic_ids.gate")
+
+
+def named(name: str, blocks: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """`blocks[name]`. Raises ValueError that says what there is."""
+    if name not in blocks:
+        near = difflib.get_close_matches(name, blocks, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"{what} is {name!r}{hint}; conf has {', '.join(blocks)}")
+    return dict(blocks[name])
+
+
+def content_block(datasets: Mapping[str, Any], dataset: str) -> ContentBlock:
+    """The block `content` of a data set, empty where it has none."""
+    return ContentBlock(**(datasets[dataset].get("content") or {}))
+
+
+def embed_block(embed: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str) -> EmbedBlock:
+    """The block `embed`, overridden by the data set's own."""
+    return EmbedBlock(**merged(embed, datasets[dataset].get("embed") or {}))
+
+
+def ids_block(semantic_ids: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str) -> IdsBlock:
+    """The block `semantic_ids`, overridden key by key, at any depth, by the data set's own."""
+    return IdsBlock(**merged(semantic_ids, datasets[dataset].get("semantic_ids") or {}))
+
+
+def merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`common` with the values of `own` put over it, at any depth."""
+    both = dict(common)
+    for key, value in own.items():
+        inner = both.get(key)
+        both[key] = (
+            merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        )
+    return both
 
 
 def protocol_of(protocol: dict[str, Any], datasets: dict[str, Any], dataset: str) -> Protocol:

@@ -60,6 +60,20 @@ CAPTIONS = {
     ),
 }
 
+IDS = {
+    "usage": (
+        "How often each code is used",
+        "A row per level, its codes from the most used on, stronger for more items. An even row is good; "
+        "strong colour on the left and none on the right means that a few codes hold most of the catalogue.",
+    ),
+    "sunburst": (
+        "What the first codes mean",
+        "From the centre outwards the first, second and third code, of the most used ones; labels are their main "
+        "category or a typical title, hovering shows how many items. Things of a kind should stand together. "
+        "Click to go deeper.",
+    ),
+}
+
 PROTOCOL = {
     "dataset": "the data set the models were fitted on",
     "fingerprint": "of the sequences before the split; differs if any event does",

@@ -19,11 +19,12 @@ import plotly.offline
 import polars as pl
 
 from recpipe.reporting import wording
-from recpipe.reporting.captions import CAPTIONS, PROTOCOL
+from recpipe.reporting.captions import CAPTIONS, IDS, PROTOCOL
 from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import figures
 from recpipe.reporting.leaderboard import groups, leaderboard, table_cells
 from recpipe.reporting.runs import Run, read_runs
+from recpipe.reporting.semantic_ids import Section
 
 PER_USER = ("events_min", "events_mean", "events_max")
 COUNTS = ("users", "targets", "unrankable", "cold_targets")
@@ -37,6 +38,7 @@ def page(
     steps: Any = None,
     curves: Mapping[str, Any] | None = None,
     examples: Sequence[Example] = (),
+    semantic_ids: Sequence[Section] = (),
     notes: Sequence[str] = (),
     metric: str = "ndcg@10",
     made_at: datetime | None = None,
@@ -44,12 +46,19 @@ def page(
     """The page as text; every part without data says so in its place.
 
     `dataset` is its block of the conf, of which title, homepage, licence and citation are read; else as in
-    `figures`; `notes` are warnings that stand above the data. Everything that comes from outside is escaped.
+    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `notes` are warnings that stand above the data.
+    Everything that comes from outside is escaped.
     """
     runs = list(runs)
     found, problems = read_runs(runs)
     board = leaderboard(runs, metric=metric)
     drawn = figures(runs, profile=profile, steps=steps, curves=curves, metric=metric)
+    of_ids = {
+        f"{each.name}_{name}": (IDS[name], drawing)
+        for each in semantic_ids
+        for name, drawing in each.figures.items()
+    }
+    drawn |= {name: drawing for name, (_, drawing) in of_ids.items()}
     text = _template().render(
         dataset={name: dataset.get(name) for name in ("title", "name", "homepage", "licence", "citation")},
         made_at=wording.day(int((made_at or datetime.now(UTC)).timestamp())),
@@ -58,10 +67,11 @@ def page(
         problems=problems,
         notes=notes,
         figures={name: json.loads(figure.to_json()) for name, figure in drawn.items()},
-        captions=CAPTIONS,
+        captions=CAPTIONS | {name: caption for name, (caption, _) in of_ids.items()},
         facts=_facts(profile) if profile else [],
         steps=_steps(steps),
         examples=examples,
+        semantic_ids=semantic_ids,
         runs=[_run(run) for run in found],
         versions=_versions(found),
         plotly=_packed_plotly() if drawn else "",

@@ -23,10 +23,12 @@ def summary(
     *,
     title: str,
     links: Mapping[str, str],
+    ids: Sequence[str] = (),
     users: int = 3,
     metric: str = "ndcg@10",
 ) -> str:
-    """Plain text for a terminal of 100 columns; `links` name what else there is, as in {"report": path}.
+    """Plain text for a terminal of 100 columns; `links` name what else there is, as in {"report": path};
+    `ids` are lines on semantic ids.
 
     Of the examples the first `users` are shown, with the recommendations of their first model.
     """
@@ -35,6 +37,8 @@ def summary(
         model = next(iter(examples[0].recommendations), "")
         parts.append(_heading(f"What {model} recommends"))
         parts += [_user(example, model) for example in examples[:users]]
+    if ids:
+        parts.append("\n".join([_heading("Semantic ids"), *ids]))
     size = max(map(len, links), default=0)
     parts.append("\n".join(f"{name:<{size}}  {place}" for name, place in links.items()))
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -66,14 +66,19 @@ def write_report(
     vocabulary: Any,
     items: Any,
     protocol: dict[str, Any],
+    id_figures: Loads,
     datasets: dict[str, Any],
     dataset: str,
     model: str,
     seed: int,
     report: ReportBlock,
+    **qualities: dict[str, Any] | None,
 ) -> tuple[str, str]:
-    """The HTML page of the data set, and the text that a run ends with."""
-    from recpipe.reporting import examples, html, summary
+    """The HTML page of the data set, and the text that a run ends with.
+
+    qualities: of the semantic ids by modality, `text_ids`, None where there are none.
+    """
+    from recpipe.reporting import examples, html, semantic_ids, summary
     from recpipe.reporting import runs as finished
 
     metrics = {name: load() for name, load in runs.items()}
@@ -97,6 +102,11 @@ def write_report(
         if shown
         else []
     )
+    described = [
+        semantic_ids.section(quality, _figures_of(group, id_figures))
+        for group, quality in qualities.items()
+        if quality is not None
+    ]
     page = html.page(
         {"name": dataset, **datasets[dataset]},
         metrics.values(),
@@ -104,11 +114,15 @@ def write_report(
         steps=ingest_steps,
         curves=_curves(run_curves),
         examples=users,
+        semantic_ids=described,
         notes=_notes(ingest_steps, protocol),
         metric=report.metric,
     )
     title = f"{datasets[dataset].get('title', dataset)}: {len(comparable)} runs under protocol {judged}"
-    return page, summary.summary(leaderboard, users, title=title, links={}, metric=report.metric)
+    text = summary.summary(
+        leaderboard, users, title=title, links={}, ids=[each.line for each in described], metric=report.metric
+    )
+    return page, text
 
 
 def _protocol_shown(
@@ -157,3 +171,9 @@ def _curves(run_curves: Loads) -> dict[str, Any]:
     """Curves by "model · seed 42", without those of models that were fitted in one go."""
     loaded = {name.replace("/seed_", " · seed "): load() for name, load in run_curves.items()}
     return {name: curve for name, curve in loaded.items() if curve.height}
+
+
+def _figures_of(group: str, id_figures: Loads) -> dict[str, Any]:
+    """Those on disk, by "usage" and "sunburst"."""
+    start = f"{group}/"
+    return {name.removeprefix(start): load() for name, load in id_figures.items() if name.startswith(start)}

@@ -1,0 +1,129 @@
+"""How fast is MiniLM over the items of Amazon Beauty? Against sentence-transformers' own `encode`, and run again.
+
+    kedro run --pipelines=ingest --params dataset=amazon-beauty
+    OMP_NUM_THREADS=2 python benchmarks/embedding.py
+
+Ours includes loading, tokenising and keeping the vectors; the peer's model is loaded before its clock starts. `cpu` is
+the time of all threads, `others` the cores that other processes used meanwhile: only rows where it is near 0 compare
+by `seconds`. `same` is the share of an item's 10 nearest items that are so in the peer's vectors too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from recpipe.content import text_encoder
+from recpipe.content.pretrained import model_folder
+from recpipe.content.text import EncoderConfig, embed_texts
+from recpipe.training.allocator import keep_freed_memory
+
+ITEMS = Path("data/03_primary/amazon-beauty/items.parquet")
+SOURCE = "sentence-transformers/all-MiniLM-L6-v2"
+HEADER = (
+    ("seconds", 9),
+    ("cpu", 8),
+    ("texts/s", 9),
+    ("others", 8),
+    ("max diff", 10),
+    ("cosine", 9),
+    ("same", 7),
+)
+
+
+def main() -> None:
+    """One row per column, encoder and round."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--items", type=Path, default=ITEMS)
+    parser.add_argument("--columns", nargs="+", default=["title", "text"])
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    if not arguments.items.exists():
+        parser.error(f"{arguments.items} is absent; run the command above first")
+    items = pq.read_table(arguments.items)
+    keep_freed_memory()  # as the node of `embed` does; the peer gains as well
+    print(f"{len(items):,} items, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}")
+    print(f"{'column':7}{'what':24}" + "".join(f"{name:>{width}}" for name, width in HEADER))
+    peer = _peer()
+    for column in arguments.columns:
+        for _ in range(arguments.rounds):
+            compare(column, items["item_id"].to_pylist(), items[column].to_pylist(), peer)
+    print(f"load average {os.getloadavg()[0]:.1f}")
+
+
+def compare(column: str, ids: list[str], texts: list[str], peer: Callable[[list[str]], np.ndarray]) -> None:
+    """The peer, ours in both precisions, ours again with nothing changed."""
+    reference = row(column, "sentence-transformers", None, lambda: peer(texts))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def ours(precision: str) -> np.ndarray:
+            config = EncoderConfig(SOURCE, precision=precision)
+            return embed_texts(ids, texts, config, cache_folder=Path(folder)).vectors
+
+        row(column, "ours, fp32", reference, lambda: ours("fp32"))
+        row(column, "ours, bf16", reference, lambda: ours("bf16"))
+        load, text_encoder.load = text_encoder.load, _refuse
+        row(column, "ours, nothing changed", reference, lambda: ours("fp32"))
+        text_encoder.load = load
+
+
+def row(column: str, what: str, reference: np.ndarray | None, run: Callable[[], np.ndarray]) -> np.ndarray:
+    """Times ``run`` and prints its line."""
+    started, own, busy = time.perf_counter(), time.process_time(), _busy()
+    vectors = run()
+    seconds, cpu = time.perf_counter() - started, time.process_time() - own
+    others = max((_busy() - busy - cpu) / seconds, 0)
+    line = f"{column:7}{what:24}{seconds:9.2f}{cpu:8.1f}{len(vectors) / seconds:9,.0f}{others:8.1f}"
+    if reference is not None:
+        cosine = (vectors * reference).sum(axis=1).min()
+        line += f"{np.abs(vectors - reference).max():10.1e}{cosine:9.5f}{same(vectors, reference):7.3f}"
+    print(line, flush=True)
+    return vectors
+
+
+def same(ours: np.ndarray, theirs: np.ndarray, *, nearest: int = 10, sample: int = 2000) -> float:
+    """Share of the nearest items by cosine that both agree on, the item itself left out."""
+    rows = np.random.default_rng(0).permutation(len(ours))[:sample]
+    found = []
+    for vectors in (ours, theirs):
+        scores = torch.from_numpy(vectors[rows] @ vectors.T)
+        scores[torch.arange(len(rows)), torch.from_numpy(rows)] = -2
+        found.append(scores.topk(nearest).indices)
+    shared = (found[0][:, :, None] == found[1][:, None, :]).any(-1)
+    return float(shared.float().mean())
+
+
+def _peer() -> Callable[[list[str]], np.ndarray]:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(model_folder(SOURCE)), device="cpu")
+    model.encode(["warm", "up"], show_progress_bar=False)
+    return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
+
+
+def _busy() -> float:
+    """Seconds of work of all processes on all cores since the machine started."""
+    if sys.platform != "linux":
+        return 0.0
+    user, nice, system, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise AssertionError("an encoder was loaded though nothing changed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""How long do building, writing, reading and asking the prefix tree take, beside a trie of nested dictionaries?
+
+Both are built from the same random ids in the same run, and must agree. The last table is one step of constrained
+decoding, 256 users with 20 beams each: the children of every beam and the 20 best of them all.
+
+python benchmarks/prefix_tree.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from recpipe.semantic_ids.prefix_tree import PrefixTree, TreeTensors
+from recpipe.training.allocator import keep_freed_memory
+
+SIZES = (256, 256, 256, 256)
+USERS, BEAMS = 256, 20
+
+
+def main() -> None:
+    """Prints the two tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--items", type=int, nargs="+", default=[12_101, 100_000, 1_000_000])
+    parser.add_argument("--dictionaries-up-to", type=int, default=100_000, help="items; a million take 2 GiB")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    print(
+        f"{len(SIZES)} levels of {SIZES[0]} codes, {torch.get_num_threads()} threads, median of {arguments.rounds}"
+    )
+    print(
+        f"{'items':>10} {'':14} {'build s':>9} {'write s':>9} {'read s':>9} {'find all s':>11} {'memory MiB':>11}"
+    )
+    for items in arguments.items:
+        codes = random_codes(items)
+        print(row(items, "arrays", *arrays(codes, arguments.rounds)))
+        if items <= arguments.dictionaries_up_to:
+            print(row(items, "dictionaries", *dictionaries(codes)))
+    steps(random_codes(arguments.items[0]), arguments.rounds)
+
+
+def random_codes(n: int) -> np.ndarray:
+    """(n, L) distinct ids that cluster: first codes of a power law, the rest even."""
+    generator = np.random.default_rng(0)
+    first = np.minimum(generator.zipf(1.3, 2 * n) - 1, 4 * SIZES[0]) % SIZES[0]
+    codes = np.stack([first, *(generator.integers(0, size, 2 * n) for size in SIZES[1:])], axis=1)
+    keys = np.ravel_multi_index(tuple(codes.T), SIZES)
+    kept = np.sort(np.unique(keys, return_index=True)[1])[:n]
+    assert len(kept) == n
+    return codes[kept].astype(np.int32)
+
+
+def arrays(codes: np.ndarray, rounds: int) -> tuple[float, ...]:
+    """Seconds of build, write, read, find, and MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tree.safetensors"
+        build, tree = timed(lambda: PrefixTree.build(codes, SIZES), rounds)
+        write, _ = timed(lambda: tree.write(path), rounds)
+        read, again = timed(lambda: PrefixTree.read(path), rounds)
+        find, found = timed(lambda: again.find(codes), rounds)
+    assert again.hash == tree.hash
+    assert (found == np.arange(len(codes))).all()
+    return build, write, read, find, tree.nbytes / 2**20
+
+
+def dictionaries(codes: np.ndarray) -> tuple[float, ...]:
+    """The same of nested dictionaries, which are not written."""
+    gc.collect()
+    build, root = timed(lambda: trie(codes), 1)
+    asked = codes.tolist()
+    find, found = timed(lambda: [walk(root, item) for item in asked], 1)
+    assert found == list(range(len(codes)))
+    del root
+    tracemalloc.start()
+    root = trie(codes)
+    memory = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return build, float("nan"), float("nan"), find, memory / 2**20
+
+
+def steps(codes: np.ndarray, rounds: int) -> None:
+    """One row per level: milliseconds of the step with arrays, with dictionaries, with a table of all codes."""
+    tree, root = PrefixTree.build(codes, SIZES), trie(codes)
+    tensors, generator = tree.tensors(), torch.Generator().manual_seed(0)
+    print(
+        f"\none step of {USERS} x {BEAMS} beams over {len(codes):,} items, ms: masking and the best {BEAMS}"
+    )
+    print(f"{'level':>10} {'widest':>8} {'arrays':>9} {'dictionaries':>13} {'table':>11}")
+    for level in range(1, tree.depth):
+        nodes = torch.randint(0, tree.prefixes(level), (USERS, BEAMS), generator=generator)
+        scores = torch.randn(USERS, BEAMS, generator=generator)
+        logits = torch.randn(USERS, BEAMS, SIZES[level], generator=generator).log_softmax(-1)
+        prefixes = tree_prefixes(tree, level)[nodes.numpy()].tolist()
+        below = [[descend(root, prefix) for prefix in user] for user in prefixes]
+        closed = torch.tensor(tree.table(level) < 0)
+        made = [
+            timed(lambda: by_arrays(tensors, level, nodes, scores, logits), max(5, rounds)),  # noqa: B023
+            timed(lambda: by_dictionaries(below, scores, logits), rounds),  # noqa: B023
+            timed(lambda: by_table(closed, nodes, scores, logits), max(5, rounds)),  # noqa: B023
+        ]
+        for _, best in made[1:]:
+            torch.testing.assert_close(best, made[0][1])
+        cells = [f"{1000 * seconds:.2f}" for seconds, _ in made]
+        print(f"{level + 1:>10} {tensors.widest[level]:>8} {cells[0]:>9} {cells[1]:>13} {cells[2]:>11}")
+
+
+def by_arrays(
+    tree: TreeTensors, level: int, nodes: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
+    """(USERS, BEAMS) best scores: the recipe of `PrefixTree`, then the top of what is live."""
+    start, end = tree.offsets[level][nodes], tree.offsets[level][nodes + 1]
+    edges = start[..., None] + torch.arange(tree.widest[level])
+    live = edges < end[..., None]
+    codes = tree.children[level][edges.clamp_(max=len(tree.children[level]) - 1)]
+    reached = (scores[..., None] + logits.gather(-1, codes)).masked_fill_(~live, -torch.inf)
+    return reached.flatten(1).topk(BEAMS).values
+
+
+def by_dictionaries(
+    below: list[list[dict[int, Any]]], scores: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
+    """What `prefix_allowed_tokens_fn` amounts to: a mask filled beam by beam."""
+    mask = torch.full_like(logits, -torch.inf)
+    for user, beams in enumerate(below):
+        for beam, node in enumerate(beams):
+            mask[user, beam, [*node]] = 0
+    return (scores[..., None] + logits + mask).flatten(1).topk(BEAMS).values
+
+
+def by_table(
+    closed: torch.Tensor, nodes: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
+    """A row of all codes per node, and the top of them all: for levels whose windows are as wide."""
+    return (scores[..., None] + logits).masked_fill_(closed[nodes], -torch.inf).flatten(1).topk(BEAMS).values
+
+
+def tree_prefixes(tree: PrefixTree, depth: int) -> np.ndarray:
+    """(P, depth) the codes that lead to every node."""
+    columns, nodes = [], np.arange(tree.prefixes(depth))
+    for level in reversed(range(depth)):
+        columns.append(tree.children[level][nodes])
+        nodes = np.searchsorted(tree.offsets[level], nodes, side="right") - 1
+    return np.stack(columns[::-1], axis=1)
+
+
+def trie(codes: np.ndarray) -> dict[int, Any]:
+    """Nested dictionaries from codes to, at the end, the row."""
+    root: dict[int, Any] = {}
+    for item, (*prefix, last) in enumerate(codes.tolist()):
+        descend(root, prefix, grow=True)[last] = item
+    return root
+
+
+def descend(root: dict[int, Any], prefix: list[int], *, grow: bool = False) -> dict[int, Any]:
+    """The node of a prefix."""
+    for code in prefix:
+        root = root.setdefault(code, {}) if grow else root[code]
+    return root
+
+
+def walk(root: dict[int, Any], item: list[int]) -> int:
+    """The row of an id, -1 where there is none."""
+    node: Any = root
+    for code in item:
+        node = node.get(code)
+        if node is None:
+            return -1
+    return int(node)
+
+
+def timed(run: Callable[[], Any], rounds: int) -> tuple[float, Any]:
+    """Median seconds, and the last result."""
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        result = run()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds), result
+
+
+def row(items: int, what: str, *values: float) -> str:
+    """A line of the first table."""
+    cells = ["-" if math.isnan(value) else f"{value:.3f}" for value in values]
+    widths = (9, 9, 9, 11, 11)
+    return f"{items:>10,} {what:14} " + " ".join(
+        f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    main()

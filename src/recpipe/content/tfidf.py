@@ -1,0 +1,168 @@
+"""Texts as TF-IDF and SVD: vectors for a machine that can run no encoder.
+
+What was fitted is kept, so that vectors of known items stay as they are when new items arrive.
+Shape letters: N items, V terms, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit
+from recpipe.data.atomic import replaced_folder
+
+log = logging.getLogger(__name__)
+
+ANALYSERS: dict[str, dict[str, Any]] = {
+    "word": {"analyzer": "word", "token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2)},
+    "char": {"analyzer": "char_wb", "ngram_range": (2, 4)},  # for scripts that put no blanks between words
+}
+STATE, CONFIG, VOCABULARY, TENSORS = "state", "config.json", "vocabulary.json", "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TfidfConfig:
+    """min_count: texts that a term must occur in to count; max_features: how many terms, the most frequent."""
+
+    width: int = 256
+    ngrams: str = "word"
+    min_count: int = 2
+    max_features: int = 50_000
+
+    def __post_init__(self) -> None:
+        if self.ngrams not in ANALYSERS:
+            raise ValueError(f"ngrams is {self.ngrams!r}; allowed: {', '.join(ANALYSERS)}")
+        for name in ("width", "min_count", "max_features"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class _State:
+    vocabulary: list[str]  # (V,)
+    idf_V: NDArray[np.float32]
+    components_DV: NDArray[np.float32]
+
+    @property
+    def hash(self) -> str:
+        arrays = [hashlib.sha256(array.tobytes()).hexdigest() for array in (self.idf_V, self.components_DV)]
+        return digest("tfidf", 1, self.vocabulary, self.components_DV.shape, arrays)
+
+
+def embed_tfidf(
+    item_ids: Sequence[str],
+    texts: Sequence[str | None],
+    config: TfidfConfig,
+    *,
+    state_folder: Path,
+    seed: int = 0,
+    template: str = "",
+    refit: bool = False,
+) -> Embeddings:
+    """One vector of length one per item; none for a text that is null or holds no known term.
+
+    Fits only if ``state_folder`` holds nothing fitted with the same config, seed and template, or by ``refit``.
+    Raises ValueError for ids that occur twice and if no term is left.
+    """
+    check_unique(item_ids)
+    if len(item_ids) != len(texts):
+        raise ValueError(f"{len(item_ids)} item ids and {len(texts)} texts; there must be one text per item")
+    with_text = np.array([text is not None and bool(text.strip()) for text in texts], bool)
+    known = [text for text, there in zip(texts, with_text, strict=True) if there and text is not None]
+    described = {"format": 1, **asdict(config), "seed": seed, "template": template}
+    folder = Path(state_folder) / STATE
+    state = None if refit else _read(folder, described)
+    if state is None and known:
+        state = _fitted(known, config, seed)
+        _write(folder, state, described)
+    width = len(state.components_DV) if state else 0
+    vectors = np.zeros((len(texts), width), np.float32)
+    if state and known:
+        vectors[with_text] = _transformed(known, state, config)
+    present: NDArray[np.bool_] = np.asarray(vectors.any(axis=1))
+    space = digest("tfidf", state.hash if state else "", described)
+    keys = content_keys(space, [t if p else None for t, p in zip(texts, present.tolist(), strict=True)])
+    about = {
+        "modality": "text",
+        "template": template,
+        "encoder": {"source": "tfidf", **asdict(config), "width": width},
+        "items": len(texts),
+        "without_text": int((~with_text).sum()),
+        "without_known_term": int((with_text & ~present).sum()),
+        "terms": len(state.vocabulary) if state else 0,
+    }
+    if about["without_known_term"]:
+        log.warning("%s texts hold no known term and have no vector", f"{about['without_known_term']:,}")
+    return Embeddings(np.array(item_ids, dtype=object), vectors, present, keys, space, about)
+
+
+def _fitted(texts: list[str], config: TfidfConfig, seed: int) -> _State:
+    from sklearn.decomposition import TruncatedSVD
+
+    vectorizer = _vectorizer(
+        config, min_df=min(config.min_count, len(texts)), max_features=config.max_features
+    )
+    try:
+        x_NV = vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise ValueError(
+            f"TF-IDF finds no term that occurs in {config.min_count} of {len(texts):,} texts: lower min_count, or take "
+            "`ngrams: char`"
+        ) from error
+    width = min(config.width, *x_NV.shape)
+    if width < config.width:
+        log.warning("%s texts of %s terms allow a width of %s, not %s", *x_NV.shape, width, config.width)
+    components = np.ones((1, 1))  # of a single term, which TruncatedSVD refuses
+    if x_NV.shape[1] > 1:
+        with np.errstate(invalid="ignore"):  # it divides by the variance, which one text does not have
+            components = TruncatedSVD(width, random_state=seed).fit(x_NV).components_
+    names = [str(term) for term in vectorizer.get_feature_names_out()]
+    return _State(names, vectorizer.idf_.astype(np.float32), np.ascontiguousarray(components, np.float32))
+
+
+def _transformed(texts: list[str], state: _State, config: TfidfConfig) -> NDArray[np.float32]:
+    vectorizer = _vectorizer(config, vocabulary={term: place for place, term in enumerate(state.vocabulary)})
+    vectorizer.idf_ = state.idf_V
+    return unit(vectorizer.transform(texts) @ state.components_DV.T)
+
+
+def _vectorizer(config: TfidfConfig, **settings: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(**ANALYSERS[config.ngrams], **settings, sublinear_tf=True, dtype=np.float32)
+
+
+def _write(folder: Path, state: _State, described: dict[str, Any]) -> None:
+    with replaced_folder(folder) as temporary:
+        (temporary / CONFIG).write_text(json.dumps(described, indent=2))
+        (temporary / VOCABULARY).write_text(
+            json.dumps(state.vocabulary, ensure_ascii=False), encoding="utf-8"
+        )
+        save_file({"idf": state.idf_V, "components": state.components_DV}, temporary / TENSORS)
+
+
+def _read(folder: Path, described: dict[str, Any]) -> _State | None:
+    """What was fitted with these settings, else None."""
+    if not folder.is_dir():
+        return None
+    try:
+        if json.loads((folder / CONFIG).read_text()) != described:
+            log.info("TF-IDF is fitted anew: its settings changed")
+            return None
+        vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
+        return _State(vocabulary, tensors["idf"], tensors["components"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        log.warning("%s is not whole (%s): TF-IDF is fitted anew", folder, error)
+        return None

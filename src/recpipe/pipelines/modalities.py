@@ -1,0 +1,69 @@
+"""What items are described by: text, images or both; one group of nodes for the semantic ids of each.
+
+A data set's `content` block says what it has. `--params modality=text+image` chooses, `none` leaves it out; `auto`
+takes the block's own `modalities`, and in a run of the whole project nothing where there is no such block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kedro.pipeline import Pipeline
+
+TEXT, IMAGE, BOTH = "text", "image", "text_image"
+MODALITIES = (TEXT, IMAGE, BOTH)
+READS = {TEXT: (TEXT,), IMAGE: (IMAGE,), BOTH: (TEXT, IMAGE)}  # the keys of `content` that each needs
+AUTO, NONE = "auto", "none"
+
+
+def group(modality: str) -> str:
+    """The namespace of its nodes, `text_ids`."""
+    return f"{modality}_ids"
+
+
+def for_every_modality(template: Callable[[str], Pipeline], *, inputs: set[str]) -> Pipeline:
+    """`template(modality)` for each, in the namespace `<modality>_ids` and tagged with the modality.
+
+    `inputs` are datasets from outside the group, beside the embeddings; parameters are never namespaced.
+    """
+    return sum((_namespaced(template(name), name, inputs) for name in MODALITIES), start=Pipeline([]))
+
+
+def _namespaced(nodes: Pipeline, modality: str, inputs: set[str]) -> Pipeline:
+    parameters = {name for name in nodes.inputs() if name.startswith("params:")}
+    outside = {*inputs, f"{modality}_embeddings"} & nodes.inputs()
+    return Pipeline(nodes, namespace=group(modality), tags=modality, inputs=outside, parameters=parameters)
+
+
+def chosen(asked: str, dataset: str, block: Mapping[str, Any]) -> list[str]:
+    """`text`, `text+image` or `auto` as a list of modalities, which is empty for `auto` without content.
+
+    block: the data set's. Raises ValueError for an unknown modality, or one that the data set has no content for.
+    """
+    content = block.get("content") or {}
+    if asked == AUTO:
+        own = content.get("modalities")
+        return list(own) if own is not None else [name for name in (TEXT, IMAGE) if content.get(name)]
+    if asked == NONE:
+        return []
+    names = list(dict.fromkeys(str(asked).split("+")))
+    for name in names:
+        if name not in MODALITIES:
+            raise ValueError(
+                f"unknown modality {name!r}: choose {', '.join(MODALITIES)}, several as a+b, {AUTO} or {NONE}"
+            )
+    check(names, dataset, content)
+    return names
+
+
+def check(names: list[str], dataset: str, content: Mapping[str, Any]) -> None:
+    """Raises ValueError where the data set does not say where the content of a modality comes from."""
+    for name in names:
+        for key in READS.get(name, ()):
+            if not content.get(key):
+                raise ValueError(
+                    f"data set {dataset!r} has no {key} to make {name} ids of: add "
+                    f"`content: {{{key}: …}}` to conf/base/parameters/datasets/{dataset}.yml; my_log.yml there "
+                    "explains it"
+                )

@@ -1,0 +1,196 @@
+"""Nodes of semantic_ids: short calls into recpipe.semantic_ids, the same for every modality."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from recpipe.pipelines.blocks import Category, content_block, ids_block
+
+log = logging.getLogger(__name__)
+
+
+class Collapsed(ValueError):
+    """The ids failed the quality gate; the message says in what, and what to change."""
+
+
+def fit_quantizer(
+    embeddings: Any,
+    earlier_quantizer: Any | None,
+    datasets: dict[str, Any],
+    dataset: str,
+    semantic_ids: dict[str, Any],
+) -> tuple[Any, Any]:
+    """The quantizer and its curve; the earlier one where it is of the same settings and the same vector space."""
+    import polars as pl
+
+    from recpipe.pipelines.progress import tell
+    from recpipe.semantic_ids import quantizer as quantizers
+    from recpipe.semantic_ids.assign import reusable
+
+    block = ids_block(semantic_ids, datasets, dataset)
+    kind, config = block.chosen()
+    why = "semantic_ids.refit is set" if block.refit else None
+    if earlier_quantizer is None:
+        log.info("fitting %s, of which there is none yet", block.quantizer)
+        fitted = None
+    elif why := why or reusable(earlier_quantizer, embeddings, {"type": kind, **config}, block.seed):
+        log.warning("fitting %s anew, all ids may change: %s", block.quantizer, why)
+        fitted = None
+    else:
+        log.info("%s of an earlier run fits these embeddings: kept", block.quantizer)
+        fitted = earlier_quantizer
+    if fitted is None:
+        started = time.perf_counter()
+        fitted = quantizers.build(kind, config)
+        fitted.fit(embeddings.vectors[embeddings.present], seed=block.seed, on_epoch=tell)
+        fitted.about = {
+            "space": embeddings.space,
+            "embeddings": embeddings.hash,
+            "modality": embeddings.about.get("modality"),
+            "items": int(embeddings.present.sum()),
+            "seed": block.seed,
+            "seconds": time.perf_counter() - started,
+        }
+    return fitted, pl.DataFrame(fitted.history, infer_schema_length=None)
+
+
+def assign_ids(
+    embeddings: Any,
+    quantizer: Any,
+    earlier_ids: Any | None,
+    datasets: dict[str, Any],
+    dataset: str,
+    semantic_ids: dict[str, Any],
+) -> Any:
+    """Ids of all items with content; those given under the same quantizer and policy stay as they are."""
+    from recpipe.semantic_ids.assign import assign
+
+    block = ids_block(semantic_ids, datasets, dataset)
+    made_alike = (
+        earlier_ids is not None
+        and earlier_ids.about["quantizer"] == quantizer.hash
+        and earlier_ids.about["policy"] == block.collisions
+    )
+    return assign(
+        embeddings,
+        quantizer,
+        policy=block.collisions,
+        extra_codes=block.extra_codes,
+        earlier=earlier_ids if made_alike else None,
+    )
+
+
+def measure_ids(
+    embeddings: Any,
+    quantizer: Any,
+    ids: Any,
+    items: Any,
+    datasets: dict[str, Any],
+    dataset: str,
+    semantic_ids: dict[str, Any],
+) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Two figures, the checks as a table, and what the gate judges by."""
+    import polars as pl
+
+    from recpipe.reporting import id_figures
+    from recpipe.semantic_ids import quality
+
+    block = ids_block(semantic_ids, datasets, dataset)
+    rows = embeddings.rows(ids.item_ids)
+    # An item that left the catalogue, or lost its content, keeps its id but has no vector any more.
+    here = (rows >= 0) & embeddings.present[rows]
+    table = _beside(items, ids.item_ids)
+    categories = _categories(table.to_arrow(), content_block(datasets, dataset).category)
+    measured = quality.measure(
+        ids.codes[here],
+        ids.quantized[here],
+        ids.sizes,
+        vectors_ND=embeddings.vectors[rows[here]],
+        reconstructed_ND=quantizer.decode(ids.quantized[here]),
+        categories=categories and [name for name, kept in zip(categories, here, strict=True) if kept],
+        seed=block.seed,
+    )
+    judged = quality.judge(measured, block.gate_settings())
+    about = {
+        "modality": embeddings.about.get("modality"),
+        "quantizer": {"name": block.quantizer, "hash": quantizer.hash, **quantizer.about},
+        "policy": block.collisions,
+        "ids": ids.hash,
+        "sizes": list(ids.sizes),
+        "without_content": ids.about["counts"]["without_content"],
+        "added": int(ids.added.sum()),
+        "embeddings": embeddings.about,
+    }
+    depth = ids.quantized.shape[1]
+    figures = (
+        id_figures.usage_heatmap(ids.quantized, ids.sizes),
+        id_figures.sunburst(
+            ids.quantized, table["title"].to_list(), categories=categories, depth=min(depth, 3)
+        ),
+    )
+    schema = ["check", "measured", "asked for", "passed"]
+    checks = pl.DataFrame(id_figures.quality_rows(judged), schema=schema, orient="row")
+    return *figures, checks, {**judged, **about}
+
+
+def check_ids(quality: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of the gate. Raises `Collapsed` where a check failed; figures and numbers are on disk by then."""
+    failed = [check for check in quality["checks"] if not check["passed"]]
+    if failed:
+        lines = [
+            f"  {check['name']} is {check['value']:.3g}, asked for {check['asks']} {check['threshold']:.3g}: "
+            f"{check['advice']}"
+            for check in failed
+        ]
+        raise Collapsed(
+            f"the {quality['modality']} ids did not pass the quality gate (semantic_ids.gate):\n"
+            + "\n".join(lines)
+        )
+    log.info("%s ids passed the quality gate: %s", quality["modality"], _in_words(quality))
+    return {"ids": quality["ids"], "passed": True, "checks": quality["checks"]}
+
+
+def build_tree(ids: Any, gate: dict[str, Any]) -> Any:
+    """The prefix tree of ids that passed."""
+    from recpipe.semantic_ids.prefix_tree import PrefixTree
+
+    if gate["ids"] != ids.hash:
+        raise ValueError(
+            "the gate passed other ids than those on disk: run `kedro run --pipelines=semantic_ids` again"
+        )
+    return PrefixTree.build(
+        ids.codes,
+        ids.sizes,
+        source=ids.hash,
+        shared=not ids.unique,
+    )
+
+
+def _beside(items: Any, item_ids: Any) -> Any:
+    """The rows of `items` in the order of `item_ids`, null where an item is not among them any more."""
+    import polars as pl
+
+    return pl.DataFrame({"item_id": item_ids.tolist()}, schema={"item_id": pl.String}).join(
+        items, on="item_id", how="left", maintain_order="left"
+    )
+
+
+def _categories(table: Any, category: Category | None) -> list[str | None] | None:
+    from recpipe.semantic_ids.quality import leaf_categories
+
+    if category is None:
+        return None
+    if category.column not in table.column_names:
+        raise ValueError(
+            f"content.category.column is {category.column!r}; items have {', '.join(table.column_names)}"
+        )
+    return leaf_categories(table[category.column], category.of_list)
+
+
+def _in_words(quality: dict[str, Any]) -> str:
+    used = min(level["usage"] for level in quality["levels"])
+    alone = quality["collisions"]["before"]["distinct"]
+    sizes = " x ".join(map(str, quality["sizes"]))
+    return f"{sizes} codes, least used level {used:.1%}, {alone:,} distinct of {quality['items']:,} before resolution"

@@ -1,0 +1,148 @@
+"""Ids for a catalogue: all at once, or for new items around the ids that were given earlier.
+
+Shape letters: N items, D width, L levels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recpipe.content.embeddings import Embeddings
+from recpipe.semantic_ids.collisions import Resolved, check_policy, resolve
+from recpipe.semantic_ids.ids import SemanticIds
+from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build
+
+log = logging.getLogger(__name__)
+
+
+def assign(
+    embeddings: Embeddings,
+    quantizer: Quantizer,
+    *,
+    policy: str = "extra_digit",
+    extra_codes: int = 256,
+    earlier: SemanticIds | None = None,
+) -> SemanticIds:
+    """Ids for all items with content.
+
+    With ``earlier`` its rows come first, as they are: also those of items that left the catalogue, lost their content
+    or have another content now (``about["counts"]["changed"]``). Items that are not among them are appended, with
+    codes that leave those untouched. Raises ValueError for a quantizer of another vector space, for ``earlier`` ids
+    of another quantizer, policy or sizes, and where the ids cannot hold the items.
+    """
+    check_policy(policy)
+    _check_space(embeddings, quantizer)
+    if earlier is not None:
+        _check_earlier(earlier, quantizer, policy, extra_codes)
+    new = np.flatnonzero(embeddings.present & (_known(embeddings, earlier) < 0))
+    x_ND = embeddings.vectors[new]
+    quantized = quantizer.encode(x_ND) if len(new) else np.zeros((0, len(quantizer.sizes)), np.int32)
+    resolved = resolve(
+        policy,
+        quantized,
+        quantizer.sizes,
+        lambda rows, codes, level: quantizer.level_distances(x_ND[rows], codes, level),
+        extra_codes=extra_codes,
+        taken=None if earlier is None else earlier.codes,
+    )
+    counts = {**_counts(embeddings, earlier, len(new)), **resolved.about}
+    log.info("semantic ids: %s", ", ".join(f"{n} {what}" for what, n in counts.items()))
+    about = {
+        "quantizer": quantizer.hash,
+        "space": embeddings.space,
+        "embeddings": embeddings.hash,
+        "policy": policy,
+        "modality": quantizer.about.get("modality", embeddings.about.get("modality")),
+        "counts": counts,
+    }
+    return _extended(earlier, embeddings, new, quantized, resolved, about)
+
+
+def reusable(quantizer: Quantizer, embeddings: Embeddings, block: Mapping[str, Any], seed: int) -> str | None:
+    """None if ``quantizer`` is what fitting the conf ``block`` (``type`` and settings) would aim at, else why not."""
+    settings = {key: value for key, value in block.items() if key != "type"}
+    asked = build(block["type"], settings)
+    if asked.type != quantizer.type:
+        return f"type is {asked.type}, the fitted one is {quantizer.type}"
+    differing = [key for key, value in asked.settings.items() if quantizer.settings.get(key) != value]
+    if differing:
+        changed = (f"{key} is {asked.settings[key]}, was {quantizer.settings.get(key)}" for key in differing)
+        return f"other settings: {'; '.join(changed)}"
+    if (fitted_with := quantizer.about.get("seed")) != seed:
+        return f"seed is {seed}, was {fitted_with}"
+    if (space := quantizer.about.get("space")) != embeddings.space:
+        return (
+            f"the embeddings' space is {embeddings.space[:12]}, the quantizer was fitted in {str(space)[:12]}"
+        )
+    return None
+
+
+def _check_space(embeddings: Embeddings, quantizer: Quantizer) -> None:
+    if (space := quantizer.about.get("space")) != embeddings.space:
+        raise ValueError(
+            f"the quantizer is stale: it was fitted to embeddings of space {space}, these are of "
+            f"{embeddings.space} (another encoder or its settings); fit anew with `{COMMAND}`, which gives new ids, or "
+            "embed as before"
+        )
+
+
+def _check_earlier(earlier: SemanticIds, quantizer: Quantizer, policy: str, extra_codes: int) -> None:
+    sizes = (*quantizer.sizes, extra_codes) if policy == "extra_digit" else quantizer.sizes
+    now = {"quantizer": quantizer.hash, "policy": policy, "sizes": sizes}
+    then = {**earlier.about, "sizes": earlier.sizes}
+    for what, value in now.items():
+        if then.get(what) != value:
+            raise ValueError(
+                f"the earlier ids cannot be extended: their {what} is {then.get(what)}, now it is {value}; put it "
+                f"back, or give new ids to all items with `{COMMAND}` (bundles trained on the old ones need training)"
+            )
+
+
+def _known(embeddings: Embeddings, earlier: SemanticIds | None) -> NDArray[np.int64]:
+    """(N,) row among the earlier ids, -1 for items that have none."""
+    return np.full(len(embeddings), -1) if earlier is None else earlier.rows(embeddings.item_ids)
+
+
+def _counts(embeddings: Embeddings, earlier: SemanticIds | None, new: int) -> dict[str, int]:
+    rows = _known(embeddings, earlier)
+    known, present = rows >= 0, embeddings.present
+    changed = np.zeros(0, bool)
+    if earlier is not None:
+        before, after = earlier.keys[rows[known & present]], embeddings.keys[known & present]
+        changed = (before != "") & (before != after)
+    return {
+        "items": len(embeddings),
+        "new": new,
+        "known": int(known.sum()),
+        "changed": int(changed.sum()),  # other content than their codes were made from
+        "without_content": int((~present & ~known).sum()),  # and hence without an id
+        "gone": 0 if earlier is None else len(earlier) - int(known.sum()),
+    }
+
+
+def _extended(
+    earlier: SemanticIds | None,
+    embeddings: Embeddings,
+    new: NDArray[np.int64],
+    quantized: NDArray[np.int32],
+    resolved: Resolved,
+    about: dict[str, Any],
+) -> SemanticIds:
+    ids, keys = embeddings.item_ids[new], embeddings.keys[new]
+    added = np.full(len(new), earlier is not None)
+    if earlier is None:
+        return SemanticIds(ids, resolved.codes, quantized, added, resolved.sizes, about, keys)
+    return SemanticIds(
+        np.concatenate([earlier.item_ids, ids]),
+        np.concatenate([earlier.codes, resolved.codes]),
+        np.concatenate([earlier.quantized, quantized]),
+        np.concatenate([earlier.added, added]),
+        earlier.sizes,
+        about,
+        np.concatenate([earlier.keys, keys]),
+    )

@@ -1,0 +1,103 @@
+"""What the RQ-VAE and the PQ-VAE share: fitting, codes, tensors. They differ in what a level sees of the latent."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recpipe.semantic_ids.autoencoder import Autoencoder
+from recpipe.semantic_ids.codebooks import scaling
+from recpipe.semantic_ids.coded_autoencoder import CodedAutoencoder
+from recpipe.semantic_ids.learned_codebooks import LearnedCodebooks
+from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig
+from recpipe.semantic_ids.vae_config import VAEConfig
+from recpipe.semantic_ids.vae_training import Training
+
+LEAST_HELD_OUT = 20  # items; of fewer nothing is held out
+
+
+class VAE(Quantizer):
+    """Standardised vectors, a `CodedAutoencoder`, and its training. All on the CPU, where it is repeatable."""
+
+    Config: ClassVar[type[QuantizerConfig]] = VAEConfig
+    config: VAEConfig
+
+    @abstractmethod
+    def _masks(self) -> Tensor:
+        """(L, Z) of 0 and 1: the latent dimensions that a level sees."""
+
+    @abstractmethod
+    def _order(self) -> Tensor:
+        """(Z,) at which latent dimension the first, second … principal component begins."""
+
+    def _fit(self, x_ND: NDArray[np.float32], *, seed: int, on_epoch: OnEpoch | None) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.from_numpy(x_ND)
+        self.mean, self.scale = scaling(x, self.config.standardise)
+        x = (x - self.mean) / self.scale
+        held_out, train = self._split(x, generator)
+        self.coded = CodedAutoencoder(self._network(seed), bf16=_bf16(self.config.precision))
+        self.coded.network.start_at_components(train, self._order())
+        training = Training(
+            self.config, self.coded, self.sizes, self._masks(), train, held_out, generator, on_epoch
+        )
+        training.run()
+        self.history = training.history
+
+    def _encode(self, x_ND: NDArray[np.float32]) -> NDArray[np.int32]:
+        return self.coded.choose(self._standardised(x_ND)).int().numpy()
+
+    def _decode(self, codes_NL: NDArray[np.int32]) -> NDArray[np.float32]:
+        return (self.coded.decode(torch.from_numpy(codes_NL).long()) * self.scale + self.mean).numpy()
+
+    def _level_distances(
+        self, x_ND: NDArray[np.float32], codes_NL: NDArray[np.int32], level: int
+    ) -> NDArray[np.float32]:
+        codes = torch.from_numpy(codes_NL).long()
+        return self.coded.distances(self._standardised(x_ND), codes, level).numpy()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """mean, scale, book_1 .. book_L, and the network's weights."""
+        assert self.coded.books is not None
+        books = {f"book_{level}": book for level, book in enumerate(self.coded.books.books, 1)}
+        return {"mean": self.mean, "scale": self.scale, **books, **self.coded.network.state_dict()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Raises KeyError or RuntimeError for tensors that do not fit."""
+        rest = dict(tensors)
+        self.mean, self.scale = rest.pop("mean"), rest.pop("scale")
+        books = [rest.pop(f"book_{level}") for level in range(1, len(self.sizes) + 1)]
+        found = [tuple(book.shape) for book in books]
+        if found != (expected := [(size, self.config.latent) for size in self.sizes]):
+            raise RuntimeError(f"codebooks have shapes {found}, not {expected}")
+        self.coded = CodedAutoencoder(self._network(0), LearnedCodebooks(books, self._masks()))
+        self.coded.network.load_state_dict(rest)
+
+    def _network(self, seed: int) -> Autoencoder:
+        with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
+            torch.manual_seed(seed)
+            return Autoencoder(self.width, self.config.latent, self.config.widths)
+
+    def _split(self, x_ND: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        held_out = int(self.config.held_out * len(x_ND))
+        if not held_out or len(x_ND) < LEAST_HELD_OUT:
+            return x_ND, x_ND
+        order = torch.randperm(len(x_ND), generator=generator)
+        return x_ND[order[:held_out]], x_ND[order[held_out:]]
+
+    def _standardised(self, x_ND: NDArray[np.float32]) -> Tensor:
+        return (torch.from_numpy(x_ND) - self.mean) / self.scale
+
+
+def _bf16(precision: str) -> bool:
+    """Three times as fast with AMX; without it the conversions cost more than they save."""
+    if precision != "auto":
+        return precision == "bf16"
+    capabilities: Callable[[], dict[str, object]] | None = getattr(torch.cpu, "get_capabilities", None)
+    return bool(capabilities and capabilities().get("amx_bf16"))

@@ -1,0 +1,75 @@
+"""Settings that the RQ-VAE and the PQ-VAE share, with their reasons. Numbers behind the defaults: LOG.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from recpipe.semantic_ids.quantizer import QuantizerConfig
+
+
+@dataclass(frozen=True)
+class DeadCodes:
+    """When codes that no item chooses are moved onto items that are badly reconstructed."""
+
+    every: int = 5  # epochs
+    until: float = 0.7  # of all steps; the rest is for those moved last to settle
+
+
+@dataclass(frozen=True)
+class VAEConfig(QuantizerConfig):
+    """A step is one batch, so that the cost of a fit does not grow with the catalogue."""
+
+    standardise: bool = True  # every dimension to mean 0 and variance 1: without it codebooks collapse
+    widths: tuple[int, ...] = (512, 256, 128)  # of the encoder's hidden layers; the decoder mirrors them
+    latent: int = 32  # fewer: items differ in more prefixes; more: vectors are reconstructed better
+    beta: float = 0.25  # weight of the commitment loss
+    decay: float = 0.95  # of the moving averages that codebooks are
+    steps: int = 1500
+    warm_up: int = 240  # steps without codes, before k-means
+    batch: int = 1024
+    lr: float = 3e-3  # at its highest: a few steps of warm-up, then a cosine to nearly nothing
+    weight_decay: float = 1e-4
+    dead_codes: DeadCodes = DeadCodes()
+    separate: float = (
+        8.0  # items with equal codes are committed to free codes, so much more than others; 0: they are not
+    )
+    sinkhorn: tuple[float, ...] | None = (
+        None  # epsilon per level, 0 for none (LC-Rec: [0, 0, 0.003]); in training
+    )
+    held_out: float = 0.05  # share of the items that choose the best state; 0: all do
+    patience: int = 10  # looks at the held-out items (about 50 in a fit) without a better one
+    precision: str = (
+        "auto"  # of the network in training: fp32, bf16, or auto: bf16 where the processor has AMX
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.dead_codes, DeadCodes):
+            object.__setattr__(self, "dead_codes", _dead_codes(self.dead_codes))
+        for name in ("latent", "steps", "batch", "patience"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("latent", self.latent >= self.levels, f"at least levels, {self.levels}")
+        for name in ("decay", "held_out"):
+            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        for name in ("beta", "weight_decay", "warm_up", "separate"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("warm_up", self.warm_up < self.steps, f"less than steps, {self.steps}")
+        self._check("lr", self.lr > 0, "above 0")
+        self._check("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32, bf16")
+        self._check("widths", all(width >= 1 for width in self.widths), "at least 1 each")
+        if self.sinkhorn is not None:
+            fits = len(self.sinkhorn) == self.levels and min(self.sinkhorn) >= 0
+            self._check("sinkhorn", fits, f"null, or {self.levels} numbers of at least 0")
+
+    def _check(self, name: str, right: bool, allowed: str) -> None:
+        if not right:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+
+def _dead_codes(values: Mapping[str, Any]) -> DeadCodes:
+    known = [field.name for field in fields(DeadCodes)]
+    if unknown := [str(key) for key in values if key not in known]:
+        raise ValueError(f"dead_codes: unknown setting {', '.join(unknown)}; known: {', '.join(known)}")
+    return DeadCodes(**values)

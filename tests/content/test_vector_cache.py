@@ -1,0 +1,160 @@
+"""The cache of vectors: what is kept, what is lost, and who is asked to compute."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recpipe.content.embeddings import content_keys
+from recpipe.content.vector_cache import VectorCache, embed_missing
+
+
+def keys(*names: str) -> np.ndarray:
+    return content_keys("s", names)
+
+
+class Computing:
+    """Vector of position p is (p, 2 p), two positions at a time; fails after ``good`` of them."""
+
+    def __init__(self, good: int = 10**9) -> None:
+        self.good, self.asked = good, list[int]()
+
+    def __call__(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self.asked += positions.tolist()
+        for start in range(0, len(positions), 2):
+            if start >= self.good:
+                raise KeyboardInterrupt
+            part = positions[start : start + 2]
+            yield part[::-1], np.stack([part, 2 * part], axis=1).astype(np.float32)[::-1]
+
+
+def never(positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    raise AssertionError(f"asked for {positions}")
+
+
+def expected(n: int) -> np.ndarray:
+    return np.stack([np.arange(n), 2 * np.arange(n)], axis=1).astype(np.float32)
+
+
+def test_get_finds_what_was_added_in_any_order(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path)
+    cache.add(keys("a", "b", "c"), np.eye(3, dtype=np.float32))
+    cache.add(keys("d"), np.full((1, 3), 7, np.float32))
+    for again in (cache, VectorCache(tmp_path), VectorCache(tmp_path, 3)):
+        found, vectors = again.get(keys("d", "?", "b", "b"))
+        assert found.tolist() == [True, False, True, True]
+        assert vectors.tolist() == [[7, 7, 7], [0, 0, 0], [0, 1, 0], [0, 1, 0]]
+
+
+def test_many_keys_against_a_dictionary(tmp_path: Path) -> None:
+    names = [str(i) for i in range(3000)]
+    known, cache = dict[str, float](), VectorCache(tmp_path)
+    for part in np.array_split(np.random.default_rng(0).permutation(2500), 7):
+        cache.add(keys(*(names[i] for i in part)), part[:, None].astype(np.float32))
+        known |= {names[i]: float(i) for i in part}
+    found, vectors = cache.get(keys(*names))
+    assert found.tolist() == [name in known for name in names]
+    assert vectors[:, 0].tolist() == [known.get(name, 0.0) for name in names]
+
+
+def test_empty_folder_and_no_keys(tmp_path: Path) -> None:
+    found, vectors = VectorCache(tmp_path / "not there", 4).get(keys("a"))
+    assert not found.any() and vectors.shape == (1, 4)
+    assert VectorCache(tmp_path).get([])[1].shape == (0, 0)
+
+
+def test_computed_once(tmp_path: Path) -> None:
+    computing = Computing()
+    names = keys("a", "b", "a", "c", "b")
+    vectors = embed_missing(names, computing, VectorCache(tmp_path))
+    assert computing.asked == [0, 1, 3]
+    assert vectors[:, 0].tolist() == [0, 1, 0, 3, 1]
+    np.testing.assert_array_equal(embed_missing(names, never, VectorCache(tmp_path)), vectors)
+    np.testing.assert_array_equal(embed_missing(names[::-1], never, VectorCache(tmp_path)), vectors[::-1])
+
+
+def test_only_new_content_is_computed(tmp_path: Path) -> None:
+    embed_missing(keys("a", "b", "c"), Computing(), VectorCache(tmp_path))
+    computing = Computing()
+    vectors = embed_missing(keys("a", "changed", "c"), computing, VectorCache(tmp_path))
+    assert computing.asked == [1]
+    np.testing.assert_array_equal(vectors, expected(3))
+
+
+@pytest.mark.parametrize("rows", [2, 1000], ids=["after a shard", "before the first shard"])
+def test_interrupted_run_goes_on(tmp_path: Path, rows: int) -> None:
+    names = keys(*"abcdefgh")
+    with pytest.raises(KeyboardInterrupt):
+        embed_missing(names, Computing(good=4), VectorCache(tmp_path), rows=rows)
+    computing = Computing()
+    vectors = embed_missing(names, computing, VectorCache(tmp_path))
+    assert computing.asked == [4, 5, 6, 7]
+    np.testing.assert_array_equal(vectors, expected(8))
+
+
+def test_shards_by_rows_and_by_time(tmp_path: Path) -> None:
+    names = keys(*"abcdefgh")
+    for folder, settings, shards in [("r", {"rows": 4}, 2), ("t", {"seconds": -1.0}, 4), ("n", {}, 1)]:
+        embed_missing(names, Computing(), VectorCache(tmp_path / folder), **settings)
+        assert len(list((tmp_path / folder).iterdir())) == shards
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "text"])
+def test_shard_that_is_not_whole_is_computed_again(
+    harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = keys(*"abcd")
+    embed_missing(names, Computing(), VectorCache(tmp_path), rows=2)
+    shard = next(tmp_path.iterdir())
+    content = {"cut": shard.read_bytes()[:-3], "emptied": b"", "text": b"no tensors in here, only text"}
+    shard.write_bytes(content[harm])
+    computing = Computing()
+    with caplog.at_level(logging.WARNING):
+        vectors = embed_missing(names, computing, VectorCache(tmp_path))
+    assert shard.name in caplog.text and not shard.exists()
+    assert len(computing.asked) == 2
+    np.testing.assert_array_equal(vectors, expected(4))
+
+
+def test_shard_that_goes_while_in_use_is_computed_again(tmp_path: Path) -> None:
+    names = keys(*"abcd")
+    embed_missing(names, Computing(), VectorCache(tmp_path))
+    cache = VectorCache(tmp_path)
+    next(tmp_path.iterdir()).unlink()
+    np.testing.assert_array_equal(embed_missing(names, Computing(), cache), expected(4))
+
+
+def test_leftover_of_a_killed_write_is_no_shard(tmp_path: Path) -> None:
+    (tmp_path / ".0123.safetensors.0a0a0a0a.part").write_bytes(b"half")
+    (tmp_path / ".0123.safetensors").write_bytes(b"half")
+    assert len(VectorCache(tmp_path)) == 0 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_vectors_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path)
+    with pytest.raises(ValueError, match="1 of 2 new vectors.*fp32"):
+        cache.add(keys("a", "b"), np.array([[1, 2], [np.nan, 1]], np.float32))
+    assert not VectorCache(tmp_path).get(keys("a"))[0].any()
+
+
+def test_compact_keeps_vectors_and_widths(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path)
+    for i, name in enumerate("abcdef"):
+        cache.add(keys(name), np.full((1, 2 + i % 2), i, np.float32))
+    before = [cache.get(keys(*names))[1] for names in ("ace", "bdf")]
+    cache.compact()
+    assert len(list(tmp_path.iterdir())) == 2
+    for again in (cache, VectorCache(tmp_path)):
+        for names, vectors in zip(("ace", "bdf"), before, strict=True):
+            np.testing.assert_array_equal(again.get(keys(*names))[1], vectors)
+
+
+def test_many_shards_are_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recpipe.content.vector_cache.MANY", 3)
+    embed_missing(keys(*"abcdefgh"), Computing(), VectorCache(tmp_path), rows=2)
+    assert len(list(tmp_path.iterdir())) == 1
+    np.testing.assert_array_equal(embed_missing(keys(*"abcdefgh"), never, VectorCache(tmp_path)), expected(8))

@@ -5,7 +5,8 @@
 
 Ours includes loading, tokenising and keeping the vectors; the peer's model is loaded before its clock starts. `cpu` is
 the time of all threads, `others` the cores that other processes used meanwhile: only rows where it is near 0 compare
-by `seconds`. `same` is the share of an item's 10 nearest items that are so in the peer's vectors too.
+by `seconds`. On a busy machine compare `cpu` with one thread, since two spin while one waits for its turn. `same` is
+the share of an item's 10 nearest items that are so in the peer's vectors too.
 """
 
 from __future__ import annotations
@@ -49,10 +50,13 @@ def main() -> None:
     parser.add_argument("--items", type=Path, default=ITEMS)
     parser.add_argument("--columns", nargs="+", default=["title", "text"])
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--sample", type=int, help="so many items, drawn at random, instead of all")
     arguments = parser.parse_args()
     if not arguments.items.exists():
         parser.error(f"{arguments.items} is absent; run the command above first")
     items = pq.read_table(arguments.items)
+    if arguments.sample:
+        items = items.take(np.random.default_rng(0).permutation(len(items))[: arguments.sample])
     keep_freed_memory()  # as the node of `embed` does; the peer gains as well
     print(f"{len(items):,} items, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}")
     print(f"{'column':7}{'what':24}" + "".join(f"{name:>{width}}" for name, width in HEADER))

@@ -165,5 +165,5 @@ def test_fingerprint_is_of_the_content_not_the_place(folder: Path, bert_folder: 
     assert fingerprint(folder) == fingerprint(bert_folder)
     (folder / "vocab.txt").write_text("x")
     with_vocabulary = fingerprint(folder)
-    (folder / "vocab.txt").rename(folder / "merges.txt")
+    (folder / "vocab.txt").rename(folder / "vocabulary.txt")
     assert fingerprint(folder) != with_vocabulary

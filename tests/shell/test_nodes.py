@@ -78,6 +78,7 @@ def told(monkeypatch: pytest.MonkeyPatch):
             Vocabulary(np.array(["a"], dtype=object)),
             pl.DataFrame({"item_id": ["a"], "title": ["A"]}),
             described(SPLIT),
+            {},
             {"shop": {}},
             "shop",
             model,

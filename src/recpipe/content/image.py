@@ -84,13 +84,13 @@ def embed_images(
         "model_type": model_type(folder),
         "precision": precision,
     }
-    space = digest("image", fingerprint(folder), precision, config.normalise, DECODING)
+    space = digest("image", fingerprint(folder), config.normalise, DECODING)
 
     read = _read_all(references, opener, config.max_bytes)
     contents = [one if isinstance(one, str) else None for one in read]
     keys = content_keys(space, contents)
     pictures = _Pictures(references, contents, keys, config, opener, LazyEncoder(folder, device, precision))
-    rows, vectors_MD = pictures.embedded(VectorCache(cache_folder))
+    rows, vectors_MD = pictures.embedded(VectorCache(cache_folder / precision))
 
     embeddings = _spread(item_ids, keys, rows, vectors_MD, space, about)
     reasons = [pictures.refused.get(key) or _reason(one) for key, one in zip(keys, read, strict=True)]

@@ -63,7 +63,8 @@ def embed_texts(
 ) -> Embeddings:
     """One vector per item, none where its text is null or blank. Equal texts are encoded once.
 
-    template: where the texts come from; part of the space. Raises ValueError for ids that occur twice and for an
+    template: where the texts come from; part of the space, as precision is not: a laptop and a GPU share one space, and
+    keep their vectors apart in the cache. Raises ValueError for ids that occur twice and for an
     encoder that is not whole, custom code or not to be had.
     """
     check_unique(item_ids)
@@ -108,7 +109,7 @@ def _vectors(
         return np.zeros((0, 0), np.float32), {}
     counts = VectorCache(cache_folder / "tokens", 2)  # of each text: tokens, whether cut
     compute = _computing(keys, texts, config, folder, counts)
-    vectors = embed_missing(keys, compute, VectorCache(cache_folder), label="embed texts")
+    vectors = embed_missing(keys, compute, VectorCache(cache_folder / config.precision), label="embed texts")
     counts.tidy()
     tokens, cut = counts.get(keys)[1].sum(axis=0, dtype=np.int64).tolist()
     return vectors, {"tokens": tokens, "cut": cut}
@@ -136,7 +137,7 @@ def _computing(
 
 
 def _encoder_space(config: EncoderConfig, folder: Path) -> str:
-    decisive = (config.pooling, config.prefix, config.normalise, config.max_length, config.precision)
+    decisive = (config.pooling, config.prefix, config.normalise, config.max_length)
     return digest("encoder", 1, fingerprint(folder), *decisive)
 
 

@@ -72,6 +72,7 @@ class EmbedBlock(Block):
 
     text: str
     image: str
+    refit: bool
 
 
 class IdsBlock(Block):

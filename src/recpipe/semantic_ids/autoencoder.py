@@ -29,11 +29,11 @@ class Autoencoder(nn.Module):
 
     def encode(self, x_ND: Tensor) -> Tensor:
         """(N, Z)"""
-        return (self.inward(x_ND) + self.encoder(x_ND)).float()
+        return self.inward(x_ND) + self.encoder(x_ND)
 
     def decode(self, z_NZ: Tensor) -> Tensor:
         """(N, D)"""
-        return (self.outward(z_NZ) + self.decoder(z_NZ)).float()
+        return self.outward(z_NZ) + self.decoder(z_NZ)
 
     @torch.no_grad()
     def start_at_components(self, x_ND: Tensor, order_Z: Tensor) -> None:

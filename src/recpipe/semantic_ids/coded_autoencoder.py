@@ -31,6 +31,18 @@ class Losses:
     codes: Tensor | None
 
 
+@dataclass(frozen=True)
+class Forced:
+    """Codes (N, L) that the rows in ``moved`` (N,) shall learn instead of their nearest, with so much weight."""
+
+    codes: Tensor
+    moved: Tensor
+    weight: float = 1.0
+
+    def __getitem__(self, rows: Tensor) -> Forced:
+        return Forced(self.codes[rows], self.moved[rows], self.weight)
+
+
 @dataclass
 class CodedAutoencoder:
     """Vectors here are standardised. Before there are ``books`` the latent goes through as it is."""
@@ -43,25 +55,27 @@ class CodedAutoencoder:
         self,
         x_BD: Tensor,
         *,
+        hidden_BD: Tensor | None = None,
         sinkhorn_epsilons: tuple[float, ...] | None = None,
-        moved_B: Tensor | None = None,
-        codes_BL: Tensor | None = None,
-        weight: float = 1.0,
+        forced: Forced | None = None,
     ) -> Losses:
-        """Mean squared errors; rows in ``moved_B`` are committed to ``codes_BL`` with ``weight``, not to the nearest."""
+        """Mean squared errors per dimension; what is ``hidden_BD`` the encoder sees as 0, the mean of all items."""
+        seen_BD = (
+            x_BD if hidden_BD is None else x_BD.masked_fill(hidden_BD, 0) / (1 - hidden_BD.float().mean())
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            z_BZ = self.network.encode(x_BD)
+            z_BZ = self.network.encode(seen_BD).to(x_BD.dtype)
         quantized, commitment, codes = z_BZ, z_BZ.new_zeros(()), None
         if self.books is not None:
             codes = balanced_choice(self.books, z_BZ.detach(), sinkhorn_epsilons)
             weights = torch.ones(len(codes))
-            if moved_B is not None and codes_BL is not None:
-                codes = torch.where(moved_B[:, None], codes_BL, codes)
-                weights[moved_B] = weight
+            if forced is not None:
+                codes = torch.where(forced.moved[:, None], forced.codes, codes)
+                weights[forced.moved] = forced.weight
             commitment = self.books.commitment(z_BZ, codes, weights)
             quantized = z_BZ + (self.books.sum(codes) - z_BZ).detach()  # straight through
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            decoded = self.network.decode(quantized)
+            decoded = self.network.decode(quantized).to(x_BD.dtype)
         return Losses(functional.mse_loss(decoded, x_BD), commitment, z_BZ.detach(), codes)
 
     @torch.no_grad()
@@ -89,8 +103,8 @@ class CodedAutoencoder:
         """Mean squared error through the codes."""
         return functional.mse_loss(self.decode(self.choose(x_ND)), x_ND).item()
 
-    def separated(self, x_ND: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(N, L) codes with which no two rows collide, and (N,) whom that changes; None where there is no room.
+    def separated(self, x_ND: Tensor, *, weight: float) -> Forced | None:
+        """Codes with which no two rows collide, by ``reallocate``; None where there is no room for that.
 
         Rows must be distinct: nothing could learn to tell equal ones apart.
         """
@@ -104,7 +118,7 @@ class CodedAutoencoder:
             return books.distances(z[rows], torch.from_numpy(codes_RL).long(), level).numpy()
 
         apart = reallocate(codes, sizes, distances, codes[:0])
-        return torch.from_numpy(apart).long(), torch.from_numpy((apart != codes).any(1))
+        return Forced(torch.from_numpy(apart).long(), torch.from_numpy((apart != codes).any(1)), weight)
 
     @property
     def _books(self) -> LearnedCodebooks:

@@ -75,7 +75,7 @@ class LearnedCodebooks:
     @torch.no_grad()
     def follow(self, z_NZ: Tensor, codes_NL: Tensor, *, decay: float) -> None:
         """Moves every code towards the mean of the residuals that chose it (van den Oord et al. 2017, appendix A.1)."""
-        for level, residual in enumerate(self.residuals(z_NZ, codes_NL)):
+        for level, residual in enumerate(list(self.residuals(z_NZ, codes_NL))):  # all before a book moves
             chosen, book = codes_NL[:, level], self.books[level]
             count = torch.bincount(chosen, minlength=len(book)).float()
             self.counts[level].lerp_(count, 1 - decay)

@@ -9,14 +9,14 @@ import copy
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recpipe.semantic_ids.coded_autoencoder import CodedAutoencoder, Losses
+from recpipe.semantic_ids.coded_autoencoder import CodedAutoencoder, Forced, Losses
 from recpipe.semantic_ids.learned_codebooks import LearnedCodebooks
 from recpipe.semantic_ids.quantizer import OnEpoch
 from recpipe.semantic_ids.vae_config import VAEConfig
@@ -46,27 +46,34 @@ class Training:
 
     def __post_init__(self) -> None:
         self.batches = max(1, round(len(self.train_ND) / self.config.batch))
-        self.epochs = math.ceil(self.config.steps / self.batches)
+        wanted = self.config.epochs * self.batches
+        self.epochs = math.ceil(
+            min(max(wanted, self.config.least_steps), self.config.most_steps) / self.batches
+        )
+        self.steps = self.epochs * self.batches
         self.step = self.revived = 0
         self.optimizer = torch.optim.AdamW(
             self.coded.network.parameters(), self.config.lr, weight_decay=self.config.weight_decay, fused=True
         )
         self.first, self.same = map(torch.from_numpy, distinct_rows(self.train_ND.numpy()))
+        self.moved = torch.zeros(len(self.first), dtype=torch.bool)
 
     def run(self) -> None:
         """A warm-up without codes, k-means, then both together until the steps are used up or nothing improves."""
         started, best, patience = time.perf_counter(), _Best(), self.config.patience
         look_every = max(1, round(self.epochs / LOOKS))
         for epoch in tqdm(range(1, self.epochs + 1), "quantizer", unit="epoch", leave=False, disable=None):
-            if self.coded.books is None and self.step >= self.config.warm_up:
+            if self.coded.books is None and self.step >= self.config.warm_up * self.steps:
                 self._start_codes()
             row = {"epoch": epoch, **self._epoch()}
             self._revive(epoch)
             if epoch % look_every and epoch < self.epochs:
                 continue
             if self.coded.books is not None:
-                best.take(self.coded, self.coded.reconstruction(self.held_out_ND))
-                row |= {"valid_reconstruction": best.latest, "revived": self.revived}
+                error = self.coded.reconstruction(self.held_out_ND)
+                row |= {"valid_reconstruction": error, "revived": self.revived}
+                if self.step >= self.config.settle * self.steps:
+                    best.take(self.coded, error)
             self._tell({**row, "step": self.step, "seconds": round(time.perf_counter() - started, 3)})
             if best.waited >= patience:
                 log.info(
@@ -85,12 +92,12 @@ class Training:
         order = torch.randperm(len(self.train_ND), generator=self.generator)
         forced, losses, chosen = self._separated(), torch.zeros(2), []
         for rows in order[: size * self.batches].view(self.batches, size):
-            given = (
-                {}
-                if forced is None
-                else {"codes_BL": forced[0][rows], "moved_B": forced[1][rows], "weight": self.config.separate}
+            found = self.coded.losses(
+                self.train_ND[rows],
+                hidden_BD=self._hidden(rows),
+                sinkhorn_epsilons=self.config.sinkhorn,
+                forced=None if forced is None else forced[rows],
             )
-            found = self.coded.losses(self.train_ND[rows], sinkhorn_epsilons=self.config.sinkhorn, **given)
             self._step(found)
             losses += torch.stack([found.reconstruction, found.commitment]).detach() / self.batches
             chosen += [] if found.codes is None else [found.codes]
@@ -102,7 +109,7 @@ class Training:
 
     def _step(self, found: Losses) -> None:
         self.step += 1
-        cosine = 0.5 + 0.5 * math.cos(math.pi * self.step / (self.epochs * self.batches))
+        cosine = 0.5 + 0.5 * math.cos(math.pi * self.step / self.steps)
         rate = max(LEAST_RATE, min(1.0, self.step / WARM_RATE) * cosine)
         self.optimizer.param_groups[0]["lr"] = self.config.lr * rate
         self.optimizer.zero_grad()
@@ -111,16 +118,26 @@ class Training:
         if self.coded.books is not None and found.codes is not None:
             self.coded.books.follow(found.latent, found.codes, decay=self.config.decay)
 
-    def _separated(self) -> tuple[Tensor, Tensor] | None:
-        """Codes to be learned, and by whom; equal vectors, which nothing can tell apart, move together."""
+    def _separated(self) -> Forced | None:
+        """Codes with which no two items collide, to be learned by all that ever had to move: without that memory
+        they drift back. Equal vectors, which nothing can tell apart, go together.
+        """
         if self.coded.books is None or not self.config.separate:
             return None
-        found = self.coded.separated(self.train_ND[self.first])
-        return None if found is None else (found[0][self.same], found[1][self.same])
+        found = self.coded.separated(self.train_ND[self.first], weight=self.config.separate)
+        if found is None:
+            return None
+        self.moved |= found.moved
+        return replace(found, moved=self.moved)[self.same]
+
+    def _hidden(self, rows: Tensor) -> Tensor | None:
+        if not self.config.dropout:
+            return None
+        return torch.rand(len(rows), self.train_ND.shape[1], generator=self.generator) < self.config.dropout
 
     def _revive(self, epoch: int) -> None:
         dead = self.config.dead_codes
-        if self.coded.books is None or epoch % dead.every or self.step > dead.until * self.config.steps:
+        if self.coded.books is None or epoch % dead.every or self.step > dead.until * self.steps:
             return
         self.revived += self.coded.books.revive(self.coded.latent(self._sample()), generator=self.generator)
 
@@ -140,12 +157,11 @@ class _Best:
     """The state with the least error, and how many looks ago it was."""
 
     error: float = math.inf
-    latest: float = math.inf
     waited: int = 0
     state: tuple[dict[str, Tensor], LearnedCodebooks] | None = None
 
     def take(self, coded: CodedAutoencoder, error: float) -> None:
-        self.latest, self.waited = error, self.waited + 1
+        self.waited += 1
         if error < self.error:
             assert coded.books is not None
             self.error, self.waited = error, 0

@@ -30,7 +30,8 @@ def embed_text(
     content = content_block(datasets, dataset).text
     if content is None:
         raise ValueError(f"datasets.{dataset}.content.text is not given: there is no text to embed")
-    name = embed_block(embed, datasets, dataset).text
+    chosen = embed_block(embed, datasets, dataset)
+    name = chosen.text
     block = named(name, text_encoders, what="embed.text")
     where = f"text_encoders.{name}"
     table = items.to_arrow()
@@ -40,7 +41,10 @@ def embed_text(
     ids = table["item_id"].to_pylist()
     if (kind := block.pop("kind", "encoder")) == "tfidf":
         config = configured(TfidfConfig, block, where=where)
-        return embed_tfidf(ids, texts, config, state_folder=text_cache / name)
+        state = text_cache / name
+        return embed_tfidf(
+            ids, texts, config, state_folder=state, template=content.template, refit=chosen.refit
+        )
     if kind != "encoder":
         raise ValueError(f"{where}.kind is {kind!r}; allowed: encoder, tfidf")
     keep_freed_memory()

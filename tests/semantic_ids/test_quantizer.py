@@ -69,6 +69,7 @@ def test_unknown_setting_is_named_with_the_known_ones():
         ({"latent": 2}, "latent is 2; allowed: at least levels, 3"),
         ({"sinkhorn": [0.1]}, "sinkhorn is .*; allowed: null, or 3 numbers"),
         ({"dead_codes": {"evry": 3}}, "dead_codes: unknown setting evry; known: every, until"),
+        ({"dead_codes": {"every": 0}}, "dead_codes are every 0, until 0.7; allowed: at least 1"),
         ({"precision": "fp8"}, "precision is 'fp8'; allowed: auto, fp32, bf16"),
         ({"warm_up": 1.5}, "warm_up is 1.5; allowed: from 0 to below 1"),
         ({"held_out": 1.0}, "held_out is 1.0"),

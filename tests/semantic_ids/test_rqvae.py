@@ -166,6 +166,28 @@ def test_held_out_items_are_no_training_items():
     assert [len(part) for part in quantizer._split(torch.zeros(12, 1), torch.Generator())] == [12, 12]
 
 
+def test_one_epoch_is_enough_to_get_codes():
+    quantizer = build("rqvae", {**SMALL, **steps(1)})
+    quantizer.fit(clusters(), seed=0)
+    assert len(quantizer.history) == 1 and len(np.unique(quantizer.encode(clusters())[:, 0])) == 8
+
+
+def test_no_reset_leaves_codes_dead_and_a_reset_does_not():
+    used = []
+    for until in (0.0, 0.7):
+        values = {
+            **SMALL,
+            **steps(60),
+            "codes": 64,
+            "warm_up": 0.0,
+            "dead_codes": {"every": 1, "until": until},
+        }
+        quantizer = build("rqvae", values)
+        quantizer.fit(clusters(), seed=0)
+        used.append(len(np.unique(quantizer.encode(clusters())[:, 2])))
+    assert used[1] > used[0]
+
+
 def test_a_diverging_fit_says_so():
     with pytest.raises(ValueError, match="diverged.*lower lr"):
         build("rqvae", {**SMALL, "lr": 1e12, "patience": 99}).fit(clusters(), seed=0)

@@ -14,7 +14,13 @@ class DeadCodes:
     """When codes that no item chooses are moved onto items that are badly reconstructed."""
 
     every: int = 5  # epochs
-    until: float = 0.7  # of all steps; the rest is for those moved last to settle
+    until: float = 0.7  # of all steps; the rest is for those moved last to settle; 0: never
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 <= self.until <= 1:
+            raise ValueError(
+                f"dead_codes are every {self.every!r}, until {self.until!r}; allowed: at least 1, and from 0 to 1"
+            )
 
 
 @dataclass(frozen=True)

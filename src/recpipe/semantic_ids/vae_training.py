@@ -28,6 +28,8 @@ LOOKS = 50  # at the held-out items, about
 WARM_RATE = 20  # steps until the learning rate is at its highest
 LEAST_RATE = 0.02  # of the highest
 SAMPLE = 65_536  # rows that k-means and the reset of dead codes look at
+RESET_LEAST = 200  # steps: where epochs are long, codes are reset once in so many, or once an epoch
+SEPARABLE = 100_000  # items; of more, that each epoch looks for free codes for all would cost too much
 
 
 @dataclass
@@ -63,7 +65,8 @@ class Training:
         started, best, patience = time.perf_counter(), _Best(), self.config.patience
         look_every = max(1, round(self.epochs / LOOKS))
         for epoch in tqdm(range(1, self.epochs + 1), "quantizer", unit="epoch", leave=False, disable=None):
-            if self.coded.books is None and self.step >= self.config.warm_up * self.steps:
+            warm = self.step >= self.config.warm_up * self.steps or epoch == self.epochs
+            if self.coded.books is None and warm:
                 self._start_codes()
             row = {"epoch": epoch, **self._epoch()}
             self._revive(epoch)
@@ -122,7 +125,7 @@ class Training:
         """Codes with which no two items collide, to be learned by all that ever had to move: without that memory
         they drift back. Equal vectors, which nothing can tell apart, go together.
         """
-        if self.coded.books is None or not self.config.separate:
+        if self.coded.books is None or not self.config.separate or len(self.first) > SEPARABLE:
             return None
         found = self.coded.separated(self.train_ND[self.first], weight=self.config.separate)
         if found is None:
@@ -137,7 +140,8 @@ class Training:
 
     def _revive(self, epoch: int) -> None:
         dead = self.config.dead_codes
-        if self.coded.books is None or epoch % dead.every or self.step > dead.until * self.steps:
+        every = min(dead.every, max(1, RESET_LEAST // self.batches))
+        if self.coded.books is None or epoch % every or self.step > dead.until * self.steps:
             return
         self.revived += self.coded.books.revive(self.coded.latent(self._sample()), generator=self.generator)
 

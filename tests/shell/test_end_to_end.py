@@ -12,6 +12,9 @@ import polars as pl
 import pytest
 from kedro.io import DatasetError
 
+from recpipe.semantic_ids.ids import SemanticIds
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+
 COMMAND = [sys.executable, "-m", "kedro", "run", "--env", "test"]
 DATASET = "online_retail"
 
@@ -99,6 +102,74 @@ def test_mlflow_holds_the_run_and_its_models(whole_run) -> None:
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "leaderboard.parquet", "ingest_steps.parquet", "protocol.json"} <= files
     assert client.get_metric_history(runs["sasrec"].info.run_id, "curve/loss")
+
+
+def ids_of(folder: Path) -> SemanticIds:
+    place = folder / "data/test/05_model_input" / DATASET / "semantic_ids/text_ids"
+    return SemanticIds.read(place / "semantic_ids.parquet")
+
+
+def test_every_item_has_an_id_of_its_own_that_passed_the_gate_and_stands_in_the_tree(whole_run) -> None:
+    folder, done = whole_run
+    ids = ids_of(folder)
+    items = pl.read_parquet(folder / "data/test/03_primary" / DATASET / "items.parquet")
+    assert set(ids.item_ids) == set(items["item_id"])
+    assert ids.unique
+    tree = PrefixTree.read(
+        folder / "data/test/05_model_input" / DATASET / "semantic_ids/text_ids/prefix_tree.safetensors"
+    )
+    assert tree.source == ids.hash
+    assert tree.find(ids.codes).tolist() == list(range(len(ids)))
+    quality = json.loads((reporting(folder) / "semantic_ids/text_ids/quality.json").read_text())
+    assert quality["passed"] and quality["ids"] == ids.hash
+    page = (reporting(folder) / "report.html").read_text()
+    assert 'id="text_ids_sunburst-data"' in page and "passed the gate" in done.stdout
+
+
+def test_a_second_run_loads_no_encoder_and_keeps_every_id_beside_those_of_new_items(
+    whole_run, session_in, monkeypatch
+) -> None:
+    from recpipe.content import text_encoder
+
+    folder, _ = whole_run
+    before = ids_of(folder)
+    real = text_encoder.load
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("an encoder was loaded")
+
+    monkeypatch.setattr(text_encoder, "load", never)
+    with session_in(folder, env="test") as session:
+        session.run(pipeline_names=["embed", "semantic_ids"])
+    assert ids_of(folder).hash == before.hash
+    path = folder / "data/test/03_primary" / DATASET / "items.parquet"
+    items = pl.read_parquet(path)
+    new = items.head(2).with_columns(
+        item_id=pl.Series(["new1", "new2"]), title=pl.Series(["PAPER LANTERN BLUE", items["title"][5]])
+    )
+    pl.concat([items, new]).write_parquet(path)
+    monkeypatch.setattr(text_encoder, "load", real)
+    with session_in(folder, env="test") as session:
+        session.run(pipeline_names=["embed", "semantic_ids"])
+    after = ids_of(folder)
+    items.write_parquet(path)
+    assert after.extends(before) and after.unique
+    assert after.item_ids[after.added].tolist() == ["new1", "new2"]
+
+
+def test_a_gate_that_does_not_pass_stops_the_run_with_advice_and_leaves_the_figures(
+    whole_run, session_in
+) -> None:
+    folder, _ = whole_run
+    asked = {"semantic_ids": {"gate": {"reconstruction": 0.0}}}
+    with (
+        session_in(folder, env="test", runtime_params=asked) as session,
+        pytest.raises(ValueError, match="variance lost.*|did not pass the quality gate"),
+    ):
+        session.run(pipeline_names=["semantic_ids"])
+    place = reporting(folder) / "semantic_ids/text_ids"
+    assert not json.loads((place / "quality.json").read_text())["passed"]
+    assert (place / "usage_figure.json").is_file() and (place / "sunburst_figure.json").is_file()
 
 
 def test_report_alone_does_without_the_metrics_of_most_models(whole_run, session_in) -> None:

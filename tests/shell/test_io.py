@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.io import files
-from recpipe.io.objects import BundleDataset, FolderDataset, ObjectDataset
+from recpipe.io.objects import BundleDataset, FolderDataset, ObjectDataset, QuantizerDataset
 from recpipe.io.runs import RunsDataset
 
 FRAME = pl.DataFrame({"user_id": ["a", "b"], "items": [[1, 2], [3]]})
@@ -120,11 +120,63 @@ def test_objects_round_trip(tmp_path, holds, data) -> None:
 
 
 def test_objects_of_other_classes_are_refused(tmp_path) -> None:
-    with pytest.raises(DatasetError, match="holds is 'os.system' in the catalog; allowed: fold, sequences"):
+    with pytest.raises(DatasetError, match="holds is 'os.system' in the catalog; allowed: embeddings, fold"):
         ObjectDataset(filepath=str(tmp_path / "file"), holds="os.system")
     with pytest.raises(DatasetError, match="this entry holds .*Fold, not dict"):
         ObjectDataset(filepath=str(tmp_path / "file"), holds="fold").save({})
     assert not names(tmp_path)
+
+
+def test_what_is_optional_is_none_until_it_is_there_and_never_when_broken(tmp_path) -> None:
+    data = Vocabulary(np.array(["x"], dtype=object))
+    path = str(tmp_path / "earlier.parquet")
+    optional = ObjectDataset(filepath=path, holds="vocabulary", optional=True)
+    assert optional.load() is None
+    ObjectDataset(filepath=path, holds="vocabulary").save(data)
+    assert optional.load().ids.tolist() == ["x"]
+    Path(path).write_bytes(b"PAR1")
+    with pytest.raises(DatasetError):
+        optional.load()
+
+
+def test_a_quantizer_is_whole_or_absent_and_earlier_ones_are_optional(tmp_path, monkeypatch) -> None:
+    import recpipe.semantic_ids.quantizer as quantizers
+
+    vectors = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    fitted = quantizers.build("residual_kmeans", {"levels": 2, "codes": 4})
+    fitted.fit(vectors, seed=1)
+    here = QuantizerDataset(filepath=str(tmp_path / "quantizer"))
+    earlier = QuantizerDataset(filepath=str(tmp_path / "quantizer"), optional=True)
+    assert earlier.load() is None
+    with pytest.raises(DatasetError, match="holds no quantizer"):
+        here.load()
+    here.save(fitted)
+    assert earlier.load().hash == here.load().hash == fitted.hash
+
+    def broken(quantizer: object, folder: Path) -> None:
+        (folder / "model.safetensors").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(quantizers, "save", broken)
+    with pytest.raises(DatasetError, match="No space left"):
+        here.save(fitted)
+    assert here.load().hash == fitted.hash
+    assert names(tmp_path) == ["quantizer"]
+
+
+def test_objects_preview_their_first_rows_without_vectors(tmp_path) -> None:
+    from recpipe.content.embeddings import Embeddings
+
+    data = Vocabulary(np.array(["x", "y", "z"], dtype=object))
+    dataset = ObjectDataset(filepath=str(tmp_path / "v.parquet"), holds="vocabulary")
+    dataset.save(data)
+    assert dataset.preview(2)["data"] == [["x"], ["y"]]
+    vectors = Embeddings(
+        np.array(["x"], object), np.ones((1, 3), np.float32), np.ones(1, bool), np.array(["aa"], object), "s", {}
+    )
+    dataset = ObjectDataset(filepath=str(tmp_path / "e.parquet"), holds="embeddings")
+    dataset.save(vectors)
+    assert dataset.preview()["columns"] == ["item_id", "key"]
 
 
 def test_half_a_bundle_is_never_a_version(tmp_path, monkeypatch) -> None:

@@ -63,7 +63,7 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         if self._filepath.suffix != ".parquet":
             return TablePreview({"index": [], "columns": [], "data": []})
         table = pl.scan_parquet(self._filepath).head(nrows).collect()
-        shown = [name for name, kind in table.schema.items() if kind != pl.Array]
+        shown = [name for name in table.columns if name != "vector"]
         rows = [
             [value if value is None else str(value)[:120] for value in row]
             for row in table.select(shown).rows()

@@ -39,22 +39,16 @@ class VAEConfig(QuantizerConfig):
     warm_up: float = 0.07  # share of the steps without codes, before k-means
     lr: float = 5e-3  # at its highest: a few steps of warm-up, then a cosine to nearly nothing
     weight_decay: float = 1e-4
-    dropout: float = (
-        0.1  # share of the vector that is hidden from the encoder in a step: few items overfit soon
-    )
+    dropout: float = 0.1  # share of a vector that the encoder does not see in a step: few items overfit soon
     dead_codes: DeadCodes = DeadCodes()
     separate: float = (
-        4.0  # items with equal codes are committed to free codes, so much more than others; 0: not
+        4.0  # weight with which items of equal codes are committed to free ones; 0: they are not
     )
-    sinkhorn: tuple[float, ...] | None = (
-        None  # epsilon per level, 0 for none (LC-Rec: [0, 0, 0.003]); in training
-    )
+    sinkhorn: tuple[float, ...] | None = None  # epsilon per level, 0: none; LC-Rec has [0, 0, 0.003]
     settle: float = 0.25  # share of the steps until codes are settled enough for a state to be kept
     held_out: float = 0.05  # share of the items that choose the best state; 0: all do
     patience: int = 15  # looks at the held-out items (about 50 in a fit) without a better one
-    precision: str = (
-        "auto"  # of the network in training: fp32, bf16, or auto: bf16 where the processor has AMX
-    )
+    precision: str = "auto"  # of the network in training: fp32, bf16; auto: bf16 where there is AMX
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -128,6 +128,18 @@ def test_the_same_seed_gives_the_same_codes_bit_for_bit(more: dict):
     assert (torch.get_rng_state() == before).all(), "the global generator is none of its business"
 
 
+def test_codes_do_not_depend_on_how_many_threads_there_are(fitted: RQVAE):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        again = build("rqvae", SMALL)
+        again.fit(clusters(), seed=3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert again.hash == fitted.hash
+
+
 def noise(rows: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, 10, generator=torch.Generator().manual_seed(seed))
 

@@ -166,3 +166,25 @@ def test_the_test_environment_writes_beside_and_overrides_key_by_key(project_cop
         assert context.params["datasets"]["online_retail"]["source"] == "online_retail"
         path = Path(context.catalog.get("sasrec.bundle")._filepath)
     assert path.is_relative_to(project_copy / "data" / "test")
+
+
+def test_layers_never_turn_back(catalog, registered) -> None:
+    """kedro-viz draws no layers at all if one node reads from a layer that comes after one it writes to."""
+    order = [
+        "raw",
+        "intermediate",
+        "primary",
+        "feature",
+        "model_input",
+        "models",
+        "model_output",
+        "reporting",
+    ]
+
+    def layer(name: str) -> int:
+        return order.index(catalog.get(name).metadata["kedro-viz"]["layer"])
+
+    for node in registered["__default__"].nodes:
+        read = [layer(name) for name in node.inputs if not name.startswith("params:")]
+        written = [layer(name) for name in node.outputs]
+        assert max(read, default=0) <= min(written), node.name

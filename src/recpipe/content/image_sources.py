@@ -5,6 +5,7 @@ paths or web addresses. Nothing is read that lies outside, hides behind a link o
 from __future__ import annotations
 
 import difflib
+import lzma
 import os
 import stat
 import string
@@ -22,6 +23,8 @@ import pyarrow.compute as pc
 
 MAX_BYTES = 20 << 20
 GIVE_UP = 20  # images in a row that a host did not answer for, after which it is asked no more
+# What zipfile and its decompressors raise; RuntimeError also for a method that this Python lacks.
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 KEYS = ("from", "name", "column", "private", "timeout", "retries")
 
 
@@ -41,7 +44,7 @@ class Opener(Protocol):
 
 @dataclass(frozen=True)
 class ImageConf:
-    """A data set's ``images`` block, where ``source`` is written ``from``.
+    """A data set's ``content.image`` block, where ``source`` is written ``from``.
 
     ``source``: folder or zip inside the raw folder, else the raw folder itself. An item's image is called
     as the template ``name`` says (``images/{item_id}.jpg``), or as its ``column`` does: a path in
@@ -59,12 +62,12 @@ class ImageConf:
     def __post_init__(self) -> None:
         if (self.name is None) == (self.column is None):
             raise ValueError(
-                f"images needs either `name` or `column`, not {'both' if self.name else 'none of them'}: "
+                f"content.image needs either `name` or `column`, not {'both' if self.name else 'none of them'}: "
                 "{from: posters.zip, name: 'images/{item_id}.jpg'} or {column: image}"
             )
         if self.timeout <= 0 or self.retries < 0:
             raise ValueError(
-                f"images: timeout {self.timeout} must be above 0, retries {self.retries} at least 0"
+                f"content.image: timeout {self.timeout} must be above 0, retries {self.retries} at least 0"
             )
 
     @classmethod
@@ -74,7 +77,7 @@ class ImageConf:
             if key not in KEYS:
                 near = difflib.get_close_matches(str(key), KEYS, 1)
                 hint = f", did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"images: unknown setting {key!r}{hint}; known: {', '.join(KEYS)}")
+                raise ValueError(f"content.image: unknown setting {key!r}{hint}; known: {', '.join(KEYS)}")
         return cls(**{"source" if key == "from" else key: value for key, value in block.items()})
 
 
@@ -103,10 +106,10 @@ def opener(conf: ImageConf | Mapping[str, Any], raw_folder: Path, cache_folder: 
     elif source.is_file() and zipfile.is_zipfile(source):
         local = _zip_opener(source)
     elif source.exists():
-        raise ValueError(f"images: {source} is neither a folder nor a whole zip file; fetch it again")
+        raise ValueError(f"content.image: {source} is neither a folder nor a whole zip file; fetch it again")
     else:
         raise ValueError(
-            f"images: {source} is missing; put the folder or zip of images there (`from` in the conf)"
+            f"content.image: {source} is missing; put the folder or zip of images there (`from` in the conf)"
         )
     web = _web_opener(conf, cache_folder)
 
@@ -152,8 +155,8 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
 def _zip_opener(archive: Path) -> Opener:
     try:
         packed = zipfile.ZipFile(archive)  # stays open for as long as the opener lives
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"images: {archive} is not a whole zip file ({error}); fetch it again") from error
+    except DAMAGED as error:
+        raise ValueError(f"content.image: {archive} is not a whole zip file ({error}); fetch it again") from error
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         try:
@@ -167,7 +170,7 @@ def _zip_opener(archive: Path) -> Opener:
         try:
             with packed.open(entry) as stream:
                 return _limited(stream, entry.file_size, max_bytes)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        except DAMAGED as error:
             raise ImageRefused(f"not whole in the zip: {error}") from error
 
     return read
@@ -229,16 +232,16 @@ def _parts(template: str) -> list[tuple[str, str | None]]:
     for _, field, spec, conversion in parts:
         if field is not None and (not field.isidentifier() or spec or conversion):
             raise ValueError(
-                f"images: name {template!r} may hold plain fields like {{item_id}}, not {field!r}"
+                f"content.image: name {template!r} may hold plain fields like {{item_id}}, not {field!r}"
             )
     if not any(field for _, field, _, _ in parts):
-        raise ValueError(f"images: name {template!r} is the same for all items; write {{item_id}} in it")
+        raise ValueError(f"content.image: name {template!r} is the same for all items; write {{item_id}} in it")
     return [(text, field) for text, field, _, _ in parts]
 
 
 def _column(items: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in items.column_names:
-        raise ValueError(f"images: there is no column {name!r}; there are {', '.join(items.column_names)}")
+        raise ValueError(f"content.image: there is no column {name!r}; there are {', '.join(items.column_names)}")
     return items[name]
 
 

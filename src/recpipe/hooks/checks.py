@@ -59,12 +59,16 @@ def _check_content(needed: set[str], catalog: Any) -> None:
     from recpipe.semantic_ids import quantizer
 
     where = (catalog.load("params:datasets"), catalog.load("params:dataset"))
-    blocks.content_block(*where)
+    content = blocks.content_block(*where)
     if "params:embed" in needed:
         chosen = blocks.embed_block(catalog.load("params:embed"), *where)
-        for kind in ("text", "image"):
+        for kind, made in (("text", blocks.text_encoder), ("image", blocks.image_encoder)):
             if (encoders := f"params:{kind}_encoders") in needed:
-                blocks.named(getattr(chosen, kind), catalog.load(encoders), what=f"embed.{kind}")
+                made(getattr(chosen, kind), catalog.load(encoders))
+    if "params:image_encoders" in needed and content.image is not None:
+        from recpipe.content.image_sources import ImageConf
+
+        ImageConf.of(content.image)
     if "params:semantic_ids" in needed:
         block = blocks.ids_block(catalog.load("params:semantic_ids"), *where)
         block.gate_settings()

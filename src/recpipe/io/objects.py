@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,10 +23,28 @@ CLASSES = {
 }
 
 
+class Broken:
+    """Stands for a file or folder that is there and cannot be read; whoever reads it decides what that means."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        self.path, self.error = path, error
+
+
+def _loaded(read: Callable[[Path], Any], path: Path, *, optional: bool) -> Any:
+    if not optional:
+        return read(path)
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        return Broken(path, error)
+
+
 class ObjectDataset(AbstractDataset[Any, Any]):
     """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`.
 
-    `optional` loads None while there is no file.
+    `optional` loads None while there is no file, and `Broken` where it cannot be read.
     """
 
     def __init__(
@@ -46,9 +65,7 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         return getattr(import_module(module), name)
 
     def load(self) -> Any:
-        if self._optional and not self._filepath.is_file():
-            return None
-        return self._class().read(self._filepath)
+        return _loaded(self._class().read, self._filepath, optional=self._optional)
 
     def save(self, data: Any) -> None:
         if not isinstance(data, self._class()):
@@ -108,7 +125,7 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
 
 
 class QuantizerDataset(AbstractDataset[Any, Any]):
-    """A quantizer as a folder of safetensors and JSON; `optional` loads None while there is none."""
+    """A quantizer as a folder of safetensors and JSON; `optional` as in `ObjectDataset`."""
 
     def __init__(
         self, *, filepath: str, optional: bool = False, metadata: dict[str, Any] | None = None
@@ -123,7 +140,7 @@ class QuantizerDataset(AbstractDataset[Any, Any]):
     def load(self) -> Any:
         from recpipe.semantic_ids.quantizer import load
 
-        return None if self._optional and not self._filepath.is_dir() else load(self._filepath)
+        return _loaded(load, self._filepath, optional=self._optional)
 
     def save(self, data: Any) -> None:
         from recpipe.semantic_ids.quantizer import save

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from recpipe.data.protocol import Protocol
 
@@ -81,7 +81,7 @@ class IdsBlock(Block):
     quantizer: str
     collisions: Literal["extra_digit", "reallocate", "sinkhorn", "keep"]
     extra_codes: PositiveInt
-    seed: int
+    seed: NonNegativeInt
     refit: bool
     gate: dict[str, float | None]
     quantizers: dict[str, dict[str, Any]]
@@ -89,6 +89,8 @@ class IdsBlock(Block):
     def chosen(self) -> tuple[str, dict[str, Any]]:
         """Type and settings of the quantizer chosen. Raises ValueError with the nearest name."""
         block = named(self.quantizer, self.quantizers, what="semantic_ids.quantizer")
+        if "type" not in block:
+            raise ValueError(f"semantic_ids.quantizers.{self.quantizer} lacks its type, such as rqvae")
         return str(block["type"]), {key: value for key, value in block.items() if key != "type"}
 
     def gate_settings(self) -> Any:
@@ -110,17 +112,69 @@ def named(name: str, blocks: Mapping[str, Any], *, what: str) -> dict[str, Any]:
 
 def content_block(datasets: Mapping[str, Any], dataset: str) -> ContentBlock:
     """The block `content` of a data set, empty where it has none."""
-    return ContentBlock(**(datasets[dataset].get("content") or {}))
+    return _typed(ContentBlock, datasets[dataset].get("content") or {}, f"datasets.{dataset}.content")
+
+
+def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
+    """The settings of `text_encoders.<name>`: an EncoderConfig, or a TfidfConfig where its kind says so."""
+    from recpipe.content.text import EncoderConfig
+    from recpipe.content.tfidf import TfidfConfig
+
+    block, where = named(name, encoders, what="embed.text"), f"text_encoders.{name}"
+    kinds = {"encoder": EncoderConfig, "tfidf": TfidfConfig}
+    if (kind := block.pop("kind", "encoder")) not in kinds:
+        raise ValueError(f"{where}.kind is {kind!r}; allowed: {', '.join(kinds)}")
+    return _settings(kinds[kind], block, where)
+
+
+def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
+    """The settings of `image_encoders.<name>`."""
+    from recpipe.content.image import ImageConfig
+
+    return _settings(ImageConfig, named(name, encoders, what="embed.image"), f"image_encoders.{name}")
+
+
+def _settings(cls: Any, block: dict[str, Any], where: str) -> Any:
+    from recpipe.models.registry import configured
+
+    if "source" in cls.__dataclass_fields__ and not isinstance(block.get("source"), str):
+        raise ValueError(f"{where}.source is {block.get('source')!r}; give a hub name or a folder")
+    try:
+        return configured(cls, block, where=where)
+    except TypeError as error:
+        raise ValueError(f"{where}: a setting is of the wrong kind ({error})") from error
 
 
 def embed_block(embed: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str) -> EmbedBlock:
     """The block `embed`, overridden by the data set's own."""
-    return EmbedBlock(**merged(embed, datasets[dataset].get("embed") or {}))
+    return _typed(EmbedBlock, merged(embed, datasets[dataset].get("embed") or {}), "embed")
 
 
 def ids_block(semantic_ids: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str) -> IdsBlock:
     """The block `semantic_ids`, overridden key by key, at any depth, by the data set's own."""
-    return IdsBlock(**merged(semantic_ids, datasets[dataset].get("semantic_ids") or {}))
+    block = merged(semantic_ids, datasets[dataset].get("semantic_ids") or {})
+    return _typed(IdsBlock, block, "semantic_ids")
+
+
+T = TypeVar("T", bound=Block)
+
+
+def _typed(cls: type[T], values: Any, where: str) -> T:
+    """`cls(**values)`. Raises ValueError that names the first key that is wrong, and what is allowed."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a block with {', '.join(cls.model_fields)}, not {values!r}")
+    try:
+        return cls(**values)
+    except ValidationError as errors:
+        error = errors.errors()[0]
+    key = ".".join(str(part) for part in (where, *error["loc"]))
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), cls.model_fields, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown key {key}{hint}; {where} has {', '.join(cls.model_fields)}")
+    if error["type"] == "missing":
+        raise ValueError(f"{key} is missing")
+    raise ValueError(f"{key} cannot be {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}")
 
 
 def merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,9 +42,12 @@ def chosen(asked: str, dataset: str, block: Mapping[str, Any]) -> list[str]:
     block: the data set's. Raises ValueError for an unknown modality, or one that the data set has no content for.
     """
     content = block.get("content") or {}
+    if not isinstance(content, Mapping):
+        raise ValueError(f"datasets.{dataset}.content must be a block, not {content!r}")
+    if asked == AUTO and content.get("modalities") is None:
+        return [name for name in (TEXT, IMAGE) if content.get(name)]
     if asked == AUTO:
-        own = content.get("modalities")
-        return list(own) if own is not None else [name for name in (TEXT, IMAGE) if content.get(name)]
+        asked = "+".join(content["modalities"]) or NONE
     if asked == NONE:
         return []
     names = list(dict.fromkeys(str(asked).split("+")))

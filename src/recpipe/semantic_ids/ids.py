@@ -114,9 +114,9 @@ class SemanticIds:
             codes = _matrix(table["codes"], len(sizes))
             quantized = _matrix(table["quantized"], described["levels"])
             added = table["added"].to_numpy()
-        except (OSError, KeyError, pa.ArrowException, ValueError) as error:
+            return cls(item_ids, codes, quantized, added, sizes, about, keys)
+        except (OSError, KeyError, TypeError, pa.ArrowException, ValueError) as error:
             raise ValueError(f"{path} holds no semantic ids ({error}); run `{COMMAND}`") from error
-        return cls(item_ids, codes, quantized, added, sizes, about, keys)
 
 
 def _check_items(item_ids: NDArray[np.object_]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
@@ -37,6 +38,10 @@ class VAE(Quantizer):
         """(Z,) at which latent dimension the first, second … principal component begins."""
 
     def _fit(self, x_ND: NDArray[np.float32], *, seed: int, on_epoch: OnEpoch | None) -> None:
+        with _threads(self.config.threads):
+            self._train(x_ND, seed, on_epoch)
+
+    def _train(self, x_ND: NDArray[np.float32], seed: int, on_epoch: OnEpoch | None) -> None:
         generator = torch.Generator().manual_seed(seed)
         x = torch.from_numpy(x_ND)
         self.mean, self.scale = scaling(x, self.config.standardise)
@@ -93,6 +98,16 @@ class VAE(Quantizer):
 
     def _standardised(self, x_ND: NDArray[np.float32]) -> Tensor:
         return (torch.from_numpy(x_ND) - self.mean) / self.scale
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _bf16(precision: str) -> bool:

@@ -49,12 +49,15 @@ class VAEConfig(QuantizerConfig):
     held_out: float = 0.05  # share of the items that choose the best state; 0: all do
     patience: int = 15  # looks at the held-out items (about 50 in a fit) without a better one
     precision: str = "auto"  # of the network in training: fp32, bf16; auto: bf16 where there is AMX
+    threads: int = (
+        1  # in training: repeatable on any machine; more gain little here, and lose much on a busy one
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.dead_codes, DeadCodes):
             object.__setattr__(self, "dead_codes", _dead_codes(self.dead_codes))
-        for name in ("latent", "batch", "epochs", "least_steps", "most_steps", "patience"):
+        for name in ("latent", "batch", "epochs", "least_steps", "most_steps", "patience", "threads"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("latent", self.latent >= self.levels, f"at least levels, {self.levels}")
         for name in ("decay", "held_out", "warm_up", "dropout", "settle"):

@@ -9,24 +9,23 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-ITEMS_PER_CODE = (
-    4  # of a codebook that had to shrink; with one item per code later levels have nothing to tell
-)
+ITEMS_PER_CODE = 4  # at least; with a code for nearly every item later levels have nothing to tell
 
 
 def check_vectors(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     """``x_ND`` as contiguous float32. Raises ValueError for less than two rows, NaN or infinity, or all rows equal."""
     x_ND = _matrix(x_ND)
+    if not x_ND.size:
+        raise ValueError("no item has content: nothing to quantize; see content in the data set's conf")
     if len(x_ND) < 2:
-        raise ValueError(f"a quantizer needs at least 2 vectors to learn from, there are {len(x_ND)}")
-    if not x_ND.shape[1]:
         raise ValueError(
-            "the vectors have width 0: no item has content; see the counts of the embed pipeline"
+            "one item alone has content, a quantizer needs at least 2 to tell apart; see content in the data set's conf"
         )
     _check_finite(x_ND)
     if (x_ND == x_ND[0]).all():
         raise ValueError(
-            f"all {len(x_ND)} vectors are equal: look at the template and the columns it reads (content.text.template)"
+            f"all {len(x_ND)} vectors are equal, so all items have the same text or the same image: see which columns "
+            "content.text.template or content.image of the data set's conf reads"
         )
     return x_ND
 
@@ -62,22 +61,31 @@ def check_codes(codes_NL: NDArray[np.int32], sizes: tuple[int, ...]) -> NDArray[
 def fitting_sizes(
     x_ND: NDArray[np.float32], sizes: tuple[int, ...], *, few_items: str = "shrink"
 ) -> tuple[int, ...]:
-    """The codes per level that ``x_ND`` has enough distinct rows for; ``few_items="refuse"`` raises instead."""
+    """The codes per level that ``x_ND`` has enough distinct rows for: ``ITEMS_PER_CODE`` of them per code.
+
+    ``few_items="refuse"`` changes no size: it raises ValueError where distinct rows are fewer than the codes of a level.
+    """
     distinct = count_distinct(x_ND)
-    if distinct >= max(sizes):
-        return sizes
     if few_items == "refuse":
-        raise ValueError(
-            f"{distinct:,} distinct vectors are fewer than the {max(sizes)} codes of a level: ask for fewer codes, "
-            "or let few_items shrink them"
-        )
+        _refuse_few(distinct, max(sizes))
+        return sizes
+    if distinct >= ITEMS_PER_CODE * max(sizes):
+        return sizes
     room = max(2, distinct // ITEMS_PER_CODE)
     shrunk = tuple(min(size, room) for size in sizes)
     log.warning(
-        "%s distinct vectors are fewer than the %s codes of a level: codes shrink to %s",
-        f"{distinct:,}", max(sizes), " x ".join(map(str, shrunk)),
+        "%s distinct vectors are fewer than %s for each of the %s codes of a level: codes shrink to %s",
+        f"{distinct:,}", ITEMS_PER_CODE, max(sizes), " x ".join(map(str, shrunk)),
     )  # fmt: skip
     return shrunk
+
+
+def _refuse_few(distinct: int, codes: int) -> None:
+    if distinct < codes:
+        raise ValueError(
+            f"{distinct:,} distinct vectors are fewer than the {codes} codes of a level: ask for fewer codes, "
+            "or let few_items shrink them"
+        )
 
 
 def count_distinct(x_ND: NDArray[np.float32]) -> int:

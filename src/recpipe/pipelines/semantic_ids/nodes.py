@@ -32,6 +32,7 @@ def fit_quantizer(
     block = ids_block(semantic_ids, datasets, dataset)
     kind, config = block.chosen()
     why = "semantic_ids.refit is set" if block.refit else None
+    earlier_quantizer = _whole(earlier_quantizer, refit=block.refit)
     if earlier_quantizer is None:
         log.info("fitting %s, of which there is none yet", block.quantizer)
         fitted = None
@@ -51,6 +52,8 @@ def fit_quantizer(
             "modality": embeddings.about.get("modality"),
             "items": int(embeddings.present.sum()),
             "seed": block.seed,
+            "encoder": embeddings.about.get("encoder"),
+            "template": embeddings.about.get("template"),
             "seconds": time.perf_counter() - started,
         }
     return fitted, pl.DataFrame(fitted.history, infer_schema_length=None)
@@ -68,18 +71,39 @@ def assign_ids(
     from recpipe.semantic_ids.assign import assign
 
     block = ids_block(semantic_ids, datasets, dataset)
-    made_alike = (
-        earlier_ids is not None
-        and earlier_ids.about["quantizer"] == quantizer.hash
-        and earlier_ids.about["policy"] == block.collisions
-    )
+    earlier_ids = _whole(earlier_ids, refit=block.refit)
+    if earlier_ids is not None and (why := _made_otherwise(earlier_ids, quantizer, block)):
+        log.warning("all %s ids are given anew: %s", f"{len(earlier_ids):,}", why)
+        earlier_ids = None
     return assign(
-        embeddings,
-        quantizer,
-        policy=block.collisions,
-        extra_codes=block.extra_codes,
-        earlier=earlier_ids if made_alike else None,
+        embeddings, quantizer, policy=block.collisions, extra_codes=block.extra_codes, earlier=earlier_ids
     )
+
+
+def _whole(earlier: Any | None, *, refit: bool) -> Any | None:
+    """What an earlier run left, None where there is nothing. Raises ValueError for a broken file, unless `refit`."""
+    from recpipe.io.objects import Broken
+
+    if not isinstance(earlier, Broken):
+        return earlier
+    if refit:
+        log.warning("%s cannot be read and is made anew: %s", earlier.path, earlier.error)
+        return None
+    raise ValueError(
+        f"{earlier.path} cannot be read ({earlier.error}). Put a copy back, or make new ids for all items: add "
+        "`--params semantic_ids.refit=true`"
+    )
+
+
+def _made_otherwise(ids: Any, quantizer: Any, block: Any) -> str | None:
+    """Why earlier ids cannot be kept, None if they can."""
+    if block.refit:
+        return "semantic_ids.refit is set"
+    if ids.about["quantizer"] != quantizer.hash:
+        return "the quantizer is another one"
+    if ids.about["policy"] != block.collisions:
+        return f"collisions is {block.collisions}, was {ids.about['policy']}"
+    return None
 
 
 def measure_ids(
@@ -112,7 +136,8 @@ def measure_ids(
         categories=categories and [name for name, kept in zip(categories, here, strict=True) if kept],
         seed=block.seed,
     )
-    judged = quality.judge(measured, block.gate_settings())
+    kind, _ = block.chosen()
+    judged = quality.judge(measured, block.gate_settings(), quantizer=block.quantizer, kind=kind)
     about = {
         "modality": embeddings.about.get("modality"),
         "quantizer": {"name": block.quantizer, "hash": quantizer.hash, **quantizer.about},
@@ -135,7 +160,7 @@ def measure_ids(
     return *figures, checks, {**judged, **about}
 
 
-def check_ids(quality: dict[str, Any]) -> dict[str, Any]:
+def check_ids(quality: dict[str, Any], dataset: str) -> dict[str, Any]:
     """The verdict of the gate. Raises `Collapsed` where a check failed; figures and numbers are on disk by then."""
     failed = [check for check in quality["checks"] if not check["passed"]]
     if failed:
@@ -147,6 +172,7 @@ def check_ids(quality: dict[str, Any]) -> dict[str, Any]:
         raise Collapsed(
             f"the {quality['modality']} ids did not pass the quality gate (semantic_ids.gate):\n"
             + "\n".join(lines)
+            + f"\n  Figures and numbers: data/08_reporting/{dataset}/semantic_ids, or `make viz`"
         )
     log.info("%s ids passed the quality gate: %s", quality["modality"], _in_words(quality))
     return {"ids": quality["ids"], "passed": True, "checks": quality["checks"]}

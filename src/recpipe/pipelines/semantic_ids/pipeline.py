@@ -42,7 +42,7 @@ def _template(modality: str) -> Pipeline:
                 ["usage_figure", "sunburst_figure", "quality_checks", "quality"],
                 name="measure_ids",
             ),
-            Node(nodes.check_ids, "quality", "gate", name="check_ids"),
+            Node(nodes.check_ids, ["quality", "params:dataset"], "gate", name="check_ids"),
             Node(nodes.build_tree, ["semantic_ids", "gate"], "prefix_tree", name="build_tree"),
         ]
     )

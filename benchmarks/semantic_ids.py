@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,8 @@ def main() -> None:
     print(
         "name                  seconds  usage of each level   distinct prefixes        purity  error  of faiss"
     )
-    rows = _rows(arguments, x)
     against = None
-    for name, codes, error, seconds in [*_letter(table), *rows] if arguments.only is None else rows:
+    for name, codes, error, seconds in chain(_letter(table), _rows(arguments, x)):
         against = error if name == "faiss" else against
         _print(name, codes, error, seconds, categories, against)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,3 +161,36 @@ def test_many_shards_are_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     embed_missing(keys(*"abcdefgh"), Computing(), VectorCache(tmp_path), rows=2)
     assert len(list(tmp_path.iterdir())) == 1
     np.testing.assert_array_equal(embed_missing(keys(*"abcdefgh"), never, VectorCache(tmp_path)), expected(8))
+
+
+def test_what_is_new_is_said_and_that_nothing_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        embed_missing(keys(*"abca"), Computing(), VectorCache(tmp_path), label="embed texts")
+        embed_missing(keys(*"abca"), never, VectorCache(tmp_path), label="embed texts")
+    assert [record.message for record in caplog.records] == [
+        "embed texts: 3 of 3 contents are new",
+        "embed texts: 0 of 3 contents are new, no encoder is needed",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_logged_where_there_is_no_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stderr)
+    seconds = itertools.count(0, 20)  # between any two looks at the clock
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr("recpipe.content.vector_cache.time", clock)
+    with caplog.at_level(logging.INFO):
+        embed_missing(keys(*"abcde"), Computing(), VectorCache(tmp_path), seconds=1e9)
+    said = [record.message for record in caplog.records if record.message.endswith("done")]
+    assert bool(said) is not terminal
+    assert said == sorted(set(said)) and set(said) <= {f"embed: {n} of 5 done" for n in (2, 4, 5)}
+
+
+def test_progress_is_not_logged_of_a_short_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        embed_missing(keys(*"abcde"), Computing(), VectorCache(tmp_path))
+    assert "done" not in caplog.text

@@ -100,8 +100,8 @@ def broken(kind: str) -> np.ndarray:
     [
         ("nan", "2 of 200 vectors hold NaN or infinity: rows 3, 7"),
         ("constant", "all 50 vectors are equal"),
-        ("one", "at least 2 vectors to learn from, there are 1"),
-        ("none", "width 0"),
+        ("one", "one item alone has content, a quantizer needs at least 2"),
+        ("none", "no item has content: nothing to quantize"),
         ("flat", r"shape \(N, D\), got \(12,\)"),
     ],
 )
@@ -117,7 +117,7 @@ def test_few_items_shrink_the_codebooks_with_a_warning(caplog: pytest.LogCapture
         quantizer.fit(clusters(40), seed=0)
     assert quantizer.sizes == (4, 10, 10)
     assert (
-        "40 distinct vectors are fewer than the 256 codes of a level: codes shrink to 4 x 10 x 10"
+        "40 distinct vectors are fewer than 4 for each of the 256 codes of a level: codes shrink to 4 x 10 x 10"
         in caplog.text
     )
     assert quantizer.encode(clusters(40)).shape == (40, 3)
@@ -136,8 +136,9 @@ def test_a_handful_of_items(rows: int):
 
 
 def test_sizes_stay_where_there_are_enough_items():
-    assert fitting_sizes(clusters(200), (200, 8)) == (200, 8)
-    assert fitting_sizes(clusters(200), (201, 8)) == (50, 8)
+    assert fitting_sizes(clusters(200), (50, 8)) == (50, 8)
+    assert fitting_sizes(clusters(200), (51, 8)) == (50, 8)
+    assert fitting_sizes(clusters(200), (200, 8), few_items="refuse") == (200, 8)
 
 
 def test_distinct_rows_against_numpy():

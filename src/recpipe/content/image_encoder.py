@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from recpipe.content.devices import DTYPES
-from recpipe.content.pretrained import read_json
+from recpipe.content.pretrained import check_weights, loading, read_json
 
 TEXT_HALF = [r"^text_model\.", r"^logit_(scale|bias)$"]  # of a checkpoint, left out without a word
 # by model_type; SigLIP 2 of fixed resolution is built as SigLIP, "siglip2" is its NaFlex variant
@@ -64,7 +64,8 @@ class ImageEncoder:
         import transformers
 
         tower, processor = (getattr(transformers, name) for name in CLASSES[model_type(folder)])
-        self._processor = processor.from_pretrained(folder, trust_remote_code=False)
+        with loading(folder, "an image encoder"):
+            self._processor = processor.from_pretrained(folder, trust_remote_code=False)
         self._model = _loaded(tower, folder, DTYPES[precision]).to(device)
         self._device = device
 
@@ -85,9 +86,14 @@ class ImageEncoder:
 
 def _loaded(tower: Any, folder: Path, dtype: torch.dtype) -> Any:
     quiet: Any = type(tower.__name__, (tower,), {"_keys_to_ignore_on_load_unexpected": TEXT_HALF})
-    model, report = quiet.from_pretrained(
-        folder, use_safetensors=True, trust_remote_code=False, dtype=dtype, output_loading_info=True
-    )
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder} lacks weights of the vision tower: {', '.join(missing[:3])} …")
+    with loading(folder, "an image encoder"):
+        model, report = quiet.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
+        )
+    check_weights(folder, report, of="the vision tower")
     return model

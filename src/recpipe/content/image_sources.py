@@ -156,7 +156,9 @@ def _zip_opener(archive: Path) -> Opener:
     try:
         packed = zipfile.ZipFile(archive)  # stays open for as long as the opener lives
     except DAMAGED as error:
-        raise ValueError(f"content.image: {archive} is not a whole zip file ({error}); fetch it again") from error
+        raise ValueError(
+            f"content.image: {archive} is not a whole zip file ({error}); fetch it again"
+        ) from error
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         try:
@@ -235,13 +237,17 @@ def _parts(template: str) -> list[tuple[str, str | None]]:
                 f"content.image: name {template!r} may hold plain fields like {{item_id}}, not {field!r}"
             )
     if not any(field for _, field, _, _ in parts):
-        raise ValueError(f"content.image: name {template!r} is the same for all items; write {{item_id}} in it")
+        raise ValueError(
+            f"content.image: name {template!r} is the same for all items; write {{item_id}} in it"
+        )
     return [(text, field) for text, field, _, _ in parts]
 
 
 def _column(items: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in items.column_names:
-        raise ValueError(f"content.image: there is no column {name!r}; there are {', '.join(items.column_names)}")
+        raise ValueError(
+            f"content.image: there is no column {name!r}; there are {', '.join(items.column_names)}"
+        )
     return items[name]
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -65,10 +68,58 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not whole JSON ({error}): fetch the model again") from error
+        raise ValueError(
+            f"{path} is not whole JSON ({error}): put a whole copy of the model there"
+        ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object: fetch the model again")
+        raise ValueError(f"{path} holds no JSON object: put a whole copy of the model there")
     return value
+
+
+@contextmanager
+def loading(folder: Path, what: str) -> Iterator[None]:
+    """For transformers at work: no bars and tables, and any complaint is a ValueError of one line with the folder."""
+    try:
+        with _quiet():
+            yield
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # libraries below raise what they like over bad files, tokenizers a bare Exception
+        said = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
+        raise ValueError(
+            f"{folder} cannot be loaded as {what}, its files are not whole or not of one model: {said}"
+        ) from error
+
+
+def check_weights(folder: Path, report: Mapping[str, Any], *, of: str, needless: str = "\0") -> None:
+    """Raises ValueError for weights that transformers had to make up; not for those that start with ``needless``."""
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(needless))
+    if missing:
+        raise ValueError(f"{folder} lacks weights of {of}: {', '.join(missing[:3])} …")
+    for name, found, wanted in report["mismatched_keys"]:
+        if not name.startswith(needless):
+            raise ValueError(
+                f"{folder} holds {name} of shape {tuple(found)}, but its config.json describes {tuple(wanted)}: they "
+                "are not of one model, put a whole copy there"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar over weights and its table of those that are not used."""
+    from transformers.utils import logging as said
+
+    level, bar = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(level)
+        if bar:
+            said.enable_progress_bar()
 
 
 def _packaged(source: str) -> Path | None:
@@ -92,12 +143,16 @@ def _from_hub(source: str, revision: str | None, files: Sequence[str]) -> Path:
         wanted = source if revision is None else f"{source} at revision {revision}"
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"the Hugging Face hub gives no {wanted} ({reason}): check name, revision and `hf auth login`"
+            f"the Hugging Face hub gives no {wanted} ({reason}): check name, revision and `hf auth login`, or give a "
+            "local folder as the encoder's `source`"
         ) from error
     except OSError as error:
+        instead = (
+            ", or take `--params embed.text=tfidf`" if VOCABULARIES in files else ""
+        )  # images have no such
         raise ValueError(
-            f"{source} is not on this machine and the Hugging Face hub cannot be reached: set the encoder's `source` "
-            "to a local folder that holds the model, or for text take `--params embed.text=tfidf`"
+            f"{source} is not on this machine and the Hugging Face hub cannot be reached: give a local folder that "
+            f"holds the model as the encoder's `source`{instead}"
         ) from error
     return _checked(folder, source, files)
 
@@ -124,12 +179,14 @@ def _checked(folder: Path, source: str, files: Sequence[str]) -> Path:
     for index in folder.glob("*.safetensors.index.json"):
         for name in sorted(set(read_json(index).get("weight_map", {}).values())):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder} lacks {name}, which {index.name} names: fetch {source} again")
+                raise ValueError(
+                    f"{folder} lacks {name}, which {index.name} names: {_remedy(folder, source)}"
+                )
     for path in folder.glob("*.safetensors"):
         try:
             safe_open(path, framework="numpy").__exit__(None, None, None)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not whole ({error}): fetch {source} again") from error
+            raise ValueError(f"{path} is not whole ({error}): {_remedy(folder, source)}") from error
     for path in (folder / name for name in CONFIGS):
         if path.is_file() and "auto_map" in read_json(path):
             raise ValueError(
@@ -148,7 +205,14 @@ def _lacking(folder: Path, source: str, names: list[str]) -> str:
             "model.safetensors, or convert it once with transformers' save_pretrained"
         )
     also = f" (or {', '.join(names[1:])})" if names[1:] else ""
-    return f"{folder} lacks {names[0]}{also}, so it is no whole encoder: fetch {source} again"
+    return f"{folder} lacks {names[0]}{also}, so it is no whole encoder: {_remedy(folder, source)}"
+
+
+def _remedy(folder: Path, source: str) -> str:
+    local = Path(source).expanduser() == folder
+    return (
+        "the folder is not whole, put a whole copy of the model there" if local else f"fetch {source} again"
+    )
 
 
 def _decisive(folder: Path) -> list[Path]:

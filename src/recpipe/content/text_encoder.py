@@ -5,9 +5,9 @@ Shape letters: B texts of a batch, T tokens, D width.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recpipe.content.devices import DTYPES
-from recpipe.content.pretrained import read_json
+from recpipe.content.pretrained import check_weights, loading
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +46,10 @@ def load(folder: Path, *, pooling: str, normalise: bool, precision: str, device:
     """From safetensors. Raises ValueError where a file cannot be used or a weight is missing: none is made up."""
     from transformers import AutoTokenizer
 
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            model = _model(folder, DTYPES[precision])
-        dense = [_dense(part) for part in dense_folders(folder)] if pooling == "mean_dense" else []
-    except (OSError, RuntimeError, KeyError, ImportError, TypeError) as error:
-        raise ValueError(f"{folder} cannot be loaded as a text encoder: {error}") from error
+    with loading(folder, "a text encoder"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    model = _model(folder, DTYPES[precision])
+    dense = [_dense(part) for part in dense_folders(folder)] if pooling == "mean_dense" else []
     if pooling == "mean_dense" and not dense:
         raise ValueError(f"{folder} lacks 2_Dense, which pooling mean_dense applies: set `pooling: mean`")
     if not tokenizer.is_fast:
@@ -155,13 +152,16 @@ def dense_folders(folder: Path) -> list[Path]:
 
 
 def _dense(folder: Path) -> nn.Module:
-    described = read_json(folder / "config.json")
-    weights = load_file(folder / "model.safetensors")
-    activation = str(described.get("activation_function", "")).rsplit(".", 1)[-1]
+    with loading(folder, "a dense layer"):
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "model.safetensors")
+        activation = str(described.get("activation_function", "")).rsplit(".", 1)[-1]
+        layer = nn.Linear(described["in_features"], described["out_features"], bias="linear.bias" in weights)
+        layer.load_state_dict(
+            {name.removeprefix("linear."): tensor.float() for name, tensor in weights.items()}
+        )
     if activation not in ("Identity", "Tanh"):
         raise ValueError(f"{folder} ends in activation {activation!r}; known are Identity and Tanh")
-    layer = nn.Linear(described["in_features"], described["out_features"], bias="linear.bias" in weights)
-    layer.load_state_dict({name.removeprefix("linear."): tensor.float() for name, tensor in weights.items()})
     return nn.Sequential(layer, getattr(nn, activation)())
 
 
@@ -169,38 +169,23 @@ def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with loading(folder, "a text encoder"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     encoder_only = (
         config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
     )  # such as T5 without its decoder
     if config.is_encoder_decoder and not encoder_only:
         raise ValueError(f"{folder} holds a {config.model_type} model, which has no encoder of its own")
-    model, report = (AutoModelForTextEncoding if encoder_only else AutoModel).from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise ValueError(f"{folder} lacks weights of {config.model_type}: {', '.join(missing[:3])} …")
+    with loading(folder, "a text encoder"):
+        model, report = (AutoModelForTextEncoding if encoder_only else AutoModel).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
+        )
+    check_weights(folder, report, of=config.model_type, needless="pooler.")
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bar over weights and its table of those that are not used."""
-    from transformers.utils import logging as said
-
-    level, bar = said.get_verbosity(), said.is_progress_bar_enabled()
-    said.set_verbosity_error()
-    said.disable_progress_bar()
-    try:
-        yield
-    finally:
-        said.set_verbosity(level)
-        if bar:
-            said.enable_progress_bar()

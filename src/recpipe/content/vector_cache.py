@@ -22,6 +22,7 @@ from recpipe.data.atomic import replaced_file
 log = logging.getLogger(__name__)
 
 SHARD_ROWS, SHARD_SECONDS = 2048, 20.0
+PROGRESS_SECONDS = 30.0  # between two lines of a log
 MANY = 64  # shards, from which on a run tidies up after itself
 LARGE = 1 << 28  # bytes, at which a tidied shard is full
 
@@ -144,21 +145,43 @@ def embed_missing(
     _, first, inverse = np.unique(_bytes(keys), return_index=True, return_inverse=True)
     found, vectors = cache.get(keys[first])
     missing = np.sort(first[~found]).astype(np.int64)
+    idle = "" if len(missing) else ", no encoder is needed"
+    log.info("%s: %s of %s contents are new%s", label, f"{len(missing):,}", f"{len(first):,}", idle)
     if not len(missing):
         return vectors[inverse]
-    log.info("%s: %s of %s contents are new", label, f"{len(missing):,}", f"{len(first):,}")
-    bar = tqdm(total=len(missing), desc=label, disable=None, leave=False)
-    with bar, _Store(keys, cache, rows, seconds) as store:
+    with _Progress(len(missing), label) as progress, _Store(keys, cache, rows, seconds) as store:
         for positions, computed in compute(missing):
             if not vectors.shape[1]:
                 vectors = np.zeros((len(first), computed.shape[1]), np.float32)
             places = inverse[positions]
             vectors[places], found[places] = computed, True
             store.put(positions, computed)
-            bar.update(len(positions))
+            progress.add(len(positions))
     assert found.all(), f"{int((~found).sum())} vectors that were asked for did not come"
     cache.tidy()
     return vectors[inverse]
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere, as in a log file, a line now and then."""
+
+    def __init__(self, total: int, label: str) -> None:
+        self.bar = tqdm(total=total, desc=label, disable=None, leave=False)
+        self.total, self.label = total, label
+        self.done, self.since = 0, time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def add(self, count: int) -> None:
+        self.bar.update(count)
+        self.done += count
+        if self.bar.disable and time.monotonic() - self.since >= PROGRESS_SECONDS:
+            self.since = time.monotonic()
+            log.info("%s: %s of %s done", self.label, f"{self.done:,}", f"{self.total:,}")
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
 
 
 class _Store:

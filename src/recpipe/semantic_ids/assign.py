@@ -75,11 +75,26 @@ def reusable(quantizer: Quantizer, embeddings: Embeddings, block: Mapping[str, A
         return f"other settings: {'; '.join(changed)}"
     if (fitted_with := quantizer.about.get("seed")) != seed:
         return f"seed is {seed}, was {fitted_with}"
-    if (space := quantizer.about.get("space")) != embeddings.space:
-        return (
-            f"the embeddings' space is {embeddings.space[:12]}, the quantizer was fitted in {str(space)[:12]}"
-        )
-    return None
+    return None if quantizer.about.get("space") == embeddings.space else _other_space(quantizer, embeddings)
+
+
+def _other_space(quantizer: Quantizer, embeddings: Embeddings) -> str:
+    """What differs in words as far as both are described, else the fingerprints."""
+    now, then = (_described(about) for about in (embeddings.about, quantizer.about))
+    differing = [key for key in now if key in then and now[key] != then[key]]
+    if differing:
+        changed = "; ".join(f"{key} is {now[key]}, was {then[key]}" for key in differing)
+        return f"the encoder or its settings differ: {changed}"
+    space = str(quantizer.about.get("space"))
+    return f"the embeddings' space is {embeddings.space[:12]}, the quantizer was fitted in {space[:12]}"
+
+
+def _described(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder's settings and the template, without what does not change the space."""
+    encoder = about.get("encoder") or {}  # of images: its source alone
+    settings = encoder if isinstance(encoder, Mapping) else {"source": encoder}
+    found = {key: value for key, value in settings.items() if key != "precision"}
+    return found if about.get("template") is None else {**found, "template": about["template"]}
 
 
 def _check_space(embeddings: Embeddings, quantizer: Quantizer) -> None:

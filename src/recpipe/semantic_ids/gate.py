@@ -13,7 +13,7 @@ from typing import Any
 FEW = 20  # so many items may always share an id: in a small catalogue that is a large share of it
 CROWD = 5  # times as many items as neighbours are needed for being near to mean something
 JUDGEABLE = 1000  # items with a category; of fewer, chance alone moves purity by the threshold
-QUANTIZER = "semantic_ids.quantizers.<name>"
+LEARNED = ("rqvae", "pqvae")  # types with an encoder, which training may leave collapsed
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,41 @@ class Gate:
                 )
 
 
-def judge(measured: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
-    """``measured`` with ``checks`` and ``passed``; what was not measured, or has no threshold, is not judged."""
+@dataclass(frozen=True)
+class _Fitted:
+    """The quantizer that advice is about: its name in the conf and its type, None if unknown."""
+
+    name: str
+    kind: str | None
+
+    @property
+    def settings(self) -> str:
+        """Where its settings are in the conf."""
+        return f"semantic_ids.quantizers.{self.name}"
+
+    def if_learned(self, advice: str) -> str:
+        """``advice`` for types with an encoder, nothing for others."""
+        if self.kind is None:
+            return f"for {' and '.join(LEARNED)} {advice}"
+        return advice if self.kind in LEARNED else ""
+
+
+def judge(
+    measured: Mapping[str, Any], gate: Gate, *, quantizer: str = "<name>", kind: str | None = None
+) -> dict[str, Any]:
+    """``measured`` with ``checks`` and ``passed``; what was not measured, or has no threshold, is not judged.
+
+    ``quantizer``, its name in the conf, and ``kind``, its type, are for the advice: it names settings that are there.
+    """
+    fitted = _Fitted(quantizer, kind)
     made = [
-        _usage(measured, gate.usage),
-        _perplexity(measured, gate.perplexity),
-        _sharing(measured, gate.sharing),
-        _largest(measured, gate.largest),
+        _usage(measured, gate.usage, fitted),
+        _perplexity(measured, gate.perplexity, fitted),
+        _sharing(measured, gate.sharing, fitted),
+        _largest(measured, gate.largest, fitted),
         _sharing_after(measured, gate.sharing_after),
-        _reconstruction(measured, gate.reconstruction),
-        _neighbours(measured, gate.neighbours),
+        _reconstruction(measured, gate.reconstruction, fitted),
+        _neighbours(measured, gate.neighbours, fitted),
         _purity(measured, gate.purity),
     ]
     checks = [check for check in made if check is not None]
@@ -69,15 +94,18 @@ def _check(
     return {"name": name, "what": what, "asks": asks, **kept}
 
 
-def _usage(measured: Mapping[str, Any], threshold: float | None) -> dict[str, Any] | None:
+def _usage(measured: Mapping[str, Any], threshold: float | None, fitted: _Fitted) -> dict[str, Any] | None:
     worst = min(measured["levels"], key=lambda level: level["used"] / _usable(level, measured))
     advice = f"level {worst['level']} uses {worst['used']:,} of its {worst['size']:,} codes: "
     if _told_apart(measured, worst["level"] - 1) > 0.9:
-        advice += f"the levels before it tell the items apart already, so lower {QUANTIZER}.codes or .levels"
+        advice += (
+            f"the levels before it tell the items apart already, so lower {fitted.settings}.codes or .levels"
+        )
     else:
         advice += (
-            f"for rqvae and pqvae reset dead codes more often ({QUANTIZER}.dead_codes.every), keep .standardise and "
-            "the k-means initialisation on; lower .codes if the catalogue is small or its texts are alike"
+            f"keep {fitted.settings}.standardise on; "
+            f"{fitted.if_learned('lower .dead_codes.every, to reset dead codes more often; ')}"
+            "lower .codes if the catalogue is small or its items are alike"
         )
     return _check(
         "usage",
@@ -89,30 +117,32 @@ def _usage(measured: Mapping[str, Any], threshold: float | None) -> dict[str, An
     )
 
 
-def _perplexity(measured: Mapping[str, Any], threshold: float | None) -> dict[str, Any] | None:
+def _perplexity(
+    measured: Mapping[str, Any], threshold: float | None, fitted: _Fitted
+) -> dict[str, Any] | None:
     worst = min(measured["levels"], key=lambda level: level["perplexity"] / _usable(level, measured))
     advice = (
         f"level {worst['level']} is used as unevenly as if it had {worst['perplexity']:.1f} codes: keep "
-        f"{QUANTIZER}.standardise on, balance the level (.sinkhorn of rqvae and pqvae), or lower .codes"
+        f"{fitted.settings}.standardise on; {fitted.if_learned('balance the level with .sinkhorn; ')}or lower .codes"
     )
     value = worst["perplexity"] / _usable(worst, measured)
     return _check("perplexity", "evenness of use, most uneven level", value, threshold, advice, least=True)
 
 
-def _sharing(measured: Mapping[str, Any], threshold: float | None) -> dict[str, Any] | None:
+def _sharing(measured: Mapping[str, Any], threshold: float | None, fitted: _Fitted) -> dict[str, Any] | None:
     before = measured["collisions"]["before"]
     advice = (
-        f"{before['sharing']:,} of {measured['items']:,} items have the codes of another: raise {QUANTIZER}.codes or "
-        ".levels; items with the same text cannot be told apart: give content.text.template more columns"
+        f"{before['sharing']:,} of {measured['items']:,} items have the codes of another: raise "
+        f"{fitted.settings}.codes or .levels; items with the same text cannot be told apart: give content.text.template more columns"
     )
     return _check("sharing", "items that share their codes", before["share"], threshold, advice)
 
 
-def _largest(measured: Mapping[str, Any], threshold: float | None) -> dict[str, Any] | None:
+def _largest(measured: Mapping[str, Any], threshold: float | None, fitted: _Fitted) -> dict[str, Any] | None:
     items, largest = measured["items"], measured["collisions"]["before"]["largest"]
     advice = (
         f"{largest:,} items have the same codes: see whether their content is the same, as where a text is missing "
-        f"(content.text.template); if not, the quantizer collapsed: raise {QUANTIZER}.codes or .levels, or "
+        f"(content.text.template); if not, the quantizer collapsed: raise {fitted.settings}.codes or .levels, or "
         "take another semantic_ids.seed"
     )
     allowed = None if threshold is None else max(threshold, min(1.0, FEW / items))
@@ -128,30 +158,29 @@ def _sharing_after(measured: Mapping[str, Any], threshold: float | None) -> dict
     return _check("sharing_after", "items that share an id in the end", after["share"], threshold, advice)
 
 
-def _reconstruction(measured: Mapping[str, Any], threshold: float | None) -> dict[str, Any] | None:
+def _reconstruction(
+    measured: Mapping[str, Any], threshold: float | None, fitted: _Fitted
+) -> dict[str, Any] | None:
     advice = (
-        "the codes say hardly more about an item than the mean of all items: for rqvae and pqvae keep "
-        f"{QUANTIZER}.standardise on, train longer (.steps) or with another .lr; else raise .codes "
-        "or .levels"
+        f"the codes say hardly more about an item than the mean of all items: keep {fitted.settings}.standardise on; "
+        f"{fitted.if_learned('train longer (.epochs, .least_steps) or with another .lr; ')}raise .codes or .levels"
     )
     lost = measured["reconstruction"]["relative"]
     return _check("reconstruction", "variance lost in the codes", lost, threshold, advice)
 
 
-def _neighbours(measured: Mapping[str, Any], threshold: float | None) -> dict[str, Any] | None:
+def _neighbours(
+    measured: Mapping[str, Any], threshold: float | None, fitted: _Fitted
+) -> dict[str, Any] | None:
     found = measured["neighbours"]
     if not found or measured["items"] < CROWD * found["k"]:
         return None
     first = found["by_depth"][0]
     advice = f"{first['overlap']:.1%} of the nearest neighbours share the first code, by chance {first['random']:.1%}: "
     if measured["levels"][0]["used"] > measured["items"] / 2:
-        advice += f"level 1 has a code for nearly every item, so lower {QUANTIZER}.codes"
+        advice += f"level 1 has a code for nearly every item, so lower {fitted.settings}.codes"
     else:
-        advice += (
-            "the ids do not follow the vectors. Refit with semantic_ids.refit=true; if that does not help, use "
-            "semantic_ids.quantizer=residual_kmeans, which has no encoder to collapse. Ids of many short levels (opq) "
-            "may need semantic_ids.gate.neighbours=null"
-        )
+        advice += f"the ids do not follow the vectors; {_elsewhere(fitted)}"
     value = _gain(first["overlap"], first["random"])
     return _check(
         "neighbours", "neighbours by first code, above chance", value, threshold, advice, least=True
@@ -170,6 +199,15 @@ def _purity(measured: Mapping[str, Any], threshold: float | None) -> dict[str, A
     )
     value = _gain(purity["first_code"], purity["shuffled"])
     return _check("purity", "category by first code, above chance", value, threshold, advice, least=True)
+
+
+def _elsewhere(fitted: _Fitted) -> str:
+    """What may help where the codes say nothing of the vectors; a fit of the same seed would give the same."""
+    another = "use semantic_ids.quantizer=residual_kmeans, which has no encoder to collapse; "
+    return (
+        f"{fitted.if_learned('take another semantic_ids.seed; ')}{'' if fitted.kind == 'residual_kmeans' else another}"
+        f"change {fitted.settings}.codes; ids of many short levels may need semantic_ids.gate.neighbours=null"
+    )
 
 
 def _usable(level: Mapping[str, Any], measured: Mapping[str, Any]) -> int:

@@ -63,7 +63,7 @@ def fitting_sizes(
 ) -> tuple[int, ...]:
     """The codes per level that ``x_ND`` has enough distinct rows for: ``ITEMS_PER_CODE`` of them per code.
 
-    ``few_items="refuse"`` changes no size: it raises ValueError where distinct rows are fewer than the codes of a level.
+    ``few_items="refuse"`` changes no size: it raises ValueError for fewer distinct rows than codes of a level.
     """
     distinct = count_distinct(x_ND)
     if few_items == "refuse":

@@ -363,6 +363,27 @@ def test_sequences_in_lists_with_times(tmp_path: Path, reading: Reading) -> None
     ]
 
 
+def test_rows_that_repeat_an_id_are_counted(
+    tmp_path: Path, reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "log.csv").write_text("who,what,when\nu,s1,1\nu,s3,2\n")
+    (tmp_path / "users.csv").write_text("user_id,name\nu,a\nv,b\nv,c\n")
+    items, options = tmp_path / "items.csv", {"columns": MAPPING, "items": {}}
+    items.write_text("item_id,title\ns3,first\ns1,one\ns3,second\ns3,third\ns3,\n,none\n,none\n")
+    users = tmp_path / "users.csv"
+    options["users"] = {}
+    tables = reading("files", options, interactions=tmp_path / "log.csv", items=items, users=users)
+    assert {row["item_id"]: row["title"] for row in rows(tables.items)} == {"s1": "one", "s3": "first"}
+    assert [record.message for record in caplog.records] == [
+        f"{items}: 3 rows of items repeat an item_id, the first of each counts: s3",
+        f"{users}: 1 rows of users repeat a user_id, the first of each counts: v",
+    ]
+    items.write_text("item_id,title\n" + "".join(f"s{n},x\n" for n in (9, 8, 7, 6, 5)) * 2)
+    caplog.clear()
+    reading("files", options, interactions=tmp_path / "log.csv", items=items)
+    assert "5 rows of items repeat an item_id, the first of each counts: s9, s8, s7, …" in caplog.text
+
+
 def test_real_amazon_beauty(shared: Path, reading: Reading) -> None:
     folder = shared / "amazon-beauty"
     options = {"columns": {"user_id": "user_id", "item_id": "item_id", "order": "pos"},

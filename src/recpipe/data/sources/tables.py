@@ -95,6 +95,7 @@ def entities(
         refused = number(con, f"SELECT count(DISTINCT (file_id, line)) FROM {source.rejects}")
         if refused:
             logger.warning("%s: %d lines left out, they do not have its columns", source.where, refused)
+    _warn_of_repeats(con, staged, key, source.where)
     first = f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY rowid) = 1"
     known = f"SELECT * FROM {staged} WHERE trim({key}) <> '' {first}"
     if log is None:
@@ -104,6 +105,21 @@ def entities(
     titled = "* REPLACE (coalesce(title, item_id) AS title)" if "title" in columns else "*, item_id AS title"
     every = f"SELECT {titled} FROM ({known} UNION ALL BY NAME ({unknown})) ORDER BY item_id"
     return con.table(view(con, f"SELECT * FROM {create(con, every, where=source.where)}"))
+
+
+def _warn_of_repeats(con: Backend, staged: str, key: str, where: str) -> None:
+    """Says how many rows of a table of items or users are dropped, and the first ids they repeat."""
+    repeated = f"""SELECT {key} AS id, count(*) - 1 AS more, min(rowid) AS place FROM {staged}
+        WHERE trim({key}) <> '' GROUP BY id HAVING count(*) > 1"""
+    total, ids, first = con.raw_sql(
+        f"SELECT sum(more), count(*), list(id ORDER BY place)[:3] FROM ({repeated})"
+    ).fetchall()[0]
+    what = {"item_id": "items repeat an item_id", "user_id": "users repeat a user_id"}[key]
+    if total:
+        shown_ids = ", ".join(first) + (", …" if ids > 3 else "")
+        logger.warning(
+            "%s: %s rows of %s, the first of each counts: %s", where, f"{total:,}", what, shown_ids
+        )
 
 
 def _problem(source: Source, columns: Columns) -> str:

@@ -1,0 +1,67 @@
+"""embed_text as a function, from the raw files of a log: which items have a text at all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recpipe.pipelines.embed.nodes import embed_text
+from recpipe.pipelines.ingest.nodes import ingest_log
+
+EMBED = {"text": "counts", "image": "none", "refit": False}
+ENCODERS = {"counts": {"kind": "tfidf", "width": 4, "ngrams": "char", "min_count": 1}}
+ENGINE = {"name": "duckdb", "memory_limit": "1GB", "threads": 1, "spill_folder": None, "settings": {}}
+LOG = "user_id,item_id,timestamp\n" + "".join(f"u{n % 3},s{n % 5},{n}\n" for n in range(30))
+
+
+def items(folder: Path, items: str) -> pl.DataFrame:
+    """Of a log of s0 to s4, through ingest."""
+    (folder / "log.csv").write_text(LOG)
+    (folder / "items.csv").write_text(items)
+    files = {"interactions": [str(folder / "log.csv")], "items": [str(folder / "items.csv")]}
+    options = {"columns": {name: name for name in ("user_id", "item_id", "timestamp")}}
+    conf = {"shop": {"source": "files", "options": options}}
+    table: pl.DataFrame = ingest_log({"files": files}, conf, "shop", {"engine": ENGINE}, folder / "spill")[1]
+    return table
+
+
+def embedded(
+    folder: Path, table: pl.DataFrame, template: str, tables: list[dict[str, Any]] | None = None
+) -> Any:
+    datasets = {"shop": {"content": {"text": {"template": template, "tables": tables or []}}}}
+    return embed_text(table, folder, datasets, "shop", EMBED, ENCODERS, folder / "cache")
+
+
+def test_an_item_without_a_name_is_not_embedded_by_its_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # s1 has no name, s2 a blank one, s3 a brand alone; s4 is in the log only
+    table = items(tmp_path, "item_id,title,brand\ns0,red shoe,Acme\ns1,,\ns2,  ,\ns3,,Bolt\n")
+    titles = dict(table.select("item_id", "title").iter_rows())
+    assert (titles["s1"], titles["s3"], titles["s4"]) == ("s1", "s3", "s4")  # to be shown
+    with caplog.at_level(logging.INFO):
+        made = embedded(tmp_path, table, "{title}. {brand}")
+    present = dict(zip(made.item_ids.tolist(), made.present.tolist(), strict=True))
+    assert present == {"s0": True, "s1": False, "s2": False, "s3": True, "s4": False}
+    assert made.about["items"] == 5 and made.about["without_text"] == 3
+    assert "3 items have no title but their id" in caplog.text
+
+
+def test_an_items_file_without_titles(tmp_path: Path) -> None:
+    made = embedded(tmp_path, items(tmp_path, "item_id,brand\ns0,Acme\ns1,\n"), "{title} {brand}")
+    assert made.present.tolist() == [True, False, False, False, False]
+
+
+def test_columns_of_a_further_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = items(tmp_path, "item_id,title\ns0,shoe\ns1,\n")
+    (tmp_path / "plots.tsv").write_text("sku\tplot\ns4\ta story\ns0\tanother\n")
+    with caplog.at_level(logging.INFO):
+        made = embedded(
+            tmp_path, table, "{title}. {plot}", [{"file": "plots.tsv", "item_id": "sku", "columns": ["plot"]}]
+        )
+    assert made.present.tolist() == [True, False, False, False, True]
+    assert "2 of 5 items found in plots.tsv" in caplog.text

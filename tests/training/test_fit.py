@@ -14,8 +14,10 @@ from recpipe.data.splits import Split, split
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.registry import build
 from recpipe.models.sasrec import SASRec
+from recpipe.training.callbacks import curve_loggers
 from recpipe.training.checkpoint import load_tree
-from recpipe.training.fit import LAST, Trained, TrainSettings, choose_device, train
+from recpipe.training.fit import LAST, Trained, TrainSettings, _module, choose_device, train
+from recpipe.training.losses import AMINCE
 from recpipe.training.module import NonFiniteLoss
 
 ITEMS = 30
@@ -91,6 +93,134 @@ def test_training_goes_on_after_ctrl_c_as_if_nothing_had_happened(data, tmp_path
     assert losses(resumed) == losses(whole)
     assert torch.equal(weights(resumed), weights(whole))
     assert not (tmp_path / "cut" / LAST).exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {
+            "loss": {
+                "name": "sampled_softmax",
+                "negatives": {"uniform": 8, "in_batch": 8, "popularity": 8},
+                "log_q": True,
+            }
+        },
+        {
+            "loss": {"name": "gbce", "negatives": {"uniform": 4}, "shared": False},
+            "optimiser": {"name": "rmsprop"},
+        },
+        {
+            "loss": {"name": "amince", "tail": 0.5, "second_stage_after": 1},
+            "schedule": {"name": "plateau", "patience": 0},
+            "max_epochs": 7,
+            "patience": 4,
+        },
+    ],
+    ids=lambda changed: changed["loss"]["name"],
+)
+def test_training_with_drawn_negatives_goes_on_as_if_nothing_had_happened(data, tmp_path, changed):
+    """Validation is a fixed series here, so that plateau and second stage both begin before the stop."""
+
+    def validate(calls: int):
+        series = iter([0.1, 0.2, 0.15, 0.18, 0.19, 0.3, 0.2][:calls])
+
+        def next_or_stop(model):
+            value = next(series, None)
+            if value is None:
+                raise KeyboardInterrupt
+            return {"valid_ndcg@10": value}
+
+        return next_or_stop
+
+    config = {"attention_dropout": 0.1}
+    whole = run(data, tmp_path / "whole", validate=validate(7), config=config, **changed)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "cut", validate=validate(4), config=config, **changed)
+    seen = len(load_tree(tmp_path / "cut" / LAST)["recpipe"]["curve"])
+    assert seen == 4
+    rest = iter([0.1, 0.2, 0.15, 0.18, 0.19, 0.3, 0.2][seen:])
+    resumed = run(
+        data, tmp_path / "cut", validate=lambda _: {"valid_ndcg@10": next(rest)}, config=config, **changed
+    )
+    assert losses(resumed) == losses(whole)
+    assert [row["lr"] for row in resumed.curve] == [row["lr"] for row in whole.curve]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sampled_softmax", {"negatives": {"uniform": 10, "in_batch": 10}, "log_q": True}),
+        ("bce", {"negatives": {"uniform": 2}, "shared": False}),
+        ("gbce", {"negatives": {"uniform": 10}}),
+        ("focal", {"negatives": {"uniform": 10}}),
+        ("bpr", {"negatives": {"popularity": 10}}),
+        ("infonce", {}),
+        ("amince", {"tail": 0.5, "dropout": 0.1}),
+    ],
+)
+def test_every_loss_learns_what_there_is_to_learn(data, tmp_path, name, options):
+    trained = run(
+        data,
+        tmp_path,
+        max_epochs=60 if name == "gbce" else 30,  # its positives count for half: it starts late
+        loss={"name": name, **options},
+        optimiser={"name": "adam", "learning_rate": 0.01},
+    )
+    assert trained.cost["best_valid_ndcg@10"] > 0.7
+
+
+def test_the_second_stage_begins_and_patience_with_it(data, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(AMINCE, "begin_second_stage", lambda self: begun.append(True))
+    amince = {"name": "amince", "second_stage_after": 2}
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1])
+    trained = run(
+        data,
+        tmp_path,
+        validate=lambda _: {"valid_ndcg@10": next(scores)},
+        max_epochs=9,
+        patience=3,
+        loss=amince,
+    )
+    assert begun == [True]
+    assert trained.cost["epochs"] in (5, 6)  # two bad ones, then three more
+    with pytest.raises(ValueError, match="less than train.patience 2"):
+        run(data, tmp_path / "b", patience=2, loss=amince)
+
+
+def test_counts_are_those_of_the_targets_in_an_epoch(data):
+    model = build("sasrec", {"dim": 8}, n_items=ITEMS, max_length=4)
+    for windows, cut in (("last", data.train.last(5)), ("all", data.train.windows(4))):
+        module = _module(
+            model,
+            data.train,
+            lambda _: {},
+            settings(windows=windows, loss={"name": "bce", "negatives": {"popularity": 3}}),
+            0,
+            None,
+        )
+        expected = torch.zeros(ITEMS + 1)
+        for user in range(len(cut)):
+            for item in cut.row(user)[1:]:
+                expected[item] += 1
+        torch.testing.assert_close(module.criterion.negatives.in_batch, (expected / expected.sum()).double())
+
+
+def test_the_gradient_is_clipped(data, tmp_path):
+    """One step of plain descent at rate 1 moves the weights by the gradient, whose norm is the setting then."""
+    kept: list[torch.Tensor] = []
+
+    def validate(model):
+        kept.append(torch.cat([tensor.flatten().clone() for tensor in model.state_dict().values()]))
+        return {"valid_ndcg@10": 0.1}
+
+    plain = {"optimiser": {"name": "sgd", "learning_rate": 1.0}, "batch_tokens": 10_000, "max_epochs": 2}
+    for clip, folder in ((None, "free"), (1e-3, "clipped")):
+        run(data, tmp_path / folder, validate=validate, gradient_clip=clip, **plain)
+    free, clipped = (kept[1] - kept[0]).norm().item(), (kept[3] - kept[2]).norm().item()
+    assert free > 0.01
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_resume_loses_one_epoch_at_most_and_takes_the_new_patience(data, tmp_path):
@@ -196,9 +326,28 @@ def test_a_second_process_in_the_same_folder_is_refused(data, tmp_path):
 
 def test_without_tensorboard_curves_go_to_a_csv_file(data, tmp_path, monkeypatch):
     monkeypatch.setattr("recpipe.training.callbacks.find_spec", lambda _: None)
-    run(data, tmp_path, max_epochs=2)
+    run(data, tmp_path, max_epochs=2, loggers=["tensorboard", "csv"])
     header, *rows = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
     assert {"train_loss", "valid_ndcg@10"} <= set(header.split(",")) and len(rows) >= 2
+
+
+def test_loggers_by_conf(data, tmp_path):
+    run(data, tmp_path / "two", max_epochs=1, loggers=["csv", "tensorboard"])
+    assert (tmp_path / "two" / "csv" / "metrics.csv").is_file()
+    assert list((tmp_path / "two" / "tensorboard").iterdir())
+    run(data, tmp_path / "none", max_epochs=1, loggers=[])
+    assert not {"csv", "tensorboard"} & {path.name for path in (tmp_path / "none").iterdir()}
+
+
+def test_wandb_is_made_where_it_is_installed_and_named_where_it_is_not(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("recpipe.training.callbacks.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        run(data, tmp_path, loggers=["wandb"])
+    made = []
+    monkeypatch.setattr("recpipe.training.callbacks.find_spec", lambda name: name)
+    monkeypatch.setattr("recpipe.training.callbacks.WandbLogger", lambda **options: made.append(options))
+    curve_loggers(["tensorboard", "wandb", "wandb"], tmp_path / "d" / "m" / "s")
+    assert made == [{"name": "d/m/s", "project": "recpipe", "save_dir": tmp_path / "d" / "m" / "s"}]
 
 
 def test_closed_forms_take_the_same_way(data, tmp_path):
@@ -226,6 +375,9 @@ def test_closed_forms_take_the_same_way(data, tmp_path):
         ({"validate_every": 9}, "more than train.max_epochs 5"),
         ({"metric": "auc@10"}, "train.metric asks for valid_auc@10; validation gives valid_ndcg@10"),
         ({"batch_tokens": 3}, "raise train.batch_tokens"),
+        ({"loggers": ["tensorbord"]}, "allowed: tensorboard, csv, wandb"),
+        ({"gradient_clip": 0.0}, "train.gradient_clip is 0.0"),
+        ({"loss": {"name": "bce"}}, "train.loss"),
         ({"device": "tpu"}, "allowed: auto, cpu, cuda"),
     ],
 )

@@ -1,35 +1,45 @@
-"""Item-to-item co-occurrence kNN: Sarwar et al., Item-based collaborative filtering, WWW 2001 (cosine, with shrinkage).
+"""Item-to-item kNN: Sarwar et al., Item-based collaborative filtering, WWW 2001; Deshpande & Karypis, TOIS 2004.
 
-Deviation: interactions are binary; a user's score of an item is the sum of its similarities to the distinct items of
-the history. U users, I items, B batch, K neighbours.
+Deviation: there are no ratings; a user's score of an item is the sum of its similarities to the distinct items of the
+history. I items, U users, B batch, T time, K neighbours.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
+from recpipe.layers.interactions import counts_of, csr, pairs_of
+from recpipe.layers.similarities import DENSE, Profiles, Similarity
 from recpipe.models.recommender import Scorer
-
-DENSE = 1 << 26  # elements of the dense block that one product may make: 256 MiB
 
 
 class ItemKNN(Scorer):
-    """sim(i, j) = users of both / (sqrt(users of i × users of j) + shrinkage); the best are kept per item."""
+    """An item of the history votes for the ``neighbours`` items that are most similar to it."""
 
     @dataclass(frozen=True)
     class Config:
-        """``last`` uses only that many of a user's latest events when recommending; null uses the whole window."""
+        """``similarity``, ``profile`` and ``shrinkage`` are defined in recpipe.layers.similarities, an item's profile
+        being its users; ``last`` uses only that many of a user's latest events when recommending, null the window.
+        """
 
         neighbours: int = 100
+        similarity: str = "cosine"
+        profile: str = "binary"
         shrinkage: float = 10.0
         last: int | None = None
+
+        def __post_init__(self) -> None:
+            Similarity(self.similarity, self.profile, self.shrinkage)
+            if self.neighbours < 1:
+                raise ValueError(f"item_knn.neighbours is {self.neighbours}; it must be at least 1")
+            if self.last is not None and self.last < 1:
+                raise ValueError(f"item_knn.last is {self.last}; it must be at least 1, or null")
 
     closed_form = True
     probabilistic = False
@@ -44,51 +54,40 @@ class ItemKNN(Scorer):
         self._matrix: Tensor | None = None
 
     def fit(self, train: Sequences) -> None:
-        size, users = self.n_items + 1, len(train)
-        owner = np.repeat(np.arange(users, dtype=np.int64), train.lengths)
-        pairs = torch.from_numpy(np.unique(owner * size + train.items))
-        user, item = pairs // size, pairs % size
-        by_item = _csr(item, user, torch.ones(len(pairs)), (size, users))
-        count = torch.bincount(item, minlength=size).float()
-        kept = min(self.config.neighbours, self.n_items)
-        near, similarity = torch.zeros(size, kept, dtype=torch.int64), torch.zeros(size, kept)
-        step = max(DENSE // max(users, size), 1)
-        for start in range(0, size, step):
-            stop = min(start + step, size)
-            chosen = (item >= start) & (item < stop)
-            block = torch.zeros(users, stop - start)
-            block[user[chosen], item[chosen] - start] = 1.0
-            together = (by_item @ block).T  # (block, I + 1) users of both
-            together /= (count[start:stop, None] * count).sqrt() + self.config.shrinkage + 1e-12
-            together[torch.arange(stop - start), torch.arange(start, stop)] = 0.0
-            similarity[start:stop], near[start:stop] = torch.topk(together, kept, dim=1)
-        device = self.near.device
-        self.near, self.similarity, self._matrix = near.to(device), similarity.to(device), None
+        config, pairs = self.config, pairs_of(train, self.n_items, self.device)
+        measure = Similarity(config.similarity, config.profile, config.shrinkage)
+        shape = (self.n_items + 1, pairs.users)
+        profiles = Profiles(
+            pairs.item, pairs.user, pairs.count, shape=shape, features=pairs.users, measure=measure
+        )
+        found = []
+        for items in torch.arange(shape[0], device=self.device).split(max(DENSE // max(shape), 1)):
+            chosen = (pairs.item >= items[0]) & (pairs.item <= items[-1])
+            block = torch.zeros(len(items), shape[1], device=self.device)
+            block[pairs.item[chosen] - items[0], pairs.user[chosen]] = pairs.count[chosen]
+            together = profiles.similarities(block).T  # (block, I + 1)
+            together[torch.arange(len(items)), items] = 0.0
+            found.append(torch.topk(together, min(config.neighbours, self.n_items), dim=1))
+        self.similarity = torch.cat([part.values for part in found])
+        self.near = torch.cat([part.indices for part in found])
+        self._matrix = None
 
     def score(self, batch: Batch) -> Tensor:
-        B, T = batch.items.shape
-        used = batch.items
+        items_BT = batch.items
         if self.config.last is not None:
-            place = torch.arange(T, device=used.device)
-            used = torch.where(place >= batch.lengths[:, None] - self.config.last, used, 0)
-        held = torch.zeros(B, self.n_items + 1, device=used.device).scatter_(1, used, 1.0)
-        held[:, 0] = 0.0
+            place = torch.arange(items_BT.shape[1], device=items_BT.device)
+            items_BT = torch.where(place >= batch.lengths[:, None] - self.config.last, items_BT, 0)
+        held = (counts_of(items_BT, self.n_items) > 0).float()
         if self._matrix is None or self._matrix.device != held.device:
             self._matrix = self._sparse()
         return (self._matrix @ held.T).T.contiguous()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_tensors(tensors)
+        self._matrix = None
 
     def _sparse(self) -> Tensor:
         """(I + 1, I + 1): row = candidate, column = item of the history."""
         size = self.n_items + 1
         column = torch.arange(size, device=self.near.device)[:, None].expand_as(self.near)
-        return _csr(self.near.flatten(), column.flatten(), self.similarity.flatten(), (size, size))
-
-
-def _csr(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return (
-            torch.sparse_coo_tensor(torch.stack([row, column]), values, shape, check_invariants=False)
-            .coalesce()
-            .to_sparse_csr()
-        )
+        return csr(self.near.flatten(), column.flatten(), self.similarity.flatten(), (size, size))

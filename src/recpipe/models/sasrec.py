@@ -5,6 +5,9 @@ B batch, T time, D width, H heads, I items.
 Deviations: LayerNorm before each block on query, key and value alike (the paper normalises the query only); the loss
 is the trainer's (full softmax by default; the paper has one negative per positive); right-padding, with positions
 counted from each window's first event; dropout on attention weights is a setting of its own, 0 by default.
+
+Variants by conf: gSASRec (Petrov & Macdonald, RecSys 2023) is this net with the loss gbce (its authors' code has a
+second item table for the output; ours has one); eSASRec (RecSys 2025) has LiGR blocks and a sampled softmax.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
+from recpipe.layers.dropout import Dropout
 from recpipe.models.recommender import Criterion, Scorer
 
 
@@ -25,15 +29,20 @@ class Attention(nn.Module):
 
     def __init__(self, config: SASRec.Config) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.heads, self.dropout = config.heads, Dropout(config.attention_dropout)
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)  # (B, H, T, D / H)
+        p = self.dropout.p if self.training else 0.0
+        if p > 0 and x_BTD.device.type == "cpu":  # torch has no fused kernel for it here, and slower masks
+            future = torch.ones(T, T, dtype=torch.bool).triu(1)
+            scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
+            mixed = self.dropout(scores.masked_fill_(future, -torch.inf).softmax(-1)) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)  # (B, H, T, D / H)
         return self.out(mixed.transpose(1, 2).reshape(B, T, D))
 
 
@@ -46,11 +55,34 @@ class Block(nn.Module):
         self.norm_attention, self.norm_feed = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
         self.attention = Attention(config)
         self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD)))
         return x_BTD + self.dropout(self.down(F.relu(self.up(self.norm_feed(x_BTD)))))
+
+
+class LiGRBlock(nn.Module):
+    """LiGR (Borisyuk et al. 2025), as in eSASRec: each branch is gated by what it is added to, SwiGLU feeds forward."""
+
+    def __init__(self, config: SASRec.Config) -> None:
+        super().__init__()
+        D, inner = config.dim, config.feed_forward * config.dim
+        self.norm_attention, self.norm_feed = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.attention = Attention(config)
+        self.gate_attention, self.gate_feed = nn.Linear(D, D), nn.Linear(D, D)
+        self.up, self.down = nn.Linear(D, 2 * inner, bias=False), nn.Linear(inner, D, bias=False)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        mixed = self.dropout(self.attention(self.norm_attention(x_BTD)))
+        x_BTD = x_BTD + torch.sigmoid(self.gate_attention(x_BTD)) * mixed
+        value, gate = self.up(self.norm_feed(x_BTD)).chunk(2, -1)
+        fed = self.dropout(self.down(F.silu(gate) * value))
+        return x_BTD + torch.sigmoid(self.gate_feed(x_BTD)) * fed
+
+
+BLOCKS: dict[str, type[nn.Module]] = {"sasrec": Block, "ligr": LiGRBlock}
 
 
 class SASRec(Scorer):
@@ -58,7 +90,7 @@ class SASRec(Scorer):
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward`` is the inner width in multiples of ``dim`` (1 in the paper)."""
+        """``feed_forward`` is the inner width in multiples of ``dim`` (1 in the paper); ``block``: sasrec or ligr."""
 
         dim: int = 64
         layers: int = 2
@@ -66,8 +98,11 @@ class SASRec(Scorer):
         feed_forward: int = 1
         dropout: float = 0.2
         attention_dropout: float = 0.0
+        block: str = "sasrec"
 
         def __post_init__(self) -> None:
+            if self.block not in BLOCKS:
+                raise ValueError(f"block is {self.block!r}; allowed: {', '.join(BLOCKS)}")
             if self.dim % self.heads:
                 raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 
@@ -77,8 +112,8 @@ class SASRec(Scorer):
         super().__init__(config, n_items=n_items, max_length=max_length)
         self.items = nn.Embedding(n_items + 1, config.dim, padding_idx=0)
         self.positions = nn.Embedding(max_length, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(BLOCKS[config.block](config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         self.apply(_initialise)
 
@@ -107,7 +142,8 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif module.padding_idx is not None:
             with torch.no_grad():
                 module.weight[module.padding_idx].zero_()

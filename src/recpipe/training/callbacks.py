@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +48,65 @@ class Patience(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
-def curve_logger(folder: Path) -> Logger:
-    """TensorBoard's files, or a CSV file on a machine that has only torch and lightning."""
-    if find_spec("tensorboard") is not None:
-        return TensorBoardLogger(folder, name="tensorboard", version="")
-    log.info("tensorboard is not installed; curves go to %s", folder / "csv")
-    return CSVLogger(folder, name="csv", version="")
+class SecondStage(Callback):
+    """Tells a loss to begin its second stage after ``after`` validations without a new best; patience starts anew."""
+
+    def __init__(self, begin: Callable[[], None], watched: str, *, after: int, patience: Patience) -> None:
+        if not 0 < after < patience.patience:
+            raise ValueError(
+                f"train.loss.second_stage_after is {after}; it must be less than train.patience {patience.patience}"
+            )
+        self._begin, self._watched, self._after, self._patience = begin, watched, after, patience
+        self.best, self.bad, self.begun = -math.inf, 0, False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metric = float(trainer.callback_metrics[self._watched])
+        self.best, self.bad = (metric, 0) if metric > self.best else (self.best, self.bad + 1)
+        if not self.begun and self.bad >= self._after:
+            log.info(
+                "second stage after epoch %s: %s has not risen for %s validations",
+                trainer.current_epoch + 1,
+                self._watched,
+                self.bad,
+            )
+            self.begun, self._patience.wait_count = True, 0
+            self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "bad": self.bad, "begun": self.begun}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.bad, self.begun = state_dict["best"], state_dict["bad"], state_dict["begun"]
+        if self.begun:
+            self._begin()
+
+
+def curve_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
+    """Where the curves of a training go. Without the package, tensorboard becomes a CSV file (a machine that has
+    only torch and lightning) and wandb an error: whoever asks for it expects it.
+    """
+    made: list[Logger] = []
+    for name in dict.fromkeys(names):
+        if name == "tensorboard" and find_spec("tensorboard") is not None:
+            made.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+        elif name == "wandb":
+            if find_spec("wandb") is None:
+                raise ValueError(
+                    "train.loggers asks for wandb and it is not installed; run `pip install wandb`, or drop it"
+                )
+            made.append(WandbLogger(name="/".join(folder.parts[-3:]), project="recpipe", save_dir=folder))
+        elif not any(isinstance(logger, CSVLogger) for logger in made):
+            if name == "tensorboard":
+                log.info("tensorboard is not installed; curves go to %s", folder / "csv")
+            made.append(CSVLogger(folder, name="csv", version=""))
+    return made
+
+
+def close(loggers: Iterable[Logger]) -> None:
+    """Ends a run of wandb: the next training of this process is another one."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 @contextmanager

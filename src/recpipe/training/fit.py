@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import (
     Callback,
     DeviceStatsMonitor,
@@ -28,11 +30,21 @@ from recpipe.data.batches import DeviceSequences, TrainingBatches
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
 from recpipe.training.allocator import keep_freed_memory
-from recpipe.training.callbacks import BEST, LAST, Checkpoints, Patience, alone_in, curve_logger
+from recpipe.training.callbacks import (
+    BEST,
+    LAST,
+    Checkpoints,
+    Patience,
+    SecondStage,
+    alone_in,
+    close,
+    curve_loggers,
+)
 from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
-from recpipe.training.losses import make_loss
+from recpipe.training.losses import AMINCE, make_loss
 from recpipe.training.memory import peak_memory_mib, reset_peak_memory
 from recpipe.training.module import TrainingModule, Validate
+from recpipe.training.schedules import WITHOUT_END
 from recpipe.training.settings import PRECISIONS, TrainSettings, choose_device, choose_precision
 
 log = logging.getLogger(__name__)
@@ -113,7 +125,7 @@ def _module(
     held = DeviceSequences(data, window=model.max_length + 1, device=model.device)
     return TrainingModule(
         model,
-        make_loss(settings.loss),
+        make_loss(settings.loss, _target_counts(data, model)).to(model.device),
         optimiser=settings.optimiser,
         schedule=settings.schedule,
         validate=validate,
@@ -123,6 +135,13 @@ def _module(
         on_epoch=on_epoch,
         log_every=settings.log_every,
     )
+
+
+def _target_counts(data: Sequences, model: Recommender) -> torch.Tensor:
+    """How often each item is a target in an epoch (I + 1,): of what the model is trained on, all but the first."""
+    seen = data.last(model.max_length + 1)
+    first = seen.offsets[:-1][seen.lengths > 0]
+    return torch.from_numpy(np.bincount(np.delete(seen.items, first), minlength=model.n_items + 1))
 
 
 def _run(
@@ -135,11 +154,16 @@ def _run(
 ) -> None:
     (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
     watched = f"valid_{settings.metric}"
+    patience = Patience(watched, mode="max", patience=settings.patience, check_finite=True, strict=True)
     callbacks: list[Callback] = [
-        Patience(watched, mode="max", patience=settings.patience, check_finite=True, strict=True),
+        patience,
         Checkpoints(dirpath=folder, filename="best", monitor=watched, mode="max", save_last=True),
     ]
-    if device == "cuda":
+    loss = module.criterion
+    if isinstance(loss, AMINCE) and loss.second_stage_after is not None:
+        after = loss.second_stage_after
+        callbacks.insert(0, SecondStage(loss.begin_second_stage, watched, after=after, patience=patience))
+    if device == "cuda" and settings.loggers:
         callbacks.append(DeviceStatsMonitor())
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar())
@@ -152,7 +176,7 @@ def _run(
         gradient_clip_val=settings.gradient_clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
-        logger=curve_logger(folder),
+        logger=curve_loggers(settings.loggers, folder),
         callbacks=callbacks,
         plugins=[SafetensorsCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
@@ -170,14 +194,15 @@ def _run(
             f"training stopped; run the same command again to go on from {folder / LAST}"
         ) from None
     finally:
+        close(trainer.loggers)
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
 
 
 def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:
     """What must be equal for a checkpoint to be continued; more epochs or patience may be asked for."""
-    free = {"patience", "resume", "log_every", "device"}
-    if settings.schedule.get("name") == "constant":  # the others depend on the number of epochs
+    free = {"patience", "resume", "log_every", "device", "loggers"}
+    if settings.schedule.get("name") in WITHOUT_END:  # the others depend on the number of epochs
         free.add("max_epochs")
     parts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
     shape = [type(model).__name__, dataclasses.asdict(model.config), model.n_items, model.max_length]

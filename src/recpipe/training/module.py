@@ -15,7 +15,8 @@ from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
 from recpipe.models.recommender import Recommender
 from recpipe.training.checkpoint import random_state, set_random_state
 from recpipe.training.memory import gpu_state
-from recpipe.training.optim import make_optimiser, make_schedule
+from recpipe.training.optim import make_optimiser
+from recpipe.training.schedules import make_schedule
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,9 @@ class TrainingModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimiser = make_optimiser(self.parameters(), self._optimiser)
-        steps = len(self._batches) * (self.trainer.max_epochs or 1)
-        schedule = make_schedule(optimiser, self._schedule, steps)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        steps = len(self._batches)
+        self._plan = make_schedule(optimiser, self._schedule, steps * (self.trainer.max_epochs or 1), steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": self._plan, "interval": "step"}}
 
     def train_dataloader(self) -> BatchLoader:
         """Called anew for every epoch, since the order and number of batches depend on it."""
@@ -103,6 +104,7 @@ class TrainingModule(pl.LightningModule):
         if self._watched not in metrics:
             raise ValueError(f"train.metric asks for {self._watched}; validation gives {', '.join(metrics)}")
         self._row().update(metrics)
+        self._plan.observe(metrics[self._watched])
         self.log_dict(metrics, batch_size=1)
 
     def on_train_epoch_end(self) -> None:

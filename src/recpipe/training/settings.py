@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+LOGGERS = ("tensorboard", "csv", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class TrainSettings:
     ``windows`` trains on the last window of a long user only, or on all of them; ``batch_tokens`` is the number of
     events in a step; ``patience`` counts validations without a new best ``metric``;
     ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
-    equal settings and data.
+    equal settings and data; ``loggers`` get the curves: tensorboard, csv, wandb.
     """
 
     loss: dict[str, Any] = field(default_factory=lambda: {"name": "full_softmax", "chunk": 512})
@@ -34,6 +35,7 @@ class TrainSettings:
     device: str = "auto"
     resume: bool = True
     log_every: int = 5
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", *PRECISIONS):
@@ -43,6 +45,10 @@ class TrainSettings:
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if unknown := set(self.loggers) - set(LOGGERS):
+            raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"train.gradient_clip is {self.gradient_clip}; it must be more than 0, or null")
         if self.validate_every > self.max_epochs:
             raise ValueError(
                 f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "

@@ -1,4 +1,4 @@
-"""Losses over the catalogue. N targets, D width, I items.
+"""Cross-entropy against the whole catalogue. N targets, D width, I items.
 
 Full softmax costs N × I logits; here they exist only a chunk at a time, and the gradient is taken in the same pass
 while a chunk is still in cache (the idea of Cut Cross-Entropy, Wijmans et al., ICLR 2025, without its kernels).
@@ -72,20 +72,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dh, dw = ctx.saved_tensors
         dtable = torch.cat([dw.new_zeros(1, dw.shape[1]), dw])
         return dh.to(ctx.types).mul(grad), dtable.mul_(grad), None, None, None
-
-
-LOSSES: dict[str, type[nn.Module]] = {"full_softmax": FullSoftmax}
-
-
-def make_loss(settings: dict[str, Any]) -> nn.Module:
-    """``{"name": ..., <arguments>}`` to a loss. Raises ValueError for an unknown name or argument."""
-    arguments = dict(settings)
-    name = arguments.pop("name", None)
-    if name not in LOSSES:
-        raise ValueError(
-            f"unknown loss {name!r} (conf: train.loss.name); there are {', '.join(sorted(LOSSES))}"
-        )
-    try:
-        return LOSSES[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"loss {name}: {error} (conf: train.loss)") from None

@@ -1,0 +1,163 @@
+"""BERT4Rec: Sun et al., Sequential Recommendation with Bidirectional Encoder Representations, CIKM 2019.
+
+B batch, T time, D width, H heads, I items.
+
+Deviations: windows of users are masked anew at every step (the authors: ten fixed copies, and one with only the last
+item masked; here ``last_share`` of the rows of a step is masked there alone); no output bias, so that the head is a
+product with the item table as for every other model; one position more than the history has events, so that the
+appended [MASK] pushes none of them out; LayerNorm before each branch (BERT's own blocks: ``norm_first: false``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recpipe.data.batches import Batch
+from recpipe.layers.dropout import Dropout
+from recpipe.models.recommender import Criterion, Scorer
+
+EPSILON = 1e-12  # of every LayerNorm, as in BERT
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of every position to all real ones."""
+
+    def __init__(self, config: BERT4Rec.Config) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+
+    def forward(self, x_BTD: Tensor, keys_BT: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys_BT[:, None, None], dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).reshape(B, T, D))  # from (B, H, T, D / H)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then the same with the feed-forward; or, after BERT, norm(x + attention(x))."""
+
+    def __init__(self, config: BERT4Rec.Config) -> None:
+        super().__init__()
+        inner = config.feed_forward * config.dim
+        self.attention = Attention(config)
+        self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
+        self.norm_attention, self.norm_feed = (nn.LayerNorm(config.dim, eps=EPSILON) for _ in range(2))
+        self.dropout, self.norm_first = Dropout(config.dropout), config.norm_first
+
+    def forward(self, x_BTD: Tensor, keys_BT: Tensor) -> Tensor:
+        if self.norm_first:
+            x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), keys_BT))
+            return x_BTD + self.dropout(self.feed(self.norm_feed(x_BTD)))
+        x_BTD = self.norm_attention(x_BTD + self.dropout(self.attention(x_BTD, keys_BT)))
+        return self.norm_feed(x_BTD + self.dropout(self.feed(x_BTD)))
+
+    def feed(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x_BTD)))
+
+
+class BERT4Rec(Scorer):
+    """Fills masked places of a history from both sides; the next item is a masked place after the last event."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """``mask_share`` of the events of a row are masked, or in ``last_share`` of the rows the last event alone.
+
+        ``type_embedding`` adds BERT's token types: 0 for events, 1 for masked places (in the authors' code 0 for all).
+        ``norm_first`` puts LayerNorm before attention and feed-forward; without it the blocks are BERT's.
+        """
+
+        dim: int = 64
+        layers: int = 2
+        heads: int = 2
+        feed_forward: int = 4
+        dropout: float = 0.2
+        attention_dropout: float = 0.0
+        mask_share: float = 0.2
+        last_share: float = 0.1
+        type_embedding: bool = False
+        norm_first: bool = True
+
+        def __post_init__(self) -> None:
+            if self.dim % self.heads:
+                raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+            if not 0 < self.mask_share < 1:
+                raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1")
+            if not 0 <= self.last_share <= 1:
+                raise ValueError(f"last_share is {self.last_share}; it is a share of the rows, 0 to 1")
+
+    config: Config
+
+    def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length)
+        self.mask_item = n_items + 1
+        self.items = nn.Embedding(n_items + 2, config.dim, padding_idx=0)
+        self.positions = nn.Embedding(max_length + 1, config.dim)
+        self.types = nn.Embedding(2, config.dim) if config.type_embedding else None
+        self.norm = nn.LayerNorm(config.dim, eps=EPSILON)  # after the last block, or BERT's before the first
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.transform = nn.Sequential(
+            nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim, eps=EPSILON)
+        )
+        self.apply(_initialise)
+
+    @property
+    def table(self) -> Tensor:
+        """The tied head (I + 1, D): the item table without [MASK]."""
+        return self.items.weight[: self.mask_item]
+
+    def encode(self, items_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """BERT's hidden states (B, T, D); only the first ``lengths_B`` places of a row are attended to."""
+        place = torch.arange(items_BT.shape[1], device=items_BT.device)
+        keys_BT = place < lengths_B.clamp(min=1)[:, None]  # at least one, else the softmax is 0 / 0
+        x_BTD = self.items(items_BT) + self.positions(place)
+        if self.types is not None:
+            x_BTD = x_BTD + self.types((items_BT == self.mask_item).long())
+        x_BTD = x_BTD * math.sqrt(self.config.dim) if self.config.norm_first else self.norm(x_BTD)
+        x_BTD = self.dropout(x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, keys_BT)
+        return self.norm(x_BTD) if self.config.norm_first else x_BTD
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        hidden_BT = self.draw_masks(batch)
+        inputs = batch.items.masked_fill(hidden_BT, self.mask_item)
+        hidden = self.transform(self.encode(inputs, batch.lengths)[hidden_BT])
+        return criterion(hidden, self.table, batch.items[hidden_BT])
+
+    def draw_masks(self, batch: Batch) -> Tensor:
+        """(B, T) bool, at least one place of every row that has events; drawn from torch's seeded generator."""
+        real, rows = batch.mask, len(batch.items)
+        draw = torch.rand(real.shape, device=real.device).masked_fill(~real, 2.0)
+        lowest = draw.amin(1, keepdim=True)  # masked whatever the share: no row is for nothing
+        spread = (draw < self.config.mask_share) | (draw == lowest)
+        place = torch.arange(real.shape[1], device=real.device)
+        last = place == batch.lengths[:, None] - 1
+        only_last = torch.rand(rows, 1, device=real.device) < self.config.last_share
+        return torch.where(only_last, last, spread) & real
+
+    def score(self, batch: Batch) -> Tensor:
+        rows = torch.arange(len(batch.items), device=batch.items.device)
+        items = F.pad(batch.items, (0, 1))
+        items[rows, batch.lengths] = self.mask_item
+        hidden = self.encode(items, batch.lengths + 1)[rows, batch.lengths]  # (B, D)
+        return self.transform(hidden) @ self.table.T
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's: truncated normal of .02, biases zero."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        elif module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

@@ -1,0 +1,58 @@
+"""GRU4Rec: Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, ICLR 2016.
+
+B batch, T time, D width, I items.
+
+Deviations: items are embedded and the head is the same table (the paper has one-hot inputs and a head of its own);
+whole histories of users in padded batches (the paper: session-parallel mini-batches that cut the gradient); the loss is
+the trainer's (full softmax by default; the paper: BPR or TOP1 over the other items of the batch); LayerNorm and a
+projection between the cells and the head; torch's GRU, which resets after the recurrent product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recpipe.data.batches import Batch
+from recpipe.layers.recurrent import Recurrent, embedding
+from recpipe.models.recommender import Criterion, Scorer
+
+
+class GRU4Rec(Scorer):
+    """Predicts the next item at every position from the events up to it."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """``dim`` is the width of the item table, ``hidden`` that of the recurrent state."""
+
+        dim: int = 64
+        hidden: int = 128
+        layers: int = 1
+        dropout: float = 0.2
+
+    config: Config
+
+    def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length)
+        self.items = embedding(n_items, config.dim)
+        self.encoder = Recurrent(
+            nn.GRU, dim=config.dim, hidden=config.hidden, layers=config.layers, dropout=config.dropout
+        )
+
+    def encode(self, items_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, D); position t has seen the items up to t."""
+        return self.encoder(self.items(items_BT) * math.sqrt(self.config.dim))
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
+        real = targets > 0
+        return criterion(self.encode(inputs)[real], self.items.weight, targets[real])
+
+    def score(self, batch: Batch) -> Tensor:
+        items_BT = batch.items if batch.items.shape[1] else batch.items.new_zeros(len(batch.items), 1)
+        last = (batch.lengths - 1).clamp(min=0)
+        hidden = self.encode(items_BT)[torch.arange(len(last), device=last.device), last]  # (B, D)
+        return hidden @ self.items.weight.T

@@ -1,0 +1,52 @@
+"""Losses by conf name, each usable with every model that learns by gradient.
+
+A loss is called as ``criterion(hidden (N, D), table (I + 1, D), targets (N,))``; row 0 of the item table is padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from recpipe.training.losses.amince import AMINCE
+from recpipe.training.losses.full_softmax import FullSoftmax
+from recpipe.training.losses.sampled import (
+    BPR,
+    GBCE,
+    BinaryCrossEntropy,
+    Focal,
+    InfoNCE,
+    NegativeSampling,
+    SampledSoftmax,
+)
+
+LOSSES: dict[str, type[nn.Module]] = {
+    "full_softmax": FullSoftmax,
+    "sampled_softmax": SampledSoftmax,
+    "bce": BinaryCrossEntropy,
+    "gbce": GBCE,
+    "focal": Focal,
+    "bpr": BPR,
+    "infonce": InfoNCE,
+    "amince": AMINCE,
+}
+
+
+def make_loss(settings: dict[str, Any], counts: Tensor | None = None) -> nn.Module:
+    """``{"name": ..., <arguments>}`` to a loss; ``counts`` (I + 1,) is how often each item is a training target.
+
+    Raises ValueError for an unknown name or argument, and where a loss needs counts and has none.
+    """
+    arguments = dict(settings)
+    name = arguments.pop("name", None)
+    if name not in LOSSES:
+        raise ValueError(
+            f"unknown loss {name!r} (conf: train.loss.name); there are {', '.join(sorted(LOSSES))}"
+        )
+    if issubclass(LOSSES[name], NegativeSampling | AMINCE):
+        arguments["counts"] = counts
+    try:
+        return LOSSES[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"loss {name}: {error} (conf: train.loss)") from None

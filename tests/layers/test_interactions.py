@@ -1,0 +1,66 @@
+"""Pairs, counts and drawn items against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.layers.interactions import PairBatches, counts_of, pairs_of
+
+CPU = torch.device("cpu")
+
+
+def test_pairs_are_the_distinct_events_with_their_numbers():
+    pairs = pairs_of(sequences([[3, 1, 3], [], [2]]), 4, CPU)
+    assert pairs.user.tolist() == [0, 0, 2]
+    assert pairs.item.tolist() == [1, 3, 2]
+    assert pairs.count.tolist() == [1, 2, 1]
+    expected = [[0, 1, 0, 2, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+    assert pairs.matrix(pairs.count).to_dense().tolist() == expected
+    assert pairs.by_item(pairs.count).to_dense().T.tolist() == expected
+
+
+def test_counts_leave_padding_out():
+    items = torch.tensor([[2, 2, 1], [4, 0, 0]])
+    assert counts_of(items, 4).tolist() == [[0, 1, 2, 0, 0], [0, 0, 0, 0, 1]]
+    assert counts_of(items[:, :0], 4).sum() == 0
+
+
+def test_an_epoch_is_every_pair_once_with_items_the_user_does_not_have():
+    data = random_sequences(40, 30, longest=12)
+    pairs = pairs_of(data, 30, CPU)
+    batches = PairBatches(pairs, size=50, negatives=3, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        parts = list(batches)
+        user, item, negatives = (torch.cat(part) for part in zip(*parts, strict=True))
+        assert [len(part[0]) for part in parts[:-1]] == [50] * (len(parts) - 1)
+        assert sorted(zip(user.tolist(), item.tolist(), strict=True)) == list(
+            zip(pairs.user.tolist(), pairs.item.tolist(), strict=True)
+        )
+        assert (user.diff() < 0).any()
+        assert negatives.shape == (len(pairs), 3) and negatives.min() >= 1 and negatives.max() <= 30
+        for owner, drawn in zip(user.tolist(), negatives.tolist(), strict=True):
+            assert not set(drawn) & set(data.row(owner).tolist())
+
+
+def test_drawn_items_are_uniform_over_what_the_user_does_not_have():
+    pairs = pairs_of(sequences([[1, 2, 3, 4, 5] * 200, [6]]), 10, CPU)
+    batches = PairBatches(pairs, size=5, negatives=20_000, generator=torch.Generator().manual_seed(0))
+    drawn = torch.cat([part[2][part[0] == 0].flatten() for part in batches])
+    share = np.bincount(drawn.numpy(), minlength=11) / len(drawn)
+    np.testing.assert_allclose(share[6:], 0.2, atol=0.01)
+    np.testing.assert_allclose(share[1:6], 2**-9 / 10, atol=0.002)  # nine draws: what is left of them
+
+
+def test_the_same_generator_draws_the_same_epochs():
+    pairs = pairs_of(random_sequences(20, 15), 15, CPU)
+    runs = [
+        [torch.cat([part[2] for part in batches]) for _ in range(2)]
+        for batches in (
+            PairBatches(pairs, size=7, negatives=2, generator=torch.Generator().manual_seed(4))
+            for _ in range(2)
+        )
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert not torch.equal(*runs[0])

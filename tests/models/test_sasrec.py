@@ -1,0 +1,111 @@
+"""SASRec's blocks and variants; what every model must do is in test_models.py."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.synthetic import random_sequences
+
+from recpipe.data.batches import DeviceSequences
+from recpipe.layers.dropout import Dropout
+from recpipe.models.registry import build, resolve
+from recpipe.models.sasrec import Attention, LiGRBlock, SASRec
+from recpipe.training.losses import FullSoftmax
+
+VARIANTS = ("sasrec", "sasrec_bce", "gsasrec", "sasrec_sampled", "esasrec")
+
+
+def noisy(model: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return model
+
+
+def attention_by_hand(layer: Attention, x: torch.Tensor) -> torch.Tensor:
+    """One sequence (T, D): for every place and head the softmax over what is not later."""
+    q, k, v = layer.qkv(x).chunk(3, -1)
+    T, D = x.shape
+    width, out = D // layer.heads, torch.zeros_like(x)
+    for head in range(layer.heads):
+        cut = slice(head * width, (head + 1) * width)
+        for t in range(T):
+            scores = torch.stack([q[t, cut] @ k[s, cut] / math.sqrt(width) for s in range(t + 1)])
+            out[t, cut] = scores.softmax(0) @ v[: t + 1, cut]
+    return layer.out(out)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_is_what_it_says_with_and_without_the_path_for_dropout(heads, training, monkeypatch):
+    monkeypatch.setattr(Dropout, "forward", lambda self, x: x)
+    layer = (
+        noisy(Attention(SASRec.Config(dim=8, heads=heads, attention_dropout=0.5))).double().train(training)
+    )
+    x = torch.randn(3, 6, 8, dtype=torch.float64)
+    for row, ours in zip(x, layer(x), strict=True):
+        torch.testing.assert_close(ours, attention_by_hand(layer, row))
+
+
+def test_dropout_on_attention_weights_has_a_mean_of_no_dropout():
+    torch.manual_seed(0)
+    layer = noisy(Attention(SASRec.Config(dim=8, attention_dropout=0.3))).train()
+    x = torch.randn(1, 4, 8).expand(20_000, 4, 8)
+    torch.testing.assert_close(layer(x).mean(0), layer.eval()(x[:1])[0], rtol=0.05, atol=0.05)
+
+
+def test_a_ligr_block_is_its_equations():
+    """x + sigmoid(W1 x) * MHA(LN x), then x + sigmoid(W2 x) * SwiGLU(LN x); the gates read the stream as it is."""
+    block = noisy(LiGRBlock(SASRec.Config(dim=8, feed_forward=2))).double().eval()
+    x = torch.randn(6, 8, dtype=torch.float64)
+    sigmoid = lambda z: 1 / (1 + (-z).exp())  # noqa: E731
+    g1, g2 = block.gate_attention, block.gate_feed
+    y = x + sigmoid(x @ g1.weight.T + g1.bias) * attention_by_hand(block.attention, block.norm_attention(x))
+    value, gate = (block.norm_feed(y) @ block.up.weight.T).split(16, -1)
+    fed = (gate * sigmoid(gate) * value) @ block.down.weight.T
+    torch.testing.assert_close(block(x[None])[0], y + sigmoid(y @ g2.weight.T + g2.bias) * fed)
+
+
+def test_ligr_blocks_keep_the_order_of_time_and_learn_by_heart():
+    data = random_sequences(32, 25, longest=11, seed=1)
+    torch.manual_seed(0)
+    model = build("sasrec", {"block": "ligr", "dropout": 0.0, "feed_forward": 4}, n_items=25, max_length=10)
+    items = torch.randint(1, 26, (4, 10))
+    changed = items.clone()
+    changed[:, 6:] = changed[:, 6:] % 25 + 1
+    torch.testing.assert_close(model.encode(items)[:, :6], model.encode(changed)[:, :6])
+    batch = DeviceSequences(data, window=11, device="cpu").batch(np.arange(32))
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = model.loss(batch, FullSoftmax())
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.6
+    assert all(weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_built_from_their_conf(name, project):
+    from recpipe.models.registry import configured
+    from recpipe.training.losses import make_loss
+    from recpipe.training.optim import make_optimiser
+    from recpipe.training.settings import TrainSettings
+
+    block = yaml.safe_load((project / f"conf/base/parameters/models/{name}.yml").read_text())["models"][name]
+    for dataset in ("ml-1m", *block.get("datasets", {})):
+        spec = resolve(block, dataset)
+        model = build(spec.type, spec.config, n_items=30, max_length=10)
+        settings = configured(TrainSettings, spec.train, where=name)
+        make_loss(settings.loss, torch.ones(31))
+        make_optimiser(model.parameters(), settings.optimiser)
+
+
+def test_unknown_blocks_are_named():
+    with pytest.raises(ValueError, match="block is 'hstu'; allowed: sasrec, ligr"):
+        SASRec.Config(block="hstu")

@@ -1,0 +1,142 @@
+"""Our xLSTM against the library's own recurrent step, one event at a time with its state."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import xlstm as package
+from mlstm_kernels.torch import get_mlstm_kernel
+from torch.nn import functional as F
+from xlstm.xlstm_large.model import mLSTMBlock, xLSTMLargeConfig
+
+import recpipe.models.xlstm as ours
+from recpipe.data.batches import Batch
+from recpipe.models.registry import build
+
+ITEMS, LONGEST = 30, 101
+
+
+def made(**config):
+    torch.manual_seed(0)
+    model = build("xlstm", {"dim": 32, "heads": 2, **config}, n_items=ITEMS, max_length=LONGEST)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model.eval()
+
+
+def library_block(block: ours.MatrixBlock) -> mLSTMBlock:
+    """The library's block with our weights, in its step-by-step mode."""
+    settings = {**block.config.__dict__, "mode": "inference"}
+    whole = mLSTMBlock(xLSTMLargeConfig(**settings)).eval()
+    whole.load_state_dict(block.state_dict(), strict=True)
+    return whole
+
+
+@torch.no_grad()
+def step_by_step(model, items_BT: torch.Tensor) -> torch.Tensor:
+    """What the library gives for every position when it is fed one event at a time."""
+    x_BTD = model.items(items_BT) * math.sqrt(model.config.dim)
+    for block in model.blocks:
+        outputs, state = [], None
+        if isinstance(block, ours.ScalarBlock):
+            for x in x_BTD.split(1, 1):
+                y, state = block.step(x, **(state or {}))
+                outputs.append(y)
+        else:
+            library = library_block(block)
+            for x in x_BTD.split(1, 1):
+                y, state = library(x, state)
+                outputs.append(y)
+        x_BTD = torch.cat(outputs, 1)
+    return model.norm(x_BTD)
+
+
+@pytest.mark.parametrize("slstm_at", [(), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("length", [1, 7, 40, 41, 101])
+def test_any_length_equals_the_librarys_recurrent_step(length, slstm_at):
+    model = made(slstm_at=slstm_at)
+    items = torch.randint(1, ITEMS + 1, (3, length), generator=torch.Generator().manual_seed(length))
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(items), step_by_step(model, items), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [3, 40, 97])
+def test_gradients_do_not_depend_on_how_the_length_is_cut(length):
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(2, 2, length, 8), (2, 2, length, 8), (2, 2, length, 16), (2, 2, length), (2, 2, length)]
+    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    weight = torch.randn(shapes[2], generator=generator)
+    whole = get_mlstm_kernel(ours.NATIVE)(*inputs, chunk_size=length)  # a single chunk: the parallel form
+    cut, _ = ours.AnyLength()(*inputs)
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-4)
+    expected = torch.autograd.grad((whole * weight).sum(), inputs)
+    for got, wanted in zip(torch.autograd.grad((cut * weight).sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_chunks_hold_every_length_and_obey_the_librarys_rules_for_triton(monkeypatch):
+    rules = triton_rules(monkeypatch)
+    for length in range(1, 700):
+        chunk, padded = ours._native_chunks(length)
+        assert padded % chunk == 0 and chunk <= ours.NATIVE_CHUNK
+        assert length <= padded < length + padded // chunk
+        chunk, padded = ours._triton_chunks(length)
+        assert padded >= length and padded % chunk == 0
+        assert rules(padded, chunk).chunk_size_intra in (chunk, padded)  # raises where a rule is broken
+
+
+def triton_rules(monkeypatch):
+    """The library's check of lengths: the file needs no Triton, importing its package does."""
+    folder = (
+        Path(importlib.util.find_spec("mlstm_kernels").submodule_search_locations[0]) / "triton/chunkwise"
+    )
+    spec = importlib.util.spec_from_file_location("triton_rules", folder / "kernel_param_heuristics.py")
+    module = importlib.util.module_from_spec(spec)
+    module.__package__ = "mlstm_kernels.triton.chunkwise"
+    monkeypatch.setitem(sys.modules, "triton_rules", module)
+    spec.loader.exec_module(module)
+    return module.get_xl_chunk_kernel_params
+
+
+def test_bf16_autocast_stays_near_float32():
+    model = made()
+    items = torch.randint(1, ITEMS + 1, (3, 50), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        exact = model.encode(items)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = model.encode(items)
+    assert F.cosine_similarity(exact, low.float(), dim=-1).min() > 0.995
+
+
+def test_the_head_starts_near_uniform_and_memory_starts_long():
+    torch.manual_seed(0)
+    model = build("xlstm", {}, n_items=500, max_length=9).eval()
+    batch = Batch(torch.randint(1, 501, (4, 9)), torch.full((4,), 9), None)
+    with torch.no_grad():
+        assert model.score(batch)[:, 1:].softmax(1).max() < 0.02
+        x = torch.randn(2, 9, 64)
+        assert model.blocks[0].mlstm_layer.fgate_preact(x).sigmoid().mean() > 0.9
+
+
+def test_our_module_and_the_package_of_the_same_name_are_two():
+    assert ours.__name__ == "recpipe.models.xlstm" and package.__name__ == "xlstm"
+    assert package.__file__ != ours.__file__ and issubclass(ours.ScalarBlock, package.sLSTMBlock)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"dim": 30, "heads": 4}, "width of 30 .* not a multiple of heads 4"),
+        ({"slstm_at": [2]}, r"slstm_at has \[2\]; places are 0 to 1"),
+        ({"dim": 4, "heads": 4, "qk_dim_factor": 1.0, "slstm_at": [0]}, "needs a width of 2"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        build("xlstm", config, n_items=5, max_length=5)

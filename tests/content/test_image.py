@@ -495,10 +495,41 @@ def test_an_encoder_that_cannot_be_used(shop: Shop, siglip: Path, tmp_path: Path
         del tensors[name]
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
+    def another_size(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        name = next(name for name in tensors if "vision" in name and "position" in name)
+        tensors[name] = torch.zeros(3, 5)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    refused(another_size, r"of shape \(3, 5\), but its config.json describes \(16, 32\)")
     refused(rename, "type 'bert'; images are encoded by siglip")
     refused(lambda folder: (folder / "model.safetensors").unlink(), "lacks .*safetensors")
     refused(lambda folder: (folder / "preprocessor_config.json").unlink(), "lacks preprocessor_config.json")
     refused(without_a_weight, "weights of the vision tower")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("preprocessor_config.json", '{"size": [', "preprocessor_config.json is not whole JSON"),
+        ("preprocessor_config.json", '{"size": "large"}', "cannot be loaded as an image encoder.*size"),
+        ("config.json", '{"model_type": "siglip", "vision_config": {"hidden_size": "x"}}', "hidden_size"),
+    ],
+)
+def test_files_that_are_there_but_bad(
+    shop: Shop, siglip: Path, tmp_path: Path, file: str, text: str, message: str
+) -> None:
+    folder = shutil.copytree(siglip, tmp_path / "bad")
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=message) as raised:
+        shop.embed(replace(shop.config, source=str(folder)))
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_loading_shows_no_bars(siglip: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ImageEncoder(siglip, device=torch.device("cpu"), precision="fp32")
+    said = capfd.readouterr()
+    assert said.out == said.err == ""
 
 
 def test_a_processor_saved_with_its_tokenizer(shop: Shop, siglip: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 import zipfile
@@ -73,7 +74,7 @@ def test_a_block_says_from_where() -> None:
     "name", ["{item_id.__class__}", "{item_id[0]}", "{item_id!r}", "{item_id:>9}", "{}", "x.jpg"]
 )
 def test_templates_reach_for_nothing_but_columns(name: str) -> None:
-    with pytest.raises(ValueError, match="images: name"):
+    with pytest.raises(ValueError, match="content.image: name"):
         references(pa.table({"item_id": ["1"]}), ImageConf(name=name))
 
 
@@ -229,6 +230,35 @@ def test_a_damaged_entry(raw: Path) -> None:
         archive.writestr("a.jpg", b"picture a")
     read = patched(raw, b"picture a", b"picture b")
     assert "not whole in the zip" in refusal(read, "a.jpg")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("at", [0, 3, 6, 20])
+def test_damage_of_any_kind_refuses_that_entry_alone(raw: Path, method: int, at: int) -> None:
+    with zipfile.ZipFile(raw / "posters.zip", "w", method) as archive:
+        archive.writestr("a.jpg", bytes(range(256)) * 9)
+        archive.writestr("b.jpg", b"picture b")
+    path = raw / "posters.zip"
+    data = bytearray(path.read_bytes())
+    start = 30 + len("a.jpg") + at  # past the header
+    data[start : start + 9] = bytes(byte ^ 0x5A for byte in data[start : start + 9])
+    path.write_bytes(data)
+    read = opener(ImageConf(source="posters.zip", column="image"), raw)
+    assert "not whole in the zip" in refusal(read, "a.jpg")
+    assert read("b.jpg") == b"picture b"
+
+
+@pytest.mark.parametrize("error", [lzma.LZMAError("x"), RuntimeError("x"), ValueError("x")])
+def test_what_zipfile_raises_is_a_refusal(
+    raw: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = packed(raw)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", fail)
+    assert refusal(read, "images/a.jpg") == "not whole in the zip: x"
 
 
 def test_a_small_entry_that_unpacks_to_much(raw: Path) -> None:

@@ -98,6 +98,20 @@ def test_unreachable_hub_names_the_way_out(offline: Path) -> None:
         model_folder("intfloat/e5-base-v2")
 
 
+def test_unreachable_hub_has_no_tfidf_for_images(offline: Path) -> None:
+    with pytest.raises(ValueError, match="give a local folder") as raised:
+        model_folder("google/siglip-base-patch16-224", files=IMAGE)
+    assert "tfidf" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_local_folder_is_not_fetched_again(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match="the folder is not whole") as raised:
+        model_folder(str(folder))
+    assert "fetch" not in str(raised.value)
+
+
 def test_fetched_before_needs_no_network(offline: Path, bert_folder: Path) -> None:
     repository = offline / "models--owner--name"
     shutil.copytree(bert_folder, repository / "snapshots" / "c0ffee")
@@ -124,7 +138,9 @@ def test_hub_that_refuses_says_why(offline: Path, monkeypatch: pytest.MonkeyPatc
         raise huggingface_hub.errors.RepositoryNotFoundError("404: no such repository", response=response)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(ValueError, match="gives no owner/name .404: no such repository.*check name"):
+    with pytest.raises(
+        ValueError, match="gives no owner/name .404: no such repository.*check name.*local folder"
+    ):
         model_folder("owner/name")
 
 

@@ -298,6 +298,40 @@ def test_missing_weight_is_not_made_up(bert_folder: Path, tmp_path: Path) -> Non
         embed(WORDS, config, tmp_path / "cache")
 
 
+BAD = {
+    "tokenizer of another kind": ("tokenizer.json", '{"version": "1.0", "model": 3}'),
+    "cut tokenizer": ("tokenizer.json", '{"version"'),
+    "settings that are none": ("config.json", '{"model_type": "bert", "hidden_size": "wide"}'),
+    "unknown model": ("config.json", '{"model_type": "berd"}'),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_files_that_are_there_but_bad_are_one_sentence(name: str, bert_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bert_folder, tmp_path / "bad"))
+    file, text = BAD[name]
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=f"{folder} cannot be loaded as a text encoder.*: .") as raised:
+        embed(WORDS, EncoderConfig(str(folder), max_length=32, device="cpu"), tmp_path / "cache")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def test_weights_of_another_model_are_named(bert_folder: Path, tmp_path: Path) -> None:
+    name = "encoder.layer.1.output.dense.weight"
+    config = harmed(bert_folder, tmp_path / "bad", lambda w: w.update({name: torch.zeros(3, 5)}))
+    with pytest.raises(ValueError, match=rf"holds {name} of shape \(3, 5\), but .* \(32, 64\)"):
+        embed(WORDS, config, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_dense_layer_that_is_not_whole(name: str, dense_t5: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dense_t5, tmp_path / "bad"))
+    (folder / "2_Dense" / name).write_text("{")
+    config = EncoderConfig(str(folder), pooling="mean_dense", max_length=32, device="cpu")
+    with pytest.raises(ValueError, match="2_Dense cannot be loaded as a dense layer"):
+        embed(WORDS, config, tmp_path / "cache")
+
+
 def test_space_is_all_that_decides_a_vector(tiny: EncoderConfig, bert_folder: Path, tmp_path: Path) -> None:
     other = harmed(bert_folder, tmp_path / "other", lambda weights: weights["pooler.dense.bias"].add_(1))
     changed = [

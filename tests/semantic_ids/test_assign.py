@@ -188,3 +188,40 @@ def test_a_quantizer_is_reused_for_the_same_settings_seed_and_space_only(quantiz
     assert reusable(quantizer, here, {**BLOCK, "type": "pq"}, 3) == (
         "type is pq, the fitted one is residual_kmeans"
     )
+
+
+MINILM = {"source": "minilm", "prefix": "", "precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (MINILM, {**MINILM, "source": "e5", "prefix": "q:"}, "source is e5, was minilm; prefix is q:, was "),
+        ("siglip", "siglip2", "source is siglip2, was siglip"),
+        (
+            MINILM,
+            {**MINILM, "precision": "bf16"},
+            None,
+        ),  # precision is not part of a space: other weights it is
+        (None, MINILM, None),
+        (MINILM, None, None),
+    ],
+    ids=["text", "image", "only precision", "not known then", "not known now"],
+)
+def test_another_space_is_told_in_words_where_both_are_described(before, now, message):
+    made = fitted(catalogue(100))
+    made.about |= {"encoder": before}
+    other = dataclasses.replace(catalogue(10, space="b" * 64), about={"encoder": now})
+    told = reusable(made, other, BLOCK, 3)
+    if message is None:
+        assert told == "the embeddings' space is bbbbbbbbbbbb, the quantizer was fitted in aaaaaaaaaaaa"
+    else:
+        assert told == f"the encoder or its settings differ: {message}"
+
+
+def test_another_template_is_told():
+    made = fitted(catalogue(100))
+    made.about |= {"encoder": MINILM, "template": "{title}"}
+    about = {"encoder": MINILM, "template": "{title} {brand}"}
+    other = dataclasses.replace(catalogue(10, space="b" * 64), about=about)
+    assert reusable(made, other, BLOCK, 3).endswith("differ: template is {title} {brand}, was {title}")

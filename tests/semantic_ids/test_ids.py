@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -59,6 +60,18 @@ def test_a_file_that_is_no_semantic_ids_is_refused(tmp_path, damage):
         pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
     with pytest.raises(
         ValueError, match=r"holds no semantic ids .* run `kedro run --pipelines=semantic_ids`"
+    ):
+        SemanticIds.read(path)
+
+
+def test_codes_out_of_range_in_a_file_are_refused_with_its_path_and_what_to_run(tmp_path):
+    path = tmp_path / "ids.parquet"
+    ids().write(path)
+    table = pq.read_table(path)
+    codes = pa.array(bad_code(2, 1, 8).tolist(), table["codes"].type)
+    pq.write_table(table.set_column(table.column_names.index("codes"), "codes", codes), path)
+    with pytest.raises(
+        ValueError, match=r"ids.parquet holds no .*'item 2 ü' has 8 at level 2.*run `kedro run"
     ):
         SemanticIds.read(path)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from scipy.stats import entropy
 from sklearn.metrics import r2_score
 from sklearn.neighbors import NearestNeighbors
 
 from recpipe.semantic_ids.quality import Gate, judge, leaf_categories, measure
+from recpipe.semantic_ids.quantizer import build, quantizer_class
 
 BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon-beauty" / "items.parquet"
 
@@ -188,7 +191,7 @@ def test_ids_shared_after_resolution_are_judged_if_asked():
         (everyone_shares, "sharing", ".codes"),
         (one_large_group, "largest", "content.text.template"),
         (nothing_kept, "reconstruction", ".standardise"),
-        (codes_of_other_items, "neighbours", "semantic_ids.refit=true"),
+        (codes_of_other_items, "neighbours", "semantic_ids.seed"),
         (categories_of_other_items, "purity", "semantic_ids.gate.purity"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
@@ -196,6 +199,20 @@ def test_ids_shared_after_resolution_are_judged_if_asked():
 def test_advice_names_the_conf_key_to_change(collapse, name, key):
     checks = {check["name"]: check for check in collapse(SHOP).judged()["checks"]}
     assert key in checks[name]["advice"]
+
+
+@pytest.mark.parametrize("kind", ["rqvae", "pqvae", "residual_kmeans", "pq", "opq"])
+@pytest.mark.parametrize(
+    "collapse", [few_codes_used, one_code_takes_nearly_all, all_one, nothing_kept, codes_of_other_items]
+)
+def test_advice_names_settings_that_the_quantizer_has(kind, collapse):
+    settings = {field.name for field in fields(quantizer_class(kind).Config)}
+    checks = judge(collapse(SHOP).judged(), Gate(), quantizer="mine", kind=kind)["checks"]
+    text = " ".join(check["advice"] for check in checks)
+    named = re.findall(r"(?:semantic_ids.quantizers.mine|[ (])\.([a-z_]+)", text)
+    assert "codes" in named and set(named) <= settings
+    assert "<name>" not in text and "refit" not in text and " for rqvae" not in text
+    assert kind != "residual_kmeans" or "quantizer=residual_kmeans" not in text
 
 
 def test_advice_on_levels_that_have_nothing_left_to_tell_apart():
@@ -360,6 +377,34 @@ def test_no_ids_and_sizes_that_do_not_fit_are_refused():
     given = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0}
     with pytest.raises(ValueError, match="2 sizes"):
         measure(SHOP.codes, SHOP.codes, (64, 64), **given)
+
+
+@pytest.mark.parametrize("items", [260, 300, 700])
+@pytest.mark.parametrize("kind", ["residual_kmeans", "rqvae"])
+def test_a_small_catalogue_passes_with_the_default_codes(items, kind):
+    """A code for nearly every item would leave the later levels idle."""
+    settings = {"epochs": 10, "least_steps": 60} if kind == "rqvae" else {}
+    x = clustered(items)
+    quantizer = build(kind, settings)
+    quantizer.fit(x, seed=1)
+    codes = quantizer.encode(x)
+    given = {"vectors_ND": x, "reconstructed_ND": quantizer.decode(codes), "seed": 1}
+    assert quantizer.sizes == (items // 4,) * 3
+    assert failed(judge(measure(codes, codes, quantizer.sizes, **given), gate_of_conf())) == set()
+
+
+def clustered(items: int) -> np.ndarray:
+    """Kinds of kinds of items."""
+    rng = np.random.default_rng(0)
+    kinds, sub_kinds = rng.normal(size=(12, 48)), rng.normal(size=(12, 6, 48)) / 2
+    first, second = rng.integers(12, size=items), rng.integers(6, size=items)
+    noise = rng.normal(size=(items, 48)) / 4
+    return (kinds[first] + sub_kinds[first, second] + noise).astype(np.float32)
+
+
+def gate_of_conf() -> Gate:
+    conf = Path(__file__).parents[2] / "conf" / "base" / "parameters" / "semantic_ids.yml"
+    return Gate(**yaml.safe_load(conf.read_text())["semantic_ids"]["gate"])
 
 
 def test_leaf_categories_of_paths_sets_and_plain_values():

@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.io import files
-from recpipe.io.objects import BundleDataset, FolderDataset, ObjectDataset, QuantizerDataset
+from recpipe.io.objects import Broken, BundleDataset, FolderDataset, ObjectDataset, QuantizerDataset
 from recpipe.io.runs import RunsDataset
 
 FRAME = pl.DataFrame({"user_id": ["a", "b"], "items": [[1, 2], [3]]})
@@ -127,7 +127,7 @@ def test_objects_of_other_classes_are_refused(tmp_path) -> None:
     assert not names(tmp_path)
 
 
-def test_what_is_optional_is_none_until_it_is_there_and_never_when_broken(tmp_path) -> None:
+def test_what_is_optional_is_none_until_it_is_there_and_named_when_broken(tmp_path) -> None:
     data = Vocabulary(np.array(["x"], dtype=object))
     path = str(tmp_path / "earlier.parquet")
     optional = ObjectDataset(filepath=path, holds="vocabulary", optional=True)
@@ -135,8 +135,11 @@ def test_what_is_optional_is_none_until_it_is_there_and_never_when_broken(tmp_pa
     ObjectDataset(filepath=path, holds="vocabulary").save(data)
     assert optional.load().ids.tolist() == ["x"]
     Path(path).write_bytes(b"PAR1")
+    broken = optional.load()
+    assert isinstance(broken, Broken)
+    assert broken.path == Path(path) and str(broken.error)
     with pytest.raises(DatasetError):
-        optional.load()
+        ObjectDataset(filepath=path, holds="vocabulary").load()
 
 
 def test_a_quantizer_is_whole_or_absent_and_earlier_ones_are_optional(tmp_path, monkeypatch) -> None:

@@ -59,7 +59,9 @@ class SVD(Scorer):
         self.register_buffer("weight", torch.ones(n_items + 1))  # of an item in any row of X
 
     def fit(self, train: Sequences) -> None:
-        pairs = pairs_of(train, self.n_items, torch.device("cpu"))  # so that every device has the same factors
+        pairs = pairs_of(
+            train, self.n_items, torch.device("cpu")
+        )  # so that every device has the same factors
         weight = self._weights(pairs)
         matrix = pairs.matrix(self._counted(pairs.count) * weight[pairs.item])
         kept = min(self.config.factors, self.n_items, pairs.users)

@@ -123,7 +123,7 @@ def _perplexity(
     worst = min(measured["levels"], key=lambda level: level["perplexity"] / _usable(level, measured))
     advice = (
         f"level {worst['level']} is used as unevenly as if it had {worst['perplexity']:.1f} codes: keep "
-        f"{fitted.settings}.standardise on; {fitted.if_learned('balance the level with .sinkhorn; ')}or lower .codes"
+        f"{fitted.settings}.standardise on, {fitted.if_learned('balance the level with .sinkhorn, ')}or lower .codes"
     )
     value = worst["perplexity"] / _usable(worst, measured)
     return _check("perplexity", "evenness of use, most uneven level", value, threshold, advice, least=True)
@@ -133,7 +133,8 @@ def _sharing(measured: Mapping[str, Any], threshold: float | None, fitted: _Fitt
     before = measured["collisions"]["before"]
     advice = (
         f"{before['sharing']:,} of {measured['items']:,} items have the codes of another: raise "
-        f"{fitted.settings}.codes or .levels; items with the same text cannot be told apart: give content.text.template more columns"
+        f"{fitted.settings}.codes or .levels; items with the same text cannot be told apart: "
+        "give content.text.template more columns"
     )
     return _check("sharing", "items that share their codes", before["share"], threshold, advice)
 
@@ -203,7 +204,12 @@ def _purity(measured: Mapping[str, Any], threshold: float | None) -> dict[str, A
 
 def _elsewhere(fitted: _Fitted) -> str:
     """What may help where the codes say nothing of the vectors; a fit of the same seed would give the same."""
-    another = "use semantic_ids.quantizer=residual_kmeans, which has no encoder to collapse; "
+    why = (
+        "has no encoder to collapse"
+        if fitted.kind in (None, *LEARNED)
+        else "gives the first code the whole vector"
+    )
+    another = f"use semantic_ids.quantizer=residual_kmeans, which {why}; "
     return (
         f"{fitted.if_learned('take another semantic_ids.seed; ')}{'' if fitted.kind == 'residual_kmeans' else another}"
         f"change {fitted.settings}.codes; ids of many short levels may need semantic_ids.gate.neighbours=null"

@@ -46,9 +46,7 @@ class QuantizerConfig:
 
     levels: int = 3
     codes: int | tuple[int, ...] = 256  # of every level, or one number per level
-    few_items: str = (
-        "shrink"  # fewer distinct items than codes: shrink the codebooks, with a warning, or refuse
-    )
+    few_items: str = "shrink"  # with a warning, below 4 distinct items per code; refuse: an error below 1
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # YAML has lists, a frozen config tuples

@@ -28,6 +28,7 @@ def rows(data, scale=lambda c: c > 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("config", [{}, {"penalty": 0.01}, {"penalty": 0.01, "l1_ratio": 0.7}])
+@pytest.mark.filterwarnings("ignore:Maximum number of iterations")
 def test_new_users_get_scikit_learns_transform(config):
     model, x = fitted(**config), rows(NEW)
     reference = sklearn.NMF(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,33 +14,106 @@ from recpipe.data.sequences import Sequences
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded events, oldest first; a causal model needs no mask, since padding comes after what it reads."""
+    """Right-padded events, oldest first; a causal model needs no mask, since padding comes after what it reads.
+
+    Packed (``segments`` given), a row holds several users one after the other, and what is causal must also keep to
+    its segment. M values of a feature.
+    """
 
     items: Tensor  # (B, T) int64, 0 is padding
     lengths: Tensor  # (B,) int64, each >= 0
     timestamps: Tensor | None  # (B, T) int64 seconds, 0 at padding
-    targets: int = 0  # events with a predecessor in their row: the weight of this part in a step's loss
+    targets: int = 0  # events with a predecessor in their sequence: the weight of this part in a step's loss
+    features: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # "event.*" (B, T, M), "user.*" (B, 1 or T, M)
+    asked: Tensor | None = None  # (B,) int64 seconds: the moment of the question
+    segments: Tensor | None = None  # (B, T) int64, 1, 2, … along a row, 0 at padding
+    places: Tensor | None = None  # (B, T) int64, place in the own segment
 
     @property
     def mask(self) -> Tensor:
         """True where there is an event (B, T)."""
         return torch.arange(self.items.shape[1], device=self.items.device) < self.lengths[:, None]
 
+    @property
+    def positions(self) -> Tensor:
+        """Places of events in their sequences: (T,), or (B, T) where packed."""
+        return (
+            torch.arange(self.items.shape[1], device=self.items.device)
+            if self.places is None
+            else self.places
+        )
+
+    @property
+    def starts(self) -> Tensor:
+        """True at the first event of a sequence, (T,) or (B, T)."""
+        return self.positions == 0
+
+    def longer(self, n: int) -> Batch:
+        """The same with ``n`` more places of padding in every row; not where packed."""
+        return replace(
+            self,
+            items=_padded(self.items, n),
+            timestamps=None if self.timestamps is None else _padded(self.timestamps, n),
+            features={
+                name: _padded(value, n) if name.startswith("event.") else value
+                for name, value in self.features.items()
+            },
+        )
+
+    def inputs_and_targets(self) -> tuple[Batch, Tensor]:
+        """All events but the last, and for each the item that follows (B, T - 1), 0 where none does."""
+        width = self.items.shape[1]
+        targets = self.items[:, 1:]
+        if self.segments is not None:
+            targets = torch.where(self.segments[:, 1:] == self.segments[:, :-1], targets, 0)
+        inputs = replace(
+            self,
+            items=self.items[:, :-1],
+            lengths=self.lengths.clamp(max=width - 1),
+            timestamps=None if self.timestamps is None else self.timestamps[:, :-1],
+            features={
+                name: value[:, :-1] if value.shape[1] == width else value  # those of users have one place
+                for name, value in self.features.items()
+            },
+            segments=None if self.segments is None else self.segments[:, :-1],
+            places=None if self.places is None else self.places[:, :-1],
+        )
+        return inputs, targets
+
+
+def _padded(values: Tensor, n: int) -> Tensor:
+    """``n`` zeros behind every row of (B, T) or (B, T, M)."""
+    return torch.cat([values, values.new_zeros(len(values), n, *values.shape[2:])], 1)
+
 
 class DeviceSequences:
     """Flat sequences held on ``device``; ``batch`` gathers rows from them there.
 
-    ``window`` keeps each user's last events only (what training and scoring look at).
+    ``window`` keeps each user's last events only (what training and scoring look at). ``features`` by name: of users
+    (U, M) under ``user.*``, of events (N, M) under ``event.*``.
     """
 
-    def __init__(self, sequences: Sequences, *, window: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        sequences: Sequences,
+        *,
+        window: int,
+        device: torch.device | str,
+        features: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.lengths = np.minimum(sequences.lengths, window)
         self.device = torch.device(device)
         self._stop = torch.from_numpy(sequences.offsets[1:].copy()).to(device)
         self._lengths = torch.from_numpy(self.lengths).to(device)
         self._items = torch.from_numpy(sequences.items.astype(np.int64)).to(device)
-        times = sequences.timestamps
+        times, asked = sequences.timestamps, sequences.asked
         self._times = None if times is None else torch.from_numpy(times.copy()).to(device)
+        self._asked = None if asked is None else torch.from_numpy(asked.copy()).to(device)
+        self._features = {
+            name: torch.from_numpy(value).to(device) for name, value in (features or {}).items()
+        }
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -55,7 +128,22 @@ class DeviceSequences:
         flat = torch.where(real, (self._stop[index] - lengths)[:, None] + place, 0)
         items = torch.where(real, self._items[flat], 0) if len(self._items) else flat
         times = None if self._times is None else torch.where(real, self._times[flat], 0)
-        return Batch(items, lengths, times, int((self.lengths[rows] - 1).clip(0).sum()))
+        return Batch(
+            items,
+            lengths,
+            times,
+            int((self.lengths[rows] - 1).clip(0).sum()),
+            {name: self._feature(name, index, flat, real) for name in self._features},
+            None if self._asked is None else self._asked[index],
+        )
+
+    def _feature(self, name: str, index: Tensor, flat: Tensor, real: Tensor) -> Tensor:
+        """(B, 1, M) of users, or (B, T, M) of events, 0 at padding."""
+        values = self._features[name]
+        if name.startswith("user."):
+            return values[index][:, None]
+        shape = (*flat.shape, values.shape[1])
+        return torch.where(real[..., None], values[flat], 0) if len(values) else values.new_zeros(shape)
 
 
 class TrainingBatches:

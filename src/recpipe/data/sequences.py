@@ -6,7 +6,8 @@ Shape letters: U users, N events, I items.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recpipe.data.atomic import replaced_file
+
+EVENT_COLUMNS = ("timestamps", "ratings")  # of Sequences: what is known of an event besides its item
+PROFILE = "user_"  # before the name of a profile's column in a file
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class Sequences:
     items: np.ndarray  # (N,) int32, 1-based
     timestamps: np.ndarray | None  # (N,) int64 seconds, None where the source has only an order
     offsets: np.ndarray  # (U + 1,) int64
+    ratings: np.ndarray | None = None  # (N,) float32, NaN where there is none
+    profiles: Mapping[str, pa.Array] = field(default_factory=dict)  # columns of the users, each (U,)
+    asked: np.ndarray | None = (
+        None  # (U,) int64 seconds: the moment of the question, where the protocol tells it
+    )
 
     def __len__(self) -> int:
         return len(self.users)
@@ -70,8 +79,21 @@ class Sequences:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         first = self.offsets[rows] + start
         index = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
-        times = None if self.timestamps is None else self.timestamps[index]
-        return Sequences(self.users[rows], self.items[index], times, offsets)
+        return Sequences(
+            self.users[rows],
+            self.items[index],
+            None if self.timestamps is None else self.timestamps[index],
+            offsets,
+            None if self.ratings is None else self.ratings[index],
+            {name: column.take(pa.array(rows)) for name, column in self.profiles.items()},
+            None if self.asked is None else self.asked[rows],
+        )
+
+    def described(self, users: pa.Table) -> Sequences:
+        """The same events with the columns of ``users`` (``user_id`` and more) as profiles, null where unknown."""
+        place = pa.compute.index_in(pa.array(self.users, pa.string()), users["user_id"].combine_chunks())
+        columns = [name for name in users.column_names if name != "user_id"]
+        return replace(self, profiles={name: users[name].combine_chunks().take(place) for name in columns})
 
     def last(self, n: int) -> Sequences:
         """Every user's last ``n`` events."""
@@ -99,25 +121,36 @@ class Sequences:
         return digest.hexdigest()[:12]
 
     def to_table(self, prefix: str = "") -> pa.Table:
-        """One row per user: ``user_id`` and the list columns ``items`` and, if known, ``timestamps``."""
+        """One row per user: ``user_id``, the list columns ``items`` and, if known, ``timestamps`` and ``ratings``,
+        and the profile as ``user_<column>``.
+        """
         columns = {
             "user_id": pa.array(self.users, pa.string()),
             f"{prefix}items": _lists(self.offsets, self.items),
         }
-        if self.timestamps is not None:
-            columns[f"{prefix}timestamps"] = _lists(self.offsets, self.timestamps)
-        return pa.table(columns)
+        for name in EVENT_COLUMNS:
+            if (values := getattr(self, name)) is not None:
+                columns[f"{prefix}{name}"] = _lists(self.offsets, values)
+        profiles = {f"{PROFILE}{name}": column for name, column in self.profiles.items()}
+        return pa.table(columns | profiles)
 
     @classmethod
     def from_table(cls, table: pa.Table, prefix: str = "") -> Sequences:
         """The inverse of ``to_table``."""
         lists = table[f"{prefix}items"].combine_chunks()
-        times = f"{prefix}timestamps"
+        events = {
+            name: table[f"{prefix}{name}"].combine_chunks().flatten().to_numpy()
+            for name in EVENT_COLUMNS
+            if f"{prefix}{name}" in table.column_names
+        }
+        profiles = [name for name in table.column_names if name.startswith(PROFILE) and name != "user_id"]
         return cls(
             _strings(table["user_id"]),
             lists.flatten().to_numpy(),
-            table[times].combine_chunks().flatten().to_numpy() if times in table.column_names else None,
+            events.get("timestamps"),
             np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())]).astype(np.int64),
+            events.get("ratings"),
+            {} if prefix else {name.removeprefix(PROFILE): table[name].combine_chunks() for name in profiles},
         )
 
     def write(self, path: Path) -> None:
@@ -144,7 +177,8 @@ class Fold:
     def write(self, path: Path) -> None:
         """One Parquet file with the history and the target columns side by side."""
         table = self.histories.to_table()
-        for name in (targets := self.targets.to_table("target_")).column_names[1:]:
+        targets = replace(self.targets, profiles={}).to_table("target_")
+        for name in targets.column_names[1:]:
             table = table.append_column(name, targets[name])
         with replaced_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
@@ -165,7 +199,9 @@ def build(path: Path, *, ties: str = "source", seed: int = 0) -> tuple[Sequences
     """
     if ties not in ("source", "shuffle"):
         raise ValueError(f"ties is {ties!r}; allowed: source, shuffle (conf: protocol.ties)")
-    table = pq.read_table(path, columns=["user_id", "item_id", "timestamp", "order"])
+    known = pq.read_schema(path).names
+    wanted = ["user_id", "item_id", "timestamp", "order", *(["rating"] if "rating" in known else [])]
+    table = pq.read_table(path, columns=wanted)
     user_ids, users = _codes(table["user_id"])
     item_ids, items = _codes(table["item_id"])
     times = _timestamps(table["timestamp"])
@@ -177,7 +213,11 @@ def build(path: Path, *, ties: str = "source", seed: int = 0) -> tuple[Sequences
         index = index[np.lexsort((shuffled, times[index], users[index]))]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64)
     ordered = None if times is None else times[index]
-    return Sequences(user_ids, (items[index] + 1).astype(np.int32), ordered, offsets), Vocabulary(item_ids)
+    ratings = table["rating"].cast(pa.float32()).to_numpy()[index] if "rating" in known else None
+    if ratings is not None and np.isnan(ratings).all():
+        ratings = None
+    sequences = Sequences(user_ids, (items[index] + 1).astype(np.int32), ordered, offsets, ratings)
+    return sequences, Vocabulary(item_ids)
 
 
 def _timestamps(column: pa.ChunkedArray) -> np.ndarray | None:

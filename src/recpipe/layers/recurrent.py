@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from recpipe.layers.dropout import Dropout
@@ -48,11 +47,3 @@ def _initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-def embedding(n_items: int, dim: int) -> nn.Embedding:
-    """The catalogue's table (I + 1, D), row 0 padding, small enough that a tied head starts near uniform."""
-    table = nn.Embedding(n_items + 1, dim, padding_idx=0)
-    with torch.no_grad():
-        table.weight[1:].normal_(std=0.02)
-    return table

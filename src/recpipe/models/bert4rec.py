@@ -11,7 +11,7 @@ appended [MASK] pushes none of them out; LayerNorm before each branch (BERT's ow
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
+from recpipe.layers.inputs import ItemInput
+from recpipe.layers.side import Side
 from recpipe.models.recommender import Criterion, Scorer
 
 EPSILON = 1e-12  # of every LayerNorm, as in BERT
@@ -95,10 +97,12 @@ class BERT4Rec(Scorer):
 
     config: Config
 
-    def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
-        super().__init__(config, n_items=n_items, max_length=max_length)
+    takes_side = True
+
+    def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.mask_item = n_items + 1
-        self.items = nn.Embedding(n_items + 2, config.dim, padding_idx=0)
+        self.items = ItemInput(n_items, config.dim, side, extra=1)
         self.positions = nn.Embedding(max_length + 1, config.dim)
         self.types = nn.Embedding(2, config.dim) if config.type_embedding else None
         self.norm = nn.LayerNorm(config.dim, eps=EPSILON)  # after the last block, or BERT's before the first
@@ -107,20 +111,17 @@ class BERT4Rec(Scorer):
         self.transform = nn.Sequential(
             nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim, eps=EPSILON)
         )
-        self.apply(_initialise)
+        for name, module in self.named_children():
+            if name != "items":
+                module.apply(_initialise)
 
-    @property
-    def table(self) -> Tensor:
-        """The tied head (I + 1, D): the item table without [MASK]."""
-        return self.items.weight[: self.mask_item]
-
-    def encode(self, items_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """BERT's hidden states (B, T, D); only the first ``lengths_B`` places of a row are attended to."""
-        place = torch.arange(items_BT.shape[1], device=items_BT.device)
-        keys_BT = place < lengths_B.clamp(min=1)[:, None]  # at least one, else the softmax is 0 / 0
-        x_BTD = self.items(items_BT) + self.positions(place)
+    def encode(self, batch: Batch, table: Tensor) -> Tensor:
+        """BERT's hidden states (B, T, D); only the first ``lengths`` places of a row are attended to."""
+        place, masked = batch.positions, batch.items == self.mask_item
+        keys_BT = place < batch.lengths.clamp(min=1)[:, None]  # at least one, else the softmax is 0 / 0
+        x_BTD = self.items.embed(batch, table, hidden=masked) + self.positions(place)
         if self.types is not None:
-            x_BTD = x_BTD + self.types((items_BT == self.mask_item).long())
+            x_BTD = x_BTD + self.types(masked.long())
         x_BTD = x_BTD * math.sqrt(self.config.dim) if self.config.norm_first else self.norm(x_BTD)
         x_BTD = self.dropout(x_BTD)
         for block in self.blocks:
@@ -129,9 +130,10 @@ class BERT4Rec(Scorer):
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         hidden_BT = self.draw_masks(batch)
-        inputs = batch.items.masked_fill(hidden_BT, self.mask_item)
-        hidden = self.transform(self.encode(inputs, batch.lengths)[hidden_BT])
-        return criterion(hidden, self.table, batch.items[hidden_BT])
+        inputs = replace(batch, items=batch.items.masked_fill(hidden_BT, self.mask_item))
+        table = self.items.table()
+        hidden = self.transform(self.encode(inputs, table)[hidden_BT])
+        return criterion(hidden, self.items.head(table), batch.items[hidden_BT])
 
     def draw_masks(self, batch: Batch) -> Tensor:
         """(B, T) bool, at least one place of every row that has events; drawn from torch's seeded generator."""
@@ -145,11 +147,15 @@ class BERT4Rec(Scorer):
         return torch.where(only_last, last, spread) & real
 
     def score(self, batch: Batch) -> Tensor:
-        rows = torch.arange(len(batch.items), device=batch.items.device)
-        items = F.pad(batch.items, (0, 1))
-        items[rows, batch.lengths] = self.mask_item
-        hidden = self.encode(items, batch.lengths + 1)[rows, batch.lengths]  # (B, D)
-        return self.transform(hidden) @ self.table.T
+        rows, table = torch.arange(len(batch.items), device=batch.items.device), self.items.table()
+        hidden = self.encode(self.asking(batch), table)[rows, batch.lengths]  # (B, D)
+        return self.transform(hidden) @ self.items.head(table).T
+
+    def asking(self, batch: Batch) -> Batch:
+        """``batch`` with [MASK] after every last event."""
+        longer = batch.longer(1)
+        items = longer.items.scatter(1, batch.lengths[:, None], self.mask_item)
+        return replace(longer, items=items, lengths=batch.lengths + 1)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -158,6 +164,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-        elif module.padding_idx is not None:
-            with torch.no_grad():
-                module.weight[module.padding_idx].zero_()

@@ -13,15 +13,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from recpipe.data.batches import Batch
-from recpipe.layers.recurrent import Recurrent, embedding
-from recpipe.models.recommender import Criterion, Scorer
+from recpipe.layers.recurrent import Recurrent
+from recpipe.layers.side import Side
+from recpipe.models.recommender import NextItem
 
 
-class GRU4Rec(Scorer):
+class GRU4Rec(NextItem):
     """Predicts the next item at every position from the events up to it."""
 
     @dataclass(frozen=True)
@@ -35,24 +35,11 @@ class GRU4Rec(Scorer):
 
     config: Config
 
-    def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
-        super().__init__(config, n_items=n_items, max_length=max_length)
-        self.items = embedding(n_items, config.dim)
+    def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.encoder = Recurrent(
             nn.GRU, dim=config.dim, hidden=config.hidden, layers=config.layers, dropout=config.dropout
         )
 
-    def encode(self, items_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D); position t has seen the items up to t."""
-        return self.encoder(self.items(items_BT) * math.sqrt(self.config.dim))
-
-    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
-        inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
-        real = targets > 0
-        return criterion(self.encode(inputs)[real], self.items.weight, targets[real])
-
-    def score(self, batch: Batch) -> Tensor:
-        items_BT = batch.items if batch.items.shape[1] else batch.items.new_zeros(len(batch.items), 1)
-        last = (batch.lengths - 1).clamp(min=0)
-        hidden = self.encode(items_BT)[torch.arange(len(last), device=last.device), last]  # (B, D)
-        return hidden @ self.items.weight.T
+    def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        return self.encoder(x_BTD * math.sqrt(self.config.dim))

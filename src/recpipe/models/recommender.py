@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from recpipe.data.batches import Batch, DeviceSequences, in_buckets
 from recpipe.data.sequences import Sequences
+from recpipe.layers.inputs import ItemInput
+from recpipe.layers.side import Side
 from recpipe.models.ordering import top_k
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -29,7 +31,7 @@ class Recommender(nn.Module):
 
     ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
-    the scores is the model's own probability of the next item.
+    the scores is the model's own probability of the next item. ``takes_side``: it reads side information.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Recommender(nn.Module):
 
     closed_form: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = True
-    inputs: ClassVar[tuple[str, ...]] = ()
+    takes_side: ClassVar[bool] = False
     config: Any
 
-    def __init__(self, config: Any, *, n_items: int, max_length: int) -> None:
+    def __init__(self, config: Any, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__()
-        self.config, self.n_items, self.max_length = config, n_items, max_length
+        self.config, self.n_items, self.max_length, self.side = config, n_items, max_length, side
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         """The training loss of a batch of whole training sequences (at most ``max_length + 1`` events each)."""
@@ -66,6 +68,11 @@ class Recommender(nn.Module):
 
         ``candidates`` (I + 1,) bool restricts the catalogue. Raises ValueError for k < 1 and for NaN scores.
         """
+
+    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
+        """``sequences`` where the model is, with the features that it reads."""
+        features = self.side.encoded(sequences) if self.side is not None else {}
+        return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +114,7 @@ class Scorer(Recommender):
         *whole* history, also beyond ``max_length``. Raises ValueError for NaN scores.
         """
         self.eval()
-        data = DeviceSequences(histories, window=self.max_length, device=self.device)
+        data = self.on_device(histories, window=self.max_length)
         most = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
         for bucket in in_buckets(data.lengths, np.arange(len(data)), tokens):
             for start in range(0, len(bucket), most):
@@ -142,6 +149,48 @@ class Scorer(Recommender):
             best, score = top_k(scores, k)
             items[rows], values[rows] = best.cpu().numpy(), score.cpu().numpy()
         return items, values
+
+
+class NextItem(Scorer):
+    """The half for causal networks: they write ``encode`` and predict the next item at every position.
+
+    ``config.dim`` is D. Items come in through ``self.items``, whose table is the head too.
+    """
+
+    takes_side = True
+
+    def __init__(self, config: Any, *, n_items: int, max_length: int, side: Side | None = None) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length, side=side)
+        self.items = ItemInput(n_items, config.dim, side)
+
+    @abstractmethod
+    def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        """Hidden states (B, T, D) of embedded events; position t has seen the events up to t of its sequence."""
+
+    def output(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """What is multiplied to scores, hidden (N, D) and table (I + 1, D); here both as they are."""
+        return hidden, table
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        inputs, targets = batch.inputs_and_targets()
+        table = self.items.table()
+        real = targets > 0
+        hidden = self.encode(self.items.embed(inputs, table), inputs)[real]
+        return criterion(*self.output(hidden, self.items.head(table)), targets[real])
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states (B, T, D) of events, oldest first."""
+        return self.encode(self.items.embed(batch, self.items.table()), batch)
+
+    def score(self, batch: Batch) -> Tensor:
+        batch = batch if batch.items.shape[1] else batch.longer(1)
+        table = self.items.table()
+        last = (batch.lengths - 1).clamp(min=0)
+        hidden = self.encode(self.items.embed(batch, table), batch)
+        hidden, head = self.output(
+            hidden[torch.arange(len(last), device=last.device), last], self.items.head(table)
+        )
+        return hidden @ head.T
 
 
 def _events(histories: Sequences, rows: np.ndarray) -> tuple[Tensor, Tensor]:

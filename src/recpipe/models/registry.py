@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import recpipe.models
+from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 
 NOT_MODELS = {"recommender", "registry", "ordering"}
-RESERVED = {"type", "train", "datasets"}
+RESERVED = {"type", "train", "side", "datasets"}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A conf block resolved for one data set: which class, its settings, and its overrides of ``train``."""
+    """A conf block resolved for one data set: class, settings, overrides of ``train``, and side information."""
 
     type: str
     config: dict[str, Any]
     train: dict[str, Any]
+    side: dict[str, Any]
 
 
 def types() -> list[str]:
@@ -55,23 +57,33 @@ def model_class(type_: str) -> type[Recommender]:
 
 
 def resolve(block: Mapping[str, Any], dataset: str) -> ModelSpec:
-    """A conf block ``{type, <settings>, train, datasets: {<name>: {<settings>, train}}}`` for one data set."""
+    """A conf block ``{type, <settings>, train, side, datasets: {<name>: {<settings>, train, side}}}`` for one set."""
     own = dict((block.get("datasets") or {}).get(dataset) or {})
     if "type" in own or "datasets" in own:
         raise ValueError(
-            f"datasets.{dataset} of a model may override settings and train, not {sorted(RESERVED & set(own))}"
+            f"datasets.{dataset} of a model may override settings, train and side, not type and datasets"
         )
     settings = {key: value for key, value in {**block, **own}.items() if key not in RESERVED}
-    train = {**(block.get("train") or {}), **(own.get("train") or {})}
-    return ModelSpec(str(block["type"]), settings, train)
+    train, side = ({**(block.get(key) or {}), **(own.get(key) or {})} for key in ("train", "side"))
+    return ModelSpec(str(block["type"]), settings, train, side)
 
 
-def build(type_: str, config: Mapping[str, Any], *, n_items: int, max_length: int) -> Recommender:
+def side_config(spec: ModelSpec, *, where: str) -> SideConfig:
+    """The block ``side``, empty where there is none. Raises ValueError for unknown keys and for a model without use."""
+    config: SideConfig = configured(SideConfig, spec.side, where=f"{where}.side")
+    if not config.empty and not model_class(spec.type).takes_side:
+        raise ValueError(f"{where}: models of type {spec.type} read no side information; drop `side`")
+    return config
+
+
+def build(
+    type_: str, config: Mapping[str, Any], *, n_items: int, max_length: int, side: Side | None = None
+) -> Recommender:
     """An untrained model. Raises ValueError that names unknown settings and the known ones."""
     cls = model_class(type_)
-    return cls(
-        configured(cls.Config, config, where=f"model type {type_}"), n_items=n_items, max_length=max_length
-    )
+    made = configured(cls.Config, config, where=f"model type {type_}")
+    given = {"side": side} if cls.takes_side else {}
+    return cls(made, n_items=n_items, max_length=max_length, **given)
 
 
 def configured(cls: type, values: Mapping[str, Any], *, where: str) -> Any:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
-from recpipe.models.recommender import Criterion, Scorer
+from recpipe.layers.side import Side
+from recpipe.models.recommender import NextItem
 
 
 class Attention(nn.Module):
@@ -85,7 +86,7 @@ class LiGRBlock(nn.Module):
 BLOCKS: dict[str, type[nn.Module]] = {"sasrec": Block, "ligr": LiGRBlock}
 
 
-class SASRec(Scorer):
+class SASRec(NextItem):
     """Predicts the next item at every position from the events up to it."""
 
     @dataclass(frozen=True)
@@ -108,42 +109,25 @@ class SASRec(Scorer):
 
     config: Config
 
-    def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
-        super().__init__(config, n_items=n_items, max_length=max_length)
-        self.items = nn.Embedding(n_items + 1, config.dim, padding_idx=0)
+    def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.positions = nn.Embedding(max_length, config.dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(BLOCKS[config.block](config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
-        self.apply(_initialise)
+        for module in (self.positions, *self.blocks):
+            module.apply(_initialise)
 
-    def encode(self, items_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D); position t has seen the items up to t."""
-        x_BTD = self.items(items_BT) * math.sqrt(self.config.dim)
-        x_BTD = self.dropout(x_BTD + self.positions.weight[: items_BT.shape[1]])
+    def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        x_BTD = x_BTD * math.sqrt(self.config.dim)
+        x_BTD = self.dropout(x_BTD + self.positions.weight[: x_BTD.shape[1]])
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return self.norm(x_BTD)
-
-    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
-        inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
-        real = targets > 0
-        return criterion(self.encode(inputs)[real], self.items.weight, targets[real])
-
-    def score(self, batch: Batch) -> Tensor:
-        if batch.items.shape[1] == 0:
-            batch = Batch(batch.items.new_zeros(len(batch.items), 1), batch.lengths, None)
-        last = (batch.lengths - 1).clamp(min=0)
-        hidden = self.encode(batch.items)[torch.arange(len(last), device=last.device), last]  # (B, D)
-        return hidden @ self.items.weight.T
 
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif module.padding_idx is not None:
-            with torch.no_grad():
-                module.weight[module.padding_idx].zero_()
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

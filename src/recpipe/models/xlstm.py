@@ -25,7 +25,8 @@ from xlstm.xlstm_large.model import mLSTMBlock, xLSTMLargeConfig
 
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
-from recpipe.models.recommender import Criterion, Scorer
+from recpipe.layers.side import Side
+from recpipe.models.recommender import NextItem
 
 TRITON, NATIVE = "chunkwise--triton_xl_chunk", "chunkwise--native_autograd"
 TRITON_CHUNK, NATIVE_CHUNK = (
@@ -128,7 +129,7 @@ class ScalarBlock(sLSTMBlock):
         return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
 
 
-class xLSTM(Scorer):
+class xLSTM(NextItem):
     """Predicts the next item at every position from the events up to it."""
 
     @dataclass(frozen=True)
@@ -160,11 +161,8 @@ class xLSTM(Scorer):
 
     config: Config
 
-    def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
-        super().__init__(config, n_items=n_items, max_length=max_length)
-        self.items = nn.Embedding(n_items + 1, config.dim, padding_idx=0)
-        with torch.no_grad():
-            self.items.weight[1:].normal_(std=0.02)
+    def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ScalarBlock(config, place) if place in config.slstm_at else MatrixBlock(config)
@@ -172,20 +170,8 @@ class xLSTM(Scorer):
         )
         self.norm = RMSNorm(config.dim)
 
-    def encode(self, items_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D); position t has seen the items up to t."""
-        x_BTD = self.dropout(self.items(items_BT) * math.sqrt(self.config.dim))
+    def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        x_BTD = self.dropout(x_BTD * math.sqrt(self.config.dim))
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return self.norm(x_BTD)
-
-    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
-        inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
-        real = targets > 0
-        return criterion(self.encode(inputs)[real], self.items.weight, targets[real])
-
-    def score(self, batch: Batch) -> Tensor:
-        items_BT = batch.items if batch.items.shape[1] else batch.items.new_zeros(len(batch.items), 1)
-        last = (batch.lengths - 1).clamp(min=0)
-        hidden = self.encode(items_BT)[torch.arange(len(last), device=last.device), last]  # (B, D)
-        return hidden @ self.items.weight.T

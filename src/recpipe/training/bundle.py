@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
+from recpipe.layers.side import Side
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
 
@@ -53,6 +54,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "type": bundle.type,
         "config": dataclasses.asdict(bundle.model.config),
         "max_length": bundle.model.max_length,
+        **({} if bundle.model.side is None else {"side": bundle.model.side.to_dict()}),
         "protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()},
         "training": bundle.training,
     }
@@ -70,7 +72,11 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
     items = pq.read_table(folder / ITEMS)
     vocabulary = Vocabulary(items["item_id"].to_numpy(zero_copy_only=False))
     model = build(
-        described["type"], described["config"], n_items=len(vocabulary), max_length=described["max_length"]
+        described["type"],
+        described["config"],
+        n_items=len(vocabulary),
+        max_length=described["max_length"],
+        side=Side.from_dict(described["side"]) if "side" in described else None,
     )
     try:
         model.load_tensors(load_file(folder / WEIGHTS))

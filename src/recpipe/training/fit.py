@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 
-from recpipe.data.batches import DeviceSequences, TrainingBatches
+from recpipe.data.batches import TrainingBatches
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
 from recpipe.training.allocator import keep_freed_memory
@@ -122,7 +122,7 @@ def _module(
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> TrainingModule:
     data = data.windows(model.max_length) if settings.windows == "all" else data
-    held = DeviceSequences(data, window=model.max_length + 1, device=model.device)
+    held = model.on_device(data, window=model.max_length + 1)
     return TrainingModule(
         model,
         make_loss(settings.loss, _target_counts(data, model)).to(model.device),

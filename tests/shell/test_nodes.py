@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import polars as pl
@@ -134,6 +134,25 @@ def test_the_split_gives_each_part_to_the_entry_of_its_name(tmp_path) -> None:
     assert len(found["train_set"].items) == 10
     assert (len(found["valid_set"]), len(found["test_set"])) == (5, 5)
     assert found["split_sizes"]["train_events"] == 10
+
+
+def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(tmp_path) -> None:
+    data, ids = random_sequences(8, 7, seed=0), np.array([f"i{n}" for n in range(7)], dtype=object)
+    items = pl.DataFrame({"item_id": ids.tolist(), "title": ["x"] * 7})
+    fold = Fold(data, sequences([[1 + n % 7] for n in range(8)]))
+    block = {"type": "hstu", "dim": 8, "layers": 1, "time_mode": "query"}
+    train = {"device": "cpu", "batch_tokens": 640, "max_epochs": 1, "loggers": []}
+
+    def trained(time: str):
+        protocol = described(replace(SPLIT, time=time))
+        return train_model(
+            "m", data, fold, Vocabulary(ids), items, protocol, block, train, "shop", 1, tmp_path
+        )
+
+    with pytest.raises(ValueError, match=r"m uses time as query .* --params protocol.time=query"):
+        trained("last_item")
+    assert not list(tmp_path.iterdir())
+    assert trained("query")[0].protocol.time == "query"
 
 
 @pytest.mark.parametrize("kind", ["popular", "sasrec"])

@@ -75,6 +75,11 @@ class Recommender(nn.Module):
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
     @property
+    def requires_time(self) -> str:
+        """What it needs ``Protocol.time`` to allow: none, last_item or query."""
+        return "none"
+
+    @property
     def device(self) -> torch.device:
         """Where the model's tensors are."""
         for tensor in (*self.parameters(), *self.buffers()):

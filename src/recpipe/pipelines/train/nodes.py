@@ -65,8 +65,14 @@ def train_model(
 
     spec, judged = resolve(model, dataset), Protocol.from_dict(protocol)
     settings = configured(fit.TrainSettings, {**train, **spec.train}, where=f"train settings of {name}")
+
+    def untrained() -> Any:
+        made = build(spec.type, spec.config, n_items=len(vocabulary), max_length=judged.history)
+        judged.check_time(made.requires_time, model=name)
+        return made
+
     trained = fit.train(
-        lambda: build(spec.type, spec.config, n_items=len(vocabulary), max_length=judged.history),
+        untrained,
         train_set,
         validator(valid_set, judged, settings.metric),
         settings,

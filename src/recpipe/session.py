@@ -55,6 +55,8 @@ class RecpipeSession(KedroSession):
         dataset = conf["datasets"][asked.get("dataset", conf["dataset"])]
         baselines = dataset.get("baselines", conf["baselines"])
         described = content_tags(asked, conf, options)
+        if model == ALL:
+            model = "+".join(within_protocol(asked, conf))
         options["tags"] = tags(model, conf["models"], baselines, options, described)
         self._store["runtime_params"] = winning(asked, conf)  # `store` is a copy
         zoo.declare(conf["models"])
@@ -155,6 +157,32 @@ def tags(
     words = [str(word) for name in RANGES for word in options.get(name) or ()]
     wanted += [name for name in known if any(word.startswith(f"{name}.") for word in words)]
     return [zoo.SHARED, *dict.fromkeys([*wanted, *described])]
+
+
+def within_protocol(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[str]:
+    """What `all` means: every model but those that use more of time than the protocol allows, which are logged."""
+    from recpipe.data.protocol import TIMES
+
+    dataset = asked.get("dataset", conf["dataset"])
+    time = _first(
+        "time", _at(asked, ["protocol"]), _at(conf, ["datasets", dataset, "protocol"]), conf["protocol"]
+    )
+    if time not in TIMES:  # refused by name when the protocol is checked
+        return list(conf["models"])
+    kept: list[str] = []
+    left: list[str] = []
+    for name, block in conf["models"].items():
+        own = _at(block, ["datasets", dataset])
+        used = _first("time_mode", _at(asked, ["models", name]), own, block)
+        (left if used in TIMES[TIMES.index(time) + 1 :] else kept).append(name)
+    if left:
+        log.warning("left out, as protocol.time is %s: %s", time, ", ".join(left))
+    return kept
+
+
+def _first(key: str, *blocks: Mapping[str, Any]) -> Any:
+    """`key` of the first of `blocks` that has it."""
+    return next((block[key] for block in blocks if key in block), None)
 
 
 def chosen_models(asked: str, known: list[str]) -> list[str]:

@@ -76,10 +76,6 @@ class HSTU(NextItem):
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config, max_length) for _ in range(config.layers))
 
-    @property
-    def requires_time(self) -> str:
-        return self.config.time_mode
-
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         x_BTD = x_BTD * math.sqrt(self.config.dim)
         if self.positions is not None:

@@ -31,7 +31,8 @@ class Recommender(nn.Module):
 
     ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
-    the scores is the model's own probability of the next item. ``takes_side``: it reads side information.
+    the scores is the model's own probability of the next item. ``takes_side``: it reads side information. A model
+    that weighs the past by time has the setting ``time_mode``, in the words of ``Protocol.time``.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Recommender(nn.Module):
     @property
     def requires_time(self) -> str:
         """What it needs ``Protocol.time`` to allow: none, last_item or query."""
-        return "none"
+        return getattr(self.config, "time_mode", "none")
 
     @property
     def device(self) -> torch.device:

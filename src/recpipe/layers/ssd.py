@@ -1,184 +1,245 @@
-"""Mamba-2: Dao & Gu, Transformers are SSMs, ICML 2024: the selective state space of section 6 and the block of 7.
+"""Mamba-2 in plain torch: Dao & Gu, Transformers are SSMs, ICML 2024 (state-space duality, SSD).
 
-B batch, T time, D width, E inner width, H heads, P width of a head, N size of the state, K chunks, C events in a chunk.
+B batch, T time, D width, H heads, P width of a head, N state, K chunks, C events in a chunk (S where it is the source).
 
-The recurrence S_t = exp(Δ_t A) S_(t-1) + Δ_t B_t x_t', y_t = C_t S_t + D x_t is linear in S, so that it can be done as
-matrix products inside chunks and one short recurrence between them (their listing 1). It is right-to-left blind, so
-that padding on the right reaches nothing. Sequences packed into one row keep apart by ``segments``: no decay, state or
-convolution crosses from one to the next.
+The recurrence of a head, with its input x (P), its state S (P, N), and B, C (N) that all heads share:
+``S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T``, ``y_t = S_t C_t + D x_t``. In a chunk it is a masked product as of
+attention; between chunks only states travel. So it takes four matrix products and a loop over chunks, no kernel.
+
+One group of B and C. Weights have the names and shapes of ``mamba_ssm`` and ``transformers``.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import math
-from collections.abc import Callable
-from functools import lru_cache
-from importlib.util import find_spec
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHUNK = 64  # events; on a CPU 32 to 100 are within 10 %
+log = logging.getLogger(__name__)
+
 KERNELS = ("auto", "torch", "mamba_ssm")
+CHUNK_CPU, CHUNK_ELSEWHERE = 40, 64  # events: the fastest on CPU (docs/decisions/0014), and a size of GPU tiles
+DT_LEAST, DT_MOST, A_MOST = 1e-3, 0.1, 16.0  # initial ranges of the paper's code
 
 
 class Mamba2(nn.Module):
-    """The block: projection, causal depthwise convolution, state space, gated RMSNorm, projection. One group of B, C.
+    """The mixer (B, T, D) -> (B, T, D), causal: padding on the right reaches nothing before it.
 
-    Widths: E = ``expand`` D, P = ``head_dim``, N = ``state``; ``conv``: events that the convolution sees. ``kernel``:
-    mamba_ssm's on CUDA where it is installed (``auto``), or one of the two. Weights are laid out as mamba-ssm's.
+    ``chunk`` events are mixed at once, 0 chooses by device. ``kernel``: torch, mamba_ssm (CUDA only), or auto, which
+    is mamba_ssm where it can run. Raises ValueError for a kernel that cannot run.
     """
 
     def __init__(
-        self, dim: int, *, state: int, head_dim: int, expand: int, conv: int, kernel: str = "auto"
+        self,
+        dim: int,
+        *,
+        state: int = 64,
+        conv: int = 4,
+        expand: int = 2,
+        head_dim: int = 64,
+        chunk: int = 0,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel is {kernel!r}; allowed: {', '.join(KERNELS)}")
-        if kernel == "mamba_ssm" and find_spec("mamba_ssm") is None:
-            raise ValueError(
-                "kernel is mamba_ssm and it is not installed: pip install 'recpipe[cuda]', or kernel: auto"
-            )
         inner = expand * dim
-        if inner % head_dim:
-            raise ValueError(f"expand x dim = {inner} is not a multiple of head_dim {head_dim}")
-        self.kernel, self.heads = kernel, inner // head_dim
-        self.widths = [inner, inner + 2 * state, self.heads]  # z; x, B and C; Δ
-        self.inner, self.state = inner, state
-        self.in_proj = nn.Linear(dim, sum(self.widths), bias=False)
-        self.conv1d = nn.Conv1d(self.widths[1], self.widths[1], conv, groups=self.widths[1])
-        step = torch.exp(torch.empty(self.heads).uniform_(math.log(1e-3), math.log(1e-1)))
-        self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
-        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
+        if head_dim < 1 or inner % head_dim:
+            raise ValueError(f"head_dim is {head_dim}; expand {expand} * dim {dim} is not a multiple of it")
+        for name, value in (("state", state), ("conv", conv)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it needs at least 1")
+        if chunk < 0:
+            raise ValueError(f"chunk is {chunk}; give a number of events, or 0 to choose by device")
+        _check(kernel)
+        self.inner, self.state, self.head_dim, self.heads = inner, state, head_dim, inner // head_dim
+        self.chunk, self.kernel = chunk, kernel
+        mixed = inner + 2 * state
+        self.in_proj = nn.Linear(dim, inner + mixed + self.heads, bias=False)  # to z, x, B, C, dt
+        self.conv1d = nn.Conv1d(mixed, mixed, conv, groups=mixed)
+        dt = torch.empty(self.heads).uniform_(math.log(DT_LEAST), math.log(DT_MOST)).exp()
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1.0, A_MOST).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(inner, eps=1e-5)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, segments: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``segments`` (B, T) where sequences are packed."""
-        z, mixed, dt = self.in_proj(x_BTD).split(self.widths, -1)
-        mixed = F.silu(causal_conv(mixed, self.conv1d.weight[:, 0], self.conv1d.bias, segments))
-        x, b, c = mixed.split([self.inner, self.state, self.state], -1)
-        x_BTHP = x.unflatten(-1, (self.heads, -1))
-        dt = F.softplus(dt.float() + self.dt_bias)
-        scan = fused_scan if self._fused(x_BTD.device) else chunked_scan
-        y = scan(x_BTHP, dt, -self.A_log.exp(), b, c, segments=segments)
-        y = (y + self.D[:, None] * x_BTHP).flatten(-2)
-        return self.out_proj(self.norm(y.to(z.dtype) * F.silu(z)))
-
-    def _fused(self, device: torch.device) -> bool:
-        if self.kernel == "mamba_ssm" and device.type != "cuda":
-            raise ValueError("kernel is mamba_ssm, which needs CUDA; set kernel: auto")
-        return device.type == "cuda" and self.kernel != "torch" and find_spec("mamba_ssm") is not None
-
-
-def causal_conv(x_BTE: Tensor, weight: Tensor, bias: Tensor | None, segments: Tensor | None = None) -> Tensor:
-    """Depthwise: at every event the weighted sum of it and the ones before, ``weight`` (E, W), newest last.
-
-    As W shifted products: on a CPU faster than a convolution, and packed sequences keep apart by a mask.
-    """
-    T, W = x_BTE.shape[1], weight.shape[1]
-    total = x_BTE * weight[:, -1]
-    for back in range(1, min(W, T)):
-        earlier = F.pad(x_BTE[:, :-back], (0, 0, back, 0))
-        if segments is not None:
-            same = segments[:, back:] == segments[:, :-back]
-            earlier = earlier * F.pad(same, (back, 0))[..., None]
-        total = total + earlier * weight[:, -1 - back]
-    return total if bias is None else total + bias
+    def forward(self, x_BTD: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """``segments_BT``: the sequence of every event where a row holds several, and nothing crosses."""
+        z, mixed, dt = self.in_proj(x_BTD).split([self.inner, self.inner + 2 * self.state, self.heads], -1)
+        mixed = F.silu(causal_conv(mixed, self.conv1d.weight, self.conv1d.bias, segments_BT))
+        x, B_BTN, C_BTN = mixed.split([self.inner, self.state, self.state], -1)
+        x_BTHP = x.unflatten(-1, (self.heads, self.head_dim))
+        scan = _on_mamba_ssm if chosen_kernel(self.kernel, x_BTD.device) == "mamba_ssm" else ssd
+        with torch.autocast(x_BTD.device.type, enabled=False):  # decays multiply up: float32 at least
+            wide = torch.promote_types(dt.dtype, torch.float32)
+            dt_BTH = F.softplus(dt.to(wide) + self.dt_bias)
+            y = scan(
+                x_BTHP, dt_BTH, -self.A_log.exp(), B_BTN, C_BTN, self.D, self.chunk, segments_BT
+            ).flatten(2)
+            y = self.norm(y * F.silu(z.to(y.dtype)))
+        return self.out_proj(y.to(x_BTD.dtype))
 
 
-def chunked_scan(
+def ssd(
     x_BTHP: Tensor,
     dt_BTH: Tensor,
-    a_H: Tensor,
-    b_BTN: Tensor,
-    c_BTN: Tensor,
-    *,
-    segments: Tensor | None = None,
-    chunk: int = CHUNK,
+    A_H: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    D_H: Tensor,
+    chunk: int = 0,
+    segments_BT: Tensor | None = None,
 ) -> Tensor:
-    """y (B, T, H, P) of the recurrence without D x, in float32 or better, in chunks of at most ``chunk`` events."""
-    T = x_BTHP.shape[1]
-    kind = torch.promote_types(x_BTHP.dtype, torch.float32)
-    with torch.autocast(x_BTHP.device.type, enabled=False):  # decays multiply along the sequence
-        K = -(-T // chunk)
-        C = -(-T // K)
-        cut = lambda v: F.pad(v.to(kind), (0, 0) * (v.ndim - 2) + (0, K * C - T)).unflatten(1, (K, C))  # noqa: E731
-        dt, b, c = cut(dt_BTH), cut(b_BTN), cut(c_BTN)
-        x_BKHCP = (cut(x_BTHP) * dt[..., None]).transpose(2, 3)
-        logs_BKHC = (dt * a_H).transpose(2, 3).cumsum(-1)  # of the decay from the chunk's start
-        seen = torch.ones(C, C, dtype=torch.bool, device=x_BTHP.device).tril()
-        kept = None
-        if segments is not None:
-            kept = F.pad(segments, (0, K * C - T)).unflatten(1, (K, C))[:, :, None]  # (B, K, 1, C)
-            seen = seen & (kept[..., :, None] == kept[..., None, :])
-        lag = (logs_BKHC[..., :, None] - logs_BKHC[..., None, :]).masked_fill(~seen, -torch.inf)
-        inside = (c @ b.transpose(-1, -2))[:, :, None] * lag.exp()
-        y = inside @ x_BKHCP
-        if K > 1:
-            y = y + _between(x_BKHCP, logs_BKHC, b, c, kept)
-    return y.transpose(2, 3).flatten(1, 2)[:, :T]
+    """y (B, T, H, P) by chunks of at most ``chunk`` events, in the type of ``dt_BTH``; A_H < 0, dt_BTH > 0."""
+    T, kind = x_BTHP.shape[1], dt_BTH.dtype
+    C, length = equal_chunks(T, chunk or (CHUNK_CPU if x_BTHP.device.type == "cpu" else CHUNK_ELSEWHERE))
+    x_BTHP, B_BTN, C_BTN = x_BTHP.to(kind), B_BTN.to(kind), C_BTN.to(kind)
+    x_BKCHP, dt_BKCH, B_BKCN, C_BKCN = (_chunked(v, length, C) for v in (x_BTHP, dt_BTH, B_BTN, C_BTN))
+    marks_BKC = None if segments_BT is None else _chunked(segments_BT, length, C)
+    X_BKCHP = x_BKCHP * dt_BKCH[..., None]
+    decay_BKCH = (dt_BKCH * A_H).cumsum(2)  # the logarithm of what is left of the state before the chunk
+
+    rows = decay_BKCH.transpose(2, 3)  # (B, K, H, C)
+    L_BKHCS = (rows[..., None] - rows[..., None, :]).add_(_seen(C, rows, marks_BKC)).exp_()
+    y = (((C_BKCN @ B_BKCN.mT)[:, :, None] * L_BKHCS) @ X_BKCHP.transpose(2, 3)).transpose(2, 3)
+    if X_BKCHP.shape[1] > 1:
+        y = y + _from_before(X_BKCHP, decay_BKCH, B_BKCN, C_BKCN, marks_BKC)
+    return torch.addcmul(y, x_BKCHP, D_H[:, None]).flatten(1, 2)[:, :T]
 
 
-def _between(x: Tensor, logs: Tensor, b: Tensor, c: Tensor, kept: Tensor | None) -> Tensor:
-    """What chunks add to later ones (B, K, H, C, P): the state at each end, carried on and read."""
-    to_end, from_start, whole = (logs[..., -1:] - logs).exp(), logs.exp(), logs[..., -1].exp()
-    if kept is not None:
-        before = F.pad(kept[:, :-1, :, -1:], (0, 0, 0, 0, 1, 0), value=-1)  # the segment that the state is of
-        to_end = to_end * (kept == kept[..., -1:])
-        from_start = from_start * (kept == before)
-        whole = whole * (kept[..., -1:] == before)[..., 0]
-    ends = (b[:, :, None] * to_end[..., None]).transpose(-1, -2) @ x  # (B, K, H, N, P)
-    state, states = torch.zeros_like(ends[:, 0]), []
-    for k in range(ends.shape[1]):
+def _from_before(X: Tensor, decay: Tensor, B: Tensor, C: Tensor, marks: Tensor | None) -> Tensor:
+    """What the chunks before add to every event (B, K, C, H, P): their states, decayed on the way."""
+    whole = decay[:, :, -1:]
+    kept, read, passed = (whole - decay).exp(), decay.exp(), whole[:, :, 0].exp()  # (B, K, C, H) twice, (B, K, H)
+    if marks is not None:
+        last = marks[:, :, -1:]
+        before = F.pad(last[:, :-1], (0, 0, 1, 0), value=-1)  # the segment that the carried state is of
+        kept = kept * (marks == last)[..., None]
+        read = read * (marks == before)[..., None]
+        passed = passed * (last == before)
+    left = (X * kept[..., None]).flatten(3).mT @ B  # (B, K, H P, N): the state that a chunk leaves by itself
+    left = left.unflatten(2, X.shape[3:])
+    state, states = torch.zeros_like(left[:, 0]), []
+    for k in range(X.shape[1]):
         states.append(state)
-        state = state * whole[:, k, :, None, None] + ends[:, k]
-    return (c[:, :, None] * from_start[..., None]) @ torch.stack(states, 1)
+        state = state * passed[:, k, :, None, None] + left[:, k]
+    given = C @ torch.stack(states, 1).flatten(2, 3).mT  # (B, K, C, H P)
+    return given.unflatten(3, X.shape[3:]) * read[..., None]
 
 
-def recurrent_scan(
+def recurrence(
     x_BTHP: Tensor,
     dt_BTH: Tensor,
-    a_H: Tensor,
-    b_BTN: Tensor,
-    c_BTN: Tensor,
-    *,
-    segments: Tensor | None = None,
+    A_H: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    D_H: Tensor,
+    segments_BT: Tensor | None = None,
 ) -> Tensor:
-    """The same event by event, as the paper's equation 1 has it: slow, what the others are held against."""
-    B, T, H, P = x_BTHP.shape
-    state, ys = x_BTHP.new_zeros(B, H, b_BTN.shape[-1], P), []
-    for t in range(T):
-        decay = torch.exp(dt_BTH[:, t] * a_H)
-        if segments is not None and t:
-            decay = decay * (segments[:, t] == segments[:, t - 1])[:, None]
-        update = b_BTN[:, t, None, :, None] * (dt_BTH[:, t, :, None] * x_BTHP[:, t])[:, :, None]
-        state = state * decay[..., None, None] + update
-        ys.append((c_BTN[:, t, None, None] @ state)[:, :, 0])
-    return torch.stack(ys, 1)
+    """The same step by step, as the module's docstring has it: slow, and what ``ssd`` is tested against."""
+    state, outputs = x_BTHP.new_zeros(*x_BTHP.shape[:1], *x_BTHP.shape[2:], B_BTN.shape[-1]), []
+    for t in range(x_BTHP.shape[1]):
+        left = (dt_BTH[:, t] * A_H).exp()
+        if segments_BT is not None and t:
+            left = left * (segments_BT[:, t] == segments_BT[:, t - 1])[:, None]
+        x_BHP = x_BTHP[:, t]
+        taken = (dt_BTH[:, t, :, None] * x_BHP)[..., None] * B_BTN[:, t, None, None]
+        state = state * left[..., None, None] + taken
+        outputs.append((state * C_BTN[:, t, None, None]).sum(-1) + D_H[:, None] * x_BHP)
+    return torch.stack(outputs, 1)
 
 
-def fused_scan(
+def causal_conv(x_BTD: Tensor, weight: Tensor, bias: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+    """Depthwise convolution over an event and the ones before, ``weight`` (D, 1, width) as of ``nn.Conv1d``."""
+    width = weight.shape[-1]
+    if segments_BT is not None:
+        y = torch.addcmul(bias, x_BTD, weight[:, 0, -1])
+        for back in range(1, min(width, x_BTD.shape[1])):
+            own = segments_BT[:, back:] == segments_BT[:, :-back]
+            seen = F.pad(x_BTD[:, :-back] * own[..., None], (0, 0, back, 0))
+            y = torch.addcmul(y, seen, weight[:, 0, -1 - back])
+        return y
+    x = F.pad(x_BTD, (0, 0, width - 1, 0)).transpose(1, 2)[:, :, None]  # an image of one row, channels last:
+    return F.conv2d(x, weight[:, :, None], bias, groups=len(weight))[:, :, 0].transpose(1, 2)  # fast on a CPU
+
+
+def equal_chunks(length: int, chunk: int) -> tuple[int, int]:
+    """Chunk and padded length: chunks as equal as can be, none above ``chunk``, so that little is added."""
+    count = max(-(-length // chunk), 1)
+    size = -(-length // count)
+    return size, size * count
+
+
+def _chunked(values: Tensor, length: int, chunk: int) -> Tensor:
+    """(B, T, ...) -> (B, K, C, ...), with zeros at the end: dt = 0 neither decays nor takes."""
+    short = length - values.shape[1]
+    if short:
+        values = F.pad(values, (0, 0) * (values.dim() - 2) + (0, short))
+    return values.unflatten(1, (-1, chunk))
+
+
+def _seen(chunk: int, like: Tensor, marks_BKC: Tensor | None) -> Tensor:
+    """0 where event C may see S, else -inf: (C, S), or (B, K, 1, C, S) with segments."""
+    seen = torch.ones(chunk, chunk, dtype=torch.bool, device=like.device).tril()
+    if marks_BKC is not None:
+        seen = (seen & (marks_BKC[..., None] == marks_BKC[..., None, :]))[:, :, None]
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
+
+
+def chosen_kernel(kernel: str, device: torch.device) -> str:
+    """torch or mamba_ssm; raises ValueError where ``mamba_ssm`` is asked for and cannot run."""
+    _check(kernel)
+    if kernel == "auto":
+        kernel = "mamba_ssm" if device.type == "cuda" and _installed() else "torch"
+        _tell(kernel, device.type)
+    elif kernel == "mamba_ssm" and device.type != "cuda":
+        raise ValueError(f"kernel mamba_ssm runs on CUDA, the model is on {device.type}; set kernel: torch or auto")
+    return kernel
+
+
+def _check(kernel: str) -> None:
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}; allowed: {', '.join(KERNELS)}")
+    if kernel == "mamba_ssm" and not _installed():
+        raise ValueError("kernel is 'mamba_ssm', which is not installed; pip install 'recpipe[cuda]', or torch, auto")
+
+
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("mamba_ssm") is not None
+
+
+@cache
+def _tell(kernel: str, device: str) -> None:
+    log.info("Mamba-2 runs with the kernel %s on %s", kernel, device)
+
+
+def _on_mamba_ssm(
     x_BTHP: Tensor,
     dt_BTH: Tensor,
-    a_H: Tensor,
-    b_BTN: Tensor,
-    c_BTN: Tensor,
-    *,
-    segments: Tensor | None = None,
+    A_H: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    D_H: Tensor,
+    chunk: int = 0,
+    segments_BT: Tensor | None = None,
 ) -> Tensor:
-    """mamba_ssm's Triton kernel."""
-    numbers = None if segments is None else segments.to(torch.int32)
-    scanned: Tensor = _kernel()(
-        x_BTHP, dt_BTH, a_H, b_BTN[:, :, None], c_BTN[:, :, None], chunk_size=CHUNK, seq_idx=numbers
-    )
-    return scanned
-
-
-@lru_cache(maxsize=1)
-def _kernel() -> Callable[..., Tensor]:
+    """As ``ssd`` by the Triton kernels, which pad by themselves and take chunks that are powers of two."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
-    return mamba_chunk_scan_combined
+    wanted = min(chunk or CHUNK_ELSEWHERE, max(x_BTHP.shape[1], 16), 256)
+    y = mamba_chunk_scan_combined(
+        x_BTHP.contiguous(),
+        dt_BTH,
+        A_H.float(),
+        B_BTN[:, :, None].contiguous(),  # one group
+        C_BTN[:, :, None].contiguous(),
+        chunk_size=max(16, 1 << (wanted - 1).bit_length()),
+        D=D_H,
+        seq_idx=None if segments_BT is None else segments_BT.to(torch.int32).contiguous(),
+    )
+    return y.to(dt_BTH.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
-from recpipe.layers.side import Side, names
+from recpipe.layers.side import Side, names, standardised
 
 STD = 0.02  # of embeddings at the start: small enough that a tied head begins near uniform
 HOUR, DAY = 3600, 86_400
@@ -41,7 +41,7 @@ class ItemInput(nn.Module):
         self.vectors = nn.ModuleDict(
             {
                 _key(name): GivenVectors(
-                    self._given(name, width + 1, np.float32), dim, trained=config.train_vectors
+                    self._given(f"vectors.{name}", width + 1, np.float32), dim, trained=config.train_vectors
                 )
                 for name, width in self.side.widths.items()
             }
@@ -49,7 +49,7 @@ class ItemInput(nn.Module):
         self.columns = nn.ModuleDict()
         for column in self.side.items:
             shape, kind = (column.per_row, np.int32) if column.categorical else (2, np.float32)
-            given = self._given(column.name, shape, kind)
+            given = self._given(f"items.{column.name}", shape, kind)
             made = Categories(len(column.values), dim, given) if column.categorical else Numbers(dim, given)
             self.columns[_key(column.name)] = made
         self.users, self.events = nn.ModuleDict(), nn.ModuleDict()
@@ -69,9 +69,9 @@ class ItemInput(nn.Module):
     def _given(self, name: str, width: int, kind: type) -> Tensor:
         """The catalogue's values, or room for them where a bundle is being loaded."""
         values = self.side.values.get(name)
-        return torch.from_numpy(
-            np.zeros((self.n_items + 1, width), kind) if values is None else values.copy()
-        )
+        if values is None:
+            return torch.from_numpy(np.zeros((self.n_items + 1, width), kind))
+        return torch.from_numpy(standardised(values) if name.startswith("vectors.") else values.copy())
 
     def table(self) -> Tensor:
         """All that is known of items (I + 1 + extra, D); row 0 is padding."""
@@ -125,7 +125,7 @@ def moment(name: str, batch: Batch) -> Tensor:
     """
     times = batch.timestamps
     if times is None:
-        raise ValueError(f"side.events has {name} and these histories have no timestamps")
+        return torch.zeros_like(batch.items)
     if name == "hour":
         code = times % DAY // HOUR + 1
     elif name == "weekday":

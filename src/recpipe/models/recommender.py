@@ -31,7 +31,8 @@ class Recommender(nn.Module):
 
     ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
-    the scores is the model's own probability of the next item. ``takes_side``: it reads side information.
+    the scores is the model's own probability of the next item. ``takes_side``: it reads side information, and cannot do
+    without what ``needs`` names of the block ``side``.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Recommender(nn.Module):
     closed_form: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = True
     takes_side: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     config: Any
 
     def __init__(self, config: Any, *, n_items: int, max_length: int, side: Side | None = None) -> None:

@@ -29,6 +29,10 @@ def batch_of(users: int, *, seed: int = 0) -> Batch:
     return DeviceSequences(data, window=LONGEST, device="cpu").batch(np.arange(users))
 
 
+def encoded(model, items: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return model.encode(Batch(items, lengths, None), model.items.table())
+
+
 def bert_with_weights_of(model, *, types: bool):
     """transformers' BertForMaskedLM, random, and ours filled with its weights."""
     transformers = pytest.importorskip("transformers", reason="the peer is transformers' BERT")
@@ -91,10 +95,10 @@ def test_after_bert_the_blocks_and_the_head_are_transformers(types):
     kinds = (items == model.mask_item).long()
     with torch.no_grad():
         theirs = peer.bert(items, batch.mask.long(), kinds).last_hidden_state
-        ours = model.encode(items, batch.lengths)
+        ours = encoded(model, items, batch.lengths)
         torch.testing.assert_close(ours[batch.mask], theirs[batch.mask], rtol=1e-5, atol=1e-5)
         logits = peer(items, batch.mask.long(), kinds).logits[batch.mask][:, : ITEMS + 1]
-        mine = (model.transform(ours) @ model.table.T)[batch.mask]
+        mine = (model.transform(ours) @ model.items.head(model.items.table()).T)[batch.mask]
         torch.testing.assert_close(mine, logits, rtol=1e-5, atol=1e-4)
 
 
@@ -104,7 +108,7 @@ def test_the_next_item_is_a_mask_after_the_last_event():
     for row, length in enumerate(batch.lengths.tolist()):
         alone = torch.cat([batch.items[row, :length], torch.tensor([model.mask_item])])[None]
         with torch.no_grad():
-            hidden = model.encode(alone, torch.tensor([length + 1]))[0, length]
+            hidden = encoded(model, alone, torch.tensor([length + 1]))[0, length]
             wanted = model.transform(hidden) @ model.items.weight[: ITEMS + 1].T
             torch.testing.assert_close(model.score(batch)[row], wanted, rtol=1e-5, atol=1e-5)
 
@@ -128,8 +132,8 @@ def test_both_sides_reach_a_masked_place():
         changed = items.clone()
         changed[0, place] = changed[0, place] % ITEMS + 1
         with torch.no_grad():
-            moved = model.encode(items, torch.tensor([9])) - model.encode(changed, torch.tensor([9]))
-        assert moved[0, 4].abs().max() > 1e-6
+            before, after = (encoded(model, each, torch.tensor([9])) for each in (items, changed))
+        assert (before - after)[0, 4].abs().max() > 1e-6
 
 
 @pytest.mark.parametrize(("mask_share", "last_share"), [(0.2, 0.0), (0.5, 0.3), (0.2, 1.0)])
@@ -184,7 +188,8 @@ def test_rows_without_events_stay_finite_in_value_and_gradient():
 
 def test_mask_is_never_scored_nor_is_its_row_touched_by_the_head():
     model, batch = made(), batch_of(4)
-    assert model.score(batch).shape == (4, ITEMS + 1) and model.table.shape == (ITEMS + 1, 16)
+    assert model.score(batch).shape == (4, ITEMS + 1)
+    assert model.items.head(model.items.table()).shape == (ITEMS + 1, 16)
 
 
 @pytest.mark.parametrize(

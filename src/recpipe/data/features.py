@@ -52,7 +52,7 @@ class Column:
         return cls(name, tuple(words[i] for i in order), min(most, MOST_PER_ROW))
 
     def encode(self, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Codes (N, M) int32, 0 for none or unknown; or numbers (N, 2) float32: standardised value, 1 if there is one."""
+        """Codes (N, M) int32, 0 for none or unknown; or (N, 2) float32: the standardised number, 1 if there is one."""
         column = _whole(column)
         owner, flat = _flattened(column)
         if not self.categorical:

@@ -16,6 +16,7 @@ from recpipe.data.batches import Batch
 from recpipe.layers.side import Side, names, standardised
 
 STD = 0.02  # of embeddings at the start: small enough that a tied head begins near uniform
+KEY = "of_"  # before a name that becomes a module's
 HOUR, DAY = 3600, 86_400
 GAPS = 33  # 0: unknown; else 1 + floor(log2(1 + seconds)), up to 2^31
 
@@ -33,7 +34,7 @@ class ItemInput(nn.Module):
         config = self.side.config
         alone = config.combine == "alone"
         rows = extra if alone else n_items + 1 + extra
-        self.weight = nn.Parameter(torch.empty(rows, dim).normal_(std=STD)) if rows else None
+        self.weight = nn.Parameter(torch.empty(rows, dim).normal_(std=STD))
         if not alone:
             with torch.no_grad():
                 self.weight[0].zero_()
@@ -59,7 +60,7 @@ class ItemInput(nn.Module):
                 modules[_key(column.name)] = made
         timed = {"hour": 24, "weekday": 7, "gap": GAPS}
         self.moments = nn.ModuleDict(
-            {name: Categories(timed[name], dim) for name in names(config.events) if name in timed}
+            {_key(name): Categories(timed[name], dim) for name in names(config.events) if name in timed}
         )
         parts = len(self.vectors) + len(self.columns)
         self.joined = nn.Linear(dim * (parts + 1), dim, bias=False) if config.combine == "concat" else None
@@ -75,22 +76,20 @@ class ItemInput(nn.Module):
 
     def table(self) -> Tensor:
         """All that is known of items (I + 1 + extra, D); row 0 is padding."""
-        catalogue = self.n_items + 1
-        parts = [part() for part in (*self.vectors.values(), *self.columns.values())]
-        if not parts:
+        sources = [*self.vectors.values(), *self.columns.values()]
+        if not sources:
             return self.weight
+        parts = [source() for source in sources]
         if self.missing is not None:
-            known = torch.stack([part.there() for part in (*self.vectors.values(), *self.columns.values())])
             table = torch.stack(parts).sum(0)
-            table = torch.where(known.any(0)[:, None], table, self.missing)
-            table = table * (torch.arange(catalogue, device=table.device) > 0)[:, None]
-            return table if self.weight is None else torch.cat([table, self.weight])
-        ids = self.weight[:catalogue]
-        if self.joined is not None:
-            table = self.joined(torch.cat([ids, *parts], 1))
-        else:
-            table = ids + torch.stack(parts).sum(0)
-        return torch.cat([table, self.weight[catalogue:]]) if len(self.weight) > catalogue else table
+            known = torch.stack([source.there() for source in sources]).any(0)  # type: ignore[operator]
+            table = torch.where(known[:, None], table, self.missing)
+            table = table * (torch.arange(len(table), device=table.device) > 0)[:, None]
+            return torch.cat([table, self.weight])
+        ids, symbols = self.weight.split([self.n_items + 1, len(self.weight) - self.n_items - 1])
+        whole = [ids, *parts]
+        table = torch.stack(whole).sum(0) if self.joined is None else self.joined(torch.cat(whole, 1))
+        return torch.cat([table, symbols]) if len(symbols) else table
 
     def head(self, table: Tensor) -> Tensor:
         """What scores are made with (I + 1, D), of ``table``."""
@@ -102,17 +101,22 @@ class ItemInput(nn.Module):
         """(B, T, D) of ``batch``; places where ``hidden`` (B, T) is True tell nothing but their item."""
         x_BTD = F.embedding(batch.items, table)
         for column, part in zip(self.side.users, self.users.values(), strict=True):
-            x_BTD = x_BTD + part.look_up(batch.features[f"user.{column.name}"])
+            x_BTD = x_BTD + _looked_up(part, batch.features[f"user.{column.name}"])
         for column, part in zip(self.side.events, self.events.values(), strict=True):
-            x_BTD = x_BTD + _hide(part.look_up(batch.features[f"event.{column.name}"]), hidden)
+            x_BTD = x_BTD + _hide(_looked_up(part, batch.features[f"event.{column.name}"]), hidden)
         for name, part in self.moments.items():
-            x_BTD = x_BTD + _hide(part.look_up(moment(name, batch)[..., None]), hidden)
+            x_BTD = x_BTD + _hide(_looked_up(part, moment(name.removeprefix(KEY), batch)[..., None]), hidden)
         return x_BTD
 
 
 def _key(name: str) -> str:
     """A column's name as a module's: those may hold no dot and no name of a method."""
-    return f"of_{name}".replace(".", "_")
+    return f"{KEY}{name}".replace(".", "_")
+
+
+def _looked_up(part: nn.Module, values: Tensor) -> Tensor:
+    assert isinstance(part, Categories | Numbers)
+    return part.look_up(values)
 
 
 def _hide(x_BTD: Tensor, hidden: Tensor | None) -> Tensor:
@@ -183,11 +187,13 @@ class Categories(nn.Module):
         return (F.embedding(codes, self.weight) * mean[..., None]).sum(-2)
 
     def forward(self) -> Tensor:
+        assert self.given is not None
         return self.look_up(self.given)
 
     def there(self) -> Tensor:
         """(I + 1,) whether there is a value."""
-        return (self.given > 0).any(1)
+        assert self.given is not None
+        return self.given.gt(0).any(1)
 
 
 class Numbers(nn.Module):
@@ -205,8 +211,10 @@ class Numbers(nn.Module):
         return values.to(self.weight.dtype) @ self.weight
 
     def forward(self) -> Tensor:
+        assert self.given is not None
         return self.look_up(self.given)
 
     def there(self) -> Tensor:
         """(I + 1,) whether there is a value."""
+        assert self.given is not None
         return self.given[:, 1] > 0

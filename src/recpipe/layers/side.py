@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from recpipe.data.features import Column, columns_of
 from recpipe.data.sequences import Sequences
@@ -124,8 +125,6 @@ class Side:
                 column.absent(len(sequences)) if known is None else column.encode(known)
             )
         for column in self.events:
-            import pyarrow as pa
-
             given = sequences.ratings
             found[f"event.{column.name}"] = (
                 column.absent(len(sequences.items))
@@ -150,9 +149,8 @@ class Side:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Side:
         """The inverse of ``to_dict``; the values come with the tensors."""
-        columns = {kind: tuple(map(Column.from_dict, fields[kind])) for kind in COLUMNS}
-        config = SideConfig(**fields["config"])
-        return cls(config, **columns, widths=fields["widths"], n_items=fields["n_items"])
+        items, users, events = (tuple(map(Column.from_dict, fields[kind])) for kind in COLUMNS)
+        return cls(SideConfig(**fields["config"]), items, users, events, fields["widths"], fields["n_items"])
 
 
 COLUMNS = ("items", "users", "events")
@@ -188,6 +186,4 @@ def _events(config: SideConfig, train: Sequences) -> tuple[Column, ...]:
         return ()
     if train.ratings is None:
         raise ValueError("side.events asks for rating and this data set has none")
-    import pyarrow as pa
-
     return (Column.of("rating", pa.array(train.ratings, from_pandas=True)),)

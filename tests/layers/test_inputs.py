@@ -185,3 +185,13 @@ def test_hidden_places_tell_nothing_but_their_item():
         for column, part in zip(items.side.users, items.users.values(), strict=True)
     )
     torch.testing.assert_close(x_BTD[:, 1], items.weight[-1] + profile)
+
+
+def test_a_held_table_is_made_once_and_let_go():
+    items = made(vectors="text")
+    with items.holding():
+        held = items.table()
+        assert items.table() is held
+    with torch.no_grad():
+        items.weight[1:] += 1.0
+    torch.testing.assert_close(items.table()[1:], held[1:] + 1.0)

@@ -144,8 +144,8 @@ def test_a_run_with_side_information_of_every_kind(project_copy, session_in) -> 
         (folder,) = (data / "06_models/online_retail" / model).rglob("bundle/*/bundle")
         bundle = load_bundle(folder)
         assert set(bundle.training["embeddings"]) == {"text"}
-    with session_in(project_copy, env="test", runtime_params={"model": "sasrec"}) as session:
-        session.run(pipeline_names=["train", "evaluate"])  # without: the same protocol, other settings
+    with session_in(project_copy, env="test", runtime_params={"model": "sasrec+text_knn"}) as session:
+        session.run(pipeline_names=["train", "evaluate"])  # sasrec without: the same protocol, other settings
     files = sorted((data / "08_reporting/online_retail/sasrec").rglob("metrics.json/*/metrics.json"))
     first, second = (json.loads(file.read_text()) for file in files)
     assert first["protocol"]["id"] == second["protocol"]["id"]

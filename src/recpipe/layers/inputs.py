@@ -6,6 +6,8 @@ B batch, T time, I items, D width, V width of given vectors, M values of a featu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ class ItemInput(nn.Module):
     def __init__(self, n_items: int, dim: int, side: Side | None = None, *, extra: int = 0) -> None:
         super().__init__()
         self.n_items, self.dim, self.side = n_items, dim, side or Side()
+        self._held: Tensor | None = None
         config = self.side.config
         alone = config.combine == "alone"
         rows = extra if alone else n_items + 1 + extra
@@ -74,8 +77,19 @@ class ItemInput(nn.Module):
             return torch.from_numpy(np.zeros((self.n_items + 1, width), kind))
         return torch.from_numpy(standardised(values) if name.startswith("vectors.") else values.copy())
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Inside, the table is made once: for inference, where weights stay as they are."""
+        self._held = self.table()
+        try:
+            yield
+        finally:
+            self._held = None
+
     def table(self) -> Tensor:
         """All that is known of items (I + 1 + extra, D); row 0 is padding."""
+        if self._held is not None:
+            return self._held
         sources = [*self.vectors.values(), *self.columns.values()]
         if not sources:
             return self.weight
@@ -184,7 +198,11 @@ class Categories(nn.Module):
         if codes.shape[-1] == 1:
             return F.embedding(codes[..., 0], self.weight) * known
         mean = known / known.sum(-1, keepdim=True).clamp(min=1.0)
-        return (F.embedding(codes, self.weight) * mean[..., None]).sum(-2)
+        rows = codes.shape[-1]
+        bags = F.embedding_bag(
+            codes.reshape(-1, rows), self.weight, per_sample_weights=mean.reshape(-1, rows), mode="sum"
+        )
+        return bags.view(*codes.shape[:-1], -1)  # not (…, M, D): a large catalogue has no room for that
 
     def forward(self) -> Tensor:
         assert self.given is not None

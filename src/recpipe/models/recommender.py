@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import numpy as np
@@ -118,9 +119,14 @@ class Scorer(Recommender):
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         most = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
-        for bucket in in_buckets(data.lengths, np.arange(len(data)), tokens):
-            for start in range(0, len(bucket), most):
-                rows = bucket[start : start + most]
+        buckets = in_buckets(data.lengths, np.arange(len(data)), tokens)
+        with ExitStack() as stack:
+            for module in self.modules():
+                if isinstance(module, ItemInput):
+                    stack.enter_context(module.holding())
+            for rows in (
+                part for bucket in buckets for part in np.split(bucket, range(most, len(bucket), most))
+            ):
                 scores = self.score(data.batch(rows)).float()
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")

@@ -105,11 +105,13 @@ def side_of(config: Any, train_set: Any, vocabulary: Any, items: Any, embeddings
 
     from recpipe.content.item_tables import without_stand_ins
     from recpipe.data.features import in_order
-    from recpipe.layers.side import Side
+    from recpipe.layers.side import Side, names
 
     if config.empty:
         return None
-    table = in_order(without_stand_ins(items.to_arrow()), "item_id", vocabulary.ids)
+    asked = names(config.items)
+    shown = items.select("item_id", *asked) if set(asked) <= set(items.columns) else items
+    table = in_order(without_stand_ins(shown.to_arrow()), "item_id", vocabulary.ids)
     vectors = {}
     for modality, found in embeddings.items():
         if found is not None:

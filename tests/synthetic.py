@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recpipe.data.sequences import Sequences
+from recpipe.layers.side import Side, SideConfig
 
 
 def sequences(rows: list[list[int]], *, times: bool = True) -> Sequences:
@@ -45,3 +47,40 @@ def write_log(path: Path, rows: list[tuple[str, str, int | None]]) -> Path:
     }
     pq.write_table(pa.table(table), path)
     return path
+
+
+def described(data: Sequences, *, seed: int = 0) -> Sequences:
+    """`data` with ratings, some missing, times of any hour, and the columns `country` and `age` of its users."""
+    rng = np.random.default_rng(seed)
+    ratings = rng.integers(1, 6, len(data.items)).astype(np.float32)
+    ratings[::7] = np.nan
+    times = np.concatenate([np.sort(rng.integers(0, 2**31, n)) for n in data.lengths]).astype(np.int64)
+    countries = [None if u % 5 == 4 else f"c{u % 3}" for u in range(len(data))]
+    ages = [None if u % 6 == 5 else float(a) for u, a in enumerate(rng.permutation(len(data)))]
+    profiles = {"country": pa.array(countries, pa.string()), "age": pa.array(ages, pa.float64())}
+    return replace(data, ratings=ratings, timestamps=times, profiles=profiles)
+
+
+def catalogue(items: int, *, width: int = 6, seed: int = 0) -> tuple[dict, dict]:
+    """Columns (`price`, `genres`) and vectors (`text`, `image`) of items; many lack some, the last one all."""
+    rng = np.random.default_rng(seed)
+    prices = [None if i % 7 == 6 or i == items - 1 else float(rng.normal()) for i in range(items)]
+    genres = [
+        None if i % 3 == 2 or i == items - 1 else [f"g{g}" for g in range(i % 4 + 1)] for i in range(items)
+    ]
+    columns = {"price": pa.array(prices), "genres": pa.array(genres, pa.list_(pa.string()))}
+    present = np.arange(items) % 5 != 4
+    present[-1] = False
+    vectors = {
+        name: (np.where(present[:, None], rng.normal(3, 2, (items, width)), 0).astype(np.float32), present)
+        for name in ("text", "image")
+    }
+    return columns, vectors
+
+
+FULL = {"items": "genres+price", "users": "country+age", "events": "rating+hour+weekday+gap"}
+
+
+def side_of(data: Sequences, n_items: int, **asked: str | bool) -> Side:
+    """A Side of `catalogue(n_items)`; everything there is with `vectors="text", **FULL`."""
+    return Side.of(SideConfig(**asked), data, *catalogue(n_items), n_items=n_items)

@@ -30,6 +30,7 @@ MODEL_TAGS_RESERVED = (
     *modalities.MODALITIES,
 )  # tags of other nodes: no model may be called so
 OWN_CHOICE = ("tags", "node_names", "namespaces")  # filters that replace ours
+COMMON = ("train", "side")  # blocks that a model's own of the same name override
 RANGES = ("from_nodes", "to_nodes", "from_inputs", "to_outputs")  # filters that add to ours
 
 
@@ -45,7 +46,7 @@ class RecpipeSession(KedroSession):
         options = dict(inspect.signature(super().run).bind(*args, **options).arguments)
         asked = self.store.get("runtime_params") or {}
         conf = self._parameters_without(asked)
-        check_parameters(asked, conf)
+        check_parameters(asked, with_side(conf))
         check_name(asked.get("dataset", conf["dataset"]), conf["datasets"], what="dataset")
         if reserved := [name for name in MODEL_TAGS_RESERVED if name in conf["models"]]:
             raise Refused(
@@ -55,11 +56,12 @@ class RecpipeSession(KedroSession):
         dataset = conf["datasets"][asked.get("dataset", conf["dataset"])]
         baselines = dataset.get("baselines", conf["baselines"])
         described = content_tags(asked, conf, options)
-        if model == ALL:
-            model = "+".join(within_protocol(asked, conf))
-        options["tags"] = tags(model, conf["models"], baselines, options, described)
-        self._store["runtime_params"] = winning(asked, conf)  # `store` is a copy
-        zoo.declare(conf["models"])
+        given = winning(asked, conf)
+        vectors = vectors_asked(given, conf)
+        able = [name for name in within_protocol(asked, conf) if _described(vectors.get(name, ()), described)]
+        options["tags"] = tags(model, conf["models"], baselines, options, described, able)
+        self._store["runtime_params"] = given  # `store` is a copy
+        zoo.declare(conf["models"], vectors)
         try:
             return super().run(**options)
         except KeyboardInterrupt as stop:
@@ -78,7 +80,7 @@ class RecpipeSession(KedroSession):
 
 def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
     """`asked`, repeated where the files override it: the data set's `protocol`, `embed` and `semantic_ids`, a model's
-    `train`, and the model's block for the data set.
+    `train` and `side`, and the model's block for the data set.
 
     What is said on the command line wins over what a data set or a model says, and that over the common block; of
     two things said, the one with the longer name wins.
@@ -90,11 +92,39 @@ def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]
     for name in conf["models"]:
         said = _at(asked, ["models", name])
         of_dataset = ["models", name, "datasets", dataset]
-        _repeat(given, [*of_dataset, "train"], conf, said.get("train"))
-        _repeat(given, of_dataset, conf, {key: said[key] for key in said if key not in ("train", "datasets")})
-        _repeat(given, ["models", name, "train"], conf, asked.get("train"))
-        _repeat(given, [*of_dataset, "train"], conf, asked.get("train"))
+        own = {key: said[key] for key in said if key not in (*COMMON, "datasets")}
+        _repeat(given, of_dataset, conf, own)
+        for block in COMMON:
+            _repeat(given, [*of_dataset, block], conf, said.get(block))
+            _repeat(given, ["models", name, block], conf, asked.get(block))
+            _repeat(given, [*of_dataset, block], conf, asked.get(block))
     return given
+
+
+def with_side(conf: Mapping[str, Any]) -> dict[str, Any]:
+    """`conf` with all keys of the block `side` in every model: they may be given whatever its file has of them."""
+    side = conf.get("side") or {}
+    models = {
+        name: {**block, "side": {**side, **(block.get("side") or {})}}
+        for name, block in conf["models"].items()
+    }
+    return {**conf, "models": models}
+
+
+def vectors_asked(given: Mapping[str, Any], conf: Mapping[str, Any]) -> zoo.Reads:
+    """The modalities whose vectors each model reads in a run with `given`. Raises `Refused` for an unknown one."""
+    from recpipe.pipelines.blocks import merged
+
+    try:
+        return zoo.vectors_asked(merged(conf, given))
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def _described(vectors: Iterable[str], modality: list[str]) -> bool:
+    """Whether a run of these modalities makes all of the `vectors`."""
+    made = {*modality, *(part for name in modality for part in modalities.READS[name])}
+    return made.issuperset(vectors)
 
 
 def _at(block: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
@@ -145,10 +175,18 @@ def tags(
     baselines: Iterable[str],
     options: Mapping[str, Any],
     described: Iterable[str] = (),
+    able: Iterable[str] | None = None,
 ) -> list[str]:
-    """The user's own tags, or `shared`, the models asked for, in a whole run the baselines, and `described`."""
+    """The user's own tags, or `shared`, the models asked for, in a whole run the baselines, and `described`.
+
+    `able`: what `all` means, every model by default.
+    """
     known = list(known)
     wanted = chosen_models(model, known)
+    if model == ALL and able is not None:
+        wanted = list(able)
+        if left_out := [name for name in known if name not in wanted]:
+            log.info("left out of all, for want of vectors or of time: %s", ", ".join(left_out))
     if any(options.get(name) for name in OWN_CHOICE):
         return list(options.get("tags") or ())
     pipelines = [options["pipeline_name"]] if options.get("pipeline_name") else options.get("pipeline_names")
@@ -160,7 +198,7 @@ def tags(
 
 
 def within_protocol(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[str]:
-    """What `all` means: every model but those that use more of time than the protocol allows, which are logged."""
+    """What `all` means: every model but those that use more of time than the protocol allows."""
     from recpipe.data.protocol import TIMES
 
     dataset = asked.get("dataset", conf["dataset"])
@@ -170,13 +208,11 @@ def within_protocol(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[s
     if time not in TIMES:  # refused by name when the protocol is checked
         return list(conf["models"])
     kept: list[str] = []
-    left: list[str] = []
     for name, block in conf["models"].items():
         own = _at(block, ["datasets", dataset])
         used = _first("time_mode", _at(asked, ["models", name]), own, block)
-        (left if used in TIMES[TIMES.index(time) + 1 :] else kept).append(name)
-    if left:
-        log.warning("left out, as protocol.time is %s: %s", time, ", ".join(left))
+        if used not in TIMES[TIMES.index(time) + 1 :]:
+            kept.append(name)
     return kept
 
 

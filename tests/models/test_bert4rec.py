@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences
+from tests.synthetic import described, random_sequences, sequences, side_of
 
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.protocol import Protocol
@@ -234,3 +236,26 @@ def test_a_resumed_training_draws_the_masks_it_would_have_drawn(tmp_path):
     assert [row["loss"] for row in resumed.curve] == [row["loss"] for row in whole.curve]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_what_happened_at_a_masked_place_stays_hidden():
+    data = described(random_sequences(9, ITEMS, longest=LONGEST))
+    side = side_of(data, ITEMS, users="country", events="rating+hour+weekday")
+    torch.manual_seed(0)
+    model = build("bert4rec", {"dim": 16}, n_items=ITEMS, max_length=LONGEST, side=side).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    batch = model.on_device(data, window=LONGEST).batch(np.arange(9))
+    masked = torch.zeros_like(batch.items, dtype=torch.bool)
+    masked[:, 1] = True
+    inputs = replace(batch, items=batch.items.masked_fill(masked, model.mask_item))
+    rating = batch.features["event.rating"]
+    other = {**batch.features, "event.rating": torch.where(masked[..., None], 1 + rating % 5, rating)}
+    times = torch.where(masked, batch.timestamps + 100_000, batch.timestamps)
+    with torch.no_grad():
+        table = model.items.table()
+        before = model.encode(inputs, table)
+        assert torch.equal(model.encode(replace(inputs, timestamps=times, features=other), table), before)
+        seen = {**batch.features, "event.rating": 1 + rating % 5}
+        assert not torch.allclose(model.encode(replace(inputs, features=seen), table), before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences
+from tests.synthetic import random_sequences, sequences, side_of
 
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
@@ -21,10 +21,16 @@ CAUSAL = [name for name in types() if issubclass(model_class(name), NextItem)]
 BY_HEART = {"bert4rec": {"last_share": 1.0}}  # masks the last event, which is what it is asked for
 
 
+def untrained(name: str, config: dict) -> Recommender:
+    """As the registry builds it; a model that cannot do without vectors gets some."""
+    side = side_of(DATA, ITEMS, vectors="text") if "vectors" in model_class(name).needs else None
+    return build(name, config, n_items=ITEMS, max_length=WINDOW, side=side)
+
+
 def made(name: str, *, seed: int = 0, **config) -> Recommender:
     """A model as it is after training began: closed forms fitted, networks with weights that are not all tiny."""
     torch.manual_seed(seed)
-    model = build(name, config, n_items=ITEMS, max_length=WINDOW)
+    model = untrained(name, config)
     if model.closed_form:
         model.fit(DATA)
     else:
@@ -95,7 +101,7 @@ def test_only_the_window_is_seen(name):
 @pytest.mark.parametrize("name", types())
 def test_saved_tensors_restore_the_scores(name):
     model = made(name)
-    other = build(name, {}, n_items=ITEMS, max_length=WINDOW).eval()
+    other = untrained(name, {}).eval()
     other.load_tensors(model.state_dict())
     np.testing.assert_array_equal(scores(model, DATA), scores(other, DATA))
 

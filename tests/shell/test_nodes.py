@@ -127,13 +127,19 @@ def test_the_split_gives_each_part_to_the_entry_of_its_name(tmp_path) -> None:
     rows = [(f"u{u}", f"i{(u + n) % 6}", n, u * 9 + n) for u in range(5) for n in range(4)]
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "order"], orient="row").write_parquet(path)
     node = Node(split_sequences, LOG, PARTS)
-    values = [path, STEPS, {"shop": {}}, "shop", {"split": "leave_one_out"}]
+    users = pl.DataFrame({"user_id": ["u3", "u0"], "country": ["fr", "de"]})
+    values = [path, users, STEPS, {"shop": {}}, "shop", {"split": "leave_one_out"}]
     found = node.run(dict(zip(LOG, values, strict=True)))
     assert found["protocol"]["steps"] == list(steps_of(STEPS))
     assert len(found["vocabulary"]) == 6
     assert len(found["train_set"].items) == 10
     assert (len(found["valid_set"]), len(found["test_set"])) == (5, 5)
     assert found["split_sizes"]["train_events"] == 10
+    for part in (found["train_set"], found["valid_set"].histories, found["test_set"].histories):
+        known = dict(zip(part.users, part.profiles["country"].to_pylist(), strict=True))
+        assert known == {"u0": "de", "u1": None, "u2": None, "u3": "fr", "u4": None}
+    bare = node.run(dict(zip(LOG, [path, users.head(0).select("user_id"), *values[2:]], strict=True)))
+    assert bare["protocol"]["id"] == found["protocol"]["id"]
 
 
 def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(tmp_path) -> None:
@@ -169,7 +175,9 @@ def test_a_bundle_holds_the_settings_in_force(kind, tmp_path) -> None:
     items = pl.DataFrame({"item_id": vocabulary.ids.tolist(), "title": ["x"] * 7})
     fold = Fold(data, sequences([[1 + n % 7] for n in range(8)]))
     protocol, train = described(SPLIT), {"device": "cpu", "batch_tokens": 640}
-    bundle, _ = train_model("m", data, fold, vocabulary, items, protocol, block, train, "shop", 1, tmp_path)
+    bundle, _ = train_model(
+        "m", data, fold, vocabulary, items, protocol, block, train, {}, "shop", 1, tmp_path
+    )
     found = bundle.training["settings"]
     assert found["type"] == kind
     if kind == "popular":

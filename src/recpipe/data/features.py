@@ -94,6 +94,12 @@ def columns_of(names: Sequence[str], table: Mapping[str, Any], *, where: str) ->
     return tuple(Column.of(name, table[name]) for name in names)
 
 
+def in_order(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray) -> pa.Table:
+    """One row of ``table`` for each of ``ids`` (N,), all null where its column ``key`` does not have the id."""
+    known = table[key].cast(pa.string()).combine_chunks()
+    return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=known))
+
+
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recpipe.data.atomic import replaced_file
+from recpipe.data.features import in_order
 from recpipe.data.protocol import Protocol
 
 EVENT_COLUMNS = ("timestamps", "ratings")  # of Sequences: what is known of an event besides its item
-PROFILE = "user_"  # before the name of a profile's column in a file
+PROFILE = "user."  # before the name of a profile's column in a file
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ class Sequences:
 
     def described(self, users: pa.Table) -> Sequences:
         """The same events with the columns of ``users`` (``user_id`` and more) as profiles, null where unknown."""
-        place = pa.compute.index_in(pa.array(self.users, pa.string()), users["user_id"].combine_chunks())
-        columns = [name for name in users.column_names if name != "user_id"]
-        return replace(self, profiles={name: users[name].combine_chunks().take(place) for name in columns})
+        table = in_order(users, "user_id", self.users)
+        columns = [name for name in table.column_names if name != "user_id"]
+        return replace(self, profiles={name: table[name].combine_chunks() for name in columns})
 
     def last(self, n: int) -> Sequences:
         """Every user's last ``n`` events."""
@@ -123,7 +124,7 @@ class Sequences:
 
     def to_table(self, prefix: str = "") -> pa.Table:
         """One row per user: ``user_id``, the list columns ``items`` and, if known, ``timestamps`` and ``ratings``,
-        and the profile as ``user_<column>``.
+        and the profile as ``user.<column>``.
         """
         columns = {
             "user_id": pa.array(self.users, pa.string()),
@@ -144,7 +145,7 @@ class Sequences:
             for name in EVENT_COLUMNS
             if f"{prefix}{name}" in table.column_names
         }
-        profiles = [name for name in table.column_names if name.startswith(PROFILE) and name != "user_id"]
+        profiles = [name for name in table.column_names if name.startswith(PROFILE)]
         return cls(
             _strings(table["user_id"]),
             lists.flatten().to_numpy(),

@@ -11,6 +11,8 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
+from recpipe.pipelines.modalities import MODALITIES
+
 BLOCK = "params:models."
 
 
@@ -40,6 +42,7 @@ class ChecksHooks:
         for name in sorted(needed):
             if name.startswith(BLOCK):
                 _check_model(name.removeprefix(BLOCK), catalog, protocol)
+        _check_vectors(needed, catalog)
 
 
 def _check_dataset(datasets: dict[str, Any], dataset: str) -> None:
@@ -77,12 +80,27 @@ def _check_content(needed: set[str], catalog: Any) -> None:
 
 
 def _check_model(name: str, catalog: Any, protocol: Any) -> None:
-    from recpipe.models.registry import configured, model_class, resolve
+    from recpipe.models.registry import configured, model_class, resolve, side_config
     from recpipe.training.settings import TrainSettings
 
     spec = resolve(catalog.load(f"{BLOCK}{name}"), catalog.load("params:dataset"))
     config = configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")
+    side = side_config(spec, catalog.load("params:side"), where=f"models.{name}")
     if protocol is not None:
         protocol.check_time(getattr(config, "time_mode", "none"), model=name)
+        protocol.check_time(side.requires_time, model=name)
     train = {**catalog.load("params:train"), **spec.train}
     configured(TrainSettings, train, where=f"train settings of {name}")
+
+
+def _check_vectors(needed: set[str], catalog: Any) -> None:
+    """Vectors that this run does not make itself must be on disk."""
+    missing = [
+        name for name in MODALITIES if (entry := f"{name}_embeddings") in needed and not catalog.exists(entry)
+    ]
+    if missing:
+        dataset = catalog.load("params:dataset")
+        raise ValueError(
+            f"there are no {' and no '.join(missing)} vectors of {dataset} yet: "
+            f"`kedro run --pipelines=embed --params dataset={dataset},modality={'+'.join(missing)}` makes them"
+        )

@@ -6,6 +6,8 @@ B batch, T time, I items, D width, V width of given vectors, M values of a featu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
-from recpipe.layers.side import Side, names
+from recpipe.layers.side import Side, names, standardised
 
 STD = 0.02  # of embeddings at the start: small enough that a tied head begins near uniform
 KEY = "of_"  # before a name that becomes a module's
@@ -31,6 +33,7 @@ class ItemInput(nn.Module):
     def __init__(self, n_items: int, dim: int, side: Side | None = None, *, extra: int = 0) -> None:
         super().__init__()
         self.n_items, self.dim, self.side = n_items, dim, side or Side()
+        self._held: Tensor | None = None
         config = self.side.config
         alone = config.combine == "alone"
         rows = extra if alone else n_items + 1 + extra
@@ -42,7 +45,7 @@ class ItemInput(nn.Module):
         self.vectors = nn.ModuleDict(
             {
                 _key(name): GivenVectors(
-                    self._given(name, width + 1, np.float32), dim, trained=config.train_vectors
+                    self._given(f"vectors.{name}", width + 1, np.float32), dim, trained=config.train_vectors
                 )
                 for name, width in self.side.widths.items()
             }
@@ -50,7 +53,7 @@ class ItemInput(nn.Module):
         self.columns = nn.ModuleDict()
         for column in self.side.items:
             shape, kind = (column.per_row, np.int32) if column.categorical else (2, np.float32)
-            given = self._given(column.name, shape, kind)
+            given = self._given(f"items.{column.name}", shape, kind)
             made = Categories(len(column.values), dim, given) if column.categorical else Numbers(dim, given)
             self.columns[_key(column.name)] = made
         self.users, self.events = nn.ModuleDict(), nn.ModuleDict()
@@ -70,12 +73,23 @@ class ItemInput(nn.Module):
     def _given(self, name: str, width: int, kind: type) -> Tensor:
         """The catalogue's values, or room for them where a bundle is being loaded."""
         values = self.side.values.get(name)
-        return torch.from_numpy(
-            np.zeros((self.n_items + 1, width), kind) if values is None else values.copy()
-        )
+        if values is None:
+            return torch.from_numpy(np.zeros((self.n_items + 1, width), kind))
+        return torch.from_numpy(standardised(values) if name.startswith("vectors.") else values.copy())
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Inside, the table is made once: for inference, where weights stay as they are."""
+        self._held = self.table()
+        try:
+            yield
+        finally:
+            self._held = None
 
     def table(self) -> Tensor:
         """All that is known of items (I + 1 + extra, D); row 0 is padding."""
+        if self._held is not None:
+            return self._held
         sources = [*self.vectors.values(), *self.columns.values()]
         if not sources:
             return self.weight
@@ -129,7 +143,7 @@ def moment(name: str, batch: Batch) -> Tensor:
     """
     times = batch.timestamps
     if times is None:
-        raise ValueError(f"side.events has {name} and these histories have no timestamps")
+        return torch.zeros_like(batch.items)
     if name == "hour":
         code = times % DAY // HOUR + 1
     elif name == "weekday":
@@ -184,7 +198,11 @@ class Categories(nn.Module):
         if codes.shape[-1] == 1:
             return F.embedding(codes[..., 0], self.weight) * known
         mean = known / known.sum(-1, keepdim=True).clamp(min=1.0)
-        return (F.embedding(codes, self.weight) * mean[..., None]).sum(-2)
+        rows = codes.shape[-1]
+        bags = F.embedding_bag(
+            codes.reshape(-1, rows), self.weight, per_sample_weights=mean.reshape(-1, rows), mode="sum"
+        )
+        return bags.view(*codes.shape[:-1], -1)  # not (…, M, D): a large catalogue has no room for that
 
     def forward(self) -> Tensor:
         assert self.given is not None

@@ -6,6 +6,8 @@ One block ``side`` in a model's conf, the same for every neural model; recpipe.l
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +55,11 @@ class SideConfig:
             raise ValueError("side.combine is alone, so there are no ids for side.head")
 
     @property
+    def requires_time(self) -> str:
+        """What it needs ``Protocol.time`` to allow: of times, only those of what was read."""
+        return "last_item" if set(names(self.events)) - {"rating"} else "none"
+
+    @property
     def empty(self) -> bool:
         """Whether nothing but ids is asked for."""
         return not any(names(getattr(self, name)) for name in ("vectors", "items", "users", "events"))
@@ -60,7 +67,7 @@ class SideConfig:
 
 def names(value: str) -> tuple[str, ...]:
     """``a+b`` as (a, b); ``none`` and nothing as ()."""
-    return () if value in ("none", "", None) else tuple(str(value).split("+"))
+    return () if value in ("none", "", None) else tuple(dict.fromkeys(str(value).split("+")))
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Side:
     n_items: int = 0
     values: Mapping[str, np.ndarray] = field(
         default_factory=dict
-    )  # by name of a column or of vectors, (I + 1, …)
+    )  # items.<column> (I + 1, M or 2) and vectors.<modality> (I + 1, V + 1), whose last is 1 where there is one
 
     @classmethod
     def of(
@@ -98,7 +105,9 @@ class Side:
         items = columns_of(names(config.items), item_columns, where="side.items")
         users = columns_of(names(config.users), train.profiles, where="side.users")
         values: dict[str, np.ndarray] = {
-            column.name: np.concatenate([column.absent(1), column.encode(item_columns[column.name])])
+            f"items.{column.name}": np.concatenate(
+                [column.absent(1), column.encode(item_columns[column.name])]
+            )
             for column in items
         }
         widths = {}
@@ -108,8 +117,8 @@ class Side:
                     f"side.vectors asks for {name}; there are {', '.join(vectors) or 'none'}. "
                     f"Run `kedro run --pipelines=embed --params modality={name}`"
                 )
-            values[name] = _standardised(*vectors[name])
-            widths[name] = values[name].shape[1] - 1
+            values[f"vectors.{name}"] = _with_presence(*vectors[name])
+            widths[name] = values[f"vectors.{name}"].shape[1] - 1
         return cls(config, items, users, _events(config, train), widths, n_items, values)
 
     def encoded(self, sequences: Sequences) -> dict[str, np.ndarray]:
@@ -129,6 +138,13 @@ class Side:
             )
         return found
 
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the settings, the encodings and the catalogue's values."""
+        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
+        for name in sorted(self.values):
+            digest.update(name.encode() + np.ascontiguousarray(self.values[name]).tobytes())
+        return digest.hexdigest()[:16]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the values."""
         columns = {kind: [column.to_dict() for column in getattr(self, kind)] for kind in COLUMNS}
@@ -145,18 +161,26 @@ class Side:
 COLUMNS = ("items", "users", "events")
 
 
-def _standardised(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """(I + 1, V + 1): every dimension with mean 0, all together with variance 1; last, 1 where there is a vector."""
-    there = vectors[present].astype(np.float64)
-    if not len(there):
+def _with_presence(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """(I + 1, V + 1): the vectors, zero where there is none; last, 1 where there is one."""
+    if not present.any():
         raise ValueError(
             "side.vectors: no item has a vector; see the folder of images or the texts of the data set"
         )
-    centred = vectors - there.mean(0)
-    scaled = centred / max(float(np.sqrt(np.square(centred[present]).mean())), 1e-12)
     table = np.zeros((len(vectors) + 1, vectors.shape[1] + 1), np.float32)
-    table[1:, :-1], table[1:, -1] = np.where(present[:, None], scaled, 0.0), present
+    table[1:, :-1], table[1:, -1] = np.where(present[:, None], vectors, 0.0), present
     return table
+
+
+def standardised(table: np.ndarray) -> np.ndarray:
+    """(I + 1, V + 1) alike: of the vectors that are there every dimension has mean 0, all together variance 1."""
+    present = table[:, -1] > 0
+    there = table[present, :-1].astype(np.float64)
+    centred = there - there.mean(0)
+    scaled = np.zeros_like(table)
+    scaled[present, :-1] = centred / max(float(np.sqrt(np.square(centred).mean())), 1e-12)
+    scaled[:, -1] = table[:, -1]
+    return scaled
 
 
 def _events(config: SideConfig, train: Sequences) -> tuple[Column, ...]:

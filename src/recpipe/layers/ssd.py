@@ -23,7 +23,10 @@ from torch.nn import functional as F
 log = logging.getLogger(__name__)
 
 KERNELS = ("auto", "torch", "mamba_ssm")
-CHUNK_CPU, CHUNK_ELSEWHERE = 40, 64  # events: the fastest on CPU (docs/decisions/0014), and a size of GPU tiles
+CHUNK_CPU, CHUNK_ELSEWHERE = (
+    40,
+    64,
+)  # events: the fastest on CPU (docs/decisions/0014), and a size of GPU tiles
 DT_LEAST, DT_MOST, A_MOST = 1e-3, 0.1, 16.0  # initial ranges of the paper's code
 
 
@@ -114,7 +117,11 @@ def ssd(
 def _from_before(X: Tensor, decay: Tensor, B: Tensor, C: Tensor, marks: Tensor | None) -> Tensor:
     """What the chunks before add to every event (B, K, C, H, P): their states, decayed on the way."""
     whole = decay[:, :, -1:]
-    kept, read, passed = (whole - decay).exp(), decay.exp(), whole[:, :, 0].exp()  # (B, K, C, H) twice, (B, K, H)
+    kept, read, passed = (
+        (whole - decay).exp(),
+        decay.exp(),
+        whole[:, :, 0].exp(),
+    )  # (B, K, C, H) twice, (B, K, H)
     if marks is not None:
         last = marks[:, :, -1:]
         before = F.pad(last[:, :-1], (0, 0, 1, 0), value=-1)  # the segment that the carried state is of
@@ -197,7 +204,9 @@ def chosen_kernel(kernel: str, device: torch.device) -> str:
         kernel = "mamba_ssm" if device.type == "cuda" and _installed() else "torch"
         _tell(kernel, device.type)
     elif kernel == "mamba_ssm" and device.type != "cuda":
-        raise ValueError(f"kernel mamba_ssm runs on CUDA, the model is on {device.type}; set kernel: torch or auto")
+        raise ValueError(
+            f"kernel mamba_ssm runs on CUDA, the model is on {device.type}; set kernel: torch or auto"
+        )
     return kernel
 
 
@@ -205,7 +214,9 @@ def _check(kernel: str) -> None:
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}; allowed: {', '.join(KERNELS)}")
     if kernel == "mamba_ssm" and not _installed():
-        raise ValueError("kernel is 'mamba_ssm', which is not installed; pip install 'recpipe[cuda]', or torch, auto")
+        raise ValueError(
+            "kernel is 'mamba_ssm', which is not installed; pip install 'recpipe[cuda]', or torch, auto"
+        )
 
 
 @cache

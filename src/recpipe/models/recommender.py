@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from recpipe.data.batches import Batch, DeviceSequences, in_buckets
+from recpipe.data.protocol import TIMES
 from recpipe.data.sequences import Sequences
 from recpipe.layers.inputs import ItemInput
 from recpipe.layers.side import Side
@@ -31,8 +33,9 @@ class Recommender(nn.Module):
 
     ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
-    the scores is the model's own probability of the next item. ``takes_side``: it reads side information. A model
-    that weighs the past by time has the setting ``time_mode``, in the words of ``Protocol.time``.
+    the scores is the model's own probability of the next item. ``takes_side``: it reads side information, and cannot do
+    without what ``needs`` names of the block ``side``. A model that weighs the past by time has the setting
+    ``time_mode``, in the words of ``Protocol.time``.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Recommender(nn.Module):
     closed_form: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = True
     takes_side: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     config: Any
 
     def __init__(self, config: Any, *, n_items: int, max_length: int, side: Side | None = None) -> None:
@@ -78,7 +82,9 @@ class Recommender(nn.Module):
     @property
     def requires_time(self) -> str:
         """What it needs ``Protocol.time`` to allow: none, last_item or query."""
-        return getattr(self.config, "time_mode", "none")
+        own = getattr(self.config, "time_mode", "none")
+        side = "none" if self.side is None else self.side.config.requires_time
+        return max(own, side, key=TIMES.index)
 
     @property
     def device(self) -> torch.device:
@@ -122,9 +128,14 @@ class Scorer(Recommender):
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         most = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
-        for bucket in in_buckets(data.lengths, np.arange(len(data)), tokens):
-            for start in range(0, len(bucket), most):
-                rows = bucket[start : start + most]
+        buckets = in_buckets(data.lengths, np.arange(len(data)), tokens)
+        with ExitStack() as stack:
+            for module in self.modules():
+                if isinstance(module, ItemInput):
+                    stack.enter_context(module.holding())
+            for rows in (
+                part for bucket in buckets for part in np.split(bucket, range(most, len(bucket), most))
+            ):
                 scores = self.score(data.batch(rows)).float()
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import recpipe.models
-from recpipe.layers.side import Side, SideConfig
+from recpipe.layers.side import Side, SideConfig, names
 from recpipe.models.recommender import Recommender
 
 NOT_MODELS = {"recommender", "registry", "ordering"}
@@ -68,12 +68,27 @@ def resolve(block: Mapping[str, Any], dataset: str) -> ModelSpec:
     return ModelSpec(str(block["type"]), settings, train, side)
 
 
-def side_config(spec: ModelSpec, *, where: str) -> SideConfig:
-    """The block ``side``, empty where there is none. Raises ValueError for unknown keys and for a model without use."""
-    config: SideConfig = configured(SideConfig, spec.side, where=f"{where}.side")
-    if not config.empty and not model_class(spec.type).takes_side:
-        raise ValueError(f"{where}: models of type {spec.type} read no side information; drop `side`")
+def side_config(spec: ModelSpec, common: Mapping[str, Any] | None = None, *, where: str) -> SideConfig:
+    """The block ``side`` of a model over the ``common`` one, which models that read no side information pass over.
+
+    Raises ValueError for unknown keys, for a block of its own that a model has no use for, and where it lacks one.
+    """
+    cls = model_class(spec.type)
+    if not cls.takes_side:
+        if not configured(SideConfig, spec.side, where=f"{where}.side").empty:
+            raise ValueError(f"{where}: models of type {spec.type} read no side information; drop `side`")
+        return SideConfig()
+    config: SideConfig = configured(SideConfig, {**(common or {}), **spec.side}, where=f"{where}.side")
+    _check_needs(cls, config, where)
     return config
+
+
+def _check_needs(cls: type[Recommender], config: SideConfig, where: str) -> None:
+    for part in cls.needs:
+        if not names(getattr(config, part)):
+            raise ValueError(
+                f"{where} cannot do without side.{part}; give it, such as `side: {{{part}: text}}`"
+            )
 
 
 def build(
@@ -82,6 +97,7 @@ def build(
     """An untrained model. Raises ValueError that names unknown settings and the known ones."""
     cls = model_class(type_)
     made = configured(cls.Config, config, where=f"model type {type_}")
+    _check_needs(cls, SideConfig() if side is None else side.config, f"model type {type_}")
     given = {"side": side} if cls.takes_side else {}
     return cls(made, n_items=n_items, max_length=max_length, **given)
 

@@ -205,7 +205,13 @@ def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommend
     if settings.schedule.get("name") in WITHOUT_END:  # the others depend on the number of epochs
         free.add("max_epochs")
     parts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
-    shape = [type(model).__name__, dataclasses.asdict(model.config), model.n_items, model.max_length]
+    shape: list[Any] = [
+        type(model).__name__,
+        dataclasses.asdict(model.config),
+        model.n_items,
+        model.max_length,
+        *([] if model.side is None else [model.side.fingerprint()]),
+    ]
     return hashlib.sha256(json.dumps([data, parts, seed, shape], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -13,12 +13,15 @@ CURVE = {"epoch": int, "step": int, "seconds": float, "loss": float, "lr": float
 
 def split_sequences(
     interactions: Path,
+    users: Any,
     ingest_steps: Any,
     datasets: dict[str, Any],
     dataset: str,
     protocol: dict[str, Any],
 ) -> tuple[dict[str, Any], Any, Any, Any, Any, dict[str, int]]:
-    """Sequences of the log, cut by the protocol: protocol, vocabulary, training set, two folds and sizes."""
+    """Sequences of the log with what is known of users, cut by the protocol: protocol, vocabulary, training set, two
+    folds and sizes.
+    """
     from dataclasses import replace
 
     from recpipe.data.sequences import build
@@ -28,7 +31,7 @@ def split_sequences(
     asked = protocol_of(protocol, datasets, dataset)
     sequences, vocabulary = build(interactions, ties=asked.ties, seed=asked.seed)
     judged = replace(asked, fingerprint=sequences.fingerprint(), steps=steps_of(ingest_steps))
-    parts = split(sequences, judged)
+    parts = split(sequences.described(users.to_arrow()), judged)
     sizes = parts.counts()
     log.info("split %s, protocol %s: %s", judged.split, judged.id, sizes)
     return {"id": judged.id, **judged.to_dict()}, vocabulary, parts.train, parts.valid, parts.test, sizes
@@ -48,9 +51,13 @@ def train_model(
     protocol: dict[str, Any],
     model: dict[str, Any],
     train: dict[str, Any],
+    side: dict[str, Any],
     dataset: str,
     seed: int,
     work_folder: Path,
+    text_embeddings: Any = None,
+    image_embeddings: Any = None,
+    text_image_embeddings: Any = None,
 ) -> tuple[Any, Any]:
     """One model, trained or fitted, as a bundle; and its curve, a row per epoch."""
     from dataclasses import asdict
@@ -59,15 +66,18 @@ def train_model(
 
     from recpipe.data.protocol import Protocol
     from recpipe.evaluation.evaluate import validator
-    from recpipe.models.registry import build, configured, resolve
+    from recpipe.models.registry import build, configured, resolve, side_config
     from recpipe.pipelines.progress import tell
     from recpipe.training import fit
 
     spec, judged = resolve(model, dataset), Protocol.from_dict(protocol)
     settings = configured(fit.TrainSettings, {**train, **spec.train}, where=f"train settings of {name}")
+    given = {"text": text_embeddings, "image": image_embeddings, "text_image": text_image_embeddings}
+    known = side_of(side_config(spec, side, where=f"models.{name}"), train_set, vocabulary, items, given)
 
     def untrained() -> Any:
-        made = build(spec.type, spec.config, n_items=len(vocabulary), max_length=judged.history)
+        sizes = {"n_items": len(vocabulary), "max_length": judged.history}
+        made = build(spec.type, spec.config, **sizes, side=known)
         judged.check_time(made.requires_time, model=name)
         return made
 
@@ -85,10 +95,38 @@ def train_model(
         pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)
     )
     in_force = {"type": spec.type, **asdict(trained.model.config)}
+    if known is not None:
+        in_force["side"] = asdict(known.config)
     if not trained.model.closed_form:
         in_force["train"] = asdict(settings)
     about = {"seed": seed, "settings": in_force, "cost": trained.cost, "versions": trained.versions}
+    if known is not None and known.widths:
+        about["embeddings"] = {modality: given[modality].hash for modality in known.widths}
     return _bundle(name, spec.type, trained.model, vocabulary, items, train_set, judged, about), curve
+
+
+def side_of(config: Any, train_set: Any, vocabulary: Any, items: Any, embeddings: dict[str, Any]) -> Any:
+    """The Side of a model: columns of `items` and `embeddings` by modality in the vocabulary's order; None if empty."""
+    import numpy as np
+
+    from recpipe.content.item_tables import without_stand_ins
+    from recpipe.data.features import in_order
+    from recpipe.layers.side import Side, names
+
+    if config.empty:
+        return None
+    asked = names(config.items)
+    shown = items.select("item_id", *asked) if set(asked) <= set(items.columns) else items
+    table = in_order(without_stand_ins(shown.to_arrow()), "item_id", vocabulary.ids)
+    vectors = {}
+    for modality, found in embeddings.items():
+        if found is not None:
+            rows = found.rows(vocabulary.ids)
+            there = np.where(rows >= 0, found.present[rows], False)
+            vectors[modality] = (found.vectors[rows], there)
+            log.info("%s items of %s have a vector of their %s", int(there.sum()), len(there), modality)
+    columns = {name: table[name] for name in table.column_names if name != "item_id"}
+    return Side.of(config, train_set, columns, vectors, n_items=len(vocabulary))
 
 
 def _bundle(

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
+from recpipe.pipelines import zoo
+from recpipe.pipelines.modalities import MODALITIES
 from recpipe.pipelines.train.nodes import split_sequences, train_model
 from recpipe.pipelines.zoo import SHARED, for_every_model, named
 
-LOG = ["interactions", "ingest_steps", "params:datasets", "params:dataset", "params:protocol"]
+LOG = ["interactions", "users", "ingest_steps", "params:datasets", "params:dataset", "params:protocol"]
 # Saved in this order: after a crash in between, evaluate refuses older bundles, as the protocol is not theirs.
 PARTS = ["protocol", "vocabulary", "train_set", "valid_set", "test_set", "split_sizes"]
-READ_BY_MODELS = {"train_set", "valid_set", "vocabulary", "items", "protocol"}
+VECTORS = {f"{modality}_embeddings" for modality in MODALITIES}
+READ_BY_MODELS = {"train_set", "valid_set", "vocabulary", "items", "protocol", *VECTORS}
 
 
 def create_pipeline() -> Pipeline:
     """The shared split, and `train_model` in the namespace of every model in the conf."""
     split = Pipeline([Node(split_sequences, LOG, PARTS, name="split_sequences")], tags=SHARED)
-    return split + for_every_model(_template, inputs=READ_BY_MODELS)
+    vectors = zoo.vectors()
+    return split + for_every_model(lambda name: _template(name, vectors.get(name, ())), inputs=READ_BY_MODELS)
 
 
-def _template(model: str) -> Pipeline:
+def _template(model: str, vectors: tuple[str, ...]) -> Pipeline:
     """The inputs stand in the order of the signature, from which Kedro takes their types."""
     inputs = {
         "train_set": "train_set",
@@ -29,8 +33,10 @@ def _template(model: str) -> Pipeline:
         "protocol": "protocol",
         "model": f"params:models.{model}",
         "train": "params:train",
+        "side": "params:side",
         "dataset": "params:dataset",
         "seed": "params:seed",
         "work_folder": "work_folder",
+        **{f"{modality}_embeddings": f"{modality}_embeddings" for modality in vectors},
     }
     return Pipeline([Node(named(train_model, model), inputs, ["bundle", "curves"], name="train_model")])

@@ -150,7 +150,7 @@ def test_a_bundle_holds_the_settings_in_force(kind, tmp_path) -> None:
     items = pl.DataFrame({"item_id": vocabulary.ids.tolist(), "title": ["x"] * 7})
     fold = Fold(data, sequences([[1 + n % 7] for n in range(8)]))
     protocol, train = described(SPLIT), {"device": "cpu", "batch_tokens": 640}
-    bundle, _ = train_model("m", data, fold, vocabulary, items, protocol, block, train, "shop", 1, tmp_path)
+    bundle, _ = train_model("m", data, fold, vocabulary, items, protocol, block, train, "shop", 1, tmp_path, {}, {"shop": {}})
     found = bundle.training["settings"]
     assert found["type"] == kind
     if kind == "popular":

@@ -51,6 +51,8 @@ def train_model(
     dataset: str,
     seed: int,
     work_folder: Path,
+    cold_users: dict[str, Any],
+    datasets: dict[str, Any],
 ) -> tuple[Any, Any]:
     """One model, trained or fitted, as a bundle; and its curve, a row per epoch."""
     from dataclasses import asdict
@@ -60,6 +62,7 @@ def train_model(
     from recpipe.data.protocol import Protocol
     from recpipe.evaluation.evaluate import validator
     from recpipe.models.registry import build, configured, resolve
+    from recpipe.pipelines.blocks import cold_users_of
     from recpipe.pipelines.progress import tell
     from recpipe.training import fit
 
@@ -74,6 +77,7 @@ def train_model(
         folder=work_folder,
         fingerprint=judged.id,
         on_epoch=tell,
+        cold_users=cold_users_of(cold_users, datasets, dataset),
     )
     curve = (
         pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)

@@ -32,5 +32,7 @@ def _template(model: str) -> Pipeline:
         "dataset": "params:dataset",
         "seed": "params:seed",
         "work_folder": "work_folder",
+        "cold_users": "params:cold_users",
+        "datasets": "params:datasets",
     }
     return Pipeline([Node(named(train_model, model), inputs, ["bundle", "curves"], name="train_model")])

@@ -75,8 +75,8 @@ class RecpipeSession(KedroSession):
 
 
 def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """`asked`, repeated where the files override it: the data set's `protocol`, `cold_users`, `embed` and `semantic_ids`,
-    a model's `train`, and the model's block for the data set.
+    """`asked`, repeated where the files override it: the data set's `protocol`, `cold_users`, `embed` and
+    `semantic_ids`, a model's `train`, and the model's block for the data set.
 
     What is said on the command line wins over what a data set or a model says, and that over the common block; of
     two things said, the one with the longer name wins.

@@ -121,20 +121,21 @@ def _rank(bundle: Bundle, fold: Fold, protocol: Protocol, k: int) -> Ranking:
     return rank_fold(bundle.model, fold, exclude_seen=protocol.exclude_seen, k=k)
 
 
-def _on_cold_users(
-    bundle: Bundle, fold: Fold, protocol: Protocol, known: np.ndarray
-) -> dict[str, Any]:
+def _on_cold_users(bundle: Bundle, fold: Fold, protocol: Protocol, known: np.ndarray) -> dict[str, Any]:
     """The metrics for the same targets with every history emptied, so that there is nothing to exclude.
 
-    ``falls_back`` is the number of these users that the model leaves to its fallback: all, or none where it has none; ``settings`` are
-    those of the fallback.
+    ``falls_back`` is the number of these users that the model leaves to its fallback: all, or none where it has none;
+    ``settings`` are those of the fallback.
     """
     none = np.zeros(len(fold), np.int64)
     asked = Fold(fold.histories.select(np.arange(len(fold)), none, none), fold.targets)
     ranking = _rank(bundle, asked, protocol, max(protocol.cutoffs))
     ranks = ranking.table(asked, bundle.vocabulary, known=known)
     fallback, fell = bundle.model.cold_users, int(bundle.model.falls_back(asked.histories).sum())
-    about = {"falls_back": fell, "settings": None if fallback is None else dataclasses.asdict(fallback.config)}
+    about = {
+        "falls_back": fell,
+        "settings": None if fallback is None else dataclasses.asdict(fallback.config),
+    }
     return {**_metrics(ranks, ranking, bundle, protocol), **about}
 
 

@@ -18,7 +18,10 @@ ROLES = {
     "user": ("user", "items"),
     "recommendation": ("user", "item", "rank", "title", "logit", "probability", "source"),
 }
-SOURCES = (MODEL, "cold_users")  # whose list it is: the model's, or that of its fallback for users without history
+SOURCES = (
+    MODEL,
+    "cold_users",
+)  # whose list it is: the model's, or that of its fallback for users without history
 COLUMN_OF_ROLE = {"user": "user_id", "item": "item_id"}  # the other roles are called like their column
 
 

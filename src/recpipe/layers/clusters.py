@@ -8,23 +8,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ITERATIONS = 100
+ITERATIONS, STARTS = 100, 10
 
 
 def k_means(points_nV: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Centres (K, V); fewer than ``k`` where there are fewer different points. Deterministic in ``generator``."""
+    """Centres (K, V), the best of several starts; fewer than ``k`` where there are fewer different points.
+
+    Deterministic in ``generator``.
+    """
     if not len(points_nV):
         return points_nV
-    centres = _spread(points_nV, k, generator)
+    found = [_lloyd(points_nV, _spread(points_nV, k, generator)) for _ in range(STARTS)]
+    return min(found, key=lambda centres: float(distances(points_nV, centres).amin(1).sum()))
+
+
+def _lloyd(points_nV: Tensor, centres_KV: Tensor) -> Tensor:
     before = torch.empty(0)
     for _ in range(ITERATIONS):
-        nearest = distances(points_nV, centres).argmin(1)
+        nearest = distances(points_nV, centres_KV).argmin(1)
         if torch.equal(nearest, before):
             break
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points_nV)
-        sizes = torch.bincount(nearest, minlength=len(centres))[:, None]
-        centres, before = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres), nearest
-    return centres
+        sums = torch.zeros_like(centres_KV).index_add_(0, nearest, points_nV)
+        sizes = torch.bincount(nearest, minlength=len(centres_KV))[:, None]
+        centres_KV, before = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres_KV), nearest
+    return centres_KV
 
 
 def distances(points_nV: Tensor, centres_KV: Tensor) -> Tensor:

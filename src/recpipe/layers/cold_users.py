@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 DAY = 86_400
 CLUSTER = "cluster"
 USERS_AT_ONCE = 1 << 14  # whose profiles are encoded together
-MOST_VALUES = 50  # of a column that `cluster_by: all` takes: more are names and codes, which say nothing of likeness
+MOST_VALUES = (
+    50  # of a column that `cluster_by: all` takes: more are names and codes, which say nothing of likeness
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class ColdUsersConfig:
         if not _number(self.novelty) or not 0 <= self.novelty <= 1:
             raise ValueError(f"cold_users.novelty is {self.novelty!r}; give a number from 0 to 1")
         if self.recent_days is not None and (not _number(self.recent_days) or self.recent_days <= 0):
-            raise ValueError(f"cold_users.recent_days is {self.recent_days!r}; give a number above 0, or null")
+            raise ValueError(
+                f"cold_users.recent_days is {self.recent_days!r}; give a number above 0, or null"
+            )
 
 
 class ColdUsers(nn.Module):
@@ -82,7 +86,9 @@ class ColdUsers(nn.Module):
 
     counts: Tensor  # (I + 1,) int64, training events
     keys: Tensor  # (S,) int64, ascending: the combination of codes, or number of the cluster, of a segment
-    offsets: Tensor  # (S + 2,) int64: segment s owns items[offsets[s]:offsets[s + 1]]; the last one knows nobody
+    offsets: (
+        Tensor  # (S + 2,) int64: segment s owns items[offsets[s]:offsets[s + 1]]; the last one knows nobody
+    )
     items: Tensor  # (n,) int64
     times: Tensor  # (n,) int64, events of the segment with the item
     centres: Tensor  # (K, V) float32

@@ -133,10 +133,8 @@ class Scorer(Recommender):
         for bucket in (*in_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold)):
             for start in range(0, len(bucket), most):
                 rows = bucket[start : start + most]
-                if cold[rows[0]]:
-                    scores = self._cold(histories, rows)
-                else:
-                    scores = self.score(data.batch(rows)).float()
+                own = not cold[rows[0]]
+                scores = self.score(data.batch(rows)).float() if own else self._cold(histories, rows)
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
                 scores[:, 0] = -torch.inf

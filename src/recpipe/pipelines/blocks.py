@@ -198,7 +198,10 @@ def protocol_of(protocol: dict[str, Any], datasets: dict[str, Any], dataset: str
 
 
 def cold_users_of(cold_users: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str) -> Any:
-    """The block `cold_users`, overridden key by key by the data set's own. Raises ValueError for what is wrong in it."""
+    """The block `cold_users`, overridden key by key by the data set's own.
+
+    Raises ValueError that names what is wrong in it.
+    """
     from recpipe.layers.cold_users import ColdUsersConfig
     from recpipe.models.registry import configured
 

@@ -79,15 +79,15 @@ class RecpipeSession(KedroSession):
 
 
 def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """`asked`, repeated where the files override it: the data set's `protocol`, `embed` and `semantic_ids`, a model's
-    `train` and `side`, and the model's block for the data set.
+    """`asked`, repeated where the files override it: the data set's `protocol`, `cold_users`, `embed` and
+    `semantic_ids`, a model's `train` and `side`, and the model's block for the data set.
 
     What is said on the command line wins over what a data set or a model says, and that over the common block; of
     two things said, the one with the longer name wins.
     """
     dataset = asked.get("dataset", conf["dataset"])
     given: dict[str, Any] = copy.deepcopy(dict(asked))
-    for block in ("protocol", "embed", "semantic_ids"):
+    for block in ("protocol", "cold_users", "embed", "semantic_ids"):
         _repeat(given, ["datasets", dataset, block], conf, asked.get(block))
     for name in conf["models"]:
         said = _at(asked, ["models", name])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.data.batches import DeviceSequences
+from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.models.ordering import priority
 from recpipe.models.recommender import Recommender, Scorer
@@ -17,7 +17,7 @@ from recpipe.training.losses import FullSoftmax
 ITEMS, WINDOW = 25, 10
 DATA = random_sequences(60, ITEMS, longest=16, seed=1)
 NEURAL = [name for name in types() if not model_class(name).closed_form]
-CAUSAL = ["gru4rec", "lstm", "sasrec", "xlstm"]
+CAUSAL = ["gpt", "gru4rec", "lstm", "sasrec", "xlstm"]
 BY_HEART = {"bert4rec": {"last_share": 1.0}}  # masks the last event, which is what it is asked for
 
 

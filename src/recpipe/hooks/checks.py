@@ -77,9 +77,10 @@ def _check_content(needed: set[str], catalog: Any) -> None:
 
 def _check_model(name: str, catalog: Any) -> None:
     from recpipe.models.registry import configured, model_class, resolve
-    from recpipe.training.settings import TrainSettings
+    from recpipe.training.settings import TrainSettings, check_layout
 
     spec = resolve(catalog.load(f"{BLOCK}{name}"), catalog.load("params:dataset"))
     configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")
     train = {**catalog.load("params:train"), **spec.train}
-    configured(TrainSettings, train, where=f"train settings of {name}")
+    settings = configured(TrainSettings, train, where=f"train settings of {name}")
+    check_layout(settings, model_class(spec.type))

@@ -32,6 +32,7 @@ class Recommender(nn.Module):
     ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
     the scores is the model's own probability of the next item. ``takes_side``: it reads side information.
+    ``layouts`` of training batches that it can read: padded, packed.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Recommender(nn.Module):
         """No settings."""
 
     closed_form: ClassVar[bool] = False
-    probabilistic: ClassVar[bool] = True
+    probabilistic: bool = True
     takes_side: ClassVar[bool] = False
+    layouts: ClassVar[tuple[str, ...]] = ("padded",)
     config: Any
 
     def __init__(self, config: Any, *, n_items: int, max_length: int, side: Side | None = None) -> None:
@@ -99,6 +101,10 @@ class Scorer(Recommender):
     def score(self, batch: Batch) -> Tensor:
         """Scores (B, I + 1) of every item as the next one; column 0 is ignored."""
 
+    def refine(self, batch: Batch, scores: Tensor) -> Tensor:
+        """The last word on ``scores`` (B, I + 1), where what may not be recommended is -inf and stays so."""
+        return scores
+
     @torch.inference_mode()
     def scored(
         self,
@@ -119,7 +125,8 @@ class Scorer(Recommender):
         for bucket in in_buckets(data.lengths, np.arange(len(data)), tokens):
             for start in range(0, len(bucket), most):
                 rows = bucket[start : start + most]
-                scores = self.score(data.batch(rows)).float()
+                batch = data.batch(rows)
+                scores = self.score(batch).float()
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
                 scores[:, 0] = -torch.inf
@@ -128,7 +135,7 @@ class Scorer(Recommender):
                 if exclude_seen:
                     row, item = _events(histories, rows)
                     scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
-                yield rows, scores
+                yield rows, self.refine(batch, scores)
 
     def recommend(
         self,

@@ -58,6 +58,7 @@ def train_model(
     import polars as pl
 
     from recpipe.data.protocol import Protocol
+    from recpipe.data.splits import with_validation
     from recpipe.evaluation.evaluate import validator
     from recpipe.models.registry import build, configured, resolve
     from recpipe.pipelines.progress import tell
@@ -65,15 +66,17 @@ def train_model(
 
     spec, judged = resolve(model, dataset), Protocol.from_dict(protocol)
     settings = configured(fit.TrainSettings, {**train, **spec.train}, where=f"train settings of {name}")
+    fitted_on = with_validation(train_set, valid_set) if settings.put_back else train_set
     trained = fit.train(
         lambda: build(spec.type, spec.config, n_items=len(vocabulary), max_length=judged.history),
-        train_set,
+        fitted_on,
         validator(valid_set, judged, settings.metric),
         settings,
         seed=seed,
         folder=work_folder,
         fingerprint=judged.id,
         on_epoch=tell,
+        steps_of=train_set,
     )
     curve = (
         pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)
@@ -81,8 +84,10 @@ def train_model(
     in_force = {"type": spec.type, **asdict(trained.model.config)}
     if not trained.model.closed_form:
         in_force["train"] = asdict(settings)
+    elif settings.put_back:
+        in_force["train"] = {"put_back": True}
     about = {"seed": seed, "settings": in_force, "cost": trained.cost, "versions": trained.versions}
-    return _bundle(name, spec.type, trained.model, vocabulary, items, train_set, judged, about), curve
+    return _bundle(name, spec.type, trained.model, vocabulary, items, fitted_on, judged, about), curve
 
 
 def _bundle(

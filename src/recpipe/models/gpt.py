@@ -87,11 +87,11 @@ class GPT(NextItem):
         self.norm = nn.LayerNorm(config.dim, bias=config.bias)
         for module in (self.positions, *self.blocks):
             module.apply(_initialise)
-        for (
-            block
-        ) in self.blocks:  # what is added to the stream, so that its variance does not grow with depth
-            for last in (block.out, block.down):
-                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.layers))
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(
+                ("out.weight", "down.weight")
+            ):  # what is added to the stream grows not with depth
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.layers))
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         x_BTD = self.dropout(x_BTD + self.positions(batch.positions))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from tests.synthetic import random_sequences, sequences
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold
-from recpipe.data.splits import split
+from recpipe.data.splits import split, with_validation
 
 
 def rows(part):
@@ -40,6 +43,38 @@ def test_no_training_event_follows_or_is_a_target_of_its_user(rule):
     shared = np.intersect1d(cut.valid.histories.users, cut.test.histories.users)
     valid, test = pairs(cut.valid), pairs(cut.test)
     assert all(len(valid[user][0]) < len(test[user][0]) for user in shared)
+
+
+@pytest.mark.parametrize(
+    ("rule", "targets"),
+    [
+        ("leave_one_out", "next"),
+        *((rule, n) for rule in ("ratio", "temporal", "cold_users") for n in ("next", "all")),
+    ],
+)
+def test_validation_put_back_stands_behind_the_training_events_of_its_user(rule, targets):
+    data = random_sequences(200, 40, longest=30, shortest=1)
+    cut = split(data, Protocol(dataset="x", split=rule, targets=targets, valid=0.15, test=0.15, seed=1))
+    both = with_validation(cut.train, cut.valid)
+    wanted = rows(cut.train)
+    for user, (history, found) in pairs(cut.valid).items():
+        wanted[user] = history + found
+    assert rows(both) == wanted and len(both.items) > len(cut.train.items)
+    assert both.users[: len(cut.train)].tolist() == cut.train.users.tolist()
+    for times in np.split(both.timestamps, both.offsets[1:-1]):
+        assert (np.diff(times) > 0).all()
+    if rule == "leave_one_out":
+        whole, test = rows(data), pairs(cut.test)
+        assert all(rows(both)[user] == whole[user][:-1] for user in test)
+
+
+def test_ratings_and_profiles_are_put_back_too():
+    data = sequences([[1, 2, 3, 4], [5, 6]])
+    data = replace(data, ratings=np.arange(1, 7, dtype=np.float32), profiles={"age": pa.array([30, 40])})
+    cut = split(data, Protocol(dataset="x"))
+    both = with_validation(cut.train, cut.valid)
+    assert both.ratings.tolist() == [1, 2, 3, 5, 6]
+    assert both.profiles["age"].to_pylist() == [30, 40]
 
 
 def test_temporal_cuts_all_users_at_one_moment():

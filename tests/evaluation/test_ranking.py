@@ -13,9 +13,12 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.evaluation.evaluate import check_catalogue, evaluate, settings_id, validator
 from recpipe.evaluation.ranking import rank_fold
+from recpipe.hooks.values import metric_values
 from recpipe.models.ordering import priority
 from recpipe.models.recommender import Scorer
 from recpipe.models.registry import build
+from recpipe.reporting.leaderboard import leaderboard
+from recpipe.reporting.runs import read_runs
 from recpipe.training.bundle import Bundle
 
 ITEMS = 20
@@ -137,6 +140,19 @@ def test_evaluation_counts_what_can_not_be_found_and_what_training_never_saw():
     assert ranks[0]["rank"] == 0 and ranks[1]["rank"] == ITEMS - 1
     assert found.recommendations.num_rows == 15
     assert found.recommendations["probability"].null_count == 15
+
+
+def test_a_bundle_that_trained_on_validation_has_no_metrics_of_it_and_a_place_on_the_leaderboard():
+    data, trained = fold(1), bundle()
+    trained.training["settings"] = {"type": "popular", "train": {"put_back": True}}
+    metrics = evaluate(trained, data, data, Protocol(dataset="x")).metrics
+    honest = evaluate(bundle(), data, data, Protocol(dataset="x")).metrics
+    assert metrics["put_back"] is True and "valid" not in metrics
+    assert metrics["test"] == honest["test"] and "put_back" not in honest and honest["valid"]["targets"] > 0
+    (run,), problems = read_runs([metrics])
+    assert run.valid == {} and not problems
+    assert leaderboard([metrics])["rank"].to_list() == [1]
+    assert not any(name.startswith("valid") for name in metric_values(metrics))
 
 
 def test_a_bundle_of_other_items_is_refused():

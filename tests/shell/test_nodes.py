@@ -162,6 +162,20 @@ def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(
 
 
 @pytest.mark.parametrize("kind", ["popular", "sasrec"])
+def test_validation_is_put_back_where_the_settings_say_so(kind, tmp_path) -> None:
+    data = random_sequences(8, 7, seed=0)
+    block = {"type": kind, "train": {"max_epochs": 1, "device": "cpu", "put_back": True}}
+    vocabulary = Vocabulary(np.array([f"i{n}" for n in range(8)], dtype=object))
+    items = pl.DataFrame({"item_id": vocabulary.ids.tolist(), "title": ["x"] * 8})
+    fold = Fold(data, sequences([[8]] * 8))  # an item that only validation has
+    protocol = described(SPLIT)
+    bundle, curve = train_model("m", data, fold, vocabulary, items, protocol, block, {}, "shop", 1, tmp_path)
+    assert bundle.train_events[7] == 8
+    assert bundle.training["settings"]["train"]["put_back"] is True
+    assert not [name for name in curve.columns if "valid" in name]
+
+
+@pytest.mark.parametrize("kind", ["popular", "sasrec"])
 def test_a_bundle_holds_the_settings_in_force(kind, tmp_path) -> None:
     data = random_sequences(8, 7, seed=0)
     small = {"dim": 8, "layers": 1} if kind == "sasrec" else {}

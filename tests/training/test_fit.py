@@ -10,7 +10,7 @@ from filelock import FileLock
 from tests.synthetic import random_sequences
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.splits import Split, split
+from recpipe.data.splits import Split, split, with_validation
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.registry import build
 from recpipe.models.sasrec import SASRec
@@ -270,6 +270,66 @@ def test_the_best_validation_is_what_is_returned_and_patience_ends(data, tmp_pat
     assert len(trained.curve) == 4
     assert trained.cost["best_epoch"] == 2
     assert torch.equal(weights(trained), kept[1])
+
+
+def never(model):
+    raise AssertionError("validation was asked for")
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_put_back_trains_on_validation_too_for_as_many_steps_and_keeps_the_last_state(data, tmp_path, layout):
+    ends: list[torch.Tensor] = []
+    models: list[SASRec] = []
+
+    def model():
+        models.append(build("sasrec", {"dim": 16}, n_items=ITEMS, max_length=PROTOCOL.history))
+        return models[-1]
+
+    def on_epoch(row):
+        ends.append(torch.cat([tensor.flatten().clone() for tensor in models[-1].state_dict().values()]))
+
+    both = with_validation(data.train, data.valid)
+    asked = settings(put_back=True, layout=layout, max_epochs=4)
+    found = train(model, both, never, asked, seed=0, folder=tmp_path, on_epoch=on_epoch, steps_of=data.train)
+    without = run(data, tmp_path / "without", layout=layout, max_epochs=4)
+    assert [row["step"] for row in found.curve] == [row["step"] for row in without.curve]
+    seen = found.cost["tokens_per_second"] * found.cost["train_seconds"]
+    assert seen == pytest.approx(4 * (both.last(PROTOCOL.history + 1).lengths - 1).clip(0).sum())
+    assert torch.equal(weights(found), ends[-1]) and len(ends) == 4
+    assert not torch.equal(ends[-1], ends[0])
+    assert not any("valid" in key or key == "best_epoch" for key in (*found.cost, *found.curve[-1]))
+
+
+def test_put_back_is_refused_where_something_needs_validation(data, tmp_path):
+    with pytest.raises(ValueError, match="schedule plateau"):
+        settings(put_back=True, schedule={"name": "plateau"})
+    with pytest.raises(ValueError, match="number of its steps"):
+        run(data, tmp_path, put_back=True)
+
+
+def test_a_layout_that_a_model_does_not_read_is_refused(data, tmp_path):
+    with pytest.raises(
+        ValueError, match="layout is packed and GRU4Rec reads padded; set train.layout=padded"
+    ):
+        train(
+            lambda: build("gru4rec", {}, n_items=ITEMS, max_length=PROTOCOL.history),
+            data.train,
+            never,
+            settings(layout="packed"),
+            seed=0,
+            folder=tmp_path,
+        )
+    with pytest.raises(ValueError, match="layout is 'ragged'; allowed: padded, packed"):
+        settings(layout="ragged")
+
+
+def test_packed_training_learns_and_goes_on_as_padded_does(data, tmp_path):
+    asked = {"layout": "packed", "max_epochs": 40, "optimiser": {"name": "adam", "learning_rate": 0.01}}
+    whole = run(data, tmp_path / "whole", **asked)
+    assert whole.cost["best_valid_ndcg@10"] > 0.75
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "cut", validate=StopAfter(validator(data.valid, PROTOCOL), 3), **asked)
+    assert torch.equal(weights(run(data, tmp_path / "cut", **asked)), weights(whole))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):

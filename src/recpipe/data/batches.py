@@ -32,6 +32,9 @@ class Batch:
     asked: Tensor | None = None
     segments: Tensor | None = None  # (B, T) int64, 1, 2, … along a row, 0 at padding
     places: Tensor | None = None  # (B, T) int64, place in the own segment
+    following: Tensor | None = (
+        None  # (B, T) int64, what is to be predicted where users' last events are not in rows
+    )
 
     @property
     def mask(self) -> Tensor:
@@ -52,6 +55,35 @@ class Batch:
         """True at the first event of a sequence, (T,) or (B, T)."""
         return self.positions == 0
 
+    def appended(self, items: Tensor, window: int) -> Batch:
+        """The same with one event (B,) more in every row, 0 for none; beyond ``window`` the first one falls out.
+
+        What is not known of it is missing, and it happens when the last one did. Not where packed.
+        """
+        long = self.longer(1)
+        rows, place = torch.arange(len(items), device=items.device), self.lengths
+        before = (place - 1).clamp(min=0)
+        long.items[rows, place] = items
+        if long.timestamps is not None:
+            long.timestamps[rows, place] = torch.where(items > 0, long.timestamps[rows, before], 0)
+        lengths = place + (items > 0)
+        over, width = lengths > window, min(long.items.shape[1], window)
+
+        def kept(values: Tensor) -> Tensor:
+            late = over.view(-1, *[1] * (values.dim() - 1))
+            return torch.where(late, values[:, -width:], values[:, :width])
+
+        return replace(
+            long,
+            items=kept(long.items),
+            lengths=lengths.clamp(max=window),
+            timestamps=None if long.timestamps is None else kept(long.timestamps),
+            features={
+                name: kept(value) if name.startswith("event.") else value
+                for name, value in long.features.items()
+            },
+        )
+
     def longer(self, n: int) -> Batch:
         """The same with ``n`` more places of padding in every row; not where packed."""
         return replace(
@@ -70,6 +102,8 @@ class Batch:
 
         They are ``asked`` at the time of that item, 0 where there is none.
         """
+        if self.following is not None:
+            return self, self.following
         width = self.items.shape[1]
         targets = self.items[:, 1:]
         if self.segments is not None:
@@ -151,6 +185,51 @@ class DeviceSequences:
         last = torch.arange(real.shape[1], device=self.device) == self._lengths[index][:, None] - 1
         return torch.where(last, self._asked[index][:, None], times.roll(-1, 1)) * real
 
+    def packed(
+        self,
+        users: np.ndarray,
+        row: np.ndarray,
+        start: np.ndarray,
+        segment: np.ndarray,
+        *,
+        shape: tuple[int, int],
+    ) -> Batch:
+        """All but the last event of every user of ``users`` (n,), from place ``start`` of ``row`` on, (B, T) ``shape``.
+
+        Rows that hold one user each, all from their first place, come without segments: they need no more than padding.
+        """
+        count, whole = self.lengths[users] - 1, int((self.lengths[users] - 1).sum())
+        ends = np.cumsum(count)
+        used = np.zeros(shape[0], np.int64)
+        np.maximum.at(used, row, start + count)
+        about = np.stack([users, row * shape[1] + start, ends - count, segment, count])
+        user, to, before, part, repeats = torch.from_numpy(about).to(self.device)
+        owner = torch.repeat_interleave(repeats, output_size=whole)
+        place = torch.arange(whole, device=self.device) - before[owner]
+        to = to[owner] + place
+        user = user[owner]
+        source = self._stop[user] - self._lengths[user] + place
+
+        def laid(values: Tensor) -> Tensor:
+            empty = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+            return empty.index_copy_(0, to, values).view(*shape, *values.shape[1:])
+
+        several = len(users) > shape[0]
+        return Batch(
+            laid(self._items[source]),
+            torch.from_numpy(used).to(self.device),
+            None if self._times is None else laid(self._times[source]),
+            whole,
+            {
+                name: laid(values[user] if name.startswith("user.") else values[source])
+                for name, values in self._features.items()
+            },
+            segments=laid(part[owner]) if several else None,
+            places=laid(place) if several else None,
+            asked=None if self._times is None else laid(self._times[source + 1]),
+            following=laid(self._items[source + 1]),
+        )
+
     def _feature(self, name: str, index: Tensor, flat: Tensor, real: Tensor) -> Tensor:
         """(B, 1, M) of users, or (B, T, M) of events, 0 at padding."""
         values = self._features[name]
@@ -166,6 +245,7 @@ class TrainingBatches:
     Iterating yields one step as a list of row arrays (B,): the loss of a step is over all its parts, so that a step
     is a random sample of users whatever their lengths. The order depends on ``seed`` and ``epoch`` only, so a
     resumed run repeats it. ``rank`` and ``world_size`` share the steps among processes, an equal number to each.
+    ``steps`` of an epoch are as many as ``tokens`` ask for, or as given.
     """
 
     PARTS = 8
@@ -179,6 +259,7 @@ class TrainingBatches:
         minimum: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        steps: int | None = None,
     ) -> None:
         longest = int(lengths.max(initial=0))
         if longest > tokens:
@@ -192,7 +273,8 @@ class TrainingBatches:
                 f"no user has the {minimum} events that training needs; the longest sequence has {longest}"
             )
         self.rank, self.world_size = rank, world_size
-        self.steps = min(int(np.ceil(lengths[self.rows].sum() / tokens)), len(self.rows))
+        wanted = steps or int(np.ceil(lengths[self.rows].sum() / tokens))
+        self.steps = min(wanted, len(self.rows))
 
     def __len__(self) -> int:
         """Steps of an epoch for this process."""
@@ -208,6 +290,10 @@ class TrainingBatches:
         for i in range(len(self)):
             step = (self.rank + i * self.world_size) % self.steps
             yield self._parts(rows[starts[step] : ends[step]])
+
+    def gather(self, data: DeviceSequences, part: np.ndarray) -> Batch:
+        """One part of a step, on the device."""
+        return data.batch(part)
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
         """``rows`` by length, cut into parts of about equally many events."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
@@ -66,6 +68,37 @@ def split(sequences: Sequences, protocol: Protocol) -> Split:
                 f"{np.median(sequences.lengths):.0f} events; see protocol.split, .valid and .test in the conf"
             )
     return result
+
+
+def with_validation(train: Sequences, valid: Fold) -> Sequences:
+    """``train`` with the targets of ``valid`` behind its users' events; users that only ``valid`` has come last."""
+    rows = np.flatnonzero(~np.isin(valid.histories.users, train.users))
+    histories = valid.histories.select(rows, np.zeros_like(rows), valid.histories.lengths[rows])
+    parts = (train, histories, valid.targets)
+    users = np.concatenate([train.users, histories.users])
+    known = pc.index_in(pa.array(valid.targets.users, pa.string()), pa.array(users, pa.string()))
+    firsts = (np.arange(len(train)), len(train) + np.arange(len(histories)), known.to_numpy())
+    owner = np.concatenate([np.repeat(row, part.lengths) for row, part in zip(firsts, parts, strict=True)])
+    order = np.argsort(owner, kind="stable")
+
+    def joined(name: str) -> np.ndarray | None:
+        """None where no part knows it, NaN where one does not."""
+        values = [getattr(part, name) for part in parts]
+        if all(value is None for value in values):
+            return None
+        filled = [
+            np.full(len(part.items), np.nan, np.float32) if value is None else value
+            for value, part in zip(values, parts, strict=True)
+        ]
+        return np.concatenate(filled)[order]
+
+    items = np.concatenate([part.items for part in parts])[order]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]).astype(np.int64)
+    profiles = {
+        name: pa.concat_arrays([column, histories.profiles[name].cast(column.type)])
+        for name, column in train.profiles.items()
+    }
+    return Sequences(users, items, joined("timestamps"), offsets, joined("ratings"), profiles)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Evaluation:
 def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top: int = 20) -> Evaluation:
     """Ranks both folds; ``top`` recommendations per test user are kept.
 
+    A bundle that was trained on the validation events too (``train.put_back``) has no ``valid`` metrics.
+
     Raises ValueError if ``protocol`` is not that of the data the bundle was trained on, if the model uses more of
     time than it allows, or if the model gives NaN.
     """
@@ -48,11 +50,12 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         )
     protocol.check_time(bundle.model.requires_time, model=bundle.name)
     k = max(top, *protocol.cutoffs)
-    judged = {"valid": _rank(bundle, valid, protocol, k), "test": _rank(bundle, test, protocol, k)}
+    put_back = bool(bundle.training.get("settings", {}).get("train", {}).get("put_back"))
+    folds = {"test": test} if put_back else {"valid": valid, "test": test}
+    judged = {name: _rank(bundle, fold, protocol, k) for name, fold in folds.items()}
     known = np.concatenate([[False], bundle.train_events > 0])
     tables = {
-        name: ranking.table(fold, bundle.vocabulary, known=known)
-        for (name, ranking), fold in zip(judged.items(), (valid, test), strict=True)
+        name: ranking.table(folds[name], bundle.vocabulary, known=known) for name, ranking in judged.items()
     }
     best, settings = judged["test"], bundle.training.get("settings")
     metrics = {
@@ -61,6 +64,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         "seed": bundle.training.get("seed"),
         "protocol": {"id": protocol.id, **protocol.to_dict()},
         **({"settings": settings, "settings_id": settings_id(settings)} if settings else {}),
+        **({"put_back": True} if put_back else {}),
         **{name: _metrics(tables[name], judged[name], bundle, protocol) for name in judged},
         "cold_users": _on_cold_users(bundle, test, dataclasses.replace(protocol, exclude_seen=False), known),
         "cost": {**bundle.training.get("cost", {}), "inference_users_per_second": len(test) / best.seconds},

@@ -85,7 +85,7 @@ def _check_content(needed: set[str], catalog: Any) -> None:
 
 def _check_model(name: str, catalog: Any, protocol: Any) -> None:
     from recpipe.models.registry import configured, model_class, resolve, side_config
-    from recpipe.training.settings import TrainSettings
+    from recpipe.training.settings import TrainSettings, check_layout
 
     spec = resolve(catalog.load(f"{BLOCK}{name}"), catalog.load("params:dataset"))
     config = configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")
@@ -94,7 +94,8 @@ def _check_model(name: str, catalog: Any, protocol: Any) -> None:
         protocol.check_time(getattr(config, "time_mode", "none"), model=name)
         protocol.check_time(side.requires_time, model=name)
     train = {**catalog.load("params:train"), **spec.train}
-    configured(TrainSettings, train, where=f"train settings of {name}")
+    settings = configured(TrainSettings, train, where=f"train settings of {name}")
+    check_layout(settings, model_class(spec.type))
 
 
 def _check_vectors(needed: set[str], catalog: Any) -> None:

@@ -35,8 +35,9 @@ class Recommender(nn.Module):
     ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
     the scores is the model's own probability of the next item. ``takes_side``: it reads side information, and cannot do
-    without what ``needs`` names of the block ``side``. A model that weighs the past by time has the setting
-    ``time_mode``, in the words of ``Protocol.time``. ``cold_users``, once there, answers for users without history.
+    without what ``needs`` names of the block ``side``. ``layouts`` of training batches that it can read: padded,
+    packed. A model that weighs the past by time has the setting ``time_mode``, in the words of ``Protocol.time``.
+    ``cold_users``, once there, answers for users without history.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Recommender(nn.Module):
         """No settings."""
 
     closed_form: ClassVar[bool] = False
-    probabilistic: ClassVar[bool] = True
+    probabilistic: bool = True
     takes_side: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
+    layouts: ClassVar[tuple[str, ...]] = ("padded",)
     config: Any
     cold_users: ColdUsers | None
 
@@ -122,6 +124,10 @@ class Scorer(Recommender):
     def score(self, batch: Batch) -> Tensor:
         """Scores (B, I + 1) of every item as the next one; column 0 is ignored."""
 
+    def refine(self, batch: Batch, scores: Tensor) -> Tensor:
+        """The last word on ``scores`` (B, I + 1), where what may not be recommended is -inf and stays so."""
+        return scores
+
     @torch.inference_mode()
     def scored(
         self,
@@ -149,8 +155,8 @@ class Scorer(Recommender):
             for rows in (part for each in buckets for part in np.split(each, range(most, len(each), most))):
                 if len(rows) == 0:
                     continue
-                own = not cold[rows[0]]
-                scores = self.score(data.batch(rows)).float() if own else self._cold(histories, rows)
+                own, batch = not cold[rows[0]], data.batch(rows)
+                scores = self.score(batch).float() if own else self._cold(histories, rows)
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
                 scores[:, 0] = -torch.inf
@@ -159,7 +165,7 @@ class Scorer(Recommender):
                 if exclude_seen:
                     row, item = _events(histories, rows)
                     scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
-                yield rows, scores
+                yield rows, self.refine(batch, scores) if own else scores
 
     def _cold(self, histories: Sequences, rows: np.ndarray) -> Tensor:
         assert self.cold_users is not None

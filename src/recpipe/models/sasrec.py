@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
+from recpipe.layers.attention import Mask, attend, causal_mask
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.models.recommender import NextItem
@@ -34,16 +35,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        p = self.dropout.p if self.training else 0.0
-        if p > 0 and x_BTD.device.type == "cpu":  # torch has no fused kernel for it here, and slower masks
-            future = torch.ones(T, T, dtype=torch.bool).triu(1)
-            scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
-            mixed = self.dropout(scores.masked_fill_(future, -torch.inf).softmax(-1)) @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)  # (B, H, T, D / H)
+        mixed = attend(q, k, v, mask, self.dropout)  # (B, H, T, D / H)
         return self.out(mixed.transpose(1, 2).reshape(B, T, D))
 
 
@@ -58,8 +53,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD)))
+    def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), mask))
         return x_BTD + self.dropout(self.down(F.relu(self.up(self.norm_feed(x_BTD)))))
 
 
@@ -75,8 +70,8 @@ class LiGRBlock(nn.Module):
         self.up, self.down = nn.Linear(D, 2 * inner, bias=False), nn.Linear(inner, D, bias=False)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        mixed = self.dropout(self.attention(self.norm_attention(x_BTD)))
+    def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
+        mixed = self.dropout(self.attention(self.norm_attention(x_BTD), mask))
         x_BTD = x_BTD + torch.sigmoid(self.gate_attention(x_BTD)) * mixed
         value, gate = self.up(self.norm_feed(x_BTD)).chunk(2, -1)
         fed = self.dropout(self.down(F.silu(gate) * value))
@@ -88,6 +83,8 @@ BLOCKS: dict[str, type[nn.Module]] = {"sasrec": Block, "ligr": LiGRBlock}
 
 class SASRec(NextItem):
     """Predicts the next item at every position from the events up to it."""
+
+    layouts = ("padded", "packed")
 
     @dataclass(frozen=True)
     class Config:
@@ -120,9 +117,10 @@ class SASRec(NextItem):
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         x_BTD = x_BTD * math.sqrt(self.config.dim)
-        x_BTD = self.dropout(x_BTD + self.positions.weight[: x_BTD.shape[1]])
+        x_BTD = self.dropout(x_BTD + self.positions(batch.positions))
+        mask = causal_mask(batch, x_BTD)
         for block in self.blocks:
-            x_BTD = block(x_BTD)
+            x_BTD = block(x_BTD, mask)
         return self.norm(x_BTD)
 
 

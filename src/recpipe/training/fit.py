@@ -27,6 +27,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from recpipe.data.batches import TrainingBatches
+from recpipe.data.packing import PackedBatches
 from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
 from recpipe.models.recommender import Recommender
@@ -46,11 +47,12 @@ from recpipe.training.losses import AMINCE, make_loss
 from recpipe.training.memory import peak_memory_mib, reset_peak_memory
 from recpipe.training.module import TrainingModule, Validate
 from recpipe.training.schedules import WITHOUT_END
-from recpipe.training.settings import PRECISIONS, TrainSettings, choose_device, choose_precision
+from recpipe.training.settings import PRECISIONS, TrainSettings, check_layout, choose_device, choose_precision
 
 log = logging.getLogger(__name__)
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # else four lines of tips per run
+SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
 NOISE = (
     "Checkpoint directory .* exists and is not empty",  # by design: the work folder also holds the curves
     "The number of training batches .* is smaller than the logging interval",
@@ -80,10 +82,13 @@ def train(
     fingerprint: str = "",
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     cold_users: ColdUsersConfig | None = None,
+    steps_of: Sequences | None = None,
 ) -> Trained:
     """Trains a model on ``data`` (training events only) and returns it at its best validation.
 
-    ``validate(model)`` gives ``{"valid_<metric>": ...}``; nothing else selects. ``folder`` holds checkpoints and
+    ``validate(model)`` gives ``{"valid_<metric>": ...}``; nothing else selects. With ``put_back`` ``data`` holds the
+    validation events too: then nothing is validated, an epoch has as many steps as one of ``steps_of``, the training
+    set alone, has, and the last state is returned. ``folder`` holds checkpoints and
     TensorBoard curves; ``fingerprint`` (of data and settings) says whether a checkpoint there belongs to this run.
     ``cold_users`` is fitted beside the model and is no part of its training, cost or checkpoints; without it the model
     answers users without history by itself.
@@ -92,7 +97,10 @@ def train(
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
     reset_peak_memory(device)
+    if settings.put_back and steps_of is None:
+        raise ValueError("train.put_back needs the training set alone as well, for the number of its steps")
     model = model_factory()
+    check_layout(settings, type(model))
     fallback = _fallback(cold_users, data, model, seed)
     started = time.perf_counter()
     if model.closed_form:
@@ -104,7 +112,7 @@ def train(
     keep_freed_memory()
     fingerprint = _fingerprint(fingerprint, settings, seed, model)
     judged = _with(fallback, validate)
-    module = _module(model.to(device), data, judged, settings, seed, on_epoch)
+    module = _module(model.to(device), data, judged, settings, seed, on_epoch, steps_of)
     with alone_in(folder):
         _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
         module.load_state_dict(load_tree(folder / BEST)["state_dict"])
@@ -149,9 +157,15 @@ def _module(
     settings: TrainSettings,
     seed: int,
     on_epoch: Callable[[dict[str, Any]], None] | None,
+    steps_of: Sequences | None = None,
 ) -> TrainingModule:
-    data = data.windows(model.max_length) if settings.windows == "all" else data
+    data = _windows(data, model, settings)
     held = model.on_device(data, window=model.max_length + 1)
+    batches = make_batches(held.lengths, settings, window=model.max_length, seed=seed)
+    if settings.put_back and steps_of is not None:
+        alone = np.minimum(_windows(steps_of, model, settings).lengths, model.max_length + 1)
+        steps = make_batches(alone, settings, window=model.max_length, seed=seed).steps
+        batches = make_batches(held.lengths, settings, window=model.max_length, seed=seed, steps=steps)
     return TrainingModule(
         model,
         make_loss(settings.loss, _target_counts(data, model)).to(model.device),
@@ -160,10 +174,25 @@ def _module(
         validate=validate,
         watched=f"valid_{settings.metric}",
         data=held,
-        batches=TrainingBatches(held.lengths, tokens=settings.batch_tokens, seed=seed, minimum=2),
+        batches=batches,
         on_epoch=on_epoch,
         log_every=settings.log_every,
     )
+
+
+def make_batches(
+    lengths: np.ndarray, settings: TrainSettings, *, window: int, seed: int, steps: int | None = None
+) -> TrainingBatches:
+    """In the layout that ``settings`` ask for; packed rows hold ``row`` events, by default one window of them."""
+    tokens = settings.batch_tokens
+    if settings.layout == "padded":
+        return TrainingBatches(lengths, tokens=tokens, seed=seed, minimum=2, steps=steps)
+    size = settings.row or max(window, SHORTEST_ROW)
+    return PackedBatches(lengths, size=size, tokens=tokens, seed=seed, steps=steps)
+
+
+def _windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
+    return data.windows(model.max_length) if settings.windows == "all" else data
 
 
 def _target_counts(data: Sequences, model: Recommender) -> torch.Tensor:
@@ -188,8 +217,14 @@ def _run(
         patience,
         Checkpoints(dirpath=folder, filename="best", monitor=watched, mode="max", save_last=True),
     ]
+    if settings.put_back:  # nothing to select by: the latest is kept as the best
+        callbacks = [Checkpoints(dirpath=folder, filename="best", save_last=True)]
     loss = module.criterion
     if isinstance(loss, AMINCE) and loss.second_stage_after is not None:
+        if settings.put_back:
+            raise ValueError(
+                "train.put_back leaves no validation for train.loss.second_stage_after; set it null"
+            )
         after = loss.second_stage_after
         callbacks.insert(0, SecondStage(loss.begin_second_stage, watched, after=after, patience=patience))
     if device == "cuda" and settings.loggers:
@@ -202,6 +237,7 @@ def _run(
         precision=PRECISIONS[choose_precision(settings.precision, device)],  # type: ignore[arg-type]
         max_epochs=settings.max_epochs,
         check_val_every_n_epoch=settings.validate_every,
+        limit_val_batches=0 if settings.put_back else 1,
         gradient_clip_val=settings.gradient_clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -260,12 +296,11 @@ def _cost(module: TrainingModule, settings: TrainSettings, device: str) -> dict[
     epochs = len(module.curve)
     watched = f"valid_{settings.metric}"
     scored = [row for row in module.curve if watched in row]
-    best = max(scored, key=lambda row: row[watched])
+    best = max(scored, key=lambda row: row[watched], default=None)
     return {
         "train_seconds": module.train_seconds,
         "epochs": epochs,
-        "best_epoch": best["epoch"],
-        f"best_{watched}": best[watched],
+        **({} if best is None else {"best_epoch": best["epoch"], f"best_{watched}": best[watched]}),
         "seconds_per_epoch": module.train_seconds / epochs,
         "tokens_per_second": module.tokens_seen / module.train_seconds,
         "precision": choose_precision(settings.precision, device),

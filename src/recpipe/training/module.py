@@ -170,4 +170,4 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         for parts in self.batches:
-            yield [self.data.batch(rows) for rows in parts]
+            yield [self.batches.gather(self.data, part) for part in parts]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+LAYOUTS = ("padded", "packed")
 LOGGERS = ("tensorboard", "csv", "wandb")
 
 
@@ -15,8 +16,10 @@ LOGGERS = ("tensorboard", "csv", "wandb")
 class TrainSettings:
     """The conf block ``train``; a model's own ``train`` block overrides it key by key.
 
-    ``windows`` trains on the last window of a long user only, or on all of them; ``batch_tokens`` is the number of
-    events in a step; ``patience`` counts validations without a new best ``metric``;
+    ``windows`` trains on the last window of a long user only, or on all of them; ``layout``: a user to a row, padded,
+    or several packed into rows of ``row`` events; ``batch_tokens`` is the number of events in a step; ``put_back``
+    trains on training and validation events, for as many steps as without, and keeps the last state;
+    ``patience`` counts validations without a new best ``metric``;
     ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
     equal settings and data; ``loggers`` get the curves: tensorboard, csv, wandb.
     """
@@ -25,6 +28,9 @@ class TrainSettings:
     optimiser: dict[str, Any] = field(default_factory=lambda: {"name": "adam", "learning_rate": 1e-3})
     schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
     windows: str = "last"
+    layout: str = "padded"
+    row: int | None = None
+    put_back: bool = False
     batch_tokens: int = 12_800
     max_epochs: int = 100
     validate_every: int = 1
@@ -42,6 +48,12 @@ class TrainSettings:
             raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
         if self.windows not in ("last", "all"):
             raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"train.layout is {self.layout!r}; allowed: {', '.join(LAYOUTS)}")
+        if self.row is not None and self.row < 1:
+            raise ValueError(f"train.row is {self.row}; it is a number of events from 1, or null")
+        if self.put_back and self.schedule.get("name") == "plateau":
+            raise ValueError("train.put_back leaves no validation for train.schedule plateau; choose another")
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
@@ -54,6 +66,15 @@ class TrainSettings:
                 f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "
                 "nothing would ever be selected"
             )
+
+
+def check_layout(settings: TrainSettings, model: type[Any]) -> None:
+    """Raises ValueError if ``model``, a class of recommenders, does not read ``settings.layout``."""
+    if not model.closed_form and settings.layout not in model.layouts:
+        raise ValueError(
+            f"train.layout is {settings.layout} and {model.__name__} reads {', '.join(model.layouts)}; "
+            f"set train.layout={model.layouts[0]} for it"
+        )
 
 
 def choose_device(device: str) -> str:

@@ -67,6 +67,7 @@ def train_model(
     import polars as pl
 
     from recpipe.data.protocol import Protocol
+    from recpipe.data.splits import with_validation
     from recpipe.evaluation.evaluate import validator
     from recpipe.models.registry import build, configured, resolve, side_config
     from recpipe.pipelines.blocks import cold_users_of
@@ -75,8 +76,9 @@ def train_model(
 
     spec, judged = resolve(model, dataset), Protocol.from_dict(protocol)
     settings = configured(fit.TrainSettings, {**train, **spec.train}, where=f"train settings of {name}")
+    fitted_on = with_validation(train_set, valid_set) if settings.put_back else train_set
     given = {"text": text_embeddings, "image": image_embeddings, "text_image": text_image_embeddings}
-    known = side_of(side_config(spec, side, where=f"models.{name}"), train_set, vocabulary, items, given)
+    known = side_of(side_config(spec, side, where=f"models.{name}"), fitted_on, vocabulary, items, given)
 
     def untrained() -> Any:
         sizes = {"n_items": len(vocabulary), "max_length": judged.history}
@@ -86,7 +88,7 @@ def train_model(
 
     trained = fit.train(
         untrained,
-        train_set,
+        fitted_on,
         validator(valid_set, judged, settings.metric),
         settings,
         seed=seed,
@@ -94,6 +96,7 @@ def train_model(
         fingerprint=judged.id,
         on_epoch=tell,
         cold_users=cold_users_of(cold_users, datasets, dataset),
+        steps_of=train_set,
     )
     curve = (
         pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)
@@ -103,10 +106,12 @@ def train_model(
         in_force["side"] = asdict(known.config)
     if not trained.model.closed_form:
         in_force["train"] = asdict(settings)
+    elif settings.put_back:
+        in_force["train"] = {"put_back": True}
     about = {"seed": seed, "settings": in_force, "cost": trained.cost, "versions": trained.versions}
     if known is not None and known.widths:
         about["embeddings"] = {modality: given[modality].hash for modality in known.widths}
-    return _bundle(name, spec.type, trained.model, vocabulary, items, train_set, judged, about), curve
+    return _bundle(name, spec.type, trained.model, vocabulary, items, fitted_on, judged, about), curve
 
 
 def side_of(config: Any, train_set: Any, vocabulary: Any, items: Any, embeddings: dict[str, Any]) -> Any:

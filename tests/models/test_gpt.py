@@ -1,0 +1,225 @@
+"""GPT: its block against transformers' GPT-2, packed against padded, generation against a loop over users."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.batches import DeviceSequences, TrainingBatches
+from recpipe.data.packing import PackedBatches
+from recpipe.layers import attention
+from recpipe.models.gpt import GPT, Block
+from recpipe.models.ordering import priority
+from recpipe.models.recommender import NextItem
+from recpipe.models.registry import build, resolve
+from recpipe.training.losses import FullSoftmax
+
+ITEMS, WINDOW = 25, 10
+DATA = random_sequences(60, ITEMS, longest=16, seed=1)
+VARIANTS = ("gpt", "transformer", "transformer_generative", "siglip_oneshot", "with_decay", "all_data")
+PACKING = (("gpt", {}), ("gpt", {"bias": True, "heads": 4}), ("sasrec", {}), ("sasrec", {"block": "ligr"}))
+
+
+def made(name: str = "gpt", **config) -> NextItem:
+    torch.manual_seed(0)
+    model = build(name, {"dim": 16, **config}, n_items=ITEMS, max_length=WINDOW)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return model.eval()
+
+
+def steps(size: int = 2 * WINDOW, data=DATA):
+    """(packed, padded) batches of all users of two events or more."""
+    held = DeviceSequences(data, window=WINDOW + 1, device="cpu")
+    rows = PackedBatches(held.lengths, size=size, tokens=10_000, seed=0)
+    users = TrainingBatches(held.lengths, tokens=10_000, seed=0, minimum=2)
+    (parts,), (padded,) = rows, users
+    return rows.gather(held, parts[0]), [users.gather(held, part) for part in padded]
+
+
+def by_sequence(model: NextItem, batch) -> dict[tuple, torch.Tensor]:
+    """Hidden states by what had been read of a user up to there, one per user."""
+    inputs, targets = batch.inputs_and_targets()
+    hidden = model.hidden(inputs)
+    places = inputs.positions.expand_as(inputs.items)
+    found: dict[tuple, torch.Tensor] = {}
+    for row, column in torch.nonzero(targets > 0).tolist():
+        start = column - int(places[row, column])
+        found[(*inputs.items[row, start : column + 1].tolist(), int(targets[row, column]))] = hidden[
+            row, column
+        ]
+    return found
+
+
+@pytest.mark.parametrize(("name", "config"), PACKING)
+@pytest.mark.parametrize("size", [WINDOW, 15, 64])
+def test_packed_is_padded(name, config, size):
+    model, (packed, padded) = made(name, **config), steps(size)
+    assert packed.segments is not None and len(packed.items) < sum(len(part.items) for part in padded)
+    ours, theirs = by_sequence(model, packed), {}
+    for part in padded:
+        theirs |= by_sequence(model, part)
+    assert ours.keys() == theirs.keys() and len(ours) > 300
+    for key, hidden in ours.items():
+        torch.testing.assert_close(hidden, theirs[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "config"), PACKING)
+def test_packed_and_padded_steps_have_one_loss_and_one_gradient(name, config):
+    gradients = []
+    packed, padded = steps()
+    for parts in ([packed], padded):
+        model, criterion = made(name, **config), FullSoftmax()
+        whole = sum(part.targets for part in parts)
+        loss = sum(model.loss(part, criterion) * (part.targets / whole) for part in parts)
+        loss.backward()
+        gradients.append((loss.detach(), *(weight.grad for weight in model.parameters())))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt", "sasrec"])
+def test_neighbours_in_a_row_do_not_matter(name):
+    model, (batch, _) = made(name), steps()
+    before = model.hidden(batch)
+    for segment in (1, 2):
+        theirs = batch.segments == segment
+        batch.items[theirs] = batch.items[theirs] % ITEMS + 1
+        after = model.hidden(batch)
+        others = (batch.items > 0) & ~theirs
+        torch.testing.assert_close(after[others], before[others])
+        assert (after - before)[theirs].abs().max() > 1e-3
+        batch.items[theirs] = (batch.items[theirs] - 2) % ITEMS + 1
+
+
+def test_flex_attention_is_given_the_same_mask():
+    torch.manual_seed(0)
+    batch, _ = steps()
+    q, k, v = (torch.randn(*batch.items.shape, 2, 16).transpose(1, 2) for _ in range(3))
+    with torch.no_grad():
+        flexed = attention.attend(q, k, v, attention.block_mask(batch.segments))
+    plain = attention.attend(q, k, v, attention.causal_mask(batch, q))
+    real = (batch.items > 0)[:, None, :, None]
+    torch.testing.assert_close(flexed * real, plain * real, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_on_attention_weights_keeps_to_the_mask(monkeypatch):
+    batch, _ = steps()
+    q, k, v = (torch.randn(*batch.items.shape, 1, 8).transpose(1, 2) for _ in range(3))
+    mask, dropout = attention.causal_mask(batch, q), attention.Dropout(0.5).train()
+    monkeypatch.setattr(attention.Dropout, "forward", lambda self, x: x)
+    torch.testing.assert_close(attention.attend(q, k, v, mask, dropout), attention.attend(q, k, v, mask))
+
+
+def test_a_block_is_that_of_gpt2():
+    """On the same weights as transformers' GPT2Block, with its biases and the exact GELU."""
+    from transformers import GPT2Config
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=32, n_head=4, activation_function="gelu", attn_implementation="eager")
+    theirs = GPT2Block(config, layer_idx=0).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    ours = Block(GPT.Config(dim=32, heads=4, bias=True)).eval()
+    names = {
+        "ln_1": ours.norm_attention,
+        "attn.c_attn": ours.qkv,
+        "attn.c_proj": ours.out,
+        "ln_2": ours.norm_feed,
+        "mlp.c_fc": ours.up,
+        "mlp.c_proj": ours.down,
+    }
+    state = theirs.state_dict()
+    with torch.no_grad():
+        for name, module in names.items():
+            weight = state[f"{name}.weight"]
+            module.weight.copy_(weight.T if weight.dim() == 2 else weight)  # theirs stand input x output
+            module.bias.copy_(state[f"{name}.bias"])
+    x = torch.randn(3, 9, 32)
+    causal = torch.full((9, 9), -torch.inf).triu(1)[None, None]
+    wanted = theirs(x, attention_mask=causal)
+    wanted = wanted[0] if isinstance(wanted, tuple) else wanted
+    torch.testing.assert_close(ours(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_begin_as_nanogpt_has_them():
+    torch.manual_seed(0)
+    model = build("gpt", {"dim": 64, "layers": 8}, n_items=500, max_length=200)
+    for block in model.blocks:
+        for layer, std in ((block.qkv, 0.02), (block.up, 0.02), (block.out, 0.005), (block.down, 0.005)):
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
+    assert model.positions.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not [name for name, _ in model.named_parameters() if "bias" in name]
+    assert torch.equal(model.items.head(model.items.table()), model.items.weight)
+
+
+def generated(model: NextItem, history: list[int], n: int, allowed: set[int]) -> list[int]:
+    """One user, one item at a time, each time through a model that answers once."""
+    found, order = [], priority(ITEMS + 1).numpy()
+    for _ in range(n):
+        (_, scores), *_ = model.scored(sequences([[*history, *found]]), exclude_seen=False)
+        left = [item for item in allowed if item not in found]
+        if left:
+            found.append(min(left, key=lambda i: (-scores[0, i].item(), order[i])))
+    return found
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_generation_is_a_loop_over_users(exclude_seen):
+    data = sequences([[], [3], *(DATA.row(u).tolist() for u in range(12)), list(range(1, ITEMS - 1))])
+    model, once = made(generate=4), made()
+    candidates = torch.ones(ITEMS + 1, dtype=torch.bool)
+    candidates[[5, 6]] = False
+    items, values = model.recommend(data, ITEMS, exclude_seen=exclude_seen, candidates=candidates)
+    plain, plain_values = once.recommend(data, ITEMS, exclude_seen=exclude_seen, candidates=candidates)
+    differ = 0
+    for u in range(len(data)):
+        history = data.row(u).tolist()
+        allowed = {item for item in range(1, ITEMS + 1) if item not in (5, 6)}
+        allowed -= set(history) if exclude_seen else set()
+        first = generated(once, history, 4, allowed)
+        assert items[u, : len(first)].tolist() == first
+        rest = [item for item in plain[u].tolist() if item not in first]  # by the scores of one answer
+        assert items[u, len(first) :].tolist()[: len(allowed) - len(first)] == [i for i in rest if i]
+        assert (np.diff(values[u, : len(allowed)]) <= 0).all() and np.isneginf(
+            values[u, len(allowed) :]
+        ).all()
+        kept = dict(zip(plain[u].tolist(), plain_values[u].tolist(), strict=True))
+        for item, value in list(zip(items[u], values[u], strict=True))[len(first) : len(allowed)]:
+            assert value == pytest.approx(kept[item], rel=1e-5, abs=1e-5)
+        differ += first != plain[u, :4].tolist()
+    assert differ > 5
+    assert once.probabilistic and not model.probabilistic
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_built_from_their_conf(name, project):
+    from recpipe.models.registry import configured, model_class, side_config
+    from recpipe.training.losses import make_loss
+    from recpipe.training.optim import make_optimiser
+    from recpipe.training.settings import TrainSettings, check_layout
+
+    block = yaml.safe_load((project / f"conf/base/parameters/models/{name}.yml").read_text())["models"][name]
+    for dataset in ("ml-1m", *block["datasets"]):
+        spec = resolve(block, dataset)
+        model = build(spec.type, spec.config, n_items=30, max_length=10)
+        settings = configured(TrainSettings, spec.train, where=name)
+        make_loss(settings.loss, torch.ones(31))
+        make_optimiser(model.parameters(), settings.optimiser)
+        check_layout(settings, model_class(spec.type))
+        assert settings.layout == "packed" and settings.gradient_clip and model.config.dropout > 0
+        assert side_config(spec, where=name).vectors == ("image" if name in VARIANTS[3:] else "none")
+        assert settings.put_back == (name == "all_data")
+
+
+def test_settings_that_cannot_be_are_named():
+    with pytest.raises(ValueError, match="dim 10 is not a multiple of heads 3"):
+        GPT.Config(dim=10, heads=3)
+    with pytest.raises(ValueError, match="generate is -1"):
+        GPT.Config(generate=-1)

@@ -58,8 +58,9 @@ class RecpipeSession(KedroSession):
         described = content_tags(asked, conf, options)
         given = winning(asked, conf)
         vectors = vectors_asked(given, conf)
-        able = [name for name in conf["models"] if _described(vectors.get(name, ()), described)]
-        options["tags"] = tags(model, conf["models"], baselines, options, described, able)
+        if model == ALL:
+            model = "+".join(with_vectors(within_protocol(asked, conf), vectors, described))
+        options["tags"] = tags(model, conf["models"], baselines, options, described)
         self._store["runtime_params"] = given  # `store` is a copy
         zoo.declare(conf["models"], vectors)
         try:
@@ -121,10 +122,13 @@ def vectors_asked(given: Mapping[str, Any], conf: Mapping[str, Any]) -> zoo.Read
         raise Refused(str(error)) from error
 
 
-def _described(vectors: Iterable[str], modality: list[str]) -> bool:
-    """Whether a run of these modalities makes all of the `vectors`."""
-    made = {*modality, *(part for name in modality for part in modalities.READS[name])}
-    return made.issuperset(vectors)
+def with_vectors(names: list[str], vectors: zoo.Reads, described: list[str]) -> list[str]:
+    """Of `names` those whose vectors the modalities `described` make; the others are logged."""
+    made = {*described, *(part for name in described for part in modalities.READS[name])}
+    left = [name for name in names if not made.issuperset(vectors.get(name, ()))]
+    if left:
+        log.warning("left out, as this data set or `modality` has no vectors for them: %s", ", ".join(left))
+    return [name for name in names if name not in left]
 
 
 def _at(block: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
@@ -175,18 +179,10 @@ def tags(
     baselines: Iterable[str],
     options: Mapping[str, Any],
     described: Iterable[str] = (),
-    able: Iterable[str] | None = None,
 ) -> list[str]:
-    """The user's own tags, or `shared`, the models asked for, in a whole run the baselines, and `described`.
-
-    `able`: what `all` means, every model by default.
-    """
+    """The user's own tags, or `shared`, the models asked for, in a whole run the baselines, and `described`."""
     known = list(known)
     wanted = chosen_models(model, known)
-    if model == ALL and able is not None:
-        wanted = list(able)
-        if left_out := [name for name in known if name not in wanted]:
-            log.info("left out of all, since this run makes no vectors for them: %s", ", ".join(left_out))
     if any(options.get(name) for name in OWN_CHOICE):
         return list(options.get("tags") or ())
     pipelines = [options["pipeline_name"]] if options.get("pipeline_name") else options.get("pipeline_names")
@@ -195,6 +191,32 @@ def tags(
     words = [str(word) for name in RANGES for word in options.get(name) or ()]
     wanted += [name for name in known if any(word.startswith(f"{name}.") for word in words)]
     return [zoo.SHARED, *dict.fromkeys([*wanted, *described])]
+
+
+def within_protocol(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[str]:
+    """What `all` means: every model but those that use more of time than the protocol allows, which are logged."""
+    from recpipe.data.protocol import TIMES
+
+    dataset = asked.get("dataset", conf["dataset"])
+    time = _first(
+        "time", _at(asked, ["protocol"]), _at(conf, ["datasets", dataset, "protocol"]), conf["protocol"]
+    )
+    if time not in TIMES:  # refused by name when the protocol is checked
+        return list(conf["models"])
+    kept: list[str] = []
+    left: list[str] = []
+    for name, block in conf["models"].items():
+        own = _at(block, ["datasets", dataset])
+        used = _first("time_mode", _at(asked, ["models", name]), own, block)
+        (left if used in TIMES[TIMES.index(time) + 1 :] else kept).append(name)
+    if left:
+        log.warning("left out, as protocol.time is %s: %s", time, ", ".join(left))
+    return kept
+
+
+def _first(key: str, *blocks: Mapping[str, Any]) -> Any:
+    """`key` of the first of `blocks` that has it."""
+    return next((block[key] for block in blocks if key in block), None)
 
 
 def chosen_models(asked: str, known: list[str]) -> list[str]:

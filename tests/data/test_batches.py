@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,24 @@ def test_batches_are_the_last_events_right_padded():
     assert torch.equal(batch.mask, batch.items > 0)
     empty = DeviceSequences(sequences([[], []]), window=3, device="cpu").batch(np.array([0, 1]))
     assert empty.items.shape == (2, 0)
+
+
+def test_every_event_is_asked_about_when_the_next_one_happens_and_the_last_at_the_question():
+    told = replace(sequences([[1, 2, 3, 4], [5], [], [6, 7]]), asked=np.array([1000, 50, 7, 400]))
+    data = DeviceSequences(told, window=3, device="cpu")
+    batch = data.batch(np.array([1, 0, 2, 3]))
+    assert batch.asked.tolist() == [[50, 0, 0], [200, 300, 1000], [0, 0, 0], [100, 400, 0]]
+    assert data.batch(np.array([2])).asked.shape == (1, 0)
+    longer = batch.longer(2)
+    assert longer.asked.shape == longer.items.shape == (4, 5) and longer.asked[:, 3:].sum() == 0
+    untold = DeviceSequences(replace(told, asked=None), window=3, device="cpu").batch(np.array([1, 0]))
+    assert untold.asked is None
+    for each in (batch, untold):  # in training, of the events themselves
+        inputs, targets = each.inputs_and_targets()
+        assert targets[:2].tolist() == [[0, 0], [3, 4]]
+        assert inputs.asked[:2].tolist() == [[0, 0], [200, 300]]
+    untimed = DeviceSequences(replace(told, timestamps=None), window=3, device="cpu").batch(np.array([0]))
+    assert untimed.asked is None and untimed.inputs_and_targets()[0].asked is None
 
 
 def test_every_user_comes_once_per_epoch_in_random_steps_of_about_the_asked_size():

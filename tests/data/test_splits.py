@@ -71,6 +71,39 @@ def test_all_targets_are_distinct():
     assert pairs(cut.valid)["u000"][1] == [7, 8]
 
 
+@pytest.mark.parametrize("targets", ["next", "all"])
+def test_folds_tell_when_the_first_target_happens_under_query_and_never_else(targets):
+    data = random_sequences(50, 20, longest=30, seed=4)
+    cut = split(data, Protocol(dataset="x", split="ratio", valid=0.2, test=0.2, targets=targets))
+    whole = dict(zip(data.users, zip(data.offsets[:-1], data.lengths, strict=True), strict=True))
+    for fold in (cut.valid, cut.test):
+        assert fold.histories.asked is None
+        told = fold.asking(Protocol(dataset="x", time="query"))
+        for u, user in enumerate(told.histories.users):
+            first = (
+                whole[user][0] + told.histories.lengths[u]
+            )  # the place in the log that follows the history
+            assert told.histories.asked[u] == data.timestamps[first]
+        for time in ("none", "last_item"):
+            assert told.asking(Protocol(dataset="x", time=time)).histories.asked is None
+    bare = split(sequences([[1, 2, 3], [2, 3, 4]], times=False), Protocol(dataset="x")).test
+    assert bare.asking(Protocol(dataset="x", time="last_item")).histories.asked is None
+    with pytest.raises(ValueError, match="no timestamps; use --params protocol.time=none"):
+        bare.asking(Protocol(dataset="x", time="query"))
+
+
+def test_a_protocol_allows_as_much_of_time_as_it_says_and_less():
+    order = ("none", "last_item", "query")
+    for allowed in order:
+        for used in order:
+            if order.index(used) <= order.index(allowed):
+                Protocol(dataset="x", time=allowed).check_time(used, model="clock")
+                continue
+            message = f"clock uses time as {used} and protocol.time is {allowed}.* protocol.time={used}"
+            with pytest.raises(ValueError, match=message):
+                Protocol(dataset="x", time=allowed).check_time(used, model="clock")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -79,6 +112,7 @@ def test_all_targets_are_distinct():
         ({"history": 0}, "at least 1"),
         ({"cutoffs": ()}, "at least one cut-off"),
         ({"candidates": "sampled"}, "allowed: full"),
+        ({"time": "now"}, "allowed: none, last_item, query"),
     ],
 )
 def test_bad_protocols_are_refused(given, message):
@@ -118,15 +152,18 @@ def test_protocol_id_changes_with_what_moves_a_number_and_only_with_that():
         {"history": 50},
         {"fingerprint": "g"},
         {"split": "ratio"},
+        {"time": "last_item"},
+        {"time": "query"},
     ]
     assert (
         len({Protocol(**{"dataset": "x", "fingerprint": "f", **other}).id for other in others} | {one.id})
-        == 6
+        == 8
     )
     shuffled = [Protocol(dataset="x", ties="shuffle", seed=seed).id for seed in (1, 2)]
     assert shuffled[0] != shuffled[1]
     assert Protocol.from_dict({"id": one.id, **one.to_dict()}) == one
     assert one.same_data(Protocol(dataset="x", fingerprint="f", seed=1, exclude_seen=False)) == []
+    assert one.same_data(Protocol(dataset="x", fingerprint="f", seed=1, time="query")) == []
     assert one.same_data(Protocol(dataset="x", fingerprint="g", seed=1)) == ["fingerprint"]
     with pytest.raises(ValueError, match="unknown protocol keys"):
         Protocol.from_dict({"dataset": "x", "exclude_sene": True})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tests.synthetic import random_sequences, sequences
 from recpipe.data.batches import Batch
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.evaluation.evaluate import check_catalogue, evaluate, settings_id
+from recpipe.evaluation.evaluate import check_catalogue, evaluate, settings_id, validator
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.ordering import priority
 from recpipe.models.recommender import Scorer
@@ -73,6 +74,36 @@ def test_ranks_equal_a_sort_of_the_whole_catalogue(exclude_seen, targets_each, l
 def test_nan_scores_are_an_error():
     with pytest.raises(ValueError, match="NaN scores"):
         rank_fold(Table(torch.full((ITEMS + 1, ITEMS + 1), torch.nan)), fold(1), exclude_seen=True, k=3)
+
+
+class Clock(Table):
+    """Knows one thing: the item of the minute it is asked at."""
+
+    requires_time = "query"
+
+    def score(self, batch: Batch) -> torch.Tensor:
+        last = (batch.lengths - 1).clamp(min=0)[:, None]
+        return self.table[batch.asked.gather(1, last)[:, 0] // 60].clone()
+
+
+def test_the_moment_of_the_question_reaches_models_in_validation_and_test_under_query_only():
+    clock = Clock(torch.eye(ITEMS + 1))
+    data = fold(1)
+    data = replace(data, targets=replace(data.targets, timestamps=60 * data.targets.items.astype(np.int64)))
+    query = Protocol(dataset="x", time="query")
+    missed = sum(data.targets.row(u)[0] in data.histories.row(u) for u in range(len(data)))
+    assert 0 < missed < len(data)
+    assert validator(data, query)(clock)["valid_ndcg@10"] == pytest.approx(1 - missed / len(data))
+    trained = replace(bundle(), model=clock)
+    found = evaluate(trained, data, data, query).metrics
+    assert (
+        found["test"]["hit_rate@1"] == found["valid"]["hit_rate@1"] == pytest.approx(1 - missed / len(data))
+    )
+    assert found["protocol"]["id"] == query.id != Protocol(dataset="x").id
+    for time in ("none", "last_item"):
+        with pytest.raises(ValueError, match=f"uses time as query and protocol.time is {time}"):
+            evaluate(trained, data, data, replace(query, time=time))
+    evaluate(bundle(), data, data, query)  # a model without time may be judged under any
 
 
 def bundle(seed: int = 0) -> Bundle:

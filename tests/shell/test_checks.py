@@ -92,3 +92,22 @@ def test_the_settings_of_the_engine_reach_the_connection_that_reads(tmp_path: Pa
     log = ingest_log(manifest, {"mine": BLOCK}, "mine", {"engine": engine}, tmp_path / "spill")[0]
     (found,) = ibis.get_backend(log).raw_sql("SELECT current_setting('default_null_order')").fetchall()
     assert str(found[0]).lower() == "nulls_first"
+
+
+@pytest.mark.parametrize("time", ["none", "last_item", "query"])
+def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_refused(time: str) -> None:
+    given = {
+        "datasets": {"mine": BLOCK},
+        "dataset": "mine",
+        "protocol": {"time": time},
+        "train": {},
+        "side": {},
+        "models.clock": {"type": "hstu", "time_mode": "last_item"},
+    }
+    catalog = DataCatalog({f"params:{name}": MemoryDataset(value) for name, value in given.items()})
+    pipeline = Pipeline([node(lambda *_: None, [f"params:{name}" for name in given], "done", name="train")])
+    if time == "none":
+        with pytest.raises(ValueError, match=r"clock uses time as last_item and protocol.time is none"):
+            ChecksHooks().before_pipeline_run(pipeline, catalog)
+    else:
+        ChecksHooks().before_pipeline_run(pipeline, catalog)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import polars as pl
@@ -140,6 +140,25 @@ def test_the_split_gives_each_part_to_the_entry_of_its_name(tmp_path) -> None:
         assert known == {"u0": "de", "u1": None, "u2": None, "u3": "fr", "u4": None}
     bare = node.run(dict(zip(LOG, [path, users.head(0).select("user_id"), *values[2:]], strict=True)))
     assert bare["protocol"]["id"] == found["protocol"]["id"]
+
+
+def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(tmp_path) -> None:
+    data, ids = random_sequences(8, 7, seed=0), np.array([f"i{n}" for n in range(7)], dtype=object)
+    items = pl.DataFrame({"item_id": ids.tolist(), "title": ["x"] * 7})
+    fold = Fold(data, sequences([[1 + n % 7] for n in range(8)]))
+    block = {"type": "hstu", "dim": 8, "layers": 1, "time_mode": "query"}
+    train = {"device": "cpu", "batch_tokens": 640, "max_epochs": 1, "loggers": []}
+
+    def trained(time: str):
+        protocol = described(replace(SPLIT, time=time))
+        return train_model(
+            "m", data, fold, Vocabulary(ids), items, protocol, block, train, {}, "shop", 1, tmp_path
+        )
+
+    with pytest.raises(ValueError, match=r"m uses time as query .* --params protocol.time=query"):
+        trained("last_item")
+    assert not list(tmp_path.iterdir())
+    assert trained("query")[0].protocol.time == "query"
 
 
 @pytest.mark.parametrize("kind", ["popular", "sasrec"])

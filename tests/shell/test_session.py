@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kedro.framework.session import KedroSession
 
-from recpipe.session import Refused, check_parameters, same_kind, tags, winning
+from recpipe.session import Refused, check_parameters, same_kind, tags, winning, within_protocol
 
 MODELS = ["item_knn", "popular", "popular_recent", "sasrec"]
 BASELINES = ["popular", "popular_recent"]
@@ -53,6 +53,25 @@ def test_unknown_model_is_refused_even_with_own_tags(model: str) -> None:
 def test_refusal_names_the_nearest_and_all() -> None:
     with pytest.raises(Refused, match=r"'sasrek' \(did you mean 'sasrec'\?\).*item_knn, popular"):
         tags("sasrek", MODELS, BASELINES, {})
+
+
+def test_all_leaves_out_what_uses_more_of_time_than_the_protocol_allows(caplog) -> None:
+    conf = {
+        "dataset": "d",
+        "protocol": {"time": "none"},
+        "datasets": {"d": {}, "e": {"protocol": {"time": "last_item"}}, "f": {}},
+        "models": {
+            "a": {"dim": 3},
+            "b": {"time_mode": "last_item", "datasets": {"f": {"time_mode": "none"}}},
+            "c": {"time_mode": "query"},
+        },
+    }
+    assert within_protocol({}, conf) == ["a"]
+    assert "protocol.time is none: b, c" in caplog.text
+    assert within_protocol({"dataset": "e"}, conf) == within_protocol({"dataset": "f"}, conf) == ["a", "b"]
+    assert within_protocol({"protocol": {"time": "query"}}, conf) == ["a", "b", "c"]
+    assert within_protocol({"dataset": "e", "protocol": {"time": "none"}}, conf) == ["a"]
+    assert within_protocol({"models": {"c": {"time_mode": "none"}}}, conf) == ["a", "c"]
 
 
 CONF = {

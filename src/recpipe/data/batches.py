@@ -27,7 +27,9 @@ class Batch:
     features: Mapping[str, Tensor] = field(
         default_factory=dict
     )  # "event.*" (B, T, M), "user.*" (B, 1 or T, M)
-    asked: Tensor | None = None  # (B,) int64 seconds: the moment of the question
+    # (B, T) int64 seconds, 0 at padding: when the question after each event is asked, where that may be known. It is
+    # the time of the event that follows, and after the last one that of the question itself.
+    asked: Tensor | None = None
     segments: Tensor | None = None  # (B, T) int64, 1, 2, … along a row, 0 at padding
     places: Tensor | None = None  # (B, T) int64, place in the own segment
 
@@ -56,6 +58,7 @@ class Batch:
             self,
             items=_padded(self.items, n),
             timestamps=None if self.timestamps is None else _padded(self.timestamps, n),
+            asked=None if self.asked is None else _padded(self.asked, n),
             features={
                 name: _padded(value, n) if name.startswith("event.") else value
                 for name, value in self.features.items()
@@ -63,7 +66,10 @@ class Batch:
         )
 
     def inputs_and_targets(self) -> tuple[Batch, Tensor]:
-        """All events but the last, and for each the item that follows (B, T - 1), 0 where none does."""
+        """All events but the last, and for each the item that follows (B, T - 1), 0 where none does.
+
+        They are ``asked`` at the time of that item, 0 where there is none.
+        """
         width = self.items.shape[1]
         targets = self.items[:, 1:]
         if self.segments is not None:
@@ -73,6 +79,7 @@ class Batch:
             items=self.items[:, :-1],
             lengths=self.lengths.clamp(max=width - 1),
             timestamps=None if self.timestamps is None else self.timestamps[:, :-1],
+            asked=None if self.timestamps is None else torch.where(targets > 0, self.timestamps[:, 1:], 0),
             features={
                 name: value[:, :-1] if value.shape[1] == width else value  # those of users have one place
                 for name, value in self.features.items()
@@ -134,8 +141,15 @@ class DeviceSequences:
             times,
             int((self.lengths[rows] - 1).clip(0).sum()),
             {name: self._feature(name, index, flat, real) for name in self._features},
-            None if self._asked is None else self._asked[index],
+            self._asked_after(index, times, real),
         )
+
+    def _asked_after(self, index: Tensor, times: Tensor | None, real: Tensor) -> Tensor | None:
+        """(B, T): after each event the time of the next, after the last that of the question; 0 at padding."""
+        if self._asked is None or times is None:
+            return None
+        last = torch.arange(real.shape[1], device=self.device) == self._lengths[index][:, None] - 1
+        return torch.where(last, self._asked[index][:, None], times.roll(-1, 1)) * real
 
     def _feature(self, name: str, index: Tensor, flat: Tensor, real: Tensor) -> Tensor:
         """(B, 1, M) of users, or (B, T, M) of events, 0 at padding."""

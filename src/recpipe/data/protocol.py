@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 SPLITS = ("leave_one_out", "temporal", "ratio", "cold_users")
+TIMES = ("none", "last_item", "query")  # each allows what the one before does
 CHOICES = {
     "split": SPLITS,
     "targets": ("next", "all"),
     "ties": ("source", "shuffle"),
     "candidates": ("full",),
-    "time": ("none",),  # last_item and query come with the first model that uses time
+    "time": TIMES,
 }
-EVALUATION_FIELDS = ("exclude_seen", "candidates", "cutoffs")
+EVALUATION_FIELDS = ("exclude_seen", "candidates", "time", "cutoffs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Protocol:
 
     ``valid`` and ``test`` are shares for ``ratio``, ``cold_users`` and ``temporal``, or, for ``temporal``, the ISO date
     at which that part begins; ``leave_one_out`` does not read them. ``seed`` matters to shuffled ties and cold users.
+    ``time`` is the most that a model may use to weigh the past: ``none``; ``last_item``, how long before the last
+    event the others were; ``query``, how long before the moment of the question, which folds tell only then.
     """
 
     dataset: str
@@ -58,6 +61,15 @@ class Protocol:
         if self.split == "leave_one_out" and self.targets == "all":
             raise ValueError(
                 "protocol.targets=all has no meaning under leave_one_out, which has one target per user"
+            )
+
+    def check_time(self, used: str, *, model: str) -> None:
+        """Raises ValueError if a model that needs ``used`` of time may not be judged under this protocol."""
+        if TIMES.index(used) > TIMES.index(self.time):
+            raise ValueError(
+                f"{model} uses time as {used} and protocol.time is {self.time}, which allows "
+                f"{' and '.join(TIMES[: TIMES.index(self.time) + 1])}; use --params protocol.time={used}, "
+                "which is a protocol of its own"
             )
 
     @property

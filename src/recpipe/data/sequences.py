@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from recpipe.data.atomic import replaced_file
 from recpipe.data.features import in_order
+from recpipe.data.protocol import Protocol
 
 EVENT_COLUMNS = ("timestamps", "ratings")  # of Sequences: what is known of an event besides its item
 PROFILE = "user."  # before the name of a profile's column in a file
@@ -174,6 +175,21 @@ class Fold:
 
     def __len__(self) -> int:
         return len(self.histories)
+
+    def asking(self, protocol: Protocol) -> Fold:
+        """What a model under ``protocol`` is asked: its histories tell the moment, that of the first target, where
+        ``protocol.time`` is query, and never else.
+
+        Raises ValueError where that moment is not known.
+        """
+        if protocol.time != "query":
+            return replace(self, histories=replace(self.histories, asked=None))
+        times = self.targets.timestamps
+        if times is None:
+            raise ValueError(
+                "protocol.time is query and this data set has no timestamps; use --params protocol.time=none"
+            )
+        return replace(self, histories=replace(self.histories, asked=times[self.targets.offsets[:-1]]))
 
     def write(self, path: Path) -> None:
         """One Parquet file with the history and the target columns side by side."""

@@ -35,13 +35,15 @@ class Evaluation:
 def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top: int = 20) -> Evaluation:
     """Ranks both folds; ``top`` recommendations per test user are kept.
 
-    Raises ValueError if ``protocol`` is not that of the data the bundle was trained on, or if the model gives NaN.
+    Raises ValueError if ``protocol`` is not that of the data the bundle was trained on, if the model uses more of
+    time than it allows, or if the model gives NaN.
     """
     if differing := bundle.protocol.same_data(protocol):
         raise ValueError(
             f"{bundle.name} was trained under another protocol; {', '.join(differing)} differ. "
             f"Run `kedro run --pipelines=train,evaluate --params model={bundle.name}`"
         )
+    protocol.check_time(bundle.model.requires_time, model=bundle.name)
     k = max(top, *protocol.cutoffs)
     judged = {"valid": _rank(bundle, valid, protocol, k), "test": _rank(bundle, test, protocol, k)}
     known = np.concatenate([[False], bundle.train_events > 0])
@@ -95,6 +97,7 @@ def check_catalogue(bundle: Bundle, vocabulary: Vocabulary) -> None:
 def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10") -> Any:
     """The function that training selects by: full ranking of the whole validation fold under the protocol."""
     cutoffs = sorted({*protocol.cutoffs, int(metric.partition("@")[2])})
+    fold = fold.asking(protocol)
 
     def validate(model: Any) -> dict[str, float]:
         ranking = rank_fold(model, fold, exclude_seen=protocol.exclude_seen, k=1)
@@ -113,7 +116,7 @@ def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10") -> Any:
 
 def _rank(bundle: Bundle, fold: Fold, protocol: Protocol, k: int) -> Ranking:
     assert isinstance(bundle.model, Scorer)
-    return rank_fold(bundle.model, fold, exclude_seen=protocol.exclude_seen, k=k)
+    return rank_fold(bundle.model, fold.asking(protocol), exclude_seen=protocol.exclude_seen, k=k)
 
 
 def _metrics(ranks: pa.Table, ranking: Ranking, bundle: Bundle, protocol: Protocol) -> dict[str, float | int]:

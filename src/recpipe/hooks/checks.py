@@ -31,16 +31,17 @@ class ChecksHooks:
 
             engines.check(catalog.load("params:ingest").get("engine") or {})
             check(catalog.load("params:datasets")[catalog.load("params:dataset")].get("steps") or [])
+        protocol = None
         if "params:protocol" in needed:
             from recpipe.pipelines.blocks import protocol_of
 
             names = ("protocol", "datasets", "dataset")
-            protocol_of(*(catalog.load(f"params:{name}") for name in names))
+            protocol = protocol_of(*(catalog.load(f"params:{name}") for name in names))
         if "params:embed" in needed or "params:semantic_ids" in needed:
             _check_content(needed, catalog)
         for name in sorted(needed):
             if name.startswith(BLOCK):
-                _check_model(name.removeprefix(BLOCK), catalog)
+                _check_model(name.removeprefix(BLOCK), catalog, protocol)
         _check_vectors(needed, catalog)
 
 
@@ -78,12 +79,14 @@ def _check_content(needed: set[str], catalog: Any) -> None:
         quantizer.build(*block.chosen())
 
 
-def _check_model(name: str, catalog: Any) -> None:
+def _check_model(name: str, catalog: Any, protocol: Any) -> None:
     from recpipe.models.registry import configured, model_class, resolve, side_config
     from recpipe.training.settings import TrainSettings
 
     spec = resolve(catalog.load(f"{BLOCK}{name}"), catalog.load("params:dataset"))
-    configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")
+    config = configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")
+    if protocol is not None:
+        protocol.check_time(getattr(config, "time_mode", "none"), model=name)
     side_config(spec, catalog.load("params:side"), where=f"models.{name}")
     train = {**catalog.load("params:train"), **spec.train}
     configured(TrainSettings, train, where=f"train settings of {name}")

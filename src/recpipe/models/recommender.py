@@ -33,7 +33,8 @@ class Recommender(nn.Module):
     ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
     the scores is the model's own probability of the next item. ``takes_side``: it reads side information, and cannot do
-    without what ``needs`` names of the block ``side``.
+    without what ``needs`` names of the block ``side``. A model that weighs the past by time has the setting
+    ``time_mode``, in the words of ``Protocol.time``.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Recommender(nn.Module):
         """``sequences`` where the model is, with the features that it reads."""
         features = self.side.encoded(sequences) if self.side is not None else {}
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
+
+    @property
+    def requires_time(self) -> str:
+        """What it needs ``Protocol.time`` to allow: none, last_item or query."""
+        return getattr(self.config, "time_mode", "none")
 
     @property
     def device(self) -> torch.device:

@@ -74,9 +74,15 @@ def train_model(
     settings = configured(fit.TrainSettings, {**train, **spec.train}, where=f"train settings of {name}")
     given = {"text": text_embeddings, "image": image_embeddings, "text_image": text_image_embeddings}
     known = side_of(side_config(spec, side, where=f"models.{name}"), train_set, vocabulary, items, given)
-    sizes = {"n_items": len(vocabulary), "max_length": judged.history}
+
+    def untrained() -> Any:
+        sizes = {"n_items": len(vocabulary), "max_length": judged.history}
+        made = build(spec.type, spec.config, **sizes, side=known)
+        judged.check_time(made.requires_time, model=name)
+        return made
+
     trained = fit.train(
-        lambda: build(spec.type, spec.config, **sizes, side=known),
+        untrained,
         train_set,
         validator(valid_set, judged, settings.metric),
         settings,

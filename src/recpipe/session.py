@@ -58,9 +58,8 @@ class RecpipeSession(KedroSession):
         described = content_tags(asked, conf, options)
         given = winning(asked, conf)
         vectors = vectors_asked(given, conf)
-        if model == ALL:
-            model = "+".join(with_vectors(within_protocol(asked, conf), vectors, described))
-        options["tags"] = tags(model, conf["models"], baselines, options, described)
+        able = [name for name in within_protocol(asked, conf) if _described(vectors.get(name, ()), described)]
+        options["tags"] = tags(model, conf["models"], baselines, options, described, able)
         self._store["runtime_params"] = given  # `store` is a copy
         zoo.declare(conf["models"], vectors)
         try:
@@ -80,15 +79,15 @@ class RecpipeSession(KedroSession):
 
 
 def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """`asked`, repeated where the files override it: the data set's `protocol`, `embed` and `semantic_ids`, a model's
-    `train` and `side`, and the model's block for the data set.
+    """`asked`, repeated where the files override it: the data set's `protocol`, `cold_users`, `embed` and
+    `semantic_ids`, a model's `train` and `side`, and the model's block for the data set.
 
     What is said on the command line wins over what a data set or a model says, and that over the common block; of
     two things said, the one with the longer name wins.
     """
     dataset = asked.get("dataset", conf["dataset"])
     given: dict[str, Any] = copy.deepcopy(dict(asked))
-    for block in ("protocol", "embed", "semantic_ids"):
+    for block in ("protocol", "cold_users", "embed", "semantic_ids"):
         _repeat(given, ["datasets", dataset, block], conf, asked.get(block))
     for name in conf["models"]:
         said = _at(asked, ["models", name])
@@ -122,13 +121,10 @@ def vectors_asked(given: Mapping[str, Any], conf: Mapping[str, Any]) -> zoo.Read
         raise Refused(str(error)) from error
 
 
-def with_vectors(names: list[str], vectors: zoo.Reads, described: list[str]) -> list[str]:
-    """Of `names` those whose vectors the modalities `described` make; the others are logged."""
-    made = {*described, *(part for name in described for part in modalities.READS[name])}
-    left = [name for name in names if not made.issuperset(vectors.get(name, ()))]
-    if left:
-        log.warning("left out, as this data set or `modality` has no vectors for them: %s", ", ".join(left))
-    return [name for name in names if name not in left]
+def _described(vectors: Iterable[str], modality: list[str]) -> bool:
+    """Whether a run of these modalities makes all of the `vectors`."""
+    made = {*modality, *(part for name in modality for part in modalities.READS[name])}
+    return made.issuperset(vectors)
 
 
 def _at(block: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
@@ -179,10 +175,18 @@ def tags(
     baselines: Iterable[str],
     options: Mapping[str, Any],
     described: Iterable[str] = (),
+    able: Iterable[str] | None = None,
 ) -> list[str]:
-    """The user's own tags, or `shared`, the models asked for, in a whole run the baselines, and `described`."""
+    """The user's own tags, or `shared`, the models asked for, in a whole run the baselines, and `described`.
+
+    `able`: what `all` means, every model by default.
+    """
     known = list(known)
     wanted = chosen_models(model, known)
+    if model == ALL and able is not None:
+        wanted = list(able)
+        if left_out := [name for name in known if name not in wanted]:
+            log.info("left out of all, for want of vectors or of time: %s", ", ".join(left_out))
     if any(options.get(name) for name in OWN_CHOICE):
         return list(options.get("tags") or ())
     pipelines = [options["pipeline_name"]] if options.get("pipeline_name") else options.get("pipeline_names")
@@ -194,7 +198,7 @@ def tags(
 
 
 def within_protocol(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[str]:
-    """What `all` means: every model but those that use more of time than the protocol allows, which are logged."""
+    """What `all` means: every model but those that use more of time than the protocol allows."""
     from recpipe.data.protocol import TIMES
 
     dataset = asked.get("dataset", conf["dataset"])
@@ -204,13 +208,11 @@ def within_protocol(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[s
     if time not in TIMES:  # refused by name when the protocol is checked
         return list(conf["models"])
     kept: list[str] = []
-    left: list[str] = []
     for name, block in conf["models"].items():
         own = _at(block, ["datasets", dataset])
         used = _first("time_mode", _at(asked, ["models", name]), own, block)
-        (left if used in TIMES[TIMES.index(time) + 1 :] else kept).append(name)
-    if left:
-        log.warning("left out, as protocol.time is %s: %s", time, ", ".join(left))
+        if used not in TIMES[TIMES.index(time) + 1 :]:
+            kept.append(name)
     return kept
 
 

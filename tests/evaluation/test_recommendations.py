@@ -22,12 +22,20 @@ def table():
 
 
 def test_ids_titles_and_ranks(table):
-    assert table.drop(["logit", "probability"]).to_pylist() == [
+    assert table.drop(["logit", "probability", "source"]).to_pylist() == [
         {"user_id": "a", "rank": 1, "item_id": "9", "title": "Nine"},
         {"user_id": "a", "rank": 2, "item_id": "7", "title": "7"},
         {"user_id": "b", "rank": 1, "item_id": "x,1", "title": "x,1"},
     ]
     assert table["probability"].null_count == table.num_rows
+
+
+def test_the_source_is_the_model_or_its_fallback():
+    cold = np.array([False, True, True])
+    table = recommendations_table(USERS, ITEMS, SCORES, None, item_ids=IDS, titles=TITLES, cold=cold)
+    assert table["source"].to_pylist() == ["model", "model", "cold_users"]
+    layout = SubmissionLayout(columns={"user": "u", "source": "by"}, one_row_per="recommendation")
+    assert submission_csv(table, layout) == "u,by\na,model\na,model\nb,cold_users\n"
 
 
 def test_probabilities_over_the_whole_catalogue_are_a_softmax():

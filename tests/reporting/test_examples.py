@@ -1,9 +1,12 @@
 """Example users: who is drawn, what is shown, and how it reads on a terminal."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from recpipe.reporting.examples import Example, Recommended, Shown
+from recpipe.data.sequences import Sequences
+from recpipe.reporting.examples import Example, Recommended, Shown, examples
+from recpipe.reporting.html import page
 from recpipe.reporting.leaderboard import leaderboard
 from recpipe.reporting.summary import summary
 
@@ -50,6 +53,18 @@ def test_hits_are_marked_where_the_item_is_a_target(draw):
         for places in example.recommendations.values():
             assert [each.rank for each in places] == list(range(1, 11))
             assert all(each.hit == (each.item_id in wanted) for each in places)
+
+
+@pytest.mark.parametrize("source", ["model", "cold_users", None], ids=str)
+def test_lists_that_are_not_the_models_own_are_told_apart(draw, items, source):
+    histories = Sequences(np.array(["u"], object), np.zeros(0, np.int32), None, np.array([0, 0]))
+    ranks = pa.table({"user_id": ["u"], "target": ["i1"], "rank": [4]})
+    row = {"user_id": "u", "rank": 1, "item_id": "i0", "title": "Tea", "logit": -1.0, "probability": 0.4}
+    table = pa.Table.from_pylist([row | ({} if source is None else {"source": source})])
+    ids = np.array(items["item_id"].to_pylist(), object)
+    found = examples(histories, ranks, {"sasrec": table}, items, item_ids=ids, seed=0, users=1)
+    assert found[0].recommendations["sasrec"][0].fallback == (source == "cold_users")
+    assert ("no history" in page({"name": "x"}, [], examples=found)) == (source == "cold_users")
 
 
 def test_titles_fall_back_to_ids(draw, items):

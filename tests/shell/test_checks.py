@@ -64,6 +64,23 @@ def test_a_wrong_block_is_refused(change: dict[str, Any], message: str) -> None:
         check(copy.deepcopy(BLOCK) | change, ENGINE)
 
 
+@pytest.mark.parametrize(
+    ("common", "own", "message"),
+    [
+        ({"segment": "none"}, {}, "cold_users: unknown setting 'segment', did you mean 'segments'"),
+        ({}, {"noveltie": 1}, "cold_users: unknown setting 'noveltie', did you mean 'novelty'"),
+        ({"novelty": 0.5}, {"novelty": 2}, r"cold_users\.novelty is 2; give a number from 0 to 1"),
+        ({"smoothing": "much"}, {}, r"cold_users\.smoothing is 'much'"),
+    ],
+)
+def test_a_wrong_fallback_for_cold_users_is_refused(common: Any, own: Any, message: str) -> None:
+    given = {"datasets": {"mine": BLOCK | {"cold_users": own}}, "dataset": "mine", "cold_users": common}
+    catalog = DataCatalog({f"params:{name}": MemoryDataset(value) for name, value in given.items()})
+    pipeline = Pipeline([node(lambda *_: None, [f"params:{name}" for name in given], "done", name="train")])
+    with pytest.raises(ValueError, match=message):
+        ChecksHooks().before_pipeline_run(pipeline, catalog)
+
+
 def test_an_empty_block_is_refused() -> None:
     with pytest.raises(ValueError, match=r"datasets\.mine must be a block"):
         check(None, ENGINE)

@@ -175,9 +175,9 @@ def test_a_bundle_holds_the_settings_in_force(kind, tmp_path) -> None:
     items = pl.DataFrame({"item_id": vocabulary.ids.tolist(), "title": ["x"] * 7})
     fold = Fold(data, sequences([[1 + n % 7] for n in range(8)]))
     protocol, train = described(SPLIT), {"device": "cpu", "batch_tokens": 640}
-    bundle, _ = train_model(
-        "m", data, fold, vocabulary, items, protocol, block, train, {}, "shop", 1, tmp_path
-    )
+    given = (data, fold, vocabulary, items, protocol, block, train, {}, "shop", 1, tmp_path)
+    bundle, _ = train_model("m", *given, {"novelty": 0.5}, {"shop": {"cold_users": {"smoothing": 7}}})
+    assert (bundle.model.cold_users.config.novelty, bundle.model.cold_users.config.smoothing) == (0.5, 7)
     found = bundle.training["settings"]
     assert found["type"] == kind
     if kind == "popular":

@@ -178,6 +178,9 @@ def test_the_command_line_wins_over_data_set_and_model() -> None:
     }
     with_block = {**conf, "models": {"b": {"train": {"optimiser": {"lr": 0, "name": "y"}}}}}
     assert winning(blocks, with_block)["models"]["b"]["train"]["optimiser"] == {"lr": 2, "name": "x"}
+    dial = {"cold_users": {"segments": "cluster", "novelty": 0.5}}
+    fallback = {**conf, "datasets": {"d": {"cold_users": {"segments": "country"}}}}
+    assert winning(dial, fallback)["datasets"] == {"d": {"cold_users": {"segments": "cluster"}}}
     full_name = {"train": {"patience": 2}, "models": {"a": {"train": {"patience": 7}}}}
     assert winning(full_name, conf)["models"]["a"]["train"]["patience"] == 7
 

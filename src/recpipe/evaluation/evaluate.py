@@ -1,7 +1,10 @@
-"""Judges a bundle on the validation and the test fold under its protocol: metrics, ranks, recommendations."""
+"""Judges a bundle on the validation and the test fold under its protocol: metrics, ranks, recommendations; and on the
+test fold as if nothing were known of its users' events.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -59,6 +62,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         "protocol": {"id": protocol.id, **protocol.to_dict()},
         **({"settings": settings, "settings_id": settings_id(settings)} if settings else {}),
         **{name: _metrics(tables[name], judged[name], bundle, protocol) for name in judged},
+        "cold_users": _on_cold_users(bundle, test, dataclasses.replace(protocol, exclude_seen=False), known),
         "cost": {**bundle.training.get("cost", {}), "inference_users_per_second": len(test) / best.seconds},
         "versions": bundle.training.get("versions", {}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,6 +78,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         best.log_normalizer,
         item_ids=bundle.vocabulary.ids,
         titles=pa.table(titles),
+        cold=bundle.model.falls_back(test.histories),
     )
     return Evaluation(metrics, tables["test"], recommendations)
 
@@ -117,6 +122,24 @@ def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10") -> Any:
 def _rank(bundle: Bundle, fold: Fold, protocol: Protocol, k: int) -> Ranking:
     assert isinstance(bundle.model, Scorer)
     return rank_fold(bundle.model, fold.asking(protocol), exclude_seen=protocol.exclude_seen, k=k)
+
+
+def _on_cold_users(bundle: Bundle, fold: Fold, protocol: Protocol, known: np.ndarray) -> dict[str, Any]:
+    """The metrics for the same targets with every history emptied, so that there is nothing to exclude.
+
+    ``falls_back`` is the number of these users that the model leaves to its fallback: all, or none where it has none;
+    ``settings`` are those of the fallback.
+    """
+    none = np.zeros(len(fold), np.int64)
+    asked = Fold(fold.histories.select(np.arange(len(fold)), none, none), fold.targets)
+    ranking = _rank(bundle, asked, protocol, max(protocol.cutoffs))
+    ranks = ranking.table(asked, bundle.vocabulary, known=known)
+    fallback, fell = bundle.model.cold_users, int(bundle.model.falls_back(asked.histories).sum())
+    about = {
+        "falls_back": fell,
+        "settings": None if fallback is None else dataclasses.asdict(fallback.config),
+    }
+    return {**_metrics(ranks, ranking, bundle, protocol), **about}
 
 
 def _metrics(ranks: pa.Table, ranking: Ranking, bundle: Bundle, protocol: Protocol) -> dict[str, float | int]:

@@ -13,10 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+MODEL = "model"
 ROLES = {
     "user": ("user", "items"),
-    "recommendation": ("user", "item", "rank", "title", "logit", "probability"),
+    "recommendation": ("user", "item", "rank", "title", "logit", "probability", "source"),
 }
+SOURCES = (
+    MODEL,
+    "cold_users",
+)  # whose list it is: the model's, or that of its fallback for users without history
 COLUMN_OF_ROLE = {"user": "user_id", "item": "item_id"}  # the other roles are called like their column
 
 
@@ -28,12 +33,14 @@ def recommendations_table(
     *,
     item_ids: Sequence[str] | NDArray[Any],
     titles: pa.Table,
+    cold: NDArray[np.bool_] | None = None,
 ) -> pa.Table:
-    """One row per recommendation, best first: user_id, rank, item_id, title, logit, probability.
+    """One row per recommendation, best first: user_id, rank, item_id, title, logit, probability, source.
 
     `items` (U, K) index `item_ids` from 1; 0 means none and leaves no row. `scores` (U, K) are logits, and
     `log_normalizer` (U,) the log of the sum of exp(score) over all candidates of the user; without it the
-    probability is null. `titles` has `item_id` and `title`; an item without a title shows its id.
+    probability is null. `titles` has `item_id` and `title`; an item without a title shows its id. `cold` (U,) says
+    whose list is not the model's, but that of its fallback: their source is `cold_users`.
     """
     if items.shape != scores.shape or items.ndim != 2 or len(items) != len(users):
         raise ValueError(
@@ -58,6 +65,9 @@ def recommendations_table(
             "probability": pa.nulls(len(row), pa.float32())
             if probability is None
             else pa.array(probability, pa.float32()),
+            "source": pa.array(SOURCES, pa.string()).take(
+                pa.array(np.zeros(len(row), np.int64) if cold is None else cold[row].astype(np.int64))
+            ),
         }
     )
 
@@ -75,7 +85,7 @@ class SubmissionLayout:
 
     `columns` maps what a column holds to its name in the header, in the order of the file. One row per `user`
     offers `user` and `items` (ids joined by `separator`); one row per `recommendation` offers `user`, `item`,
-    `rank`, `title`, `logit` and `probability`. `top` per user at most; shorter lists stay short.
+    `rank`, `title`, `logit`, `probability` and `source`. `top` per user at most; shorter lists stay short.
     """
 
     columns: Mapping[str, str] = field(default_factory=lambda: {"user": "user_id", "items": "item_ids"})

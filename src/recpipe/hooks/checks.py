@@ -1,5 +1,5 @@
 """Before anything runs: does the library take the data set, the engine, the steps, the content, the quantizer, the
-protocol, the models?
+protocol, the fallback, the models?
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class ChecksHooks:
 
             names = ("protocol", "datasets", "dataset")
             protocol = protocol_of(*(catalog.load(f"params:{name}") for name in names))
+        if "params:cold_users" in needed:
+            from recpipe.pipelines.blocks import cold_users_of
+
+            cold_users_of(*(catalog.load(f"params:{name}") for name in ("cold_users", "datasets", "dataset")))
         if "params:embed" in needed or "params:semantic_ids" in needed:
             _check_content(needed, catalog)
         for name in sorted(needed):
@@ -85,9 +89,10 @@ def _check_model(name: str, catalog: Any, protocol: Any) -> None:
 
     spec = resolve(catalog.load(f"{BLOCK}{name}"), catalog.load("params:dataset"))
     config = configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")
+    side = side_config(spec, catalog.load("params:side"), where=f"models.{name}")
     if protocol is not None:
         protocol.check_time(getattr(config, "time_mode", "none"), model=name)
-    side_config(spec, catalog.load("params:side"), where=f"models.{name}")
+        protocol.check_time(side.requires_time, model=name)
     train = {**catalog.load("params:train"), **spec.train}
     configured(TrainSettings, train, where=f"train settings of {name}")
 

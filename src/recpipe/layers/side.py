@@ -55,6 +55,11 @@ class SideConfig:
             raise ValueError("side.combine is alone, so there are no ids for side.head")
 
     @property
+    def requires_time(self) -> str:
+        """What it needs ``Protocol.time`` to allow: of times, only those of what was read."""
+        return "last_item" if set(names(self.events)) - {"rating"} else "none"
+
+    @property
     def empty(self) -> bool:
         """Whether nothing but ids is asked for."""
         return not any(names(getattr(self, name)) for name in ("vectors", "items", "users", "events"))

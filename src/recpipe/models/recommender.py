@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from recpipe.data.batches import Batch, DeviceSequences, in_buckets
+from recpipe.data.protocol import TIMES
 from recpipe.data.sequences import Sequences
+from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.inputs import ItemInput
 from recpipe.layers.side import Side
 from recpipe.models.ordering import top_k
@@ -34,7 +36,7 @@ class Recommender(nn.Module):
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
     the scores is the model's own probability of the next item. ``takes_side``: it reads side information, and cannot do
     without what ``needs`` names of the block ``side``. A model that weighs the past by time has the setting
-    ``time_mode``, in the words of ``Protocol.time``.
+    ``time_mode``, in the words of ``Protocol.time``. ``cold_users``, once there, answers for users without history.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -46,10 +48,12 @@ class Recommender(nn.Module):
     takes_side: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     config: Any
+    cold_users: ColdUsers | None
 
     def __init__(self, config: Any, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__()
         self.config, self.n_items, self.max_length, self.side = config, n_items, max_length, side
+        self.cold_users = None
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         """The training loss of a batch of whole training sequences (at most ``max_length + 1`` events each)."""
@@ -73,6 +77,14 @@ class Recommender(nn.Module):
         ``candidates`` (I + 1,) bool restricts the catalogue. Raises ValueError for k < 1 and for NaN scores.
         """
 
+    def falls_back(self, histories: Sequences) -> np.ndarray:
+        """(U,) bool: whose answer is that of ``cold_users``, as the last ``max_length`` events hold no known item."""
+        if self.cold_users is None:
+            return np.zeros(len(histories), bool)
+        known = np.concatenate([[0], np.cumsum(histories.items > 0)])
+        stop = histories.offsets[1:]
+        return known[stop] == known[np.maximum(histories.offsets[:-1], stop - self.max_length)]
+
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         """``sequences`` where the model is, with the features that it reads."""
         features = self.side.encoded(sequences) if self.side is not None else {}
@@ -81,7 +93,9 @@ class Recommender(nn.Module):
     @property
     def requires_time(self) -> str:
         """What it needs ``Protocol.time`` to allow: none, last_item or query."""
-        return getattr(self.config, "time_mode", "none")
+        own = getattr(self.config, "time_mode", "none")
+        side = "none" if self.side is None else self.side.config.requires_time
+        return max(own, side, key=TIMES.index)
 
     @property
     def device(self) -> torch.device:
@@ -120,20 +134,23 @@ class Scorer(Recommender):
         """Yields (rows (B,), scores (B, I + 1) float32) over all users, in batches of like length.
 
         What may not be recommended is -inf: padding, items outside ``candidates`` and, if asked, everything in the
-        *whole* history, also beyond ``max_length``. Raises ValueError for NaN scores.
+        *whole* history, also beyond ``max_length``. Rows that fall back have log probabilities of their segment as
+        scores, less what novelty takes. Raises ValueError for NaN scores.
         """
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         most = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
-        buckets = in_buckets(data.lengths, np.arange(len(data)), tokens)
+        cold = self.falls_back(histories)
+        buckets = (*in_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold))
         with ExitStack() as stack:
             for module in self.modules():
                 if isinstance(module, ItemInput):
                     stack.enter_context(module.holding())
-            for rows in (
-                part for bucket in buckets for part in np.split(bucket, range(most, len(bucket), most))
-            ):
-                scores = self.score(data.batch(rows)).float()
+            for rows in (part for each in buckets for part in np.split(each, range(most, len(each), most))):
+                if len(rows) == 0:
+                    continue
+                own = not cold[rows[0]]
+                scores = self.score(data.batch(rows)).float() if own else self._cold(histories, rows)
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
                 scores[:, 0] = -torch.inf
@@ -143,6 +160,11 @@ class Scorer(Recommender):
                     row, item = _events(histories, rows)
                     scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
                 yield rows, scores
+
+    def _cold(self, histories: Sequences, rows: np.ndarray) -> Tensor:
+        assert self.cold_users is not None
+        none = np.zeros(len(rows), np.int64)
+        return self.cold_users.scores(self.cold_users.segments(histories.select(rows, none, none)))
 
     def recommend(
         self,

@@ -197,6 +197,18 @@ def protocol_of(protocol: dict[str, Any], datasets: dict[str, Any], dataset: str
     return Protocol.from_dict({**protocol, **own, "dataset": dataset})
 
 
+def cold_users_of(cold_users: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str) -> Any:
+    """The block `cold_users`, overridden key by key by the data set's own.
+
+    Raises ValueError that names what is wrong in it.
+    """
+    from recpipe.layers.cold_users import ColdUsersConfig
+    from recpipe.models.registry import configured
+
+    own = datasets[dataset].get("cold_users") or {}
+    return configured(ColdUsersConfig, {**cold_users, **own}, where="cold_users")
+
+
 def judged_under(stored: Protocol, asked: Protocol) -> Protocol:
     """`stored`, which the split was made under, with what only evaluation reads taken from `asked`.
 

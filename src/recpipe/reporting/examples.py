@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recpipe.data.sequences import Sequences
-from recpipe.evaluation.recommendations import titles_of
+from recpipe.evaluation.recommendations import MODEL, titles_of
 from recpipe.reporting.wording import day
 
 
@@ -35,6 +35,7 @@ class Recommended:
     logit: float
     probability: float | None
     hit: bool
+    fallback: bool = False  # not the model's own: the user had no history
 
 
 @dataclass(frozen=True)
@@ -126,5 +127,11 @@ def _shown(ids: list[str], items: pa.Table, times: list[int] | None = None) -> t
 
 def _list(rows: list[dict[str, Any]], wanted: list[str], top: int) -> tuple[Recommended, ...]:
     fields = ("rank", "item_id", "title", "logit", "probability")
-    kept = [{name: row[name] for name in fields} for row in rows[:top]]
-    return tuple(Recommended(**row, hit=row["item_id"] in wanted) for row in kept)
+    return tuple(
+        Recommended(
+            **{name: row[name] for name in fields},
+            hit=row["item_id"] in wanted,
+            fallback=row.get("source", MODEL) != MODEL,  # tables of before there was a source have none
+        )
+        for row in rows[:top]
+    )

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
+from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
@@ -55,6 +56,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "config": dataclasses.asdict(bundle.model.config),
         "max_length": bundle.model.max_length,
         **({} if bundle.model.side is None else {"side": bundle.model.side.to_dict()}),
+        **({} if bundle.model.cold_users is None else {"cold_users": bundle.model.cold_users.to_dict()}),
         "protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()},
         "training": bundle.training,
     }
@@ -78,6 +80,8 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
         max_length=described["max_length"],
         side=Side.from_dict(described["side"]) if "side" in described else None,
     )
+    if "cold_users" in described:  # bundles of before there were any have none
+        model.cold_users = ColdUsers.from_dict(described["cold_users"], n_items=len(vocabulary))
     try:
         model.load_tensors(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:

@@ -28,6 +28,7 @@ from lightning.pytorch.callbacks import (
 
 from recpipe.data.batches import TrainingBatches
 from recpipe.data.sequences import Sequences
+from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
 from recpipe.models.recommender import Recommender
 from recpipe.training.allocator import keep_freed_memory
 from recpipe.training.callbacks import (
@@ -78,31 +79,40 @@ def train(
     folder: Path,
     fingerprint: str = "",
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    cold_users: ColdUsersConfig | None = None,
 ) -> Trained:
     """Trains a model on ``data`` (training events only) and returns it at its best validation.
 
     ``validate(model)`` gives ``{"valid_<metric>": ...}``; nothing else selects. ``folder`` holds checkpoints and
     TensorBoard curves; ``fingerprint`` (of data and settings) says whether a checkpoint there belongs to this run.
+    ``cold_users`` is fitted beside the model and is no part of its training, cost or checkpoints; without it the model
+    answers users without history by itself.
     Raises NonFiniteLoss, KeyboardInterrupt (the last checkpoint stays whole), ValueError for bad settings.
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
     reset_peak_memory(device)
     model = model_factory()
+    fallback = _fallback(cold_users, data, model, seed)
     started = time.perf_counter()
     if model.closed_form:
         model.to(device).fit(data)
         cost = {"train_seconds": time.perf_counter() - started, "epochs": 0, "device": device}
-        return Trained(model, [], {**cost, **_size(model, device)}, versions())
+        cost |= _size(model, device)
+        model.cold_users = fallback
+        return Trained(model.to(device), [], cost, versions())
     keep_freed_memory()
     fingerprint = _fingerprint(fingerprint, settings, seed, model)
-    module = _module(model.to(device), data, validate, settings, seed, on_epoch)
+    judged = _with(fallback, validate)
+    module = _module(model.to(device), data, judged, settings, seed, on_epoch)
     with alone_in(folder):
         _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
         module.load_state_dict(load_tree(folder / BEST)["state_dict"])
         for name in (BEST, LAST):
             (folder / name).unlink(missing_ok=True)
-    return Trained(model, module.curve, _cost(module, settings, device), versions())
+    cost = _cost(module, settings, device)
+    model.cold_users = fallback
+    return Trained(model.to(device), module.curve, cost, versions())
 
 
 def versions() -> dict[str, str]:
@@ -111,6 +121,25 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "lightning", "numpy")},
     }
+
+
+def _fallback(
+    config: ColdUsersConfig | None, data: Sequences, model: Recommender, seed: int
+) -> ColdUsers | None:
+    return None if config is None else ColdUsers(config, n_items=model.n_items).fit(data, seed=seed)
+
+
+def _with(fallback: ColdUsers | None, validate: Validate) -> Validate:
+    """Validation as evaluation will see the model; checkpoints, written at other times, hold the model alone."""
+
+    def judged(model: Recommender) -> dict[str, float]:
+        model.cold_users = None if fallback is None else fallback.to(model.device)
+        try:
+            return validate(model)
+        finally:
+            model.cold_users = None
+
+    return judged
 
 
 def _module(

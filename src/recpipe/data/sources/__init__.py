@@ -25,7 +25,7 @@ __all__ = ["KEYS", "RawTables", "check", "fetch", "read", "readers"]
 
 KEYS = (
     "title", "source", "homepage", "url", "checksum", "licence", "citation", "files", "options", "bad_rows",
-    "steps", "protocol", "baselines", "content", "embed", "semantic_ids",
+    "steps", "protocol", "cold_users", "baselines", "content", "embed", "semantic_ids",
 )  # fmt: skip
 ROLES = ("interactions", "items", "users")
 FILE_KEYS = ("name", "url", "checksum", "optional")

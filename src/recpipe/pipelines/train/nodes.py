@@ -55,6 +55,8 @@ def train_model(
     dataset: str,
     seed: int,
     work_folder: Path,
+    cold_users: dict[str, Any],
+    datasets: dict[str, Any],
     text_embeddings: Any = None,
     image_embeddings: Any = None,
     text_image_embeddings: Any = None,
@@ -67,6 +69,7 @@ def train_model(
     from recpipe.data.protocol import Protocol
     from recpipe.evaluation.evaluate import validator
     from recpipe.models.registry import build, configured, resolve, side_config
+    from recpipe.pipelines.blocks import cold_users_of
     from recpipe.pipelines.progress import tell
     from recpipe.training import fit
 
@@ -90,6 +93,7 @@ def train_model(
         folder=work_folder,
         fingerprint=judged.id,
         on_epoch=tell,
+        cold_users=cold_users_of(cold_users, datasets, dataset),
     )
     curve = (
         pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)

@@ -37,6 +37,8 @@ def _template(model: str, vectors: tuple[str, ...]) -> Pipeline:
         "dataset": "params:dataset",
         "seed": "params:seed",
         "work_folder": "work_folder",
+        "cold_users": "params:cold_users",
+        "datasets": "params:datasets",
         **{f"{modality}_embeddings": f"{modality}_embeddings" for modality in vectors},
     }
     return Pipeline([Node(named(train_model, model), inputs, ["bundle", "curves"], name="train_model")])

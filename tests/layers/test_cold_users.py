@@ -1,0 +1,239 @@
+"""Popularity per segment against a count by hand, the dial, the clusters, and what is not known of a user."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.sequences import Sequences
+from recpipe.layers.clusters import k_means
+from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.models.ordering import top_k
+from recpipe.models.registry import build
+
+ITEMS, USERS = 30, 90
+RNG = np.random.default_rng(5)
+COUNTRY = [None if n % 9 == 8 else "NDB"[n % 3] for n in range(USERS)]
+AGE = [None if n % 10 == 9 else int(18 + (n * 7) % 61) for n in range(USERS)]
+HEIGHT = RNG.normal(size=USERS).tolist()
+
+
+def skewed(users: int = USERS, *, items: int = ITEMS) -> Sequences:
+    """Histories in which low indices are popular, and users of one country share a taste."""
+    weight = 1 / np.arange(1, items + 1)
+    rows = []
+    for u in range(users):
+        taste = np.roll(weight, 5 * (u % 3)) + 0.3 * weight
+        rows.append(RNG.choice(items - 2, 12, p=(taste[:-2] / taste[:-2].sum())) + 1)
+    return sequences([row.tolist() for row in rows])
+
+
+def described(data: Sequences, **columns: list) -> Sequences:
+    table = {
+        "user_id": pa.array(data.users, pa.string()),
+        **{name: pa.array(c) for name, c in columns.items()},
+    }
+    return data.described(pa.table(table))
+
+
+DATA = described(skewed(), country=COUNTRY, age=AGE, height=HEIGHT)
+
+
+def asked(**profile) -> Sequences:
+    """One user without history."""
+    return described(sequences([[]]), **{name: [value] for name, value in profile.items()})
+
+
+def fitted(data: Sequences = DATA, **config) -> ColdUsers:
+    return ColdUsers(ColdUsersConfig(**config), n_items=ITEMS).fit(data, seed=3)
+
+
+def answer(model: ColdUsers, user: Sequences) -> np.ndarray:
+    return model.scores(model.segments(user))[0, 1:].numpy()
+
+
+def by_hand(users: list[int], *, smoothing: float, since: int | None = None) -> np.ndarray:
+    """log p_s, from loops over events; ``users`` are those of the segment."""
+
+    def events(u: int) -> list[int]:
+        times = DATA.timestamps[DATA.offsets[u] : DATA.offsets[u + 1]]
+        return [int(i) for i, t in zip(DATA.row(u), times, strict=True) if since is None or t > since]
+
+    everyone = Counter(item for u in range(USERS) for item in events(u))
+    segment = Counter(item for u in users for item in events(u))
+    total, size, found = sum(everyone.values()), sum(segment.values()), []
+    for i in range(1, ITEMS + 1):
+        p = (everyone[i] + 1 / ITEMS) / (total + 1)
+        found.append(np.log((segment[i] + smoothing * p) / (size + smoothing)))
+    return np.array(found)
+
+
+def test_without_segments_it_is_the_popularity_of_all_and_ordered_as_popular_orders():
+    model = fitted(sequences([row.tolist() for row in map(DATA.row, range(USERS))]))
+    np.testing.assert_allclose(answer(model, asked()), by_hand([], smoothing=100), rtol=1e-5)
+    assert np.exp(answer(model, asked()).astype(float)).sum() == pytest.approx(1, abs=1e-5)
+    popular = build("popular", {}, n_items=ITEMS, max_length=5)
+    popular.fit(DATA)
+    ours, _ = top_k(model.scores(model.segments(asked())), ITEMS)
+    theirs, _ = popular.recommend(sequences([[]]), ITEMS)
+    assert ours.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("smoothing", [0.5, 100.0])
+def test_a_segment_counts_the_events_of_its_users(smoothing):
+    model = fitted(segments="country", smoothing=smoothing)
+    for country in "NDB":
+        users = [u for u in range(USERS) if COUNTRY[u] == country]
+        np.testing.assert_allclose(
+            answer(model, asked(country=country)), by_hand(users, smoothing=smoothing), rtol=1e-5
+        )
+
+
+def test_columns_are_combined_and_many_numbers_are_cut_into_quantiles():
+    model = fitted(segments="country+age", bins=3)
+    ages = [age for age in AGE if age is not None]
+    edges = np.quantile(ages, [1 / 3, 2 / 3])
+    for u in range(0, USERS, 4):
+        if COUNTRY[u] is None or AGE[u] is None:
+            continue
+        alike = [
+            v
+            for v in range(USERS)
+            if COUNTRY[v] == COUNTRY[u]
+            and AGE[v] is not None
+            and np.searchsorted(edges, AGE[v]) == np.searchsorted(edges, AGE[u])
+        ]
+        found = answer(model, asked(country=COUNTRY[u], age=AGE[u]))
+        np.testing.assert_allclose(found, by_hand(alike, smoothing=100), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "profile", [{"country": "X"}, {"country": None}, {"other": "N"}, {}], ids=["new", "null", "other", "none"]
+)
+def test_who_is_in_no_segment_gets_what_is_popular_overall(profile):
+    found = answer(fitted(segments="country"), asked(**profile))
+    np.testing.assert_allclose(found, by_hand([], smoothing=100), rtol=1e-5)
+
+
+def test_a_combination_that_training_never_saw_gets_what_is_popular_overall():
+    data = described(sequences([[1, 2], [3, 3]]), a=["x", "y"], b=["p", "q"])
+    model = fitted(data, segments="a+b")
+    assert model.segments(described(sequences([[], []]), a=["x", "y"], b=["q", "q"])).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("segments", ["none", "country", "country+age", "cluster"])
+def test_the_dial_lowers_popularity_and_begins_at_the_most_popular(segments):
+    counts = np.bincount(DATA.items, minlength=ITEMS + 1)
+    pure = fitted(segments=segments)
+    lists = []
+    for novelty in np.linspace(0, 1, 11):
+        model = fitted(segments=segments, novelty=float(novelty))
+        items, _ = top_k(model.scores(model.segments(DATA)), 10)
+        lists.append(counts[items.numpy()].mean(1))
+    assert (np.diff(lists, axis=0) <= 1e-9).all()
+    assert (lists[-1] < 0.8 * lists[0]).all()
+    np.testing.assert_array_equal(
+        fitted(segments=segments, novelty=0.0).scores(pure.segments(DATA)), pure.scores(pure.segments(DATA))
+    )
+
+
+def test_at_its_end_the_dial_puts_items_of_average_popularity_first():
+    counts = np.bincount(DATA.items, minlength=ITEMS + 1)[1:]
+    items, _ = top_k(fitted(novelty=1.0).scores(np.zeros(1, np.int64)), 3)
+    nearest = np.sort(np.abs(counts - counts.mean()))[:6]
+    assert np.abs(counts[items.numpy()[0] - 1] - counts.mean()).max() <= nearest[-1]
+
+
+def test_only_recent_events_count():
+    model = fitted(segments="country", recent_days=300 / 86_400)
+    users = [u for u in range(USERS) if COUNTRY[u] == "D"]
+    since = DATA.timestamps.max() - 300
+    found = answer(model, asked(country="D"))
+    np.testing.assert_allclose(found, by_hand(users, smoothing=100, since=since), rtol=1e-5)
+    with pytest.raises(ValueError, match="recent_days needs timestamps"):
+        fitted(sequences([[1]], times=False), recent_days=1.0)
+
+
+def test_clusters_find_groups_that_are_far_apart():
+    group = np.arange(USERS) % 3
+    data = described(
+        skewed(),
+        kind=[f"k{g}" for g in group],
+        size=(10.0 * group + RNG.normal(size=USERS)).tolist(),
+        code=[f"zip {u}" for u in range(USERS)],  # says nothing: too many values
+    )
+    model = fitted(data, segments="cluster", clusters=3)
+    assert [column.name for column in model.columns] == ["kind", "size"]
+    found = model.segments(data)
+    assert {tuple(sorted({int(s) for s in found[group == g]})) for g in range(3)} == {(0,), (1,), (2,)}
+    unknown = described(sequences([[]]), kind=["k9"], size=pa.array([None], pa.float64()), code=["zip 1"])
+    assert model.segments(unknown).tolist() == [3]
+    np.testing.assert_array_equal(fitted(data, segments="cluster", clusters=3).centres, model.centres)
+
+
+def test_k_means_against_scikit_learn():
+    from sklearn.cluster import KMeans
+
+    points = torch.cat(
+        [torch.randn(40, 3, generator=torch.Generator().manual_seed(g)) + 4 * g for g in range(4)]
+    )
+    ours = k_means(points, 4, torch.Generator().manual_seed(0))
+    theirs = KMeans(4, n_init=10, random_state=0).fit(points.numpy()).cluster_centers_
+    np.testing.assert_allclose(sorted(ours.tolist()), sorted(theirs.tolist()), atol=1e-4)
+    assert len(k_means(points[:1].repeat(9, 1), 4, torch.Generator().manual_seed(0))) == 1
+
+
+@pytest.mark.parametrize("segments", ["none", "country+age", "cluster"])
+def test_restored_it_answers_the_same(segments):
+    import json
+
+    model = fitted(segments=segments, novelty=0.3)
+    other = ColdUsers.from_dict(json.loads(json.dumps(model.to_dict())), n_items=ITEMS)
+    for name, tensor in model.named_buffers():
+        other.register_buffer(name, tensor.clone())
+    np.testing.assert_array_equal(other.segments(DATA), model.segments(DATA))
+    np.testing.assert_array_equal(other.scores(other.segments(DATA)), model.scores(model.segments(DATA)))
+
+
+def test_training_of_the_caller_keeps_its_random_numbers():
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    fitted(segments="cluster")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"segments": "contry"},
+            "cold_users.segments asks for contry; columns there are: age, country, height",
+        ),
+        (
+            {"segments": "cluster", "cluster_by": "x+age"},
+            "cold_users.cluster_by asks for x; columns there are",
+        ),
+        ({"novelty": 1.5}, "novelty is 1.5"),
+        ({"smoothing": 0}, "smoothing is 0"),
+        ({"bins": 1}, "bins is 1"),
+        ({"clusters": True}, "clusters is True"),
+        ({"recent_days": -1}, "recent_days is -1"),
+        ({"segments": None}, "segments is None"),
+    ],
+)
+def test_what_is_wrong_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(**config)
+
+
+def test_where_nothing_is_known_of_users_there_are_no_segments(caplog):
+    with caplog.at_level(logging.WARNING):
+        model = fitted(random_sequences(20, ITEMS), segments="country")
+    assert "nothing is known of the users" in caplog.text
+    assert len(model.keys) == 0 and np.isfinite(answer(model, asked(country="N"))).all()

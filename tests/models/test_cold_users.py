@@ -1,0 +1,155 @@
+"""Every model leaves users without history to the same fallback, in lists, ranks, files and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Fold, Sequences, Vocabulary
+from recpipe.evaluation.evaluate import evaluate
+from recpipe.hooks.values import metric_values
+from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.models.ordering import rank_of, top_k
+from recpipe.models.recommender import Recommender
+from recpipe.models.registry import build, types
+from recpipe.training import fit
+from recpipe.training.bundle import Bundle, load_bundle, save_bundle
+from recpipe.training.settings import TrainSettings
+
+ITEMS, WINDOW = 25, 6
+
+
+def described(data: Sequences) -> Sequences:
+    kinds = ["a" if u % 2 else "b" for u in range(len(data))]
+    return data.described(pa.table({"user_id": pa.array(data.users, pa.string()), "kind": kinds}))
+
+
+TRAIN = described(random_sequences(60, ITEMS, longest=16, seed=1))
+ASKED = described(sequences([[], [1, 2, 3], [], [0, 0], [4], [9, 0, 0, 0, 0, 0, 0]]))
+COLD = [True, False, True, True, False, True]  # the last: its one known item is beyond the window
+FALLBACK = ColdUsers(ColdUsersConfig(segments="kind", novelty=0.2), n_items=ITEMS).fit(TRAIN)
+
+
+def made(name: str, *, fallback: bool = True) -> Recommender:
+    torch.manual_seed(0)
+    model = build(name, {}, n_items=ITEMS, max_length=WINDOW)
+    if model.closed_form:
+        model.fit(TRAIN)
+    model.cold_users = FALLBACK if fallback else None
+    return model.eval()
+
+
+def bundle(model: Recommender, name: str) -> Bundle:
+    ids = np.array([f"item {i}" for i in range(1, ITEMS + 1)], dtype=object)
+    counts = np.bincount(TRAIN.items, minlength=ITEMS + 1)[1:]
+    return Bundle(name, name, model, Vocabulary(ids), list(ids), counts, Protocol(dataset="x"), {})
+
+
+@pytest.mark.parametrize("name", types())
+def test_without_history_every_model_gives_the_list_of_the_segment_and_else_its_own(name):
+    model, alone = made(name), made(name, fallback=False)
+    assert model.falls_back(ASKED).tolist() == COLD
+    assert not alone.falls_back(ASKED).any()
+    items, scores = model.recommend(ASKED, 5)
+    expected = FALLBACK.scores(FALLBACK.segments(ASKED))
+    expected[5, 9] = -torch.inf  # seen, although long ago
+    best, score = top_k(expected, 5)
+    own, own_scores = alone.recommend(ASKED, 5)
+    cold = np.array(COLD)
+    np.testing.assert_array_equal(items[cold], best.numpy()[cold])
+    np.testing.assert_array_equal(scores[cold], score.numpy()[cold])
+    np.testing.assert_array_equal(items[~cold], own[~cold])
+    np.testing.assert_allclose(scores[~cold], own_scores[~cold], rtol=1e-4, atol=1e-5)
+    assert items[0].tolist() != items[3].tolist()  # another segment
+
+
+@pytest.mark.parametrize("name", types())
+def test_candidates_hold_for_the_fallback_too(name):
+    candidates = torch.zeros(ITEMS + 1, dtype=torch.bool)
+    candidates[[2, 7, 11]] = True
+    items, _ = made(name).recommend(ASKED, 4, candidates=candidates)
+    assert [set(row) for row in items[COLD].tolist()] == [{0, 2, 7, 11}] * sum(COLD)
+
+
+@pytest.mark.parametrize("name", types())
+def test_a_bundle_carries_the_fallback(name, tmp_path: Path):
+    model = made(name)
+    save_bundle(bundle(model, name), tmp_path)
+    loaded = load_bundle(tmp_path).model
+    assert json.loads((tmp_path / "config.json").read_text())["cold_users"]["config"]["segments"] == "kind"
+    for found, expected in zip(loaded.recommend(ASKED, 9), model.recommend(ASKED, 9), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_bundle_of_before_has_none_and_answers_itself(tmp_path: Path):
+    model = made("sasrec", fallback=False)
+    save_bundle(bundle(model, "sasrec"), tmp_path)
+    assert "cold_users" not in json.loads((tmp_path / "config.json").read_text())
+    loaded = load_bundle(tmp_path).model
+    assert loaded.cold_users is None and not loaded.falls_back(ASKED).any()
+    np.testing.assert_array_equal(loaded.recommend(ASKED, 5)[0], model.recommend(ASKED, 5)[0])
+
+
+def test_evaluation_says_whose_list_it_is_and_measures_cold_users():
+    targets = sequences([[5], [6], [7], [8], [9], [10]])
+    fold = Fold(ASKED, targets)
+    found = evaluate(bundle(made("item_knn"), "item_knn"), fold, fold, Protocol(dataset="x"), top=3)
+    source = dict(
+        zip(*(found.recommendations[name].to_pylist() for name in ("user_id", "source")), strict=True)
+    )
+    assert [source[user] == "cold_users" for user in ASKED.users] == COLD
+    assert set(source.values()) == {"model", "cold_users"}
+    cold = found.metrics["cold_users"]
+    scores = FALLBACK.scores(FALLBACK.segments(ASKED))
+    ranks = rank_of(scores, torch.arange(6), torch.from_numpy(targets.items.astype(np.int64))).numpy()
+    assert cold["hit_rate@10"] == pytest.approx((ranks <= 10).mean())
+    assert cold["ndcg@20"] == pytest.approx(np.where(ranks <= 20, 1 / np.log2(ranks + 1), 0).mean())
+    assert (cold["users"], cold["falls_back"], cold["unrankable"]) == (6, 6, 0)
+    assert cold["settings"] == dataclasses.asdict(FALLBACK.config)
+    assert metric_values(found.metrics)["cold_users/hit_rate_at_10"] == cold["hit_rate@10"]
+    json.dumps(found.metrics)
+    alone = evaluate(bundle(made("item_knn", fallback=False), "item_knn"), fold, fold, Protocol(dataset="x"))
+    assert (alone.metrics["cold_users"]["falls_back"], alone.metrics["cold_users"]["settings"]) == (0, None)
+    assert set(alone.recommendations["source"].to_pylist()) == {"model"}
+
+
+@pytest.mark.parametrize("name", ["sasrec", "mf"])
+def test_training_fits_it_and_the_model_beside_it_stays_the_same(name, tmp_path: Path):
+    settings = TrainSettings(max_epochs=2, batch_tokens=200, device="cpu", loggers=[])
+    small = {"sasrec": {"dim": 8, "layers": 1}, "mf": {"dim": 4, "epochs": 1}}[name]
+    seen = []
+
+    def validate(model):
+        seen.append(model.falls_back(ASKED).tolist())
+        return {"valid_ndcg@10": 0.1}
+
+    def trained(folder, cold_users):
+        (tmp_path / folder).mkdir()
+        return fit.train(
+            lambda: build(name, small, n_items=ITEMS, max_length=WINDOW),
+            TRAIN,
+            validate,
+            settings,
+            seed=1,
+            folder=tmp_path / folder,
+            cold_users=cold_users,
+        )
+
+    alone = trained("alone", None)
+    assert alone.model.cold_users is None
+    seen.clear()
+    found = trained("with", ColdUsersConfig(segments="cluster", clusters=2))
+    assert all(each == COLD for each in seen)
+    weights = {k: v for k, v in found.model.state_dict().items() if not k.startswith("cold_users.")}
+    assert weights.keys() == alone.model.state_dict().keys()
+    assert all(torch.equal(v, weights[k]) for k, v in alone.model.state_dict().items())
+    assert found.cost["parameters"] == alone.cost["parameters"]
+    assert len(found.model.cold_users.keys) == 2

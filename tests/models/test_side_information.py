@@ -27,7 +27,7 @@ BY_HEART = {"bert4rec": {"last_share": 1.0}}  # masks the last event, which is w
 
 def built(name: str, side: Side, **config) -> Recommender:
     torch.manual_seed(0)
-    return build(name, {"dim": 16, **config}, n_items=ITEMS, max_length=WINDOW, side=side)
+    return build(name, config, n_items=ITEMS, max_length=WINDOW, side=side)
 
 
 def made(name: str, side: Side, **config) -> Recommender:

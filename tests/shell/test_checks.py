@@ -118,6 +118,7 @@ def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_refused(time
         "dataset": "mine",
         "protocol": {"time": time},
         "train": {},
+        "side": {},
         "models.clock": {"type": "hstu", "time_mode": "last_item"},
     }
     catalog = DataCatalog({f"params:{name}": MemoryDataset(value) for name, value in given.items()})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from tests.synthetic import random_sequences
+from tests.synthetic import described, random_sequences, side_of
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.splits import Split, split, with_validation
@@ -16,7 +16,7 @@ from recpipe.models.registry import build
 from recpipe.models.sasrec import SASRec
 from recpipe.training.callbacks import curve_loggers
 from recpipe.training.checkpoint import load_tree
-from recpipe.training.fit import LAST, Trained, TrainSettings, _module, choose_device, train
+from recpipe.training.fit import LAST, Trained, TrainSettings, _fingerprint, _module, choose_device, train
 from recpipe.training.losses import AMINCE
 from recpipe.training.module import NonFiniteLoss
 
@@ -468,3 +468,16 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_targets(data, tmp_path):
         held.batch(torch.cat([torch.from_numpy(rows) for rows in parts]).numpy()), FullSoftmax()
     )
     torch.testing.assert_close(ours, at_once, rtol=1e-12, atol=0)
+
+
+def test_a_checkpoint_of_other_side_information_is_not_continued():
+    known = described(random_sequences(40, ITEMS))
+
+    def mark(**asked) -> str:
+        side = side_of(known, ITEMS, **asked) if asked else None
+        model = build("sasrec", {}, n_items=ITEMS, max_length=8, side=side)
+        return _fingerprint("data", TrainSettings(), 1, model)
+
+    assert mark(vectors="text") == mark(vectors="text")
+    marks = {mark(), mark(vectors="text"), mark(vectors="image"), mark(vectors="text", combine="concat")}
+    assert len(marks) == 4

@@ -24,7 +24,10 @@ from torch.nn import functional as F
 log = logging.getLogger(__name__)
 
 KERNELS = ("auto", "torch", "mamba_ssm")
-CHUNK_CPU, CHUNK_ELSEWHERE = 40, 64  # events: the fastest on CPU (docs/decisions/0014), and a size of GPU tiles
+CHUNK_CPU, CHUNK_ELSEWHERE = (
+    40,
+    64,
+)  # events: the fastest on CPU (docs/decisions/0014), and a size of GPU tiles
 DT_LEAST, DT_MOST, A_MOST = 1e-3, 0.1, 16.0  # initial ranges of the paper's code
 
 
@@ -85,7 +88,9 @@ class Mamba2(nn.Module):
             ).flatten(2)
             y = y * F.silu(z.to(y.dtype))
             scale = (y.square().mean(-1, keepdim=True) + self.norm.eps).rsqrt()
-        weight = self.out_proj.weight * self.norm.weight  # RMSNorm, applied to the narrower side of the projection
+        weight = (
+            self.out_proj.weight * self.norm.weight
+        )  # RMSNorm, applied to the narrower side of the projection
         return (F.linear(y, weight) * scale).to(x_BTD.dtype)
 
 
@@ -118,7 +123,9 @@ def ssd(
         kept, read, passed = (whole - decay_BKHC + taken_BKHC).exp(), decay_BKHC.exp(), whole.exp()
         if marks_BKC is not None:
             kept, read, passed = _within_segments(kept, read, passed, marks_BKC)
-        left_BKHNP = (B_BKCN[:, :, None] * kept[..., None]).mT @ x_BKHCP  # the state that a chunk leaves by itself
+        left_BKHNP = (
+            B_BKCN[:, :, None] * kept[..., None]
+        ).mT @ x_BKHCP  # the state that a chunk leaves by itself
         read_BKHCN = C_BKCN[:, :, None] * read[..., None]
         y_BKHCP = _sum_of_products(M_BKHCS, x_BKHCP, read_BKHCN, _carried(left_BKHNP, passed[..., None]))
     return y_BKHCP.transpose(2, 3).flatten(1, 2)[:, :T]
@@ -239,7 +246,9 @@ def chosen_kernel(kernel: str, device: torch.device) -> str:
         kernel = "mamba_ssm" if device.type == "cuda" and _installed() else "torch"
         _tell(kernel, device.type)
     elif kernel == "mamba_ssm" and device.type != "cuda":
-        raise ValueError(f"kernel mamba_ssm runs on CUDA, the model is on {device.type}; set kernel: torch or auto")
+        raise ValueError(
+            f"kernel mamba_ssm runs on CUDA, the model is on {device.type}; set kernel: torch or auto"
+        )
     return kernel
 
 
@@ -247,7 +256,9 @@ def _check(kernel: str) -> None:
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}; allowed: {', '.join(KERNELS)}")
     if kernel == "mamba_ssm" and not _installed():
-        raise ValueError("kernel is 'mamba_ssm', which is not installed; pip install 'recpipe[cuda]', or torch, auto")
+        raise ValueError(
+            "kernel is 'mamba_ssm', which is not installed; pip install 'recpipe[cuda]', or torch, auto"
+        )
 
 
 @cache

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/mamba2.py
 
-Milliseconds of CPU time, the best of ``--rounds`` with all variants in turn in every round. The last rows are whole networks of two layers without the loss, at their default sizes; their ratio is to SASRec.
+Milliseconds of CPU time, the best of ``--rounds`` with all variants in turn in every round. The last rows are whole
+networks of two layers without the loss, at their default sizes; their ratio is to SASRec.
 """
 
 from __future__ import annotations

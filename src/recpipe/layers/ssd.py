@@ -73,9 +73,10 @@ class Mamba2(nn.Module):
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """``segments_BT``: the sequence of every event where a row holds several, and nothing crosses."""
-        most, few = self.in_proj.weight.split([2 * (self.inner + self.state), self.heads])
-        z, mixed = F.linear(x_BTD, most).split([self.inner, self.inner + 2 * self.state], -1)
-        dt = F.linear(x_BTD, few)  # apart: products with a round width take half the time
+        parts = self.in_proj.weight.split([self.inner, self.inner + 2 * self.state, self.heads])
+        z, mixed, dt = (
+            F.linear(x_BTD, part) for part in parts
+        )  # apart: products of round widths, nothing to join
         mixed = F.silu(causal_conv(mixed, self.conv1d.weight, self.conv1d.bias, segments_BT))
         x, B_BTN, C_BTN = mixed.split([self.inner, self.state, self.state], -1)
         x_BTHP = x.unflatten(-1, (self.heads, self.head_dim))
@@ -87,7 +88,8 @@ class Mamba2(nn.Module):
                 x_BTHP, dt_BTH, -self.A_log.exp(), B_BTN, C_BTN, self.D, self.chunk, segments_BT
             ).flatten(2)
             y = y * F.silu(z.to(y.dtype))
-            scale = (y.square().mean(-1, keepdim=True) + self.norm.eps).rsqrt()
+            norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+            scale = (norm.square() / self.inner + self.norm.eps).rsqrt()
         weight = (
             self.out_proj.weight * self.norm.weight
         )  # RMSNorm, applied to the narrower side of the projection
@@ -138,20 +140,17 @@ class _Decayed(torch.autograd.Function):
     def forward(ctx: Any, G: Tensor, to: Tensor, source: Tensor, seen: Tensor, D: Tensor) -> Tensor:
         L = (to[..., None] - source[..., None, :]).add_(seen).exp_()
         M = G[:, :, None] * L
-        ctx.save_for_backward(L, M)  # M before the diagonal
-        return M + D[:, None, None] * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+        M.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+        ctx.save_for_backward(L, M, D)
+        return M
 
     @staticmethod
     def backward(ctx: Any, dM: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor]:
-        L, M = ctx.saved_tensors
+        L, M, D = ctx.saved_tensors
+        diagonal = dM.diagonal(dim1=-2, dim2=-1)
         dE = dM * M
-        return (
-            (dM * L).sum(2),
-            dE.sum(-1),
-            dE.sum(-2).neg_(),
-            None,
-            dM.diagonal(dim1=-2, dim2=-1).sum((0, 1, 3)),
-        )
+        dE.diagonal(dim1=-2, dim2=-1).sub_(diagonal * D[:, None])
+        return (dM * L).sum(2), dE.sum(-1), dE.sum(-2).neg_(), None, diagonal.sum((0, 1, 3))
 
 
 def _sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -162,10 +161,9 @@ def _sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 def _carried(left_BKHNP: Tensor, passed_BKH11: Tensor) -> Tensor:
     """The state before every chunk, of what each leaves and lets pass."""
-    state, states = torch.zeros_like(left_BKHNP[:, 0]), []
-    for k in range(left_BKHNP.shape[1]):
-        states.append(state)
-        state = torch.addcmul(left_BKHNP[:, k], state, passed_BKH11[:, k])
+    states = [torch.zeros_like(left_BKHNP[:, 0])]
+    for left, passed in zip(left_BKHNP.unbind(1)[:-1], passed_BKH11.unbind(1)[:-1], strict=True):
+        states.append(torch.addcmul(left, states[-1], passed))
     return torch.stack(states, 1)
 
 
@@ -212,8 +210,8 @@ def causal_conv(x_BTD: Tensor, weight: Tensor, bias: Tensor, segments_BT: Tensor
             y = torch.addcmul(y, seen, weight[:, 0, -1 - back])
         return y
     x = F.pad(x_BTD, (0, 0, width - 1, 0)).transpose(1, 2)[:, :, None]  # an image of one row, channels last:
-    y = F.conv2d(x, weight[:, :, None], groups=len(weight))[:, :, 0].transpose(1, 2)  # fast on a CPU
-    return y + bias  # torch's own gradient of a bias there takes as long as all the rest
+    y = F.conv2d(x, weight[:, :, None], groups=len(weight))  # fast on a CPU, but not with its own bias
+    return y.add_(bias[:, None, None])[:, :, 0].transpose(1, 2)
 
 
 def equal_chunks(length: int, chunk: int) -> tuple[int, int]:

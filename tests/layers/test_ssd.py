@@ -1,136 +1,187 @@
-"""Mamba-2 in chunks against the plain recurrence, and the block against transformers'."""
+"""Our Mamba-2 against its recurrence, event by event, and against transformers on the same weights."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from recpipe.layers import ssd
-from recpipe.layers.ssd import Mamba2, causal_conv, chunked_scan, recurrent_scan
+from recpipe.layers import ssd as module
+from recpipe.layers.ssd import KERNELS, Mamba2, causal_conv, chosen_kernel, equal_chunks, recurrence, ssd
 
-
-def drawn(length: int, kind: torch.dtype, *, batch: int = 2) -> list[torch.Tensor]:
-    """x, Δ, A, B, C with decays from almost none to almost all."""
-    torch.manual_seed(length)
-    x, b, c = (torch.randn(batch, length, *shape, dtype=kind) for shape in ((3, 4), (5,), (5,)))
-    dt = torch.rand(batch, length, 3, dtype=kind) * torch.tensor([0.01, 0.3, 2.0], dtype=kind)
-    return [x, dt, -torch.tensor([1.0, 4.0, 16.0], dtype=kind), b, c]
+DIM = 24
 
 
-def some_segments(length: int) -> torch.Tensor:
-    torch.manual_seed(length)
-    return (torch.rand(2, length) < 0.2).cumsum(1) + 1
+def inputs(T: int, kind: torch.dtype = torch.float64, *, B: int = 3, H: int = 2) -> list[Tensor]:
+    """x, dt, A, B, C, D with decays from next to none to almost all within an event."""
+    g = torch.Generator().manual_seed(T)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    dt = torch.nn.functional.softplus(draw(B, T, H) * 2 - 1)
+    values = [draw(B, T, H, 8), dt, -draw(H).exp(), draw(B, T, 5), draw(B, T, 5), draw(H)]
+    return [value.to(kind).requires_grad_() for value in values]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["one", "packed"])
-@pytest.mark.parametrize("chunk", [1, 3, 16, 64])
-@pytest.mark.parametrize("length", [1, 5, 16, 50])
-def test_chunks_are_the_recurrence(length, chunk, packed):
-    segments = some_segments(length) if packed else None
-    for kind, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-11)):
-        given = drawn(length, kind)
-        expected = recurrent_scan(*given, segments=segments)
-        got = chunked_scan(*given, segments=segments, chunk=chunk)
-        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["one", "packed"])
-def test_gradients_are_those_of_the_recurrence(packed):
-    given = [value.requires_grad_() for value in drawn(21, torch.float64)]
-    segments = some_segments(21) if packed else None
-    weight = torch.randn(2, 21, 3, 4, dtype=torch.float64)
-    scans = (
-        recurrent_scan(*given, segments=segments),
-        chunked_scan(*given, segments=segments, chunk=6),
-    )
-    expected, got = (torch.autograd.grad((y * weight).sum(), given) for y in scans)
-    for mine, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_the_recurrence_forgets_at_the_border_of_a_segment():
-    x, dt, a, b, c = drawn(12, torch.float64)
-    segments = torch.tensor([1] * 5 + [2] * 7).expand(2, 12)
-    whole = recurrent_scan(x, dt, a, b, c, segments=segments)
-    alone = recurrent_scan(x[:, 5:], dt[:, 5:], a, b[:, 5:], c[:, 5:])
-    torch.testing.assert_close(whole[:, 5:], alone)
-    assert (recurrent_scan(x, dt, a, b, c)[:, 5:] - alone).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("length", [1, 3, 9])
-def test_the_convolution_is_torchs_after_padding_on_the_left(length):
-    torch.manual_seed(0)
-    conv = torch.nn.Conv1d(6, 6, 4, groups=6, padding=3).double()
-    x = torch.randn(2, length, 6, dtype=torch.float64)
-    theirs = conv(x.transpose(1, 2))[..., :length].transpose(1, 2)
-    torch.testing.assert_close(causal_conv(x, conv.weight[:, 0], conv.bias), theirs)
-
-
-def block(**settings) -> Mamba2:
-    torch.manual_seed(0)
-    made = Mamba2(16, **{"state": 8, "head_dim": 8, "expand": 2, "conv": 4, **settings})
+def mixer(seed: int = 0, **config) -> Mamba2:
+    torch.manual_seed(seed)
+    made = Mamba2(DIM, **{"state": 8, "head_dim": 16, **config})
     with torch.no_grad():
         for weight in made.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
+            weight.add_(0.2 * torch.randn_like(weight))
     return made.eval()
 
 
-@pytest.mark.parametrize("length", [1, 7, 70])
-def test_the_block_is_transformers_with_the_same_weights(length):
-    transformers = pytest.importorskip("transformers", reason="the peer is transformers' Mamba-2")
+def segments(lengths: list[int], T: int) -> Tensor:
+    """1, 2, … for ``lengths`` events each, then 0."""
+    marks = torch.zeros(T, dtype=torch.long)
+    stops = torch.tensor(lengths).cumsum(0).tolist()
+    for number, (length, stop) in enumerate(zip(lengths, stops, strict=True), 1):
+        marks[stop - length : stop] = number
+    return marks
+
+
+@pytest.mark.parametrize("T", [1, 2, 31, 64, 101])
+@pytest.mark.parametrize("chunk", [1, 8, 40, 200])
+def test_chunks_equal_the_recurrence(T, chunk):
+    exact = recurrence(*inputs(T))
+    torch.testing.assert_close(ssd(*inputs(T), chunk), exact, rtol=1e-11, atol=1e-11)
+    single = inputs(T, torch.float32)
+    torch.testing.assert_close(ssd(*single, chunk), recurrence(*single), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40])
+@pytest.mark.parametrize("packed", [False, True], ids=["one", "packed"])
+def test_gradients_equal_those_of_the_recurrence(chunk, packed):
+    values = inputs(33)
+    marks = segments([10, 1, 15, 4], 33).expand(3, -1) if packed else None
+    weight = torch.randn(3, 33, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad(ssd(*values, chunk, marks), values, weight)
+    theirs = torch.autograd.grad(recurrence(*values, marks), values, weight)
+    for mine, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_strong_decays_of_long_chunks_stay_finite():
+    x, dt, A, B, C, D = inputs(90, torch.float32)
+    dt = torch.full_like(dt, 20.0).requires_grad_()  # exp(-20 * 90 * |A|) is far below what a float holds
+    y = ssd(x, dt, A, B, C, D, 90)
+    torch.testing.assert_close(y, recurrence(x, dt, A, B, C, D), rtol=1e-4, atol=1e-4)
+    assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(y.sum(), (x, dt, A, B, C, D)))
+
+
+def test_convolution_is_that_of_torch_and_keeps_to_segments():
+    conv = torch.nn.Conv1d(6, 6, 4, groups=6, padding=3).double()
+    x = torch.randn(2, 11, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = conv(x.mT)[..., :11].mT
+    torch.testing.assert_close(causal_conv(x, conv.weight, conv.bias), expected)
+    one = torch.ones(2, 11, dtype=torch.long)
+    torch.testing.assert_close(causal_conv(x, conv.weight, conv.bias, one), expected)
+    short = causal_conv(x[:, :2], conv.weight, conv.bias, one[:, :2])
+    torch.testing.assert_close(short, expected[:, :2])
+
+
+@pytest.mark.parametrize("chunk", [1, 6, 40])
+def test_packed_sequences_are_mixed_as_if_alone(chunk):
+    made = mixer(chunk=chunk)
+    lengths = [7, 1, 12, 2, 6]
+    parts = [torch.randn(1, n, DIM, generator=torch.Generator().manual_seed(n)) for n in lengths]
+    together = made(torch.cat([*parts, torch.randn(1, 4, DIM)], 1), segments(lengths, 32)[None])
+    alone = torch.cat([made(part) for part in parts], 1)
+    torch.testing.assert_close(together[:, :28], alone, rtol=1e-5, atol=1e-5)
+    assert (made(torch.cat(parts, 1)) - alone).abs().max() > 1e-2  # without marks they would mix
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_parity_with_transformers(heads):
+    from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-    config = transformers.Mamba2Config(
-        hidden_size=16,
+    made = mixer(head_dim=2 * DIM // heads, chunk=10)
+    config = Mamba2Config(
+        hidden_size=DIM,
+        num_heads=heads,
+        head_dim=2 * DIM // heads,
         state_size=8,
-        num_heads=4,
-        head_dim=8,
-        expand=2,
-        conv_kernel=4,
         n_groups=1,
         chunk_size=16,
+        num_hidden_layers=1,
     )
-    ours, peer = block(), Mamba2Mixer(config, layer_idx=0).eval()
-    peer.load_state_dict(ours.state_dict(), strict=True)
-    x = torch.randn(3, length, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), peer(x), rtol=1e-5, atol=1e-5)
+    theirs = Mamba2Mixer(config, layer_idx=0).eval()
+    theirs.load_state_dict(made.state_dict(), strict=True)
+    x = torch.randn(2, 37, DIM, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(made(x), theirs(x), rtol=1e-5, atol=1e-5)
+    weight = torch.randn(2, 37, DIM, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad(made(x), list(made.parameters()), weight)
+    expected = torch.autograd.grad(
+        theirs(x), [theirs.get_parameter(n) for n, _ in made.named_parameters()], weight
+    )
+    for mine, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-def test_packed_sequences_are_what_they_are_alone():
-    mixer, x = block(), torch.randn(1, 150, 16)
-    lengths = [3, 90, 1, 56]
-    segments = torch.repeat_interleave(torch.arange(1, 5), torch.tensor(lengths))[None]
-    with torch.no_grad():
-        alone = torch.cat([mixer(part) for part in x.split(lengths, 1)], 1)
-        torch.testing.assert_close(mixer(x, segments), alone, rtol=1e-4, atol=1e-5)
-        assert (mixer(x) - alone).abs().max() > 1e-3
+def test_initial_decays_are_in_the_ranges_of_the_paper():
+    made = Mamba2(64, head_dim=1)
+    dt = torch.nn.functional.softplus(made.dt_bias)
+    assert 1e-3 * 0.999 <= dt.min() < 0.01 < dt.max() <= 0.1 * 1.001
+    decay = made.A_log.exp()
+    assert 0.999 <= decay.min() < 4
+    assert 12 < decay.max() <= 16.001
+    assert (made.D == 1).all()
 
 
-def test_steps_start_between_a_thousandth_and_a_tenth():
-    step = torch.nn.functional.softplus(Mamba2(64, state=4, head_dim=1, expand=2, conv=2).dt_bias)
-    assert step.min() >= 1e-3 * 0.99 and step.max() <= 0.1 * 1.01 and step.std() > 0.01
+def test_under_autocast_decays_are_in_float32():
+    made, x = mixer(), torch.randn(2, 50, DIM, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = made(x)
+    assert torch.isfinite(low).all()
+    exact = made(x)
+    assert (low - exact).norm() / exact.norm() < 0.03
 
 
-def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="32 is not a multiple of head_dim 5"):
-        block(head_dim=5)
-    with pytest.raises(ValueError, match="kernel is 'cuda'; allowed: auto, torch, mamba_ssm"):
-        block(kernel="cuda")
+@pytest.mark.parametrize(
+    ("length", "chunk", "expected"), [(200, 40, (40, 200)), (41, 40, (21, 42)), (1, 40, (1, 1))]
+)
+def test_chunks_are_equal_and_add_little(length, chunk, expected):
+    assert equal_chunks(length, chunk) == expected
 
 
-def test_a_kernel_that_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setattr(ssd, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="mamba_ssm and it is not installed"):
-        block(kernel="mamba_ssm")
+def test_the_kernel_is_chosen_by_device_and_what_is_installed(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(module, "_installed", lambda: False)
+    assert [chosen_kernel("auto", device) for device in (cpu, cuda)] == ["torch", "torch"]
+    with pytest.raises(ValueError, match="not installed"):
+        Mamba2(16, head_dim=16, kernel="mamba_ssm")
+    monkeypatch.setattr(module, "_installed", lambda: True)
+    assert [chosen_kernel("auto", device) for device in (cpu, cuda)] == ["torch", "mamba_ssm"]
+    assert chosen_kernel("torch", cuda) == "torch"
+    with pytest.raises(ValueError, match="the model is on cpu"):
+        chosen_kernel("mamba_ssm", cpu)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"head_dim": 16, "kernel": "triton"}, f"allowed: {', '.join(KERNELS)}"),
+        ({"head_dim": 16, "chunk": -1}, "chunk is -1"),
+        ({"head_dim": 16, "state": 0}, "state is 0"),
+    ],
+)
+def test_wrong_settings_are_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        Mamba2(16, **config)
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available() or ssd.find_spec("mamba_ssm") is None, reason="needs CUDA and mamba_ssm"
+    not (torch.cuda.is_available() and module._installed()),
+    reason="needs CUDA and mamba_ssm: pip install 'recpipe[cuda]'",
 )
 @pytest.mark.parametrize("packed", [False, True], ids=["one", "packed"])
-def test_the_kernel_and_torch_agree(packed):
-    given = [value.cuda() for value in drawn(100, torch.float32)]
-    segments = some_segments(100).cuda() if packed else None
-    expected = chunked_scan(*given, segments=segments)
-    torch.testing.assert_close(ssd.fused_scan(*given, segments=segments), expected, rtol=1e-2, atol=1e-2)
+def test_the_kernels_of_mamba_ssm_give_the_same(packed):
+    values = [value.detach().cuda().requires_grad_() for value in inputs(75, torch.float32)]
+    marks = segments([30, 5, 33, 7], 75).expand(3, -1).cuda() if packed else None
+    ours, theirs = ssd(*values, 32, marks), module._on_mamba_ssm(*values, 32, marks)
+    torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-2)  # its products are TF32
+    for mine, other in zip(
+        torch.autograd.grad(ours.sum(), values), torch.autograd.grad(theirs.sum(), values), strict=True
+    ):
+        torch.testing.assert_close(other, mine, rtol=2e-2, atol=2e-2)

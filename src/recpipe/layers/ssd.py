@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,10 @@ class Mamba2(nn.Module):
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """``segments_BT``: the sequence of every event where a row holds several, and nothing crosses."""
-        z, mixed, dt = self.in_proj(x_BTD).split([self.inner, self.inner + 2 * self.state, self.heads], -1)
+        parts = self.in_proj.weight.split([self.inner, self.inner + 2 * self.state, self.heads])
+        z, mixed, dt = (
+            F.linear(x_BTD, part) for part in parts
+        )  # apart: products of round widths, nothing to join
         mixed = F.silu(causal_conv(mixed, self.conv1d.weight, self.conv1d.bias, segments_BT))
         x, B_BTN, C_BTN = mixed.split([self.inner, self.state, self.state], -1)
         x_BTHP = x.unflatten(-1, (self.heads, self.head_dim))
@@ -83,8 +87,13 @@ class Mamba2(nn.Module):
             y = scan(
                 x_BTHP, dt_BTH, -self.A_log.exp(), B_BTN, C_BTN, self.D, self.chunk, segments_BT
             ).flatten(2)
-            y = self.norm(y * F.silu(z.to(y.dtype)))
-        return self.out_proj(y.to(x_BTD.dtype))
+            y = y * F.silu(z.to(y.dtype))
+            norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+            scale = (norm.square() / self.inner + self.norm.eps).rsqrt()
+        weight = (
+            self.out_proj.weight * self.norm.weight
+        )  # RMSNorm, applied to the narrower side of the projection
+        return (F.linear(y, weight) * scale).to(x_BTD.dtype)
 
 
 def ssd(
@@ -100,42 +109,72 @@ def ssd(
     """y (B, T, H, P) by chunks of at most ``chunk`` events, in the type of ``dt_BTH``; A_H < 0, dt_BTH > 0."""
     T, kind = x_BTHP.shape[1], dt_BTH.dtype
     C, length = equal_chunks(T, chunk or (CHUNK_CPU if x_BTHP.device.type == "cpu" else CHUNK_ELSEWHERE))
-    x_BTHP, B_BTN, C_BTN = x_BTHP.to(kind), B_BTN.to(kind), C_BTN.to(kind)
-    x_BKCHP, dt_BKCH, B_BKCN, C_BKCN = (_chunked(v, length, C) for v in (x_BTHP, dt_BTH, B_BTN, C_BTN))
+    x, B_BKCN, C_BKCN = (_chunked(v.to(kind), length, C) for v in (x_BTHP, B_BTN, C_BTN))
+    x_BKHCP = x.transpose(2, 3).contiguous()
     marks_BKC = None if segments_BT is None else _chunked(segments_BT, length, C)
-    X_BKCHP = x_BKCHP * dt_BKCH[..., None]
-    decay_BKCH = (dt_BKCH * A_H).cumsum(2)  # the logarithm of what is left of the state before the chunk
+    decay_BKHC = _chunked(dt_BTH * A_H, length, C).cumsum(2).transpose(2, 3)  # log of what is left of a start
+    taken = dt_BTH.clamp(min=torch.finfo(kind).tiny).log()  # as a logarithm too: no product with x
+    taken_BKHC = _chunked(taken, length, C, value=-torch.inf).transpose(2, 3)
 
-    rows = decay_BKCH.transpose(2, 3)  # (B, K, H, C)
-    L_BKHCS = (rows[..., None] - rows[..., None, :]).add_(_seen(C, rows, marks_BKC)).exp_()
-    y = (((C_BKCN @ B_BKCN.mT)[:, :, None] * L_BKHCS) @ X_BKCHP.transpose(2, 3)).transpose(2, 3)
-    if X_BKCHP.shape[1] > 1:
-        y = y + _from_before(X_BKCHP, decay_BKCH, B_BKCN, C_BKCN, marks_BKC)
-    return torch.addcmul(y, x_BKCHP, D_H[:, None]).flatten(1, 2)[:, :T]
+    seen = _seen(C, decay_BKHC, marks_BKC)
+    M_BKHCS = _Decayed.apply(C_BKCN @ B_BKCN.mT, decay_BKHC, decay_BKHC - taken_BKHC, seen, D_H)
+    if x.shape[1] == 1:
+        y_BKHCP = M_BKHCS @ x_BKHCP
+    else:
+        whole = decay_BKHC[..., -1:]
+        kept, read, passed = (whole - decay_BKHC + taken_BKHC).exp(), decay_BKHC.exp(), whole.exp()
+        if marks_BKC is not None:
+            kept, read, passed = _within_segments(kept, read, passed, marks_BKC)
+        left_BKHNP = (
+            B_BKCN[:, :, None] * kept[..., None]
+        ).mT @ x_BKHCP  # the state that a chunk leaves by itself
+        read_BKHCN = C_BKCN[:, :, None] * read[..., None]
+        y_BKHCP = _sum_of_products(M_BKHCS, x_BKHCP, read_BKHCN, _carried(left_BKHNP, passed[..., None]))
+    return y_BKHCP.transpose(2, 3).flatten(1, 2)[:, :T]
 
 
-def _from_before(X: Tensor, decay: Tensor, B: Tensor, C: Tensor, marks: Tensor | None) -> Tensor:
-    """What the chunks before add to every event (B, K, C, H, P): their states, decayed on the way."""
-    whole = decay[:, :, -1:]
-    kept, read, passed = (
-        (whole - decay).exp(),
-        decay.exp(),
-        whole[:, :, 0].exp(),
-    )  # (B, K, C, H) twice, (B, K, H)
-    if marks is not None:
-        last = marks[:, :, -1:]
-        before = F.pad(last[:, :-1], (0, 0, 1, 0), value=-1)  # the segment that the carried state is of
-        kept = kept * (marks == last)[..., None]
-        read = read * (marks == before)[..., None]
-        passed = passed * (last == before)
-    left = (X * kept[..., None]).flatten(3).mT @ B  # (B, K, H P, N): the state that a chunk leaves by itself
-    left = left.unflatten(2, X.shape[3:])
-    state, states = torch.zeros_like(left[:, 0]), []
-    for k in range(X.shape[1]):
-        states.append(state)
-        state = state * passed[:, k, :, None, None] + left[:, k]
-    given = C @ torch.stack(states, 1).flatten(2, 3).mT  # (B, K, C, H P)
-    return given.unflatten(3, X.shape[3:]) * read[..., None]
+class _Decayed(torch.autograd.Function):
+    """G exp(to_C - from_S + seen) + D on the diagonal: torch's own gradient of it takes twice the passes."""
+
+    @staticmethod
+    def forward(ctx: Any, G: Tensor, to: Tensor, source: Tensor, seen: Tensor, D: Tensor) -> Tensor:
+        L = (to[..., None] - source[..., None, :]).add_(seen).exp_()
+        M = G[:, :, None] * L
+        M.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+        ctx.save_for_backward(L, M, D)
+        return M
+
+    @staticmethod
+    def backward(ctx: Any, dM: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor]:
+        L, M, D = ctx.saved_tensors
+        diagonal = dM.diagonal(dim1=-2, dim2=-1)
+        dE = dM * M
+        dE.diagonal(dim1=-2, dim2=-1).sub_(diagonal * D[:, None])
+        return (dM * L).sum(2), dE.sum(-1), dE.sum(-2).neg_(), None, diagonal.sum((0, 1, 3))
+
+
+def _sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """a @ b + c @ d of batches of matrices, added where they are multiplied."""
+    first = a.flatten(0, 2) @ b.flatten(0, 2)
+    return torch.baddbmm(first, c.flatten(0, 2), d.flatten(0, 2)).unflatten(0, a.shape[:3])
+
+
+def _carried(left_BKHNP: Tensor, passed_BKH11: Tensor) -> Tensor:
+    """The state before every chunk, of what each leaves and lets pass."""
+    states = [torch.zeros_like(left_BKHNP[:, 0])]
+    for left, passed in zip(left_BKHNP.unbind(1)[:-1], passed_BKH11.unbind(1)[:-1], strict=True):
+        states.append(torch.addcmul(left, states[-1], passed))
+    return torch.stack(states, 1)
+
+
+def _within_segments(
+    kept: Tensor, read: Tensor, passed: Tensor, marks_BKC: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with zeros where the state that goes on, or comes, is of another sequence than the event."""
+    last = marks_BKC[:, :, None, -1:]
+    before = F.pad(last[:, :-1], (0, 0, 0, 0, 1, 0), value=-1)
+    marks = marks_BKC[:, :, None]
+    return kept * (marks == last), read * (marks == before), passed * (last == before)
 
 
 def recurrence(
@@ -171,7 +210,8 @@ def causal_conv(x_BTD: Tensor, weight: Tensor, bias: Tensor, segments_BT: Tensor
             y = torch.addcmul(y, seen, weight[:, 0, -1 - back])
         return y
     x = F.pad(x_BTD, (0, 0, width - 1, 0)).transpose(1, 2)[:, :, None]  # an image of one row, channels last:
-    return F.conv2d(x, weight[:, :, None], bias, groups=len(weight))[:, :, 0].transpose(1, 2)  # fast on a CPU
+    y = F.conv2d(x, weight[:, :, None], groups=len(weight))  # fast on a CPU, but not with its own bias
+    return y.add_(bias[:, None, None])[:, :, 0].transpose(1, 2)
 
 
 def equal_chunks(length: int, chunk: int) -> tuple[int, int]:
@@ -181,11 +221,11 @@ def equal_chunks(length: int, chunk: int) -> tuple[int, int]:
     return size, size * count
 
 
-def _chunked(values: Tensor, length: int, chunk: int) -> Tensor:
-    """(B, T, ...) -> (B, K, C, ...), with zeros at the end: dt = 0 neither decays nor takes."""
+def _chunked(values: Tensor, length: int, chunk: int, *, value: float = 0.0) -> Tensor:
+    """(B, T, ...) -> (B, K, C, ...), filled up at the end: events with dt = 0 neither decay nor take."""
     short = length - values.shape[1]
     if short:
-        values = F.pad(values, (0, 0) * (values.dim() - 2) + (0, short))
+        values = F.pad(values, (0, 0) * (values.dim() - 2) + (0, short), value=value)
     return values.unflatten(1, (-1, chunk))
 
 

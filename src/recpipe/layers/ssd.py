@@ -77,6 +77,7 @@ class Mamba2(nn.Module):
         z, mixed, dt = (
             F.linear(x_BTD, part) for part in parts
         )  # apart: products of round widths, nothing to join
+        assert self.conv1d.bias is not None
         mixed = F.silu(causal_conv(mixed, self.conv1d.weight, self.conv1d.bias, segments_BT))
         x, B_BTN, C_BTN = mixed.split([self.inner, self.state, self.state], -1)
         x_BTHP = x.unflatten(-1, (self.heads, self.head_dim))

@@ -2,11 +2,11 @@
 
 B batch, T time, D width, H heads, I items.
 
-Deviations from GPT-2: no biases unless asked for; item embeddings times √D, without which learning is slow (LOG.md); GELU is exact; dropout after the embeddings and on each branch, not
-on attention weights; users are the documents: packed one after the other, with positions that restart and attention
-that stays within a user. Given vectors of items (SigLIP, text) come in through the shared ``side`` block. ``generate``
-replays a published submission: the first items of a list are found one after the other, each as if the ones before
-it had happened.
+Deviations from GPT-2: no biases unless asked for; item embeddings times √D, without which learning is slow (LOG.md);
+GELU is exact; dropout after the embeddings and on each branch, not on attention weights; users are the documents:
+packed one after the other, with positions that restart and attention that stays within a user. Given vectors of items
+(SigLIP, text) come in through the shared ``side`` block. ``generate`` replays a published submission: the first items
+of a list are found one after the other, each as if the ones before it had happened.
 """
 
 from __future__ import annotations

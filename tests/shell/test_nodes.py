@@ -152,7 +152,20 @@ def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(
     def trained(time: str):
         protocol = described(replace(SPLIT, time=time))
         return train_model(
-            "m", data, fold, Vocabulary(ids), items, protocol, block, train, {}, "shop", 1, tmp_path
+            "m",
+            data,
+            fold,
+            Vocabulary(ids),
+            items,
+            protocol,
+            block,
+            train,
+            {},
+            "shop",
+            1,
+            tmp_path,
+            {},
+            {"shop": {}},
         )
 
     with pytest.raises(ValueError, match=r"m uses time as query .* --params protocol.time=query"):

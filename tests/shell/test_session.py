@@ -67,7 +67,9 @@ def test_all_leaves_out_what_uses_more_of_time_than_the_protocol_allows(caplog) 
         },
     }
     assert within_protocol({}, conf) == ["a"]
-    assert "protocol.time is none: b, c" in caplog.text
+    with caplog.at_level("INFO", logger="recpipe"):
+        assert tags("all", conf["models"], [], {"pipeline_name": "train"}, able=["a"]) == ["shared", "a"]
+    assert "left out of all, for want of vectors or of time: b, c" in caplog.text
     assert within_protocol({"dataset": "e"}, conf) == within_protocol({"dataset": "f"}, conf) == ["a", "b"]
     assert within_protocol({"protocol": {"time": "query"}}, conf) == ["a", "b", "c"]
     assert within_protocol({"dataset": "e", "protocol": {"time": "none"}}, conf) == ["a"]

@@ -132,7 +132,8 @@ def test_what_cannot_be_is_refused_before_anything_runs(project_copy, session_in
 
 def test_a_run_with_side_information_of_every_kind(project_copy, session_in) -> None:
     side = {"vectors": "text", "items": "price", "users": "country", "events": "hour+weekday+gap"}
-    params = {**FAST, "model": "sasrec+text_knn", "models": {"sasrec": {"side": side}}}
+    time = {"protocol": {"time": "last_item"}}
+    params = {**FAST, **time, "model": "sasrec+text_knn", "models": {"sasrec": {"side": side}}}
     with session_in(project_copy, env="test", runtime_params=params) as session:
         session.run(pipeline_names=["ingest", "embed", "train", "evaluate"])
     data = project_copy / "data" / "test"
@@ -144,7 +145,7 @@ def test_a_run_with_side_information_of_every_kind(project_copy, session_in) -> 
         (folder,) = (data / "06_models/online_retail" / model).rglob("bundle/*/bundle")
         bundle = load_bundle(folder)
         assert set(bundle.training["embeddings"]) == {"text"}
-    with session_in(project_copy, env="test", runtime_params={"model": "sasrec+text_knn"}) as session:
+    with session_in(project_copy, env="test", runtime_params={**time, "model": "sasrec+text_knn"}) as session:
         session.run(pipeline_names=["train", "evaluate"])  # sasrec without: the same protocol, other settings
     files = sorted((data / "08_reporting/online_retail/sasrec").rglob("metrics.json/*/metrics.json"))
     first, second = (json.loads(file.read_text()) for file in files)

@@ -77,6 +77,7 @@ class Mamba2(nn.Module):
         z, mixed, dt = (
             F.linear(x_BTD, part) for part in parts
         )  # apart: products of round widths, nothing to join
+        assert self.conv1d.bias is not None
         mixed = F.silu(causal_conv(mixed, self.conv1d.weight, self.conv1d.bias, segments_BT))
         x, B_BTN, C_BTN = mixed.split([self.inner, self.state, self.state], -1)
         x_BTHP = x.unflatten(-1, (self.heads, self.head_dim))
@@ -112,9 +113,9 @@ def ssd(
     x, B_BKCN, C_BKCN = (_chunked(v.to(kind), length, C) for v in (x_BTHP, B_BTN, C_BTN))
     x_BKHCP = x.transpose(2, 3).contiguous()
     marks_BKC = None if segments_BT is None else _chunked(segments_BT, length, C)
-    decay_BKHC = _chunked(dt_BTH * A_H, length, C).cumsum(2).transpose(2, 3)  # log of what is left of a start
+    decay_BKHC = _chunked(dt_BTH * A_H, length, C).cumsum(2).mT.contiguous()  # log of what is left of a start
     taken = dt_BTH.clamp(min=torch.finfo(kind).tiny).log()  # as a logarithm too: no product with x
-    taken_BKHC = _chunked(taken, length, C, value=-torch.inf).transpose(2, 3)
+    taken_BKHC = _chunked(taken, length, C, value=-torch.inf).mT.contiguous()
 
     seen = _seen(C, decay_BKHC, marks_BKC)
     M_BKHCS = _Decayed.apply(C_BKCN @ B_BKCN.mT, decay_BKHC, decay_BKHC - taken_BKHC, seen, D_H)
@@ -209,9 +210,9 @@ def causal_conv(x_BTD: Tensor, weight: Tensor, bias: Tensor, segments_BT: Tensor
             seen = F.pad(x_BTD[:, :-back] * own[..., None], (0, 0, back, 0))
             y = torch.addcmul(y, seen, weight[:, 0, -1 - back])
         return y
-    x = F.pad(x_BTD, (0, 0, width - 1, 0)).transpose(1, 2)[:, :, None]  # an image of one row, channels last:
+    x = F.pad(x_BTD, (0, 0, width - 1, 0)).mT.unsqueeze(2)  # an image of one row, channels last:
     y = F.conv2d(x, weight[:, :, None], groups=len(weight))  # fast on a CPU, but not with its own bias
-    return y.add_(bias[:, None, None])[:, :, 0].transpose(1, 2)
+    return y.add_(bias[:, None, None]).squeeze(2).transpose(1, 2)
 
 
 def equal_chunks(length: int, chunk: int) -> tuple[int, int]:

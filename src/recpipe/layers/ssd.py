@@ -24,10 +24,8 @@ from torch.nn import functional as F
 log = logging.getLogger(__name__)
 
 KERNELS = ("auto", "torch", "mamba_ssm")
-CHUNK_CPU, CHUNK_ELSEWHERE = (
-    40,
-    64,
-)  # events: the fastest on CPU (docs/decisions/0014), and a size of GPU tiles
+CHUNK_CPU = 40  # events: the fastest there, docs/decisions/0014
+CHUNK_ELSEWHERE = 64  # a size of GPU tiles
 DT_LEAST, DT_MOST, A_MOST = 1e-3, 0.1, 16.0  # initial ranges of the paper's code
 
 
@@ -74,9 +72,7 @@ class Mamba2(nn.Module):
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """``segments_BT``: the sequence of every event where a row holds several, and nothing crosses."""
         parts = self.in_proj.weight.split([self.inner, self.inner + 2 * self.state, self.heads])
-        z, mixed, dt = (
-            F.linear(x_BTD, part) for part in parts
-        )  # apart: products of round widths, nothing to join
+        z, mixed, dt = (F.linear(x_BTD, part) for part in parts)  # apart: round widths, nothing to join
         assert self.conv1d.bias is not None
         mixed = F.silu(causal_conv(mixed, self.conv1d.weight, self.conv1d.bias, segments_BT))
         x, B_BTN, C_BTN = mixed.split([self.inner, self.state, self.state], -1)
@@ -91,9 +87,7 @@ class Mamba2(nn.Module):
             y = y * F.silu(z.to(y.dtype))
             norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
             scale = (norm.square() / self.inner + self.norm.eps).rsqrt()
-        weight = (
-            self.out_proj.weight * self.norm.weight
-        )  # RMSNorm, applied to the narrower side of the projection
+        weight = self.out_proj.weight * self.norm.weight  # RMSNorm behind the projection, where it is narrow
         return (F.linear(y, weight) * scale).to(x_BTD.dtype)
 
 

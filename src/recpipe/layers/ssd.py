@@ -120,9 +120,8 @@ def ssd(
         kept, read, passed = (whole - decay_BKHC + taken_BKHC).exp(), decay_BKHC.exp(), whole.exp()
         if marks_BKC is not None:
             kept, read, passed = _within_segments(kept, read, passed, marks_BKC)
-        left_BKHNP = (
-            B_BKCN[:, :, None] * kept[..., None]
-        ).mT @ x_BKHCP  # the state that a chunk leaves by itself
+        kept_BKHCN = B_BKCN[:, :, None] * kept[..., None]
+        left_BKHNP = kept_BKHCN.mT @ x_BKHCP  # the state that a chunk leaves by itself
         read_BKHCN = C_BKCN[:, :, None] * read[..., None]
         y_BKHCP = _sum_of_products(M_BKHCS, x_BKHCP, read_BKHCN, _carried(left_BKHNP, passed[..., None]))
     return y_BKHCP.transpose(2, 3).flatten(1, 2)[:, :T]

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def mixers(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """A mixer's step by name; the first two, checked to agree, share their weights with the others."""
+    """Steps of mixers by name, all with the same weights and checked to give the same."""
     x = torch.randn(arguments.batch, arguments.length, DIM, requires_grad=True)
     weight = torch.randn(arguments.batch, arguments.length, DIM)
     made: dict[str, torch.nn.Module] = {}

@@ -24,10 +24,8 @@ from torch.nn import functional as F
 log = logging.getLogger(__name__)
 
 KERNELS = ("auto", "torch", "mamba_ssm")
-CHUNK_CPU, CHUNK_ELSEWHERE = (
-    40,
-    64,
-)  # events: the fastest on CPU (docs/decisions/0014), and a size of GPU tiles
+CHUNK_CPU = 40  # events: the fastest there, docs/decisions/0014
+CHUNK_ELSEWHERE = 64  # a size of GPU tiles
 DT_LEAST, DT_MOST, A_MOST = 1e-3, 0.1, 16.0  # initial ranges of the paper's code
 
 
@@ -74,9 +72,7 @@ class Mamba2(nn.Module):
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """``segments_BT``: the sequence of every event where a row holds several, and nothing crosses."""
         parts = self.in_proj.weight.split([self.inner, self.inner + 2 * self.state, self.heads])
-        z, mixed, dt = (
-            F.linear(x_BTD, part) for part in parts
-        )  # apart: products of round widths, nothing to join
+        z, mixed, dt = (F.linear(x_BTD, part) for part in parts)  # apart: round widths, nothing to join
         assert self.conv1d.bias is not None
         mixed = F.silu(causal_conv(mixed, self.conv1d.weight, self.conv1d.bias, segments_BT))
         x, B_BTN, C_BTN = mixed.split([self.inner, self.state, self.state], -1)
@@ -91,9 +87,7 @@ class Mamba2(nn.Module):
             y = y * F.silu(z.to(y.dtype))
             norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
             scale = (norm.square() / self.inner + self.norm.eps).rsqrt()
-        weight = (
-            self.out_proj.weight * self.norm.weight
-        )  # RMSNorm, applied to the narrower side of the projection
+        weight = self.out_proj.weight * self.norm.weight  # RMSNorm behind the projection, where it is narrow
         return (F.linear(y, weight) * scale).to(x_BTD.dtype)
 
 
@@ -113,9 +107,9 @@ def ssd(
     x, B_BKCN, C_BKCN = (_chunked(v.to(kind), length, C) for v in (x_BTHP, B_BTN, C_BTN))
     x_BKHCP = x.transpose(2, 3).contiguous()
     marks_BKC = None if segments_BT is None else _chunked(segments_BT, length, C)
-    decay_BKHC = _chunked(dt_BTH * A_H, length, C).cumsum(2).transpose(2, 3)  # log of what is left of a start
+    decay_BKHC = _chunked(dt_BTH * A_H, length, C).cumsum(2).mT.contiguous()  # log of what is left of a start
     taken = dt_BTH.clamp(min=torch.finfo(kind).tiny).log()  # as a logarithm too: no product with x
-    taken_BKHC = _chunked(taken, length, C, value=-torch.inf).transpose(2, 3)
+    taken_BKHC = _chunked(taken, length, C, value=-torch.inf).mT.contiguous()
 
     seen = _seen(C, decay_BKHC, marks_BKC)
     M_BKHCS = _Decayed.apply(C_BKCN @ B_BKCN.mT, decay_BKHC, decay_BKHC - taken_BKHC, seen, D_H)
@@ -126,9 +120,8 @@ def ssd(
         kept, read, passed = (whole - decay_BKHC + taken_BKHC).exp(), decay_BKHC.exp(), whole.exp()
         if marks_BKC is not None:
             kept, read, passed = _within_segments(kept, read, passed, marks_BKC)
-        left_BKHNP = (
-            B_BKCN[:, :, None] * kept[..., None]
-        ).mT @ x_BKHCP  # the state that a chunk leaves by itself
+        kept_BKHCN = B_BKCN[:, :, None] * kept[..., None]
+        left_BKHNP = kept_BKHCN.mT @ x_BKHCP  # the state that a chunk leaves by itself
         read_BKHCN = C_BKCN[:, :, None] * read[..., None]
         y_BKHCP = _sum_of_products(M_BKHCS, x_BKHCP, read_BKHCN, _carried(left_BKHNP, passed[..., None]))
     return y_BKHCP.transpose(2, 3).flatten(1, 2)[:, :T]
@@ -210,9 +203,9 @@ def causal_conv(x_BTD: Tensor, weight: Tensor, bias: Tensor, segments_BT: Tensor
             seen = F.pad(x_BTD[:, :-back] * own[..., None], (0, 0, back, 0))
             y = torch.addcmul(y, seen, weight[:, 0, -1 - back])
         return y
-    x = F.pad(x_BTD, (0, 0, width - 1, 0)).transpose(1, 2)[:, :, None]  # an image of one row, channels last:
+    x = F.pad(x_BTD, (0, 0, width - 1, 0)).mT.unsqueeze(2)  # an image of one row, channels last:
     y = F.conv2d(x, weight[:, :, None], groups=len(weight))  # fast on a CPU, but not with its own bias
-    return y.add_(bias[:, None, None])[:, :, 0].transpose(1, 2)
+    return y.add_(bias[:, None, None]).squeeze(2).transpose(1, 2)
 
 
 def equal_chunks(length: int, chunk: int) -> tuple[int, int]:

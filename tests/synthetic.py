@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side, SideConfig
+from recpipe.models.recommender import Recommender
+from recpipe.models.registry import build, model_class
 
 
 def sequences(rows: list[list[int]], *, times: bool = True) -> Sequences:
@@ -84,3 +86,9 @@ FULL = {"items": "genres+price", "users": "country+age", "events": "rating+hour+
 def side_of(data: Sequences, n_items: int, **asked: str | bool) -> Side:
     """A Side of `catalogue(n_items)`; everything there is with `vectors="text", **FULL`."""
     return Side.of(SideConfig(**asked), data, *catalogue(n_items), n_items=n_items)
+
+
+def untrained(name: str, config: dict, data: Sequences, *, n_items: int, max_length: int) -> Recommender:
+    """A model as the registry builds it; one that cannot do without vectors gets some."""
+    side = side_of(data, n_items, vectors="text") if "vectors" in model_class(name).needs else None
+    return build(name, config, n_items=n_items, max_length=max_length, side=side)

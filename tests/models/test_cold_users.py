@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences
+from tests.synthetic import random_sequences, sequences, untrained
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
@@ -40,7 +40,7 @@ FALLBACK = ColdUsers(ColdUsersConfig(segments="kind", novelty=0.2), n_items=ITEM
 
 def made(name: str, *, fallback: bool = True) -> Recommender:
     torch.manual_seed(0)
-    model = build(name, {}, n_items=ITEMS, max_length=WINDOW)
+    model = untrained(name, {}, TRAIN, n_items=ITEMS, max_length=WINDOW)
     if model.closed_form:
         model.fit(TRAIN)
     model.cold_users = FALLBACK if fallback else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences, side_of
+from tests.synthetic import random_sequences, sequences, untrained
 
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
@@ -21,16 +21,10 @@ CAUSAL = [name for name in types() if issubclass(model_class(name), NextItem)]
 BY_HEART = {"bert4rec": {"last_share": 1.0}}  # masks the last event, which is what it is asked for
 
 
-def untrained(name: str, config: dict) -> Recommender:
-    """As the registry builds it; a model that cannot do without vectors gets some."""
-    side = side_of(DATA, ITEMS, vectors="text") if "vectors" in model_class(name).needs else None
-    return build(name, config, n_items=ITEMS, max_length=WINDOW, side=side)
-
-
 def made(name: str, *, seed: int = 0, **config) -> Recommender:
     """A model as it is after training began: closed forms fitted, networks with weights that are not all tiny."""
     torch.manual_seed(seed)
-    model = untrained(name, config)
+    model = untrained(name, config, DATA, n_items=ITEMS, max_length=WINDOW)
     if model.closed_form:
         model.fit(DATA)
     else:
@@ -101,7 +95,7 @@ def test_only_the_window_is_seen(name):
 @pytest.mark.parametrize("name", types())
 def test_saved_tensors_restore_the_scores(name):
     model = made(name)
-    other = untrained(name, {}).eval()
+    other = untrained(name, {}, DATA, n_items=ITEMS, max_length=WINDOW).eval()
     other.load_tensors(model.state_dict())
     np.testing.assert_array_equal(scores(model, DATA), scores(other, DATA))
 

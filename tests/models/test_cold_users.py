@@ -14,6 +14,7 @@ from tests.synthetic import random_sequences, sequences, untrained
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
+from recpipe.evaluation.asking import recommend
 from recpipe.evaluation.evaluate import evaluate
 from recpipe.hooks.values import metric_values
 from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
@@ -77,6 +78,34 @@ def test_candidates_hold_for_the_fallback_too(name):
     candidates[[2, 7, 11]] = True
     items, _ = made(name).recommend(ASKED, 4, candidates=candidates)
     assert [set(row) for row in items[COLD].tolist()] == [{0, 2, 7, 11}] * sum(COLD)
+
+
+@pytest.mark.parametrize("name", types())
+def test_anybody_is_answered_in_external_ids(name):
+    model = made(name)
+    histories = {
+        "new": ["item 3", "not ours", "item 5"],
+        "stranger": ["not ours"],
+        "one": ["item 9"],
+        "long": [],
+    }
+    histories["long"] = [f"item {1 + n % 6}" for n in range(3 * WINDOW)]
+    table = recommend(bundle(model, name), histories, 4)
+    encoded = sequences([[3, 5], [], [9], [1 + n % 6 for n in range(3 * WINDOW)]])
+    items, scores = model.recommend(encoded, 4)
+    for row, user in enumerate(histories):
+        mine = table.filter(pa.compute.equal(table["user_id"], user))
+        assert mine["item_id"].to_pylist() == [f"item {i}" for i in items[row]]
+        np.testing.assert_allclose(mine["logit"].to_numpy(), scores[row], rtol=1e-5, atol=1e-5)
+        assert set(mine["source"].to_pylist()) == {"cold_users" if user == "stranger" else "model"}
+
+
+def test_what_cannot_be_asked_is_named():
+    ours = bundle(made("popular"), "popular")
+    with pytest.raises(ValueError, match="at least one"):
+        recommend(ours, {"a": ["item 1"]}, 0)
+    with pytest.raises(ValueError, match="timestamps of user 'b'"):
+        recommend(ours, {"a": ["item 1"], "b": ["item 2"]}, 3, timestamps={"a": [1], "b": []})
 
 
 @pytest.mark.parametrize("name", types())

@@ -125,6 +125,23 @@ def test_loss_falls_to_little_on_one_batch_and_reaches_every_weight(name):
 
 
 @pytest.mark.parametrize("name", NEURAL)
+def test_32_users_are_learned_by_heart(name):
+    torch.manual_seed(0)
+    model = build(name, {"dropout": 0.0, **BY_HEART.get(name, {})}, n_items=ITEMS, max_length=WINDOW)
+    users = np.arange(32)
+    data = DATA.select(users, np.zeros(32, np.int64), DATA.lengths[:32]).last(WINDOW + 1)
+    batch = model.on_device(data, window=WINDOW + 1).batch(users)
+    optimiser, criterion = torch.optim.Adam(model.parameters(), 5e-3), FullSoftmax()
+    for _ in range(250):
+        optimiser.zero_grad()
+        model.loss(batch, criterion).backward()
+        optimiser.step()
+    histories = data.select(users, np.zeros(32, np.int64), data.lengths - 1)
+    best, _ = model.recommend(histories, 1, exclude_seen=False)
+    assert np.mean(best[:, 0] == data.items[data.offsets[1:] - 1]) >= 0.95
+
+
+@pytest.mark.parametrize("name", NEURAL)
 def test_nan_weights_are_refused(name):
     model = made(name)
     with torch.no_grad():

@@ -71,17 +71,13 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         "versions": bundle.training.get("versions", {}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    titles = {
-        "item_id": pa.array(bundle.vocabulary.ids, pa.string()),
-        "title": pa.array(bundle.titles, pa.string()),
-    }
     recommendations = recommendations_table(
         test.histories.users,
         best.items[:, :top],
         best.scores[:, :top],
         best.log_normalizer,
         item_ids=bundle.vocabulary.ids,
-        titles=pa.table(titles),
+        titles=bundle.title_table(),
         cold=bundle.model.falls_back(test.histories),
     )
     return Evaluation(metrics, tables["test"], recommendations)

@@ -38,6 +38,11 @@ class Bundle:
     protocol: Protocol
     training: dict[str, Any] = field(default_factory=dict)
 
+    def title_table(self) -> pa.Table:
+        """``item_id`` and ``title`` of every item, in the order of the vocabulary."""
+        ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))
+        return pa.table({"item_id": ids, "title": titles})
+
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
     """Writes into ``folder``, which exists; whoever calls makes the folder's appearance atomic."""

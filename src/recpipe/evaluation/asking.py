@@ -1,0 +1,74 @@
+"""Recommendations for anybody: external item ids in, external ids, titles, scores and probabilities out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from recpipe.data.sequences import Fold, Sequences
+from recpipe.evaluation.ranking import rank_fold
+from recpipe.evaluation.recommendations import recommendations_table
+from recpipe.models.recommender import Scorer
+from recpipe.training.bundle import Bundle
+
+log = logging.getLogger(__name__)
+
+
+def recommend(
+    bundle: Bundle,
+    histories: Mapping[str, Sequence[str]],
+    k: int = 10,
+    *,
+    exclude_seen: bool = True,
+    timestamps: Mapping[str, Sequence[int]] | None = None,
+    profiles: pa.Table | None = None,
+) -> pa.Table:
+    """The table of ``recommendations_table``, at most ``k`` rows for each user of ``histories`` (oldest event first).
+
+    Users need not be known to the bundle. Items that are not are left out of a history; who has none left gets the
+    list for users without history. ``timestamps``: seconds of every event, for models that read time; ``profiles``:
+    ``user_id`` and columns. Raises ValueError for k < 1 and for timestamps that do not fit the events.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; ask for at least one item")
+    model = bundle.model
+    assert isinstance(model, Scorer)
+    asked = _sequences(bundle, histories, timestamps)
+    if profiles is not None:
+        asked = asked.described(profiles)
+    nothing = Sequences(asked.users, np.zeros(0, np.int32), None, np.zeros(len(asked) + 1, np.int64))
+    ranking = rank_fold(model, Fold(asked, nothing), exclude_seen=exclude_seen, k=k)
+    return recommendations_table(
+        asked.users,
+        ranking.items,
+        ranking.scores,
+        ranking.log_normalizer,
+        item_ids=bundle.vocabulary.ids,
+        titles=bundle.title_table(),
+        cold=model.falls_back(asked),
+    )
+
+
+def _sequences(
+    bundle: Bundle, histories: Mapping[str, Sequence[str]], timestamps: Mapping[str, Sequence[int]] | None
+) -> Sequences:
+    users = np.array(list(histories), dtype=object)
+    lengths = np.array([len(histories[user]) for user in users], np.int64)
+    items = bundle.vocabulary.encode([item for user in users for item in histories[user]])
+    known, owner = items > 0, np.repeat(np.arange(len(users)), lengths)
+    if not known.all():
+        log.warning(
+            "%s of %s events are of items that %s does not know", (~known).sum(), len(known), bundle.name
+        )
+    times = None
+    if timestamps is not None:
+        if wrong := [user for user in users if len(timestamps.get(user, ())) != len(histories[user])]:
+            raise ValueError(f"timestamps of user {wrong[0]!r} are not one for each event of the history")
+        times = np.array([second for user in users for second in timestamps[user]], np.int64)[known]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(users)))]).astype(
+        np.int64
+    )
+    return Sequences(users, items[known], times, offsets)

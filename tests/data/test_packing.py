@@ -58,6 +58,16 @@ def test_every_event_is_read_and_predicted_once_as_in_the_padded_layout():
         assert (ours.items > 0).sum() == len(found)  # nothing is read for nothing
 
 
+@pytest.mark.parametrize("stride", [1, 5])
+def test_context_is_read_and_is_no_target_in_either_layout(stride):
+    rows = held(DATA.windows(WINDOW, stride))
+    everybody = rows.batch(np.flatnonzero(rows.lengths > 1))
+    expected = cells(everybody)
+    assert sorted(cell for batch in packed(rows) for cell in cells(batch)) == sorted(expected)
+    assert len(expected) == (DATA.lengths - 1).sum() == everybody.targets
+    assert sum(batch.targets for batch in packed(rows)) == everybody.targets
+
+
 def test_rows_hold_whole_users_one_after_the_other():
     for batch in packed(held()):
         users = batch.features["user.x"][..., 0]

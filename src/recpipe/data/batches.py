@@ -32,6 +32,7 @@ class Batch:
     asked: Tensor | None = None
     segments: Tensor | None = None  # (B, T) int64, 1, 2, … along a row, 0 at padding
     places: Tensor | None = None  # (B, T) int64, place in the own segment
+    context: Tensor | None = None  # (B,) int64: first events of a row that are no targets, at least 1
     following: Tensor | None = (
         None  # (B, T) int64, what is to be predicted where users' last events are not in rows
     )
@@ -106,6 +107,9 @@ class Batch:
             return self, self.following
         width = self.items.shape[1]
         targets = self.items[:, 1:]
+        if self.context is not None:
+            place = torch.arange(1, width, device=targets.device)
+            targets = torch.where(place >= self.context[:, None], targets, 0)
         if self.segments is not None:
             targets = torch.where(self.segments[:, 1:] == self.segments[:, :-1], targets, 0)
         inputs = replace(
@@ -118,6 +122,7 @@ class Batch:
                 name: value[:, :-1] if value.shape[1] == width else value  # those of users have one place
                 for name, value in self.features.items()
             },
+            context=None,
             segments=None if self.segments is None else self.segments[:, :-1],
             places=None if self.places is None else self.places[:, :-1],
         )
@@ -146,6 +151,9 @@ class DeviceSequences:
     ) -> None:
         self.lengths = np.minimum(sequences.lengths, window)
         self.device = torch.device(device)
+        context = np.ones_like(self.lengths) if sequences.context is None else sequences.context
+        self.targets = np.maximum(self.lengths - np.maximum(context, 1), 0)  # (U,) of each row
+        self._context = None if sequences.context is None else torch.from_numpy(context.copy()).to(device)
         self._stop = torch.from_numpy(sequences.offsets[1:].copy()).to(device)
         self._lengths = torch.from_numpy(self.lengths).to(device)
         self._items = torch.from_numpy(sequences.items.astype(np.int64)).to(device)
@@ -173,9 +181,10 @@ class DeviceSequences:
             items,
             lengths,
             times,
-            int((self.lengths[rows] - 1).clip(0).sum()),
+            int(self.targets[rows].sum()),
             {name: self._feature(name, index, flat, real) for name in self._features},
             self._asked_after(index, times, real),
+            context=None if self._context is None else self._context[index],
         )
 
     def _asked_after(self, index: Tensor, times: Tensor | None, real: Tensor) -> Tensor | None:
@@ -219,7 +228,7 @@ class DeviceSequences:
             laid(self._items[source]),
             torch.from_numpy(used).to(self.device),
             None if self._times is None else laid(self._times[source]),
-            whole,
+            int(self.targets[users].sum()),
             {
                 name: laid(values[user] if name.startswith("user.") else values[source])
                 for name, values in self._features.items()
@@ -227,8 +236,15 @@ class DeviceSequences:
             segments=laid(part[owner]) if several else None,
             places=laid(place) if several else None,
             asked=None if self._times is None else laid(self._times[source + 1]),
-            following=laid(self._items[source + 1]),
+            following=laid(self._following(source, user, place)),
         )
+
+    def _following(self, source: Tensor, user: Tensor, place: Tensor) -> Tensor:
+        """The item after each event, 0 where it is context."""
+        following = self._items[source + 1]
+        if self._context is None:
+            return following
+        return torch.where(place + 1 >= self._context[user], following, 0)
 
     def _feature(self, name: str, index: Tensor, flat: Tensor, real: Tensor) -> Tensor:
         """(B, 1, M) of users, or (B, T, M) of events, 0 at padding."""

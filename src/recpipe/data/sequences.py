@@ -59,9 +59,10 @@ class Sequences:
     offsets: np.ndarray  # (U + 1,) int64
     ratings: np.ndarray | None = None  # (N,) float32, NaN where there is none
     profiles: Mapping[str, pa.Array] = field(default_factory=dict)  # columns of the users, each (U,)
-    asked: np.ndarray | None = (
-        None  # (U,) int64 seconds: the moment of the question, where the protocol tells it
-    )
+    # (U,) int64 seconds: the moment of the question, where the protocol tells it
+    asked: np.ndarray | None = None
+    # (U,) int64: the first events of a row, which are read and are no targets of it
+    context: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -89,6 +90,7 @@ class Sequences:
             None if self.ratings is None else self.ratings[index],
             {name: column.take(pa.array(rows)) for name, column in self.profiles.items()},
             None if self.asked is None else self.asked[rows],
+            None if self.context is None else np.clip(self.context[rows] - start, 0, None),
         )
 
     def described(self, users: pa.Table) -> Sequences:
@@ -102,17 +104,22 @@ class Sequences:
         lengths = self.lengths
         return self.select(np.arange(len(self)), np.maximum(lengths - n, 0), lengths)
 
-    def windows(self, n: int) -> Sequences:
-        """Every user cut from the end into rows of at most ``n + 1`` events that share one with the next row.
+    def windows(self, n: int, stride: int | None = None) -> Sequences:
+        """Every user cut from the end into rows of at most ``n + 1`` events, each ``stride`` (by default n) earlier.
 
-        So every event but a user's first is the target of one of the at most ``n`` events before it, once.
+        Every event but a user's first is the target of the at most ``n`` events before it, once: the last ``stride``
+        events of a row are its targets, and what comes before them is ``context``. A short stride shows a model long
+        histories, at up to n / stride times the cost.
         """
+        stride = n if stride is None else min(stride, n)
         lengths = self.lengths
-        count = np.maximum(-(-(lengths - 1) // n), 1)
+        count = np.maximum(-(-(lengths - 1) // stride), 1)
         rows = np.repeat(np.arange(len(self)), count)
         nth = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        stop = lengths[rows] - nth * n
-        return self.select(rows, np.maximum(stop - n - 1, 0), stop)
+        stop = lengths[rows] - nth * stride
+        start = np.maximum(stop - n - 1, 0)
+        cut = self.select(rows, start, stop)
+        return cut if stride == n else replace(cut, context=np.maximum(stop - start - stride, 1))
 
     def fingerprint(self) -> str:
         """Twelve hex digits that change with users, item indices, times and order; the items' names are not in it."""

@@ -192,14 +192,16 @@ def make_batches(
 
 
 def _windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
-    return data.windows(model.max_length) if settings.windows == "all" else data
+    return data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
 
 
 def _target_counts(data: Sequences, model: Recommender) -> torch.Tensor:
     """How often each item is a target in an epoch (I + 1,): of what the model is trained on, all but the first."""
     seen = data.last(model.max_length + 1)
-    first = seen.offsets[:-1][seen.lengths > 0]
-    return torch.from_numpy(np.bincount(np.delete(seen.items, first), minlength=model.n_items + 1))
+    context = np.ones(len(seen), np.int64) if seen.context is None else seen.context
+    place = np.arange(len(seen.items)) - np.repeat(seen.offsets[:-1], seen.lengths)
+    targets = seen.items[place >= np.repeat(context, seen.lengths)]
+    return torch.from_numpy(np.bincount(targets, minlength=model.n_items + 1))
 
 
 def _run(

@@ -49,7 +49,7 @@ class TrainingModule(pl.LightningModule):
         self._optimiser, self._schedule, self._validate = optimiser, schedule, validate
         self._data, self._batches = data, batches
         self._watched, self._on_epoch, self._log_every = watched, on_epoch, log_every
-        self._tokens_per_epoch = int((data.lengths[batches.rows] - 1).sum())
+        self._tokens_per_epoch = int(data.targets[batches.rows].sum())
         self.curve: list[dict[str, Any]] = []
         self.train_seconds, self.tokens_seen = 0.0, 0
         self._restored: dict[str, Tensor] | None = None

@@ -16,7 +16,8 @@ LOGGERS = ("tensorboard", "csv", "wandb")
 class TrainSettings:
     """The conf block ``train``; a model's own ``train`` block overrides it key by key.
 
-    ``windows`` trains on the last window of a long user only, or on all of them; ``layout``: a user to a row, padded,
+    ``windows`` trains on the last window of a long user only, or on all of them, each ``stride`` events earlier (null:
+    as many as it has): a short stride reads events again, as context of others. ``layout``: a user to a row, padded,
     or several packed into rows of ``row`` events; ``batch_tokens`` is the number of events in a step; ``put_back``
     trains on training and validation events, for as many steps as without, and keeps the last state;
     ``patience`` counts validations without a new best ``metric``;
@@ -28,6 +29,7 @@ class TrainSettings:
     optimiser: dict[str, Any] = field(default_factory=lambda: {"name": "adam", "learning_rate": 1e-3})
     schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
     windows: str = "last"
+    stride: int | None = None
     layout: str = "padded"
     row: int | None = None
     put_back: bool = False
@@ -48,6 +50,11 @@ class TrainSettings:
             raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
         if self.windows not in ("last", "all"):
             raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
+        if self.stride is not None and (self.stride < 1 or self.windows != "all"):
+            raise ValueError(
+                f"train.stride is {self.stride} with train.windows {self.windows}; it is a number of events from 1 "
+                "with windows: all, or null"
+            )
         if self.layout not in LAYOUTS:
             raise ValueError(f"train.layout is {self.layout!r}; allowed: {', '.join(LAYOUTS)}")
         if self.row is not None and self.row < 1:

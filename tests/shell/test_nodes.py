@@ -182,10 +182,22 @@ def test_validation_is_put_back_where_the_settings_say_so(kind, tmp_path) -> Non
     items = pl.DataFrame({"item_id": vocabulary.ids.tolist(), "title": ["x"] * 8})
     fold = Fold(data, sequences([[8]] * 8))  # an item that only validation has
     protocol = described(SPLIT)
-    bundle, curve = train_model("m", data, fold, vocabulary, items, protocol, block, {}, "shop", 1, tmp_path)
+    given = (data, fold, vocabulary, items, protocol, block, {}, {}, "shop", 1, tmp_path)
+    bundle, curve = train_model("m", *given, {}, {"shop": {}})
     assert bundle.train_events[7] == 8
     assert bundle.training["settings"]["train"]["put_back"] is True
     assert not [name for name in curve.columns if "valid" in name]
+
+
+@pytest.mark.parametrize(("window", "seen"), [(3, 3), (None, 200), (500, 200)])
+def test_a_model_reads_its_window_and_never_more_than_the_protocols_history(window, seen, tmp_path) -> None:
+    data = random_sequences(8, 7, seed=0)
+    block = {"type": "sasrec", "dim": 8, "train": {"max_epochs": 1, "device": "cpu", "window": window}}
+    vocabulary = Vocabulary(np.array([f"i{n}" for n in range(7)], dtype=object))
+    items = pl.DataFrame({"item_id": vocabulary.ids.tolist(), "title": ["x"] * 7})
+    fold = Fold(data, sequences([[1 + n % 7] for n in range(8)]))
+    given = (data, fold, vocabulary, items, described(SPLIT), block, {}, {}, "shop", 1, tmp_path)
+    assert train_model("m", *given, {}, {"shop": {}})[0].model.max_length == seen
 
 
 @pytest.mark.parametrize("kind", ["popular", "sasrec"])

@@ -16,6 +16,7 @@ LOGGERS = ("tensorboard", "csv", "wandb")
 class TrainSettings:
     """The conf block ``train``; a model's own ``train`` block overrides it key by key.
 
+    ``window``: events of a history that the model reads, at most the protocol's ``history`` (null: as many).
     ``windows`` trains on the last window of a long user only, or on all of them, each ``stride`` events earlier (null:
     as many as it has): a short stride reads events again, as context of others. ``layout``: a user to a row, padded,
     or several packed into rows of ``row`` events; ``batch_tokens`` is the number of events in a step; ``put_back``
@@ -28,6 +29,7 @@ class TrainSettings:
     loss: dict[str, Any] = field(default_factory=lambda: {"name": "full_softmax", "chunk": 512})
     optimiser: dict[str, Any] = field(default_factory=lambda: {"name": "adam", "learning_rate": 1e-3})
     schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    window: int | None = None
     windows: str = "last"
     stride: int | None = None
     layout: str = "padded"
@@ -50,6 +52,8 @@ class TrainSettings:
             raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
         if self.windows not in ("last", "all"):
             raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"train.window is {self.window}; it is a number of events from 1, or null")
         if self.stride is not None and (self.stride < 1 or self.windows != "all"):
             raise ValueError(
                 f"train.stride is {self.stride} with train.windows {self.windows}; it is a number of events from 1 "

@@ -81,7 +81,10 @@ def train_model(
     known = side_of(side_config(spec, side, where=f"models.{name}"), fitted_on, vocabulary, items, given)
 
     def untrained() -> Any:
-        sizes = {"n_items": len(vocabulary), "max_length": judged.history}
+        sizes = {
+            "n_items": len(vocabulary),
+            "max_length": min(judged.history, settings.window or judged.history),
+        }
         made = build(spec.type, spec.config, **sizes, side=known)
         judged.check_time(made.requires_time, model=name)
         return made

@@ -85,7 +85,9 @@ class Clock(Table):
     requires_time = "query"
 
     def score(self, batch: Batch) -> torch.Tensor:
-        batch = batch if batch.items.shape[1] else batch.longer(1)  # histories are emptied to measure cold users
+        batch = (
+            batch if batch.items.shape[1] else batch.longer(1)
+        )  # histories are emptied to measure cold users
         last = (batch.lengths - 1).clamp(min=0)[:, None]
         return self.table[batch.asked.gather(1, last)[:, 0] // 60].clone()
 

@@ -8,8 +8,8 @@ import pytest
 from tests.synthetic import random_sequences, sequences
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Fold
-from recpipe.data.splits import split, with_validation
+from recpipe.data.sequences import Fold, Vocabulary
+from recpipe.data.splits import held_out_items, split, with_validation
 
 
 def rows(part):
@@ -148,6 +148,10 @@ def test_a_protocol_allows_as_much_of_time_as_it_says_and_less():
         ({"cutoffs": ()}, "at least one cut-off"),
         ({"candidates": "sampled"}, "allowed: full"),
         ({"time": "now"}, "allowed: none, last_item, query"),
+        *(
+            ({"held_out_items": share}, "share of the items, from 0 to below 1")
+            for share in (-0.1, 1, 1.5, float("nan"), True, "2011-10-01")
+        ),
     ],
 )
 def test_bad_protocols_are_refused(given, message):
@@ -202,3 +206,99 @@ def test_protocol_id_changes_with_what_moves_a_number_and_only_with_that():
     assert one.same_data(Protocol(dataset="x", fingerprint="g", seed=1)) == ["fingerprint"]
     with pytest.raises(ValueError, match="unknown protocol keys"):
         Protocol.from_dict({"dataset": "x", "exclude_sene": True})
+
+
+CATALOGUE = Vocabulary(np.array([f"item {i}" for i in range(1, 41)], dtype=object))
+
+
+@pytest.mark.parametrize(
+    ("rule", "targets"),
+    [
+        ("leave_one_out", "next"),
+        *((rule, n) for rule in ("ratio", "temporal", "cold_users") for n in ("next", "all")),
+    ],
+)
+def test_held_out_items_are_in_neither_training_nor_validation_and_the_test_is_the_usual_one(rule, targets):
+    """Against the usual split, emptied of these items one event after the other."""
+    data = random_sequences(200, 40, longest=30, shortest=1)
+    data = replace(data, ratings=np.arange(len(data.items), dtype=np.float32))
+    usual = Protocol(dataset="x", split=rule, targets=targets, valid=0.2, test=0.2, seed=3)
+    whole, cut = split(data, usual), split(data, replace(usual, held_out_items=0.2), CATALOGUE)
+    held_out = set(cut.held_out.tolist())
+    assert 4 <= len(held_out) <= 14
+
+    def emptied(part):
+        return {user: [i for i in events if i not in held_out] for user, events in rows(part).items()}
+
+    assert rows(cut.train) == {user: events for user, events in emptied(whole.train).items() if events}
+    histories, wanted = emptied(whole.valid.histories), emptied(whole.valid.targets)
+    assert pairs(cut.valid) == {u: (histories[u], wanted[u]) for u in wanted if histories[u] and wanted[u]}
+    assert pairs(cut.test) == pairs(whole.test)
+    for part in (cut.train, cut.valid.histories, cut.valid.targets):
+        assert (data.items[part.ratings.astype(int)] == part.items).all()
+        assert (data.timestamps[part.ratings.astype(int)] == part.timestamps).all()
+    cold = [user for user, (_, items) in pairs(cut.test).items() if held_out & set(items)]
+    sizes = cut.counts()
+    assert (sizes["held_out_items"], sizes["held_out_test_users"]) == (len(held_out), len(cold))
+    assert cold and sizes["cold_test_targets"] >= len(cold)
+    assert not held_out & set(with_validation(cut.train, cut.valid).items.tolist())
+    assert whole.counts()["held_out_items"] == whole.counts()["held_out_test_users"] == 0
+
+
+def test_an_item_is_held_out_by_its_id_and_the_seed_whatever_else_the_catalogue_has():
+    many = Vocabulary(np.array([f"item {i}" for i in range(2000)], dtype=object))
+    protocol = Protocol(dataset="x", held_out_items=0.1)
+
+    def chosen(vocabulary, protocol):
+        return set(vocabulary.ids[held_out_items(vocabulary, protocol) - 1])
+
+    found = chosen(many, protocol)
+    assert 150 < len(found) < 250
+    half = Vocabulary(many.ids[::-2])
+    assert chosen(half, protocol) == found & set(half.ids)
+    assert found < chosen(many, replace(protocol, held_out_items=0.2))
+    assert len(found & chosen(many, replace(protocol, seed=1))) < 50
+    assert len(held_out_items(many, replace(protocol, held_out_items=0.0))) == 0
+
+
+def test_held_out_items_without_names_or_a_test_are_refused():
+    data = random_sequences(20, 40, longest=9)
+    protocol = Protocol(dataset="x", held_out_items=0.2)
+    with pytest.raises(ValueError, match="give split the vocabulary"):
+        split(data, protocol)
+    with pytest.raises(
+        ValueError, match=r"none of the 0 items .* give a larger share or another protocol\.seed"
+    ):
+        split(data, replace(protocol, held_out_items=0.001), CATALOGUE)
+    with pytest.raises(ValueError, match=r"leaves no user for training.*held_out_items"):
+        split(data, replace(protocol, held_out_items=0.999), CATALOGUE)
+
+
+PUBLISHED = {
+    "16498059": {
+        "dataset": "amazon-beauty",
+        "fingerprint": "3d38764cd954",
+        "steps": ["raw {}", 'bad_rows {"policy": "quarantine", "reasons": {}}'],
+        "history": 50,
+    },
+    "48d08476": {
+        "dataset": "ml-100k",
+        "fingerprint": "c1ec8651ab27",
+        "steps": ["raw {}", 'bad_rows {"policy": "quarantine", "reasons": {}}'],
+    },
+    "c0cc9684": {
+        "dataset": "ml-1m",
+        "fingerprint": "e17e6cd2bfe5",
+        "steps": ["raw {}", 'bad_rows {"policy": "quarantine", "reasons": {}}', 'k_core {"items": 5}'],
+    },
+}
+
+
+@pytest.mark.parametrize("known", PUBLISHED)
+def test_ids_of_numbers_in_the_log_stay_as_they_are_and_held_out_items_make_another(known):
+    usual = Protocol.from_dict(PUBLISHED[known])
+    assert usual.id == known == replace(usual, seed=1, held_out_items=0).id
+    few = replace(usual, held_out_items=0.03)
+    assert len({usual.id, few.id, replace(few, seed=1).id, replace(few, held_out_items=0.04).id}) == 4
+    assert usual.same_data(few) == few.same_data(usual) == ["seed", "held_out_items"]
+    assert Protocol.from_dict({"id": few.id, **few.to_dict()}) == few

@@ -26,7 +26,8 @@ class Protocol:
     """How a data set is cut into training, validation and test, and how a model is judged on it.
 
     ``valid`` and ``test`` are shares for ``ratio``, ``cold_users`` and ``temporal``, or, for ``temporal``, the ISO date
-    at which that part begins; ``leave_one_out`` does not read them. ``seed`` matters to shuffled ties and cold users.
+    at which that part begins; ``leave_one_out`` does not read them. ``seed`` matters to shuffled ties, to cold users
+    and to held-out items: ``held_out_items`` is the share of the catalogue that training and validation never see.
     ``time`` is the most that a model may use to weigh the past: ``none``; ``last_item``, how long before the last
     event the others were; ``query``, how long before the moment of the question, which folds tell only then.
     """
@@ -40,6 +41,7 @@ class Protocol:
     targets: str = "next"
     ties: str = "source"
     seed: int = 42
+    held_out_items: float = 0.0
     history: int = 200
     exclude_seen: bool = True
     candidates: str = "full"
@@ -53,6 +55,11 @@ class Protocol:
         if self.history < 1:
             raise ValueError(
                 f"protocol.history is {self.history}; it is the number of events a model sees, at least 1"
+            )
+        share = self.held_out_items
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ValueError(
+                f"protocol.held_out_items is {share!r}; it is a share of the items, from 0 to below 1"
             )
         if not self.cutoffs or min(self.cutoffs) < 1:
             raise ValueError(
@@ -79,12 +86,14 @@ class Protocol:
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
     def _used(self) -> dict[str, Any]:
-        """The fields, null where the split does not read them."""
+        """The fields, null where the split does not read them, and without those that came later and are not used."""
         fields = self.to_dict()
         if self.split == "leave_one_out":
             fields["valid"] = fields["test"] = None
-        if self.ties != "shuffle" and self.split != "cold_users":
+        if self.ties != "shuffle" and self.split != "cold_users" and not self.held_out_items:
             fields["seed"] = None
+        if not self.held_out_items:
+            del fields["held_out_items"]
         return fields
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,4 +116,7 @@ class Protocol:
     def same_data(self, other: Protocol) -> list[str]:
         """Names of the fields in which the data that models are fitted on would differ from ``other``'s."""
         mine, theirs = self._used(), other._used()
-        return [name for name in mine if name not in EVALUATION_FIELDS and mine[name] != theirs[name]]
+        names = dict.fromkeys((*mine, *theirs))
+        return [
+            name for name in names if name not in EVALUATION_FIELDS and mine.get(name) != theirs.get(name)
+        ]

@@ -6,7 +6,7 @@ The three are compact copies: fitting code gets no object that holds a test targ
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -14,20 +14,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Fold, Sequences
+from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
+
+NONE = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
 class Split:
-    """``train`` is all that fitting may see besides ``valid``, which serves selection only."""
+    """``train`` is all that fitting may see besides ``valid``, which serves selection only; neither has an event of
+    the items ``held_out`` (n,).
+    """
 
     train: Sequences
     valid: Fold
     test: Fold
+    held_out: np.ndarray = field(default_factory=lambda: NONE)
 
     def counts(self) -> dict[str, int]:
-        """Users and events of each part, and the test targets that training never saw."""
+        """Users and events of each part, the test targets that training never saw, items held out and the test
+        users who have one as a target.
+        """
         known = np.unique(self.train.items)
+        owner = np.repeat(np.arange(len(self.test)), self.test.targets.lengths)
+        asked = np.isin(self.test.targets.items, self.held_out)
         return {
             "train_users": len(self.train),
             "train_events": len(self.train.items),
@@ -36,15 +45,18 @@ class Split:
             "test_users": len(self.test),
             "test_targets": len(self.test.targets.items),
             "cold_test_targets": int(np.isin(self.test.targets.items, known, invert=True).sum()),
+            "held_out_items": len(self.held_out),
+            "held_out_test_users": len(np.unique(owner[asked])),
         }
 
 
-def split(sequences: Sequences, protocol: Protocol) -> Split:
-    """Applies ``protocol.split``.
+def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | None = None) -> Split:
+    """Applies ``protocol.split``, then takes the items held out from training and validation.
 
     Each rule gives every user two cuts, valid_at <= test_at: events before the first are training, those between
     are validation targets, the rest test targets. A user whose part lacks a history or a target is left out of
-    that fold. Raises ValueError where a fold would be empty.
+    that fold. ``vocabulary`` is needed where items are held out: they are chosen by their ids. Raises ValueError
+    where a fold would be empty, or no test target held out.
     """
     rule = {
         "leave_one_out": _leave_one_out,
@@ -52,22 +64,42 @@ def split(sequences: Sequences, protocol: Protocol) -> Split:
         "temporal": _temporal,
         "cold_users": _cold_users,
     }
+    held_out = held_out_items(vocabulary, protocol)
     cuts = rule[protocol.split](sequences, protocol)
     rows = np.arange(len(sequences))
-    zeros = np.zeros_like(rows)
-    train_rows = rows[cuts.train_stop > 0]
+    train = _without(sequences.select(rows, np.zeros_like(rows), cuts.train_stop), held_out)
+    valid = _fold(sequences, cuts.valid_start, cuts.valid_stop, protocol.targets)
+    valid = Fold(_without(valid.histories, held_out), _without(valid.targets, held_out))
+    kept = (valid.histories.lengths > 0) & (valid.targets.lengths > 0)
     result = Split(
-        sequences.select(train_rows, zeros[train_rows], cuts.train_stop[train_rows]),
-        _fold(sequences, cuts.valid_start, cuts.valid_stop, protocol.targets),
+        _chosen(train, train.lengths > 0),
+        Fold(_chosen(valid.histories, kept), _chosen(valid.targets, kept)),
         _fold(sequences, cuts.test_start, cuts.test_stop, protocol.targets),
+        held_out,
     )
     for name, part in (("training", result.train), ("validation", result.valid), ("test", result.test)):
         if len(part) == 0:
             raise ValueError(
                 f"the {protocol.split} split leaves no user for {name}, of {len(sequences)} users with a median of "
-                f"{np.median(sequences.lengths):.0f} events; see protocol.split, .valid and .test in the conf"
+                f"{np.median(sequences.lengths):.0f} events; see protocol.split, .valid, .test and .held_out_items "
+                "in the conf"
             )
+    if protocol.held_out_items and not np.isin(result.test.targets.items, held_out).any():
+        raise ValueError(
+            f"protocol.held_out_items is {protocol.held_out_items} and none of the {len(held_out)} items that it "
+            "holds out is a test target; give a larger share or another protocol.seed"
+        )
     return result
+
+
+def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndarray:
+    """The items (n,) that ``protocol`` holds out, each by a hash of its id, whatever others there are."""
+    if not protocol.held_out_items:
+        return NONE
+    if vocabulary is None:
+        raise ValueError("protocol.held_out_items chooses items by their ids; give split the vocabulary")
+    draw = np.array([_unit(f"item {item} ", protocol.seed) for item in vocabulary.ids.tolist()])
+    return (np.flatnonzero(draw < protocol.held_out_items) + 1).astype(np.int32)
 
 
 def with_validation(train: Sequences, valid: Fold) -> Sequences:
@@ -125,14 +157,28 @@ def _distinct(targets: Sequences) -> Sequences:
     """Each user's targets without repeats: an item can be found only once."""
     owner = np.repeat(np.arange(len(targets)), targets.lengths)
     _, first = np.unique(np.stack([owner, targets.items]), axis=1, return_index=True)
-    if len(first) == len(owner):
-        return targets
-    first.sort()
-    times = None if targets.timestamps is None else targets.timestamps[first]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[first], minlength=len(targets)))]).astype(
-        np.int64
-    )
-    return Sequences(targets.users, targets.items[first], times, offsets)
+    return _kept(targets, np.isin(np.arange(len(owner)), first))
+
+
+def _without(sequences: Sequences, items: np.ndarray) -> Sequences:
+    """The same users without their events of ``items`` (n,)."""
+    return _kept(sequences, np.isin(sequences.items, items, invert=True))
+
+
+def _kept(sequences: Sequences, events: np.ndarray) -> Sequences:
+    """The same users with those of their events that ``events`` (N,) marks."""
+    if events.all():
+        return sequences
+    offsets = np.concatenate([[0], np.cumsum(events)])[sequences.offsets]
+    known = {name: getattr(sequences, name) for name in ("items", *EVENT_COLUMNS)}
+    chosen = {name: values[events] for name, values in known.items() if values is not None}
+    return replace(sequences, offsets=offsets, **chosen)
+
+
+def _chosen(sequences: Sequences, users: np.ndarray) -> Sequences:
+    """The users that ``users`` (U,) marks."""
+    rows = np.flatnonzero(users)
+    return sequences.select(rows, np.zeros_like(rows), sequences.lengths[rows])
 
 
 def _leave_one_out(sequences: Sequences, protocol: Protocol) -> _Cuts:

@@ -31,7 +31,7 @@ def split_sequences(
     asked = protocol_of(protocol, datasets, dataset)
     sequences, vocabulary = build(interactions, ties=asked.ties, seed=asked.seed)
     judged = replace(asked, fingerprint=sequences.fingerprint(), steps=steps_of(ingest_steps))
-    parts = split(sequences.described(users.to_arrow()), judged)
+    parts = split(sequences.described(users.to_arrow()), judged, vocabulary)
     sizes = parts.counts()
     log.info("split %s, protocol %s: %s", judged.split, judged.id, sizes)
     return {"id": judged.id, **judged.to_dict()}, vocabulary, parts.train, parts.valid, parts.test, sizes

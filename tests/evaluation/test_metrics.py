@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import ndcg_score
 
-from recpipe.evaluation.metrics import coverage, metrics_from_ranks, user_metrics
+from recpipe.evaluation.metrics import coverage, metrics_from_ranks, user_metrics, warm_and_cold_items
 
 CUTOFFS = (1, 3, 5, 10)
 RANX = {
@@ -172,3 +172,33 @@ def test_coverage_counts_distinct_items_of_the_top_k():
         coverage(items, catalogue=10, cutoffs=[4])
     with pytest.raises(ValueError, match="catalogue is 1…3"):
         coverage(items, catalogue=3, cutoffs=[1])
+
+
+@pytest.mark.parametrize("most_targets", [1, 6])
+def test_warm_and_cold_items_are_what_ranx_finds_when_only_they_are_relevant(ranx, most_targets):
+    scores, candidates, targets, priority = random_case(5, most_targets=most_targets)
+    lists = ranked_lists(scores, candidates, priority)
+    is_cold = np.random.default_rng(6).random(scores.shape[1]) < 0.3
+    ranks = ranks_table(lists, targets)
+    ranks = ranks.set_column(2, "cold", [[bool(is_cold[item]) for items in targets for item in items]])
+    found = warm_and_cold_items(ranks, cutoffs=CUTOFFS)
+    assert list(found) == ["warm_items", "cold_items"]
+    for name, kind in (("warm_items", ~is_cold), ("cold_items", is_cold)):
+        relevant = {f"u{u}": {f"i{i}": 1 for i in items if kind[i]} for u, items in enumerate(targets)}
+        relevant = {user: items for user, items in relevant.items() if items}
+        run = {f"u{u}": {f"i{i}": float(-place) for place, i in enumerate(r)} for u, r in enumerate(lists)}
+        names = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in CUTOFFS]
+        expected = ranx.evaluate(
+            ranx.Qrels(relevant), ranx.Run({u: run[u] for u in relevant}), names, make_comparable=True
+        )
+        assert {metric: found[name][metric] for metric in names} == pytest.approx(expected, abs=1e-9)
+        assert found[name]["users"] == len(relevant)
+        assert found[name]["targets"] == sum(map(len, relevant.values()))
+        assert set(found[name]) == {*names, "users", "targets", "unrankable"}
+
+
+def test_there_are_blocks_of_those_items_only_that_were_asked_for():
+    ranks = pa.table({"user_id": ["a", "b"], "rank": [1, 3], "cold": [False, False]})
+    assert warm_and_cold_items(ranks, cutoffs=[2]) == {}
+    all_cold = warm_and_cold_items(ranks.set_column(2, "cold", [[True, True]]), cutoffs=[2])
+    assert list(all_cold) == ["cold_items"] and all_cold["cold_items"]["recall@2"] == 0.5

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 METRICS = ("recall", "hit_rate", "precision", "ndcg", "mrr", "map")
+OF_ITEMS = ("recall", "ndcg", "users", "targets", "unrankable")  # what `warm_and_cold_items` keeps
 
 
 def metrics_from_ranks(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, float | int]:
@@ -32,6 +33,27 @@ def metrics_from_ranks(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, 
         "cold_targets": int(pc.sum(ranks["cold"]).as_py() or 0),
     }
     return means | counts
+
+
+def warm_and_cold_items(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, dict[str, float | int]]:
+    """Recall and NDCG as if only the targets that training saw were asked for, `warm_items`, and only the others,
+    `cold_items`; all items are ranked in both. Empty where training saw every target.
+
+    Means are over the users who have such a target, whose other targets do not count: one with both is in both.
+    """
+    cold = ranks["cold"]
+    if not pc.any(cold).as_py():
+        return {}
+    parts = {"warm_items": ranks.filter(pc.invert(cold)), "cold_items": ranks.filter(cold)}
+    return {
+        name: {
+            metric: value
+            for metric, value in metrics_from_ranks(part, cutoffs=cutoffs).items()
+            if metric.partition("@")[0] in OF_ITEMS
+        }
+        for name, part in parts.items()
+        if part.num_rows
+    }
 
 
 def user_metrics(ranks: pa.Table, *, cutoffs: Sequence[int]) -> pa.Table:

@@ -1,5 +1,5 @@
-"""Judges a bundle on the validation and the test fold under its protocol: metrics, ranks, recommendations; and on the
-test fold as if nothing were known of its users' events.
+"""Judges a bundle on the validation and the test fold under its protocol: metrics, ranks, recommendations; on the test
+fold also by whether training saw the target, and as if nothing were known of its users' events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.evaluation.metrics import coverage, metrics_from_ranks
+from recpipe.evaluation.metrics import coverage, metrics_from_ranks, warm_and_cold_items
 from recpipe.evaluation.ranking import Ranking, rank_fold
 from recpipe.evaluation.recommendations import recommendations_table
 from recpipe.models.recommender import Scorer
@@ -66,6 +66,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         **({"settings": settings, "settings_id": settings_id(settings)} if settings else {}),
         **({"put_back": True} if put_back else {}),
         **{name: _metrics(tables[name], judged[name], bundle, protocol) for name in judged},
+        **warm_and_cold_items(tables["test"], cutoffs=protocol.cutoffs),
         "cold_users": _on_cold_users(bundle, test, dataclasses.replace(protocol, exclude_seen=False), known),
         "cost": {**bundle.training.get("cost", {}), "inference_users_per_second": len(test) / best.seconds},
         "versions": bundle.training.get("versions", {}),

@@ -121,3 +121,28 @@ def test_recall_shows_only_where_it_differs_from_the_hit_rate(make_run):
     assert "Recall@10" not in to_text(leaderboard([run]))
     run["test"]["recall@10"] /= 2
     assert "Recall@10" in to_text(leaderboard([run]))
+
+
+def test_items_that_training_never_saw_get_columns_where_they_are_a_hundredth_of_the_targets(make_run):
+    def run(seed, cold_targets):
+        made = make_run("sasrec", seed)
+        made["test"] |= {"targets": 1000, "cold_targets": cold_targets}
+        blocks = {"warm_items": (0.3, 1000 - cold_targets), "cold_items": (seed / 1000, cold_targets)}
+        return made | {
+            name: {"recall@10": recall, "ndcg@10": 0.1, "users": n, "targets": n}
+            for name, (recall, n) in blocks.items()
+        }
+
+    few, many = ([run(seed, n) for seed in (42, 62)] for n in (9, 10))
+    for runs in (few, many):
+        board = leaderboard([*runs, make_run("popular", 42) | {"test": runs[0]["test"]}])
+        assert board.filter(pl.col("name") == "sasrec")["cold_recall@10"].item() == pytest.approx(0.052)
+        assert board.filter(pl.col("name") == "sasrec")["cold_recall@10_std"].item() == pytest.approx(
+            statistics.stdev([0.042, 0.062])
+        )
+        assert "cold_targets@10" not in board.columns and "cold_users" not in board.columns
+        text = to_text(board)
+        assert ("Cold recall@10" in text) == ("Warm recall@10" in text) == (runs is many)
+    assert ".0520 ± .0141" in text and ".3000 ± .0000" in text
+    assert to_markdown(board).count("Cold recall@10") == 1
+    assert "cold_recall@10" not in leaderboard([make_run("popular", 42)]).columns

@@ -9,7 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 LONGEST_VALUE = 500  # MLflow's own limit for old servers; longer values are cut
-MEASURED = ("test", "valid", "cold_users", "cost")  # blocks of metrics.json that hold numbers
+MEASURED = (
+    "test",
+    "valid",
+    "warm_items",
+    "cold_items",
+    "cold_users",
+    "cost",
+)  # blocks of metrics.json with numbers
 
 
 def flat(value: Any, name: str) -> dict[str, str]:

@@ -32,6 +32,9 @@ SHOWN = (
     "map",
     "coverage",
 )  # of these the ones that runs have, in this order
+# Shown too, where items that training never saw are at least so much of the targets.
+BY_TRAINING = ("warm_recall", "cold_recall")
+COLD_SHARE = 0.01
 
 
 class ProtocolMismatch(ValueError):
@@ -111,6 +114,8 @@ def shown_metrics(board: pl.DataFrame, metric: str = "ndcg@10") -> list[str]:
             names.remove(f"{general}@{cutoff}")
     if metric in names:
         names.insert(0, names.pop(names.index(metric)))
+    if _cold_share(board) >= COLD_SHARE:
+        names[1:1] = [f"{name}@{cutoff}" for name in BY_TRAINING if f"{name}@{cutoff}" in board.columns]
     return names
 
 
@@ -173,9 +178,17 @@ def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
     return bool(((board[a] - board[b]).abs().fill_null(0) < 1e-12).all())
 
 
+def _cold_share(board: pl.DataFrame) -> float:
+    """Of the targets of the board's runs, as many as training never saw."""
+    cold, targets = (sum(_known(board[name].to_list())) for name in ("cold_targets", "targets"))
+    return cold / targets if targets else 0.0
+
+
 def _metric_names(found: list[Run], metric: str) -> list[str]:
     """The chosen metric, the others at its cut-off, the rest."""
-    names = list(dict.fromkeys([metric, *(name for run in found for name in run.test if name not in COUNTS)]))
+    names = list(
+        dict.fromkeys([metric, *(name for run in found for name in run.measured if name not in COUNTS)])
+    )
     return sorted(
         names, key=lambda name: (name != metric, name.partition("@")[2] != metric.partition("@")[2])
     )
@@ -188,8 +201,9 @@ def _row(
     model = f"{name} ({settings or 'settings unknown'})" if several else name
     row: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "model": model, "name": name}
     row |= {"settings": settings, "seeds": len(group)}
-    row |= {name: _mean([run.test.get(name) for run in group]) for name in names}
-    row |= {f"{name}_std": _std([run.test.get(name) for run in group]) for name in names}
+    measured = [run.measured for run in group]
+    row |= {name: _mean([each.get(name) for each in measured]) for name in names}
+    row |= {f"{name}_std": _std([each.get(name) for each in measured]) for name in names}
     row |= {name: _mean([run.test.get(name) for run in group]) for name in COUNTS}
     row |= {name: _mean([run.cost.get(name) for run in group]) for name in COST}
     return row | {"finished": max(run.finished for run in group)}

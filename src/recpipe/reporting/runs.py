@@ -19,11 +19,22 @@ class Run:
     protocol: Mapping[str, Any]
     test: Mapping[str, float]
     valid: Mapping[str, float] = field(default_factory=dict)
+    warm_items: Mapping[str, float] = field(default_factory=dict)  # of the test targets that training saw,
+    cold_items: Mapping[str, float] = field(default_factory=dict)  # and of those that it did not
     cost: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     settings_id: str | None = None  # None: written before settings were
     commit: str | None = None
     finished: str = ""
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """``test`` with the metrics of warm and cold items beside it, as in warm_recall@10 and cold_recall@10."""
+        parts = (("warm", self.warm_items), ("cold", self.cold_items))
+        return {
+            **self.test,
+            **{f"{kind}_{name}": part[name] for kind, part in parts for name in part if "@" in name},
+        }
 
     @property
     def protocol_id(self) -> str:

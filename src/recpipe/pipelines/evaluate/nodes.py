@@ -38,7 +38,9 @@ def evaluate_model(
     under = judged_under(Protocol.from_dict(split_protocol), protocol_of(protocol, datasets, dataset))
     found = judge(bundle, valid_set, test_set, under, top=top)
     found.metrics["commit"] = commit()
-    shown = {name: round(value, 4) for name, value in found.metrics["test"].items() if name.endswith("@10")}
-    log.info("%s on test: %s", bundle.name, shown)
+    for part in ("test", "warm_items", "cold_items"):
+        values = found.metrics.get(part, {})
+        if shown := {name: round(value, 4) for name, value in values.items() if name.endswith("@10")}:
+            log.info("%s on %s, %s targets: %s", bundle.name, part, values["targets"], shown)
     submission = submission_csv(found.recommendations, layout, users=list(test_set.histories.users))
     return pl.from_arrow(found.ranks), pl.from_arrow(found.recommendations), submission, found.metrics

@@ -64,7 +64,9 @@ def described(data: Sequences, *, seed: int = 0) -> Sequences:
 
 
 def catalogue(items: int, *, width: int = 6, seed: int = 0) -> tuple[dict, dict]:
-    """Columns (`price`, `genres`) and vectors (`text`, `image`) of items; many lack some, the last one all."""
+    """Columns (`price`, `genres`) and vectors (`text`, `image`) of items; many lack some, the last one all, and the
+    vectors `plot` and `collaborative` no other.
+    """
     rng = np.random.default_rng(seed)
     prices = [None if i % 7 == 6 or i == items - 1 else float(rng.normal()) for i in range(items)]
     genres = [
@@ -77,9 +79,13 @@ def catalogue(items: int, *, width: int = 6, seed: int = 0) -> tuple[dict, dict]
         name: (np.where(present[:, None], rng.normal(3, 2, (items, width)), 0).astype(np.float32), present)
         for name in ("text", "image")
     }
+    others = np.arange(items) < items - 1
+    for name in ("plot", "collaborative"):
+        vectors[name] = (rng.normal(size=(items, width)).astype(np.float32) * others[:, None], others)
     return columns, vectors
 
 
+VECTORS = {"setrec": "plot+collaborative"}  # of models that know items by nothing else
 FULL = {"items": "genres+price", "users": "country+age", "events": "rating+hour+weekday+gap"}
 
 
@@ -90,5 +96,6 @@ def side_of(data: Sequences, n_items: int, **asked: str | bool) -> Side:
 
 def untrained(name: str, config: dict, data: Sequences, *, n_items: int, max_length: int) -> Recommender:
     """A model as the registry builds it; one that cannot do without vectors gets some."""
-    side = side_of(data, n_items, vectors="text") if "vectors" in model_class(name).needs else None
+    vectors = VECTORS.get(name, "text")
+    side = side_of(data, n_items, vectors=vectors) if "vectors" in model_class(name).needs else None
     return build(name, config, n_items=n_items, max_length=max_length, side=side)

@@ -88,11 +88,9 @@ def mixed(items: np.ndarray, content: np.ndarray, slot: np.ndarray) -> tuple[np.
     made, of_content = np.zeros_like(items), np.zeros(items.shape, bool)
     rows = np.arange(len(items))
     for place, is_slot in enumerate(slot):
-        at = [(side > 0).argmax(1) for side in sides]
-        first = [np.where(side.any(1), side[rows, j], 0) for side, j in zip(sides, at, strict=True)]
-        use_content = (first[1] > 0) & is_slot | (first[0] == 0) & (first[1] > 0)
-        made[:, place] = np.where(use_content, first[1], first[0])
-        of_content[:, place] = use_content
+        own, new = (side[rows, (side > 0).argmax(1)] for side in sides)  # the first left of each
+        of_content[:, place] = (new > 0) & (is_slot | (own == 0))
+        made[:, place] = np.where(of_content[:, place], new, own)
         for side in sides:
             side[side == made[:, place, None]] = 0
     return made, of_content

@@ -1,0 +1,41 @@
+"""Items held out by the conf: the split node chooses them by id and neither training nor validation has them."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.splits import held_out_items
+from recpipe.pipelines.train.nodes import split_sequences
+
+STEPS = pl.DataFrame({"step": [0], "name": ["raw"], "detail": ["{}"]})
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """What the split node is given, but for the protocol: 40 users of 30 items, six events each."""
+    path = tmp_path / "interactions.parquet"
+    rows = [(f"u{u}", f"i{(u * 7 + n * n) % 30}", n, u * 9 + n) for u in range(40) for n in range(6)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "order"], orient="row").write_parquet(path)
+    return path, pl.DataFrame({"user_id": ["u0"]}), STEPS, {"shop": {}}, "shop"
+
+
+def test_the_items_of_the_protocol_are_in_the_test_fold_alone_and_counted(asked) -> None:
+    protocol, vocabulary, train, valid, test, sizes = split_sequences(*asked, {"held_out_items": 0.2})
+    held_out = set(held_out_items(vocabulary, Protocol.from_dict(protocol)).tolist())
+    assert sizes["held_out_items"] == len(held_out) > 0
+    for part in (train, valid.histories, valid.targets):
+        assert not held_out & set(part.items.tolist())
+    hit = [target in held_out for target in test.targets.items.tolist()]
+    assert sizes["held_out_test_users"] == sum(hit) > 0
+    usual, *_, usual_test, _ = split_sequences(*asked, {})
+    assert (test.histories.items == usual_test.histories.items).all() and held_out & set(
+        test.histories.items.tolist()
+    )
+    assert protocol["id"] != usual["id"] and protocol["fingerprint"] == usual["fingerprint"]
+
+
+def test_a_share_that_cannot_be_is_refused_before_anything_is_split(asked) -> None:
+    with pytest.raises(ValueError, match=r"protocol\.held_out_items is 1\.0"):
+        split_sequences(*asked, {"held_out_items": 1.0})

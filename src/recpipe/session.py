@@ -20,6 +20,7 @@ from kedro.framework.project import settings
 from kedro.framework.session import KedroSession
 
 from recpipe.pipelines import modalities, zoo
+from recpipe.pipelines.seeds import parsed, plan
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ ALL = "all"
 MODEL_TAGS_RESERVED = (
     zoo.SHARED,
     ALL,
+    "ensemble",
     *modalities.MODALITIES,
 )  # tags of other nodes: no model may be called so
 OWN_CHOICE = ("tags", "node_names", "namespaces")  # filters that replace ours
@@ -52,6 +54,8 @@ class RecpipeSession(KedroSession):
             raise Refused(
                 f"no model can be called {reserved[0]!r}: rename conf/*/parameters/models/{reserved[0]}.yml"
             )
+        if seeds := seeds_asked(asked, conf):
+            return self._every_seed(seeds, asked, options)
         model = asked.get("model", conf["model"])
         dataset = conf["datasets"][asked.get("dataset", conf["dataset"])]
         baselines = dataset.get("baselines", conf["baselines"])
@@ -74,6 +78,26 @@ class RecpipeSession(KedroSession):
         loader = settings.CONFIG_LOADER_CLASS(
             conf_source=self._conf_source, env=self.store.get("env"), **settings.CONFIG_LOADER_ARGS
         )
+    def _every_seed(
+        self, seeds: list[int], asked: Mapping[str, Any], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """One session a seed, as Kedro wants it; gives what the last one gives."""
+        names = [options.pop("pipeline_name", None), *(options.get("pipeline_names") or ())]
+        filtered = any(options.get(name) for name in (*OWN_CHOICE, *RANGES))
+        found: dict[str, Any] = {}
+        for seed, pipelines in plan(seeds, [name for name in names if name], filtered=filtered):
+            log.info("seed %s: %s", seed, ", ".join(pipelines or ["the whole project"]))
+            session = self.create(
+                project_path=self._project_path,
+                save_on_close=False,
+                env=self.store.get("env"),
+                conf_source=self._conf_source,
+                runtime_params={**asked, "seed": seed, "seeds": None},
+            )
+            with session:
+                found = session.run(**{**options, "pipeline_names": pipelines})
+        return found
+
         conf: dict[str, Any] = loader["parameters"]
         return conf
 
@@ -83,6 +107,17 @@ def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]
     `semantic_ids`, a model's `train` and `side`, and the model's block for the data set.
 
     What is said on the command line wins over what a data set or a model says, and that over the common block; of
+def seeds_asked(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[int]:
+    """The seeds to run one after the other. Raises `Refused` for what is none, and where one seed is given too."""
+    try:
+        found = parsed(asked.get("seeds", conf.get("seeds")))
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if found and "seeds" in asked and "seed" in asked:
+        raise Refused(f"seed={asked['seed']} and seeds={asked['seeds']}: give one of the two")
+    return [] if "seeds" not in asked and "seed" in asked else found
+
+
     two things said, the one with the longer name wins.
     """
     dataset = asked.get("dataset", conf["dataset"])

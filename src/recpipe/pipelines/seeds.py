@@ -1,0 +1,46 @@
+"""`--params seeds=42+123+2023`: which seed runs which pipelines, so that nothing runs again that no seed changes.
+
+The log, vectors and ids do not depend on the seed and are made by the first run; the report comes once all are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+ONCE = ("ingest", "embed", "semantic_ids")
+REPORT = "report"
+WHOLE = "__default__"
+PER_SEED = ["train", "evaluate"]  # of the whole project
+Plan = list[tuple[int, list[str] | None]]
+
+
+def parsed(seeds: Any) -> list[int]:
+    """`42+123`, 42 or a list as a list without repeats; none for null. Raises ValueError for what is no seed."""
+    if seeds is None:
+        return []
+    words = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else str(seeds).split("+")
+    try:
+        found = [int(str(word)) for word in words]
+    except ValueError:
+        found = [-1]
+    if not found or min(found) < 0:
+        raise ValueError(f"seeds is {seeds!r}; give whole numbers from 0, as 42+123+2023")
+    return list(dict.fromkeys(found))
+
+
+def plan(seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered: bool = False) -> Plan:
+    """Seed and pipelines of each run in turn; None is the whole project.
+
+    ``filtered``: only some nodes were asked for, so every seed runs just these.
+    """
+    first, *others = seeds
+    if filtered or not others:
+        return [(seed, list(pipelines) if pipelines else None) for seed in seeds]
+    if not pipelines or WHOLE in pipelines:
+        return [(first, None), *((seed, PER_SEED) for seed in others), (first, [REPORT])]
+    begins = [name for name in pipelines if name != REPORT]
+    again = [name for name in begins if name not in ONCE]
+    runs: Plan = [(first, begins)] if begins else []
+    runs += [(seed, again) for seed in others if again]
+    return [*runs, (first, [REPORT])] if REPORT in pipelines else runs

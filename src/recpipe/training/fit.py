@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import numpy as np
@@ -71,6 +71,14 @@ class Trained:
     versions: dict[str, str]
 
 
+@runtime_checkable
+class Tunable(Protocol):
+    """A model that chooses something on the validation fold when its weights are trained."""
+
+    def tune(self, validate: Callable[[], float]) -> dict[str, float]:
+        """What it chose by name: that for which ``validate``, ``train.metric`` of the validation fold, is highest."""
+
+
 def train(
     model_factory: Callable[[], Recommender],
     data: Sequences,
@@ -86,7 +94,8 @@ def train(
 ) -> Trained:
     """Trains a model on ``data`` (training events only) and returns it at its best validation.
 
-    ``validate(model)`` gives ``{"valid_<metric>": ...}``; nothing else selects. With ``put_back`` ``data`` holds the
+    ``validate(model)`` gives ``{"valid_<metric>": ...}``; nothing else selects, and a ``Tunable`` model gets it once
+    more at the end. With ``put_back`` ``data`` holds the
     validation events too: then nothing is validated, an epoch has as many steps as one of ``steps_of``, the training
     set alone, has, and the last state is returned. ``folder`` holds checkpoints and
     TensorBoard curves; ``fingerprint`` (of data and settings) says whether a checkpoint there belongs to this run.
@@ -118,7 +127,7 @@ def train(
         module.load_state_dict(load_tree(folder / BEST)["state_dict"])
         for name in (BEST, LAST):
             (folder / name).unlink(missing_ok=True)
-    cost = _cost(module, settings, device)
+    cost = {**_cost(module, settings, device), **_tuned(model, judged, settings)}
     model.cold_users = fallback
     return Trained(model.to(device), module.curve, cost, versions())
 
@@ -309,6 +318,23 @@ def _cost(module: TrainingModule, settings: TrainSettings, device: str) -> dict[
         "device": device,
         **_size(module.model, device),
     }
+
+
+def _tuned(model: Recommender, validate: Validate, settings: TrainSettings) -> dict[str, float]:
+    if settings.put_back or not isinstance(model, Tunable):
+        return {}
+    watched = f"valid_{settings.metric}"
+    seen: list[float] = []
+
+    def judged() -> float:
+        seen.append(validate(model)[watched])
+        return seen[-1]
+
+    chosen = model.tune(judged)
+    if not chosen:
+        return {}
+    log.info("chosen on the validation fold: %s, of %s", chosen, [round(value, 4) for value in seen])
+    return {**{f"tuned_{name}": value for name, value in chosen.items()}, f"tuned_{watched}": max(seen)}
 
 
 def _size(model: Recommender, device: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recpipe.layers.inputs import STD, GivenVectors
 from recpipe.layers.side import Side, standardised
@@ -78,6 +77,7 @@ class SetItems(nn.Module):
         self.collaborative = None if given is None else GivenVectors(given, dim, trained=False)
         self.missing = nn.Parameter(torch.empty(tokens + (trained is not None), dim).normal_(std=STD))
         self._held: Tensor | None = None
+        self._step: tuple[tuple[int, ...], Tensor] | None = None
 
     vectors: Tensor  # (I + 1, V), zero where there is none
     present: Tensor  # (I + 1, kinds of vectors), 1 where there is one
@@ -116,20 +116,36 @@ class SetItems(nn.Module):
         real = torch.arange(len(made), device=made.device) > 0
         return torch.where(there[..., None], made, self.missing) * real[:, None, None]
 
-    def reconstruction(self, tokens: Tensor) -> Tensor:
-        """The mean squared error of vectors decoded from ``tokens`` (I + 1, M, D), over those that there are."""
+    def in_step(self) -> Tensor:
+        """As ``tokens``, made once for all parts of a training step: until a gradient passes or a weight changes."""
+        state = tuple(weight._version for weight in self.parameters())
+        if self._step is None or self._step[0] != state or not torch.is_grad_enabled():
+            made = self.tokens()
+            if not made.requires_grad:
+                return made
+            made.register_hook(self._forget)
+            self._step = state, made
+        return self._step[1]
+
+    def _forget(self, _: Tensor) -> None:
+        self._step = None
+
+    def reconstruction(self, tokens: Tensor, sample: int | None = None) -> Tensor:
+        """The mean squared error of vectors decoded from ``tokens`` (I + 1, M, D), over all that there are or over
+        those of ``sample`` random items.
+        """
         rows = self.described().nonzero()[:, 0]
-        error = F.mse_loss(
-            self.auto_encoder.back(tokens[rows, -self._semantic :]), self.vectors[rows], reduction="none"
-        )
-        weight = self.present[rows].repeat_interleave(
-            torch.tensor(self.sizes, device=rows.device), 1, output_size=sum(self.sizes)
-        )
-        return (error * weight).sum() / weight.sum()
+        if sample is not None and sample < len(rows):
+            rows = rows[torch.randperm(len(rows), device=rows.device)[:sample]]
+        decoded = self.auto_encoder.back(tokens[rows, self.first_semantic :])
+        sizes = torch.tensor(self.sizes, device=rows.device)
+        weight = self.present[rows].repeat_interleave(sizes, 1, output_size=sum(self.sizes))
+        return ((decoded - self.vectors[rows]).square() * weight).sum() / weight.sum()
 
     @property
-    def _semantic(self) -> int:
-        return self.count - (self.collaborative is not None)
+    def first_semantic(self) -> int:
+        """Which of the M tokens it is."""
+        return int(self.collaborative is not None)
 
 
 def _given(side: Side, name: str, n_items: int) -> Tensor:

@@ -6,7 +6,7 @@ N targets, D width, H heads.
 An item is a set of M tokens, one collaborative (of a trained model's item vector) and ``tokens`` semantic (of its text
 or image, by an auto-encoder that learns along). Tokens of an item have one position and do not see each other; M
 learned queries look at the history together and without seeing each other, and query m is multiplied with token m
-of every item. Scores are of the whole catalogue: no beam, no prefix tree, and a new item needs no more than its vectors.
+of every item. Scores are of the whole catalogue: no beam, no tree, and a new item needs no more than its vectors.
 
 Deviations: no instruction before the history but one learned token, which is what an empty one is; queries that see
 only themselves need no self-attention, so the decoder has none; its cross-attention has T5's bias by distance, since
@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,8 +77,8 @@ class SETRec(Scorer):
     class Config:
         """``tokens``: semantic ones of an item; ``widths`` of the auto-encoder, whose error weighs ``alpha``.
 
-        ``one_pass``: the encoder sees no later item, and one pass has the queries of all targets of a sequence. Without,
-        it sees both ways and every target is an example of its own, encoded anew: dearer by about half a history.
+        ``one_pass``: the encoder sees no later item, and one pass serves all targets of a sequence. Without, it sees
+        both ways and every target is an example of its own, encoded anew: dearer by about half a history's length.
         ``beta`` weighs semantic scores, 0 to 1; after training, that of ``betas`` is taken that is best on the
         validation fold.
         """
@@ -139,7 +138,7 @@ class SETRec(Scorer):
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         inputs, targets = batch.inputs_and_targets()
-        tokens = self.items.tokens()
+        tokens = self.items.in_step()
         if self.config.one_pass:
             real = targets > 0
             places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
@@ -147,8 +146,10 @@ class SETRec(Scorer):
         else:
             items, lengths, wanted = prefixes(inputs.items, targets)
             hidden = self.hidden(items, lengths[:, None], tokens)[:, 0]
-        parts = [criterion(hidden[:, m], tokens[:, m], wanted) for m in range(self.items.count)]
-        return torch.stack(parts).mean() + self.config.alpha * self.items.reconstruction(tokens)
+        each = zip(hidden.unbind(1), tokens.unbind(1), strict=True)
+        parts = [criterion(found, table, wanted) for found, table in each]
+        error = self.items.reconstruction(tokens, sample=len(wanted))
+        return torch.stack(parts).mean() + self.config.alpha * error
 
     def hidden(self, items_BT: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
         """(B, P, M, D): what the queries found after as many events as ``places`` (P,) or (B, P) say."""
@@ -165,7 +166,7 @@ class SETRec(Scorer):
         """Log-probabilities (B, I + 1) by the collaborative query, if there is one, and the semantic ones' mean."""
         tokens = self.items.tokens()
         hidden = self.hidden(batch.items, batch.lengths[:, None], tokens)[:, 0]
-        first, semantic = int(self.items.collaborative is not None), None
+        first, semantic = self.items.first_semantic, None
         for m in range(first, self.items.count):
             scores = log_probabilities(hidden[:, m], tokens[:, m])
             semantic = scores if semantic is None else semantic.add_(scores)
@@ -196,8 +197,8 @@ class SETRec(Scorer):
                 histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens // self.items.count
             )
 
-    def tune(self, validate: Callable[[], float]) -> dict[str, Any]:
-        """Takes the beta for which ``validate``, a metric of the validation fold, is highest, the first of equals."""
+    def tune(self, validate: Callable[[], float]) -> dict[str, float]:
+        """Takes that of ``betas`` for which ``validate``, a metric of the validation fold, is highest."""
         if self.items.collaborative is None or not self.config.betas:
             return {}
         found = {}
@@ -206,7 +207,7 @@ class SETRec(Scorer):
             found[beta] = validate()
         best = max(found, key=found.__getitem__)
         self.beta.fill_(best)
-        return {"beta": best, "of": found}
+        return {"beta": best}
 
 
 def in_sets(owners_S: Tensor, *, causal: bool) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from recpipe.pipelines import embed, evaluate, ingest, report, semantic_ids, train
+from recpipe.pipelines import embed, ensemble, evaluate, ingest, report, semantic_ids, ties, train
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Maps what follows `--pipelines` to a pipeline; `__default__` is all of them."""
+    """Maps what follows `--pipelines` to a pipeline; `__default__` is all but those that must be asked for."""
     stages = {
         "ingest": ingest.create_pipeline(),
         "embed": embed.create_pipeline(),
@@ -17,4 +17,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "evaluate": evaluate.create_pipeline(),
         "report": report.create_pipeline(),
     }
-    return {**stages, "__default__": sum(stages.values(), start=Pipeline([]))}
+    by_name = {"ensemble": ensemble.create_pipeline(), "ties": ties.create_pipeline()}
+    return {**stages, **by_name, "__default__": sum(stages.values(), start=Pipeline([]))}

@@ -13,6 +13,8 @@ from kedro.framework.startup import bootstrap_project
 from recpipe.pipelines import zoo
 from recpipe.pipelines.modalities import MODALITIES
 
+ASKED_FOR = {"ensemble", "ties"}  # pipelines that are no part of a run of the whole project
+
 
 @pytest.fixture
 def registered(project_copy: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
@@ -42,11 +44,13 @@ def test_models_are_the_files_and_each_file_holds_the_block_of_its_name(project:
 
 def test_every_node_is_tagged_shared_with_its_model_or_with_modalities_and_nothing_else(registered) -> None:
     stages = {"ingest", "embed", "semantic_ids", "train", "evaluate", "report"}
-    assert set(registered) == stages | {"__default__"}
-    for name in stages - {"embed", "semantic_ids"}:
+    assert set(registered) == stages | ASKED_FOR | {"__default__"}
+    for name in stages | ASKED_FOR - {"embed", "semantic_ids"}:
         assert registered[name].nodes, name
+    for name in {"ties", *stages} - {"embed", "semantic_ids"}:
         for node in registered[name].nodes:
             assert node.tags == {node.namespace or "shared"}, node.name
+    assert {(node.namespace, *node.tags) for node in registered["ensemble"].nodes} == {("ensemble", "shared")}
     tags = {node.name: node.tags for node in registered["embed"].nodes}
     assert tags == {
         "embed_text": {"text", "text_image"},
@@ -56,12 +60,12 @@ def test_every_node_is_tagged_shared_with_its_model_or_with_modalities_and_nothi
     for node in registered["semantic_ids"].nodes:
         assert node.tags == {node.namespace.removesuffix("_ids")} < set(MODALITIES), node.name
     assert {node.name for node in registered["__default__"].nodes} == {
-        node.name for name, pipeline in registered.items() if name != "__default__" for node in pipeline.nodes
+        node.name for name in stages for node in registered[name].nodes
     }
 
 
 def test_every_model_has_its_own_train_and_evaluate(project: Path, registered) -> None:
-    for name in ("train", "evaluate"):
+    for name in ("train", "evaluate", "ties"):
         found = {node.namespace for node in registered[name].nodes if node.namespace}
         assert found == on_disk(project)
 
@@ -83,7 +87,7 @@ def test_declared_models_replace_those_of_the_project_folder(registered) -> None
 
 def test_inputs_stand_in_the_order_of_the_signature(registered) -> None:
     """Kedro takes the type of a parameter by position, also where inputs are given by name."""
-    for node in registered["__default__"].nodes:
+    for node in (node for pipeline in registered.values() for node in pipeline.nodes):
         arguments = inspect.signature(node.func).parameters
         for argument, dataset in zip(arguments, node.inputs, strict=False):
             if dataset.startswith("params:") and argument != "model":
@@ -104,15 +108,15 @@ def test_the_leaderboard_comes_after_every_evaluation(registered) -> None:
 def test_everything_that_flows_has_an_entry_and_every_path_is_the_projects(
     catalog, registered, project_copy
 ) -> None:
-    flowing = {name for name in registered["__default__"].datasets() if not name.startswith("params:")}
-    for name in flowing:
+    everything = {name for pipeline in registered.values() for name in pipeline.datasets()}
+    for name in (name for name in everything if not name.startswith("params:")):
         dataset = catalog.get(name)
         assert dataset is not None, name
         assert type(dataset).__name__ != "MemoryDataset", name
         path = getattr(dataset, "_filepath", None) or dataset._path
         assert Path(path).is_relative_to(project_copy / "data"), name
         assert dataset.metadata["kedro-viz"]["layer"], name
-    for name in (name for name in registered["__default__"].datasets() if name.startswith("params:")):
+    for name in (name for name in everything if name.startswith("params:")):
         assert name in catalog
 
 
@@ -184,7 +188,7 @@ def test_layers_never_turn_back(catalog, registered) -> None:
     def layer(name: str) -> int:
         return order.index(catalog.get(name).metadata["kedro-viz"]["layer"])
 
-    for node in registered["__default__"].nodes:
+    for node in (node for pipeline in registered.values() for node in pipeline.nodes):
         read = [layer(name) for name in node.inputs if not name.startswith("params:")]
         written = [layer(name) for name in node.outputs]
         assert max(read, default=0) <= min(written), node.name

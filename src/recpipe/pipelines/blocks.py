@@ -35,6 +35,40 @@ class ReportBlock(Block):
     recommended: PositiveInt
 
 
+class EnsembleBlock(Block):
+    """conf/base/parameters/ensemble.yml."""
+
+    members: str | None
+    method: str
+    weights: str | PositiveInt
+    constant: float
+    metric: str
+
+    def names(self) -> list[str]:
+        """Raises ValueError where there are none."""
+        if not self.members:
+            raise ValueError("ensemble.members is not set: name two or more models, as in sasrec+item_knn")
+        return self.members.split("+")
+
+    def given_weights(self) -> str | list[float]:
+        """`valid`, `equal` or one number a member."""
+        if self.weights in ("valid", "equal"):
+            return str(self.weights)
+        try:
+            return [float(weight) for weight in str(self.weights).split("+")]
+        except ValueError:
+            raise ValueError(
+                f"ensemble.weights is {self.weights!r}; allowed: valid, equal, or a number for each member, as 2+1"
+            ) from None
+
+
+class TiesBlock(Block):
+    """conf/base/parameters/ties.yml."""
+
+    permutations: PositiveInt
+    seed: NonNegativeInt
+
+
 class ItemTable(Block):
     """More columns of the items, from a file in the folder of the raw data."""
 

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--modalities", nargs="+", default=["text"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.0, 0.1, 0.2, 0.3])
     parser.add_argument("--last", type=int, default=10, help="events that make the query")
-    parser.add_argument("--decay", type=float, default=0.8)
+    parser.add_argument("--decay", type=float, default=0.5)
     parser.add_argument("-k", type=int, default=10)
     asked = parser.parse_args()
     try:

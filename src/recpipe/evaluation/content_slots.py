@@ -30,7 +30,7 @@ class ContentSlots:
 
     share: float = 0.0
     last: int | None = 10
-    decay: float = 0.8
+    decay: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:

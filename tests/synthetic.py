@@ -13,6 +13,7 @@ from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, model_class
+from recpipe.semantic_ids.catalogue import CatalogueIds
 
 
 def sequences(rows: list[list[int]], *, times: bool = True) -> Sequences:
@@ -85,6 +86,7 @@ def catalogue(items: int, *, width: int = 6, seed: int = 0) -> tuple[dict, dict]
     return columns, vectors
 
 
+IDS = {"mql4grec": ("text", "image")}  # modalities of the ids that a model reads in tests; text by default
 VECTORS = {"setrec": "plot+collaborative"}  # of models that know items by nothing else
 FULL = {"items": "genres+price", "users": "country+age", "events": "rating+hour+weekday+gap"}
 
@@ -95,7 +97,17 @@ def side_of(data: Sequences, n_items: int, **asked: str | bool) -> Side:
 
 
 def untrained(name: str, config: dict, data: Sequences, *, n_items: int, max_length: int) -> Recommender:
-    """A model as the registry builds it; one that cannot do without vectors gets some."""
-    vectors = VECTORS.get(name, "text")
-    side = side_of(data, n_items, vectors=vectors) if "vectors" in model_class(name).needs else None
-    return build(name, config, n_items=n_items, max_length=max_length, side=side)
+    """A model as the registry builds it; one that cannot do without vectors or semantic ids gets some."""
+    cls, vectors = model_class(name), VECTORS.get(name, "text")
+    side = side_of(data, n_items, vectors=vectors) if "vectors" in cls.needs else None
+    ids = {modality: catalogue_ids(n_items, seed=seed) for seed, modality in enumerate(IDS.get(name, ("text",)))}
+    given = ids if cls.reads_ids else None
+    return build(name, config, n_items=n_items, max_length=max_length, side=side, ids=given)
+
+
+def catalogue_ids(n_items: int, *, sizes: tuple[int, ...] = (4, 4, 4), seed: int = 0) -> CatalogueIds:
+    """Different random ids, of no more items than there are codes."""
+    chosen = np.random.default_rng(seed).choice(int(np.prod(sizes)), n_items, replace=False)
+    codes = np.full((n_items + 1, len(sizes)), -1, np.int64)
+    codes[1:] = np.stack(np.unravel_index(chosen, sizes), 1)
+    return CatalogueIds(codes, sizes, f"source{seed}", "quantizer")

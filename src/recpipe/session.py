@@ -61,11 +61,16 @@ class RecpipeSession(KedroSession):
         baselines = dataset.get("baselines", conf["baselines"])
         described = content_tags(asked, conf, options)
         given = winning(asked, conf)
-        vectors = vectors_asked(given, conf)
-        able = [name for name in within_protocol(asked, conf) if _described(vectors.get(name, ()), described)]
+        reads = inputs_asked(given, conf)
+        able = [
+            name for name in within_protocol(asked, conf) if _described(reads[name].modalities, described)
+        ]
+        check_described(
+            chosen_models(model, list(conf["models"])) if model != ALL else [], reads, asked, conf
+        )
         options["tags"] = tags(model, conf["models"], baselines, options, described, able)
         self._store["runtime_params"] = given  # `store` is a copy
-        zoo.declare(conf["models"], vectors)
+        zoo.declare(conf["models"], reads)
         try:
             return super().run(**options)
         except KeyboardInterrupt as stop:
@@ -73,11 +78,6 @@ class RecpipeSession(KedroSession):
                 log.warning("%s", stop)
             raise
 
-    def _parameters_without(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters as the files have them, so that what was asked for can be held against them."""
-        loader = settings.CONFIG_LOADER_CLASS(
-            conf_source=self._conf_source, env=self.store.get("env"), **settings.CONFIG_LOADER_ARGS
-        )
     def _every_seed(
         self, seeds: list[int], asked: Mapping[str, Any], options: dict[str, Any]
     ) -> dict[str, Any]:
@@ -98,15 +98,15 @@ class RecpipeSession(KedroSession):
                 found = session.run(**{**options, "pipeline_names": pipelines})
         return found
 
+    def _parameters_without(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters as the files have them, so that what was asked for can be held against them."""
+        loader = settings.CONFIG_LOADER_CLASS(
+            conf_source=self._conf_source, env=self.store.get("env"), **settings.CONFIG_LOADER_ARGS
+        )
         conf: dict[str, Any] = loader["parameters"]
         return conf
 
 
-def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """`asked`, repeated where the files override it: the data set's `protocol`, `cold_users`, `embed` and
-    `semantic_ids`, a model's `train` and `side`, and the model's block for the data set.
-
-    What is said on the command line wins over what a data set or a model says, and that over the common block; of
 def seeds_asked(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[int]:
     """The seeds to run one after the other. Raises `Refused` for what is none, and where one seed is given too."""
     try:
@@ -118,6 +118,11 @@ def seeds_asked(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> list[int]:
     return [] if "seeds" not in asked and "seed" in asked else found
 
 
+def winning(asked: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
+    """`asked`, repeated where the files override it: the data set's `protocol`, `cold_users`, `embed` and
+    `semantic_ids`, a model's `train` and `side`, and the model's block for the data set.
+
+    What is said on the command line wins over what a data set or a model says, and that over the common block; of
     two things said, the one with the longer name wins.
     """
     dataset = asked.get("dataset", conf["dataset"])
@@ -146,20 +151,34 @@ def with_side(conf: Mapping[str, Any]) -> dict[str, Any]:
     return {**conf, "models": models}
 
 
-def vectors_asked(given: Mapping[str, Any], conf: Mapping[str, Any]) -> zoo.Reads:
-    """The modalities whose vectors each model reads in a run with `given`. Raises `Refused` for an unknown one."""
+def inputs_asked(given: Mapping[str, Any], conf: Mapping[str, Any]) -> zoo.Reads:
+    """What each model reads in a run with `given`. Raises `Refused` for an unknown modality or model."""
     from recpipe.pipelines.blocks import merged
 
     try:
-        return zoo.vectors_asked(merged(conf, given))
+        return zoo.asked(merged(conf, given))
     except ValueError as error:
         raise Refused(str(error)) from error
 
 
-def _described(vectors: Iterable[str], modality: list[str]) -> bool:
-    """Whether a run of these modalities makes all of the `vectors`."""
+def check_described(
+    wanted: Iterable[str], reads: zoo.Reads, asked: Mapping[str, Any], conf: Mapping[str, Any]
+) -> None:
+    """Raises `Refused` for a model whose ids the data set has no content for."""
+    dataset = asked.get("dataset", conf["dataset"])
+    content = conf["datasets"][dataset].get("content") or {}
+    for name in wanted:
+        for modality in reads[name].ids:
+            try:
+                modalities.check([modality], dataset, content)
+            except ValueError as error:
+                raise Refused(f"model {name!r} reads {modality} ids: {error}") from error
+
+
+def _described(wanted: Iterable[str], modality: list[str]) -> bool:
+    """Whether a run of these modalities makes all vectors and ids that are `wanted`."""
     made = {*modality, *(part for name in modality for part in modalities.READS[name])}
-    return made.issuperset(vectors)
+    return made.issuperset(wanted)
 
 
 def _at(block: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:

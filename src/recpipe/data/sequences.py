@@ -93,6 +93,11 @@ class Sequences:
             None if self.context is None else np.clip(self.context[rows] - start, 0, None),
         )
 
+    def events(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All events of ``rows`` as (place in rows, item), both (n,) int64."""
+        chosen = self.select(rows, np.zeros(len(rows), np.int64), self.lengths[rows])
+        return np.repeat(np.arange(len(rows)), chosen.lengths), chosen.items.astype(np.int64)
+
     def described(self, users: pa.Table) -> Sequences:
         """The same events with the columns of ``users`` (``user_id`` and more) as profiles, null where unknown."""
         table = in_order(users, "user_id", self.users)

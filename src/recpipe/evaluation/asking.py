@@ -11,7 +11,6 @@ import pyarrow as pa
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.evaluation.recommendations import recommendations_table
-from recpipe.models.recommender import Scorer
 from recpipe.training.bundle import Bundle
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,6 @@ def recommend(
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least one item")
     model = bundle.model
-    assert isinstance(model, Scorer)
     asked = _sequences(bundle, histories, timestamps)
     if profiles is not None:
         asked = asked.described(profiles)

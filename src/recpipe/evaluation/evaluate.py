@@ -20,7 +20,6 @@ from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.evaluation.metrics import coverage, metrics_from_ranks, warm_and_cold_items
 from recpipe.evaluation.ranking import Ranking, rank_fold
 from recpipe.evaluation.recommendations import recommendations_table
-from recpipe.models.recommender import Scorer
 from recpipe.training.bundle import Bundle
 
 WITHOUT_EFFECT = {"device", "resume", "log_every"}  # of the train settings: they make no other model
@@ -121,7 +120,6 @@ def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10") -> Any:
 
 
 def _rank(bundle: Bundle, fold: Fold, protocol: Protocol, k: int) -> Ranking:
-    assert isinstance(bundle.model, Scorer)
     return rank_fold(bundle.model, fold.asking(protocol), exclude_seen=protocol.exclude_seen, k=k)
 
 

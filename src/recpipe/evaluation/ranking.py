@@ -10,8 +10,9 @@ import pyarrow as pa
 import torch
 
 from recpipe.data.sequences import Fold, Vocabulary
+from recpipe.models.generator import Generator
 from recpipe.models.ordering import rank_of, top_k
-from recpipe.models.recommender import Scorer
+from recpipe.models.recommender import Recommender, Scorer
 
 TARGETS_AT_ONCE = 1 << 24  # elements of the comparison for users with several targets
 
@@ -43,12 +44,16 @@ class Ranking:
         )
 
 
-def rank_fold(model: Scorer, fold: Fold, *, exclude_seen: bool, k: int) -> Ranking:
+def rank_fold(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int) -> Ranking:
     """Ranks every target of ``fold`` among the full catalogue and keeps each user's best ``k`` items.
 
-    A target that is excluded (seen before, with ``exclude_seen``) gets rank 0: a miss, to be counted as such.
-    Raises ValueError for NaN scores.
+    A target that is excluded (seen before, with ``exclude_seen``) gets rank 0: a miss, to be counted as such; so does
+    one that is not in the list of a generator, which is as long as its beam. Raises ValueError for NaN scores.
     """
+    if isinstance(model, Generator):
+        return _rank_lists(model, fold, exclude_seen=exclude_seen, k=k)
+    if not isinstance(model, Scorer):
+        raise TypeError(f"{type(model).__name__} neither scores the catalogue nor generates lists")
     started = time.perf_counter()
     targets, k = fold.targets, min(k, model.n_items)
     owner = np.repeat(np.arange(len(fold)), targets.lengths)
@@ -65,6 +70,22 @@ def rank_fold(model: Scorer, fold: Fold, *, exclude_seen: bool, k: int) -> Ranki
         wanted = torch.from_numpy(targets.items[place].astype(np.int64)).to(scores.device)
         rank[place] = _ranks(scores, torch.from_numpy(row).to(scores.device), wanted)
     return Ranking(owner, rank, candidates[owner], items, values, normalizer, time.perf_counter() - started)
+
+
+def _rank_lists(model: Generator, fold: Fold, *, exclude_seen: bool, k: int) -> Ranking:
+    """Scores are log-probabilities of items already, so their normalizer is 0."""
+    started = time.perf_counter()
+    targets = fold.targets
+    owner = np.repeat(np.arange(len(fold)), targets.lengths)
+    most = min(max(k, model.config.beam), model.n_items)
+    items, values = model.recommend(fold.histories, most, exclude_seen=exclude_seen)
+    found = items[owner] == targets.items[:, None]
+    rank = np.where(found.any(1), found.argmax(1) + 1, 0).astype(np.int32)
+    candidates = model.allowed_count(fold.histories, exclude_seen=exclude_seen).astype(np.int32)
+    seconds = time.perf_counter() - started
+    normalizer = np.zeros(len(fold), np.float32)
+    k = min(k, model.n_items)
+    return Ranking(owner, rank, candidates[owner], items[:, :k], values[:, :k], normalizer, seconds)
 
 
 def _places(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

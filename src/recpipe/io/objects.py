@@ -92,18 +92,22 @@ class ObjectDataset(AbstractDataset[Any, Any]):
 
 
 class BundleDataset(AbstractVersionedDataset[Any, Any]):
-    """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent."""
+    """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
+
+    `optional` loads None while there is none.
+    """
 
     def __init__(
         self,
         *,
         filepath: str,
         device: str = "cpu",
+        optional: bool = False,
         version: Version | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(filepath=PurePosixPath(filepath), version=version)
-        self._device = device
+        self._device, self._optional = device, optional
         self.metadata = metadata
 
     def _describe(self) -> dict[str, Any]:
@@ -112,6 +116,8 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
     def load(self) -> Any:
         from recpipe.training.bundle import load_bundle
 
+        if self._optional and not Path(self._filepath).is_dir():
+            return None
         return load_bundle(Path(self._get_load_path()), device=self._device)
 
     def save(self, data: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch, DeviceSequences, in_buckets
 from recpipe.data.protocol import TIMES
 from recpipe.data.sequences import Sequences
+from recpipe.layers.codes import ItemCodes
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.inputs import ItemInput
 from recpipe.layers.side import Side
@@ -35,9 +36,10 @@ class Recommender(nn.Module):
     ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
     fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
     the scores is the model's own probability of the next item. ``takes_side``: it reads side information, and cannot do
-    without what ``needs`` names of the block ``side``. ``layouts`` of training batches that it can read: padded,
-    packed. A model that weighs the past by time has the setting ``time_mode``, in the words of ``Protocol.time``.
-    ``cold_users``, once there, answers for users without history.
+    without what ``needs`` names of the block ``side``. ``reads_ids``: it is built with the semantic ids of its items.
+    ``losses`` that it can be trained with, all of them where it names none. ``layouts`` of training batches that it
+    can read: padded, packed. A model that weighs the past by time has the setting ``time_mode``, in the words of
+    ``Protocol.time``. ``cold_users``, once there, answers for users without history.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Recommender(nn.Module):
     closed_form: ClassVar[bool] = False
     probabilistic: bool = True
     takes_side: ClassVar[bool] = False
+    reads_ids: ClassVar[bool] = False
+    losses: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[tuple[str, ...]] = ("padded",)
     config: Any
@@ -87,10 +91,24 @@ class Recommender(nn.Module):
         stop = histories.offsets[1:]
         return known[stop] == known[np.maximum(histories.offsets[:-1], stop - self.max_length)]
 
+    def cold_scores(self, histories: Sequences, rows: np.ndarray) -> Tensor:
+        """(n, I + 1) scores of ``rows`` (n,), users that fall back."""
+        assert self.cold_users is not None
+        none = np.zeros(len(rows), np.int64)
+        return self.cold_users.scores(self.cold_users.segments(histories.select(rows, none, none)))
+
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         """``sequences`` where the model is, with the features that it reads."""
         features = self.side.encoded(sequences) if self.side is not None else {}
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
+
+    def item_vectors(self) -> Tensor:
+        """(I + 1, D) what it scores items with; row 0 is padding. Raises ValueError if it has no such table."""
+        raise ValueError(f"{type(self).__name__} has no vectors of items that another model could read")
+
+    def item_codes(self) -> dict[str, ItemCodes]:
+        """The semantic ids that it was built with, by modality."""
+        return {}
 
     @property
     def requires_time(self) -> str:
@@ -115,6 +133,8 @@ class Recommender(nn.Module):
                     name.rpartition(".")[2], torch.empty_like(tensors[name], device=buffer.device)
                 )
         self.load_state_dict(dict(tensors), strict=True)
+        for codes in self.item_codes().values():
+            codes.forget()
 
 
 class Scorer(Recommender):
@@ -156,21 +176,16 @@ class Scorer(Recommender):
                 if len(rows) == 0:
                     continue
                 own, batch = not cold[rows[0]], data.batch(rows)
-                scores = self.score(batch).float() if own else self._cold(histories, rows)
+                scores = self.score(batch).float() if own else self.cold_scores(histories, rows)
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
                 scores[:, 0] = -torch.inf
                 if candidates is not None:
                     scores.masked_fill_(~candidates.to(scores.device), -torch.inf)
                 if exclude_seen:
-                    row, item = _events(histories, rows)
+                    row, item = map(torch.from_numpy, histories.events(rows))
                     scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
                 yield rows, self.refine(batch, scores) if own else scores
-
-    def _cold(self, histories: Sequences, rows: np.ndarray) -> Tensor:
-        assert self.cold_users is not None
-        none = np.zeros(len(rows), np.int64)
-        return self.cold_users.scores(self.cold_users.segments(histories.select(rows, none, none)))
 
     def recommend(
         self,
@@ -220,6 +235,9 @@ class NextItem(Scorer):
         hidden = self.encode(self.items.embed(inputs, table), inputs)[real]
         return criterion(*self.output(hidden, self.items.head(table)), targets[real])
 
+    def item_vectors(self) -> Tensor:
+        return self.items.head(self.items.table())
+
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states (B, T, D) of events, oldest first."""
         return self.encode(self.items.embed(batch, self.items.table()), batch)
@@ -233,10 +251,3 @@ class NextItem(Scorer):
             hidden[torch.arange(len(last), device=last.device), last], self.items.head(table)
         )
         return hidden @ head.T
-
-
-def _events(histories: Sequences, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """All events of ``rows`` as (place in rows, item), both (n,)."""
-    chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
-    owner = np.repeat(np.arange(len(rows)), chosen.lengths)
-    return torch.from_numpy(owner), torch.from_numpy(chosen.items.astype(np.int64))

@@ -14,19 +14,23 @@ from typing import Any
 import recpipe.models
 from recpipe.layers.side import Side, SideConfig, names
 from recpipe.models.recommender import Recommender
+from recpipe.semantic_ids.catalogue import CatalogueIds
 
-NOT_MODELS = {"recommender", "registry", "ordering"}
-RESERVED = {"type", "train", "side", "datasets"}
+NOT_MODELS = {"recommender", "generator", "registry", "ordering"}
+RESERVED = {"type", "train", "side", "datasets", "ids", "collaborative"}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A conf block resolved for one data set: class, settings, overrides of ``train``, and side information."""
+    """A conf block resolved for one data set: class, settings, overrides of ``train``, side information, and the
+    modalities of the semantic ids, in the order of the block.
+    """
 
     type: str
     config: dict[str, Any]
     train: dict[str, Any]
     side: dict[str, Any]
+    ids: tuple[str, ...] = ()
 
 
 def types() -> list[str]:
@@ -57,7 +61,7 @@ def model_class(type_: str) -> type[Recommender]:
 
 
 def resolve(block: Mapping[str, Any], dataset: str) -> ModelSpec:
-    """A conf block ``{type, <settings>, train, side, datasets: {<name>: {<settings>, train, side}}}`` for one set."""
+    """A conf block ``{type, <settings>, train, side, ids, datasets: {<name>: {the same}}}`` for one data set."""
     own = dict((block.get("datasets") or {}).get(dataset) or {})
     if "type" in own or "datasets" in own:
         raise ValueError(
@@ -65,7 +69,8 @@ def resolve(block: Mapping[str, Any], dataset: str) -> ModelSpec:
         )
     settings = {key: value for key, value in {**block, **own}.items() if key not in RESERVED}
     train, side = ({**(block.get(key) or {}), **(own.get(key) or {})} for key in ("train", "side"))
-    return ModelSpec(str(block["type"]), settings, train, side)
+    ids = names({**block, **own}.get("ids") or "none")
+    return ModelSpec(str(block["type"]), settings, train, side, ids)
 
 
 def side_config(spec: ModelSpec, common: Mapping[str, Any] | None = None, *, where: str) -> SideConfig:
@@ -92,13 +97,26 @@ def _check_needs(cls: type[Recommender], config: SideConfig, where: str) -> None
 
 
 def build(
-    type_: str, config: Mapping[str, Any], *, n_items: int, max_length: int, side: Side | None = None
+    type_: str,
+    config: Mapping[str, Any],
+    *,
+    n_items: int,
+    max_length: int,
+    side: Side | None = None,
+    ids: Mapping[str, CatalogueIds] | None = None,
 ) -> Recommender:
-    """An untrained model. Raises ValueError that names unknown settings and the known ones."""
+    """An untrained model; ``ids`` by modality for one that reads them.
+
+    Raises ValueError that names unknown settings and the known ones, or what the model cannot do without.
+    """
     cls = model_class(type_)
     made = configured(cls.Config, config, where=f"model type {type_}")
     _check_needs(cls, SideConfig() if side is None else side.config, f"model type {type_}")
-    given = {"side": side} if cls.takes_side else {}
+    if bool(ids) != cls.reads_ids:
+        what = "cannot do without `ids`, such as `ids: text`" if cls.reads_ids else "reads no semantic ids"
+        raise ValueError(f"models of type {type_} {what}; see their block in conf/base/parameters/models")
+    given: dict[str, Any] = {"side": side} if cls.takes_side else {}
+    given |= {"ids": ids} if cls.reads_ids else {}
     return cls(made, n_items=n_items, max_length=max_length, **given)
 
 

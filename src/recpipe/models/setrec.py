@@ -156,7 +156,7 @@ class SETRec(Scorer):
         (B, T), M = items_BT.shape, self.items.count
         owners_S = F.pad(torch.arange(1, T + 1, device=items_BT.device).repeat_interleave(M), (1, 0))
         mask_BS = F.pad((items_BT > 0).repeat_interleave(M, 1), (1, 0), value=True)
-        events = F.embedding(items_BT, tokens.flatten(1)).view(B, T * M, -1)
+        events = F.embedding(items_BT, tokens.flatten(1)).view(B, T * M, self.config.dim)
         x_BSD = torch.cat([self.start.expand(B, 1, -1), events], 1) * math.sqrt(self.config.dim)
         sees_SS = in_sets(owners_S, causal=self.config.one_pass)
         encoded = self.encoder(x_BSD, mask_BS, attention=sees_SS, positions=owners_S)

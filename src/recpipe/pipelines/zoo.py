@@ -2,14 +2,15 @@
 
 A model is a file conf/<env>/parameters/models/<name>.yml. Kedro builds pipelines without telling them which
 configuration is used, so a session declares what it read; without one (`kedro registry list`, kedro-viz) the
-project's own conf folder is looked at. So it is with the item vectors that a model's block `side` asks for: only such
-models have them as inputs.
+project's own conf folder is looked at. So it is with what a model's block asks for besides the split: item vectors,
+semantic ids, the items of another model. Only such models have them as inputs.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import reduce, wraps
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,46 @@ from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
 from recpipe.pipelines.blocks import merged
-from recpipe.pipelines.modalities import MODALITIES, NONE
+from recpipe.pipelines.modalities import MODALITIES, NONE, group
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 SHARED = "shared"
-Reads = dict[str, tuple[str, ...]]  # by model, the modalities whose vectors it reads
+COLLABORATIVE = "collaborative"  # vectors of items that are those of another model
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model reads besides the split: modalities of item vectors and of semantic ids, and another model."""
+
+    vectors: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    collaborative: str | None = None
+
+    @property
+    def modalities(self) -> set[str]:
+        """All that a run has to make for it."""
+        return {*self.vectors, *self.ids}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Arguments of `train_model` and the datasets they are, in the order of its signature."""
+        found = {f"{name}_embeddings": f"{name}_embeddings" for name in MODALITIES if name in self.vectors}
+        for name in (name for name in MODALITIES if name in self.ids):
+            found |= {
+                f"{name}_ids": f"{group(name)}.semantic_ids",
+                f"{name}_tree": f"{group(name)}.prefix_tree",
+            }
+        return found | ({} if self.collaborative is None else {COLLABORATIVE: f"{self.collaborative}.bundle"})
+
+
+Reads = dict[str, Asked]  # by model
 _declared: list[Reads] = []  # at most one entry: the last session's
 
 
-def declare(names: Iterable[str], vectors: Mapping[str, Iterable[str]] | None = None) -> None:
-    """From now on pipelines are built for `names`, which read `vectors`; those built for others are forgotten."""
-    found = {name: tuple((vectors or {}).get(name, ())) for name in sorted(names)}
+def declare(names: Iterable[str], reads: Mapping[str, Asked] | None = None) -> None:
+    """From now on pipelines are built for `names`, which read `reads`; those built for others are forgotten."""
+    found = {name: (reads or {}).get(name, Asked()) for name in sorted(names)}
     if _declared != [found]:
         _declared[:] = [found]
         pipelines.configure("recpipe.pipeline_registry")
@@ -42,33 +71,45 @@ def models() -> tuple[str, ...]:
     return tuple(_declared[0]) if _declared else tuple(sorted({file.stem for file in _files()}))
 
 
-def vectors() -> Reads:
-    """The modalities that each model reads vectors of."""
+def reads() -> Reads:
+    """What each model reads besides the split."""
     if _declared:
         return _declared[0]
     folders = _folders()
     defaults = [_yaml(folder / "globals.yml") for folder in folders]
     side = [_yaml(folder / "parameters" / "side.yml") for folder in folders]
     conf: dict[str, Any] = reduce(merged, [*defaults, *side, *map(_yaml, _files())], {})
-    return vectors_asked(conf) if "dataset" in conf else {}
+    return asked(conf) if "dataset" in conf else {}
 
 
-def vectors_asked(conf: Mapping[str, Any]) -> Reads:
-    """What the blocks `side` of the parameters `conf` ask for. Raises ValueError for an unknown modality."""
+def asked(conf: Mapping[str, Any]) -> Reads:
+    """What the models of the parameters `conf` ask for. Raises ValueError for an unknown modality or model."""
     common = (conf.get("side") or {}).get("vectors", NONE)
-    found = {}
-    for model, block in conf["models"].items():
-        of_dataset = (block.get("datasets") or {}).get(conf["dataset"]) or {}
-        own = {**(block.get("side") or {}), **(of_dataset.get("side") or {})}
-        asked = own.get("vectors", common) or NONE
-        if asked == NONE or ("vectors" not in own and not _takes_side(str(block["type"]))):
-            continue
-        names = tuple(dict.fromkeys(str(asked).split("+")))
-        if unknown := [name for name in names if name not in MODALITIES]:
-            allowed = f"choose {', '.join(MODALITIES)}, several as a+b, or {NONE}"
-            raise ValueError(f"models.{model}.side.vectors: unknown vectors {unknown[0]!r}; {allowed}")
-        found[model] = names
-    return found
+    return {model: _asked(model, conf, common) for model in conf["models"]}
+
+
+def _asked(model: str, conf: Mapping[str, Any], common: str) -> Asked:
+    block = conf["models"][model]
+    own = {**block, **((block.get("datasets") or {}).get(conf["dataset"]) or {})}
+    side = {**(block.get("side") or {}), **(own.get("side") or {})}
+    wanted = side.get("vectors", common if _takes_side(str(block["type"])) else NONE)
+    vectors = _names(wanted, (*MODALITIES, COLLABORATIVE), f"models.{model}.side.vectors")
+    ids = _names(own.get("ids", NONE), MODALITIES, f"models.{model}.ids")
+    other = own.get(COLLABORATIVE) if COLLABORATIVE in vectors else None
+    if COLLABORATIVE in vectors and other not in set(conf["models"]) - {model}:
+        raise ValueError(
+            f"models.{model}.{COLLABORATIVE} is {other!r}; name the model whose items are read, one of "
+            f"{', '.join(sorted(set(conf['models']) - {model}))}"
+        )
+    return Asked(tuple(name for name in vectors if name != COLLABORATIVE), ids, other)
+
+
+def _names(value: Any, allowed: tuple[str, ...], where: str) -> tuple[str, ...]:
+    names = () if value in (None, NONE) else tuple(dict.fromkeys(str(value).split("+")))
+    if unknown := [name for name in names if name not in allowed]:
+        what = f"choose {', '.join(allowed)}, several as a+b, or {NONE}"
+        raise ValueError(f"{where}: unknown {where.rpartition('.')[2]} {unknown[0]!r}; {what}")
+    return names
 
 
 def _takes_side(kind: str) -> bool:

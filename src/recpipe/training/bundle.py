@@ -21,6 +21,7 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
+from recpipe.semantic_ids.catalogue import CatalogueIds
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 
@@ -54,6 +55,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "train_events": pa.array(bundle.train_events, pa.int64()),
     }
     pq.write_table(pa.table(items), folder / ITEMS, compression="zstd")
+    ids = {name: codes.described() for name, codes in bundle.model.item_codes().items()}
     described = {
         "format": 1,
         "name": bundle.name,
@@ -61,6 +63,11 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "config": dataclasses.asdict(bundle.model.config),
         "max_length": bundle.model.max_length,
         **({} if bundle.model.side is None else {"side": bundle.model.side.to_dict()}),
+        **(
+            {"ids": ids}
+            if (ids := {name: codes.described() for name, codes in bundle.model.item_codes().items()})
+            else {}
+        ),
         **({} if bundle.model.cold_users is None else {"cold_users": bundle.model.cold_users.to_dict()}),
         "protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()},
         "training": bundle.training,
@@ -84,6 +91,10 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
         n_items=len(vocabulary),
         max_length=described["max_length"],
         side=Side.from_dict(described["side"]) if "side" in described else None,
+        ids={
+            name: CatalogueIds.empty(fields, len(vocabulary))
+            for name, fields in described.get("ids", {}).items()
+        },
     )
     if "cold_users" in described:  # bundles of before there were any have none
         model.cold_users = ColdUsers.from_dict(described["cold_users"], n_items=len(vocabulary))
@@ -91,6 +102,8 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
         model.load_tensors(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG} or is not whole: {error}") from error
+    for name, codes in model.item_codes().items():
+        codes.check(described["ids"][name]["digest"])
     return Bundle(
         described["name"],
         described["type"],

@@ -47,7 +47,14 @@ from recpipe.training.losses import AMINCE, make_loss
 from recpipe.training.memory import peak_memory_mib, reset_peak_memory
 from recpipe.training.module import TrainingModule, Validate
 from recpipe.training.schedules import WITHOUT_END
-from recpipe.training.settings import PRECISIONS, TrainSettings, check_layout, choose_device, choose_precision
+from recpipe.training.settings import (
+    PRECISIONS,
+    TrainSettings,
+    check_layout,
+    check_loss,
+    choose_device,
+    choose_precision,
+)
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +117,7 @@ def train(
         raise ValueError("train.put_back needs the training set alone as well, for the number of its steps")
     model = model_factory()
     check_layout(settings, type(model))
+    check_loss(settings, type(model))
     fallback = _fallback(cold_users, data, model, seed)
     started = time.perf_counter()
     if model.closed_form:
@@ -287,6 +295,7 @@ def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommend
         model.n_items,
         model.max_length,
         *([] if model.side is None else [model.side.fingerprint()]),
+        *(codes.described()["digest"] for codes in model.item_codes().values()),
     ]
     return hashlib.sha256(json.dumps([data, parts, seed, shape], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -88,6 +88,16 @@ def check_layout(settings: TrainSettings, model: type[Any]) -> None:
         )
 
 
+def check_loss(settings: TrainSettings, model: type[Any]) -> None:
+    """Raises ValueError if ``model``, a class of recommenders, cannot be trained with ``settings.loss``."""
+    name = settings.loss.get("name")
+    if not model.closed_form and model.losses and name not in model.losses:
+        raise ValueError(
+            f"train.loss is {name} and {model.__name__} is trained with {', '.join(model.losses)}; its targets are "
+            f"not items: set `train: {{loss: {{name: {model.losses[0]}}}}}` in its block"
+        )
+
+
 def choose_device(device: str) -> str:
     """``auto`` is cuda where there is one, else cpu. Raises ValueError for cuda without one."""
     if device == "auto":

@@ -5,25 +5,26 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines import zoo
-from recpipe.pipelines.modalities import MODALITIES
 from recpipe.pipelines.train.nodes import split_sequences, train_model
 from recpipe.pipelines.zoo import SHARED, for_every_model, named
 
 LOG = ["interactions", "users", "ingest_steps", "params:datasets", "params:dataset", "params:protocol"]
 # Saved in this order: after a crash in between, evaluate refuses older bundles, as the protocol is not theirs.
 PARTS = ["protocol", "vocabulary", "train_set", "valid_set", "test_set", "split_sizes"]
-VECTORS = {f"{modality}_embeddings" for modality in MODALITIES}
-READ_BY_MODELS = {"train_set", "valid_set", "vocabulary", "items", "protocol", *VECTORS}
+READ_BY_MODELS = {"train_set", "valid_set", "vocabulary", "items", "protocol", "start"}
 
 
 def create_pipeline() -> Pipeline:
     """The shared split, and `train_model` in the namespace of every model in the conf."""
     split = Pipeline([Node(split_sequences, LOG, PARTS, name="split_sequences")], tags=SHARED)
-    vectors = zoo.vectors()
-    return split + for_every_model(lambda name: _template(name, vectors.get(name, ())), inputs=READ_BY_MODELS)
+    reads = zoo.reads()
+    outside = READ_BY_MODELS.union(*(asked.inputs.values() for asked in reads.values()))
+    return split + for_every_model(
+        lambda name: _template(name, reads.get(name, zoo.Asked()).inputs), inputs=outside
+    )
 
 
-def _template(model: str, vectors: tuple[str, ...]) -> Pipeline:
+def _template(model: str, more: dict[str, str]) -> Pipeline:
     """The inputs stand in the order of the signature, from which Kedro takes their types."""
     inputs = {
         "train_set": "train_set",
@@ -39,6 +40,8 @@ def _template(model: str, vectors: tuple[str, ...]) -> Pipeline:
         "work_folder": "work_folder",
         "cold_users": "params:cold_users",
         "datasets": "params:datasets",
-        **{f"{modality}_embeddings": f"{modality}_embeddings" for modality in vectors},
+        "init_from": "params:init_from",
+        "start": "start",
+        **more,
     }
     return Pipeline([Node(named(train_model, model), inputs, ["bundle", "curves"], name="train_model")])

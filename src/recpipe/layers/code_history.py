@@ -1,0 +1,118 @@
+"""Histories as sequences of tokens, and which of them may see which.
+
+B batch, T events, W targets of a row, L levels, S places of the encoder, D width, U users.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recpipe.data.batches import Batch
+
+USER = "user.token"  # the feature that holds the hashed user, 0-based
+
+
+class Embedded(NamedTuple):
+    """A history as the encoder reads it."""
+
+    x: Tensor  # (B, S, D)
+    mask: Tensor  # (B, S) bool, what is not padding
+    event: Tensor  # (S,) the event of each place, -1 for what the history begins with
+
+
+class CodeInput(nn.Module):
+    """Histories (B, T) of items as places of an encoder: a beginning, then L tokens per event, or their sum.
+
+    ``total`` tokens of codes and ``levels``, both of all modalities together. Behind them: one token that histories
+    begin with, ``users`` that they begin with instead where there are any (groups, by hash, as in TIGER), and ``more``
+    tokens that are the model's to use, from ``more`` on.
+    """
+
+    def __init__(
+        self, total: int, levels: int, dim: int, *, users: int = 0, more: int = 0, summed: bool = False
+    ) -> None:
+        super().__init__()
+        self.total, self.users, self.summed = total, users, summed
+        self.begin = total + levels + 1
+        self.more = self.begin + 1 + users
+        self.weight = nn.Parameter(torch.empty(self.more + more, dim).normal_())
+        with torch.no_grad():
+            self.weight[0].zero_()
+
+    @property
+    def head(self) -> Tensor:
+        """(V + 1, D): the tokens that may be predicted, behind the row of padding."""
+        return self.weight[: self.total + 1]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(..., D)."""
+        return F.embedding(tokens, self.weight)
+
+    def forward(self, batch: Batch, tokens: Tensor) -> Embedded:
+        """``tokens`` (I + 1, L): those of every item."""
+        return self.of(tokens[batch.items], batch.mask, self.beginning(batch))
+
+    def of(self, tokens_BTL: Tensor, mask_BT: Tensor, beginning: Tensor) -> Embedded:
+        """The same for the tokens of every event, and the token (B,) that each history begins with."""
+        size, width, levels = tokens_BTL.shape
+        x = self.embed(tokens_BTL)
+        x = x.sum(2) if self.summed else x.flatten(1, 2)
+        each = 1 if self.summed else levels
+        real = mask_BT.repeat_interleave(each, 1)
+        return Embedded(
+            torch.cat([self.embed(beginning)[:, None], x], 1),
+            torch.cat([real.new_ones(size, 1), real], 1),
+            torch.arange(-each, width * each, device=x.device).div(each, rounding_mode="floor")[each - 1 :],
+        )
+
+    def beginning(self, batch: Batch) -> Tensor:
+        """(B,) tokens."""
+        begin = torch.full((len(batch.items),), self.begin, device=batch.items.device)
+        return begin + 1 + batch.features[USER][:, 0, 0] if self.users else begin
+
+    def features(self, users: np.ndarray) -> dict[str, np.ndarray]:
+        """What batches have to know of ``users`` (U,)."""
+        return {USER: user_tokens(users, self.users)} if self.users else {}
+
+
+def user_tokens(users: np.ndarray, groups: int) -> np.ndarray:
+    """(U, 1) int64 in 0 .. groups - 1, by MD5 of the user's id: the same wherever and whenever."""
+    digests = (hashlib.md5(str(user).encode(), usedforsecurity=False).digest() for user in users)
+    return np.array([int.from_bytes(each[:8], "big") % groups for each in digests], np.int64)[:, None]
+
+
+def targets_of(batch: Batch, known: Tensor, *, one_pass: bool) -> tuple[Batch, Tensor, Tensor]:
+    """Inputs, targets (B, W), and which of them are some (B, W): those of ``known`` (I + 1,) items.
+
+    ``one_pass``: every event of a row is the target of those before it; else its last one alone, W being 1.
+    """
+    inputs, targets = batch.inputs_and_targets()
+    if not one_pass:
+        targets = targets.gather(1, (inputs.lengths - 1).clamp(min=0)[:, None])
+    return inputs, targets, known[targets]
+
+
+def causal(event_S: Tensor) -> Tensor:
+    """(S, S) bool: a place sees those of its own event and of all before."""
+    return event_S[None, :] <= event_S[:, None]
+
+
+def before(event_S: Tensor, width: int, each: int) -> Tensor:
+    """(width * each, S) bool: what ``each`` queries of the target after event t, t < width, see: events up to t."""
+    return event_S[None, :] <= _target(width, each, event_S.device)[:, None]
+
+
+def within(width: int, each: int, device: torch.device) -> Tensor:
+    """(width * each, width * each) bool: queries of one target see each other, and none of another."""
+    target = _target(width, each, device)
+    return target[None, :] == target[:, None]
+
+
+def _target(width: int, each: int, device: torch.device) -> Tensor:
+    return torch.arange(width, device=device).repeat_interleave(each)

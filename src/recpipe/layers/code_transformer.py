@@ -1,0 +1,88 @@
+"""An encoder–decoder that reads histories of tokens and writes ids token by token: TIGER's, and MQL4GRec's.
+
+B batch, T events, W targets of a row, L levels, K beams, S places of the encoder, D width, V tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recpipe.data.batches import Batch
+from recpipe.layers.code_history import CodeInput, Embedded, before, causal, within
+from recpipe.layers.t5 import Encoder, T5Shape
+from recpipe.layers.t5_decoder import Cache, Decoder, Memory
+
+
+class CodeTransformer(nn.Module):
+    """``total`` tokens and ``levels``, both of all modalities. ``one_pass``: places see no later event, so that one
+    encoding serves all targets of a row. ``writes``: ids of how many kinds are written, each with a token to begin.
+    """
+
+    def __init__(
+        self, shape: T5Shape, total: int, levels: int, *, users: int, one_pass: bool, writes: int = 1
+    ) -> None:
+        super().__init__()
+        self.input = CodeInput(total, levels, shape.dim, users=users, more=writes)
+        self.encoder, self.decoder = Encoder(shape), Decoder(shape)
+        self.one_pass, self.scale = one_pass, shape.dim**-0.5
+
+    def read(self, batch: Batch, tokens: Tensor) -> tuple[Memory, Embedded]:
+        """The encoded histories of ``batch``; ``tokens`` (I + 1, L) of every item."""
+        return self.encode(self.input(batch if batch.items.shape[1] else batch.longer(1), tokens))
+
+    def encode(self, embedded: Embedded) -> tuple[Memory, Embedded]:
+        """The same for what is embedded already."""
+        attention = causal(embedded.event) if self.one_pass else None
+        encoded = self.encoder(embedded.x, embedded.mask, attention=attention)
+        return self.decoder.memory(encoded, embedded.mask), embedded
+
+    def write(
+        self, read: tuple[Memory, Embedded], wanted_BWL: Tensor, *, kind: int = 0, each: bool | None = None
+    ) -> Tensor:
+        """(B, W, L, D) hidden states that tokens ``wanted_BWL`` are predicted from, times T5's scale.
+
+        ``each``: target w is that of the events up to w, by default if ``one_pass``; else it is that of all of them.
+        """
+        memory, embedded = read
+        width, levels = wanted_BWL.shape[1:]
+        device = wanted_BWL.device
+        begin = torch.full_like(wanted_BWL[..., :1], self.input.more + kind)
+        shifted = torch.cat([begin, wanted_BWL[..., :-1]], -1)
+        hidden = self.decoder(
+            self.input.embed(shifted).flatten(1, 2),
+            memory,
+            cross=before(embedded.event, width, levels)
+            if (self.one_pass if each is None else each)
+            else None,
+            attention=within(width, levels, device),
+            positions=torch.arange(levels, device=device).repeat(width),
+        )
+        return hidden.unflatten(1, (width, levels)) * self.scale
+
+
+class Writing:
+    """The steps of a beam search: what ``decoding.beam_search`` asks a model for."""
+
+    def __init__(
+        self,
+        model: CodeTransformer,
+        read: tuple[Memory, Embedded],
+        first: Sequence[int],
+        sizes: Sequence[int],
+        *,
+        kind: int = 0,
+    ) -> None:
+        """``first`` token and ``sizes`` (L,) of every level."""
+        self.model, (self.memory, embedded), self.kind = model, read, kind
+        self.first, self.sizes, self.cache = first, sizes, Cache()
+        self.begin = torch.full((len(embedded.x), 1), model.input.more + kind, device=embedded.x.device)
+
+    def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
+        """Log-probabilities (B, K, V_level), of the softmax over the tokens of all levels."""
+        tokens = self.begin if codes_BK is None else codes_BK + self.first[level - 1]
+        hidden = self.model.decoder.step(self.model.input.embed(tokens), self.memory, self.cache, parents_BK)
+        logs = (hidden * self.model.scale @ self.model.input.head[1:].T).log_softmax(-1)
+        return logs[..., self.first[level] - 1 : self.first[level] - 1 + self.sizes[level]]

@@ -1,0 +1,89 @@
+"""TIGER: Rajput et al., Recommender Systems with Generative Retrieval, NeurIPS 2023.
+
+An encoder–decoder of T5's shape reads the semantic ids of a history and writes that of the next item, code by code.
+
+Differences from the paper: search is constrained to the catalogue's prefix tree, so that no invalid id comes out; a
+history begins with one learned token, or that of the hashed user; T5's layers are our own. Every prefix of a sequence
+is a training example with ``one_pass: false`` and rows of one target (``train: {windows: all, stride: 1}``). With
+``one_pass: true`` places of the encoder see only their own item and those before, in training and afterwards, so that
+one encoding serves all targets of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.sequences import Sequences
+from recpipe.layers.code_history import targets_of
+from recpipe.layers.code_transformer import CodeTransformer, Writing
+from recpipe.layers.codes import ItemCodes
+from recpipe.layers.t5 import T5Shape
+from recpipe.models.generator import Generator
+from recpipe.models.recommender import Criterion
+from recpipe.semantic_ids.catalogue import CatalogueIds
+
+
+class TIGER(Generator):
+    """Loss and scores are of the softmax over the tokens of all levels together, as in T5."""
+
+    losses = ("full_softmax",)
+
+    @dataclass(frozen=True)
+    class Config:
+        """Sizes of T5Shape; ``users``: groups that users are hashed into, 0: none; ``beam`` of the search.
+
+        ``renormalise`` and ``temperatures``, one for each level: as of ``recpipe.decoding.beam_search``.
+        """
+
+        dim: int = 128
+        heads: int = 6
+        head_dim: int = 64
+        feed_forward: int = 1024
+        layers: int = 4
+        decoder_layers: int = 4
+        dropout: float = 0.1
+        users: int = 0
+        one_pass: bool = True
+        beam: int = 20
+        renormalise: bool = False
+        temperatures: tuple[float, ...] | None = None
+
+    def __init__(
+        self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]
+    ) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length)
+        if len(ids) != 1:
+            raise ValueError(f"TIGER reads ids of one modality, not of {', '.join(ids)}")
+        ((self.modality, given),) = ids.items()
+        sizes = {
+            field.name: getattr(config, field.name)
+            for field in fields(T5Shape)
+            if hasattr(config, field.name)
+        }
+        self.codes = ItemCodes(given)
+        self.transformer = CodeTransformer(
+            T5Shape(**sizes),
+            self.codes.size,
+            self.codes.levels,
+            users=config.users,
+            one_pass=config.one_pass,
+        )
+
+    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
+        features = self.transformer.input.features(sequences.users)
+        return DeviceSequences(sequences, window=window, device=self.device, features=features)
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        inputs, targets, known = targets_of(batch, self.codes.known, one_pass=self.config.one_pass)
+        tokens = self.codes.tokens
+        wanted = tokens[targets]
+        hidden = self.transformer.write(self.transformer.read(inputs, tokens), wanted)
+        return criterion(hidden[known].flatten(0, 1), self.transformer.input.head, wanted[known].flatten())
+
+    def steps(self, batch: Batch) -> Writing:
+        read = self.transformer.read(batch, self.codes.tokens)
+        return Writing(self.transformer, read, self.codes.first, self.codes.sizes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -10,19 +9,10 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from recpipe.reporting.drawing import COLOURS, colour, figure, text
 from recpipe.reporting.leaderboard import groups, leaderboard, same_column
 from recpipe.reporting.wording import metric_title, percent
 
-COLOURS = (
-    "#2283c8",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#8f6fc4",
-    "#8c8c8c",
-)  # Okabe & Ito
 DASHES = ("solid", "dash", "dot", "dashdot")
 CUTOFF_METRICS = ("ndcg", "hit_rate", "recall", "coverage")
 
@@ -53,7 +43,7 @@ def figures(
         "popularity": _popularity(profile or {}),
         "steps": _steps(_frame(steps)) if steps is not None else None,
     }
-    return {name: figure for name, figure in made.items() if figure is not None}
+    return {name: each for name, each in made.items() if each is not None}
 
 
 def _events_over_time(profile: Mapping[str, Any]) -> go.Figure | None:
@@ -66,7 +56,7 @@ def _events_over_time(profile: Mapping[str, Any]) -> go.Figure | None:
         marker_color=COLOURS[0],
         hovertemplate="%{x}: %{y:,}<extra></extra>",
     )
-    return _figure([bars], y=f"interactions per {data['period']}", x_axis={"type": "date"})
+    return figure([bars], y=f"interactions per {data['period']}", x_axis={"type": "date"})
 
 
 def _events_per_user(profile: Mapping[str, Any]) -> go.Figure | None:
@@ -86,7 +76,7 @@ def _events_per_user(profile: Mapping[str, Any]) -> go.Figure | None:
         "ticktext": [str(bins[at][0]) for at in ticks],
         "tickangle": 0,
     }
-    return _figure([bars], x="interactions of a user, from", y="users", x_axis=x_axis)
+    return figure([bars], x="interactions of a user, from", y="users", x_axis=x_axis)
 
 
 def _popularity(profile: Mapping[str, Any]) -> go.Figure | None:
@@ -98,7 +88,7 @@ def _popularity(profile: Mapping[str, Any]) -> go.Figure | None:
     style = {"line": {"color": COLOURS[0], "width": 2.5}, "hovertemplate": hover, "customdata": shares}
     line = go.Scatter(x=data["rank"], y=data["events"], mode="lines", **style)
     log = {"type": "log", "dtick": 1}
-    return _figure([line], x="items, most popular first", y="interactions", x_axis=log, y_axis=log)
+    return figure([line], x="items, most popular first", y="interactions", x_axis=log, y_axis=log)
 
 
 def _steps(steps: pl.DataFrame) -> go.Figure | None:
@@ -106,16 +96,16 @@ def _steps(steps: pl.DataFrame) -> go.Figure | None:
     if steps.height < 2:
         return None
     steps = steps.sort("step")
-    names = [f"{row['step']} {_text(row['name'])}" for row in steps.iter_rows(named=True)]
+    names = [f"{row['step']} {text(row['name'])}" for row in steps.iter_rows(named=True)]
     traces = []
-    for column, colour in zip(("rows", "users", "items"), COLOURS, strict=False):
+    for column, own in zip(("rows", "users", "items"), COLOURS, strict=False):
         left = [value / max(steps[column][0], 1) for value in steps[column]]
         hover = f"%{{y}}: %{{customdata:,}} {column}, %{{x:.1%}} of the raw log<extra></extra>"
-        style = {"marker_color": colour, "customdata": steps[column].to_list(), "hovertemplate": hover}
+        style = {"marker_color": own, "customdata": steps[column].to_list(), "hovertemplate": hover}
         traces.append(go.Bar(x=left, y=names, name=column, orientation="h", **style))
     y_axis = {"autorange": "reversed", "type": "category"}
-    figure = _figure(traces, x="left of the raw log", x_axis={"tickformat": ".0%"}, y_axis=y_axis)
-    return figure.update_layout(height=max(260, 90 + 58 * steps.height))
+    drawn = figure(traces, x="left of the raw log", x_axis={"tickformat": ".0%"}, y_axis=y_axis)
+    return drawn.update_layout(height=max(260, 90 + 58 * steps.height))
 
 
 def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFrame) -> go.Figure | None:
@@ -128,7 +118,7 @@ def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFra
             continue
         x, other = ("seconds", "epoch") if by_time else ("epoch", "seconds")
         value = "%{y:.4f}"
-        hover = f"{_text(name)}: {value}<br>epoch %{{{'customdata' if by_time else 'x'}}}, "
+        hover = f"{text(name)}: {value}<br>epoch %{{{'customdata' if by_time else 'x'}}}, "
         hover += f"%{{{'x' if by_time else 'customdata'}:.0f}} s<extra></extra>"
         style = {
             "customdata": points[other].to_list(),
@@ -137,14 +127,12 @@ def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFra
         }
         mode = "lines" if points.height > 1 else "markers"
         traces.append(
-            go.Scatter(
-                x=points[x].to_list(), y=points[column].to_list(), name=_text(name), mode=mode, **style
-            )
+            go.Scatter(x=points[x].to_list(), y=points[column].to_list(), name=text(name), mode=mode, **style)
         )
     if not traces:
         return None
     title = f"validation {metric_title(column.removeprefix('valid_'))}" if by_time else "training loss"
-    return _figure(
+    return figure(
         traces, x="seconds of training" if by_time else "epoch", y=title, y_axis={"rangemode": "normal"}
     )
 
@@ -160,18 +148,18 @@ def _at_cutoffs(board: pl.DataFrame, stem: str) -> go.Figure | None:
         values = [row[f"{stem}@{k}"] for k in cutoffs]
         spread = [row.get(f"{stem}@{k}_std") or 0.0 for k in cutoffs]
         error = {"array": spread, "visible": row["seeds"] > 1, "thickness": 1, "width": 3}
-        hover = f"{_text(row['model'])}: %{{y:.4f}} at %{{x}}<extra></extra>"
+        hover = f"{text(row['model'])}: %{{y:.4f}} at %{{x}}<extra></extra>"
         style = {
-            "line": {"color": _colour(row["model"], board), "width": 2},
+            "line": {"color": colour(row["model"], board), "width": 2},
             "hovertemplate": hover,
             "error_y": error,
         }
         x = [str(k) for k in cutoffs]
-        traces.append(go.Scatter(x=x, y=values, name=_text(row["model"]), mode="lines+markers", **style))
+        traces.append(go.Scatter(x=x, y=values, name=text(row["model"]), mode="lines+markers", **style))
     y_axis = {"rangemode": "tozero"}
     title = metric_title(stem)
     title = title if title.isupper() else title.lower()
-    return _figure(
+    return figure(
         traces, x="length of the list", y=f"test {title}", x_axis={"type": "category"}, y_axis=y_axis
     )
 
@@ -192,9 +180,9 @@ def _quality_seconds(board: pl.DataFrame, metric: str) -> go.Figure | None:
             "thickness": 1,
             "width": 3,
         }
-        name = _text(row["model"])
+        name = text(row["model"])
         style = {
-            "marker": {"color": _colour(row["model"], board), "size": 11},
+            "marker": {"color": colour(row["model"], board), "size": 11},
             "hovertemplate": f"{name}: %{{y:.4f}} after %{{customdata:.2f}} s<extra></extra>",
             "customdata": [row["train_seconds"]],
             "error_y": error,
@@ -203,55 +191,14 @@ def _quality_seconds(board: pl.DataFrame, metric: str) -> go.Figure | None:
         traces.append(go.Scatter(x=x, y=[row[metric]], name=name, mode="markers", **style))
     x_axis = {"type": "log", "dtick": 1, "tickformat": "~g"}
     title = f"test {metric_title(metric)}"
-    return _figure(traces, x="seconds of training", y=title, x_axis=x_axis, y_axis={"rangemode": "tozero"})
-
-
-def _figure(
-    traces: list[Any],
-    *,
-    x: str = "",
-    y: str = "",
-    x_axis: Mapping[str, Any] | None = None,
-    y_axis: Mapping[str, Any] | None = None,
-) -> go.Figure:
-    layout = go.Layout(
-        template="none",
-        height=340,
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        xaxis={
-            "title": {"text": x},
-            "automargin": True,
-            "zeroline": False,
-            "showgrid": False,
-            **(x_axis or {}),
-        },
-        yaxis={
-            "title": {"text": y, "standoff": 12},
-            "automargin": True,
-            "zeroline": False,
-            "ticklabelstandoff": 4,
-            **(y_axis or {}),
-        },
-        showlegend=len(traces) > 1,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
-        bargap=0.12,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        separators=".\u202f",
-    )
-    return go.Figure(traces, layout)
+    return figure(traces, x="seconds of training", y=title, x_axis=x_axis, y_axis={"rangemode": "tozero"})
 
 
 def _line(name: str, curves: Mapping[str, pl.DataFrame], board: pl.DataFrame) -> dict[str, Any]:
     """Colour by model, dash by seed; a key is `model` or `model · seed 42`."""
     model = name.split(" · ", maxsplit=1)[0]
     same = [each for each in curves if each.split(" · ")[0] == model]
-    return {"color": _colour(model, board), "width": 2, "dash": DASHES[same.index(name) % len(DASHES)]}
-
-
-def _colour(model: str, board: pl.DataFrame) -> str:
-    models = board["model"].to_list() if board.height else []
-    return COLOURS[models.index(model) % len(COLOURS)] if model in models else COLOURS[-1]
+    return {"color": colour(model, board), "width": 2, "dash": DASHES[same.index(name) % len(DASHES)]}
 
 
 def _is_cutoff(name: str, stem: str) -> bool:
@@ -261,8 +208,3 @@ def _is_cutoff(name: str, stem: str) -> bool:
 
 def _frame(table: Any) -> pl.DataFrame:
     return table if isinstance(table, pl.DataFrame) else pl.DataFrame(table)
-
-
-def _text(name: Any) -> str:
-    """Plotly reads a little HTML in texts, so names that come from outside are escaped."""
-    return html.escape(str(name), quote=False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from recpipe.reporting.runs import Run, read_runs
+from recpipe.reporting.runs import Row, Run, read_runs
+from recpipe.reporting.runs import rows as runs_together
 from recpipe.reporting.wording import MISSING, cell, metric_title, seconds
 
 logger = logging.getLogger(__name__)
@@ -52,12 +52,8 @@ def leaderboard(runs: Iterable[Mapping[str, Any]], *, metric: str = "ndcg@10") -
     found, problems = read_runs(runs)
     for problem in problems:
         logger.warning("%s", problem)
-    groups: dict[tuple[str, str, str, str | None], list[Run]] = {}
-    for run in found:
-        groups.setdefault((run.dataset, run.protocol_id, run.model, run.settings_id), []).append(run)
-    settings = Counter(key[:3] for key in groups)
     names = _metric_names(found, metric)
-    rows = [_row(key, group, names, several=settings[key[:3]] > 1) for key, group in groups.items()]
+    rows = [_row(row, names) for row in runs_together(found)]
     if not rows:
         return pl.DataFrame(
             schema={"rank": pl.UInt32, **dict.fromkeys(("dataset", "protocol", "model", "name"), pl.String)}
@@ -194,13 +190,15 @@ def _metric_names(found: list[Run], metric: str) -> list[str]:
     )
 
 
-def _row(
-    key: tuple[str, str, str, str | None], group: list[Run], names: list[str], *, several: bool
-) -> dict[str, Any]:
-    dataset, protocol, name, settings = key
-    model = f"{name} ({settings or 'settings unknown'})" if several else name
-    row: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "model": model, "name": name}
-    row |= {"settings": settings, "seeds": len(group)}
+def _row(together: Row, names: list[str]) -> dict[str, Any]:
+    group = together.runs
+    row: dict[str, Any] = {"dataset": together.dataset, "protocol": together.protocol}
+    row |= {
+        "model": together.model,
+        "name": together.name,
+        "settings": together.settings,
+        "seeds": len(group),
+    }
     measured = [run.measured for run in group]
     row |= {name: _mean([each.get(name) for each in measured]) for name in names}
     row |= {f"{name}_std": _std([each.get(name) for each in measured]) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ class Run:
     cost: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     settings_id: str | None = None  # None: written before settings were
+    settings: Mapping[str, Any] = field(default_factory=dict)
     commit: str | None = None
     finished: str = ""
 
@@ -39,6 +41,37 @@ class Run:
     @property
     def protocol_id(self) -> str:
         return str(self.protocol["id"])
+
+    @property
+    def title(self) -> str:
+        """The model; of an ensemble also what it is made of."""
+        members = self.settings.get("members") if self.settings.get("type") == "ensemble" else None
+        return f"{self.model} of {' + '.join(members)}" if members else self.model
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ by their seeds only: one row of the leaderboard."""
+
+    dataset: str
+    protocol: str
+    model: str  # what the row is called: `name`, with the id of the settings where a protocol has several of one model
+    name: str
+    settings: str | None
+    runs: tuple[Run, ...]
+
+
+def rows(found: Iterable[Run]) -> list[Row]:
+    """The runs put together by data set, protocol, model and settings, in the order in which they first come."""
+    together: dict[tuple[str, str, str, str | None], list[Run]] = {}
+    for run in found:
+        together.setdefault((run.dataset, run.protocol_id, run.model, run.settings_id), []).append(run)
+    several = Counter(key[:3] for key in together)
+    made = []
+    for (dataset, protocol, name, settings), runs in together.items():
+        own = f" ({settings or 'settings unknown'})" if several[dataset, protocol, name] > 1 else ""
+        made.append(Row(dataset, protocol, f"{runs[0].title}{own}", name, settings, tuple(runs)))
+    return made
 
 
 def read_runs(runs: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:

@@ -188,6 +188,12 @@ class Fold:
     def __len__(self) -> int:
         return len(self.histories)
 
+    def select(self, rows: np.ndarray) -> Fold:
+        """The users ``rows`` (n,)."""
+        none = np.zeros(len(rows), np.int64)
+        parts = (part.select(rows, none, part.lengths[rows]) for part in (self.histories, self.targets))
+        return Fold(*parts)
+
     def asking(self, protocol: Protocol) -> Fold:
         """What a model under ``protocol`` is asked: its histories tell the moment, that of the first target, where
         ``protocol.time`` is query, and never else.

@@ -99,10 +99,14 @@ def check_catalogue(bundle: Bundle, vocabulary: Vocabulary) -> None:
         )
 
 
-def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10") -> Any:
-    """The function that training selects by: full ranking of the whole validation fold under the protocol."""
+def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None) -> Any:
+    """The function that training selects by: full ranking of the validation fold under the protocol, of all its users
+    or of a sample of ``users``, always the same.
+    """
     cutoffs = sorted({*protocol.cutoffs, int(metric.partition("@")[2])})
     fold = fold.asking(protocol)
+    if users is not None and users < len(fold):
+        fold = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:users]))
 
     def validate(model: Any) -> dict[str, float]:
         ranking = rank_fold(model, fold, exclude_seen=protocol.exclude_seen, k=1)

@@ -44,7 +44,7 @@ class Asked:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Arguments of `train_model` and the datasets they are, in the order of its signature."""
+        """Arguments of `train_model`, in the order of its signature, and the datasets that they are."""
         found = {f"{name}_embeddings": f"{name}_embeddings" for name in MODALITIES if name in self.vectors}
         for name in (name for name in MODALITIES if name in self.ids):
             found |= {
@@ -133,17 +133,28 @@ def _yaml(file: Path) -> dict[str, Any]:
     return (yaml.load(file.read_text(), LOADER) or {}) if file.is_file() else {}
 
 
-def for_every_model(template: Callable[[str], Pipeline], *, inputs: set[str]) -> Pipeline:
+def for_every_model(
+    template: Callable[[str], Pipeline],
+    *,
+    inputs: set[str],
+    others: Mapping[str, Mapping[str, str]] | None = None,
+) -> Pipeline:
     """`template(name)` for each model, in the namespace of its name and tagged with it.
 
-    `inputs` are datasets that models share; parameters are never namespaced.
+    `inputs` are datasets that models share; parameters are never namespaced. `others`: for each model, by their
+    name in the template, datasets of other namespaces.
     """
-    return sum((_namespaced(template(model), model, inputs) for model in models()), start=Pipeline([]))
+    shared = {name: name for name in inputs}
+    made = (
+        _namespaced(template(model), model, {**shared, **(others or {}).get(model, {})}) for model in models()
+    )
+    return sum(made, start=Pipeline([]))
 
 
-def _namespaced(nodes: Pipeline, model: str, inputs: set[str]) -> Pipeline:
+def _namespaced(nodes: Pipeline, model: str, shared: Mapping[str, str]) -> Pipeline:
     parameters = {name for name in nodes.inputs() if name.startswith("params:")}
-    return Pipeline(nodes, namespace=model, tags=model, inputs=inputs & nodes.inputs(), parameters=parameters)
+    outside = {name: shared[name] for name in nodes.inputs() if name in shared}
+    return Pipeline(nodes, namespace=model, tags=model, inputs=outside, parameters=parameters)
 
 
 def named(function: Callable[..., Any], model: str) -> Callable[..., Any]:

@@ -21,7 +21,8 @@ class TrainSettings:
     as many as it has): a short stride reads events again, as context of others. ``layout``: a user to a row, padded,
     or several packed into rows of ``row`` events; ``batch_tokens`` is the number of events in a step; ``put_back``
     trains on training and validation events, for as many steps as without, and keeps the last state;
-    ``patience`` counts validations without a new best ``metric``;
+    ``patience`` counts validations without a new best ``metric``, which is that of ``validate_users`` users, always the
+    same ones (null: of all);
     ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
     equal settings and data; ``loggers`` get the curves: tensorboard, csv, wandb.
     """
@@ -38,6 +39,7 @@ class TrainSettings:
     batch_tokens: int = 12_800
     max_epochs: int = 100
     validate_every: int = 1
+    validate_users: int | None = None
     patience: int = 10
     metric: str = "ndcg@10"
     gradient_clip: float | None = None
@@ -68,6 +70,8 @@ class TrainSettings:
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.validate_users is not None and self.validate_users < 1:
+            raise ValueError(f"train.validate_users is {self.validate_users}; it is a number from 1, or null")
         if unknown := set(self.loggers) - set(LOGGERS):
             raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
         if self.gradient_clip is not None and not self.gradient_clip > 0:

@@ -112,7 +112,7 @@ def train_model(
     trained = fit.train(
         untrained,
         fitted_on,
-        validator(valid_set, judged, settings.metric),
+        validator(valid_set, judged, settings.metric, users=settings.validate_users),
         settings,
         seed=seed,
         folder=work_folder,

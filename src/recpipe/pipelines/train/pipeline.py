@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines import zoo
@@ -18,13 +20,13 @@ def create_pipeline() -> Pipeline:
     """The shared split, and `train_model` in the namespace of every model in the conf."""
     split = Pipeline([Node(split_sequences, LOG, PARTS, name="split_sequences")], tags=SHARED)
     reads = zoo.reads()
-    outside = READ_BY_MODELS.union(*(asked.inputs.values() for asked in reads.values()))
+    asked = {name: reads.get(name, zoo.Asked()).inputs for name in zoo.models()}
     return split + for_every_model(
-        lambda name: _template(name, reads.get(name, zoo.Asked()).inputs), inputs=outside
+        lambda name: _template(name, asked[name]), inputs=READ_BY_MODELS, others=asked
     )
 
 
-def _template(model: str, more: dict[str, str]) -> Pipeline:
+def _template(model: str, more: Iterable[str]) -> Pipeline:
     """The inputs stand in the order of the signature, from which Kedro takes their types."""
     inputs = {
         "train_set": "train_set",
@@ -42,6 +44,6 @@ def _template(model: str, more: dict[str, str]) -> Pipeline:
         "datasets": "params:datasets",
         "init_from": "params:init_from",
         "start": "start",
-        **more,
+        **{name: name for name in more},
     }
     return Pipeline([Node(named(train_model, model), inputs, ["bundle", "curves"], name="train_model")])

@@ -9,6 +9,7 @@ semantic ids, the items of another model. Only such models have them as inputs.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce, wraps
@@ -154,7 +155,9 @@ def for_every_model(
 def _namespaced(nodes: Pipeline, model: str, shared: Mapping[str, str]) -> Pipeline:
     parameters = {name for name in nodes.inputs() if name.startswith("params:")}
     outside = {name: shared[name] for name in nodes.inputs() if name in shared}
-    return Pipeline(nodes, namespace=model, tags=model, inputs=outside, parameters=parameters)
+    with warnings.catch_warnings():  # Kedro takes a dot for a slip; here it is the namespace of what is read
+        warnings.filterwarnings("ignore", "One or more dataset names contain")
+        return Pipeline(nodes, namespace=model, tags=model, inputs=outside, parameters=parameters)
 
 
 def named(function: Callable[..., Any], model: str) -> Callable[..., Any]:

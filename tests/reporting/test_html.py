@@ -11,10 +11,14 @@ from html.parser import HTMLParser
 
 import polars as pl
 import pytest
+from tests.reporting.finished import catalogue, finished
 
 from recpipe.reporting.captions import CAPTIONS
 from recpipe.reporting.figures import figures
 from recpipe.reporting.html import page
+from recpipe.reporting.insight_figures import insight_figures
+from recpipe.reporting.insights import insights
+from recpipe.reporting.leaderboard import leaderboard
 
 EVIL = "<script>alert('title')</script>"  # also the title of an item in conftest.py
 DATASET = {
@@ -50,11 +54,17 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def text(runs, data_profile, steps, curves, shown):
-    made_at = datetime(2026, 11, 21, tzinfo=UTC)
-    return page(
-        DATASET, runs, profile=data_profile, steps=steps, curves=curves, examples=shown, made_at=made_at
-    )
+def closer(make_run):
+    """Of four models; sasrec has three seeds and the others one, as among `runs`."""
+    runs, on_disk = finished(make_run, seeds=(42, 123, 2023))
+    protocol = runs[0]["protocol"]["id"]
+    return insights(runs, on_disk, catalogue(), protocol=protocol, seed=42, resamples=200)
+
+
+@pytest.fixture(scope="module")
+def text(runs, data_profile, steps, curves, shown, closer):
+    given = {"profile": data_profile, "steps": steps, "curves": curves, "examples": shown}
+    return page(DATASET, runs, **given, insights=closer, made_at=datetime(2026, 11, 21, tzinfo=UTC))
 
 
 def test_nothing_is_loaded_from_elsewhere(text):
@@ -88,7 +98,7 @@ def test_a_script_in_a_model_name_stays_text(curves, make_run):
     assert "<" not in figure.data[0].name
 
 
-def test_every_figure_has_data_a_caption_and_a_place(text, runs, data_profile, steps, curves):
+def test_every_figure_has_data_a_caption_and_a_place(text, runs, data_profile, steps, curves, closer):
     seen = Page(text)
     plots = [attributes["id"] for tag, attributes in seen.tags if attributes.get("class") == "plot"]
     assert set(plots) == set(CAPTIONS) - {"recall_at_cutoffs"}  # one target per user: recall is the hit rate
@@ -103,7 +113,29 @@ def test_every_figure_has_data_a_caption_and_a_place(text, runs, data_profile, s
         for trace in traces:
             assert len(trace["x"]) == len(trace["y"]) > 0, plot
             assert all(value is not None for value in (*trace["x"], *trace["y"])), plot
-    assert set(figures(runs, profile=data_profile, steps=steps, curves=curves)) == set(plots)
+    of_insights = insight_figures(closer, leaderboard(runs).head(4))
+    assert {*figures(runs, profile=data_profile, steps=steps, curves=curves), *of_insights} == set(plots)
+
+
+def test_what_was_found_closer_stands_on_the_page_in_words_and_tables(text, closer):
+    words = " ".join("".join(Page(text).words).split())
+    for expected in (
+        "How sure is that?",
+        "200 draws of 150 users",
+        "For whom is it good?",
+        "Beyond accuracy",
+        "baseline",
+    ):
+        assert expected in words
+    low, high = (
+        closer["certainty"][closer["protocol"]]["estimates"]["popular"][name] for name in ("low", "high")
+    )
+    assert f"{low:.4f}\u2013{high:.4f}".replace("0.", ".") in words
+
+
+def test_problems_of_insights_are_said(make_run):
+    got = page(DATASET, [make_run("popular", 42)], insights={"problems": [f"no ranks {EVIL}"]})
+    assert f"no ranks {EVIL}" in "".join(Page(got).words) and EVIL not in got
 
 
 def test_plotly_travels_inside(text):

@@ -63,11 +63,15 @@ def told(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(html, "page", lambda *_, notes, **__: "|".join(notes))
         loads = {name: (lambda found=found: found) for name, found in runs.items()}
         tables = {name: pl.DataFrame for name in runs if lists is None or name in lists}
-        block = ReportBlock(metric="ndcg@10", examples=2, history=2, recommended=2)
-        board, _ = report.rank_runs(loads, block)
+        block = ReportBlock(
+            metric="ndcg@10", baseline="best", resamples=100, examples=2, history=2, recommended=2
+        )
+        insights = {"certainty": {}, "protocol": ""}
+        board, _ = report.rank_runs(loads, insights, block)
         histories = Fold(random_sequences(8, 7, seed=0), random_sequences(8, 7, seed=1))
         page, text = report.write_report(
             board,
+            insights,
             loads,
             {},
             tables,

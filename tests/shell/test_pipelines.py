@@ -100,9 +100,12 @@ def test_the_leaderboard_comes_after_every_evaluation(registered) -> None:
     evaluations = [order.index(node.name) for node in registered["evaluate"].nodes]
     reports = [order.index(node.name) for node in registered["report"].nodes]
     assert max(evaluations) < min(reports)
-    ranks = next(node for node in pipeline.nodes if node.name == "rank_runs")
-    edges = pipeline.node_dependencies[ranks]
+    study = next(node for node in pipeline.nodes if node.name == "study_runs")
+    edges = pipeline.node_dependencies[study]
     assert {node.name for node in registered["evaluate"].nodes} <= {node.name for node in edges}
+    every = registered["report"] + registered["ensemble"] + registered["ties"]
+    asked_for = {node.name for node in (*registered["ensemble"].nodes, *registered["ties"].nodes)}
+    assert asked_for <= {node.name for node in every.node_dependencies[study]}
 
 
 def test_everything_that_flows_has_an_entry_and_every_path_is_the_projects(

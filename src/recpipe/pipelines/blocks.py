@@ -30,6 +30,8 @@ class ReportBlock(Block):
     """conf/base/parameters/report.yml."""
 
     metric: str
+    baseline: str
+    resamples: PositiveInt
     examples: PositiveInt
     history: PositiveInt
     recommended: PositiveInt

@@ -28,6 +28,36 @@ CAPTIONS = {
         "Up is better, left is cheaper; each step of the lower axis is ten times longer. A model is "
         "worth its time only if nothing to its left stands as high.",
     ),
+    "certainty": (
+        "How sure the order is",
+        "A bar is where the mean would lie in 95 of 100 draws of as many users of this kind. A hollow dot is a model "
+        "that differs from the baseline by more than chance explains, all comparisons counted; a filled one cannot be "
+        "told from it. Bars that overlap say little: models are compared user by user.",
+    ),
+    "segments_popularity": (
+        "By popularity of what came next",
+        "Head are the most popular items that hold a fifth of the training data, tail the least popular that do. A "
+        "line that falls steeply belongs to a model that lives off the hits.",
+    ),
+    "segments_history": (
+        "By length of the history",
+        "Users with as many events before the target. Lines that cross mean that newcomers and regulars are best "
+        "served by different models.",
+    ),
+    "segments_warmth": (
+        "Items known from training or not",
+        "Only a model that knows items by their content can find those on the right.",
+    ),
+    "popularity_of_lists": (
+        "What is recommended, by popularity",
+        "The upper bar is what people did in training. A longer head than there means that the model makes the popular "
+        "more popular; a tail that is missing, that a part of the shop is never shown.",
+    ),
+    "calibration": (
+        "Whether probabilities can be believed",
+        "Each dot is a tenth of the recommendations of a model. On the dotted line, of those given 5\u202f% one in "
+        "twenty comes true; below it, the model promises too much. Both axes step by factors of ten.",
+    ),
     "training_loss": (
         "Training loss by epoch",
         "It should fall and flatten. Different losses have different scales, so compare the shape "

@@ -22,6 +22,8 @@ from recpipe.reporting import wording
 from recpipe.reporting.captions import CAPTIONS, IDS, PROTOCOL
 from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import figures
+from recpipe.reporting.insight_figures import insight_figures
+from recpipe.reporting.insight_tables import certainty_table, lists_table
 from recpipe.reporting.leaderboard import groups, leaderboard, table_cells
 from recpipe.reporting.runs import Run, read_runs
 from recpipe.reporting.semantic_ids import Section
@@ -39,6 +41,7 @@ def page(
     curves: Mapping[str, Any] | None = None,
     examples: Sequence[Example] = (),
     semantic_ids: Sequence[Section] = (),
+    insights: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     metric: str = "ndcg@10",
     made_at: datetime | None = None,
@@ -46,13 +49,15 @@ def page(
     """The page as text; every part without data says so in its place.
 
     `dataset` is its block of the conf, of which title, homepage, licence and citation are read; else as in
-    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `notes` are warnings that stand above the data.
-    Everything that comes from outside is escaped.
+    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `insights` as the function of that name; `notes` are
+    warnings that stand above the data. Everything that comes from outside is escaped.
     """
-    runs = list(runs)
+    runs, closer = list(runs), insights or {}
     found, problems = read_runs(runs)
-    board = leaderboard(runs, metric=metric)
+    board = leaderboard(runs, metric=metric, certainty=closer.get("certainty"))
+    judged = board.filter(pl.col("protocol") == closer.get("protocol", ""))
     drawn = figures(runs, profile=profile, steps=steps, curves=curves, metric=metric)
+    drawn |= insight_figures(closer, judged, metric=metric)
     of_ids = {
         f"{each.name}_{name}": (IDS[name], drawing)
         for each in semantic_ids
@@ -64,8 +69,13 @@ def page(
         made_at=wording.day(int((made_at or datetime.now(UTC)).timestamp())),
         lead=_lead(board, metric),
         boards=[_board(protocol, part, found, metric) for _, protocol, part in groups(board)],
-        problems=problems,
+        problems=[*problems, *closer.get("problems", ())],
         notes=notes,
+        metric=metric,
+        segments=closer.get("segments"),
+        certainty=certainty_table(closer, judged),
+        baseline=_baseline(closer),
+        lists=lists_table(closer, judged),
         figures={name: json.loads(figure.to_json()) for name, figure in drawn.items()},
         captions=CAPTIONS | {name: caption for name, (caption, _) in of_ids.items()},
         facts=_facts(profile) if profile else [],
@@ -95,6 +105,12 @@ def _lead(board: pl.DataFrame, metric: str) -> dict[str, Any] | None:
         "first": best[0],
         "second": best[1] if len(best) > 1 else None,
     }
+
+
+def _baseline(closer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the models of the page's protocol were compared with, and how."""
+    found: Mapping[str, Any] = closer.get("certainty", {}).get(closer.get("protocol"), {})
+    return found
 
 
 def _board(protocol: str, part: pl.DataFrame, found: list[Run], metric: str) -> dict[str, Any]:

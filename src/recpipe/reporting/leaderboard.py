@@ -11,7 +11,7 @@ import polars as pl
 
 from recpipe.reporting.runs import Row, Run, read_runs
 from recpipe.reporting.runs import rows as runs_together
-from recpipe.reporting.wording import MISSING, cell, metric_title, seconds
+from recpipe.reporting.wording import INTERVAL, MISSING, cell, interval, metric_title, seconds
 
 logger = logging.getLogger(__name__)
 
@@ -41,19 +41,25 @@ class ProtocolMismatch(ValueError):
     """Two numbers that were not measured in the same way."""
 
 
-def leaderboard(runs: Iterable[Mapping[str, Any]], *, metric: str = "ndcg@10") -> pl.DataFrame:
+def leaderboard(
+    runs: Iterable[Mapping[str, Any]],
+    *,
+    metric: str = "ndcg@10",
+    certainty: Mapping[str, Mapping[str, Any]] | None = None,
+) -> pl.DataFrame:
     """All readable runs: rank, dataset, protocol, model, name, settings, seeds, test metrics, `_std`, counts, costs.
 
     `rank` starts again at 1 in every dataset and protocol and follows the test `metric`; a model without it
     has no rank and comes last. Means are over the latest run of each seed; `_std` is the sample standard
     deviation, null for one seed. Runs with other settings are another row; `model` is `name` with the id of
-    the settings where a protocol has several of one model. Runs that cannot be read are logged and left out.
+    the settings where a protocol has several of one model. With ``certainty`` (see `insights`) the chosen metric has
+    the bounds of its interval, `_low` and `_high`. Runs that cannot be read are logged and left out.
     """
     found, problems = read_runs(runs)
     for problem in problems:
         logger.warning("%s", problem)
     names = _metric_names(found, metric)
-    rows = [_row(row, names) for row in runs_together(found)]
+    rows = [_row(row, names) | _bounds(row, metric, certainty or {}) for row in runs_together(found)]
     if not rows:
         return pl.DataFrame(
             schema={"rank": pl.UInt32, **dict.fromkeys(("dataset", "protocol", "model", "name"), pl.String)}
@@ -156,15 +162,24 @@ def to_text(board: pl.DataFrame, *, metric: str = "ndcg@10", width: int = 100) -
 
 
 def table_cells(part: pl.DataFrame, metric: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of one protocol's table, as text: rank, model, metrics, training time, seeds."""
+    """Head and rows of one protocol's table, as text: rank, model, metrics, training time, seeds.
+
+    Behind the chosen metric stands its interval, where there is any.
+    """
     names = shown_metrics(part, metric)
-    rows = [
-        [MISSING if row["rank"] is None else str(row["rank"]), row["model"]]
-        + [cell(row, name) for name in names]
-        + [seconds(row.get("train_seconds")), str(row["seeds"])]
-        for row in part.iter_rows(named=True)
-    ]
-    return ["#", "model", *map(metric_title, names), "training", "seeds"], rows
+    low, high = f"{metric}_low", f"{metric}_high"
+    sure = low in part.columns and part[low].null_count() < part.height and names[:1] == [metric]
+    rows = []
+    for row in part.iter_rows(named=True):
+        values = [cell(row, name) for name in names]
+        if sure:
+            values.insert(1, interval(row[low], row[high]))
+        place = MISSING if row["rank"] is None else str(row["rank"])
+        rows.append([place, row["model"], *values, seconds(row.get("train_seconds")), str(row["seeds"])])
+    titles = [metric_title(name) for name in names]
+    if sure:
+        titles.insert(1, INTERVAL)
+    return ["#", "model", *titles, "training", "seeds"], rows
 
 
 def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
@@ -205,6 +220,15 @@ def _row(together: Row, names: list[str]) -> dict[str, Any]:
     row |= {name: _mean([run.test.get(name) for run in group]) for name in COUNTS}
     row |= {name: _mean([run.cost.get(name) for run in group]) for name in COST}
     return row | {"finished": max(run.finished for run in group)}
+
+
+def _bounds(
+    together: Row, metric: str, certainty: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float | None]:
+    if not certainty:
+        return {}
+    found = certainty.get(together.protocol, {}).get("estimates", {}).get(together.model, {})
+    return {f"{metric}_{bound}": found.get(bound) for bound in ("low", "high")}
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -7,12 +7,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 MISSING = "\u2013"  # an en dash
+INTERVAL = "95\u202f% interval"  # over users
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
     """A metric as people read it: .1823, or .1823 ± .0020 over several seeds, a dash where it is missing."""
     mean, std = row.get(name), row.get(f"{name}_std")
     return MISSING if mean is None else short(mean) if std is None else f"{short(mean)} ± {short(std)}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Its bounds, a dash where they are not known."""
+    return MISSING if low is None or high is None else f"{short(low)}\u2013{short(high)}"
 
 
 def short(value: float) -> str:
@@ -50,6 +56,13 @@ def percent(share: float | None) -> str:
     value = 100 * share
     digits = 0 if value >= 99.95 or value == 0 else 1 if value >= 10 else 2 if value >= 0.1 else 4
     return f"{value:.{digits}f}\u202f%"
+
+
+def probability(p: float) -> str:
+    """A p-value: none is 0."""
+    if p < 0.001:
+        return "< .001"
+    return (f"{p:.2f}" if p >= 0.095 else f"{p:.3f}").removeprefix("0")
 
 
 def day(timestamp: int | None) -> str | None:

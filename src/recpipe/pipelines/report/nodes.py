@@ -18,6 +18,11 @@ Loads = Mapping[str, Callable[[], Any]]
 FIGURES = (
     "ndcg_at_cutoffs",
     "quality_seconds",
+    "certainty",
+    "segments_popularity",
+    "segments_history",
+    "popularity_of_lists",
+    "calibration",
     "training_metric",
     "training_loss",
     "popularity",
@@ -27,16 +32,54 @@ FIGURES = (
 )
 
 
-def rank_runs(runs: Loads, report: ReportBlock, *after: Any) -> tuple[Any, str]:
-    """The leaderboard as table and as Markdown; `after` is only waited for."""
+def study_runs(
+    runs: Loads,
+    run_ranks: Loads,
+    run_recommendations: Loads,
+    run_ties: Loads,
+    train_set: Any,
+    vocabulary: Any,
+    protocol: dict[str, Any],
+    text_vectors: Any,
+    image_vectors: Any,
+    model: str,
+    seed: int,
+    report: ReportBlock,
+    *after: Any,
+) -> dict[str, Any]:
+    """How sure the numbers are, for whom models are good and what lists are like; `after` is only waited for."""
+    from recpipe.evaluation.lists import Popularity
+    from recpipe.reporting.insights import Catalogue, OnDisk, insights
+
+    metrics = {name: load() for name, load in runs.items()}
+    vectors = _vectors(vocabulary, text_vectors, image_vectors)
+    popularity = Popularity.of(train_set, len(vocabulary))
+    found = insights(
+        list(metrics.values()),
+        OnDisk(_arrow(run_ranks), _arrow(run_recommendations), run_ties),
+        Catalogue(vocabulary.ids, popularity, vectors),
+        protocol=_protocol_shown(_protocols(metrics), model, seed, protocol),
+        seed=seed,
+        metric=report.metric,
+        baseline=report.baseline,
+        resamples=report.resamples,
+    )
+    for problem in found["problems"]:
+        log.warning("%s", problem)
+    return found
+
+
+def rank_runs(runs: Loads, insights: dict[str, Any], report: ReportBlock) -> tuple[Any, str]:
+    """The leaderboard as table and as Markdown."""
     from recpipe.reporting.leaderboard import leaderboard, to_markdown
 
-    board = leaderboard(_all(runs), metric=report.metric)
+    board = leaderboard(_all(runs), metric=report.metric, certainty=insights["certainty"])
     return board, to_markdown(board, metric=report.metric)
 
 
 def draw_figures(
     leaderboard: Any,
+    insights: dict[str, Any],
     runs: Loads,
     run_curves: Loads,
     data_profile: Any,
@@ -47,15 +90,20 @@ def draw_figures(
     import plotly.graph_objects as go
 
     from recpipe.reporting.figures import figures
+    from recpipe.reporting.insight_figures import insight_figures
 
     made = figures(
         _all(runs), profile=data_profile, steps=ingest_steps, curves=_curves(run_curves), metric=report.metric
     )
+    if leaderboard.height:
+        judged = leaderboard.filter(leaderboard["protocol"] == insights["protocol"])
+        made |= insight_figures(insights, judged, metric=report.metric)
     return {name: made.get(name) or go.Figure() for name in FIGURES}
 
 
 def write_report(
     leaderboard: Any,
+    insights: dict[str, Any],
     runs: Loads,
     run_curves: Loads,
     run_ranks: Loads,
@@ -79,10 +127,9 @@ def write_report(
     qualities: of the semantic ids by modality, `text_ids`, None where there are none.
     """
     from recpipe.reporting import examples, html, semantic_ids, summary
-    from recpipe.reporting import runs as finished
 
     metrics = {name: load() for name, load in runs.items()}
-    protocols = {name: each["protocol"] for name, each in metrics.items() if not finished.problem(each)}
+    protocols = _protocols(metrics)
     judged = _protocol_shown(protocols, model, seed, protocol)
     comparable = {name for name, found in protocols.items() if found["id"] == judged}
     listed = comparable & run_ranks.keys() & run_recommendations.keys()
@@ -115,6 +162,7 @@ def write_report(
         curves=_curves(run_curves),
         examples=users,
         semantic_ids=described,
+        insights=insights,
         notes=_notes(ingest_steps, protocol),
         metric=report.metric,
     )
@@ -123,6 +171,13 @@ def write_report(
         leaderboard, users, title=title, links={}, ids=[each.line for each in described], metric=report.metric
     )
     return page, text
+
+
+def _protocols(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """By run, of those whose metrics can be read."""
+    from recpipe.reporting.runs import problem
+
+    return {name: each["protocol"] for name, each in metrics.items() if not problem(each)}
 
 
 def _protocol_shown(
@@ -161,6 +216,19 @@ def _first_to_last(leaderboard: Any, model: str, seed: int, protocol: str) -> li
     ranked = leaderboard.filter(leaderboard["protocol"] == protocol)["name"].to_list()
     asked = [name for name in model.split("+") if name in ranked]
     return [f"{name}/seed_{seed}" for name in dict.fromkeys([*asked, *ranked])]
+
+
+def _vectors(vocabulary: Any, *embeddings: Any) -> Any:
+    """Vectors of the items and which have one, of the first embeddings that are there; None without any."""
+    for found in embeddings:
+        if hasattr(found, "vectors"):  # what cannot be read is not of that kind
+            place = found.rows(vocabulary.ids)
+            return found.vectors[place].astype("float64"), (place >= 0) & found.present[place]
+    return None
+
+
+def _arrow(tables: Loads) -> Loads:
+    return {name: lambda load=load: load().to_arrow() for name, load in tables.items()}  # type: ignore[misc]
 
 
 def _all(runs: Loads) -> list[Any]:

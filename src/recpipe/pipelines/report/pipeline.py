@@ -1,24 +1,26 @@
-"""Wiring of report: leaderboard first, from every run on disk; figures, page and summary after it.
+"""Wiring of report: insights first, from every run on disk; leaderboard, figures, page and summary after them.
 
-`runs` gives no edge to training or evaluation, so the leaderboard also takes every model's metrics, which
-load as None where there are none: in one combined run it comes last, and alone it needs only what is on disk. So
-does the page with the quality of semantic ids.
+`runs` gives no edge to training or evaluation, so the insights also take every model's metrics, which load as None
+where there are none: in one combined run they come last, and alone they need only what is on disk. So it is with the
+quality of semantic ids.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-
 from kedro.pipeline import Node, Pipeline
 
+from recpipe.pipelines.dots import with_dots
 from recpipe.pipelines.modalities import MODALITIES, group
-from recpipe.pipelines.report.nodes import FIGURES, draw_figures, rank_runs, write_report
+from recpipe.pipelines.report.nodes import FIGURES, draw_figures, rank_runs, study_runs, write_report
 from recpipe.pipelines.zoo import SHARED, models
 
-DRAWN = ["leaderboard", "runs", "run_curves", "data_profile", "ingest_steps", "params:report"]
+STUDIED = ["runs", "run_ranks", "run_recommendations", "run_ties"]
+STUDIED += ["train_set", "vocabulary", "protocol", "text_vectors", "image_vectors"]
+STUDIED += ["params:model", "params:seed", "params:report"]
+DRAWN = ["leaderboard", "insights", "runs", "run_curves", "data_profile", "ingest_steps", "params:report"]
 TOLD = {
     "leaderboard": "leaderboard",
+    "insights": "insights",
     "runs": "runs",
     "run_curves": "run_curves",
     "run_ranks": "run_ranks",
@@ -40,13 +42,15 @@ QUALITIES = {name: f"{name}.quality" for name in map(group, MODALITIES)}
 
 
 def create_pipeline() -> Pipeline:
-    """Three nodes that every model shares."""
+    """Four nodes that every model shares."""
     figures = {name: f"figure_{name}" for name in FIGURES}
+    board = ["leaderboard", "leaderboard_markdown"]
     return Pipeline(
         [
-            _with_dots(_rank_node),
+            with_dots(_study_node),
+            Node(rank_runs, ["runs", "insights", "params:report"], board, name="rank_runs"),
             Node(draw_figures, DRAWN, figures, name="draw_figures"),
-            _with_dots(
+            with_dots(
                 lambda: Node(write_report, TOLD | QUALITIES, ["report_html", "summary"], name="write_report")
             ),
         ],
@@ -54,13 +58,8 @@ def create_pipeline() -> Pipeline:
     )
 
 
-def _rank_node() -> Node:
-    inputs = ["runs", "params:report", *(f"{model}.metrics" for model in models())]
-    return Node(rank_runs, inputs, ["leaderboard", "leaderboard_markdown"], name="rank_runs")
-
-
-def _with_dots(make: Callable[[], Node]) -> Node:
-    """Kedro warns of dots in names of inputs; these are what it keeps dots for, the namespaces of groups of nodes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="One or more dataset names contain", category=UserWarning)
-        return make()
+def _study_node() -> Node:
+    """Waits for all that it reads from disk: metrics, tie sensitivity, and vectors, which ids are made of."""
+    after = [f"{model}.{name}" for model in models() for name in ("metrics", "tie_sensitivity")]
+    inputs = [*STUDIED, *after, "ensemble.metrics", *QUALITIES.values()]
+    return Node(study_runs, inputs, "insights", name="study_runs")

@@ -1,0 +1,216 @@
+"""Beyond the mean: how sure each number is, for whom a model is good, what its lists are like. All as JSON.
+
+Computed from what runs left on disk; what cannot be is named among the problems, and the rest is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recpipe.evaluation.calibration import calibration
+from recpipe.evaluation.lists import Lists, Popularity, list_metrics
+from recpipe.evaluation.metrics import metrics_from_ranks
+from recpipe.evaluation.segments import POPULARITY, popularity_groups, segments
+from recpipe.evaluation.significance import BEST, PerUser, compare
+from recpipe.reporting.runs import Row, Run, read_runs, rows
+
+DRAWS = 400_000_000  # users x resamples: about ten seconds
+Loads = Mapping[str, Callable[[], Any]]
+Vectors = tuple[NDArray[np.float64], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """What runs left besides metrics.json, by `model/seed_42`: functions that load Arrow tables, of `ties` dicts."""
+
+    ranks: Loads = field(default_factory=dict)
+    recommendations: Loads = field(default_factory=dict)
+    ties: Loads = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the split on disk says of items; ``vectors`` (I, D) and which items have one (I,)."""
+
+    item_ids: NDArray[np.object_]
+    popularity: Popularity
+    vectors: Vectors | None = None
+
+
+def insights(
+    metrics: Sequence[Mapping[str, Any]],
+    on_disk: OnDisk,
+    catalogue: Catalogue,
+    *,
+    protocol: str,
+    seed: int,
+    metric: str = "ndcg@10",
+    baseline: str = BEST,
+    resamples: int = 10_000,
+) -> dict[str, Any]:
+    """``certainty`` by protocol, the rest for runs of ``protocol``, whose data ``catalogue`` is of; all by the names of
+    the leaderboard's rows. Of several seeds ``certainty`` takes all, the rest ``seed`` or else the first.
+    """
+    found, _ = read_runs(metrics)
+    together, problems = rows(found), list[str]()
+    ranks = {run_name(run): _ranks(run, on_disk, metric, problems) for run in found}
+    certainty = {}
+    for each in dict.fromkeys(row.protocol for row in together):
+        of_each = {row.model: row for row in together if row.protocol == each}
+        if sure := _certainty(of_each, ranks, metric, baseline, resamples, problems):
+            certainty[each] = sure
+    shown = {row.model: chosen(row, ranks, seed) for row in together if row.protocol == protocol}
+    k = int(metric.partition("@")[2])
+    told = {
+        "metric": metric,
+        "protocol": protocol,
+        "seed": seed,
+        "certainty": certainty,
+        "segments": _each(shown, lambda run: _segments(ranks[run_name(run)], catalogue, k), problems),
+        "lists": _each(shown, lambda run: _lists(run, ranks, on_disk, catalogue, k), problems),
+        "training": _training(catalogue),
+        "calibration": _each(shown, lambda run: _calibration(run, ranks, on_disk), problems),
+        "ties": _each(shown, lambda run: _ties(run, on_disk, metric), problems),
+    }
+    plain: dict[str, Any] = _plain(told)
+    return {**plain, "problems": list(dict.fromkeys(problems))}
+
+
+def run_name(run: Run) -> str:
+    """As runs are called on disk."""
+    return f"{run.model}/seed_{run.seed}"
+
+
+def chosen(row: Row, ranks: Mapping[str, Any], seed: int) -> Run | None:
+    """The run of a row that stands for it: that of ``seed``, or else the first that has ranks."""
+    able = [run for run in row.runs if ranks.get(run_name(run)) is not None]
+    return next((run for run in able if run.seed == seed), able[0] if able else None)
+
+
+def _ranks(run: Run, on_disk: OnDisk, metric: str, problems: list[str]) -> pa.Table | None:
+    """None where there are none, or they are not those behind the run's metrics."""
+    if run_name(run) not in on_disk.ranks:
+        problems.append(f"{run_name(run)} has no ranks on disk: how sure its numbers are is not known")
+        return None
+    table: pa.Table = on_disk.ranks[run_name(run)]()
+    try:
+        value = metrics_from_ranks(table, cutoffs=[int(metric.partition("@")[2])]).get(metric)
+    except ValueError as error:
+        problems.append(f"{run_name(run)}: {error}")
+        return None
+    if value is None or not math.isclose(value, run.test.get(metric, math.nan), abs_tol=1e-9):
+        problems.append(
+            f"the ranks of {run_name(run)} on disk are not those behind its metrics: evaluate it again"
+        )
+        return None
+    return table
+
+
+def _certainty(
+    of_protocol: Mapping[str, Row],
+    ranks: Mapping[str, pa.Table | None],
+    metric: str,
+    baseline: str,
+    resamples: int,
+    problems: list[str],
+) -> dict[str, Any] | None:
+    tables = {name: [ranks[run_name(run)] for run in row.runs] for name, row in of_protocol.items()}
+    known = {name: [table for table in found if table is not None] for name, found in tables.items()}
+    known = {name: found for name, found in known.items() if found}
+    if not known:
+        return None
+    named = [name for name in known if baseline in (name, of_protocol[name].name)]
+    try:
+        per_user = PerUser.of(
+            known,
+            metric=metric,
+            protocols={name: [run.protocol_id for run in of_protocol[name].runs] for name in known},
+        )
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+    affordable = min(resamples, max(1000, DRAWS // len(per_user.users)))
+    found = compare(per_user, baseline=named[0] if named else BEST, resamples=affordable)
+    return {
+        **asdict(found),
+        "resamples": affordable,
+        "seeds": {name: len(each) for name, each in known.items()},
+    }
+
+
+def _each(
+    shown: Mapping[str, Run | None], measure: Callable[[Run], Any], problems: list[str]
+) -> dict[str, Any]:
+    """By row; without those for which there is nothing, or something wrong."""
+    found = {}
+    for name, run in shown.items():
+        if run is None:
+            continue
+        try:
+            value = measure(run)
+        except ValueError as error:
+            problems.append(f"{run_name(run)}: {error}")
+            continue
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _segments(ranks: pa.Table | None, catalogue: Catalogue, k: int) -> list[dict[str, Any]] | None:
+    if ranks is None:
+        return None
+    table = segments(ranks, item_ids=catalogue.item_ids, train_events=catalogue.popularity.events, k=k)
+    return table.to_pylist()
+
+
+def _lists(
+    run: Run, ranks: Mapping[str, Any], on_disk: OnDisk, catalogue: Catalogue, k: int
+) -> dict[str, Any] | None:
+    if (name := run_name(run)) not in on_disk.recommendations:
+        return None
+    lists = Lists.of(on_disk.recommendations[name](), catalogue.item_ids, k)
+    return list_metrics(
+        lists, catalogue.popularity, ranks[name], item_ids=catalogue.item_ids, vectors=catalogue.vectors
+    )
+
+
+def _training(catalogue: Catalogue) -> dict[str, Any]:
+    """What lists would be like whose items were drawn from the training events."""
+    events, groups = catalogue.popularity.events, popularity_groups(catalogue.popularity.events)
+    total = max(int(events.sum()), 1)
+    shares = {name: events[groups == code].sum() / total for code, name in enumerate(POPULARITY)}
+    items = {name: int((groups == code).sum()) for code, name in enumerate(POPULARITY)}
+    return {**shares, "arp": (events.astype(float) ** 2).sum() / total, "items": items}
+
+
+def _calibration(run: Run, ranks: Mapping[str, Any], on_disk: OnDisk) -> dict[str, Any] | None:
+    if (name := run_name(run)) not in on_disk.recommendations:
+        return None
+    found = calibration(on_disk.recommendations[name](), ranks[name])
+    return None if found is None else asdict(found)
+
+
+def _ties(run: Run, on_disk: OnDisk, metric: str) -> dict[str, Any] | None:
+    """Of an earlier evaluation or another protocol there is none."""
+    found = on_disk.ties.get(run_name(run), lambda: {})()
+    same = found.get("protocol") == run.protocol_id and found.get("metric") == metric
+    as_ordered = found.get("as_ordered", math.nan)
+    return found if same and math.isclose(as_ordered, run.test.get(metric, math.nan), abs_tol=1e-6) else None
+
+
+def _plain(value: Any) -> Any:
+    """JSON types; what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -25,7 +25,7 @@ BY_HEART = {
         **{"alpha": 0.01, "dim": 64, "layers": 2, "decoder_layers": 2, "heads": 2, "feed_forward": 256}
     },
 }
-RATES = {"setrec": 1e-3, "tiger": 1e-3}  # T5's attention, which is not divided by the root of its width, learns slowly
+RATES = {"setrec": 1e-3, "tiger": 1e-3, "parallel_tiger": 1e-3}  # T5's attention, which is not divided by the root of its width, learns slowly
 
 
 def fresh(name: str, **config) -> Recommender:

@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention, then x + point-wise feed-forward, each on a normalised input."""
+    """x + attention, then x + point-wise feed-forward; ``norm`` says whether inputs or sums are normalised."""
 
     def __init__(self, config: SASRec.Config) -> None:
         super().__init__()
@@ -51,11 +51,17 @@ class Block(nn.Module):
         self.norm_attention, self.norm_feed = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
         self.attention = Attention(config)
         self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
-        self.dropout = Dropout(config.dropout)
+        self.dropout, self.post = Dropout(config.dropout), config.norm == "post"
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
+        if self.post:
+            x_BTD = self.norm_attention(x_BTD + self.dropout(self.attention(x_BTD, mask)))
+            return self.norm_feed(x_BTD + self._fed(x_BTD))
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), mask))
-        return x_BTD + self.dropout(self.down(F.relu(self.up(self.norm_feed(x_BTD)))))
+        return x_BTD + self._fed(self.norm_feed(x_BTD))
+
+    def _fed(self, x_BTD: Tensor) -> Tensor:
+        return self.dropout(self.down(F.relu(self.up(x_BTD))))
 
 
 class LiGRBlock(nn.Module):
@@ -88,7 +94,11 @@ class SASRec(NextItem):
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward`` is the inner width in multiples of ``dim`` (1 in the paper); ``block``: sasrec or ligr."""
+        """``feed_forward`` is the inner width in multiples of ``dim`` (1 in the paper); ``block``: sasrec or ligr.
+
+        ``norm``, of the block sasrec: pre normalises what a branch reads; post, as RecBole does, the sum of branch and
+        input, and the embedded events instead of the last state.
+        """
 
         dim: int = 64
         layers: int = 2
@@ -97,8 +107,11 @@ class SASRec(NextItem):
         dropout: float = 0.2
         attention_dropout: float = 0.0
         block: str = "sasrec"
+        norm: str = "pre"
 
         def __post_init__(self) -> None:
+            if self.norm not in ("pre", "post") or (self.norm == "post" and self.block != "sasrec"):
+                raise ValueError(f"norm is {self.norm!r}; allowed: pre, and post with the block sasrec")
             if self.block not in BLOCKS:
                 raise ValueError(f"block is {self.block!r}; allowed: {', '.join(BLOCKS)}")
             if self.dim % self.heads:
@@ -116,12 +129,13 @@ class SASRec(NextItem):
             module.apply(_initialise)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
-        x_BTD = x_BTD * math.sqrt(self.config.dim)
-        x_BTD = self.dropout(x_BTD + self.positions(batch.positions))
+        post = self.config.norm == "post"
+        x_BTD = x_BTD * math.sqrt(self.config.dim) + self.positions(batch.positions)
+        x_BTD = self.dropout(self.norm(x_BTD) if post else x_BTD)
         mask = causal_mask(batch, x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, mask)
-        return self.norm(x_BTD)
+        return x_BTD if post else self.norm(x_BTD)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,0 +1,208 @@
+"""Parallel TIGER: all codes of the next item's semantic id at once, from as many learned queries.
+
+After N. Nguyen's efficient_generative_reco (2025, no paper): an encoder of T5's shape reads a history, one place per
+item, and L queries look at it together; query l gives the distribution of code l.
+
+Differences: given the history the levels are independent, so the score of an item, the sum over l of log p_l(its code
+l), is exact for the whole catalogue by one gather (``search: exact``); the original's constrained beam, ``search:
+beam``, is there to compare with and normalises before it masks (``renormalise: true``: after, as there). Weights start
+at random instead of at t5-small's. Every prefix a training example, or one pass for all targets of a row: as in TIGER.
+
+B batch, T events, W targets of a row, L levels, I items, D width, V codes of a level, N items with an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.sequences import Sequences
+from recpipe.decoding import beam_search
+from recpipe.decoding.exact import exact_scores
+from recpipe.layers.code_history import CodeInput, before, causal, targets_of, within
+from recpipe.layers.codes import ItemCodes
+from recpipe.layers.t5 import Encoder, T5Shape
+from recpipe.layers.t5_decoder import Decoder
+from recpipe.models.recommender import Criterion, Scorer
+from recpipe.semantic_ids.catalogue import CatalogueIds
+
+CHOICES = {
+    "aggregate": ("sum", "flatten"),
+    "softmax": ("level", "all"),
+    "head": ("tokens", "mlp"),
+    "search": ("exact", "beam"),
+}
+
+
+class ParallelTIGER(Scorer):
+    """Scores are log-probabilities of ids; what has no id has none and cannot be recommended."""
+
+    reads_ids = True
+    losses = ("full_softmax",)
+
+    @dataclass(frozen=True)
+    class Config:
+        """Sizes of T5Shape, ``users`` and ``one_pass`` as of TIGER.
+
+        ``aggregate``: an item is the sum of its tokens, or a place for each; ``item_distance``, of these: places of
+        one item are at distance 0. ``softmax`` over the codes of a level, or the tokens of all. ``head``: ``tokens``,
+        the embedded ones; ``mlp``, one of two layers per level. ``weights`` (L,) of the levels' losses, the original's
+        [1, .3315, .1935, .1113]. ``masked``: share of rows of which a random part of the queries is replaced by what
+        they should find, and the others alone are trained. ``beam`` and ``renormalise`` are of ``search: beam``.
+        """
+
+        dim: int = 128
+        heads: int = 6
+        head_dim: int = 64
+        feed_forward: int = 1024
+        layers: int = 4
+        decoder_layers: int = 4
+        dropout: float = 0.1
+        users: int = 0
+        one_pass: bool = True
+        aggregate: str = "sum"
+        item_distance: bool = False
+        softmax: str = "level"
+        head: str = "tokens"
+        weights: tuple[float, ...] | None = None
+        masked: float = 0.0
+        search: str = "exact"
+        beam: int = 20
+        renormalise: bool = False
+
+        def __post_init__(self) -> None:
+            for name, allowed in CHOICES.items():
+                if (value := getattr(self, name)) not in allowed:
+                    raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+            if self.head == "mlp" and self.softmax == "all":
+                raise ValueError("head is mlp, one for each level, so softmax cannot be over all of them")
+            if not 0 <= self.masked <= 1:
+                raise ValueError(f"masked is {self.masked}; it is a share from 0 to 1")
+
+    config: Config
+
+    def __init__(
+        self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]
+    ) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length)
+        if len(ids) != 1:
+            raise ValueError(f"ParallelTIGER reads ids of one modality, not of {', '.join(ids)}")
+        ((self.modality, given),) = ids.items()
+        self.codes = ItemCodes(given, unique=config.search == "beam")
+        levels = self.codes.levels
+        if config.weights is not None and len(config.weights) != levels:
+            raise ValueError(f"weights are {config.weights}; the ids have {levels} levels")
+        sizes = {
+            part.name: getattr(config, part.name) for part in fields(T5Shape) if hasattr(config, part.name)
+        }
+        shape = T5Shape(**sizes)
+        summed = config.aggregate == "sum"
+        self.input = CodeInput(self.codes.size, levels, config.dim, users=config.users, summed=summed)
+        self.encoder, self.decoder = Encoder(shape), Decoder(shape, causal=False)
+        self.queries = nn.Parameter(torch.empty(levels, config.dim).normal_(std=0.02))
+        mlp = config.head == "mlp"
+        self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(levels if mlp else 0))
+
+    def item_codes(self) -> dict[str, ItemCodes]:
+        return {self.modality: self.codes}
+
+    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
+        features = self.input.features(sequences.users)
+        return DeviceSequences(sequences, window=window, device=self.device, features=features)
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        inputs, targets, known = targets_of(batch, self.codes.known, one_pass=self.config.one_pass)
+        wanted_BWL = self.codes.tokens[targets]
+        hidden_BWLD, asked_BWL = self._found(inputs, wanted_BWL)
+        asked_BWL = asked_BWL & known[..., None]
+        total, whole = hidden_BWLD.new_zeros(()), 0.0
+        for level, weight in enumerate(self.config.weights or [1.0] * self.codes.levels):
+            asked = asked_BWL[..., level]
+            hidden, tokens = hidden_BWLD[:, :, level][asked], wanted_BWL[..., level][asked]
+            if len(tokens):
+                hidden, table, first = self._head(hidden, level)
+                total = total + weight * criterion(hidden, table, tokens - first)
+                whole += weight
+        return total / max(whole, 1e-9)
+
+    def log_probabilities(self, batch: Batch) -> list[Tensor]:
+        """(L) of (B, V_l): of every code of the next item."""
+        batch = batch if batch.items.shape[1] else batch.longer(1)
+        hidden_BWLD, _ = self._found(batch, None)
+        logs = []
+        for level, size in enumerate(self.codes.sizes):
+            hidden, table, first = self._head(hidden_BWLD[:, 0, level], level)
+            start = self.codes.first[level] - 1 - first
+            logs.append((hidden @ table[1:].T).log_softmax(-1)[:, start : start + size])
+        return logs
+
+    def score(self, batch: Batch) -> Tensor:
+        logs = self.log_probabilities(batch)
+        scores = logs[0].new_full((len(logs[0]), self.n_items + 1), -torch.inf)
+        rows = torch.from_numpy(self.codes.rows).to(scores.device)
+        if self.config.search == "exact":
+            scores[:, rows] = exact_scores(logs, self.codes.codes[rows])
+            return scores
+        found = beam_search(
+            _Independent(logs), self.codes.tree, beam=self.config.beam, renormalise=self.config.renormalise
+        )
+        items = torch.where(found.items >= 0, rows[found.items.clamp(min=0)], 0)
+        return scores.scatter_(1, items, found.scores)
+
+    def _found(self, inputs: Batch, wanted_BWL: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, W, L, D) that codes are predicted from, scaled as T5's, and which of them (B, W, L) were asked for.
+
+        Without ``wanted_BWL``: one target, that of the whole history.
+        """
+        config, levels = self.config, self.codes.levels
+        embedded = self.input(inputs, self.codes.tokens)
+        positions = (embedded.event + 1) if config.item_distance else None
+        attention = causal(embedded.event) if config.one_pass else None
+        encoded = self.encoder(embedded.x, embedded.mask, attention=attention, positions=positions)
+        width = 1 if wanted_BWL is None else wanted_BWL.shape[1]
+        x = self.queries.expand(len(encoded), width, levels, config.dim)
+        asked = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device)
+        if wanted_BWL is not None and config.masked and self.training:
+            asked = self._asked(wanted_BWL)
+            x = torch.where(asked[..., None], x, self.input.embed(wanted_BWL))
+        each = config.one_pass and wanted_BWL is not None
+        hidden = self.decoder(
+            x.flatten(1, 2),
+            self.decoder.memory(encoded, embedded.mask),
+            cross=before(embedded.event, width, levels) if each else None,
+            attention=within(width, levels, x.device),
+            positions=torch.arange(levels, device=x.device).repeat(width),
+        )
+        return hidden.unflatten(1, (width, levels)), asked
+
+    def _asked(self, wanted_BWL: Tensor) -> Tensor:
+        """(B, W, L): of a ``masked`` share of targets a random part of 1 .. L queries, of the others all."""
+        draw = torch.rand(wanted_BWL.shape, device=wanted_BWL.device)
+        count = torch.randint(1, wanted_BWL.shape[2] + 1, (*wanted_BWL.shape[:2], 1), device=draw.device)
+        whole = torch.rand(count.shape, device=draw.device) >= self.config.masked
+        return (draw.argsort(-1).argsort(-1) < count) | whole
+
+    def _head(self, hidden: Tensor, level: int) -> tuple[Tensor, Tensor, int]:
+        """What a level is predicted with: hidden (n, D), table behind a row of padding, and its first token less 1."""
+        first, size = self.codes.first[level], self.codes.sizes[level]
+        hidden = F.relu(self.mlp[level](hidden)) if len(self.mlp) else hidden * self.config.dim**-0.5
+        if self.config.softmax == "all":
+            return hidden, self.input.head, 0
+        table = self.input.weight[first : first + size]
+        return hidden, torch.cat([table.new_zeros(1, table.shape[1]), table]), first - 1
+
+
+class _Independent:
+    """Levels that know nothing of each other, as the steps of a beam search."""
+
+    def __init__(self, logs: list[Tensor]) -> None:
+        self.logs = logs
+
+    def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
+        beams = 1 if codes_BK is None else codes_BK.shape[1]
+        return self.logs[level][:, None].expand(-1, beams, -1)

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recpipe.semantic_ids.prefix_tree import PrefixTree, TreeTensors
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+from recpipe.semantic_ids.tree_tensors import TreeTensors
 from recpipe.training.allocator import keep_freed_memory
 
 SIZES = (256, 256, 256, 256)

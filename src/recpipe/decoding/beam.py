@@ -1,6 +1,6 @@
 """Beam search over the prefix tree of a catalogue: L steps, every result an item, none twice, none seen.
 
-B users, K beams, N items, L levels, V codes of a level, W window of children, P nodes of a depth.
+B users, K beams, N items, L levels, V codes of a level, W places for children of a beam, P nodes of a depth.
 """
 
 from __future__ import annotations
@@ -10,8 +10,14 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from recpipe.semantic_ids.prefix_tree import PrefixTree, TreeTensors
+from recpipe.decoding.children import children
+from recpipe.decoding.limits import Limits
+from recpipe.decoding.stochastic import gumbel, perturbed
+from recpipe.decoding.top import top
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+from recpipe.semantic_ids.tree_tensors import TreeTensors
 
 
 class Steps(Protocol):
@@ -21,7 +27,8 @@ class Steps(Protocol):
         """Log-probabilities (B, K, V_level) of the codes of ``level``, 0-based, of the whole level, not masked.
 
         Level 0 has one beam and neither codes nor parents. After it, beam k has just taken ``codes_BK`` of the level
-        before, coming from what was beam ``parents_BK`` then.
+        before, coming from what was beam ``parents_BK`` then. Beams that are dead, for want of items, are asked for
+        like the others.
         """
         ...
 
@@ -37,7 +44,7 @@ class Beams(NamedTuple):
 @torch.no_grad()
 def beam_search(
     decoder: Steps,
-    tree: PrefixTree,
+    tree: PrefixTree | TreeTensors,
     *,
     beam: int,
     k: int | None = None,
@@ -50,119 +57,120 @@ def beam_search(
     """The ``k`` best of the ``beam`` items that a beam search finds for every user, k = beam by default.
 
     ``seen``: what users may not get again, as offsets (B + 1,) and rows of the catalogue (n,), in any order, also
-    repeated; negative rows are ignored. ``allowed`` bool, (N,) or (B, N): what may be returned at all. A score is
-    the model's own log-probability of the item; with ``renormalise`` that among the children that are left,
-    which favours prefixes with few of them. ``temperatures`` (L,) divide log-probabilities, which are then
+    repeated; negative rows are ignored. ``allowed`` bool, (N,) or (B, N): what may be returned at all; one that many
+    searches share is cheaper as ``tree.tensors().restricted(allowed)`` in place of the tree.
+
+    A score is the model's own log-probability of the item; with ``renormalise`` that among the children that are
+    left, which favours prefixes with few of them. ``temperatures`` (L,) divide log-probabilities, which are then
     normalised over the whole level. ``stochastic``: a sample without replacement, in the order of the draw (Kool et
-    al., Stochastic Beams and Where to Find Them, ICML 2019), of the distribution that ``renormalise`` gives, which it
-    implies.
+    al., ICML 2019), from the distribution that ``renormalise`` gives, which it implies.
 
     Raises ValueError for k > beam, for a tree in which items share ids, for log-probabilities of another width than
     the level's codes and for NaN among them.
     """
-    k = _checked(tree, beam, k, temperatures)
-    tensors: TreeTensors | None = None
-    scores = nodes = parents = codes = alive = perturbed = torch.empty(0)
-    for level in range(tree.depth):
-        logs = decoder.step(level, codes if level else None, parents if level else None)
-        if tensors is None:
-            tensors = tree.tensors(logs.device)
-            nodes = torch.zeros(len(logs), 1, dtype=torch.int64, device=logs.device)
-            scores = perturbed = logs.new_zeros(len(logs), 1)
-            live = _live(tensors, len(logs), seen, allowed)
-        _check_logs(logs, level, nodes, tree.sizes[level])
-        if temperatures is not None and temperatures[level] != 1:
-            logs = (logs / temperatures[level]).log_softmax(-1)
-        start, end = tensors.offsets[level][nodes], tensors.offsets[level][nodes + 1]
-        edges = start[..., None] + torch.arange(tensors.widest[level], device=logs.device)  # (B, K, W)
-        alive = edges < end[..., None]
-        edges.clamp_(max=len(tensors.children[level]) - 1)
-        if live is not None:
-            alive &= live[level].gather(1, edges.flatten(1)).view_as(edges)
-        below = logs.gather(-1, tensors.children[level][edges]).masked_fill_(~alive, -torch.inf)
-        if renormalise or stochastic is not None:
-            below = below - below.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(below.dtype).min)
-        reached = (scores[..., None] + below).flatten(1)
-        order = reached
-        if stochastic is not None:
-            order = _perturbed(perturbed, reached.view_as(below), stochastic).flatten(1)
-        kept = min(beam, order.shape[1], tree.prefixes(level + 1))
-        ranks, places = order.topk(kept)
-        if ranks.isnan().any():
-            raise ValueError(
-                f"log-probabilities of level {level + 1} are NaN; the model's weights are not usable"
-            )
-        scores, perturbed = reached.gather(1, places), ranks
-        nodes = edges.flatten(1).gather(1, places)
-        parents = places // tensors.widest[level]
-        codes = tensors.children[level][nodes]
-    assert tensors is not None
-    return _result(tree, tensors, nodes, scores, k)
+    _check(tree, beam, k, temperatures)
+    logs = decoder.step(0, None, None)
+    B, device = len(logs), logs.device
+    whole = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
+    limits = Limits.of(whole, B, seen, allowed)
+    choice = Choice(beam, temperatures, renormalise, stochastic)
+    front, broken = _root(B, device, stochastic), []
+    for level in range(limits.tree.depth if len(limits.tree.leaves) else 0):
+        if level:
+            logs = decoder.step(level, limits.tree.children[level - 1][front.nodes], front.parents)
+        front = _advanced(front, limits, level, _checked(logs, level, front, whole.sizes), choice)
+        broken.append(front.order.isnan().any())
+    _check_numbers(broken)
+    return _result(limits.tree, front, min(k or beam, whole.rows))
 
 
-def _checked(tree: PrefixTree, beam: int, k: int | None, temperatures: Sequence[float] | None) -> int:
-    k = beam if k is None else k
-    if k < 1:
+class Choice(NamedTuple):
+    """How beams are chosen among children."""
+
+    beam: int
+    temperatures: Sequence[float] | None
+    renormalise: bool
+    stochastic: torch.Generator | None
+
+
+class Front(NamedTuple):
+    """The beams after some levels, all (B, K): where they are, and which of the beams before they come from."""
+
+    nodes: Tensor
+    parents: Tensor
+    scores: Tensor  # log-probabilities
+    order: Tensor  # what they are ranked by: scores, or perturbed ones
+
+
+def _root(B: int, device: torch.device, stochastic: torch.Generator | None) -> Front:
+    nodes = torch.zeros(B, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(B, 1, device=device)
+    order = scores if stochastic is None else gumbel(scores.shape, stochastic).to(device)
+    return Front(nodes, nodes, scores, order)
+
+
+def _advanced(front: Front, limits: Limits, level: int, logs: Tensor, choice: Choice) -> Front:
+    """The best children of all beams of a user, one level deeper."""
+    if choice.temperatures is not None and choice.temperatures[level] != 1:
+        logs = (logs / choice.temperatures[level]).log_softmax(-1)
+    following = children(limits, level, front.nodes, logs)
+    reached, stochastic = following.logs, choice.stochastic
+    if choice.renormalise or stochastic is not None:
+        total = reached.logsumexp(-1, keepdim=True)
+        reached = reached - total.clamp_(min=torch.finfo(total.dtype).min)
+    reached = reached.add_(front.scores[..., None])
+    ranked = reached if stochastic is None else perturbed(front.order, reached, stochastic)
+    most = min(choice.beam, ranked[0].numel(), len(limits.tree.children[level]))
+    order, places = top(ranked.flatten(1), most)
+    scores = order if stochastic is None else reached.flatten(1).gather(1, places)
+    parents, places = places // ranked.shape[2], places % ranked.shape[2]
+    return Front(following.nodes(parents, places), parents, scores, order)
+
+
+def _check(
+    tree: PrefixTree | TreeTensors, beam: int, k: int | None, temperatures: Sequence[float] | None
+) -> None:
+    if k is not None and k < 1:
         raise ValueError(f"k is {k}; ask for at least one item")
-    if k > beam:
+    if beam < 1:
+        raise ValueError(f"beam is {beam}; it needs at least 1")
+    if k is not None and k > beam:
         raise ValueError(f"k is {k} and beam {beam}; a search returns no more items than it has beams")
-    if tree.prefixes(tree.depth) < tree.n_items:
+    if (ids := len(tree.children[-1])) < len(tree.leaves):
         raise ValueError(
-            f"{tree.n_items} items have {tree.prefixes(tree.depth)} ids; a beam cannot choose between items that "
-            "share one: set semantic_ids.collisions to extra_digit or reallocate"
+            f"{len(tree.leaves)} items have {ids} ids; a beam cannot choose between items that share one: set "
+            "semantic_ids.collisions to extra_digit or reallocate"
         )
     if temperatures is not None and (len(temperatures) != tree.depth or min(temperatures) <= 0):
         raise ValueError(f"temperatures are {tuple(temperatures)}; give {tree.depth} of them, each above 0")
-    return min(k, tree.n_items)
 
 
-def _check_logs(logs: Tensor, level: int, nodes: Tensor, size: int) -> None:
-    if logs.shape != (*nodes.shape, size):
+def _checked(logs: Tensor, level: int, front: Front, sizes: Sequence[int]) -> Tensor:
+    if logs.shape != (*front.nodes.shape, sizes[level]):
+        users, beams = front.nodes.shape
         raise ValueError(
-            f"log-probabilities of level {level + 1} are {tuple(logs.shape)}; "
-            f"for {nodes.shape[1]} beams of {len(nodes)} users and {size} codes they are {(*nodes.shape, size)}"
+            f"log-probabilities of level {level + 1} are {tuple(logs.shape)}; for {beams} beams of {users} users "
+            f"and {sizes[level]} codes they are {(users, beams, sizes[level])}"
+        )
+    return logs.float()
+
+
+def _check_numbers(broken: list[Tensor]) -> None:
+    """One look at the end: on a GPU every look is a wait."""
+    if broken and (levels := torch.stack(broken).nonzero().flatten().tolist()):
+        raise ValueError(
+            f"log-probabilities of level {levels[0] + 1} are NaN; the model's weights are not usable"
         )
 
 
-def _live(
-    tree: TreeTensors, users: int, seen: tuple[Tensor, Tensor] | None, allowed: Tensor | None
-) -> list[Tensor] | None:
-    """(L) of (B, P_{l+1}): whether anything may be returned below a node; None if everything may."""
-    if seen is None and allowed is None:
-        return None
-    free = torch.ones(users, len(tree.leaves), dtype=torch.bool, device=tree.leaves.device)
-    if allowed is not None:
-        free &= allowed
-    if seen is not None:
-        offsets, rows = seen
-        owner = torch.repeat_interleave(torch.arange(users, device=rows.device), offsets.diff())
-        free[owner[rows >= 0], rows[rows >= 0]] = False
-    total = torch.nn.functional.pad(free[:, tree.leaves].cumsum(1), (1, 0))
-    return [total[:, spans[1:]] > total[:, spans[:-1]] for spans in tree.spans[1:]]
-
-
-def _perturbed(parents_BK: Tensor, below_BKW: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, K, W) perturbed log-probabilities of children, the greatest being their parent's (Kool et al., App. B)."""
-    uniform = torch.rand(below_BKW.shape, generator=generator, device=below_BKW.device, dtype=torch.float64)
-    free = below_BKW.double() - torch.log(-torch.log(uniform.clamp_(1e-300, 1 - 1e-16)))
-    most = free.amax(-1, keepdim=True)
-    bound = parents_BK[..., None].double() if parents_BK.shape[1] > 1 or below_BKW.shape[1] > 1 else most
-    v = bound - free + torch.log1p(-torch.exp(free - most))
-    drawn = bound - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
-    return drawn.masked_fill_(below_BKW == -torch.inf, -torch.inf)
-
-
-def _result(tree: PrefixTree, tensors: TreeTensors, nodes: Tensor, scores: Tensor, k: int) -> Beams:
-    nodes, scores = nodes[:, :k], scores[:, :k]
-    found, places, codes = scores > -torch.inf, nodes, []
-    for level in reversed(range(tree.depth)):
-        codes.append(tensors.children[level][places])
-        places = torch.searchsorted(tensors.offsets[level], places, right=True) - 1
-    codes_BKL = torch.stack(codes[::-1], -1).masked_fill_(~found[..., None], -1)
-    items = tensors.leaves[nodes].masked_fill_(~found, -1)
-    missing = (0, k - nodes.shape[1])
+def _result(tree: TreeTensors, front: Front, k: int) -> Beams:
+    most = k if len(tree.leaves) else 0
+    nodes, scores = front.nodes[:, :most], front.scores[:, :most]
+    found = scores > -torch.inf
+    missing = k - nodes.shape[1]
+    codes = tree.codes(nodes).masked_fill_(~found[..., None], -1)
     return Beams(
-        torch.nn.functional.pad(items, missing, value=-1),
-        torch.nn.functional.pad(scores, missing, value=-torch.inf),
-        torch.nn.functional.pad(codes_BKL, (0, 0, *missing), value=-1),
+        F.pad(tree.leaves[nodes].masked_fill_(~found, -1), (0, missing), value=-1),
+        F.pad(scores, (0, missing), value=-torch.inf),
+        F.pad(codes, (0, 0, 0, missing), value=-1),
     )

@@ -23,6 +23,8 @@ from recpipe.semantic_ids.tree_checks import COMMAND, check_codes, check_whole, 
 if TYPE_CHECKING:
     import torch
 
+    from recpipe.semantic_ids.tree_tensors import TreeTensors
+
 Ints = NDArray[np.int64]
 METADATA = "recpipe.prefix_tree"
 
@@ -160,19 +162,31 @@ class PrefixTree:
         return found
 
     def tensors(self, device: str | torch.device = "cpu") -> TreeTensors:
-        """The arrays as int64 tensors on a device, for decoding."""
+        """The arrays as int64 tensors on a device, for decoding; the same ones whenever they are asked for."""
         import torch
+
+        from recpipe.semantic_ids.tree_tensors import TreeTensors
+
+        if (made := self._tensors.get(str(device))) is not None:
+            return made
 
         def moved(array: NDArray[Any]) -> torch.Tensor:
             return torch.tensor(array, dtype=torch.int64, device=device)
 
-        return TreeTensors(
+        made = self._tensors[str(device)] = TreeTensors(
             tuple(map(moved, self.offsets)),
             tuple(map(moved, self.children)),
             tuple(map(moved, self.spans)),
             moved(self.leaves),
             self.widest,
+            self.sizes,
+            self.n_items,
         )
+        return made
+
+    @cached_property
+    def _tensors(self) -> dict[str, TreeTensors]:
+        return {}
 
     def check(self, source: str) -> None:
         """Raises ValueError if the tree was built from other ids than those with this hash."""
@@ -237,17 +251,6 @@ class PrefixTree:
             low, high = np.where(right, middle + 1, low), np.where(right, high, middle)
         found = (nodes >= 0) & (low < end) & (children[low.clip(max=len(children) - 1)] == codes)
         return np.where(found, low, -1)
-
-
-@dataclass(frozen=True)
-class TreeTensors:
-    """The arrays of a `PrefixTree` as tensors, under the names and with the meaning they have there."""
-
-    offsets: tuple[torch.Tensor, ...]
-    children: tuple[torch.Tensor, ...]
-    spans: tuple[torch.Tensor, ...]  # the last one is leaf_offsets
-    leaves: torch.Tensor
-    widest: tuple[int, ...]
 
 
 def _sorted_rows(codes_NL: NDArray[np.integer], sizes: tuple[int, ...]) -> Ints:

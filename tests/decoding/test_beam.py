@@ -1,0 +1,280 @@
+"""Beam search against brute force over the catalogue, and against a beam of Python dictionaries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recpipe.decoding import beam_search
+from recpipe.semantic_ids import tree_tensors
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+
+USERS = 3
+
+
+@dataclass
+class Model:
+    """Log-probabilities that depend on the whole prefix; follows its beams by codes and parents, as a decoder does."""
+
+    logs: list[Tensor]  # (L) of (B, V_1, ..., V_l)
+    asked: list[Tensor] = field(default_factory=list)  # codes of the beams so far, each (B, K)
+
+    def step(self, level, codes_BK, parents_BK):
+        if codes_BK is None:
+            self.asked = []
+            return self.logs[0][:, None]
+        self.asked = [codes.gather(1, parents_BK) for codes in self.asked] + [codes_BK]
+        return self.logs[level][(torch.arange(len(codes_BK))[:, None], *self.asked)]
+
+    def of(self, codes_NL) -> Tensor:
+        """(B, N) log-probability of every id, by itself."""
+        columns = torch.from_numpy(np.asarray(codes_NL)).long().T
+        return sum(each[(slice(None), *columns[: level + 1])] for level, each in enumerate(self.logs))
+
+
+def model(sizes, seed=0, users=USERS) -> Model:
+    g = torch.Generator().manual_seed(seed)
+    shapes = [(users, *sizes[: level + 1]) for level in range(len(sizes))]
+    return Model([(2 * torch.randn(shape, generator=g)).log_softmax(-1) for shape in shapes])
+
+
+@dataclass
+class Case:
+    codes: np.ndarray
+    sizes: tuple[int, ...]
+    seed: int
+    seen: list[list[int]]
+    allowed: np.ndarray | None  # (N,) or (B, N)
+
+    @property
+    def tree(self):
+        return PrefixTree.build(self.codes, self.sizes)
+
+    @property
+    def limits(self):
+        offsets = np.cumsum([0, *map(len, self.seen)])
+        rows = np.array([row for each in self.seen for row in each], np.int64)
+        seen = (torch.from_numpy(offsets), torch.from_numpy(rows)) if len(rows) else None
+        return {"seen": seen, "allowed": None if self.allowed is None else torch.from_numpy(self.allowed)}
+
+    @property
+    def free(self):
+        """(B, N) bool."""
+        free = np.ones((USERS, len(self.codes)), bool)
+        if self.allowed is not None:
+            free &= self.allowed
+        for user, rows in enumerate(self.seen):
+            free[user, [row for row in rows if row >= 0]] = False
+        return free
+
+
+@st.composite
+def cases(draw):
+    sizes = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
+    row = st.tuples(*(st.integers(0, size - 1) for size in sizes))
+    rows = draw(st.lists(row, min_size=1, max_size=40, unique=True))
+    N = len(rows)
+    seen = [draw(st.lists(st.integers(-1, N - 1), max_size=12)) for _ in range(USERS)]
+    shape = draw(st.sampled_from([None, (N,), (USERS, N)]))
+    seed = draw(st.integers(0, 2**31))
+    allowed = None if shape is None else np.random.default_rng(seed).random(shape) < draw(st.floats(0, 1))
+    return Case(np.array(rows, np.int64).reshape(N, -1), sizes, seed, draw(st.sampled_from([seen, [[]] * USERS])), allowed)
+
+
+@pytest.fixture(params=[0, 16], ids=["tables", "windows"])
+def narrow(request, monkeypatch):
+    """Both ways to read the children of small trees."""
+    monkeypatch.setattr(tree_tensors, "NARROW", request.param)
+
+
+def lists(beams) -> list[dict[int, float]]:
+    """Item to score, best first, of every user; what is -1 has no score and stands last."""
+    found = []
+    for items, scores, codes in zip(*beams, strict=True):
+        many = int((items >= 0).sum())
+        assert (items[many:] == -1).all()
+        assert (scores[many:] == -math.inf).all()
+        assert (codes[many:] == -1).all()
+        assert (scores[:many].diff() <= 0).all()
+        assert len(set(items[:many].tolist())) == many
+        found.append(dict(zip(items[:many].tolist(), scores[:many].tolist(), strict=True)))
+    return found
+
+
+@given(cases())
+@settings(deadline=None, max_examples=150)
+def check_wide_beam(case):
+    made = model(case.sizes, case.seed)
+    beams = beam_search(made, case.tree, beam=len(case.codes) + 3, k=len(case.codes), **case.limits)
+    scores = made.of(case.codes)
+    for user, found in enumerate(lists(beams)):
+        expected = {int(row): float(scores[user, row]) for row in np.flatnonzero(case.free[user])}
+        assert found.keys() == expected.keys()
+        for item, score in found.items():
+            assert score == pytest.approx(expected[item], abs=1e-5)
+    at = beams.items >= 0
+    assert (torch.from_numpy(case.codes)[beams.items[at]] == beams.codes[at]).all()
+
+
+def test_a_beam_as_wide_as_the_catalogue_is_brute_force(narrow):
+    check_wide_beam()
+
+
+def by_dictionaries(case, made, user, beam, renormalise=False) -> dict[int, float]:
+    """Beam search one prefix at a time; the oracle for narrow beams."""
+    live = {tuple(row): index for index, row in enumerate(case.codes.tolist()) if case.free[user, index]}
+    beams = {(): 0.0}
+    for level in range(len(case.sizes)):
+        reached = {}
+        for prefix, score in beams.items():
+            codes = sorted({row[level] for row in live if row[:level] == prefix})
+            logs = {code: float(made.logs[level][(user, *prefix, code)]) for code in codes}
+            total = math.log(sum(map(math.exp, logs.values()))) if renormalise and codes else 0.0
+            reached |= {(*prefix, code): score + log - total for code, log in logs.items()}
+        beams = dict(sorted(reached.items(), key=lambda pair: -pair[1])[:beam])
+    return {live[row]: score for row, score in beams.items()}
+
+
+@given(cases(), st.integers(1, 12), st.booleans())
+@settings(deadline=None, max_examples=150)
+def check_narrow_beam(case, beam, renormalise):
+    made = model(case.sizes, case.seed)
+    beams = beam_search(made, case.tree, beam=beam, renormalise=renormalise, **case.limits)
+    assert beams.items.shape == (USERS, min(beam, len(case.codes)))
+    for user, found in enumerate(lists(beams)):
+        expected = by_dictionaries(case, made, user, beam, renormalise)
+        assert [*found] == [*expected]
+        np.testing.assert_allclose([*found.values()], [*expected.values()], atol=1e-5)
+
+
+def test_narrow_beams_are_those_of_dictionaries(narrow):
+    check_narrow_beam()
+
+
+def random_case(N, sizes, seed=0):
+    keys = np.random.default_rng(seed).choice(math.prod(sizes), N, replace=False)
+    codes = np.stack(np.unravel_index(keys, sizes), 1)
+    return Case(codes, sizes, seed, [[]] * USERS, None)
+
+
+@pytest.mark.parametrize("sizes", [(40, 30, 20), (600,), (3, 5, 4, 6, 5)], ids=str)
+def test_large_levels_equal_brute_force(sizes):
+    """Levels wide enough for tables, blocks of maxima and beams beyond the first level's codes."""
+    case = random_case(500, sizes)
+    made, N = model(sizes, seed=1), 500
+    scores, order = made.of(case.codes).sort(descending=True)
+    for beam in (N, 2 * N):
+        beams = beam_search(made, case.tree, beam=beam, k=N)
+        assert (beams.items == order).all()
+        torch.testing.assert_close(beams.scores, scores)
+
+
+def test_a_wider_beam_finds_no_worse_a_best_item():
+    for seed in range(20):
+        case = random_case(60, (5, 4, 6), seed)
+        best = [
+            beam_search(model(case.sizes, seed), case.tree, beam=beam).scores[:, 0] for beam in (1, 2, 4, 8, 16, 60)
+        ]
+        for narrow, wide in zip(best, best[1:], strict=False):
+            assert (wide >= narrow - 1e-6).all()
+
+
+def test_fewer_are_returned_where_fewer_can_be_had():
+    case = random_case(9, (3, 4))
+    seen = (torch.tensor([0, 0, 9, 16]), torch.cat([torch.arange(9), torch.arange(1, 8)]))
+    beams = beam_search(model((3, 4)), case.tree, beam=20, seen=seen)
+    assert beams.items.shape == (USERS, 9)
+    assert [len(found) for found in lists(beams)] == [9, 0, 2]
+    nothing = beam_search(model((3, 4)), case.tree, beam=20, k=5, allowed=torch.zeros(9, dtype=torch.bool))
+    assert (nothing.items == -1).all()
+    assert nothing.codes.shape == (USERS, 5, 2)
+
+
+def test_a_mask_made_once_is_the_mask():
+    case = random_case(50, (4, 5, 6))
+    allowed, seen = torch.arange(50) % 3 > 0, (torch.tensor([0, 3, 3, 5]), torch.tensor([1, 2, 3, 4, 1]))
+    restricted = case.tree.tensors().restricted(allowed)
+    for beam in (2, 50):
+        each = [
+            beam_search(model(case.sizes), tree, beam=beam, seen=seen, allowed=mask)
+            for tree, mask in ((restricted, None), (case.tree, allowed), (case.tree, allowed.expand(USERS, -1)))
+        ]
+        for other in each[1:]:
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(each[0], other, strict=True))
+
+
+def test_temperatures_flatten_a_level_before_it_is_constrained():
+    case, made = random_case(40, (4, 5, 6)), model((4, 5, 6))
+    temperatures = (0.5, 1.0, 3.0)
+    tempered = Model(
+        [(logs / t).log_softmax(-1) for logs, t in zip(made.logs, temperatures, strict=True)]
+    )
+    beams = beam_search(made, case.tree, beam=40, temperatures=temperatures)
+    expected, order = tempered.of(case.codes).sort(descending=True)
+    assert (beams.items == order).all()
+    torch.testing.assert_close(beams.scores, expected)
+
+
+def test_scores_are_float32_whatever_the_model_computes_in():
+    case, made = random_case(40, (4, 5, 6)), model((4, 5, 6))
+    low = Model([logs.bfloat16() for logs in made.logs])
+    assert beam_search(low, case.tree, beam=5).scores.dtype == torch.float32
+
+
+class Fixed:
+    def __init__(self, *logs):
+        self.logs = logs
+
+    def step(self, level, codes_BK, parents_BK):
+        return self.logs[level]
+
+
+def test_mistakes_are_named():
+    case = random_case(20, (4, 5, 6))
+    tree, made = case.tree, model((4, 5, 6))
+    with pytest.raises(ValueError, match="k is 6 and beam 5"):
+        beam_search(made, tree, beam=5, k=6)
+    with pytest.raises(ValueError, match="k is 0"):
+        beam_search(made, tree, beam=5, k=0)
+    with pytest.raises(ValueError, match="beam is 0"):
+        beam_search(made, tree, beam=0)
+    with pytest.raises(ValueError, match=r"temperatures are \(1.0, 0.0, 1.0\)"):
+        beam_search(made, tree, beam=5, temperatures=(1.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match=r"a mask is bool \(20,\)"):
+        beam_search(made, tree, beam=5, allowed=torch.ones(19, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"\(3, 20\)"):
+        beam_search(made, tree, beam=5, allowed=torch.ones(2, 20, dtype=torch.bool))
+    with pytest.raises(ValueError, match="row 20; the catalogue has 20"):
+        beam_search(made, tree, beam=5, seen=(torch.tensor([0, 0, 0, 1]), torch.tensor([20])))
+    with pytest.raises(ValueError, match=r"\(4,\) offsets"):
+        beam_search(made, tree, beam=5, seen=(torch.tensor([0, 1]), torch.tensor([3])))
+    with pytest.raises(ValueError, match=r"level 1 are \(3, 1, 7\)"):
+        beam_search(Fixed(torch.zeros(3, 1, 7)), tree, beam=5)
+    twins = PrefixTree.build(np.array([[0, 1], [0, 1], [1, 0]]), (2, 2), shared=True)
+    with pytest.raises(ValueError, match="3 items have 2 ids"):
+        beam_search(model((2, 2)), twins, beam=2)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("stochastic", [False, True], ids=["best", "sampled"])
+def test_nan_is_refused_by_its_level(level, stochastic):
+    case, made = random_case(20, (4, 5, 6)), model((4, 5, 6))
+    made.logs[level][1] = math.nan
+    generator = torch.Generator().manual_seed(0) if stochastic else None
+    with pytest.raises(ValueError, match=f"level {level + 1} are NaN"):
+        beam_search(made, case.tree, beam=3, stochastic=generator)
+
+
+def test_minus_infinity_is_never_an_item():
+    case, made = random_case(20, (4, 5, 6)), model((4, 5, 6))
+    made.logs[1][:, :, :3] = -math.inf
+    found = lists(beam_search(made, case.tree, beam=20))
+    possible = {row for row, codes in enumerate(case.codes.tolist()) if codes[1] >= 3}
+    assert all(each.keys() == possible for each in found)

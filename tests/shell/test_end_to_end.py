@@ -183,5 +183,5 @@ def test_report_alone_does_without_the_metrics_of_most_models(whole_run, session
         "popular_recent",
     }
     missing = session_in(folder, env="test", runtime_params={"dataset": "ml-1m"})
-    with missing, pytest.raises(DatasetError, match="data_profile"):
+    with missing, pytest.raises(DatasetError, match="train_set"):
         missing.run(pipeline_names=["report"])

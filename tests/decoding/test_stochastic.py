@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.decoding.oracles import Model
 
 from recpipe.decoding import beam_search
 from recpipe.decoding.stochastic import gumbel, perturbed
 from recpipe.semantic_ids.prefix_tree import PrefixTree
-from tests.decoding.test_beam import Model
 
 CODES = np.array([[0, 0], [0, 2], [1, 1], [2, 0], [2, 1], [2, 2]])
 DRAWS = 40_000
@@ -75,7 +75,12 @@ def test_temperature_and_limits_change_what_is_sampled_from(made):
     allowed = torch.tensor([True, True, False, True, True, False])
     cold = draws(made, 1, temperatures=(1e-3, 1e-3), allowed=allowed).items[:, 0]
     best = beam_search(
-        made, PrefixTree.build(CODES, (4, 3)), beam=6, allowed=allowed, temperatures=(1e-3, 1e-3), renormalise=True
+        made,
+        PrefixTree.build(CODES, (4, 3)),
+        beam=6,
+        allowed=allowed,
+        temperatures=(1e-3, 1e-3),
+        renormalise=True,
     )
     assert (cold == best.items[0, 0]).float().mean() > 0.999
     hot = draws(made, 1, temperatures=(1e3, 1e3), allowed=allowed).items[:, 0]

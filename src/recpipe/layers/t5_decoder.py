@@ -97,6 +97,10 @@ class Decoder(nn.Module):
         """What ``forward`` and ``step`` read of the encoder, computed once."""
         return Memory(tuple(layer.cross.memory(encoded_BSD) for layer in self._layers()), mask_BS)
 
+    def cache(self) -> Cache:
+        """An empty one, for a search."""
+        return Cache()
+
     def forward(
         self,
         x_BQD: Tensor,

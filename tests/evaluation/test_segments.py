@@ -109,7 +109,7 @@ def test_groups_by_hand():
 
 def test_names_and_a_target_of_another_catalogue():
     assert length_names()[:4] == ["0", "1\u20134", "5\u20139", "10\u201319"]
-    assert length_names()[-1] == "500+"
+    assert length_names()[-1] == "200+"
     ranks = pa.table({"user_id": ["a"], "target": ["zzz"], "rank": [1], "history": [3], "cold": [False]})
     with pytest.raises(ValueError, match="'zzz' is not in the catalogue of 40 items"):
         segments(ranks, item_ids=IDS, train_events=np.ones(ITEMS, int), k=1)

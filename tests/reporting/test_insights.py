@@ -150,12 +150,14 @@ def test_seeds_and_ties_that_belong(make_run):
     assert [row[-1] for row in rows] == [".1000\u2013.2000", "\u2013", "\u2013", "\u2013"]
 
 
-def test_an_ensemble_is_called_by_its_members(make_run):
-    runs, on_disk = finished(make_run, models=("sasrec", "popular"))
-    runs[1] |= {"settings": {"type": "ensemble", "members": {"a": "1", "b": "2"}}, "settings_id": "x"}
-    found = insights(runs, on_disk, catalogue(), protocol=runs[0]["protocol"]["id"], seed=42, resamples=50)
-    assert set(found["lists"]) == set(leaderboard(runs)["model"]) == {"sasrec", "popular of a + b"}
-    assert set(leaderboard(runs)["name"]) == {"sasrec", "popular"}
+def test_what_an_ensemble_is_made_of_stands_under_the_table(make_run):
+    runs, _ = finished(make_run, models=("sasrec", "popular"))
+    runs[1] |= {"settings": {"type": "ensemble", "members": {"a": "1", "b|c": "2"}}, "settings_id": "x"}
+    board = leaderboard(runs)
+    assert dict(board.select("model", "members").rows()) == {"sasrec": None, "popular": "a + b|c"}
+    assert "\n\npopular: a + b\\|c\n" in to_markdown(board)
+    assert "\npopular: a + b|c\n" in to_text(board)
+    assert "made of" not in to_text(leaderboard(runs[:1]))
 
 
 def test_tables_have_a_row_per_model_and_only_columns_that_say_something(measured, make_run):

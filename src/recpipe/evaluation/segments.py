@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 HEAD, MID, TAIL = 0, 1, 2
 POPULARITY = ("head", "mid", "tail")
 END = 0.2  # of the training events make the head, as many the tail
-LENGTHS = (0, 1, 5, 10, 20, 50, 100, 200, 500)  # from which number of events on
+LENGTHS = (0, 1, 5, 10, 20, 50, 100, 200)  # from which number of events on
 QUARTERS = ("least active quarter", "second quarter", "third quarter", "most active quarter")
 WARMTH = ("seen in training", "never seen in training")
 Codes = NDArray[np.int64]

@@ -29,10 +29,10 @@ def figure(
     x_axis: Mapping[str, Any] | None = None,
     y_axis: Mapping[str, Any] | None = None,
 ) -> go.Figure:
-    """Traces under titles of the two axes; a legend where there are several."""
+    """Traces under titles of the two axes; a legend where there are several, which makes room for itself."""
     layout = go.Layout(
         template="none",
-        height=340,
+        height=340 + 17 * max(len(traces) - 3, 0),
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         xaxis={
             "title": {"text": x},

@@ -24,7 +24,7 @@ from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import figures
 from recpipe.reporting.insight_figures import insight_figures
 from recpipe.reporting.insight_tables import certainty_table, lists_table
-from recpipe.reporting.leaderboard import groups, leaderboard, table_cells
+from recpipe.reporting.leaderboard import groups, leaderboard, made_of, table_cells
 from recpipe.reporting.runs import Run, read_runs
 from recpipe.reporting.semantic_ids import Section
 
@@ -119,7 +119,14 @@ def _board(protocol: str, part: pl.DataFrame, found: list[Run], metric: str) -> 
     fields = next(run.protocol for run in found if run.protocol_id == protocol)
     explained = [(name, _plain(fields[name]), PROTOCOL.get(name, "")) for name in fields if name != "id"]
     counts = {name: part[name].max() for name in COUNTS if name in part.columns}
-    return {"protocol": protocol, "head": head, "rows": rows, "fields": explained, "counts": counts}
+    return {
+        "protocol": protocol,
+        "head": head,
+        "rows": rows,
+        "fields": explained,
+        "counts": counts,
+        "made_of": made_of(part),
+    }
 
 
 def _facts(profile: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import polars as pl
 from recpipe.evaluation.segments import POPULARITY, WARMTH, length_names
 from recpipe.reporting.drawing import COLOURS, colour, figure, text
 from recpipe.reporting.leaderboard import COLD_SHARE
-from recpipe.reporting.wording import INTERVAL, metric_title, percent, probability
+from recpipe.reporting.wording import metric_title, probability
 
 MOST = 8  # models
 LEAST = 20  # users of a segment: the mean of fewer is mostly luck
@@ -69,7 +69,7 @@ def _certainty(sure: Mapping[str, Any] | None, board: pl.DataFrame, metric: str)
     )
     drawn = figure(
         [points],
-        x=f"test {metric_title(metric)} with its {INTERVAL}",
+        x=f"test {metric_title(metric)}",
         x_axis={"rangemode": "tozero"},
         y_axis={"autorange": "reversed", "type": "category", "showgrid": False},
     )
@@ -100,7 +100,7 @@ def _segments(
     shares = {name: next(each[name]["weight"] for each in rows.values() if name in each) for name in segments}
     if len(segments) < 2 or (by == "warmth" and shares[WARMTH[1]] < COLD_SHARE):
         return None
-    x = [f"{name}<br>{percent(shares[name])}" for name in segments]
+    x = [f"{name}<br>{_rounded(shares[name])}" for name in segments]
     counts = "<br>%{customdata[0]:,} users, %{customdata[1]:,} targets<extra></extra>"
     traces = [
         go.Scatter(
@@ -120,8 +120,17 @@ def _segments(
         "history": "events before the target, share of users",
         "warmth": "the target, share of targets",
     }
-    x_axis = {"type": "category", "tickangle": 0, "title": {"text": titles[by], "standoff": 16}}
+    x_axis = {
+        "type": "category",
+        "tickangle": 0,
+        "tickfont": {"size": 11},
+        "title": {"text": titles[by], "standoff": 16},
+    }
     return figure(traces, y=title, x_axis=x_axis, y_axis={"rangemode": "tozero"})
+
+
+def _rounded(share: float) -> str:
+    return f"{100 * share:.0f}\u202f%" if share >= 0.01 else "< 1\u202f%"
 
 
 def _popularity(lists: Mapping[str, Mapping[str, Any]], training: Mapping[str, Any]) -> go.Figure | None:
@@ -143,7 +152,7 @@ def _popularity(lists: Mapping[str, Mapping[str, Any]], training: Mapping[str, A
     ]
     x_axis = {"tickformat": ".0%", "range": [0, 1]}
     y_axis = {"autorange": "reversed", "type": "category"}
-    drawn = figure(traces, x="share of the recommendations", x_axis=x_axis, y_axis=y_axis)
+    drawn = figure(traces, x="share", x_axis=x_axis, y_axis=y_axis)
     drawn.update_layout(legend_traceorder="normal")
     return drawn.update_layout(barmode="stack", height=max(340, 110 + 34 * len(rows)))
 

@@ -47,7 +47,8 @@ def leaderboard(
     metric: str = "ndcg@10",
     certainty: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pl.DataFrame:
-    """All readable runs: rank, dataset, protocol, model, name, settings, seeds, test metrics, `_std`, counts, costs.
+    """All readable runs: rank, dataset, protocol, model, name, settings, seeds, members, test metrics, `_std`, counts,
+    costs.
 
     `rank` starts again at 1 in every dataset and protocol and follows the test `metric`; a model without it
     has no rank and comes last. Means are over the latest run of each seed; `_std` is the sample standard
@@ -69,7 +70,7 @@ def leaderboard(
     rank = pl.col(metric).rank("min", descending=True).over(group_columns).cast(pl.UInt32).alias("rank")
     size = pl.len().over(group_columns)
     return (
-        board.with_columns(pl.col(metric).cast(pl.Float64), pl.col("settings").cast(pl.String))
+        board.with_columns(pl.col(metric).cast(pl.Float64), pl.col("settings", "members").cast(pl.String))
         .with_columns(rank, size.alias("_size"))
         .sort(
             ["dataset", "_size", "protocol", "rank", "model"],
@@ -132,7 +133,9 @@ def to_markdown(board: pl.DataFrame, *, metric: str = "ndcg@10") -> str:
             _line(head),
             _line(["---:", "---"] + ["---:"] * (len(head) - 2)),
         ]
-        parts.append("\n".join(lines + [_line([_md(value) for value in row]) for row in rows]))
+        lines += [_line([_md(value) for value in row]) for row in rows]
+        lines += ["", *(_md(line) for line in made_of(part))] if made_of(part) else []
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n" if parts else "No finished run yet.\n"
 
 
@@ -156,7 +159,17 @@ def to_text(board: pl.DataFrame, *, metric: str = "ndcg@10", width: int = 100) -
         ]
         rule = "─" * max(map(len, lines))
         parts.append(
-            "\n".join([f"{dataset} · test · protocol {protocol}", rule, lines[0], rule, *lines[1:], rule])
+            "\n".join(
+                [
+                    f"{dataset} · test · protocol {protocol}",
+                    rule,
+                    lines[0],
+                    rule,
+                    *lines[1:],
+                    rule,
+                    *made_of(part),
+                ]
+            )
         )
     return "\n\n".join(parts) + "\n" if parts else "No finished run yet.\n"
 
@@ -180,6 +193,12 @@ def table_cells(part: pl.DataFrame, metric: str) -> tuple[list[str], list[list[s
     if sure:
         titles.insert(1, INTERVAL)
     return ["#", "model", *titles, "training", "seeds"], rows
+
+
+def made_of(part: pl.DataFrame) -> list[str]:
+    """A line for every ensemble."""
+    rows = part.filter(pl.col("members").is_not_null()) if "members" in part.columns else part.clear()
+    return [f"{row['model']}: {row['members']}" for row in rows.iter_rows(named=True)]
 
 
 def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
@@ -207,12 +226,14 @@ def _metric_names(found: list[Run], metric: str) -> list[str]:
 
 def _row(together: Row, names: list[str]) -> dict[str, Any]:
     group = together.runs
-    row: dict[str, Any] = {"dataset": together.dataset, "protocol": together.protocol}
-    row |= {
+    row: dict[str, Any] = {
+        "dataset": together.dataset,
+        "protocol": together.protocol,
         "model": together.model,
         "name": together.name,
         "settings": together.settings,
         "seeds": len(group),
+        "members": " + ".join(group[0].members) or None,
     }
     measured = [run.measured for run in group]
     row |= {name: _mean([each.get(name) for each in measured]) for name in names}

@@ -43,10 +43,9 @@ class Run:
         return str(self.protocol["id"])
 
     @property
-    def title(self) -> str:
-        """The model; of an ensemble also what it is made of."""
-        members = self.settings.get("members") if self.settings.get("type") == "ensemble" else None
-        return f"{self.model} of {' + '.join(members)}" if members else self.model
+    def members(self) -> tuple[str, ...]:
+        """Of an ensemble, what it is made of."""
+        return tuple(self.settings.get("members") or ()) if self.settings.get("type") == "ensemble" else ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def rows(found: Iterable[Run]) -> list[Row]:
     made = []
     for (dataset, protocol, name, settings), runs in together.items():
         own = f" ({settings or 'settings unknown'})" if several[dataset, protocol, name] > 1 else ""
-        made.append(Row(dataset, protocol, f"{runs[0].title}{own}", name, settings, tuple(runs)))
+        made.append(Row(dataset, protocol, f"{name}{own}", name, settings, tuple(runs)))
     return made
 
 

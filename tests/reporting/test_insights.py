@@ -151,13 +151,16 @@ def test_seeds_and_ties_that_belong(make_run):
 
 
 def test_what_an_ensemble_is_made_of_stands_under_the_table(make_run):
-    runs, _ = finished(make_run, models=("sasrec", "popular"))
-    runs[1] |= {"settings": {"type": "ensemble", "members": {"a": "1", "b|c": "2"}}, "settings_id": "x"}
+    runs, _ = finished(make_run, models=("popular", "sasrec"), seeds=(1, 2))
+    for run, weight in zip(runs[1:], (0.25, 0.75), strict=True):
+        run["settings"] = {"type": "ensemble", "method": "rrf"}
+        run["ensemble"] = {"members": ["a", "b|c"], "weights": [weight, 1 - weight]}
     board = leaderboard(runs)
-    assert dict(board.select("model", "members").rows()) == {"sasrec": None, "popular": "a + b|c"}
-    assert "\n\npopular: a + b\\|c\n" in to_markdown(board)
-    assert "\npopular: a + b|c\n" in to_text(board)
-    assert "made of" not in to_text(leaderboard(runs[:1]))
+    made_of = "0.50 a + 0.50 b|c, by rrf"
+    assert dict(board.select("model", "members").rows()) == {"popular": None, "sasrec": made_of}
+    assert "\n\nsasrec: 0.50 a + 0.50 b\\|c, by rrf\n" in to_markdown(board)
+    assert f"\nsasrec: {made_of}\n" in to_text(board)
+    assert ", by" not in to_text(leaderboard(runs[:1]))
 
 
 def test_tables_have_a_row_per_model_and_only_columns_that_say_something(measured, make_run):

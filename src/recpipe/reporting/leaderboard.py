@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -233,7 +233,7 @@ def _row(together: Row, names: list[str]) -> dict[str, Any]:
         "name": together.name,
         "settings": together.settings,
         "seeds": len(group),
-        "members": " + ".join(group[0].members) or None,
+        "members": _members(group),
     }
     measured = [run.measured for run in group]
     row |= {name: _mean([each.get(name) for each in measured]) for name in names}
@@ -241,6 +241,16 @@ def _row(together: Row, names: list[str]) -> dict[str, Any]:
     row |= {name: _mean([run.test.get(name) for run in group]) for name in COUNTS}
     row |= {name: _mean([run.cost.get(name) for run in group]) for name in COST}
     return row | {"finished": max(run.finished for run in group)}
+
+
+def _members(group: Sequence[Run]) -> str | None:
+    """Of an ensemble its members with their weights, on average over seeds."""
+    told = [run.ensemble for run in group if run.ensemble]
+    if not told:
+        return None
+    weights = np.mean([each["weights"] for each in told], axis=0)
+    parts = [f"{weight:.2f} {name}" for name, weight in zip(told[0]["members"], weights, strict=True)]
+    return f"{' + '.join(parts)}, by {group[0].settings.get('method')}"
 
 
 def _bounds(

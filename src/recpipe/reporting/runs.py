@@ -26,6 +26,7 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings_id: str | None = None  # None: written before settings were
     settings: Mapping[str, Any] = field(default_factory=dict)
+    ensemble: Mapping[str, Any] = field(default_factory=dict)  # members and weights of one
     commit: str | None = None
     finished: str = ""
 
@@ -41,11 +42,6 @@ class Run:
     @property
     def protocol_id(self) -> str:
         return str(self.protocol["id"])
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Of an ensemble, what it is made of."""
-        return tuple(self.settings.get("members") or ()) if self.settings.get("type") == "ensemble" else ()
 
 
 @dataclass(frozen=True)

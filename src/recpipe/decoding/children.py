@@ -33,9 +33,10 @@ def children(limits: Limits, level: int, nodes_BK: Tensor, logs_BKV: Tensor) -> 
     if table is None:
         found = _window(limits, level, nodes_BK, logs_BKV)
     else:
-        closed, leads = table
-        logs = closed.index_select(0, nodes_BK.flatten()).view(logs_BKV.shape).add_(logs_BKV)
-        found = Children(logs, lambda beams, places: leads[nodes_BK.gather(1, beams), places])
+        logs = table.index_select(0, nodes_BK.flatten()).view(logs_BKV.shape).add_(logs_BKV)
+        found = Children(
+            logs, lambda beams, places: limits.tree.follow(level, nodes_BK.gather(1, beams), places)
+        )
     if limits.full is not None:
         _close(found.logs, limits, level, nodes_BK, by_code=table is not None)
     return found

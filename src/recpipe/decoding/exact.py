@@ -20,7 +20,9 @@ from recpipe.semantic_ids.tree_tensors import TreeTensors
 FEW = 16  # users for whom values are gathered one by one; for more it is done in rows of all users
 CACHED = 1 << 18  # values of a chunk, which stay in cache until they are transposed
 MARGIN = 1e-5  # of a bound, beyond what sums in another order differ by
-FRONTIER = 1 << 22  # nodes that are looked at together; more are done for fewer users at a time
+FRONTIER = 1 << 22  # nodes that are looked at together
+WIDER = 8  # times k: of a beam that finds nearly the best
+FEWER = 8  # than items: nodes of a depth, all of which are looked at
 
 
 def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
@@ -60,16 +62,15 @@ def exact_top(
     which nothing can be left out, cost more than gathering. ``seen`` and ``allowed`` as of ``beam_search``, which
     also says what is raised.
     """
-    B, device = len(log_probs[0]), log_probs[0].device
+    device = log_probs[0].device
     log_probs = [each.float() for each in log_probs]
     whole = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
-    found = beam_search(Independent(log_probs), whole, beam=k, seen=seen, allowed=allowed)
-    limits = Limits.of(whole, B, seen, allowed)
+    wide = max(k, min(WIDER * k, whole.rows))
+    found = beam_search(Independent(log_probs), whole, beam=wide, k=k, seen=seen, allowed=allowed)
+    limits = Limits.of(whole, len(found.items), seen, allowed)
     worst = found.scores[:, -1]
     walk = Walk(log_probs, limits, worst - MARGIN * (1 + worst.abs()), _rest(log_probs, limits.tree))
-    users = torch.arange(B, device=device)
-    root = Pairs(users, torch.zeros_like(users), torch.zeros(B, device=device))
-    return _best(walk.leaves(root if len(limits.tree.leaves) else root.of(users[:0])), limits.tree, found)
+    return _best(walk.leaves(), limits.tree, found)
 
 
 class Independent:
@@ -104,25 +105,55 @@ class Walk(NamedTuple):
     least: Tensor
     rest: list[Tensor]  # (L + 1) of (B,): the most that the levels from there on can add
 
-    def leaves(self, pairs: Pairs, level: int = 0) -> Pairs:
-        """All leaves below ``pairs`` that reach ``least``, for fewer users at a time where there are too many."""
+    def leaves(self) -> Pairs:
+        """All that reach ``least``. All nodes of a depth that has few are a table, from there on they are pairs."""
         tree = self.limits.tree
-        if level == tree.depth:
-            return pairs
-        offsets = tree.offsets[level]
-        start, many = offsets[pairs.nodes], offsets[pairs.nodes + 1] - offsets[pairs.nodes]
-        if int(many.sum()) > FRONTIER and pairs.users[0] < pairs.users[-1]:
-            first = pairs.users <= (pairs.users[0] + pairs.users[-1]) // 2
-            halves = [self.leaves(pairs.of(half), level) for half in (first, ~first)]
-            return Pairs(*map(torch.cat, zip(*halves, strict=True)))
+        nodes = [1, *map(len, tree.children)]
+        depth = max(d for d, many in enumerate(nodes) if d == 0 or many <= max(nodes[-1] // FEWER, nodes[1]))
+        users = torch.arange(len(self.least), device=self.least.device)
+        each = users.split(max(FRONTIER // nodes[depth], 1)) if nodes[-1] else users[:0].split(1)
+        pairs = Pairs(*map(torch.cat, zip(*(self._at(depth, some) for some in each), strict=True)))
+        for level in range(depth, tree.depth):
+            pairs = self._below(pairs, level)
+        return pairs
+
+    def _at(self, depth: int, users: Tensor) -> Pairs:
+        """The nodes of a depth that reach ``least``, for some users."""
+        needed = (self.least - self.rest[depth])[users, None]
+        if depth:
+            scores = exact_scores(
+                [each[users] for each in self.log_probs[:depth]], self.limits.tree.prefixes(depth)
+            )
+        else:
+            scores = torch.zeros_like(needed)
+        user, node = ((scores >= needed) & (scores > -torch.inf)).nonzero(as_tuple=True)
+        found = Pairs(users[user], node, scores[user, node])
+        return found.of(self._free(found, depth - 1)) if depth else found
+
+    def _below(self, pairs: Pairs, level: int) -> Pairs:
+        """Of the children of ``pairs`` those that reach ``least``, in their order."""
+        offsets = self.limits.tree.offsets[level]
+        many = offsets[pairs.nodes + 1] - offsets[pairs.nodes]
+        part = many.cumsum(0) // FRONTIER
+        sizes = torch.unique_consecutive(part, return_counts=True)[1].tolist()
+        each = zip(*(values.split(sizes) for values in (*pairs, many)), strict=True)
+        found = [self._children(Pairs(*some), count, level) for *some, count in each]
+        return Pairs(*map(torch.cat, zip(*found, strict=True))) if found else pairs
+
+    def _children(self, pairs: Pairs, many: Tensor, level: int) -> Pairs:
+        """The same for some at once; most children fail, so little is done before that is known."""
+        tree, logs = self.limits.tree, self.log_probs[level]
         parent = torch.arange(len(many), device=many.device).repeat_interleave(many)
-        before = (many.cumsum(0) - many - start)[parent]
-        nodes = torch.arange(len(parent), device=many.device) - before
-        users = pairs.users[parent]
-        scores = pairs.scores[parent] + self.log_probs[level][users, tree.children[level][nodes]]
-        reaches = (scores + self.rest[level + 1][users] >= self.least[users]) & (scores > -torch.inf)
-        below = Pairs(users, nodes, scores).of(reaches)
-        return self.leaves(below.of(self._free(below, level)), level + 1)
+        first = tree.offsets[level][pairs.nodes] - (many.cumsum(0) - many)
+        nodes = torch.arange(len(parent), device=many.device) + first.index_select(0, parent)
+        place = tree.children[level].index_select(0, nodes)
+        place += (pairs.users * logs.shape[1]).index_select(0, parent)
+        added = logs.reshape(-1).index_select(0, place)
+        needed = (self.least - self.rest[level + 1])[pairs.users] - pairs.scores
+        reaches = ((added >= needed.index_select(0, parent)) & (added > -torch.inf)).nonzero().flatten()
+        parent = parent[reaches]
+        found = Pairs(pairs.users[parent], nodes[reaches], pairs.scores[parent] + added[reaches])
+        return found.of(self._free(found, level))
 
     def _free(self, pairs: Pairs, level: int) -> Tensor:
         """(M,) bool: where the user may get something."""
@@ -136,8 +167,8 @@ class Walk(NamedTuple):
 
 def _rest(log_probs: Sequence[Tensor], tree: TreeTensors) -> list[Tensor]:
     most = [torch.zeros_like(log_probs[0][:, 0])]
-    for logs, codes in zip(log_probs[::-1], tree.children[::-1], strict=True):
-        best = logs.index_select(1, codes.unique()).amax(1) if len(codes) else most[-1]
+    for logs, codes in zip(log_probs[::-1], tree.used[::-1], strict=True):
+        best = logs.index_select(1, codes).amax(1) if len(codes) else most[-1]
         most.append(most[-1] + best)
     return most[::-1]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 4
-SHORT = 8  # times K: rows up to that length are sorted through
+BLOCK = 8
+SHORT = 16  # times K: rows up to that length are sorted through
 
 
 class Top(NamedTuple):

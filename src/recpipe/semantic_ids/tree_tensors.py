@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NARROW = 16  # children: up to that many a window of them is faster than a table of all codes
-TABLE_SIZE = 1 << 22  # entries, of 12 bytes
+TABLE_SIZE = 1 << 25  # entries of 4 bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +49,24 @@ class TreeTensors:
         places[self.leaves] = torch.arange(len(self.leaves), device=self.leaves.device)
         return places
 
-    def codes(self, nodes: Tensor) -> Tensor:
-        """(..., L) the ids of leaves (...), given as nodes of depth L."""
+    def codes(self, nodes: Tensor, depth: int | None = None) -> Tensor:
+        """(..., d) the prefixes of ``nodes`` (...) of a depth d, by default L: whole ids."""
         codes = []
-        for children, parents in zip(self.children[::-1], self.parents[::-1], strict=True):
-            codes.append(children[nodes])
-            nodes = parents[nodes]
+        for level in reversed(range(self.depth if depth is None else depth)):
+            codes.append(self.children[level][nodes])
+            nodes = self.parents[level][nodes]
         return torch.stack(codes[::-1], -1)
+
+    def prefixes(self, depth: int) -> Tensor:
+        """(P_d, d) those of all nodes of a depth of 1 or more."""
+        if depth not in self._prefixes:
+            nodes = torch.arange(len(self.children[depth - 1]), device=self.leaves.device)
+            self._prefixes[depth] = self.codes(nodes, depth)
+        return self._prefixes[depth]
+
+    @cached_property
+    def _prefixes(self) -> dict[int, Tensor]:
+        return {}
 
     def restricted(self, allowed_N: Tensor) -> TreeTensors:
         """The tree of the items that a mask (N,) bool allows, with the rows they have in the whole catalogue.
@@ -87,28 +98,40 @@ class TreeTensors:
             self.rows,
         )
 
-    def table(self, level: int) -> tuple[Tensor, Tensor] | None:
-        """(P_l, V) float32 with 0 where a code may follow and -inf where it may not, and the nodes it leads to, or 0.
+    @cached_property
+    def used(self) -> tuple[Tensor, ...]:
+        """(L) of (U_l,): the codes that occur at each level, ascending."""
+        return tuple(children.unique() for children in self.children)
 
-        For levels whose nodes have many children; None for the others, and where it would be larger than they are
-        worth.
+    def table(self, level: int) -> Tensor | None:
+        """(P_l, V) float32 with 0 where a code may follow a node and -inf where it may not.
+
+        For levels whose nodes have many children; None for the others, and where it would be too large.
         """
         return self._tables[level]
 
+    def follow(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
+        """The nodes (...) of the next depth that ``codes`` lead to; any node where they lead nowhere."""
+        size, edges = self.sizes[level], self._edges[level]
+        return torch.searchsorted(edges, nodes * size + codes).clamp_(max=len(edges) - 1)
+
     @cached_property
-    def _tables(self) -> list[tuple[Tensor, Tensor] | None]:
+    def _edges(self) -> tuple[Tensor, ...]:
+        """(L) of (E_l,): parent * V + code, ascending."""
+        each = zip(self.parents, self.sizes, self.children, strict=True)
+        return tuple(parents * size + children for parents, size, children in each)
+
+    @cached_property
+    def _tables(self) -> list[Tensor | None]:
         return [self._table(level) for level in range(self.depth)]
 
-    def _table(self, level: int) -> tuple[Tensor, Tensor] | None:
-        parents, children, size = self.parents[level], self.children[level], self.sizes[level]
-        nodes = len(self.offsets[level]) - 1
-        if self.widest[level] <= NARROW or nodes * size > TABLE_SIZE:
+    def _table(self, level: int) -> Tensor | None:
+        shape = (len(self.offsets[level]) - 1, self.sizes[level])
+        if self.widest[level] <= NARROW or shape[0] * shape[1] > TABLE_SIZE:
             return None
-        closed = torch.full((nodes, size), -torch.inf, device=children.device)
-        leads = torch.zeros((nodes, size), dtype=torch.int64, device=children.device)
-        closed[parents, children] = 0
-        leads[parents, children] = torch.arange(len(children), device=children.device)
-        return closed, leads
+        closed = torch.full(shape, -torch.inf, device=self.leaves.device)
+        closed[self.parents[level], self.children[level]] = 0
+        return closed
 
 
 def below(offsets: Tensor, live: Tensor) -> Tensor:

@@ -19,19 +19,24 @@ ITEMS, WINDOW = 25, 10
 DATA = random_sequences(60, ITEMS, longest=16, seed=1)
 NEURAL = [name for name in types() if not model_class(name).closed_form]
 CAUSAL = [name for name in types() if issubclass(model_class(name), NextItem)]
+DEEPER = {"dim": 64, "layers": 2, "decoder_layers": 2, "heads": 2, "feed_forward": 256}
 BY_HEART = {
     "bert4rec": {"last_share": 1.0},  # masks the last event, which is what it is asked for
-    "setrec": {  # the error of its auto-encoder is no part of the log-likelihood
-        **{"alpha": 0.01, "dim": 64, "layers": 2, "decoder_layers": 2, "heads": 2, "feed_forward": 256}
-    },
+    "setrec": {**DEEPER, "alpha": 0.01},  # the error of its auto-encoder is no part of the log-likelihood
+    "tiger": DEEPER,
+    "parallel_tiger": DEEPER,
 }
-RATES = {"setrec": 1e-3, "tiger": 1e-3, "parallel_tiger": 1e-3}  # T5's attention, which is not divided by the root of its width, learns slowly
+TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
+# T5's attention, which is not divided by the root of its width, learns slowly
+RATES = {"setrec": 1e-3, "tiger": 2e-3, "parallel_tiger": 3e-3}
 
 
 def fresh(name: str, **config) -> Recommender:
     """As the registry builds it; a search is as wide as the catalogue, so that it is exhaustive."""
-    wide = {"beam": ITEMS} if issubclass(model_class(name), Generator) else {}
-    return untrained(name, {**wide, **config}, DATA, n_items=ITEMS, max_length=WINDOW)
+    cls = model_class(name)
+    wide = {"beam": ITEMS} if issubclass(cls, Generator) else {}
+    small = TINY if cls.reads_ids else {}
+    return untrained(name, {**small, **wide, **config}, DATA, n_items=ITEMS, max_length=WINDOW)
 
 
 def made(name: str, *, seed: int = 0, **config) -> Recommender:

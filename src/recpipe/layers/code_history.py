@@ -6,6 +6,7 @@ B batch, T events, W targets of a row, L levels, S places of the encoder, D widt
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -90,12 +91,15 @@ def user_tokens(users: np.ndarray, groups: int) -> np.ndarray:
 def targets_of(batch: Batch, known: Tensor, *, one_pass: bool) -> tuple[Batch, Tensor, Tensor]:
     """Inputs, targets (B, W), and which of them are some (B, W): those of ``known`` (I + 1,) items.
 
-    ``one_pass``: every event of a row is the target of those before it; else its last one alone, W being 1.
+    ``one_pass``: every event of a row is the target of those before it, and inputs may hold events that none of them
+    precede. Else the last one is the only target, W being 1, and inputs are what comes before it.
     """
     inputs, targets = batch.inputs_and_targets()
-    if not one_pass:
-        targets = targets.gather(1, (inputs.lengths - 1).clamp(min=0)[:, None])
-    return inputs, targets, known[targets]
+    if one_pass:
+        return inputs, targets, known[targets]
+    place = torch.arange(targets.shape[1], device=targets.device)
+    last = ((targets > 0) * place).amax(1)
+    return replace(inputs, lengths=last + 1), (target := targets.gather(1, last[:, None])), known[target]
 
 
 def causal(event_S: Tensor) -> Tensor:

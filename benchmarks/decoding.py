@@ -1,0 +1,335 @@
+"""How fast are beams over semantic ids, and exact scores? Beside transformers' generate on the same weights and ids.
+
+    OMP_NUM_THREADS=2 python benchmarks/decoding.py --peer "$(which python)"
+
+``--tiger``: a folder with model/, inputs.npz and ref_beam{20,50}.npz, made and answered by hf_tiger_generate.py, which
+lies two folders up and is run for ``--peer``, a Python with transformers. Its scores are of four codes and an end
+token over the whole vocabulary: here a fifth level of one code. Lists count as equal if all their items are, in order.
+The best of ``--seconds`` is shown with the cores that other processes had meanwhile: two threads beside a busy
+neighbour say nothing. Both sides keep freed memory. ``--only`` some tables: speed, step, exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
+from recpipe.decoding.children import children
+from recpipe.decoding.exact import Independent
+from recpipe.decoding.limits import Limits
+from recpipe.decoding.top import top
+from recpipe.layers.t5 import Encoder, T5Shape
+from recpipe.layers.t5_decoder import Decoder
+from recpipe.layers.t5_prepared import PreparedEncoder, Product
+from recpipe.layers.t5_prepared_decoder import prepared
+from recpipe.layers.t5_weights import from_transformers
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+from recpipe.training.allocator import keep_freed_memory
+
+LEVELS, CODES, FIRST, END = 4, 256, 2, 1  # token of code c at level l: FIRST + l * CODES + c
+ALLOCATOR = {
+    "MALLOC_TOP_PAD_": str(1 << 28),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+}
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiger", type=Path, default=Path("../shared/peers/prepared/tiger"))
+    parser.add_argument("--peer", help="a Python that has transformers")
+    parser.add_argument("--only", nargs="+", default=["speed", "step", "exact"])
+    parser.add_argument("--beams", type=int, nargs="+", default=[20, 50])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rows", type=int, default=320, help="beams of all users that are decoded together")
+    parser.add_argument("--seconds", type=float, default=4, help="for each number")
+    parser.add_argument("--kinds", nargs="+", default=["prepared", "bfloat16", "modules"])
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    if "speed" in arguments.only:
+        if (arguments.tiger / "inputs.npz").exists():
+            speed(arguments)
+        else:
+            print(f"{arguments.tiger} is not there; give its place with --tiger")
+    if "step" in arguments.only:
+        step_table(arguments.seconds)
+    if "exact" in arguments.only:
+        exact_table(arguments.seconds)
+        parallel_table(arguments.seconds)
+
+
+class Inputs(NamedTuple):
+    """What users did, and the ids of the catalogue with a fifth level for the end token."""
+
+    tokens: Tensor  # (U, T)
+    mask: Tensor  # (U, T)
+    tree: PrefixTree
+
+
+class Tiger:
+    """The peer's model by our layers: modules as they are, or prepared in float32 or bfloat16."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        tensors = load_file(folder / "model" / "model.safetensors")
+        encoder, decoder = Encoder(T5Shape()).eval(), Decoder(T5Shape()).eval()
+        encoder.load_state_dict(from_transformers(tensors, "encoder"))
+        decoder.load_state_dict(from_transformers(tensors, "decoder"))
+        dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+        self.encoder, self.decoder = (encoder, decoder)
+        if kind != "modules":
+            self.encoder, self.decoder = prepared(encoder, decoder, dtype)
+        self.table = tensors["shared.weight"]
+        self.head = Product(self.table * self.table.shape[1] ** -0.5, dtype=dtype)
+
+    def lists(self, inputs: Inputs, users: Tensor, beam: int, rows: int) -> Tensor:
+        """(B, K) items of users, the shortest histories first, some at a time."""
+        lengths = inputs.mask[users].sum(1)
+        order = lengths.argsort()
+        found = torch.empty(len(users), beam, dtype=torch.int64)
+        for chosen in order.split(max(rows // beam, 1)):
+            longest = int(lengths[chosen].max())
+            found[chosen] = self.search(inputs, users[chosen], longest, beam).items
+        return found
+
+    def search(self, inputs: Inputs, users: Tensor, longest: int, beam: int) -> Beams:
+        """Of users with histories of like length."""
+        mask = inputs.mask[users, :longest]
+        encoded = self.encoder(self.table[inputs.tokens[users, :longest]], mask)
+        return beam_search(Writing(self, encoded, mask), inputs.tree, beam=beam)
+
+
+class Writing:
+    """The steps of its beam search."""
+
+    def __init__(self, model: Tiger, encoded: Tensor, mask: Tensor) -> None:
+        self.model, self.memory = model, model.decoder.memory(encoded, mask)
+        self.cache, self.users = model.decoder.cache(), len(mask)
+
+    def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
+        """Of the softmax over all tokens."""
+        if codes_BK is None:
+            tokens = torch.zeros(self.users, 1, dtype=torch.int64)
+        else:
+            tokens = codes_BK + (FIRST + (level - 1) * CODES)
+        hidden = self.model.decoder.step(self.model.table[tokens], self.memory, self.cache, parents_BK)
+        logs = self.model.head(hidden.flatten(0, 1)).float().log_softmax(-1).view(*tokens.shape, -1)
+        first = FIRST + level * CODES
+        return logs[..., first : first + CODES] if level < LEVELS else logs[..., END : END + 1]
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Users per second, and whether lists are the peer's."""
+    arrays = np.load(arguments.tiger / "inputs.npz")
+    ids = np.concatenate([arrays["codes"], np.zeros((len(arrays["codes"]), 1), np.int64)], 1)
+    inputs = Inputs(
+        torch.from_numpy(arrays["input_ids"]),
+        torch.from_numpy(arrays["attention_mask"]).bool(),
+        PrefixTree.build(ids, (*[CODES] * LEVELS, 1)),
+    )
+    models = {kind: Tiger(arguments.tiger, kind) for kind in arguments.kinds}
+    print(
+        f"\n{'beam':>5} {'batch':>5} {'what':14} {'users/s':>8} {'others':>7} {'equal lists':>12} {'peak GiB':>9}"
+    )
+    for beam in arguments.beams:
+        expected = np.load(arguments.tiger / f"ref_beam{beam}.npz")["items"]
+        for batch in arguments.batches:
+            for kind, model in models.items():
+                users = torch.arange(len(expected)).split(batch)
+                with torch.inference_mode():
+                    found = torch.cat([model.lists(inputs, each, beam, arguments.rows) for each in users])
+                    some = users[: max(32 // batch, 1)]
+                    best = fastest(
+                        lambda: [model.lists(inputs, each, beam, arguments.rows) for each in some],  # noqa: B023
+                        arguments.seconds,
+                    )
+                equal = int((found.numpy() == expected).all(1).sum())
+                rate = sum(map(len, some)) / best.seconds
+                print(
+                    f"{beam:>5} {batch:>5} {kind:14} {rate:>8.1f} {best.others:>7.2f} "
+                    f"{f'{equal} of {len(expected)}':>12} {peak():>9.2f}",
+                    flush=True,
+                )
+            if arguments.peer:
+                rate, others, memory = of_peer(arguments, beam, batch)
+                print(
+                    f"{beam:>5} {batch:>5} {'transformers':14} {rate:>8.1f} {others:>7.2f} {'':12} {memory:>9.2f}"
+                )
+
+
+class Best(NamedTuple):
+    """The shortest time of a run, and how many cores others used meanwhile."""
+
+    seconds: float
+    others: float
+
+
+def fastest(run: Callable[[], object], seconds: float) -> Best:
+    """The shortest of the quietest tenth of a second or so, after one to warm up."""
+    run()
+    found, until = [], time.perf_counter() + seconds
+    while not found or time.perf_counter() < until:
+        busy, own, start, times = machine(), time.process_time(), time.perf_counter(), []
+        while (passed := time.perf_counter() - start) < 0.1:
+            times.append(-time.perf_counter())
+            run()
+            times[-1] += time.perf_counter()
+        found.append(Best(min(times), (machine() - busy - (time.process_time() - own)) / passed))
+    return min(found)
+
+
+def machine() -> float:
+    """Seconds that all cores were busy, 0 where that is not known."""
+    try:
+        values = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    except OSError:
+        return 0.0
+    return (sum(values[:8]) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def peak() -> float:
+    """GiB of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def of_peer(arguments: argparse.Namespace, beam: int, batch: int) -> tuple[float, float, float]:
+    """Users per second, cores of others and GiB of the peer's script, which writes beside itself: in a copy."""
+    scripts = arguments.tiger.resolve().parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("hf_tiger_generate.py", "common.py"):
+            shutil.copy(scripts / name, folder)
+        environment = {
+            **os.environ,
+            **ALLOCATOR,
+            "BENCH_PREPARED": str(arguments.tiger.resolve().parent),
+            "BENCH_RESULTS": folder,
+            "BENCH_THREADS": str(torch.get_num_threads()),
+        }
+        sizes = ["--n1", "8", "--n8", "16", "--n32", "32", "--reps", "2"]
+        command = [
+            arguments.peer,
+            "hf_tiger_generate.py",
+            "bench",
+            "--beams",
+            str(beam),
+            "--batches",
+            str(batch),
+        ]
+        subprocess.run([*command, *sizes], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        result = json.loads((Path(folder) / "hf_tiger_generate.json").read_text())
+    row = result["rows"][0]
+    return row["users_per_s"], row["others"], result["peak_rss_mib"] / 1024
+
+
+def parallel_table(seconds: float, items: int = 12_101, k: int = 20) -> None:
+    """A whole model of independent levels at TIGER's sizes: events as sums of their codes, four queries in one pass."""
+    print(
+        f"\nParallel TIGER's shape, {items:,} items, 3 to 20 events: encoder, one pass, all scores, the best {k}"
+    )
+    print(f"{'batch':>6} {'users/s':>9} {'others':>7}")
+    torch.manual_seed(0)
+    encoder, decoder = Encoder(T5Shape()).eval(), Decoder(T5Shape(), causal=False).eval()
+    fast, queries = PreparedEncoder(encoder), torch.randn(1, LEVELS, 128)
+    heads, codes = (
+        Product(torch.randn(LEVELS * CODES, 128) * 128**-0.5),
+        torch.from_numpy(random_tree(items)[0]),
+    )
+    for batch in (1, 32, 256):
+        lengths = torch.randint(3, 21, (batch,)).sort().values
+        events, mask = torch.randn(batch, 20, 128), torch.arange(20) < lengths[:, None]
+
+        def run() -> object:
+            parts = []
+            for x, real in zip(events.split(64), mask.split(64), strict=True):  # noqa: B023
+                T = int(real.sum(1).max())
+                memory = decoder.memory(fast(x[:, :T], real[:, :T]), real[:, :T])
+                hidden = decoder(queries.expand(len(x), -1, -1), memory)
+                logits = heads(hidden.flatten(0, 1)).view(len(x), LEVELS, LEVELS, CODES)
+                logs = [logits[:, level, level].log_softmax(-1) for level in range(LEVELS)]
+                parts.append(top(exact_scores(logs, codes), k).places)
+            return parts
+
+        with torch.inference_mode():
+            best = fastest(run, seconds)
+        print(f"{batch:>6} {batch / best.seconds:>9.0f} {best.others:>7.2f}", flush=True)
+
+
+def random_tree(items: int) -> tuple[np.ndarray, PrefixTree]:
+    """Distinct ids that cluster: first codes of a power law, the rest even."""
+    generator = np.random.default_rng(0)
+    first = np.minimum(generator.zipf(1.3, 2 * items) - 1, 4 * CODES) % CODES
+    codes = np.stack([first, *(generator.integers(0, CODES, 2 * items) for _ in range(LEVELS - 1))], 1)
+    keys = np.unique(np.ravel_multi_index(tuple(codes.T), (CODES,) * LEVELS))
+    keys = generator.permutation(keys)[:items]
+    codes = np.stack(np.unravel_index(keys, (CODES,) * LEVELS), 1).astype(np.int32)
+    return codes, PrefixTree.build(codes, (CODES,) * LEVELS)
+
+
+def step_table(seconds: float, users: int = 256, beam: int = 20) -> None:
+    """One step alone, from log-probabilities to the next beams."""
+    print(f"\none step of {users} x {beam} beams, ms: what may follow, and the best {beam} of it")
+    print(f"{'items':>9} {'level':>6} {'most children':>14} {'ms':>7} {'others':>7}")
+    for items in (12_101, 1_000_000):
+        tree = random_tree(items)[1].tensors()
+        limits, generator = Limits(tree), torch.Generator().manual_seed(0)
+        nodes = torch.zeros(users, 1, dtype=torch.int64)
+        for level in range(LEVELS):
+            logs = torch.randn(*nodes.shape, CODES, generator=generator).log_softmax(-1)
+            scores = torch.randn(nodes.shape, generator=generator).sort(descending=True).values
+
+            def step() -> tuple[Tensor, Tensor]:
+                found = children(limits, level, nodes, logs)  # noqa: B023
+                reached = found.logs.add_(scores[..., None])  # noqa: B023
+                places = top(reached.flatten(1), beam).places
+                beams, places = places // reached.shape[2], places % reached.shape[2]
+                return found.nodes(beams, places), beams
+
+            best = fastest(step, seconds / 4)
+            cells = f"{items:>9,} {level + 1:>6} {tree.widest[level]:>14}"
+            print(f"{cells} {1000 * best.seconds:>7.2f} {best.others:>7.2f}")
+            nodes = step()[0]
+
+
+def exact_table(seconds: float, k: int = 20) -> None:
+    """Scores of the whole catalogue from four independent levels; the best of them, by all and by the tree."""
+    print(f"\nindependent levels: microseconds per user, the best {k}")
+    print(
+        f"{'items':>9} {'users':>6} {'scores':>9} {'and best':>9} {'by tree':>9} {'beam':>9} {'others':>7} {'GiB':>6}"
+    )
+    for items, users in ((12_101, 1), (12_101, 256), (100_000, 64), (1_000_000, 1), (1_000_000, 32)):
+        codes, tree = random_tree(items)
+        rows, tensors = torch.from_numpy(codes), tree.tensors()
+        generator = torch.Generator().manual_seed(0)
+        logs = [(3 * torch.randn(users, CODES, generator=generator)).log_softmax(-1) for _ in range(LEVELS)]
+        runs: list[Callable[[], object]] = [
+            lambda: exact_scores(logs, rows),  # noqa: B023
+            lambda: top(exact_scores(logs, rows), k),  # noqa: B023
+            lambda: exact_top(logs, tensors, k),  # noqa: B023
+            lambda: beam_search(Independent(logs), tensors, beam=k),  # noqa: B023
+        ]
+        found = [fastest(run, seconds / 4) for run in runs]
+        cells = " ".join(f"{1e6 * each.seconds / users:>9.1f}" for each in found)
+        others = max(each.others for each in found)
+        print(f"{items:>9,} {users:>6} {cells} {others:>7.2f} {peak():>6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

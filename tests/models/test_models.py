@@ -25,10 +25,11 @@ BY_HEART = {
     "setrec": {**DEEPER, "alpha": 0.01},  # the error of its auto-encoder is no part of the log-likelihood
     "tiger": DEEPER,
     "parallel_tiger": DEEPER,
+    "mql4grec": DEEPER,
 }
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
 # T5's attention, which is not divided by the root of its width, learns slowly
-RATES = {"setrec": 1e-3, "tiger": 2e-3, "parallel_tiger": 3e-3}
+RATES = {"setrec": 1e-3, "tiger": 2e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
 
 
 def fresh(name: str, **config) -> Recommender:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kedro.config import OmegaConfigLoader
+from tests.synthetic import catalogue_ids
 
 from recpipe.models.registry import ModelSpec, build, configured, model_class, resolve, side_config
 from recpipe.pipelines.blocks import protocol_of
@@ -39,8 +40,9 @@ TUNED = [name for name, block in MODELS.items() if learns_widths(name) and name 
 
 
 @cache
-def built(type_: str, settings: str) -> torch.nn.Module:
-    return build(type_, json.loads(settings), n_items=ITEMS, max_length=WINDOW)
+def built(type_: str, settings: str, modalities: tuple[str, ...]) -> torch.nn.Module:
+    ids = {modality: catalogue_ids(ITEMS) for modality in modalities}
+    return build(type_, json.loads(settings), n_items=ITEMS, max_length=WINDOW, ids=ids)
 
 
 def train_settings(spec: ModelSpec, name: str) -> TrainSettings:
@@ -55,7 +57,7 @@ def test_the_block_builds_for_every_data_set(name):
         where = f"{name} on {dataset}"
         configured(model_class(spec.type).Config, spec.config, where=where)
         if side_config(spec, where=where).empty:
-            built(spec.type, json.dumps(spec.config, sort_keys=True))
+            built(spec.type, json.dumps(spec.config, sort_keys=True), spec.ids)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def _rank_lists(model: Generator, fold: Fold, *, exclude_seen: bool, k: int) -> 
     rank = np.where(found.any(1), found.argmax(1) + 1, 0).astype(np.int32)
     candidates = model.allowed_count(fold.histories, exclude_seen=exclude_seen).astype(np.int32)
     seconds = time.perf_counter() - started
-    normalizer = np.zeros(len(fold), np.float32)
+    normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
     k = min(k, model.n_items)
     return Ranking(owner, rank, candidates[owner], items[:, :k], values[:, :k], normalizer, seconds)
 

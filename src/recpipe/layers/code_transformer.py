@@ -18,14 +18,23 @@ from recpipe.layers.t5_decoder import Cache, Decoder, Memory
 
 class CodeTransformer(nn.Module):
     """``total`` tokens and ``levels``, both of all modalities. ``one_pass``: places see no later event, so that one
-    encoding serves all targets of a row. ``writes``: ids of how many kinds are written, each with a token to begin.
+    encoding serves all targets of a row. ``writes``: ids of how many kinds are written, each with a token to begin;
+    ``more`` tokens stand behind these.
     """
 
     def __init__(
-        self, shape: T5Shape, total: int, levels: int, *, users: int, one_pass: bool, writes: int = 1
+        self,
+        shape: T5Shape,
+        total: int,
+        levels: int,
+        *,
+        users: int,
+        one_pass: bool,
+        writes: int = 1,
+        more: int = 0,
     ) -> None:
         super().__init__()
-        self.input = CodeInput(total, levels, shape.dim, users=users, more=writes)
+        self.input = CodeInput(total, levels, shape.dim, users=users, more=writes + more)
         self.encoder, self.decoder = Encoder(shape), Decoder(shape)
         self.one_pass, self.scale = one_pass, shape.dim**-0.5
 

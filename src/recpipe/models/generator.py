@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +23,20 @@ from recpipe.models.recommender import Recommender
 AT_ONCE = 1 << 12  # events of histories in a batch; beams multiply what a user costs
 
 
+class Limits(NamedTuple):
+    """What may be found: ``seen`` may not, offsets (B + 1,) and items (n,); ``candidates`` (I + 1,) bool may."""
+
+    seen: tuple[Tensor, Tensor] | None
+    candidates: Tensor | None
+    stochastic: torch.Generator | None  # a sample instead of the best
+
+
 class Generator(Recommender):
     """Finds the items by constrained beam search, ``config.beam`` wide: lists, not scores of the whole catalogue.
 
-    ``config`` may have ``temperatures`` and ``renormalise`` of ``recpipe.decoding.beam_search``. Scores are the
-    model's log-probabilities of items. What has no id cannot be recommended.
+    A model of several kinds of ids writes ``found`` instead of ``steps``. ``config`` may have ``temperatures`` and
+    ``renormalise`` of ``recpipe.decoding.beam_search``. Scores are the model's log-probabilities of items. What has no
+    id cannot be recommended.
     """
 
     reads_ids = True
@@ -39,6 +49,32 @@ class Generator(Recommender):
     @abstractmethod
     def steps(self, batch: Batch) -> Steps:
         """What is searched, for the users of ``batch``."""
+
+    def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
+        """The best ``k`` items (B, k), 0 for none, and their scores."""
+        return self.search(self.codes, self.steps(batch), k, limits)
+
+    def search(self, codes: ItemCodes, steps: Steps, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
+        """The best ``k`` items (B, k) by their ``codes``, 0 for none, and log-probabilities."""
+        device = self.device
+        rows = torch.from_numpy(codes.rows).to(device)
+        seen = None
+        if limits.seen is not None:
+            offsets, items = limits.seen
+            seen = (offsets, codes.row_of.to(device)[items])
+        found = beam_search(
+            steps,
+            codes.tree,
+            beam=self.config.beam,
+            k=k,
+            seen=seen,
+            allowed=None if limits.candidates is None else limits.candidates[rows],
+            temperatures=getattr(self.config, "temperatures", None),
+            renormalise=getattr(self.config, "renormalise", False),
+            stochastic=limits.stochastic,
+        )
+        there = found.items >= 0
+        return torch.where(there, rows[found.items.clamp(min=0)], 0), found.scores.float()
 
     @torch.inference_mode()
     def listed(
@@ -66,10 +102,9 @@ class Generator(Recommender):
         data = self.on_device(histories, window=self.max_length)
         cold = self.falls_back(histories)
         for rows in in_buckets(data.lengths + 1, np.flatnonzero(~cold), AT_ONCE):
-            items, scores = self._search(
-                data.batch(rows), histories, rows, most, exclude_seen, candidates, stochastic
-            )
-            yield rows, *_filled(items, scores, k)
+            limits = self._limits(histories, rows, exclude_seen, candidates, stochastic)
+            items, scores = self.found(data.batch(rows), most, limits)
+            yield rows, *_filled(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
         if (rows := np.flatnonzero(cold)).size:
             yield rows, *_filled(*self._cold_list(histories, rows, most, exclude_seen, candidates), k)
 
@@ -95,7 +130,8 @@ class Generator(Recommender):
     ) -> np.ndarray:
         """(U,) int64: of how many items a list may be made."""
         free = np.zeros(self.n_items + 1, bool)
-        free[self.codes.rows] = True
+        for codes in self.item_codes().values():
+            free[codes.rows] = True
         if candidates is not None:
             free &= candidates.cpu().numpy()
         count = np.full(len(histories), int(free.sum()))
@@ -105,39 +141,20 @@ class Generator(Recommender):
             count -= np.bincount(pairs[0], weights=free[pairs[1]], minlength=len(histories)).astype(np.int64)
         return count
 
-    def _search(
+    def _limits(
         self,
-        batch: Batch,
         histories: Sequences,
         rows: np.ndarray,
-        k: int,
         exclude_seen: bool,
         candidates: Tensor | None,
         stochastic: torch.Generator | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        codes, device = self.codes, self.device
+    ) -> Limits:
         seen = None
         if exclude_seen:
             chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
-            row_of = codes.row_of[torch.from_numpy(chosen.items.astype(np.int64))]
-            seen = (torch.from_numpy(chosen.offsets).to(device), row_of.to(device))
-        allowed = (
-            None if candidates is None else candidates.to(device)[torch.from_numpy(codes.rows).to(device)]
-        )
-        found = beam_search(
-            self.steps(batch),
-            codes.tree,
-            beam=self.config.beam,
-            k=k,
-            seen=seen,
-            allowed=allowed,
-            temperatures=getattr(self.config, "temperatures", None),
-            renormalise=getattr(self.config, "renormalise", False),
-            stochastic=stochastic,
-        )
-        places = found.items.cpu().numpy()
-        items = np.where(places >= 0, codes.rows[places.clip(0)], 0)
-        return items.astype(np.int32), found.scores.float().cpu().numpy()
+            items = torch.from_numpy(chosen.items.astype(np.int64)).to(self.device)
+            seen = (torch.from_numpy(chosen.offsets).to(self.device), items)
+        return Limits(seen, None if candidates is None else candidates.to(self.device), stochastic)
 
     def _cold_list(
         self,

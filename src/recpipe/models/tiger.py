@@ -82,6 +82,8 @@ class TIGER(Generator):
         tokens = self.codes.tokens
         wanted = tokens[targets]
         hidden = self.transformer.write(self.transformer.read(inputs, tokens), wanted)
+        if not known.any():
+            return hidden.sum() * 0
         return criterion(hidden[known].flatten(0, 1), self.transformer.input.head, wanted[known].flatten())
 
     def steps(self, batch: Batch) -> Writing:

@@ -1,0 +1,327 @@
+"""TIGER, Parallel TIGER and MQL4GRec, and what they share: against scores of single items, and bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.synthetic import catalogue_ids, random_sequences, sequences
+
+from recpipe.data.batches import Batch
+from recpipe.data.sequences import Fold, Sequences
+from recpipe.evaluation.ranking import rank_fold
+from recpipe.layers.code_history import before, causal, targets_of, user_tokens, within
+from recpipe.layers.codes import ItemCodes
+from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.models.generator import Generator
+from recpipe.models.recommender import Recommender
+from recpipe.models.registry import build
+from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.ids import SemanticIds
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+from recpipe.training.losses import FullSoftmax
+
+ITEMS, WINDOW = 25, 6
+DATA = random_sequences(40, ITEMS, longest=12, seed=3)
+TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1}
+BOTH = {"text": catalogue_ids(ITEMS), "image": catalogue_ids(ITEMS, seed=1)}
+GENERATIVE = ("tiger", "mql4grec", "parallel_tiger")
+BY_BEAM = ("tiger", "mql4grec")
+
+
+def made(name: str, ids: dict[str, CatalogueIds] | None = None, **config) -> Recommender:
+    torch.manual_seed(0)
+    given = {"text": BOTH["text"]} if ids is None else ids
+    model = build(name, {**TINY, **config}, n_items=ITEMS, max_length=WINDOW, ids=given)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return model.eval()
+
+
+def without(ids: CatalogueIds, items: list[int]) -> CatalogueIds:
+    codes = ids.codes.copy()
+    codes[items] = -1
+    return replace(ids, codes=codes)
+
+
+@torch.inference_mode()
+def tiger_scores(model, history: list[int]) -> np.ndarray:
+    """(I,) log-probabilities, each item alone, by the teacher-forced pass that trains."""
+    data = sequences([history])
+    batch = model.on_device(data, window=WINDOW).batch(np.zeros(1, int))
+    transformer, tokens = model.transformer, model.codes.tokens
+    found = []
+    for item in range(1, ITEMS + 1):
+        wanted = tokens[item][None, None]
+        hidden = transformer.write(transformer.read(batch, tokens), wanted, each=False)[0, 0]
+        logs = (hidden @ transformer.input.head[1:].T).log_softmax(-1)
+        found.append(float(logs.gather(1, wanted[0, 0][:, None] - 1).sum()))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_tigers_list_is_that_of_every_item_scored_alone(one_pass):
+    model = made("tiger", beam=ITEMS, one_pass=one_pass)
+    for history in ([3, 7, 9], [1], [5, 5, 2, 8, 11, 4]):
+        expected = tiger_scores(model, history)
+        items, scores = model.recommend(sequences([history]), 8, exclude_seen=True)
+        allowed = [item for item in range(1, ITEMS + 1) if item not in history]
+        best = sorted(allowed, key=lambda item: -expected[item - 1])[:8]
+        assert items[0].tolist() == best
+        np.testing.assert_allclose(scores[0], expected[np.array(best) - 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_one_pass_trains_on_what_every_prefix_alone_would_give(name):
+    """Causal encoders see the same in one pass as in rows of one target each: equal losses."""
+    model = made(
+        name,
+        dropout=0.0,
+        ids=BOTH if name == "mql4grec" else None,
+        **({"alignment": 0.0} if name == "mql4grec" else {}),
+    )
+    rows = [DATA.row(u).tolist()[:WINDOW] for u in range(6)]
+    whole = model.on_device(sequences(rows), window=WINDOW + 1)
+    prefixes = [row[:end] for row in rows for end in range(2, len(row) + 1)]
+    each = model.on_device(sequences(prefixes), window=WINDOW + 1)
+    context = np.array([len(row) - 1 for row in prefixes])
+    single = replace(each.batch(np.arange(len(prefixes))), context=torch.from_numpy(context))
+    together = model.loss(whole.batch(np.arange(len(rows))), FullSoftmax())
+    torch.testing.assert_close(model.loss(single, FullSoftmax()), together)
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_no_target_reaches_what_predicts_it(name, one_pass):
+    model = made(name, dropout=0.0, one_pass=one_pass, ids=BOTH if name == "mql4grec" else None)
+    hidden = {}
+
+    def kept(module, inputs, output):
+        hidden.setdefault("encoded", []).append(output)
+
+    handle = (model.encoder if name == "parallel_tiger" else model.transformer.encoder).register_forward_hook(
+        kept
+    )
+    losses = []
+    for last in (4, 9):
+        batch = model.on_device(sequences([[1, 2, 3, last], [7, last]]), window=WINDOW + 1).batch(
+            np.arange(2)
+        )
+        _, targets, known = targets_of(batch, torch.ones(ITEMS + 1, dtype=torch.bool), one_pass=one_pass)
+        losses.append(targets[known].tolist())
+        model.loss(batch, FullSoftmax())
+    handle.remove()
+    half = len(hidden["encoded"]) // 2
+    read = 1 if one_pass else 2  # events of the shorter row that may be read: its only one
+    for one, other in zip(hidden["encoded"][:half], hidden["encoded"][half:], strict=True):
+        if one.shape == other.shape and one.shape[0] == 2:
+            places = 1 + (1 if name == "parallel_tiger" else model.codes.levels)
+            torch.testing.assert_close(one[1, :places], other[1, :places])
+    assert losses[0] != losses[1] and read
+
+
+def test_the_shorter_of_two_rows_has_its_own_last_event_as_target():
+    batch = Batch(torch.tensor([[1, 2, 3, 4], [7, 9, 0, 0], [5, 0, 0, 0]]), torch.tensor([4, 2, 1]), None)
+    known = torch.ones(ITEMS + 1, dtype=torch.bool)
+    known[0] = False
+    inputs, targets, real = targets_of(batch, known, one_pass=False)
+    assert targets.tolist() == [[4], [9], [0]] and real.tolist() == [[True], [True], [False]]
+    assert inputs.lengths[:2].tolist() == [3, 1]
+    _, targets, real = targets_of(batch, known, one_pass=True)
+    assert targets.tolist() == [[2, 3, 4], [9, 0, 0], [0, 0, 0]] and (real == (targets > 0)).all()
+
+
+def test_masks_say_what_sees_what():
+    event = torch.tensor([-1, 0, 0, 1, 1])
+    assert causal(event).int().tolist() == [[1, 0, 0, 0, 0], *[[1, 1, 1, 0, 0]] * 2, *[[1, 1, 1, 1, 1]] * 2]
+    assert before(event, 2, 2).int().tolist() == [*[[1, 1, 1, 0, 0]] * 2, *[[1, 1, 1, 1, 1]] * 2]
+    assert within(2, 2, event.device).int().tolist() == [*[[1, 1, 0, 0]] * 2, *[[0, 0, 1, 1]] * 2]
+
+
+@pytest.mark.parametrize("name", BY_BEAM)
+@pytest.mark.parametrize("rule", ["mixture", "reciprocal", "paper"])
+def test_ranks_come_from_the_lists(name, rule):
+    ids = BOTH if name == "mql4grec" else None
+    model = made(name, ids, beam=12, **({"ensemble": rule} if ids else {}))
+    cut = DATA.lengths - 1
+    rows, none = np.arange(len(DATA)), np.zeros(len(DATA), np.int64)
+    fold = Fold(DATA.select(rows, none, cut), DATA.select(rows, cut, DATA.lengths))
+    ranking = rank_fold(model, fold, exclude_seen=True, k=5)
+    items, _ = model.recommend(fold.histories, 12, exclude_seen=True)
+    for u in range(len(DATA)):
+        target, found = int(fold.targets.row(u)[0]), items[u].tolist()
+        assert ranking.rank[u] == (found.index(target) + 1 if target in found else 0)
+        assert ranking.candidates[u] == ITEMS - len(set(fold.histories.row(u).tolist()))
+        assert len(set(found) - {0}) == sum(item > 0 for item in found)
+    assert ranking.items.shape == (len(DATA), 5)
+    assert (ranking.log_normalizer is None) == (name == "mql4grec" and rule != "mixture")
+    assert 0 < (ranking.rank > 0).sum() < len(DATA)
+
+
+@pytest.mark.parametrize("name", BY_BEAM)
+def test_probabilities_of_the_whole_catalogue_are_at_most_one(name):
+    model = made(name, BOTH if name == "mql4grec" else None, beam=ITEMS)
+    _, scores = model.recommend(DATA, ITEMS, exclude_seen=False)
+    total = np.exp(scores.astype(np.float64)).sum(1)
+    assert (total < 1).all() and (total > 0).all()  # the rest is ids of no item
+
+
+def test_parallel_scores_are_sums_over_the_levels_and_a_wide_beam_finds_the_same():
+    exact, beam = made("parallel_tiger"), made("parallel_tiger", search="beam", beam=ITEMS)
+    for model in (exact, beam):
+        for rows, scores in model.scored(DATA, exclude_seen=False):
+            logs = model.log_probabilities(model.on_device(DATA, window=WINDOW).batch(rows))
+            for item in range(1, ITEMS + 1):
+                codes = BOTH["text"].codes[item]
+                expected = sum(logs[level][:, code] for level, code in enumerate(codes))
+                torch.testing.assert_close(scores[:, item], expected)
+            assert all(torch.allclose(level.exp().sum(1), torch.ones(len(rows))) for level in logs)
+
+
+def test_a_narrow_beam_has_scores_for_what_it_found_alone():
+    wide, narrow = made("parallel_tiger"), made("parallel_tiger", search="beam", beam=4)
+    (_, full), (_, few) = (next(iter(model.scored(DATA, exclude_seen=False))) for model in (wide, narrow))
+    found = few > -torch.inf
+    assert (found.sum(1) == 4).all()
+    torch.testing.assert_close(few[found], full[found])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"softmax": "all"},
+        {"head": "mlp"},
+        {"aggregate": "flatten", "item_distance": True},
+        {"masked": 1.0, "weights": [1.0, 0.5, 0.25]},
+        {"users": 7},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_options_of_parallel_tiger_are_trained(config):
+    torch.manual_seed(0)
+    ids = {"text": BOTH["text"]}
+    model = build(
+        "parallel_tiger", {**TINY, "dropout": 0.0, **config}, n_items=ITEMS, max_length=WINDOW, ids=ids
+    )
+    batch = model.on_device(DATA, window=WINDOW + 1).batch(np.arange(12))
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    first = model.loss(batch, FullSoftmax()).item()
+    for _ in range(60):
+        optimiser.zero_grad()
+        model.loss(batch, FullSoftmax()).backward()
+        optimiser.step()
+    model.eval()
+    assert model.loss(batch, FullSoftmax()).item() < 0.6 * first
+    items, _ = model.recommend(DATA, 5)
+    assert (items > 0).all()
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_items_without_an_id_are_read_and_never_recommended(name):
+    missing = {mod: without(ids, [2, 3]) for mod, ids in BOTH.items()}
+    ids = missing if name == "mql4grec" else {"text": missing["text"]}
+    model = made(name, ids, beam=ITEMS)
+    items, scores = model.recommend(sequences([[2, 3, 2], [1, 4], [2]]), 10)
+    assert not np.isin(items, [2, 3]).any() and np.isfinite(scores).all()
+    batch = model.on_device(sequences([[1, 2, 3, 2], [3, 2]]), window=WINDOW + 1).batch(np.arange(2))
+    assert torch.isfinite(model.loss(batch, FullSoftmax()))
+
+
+def test_an_item_known_by_its_text_alone_is_found_and_learned_by_text():
+    ids = {"text": BOTH["text"], "image": without(BOTH["image"], [4])}
+    model = made("mql4grec", ids, beam=ITEMS)
+    candidates = torch.zeros(ITEMS + 1, dtype=torch.bool)
+    candidates[4] = True
+    items, scores = model.recommend(DATA, 3, candidates=candidates, exclude_seen=False)
+    assert (items[:, 0] == 4).all() and (items[:, 1:] == 0).all() and np.isneginf(scores[:, 1:]).all()
+
+
+def test_the_weight_of_modalities_is_chosen_by_validation():
+    model = made("mql4grec", BOTH, beam=5)
+    assert model.tune(lambda: float(model.weights[0] == 0.75)) == {"text": 0.75}
+    assert model.weights.tolist() == [0.75, 0.25]
+
+
+def test_users_are_hashed_alike_everywhere():
+    assert user_tokens(np.array(["u1", "u2"], object), 2000)[:, 0].tolist() == [
+        int.from_bytes(__import__("hashlib").md5(user).digest()[:8], "big") % 2000 for user in (b"u1", b"u2")
+    ]
+    model = made("tiger", users=50)
+    one, other = (replace(sequences([[1, 2]]), users=np.array([user], object)) for user in ("a", "b"))
+    assert model.recommend(one, 3)[1].tolist() != model.recommend(other, 3)[1].tolist()
+
+
+def test_cold_users_get_the_list_of_their_fallback():
+    model = made("tiger", beam=10)
+    model.cold_users = ColdUsers(ColdUsersConfig(), n_items=ITEMS).fit(DATA, seed=0)
+    items, scores = model.recommend(sequences([[], [1, 2]]), 5)
+    counts = np.bincount(DATA.items, minlength=ITEMS + 1)
+    assert counts[items[0]].tolist() == sorted(counts[1:], reverse=True)[:5]
+    assert items[1].tolist() == made("tiger", beam=10).recommend(sequences([[1, 2]]), 5)[0][0].tolist()
+    assert np.isfinite(scores).all()
+
+
+def test_more_than_the_beam_is_refused_and_candidates_leave_fewer():
+    model = made("tiger", beam=6)
+    with pytest.raises(ValueError, match=r"7 items are asked for and the beam is 6 wide; set .*beam to 7"):
+        model.recommend(DATA, 7)
+    candidates = torch.zeros(ITEMS + 1, dtype=torch.bool)
+    candidates[[2, 9]] = True
+    items, scores = model.recommend(sequences([[2], [5]]), 4, candidates=candidates)
+    assert items[0].tolist() == [9, 0, 0, 0] and np.isneginf(scores[0, 1:]).all()
+    assert set(items[1].tolist()) == {2, 9, 0}
+
+
+def test_ids_that_collide_are_refused_where_they_must_differ():
+    codes = BOTH["text"].codes.copy()
+    codes[5] = codes[4]
+    shared = {"text": replace(BOTH["text"], codes=codes)}
+    with pytest.raises(ValueError, match="share their codes"):
+        made("tiger", shared).recommend(DATA, 3)
+    items, _ = made("parallel_tiger", shared).recommend(DATA, ITEMS, exclude_seen=False)
+    assert (np.sort(items, 1) == np.arange(1, ITEMS + 1)).all()
+
+
+def test_ids_and_tree_of_different_origin_are_refused():
+    items = np.array([f"i{i}" for i in range(ITEMS)], object)
+    codes = BOTH["text"].codes[1:].astype(np.int32)
+    ids = SemanticIds(items, codes, codes, np.zeros(ITEMS, bool), (4, 4, 4), {"quantizer": "q"})
+    tree = PrefixTree.build(codes, (4, 4, 4), source=ids.hash)
+    found = CatalogueIds.of(ids, items[::-1].copy(), tree)
+    assert (found.codes[1:] == codes[::-1]).all() and found.quantizer == "q"
+    with pytest.raises(ValueError, match="the prefix tree was built from the ids"):
+        CatalogueIds.of(ids, items, PrefixTree.build(codes, (4, 4, 4), source="other"))
+    with pytest.raises(ValueError, match="none of 2 items has a semantic id"):
+        CatalogueIds.of(ids, np.array(["x", "y"], object), tree)
+
+
+def test_codes_that_are_not_those_saved_are_refused():
+    codes = ItemCodes(BOTH["text"])
+    digest = codes.described()["digest"]
+    codes.check(digest)
+    codes.codes[3, 0] = (codes.codes[3, 0] + 1) % 4
+    with pytest.raises(ValueError, match="do not belong together"):
+        codes.check(digest)
+
+
+def test_tokens_of_modalities_do_not_meet():
+    model = made("mql4grec", {"text": BOTH["text"], "image": without(BOTH["image"], [6])})
+    text, image = (set(model.tokens(m)[1:].flatten().tolist()) for m in range(2))
+    assert not text & image
+    assert max(text) <= 12 and image <= {*range(13, 25), *range(28, 31)}
+    assert model.tokens(1)[6].tolist() == [28, 29, 30]  # unknown, behind all codes and the unknown of text
+
+
+def test_a_sample_has_no_item_twice_and_changes_with_the_seed():
+    model = made("tiger", beam=10)
+    assert isinstance(model, Generator)
+    lists = []
+    for seed in (0, 1, 0):
+        drawn = torch.Generator().manual_seed(seed)
+        ((_, items, _),) = model.listed(Sequences.last(DATA, WINDOW), 8, stochastic=drawn)
+        assert all(len(set(row)) == 8 for row in items.tolist())
+        lists.append(items.tolist())
+    assert lists[0] == lists[2] != lists[1]

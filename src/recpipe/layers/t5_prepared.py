@@ -6,6 +6,7 @@ Letters as in t5.py; M rows, R real tokens.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -64,10 +65,15 @@ def _packed(weight: Tensor) -> Tensor | None:
         return None
 
 
+@lru_cache
+def _least(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(math.sqrt(width * EPS), dtype=dtype, device=device)
+
+
 def unit(x: Tensor) -> Tensor:
     """RMSNorm without its scale and without sqrt(D), in three passes."""
-    least = x.new_tensor(math.sqrt(x.shape[-1] * EPS))
-    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.hypot(length, _least(x.shape[-1], x.dtype, x.device))
 
 
 class PreparedAttention:

@@ -98,6 +98,8 @@ class PreparedDecoder:
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype | None = None) -> None:
         self.shape, self.relative = decoder.shape, decoder.relative
+        self.heads = torch.arange(decoder.shape.heads)[:, None]
+        self.biases: dict[int, Tensor] = {}
         self.dtype = dtype or decoder.norm.weight.dtype
         self.scale = scale_of(decoder.norm.weight, self.dtype)
         layers = cast(list[DecoderLayer], list(decoder.layers))
@@ -152,9 +154,8 @@ class PreparedDecoder:
         B, K, D = x_BKD.shape
         H, M = self.shape.heads, B * K
         rows = cache.advance(B, K, parents_BK)  # (M, t + 1)
-        rows = (rows[:, None] * H + torch.arange(H)[:, None]).flatten(0, 1)  # (M * H, t + 1) of (rows * H, P)
-        places = torch.arange(rows.shape[1])
-        bias = self.relative(places[-1:], places)[:, 0].to(self.dtype).repeat(M, 1)
+        rows = (rows[:, None] * H + self.heads).flatten(0, 1)  # (M * H, t + 1) of (rows * H, P)
+        bias = self._bias(rows.shape[1]).repeat(M, 1)
         x = x_BKD.reshape(M, D).to(self.dtype)
         for layer, (attend, feed) in enumerate(self.layers):
             q, k, v = attend.qkv(unit(x)).chunk(3, 1)
@@ -162,6 +163,13 @@ class PreparedDecoder:
             x = attend.out.add(x, self._mixed(q, keys, values, rows, bias))
             x = feed(self._cross(x.view(B, K, D), memory, layer).view(M, D))
         return (unit(x) * self.scale).view(B, K, D)
+
+    def _bias(self, t: int) -> Tensor:
+        """(H, t) what the last of t positions adds for those up to it."""
+        if t not in self.biases:
+            places = torch.arange(t)
+            self.biases[t] = self.relative(places[-1:], places)[:, 0].to(self.dtype)
+        return self.biases[t]
 
     def _mixed(self, q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
         """(M, H * P): every beam over its own past, which takes no product but sums of a few rows."""

@@ -66,6 +66,23 @@ def test_the_leaderboard_says_what_metrics_json_says(whole_run) -> None:
         assert row["ndcg@10"] == pytest.approx(metrics["test"]["ndcg@10"])
 
 
+def test_insights_are_of_all_models_and_add_up_to_their_metrics(whole_run) -> None:
+    folder, _ = whole_run
+    found = json.loads((reporting(folder) / "insights.json").read_text())
+    board = pl.read_parquet(reporting(folder) / "leaderboard.parquet")
+    assert found["problems"] == []
+    for row in board.to_dicts():
+        assert row["ndcg@10_low"] <= row["ndcg@10"] <= row["ndcg@10_high"]
+        for by in ("popularity", "history", "activity", "warmth"):
+            parts = [part for part in found["segments"][row["model"]] if part["by"] == by]
+            assert sum(part["weight"] * part["ndcg"] for part in parts) == pytest.approx(row["ndcg@10"])
+        lists = found["lists"][row["model"]]
+        assert lists["coverage"] == pytest.approx(row["coverage@10"])
+        assert 0 < lists["diversity"] < 2  # by the text vectors that this run made
+    page = (reporting(folder) / "report.html").read_text()
+    assert 'id="certainty-data"' in page and 'id="popularity_of_lists-data"' in page
+
+
 def test_every_output_uses_the_ids_and_titles_of_the_source(whole_run) -> None:
     folder, _ = whole_run
     output = folder / "data/test/07_model_output" / DATASET / "sasrec" / "seed_42"

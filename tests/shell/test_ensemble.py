@@ -81,6 +81,9 @@ def test_ties_are_permuted_under_the_protocol_of_the_run(trained, session_in) ->
     assert (found["model"], found["protocol"]) == ("svd", metrics["protocol"]["id"])
     assert len(found["values"]) == 3 and found["low"] <= found["high"]
     assert 0 < found["other_history"] <= 1  # a shop's basket is one second
+    run(trained, session_in, "report", model="svd")
+    page = (place.parents[1] / "report.html").read_text()
+    assert "other orders of ties" in page
 
 
 def test_bundles_on_disk_are_the_latest_of_every_model_and_seed(tmp_path) -> None:

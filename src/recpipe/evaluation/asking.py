@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.ranking import rank_fold
@@ -24,12 +25,15 @@ def recommend(
     exclude_seen: bool = True,
     timestamps: Mapping[str, Sequence[int]] | None = None,
     profiles: pa.Table | None = None,
+    candidates: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The table of ``recommendations_table``, at most ``k`` rows for each user of ``histories`` (oldest event first).
+    """The table of ``recommendations_table``, at most ``k`` rows for each user of ``histories`` (oldest event first);
+    of a model with semantic ids also ``<modality>_codes``, those of the item.
 
     Users need not be known to the bundle. Items that are not are left out of a history; who has none left gets the
     list for users without history. ``timestamps``: seconds of every event, for models that read time; ``profiles``:
-    ``user_id`` and columns. Raises ValueError for k < 1 and for timestamps that do not fit the events.
+    ``user_id`` and columns; ``candidates``: the only items that may be recommended. Raises ValueError for k < 1, for
+    candidates of which the bundle knows none, and for timestamps that do not fit the events.
     """
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least one item")
@@ -38,8 +42,10 @@ def recommend(
     if profiles is not None:
         asked = asked.described(profiles)
     nothing = Sequences(asked.users, np.zeros(0, np.int32), None, np.zeros(len(asked) + 1, np.int64))
-    ranking = rank_fold(model, Fold(asked, nothing), exclude_seen=exclude_seen, k=k)
-    return recommendations_table(
+    allowed = None if candidates is None else _allowed(bundle, candidates)
+    k = min(k, len(bundle.vocabulary))
+    ranking = rank_fold(model, Fold(asked, nothing), exclude_seen=exclude_seen, k=k, candidates=allowed)
+    found = recommendations_table(
         asked.users,
         ranking.items,
         ranking.scores,
@@ -48,6 +54,26 @@ def recommend(
         titles=bundle.title_table(),
         cold=model.falls_back(asked),
     )
+    return _with_codes(bundle, found)
+
+
+def _allowed(bundle: Bundle, candidates: Sequence[str]) -> torch.Tensor:
+    numbers = bundle.vocabulary.encode(list(candidates))
+    if not (numbers > 0).any():
+        raise ValueError(f"{bundle.name} knows none of the {len(candidates)} candidates")
+    allowed = torch.zeros(len(bundle.vocabulary) + 1, dtype=torch.bool)
+    allowed[torch.from_numpy(numbers[numbers > 0].astype(np.int64))] = True
+    return allowed
+
+
+def _with_codes(bundle: Bundle, table: pa.Table) -> pa.Table:
+    """A list per row, null where the item has no id of the modality."""
+    numbers = bundle.vocabulary.encode(table["item_id"].to_pylist())
+    for name, codes in bundle.model.item_codes().items():
+        rows = codes.codes.cpu().numpy()[numbers]
+        lists = [None if row[0] < 0 else row.tolist() for row in rows]
+        table = table.append_column(f"{name}_codes", pa.array(lists, pa.list_(pa.int32())))
+    return table
 
 
 def _sequences(

@@ -44,48 +44,54 @@ class Ranking:
         )
 
 
-def rank_fold(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int) -> Ranking:
+def rank_fold(
+    model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, candidates: torch.Tensor | None = None
+) -> Ranking:
     """Ranks every target of ``fold`` among the full catalogue and keeps each user's best ``k`` items.
 
     A target that is excluded (seen before, with ``exclude_seen``) gets rank 0: a miss, to be counted as such; so does
-    one that is not in the list of a generator, which is as long as its beam. Raises ValueError for NaN scores.
+    one that is not in the list of a generator, which is as long as its beam. ``candidates`` (I + 1,) bool restricts
+    the catalogue. Raises ValueError for NaN scores.
     """
     if isinstance(model, Generator):
-        return _rank_lists(model, fold, exclude_seen=exclude_seen, k=k)
+        return _rank_lists(model, fold, exclude_seen=exclude_seen, k=k, candidates=candidates)
     if not isinstance(model, Scorer):
         raise TypeError(f"{type(model).__name__} neither scores the catalogue nor generates lists")
     started = time.perf_counter()
     targets, k = fold.targets, min(k, model.n_items)
     owner = np.repeat(np.arange(len(fold)), targets.lengths)
-    rank, candidates = np.zeros(len(owner), np.int32), np.zeros(len(fold), np.int32)
+    rank, free = np.zeros(len(owner), np.int32), np.zeros(len(fold), np.int32)
     items, values = np.zeros((len(fold), k), np.int32), np.full((len(fold), k), -np.inf, np.float32)
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
-    for rows, scores in model.scored(fold.histories, exclude_seen=exclude_seen):
+    for rows, scores in model.scored(fold.histories, exclude_seen=exclude_seen, candidates=candidates):
         best, score = top_k(scores, k)
         items[rows], values[rows] = best.cpu().numpy(), score.cpu().numpy()
-        candidates[rows] = (scores > -torch.inf).sum(1).cpu().numpy()
+        free[rows] = (scores > -torch.inf).sum(1).cpu().numpy()
         if normalizer is not None:
             normalizer[rows] = scores.logsumexp(1).cpu().numpy()
         place, row = _places(targets.offsets, rows)
         wanted = torch.from_numpy(targets.items[place].astype(np.int64)).to(scores.device)
         rank[place] = _ranks(scores, torch.from_numpy(row).to(scores.device), wanted)
-    return Ranking(owner, rank, candidates[owner], items, values, normalizer, time.perf_counter() - started)
+    return Ranking(owner, rank, free[owner], items, values, normalizer, time.perf_counter() - started)
 
 
-def _rank_lists(model: Generator, fold: Fold, *, exclude_seen: bool, k: int) -> Ranking:
+def _rank_lists(
+    model: Generator, fold: Fold, *, exclude_seen: bool, k: int, candidates: torch.Tensor | None
+) -> Ranking:
     """Scores are log-probabilities of items already, so their normalizer is 0."""
     started = time.perf_counter()
     targets = fold.targets
     owner = np.repeat(np.arange(len(fold)), targets.lengths)
     most = min(max(k, model.config.beam), model.n_items)
-    items, values = model.recommend(fold.histories, most, exclude_seen=exclude_seen)
+    histories = fold.histories
+    items, values = model.recommend(histories, most, exclude_seen=exclude_seen, candidates=candidates)
     found = items[owner] == targets.items[:, None]
     rank = np.where(found.any(1), found.argmax(1) + 1, 0).astype(np.int32)
-    candidates = model.allowed_count(fold.histories, exclude_seen=exclude_seen).astype(np.int32)
+    free = model.allowed_count(histories, exclude_seen=exclude_seen, candidates=candidates).astype(np.int32)
     seconds = time.perf_counter() - started
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
     k = min(k, model.n_items)
-    return Ranking(owner, rank, candidates[owner], items[:, :k], values[:, :k], normalizer, seconds)
+    return Ranking(owner, rank, free[owner], items[:, :k], values[:, :k], normalizer, seconds)
 
 
 def _places(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

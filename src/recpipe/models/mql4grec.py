@@ -81,7 +81,7 @@ class MQL4GRec(Generator):
         super().__init__(config, n_items=n_items, max_length=max_length)
         self.books = nn.ModuleDict({name: ItemCodes(given) for name, given in ids.items()})
         self.names = tuple(ids)
-        self.modality, self.codes = self.names[0], self.book(self.names[0])
+        self.modality = self.names[0]
         books = [self.book(name) for name in self.names]
         self.before = [
             sum(book.size for book in books[:m]) for m in range(len(books))
@@ -104,6 +104,11 @@ class MQL4GRec(Generator):
         if len(given) != len(books):
             raise ValueError(f"weights are {config.weights}; the model reads {', '.join(self.names)}")
         self.register_buffer("weights", torch.tensor(given, dtype=torch.float32))
+
+    @property
+    def codes(self) -> ItemCodes:  # type: ignore[override]
+        """Those of the first modality."""
+        return self.book(self.modality)
 
     @property
     def probabilistic(self) -> bool:  # type: ignore[override]

@@ -1,0 +1,1 @@
+"""Trained models in use: `python -m recpipe.serving` asks a bundle for one user."""

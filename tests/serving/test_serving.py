@@ -1,0 +1,120 @@
+"""One user from the command line: ids in; ids, titles, codes and probabilities out, as the model itself gives them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.synthetic import catalogue_ids, random_sequences, sequences
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Vocabulary
+from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.models.registry import build
+from recpipe.serving.__main__ import main
+from recpipe.serving.bundles import bundle_folder
+from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
+
+ITEMS = 20
+TINY = {
+    "dim": 16,
+    "heads": 2,
+    "head_dim": 8,
+    "feed_forward": 32,
+    "layers": 1,
+    "decoder_layers": 1,
+    "beam": 12,
+}
+
+
+@pytest.fixture(params=["tiger", "parallel_tiger", "mql4grec"])
+def run(request, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    data = random_sequences(30, ITEMS, seed=1)
+    names = ("text", "image") if request.param == "mql4grec" else ("text",)
+    ids = {name: catalogue_ids(ITEMS, seed=seed) for seed, name in enumerate(names)}
+    model = build(request.param, TINY, n_items=ITEMS, max_length=6, ids=ids)
+    model.cold_users = ColdUsers(ColdUsersConfig(), n_items=ITEMS).fit(data, seed=0)
+    bundle = Bundle(
+        request.param,
+        request.param,
+        model.eval(),
+        Vocabulary(np.array([f"i{n:02}" for n in range(ITEMS)], object)),
+        [f"Lantern {n}" if n % 2 else None for n in range(ITEMS)],
+        np.bincount(data.items, minlength=ITEMS + 1)[1:],
+        Protocol(dataset="tiny"),
+    )
+    for version in ("2026-01-01T00.00.00.000Z", "2026-02-01T00.00.00.000Z"):
+        folder = tmp_path / "bundle" / version / "bundle"
+        folder.mkdir(parents=True)
+        save_bundle(bundle, folder)
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture, *arguments: object) -> list[dict]:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_answer_is_the_models_own(run, capsys):
+    bundle = load_bundle(bundle_folder(run))
+    rows = told(capsys, run, "--items", "i02, i07,nothing", "--top", 4)
+    items, scores = bundle.model.recommend(sequences([[3, 8]], times=False), 4)
+    assert [row["item_id"] for row in rows] == [f"i{n - 1:02}" for n in items[0]]
+    np.testing.assert_allclose([row["logit"] for row in rows], scores[0], rtol=1e-5)
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    for row, item in zip(rows, items[0], strict=True):
+        for name, codes in bundle.model.item_codes().items():
+            assert row[f"{name}_codes"] == codes.codes[item].tolist()
+        assert row["title"] == (f"Lantern {item - 1}" if item % 2 == 0 else row["item_id"])
+        assert 0 < row["probability"] < 1
+
+
+def test_candidates_leave_fewer_and_seen_is_as_asked(run, capsys):
+    rows = told(capsys, run, "--items", "i02", "--candidates", "i02,i05,what")
+    assert [row["item_id"] for row in rows] == ["i05"]
+    rows = told(capsys, run, "--items", "i02", "--candidates", "i02,i05", "--seen")
+    assert {row["item_id"] for row in rows} == {"i02", "i05"}
+
+
+@pytest.mark.parametrize("items", ["", "what,that"])
+def test_who_has_no_history_is_told_so(run, capsys, items):
+    assert main([str(run), "--items", items, "--top", "2"]) == 0
+    assert "users without history" in capsys.readouterr().out
+
+
+def test_items_are_found_by_title(run, capsys):
+    assert main([str(run), "--find", "LANTERN 1"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {
+        "i01",
+        *(f"i{n}" for n in range(11, 20, 2)),
+    }
+    assert main([str(run), "--find", "boat"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--top", "0"], "at least one item"), (["--candidates", "what"], "knows none of the 1 candidates")],
+    ids=["none", "candidates"],
+)
+def test_bad_requests_are_told_in_a_line(run, capsys, arguments, message):
+    assert main([str(run), "--items", "i02", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_bundle_is_told(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "there is no bundle in" in capsys.readouterr().err
+
+
+def test_weights_with_other_ids_are_refused(run):
+    folder = bundle_folder(run)
+    described = json.loads((folder / CONFIG).read_text())
+    described["ids"]["text"]["digest"] = "0" * 64
+    (folder / CONFIG).write_text(json.dumps(described))
+    assert (folder / WEIGHTS).is_file()
+    with pytest.raises(ValueError, match="do not belong together"):
+        load_bundle(folder)

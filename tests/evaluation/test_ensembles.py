@@ -8,9 +8,10 @@ import torch
 from scipy import special, stats
 from tests.evaluation import test_ranking
 from tests.evaluation.test_ranking import ITEMS, bundle, fold
+from tests.synthetic import random_sequences, sequences, untrained
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Vocabulary
+from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.evaluation.ensembles import choose_weights, ensemble_bundle, weightings
 from recpipe.evaluation.evaluate import evaluate
 from recpipe.evaluation.fusion import Ensemble
@@ -133,6 +134,22 @@ def test_lists_are_fused_with_scores_and_with_lists():
         assert set(np.flatnonzero(only_lists[user] > -np.inf)) == {*listed, *map(int, shorter[user])} - {0}
     with pytest.raises(ValueError, match="Listing gives lists.*use ensemble.method=rrf"):
         Ensemble([scorer, lister], Ensemble.Config("softmax"))
+
+
+def test_a_model_that_searches_with_a_beam_may_be_a_member():
+    data = random_sequences(12, ITEMS, seed=0)
+    sizes = {"n_items": ITEMS, "max_length": 8}
+    tiger = untrained("tiger", {"dim": 16, "layers": 1, "beam": 5}, data, **sizes)
+    popular = untrained("popular", {}, data, **sizes)
+    popular.fit(data)
+    asked = Fold(data, sequences([[1 + n % ITEMS] for n in range(12)]))
+    alone = rank_fold(tiger, asked, exclude_seen=True, k=5)
+    got = rank_fold(
+        Ensemble([tiger, popular], Ensemble.Config("rrf", (1.0, 0.0))), asked, exclude_seen=True, k=5
+    )
+    assert (got.items == alone.items).all()
+    assert (got.rank[alone.rank > 0] == alone.rank[alone.rank > 0]).all()
+    assert (got.rank[alone.rank == 0] != 1).all()
 
 
 def test_chunks_of_users_do_not_change_scores(monkeypatch):

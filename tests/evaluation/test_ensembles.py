@@ -258,6 +258,12 @@ def test_wrong_settings_are_refused():
     members = [table(1), table(2)]
     with pytest.raises(ValueError, match="ensemble.method is 'sum'; allowed: rrf, zscore, softmax"):
         Ensemble(members, Ensemble.Config("sum"))
+    unsure = table(3)
+    unsure.probabilistic = False
+    with pytest.raises(
+        ValueError, match="the scores of Table are no probabilities: use ensemble.method=rrf or zscore"
+    ):
+        Ensemble([*members, unsure], Ensemble.Config("softmax"))
     with pytest.raises(ValueError, match="at least two members, not 1"):
         Ensemble(members[:1], Ensemble.Config())
     for weights in ((1,), (0, 0), (-1, 2)):

@@ -28,9 +28,9 @@ class Ensemble(Scorer):
     - ``rrf``: 1 / (``constant`` + rank); Cormack, Clarke & Buettcher, SIGIR 2009, with weights. Members may be models
       that give lists only: what is not in a list brings nothing.
     - ``zscore``: the score less the mean of the user's candidates, over their standard deviation.
-    - ``softmax``: the probability; the score is the log of the mixture, which is a probability again.
+    - ``softmax``: the probability, of models that have one; the score is the log of the mixture, a probability again.
 
-    Raises ValueError for fewer than two members, unequal catalogues, and weights that do not fit.
+    Raises ValueError for fewer than two members, unequal catalogues, and members or weights that do not fit.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,14 @@ class Ensemble(Scorer):
             raise ValueError(
                 f"{listing[0]} gives lists, which have no score for every item: use ensemble.method=rrf"
             )
+        unsure = [type(member).__name__ for member in members if not member.probabilistic]
+        if unsure and config.method == "softmax":
+            raise ValueError(
+                f"the scores of {unsure[0]} are no probabilities: use ensemble.method=rrf or zscore"
+            )
         super().__init__(config, n_items=members[0].n_items, max_length=max(m.max_length for m in members))
         self.modules_of_members = nn.ModuleList(members)
-        self.probabilistic = config.method == "softmax" and all(member.probabilistic for member in members)
+        self.probabilistic = config.method == "softmax"
         fallbacks = [member.cold_users for member in members]
         self.cold_users = (
             None if None in fallbacks else fallbacks[0]

@@ -4,7 +4,8 @@
 
 ``--tiger``: a folder with model/, inputs.npz and ref_beam{20,50}.npz, made and answered by hf_tiger_generate.py, which
 lies two folders up and is run for ``--peer``, a Python with transformers. Its scores are of four codes and an end
-token over the whole vocabulary: here a fifth level of one code. Lists count as equal if all their items are, in order.
+token over the whole vocabulary: here a fifth level of one code, but for "no end", which is what our models do. Lists
+count as equal if all their items are, in order.
 The best of ``--seconds`` is shown with the cores that other processes had meanwhile: two threads beside a busy
 neighbour say nothing. Both sides keep freed memory. ``--only`` some tables: speed, step, exact.
 """
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rows", type=int, default=320, help="beams of all users that are decoded together")
     parser.add_argument("--seconds", type=float, default=4, help="for each number")
-    parser.add_argument("--kinds", nargs="+", default=["prepared", "bfloat16", "modules"])
+    parser.add_argument("--kinds", nargs="+", default=["prepared", "no end", "bfloat16", "modules"])
     arguments = parser.parse_args()
     keep_freed_memory()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -78,15 +79,16 @@ def main() -> None:
 
 
 class Inputs(NamedTuple):
-    """What users did, and the ids of the catalogue with a fifth level for the end token."""
+    """What users did, and the ids of the catalogue: as they are, and with a fifth level for the end token."""
 
     tokens: Tensor  # (U, T)
     mask: Tensor  # (U, T)
     tree: PrefixTree
+    ended: PrefixTree
 
 
 class Tiger:
-    """The peer's model by our layers: modules as they are, or prepared in float32 or bfloat16."""
+    """The peer's model by our layers: modules as they are, or prepared in float32 or bfloat16; or without an end."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         tensors = load_file(folder / "model" / "model.safetensors")
@@ -94,7 +96,7 @@ class Tiger:
         encoder.load_state_dict(from_transformers(tensors, "encoder"))
         decoder.load_state_dict(from_transformers(tensors, "decoder"))
         dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
-        self.encoder, self.decoder = (encoder, decoder)
+        self.encoder, self.decoder, self.ends = encoder, decoder, kind != "no end"
         if kind != "modules":
             self.encoder, self.decoder = prepared(encoder, decoder, dtype)
         self.table = tensors["shared.weight"]
@@ -114,7 +116,8 @@ class Tiger:
         """Of users with histories of like length."""
         mask = inputs.mask[users, :longest]
         encoded = self.encoder(self.table[inputs.tokens[users, :longest]], mask)
-        return beam_search(Writing(self, encoded, mask), inputs.tree, beam=beam)
+        tree = inputs.ended if self.ends else inputs.tree
+        return beam_search(Writing(self, encoded, mask), tree, beam=beam)
 
 
 class Writing:
@@ -143,7 +146,8 @@ def speed(arguments: argparse.Namespace) -> None:
     inputs = Inputs(
         torch.from_numpy(arrays["input_ids"]),
         torch.from_numpy(arrays["attention_mask"]).bool(),
-        PrefixTree.build(ids, (*[CODES] * LEVELS, 1)),
+        PrefixTree.build(arrays["codes"], [CODES] * LEVELS),
+        PrefixTree.build(ids, [*[CODES] * LEVELS, 1]),
     )
     models = {kind: Tiger(arguments.tiger, kind) for kind in arguments.kinds}
     print(
@@ -161,11 +165,11 @@ def speed(arguments: argparse.Namespace) -> None:
                         lambda: [model.lists(inputs, each, beam, arguments.rows) for each in some],  # noqa: B023
                         arguments.seconds,
                     )
-                equal = int((found.numpy() == expected).all(1).sum())
+                equal = f"{int((found.numpy() == expected).all(1).sum())} of {len(expected)}"
                 rate = sum(map(len, some)) / best.seconds
                 print(
                     f"{beam:>5} {batch:>5} {kind:14} {rate:>8.1f} {best.others:>7.2f} "
-                    f"{f'{equal} of {len(expected)}':>12} {peak():>9.2f}",
+                    f"{equal if model.ends else '':>12} {peak():>9.2f}",
                     flush=True,
                 )
             if arguments.peer:

@@ -141,7 +141,8 @@ def test_a_modality_brings_all_that_it_needs_and_nothing_else(registered) -> Non
     for modality in MODALITIES:
         part = pipeline.only_nodes_with_tags(modality)
         from_outside = {name for name in part.inputs() if not name.startswith("params:")}
-        read_anew = {f"{modality}_ids.earlier_quantizer", f"{modality}_ids.earlier_ids"}
+        optional = ("earlier_quantizer", "lent_quantizer", "earlier_ids")
+        read_anew = {f"{modality}_ids.{name}" for name in optional}
         caches = {f"{name}_cache" for name in modality.split("_")}
         assert from_outside == {"items", "raw_folder"} | read_anew | caches
         assert {f"{modality}_ids.prefix_tree"} <= part.outputs()

@@ -75,10 +75,10 @@ def reusable(quantizer: Quantizer, embeddings: Embeddings, block: Mapping[str, A
         return f"other settings: {'; '.join(changed)}"
     if (fitted_with := quantizer.about.get("seed")) != seed:
         return f"seed is {seed}, was {fitted_with}"
-    return None if quantizer.about.get("space") == embeddings.space else _other_space(quantizer, embeddings)
+    return None if quantizer.about.get("space") == embeddings.space else other_space(quantizer, embeddings)
 
 
-def _other_space(quantizer: Quantizer, embeddings: Embeddings) -> str:
+def other_space(quantizer: Quantizer, embeddings: Embeddings) -> str:
     """What differs in words as far as both are described, else the fingerprints."""
     now, then = (_described(about) for about in (embeddings.about, quantizer.about))
     differing = [key for key in now if key in then and now[key] != then[key]]

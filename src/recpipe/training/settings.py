@@ -54,8 +54,6 @@ class TrainSettings:
             raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
         if self.windows not in ("last", "all"):
             raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"train.window is {self.window}; it is a number of events from 1, or null")
         if self.stride is not None and (self.stride < 1 or self.windows != "all"):
             raise ValueError(
                 f"train.stride is {self.stride} with train.windows {self.windows}; it is a number of events from 1 "
@@ -63,15 +61,14 @@ class TrainSettings:
             )
         if self.layout not in LAYOUTS:
             raise ValueError(f"train.layout is {self.layout!r}; allowed: {', '.join(LAYOUTS)}")
-        if self.row is not None and self.row < 1:
-            raise ValueError(f"train.row is {self.row}; it is a number of events from 1, or null")
         if self.put_back and self.schedule.get("name") == "plateau":
             raise ValueError("train.put_back leaves no validation for train.schedule plateau; choose another")
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.validate_users is not None and self.validate_users < 1:
-            raise ValueError(f"train.validate_users is {self.validate_users}; it is a number from 1, or null")
+        for name in ("window", "row", "validate_users"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"train.{name} is {value}; it is a number from 1, or null")
         if unknown := set(self.loggers) - set(LOGGERS):
             raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
         if self.gradient_clip is not None and not self.gradient_clip > 0:

@@ -56,7 +56,7 @@ def _check_ids(model: Recommender, start: Recommender, where: str) -> None:
             raise ValueError(
                 f"{where}: its {name} ids were made by another quantizer ({other.quantizer[:12]}, here "
                 f"{codes.ids.quantizer[:12]}), so its codes mean other things; let both data sets have ids of one: "
-                "semantic_ids.quantizer_from"
+                "quantizer_from"
             )
 
 

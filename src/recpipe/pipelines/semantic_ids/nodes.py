@@ -21,8 +21,12 @@ def fit_quantizer(
     datasets: dict[str, Any],
     dataset: str,
     semantic_ids: dict[str, Any],
+    quantizer_from: str = "none",
+    lent_quantizer: Any | None = None,
 ) -> tuple[Any, Any]:
-    """The quantizer and its curve; the earlier one where it is of the same settings and the same vector space."""
+    """The quantizer and its curve: that of the data set `quantizer_from`; else the earlier one where it is of the same
+    settings and the same vector space.
+    """
     import polars as pl
 
     from recpipe.pipelines.progress import tell
@@ -30,6 +34,9 @@ def fit_quantizer(
     from recpipe.semantic_ids.assign import reusable
 
     block = ids_block(semantic_ids, datasets, dataset)
+    if quantizer_from != "none":
+        lent = _lent(lent_quantizer, embeddings, quantizer_from)
+        return lent, pl.DataFrame(lent.history, infer_schema_length=None)
     kind, config = block.chosen()
     why = "semantic_ids.refit is set" if block.refit else None
     earlier_quantizer = _whole(earlier_quantizer, refit=block.refit)
@@ -78,6 +85,25 @@ def assign_ids(
     return assign(
         embeddings, quantizer, policy=block.collisions, extra_codes=block.extra_codes, earlier=earlier_ids
     )
+
+
+def _lent(quantizer: Any | None, embeddings: Any, dataset: str) -> Any:
+    """Raises ValueError where there is none to be lent, or where it was fitted to other vectors."""
+    from recpipe.semantic_ids.assign import other_space
+
+    quantizer = _whole(quantizer, refit=False)
+    if quantizer is None:
+        raise ValueError(
+            f"quantizer_from={dataset}: it has no quantizer; run `kedro run --pipelines=semantic_ids --params "
+            f"dataset={dataset}`"
+        )
+    if quantizer.about.get("space") != embeddings.space:
+        raise ValueError(
+            f"quantizer_from={dataset}: {other_space(quantizer, embeddings)}; both need vectors of one encoder "
+            "and template"
+        )
+    log.info("the quantizer of %s makes these ids", dataset)
+    return quantizer
 
 
 def _whole(earlier: Any | None, *, refit: bool) -> Any | None:

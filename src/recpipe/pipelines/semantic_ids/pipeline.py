@@ -25,7 +25,7 @@ def _template(modality: str) -> Pipeline:
         [
             Node(
                 nodes.fit_quantizer,
-                [embeddings, "earlier_quantizer", *BLOCKS],
+                [embeddings, "earlier_quantizer", *BLOCKS, "params:quantizer_from", "lent_quantizer"],
                 ["quantizer", "quantizer_curves"],
                 name="fit_quantizer",
             ),

@@ -33,6 +33,7 @@ from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
 from recpipe.decoding.children import children
 from recpipe.decoding.exact import Independent
 from recpipe.decoding.limits import Limits
+from recpipe.decoding.threads import in_threads
 from recpipe.decoding.top import top
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
@@ -103,13 +104,17 @@ class Tiger:
         self.head = Product(self.table * self.table.shape[1] ** -0.5, dtype=dtype)
 
     def lists(self, inputs: Inputs, users: Tensor, beam: int, rows: int) -> Tensor:
-        """(B, K) items of users, the shortest histories first, some at a time."""
+        """(B, K) items of users: those with histories of like length together, as many parts as there are threads."""
         lengths = inputs.mask[users].sum(1)
-        order = lengths.argsort()
-        found = torch.empty(len(users), beam, dtype=torch.int64)
-        for chosen in order.split(max(rows // beam, 1)):
+        order, found = lengths.argsort(), torch.empty(len(users), beam, dtype=torch.int64)
+
+        def run(chosen: Tensor) -> None:
             longest = int(lengths[chosen].max())
             found[chosen] = self.search(inputs, users[chosen], longest, beam).items
+
+        parts = -(-len(users) * beam // rows)
+        parts = min(-(-parts // torch.get_num_threads()) * torch.get_num_threads(), len(users))
+        in_threads(run, order.tensor_split(parts))
         return found
 
     def search(self, inputs: Inputs, users: Tensor, longest: int, beam: int) -> Beams:

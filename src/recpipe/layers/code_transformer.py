@@ -5,7 +5,9 @@ B batch, T events, W targets of a row, L levels, K beams, S places of the encode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,18 @@ from recpipe.data.batches import Batch
 from recpipe.layers.code_history import CodeInput, Embedded, before, causal, within
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Cache, Decoder, Memory
+from recpipe.layers.t5_prepared import PreparedEncoder, Product
+from recpipe.layers.t5_prepared_decoder import PreparedDecoder, PreparedMemory, prepared
+
+Read = tuple[Memory | PreparedMemory, Embedded]
+
+
+class Held(NamedTuple):
+    """The two for inference, and the head."""
+
+    encoder: Encoder | PreparedEncoder
+    decoder: Decoder | PreparedDecoder
+    head: Product
 
 
 class CodeTransformer(nn.Module):
@@ -37,25 +51,41 @@ class CodeTransformer(nn.Module):
         self.input = CodeInput(total, levels, shape.dim, users=users, more=writes + more)
         self.encoder, self.decoder = Encoder(shape), Decoder(shape)
         self.one_pass, self.scale = one_pass, shape.dim**-0.5
+        self._held: Held | None = None
 
-    def read(self, batch: Batch, tokens: Tensor) -> tuple[Memory, Embedded]:
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Inside, weights stay as they are: for searches, which a CPU then makes with weights prepared once."""
+        encoder, decoder = prepared(self.encoder, self.decoder)
+        self._held = Held(encoder, decoder, Product(self.input.head[1:].detach() * self.scale))
+        try:
+            yield
+        finally:
+            self._held = None
+
+    @property
+    def held(self) -> Held | None:
+        """What is prepared, inside ``holding``."""
+        return self._held
+
+    def read(self, batch: Batch, tokens: Tensor) -> Read:
         """The encoded histories of ``batch``; ``tokens`` (I + 1, L) of every item."""
         return self.encode(self.input(batch if batch.items.shape[1] else batch.longer(1), tokens))
 
-    def encode(self, embedded: Embedded) -> tuple[Memory, Embedded]:
+    def encode(self, embedded: Embedded) -> Read:
         """The same for what is embedded already."""
         attention = causal(embedded.event) if self.one_pass else None
-        encoded = self.encoder(embedded.x, embedded.mask, attention=attention)
-        return self.decoder.memory(encoded, embedded.mask), embedded
+        encoder, decoder = (self.encoder, self.decoder) if self._held is None else self._held[:2]
+        encoded = encoder(embedded.x, embedded.mask, attention=attention)
+        return decoder.memory(encoded, embedded.mask), embedded
 
-    def write(
-        self, read: tuple[Memory, Embedded], wanted_BWL: Tensor, *, kind: int = 0, each: bool | None = None
-    ) -> Tensor:
+    def write(self, read: Read, wanted_BWL: Tensor, *, kind: int = 0, each: bool | None = None) -> Tensor:
         """(B, W, L, D) hidden states that tokens ``wanted_BWL`` are predicted from, times T5's scale.
 
         ``each``: target w is that of the events up to w, by default if ``one_pass``; else it is that of all of them.
         """
         memory, embedded = read
+        assert isinstance(memory, Memory)  # nothing is trained where weights are held
         width, levels = wanted_BWL.shape[1:]
         device = wanted_BWL.device
         begin = torch.full_like(wanted_BWL[..., :1], self.input.more + kind)
@@ -78,7 +108,7 @@ class Writing:
     def __init__(
         self,
         model: CodeTransformer,
-        read: tuple[Memory, Embedded],
+        read: Read,
         first: Sequence[int],
         sizes: Sequence[int],
         *,
@@ -86,12 +116,20 @@ class Writing:
     ) -> None:
         """``first`` token and ``sizes`` (L,) of every level."""
         self.model, (self.memory, embedded), self.kind = model, read, kind
-        self.first, self.sizes, self.cache = first, sizes, Cache()
+        self.first, self.sizes, self.held = first, sizes, model.held
+        ready = None if self.held is None else self.held.decoder
+        self.decoder = ready or model.decoder
+        self.cache = ready.cache() if isinstance(ready, PreparedDecoder) else Cache()
         self.begin = torch.full((len(embedded.x), 1), model.input.more + kind, device=embedded.x.device)
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
         """Log-probabilities (B, K, V_level), of the softmax over the tokens of all levels."""
         tokens = self.begin if codes_BK is None else codes_BK + self.first[level - 1]
-        hidden = self.model.decoder.step(self.model.input.embed(tokens), self.memory, self.cache, parents_BK)
-        logs = (hidden * self.model.scale @ self.model.input.head[1:].T).log_softmax(-1)
+        step: Any = self.decoder.step
+        hidden = step(self.model.input.embed(tokens), self.memory, self.cache, parents_BK)
+        if self.held is None:
+            logits = hidden * self.model.scale @ self.model.input.head[1:].T
+        else:
+            logits = self.held.head(hidden.flatten(0, 1)).view(*tokens.shape, -1)
+        logs = logits.float().log_softmax(-1)
         return logs[..., self.first[level] - 1 : self.first[level] - 1 + self.sizes[level]]

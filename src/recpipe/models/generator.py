@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,10 @@ class Generator(Recommender):
     @abstractmethod
     def steps(self, batch: Batch) -> Steps:
         """What is searched, for the users of ``batch``."""
+
+    def holding(self) -> AbstractContextManager[None]:
+        """Inside, weights stay as they are."""
+        return nullcontext()
 
     def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
         """The best ``k`` items (B, k), 0 for none, and their scores."""
@@ -101,10 +106,11 @@ class Generator(Recommender):
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         cold = self.falls_back(histories)
-        for rows in in_buckets(data.lengths + 1, np.flatnonzero(~cold), AT_ONCE):
-            limits = self._limits(histories, rows, exclude_seen, candidates, stochastic)
-            items, scores = self.found(data.batch(rows), most, limits)
-            yield rows, *_filled(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
+        with self.holding():
+            for rows in in_buckets(data.lengths + 1, np.flatnonzero(~cold), AT_ONCE):
+                limits = self._limits(histories, rows, exclude_seen, candidates, stochastic)
+                items, scores = self.found(data.batch(rows), most, limits)
+                yield rows, *_filled(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
         if (rows := np.flatnonzero(cold)).size:
             yield rows, *_filled(*self._cold_list(histories, rows, most, exclude_seen, candidates), k)
 

@@ -16,6 +16,7 @@ B batch, T events, W targets of a row, L levels, I items, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
 import torch
@@ -25,7 +26,7 @@ from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding.fusion import RULES, fused
 from recpipe.layers.code_history import targets_of
-from recpipe.layers.code_transformer import CodeTransformer, Writing
+from recpipe.layers.code_transformer import CodeTransformer, Read, Writing
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.t5 import T5Shape
 from recpipe.models.generator import Generator, Limits
@@ -156,6 +157,9 @@ class MQL4GRec(Generator):
                     total, whole = total + self.config.alignment * aligned, whole + self.config.alignment
         return total / whole
 
+    def holding(self) -> AbstractContextManager[None]:
+        return self.transformer.holding()
+
     def steps(self, batch: Batch) -> Writing:
         return self._writing(batch, 0)
 
@@ -183,7 +187,7 @@ class MQL4GRec(Generator):
         return {self.names[0]: best}
 
     def _task(
-        self, read: tuple, targets: Tensor, real: Tensor, goal: int, tokens: Tensor, criterion: Criterion
+        self, read: Read, targets: Tensor, real: Tensor, goal: int, tokens: Tensor, criterion: Criterion
     ) -> Tensor:
         """The next item in modality ``goal``; 0 where no target has an id there."""
         known, wanted = real & self.book(self.names[goal]).known[targets], tokens[targets]

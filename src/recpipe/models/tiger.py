@@ -12,6 +12,7 @@ one encoding serves all targets of a sequence.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
 from torch import Tensor
@@ -85,6 +86,9 @@ class TIGER(Generator):
         if not known.any():
             return hidden.sum() * 0
         return criterion(hidden[known].flatten(0, 1), self.transformer.input.head, wanted[known].flatten())
+
+    def holding(self) -> AbstractContextManager[None]:
+        return self.transformer.holding()
 
     def steps(self, batch: Batch) -> Writing:
         read = self.transformer.read(batch, self.codes.tokens)

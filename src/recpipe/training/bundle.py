@@ -63,11 +63,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "config": dataclasses.asdict(bundle.model.config),
         "max_length": bundle.model.max_length,
         **({} if bundle.model.side is None else {"side": bundle.model.side.to_dict()}),
-        **(
-            {"ids": ids}
-            if (ids := {name: codes.described() for name, codes in bundle.model.item_codes().items()})
-            else {}
-        ),
+        **({"ids": ids} if ids else {}),
         **({} if bundle.model.cold_users is None else {"cold_users": bundle.model.cold_users.to_dict()}),
         "protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()},
         "training": bundle.training,

@@ -232,3 +232,9 @@ def test_one_user_and_a_model_that_recommends_nothing(make_run):
     assert [row[3] for row in rows] == ["baseline", "1.00"]
     (_, rows), _ = lists_table(found, board)
     assert len(rows) == 3
+
+
+def test_without_any_run_there_is_nothing_to_say():
+    found = insights([], OnDisk(), catalogue(), protocol="x", seed=42)
+    assert found["certainty"] == found["segments"] == found["lists"] == {} and found["problems"] == []
+    assert insight_figures(found, leaderboard([], certainty=found["certainty"])) == {}

@@ -27,10 +27,13 @@ LISTS = {  # columns of the table of lists: key, head, meaning
         "divergence",
         "bits between recommendations and training data: 0 the same items as often, 1 none in common",
     ),
-    "error": ("calibration", "how far probabilities and what came true are apart, on average"),
+    "error": (
+        "calibration",
+        "how far probabilities and what came true are apart, on average, in all lists kept",
+    ),
     "said": (
         "said / so",
-        "how often the target should be in the list by its probabilities, and how often it is",
+        "how often the target should be in the list kept, longer than the one above, by its probabilities; and is",
     ),
 }
 

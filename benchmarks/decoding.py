@@ -43,6 +43,7 @@ from recpipe.layers.t5_weights import from_transformers
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.allocator import keep_freed_memory
 
+LEAST = 160  # beams: below that a part is not worth a thread
 LEVELS, CODES, FIRST, END = 4, 256, 2, 1  # token of code c at level l: FIRST + l * CODES + c
 ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(1 << 28),
@@ -104,7 +105,7 @@ class Tiger:
         self.head = Product(self.table * self.table.shape[1] ** -0.5, dtype=dtype)
 
     def lists(self, inputs: Inputs, users: Tensor, beam: int, rows: int) -> Tensor:
-        """(B, K) items of users: those with histories of like length together, as many parts as there are threads."""
+        """(B, K) items of users, those with histories of like length together, and each part on a thread of its own."""
         lengths = inputs.mask[users].sum(1)
         order, found = lengths.argsort(), torch.empty(len(users), beam, dtype=torch.int64)
 
@@ -112,9 +113,9 @@ class Tiger:
             longest = int(lengths[chosen].max())
             found[chosen] = self.search(inputs, users[chosen], longest, beam).items
 
-        parts = -(-len(users) * beam // rows)
-        parts = min(-(-parts // torch.get_num_threads()) * torch.get_num_threads(), len(users))
-        in_threads(run, order.tensor_split(parts))
+        threads, beams = torch.get_num_threads(), len(users) * beam
+        parts = -(-beams // (rows * threads)) * threads
+        in_threads(run, order.tensor_split(max(min(parts, beams // LEAST), 1)))
         return found
 
     def search(self, inputs: Inputs, users: Tensor, longest: int, beam: int) -> Beams:

@@ -100,7 +100,9 @@ def untrained(name: str, config: dict, data: Sequences, *, n_items: int, max_len
     """A model as the registry builds it; one that cannot do without vectors or semantic ids gets some."""
     cls, vectors = model_class(name), VECTORS.get(name, "text")
     side = side_of(data, n_items, vectors=vectors) if "vectors" in cls.needs else None
-    ids = {modality: catalogue_ids(n_items, seed=seed) for seed, modality in enumerate(IDS.get(name, ("text",)))}
+    ids = {
+        modality: catalogue_ids(n_items, seed=seed) for seed, modality in enumerate(IDS.get(name, ("text",)))
+    }
     given = ids if cls.reads_ids else None
     return build(name, config, n_items=n_items, max_length=max_length, side=side, ids=given)
 

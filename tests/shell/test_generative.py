@@ -1,0 +1,153 @@
+"""What a model reads besides the split: ids and their tree, another model's items, another run's weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from kedro.framework.project import pipelines
+from tests.synthetic import catalogue_ids
+
+from recpipe.content.embeddings import Embeddings
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Vocabulary
+from recpipe.models.registry import build
+from recpipe.pipelines import zoo
+from recpipe.pipelines.semantic_ids.nodes import fit_quantizer
+from recpipe.pipelines.train.nodes import ids_of, item_vectors
+from recpipe.semantic_ids.ids import SemanticIds
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+from recpipe.session import Refused, check_described
+from recpipe.training.bundle import Bundle
+
+BLOCKS = {
+    "one": {"type": "sasrec"},
+    "two": {"type": "tiger", "ids": "text", "datasets": {"d": {"ids": "text+image"}}},
+    "three": {"type": "setrec", "collaborative": "one", "side": {"vectors": "text+collaborative"}},
+}
+CONF = {"dataset": "d", "models": BLOCKS, "side": {"vectors": "none"}, "datasets": {"d": {}}}
+
+
+def test_what_models_ask_for_is_read_from_their_blocks() -> None:
+    found = zoo.asked(CONF)
+    assert found["one"] == zoo.Asked()
+    assert found["two"] == zoo.Asked(ids=("text", "image"))
+    assert found["three"] == zoo.Asked(vectors=("text",), collaborative="one")
+    assert zoo.asked({**CONF, "dataset": "e"})["two"].ids == ("text",)
+    assert found["two"].inputs == {
+        "text_ids": "text_ids.semantic_ids",
+        "text_tree": "text_ids.prefix_tree",
+        "image_ids": "image_ids.semantic_ids",
+        "image_tree": "image_ids.prefix_tree",
+    }
+    assert found["three"].inputs == {"text_embeddings": "text_embeddings", "collaborative": "one.bundle"}
+    assert found["two"].modalities == {"text", "image"}
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (
+            {"type": "tiger", "ids": "txt"},
+            r"models\.new\.ids: unknown ids 'txt'; choose text, image, text_image",
+        ),
+        (
+            {"type": "setrec", "side": {"vectors": "collaborative"}},
+            r"models\.new\.collaborative is None; name",
+        ),
+        (
+            {"type": "setrec", "collaborative": "new", "side": {"vectors": "collaborative"}},
+            r"models\.new\.collaborative is 'new'; name the model .* one of one, three, two",
+        ),
+    ],
+    ids=["ids", "nobody", "itself"],
+)
+def test_what_is_not_there_is_refused(block: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        zoo.asked({**CONF, "models": {**BLOCKS, "new": block}})
+
+
+def test_a_data_set_without_images_has_no_ids_of_them() -> None:
+    conf = {**CONF, "datasets": {"d": {"content": {"text": {"template": "{title}"}}}}}
+    check_described(["one"], zoo.asked(conf), {}, conf)
+    with pytest.raises(Refused, match="model 'two' reads image ids: data set 'd' has no image"):
+        check_described(["one", "two"], zoo.asked(conf), {}, conf)
+
+
+def test_nodes_are_wired_to_what_their_model_reads(project_copy, monkeypatch) -> None:
+    monkeypatch.chdir(project_copy)
+    monkeypatch.setattr(zoo, "_declared", [])
+    zoo.declare(BLOCKS, zoo.asked(CONF))
+    nodes = {node.namespace: set(node.inputs) for node in pipelines["train"].nodes if node.namespace}
+    assert {"image_ids.semantic_ids", "text_ids.prefix_tree"} <= nodes["two"]
+    assert {"one.bundle", "text_embeddings"} <= nodes["three"]
+    assert not any("ids." in name or name.endswith(".bundle") for name in nodes["one"])
+    zoo._declared.clear()
+    pipelines.configure("recpipe.pipeline_registry")
+
+
+def bundle(name: str, n: int, **changed) -> Bundle:
+    model = build(name, {"dim": 8, "layers": 1} if name == "sasrec" else {}, n_items=n, max_length=5)
+    vocabulary = Vocabulary(np.array([f"i{number}" for number in range(n)], object))
+    events = np.arange(n)
+    return replace(
+        Bundle(name, name, model, vocabulary, [None] * n, events, Protocol(dataset="d")), **changed
+    )
+
+
+def test_items_of_another_model_are_those_it_scores_with_but_for_unseen_ones() -> None:
+    given = bundle("sasrec", 6)
+    found = item_vectors(given, given.protocol, given.vocabulary)
+    assert found.present.tolist() == [False] + [True] * 5
+    np.testing.assert_array_equal(found.vectors[1:], given.model.items.weight.detach().numpy()[2:])
+
+
+@pytest.mark.parametrize(
+    ("given", "protocol", "message"),
+    [
+        (bundle("sasrec", 7), Protocol(dataset="d"), "another catalogue"),
+        (bundle("sasrec", 6), Protocol(dataset="d", split="ratio"), "another split"),
+        (bundle("popular", 6), Protocol(dataset="d"), "has no vectors of items"),
+    ],
+    ids=["catalogue", "split", "vectors"],
+)
+def test_items_of_an_unfit_model_are_refused(given: Bundle, protocol: Protocol, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        item_vectors(given, protocol, bundle("sasrec", 6).vocabulary)
+
+
+def test_ids_are_put_in_the_order_of_the_vocabulary() -> None:
+    codes = catalogue_ids(9).codes[1:].astype(np.int32)
+    items = np.array([f"i{number}" for number in range(9)], object)
+    ids = SemanticIds(items, codes, codes, np.zeros(9, bool), (4, 4, 4), {"quantizer": "q"})
+    tree = PrefixTree.build(codes, (4, 4, 4), source=ids.hash)
+    vocabulary = Vocabulary(items[[3, 5, 8]])
+    (found,) = ids_of(("image",), {"image": (ids, tree)}, vocabulary).values()
+    assert (found.codes[1:] == codes[[3, 5, 8]]).all()
+
+
+def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_space() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(300, 6)).astype(np.float32)
+    items = np.array([f"i{number}" for number in range(300)], object)
+    embeddings = Embeddings(items, vectors, np.ones(300, bool), np.array(["k"] * 300, object), "space")
+    block = {
+        "quantizer": "residual_kmeans",
+        "collisions": "extra_digit",
+        "extra_codes": 16,
+        "seed": 1,
+        "refit": False,
+        "gate": {},
+        "quantizers": {"residual_kmeans": {"type": "residual_kmeans", "levels": 2, "codes": 8}},
+    }
+    asked = ({"d": {}}, "d", block)
+    lent, _ = fit_quantizer(embeddings, None, *asked)
+    other = replace(embeddings, vectors=vectors[::-1].copy())
+    found, curves = fit_quantizer(other, None, *asked, "lender", lent)
+    assert found is lent and isinstance(curves, pl.DataFrame)
+    with pytest.raises(ValueError, match="quantizer_from=lender: .*both need vectors of one encoder"):
+        fit_quantizer(replace(embeddings, space="elsewhere"), None, *asked, "lender", lent)
+    with pytest.raises(ValueError, match="quantizer_from=lender: it has no quantizer"):
+        fit_quantizer(embeddings, None, *asked, "lender", None)

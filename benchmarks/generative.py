@@ -181,13 +181,12 @@ def side_of(spec: ModelSpec, data: Data, others: Path) -> Side | None:
     return Side.of(config, data.train, {}, vectors, n_items=data.items)
 
 
-def told(name: str, ends: float) -> Callable[[Mapping[str, Any]], None]:
-    """Prints every epoch, and ends training when time is up; its checkpoint is there by then."""
+def told(name: str, ends: float) -> Callable[[Mapping[str, Any]], bool]:
+    """Prints every epoch, and ends training with it when time is up."""
 
-    def tell(row: Mapping[str, Any]) -> None:
+    def tell(row: Mapping[str, Any]) -> bool:
         print(name, "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
-        if time.perf_counter() > ends:
-            raise KeyboardInterrupt
+        return time.perf_counter() > ends
 
     return tell
 

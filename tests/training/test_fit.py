@@ -33,7 +33,9 @@ def settings(**changed) -> TrainSettings:
     return TrainSettings(**{"batch_tokens": 200, "max_epochs": 5, "patience": 50, "device": "cpu", **changed})
 
 
-def run(data: Split, folder: Path, *, seed: int = 0, validate=None, config=None, **changed) -> Trained:
+def run(
+    data: Split, folder: Path, *, seed: int = 0, validate=None, config=None, on_epoch=None, **changed
+) -> Trained:
     return train(
         lambda: build(
             "sasrec",
@@ -46,6 +48,7 @@ def run(data: Split, folder: Path, *, seed: int = 0, validate=None, config=None,
         settings(**changed),
         seed=seed,
         folder=folder,
+        on_epoch=on_epoch,
     )
 
 
@@ -93,6 +96,20 @@ def test_training_goes_on_after_ctrl_c_as_if_nothing_had_happened(data, tmp_path
     assert losses(resumed) == losses(whole)
     assert torch.equal(weights(resumed), weights(whole))
     assert not (tmp_path / "cut" / LAST).exists()
+
+
+def test_who_watches_the_epochs_may_end_training_and_go_on_another_time(data, tmp_path):
+    whole, seen = run(data, tmp_path / "whole", seed=3), []
+
+    def watch(row):
+        seen.append(row["epoch"])
+        return row["epoch"] == 2
+
+    with pytest.raises(KeyboardInterrupt, match="run the same command again"):
+        run(data, tmp_path / "cut", seed=3, on_epoch=watch)
+    resumed = run(data, tmp_path / "cut", seed=3, on_epoch=watch)
+    assert seen == [row["epoch"] for row in whole.curve]
+    assert torch.equal(weights(resumed), weights(whole))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ from recpipe.training.callbacks import (
 from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
 from recpipe.training.losses import AMINCE, make_loss
 from recpipe.training.memory import peak_memory_mib, reset_peak_memory
-from recpipe.training.module import TrainingModule, Validate
+from recpipe.training.module import OnEpoch, TrainingModule, Validate
 from recpipe.training.schedules import WITHOUT_END
 from recpipe.training.settings import (
     PRECISIONS,
@@ -95,7 +95,7 @@ def train(
     seed: int,
     folder: Path,
     fingerprint: str = "",
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
     cold_users: ColdUsersConfig | None = None,
     steps_of: Sequences | None = None,
 ) -> Trained:
@@ -132,6 +132,8 @@ def train(
     module = _module(model.to(device), data, judged, settings, seed, on_epoch, steps_of)
     with alone_in(folder):
         _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
+        if module.cut_off:
+            raise _stopped(folder)
         module.load_state_dict(load_tree(folder / BEST)["state_dict"])
         for name in (BEST, LAST):
             (folder / name).unlink(missing_ok=True)
@@ -173,7 +175,7 @@ def _module(
     validate: Validate,
     settings: TrainSettings,
     seed: int,
-    on_epoch: Callable[[dict[str, Any]], None] | None,
+    on_epoch: OnEpoch | None,
     steps_of: Sequences | None = None,
 ) -> TrainingModule:
     data = _windows(data, model, settings)
@@ -274,13 +276,15 @@ def _run(
             warnings.filterwarnings("ignore", message)
         trainer.fit(module, ckpt_path=resume)
     except SystemExit:  # how Lightning ends after Ctrl-C
-        raise KeyboardInterrupt(
-            f"training stopped; run the same command again to go on from {folder / LAST}"
-        ) from None
+        raise _stopped(folder) from None
     finally:
         close(trainer.loggers)
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
+
+
+def _stopped(folder: Path) -> KeyboardInterrupt:
+    return KeyboardInterrupt(f"training stopped; run the same command again to go on from {folder / LAST}")
 
 
 def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:

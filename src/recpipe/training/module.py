@@ -21,6 +21,8 @@ from recpipe.training.schedules import make_schedule
 log = logging.getLogger(__name__)
 
 Validate = Callable[[Recommender], dict[str, float]]
+OnEpoch = Callable[[dict[str, Any]], bool | None]
+"""Gets an epoch's row of the curve; True ends training with this epoch, to be gone on with another time."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -41,7 +43,7 @@ class TrainingModule(pl.LightningModule):
         watched: str,
         data: DeviceSequences,
         batches: TrainingBatches,
-        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        on_epoch: OnEpoch | None = None,
         log_every: int = 1,
     ) -> None:
         super().__init__()
@@ -52,6 +54,7 @@ class TrainingModule(pl.LightningModule):
         self._tokens_per_epoch = int(data.targets[batches.rows].sum())
         self.curve: list[dict[str, Any]] = []
         self.train_seconds, self.tokens_seen = 0.0, 0
+        self.cut_off = False
         self._restored: dict[str, Tensor] | None = None
 
     def configure_optimizers(self) -> Any:
@@ -111,8 +114,9 @@ class TrainingModule(pl.LightningModule):
         self._check()
         row = self._row()
         self.log("train_loss", row["loss"], batch_size=1)
-        if self._on_epoch is not None:
-            self._on_epoch(dict(row))
+        last = self._epoch == self.trainer.max_epochs
+        if self._on_epoch is not None and self._on_epoch(dict(row)) and not last:
+            self.cut_off = self.trainer.should_stop = True
         if self._epoch == 1 or self._epoch % self._log_every == 0:
             log.info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
 

@@ -30,3 +30,14 @@ def test_only_what_stands_between_the_marks_is_replaced():
 def test_a_readme_without_the_marks_is_refused(text):
     with pytest.raises(ValueError, match="needs the marks"):
         rewritten(text, [leaderboard([RUN])])
+
+
+def test_tables_of_data_sets_that_are_not_given_stay_in_their_place():
+    other = {**RUN, "dataset": "another"}
+    first = rewritten(f"{START}\n{END}", [leaderboard([RUN]), leaderboard([other])])
+    changed = {**RUN, "test": {**RUN["test"], "ndcg@10": 0.5}}
+    second = rewritten(first, [leaderboard([changed])])
+    assert first.index(RUN["dataset"]) < first.index("another")
+    assert second.index(RUN["dataset"]) < second.index("another")
+    assert ".5000" in second and second.count("protocol `") == 2
+    assert second.split("**another**")[1] == first.split("**another**")[1]

@@ -1,4 +1,7 @@
-"""Writes the leaderboards of the data sets on disk between two marks in README.md: `make leaderboard`."""
+"""Writes the leaderboards of the data sets on disk between two marks in README.md: `make leaderboard`.
+
+Tables there of data sets that are not on disk stay: runs are made on more than one machine.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,27 @@ START, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
 
 
 def rewritten(text: str, boards: list[pl.DataFrame]) -> str:
-    """`text` with what stands between the marks replaced. Raises ValueError where the marks are not there once."""
-    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
-    if len(pattern.findall(text)) != 1:
+    """`text` with the tables of these data sets, between the marks, replaced or added behind those that are there.
+
+    Raises ValueError where the marks are not there once.
+    """
+    pattern = re.compile(f"{re.escape(START)}\n?(.*?){re.escape(END)}", re.DOTALL)
+    found = pattern.findall(text)
+    if len(found) != 1:
         raise ValueError(f"README.md needs the marks {START} and {END} once, around what is to be replaced")
-    tables = "\n".join(to_markdown(board) for board in boards)
-    return pattern.sub(lambda _: f"{START}\n{tables}{END}", text)
+    tables = _by_dataset(found[0])
+    for board in boards:
+        tables |= _by_dataset(to_markdown(board))
+    return pattern.sub(lambda _: f"{START}\n{''.join(tables.values())}{END}", text)
+
+
+def _by_dataset(text: str) -> dict[str, str]:
+    """Tables by the data set that their first line names, each ending with an empty line but for the last."""
+    tables: dict[str, str] = {}
+    for table in re.split(r"(?m)^(?=\*\*.+\*\*, protocol `)", text):
+        if named := re.match(r"\*\*(.+?)\*\*, protocol `", table):
+            tables[named[1]] = tables.get(named[1], "") + table.rstrip("\n") + "\n\n"
+    return tables
 
 
 def main() -> None:

@@ -156,7 +156,11 @@ def settings_of(name: str, data: Data, arguments: argparse.Namespace) -> tuple[M
     train = {**common, **spec.train, "precision": arguments.precision}
     if arguments.every_prefix and "one_pass" in spec.config:
         spec.config["one_pass"] = False
-        train |= {"windows": "all", "stride": 1, "batch_tokens": 7 * train["batch_tokens"]}
+        train |= {
+            "windows": "all",
+            "stride": 1,
+            "batch_tokens": 7 * train["batch_tokens"],
+        }  # targets as before
     for said in arguments.set:
         path, value = said.split("=", 1)
         model, *keys = path.split(".")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from kedro.framework.session import KedroSession
 
-from recpipe.session import Refused, check_parameters, same_kind, tags, winning, within_protocol
+from recpipe.pipelines.parameters import Refused, check_parameters, same_kind, winning
+from recpipe.session import tags, within_protocol
 
 MODELS = ["item_knn", "popular", "popular_recent", "sasrec"]
 BASELINES = ["popular", "popular_recent"]

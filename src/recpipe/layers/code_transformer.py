@@ -51,22 +51,17 @@ class CodeTransformer(nn.Module):
         self.input = CodeInput(total, levels, shape.dim, users=users, more=writes + more)
         self.encoder, self.decoder = Encoder(shape), Decoder(shape)
         self.one_pass, self.scale = one_pass, shape.dim**-0.5
-        self._held: Held | None = None
+        self.held: Held | None = None  # inside ``holding``
 
     @contextmanager
     def holding(self) -> Iterator[None]:
         """Inside, weights stay as they are: for searches, which a CPU then makes with weights prepared once."""
         encoder, decoder = prepared(self.encoder, self.decoder)
-        self._held = Held(encoder, decoder, Product(self.input.head[1:].detach() * self.scale))
+        self.held = Held(encoder, decoder, Product(self.input.head[1:].detach() * self.scale))
         try:
             yield
         finally:
-            self._held = None
-
-    @property
-    def held(self) -> Held | None:
-        """What is prepared, inside ``holding``."""
-        return self._held
+            self.held = None
 
     def read(self, batch: Batch, tokens: Tensor) -> Read:
         """The encoded histories of ``batch``; ``tokens`` (I + 1, L) of every item."""
@@ -75,7 +70,7 @@ class CodeTransformer(nn.Module):
     def encode(self, embedded: Embedded) -> Read:
         """The same for what is embedded already."""
         attention = causal(embedded.event) if self.one_pass else None
-        encoder, decoder = (self.encoder, self.decoder) if self._held is None else self._held[:2]
+        encoder, decoder = (self.encoder, self.decoder) if self.held is None else self.held[:2]
         encoded = encoder(embedded.x, embedded.mask, attention=attention)
         return decoder.memory(encoded, embedded.mask), embedded
 

@@ -97,11 +97,9 @@ class Generator(Recommender):
         best. Rows that fall back have log-probabilities of their segment. Raises ValueError for k of more than the
         beam and for NaN.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}; ask for at least one item")
-        if (most := min(k, self.n_items)) > self.config.beam:
+        if k > self.config.beam:
             raise ValueError(
-                f"{k} items are asked for and the beam is {self.config.beam} wide; set models.<name>.beam to {most}"
+                f"{k} items are asked for and the beam is {self.config.beam} wide; set models.<name>.beam to {k}"
             )
         self.eval()
         data = self.on_device(histories, window=self.max_length)
@@ -109,27 +107,10 @@ class Generator(Recommender):
         with self.holding():
             for rows in in_buckets(data.lengths + 1, np.flatnonzero(~cold), AT_ONCE):
                 limits = self._limits(histories, rows, exclude_seen, candidates, stochastic)
-                items, scores = self.found(data.batch(rows), most, limits)
+                items, scores = self.found(data.batch(rows), k, limits)
                 yield rows, *_filled(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
         if (rows := np.flatnonzero(cold)).size:
-            yield rows, *_filled(*self._cold_list(histories, rows, most, exclude_seen, candidates), k)
-
-    def recommend(
-        self,
-        histories: Sequences,
-        k: int,
-        *,
-        exclude_seen: bool = True,
-        candidates: Tensor | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        k = min(k, self.n_items) if k >= 1 else k
-        items = np.zeros((len(histories), max(k, 0)), np.int32)
-        scores = np.full(items.shape, -np.inf, np.float32)
-        for rows, found, values in self.listed(
-            histories, k, exclude_seen=exclude_seen, candidates=candidates
-        ):
-            items[rows], scores[rows] = found, values
-        return items, scores
+            yield rows, *_filled(*self._cold_list(histories, rows, k, exclude_seen, candidates), k)
 
     def allowed_count(
         self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
@@ -171,12 +152,7 @@ class Generator(Recommender):
         candidates: Tensor | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         scores = self.cold_scores(histories, rows)
-        scores[:, 0] = -torch.inf
-        if candidates is not None:
-            scores.masked_fill_(~candidates.to(scores.device), -torch.inf)
-        if exclude_seen:
-            row, item = histories.events(rows)
-            scores[torch.from_numpy(row), torch.from_numpy(item)] = -torch.inf
+        self.barred(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
         best, values = top_k(scores, k)
         return best.cpu().numpy().astype(np.int32), values.cpu().numpy()
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,8 @@ class MQL4GRec(Generator):
     losses = ("full_softmax",)
 
     @dataclass(frozen=True)
-    class Config:
-        """Sizes of T5Shape, ``users``, ``one_pass`` and ``beam`` as of TIGER.
+    class Config(T5Shape):
+        """``users``, ``one_pass`` and ``beam`` as of TIGER.
 
         ``fusion`` weighs each of the tasks from one tongue to the other, ``alignment`` those of single items, against
         1 of a task within a tongue. ``ensemble``: mixture, reciprocal or paper, see ``recpipe.decoding.fusion``.
@@ -51,13 +51,6 @@ class MQL4GRec(Generator):
         from ``choices`` on the validation fold after training.
         """
 
-        dim: int = 128
-        heads: int = 6
-        head_dim: int = 64
-        feed_forward: int = 1024
-        layers: int = 4
-        decoder_layers: int = 4
-        dropout: float = 0.1
         users: int = 0
         one_pass: bool = True
         fusion: float = 0.5
@@ -68,6 +61,7 @@ class MQL4GRec(Generator):
         choices: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
 
         def __post_init__(self) -> None:
+            T5Shape.__post_init__(self)
             if self.ensemble not in RULES:
                 raise ValueError(f"ensemble is {self.ensemble!r}; allowed: {', '.join(RULES)}")
             if min(self.fusion, self.alignment, *(self.weights or ()), *self.choices) < 0:
@@ -89,11 +83,8 @@ class MQL4GRec(Generator):
         ]  # tokens of earlier ones
         self.total, levels = sum(book.size for book in books), [book.levels for book in books]
         self.unknown = [self.total + sum(levels[:m]) for m in range(len(books))]
-        sizes = {
-            part.name: getattr(config, part.name) for part in fields(T5Shape) if hasattr(config, part.name)
-        }
         self.transformer = CodeTransformer(
-            T5Shape(**sizes),
+            config,
             self.total,
             sum(levels),
             users=config.users,

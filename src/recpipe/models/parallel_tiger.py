@@ -14,7 +14,7 @@ B batch, T events, W targets of a row, L levels, I items, D width, V codes of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,8 @@ class ParallelTIGER(Scorer):
     losses = ("full_softmax",)
 
     @dataclass(frozen=True)
-    class Config:
-        """Sizes of T5Shape, ``users`` and ``one_pass`` as of TIGER.
+    class Config(T5Shape):
+        """``users`` and ``one_pass`` as of TIGER.
 
         ``aggregate``: an item is the sum of its tokens, or a place for each; ``item_distance``, of these: places of
         one item are at distance 0. ``softmax`` over the codes of a level, or the tokens of all. ``head``: ``tokens``,
@@ -56,13 +56,6 @@ class ParallelTIGER(Scorer):
         they should find, and the others alone are trained. ``beam`` and ``renormalise`` are of ``search: beam``.
         """
 
-        dim: int = 128
-        heads: int = 6
-        head_dim: int = 64
-        feed_forward: int = 1024
-        layers: int = 4
-        decoder_layers: int = 4
-        dropout: float = 0.1
         users: int = 0
         one_pass: bool = True
         aggregate: str = "sum"
@@ -76,6 +69,7 @@ class ParallelTIGER(Scorer):
         renormalise: bool = False
 
         def __post_init__(self) -> None:
+            T5Shape.__post_init__(self)
             for name, allowed in CHOICES.items():
                 if (value := getattr(self, name)) not in allowed:
                     raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
@@ -97,13 +91,9 @@ class ParallelTIGER(Scorer):
         levels = self.codes.levels
         if config.weights is not None and len(config.weights) != levels:
             raise ValueError(f"weights are {config.weights}; the ids have {levels} levels")
-        sizes = {
-            part.name: getattr(config, part.name) for part in fields(T5Shape) if hasattr(config, part.name)
-        }
-        shape = T5Shape(**sizes)
         summed = config.aggregate == "sum"
         self.input = CodeInput(self.codes.size, levels, config.dim, users=config.users, summed=summed)
-        self.encoder, self.decoder = Encoder(shape), Decoder(shape, causal=False)
+        self.encoder, self.decoder = Encoder(config), Decoder(config, causal=False)
         self.queries = nn.Parameter(torch.empty(levels, config.dim).normal_(std=0.02))
         mlp = config.head == "mlp"
         self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(levels if mlp else 0))

@@ -70,6 +70,16 @@ class Recommender(nn.Module):
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
     @abstractmethod
+    def listed(
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields (rows (B,), items (B, k), scores (B, k)) over all users, as ``recommend`` returns them."""
+
     def recommend(
         self,
         histories: Sequences,
@@ -82,6 +92,32 @@ class Recommender(nn.Module):
 
         ``candidates`` (I + 1,) bool restricts the catalogue. Raises ValueError for k < 1 and for NaN scores.
         """
+        if k < 1:
+            raise ValueError(f"k is {k}; ask for at least one item")
+        items = np.zeros((len(histories), min(k, self.n_items)), np.int32)
+        scores = np.full(items.shape, -np.inf, np.float32)
+        lists = self.listed(histories, items.shape[1], exclude_seen=exclude_seen, candidates=candidates)
+        for rows, found, values in lists:
+            items[rows], scores[rows] = found, values
+        return items, scores
+
+    def barred(
+        self,
+        scores: Tensor,
+        histories: Sequences,
+        rows: np.ndarray,
+        *,
+        exclude_seen: bool,
+        candidates: Tensor | None,
+    ) -> Tensor:
+        """``scores`` (B, I + 1) of the users ``rows``, -inf, in place, for what may not be recommended to them."""
+        scores[:, 0] = -torch.inf
+        if candidates is not None:
+            scores.masked_fill_(~candidates.to(scores.device), -torch.inf)
+        if exclude_seen:
+            row, item = map(torch.from_numpy, histories.events(rows))
+            scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
+        return scores
 
     def falls_back(self, histories: Sequences) -> np.ndarray:
         """(U,) bool: whose answer is that of ``cold_users``, as the last ``max_length`` events hold no known item."""
@@ -179,33 +215,20 @@ class Scorer(Recommender):
                 scores = self.score(batch).float() if own else self.cold_scores(histories, rows)
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
-                scores[:, 0] = -torch.inf
-                if candidates is not None:
-                    scores.masked_fill_(~candidates.to(scores.device), -torch.inf)
-                if exclude_seen:
-                    row, item = map(torch.from_numpy, histories.events(rows))
-                    scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
+                self.barred(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
                 yield rows, self.refine(batch, scores) if own else scores
 
-    def recommend(
+    def listed(
         self,
         histories: Sequences,
         k: int,
         *,
         exclude_seen: bool = True,
         candidates: Tensor | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if k < 1:
-            raise ValueError(f"k is {k}; ask for at least one item")
-        k = min(k, self.n_items)
-        items, values = (
-            np.zeros((len(histories), k), np.int32),
-            np.full((len(histories), k), -np.inf, np.float32),
-        )
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for rows, scores in self.scored(histories, exclude_seen=exclude_seen, candidates=candidates):
-            best, score = top_k(scores, k)
-            items[rows], values[rows] = best.cpu().numpy(), score.cpu().numpy()
-        return items, values
+            best, values = top_k(scores, k)
+            yield rows, best.cpu().numpy(), values.cpu().numpy()
 
 
 class NextItem(Scorer):

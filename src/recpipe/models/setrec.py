@@ -74,7 +74,7 @@ class SETRec(Scorer):
     """Predicts every token of the next item by itself."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(T5Shape):
         """``tokens``: semantic ones of an item; ``widths`` of the auto-encoder, whose error weighs ``alpha``.
 
         ``one_pass``: the encoder sees no later item, and one pass serves all targets of a sequence. Without, it sees
@@ -83,13 +83,6 @@ class SETRec(Scorer):
         validation fold.
         """
 
-        dim: int = 128
-        layers: int = 4
-        decoder_layers: int = 4
-        heads: int = 6
-        head_dim: int = 64
-        feed_forward: int = 1024
-        dropout: float = 0.1
         tokens: int = 4
         widths: tuple[int, ...] = (512, 256, 128)
         alpha: float = 0.7
@@ -98,25 +91,13 @@ class SETRec(Scorer):
         betas: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
         def __post_init__(self) -> None:
+            T5Shape.__post_init__(self)
             if self.tokens < 1 or not self.widths:
                 raise ValueError(f"tokens is {self.tokens}, widths {self.widths}; each needs at least one")
             if not self.alpha >= 0:
                 raise ValueError(f"alpha is {self.alpha}; it is a weight from 0")
             if wrong := [beta for beta in (self.beta, *self.betas) if not 0 <= beta <= 1]:
                 raise ValueError(f"beta is {wrong[0]}; it lies between 0 (collaborative) and 1 (semantic)")
-
-        @property
-        def shape(self) -> T5Shape:
-            """Of encoder and decoder."""
-            return T5Shape(
-                dim=self.dim,
-                heads=self.heads,
-                head_dim=self.head_dim,
-                feed_forward=self.feed_forward,
-                layers=self.layers,
-                decoder_layers=self.decoder_layers,
-                dropout=self.dropout,
-            )
 
     probabilistic = False
     takes_side = True
@@ -132,8 +113,8 @@ class SETRec(Scorer):
             raise ValueError("setrec reads item vectors alone; say side.items, users and events=none for it")
         self.start = nn.Parameter(torch.empty(config.dim).normal_(std=STD))
         self.items = SetItems(n_items, config.dim, side, tokens=config.tokens, widths=config.widths)
-        self.encoder = Encoder(config.shape)
-        self.queries = Queries(config.shape, self.items.count)
+        self.encoder = Encoder(config)
+        self.queries = Queries(config, self.items.count)
         self.register_buffer("beta", torch.tensor(float(config.beta)))
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:

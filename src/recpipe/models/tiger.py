@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -34,19 +34,12 @@ class TIGER(Generator):
     losses = ("full_softmax",)
 
     @dataclass(frozen=True)
-    class Config:
-        """Sizes of T5Shape; ``users``: groups that users are hashed into, 0: none; ``beam`` of the search.
+    class Config(T5Shape):
+        """``users``: groups that users are hashed into, 0: none; ``beam`` of the search.
 
         ``renormalise`` and ``temperatures``, one for each level: as of ``recpipe.decoding.beam_search``.
         """
 
-        dim: int = 128
-        heads: int = 6
-        head_dim: int = 64
-        feed_forward: int = 1024
-        layers: int = 4
-        decoder_layers: int = 4
-        dropout: float = 0.1
         users: int = 0
         one_pass: bool = True
         beam: int = 20
@@ -60,14 +53,9 @@ class TIGER(Generator):
         if len(ids) != 1:
             raise ValueError(f"TIGER reads ids of one modality, not of {', '.join(ids)}")
         ((self.modality, given),) = ids.items()
-        sizes = {
-            field.name: getattr(config, field.name)
-            for field in fields(T5Shape)
-            if hasattr(config, field.name)
-        }
         self.codes = ItemCodes(given)
         self.transformer = CodeTransformer(
-            T5Shape(**sizes),
+            config,
             self.codes.size,
             self.codes.levels,
             users=config.users,

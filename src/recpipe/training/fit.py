@@ -6,16 +6,14 @@ import dataclasses
 import hashlib
 import json
 import logging
-import platform
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -43,8 +41,9 @@ from recpipe.training.callbacks import (
     curve_loggers,
 )
 from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
+from recpipe.training.cost import cost_of, size_of, versions
 from recpipe.training.losses import AMINCE, make_loss
-from recpipe.training.memory import peak_memory_mib, reset_peak_memory
+from recpipe.training.memory import reset_peak_memory
 from recpipe.training.module import OnEpoch, TrainingModule, Validate
 from recpipe.training.schedules import WITHOUT_END
 from recpipe.training.settings import (
@@ -55,6 +54,7 @@ from recpipe.training.settings import (
     choose_device,
     choose_precision,
 )
+from recpipe.training.tuning import tuned
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +76,6 @@ class Trained:
     curve: list[dict[str, Any]]
     cost: dict[str, Any]
     versions: dict[str, str]
-
-
-@runtime_checkable
-class Tunable(Protocol):
-    """A model that chooses something on the validation fold when its weights are trained."""
-
-    def tune(self, validate: Callable[[], float]) -> dict[str, float]:
-        """What it chose by name: that for which ``validate``, ``train.metric`` of the validation fold, is highest."""
 
 
 def train(
@@ -123,7 +115,7 @@ def train(
     if model.closed_form:
         model.to(device).fit(data)
         cost = {"train_seconds": time.perf_counter() - started, "epochs": 0, "device": device}
-        cost |= _size(model, device)
+        cost |= size_of(model, device)
         model.cold_users = fallback
         return Trained(model.to(device), [], cost, versions())
     keep_freed_memory()
@@ -137,17 +129,9 @@ def train(
         module.load_state_dict(load_tree(folder / BEST)["state_dict"])
         for name in (BEST, LAST):
             (folder / name).unlink(missing_ok=True)
-    cost = {**_cost(module, settings, device), **_tuned(model, judged, settings)}
+    cost = {**cost_of(module, settings, device), **tuned(model, judged, settings)}
     model.cold_users = fallback
     return Trained(model.to(device), module.curve, cost, versions())
-
-
-def versions() -> dict[str, str]:
-    """Of what numbers depend on."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "lightning", "numpy")},
-    }
 
 
 def _fallback(
@@ -314,42 +298,3 @@ def _resumable(folder: Path, fingerprint: str, settings: TrainSettings) -> Path 
     for name in (BEST, LAST):
         (folder / name).unlink(missing_ok=True)
     return None
-
-
-def _cost(module: TrainingModule, settings: TrainSettings, device: str) -> dict[str, Any]:
-    epochs = len(module.curve)
-    watched = f"valid_{settings.metric}"
-    scored = [row for row in module.curve if watched in row]
-    best = max(scored, key=lambda row: row[watched], default=None)
-    return {
-        "train_seconds": module.train_seconds,
-        "epochs": epochs,
-        **({} if best is None else {"best_epoch": best["epoch"], f"best_{watched}": best[watched]}),
-        "seconds_per_epoch": module.train_seconds / epochs,
-        "tokens_per_second": module.tokens_seen / module.train_seconds,
-        "precision": choose_precision(settings.precision, device),
-        "device": device,
-        **_size(module.model, device),
-    }
-
-
-def _tuned(model: Recommender, validate: Validate, settings: TrainSettings) -> dict[str, float]:
-    if settings.put_back or not isinstance(model, Tunable):
-        return {}
-    watched = f"valid_{settings.metric}"
-    seen: list[float] = []
-
-    def judged() -> float:
-        seen.append(validate(model)[watched])
-        return seen[-1]
-
-    chosen = model.tune(judged)
-    if not chosen:
-        return {}
-    log.info("chosen on the validation fold: %s, of %s", chosen, [round(value, 4) for value in seen])
-    return {**{f"tuned_{name}": value for name, value in chosen.items()}, f"tuned_{watched}": max(seen)}
-
-
-def _size(model: Recommender, device: str) -> dict[str, Any]:
-    parameters = sum(tensor.numel() for tensor in model.state_dict().values())
-    return {"parameters": parameters, "peak_memory_mib": peak_memory_mib(device)}

@@ -16,7 +16,7 @@ from recpipe.data.sequences import Vocabulary
 from recpipe.models.registry import build
 from recpipe.pipelines import zoo
 from recpipe.pipelines.semantic_ids.nodes import fit_quantizer
-from recpipe.pipelines.train.nodes import ids_of, item_vectors
+from recpipe.pipelines.train.material import ids_of, item_vectors
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.session import Refused, check_described

@@ -83,6 +83,8 @@ def told(monkeypatch: pytest.MonkeyPatch):
             pl.DataFrame({"item_id": ["a"], "title": ["A"]}),
             described(SPLIT),
             {},
+            {},
+            {},
             {"shop": {}},
             "shop",
             model,

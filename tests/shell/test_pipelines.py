@@ -13,7 +13,12 @@ from kedro.framework.startup import bootstrap_project
 from recpipe.pipelines import zoo
 from recpipe.pipelines.modalities import MODALITIES
 
-ASKED_FOR = {"ensemble", "ties"}  # pipelines that are no part of a run of the whole project
+ASKED_FOR = {
+    "ensemble",
+    "ties",
+    "context",
+    "study",
+}  # pipelines that are no part of a run of the whole project
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def test_every_node_is_tagged_shared_with_its_model_or_with_modalities_and_nothi
     assert set(registered) == stages | ASKED_FOR | {"__default__"}
     for name in stages | ASKED_FOR - {"embed", "semantic_ids"}:
         assert registered[name].nodes, name
-    for name in {"ties", *stages} - {"embed", "semantic_ids"}:
+    for name in {"ties", "context", "study", *stages} - {"embed", "semantic_ids"}:
         for node in registered[name].nodes:
             assert node.tags == {node.namespace or "shared"}, node.name
     assert {(node.namespace, *node.tags) for node in registered["ensemble"].nodes} == {("ensemble", "shared")}

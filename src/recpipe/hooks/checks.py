@@ -43,6 +43,8 @@ class ChecksHooks:
             cold_users_of(*(catalog.load(f"params:{name}") for name in ("cold_users", "datasets", "dataset")))
         if "params:embed" in needed or "params:semantic_ids" in needed:
             _check_content(needed, catalog)
+        if "params:studies" in needed:
+            _check_study(needed, catalog)
         for name in sorted(needed):
             if name.startswith(BLOCK):
                 _check_model(name.removeprefix(BLOCK), catalog, protocol)
@@ -81,6 +83,21 @@ def _check_content(needed: set[str], catalog: Any) -> None:
         block = blocks.ids_block(catalog.load("params:semantic_ids"), *where)
         block.gate_settings()
         quantizer.build(*block.chosen())
+
+
+def _check_study(needed: set[str], catalog: Any) -> None:
+    """Every model of the run has what the study changes."""
+    from recpipe.models.registry import configured, resolve
+    from recpipe.pipelines.blocks import named
+    from recpipe.training.variants import Study, variants
+
+    study = catalog.load("params:study")
+    asked = configured(
+        Study, named(study, catalog.load("params:studies"), what="study"), where=f"studies.{study}"
+    )
+    for name in sorted(each for each in needed if each.startswith(BLOCK)):
+        spec = resolve(catalog.load(name), catalog.load("params:dataset"))
+        variants(asked, spec, catalog.load("params:train"), catalog.load("params:side"))
 
 
 def _check_model(name: str, catalog: Any, protocol: Any) -> None:

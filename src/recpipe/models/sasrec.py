@@ -97,7 +97,8 @@ class SASRec(NextItem):
         """``feed_forward`` is the inner width in multiples of ``dim`` (1 in the paper); ``block``: sasrec or ligr.
 
         ``norm``, of the block sasrec: pre normalises what a branch reads; post, as RecBole does, the sum of branch and
-        input, and the embedded events instead of the last state.
+        input, and the embedded events instead of the last state. ``positions``: learned embeddings of places are added
+        to the items.
         """
 
         dim: int = 64
@@ -108,6 +109,7 @@ class SASRec(NextItem):
         attention_dropout: float = 0.0
         block: str = "sasrec"
         norm: str = "pre"
+        positions: bool = True
 
         def __post_init__(self) -> None:
             if self.norm not in ("pre", "post") or (self.norm == "post" and self.block != "sasrec"):
@@ -121,16 +123,18 @@ class SASRec(NextItem):
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
-        self.positions = nn.Embedding(max_length, config.dim)
+        self.positions = nn.Embedding(max_length, config.dim) if config.positions else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(BLOCKS[config.block](config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
-        for module in (self.positions, *self.blocks):
+        for module in filter(None, (self.positions, *self.blocks)):
             module.apply(_initialise)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         post = self.config.norm == "post"
-        x_BTD = x_BTD * math.sqrt(self.config.dim) + self.positions(batch.positions)
+        x_BTD = x_BTD * math.sqrt(self.config.dim)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(batch.positions)
         x_BTD = self.dropout(self.norm(x_BTD) if post else x_BTD)
         mask = causal_mask(batch, x_BTD)
         for block in self.blocks:

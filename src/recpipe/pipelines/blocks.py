@@ -71,6 +71,12 @@ class TiesBlock(Block):
     seed: NonNegativeInt
 
 
+class ContextBlock(Block):
+    """`context` of conf/base/parameters/studies.yml."""
+
+    users: PositiveInt
+
+
 class ItemTable(Block):
     """More columns of the items, from a file in the folder of the raw data."""
 

@@ -68,6 +68,28 @@ CAPTIONS = {
         "What early stopping watches. A long flat end means that training could have stopped sooner, "
         "a line that still rises at its end that it stopped too soon.",
     ),
+    "gradient_norm": (
+        "Length of the gradient",
+        "Before clipping, the mean of an epoch. It should settle; a line that climbs or jumps is a training about to "
+        "come apart: lower the learning rate or clip.",
+    ),
+    "effective_context": (
+        "How much of a history a model uses",
+        "The metric when a model reads the last events alone (solid), or all but those in a random order (dashed), as "
+        "a share of what it reaches as it is. Where solid reaches 100\u202f%, nothing before is used; where dashed "
+        "does, what lies before is used, but not its order.",
+    ),
+    "attribution": (
+        "Which events it looks at",
+        "How much each event moves the probability of what came next: gradient times input, as a share of the "
+        "history, one row for each length of history. Colour on the left alone means that a model lives off the last "
+        "events.",
+    ),
+    "gap_by_length": (
+        "What was learned and what was learned by heart",
+        "The metric for a target that training had (dashed) and for the next one (solid), by length of the history. "
+        "The wider apart, the more is learned by heart.",
+    ),
     "events_over_time": (
         "Interactions over time",
         "Look for holes, sudden jumps and a last bar cut short: a split by time falls into them.",

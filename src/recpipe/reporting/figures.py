@@ -14,6 +14,7 @@ from recpipe.reporting.leaderboard import groups, leaderboard, same_column
 from recpipe.reporting.wording import metric_title, percent
 
 DASHES = ("solid", "dash", "dot", "dashdot")
+BY_EPOCH = {"loss": "training loss", "gradient_norm": "norm of the gradient"}
 CUTOFF_METRICS = ("ndcg", "hit_rate", "recall", "coverage")
 
 
@@ -38,6 +39,7 @@ def figures(
         "quality_seconds": _quality_seconds(board, metric),
         "training_loss": _training(tables, "loss", board),
         "training_metric": _training(tables, f"valid_{metric}", board),
+        "gradient_norm": _training(tables, "gradient_norm", board),
         "events_over_time": _events_over_time(profile or {}),
         "events_per_user": _events_per_user(profile or {}),
         "popularity": _popularity(profile or {}),
@@ -109,8 +111,8 @@ def _steps(steps: pl.DataFrame) -> go.Figure | None:
 
 
 def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFrame) -> go.Figure | None:
-    """Loss by epoch, or the validation metric by seconds of training, one line per model and seed."""
-    by_time = column != "loss"
+    """What is measured by epoch, or the validation metric by seconds of training, one line per model and seed."""
+    by_time = column not in BY_EPOCH
     traces = []
     for name, table in curves.items():
         points = table.drop_nulls(column).sort("step") if column in table.columns else table.clear()
@@ -131,9 +133,12 @@ def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFra
         )
     if not traces:
         return None
-    title = f"validation {metric_title(column.removeprefix('valid_'))}" if by_time else "training loss"
+    title = BY_EPOCH.get(column) or f"validation {metric_title(column.removeprefix('valid_'))}"
     return figure(
-        traces, x="seconds of training" if by_time else "epoch", y=title, y_axis={"rangemode": "normal"}
+        traces,
+        x="seconds of training" if by_time else "epoch",
+        y=title,
+        y_axis={"rangemode": "normal", **({"type": "log"} if column == "gradient_norm" else {})},
     )
 
 

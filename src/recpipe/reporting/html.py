@@ -27,6 +27,7 @@ from recpipe.reporting.insight_tables import certainty_table, lists_table
 from recpipe.reporting.leaderboard import groups, leaderboard, made_of, table_cells
 from recpipe.reporting.runs import Run, read_runs
 from recpipe.reporting.semantic_ids import Section
+from recpipe.reporting.studies import Studies
 
 PER_USER = ("events_min", "events_mean", "events_max")
 COUNTS = ("users", "targets", "unrankable", "cold_targets")
@@ -42,6 +43,7 @@ def page(
     examples: Sequence[Example] = (),
     semantic_ids: Sequence[Section] = (),
     insights: Mapping[str, Any] | None = None,
+    studies: Studies | None = None,
     notes: Sequence[str] = (),
     metric: str = "ndcg@10",
     made_at: datetime | None = None,
@@ -49,8 +51,8 @@ def page(
     """The page as text; every part without data says so in its place.
 
     `dataset` is its block of the conf, of which title, homepage, licence and citation are read; else as in
-    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `insights` as the function of that name; `notes` are
-    warnings that stand above the data. Everything that comes from outside is escaped.
+    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `insights` and `studies` as the
+    functions of that name; `notes` are warnings that stand above the data. Everything from outside is escaped.
     """
     runs, closer = list(runs), insights or {}
     found, problems = read_runs(runs)
@@ -64,6 +66,8 @@ def page(
         for name, drawing in each.figures.items()
     }
     drawn |= {name: drawing for name, (_, drawing) in of_ids.items()}
+    drawn |= {} if studies is None else studies.figures
+    words = CAPTIONS | {name: caption for name, (caption, _) in of_ids.items()}
     text = _template().render(
         dataset={name: dataset.get(name) for name in ("title", "name", "homepage", "licence", "citation")},
         made_at=wording.day(int((made_at or datetime.now(UTC)).timestamp())),
@@ -77,7 +81,8 @@ def page(
         baseline=_baseline(closer),
         lists=lists_table(closer, judged),
         figures={name: json.loads(figure.to_json()) for name, figure in drawn.items()},
-        captions=CAPTIONS | {name: caption for name, (caption, _) in of_ids.items()},
+        captions=words if studies is None else words | studies.words,
+        studies=studies,
         facts=_facts(profile) if profile else [],
         steps=_steps(steps),
         examples=examples,

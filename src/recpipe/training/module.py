@@ -20,6 +20,7 @@ from recpipe.training.schedules import make_schedule
 
 log = logging.getLogger(__name__)
 
+NORM_EVERY = 10  # steps
 Validate = Callable[[Recommender], dict[str, float]]
 OnEpoch = Callable[[dict[str, Any]], bool | None]
 """Gets an epoch's row of the curve; True ends training with this epoch, to be gone on with another time."""
@@ -85,6 +86,7 @@ class TrainingModule(pl.LightningModule):
         self._started, self._epoch = time.perf_counter(), self.current_epoch + 1
         self._loss = torch.zeros((), device=self.device)
         self._steps = 0
+        self._norms: list[Tensor] = []
         self._first_bad = torch.full((), -1, device=self.device, dtype=torch.int64)
 
     def training_step(self, batch: list[Batch], index: int) -> Tensor:
@@ -99,6 +101,12 @@ class TrainingModule(pl.LightningModule):
         if self.device.type == "cpu" or index % 50 == 0:  # on a GPU every look costs a synchronisation
             self._check()
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Keeps the norm of the whole gradient, before it is clipped, of one step in ten."""
+        if self._steps % NORM_EVERY == 1:
+            gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+            self._norms.append(torch.nn.utils.get_total_norm(gradients).detach())
 
     def validation_step(self, batch: Any, index: int) -> None:
         self._check()
@@ -133,6 +141,7 @@ class TrainingModule(pl.LightningModule):
                     "seconds": self.train_seconds,
                     "loss": float(self._loss) / max(self._steps, 1),
                     "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+                    "gradient_norm": float(torch.stack(self._norms).mean()),
                 }
             )
         return self.curve[-1]

@@ -25,6 +25,13 @@ FIGURES = (
     "calibration",
     "training_metric",
     "training_loss",
+    "gradient_norm",
+    "study_length",
+    "study_width",
+    "study_ablation",
+    "effective_context",
+    "attribution",
+    "gap_by_length",
     "popularity",
     "events_over_time",
     "events_per_user",
@@ -84,6 +91,8 @@ def draw_figures(
     run_curves: Loads,
     data_profile: Any,
     ingest_steps: Any,
+    run_contexts: Loads,
+    run_studies: Loads,
     report: ReportBlock,
 ) -> dict[str, Any]:
     """Figures for the catalog, one entry each; an empty one where there is no data yet."""
@@ -91,13 +100,14 @@ def draw_figures(
 
     from recpipe.reporting.figures import figures
     from recpipe.reporting.insight_figures import insight_figures
+    from recpipe.reporting.studies import studies
 
+    judged = leaderboard.filter(leaderboard["protocol"] == insights["protocol"])
     made = figures(
         _all(runs), profile=data_profile, steps=ingest_steps, curves=_curves(run_curves), metric=report.metric
     )
-    if leaderboard.height:
-        judged = leaderboard.filter(leaderboard["protocol"] == insights["protocol"])
-        made |= insight_figures(insights, judged, metric=report.metric)
+    made |= insight_figures(insights, judged, metric=report.metric)
+    made |= studies(run_contexts, run_studies, judged, protocol=insights["protocol"]).figures
     return {name: made.get(name) or go.Figure() for name in FIGURES}
 
 
@@ -115,6 +125,8 @@ def write_report(
     items: Any,
     protocol: dict[str, Any],
     id_figures: Loads,
+    run_contexts: Loads,
+    run_studies: Loads,
     datasets: dict[str, Any],
     dataset: str,
     model: str,
@@ -127,6 +139,7 @@ def write_report(
     qualities: of the semantic ids by modality, `text_ids`, None where there are none.
     """
     from recpipe.reporting import examples, html, semantic_ids, summary
+    from recpipe.reporting.studies import studies
 
     metrics = {name: load() for name, load in runs.items()}
     protocols = _protocols(metrics)
@@ -154,6 +167,8 @@ def write_report(
         for group, quality in qualities.items()
         if quality is not None
     ]
+    board = leaderboard.filter(leaderboard["protocol"] == judged)
+    studied = studies(run_contexts, run_studies, board, protocol=judged)
     page = html.page(
         {"name": dataset, **datasets[dataset]},
         metrics.values(),
@@ -163,6 +178,7 @@ def write_report(
         examples=users,
         semantic_ids=described,
         insights=insights,
+        studies=studied,
         notes=_notes(ingest_steps, protocol),
         metric=report.metric,
     )

@@ -17,7 +17,8 @@ from recpipe.pipelines.zoo import SHARED, models
 STUDIED = ["runs", "run_ranks", "run_recommendations", "run_ties"]
 STUDIED += ["train_set", "vocabulary", "protocol", "text_vectors", "image_vectors"]
 STUDIED += ["params:model", "params:seed", "params:report"]
-DRAWN = ["leaderboard", "insights", "runs", "run_curves", "data_profile", "ingest_steps", "params:report"]
+DRAWN = ["leaderboard", "insights", "runs", "run_curves", "data_profile", "ingest_steps"]
+DRAWN += ["run_contexts", "run_studies", "params:report"]
 TOLD = {
     "leaderboard": "leaderboard",
     "insights": "insights",
@@ -32,12 +33,15 @@ TOLD = {
     "items": "items",
     "protocol": "protocol",
     "id_figures": "id_figures",
+    "run_contexts": "run_contexts",
+    "run_studies": "run_studies",
     "datasets": "params:datasets",
     "dataset": "params:dataset",
     "model": "params:model",
     "seed": "params:seed",
     "report": "params:report",
 }
+AFTER = ("metrics", "tie_sensitivity", "context", "study")
 QUALITIES = {name: f"{name}.quality" for name in map(group, MODALITIES)}
 
 
@@ -59,7 +63,9 @@ def create_pipeline() -> Pipeline:
 
 
 def _study_node() -> Node:
-    """Waits for all that it reads from disk: metrics, tie sensitivity, and vectors, which ids are made of."""
-    after = [f"{model}.{name}" for model in models() for name in ("metrics", "tie_sensitivity")]
+    """Waits for all that it reads from disk, or those after it: metrics, what models were asked besides, and vectors,
+    which ids are made of.
+    """
+    after = [f"{model}.{name}" for model in models() for name in AFTER]
     inputs = [*STUDIED, *after, "ensemble.metrics", *QUALITIES.values()]
     return Node(study_runs, inputs, "insights", name="study_runs")

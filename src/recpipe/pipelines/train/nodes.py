@@ -8,7 +8,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-CURVE = {"epoch": int, "step": int, "seconds": float, "loss": float, "lr": float}  # of a model without epochs
+# of a model without epochs
+CURVE = {"epoch": int, "step": int, "seconds": float, "loss": float, "lr": float, "gradient_norm": float}
 
 
 def split_sequences(
@@ -74,131 +75,21 @@ def train_model(
 
     `collaborative` is the bundle of the model whose items it reads, `start` that of the run `init_from`.
     """
-    from dataclasses import asdict
-
     import polars as pl
 
-    from recpipe.data.protocol import Protocol
-    from recpipe.data.splits import with_validation
-    from recpipe.evaluation.evaluate import validator
-    from recpipe.models.registry import build, configured, resolve, side_config
-    from recpipe.pipelines.blocks import cold_users_of
+    from recpipe.models.registry import resolve
     from recpipe.pipelines.progress import tell
-    from recpipe.training import fit
-    from recpipe.training.start import begin_with
+    from recpipe.pipelines.train.material import Material
 
-    spec, judged = resolve(model, dataset), Protocol.from_dict(protocol)
-    settings = configured(fit.TrainSettings, {**train, **spec.train}, where=f"train settings of {name}")
-    fitted_on = with_validation(train_set, valid_set) if settings.put_back else train_set
-    given = {"text": text_embeddings, "image": image_embeddings, "text_image": text_image_embeddings}
-    if collaborative is not None:
-        given["collaborative"] = item_vectors(collaborative, judged, vocabulary)
-    known = side_of(side_config(spec, side, where=f"models.{name}"), fitted_on, vocabulary, items, given)
-    found = {"text": (text_ids, text_tree), "image": (image_ids, image_tree)}
-    ids = ids_of(spec.ids, {**found, "text_image": (text_image_ids, text_image_tree)}, vocabulary)
-
-    def untrained() -> Any:
-        sizes = {
-            "n_items": len(vocabulary),
-            "max_length": min(judged.history, settings.window or judged.history),
-        }
-        made = build(spec.type, spec.config, **sizes, side=known, ids=ids)
-        judged.check_time(made.requires_time, model=name)
-        if init_from != "none":
-            count = begin_with(made, start, vocabulary, where=f"init_from={init_from}")
-            log.info("%s begins with %s tensors of %s", name, count, init_from)
-        return made
-
-    trained = fit.train(
-        untrained,
-        fitted_on,
-        validator(valid_set, judged, settings.metric, users=settings.validate_users),
-        settings,
-        seed=seed,
-        folder=work_folder,
-        fingerprint=judged.id if init_from == "none" else f"{judged.id} {init_from}",
-        on_epoch=tell,
-        cold_users=cold_users_of(cold_users, datasets, dataset),
-        steps_of=train_set,
-    )
+    given = {key: value for key, value in locals().items() if key in Material.__dataclass_fields__}
+    material, spec = Material(**given), resolve(model, dataset)
+    trained, about = material.trained(name, spec, on_epoch=tell)
     curve = (
         pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)
     )
-    in_force = {"type": spec.type, **asdict(trained.model.config)}
-    if known is not None:
-        in_force["side"] = asdict(known.config)
-    in_force |= {"ids": {modality: each.digest[:12] for modality, each in ids.items()}} if ids else {}
-    in_force |= {} if init_from == "none" else {"init_from": init_from}
-    if not trained.model.closed_form:
-        in_force["train"] = asdict(settings)
-    elif settings.put_back:
-        in_force["train"] = {"put_back": True}
-    about = {"seed": seed, "settings": in_force, "cost": trained.cost, "versions": trained.versions}
-    if known is not None and known.widths:
-        about["embeddings"] = {modality: given[modality].hash for modality in known.widths}
-    if ids:
-        about["semantic_ids"] = {modality: each.source for modality, each in ids.items()}
+    settings = material.settings(name, spec)
+    judged, fitted_on = material.judged, material.fitted_on(settings)
     return _bundle(name, spec.type, trained.model, vocabulary, items, fitted_on, judged, about), curve
-
-
-def side_of(config: Any, train_set: Any, vocabulary: Any, items: Any, embeddings: dict[str, Any]) -> Any:
-    """The Side of a model: columns of `items` and `embeddings` by modality in the vocabulary's order; None if empty."""
-    import numpy as np
-
-    from recpipe.content.item_tables import without_stand_ins
-    from recpipe.data.features import in_order
-    from recpipe.layers.side import Side, names
-
-    if config.empty:
-        return None
-    asked = names(config.items)
-    shown = items.select("item_id", *asked) if set(asked) <= set(items.columns) else items
-    table = in_order(without_stand_ins(shown.to_arrow()), "item_id", vocabulary.ids)
-    vectors = {}
-    for modality, found in embeddings.items():
-        if found is not None:
-            rows = found.rows(vocabulary.ids)
-            there = np.where(rows >= 0, found.present[rows], False)
-            vectors[modality] = (found.vectors[rows], there)
-            log.info("%s items of %s have a vector of their %s", int(there.sum()), len(there), modality)
-    columns = {name: table[name] for name in table.column_names if name != "item_id"}
-    return Side.of(config, train_set, columns, vectors, n_items=len(vocabulary))
-
-
-def item_vectors(bundle: Any, protocol: Any, vocabulary: Any) -> Any:
-    """The item vectors of a trained model, those that training never saw left out.
-
-    Raises ValueError for one of another catalogue or split, or that has no such vectors.
-    """
-    import numpy as np
-
-    from recpipe.content.embeddings import Embeddings
-    from recpipe.evaluation.evaluate import check_catalogue
-
-    check_catalogue(bundle, vocabulary)
-    if differing := bundle.protocol.same_data(protocol):
-        again = f"run `kedro run --pipelines=train --params model={bundle.name}`"
-        raise ValueError(
-            f"{bundle.name} was trained on another split ({', '.join(differing)} differ): {again}"
-        )
-    vectors, present = bundle.model.item_vectors()[1:], bundle.train_events > 0
-    vectors = np.where(present[:, None], vectors.detach().cpu().float().numpy(), np.float32(0))
-    keys = np.where(present, vocabulary.ids, "").astype(object)
-    about = {"model": bundle.name, "seed": bundle.training.get("seed")}
-    return Embeddings(vocabulary.ids, vectors, present, keys, f"{bundle.name} {bundle.protocol.id}", about)
-
-
-def ids_of(modalities: tuple[str, ...], found: dict[str, tuple[Any, Any]], vocabulary: Any) -> dict[str, Any]:
-    """The semantic ids of the catalogue by modality, each held against the tree that was built from them."""
-    from recpipe.semantic_ids.catalogue import CatalogueIds
-
-    catalogues = {}
-    for modality in modalities:
-        ids, tree = found[modality]
-        catalogues[modality] = CatalogueIds.of(ids, vocabulary.ids, tree)
-        count = int((catalogues[modality].codes[1:, 0] >= 0).sum())
-        log.info("%s items of %s have an id of their %s", count, len(vocabulary), modality)
-    return catalogues
 
 
 def _bundle(

@@ -27,8 +27,13 @@ def create_pipeline() -> Pipeline:
 
 
 def _template(model: str, more: Iterable[str]) -> Pipeline:
-    """The inputs stand in the order of the signature, from which Kedro takes their types."""
-    inputs = {
+    node = Node(named(train_model, model), inputs_of(model, more), ["bundle", "curves"], name="train_model")
+    return Pipeline([node])
+
+
+def inputs_of(model: str, more: Iterable[str]) -> dict[str, str]:
+    """Those of `train_model`, in the order of its signature, from which Kedro takes their types."""
+    return {
         "train_set": "train_set",
         "valid_set": "valid_set",
         "vocabulary": "vocabulary",
@@ -46,4 +51,3 @@ def _template(model: str, more: Iterable[str]) -> Pipeline:
         "start": "start",
         **{name: name for name in more},
     }
-    return Pipeline([Node(named(train_model, model), inputs, ["bundle", "curves"], name="train_model")])

@@ -1,0 +1,184 @@
+"""What of a history is used: against histories cut by hand, a closed form of the gradient, and models with known needs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Fold
+from recpipe.evaluation.context import (
+    LEAST,
+    Question,
+    attribution,
+    context_study,
+    effective_context,
+    gap_by_length,
+    reading,
+    shuffle_before,
+)
+from recpipe.evaluation.ranking import rank_fold
+from recpipe.models.recommender import NextItem, Scorer
+
+ITEMS, WINDOW = 30, 12
+PROTOCOL = Protocol(dataset="x", exclude_seen=False)
+
+
+class Successor(Scorer):
+    """The item after the last one first, then those after the ones before it, ever less."""
+
+    def __init__(self, depth: int = 1) -> None:
+        super().__init__(self.Config(), n_items=ITEMS, max_length=WINDOW)
+        self.depth = depth
+        self.register_buffer("low", -torch.arange(ITEMS + 1.0) / 1000)
+
+    def score(self, batch):
+        scores = self.low.expand(len(batch.items), -1).clone()
+        for back in range(self.depth - 1, -1, -1):
+            place = batch.lengths - 1 - back
+            item = batch.items.gather(1, place.clamp(min=0)[:, None])
+            there = (place >= 0)[:, None]
+            old = scores.gather(1, item % ITEMS + 1)
+            scores.scatter_(1, item % ITEMS + 1, torch.where(there, self.depth - back, old))
+        return scores
+
+
+class Weighted(NextItem):
+    """Adds the events up with weights by place, so that its gradient is known."""
+
+    class Config:
+        dim = 5
+
+    def encode(self, x_BTD, batch):
+        weights = 1.0 + torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        return (x_BTD * weights[:, None]).cumsum(1)
+
+
+def fold(users=60, seed=0, longest=20, shortest=1):
+    whole = random_sequences(users, ITEMS, seed=seed, longest=longest + 1, shortest=shortest + 1)
+    none, ends = np.zeros(users, np.int64), whole.lengths
+    rows = np.arange(users)
+    return Fold(whole.select(rows, none, ends - 1), whole.select(rows, ends - 1, ends))
+
+
+@pytest.mark.parametrize("events", [1, 3, 7])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_reading_fewer_events_is_reading_a_cut_history_but_what_was_seen_stays_seen(events, exclude_seen):
+    model, asked = Successor(3), fold()
+    with reading(model, events):
+        found = rank_fold(model, asked, exclude_seen=exclude_seen, k=1)
+    assert model.max_length == WINDOW
+    cut = Fold(asked.histories.last(events), asked.targets)
+    lists, _ = model.recommend(cut.histories, ITEMS, exclude_seen=False)
+    for user, row in enumerate(lists):
+        seen = set(asked.histories.row(user)) if exclude_seen else set()
+        left = [item for item in row if item not in seen]
+        target = asked.targets.row(user)[0]
+        assert found.rank[user] == (left.index(target) + 1 if target in left else 0)
+
+
+@pytest.mark.parametrize("events", [0, 1, 4])
+def test_the_last_events_stay_and_the_others_are_the_same_in_another_order(events):
+    histories = fold().histories
+    mixed = shuffle_before(histories, events, seed=3)
+    assert np.array_equal(mixed.timestamps, histories.timestamps)
+    moved = 0
+    for user in range(len(histories)):
+        before, after = histories.row(user), mixed.row(user)
+        cut = max(len(before) - events, 0)
+        assert np.array_equal(before[cut:], after[cut:])
+        assert sorted(before[:cut]) == sorted(after[:cut])
+        moved += not np.array_equal(before, after)
+    assert moved > len(histories) / 2
+
+
+def test_a_model_of_the_last_item_needs_one_event_and_no_order_before_it():
+    found = effective_context(Successor(1), Question(fold(), PROTOCOL, "ndcg@10"))
+    assert found["whole"] > 0.5
+    assert found["longest"] == WINDOW
+    assert [row["events"] for row in found["rows"]] == [1, 2, 5, 10]
+    for row in found["rows"]:
+        assert row["truncated"] == pytest.approx(found["whole"], abs=1e-12)
+        assert row["shuffled"] == pytest.approx(found["whole"], abs=1e-12)
+        assert row["longer"] == pytest.approx((fold().histories.lengths > row["events"]).mean())
+    assert found["shuffled_all"] < 0.8 * found["whole"]
+
+
+def test_a_model_that_looks_further_back_loses_what_is_cut():
+    """Targets that follow the third last item are found with three events and not with two."""
+    rows = [[10, 20, 30] for _ in range(5)]
+    asked = Fold(sequences(rows), sequences([[11]] * 5))
+    question = Question(asked, PROTOCOL, "recall@1")
+
+    class Third(Successor):
+        def score(self, batch):
+            item = batch.items.gather(1, (batch.lengths - 3).clamp(min=0)[:, None])
+            return self.low.expand(len(batch.items), -1).clone().scatter_(1, item % ITEMS + 1, 1.0)
+
+    found = effective_context(Third(), question)
+    assert found["whole"] == 1
+    assert {row["events"]: row["truncated"] for row in found["rows"]} == {1: 0.0, 2: 0.0}
+
+
+def test_attribution_is_gradient_times_input_in_closed_form():
+    torch.manual_seed(0)
+    model, asked = Weighted(Weighted.Config, n_items=ITEMS, max_length=WINDOW).double(), fold(80)
+    found = attribution(model, Question(asked, PROTOCOL, "ndcg@10"))
+    table = model.items.weight.detach().numpy()
+    shares: dict[str, list] = {}
+    for user in range(len(asked)):
+        items = asked.histories.row(user)[-WINDOW:]
+        weights = 1.0 + np.arange(len(items))
+        logits = (weights @ table[items]) @ table.T
+        chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        towards = table[asked.targets.row(user)[0]] - chances @ table
+        part = (
+            np.abs(weights * (table[items] @ towards))[::-1]
+            / np.abs(weights * (table[items] @ towards)).sum()
+        )
+        name = "1–4" if len(items) < 5 else "5–9" if len(items) < 10 else "10–19"
+        shares.setdefault(name, []).append(np.pad(part, (0, WINDOW - len(part))))
+    expected = {name: np.mean(rows, 0) for name, rows in shares.items() if len(rows) >= LEAST}
+    assert len(expected) > 1
+    assert [row["history"] for row in found] == [name for name in ("1–4", "5–9", "10–19") if name in expected]
+    for row in found:
+        assert row["users"] == len(shares[row["history"]])
+        np.testing.assert_allclose(row["shares"], expected[row["history"]], atol=1e-9)
+        assert row["older"] == 0
+        assert sum(row["shares"]) == pytest.approx(1)
+
+
+def test_the_gap_is_between_what_training_had_and_what_comes_next():
+    """A successor model finds the last training event of walks, and none of the random ones that follow."""
+    train = fold(100, longest=9).histories
+    last = train.items[train.offsets[1:] - 1]
+    valid = Fold(train, sequences([[(item + 14) % ITEMS + 1] for item in last]))
+    question = Question(valid, PROTOCOL, "recall@1")
+    found = gap_by_length(Successor(1), train, valid, question, users=1000, seed=0)
+    assert [row["history"] for row in found] == ["1–4", "5–9"]
+    lengths = train.lengths
+    for row, (low, high) in zip(found, [(1, 4), (5, 9)], strict=True):
+        assert row["valid"] == 0
+        assert row["train"] > 0.6
+        assert row["valid_users"] == ((lengths >= low) & (lengths <= high)).sum()
+        assert row["train_users"] == ((lengths - 1 >= low) & (lengths - 1 <= high)).sum()
+
+
+def test_the_study_is_the_same_each_time_asks_no_more_than_it_may_and_refuses_unknown_metrics():
+    asked = fold()
+    study = context_study(Successor(2), asked.histories, asked, PROTOCOL, users=25, seed=1)
+    assert study["users"] == 25
+    assert study["attribution"] is None  # it has no embeddings
+    assert study == context_study(Successor(2), asked.histories, asked, PROTOCOL, users=25, seed=1)
+    for metric in ("ndcg", "beauty@10"):
+        with pytest.raises(ValueError, match=f"metric is '{metric}'"):
+            context_study(Successor(2), asked.histories, asked, PROTOCOL, metric=metric)
+
+
+def test_users_without_history_and_targets_beyond_the_window_are_no_trouble():
+    asked = Fold(sequences([[], [1], [2, 3]]), sequences([[4], [2], [4]]))
+    found = context_study(Successor(1), asked.histories, asked, replace(PROTOCOL, exclude_seen=True))
+    assert found["gap"] == []
+    assert [row["events"] for row in found["effective"]["rows"]] == [1]

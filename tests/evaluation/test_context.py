@@ -1,4 +1,4 @@
-"""What of a history is used: against histories cut by hand, a closed form of the gradient, and models with known needs."""
+"""What of a history is used: against histories cut by hand, a gradient in closed form, and models with known needs."""
 
 from dataclasses import replace
 
@@ -20,9 +20,11 @@ from recpipe.evaluation.context import (
     shuffle_before,
 )
 from recpipe.evaluation.ranking import rank_fold
+from recpipe.evaluation.segments import length_names
 from recpipe.models.recommender import NextItem, Scorer
 
 ITEMS, WINDOW = 30, 12
+FEW, SOME, MORE = length_names()[1:4]  # 1 to 4, 5 to 9, 10 to 19 events
 PROTOCOL = Protocol(dataset="x", exclude_seen=False)
 
 
@@ -138,11 +140,11 @@ def test_attribution_is_gradient_times_input_in_closed_form():
             np.abs(weights * (table[items] @ towards))[::-1]
             / np.abs(weights * (table[items] @ towards)).sum()
         )
-        name = "1–4" if len(items) < 5 else "5–9" if len(items) < 10 else "10–19"
+        name = FEW if len(items) < 5 else SOME if len(items) < 10 else MORE
         shares.setdefault(name, []).append(np.pad(part, (0, WINDOW - len(part))))
     expected = {name: np.mean(rows, 0) for name, rows in shares.items() if len(rows) >= LEAST}
     assert len(expected) > 1
-    assert [row["history"] for row in found] == [name for name in ("1–4", "5–9", "10–19") if name in expected]
+    assert [row["history"] for row in found] == [name for name in (FEW, SOME, MORE) if name in expected]
     for row in found:
         assert row["users"] == len(shares[row["history"]])
         np.testing.assert_allclose(row["shares"], expected[row["history"]], atol=1e-9)
@@ -157,7 +159,7 @@ def test_the_gap_is_between_what_training_had_and_what_comes_next():
     valid = Fold(train, sequences([[(item + 14) % ITEMS + 1] for item in last]))
     question = Question(valid, PROTOCOL, "recall@1")
     found = gap_by_length(Successor(1), train, valid, question, users=1000, seed=0)
-    assert [row["history"] for row in found] == ["1–4", "5–9"]
+    assert [row["history"] for row in found] == [FEW, SOME]
     lengths = train.lengths
     for row, (low, high) in zip(found, [(1, 4), (5, 9)], strict=True):
         assert row["valid"] == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recpipe.layers.t5 import Encoder, T5Shape
+from recpipe.layers.t5 import Encoder, Relative, T5Shape
 from recpipe.layers.t5_decoder import Cache, Decoder, Head
 from recpipe.layers.t5_weights import from_transformers
 
@@ -150,13 +150,17 @@ def test_who_may_look_at_nothing_mixes_nothing_in_and_learns_without_nan():
     assert all(grad.isfinite().all() for grad in (*grads, x.grad))
 
 
+@pytest.mark.parametrize("recency", [True, False])
 @torch.no_grad()
-def test_one_pass_serves_all_targets_of_a_sequence():
+def test_one_pass_serves_all_targets_of_a_sequence(recency):
     """Targets side by side, each seeing its own part of the memory, equal targets decoded one by one."""
     encoder, decoder = plain()
+    if recency:
+        decoder.recency = Relative(decoder.shape, bidirectional=False)
     W, L, T = 3, 4, 10
     x, mask, targets = random(2, T, 32), padding(10, 7, T=T), random(2, W * L, 32, seed=1)
-    memory = decoder.memory(encoder(x, mask), mask)
+    events = (torch.arange(T) - 2).div(3, rounding_mode="floor") + 1  # target w sees those up to w
+    memory = decoder.memory(encoder(x, mask), mask, events)
     which = torch.arange(W * L) // L
     seen = torch.arange(T) < (3 * which + 2)[:, None]  # (W * L, T)
     together = decoder(
@@ -165,10 +169,11 @@ def test_one_pass_serves_all_targets_of_a_sequence():
         cross=seen,
         attention=which[:, None] == which,
         positions=torch.arange(L).repeat(W),
+        events_Q=which,
     )
     for w in range(W):
         own = mask & (torch.arange(T) < 3 * w + 2)
-        alone = decoder(targets[:, w * L : (w + 1) * L], decoder.memory(encoder(x, mask), own))
+        alone = decoder(targets[:, w * L : (w + 1) * L], decoder.memory(encoder(x, mask), own, events))
         torch.testing.assert_close(together[:, w * L : (w + 1) * L], alone, rtol=1e-5, atol=1e-5)
     by_user = decoder(
         targets,
@@ -176,6 +181,7 @@ def test_one_pass_serves_all_targets_of_a_sequence():
         cross=seen.expand(2, -1, -1),
         attention=(which[:, None] == which).expand(2, -1, -1),
         positions=torch.arange(L).repeat(W).expand(2, -1),
+        events_Q=which.expand(2, -1),
     )
     torch.testing.assert_close(by_user, together)
 

@@ -21,9 +21,9 @@ def packed(request, monkeypatch):
         monkeypatch.setattr(t5_prepared, "_packed", lambda weight: None)
 
 
-def modules(shape: T5Shape = SHAPE) -> tuple[Encoder, Decoder]:
+def modules(shape: T5Shape = SHAPE, *, recency: bool = False) -> tuple[Encoder, Decoder]:
     torch.manual_seed(0)
-    encoder, decoder = Encoder(shape).eval(), Decoder(shape).eval()
+    encoder, decoder = Encoder(shape).eval(), Decoder(shape, recency=recency).eval()
     with torch.no_grad():
         for module in (encoder, decoder):
             for name, weight in module.named_parameters():
@@ -66,13 +66,14 @@ def test_padding_on_the_left_is_refused():
 
 
 @pytest.mark.parametrize("lengths", [(7,), (6, 6, 6), (3, 12, 1, 7, 9), (0, 4, 0, 0, 0, 2), (0, 0)], ids=str)
+@pytest.mark.parametrize("recency", [True, False])
 @torch.no_grad()
-def test_steps(lengths):
-    _, decoder = modules()
+def test_steps(lengths, recency):
+    decoder = modules(recency=recency)[1]
     mask, fast, B = mask_of(*lengths, 1)[:-1], PreparedDecoder(decoder), len(lengths)
-    encoded = random(*mask.shape, 32)
+    encoded, events = random(*mask.shape, 32), torch.arange(mask.shape[1]) // 2 - 1
     memories, caches = (
-        [each.memory(encoded, mask) for each in (decoder, fast)],
+        [each.memory(encoded, mask, events) for each in (decoder, fast)],
         [each.cache() for each in (decoder, fast)],
     )
     g, beams = torch.Generator().manual_seed(1), 1

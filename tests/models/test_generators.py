@@ -64,8 +64,9 @@ def tiger_scores(model, history: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("one_pass", [True, False])
-def test_tigers_list_is_that_of_every_item_scored_alone(one_pass):
-    model = made("tiger", beam=ITEMS, one_pass=one_pass)
+@pytest.mark.parametrize("recency", [True, False])
+def test_tigers_list_is_that_of_every_item_scored_alone(one_pass, recency):
+    model = made("tiger", beam=ITEMS, one_pass=one_pass, recency=recency)
     for history in ([3, 7, 9], [1], [5, 5, 2, 8, 11, 4]):
         expected = tiger_scores(model, history)
         items, scores = model.recommend(sequences([history]), 8, exclude_seen=True)
@@ -76,11 +77,13 @@ def test_tigers_list_is_that_of_every_item_scored_alone(one_pass):
 
 
 @pytest.mark.parametrize("name", GENERATIVE)
-def test_one_pass_trains_on_what_every_prefix_alone_would_give(name):
+@pytest.mark.parametrize("recency", [True, False])
+def test_one_pass_trains_on_what_every_prefix_alone_would_give(name, recency):
     """Causal encoders see the same in one pass as in rows of one target each: equal losses."""
     model = made(
         name,
         dropout=0.0,
+        recency=recency,
         ids=BOTH if name == "mql4grec" else None,
         **({"alignment": 0.0} if name == "mql4grec" else {}),
     )
@@ -97,7 +100,9 @@ def test_one_pass_trains_on_what_every_prefix_alone_would_give(name):
 @pytest.mark.parametrize("name", GENERATIVE)
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_no_target_reaches_what_predicts_it(name, one_pass):
-    model = made(name, dropout=0.0, one_pass=one_pass, ids=BOTH if name == "mql4grec" else None)
+    model = made(
+        name, dropout=0.0, one_pass=one_pass, recency=one_pass, ids=BOTH if name == "mql4grec" else None
+    )
     hidden = {}
 
     def kept(module, inputs, output):

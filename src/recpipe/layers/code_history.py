@@ -109,14 +109,15 @@ def causal(event_S: Tensor) -> Tensor:
 
 def before(event_S: Tensor, width: int, each: int) -> Tensor:
     """(width * each, S) bool: what ``each`` queries of the target after event t, t < width, see: events up to t."""
-    return event_S[None, :] <= _target(width, each, event_S.device)[:, None]
+    return event_S[None, :] <= target_of(width, each, event_S.device)[:, None]
 
 
 def within(width: int, each: int, device: torch.device) -> Tensor:
     """(width * each, width * each) bool: queries of one target see each other, and none of another."""
-    target = _target(width, each, device)
+    target = target_of(width, each, device)
     return target[None, :] == target[:, None]
 
 
-def _target(width: int, each: int, device: torch.device) -> Tensor:
+def target_of(width: int, each: int, device: torch.device) -> Tensor:
+    """(width * each,) which target each query is of, which is the event after which it asks."""
     return torch.arange(width, device=device).repeat_interleave(each)

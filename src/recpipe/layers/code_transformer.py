@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recpipe.data.batches import Batch
-from recpipe.layers.code_history import CodeInput, Embedded, before, causal, within
+from recpipe.layers.code_history import CodeInput, Embedded, before, causal, target_of, within
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Cache, Decoder, Memory
 from recpipe.layers.t5_prepared import PreparedEncoder, Product
@@ -32,8 +32,8 @@ class Held(NamedTuple):
 
 class CodeTransformer(nn.Module):
     """``total`` tokens and ``levels``, both of all modalities. ``one_pass``: places see no later event, so that one
-    encoding serves all targets of a row. ``writes``: ids of how many kinds are written, each with a token to begin;
-    ``more`` tokens stand behind these.
+    encoding serves all targets of a row. ``recency``: as of ``Decoder``. ``writes``: ids of how many kinds are written,
+    each with a token to begin; ``more`` tokens stand behind these.
     """
 
     def __init__(
@@ -44,12 +44,13 @@ class CodeTransformer(nn.Module):
         *,
         users: int,
         one_pass: bool,
+        recency: bool = False,
         writes: int = 1,
         more: int = 0,
     ) -> None:
         super().__init__()
         self.input = CodeInput(total, levels, shape.dim, users=users, more=writes + more)
-        self.encoder, self.decoder = Encoder(shape), Decoder(shape)
+        self.encoder, self.decoder = Encoder(shape), Decoder(shape, recency=recency)
         self.one_pass, self.scale = one_pass, shape.dim**-0.5
         self.held: Held | None = None  # inside ``holding``
 
@@ -72,7 +73,7 @@ class CodeTransformer(nn.Module):
         attention = causal(embedded.event) if self.one_pass else None
         encoder, decoder = (self.encoder, self.decoder) if self.held is None else self.held[:2]
         encoded = encoder(embedded.x, embedded.mask, attention=attention)
-        return decoder.memory(encoded, embedded.mask), embedded
+        return decoder.memory(encoded, embedded.mask, embedded.event), embedded
 
     def write(self, read: Read, wanted_BWL: Tensor, *, kind: int = 0, each: bool | None = None) -> Tensor:
         """(B, W, L, D) hidden states that tokens ``wanted_BWL`` are predicted from, times T5's scale.
@@ -85,14 +86,14 @@ class CodeTransformer(nn.Module):
         device = wanted_BWL.device
         begin = torch.full_like(wanted_BWL[..., :1], self.input.more + kind)
         shifted = torch.cat([begin, wanted_BWL[..., :-1]], -1)
+        each = self.one_pass if each is None else each
         hidden = self.decoder(
             self.input.embed(shifted).flatten(1, 2),
             memory,
-            cross=before(embedded.event, width, levels)
-            if (self.one_pass if each is None else each)
-            else None,
+            cross=before(embedded.event, width, levels) if each else None,
             attention=within(width, levels, device),
             positions=torch.arange(levels, device=device).repeat(width),
+            events_Q=target_of(width, levels, device) if each else None,
         )
         return hidden.unflatten(1, (width, levels)) * self.scale
 

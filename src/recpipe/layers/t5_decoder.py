@@ -27,10 +27,14 @@ from recpipe.layers.t5 import (
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decoder knows of encoded users: keys and values of every layer, each (B, H, S, P), once per user."""
+    """What the decoder knows of encoded users: keys and values of every layer, each (B, H, S, P), once per user.
+
+    ``events_S``: the event that each place belongs to, for a decoder with ``recency``.
+    """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     mask_BS: Tensor | None = None
+    events_S: Tensor | None = None
 
 
 @dataclass
@@ -83,19 +87,26 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """``causal``: a query sees itself and those before it; else all see each other, with two-sided distances."""
+    """``causal``: a query sees itself and those before it; else all see each other, with two-sided distances.
 
-    def __init__(self, shape: T5Shape, causal: bool = True) -> None:
+    ``recency``, which T5 has not: cross-attention has a bias by how many events before the target a place lies. A
+    query of several that share one causal encoding cannot tell otherwise which event is the latest it sees.
+    """
+
+    def __init__(self, shape: T5Shape, causal: bool = True, recency: bool = False) -> None:
         super().__init__()
         self.shape, self.causal = shape, causal
         self.relative = Relative(shape, bidirectional=not causal)
+        self.recency = Relative(shape, bidirectional=False) if recency else None
         self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.decoder_layers))
         self.norm = nn.RMSNorm(shape.dim, EPS)
         self.dropout = Dropout(shape.dropout)
 
-    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor | None = None) -> Memory:
-        """What ``forward`` and ``step`` read of the encoder, computed once."""
-        return Memory(tuple(layer.cross.memory(encoded_BSD) for layer in self._layers()), mask_BS)
+    def memory(
+        self, encoded_BSD: Tensor, mask_BS: Tensor | None = None, events_S: Tensor | None = None
+    ) -> Memory:
+        """What ``forward`` and ``step`` read of the encoder, computed once; ``events_S`` as of ``Memory``."""
+        return Memory(tuple(layer.cross.memory(encoded_BSD) for layer in self._layers()), mask_BS, events_S)
 
     def cache(self) -> Cache:
         """An empty one, for a search."""
@@ -109,18 +120,20 @@ class Decoder(nn.Module):
         cross: Tensor | None = None,
         attention: Tensor | None = None,
         positions: Tensor | None = None,
+        events_Q: Tensor | None = None,
     ) -> Tensor:
         """(B, Q, D) of embedded targets, shifted right, or of queries.
 
         ``cross`` bool, (Q, S) or (B, Q, S): what of the memory each query sees. ``attention`` bool, (Q, Q) or
         (B, Q, Q): which of the queries it sees, of those that ``causal`` lets it see. ``positions`` integers, (Q,) or
-        (B, Q), from which distances are taken: the places by default. Queries that see nothing mix nothing in.
+        (B, Q), from which distances are taken: the places by default. ``events_Q``, for ``recency``: the event after
+        which each asks, by default the row's last. Queries that see nothing mix nothing in.
         """
         places = torch.arange(x_BQD.shape[1], device=x_BQD.device)
         positions = places if positions is None else positions
         past = (places <= places[:, None])[None, None] if self.causal else None
         own = reach(both(past, headed(attention)), batched(self.relative(positions, positions)))
-        crossing = self._crossing(memory, x_BQD, headed(cross))
+        crossing = self._crossing(memory, x_BQD, headed(cross), events_Q)
         x_BQD = self.dropout(x_BQD)
         for layer, kv in zip(self.layers, memory.layers, strict=True):
             x_BQD = layer(x_BQD, own, kv, crossing)
@@ -136,7 +149,7 @@ class Decoder(nn.Module):
             cache.follow(parents_BK)
         places = torch.arange(cache.length + 1, device=x_BKD.device)
         own = self.relative(places[-1:], places)[:, 0][None, :, None]  # (1, H, 1, t)
-        crossing = self._crossing(memory, x_BKD, None)
+        crossing = self._crossing(memory, x_BKD)
         kept = []
         for number, (layer, kv) in enumerate(zip(self._layers(), memory.layers, strict=True)):
             past = cache.layers[number] if cache.length else None
@@ -148,9 +161,27 @@ class Decoder(nn.Module):
     def _layers(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.layers))
 
-    def _crossing(self, memory: Memory, like: Tensor, cross: Tensor | None) -> Reach:
+    def _crossing(
+        self, memory: Memory, like: Tensor, cross: Tensor | None = None, events_Q: Tensor | None = None
+    ) -> Reach:
         mask = None if memory.mask_BS is None else memory.mask_BS[:, None, None]
-        return reach(both(mask, cross), like.new_zeros(1, 1, 1, 1))
+        return reach(both(mask, cross), self._recent(memory, like, events_Q))
+
+    def _recent(self, memory: Memory, like: Tensor, events_Q: Tensor | None) -> Tensor:
+        """What cross-attention adds, broadcast to (B, H, Q, S)."""
+        if self.recency is None:
+            return like.new_zeros(1, 1, 1, 1)
+        events_S, mask_BS = memory.events_S, memory.mask_BS
+        if events_S is None or mask_BS is None:
+            raise ValueError("a decoder with recency needs the events of its memory and its mask")
+        if events_Q is not None:
+            return batched(self.recency(events_Q, events_S))
+        return self.recency(last_event(mask_BS, events_S)[:, None], events_S.expand(len(mask_BS), -1))
+
+
+def last_event(mask_BS: Tensor, events_S: Tensor) -> Tensor:
+    """(B,) the latest of the real places' events."""
+    return torch.where(mask_BS, events_S, events_S.min() - 1).amax(1)
 
 
 class Head(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.layers.t5 import CrossAttention, Encoder
-from recpipe.layers.t5_decoder import Decoder, DecoderLayer
+from recpipe.layers.t5_decoder import Decoder, DecoderLayer, last_event
 from recpipe.layers.t5_prepared import (
     PreparedAttention,
     PreparedEncoder,
@@ -97,7 +97,7 @@ class PreparedDecoder:
     """What ``Decoder`` gives step by step, with the weights it had when this was made, in ``dtype``."""
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype | None = None) -> None:
-        self.shape, self.relative = decoder.shape, decoder.relative
+        self.shape, self.relative, self.recency = decoder.shape, decoder.relative, decoder.recency
         self.heads = torch.arange(decoder.shape.heads)[:, None]
         self.biases: dict[int, Tensor] = {}
         self.dtype = dtype or decoder.norm.weight.dtype
@@ -114,8 +114,11 @@ class PreparedDecoder:
         return RowCache(len(self.layers))
 
     @torch.no_grad()
-    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor) -> PreparedMemory:
-        """Of encoded users, whose padding is on the right; who has nothing but padding mixes nothing in."""
+    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor | None = None) -> PreparedMemory:
+        """Of encoded users, whose padding is on the right; who has nothing but padding mixes nothing in.
+
+        ``events_S``: as of ``Memory``.
+        """
         real = mask_BS.sum(1)
         y_RD = encoded_BSD[mask_BS].to(self.dtype)
         y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])  # what padding stands for
@@ -124,11 +127,18 @@ class PreparedDecoder:
         parts, start = [], 0
         for lengths in real.split(USERS):
             stop = start + int(lengths.sum())
-            parts.append(self._part(made, lengths, start, stop))
+            parts.append(self._part(made, lengths, start, stop, events_S))
             start = stop
         return PreparedMemory(parts)
 
-    def _part(self, made: list[tuple[Tensor, Tensor]], lengths: Tensor, start: int, stop: int) -> Part:
+    def _part(
+        self,
+        made: list[tuple[Tensor, Tensor]],
+        lengths: Tensor,
+        start: int,
+        stop: int,
+        events_S: Tensor | None,
+    ) -> Part:
         """Of the users whose tokens are rows ``start`` to ``stop`` of what was made."""
         B, H, S = len(lengths), self.shape.heads, max(int(lengths.max()), 1)
         places = torch.arange(S)
@@ -140,9 +150,15 @@ class PreparedDecoder:
             (keys.index_select(0, rows).view(B, H * S, -1), values.index_select(0, rows).view(B, H * S, -1))
             for keys, values in made
         ]
-        if bool(real.all()):
+        if self.recency is None and bool(real.all()):
             return Part(layers, None)
-        bias = torch.zeros(B, 1, S, dtype=self.dtype).masked_fill_(~real[:, None], -torch.inf)
+        bias = torch.zeros(B, 1, S, dtype=self.dtype)
+        if self.recency is not None:
+            if events_S is None:
+                raise ValueError("a decoder with recency needs the events of its memory")
+            last = last_event(real, events_S[:S])[:, None]
+            bias = self.recency(last, events_S[:S].expand(B, -1))[:, :, 0].to(self.dtype)
+        bias = bias.masked_fill(~real[:, None], -torch.inf)
         bias[lengths == 0] = 0  # whose values are all 0
         return Part(layers, bias.expand(B, H, S).reshape(B, 1, H * S))
 

@@ -43,7 +43,7 @@ class MQL4GRec(Generator):
 
     @dataclass(frozen=True)
     class Config(T5Shape):
-        """``users``, ``one_pass`` and ``beam`` as of TIGER.
+        """``users``, ``one_pass``, ``recency`` and ``beam`` as of TIGER.
 
         ``fusion`` weighs each of the tasks from one tongue to the other, ``alignment`` those of single items, against
         1 of a task within a tongue. ``ensemble``: mixture, reciprocal or paper, see ``recpipe.decoding.fusion``.
@@ -53,6 +53,7 @@ class MQL4GRec(Generator):
 
         users: int = 0
         one_pass: bool = True
+        recency: bool = False
         fusion: float = 0.5
         alignment: float = 0.5
         beam: int = 20
@@ -89,6 +90,7 @@ class MQL4GRec(Generator):
             sum(levels),
             users=config.users,
             one_pass=config.one_pass,
+            recency=config.recency,
             writes=len(books),
             more=1,
         )

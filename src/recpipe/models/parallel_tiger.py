@@ -24,7 +24,7 @@ from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import beam_search
 from recpipe.decoding.exact import exact_scores
-from recpipe.layers.code_history import CodeInput, before, causal, targets_of, within
+from recpipe.layers.code_history import CodeInput, before, causal, target_of, targets_of, within
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
@@ -47,7 +47,7 @@ class ParallelTIGER(Scorer):
 
     @dataclass(frozen=True)
     class Config(T5Shape):
-        """``users`` and ``one_pass`` as of TIGER.
+        """``users``, ``one_pass`` and ``recency`` as of TIGER.
 
         ``aggregate``: an item is the sum of its tokens, or a place for each; ``item_distance``, of these: places of
         one item are at distance 0. ``softmax`` over the codes of a level, or the tokens of all. ``head``: ``tokens``,
@@ -58,6 +58,7 @@ class ParallelTIGER(Scorer):
 
         users: int = 0
         one_pass: bool = True
+        recency: bool = False
         aggregate: str = "sum"
         item_distance: bool = False
         softmax: str = "level"
@@ -93,7 +94,7 @@ class ParallelTIGER(Scorer):
             raise ValueError(f"weights are {config.weights}; the ids have {levels} levels")
         summed = config.aggregate == "sum"
         self.input = CodeInput(self.codes.size, levels, config.dim, users=config.users, summed=summed)
-        self.encoder, self.decoder = Encoder(config), Decoder(config, causal=False)
+        self.encoder, self.decoder = Encoder(config), Decoder(config, causal=False, recency=config.recency)
         self.queries = nn.Parameter(torch.empty(levels, config.dim).normal_(std=0.02))
         mlp = config.head == "mlp"
         self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(levels if mlp else 0))
@@ -163,10 +164,11 @@ class ParallelTIGER(Scorer):
         each = config.one_pass and wanted_BWL is not None
         hidden = self.decoder(
             x.flatten(1, 2),
-            self.decoder.memory(encoded, embedded.mask),
+            self.decoder.memory(encoded, embedded.mask, embedded.event),
             cross=before(embedded.event, width, levels) if each else None,
             attention=within(width, levels, x.device),
             positions=torch.arange(levels, device=x.device).repeat(width),
+            events_Q=target_of(width, levels, x.device) if each else None,
         )
         return hidden.unflatten(1, (width, levels)), asked
 

@@ -35,13 +35,15 @@ class TIGER(Generator):
 
     @dataclass(frozen=True)
     class Config(T5Shape):
-        """``users``: groups that users are hashed into, 0: none; ``beam`` of the search.
+        """``users``: groups that users are hashed into, 0: none; ``beam`` of the search; ``recency``: cross-attention
+        knows how many events ago something was, which T5's does not (see ``recpipe.layers.t5_decoder``).
 
         ``renormalise`` and ``temperatures``, one for each level: as of ``recpipe.decoding.beam_search``.
         """
 
         users: int = 0
         one_pass: bool = True
+        recency: bool = False
         beam: int = 20
         renormalise: bool = False
         temperatures: tuple[float, ...] | None = None
@@ -60,6 +62,7 @@ class TIGER(Generator):
             self.codes.levels,
             users=config.users,
             one_pass=config.one_pass,
+            recency=config.recency,
         )
 
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:

@@ -197,6 +197,28 @@ def test_a_narrow_beam_has_scores_for_what_it_found_alone():
     torch.testing.assert_close(few[found], full[found])
 
 
+@pytest.mark.parametrize("beam", [2, 3, ITEMS])
+def test_what_a_beam_would_miss_is_counted_against_the_exact_lists(beam):
+    model, narrow = (made("parallel_tiger", search=way, beam=beam) for way in ("exact", "beam"))
+    for each in (model, narrow):
+        each.input.weight.data[each.codes.first[1] :] *= 4  # later levels decide: a beam goes wrong early
+    error, k = model.beam_error(DATA, 3), min(3, beam)
+    best, exact = model.recommend(DATA, k, exclude_seen=False)
+    found, scores = narrow.recommend(DATA, k, exclude_seen=False)
+    missed = [len(set(a) - set(b)) for a, b in zip(best, found, strict=True)]
+    assert error.missed == pytest.approx(sum(missed) / (k * len(DATA)))
+    assert error.users == pytest.approx(np.mean(np.array(missed) > 0))
+    assert error.lost == pytest.approx((exact - scores).mean(), abs=1e-5)
+    assert (error.missed > 0) == (beam < ITEMS)
+
+
+def test_no_search_error_where_items_share_an_id():
+    ids = BOTH["text"]
+    codes = ids.codes.copy()
+    codes[2] = codes[1]
+    assert made("parallel_tiger", ids={"text": replace(ids, codes=codes)}).beam_error(DATA, 3) is None
+
+
 @pytest.mark.parametrize(
     "config",
     [

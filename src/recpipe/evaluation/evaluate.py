@@ -10,18 +10,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, runtime_checkable
+from typing import Protocol as TypedProtocol
 
 import numpy as np
 import pyarrow as pa
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Fold, Vocabulary
+from recpipe.data.sequences import Fold, Sequences, Vocabulary
+from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.metrics import coverage, metrics_from_ranks, warm_and_cold_items
 from recpipe.evaluation.ranking import Ranking, rank_fold
 from recpipe.evaluation.recommendations import recommendations_table
 from recpipe.training.bundle import Bundle
 
+SEARCHED = 1000  # users, for the error of a search
 WITHOUT_EFFECT = {"device", "resume", "log_every"}  # of the train settings: they make no other model
 
 
@@ -32,6 +35,16 @@ class Evaluation:
     metrics: dict[str, Any]
     ranks: pa.Table
     recommendations: pa.Table
+
+
+@runtime_checkable
+class ExactlySearched(TypedProtocol):
+    """A model that scores exactly what others search by beam, and knows what a beam of ``config.beam`` would lose."""
+
+    config: Any
+
+    def beam_error(self, histories: Sequences, k: int) -> SearchError | None:
+        """Of the best ``k`` items of each user; None where ids are shared."""
 
 
 def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top: int = 20) -> Evaluation:
@@ -66,6 +79,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         **({"put_back": True} if put_back else {}),
         **{name: _metrics(tables[name], judged[name], bundle, protocol) for name in judged},
         **warm_and_cold_items(tables["test"], cutoffs=protocol.cutoffs),
+        **_search(bundle, test, protocol),
         "cold_users": _on_cold_users(bundle, test, dataclasses.replace(protocol, exclude_seen=False), known),
         "cost": {**bundle.training.get("cost", {}), "inference_users_per_second": len(test) / best.seconds},
         "versions": bundle.training.get("versions", {}),
@@ -125,6 +139,17 @@ def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users:
 
 def _rank(bundle: Bundle, fold: Fold, protocol: Protocol, k: int) -> Ranking:
     return rank_fold(bundle.model, fold.asking(protocol), exclude_seen=protocol.exclude_seen, k=k)
+
+
+def _search(bundle: Bundle, fold: Fold, protocol: Protocol) -> dict[str, Any]:
+    """``search``, of a model that scores exactly: what a beam as wide as its ``beam`` would lose of the lists."""
+    model = bundle.model
+    if not isinstance(model, ExactlySearched):
+        return {}
+    few = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCHED])).asking(protocol)
+    k = max(each for each in protocol.cutoffs if each <= max(10, *protocol.cutoffs[:1]))
+    error = model.beam_error(few.histories, k)
+    return {} if error is None else {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}
 
 
 def _on_cold_users(bundle: Bundle, fold: Fold, protocol: Protocol, known: np.ndarray) -> dict[str, Any]:

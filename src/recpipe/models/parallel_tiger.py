@@ -16,14 +16,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.batches import Batch, DeviceSequences, in_buckets
 from recpipe.data.sequences import Sequences
-from recpipe.decoding import beam_search
-from recpipe.decoding.exact import exact_scores
+from recpipe.decoding import Beams, beam_search, exact_top, search_error
+from recpipe.decoding.exact import Independent, SearchError, exact_scores
 from recpipe.layers.code_history import CodeInput, before, causal, target_of, targets_of, within
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.t5 import Encoder, T5Shape
@@ -31,6 +32,7 @@ from recpipe.layers.t5_decoder import Decoder
 from recpipe.models.recommender import Criterion, Scorer
 from recpipe.semantic_ids.catalogue import CatalogueIds
 
+AT_ONCE = 1 << 12  # events of histories in a batch
 CHOICES = {
     "aggregate": ("sum", "flatten"),
     "softmax": ("level", "all"),
@@ -95,7 +97,7 @@ class ParallelTIGER(Scorer):
         summed = config.aggregate == "sum"
         self.input = CodeInput(self.codes.size, levels, config.dim, users=config.users, summed=summed)
         self.encoder, self.decoder = Encoder(config), Decoder(config, causal=False, recency=config.recency)
-        self.queries = nn.Parameter(torch.empty(levels, config.dim).normal_(std=0.02))
+        self.queries = nn.Parameter(torch.empty(levels, config.dim).normal_())
         mlp = config.head == "mlp"
         self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(levels if mlp else 0))
 
@@ -140,10 +142,24 @@ class ParallelTIGER(Scorer):
             scores[:, rows] = exact_scores(logs, self.codes.codes[rows])
             return scores
         found = beam_search(
-            _Independent(logs), self.codes.tree, beam=self.config.beam, renormalise=self.config.renormalise
+            Independent(logs), self.codes.tree, beam=self.config.beam, renormalise=self.config.renormalise
         )
         items = torch.where(found.items >= 0, rows[found.items.clamp(min=0)], 0)
         return scores.scatter_(1, items, found.scores)
+
+    @torch.inference_mode()
+    def beam_error(self, histories: Sequences, k: int) -> SearchError | None:
+        """What the original's beam would miss of the exact best ``k`` items; None where items share an id."""
+        if len(torch.unique(self.codes.codes[self.codes.known], dim=0)) < len(self.codes.rows):
+            return None
+        self.eval()
+        data, tree = self.on_device(histories, window=self.max_length), self.codes.tree.tensors(self.device)
+        found, exact, beam = list[Beams](), list[Beams](), self.config.beam
+        for rows in in_buckets(data.lengths + 1, np.arange(len(histories)), AT_ONCE):
+            logs = self.log_probabilities(data.batch(rows))
+            found.append(beam_search(Independent(logs), tree, beam=beam, k=min(k, beam)))
+            exact.append(exact_top(logs, tree, min(k, beam)))
+        return search_error(*(Beams(*map(torch.cat, zip(*each, strict=True))) for each in (found, exact)))
 
     def _found(self, inputs: Batch, wanted_BWL: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, W, L, D) that codes are predicted from, scaled as T5's, and which of them (B, W, L) were asked for.
@@ -187,14 +203,3 @@ class ParallelTIGER(Scorer):
             return hidden, self.input.head, 0
         table = self.input.weight[first : first + size]
         return hidden, torch.cat([table.new_zeros(1, table.shape[1]), table]), first - 1
-
-
-class _Independent:
-    """Levels that know nothing of each other, as the steps of a beam search."""
-
-    def __init__(self, logs: list[Tensor]) -> None:
-        self.logs = logs
-
-    def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        beams = 1 if codes_BK is None else codes_BK.shape[1]
-        return self.logs[level][:, None].expand(-1, beams, -1)

@@ -11,7 +11,7 @@ import polars as pl
 
 from recpipe.reporting.runs import Row, Run, read_runs
 from recpipe.reporting.runs import rows as runs_together
-from recpipe.reporting.wording import INTERVAL, MISSING, cell, interval, metric_title, seconds
+from recpipe.reporting.wording import INTERVAL, MISSING, cell, interval, metric_title, percent, seconds
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def leaderboard(
     metric: str = "ndcg@10",
     certainty: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pl.DataFrame:
-    """All readable runs: rank, dataset, protocol, model, name, settings, seeds, members, test metrics, `_std`, counts,
-    costs.
+    """All readable runs: rank, dataset, protocol, model, name, settings, seeds, members, search, test metrics, `_std`,
+    counts, costs.
 
     `rank` starts again at 1 in every dataset and protocol and follows the test `metric`; a model without it
     has no rank and comes last. Means are over the latest run of each seed; `_std` is the sample standard
@@ -70,7 +70,9 @@ def leaderboard(
     rank = pl.col(metric).rank("min", descending=True).over(group_columns).cast(pl.UInt32).alias("rank")
     size = pl.len().over(group_columns)
     return (
-        board.with_columns(pl.col(metric).cast(pl.Float64), pl.col("settings", "members").cast(pl.String))
+        board.with_columns(
+            pl.col(metric).cast(pl.Float64), pl.col("settings", "members", "search").cast(pl.String)
+        )
         .with_columns(rank, size.alias("_size"))
         .sort(
             ["dataset", "_size", "protocol", "rank", "model"],
@@ -196,9 +198,13 @@ def table_cells(part: pl.DataFrame, metric: str) -> tuple[list[str], list[list[s
 
 
 def made_of(part: pl.DataFrame) -> list[str]:
-    """A line for every ensemble."""
-    rows = part.filter(pl.col("members").is_not_null()) if "members" in part.columns else part.clear()
-    return [f"{row['model']}: {row['members']}" for row in rows.iter_rows(named=True)]
+    """A line for every ensemble, and for every model whose exact lists a beam would miss something of."""
+    return [
+        f"{row['model']}: {row[name]}"
+        for name in ("members", "search")
+        if name in part.columns
+        for row in part.filter(pl.col(name).is_not_null()).iter_rows(named=True)
+    ]
 
 
 def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
@@ -234,6 +240,7 @@ def _row(together: Row, names: list[str]) -> dict[str, Any]:
         "settings": together.settings,
         "seeds": len(group),
         "members": _members(group),
+        "search": _searched(group[-1].search),
     }
     measured = [run.measured for run in group]
     row |= {name: _mean([each.get(name) for each in measured]) for name in names}
@@ -251,6 +258,16 @@ def _members(group: Sequence[Run]) -> str | None:
     weights = np.mean([each["weights"] for each in told], axis=0)
     parts = [f"{weight:.2f} {name}" for name, weight in zip(told[0]["members"], weights, strict=True)]
     return f"{' + '.join(parts)}, by {group[0].settings.get('method')}"
+
+
+def _searched(found: Mapping[str, Any]) -> str | None:
+    """What a beam search would lose."""
+    if not found:
+        return None
+    return (
+        f"scored exactly; a beam of {found['beam']} would miss {percent(found['missed'])} of the first {found['k']} "
+        f"items, for {percent(found['users'])} of users"
+    )
 
 
 def _bounds(

@@ -27,6 +27,7 @@ class Run:
     settings_id: str | None = None  # None: written before settings were
     settings: Mapping[str, Any] = field(default_factory=dict)
     ensemble: Mapping[str, Any] = field(default_factory=dict)  # members and weights of one
+    search: Mapping[str, Any] = field(default_factory=dict)  # what a beam would lose of exact lists
     commit: str | None = None
     finished: str = ""
 

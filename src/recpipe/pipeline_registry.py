@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from recpipe.pipelines import embed, ensemble, evaluate, ingest, report, semantic_ids, ties, train
+from recpipe.pipelines import embed, ensemble, evaluate, geometry, ingest, report, semantic_ids, ties, train
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -17,5 +17,9 @@ def register_pipelines() -> dict[str, Pipeline]:
         "evaluate": evaluate.create_pipeline(),
         "report": report.create_pipeline(),
     }
-    by_name = {"ensemble": ensemble.create_pipeline(), "ties": ties.create_pipeline()}
+    by_name = {
+        "ensemble": ensemble.create_pipeline(),
+        "ties": ties.create_pipeline(),
+        "geometry": geometry.create_pipeline(),
+    }
     return {**stages, **by_name, "__default__": sum(stages.values(), start=Pipeline([]))}

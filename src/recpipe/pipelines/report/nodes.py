@@ -29,6 +29,12 @@ FIGURES = (
     "events_over_time",
     "events_per_user",
     "steps",
+    "geometry_variance",
+    "geometry_spectrum",
+    "geometry_norms",
+    "geometry_overlap",
+    "geometry_cka",
+    "geometry_map",
 )
 
 
@@ -84,12 +90,14 @@ def draw_figures(
     run_curves: Loads,
     data_profile: Any,
     ingest_steps: Any,
+    geometry: dict[str, Any] | None,
     report: ReportBlock,
 ) -> dict[str, Any]:
     """Figures for the catalog, one entry each; an empty one where there is no data yet."""
     import plotly.graph_objects as go
 
     from recpipe.reporting.figures import figures
+    from recpipe.reporting.geometry_figures import geometry_figures
     from recpipe.reporting.insight_figures import insight_figures
 
     made = figures(
@@ -98,6 +106,7 @@ def draw_figures(
     if leaderboard.height:
         judged = leaderboard.filter(leaderboard["protocol"] == insights["protocol"])
         made |= insight_figures(insights, judged, metric=report.metric)
+    made |= geometry_figures(geometry)
     return {name: made.get(name) or go.Figure() for name in FIGURES}
 
 
@@ -120,13 +129,14 @@ def write_report(
     model: str,
     seed: int,
     report: ReportBlock,
+    geometry: dict[str, Any] | None = None,
     **qualities: dict[str, Any] | None,
 ) -> tuple[str, str]:
     """The HTML page of the data set, and the text that a run ends with.
 
     qualities: of the semantic ids by modality, `text_ids`, None where there are none.
     """
-    from recpipe.reporting import examples, html, semantic_ids, summary
+    from recpipe.reporting import examples, geometry_tables, html, semantic_ids, summary
 
     metrics = {name: load() for name, load in runs.items()}
     protocols = _protocols(metrics)
@@ -163,6 +173,7 @@ def write_report(
         examples=users,
         semantic_ids=described,
         insights=insights,
+        geometry=geometry_tables.section(geometry, protocol["id"]),
         notes=_notes(ingest_steps, protocol),
         metric=report.metric,
     )

@@ -2,7 +2,7 @@
 
 `runs` gives no edge to training or evaluation, so the insights also take every model's metrics, which load as None
 where there are none: in one combined run they come last, and alone they need only what is on disk. So it is with the
-quality of semantic ids.
+quality of semantic ids, and the geometry of items.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from recpipe.pipelines.zoo import SHARED, models
 STUDIED = ["runs", "run_ranks", "run_recommendations", "run_ties"]
 STUDIED += ["train_set", "vocabulary", "protocol", "text_vectors", "image_vectors"]
 STUDIED += ["params:model", "params:seed", "params:report"]
-DRAWN = ["leaderboard", "insights", "runs", "run_curves", "data_profile", "ingest_steps", "params:report"]
+DRAWN = ["leaderboard", "insights", "runs", "run_curves", "data_profile", "ingest_steps", "geometry"]
+DRAWN += ["params:report"]
 TOLD = {
     "leaderboard": "leaderboard",
     "insights": "insights",
@@ -37,6 +38,7 @@ TOLD = {
     "model": "params:model",
     "seed": "params:seed",
     "report": "params:report",
+    "geometry": "geometry",
 }
 QUALITIES = {name: f"{name}.quality" for name in map(group, MODALITIES)}
 

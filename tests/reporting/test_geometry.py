@@ -70,7 +70,17 @@ def test_every_number_stands_over_its_band(found) -> None:
     assert made.rows[0][2][0].value.endswith(f" of {WIDTH}")
     assert len(made.group_rows) == 3 * len(NAMES) and made.problems == []
     assert made.stability[1] == [
-        ["deep input", "3", "40.0\u202f%", "10.0\u202f%", "60.0\u202f%", "\u2013", "20.0\u202f%", "0.80", "0.05"]
+        [
+            "deep input",
+            "3",
+            "40.0\u202f%",
+            "10.0\u202f%",
+            "60.0\u202f%",
+            "\u2013",
+            "20.0\u202f%",
+            "0.80",
+            "0.05",
+        ]
     ]
 
 
@@ -84,7 +94,7 @@ def test_figures_show_what_was_measured(found) -> None:
         assert np.all(np.diff(trace.y) > 0)
     assert np.all(np.diff(drawn["geometry_spectrum"].data[0].y) <= 0)
     rising = drawn["geometry_norms"].data[1].y
-    assert rising[-1] > 1.3 > 0.7 > rising[0]
+    assert rising[-1] > 1.3 and rising[0] < 0.7
     cells = drawn["geometry_cka"].data[0]
     assert cells.z[0][0] is None and cells.z[0][1] == pytest.approx(found["agreement"]["cka"][0][1], abs=1e-4)
     assert cells.customdata[0][1] == pytest.approx(found["agreement"]["cka_by_chance"][0][1], abs=1e-4)

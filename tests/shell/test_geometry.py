@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 DATASET = "online_retail"
-FIGURES = ("variance", "spectrum", "norms", "overlap", "cka", "map")
+FIGURES = ("variance", "spectrum", "groups", "norms", "overlap", "cka", "map")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,9 @@ def test_it_runs_again_from_disk_alone_and_without_it_the_report_does(project, s
     run(project, session_in, "report")
     page = (reporting(project) / "report.html").read_text()
     assert 'id="geometry"' not in page and 'id="leaderboard"' in page
-    with pytest.raises(ValueError, match=r"no trained mf of online_retail, only popular, sasrec, svd: `kedro"):
+    with pytest.raises(
+        ValueError, match=r"no trained mf of online_retail, only popular, sasrec, svd: `kedro"
+    ):
         run(project, session_in, "geometry", geometry={"models": "svd+mf"})
 
 

@@ -143,9 +143,9 @@ class Recommender(nn.Module):
         raise ValueError(f"{type(self).__name__} has no vectors of items that another model could read")
 
     def item_tables(self) -> dict[str, Tensor]:
-        """Tables of items (I + 1, D), to be looked at: ``input``, what histories are read with, ``output``, what items are
-        scored with where that is another, and parts of these by their names. Row 0 is padding; an item that lacks a
-        vector has a row of zeros. Empty for a model that has no vectors of items.
+        """Tables of items (I + 1, D), to be looked at: ``input``, what histories are read with, ``output``, what items
+        are scored with where that is another, and parts of these by their names. Row 0 is padding; an item that lacks
+        a vector has a row of zeros. Empty for a model that has no vectors of items.
         """
         try:
             return {"output": self.item_vectors()}

@@ -125,15 +125,21 @@ PROTOCOL = {
 GEOMETRY = {
     "geometry_variance": (
         "How many directions carry the variance",
-        "Walking from the strongest direction of a table to its weakest, how much of the variance has been passed. The "
-        "dotted line is an untrained table. A line that shoots up lives in few directions and wastes its width; one as "
-        "straight as the dotted one uses all of them, or has learned nothing.",
+        "Walking from the strongest direction of a table to its weakest, how much of the variance has been passed. "
+        "The dotted line is an untrained table. A line that shoots up lives in few directions and wastes its width; "
+        "one as straight as the dotted one uses all of them, or has learned nothing.",
     ),
     "geometry_spectrum": (
         "How strong each direction is",
-        "Variance along each direction, the strongest first, over the mean of all; each step of the upright axis is ten "
-        "times. A first point far above the others is a direction that all items share, which is often popularity; a "
-        "fall at the right end means that the table could be narrower.",
+        "Variance along each direction, the strongest first, over the mean of all; each step of the upright axis is "
+        "ten times. A first point far above the others is a direction that all items share, which is often "
+        "popularity; a fall at the right end means that the table could be narrower.",
+    ),
+    "geometry_groups": (
+        "The same by popularity",
+        "Variance by direction among the head, the middle and the tail of the best model\u2019s items. Few items span "
+        "few directions, so compare a line with the dotted one of its colour. A tail that lies on its dotted line has "
+        "hardly moved from where it began: too few events to learn from.",
     ),
     "geometry_norms": (
         "Length of vectors by popularity",
@@ -142,9 +148,9 @@ GEOMETRY = {
     ),
     "geometry_overlap": (
         "Whether tables agree on who is near whom",
-        "The share of an item\u2019s nearest items that two tables have in common, averaged over items; hover for what "
-        "chance gives. Models that agree have learned the same likeness; low agreement with the text encoder means that "
-        "a model knows something that the text does not say.",
+        "The share of an item\u2019s nearest items that two tables have in common, averaged over items; hover for "
+        "what chance gives. Models that agree have learned the same likeness; low agreement with the text encoder "
+        "means that a model knows something that the text does not say.",
     ),
     "geometry_cka": (
         "Whether tables are arranged alike",
@@ -154,8 +160,8 @@ GEOMETRY = {
     ),
     "geometry_map": (
         "A map of the items",
-        "Items of the best model that stand near each other are alike to it (t-SNE of cosines); hovering shows titles. "
-        "Groups mean something, the distances between groups and their sizes do not. If the popular items stand "
-        "together, the model has sorted by popularity rather than by kind.",
+        "Items of the best model that stand near each other are alike to it (t-SNE of cosines); hovering shows "
+        "titles. Groups mean something, the distances between groups and their sizes do not. If the popular items "
+        "stand together, the model has sorted by popularity rather than by kind.",
     ),
 }

@@ -25,6 +25,7 @@ def geometry_figures(found: Mapping[str, Any] | None) -> dict[str, go.Figure]:
     made = {
         "geometry_variance": _curves(tables, "cumulative"),
         "geometry_spectrum": _curves(tables, "eigenvalues"),
+        "geometry_groups": _curves(_groups(tables[0]), "cumulative"),
         "geometry_norms": _norms(tables),
         "geometry_overlap": _matrix(found, "overlap", "of neighbours in common", ".0%"),
         "geometry_cka": _matrix(found, "cka", "CKA", ".2f"),
@@ -37,6 +38,12 @@ def _shown(tables: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, 
     """The first, and the encoders, which are last, in any case."""
     models, encoders = ([each for each in tables if bool(each["run"]) == of] for of in (True, False))
     return [*models[: max(most - len(encoders), 1)], *encoders][:most]
+
+
+def _groups(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Head, middle and tail of a table, as tables."""
+    about = {"width": table["width"], "null": table["null"]}
+    return [{**about, "name": name, "curves": each["curves"]} for name, each in table["groups"].items()]
 
 
 def _curves(tables: Sequence[Mapping[str, Any]], kind: str) -> go.Figure:

@@ -42,8 +42,7 @@ COLUMNS = {  # key, head, meaning
     ),
 }
 GROUPS = {
-    "participation_ratio": "dimensions used",
-    "mean_cosine": "mean cosine",
+    **{key: head for key, (head, _) in COLUMNS.items() if key not in ("effective_rank", "norm_popularity")},
     "norm": "length, mean = 1",
     "occurrence": "near others, mean = 1",
 }
@@ -84,7 +83,8 @@ def section(found: Mapping[str, Any] | None, split: str) -> Section | None:
     return Section(
         head=["table", *(head for head, _ in COLUMNS.values())],
         rows=[
-            (each["name"], _of(each, found["items"]), [_cell(key, each) for key in COLUMNS]) for each in tables
+            (each["name"], _of(each, found["items"]), [_cell(key, each) for key in COLUMNS])
+            for each in tables
         ],
         meanings=list(COLUMNS.values()),
         group_head=["items", *GROUPS.values()],

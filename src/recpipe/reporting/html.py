@@ -51,9 +51,9 @@ def page(
     """The page as text; every part without data says so in its place.
 
     `dataset` is its block of the conf, of which title, homepage, licence and citation are read; else as in
-    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `insights` as the function of that name, `geometry` as
-    `geometry_tables.section`; `notes` are
-    warnings that stand above the data. Everything that comes from outside is escaped.
+    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `insights` as the function of that name; `geometry`
+    as `geometry_tables.section`; `notes` are warnings that stand above the data. Everything that comes from outside
+    is escaped.
     """
     runs, closer = list(runs), insights or {}
     found, problems = read_runs(runs)

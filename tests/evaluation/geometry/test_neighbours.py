@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from recpipe.evaluation.geometry import neighbours
 from recpipe.evaluation.geometry.neighbours import (
-    hubness,
+    hubs,
     nearest,
     nearest_by_distance,
     occurrences,
@@ -47,20 +47,21 @@ def test_hubs_are_counted_and_measured_as_elsewhere() -> None:
     near = nearest(TABLE, 10)
     counts = [sum(item in row for row in near.tolist()) for item in range(len(TABLE))]
     assert occurrences(near).tolist() == counts
-    found = hubness(near)
+    found = hubs(occurrences(near))
     assert found["skewness"] == pytest.approx(skew(counts))
     pairs = sum(abs(a - b) for a in counts for b in counts)
     assert found["gini"] == pytest.approx(pairs / (2 * len(counts) ** 2 * np.mean(counts)))
     assert found["orphans"] == counts.count(0) / len(counts)
     assert skewness(np.full(5, 10)) == 0
+    assert np.isnan(hubs(np.zeros(4, int))["gini"])
 
 
 def test_a_hub_shows() -> None:
     """Items on a circle are each near their neighbours; one in the middle direction of a cone is near all."""
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     circle = np.stack([np.cos(angle), np.sin(angle), np.zeros(40)], 1)
-    cone = np.concatenate([circle[::10] + [0, 0, 2], [[0, 0, 1]]])
-    even, hub = hubness(nearest(circle, 2)), hubness(nearest(cone, 1))
+    cone = np.concatenate([circle[::10] + np.array([0, 0, 2]), [[0, 0, 1]]])
+    even, hub = (hubs(occurrences(nearest(*each))) for each in ((circle, 2), (cone, 1)))
     assert (even["gini"], even["orphans"], even["skewness"]) == (0, 0, 0)
     assert hub["gini"] > 0.6 and hub["skewness"] > 1 and hub["orphans"] == 0.6
 

@@ -29,7 +29,11 @@ WARM = EVENTS > 0
 VOCABULARY = Vocabulary(np.array([f"i{n}" for n in range(ITEMS)], object))
 ABOUT = Items(VOCABULARY, [f"title {n}" for n in range(ITEMS)], EVENTS, Protocol(dataset="shop"))
 SETTINGS = Settings(nulls=3, map=40, nearest=2)
-CONFIGS = {"sasrec": {"dim": 8}, "tiger": {"dim": 8, "heads": 1, "head_dim": 8, "feed_forward": 8}}
+CONFIGS = {
+    "sasrec": {"dim": 8},
+    "hstu": {"dim": 8},
+    "tiger": {"dim": 8, "heads": 1, "head_dim": 8, "feed_forward": 8},
+}
 
 
 def bundle(name: str, seed: int = 1, n: int = ITEMS, **changed) -> Bundle:
@@ -118,6 +122,17 @@ def test_seeds_of_one_model_are_compared_and_untrained_ones_agree_by_chance(foun
     assert set(stable["groups"]) == {"head", "mid", "tail"}
 
 
+def test_no_two_random_tables_are_the_same() -> None:
+    """Models of one width would begin with the same numbers if they began with the same seed."""
+    made = on_disk(sasrec=bundle("sasrec"), hstu=bundle("hstu")) | {
+        f"sasrec/seed_{seed}": lambda seed=seed: bundle("sasrec", seed) for seed in (2, 3)
+    }
+    found = geometry(made, [], ABOUT, seed=1, settings=SETTINGS)
+    assert found["tables"][0]["width"] == found["tables"][1]["width"] == 8
+    assert found["agreement"]["cka_by_chance"][0][1] < 0.4
+    assert found["stability"][0]["pairs"] == 3 and found["stability"][0]["cka_by_chance"] < 0.4
+
+
 def test_map_and_nearest_items_are_of_the_best_model(found) -> None:
     assert found["map"]["name"] == "sasrec input" and len(found["map"]["x"]) == 40
     assert list(found["nearest"][0]["nearest"]) == [
@@ -140,7 +155,10 @@ def nan(model):
 
 
 BROKEN = {
-    "catalogue": (bundle("svd", n=ITEMS + 1), r"svd/seed_1 is left out: svd was trained on another catalogue"),
+    "catalogue": (
+        bundle("svd", n=ITEMS + 1),
+        r"svd/seed_1 is left out: svd was trained on another catalogue",
+    ),
     "data set": (
         bundle("svd", protocol=Protocol(dataset="other")),
         "svd/seed_1 is left out: it is a bundle of other, not of shop",
@@ -199,7 +217,9 @@ def test_too_few_items_are_named(n: int) -> None:
 def test_a_catalogue_of_one_popularity_and_nothing_on_disk() -> None:
     same = replace(ABOUT, events=np.full(ITEMS, 3))
     found = geometry(on_disk(sasrec=bundle("sasrec")), [], same, seed=1, settings=SETTINGS)
-    assert found["tables"][0]["values"]["norm_popularity"] is None and list(found["tables"][0]["groups"]) == ["mid"]
+    assert found["tables"][0]["values"]["norm_popularity"] is None and list(found["tables"][0]["groups"]) == [
+        "mid"
+    ]
     assert len(found["tables"][0]["norms"]["events"]) == 1
     none = geometry({}, [], ABOUT, seed=1, settings=SETTINGS)
     assert (none["tables"], none["map"], none["agreement"]["names"]) == ([], None, [])

@@ -12,7 +12,7 @@ from recpipe.evaluation.geometry.measures import Measured
 from recpipe.evaluation.geometry.null import band
 from recpipe.evaluation.geometry.spectrum import cumulative_variance
 
-POINTS = 65  # of a drawn spectrum, at most
+POINTS = 49  # of a drawn spectrum, at most
 
 
 def described(own: Measured, nulls: Sequence[Measured]) -> dict[str, Any]:
@@ -20,7 +20,11 @@ def described(own: Measured, nulls: Sequence[Measured]) -> dict[str, Any]:
     groups = {}
     for name, values in own.groups.items():
         bands = _bands(values, [each.groups[name] for each in nulls])
-        groups[name] = {"values": values, "bands": {key: bands[key] for key in bands if key != "items"}}
+        groups[name] = {
+            "values": values,
+            "bands": {key: bands[key] for key in bands if key != "items"},
+            "curves": _curves(own.spectra[name], [each.spectra[name] for each in nulls]),
+        }
     return {
         "width": len(own.spectrum),
         "values": own.values,

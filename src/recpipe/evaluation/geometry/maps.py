@@ -74,11 +74,13 @@ def nearest_items(
     able = {name: table for name, table in tables.items() if len(table.rows) > 1}
     if not able:
         return []
-    common = list(able.values())[0].rows
+    common = next(iter(able.values())).rows
     for table in able.values():
         common = np.intersect1d(common, table.rows)
     draw = np.random.default_rng(seed)
-    by_group = [draw.permutation(common[groups_I[common] == code])[:per_group] for code in range(len(POPULARITY))]
+    by_group = [
+        draw.permutation(common[groups_I[common] == code])[:per_group] for code in range(len(POPULARITY))
+    ]
     chosen = np.concatenate(by_group).astype(np.int64)
     if not len(chosen):
         return []

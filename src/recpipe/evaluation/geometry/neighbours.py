@@ -35,7 +35,9 @@ def _search(x_ID: Floats, less_I: Floats, k: int, of: Places | None) -> Places:
     """Rows with the highest x · y - ``less`` of y."""
     n = len(x_ID)
     if not 1 <= k < n:
-        raise ValueError(f"k is {k}; among {n} items there are at most {n - 1} neighbours, and k is at least 1")
+        raise ValueError(
+            f"k is {k}; among {n} items there are at most {n - 1} neighbours, and k is at least 1"
+        )
     table, less = (torch.from_numpy(np.ascontiguousarray(each, np.float32)) for each in (x_ID, less_I))
     rows = torch.arange(n) if of is None else torch.from_numpy(of)
     found = []
@@ -60,13 +62,13 @@ def skewness(counts_I: Places) -> float:
     return float((deviation**3).mean() / spread**3) if spread > 0 else 0.0
 
 
-def hubness(near_IK: Places) -> dict[str, float]:
-    """``skewness`` and ``gini`` of N_k, and the share of items that are near nobody, ``orphans``."""
-    counts = occurrences(near_IK)
+def hubs(counts_I: Places) -> dict[str, float]:
+    """``skewness`` and ``gini`` of N_k, nan where no item occurs, and the share of items near nobody, ``orphans``."""
+    share = gini(counts_I)
     return {
-        "skewness": skewness(counts),
-        "gini": float(gini(counts) or 0.0),
-        "orphans": float((counts == 0).mean()),
+        "skewness": skewness(counts_I),
+        "gini": np.nan if share is None else share,
+        "orphans": float((counts_I == 0).mean()),
     }
 
 

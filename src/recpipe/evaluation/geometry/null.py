@@ -63,7 +63,7 @@ def _give_again(made: nn.Module, model: nn.Module) -> None:
         buffer.copy_(given[name])
     for name, module in made.named_modules():
         if isinstance(module, GivenVectors):
-            module.given.copy_(theirs[name].given)  # type: ignore[arg-type]
+            module.given.copy_(theirs[name].given)
 
 
 def random_tables(tables: Mapping[str, NDArray[np.float32]], seed: int) -> Tables:

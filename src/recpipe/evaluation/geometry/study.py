@@ -6,6 +6,7 @@ What cannot be measured is named among the problems, and the rest is made. I ite
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,15 +146,17 @@ class _Study:
             table = Table.of(source.tables[name], self.sample)
             about = self.items.events[table.rows], self.groups[table.rows], self.settings.k
             own = measure(table.vectors, *about)
-            chance = [source.chance(seed)[name][table.rows] for seed in range(self.settings.nulls)]
-            nulls = [measure(each.astype(np.float64), *about) for each in chance]
+            chance = [
+                _random(source, name, table.rows, f"{title} {run} {number}")
+                for number in range(self.settings.nulls)
+            ]
+            nulls = [measure(each.vectors, *about) for each in chance]
         except ValueError as error:
             self.problems.append(f"{title} is left out: {error}")
             return []
         head = {"name": title, "run": run, "null": source.null, "items": len(table.rows)}
         self.tables.append({**head, **described(own, nulls)})
-        random = Table(chance[0].astype(np.float64), table.rows)
-        self.compared.append(Compared(title, table, own.near, random))
+        self.compared.append(Compared(title, table, own.near, chance[0]))
         self.whole[title] = Table.of(source.tables[name], self.warm)
         return [self.compared[-1]]
 
@@ -165,8 +168,7 @@ class _Study:
         except ValueError as error:
             self.problems.append(f"{title} of {run} is left out: {error}")
             return []
-        random = Table(source.chance(self.settings.nulls)[name][table.rows].astype(np.float64), table.rows)
-        return [Compared(title, table, near, random)]
+        return [Compared(title, table, near, _random(source, name, table.rows, f"{title} {run} 0"))]
 
     def told(self) -> dict[str, Any]:
         """All of it."""
@@ -192,6 +194,11 @@ class _Study:
             "without": self.without,
             "problems": self.problems,
         }
+
+
+def _random(source: Source, name: str, rows: NDArray[np.int64], which: str) -> Table:
+    """A random table for the items ``rows``; none is drawn like that of another table, model or run."""
+    return Table(source.chance(zlib.crc32(which.encode()))[name][rows].astype(np.float64), rows)
 
 
 def _said(error: Exception) -> str:

@@ -48,9 +48,7 @@ def source_of(bundle: Bundle) -> Source:
     tables = tables_of(bundle.model)
     if bundle.model.closed_form:
         return Source(tables, NUMBERS, lambda seed: random_tables(tables, seed))
-    return Source(
-        tables, UNTRAINED, lambda seed: tables_of(untrained(bundle.model, bundle.type, seed))
-    )
+    return Source(tables, UNTRAINED, lambda seed: tables_of(untrained(bundle.model, bundle.type, seed)))
 
 
 def encoder_source(name: str, vectors_ID: NDArray[np.float32], present_I: NDArray[np.bool_]) -> Source:

@@ -31,6 +31,7 @@ FIGURES = (
     "steps",
     "geometry_variance",
     "geometry_spectrum",
+    "geometry_groups",
     "geometry_norms",
     "geometry_overlap",
     "geometry_cka",

@@ -92,10 +92,8 @@ def test_values_are_the_librarys_of_items_with_events(found, bundles, encoder) -
     assert told["values"] == pytest.approx(own.values)
     assert told["groups"]["tail"]["values"] == pytest.approx(own.groups["tail"])
     assert told["width"] == 8 and told["curves"]["own"]["cumulative"][-1] == pytest.approx(1)
-    for key, (low, high) in told["bands"].items():  # this model is not trained
-        if key not in ("orphans", "skewness"):
-            reach = high - low
-            assert low - reach <= told["values"][key] <= high + reach, key
+    inside = [low <= told["values"][key] <= high for key, (low, high) in told["bands"].items()]
+    assert np.mean(inside) >= 0.7  # the model is not trained; of many such, 95 %: test_null.py
     text = found["tables"][3]
     assert text["items"] == (WARM & (np.arange(ITEMS) % 5 != 0)).sum()
 

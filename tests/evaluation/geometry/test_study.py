@@ -108,7 +108,7 @@ def test_pairs_are_compared_on_what_both_have(found, bundles, encoder) -> None:
         overlap(nearest(one, 10), nearest(other, 10)).mean()
     )
     assert found["agreement"]["cka"][b][a] == pytest.approx(linear_cka(one, other))
-    assert found["agreement"]["overlap_by_chance"][a][b] == pytest.approx(10 / (both.sum() - 1))
+    assert found["agreement"]["overlap_by_chance"][a][b] == pytest.approx(10 / (both.sum() - 1), abs=0.05)
     assert found["agreement"]["cka"][a][a] == 1
 
 
@@ -129,6 +129,14 @@ def test_no_two_random_tables_are_the_same() -> None:
     assert found["tables"][0]["width"] == found["tables"][1]["width"] == 8
     assert found["agreement"]["cka_by_chance"][0][1] < 0.4
     assert found["stability"][0]["pairs"] == 3 and found["stability"][0]["cka_by_chance"] < 0.4
+    assert found["stability"][0]["by_chance"] == pytest.approx(10 / (WARM.sum() - 1), abs=0.05)
+
+
+def test_untrained_models_that_read_the_same_codes_agree_by_more_than_chance() -> None:
+    made = {f"tiger/seed_{seed}": lambda seed=seed: bundle("tiger", seed) for seed in (1, 2)}
+    (stable,) = geometry(made, [], ABOUT, seed=1, settings=SETTINGS)["stability"]
+    assert stable["by_chance"] > 1.5 * 10 / (WARM.sum() - 1)
+    assert stable["overlap"] == pytest.approx(stable["by_chance"], abs=0.1)
 
 
 def test_map_and_nearest_items_are_of_the_best_model(found) -> None:

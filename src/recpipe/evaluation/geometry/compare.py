@@ -22,18 +22,27 @@ Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A table with its neighbours (I, K), which are places in it, and one of random vectors for the same items."""
+class Neighbours:
+    """A table with the neighbours (I, K) of its items, which are places in it."""
 
-    name: str
     table: Table
     near: Places
-    chance: Table
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A table and a random one of its kind, for the same items."""
+
+    name: str
+    own: Neighbours
+    chance: Neighbours
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """``overlap`` (I,) of ``rows``, the common items; by chance it is ``by_chance`` on average."""
+    """``overlap`` (I,) of ``rows``, the common items; ``by_chance`` is the mean of the random tables: K / (I - 1), or
+    more where both are made of the same codes or vectors.
+    """
 
     rows: Places
     overlap: NDArray[np.float64]
@@ -44,16 +53,16 @@ class Agreement:
 
 def agreement(one: Compared, other: Compared, k: int) -> Agreement | None:
     """None where fewer than k + 2 items have a vector in both."""
-    rows = np.intersect1d(one.table.rows, other.table.rows)
+    rows = np.intersect1d(one.own.table.rows, other.own.table.rows)
     if len(rows) < k + 2:
         return None
-    near = [_near(each, rows, k) for each in (one, other)]
+    own, chance = (one.own, other.own), (one.chance, other.chance)
     return Agreement(
         rows,
-        overlap(*near),
-        k / (len(rows) - 1),
-        linear_cka(*(_vectors(each.table, rows) for each in (one, other))),
-        linear_cka(*(_vectors(each.chance, rows) for each in (one, other))),
+        overlap(*(_near(each, rows, k) for each in own)),
+        float(overlap(*(_near(each, rows, k) for each in chance)).mean()),
+        linear_cka(*(_vectors(each.table, rows) for each in own)),
+        linear_cka(*(_vectors(each.table, rows) for each in chance)),
     )
 
 
@@ -93,7 +102,7 @@ def stability(compared: Sequence[Compared], groups_I: Places, k: int) -> dict[st
     }
 
 
-def _near(each: Compared, rows: Places, k: int) -> Places:
+def _near(each: Neighbours, rows: Places, k: int) -> Places:
     """Neighbours (n, K) among ``rows``; searched anew only where these are not all that the table has."""
     if len(rows) == len(each.table.rows):
         return each.near

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.evaluation.evaluate import check_catalogue
-from recpipe.evaluation.geometry.compare import Compared, matrices, stability
+from recpipe.evaluation.geometry.compare import Compared, Neighbours, matrices, stability
 from recpipe.evaluation.geometry.described import described
 from recpipe.evaluation.geometry.maps import map_of, nearest_items
 from recpipe.evaluation.geometry.measures import measure, plain
@@ -156,7 +156,8 @@ class _Study:
             return []
         head = {"name": title, "run": run, "null": source.null, "items": len(table.rows)}
         self.tables.append({**head, **described(own, nulls)})
-        self.compared.append(Compared(title, table, own.near, chance[0]))
+        random = Neighbours(chance[0], nulls[0].near)
+        self.compared.append(Compared(title, Neighbours(table, own.near), random))
         self.whole[title] = Table.of(source.tables[name], self.warm)
         return [self.compared[-1]]
 
@@ -164,11 +165,12 @@ class _Study:
         """Of a further seed."""
         try:
             table = Table.of(source.tables[name], self.sample)
-            near = nearest(table.vectors, self.settings.k)
+            chance = _random(source, name, table.rows, f"{title} {run} 0")
+            near = [Neighbours(each, nearest(each.vectors, self.settings.k)) for each in (table, chance)]
         except ValueError as error:
             self.problems.append(f"{title} of {run} is left out: {error}")
             return []
-        return [Compared(title, table, near, _random(source, name, table.rows, f"{title} {run} 0"))]
+        return [Compared(title, *near)]
 
     def told(self) -> dict[str, Any]:
         """All of it."""

@@ -48,6 +48,16 @@ def test_models_of_the_same_run_are_measured_and_stand_in_the_report(project, se
     assert len(page.encode()) < 5_000_000
 
 
+def test_a_second_seed_says_how_stable_neighbours_are(project, session_in) -> None:
+    run(project, session_in, "train", "evaluate", model="sasrec", seed=7)
+    run(project, session_in, "geometry", "report")
+    (stable,) = kept(project)["stability"]
+    assert (stable["name"], stable["seeds"]) == ("sasrec input", 2)
+    assert 0 <= stable["by_chance"] < 0.05 and 0 <= stable["overlap"] <= 1
+    page = (reporting(project) / "report.html").read_text()
+    assert 'aria-label="Stability between seeds"' in page and "Every model is here with one seed" not in page
+
+
 def test_it_runs_again_from_disk_alone_and_without_it_the_report_does(project, session_in) -> None:
     before = kept(project)
     shutil.rmtree(project / "data/test/02_intermediate")

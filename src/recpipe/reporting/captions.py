@@ -149,13 +149,13 @@ GEOMETRY = {
     "geometry_overlap": (
         "Whether tables agree on who is near whom",
         "The share of an item\u2019s nearest items that two tables have in common, averaged over items; hover for "
-        "what chance gives. Models that agree have learned the same likeness; low agreement with the text encoder "
-        "means that a model knows something that the text does not say.",
+        "what untrained tables have in common. Models that agree have learned the same likeness; agreement with the "
+        "text encoder is what a model has found of the text by itself, or was given.",
     ),
     "geometry_cka": (
         "Whether tables are arranged alike",
-        "CKA: 1 for two tables that differ by a rotation only; hover for what two random tables of these widths have. "
-        "It looks at the whole arrangement, led by the strongest directions, where the figure before looks at the "
+        "CKA: 1 for two tables that differ by a rotation only; hover for what two untrained tables have. It "
+        "looks at the whole arrangement, led by the strongest directions, where the figure before looks at the "
         "nearest items only.",
     ),
     "geometry_map": (

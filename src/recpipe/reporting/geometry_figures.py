@@ -134,7 +134,7 @@ def _matrix(found: Mapping[str, Any], kind: str, what: str, form: str) -> go.Fig
                 ygap=2,
                 texttemplate=f"%{{z:{form}}}",
                 hoverongaps=False,
-                hovertemplate=f"%{{y}}, %{{x}}<br>%{{z:{form}}} {what}, by chance %{{customdata:{form}}}"
+                hovertemplate=f"%{{y}}, %{{x}}<br>%{{z:{form}}} {what}, untrained %{{customdata:{form}}}"
                 "<extra></extra>",
             )
         ],

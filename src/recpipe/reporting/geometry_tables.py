@@ -13,7 +13,8 @@ from recpipe.reporting.wording import MISSING, count, percent
 COLUMNS = {  # key, head, meaning
     "participation_ratio": (
         "dimensions used",
-        "participation ratio: how many directions would carry the variance if all carried as much; of the width",
+        "participation ratio: how many directions would carry the variance if all carried as much; of the width. Those "
+        "of an SVD carry about as much by construction",
     ),
     "effective_rank": ("effective rank", "the same by entropy, kinder to weak directions"),
     "intrinsic_dimension": (
@@ -151,7 +152,7 @@ def _stability(found: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
     """How much of the neighbourhood and of the arrangement stays when only the seed changes."""
     if not found:
         return None
-    head = ["table", "seeds", "same neighbours", "by chance", *POPULARITY, "CKA", "by chance"]
+    head = ["table", "seeds", "same neighbours", "untrained", *POPULARITY, "CKA", "untrained"]
     rows = [
         [
             each["name"],

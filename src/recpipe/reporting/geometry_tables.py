@@ -126,7 +126,7 @@ def _beside(key: str, value: float | None, band: Sequence[float] | None) -> Cell
 def _range(key: str, low: float, high: float) -> str:
     """One number where both ends are written alike."""
     ends = list(dict.fromkeys(_number(key, value) for value in (low, high)))
-    return " to ".join(ends) if low < 0 else "\u2013".join(ends)
+    return (" to " if "\u2212" in "".join(ends) else "\u2013").join(ends)
 
 
 def _number(key: str, value: float | None) -> str:

@@ -9,6 +9,7 @@ from recpipe.pipelines import (
     embed,
     ensemble,
     evaluate,
+    geometry,
     ingest,
     report,
     semantic_ids,
@@ -33,5 +34,6 @@ def register_pipelines() -> dict[str, Pipeline]:
         "ties": ties.create_pipeline(),
         "context": context.create_pipeline(),
         "study": study.create_pipeline(),
+        "geometry": geometry.create_pipeline(),
     }
     return {**stages, **by_name, "__default__": sum(stages.values(), start=Pipeline([]))}

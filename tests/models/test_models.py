@@ -125,6 +125,20 @@ def test_saved_tensors_restore_the_scores(name):
 
 
 @pytest.mark.parametrize("name", types())
+def test_tables_of_items_have_a_row_for_each_and_what_scores_is_among_them(name):
+    model = made(name)
+    tables = model.item_tables()
+    for table in tables.values():
+        assert table.shape[0] == ITEMS + 1 and table.shape[1] > 0 and torch.isfinite(table).all()
+        assert table[1:].any()
+    try:
+        vectors = model.item_vectors()
+    except ValueError:
+        return
+    torch.testing.assert_close(tables.get("output", tables["input"]), vectors)
+
+
+@pytest.mark.parametrize("name", types())
 def test_same_seed_same_model(name):
     np.testing.assert_array_equal(scores(made(name, seed=3), DATA), scores(made(name, seed=3), DATA))
 

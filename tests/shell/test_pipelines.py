@@ -13,12 +13,7 @@ from kedro.framework.startup import bootstrap_project
 from recpipe.pipelines import zoo
 from recpipe.pipelines.modalities import MODALITIES
 
-ASKED_FOR = {
-    "ensemble",
-    "ties",
-    "context",
-    "study",
-}  # pipelines that are no part of a run of the whole project
+ASKED_FOR = {"ensemble", "ties", "context", "study", "geometry"}  # no part of a run of the whole project
 
 
 @pytest.fixture
@@ -56,6 +51,7 @@ def test_every_node_is_tagged_shared_with_its_model_or_with_modalities_and_nothi
         for node in registered[name].nodes:
             assert node.tags == {node.namespace or "shared"}, node.name
     assert {(node.namespace, *node.tags) for node in registered["ensemble"].nodes} == {("ensemble", "shared")}
+    assert {(node.namespace, *node.tags) for node in registered["geometry"].nodes} == {(None, "shared")}
     tags = {node.name: node.tags for node in registered["embed"].nodes}
     assert tags == {
         "embed_text": {"text", "text_image"},
@@ -111,6 +107,16 @@ def test_the_leaderboard_comes_after_every_evaluation(registered) -> None:
     every = registered["report"] + registered["ensemble"] + registered["ties"]
     asked_for = {node.name for node in (*registered["ensemble"].nodes, *registered["ties"].nodes)}
     assert asked_for <= {node.name for node in every.node_dependencies[study]}
+
+
+def test_geometry_comes_after_what_it_reads_from_disk_and_before_what_shows_it(registered) -> None:
+    every = registered["__default__"] + registered["geometry"]
+    named = {node.name: node for node in every.nodes}
+    before = {node.name for node in every.node_dependencies[named["measure_geometry"]]}
+    assert {node.name for node in registered["evaluate"].nodes} <= before
+    assert {f"{modality}_ids.measure_ids" for modality in MODALITIES} <= before
+    for name in ("draw_figures", "write_report"):
+        assert "measure_geometry" in {node.name for node in every.node_dependencies[named[name]]}
 
 
 def test_everything_that_flows_has_an_entry_and_every_path_is_the_projects(

@@ -38,6 +38,14 @@ def test_what_is_no_seed_is_refused(seeds) -> None:
         (None, [(1, None), (2, ["train", "evaluate"]), (1, ["report"])]),
         (["__default__"], [(1, None), (2, ["train", "evaluate"]), (1, ["report"])]),
         (["report"], [(1, ["report"])]),
+        (
+            ["geometry", "train", "report"],
+            [(1, ["train"]), (2, ["train"]), (1, ["geometry", "report"])],
+        ),
+        (
+            ["__default__", "geometry"],
+            [(1, None), (2, ["train", "evaluate"]), (1, ["geometry", "report"])],
+        ),
         (["ingest"], [(1, ["ingest"])]),
     ],
 )

@@ -55,6 +55,10 @@ class CodeInput(nn.Module):
         """(..., D)."""
         return F.embedding(tokens, self.weight)
 
+    def items(self, tokens: Tensor, known: Tensor) -> Tensor:
+        """(I + 1, D): the summed ``tokens`` (I + 1, L) of each item, zero where it has no id, ``known`` (I + 1,)."""
+        return self.embed(tokens).sum(1) * known[:, None]
+
     def forward(self, batch: Batch, tokens: Tensor) -> Embedded:
         """``tokens`` (I + 1, L): those of every item."""
         return self.of(tokens[batch.items], batch.mask, self.beginning(batch))

@@ -111,6 +111,14 @@ class ItemInput(nn.Module):
             self.weight[: self.n_items + 1] if self.side.config.head == "ids" else table[: self.n_items + 1]
         )
 
+    def tables(self) -> dict[str, Tensor]:
+        """What there is to look at, as ``Recommender.item_tables``; projected vectors by their modality."""
+        table = self.table()
+        found = {"input": table[: self.n_items + 1]}
+        if self.side.config.head == "ids" and table is not self.weight:
+            found["output"] = self.head(table)
+        return found | {name.removeprefix(KEY): vectors() for name, vectors in self.vectors.items()}
+
     def embed(self, batch: Batch, table: Tensor, *, hidden: Tensor | None = None) -> Tensor:
         """(B, T, D) of ``batch``; places where ``hidden`` (B, T) is True tell nothing but their item."""
         x_BTD = F.embedding(batch.items, table)

@@ -151,6 +151,9 @@ class BERT4Rec(Scorer):
         hidden = self.encode(self.asking(batch), table)[rows, batch.lengths]  # (B, D)
         return self.transform(hidden) @ self.items.head(table).T
 
+    def item_tables(self) -> dict[str, Tensor]:
+        return self.items.tables()
+
     def asking(self, batch: Batch) -> Batch:
         """``batch`` with [MASK] after every last event."""
         longer = batch.longer(1)

@@ -103,6 +103,9 @@ class LightGCN(Scorer):
         self.given = below_ND[pairs.users :] / degree.sqrt()[:, None]
         self.items = propagate(ego_ND, graph, L)[pairs.users :]
 
+    def item_tables(self) -> dict[str, Tensor]:
+        return {"input": self.given, "output": self.items}
+
     def score(self, batch: Batch) -> Tensor:
         held = (counts_of(batch.items, self.n_items) > 0).float()
         users_BD = (held @ self.given) / held.sum(1, keepdim=True).clamp(min=1).sqrt()

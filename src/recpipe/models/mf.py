@@ -118,6 +118,9 @@ class MF(Scorer):
             gram.diagonal().add_(RIDGE * gram.diagonal().mean())
             self.fold = torch.linalg.solve(gram, read.T @ users_UD)
 
+    def item_tables(self) -> dict[str, Tensor]:
+        return {"input": self.items}
+
     def score(self, batch: Batch) -> Tensor:
         step = max(SYSTEMS // self.config.dim**2, 1)
         return torch.cat([self.user(part) for part in batch.items.split(step)]) @ self.items.T

@@ -118,6 +118,13 @@ class MQL4GRec(Generator):
     def item_codes(self) -> dict[str, ItemCodes]:
         return {name: self.book(name) for name in self.names}
 
+    def item_tables(self) -> dict[str, Tensor]:
+        embedded = self.transformer.input
+        return {
+            f"{name} codes": embedded.items(self.tokens(m), self.book(name).known)
+            for m, name in enumerate(self.names)
+        }
+
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         features = self.transformer.input.features(sequences.users)
         return DeviceSequences(sequences, window=window, device=self.device, features=features)

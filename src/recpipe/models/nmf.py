@@ -87,6 +87,9 @@ class NMF(Scorer):
         parts[:, 1:] = torch.from_numpy(fitted.components_)
         self.parts = parts.to(self.device)
 
+    def item_tables(self) -> dict[str, Tensor]:
+        return {"input": self.parts.T}
+
     def score(self, batch: Batch) -> Tensor:
         return self.mixture(self._scaled(counts_of(batch.items, self.n_items))) @ self.parts
 

@@ -104,6 +104,9 @@ class ParallelTIGER(Scorer):
     def item_codes(self) -> dict[str, ItemCodes]:
         return {self.modality: self.codes}
 
+    def item_tables(self) -> dict[str, Tensor]:
+        return {"codes": self.input.items(self.codes.tokens, self.codes.known)}
+
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         features = self.input.features(sequences.users)
         return DeviceSequences(sequences, window=window, device=self.device, features=features)

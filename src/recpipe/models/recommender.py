@@ -142,6 +142,16 @@ class Recommender(nn.Module):
         """(I + 1, D) what it scores items with; row 0 is padding. Raises ValueError if it has no such table."""
         raise ValueError(f"{type(self).__name__} has no vectors of items that another model could read")
 
+    def item_tables(self) -> dict[str, Tensor]:
+        """Tables of items (I + 1, D), to be looked at: ``input``, what histories are read with, ``output``, what items
+        are scored with where that is another, and parts of these by their names. Row 0 is padding; an item that lacks
+        a vector has a row of zeros. Empty for a model that has no vectors of items.
+        """
+        try:
+            return {"output": self.item_vectors()}
+        except ValueError:
+            return {}
+
     def item_codes(self) -> dict[str, ItemCodes]:
         """The semantic ids that it was built with, by modality."""
         return {}
@@ -260,6 +270,9 @@ class NextItem(Scorer):
 
     def item_vectors(self) -> Tensor:
         return self.items.head(self.items.table())
+
+    def item_tables(self) -> dict[str, Tensor]:
+        return self.items.tables()
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states (B, T, D) of events, oldest first."""

@@ -155,6 +155,11 @@ class SETRec(Scorer):
         collaborative = log_probabilities(hidden[:, 0], tokens[:, 0]) if first else None
         return collaborative, semantic.div_(self.items.count - first)
 
+    def item_tables(self) -> dict[str, Tensor]:
+        tokens, first = self.items.tokens(), self.items.first_semantic
+        found = {"semantic": tokens[:, first:].mean(1) * self.items.described()[:, None]}
+        return found | ({"collaborative": tokens[:, 0] * self.items.trained()[:, None]} if first else {})
+
     def score(self, batch: Batch) -> Tensor:
         collaborative, semantic = self.parts(batch)
         if collaborative is None:

@@ -70,6 +70,9 @@ class SVD(Scorer):
             _, _, V = torch.svd_lowrank(matrix, q=min(kept + OVERSAMPLING, *matrix.shape), niter=ITERATIONS)
         self.weight, self.factors = weight.to(self.device), V[:, :kept].contiguous().to(self.device)
 
+    def item_tables(self) -> dict[str, Tensor]:
+        return {"input": self.factors}
+
     def score(self, batch: Batch) -> Tensor:
         counts = counts_of(batch.items, self.n_items)
         x = self._counted(counts) * self.weight

@@ -78,6 +78,9 @@ class TIGER(Generator):
             return hidden.sum() * 0
         return criterion(hidden[known].flatten(0, 1), self.transformer.input.head, wanted[known].flatten())
 
+    def item_tables(self) -> dict[str, Tensor]:
+        return {"codes": self.transformer.input.items(self.codes.tokens, self.codes.known)}
+
     def holding(self) -> AbstractContextManager[None]:
         return self.transformer.holding()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from recpipe.data.protocol import Protocol
 
@@ -75,6 +75,19 @@ class ContextBlock(Block):
     """`context` of conf/base/parameters/studies.yml."""
 
     users: PositiveInt
+
+
+class GeometryBlock(Block):
+    """conf/base/parameters/geometry.yml."""
+
+    models: str
+    k: PositiveInt
+    nulls: Annotated[int, Field(ge=2)]
+    items: PositiveInt
+    map: PositiveInt
+    examples: PositiveInt
+    nearest: PositiveInt
+    beside: PositiveInt
 
 
 class ItemTable(Block):

@@ -1,6 +1,7 @@
 """`--params seeds=42+123+2023`: which seed runs which pipelines, so that nothing runs again that no seed changes.
 
-The log, vectors and ids do not depend on the seed and are made by the first run; the report comes once all are done.
+The log, vectors and ids do not depend on the seed and are made by the first run; what is of all seeds,
+geometry and the report, comes once all are done.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 ONCE = ("ingest", "embed", "semantic_ids")
 REPORT = "report"
+LAST = ("geometry", REPORT)
 WHOLE = "__default__"
 PER_SEED = ["train", "evaluate"]  # of the whole project
 Plan = list[tuple[int, list[str] | None]]
@@ -37,10 +39,15 @@ def plan(seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered: boo
     first, *others = seeds
     if filtered or not others:
         return [(seed, list(pipelines) if pipelines else None) for seed in seeds]
+    ends = [name for name in pipelines or () if name in LAST]
     if not pipelines or WHOLE in pipelines:
-        return [(first, None), *((seed, PER_SEED) for seed in others), (first, [REPORT])]
-    begins = [name for name in pipelines if name != REPORT]
+        return [
+            (first, None),
+            *((seed, PER_SEED) for seed in others),
+            (first, [*(name for name in ends if name != REPORT), REPORT]),
+        ]
+    begins = [name for name in pipelines if name not in LAST]
     again = [name for name in begins if name not in ONCE]
     runs: Plan = [(first, begins)] if begins else []
     runs += [(seed, again) for seed in others if again]
-    return [*runs, (first, [REPORT])] if REPORT in pipelines else runs
+    return [*runs, (first, ends)] if ends else runs

@@ -143,3 +143,47 @@ PROTOCOL = {
     "time": "which timestamps a model may use; query means the time of the event to be predicted",
     "cutoffs": "lengths of the list at which metrics are taken",
 }
+
+GEOMETRY = {
+    "geometry_variance": (
+        "How many directions carry the variance",
+        "Walking from the strongest direction of a table to its weakest, how much of the variance has been passed. "
+        "The dotted line is an untrained table. A line that shoots up lives in few directions and wastes its width; "
+        "one as straight as the dotted one uses all of them, or has learned nothing.",
+    ),
+    "geometry_spectrum": (
+        "How strong each direction is",
+        "Variance along each direction, the strongest first, over the mean of all; each step of the upright axis is "
+        "ten times. A first point far above the others is a direction that all items share, which is often "
+        "popularity; a fall at the right end means that the table could be narrower.",
+    ),
+    "geometry_groups": (
+        "The same by popularity",
+        "Variance by direction among the head, the middle and the tail of the best model\u2019s items. Few items span "
+        "few directions, so compare a line with the dotted one of its colour. A tail that lies on its dotted line has "
+        "hardly moved from where it began: too few events to learn from.",
+    ),
+    "geometry_norms": (
+        "Length of vectors by popularity",
+        "Each dot is about a twelfth of the items. In an untrained table lengths lie at 1 whatever the popularity. "
+        "Scores are products, so a line that rises lifts popular items in every list; one that falls holds them back.",
+    ),
+    "geometry_overlap": (
+        "Whether tables agree on who is near whom",
+        "The share of an item\u2019s nearest items that two tables have in common, averaged over items; hover for "
+        "what untrained tables have in common. Models that agree have learned the same likeness; agreement with the "
+        "text encoder is what a model has found of the text by itself, or was given.",
+    ),
+    "geometry_cka": (
+        "Whether tables are arranged alike",
+        "CKA: 1 for two tables that differ by a rotation only; hover for what two untrained tables have. It "
+        "looks at the whole arrangement, led by the strongest directions, where the figure before looks at the "
+        "nearest items only.",
+    ),
+    "geometry_map": (
+        "A map of the items",
+        "Items of the best model that stand near each other are alike to it (t-SNE of cosines); hovering shows "
+        "titles. Groups mean something, the distances between groups and their sizes do not. If the popular items "
+        "stand together, the model has sorted by popularity rather than by kind.",
+    ),
+}

@@ -19,9 +19,10 @@ import plotly.offline
 import polars as pl
 
 from recpipe.reporting import wording
-from recpipe.reporting.captions import CAPTIONS, IDS, PROTOCOL
+from recpipe.reporting.captions import CAPTIONS, GEOMETRY, IDS, PROTOCOL
 from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import figures
+from recpipe.reporting.geometry_tables import Section as Geometry
 from recpipe.reporting.insight_figures import insight_figures
 from recpipe.reporting.insight_tables import certainty_table, lists_table
 from recpipe.reporting.leaderboard import groups, leaderboard, made_of, table_cells
@@ -44,6 +45,7 @@ def page(
     semantic_ids: Sequence[Section] = (),
     insights: Mapping[str, Any] | None = None,
     studies: Studies | None = None,
+    geometry: Geometry | None = None,
     notes: Sequence[str] = (),
     metric: str = "ndcg@10",
     made_at: datetime | None = None,
@@ -51,8 +53,9 @@ def page(
     """The page as text; every part without data says so in its place.
 
     `dataset` is its block of the conf, of which title, homepage, licence and citation are read; else as in
-    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `insights` and `studies` as the
-    functions of that name; `notes` are warnings that stand above the data. Everything from outside is escaped.
+    `figures`; `semantic_ids` as `semantic_ids.section` makes them; `insights` and `studies` as the functions of that
+    name; `geometry` as `geometry_tables.section`; `notes` are warnings that stand above the data. Everything that comes
+    from outside is escaped.
     """
     runs, closer = list(runs), insights or {}
     found, problems = read_runs(runs)
@@ -67,7 +70,8 @@ def page(
     }
     drawn |= {name: drawing for name, (_, drawing) in of_ids.items()}
     drawn |= {} if studies is None else studies.figures
-    words = CAPTIONS | {name: caption for name, (caption, _) in of_ids.items()}
+    drawn |= {} if geometry is None else geometry.figures
+    words = CAPTIONS | GEOMETRY | {name: caption for name, (caption, _) in of_ids.items()}
     text = _template().render(
         dataset={name: dataset.get(name) for name in ("title", "name", "homepage", "licence", "citation")},
         made_at=wording.day(int((made_at or datetime.now(UTC)).timestamp())),
@@ -87,6 +91,7 @@ def page(
         steps=_steps(steps),
         examples=examples,
         semantic_ids=semantic_ids,
+        geometry=geometry,
         runs=[_run(run) for run in found],
         versions=_versions(found),
         plotly=_packed_plotly() if drawn else "",

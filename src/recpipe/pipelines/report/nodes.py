@@ -36,6 +36,13 @@ FIGURES = (
     "events_over_time",
     "events_per_user",
     "steps",
+    "geometry_variance",
+    "geometry_spectrum",
+    "geometry_groups",
+    "geometry_norms",
+    "geometry_overlap",
+    "geometry_cka",
+    "geometry_map",
 )
 
 
@@ -93,12 +100,14 @@ def draw_figures(
     ingest_steps: Any,
     run_contexts: Loads,
     run_studies: Loads,
+    geometry: dict[str, Any] | None,
     report: ReportBlock,
 ) -> dict[str, Any]:
     """Figures for the catalog, one entry each; an empty one where there is no data yet."""
     import plotly.graph_objects as go
 
     from recpipe.reporting.figures import figures
+    from recpipe.reporting.geometry_figures import geometry_figures
     from recpipe.reporting.insight_figures import insight_figures
     from recpipe.reporting.studies import studies
 
@@ -108,6 +117,7 @@ def draw_figures(
     )
     made |= insight_figures(insights, judged, metric=report.metric)
     made |= studies(run_contexts, run_studies, judged, protocol=insights["protocol"]).figures
+    made |= geometry_figures(geometry)
     return {name: made.get(name) or go.Figure() for name in FIGURES}
 
 
@@ -132,13 +142,14 @@ def write_report(
     model: str,
     seed: int,
     report: ReportBlock,
+    geometry: dict[str, Any] | None = None,
     **qualities: dict[str, Any] | None,
 ) -> tuple[str, str]:
     """The HTML page of the data set, and the text that a run ends with.
 
     qualities: of the semantic ids by modality, `text_ids`, None where there are none.
     """
-    from recpipe.reporting import examples, html, semantic_ids, summary
+    from recpipe.reporting import examples, geometry_tables, html, semantic_ids, summary
     from recpipe.reporting.studies import studies
 
     metrics = {name: load() for name, load in runs.items()}
@@ -179,6 +190,7 @@ def write_report(
         semantic_ids=described,
         insights=insights,
         studies=studied,
+        geometry=geometry_tables.section(geometry, protocol["id"]),
         notes=_notes(ingest_steps, protocol),
         metric=report.metric,
     )

@@ -2,7 +2,7 @@
 
 `runs` gives no edge to training or evaluation, so the insights also take every model's metrics, which load as None
 where there are none: in one combined run they come last, and alone they need only what is on disk. So it is with the
-quality of semantic ids.
+quality of semantic ids, and the geometry of items.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STUDIED = ["runs", "run_ranks", "run_recommendations", "run_ties"]
 STUDIED += ["train_set", "vocabulary", "protocol", "text_vectors", "image_vectors"]
 STUDIED += ["params:model", "params:seed", "params:report"]
 DRAWN = ["leaderboard", "insights", "runs", "run_curves", "data_profile", "ingest_steps"]
-DRAWN += ["run_contexts", "run_studies", "params:report"]
+DRAWN += ["run_contexts", "run_studies", "geometry", "params:report"]
 TOLD = {
     "leaderboard": "leaderboard",
     "insights": "insights",
@@ -40,6 +40,7 @@ TOLD = {
     "model": "params:model",
     "seed": "params:seed",
     "report": "params:report",
+    "geometry": "geometry",
 }
 AFTER = ("metrics", "tie_sensitivity", "context", "study")
 QUALITIES = {name: f"{name}.quality" for name in map(group, MODALITIES)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +32,8 @@ def project_copy(tmp_path: Path) -> Path:
 def copy_project(target: Path) -> Path:
     """Configuration and pyproject.toml as they are in the repository, an empty src (recpipe is imported as ever)."""
     (target / "src").mkdir(parents=True)
-    shutil.copy(PROJECT / "pyproject.toml", target)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(PROJECT / name, target)
     shutil.copytree(PROJECT / "conf", target / "conf", ignore=shutil.ignore_patterns("local"))
     (target / "conf" / "local").mkdir()
     (target / "data").mkdir()
@@ -42,6 +45,19 @@ def copy_project(target: Path) -> Path:
 def project_copier() -> Callable[[Path], Path]:
     """`copy_project`, for fixtures that many tests share."""
     return copy_project
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A project after `kedro run --env test` as a user types it, and what that printed; to be copied, not changed."""
+    folder = copy_project(tmp_path_factory.mktemp("whole") / "project")
+    environment = os.environ | {"PYTHONPATH": str(PROJECT / "src")}
+    command = [sys.executable, "-m", "kedro", "run", "--env", "test"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
 
 
 @pytest.fixture

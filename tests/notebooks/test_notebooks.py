@@ -10,6 +10,8 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+FIGURE = "application/vnd.plotly.v1+json"
+SILENT = {"parameters", "given", "open", "train"}
 PARAMETERS = {"02_train_and_compare": 'TRAIN = "item_knn"'}  # besides ENV
 
 
@@ -21,43 +23,35 @@ def finished(whole_run, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def executed(request, finished, project, tmp_path, monkeypatch) -> nbformat.NotebookNode:
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def executed(request, finished, project, tmp_path_factory) -> nbformat.NotebookNode:
     """The notebook after it ran, with its parameters replaced as papermill does it: by a cell behind theirs."""
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setenv("PYTHONPATH", str(project / "src"))
     book = nbformat.read(request.param, as_version=4)
     (place,) = (n for n, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", ()))
     given = f'ENV = "test"\n{PARAMETERS.get(request.param.stem, "")}'
-    book.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
-    client = NotebookClient(
-        book,
-        timeout=120,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(finished / "notebooks")}},
-    )
-    return client.execute()
+    book.cells.insert(place + 1, nbformat.v4.new_code_cell(given, id="given"))
+    where = {"metadata": {"path": str(finished / "notebooks")}}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name)))
+        patch.setenv("PYTHONPATH", str(project / "src"))
+        NotebookClient(book, timeout=120, kernel_name="python3", resources=where).execute()
+    return book
 
 
-@pytest.mark.parametrize("executed", NOTEBOOKS, ids=lambda path: path.stem, indirect=True)
-def test_it_runs_on_small_data_and_shows_something_in_every_part(executed) -> None:
+def test_it_runs_on_small_data_and_every_cell_shows_something(executed) -> None:
     shown = {cell.id: cell.outputs for cell in executed.cells if cell.cell_type == "code"}
-    silent = {cell.id for cell in executed.cells if cell.cell_type == "code" and not cell.outputs}
-    assert silent <= {"parameters", "open", "train", executed.cells[2].id}, silent
-    kinds = {kind for outputs in shown.values() for output in outputs for kind in output.get("data", {})}
-    assert "application/vnd.plotly.v1+json" in kinds
-    for outputs in shown.values():
-        for output in outputs:
-            drawn = output.get("data", {}).get("application/vnd.plotly.v1+json")
-            assert drawn is None or drawn["data"]
+    assert {name for name, outputs in shown.items() if not outputs} <= SILENT
+    data = [output.get("data", {}) for outputs in shown.values() for output in outputs]
+    figures = [each[FIGURE] for each in data if FIGURE in each]
+    assert len(figures) >= 2 and all(figure["data"] for figure in figures)
 
 
-@pytest.mark.parametrize("executed", NOTEBOOKS[1:2], ids=lambda path: path.stem, indirect=True)
-def test_what_was_trained_in_the_notebook_stands_on_its_leaderboard_and_answers_have_titles(executed) -> None:
+def test_what_a_notebook_trained_stands_on_its_leaderboard_and_answers_have_titles(executed) -> None:
     told = {cell.id: "".join(map(str, cell.get("outputs", ()))) for cell in executed.cells}
-    assert all(name in told["board"] for name in ("item_knn", "popular", "sasrec"))
-    assert "LANTERN" in told["find"] and "probability" in told["ask"]
+    if "ask" in told:
+        assert all(name in told["board"] for name in ("item_knn", "popular", "sasrec"))
+        assert "LANTERN" in told["find"] and "probability" in told["ask"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -136,7 +136,9 @@ def test_evaluation_counts_what_can_not_be_found_and_what_training_never_saw():
     test = found.metrics["test"]
     assert (test["users"], test["targets"], test["unrankable"], test["cold_targets"]) == (3, 3, 1, 1)
     assert found.metrics["protocol"]["id"] == Protocol(dataset="x").id
-    assert found.metrics["cost"]["inference_users_per_second"] > 0
+    cost = found.metrics["cost"]
+    assert cost["inference_users_per_second"] > 0
+    assert cost["inference_latency_ms_p95"] >= cost["inference_latency_ms_p50"] > 0
     ranks = found.ranks.to_pylist()
     assert [row["target"] for row in ranks] == ["item 2", f"item {ITEMS}", "item 6"]
     assert [row["cold"] for row in ranks] == [False, True, False]

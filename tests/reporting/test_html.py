@@ -166,6 +166,8 @@ def test_facts_fields_and_sources_are_on_the_page(text):
         "5 / 92.9 / 7 670",
         "541 909",
         "12 of them never seen in training",
+        "one user, ms",
+        "3.1 / 12",
     ):
         assert expected in words
 

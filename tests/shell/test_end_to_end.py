@@ -112,6 +112,9 @@ def test_mlflow_holds_the_run_and_its_models(whole_run) -> None:
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "leaderboard.parquet", "ingest_steps.parquet", "protocol.json"} <= files
     assert client.get_metric_history(runs["sasrec"].info.run_id, "curve/loss")
+    costs = ("train_seconds", "tokens_per_second", "peak_memory_mib", "parameters")
+    costs += ("inference_users_per_second", "inference_latency_ms_p50", "inference_latency_ms_p95")
+    assert {f"cost/{name}" for name in costs} <= set(runs["sasrec"].data.metrics)
 
 
 def ids_of(folder: Path) -> SemanticIds:

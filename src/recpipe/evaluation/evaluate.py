@@ -19,6 +19,7 @@ import pyarrow as pa
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.decoding.exact import SearchError
+from recpipe.evaluation.latency import latency
 from recpipe.evaluation.metrics import coverage, metrics_from_ranks, warm_and_cold_items
 from recpipe.evaluation.ranking import Ranking, rank_fold
 from recpipe.evaluation.recommendations import recommendations_table
@@ -81,7 +82,11 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         **warm_and_cold_items(tables["test"], cutoffs=protocol.cutoffs),
         **_search(bundle, test, protocol),
         "cold_users": _on_cold_users(bundle, test, dataclasses.replace(protocol, exclude_seen=False), known),
-        "cost": {**bundle.training.get("cost", {}), "inference_users_per_second": len(test) / best.seconds},
+        "cost": {
+            **bundle.training.get("cost", {}),
+            "inference_users_per_second": len(test) / best.seconds,
+            **latency(bundle.model, test.asking(protocol), exclude_seen=protocol.exclude_seen, k=top),
+        },
         "versions": bundle.training.get("versions", {}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

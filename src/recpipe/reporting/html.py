@@ -235,6 +235,7 @@ def _run(run: Run) -> dict[str, str]:
         "memory": wording.MISSING if memory is None else f"{wording.count(memory)} MiB",
         "parameters": wording.count(cost.get("parameters")),
         "users / s": wording.count(cost.get("inference_users_per_second")),
+        "one user, ms": wording.pair(*(cost.get(f"inference_latency_ms_p{p}") for p in (50, 95))),
         "finished": run.finished[:16].replace("T", " ") or wording.MISSING,
         "commit": (run.commit or wording.MISSING)[:10],
     }

@@ -22,6 +22,8 @@ COST = (
     "parameters",
     "peak_memory_mib",
     "inference_users_per_second",
+    "inference_latency_ms_p50",
+    "inference_latency_ms_p95",
 )
 COUNTS = ("users", "targets", "unrankable", "cold_targets")
 SHOWN = (

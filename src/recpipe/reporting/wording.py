@@ -49,6 +49,12 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
+def pair(usual: float | None, slow: float | None) -> str:
+    """Two waiting times as 3.1 / 12; a dash where they were not measured."""
+    known = [f"{value:.1f}" if value < 10 else count(value) for value in (usual, slow) if value is not None]
+    return " / ".join(known) or MISSING
+
+
 def percent(share: float | None) -> str:
     """A share as a percentage with about three digits that mean something."""
     if share is None:

@@ -111,10 +111,18 @@ def test_mlflow_holds_the_run_and_its_models(whole_run) -> None:
     parent = next(run for run in runs.values() if "mlflow.parentRunId" not in run.data.tags)
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "leaderboard.parquet", "ingest_steps.parquet", "protocol.json"} <= files
+    drawn = {path.stem for path in (reporting(folder) / "figures").glob("*.json") if _has_data(path)}
+    logged = {Path(file.path).stem for file in client.list_artifacts(parent.info.run_id, "figures")}
+    assert logged == drawn and {"certainty", "quality_seconds", "steps"} <= logged
+    assert len(client.list_artifacts(runs["text_ids"].info.run_id, "figures")) == 2
     assert client.get_metric_history(runs["sasrec"].info.run_id, "curve/loss")
     costs = ("train_seconds", "tokens_per_second", "peak_memory_mib", "parameters")
     costs += ("inference_users_per_second", "inference_latency_ms_p50", "inference_latency_ms_p95")
     assert {f"cost/{name}" for name in costs} <= set(runs["sasrec"].data.metrics)
+
+
+def _has_data(figure: Path) -> bool:
+    return bool(json.loads(figure.read_text())["data"])
 
 
 def ids_of(folder: Path) -> SemanticIds:

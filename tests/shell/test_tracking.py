@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import plotly.graph_objects as go
+import plotly.io as pio
 import polars as pl
 import pytest
 from kedro.framework.hooks.manager import _create_hook_manager
@@ -17,7 +19,7 @@ from pydantic import BaseModel
 
 from recpipe.hooks import TrackingHooks
 from recpipe.hooks.values import allowed, flat, metric_values
-from recpipe.io.files import TextDataset
+from recpipe.io.files import FigureDataset, TextDataset
 from recpipe.pipelines.progress import tell
 
 METRICS = {
@@ -93,6 +95,8 @@ def catalog_in(folder: Path) -> DataCatalog:
         "params:block": MemoryDataset(Block()),
         "params:datasets": MemoryDataset({"shop": {"title": "Shop"}, "other": {"title": "Other"}}),
         "steps": TextDataset(filepath=str(folder / "steps.txt"), metadata={"mlflow": "artifact"}),
+        "bars": FigureDataset(filepath=str(folder / "bars.json"), metadata={"mlflow": "figure"}),
+        "nothing": FigureDataset(filepath=str(folder / "nothing.json"), metadata={"mlflow": "figure"}),
     }
     for name in ("one", "two"):
         entries[f"{name}.metrics"] = MemoryDataset(metadata={"mlflow": "metrics"})
@@ -158,6 +162,19 @@ def test_a_parent_and_one_nested_run_per_model_for_train_and_evaluate_together(p
     assert (place / "mlruns").is_dir()
 
 
+def test_figures_are_artifacts_in_a_folder_and_empty_ones_are_none(place, conf) -> None:
+    def draw(dataset: str) -> tuple[go.Figure, go.Figure]:
+        return go.Figure(go.Bar(y=[1, 2])), go.Figure()
+
+    run(Pipeline([Node(draw, "params:dataset", ["bars", "nothing"], name="draw")]), conf, place)
+    client, (parent,) = found(place)
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["figures"]
+    (file,) = client.list_artifacts(parent.info.run_id, "figures")
+    assert file.path == "figures/bars.json"
+    assert pio.read_json(client.download_artifacts(parent.info.run_id, file.path)).data[0].y == (1, 2)
+    assert (place / "nothing.json").is_file()  # the catalog has it all the same
+
+
 def test_the_settings_in_force_are_parameters_of_the_models_run(place, conf, monkeypatch) -> None:
     settings = {"type": "sasrec", "dim": 64, "train": {"max_epochs": 20}}
     monkeypatch.setitem(METRICS, "settings", settings)
@@ -218,7 +235,8 @@ def test_an_unknown_kind_of_tracking_in_the_catalog_is_an_error(place, conf) -> 
     catalog["odd"] = MemoryDataset(metadata={"mlflow": "metric"})
     hooks.before_pipeline_run({"pipeline_names": None, "env": "", "run_id": ""}, Pipeline([]), catalog)
     with pytest.raises(
-        ValueError, match="of odd in the catalog is 'metric'; allowed: metrics, numbers, curves, artifact"
+        ValueError,
+        match="of odd in the catalog is 'metric'; allowed: metrics, numbers, curves, artifact, figure",
     ):
         hooks.after_dataset_saved("odd", {})
 

@@ -104,9 +104,9 @@ class MlflowRuns:
         for start in range(0, len(metrics), METRICS_AT_ONCE):
             self._client.log_batch(self._run(model), metrics=metrics[start : start + METRICS_AT_ONCE])
 
-    def artifact(self, model: str | None, path: Path) -> None:
-        """Copies a file to the run."""
-        self._client.log_artifact(self._run(model), str(path))
+    def artifact(self, model: str | None, path: Path, *, folder: str | None = None) -> None:
+        """Copies a file to the run, there into a folder."""
+        self._client.log_artifact(self._run(model), str(path), folder)
 
     def end(self, status: str, *, reason: str | None = None) -> None:
         """Closes the nested runs, then the parent. A second call does nothing."""

@@ -1,6 +1,6 @@
 """When what is tracked: Kedro's events as calls to `MlflowRuns`.
 
-The catalog says what is tracked, `metadata: {mlflow: metrics | numbers | curves | artifact}`; mlflow.yml says where.
+The catalog says what is tracked, `metadata: {mlflow: …}` with one of the kinds below; mlflow.yml says where.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class TrackingHooks:
             "numbers": lambda: runs.numbers(model, data),
             "curves": lambda: runs.curves(model, data),
             "artifact": lambda: runs.artifact(model, Path(dataset._get_load_path())),
+            "figure": lambda: _figure(runs, model, data, Path(dataset._get_load_path())),
         }
         if kind is None:
             return
@@ -126,6 +127,12 @@ def _metrics(runs: MlflowRuns, model: str | None, data: dict[str, Any]) -> None:
     runs.metrics(model, data)
     if settings := data.get("settings"):
         runs.params(model, flat(settings, "settings"))
+
+
+def _figure(runs: MlflowRuns, model: str | None, data: Any, path: Path) -> None:
+    """Its JSON under `figures`; one without data, which stands for what there is nothing of yet, is left out."""
+    if data.data:
+        runs.artifact(model, path, folder="figures")
 
 
 def _stage(name: str) -> int:

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import pyarrow as pa
@@ -191,6 +191,7 @@ def facts(rows: Rows) -> Row:
         "last_timestamp": max(times, default=None),
         "events_min": min(events),
         "events_mean": pytest.approx(mean(events)),
+        "events_median": median(events),
         "events_max": max(events),
     }
 

@@ -135,6 +135,7 @@ def steps():
             "last_timestamp": [START + 373 * 86_400] * 4,
             "events_min": [1, 1, 1, 5],
             "events_mean": [123.9, 91.7, 90.5, 92.9],
+            "events_median": [42.0, 41.0, 40.5, 43.5],
             "events_max": [7983, 7847, 7676, 7670],
         }
     )

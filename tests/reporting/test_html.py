@@ -14,6 +14,7 @@ import pytest
 from tests.reporting.finished import catalogue, finished
 
 from recpipe.reporting.captions import CAPTIONS
+from recpipe.reporting.data_tables import before_and_after
 from recpipe.reporting.figures import figures
 from recpipe.reporting.html import page
 from recpipe.reporting.insight_figures import insight_figures
@@ -170,6 +171,24 @@ def test_facts_fields_and_sources_are_on_the_page(text):
         "3.1 / 12",
     ):
         assert expected in words
+
+
+def test_the_log_before_stands_beside_what_is_left(steps, text):
+    head, rows = before_and_after(steps)
+    assert head[1:] == ["raw log", "as models see it"]
+    assert {name: cells for name, *cells in rows} == {
+        "interactions": ["541\u202f909", "391\u202f150"],
+        "users": ["4\u202f373", "4\u202f210"],
+        "items": ["4\u202f070", "3\u202f190"],
+        "interactions over possible user-item pairs": ["3.04\u202f%", "2.91\u202f%"],
+        "interactions of the median user": ["42", "43.5"],
+        "of the average user": ["123.9", "92.9"],
+        "from, to": ["-1291190400000 \u2013 9 Dec 2011", "1 Dec 2010 \u2013 9 Dec 2011"],
+    }
+    assert "as models see it" in "".join(Page(text).words)
+    older = before_and_after(steps.drop_columns(["events_median"]))[1]
+    assert [row[1:] for row in older if "median" in row[0]] == [["\u2013", "\u2013"]]
+    assert before_and_after(None) is None is before_and_after(steps.slice(0, 1))
 
 
 def test_bare_page_says_what_is_missing():

@@ -20,6 +20,7 @@ import polars as pl
 
 from recpipe.reporting import wording
 from recpipe.reporting.captions import CAPTIONS, GEOMETRY, IDS, PROTOCOL
+from recpipe.reporting.data_tables import before_and_after
 from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import figures
 from recpipe.reporting.geometry_tables import Section as Geometry
@@ -89,6 +90,7 @@ def page(
         studies=studies,
         facts=_facts(profile) if profile else [],
         steps=_steps(steps),
+        sizes=before_and_after(steps),
         examples=examples,
         semantic_ids=semantic_ids,
         geometry=geometry,
@@ -172,8 +174,8 @@ def _steps(steps: Any) -> list[dict[str, str]]:
             "step": str(row["name"]),
             "detail": _detail(row.get("detail")),
             **{name: wording.count(row[name]) for name in ("rows", "users", "items")},
-            "time": _span(row.get("first_timestamp"), row.get("last_timestamp")),
-            "per_user": " / ".join(_number(row.get(name)) for name in PER_USER) or wording.MISSING,
+            "time": wording.span(row.get("first_timestamp"), row.get("last_timestamp")),
+            "per_user": " / ".join(wording.number(row.get(name)) for name in PER_USER) or wording.MISSING,
         }
         for row in table.sort("step").iter_rows(named=True)
     ]
@@ -188,24 +190,6 @@ def _detail(text: str | None) -> str:
         ", ".join(f"{name} {_plain(value)}" for name, value in fields.items())
         if isinstance(fields, dict)
         else str(text)
-    )
-
-
-def _span(first: int | None, last: int | None) -> str:
-    return (
-        wording.MISSING
-        if first is None or last is None
-        else f"{wording.day(first)} \u2013 {wording.day(last)}"
-    )
-
-
-def _number(value: float | None) -> str:
-    return (
-        wording.MISSING
-        if value is None
-        else f"{value:.1f}"
-        if isinstance(value, float) and value % 1
-        else wording.count(value)
     )
 
 

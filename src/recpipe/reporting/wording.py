@@ -55,6 +55,13 @@ def pair(usual: float | None, slow: float | None) -> str:
     return " / ".join(known) or MISSING
 
 
+def number(value: float | None) -> str:
+    """With one decimal where it has any."""
+    if value is None:
+        return MISSING
+    return f"{value:.1f}" if isinstance(value, float) and value % 1 else count(value)
+
+
 def percent(share: float | None) -> str:
     """A share as a percentage with about three digits that mean something."""
     if share is None:
@@ -80,3 +87,8 @@ def day(timestamp: int | None) -> str | None:
     except (ValueError, OverflowError, OSError):
         return str(timestamp)
     return f"{at.day} {at:%b %Y}"
+
+
+def span(first: int | None, last: int | None) -> str:
+    """From day to day, of seconds since 1970."""
+    return MISSING if first is None or last is None else f"{day(first)} \u2013 {day(last)}"

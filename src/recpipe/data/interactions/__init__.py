@@ -35,8 +35,9 @@ STEP_TABLE = pa.schema(
         ("items", pa.int64()),
         ("first_timestamp", pa.int64()),
         ("last_timestamp", pa.int64()),
-        ("events_min", pa.int64()),  # per user, and so the next two
+        ("events_min", pa.int64()),  # per user, and so the next three
         ("events_mean", pa.float64()),
+        ("events_median", pa.float64()),
         ("events_max", pa.int64()),
     ]
 )

@@ -101,6 +101,7 @@ def measure(log: Log) -> dict[str, Any]:
             last_timestamp=users["last"].max(),
             events_min=users.events.min(),
             events_mean=users.events.mean(),
+            events_median=users.events.median(),
             events_max=users.events.max(),
         )
     )

@@ -4,13 +4,12 @@ import base64
 import gzip
 import json
 import re
-import shutil
-import subprocess
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import polars as pl
 import pytest
+from tests.reporting.browser import needs_chromium, open_page
 from tests.reporting.finished import catalogue, finished
 
 from recpipe.reporting.captions import CAPTIONS
@@ -29,7 +28,6 @@ DATASET = {
     "homepage": "https://archive.ics.uci.edu/dataset/352/online+retail",
     "citation": "Chen, Sain, Guo (2012), doi 10.1057/dbm.2012.17",
 }
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 LOADING = {"src", "srcset", "data", "poster", "action", "background"}
 
 
@@ -233,33 +231,26 @@ def test_curves_of_a_model_without_epochs_are_left_out(curves):
     assert len(figures(curves={"popular": closed_form, **curves})["training_loss"].data) == 3
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_draws_every_figure(text, tmp_path):
+@needs_chromium
+def test_a_browser_draws_every_figure_without_a_complaint(text, tmp_path):
     path = tmp_path / "report.html"
     path.write_text(text)
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-    ]
-    flags += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        f"--user-data-dir={tmp_path / 'user'}",
-    ]
-    command = [CHROMIUM, *flags, "--virtual-time-budget=10000", "--dump-dom", path.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    html = next(attributes for tag, attributes in Page(shown).tags if tag == "html")
-    assert html.get("data-ready") == "yes"
-    assert "data-error" not in html
-    drawn = re.findall(
-        r'<div class="plot[^"]*" id="(\w+)".*?(?=<script type="application/json")', shown, flags=re.S
-    )
-    assert len(drawn) == len(CAPTIONS) - 1
-    for name in drawn:
-        body = shown.split(f'id="{name}"', 1)[1].split("</figure>", 1)[0]
-        assert 'class="main-svg"' in body, name
-        assert re.search(r'class="(point|js-line|scatterlayer)', body), name
+    shown = open_page(path, tmp_path / "user")
+    html = next(attributes for tag, attributes in Page(shown.html).tags if tag == "html")
+    assert html.get("data-ready") == "yes" and "data-error" not in html
+    assert shown.console == [] and shown.empty == []
+    assert set(shown.figures) == set(CAPTIONS) - {"recall_at_cutoffs"}
+
+
+@needs_chromium
+def test_a_figure_without_data_and_an_error_in_a_script_would_be_seen(text, tmp_path):
+    path = tmp_path / "report.html"
+    broken = text.replace("foldLists();\n  if", "setTimeout(() => { nothing.here(); });\n  if", 1)
+    name = "quality_seconds-data"
+    before, after = broken.split(f'id="{name}">', 1)
+    figure, rest = after.split("</script>", 1)
+    emptied = json.dumps({**json.loads(figure), "data": []})
+    path.write_text(f'{before}id="{name}">{emptied}</script>{rest}')
+    shown = open_page(path, tmp_path / "user")
+    assert shown.empty == ["quality_seconds"]
+    assert "nothing is not defined" in shown.console[0]

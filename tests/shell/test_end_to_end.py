@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from kedro.io import DatasetError
+from tests.reporting.browser import needs_chromium, open_page
 
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
@@ -74,6 +75,15 @@ def test_insights_are_of_all_models_and_add_up_to_their_metrics(whole_run) -> No
         assert 0 < lists["diversity"] < 2  # by the text vectors that this run made
     page = (reporting(folder) / "report.html").read_text()
     assert 'id="certainty-data"' in page and 'id="popularity_of_lists-data"' in page
+
+
+@needs_chromium
+def test_a_browser_draws_every_figure_of_the_page_without_a_complaint(whole_run, tmp_path) -> None:
+    folder, _ = whole_run
+    shown = open_page(reporting(folder) / "report.html", tmp_path)
+    assert 'data-ready="yes"' in shown.html and "data-error=" not in shown.html
+    assert shown.console == [] and shown.empty == []
+    assert {"quality_seconds", "steps", "text_ids_usage", "text_ids_sunburst"} <= set(shown.figures)
 
 
 def test_every_output_uses_the_ids_and_titles_of_the_source(whole_run) -> None:

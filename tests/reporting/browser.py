@@ -1,0 +1,41 @@
+"""A page in a real browser: what is in it once its scripts have run, and what they complained of."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="neither chromium nor google-chrome is installed"
+)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+MARKS = re.compile(r'class="(point|js-line|slice|hm)\b')  # of bars and dots, lines, sunbursts, heatmaps
+
+
+@dataclass(frozen=True)
+class Shown:
+    """`figures`: the markup of each by its id; `console`: errors and all else that scripts said."""
+
+    html: str
+    figures: dict[str, str]
+    console: list[str]
+
+    @property
+    def empty(self) -> list[str]:
+        """Figures in which nothing is drawn."""
+        return [name for name, body in self.figures.items() if not MARKS.search(body)]
+
+
+def open_page(path: Path, folder: Path) -> Shown:
+    """The page after its scripts; `folder` is for what the browser keeps."""
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "--virtual-time-budget=10000", "--dump-dom"]
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=90, check=True)
+    parts = re.split(r'<div class="plot[^"]*" id="(\w+)"', done.stdout)
+    bodies = (body.split('<script type="application/json"', 1)[0] for body in parts[2::2])
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return Shown(done.stdout, dict(zip(parts[1::2], bodies, strict=True)), console)

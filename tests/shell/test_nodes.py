@@ -66,7 +66,7 @@ def told(monkeypatch: pytest.MonkeyPatch):
         block = ReportBlock(
             metric="ndcg@10", baseline="best", resamples=100, examples=2, history=2, recommended=2
         )
-        insights = {"certainty": {}, "protocol": ""}
+        insights = {"certainty": {}, "protocol": "", "dataset": "shop", "ranked": [*runs]}
         board, _ = report.rank_runs(loads, insights, block)
         histories = Fold(random_sequences(8, 7, seed=0), random_sequences(8, 7, seed=1))
         page, text = report.write_report(

@@ -103,7 +103,7 @@ def page(
 
 
 def _lead(board: pl.DataFrame, metric: str) -> dict[str, Any] | None:
-    """The first and the second of the largest protocol."""
+    """The first and the second of the largest protocol, and all that share the first place where several do."""
     if not board.height:
         return None
     part = groups(board)[0][2].filter(pl.col("rank").is_not_null()).to_dicts()
@@ -114,6 +114,7 @@ def _lead(board: pl.DataFrame, metric: str) -> dict[str, Any] | None:
     ]
     return {
         "metric": wording.metric_title(metric),
+        "level": [row["model"] for row in part if row["rank"] == 1],
         "first": best[0],
         "second": best[1] if len(best) > 1 else None,
     }

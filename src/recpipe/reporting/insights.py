@@ -56,7 +56,8 @@ def insights(
     resamples: int = 10_000,
 ) -> dict[str, Any]:
     """``certainty`` by protocol, the rest for runs of ``protocol``, whose data ``catalogue`` is of; all by the names of
-    the leaderboard's rows. Of several seeds ``certainty`` takes all, the rest ``seed`` or else the first.
+    the leaderboard's rows. Of several seeds ``certainty`` takes all, the rest ``seed`` or else the first. Those in
+    ``ranked`` (`model/seed_42`) have the ranks on disk that are behind their metrics.
     """
     found, _ = read_runs(metrics)
     together, problems = rows(found), list[str]()
@@ -68,10 +69,11 @@ def insights(
             certainty[each] = sure
     shown = {row.model: chosen(row, ranks, seed) for row in together if row.protocol == protocol}
     k = int(metric.partition("@")[2])
-    told = {
+    told: dict[str, Any] = {
         "metric": metric,
         "protocol": protocol,
         "seed": seed,
+        "ranked": [name for name, table in ranks.items() if table is not None],
         "certainty": certainty,
         "segments": _each(shown, lambda run: _segments(ranks[run_name(run)], catalogue, k), problems),
         "lists": _each(shown, lambda run: _lists(run, ranks, on_disk, catalogue, k), problems),
@@ -79,6 +81,9 @@ def insights(
         "calibration": _each(shown, lambda run: _calibration(run, ranks, on_disk), problems),
         "ties": _each(shown, lambda run: _ties(run, on_disk, metric), problems),
     }
+    problems += [
+        f"{name} recommends nothing to anybody" for name, each in told["lists"].items() if not each["users"]
+    ]
     plain: dict[str, Any] = _plain(told)
     return {**plain, "problems": list(dict.fromkeys(problems))}
 
@@ -105,7 +110,7 @@ def _ranks(run: Run, on_disk: OnDisk, metric: str, problems: list[str]) -> pa.Ta
     except ValueError as error:
         problems.append(f"{run_name(run)}: {error}")
         return None
-    if value is None or not math.isclose(value, run.test.get(metric, math.nan), abs_tol=1e-9):
+    if value is None or not math.isclose(value, _told(run, metric), abs_tol=1e-9):
         problems.append(
             f"the ranks of {run_name(run)} on disk are not those behind its metrics: evaluate it again"
         )
@@ -202,7 +207,13 @@ def _ties(run: Run, on_disk: OnDisk, metric: str) -> dict[str, Any] | None:
     found = on_disk.ties.get(run_name(run), lambda: {})()
     same = found.get("protocol") == run.protocol_id and found.get("metric") == metric
     as_ordered = found.get("as_ordered", math.nan)
-    return found if same and math.isclose(as_ordered, run.test.get(metric, math.nan), abs_tol=1e-6) else None
+    return found if same and math.isclose(as_ordered, _told(run, metric), abs_tol=1e-6) else None
+
+
+def _told(run: Run, metric: str) -> float:
+    """What metrics.json says, NaN where it says nothing."""
+    value = run.test.get(metric)
+    return math.nan if value is None else value
 
 
 def _plain(value: Any) -> Any:

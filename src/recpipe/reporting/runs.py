@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REQUIRED = ("dataset", "model", "seed", "protocol", "test")
+OBJECTS = ("test", "valid", "warm_items", "cold_items", "cost", "versions", "settings", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,8 @@ def problem(fields: Any) -> str | None:
         return f"metrics.json has no {', '.join(missing)}: written by an older version? run `evaluate` again"
     if not isinstance(fields["protocol"], Mapping) or not fields["protocol"].get("id"):
         return "its protocol has no id: run `evaluate` again"
-    if not isinstance(fields["test"], Mapping):
-        return "its test metrics are not an object: run `evaluate` again"
-    return None
+    odd = [name for name in OBJECTS if not isinstance(fields.get(name) or {}, Mapping)]
+    return f"its {odd[0]} is not an object: run `evaluate` again" if odd else None
 
 
 def _label(fields: Any) -> str:

@@ -65,7 +65,8 @@ def study_runs(
     from recpipe.evaluation.lists import Popularity
     from recpipe.reporting.insights import Catalogue, OnDisk, insights
 
-    metrics = {name: load() for name, load in runs.items()}
+    every = {name: load() for name, load in runs.items()}
+    metrics = _own(every, protocol["dataset"])
     vectors = _vectors(vocabulary, text_vectors, image_vectors)
     popularity = Popularity.of(train_set, len(vocabulary))
     found = insights(
@@ -78,6 +79,12 @@ def study_runs(
         baseline=report.baseline,
         resamples=report.resamples,
     )
+    found["dataset"] = protocol["dataset"]
+    found["problems"] += [
+        f"{name} holds a run of {every[name]['dataset']}, not of {found['dataset']}: it is left out"
+        for name in every
+        if name not in metrics
+    ]
     for problem in found["problems"]:
         log.warning("%s", problem)
     return found
@@ -87,7 +94,7 @@ def rank_runs(runs: Loads, insights: dict[str, Any], report: ReportBlock) -> tup
     """The leaderboard as table and as Markdown."""
     from recpipe.reporting.leaderboard import leaderboard, to_markdown
 
-    board = leaderboard(_all(runs), metric=report.metric, certainty=insights["certainty"])
+    board = leaderboard(_all(runs, insights), metric=report.metric, certainty=insights["certainty"])
     return board, to_markdown(board, metric=report.metric)
 
 
@@ -113,7 +120,11 @@ def draw_figures(
 
     judged = leaderboard.filter(leaderboard["protocol"] == insights["protocol"])
     made = figures(
-        _all(runs), profile=data_profile, steps=ingest_steps, curves=_curves(run_curves), metric=report.metric
+        _all(runs, insights),
+        profile=data_profile,
+        steps=ingest_steps,
+        curves=_curves(run_curves),
+        metric=report.metric,
     )
     made |= insight_figures(insights, judged, metric=report.metric)
     made |= studies(run_contexts, run_studies, judged, protocol=insights["protocol"]).figures
@@ -152,11 +163,11 @@ def write_report(
     from recpipe.reporting import examples, geometry_tables, html, semantic_ids, summary
     from recpipe.reporting.studies import studies
 
-    metrics = {name: load() for name, load in runs.items()}
+    metrics = _own({name: load() for name, load in runs.items()}, dataset)
     protocols = _protocols(metrics)
     judged = _protocol_shown(protocols, model, seed, protocol)
     comparable = {name for name, found in protocols.items() if found["id"] == judged}
-    listed = comparable & run_ranks.keys() & run_recommendations.keys()
+    listed = comparable & run_ranks.keys() & run_recommendations.keys() & {*insights["ranked"]}
     shown = [name for name in _first_to_last(leaderboard, model, seed, judged) if name in listed]
     users = (
         examples.examples(
@@ -259,8 +270,17 @@ def _arrow(tables: Loads) -> Loads:
     return {name: lambda load=load: load().to_arrow() for name, load in tables.items()}  # type: ignore[misc]
 
 
-def _all(runs: Loads) -> list[Any]:
-    return [load() for load in runs.values()]
+def _own(metrics: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Without those of another data set, whose runs were put beside ours; what cannot be read says nothing of that."""
+    return {
+        name: each
+        for name, each in metrics.items()
+        if not isinstance(each, Mapping) or each.get("dataset") in (None, dataset)
+    }
+
+
+def _all(runs: Loads, insights: Mapping[str, Any]) -> list[Any]:
+    return [*_own({name: load() for name, load in runs.items()}, insights["dataset"]).values()]
 
 
 def _curves(run_curves: Loads) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from recpipe.layers.code_history import before, causal, targets_of, user_tokens,
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
 from recpipe.models.generator import Generator
-from recpipe.models.recommender import Recommender
+from recpipe.models.recommender import Recommender, Scorer
 from recpipe.models.registry import build
 from recpipe.semantic_ids.catalogue import CatalogueIds
 from recpipe.semantic_ids.ids import SemanticIds
@@ -210,6 +210,24 @@ def test_what_a_beam_would_miss_is_counted_against_the_exact_lists(beam):
     assert error.users == pytest.approx(np.mean(np.array(missed) > 0))
     assert error.lost == pytest.approx((exact - scores).mean(), abs=1e-5)
     assert (error.missed > 0) == (beam < ITEMS)
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_a_walk_of_the_tree_finds_the_lists_of_the_whole_catalogue(exclude_seen, monkeypatch):
+    model = made("parallel_tiger")
+    some = torch.ones(ITEMS + 1, dtype=torch.bool)
+    some[::4] = False
+    histories = sequences([*(DATA.row(user).tolist() for user in range(20)), []])
+    for candidates in (None, some):
+        asked = {"exclude_seen": exclude_seen, "candidates": candidates}
+        items, scores = model.recommend(histories, ITEMS, **asked)
+        with monkeypatch.context() as patch:
+            patch.setattr("recpipe.models.parallel_tiger.WALKED", 3)
+            patch.setattr(Scorer, "listed", None)  # not asked
+            walked, also = model.recommend(histories, ITEMS, **asked)
+        there = scores > -np.inf
+        np.testing.assert_array_equal(np.where(there, items, 0), walked)
+        np.testing.assert_allclose(also[there], scores[there], rtol=1e-5)
 
 
 def test_no_search_error_where_items_share_an_id():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recpipe.data.batches import Batch, in_buckets
 from recpipe.data.sequences import Sequences
-from recpipe.decoding import Steps, beam_search
+from recpipe.decoding import Beams, Steps, beam_search
 from recpipe.layers.codes import ItemCodes
 from recpipe.models.ordering import top_k
 from recpipe.models.recommender import Recommender
@@ -29,59 +29,36 @@ class Limits(NamedTuple):
 
     seen: tuple[Tensor, Tensor] | None
     candidates: Tensor | None
-    stochastic: torch.Generator | None  # a sample instead of the best
+    stochastic: torch.Generator | None = None  # a sample instead of the best
+
+    def rows_of(self, codes: ItemCodes) -> dict[str, Any]:
+        """``seen`` and ``allowed`` by the rows of a tree, as searches of ``recpipe.decoding`` take them."""
+        seen, allowed = None, None
+        if self.seen is not None:
+            offsets, items = self.seen
+            seen = (offsets, codes.row_of.to(items.device)[items])
+        if self.candidates is not None:
+            allowed = self.candidates[torch.from_numpy(codes.rows).to(self.candidates.device)]
+        return {"seen": seen, "allowed": allowed}
 
 
-class Generator(Recommender):
-    """Finds the items by constrained beam search, ``config.beam`` wide: lists, not scores of the whole catalogue.
+def items_of(found: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
+    """Items (B, k), 0 for none, and scores of what was found in the tree of ``codes``."""
+    rows, there = torch.from_numpy(codes.rows).to(found.items.device), found.items >= 0
+    return torch.where(there, rows[found.items.clamp(min=0)], 0), found.scores.float()
 
-    A model of several kinds of ids writes ``found`` instead of ``steps``. ``config`` may have ``temperatures`` and
-    ``renormalise`` of ``recpipe.decoding.beam_search``. Scores are the model's log-probabilities of items. What has no
-    id cannot be recommended.
-    """
 
-    reads_ids = True
-    codes: ItemCodes  # those that are searched
-    modality: str
-
-    def item_codes(self) -> dict[str, ItemCodes]:
-        return {self.modality: self.codes}
-
-    @abstractmethod
-    def steps(self, batch: Batch) -> Steps:
-        """What is searched, for the users of ``batch``."""
+class Searching(Recommender):
+    """What finds lists in the tree of its ids, user by user, instead of scoring the whole catalogue."""
 
     def holding(self) -> AbstractContextManager[None]:
         """Inside, weights stay as they are."""
         return nullcontext()
 
+    @abstractmethod
     def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
         """The best ``k`` items (B, k), 0 for none, and their scores."""
-        return self.search(self.codes, self.steps(batch), k, limits)
 
-    def search(self, codes: ItemCodes, steps: Steps, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
-        """The best ``k`` items (B, k) by their ``codes``, 0 for none, and log-probabilities."""
-        device = self.device
-        rows = torch.from_numpy(codes.rows).to(device)
-        seen = None
-        if limits.seen is not None:
-            offsets, items = limits.seen
-            seen = (offsets, codes.row_of.to(device)[items])
-        found = beam_search(
-            steps,
-            codes.tree,
-            beam=self.config.beam,
-            k=k,
-            seen=seen,
-            allowed=None if limits.candidates is None else limits.candidates[rows],
-            temperatures=getattr(self.config, "temperatures", None),
-            renormalise=getattr(self.config, "renormalise", False),
-            stochastic=limits.stochastic,
-        )
-        there = found.items >= 0
-        return torch.where(there, rows[found.items.clamp(min=0)], 0), found.scores.float()
-
-    @torch.inference_mode()
     def listed(
         self,
         histories: Sequences,
@@ -89,18 +66,24 @@ class Generator(Recommender):
         *,
         exclude_seen: bool = True,
         candidates: Tensor | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        yield from self.searched(histories, k, exclude_seen=exclude_seen, candidates=candidates)
+
+    @torch.inference_mode()
+    def searched(
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool,
+        candidates: Tensor | None,
         stochastic: torch.Generator | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields (rows (B,), items (B, k), scores (B, k)) over all users, in batches of like length.
 
         Item 0 with score -inf where fewer can be had. ``stochastic``: a sample without replacement instead of the
-        best. Rows that fall back have log-probabilities of their segment. Raises ValueError for k of more than the
-        beam and for NaN.
+        best. Rows that fall back have log-probabilities of their segment. Raises ValueError for NaN.
         """
-        if k > self.config.beam:
-            raise ValueError(
-                f"{k} items are asked for and the beam is {self.config.beam} wide; set models.<name>.beam to {k}"
-            )
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         cold = self.falls_back(histories)
@@ -111,22 +94,6 @@ class Generator(Recommender):
                 yield rows, *_filled(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
         if (rows := np.flatnonzero(cold)).size:
             yield rows, *_filled(*self._cold_list(histories, rows, k, exclude_seen, candidates), k)
-
-    def allowed_count(
-        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
-    ) -> np.ndarray:
-        """(U,) int64: of how many items a list may be made."""
-        free = np.zeros(self.n_items + 1, bool)
-        for codes in self.item_codes().values():
-            free[codes.rows] = True
-        if candidates is not None:
-            free &= candidates.cpu().numpy()
-        count = np.full(len(histories), int(free.sum()))
-        if exclude_seen:
-            owner = np.repeat(np.arange(len(histories)), histories.lengths)
-            pairs = np.unique(np.stack([owner, histories.items]), axis=1)
-            count -= np.bincount(pairs[0], weights=free[pairs[1]], minlength=len(histories)).astype(np.int64)
-        return count
 
     def _limits(
         self,
@@ -155,6 +122,77 @@ class Generator(Recommender):
         self.barred(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
         best, values = top_k(scores, k)
         return best.cpu().numpy().astype(np.int32), values.cpu().numpy()
+
+
+class Generator(Searching):
+    """Finds the items by constrained beam search, ``config.beam`` wide: lists, not scores of the whole catalogue.
+
+    A model of several kinds of ids writes ``found`` instead of ``steps``. ``config`` may have ``temperatures`` and
+    ``renormalise`` of ``recpipe.decoding.beam_search``. Scores are the model's log-probabilities of items. What has no
+    id cannot be recommended.
+    """
+
+    reads_ids = True
+    codes: ItemCodes  # those that are searched
+    modality: str
+
+    def item_codes(self) -> dict[str, ItemCodes]:
+        return {self.modality: self.codes}
+
+    @abstractmethod
+    def steps(self, batch: Batch) -> Steps:
+        """What is searched, for the users of ``batch``."""
+
+    def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
+        return self.search(self.codes, self.steps(batch), k, limits)
+
+    def search(self, codes: ItemCodes, steps: Steps, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
+        """The best ``k`` items (B, k) by their ``codes``, 0 for none, and log-probabilities."""
+        found = beam_search(
+            steps,
+            codes.tree,
+            beam=self.config.beam,
+            k=k,
+            **limits.rows_of(codes),
+            temperatures=getattr(self.config, "temperatures", None),
+            renormalise=getattr(self.config, "renormalise", False),
+            stochastic=limits.stochastic,
+        )
+        return items_of(found, codes)
+
+    def listed(
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
+        stochastic: torch.Generator | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """``stochastic``: a sample instead of the best. Raises ValueError for k of more than the beam."""
+        if k > self.config.beam:
+            raise ValueError(
+                f"{k} items are asked for and the beam is {self.config.beam} wide; set models.<name>.beam to {k}"
+            )
+        yield from self.searched(
+            histories, k, exclude_seen=exclude_seen, candidates=candidates, stochastic=stochastic
+        )
+
+    def allowed_count(
+        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
+    ) -> np.ndarray:
+        """(U,) int64: of how many items a list may be made."""
+        free = np.zeros(self.n_items + 1, bool)
+        for codes in self.item_codes().values():
+            free[codes.rows] = True
+        if candidates is not None:
+            free &= candidates.cpu().numpy()
+        count = np.full(len(histories), int(free.sum()))
+        if exclude_seen:
+            owner = np.repeat(np.arange(len(histories)), histories.lengths)
+            pairs = np.unique(np.stack([owner, histories.items]), axis=1)
+            count -= np.bincount(pairs[0], weights=free[pairs[1]], minlength=len(histories)).astype(np.int64)
+        return count
 
 
 def _filled(items: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ B batch, T events, W targets of a row, L levels, I items, D width, V codes of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,12 @@ from recpipe.layers.code_history import CodeInput, before, causal, target_of, ta
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
+from recpipe.models.generator import Limits, Searching, items_of
 from recpipe.models.recommender import Criterion, Scorer
 from recpipe.semantic_ids.catalogue import CatalogueIds
 
 AT_ONCE = 1 << 12  # events of histories in a batch
+WALKED = 1_000_000  # items from which on a walk is faster than a gather, for a few users at a time
 CHOICES = {
     "aggregate": ("sum", "flatten"),
     "softmax": ("level", "all"),
@@ -41,8 +43,12 @@ CHOICES = {
 }
 
 
-class ParallelTIGER(Scorer):
-    """Scores are log-probabilities of ids; what has no id has none and cannot be recommended."""
+class ParallelTIGER(Scorer, Searching):
+    """Scores are log-probabilities of ids; what has no id has none and cannot be recommended.
+
+    Lists from a catalogue of more than ``WALKED`` items are found by a walk of the tree that leaves out what cannot be
+    among them, the same lists as by scoring all of it.
+    """
 
     reads_ids = True
     losses = ("full_softmax",)
@@ -150,10 +156,32 @@ class ParallelTIGER(Scorer):
         items = torch.where(found.items >= 0, rows[found.items.clamp(min=0)], 0)
         return scores.scatter_(1, items, found.scores)
 
+    def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
+        logs = self.log_probabilities(batch)
+        best = exact_top(logs, self.codes.tree, min(k, len(self.codes.rows)), **limits.rows_of(self.codes))
+        return items_of(best, self.codes)
+
+    def listed(
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        walked = self.config.search == "exact" and len(self.codes.rows) > WALKED and self._distinct()
+        way = Searching.listed if walked else Scorer.listed
+        yield from way(self, histories, k, exclude_seen=exclude_seen, candidates=candidates)
+
+    def _distinct(self) -> bool:
+        """Whether no two items share an id."""
+        codes = self.codes.codes[self.codes.known]
+        return len(torch.unique(codes, dim=0)) == len(codes)
+
     @torch.inference_mode()
     def beam_error(self, histories: Sequences, k: int) -> SearchError | None:
         """What the original's beam would miss of the exact best ``k`` items; None where items share an id."""
-        if len(torch.unique(self.codes.codes[self.codes.known], dim=0)) < len(self.codes.rows):
+        if not self._distinct():
             return None
         self.eval()
         data, tree = self.on_device(histories, window=self.max_length), self.codes.tree.tensors(self.device)

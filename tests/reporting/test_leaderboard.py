@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from recpipe.reporting.leaderboard import ProtocolMismatch, compare, leaderboard, to_markdown, to_text
+from recpipe.reporting.wording import MISSING
 
 
 def test_seeds_are_averaged_and_models_ranked(runs):
@@ -114,6 +115,19 @@ def test_markdown_has_the_same_cells_in_every_line(make_run):
     ).splitlines()[2:]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert "a\\|b" in table[2]
+
+
+def test_a_row_of_markdown_says_which_commits_made_it(make_run):
+    runs = [
+        make_run("sasrec", seed) | {"commit": made}
+        for seed, made in ((1, "abc1234"), (2, "def5678+"), (3, "abc1234"))
+    ]
+    old = {key: value for key, value in make_run("popular", 1).items() if key != "commit"}
+    head, _, first, second = to_markdown(leaderboard([*runs, old])).splitlines()[2:6]
+    assert head.endswith("| commit |")
+    assert first.endswith("| abc1234, def5678+ |")
+    assert second.endswith(f"| {MISSING} |")
+    assert "commit" not in to_markdown(leaderboard([old]))
 
 
 def test_recall_shows_only_where_it_differs_from_the_hit_rate(make_run):

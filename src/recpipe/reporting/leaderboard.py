@@ -49,8 +49,8 @@ def leaderboard(
     metric: str = "ndcg@10",
     certainty: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pl.DataFrame:
-    """All readable runs: rank, dataset, protocol, model, name, settings, seeds, members, search, test metrics, `_std`,
-    counts, costs.
+    """All readable runs: rank, dataset, protocol, model, name, settings, seeds, members, search, commit, test metrics,
+    `_std`, counts, costs.
 
     `rank` starts again at 1 in every dataset and protocol and follows the test `metric`; a model without it
     has no rank and comes last. Means are over the latest run of each seed; `_std` is the sample standard
@@ -73,7 +73,7 @@ def leaderboard(
     size = pl.len().over(group_columns)
     return (
         board.with_columns(
-            pl.col(metric).cast(pl.Float64), pl.col("settings", "members", "search").cast(pl.String)
+            pl.col(metric).cast(pl.Float64), pl.col("settings", "members", "search", "commit").cast(pl.String)
         )
         .with_columns(rank, size.alias("_size"))
         .sort(
@@ -127,10 +127,13 @@ def shown_metrics(board: pl.DataFrame, metric: str = "ndcg@10") -> list[str]:
 
 
 def to_markdown(board: pl.DataFrame, *, metric: str = "ndcg@10") -> str:
-    """One Markdown table per dataset and protocol; model names are escaped."""
+    """One Markdown table per dataset and protocol, with the commit of each row; model names are escaped."""
     parts = []
     for dataset, protocol, part in groups(board):
         head, rows = table_cells(part, metric)
+        if "commit" in part.columns and part["commit"].null_count() < part.height:
+            head = [*head, "commit"]
+            rows = [[*row, made or MISSING] for row, made in zip(rows, part["commit"], strict=True)]
         lines = [
             f"**{_md(dataset)}**, protocol `{protocol}`",
             "",
@@ -243,6 +246,7 @@ def _row(together: Row, names: list[str]) -> dict[str, Any]:
         "seeds": len(group),
         "members": _members(group),
         "search": _searched(group[-1].search),
+        "commit": _commits(group),
     }
     measured = [run.measured for run in group]
     row |= {name: _mean([each.get(name) for each in measured]) for name in names}
@@ -260,6 +264,12 @@ def _members(group: Sequence[Run]) -> str | None:
     weights = np.mean([each["weights"] for each in told], axis=0)
     parts = [f"{weight:.2f} {name}" for name, weight in zip(told[0]["members"], weights, strict=True)]
     return f"{' + '.join(parts)}, by {group[0].settings.get('method')}"
+
+
+def _commits(group: Sequence[Run]) -> str | None:
+    """Of the code that each run was made by; + where it had changes that no commit has."""
+    known = dict.fromkeys(run.commit for run in group if run.commit)
+    return ", ".join(known) or None
 
 
 def _searched(found: Mapping[str, Any]) -> str | None:

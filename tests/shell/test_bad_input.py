@@ -95,6 +95,31 @@ def test_what_is_wrong_with_runs_is_said_and_the_rest_is_made(finished, session_
     assert board.filter(pl.col("rank").is_null())["model"].to_list() == ["bpr"]
 
 
+def test_damaged_files_cost_their_own_part_of_the_report(whole_run, session_in, tmp_path) -> None:
+    folder = shutil.copytree(whole_run[0], tmp_path / "project", symlinks=True)
+    (folder / "conf" / "test" / "mlflow.yml").write_text("enabled: false\n")
+    for model in ("svd", "mf", "nmf", "bpr"):
+        planted(folder, model, lambda metrics: metrics)
+    told, lists = (output(folder, "online_retail", layer) for layer in ("08_reporting", "07_model_output"))
+    newest(told / "svd" / RUN, "metrics.json").write_text('{"dataset": ')
+    (lists / "mf" / RUN / "ranks.parquet").write_bytes(b"PAR1 no more")
+    file = newest(lists / "nmf" / RUN, "recommendations.parquet")
+    pl.read_parquet(file).drop("probability").write_parquet(file)
+    (told / "bpr" / RUN / "tie_sensitivity.json").write_text("[1, 2]")
+    (told / "sasrec" / RUN / "curves.parquet").write_bytes(b"")
+    with session_in(folder, env="test") as session:
+        session.run(pipeline_names=["report"])
+    page = checked_page(told / "report.html", tmp_path)
+    for expected in (
+        "the metrics of svd/seed_42 cannot be read: ",
+        "the ranks of mf/seed_42 cannot be read: ",
+        "the recommendations of nmf/seed_42 have no probability",
+        "bpr/seed_42: its tie sensitivity is not an object",
+    ):
+        assert expected in page
+    assert set(pl.read_parquet(told / "leaderboard.parquet")["model"]) >= {"mf", "nmf", "bpr", "sasrec"}
+
+
 def test_models_with_all_ranks_tied_are_level(finished, session_in, tmp_path) -> None:
     for name in ("svd", "mf", "nmf", "bpr"):
         shutil.rmtree(output(finished, "online_retail") / name, ignore_errors=True)

@@ -5,6 +5,7 @@ Paths, versions and kedro-viz previews stay those of kedro-datasets; only the mo
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,8 @@ from kedro_datasets.polars import EagerPolarsDataset as StockTable
 from kedro_datasets.text import TextDataset as StockText
 
 from recpipe.data.atomic import replaced_file
+
+log = logging.getLogger(__name__)
 
 
 class _Whole:
@@ -43,12 +46,18 @@ class JSONDataset(_Whole, StockJSON):
 
 
 class OptionalJSONDataset(_Whole, StockJSON):
-    """JSON that loads as None while there is none, for a node that runs after it but can do without."""
+    """JSON that loads as None while there is none, for a node that runs after it but can do without.
+
+    So does a file that holds no JSON, with a warning.
+    """
 
     def load(self) -> Any:
         try:
             return super().load.__wrapped__(self)
         except (FileNotFoundError, VersionNotFoundError):
+            return None
+        except ValueError as error:
+            log.warning("%s cannot be read (%s): as if it were not there", self._filepath, error)
             return None
 
 

@@ -104,11 +104,11 @@ def _ranks(run: Run, on_disk: OnDisk, metric: str, problems: list[str]) -> pa.Ta
     if run_name(run) not in on_disk.ranks:
         problems.append(f"{run_name(run)} has no ranks on disk: how sure its numbers are is not known")
         return None
-    table: pa.Table = on_disk.ranks[run_name(run)]()
     try:
+        table: pa.Table = on_disk.ranks[run_name(run)]()
         value = metrics_from_ranks(table, cutoffs=[int(metric.partition("@")[2])]).get(metric)
     except ValueError as error:
-        problems.append(f"{run_name(run)}: {error}")
+        problems.append(_named(run, error))
         return None
     if value is None or not math.isclose(value, _told(run, metric), abs_tol=1e-9):
         problems.append(
@@ -116,6 +116,12 @@ def _ranks(run: Run, on_disk: OnDisk, metric: str, problems: list[str]) -> pa.Ta
         )
         return None
     return table
+
+
+def _named(run: Run, error: ValueError) -> str:
+    """With the run in front, where it does not say so itself."""
+    told = str(error)
+    return told if run_name(run) in told else f"{run_name(run)}: {told}"
 
 
 def _certainty(
@@ -161,7 +167,7 @@ def _each(
         try:
             value = measure(run)
         except ValueError as error:
-            problems.append(f"{run_name(run)}: {error}")
+            problems.append(_named(run, error))
             continue
         if value is not None:
             found[name] = value
@@ -205,9 +211,11 @@ def _calibration(run: Run, ranks: Mapping[str, Any], on_disk: OnDisk) -> dict[st
 def _ties(run: Run, on_disk: OnDisk, metric: str) -> dict[str, Any] | None:
     """Of an earlier evaluation or another protocol there is none."""
     found = on_disk.ties.get(run_name(run), lambda: {})()
+    if not isinstance(found, Mapping):
+        raise ValueError("its tie sensitivity is not an object: run the pipeline ties again")
     same = found.get("protocol") == run.protocol_id and found.get("metric") == metric
     as_ordered = found.get("as_ordered", math.nan)
-    return found if same and math.isclose(as_ordered, _told(run, metric), abs_tol=1e-6) else None
+    return dict(found) if same and math.isclose(as_ordered, _told(run, metric), abs_tol=1e-6) else None
 
 
 def _told(run: Run, metric: str) -> float:

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from recpipe.pipelines.blocks import ReportBlock
+from recpipe.pipelines.report.loads import LISTS, RANKS, Loads, curves_of, guarded, readable, sections
 from recpipe.pipelines.train.nodes import steps_of
 
 log = logging.getLogger(__name__)
 
-Loads = Mapping[str, Callable[[], Any]]
 FIGURES = (
     "ndcg_at_cutoffs",
     "quality_seconds",
@@ -65,13 +66,18 @@ def study_runs(
     from recpipe.evaluation.lists import Popularity
     from recpipe.reporting.insights import Catalogue, OnDisk, insights
 
-    every = {name: load() for name, load in runs.items()}
+    every, damaged = readable(runs, "metrics")
+    ties, also = readable(run_ties, "tie sensitivity")
     metrics = _own(every, protocol["dataset"])
     vectors = _vectors(vocabulary, text_vectors, image_vectors)
     popularity = Popularity.of(train_set, len(vocabulary))
     found = insights(
         list(metrics.values()),
-        OnDisk(_arrow(run_ranks), _arrow(run_recommendations), run_ties),
+        OnDisk(
+            guarded(run_ranks, "ranks", RANKS),
+            guarded(run_recommendations, "recommendations", LISTS),
+            {name: partial(ties.get, name) for name in ties},
+        ),
         Catalogue(vocabulary.ids, popularity, vectors),
         protocol=_protocol_shown(_protocols(metrics), model, seed, protocol),
         seed=seed,
@@ -80,6 +86,7 @@ def study_runs(
         resamples=report.resamples,
     )
     found["dataset"] = protocol["dataset"]
+    found["problems"] += [*damaged, *also]
     found["problems"] += [
         f"{name} holds a run of {every[name]['dataset']}, not of {found['dataset']}: it is left out"
         for name in every
@@ -123,7 +130,7 @@ def draw_figures(
         _all(runs, insights),
         profile=data_profile,
         steps=ingest_steps,
-        curves=_curves(run_curves),
+        curves=curves_of(run_curves),
         metric=report.metric,
     )
     made |= insight_figures(insights, judged, metric=report.metric)
@@ -160,20 +167,21 @@ def write_report(
 
     qualities: of the semantic ids by modality, `text_ids`, None where there are none.
     """
-    from recpipe.reporting import examples, geometry_tables, html, semantic_ids, summary
+    from recpipe.reporting import examples, geometry_tables, html, summary
     from recpipe.reporting.studies import studies
 
-    metrics = _own({name: load() for name, load in runs.items()}, dataset)
+    metrics = _own(readable(runs, "metrics")[0], dataset)
+    lists, _ = readable(run_recommendations, "recommendations", LISTS)
     protocols = _protocols(metrics)
     judged = _protocol_shown(protocols, model, seed, protocol)
     comparable = {name for name, found in protocols.items() if found["id"] == judged}
-    listed = comparable & run_ranks.keys() & run_recommendations.keys() & {*insights["ranked"]}
+    listed = comparable & run_ranks.keys() & lists.keys() & {*insights["ranked"]}
     shown = [name for name in _first_to_last(leaderboard, model, seed, judged) if name in listed]
     users = (
         examples.examples(
             test_set.histories,
             run_ranks[shown[0]]().to_arrow(),
-            {name.split("/")[0]: run_recommendations[name]().to_arrow() for name in shown},
+            {name.split("/")[0]: lists[name].to_arrow() for name in shown},
             items.to_arrow(),
             item_ids=vocabulary.ids,
             seed=seed,
@@ -184,11 +192,7 @@ def write_report(
         if shown
         else []
     )
-    described = [
-        semantic_ids.section(quality, _figures_of(group, id_figures))
-        for group, quality in qualities.items()
-        if quality is not None
-    ]
+    described, unread = sections(qualities, id_figures)
     board = leaderboard.filter(leaderboard["protocol"] == judged)
     studied = studies(run_contexts, run_studies, board, protocol=judged)
     page = html.page(
@@ -196,13 +200,13 @@ def write_report(
         metrics.values(),
         profile=data_profile,
         steps=ingest_steps,
-        curves=_curves(run_curves),
+        curves=curves_of(run_curves),
         examples=users,
         semantic_ids=described,
         insights=insights,
         studies=studied,
         geometry=geometry_tables.section(geometry, protocol["id"]),
-        notes=_notes(ingest_steps, protocol),
+        notes=[*_notes(ingest_steps, protocol), *unread],
         metric=report.metric,
     )
     title = f"{datasets[dataset].get('title', dataset)}: {len(comparable)} runs under protocol {judged}"
@@ -266,10 +270,6 @@ def _vectors(vocabulary: Any, *embeddings: Any) -> Any:
     return None
 
 
-def _arrow(tables: Loads) -> Loads:
-    return {name: lambda load=load: load().to_arrow() for name, load in tables.items()}  # type: ignore[misc]
-
-
 def _own(metrics: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """Without those of another data set, whose runs were put beside ours; what cannot be read says nothing of that."""
     return {
@@ -280,16 +280,4 @@ def _own(metrics: Mapping[str, Any], dataset: str) -> dict[str, Any]:
 
 
 def _all(runs: Loads, insights: Mapping[str, Any]) -> list[Any]:
-    return [*_own({name: load() for name, load in runs.items()}, insights["dataset"]).values()]
-
-
-def _curves(run_curves: Loads) -> dict[str, Any]:
-    """Curves by "model · seed 42", without those of models that were fitted in one go."""
-    loaded = {name.replace("/seed_", " · seed "): load() for name, load in run_curves.items()}
-    return {name: curve for name, curve in loaded.items() if curve.height}
-
-
-def _figures_of(group: str, id_figures: Loads) -> dict[str, Any]:
-    """Those on disk, by "usage" and "sunburst"."""
-    start = f"{group}/"
-    return {name.removeprefix(start): load() for name, load in id_figures.items() if name.startswith(start)}
+    return [*_own(readable(runs, "metrics")[0], insights["dataset"]).values()]

@@ -76,6 +76,28 @@ def test_tigers_list_is_that_of_every_item_scored_alone(one_pass, recency):
         np.testing.assert_allclose(scores[0], expected[np.array(best) - 1], atol=1e-4)
 
 
+@pytest.mark.parametrize("recency", [True, False])
+def test_the_loss_among_children_is_that_of_the_lists_scores(recency):
+    """What a search that renormalises says of an item is what training asks for; it sums to 1 over the catalogue."""
+    model = made("tiger", softmax="children", renormalise=True, beam=ITEMS, dropout=0.0, recency=recency)
+    histories = [[3, 7, 9], [1, 4]]
+    items, scores = model.recommend(sequences(histories), ITEMS, exclude_seen=False)
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-5)
+    for history, row, values in zip(histories, items, scores, strict=True):
+        for item, value in list(zip(row, values, strict=True))[::5]:
+            data = model.on_device(sequences([[*history, item]]), window=WINDOW + 1)
+            batch = replace(data.batch(np.zeros(1, int)), context=torch.tensor([len(history)]))
+            loss = model.loss(batch, FullSoftmax())
+            assert loss.item() * model.codes.levels == pytest.approx(-value, abs=1e-4)
+
+
+def test_a_loss_among_children_needs_a_search_among_them():
+    with pytest.raises(ValueError, match="set renormalise: true"):
+        made("tiger", softmax="children")
+    with pytest.raises(ValueError, match="softmax is 'level'; allowed: all, children"):
+        made("tiger", softmax="level")
+
+
 @pytest.mark.parametrize("name", GENERATIVE)
 @pytest.mark.parametrize("recency", [True, False])
 def test_one_pass_trains_on_what_every_prefix_alone_would_give(name, recency):

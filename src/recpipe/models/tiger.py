@@ -23,13 +23,16 @@ from recpipe.layers.code_history import targets_of
 from recpipe.layers.code_transformer import CodeTransformer, Writing
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.t5 import T5Shape
+from recpipe.layers.tree_softmax import tree_cross_entropy
 from recpipe.models.generator import Generator
 from recpipe.models.recommender import Criterion
 from recpipe.semantic_ids.catalogue import CatalogueIds
 
 
 class TIGER(Generator):
-    """Loss and scores are of the softmax over the tokens of all levels together, as in T5."""
+    """Loss and scores are of the softmax over the tokens of all levels together, as in T5, unless ``softmax`` says
+    otherwise.
+    """
 
     losses = ("full_softmax",)
 
@@ -38,15 +41,25 @@ class TIGER(Generator):
         """``users``: groups that users are hashed into, 0: none; ``beam`` of the search; ``recency``: cross-attention
         knows how many events ago something was, which T5's does not (see ``recpipe.layers.t5_decoder``).
 
+        ``softmax``: ``all``, over the tokens of all levels, as in T5; ``children``, over the codes that may follow in
+        the catalogue, so that nothing is spent on learning which ids exist; it asks for ``renormalise``.
         ``renormalise`` and ``temperatures``, one for each level: as of ``recpipe.decoding.beam_search``.
         """
 
         users: int = 0
         one_pass: bool = True
         recency: bool = False
+        softmax: str = "all"
         beam: int = 20
         renormalise: bool = False
         temperatures: tuple[float, ...] | None = None
+
+        def __post_init__(self) -> None:
+            T5Shape.__post_init__(self)
+            if self.softmax not in ("all", "children"):
+                raise ValueError(f"softmax is {self.softmax!r}; allowed: all, children")
+            if self.softmax == "children" and not self.renormalise:
+                raise ValueError("softmax is children, so a search has to renormalise: set renormalise: true")
 
     def __init__(
         self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]
@@ -76,6 +89,10 @@ class TIGER(Generator):
         hidden = self.transformer.write(self.transformer.read(inputs, tokens), wanted)
         if not known.any():
             return hidden.sum() * 0
+        if self.config.softmax == "children":
+            rows = self.codes.row_of.to(targets.device)[targets[known]]
+            tables = self.transformer.input.head[1:].split(self.codes.sizes)
+            return tree_cross_entropy(hidden[known], tables, rows, self.codes.tree.tensors(self.device))
         return criterion(hidden[known].flatten(0, 1), self.transformer.input.head, wanted[known].flatten())
 
     def item_tables(self) -> dict[str, Tensor]:

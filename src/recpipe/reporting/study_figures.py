@@ -39,7 +39,7 @@ def _lines(same: Sequence[Mapping[str, Any]], setting: str, board: pl.DataFrame)
     metric = same[0]["metric"]
     traces = []
     for each in same:
-        line = {"color": colour(each["model"], board), "width": 2}
+        line = {"color": shade(each, same, board), "width": 2}
         x = [str(row["value"]) for row in each["rows"]]
         hover = [
             f"{text(label(each))}, {text(setting)} {row['name']}: {row[metric]:.4f}<br>"
@@ -93,7 +93,7 @@ def _drops(same: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> go.Figure 
                 y=[text(row["name"]) for row in parts],
                 name=text(label(each)),
                 orientation="h",
-                marker_color=colour(each["model"], board),
+                marker_color=shade(each, same, board),
                 customdata=hover,
                 hovertemplate="%{customdata}<extra></extra>",
             )
@@ -135,7 +135,7 @@ def _effective(contexts: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> go
                     y=y,
                     name=text(f"{label(each)}, {what}"),
                     mode="lines+markers",
-                    line={"color": colour(each["model"], board), "width": 2, "dash": dash},
+                    line={"color": shade(each, contexts, board), "width": 2, "dash": dash},
                     customdata=[row[kind] for row in found["rows"]],
                     hovertemplate=f"{text(label(each))}, last %{{x}} as they are, {what}: "
                     "%{y:.0%} (%{customdata:.4f})<extra></extra>",
@@ -187,7 +187,7 @@ def _gap(contexts: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> go.Figur
                     y=[group[kind] for group in groups],
                     name=f"{own}, {'validation' if kind == 'valid' else 'training'}",
                     mode="lines+markers",
-                    line={"color": colour(each["model"], board), "width": 2, "dash": dash},
+                    line={"color": shade(each, contexts, board), "width": 2, "dash": dash},
                     customdata=[group[f"{kind}_users"] for group in groups],
                     hovertemplate=f"{own}, %{{x}} events, {kind}: %{{y:.4f}}<br>%{{customdata:,}} users<extra></extra>",
                 )
@@ -203,3 +203,12 @@ def label(each: Mapping[str, Any]) -> str:
     """What a run is called: the model, and its seed where it is told apart by that."""
     name: str = each.get("label") or each["model"]
     return name
+
+
+def shade(each: Mapping[str, Any], among: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> str:
+    """The colour that the model has in other figures; one that was never evaluated has its own among these."""
+    if board.height and each["model"] in board["model"].to_list():
+        return colour(each["model"], board)
+    return COLOURS[
+        -1 - list(dict.fromkeys(other["model"] for other in among)).index(each["model"]) % len(COLOURS)
+    ]

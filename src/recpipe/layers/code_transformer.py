@@ -5,8 +5,9 @@ B batch, T events, W targets of a row, L levels, K beams, S places of the encode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from recpipe.data.batches import Batch
 from recpipe.layers.code_history import CodeInput, Embedded, before, causal, target_of, within
+from recpipe.layers.codes import ItemCodes
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Cache, Decoder, Memory
 from recpipe.layers.t5_prepared import PreparedEncoder, Product
 from recpipe.layers.t5_prepared_decoder import PreparedDecoder, PreparedMemory, prepared
+from recpipe.layers.tree_softmax import tree_cross_entropy
 
 Read = tuple[Memory | PreparedMemory, Embedded]
 
@@ -30,28 +33,41 @@ class Held(NamedTuple):
     head: Product
 
 
-class CodeTransformer(nn.Module):
-    """``total`` tokens and ``levels``, both of all modalities. ``one_pass``: places see no later event, so that one
-    encoding serves all targets of a row. ``recency``: as of ``Decoder``. ``writes``: ids of how many kinds are written,
-    each with a token to begin; ``more`` tokens stand behind these.
+@dataclass(frozen=True)
+class CodeShape(T5Shape):
+    """``users``: groups that users are hashed into, 0: none. ``one_pass``: places see no later event, so that one
+    encoding serves all targets of a row. ``recency``: cross-attention knows how many events ago something was, which
+    T5's does not (see ``recpipe.layers.t5_decoder``).
+
+    ``softmax``: ``all``, over the tokens of all levels, as in T5; ``children``, over the codes that may follow in the
+    catalogue, so that nothing is spent on learning which ids exist; a search has to ``renormalise`` then, as
+    ``recpipe.decoding.beam_search`` can.
     """
 
-    def __init__(
-        self,
-        shape: T5Shape,
-        total: int,
-        levels: int,
-        *,
-        users: int,
-        one_pass: bool,
-        recency: bool = False,
-        writes: int = 1,
-        more: int = 0,
-    ) -> None:
+    users: int = 0
+    one_pass: bool = True
+    recency: bool = False
+    softmax: str = "all"
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.softmax not in ("all", "children"):
+            raise ValueError(f"softmax is {self.softmax!r}; allowed: all, children")
+        if self.softmax == "children" and not self.renormalise:
+            raise ValueError("softmax is children, so a search has to renormalise: set renormalise: true")
+
+
+class CodeTransformer(nn.Module):
+    """``total`` tokens and ``levels``, both of all modalities. ``writes``: ids of how many kinds are written, each with
+    a token to begin; ``more`` tokens stand behind these.
+    """
+
+    def __init__(self, shape: CodeShape, total: int, levels: int, *, writes: int = 1, more: int = 0) -> None:
         super().__init__()
-        self.input = CodeInput(total, levels, shape.dim, users=users, more=writes + more)
-        self.encoder, self.decoder = Encoder(shape), Decoder(shape, recency=recency)
-        self.one_pass, self.scale = one_pass, shape.dim**-0.5
+        self.input = CodeInput(total, levels, shape.dim, users=shape.users, more=writes + more)
+        self.encoder, self.decoder = Encoder(shape), Decoder(shape, recency=shape.recency)
+        self.one_pass, self.scale, self.among = shape.one_pass, shape.dim**-0.5, shape.softmax
         self.held: Held | None = None  # inside ``holding``
 
     @contextmanager
@@ -96,6 +112,24 @@ class CodeTransformer(nn.Module):
             events_Q=target_of(width, levels, device) if each else None,
         )
         return hidden.unflatten(1, (width, levels)) * self.scale
+
+    def error(
+        self,
+        hidden_NLD: Tensor,
+        items_N: Tensor,
+        codes: ItemCodes,
+        criterion: Callable[[Tensor, Tensor, Tensor], Tensor],
+        *,
+        before: int = 0,
+    ) -> Tensor:
+        """The loss of the ids, by ``codes``, of items that hidden states are to predict; ``before`` these codes stand
+        as many tokens of other modalities.
+        """
+        if self.among == "children":
+            rows = codes.row_of.to(items_N.device)[items_N]
+            tables = self.input.weight[1 + before : 1 + before + codes.size].split(codes.sizes)
+            return tree_cross_entropy(hidden_NLD, tables, rows, codes.tree.tensors(items_N.device))
+        return criterion(hidden_NLD.flatten(0, 1), self.input.head, codes.tokens[items_N].flatten() + before)
 
 
 class Writing:

@@ -26,9 +26,8 @@ from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding.fusion import RULES, fused
 from recpipe.layers.code_history import targets_of
-from recpipe.layers.code_transformer import CodeTransformer, Read, Writing
+from recpipe.layers.code_transformer import CodeShape, CodeTransformer, Read, Writing
 from recpipe.layers.codes import ItemCodes
-from recpipe.layers.t5 import T5Shape
 from recpipe.models.generator import Generator, Limits
 from recpipe.models.recommender import Criterion
 from recpipe.semantic_ids.catalogue import CatalogueIds
@@ -42,8 +41,8 @@ class MQL4GRec(Generator):
     losses = ("full_softmax",)
 
     @dataclass(frozen=True)
-    class Config(T5Shape):
-        """``users``, ``one_pass``, ``recency`` and ``beam`` as of TIGER.
+    class Config(CodeShape):
+        """``beam`` of the search.
 
         ``fusion`` weighs each of the tasks from one tongue to the other, ``alignment`` those of single items, against
         1 of a task within a tongue. ``ensemble``: mixture, reciprocal or paper, see ``recpipe.decoding.fusion``.
@@ -51,9 +50,6 @@ class MQL4GRec(Generator):
         from ``choices`` on the validation fold after training.
         """
 
-        users: int = 0
-        one_pass: bool = True
-        recency: bool = False
         fusion: float = 0.5
         alignment: float = 0.5
         beam: int = 20
@@ -62,7 +58,7 @@ class MQL4GRec(Generator):
         choices: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
 
         def __post_init__(self) -> None:
-            T5Shape.__post_init__(self)
+            CodeShape.__post_init__(self)
             if self.ensemble not in RULES:
                 raise ValueError(f"ensemble is {self.ensemble!r}; allowed: {', '.join(RULES)}")
             if min(self.fusion, self.alignment, *(self.weights or ()), *self.choices) < 0:
@@ -88,9 +84,6 @@ class MQL4GRec(Generator):
             config,
             self.total,
             sum(levels),
-            users=config.users,
-            one_pass=config.one_pass,
-            recency=config.recency,
             writes=len(books),
             more=1,
         )
@@ -190,11 +183,14 @@ class MQL4GRec(Generator):
         self, read: Read, targets: Tensor, real: Tensor, goal: int, tokens: Tensor, criterion: Criterion
     ) -> Tensor:
         """The next item in modality ``goal``; 0 where no target has an id there."""
-        known, wanted = real & self.book(self.names[goal]).known[targets], tokens[targets]
+        book = self.book(self.names[goal])
+        known = real & book.known[targets]
         if not known.any():
             return self.weights.new_zeros(())
-        hidden = self.transformer.write(read, wanted, kind=goal)
-        return criterion(hidden[known].flatten(0, 1), self.transformer.input.head, wanted[known].flatten())
+        hidden = self.transformer.write(read, tokens[targets], kind=goal)
+        return self.transformer.error(
+            hidden[known], targets[known], book, criterion, before=self.before[goal]
+        )
 
     def _aligned(
         self, items: Tensor, source: int, goal: int, tokens: list[Tensor], criterion: Criterion
@@ -210,7 +206,8 @@ class MQL4GRec(Generator):
             source_ids, torch.ones_like(items, dtype=torch.bool)[:, None], torch.full_like(items, begin)
         )
         hidden = self.transformer.write(self.transformer.encode(embedded), wanted, kind=goal, each=False)
-        return criterion(hidden.flatten(0, 2), self.transformer.input.head, wanted.flatten())
+        book, before = self.book(self.names[goal]), self.before[goal]
+        return self.transformer.error(hidden[:, 0], items, book, criterion, before=before)
 
     def _writing(self, batch: Batch, m: int) -> Writing:
         book = self.book(self.names[m])

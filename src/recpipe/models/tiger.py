@@ -20,10 +20,8 @@ from torch import Tensor
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.layers.code_history import targets_of
-from recpipe.layers.code_transformer import CodeTransformer, Writing
+from recpipe.layers.code_transformer import CodeShape, CodeTransformer, Writing
 from recpipe.layers.codes import ItemCodes
-from recpipe.layers.t5 import T5Shape
-from recpipe.layers.tree_softmax import tree_cross_entropy
 from recpipe.models.generator import Generator
 from recpipe.models.recommender import Criterion
 from recpipe.semantic_ids.catalogue import CatalogueIds
@@ -37,29 +35,11 @@ class TIGER(Generator):
     losses = ("full_softmax",)
 
     @dataclass(frozen=True)
-    class Config(T5Shape):
-        """``users``: groups that users are hashed into, 0: none; ``beam`` of the search; ``recency``: cross-attention
-        knows how many events ago something was, which T5's does not (see ``recpipe.layers.t5_decoder``).
+    class Config(CodeShape):
+        """``beam`` of the search, and ``temperatures``, one for each level: as of ``recpipe.decoding.beam_search``."""
 
-        ``softmax``: ``all``, over the tokens of all levels, as in T5; ``children``, over the codes that may follow in
-        the catalogue, so that nothing is spent on learning which ids exist; it asks for ``renormalise``.
-        ``renormalise`` and ``temperatures``, one for each level: as of ``recpipe.decoding.beam_search``.
-        """
-
-        users: int = 0
-        one_pass: bool = True
-        recency: bool = False
-        softmax: str = "all"
         beam: int = 20
-        renormalise: bool = False
         temperatures: tuple[float, ...] | None = None
-
-        def __post_init__(self) -> None:
-            T5Shape.__post_init__(self)
-            if self.softmax not in ("all", "children"):
-                raise ValueError(f"softmax is {self.softmax!r}; allowed: all, children")
-            if self.softmax == "children" and not self.renormalise:
-                raise ValueError("softmax is children, so a search has to renormalise: set renormalise: true")
 
     def __init__(
         self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]
@@ -69,14 +49,7 @@ class TIGER(Generator):
             raise ValueError(f"TIGER reads ids of one modality, not of {', '.join(ids)}")
         ((self.modality, given),) = ids.items()
         self.codes = ItemCodes(given)
-        self.transformer = CodeTransformer(
-            config,
-            self.codes.size,
-            self.codes.levels,
-            users=config.users,
-            one_pass=config.one_pass,
-            recency=config.recency,
-        )
+        self.transformer = CodeTransformer(config, self.codes.size, self.codes.levels)
 
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         features = self.transformer.input.features(sequences.users)
@@ -85,15 +58,10 @@ class TIGER(Generator):
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         inputs, targets, known = targets_of(batch, self.codes.known, one_pass=self.config.one_pass)
         tokens = self.codes.tokens
-        wanted = tokens[targets]
-        hidden = self.transformer.write(self.transformer.read(inputs, tokens), wanted)
+        hidden = self.transformer.write(self.transformer.read(inputs, tokens), tokens[targets])
         if not known.any():
             return hidden.sum() * 0
-        if self.config.softmax == "children":
-            rows = self.codes.row_of.to(targets.device)[targets[known]]
-            tables = self.transformer.input.head[1:].split(self.codes.sizes)
-            return tree_cross_entropy(hidden[known], tables, rows, self.codes.tree.tensors(self.device))
-        return criterion(hidden[known].flatten(0, 1), self.transformer.input.head, wanted[known].flatten())
+        return self.transformer.error(hidden[known], targets[known], self.codes, criterion)
 
     def item_tables(self) -> dict[str, Tensor]:
         return {"codes": self.transformer.input.items(self.codes.tokens, self.codes.known)}

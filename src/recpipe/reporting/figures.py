@@ -138,7 +138,7 @@ def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFra
         traces,
         x="seconds of training" if by_time else "epoch",
         y=title,
-        y_axis={"rangemode": "normal", **({"type": "log"} if column == "gradient_norm" else {})},
+        y_axis={"rangemode": "tozero" if column == "gradient_norm" else "normal"},
     )
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -17,7 +18,7 @@ from recpipe.models.sasrec import SASRec
 from recpipe.training.callbacks import curve_loggers
 from recpipe.training.checkpoint import load_tree
 from recpipe.training.fit import LAST, Trained, TrainSettings, _fingerprint, _module, choose_device, train
-from recpipe.training.losses import AMINCE
+from recpipe.training.losses import AMINCE, FullSoftmax
 from recpipe.training.module import NonFiniteLoss
 
 ITEMS = 30
@@ -390,9 +391,32 @@ def test_curves_go_to_tensorboard_and_to_whoever_listens(data, tmp_path):
         on_epoch=rows.append,
     )
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert set(rows[0]) == {"epoch", "step", "seconds", "loss", "lr", "valid_ndcg@10"}
+    assert set(rows[0]) == {"epoch", "step", "seconds", "loss", "lr", "gradient_norm", "valid_ndcg@10"}
     assert list(tmp_path.glob("tensorboard/events.out.tfevents.*"))
     assert json.loads((tmp_path / "run.json").read_text())["fingerprint"]
+
+
+def test_the_norm_is_that_of_the_whole_gradient_before_it_is_clipped(data, tmp_path):
+    def model():
+        return build("sasrec", {"dim": 8, "dropout": 0.0}, n_items=ITEMS, max_length=10)
+
+    rows: list[dict] = []
+    whole = settings(max_epochs=1, batch_tokens=10**6, gradient_clip=1e-3)
+    train(
+        model,
+        data.train,
+        validator(data.valid, PROTOCOL),
+        whole,
+        seed=0,
+        folder=tmp_path,
+        on_epoch=rows.append,
+    )
+    torch.manual_seed(0)
+    alone = model()
+    batch = alone.on_device(data.train, window=11).batch(np.flatnonzero(data.train.lengths > 1))
+    alone.loss(batch, FullSoftmax()).backward()
+    squares = sum(float(each.grad.square().sum()) for each in alone.parameters() if each.grad is not None)
+    assert rows[0]["gradient_norm"] == pytest.approx(squares**0.5, rel=1e-4)
 
 
 def test_a_second_process_in_the_same_folder_is_refused(data, tmp_path):

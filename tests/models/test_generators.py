@@ -347,9 +347,13 @@ def test_users_are_hashed_alike_everywhere():
     assert model.recommend(one, 3)[1].tolist() != model.recommend(other, 3)[1].tolist()
 
 
-def test_cold_users_get_the_list_of_their_fallback():
+@pytest.mark.parametrize("at_once", [1 << 25, ITEMS + 1])
+def test_cold_users_get_the_list_of_their_fallback(at_once, monkeypatch):
+    monkeypatch.setattr("recpipe.models.generator.SCORES_AT_ONCE", at_once)
     model = made("tiger", beam=10)
     model.cold_users = ColdUsers(ColdUsersConfig(), n_items=ITEMS).fit(DATA, seed=0)
+    both, _ = model.recommend(sequences([[], [], []]), 5)
+    assert (both == both[0]).all()
     items, scores = model.recommend(sequences([[], [1, 2]]), 5)
     counts = np.bincount(DATA.items, minlength=ITEMS + 1)
     assert counts[items[0]].tolist() == sorted(counts[1:], reverse=True)[:5]

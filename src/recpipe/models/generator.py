@@ -19,7 +19,7 @@ from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, Steps, beam_search
 from recpipe.layers.codes import ItemCodes
 from recpipe.models.ordering import top_k
-from recpipe.models.recommender import Recommender
+from recpipe.models.recommender import SCORES_AT_ONCE, Recommender
 
 AT_ONCE = 1 << 12  # events of histories in a batch; beams multiply what a user costs
 
@@ -92,8 +92,9 @@ class Searching(Recommender):
                 limits = self._limits(histories, rows, exclude_seen, candidates, stochastic)
                 items, scores = self.found(data.batch(rows), k, limits)
                 yield rows, *_filled(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
-        if (rows := np.flatnonzero(cold)).size:
-            yield rows, *_filled(*self._cold_list(histories, rows, k, exclude_seen, candidates), k)
+        rows, most = np.flatnonzero(cold), max(SCORES_AT_ONCE // (self.n_items + 1), 1)
+        for part in np.split(rows, range(most, len(rows), most)) if len(rows) else ():
+            yield part, *_filled(*self._cold_list(histories, part, k, exclude_seen, candidates), k)
 
     def _limits(
         self,

@@ -15,6 +15,7 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.pipelines.blocks import ReportBlock
 from recpipe.pipelines.report import nodes as report
+from recpipe.pipelines.report.loads import LISTS
 from recpipe.pipelines.train.nodes import split_sequences, steps_of, train_model
 from recpipe.pipelines.train.pipeline import LOG, PARTS
 from recpipe.training.fit import TrainSettings
@@ -62,7 +63,9 @@ def told(monkeypatch: pytest.MonkeyPatch):
         )
         monkeypatch.setattr(html, "page", lambda *_, notes, **__: "|".join(notes))
         loads = {name: (lambda found=found: found) for name, found in runs.items()}
-        tables = {name: pl.DataFrame for name in runs if lists is None or name in lists}
+        tables = {
+            name: lambda: pl.DataFrame(schema=list(LISTS)) for name in runs if lists is None or name in lists
+        }
         block = ReportBlock(
             metric="ndcg@10", baseline="best", resamples=100, examples=2, history=2, recommended=2
         )

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import yaml
 
@@ -197,17 +196,10 @@ def told(name: str, ends: float) -> Callable[[Mapping[str, Any]], bool]:
 
 def judged(model: Recommender, fold: Fold, exclude_seen: bool) -> dict[str, float]:
     """Metrics of a fold."""
-    ranking = rank_fold(model, fold, exclude_seen=exclude_seen, k=10)
-    table = pa.table(
-        {
-            "user_id": pa.array(ranking.user),
-            "rank": pa.array(ranking.rank),
-            "cold": pa.array(ranking.rank < 0),
-        }
-    )
+    ranks = rank_fold(model, fold, exclude_seen=exclude_seen, k=10).ranks()
     return {
         key: float(value)
-        for key, value in metrics_from_ranks(table, cutoffs=[5, 10]).items()
+        for key, value in metrics_from_ranks(ranks, cutoffs=[5, 10]).items()
         if value is not None
     }
 

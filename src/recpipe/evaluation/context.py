@@ -6,7 +6,7 @@ B batch, T time, D width, P places from the end, U users.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ from recpipe.data.batches import in_buckets
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.metrics import metrics_from_ranks
-from recpipe.evaluation.ranking import Ranking, rank_fold
+from recpipe.evaluation.ranking import rank_fold
 from recpipe.evaluation.segments import LENGTHS, length_names
 from recpipe.models.recommender import SCORES_AT_ONCE, NextItem, Recommender
 
@@ -41,12 +41,20 @@ class Question:
 
     def value(self, model: Recommender, fold: Fold | None = None) -> float:
         """The metric over the users of ``fold``, by default its own."""
-        table = _table(self.ranking(model, fold))
-        return float(metrics_from_ranks(table, cutoffs=[int(self.metric.partition("@")[2])])[self.metric])
+        return self.of(self.ranks(model, self.fold if fold is None else fold))
 
-    def ranking(self, model: Recommender, fold: Fold | None = None) -> Ranking:
-        asked = (self.fold if fold is None else fold).asking(self.protocol)
-        return rank_fold(model, asked, exclude_seen=self.protocol.exclude_seen, k=1)
+    def ranks(self, model: Recommender, fold: Fold) -> pa.Table:
+        """Of the targets of ``fold``, by row of it."""
+        asked = fold.asking(self.protocol)
+        return rank_fold(model, asked, exclude_seen=self.protocol.exclude_seen, k=1).ranks()
+
+    def of(self, ranks: pa.Table) -> float:
+        """The metric of these. Raises ValueError for one that is not known."""
+        cutoff = self.metric.partition("@")[2]
+        found = metrics_from_ranks(ranks, cutoffs=[int(cutoff)]) if cutoff.isdigit() else {}
+        if self.metric not in found:
+            raise ValueError(f"metric is {self.metric!r}; give one at a cut-off, such as ndcg@10")
+        return float(found[self.metric])
 
 
 def context_study(
@@ -66,9 +74,6 @@ def context_study(
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(valid))[:users])
     question = Question(valid.select(rows), protocol, metric)
-    cutoff = metric.partition("@")[2]
-    if not cutoff.isdigit() or metric not in metrics_from_ranks(_no_ranks(), cutoffs=[int(cutoff)]):
-        raise ValueError(f"metric is {metric!r}; give one at a cut-off, such as ndcg@10")
     return {
         "metric": metric,
         "users": len(rows),
@@ -203,26 +208,16 @@ def gap_by_length(
 
 
 def _per_group(model: Recommender, question: Question, fold: Fold) -> dict[str, tuple[float, int]]:
-    table, lengths = _table(question.ranking(model, fold)), fold.histories.lengths
-    cutoff = int(question.metric.partition("@")[2])
+    table, lengths = question.ranks(model, fold), fold.histories.lengths
     group = np.searchsorted(LENGTHS, lengths, side="right") - 1
     owner = table["user_id"].to_numpy()
     found = {}
     for code, name in enumerate(length_names()):
         mine = table.filter(pa.array(group[owner] == code))
         if (count := int((group == code).sum())) >= LEAST and len(mine):
-            found[name] = (float(metrics_from_ranks(mine, cutoffs=[cutoff])[question.metric]), count)
+            found[name] = (question.of(mine), count)
     return found
 
 
 def _with(fold: Fold, histories: Sequences) -> Fold:
     return replace(fold, histories=histories)
-
-
-def _table(ranking: Ranking) -> pa.Table:
-    ranks: Sequence[Any] = (ranking.user, ranking.rank, ranking.rank < 0)
-    return pa.table(dict(zip(("user_id", "rank", "cold"), map(pa.array, ranks), strict=True)))
-
-
-def _no_ranks() -> pa.Table:
-    return pa.table({"user_id": pa.array([0]), "rank": pa.array([1], pa.int32()), "cold": pa.array([False])})

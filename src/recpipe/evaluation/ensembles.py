@@ -46,7 +46,7 @@ def ensemble_bundle(
     tried: dict[Weights, float] = {}
     given = [1.0] * len(bundles) if isinstance(weights, str) else weights
     if weights == VALID:
-        if seen := [each.name for each in bundles if _put_back(each)]:
+        if seen := [each.name for each in bundles if each.put_back]:
             raise ValueError(f"{seen[0]} was trained on the validation fold: give ensemble.weights, or equal")
         given, tried = choose_weights(
             ensemble, valid.asking(protocol), exclude_seen=protocol.exclude_seen, metric=metric
@@ -135,12 +135,8 @@ def _settings(
         "method": ensemble.config.method,
         "weights": weights if isinstance(weights, str) else list(ensemble.config.weights),
         "constant": ensemble.config.constant,
-        **({"train": {"put_back": True}} if any(map(_put_back, bundles)) else {}),
+        **({"train": {"put_back": True}} if any(each.put_back for each in bundles) else {}),
     }
-
-
-def _put_back(bundle: Bundle) -> bool:
-    return bool((bundle.training.get("settings") or {}).get("train", {}).get("put_back"))
 
 
 def _cost(bundles: Sequence[Bundle]) -> dict[str, float]:

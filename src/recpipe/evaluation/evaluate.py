@@ -63,8 +63,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         )
     protocol.check_time(bundle.model.requires_time, model=bundle.name)
     k = max(top, *protocol.cutoffs)
-    put_back = bool(bundle.training.get("settings", {}).get("train", {}).get("put_back"))
-    folds = {"test": test} if put_back else {"valid": valid, "test": test}
+    folds = {"test": test} if bundle.put_back else {"valid": valid, "test": test}
     judged = {name: _rank(bundle, fold, protocol, k) for name, fold in folds.items()}
     known = np.concatenate([[False], bundle.train_events > 0])
     tables = {
@@ -77,7 +76,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         "seed": bundle.training.get("seed"),
         "protocol": {"id": protocol.id, **protocol.to_dict()},
         **({"settings": settings, "settings_id": settings_id(settings)} if settings else {}),
-        **({"put_back": True} if put_back else {}),
+        **({"put_back": True} if bundle.put_back else {}),
         **{name: _metrics(tables[name], judged[name], bundle, protocol) for name in judged},
         **warm_and_cold_items(tables["test"], cutoffs=protocol.cutoffs),
         **_search(bundle, test, protocol),
@@ -129,12 +128,7 @@ def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users:
 
     def validate(model: Any) -> dict[str, float]:
         ranking = rank_fold(model, fold, exclude_seen=protocol.exclude_seen, k=1)
-        ranks = {
-            "user_id": pa.array(ranking.user),
-            "rank": pa.array(ranking.rank),
-            "cold": pa.array(ranking.rank < 0),
-        }
-        found = metrics_from_ranks(pa.table(ranks), cutoffs=cutoffs)
+        found = metrics_from_ranks(ranking.ranks(), cutoffs=cutoffs)
         if metric not in found:
             raise ValueError(f"train.metric is {metric!r}; known: {', '.join(sorted(found))}")
         return {f"valid_{metric}": float(found[metric])}
@@ -152,7 +146,7 @@ def _search(bundle: Bundle, fold: Fold, protocol: Protocol) -> dict[str, Any]:
     if not isinstance(model, ExactlySearched):
         return {}
     few = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCHED])).asking(protocol)
-    k = max(each for each in protocol.cutoffs if each <= max(10, *protocol.cutoffs[:1]))
+    k = min(protocol.cutoffs, key=lambda cutoff: abs(cutoff - 10))
     error = model.beam_error(few.histories, k)
     return {} if error is None else {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}
 

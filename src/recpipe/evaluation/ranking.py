@@ -29,6 +29,10 @@ class Ranking:
     log_normalizer: np.ndarray | None  # (U,) float32: log of the sum of exp(score) over the candidates
     seconds: float  # the model included
 
+    def ranks(self) -> pa.Table:
+        """What metrics need, with rows of the fold in place of users and nothing known of which targets are cold."""
+        return pa.table({"user_id": self.user, "rank": self.rank, "cold": np.zeros(len(self.rank), bool)})
+
     def table(self, fold: Fold, vocabulary: Vocabulary, *, known: np.ndarray | None = None) -> pa.Table:
         """The ranks with external ids; ``known`` (I + 1,) bool says which items training saw."""
         targets = fold.targets.items

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from recpipe.data.protocol import Protocol
@@ -128,5 +127,4 @@ def _tied(histories: Sequences) -> Counts:
 
 def _measured(bundle: Bundle, fold: Fold, protocol: Protocol, metric: str) -> float:
     ranking = rank_fold(bundle.model, fold.asking(protocol), exclude_seen=protocol.exclude_seen, k=1)
-    table = pa.table({"user_id": ranking.user, "rank": ranking.rank, "cold": ranking.rank < 0})
-    return float(metrics_from_ranks(table, cutoffs=[int(metric.partition("@")[2])])[metric])
+    return float(metrics_from_ranks(ranking.ranks(), cutoffs=[int(metric.partition("@")[2])])[metric])

@@ -87,14 +87,11 @@ def _check_content(needed: set[str], catalog: Any) -> None:
 
 def _check_study(needed: set[str], catalog: Any) -> None:
     """Every model of the run has what the study changes."""
-    from recpipe.models.registry import configured, resolve
-    from recpipe.pipelines.blocks import named
-    from recpipe.training.variants import Study, variants
+    from recpipe.models.registry import resolve
+    from recpipe.pipelines.blocks import study_of
+    from recpipe.training.variants import variants
 
-    study = catalog.load("params:study")
-    asked = configured(
-        Study, named(study, catalog.load("params:studies"), what="study"), where=f"studies.{study}"
-    )
+    asked = study_of(catalog.load("params:study"), catalog.load("params:studies"))
     for name in sorted(each for each in needed if each.startswith(BLOCK)):
         spec = resolve(catalog.load(name), catalog.load("params:dataset"))
         variants(asked, spec, catalog.load("params:train"), catalog.load("params:side"))

@@ -165,6 +165,14 @@ def named(name: str, blocks: Mapping[str, Any], *, what: str) -> dict[str, Any]:
     return dict(blocks[name])
 
 
+def study_of(study: str, studies: Mapping[str, Any]) -> Any:
+    """`studies.<study>` as the library takes it. Raises ValueError for an unknown one, and for one of two kinds."""
+    from recpipe.models.registry import configured
+    from recpipe.training.variants import Study
+
+    return configured(Study, named(study, studies, what="study"), where=f"studies.{study}")
+
+
 def content_block(datasets: Mapping[str, Any], dataset: str) -> ContentBlock:
     """The block `content` of a data set, empty where it has none."""
     return _typed(ContentBlock, datasets[dataset].get("content") or {}, f"datasets.{dataset}.content")

@@ -39,6 +39,11 @@ class Bundle:
     protocol: Protocol
     training: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def put_back(self) -> bool:
+        """Whether it was trained on the validation events too (``train.put_back``)."""
+        return bool((self.training.get("settings") or {}).get("train", {}).get("put_back"))
+
     def title_table(self) -> pa.Table:
         """``item_id`` and ``title`` of every item, in the order of the vocabulary."""
         ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))

@@ -30,7 +30,7 @@ def question_model(
     from recpipe.training.settings import choose_device
 
     check_catalogue(bundle, vocabulary)
-    if bundle.training.get("settings", {}).get("train", {}).get("put_back"):
+    if bundle.put_back:
         raise ValueError(
             f"{bundle.name} was trained on the validation events (train.put_back), which the questions are about; "
             "choose another model"

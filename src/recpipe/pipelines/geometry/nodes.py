@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from recpipe.pipelines.blocks import GeometryBlock, ReportBlock
+from recpipe.pipelines.report.loads import Loads, readable
 
 log = logging.getLogger(__name__)
-
-Loads = Mapping[str, Callable[[], Any]]
 
 
 def measure_geometry(
@@ -94,8 +92,7 @@ def _quality(runs: Loads, metric: str, protocol: str) -> dict[str, float]:
     from recpipe.reporting.runs import problem
 
     found = {}
-    for name, load in runs.items():
-        metrics = load()
+    for name, metrics in readable(runs, "metrics")[0].items():
         if problem(metrics) or metrics["protocol"]["id"] != protocol:
             continue
         value = (metrics.get("valid") or {}).get(metric, metrics["test"].get(metric))

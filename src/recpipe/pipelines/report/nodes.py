@@ -171,12 +171,13 @@ def write_report(
     from recpipe.reporting.studies import studies
 
     metrics = _own(readable(runs, "metrics")[0], dataset)
-    lists, _ = readable(run_recommendations, "recommendations", LISTS)
     protocols = _protocols(metrics)
     judged = _protocol_shown(protocols, model, seed, protocol)
     comparable = {name for name, found in protocols.items() if found["id"] == judged}
-    listed = comparable & run_ranks.keys() & lists.keys() & {*insights["ranked"]}
-    shown = [name for name in _first_to_last(leaderboard, model, seed, judged) if name in listed]
+    able = comparable & run_ranks.keys() & run_recommendations.keys() & {*insights["ranked"]}
+    order = [name for name in _first_to_last(leaderboard, model, seed, judged) if name in able]
+    lists, _ = readable({name: run_recommendations[name] for name in order}, "recommendations", LISTS)
+    shown = list(lists)
     users = (
         examples.examples(
             test_set.histories,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recpipe.pipelines.blocks import named
+from recpipe.pipelines.blocks import study_of
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +20,11 @@ def vary_model(
 
     Each row is kept in the work folder as soon as it is there, so that a study that was cut off goes on.
     """
-    from recpipe.models.registry import configured, resolve
+    from recpipe.models.registry import resolve
     from recpipe.pipelines.train.material import Material
-    from recpipe.training.variants import Study, variants
+    from recpipe.training.variants import variants
 
-    asked = configured(Study, named(study, studies, what="study"), where=f"studies.{study}")
-    material = Material(**given)
+    asked, material = study_of(study, studies), Material(**given)
     made, left_out = variants(asked, resolve(model, material.dataset), material.train, material.side)
     made, too_long = _within(made, material.judged.history)
     for each, why in (left_out | too_long).items():
@@ -56,8 +56,9 @@ def _row(name: str, variant: Any, material: Any, folder: Path) -> dict[str, Any]
     """What a variant came to, from its file where it was trained before under the same settings and data."""
     place = folder / "".join(sign if sign.isalnum() else "_" for sign in variant.name)
     kept = place / "result.json"
-    settings = {"spec": variant.spec.__dict__, "train": material.train, "side": material.side}
-    about = json.loads(json.dumps({**settings, "seed": material.seed, "protocol": material.judged.id}))
+    settings = {"spec": asdict(variant.spec), "train": material.train, "side": material.side}
+    made_of = {"seed": material.seed, "protocol": material.judged.id, "sources": material.sources()}
+    about = json.loads(json.dumps(settings | made_of))
     if kept.is_file() and (found := json.loads(kept.read_text()))["about"] == about:
         row: dict[str, Any] = found["row"]
         return row

@@ -36,8 +36,7 @@ def permute_ties(
     check_catalogue(bundle, vocabulary)
     bundle.model.to(choose_device(evaluate.device))
     under = judged_under(Protocol.from_dict(split_protocol), protocol_of(protocol, datasets, dataset))
-    put_back = bundle.training.get("settings", {}).get("train", {}).get("put_back")
-    trained_on = with_validation(train_set, valid_set) if put_back else train_set
+    trained_on = with_validation(train_set, valid_set) if bundle.put_back else train_set
     found = tie_sensitivity(
         bundle,
         test_set,

@@ -109,6 +109,11 @@ class Material:
         )
         return trained, self._about(trained, spec, settings, known, ids, given)
 
+    def sources(self) -> dict[str, str]:
+        """Hashes of the vectors and of the semantic ids that a model may read."""
+        ids = {f"{name} ids": found[0] for name, found in self._ids().items()}
+        return {name: each.hash for name, each in (self._embeddings() | ids).items() if each is not None}
+
     def _embeddings(self) -> dict[str, Any]:
         given = {
             "text": self.text_embeddings,

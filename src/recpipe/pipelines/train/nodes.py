@@ -81,6 +81,7 @@ def train_model(
     from recpipe.pipelines.progress import tell
     from recpipe.pipelines.train.material import Material
 
+    # the arguments, by their names
     given = {key: value for key, value in locals().items() if key in Material.__dataclass_fields__}
     material, spec = Material(**given), resolve(model, dataset)
     trained, about = material.trained(name, spec, on_epoch=tell)

@@ -13,10 +13,10 @@ from tests.synthetic import catalogue_ids
 from recpipe.content.embeddings import Embeddings
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
+from recpipe.experiments.material import ids_of, item_vectors
 from recpipe.models.registry import build
 from recpipe.pipelines import zoo
 from recpipe.pipelines.semantic_ids.nodes import fit_quantizer
-from recpipe.pipelines.train.material import ids_of, item_vectors
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.session import Refused, check_described

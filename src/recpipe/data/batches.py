@@ -261,10 +261,9 @@ class TrainingBatches:
     Iterating yields one step as a list of row arrays (B,): the loss of a step is over all its parts, so that a step
     is a random sample of users whatever their lengths. The order depends on ``seed`` and ``epoch`` only, so a
     resumed run repeats it. ``rank`` and ``world_size`` share the steps among processes, an equal number to each.
-    ``steps`` of an epoch are as many as ``tokens`` ask for, or as given.
+    ``steps`` of an epoch are as many as ``tokens`` ask for, or as given; ``parts`` of a step spare padding and cost
+    launches.
     """
-
-    PARTS = 8
 
     def __init__(
         self,
@@ -276,13 +275,14 @@ class TrainingBatches:
         rank: int = 0,
         world_size: int = 1,
         steps: int | None = None,
+        parts: int = 8,
     ) -> None:
         longest = int(lengths.max(initial=0))
         if longest > tokens:
             raise ValueError(
                 f"batch_tokens is {tokens}, less than one sequence of {longest} events; raise train.batch_tokens"
             )
-        self.lengths, self.seed, self.epoch = lengths, seed, 0
+        self.lengths, self.seed, self.epoch, self.parts = lengths, seed, 0, parts
         self.rows = np.flatnonzero(lengths >= minimum)
         if len(self.rows) == 0:
             raise ValueError(
@@ -315,7 +315,7 @@ class TrainingBatches:
         """``rows`` by length, cut into parts of about equally many events."""
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         events = np.cumsum(self.lengths[rows])
-        part = np.minimum((events - 1) * self.PARTS // max(int(events[-1]), 1), self.PARTS - 1)
+        part = np.minimum((events - 1) * self.parts // max(int(events[-1]), 1), self.parts - 1)
         return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
 
 

@@ -59,6 +59,7 @@ from recpipe.training.tuning import tuned
 log = logging.getLogger(__name__)
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # else four lines of tips per run
+PARTS = {"cpu": 8, "cuda": 1}  # of a step: on a CPU padding costs time, on a GPU launches do
 SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
 NOISE = (
     "Checkpoint directory .* exists and is not empty",  # by design: the work folder also holds the curves
@@ -164,11 +165,13 @@ def _module(
 ) -> TrainingModule:
     data = _windows(data, model, settings)
     held = model.on_device(data, window=model.max_length + 1)
-    batches = make_batches(held.lengths, settings, window=model.max_length, seed=seed)
+    how: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
+    batches = make_batches(held.lengths, settings, **how)
     if settings.put_back and steps_of is not None:
         alone = np.minimum(_windows(steps_of, model, settings).lengths, model.max_length + 1)
-        steps = make_batches(alone, settings, window=model.max_length, seed=seed).steps
-        batches = make_batches(held.lengths, settings, window=model.max_length, seed=seed, steps=steps)
+        batches = make_batches(
+            held.lengths, settings, **how, steps=make_batches(alone, settings, **how).steps
+        )
     return TrainingModule(
         model,
         make_loss(settings.loss, _target_counts(data, model)).to(model.device),
@@ -184,12 +187,18 @@ def _module(
 
 
 def make_batches(
-    lengths: np.ndarray, settings: TrainSettings, *, window: int, seed: int, steps: int | None = None
+    lengths: np.ndarray,
+    settings: TrainSettings,
+    *,
+    window: int,
+    seed: int,
+    steps: int | None = None,
+    device: str = "cpu",
 ) -> TrainingBatches:
     """In the layout that ``settings`` ask for; packed rows hold ``row`` events, by default one window of them."""
     tokens = settings.batch_tokens
     if settings.layout == "padded":
-        return TrainingBatches(lengths, tokens=tokens, seed=seed, minimum=2, steps=steps)
+        return TrainingBatches(lengths, tokens=tokens, seed=seed, minimum=2, steps=steps, parts=PARTS[device])
     size = settings.row or max(window, SHORTEST_ROW)
     return PackedBatches(lengths, size=size, tokens=tokens, seed=seed, steps=steps)
 

@@ -8,22 +8,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recpipe.pipelines.blocks import study_of
+from recpipe.pipelines.blocks import cold_users_of, study_of
 
 log = logging.getLogger(__name__)
 
 
 def vary_model(
-    name: str, study: str, studies: dict[str, Any], model: dict[str, Any], **given: Any
+    name: str,
+    study: str,
+    studies: dict[str, Any],
+    model: dict[str, Any],
+    items: Any,
+    cold_users: dict[str, Any],
+    datasets: dict[str, Any],
+    **given: Any,
 ) -> dict[str, Any]:
     """A row of numbers for every variant of the study; `given` as of `train_model`.
 
     Each row is kept in the work folder as soon as it is there, so that a study that was cut off goes on.
     """
+    from recpipe.experiments.material import Material
     from recpipe.models.registry import resolve
-    from recpipe.pipelines.train.material import Material
     from recpipe.training.variants import variants
 
+    given |= {"items": items.to_arrow(), "cold_users": cold_users_of(cold_users, datasets, given["dataset"])}
     asked, material = study_of(study, studies), Material(**given)
     made, left_out = variants(asked, resolve(model, material.dataset), material.train, material.side)
     made, too_long = _within(made, material.judged.history)

@@ -77,37 +77,17 @@ def train_model(
     """
     import polars as pl
 
+    from recpipe.experiments.material import Material
     from recpipe.models.registry import resolve
+    from recpipe.pipelines.blocks import cold_users_of
     from recpipe.pipelines.progress import tell
-    from recpipe.pipelines.train.material import Material
 
     # the arguments, by their names
     given = {key: value for key, value in locals().items() if key in Material.__dataclass_fields__}
+    given |= {"items": items.to_arrow(), "cold_users": cold_users_of(cold_users, datasets, dataset)}
     material, spec = Material(**given), resolve(model, dataset)
     trained, about = material.trained(name, spec, on_epoch=tell)
     curve = (
         pl.DataFrame(trained.curve, infer_schema_length=None) if trained.curve else pl.DataFrame(schema=CURVE)
     )
-    settings = material.settings(name, spec)
-    judged, fitted_on = material.judged, material.fitted_on(settings)
-    return _bundle(name, spec.type, trained.model, vocabulary, items, fitted_on, judged, about), curve
-
-
-def _bundle(
-    name: str, kind: str, model: Any, vocabulary: Any, items: Any, train_set: Any, protocol: Any, about: Any
-) -> Any:
-    import numpy as np
-
-    from recpipe.training.bundle import Bundle
-
-    titles = dict(items.select("item_id", "title").iter_rows())
-    return Bundle(
-        name=name,
-        type=kind,
-        model=model,
-        vocabulary=vocabulary,
-        titles=[titles.get(item) for item in vocabulary.ids],
-        train_events=np.bincount(train_set.items, minlength=len(vocabulary) + 1)[1:],
-        protocol=protocol,
-        training=about,
-    )
+    return material.bundle(name, spec, trained, about), curve

@@ -1,4 +1,4 @@
-"""All that a model may be trained on in a run, and its training: for the pipelines train and study alike."""
+"""All that a model may be trained on in a run, and its training: for pipelines, and for machines without Kedro."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from recpipe.layers.cold_users import ColdUsersConfig
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +24,14 @@ class Material:
     train_set: Any
     valid_set: Any
     vocabulary: Any
-    items: Any
+    items: pa.Table
     protocol: dict[str, Any]
     train: dict[str, Any]
     side: dict[str, Any]
     dataset: str
     seed: int
     work_folder: Path
-    cold_users: dict[str, Any]
-    datasets: dict[str, Any]
+    cold_users: ColdUsersConfig
     init_from: str = "none"
     start: Any = None
     text_embeddings: Any = None
@@ -72,7 +76,6 @@ class Material:
         """What training gives, and what a bundle says of it. Checkpoints go to ``folder``, else the work folder."""
         from recpipe.evaluation.evaluate import validator
         from recpipe.models.registry import build, side_config
-        from recpipe.pipelines.blocks import cold_users_of
         from recpipe.training import fit
         from recpipe.training.start import begin_with
 
@@ -104,10 +107,29 @@ class Material:
             folder=self.work_folder if folder is None else folder,
             fingerprint=judged.id if self.init_from == "none" else f"{judged.id} {self.init_from}",
             on_epoch=on_epoch,
-            cold_users=cold_users_of(self.cold_users, self.datasets, self.dataset),
+            cold_users=self.cold_users,
             steps_of=self.train_set,
         )
         return trained, self._about(trained, spec, settings, known, ids, given)
+
+    def bundle(self, name: str, spec: Any, trained: Any, about: dict[str, Any]) -> Any:
+        """What training gave, with what is needed to recommend with it."""
+        import numpy as np
+
+        from recpipe.training.bundle import Bundle
+
+        titles = dict(zip(*(self.items[column].to_pylist() for column in ("item_id", "title")), strict=True))
+        events = self.fitted_on(self.settings(name, spec)).items
+        return Bundle(
+            name=name,
+            type=spec.type,
+            model=trained.model,
+            vocabulary=self.vocabulary,
+            titles=[titles.get(item) for item in self.vocabulary.ids],
+            train_events=np.bincount(events, minlength=len(self.vocabulary) + 1)[1:],
+            protocol=self.judged,
+            training=about,
+        )
 
     def sources(self) -> dict[str, str]:
         """Hashes of the vectors and of the semantic ids that a model may read."""
@@ -168,8 +190,8 @@ def side_of(config: Any, train_set: Any, vocabulary: Any, items: Any, embeddings
     if config.empty:
         return None
     asked = names(config.items)
-    shown = items.select("item_id", *asked) if set(asked) <= set(items.columns) else items
-    table = in_order(without_stand_ins(shown.to_arrow()), "item_id", vocabulary.ids)
+    shown = items.select(["item_id", *asked]) if set(asked) <= set(items.column_names) else items
+    table = in_order(without_stand_ins(shown), "item_id", vocabulary.ids)
     vectors = {}
     for modality, found in embeddings.items():
         if found is not None:

@@ -96,10 +96,11 @@ def test_neighbours_in_a_row_do_not_matter(name):
         batch.items[theirs] = (batch.items[theirs] - 2) % ITEMS + 1
 
 
-def test_flex_attention_is_given_the_same_mask():
+@pytest.mark.parametrize("width", [16, 6], ids=["wide", "too narrow for the kernels"])
+def test_flex_attention_is_given_the_same_mask(width):
     torch.manual_seed(0)
     batch, _ = steps()
-    q, k, v = (torch.randn(*batch.items.shape, 2, 16).transpose(1, 2) for _ in range(3))
+    q, k, v = (torch.randn(*batch.items.shape, 2, width).transpose(1, 2) for _ in range(3))
     with torch.no_grad():
         flexed = attention.attend(q, k, v, attention.block_mask(batch.segments))
     plain = attention.attend(q, k, v, attention.causal_mask(batch, q))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import xlstm as package
 from mlstm_kernels.torch import get_mlstm_kernel
 from torch.nn import functional as F
-from xlstm.xlstm_large.model import mLSTMBlock, xLSTMLargeConfig
 
 import recpipe.models.xlstm as ours
 from recpipe.data.batches import Batch
+from recpipe.layers.xlstm_package import mLSTMBlock, xLSTMLargeConfig
 from recpipe.models.registry import build
 
 ITEMS, LONGEST = 30, 101
@@ -129,7 +130,8 @@ def test_the_head_starts_near_uniform_and_memory_starts_long():
 
 
 def test_our_module_and_the_package_of_the_same_name_are_two():
-    assert ours.__name__ == "recpipe.models.xlstm" and package.__name__ == "xlstm"
+    package = sys.modules["xlstm"]
+    assert ours.__name__ == "recpipe.models.xlstm"
     assert package.__file__ != ours.__file__ and issubclass(ours.ScalarBlock, package.sLSTMBlock)
 
 
@@ -144,3 +146,18 @@ def test_our_module_and_the_package_of_the_same_name_are_two():
 def test_settings_that_cannot_be_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         build("xlstm", config, n_items=5, max_length=5)
+
+
+def test_the_package_is_imported_where_there_is_a_card_and_no_toolkit():
+    """It asks torch for the toolkit's headers when it sees a card, and torch raises where there are none."""
+    code = (
+        "import os, torch; from torch.utils import cpp_extension; torch.cuda.is_available = lambda: True; "
+        "cpp_extension.CUDA_HOME = None; {}; "
+        "assert cpp_extension.CUDA_HOME is None and 'CUDA_LIB' not in os.environ"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_LIB"}
+    for imported, works in (("import xlstm", False), ("import recpipe.models.xlstm", True)):
+        command = [sys.executable, "-c", code.format(imported)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == works, done.stderr
+        assert works or "CUDA_HOME" in done.stderr

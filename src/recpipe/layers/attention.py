@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
 
+NARROWEST = 16  # heads that the kernels of FlexAttention can multiply
+
 Mask = Any
 """None: causal and no more; a tensor (B, 1, T, T) that is added to scores; or FlexAttention's BlockMask."""
 
@@ -43,12 +45,20 @@ def block_mask(segments: Tensor) -> Mask:
     return create_block_mask(same_user, B, None, T, T, device=str(segments.device))
 
 
-@lru_cache(maxsize=1)
-def flex() -> Any:
-    """FlexAttention, compiled on a GPU: without that it makes the whole matrix."""
+@lru_cache
+def flex(kind: str) -> Any:
+    """FlexAttention for a kind of device, compiled on a GPU: without that it makes the whole matrix."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if torch.cuda.is_available() else flex_attention
+    return torch.compile(flex_attention, dynamic=True) if kind == "cuda" else flex_attention
+
+
+def flexed(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """(B, H, T, D) by FlexAttention, whose kernels take no head narrower than ``NARROWEST``: zeros make it wider."""
+    D = q.shape[-1]
+    if D < NARROWEST:
+        q, k, v = (F.pad(x, (0, NARROWEST - D)) for x in (q, k, v))
+    return flex(q.device.type)(q, k, v, block_mask=mask, scale=1 / math.sqrt(D))[..., :D]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: Dropout | None = None) -> Tensor:
@@ -57,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: Dropout 
     if mask is not None and not isinstance(mask, Tensor):
         if p > 0:
             raise ValueError("attention_dropout and packed rows do not go together on a GPU; set it to 0")
-        return flex()(q, k, v, block_mask=mask)
+        return flexed(q, k, v, mask)
     if p > 0 and dropout is not None and q.device.type == "cpu":  # no fused kernel for it, and slower masks
         scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
         if mask is None:

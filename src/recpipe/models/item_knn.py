@@ -66,7 +66,7 @@ class ItemKNN(Scorer):
             block = torch.zeros(len(items), shape[1], device=self.device)
             block[pairs.item[chosen] - items[0], pairs.user[chosen]] = pairs.count[chosen]
             together = profiles.similarities(block).T  # (block, I + 1)
-            together[torch.arange(len(items)), items] = 0.0
+            together[torch.arange(len(items), device=items.device), items] = 0.0
             found.append(torch.topk(together, min(config.neighbours, self.n_items), dim=1))
         self.similarity = torch.cat([part.values for part in found])
         self.near = torch.cat([part.indices for part in found])

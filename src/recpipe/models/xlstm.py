@@ -17,15 +17,19 @@ import torch
 from mlstm_kernels.torch import get_available_mlstm_kernels, get_mlstm_kernel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from xlstm.blocks.slstm.block import sLSTMBlock, sLSTMBlockConfig
-from xlstm.blocks.slstm.layer import sLSTMLayerConfig
-from xlstm.components.feedforward import FeedForwardConfig
-from xlstm.xlstm_large.components import RMSNorm
-from xlstm.xlstm_large.model import mLSTMBlock, xLSTMLargeConfig
 
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
+from recpipe.layers.xlstm_package import (
+    FeedForwardConfig,
+    RMSNorm,
+    mLSTMBlock,
+    sLSTMBlock,
+    sLSTMBlockConfig,
+    sLSTMLayerConfig,
+    xLSTMLargeConfig,
+)
 from recpipe.models.recommender import NextItem
 
 TRITON, NATIVE = "chunkwise--triton_xl_chunk", "chunkwise--native_autograd"

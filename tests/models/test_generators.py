@@ -287,7 +287,7 @@ def test_no_search_error_where_items_share_an_id():
     [
         {"softmax": "all"},
         {"head": "mlp"},
-        {"aggregate": "flatten", "item_distance": True},
+        {"aggregate": "flatten", "item_distance": True, "level_distance": True},
         {"masked": 1.0, "weights": [1.0, 0.5, 0.25]},
         {"users": 7},
     ],

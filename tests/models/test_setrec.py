@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -157,6 +158,79 @@ def test_tokens_are_made_once_a_step_and_anew_after_it():
     assert (items.in_step() - stale).abs().max() > 0.5
     with torch.no_grad():
         assert not items.in_step().requires_grad
+
+
+def a_step(model: SETRec) -> None:
+    optimiser = torch.optim.Adam(model.parameters(), 0.1)
+    model.train().loss(batch_of([DATA.row(0)[:7].tolist()]), FullSoftmax()).backward()
+    optimiser.step()
+    model.eval()
+
+
+def through_half(model: SETRec) -> None:
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+def behind_the_back(model: SETRec) -> None:
+    model.items.auto_encoder.encoder[0].weight.data.mul_(-1.0)  # leaves no trace in the version
+
+
+def in_inference(model: SETRec) -> None:
+    with torch.inference_mode():
+        model.items.missing.mul_(-3.0)
+        model.items.collaborative.project.weight.mul_(-1.0)
+
+
+def other_vectors(model: SETRec) -> None:
+    model.items.vectors.mul_(-1.0)
+
+
+CHANGES = {
+    "optimiser": a_step,
+    "load_state_dict": lambda model: model.load_state_dict(made(seed=1).state_dict()),
+    "assign": lambda model: model.load_state_dict(made(seed=1).state_dict(), assign=True),
+    "to": lambda model: model.to(torch.float64),
+    "through bfloat16": through_half,
+    "data": behind_the_back,
+    "inference": in_inference,
+    "vectors": other_vectors,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_scores_are_of_the_weights_as_they_are(change):
+    model = made()
+    before = scores(model)
+    change(model)
+    found = scores(model)
+    other = made().to(model.start.dtype)
+    other.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(found, scores(other))
+    assert (found[:, 1:] != before[:, 1:]).mean() > 0.1
+
+
+def test_tokens_are_made_once_while_weights_stay():
+    model, calls = made(), []
+    model.items.auto_encoder.register_forward_hook(lambda *_: calls.append(1))
+    first = scores(model)
+    model.recommend(DATA, 3)
+    np.testing.assert_array_equal(scores(model), first)
+    assert len(calls) == 1
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model.items.tokens() is model.items.tokens()
+    assert len(calls) == 2  # in another precision they are others
+    assert model.items.tokens().requires_grad and model.items.tokens() is not model.items.tokens()
+    np.testing.assert_array_equal(scores(copy.deepcopy(model)), first)
+    model.train()
+    assert model.items._kept.made is None
+
+
+def test_nothing_is_kept_of_vectors_whose_changes_nobody_counts():
+    with torch.inference_mode():
+        model = made()
+        before = scores(model)
+        other_vectors(model)
+    assert (scores(model) != before).any()
 
 
 def test_prefixes_are_every_target_with_what_came_before():

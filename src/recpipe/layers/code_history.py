@@ -1,6 +1,6 @@
 """Histories as sequences of tokens, and which of them may see which.
 
-B batch, T events, W targets of a row, L levels, S places of the encoder, D width, U users.
+B batch, T events, W targets of a row, L levels, S places of the encoder, D width, H heads, U users.
 """
 
 from __future__ import annotations
@@ -84,6 +84,24 @@ class CodeInput(nn.Module):
     def features(self, users: np.ndarray) -> dict[str, np.ndarray]:
         """What batches have to know of ``users`` (U,)."""
         return {USER: user_tokens(users, self.users)} if self.users else {}
+
+
+class LevelRelative(nn.Module):
+    """A bias of self-attention between codes by the levels that lie between them, whatever the items: the
+    codebook-relative one of N. Nguyen's efficient_generative_reco. What a history begins with has no level and no bias.
+    """
+
+    def __init__(self, levels: int, heads: int, *, std: float) -> None:
+        super().__init__()
+        self.levels = levels
+        self.table = nn.Parameter(torch.empty(2 * levels - 1, heads).normal_(std=std))
+
+    def forward(self, event_S: Tensor) -> Tensor:
+        """(H, S, S) of places with L codes per event: of the key's level less the query's, from 1 - L to L - 1."""
+        level_S = torch.arange(-1, len(event_S) - 1, device=event_S.device) % self.levels
+        between_SS = level_S[None, :] - level_S[:, None] + self.levels - 1
+        coded_S = event_S >= 0
+        return (F.embedding(between_SS, self.table) * (coded_S[:, None] & coded_S)[..., None]).movedim(-1, 0)
 
 
 def user_tokens(users: np.ndarray, groups: int) -> np.ndarray:

@@ -6,8 +6,7 @@ I items, M tokens of an item (the collaborative one first), D width of a token, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recpipe.layers.inputs import STD, GivenVectors
+from recpipe.layers.kept import Kept
 from recpipe.layers.side import Side, standardised
 
 COLLABORATIVE = "collaborative"  # the name among item vectors of those that a trained model has
@@ -76,7 +76,7 @@ class SetItems(nn.Module):
         given = None if trained is None else _given(side, COLLABORATIVE, n_items)
         self.collaborative = None if given is None else GivenVectors(given, dim, trained=False)
         self.missing = nn.Parameter(torch.empty(tokens + (trained is not None), dim).normal_(std=STD))
-        self._held: Tensor | None = None
+        self._kept = Kept()
         self._step: tuple[tuple[int, ...], Tensor] | None = None
 
     vectors: Tensor  # (I + 1, V), zero where there is none
@@ -96,19 +96,27 @@ class SetItems(nn.Module):
         there = self.described().new_zeros(len(self.present))
         return there if self.collaborative is None else self.collaborative.there()
 
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """Inside, the tokens are made once: for inference, where weights stay as they are."""
-        self._held = self.tokens()
-        try:
-            yield
-        finally:
-            self._held = None
+    def train(self, mode: bool = True) -> SetItems:
+        if mode:
+            self._kept.forget()
+        return super().train(mode)
 
     def tokens(self) -> Tensor:
-        """(I + 1, M, D); those of padding are zero."""
-        if self._held is not None:
-            return self._held
+        """(I + 1, M, D); those of padding are zero.
+
+        Evaluation without gradients makes them once, and anew when a weight, a vector or the precision has changed.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self._make()
+        made_of = [self.auto_encoder.encoder, *([] if self.collaborative is None else [self.collaborative])]
+        weights = [self.missing, *(weight for module in made_of for weight in module.parameters())]
+        return self._kept.get(self._tables, weights, self.buffers())
+
+    def _tables(self) -> Tensor:
+        """As ``_make``, but token by token in memory: a user's scores take as long as reading the tables does."""
+        return self._make().transpose(0, 1).contiguous().transpose(0, 1)
+
+    def _make(self) -> Tensor:
         made, there = self.auto_encoder(self.vectors), self.described()[:, None].expand(-1, self.count)
         if self.collaborative is not None:
             made = torch.cat([self.collaborative()[:, None], made], 1)

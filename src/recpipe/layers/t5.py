@@ -205,17 +205,20 @@ class Encoder(nn.Module):
         *,
         attention: Tensor | None = None,
         positions: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) of embedded tokens.
 
         ``mask_BT``: what is not padding. ``attention`` bool, (T, T) or (B, T, T): which token (row) may look at which
         (column). ``positions`` integers, (T,) or (B, T), from which distances are taken: the places by default.
-        A token that may look at nothing mixes nothing in.
+        ``bias``, broadcast to (B, H, T, T), is added to that of the distances. A token that may look at nothing mixes
+        nothing in.
         """
         if positions is None:
             positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)
         allowed = None if mask_BT is None else mask_BT[:, None, None]
-        looks = reach(both(allowed, headed(attention)), batched(self.relative(positions, positions)))
+        distances = batched(self.relative(positions, positions))
+        looks = reach(both(allowed, headed(attention)), distances if bias is None else distances + bias)
         x_BTD = self.dropout(x_BTD)
         for layer in self.layers:
             x_BTD = layer(x_BTD, looks)

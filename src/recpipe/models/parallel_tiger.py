@@ -25,7 +25,15 @@ from recpipe.data.batches import Batch, DeviceSequences, in_buckets
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
 from recpipe.decoding.exact import Independent, SearchError, exact_scores
-from recpipe.layers.code_history import CodeInput, before, causal, target_of, targets_of, within
+from recpipe.layers.code_history import (
+    CodeInput,
+    LevelRelative,
+    before,
+    causal,
+    target_of,
+    targets_of,
+    within,
+)
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
@@ -58,7 +66,8 @@ class ParallelTIGER(Scorer, Searching):
         """``users``, ``one_pass`` and ``recency`` as of TIGER.
 
         ``aggregate``: an item is the sum of its tokens, or a place for each; ``item_distance``, of these: places of
-        one item are at distance 0. ``softmax`` over the codes of a level, or the tokens of all. ``head``: ``tokens``,
+        one item are at distance 0; ``level_distance``, of these too: attention between codes knows how many levels are
+        between them. ``softmax`` over the codes of a level, or the tokens of all. ``head``: ``tokens``,
         the embedded ones; ``mlp``, one of two layers per level. ``weights`` (L,) of the levels' losses, the original's
         [1, .3315, .1935, .1113]. ``masked``: share of rows of which a random part of the queries is replaced by what
         they should find, and the others alone are trained. ``beam`` and ``renormalise`` are of ``search: beam``.
@@ -69,6 +78,7 @@ class ParallelTIGER(Scorer, Searching):
         recency: bool = False
         aggregate: str = "sum"
         item_distance: bool = False
+        level_distance: bool = False
         softmax: str = "level"
         head: str = "tokens"
         weights: tuple[float, ...] | None = None
@@ -82,6 +92,11 @@ class ParallelTIGER(Scorer, Searching):
             for name, allowed in CHOICES.items():
                 if (value := getattr(self, name)) not in allowed:
                     raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+            if self.level_distance and self.aggregate != "flatten":
+                raise ValueError(
+                    "level_distance is between codes, and aggregate: sum has one place for all of an item's; set "
+                    "aggregate: flatten"
+                )
             if self.head == "mlp" and self.softmax == "all":
                 raise ValueError("head is mlp, one for each level, so softmax cannot be over all of them")
             if not 0 <= self.masked <= 1:
@@ -102,6 +117,9 @@ class ParallelTIGER(Scorer, Searching):
             raise ValueError(f"weights are {config.weights}; the ids have {levels} levels")
         summed = config.aggregate == "sum"
         self.input = CodeInput(self.codes.size, levels, config.dim, users=config.users, summed=summed)
+        self.between = None
+        if config.level_distance:
+            self.between = LevelRelative(levels, config.heads, std=config.dim**-0.5)
         self.encoder, self.decoder = Encoder(config), Decoder(config, causal=False, recency=config.recency)
         self.queries = nn.Parameter(torch.empty(levels, config.dim).normal_())
         mlp = config.head == "mlp"
@@ -201,7 +219,8 @@ class ParallelTIGER(Scorer, Searching):
         embedded = self.input(inputs, self.codes.tokens)
         positions = (embedded.event + 1) if config.item_distance else None
         attention = causal(embedded.event) if config.one_pass else None
-        encoded = self.encoder(embedded.x, embedded.mask, attention=attention, positions=positions)
+        bias = None if self.between is None else self.between(embedded.event)
+        encoded = self.encoder(embedded.x, embedded.mask, attention=attention, positions=positions, bias=bias)
         width = 1 if wanted_BWL is None else wanted_BWL.shape[1]
         x = self.queries.expand(len(encoded), width, levels, config.dim)
         asked = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device)

@@ -137,7 +137,7 @@ class SETRec(Scorer):
         (B, T), M = items_BT.shape, self.items.count
         owners_S = F.pad(torch.arange(1, T + 1, device=items_BT.device).repeat_interleave(M), (1, 0))
         mask_BS = F.pad((items_BT > 0).repeat_interleave(M, 1), (1, 0), value=True)
-        events = F.embedding(items_BT, tokens.flatten(1)).view(B, T * M, self.config.dim)
+        events = torch.stack([F.embedding(items_BT, table) for table in tokens.unbind(1)], 2).flatten(1, 2)
         x_BSD = torch.cat([self.start.expand(B, 1, -1), events], 1) * math.sqrt(self.config.dim)
         sees_SS = in_sets(owners_S, causal=self.config.one_pass)
         encoded = self.encoder(x_BSD, mask_BS, attention=sees_SS, positions=owners_S)
@@ -168,7 +168,6 @@ class SETRec(Scorer):
         beta = torch.where(trained == described, self.beta, described.to(self.beta.dtype))
         return collaborative.mul_(1 - beta).add_(semantic.mul_(beta))
 
-    @torch.inference_mode()
     def scored(
         self,
         histories: Sequences,
@@ -177,11 +176,9 @@ class SETRec(Scorer):
         candidates: Tensor | None = None,
         tokens: int = 1 << 15,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        self.eval()
-        with self.items.holding():
-            yield from super().scored(
-                histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens // self.items.count
-            )
+        yield from super().scored(
+            histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens // self.items.count
+        )
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
         """Takes that of ``betas`` for which ``validate``, a metric of the validation fold, is highest."""

@@ -1,0 +1,65 @@
+"""What is made of weights, kept from call to call for as long as they stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Made(NamedTuple):
+    """A tensor, and what it was made of."""
+
+    tensor: Tensor
+    weights: list[Tensor]  # copies
+    constants: list[tuple[Tensor, int]]  # themselves, and how often they had been written to
+    precision: tuple[bool, torch.dtype]
+
+
+class Kept:
+    """One tensor that outlives the call it was made in.
+
+    Weights are compared by value with copies: an optimiser, ``load_state_dict`` and ``.to`` leave traces of different
+    kinds, and writing to ``weight.data`` leaves none. Constants, which may be a hundred times as large, are compared by
+    identity and by PyTorch's count of writes.
+    """
+
+    def __init__(self) -> None:
+        self.made: Made | None = None
+
+    def get(
+        self, make: Callable[[], Tensor], weights: Iterable[Tensor], constants: Iterable[Tensor]
+    ) -> Tensor:
+        """What ``make`` gives for them. For use without gradients, as what is kept has none."""
+        weights, constants = list(weights), list(constants)
+        if any(constant.is_inference() for constant in constants):  # nobody counts what is written to these
+            return make()
+        if self.made is None or not self._valid(self.made, weights, constants):
+            self.made = None  # not two at a time
+            copies = [weight.detach().clone() for weight in weights]
+            counted = [(constant, constant._version) for constant in constants]
+            self.made = Made(make(), copies, counted, _precision(weights))
+        return self.made.tensor
+
+    def forget(self) -> None:
+        self.made = None
+
+    @staticmethod
+    def _valid(made: Made, weights: list[Tensor], constants: list[Tensor]) -> bool:
+        pairs = zip(made.constants, constants, strict=True)
+        return (
+            all(kept is now and version == now._version for (kept, version), now in pairs)
+            and made.precision == _precision(weights)
+            and all(map(_equal, made.weights, weights))
+        )
+
+
+def _precision(weights: list[Tensor]) -> tuple[bool, torch.dtype]:
+    device = weights[0].device.type
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)

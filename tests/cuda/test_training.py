@@ -37,13 +37,13 @@ def data() -> Split:
 
 
 def run(
-    data: Split, folder: Path, name: str, config: dict, *, epochs: int = 2, on_epoch=None, **more
+    data: Split, folder: Path, name: str, config: dict, *, epochs: int = 4, on_epoch=None, **more
 ) -> Trained:
     def made() -> Recommender:
         return fresh(name, config, data=data.train)
 
     settings = {"batch_tokens": 200, "max_epochs": epochs, "device": "cuda", "loggers": [], **more}
-    settings |= {"optimiser": {"name": "adam", "learning_rate": 3e-3}}
+    settings |= {"optimiser": {"name": "adam", "learning_rate": 5e-3}}
     judge = validator(data.valid, PROTOCOL)
     return train(made, data.train, judge, TrainSettings(**settings), seed=0, folder=folder, on_epoch=on_epoch)
 
@@ -57,21 +57,21 @@ def test_it_learns_in_bf16_and_goes_on_after_a_cut_off(data, tmp_path, name, con
     whole = run(data, tmp_path / "whole", name, config)
     assert (whole.cost["precision"], whole.cost["device"]) == ("bf16", "cuda")
     assert whole.cost["peak_memory_mib"] > 0 and whole.curve[0]["gpu_memory_mib"] > 0
-    assert np.isfinite(losses(whole)).all() and losses(whole)[1] < losses(whole)[0]
+    assert np.isfinite(losses(whole)).all() and losses(whole)[-1] < losses(whole)[0]
     items, values = whole.model.recommend(data.valid.histories, 5, exclude_seen=True)
     assert np.isfinite(values[items > 0]).all() and (items > 0).any()
 
     with pytest.raises(KeyboardInterrupt, match="run the same command again"):
-        run(data, tmp_path / "cut", name, config, on_epoch=lambda row: row["epoch"] == 1)
+        run(data, tmp_path / "cut", name, config, on_epoch=lambda row: row["epoch"] == 2)
     assert (tmp_path / "cut" / LAST).is_file()
     resumed = run(data, tmp_path / "cut", name, config)
-    assert [row["epoch"] for row in resumed.curve] == [1, 2]
+    assert [row["epoch"] for row in resumed.curve] == [1, 2, 3, 4]
     np.testing.assert_allclose(losses(resumed), losses(whole), rtol=0.05)  # sums on a card have no order
 
 
 @pytest.mark.parametrize("name", ["gpt", "sasrec"])
 def test_packed_rows_are_trained_on_and_the_card_is_watched(data, tmp_path, name):
-    trained = run(data, tmp_path, name, {}, epochs=4, layout="packed", loggers=["csv"])
+    trained = run(data, tmp_path, name, {}, layout="packed", loggers=["csv"])
     assert np.isfinite(losses(trained)).all() and losses(trained)[-1] < losses(trained)[0]
     assert list(tmp_path.rglob("metrics.csv"))
 
@@ -114,5 +114,5 @@ def test_sampled_losses_draw_on_the_card(settings, low):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
             loss = criterion(*leaves, targets.to(device))
         assert all(torch.isfinite(each).all() for each in torch.autograd.grad(loss, leaves))
-        found[device] = float(loss)
+        found[device] = float(loss.detach())
     assert found["cuda"] == pytest.approx(found["cpu"], rel=0.1)

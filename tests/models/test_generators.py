@@ -10,13 +10,13 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences, sequences
 
-from recpipe.data.batches import Batch
+from recpipe.data.batches import Batch, in_buckets
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.layers.code_history import before, causal, targets_of, user_tokens, within
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
-from recpipe.models.generator import Generator
+from recpipe.models.generator import AT_ONCE, AT_ONCE_GPU, BEAMS_GPU, Generator, in_batches
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.models.registry import build
 from recpipe.semantic_ids.catalogue import CatalogueIds
@@ -359,6 +359,22 @@ def test_cold_users_get_the_list_of_their_fallback(at_once, monkeypatch):
     assert counts[items[0]].tolist() == sorted(counts[1:], reverse=True)[:5]
     assert items[1].tolist() == made("tiger", beam=10).recommend(sequences([[1, 2]]), 5)[0][0].tolist()
     assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("beams", [1, 20, 10**6])
+def test_batches_of_a_gpu_are_larger_and_hold_no_more_beams_than_it_has_room_for(beams):
+    generator = np.random.default_rng(0)
+    lengths, rows = generator.integers(0, 40, 30_000), generator.permutation(30_000)[:20_000]
+    sizes = {}
+    for name, events in (("cpu", AT_ONCE), ("cuda", AT_ONCE_GPU)):
+        batches = in_batches(lengths, rows, torch.device(name), beams=beams)
+        assert np.sort(np.concatenate(batches)).tolist() == np.sort(rows).tolist()
+        assert all(len(each) and len(each) * (1 + lengths[each].max()) <= events for each in batches)
+        sizes[name] = np.array([len(each) for each in batches])
+    assert sizes["cuda"].max() <= max(BEAMS_GPU // beams, 1)
+    if beams <= 20:
+        assert np.median(sizes["cuda"]) > 4 * np.median(sizes["cpu"])
+    assert sizes["cpu"].tolist() == [len(each) for each in in_buckets(lengths + 1, rows, 1 << 12)]
 
 
 def test_more_than_the_beam_is_refused_and_candidates_leave_fewer():

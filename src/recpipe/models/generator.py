@@ -21,7 +21,9 @@ from recpipe.layers.codes import ItemCodes
 from recpipe.models.ordering import top_k
 from recpipe.models.recommender import SCORES_AT_ONCE, Recommender
 
-AT_ONCE = 1 << 12  # events of histories in a batch; beams multiply what a user costs
+AT_ONCE = 1 << 12  # events of histories in a batch: what a CPU's cache holds
+AT_ONCE_GPU = 1 << 15
+BEAMS_GPU = 1 << 15  # of a batch: some 110 KiB each in TIGER of the paper's size, 3.5 GiB
 
 
 class Limits(NamedTuple):
@@ -48,12 +50,26 @@ def items_of(found: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
     return torch.where(there, rows[found.items.clamp(min=0)], 0), found.scores.float()
 
 
+def in_batches(
+    lengths: np.ndarray, rows: np.ndarray, device: torch.device, *, beams: int
+) -> list[np.ndarray]:
+    """``rows`` cut into batches of like length, as large as a search with ``beams`` of a user is fast with."""
+    if device.type == "cpu":
+        return in_buckets(lengths + 1, rows, AT_ONCE)
+    most, large = max(BEAMS_GPU // beams, 1), in_buckets(lengths + 1, rows, AT_ONCE_GPU)
+    return [part for each in large for part in np.split(each, range(most, len(each), most))]
+
+
 class Searching(Recommender):
     """What finds lists in the tree of its ids, user by user, instead of scoring the whole catalogue."""
 
     def holding(self) -> AbstractContextManager[None]:
         """Inside, weights stay as they are."""
         return nullcontext()
+
+    @abstractmethod
+    def beams(self, k: int) -> int:
+        """How many a search for ``k`` items has of each user."""
 
     @abstractmethod
     def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -88,7 +104,7 @@ class Searching(Recommender):
         data = self.on_device(histories, window=self.max_length)
         cold = self.falls_back(histories)
         with self.holding():
-            for rows in in_buckets(data.lengths + 1, np.flatnonzero(~cold), AT_ONCE):
+            for rows in in_batches(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k)):
                 limits = self._limits(histories, rows, exclude_seen, candidates, stochastic)
                 items, scores = self.found(data.batch(rows), k, limits)
                 yield rows, *_filled(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
@@ -143,6 +159,9 @@ class Generator(Searching):
     @abstractmethod
     def steps(self, batch: Batch) -> Steps:
         """What is searched, for the users of ``batch``."""
+
+    def beams(self, k: int) -> int:
+        return self.config.beam
 
     def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
         return self.search(self.codes, self.steps(batch), k, limits)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recpipe.data.batches import Batch, DeviceSequences, in_buckets
+from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
-from recpipe.decoding.exact import Independent, SearchError, exact_scores
+from recpipe.decoding.exact import WIDER, Independent, SearchError, exact_scores
 from recpipe.layers.code_history import (
     CodeInput,
     LevelRelative,
@@ -37,11 +37,10 @@ from recpipe.layers.code_history import (
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
-from recpipe.models.generator import Limits, Searching, items_of
+from recpipe.models.generator import Limits, Searching, in_batches, items_of
 from recpipe.models.recommender import Criterion, Scorer
 from recpipe.semantic_ids.catalogue import CatalogueIds
 
-AT_ONCE = 1 << 12  # events of histories in a batch
 WALKED = 1_000_000  # items from which on a walk is faster than a gather, for a few users at a time
 CHOICES = {
     "aggregate": ("sum", "flatten"),
@@ -174,6 +173,9 @@ class ParallelTIGER(Scorer, Searching):
         items = torch.where(found.items >= 0, rows[found.items.clamp(min=0)], 0)
         return scores.scatter_(1, items, found.scores)
 
+    def beams(self, k: int) -> int:
+        return WIDER * k
+
     def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
         logs = self.log_probabilities(batch)
         best = exact_top(logs, self.codes.tree, min(k, len(self.codes.rows)), **limits.rows_of(self.codes))
@@ -204,7 +206,8 @@ class ParallelTIGER(Scorer, Searching):
         self.eval()
         data, tree = self.on_device(histories, window=self.max_length), self.codes.tree.tensors(self.device)
         found, exact, beam = list[Beams](), list[Beams](), self.config.beam
-        for rows in in_buckets(data.lengths + 1, np.arange(len(histories)), AT_ONCE):
+        whole, widest = np.arange(len(histories)), max(beam, self.beams(min(k, beam)))
+        for rows in in_batches(data.lengths, whole, self.device, beams=widest):
             logs = self.log_probabilities(data.batch(rows))
             found.append(beam_search(Independent(logs), tree, beam=beam, k=min(k, beam)))
             exact.append(exact_top(logs, tree, min(k, beam)))

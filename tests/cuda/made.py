@@ -32,7 +32,6 @@ VARIANTS = [
     ("xlstm", {"slstm_at": (1,)}),
 ]
 CASES = [*((name, {}) for name in types()), *VARIANTS]
-NEURAL = [(name, config) for name, config in CASES if name not in ("mf",)]
 
 
 def fresh(name: str, config: dict, *, data: Sequences = TRAIN, n_items: int = ITEMS) -> Recommender:

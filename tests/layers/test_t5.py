@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recpipe.layers.t5 import Encoder, Relative, T5Shape
+from recpipe.layers.dropout import Dropout
+from recpipe.layers.t5 import Encoder, Relative, T5Shape, attend, fused, reach
 from recpipe.layers.t5_decoder import Cache, Decoder, Head
 from recpipe.layers.t5_weights import from_transformers
 
@@ -245,3 +246,20 @@ def test_dropout_is_of_training_only():
 def test_wrong_sizes_are_named(sizes, message):
     with pytest.raises(ValueError, match=message):
         T5Shape(**sizes)
+
+
+def test_the_fused_attention_of_other_devices_is_the_same():
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=generator).double().requires_grad_() for n in (5, 7, 7))
+    bias = torch.randn(1, 3, 5, 7, generator=generator).double().requires_grad_()
+    allowed = torch.rand(2, 1, 5, 7, generator=generator) < 0.6
+    allowed[1, :, 2] = False
+    found = []
+    for way in (attend, lambda *given: fused(*given).transpose(1, 2).flatten(2)):
+        looks = reach(allowed, bias)
+        mixed = way(q, k, v, looks, Dropout(0.0))
+        if way is not attend:
+            mixed = mixed * looks.alive[:, 0]
+        found.append([mixed, *torch.autograd.grad(mixed.square().sum(), [q, k, v, bias])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

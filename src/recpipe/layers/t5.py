@@ -70,12 +70,21 @@ def reach(allowed: Tensor | None, bias: Tensor) -> Reach:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, reach: Reach, dropout: nn.Module) -> Tensor:
-    """(B, T, H * P) of q (B, H, T, P), k and v (B, H, S, P)."""
-    weights = dropout((q @ k.mT).add_(reach.bias).softmax(-1))
-    mixed = weights @ v
+    """(B, T, H * P) of q (B, H, T, P), k and v (B, H, S, P); ``dropout``, a ``Dropout``, of weights."""
+    if q.device.type == "cpu":  # a fused kernel there has no dropout, and none of it is faster for few places
+        mixed = dropout((q @ k.mT).add_(reach.bias).softmax(-1)) @ v
+    else:
+        mixed = fused(q, k, v, reach, dropout)
     if reach.alive is not None:
         mixed = mixed * reach.alive
     return mixed.transpose(1, 2).flatten(2)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, reach: Reach, dropout: nn.Module) -> Tensor:
+    """(B, H, T, P) by torch's own attention, which keeps no (B, H, T, S) of weights for the way back."""
+    bias = reach.bias.expand(len(q), q.shape[1], q.shape[2], k.shape[2])
+    p = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=p, scale=1.0)
 
 
 class Relative(nn.Module):

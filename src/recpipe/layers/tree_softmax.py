@@ -27,8 +27,19 @@ def tree_cross_entropy(
     for level in reversed(range(tree.depth)):
         codes, nodes = tree.children[level][nodes], tree.parents[level][nodes]
         logits = hidden_NLD[:, level] @ tables[level].T
-        total = total + F.cross_entropy(logits.masked_fill(~following(tree, level, nodes), -torch.inf), codes)
+        total = total + F.cross_entropy(logits + shut(tree, level, nodes), codes)
     return total / tree.depth
+
+
+def shut(tree: TreeTensors, level: int, nodes: Tensor) -> Tensor:
+    """(N, V) float32: 0 for the codes of ``level`` that may follow each of ``nodes`` (N,), -inf for the others.
+
+    From the tree's table, where it has one: a GPU need not be waited for then.
+    """
+    if (table := tree.closed(level)) is not None:
+        return table[nodes]
+    allowed = following(tree, level, nodes)
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 
 def following(tree: TreeTensors, level: int, nodes: Tensor) -> Tensor:

@@ -108,6 +108,12 @@ class TreeTensors:
 
         For levels whose nodes have many children; None for the others, and where it would be too large.
         """
+        return None if self.widest[level] <= NARROW else self.closed(level)
+
+    def closed(self, level: int) -> Tensor | None:
+        """The same for any level; None where it would be too large."""
+        if level not in self._tables:
+            self._tables[level] = self._table(level)
         return self._tables[level]
 
     def follow(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
@@ -122,12 +128,12 @@ class TreeTensors:
         return tuple(parents * size + children for parents, size, children in each)
 
     @cached_property
-    def _tables(self) -> list[Tensor | None]:
-        return [self._table(level) for level in range(self.depth)]
+    def _tables(self) -> dict[int, Tensor | None]:
+        return {}
 
     def _table(self, level: int) -> Tensor | None:
         shape = (len(self.offsets[level]) - 1, self.sizes[level])
-        if self.widest[level] <= NARROW or shape[0] * shape[1] > TABLE_SIZE:
+        if shape[0] * shape[1] > TABLE_SIZE:
             return None
         closed = torch.full(shape, -torch.inf, device=self.leaves.device)
         closed[self.parents[level], self.children[level]] = 0

@@ -522,3 +522,9 @@ def test_a_checkpoint_of_other_side_information_is_not_continued():
     assert mark(vectors="text") == mark(vectors="text")
     marks = {mark(), mark(vectors="text"), mark(vectors="image"), mark(vectors="text", combine="concat")}
     assert len(marks) == 4
+
+
+def test_minutes_end_a_training_for_good(tmp_path):
+    limited = run(tmp_path, max_epochs=50, patience=50, max_minutes=1e-9)
+    assert len(limited.curve) == 1
+    assert limited.cost["epochs"] == 1 and limited.cost["device"] == "cpu" and limited.cost["precision"] == "fp32"

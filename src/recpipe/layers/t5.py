@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recpipe.layers.dropout import Dropout
 
@@ -81,10 +82,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, reach: Reach, dropout: nn.Module) ->
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, reach: Reach, dropout: nn.Module) -> Tensor:
-    """(B, H, T, P) by torch's own attention, which keeps no (B, H, T, S) of weights for the way back."""
+    """(B, H, T, P) by torch's own attention, which keeps no (B, H, T, S) of weights for the way back.
+
+    Not by cuDNN's, which plans for 100 ms at every new shape (H100, torch 2.11), and batches have many.
+    """
     bias = reach.bias.expand(len(q), q.shape[1], q.shape[2], k.shape[2])
     p = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=p, scale=1.0)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=p, scale=1.0)
 
 
 class Relative(nn.Module):

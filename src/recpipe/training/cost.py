@@ -9,7 +9,7 @@ from typing import Any
 from recpipe.models.recommender import Recommender
 from recpipe.training.memory import peak_memory_mib
 from recpipe.training.module import TrainingModule
-from recpipe.training.settings import TrainSettings, choose_precision
+from recpipe.training.settings import TrainSettings
 
 
 def versions() -> dict[str, str]:
@@ -32,8 +32,8 @@ def cost_of(module: TrainingModule, settings: TrainSettings, device: str) -> dic
         **({} if best is None else {"best_epoch": best["epoch"], f"best_{watched}": best[watched]}),
         "seconds_per_epoch": module.train_seconds / epochs,
         "tokens_per_second": module.tokens_seen / module.train_seconds,
-        "precision": choose_precision(settings.precision, device),
-        "device": device,
+        "precision": "+".join(dict.fromkeys(precision for _, precision in module.ran)),
+        "device": "+".join(dict.fromkeys(kind for kind, _ in module.ran)),
         **size_of(module.model, device),
     }
 

@@ -183,6 +183,7 @@ def _module(
         batches=batches,
         on_epoch=on_epoch,
         log_every=settings.log_every,
+        max_minutes=settings.max_minutes,
     )
 
 
@@ -282,7 +283,7 @@ def _stopped(folder: Path) -> KeyboardInterrupt:
 
 def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:
     """What must be equal for a checkpoint to be continued; more epochs or patience may be asked for."""
-    free = {"patience", "resume", "log_every", "device", "loggers"}
+    free = {"patience", "max_minutes", "resume", "log_every", "device", "loggers"}
     if settings.schedule.get("name") in WITHOUT_END:  # the others depend on the number of epochs
         free.add("max_epochs")
     parts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,6 +47,7 @@ class TrainingModule(pl.LightningModule):
         batches: TrainingBatches,
         on_epoch: OnEpoch | None = None,
         log_every: int = 1,
+        max_minutes: float | None = None,
     ) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
@@ -53,8 +55,10 @@ class TrainingModule(pl.LightningModule):
         self._data, self._batches = data, batches
         self._watched, self._on_epoch, self._log_every = watched, on_epoch, log_every
         self._tokens_per_epoch = int(data.targets[batches.rows].sum())
+        self._max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.curve: list[dict[str, Any]] = []
         self.train_seconds, self.tokens_seen = 0.0, 0
+        self.ran: list[list[str]] = []  # device and precision, more than one of a run that went on elsewhere
         self.cut_off = False
         self._restored: dict[str, Tensor] | None = None
 
@@ -84,6 +88,9 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._started, self._epoch = time.perf_counter(), self.current_epoch + 1
+        how = [self.device.type, "bf16" if self.trainer.precision == "bf16-mixed" else "fp32"]
+        if how not in self.ran:
+            self.ran.append(how)
         self._loss = torch.zeros((), device=self.device)
         self._steps = 0
         self._norms: list[Tensor] = []
@@ -125,6 +132,8 @@ class TrainingModule(pl.LightningModule):
         last = self._epoch == self.trainer.max_epochs
         if self._on_epoch is not None and self._on_epoch(dict(row)) and not last:
             self.cut_off = self.trainer.should_stop = True
+        if self.train_seconds >= self._max_seconds:
+            self.trainer.should_stop = True
         if self._epoch == 1 or self._epoch % self._log_every == 0:
             log.info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
 
@@ -159,6 +168,7 @@ class TrainingModule(pl.LightningModule):
             "curve": self.curve,
             "train_seconds": self.train_seconds,
             "tokens_seen": self.tokens_seen,
+            "ran": self.ran,
             "random": random_state(),
         }
 
@@ -169,6 +179,7 @@ class TrainingModule(pl.LightningModule):
             state["train_seconds"],
             state["tokens_seen"],
         )
+        self.ran = state.get("ran", [])
         self._restored = state["random"]
 
 

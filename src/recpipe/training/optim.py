@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adafactor": torch.optim.Adafactor,  # steps in proportion to each tensor's size, as T5 and TIGER were trained
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
@@ -30,8 +31,9 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: dict[str, Any])
         )
     if "learning_rate" in arguments:
         arguments["lr"] = arguments.pop("learning_rate")
-    if "betas" in arguments:
-        arguments["betas"] = tuple(arguments["betas"])
+    for pair in ("betas", "eps"):
+        if isinstance(arguments.get(pair), list):
+            arguments[pair] = tuple(arguments[pair])
     trained = [weight for weight in parameters if weight.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
     if not arguments.pop("decay_vectors", True):

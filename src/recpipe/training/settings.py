@@ -23,6 +23,7 @@ class TrainSettings:
     trains on training and validation events, for as many steps as without, and keeps the last state;
     ``patience`` counts validations without a new best ``metric``, which is that of ``validate_users`` users, always the
     same ones (null: of all);
+    ``max_minutes`` of training, validations not counted, end it with the epoch then running (null: no limit);
     ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
     equal settings and data; ``loggers`` get the curves: tensorboard, csv, wandb.
     """
@@ -38,6 +39,7 @@ class TrainSettings:
     put_back: bool = False
     batch_tokens: int = 12_800
     max_epochs: int = 100
+    max_minutes: float | None = None
     validate_every: int = 1
     validate_users: int | None = None
     patience: int = 10
@@ -71,6 +73,8 @@ class TrainSettings:
                 raise ValueError(f"train.{name} is {value}; it is a number from 1, or null")
         if unknown := set(self.loggers) - set(LOGGERS):
             raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"train.max_minutes is {self.max_minutes}; it must be more than 0, or null")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"train.gradient_clip is {self.gradient_clip}; it must be more than 0, or null")
         if self.validate_every > self.max_epochs:

@@ -524,7 +524,7 @@ def test_a_checkpoint_of_other_side_information_is_not_continued():
     assert len(marks) == 4
 
 
-def test_minutes_end_a_training_for_good(tmp_path):
-    limited = run(tmp_path, max_epochs=50, patience=50, max_minutes=1e-9)
-    assert len(limited.curve) == 1
-    assert limited.cost["epochs"] == 1 and limited.cost["device"] == "cpu" and limited.cost["precision"] == "fp32"
+def test_minutes_end_a_training_for_good(data, tmp_path):
+    limited = run(data, tmp_path, max_epochs=50, validate_every=2, max_minutes=1e-9)
+    assert limited.cost["epochs"] == limited.cost["best_epoch"] == 2  # the first that is validated
+    assert limited.cost["device"] == "cpu" and limited.cost["precision"] == "fp32"

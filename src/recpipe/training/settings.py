@@ -23,7 +23,7 @@ class TrainSettings:
     trains on training and validation events, for as many steps as without, and keeps the last state;
     ``patience`` counts validations without a new best ``metric``, which is that of ``validate_users`` users, always the
     same ones (null: of all);
-    ``max_minutes`` of training, validations not counted, end it with the epoch then running (null: no limit);
+    ``max_minutes`` of training, validations not counted, end it with the next one that is validated (null: no limit);
     ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
     equal settings and data; ``loggers`` get the curves: tensorboard, csv, wandb.
     """

@@ -10,10 +10,8 @@ the sLSTM of the first paper (convolution, scalar memory, gated feed-forward), i
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from mlstm_kernels.torch import get_available_mlstm_kernels, get_mlstm_kernel
@@ -40,9 +38,6 @@ TRITON_CHUNK, NATIVE_CHUNK = (
     40,
 )  # events in a chunk: the least the first takes of long sequences, the fastest on CPU
 NARROWEST = 16  # heads that the Triton kernels can multiply
-MOST_LOST = 0.02  # of the norm of a result; TF32 loses a thousandth
-
-log = logging.getLogger(__name__)
 
 
 class AnyLength(nn.Module):
@@ -61,9 +56,8 @@ class AnyLength(nn.Module):
     ) -> tuple[Tensor, None]:
         """q, k (B, H, T, Dqk), v (B, H, T, Dv), gates i, f (B, H, T) -> (B, H, T, Dv) and no state."""
         T, kind = q.shape[2], q.device.type
-        name = self.on_cuda if kind == "cuda" else NATIVE
-        if name == TRITON and not trusted(q.shape[-1], v.shape[-1], q.device):
-            name = NATIVE
+        wide = min(q.shape[-1], v.shape[-1]) >= NARROWEST
+        name = self.on_cuda if kind == "cuda" and wide else NATIVE
         chunk, length = _triton_chunks(T) if name == TRITON else _native_chunks(T)
         q, k, v = (F.pad(x, (0, 0, 0, length - T)) for x in (q, k, v))
         i, f = (F.pad(x, (0, length - T)) for x in (i, f))
@@ -74,36 +68,6 @@ class AnyLength(nn.Module):
         with torch.autocast(kind, enabled=False):  # plain torch: exponential gates need float32
             mixed = kernel(q.float(), k.float(), v.float(), i.float(), f.float(), chunk_size=chunk)
         return mixed[:, :, :T].to(kept), None
-
-
-@lru_cache
-def trusted(qk_width: int, v_width: int, device: torch.device) -> bool:
-    """Whether the Triton kernel gives what plain torch does, with its gradients, for heads of these widths here.
-
-    Its results depend on the version of Triton: with 3.6 they are others on an H100, without an error (LOG.md).
-    """
-    if min(qk_width, v_width) < NARROWEST:
-        return False
-    plain, other = _tried(NATIVE, qk_width, v_width, device), _tried(TRITON, qk_width, v_width, device)
-    lost = max(float((one - two).norm() / one.norm()) for one, two in zip(plain, other, strict=True))
-    if not lost < MOST_LOST:
-        log.warning(
-            "the Triton kernel of mLSTM gives other results than plain torch here (%.2g of their norm, heads of %s "
-            "and %s): plain torch is used, which is slower",
-            *(lost, qk_width, v_width),
-        )
-    return lost < MOST_LOST
-
-
-def _tried(name: str, qk_width: int, v_width: int, device: torch.device) -> list[Tensor]:
-    """Output and gradients of one kernel for random inputs, the same for all."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(1, 2, 128, qk_width), (1, 2, 128, qk_width), (1, 2, 128, v_width), (1, 2, 128), (1, 2, 128)]
-    low = {"autocast_kernel_dtype": torch.float32} if name == TRITON else {}
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        given = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
-        mixed = get_mlstm_kernel(name)(*given, chunk_size=64, **low)
-        return [mixed.detach(), *torch.autograd.grad(mixed.square().sum(), given)]
 
 
 def _native_chunks(length: int) -> tuple[int, int]:

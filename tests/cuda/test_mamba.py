@@ -21,7 +21,7 @@ def test_outputs_and_gradients(length, packed):
     cuts = [length // 3, length // 5, length - length // 3 - length // 5]
     marks = segments([n for n in cuts if n], length).expand(3, -1).cuda() if packed else None
     ours, theirs = ssd(*values, 32, marks), module._on_mamba_ssm(*values, 32, marks)
-    torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-2)  # its products are TF32
+    assert (theirs - ours).norm() < 5e-3 * ours.norm()  # its products are TF32
     for mine, other in zip(
         torch.autograd.grad(ours.sum(), values), torch.autograd.grad(theirs.sum(), values), strict=True
     ):

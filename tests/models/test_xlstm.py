@@ -161,3 +161,20 @@ def test_the_package_is_imported_where_there_is_a_card_and_no_toolkit():
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode == 0) == works, done.stderr
         assert works or "CUDA_HOME" in done.stderr
+
+
+def test_the_kernels_own_way_back_is_right_where_a_norm_follows():
+    """It takes the normaliser for a constant, which a norm of each head cancels; Triton's do the same."""
+
+    def gradients(name, normed):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(1, 2, 80, 8), (1, 2, 80, 8), (1, 2, 80, 16), (1, 2, 80), (1, 2, 80)]
+        given = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        mixed = get_mlstm_kernel(name)(*given, chunk_size=40)
+        mixed = F.rms_norm(mixed, mixed.shape[-1:]) if normed else mixed
+        weight = torch.randn(mixed.shape, generator=generator)
+        return torch.cat([each.flatten() for each in torch.autograd.grad((mixed * weight).sum(), given)])
+
+    own = "chunkwise--native_custbw"
+    torch.testing.assert_close(gradients(own, True), gradients(ours.NATIVE, True), rtol=1e-3, atol=1e-4)
+    assert (gradients(own, False) - gradients(ours.NATIVE, False)).norm() > 0.1

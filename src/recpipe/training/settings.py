@@ -73,10 +73,9 @@ class TrainSettings:
                 raise ValueError(f"train.{name} is {value}; it is a number from 1, or null")
         if unknown := set(self.loggers) - set(LOGGERS):
             raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"train.max_minutes is {self.max_minutes}; it must be more than 0, or null")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise ValueError(f"train.gradient_clip is {self.gradient_clip}; it must be more than 0, or null")
+        for name in ("max_minutes", "gradient_clip"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"train.{name} is {value}; it must be more than 0, or null")
         if self.validate_every > self.max_epochs:
             raise ValueError(
                 f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "

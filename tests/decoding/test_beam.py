@@ -16,7 +16,6 @@ from recpipe.decoding import beam_search, few
 from recpipe.semantic_ids import tree_tensors
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
-
 WAYS = {"tables": (0, 1 << 40), "windows": (16, 1 << 40), "few": (16, 0)}
 
 

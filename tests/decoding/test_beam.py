@@ -25,6 +25,7 @@ def way(request, monkeypatch):
     narrow, share = WAYS[request.param]
     monkeypatch.setattr(tree_tensors, "NARROW", narrow)
     monkeypatch.setattr(few, "SHARE", share)
+    monkeypatch.setattr(few, "BEAMS", 0)
 
 
 @given(cases())
@@ -75,6 +76,34 @@ def check_narrow_beam(case, beam, renormalise):
 
 def test_narrow_beams_are_those_of_dictionaries(way):
     check_narrow_beam()
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_few_children_of_many_beams_are_those_of_tables(renormalise, monkeypatch):
+    """Without being told to: a catalogue whose deeper levels are sparse, with what users have seen and may get."""
+    case, users = random_case(2000, (64, 64, 64)), 100
+    generator = torch.Generator().manual_seed(0)
+    seen = (torch.arange(users + 1) * 40, torch.randint(0, 2000, (users * 40,), generator=generator))
+    asked = []
+
+    def counted(*args, **kwargs):
+        asked.append(best(*args, **kwargs))
+        return asked[-1]
+
+    best = few.best_of_few
+    monkeypatch.setattr("recpipe.decoding.beam.best_of_few", counted)
+    for allowed in (None, torch.rand(users, 2000, generator=generator) < 0.7):
+        found = []
+        for share in (few.SHARE, 1 << 40):
+            asked.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(few, "SHARE", share)
+                made = model(case.sizes, seed=1, users=users)
+                limits = {"seen": seen, "allowed": allowed, "renormalise": renormalise}
+                found.append(beam_search(made, case.tree, beam=20, **limits))
+            assert [each is not None for each in asked] == [False, False, share < 1 << 40]
+        assert torch.equal(found[0].items, found[1].items) and torch.equal(found[0].codes, found[1].codes)
+        torch.testing.assert_close(found[0].scores, found[1].scores)
 
 
 @pytest.mark.parametrize("sizes", [(40, 30, 20), (600,), (3, 5, 4, 6, 5)], ids=str)

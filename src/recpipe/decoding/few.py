@@ -15,6 +15,7 @@ from recpipe.decoding.limits import Limits
 from recpipe.decoding.top import ascend
 
 SHARE = 32  # of all codes of all beams: as much as that costs more one by one than in rows
+BEAMS = 1 << 10  # of fewer there is nothing to gain
 BITS = 31  # of a key, beside the 32 of a value and its sign
 
 
@@ -50,7 +51,12 @@ def best_of_few(
     ``logs`` are log-probabilities of all codes, ``scores`` those of the beams. None where the children are not few, or
     their numbers too large for a key, and on a GPU, which would rather read all than wait for a count.
     """
-    if logs_BKV.device.type != "cpu":
+    nodes_P, edges = len(limits.tree.offsets[level]) - 1, len(limits.tree.children[level])
+    if (
+        logs_BKV.device.type != "cpu"
+        or nodes_BK.numel() < BEAMS
+        or edges * SHARE > nodes_P * logs_BKV.shape[2]
+    ):
         return None
     offsets, nodes = limits.tree.offsets[level].numpy(), nodes_BK.numpy()
     start = offsets[nodes]

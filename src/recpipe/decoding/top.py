@@ -11,7 +11,7 @@ from torch import Tensor
 BLOCK = 8
 SHORT = 16  # times K: rows up to that length are sorted through
 SORTED = 256  # values of a row: up to so many are faster sorted than chosen from,
-ROWS = 16  # from so many rows on
+ROWS = 64  # from so many rows on
 LEAST = -0x7F80_0001  # what the bits of -inf become
 
 

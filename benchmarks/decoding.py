@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
-from recpipe.decoding.children import children
+from recpipe.decoding.beam import Choice, Front, advanced
 from recpipe.decoding.exact import Independent
 from recpipe.decoding.limits import Limits
 from recpipe.decoding.threads import in_threads
@@ -297,6 +297,7 @@ def step_table(seconds: float, users: int = 256, beam: int = 20) -> None:
     """One step alone, from log-probabilities to the next beams."""
     print(f"\none step of {users} x {beam} beams, ms: what may follow, and the best {beam} of it")
     print(f"{'items':>9} {'level':>6} {'most children':>14} {'ms':>7} {'others':>7}")
+    choice = Choice(beam, None, renormalise=False, stochastic=None)
     for items in (12_101, 1_000_000):
         tree = random_tree(items)[1].tensors()
         limits, generator = Limits(tree), torch.Generator().manual_seed(0)
@@ -304,18 +305,15 @@ def step_table(seconds: float, users: int = 256, beam: int = 20) -> None:
         for level in range(LEVELS):
             logs = torch.randn(*nodes.shape, CODES, generator=generator).log_softmax(-1)
             scores = torch.randn(nodes.shape, generator=generator).sort(descending=True).values
+            front = Front(nodes, nodes, scores, scores)
 
-            def step() -> tuple[Tensor, Tensor]:
-                found = children(limits, level, nodes, logs)  # noqa: B023
-                reached = found.logs.add_(scores[..., None])  # noqa: B023
-                places = top(reached.flatten(1), beam).places
-                beams, places = places // reached.shape[2], places % reached.shape[2]
-                return found.nodes(beams, places), beams
+            def step() -> Front:
+                return advanced(front, limits, level, logs, choice)  # noqa: B023
 
             best = fastest(step, seconds / 4)
             cells = f"{items:>9,} {level + 1:>6} {tree.widest[level]:>14}"
             print(f"{cells} {1000 * best.seconds:>7.2f} {best.others:>7.2f}")
-            nodes = step()[0]
+            nodes = step().nodes
 
 
 def exact_table(seconds: float, k: int = 20) -> None:

@@ -12,15 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.decoding.oracles import USERS, Model, cases, lists, model, random_case
 
-from recpipe.decoding import beam_search
+from recpipe.decoding import beam_search, few
 from recpipe.semantic_ids import tree_tensors
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
+WAYS = {"tables": (0, 1 << 40), "windows": (16, 1 << 40), "few": (16, 0)}
 
-@pytest.fixture(params=[0, 16], ids=["tables", "windows"])
-def narrow(request, monkeypatch):
-    """Both ways to read the children of small trees."""
-    monkeypatch.setattr(tree_tensors, "NARROW", request.param)
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """All ways to read the children of small trees."""
+    narrow, share = WAYS[request.param]
+    monkeypatch.setattr(tree_tensors, "NARROW", narrow)
+    monkeypatch.setattr(few, "SHARE", share)
+    monkeypatch.setattr(few, "BEAMS", 0)
 
 
 @given(cases())
@@ -38,7 +43,7 @@ def check_wide_beam(case):
     assert (torch.from_numpy(case.codes)[beams.items[at]] == beams.codes[at]).all()
 
 
-def test_a_beam_as_wide_as_the_catalogue_is_brute_force(narrow):
+def test_a_beam_as_wide_as_the_catalogue_is_brute_force(way):
     check_wide_beam()
 
 
@@ -69,12 +74,40 @@ def check_narrow_beam(case, beam, renormalise):
         np.testing.assert_allclose([*found.values()], [*expected.values()], atol=1e-5)
 
 
-def test_narrow_beams_are_those_of_dictionaries(narrow):
+def test_narrow_beams_are_those_of_dictionaries(way):
     check_narrow_beam()
 
 
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_few_children_of_many_beams_are_those_of_tables(renormalise, monkeypatch):
+    """Without being told to: a catalogue whose deeper levels are sparse, with what users have seen and may get."""
+    case, users = random_case(2000, (64, 64, 64)), 100
+    generator = torch.Generator().manual_seed(0)
+    seen = (torch.arange(users + 1) * 40, torch.randint(0, 2000, (users * 40,), generator=generator))
+    asked = []
+
+    def counted(*args, **kwargs):
+        asked.append(best(*args, **kwargs))
+        return asked[-1]
+
+    best = few.best_of_few
+    monkeypatch.setattr("recpipe.decoding.beam.best_of_few", counted)
+    for allowed in (None, torch.rand(users, 2000, generator=generator) < 0.7):
+        found = []
+        for share in (few.SHARE, 1 << 40):
+            asked.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(few, "SHARE", share)
+                made = model(case.sizes, seed=1, users=users)
+                limits = {"seen": seen, "allowed": allowed, "renormalise": renormalise}
+                found.append(beam_search(made, case.tree, beam=20, **limits))
+            assert [each is not None for each in asked] == [False, False, share < 1 << 40]
+        assert torch.equal(found[0].items, found[1].items) and torch.equal(found[0].codes, found[1].codes)
+        torch.testing.assert_close(found[0].scores, found[1].scores)
+
+
 @pytest.mark.parametrize("sizes", [(40, 30, 20), (600,), (3, 5, 4, 6, 5)], ids=str)
-def test_large_levels_equal_brute_force(sizes):
+def test_large_levels_equal_brute_force(sizes, way):
     """Levels wide enough for tables, blocks of maxima and beams beyond the first level's codes."""
     case = random_case(500, sizes)
     made, N = model(sizes, seed=1), 500
@@ -96,7 +129,7 @@ def test_a_wider_beam_finds_no_worse_a_best_item():
             assert (wide >= narrow - 1e-6).all()
 
 
-def test_fewer_are_returned_where_fewer_can_be_had():
+def test_fewer_are_returned_where_fewer_can_be_had(way):
     case = random_case(9, (3, 4))
     seen = (torch.tensor([0, 0, 9, 16]), torch.cat([torch.arange(9), torch.arange(1, 8)]))
     beams = beam_search(model((3, 4)), case.tree, beam=20, seen=seen)
@@ -107,7 +140,7 @@ def test_fewer_are_returned_where_fewer_can_be_had():
     assert nothing.codes.shape == (USERS, 5, 2)
 
 
-def test_a_mask_made_once_is_the_mask():
+def test_a_mask_made_once_is_the_mask(way):
     case = random_case(50, (4, 5, 6))
     allowed, seen = torch.arange(50) % 3 > 0, (torch.tensor([0, 3, 3, 5]), torch.tensor([1, 2, 3, 4, 1]))
     restricted = case.tree.tensors().restricted(allowed)
@@ -124,7 +157,7 @@ def test_a_mask_made_once_is_the_mask():
             assert all(torch.equal(mine, theirs) for mine, theirs in zip(each[0], other, strict=True))
 
 
-def test_temperatures_flatten_a_level_before_it_is_constrained():
+def test_temperatures_flatten_a_level_before_it_is_constrained(way):
     case, made = random_case(40, (4, 5, 6)), model((4, 5, 6))
     temperatures = (0.5, 1.0, 3.0)
     tempered = Model([(logs / t).log_softmax(-1) for logs, t in zip(made.logs, temperatures, strict=True)])
@@ -176,7 +209,7 @@ def test_mistakes_are_named():
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("stochastic", [False, True], ids=["best", "sampled"])
-def test_nan_is_refused_by_its_level(level, stochastic):
+def test_nan_is_refused_by_its_level(level, stochastic, way):
     case, made = random_case(20, (4, 5, 6)), model((4, 5, 6))
     made.logs[level][1] = math.nan
     generator = torch.Generator().manual_seed(0) if stochastic else None
@@ -184,7 +217,7 @@ def test_nan_is_refused_by_its_level(level, stochastic):
         beam_search(made, case.tree, beam=3, stochastic=generator)
 
 
-def test_minus_infinity_is_never_an_item():
+def test_minus_infinity_is_never_an_item(way):
     case, made = random_case(20, (4, 5, 6)), model((4, 5, 6))
     made.logs[1][:, :, :3] = -math.inf
     found = lists(beam_search(made, case.tree, beam=20))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.decoding.children import children
+from recpipe.decoding.few import best_of_few
 from recpipe.decoding.limits import Limits
 from recpipe.decoding.stochastic import gumbel, perturbed
 from recpipe.decoding.top import top
@@ -78,7 +79,7 @@ def beam_search(
     for level in range(limits.tree.depth if len(limits.tree.leaves) else 0):
         if level:
             logs = decoder.step(level, limits.tree.children[level - 1][front.nodes], front.parents)
-        front = _advanced(front, limits, level, _checked(logs, level, front, whole.sizes), choice)
+        front = advanced(front, limits, level, _checked(logs, level, front, whole.sizes), choice)
         broken.append(front.order.isnan().any())
     _check_numbers(broken)
     return _result(limits.tree, front, min(k or beam, whole.rows))
@@ -109,12 +110,25 @@ def _root(B: int, device: torch.device, stochastic: torch.Generator | None) -> F
     return Front(nodes, nodes, scores, order)
 
 
-def _advanced(front: Front, limits: Limits, level: int, logs: Tensor, choice: Choice) -> Front:
+def advanced(front: Front, limits: Limits, level: int, logs: Tensor, choice: Choice) -> Front:
     """The best children of all beams of a user, one level deeper."""
     if choice.temperatures is not None and choice.temperatures[level] != 1:
         logs = (logs / choice.temperatures[level]).log_softmax(-1)
+    stochastic = choice.stochastic
+    if stochastic is None:
+        few = best_of_few(
+            limits,
+            level,
+            front.nodes,
+            logs,
+            front.scores,
+            beam=choice.beam,
+            renormalise=choice.renormalise,
+        )
+        if few is not None:
+            return Front(*few, few.scores)
     following = children(limits, level, front.nodes, logs)
-    reached, stochastic = following.logs, choice.stochastic
+    reached = following.logs
     if choice.renormalise or stochastic is not None:
         total = reached.logsumexp(-1, keepdim=True)
         reached = reached - total.clamp_(min=torch.finfo(total.dtype).min)

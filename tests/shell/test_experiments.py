@@ -122,8 +122,8 @@ def test_changes_are_yaml_and_each_models_own():
 
 def test_it_needs_no_kedro():
     refused = ("kedro", "polars", "mlflow", "omegaconf", "pydantic", "duckdb", "ibis")
-    program = "import sys\nfor name in %r: sys.modules[name] = None\nimport recpipe.experiments.__main__" % (
-        refused,
+    program = (
+        f"import sys\nfor name in {refused}: sys.modules[name] = None\nimport recpipe.experiments.__main__"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

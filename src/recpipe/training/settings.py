@@ -65,22 +65,25 @@ class TrainSettings:
             raise ValueError(f"train.layout is {self.layout!r}; allowed: {', '.join(LAYOUTS)}")
         if self.put_back and self.schedule.get("name") == "plateau":
             raise ValueError("train.put_back leaves no validation for train.schedule plateau; choose another")
+        self._check_numbers()
+        if unknown := set(self.loggers) - set(LOGGERS):
+            raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
+        if self.validate_every > self.max_epochs:
+            raise ValueError(
+                f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "
+                "nothing would ever be selected"
+            )
+
+    def _check_numbers(self) -> None:
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("window", "row", "validate_users"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"train.{name} is {value}; it is a number from 1, or null")
-        if unknown := set(self.loggers) - set(LOGGERS):
-            raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
         for name in ("max_minutes", "gradient_clip"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"train.{name} is {value}; it must be more than 0, or null")
-        if self.validate_every > self.max_epochs:
-            raise ValueError(
-                f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "
-                "nothing would ever be selected"
-            )
 
 
 def check_layout(settings: TrainSettings, model: type[Any]) -> None:

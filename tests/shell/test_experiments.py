@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from kedro.framework.startup import bootstrap_project
 
 from recpipe.experiments.__main__ import changes_of, main
 from recpipe.experiments.prepared import Conf, Prepared
-from recpipe.session import RecpipeSession
 from recpipe.training.bundle import Bundle, load_bundle
 
 DATASET = "online_retail"
@@ -24,22 +23,15 @@ SETTINGS = {  # of conf/test, which only Kedro merges into conf/base
     "sasrec": {"dim": 16, "layers": 1, "train.max_epochs": 2},
     "setrec": {**TINY, "tokens": 2, "train.max_epochs": 1},
     "tiger": {**TINY, "train.max_epochs": 1, "train.batch_tokens": 4000},
-    "svd": {},
+    "popular": {},
 }
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, project_copier) -> Path:
-    """A project in which Kedro has trained an SVD and a SASRec, on ids and vectors that others can read."""
-    folder = project_copier(tmp_path_factory.mktemp("experiments") / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        bootstrap_project(folder)
-        params = {"model": "sasrec+svd", "modality": "text"}
-        with RecpipeSession.create(
-            project_path=folder, save_on_close=False, env="test", runtime_params=params
-        ) as session:
-            session.run(pipeline_names=["ingest", "embed", "semantic_ids", "train"])
+def prepared(tmp_path_factory, whole_run) -> Path:
+    """A project in which Kedro has trained a SASRec and baselines, beside ids and vectors that others can read."""
+    folder = tmp_path_factory.mktemp("experiments") / "project"
+    shutil.copytree(whole_run[0], folder, symlinks=True)
     return folder
 
 
@@ -54,7 +46,7 @@ def latest(root: Path, model: str) -> Bundle:
     return load_bundle(max((root / "06_models" / DATASET / model / "seed_42/bundle").glob("*/bundle")))
 
 
-@pytest.mark.parametrize("model", ["svd", "sasrec"])
+@pytest.mark.parametrize("model", ["popular", "sasrec"])
 def test_it_is_the_bundle_that_kedro_makes(prepared, tmp_path, model):
     train(prepared, tmp_path, model)
     made, expected = latest(tmp_path, model), latest(prepared / "data/test", model)
@@ -64,7 +56,7 @@ def test_it_is_the_bundle_that_kedro_makes(prepared, tmp_path, model):
     assert made.model.config == expected.model.config
     mine, other = made.model.state_dict(), expected.model.state_dict()
     assert list(mine) == list(other)
-    if model == "svd":  # a SASRec of conf/test has other training settings
+    if model == "popular":  # a SASRec of conf/test has other training settings
         for name, tensor in mine.items():
             assert tensor.equal(other[name]), name
         assert made.training["settings"] == expected.training["settings"]
@@ -95,18 +87,18 @@ def test_what_time_cut_off_goes_on(prepared, tmp_path, caplog):
 
 def test_what_is_missing_is_named(prepared, tmp_path):
     conf = Conf(prepared / "conf/base/parameters", DATASET)
-    spec, other = conf.model("svd")
+    spec, other = conf.model("popular")
     with pytest.raises(ValueError, match="holds no split; run `kedro run"):
-        Prepared(tmp_path, DATASET).material("svd", spec, other, conf)
+        Prepared(tmp_path, DATASET).material("popular", spec, other, conf)
     with pytest.raises(ValueError, match="conf is missing|is missing; give the folder"):
-        Conf(tmp_path, DATASET).model("svd")
+        Conf(tmp_path, DATASET).model("popular")
     with pytest.raises(ValueError, match="optimiser.name cannot be set"):
         conf.model("sasrec", {"optimiser.name": "adam"})
     spec, other = conf.model("setrec")
     with pytest.raises(ValueError, match="has no trained sasrec of seed 7"):
         Prepared(prepared / "data/test", DATASET, seed=7).material("setrec", spec, other, conf)
     with pytest.raises(SystemExit):
-        main(["--dataset", DATASET, "--models", "svd", "--set", "sasrec.dim=3"])
+        main(["--dataset", DATASET, "--models", "popular", "--set", "sasrec.dim=3"])
 
 
 def test_changes_are_yaml_and_each_models_own():

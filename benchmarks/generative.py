@@ -40,16 +40,10 @@ def main() -> None:
     prepared = Prepared(arguments.data, arguments.dataset, arguments.seed, arguments.into)
     ends = time.perf_counter() + 60 * arguments.minutes
     for name in arguments.models:
-        done = prepared.run_folder("08_reporting", name) / "both_ways.json"
-        if done.is_file():
-            found = json.loads(done.read_text())
-        else:
-            found = run(name, prepared, changes_of(name, arguments.set), ends)
+        found = run(name, prepared, changes_of(name, arguments.set), ends)
         if found is None:
             print(f"{name:16} cut off; the same command goes on")
             continue
-        done.parent.mkdir(parents=True, exist_ok=True)
-        done.write_text(json.dumps(found))
         for way, metrics in found["test"].items():
             numbers = "  ".join(f"{shown} {metrics[shown]:.4f}" for shown in SHOWN)
             cost = found["cost"]
@@ -61,17 +55,22 @@ def main() -> None:
 
 
 def run(name: str, prepared: Prepared, changed: dict[str, Any], ends: float) -> dict[str, Any] | None:
-    """Trains and judges a model; None if time was up."""
+    """Trains and judges a model, neither of them twice; None if time was up."""
+    if time.perf_counter() > ends:
+        return None
     try:
         bundle = trained(name, prepared, Conf(CONF, prepared.dataset), changed, told(name, ends))
     except KeyboardInterrupt:
-        return None
-    test = prepared.test()
-    return {
-        "protocol": bundle.protocol.id,
-        "cost": bundle.training["cost"],
-        "test": {way: judged(bundle.model, test, exclude) for way, exclude in WAYS.items()},
-    }
+        if time.perf_counter() > ends:
+            return None
+        raise
+    done, cost = prepared.run_folder("08_reporting", name) / "both_ways.json", bundle.training["cost"]
+    found = json.loads(done.read_text()) if done.is_file() else {}
+    if found.get("cost") != cost:  # of another training
+        test = prepared.test()
+        found = {"cost": cost, "test": {way: judged(bundle.model, test, each) for way, each in WAYS.items()}}
+        done.write_text(json.dumps(found))
+    return found
 
 
 def judged(model: Recommender, fold: Fold, exclude_seen: bool) -> dict[str, float]:

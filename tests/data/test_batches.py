@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
+from recpipe.data import batches
 from recpipe.data.batches import DeviceSequences, TrainingBatches
 
 
@@ -97,3 +98,15 @@ def test_budgets_and_data_that_cannot_work_are_refused():
         TrainingBatches(np.array([12, 3]), tokens=10, seed=0)
     with pytest.raises(ValueError, match="no user has the 2 events"):
         TrainingBatches(np.array([1, 1]), tokens=10, seed=0, minimum=2)
+
+
+def test_a_step_is_cut_into_as_many_parts_as_are_asked_for_or_memory_needs(monkeypatch):
+    lengths = np.random.default_rng(0).integers(2, 40, 500)
+    steps = {parts: list(TrainingBatches(lengths, tokens=2000, seed=1, parts=parts)) for parts in (1, 8)}
+    assert {len(step) for step in steps[1]} == {1}
+    assert {len(step) for step in steps[8]} == {8}
+    monkeypatch.setattr(batches, "PLACES", 1000)
+    cut = list(TrainingBatches(lengths, tokens=2000, seed=1, parts=1))
+    for whole, other, parts in zip(steps[1], steps[8], cut, strict=True):
+        assert len(parts) > 1
+        assert sorted(np.concatenate(parts)) == sorted(np.concatenate(other)) == sorted(whole[0])

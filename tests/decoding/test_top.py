@@ -45,3 +45,9 @@ def test_bits_ascend_with_values():
     found = ascend(known).astype(np.int64)
     assert found[0] == 0 and (np.diff(found) > 0).all()
     assert (ascend(np.array([np.nan, -np.nan], np.float32)) > found[-1]).all()
+
+
+@pytest.mark.parametrize("rows", [5, 70])
+def test_more_than_there_are_is_refused_for_few_rows_and_many(rows):
+    with pytest.raises(ValueError, match="the 9 greatest of rows of 5 are asked for"):
+        top(torch.rand(rows, 5), 9)

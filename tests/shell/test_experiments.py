@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import recpipe.experiments.__main__ as command
+from recpipe.evaluation.metrics import metrics_from_ranks
+from recpipe.evaluation.ranking import rank_fold
 from recpipe.experiments.__main__ import changes_of, main
 from recpipe.experiments.prepared import Conf, Prepared
 from recpipe.training.bundle import Bundle, load_bundle
@@ -35,15 +38,21 @@ def prepared(tmp_path_factory, whole_run) -> Path:
     return folder
 
 
-def train(folder: Path, into: Path, *models: str, more: tuple[str, ...] = ()) -> None:
+def train(folder: Path, into: Path, *models: str, more: tuple[str, ...] = ()) -> int:
     said = [f"{name}.{key}={json.dumps(value)}" for name in models for key, value in SETTINGS[name].items()]
     places = ["--data", str(folder / "data/test"), "--conf", str(folder / "conf/base/parameters")]
-    main([*places, "--into", str(into), "--dataset", DATASET, "--models", *models, "--set", *said, *more])
+    return main(
+        [*places, "--into", str(into), "--dataset", DATASET, "--models", *models, "--set", *said, *more]
+    )
 
 
 def latest(root: Path, model: str) -> Bundle:
     """Of Kedro's own place for bundles."""
-    return load_bundle(max((root / "06_models" / DATASET / model / "seed_42/bundle").glob("*/bundle")))
+    return load_bundle(latest_folder(root, model))
+
+
+def latest_folder(root: Path, model: str) -> Path:
+    return max((root / "06_models" / DATASET / model / "seed_42/bundle").glob("*/bundle"))
 
 
 @pytest.mark.parametrize("model", ["popular", "sasrec"])
@@ -72,17 +81,27 @@ def test_kedro_judges_what_was_trained_elsewhere(prepared, tmp_path, session_in)
         reporting = into / "08_reporting" / DATASET / model / "seed_42"
         assert pq.read_table(reporting / "curves.parquet")["epoch"].to_pylist() == [1]
         found = json.loads(max(reporting.glob("metrics.json/*/metrics.json")).read_text())
-        assert found["test"]["ndcg@10"] >= 0
+        bundle = latest(into, model)
+        again = rank_fold(bundle.model, Prepared(into, DATASET).test(), exclude_seen=False, k=10).ranks()
+        assert found["test"]["ndcg@10"] == pytest.approx(metrics_from_ranks(again, cutoffs=[10])["ndcg@10"])
         assert latest(into, model).training["cost"]["device"] == "cpu"
 
 
-def test_what_time_cut_off_goes_on(prepared, tmp_path, caplog):
+def test_what_time_cut_off_goes_on_with_what_is_not_done(prepared, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
-    train(prepared, tmp_path, "sasrec", more=("--minutes", "0"))
-    assert not list(tmp_path.rglob("model.safetensors"))
-    assert "run the same command again" in caplog.text
-    train(prepared, tmp_path, "sasrec")
+    models = ("popular", "sasrec")
+    assert train(prepared, tmp_path, *models, more=("--minutes", "0")) == 1
+    assert "the same command goes on with popular, sasrec" in caplog.text
+    monkeypatch.setattr(command, "told", lambda name, ends: lambda row: True)
+    with pytest.raises(KeyboardInterrupt):  # as of Ctrl-C: no other model is begun
+        train(prepared, tmp_path, *models)
+    monkeypatch.undo()
+    first = latest_folder(tmp_path, "popular")
+    assert train(prepared, tmp_path, *models) == 0
+    assert latest_folder(tmp_path, "popular") == first  # not made twice
     assert latest(tmp_path, "sasrec").training["cost"]["epochs"] == 2
+    train(prepared, tmp_path, "popular", more=("--set", "popular.train.patience=3"))
+    assert latest_folder(tmp_path, "popular") != first  # other settings are another training
 
 
 def test_what_is_missing_is_named(prepared, tmp_path):
@@ -90,8 +109,12 @@ def test_what_is_missing_is_named(prepared, tmp_path):
     spec, other = conf.model("popular")
     with pytest.raises(ValueError, match="holds no split; run `kedro run"):
         Prepared(tmp_path, DATASET).material("popular", spec, other, conf)
-    with pytest.raises(ValueError, match="conf is missing|is missing; give the folder"):
+    with pytest.raises(ValueError, match="is missing; give the folder"):
         Conf(tmp_path, DATASET).model("popular")
+    with pytest.raises(ValueError, match=r"has no 'tgier' \(did you mean 'tiger'\?\)"):
+        conf.model("tgier")
+    with pytest.raises(ValueError, match="dropuot"):
+        conf.model("tiger", {"dropuot": 0.3})
     with pytest.raises(ValueError, match="optimiser.name cannot be set"):
         conf.model("sasrec", {"optimiser.name": "adam"})
     spec, other = conf.model("setrec")
@@ -105,11 +128,11 @@ def test_changes_are_yaml_and_each_models_own():
     said = [
         "tiger.dropout=.3",
         "sasrec.dim=8",
-        "tiger.train.optimiser={name: adafactor}",
+        "tiger.train.optimiser={learning_rate: 1e-3}",
         "tiger.one_pass=false",
     ]
     changes = changes_of("tiger", said)
-    assert changes == {"dropout": 0.3, "train.optimiser": {"name": "adafactor"}, "one_pass": False}
+    assert changes == {"dropout": 0.3, "train.optimiser": {"learning_rate": 0.001}, "one_pass": False}
 
 
 def test_it_needs_no_kedro():

@@ -255,6 +255,9 @@ class DeviceSequences:
         return torch.where(real[..., None], values[flat], 0) if len(values) else values.new_zeros(shape)
 
 
+PLACES = 1 << 16  # of a part of a step: what is padded must not outgrow the memory of a GPU
+
+
 class TrainingBatches:
     """Random users in every step, about ``tokens`` events together, cut into parts of like length to pad little.
 
@@ -315,7 +318,9 @@ class TrainingBatches:
         """``rows`` by length, cut into parts of about equally many events."""
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         events = np.cumsum(self.lengths[rows])
-        part = np.minimum((events - 1) * self.parts // max(int(events[-1]), 1), self.parts - 1)
+        longest = int(self.lengths[rows[0]])
+        parts = max(self.parts, -(-len(rows) * longest // PLACES))
+        part = np.minimum((events - 1) * parts // max(int(events[-1]), 1), parts - 1)
         return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
 
 

@@ -70,7 +70,8 @@ def best_of_few(
     values = logs_BKV.detach().numpy()[users, places, limits.tree.children[level].numpy()[flat.nodes]]
     _close(values, flat, limits, level, nodes_BK, users)
     if renormalise:
-        values -= _totals(values, flat)[flat.beams]
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, which whoever searches refuses
+            values -= _totals(values, flat)[flat.beams]
     values += scores_BK.numpy().ravel()[flat.beams]
     best, there = _best(values, users, flat.offsets, bits, min(beam, int(total.max())))
     return Found(

@@ -29,6 +29,8 @@ def top(x_BN: Tensor, k: int, *, in_order: bool = True) -> Top:
     hundred times as much for each.
     """
     n = x_BN.shape[1]
+    if k > n:
+        raise ValueError(f"the {k} greatest of rows of {n} are asked for")
     if x_BN.device.type != "cpu" or n <= SHORT * k:
         return _chosen(x_BN, k, in_order)
     many = n // BLOCK  # a block is every many-th value

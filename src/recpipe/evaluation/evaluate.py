@@ -103,7 +103,10 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
 
 def settings_id(settings: Mapping[str, Any]) -> str:
     """Eight hex digits: equal ids mean the same model and training but for the seed."""
-    train = {key: value for key, value in settings.get("train", {}).items() if key not in WITHOUT_EFFECT}
+    given = settings.get("train", {}).items()
+    train = {key: value for key, value in given if key not in WITHOUT_EFFECT}
+    if train.get("max_minutes") is None:  # which older runs do not have
+        train.pop("max_minutes", None)
     text = json.dumps({**settings, "train": train}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

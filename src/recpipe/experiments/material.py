@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# of a model without epochs
+CURVE = {"epoch": int, "step": int, "seconds": float, "loss": float, "lr": float, "gradient_norm": float}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
@@ -130,6 +133,17 @@ class Material:
             protocol=self.judged,
             training=about,
         )
+
+    def made_of(self, spec: Any) -> dict[str, Any]:
+        """All that decides what a training comes to, but for versions and the machine."""
+        return {
+            "spec": asdict(spec),
+            "train": self.train,
+            "side": self.side,
+            "seed": self.seed,
+            "protocol": self.judged.id,
+            "sources": self.sources(),
+        }
 
     def sources(self) -> dict[str, str]:
         """Hashes of the vectors and of the semantic ids that a model may read."""

@@ -36,12 +36,13 @@ class Kept:
         weights, constants = list(weights), list(constants)
         if any(constant.is_inference() for constant in constants):  # nobody counts what is written to these
             return make()
-        if self.made is None or not self._valid(self.made, weights, constants):
-            self.made = None  # not two at a time
+        made = self.made  # once: another thread may forget it meanwhile
+        if made is None or not self._valid(made, weights, constants):
+            self.made = made = None  # not two at a time
             copies = [weight.detach().clone() for weight in weights]
             counted = [(constant, constant._version) for constant in constants]
-            self.made = Made(make(), copies, counted, _precision(weights))
-        return self.made.tensor
+            self.made = made = Made(make(), copies, counted, _precision(weights))
+        return made.tensor
 
     def forget(self) -> None:
         self.made = None

@@ -129,11 +129,12 @@ class TrainingModule(pl.LightningModule):
         self._check()
         row = self._row()
         self.log("train_loss", row["loss"], batch_size=1)
-        last = self._epoch == self.trainer.max_epochs
+        judged = self._watched in row or not self.trainer.limit_val_batches
+        over = judged and self.train_seconds >= self._max_seconds
+        last = over or self._epoch == self.trainer.max_epochs
         if self._on_epoch is not None and self._on_epoch(dict(row)) and not last:
             self.cut_off = self.trainer.should_stop = True
-        judged = self._watched in row or not self.trainer.limit_val_batches
-        if self.train_seconds >= self._max_seconds and judged:
+        if over:
             self.trainer.should_stop = True
         if self._epoch == 1 or self._epoch % self._log_every == 0:
             log.info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))

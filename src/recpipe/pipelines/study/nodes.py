@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,7 @@ def _row(name: str, variant: Any, material: Any, folder: Path) -> dict[str, Any]
     """What a variant came to, from its file where it was trained before under the same settings and data."""
     place = folder / "".join(sign if sign.isalnum() else "_" for sign in variant.name)
     kept = place / "result.json"
-    settings = {"spec": asdict(variant.spec), "train": material.train, "side": material.side}
-    made_of = {"seed": material.seed, "protocol": material.judged.id, "sources": material.sources()}
-    about = json.loads(json.dumps(settings | made_of))
+    about = json.loads(json.dumps(material.made_of(variant.spec)))
     if kept.is_file() and (found := json.loads(kept.read_text()))["about"] == about:
         row: dict[str, Any] = found["row"]
         return row

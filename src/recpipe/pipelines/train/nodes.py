@@ -8,9 +8,6 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# of a model without epochs
-CURVE = {"epoch": int, "step": int, "seconds": float, "loss": float, "lr": float, "gradient_norm": float}
-
 
 def split_sequences(
     interactions: Path,
@@ -77,7 +74,7 @@ def train_model(
     """
     import polars as pl
 
-    from recpipe.experiments.material import Material
+    from recpipe.experiments.material import CURVE, Material
     from recpipe.models.registry import resolve
     from recpipe.pipelines.blocks import cold_users_of
     from recpipe.pipelines.progress import tell

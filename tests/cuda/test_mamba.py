@@ -25,7 +25,7 @@ def test_outputs_and_gradients(length, packed):
     for mine, other in zip(
         torch.autograd.grad(ours.sum(), values), torch.autograd.grad(theirs.sum(), values), strict=True
     ):
-        assert (other - mine).norm() < 2e-2 * mine.norm() + 2e-2
+        assert (other - mine).norm() <= 2e-2 * mine.norm()
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])

@@ -150,4 +150,7 @@ def _parsed(words: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:  # what a user can mend; its last line says how
+        sys.exit(f"error: {error}")

@@ -174,7 +174,8 @@ def bare(model, train, epochs: int) -> tuple[list[float], float, int]:
     """The same steps on the same batches without Lightning."""
     import torch
 
-    from recpipe.data.batches import DeviceSequences, TrainingBatches
+    from recpipe.data.batches import DeviceSequences
+    from recpipe.data.steps import TrainingBatches
     from recpipe.training.losses import make_loss
     from recpipe.training.optim import make_optimiser
     from recpipe.training.settings import TrainSettings

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-pytest.importorskip("mlstm_kernels")
+pytest.importorskip("mlstm_kernels", reason="comes with xlstm, which a lent machine may lack")
 
 import recpipe.models.xlstm as module
 

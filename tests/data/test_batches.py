@@ -7,8 +7,9 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.data import batches
-from recpipe.data.batches import DeviceSequences, TrainingBatches
+from recpipe.data import steps as module
+from recpipe.data.batches import DeviceSequences
+from recpipe.data.steps import TrainingBatches
 
 
 def test_batches_are_the_last_events_right_padded():
@@ -105,7 +106,7 @@ def test_a_step_is_cut_into_as_many_parts_as_are_asked_for_or_memory_needs(monke
     steps = {parts: list(TrainingBatches(lengths, tokens=2000, seed=1, parts=parts)) for parts in (1, 8)}
     assert {len(step) for step in steps[1]} == {1}
     assert {len(step) for step in steps[8]} == {8}
-    monkeypatch.setattr(batches, "PLACES", 1000)
+    monkeypatch.setattr(module, "PLACES", 1000)
     cut = list(TrainingBatches(lengths, tokens=2000, seed=1, parts=1))
     for whole, other, parts in zip(steps[1], steps[8], cut, strict=True):
         assert len(parts) > 1

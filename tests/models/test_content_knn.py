@@ -61,7 +61,7 @@ def test_a_history_without_vectors_ties_all_that_have_one():
 
 @pytest.mark.parametrize("k", [4, 40])
 def test_neighbours_by_faiss_are_those_of_the_matrix_product(k):
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss", reason="faiss comes with recpipe, not with the library half alone")
     model = made()
     items = np.arange(1, ITEMS + 1)
     near, products = model.nearest(items, k)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences, sequences
 
-from recpipe.data.batches import Batch, in_buckets
+from recpipe.data.batches import Batch
 from recpipe.data.sequences import Fold, Sequences
+from recpipe.data.steps import in_buckets
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.layers.code_history import before, causal, targets_of, user_tokens, within
 from recpipe.layers.codes import ItemCodes

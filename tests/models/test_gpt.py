@@ -8,8 +8,9 @@ import torch
 import yaml
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.data.batches import DeviceSequences, TrainingBatches
+from recpipe.data.batches import DeviceSequences
 from recpipe.data.packing import PackedBatches
+from recpipe.data.steps import TrainingBatches
 from recpipe.layers import attention
 from recpipe.models.gpt import GPT, Block
 from recpipe.models.ordering import priority

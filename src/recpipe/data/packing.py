@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
+from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.steps import TrainingBatches
 
 
 @dataclass(frozen=True)

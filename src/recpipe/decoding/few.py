@@ -14,7 +14,7 @@ from torch import Tensor
 from recpipe.decoding.limits import Limits
 from recpipe.decoding.top import ascend
 
-SHARE = 32  # of all codes of all beams: as much as that costs more one by one than in rows
+SHARE = 32  # reading one child by itself costs about as much as so many codes in rows
 BEAMS = 1 << 10  # of fewer there is nothing to gain
 BITS = 31  # of a key, beside the 32 of a value and its sign
 

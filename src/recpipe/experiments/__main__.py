@@ -113,7 +113,7 @@ def changes_of(name: str, said: list[str]) -> dict[str, Any]:
 
 
 def told(name: str, ends: float) -> Callable[[Mapping[str, Any]], bool]:
-    """Prints every epoch, and ends training with it when time is up."""
+    """Logs every epoch, and ends training with it when time is up."""
 
     def tell(row: Mapping[str, Any]) -> bool:
         log.info("%s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in row.items()))

@@ -143,6 +143,8 @@ class Material:
             "seed": self.seed,
             "protocol": self.judged.id,
             "sources": self.sources(),
+            "cold_users": asdict(self.cold_users),
+            "init_from": self.init_from,
         }
 
     def sources(self) -> dict[str, str]:

@@ -17,15 +17,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import (
     Callback,
     DeviceStatsMonitor,
     TQDMProgressBar,
 )
 
-from recpipe.data.batches import TrainingBatches
-from recpipe.data.packing import PackedBatches
 from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
 from recpipe.models.recommender import Recommender
@@ -45,6 +42,7 @@ from recpipe.training.cost import cost_of, size_of, versions
 from recpipe.training.losses import AMINCE, make_loss
 from recpipe.training.memory import reset_peak_memory
 from recpipe.training.module import OnEpoch, TrainingModule, Validate
+from recpipe.training.rows import make_batches, target_counts, windows_of
 from recpipe.training.schedules import WITHOUT_END
 from recpipe.training.settings import (
     PRECISIONS,
@@ -59,8 +57,6 @@ from recpipe.training.tuning import tuned
 log = logging.getLogger(__name__)
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # else four lines of tips per run
-PARTS = {"cpu": 8, "cuda": 1}  # of a step: on a CPU padding costs time, on a GPU launches do
-SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
 NOISE = (
     "Checkpoint directory .* exists and is not empty",  # by design: the work folder also holds the curves
     "The number of training batches .* is smaller than the logging interval",
@@ -164,18 +160,18 @@ def _module(
     on_epoch: OnEpoch | None,
     steps_of: Sequences | None = None,
 ) -> TrainingModule:
-    data = _windows(data, model, settings)
+    data = windows_of(data, model, settings)
     held = model.on_device(data, window=model.max_length + 1)
     how: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
     batches = make_batches(held.lengths, settings, **how)
     if settings.put_back and steps_of is not None:
-        alone = np.minimum(_windows(steps_of, model, settings).lengths, model.max_length + 1)
+        alone = np.minimum(windows_of(steps_of, model, settings).lengths, model.max_length + 1)
         batches = make_batches(
             held.lengths, settings, **how, steps=make_batches(alone, settings, **how).steps
         )
     return TrainingModule(
         model,
-        make_loss(settings.loss, _target_counts(data, model)).to(model.device),
+        make_loss(settings.loss, target_counts(data, model)).to(model.device),
         optimiser=settings.optimiser,
         schedule=settings.schedule,
         validate=validate,
@@ -186,36 +182,6 @@ def _module(
         log_every=settings.log_every,
         max_minutes=settings.max_minutes,
     )
-
-
-def make_batches(
-    lengths: np.ndarray,
-    settings: TrainSettings,
-    *,
-    window: int,
-    seed: int,
-    steps: int | None = None,
-    device: str = "cpu",
-) -> TrainingBatches:
-    """In the layout that ``settings`` ask for; packed rows hold ``row`` events, by default one window of them."""
-    tokens = settings.batch_tokens
-    if settings.layout == "padded":
-        return TrainingBatches(lengths, tokens=tokens, seed=seed, minimum=2, steps=steps, parts=PARTS[device])
-    size = settings.row or max(window, SHORTEST_ROW)
-    return PackedBatches(lengths, size=size, tokens=tokens, seed=seed, steps=steps)
-
-
-def _windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
-    return data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
-
-
-def _target_counts(data: Sequences, model: Recommender) -> torch.Tensor:
-    """How often each item is a target in an epoch (I + 1,): of what the model is trained on, all but the first."""
-    seen = data.last(model.max_length + 1)
-    context = np.ones(len(seen), np.int64) if seen.context is None else seen.context
-    place = np.arange(len(seen.items)) - np.repeat(seen.offsets[:-1], seen.lengths)
-    targets = seen.items[place >= np.repeat(context, seen.lengths)]
-    return torch.from_numpy(np.bincount(targets, minlength=model.n_items + 1))
 
 
 def _run(

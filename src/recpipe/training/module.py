@@ -12,7 +12,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
+from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.steps import TrainingBatches
 from recpipe.models.recommender import Recommender
 from recpipe.training.checkpoint import random_state, set_random_state
 from recpipe.training.memory import gpu_state

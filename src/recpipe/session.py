@@ -1,8 +1,8 @@
 """`--params dataset=…,model=…`: names are checked before anything runs, and the model becomes a tag filter.
 
-Every node is tagged `shared`, with its model's name, or with the modalities (text, image, text_image) it serves. The
-session runs `shared`, the chosen models and the data set's modalities, unless the user filtered by tags, nodes or
-namespaces. A run of the whole project takes the baselines along.
+Every node is tagged `shared`, with its model's name, or with the kinds of ids (text, image, text_image, text_parts)
+it serves. The session runs `shared`, the chosen models and the data set's modalities, unless the user filtered by tags,
+nodes or namespaces. A run of the whole project takes the baselines along.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MODEL_TAGS_RESERVED = (
     zoo.SHARED,
     ALL,
     "ensemble",
-    *modalities.MODALITIES,
+    *modalities.KINDS,
 )  # tags of other nodes: no model may be called so
 OWN_CHOICE = ("tags", "node_names", "namespaces")  # filters that replace ours
 RANGES = ("from_nodes", "to_nodes", "from_inputs", "to_outputs")  # filters that add to ours
@@ -62,6 +62,8 @@ class RecpipeSession(KedroSession):
         described = content_tags(asked, conf, options)
         given = winning(asked, conf)
         reads = inputs_asked(given, conf)
+        if asked.get("modality", conf["modality"]) == modalities.AUTO:
+            described += also_read(chosen_models(model, list(conf["models"])), reads, described)
         able = [
             name for name in within_protocol(asked, conf) if _described(reads[name].modalities, described)
         ]
@@ -126,6 +128,14 @@ def inputs_asked(given: Mapping[str, Any], conf: Mapping[str, Any]) -> zoo.Reads
         return zoo.asked(merged(conf, given))
     except ValueError as error:
         raise Refused(str(error)) from error
+
+
+def also_read(models: Iterable[str], reads: zoo.Reads, described: Iterable[str]) -> list[str]:
+    """Kinds of ids that the models read and that come of the same content as those `described`, which lack them."""
+    made = list(described)
+    content = {key for name in made for key in modalities.READS[name]}
+    wanted = dict.fromkeys(kind for model in models for kind in reads[model].ids)
+    return [kind for kind in wanted if kind not in made and content.issuperset(modalities.READS[kind])]
 
 
 def check_described(

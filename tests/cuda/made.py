@@ -27,6 +27,7 @@ VARIANTS = [
     ("lstm", {"layers": 2}),
     ("mf", {"loss": "bpr"}),
     ("parallel_tiger", {"search": "beam", "recency": True}),
+    ("parallel_tiger", {"softmax": "items"}),
     ("sasrec", {"block": "ligr", "heads": 2}),
     ("tiger", {"recency": True, "softmax": "children", "renormalise": True}),
     ("xlstm", {"slstm_at": (1,)}),

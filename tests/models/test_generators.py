@@ -122,7 +122,8 @@ def test_a_loss_among_children_needs_a_search_among_them():
         ("tiger", "children"),
         ("mql4grec", "all"),
         ("mql4grec", "children"),
-        ("parallel_tiger", None),
+        ("parallel_tiger", "level"),
+        ("parallel_tiger", "items"),
     ],
 )
 @pytest.mark.parametrize("recency", [True, False])
@@ -133,7 +134,8 @@ def test_one_pass_trains_on_what_every_prefix_alone_would_give(name, among, rece
         dropout=0.0,
         recency=recency,
         ids=BOTH if name == "mql4grec" else None,
-        **({} if among is None else {"softmax": among, "renormalise": among == "children"}),
+        softmax=among,
+        renormalise=among == "children",
         **({"alignment": 0.0} if name == "mql4grec" else {}),
     )
     rows = [DATA.row(u).tolist()[:WINDOW] for u in range(6)]
@@ -238,6 +240,43 @@ def test_parallel_scores_are_sums_over_the_levels_and_a_wide_beam_finds_the_same
             assert all(torch.allclose(level.exp().sum(1), torch.ones(len(rows))) for level in logs)
 
 
+@pytest.mark.parametrize("head", ["tokens", "mlp"])
+def test_a_softmax_over_items_trains_what_the_lists_say_and_sums_to_one(head, monkeypatch):
+    """Against a softmax, over the items that have an id, of sums of dot products; user by user as all at once."""
+    ids = {"text": without(BOTH["text"], [4, 9])}
+    model = made("parallel_tiger", ids, softmax="items", head=head, dropout=0.0)
+    histories, known = [[3, 7, 9], [1, 4], [5, 5, 2, 8]], [i for i in range(1, ITEMS + 1) if i not in (4, 9)]
+    asked = model.on_device(sequences(histories), window=WINDOW).batch(np.arange(3))
+    hidden = model._found(asked, None)[0][:, 0]
+    sums = torch.zeros(3, len(known))
+    for place, item in enumerate(known):
+        for level, code in enumerate(ids["text"].codes[item]):
+            h = (
+                model.mlp[level](hidden[:, level]).relu()
+                if head == "mlp"
+                else hidden[:, level] / TINY["dim"] ** 0.5
+            )
+            sums[:, place] += h @ model.input.weight[model.codes.first[level] + code]
+    expected = sums.log_softmax(-1)
+    for frontier in (1 << 22, 1):
+        monkeypatch.setattr("recpipe.decoding.exact.FRONTIER", frontier)
+        for rows, scores in model.scored(sequences(histories), exclude_seen=False):
+            torch.testing.assert_close(scores[:, known], expected[rows])
+            assert torch.isneginf(scores[:, [4, 9]]).all()
+    targets = [2, 9, 11]  # the second has no id and teaches nothing
+    rows = [[*history, item] for history, item in zip(histories, targets, strict=True)]
+    batch = model.on_device(sequences(rows), window=WINDOW + 1).batch(np.arange(3))
+    single = replace(batch, context=torch.tensor([len(row) - 1 for row in rows]))
+    wanted = -(expected[0, known.index(2)] + expected[2, known.index(11)]) / 2
+    torch.testing.assert_close(model.loss(single, FullSoftmax()), wanted)
+
+
+def test_a_softmax_over_items_knows_no_levels():
+    for config in ({"masked": 0.5}, {"weights": [1.0, 0.5, 0.25]}):
+        with pytest.raises(ValueError, match="softmax is over items"):
+            made("parallel_tiger", softmax="items", **config)
+
+
 def test_a_narrow_beam_has_scores_for_what_it_found_alone():
     wide, narrow = made("parallel_tiger"), made("parallel_tiger", search="beam", beam=4)
     (_, full), (_, few) = (next(iter(model.scored(DATA, exclude_seen=False))) for model in (wide, narrow))
@@ -261,9 +300,10 @@ def test_what_a_beam_would_miss_is_counted_against_the_exact_lists(beam):
     assert (error.missed > 0) == (beam < ITEMS)
 
 
+@pytest.mark.parametrize("softmax", ["level", "items"])
 @pytest.mark.parametrize("exclude_seen", [True, False])
-def test_a_walk_of_the_tree_finds_the_lists_of_the_whole_catalogue(exclude_seen, monkeypatch):
-    model = made("parallel_tiger")
+def test_a_walk_of_the_tree_finds_the_lists_of_the_whole_catalogue(exclude_seen, softmax, monkeypatch):
+    model = made("parallel_tiger", softmax=softmax)
     some = torch.ones(ITEMS + 1, dtype=torch.bool)
     some[::4] = False
     histories = sequences([*(DATA.row(user).tolist() for user in range(20)), []])
@@ -290,12 +330,13 @@ def test_no_search_error_where_items_share_an_id():
     "config",
     [
         {"softmax": "all"},
+        {"softmax": "items"},
         {"head": "mlp"},
         {"aggregate": "flatten", "item_distance": True, "level_distance": True},
         {"masked": 1.0, "weights": [1.0, 0.5, 0.25]},
         {"users": 7},
     ],
-    ids=lambda config: next(iter(config)),
+    ids=lambda config: "-".join(map(str, next(iter(config.items())))),
 )
 def test_options_of_parallel_tiger_are_trained(config):
     torch.manual_seed(0)

@@ -143,11 +143,11 @@ def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_space() -
         "quantizers": {"residual_kmeans": {"type": "residual_kmeans", "levels": 2, "codes": 8}},
     }
     asked = ({"d": {}}, "d", block)
-    lent, _ = fit_quantizer(embeddings, None, *asked)
+    lent, _ = fit_quantizer("text", embeddings, None, *asked)
     other = replace(embeddings, vectors=vectors[::-1].copy())
-    found, curves = fit_quantizer(other, None, *asked, "lender", lent)
+    found, curves = fit_quantizer("text", other, None, *asked, "lender", lent)
     assert found is lent and isinstance(curves, pl.DataFrame)
     with pytest.raises(ValueError, match="quantizer_from=lender: .*both need vectors of one encoder"):
-        fit_quantizer(replace(embeddings, space="elsewhere"), None, *asked, "lender", lent)
+        fit_quantizer("text", replace(embeddings, space="elsewhere"), None, *asked, "lender", lent)
     with pytest.raises(ValueError, match="quantizer_from=lender: it has no quantizer"):
-        fit_quantizer(embeddings, None, *asked, "lender", None)
+        fit_quantizer("text", embeddings, None, *asked, "lender", None)

@@ -6,8 +6,9 @@ import pytest
 
 from recpipe.hooks.values import numbers
 from recpipe.pipelines.blocks import ids_block, merged
-from recpipe.pipelines.modalities import MODALITIES, chosen
-from recpipe.session import MODEL_TAGS_RESERVED, Refused, content_tags, tags, winning
+from recpipe.pipelines.modalities import KINDS, chosen
+from recpipe.pipelines.zoo import Asked
+from recpipe.session import MODEL_TAGS_RESERVED, Refused, also_read, content_tags, tags, winning
 
 TEXT = {"template": "{title}"}
 POSTERS = {"from": "posters.zip", "name": "{item_id}.jpg"}
@@ -93,13 +94,45 @@ def common() -> dict:
 
 def test_the_chosen_quantizer_and_what_is_said_of_one_that_is_not_there() -> None:
     own = {"shop": {"semantic_ids": {"quantizers": {"small": {"codes": 16}}}}}
-    assert ids_block(common(), own, "shop").chosen() == ("rqvae", {"codes": 16})
+    assert ids_block(common(), own, "shop", "text").chosen() == ("rqvae", {"codes": 16})
     with pytest.raises(ValueError, match=r"semantic_ids.quantizer is 'smal' \(did you mean 'small'\?\)"):
-        ids_block(common() | {"quantizer": "smal"}, own, "shop").chosen()
+        ids_block(common() | {"quantizer": "smal"}, own, "shop", "text").chosen()
     with pytest.raises(ValueError, match="collisions"):
-        ids_block(common() | {"collisions": "ignore"}, own, "shop")
+        ids_block(common() | {"collisions": "ignore"}, own, "shop", "text")
     with pytest.raises(ValueError, match="unknown setting 'usag'"):
-        ids_block(common() | {"gate": {"usag": 0.5}}, own, "shop").gate_settings()
+        ids_block(common() | {"gate": {"usag": 0.5}}, own, "shop", "text").gate_settings()
+
+
+def test_a_kind_of_ids_has_settings_of_its_own_and_a_data_sets_are_over_both() -> None:
+    kinds = common() | {
+        "own": {"text_parts": {"quantizer": "large", "quantizers": {"large": {"levels": 16}}}}
+    }
+    shop = {"shop": {}}
+    assert ids_block(kinds, shop, "shop", "text").chosen() == ("rqvae", {"codes": 8})
+    assert ids_block(kinds, shop, "shop", "text_parts").chosen() == ("pq", {"levels": 16})
+    shop = {
+        "shop": {"semantic_ids": {"seed": 3, "own": {"text_parts": {"quantizers": {"large": {"levels": 4}}}}}}
+    }
+    found = ids_block(kinds, shop, "shop", "text_parts")
+    assert (found.chosen(), found.seed) == (("pq", {"levels": 4}), 3)
+    with pytest.raises(
+        ValueError, match=r"semantic_ids.own has texts; allowed: text, image, text_image, text_parts"
+    ):
+        ids_block(common() | {"own": {"texts": {}}}, shop, "shop", "text")
+    with pytest.raises(ValueError, match=r"unknown key .*quantiser \(did you mean 'quantizer'\?\)"):
+        ids_block(common() | {"own": {"text": {"quantiser": "large"}}}, {"shop": {}}, "shop", "text")
+
+
+def test_ids_that_models_read_are_made_where_the_content_is_there_anyway() -> None:
+    reads = {
+        "parallel": Asked(ids=("text_parts",)),
+        "tiger": Asked(ids=("text",)),
+        "pictures": Asked(ids=("image",)),
+    }
+    assert also_read(["parallel", "tiger", "pictures"], reads, ["text"]) == ["text_parts"]
+    assert also_read(["parallel"], reads, ["text", "text_parts"]) == []
+    assert also_read(["parallel"], reads, ["image"]) == []
+    assert also_read(["tiger"], reads, []) == []
 
 
 def test_the_command_line_wins_over_the_data_sets_own_block() -> None:
@@ -115,7 +148,7 @@ def test_the_command_line_wins_over_the_data_sets_own_block() -> None:
 
 
 def test_models_cannot_be_called_as_a_modality() -> None:
-    assert set(MODALITIES) < set(MODEL_TAGS_RESERVED)
+    assert set(KINDS) < set(MODEL_TAGS_RESERVED)
 
 
 def test_numbers_of_nested_json_are_named_by_their_path() -> None:

@@ -11,7 +11,7 @@ from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 
 from recpipe.pipelines import zoo
-from recpipe.pipelines.modalities import MODALITIES
+from recpipe.pipelines.modalities import KINDS, READS
 
 ASKED_FOR = {"ensemble", "ties", "context", "study", "geometry"}  # no part of a run of the whole project
 
@@ -54,12 +54,12 @@ def test_every_node_is_tagged_shared_with_its_model_or_with_modalities_and_nothi
     assert {(node.namespace, *node.tags) for node in registered["geometry"].nodes} == {(None, "shared")}
     tags = {node.name: node.tags for node in registered["embed"].nodes}
     assert tags == {
-        "embed_text": {"text", "text_image"},
+        "embed_text": {"text", "text_image", "text_parts"},
         "embed_images": {"image", "text_image"},
         "join_embeddings": {"text_image"},
     }
     for node in registered["semantic_ids"].nodes:
-        assert node.tags == {node.namespace.removesuffix("_ids")} < set(MODALITIES), node.name
+        assert node.tags == {node.namespace.removesuffix("_ids")} < set(KINDS), node.name
     assert {node.name for node in registered["__default__"].nodes} == {
         node.name for name in stages for node in registered[name].nodes
     }
@@ -114,7 +114,7 @@ def test_geometry_comes_after_what_it_reads_from_disk_and_before_what_shows_it(r
     named = {node.name: node for node in every.nodes}
     before = {node.name for node in every.node_dependencies[named["measure_geometry"]]}
     assert {node.name for node in registered["evaluate"].nodes} <= before
-    assert {f"{modality}_ids.measure_ids" for modality in MODALITIES} <= before
+    assert {f"{kind}_ids.measure_ids" for kind in KINDS} <= before
     for name in ("draw_figures", "write_report"):
         assert "measure_geometry" in {node.name for node in every.node_dependencies[named[name]]}
 
@@ -147,26 +147,26 @@ def test_bundles_metrics_and_recommendations_are_versioned_and_paths_name_datase
         assert "/ml-1m/" in str(catalog.get("interactions")._filepath)
 
 
-def test_a_modality_brings_all_that_it_needs_and_nothing_else(registered) -> None:
+def test_a_kind_of_ids_brings_all_that_it_needs_and_nothing_else(registered) -> None:
     pipeline = registered["embed"] + registered["semantic_ids"]
-    for modality in MODALITIES:
-        part = pipeline.only_nodes_with_tags(modality)
+    for kind in KINDS:
+        part = pipeline.only_nodes_with_tags(kind)
         from_outside = {name for name in part.inputs() if not name.startswith("params:")}
         optional = ("earlier_quantizer", "lent_quantizer", "earlier_ids")
-        read_anew = {f"{modality}_ids.{name}" for name in optional}
-        caches = {f"{name}_cache" for name in modality.split("_")}
+        read_anew = {f"{kind}_ids.{name}" for name in optional}
+        caches = {f"{name}_cache" for name in READS[kind]}
         assert from_outside == {"items", "raw_folder"} | read_anew | caches
-        assert {f"{modality}_ids.prefix_tree"} <= part.outputs()
+        assert {f"{kind}_ids.prefix_tree"} <= part.outputs()
 
 
 def test_the_report_comes_after_the_quality_of_every_kind_of_ids(registered) -> None:
     pipeline = registered["__default__"]
     page = next(node for node in pipeline.nodes if node.name == "write_report")
     before = {node.name for node in pipeline.node_dependencies[page]}
-    assert {f"{modality}_ids.measure_ids" for modality in MODALITIES} <= before
-    for modality in MODALITIES:
-        measure = next(node for node in pipeline.nodes if node.name == f"{modality}_ids.measure_ids")
-        assert measure.outputs[-1] == f"{modality}_ids.quality"  # figures are on disk when it is
+    assert {f"{kind}_ids.measure_ids" for kind in KINDS} <= before
+    for kind in KINDS:
+        measure = next(node for node in pipeline.nodes if node.name == f"{kind}_ids.measure_ids")
+        assert measure.outputs[-1] == f"{kind}_ids.quality"  # figures are on disk when it is
 
 
 def test_whole_blocks_survive_one_runtime_parameter(project_copy, session_in) -> None:

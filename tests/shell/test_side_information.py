@@ -119,6 +119,12 @@ def test_the_command_line_wins_for_side_as_for_train() -> None:
             "no text and no image vectors of online_retail yet: `kedro run --pipelines=embed "
             r"--params dataset=online_retail,modality=text\+image`",
         ),
+        (
+            {"model": "tiger+parallel_tiger"},
+            ValueError,
+            "no text and no text_parts ids of online_retail yet: `kedro run --pipelines=embed,semantic_ids "
+            r"--params dataset=online_retail,modality=text\+text_parts`",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(project_copy, session_in, params, error, message):

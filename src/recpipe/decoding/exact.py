@@ -46,6 +46,17 @@ def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
     return scores
 
 
+def among_items(log_probs: Sequence[Tensor], codes_NL: Tensor) -> list[Tensor]:
+    """The same levels, the first less a constant of each user: over the N items the probabilities sum to 1.
+
+    For models trained by a softmax over the items: what their levels say of codes that no item has is nothing.
+    """
+    size = max(FRONTIER // max(len(codes_NL), 1), 1)
+    parts = zip(*(each.split(size) for each in log_probs), strict=True)
+    total = torch.cat([exact_scores(part, codes_NL).logsumexp(1) for part in parts])
+    return [log_probs[0] - total[:, None], *log_probs[1:]]
+
+
 def exact_top(
     log_probs: Sequence[Tensor],
     tree: PrefixTree | TreeTensors,

@@ -46,6 +46,8 @@ class Material:
     image_tree: Any = None
     text_image_ids: Any = None
     text_image_tree: Any = None
+    text_parts_ids: Any = None
+    text_parts_tree: Any = None
     collaborative: Any = None
 
     @cached_property
@@ -167,6 +169,7 @@ class Material:
             "text": (self.text_ids, self.text_tree),
             "image": (self.image_ids, self.image_tree),
             "text_image": (self.text_image_ids, self.text_image_tree),
+            "text_parts": (self.text_parts_ids, self.text_parts_tree),
         }
 
     def _about(

@@ -11,7 +11,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from recpipe.pipelines.modalities import MODALITIES
+from recpipe.pipelines.modalities import KINDS, MODALITIES, group
 
 BLOCK = "params:models."
 
@@ -48,7 +48,7 @@ class ChecksHooks:
         for name in sorted(needed):
             if name.startswith(BLOCK):
                 _check_model(name.removeprefix(BLOCK), catalog, protocol)
-        _check_vectors(needed, catalog)
+        _check_described(needed, catalog)
 
 
 def _check_dataset(datasets: dict[str, Any], dataset: str) -> None:
@@ -80,9 +80,10 @@ def _check_content(needed: set[str], catalog: Any) -> None:
 
         ImageConf.of(content.image)
     if "params:semantic_ids" in needed:
-        block = blocks.ids_block(catalog.load("params:semantic_ids"), *where)
-        block.gate_settings()
-        quantizer.build(*block.chosen())
+        for kind in KINDS:
+            block = blocks.ids_block(catalog.load("params:semantic_ids"), *where, kind)
+            block.gate_settings()
+            quantizer.build(*block.chosen())
 
 
 def _check_study(needed: set[str], catalog: Any) -> None:
@@ -112,14 +113,15 @@ def _check_model(name: str, catalog: Any, protocol: Any) -> None:
     check_layout(settings, model_class(spec.type))
 
 
-def _check_vectors(needed: set[str], catalog: Any) -> None:
-    """Vectors that this run does not make itself must be on disk."""
-    missing = [
-        name for name in MODALITIES if (entry := f"{name}_embeddings") in needed and not catalog.exists(entry)
-    ]
-    if missing:
-        dataset = catalog.load("params:dataset")
-        raise ValueError(
-            f"there are no {' and no '.join(missing)} vectors of {dataset} yet: "
-            f"`kedro run --pipelines=embed --params dataset={dataset},modality={'+'.join(missing)}` makes them"
-        )
+def _check_described(needed: set[str], catalog: Any) -> None:
+    """Vectors and ids that this run does not make itself must be on disk."""
+    entries = {name: f"{name}_embeddings" for name in MODALITIES}
+    kinds = {name: f"{group(name)}.semantic_ids" for name in KINDS}
+    for what, pipelines, found in (("vectors", "embed", entries), ("ids", "embed,semantic_ids", kinds)):
+        missing = [name for name, entry in found.items() if entry in needed and not catalog.exists(entry)]
+        if missing:
+            dataset = catalog.load("params:dataset")
+            raise ValueError(
+                f"there are no {' and no '.join(missing)} {what} of {dataset} yet: `kedro run --pipelines={pipelines} "
+                f"--params dataset={dataset},modality={'+'.join(missing)}` makes them"
+            )

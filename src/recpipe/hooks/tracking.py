@@ -18,7 +18,7 @@ from kedro.pipeline.node import Node
 
 from recpipe.hooks.mlflow_runs import MlflowRuns
 from recpipe.hooks.values import flat
-from recpipe.pipelines.modalities import MODALITIES, group
+from recpipe.pipelines.modalities import KINDS, group
 from recpipe.pipelines.progress import listen
 
 STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
@@ -48,7 +48,7 @@ class TrackingHooks:
         if not self._conf["enabled"]:
             return
         groups = sorted({node.namespace for node in pipeline.nodes if node.namespace})
-        models = [name for name in groups if name not in map(group, MODALITIES)]
+        models = [name for name in groups if name not in map(group, KINDS)]
         tags = {
             "dataset": str(catalog.load("params:dataset")),
             "models": " ".join(models or groups),

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
-from recpipe.decoding.exact import WIDER, Independent, SearchError, exact_scores
+from recpipe.decoding.exact import WIDER, Independent, SearchError, among_items, exact_scores
 from recpipe.layers.code_history import (
     CodeInput,
     LevelRelative,
@@ -35,6 +35,7 @@ from recpipe.layers.code_history import (
     within,
 )
 from recpipe.layers.codes import ItemCodes
+from recpipe.layers.item_softmax import item_cross_entropy
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
 from recpipe.models.generator import Limits, Searching, in_batches, items_of
@@ -44,7 +45,7 @@ from recpipe.semantic_ids.catalogue import CatalogueIds
 WALKED = 1_000_000  # items from which on a walk is faster than a gather, for a few users at a time
 CHOICES = {
     "aggregate": ("sum", "flatten"),
-    "softmax": ("level", "all"),
+    "softmax": ("level", "all", "items"),
     "head": ("tokens", "mlp"),
     "search": ("exact", "beam"),
 }
@@ -66,7 +67,8 @@ class ParallelTIGER(Scorer, Searching):
 
         ``aggregate``: an item is the sum of its tokens, or a place for each; ``item_distance``, of these: places of
         one item are at distance 0; ``level_distance``, of these too: attention between codes knows how many levels are
-        between them. ``softmax`` over the codes of a level, or the tokens of all. ``head``: ``tokens``,
+        between them. ``softmax`` over the codes of a level, the tokens of all, or the items: one cross-entropy of the
+        whole id among those that the catalogue has, whose scores are the sums of their codes'. ``head``: ``tokens``,
         the embedded ones; ``mlp``, one of two layers per level. ``weights`` (L,) of the levels' losses, the original's
         [1, .3315, .1935, .1113]. ``masked``: share of rows of which a random part of the queries is replaced by what
         they should find, and the others alone are trained. ``beam`` and ``renormalise`` are of ``search: beam``.
@@ -100,6 +102,10 @@ class ParallelTIGER(Scorer, Searching):
                 raise ValueError("head is mlp, one for each level, so softmax cannot be over all of them")
             if not 0 <= self.masked <= 1:
                 raise ValueError(f"masked is {self.masked}; it is a share from 0 to 1")
+            if self.softmax == "items" and (self.masked or self.weights is not None):
+                raise ValueError(
+                    "softmax is over items, whole ids: weights and masked, of their levels, cannot be set"
+                )
 
     config: Config
 
@@ -138,6 +144,8 @@ class ParallelTIGER(Scorer, Searching):
         inputs, targets, known = targets_of(batch, self.codes.known, one_pass=self.config.one_pass)
         wanted_BWL = self.codes.tokens[targets]
         hidden_BWLD, asked_BWL = self._found(inputs, wanted_BWL)
+        if self.config.softmax == "items":
+            return self._items_loss(hidden_BWLD[known], targets[known])
         asked_BWL = asked_BWL & known[..., None]
         total, whole = hidden_BWLD.new_zeros(()), 0.0
         for level, weight in enumerate(self.config.weights or [1.0] * self.codes.levels):
@@ -149,8 +157,15 @@ class ParallelTIGER(Scorer, Searching):
                 whole += weight
         return total / max(whole, 1e-9)
 
+    def _items_loss(self, hidden_MLD: Tensor, items_M: Tensor) -> Tensor:
+        """Of M targets."""
+        heads = (self._head(hidden_MLD[:, level], level) for level in range(self.codes.levels))
+        logits = [hidden @ table[1:].T for hidden, table, _ in heads]
+        known = self.codes.known
+        return item_cross_entropy(logits, self.codes.codes[known], known.cumsum(0)[items_M] - 1)
+
     def log_probabilities(self, batch: Batch) -> list[Tensor]:
-        """(L) of (B, V_l): of every code of the next item."""
+        """(L) of (B, V_l): of every code of the next item; the sum at an item's codes is its log-probability."""
         batch = batch if batch.items.shape[1] else batch.longer(1)
         hidden_BWLD, _ = self._found(batch, None)
         logs = []
@@ -158,6 +173,8 @@ class ParallelTIGER(Scorer, Searching):
             hidden, table, first = self._head(hidden_BWLD[:, 0, level], level)
             start = self.codes.first[level] - 1 - first
             logs.append((hidden @ table[1:].T).log_softmax(-1)[:, start : start + size])
+        if self.config.softmax == "items":
+            return among_items(logs, self.codes.codes[self.codes.known])
         return logs
 
     def score(self, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from recpipe.data.protocol import Protocol
+from recpipe.pipelines.modalities import KINDS
 
 
 class Block(BaseModel):
@@ -116,7 +117,7 @@ class Category(Block):
 class ContentBlock(Block):
     """`content` of a data set."""
 
-    modalities: list[Literal["text", "image", "text_image"]] | None = None
+    modalities: list[Literal["text", "image", "text_image", "text_parts"]] | None = None
     text: TextContent | None = None
     image: dict[str, Any] | None = None
     category: Category | None = None
@@ -140,6 +141,7 @@ class IdsBlock(Block):
     refit: bool
     gate: dict[str, float | None]
     quantizers: dict[str, dict[str, Any]]
+    own: dict[str, dict[str, Any]] = {}
 
     def chosen(self) -> tuple[str, dict[str, Any]]:
         """Type and settings of the quantizer chosen. Raises ValueError with the nearest name."""
@@ -213,10 +215,17 @@ def embed_block(embed: Mapping[str, Any], datasets: Mapping[str, Any], dataset: 
     return _typed(EmbedBlock, merged(embed, datasets[dataset].get("embed") or {}), "embed")
 
 
-def ids_block(semantic_ids: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str) -> IdsBlock:
-    """The block `semantic_ids`, overridden key by key, at any depth, by the data set's own."""
+def ids_block(
+    semantic_ids: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str, kind: str
+) -> IdsBlock:
+    """The block `semantic_ids`, overridden key by key, at any depth, by the data set's own, and by what either says of
+    this kind of ids in `own`.
+    """
     block = merged(semantic_ids, datasets[dataset].get("semantic_ids") or {})
-    return _typed(IdsBlock, block, "semantic_ids")
+    own = _typed(IdsBlock, block, "semantic_ids").own  # so that the names in it are looked at
+    if unknown := set(own) - set(KINDS):
+        raise ValueError(f"semantic_ids.own has {', '.join(sorted(unknown))}; allowed: {', '.join(KINDS)}")
+    return _typed(IdsBlock, merged(block, own.get(kind, {})), f"semantic_ids (own.{kind} in it)")
 
 
 T = TypeVar("T", bound=Block)

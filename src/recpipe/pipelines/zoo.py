@@ -22,7 +22,7 @@ from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 
 from recpipe.pipelines.blocks import merged
-from recpipe.pipelines.modalities import MODALITIES, NONE, group
+from recpipe.pipelines.modalities import KINDS, MODALITIES, NONE, group
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -32,7 +32,7 @@ COLLABORATIVE = "collaborative"  # vectors of items that are those of another mo
 
 @dataclass(frozen=True)
 class Asked:
-    """What a model reads besides the split: modalities of item vectors and of semantic ids, and another model."""
+    """What a model reads besides the split: modalities of item vectors, kinds of semantic ids, and another model."""
 
     vectors: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Asked:
     def inputs(self) -> dict[str, str]:
         """Arguments of `train_model`, in the order of its signature, and the datasets that they are."""
         found = {f"{name}_embeddings": f"{name}_embeddings" for name in MODALITIES if name in self.vectors}
-        for name in (name for name in MODALITIES if name in self.ids):
+        for name in (name for name in KINDS if name in self.ids):
             found |= {
                 f"{name}_ids": f"{group(name)}.semantic_ids",
                 f"{name}_tree": f"{group(name)}.prefix_tree",
@@ -95,7 +95,7 @@ def _asked(model: str, conf: Mapping[str, Any], common: str) -> Asked:
     side = {**(block.get("side") or {}), **(own.get("side") or {})}
     wanted = side.get("vectors", common if _takes_side(str(block["type"])) else NONE)
     vectors = _names(wanted, (*MODALITIES, COLLABORATIVE), f"models.{model}.side.vectors")
-    ids = _names(own.get("ids", NONE), MODALITIES, f"models.{model}.ids")
+    ids = _names(own.get("ids", NONE), KINDS, f"models.{model}.ids")
     other = own.get(COLLABORATIVE) if COLLABORATIVE in vectors else None
     if COLLABORATIVE in vectors and other not in set(conf["models"]) - {model}:
         raise ValueError(

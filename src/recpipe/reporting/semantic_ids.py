@@ -9,7 +9,12 @@ from typing import Any
 from recpipe.reporting.id_figures import quality_rows
 from recpipe.reporting.wording import count, percent
 
-NAMES = {"text": "text", "image": "images", "text_image": "text and images"}
+NAMES = {
+    "text": "text",
+    "image": "images",
+    "text_image": "text and images",
+    "text_parts": "parts of text vectors",
+}
 POLICIES = {
     "extra_digit": "one more digit",
     "reallocate": "the nearest free code",
@@ -109,4 +114,6 @@ def _line(quality: Mapping[str, Any]) -> str:
 
 
 def _times(sizes: Sequence[int]) -> str:
+    if len(sizes) > 4 and len(set(sizes)) == 1:
+        return f"{len(sizes)} levels of {sizes[0]}"
     return " \u00d7 ".join(map(str, sizes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines.embed.nodes import embed_images, embed_text, join_embeddings
-from recpipe.pipelines.modalities import BOTH, IMAGE, TEXT
+from recpipe.pipelines.modalities import BOTH, IMAGE, PARTS, TEXT
 
 CONF = ["params:datasets", "params:dataset", "params:embed"]
 TEXTS = ["items", "raw_folder", *CONF, "params:text_encoders", "text_cache"]
@@ -16,7 +16,7 @@ def create_pipeline() -> Pipeline:
     """Tagged with the modalities that need the node."""
     return Pipeline(
         [
-            Node(embed_text, TEXTS, "text_embeddings", name="embed_text", tags=[TEXT, BOTH]),
+            Node(embed_text, TEXTS, "text_embeddings", name="embed_text", tags=[TEXT, BOTH, PARTS]),
             Node(
                 embed_images,
                 IMAGES,

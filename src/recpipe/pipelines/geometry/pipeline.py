@@ -10,7 +10,7 @@ from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines.dots import with_dots
 from recpipe.pipelines.geometry.nodes import measure_geometry
-from recpipe.pipelines.modalities import MODALITIES, group
+from recpipe.pipelines.modalities import KINDS, group
 from recpipe.pipelines.zoo import SHARED, models
 
 READ = ["bundles", "runs", "vocabulary", "train_set", "items", "protocol", "text_vectors", "image_vectors"]
@@ -23,6 +23,6 @@ def create_pipeline() -> Pipeline:
 
 
 def _node() -> Node:
-    after = [f"{model}.metrics" for model in models()] + [f"{group(name)}.quality" for name in MODALITIES]
+    after = [f"{model}.metrics" for model in models()] + [f"{group(name)}.quality" for name in KINDS]
     inputs = [*READ, *(f"params:{name}" for name in ASKED), *after]
     return Node(measure_geometry, inputs, "geometry", name="measure_geometry")

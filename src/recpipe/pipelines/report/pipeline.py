@@ -10,7 +10,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines.dots import with_dots
-from recpipe.pipelines.modalities import MODALITIES, group
+from recpipe.pipelines.modalities import KINDS, group
 from recpipe.pipelines.report.nodes import FIGURES, draw_figures, rank_runs, study_runs, write_report
 from recpipe.pipelines.zoo import SHARED, models
 
@@ -43,7 +43,7 @@ TOLD = {
     "geometry": "geometry",
 }
 AFTER = ("metrics", "tie_sensitivity", "context", "study")
-QUALITIES = {name: f"{name}.quality" for name in map(group, MODALITIES)}
+QUALITIES = {name: f"{name}.quality" for name in map(group, KINDS)}
 
 
 def create_pipeline() -> Pipeline:

@@ -1,4 +1,4 @@
-"""Nodes of semantic_ids: short calls into recpipe.semantic_ids, the same for every modality."""
+"""Nodes of semantic_ids: short calls into recpipe.semantic_ids, the same for every kind of ids."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Collapsed(ValueError):
 
 
 def fit_quantizer(
+    ids_kind: str,
     embeddings: Any,
     earlier_quantizer: Any | None,
     datasets: dict[str, Any],
@@ -33,7 +34,7 @@ def fit_quantizer(
     from recpipe.semantic_ids import quantizer as quantizers
     from recpipe.semantic_ids.assign import reusable
 
-    block = ids_block(semantic_ids, datasets, dataset)
+    block = ids_block(semantic_ids, datasets, dataset, ids_kind)
     if quantizer_from != "none":
         lent = _lent(lent_quantizer, embeddings, quantizer_from)
         return lent, pl.DataFrame(lent.history, infer_schema_length=None)
@@ -67,6 +68,7 @@ def fit_quantizer(
 
 
 def assign_ids(
+    ids_kind: str,
     embeddings: Any,
     quantizer: Any,
     earlier_ids: Any | None,
@@ -77,7 +79,7 @@ def assign_ids(
     """Ids of all items with content; those given under the same quantizer and policy stay as they are."""
     from recpipe.semantic_ids.assign import assign
 
-    block = ids_block(semantic_ids, datasets, dataset)
+    block = ids_block(semantic_ids, datasets, dataset, ids_kind)
     earlier_ids = _whole(earlier_ids, refit=block.refit)
     if earlier_ids is not None and (why := _made_otherwise(earlier_ids, quantizer, block)):
         log.warning("all %s ids are given anew: %s", f"{len(earlier_ids):,}", why)
@@ -133,6 +135,7 @@ def _made_otherwise(ids: Any, quantizer: Any, block: Any) -> str | None:
 
 
 def measure_ids(
+    ids_kind: str,
     embeddings: Any,
     quantizer: Any,
     ids: Any,
@@ -147,7 +150,7 @@ def measure_ids(
     from recpipe.reporting import id_figures
     from recpipe.semantic_ids import quality
 
-    block = ids_block(semantic_ids, datasets, dataset)
+    block = ids_block(semantic_ids, datasets, dataset, ids_kind)
     rows = embeddings.rows(ids.item_ids)
     # An item that left the catalogue, or lost its content, keeps its id but has no vector any more.
     here = (rows >= 0) & embeddings.present[rows]
@@ -165,7 +168,7 @@ def measure_ids(
     kind, _ = block.chosen()
     judged = quality.judge(measured, block.gate_settings(), quantizer=block.quantizer, kind=kind)
     about = {
-        "modality": embeddings.about.get("modality"),
+        "modality": ids_kind,
         "quantizer": {"name": block.quantizer, "hash": quantizer.hash, **quantizer.about},
         "policy": block.collisions,
         "ids": ids.hash,
@@ -245,4 +248,6 @@ def _in_words(quality: dict[str, Any]) -> str:
     used = min(level["usage"] for level in quality["levels"])
     alone = quality["collisions"]["before"]["distinct"]
     sizes = " x ".join(map(str, quality["sizes"]))
+    if len(quality["sizes"]) > 4 and len(set(quality["sizes"])) == 1:
+        sizes = f"{len(quality['sizes'])} levels of {quality['sizes'][0]}"
     return f"{sizes} codes, least used level {used:.1%}, {alone:,} distinct of {quality['items']:,} before resolution"

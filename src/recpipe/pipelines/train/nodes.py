@@ -66,6 +66,8 @@ def train_model(
     image_tree: Any = None,
     text_image_ids: Any = None,
     text_image_tree: Any = None,
+    text_parts_ids: Any = None,
+    text_parts_tree: Any = None,
     collaborative: Any = None,
 ) -> tuple[Any, Any]:
     """One model, trained or fitted, as a bundle; and its curve, a row per epoch.

@@ -319,11 +319,21 @@ def test_a_walk_of_the_tree_finds_the_lists_of_the_whole_catalogue(exclude_seen,
         np.testing.assert_allclose(also[there], scores[there], rtol=1e-5)
 
 
-def test_no_search_error_where_items_share_an_id():
+def test_items_that_share_an_id_count_once_in_what_a_beam_would_miss():
     ids = BOTH["text"]
     codes = ids.codes.copy()
     codes[2] = codes[1]
-    assert made("parallel_tiger", ids={"text": replace(ids, codes=codes)}).beam_error(DATA, 3) is None
+    shared = made("parallel_tiger", ids={"text": replace(ids, codes=codes)}, beam=3)
+    alone = made("parallel_tiger", ids={"text": without(ids, [2])}, beam=3)
+    alone.input.load_state_dict(shared.input.state_dict())
+    rows = [DATA.row(user).tolist() for user in range(len(DATA))]
+    histories = sequences(
+        [row for row in rows if 2 not in row]
+    )  # the second of the two, which one model cannot read
+    for model in (shared, alone):
+        model.input.weight.data[model.codes.first[1] :] *= 4
+    assert shared.beam_error(histories, 3) == alone.beam_error(histories, 3)
+    assert shared.beam_error(histories, 3).missed > 0
 
 
 @pytest.mark.parametrize(

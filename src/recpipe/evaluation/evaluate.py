@@ -44,7 +44,7 @@ class ExactlySearched(TypedProtocol):
 
     config: Any
 
-    def beam_error(self, histories: Sequences, k: int) -> SearchError | None:
+    def beam_error(self, histories: Sequences, k: int) -> SearchError:
         """Of the best ``k`` items of each user; None where ids are shared."""
 
 
@@ -151,7 +151,7 @@ def _search(bundle: Bundle, fold: Fold, protocol: Protocol) -> dict[str, Any]:
     few = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCHED])).asking(protocol)
     k = min(protocol.cutoffs, key=lambda cutoff: abs(cutoff - 10))
     error = model.beam_error(few.histories, k)
-    return {} if error is None else {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}
+    return {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}
 
 
 def _on_cold_users(bundle: Bundle, fold: Fold, protocol: Protocol, known: np.ndarray) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from recpipe.layers.t5_decoder import Decoder
 from recpipe.models.generator import Limits, Searching, in_batches, items_of
 from recpipe.models.recommender import Criterion, Scorer
 from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.prefix_tree import PrefixTree
 
 WALKED = 1_000_000  # items from which on a walk is faster than a gather, for a few users at a time
 CHOICES = {
@@ -216,18 +217,20 @@ class ParallelTIGER(Scorer, Searching):
         return len(torch.unique(codes, dim=0)) == len(codes)
 
     @torch.inference_mode()
-    def beam_error(self, histories: Sequences, k: int) -> SearchError | None:
-        """What the original's beam would miss of the exact best ``k`` items; None where items share an id."""
-        if not self._distinct():
-            return None
+    def beam_error(self, histories: Sequences, k: int) -> SearchError:
+        """What the original's beam would miss of the exact best ``k`` items, of those that share an id one."""
         self.eval()
-        data, tree = self.on_device(histories, window=self.max_length), self.codes.tree.tensors(self.device)
+        tree = self.codes.tree
+        if not self._distinct():
+            codes = self.codes.codes[self.codes.known].cpu().numpy()
+            tree = PrefixTree.build(np.unique(codes, axis=0), self.codes.sizes)
+        data, nodes = self.on_device(histories, window=self.max_length), tree.tensors(self.device)
         found, exact, beam = list[Beams](), list[Beams](), self.config.beam
         whole, widest = np.arange(len(histories)), max(beam, self.beams(min(k, beam)))
         for rows in in_batches(data.lengths, whole, self.device, beams=widest):
             logs = self.log_probabilities(data.batch(rows))
-            found.append(beam_search(Independent(logs), tree, beam=beam, k=min(k, beam)))
-            exact.append(exact_top(logs, tree, min(k, beam)))
+            found.append(beam_search(Independent(logs), nodes, beam=beam, k=min(k, beam)))
+            exact.append(exact_top(logs, nodes, min(k, beam)))
         return search_error(*(Beams(*map(torch.cat, zip(*each, strict=True))) for each in (found, exact)))
 
     def _found(self, inputs: Batch, wanted_BWL: Tensor | None) -> tuple[Tensor, Tensor]:

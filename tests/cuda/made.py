@@ -21,7 +21,7 @@ ASKED = sequences([[3], [7, 7], [1, 2, 3, 4], *[TRAIN.row(u).tolist() for u in r
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
 PLAIN = {"mamba4rec": {"kernel": "torch"}}  # the Triton kernels have tests of their own
 VARIANTS = [
-    ("bert4rec", {"norm_first": False, "type_embedding": True}),
+    ("bert4rec", {"norm_first": False, "type_embedding": True, "count_from": "end"}),
     ("gpt", {"generate": 3}),
     ("hstu", {"time_mode": "last_item", "normalise": True}),
     ("lstm", {"layers": 2}),

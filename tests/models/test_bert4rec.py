@@ -115,6 +115,20 @@ def test_the_next_item_is_a_mask_after_the_last_event():
             torch.testing.assert_close(model.score(batch)[row], wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_places_counted_from_the_end_are_the_same_table_read_backwards():
+    """For each length another order of one table: the event that is asked for always has its first place."""
+    start, end = made(), made(count_from="end")
+    batch = batch_of(8)
+    assert len(set(batch.lengths.tolist())) > 3
+    whole = end.score(batch)
+    for row, length in enumerate(batch.lengths.tolist()):
+        start.load_state_dict(end.state_dict())
+        with torch.no_grad():
+            start.positions.weight[: length + 1] = end.positions.weight[: length + 1].flip(0)
+        alone = Batch(batch.items[row : row + 1, :length], batch.lengths[row : row + 1], None)
+        torch.testing.assert_close(start.score(alone), whole[row : row + 1])
+
+
 def test_a_full_history_keeps_all_its_events():
     model = made()
     full = torch.randint(1, ITEMS + 1, (2, LONGEST), generator=torch.Generator().manual_seed(0))
@@ -201,6 +215,7 @@ def test_mask_is_never_scored_nor_is_its_row_touched_by_the_head():
         ({"mask_share": 0.0}, "mask_share is 0.0"),
         ({"mask_share": 1.0}, "mask_share is 1.0"),
         ({"last_share": 1.5}, "last_share is 1.5"),
+        ({"count_from": "middle"}, "count_from is 'middle'; allowed: start, end"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(config, message):

@@ -269,6 +269,8 @@ def test_a_softmax_over_items_trains_what_the_lists_say_and_sums_to_one(head, mo
     single = replace(batch, context=torch.tensor([len(row) - 1 for row in rows]))
     wanted = -(expected[0, known.index(2)] + expected[2, known.index(11)]) / 2
     torch.testing.assert_close(model.loss(single, FullSoftmax()), wanted)
+    nothing = model.on_device(sequences([[3, 9], [1, 2, 4]]), window=WINDOW + 1).batch(np.arange(2))
+    assert model.loss(replace(nothing, context=torch.tensor([1, 2])), FullSoftmax()) == 0
 
 
 def test_a_softmax_over_items_knows_no_levels():

@@ -3,7 +3,9 @@
 B batch, T time, D width, H heads, I items.
 
 Deviations: windows of users are masked anew at every step (the authors: ten fixed copies, and one with only the last
-item masked; here ``last_share`` of the rows of a step is masked there alone); no output bias, so that the head is a
+item masked; here ``last_share`` of the rows of a step is masked there alone); places are counted from a row's first
+event (the authors pad on the left, so that the place that is asked for is always the same: ``count_from: end``); no
+output bias, so that the head is a
 product with the item table as for every other model; one position more than the history has events, so that the
 appended [MASK] pushes none of them out; LayerNorm before each branch (BERT's own blocks: ``norm_first: false``).
 """
@@ -74,6 +76,7 @@ class BERT4Rec(Scorer):
 
         ``type_embedding`` adds BERT's token types: 0 for events, 1 for masked places (in the authors' code 0 for all).
         ``norm_first`` puts LayerNorm before attention and feed-forward; without it the blocks are BERT's.
+        ``count_from``: which event of a row has the first of the learned places, its first one (start) or its last (end).
         """
 
         dim: int = 64
@@ -86,12 +89,15 @@ class BERT4Rec(Scorer):
         last_share: float = 0.1
         type_embedding: bool = False
         norm_first: bool = True
+        count_from: str = "start"
 
         def __post_init__(self) -> None:
             if self.dim % self.heads:
                 raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
             if not 0 < self.mask_share < 1:
                 raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1")
+            if self.count_from not in ("start", "end"):
+                raise ValueError(f"count_from is {self.count_from!r}; allowed: start, end")
             if not 0 <= self.last_share <= 1:
                 raise ValueError(f"last_share is {self.last_share}; it is a share of the rows, 0 to 1")
 
@@ -119,6 +125,8 @@ class BERT4Rec(Scorer):
         """BERT's hidden states (B, T, D); only the first ``lengths`` places of a row are attended to."""
         place, masked = batch.positions, batch.items == self.mask_item
         keys_BT = place < batch.lengths.clamp(min=1)[:, None]  # at least one, else the softmax is 0 / 0
+        if self.config.count_from == "end":
+            place = (batch.lengths[:, None] - 1 - place).clamp(min=0)  # padding is attended to by nothing
         x_BTD = self.items.embed(batch, table, hidden=masked) + self.positions(place)
         if self.types is not None:
             x_BTD = x_BTD + self.types(masked.long())

@@ -159,7 +159,9 @@ class ParallelTIGER(Scorer, Searching):
         return total / max(whole, 1e-9)
 
     def _items_loss(self, hidden_MLD: Tensor, items_M: Tensor) -> Tensor:
-        """Of M targets."""
+        """Of M targets; 0, with gradients of 0, of none."""
+        if not len(items_M):
+            return hidden_MLD.sum()
         heads = (self._head(hidden_MLD[:, level], level) for level in range(self.codes.levels))
         logits = [hidden @ table[1:].T for hidden, table, _ in heads]
         known = self.codes.known
@@ -167,6 +169,13 @@ class ParallelTIGER(Scorer, Searching):
 
     def log_probabilities(self, batch: Batch) -> list[Tensor]:
         """(L) of (B, V_l): of every code of the next item; the sum at an item's codes is its log-probability."""
+        logs = self._levels(batch)
+        if self.config.softmax == "items":
+            return among_items(logs, self.codes.codes[self.codes.known])
+        return logs
+
+    def _levels(self, batch: Batch) -> list[Tensor]:
+        """The same, of each level by itself: for a softmax over items less a constant of each user."""
         batch = batch if batch.items.shape[1] else batch.longer(1)
         hidden_BWLD, _ = self._found(batch, None)
         logs = []
@@ -174,19 +183,19 @@ class ParallelTIGER(Scorer, Searching):
             hidden, table, first = self._head(hidden_BWLD[:, 0, level], level)
             start = self.codes.first[level] - 1 - first
             logs.append((hidden @ table[1:].T).log_softmax(-1)[:, start : start + size])
-        if self.config.softmax == "items":
-            return among_items(logs, self.codes.codes[self.codes.known])
         return logs
 
     def score(self, batch: Batch) -> Tensor:
-        logs = self.log_probabilities(batch)
+        config, exact = self.config, self.config.search == "exact"
+        logs = self._levels(batch) if exact else self.log_probabilities(batch)
         scores = logs[0].new_full((len(logs[0]), self.n_items + 1), -torch.inf)
         rows = torch.from_numpy(self.codes.rows).to(scores.device)
-        if self.config.search == "exact":
-            scores[:, rows] = exact_scores(logs, self.codes.codes[rows])
+        if exact:
+            sums = exact_scores(logs, self.codes.codes[rows])
+            scores[:, rows] = sums.log_softmax(1) if config.softmax == "items" else sums
             return scores
         found = beam_search(
-            Independent(logs), self.codes.tree, beam=self.config.beam, renormalise=self.config.renormalise
+            Independent(logs), self.codes.tree, beam=config.beam, renormalise=config.renormalise
         )
         items = torch.where(found.items >= 0, rows[found.items.clamp(min=0)], 0)
         return scores.scatter_(1, items, found.scores)

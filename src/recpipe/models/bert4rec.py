@@ -76,7 +76,7 @@ class BERT4Rec(Scorer):
 
         ``type_embedding`` adds BERT's token types: 0 for events, 1 for masked places (in the authors' code 0 for all).
         ``norm_first`` puts LayerNorm before attention and feed-forward; without it the blocks are BERT's.
-        ``count_from``: which event of a row has the first of the learned places, its first one (start) or its last (end).
+        ``count_from``: which event of a row has the first of the learned places, its first (start) or its last (end).
         """
 
         dim: int = 64

@@ -260,6 +260,9 @@ def test_a_softmax_over_items_trains_what_the_lists_say_and_sums_to_one(head, mo
     expected = sums.log_softmax(-1)
     for frontier in (1 << 22, 1):
         monkeypatch.setattr("recpipe.decoding.exact.FRONTIER", frontier)
+        logs = model.log_probabilities(asked)
+        sums = sum(each[:, ids["text"].codes[known, level]] for level, each in enumerate(logs))
+        torch.testing.assert_close(sums, expected)
         for rows, scores in model.scored(sequences(histories), exclude_seen=False):
             torch.testing.assert_close(scores[:, known], expected[rows])
             assert torch.isneginf(scores[:, [4, 9]]).all()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from recpipe.reporting.id_figures import quality_rows
-from recpipe.reporting.wording import count, percent
+from recpipe.reporting.wording import codes_per_level, count, percent
 
 NAMES = {
     "text": "text",
@@ -59,7 +59,7 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("items with an id", count(quality["items"])),
         ("items without content, so without an id", count(quality["without_content"])),
         ("of them came after the codes were fitted", count(quality["added"])),
-        ("codes per level", _times(quality["sizes"])),
+        ("codes per level", codes_per_level(quality["sizes"])),
         ("of the codes of the least used level are used", percent(min(level["usage"] for level in levels))),
         ("distinct ids before collisions were resolved", count(before["distinct"])),
         (
@@ -106,14 +106,9 @@ def _checks(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _line(quality: Mapping[str, Any]) -> str:
     used = percent(min(level["usage"] for level in quality["levels"]))
     verdict = "passed the gate" if quality["passed"] else "did NOT pass the gate"
+    sizes = codes_per_level(quality["sizes"])
     return (
-        f"{quality['modality']}: {count(quality['items'])} items, {_times(quality['sizes'])} codes; {verdict}\n"
+        f"{quality['modality']}: {count(quality['items'])} items, {sizes} codes; {verdict}\n"
         f"   {used} of the codes of the least used level are used, "
         f"{count(quality['collisions']['before']['distinct'])} distinct ids before collisions were resolved"
     )
-
-
-def _times(sizes: Sequence[int]) -> str:
-    if len(sizes) > 4 and len(set(sizes)) == 1:
-        return f"{len(sizes)} levels of {sizes[0]}"
-    return " \u00d7 ".join(map(str, sizes))

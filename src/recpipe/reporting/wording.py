@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +35,13 @@ def seconds(value: float | None) -> str:
     if value < 60:
         return f"{value:.1f} s"
     return f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:.1f} h"
+
+
+def codes_per_level(sizes: Sequence[int]) -> str:
+    """Codes per level of semantic ids: 256 × 256 × 256, or 16 levels of 256."""
+    if len(sizes) > 4 and len(set(sizes)) == 1:
+        return f"{len(sizes)} levels of {sizes[0]}"
+    return " \u00d7 ".join(map(str, sizes))
 
 
 def metric_title(name: str) -> str:

@@ -245,9 +245,9 @@ def _categories(table: Any, category: Category | None) -> list[str | None] | Non
 
 
 def _in_words(quality: dict[str, Any]) -> str:
+    from recpipe.reporting.wording import codes_per_level
+
     used = min(level["usage"] for level in quality["levels"])
     alone = quality["collisions"]["before"]["distinct"]
-    sizes = " x ".join(map(str, quality["sizes"]))
-    if len(quality["sizes"]) > 4 and len(set(quality["sizes"])) == 1:
-        sizes = f"{len(quality['sizes'])} levels of {quality['sizes'][0]}"
+    sizes = codes_per_level(quality["sizes"])
     return f"{sizes} codes, least used level {used:.1%}, {alone:,} distinct of {quality['items']:,} before resolution"

@@ -95,6 +95,32 @@ def test_the_loss_among_children_is_that_of_the_lists_scores(recency, tables, mo
             assert loss.item() * model.codes.levels == pytest.approx(-value, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("tiger", {"softmax": "children", "renormalise": True}), ("parallel_tiger", {"softmax": "items"})],
+)
+def test_a_loss_among_trained_items_is_a_distribution_over_these(name, config):
+    """Asked for one item after another it sums to 1 over them; among all items it does so over the catalogue."""
+    model = made(name, dropout=0.0, **config)
+    trained = torch.arange(ITEMS + 1) % 3 == 1
+    data = model.on_device(sequences([[4, 7, 10, item] for item in range(1, ITEMS + 1)]), window=WINDOW + 1)
+    rows = [replace(data.batch(np.array([item])), context=torch.tensor([3])) for item in range(ITEMS)]
+    times = model.codes.levels if name == "tiger" else 1
+
+    def probabilities(criterion: FullSoftmax, among: torch.Tensor) -> torch.Tensor:
+        losses = [model.loss(rows[item - 1], criterion) for item in among.nonzero()[:, 0].tolist()]
+        return torch.exp(-times * torch.stack(losses))
+
+    everything = torch.arange(ITEMS + 1) > 0
+    some = probabilities(FullSoftmax(items="trained", trained=trained), trained)
+    every = probabilities(FullSoftmax(), everything)
+    torch.testing.assert_close(some.sum(), torch.tensor(1.0))
+    torch.testing.assert_close(every.sum(), torch.tensor(1.0))
+    assert (some > every[trained[1:]]).all()
+    if name == "parallel_tiger":  # whose scores are of whole items, so that the rest is as it was
+        torch.testing.assert_close(some, every[trained[1:]] / every[trained[1:]].sum())
+
+
 def test_what_both_modalities_teach_is_all_learned_among_children():
     """Next items, fused tasks and alignment: fewer logits than over all tokens, so a lower loss."""
     losses = {}

@@ -68,6 +68,29 @@ def test_it_learns_what_there_is_to_learn(data, tmp_path):
     assert trained.cost["parameters"] == sum(p.numel() for p in trained.model.parameters())
 
 
+def test_items_without_events_are_left_alone_if_asked(data, tmp_path):
+    """Adam moves every weight that has a gradient; a softmax over all items gives one to those nobody had."""
+    items = ITEMS + 1  # the last one is nobody's
+
+    def moved(which: str) -> torch.Tensor:
+        begun: list[torch.Tensor] = []
+
+        def made() -> SASRec:
+            model = build("sasrec", {"dim": 16}, n_items=items, max_length=PROTOCOL.history)
+            begun.append(model.items.weight.detach().clone())
+            return model
+
+        chosen = settings(max_epochs=2, loss={"name": "full_softmax", "items": which})
+        trained = train(
+            made, data.train, validator(data.valid, PROTOCOL), chosen, seed=0, folder=tmp_path / which
+        )
+        return (trained.model.items.weight != begun[0]).any(1)
+
+    assert moved("all")[1:].all()
+    found = moved("trained")
+    assert found[1:items].all() and not found[items]
+
+
 def test_the_seed_decides_everything(data, tmp_path):
     first, second, other = (run(data, tmp_path / str(n), seed=seed) for n, seed in enumerate((1, 1, 2)))
     assert torch.equal(weights(first), weights(second))

@@ -340,6 +340,26 @@ def test_full_softmax_and_its_gradients_equal_torch(chunk):
     same(FullSoftmax(chunk)(hidden, table, targets), theirs, hidden, table)
 
 
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_the_softmax_over_trained_items_equals_torch_over_these(chunk):
+    hidden, table, targets = batch(chunk)
+    trained = torch.zeros(ITEMS + 1, dtype=torch.bool)
+    trained[targets.unique()[::2]] = True
+    keep = trained[targets]
+    kept = trained.nonzero()[:, 0]
+    wanted = (targets[keep, None] == kept).long().argmax(1)
+    theirs = F.cross_entropy(hidden[keep] @ table[kept].T, wanted)
+    loss = make_loss({"name": "full_softmax", "chunk": chunk, "items": "trained"}, trained=trained)
+    same(loss(hidden[keep], table, targets[keep]), theirs, hidden, table)
+    assert not torch.autograd.grad(loss(hidden[keep], table, targets[keep]), table)[0][~trained].any()
+
+
+def test_a_softmax_over_codes_cannot_leave_out_items():
+    loss = FullSoftmax(items="trained", trained=torch.tensor([False, True, True]))
+    with pytest.raises(ValueError, match="leaves out items, and this softmax is over 4 codes"):
+        loss(torch.ones(1, 2), torch.zeros(5, 2), torch.tensor([1]))
+
+
 def test_large_logits_of_the_full_softmax_are_exact():
     hidden = torch.tensor([[200.0], [-200.0]])
     table = torch.tensor([[0.0], [1.0], [-1.0]])
@@ -357,6 +377,8 @@ def test_padding_gets_no_probability():
         ({"name": "softmax"}, "unknown loss 'softmax'"),
         ({"name": "full_softmax", "chunks": 3}, "train.loss"),
         ({"name": "full_softmax", "chunk": 0}, "loss.chunk is 0"),
+        ({"name": "full_softmax", "items": "warm"}, "loss.items is 'warm'; allowed: all, trained"),
+        ({"name": "full_softmax", "items": "trained"}, "which items training has is not known"),
         ({"name": "bce"}, "negatives"),
         ({"name": "bce", "negatives": {"random": 3}}, r"unknown negatives \['random'\]"),
         ({"name": "bce", "negatives": {"uniform": 0}}, "at least 1"),

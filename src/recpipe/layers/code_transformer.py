@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recpipe.data.batches import Batch
 from recpipe.layers.code_history import CodeInput, Embedded, before, causal, target_of, within
-from recpipe.layers.codes import ItemCodes
+from recpipe.layers.codes import ItemCodes, told_apart
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Cache, Decoder, Memory
 from recpipe.layers.t5_prepared import PreparedEncoder, Product
@@ -126,9 +126,10 @@ class CodeTransformer(nn.Module):
         as many tokens of other modalities.
         """
         if self.among == "children":
-            rows = codes.row_of.to(items_N.device)[items_N]
+            tree, row_of = codes.tree_of(told_apart(criterion))
+            rows = row_of.to(items_N.device)[items_N]
             tables = self.input.weight[1 + before : 1 + before + codes.size].split(codes.sizes)
-            return tree_cross_entropy(hidden_NLD, tables, rows, codes.tree.tensors(items_N.device))
+            return tree_cross_entropy(hidden_NLD, tables, rows, tree.tensors(items_N.device))
         return criterion(hidden_NLD.flatten(0, 1), self.input.head, codes.tokens[items_N].flatten() + before)
 
 

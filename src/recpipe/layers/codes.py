@@ -6,6 +6,7 @@ L levels, I items, N items with an id. Tokens are numbered from 1, level after l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,12 @@ from recpipe.semantic_ids.catalogue import CatalogueIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
 
+def told_apart(criterion: Callable[..., Tensor]) -> Tensor | None:
+    """(I + 1,) bool: the items that a loss over items tells targets apart from; None: all of them."""
+    found: Tensor | None = getattr(criterion, "trained", None)
+    return found
+
+
 class ItemCodes(nn.Module):
     """The codes of the catalogue, kept with the weights. Raises ValueError, if ``unique``, where items share an id."""
 
@@ -27,6 +34,7 @@ class ItemCodes(nn.Module):
         self.sizes, self.levels = ids.sizes, len(ids.sizes)
         self.first = tuple(int(each) for each in 1 + np.cumsum((0, *ids.sizes[:-1])))
         self.size = sum(ids.sizes)  # tokens of codes
+        self._part: tuple[Tensor, PrefixTree, Tensor] | None = None
         self.codes: Tensor
         self.register_buffer("codes", torch.from_numpy(ids.codes.copy()))
 
@@ -62,8 +70,24 @@ class ItemCodes(nn.Module):
         row[self.rows] = np.arange(len(self.rows))
         return torch.from_numpy(row)
 
+    def tree_of(self, items: Tensor | None) -> tuple[PrefixTree, Tensor]:
+        """The tree over those of ``items`` (I + 1,) bool that have an id, None: all; and the rows (I + 1,) in it.
+
+        That of the items asked for last is kept.
+        """
+        if items is None:
+            return self.tree, self.row_of
+        if self._part is None or self._part[0] is not items:
+            inside = self.rows[items.cpu().numpy()[self.rows]]
+            row = np.full(len(self.codes), -1, np.int64)
+            row[inside] = np.arange(len(inside))
+            tree = PrefixTree.build(self.codes.cpu().numpy()[inside], self.sizes, shared=not self.unique)
+            self._part = items, tree, torch.from_numpy(row)
+        return self._part[1:]
+
     def forget(self) -> None:
         """After other codes were loaded."""
+        self._part = None
         for name in ("rows", "tree", "row_of"):
             self.__dict__.pop(name, None)
 

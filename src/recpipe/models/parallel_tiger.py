@@ -34,7 +34,7 @@ from recpipe.layers.code_history import (
     targets_of,
     within,
 )
-from recpipe.layers.codes import ItemCodes
+from recpipe.layers.codes import ItemCodes, told_apart
 from recpipe.layers.item_softmax import item_cross_entropy
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
@@ -146,7 +146,7 @@ class ParallelTIGER(Scorer, Searching):
         wanted_BWL = self.codes.tokens[targets]
         hidden_BWLD, asked_BWL = self._found(inputs, wanted_BWL)
         if self.config.softmax == "items":
-            return self._items_loss(hidden_BWLD[known], targets[known])
+            return self._items_loss(hidden_BWLD[known], targets[known], told_apart(criterion))
         asked_BWL = asked_BWL & known[..., None]
         total, whole = hidden_BWLD.new_zeros(()), 0.0
         for level, weight in enumerate(self.config.weights or [1.0] * self.codes.levels):
@@ -158,13 +158,13 @@ class ParallelTIGER(Scorer, Searching):
                 whole += weight
         return total / max(whole, 1e-9)
 
-    def _items_loss(self, hidden_MLD: Tensor, items_M: Tensor) -> Tensor:
-        """Of M targets; 0, with gradients of 0, of none."""
+    def _items_loss(self, hidden_MLD: Tensor, items_M: Tensor, among: Tensor | None) -> Tensor:
+        """Of M targets, told apart from the items ``among`` (I + 1,) bool; 0, with gradients of 0, of none."""
         if not len(items_M):
             return hidden_MLD.sum()
         heads = (self._head(hidden_MLD[:, level], level) for level in range(self.codes.levels))
         logits = [hidden @ table[1:].T for hidden, table, _ in heads]
-        known = self.codes.known
+        known = self.codes.known if among is None else self.codes.known & among
         return item_cross_entropy(logits, self.codes.codes[known], known.cumsum(0)[items_M] - 1)
 
     def log_probabilities(self, batch: Batch) -> list[Tensor]:

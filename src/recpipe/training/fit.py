@@ -42,7 +42,7 @@ from recpipe.training.cost import cost_of, size_of, versions
 from recpipe.training.losses import AMINCE, make_loss
 from recpipe.training.memory import reset_peak_memory
 from recpipe.training.module import OnEpoch, TrainingModule, Validate
-from recpipe.training.rows import make_batches, target_counts, windows_of
+from recpipe.training.rows import make_batches, target_counts, trained_items, windows_of
 from recpipe.training.schedules import WITHOUT_END
 from recpipe.training.settings import (
     PRECISIONS,
@@ -171,7 +171,7 @@ def _module(
         )
     return TrainingModule(
         model,
-        make_loss(settings.loss, target_counts(data, model)).to(model.device),
+        make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device),
         optimiser=settings.optimiser,
         schedule=settings.schedule,
         validate=validate,

@@ -43,3 +43,11 @@ def target_counts(data: Sequences, model: Recommender) -> torch.Tensor:
     place = np.arange(len(seen.items)) - np.repeat(seen.offsets[:-1], seen.lengths)
     targets = seen.items[place >= np.repeat(context, seen.lengths)]
     return torch.from_numpy(np.bincount(targets, minlength=model.n_items + 1))
+
+
+def trained_items(data: Sequences, model: Recommender) -> torch.Tensor:
+    """(I + 1,) bool: the items of the events that the model is trained on."""
+    seen = data.last(model.max_length + 1).items
+    found = np.bincount(seen, minlength=model.n_items + 1) > 0
+    found[0] = False
+    return torch.from_numpy(found)

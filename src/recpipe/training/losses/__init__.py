@@ -33,8 +33,11 @@ LOSSES: dict[str, type[nn.Module]] = {
 }
 
 
-def make_loss(settings: dict[str, Any], counts: Tensor | None = None) -> nn.Module:
-    """``{"name": ..., <arguments>}`` to a loss; ``counts`` (I + 1,) is how often each item is a training target.
+def make_loss(
+    settings: dict[str, Any], counts: Tensor | None = None, trained: Tensor | None = None
+) -> nn.Module:
+    """``{"name": ..., <arguments>}`` to a loss; ``counts`` (I + 1,) is how often each item is a training target,
+    ``trained`` (I + 1,) bool which of them training has events of.
 
     Raises ValueError for an unknown name or argument, and where a loss needs counts and has none.
     """
@@ -46,6 +49,8 @@ def make_loss(settings: dict[str, Any], counts: Tensor | None = None) -> nn.Modu
         )
     if issubclass(LOSSES[name], NegativeSampling | AMINCE):
         arguments["counts"] = counts
+    if LOSSES[name] is FullSoftmax:
+        arguments["trained"] = trained
     try:
         return LOSSES[name](**arguments)
     except (TypeError, ValueError) as error:

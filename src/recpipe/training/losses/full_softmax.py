@@ -16,11 +16,23 @@ from torch.autograd.function import once_differentiable
 class FullSoftmax(nn.Module):
     """Mean cross-entropy of the next item against all items, in chunks of ``chunk`` targets.
 
+    ``items: trained`` leaves out of it those that training has no event of, which it would only push down: for
+    catalogues with new items. ``trained`` (I + 1,) bool says which are in.
     Exact in float32. Under autocast the matrix products run in its type and the softmax in float32.
     """
 
-    def __init__(self, chunk: int = 512) -> None:
+    trained: Tensor | None
+    rows: Tensor | None
+
+    def __init__(self, chunk: int = 512, items: str = "all", trained: Tensor | None = None) -> None:
         super().__init__()
+        if items not in ("all", "trained"):
+            raise ValueError(f"loss.items is {items!r}; allowed: all, trained")
+        if items == "trained" and trained is None:
+            raise ValueError("loss.items is trained, and which items training has is not known here")
+        left = trained if items == "trained" else None
+        self.register_buffer("trained", left, persistent=False)
+        self.register_buffer("rows", None if left is None else left.nonzero()[:, 0], persistent=False)
         if chunk < 1:
             raise ValueError(f"loss.chunk is {chunk}; it is the number of targets whose logits exist at once")
         self.chunk = chunk
@@ -29,6 +41,14 @@ class FullSoftmax(nn.Module):
         """hidden (N, D), item table (I + 1, D) whose row 0 is padding, targets (N,) in 1..I -> scalar."""
         if len(targets) == 0:
             raise ValueError("a batch without a target has no loss")
+        if self.trained is not None and self.rows is not None:
+            if len(table) != len(self.trained):
+                raise ValueError(
+                    f"loss.items: trained leaves out items, and this softmax is over {len(table) - 1} codes; set "
+                    "softmax: children or items"
+                )
+            table = torch.cat([table[:1], table[self.rows]])
+            targets = self.trained.cumsum(0)[targets]
         kind = hidden.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         loss: Tensor = _ChunkedCrossEntropy.apply(hidden, table, targets, self.chunk, low)

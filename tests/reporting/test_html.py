@@ -98,6 +98,13 @@ def test_a_script_in_a_model_name_stays_text(curves, make_run):
     assert "<" not in figure.data[0].name
 
 
+def test_twenty_models_are_told_apart(make_run):
+    many = figures([make_run(f"model {n}", 42, quality=0.1 + n / 100) for n in range(20)])
+    for name in ("ndcg_at_cutoffs", "quality_seconds"):
+        looks = {(each.marker.color, each.marker.symbol) for each in many[name].data}
+        assert len(looks) == 20
+
+
 def test_every_figure_has_data_a_caption_and_a_place(text, runs, data_profile, steps, curves, closer):
     seen = Page(text)
     plots = [attributes["id"] for tag, attributes in seen.tags if attributes.get("class") == "plot"]

@@ -19,6 +19,7 @@ COLOURS = (
     "#8f6fc4",
     "#8c8c8c",
 )  # Okabe & Ito
+SYMBOLS = ("circle", "diamond-open", "square-open", "x-thin-open", "triangle-up-open")
 
 
 def figure(
@@ -62,6 +63,13 @@ def colour(model: str, board: pl.DataFrame) -> str:
     """That of a model in every figure: by its place on the leaderboard."""
     models = board["model"].to_list() if board.height else []
     return COLOURS[models.index(model) % len(COLOURS)] if model in models else COLOURS[-1]
+
+
+def mark(model: str, board: pl.DataFrame, size: int = 7) -> dict[str, Any]:
+    """Its colour, and a shape of its own where there are more models than colours."""
+    models = board["model"].to_list() if board.height else []
+    turn = models.index(model) // len(COLOURS) if model in models else 0
+    return {"color": colour(model, board), "symbol": SYMBOLS[turn % len(SYMBOLS)], "size": size}
 
 
 def text(name: Any) -> str:

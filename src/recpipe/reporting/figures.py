@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from recpipe.reporting.drawing import COLOURS, colour, figure, text
+from recpipe.reporting.drawing import COLOURS, colour, figure, mark, text
 from recpipe.reporting.leaderboard import groups, leaderboard, same_column
 from recpipe.reporting.wording import metric_title, percent
 
@@ -156,6 +156,7 @@ def _at_cutoffs(board: pl.DataFrame, stem: str) -> go.Figure | None:
         hover = f"{text(row['model'])}: %{{y:.4f}} at %{{x}}<extra></extra>"
         style = {
             "line": {"color": colour(row["model"], board), "width": 2},
+            "marker": mark(row["model"], board),
             "hovertemplate": hover,
             "error_y": error,
         }
@@ -187,7 +188,7 @@ def _quality_seconds(board: pl.DataFrame, metric: str) -> go.Figure | None:
         }
         name = text(row["model"])
         style = {
-            "marker": {"color": colour(row["model"], board), "size": 11},
+            "marker": mark(row["model"], board, 11),
             "hovertemplate": f"{name}: %{{y:.4f}} after %{{customdata:.2f}} s<extra></extra>",
             "customdata": [row["train_seconds"]],
             "error_y": error,

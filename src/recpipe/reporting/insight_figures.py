@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from recpipe.evaluation.segments import POPULARITY, WARMTH, length_names
-from recpipe.reporting.drawing import COLOURS, colour, figure, text
+from recpipe.reporting.drawing import COLOURS, colour, figure, mark, text
 from recpipe.reporting.leaderboard import COLD_SHARE
 from recpipe.reporting.wording import metric_title, probability
 
@@ -109,6 +109,7 @@ def _segments(
             name=text(model),
             mode="lines+markers",
             line={"color": colour(model, board), "width": 2},
+            marker=mark(model, board),
             customdata=[[each[name]["users"], each[name]["targets"]] for name in segments if name in each],
             hovertemplate=f"{text(model)}: %{{y:.4f}}{counts}",
         )
@@ -182,6 +183,7 @@ def _calibration(found: Mapping[str, Mapping[str, Any]], board: pl.DataFrame) ->
             name=text(name),
             mode="lines+markers",
             line={"color": colour(name, board), "width": 2},
+            marker=mark(name, board),
             hovertemplate=f"{text(name)}: said %{{x:.2%}}, came true %{{y:.2%}}<extra></extra>",
         )
         for name, points in lines.items()

@@ -10,13 +10,13 @@ import pytest
 from kedro.framework.project import pipelines
 from tests.synthetic import catalogue_ids
 
-from recpipe.content.embeddings import Embeddings
+from recpipe.content.embeddings import Embeddings, text_space
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.experiments.material import ids_of, item_vectors
 from recpipe.models.registry import build
 from recpipe.pipelines import zoo
-from recpipe.pipelines.semantic_ids.nodes import fit_quantizer
+from recpipe.pipelines.semantic_ids.nodes import assign_ids, fit_quantizer
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.session import Refused, check_described
@@ -132,7 +132,9 @@ def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_space() -
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(300, 6)).astype(np.float32)
     items = np.array([f"i{number}" for number in range(300)], object)
-    embeddings = Embeddings(items, vectors, np.ones(300, bool), np.array(["k"] * 300, object), "space")
+    present, keys, template = np.ones(300, bool), np.array(["k"] * 300, object), "{title}. {brand}"
+    about = {"template": template, "fingerprint": "minilm"}
+    embeddings = Embeddings(items, vectors, present, keys, text_space("minilm", template), about)
     block = {
         "quantizer": "residual_kmeans",
         "collisions": "extra_digit",
@@ -147,6 +149,18 @@ def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_space() -
     other = replace(embeddings, vectors=vectors[::-1].copy())
     found, curves = fit_quantizer("text", other, None, *asked, "lender", lent)
     assert found is lent and isinstance(curves, pl.DataFrame)
+    elsewhere = replace(other, space=text_space("minilm", "{title}"), about={**about, "template": "{title}"})
+    moved, _ = fit_quantizer("text", elsewhere, None, *asked, "lender", lent)
+    assert (
+        moved.hash == lent.hash and lent.about["space"] == embeddings.space
+    )  # the lender's own is as it was
+    assert len(assign_ids("text", elsewhere, moved, None, *asked)) == 300
+    again, _ = fit_quantizer("text", elsewhere, moved, *asked)
+    assert again is moved  # a run that does not name the lender keeps it
+    weights = {**elsewhere.about, "fingerprint": "of other weights"}
+    for unlike in (replace(elsewhere, about=weights), replace(elsewhere, about={"template": "{title}"})):
+        with pytest.raises(ValueError, match="quantizer_from=lender: .*both need vectors of one encoder"):
+            fit_quantizer("text", unlike, None, *asked, "lender", lent)
     with pytest.raises(ValueError, match="quantizer_from=lender: .*both need vectors of one encoder"):
         fit_quantizer("text", replace(embeddings, space="elsewhere"), None, *asked, "lender", lent)
     with pytest.raises(ValueError, match="quantizer_from=lender: it has no quantizer"):

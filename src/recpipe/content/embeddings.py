@@ -142,6 +142,11 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def text_space(encoder: str, template: str) -> str:
+    """The space of texts by a template under the encoder of this fingerprint."""
+    return digest("text", encoder, template)
+
+
 def content_keys(space: str, contents: Sequence[str | None]) -> NDArray[np.object_]:
     """Hex keys (N,) of texts under an encoder, "" for None."""
     start = hashlib.sha256(space.encode())

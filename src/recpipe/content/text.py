@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recpipe.content import text_encoder
 from recpipe.content.devices import choose_device, choose_precision
-from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest
+from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, text_space
 from recpipe.content.pretrained import fingerprint, model_folder, read_json
 from recpipe.content.vector_cache import Positions, VectorCache, embed_missing
 
@@ -79,10 +79,10 @@ def embed_texts(
     vectors, tokens = _vectors(keys[present], [t for t in stripped if t], config, folder, Path(cache_folder))
     out = np.zeros((len(keys), vectors.shape[1]), np.float32)
     out[present] = vectors
-    about = _described(config, template, keys, tokens)
+    about = _described(config, template, keys, tokens) | {"fingerprint": encoder}
     _tell(about)
     ids = np.array(item_ids, dtype=object)
-    return Embeddings(ids, out, present, keys, digest("text", encoder, template), about)
+    return Embeddings(ids, out, present, keys, text_space(encoder, template), about)
 
 
 def resolved(config: EncoderConfig, folder: Path) -> EncoderConfig:

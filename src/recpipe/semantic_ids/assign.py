@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recpipe.content.embeddings import Embeddings
+from recpipe.content.embeddings import Embeddings, text_space
 from recpipe.semantic_ids.collisions import Resolved, check_policy, resolve
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build
@@ -87,6 +87,16 @@ def other_space(quantizer: Quantizer, embeddings: Embeddings) -> str:
         return f"the encoder or its settings differ: {changed}"
     space = str(quantizer.about.get("space"))
     return f"the embeddings' space is {embeddings.space[:12]}, the quantizer was fitted in {space[:12]}"
+
+
+def of_one_encoder(quantizer: Quantizer, embeddings: Embeddings) -> bool:
+    """Whether the encoder of ``embeddings``, given the quantizer's template, makes what it was fitted to: texts only."""
+    encoder, own = embeddings.about.get("fingerprint"), embeddings.about.get("template")
+    lent = quantizer.about.get("template")
+    if encoder is None or own is None or lent is None:
+        return False
+    spaces = text_space(encoder, own), text_space(encoder, lent)
+    return spaces == (embeddings.space, quantizer.about.get("space"))
 
 
 def _described(about: Mapping[str, Any]) -> dict[str, Any]:

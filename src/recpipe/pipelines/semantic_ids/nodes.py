@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from typing import Any
@@ -90,8 +91,11 @@ def assign_ids(
 
 
 def _lent(quantizer: Any | None, embeddings: Any, dataset: str) -> Any:
-    """Raises ValueError where there is none to be lent, or where it was fitted to other vectors."""
-    from recpipe.semantic_ids.assign import other_space
+    """As of the space of these embeddings: that of its own if one encoder made both, from whatever template.
+
+    Raises ValueError where there is none to be lent, or where another encoder made what it was fitted to.
+    """
+    from recpipe.semantic_ids.assign import of_one_encoder, other_space
 
     quantizer = _whole(quantizer, refit=False)
     if quantizer is None:
@@ -99,12 +103,23 @@ def _lent(quantizer: Any | None, embeddings: Any, dataset: str) -> Any:
             f"quantizer_from={dataset}: it has no quantizer; run `kedro run --pipelines=semantic_ids --params "
             f"dataset={dataset}`"
         )
-    if quantizer.about.get("space") != embeddings.space:
+    if quantizer.about.get("space") == embeddings.space:
+        log.info("the quantizer of %s makes these ids", dataset)
+        return quantizer
+    if not of_one_encoder(quantizer, embeddings):
         raise ValueError(
             f"quantizer_from={dataset}: {other_space(quantizer, embeddings)}; both need vectors of one encoder "
-            "and template"
+            "(embedded by an earlier version, run the pipeline embed once more)"
         )
-    log.info("the quantizer of %s makes these ids", dataset)
+    own = {"space": embeddings.space, "template": embeddings.about.get("template"), "lent_by": dataset}
+    log.warning(
+        "the quantizer of %s makes these ids; it was fitted to texts by the template %r, these are by %r",
+        dataset,
+        quantizer.about.get("template"),
+        own["template"],
+    )
+    quantizer = copy.copy(quantizer)
+    quantizer.about = {**quantizer.about, **own}
     return quantizer
 
 

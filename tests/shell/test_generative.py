@@ -8,12 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 from kedro.framework.project import pipelines
+from kedro.io import DatasetError
 from tests.synthetic import catalogue_ids
 
 from recpipe.content.embeddings import Embeddings, text_space
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.experiments.material import ids_of, item_vectors
+from recpipe.io.objects import OthersDataset
 from recpipe.models.registry import build
 from recpipe.pipelines import zoo
 from recpipe.pipelines.semantic_ids.nodes import assign_ids, fit_quantizer
@@ -126,6 +128,69 @@ def test_ids_are_put_in_the_order_of_the_vocabulary() -> None:
     vocabulary = Vocabulary(items[[3, 5, 8]])
     (found,) = ids_of(("image",), {"image": (ids, tree)}, vocabulary).values()
     assert (found.codes[1:] == codes[[3, 5, 8]]).all()
+
+
+def test_a_quantizer_of_two_data_sets_is_that_of_all_their_vectors() -> None:
+    rng = np.random.default_rng(0)
+    block = {
+        "quantizer": "residual_kmeans",
+        "collisions": "extra_digit",
+        "extra_codes": 16,
+        "seed": 1,
+        "refit": False,
+        "gate": {},
+        "quantizers": {"residual_kmeans": {"type": "residual_kmeans", "levels": 2, "codes": 8}},
+    }
+    asked = ({"d": {}}, "d", block)
+
+    def made(count: int, template: str, encoder: str = "minilm") -> Embeddings:
+        items = np.array([f"{template}{number}" for number in range(count)], object)
+        present = np.arange(count) % 5 > 0
+        keys = np.where(present, "k", "").astype(object)
+        about = {"template": template, "fingerprint": encoder}
+        vectors = rng.normal(size=(count, 6)).astype(np.float32) * present[:, None]
+        return Embeddings(items, vectors, present, keys, text_space(encoder, template), about)
+
+    own, other = made(200, "{title}"), made(100, "{title}. {brand}")
+    everything = np.concatenate([own.vectors[own.present], other.vectors[other.present]])
+    alone, _ = fit_quantizer("text", own, None, *asked)
+    joint, _ = fit_quantizer("text", own, None, *asked, others={"e": other})
+    items, keys = np.arange(240).astype(str).astype(object), np.array(["k"] * 240, object)
+    whole = Embeddings(items, everything, np.ones(240, bool), keys, own.space, own.about)
+    same, _ = fit_quantizer("text", whole, None, *asked)
+    assert joint.hash == same.hash != alone.hash
+    for kept in ({}, {"e": other}):  # a run that does not name the other, or names it again
+        assert fit_quantizer("text", own, joint, *asked, others=kept)[0] is joint
+    assert fit_quantizer("text", own, alone, *asked, others={"e": other})[0].hash == joint.hash
+    lent, _ = fit_quantizer("text", other, None, *asked, "d", joint)
+    assert lent.hash == joint.hash
+    with pytest.raises(ValueError, match="quantizer_with=f: its vectors are not of one encoder with these"):
+        fit_quantizer("text", own, None, *asked, others={"f": made(50, "{title}", "e5")})
+    with pytest.raises(ValueError, match="quantizer_with=d is the data set itself"):
+        fit_quantizer("text", own, None, *asked, others={"d": own})
+    with pytest.raises(ValueError, match="say one of them"):
+        fit_quantizer("text", own, None, *asked, "e", joint, {"e": other})
+
+
+def test_embeddings_of_other_data_sets_are_read_by_their_names(tmp_path) -> None:
+    given = Embeddings(
+        np.array(["a"], object), np.ones((1, 2), np.float32), np.ones(1, bool), np.array(["k"], object), "s"
+    )
+    (tmp_path / "ml-1m").mkdir()
+    given.write(tmp_path / "ml-1m" / "text_embeddings.parquet")
+
+    def read(names: str) -> dict[str, Embeddings]:
+        return OthersDataset(
+            folder=str(tmp_path), file="text_embeddings.parquet", names=names, holds="embeddings"
+        ).load()
+
+    assert read("none") == {}
+    assert read("ml-1m")["ml-1m"].hash == given.hash
+    with pytest.raises(DatasetError, match="steam has no text_embeddings.parquet; run `kedro run"):
+        read("ml-1m+steam")
+    for name in ("..", "../ml-1m", "ml-1m+", "/etc"):
+        with pytest.raises(DatasetError, match="is no name of a data set"):
+            read(name)
 
 
 def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_space() -> None:

@@ -91,6 +91,42 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         return self._filepath.is_file()
 
 
+class OthersDataset(AbstractDataset[Any, Any]):
+    """The same file of other data sets, by name: `names` a+b in `folder`/a/`file` and `folder`/b/`file`; none: {}.
+
+    Raises DatasetError for a name that is no folder's, and for a file that is not there.
+    """
+
+    def __init__(
+        self, *, folder: str, file: str, names: str, holds: str, metadata: dict[str, Any] | None = None
+    ) -> None:
+        self._folder, self._file, self._holds, self.metadata = Path(folder), file, holds, metadata
+        self._names = [] if names == "none" else list(dict.fromkeys(str(names).split("+")))
+        if wrong := [name for name in self._names if name in ("", ".", "..") or Path(name).name != name]:
+            raise DatasetError(f"{wrong[0]!r} is no name of a data set")
+
+    def _describe(self) -> dict[str, Any]:
+        return {"folder": str(self._folder), "file": self._file, "names": self._names}
+
+    def load(self) -> dict[str, Any]:
+        places = {name: self._folder / name / self._file for name in self._names}
+        for name, place in places.items():
+            if not place.is_file():
+                raise DatasetError(
+                    f"{name} has no {self._file}; run `kedro run --pipelines=ingest,embed --params dataset={name}`"
+                )
+        return {
+            name: ObjectDataset(filepath=str(place), holds=self._holds).load()
+            for name, place in places.items()
+        }
+
+    def save(self, data: Any) -> None:
+        raise DatasetError("what other data sets hold is only read")
+
+    def _exists(self) -> bool:
+        return all((self._folder / name / self._file).is_file() for name in self._names)
+
+
 class BundleDataset(AbstractVersionedDataset[Any, Any]):
     """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
 

@@ -47,7 +47,8 @@ def for_every_kind(template: Callable[[str], Pipeline], *, inputs: set[str]) -> 
 
 def _namespaced(nodes: Pipeline, kind: str, inputs: set[str]) -> Pipeline:
     parameters = {name for name in nodes.inputs() if name.startswith("params:")}
-    outside = {*inputs, embeddings_of(kind)} & nodes.inputs()
+    vectors = embeddings_of(kind)
+    outside = {*inputs, vectors, f"{vectors}_of_others"} & nodes.inputs()
     return Pipeline(nodes, namespace=group(kind), tags=kind, inputs=outside, parameters=parameters)
 
 

@@ -6,13 +6,13 @@ Shape letters: N items, D width, L levels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recpipe.content.embeddings import Embeddings, text_space
+from recpipe.content.embeddings import Embeddings
 from recpipe.semantic_ids.collisions import Resolved, check_policy, resolve
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build
@@ -63,8 +63,18 @@ def assign(
     return _extended(earlier, embeddings, new, quantized, resolved, about)
 
 
-def reusable(quantizer: Quantizer, embeddings: Embeddings, block: Mapping[str, Any], seed: int) -> str | None:
-    """None if ``quantizer`` is what fitting the conf ``block`` (``type`` and settings) would aim at, else why not."""
+def reusable(
+    quantizer: Quantizer,
+    embeddings: Embeddings,
+    block: Mapping[str, Any],
+    seed: int,
+    *,
+    others: Sequence[str] = (),
+) -> str | None:
+    """None if ``quantizer`` is what fitting the conf ``block`` (``type`` and settings) would aim at, else why not.
+
+    ``others`` are data sets that it must have been fitted to as well; none: whatever it was fitted to.
+    """
     settings = {key: value for key, value in block.items() if key != "type"}
     asked = build(block["type"], settings)
     if asked.type != quantizer.type:
@@ -73,8 +83,11 @@ def reusable(quantizer: Quantizer, embeddings: Embeddings, block: Mapping[str, A
     if differing:
         changed = (f"{key} is {asked.settings[key]}, was {quantizer.settings.get(key)}" for key in differing)
         return f"other settings: {'; '.join(changed)}"
-    if (fitted_with := quantizer.about.get("seed")) != seed:
-        return f"seed is {seed}, was {fitted_with}"
+    if (seeded := quantizer.about.get("seed")) != seed:
+        return f"seed is {seed}, was {seeded}"
+    if others and (fitted_to := sorted(quantizer.about.get("with") or {})) != sorted(others):
+        fitted_with = ", ".join(fitted_to) or "no other data set"
+        return f"it was fitted together with {fitted_with}, asked for {', '.join(others)}"
     return None if quantizer.about.get("space") == embeddings.space else other_space(quantizer, embeddings)
 
 
@@ -87,16 +100,6 @@ def other_space(quantizer: Quantizer, embeddings: Embeddings) -> str:
         return f"the encoder or its settings differ: {changed}"
     space = str(quantizer.about.get("space"))
     return f"the embeddings' space is {embeddings.space[:12]}, the quantizer was fitted in {space[:12]}"
-
-
-def of_one_encoder(quantizer: Quantizer, embeddings: Embeddings) -> bool:
-    """Whether the encoder of ``embeddings``, given the quantizer's template, makes what it was fitted to: texts only."""
-    encoder, own = embeddings.about.get("fingerprint"), embeddings.about.get("template")
-    lent = quantizer.about.get("template")
-    if encoder is None or own is None or lent is None:
-        return False
-    spaces = text_space(encoder, own), text_space(encoder, lent)
-    return spaces == (embeddings.space, quantizer.about.get("space"))
 
 
 def _described(about: Mapping[str, Any]) -> dict[str, Any]:

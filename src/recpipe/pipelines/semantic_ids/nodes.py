@@ -25,17 +25,23 @@ def fit_quantizer(
     semantic_ids: dict[str, Any],
     quantizer_from: str = "none",
     lent_quantizer: Any | None = None,
+    others: dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """The quantizer and its curve: that of the data set `quantizer_from`; else the earlier one where it is of the same
-    settings and the same vector space.
+    settings and the same vector space; else one fitted to these vectors and to those of the data sets `others`.
     """
     import polars as pl
 
     from recpipe.pipelines.progress import tell
     from recpipe.semantic_ids import quantizer as quantizers
     from recpipe.semantic_ids.assign import reusable
+    from recpipe.semantic_ids.joint import vectors_of
 
     block = ids_block(semantic_ids, datasets, dataset, ids_kind)
+    if dataset in (others or {}):
+        raise ValueError(f"quantizer_with={dataset} is the data set itself; name others")
+    if others and quantizer_from != "none":
+        raise ValueError("quantizer_with fits a quantizer, and quantizer_from lends one; say one of them")
     if quantizer_from != "none":
         lent = _lent(lent_quantizer, embeddings, quantizer_from)
         return lent, pl.DataFrame(lent.history, infer_schema_length=None)
@@ -45,7 +51,9 @@ def fit_quantizer(
     if earlier_quantizer is None:
         log.info("fitting %s, of which there is none yet", block.quantizer)
         fitted = None
-    elif why := why or reusable(earlier_quantizer, embeddings, {"type": kind, **config}, block.seed):
+    elif why := why or reusable(
+        earlier_quantizer, embeddings, {"type": kind, **config}, block.seed, others=sorted(others or {})
+    ):
         log.warning("fitting %s anew, all ids may change: %s", block.quantizer, why)
         fitted = None
     else:
@@ -54,7 +62,7 @@ def fit_quantizer(
     if fitted is None:
         started = time.perf_counter()
         fitted = quantizers.build(kind, config)
-        fitted.fit(embeddings.vectors[embeddings.present], seed=block.seed, on_epoch=tell)
+        fitted.fit(vectors_of(embeddings, others or {}), seed=block.seed, on_epoch=tell)
         fitted.about = {
             "space": embeddings.space,
             "embeddings": embeddings.hash,
@@ -64,6 +72,7 @@ def fit_quantizer(
             "encoder": embeddings.about.get("encoder"),
             "template": embeddings.about.get("template"),
             "seconds": time.perf_counter() - started,
+            **({"with": {name: each.hash for name, each in sorted(others.items())}} if others else {}),
         }
     return fitted, pl.DataFrame(fitted.history, infer_schema_length=None)
 
@@ -95,7 +104,8 @@ def _lent(quantizer: Any | None, embeddings: Any, dataset: str) -> Any:
 
     Raises ValueError where there is none to be lent, or where another encoder made what it was fitted to.
     """
-    from recpipe.semantic_ids.assign import of_one_encoder, other_space
+    from recpipe.semantic_ids.assign import other_space
+    from recpipe.semantic_ids.joint import of_one_encoder
 
     quantizer = _whole(quantizer, refit=False)
     if quantizer is None:
@@ -106,7 +116,7 @@ def _lent(quantizer: Any | None, embeddings: Any, dataset: str) -> Any:
     if quantizer.about.get("space") == embeddings.space:
         log.info("the quantizer of %s makes these ids", dataset)
         return quantizer
-    if not of_one_encoder(quantizer, embeddings):
+    if not of_one_encoder(embeddings, quantizer.about, str(quantizer.about.get("space"))):
         raise ValueError(
             f"quantizer_from={dataset}: {other_space(quantizer, embeddings)}; both need vectors of one encoder "
             "(embedded by an earlier version, run the pipeline embed once more)"

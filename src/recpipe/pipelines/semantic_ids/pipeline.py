@@ -26,7 +26,14 @@ def _template(kind: str) -> Pipeline:
         [
             Node(
                 named(nodes.fit_quantizer, kind),
-                [embeddings, "earlier_quantizer", *BLOCKS, "params:quantizer_from", "lent_quantizer"],
+                [
+                    embeddings,
+                    "earlier_quantizer",
+                    *BLOCKS,
+                    "params:quantizer_from",
+                    "lent_quantizer",
+                    f"{embeddings}_of_others",
+                ],
                 ["quantizer", "quantizer_curves"],
                 name="fit_quantizer",
             ),

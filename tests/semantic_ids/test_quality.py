@@ -215,6 +215,13 @@ def test_advice_names_settings_that_the_quantizer_has(kind, collapse):
     assert kind != "residual_kmeans" or "quantizer=residual_kmeans" not in text
 
 
+def test_a_lent_quantizer_is_no_quantizer_to_change():
+    checks = judge(few_codes_used(SHOP).judged(), Gate(), kind="rqvae", lent_by="beauty")["checks"]
+    advice = {check["name"]: check["advice"] for check in checks}["usage"]
+    assert "the quantizer of beauty" in advice and "semantic_ids.gate.usage" in advice
+    assert "semantic_ids.quantizers" not in advice
+
+
 def test_advice_on_levels_that_have_nothing_left_to_tell_apart():
     """Many codes for few items: the first level names the items, the last one is idle, not broken."""
     n = 60

@@ -44,10 +44,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The quantizer that advice is about: its name in the conf and its type, None if unknown."""
+    """The quantizer that advice is about: its name in the conf, its type, None if unknown, and who lent it."""
 
     name: str
     kind: str | None
+    lent_by: str | None = None
 
     @property
     def settings(self) -> str:
@@ -62,13 +63,19 @@ class _Fitted:
 
 
 def judge(
-    measured: Mapping[str, Any], gate: Gate, *, quantizer: str = "<name>", kind: str | None = None
+    measured: Mapping[str, Any],
+    gate: Gate,
+    *,
+    quantizer: str = "<name>",
+    kind: str | None = None,
+    lent_by: str | None = None,
 ) -> dict[str, Any]:
     """``measured`` with ``checks`` and ``passed``; what was not measured, or has no threshold, is not judged.
 
-    ``quantizer``, its name in the conf, and ``kind``, its type, are for the advice: it names settings that are there.
+    ``quantizer``, its name in the conf, its type ``kind`` and the data set that lent it are for the advice: it names
+    settings that are there.
     """
-    fitted = _Fitted(quantizer, kind)
+    fitted = _Fitted(quantizer, kind, lent_by)
     made = [
         _usage(measured, gate.usage, fitted),
         _perplexity(measured, gate.perplexity, fitted),
@@ -97,7 +104,12 @@ def _check(
 def _usage(measured: Mapping[str, Any], threshold: float | None, fitted: _Fitted) -> dict[str, Any] | None:
     worst = min(measured["levels"], key=lambda level: level["used"] / _usable(level, measured))
     advice = f"level {worst['level']} uses {worst['used']:,} of its {worst['size']:,} codes: "
-    if _told_apart(measured, worst["level"] - 1) > 0.9:
+    if fitted.lent_by is not None:
+        advice += (
+            f"this catalogue may be a small part of what the quantizer of {fitted.lent_by} was fitted to, then lower "
+            f"semantic_ids.gate.usage; if it was not fitted to this one at all, make it with quantizer_with"
+        )
+    elif _told_apart(measured, worst["level"] - 1) > 0.9:
         advice += (
             f"the levels before it tell the items apart already, so lower {fitted.settings}.codes or .levels"
         )

@@ -113,21 +113,15 @@ def _lent(quantizer: Any | None, embeddings: Any, dataset: str) -> Any:
             f"quantizer_from={dataset}: it has no quantizer; run `kedro run --pipelines=semantic_ids --params "
             f"dataset={dataset}`"
         )
-    if quantizer.about.get("space") == embeddings.space:
-        log.info("the quantizer of %s makes these ids", dataset)
-        return quantizer
     if not of_one_encoder(embeddings, quantizer.about, str(quantizer.about.get("space"))):
         raise ValueError(
             f"quantizer_from={dataset}: {other_space(quantizer, embeddings)}; both need vectors of one encoder "
             "(embedded by an earlier version, run the pipeline embed once more)"
         )
     own = {"space": embeddings.space, "template": embeddings.about.get("template"), "lent_by": dataset}
-    log.warning(
-        "the quantizer of %s makes these ids; it was fitted to texts by the template %r, these are by %r",
-        dataset,
-        quantizer.about.get("template"),
-        own["template"],
-    )
+    log.info("the quantizer of %s makes these ids", dataset)
+    if (template := quantizer.about.get("template")) != own["template"]:
+        log.warning("it was fitted to texts by the template %r, these are by %r", template, own["template"])
     quantizer = copy.copy(quantizer)
     quantizer.about = {**quantizer.about, **own}
     return quantizer
@@ -191,7 +185,10 @@ def measure_ids(
         seed=block.seed,
     )
     kind, _ = block.chosen()
-    judged = quality.judge(measured, block.gate_settings(), quantizer=block.quantizer, kind=kind)
+    lent_by = quantizer.about.get("lent_by")
+    judged = quality.judge(
+        measured, block.gate_settings(), quantizer=block.quantizer, kind=kind, lent_by=lent_by
+    )
     about = {
         "modality": ids_kind,
         "quantizer": {"name": block.quantizer, "hash": quantizer.hash, **quantizer.about},

@@ -169,6 +169,52 @@ def test_masks_have_the_shares_of_the_settings(mask_share, last_share):
         np.testing.assert_allclose(got, expected, atol=0.03)
 
 
+def test_masked_events_are_replaced_or_kept_by_their_shares():
+    model = made(random_share=0.2, kept_share=0.3)
+    items = torch.full((300, 200), 3)
+    hidden = torch.rand(items.shape) < 0.5
+    read = model.replaced(items, hidden)
+    assert (read[~hidden] == 3).all()
+    by_item = torch.bincount(read[hidden], minlength=model.mask_item + 1).double() / hidden.sum()
+    expected = torch.full((ITEMS,), 0.2 / ITEMS, dtype=torch.float64)
+    expected[2] += 0.3
+    np.testing.assert_allclose(by_item[1 : ITEMS + 1], expected, atol=0.01)
+    assert by_item[model.mask_item].item() == pytest.approx(0.5, abs=0.01) and by_item[0] == 0
+    assert (made().replaced(items, hidden)[hidden] == model.mask_item).all()
+
+
+def test_what_comes_in_unscaled_is_what_a_larger_table_gives():
+    scaled, plain, batch = made(), made(scale=False), batch_of(6)
+    root = scaled.config.dim**0.5
+    plain.load_state_dict(scaled.state_dict())
+    with torch.no_grad():
+        plain.items.weight *= root
+        plain.positions.weight *= root
+        torch.testing.assert_close(plain.score(batch), root * scaled.score(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_inside_is_of_the_wide_layer_and_of_what_a_block_gives_on():
+    torch.manual_seed(0)
+    zeros = {}
+    for inside in (False, True):
+        model = build(
+            "bert4rec", {"dropout": 0.3, "dropout_inside": inside}, n_items=ITEMS, max_length=LONGEST
+        )
+        block, x_BTD = model.blocks[0].train(), torch.randn(50, LONGEST, 64)
+        seen = []
+        block.down.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        given_on = block(x_BTD, torch.ones(50, LONGEST, dtype=torch.bool))
+        zeros[inside] = [(each == 0).double().mean().item() for each in (seen[0], given_on)]
+    assert zeros[False] == pytest.approx([0, 0], abs=1e-3)
+    assert zeros[True] == pytest.approx([0.3, 0.3], abs=0.01)
+
+
+def test_xaviers_weights_have_the_deviation_of_their_two_sides():
+    model = build("bert4rec", {"initial": "xavier"}, n_items=400, max_length=LONGEST)
+    for weight in (model.items.weight, model.positions.weight, model.blocks[1].up.weight):
+        assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.1)
+
+
 def test_masks_repeat_with_torchs_seed_and_differ_from_step_to_step():
     model, batch = made(), batch_of(50)
     torch.manual_seed(7)
@@ -213,6 +259,9 @@ def test_mask_is_never_scored_nor_is_its_row_touched_by_the_head():
     [
         ({"dim": 15}, "not a multiple of heads"),
         ({"mask_share": 0.0}, "mask_share is 0.0"),
+        ({"initial": "he"}, "initial is 'he'; allowed: bert, xavier"),
+        ({"random_share": 0.5, "kept_share": 0.5}, "some must be"),
+        ({"kept_share": -0.1}, "kept_share -0.1"),
         ({"mask_share": 1.0}, "mask_share is 1.0"),
         ({"last_share": 1.5}, "last_share is 1.5"),
         ({"count_from": "middle"}, "count_from is 'middle'; allowed: start, end"),

@@ -6,7 +6,8 @@ Deviations: windows of users are masked anew at every step (the authors: ten fix
 item masked; here ``last_share`` of the rows of a step is masked there alone); places are counted from a row's first
 event (the authors pad on the left, so that the place that is asked for is always the same: ``count_from: end``); no
 output bias, so that the head is a
-product with the item table as for every other model; one position more than the history has events, so that the
+product with the item table as for every other model; what is masked is always [MASK] (BERT: a tenth another item, a
+tenth left as it is: ``random_share``, ``kept_share``); one position more than the history has events, so that the
 appended [MASK] pushes none of them out; LayerNorm before each branch (BERT's own blocks: ``norm_first: false``).
 """
 
@@ -51,7 +52,7 @@ class Block(nn.Module):
     def __init__(self, config: BERT4Rec.Config) -> None:
         super().__init__()
         inner = config.feed_forward * config.dim
-        self.attention = Attention(config)
+        self.inside, self.attention = config.dropout_inside, Attention(config)
         self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
         self.norm_attention, self.norm_feed = (nn.LayerNorm(config.dim, eps=EPSILON) for _ in range(2))
         self.dropout, self.norm_first = Dropout(config.dropout), config.norm_first
@@ -59,12 +60,14 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, keys_BT: Tensor) -> Tensor:
         if self.norm_first:
             x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), keys_BT))
-            return x_BTD + self.dropout(self.feed(self.norm_feed(x_BTD)))
+            x_BTD = x_BTD + self.dropout(self.feed(self.norm_feed(x_BTD)))
+            return self.dropout(x_BTD) if self.inside else x_BTD
         x_BTD = self.norm_attention(x_BTD + self.dropout(self.attention(x_BTD, keys_BT)))
         return self.norm_feed(x_BTD + self.dropout(self.feed(x_BTD)))
 
     def feed(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BTD)))
+        wide = F.gelu(self.up(x_BTD))
+        return self.down(self.dropout(wide) if self.inside else wide)
 
 
 class BERT4Rec(Scorer):
@@ -76,6 +79,11 @@ class BERT4Rec(Scorer):
 
         ``type_embedding`` adds BERT's token types: 0 for events, 1 for masked places (in the authors' code 0 for all).
         ``norm_first`` puts LayerNorm before attention and feed-forward; without it the blocks are BERT's.
+        ``scale``: what comes in is taken times the root of ``dim``, as in SASRec; only with ``norm_first``.
+        ``initial`` weights: bert's normal ones of .02, or xavier's. ``dropout_inside``: also within the feed-forward
+        and, with ``norm_first``, of what a block gives on. Of the masked events ``random_share`` are replaced by any
+        item and ``kept_share`` left as they are, .1 of both in BERT's own. RecTools' model is without ``scale``, with
+        the other three.
         ``count_from``: which event of a row has the first of the learned places, its first (start) or its last (end).
         """
 
@@ -89,6 +97,11 @@ class BERT4Rec(Scorer):
         last_share: float = 0.1
         type_embedding: bool = False
         norm_first: bool = True
+        scale: bool = True
+        initial: str = "bert"
+        dropout_inside: bool = False
+        random_share: float = 0.0
+        kept_share: float = 0.0
         count_from: str = "start"
 
         def __post_init__(self) -> None:
@@ -96,8 +109,14 @@ class BERT4Rec(Scorer):
                 raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
             if not 0 < self.mask_share < 1:
                 raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1")
-            if self.count_from not in ("start", "end"):
-                raise ValueError(f"count_from is {self.count_from!r}; allowed: start, end")
+            for name, allowed in (("count_from", ("start", "end")), ("initial", ("bert", "xavier"))):
+                if (value := getattr(self, name)) not in allowed:
+                    raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+            if min(self.random_share, self.kept_share) < 0 or self.random_share + self.kept_share >= 1:
+                raise ValueError(
+                    f"random_share is {self.random_share} and kept_share {self.kept_share}; they are shares of the "
+                    "masked events, of which some must be [MASK]"
+                )
             if not 0 <= self.last_share <= 1:
                 raise ValueError(f"last_share is {self.last_share}; it is a share of the rows, 0 to 1")
 
@@ -120,6 +139,10 @@ class BERT4Rec(Scorer):
         for name, module in self.named_children():
             if name != "items":
                 module.apply(_initialise)
+        if config.initial == "xavier":
+            for weight in self.parameters():
+                if weight.ndim > 1:
+                    nn.init.xavier_normal_(weight)
 
     def encode(self, batch: Batch, table: Tensor) -> Tensor:
         """BERT's hidden states (B, T, D); only the first ``lengths`` places of a row are attended to."""
@@ -130,7 +153,10 @@ class BERT4Rec(Scorer):
         x_BTD = self.items.embed(batch, table, hidden=masked) + self.positions(place)
         if self.types is not None:
             x_BTD = x_BTD + self.types(masked.long())
-        x_BTD = x_BTD * math.sqrt(self.config.dim) if self.config.norm_first else self.norm(x_BTD)
+        if not self.config.norm_first:
+            x_BTD = self.norm(x_BTD)
+        elif self.config.scale:
+            x_BTD = x_BTD * math.sqrt(self.config.dim)
         x_BTD = self.dropout(x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, keys_BT)
@@ -138,10 +164,21 @@ class BERT4Rec(Scorer):
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         hidden_BT = self.draw_masks(batch)
-        inputs = replace(batch, items=batch.items.masked_fill(hidden_BT, self.mask_item))
+        inputs = replace(batch, items=self.replaced(batch.items, hidden_BT))
         table = self.items.table()
         hidden = self.transform(self.encode(inputs, table)[hidden_BT])
         return criterion(hidden, self.items.head(table), batch.items[hidden_BT])
+
+    def replaced(self, items_BT: Tensor, hidden_BT: Tensor) -> Tensor:
+        """(B, T): what the model reads where ``hidden_BT`` is True: [MASK], but for the shares of the config."""
+        masked = items_BT.masked_fill(hidden_BT, self.mask_item)
+        some, kept = self.config.random_share, self.config.kept_share
+        if not some + kept:
+            return masked
+        draw = torch.rand(items_BT.shape, device=items_BT.device).masked_fill(~hidden_BT, 1.0)
+        other = torch.randint(1, self.n_items + 1, items_BT.shape, device=items_BT.device)
+        masked = torch.where(draw < some + kept, items_BT, masked)
+        return torch.where(draw < some, other, masked)
 
     def draw_masks(self, batch: Batch) -> Tensor:
         """(B, T) bool, at least one place of every row that has events; drawn from torch's seeded generator."""

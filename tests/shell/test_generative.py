@@ -181,7 +181,7 @@ def test_embeddings_of_other_data_sets_are_read_by_their_names(tmp_path) -> None
 
     def read(names: str) -> dict[str, Embeddings]:
         return OthersDataset(
-            folder=str(tmp_path), file="text_embeddings.parquet", names=names, holds="embeddings"
+            path=str(tmp_path), file="text_embeddings.parquet", names=names, holds="embeddings"
         ).load()
 
     assert read("none") == {}

@@ -11,7 +11,7 @@ from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 
 from recpipe.pipelines import zoo
-from recpipe.pipelines.modalities import KINDS, READS
+from recpipe.pipelines.modalities import KINDS, READS, embeddings_of
 
 ASKED_FOR = {"ensemble", "ties", "context", "study", "geometry"}  # no part of a run of the whole project
 
@@ -155,7 +155,8 @@ def test_a_kind_of_ids_brings_all_that_it_needs_and_nothing_else(registered) -> 
         optional = ("earlier_quantizer", "lent_quantizer", "earlier_ids")
         read_anew = {f"{kind}_ids.{name}" for name in optional}
         caches = {f"{name}_cache" for name in READS[kind]}
-        assert from_outside == {"items", "raw_folder"} | read_anew | caches
+        of_others = f"{embeddings_of(kind)}_of_others"
+        assert from_outside == {"items", "raw_folder", of_others} | read_anew | caches
         assert {f"{kind}_ids.prefix_tree"} <= part.outputs()
 
 

@@ -92,24 +92,24 @@ class ObjectDataset(AbstractDataset[Any, Any]):
 
 
 class OthersDataset(AbstractDataset[Any, Any]):
-    """The same file of other data sets, by name: `names` a+b in `folder`/a/`file` and `folder`/b/`file`; none: {}.
+    """The same file of other data sets, by name: `names` a+b in `path`/a/`file` and `path`/b/`file`; none: {}.
 
     Raises DatasetError for a name that is no folder's, and for a file that is not there.
     """
 
     def __init__(
-        self, *, folder: str, file: str, names: str, holds: str, metadata: dict[str, Any] | None = None
+        self, *, path: str, file: str, names: str, holds: str, metadata: dict[str, Any] | None = None
     ) -> None:
-        self._folder, self._file, self._holds, self.metadata = Path(folder), file, holds, metadata
+        self._path, self._file, self._holds, self.metadata = Path(path), file, holds, metadata
         self._names = [] if names == "none" else list(dict.fromkeys(str(names).split("+")))
         if wrong := [name for name in self._names if name in ("", ".", "..") or Path(name).name != name]:
             raise DatasetError(f"{wrong[0]!r} is no name of a data set")
 
     def _describe(self) -> dict[str, Any]:
-        return {"folder": str(self._folder), "file": self._file, "names": self._names}
+        return {"path": str(self._path), "file": self._file, "names": self._names}
 
     def load(self) -> dict[str, Any]:
-        places = {name: self._folder / name / self._file for name in self._names}
+        places = {name: self._path / name / self._file for name in self._names}
         for name, place in places.items():
             if not place.is_file():
                 raise DatasetError(
@@ -124,7 +124,7 @@ class OthersDataset(AbstractDataset[Any, Any]):
         raise DatasetError("what other data sets hold is only read")
 
     def _exists(self) -> bool:
-        return all((self._folder / name / self._file).is_file() for name in self._names)
+        return all((self._path / name / self._file).is_file() for name in self._names)
 
 
 class BundleDataset(AbstractVersionedDataset[Any, Any]):

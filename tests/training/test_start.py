@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import catalogue_ids
+from tests.synthetic import catalogue_ids, random_sequences
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
+from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
 from recpipe.training.start import begin_with
@@ -38,9 +39,13 @@ def bundle(model) -> Bundle:
 @pytest.mark.parametrize("name", ["tiger", "parallel_tiger", "mql4grec"])
 def test_all_weights_are_taken_and_the_own_codes_stay(name):
     start, made = model(name, 30, seed=1), model(name, 20, seed=2)
+    fallback = ColdUsers(ColdUsersConfig(), n_items=30).fit(random_sequences(15, 30, longest=6))
+    start.cold_users = fallback  # as every bundle has one, of its own catalogue
     own = {modality: codes.codes.clone() for modality, codes in made.item_codes().items()}
     count = begin_with(made, bundle(start), vocabulary(20), where=WHERE)
     tensors = made.state_dict()
+    assert made.cold_users is None
+    start.cold_users = None
     taken = {key: value for key, value in start.state_dict().items() if not key.endswith("codes")}
     assert count == len(taken) and all(torch.equal(tensors[key], value) for key, value in taken.items())
     for modality, codes in made.item_codes().items():

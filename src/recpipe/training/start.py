@@ -14,7 +14,7 @@ def begin_with(model: Recommender, start: Bundle | None, vocabulary: Vocabulary,
     """Gives ``model``, whose catalogue is ``vocabulary``, the weights of ``start``; returns how many tensors.
 
     A model that reads semantic ids keeps the codes of its own catalogue, and may begin with another one's weights if
-    both were made by the same quantizer. Other models need the same catalogue. Raises ValueError where ``start`` is
+    both were made by the same quantizer. What answers for users without history is its own too. Other models need the same catalogue. Raises ValueError where ``start`` is
     None or does not fit; ``where`` is how it was asked for.
     """
     if start is None:
@@ -29,7 +29,10 @@ def begin_with(model: Recommender, start: Bundle | None, vocabulary: Vocabulary,
         raise ValueError(
             f"{where} has another catalogue, and {type(model).__name__} knows items by number only"
         )
-    own, given = model.state_dict(), start.model.state_dict()
+    own, given = (
+        {name: tensor for name, tensor in each.state_dict().items() if not name.startswith("cold_users.")}
+        for each in (model, start.model)
+    )
     kept = {f"{part}.codes" for part, module in model.named_modules() if module in codes.values()}
     chosen = {name: tensor for name, tensor in given.items() if name not in kept}
     wrong = [

@@ -14,8 +14,8 @@ def begin_with(model: Recommender, start: Bundle | None, vocabulary: Vocabulary,
     """Gives ``model``, whose catalogue is ``vocabulary``, the weights of ``start``; returns how many tensors.
 
     A model that reads semantic ids keeps the codes of its own catalogue, and may begin with another one's weights if
-    both were made by the same quantizer. What answers for users without history is its own too. Other models need the same catalogue. Raises ValueError where ``start`` is
-    None or does not fit; ``where`` is how it was asked for.
+    both were made by the same quantizer. What answers for users without history is its own too. Other models need
+    the same catalogue. Raises ValueError where ``start`` is None or does not fit; ``where`` is how it was asked for.
     """
     if start is None:
         raise ValueError(

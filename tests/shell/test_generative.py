@@ -24,6 +24,17 @@ from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.session import Refused, check_described
 from recpipe.training.bundle import Bundle
 
+RESIDUAL = {
+    "quantizer": "residual_kmeans",
+    "collisions": "extra_digit",
+    "extra_codes": 16,
+    "seed": 1,
+    "refit": False,
+    "gate": {},
+    "quantizers": {"residual_kmeans": {"type": "residual_kmeans", "levels": 2, "codes": 8}},
+}
+ASKED = ({"d": {}}, "d", RESIDUAL)
+
 BLOCKS = {
     "one": {"type": "sasrec"},
     "two": {"type": "tiger", "ids": "text", "datasets": {"d": {"ids": "text+image"}}},
@@ -132,16 +143,6 @@ def test_ids_are_put_in_the_order_of_the_vocabulary() -> None:
 
 def test_a_quantizer_of_two_data_sets_is_that_of_all_their_vectors() -> None:
     rng = np.random.default_rng(0)
-    block = {
-        "quantizer": "residual_kmeans",
-        "collisions": "extra_digit",
-        "extra_codes": 16,
-        "seed": 1,
-        "refit": False,
-        "gate": {},
-        "quantizers": {"residual_kmeans": {"type": "residual_kmeans", "levels": 2, "codes": 8}},
-    }
-    asked = ({"d": {}}, "d", block)
 
     def made(count: int, template: str, encoder: str = "minilm") -> Embeddings:
         items = np.array([f"{template}{number}" for number in range(count)], object)
@@ -153,23 +154,23 @@ def test_a_quantizer_of_two_data_sets_is_that_of_all_their_vectors() -> None:
 
     own, other = made(200, "{title}"), made(100, "{title}. {brand}")
     everything = np.concatenate([own.vectors[own.present], other.vectors[other.present]])
-    alone, _ = fit_quantizer("text", own, None, *asked)
-    joint, _ = fit_quantizer("text", own, None, *asked, others={"e": other})
+    alone, _ = fit_quantizer("text", own, None, *ASKED)
+    joint, _ = fit_quantizer("text", own, None, *ASKED, others={"e": other})
     items, keys = np.arange(240).astype(str).astype(object), np.array(["k"] * 240, object)
     whole = Embeddings(items, everything, np.ones(240, bool), keys, own.space, own.about)
-    same, _ = fit_quantizer("text", whole, None, *asked)
+    same, _ = fit_quantizer("text", whole, None, *ASKED)
     assert joint.hash == same.hash != alone.hash
     for kept in ({}, {"e": other}):  # a run that does not name the other, or names it again
-        assert fit_quantizer("text", own, joint, *asked, others=kept)[0] is joint
-    assert fit_quantizer("text", own, alone, *asked, others={"e": other})[0].hash == joint.hash
-    lent, _ = fit_quantizer("text", other, None, *asked, "d", joint)
+        assert fit_quantizer("text", own, joint, *ASKED, others=kept)[0] is joint
+    assert fit_quantizer("text", own, alone, *ASKED, others={"e": other})[0].hash == joint.hash
+    lent, _ = fit_quantizer("text", other, None, *ASKED, "d", joint)
     assert lent.hash == joint.hash
     with pytest.raises(ValueError, match="quantizer_with=f: its vectors are not of one encoder with these"):
-        fit_quantizer("text", own, None, *asked, others={"f": made(50, "{title}", "e5")})
+        fit_quantizer("text", own, None, *ASKED, others={"f": made(50, "{title}", "e5")})
     with pytest.raises(ValueError, match="quantizer_with=d is the data set itself"):
-        fit_quantizer("text", own, None, *asked, others={"d": own})
+        fit_quantizer("text", own, None, *ASKED, others={"d": own})
     with pytest.raises(ValueError, match="say one of them"):
-        fit_quantizer("text", own, None, *asked, "e", joint, {"e": other})
+        fit_quantizer("text", own, None, *ASKED, "e", joint, {"e": other})
 
 
 def test_embeddings_of_other_data_sets_are_read_by_their_names(tmp_path) -> None:
@@ -200,33 +201,23 @@ def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_space() -
     present, keys, template = np.ones(300, bool), np.array(["k"] * 300, object), "{title}. {brand}"
     about = {"template": template, "fingerprint": "minilm"}
     embeddings = Embeddings(items, vectors, present, keys, text_space("minilm", template), about)
-    block = {
-        "quantizer": "residual_kmeans",
-        "collisions": "extra_digit",
-        "extra_codes": 16,
-        "seed": 1,
-        "refit": False,
-        "gate": {},
-        "quantizers": {"residual_kmeans": {"type": "residual_kmeans", "levels": 2, "codes": 8}},
-    }
-    asked = ({"d": {}}, "d", block)
-    lent, _ = fit_quantizer("text", embeddings, None, *asked)
+    lent, _ = fit_quantizer("text", embeddings, None, *ASKED)
     other = replace(embeddings, vectors=vectors[::-1].copy())
-    found, curves = fit_quantizer("text", other, None, *asked, "lender", lent)
+    found, curves = fit_quantizer("text", other, None, *ASKED, "lender", lent)
     assert found.hash == lent.hash and isinstance(curves, pl.DataFrame)
     elsewhere = replace(other, space=text_space("minilm", "{title}"), about={**about, "template": "{title}"})
-    moved, _ = fit_quantizer("text", elsewhere, None, *asked, "lender", lent)
+    moved, _ = fit_quantizer("text", elsewhere, None, *ASKED, "lender", lent)
     assert (
         moved.hash == lent.hash and lent.about["space"] == embeddings.space
     )  # the lender's own is as it was
-    assert len(assign_ids("text", elsewhere, moved, None, *asked)) == 300
-    again, _ = fit_quantizer("text", elsewhere, moved, *asked)
+    assert len(assign_ids("text", elsewhere, moved, None, *ASKED)) == 300
+    again, _ = fit_quantizer("text", elsewhere, moved, *ASKED)
     assert again is moved  # a run that does not name the lender keeps it
     weights = {**elsewhere.about, "fingerprint": "of other weights"}
     for unlike in (replace(elsewhere, about=weights), replace(elsewhere, about={"template": "{title}"})):
         with pytest.raises(ValueError, match="quantizer_from=lender: .*both need vectors of one encoder"):
-            fit_quantizer("text", unlike, None, *asked, "lender", lent)
+            fit_quantizer("text", unlike, None, *ASKED, "lender", lent)
     with pytest.raises(ValueError, match="quantizer_from=lender: .*both need vectors of one encoder"):
-        fit_quantizer("text", replace(embeddings, space="elsewhere"), None, *asked, "lender", lent)
+        fit_quantizer("text", replace(embeddings, space="elsewhere"), None, *ASKED, "lender", lent)
     with pytest.raises(ValueError, match="quantizer_from=lender: it has no quantizer"):
-        fit_quantizer("text", embeddings, None, *asked, "lender", None)
+        fit_quantizer("text", embeddings, None, *ASKED, "lender", None)

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -156,6 +157,7 @@ def test_who_watches_the_epochs_may_end_training_and_go_on_another_time(data, tm
             "max_epochs": 7,
             "patience": 4,
         },
+        {"loss": {"name": "full_softmax"}, "ema": 0.9},
     ],
     ids=lambda changed: changed["loss"]["name"],
 )
@@ -442,6 +444,30 @@ def test_the_norm_is_that_of_the_whole_gradient_before_it_is_clipped(data, tmp_p
     assert rows[0]["gradient_norm"] == pytest.approx(squares**0.5, rel=1e-4)
 
 
+def test_a_moving_average_of_the_weights_is_validated_and_kept_and_disturbs_no_step(data, tmp_path):
+    """A step an epoch: the recurrence over the weights of a training without it gives what validation sees."""
+
+    def seen(folder: str, **changed) -> tuple[list[torch.Tensor], Trained]:
+        found: list[torch.Tensor] = []
+
+        def validate(model) -> dict[str, float]:
+            found.append(torch.cat([weight.detach().flatten().double() for weight in model.parameters()]))
+            return {"valid_ndcg@10": [0.1, 0.2, 0.3, 0.2, 0.1][len(found) - 1]}
+
+        return found, run(data, tmp_path / folder, validate=validate, batch_tokens=10**6, **changed)
+
+    pl.seed_everything(0, verbose=False)
+    begun = build("sasrec", {"dim": 16, "dropout": 0.1}, n_items=ITEMS, max_length=PROTOCOL.history)
+    average = torch.cat([weight.detach().flatten().double() for weight in begun.parameters()])
+    (plain, _), (judged, trained) = seen("plain"), seen("average", ema=0.4)
+    for step, weights_after in enumerate(plain, 1):
+        decay = min(0.4, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights_after
+        torch.testing.assert_close(judged[step - 1], average, rtol=0, atol=1e-6)
+    kept = torch.cat([weight.detach().flatten().double() for weight in trained.model.parameters()])
+    assert torch.equal(kept, judged[2]) and not torch.equal(kept, plain[2])
+
+
 def test_a_second_process_in_the_same_folder_is_refused(data, tmp_path):
     with FileLock(tmp_path / "lock"), pytest.raises(ValueError, match="another process trains in"):
         run(data, tmp_path)
@@ -501,6 +527,7 @@ def test_closed_forms_take_the_same_way(data, tmp_path):
         ({"batch_tokens": 3}, "raise train.batch_tokens"),
         ({"loggers": ["tensorbord"]}, "allowed: tensorboard, csv, wandb"),
         ({"gradient_clip": 0.0}, "train.gradient_clip is 0.0"),
+        ({"ema": 1.0}, "train.ema is 1.0; it is a decay between 0 and 1"),
         ({"loss": {"name": "bce"}}, "train.loss"),
         ({"device": "tpu"}, "allowed: auto, cpu, cuda"),
     ],

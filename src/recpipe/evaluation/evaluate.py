@@ -105,8 +105,9 @@ def settings_id(settings: Mapping[str, Any]) -> str:
     """Eight hex digits: equal ids mean the same model and training but for the seed."""
     given = settings.get("train", {}).items()
     train = {key: value for key, value in given if key not in WITHOUT_EFFECT}
-    if train.get("max_minutes") is None:  # which older runs do not have
-        train.pop("max_minutes", None)
+    for name in ("max_minutes", "ema"):  # which older runs do not have
+        if train.get(name) is None:
+            train.pop(name, None)
     text = json.dumps({**settings, "train": train}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

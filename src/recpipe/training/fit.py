@@ -125,6 +125,8 @@ def train(
         if module.cut_off:
             raise _stopped(folder)
         module.load_state_dict(load_tree(folder / BEST)["state_dict"])
+        if module.average is not None:
+            module.average.exchange()
         for name in (BEST, LAST):
             (folder / name).unlink(missing_ok=True)
     cost = {**cost_of(module, settings, device), **tuned(model, judged, settings)}
@@ -181,6 +183,7 @@ def _module(
         on_epoch=on_epoch,
         log_every=settings.log_every,
         max_minutes=settings.max_minutes,
+        ema=settings.ema,
     )
 
 
@@ -253,6 +256,8 @@ def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommend
     free = {"patience", "max_minutes", "resume", "log_every", "device", "loggers"}
     if settings.schedule.get("name") in WITHOUT_END:  # the others depend on the number of epochs
         free.add("max_epochs")
+    if settings.ema is None:
+        free.add("ema")
     parts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
     shape: list[Any] = [
         type(model).__name__,

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.steps import TrainingBatches
 from recpipe.models.recommender import Recommender
+from recpipe.training.average import WeightAverage
 from recpipe.training.checkpoint import random_state, set_random_state
 from recpipe.training.memory import gpu_state
 from recpipe.training.optim import make_optimiser
@@ -49,9 +51,11 @@ class TrainingModule(pl.LightningModule):
         on_epoch: OnEpoch | None = None,
         log_every: int = 1,
         max_minutes: float | None = None,
+        ema: float | None = None,
     ) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
+        self.average = None if ema is None else WeightAverage(model, ema)
         self._optimiser, self._schedule, self._validate = optimiser, schedule, validate
         self._data, self._batches = data, batches
         self._watched, self._on_epoch, self._log_every = watched, on_epoch, log_every
@@ -116,9 +120,16 @@ class TrainingModule(pl.LightningModule):
             gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
             self._norms.append(torch.nn.utils.get_total_norm(gradients).detach())
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.average is not None:
+            self.average.update(self.global_step)
+
     def validation_step(self, batch: Any, index: int) -> None:
         self._check()
-        with torch.autocast(self.device.type, enabled=False):  # bf16 scores would tie, and ties decide ranks
+        with (
+            nullcontext() if self.average is None else self.average.in_place(),
+            torch.autocast(self.device.type, enabled=False),  # bf16 scores would tie, and ties decide ranks
+        ):
             metrics = self._validate(self.model)
         if self._watched not in metrics:
             raise ValueError(f"train.metric asks for {self._watched}; validation gives {', '.join(metrics)}")

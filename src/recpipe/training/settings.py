@@ -24,6 +24,7 @@ class TrainSettings:
     ``patience`` counts validations without a new best ``metric``, which is that of ``validate_users`` users, always the
     same ones (null: of all);
     ``max_minutes`` of training, validations not counted, end it with the next one that is validated (null: no limit);
+    ``ema``: the decay of a moving average of the weights over steps, which is validated and kept instead (null: none);
     ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
     equal settings and data; ``loggers`` get the curves: tensorboard, csv, wandb.
     """
@@ -45,6 +46,7 @@ class TrainSettings:
     patience: int = 10
     metric: str = "ndcg@10"
     gradient_clip: float | None = None
+    ema: float | None = None
     precision: str = "auto"
     device: str = "auto"
     resume: bool = True
@@ -84,6 +86,8 @@ class TrainSettings:
         for name in ("max_minutes", "gradient_clip"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"train.{name} is {value}; it must be more than 0, or null")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"train.ema is {self.ema}; it is a decay between 0 and 1 (.999, say), or null")
 
 
 def check_layout(settings: TrainSettings, model: type[Any]) -> None:

@@ -94,7 +94,7 @@ def embed_images(
 
     embeddings = _spread(item_ids, keys, rows, vectors_MD, space, about)
     reasons = [pictures.refused.get(key) or _reason(one) for key, one in zip(keys, read, strict=True)]
-    quarantine = _quarantine(item_ids, references, reasons)
+    quarantine = refused_images(item_ids, references, reasons)
     embeddings.about.update(_counted(references, embeddings, quarantine))
     return embeddings, quarantine
 
@@ -229,9 +229,10 @@ def _reason(outcome: str | ImageRefused | None) -> str | None:
     return str(outcome) if isinstance(outcome, ImageRefused) else None
 
 
-def _quarantine(
+def refused_images(
     item_ids: Sequence[str], references: Sequence[str | None], reasons: Sequence[str | None]
 ) -> pa.Table:
+    """Of items (N,) those whose image is not taken, with the reason; null where there is none."""
     names = ("item_id", "image", "reason")
     columns = (pa.array(column, pa.string()) for column in (item_ids, references, reasons))
     table = pa.table(dict(zip(names, columns, strict=True)))

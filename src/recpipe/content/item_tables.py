@@ -32,24 +32,25 @@ def with_columns(
     columns: Sequence[str],
     item_id: str = "item_id",
     optional: bool = False,
+    setting: str = SETTING,
 ) -> pa.Table:
     """`items` with columns of a file in `raw_folder`, null for items that it does not know.
 
-    optional: null for all items where there is no such file. Raises ValueError for a file outside the folder, one that
-    is absent or cannot be read, one without these columns, and one that knows none of the items.
+    optional: null for all items where there is no such file; setting: what named the file, for errors. Raises
+    ValueError for a file outside the folder, one that is absent or cannot be read, one without these columns, and one
+    that knows none of the items.
     """
     path = (raw_folder / file).resolve()
     if not path.is_relative_to(raw_folder.resolve()):
-        raise ValueError(f"{SETTING} names {file!r}, which is outside {raw_folder}: put the file there")
+        raise ValueError(f"{setting} names {file!r}, which is outside {raw_folder}: put the file there")
     if path.is_file():
         table = _read(path, [item_id, *(name for name in columns if name != item_id)])
         table = table.set_column(0, item_id, _ids(table[item_id]))
-        _check_overlap(_ids(items["item_id"]), table[item_id], path.name, item_id)
+        _check_overlap(_ids(items["item_id"]), table[item_id], path.name, item_id, setting)
         return templates.extra(items, table, item_id)
     if not optional:
-        raise ValueError(
-            f"{SETTING} names {file!r}, which is not in {raw_folder}: put it there, or set `optional: true`"
-        )
+        else_ = ", or set `optional: true`" if setting == SETTING else ""
+        raise ValueError(f"{setting} names {file!r}, which is not in {raw_folder}: put it there{else_}")
     log.warning("%s is not there: texts are made without %s", path.name, ", ".join(columns))
     for name in columns:
         items = items.append_column(name, pa.nulls(len(items), pa.string()))
@@ -72,13 +73,13 @@ def without_stand_ins(items: pa.Table) -> pa.Table:
     return items
 
 
-def _check_overlap(items: pa.ChunkedArray, there: pa.ChunkedArray, file: str, key: str) -> None:
+def _check_overlap(items: pa.ChunkedArray, there: pa.ChunkedArray, file: str, key: str, setting: str) -> None:
     found = pc.sum(pc.is_in(items, value_set=there)).as_py() or 0
     if len(items) and not found:
         known, wanted = (", ".join(map(repr, ids[:3].to_pylist())) or "none" for ids in (there, items))
         raise ValueError(
             f"0 of {len(items):,} items found in {file}: its column {key!r} holds {known}, while items are {wanted}; "
-            f"set `item_id` of {SETTING} to the column that holds the same ids"
+            f"set `item_id` of {setting} to the column that holds the same ids"
         )
     log.info("%s of %s items found in %s", f"{found:,}", f"{len(items):,}", file)
 

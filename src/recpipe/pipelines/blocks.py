@@ -181,22 +181,28 @@ def content_block(datasets: Mapping[str, Any], dataset: str) -> ContentBlock:
 
 
 def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """The settings of `text_encoders.<name>`: an EncoderConfig, or a TfidfConfig where its kind says so."""
+    """The settings of `text_encoders.<name>`: an EncoderConfig, or as its kind says a TfidfConfig or VectorFile."""
     from recpipe.content.text import EncoderConfig
     from recpipe.content.tfidf import TfidfConfig
+    from recpipe.content.vector_file import VectorFile
 
-    block, where = named(name, encoders, what="embed.text"), f"text_encoders.{name}"
-    kinds = {"encoder": EncoderConfig, "tfidf": TfidfConfig}
-    if (kind := block.pop("kind", "encoder")) not in kinds:
-        raise ValueError(f"{where}.kind is {kind!r}; allowed: {', '.join(kinds)}")
-    return _settings(kinds[kind], block, where)
+    kinds = {"encoder": EncoderConfig, "tfidf": TfidfConfig, "file": VectorFile}
+    return _encoder("text", name, encoders, kinds)
 
 
 def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """The settings of `image_encoders.<name>`."""
+    """The settings of `image_encoders.<name>`: an ImageConfig, or a VectorFile where its kind says so."""
     from recpipe.content.image import ImageConfig
+    from recpipe.content.vector_file import VectorFile
 
-    return _settings(ImageConfig, named(name, encoders, what="embed.image"), f"image_encoders.{name}")
+    return _encoder("image", name, encoders, {"encoder": ImageConfig, "file": VectorFile})
+
+
+def _encoder(modality: str, name: str, encoders: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
+    block, where = named(name, encoders, what=f"embed.{modality}"), f"{modality}_encoders.{name}"
+    if (kind := block.pop("kind", "encoder")) not in kinds:
+        raise ValueError(f"{where}.kind is {kind!r}; allowed: {', '.join(kinds)}")
+    return _settings(kinds[kind], block, where)
 
 
 def _settings(cls: Any, block: dict[str, Any], where: str) -> Any:

@@ -21,6 +21,7 @@ def embed_text(
     from recpipe.content import item_tables, templates
     from recpipe.content.text import embed_texts
     from recpipe.content.tfidf import TfidfConfig, embed_tfidf
+    from recpipe.content.vector_file import VectorFile, embed_file
     from recpipe.training.allocator import keep_freed_memory
 
     content = content_block(datasets, dataset).text
@@ -28,6 +29,8 @@ def embed_text(
         raise ValueError(f"datasets.{dataset}.content.text is not given: there is no text to embed")
     chosen = embed_block(embed, datasets, dataset)
     config = text_encoder(chosen.text, text_encoders)
+    if isinstance(config, VectorFile):
+        return embed_file(items.to_arrow(), raw_folder, config, modality="text")
     folder = text_cache / chosen.text
     table = item_tables.without_stand_ins(items.to_arrow())
     for extra in content.tables:
@@ -55,6 +58,7 @@ def embed_images(
     import polars as pl
 
     from recpipe.content import image, image_sources
+    from recpipe.content.vector_file import VectorFile, embed_file
 
     content = content_block(datasets, dataset).image
     if content is None:
@@ -62,6 +66,10 @@ def embed_images(
     name = embed_block(embed, datasets, dataset).image
     config = image_encoder(name, image_encoders)
     table = items.to_arrow()
+    if isinstance(config, VectorFile):
+        return pl.from_arrow(image.refused_images([], [], [])), embed_file(
+            table, raw_folder, config, modality="image"
+        )
     embeddings, refused = image.embed_images(
         table["item_id"].to_pylist(),
         image_sources.references(table, content),

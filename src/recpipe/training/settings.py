@@ -58,6 +58,7 @@ class TrainSettings:
             raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
         if self.windows not in ("last", "all"):
             raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
+        self._check_numbers()
         if self.stride is not None and (self.stride < 1 or self.windows != "all"):
             raise ValueError(
                 f"train.stride is {self.stride} with train.windows {self.windows}; it is a number of events from 1 "
@@ -67,7 +68,6 @@ class TrainSettings:
             raise ValueError(f"train.layout is {self.layout!r}; allowed: {', '.join(LAYOUTS)}")
         if self.put_back and self.schedule.get("name") == "plateau":
             raise ValueError("train.put_back leaves no validation for train.schedule plateau; choose another")
-        self._check_numbers()
         if unknown := set(self.loggers) - set(LOGGERS):
             raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
         if self.validate_every > self.max_epochs:
@@ -77,6 +77,10 @@ class TrainSettings:
             )
 
     def _check_numbers(self) -> None:
+        for name in ("window", "row", "validate_users", "stride", "max_minutes", "gradient_clip", "ema"):
+            value = getattr(self, name)  # of null the conf's own check knows no kind
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"train.{name} is {value!r}; it must be a number, or null")
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")

@@ -16,9 +16,9 @@ VECTORS = {"7": [3.0, 4.0], "a": [0.0, 2.0], "x": [1.0, 1.0], "c": [0.0, 0.0]}
 CONFIG = VectorFile(file="vectors.parquet")
 
 
-def write(folder: Path, vectors=VECTORS, *, name: str = "vectors.parquet", kind=None, ids=None) -> None:
+def write(folder: Path, vectors=VECTORS, *, kind=None) -> None:
     values = pa.array(list(vectors.values()), kind or pa.list_(pa.float64()))
-    pq.write_table(pa.table({"item_id": ids or list(vectors), "vector": values}), folder / name)
+    pq.write_table(pa.table({"item_id": list(vectors), "vector": values}), folder / CONFIG.file)
 
 
 def test_vectors_go_to_their_items(tmp_path):

@@ -52,7 +52,8 @@ def embed_file(items: pa.Table, raw_folder: Path, config: VectorFile, *, modalit
     )
     vectors_ND = _matrix(found[config.column].combine_chunks(), config)
     present: NDArray[np.bool_] = np.any(vectors_ND != 0, axis=1)
-    content = hashlib.sha256((Path(raw_folder) / config.file).read_bytes()).hexdigest()
+    with (raw_folder / config.file).open("rb") as stream:
+        content = hashlib.file_digest(stream, "sha256").hexdigest()
     space = digest("file", modality, content, config.column, config.normalise)
     rows = [row.tobytes().hex() if there else None for row, there in zip(vectors_ND, present, strict=True)]
     about = {

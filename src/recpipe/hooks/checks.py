@@ -66,7 +66,7 @@ def _check_dataset(datasets: dict[str, Any], dataset: str) -> None:
 
 def _check_content(needed: set[str], catalog: Any) -> None:
     from recpipe.content.vector_file import VectorFile
-    from recpipe.pipelines import blocks
+    from recpipe.pipelines import blocks, encoders
     from recpipe.semantic_ids import quantizer
 
     where = (catalog.load("params:datasets"), catalog.load("params:dataset"))
@@ -74,9 +74,9 @@ def _check_content(needed: set[str], catalog: Any) -> None:
     made_of: dict[str, Any] = {}
     if "params:embed" in needed:
         chosen = blocks.embed_block(catalog.load("params:embed"), *where)
-        for kind, made in (("text", blocks.text_encoder), ("image", blocks.image_encoder)):
-            if (encoders := f"params:{kind}_encoders") in needed:
-                made_of[kind] = made(getattr(chosen, kind), catalog.load(encoders))
+        for kind, made in (("text", encoders.text_encoder), ("image", encoders.image_encoder)):
+            if (known := f"params:{kind}_encoders") in needed:
+                made_of[kind] = made(getattr(chosen, kind), catalog.load(known))
     if "image" in made_of and content.image is not None and not isinstance(made_of["image"], VectorFile):
         from recpipe.content.image_sources import ImageConf
 

@@ -180,42 +180,6 @@ def content_block(datasets: Mapping[str, Any], dataset: str) -> ContentBlock:
     return _typed(ContentBlock, datasets[dataset].get("content") or {}, f"datasets.{dataset}.content")
 
 
-def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """The settings of `text_encoders.<name>`: an EncoderConfig, or as its kind says a TfidfConfig or VectorFile."""
-    from recpipe.content.text import EncoderConfig
-    from recpipe.content.tfidf import TfidfConfig
-    from recpipe.content.vector_file import VectorFile
-
-    kinds = {"encoder": EncoderConfig, "tfidf": TfidfConfig, "file": VectorFile}
-    return _encoder("text", name, encoders, kinds)
-
-
-def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """The settings of `image_encoders.<name>`: an ImageConfig, or a VectorFile where its kind says so."""
-    from recpipe.content.image import ImageConfig
-    from recpipe.content.vector_file import VectorFile
-
-    return _encoder("image", name, encoders, {"encoder": ImageConfig, "file": VectorFile})
-
-
-def _encoder(modality: str, name: str, encoders: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
-    block, where = named(name, encoders, what=f"embed.{modality}"), f"{modality}_encoders.{name}"
-    if (kind := block.pop("kind", "encoder")) not in kinds:
-        raise ValueError(f"{where}.kind is {kind!r}; allowed: {', '.join(kinds)}")
-    return _settings(kinds[kind], block, where)
-
-
-def _settings(cls: Any, block: dict[str, Any], where: str) -> Any:
-    from recpipe.models.registry import configured
-
-    if "source" in cls.__dataclass_fields__ and not isinstance(block.get("source"), str):
-        raise ValueError(f"{where}.source is {block.get('source')!r}; give a hub name or a folder")
-    try:
-        return configured(cls, block, where=where)
-    except TypeError as error:
-        raise ValueError(f"{where}: a setting is of the wrong kind ({error})") from error
-
-
 def embed_block(embed: Mapping[str, Any], datasets: Mapping[str, Any], dataset: str) -> EmbedBlock:
     """The block `embed`, overridden by the data set's own."""
     return _typed(EmbedBlock, merged(embed, datasets[dataset].get("embed") or {}), "embed")

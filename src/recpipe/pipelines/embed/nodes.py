@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recpipe.pipelines.blocks import content_block, embed_block, image_encoder, text_encoder
+from recpipe.pipelines.blocks import content_block, embed_block
+from recpipe.pipelines.encoders import image_encoder, text_encoder
 
 
 def embed_text(
@@ -67,9 +68,8 @@ def embed_images(
     config = image_encoder(name, image_encoders)
     table = items.to_arrow()
     if isinstance(config, VectorFile):
-        return pl.from_arrow(image.refused_images([], [], [])), embed_file(
-            table, raw_folder, config, modality="image"
-        )
+        given = embed_file(table, raw_folder, config, modality="image")
+        return pl.from_arrow(image.refused_images([], [], [])), given
     embeddings, refused = image.embed_images(
         table["item_id"].to_pylist(),
         image_sources.references(table, content),

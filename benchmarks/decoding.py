@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
+from recpipe.decoding import Beams, Prefixes, beam_search, exact_scores, exact_top
 from recpipe.decoding.beam import Choice, Front, advanced
 from recpipe.decoding.exact import Independent
 from recpipe.decoding.limits import Limits
@@ -90,7 +90,9 @@ class Inputs(NamedTuple):
 
 
 class Tiger:
-    """The peer's model by our layers: modules as they are, or prepared in float32 or bfloat16; or without an end."""
+    """The peer's model by our layers: modules as they are, or prepared in float32 or bfloat16; or without an end; or
+    level by level to the end.
+    """
 
     def __init__(self, folder: Path, kind: str) -> None:
         tensors = load_file(folder / "model" / "model.safetensors")
@@ -99,6 +101,7 @@ class Tiger:
         decoder.load_state_dict(from_transformers(tensors, "decoder"))
         dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
         self.encoder, self.decoder, self.ends = encoder, decoder, kind != "no end"
+        self.ahead = kind not in ("modules", "by level")
         if kind != "modules":
             self.encoder, self.decoder = prepared(encoder, decoder, dtype)
         self.table = tensors["shared.weight"]
@@ -123,7 +126,8 @@ class Tiger:
         mask = inputs.mask[users, :longest]
         encoded = self.encoder(self.table[inputs.tokens[users, :longest]], mask)
         tree = inputs.ended if self.ends else inputs.tree
-        return beam_search(Writing(self, encoded, mask), tree, beam=beam)
+        writing = WritingAhead if self.ahead else Writing
+        return beam_search(writing(self, encoded, mask), tree, beam=beam)
 
 
 class Writing:
@@ -139,10 +143,27 @@ class Writing:
             tokens = torch.zeros(self.users, 1, dtype=torch.int64)
         else:
             tokens = codes_BK + (FIRST + (level - 1) * CODES)
-        hidden = self.model.decoder.step(self.model.table[tokens], self.memory, self.cache, parents_BK)
-        logs = self.model.head(hidden.flatten(0, 1)).float().log_softmax(-1).view(*tokens.shape, -1)
+        return self.logs(
+            level, self.model.decoder.step(self.model.table[tokens], self.memory, self.cache, parents_BK)
+        )
+
+    def logs(self, level: int, hidden: Tensor) -> Tensor:
+        """Of hidden states (B, K, D)."""
+        logs = self.model.head(hidden.flatten(0, 1)).float().log_softmax(-1).unflatten(0, hidden.shape[:2])
         first = FIRST + level * CODES
         return logs[..., first : first + CODES] if level < LEVELS else logs[..., END : END + 1]
+
+
+class WritingAhead(Writing):
+    """The same for levels that are searched at once."""
+
+    def ahead(self, level: int, prefixes: Sequence[Prefixes]) -> list[Tensor]:
+        """Of all of them."""
+        tokens = [each.codes + (FIRST + (level - 1 + i) * CODES) for i, each in enumerate(prefixes)]
+        x, parents = [self.model.table[each] for each in tokens], [each.parents for each in prefixes]
+        hidden = self.model.decoder.ahead(x, self.memory, self.cache, parents)
+        parts = hidden.split([each.shape[1] for each in tokens], 1)
+        return [self.logs(level + i, part) for i, part in enumerate(parts)]
 
 
 def speed(arguments: argparse.Namespace) -> None:

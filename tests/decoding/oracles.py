@@ -35,10 +35,28 @@ class Model:
         return sum(each[(slice(None), *columns[: level + 1])] for level, each in enumerate(self.logs))
 
 
+@dataclass
+class ModelAhead(Model):
+    """The same that can be asked for several depths at once; each prefix finds its own codes by its parents."""
+
+    passes: list[int] = field(default_factory=list)  # how many depths each pass had
+
+    def ahead(self, level, prefixes):
+        self.passes.append(len(prefixes))
+        found, before = [], self.asked
+        for i, (codes, parents) in enumerate(prefixes):
+            before = [each.gather(1, parents) for each in before] + [codes]
+            found.append(self.logs[level + i][(torch.arange(len(codes))[:, None], *before)])
+        return found
+
+
+kind = Model  # of ``model``
+
+
 def model(sizes, seed=0, users=USERS) -> Model:
     g = torch.Generator().manual_seed(seed)
     shapes = [(users, *sizes[: level + 1]) for level in range(len(sizes))]
-    return Model([(2 * torch.randn(shape, generator=g)).log_softmax(-1) for shape in shapes])
+    return kind([(2 * torch.randn(shape, generator=g)).log_softmax(-1) for shape in shapes])
 
 
 @dataclass

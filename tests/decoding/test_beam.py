@@ -10,22 +10,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.decoding import oracles
 from tests.decoding.oracles import USERS, Model, cases, lists, model, random_case
 
-from recpipe.decoding import beam_search, few
+from recpipe.decoding import ahead, beam_search, few
 from recpipe.semantic_ids import tree_tensors
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
-WAYS = {"tables": (0, 1 << 40), "windows": (16, 1 << 40), "few": (16, 0)}
+WAYS = {"tables": (0, 1 << 40), "windows": (16, 1 << 40), "few": (16, 0), "ahead": (16, 0)}
 
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
-    """All ways to read the children of small trees."""
+    """All ways to read the children of small trees, and all of their descendants at once."""
     narrow, share = WAYS[request.param]
     monkeypatch.setattr(tree_tensors, "NARROW", narrow)
     monkeypatch.setattr(few, "SHARE", share)
     monkeypatch.setattr(few, "BEAMS", 0)
+    if request.param == "ahead":
+        monkeypatch.setattr(oracles, "kind", oracles.ModelAhead)
+        monkeypatch.setattr(ahead, "SURPLUS", 1 << 40)
 
 
 @given(cases())
@@ -116,6 +120,28 @@ def test_large_levels_equal_brute_force(sizes, way):
         beams = beam_search(made, case.tree, beam=beam, k=N)
         assert (beams.items == order).all()
         torch.testing.assert_close(beams.scores, scores)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "items", "beam", "passes"),
+    [
+        ((30, 30, 30, 30), 300, 10, [2]),  # prefixes of one code lead to ten items each, of two to one
+        ((30, 30, 30, 30), 300, 300, [3]),  # all prefixes of one code are beams
+        ((6, 6, 6, 6), 1296, 40, []),  # all ids
+        ((4, 5), 12, 6, []),  # the last level has nothing after it
+        ((300, 300, 2), 4000, 5, []),  # five prefixes of one code lead to 65
+    ],
+    ids=str,
+)
+def test_levels_are_read_at_once_where_few_ids_are_left(sizes, items, beam, passes, monkeypatch):
+    monkeypatch.setattr(ahead, "SMALL", 0)
+    case = random_case(items, sizes)
+    by_level = beam_search(model(sizes), case.tree, beam=beam)
+    monkeypatch.setattr(oracles, "kind", oracles.ModelAhead)
+    made = model(sizes)
+    found = beam_search(made, case.tree, beam=beam)
+    assert made.passes == passes
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, by_level, strict=True))
 
 
 def test_a_wider_beam_finds_no_worse_a_best_item():

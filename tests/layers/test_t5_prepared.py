@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -87,6 +89,25 @@ def test_steps(lengths, recency):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
         assert ours.isfinite().all()
         beams = K
+
+
+@pytest.mark.parametrize("counts", [(4, 6, 3), (4, 2, 5, 1), (1,), (3, 3)], ids=str)
+@pytest.mark.parametrize("lengths", [(7,), (3, 12, 1, 7, 9), (0, 4)], ids=str)
+@torch.no_grad()
+def test_several_steps_at_once(lengths, counts):
+    """As the modules' steps one after the other, after two others."""
+    decoder = modules()[1]
+    mask, fast, B = mask_of(*lengths, 1)[:-1], PreparedDecoder(decoder), len(lengths)
+    encoded, g = random(*mask.shape, 32), torch.Generator().manual_seed(1)
+    memory, other = decoder.memory(encoded, mask), fast.memory(encoded, mask)
+    cache, own = decoder.cache(), fast.cache()
+    x = [torch.randn(B, K, 32, generator=g) for K in (1, 5, *counts)]
+    parents = [torch.randint(0, before.shape[1], each.shape[:2], generator=g) for before, each in pairwise(x)]
+    expected = [decoder.step(each, memory, cache, of) for each, of in zip(x, [None, *parents], strict=True)]
+    for each, of in zip(x[:2], [None, parents[0]], strict=True):
+        fast.step(each, other, own, of)
+    ours = fast.ahead(x[2:], other, own, parents[1:])
+    torch.testing.assert_close(ours, torch.cat(expected[2:], 1), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

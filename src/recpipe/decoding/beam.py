@@ -6,12 +6,13 @@ B users, K beams, N items, L levels, V codes of a level, W places for children o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recpipe.decoding.ahead import Passes, Reached, Steps
 from recpipe.decoding.children import children
 from recpipe.decoding.few import best_of_few
 from recpipe.decoding.limits import Limits
@@ -19,19 +20,6 @@ from recpipe.decoding.stochastic import gumbel, perturbed
 from recpipe.decoding.top import top
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.tree_tensors import TreeTensors
-
-
-class Steps(Protocol):
-    """What a model offers to be searched."""
-
-    def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        """Log-probabilities (B, K, V_level) of the codes of ``level``, 0-based, of the whole level, not masked.
-
-        Level 0 has one beam and neither codes nor parents. After it, beam k has just taken ``codes_BK`` of the level
-        before, coming from what was beam ``parents_BK`` then. Beams that are dead, for want of items, are asked for
-        like the others.
-        """
-        ...
 
 
 class Beams(NamedTuple):
@@ -76,9 +64,10 @@ def beam_search(
     limits = Limits.of(whole, B, seen, allowed)
     choice = Choice(beam, temperatures, renormalise, stochastic)
     front, broken = _root(B, device, stochastic), []
+    passes = Passes(decoder, limits.tree, beam)
     for level in range(limits.tree.depth if len(limits.tree.leaves) else 0):
         if level:
-            logs = decoder.step(level, limits.tree.children[level - 1][front.nodes], front.parents)
+            logs = passes.logs(level, Reached(front.nodes, front.parents, front.scores > -torch.inf))
         front = advanced(front, limits, level, _checked(logs, level, front, whole.sizes), choice)
         broken.append(front.order.isnan().any())
     _check_numbers(broken)

@@ -1,14 +1,14 @@
 """An encoder–decoder that reads histories of tokens and writes ids token by token: TIGER's, and MQL4GRec's.
 
-B batch, T events, W targets of a row, L levels, K beams, S places of the encoder, D width, V tokens.
+B batch, T events, W targets of a row, L levels, S places of the encoder, D width, V tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from recpipe.data.batches import Batch
 from recpipe.layers.code_history import CodeInput, Embedded, before, causal, target_of, within
 from recpipe.layers.codes import ItemCodes, told_apart
 from recpipe.layers.t5 import Encoder, T5Shape
-from recpipe.layers.t5_decoder import Cache, Decoder, Memory
+from recpipe.layers.t5_decoder import Decoder, Memory
 from recpipe.layers.t5_prepared import PreparedEncoder, Product
 from recpipe.layers.t5_prepared_decoder import PreparedDecoder, PreparedMemory, prepared
 from recpipe.layers.tree_softmax import tree_cross_entropy
@@ -25,12 +25,21 @@ from recpipe.layers.tree_softmax import tree_cross_entropy
 Read = tuple[Memory | PreparedMemory, Embedded]
 
 
-class Held(NamedTuple):
-    """The two for inference, and the head."""
+@dataclass(frozen=True)
+class Held:
+    """The two for inference, and the table (V, D) that hidden states are multiplied with."""
 
     encoder: Encoder | PreparedEncoder
     decoder: Decoder | PreparedDecoder
-    head: Product
+    table: Tensor
+    heads: dict[tuple[int, int], Product] = field(default_factory=dict)
+
+    def head(self, rows: slice) -> Product:
+        """Of some ``rows`` of the table, made when first asked for."""
+        key = rows.start, rows.stop
+        if key not in self.heads:
+            self.heads[key] = Product(self.table[rows])
+        return self.heads[key]
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class CodeTransformer(nn.Module):
     def holding(self) -> Iterator[None]:
         """Inside, weights stay as they are: for searches, which a CPU then makes with weights prepared once."""
         encoder, decoder = prepared(self.encoder, self.decoder)
-        self.held = Held(encoder, decoder, Product(self.input.head[1:].detach() * self.scale))
+        self.held = Held(encoder, decoder, self.input.head[1:].detach() * self.scale)
         try:
             yield
         finally:
@@ -87,7 +96,9 @@ class CodeTransformer(nn.Module):
     def encode(self, embedded: Embedded) -> Read:
         """The same for what is embedded already."""
         attention = causal(embedded.event) if self.one_pass else None
-        encoder, decoder = (self.encoder, self.decoder) if self.held is None else self.held[:2]
+        of = self if self.held is None else self.held
+        encoder: Any = of.encoder
+        decoder: Any = of.decoder
         encoded = encoder(embedded.x, embedded.mask, attention=attention)
         return decoder.memory(encoded, embedded.mask, embedded.event), embedded
 
@@ -131,36 +142,3 @@ class CodeTransformer(nn.Module):
             tables = self.input.weight[1 + before : 1 + before + codes.size].split(codes.sizes)
             return tree_cross_entropy(hidden_NLD, tables, rows, tree.tensors(items_N.device))
         return criterion(hidden_NLD.flatten(0, 1), self.input.head, codes.tokens[items_N].flatten() + before)
-
-
-class Writing:
-    """The steps of a beam search: what ``decoding.beam_search`` asks a model for."""
-
-    def __init__(
-        self,
-        model: CodeTransformer,
-        read: Read,
-        first: Sequence[int],
-        sizes: Sequence[int],
-        *,
-        kind: int = 0,
-    ) -> None:
-        """``first`` token and ``sizes`` (L,) of every level."""
-        self.model, (self.memory, embedded), self.kind = model, read, kind
-        self.first, self.sizes, self.held = first, sizes, model.held
-        ready = None if self.held is None else self.held.decoder
-        self.decoder = ready or model.decoder
-        self.cache = ready.cache() if isinstance(ready, PreparedDecoder) else Cache()
-        self.begin = torch.full((len(embedded.x), 1), model.input.more + kind, device=embedded.x.device)
-
-    def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        """Log-probabilities (B, K, V_level), of the softmax over the tokens of all levels."""
-        tokens = self.begin if codes_BK is None else codes_BK + self.first[level - 1]
-        step: Any = self.decoder.step
-        hidden = step(self.model.input.embed(tokens), self.memory, self.cache, parents_BK)
-        if self.held is None:
-            logits = hidden * self.model.scale @ self.model.input.head[1:].T
-        else:
-            logits = self.held.head(hidden.flatten(0, 1)).view(*tokens.shape, -1)
-        logs = logits.float().log_softmax(-1)
-        return logs[..., self.first[level] - 1 : self.first[level] - 1 + self.sizes[level]]

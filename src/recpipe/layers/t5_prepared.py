@@ -101,7 +101,10 @@ class PreparedEncoder:
     def __init__(self, encoder: Encoder, dtype: torch.dtype | None = None) -> None:
         self.shape, self.relative = encoder.shape, encoder.relative
         self.dtype = dtype or encoder.norm.weight.dtype
-        self.scale = scale_of(encoder.norm.weight, self.dtype)
+        self.scale, self.near = (
+            scale_of(encoder.norm.weight, self.dtype),
+            torch.empty(encoder.shape.heads, 0, 0),
+        )
         self.layers = [
             (PreparedAttention(layer.attention, dtype), PreparedFeedForward(layer.feed, dtype))
             for layer in cast(list[EncoderLayer], list(encoder.layers))
@@ -119,10 +122,9 @@ class PreparedEncoder:
         """(B, T, D) as of ``Encoder``, 0 in the padding, which has to be on the right: ValueError if not."""
         if bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
             raise ValueError("the padding is not on the right of every row")
-        if positions is None:
-            positions = torch.arange(mask_BT.shape[1], device=x_BTD.device)
+        bias = self._near(mask_BT.shape[1]) if positions is None else self.relative(positions, positions)
         allowed = None if attention is None else both(mask_BT[:, None, None], headed(attention))
-        looks = reach(allowed, batched(self.relative(positions, positions)))
+        looks = reach(allowed, batched(bias))
         bias, alive = looks.bias.to(self.dtype), looks.alive
         lengths = mask_BT.sum(1).tolist()
         x_RD = x_BTD[mask_BT].to(self.dtype)
@@ -134,6 +136,14 @@ class PreparedEncoder:
         encoded = x_BTD.new_zeros(x_BTD.shape, dtype=self.dtype)
         encoded[mask_BT] = unit(x_RD) * self.scale
         return encoded
+
+    def _near(self, T: int) -> Tensor:
+        """(H, T, T) by distance: of the longest rows so far, as it is the same for shorter ones."""
+        near = self.near  # other threads may replace it
+        if near.shape[1] < T:
+            places = torch.arange(T)
+            self.near = near = self.relative(places, places).contiguous()
+        return near[:, :T, :T]
 
     def _mixed(self, qkv: Tensor, lengths: list[int], bias: Tensor) -> Tensor:
         """(R, H * P), user by user: of their own length and of a size that stays in cache."""

@@ -9,8 +9,9 @@ two projections. Nothing is re-ordered for new beams: they find their past by th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -54,25 +55,38 @@ class PreparedMemory:
     parts: list[Part]
 
 
+class Past(NamedTuple):
+    """Of M new positions and H heads, up to t rows each: in a table (rows * 2 * H, P) of keys and values."""
+
+    keys: Tensor  # (M * H * t,)
+    values: Tensor  # (M * H * t,)
+    first: Tensor  # (M * H,) where those of each begin
+    bias: Tensor  # (M * H, t) what is added to scores, -inf for rows that are not of its past
+
+
 class RowCache:
-    """Keys and values (rows, H * P) of all positions of all beams, and for each beam which rows are its past."""
+    """Keys and values (rows, 2 * H * P) of all positions of all beams, and for each beam which rows are its past."""
 
     def __init__(self, layers: int) -> None:
-        self.keys = [_Rows() for _ in range(layers)]
-        self.values = [_Rows() for _ in range(layers)]
-        self.past = torch.empty(0, 0, dtype=torch.int64)  # (M, t)
+        self.layers = [_Rows() for _ in range(layers)]
+        self.past: Tensor | None = None  # (B, K, t)
 
-    def advance(self, B: int, K: int, parents_BK: Tensor | None) -> Tensor:
-        """(M, t + 1) the rows of every beam's past, and last the one it is about to add."""
-        M, t = self.past.shape
-        own = torch.arange(B * K)[:, None]
-        if t:
-            if parents_BK is None:
-                parents_BK = torch.arange(K).expand(B, K)
-            first = torch.arange(0, M, M // B)[:, None]
-            own = torch.cat([self.past[(parents_BK + first).flatten()], own + self.keys[0].used], 1)
-        self.past = own
-        return own
+    def advance(self, B: int, counts: Sequence[int], parents: Sequence[Tensor | None]) -> list[Tensor]:
+        """(B, N, t) for each N of ``counts``: the rows of every new position's past, and last itself; t grows by one
+        from each to the next. ``parents``: as of ``PreparedDecoder.ahead``; None: beams go on from themselves.
+        """
+        before, found = self.past, []
+        total, start = sum(counts), self.layers[0].used
+        for N, parent in zip(counts, parents, strict=True):
+            own = (torch.arange(start, start + N) + total * torch.arange(B)[:, None])[..., None]
+            if before is not None:
+                if parent is not None:
+                    before = before.gather(1, parent[..., None].expand(-1, -1, before.shape[2]))
+                own = torch.cat([before, own], 2)
+            before, start = own, start + N
+            found.append(own)
+        self.past = before
+        return found
 
 
 class _Rows:
@@ -123,7 +137,7 @@ class PreparedDecoder:
         y_RD = encoded_BSD[mask_BS].to(self.dtype)
         y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])  # what padding stands for
         D = self.shape.dim
-        made = [(keys(y_RD).view(-1, D), values(y_RD).view(-1, D)) for keys, values in self.crossing]
+        made = [both(y_RD).view(-1, D) for both in self.crossing]  # (R * 2 * H, D)
         parts, start = [], 0
         for lengths in real.split(USERS):
             stop = start + int(lengths.sum())
@@ -133,7 +147,7 @@ class PreparedDecoder:
 
     def _part(
         self,
-        made: list[tuple[Tensor, Tensor]],
+        made: list[Tensor],
         lengths: Tensor,
         start: int,
         stop: int,
@@ -144,11 +158,12 @@ class PreparedDecoder:
         places = torch.arange(S)
         real = places < lengths[:, None]
         row = (start + lengths.cumsum(0) - lengths)[:, None] + places
-        row = torch.where(real, row, len(made[0][0]) // H - 1)
-        rows = (row[:, None] * H + torch.arange(H)[:, None]).flatten()
+        row = torch.where(real, row, len(made[0]) // (2 * H) - 1)
+        keys = (row[:, None] * (2 * H) + self.heads).flatten()
+        values = keys + H
         layers = [
-            (keys.index_select(0, rows).view(B, H * S, -1), values.index_select(0, rows).view(B, H * S, -1))
-            for keys, values in made
+            (each.index_select(0, keys).view(B, H * S, -1), each.index_select(0, values).view(B, H * S, -1))
+            for each in made
         ]
         if self.recency is None and bool(real.all()):
             return Part(layers, None)
@@ -167,18 +182,52 @@ class PreparedDecoder:
         self, x_BKD: Tensor, memory: PreparedMemory, cache: RowCache, parents_BK: Tensor | None = None
     ) -> Tensor:
         """(B, K, D) as of ``Decoder.step``."""
-        B, K, D = x_BKD.shape
-        H, M = self.shape.heads, B * K
-        rows = cache.advance(B, K, parents_BK)  # (M, t + 1)
-        rows = (rows[:, None] * H + self.heads).flatten(0, 1)  # (M * H, t + 1) of (rows * H, P)
-        bias = self._bias(rows.shape[1]).repeat(M, 1)
-        x = x_BKD.reshape(M, D).to(self.dtype)
+        return self._passed(x_BKD, memory, cache, [x_BKD.shape[1]], [parents_BK])
+
+    @torch.no_grad()
+    def ahead(
+        self, x: Sequence[Tensor], memory: PreparedMemory, cache: RowCache, parents: Sequence[Tensor]
+    ) -> Tensor:
+        """(B, N, D) of several positions, each (B, N_i, D), side by side: as of ``step`` for one after the other.
+
+        ``parents[0]`` are beams of the last step, ``parents[i]`` places of ``x[i - 1]``.
+        """
+        return self._passed(torch.cat([*x], 1), memory, cache, [each.shape[1] for each in x], parents)
+
+    def _passed(
+        self,
+        x_BND: Tensor,
+        memory: PreparedMemory,
+        cache: RowCache,
+        counts: Sequence[int],
+        parents: Sequence[Tensor | None],
+    ) -> Tensor:
+        B, N, D = x_BND.shape
+        past = self._past(cache.advance(B, counts, parents))
+        x, inner = x_BND.reshape(B * N, D).to(self.dtype), self.shape.inner
         for layer, (attend, feed) in enumerate(self.layers):
-            q, k, v = attend.qkv(unit(x)).chunk(3, 1)
-            keys, values = cache.keys[layer].add(k), cache.values[layer].add(v)
-            x = attend.out.add(x, self._mixed(q, keys, values, rows, bias))
-            x = feed(self._cross(x.view(B, K, D), memory, layer).view(M, D))
-        return (unit(x) * self.scale).view(B, K, D)
+            qkv = attend.qkv(unit(x))
+            kv = cache.layers[layer].add(qkv[:, inner:])
+            x = attend.out.add(
+                x, qkv[:, 2 * inner :] if past is None else self._mixed(qkv[:, :inner], kv, past)
+            )
+            x = feed(self._cross(x.view(B, N, D), memory, layer).view(B * N, D))
+        return (unit(x) * self.scale).view(B, N, D)
+
+    def _past(self, rows: list[Tensor]) -> Past | None:
+        """None for positions that have none."""
+        t, H = rows[-1].shape[2], self.shape.heads
+        if t == 1:
+            return None
+        short = [(0, t - each.shape[2]) for each in rows]
+        past = torch.cat([F.pad(each, pad) for each, pad in zip(rows, short, strict=True)], 1)  # (B, N, t)
+        bias = [
+            F.pad(self._bias(each.shape[2]), pad, value=-torch.inf).expand(each.shape[1], -1, -1)
+            for each, pad in zip(rows, short, strict=True)
+        ]
+        keys = (past[:, :, None] * (2 * H) + self.heads).flatten()
+        first = torch.arange(0, len(keys), t)
+        return Past(keys, keys + H, first, torch.cat(bias).repeat(len(past), 1, 1).flatten(0, 1))
 
     def _bias(self, t: int) -> Tensor:
         """(H, t) what the last of t positions adds for those up to it."""
@@ -187,37 +236,36 @@ class PreparedDecoder:
             self.biases[t] = self.relative(places[-1:], places)[:, 0].to(self.dtype)
         return self.biases[t]
 
-    def _mixed(self, q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+    def _mixed(self, q: Tensor, kv: Tensor, past: Past) -> Tensor:
         """(M, H * P): every beam over its own past, which takes no product but sums of a few rows."""
-        if rows.shape[1] == 1:
-            return values
         P = self.shape.head_dim
-        past = F.embedding(rows, keys.view(-1, P))
-        weights = past.mul_(q.reshape(-1, 1, P)).sum(-1).add_(bias).softmax(-1)
-        mixed = F.embedding_bag(rows, values.view(-1, P), mode="sum", per_sample_weights=weights)
+        table = kv.view(-1, P)
+        keys = table.index_select(0, past.keys).view(*past.bias.shape, P)
+        weights = keys.mul_(q.reshape(-1, 1, P)).sum(-1).add_(past.bias).softmax(-1)
+        mixed = torch.embedding_bag(table, past.values, past.first, per_sample_weights=weights.flatten())[0]
         return mixed.view(len(q), -1)
 
     def _cross(self, x_BKD: Tensor, memory: PreparedMemory, layer: int) -> Tensor:
         """x + what the memory has for it: all heads, and all beams of a user, in one product."""
         n = unit(x_BKD)
-        added = torch.empty_like(x_BKD)
-        each = zip(memory.parts, x_BKD.split(USERS), n.split(USERS), added.split(USERS), strict=True)
-        for part, x, asks, to in each:
-            keys, values = part.layers[layer]
-            scores = (
-                torch.bmm(asks, keys.mT) if part.bias is None else torch.baddbmm(part.bias, asks, keys.mT)
-            )
-            weights = scores.unflatten(-1, (self.shape.heads, -1)).softmax(-1).flatten(2)
-            torch.baddbmm(x, weights, values, out=to)
-        return added
+        if len(memory.parts) == 1:
+            return self._added(x_BKD, n, memory.parts[0], layer)
+        each = zip(memory.parts, x_BKD.split(USERS), n.split(USERS), strict=True)
+        return torch.cat([self._added(x, asks, part, layer) for part, x, asks in each])
+
+    def _added(self, x: Tensor, asks: Tensor, part: Part, layer: int) -> Tensor:
+        keys, values = part.layers[layer]
+        scores = torch.bmm(asks, keys.mT) if part.bias is None else torch.baddbmm(part.bias, asks, keys.mT)
+        weights = scores.unflatten(-1, (self.shape.heads, -1)).softmax(-1).flatten(2)
+        return torch.baddbmm(x, weights, values)
 
 
-def _joined(layer: CrossAttention, dtype: torch.dtype | None) -> tuple[Product, Product]:
-    """Of encoded tokens to what ``PreparedMemory`` holds of them, heads side by side: (R, H * D) each."""
+def _joined(layer: CrossAttention, dtype: torch.dtype | None) -> Product:
+    """Of encoded tokens to what ``PreparedMemory`` holds of them, heads side by side: (R, 2 * H * D)."""
     H = layer.heads
     q = (layer.q.weight * (layer.norm.weight * math.sqrt(len(layer.norm.weight)))).unflatten(0, (H, -1))
     k, v = layer.kv.weight.unflatten(0, (2, H, -1))  # (H, P, D)
     out = layer.out.weight.unflatten(1, (H, -1))  # (D, H, P)
     keys = torch.einsum("hpd,hpe->hde", q, k)
     values = torch.einsum("dhp,hpe->hde", out, v)
-    return Product(keys.flatten(0, 1), dtype=dtype), Product(values.flatten(0, 1), dtype=dtype)
+    return Product(torch.cat([keys, values]).flatten(0, 1), dtype=dtype)

@@ -26,7 +26,8 @@ from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding.fusion import RULES, fused
 from recpipe.layers.code_history import targets_of
-from recpipe.layers.code_transformer import CodeShape, CodeTransformer, Read, Writing
+from recpipe.layers.code_transformer import CodeShape, CodeTransformer, Read
+from recpipe.layers.code_writing import Writing, writing
 from recpipe.layers.codes import ItemCodes
 from recpipe.models.generator import Generator, Limits
 from recpipe.models.recommender import Criterion
@@ -213,4 +214,4 @@ class MQL4GRec(Generator):
         book = self.book(self.names[m])
         first = [each + self.before[m] for each in book.first]
         read = self.transformer.read(batch, self.tokens(m))
-        return Writing(self.transformer, read, first, book.sizes, kind=m)
+        return writing(self.transformer, read, first, book.sizes, kind=m)

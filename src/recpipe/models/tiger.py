@@ -20,7 +20,8 @@ from torch import Tensor
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.layers.code_history import targets_of
-from recpipe.layers.code_transformer import CodeShape, CodeTransformer, Writing
+from recpipe.layers.code_transformer import CodeShape, CodeTransformer
+from recpipe.layers.code_writing import Writing, writing
 from recpipe.layers.codes import ItemCodes
 from recpipe.models.generator import Generator
 from recpipe.models.recommender import Criterion
@@ -71,4 +72,4 @@ class TIGER(Generator):
 
     def steps(self, batch: Batch) -> Writing:
         read = self.transformer.read(batch, self.codes.tokens)
-        return Writing(self.transformer, read, self.codes.first, self.codes.sizes)
+        return writing(self.transformer, read, self.codes.first, self.codes.sizes)

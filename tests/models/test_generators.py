@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import replace
 
@@ -13,10 +14,14 @@ from tests.synthetic import catalogue_ids, random_sequences, sequences
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.data.steps import in_buckets
+from recpipe.decoding import ahead
 from recpipe.evaluation.ranking import rank_fold
+from recpipe.layers import code_transformer
 from recpipe.layers.code_history import before, causal, targets_of, user_tokens, within
+from recpipe.layers.code_writing import WritingAhead as CodeWriting
 from recpipe.layers.codes import ItemCodes
 from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.layers.t5_prepared_decoder import prepared
 from recpipe.models.generator import AT_ONCE, AT_ONCE_GPU, BEAMS_GPU, Generator, in_batches
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.models.registry import build
@@ -76,6 +81,44 @@ def test_tigers_list_is_that_of_every_item_scored_alone(one_pass, recency):
         best = sorted(allowed, key=lambda item: -expected[item - 1])[:8]
         assert items[0].tolist() == best
         np.testing.assert_allclose(scores[0], expected[np.array(best) - 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BY_BEAM)
+def test_prepared_weights_are_kept_until_one_differs(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(code_transformer, "prepared", lambda *pair: asked.append(pair) or prepared(*pair))
+    model, histories = made(name, beam=ITEMS), sequences([[3, 7, 9], [1, 4]])
+    first = model.recommend(histories, 8)
+    assert len(asked) == 1
+    np.testing.assert_array_equal(model.recommend(histories, 8), first)
+    assert len(asked) == 1
+    weight = model.transformer.decoder.layers[0].feed.up.weight
+    weight.data *= -1  # of which PyTorch keeps no trace
+    other = model.recommend(histories, 8)
+    assert len(asked) == 2
+    fresh = made(name, beam=ITEMS)
+    fresh.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(fresh.recommend(histories, 8), other)
+    assert not np.array_equal(other[1], first[1])
+    again = copy.deepcopy(model)
+    np.testing.assert_array_equal(again.recommend(histories, 8), other)
+
+
+@pytest.mark.parametrize("beam", [3, ITEMS])
+def test_reading_the_rest_of_ids_at_once_changes_nothing(beam, monkeypatch):
+    model = made("tiger", beam=beam)
+    passes, whole = [], CodeWriting.ahead
+    monkeypatch.setattr(CodeWriting, "ahead", lambda *args: passes.append(args) or whole(*args))
+    monkeypatch.setattr(ahead, "SURPLUS", 1 << 40)
+    at_once = model.recommend(DATA, 3)
+    assert passes
+    monkeypatch.setattr(ahead, "SURPLUS", 0)
+    monkeypatch.setattr(ahead, "SMALL", 0)
+    passes.clear()
+    by_level = model.recommend(DATA, 3)
+    assert not passes
+    np.testing.assert_array_equal(at_once[0], by_level[0])
+    np.testing.assert_allclose(at_once[1], by_level[1], atol=1e-5)
 
 
 @pytest.mark.parametrize(("recency", "tables"), [(True, True), (False, True), (False, False)])

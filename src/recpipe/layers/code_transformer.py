@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch
 from recpipe.layers.code_history import CodeInput, Embedded, before, causal, target_of, within
 from recpipe.layers.codes import ItemCodes, told_apart
+from recpipe.layers.kept import Kept
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder, Memory
 from recpipe.layers.t5_prepared import PreparedEncoder, Product
@@ -78,16 +79,23 @@ class CodeTransformer(nn.Module):
         self.encoder, self.decoder = Encoder(shape), Decoder(shape, recency=shape.recency)
         self.one_pass, self.scale, self.among = shape.one_pass, shape.dim**-0.5, shape.softmax
         self.held: Held | None = None  # inside ``holding``
+        self.kept: Kept[Held] = Kept()
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Inside, weights stay as they are: for searches, which a CPU then makes with weights prepared once."""
-        encoder, decoder = prepared(self.encoder, self.decoder)
-        self.held = Held(encoder, decoder, self.input.head[1:].detach() * self.scale)
+        """Inside, weights stay as they are: for searches, which a CPU then makes with weights prepared once, and kept
+        for the next ones: to prepare them takes longer than a search for one user.
+        """
+        of_cpu = self.input.weight.device.type == "cpu"
+        self.held = self.kept.get(self._prepared, self.parameters()) if of_cpu else self._prepared()
         try:
             yield
         finally:
             self.held = None
+
+    def _prepared(self) -> Held:
+        encoder, decoder = prepared(self.encoder, self.decoder)
+        return Held(encoder, decoder, self.input.head[1:].detach() * self.scale)
 
     def read(self, batch: Batch, tokens: Tensor) -> Read:
         """The encoded histories of ``batch``; ``tokens`` (I + 1, L) of every item."""

@@ -76,7 +76,7 @@ class SetItems(nn.Module):
         given = None if trained is None else _given(side, COLLABORATIVE, n_items)
         self.collaborative = None if given is None else GivenVectors(given, dim, trained=False)
         self.missing = nn.Parameter(torch.empty(tokens + (trained is not None), dim).normal_(std=STD))
-        self._kept = Kept()
+        self._kept: Kept[Tensor] = Kept()
         self._step: tuple[tuple[int, ...], Tensor] | None = None
 
     vectors: Tensor  # (I + 1, V), zero where there is none

@@ -9,6 +9,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -167,9 +168,10 @@ class Recommender(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model's tensors are."""
-        for tensor in (*self.parameters(), *self.buffers()):
-            return tensor.device
-        return torch.device("cpu")
+        first = next(
+            chain(self.parameters(), self.buffers()), None
+        )  # collecting all would take a millisecond
+        return torch.device("cpu") if first is None else first.device
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Strict loading that lets closed-form buffers, empty until fitted, take the size that was saved."""

@@ -143,13 +143,15 @@ class Writing:
             tokens = torch.zeros(self.users, 1, dtype=torch.int64)
         else:
             tokens = codes_BK + (FIRST + (level - 1) * CODES)
-        return self.logs(
-            level, self.model.decoder.step(self.model.table[tokens], self.memory, self.cache, parents_BK)
-        )
+        hidden = self.model.decoder.step(self.model.table[tokens], self.memory, self.cache, parents_BK)
+        return self.of(level, self.logs(hidden))
 
-    def logs(self, level: int, hidden: Tensor) -> Tensor:
-        """Of hidden states (B, K, D)."""
-        logs = self.model.head(hidden.flatten(0, 1)).float().log_softmax(-1).unflatten(0, hidden.shape[:2])
+    def logs(self, hidden: Tensor) -> Tensor:
+        """Over all tokens, for hidden states (B, K, D)."""
+        return self.model.head(hidden.flatten(0, 1)).float().log_softmax(-1).unflatten(0, hidden.shape[:2])
+
+    def of(self, level: int, logs: Tensor) -> Tensor:
+        """Those of a level."""
         first = FIRST + level * CODES
         return logs[..., first : first + CODES] if level < LEVELS else logs[..., END : END + 1]
 
@@ -162,8 +164,8 @@ class WritingAhead(Writing):
         tokens = [each.codes + (FIRST + (level - 1 + i) * CODES) for i, each in enumerate(prefixes)]
         x, parents = [self.model.table[each] for each in tokens], [each.parents for each in prefixes]
         hidden = self.model.decoder.ahead(x, self.memory, self.cache, parents)
-        parts = hidden.split([each.shape[1] for each in tokens], 1)
-        return [self.logs(level + i, part) for i, part in enumerate(parts)]
+        parts = self.logs(hidden).split([each.shape[1] for each in tokens], 1)
+        return [self.of(level + i, part) for i, part in enumerate(parts)]
 
 
 def speed(arguments: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ class Writing:
         """``first`` token and ``sizes`` (L,) of every level; ``kind`` of ids, as of ``CodeTransformer.write``."""
         self.model, (self.memory, embedded) = model, read
         self.first, self.sizes = first, sizes
+        self.alone = model.among == "children"
         self.decoder: Any = model.decoder if model.held is None else model.held.decoder
         self.cache: Any = self.decoder.cache()
         self.begin = torch.full((len(embedded.x), 1), model.input.more + kind, device=embedded.x.device)
@@ -44,15 +45,19 @@ class Writing:
         """Log-probabilities (..., V_level) of hidden states (..., D), of the softmax over the tokens of all levels; of
         that over the level's own where a search renormalises anyway, among children.
         """
-        own = slice(self.first[level] - 1, self.first[level] - 1 + self.sizes[level])
-        alone = self.model.among == "children"
-        rows = own if alone else slice(0, len(self.model.input.head) - 1)
+        if self.alone:
+            return self._softmax(hidden, self._rows(level))
+        return self._softmax(hidden, slice(0, len(self.model.input.head) - 1))[..., self._rows(level)]
+
+    def _rows(self, level: int) -> slice:
+        return slice(self.first[level] - 1, self.first[level] - 1 + self.sizes[level])
+
+    def _softmax(self, hidden: Tensor, rows: slice) -> Tensor:
         if self.model.held is None:
             logits = hidden * self.model.scale @ self.model.input.head[1:][rows].T
         else:
             logits = self.model.held.head(rows)(hidden.flatten(0, -2)).view(*hidden.shape[:-1], -1)
-        logs = logits.float().log_softmax(-1)
-        return logs if alone else logs[..., own]
+        return logits.float().log_softmax(-1)
 
 
 class WritingAhead(Writing):
@@ -63,8 +68,11 @@ class WritingAhead(Writing):
         tokens = [codes + self.first[level - 1 + i] for i, (codes, _) in enumerate(prefixes)]
         x = [self.model.input.embed(each) for each in tokens]
         hidden = self.decoder.ahead(x, self.memory, self.cache, [parents for _, parents in prefixes])
-        parts = hidden.split([each.shape[1] for each in tokens], 1)
-        return [self.logs(level + i, part) for i, part in enumerate(parts)]
+        counts = [each.shape[1] for each in tokens]
+        if self.alone:
+            return [self.logs(level + i, part) for i, part in enumerate(hidden.split(counts, 1))]
+        logs = self._softmax(hidden, slice(0, len(self.model.input.head) - 1)).split(counts, 1)
+        return [part[..., self._rows(level + i)] for i, part in enumerate(logs)]
 
 
 def writing(

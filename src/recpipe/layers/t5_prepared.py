@@ -127,14 +127,17 @@ class PreparedEncoder:
         looks = reach(allowed, batched(bias))
         bias, alive = looks.bias.to(self.dtype), looks.alive
         lengths = mask_BT.sum(1).tolist()
-        x_RD = x_BTD[mask_BT].to(self.dtype)
+        x_RD = unpadded(x_BTD, mask_BT).to(self.dtype)
         for attend, feed in self.layers:
             mixed = self._mixed(attend.qkv(unit(x_RD)), lengths, bias)
             if alive is not None:
                 mixed = mixed * alive[:, 0].expand(*mask_BT.shape, 1)[mask_BT]
             x_RD = feed(attend.out.add(x_RD, mixed))
+        x_RD = unit(x_RD) * self.scale
+        if len(x_RD) == mask_BT.numel():
+            return x_RD.view(x_BTD.shape)
         encoded = x_BTD.new_zeros(x_BTD.shape, dtype=self.dtype)
-        encoded[mask_BT] = unit(x_RD) * self.scale
+        encoded[mask_BT] = x_RD
         return encoded
 
     def _near(self, T: int) -> Tensor:
@@ -158,6 +161,11 @@ class PreparedEncoder:
             weights = torch.baddbmm(looks[:, :T, :T], q, k.mT).softmax(-1)
             to.copy_(torch.bmm(weights, v).transpose(0, 1))
         return mixed.flatten(1)
+
+
+def unpadded(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """(R, D) the places that are no padding."""
+    return x_BTD.flatten(0, 1) if bool(mask_BT.all()) else x_BTD[mask_BT]
 
 
 def scale_of(norm: Tensor, dtype: torch.dtype) -> Tensor:

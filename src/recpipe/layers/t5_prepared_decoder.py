@@ -26,6 +26,7 @@ from recpipe.layers.t5_prepared import (
     Product,
     scale_of,
     unit,
+    unpadded,
 )
 
 USERS = 4  # in a part of the memory
@@ -134,7 +135,7 @@ class PreparedDecoder:
         ``events_S``: as of ``Memory``.
         """
         real = mask_BS.sum(1)
-        y_RD = encoded_BSD[mask_BS].to(self.dtype)
+        y_RD = unpadded(encoded_BSD, mask_BS).to(self.dtype)
         y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])  # what padding stands for
         D = self.shape.dim
         made = [both(y_RD).view(-1, D) for both in self.crossing]  # (R * 2 * H, D)

@@ -83,15 +83,13 @@ class Passes:
         prefixes, shifts = [Prefixes(codes[nodes], beams.parents)], []
         one_by_one = at_once = K
         for depth in range(level, self.tree.depth - 1):
-            below = _below(self.tree, depth, nodes, alive)
-            if below is None:
+            below = _Below.of(self.tree.offsets[depth], nodes, alive)
+            one_by_one, at_once = one_by_one + min(self.beam, below.width), at_once + below.width
+            if not below.width or B * at_once > max(SMALL, SURPLUS * B * one_by_one):
                 return None
-            nodes, parents, shift, alive = below
-            one_by_one, at_once = one_by_one + min(self.beam, nodes.shape[1]), at_once + nodes.shape[1]
-            if B * at_once > max(SMALL, SURPLUS * B * one_by_one):
-                return None
+            nodes, parents, alive = below.nodes(len(self.tree.children[depth]))
             prefixes.append(Prefixes(self.tree.children[depth][nodes], parents))
-            shifts.append(shift)
+            shifts.append(below.shift)
         return _Rest(level, steps.ahead(level, prefixes), shifts) if shifts else None
 
 
@@ -113,23 +111,24 @@ class _Rest:
         return of[torch.arange(len(of))[:, None], self.places]
 
 
-def _below(
-    tree: TreeTensors, depth: int, nodes_BN: Tensor, alive_BN: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """All children of ``nodes`` of a depth, one parent after the other: themselves, the places of their parents, what
-    to add to a child of a parent for its place, (B, N), and which are no repetition. None where there are none.
-    """
-    offsets = tree.offsets[depth]
-    start = offsets[nodes_BN]
-    many = (offsets[nodes_BN + 1] - start).mul_(alive_BN)
-    last = many.cumsum(1)
-    width = int(last[:, -1].max())
-    if not width:
-        return None
-    shift = last - many - start
-    places = torch.arange(width).repeat(len(last), 1)
-    parents = torch.searchsorted(last, places, right=True)
-    real = parents < nodes_BN.shape[1]
-    parents = parents.clamp_(max=nodes_BN.shape[1] - 1)
-    nodes = (places - shift.gather(1, parents)).clamp_(0, len(tree.children[depth]) - 1)
-    return nodes, parents, shift, real
+class _Below(NamedTuple):
+    """All children of some nodes (B, N), one parent after the other, of each user up to ``width``."""
+
+    width: int
+    last: Tensor  # (B, N) the place after the last child of each
+    shift: Tensor  # (B, N) what added to a child of each gives its place
+
+    @classmethod
+    def of(cls, offsets: Tensor, nodes_BN: Tensor, alive_BN: Tensor) -> _Below:
+        start = offsets[nodes_BN]
+        many = (offsets[nodes_BN + 1] - start).mul_(alive_BN)
+        last = many.cumsum(1)
+        return cls(int(last[:, -1].max()), last, last - many - start)
+
+    def nodes(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, width) each: the children, of ``count`` of their depth; places of their parents; which are no filling."""
+        places = torch.arange(self.width).repeat(len(self.last), 1)
+        parents = torch.searchsorted(self.last, places, right=True)
+        real = parents < self.last.shape[1]
+        parents = parents.clamp_(max=self.last.shape[1] - 1)
+        return (places - self.shift.gather(1, parents)).clamp_(0, count - 1), parents, real

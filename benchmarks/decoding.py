@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["speed", "step", "exact"])
     parser.add_argument("--beams", type=int, nargs="+", default=[20, 50])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--rows", type=int, default=320, help="beams of all users that are decoded together")
+    parser.add_argument("--rows", type=int, default=200, help="beams of all users that are decoded together")
     parser.add_argument("--seconds", type=float, default=4, help="for each number")
     parser.add_argument("--kinds", nargs="+", default=["prepared", "no end", "bfloat16", "modules"])
     arguments = parser.parse_args()

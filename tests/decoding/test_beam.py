@@ -30,6 +30,7 @@ def way(request, monkeypatch):
     if request.param == "ahead":
         monkeypatch.setattr(oracles, "kind", oracles.ModelAhead)
         monkeypatch.setattr(ahead, "SURPLUS", 1 << 40)
+        monkeypatch.setattr(ahead, "LARGE", 1 << 40)
 
 
 @given(cases())
@@ -135,11 +136,15 @@ def test_large_levels_equal_brute_force(sizes, way):
 )
 def test_levels_are_read_at_once_where_few_ids_are_left(sizes, items, beam, passes, monkeypatch):
     monkeypatch.setattr(ahead, "SMALL", 0)
+    monkeypatch.setattr(ahead, "LARGE", 1 << 40)
     case = random_case(items, sizes)
     by_level = beam_search(model(sizes), case.tree, beam=beam)
     monkeypatch.setattr(oracles, "kind", oracles.ModelAhead)
     made = model(sizes)
     found = beam_search(made, case.tree, beam=beam)
+    assert made.passes == passes
+    monkeypatch.setattr(ahead, "LARGE", 20)
+    assert beam_search(made, case.tree, beam=beam).items.equal(found.items)
     assert made.passes == passes
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, by_level, strict=True))
 

@@ -110,6 +110,7 @@ def test_reading_the_rest_of_ids_at_once_changes_nothing(beam, monkeypatch):
     passes, whole = [], CodeWriting.ahead
     monkeypatch.setattr(CodeWriting, "ahead", lambda *args: passes.append(args) or whole(*args))
     monkeypatch.setattr(ahead, "SURPLUS", 1 << 40)
+    monkeypatch.setattr(ahead, "LARGE", 1 << 40)
     at_once = model.recommend(DATA, 3)
     assert passes
     monkeypatch.setattr(ahead, "SURPLUS", 0)

@@ -18,7 +18,8 @@ from torch import Tensor
 from recpipe.semantic_ids.tree_tensors import TreeTensors
 
 SURPLUS = 1.25  # prefixes read at once for each that is read level by level: more cost more than passes do
-SMALL = 64  # prefixes of all users at once that cost what a pass costs
+SMALL = 64  # prefixes of all users at once that cost what a pass costs,
+LARGE = 512  # and so many that passes cost nothing beside them
 
 
 class Steps(Protocol):
@@ -78,6 +79,8 @@ class Passes:
     def _rest(self, steps: StepsAhead, level: int, beams: Reached) -> _Rest | None:
         """What one pass from here gives; None where it would read too many prefixes, and at the last level."""
         B, K = beams.nodes.shape
+        if B * K > LARGE:
+            return None
         codes = self.tree.children[level - 1]
         nodes, alive = beams.nodes, beams.alive
         prefixes, shifts = [Prefixes(codes[nodes], beams.parents)], []
@@ -85,7 +88,7 @@ class Passes:
         for depth in range(level, self.tree.depth - 1):
             below = _Below.of(self.tree.offsets[depth], nodes, alive)
             one_by_one, at_once = one_by_one + min(self.beam, below.width), at_once + below.width
-            if not below.width or B * at_once > max(SMALL, SURPLUS * B * one_by_one):
+            if not below.width or B * at_once > min(LARGE, max(SMALL, SURPLUS * B * one_by_one)):
                 return None
             nodes, parents, alive = below.nodes(len(self.tree.children[depth]))
             prefixes.append(Prefixes(self.tree.children[depth][nodes], parents))

@@ -45,6 +45,7 @@ def prepared(
 class Part:
     """What the beams of some users see of them: per layer y Wk Wq' and y Wv Wo, and what is added to scores."""
 
+    users: int
     layers: list[tuple[Tensor, Tensor]]  # both (b, H * S, D), heads one after the other
     bias: Tensor | None  # (b, 1, H * S)
 
@@ -91,16 +92,16 @@ class RowCache:
 
 
 class _Rows:
-    """A matrix that grows by rows, with room for some steps."""
+    """A matrix that grows by rows."""
 
     def __init__(self) -> None:
         self.room, self.used = torch.empty(0), 0
 
-    def add(self, rows: Tensor) -> Tensor:
-        """All rows so far."""
+    def add(self, rows: Tensor, more: int) -> Tensor:
+        """All rows so far, with room for ``more`` times as many when a new one is made."""
         before, self.used = self.used, self.used + len(rows)
         if self.used > len(self.room):
-            room = rows.new_empty(before + 4 * len(rows), rows.shape[1])
+            room = rows.new_empty(self.used + more * len(rows), rows.shape[1])
             if before:
                 room[:before] = self.room[:before]
             self.room = room
@@ -134,40 +135,40 @@ class PreparedDecoder:
 
         ``events_S``: as of ``Memory``.
         """
-        real = mask_BS.sum(1)
         y_RD = unpadded(encoded_BSD, mask_BS).to(self.dtype)
         y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])  # what padding stands for
-        D = self.shape.dim
-        made = [both(y_RD).view(-1, D) for both in self.crossing]  # (R * 2 * H, D)
         parts, start = [], 0
-        for lengths in real.split(USERS):
-            stop = start + int(lengths.sum())
-            parts.append(self._part(made, lengths, start, stop, events_S))
-            start = stop
-        return PreparedMemory(parts)
+        for lengths in mask_BS.sum(1).split(USERS):
+            parts.append(
+                (
+                    self._rows(lengths, start, len(y_RD) - 1),
+                    Part(len(lengths), [], self._looks(lengths, events_S)),
+                )
+            )
+            start += int(lengths.sum())
+        for joined in self.crossing:
+            made = joined(y_RD).view(-1, self.shape.dim)  # (R * 2 * H, D)
+            for (keys, values), part in parts:
+                k, v = (
+                    made.index_select(0, rows).view(part.users, -1, self.shape.dim) for rows in (keys, values)
+                )
+                part.layers.append((k, v))
+        return PreparedMemory([part for _, part in parts])
 
-    def _part(
-        self,
-        made: list[Tensor],
-        lengths: Tensor,
-        start: int,
-        stop: int,
-        events_S: Tensor | None,
-    ) -> Part:
-        """Of the users whose tokens are rows ``start`` to ``stop`` of what was made."""
-        B, H, S = len(lengths), self.shape.heads, max(int(lengths.max()), 1)
-        places = torch.arange(S)
-        real = places < lengths[:, None]
+    def _rows(self, lengths: Tensor, start: int, padding: int) -> tuple[Tensor, Tensor]:
+        """(B * H * S,) each: which rows of (R * 2 * H, D) are keys and values of users, from token ``start`` on."""
+        H, places = self.shape.heads, torch.arange(max(int(lengths.max()), 1))
         row = (start + lengths.cumsum(0) - lengths)[:, None] + places
-        row = torch.where(real, row, len(made[0]) // (2 * H) - 1)
+        row = torch.where(places < lengths[:, None], row, padding)
         keys = (row[:, None] * (2 * H) + self.heads).flatten()
-        values = keys + H
-        layers = [
-            (each.index_select(0, keys).view(B, H * S, -1), each.index_select(0, values).view(B, H * S, -1))
-            for each in made
-        ]
+        return keys, keys + H
+
+    def _looks(self, lengths: Tensor, events_S: Tensor | None) -> Tensor | None:
+        """(B, 1, H * S) what is added to scores, None for nothing."""
+        B, H, S = len(lengths), self.shape.heads, max(int(lengths.max()), 1)
+        real = torch.arange(S) < lengths[:, None]
         if self.recency is None and bool(real.all()):
-            return Part(layers, None)
+            return None
         bias = torch.zeros(B, 1, S, dtype=self.dtype)
         if self.recency is not None:
             if events_S is None:
@@ -176,7 +177,7 @@ class PreparedDecoder:
             bias = self.recency(last, events_S[:S].expand(B, -1))[:, :, 0].to(self.dtype)
         bias = bias.masked_fill(~real[:, None], -torch.inf)
         bias[lengths == 0] = 0  # whose values are all 0
-        return Part(layers, bias.expand(B, H, S).reshape(B, 1, H * S))
+        return bias.expand(B, H, S).reshape(B, 1, H * S)
 
     @torch.no_grad()
     def step(
@@ -208,7 +209,7 @@ class PreparedDecoder:
         x, inner = x_BND.reshape(B * N, D).to(self.dtype), self.shape.inner
         for layer, (attend, feed) in enumerate(self.layers):
             qkv = attend.qkv(unit(x))
-            kv = cache.layers[layer].add(qkv[:, inner:])
+            kv = cache.layers[layer].add(qkv[:, inner:], 3 if len(counts) == 1 else 0)  # ahead is the last
             x = attend.out.add(
                 x, qkv[:, 2 * inner :] if past is None else self._mixed(qkv[:, :inner], kv, past)
             )

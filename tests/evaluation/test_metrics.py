@@ -48,9 +48,9 @@ def random_case(seed, users=60, items=40, levels=4, most_targets=1):
 @pytest.fixture
 def ranx(monkeypatch):
     """ranx as plain Python: compiling its metrics takes half a minute, running small cases no time."""
-    numba = pytest.importorskip("numba")
+    numba = pytest.importorskip("numba", reason="numba comes with ranx")
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
-    return pytest.importorskip("ranx")
+    return pytest.importorskip("ranx", reason="ranx, the peer, is a dev dependency")
 
 
 @pytest.mark.parametrize("most_targets", [1, 15])

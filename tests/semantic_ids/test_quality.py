@@ -159,7 +159,7 @@ def test_a_small_catalogue_collapses_too(collapse):
 @pytest.mark.parametrize("seed", range(4))
 def test_kmeans_of_real_shape_passes_with_the_defaults(seed):
     """No structure but clusters, and a quantizer that is not the one the data were drawn from."""
-    faiss = pytest.importorskip("faiss")
+    faiss = pytest.importorskip("faiss", reason="faiss comes with recpipe, not with the library half alone")
     generator = np.random.default_rng(seed)
     n, codes = [(2000, 64), (300, 32), (100, 6), (40, 4)][seed]
     x = (generator.normal(size=(n // 5, 24))[generator.integers(0, n // 5, n)]).astype(np.float32)

@@ -101,12 +101,11 @@ class _Rest:
 
     def __init__(self, level: int, logs: list[Tensor], shifts: list[Tensor]) -> None:
         self.level, self.of, self.shifts = level, logs, shifts
-        self.places = torch.empty(0)
+        self.places = torch.arange(logs[0].shape[1]).expand(len(logs[0]), -1)
 
     def logs(self, level: int, beams: Reached) -> Tensor:
         of = self.of[level - self.level]
         if level == self.level:
-            self.places = torch.arange(of.shape[1]).expand(len(of), -1)
             return of
         shift = self.shifts[level - self.level - 1]
         places = shift.gather(1, self.places.gather(1, beams.parents)) + beams.nodes

@@ -38,11 +38,12 @@ class Product:
         weight = weight.detach()
         if norm is not None:
             weight = weight * (norm.detach() * math.sqrt(len(norm)))
-        self.weight = weight.to(dtype or weight.dtype).contiguous()
-        self.packed = _packed(self.weight)
+        weight = weight.to(dtype or weight.dtype).contiguous()
+        self.packed = _packed(weight)
+        self.weight = weight if self.packed is None else None  # one of the two
 
     def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        if self.packed is None:
+        if self.weight is not None:
             y = F.linear(x, self.weight)
             return y.relu_() if relu else y
         after = "relu" if relu else "none"
@@ -50,7 +51,7 @@ class Product:
 
     def add(self, to: Tensor, x: Tensor) -> Tensor:
         """``to`` + x W'."""
-        if self.packed is None:
+        if self.weight is not None:
             return to + F.linear(x, self.weight)
         return torch.ops.mkldnn._linear_pointwise.binary(x, to, self.packed, None, "add")
 

@@ -5,6 +5,7 @@ Shape letters: N items, D width, L levels, V codes per level.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,8 +55,9 @@ class Codebooks(Quantizer):
             x = x[torch.from_numpy(np.sort(rows))]
         self.books = self._learn((x - self.mean) / self.scale, seed)
 
+    @abstractmethod
     def _learn(self, z_ND: Tensor, seed: int) -> list[Tensor]:
-        raise NotImplementedError
+        """The books (V, D) of each level, of standardised vectors."""
 
     def _centroids(self, z_ND: Tensor, level: int, seed: int) -> Tensor:
         conf = self.config

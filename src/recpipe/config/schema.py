@@ -1,0 +1,171 @@
+"""Types of the parameter blocks that nodes read. Kedro builds them before a run, ``typed.build`` elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from recpipe.config.suggest import ConfigError, check_known, split_names
+
+
+class Block(BaseModel):
+    """No key that is not named here; no value that only looks right, such as "yes" for a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class EvaluateConfig(Block):
+    """conf/base/parameters/evaluate.yml."""
+
+    recommend: PositiveInt
+    device: str
+    submission: dict[str, Any]
+
+
+class ReportConfig(Block):
+    """conf/base/parameters/report.yml."""
+
+    metric: str
+    baseline: str
+    resamples: PositiveInt
+    examples: PositiveInt
+    history: PositiveInt
+    recommended: PositiveInt
+
+
+class EnsembleConfig(Block):
+    """conf/base/parameters/ensemble.yml."""
+
+    members: str | None
+    method: str
+    weights: str | PositiveInt
+    constant: float
+    metric: str
+
+    def names(self) -> list[str]:
+        """Names of the members. Raises ConfigError where there are none."""
+        if not self.members:
+            raise ConfigError("ensemble.members is not set: name two or more models, as in sasrec+item_knn")
+        return list(split_names(self.members))
+
+    def member_weights(self) -> str | list[float]:
+        """``valid``, ``equal`` or one number a member."""
+        if self.weights in ("valid", "equal"):
+            return str(self.weights)
+        try:
+            return [float(weight) for weight in str(self.weights).split("+")]
+        except ValueError:
+            raise ConfigError(
+                f"ensemble.weights is {self.weights!r}; allowed: valid, equal, or a number for each member, as 2+1"
+            ) from None
+
+
+class TiesConfig(Block):
+    """conf/base/parameters/ties.yml."""
+
+    permutations: PositiveInt
+    seed: NonNegativeInt
+
+
+class ContextConfig(Block):
+    """``context`` of conf/base/parameters/studies.yml."""
+
+    users: PositiveInt
+
+
+class GeometryConfig(Block):
+    """conf/base/parameters/geometry.yml."""
+
+    models: str
+    k: PositiveInt
+    nulls: Annotated[int, Field(ge=2)]
+    items: PositiveInt
+    map: PositiveInt
+    examples: PositiveInt
+    nearest: PositiveInt
+    beside: PositiveInt
+
+
+class ItemTable(Block):
+    """More columns of the items, from a file in the folder of the raw data."""
+
+    file: str
+    item_id: str = "item_id"
+    columns: list[str]
+    optional: bool = False
+
+
+class TextContent(Block):
+    """What is embedded as an item's text."""
+
+    template: str
+    tables: list[ItemTable] = []
+
+
+class Category(Block):
+    """Which column of the items says what kind of thing they are."""
+
+    column: str
+    of_list: Literal["first", "last"] = "last"
+
+
+class ContentConfig(Block):
+    """``content`` of a data set."""
+
+    modalities: list[Literal["text", "image", "text_image", "text_parts"]] | None = None
+    text: TextContent | None = None
+    image: dict[str, Any] | None = None
+    category: Category | None = None
+
+
+class DatasetConfig(Block):
+    """conf/base/parameters/datasets/<name>.yml, without the blocks in which it overrides others."""
+
+    title: str | None = None
+    source: str
+    profile: str | None = None
+    homepage: str | None = None
+    url: str | None = None
+    checksum: str | None = None
+    licence: str | None = None
+    citation: str | None = None
+    files: dict[str, Any] = {}
+    options: dict[str, Any] | None = None
+    bad_rows: str = "quarantine"
+    steps: list[dict[str, Any]] | None = None
+    content: ContentConfig | None = None
+
+
+class EmbedConfig(Block):
+    """conf/base/parameters/embed.yml: which of the encoders."""
+
+    text: str
+    image: str
+    refit: bool
+
+
+class SemanticIdsConfig(Block):
+    """conf/base/parameters/semantic_ids.yml, for one kind of ids."""
+
+    quantizer: str
+    collisions: Literal["extra_digit", "reallocate", "sinkhorn", "keep"]
+    extra_codes: PositiveInt
+    seed: NonNegativeInt
+    refit: bool
+    gate: dict[str, float | None]
+    quantizers: dict[str, dict[str, Any]]
+
+    def chosen(self) -> tuple[str, dict[str, Any]]:
+        """Type and settings of the quantizer. Raises ConfigError with the nearest name."""
+        settings = named(self.quantizer, self.quantizers, what="semantic_ids.quantizer")
+        if "type" not in settings:
+            raise ConfigError(f"semantic_ids.quantizers.{self.quantizer} lacks its type, such as rqvae")
+        return str(settings["type"]), {key: value for key, value in settings.items() if key != "type"}
+
+
+def named(name: str, blocks: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """``blocks[name]``. Raises ConfigError that says what there is."""
+    check_known(name, blocks, what=what)
+    return dict(blocks[name])

@@ -1,0 +1,97 @@
+"""Values of the configuration as typed objects: dataclasses and pydantic models, checked key by key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from recpipe.config.suggest import ConfigError, nearest
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Any, *, where: str) -> T:
+    """``cls(**values)`` for a dataclass or a pydantic model; ``where`` is the path of the block in the conf.
+
+    Raises ConfigError that names the first key that is unknown, missing or of the wrong type, and what is allowed.
+    """
+    known = field_names(cls)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be a block with {', '.join(known)}, not {values!r}")
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown setting {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+    if not dataclasses.is_dataclass(cls):
+        return _validated(cls, values, where)
+    _check_types(cls, values, where)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def field_names(cls: type) -> list[str]:
+    """Fields of a dataclass or a pydantic model."""
+    if dataclasses.is_dataclass(cls):
+        return [field.name for field in dataclasses.fields(cls)]
+    return list(cls.model_fields)  # type: ignore[attr-defined]
+
+
+def _validated(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    from pydantic import ValidationError
+
+    try:
+        return cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined, no-any-return]
+    except ValidationError as errors:
+        raise ConfigError(_sentence(errors, cls, where)) from errors
+
+
+def _check_types(cls: type, values: Mapping[str, Any], where: str) -> None:
+    """Of a dataclass, whose own checks come after; a machine without pydantic leaves them out and says so."""
+    if not _has_pydantic():
+        return
+    from pydantic import ValidationError
+
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            try:
+                _adapter(cls, field.name).validate_json(json.dumps(values[field.name]), strict=True)
+            except ValidationError as errors:
+                raise ConfigError(_sentence(errors, cls, f"{where}.{field.name}")) from errors
+            except TypeError:  # no JSON: it came from code, which knows its types
+                continue
+
+
+@cache
+def _adapter(cls: type, name: str) -> Any:
+    from typing import get_type_hints
+
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(get_type_hints(cls, include_extras=True)[name])
+
+
+@cache
+def _has_pydantic() -> bool:
+    there = find_spec("pydantic") is not None
+    if not there:
+        log.warning("pydantic is not installed: types of settings are not checked before they are used")
+    return there
+
+
+def _sentence(errors: Any, cls: type, where: str) -> str:
+    """The first fault of a ValidationError in one line."""
+    error = errors.errors()[0]
+    key = ".".join(str(part) for part in (where, *error["loc"]))
+    if error["type"] == "extra_forbidden":
+        near = nearest(error["loc"][-1], field_names(cls))
+        return f"unknown key {key}{near}; {where} has {', '.join(field_names(cls))}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key} cannot be {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -1,9 +1,12 @@
-"""Every pipeline by name. Nodes import what they need when they run, so listing the pipelines is quick."""
+"""Every pipeline by name: the stages, and for each model its whole path. Nodes import what they need when they run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kedro.pipeline import Pipeline
 
+from recpipe.hooks.errors import one_line_errors
 from recpipe.pipelines import (
     context,
     embed,
@@ -17,23 +20,40 @@ from recpipe.pipelines import (
     ties,
     train,
 )
+from recpipe.pipelines.wiring import STAGES, WHOLE, Wiring, command_wiring, current, wiring_of_model
+
+FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
+    "ingest": ingest.create_pipeline,
+    "embed": embed.create_pipeline,
+    "semantic_ids": semantic_ids.create_pipeline,
+    "train": train.create_pipeline,
+    "evaluate": evaluate.create_pipeline,
+    "report": report.create_pipeline,
+    "ensemble": ensemble.create_pipeline,
+    "ties": ties.create_pipeline,
+    "context": context.create_pipeline,
+    "study": study.create_pipeline,
+    "geometry": geometry.create_pipeline,
+}
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Maps what follows `--pipelines` to a pipeline; `__default__` is all but those that must be asked for."""
-    stages = {
-        "ingest": ingest.create_pipeline(),
-        "embed": embed.create_pipeline(),
-        "semantic_ids": semantic_ids.create_pipeline(),
-        "train": train.create_pipeline(),
-        "evaluate": evaluate.create_pipeline(),
-        "report": report.create_pipeline(),
-    }
-    by_name = {
-        "ensemble": ensemble.create_pipeline(),
-        "ties": ties.create_pipeline(),
-        "context": context.create_pipeline(),
-        "study": study.create_pipeline(),
-        "geometry": geometry.create_pipeline(),
-    }
-    return {**stages, **by_name, "__default__": sum(stages.values(), start=Pipeline([]))}
+    """Maps what follows ``--pipelines`` to a pipeline, built for the models of the command.
+
+    Without a command (kedro-viz, ``kedro registry list``) stages are those of the default model and its
+    baselines. ``__default__`` is all stages; a model's name is the path of this model from the raw log to the report.
+    """
+    with one_line_errors():
+        configuration, wiring = current()
+        if wiring is not None:
+            models = {name: whole(wiring) for name in wiring.models}
+        else:
+            wiring = command_wiring(configuration, [])
+            models = {name: whole(wiring_of_model(configuration, name)) for name in configuration.model_names}
+        stages = {name: factory(wiring) for name, factory in FACTORIES.items()}
+        return {WHOLE: whole(wiring), **stages, **models}
+
+
+def whole(wiring: Wiring) -> Pipeline:
+    """All stages of a run of the project, one after the other."""
+    return sum((FACTORIES[name](wiring) for name in STAGES), start=Pipeline([]))

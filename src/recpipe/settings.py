@@ -1,23 +1,24 @@
-"""Kedro's project settings: how configuration is merged, which session chooses the model, which hooks listen.
+"""Kedro's project settings: how configuration is read, which session runs, which hooks listen.
 
 https://docs.kedro.org/en/stable/configure/configuration_basics/ lists what may stand here.
 """
 
 from recpipe.hooks import ChecksHooks, SummaryHooks, TrackingHooks
-from recpipe.session import RecpipeSession
+from recpipe.session import RecpipeConfigLoader, RecpipeSession
 
 SESSION_CLASS = RecpipeSession
 
 # Kedro calls the last one first: checks come before tracking, the summary before where it was tracked.
 HOOKS = (TrackingHooks(), SummaryHooks(), ChecksHooks())
 
-# kedro-viz draws what a run did only where no tags were given, and warns of it otherwise: our session gives tags.
+# kedro-viz draws what a run did only where no tags were given, and warns of it otherwise.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-viz",)
 
+CONFIG_LOADER_CLASS = RecpipeConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**"]},
-    # Without "soft", one key in conf/local or one --params wipes its whole block.
-    "merge_strategy": {"parameters": "soft", "globals": "soft", "mlflow": "soft"},
+    # Without "soft", one key in conf/local wipes its whole block.
+    "merge_strategy": {"mlflow": "soft"},
 }

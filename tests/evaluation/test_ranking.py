@@ -11,7 +11,7 @@ from tests.synthetic import random_sequences, sequences
 from recpipe.data.batches import Batch
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.evaluation.evaluate import check_catalogue, evaluate, settings_id, validator
+from recpipe.evaluation.evaluate import evaluate, settings_id, validator
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.hooks.values import metric_values
 from recpipe.models.ordering import priority
@@ -162,10 +162,10 @@ def test_a_bundle_that_trained_on_validation_has_no_metrics_of_it_and_a_place_on
 
 def test_a_bundle_of_other_items_is_refused():
     trained = bundle()
-    check_catalogue(trained, Vocabulary(trained.vocabulary.ids.copy()))
+    trained.check_catalogue(Vocabulary(trained.vocabulary.ids.copy()))
     renamed = np.array([f"other {i}" for i in range(ITEMS)], dtype=object)
     with pytest.raises(ValueError, match="another catalogue"):
-        check_catalogue(trained, Vocabulary(renamed))
+        trained.check_catalogue(Vocabulary(renamed))
 
 
 def test_unequal_data_is_refused_and_another_seen_filter_is_another_protocol():

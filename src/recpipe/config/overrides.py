@@ -126,9 +126,13 @@ def _wrong_kind(path: str, value: Any, present: Any) -> ConfigError:
 
 
 def _unknown(path: str, known: Mapping[str, Any], tree: Tree | None = None) -> ConfigError:
-    name = path.rpartition(".")[2]
-    files = list(dict.fromkeys(leaf.file for _, leaf in leaves(tree or {}))) if path.count(".") else []
-    place = f"; it belongs in {files[0]}" if files else ""
+    blocks, _, name = path.rpartition(".")
+    hint = nearest(name, known)
+    place = ""
+    if blocks and tree:
+        suggested = [tree[key] for key in tree if f"{key!r}" in hint] or list(tree.values())[-1:]
+        file = next((leaf.file for _, leaf in leaves({"": suggested[0]})), "")
+        place = f"; it belongs in {file}" if file else ""
     return ConfigError(
-        f"unknown parameter {path!r} (command line){nearest(name, known)}{place}; there are {', '.join(map(str, known))}"
+        f"unknown parameter {path!r} (command line){hint}{place}; there are {', '.join(map(str, known))}"
     )

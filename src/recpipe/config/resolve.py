@@ -8,7 +8,8 @@ of another one, as that would be on the data set, and of the lines in which it d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +111,10 @@ class Configuration:
     def dataset(self) -> str:
         """Name of the data set."""
         return str(self._choice("dataset"))
+
+    def is_overridden(self, key: str) -> bool:
+        """Whether the command line says something of the top-level ``key``."""
+        return key in self._given
 
     @property
     def model_names(self) -> list[str]:
@@ -215,8 +220,13 @@ class Configuration:
     def run(self, model: str) -> RunConfig:
         """How ``model`` is trained on the data set. Raises ConfigError for an unknown one."""
         check_known(model, self.model_names, what="model")
+        config = self._run(model)
+        self._check_reads(config)
+        return config
+
+    def _run(self, model: str) -> RunConfig:
         values = plain(self.tree(model))
-        config = RunConfig(
+        return RunConfig(
             name=model,
             dataset=self.dataset,
             type=self.type_of(model),
@@ -229,8 +239,6 @@ class Configuration:
             seed=self["seed"],
             init_from=self["init_from"],
         )
-        self._check_reads(config)
-        return config
 
     def _check_reads(self, config: RunConfig) -> None:
         where = f"models.{config.name}"
@@ -245,13 +253,42 @@ class Configuration:
                 f"model whose items are read, one of {', '.join(others)}"
             )
 
-    def parameters(self, models: Mapping[str, RunConfig]) -> dict[str, Any]:
-        """Plain values under the paths of the command line, for ``models`` and the data set of this command only."""
-        return plain(self._top) | {"models": {name: plain(self.tree(name)) for name in models}}
+    def parameters(self, models: Iterable[str] = ()) -> dict[str, Any]:
+        """Plain values for nodes: blocks of the data set, every kind of semantic ids, and ``models`` as RunConfigs.
+
+        Blocks know what they belong to: the protocol its data set, evaluation the protocol, a kind of ids its name and
+        the data sets that it shares a quantizer with. ``paths`` are those of DataPaths, absolute where the conf folder is
+        known.
+        """
+        values = plain(self._top)
+        root = Path() if self.conf is None else self.conf.resolve().parent
+        paths = {"data_root": str(root / values["data"]), "raw_root": str(root / values["raw"])}
+        values["paths"] = {**paths, "dataset": self.dataset}
+        values["protocol"]["dataset"] = self.dataset
+        values["evaluate"]["protocol"] = dict(values["protocol"])
+        for name in ("ties", "context"):
+            values[name]["metric"] = values[name]["metric"] or values["report"]["metric"]
+        for kind, ids in values["semantic_ids"]["kinds"].items():
+            ids |= {"kind": kind, **{name: values[name] for name in ("quantizer_from", "quantizer_with")}}
+        for name, study in values["studies"].items():
+            study["name"] = name
+        return values | {"models": {name: dataclasses.asdict(self._run(name)) for name in models}}
+
+    def scalars(self) -> dict[str, Any]:
+        """Single values of the top level, such as ``dataset``, ``seed`` and ``data``: catalog entries are made of them."""
+        return {name: each.value for name, each in self._top.items() if isinstance(each, Leaf)}
 
     def origins(self, models: list[str]) -> dict[str, Leaf]:
         """Where each value of ``parameters`` comes from, by its dotted path."""
         return dict(leaves({**self._top, "models": {name: self.tree(name) for name in models}}))
+
+    def place(self, path: str, models: Iterable[str] = ()) -> str:
+        """`` (file)`` of the value or block at a dotted path of ``parameters``, an empty string where none is known."""
+        origins = self.origins([name for name in models if path.startswith(f"models.{name}.")])
+        for key, leaf in origins.items():
+            if key == path or key.startswith(f"{path}."):
+                return f" ({leaf.file})"
+        return ""
 
     def check(self) -> None:
         """Raises ConfigError for names and overrides that the files do not know."""

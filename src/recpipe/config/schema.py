@@ -17,11 +17,12 @@ class Block(BaseModel):
 
 
 class EvaluateConfig(Block):
-    """conf/base/parameters/evaluate.yml."""
+    """conf/base/parameters/evaluate.yml, with the fields of the protocol that numbers are asked for under."""
 
     recommend: PositiveInt
     device: str
     submission: dict[str, Any]
+    protocol: dict[str, Any]
 
 
 class ReportConfig(Block):
@@ -67,12 +68,23 @@ class TiesConfig(Block):
 
     permutations: PositiveInt
     seed: NonNegativeInt
+    metric: str
 
 
 class ContextConfig(Block):
     """``context`` of conf/base/parameters/studies.yml."""
 
     users: PositiveInt
+    metric: str
+
+
+class StudyConfig(Block):
+    """One of ``studies`` of conf/base/parameters/studies.yml: values of a setting, or parts that are taken away."""
+
+    name: str
+    setting: str | None = None
+    values: str | int | float | None = None
+    without: dict[str, dict[str, Any]] = {}
 
 
 class GeometryConfig(Block):
@@ -147,8 +159,9 @@ class EmbedConfig(Block):
 
 
 class SemanticIdsConfig(Block):
-    """conf/base/parameters/semantic_ids.yml, for one kind of ids."""
+    """conf/base/parameters/semantic_ids.yml, for one ``kind`` of ids."""
 
+    kind: str
     quantizer: str
     collisions: Literal["extra_digit", "reallocate", "sinkhorn", "keep"]
     extra_codes: PositiveInt
@@ -156,6 +169,8 @@ class SemanticIdsConfig(Block):
     refit: bool
     gate: dict[str, float | None]
     quantizers: dict[str, dict[str, Any]]
+    quantizer_from: str = "none"
+    quantizer_with: str = "none"
 
     def chosen(self) -> tuple[str, dict[str, Any]]:
         """Type and settings of the quantizer. Raises ConfigError with the nearest name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -16,20 +16,26 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def build(cls: type[T], values: Any, *, where: str) -> T:
+Place = Callable[[str], str]
+"""`` (conf/base/parameters/train.yml)`` of a dotted path, or an empty string."""
+
+
+def build_config(cls: type[T], values: Any, *, where: str, place: Place = lambda path: "") -> T:
     """``cls(**values)`` for a dataclass or a pydantic model; ``where`` is the path of the block in the conf.
 
-    Raises ConfigError that names the first key that is unknown, missing or of the wrong type, and what is allowed.
+    Raises ConfigError that names the first key that is unknown, missing or of the wrong type, the file it stands in (as
+    ``place`` knows it), and what is allowed.
     """
     known = field_names(cls)
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} must be a block with {', '.join(known)}, not {values!r}")
+        raise ConfigError(f"{where}{place(where)} must be a block with {', '.join(known)}, not {values!r}")
     for key in values:
         if key not in known:
-            raise ConfigError(f"{where}: unknown setting {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+            path = f"{where}.{key}"
+            raise ConfigError(f"unknown setting {path!r}{place(path)}{nearest(key, known)}; there are {', '.join(known)}")
     if not dataclasses.is_dataclass(cls):
-        return _validated(cls, values, where)
-    _check_types(cls, values, where)
+        return _validated(cls, values, where, place)
+    _check_types(cls, values, where, place)
     try:
         return cls(**values)
     except ValueError as error:
@@ -43,16 +49,16 @@ def field_names(cls: type) -> list[str]:
     return list(cls.model_fields)  # type: ignore[attr-defined]
 
 
-def _validated(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def _validated(cls: type[T], values: Mapping[str, Any], where: str, place: Place) -> T:
     from pydantic import ValidationError
 
     try:
         return cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined, no-any-return]
     except ValidationError as errors:
-        raise ConfigError(_sentence(errors, cls, where)) from errors
+        raise ConfigError(_sentence(errors, where, place)) from errors
 
 
-def _check_types(cls: type, values: Mapping[str, Any], where: str) -> None:
+def _check_types(cls: type, values: Mapping[str, Any], where: str, place: Place) -> None:
     """Of a dataclass, whose own checks come after; a machine without pydantic leaves them out and says so."""
     if not _has_pydantic():
         return
@@ -63,7 +69,7 @@ def _check_types(cls: type, values: Mapping[str, Any], where: str) -> None:
             try:
                 _adapter(cls, field.name).validate_json(json.dumps(values[field.name]), strict=True)
             except ValidationError as errors:
-                raise ConfigError(_sentence(errors, cls, f"{where}.{field.name}")) from errors
+                raise ConfigError(_sentence(errors, f"{where}.{field.name}", place)) from errors
             except TypeError:  # no JSON: it came from code, which knows its types
                 continue
 
@@ -85,13 +91,12 @@ def _has_pydantic() -> bool:
     return there
 
 
-def _sentence(errors: Any, cls: type, where: str) -> str:
+def _sentence(errors: Any, where: str, place: Place) -> str:
     """The first fault of a ValidationError in one line."""
     error = errors.errors()[0]
-    key = ".".join(str(part) for part in (where, *error["loc"]))
+    path = ".".join(str(part) for part in (where, *error["loc"]))
     if error["type"] == "extra_forbidden":
-        near = nearest(error["loc"][-1], field_names(cls))
-        return f"unknown key {key}{near}; {where} has {', '.join(field_names(cls))}"
+        return f"unknown setting {path!r}{place(path)}; {where} has no such key"
     if error["type"] == "missing":
-        return f"{key} is missing"
-    return f"{key} cannot be {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        return f"{path} is missing{place(where)}"
+    return f"{path}{place(path)} cannot be {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -4,7 +4,6 @@ paths or web addresses. Nothing is read that lies outside, hides behind a link o
 
 from __future__ import annotations
 
-import difflib
 import lzma
 import os
 import stat
@@ -20,6 +19,8 @@ from typing import IO, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from recpipe.config import nearest
 
 MAX_BYTES = 20 << 20
 GIVE_UP = 20  # images in a row that a host did not answer for, after which it is asked no more
@@ -75,9 +76,9 @@ class ImageConf:
         """From the conf's block. Raises ValueError that names unknown keys and the known ones."""
         for key in block:
             if key not in KEYS:
-                near = difflib.get_close_matches(str(key), KEYS, 1)
-                hint = f", did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"content.image: unknown setting {key!r}{hint}; known: {', '.join(KEYS)}")
+                raise ValueError(
+                    f"content.image: unknown setting {key!r}{nearest(key, KEYS)}; known: {', '.join(KEYS)}"
+                )
         return cls(**{"source" if key == "from" else key: value for key, value in block.items()})
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recpipe.config import check_known
+
 SPLITS = ("leave_one_out", "temporal", "ratio", "cold_users")
 TIMES = ("none", "last_item", "query")  # each allows what the one before does
 CHOICES = {
@@ -18,6 +20,7 @@ CHOICES = {
     "candidates": ("full",),
     "time": TIMES,
 }
+DERIVED = ("id", "sizes")  # of a split on disk
 EVALUATION_FIELDS = ("exclude_seen", "candidates", "time", "cutoffs")
 
 
@@ -49,6 +52,8 @@ class Protocol:
     cutoffs: tuple[int, ...] = (1, 5, 10, 20)
 
     def __post_init__(self) -> None:
+        for name in ("steps", "cutoffs"):  # lists of conf and JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for field, allowed in CHOICES.items():
             if (value := getattr(self, field)) not in allowed:
                 raise ValueError(f"protocol.{field} is {value!r}; allowed: {', '.join(allowed)}")
@@ -104,14 +109,22 @@ class Protocol:
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
         """From conf or JSON. Raises ValueError that names an unknown key and the known ones."""
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known - {"id"}):
-            raise ValueError(f"unknown protocol keys {unknown}; known: {sorted(known)}")
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in fields.items()
-            if key != "id"
-        }
-        return cls(**values)
+        for name in sorted(set(fields) - known - set(DERIVED)):
+            check_known(name, sorted(known), what="protocol key")
+        return cls(**{key: value for key, value in fields.items() if key not in DERIVED})
+
+    def evaluated_as(self, requested: Protocol) -> Protocol:
+        """This protocol, which the split was made under, with what only evaluation reads taken from ``requested``.
+
+        Raises ValueError where ``requested`` would cut the data differently: the split on disk is not of that protocol.
+        """
+        combined = dataclasses.replace(requested, fingerprint=self.fingerprint, steps=self.steps)
+        if differing := self.same_data(combined):
+            raise ValueError(
+                f"the data on disk were split under another protocol: {', '.join(differing)} differ. "
+                "Run the pipeline train again, or leave that parameter out"
+            )
+        return combined
 
     def same_data(self, other: Protocol) -> list[str]:
         """Names of the fields in which the data that models are fitted on would differ from ``other``'s."""

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Fold, Sequences, Vocabulary
+from recpipe.data.sequences import Fold, Sequences
 from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.latency import latency
 from recpipe.evaluation.metrics import coverage, metrics_from_ranks, warm_and_cold_items
@@ -31,11 +31,14 @@ WITHOUT_EFFECT = {"device", "resume", "log_every"}  # of the train settings: the
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics`` is what metrics.json holds; ``ranks`` and ``recommendations`` are of the test fold."""
+    """``metrics`` is what metrics.json holds; ``ranks`` and ``recommendations`` are of the test fold, ``submission`` is
+    the latter as CSV text.
+    """
 
     metrics: dict[str, Any]
     ranks: pa.Table
     recommendations: pa.Table
+    submission: str = ""
 
 
 @runtime_checkable
@@ -110,15 +113,6 @@ def settings_id(settings: Mapping[str, Any]) -> str:
             train.pop(name, None)
     text = json.dumps({**settings, "train": train}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def check_catalogue(bundle: Bundle, vocabulary: Vocabulary) -> None:
-    """Raises ValueError unless the folds' item indices mean the same items to the bundle."""
-    if not np.array_equal(bundle.vocabulary.ids, vocabulary.ids):
-        raise ValueError(
-            f"{bundle.name} was trained on another catalogue ({len(bundle.vocabulary)} items) than the data on disk "
-            f"({len(vocabulary)} items); run `kedro run --pipelines=train,evaluate --params model={bundle.name}`"
-        )
 
 
 def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None) -> Any:

@@ -1,129 +1,203 @@
-"""Before anything runs: does the library take the data set, the engine, the steps, the content, the quantizer, the
-protocol, the fallback, the models?
+"""Checks before a run: does the library take the data set, the steps, the encoders, the ids, the protocol, the models?
+
+A misspelt key in a file is refused now, and not after half an hour of ingest.
 """
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from recpipe.pipelines.modalities import KINDS, MODALITIES, group
+from recpipe.config import (
+    ID_KINDS,
+    VECTORS,
+    ConfigError,
+    Configuration,
+    RunConfig,
+    build_config,
+    check_known,
+)
+from recpipe.config.schema import (
+    ContextConfig,
+    DatasetConfig,
+    EmbedConfig,
+    EnsembleConfig,
+    EvaluateConfig,
+    GeometryConfig,
+    ReportConfig,
+    SemanticIdsConfig,
+    StudyConfig,
+    TiesConfig,
+)
+from recpipe.data.protocol import Protocol
 
-BLOCK = "params:models."
+DATASETS, MODELS, KINDS, STUDIES = "datasets.", "models.", "semantic_ids.kinds.", "studies."
+
+
+SECTIONS: dict[str, type] = {
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "ensemble": EnsembleConfig,
+    "ties": TiesConfig,
+    "context": ContextConfig,
+    "geometry": GeometryConfig,
+    "embed": EmbedConfig,
+    "protocol": Protocol,
+}
+
+
+def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None:
+    """Raises ConfigError for an unknown key or a value of the wrong type in any block that nodes read, and in the models
+    of ``runs`` what can be told without their code.
+
+    Kedro would find most of these too, and tell of them in many lines.
+    """
+    from recpipe.layers.side import SideConfig
+    from recpipe.training.settings import TrainSettings
+
+    values = configuration.parameters()
+    dataset = f"datasets.{configuration.dataset}"
+    blocks: dict[str, tuple[type, Any]] = {name: (cls, values[name]) for name, cls in SECTIONS.items()}
+    blocks[dataset] = (DatasetConfig, values["datasets"][configuration.dataset])
+    blocks |= {f"studies.{name}": (StudyConfig, block) for name, block in values["studies"].items()}
+    for kind, block in values["semantic_ids"]["kinds"].items():
+        blocks[f"semantic_ids.kinds.{kind}"] = (SemanticIdsConfig, block)
+    for run in runs:
+        blocks[f"models.{run.name}.train"] = (TrainSettings, run.train)
+        blocks[f"models.{run.name}.side"] = (SideConfig, run.side)
+    names = [run.name for run in runs]
+    for where, (cls, block) in blocks.items():
+        build_config(cls, block, where=where, place=lambda path: configuration.place(path, names))
 
 
 class ChecksHooks:
-    """A misspelt key in a YAML file is refused now, and not after half an hour of ingest."""
+    """Refuses what the library cannot take, by name, before the first node runs."""
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Raises ValueError that names the key and those that are known."""
+        """Raises ConfigError that names the key and what is allowed."""
         needed = pipeline.inputs()
-        if "params:datasets" in needed:
-            _check_dataset(catalog.load("params:datasets"), catalog.load("params:dataset"))
-        if "params:ingest" in needed:
-            from recpipe.data.interactions import engines
-            from recpipe.data.sampling import check
-
-            engines.check(catalog.load("params:ingest").get("engine") or {})
-            check(catalog.load("params:datasets")[catalog.load("params:dataset")].get("steps") or [])
-        protocol = None
-        if "params:protocol" in needed:
-            from recpipe.pipelines.blocks import protocol_of
-
-            names = ("protocol", "datasets", "dataset")
-            protocol = protocol_of(*(catalog.load(f"params:{name}") for name in names))
-        if "params:cold_users" in needed:
-            from recpipe.pipelines.blocks import cold_users_of
-
-            cold_users_of(*(catalog.load(f"params:{name}") for name in ("cold_users", "datasets", "dataset")))
-        if "params:embed" in needed or "params:semantic_ids" in needed:
-            _check_content(needed, catalog)
-        if "params:studies" in needed:
-            _check_study(needed, catalog)
-        for name in sorted(needed):
-            if name.startswith(BLOCK):
-                _check_model(name.removeprefix(BLOCK), catalog, protocol)
-        _check_described(needed, catalog)
+        names = sorted(name.removeprefix("params:") for name in needed if name.startswith("params:"))
+        for name, dataset in _typed(names, DATASETS, catalog):
+            _check_dataset(name, dataset)
+        if "ingest" in names:
+            _check_engine(catalog.load("params:ingest"))
+        protocol = _protocol(names, catalog)
+        if "embed" in names:
+            _check_encoders(names, catalog)
+        for kind, config in _typed(names, KINDS, catalog):
+            _check_ids(kind, config)
+        runs = [run for _, run in _typed(names, MODELS, catalog)]
+        for run in runs:
+            check_model(run, protocol)
+        for _, study in _typed(names, STUDIES, catalog):
+            _check_study(study, runs)
+        _check_on_disk(needed, catalog)
 
 
-def _check_dataset(datasets: dict[str, Any], dataset: str) -> None:
+def _typed(names: list[str], prefix: str, catalog: Any) -> Iterator[tuple[str, Any]]:
+    """Parameters below ``prefix``, such as those of every model of the run, which Kedro has made typed objects of."""
+    for name in names:
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), catalog.load(f"params:{name}")
+
+
+def _protocol(names: list[str], catalog: Any) -> Protocol | None:
+    """The protocol of the run, checked; None in a run that needs none."""
+    if "protocol" in names:
+        protocol: Protocol = catalog.load("params:protocol")
+        return protocol
+    return Protocol.from_dict(catalog.load("params:evaluate").protocol) if "evaluate" in names else None
+
+
+def _check_dataset(name: str, dataset: DatasetConfig) -> None:
     from recpipe.data import sources
     from recpipe.data.interactions.faults import POLICIES
+    from recpipe.data.sampling import check
 
-    where = f"datasets.{dataset}"
-    sources.check(datasets[dataset], where=where)
-    policy = datasets[dataset].get("bad_rows", POLICIES[0])
-    if policy not in POLICIES:
-        near = get_close_matches(str(policy), POLICIES, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"{where}.bad_rows cannot be {policy!r}{hint}; choose one of {', '.join(POLICIES)}")
-
-
-def _check_content(needed: set[str], catalog: Any) -> None:
-    from recpipe.content.vector_file import VectorFile
-    from recpipe.pipelines import blocks, encoders
-    from recpipe.semantic_ids import quantizer
-
-    where = (catalog.load("params:datasets"), catalog.load("params:dataset"))
-    content = blocks.content_block(*where)
-    made_of: dict[str, Any] = {}
-    if "params:embed" in needed:
-        chosen = blocks.embed_block(catalog.load("params:embed"), *where)
-        for kind, made in (("text", encoders.text_encoder), ("image", encoders.image_encoder)):
-            if (known := f"params:{kind}_encoders") in needed:
-                made_of[kind] = made(getattr(chosen, kind), catalog.load(known))
-    if "image" in made_of and content.image is not None and not isinstance(made_of["image"], VectorFile):
+    sources.check(dataset.model_dump(exclude_unset=True), where=f"datasets.{name}")
+    check_known(dataset.bad_rows, POLICIES, what=f"datasets.{name}.bad_rows")
+    check(dataset.steps or [])
+    if dataset.content is not None and dataset.content.image is not None and "from" not in dataset.content.image:
         from recpipe.content.image_sources import ImageConf
 
-        ImageConf.of(content.image)
-    if "params:semantic_ids" in needed:
-        for kind in KINDS:
-            block = blocks.ids_block(catalog.load("params:semantic_ids"), *where, kind)
-            block.gate_settings()
-            quantizer.build(*block.chosen())
+        ImageConf.of(dataset.content.image)
 
 
-def _check_study(needed: set[str], catalog: Any) -> None:
+def _check_engine(ingest: dict[str, Any]) -> None:
+    from recpipe.data.interactions import engines
+
+    engines.check(ingest.get("engine") or {})
+
+
+def _check_encoders(names: list[str], catalog: Any) -> None:
+    from recpipe.content.vector_file import VectorFile
+    from recpipe.pipelines.encoders import image_encoder, text_encoder
+
+    embed: EmbedConfig = catalog.load("params:embed")
+    if "text_encoders" in names:
+        text_encoder(embed.text, catalog.load("params:text_encoders"))
+    if "image_encoders" in names:
+        encoder = image_encoder(embed.image, catalog.load("params:image_encoders"))
+        if not isinstance(encoder, VectorFile):
+            from recpipe.content.image_sources import ImageConf
+
+            for _, dataset in _typed(names, DATASETS, catalog):
+                if dataset.content is not None and dataset.content.image is not None:
+                    ImageConf.of(dataset.content.image)
+
+
+def _check_ids(kind: str, config: SemanticIdsConfig) -> None:
+    from recpipe.semantic_ids import quantizer
+    from recpipe.semantic_ids.quality import Gate
+
+    build_config(Gate, config.gate, where=f"semantic_ids.kinds.{kind}.gate")
+    quantizer.build(*config.chosen())
+
+
+def check_model(run: RunConfig, protocol: Protocol | None) -> None:
+    """Raises ValueError for settings that the model, its training or its fallback for users without history cannot take."""
+    from recpipe.layers.cold_users import ColdUsersConfig
+    from recpipe.models.registry import model_class, side_config
+    from recpipe.training.settings import TrainSettings, check_arguments, check_layout, check_loss
+
+    where = f"models.{run.name}"
+    cls = model_class(run.type)
+    config = build_config(cls.Config, run.settings, where=where)
+    side = side_config(run.type, run.side, where=where)
+    settings = build_config(TrainSettings, run.train, where=f"{where}.train")
+    build_config(ColdUsersConfig, run.cold_users, where="cold_users")
+    if protocol is not None:
+        protocol.check_time(getattr(config, "time_mode", "none"), model=run.name)
+        protocol.check_time(side.requires_time, model=run.name)
+    check_layout(settings, cls)
+    check_loss(settings, cls)
+    if not cls.closed_form:
+        check_arguments(settings)
+
+
+def _check_study(study: StudyConfig, runs: list[RunConfig]) -> None:
     """Every model of the run has what the study changes."""
-    from recpipe.models.registry import resolve
-    from recpipe.pipelines.blocks import study_of
+    from recpipe.pipelines.study.nodes import study_settings
     from recpipe.training.variants import variants
 
-    asked = study_of(catalog.load("params:study"), catalog.load("params:studies"))
-    for name in sorted(each for each in needed if each.startswith(BLOCK)):
-        spec = resolve(catalog.load(name), catalog.load("params:dataset"))
-        variants(asked, spec, catalog.load("params:train"), catalog.load("params:side"))
+    for run in runs:
+        variants(study_settings(study), run)
 
 
-def _check_model(name: str, catalog: Any, protocol: Any) -> None:
-    from recpipe.models.registry import configured, model_class, resolve, side_config
-    from recpipe.training.settings import TrainSettings, check_layout
-
-    spec = resolve(catalog.load(f"{BLOCK}{name}"), catalog.load("params:dataset"))
-    config = configured(model_class(spec.type).Config, spec.config, where=f"models.{name}")
-    side = side_config(spec, catalog.load("params:side"), where=f"models.{name}")
-    if protocol is not None:
-        protocol.check_time(getattr(config, "time_mode", "none"), model=name)
-        protocol.check_time(side.requires_time, model=name)
-    train = {**catalog.load("params:train"), **spec.train}
-    settings = configured(TrainSettings, train, where=f"train settings of {name}")
-    check_layout(settings, model_class(spec.type))
-
-
-def _check_described(needed: set[str], catalog: Any) -> None:
+def _check_on_disk(needed: set[str], catalog: Any) -> None:
     """Vectors and ids that this run does not make itself must be on disk."""
-    entries = {name: f"{name}_embeddings" for name in MODALITIES}
-    kinds = {name: f"{group(name)}.semantic_ids" for name in KINDS}
-    for what, pipelines, found in (("vectors", "embed", entries), ("ids", "embed,semantic_ids", kinds)):
-        missing = [name for name, entry in found.items() if entry in needed and not catalog.exists(entry)]
+    vectors = {name: f"{name}_embeddings" for name in VECTORS}
+    ids = {kind: f"{kind}_semantic_ids" for kind in ID_KINDS}
+    for what, pipelines, entries in (("vectors", "embed", vectors), ("ids", "embed,semantic_ids", ids)):
+        missing = [name for name, entry in entries.items() if entry in needed and not catalog.exists(entry)]
         if missing:
-            dataset = catalog.load("params:dataset")
-            raise ValueError(
-                f"there are no {' and no '.join(missing)} {what} of {dataset} yet: `kedro run --pipelines={pipelines} "
-                f"--params dataset={dataset},modality={'+'.join(missing)}` makes them"
+            params = f"dataset={catalog.load('params:dataset')},modality={'+'.join(missing)}"
+            raise ConfigError(
+                f"there are no {' and no '.join(missing)} {what} of {catalog.load('params:dataset')} yet: "
+                f"`kedro run --pipelines={pipelines} --params {params}` makes them"
             )

@@ -1,7 +1,8 @@
 """One `kedro run` in MLflow: a parent run and a nested one per model.
 
-mlflow is imported when a run starts, and only its client is used: without a global active run, threads and
-several runs in one process do not meet. Tracking that fails costs a warning, never the run.
+A thread of its own imports mlflow, prepares its store and logs, in the order of the calls: nodes wait for none of it. Only
+mlflow's client is used: without a global active run, threads and several runs in one process do not meet. Tracking
+that fails costs a warning, never the run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import atexit
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,20 @@ class MlflowRuns:
         self._nested: dict[str, str] = {}
         self._points: set[tuple[str | None, str, int]] = set()
         self._down = False
+        self._queue = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        atexit.register(self._killed)  # Ctrl-C is no Exception: Kedro calls no hook then
 
     def guard(self, action: Callable[[], None]) -> None:
-        """Does `action`; after the first one that fails, none more in this run."""
+        """Queues `action`; after the first one that fails, none more are done in this run."""
+        self._queue.submit(self._do, action)
+
+    def close(self, status: str, *, reason: str | None = None) -> None:
+        """Queues the end of the runs and waits until all that was queued is done."""
+        atexit.unregister(self._killed)
+        self.guard(lambda: self.end(status, reason=reason))
+        self._queue.shutdown()
+
+    def _do(self, action: Callable[[], None]) -> None:
         if self._down:
             return
         try:
@@ -63,7 +76,6 @@ class MlflowRuns:
         name = f"{tags['pipelines']} {tags['models'].replace(' ', '+')}".strip()
         self._parent = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
         self.where = f"experiment {title}, run {name} ({self._parent})"
-        atexit.register(self.guard, self._killed)  # Ctrl-C is no Exception: Kedro calls no hook then
 
     def params(self, model: str | None, values: dict[str, str]) -> None:
         """Logs parameters; a second node of the same model may log the same ones again."""
@@ -108,19 +120,22 @@ class MlflowRuns:
         """Copies a file to the run, there into a folder."""
         self._client.log_artifact(self._run(model), str(path), folder)
 
+    def json(self, model: str | None, data: Any, name: str) -> None:
+        """Writes JSON as a file of the run."""
+        self._client.log_dict(self._run(model), data, name)
+
     def end(self, status: str, *, reason: str | None = None) -> None:
         """Closes the nested runs, then the parent. A second call does nothing."""
         client, self._client = self._client, None
         if client is None or not self._parent:
             return
-        atexit.unregister(self.guard)
         if reason:
             client.set_tag(self._parent, "error", reason[:500])
         for run_id in (*self._nested.values(), self._parent):
             client.set_terminated(run_id, status=status)
 
     def _killed(self) -> None:
-        self.end("KILLED")
+        self._do(lambda: self.end("KILLED"))  # the queue takes nothing more by then
 
     def _run(self, model: str | None) -> str:
         """The run of a model, opened when it is first needed; without a model the parent."""

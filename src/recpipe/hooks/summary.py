@@ -10,6 +10,8 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
+from recpipe.kedro_compat import file_of
+
 SUMMARY, PAGE = "summary", "report_html"
 log = logging.getLogger("recpipe.summary")  # conf/logging.yml shows it without time and level
 
@@ -29,8 +31,7 @@ class SummaryHooks:
 
 def _place(catalog: Any, name: str) -> Path | None:
     """Where a catalog entry lies, from the folder the user stands in if that is shorter."""
-    path = getattr(catalog.get(name), "_filepath", None)
+    path = file_of(catalog.get(name))
     if path is None:
         return None
-    path = Path(path)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -16,12 +16,14 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
+from recpipe.config import ID_KINDS
 from recpipe.hooks.mlflow_runs import MlflowRuns
 from recpipe.hooks.values import flat
-from recpipe.pipelines.modalities import KINDS, group
+from recpipe.kedro_compat import loaded_file
 from recpipe.pipelines.progress import listen
+from recpipe.pipelines.wiring import STAGES
 
-STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
+SHARED = {"ingest", "report"}  # groups without a run of their own
 
 
 class TrackingHooks:
@@ -32,6 +34,8 @@ class TrackingHooks:
         self._project = Path()
         self._runs: MlflowRuns | None = None
         self._catalog: Any = None
+        self._tags: dict[str, str] | None = None  # until the runs are opened
+        self._groups: set[str] = set()  # namespaces with a run of their own
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -43,38 +47,46 @@ class TrackingHooks:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
-        """Opens the parent run, named after the pipelines and the models in them."""
-        self._catalog, self._runs = catalog, None
+        """Names the parent run after the pipelines and the models in them."""
+        self._catalog, self._runs, self._tags = catalog, None, None
         if not self._conf["enabled"]:
             return
         groups = sorted({node.namespace for node in pipeline.nodes if node.namespace})
-        models = [name for name in groups if name not in map(group, KINDS)]
+        self._groups = set(groups) - SHARED
+        models = sorted(self._groups - set(ID_KINDS))
         tags = {
             "dataset": str(catalog.load("params:dataset")),
-            "models": " ".join(models or groups),
+            "models": " ".join(models or sorted(self._groups)),
             "pipelines": "+".join(sorted(run_params.get("pipeline_names") or ["all"], key=_stage)),
             "environment": str(run_params.get("env")),
             "kedro_run": str(run_params.get("run_id")),
         }
-        runs = self._runs = MlflowRuns()
-        runs.guard(lambda: runs.start(self._conf, self._project, tags))
+        self._runs, self._tags = MlflowRuns(), tags
 
     @hook_impl
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
         """Parameters go to the run of the node's model or to the parent, and so do epochs as they end."""
-        if (runs := self._runs) is None:
+        if (runs := self._started_runs()) is None:
             return
-        dataset = inputs.get("params:dataset")
         params: dict[str, str] = {}
         for name, value in inputs.items():
-            if name == "params:datasets":
-                params |= flat(
-                    value[dataset], f"datasets.{dataset}"
-                )  # the others are not what this run is about
-            elif name.startswith("params:"):
+            if name.startswith("params:"):
                 params |= flat(value, name.removeprefix("params:"))
-        runs.guard(lambda: runs.params(node.namespace, params))
-        listen(lambda row: runs.guard(lambda: runs.curves(node.namespace, [row])))
+        group = self._group(node.namespace)
+        runs.guard(lambda: runs.params(group, params))
+        listen(lambda row: runs.guard(lambda: runs.curves(group, [row])))
+
+    def _started_runs(self) -> MlflowRuns | None:
+        """The runs, opened with the first node: mlflow takes seconds to load, which nodes need not wait for."""
+        runs, tags = self._runs, self._tags
+        if runs is not None and tags is not None:
+            self._tags = None
+            runs.guard(lambda: runs.start(self._conf, self._project, tags))
+        return runs
+
+    def _group(self, name: str | None) -> str | None:
+        """The nested run that something belongs to: a model's or a kind of ids'; None is the parent."""
+        return name if name in self._groups else None
 
     @hook_impl
     def after_node_run(self) -> None:
@@ -82,19 +94,20 @@ class TrackingHooks:
         listen(None)
 
     @hook_impl
-    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+    def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
         """Metrics, curves and files, where the catalog asks for it."""
         if (runs := self._runs) is None:
             return
         dataset = self._catalog.get(dataset_name)
         kind = (getattr(dataset, "metadata", None) or {}).get("mlflow")
-        model = dataset_name.rsplit(".", 1)[0] if "." in dataset_name else None
+        model = self._group(node.namespace)
         actions: dict[str, Callable[[], None]] = {
-            "metrics": lambda: _metrics(runs, model, data),
+            "metrics": lambda: _metrics(runs, model, data.metrics),
+            "protocol": lambda: runs.json(model, data.split, "protocol.json"),
             "numbers": lambda: runs.numbers(model, data),
             "curves": lambda: runs.curves(model, data),
-            "artifact": lambda: runs.artifact(model, Path(dataset._get_load_path())),
-            "figure": lambda: _figure(runs, model, data, Path(dataset._get_load_path())),
+            "artifact": lambda: runs.artifact(model, loaded_file(dataset)),
+            "figures": lambda: _figures(runs, model, data, dataset),
         }
         if kind is None:
             return
@@ -107,19 +120,19 @@ class TrackingHooks:
     @hook_impl
     def after_pipeline_run(self) -> None:
         """Closes the runs and says where they are."""
-        runs, self._runs = self._runs, None
+        runs, self._runs = self._started_runs(), None
         if runs is not None:
-            runs.guard(lambda: runs.end("FINISHED"))
+            runs.close("FINISHED")
             if runs.where:
                 logging.getLogger("recpipe.summary").info("MLflow  %s; `make mlflow` opens it", runs.where)
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         """The runs say that they failed, and of what."""
-        runs, self._runs = self._runs, None
+        runs, self._runs = self._started_runs(), None
         listen(None)
         if runs is not None:
-            runs.guard(lambda: runs.end("FAILED", reason=f"{type(error).__name__}: {error}"))
+            runs.close("FAILED", reason=f"{type(error).__name__}: {error}")
 
 
 def _metrics(runs: MlflowRuns, model: str | None, data: dict[str, Any]) -> None:
@@ -129,10 +142,11 @@ def _metrics(runs: MlflowRuns, model: str | None, data: dict[str, Any]) -> None:
         runs.params(model, flat(settings, "settings"))
 
 
-def _figure(runs: MlflowRuns, model: str | None, data: Any, path: Path) -> None:
-    """Its JSON under `figures`; one without data, which stands for what there is nothing of yet, is left out."""
-    if data.data:
-        runs.artifact(model, path, folder="figures")
+def _figures(runs: MlflowRuns, model: str | None, figures: dict[str, Any], dataset: Any) -> None:
+    """Their JSON under `figures`; those without data, which stand for what there is nothing of yet, are left out."""
+    for name, figure in figures.items():
+        if figure.data:
+            runs.artifact(model, dataset.file(name), folder="figures")
 
 
 def _stage(name: str) -> int:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from recpipe.config import RunConfig
+
 LONGEST_VALUE = 500  # MLflow's own limit for old servers; longer values are cut
 MEASURED = (
     "test",
@@ -21,7 +23,10 @@ MEASURED = (
 
 def flat(value: Any, name: str) -> dict[str, str]:
     """A parameter block as `{"train.lr": "0.001"}`; typed blocks (pydantic, dataclass) included."""
-    if hasattr(value, "model_dump"):
+    if isinstance(value, RunConfig):  # under the paths of the command line
+        fields = dataclasses.asdict(value)
+        value = fields.pop("settings") | fields
+    elif hasattr(value, "model_dump"):
         value = value.model_dump()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,44 +16,21 @@ CLASSES = {
     "vocabulary": "recpipe.data.sequences.Vocabulary",
     "sequences": "recpipe.data.sequences.Sequences",
     "fold": "recpipe.data.sequences.Fold",
+    "training_data": "recpipe.data.training_data.TrainingData",
     "embeddings": "recpipe.content.embeddings.Embeddings",
     "semantic_ids": "recpipe.semantic_ids.ids.SemanticIds",
     "prefix_tree": "recpipe.semantic_ids.prefix_tree.PrefixTree",
 }
 
 
-class Broken:
-    """Stands for a file or folder that is there and cannot be read; whoever reads it decides what that means."""
-
-    def __init__(self, path: Path, error: Exception) -> None:
-        self.path, self.error = path, error
-
-
-def _loaded(read: Callable[[Path], Any], path: Path, *, optional: bool) -> Any:
-    if not optional:
-        return read(path)
-    if not path.exists():
-        return None
-    try:
-        return read(path)
-    except (ValueError, OSError) as error:
-        return Broken(path, error)
-
-
 class ObjectDataset(AbstractDataset[Any, Any]):
-    """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`.
+    """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`."""
 
-    `optional` loads None while there is no file, and `Broken` where it cannot be read.
-    """
-
-    def __init__(
-        self, *, filepath: str, holds: str, optional: bool = False, metadata: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, *, filepath: str, holds: str, metadata: dict[str, Any] | None = None) -> None:
         if holds not in CLASSES:
             raise DatasetError(f"holds is {holds!r} in the catalog; allowed: {', '.join(sorted(CLASSES))}")
         self._filepath = Path(filepath)
         self._holds = holds
-        self._optional = optional
         self.metadata = metadata
 
     def _describe(self) -> dict[str, Any]:
@@ -65,7 +41,7 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         return getattr(import_module(module), name)
 
     def load(self) -> Any:
-        return _loaded(self._class().read, self._filepath, optional=self._optional)
+        return self._class().read(self._filepath)
 
     def save(self, data: Any) -> None:
         if not isinstance(data, self._class()):
@@ -88,43 +64,7 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         return TablePreview({"index": list(range(len(rows))), "columns": shown, "data": rows})
 
     def _exists(self) -> bool:
-        return self._filepath.is_file()
-
-
-class OthersDataset(AbstractDataset[Any, Any]):
-    """The same file of other data sets, by name: `names` a+b in `path`/a/`file` and `path`/b/`file`; none: {}.
-
-    Raises DatasetError for a name that is no folder's, and for a file that is not there.
-    """
-
-    def __init__(
-        self, *, path: str, file: str, names: str, holds: str, metadata: dict[str, Any] | None = None
-    ) -> None:
-        self._path, self._file, self._holds, self.metadata = Path(path), file, holds, metadata
-        self._names = [] if names == "none" else list(dict.fromkeys(str(names).split("+")))
-        if wrong := [name for name in self._names if name in ("", ".", "..") or Path(name).name != name]:
-            raise DatasetError(f"{wrong[0]!r} is no name of a data set")
-
-    def _describe(self) -> dict[str, Any]:
-        return {"path": str(self._path), "file": self._file, "names": self._names}
-
-    def load(self) -> dict[str, Any]:
-        places = {name: self._path / name / self._file for name in self._names}
-        for name, place in places.items():
-            if not place.is_file():
-                raise DatasetError(
-                    f"{name} has no {self._file}; run `kedro run --pipelines=ingest,embed --params dataset={name}`"
-                )
-        return {
-            name: ObjectDataset(filepath=str(place), holds=self._holds).load()
-            for name, place in places.items()
-        }
-
-    def save(self, data: Any) -> None:
-        raise DatasetError("what other data sets hold is only read")
-
-    def _exists(self) -> bool:
-        return all((self._path / name / self._file).is_file() for name in self._names)
+        return self._filepath.exists()
 
 
 class BundleDataset(AbstractVersionedDataset[Any, Any]):
@@ -167,22 +107,19 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
 
 
 class QuantizerDataset(AbstractDataset[Any, Any]):
-    """A quantizer as a folder of safetensors and JSON; `optional` as in `ObjectDataset`."""
+    """A quantizer as a folder of safetensors and JSON."""
 
-    def __init__(
-        self, *, filepath: str, optional: bool = False, metadata: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         self._filepath = Path(filepath)
-        self._optional = optional
         self.metadata = metadata
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "optional": self._optional}
+        return {"filepath": str(self._filepath)}
 
     def load(self) -> Any:
         from recpipe.semantic_ids.quantizer import load
 
-        return _loaded(load, self._filepath, optional=self._optional)
+        return load(self._filepath)
 
     def save(self, data: Any) -> None:
         from recpipe.semantic_ids.quantizer import save

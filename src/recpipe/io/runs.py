@@ -1,28 +1,52 @@
-"""Every run of a data set that is on disk, whatever this run of Kedro was about."""
+"""Every finished run of a data set on disk, as one Kedro dataset that evaluation writes to and the report reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro_datasets.partitions import PartitionedDataset
+from kedro.io.core import AbstractDataset
+
+from recpipe.reporting.run_store import RunStore
 
 
-class RunsDataset(PartitionedDataset):
-    """Kedro's partitions, `{"sasrec/seed_42": load}`, but empty where there is nothing, and read only.
+class RunsDataset(AbstractDataset[dict[str, Any], RunStore]):
+    """Loads a ``RunStore``, the same one until something is saved or Kedro releases it.
 
-    It gives the node that reads it no edge to those that write the partitions: it needs another one.
+    Saves metrics by run name, of the runs of this command: later loads have them before what is on disk. Nothing is
+    written, since every run has its own files. Each folder is given as ``{path: ...}``, which Kedro makes absolute.
     """
 
-    def load(self) -> dict[str, Callable[[], Any]]:
-        if not Path(self._path).is_dir():
-            return {}
-        self._invalidate_caches()
-        if not self._list_partitions():
-            return {}
-        partitions: dict[str, Callable[[], Any]] = super().load.__wrapped__(self)
-        return partitions
+    def __init__(
+        self,
+        *,
+        reporting: Mapping[str, str],
+        output: Mapping[str, str],
+        models: Mapping[str, str],
+        features: Mapping[str, str],
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        folders = {"reporting": reporting, "output": output, "models": models, "features": features}
+        self._folders = {name: Path(folder["path"]) for name, folder in folders.items()}
+        self._results: dict[str, Any] = {}
+        self._store: RunStore | None = None
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {name: str(folder) for name, folder in self._folders.items()}
+
+    def load(self) -> RunStore:
+        if self._store is None:
+            self._store = RunStore(**self._folders, results=dict(self._results))
+        return self._store
 
     def save(self, data: dict[str, Any]) -> None:
-        raise TypeError("runs are written one by one, by the entries of their models")
+        self._results |= data
+        self._store = None
+
+    def _exists(self) -> bool:
+        return self._folders["reporting"].is_dir()
+
+    def _release(self) -> None:
+        self._store = None

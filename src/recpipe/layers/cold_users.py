@@ -26,10 +26,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from recpipe.config import split_names
 from recpipe.data.features import Column, columns_of
 from recpipe.data.sequences import Sequences
 from recpipe.layers.clusters import distances, k_means
-from recpipe.layers.side import names
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class ColdUsers(nn.Module):
             return
         clustered = asked == CLUSTER
         field = "cluster_by" if clustered else "segments"
-        wanted = names(getattr(self.config, field))
+        wanted = split_names(getattr(self.config, field))
         if clustered and wanted == ("all",):
             wanted = tuple(name for name in profiles if _has_values(profiles[name]))
         columns = columns_of(wanted, profiles, where=f"cold_users.{field}")

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recpipe.config import split_names
 from recpipe.data.batches import Batch
-from recpipe.layers.side import Side, names, standardised
+from recpipe.layers.side import Side, standardised
 
 STD = 0.02  # of embeddings at the start: small enough that a tied head begins near uniform
 KEY = "of_"  # before a name that becomes a module's
@@ -63,7 +64,7 @@ class ItemInput(nn.Module):
                 modules[_key(column.name)] = made
         timed = {"hour": 24, "weekday": 7, "gap": GAPS}
         self.moments = nn.ModuleDict(
-            {_key(name): Categories(timed[name], dim) for name in names(config.events) if name in timed}
+            {_key(name): Categories(timed[name], dim) for name in split_names(config.events) if name in timed}
         )
         parts = len(self.vectors) + len(self.columns)
         self.joined = nn.Linear(dim * (parts + 1), dim, bias=False) if config.combine == "concat" else None

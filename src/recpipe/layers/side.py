@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from recpipe.config import split_names
 from recpipe.data.features import Column, columns_of
 from recpipe.data.sequences import Sequences
 
@@ -45,9 +46,9 @@ class SideConfig:
         for name, allowed in (("combine", COMBINE), ("head", ("all", "ids"))):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"side.{name} is {value!r}; allowed: {', '.join(allowed)}")
-        if unknown := sorted(set(names(self.events)) - set(EVENTS)):
+        if unknown := sorted(set(split_names(self.events)) - set(EVENTS)):
             raise ValueError(f"side.events has {unknown}; allowed: none, {', '.join(EVENTS)}")
-        if self.combine != "add" and not (names(self.vectors) or names(self.items)):
+        if self.combine != "add" and not (split_names(self.vectors) or split_names(self.items)):
             raise ValueError(
                 f"side.combine is {self.combine} and neither side.vectors nor side.items is given"
             )
@@ -57,17 +58,12 @@ class SideConfig:
     @property
     def requires_time(self) -> str:
         """What it needs ``Protocol.time`` to allow: of times, only those of what was read."""
-        return "last_item" if set(names(self.events)) - {"rating"} else "none"
+        return "last_item" if set(split_names(self.events)) - {"rating"} else "none"
 
     @property
     def empty(self) -> bool:
         """Whether nothing but ids is asked for."""
-        return not any(names(getattr(self, name)) for name in ("vectors", "items", "users", "events"))
-
-
-def names(value: str) -> tuple[str, ...]:
-    """``a+b`` as (a, b); ``none`` and nothing as ()."""
-    return () if value in ("none", "", None) else tuple(dict.fromkeys(str(value).split("+")))
+        return not any(split_names(getattr(self, name)) for name in ("vectors", "items", "users", "events"))
 
 
 @dataclass(frozen=True)
@@ -102,8 +98,8 @@ class Side:
 
         Raises ValueError for a column, vectors, ratings or times that are not there.
         """
-        items = columns_of(names(config.items), item_columns, where="side.items")
-        users = columns_of(names(config.users), train.profiles, where="side.users")
+        items = columns_of(split_names(config.items), item_columns, where="side.items")
+        users = columns_of(split_names(config.users), train.profiles, where="side.users")
         values: dict[str, np.ndarray] = {
             f"items.{column.name}": np.concatenate(
                 [column.absent(1), column.encode(item_columns[column.name])]
@@ -111,7 +107,7 @@ class Side:
             for column in items
         }
         widths = {}
-        for name in names(config.vectors):
+        for name in split_names(config.vectors):
             if name not in vectors:
                 raise ValueError(
                     f"side.vectors asks for {name}; there are {', '.join(vectors) or 'none'}. "
@@ -184,7 +180,7 @@ def standardised(table: np.ndarray) -> np.ndarray:
 
 
 def _events(config: SideConfig, train: Sequences) -> tuple[Column, ...]:
-    asked = names(config.events)
+    asked = split_names(config.events)
     if train.timestamps is None and (timed := [name for name in asked if name != "rating"]):
         raise ValueError(f"side.events asks for {', '.join(timed)} and this data set has no timestamps")
     if "rating" not in asked:

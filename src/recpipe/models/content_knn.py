@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recpipe.config import split_names
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.side import Side, names
+from recpipe.layers.side import Side
 from recpipe.models.recommender import Scorer
 from recpipe.semantic_ids.clustering import one_thread
 
@@ -55,7 +56,7 @@ class ContentKNN(Scorer):
                 "content_knn has nothing but item vectors to go by; give it `side: {vectors: text}`"
             )
         for part in ("items", "users", "events"):
-            if names(getattr(side.config, part)):
+            if split_names(getattr(side.config, part)):
                 raise ValueError(f"content_knn reads item vectors alone; say side.{part}=none for this model")
         widths = side.widths
         tables = [side.values.get(f"vectors.{name}") for name in widths]

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import recpipe.models
-from recpipe.layers.side import Side, SideConfig, names
+from recpipe.config import ConfigError, ModelInfo, build_config, check_known, split_names
+from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.semantic_ids.catalogue import CatalogueIds
 
 NOT_MODELS = {"recommender", "generator", "registry", "ordering"}
-RESERVED = {"type", "train", "side", "datasets", "ids", "collaborative"}
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A conf block resolved for one data set: class, settings, overrides of ``train``, side information, and the
-    modalities of the semantic ids, in the order of the block.
-    """
-
-    type: str
-    config: dict[str, Any]
-    train: dict[str, Any]
-    side: dict[str, Any]
-    ids: tuple[str, ...] = ()
 
 
 def types() -> list[str]:
@@ -41,10 +26,7 @@ def types() -> list[str]:
 
 def model_class(type_: str) -> type[Recommender]:
     """The class in ``models/<type_>.py``. Raises ValueError with the nearest spelling for an unknown one."""
-    if type_ not in types():
-        near = difflib.get_close_matches(type_, types(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown model type {type_!r}{hint}; there are {', '.join(types())}")
+    check_known(type_, types(), what="model type")
     module = importlib.import_module(f"recpipe.models.{type_}")
     classes = [
         value
@@ -60,37 +42,35 @@ def model_class(type_: str) -> type[Recommender]:
     return classes[0]
 
 
-def resolve(block: Mapping[str, Any], dataset: str) -> ModelSpec:
-    """A conf block ``{type, <settings>, train, side, ids, datasets: {<name>: {the same}}}`` for one data set."""
-    own = dict((block.get("datasets") or {}).get(dataset) or {})
-    if "type" in own or "datasets" in own:
-        raise ValueError(
-            f"datasets.{dataset} of a model may override settings, train and side, not type and datasets"
-        )
-    settings = {key: value for key, value in {**block, **own}.items() if key not in RESERVED}
-    train, side = ({**(block.get(key) or {}), **(own.get(key) or {})} for key in ("train", "side"))
-    ids = names({**block, **own}.get("ids") or "none")
-    return ModelSpec(str(block["type"]), settings, train, side, ids)
+def model_info(type_: str) -> ModelInfo:
+    """Defaults of the model's Config by name, null where a setting has none, and whether it reads side information."""
+    cls = model_class(type_)
+    defaults = {
+        field.name: None if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(cls.Config)
+    }
+    return ModelInfo(defaults, cls.takes_side)
 
 
-def side_config(spec: ModelSpec, common: Mapping[str, Any] | None = None, *, where: str) -> SideConfig:
-    """The block ``side`` of a model over the ``common`` one, which models that read no side information pass over.
+def side_config(type_: str, side: Mapping[str, Any], *, where: str) -> SideConfig:
+    """The block ``side`` of a model of ``type_``.
 
-    Raises ValueError for unknown keys, for a block of its own that a model has no use for, and where it lacks one.
+    Raises ConfigError for unknown keys, for side information that the model has no use for, and where it lacks what it
+    needs.
     """
-    cls = model_class(spec.type)
+    cls = model_class(type_)
+    config = build_config(SideConfig, side, where=f"{where}.side")
     if not cls.takes_side:
-        if not configured(SideConfig, spec.side, where=f"{where}.side").empty:
-            raise ValueError(f"{where}: models of type {spec.type} read no side information; drop `side`")
+        if not config.empty:
+            raise ConfigError(f"{where}: models of type {type_} read no side information; drop `side`")
         return SideConfig()
-    config: SideConfig = configured(SideConfig, {**(common or {}), **spec.side}, where=f"{where}.side")
     _check_needs(cls, config, where)
     return config
 
 
 def _check_needs(cls: type[Recommender], config: SideConfig, where: str) -> None:
     for part in cls.needs:
-        if not names(getattr(config, part)):
+        if not split_names(getattr(config, part)):
             raise ValueError(
                 f"{where} cannot do without side.{part}; give it, such as `side: {{{part}: text}}`"
             )
@@ -110,22 +90,11 @@ def build(
     Raises ValueError that names unknown settings and the known ones, or what the model cannot do without.
     """
     cls = model_class(type_)
-    made = configured(cls.Config, config, where=f"model type {type_}")
+    settings = build_config(cls.Config, config, where=f"model type {type_}")
     _check_needs(cls, SideConfig() if side is None else side.config, f"model type {type_}")
     if bool(ids) != cls.reads_ids:
         what = "cannot do without `ids`, such as `ids: text`" if cls.reads_ids else "reads no semantic ids"
         raise ValueError(f"models of type {type_} {what}; see their block in conf/base/parameters/models")
     given: dict[str, Any] = {"side": side} if cls.takes_side else {}
     given |= {"ids": ids} if cls.reads_ids else {}
-    return cls(made, n_items=n_items, max_length=max_length, **given)
-
-
-def configured(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
-    """``cls(**values)`` for a dataclass, with an error that names what is unknown."""
-    known = [field.name for field in dataclasses.fields(cls)]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where}: unknown setting {key!r}{hint}; known: {', '.join(known)}")
-    return cls(**values)
+    return cls(settings, n_items=n_items, max_length=max_length, **given)

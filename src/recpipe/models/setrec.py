@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recpipe.config import split_names
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.inputs import STD
 from recpipe.layers.set_items import SetItems
-from recpipe.layers.side import Side, names
+from recpipe.layers.side import Side
 from recpipe.layers.t5 import EPS, CrossAttention, Encoder, FeedForward, Reach, Relative, T5Shape, reach
 from recpipe.models.recommender import Criterion, Scorer
 
@@ -108,7 +109,7 @@ class SETRec(Scorer):
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         if side is not None and any(
-            names(getattr(side.config, part)) for part in ("items", "users", "events")
+            split_names(getattr(side.config, part)) for part in ("items", "users", "events")
         ):
             raise ValueError("setrec reads item vectors alone; say side.items, users and events=none for it")
         self.start = nn.Parameter(torch.empty(config.dim).normal_(std=STD))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recpipe.pipelines.blocks import named
+from recpipe.config import build_config
+from recpipe.config.schema import named
 
 
 def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
@@ -34,11 +35,6 @@ def _encoder(modality: str, name: str, encoders: Mapping[str, Any], kinds: Mappi
 
 
 def _settings(cls: Any, block: dict[str, Any], where: str) -> Any:
-    from recpipe.models.registry import configured
-
     if "source" in cls.__dataclass_fields__ and not isinstance(block.get("source"), str):
         raise ValueError(f"{where}.source is {block.get('source')!r}; give a hub name or a folder")
-    try:
-        return configured(cls, block, where=where)
-    except TypeError as error:
-        raise ValueError(f"{where}: a setting is of the wrong kind ({error})") from error
+    return build_config(cls, block, where=where)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from recpipe.config import split_names
+
 ONCE = ("ingest", "embed", "semantic_ids")
 REPORT = "report"
 LAST = ("geometry", REPORT)
@@ -21,7 +23,7 @@ def parsed(seeds: Any) -> list[int]:
     """`42+123`, 42 or a list as a list without repeats; none for null. Raises ValueError for what is no seed."""
     if seeds is None:
         return []
-    words = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else str(seeds).split("+")
+    words = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else split_names(seeds)
     try:
         found = [int(str(word)) for word in words]
     except ValueError:

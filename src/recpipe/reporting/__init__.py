@@ -1,1 +1,1 @@
-"""What people read: leaderboard, figures, examples, the HTML page and the summary on the terminal."""
+"""Reports: leaderboard, figures, examples, HTML page, terminal summary."""

@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
+# Figures of every report, in the order of the page; others are made only where there is data for them.
+FIGURES = (
+    "ndcg_at_cutoffs",
+    "quality_seconds",
+    "certainty",
+    "segments_popularity",
+    "segments_history",
+    "popularity_of_lists",
+    "calibration",
+    "training_metric",
+    "training_loss",
+    "gradient_norm",
+    "study_length",
+    "study_width",
+    "study_ablation",
+    "effective_context",
+    "attribution",
+    "gap_by_length",
+    "popularity",
+    "events_over_time",
+    "events_per_user",
+    "steps",
+    "geometry_variance",
+    "geometry_spectrum",
+    "geometry_groups",
+    "geometry_norms",
+    "geometry_overlap",
+    "geometry_cka",
+    "geometry_map",
+)
+
 CAPTIONS = {
     "ndcg_at_cutoffs": (
         "NDCG by length of the list",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,28 @@ def examples(
             )
         )
     return found
+
+
+def to_json(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Examples as JSON values; ``from_json`` is the inverse."""
+    return [asdict(example) for example in examples]
+
+
+def from_json(values: Sequence[Mapping[str, Any]]) -> list[Example]:
+    """Examples that ``to_json`` wrote."""
+    return [
+        Example(
+            user=each["user"],
+            length=each["length"],
+            history=tuple(Shown(**shown) for shown in each["history"]),
+            targets=tuple(Shown(**shown) for shown in each["targets"]),
+            recommendations={
+                model: tuple(Recommended(**place) for place in places)
+                for model, places in each["recommendations"].items()
+            },
+        )
+        for each in values
+    ]
 
 
 def _draw(ranks: pa.Table, histories: Sequences, *, users: int, top: int, seed: int) -> list[str]:

@@ -69,7 +69,8 @@ def _read(
         try:
             each = load()
         except (OSError, ValueError) as error:
-            problems.append(f"the {kind} of {run} cannot be read: {error}")
+            told = str(error)
+            problems.append(told if run in told else f"the {kind} of {run} cannot be read: {told}")
             continue
         if not isinstance(each, dict) or any(key not in each for key in NEEDED[kind]):
             problems.append(f"the {kind} of {run} is of another version: run the pipeline {kind} again")

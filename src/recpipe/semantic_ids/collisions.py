@@ -6,13 +6,13 @@ M items that have their codes already, L levels.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from recpipe.config import check_known
 from recpipe.semantic_ids.balancing import balance
 from recpipe.semantic_ids.grouping import Codes, Distances, colliding, groups, own_distances, ranks
 from recpipe.semantic_ids.reallocation import reallocate
@@ -65,10 +65,7 @@ def resolve(
 
 def check_policy(policy: str) -> None:
     """ValueError with the nearest spelling for a policy that does not exist."""
-    if policy not in POLICIES:
-        near = difflib.get_close_matches(str(policy), POLICIES, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"collisions: {policy!r}{hint}; allowed: {', '.join(POLICIES)}")
+    check_known(policy, POLICIES, what="policy for collisions")
 
 
 def extra_digit(codes_NL: Codes, distances: Distances, taken_ML: Codes, extra_codes: int) -> Codes:

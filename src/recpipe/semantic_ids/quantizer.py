@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import json
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recpipe.config import nearest
 from recpipe.semantic_ids.vectors import check_codes, check_new_vectors, check_vectors, fitting_sizes
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def quantizer_class(type_: str) -> type[Quantizer]:
     """The class of a conf block's ``type``. Raises ValueError with the nearest spelling for an unknown one."""
     if type_ not in TYPES:
         raise ValueError(
-            f"unknown quantizer type {type_!r}{_near(type_, TYPES)}; there are {', '.join(types())}"
+            f"unknown quantizer type {type_!r}{nearest(type_, TYPES)}; there are {', '.join(types())}"
         )
     module, name = TYPES[type_].rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
@@ -181,7 +181,7 @@ def build(type_: str, config: Mapping[str, Any]) -> Quantizer:
     for key in config:
         if key not in known:
             raise ValueError(
-                f"quantizer type {type_}: unknown setting {key!r}{_near(key, known)}; known: {', '.join(known)}"
+                f"quantizer type {type_}: unknown setting {key!r}{nearest(key, known)}; known: {', '.join(known)}"
             )
     return cls(cls.Config(**config))
 
@@ -240,8 +240,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.view(torch.uint8).numpy().tobytes() if array.ndim else array.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _near(name: object, known: Mapping[str, Any] | list[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    return f", did you mean {near[0]!r}?" if near else ""

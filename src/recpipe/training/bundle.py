@@ -44,6 +44,14 @@ class Bundle:
         """Whether it was trained on the validation events too (``train.put_back``)."""
         return bool((self.training.get("settings") or {}).get("train", {}).get("put_back"))
 
+    def check_catalogue(self, vocabulary: Vocabulary) -> None:
+        """Raises ValueError unless item numbers of ``vocabulary`` mean the same items to the bundle."""
+        if not np.array_equal(self.vocabulary.ids, vocabulary.ids):
+            raise ValueError(
+                f"{self.name} was trained on another catalogue ({len(self.vocabulary)} items) than the data on disk "
+                f"({len(vocabulary)} items); run `kedro run --pipelines=train,evaluate --params model={self.name}`"
+            )
+
     def title_table(self) -> pa.Table:
         """``item_id`` and ``title`` of every item, in the order of the vocabulary."""
         ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 LAYOUTS = ("padded", "packed")
 LOGGERS = ("tensorboard", "csv", "wandb")
@@ -113,8 +111,23 @@ def check_loss(settings: TrainSettings, model: type[Any]) -> None:
         )
 
 
+def check_arguments(settings: TrainSettings) -> None:
+    """Raises ValueError for arguments that the loss, the optimiser or the schedule does not have."""
+    import torch
+
+    from recpipe.training.losses import make_loss
+    from recpipe.training.optim import make_optimiser
+    from recpipe.training.schedules import make_schedule
+
+    make_loss(settings.loss, torch.ones(3), torch.ones(3, dtype=torch.bool))
+    optimiser = make_optimiser([torch.nn.Parameter(torch.ones(2, 2))], settings.optimiser)
+    make_schedule(optimiser, settings.schedule, steps=2, epoch_steps=1)
+
+
 def choose_device(device: str) -> str:
     """``auto`` is cuda where there is one, else cpu. Raises ValueError for cuda without one."""
+    import torch
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda"):
@@ -128,6 +141,8 @@ def choose_device(device: str) -> str:
 
 def choose_precision(precision: str, device: str) -> str:
     """``auto`` is bf16 on a GPU that has it, else fp32."""
+    import torch
+
     if precision != "auto":
         return precision
     return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

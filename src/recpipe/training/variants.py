@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
-from recpipe.models.registry import ModelSpec, model_class
+from recpipe.config import RunConfig, read_yaml, split_names
+from recpipe.models.registry import model_class
 from recpipe.training.settings import TrainSettings
 
 WHOLE = "as configured"
@@ -32,7 +31,7 @@ class Study:
 
     def given(self) -> list[Any]:
         """``values`` as YAML reads each."""
-        return [yaml.safe_load(each) for each in str(self.values).split("+")]
+        return [read_yaml(each) for each in split_names(self.values)]
 
 
 @dataclass(frozen=True)
@@ -42,58 +41,55 @@ class Variant:
     name: str
     value: Any
     changed: Mapping[str, Any]
-    spec: ModelSpec
+    config: RunConfig
 
 
-def variants(
-    study: Study, spec: ModelSpec, train: Mapping[str, Any], side: Mapping[str, Any]
-) -> tuple[list[Variant], dict[str, str]]:
+def variants(study: Study, config: RunConfig) -> tuple[list[Variant], dict[str, str]]:
     """The trainings of ``study`` for a model, and why what is left out is left out, by name.
 
-    ``train`` and ``side`` are the blocks that the model's own override. Taken away is only what the model has. Raises
-    ValueError for a setting that it does not have.
+    Taken away is only what the model has. Raises ValueError for a setting that it does not have.
     """
-    present = _present(spec, train, side)
+    present = _present(config)
     if study.setting is not None:
         if study.setting not in present:
             raise ValueError(
-                f"models of type {spec.type} have no setting {study.setting}; there are "
+                f"models of type {config.type} have no setting {study.setting}; there are "
                 f"{', '.join(sorted(present))}"
             )
         return [
-            Variant(str(value), value, {study.setting: value}, changed(spec, {study.setting: value}))
+            Variant(str(value), value, {study.setting: value}, changed(config, {study.setting: value}))
             for value in dict.fromkeys(study.given())
         ], {}
-    made, left_out = [Variant(WHOLE, None, {}, spec)], {}
+    made, left_out = [Variant(WHOLE, None, {}, config)], {}
     for name, settings in study.without.items():
         able = {key: value for key, value in settings.items() if present.get(key, value) != value}
         if able:
-            made.append(Variant(f"without {name}", None, able, changed(spec, able)))
+            made.append(Variant(f"without {name}", None, able, changed(config, able)))
         else:
-            left_out[name] = f"{spec.type} as configured has none"
+            left_out[name] = f"{config.type} as configured has none"
     return made, left_out
 
 
-def changed(spec: ModelSpec, settings: Mapping[str, Any]) -> ModelSpec:
-    """``spec`` with ``settings``, by names as in `Study`."""
-    config, train, side = dict(spec.config), dict(spec.train), dict(spec.side)
+def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """``config`` with ``settings``, by names as in `Study`."""
+    blocks = {"": dict(config.settings), "train": dict(config.train), "side": dict(config.side)}
     for name, value in settings.items():
         block, _, key = name.rpartition(".")
-        {"": config, "train": train, "side": side}[block][key] = value
-    return replace(spec, config=config, train=train, side=side)
+        blocks[block][key] = value
+    return replace(config, settings=blocks[""], train=blocks["train"], side=blocks["side"])
 
 
-def _present(spec: ModelSpec, train: Mapping[str, Any], side: Mapping[str, Any]) -> dict[str, Any]:
+def _present(config: RunConfig) -> dict[str, Any]:
     """All settings of a model, by names as in `Study`."""
-    cls = model_class(spec.type)
+    cls = model_class(config.type)
     defaults = {field.name: field.default for field in dataclasses.fields(cls.Config)}
-    found = {**defaults, **spec.config}
+    present = {**defaults, **config.settings}
     if not cls.closed_form:
         learned = {field.name: None for field in dataclasses.fields(TrainSettings)}
-        found |= _prefixed("train", {**learned, **train, **spec.train}.items())
+        present |= _prefixed("train", {**learned, **config.train}.items())
     if cls.takes_side:
-        found |= _prefixed("side", {**side, **spec.side}.items())
-    return found
+        present |= _prefixed("side", config.side.items())
+    return present
 
 
 def _prefixed(block: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import sys
 import uuid
 import weakref
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import ibis
 import ibis.expr.types as ir
 from ibis.backends import BaseBackend
 
+from recpipe.config import check_known
 from recpipe.data.atomic import replaced_file
 
 KEYS = ("name", "memory_limit", "spill_folder", "threads", "master", "settings")
@@ -39,17 +39,10 @@ def connect(engine: Mapping[str, Any] | None = None) -> BaseBackend:
 def check(engine: Mapping[str, Any]) -> str:
     """The engine's name; unknown keys and names are refused, and nothing is opened."""
     for key in engine:
-        _known("engine setting", key, KEYS, "ingest.engine")
+        check_known(key, KEYS, what="setting of ingest.engine")
     name = str(engine.get("name") or "duckdb")
-    _known("engine", name, NAMES, "ingest.engine.name")
+    check_known(name, NAMES, what="ingest.engine.name")
     return name
-
-
-def _known(what: str, name: str, choices: tuple[str, ...], where: str) -> None:
-    if name not in choices:
-        near = get_close_matches(str(name), choices, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown {what} {name!r} under {where}{hint}; there are: {', '.join(choices)}")
 
 
 def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:

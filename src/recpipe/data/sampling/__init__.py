@@ -9,12 +9,12 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from recpipe.config import check_known
 from recpipe.data.sampling import cleaning, samples
 from recpipe.data.sampling.log import Log, measure
 
@@ -71,7 +71,7 @@ def check(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]
                 f"step {step!r} must be a mapping with a name, as in {{step: min_events, users: 5}}"
             )
         name = str(step["step"])
-        _known("step", name, list(STEPS))
+        check_known(name, list(STEPS), what="step")
         checked.append((name, _arguments(name, {key: value for key, value in step.items() if key != "step"})))
     return checked
 
@@ -80,7 +80,7 @@ def _arguments(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """`given`, of the types and in the ranges that the step's signature asks for."""
     model = _model(name)
     for argument in given:
-        _known(f"argument of {name}", argument, list(model.model_fields))
+        check_known(argument, list(model.model_fields), what=f"argument of {name}")
     try:
         checked = model(**given)
     except ValidationError as error:
@@ -95,11 +95,3 @@ def _model(name: str) -> type[BaseModel]:
     parameters = list(inspect.signature(STEPS[name]).parameters.values())[1:]
     fields: Any = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
     return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-
-
-def _known(what: str, name: str, choices: list[str]) -> None:
-    if name in choices:
-        return
-    near = get_close_matches(name, choices, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {what} {name!r}; {hint}There are: {', '.join(choices)}")

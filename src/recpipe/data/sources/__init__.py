@@ -8,13 +8,13 @@ them under `source`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from recpipe.config import nearest
 from recpipe.data.sources.fetch import fetch
 from recpipe.data.sources.tables import RawTables
 
@@ -25,7 +25,7 @@ __all__ = ["KEYS", "RawTables", "check", "fetch", "read", "readers"]
 
 KEYS = (
     "title", "source", "homepage", "url", "checksum", "licence", "citation", "files", "options", "bad_rows",
-    "steps", "protocol", "cold_users", "baselines", "content", "embed", "semantic_ids",
+    "steps", "profile", "content",
 )  # fmt: skip
 ROLES = ("interactions", "items", "users")
 FILE_KEYS = ("name", "url", "checksum", "optional")
@@ -69,7 +69,7 @@ def readers() -> list[str]:
 def _reader(source: str) -> ModuleType:
     known = readers()
     if source not in known:
-        hint = _nearest(source, known)
+        hint = nearest(source, known)
         raise ValueError(
             f"unknown source {source!r}{hint}: a data set's `source` is one of {', '.join(known)}"
         )
@@ -82,7 +82,7 @@ def _options(reader: ModuleType, given: Mapping[str, Any]) -> Any:
     if unknown:
         name = reader.__name__.rpartition(".")[2]
         raise ValueError(
-            f"unknown option {unknown[0]!r}{_nearest(unknown[0], known)} for source {name}: "
+            f"unknown option {unknown[0]!r}{nearest(unknown[0], known)} for source {name}: "
             f"there are {', '.join(known) or 'none'}"
         )
     return reader.Options(**{key: value for key, value in given.items() if key in known})
@@ -91,9 +91,4 @@ def _options(reader: ModuleType, given: Mapping[str, Any]) -> Any:
 def _refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> None:
     for key in given:
         if key not in known:
-            raise ValueError(f"unknown {what}: {key!r}{_nearest(key, known)}; there are {', '.join(known)}")
-
-
-def _nearest(name: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"unknown {what}: {key!r}{nearest(key, known)}; there are {', '.join(known)}")

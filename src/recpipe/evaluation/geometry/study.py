@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
-from recpipe.evaluation.evaluate import check_catalogue
 from recpipe.evaluation.geometry.compare import Compared, Neighbours, matrices, stability
 from recpipe.evaluation.geometry.described import described
 from recpipe.evaluation.geometry.maps import map_of, nearest_items
@@ -131,7 +130,7 @@ class _Study:
             bundle, wanted = bundles[run](), self.items.protocol
             if bundle.protocol.dataset != wanted.dataset:
                 raise ValueError(f"it is a bundle of {bundle.protocol.dataset}, not of {wanted.dataset}")
-            check_catalogue(bundle, self.items.vocabulary)
+            bundle.check_catalogue(self.items.vocabulary)
             if differing := bundle.protocol.same_data(wanted):
                 raise ValueError(f"trained on another split ({', '.join(differing)} differ): train it again")
             return source_of(bundle)

@@ -4,45 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from recpipe.pipelines.blocks import ContextBlock, EvaluateBlock, ReportBlock, judged_under, protocol_of
+from recpipe.config.schema import ContextConfig, EvaluateConfig
+from recpipe.pipelines.evaluate.nodes import prepare
+from recpipe.pipelines.types import Bundle, TrainingData
 
 
-def question_model(
-    bundle: Any,
-    vocabulary: Any,
-    train_set: Any,
-    valid_set: Any,
-    split_protocol: dict[str, Any],
-    protocol: dict[str, Any],
-    datasets: dict[str, Any],
-    dataset: str,
-    evaluate: EvaluateBlock,
-    report: ReportBlock,
-    context: ContextBlock,
+def measure_context(
+    bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig, context: ContextConfig
 ) -> dict[str, Any]:
-    """How much of a history the model uses, with the id of the protocol it was asked under.
+    """How much of a history the model uses, with the id of the protocol it was measured under.
 
-    Raises ValueError for a model that was trained on the validation events too: there is nobody left to ask.
+    Raises ValueError for a model that was trained on the validation events too: there is nobody left to measure on.
     """
-    from recpipe.data.protocol import Protocol
     from recpipe.evaluation.context import context_study
-    from recpipe.evaluation.evaluate import check_catalogue
-    from recpipe.training.settings import choose_device
 
-    check_catalogue(bundle, vocabulary)
+    protocol = prepare(bundle, training_data, evaluate)
     if bundle.put_back:
         raise ValueError(
-            f"{bundle.name} was trained on the validation events (train.put_back), which the questions are about; "
+            f"{bundle.name} was trained on the validation events (train.put_back), which context is measured on; "
             "choose another model"
         )
-    bundle.model.to(choose_device(evaluate.device))
-    under = judged_under(Protocol.from_dict(split_protocol), protocol_of(protocol, datasets, dataset))
-    if differing := bundle.protocol.same_data(under):
+    if differing := bundle.protocol.same_data(protocol):
         raise ValueError(
             f"{bundle.name} was trained on another split ({', '.join(differing)} differ): run "
             f"`kedro run --pipelines=train,evaluate --params model={bundle.name}`"
         )
-    found = context_study(
-        bundle.model, train_set, valid_set, under, metric=report.metric, users=context.users
+    result = context_study(
+        bundle.model, training_data.train_set, training_data.valid_set, protocol, metric=context.metric, users=context.users
     )
-    return {"model": bundle.name, "seed": bundle.training.get("seed"), "protocol": under.id, **found}
+    return {"model": bundle.name, "seed": bundle.training.get("seed"), "protocol": protocol.id, **result}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from recpipe.pipelines.context.nodes import question_model
-from recpipe.pipelines.zoo import for_every_model
-
-FOLDS = ["vocabulary", "train_set", "valid_set", "protocol"]
-ASKED = ["protocol", "datasets", "dataset", "evaluate", "report", "context"]
+from recpipe.pipelines.context.nodes import measure_context
+from recpipe.pipelines.wiring import Wiring
 
 
-def create_pipeline() -> Pipeline:
-    """`question_model` in the namespace of every model in the conf."""
-    return for_every_model(_template, inputs=set(FOLDS))
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """``measure_context`` in the namespace of every model."""
+    return Pipeline([_context_node(model) for model in wiring.models])
 
 
-def _template(model: str) -> Pipeline:
-    """The name is not used: a bundle knows what it is."""
-    inputs = ["bundle", *FOLDS, *(f"params:{name}" for name in ASKED)]
-    return Pipeline([Node(question_model, inputs, "context", name="question_model")])
+def _context_node(model: str) -> Node:
+    inputs = {
+        "bundle": f"{model}_bundle",
+        "training_data": "training_data",
+        "evaluate": "params:evaluate",
+        "context": "params:context",
+    }
+    return Node(measure_context, inputs, f"{model}_context", name="measure_context", namespace=model, tags=model)

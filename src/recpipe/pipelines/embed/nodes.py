@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from recpipe.pipelines.blocks import content_block, embed_block
+from recpipe.config import DataPaths
+from recpipe.config.schema import DatasetConfig, EmbedConfig
 from recpipe.pipelines.encoders import image_encoder, text_encoder
+from recpipe.pipelines.types import DataFrame, Embeddings
 
 
 def embed_text(
-    items: Any,
-    raw_folder: Path,
-    datasets: dict[str, Any],
-    dataset: str,
-    embed: dict[str, Any],
+    items: DataFrame,
+    dataset: DatasetConfig,
+    embed: EmbedConfig,
     text_encoders: dict[str, Any],
-    text_cache: Path,
-) -> Any:
+    paths: DataPaths,
+) -> Embeddings:
     """Vectors of the items' texts; the encoder is loaded only for texts that it has not embedded before."""
     from recpipe.content import item_tables, templates
     from recpipe.content.text import embed_texts
@@ -25,62 +24,58 @@ def embed_text(
     from recpipe.content.vector_file import VectorFile, embed_file
     from recpipe.training.allocator import keep_freed_memory
 
-    content = content_block(datasets, dataset).text
+    content = None if dataset.content is None else dataset.content.text
     if content is None:
-        raise ValueError(f"datasets.{dataset}.content.text is not given: there is no text to embed")
-    chosen = embed_block(embed, datasets, dataset)
-    config = text_encoder(chosen.text, text_encoders)
+        raise ValueError(f"{dataset.title}: `content: {{text: ...}}` is not given, there is no text to embed")
+    config = text_encoder(embed.text, text_encoders)
     if isinstance(config, VectorFile):
-        return embed_file(items.to_arrow(), raw_folder, config, modality="text")
-    folder = text_cache / chosen.text
+        return embed_file(items.to_arrow(), paths.raw, config, modality="text")
+    folder = paths.cache("text") / embed.text
     table = item_tables.without_stand_ins(items.to_arrow())
     for extra in content.tables:
-        table = item_tables.with_columns(table, raw_folder, **extra.model_dump())
+        table = item_tables.with_columns(table, paths.raw, **extra.model_dump())
     texts = templates.texts(table, content.template)
     ids = table["item_id"].to_pylist()
     if isinstance(config, TfidfConfig):
         return embed_tfidf(
-            ids, texts, config, state_folder=folder, template=content.template, refit=chosen.refit
+            ids, texts, config, state_folder=folder, template=content.template, refit=embed.refit
         )
     keep_freed_memory()
     return embed_texts(ids, texts, config, template=content.template, cache_folder=folder)
 
 
 def embed_images(
-    items: Any,
-    raw_folder: Path,
-    datasets: dict[str, Any],
-    dataset: str,
-    embed: dict[str, Any],
+    items: DataFrame,
+    dataset: DatasetConfig,
+    embed: EmbedConfig,
     image_encoders: dict[str, Any],
-    image_cache: Path,
-) -> tuple[Any, Any]:
+    paths: DataPaths,
+) -> tuple[DataFrame, Embeddings]:
     """What is wrong with which image, and vectors of the others."""
     import polars as pl
 
     from recpipe.content import image, image_sources
     from recpipe.content.vector_file import VectorFile, embed_file
 
-    content = content_block(datasets, dataset).image
+    content = None if dataset.content is None else dataset.content.image
     if content is None:
-        raise ValueError(f"datasets.{dataset}.content.image is not given: there are no images to embed")
-    name = embed_block(embed, datasets, dataset).image
-    config = image_encoder(name, image_encoders)
+        raise ValueError(f"{dataset.title}: `content: {{image: ...}}` is not given, there are no images to embed")
+    config = image_encoder(embed.image, image_encoders)
     table = items.to_arrow()
     if isinstance(config, VectorFile):
-        given = embed_file(table, raw_folder, config, modality="image")
-        return pl.from_arrow(image.refused_images([], [], [])), given
+        vectors = embed_file(table, paths.raw, config, modality="image")
+        return pl.from_arrow(image.refused_images([], [], [])), vectors
     embeddings, refused = image.embed_images(
         table["item_id"].to_pylist(),
         image_sources.references(table, content),
         config,
-        opener=image_sources.opener(content, raw_folder, image_cache / "downloads"),
-        cache_folder=image_cache / name,
+        opener=image_sources.opener(content, paths.raw, paths.cache("image") / "downloads"),
+        cache_folder=paths.cache("image") / embed.image,
     )
     return pl.from_arrow(refused), embeddings
 
 
-def join_embeddings(text_embeddings: Any, image_embeddings: Any) -> Any:
+def join_embeddings(text_embeddings: Embeddings, image_embeddings: Embeddings) -> Embeddings:
     """Text and image vectors side by side."""
     from recpipe.content.embeddings import joined
 

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from recpipe.pipelines.blocks import EvaluateBlock, judged_under, protocol_of
+from recpipe.config.schema import EvaluateConfig
+from recpipe.data.protocol import Protocol
 from recpipe.pipelines.provenance import commit
+from recpipe.pipelines.types import Bundle, Evaluation, Fold, TrainingData
 
 log = logging.getLogger(__name__)
 
 
 def evaluate_model(
-    bundle: Any,
-    vocabulary: Any,
-    valid_set: Any,
-    test_set: Any,
-    split_protocol: dict[str, Any],
-    protocol: dict[str, Any],
-    datasets: dict[str, Any],
-    dataset: str,
-    evaluate: EvaluateBlock,
-) -> tuple[Any, Any, str, dict[str, Any]]:
+    bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig
+) -> Evaluation:
     """Ranks of the test fold, recommendations for its users, these as a submission file, and metrics."""
-    import polars as pl
+    from dataclasses import replace
 
-    from recpipe.data.protocol import Protocol
-    from recpipe.evaluation.evaluate import check_catalogue
-    from recpipe.evaluation.evaluate import evaluate as judge
+    from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
     from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
-    from recpipe.training.settings import choose_device
 
     layout = SubmissionLayout.from_conf(evaluate.submission)
-    check_catalogue(bundle, vocabulary)
-    bundle.model.to(choose_device(evaluate.device))
+    protocol = prepare(bundle, training_data, evaluate)
     top = max(evaluate.recommend, layout.top)
-    under = judged_under(Protocol.from_dict(split_protocol), protocol_of(protocol, datasets, dataset))
-    found = judge(bundle, valid_set, test_set, under, top=top)
-    found.metrics["commit"] = commit()
+    evaluation = evaluate_bundle(bundle, training_data.valid_set, test_set, protocol, top=top)
+    evaluation.metrics["commit"] = commit()
     for part in ("test", "warm_items", "cold_items"):
-        values = found.metrics.get(part, {})
+        values = evaluation.metrics.get(part, {})
         if shown := {name: round(value, 4) for name, value in values.items() if name.endswith("@10")}:
             log.info("%s on %s, %s targets: %s", bundle.name, part, values["targets"], shown)
-    submission = submission_csv(found.recommendations, layout, users=list(test_set.histories.users))
-    return pl.from_arrow(found.ranks), pl.from_arrow(found.recommendations), submission, found.metrics
+    submission = submission_csv(evaluation.recommendations, layout, users=list(test_set.histories.users))
+    return replace(evaluation, submission=submission)
+
+
+def prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig) -> Protocol:
+    """Put the bundle on the device of evaluation and return the protocol that it is evaluated under.
+
+    Raises ValueError for a bundle of another catalogue, and where the protocol asked for cuts the data differently.
+    """
+    from recpipe.training.settings import choose_device
+
+    bundle.check_catalogue(training_data.vocabulary)
+    bundle.model.to(choose_device(evaluate.device))
+    return training_data.protocol.evaluated_as(Protocol.from_dict(evaluate.protocol))

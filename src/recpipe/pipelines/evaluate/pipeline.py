@@ -5,17 +5,21 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines.evaluate.nodes import evaluate_model
-from recpipe.pipelines.zoo import for_every_model
+from recpipe.pipelines.wiring import Wiring
 
 
-def create_pipeline() -> Pipeline:
-    """`evaluate_model` in the namespace of every model in the conf."""
-    return for_every_model(_template, inputs={"vocabulary", "valid_set", "test_set", "protocol"})
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """``evaluate_model`` in the namespace of every model."""
+    return Pipeline([_evaluate_node(model) for model in wiring.models])
 
 
-def _template(model: str) -> Pipeline:
-    """The name is not used: a bundle knows what it is."""
-    asked = ["params:protocol", "params:datasets", "params:dataset", "params:evaluate"]
-    inputs = ["bundle", "vocabulary", "valid_set", "test_set", "protocol", *asked]
-    outputs = ["ranks", "recommendations", "submission", "metrics"]  # a run counts once its metrics are saved
-    return Pipeline([Node(evaluate_model, inputs, outputs, name="evaluate_model")])
+def _evaluate_node(model: str) -> Node:
+    inputs = {
+        "bundle": f"{model}_bundle",
+        "training_data": "training_data",
+        "test_set": "test_set",
+        "evaluate": "params:evaluate",
+    }
+    return Node(
+        evaluate_model, inputs, f"{model}_evaluation", name="evaluate_model", namespace=model, tags=model
+    )

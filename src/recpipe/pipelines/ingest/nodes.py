@@ -5,36 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from recpipe.config import DataPaths
+from recpipe.config.schema import DatasetConfig
+from recpipe.pipelines.types import DataFrame, IbisTable
 
-def fetch_source(datasets: dict[str, Any], dataset: str, raw_folder: Path) -> dict[str, Any]:
-    """Puts the raw files in place (they are fetched where absent) and says which they are."""
+
+def fetch_source(dataset: DatasetConfig, paths: DataPaths) -> dict[str, Any]:
+    """Put the raw files in place (they are fetched where absent) and list them."""
     from recpipe.data.sources import fetch
 
-    return fetch(datasets[dataset], raw_folder)
+    paths.raw.mkdir(parents=True, exist_ok=True)
+    return fetch(dataset.model_dump(exclude_unset=True), paths.raw)
 
 
 def ingest_log(
-    source_files: dict[str, Any],
-    datasets: dict[str, Any],
-    dataset: str,
-    ingest: dict[str, Any],
-    spill_folder: Path,
-) -> tuple[Any, Any, Any, Any, Any]:
-    """Cleans and samples the raw log: interactions, items, users, quarantine, step table."""
+    source_files: dict[str, Any], dataset: DatasetConfig, ingest: dict[str, Any], paths: DataPaths
+) -> tuple[IbisTable, DataFrame, DataFrame, IbisTable, DataFrame]:
+    """Clean and sample the raw log: interactions, items, users, quarantine, step table."""
     import polars as pl
 
     from recpipe.data import interactions, sources
     from recpipe.data.interactions.engines import check
 
-    conf = datasets[dataset]
-    engine = {**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(spill_folder)}
+    engine = {**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(paths.spill)}
     shared = ["memory_limit", "threads", "spill_folder"]
     shared += ["settings"] if check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
     reader = {key: engine.get(key) for key in shared}
-    raw = sources.read(conf, source_files, interactions.connect(reader))
-    done = interactions.ingest(
-        raw, conf.get("steps") or [], bad_rows=conf.get("bad_rows", "quarantine"), engine=engine
-    )
+    raw = sources.read(dataset.model_dump(exclude_unset=True), source_files, interactions.connect(reader))
+    done = interactions.ingest(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
     steps = pl.from_arrow(done.steps)
     return done.interactions, done.items.to_polars(), done.users.to_polars(), done.quarantine, steps
 

@@ -1,72 +1,47 @@
-"""Wiring of report: insights first, from every run on disk; leaderboard, figures, page and summary after them.
+"""Wiring of report: the results of this command first, then everything that is on disk.
 
-`runs` gives no edge to training or evaluation, so the insights also take every model's metrics, which load as None
-where there are none: in one combined run they come last, and alone they need only what is on disk. So it is with the
-quality of semantic ids, and the geometry of items.
+Evaluation writes files of single runs; ``collect_runs`` takes them and gives the dataset ``runs``, so that in a
+combined run the report comes last. Alone it needs only what is on disk.
 """
 
 from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from recpipe.pipelines.dots import with_dots
-from recpipe.pipelines.modalities import KINDS, group
-from recpipe.pipelines.report.nodes import FIGURES, draw_figures, rank_runs, study_runs, write_report
-from recpipe.pipelines.zoo import SHARED, models
+from recpipe.pipelines.report import nodes
+from recpipe.pipelines.wiring import Wiring
 
-STUDIED = ["runs", "run_ranks", "run_recommendations", "run_ties"]
-STUDIED += ["train_set", "vocabulary", "protocol", "text_vectors", "image_vectors"]
-STUDIED += ["params:model", "params:seed", "params:report"]
-DRAWN = ["leaderboard", "insights", "runs", "run_curves", "data_profile", "ingest_steps"]
-DRAWN += ["run_contexts", "run_studies", "geometry", "params:report"]
-TOLD = {
-    "leaderboard": "leaderboard",
-    "insights": "insights",
-    "runs": "runs",
-    "run_curves": "run_curves",
-    "run_ranks": "run_ranks",
-    "run_recommendations": "run_recommendations",
-    "data_profile": "data_profile",
-    "ingest_steps": "ingest_steps",
-    "test_set": "test_set",
-    "vocabulary": "vocabulary",
-    "items": "items",
-    "protocol": "protocol",
-    "id_figures": "id_figures",
-    "run_contexts": "run_contexts",
-    "run_studies": "run_studies",
-    "datasets": "params:datasets",
-    "dataset": "params:dataset",
-    "model": "params:model",
-    "seed": "params:seed",
-    "report": "params:report",
-    "geometry": "geometry",
-}
-AFTER = ("metrics", "tie_sensitivity", "context", "study")
-QUALITIES = {name: f"{name}.quality" for name in map(group, KINDS)}
+GROUP = "report"
+ANALYSED = {name: name for name in ("runs", "training_data")}
+RANKED = {name: name for name in ("runs", "insights")}
+SHOWN = {name: name for name in ("runs", "insights", "leaderboard")}
+DATA = {name: name for name in ("data_profile", "ingest_steps")}
 
 
-def create_pipeline() -> Pipeline:
-    """Four nodes that every model shares."""
-    figures = {name: f"figure_{name}" for name in FIGURES}
-    board = ["leaderboard", "leaderboard_markdown"]
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """Six nodes that every model shares."""
+    report = {"report": "params:report"}
+    choice = {"model": "params:model", "seed": "params:seed"}
+    users = {name: name for name in ("training_data", "test_set", "items")}
+    drawn = {**SHOWN, **DATA, **report}
+    written = {**SHOWN, "examples": "examples", **DATA, "dataset": f"params:datasets.{wiring.dataset}"}
+    if "geometry" in wiring.requested:  # else that of an earlier run is on disk, or none
+        written |= {"geometry": "geometry"}
+        drawn |= {"geometry": "geometry"}
+    board, page = ["leaderboard", "leaderboard_markdown"], ["report_html", "summary"]
     return Pipeline(
         [
-            with_dots(_study_node),
-            Node(rank_runs, ["runs", "insights", "params:report"], board, name="rank_runs"),
-            Node(draw_figures, DRAWN, figures, name="draw_figures"),
-            with_dots(
-                lambda: Node(write_report, TOLD | QUALITIES, ["report_html", "summary"], name="write_report")
-            ),
-        ],
-        tags=SHARED,
+            collecting(wiring),
+            Node(nodes.analyse_runs, {**ANALYSED, **choice, **report}, "insights", name="analyse_runs", namespace=GROUP),
+            Node(nodes.rank_runs, {**RANKED, **report}, board, name="rank_runs", namespace=GROUP),
+            Node(nodes.draw_figures, drawn, "figures", name="draw_figures", namespace=GROUP),
+            Node(nodes.pick_examples, {**SHOWN, **users, **report}, "examples", name="pick_examples", namespace=GROUP),
+            Node(nodes.write_report, written, page, name="write_report", namespace=GROUP),
+        ]
     )
 
 
-def _study_node() -> Node:
-    """Waits for all that it reads from disk, or those after it: metrics, what models were asked besides, and vectors,
-    which ids are made of.
-    """
-    after = [f"{model}.{name}" for model in models() for name in AFTER]
-    inputs = [*STUDIED, *after, "ensemble.metrics", *QUALITIES.values()]
-    return Node(study_runs, inputs, "insights", name="study_runs")
+def collecting(wiring: Wiring) -> Node:
+    """The node ``collect_runs``, equal in all pipelines that read ``runs``, so that a command has it once."""
+    results = {name: name for name in wiring.results}
+    return Node(nodes.collect_runs, results, "runs", name="collect_runs", namespace=GROUP)

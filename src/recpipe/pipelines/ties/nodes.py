@@ -5,55 +5,47 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from recpipe.pipelines.blocks import EvaluateBlock, ReportBlock, TiesBlock, judged_under, protocol_of
+from recpipe.config.schema import EvaluateConfig, TiesConfig
+from recpipe.pipelines.evaluate.nodes import prepare
+from recpipe.pipelines.types import Bundle, Fold, TrainingData
 
 log = logging.getLogger(__name__)
 
 
 def permute_ties(
-    bundle: Any,
-    vocabulary: Any,
-    train_set: Any,
-    valid_set: Any,
-    test_set: Any,
-    split_protocol: dict[str, Any],
-    protocol: dict[str, Any],
-    datasets: dict[str, Any],
-    dataset: str,
-    evaluate: EvaluateBlock,
-    report: ReportBlock,
-    ties: TiesBlock,
+    bundle: Bundle,
+    training_data: TrainingData,
+    test_set: Fold,
+    evaluate: EvaluateConfig,
+    ties: TiesConfig,
 ) -> dict[str, Any]:
-    """The report's metric under seeded permutations, with the id of the protocol it belongs to."""
+    """The metric under seeded permutations of equal timestamps, with the id of the protocol it belongs to."""
     from dataclasses import asdict
 
-    from recpipe.data.protocol import Protocol
     from recpipe.data.splits import with_validation
-    from recpipe.evaluation.evaluate import check_catalogue
     from recpipe.evaluation.ties import tie_sensitivity
-    from recpipe.training.settings import choose_device
 
-    check_catalogue(bundle, vocabulary)
-    bundle.model.to(choose_device(evaluate.device))
-    under = judged_under(Protocol.from_dict(split_protocol), protocol_of(protocol, datasets, dataset))
-    trained_on = with_validation(train_set, valid_set) if bundle.put_back else train_set
-    found = tie_sensitivity(
+    protocol = prepare(bundle, training_data, evaluate)
+    fitting_set = training_data.train_set
+    if bundle.put_back:
+        fitting_set = with_validation(fitting_set, training_data.valid_set)
+    result = tie_sensitivity(
         bundle,
         test_set,
-        trained_on,
-        under,
-        metric=report.metric,
+        fitting_set,
+        protocol,
+        metric=ties.metric,
         permutations=ties.permutations,
         seed=ties.seed,
     )
     log.info(
         "%s: test %s %.4f as ordered, %.4f to %.4f over %s permutations of equal timestamps",
         bundle.name,
-        report.metric,
-        found.as_ordered,
-        found.low,
-        found.high,
+        ties.metric,
+        result.as_ordered,
+        result.low,
+        result.high,
         ties.permutations,
     )
-    about = {"model": bundle.name, "seed": bundle.training.get("seed"), "protocol": under.id}
-    return {**about, **asdict(found), "values": list(found.values)}
+    about = {"model": bundle.name, "seed": bundle.training.get("seed"), "protocol": protocol.id}
+    return {**about, **asdict(result), "values": list(result.values)}

@@ -5,18 +5,20 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines.ties.nodes import permute_ties
-from recpipe.pipelines.zoo import for_every_model
-
-FOLDS = ["vocabulary", "train_set", "valid_set", "test_set", "protocol"]
-ASKED = ["protocol", "datasets", "dataset", "evaluate", "report", "ties"]
+from recpipe.pipelines.wiring import Wiring
 
 
-def create_pipeline() -> Pipeline:
-    """`permute_ties` in the namespace of every model in the conf."""
-    return for_every_model(_template, inputs=set(FOLDS))
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """``permute_ties`` in the namespace of every model."""
+    return Pipeline([_ties_node(model) for model in wiring.models])
 
 
-def _template(model: str) -> Pipeline:
-    """The name is not used: a bundle knows what it is."""
-    inputs = ["bundle", *FOLDS, *(f"params:{name}" for name in ASKED)]
-    return Pipeline([Node(permute_ties, inputs, "tie_sensitivity", name="permute_ties")])
+def _ties_node(model: str) -> Node:
+    inputs = {
+        "bundle": f"{model}_bundle",
+        "training_data": "training_data",
+        "test_set": "test_set",
+        "evaluate": "params:evaluate",
+        "ties": "params:ties",
+    }
+    return Node(permute_ties, inputs, f"{model}_tie_sensitivity", name="permute_ties", namespace=model, tags=model)

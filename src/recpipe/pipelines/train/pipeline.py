@@ -1,53 +1,39 @@
-"""Wiring of train: one split for all, then a group of nodes per model."""
+"""Wiring of train: one split for all, then a node per model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from kedro.pipeline import Node, Pipeline
 
-from recpipe.pipelines import zoo
+from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, split_names
 from recpipe.pipelines.train.nodes import split_sequences, train_model
-from recpipe.pipelines.zoo import SHARED, for_every_model, named
-
-LOG = ["interactions", "users", "ingest_steps", "params:datasets", "params:dataset", "params:protocol"]
-# Saved in this order: after a crash in between, evaluate refuses older bundles, as the protocol is not theirs.
-PARTS = ["protocol", "vocabulary", "train_set", "valid_set", "test_set", "split_sizes"]
-READ_BY_MODELS = {"train_set", "valid_set", "vocabulary", "items", "protocol", "start"}
+from recpipe.pipelines.wiring import Wiring
 
 
-def create_pipeline() -> Pipeline:
-    """The shared split, and `train_model` in the namespace of every model in the conf."""
-    split = Pipeline([Node(split_sequences, LOG, PARTS, name="split_sequences")], tags=SHARED)
-    reads = zoo.reads()
-    asked = {name: reads.get(name, zoo.Asked()).inputs for name in zoo.models()}
-    return split + for_every_model(
-        lambda name: _template(name, asked[name]), inputs=READ_BY_MODELS, others=asked
-    )
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """The shared split, and ``train_model`` in the namespace of every model."""
+    log = ["interactions", "users", "ingest_steps", "params:protocol"]
+    split = Node(split_sequences, log, ["training_data", "test_set"], name="split_sequences")
+    return Pipeline([split, *(_train_node(run) for run in wiring.runs.values())])
 
 
-def _template(model: str, more: Iterable[str]) -> Pipeline:
-    node = Node(named(train_model, model), inputs_of(model, more), ["bundle", "curves"], name="train_model")
-    return Pipeline([node])
+def _train_node(run: RunConfig) -> Node:
+    outputs = [f"{run.name}_bundle", f"{run.name}_curves"]
+    return Node(train_model, training_inputs(run), outputs, name="train_model", namespace=run.name, tags=run.name)
 
 
-def inputs_of(model: str, more: Iterable[str]) -> dict[str, str]:
-    """Those of `train_model`, in the order of its signature, from which Kedro takes their types."""
-    return {
-        "train_set": "train_set",
-        "valid_set": "valid_set",
-        "vocabulary": "vocabulary",
+def training_inputs(run: RunConfig) -> dict[str, str]:
+    """Arguments of ``train_model`` with their datasets: the split, and what this model reads of the items."""
+    inputs = {
+        "config": f"params:models.{run.name}",
+        "training_data": "training_data",
+        "paths": "params:paths",
         "items": "items",
-        "protocol": "protocol",
-        "model": f"params:models.{model}",
-        "train": "params:train",
-        "side": "params:side",
-        "dataset": "params:dataset",
-        "seed": "params:seed",
-        "work_folder": "work_folder",
-        "cold_users": "params:cold_users",
-        "datasets": "params:datasets",
-        "init_from": "params:init_from",
-        "start": "start",
-        **{name: name for name in more},
     }
+    inputs |= {f"{name}_embeddings": f"{name}_embeddings" for name in VECTORS if name in run.vectors}
+    for kind in (kind for kind in ID_KINDS if kind in run.ids):
+        inputs |= {f"{kind}_ids": f"{kind}_semantic_ids", f"{kind}_tree": f"{kind}_prefix_tree"}
+    if COLLABORATIVE in split_names(run.side["vectors"]):
+        inputs[COLLABORATIVE] = f"{run.collaborative}_bundle"
+    if run.init_from != "none":
+        inputs["start"] = "start"
+    return inputs

@@ -1,0 +1,107 @@
+"""Kinds of semantic ids and item vectors: which a data set has content for, and which a command makes.
+
+Text, image and both side by side have vectors and ids; text has a second kind of ids, ``text_parts``: codes of the parts
+of a vector, which do not build on each other, for models that predict them independently. A data set's
+``content`` block says what it has. ``--params modality=text+image`` chooses, ``none`` leaves it out; ``auto``
+takes the block's own ``modalities`` and what the models of the command read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, check_known, split_names
+
+TEXT, IMAGE, BOTH, PARTS = ID_KINDS
+CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), BOTH: (TEXT, IMAGE), PARTS: (TEXT,)}  # keys of `content` each needs
+AUTO, NONE = "auto", "none"
+
+
+def vectors_of(kind: str) -> str:
+    """The vectors that ids of ``kind`` are made of."""
+    return TEXT if kind == PARTS else kind
+
+
+def embeddings_of(kind: str) -> str:
+    """The dataset with the vectors of ``kind``, ``text_embeddings``."""
+    return f"{vectors_of(kind)}_embeddings"
+
+
+def described(configuration: Configuration) -> tuple[str, ...]:
+    """Kinds that the parameter ``modality`` chooses, none for ``auto`` without content.
+
+    Raises ConfigError for an unknown kind, and for one that the data set has no content for.
+    """
+    choice, content = configuration["modality"], _content(configuration)
+    if choice == AUTO and content.get("modalities") is None:
+        return tuple(name for name in (TEXT, IMAGE) if content.get(name))
+    if choice == AUTO:
+        choice = "+".join(content["modalities"]) or NONE
+    if choice == NONE:
+        return ()
+    kinds = split_names(choice) or (str(choice),)
+    for kind in kinds:
+        check_known(kind, ID_KINDS, what="modality", also=f", several as a+b, {AUTO} or {NONE}")
+        check_content(configuration, kind)
+    return kinds
+
+
+def of_command(
+    configuration: Configuration, runs: Iterable[RunConfig], requested: Iterable[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Kinds of ids, and modalities of vectors, that a command with these models makes.
+
+    Raises ConfigError where a model reads ids that the data set has no content for, and where only pipelines were
+    requested that have nothing to do without content.
+    """
+    kinds, runs = described(configuration), list(runs)
+    for run in runs:
+        for kind in run.ids:
+            check_content(configuration, kind, reader=run.name)
+    if not kinds and set(requested) & {"embed", "semantic_ids"} and not _content(configuration):
+        if not set(requested) - {"embed", "semantic_ids"}:
+            raise ConfigError(
+                f"data set {configuration.dataset!r} has no `content` block, so there is nothing to embed: "
+                "conf/base/parameters/datasets/my_log.yml says how to write one"
+            )
+    vectors = [part for kind in kinds for part in (*CONTENT[kind], vectors_of(kind))]
+    if configuration["modality"] == AUTO:
+        there = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
+        kinds += tuple(kind for run in runs for kind in run.ids if kind not in kinds and there.issuperset(CONTENT[kind]))
+        vectors += [part for kind in kinds for part in (*CONTENT[kind], vectors_of(kind))]
+        for run in runs:
+            vectors += [part for each in run.vectors if there.issuperset(CONTENT[each]) for part in (*CONTENT[each], each)]
+    return tuple(dict.fromkeys(kinds)), tuple(name for name in VECTORS if name in vectors)
+
+
+def of_model(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Kinds of ids, and modalities of vectors, that one model needs."""
+    kinds = tuple(kind for kind in ID_KINDS if kind in run.ids)
+    vectors = {part for kind in (*kinds, *run.vectors) for part in (*CONTENT[kind], vectors_of(kind))}
+    return kinds, tuple(name for name in VECTORS if name in vectors)
+
+
+def satisfied(run: RunConfig, kinds: Iterable[str]) -> bool:
+    """Whether a command that makes ``kinds`` makes all vectors and ids that a model reads."""
+    kinds = set(kinds)
+    return {*kinds, *(part for kind in kinds for part in CONTENT[kind])}.issuperset({*run.vectors, *run.ids})
+
+
+def check_content(configuration: Configuration, kind: str, *, reader: str | None = None) -> None:
+    """Raises ConfigError where the data set does not say where the content of ``kind`` comes from."""
+    content, dataset = _content(configuration), configuration.dataset
+    for key in CONTENT[kind]:
+        if not content.get(key):
+            who = "" if reader is None else f"model {reader!r} reads {kind} ids: "
+            raise ConfigError(
+                f"{who}data set {dataset!r} has no {key} to make {kind} ids of: add `content: {{{key}: ...}}` to "
+                f"conf/base/parameters/datasets/{dataset}.yml; my_log.yml there explains it"
+            )
+
+
+def _content(configuration: Configuration) -> Mapping[str, Any]:
+    content = configuration["datasets"][configuration.dataset].get("content") or {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"datasets.{configuration.dataset}.content must be a block, not {content!r}")
+    return content

@@ -1,0 +1,106 @@
+"""Geometry of the item tables of all bundles and encoders of a data set on disk, beside random tables."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from recpipe.config import split_names
+from recpipe.data.protocol import Protocol
+from recpipe.evaluation.geometry.study import Items, Settings
+from recpipe.evaluation.geometry.study import geometry as measure
+from recpipe.evaluation.geometry.tables import Source, encoder_source
+from recpipe.evaluation.lists import Popularity
+from recpipe.reporting.run_store import DamagedFileError, RunStore
+from recpipe.reporting.runs import problem
+
+if TYPE_CHECKING:
+    from recpipe.config.schema import GeometryConfig
+    from recpipe.data.sequences import Sequences, Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+def geometry_of_runs(
+    runs: RunStore,
+    vocabulary: Vocabulary,
+    train_set: Sequences,
+    items: pa.Table,
+    protocol: dict[str, Any],
+    *,
+    config: GeometryConfig,
+    metric: str,
+    seed: int,
+) -> dict[str, Any]:
+    """JSON of all item tables, see ``recpipe.evaluation.geometry.study``; ``protocol`` is that of the split.
+
+    The best model by ``metric`` comes first. Raises ValueError for models in the config that are not trained.
+    """
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    about = Items(
+        vocabulary,
+        [titles.get(item) or str(item) for item in vocabulary.ids],
+        Popularity.of(train_set, len(vocabulary)).events,
+        Protocol.from_dict(protocol),
+    )
+    names = _requested(runs, config.models, str(protocol["dataset"]))
+    encoders, problems = _encoders(runs, vocabulary)
+    bundles = {run: load for run, load in runs.bundles.loads().items() if run.split("/")[0] in names}
+    result = measure(
+        bundles,
+        encoders,
+        about,
+        quality=_quality(runs, metric, protocol["id"]),
+        seed=seed,
+        settings=Settings(**config.model_dump(exclude={"models"})),
+    )
+    result |= {"protocol": protocol["id"], "seed": seed, "problems": [*problems, *result["problems"]]}
+    for each in result["problems"]:
+        log.warning("%s", each)
+    return result
+
+
+def _requested(runs: RunStore, models: str, dataset: str) -> list[str]:
+    """Models by name, ``all`` for those on disk. Raises ValueError with the command that trains a missing one."""
+    trained = sorted({run.split("/")[0] for run in runs.bundles})
+    names = trained if models == "all" else list(split_names(models))
+    for name in names:
+        if name not in trained:
+            raise ValueError(
+                f"there is no trained {name} of {dataset}, only {', '.join(trained) or 'nothing'}: "
+                f"`kedro run --pipelines=train,evaluate --params dataset={dataset},model={name}` makes it"
+            )
+    return names
+
+
+def _encoders(runs: RunStore, vocabulary: Vocabulary) -> tuple[list[Source], list[str]]:
+    """Item vectors of text and images as sources of tables, and a sentence for each that cannot be read."""
+    sources, problems = [], []
+    for modality in ("text", "image"):
+        if modality not in runs.vectors:
+            continue
+        try:
+            embeddings = runs.vectors[modality]
+        except DamagedFileError as error:
+            problems.append(f"the {modality} vectors are left out: {error}")
+            continue
+        rows = embeddings.rows(vocabulary.ids)
+        present = (rows >= 0) & embeddings.present[rows]
+        sources.append(encoder_source(f"{modality} encoder", embeddings.vectors[rows], present))
+    return sources, problems
+
+
+def _quality(runs: RunStore, metric: str, protocol: str) -> dict[str, float]:
+    """Metric by run on the validation fold, of runs under ``protocol``; on the test fold where a model was trained on
+    the validation fold too. It only says which model is shown first.
+    """
+    quality = {}
+    for run, metrics in runs.metrics.readable().items():
+        if problem(metrics) or metrics["protocol"]["id"] != protocol:
+            continue
+        value = (metrics.get("valid") or {}).get(metric, metrics["test"].get(metric))
+        if value is not None:
+            quality[run] = float(value)
+    return quality

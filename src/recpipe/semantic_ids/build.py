@@ -1,0 +1,239 @@
+"""Semantic ids step by step: quantizer, ids, quality, gate, prefix tree; earlier ones are reused where they fit.
+
+All steps of one kind of ids::
+
+    earlier = EarlierIds(folder)
+    quantizer = fit(embeddings, earlier, config)
+    ids = assign_ids(embeddings, quantizer, earlier, config)
+    quality = measure(embeddings, quantizer, ids, items, config)
+    tree = build_tree(ids, check(quality))
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recpipe.config import build_config
+from recpipe.content.embeddings import Embeddings
+from recpipe.semantic_ids import quality as measurements
+from recpipe.semantic_ids import quantizer as quantizers
+from recpipe.semantic_ids.assign import assign, other_space, reusable
+from recpipe.semantic_ids.earlier import EarlierIds, unless_damaged
+from recpipe.semantic_ids.gate import Gate
+from recpipe.semantic_ids.ids import SemanticIds
+from recpipe.semantic_ids.joint import of_one_encoder, vectors_of
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer
+
+if TYPE_CHECKING:
+    from recpipe.config.schema import Category, SemanticIdsConfig
+
+log = logging.getLogger(__name__)
+
+
+class QualityGateError(ValueError):
+    """The ids failed the quality gate; the message says in what, and what to change."""
+
+
+def fit(
+    embeddings: Embeddings,
+    earlier: EarlierIds,
+    config: SemanticIdsConfig,
+    *,
+    on_epoch: OnEpoch | None = None,
+) -> Quantizer:
+    """The quantizer of a lender; else the earlier one, if it has the same settings and the same vector space; else one
+    fitted to these vectors and those of other data sets.
+    """
+    if earlier.others and earlier.lender is not None:
+        raise ValueError("quantizer_with fits a quantizer, and quantizer_from lends one; say one of them")
+    if earlier.lender is not None:
+        return _lent(earlier, embeddings)
+    others = earlier.other_embeddings
+    type_, settings = config.chosen()
+    previous = unless_damaged(lambda: earlier.quantizer, refit=config.refit)
+    if previous is None:
+        log.info("fitting %s, of which there is none yet", config.quantizer)
+        return _fitted(embeddings, others, config, on_epoch)
+    why = "semantic_ids.refit is set" if config.refit else None
+    block = {"type": type_, **settings}
+    if why := why or reusable(previous, embeddings, block, config.seed, others=sorted(others)):
+        log.warning("fitting %s anew, all ids may change: %s", config.quantizer, why)
+        return _fitted(embeddings, others, config, on_epoch)
+    log.info("%s of an earlier run fits these embeddings: kept", config.quantizer)
+    return previous
+
+
+def assign_ids(
+    embeddings: Embeddings, quantizer: Quantizer, earlier: EarlierIds, config: SemanticIdsConfig
+) -> SemanticIds:
+    """Ids of all items with content; earlier ids of the same quantizer and policy do not change."""
+    previous = unless_damaged(lambda: earlier.ids, refit=config.refit)
+    if previous is not None and (why := _made_otherwise(previous, quantizer, config)):
+        log.warning("all %s ids are given anew: %s", f"{len(previous):,}", why)
+        previous = None
+    return assign(
+        embeddings, quantizer, policy=config.collisions, extra_codes=config.extra_codes, earlier=previous
+    )
+
+
+def measure(
+    embeddings: Embeddings,
+    quantizer: Quantizer,
+    ids: SemanticIds,
+    items: pa.Table,
+    config: SemanticIdsConfig,
+    *,
+    category: Category | None = None,
+) -> dict[str, Any]:
+    """Quality of the ids with the checks of the gate, as JSON; purity is measured by a ``category`` of ``items``."""
+    rows = embeddings.rows(ids.item_ids)
+    # An item that left the catalogue, or lost its content, keeps its id but has no vector any more.
+    here = (rows >= 0) & embeddings.present[rows]
+    categories = categories_of(ids, items, category)
+    measured = measurements.measure(
+        ids.codes[here],
+        ids.quantized[here],
+        ids.sizes,
+        vectors_ND=embeddings.vectors[rows[here]],
+        reconstructed_ND=quantizer.decode(ids.quantized[here]),
+        categories=categories and [name for name, kept in zip(categories, here, strict=True) if kept],
+        seed=config.seed,
+    )
+    judged = measurements.judge(
+        measured,
+        build_config(Gate, config.gate, where="semantic_ids.gate"),
+        quantizer=config.quantizer,
+        kind=config.chosen()[0],
+        lent_by=quantizer.about.get("lent_by"),
+    )
+    return {
+        **judged,
+        "modality": config.kind,
+        "quantizer": {"name": config.quantizer, "hash": quantizer.hash, **quantizer.about},
+        "policy": config.collisions,
+        "ids": ids.hash,
+        "sizes": list(ids.sizes),
+        "without_content": ids.about["counts"]["without_content"],
+        "added": int(ids.added.sum()),
+        "embeddings": embeddings.about,
+    }
+
+
+def categories_of(ids: SemanticIds, items: pa.Table, category: Category | None) -> list[str | None] | None:
+    """The category of each item with an id, None for items that are gone; None without a ``category``."""
+    if category is None:
+        return None
+    if category.column not in items.column_names:
+        raise ValueError(
+            f"content.category.column is {category.column!r}; items have {', '.join(items.column_names)}"
+        )
+    return measurements.leaf_categories(column_of(ids, items, category.column), category.of_list)
+
+
+def column_of(ids: SemanticIds, items: pa.Table, column: str) -> pa.ChunkedArray:
+    """A column of ``items`` in the order of the ids, null for items that are gone."""
+    known = items["item_id"].cast(pa.string())
+    return items[column].take(pc.index_in(pa.array(ids.item_ids, pa.string()), value_set=known))
+
+
+def check(quality: Mapping[str, Any], dataset: str = "<data set>") -> dict[str, Any]:
+    """The verdict of the gate on what ``measure`` found, as JSON. Raises QualityGateError where a check failed."""
+    failed = [each for each in quality["checks"] if not each["passed"]]
+    if failed:
+        lines = [
+            f"  {each['name']} is {each['value']:.3g}, asked for {each['asks']} {each['threshold']:.3g}: "
+            f"{each['advice']}"
+            for each in failed
+        ]
+        raise QualityGateError(
+            f"the {quality['modality']} ids did not pass the quality gate (semantic_ids.gate):\n"
+            + "\n".join(lines)
+            + f"\n  Figures and numbers: data/08_reporting/{dataset}/semantic_ids, or `make viz`"
+        )
+    log.info("%s ids passed the quality gate: %s", quality["modality"], _in_words(quality))
+    return {"ids": quality["ids"], "passed": True, "checks": quality["checks"]}
+
+
+def build_tree(ids: SemanticIds, gate: Mapping[str, Any]) -> PrefixTree:
+    """The prefix tree of ids that passed the gate. Raises ValueError where it passed others."""
+    if gate["ids"] != ids.hash:
+        raise ValueError(
+            "the gate passed other ids than those on disk: run `kedro run --pipelines=semantic_ids` again"
+        )
+    return PrefixTree.build(ids.codes, ids.sizes, source=ids.hash, shared=not ids.unique)
+
+
+def _fitted(
+    embeddings: Embeddings,
+    others: Mapping[str, Embeddings],
+    config: SemanticIdsConfig,
+    on_epoch: OnEpoch | None,
+) -> Quantizer:
+    started = time.perf_counter()
+    quantizer = quantizers.build(*config.chosen())
+    quantizer.fit(vectors_of(embeddings, others), seed=config.seed, on_epoch=on_epoch)
+    quantizer.about = {
+        "space": embeddings.space,
+        "embeddings": embeddings.hash,
+        "modality": embeddings.about.get("modality"),
+        "items": int(embeddings.present.sum()),
+        "seed": config.seed,
+        "encoder": embeddings.about.get("encoder"),
+        "template": embeddings.about.get("template"),
+        "seconds": time.perf_counter() - started,
+        **({"with": {name: each.hash for name, each in sorted(others.items())}} if others else {}),
+    }
+    return quantizer
+
+
+def _lent(earlier: EarlierIds, embeddings: Embeddings) -> Quantizer:
+    """The lender's quantizer, in the space of these embeddings: one encoder made both, from any template.
+
+    Raises ValueError where there is none, or where another encoder made what it was fitted to.
+    """
+    name, quantizer = earlier.lender, unless_damaged(lambda: earlier.lent_quantizer, refit=False)
+    if quantizer is None:
+        raise ValueError(
+            f"quantizer_from={name}: it has no quantizer; run `kedro run --pipelines=semantic_ids --params "
+            f"dataset={name}`"
+        )
+    if not of_one_encoder(embeddings, quantizer.about, str(quantizer.about.get("space"))):
+        raise ValueError(
+            f"quantizer_from={name}: {other_space(quantizer, embeddings)}; both need vectors of one encoder "
+            "(embedded by an earlier version, run the pipeline embed once more)"
+        )
+    log.info("the quantizer of %s makes these ids", name)
+    own, template = embeddings.about.get("template"), quantizer.about.get("template")
+    if template != own:
+        log.warning("it was fitted to texts by the template %r, these are by %r", template, own)
+    quantizer = copy.copy(quantizer)
+    quantizer.about = {**quantizer.about, "space": embeddings.space, "template": own, "lent_by": name}
+    return quantizer
+
+
+def _made_otherwise(ids: SemanticIds, quantizer: Quantizer, config: SemanticIdsConfig) -> str | None:
+    """Why earlier ids cannot be reused, None if they can."""
+    if config.refit:
+        return "semantic_ids.refit is set"
+    if ids.about["quantizer"] != quantizer.hash:
+        return "the quantizer is another one"
+    if ids.about["policy"] != config.collisions:
+        return f"collisions is {config.collisions}, was {ids.about['policy']}"
+    return None
+
+
+def _in_words(quality: Mapping[str, Any]) -> str:
+    used = min(level["usage"] for level in quality["levels"])
+    distinct = quality["collisions"]["before"]["distinct"]
+    return (
+        f"codes per level {', '.join(map(str, quality['sizes']))}, least used level {used:.1%}, {distinct:,} distinct "
+        f"of {quality['items']:,} before resolution"
+    )

@@ -1,0 +1,250 @@
+"""Training of one model on one data set: for pipelines, and for machines without Kedro."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, build_config, split_names
+from recpipe.content.embeddings import Embeddings
+from recpipe.content.item_tables import without_stand_ins
+from recpipe.data.features import in_order
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Sequences, Vocabulary
+from recpipe.data.splits import with_validation
+from recpipe.data.training_data import TrainingData
+from recpipe.layers.cold_users import ColdUsersConfig
+from recpipe.layers.side import Side, SideConfig
+from recpipe.models.recommender import Recommender
+from recpipe.models.registry import build as build_model
+from recpipe.models.registry import side_config
+from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.ids import SemanticIds
+from recpipe.semantic_ids.prefix_tree import PrefixTree
+from recpipe.training import fit
+from recpipe.training.bundle import Bundle
+from recpipe.training.settings import TrainSettings
+from recpipe.training.start import begin_with
+
+log = logging.getLogger(__name__)
+
+# Columns of the curve of a model that is fitted without epochs.
+CURVE_COLUMNS = {"epoch": int, "step": int, "seconds": float, "loss": float, "lr": float, "gradient_norm": float}
+
+OnEpoch = Callable[[Mapping[str, Any]], bool | None]
+Validator = Callable[..., fit.Validate]
+"""``recpipe.evaluation.evaluate.validator``: (validation fold, protocol, metric, users=) -> what training selects by."""
+
+
+@dataclass(frozen=True)
+class ItemInputs:
+    """What is known of the items: their table, vectors by modality, semantic ids with their prefix tree by kind, and the
+    trained model whose item vectors another one reads.
+    """
+
+    items: pa.Table
+    vectors: Mapping[str, Embeddings] = field(default_factory=dict)
+    ids: Mapping[str, tuple[SemanticIds, PrefixTree]] = field(default_factory=dict)
+    collaborative: Bundle | None = None
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> ItemInputs:
+        """From inputs by name: ``items``, ``text_embeddings``, ``text_ids``, ``text_tree``, ``collaborative``."""
+        items = inputs["items"]
+        return cls(
+            items=items if isinstance(items, pa.Table) else items.to_arrow(),
+            vectors={name: inputs[key] for name in VECTORS if (key := f"{name}_embeddings") in inputs},
+            ids={kind: (inputs[key], inputs[f"{kind}_tree"]) for kind in ID_KINDS if (key := f"{kind}_ids") in inputs},
+            collaborative=inputs.get(COLLABORATIVE),
+        )
+
+    def hashes(self) -> dict[str, str]:
+        """Content hashes of the vectors and the ids."""
+        vectors = {name: each.hash for name, each in self.vectors.items()}
+        return vectors | {f"{kind} ids": ids.hash for kind, (ids, _) in self.ids.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One model, its data and its settings. ``start`` is the run ``init_from``."""
+
+    config: RunConfig
+    data: TrainingData
+    inputs: ItemInputs
+    work_folder: Path
+    validator: Validator
+    start: Bundle | None = None
+
+    @cached_property
+    def settings(self) -> TrainSettings:
+        """How the model is trained."""
+        return build_config(TrainSettings, self.config.train, where=f"models.{self.config.name}.train")
+
+    @cached_property
+    def side(self) -> SideConfig:
+        """The side information that the model reads."""
+        return side_config(self.config.type, self.config.side, where=f"models.{self.config.name}")
+
+    @cached_property
+    def cold_users(self) -> ColdUsersConfig:
+        """The fallback for users without history."""
+        return build_config(ColdUsersConfig, self.config.cold_users, where="cold_users")
+
+    @property
+    def fitting_set(self) -> Sequences:
+        """The training set, with the validation events where these are put back."""
+        data = self.data
+        return with_validation(data.train_set, data.valid_set) if self.settings.put_back else data.train_set
+
+    def train(self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None) -> tuple[fit.Trained, dict[str, Any]]:
+        """The trained model, and what a bundle says of its training. Checkpoints go to ``folder``, else the work folder."""
+        config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
+        fitting_set = self.fitting_set
+        vectors = self._vectors()
+        side = side_of(self.side, fitting_set, data.vocabulary, self.inputs.items, vectors)
+        ids = ids_of(config.ids, self.inputs.ids, data.vocabulary)
+
+        def untrained() -> Recommender:
+            model = build_model(
+                config.type,
+                config.settings,
+                n_items=len(data.vocabulary),
+                max_length=min(protocol.history, settings.window or protocol.history),
+                side=side,
+                ids=ids,
+            )
+            protocol.check_time(model.requires_time, model=config.name)
+            if config.init_from != "none":
+                count = begin_with(model, self.start, data.vocabulary, where=f"init_from={config.init_from}")
+                log.info("%s begins with %s tensors of %s", config.name, count, config.init_from)
+            return model
+
+        trained = fit.train(
+            untrained,
+            fitting_set,
+            self.validator(data.valid_set, protocol, settings.metric, users=settings.validate_users),
+            settings,
+            seed=config.seed,
+            folder=self.work_folder if folder is None else folder,
+            fingerprint=protocol.id if config.init_from == "none" else f"{protocol.id} {config.init_from}",
+            on_epoch=on_epoch,
+            cold_users=self.cold_users,
+            steps_of=data.train_set,
+        )
+        return trained, self._description(trained, side, ids, vectors)
+
+    def bundle(self, trained: fit.Trained, description: dict[str, Any]) -> Bundle:
+        """What training gave, with what is needed to recommend with it."""
+        items = self.inputs.items
+        titles = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
+        return Bundle(
+            name=self.config.name,
+            type=self.config.type,
+            model=trained.model,
+            vocabulary=self.data.vocabulary,
+            titles=[titles.get(item) for item in self.data.vocabulary.ids],
+            train_events=np.bincount(self.fitting_set.items, minlength=len(self.data.vocabulary) + 1)[1:],
+            protocol=self.data.protocol,
+            training=description,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what a training comes to, but for versions and the machine."""
+        return {**asdict(self.config), "protocol": self.data.protocol.id, "inputs": self.inputs.hashes()}
+
+    def _vectors(self) -> dict[str, Embeddings]:
+        vectors = dict(self.inputs.vectors)
+        if self.inputs.collaborative is not None:
+            vectors[COLLABORATIVE] = item_vectors(self.inputs.collaborative, self.data.protocol, self.data.vocabulary)
+        return vectors
+
+    def _description(
+        self,
+        trained: fit.Trained,
+        side: Side | None,
+        ids: Mapping[str, CatalogueIds],
+        vectors: Mapping[str, Embeddings],
+    ) -> dict[str, Any]:
+        """Settings in force, cost, and what the inputs were."""
+        config = self.config
+        settings = {"type": config.type, **asdict(trained.model.config)}
+        if side is not None:
+            settings["side"] = asdict(side.config)
+        settings |= {"ids": {kind: each.digest[:12] for kind, each in ids.items()}} if ids else {}
+        settings |= {} if config.init_from == "none" else {"init_from": config.init_from}
+        if not trained.model.closed_form:
+            settings["train"] = asdict(self.settings)
+        elif self.settings.put_back:
+            settings["train"] = {"put_back": True}
+        description = {
+            "seed": config.seed,
+            "settings": settings,
+            "cost": trained.cost,
+            "versions": trained.versions,
+        }
+        if side is not None and side.widths:
+            description["embeddings"] = {modality: vectors[modality].hash for modality in side.widths}
+        if ids:
+            description["semantic_ids"] = {kind: each.source for kind, each in ids.items()}
+        return description
+
+
+def side_of(
+    config: SideConfig,
+    train_set: Sequences,
+    vocabulary: Vocabulary,
+    items: pa.Table,
+    embeddings: Mapping[str, Embeddings],
+) -> Side | None:
+    """The Side of a model: columns of ``items`` and ``embeddings`` by modality in the vocabulary's order; None if empty."""
+    if config.empty:
+        return None
+    wanted = split_names(config.items)
+    shown = items.select(["item_id", *wanted]) if set(wanted) <= set(items.column_names) else items
+    table = in_order(without_stand_ins(shown), "item_id", vocabulary.ids)
+    vectors = {}
+    for modality, each in embeddings.items():
+        rows = each.rows(vocabulary.ids)
+        present = np.where(rows >= 0, each.present[rows], False)
+        vectors[modality] = (each.vectors[rows], present)
+        log.info("%s items of %s have a vector of their %s", int(present.sum()), len(present), modality)
+    columns = {name: table[name] for name in table.column_names if name != "item_id"}
+    return Side.of(config, train_set, columns, vectors, n_items=len(vocabulary))
+
+
+def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> Embeddings:
+    """The item vectors of a trained model, those that training never saw left out.
+
+    Raises ValueError for one of another catalogue or split, or that has no such vectors.
+    """
+    bundle.check_catalogue(vocabulary)
+    if differing := bundle.protocol.same_data(protocol):
+        again = f"run `kedro run --pipelines=train --params model={bundle.name}`"
+        raise ValueError(
+            f"{bundle.name} was trained on another split ({', '.join(differing)} differ): {again}"
+        )
+    vectors, present = bundle.model.item_vectors()[1:], bundle.train_events > 0
+    vectors = np.where(present[:, None], vectors.detach().cpu().float().numpy(), np.float32(0))
+    keys = np.where(present, vocabulary.ids, "").astype(object)
+    about = {"model": bundle.name, "seed": bundle.training.get("seed")}
+    return Embeddings(vocabulary.ids, vectors, present, keys, f"{bundle.name} {bundle.protocol.id}", about)
+
+
+def ids_of(
+    kinds: tuple[str, ...], inputs: Mapping[str, tuple[SemanticIds, PrefixTree]], vocabulary: Vocabulary
+) -> dict[str, CatalogueIds]:
+    """The semantic ids of the catalogue by kind, each held against the tree that was built from them."""
+    catalogues = {}
+    for kind in kinds:
+        ids, tree = inputs[kind]
+        catalogues[kind] = CatalogueIds.of(ids, vocabulary.ids, tree)
+        count = int((catalogues[kind].codes[1:, 0] >= 0).sum())
+        log.info("%s items of %s have an id of their %s", count, len(vocabulary), kind)
+    return catalogues

@@ -1,0 +1,148 @@
+"""Trains models on what Kedro prepared, without Kedro: on a machine with a GPU, say.
+
+It needs torch, lightning, numpy, pyarrow, pyyaml and safetensors (with pydantic, types of settings are checked too).
+Bring data/03_primary, 04_feature, 05_model_input (and 06_models of a model whose items another one reads) and the conf;
+take back what lands under --into:
+
+    python -m recpipe.training.standalone --dataset amazon-beauty --models tiger sasrec --into trained --minutes 9
+    cp -r trained/* data/                                                     # where Kedro is
+    kedro run --pipelines=evaluate,report --params dataset=amazon-beauty,model=tiger+sasrec
+
+Cut off, by --minutes or otherwise, the same command goes on with what is not done. `--params` changes settings as in
+`kedro run`: `--params models.tiger.dropout=.3,models.tiger.train.max_epochs=60`. Selection reads the validation fold
+only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recpipe.config import Configuration, RunConfig, build_config, parse_overrides
+from recpipe.data.atomic import replaced_file, replaced_folder
+from recpipe.evaluation.evaluate import validator
+from recpipe.models.registry import model_class, model_info, side_config
+from recpipe.training.bundle import Bundle, load_bundle, save_bundle
+from recpipe.training.job import CURVE_COLUMNS, OnEpoch
+from recpipe.training.prepared import PreparedData
+from recpipe.training.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train each model and log its validation metric; 1 if time was up before all were done."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("recpipe.training.module").setLevel(logging.WARNING)  # `epoch_logger` shows every epoch
+    ends = time.perf_counter() + 60 * options.minutes
+    data = PreparedData(options.data, options.dataset, options.seed, options.into)
+    overrides = {**parse_overrides(options.params), "dataset": options.dataset, "seed": options.seed}
+    configuration = Configuration.read(options.conf, options.env, overrides, model_info)
+    runs = [configuration.run(name) for name in options.models]
+    for run in runs:  # what is wrong with the last is said before the first is trained
+        check(run)
+    unfinished = [run.name for run in runs if not _finished(run, data, ends)]
+    if unfinished:
+        log.info("time is up; the same command goes on with %s", ", ".join(unfinished))
+    return int(bool(unfinished))
+
+
+def check(run: RunConfig) -> None:
+    """Raises ConfigError for a setting that the model or its training does not have."""
+    where = f"models.{run.name}"
+    build_config(model_class(run.type).Config, run.settings, where=where)
+    build_config(TrainSettings, run.train, where=f"{where}.train")
+    side_config(run.type, run.side, where=where)
+
+
+def _finished(run: RunConfig, data: PreparedData, ends: float) -> bool:
+    """Trains the model unless that was done, and says whether it is done now. Raises KeyboardInterrupt for Ctrl-C."""
+    if time.perf_counter() > ends:
+        return False
+    try:
+        bundle = train(run, data, epoch_logger(run.name, ends))
+    except KeyboardInterrupt:
+        if time.perf_counter() > ends:
+            return False
+        raise
+    shown = "  ".join(f"{key} {value}" for key, value in bundle.training["cost"].items())
+    log.info("%s seed %s done: %s", run.name, data.seed, shown)
+    return True
+
+
+def train(run: RunConfig, data: PreparedData, on_epoch: OnEpoch | None = None) -> Bundle:
+    """One model, its bundle and curve left where Kedro looks for them; the latest one if it was trained so before.
+
+    Raises KeyboardInterrupt where ``on_epoch`` ended training early; the same call goes on then.
+    """
+    job = data.job(run, validator)
+    identity = json.loads(json.dumps(job.identity()))
+    mark, bundles = job.work_folder / "done.json", data.bundle_folder(run.name)
+    earlier = json.loads(mark.read_text()) if mark.is_file() else {}
+    folder = bundles / earlier.get("version", "") / "bundle"
+    if earlier.get("identity") == identity and folder.is_dir():
+        log.info("%s was trained so before: %s", run.name, folder)
+        return load_bundle(folder)
+    trained, description = job.train(on_epoch=on_epoch)
+    bundle = job.bundle(trained, description)
+    version = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")[:-3] + "Z"  # Kedro's form, and its order
+    with replaced_folder(bundles / version / "bundle") as place:
+        save_bundle(bundle, place)
+    with replaced_file(data.curves_file(run.name)) as curves:
+        columns = dict.fromkeys(key for row in trained.curve or [CURVE_COLUMNS] for key in row)
+        pq.write_table(pa.table({key: [row.get(key) for row in trained.curve] for key in columns}), curves)
+    with replaced_file(mark) as file:
+        file.write_text(json.dumps({"identity": identity, "version": version}))
+    return bundle
+
+
+def epoch_logger(name: str, ends: float) -> OnEpoch:
+    """Logs every epoch, and ends training with it when time is up."""
+
+    def log_epoch(row: Mapping[str, Any]) -> bool:
+        log.info("%s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        return time.perf_counter() > ends
+
+    return log_epoch
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recpipe.training.standalone",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument(
+        "--models", nargs="+", required=True, help="names of files in the conf's models folder"
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="what Kedro prepared")
+    parser.add_argument(
+        "--into", type=Path, default=None, help="where results go; by default the same folder"
+    )
+    parser.add_argument("--conf", type=Path, default=Path("conf"), help="the folder with base/")
+    parser.add_argument("--env", default=None, help="the environment over base; by default local")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="training ends after the epoch then running"
+    )
+    parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="settings, as in `kedro run`")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValueError as error:  # what a user can mend; its last line says how
+        sys.exit(f"error: {error}")

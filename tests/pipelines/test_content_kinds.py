@@ -1,0 +1,94 @@
+"""Which semantic ids and vectors a command makes, and what is said where a data set has nothing to make them of."""
+
+from __future__ import annotations
+
+import pytest
+from tests.config.test_resolve import FILES, files
+
+from recpipe.config import ConfigError, Configuration
+from recpipe.pipelines.content_kinds import described, of_command, of_model, satisfied
+
+TEXT = {"template": "{title}"}
+POSTERS = {"from": "posters.zip", "name": "{item_id}.jpg"}
+BLOCKS = {
+    "bare": {"source": "files"},
+    "texts": {"source": "files", "content": {"text": TEXT}},
+    "films": {"source": "files", "content": {"text": TEXT, "image": POSTERS}},
+    "chosen": {"source": "files", "content": {"text": TEXT, "image": POSTERS, "modalities": ["text_image"]}},
+}
+MODELS = {
+    "net": {"type": "net"},
+    "tiger": {"type": "net", "ids": "text"},
+    "parallel": {"type": "net", "ids": "text_parts"},
+    "pictures": {"type": "net", "ids": "image"},
+    "seeing": {"type": "net", "side": {"vectors": "text_image"}},
+}
+
+
+def configuration(dataset: str, modality: str = "auto") -> Configuration:
+    models = {**FILES["models"], **MODELS}
+    return Configuration(files(datasets=BLOCKS, models=models), {"dataset": dataset, "modality": modality})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "modality", "expected"),
+    [
+        ("bare", "auto", ()),
+        ("texts", "auto", ("text",)),
+        ("films", "auto", ("text", "image")),
+        ("chosen", "auto", ("text_image",)),
+        ("chosen", "text+image", ("text", "image")),
+        ("films", "text_image", ("text_image",)),
+        ("films", "none", ()),
+        ("films", "image+image", ("image",)),
+    ],
+)
+def test_auto_follows_the_data_set_and_names_choose(dataset: str, modality: str, expected: tuple) -> None:
+    assert described(configuration(dataset, modality)) == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "modality", "message"),
+    [
+        ("texts", "image", "'texts' has no image to make image ids of: add `content: {image"),
+        ("texts", "text+text_image", "has no image to make text_image ids"),
+        ("bare", "text", "has no text"),
+        ("films", "audio", "unknown modality 'audio'; choose text, image, text_image"),
+    ],
+)
+def test_what_is_not_there_cannot_be_chosen(dataset: str, modality: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        described(configuration(dataset, modality))
+
+
+def test_a_run_of_the_two_pipelines_alone_needs_content_and_a_whole_run_does_not() -> None:
+    bare = configuration("bare")
+    assert of_command(bare, [], ["ingest", "embed", "semantic_ids", "train"]) == ((), ())
+    for pipeline in ("embed", "semantic_ids"):
+        with pytest.raises(ConfigError, match="'bare' has no `content` block"):
+            of_command(bare, [], [pipeline])
+    assert of_command(configuration("films"), [], ["embed"]) == (("text", "image"), ("text", "image"))
+
+
+def test_auto_also_makes_what_the_models_read_where_the_content_is_there() -> None:
+    texts = configuration("texts")
+    runs = [texts.run(name) for name in ("parallel", "tiger")]
+    assert of_command(texts, runs, ["train"]) == (("text", "text_parts"), ("text",))
+    films = configuration("films")
+    assert of_command(films, [films.run("seeing")], ["train"])[1] == ("text", "image", "text_image")
+    with pytest.raises(ConfigError, match="model 'pictures' reads image ids: data set 'texts' has no image"):
+        of_command(texts, [texts.run("pictures")], ["train"])
+
+
+def test_a_model_alone_needs_only_what_it_reads() -> None:
+    films = configuration("films")
+    assert of_model(films.run("net")) == ((), ())
+    assert of_model(films.run("parallel")) == (("text_parts",), ("text",))
+    assert of_model(films.run("seeing")) == ((), ("text", "image", "text_image"))
+
+
+def test_whether_a_command_makes_all_that_a_model_reads() -> None:
+    films = configuration("films")
+    assert satisfied(films.run("net"), ())
+    assert satisfied(films.run("tiger"), ("text",)) and not satisfied(films.run("tiger"), ("image",))
+    assert satisfied(films.run("seeing"), ("text_image",)) and not satisfied(films.run("seeing"), ("text", "image"))

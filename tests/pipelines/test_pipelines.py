@@ -1,0 +1,250 @@
+"""The wiring: what is built for a command, in which order, and a catalog entry for everything that flows."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import yaml
+from kedro.framework.project import pipelines
+from kedro.framework.startup import bootstrap_project
+
+from recpipe.config import ID_KINDS, Configuration
+from recpipe.kedro_compat import file_of, reload_pipelines
+from recpipe.pipelines.wiring import ON_REQUEST, STAGES, command_wiring, model_info, remember, wired
+
+MOST_PARAMETERS = 8  # of a node
+LAYERS = ["raw", "intermediate", "primary", "feature", "model_input", "models", "model_output", "reporting"]
+
+
+@pytest.fixture
+def registered(project_copy: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Pipelines of a copy without a command, as kedro-viz sees them: the developer's conf/local may hold models."""
+    monkeypatch.chdir(project_copy)
+    bootstrap_project(project_copy)
+    remember(Configuration.read(project_copy / "conf", None, {}, model_info))
+    return dict(pipelines)
+
+
+@pytest.fixture
+def built(project_copy: Path):
+    """`built(params, *pipelines)`: the pipelines that a command builds."""
+
+    def build(params: dict, *requested: str) -> dict:
+        configuration = Configuration.read(project_copy / "conf", None, params, model_info)
+        with wired(command_wiring(configuration, requested)):
+            reload_pipelines()
+            return dict(pipelines)
+
+    yield build
+    reload_pipelines()
+
+
+@pytest.fixture
+def catalog(project_copy, session_in):
+    with session_in(project_copy) as session:
+        yield session.load_context().catalog
+
+
+def models_on_disk(project: Path) -> set[str]:
+    return {file.stem for file in (project / "conf" / "base" / "parameters" / "models").glob("*.yml")}
+
+
+def before(pipeline, name: str) -> set[str]:
+    """Names of the nodes that come before a node because it needs what they write."""
+    parents = {node: set(found) for node, found in pipeline.node_dependencies.items()}
+    seen: set = set()
+    waiting = [node for node in pipeline.nodes if node.name == name]
+    while waiting:
+        for parent in parents[waiting.pop()] - seen:
+            seen.add(parent)
+            waiting.append(parent)
+    return {node.name for node in seen}
+
+
+def test_each_model_file_holds_the_block_of_its_name(project: Path) -> None:
+    for file in (project / "conf" / "base" / "parameters" / "models").glob("*.yml"):
+        assert list(yaml.safe_load(file.read_text())) == ["models"]
+        assert list(yaml.safe_load(file.read_text())["models"]) == [file.stem]
+
+
+def test_stages_and_every_model_have_a_pipeline(project: Path, registered) -> None:
+    assert set(registered) == {*STAGES, *ON_REQUEST, "__default__"} | models_on_disk(project)
+    assert all(pipeline.nodes for pipeline in registered.values())
+
+
+def test_without_a_command_stages_are_those_of_the_default_model_and_its_baselines(registered) -> None:
+    groups = {node.namespace for node in registered["train"].nodes if node.namespace}
+    assert groups == {"sasrec", "popular", "popular_recent"}
+
+
+def test_a_models_pipeline_is_its_whole_path_and_nothing_else(registered) -> None:
+    names = {node.name.split(".")[-1] for node in registered["tiger"].nodes}
+    assert {"fetch_source", "embed_text", "fit_quantizer", "build_tree", "train_model", "write_report"} <= names
+    groups = {node.namespace.split(".")[0] for node in registered["tiger"].nodes if node.namespace}
+    assert groups - {"ingest", "report"} == {"text_ids", "tiger"}
+    names = {node.name.split(".")[-1] for node in registered["svd"].nodes}
+    assert not {"embed_text", "fit_quantizer"} & names
+
+
+def test_a_command_builds_its_models_only(built) -> None:
+    found = built({"model": "svd+popular"}, "train", "evaluate")
+    for name in ("train", "evaluate"):
+        assert {node.namespace for node in found[name].nodes if node.namespace} == {"svd", "popular"}
+
+
+def test_models_are_wired_to_what_they_read(built) -> None:
+    def inputs(params: dict, model: str) -> set[str]:
+        (node,) = (node for node in built(params, "train")["train"].nodes if node.namespace == model)
+        return set(node.inputs)
+
+    assert "text_embeddings" in inputs({"model": "text_knn"}, "text_knn")
+    assert not {"text_embeddings", "text_semantic_ids"} & inputs({"model": "sasrec"}, "sasrec")
+    side = {"models": {"sasrec": {"side": {"vectors": "text"}}}}
+    assert "text_embeddings" in inputs({"model": "sasrec", **side}, "sasrec")
+    both = {"model": "sasrec+popular", "side": {"vectors": "text+image"}}
+    assert {"text_embeddings", "image_embeddings"} <= inputs(both, "sasrec")
+    assert not {"text_embeddings", "image_embeddings"} & inputs(both, "popular")
+    assert {"text_semantic_ids", "text_prefix_tree"} <= inputs({"model": "tiger"}, "tiger")
+    assert {"text_parts_semantic_ids", "text_parts_prefix_tree"} <= inputs({"model": "parallel_tiger"}, "parallel_tiger")
+    assert {"sasrec_bundle", "text_embeddings"} <= inputs({"model": "setrec"}, "setrec")
+    assert "start" in inputs({"model": "sasrec", "init_from": "a/sasrec/seed_1"}, "sasrec")
+    assert "start" not in inputs({"model": "sasrec"}, "sasrec")
+
+
+def every_node(registered: dict, built) -> list:
+    images = built({"dataset": "ml-1m", "modality": "text+image+text_image+text_parts", "model": "all"})
+    return [node for pipeline in (*registered.values(), *images.values()) for node in pipeline.nodes]
+
+
+def test_nodes_have_few_parameters_of_known_types(registered, built) -> None:
+    for node in every_node(registered, built):
+        parameters = inspect.signature(node.func).parameters
+        assert len(parameters) <= MOST_PARAMETERS, node.name
+        hints = get_type_hints(node.func)
+        named = inspect.get_annotations(node.func)
+        for parameter in parameters.values():
+            assert parameter.name in hints, (node.name, parameter.name)
+            assert parameter.kind is parameter.VAR_KEYWORD or named[parameter.name] != "Any", node.name
+
+
+def test_kedro_gives_every_parameter_to_the_argument_that_it_is_meant_for(registered, built) -> None:
+    """Kedro reads types by position, also where inputs are given by name: the order must be that of the signature."""
+    for node in every_node(registered, built):
+        named = [name for name, each in inspect.signature(node.func).parameters.items() if each.kind is not each.VAR_KEYWORD]
+        given = list(node._inputs) if isinstance(node._inputs, dict) else named[: len(node.inputs)]
+        assert given[: len(named)] == named[: len(given)], node.name
+
+
+def test_saving_that_is_cut_off_leaves_nothing_that_looks_consistent(registered) -> None:
+    """Kedro saves in the order of the outputs: a new protocol refuses old bundles."""
+    split = next(node for node in registered["train"].nodes if node.name == "split_sequences")
+    assert split.outputs[0] == "protocol"
+
+
+def test_the_report_comes_after_all_that_this_command_writes_for_it(built) -> None:
+    requested = ("train", "evaluate", "ensemble", "ties", "context", "semantic_ids", "embed", "report")
+    params = {"model": "sasrec+svd", "ensemble": {"members": "sasrec+svd"}}
+    found = built(params, *requested)
+    pipeline = sum((found[name] for name in requested[1:]), start=found["train"])
+    names = before(pipeline, "analyse_runs")
+    for model in ("sasrec", "svd"):
+        assert {f"{model}.{node}" for node in ("evaluate_model", "permute_ties", "measure_context")} <= names
+    assert {"ensemble.evaluate_ensemble", "text_ids.measure_ids", "embed_text"} <= names
+
+
+def test_geometry_comes_after_the_bundles_of_this_command_and_before_what_shows_it(built) -> None:
+    found = built({"model": "sasrec"}, "train", "evaluate", "geometry", "report")
+    pipeline = found["train"] + found["evaluate"] + found["geometry"] + found["report"]
+    assert {"sasrec.train_model", "sasrec.evaluate_model"} <= before(pipeline, "measure_geometry")
+    for name in ("draw_figures", "write_report"):
+        assert "measure_geometry" in before(pipeline, name)
+
+
+def test_an_ensemble_reads_its_members_and_waits_for_those_of_this_command(built) -> None:
+    found = built({"model": "sasrec", "ensemble": {"members": "sasrec+svd"}}, "train", "ensemble")
+    pipeline = found["train"] + found["ensemble"]
+    assert "sasrec.train_model" in before(pipeline, "ensemble.evaluate_ensemble")
+    assert "svd_bundle" in pipeline.inputs()
+
+
+def test_everything_that_flows_has_an_entry_and_every_path_is_the_projects(catalog, registered, project_copy) -> None:
+    everything = {name for pipeline in registered.values() for name in pipeline.datasets()}
+    for name in (name for name in everything if not name.startswith("params:")):
+        dataset = catalog.get(name)
+        assert dataset is not None, name
+        assert type(dataset).__name__ != "MemoryDataset", name
+        for path in paths_of(dataset):
+            assert path.is_relative_to(project_copy / "data"), name
+        assert dataset.metadata["kedro-viz"]["layer"], name
+    for name in (name for name in everything if name.startswith("params:")):
+        assert name in catalog
+
+
+def paths_of(dataset: Any) -> list[Path]:
+    described = dataset._describe()
+    found = [Path(str(value)) for value in described.values() if "/" in str(value)]
+    assert found, dataset
+    return found
+
+
+def test_bundles_and_evaluations_are_versioned_and_paths_name_dataset_model_and_seed(project_copy, session_in) -> None:
+    params = {"dataset": "ml-1m", "seed": 7, "model": "popular"}
+    with session_in(project_copy, runtime_params=params) as session:
+        catalog = session.load_context().catalog
+        for name in ("popular_bundle", "popular_evaluation"):
+            dataset = catalog.get(name)
+            assert dataset._version is not None
+            assert "/ml-1m/popular/seed_7/" in str(file_of(dataset))
+        assert "/ml-1m/" in str(file_of(catalog.get("interactions")))
+
+
+def test_a_kind_of_ids_brings_all_that_it_needs_and_nothing_else(built) -> None:
+    for kind in ID_KINDS:
+        found = built({"dataset": "ml-1m", "modality": kind, "model": "popular"}, "embed", "semantic_ids")
+        pipeline = found["embed"] + found["semantic_ids"]
+        outside = {name for name in pipeline.inputs() if not name.startswith("params:")}
+        assert outside == {"items"}
+        assert {f"{kind}_prefix_tree", f"{kind}_semantic_ids"} <= pipeline.all_outputs()
+        assert {node.namespace for node in found["semantic_ids"].nodes} == {f"{kind}_ids"}
+
+
+def test_layers_never_turn_back(catalog, registered) -> None:
+    """kedro-viz draws no layers at all if one node reads from a layer that comes after one it writes to."""
+
+    def layer(name: str) -> int:
+        return LAYERS.index(catalog.get(name).metadata["kedro-viz"]["layer"])
+
+    for node in (node for pipeline in registered.values() for node in pipeline.nodes):
+        read = [layer(name) for name in node.inputs if not name.startswith("params:")]
+        written = [layer(name) for name in node.outputs]
+        assert max(read, default=0) <= min(written), node.name
+
+
+def test_the_test_environment_writes_beside(project_copy, session_in) -> None:
+    with session_in(project_copy, env="test") as session:
+        path = file_of(session.load_context().catalog.get("sasrec_bundle"))
+    assert path is not None and path.is_relative_to(project_copy / "data" / "test")
+
+
+def test_building_pipelines_imports_nothing_heavy(project_copy: Path) -> None:
+    """In a process of its own, as other tests import what they like."""
+    import subprocess
+    import sys
+
+    program = """
+import sys
+from pathlib import Path
+from kedro.framework.startup import bootstrap_project
+from kedro.framework.project import pipelines
+bootstrap_project(Path.cwd())
+assert len(dict(pipelines)) > 40
+heavy = {"torch", "mlflow", "lightning", "transformers", "plotly", "ibis", "duckdb", "sklearn", "pandas"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project_copy, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,0 +1,73 @@
+"""Wiring of report, geometry and semantic ids: what comes before the report, and nodes that two pipelines share."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+import pytest
+from kedro.pipeline import Pipeline
+
+from recpipe.pipelines import geometry, report, semantic_ids
+from recpipe.pipelines.report.nodes import collect_runs
+from recpipe.reporting.captions import FIGURES
+
+
+@dataclass(frozen=True)
+class Made:
+    """As much of a Wiring as these pipelines read."""
+
+    dataset: str = "shop"
+    models: tuple[str, ...] = ("sasrec",)
+    kinds: tuple[str, ...] = ("text", "text_parts")
+    results: tuple[str, ...] = ("sasrec_evaluation", "text_ids_quality", "text_parts_ids_quality")
+
+
+def whole(wiring: Made) -> Pipeline:
+    return sum((each.create_pipeline(wiring) for each in (semantic_ids, geometry, report)), Pipeline([]))
+
+
+def test_metrics_of_this_command_are_named_by_their_runs_and_other_results_only_waited_for() -> None:
+    metrics = {"dataset": "shop", "model": "sasrec", "seed": 42, "protocol": {"id": "x"}, "test": {}}
+    quality, ties = {"passed": True}, {"model": "sasrec", "seed": 42, "protocol": "x"}
+    found = collect_runs(
+        sasrec_evaluation=metrics, text_ids_quality=quality, sasrec_tie_sensitivity=ties, b=None
+    )
+    assert found == {"sasrec/seed_42": metrics}
+    assert collect_runs() == {}
+
+
+@pytest.mark.filterwarnings("error")  # Kedro warns of dots outside of namespaces
+@pytest.mark.parametrize("results", [(), Made.results])
+def test_one_node_collects_for_all_that_read_runs(results) -> None:
+    pipeline = whole(Made(results=results))
+    (collecting,) = [node for node in pipeline.nodes if node.name == "collect_runs"]
+    assert collecting.outputs == ["runs"] and set(collecting.inputs) == set(results)
+    before = pipeline.to_nodes("analyse_runs")
+    assert {node.name for node in before.nodes} >= {"collect_runs", "analyse_runs"}
+    made = {node.name for node in before.nodes if node.name.endswith("measure_ids")}
+    assert made == ({f"{kind}_ids.measure_ids" for kind in Made.kinds} if results else set())
+
+
+def test_semantic_ids_are_wired_for_the_kinds_of_the_command_only() -> None:
+    nodes = semantic_ids.create_pipeline(Made(kinds=("image",))).nodes
+    assert [node.namespace for node in nodes] == ["image_ids"] * 5
+    assert semantic_ids.create_pipeline(Made(kinds=())).nodes == []
+    parts = semantic_ids.create_pipeline(Made(kinds=("text_parts",)))
+    assert parts.inputs() == {
+        "text_embeddings",
+        "params:paths",
+        "items",
+        "params:semantic_ids.kinds.text_parts",
+        "params:datasets.shop",
+        "params:dataset",
+    }
+
+
+def test_every_figure_has_an_entry() -> None:
+    assert {f"report_figure_{name}" for name in FIGURES} <= report.create_pipeline(Made()).outputs()
+
+
+def test_nodes_take_eight_arguments_at_most() -> None:
+    for node in whole(Made()).nodes:
+        assert len(inspect.signature(node.func).parameters) <= 8, node.name

@@ -1,0 +1,162 @@
+"""All runs on disk: the latest versions, each file read once, what is damaged named and the rest there."""
+
+import json
+
+import numpy as np
+import plotly.graph_objects as go
+import pyarrow as pa
+import pytest
+from tests.reporting.runs_on_disk import store, write_json, write_runs, write_table
+
+from recpipe.content.embeddings import Embeddings
+from recpipe.reporting import run_store
+from recpipe.reporting.run_store import DamagedFileError
+
+RANKS = pa.table({"user_id": ["u"], "target": ["i"], "rank": [1], "history": [3], "cold": [False]})
+CURVE = pa.table({"epoch": [1], "step": [10], "seconds": [0.5], "loss": [2.0]})
+
+
+def versioned(folder, run, version, value):
+    return write_json(
+        folder / "08_reporting" / "shop" / run / "metrics.json" / version / "metrics.json", value
+    )
+
+
+def embeddings(n=3):
+    ids = np.array([f"i{number}" for number in range(n)], object)
+    keys = np.array(["k"] * n, object)
+    return Embeddings(ids, np.ones((n, 2), np.float32), np.ones(n, bool), keys, "space")
+
+
+def test_a_data_set_without_runs_has_nothing_of_any_sort(tmp_path):
+    runs = store(tmp_path)
+    for files in (runs.metrics, runs.ranks, runs.recommendations, runs.curves, runs.bundles, runs.studies):
+        assert (list(files), len(files), files.readable()) == ([], 0, {})
+    assert (runs.vectors.readable(), runs.qualities.readable(), runs.problems) == ({}, {}, [])
+    assert "text" not in runs.vectors and "sasrec/seed_42" not in runs.metrics
+    with pytest.raises(KeyError):
+        runs.ranks["sasrec/seed_42"]
+
+
+def test_the_latest_version_of_each_run_counts(tmp_path):
+    for run, version, value in (("a/seed_1", "v1", 1), ("a/seed_1", "v2", 2), ("b/seed_1", "v1", 3)):
+        versioned(tmp_path, run, version, value)
+    write_json(tmp_path / "08_reporting" / "shop" / "data_profile.json", {})  # not a run's
+    (tmp_path / "08_reporting" / "shop" / "b" / "seed_1" / "metrics.json" / "v2").mkdir()  # a failed version
+    runs = store(tmp_path)
+    assert list(runs.metrics) == ["a/seed_1", "b/seed_1"]
+    assert runs.metrics.readable() == {"a/seed_1": 2, "b/seed_1": 3}
+
+
+def test_results_of_this_command_win_and_are_not_read_from_disk(tmp_path):
+    versioned(tmp_path, "a/seed_1", "v1", 1)
+    broken = versioned(tmp_path, "b/seed_1", "v1", 2)
+    broken.write_text("{")
+    runs = store(tmp_path, b__1="new", c__1="only here")
+    assert runs.metrics.readable() == {"a/seed_1": 1, "b/seed_1": "new", "c/seed_1": "only here"}
+    assert len(runs.metrics) == 3 and runs.problems == []
+
+
+def test_a_file_is_read_when_it_is_asked_for_and_once(tmp_path, monkeypatch):
+    place = tmp_path / "07_model_output" / "shop"
+    for model in ("a", "b"):
+        write_table(place / model / "seed_1" / "ranks.parquet", RANKS)
+        write_table(
+            place / model / "seed_1" / "recommendations.parquet" / "v1" / "recommendations.parquet",
+            pa.table({"user_id": ["u"], "rank": [1], "item_id": ["i"], "probability": [0.5]}),
+        )
+    read, real = [], run_store.read_table
+    monkeypatch.setattr(run_store, "read_table", lambda path: read.append(path.name) or real(path))
+    runs = store(tmp_path)
+    assert "a/seed_1" in runs.ranks and len(runs.ranks) == 2 and read == []
+    assert runs.ranks["a/seed_1"].equals(RANKS) and runs.ranks.loads()["a/seed_1"]().equals(RANKS)
+    assert read == ["ranks.parquet"]
+    assert set(runs.ranks.readable()) == {"a/seed_1", "b/seed_1"} and len(read) == 2
+    for _ in range(2):  # lists of many models would fill the memory
+        runs.recommendations["a/seed_1"]
+    assert read[2:] == ["recommendations.parquet"] * 2
+
+
+DAMAGED = [
+    ("metrics", "08_reporting/shop/a/seed_1/metrics.json/v1/metrics.json", "the metrics of a/seed_1"),
+    ("ranks", "07_model_output/shop/a/seed_1/ranks.parquet", "the ranks of a/seed_1"),
+    (
+        "recommendations",
+        "07_model_output/shop/a/seed_1/recommendations.parquet/v1/recommendations.parquet",
+        "the recommendations of a/seed_1",
+    ),
+    ("curves", "08_reporting/shop/a/seed_1/curves.parquet", "the curves of a/seed_1"),
+    ("tie_sensitivity", "08_reporting/shop/a/seed_1/tie_sensitivity.json", "the tie sensitivity of a/seed_1"),
+    ("contexts", "08_reporting/shop/a/seed_1/context.json", "the context of a/seed_1"),
+    ("studies", "08_reporting/shop/a/seed_1/studies/width_study.json", "the study of a/seed_1/studies/width"),
+    ("vectors", "04_feature/shop/text_embeddings.parquet", "the vectors of text"),
+    ("qualities", "08_reporting/shop/semantic_ids/text_ids/quality.json", "the quality of ids of text"),
+]
+
+
+@pytest.mark.parametrize(("sort", "file", "what"), DAMAGED, ids=[each[0] for each in DAMAGED])
+@pytest.mark.parametrize("content", [b"", b'{"half": ', b"PAR1 \xff\xfe", b"\x00" * 40])
+def test_a_damaged_file_is_a_sentence_and_no_other_file_suffers(tmp_path, sort, file, what, content):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    versioned(tmp_path, "b/seed_1", "v1", 2)
+    runs = store(tmp_path)
+    assert runs.problems == []  # nothing was read yet
+    assert getattr(runs, sort).readable() == ({"b/seed_1": 2} if sort == "metrics" else {})
+    (problem,) = runs.problems
+    assert problem.startswith(f"{what} cannot be read: ") and "\n" not in problem
+    name = next(name for name in getattr(runs, sort) if name != "b/seed_1")
+    for _ in range(2):
+        with pytest.raises(DamagedFileError, match="cannot be read"):
+            getattr(runs, sort)[name]
+    assert runs.problems == [problem]
+    assert runs.metrics["b/seed_1"] == 2
+
+
+def test_a_table_that_lacks_columns_is_damaged(tmp_path):
+    place = tmp_path / "08_reporting" / "shop"
+    write_table(place / "a" / "seed_1" / "curves.parquet", CURVE.drop_columns(["loss", "step"]))
+    write_table(place / "b" / "seed_1" / "curves.parquet", CURVE)
+    runs = store(tmp_path)
+    assert list(runs.curves.readable()) == ["b/seed_1"]
+    assert runs.problems == ["the curves of a/seed_1 have no step, loss: run it again"]
+
+
+def test_bundles_are_the_latest_of_every_model_and_seed(tmp_path):
+    models = tmp_path / "06_models" / "shop"
+    for version in ("2026-01-01", "2026-01-02"):
+        for run in ("a/seed_1", "b/seed_2"):
+            (models / run / "bundle" / version / "bundle").mkdir(parents=True)
+    (models / "a/seed_1/work").mkdir()
+    runs = store(tmp_path)
+    assert list(runs.bundles) == ["a/seed_1", "b/seed_2"]
+    with pytest.raises(ValueError, match=r"bundle of a/seed_1 .*2026-01-02/bundle is not a bundle"):
+        runs.bundles["a/seed_1"]
+    assert runs.problems == []  # the geometry names those of its own
+
+
+def test_vectors_figures_and_quality_come_by_modality_and_kind(tmp_path):
+    (tmp_path / "04_feature" / "shop").mkdir(parents=True)
+    embeddings().write(tmp_path / "04_feature" / "shop" / "image_embeddings.parquet")
+    place = tmp_path / "08_reporting" / "shop" / "semantic_ids" / "text_parts_ids"
+    write_json(place / "quality.json", {"passed": True})
+    (place / "usage_figure.json").write_text(go.Figure(go.Bar(y=[1, 2])).to_json())
+    (place / "sunburst_figure.json").write_text("[")
+    runs = store(tmp_path)
+    assert list(runs.vectors) == ["image"] and runs.vectors["image"].hash == embeddings().hash
+    assert runs.qualities.readable() == {"text_parts": {"passed": True}}
+    figures = runs.id_figures("text_parts")
+    assert figures.readable() == {"usage": go.Figure(go.Bar(y=[1, 2]))}
+    (problem,) = figures.problems
+    assert problem.startswith("the text_parts_ids figure of sunburst cannot be read")
+    assert list(runs.id_figures("text")) == []
+
+
+def test_what_runs_wrote_is_what_is_read(tmp_path, make_run):
+    write_runs(tmp_path, make_run)
+    runs = store(tmp_path)
+    names = [f"{model}/seed_42" for model in ("item_knn", "popular", "popular_recent", "sasrec")]
+    assert list(runs.metrics) == list(runs.ranks) == list(runs.recommendations) == names
+    assert json.dumps(runs.metrics["sasrec/seed_42"]["test"])
+    assert runs.problems == []

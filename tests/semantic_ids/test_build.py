@@ -1,0 +1,265 @@
+"""Semantic ids step by step without Kedro: fitted, reused, lent, judged, and the tree of what passed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recpipe.config import ConfigError, DataPaths
+from recpipe.config.schema import Category, SemanticIdsConfig
+from recpipe.content.embeddings import Embeddings, text_space
+from recpipe.semantic_ids import build
+from recpipe.semantic_ids.build import EarlierIds, QualityGateError
+from recpipe.semantic_ids.earlier import UnreadableError
+from recpipe.semantic_ids.quantizer import save
+
+CONFIG = SemanticIdsConfig(
+    kind="text",
+    quantizer="residual_kmeans",
+    collisions="extra_digit",
+    extra_codes=64,
+    seed=1,
+    refit=False,
+    gate={"neighbours": None},
+    quantizers={
+        "residual_kmeans": {"type": "residual_kmeans", "levels": 2, "codes": 16},
+        "pq": {"type": "pq", "levels": 2, "codes": 16},
+    },
+)
+TEMPLATE = "{title}"
+
+
+def changed(**fields) -> SemanticIdsConfig:
+    return CONFIG.model_copy(update=fields)
+
+
+def made(count: int, template: str = TEMPLATE, encoder: str = "minilm", seed: int = 0) -> Embeddings:
+    """Every fifth item has no content."""
+    rng = np.random.default_rng(seed)
+    items = np.array([f"i{number}" for number in range(count)], object)
+    present = np.arange(count) % 5 > 0
+    keys = np.where(present, "k", "").astype(object)
+    vectors = rng.normal(size=(count, 6)).astype(np.float32) * present[:, None]
+    about = {"template": template, "fingerprint": encoder}
+    return Embeddings(items, vectors, present, keys, text_space(encoder, template), about)
+
+
+@pytest.fixture
+def embeddings() -> Embeddings:
+    return made(300)
+
+
+@pytest.fixture
+def folder(tmp_path, embeddings) -> Path:
+    """Where an earlier run left its quantizer and ids."""
+    return kept(tmp_path / "text_ids", embeddings)
+
+
+def kept(folder: Path, embeddings: Embeddings, others: dict[str, Path] | None = None) -> Path:
+    (folder / "quantizer").mkdir(parents=True)
+    earlier = EarlierIds(others=others or {})
+    quantizer = build.fit(embeddings, earlier, CONFIG)
+    save(quantizer, folder / "quantizer")
+    build.assign_ids(embeddings, quantizer, earlier, CONFIG).write(folder / "semantic_ids.parquet")
+    return folder
+
+
+def written(path: Path, embeddings: Embeddings) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    embeddings.write(path)
+    return path
+
+
+def items_of(embeddings: Embeddings) -> pa.Table:
+    """In another order than the embeddings, without the last item."""
+    ids = embeddings.item_ids[:-1][::-1].tolist()
+    kinds = [["things", f"kind {int(item[1:]) % 3}"] for item in ids]
+    return pa.table({"item_id": ids, "title": [f"title of {item}" for item in ids], "kinds": kinds})
+
+
+def test_from_vectors_to_the_tree(embeddings) -> None:
+    epochs: list = []
+    quantizer = build.fit(embeddings, EarlierIds(), CONFIG, on_epoch=epochs.append)
+    ids = build.assign_ids(embeddings, quantizer, EarlierIds(), CONFIG)
+    assert len(ids) == embeddings.present.sum() == 240
+    quality = build.measure(embeddings, quantizer, ids, items_of(embeddings), CONFIG)
+    assert (quality["modality"], quality["ids"], quality["items"]) == ("text", ids.hash, 240)
+    assert quality["quantizer"]["name"] == "residual_kmeans" and quality["without_content"] == 60
+    assert quality["passed"] and quality["purity"] is None
+    gate = build.check(quality)
+    tree = build.build_tree(ids, gate)
+    assert tree.source == ids.hash
+    with pytest.raises(ValueError, match="passed other ids than those on disk"):
+        build.build_tree(ids, {**gate, "ids": "others"})
+
+
+def test_categories_stand_beside_their_ids_in_whatever_order_items_are(embeddings) -> None:
+    quantizer = build.fit(embeddings, EarlierIds(), CONFIG)
+    ids = build.assign_ids(embeddings, quantizer, EarlierIds(), CONFIG)
+    items, category = items_of(embeddings), Category(column="kinds")
+    found = build.categories_of(ids, items, category)
+    assert found == [
+        None if item == "i299" else f"kind {int(item[1:]) % 3}" for item in ids.item_ids.tolist()
+    ]
+    assert build.column_of(ids, items, "title").to_pylist()[:2] == ["title of i1", "title of i2"]
+    quality = build.measure(embeddings, quantizer, ids, items, CONFIG, category=category)
+    assert quality["purity"]["items"] == 239
+    with pytest.raises(ValueError, match="column is 'sort'; items have item_id, title, kinds"):
+        build.measure(embeddings, quantizer, ids, items, CONFIG, category=Category(column="sort"))
+
+
+def test_the_gate_says_what_failed_and_where_the_figures_are(embeddings) -> None:
+    config = changed(gate={"sharing": 0.0, "neighbours": None})
+    quantizer = build.fit(embeddings, EarlierIds(), config)
+    ids = build.assign_ids(embeddings, quantizer, EarlierIds(), config)
+    quality = build.measure(embeddings, quantizer, ids, items_of(embeddings), config)
+    with pytest.raises(
+        QualityGateError, match=r"the text ids did not pass.*\n  sharing is .*\n.*08_reporting/shop"
+    ):
+        build.check(quality, "shop")
+    with pytest.raises(ConfigError, match="sharin"):
+        build.measure(embeddings, quantizer, ids, items_of(embeddings), changed(gate={"sharin": 0.5}))
+
+
+def test_a_quantizer_and_ids_of_an_earlier_run_are_reused(folder, embeddings) -> None:
+    earlier = EarlierIds(folder)
+    quantizer = build.fit(embeddings, earlier, CONFIG)
+    assert quantizer is earlier.quantizer
+    more = made(310)  # its first 300 items have other vectors
+    more.vectors[:300] = embeddings.vectors
+    ids = build.assign_ids(more, quantizer, earlier, CONFIG)
+    before = earlier.ids
+    assert before is not None and len(ids) == 248
+    np.testing.assert_array_equal(ids.codes[: len(before)], before.codes)
+    assert ids.added.sum() == 8
+
+
+@pytest.mark.parametrize("fields", [{"seed": 2}, {"quantizer": "pq"}, {"refit": True}])
+def test_a_quantizer_of_other_settings_is_fitted_anew(folder, embeddings, fields, caplog) -> None:
+    earlier, config = EarlierIds(folder), changed(**fields)
+    with caplog.at_level(logging.WARNING, logger="recpipe.semantic_ids"):
+        quantizer = build.fit(embeddings, earlier, config)
+        assert quantizer is not earlier.quantizer
+        assert "anew, all ids may change" in caplog.text
+        build.assign_ids(embeddings, quantizer, earlier, config)
+    assert "all 240 ids are given anew" in caplog.text
+
+
+def test_ids_of_another_policy_are_given_anew(folder, embeddings, caplog) -> None:
+    earlier, config = EarlierIds(folder), changed(collisions="keep")
+    ids = build.assign_ids(embeddings, build.fit(embeddings, earlier, config), earlier, config)
+    assert len(ids.sizes) == 2 and "collisions is keep, was extra_digit" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["quantizer/model.safetensors", "semantic_ids.parquet"])
+def test_damaged_earlier_files_stop_the_run_unless_all_is_made_anew(folder, embeddings, file) -> None:
+    (folder / file).write_bytes(b"PAR1")
+    refit = changed(refit=True)
+
+    def ids(config: SemanticIdsConfig):
+        earlier = EarlierIds(folder)
+        return build.assign_ids(embeddings, build.fit(embeddings, earlier, config), earlier, config)
+
+    with pytest.raises(UnreadableError, match=r"cannot be read .*Put a copy back.*semantic_ids.refit=true"):
+        ids(CONFIG)
+    assert len(ids(refit)) == 240
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path) -> None:
+    earlier = EarlierIds(tmp_path / "none", "lender", tmp_path / "no", {"e": tmp_path / "e.parquet"})
+    assert (earlier.quantizer, earlier.ids, earlier.lent_quantizer) == (None, None, None)
+    with pytest.raises(ValueError, match=r"e has no e.parquet; run `kedro run --pipelines=ingest,embed"):
+        _ = earlier.other_embeddings
+
+
+def test_a_quantizer_of_two_data_sets_is_that_of_all_their_vectors(tmp_path) -> None:
+    own, other = made(200), made(100, "{title}. {brand}", seed=1)
+    others = {"e": written(tmp_path / "e" / "text_embeddings.parquet", other)}
+    alone = build.fit(own, EarlierIds(), CONFIG)
+    joint = build.fit(own, EarlierIds(others=others), CONFIG)
+    everything = np.concatenate([own.vectors[own.present], other.vectors[other.present]])
+    items, keys = np.arange(240).astype(str).astype(object), np.array(["k"] * 240, object)
+    whole = Embeddings(items, everything, np.ones(240, bool), keys, own.space, own.about)
+    assert joint.hash == build.fit(whole, EarlierIds(), CONFIG).hash != alone.hash
+    together = kept(tmp_path / "together", own, others)
+    for named in ({}, others):  # a run that does not name the other, or names it again
+        earlier = EarlierIds(together, others=named)
+        assert build.fit(own, earlier, CONFIG) is earlier.quantizer
+    apart = EarlierIds(kept(tmp_path / "apart", own), others=others)
+    assert build.fit(own, apart, CONFIG).hash == joint.hash
+    lent = build.fit(other, EarlierIds(lender="d", lent_folder=together), CONFIG)
+    assert lent.hash == joint.hash and lent.about["lent_by"] == "d"
+    foreign = {"f": written(tmp_path / "f" / "text_embeddings.parquet", made(50, TEMPLATE, "e5"))}
+    with pytest.raises(ValueError, match="quantizer_with=f: its vectors are not of one encoder with these"):
+        build.fit(own, EarlierIds(others=foreign), CONFIG)
+    with pytest.raises(ValueError, match="say one of them"):
+        build.fit(own, EarlierIds(lender="d", lent_folder=together, others=others), CONFIG)
+
+
+def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder(tmp_path) -> None:
+    lender = made(300, "{title}. {brand}")
+    lent = EarlierIds(lender="lender", lent_folder=kept(tmp_path / "lender", lender))
+    other = replace(lender, vectors=np.where(lender.present[:, None], lender.vectors[::-1], 0))
+    other = replace(other, vectors=other.vectors.astype(np.float32))
+    assert build.fit(other, lent, CONFIG).hash == lent.lent_quantizer.hash
+    about = {**lender.about, "template": TEMPLATE}
+    elsewhere = replace(other, space=text_space("minilm", TEMPLATE), about=about)
+    moved = build.fit(elsewhere, lent, CONFIG)
+    assert moved.hash == lent.lent_quantizer.hash
+    assert lent.lent_quantizer.about["space"] == lender.space  # the lender's own is as it was
+    ids = build.assign_ids(elsewhere, moved, lent, CONFIG)
+    assert len(ids) == 240
+    quality = build.measure(elsewhere, moved, ids, items_of(elsewhere), CONFIG)
+    assert quality["quantizer"]["lent_by"] == "lender"
+    (tmp_path / "own" / "quantizer").mkdir(parents=True)
+    save(moved, tmp_path / "own" / "quantizer")
+    again = EarlierIds(tmp_path / "own")
+    assert build.fit(elsewhere, again, CONFIG) is again.quantizer  # a run without a lender keeps it
+    weights = {**elsewhere.about, "fingerprint": "of other weights"}
+    for unlike in (
+        replace(elsewhere, about=weights),
+        replace(elsewhere, about={"template": TEMPLATE}),
+        replace(lender, space="elsewhere"),
+    ):
+        with pytest.raises(ValueError, match="quantizer_from=lender: .*both need vectors of one encoder"):
+            build.fit(unlike, lent, CONFIG)
+    nothing = EarlierIds(lender="lender", lent_folder=tmp_path / "nothing")
+    with pytest.raises(ValueError, match="quantizer_from=lender: it has no quantizer"):
+        build.fit(lender, nothing, CONFIG)
+
+
+def named(folder: Path, **fields) -> EarlierIds:
+    return EarlierIds.of(DataPaths(folder, folder / "raw", "shop"), changed(kind="text_parts", **fields))
+
+
+def test_what_can_be_reused_lies_in_the_data_folder(tmp_path) -> None:
+    earlier = named(tmp_path)
+    assert earlier.folder == tmp_path / "05_model_input" / "shop" / "semantic_ids" / "text_parts_ids"
+    assert (earlier.lender, earlier.lent_folder, dict(earlier.others)) == (None, None, {})
+    lent = named(tmp_path, quantizer_from="ml-1m")
+    assert lent.lender == "ml-1m"
+    assert lent.lent_folder == tmp_path / "05_model_input" / "ml-1m" / "semantic_ids" / "text_parts_ids"
+    vectors = made(5)
+    written(tmp_path / "04_feature" / "ml-1m" / "text_embeddings.parquet", vectors)
+    assert named(tmp_path, quantizer_with="ml-1m").other_embeddings["ml-1m"].hash == vectors.hash
+    with pytest.raises(ValueError, match="steam has no text_embeddings.parquet; run `kedro run"):
+        _ = named(tmp_path, quantizer_with="ml-1m+steam").other_embeddings
+
+
+@pytest.mark.parametrize("name", ["..", "../ml-1m", "ml-1m+", "/etc"])
+@pytest.mark.parametrize("key", ["quantizer_from", "quantizer_with"])
+def test_what_is_no_name_of_a_data_set_is_refused(tmp_path, key, name) -> None:
+    with pytest.raises(ValueError, match="is no name of a data set"):
+        named(tmp_path, **{key: name})
+
+
+def test_a_data_set_is_not_fitted_together_with_itself_or_lent_by_two(tmp_path) -> None:
+    with pytest.raises(ValueError, match="quantizer_with=shop is the data set itself"):
+        named(tmp_path, quantizer_with="ml-1m+shop")
+    with pytest.raises(ValueError, match=r"quantizer_from=a\+b: name one data set"):
+        named(tmp_path, quantizer_from="a+b")

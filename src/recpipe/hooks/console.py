@@ -1,0 +1,180 @@
+"""Console output of a run: one line per step with its seconds, and what runs right now.
+
+conf/logging.yml mutes Kedro's own lines on nodes, which name every input and output.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+
+from recpipe.progress import Clock, Step, duration, logging_above_bars
+
+log = logging.getLogger(__name__)
+
+WATCH = 0.5  # seconds between two looks of the thread that says what still runs
+LABEL = 40  # characters, that labels are padded to at most
+MODEL = "_model"  # how names of nodes end that are about the model in their namespace
+IDS = "_ids"  # how namespaces end that are kinds of semantic ids
+
+
+def step_label(node_name: str) -> str:
+    """`train sasrec` of `sasrec.train_model`, `fit quantizer (text)` of `text_ids.fit_quantizer`, `embed text` of
+    `embed_text`.
+    """
+    namespace, _, short = node_name.rpartition(".")
+    if namespace and short.endswith(MODEL):
+        return f"{short.removesuffix(MODEL).replace('_', ' ')} {namespace}"
+    words = short.replace("_", " ")
+    about = namespace.removesuffix(IDS)
+    if namespace.endswith(IDS):
+        about = about.replace("_", " ")
+    return words if not about or words.endswith(about) else f"{words} ({about})"
+
+
+class ConsoleHooks:
+    """Logs a line when a step ends, and one at the end of the run.
+
+    Meanwhile the running step stands on the terminal, or is logged from three seconds on, with its progress where
+    it reports one. `resume_argument` and `close` are for whoever reports that a run failed.
+    """
+
+    def __init__(self, *, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pipeline: Pipeline | None = None
+        self._catalog: Any = None
+        self._started = self._clock()
+        self._steps: dict[str, _RunningStep] = {}
+        self._begun, self._width = 0, 0
+        self._done: set[Node] = set()
+        self._terminal = ExitStack()
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Counts the steps; when nothing can be refused any more."""
+        self.close()
+        self._reset()
+        self._pipeline, self._catalog = pipeline, catalog
+        labels = [step_label(node.name) for node in pipeline.nodes]
+        self._width = min(max(map(len, labels), default=0), LABEL)
+        self._terminal.enter_context(logging_above_bars())
+
+    @hook_impl
+    def before_dataset_loaded(self, node: Node) -> None:
+        """A step begins with the first dataset that it loads."""
+        self._step(node)
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Progress from here on is that of this step."""
+        self._step(node).step.enter()
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """A step without outputs ends here."""
+        if not node.outputs:
+            self._end(node)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
+        """A step ends with the last dataset that it saves."""
+        if (running := self._steps.get(node.name)) is not None:
+            running.unsaved.discard(dataset_name)
+            if not running.unsaved:
+                self._end(node)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """The number of steps and the seconds they took, all together."""
+        seconds = duration(self._clock() - self._started)
+        self.close()
+        log.info("%s steps in %s", len(self._done), seconds)
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """Says which step failed."""
+        self.close("failed after")
+
+    def close(self, ending: str = "stopped after") -> None:
+        """Takes running steps off the terminal and logs how they ended."""
+        for name in list(self._steps):
+            running = self._steps.pop(name)
+            running.close()
+            self._log(running, f"{ending} {duration(running.seconds())}")
+        self._terminal.close()
+
+    def resume_argument(self) -> str | None:
+        """The argument that goes on where this run stopped, `--from-nodes "..."`; None where no step was done."""
+        if self._pipeline is None or not self._done:
+            return None
+        from kedro.runner.runner import (
+            _find_nodes_to_resume_from as nodes_to_resume_from,
+        )  # it has no public name
+
+        unfinished = set(self._pipeline.nodes) - self._done
+        names = nodes_to_resume_from(self._pipeline, unfinished, self._catalog)
+        return f'--from-nodes "{",".join(sorted(names))}"' if names else None
+
+    def _step(self, node: Node) -> _RunningStep:
+        with self._lock:
+            if (running := self._steps.get(node.name)) is None:
+                self._begun += 1
+                running = self._steps[node.name] = _RunningStep(node, self._number(), clock=self._clock)
+        return running
+
+    def _number(self) -> str:
+        """`[ 3/14] `; nothing in a process of Kedro's ParallelRunner, which knows its own nodes only."""
+        if self._pipeline is None:
+            return ""
+        total = str(len(self._pipeline.nodes))
+        return f"[{self._begun:>{len(total)}}/{total}] "
+
+    def _end(self, node: Node) -> None:
+        running = self._steps.pop(node.name)
+        running.close()
+        self._done.add(node)
+        self._log(running, f"{duration(running.seconds()):>14}")
+
+    def _log(self, running: _RunningStep, ending: str) -> None:
+        log.info("%s%s  %s", running.number, running.step.label.ljust(self._width), ending)
+
+
+class _RunningStep:
+    """A step, and the thread that says that it still runs where it reports no progress."""
+
+    def __init__(self, node: Node, number: str, *, clock: Clock) -> None:
+        self.number, self.unsaved, self._clock = number, set(node.outputs), clock
+        label = step_label(node.name)
+        self.step = Step(label, name=f"{number}{label}", clock=clock)
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._say_that_it_runs, name=f"console: {label}", daemon=True)
+        if self.step.display is not None:
+            self._watch.start()
+
+    def seconds(self) -> float:
+        """Since the step began."""
+        return self._clock() - self.step.started
+
+    def close(self) -> None:
+        """Ends the thread and takes the line off the terminal."""
+        self._ended.set()
+        if self._watch.is_alive():
+            self._watch.join()
+        self.step.close()
+
+    def _say_that_it_runs(self) -> None:
+        display = self.step.display
+        while display is not None and not self._ended.wait(WATCH):
+            display.beat(self.step.name, self.seconds())

@@ -1,0 +1,150 @@
+"""Errors of a run as one line on the command line: what is wrong, and how to go on."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from kedro.framework.cli.utils import KedroCliError
+from kedro.framework.project import settings
+from kedro.io import DatasetError
+
+from recpipe.hooks.console import ConsoleHooks
+
+SPEAKING = {
+    "recpipe",
+    "kedro",
+    "yaml",
+    "omegaconf",
+    "pydantic_core",
+}  # packages whose errors are meant for users
+FAULTS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
+KEDRO_LOGGERS = (
+    "kedro",
+    "kedro.pipeline.node",
+    "kedro.runner",
+    "kedro.validation.parameter_validator",
+)  # muted
+DATASET = re.compile(  # as Kedro shows one, with parentheses in parentheses in it
+    r"[\w.]+\((?:\w+='[^']*', )*filepath=(?:\w+\()?'?(?P<path>[^',)]+)(?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)+"
+)
+SHORTER = (  # what Kedro and pydantic say, without what only a programmer needs
+    (DATASET, r"\g<path>"),
+    (re.compile(r"Failed to instantiate \w+ for parameter '[^']*': \d+ validation errors? for \w+ "), ""),
+    (re.compile(r" \[type=\w+, input_value=(.+?), input_type=\w+\]"), r", not \1"),
+    (re.compile(r" For further information visit \S+"), ";"),
+)
+INTERRUPTED = 130  # what shells give for a command that ended by Ctrl-C
+
+
+class RunError(click.ClickException, ValueError):
+    """A run failed for a reason that its user can change: one line on the command line."""
+
+
+class RunInterrupted(click.ClickException):
+    """Ctrl-C: a line that says how to go on."""
+
+    exit_code = INTERRUPTED
+
+    def show(self, file: Any = None) -> None:
+        """Without the word Error, which click puts before the message."""
+        click.echo(f"\n{self.message}", file=file, err=file is None)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns errors that a user can act on into `RunError`, and Ctrl-C into `RunInterrupted`, both of which click shows
+    without a traceback.
+
+    These are ValueError, OSError and what recpipe, Kedro and their readers of configuration define. Others, such as
+    TypeError, are faults of the program and keep their traceback; with `is_verbose` all do.
+    """
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit):
+        raise
+    except KeyboardInterrupt as stop:
+        if (console := _console_hooks()) is not None:
+            console.close()
+        raise RunInterrupted(f"Stopped: {stop if stop.args else _how_to_go_on(console)}") from stop
+    except Exception as error:
+        if is_verbose() or not is_for_users(error):
+            raise
+        message, console = error_message(error), _console_hooks()
+        if console is not None and (argument := console.resume_argument()):
+            message += f"\nOnce that is mended, the same command goes on from here with {argument}"
+        raise RunError(message) from error
+
+
+def be_verbose() -> None:
+    """Brings back Kedro's lines on nodes and datasets, and tracebacks."""
+    for name in KEDRO_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def is_verbose() -> bool:
+    """Whether Kedro's own logging is at INFO, by `--verbose` or conf/logging.yml."""
+    return KedroCliError.VERBOSE_ERROR or logging.getLogger("kedro").isEnabledFor(logging.INFO)
+
+
+def is_for_users(error: BaseException) -> bool:
+    """Whether the message of `error` says what a user can change."""
+    cause = _root_cause(error)
+    if cause is not error:  # of a file that cannot be read or written
+        return not isinstance(cause, FAULTS)
+    return isinstance(cause, ValueError | OSError) or _package(type(cause).__module__) in SPEAKING
+
+
+def error_message(error: BaseException) -> str:
+    """The innermost message on one line, with a hint to `--verbose` where another library wrote it."""
+    cause = _root_cause(error)
+    text = _text(cause)
+    if cause is not error and (found := DATASET.search(str(error))) and Path(found["path"]).name not in text:
+        text = f"{found['path']}: {text}"
+    if {_package(type(cause).__module__), _package(_raised_in(cause))} & SPEAKING:
+        return text
+    return text if isinstance(cause, OSError) else f"{text} ({type(cause).__name__}; --verbose shows where)"
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    for pattern, plain in SHORTER:
+        text = pattern.sub(plain, text)
+    return text.rstrip("; ")
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What failed in loading or saving, which Kedro wraps; all else has the message that is meant."""
+    while isinstance(error, DatasetError) and isinstance(error.__cause__, Exception):
+        if "Failed while" not in str(error) and not isinstance(error.__cause__, DatasetError):
+            break
+        error = error.__cause__
+    return error
+
+
+def _raised_in(error: BaseException) -> str:
+    """Name of the module that raised `error`."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _how_to_go_on(console: ConsoleHooks | None) -> str:
+    argument = None if console is None else console.resume_argument()
+    return "run the same command again" if argument is None else f"the same command goes on with {argument}"
+
+
+def _console_hooks() -> ConsoleHooks | None:
+    return next((hook for hook in settings.HOOKS if isinstance(hook, ConsoleHooks)), None)

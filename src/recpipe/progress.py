@@ -1,0 +1,300 @@
+"""Progress of long work: a bar with the time left on a terminal, elsewhere a log line every ten seconds.
+
+Work that takes less than three seconds shows nothing. Nested progress shares one line: the innermost that has run for
+three seconds is shown. What is not logged (`recpipe.progress` at INFO) is not drawn either, so that logging is the
+only switch::
+
+    with progress(len(users), "rank users", unit="users") as bar:
+        for rows in batches:
+            ...
+            bar.add(len(rows))
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextvars import ContextVar
+from typing import Any, TextIO, TypeVar
+
+log = logging.getLogger(__name__)
+
+LONG = 3.0  # seconds, from which on work is shown
+LINES = 10.0  # seconds between two lines of a log
+REDRAWS = 0.2  # seconds between two looks of a bar
+SILENCE = 60.0  # seconds, at most, between two lines on work that reports no progress
+GRACE = 1.0  # seconds that a line on progress may come late before a line without takes its place
+BYTES = "bytes"
+
+Clock = Callable[[], float]
+Item = TypeVar("Item")
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `42.0 s`, `1 min 20 s`, `2 h 5 min`."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    return time_left(seconds)
+
+
+def time_left(seconds: float) -> str:
+    """`duration` in whole seconds."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def current_step() -> str:
+    """Label of the step that runs (`train sasrec`); empty outside of steps."""
+    found = _innermost.get()
+    while isinstance(found, Progress):
+        found = found.outer
+    return "" if found is None else found.label
+
+
+class Display:
+    """The one line that shows what runs now: on a terminal drawn in place, else logged now and then.
+
+    `due` is the clock's time from which on `show` is worth calling.
+    """
+
+    def __init__(self, *, clock: Clock, stream: TextIO | None = None) -> None:
+        self.clock, self.stream = clock, stream or sys.stderr
+        self.terminal = _is_terminal(self.stream)
+        self.due = clock() + LONG
+        self._silence = 1.0 if self.terminal else LINES
+        self._silent_until = self.due + GRACE
+        self._bar: Any = None
+
+    def show(self, name: str, text: str, share: float | None = None) -> None:
+        """Draws or logs `name: text`; `share` is how much is done, from 0 to 1."""
+        now = self.clock()
+        self.due = now + (REDRAWS if self.terminal else LINES)
+        self._silent_until = now + self._silence + GRACE
+        if self.terminal:
+            self.draw(name, text, share)
+        else:
+            log.info("%s: %s", name, text)
+
+    def draw(self, name: str, text: str = "", share: float | None = None) -> None:
+        """Replaces the line on a terminal; does nothing elsewhere."""
+        if not self.terminal:
+            return
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(
+                total=1.0, leave=False, file=self.stream, dynamic_ncols=True, bar_format=" ", mininterval=0
+            )
+        between = " |{bar:20}| " if share is not None else ": " if text else ""
+        self._bar.bar_format, self._bar.n = f"{_literal(name)}{between}{_literal(text)}", share or 0.0
+        self._bar.refresh()
+
+    def beat(self, name: str, seconds: float) -> None:
+        """For a thread that watches: shows that `name` still runs, ever more seldom, where nothing else says so."""
+        if self.clock() < self._silent_until:
+            return
+        self.show(name, f"running for {time_left(seconds)}")
+        if not self.terminal:
+            self._silence = min(2 * self._silence, SILENCE)
+            self.due = self.clock() + LONG
+
+    def close(self) -> None:
+        """Takes the line off the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Step:
+    """A step of a pipeline as what encloses its progress; `name` stands before what is shown, `[ 3/14] embed text`.
+
+    `enter` and `close` are separate calls, as hooks have them; `enter` is called in the thread that does the work.
+    """
+
+    def __init__(
+        self, label: str, *, name: str = "", clock: Clock = time.monotonic, stream: TextIO | None = None
+    ) -> None:
+        self.label, self.name = label, name or label
+        self.started = clock()
+        self.display: Display | None = None
+        if log.isEnabledFor(logging.INFO):
+            self.display = Display(clock=clock, stream=stream)
+            self.display.draw(f"{self.name} …")
+
+    def enter(self) -> None:
+        """Progress of this thread belongs to this step from now on."""
+        _innermost.set(self)
+
+    def close(self) -> None:
+        """No step runs any more."""
+        _innermost.set(None)
+        if self.display is not None:
+            self.display.close()
+
+
+class Progress:
+    """How much of some work is done. A context manager; `add` in it costs one look at the clock."""
+
+    def __init__(
+        self,
+        total: int | None,
+        what: str,
+        *,
+        unit: str,
+        at_most: bool,
+        clock: Clock,
+        stream: TextIO | None,
+    ) -> None:
+        self.total, self.what, self.unit, self.at_most = total, what, unit, at_most
+        self.done = self.skipped = 0
+        self.outer = _innermost.get()
+        self._clock, self._stream = clock, stream
+        self._notes: dict[str, Any] = {}
+        self._display: Display | None = None
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Progress:
+        self.started = self._clock()
+        if log.isEnabledFor(logging.INFO):
+            self._display = self._shared_display() or self._own_display()
+        _innermost.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if _innermost.get() is self:
+            _innermost.set(self.outer)
+        self._display = None
+        self._closing.close()
+
+    def add(self, count: int = 1, **notes: Any) -> None:
+        """`count` more units are done; `notes`, such as `loss=2.31`, are shown behind them (numbers or tensors)."""
+        self.done += count
+        if self._display is not None and self._clock() >= self._display.due:
+            self._notes = notes
+            self._show()
+
+    def skip(self, count: int) -> None:
+        """`count` units were done at an earlier time, and say nothing of how long the others take."""
+        self.done += count
+        self.skipped += count
+
+    def over(self, values: Iterable[Item]) -> Iterator[Item]:
+        """`values`, each of them counted as one unit when the next one is asked for."""
+        for value in values:
+            yield value
+            self.add()
+
+    @property
+    def name(self) -> str:
+        """With what encloses it: `evaluate sasrec: rank users`; `train sasrec` where the step says it all."""
+        if self.outer is None:
+            return self.what
+        label = self.outer.label if isinstance(self.outer, Step) else self.outer.what
+        same = label.startswith(self.what) or self.what.startswith(label)
+        return self.outer.name if same else f"{self.outer.name}: {self.what}"
+
+    def text(self) -> str:
+        """`1,240 of 3,900 steps, 32 %, at most 1 min 20 s left, loss 5.31`."""
+        seconds, done = self._clock() - self.started, self.done - self.skipped
+        if self.total is None:
+            parts = [f"{_amount(self.done, self.unit)}, {time_left(seconds)} so far"]
+        else:
+            parts = [_amount(self.done, self.unit, self.total), f"{100 * self.share:.0f} %"]
+            if done > 0:
+                left = time_left(seconds * max(self.total - self.done, 0) / done)
+                parts.append(f"at most {left} left" if self.at_most else f"{left} left")
+        return ", ".join([*parts, *(f"{key} {float(value):.4g}" for key, value in self._notes.items())])
+
+    @property
+    def share(self) -> float:
+        """How much is done, from 0 to 1."""
+        return min(self.done / self.total, 1.0) if self.total else 0.0
+
+    def _show(self) -> None:
+        assert self._display is not None
+        if self._clock() - self.started < LONG and not isinstance(self.outer, Progress):
+            self._display.due = self.started + LONG
+            return
+        shown = self
+        while isinstance(shown.outer, Progress) and self._clock() - shown.started < LONG:
+            shown = shown.outer
+        share = None if shown.total is None else shown.share
+        self._display.show(shown.name, shown.text(), share)
+
+    def _shared_display(self) -> Display | None:
+        outer = self.outer
+        if isinstance(outer, Step):
+            return outer.display
+        return None if outer is None else outer._display
+
+    def _own_display(self) -> Display:
+        display = Display(clock=self._clock, stream=self._stream)
+        self._closing.callback(display.close)
+        if display.terminal:
+            self._closing.enter_context(logging_above_bars())
+        return display
+
+
+def progress(
+    total: int | None,
+    what: str,
+    *,
+    unit: str = "steps",
+    at_most: bool = False,
+    clock: Clock = time.monotonic,
+    stream: TextIO | None = None,
+) -> Progress:
+    """Progress of `total` units of work, or of an unknown number.
+
+    `at_most`: the work may end early, so the time left is a bound. `unit="bytes"` is shown in MB. `stream` is the error
+    stream where not given.
+    """
+    return Progress(total, what, unit=unit, at_most=at_most, clock=clock, stream=stream)
+
+
+def logging_above_bars() -> AbstractContextManager[None]:
+    """Inside, log lines for the terminal appear above the bar and not in the middle of it."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    streams = [getattr(handler, "stream", None) for handler in logging.root.handlers]
+    if not any(stream in (sys.stderr, sys.stdout) for stream in streams):
+        return nullcontext()  # else the redirection would log to the terminal where nothing did
+    return logging_redirect_tqdm()
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether a line of `stream` can be drawn anew; not on a terminal that has no size, as some of CI."""
+    if not stream.isatty():
+        return False
+    try:
+        return min(os.get_terminal_size(stream.fileno())) > 0
+    except (OSError, ValueError):
+        return True
+
+
+def _amount(done: int, unit: str, total: int | None = None) -> str:
+    if unit == BYTES:
+        scale, name = (1e9, "GB") if (total or done) >= 1e9 else (1e6, "MB")
+        return (
+            f"{done / scale:.1f} {name}"
+            if total is None
+            else f"{done / scale:.1f} of {total / scale:.1f} {name}"
+        )
+    return f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
+
+
+def _literal(text: str) -> str:
+    """`text` as a part of tqdm's `bar_format`."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+_innermost: ContextVar[Step | Progress | None] = ContextVar("innermost step or progress", default=None)

@@ -100,7 +100,8 @@ class ConsoleHooks:
         """The number of steps and the seconds they took, all together."""
         seconds = duration(self._clock() - self._started)
         self.close()
-        log.info("%s steps in %s", len(self._done), seconds)
+        count = len(self._done)
+        log.info("%s %s in %s", count, "step" if count == 1 else "steps", seconds)
 
     @hook_impl
     def on_pipeline_error(self) -> None:

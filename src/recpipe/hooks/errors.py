@@ -16,20 +16,11 @@ from kedro.io import DatasetError
 
 from recpipe.hooks.console import ConsoleHooks
 
-SPEAKING = {
-    "recpipe",
-    "kedro",
-    "yaml",
-    "omegaconf",
-    "pydantic_core",
-}  # packages whose errors are meant for users
+# packages whose errors are meant for users
+SPEAKING = {"recpipe", "kedro", "yaml", "omegaconf", "pydantic_core"}
 FAULTS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
-KEDRO_LOGGERS = (
-    "kedro",
-    "kedro.pipeline.node",
-    "kedro.runner",
-    "kedro.validation.parameter_validator",
-)  # muted
+VALIDATOR = "kedro.validation.parameter_validator"
+KEDRO_LOGGERS = ("kedro", "kedro.pipeline.node", "kedro.runner", VALIDATOR)  # which conf/logging.yml mutes
 DATASET = re.compile(  # as Kedro shows one, with parentheses in parentheses in it
     r"[\w.]+\((?:\w+='[^']*', )*filepath=(?:\w+\()?'?(?P<path>[^',)]+)(?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)+"
 )
@@ -71,7 +62,10 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if (console := _console_hooks()) is not None:
             console.close()
-        raise RunInterrupted(f"Stopped: {stop if stop.args else _how_to_go_on(console)}") from stop
+        message = str(stop) or "stopped; run the same command again"
+        if console is not None and (argument := console.resume_argument()):
+            message += f", with {argument} to skip the steps that are done"
+        raise RunInterrupted(message) from stop
     except Exception as error:
         if is_verbose() or not is_for_users(error):
             raise
@@ -139,11 +133,6 @@ def _raised_in(error: BaseException) -> str:
 
 def _package(module: str) -> str:
     return module.partition(".")[0]
-
-
-def _how_to_go_on(console: ConsoleHooks | None) -> str:
-    argument = None if console is None else console.resume_argument()
-    return "run the same command again" if argument is None else f"the same command goes on with {argument}"
 
 
 def _console_hooks() -> ConsoleHooks | None:

@@ -271,11 +271,13 @@ def progress(
 
 def logging_above_bars() -> AbstractContextManager[None]:
     """Inside, log lines for the terminal appear above the bar and not in the middle of it."""
+    streams = {getattr(handler, "stream", None) for handler in logging.root.handlers}
+    if not _is_terminal(sys.stderr) or not {sys.stderr, sys.stdout}.intersection(streams):
+        return (
+            nullcontext()
+        )  # without such a handler the redirection would log to the terminal where nothing did
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    streams = [getattr(handler, "stream", None) for handler in logging.root.handlers]
-    if not any(stream in (sys.stderr, sys.stdout) for stream in streams):
-        return nullcontext()  # else the redirection would log to the terminal where nothing did
     return logging_redirect_tqdm()
 
 

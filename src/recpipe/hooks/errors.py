@@ -17,14 +17,14 @@ from kedro.io import DatasetError
 from recpipe.hooks.console import ConsoleHooks
 
 # packages whose errors are meant for users
-SPEAKING = {"recpipe", "kedro", "yaml", "omegaconf", "pydantic_core"}
-FAULTS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
+USER_FACING = {"recpipe", "kedro", "yaml", "omegaconf", "pydantic_core"}
+PROGRAMMING_ERRORS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
 VALIDATOR = "kedro.validation.parameter_validator"
 KEDRO_LOGGERS = ("kedro", "kedro.pipeline.node", "kedro.runner", VALIDATOR)  # which conf/logging.yml mutes
 DATASET = re.compile(  # as Kedro shows one, with parentheses in parentheses in it
     r"[\w.]+\((?:\w+='[^']*', )*filepath=(?:\w+\()?'?(?P<path>[^',)]+)(?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)+"
 )
-SHORTER = (  # what Kedro and pydantic say, without what only a programmer needs
+SIMPLIFICATIONS = (  # what Kedro and pydantic say, without what only a programmer needs
     (DATASET, r"\g<path>"),
     (re.compile(r"Failed to instantiate \w+ for parameter '[^']*': \d+ validation errors? for \w+ "), ""),
     (re.compile(r" \[type=\w+, input_value=(.+?), input_type=\w+\]"), r", not \1"),
@@ -90,8 +90,8 @@ def is_for_users(error: BaseException) -> bool:
     """Whether the message of `error` says what a user can change."""
     cause = _root_cause(error)
     if cause is not error:  # of a file that cannot be read or written
-        return not isinstance(cause, FAULTS)
-    return isinstance(cause, ValueError | OSError) or _package(type(cause).__module__) in SPEAKING
+        return not isinstance(cause, PROGRAMMING_ERRORS)
+    return isinstance(cause, ValueError | OSError) or _package(type(cause).__module__) in USER_FACING
 
 
 def error_message(error: BaseException) -> str:
@@ -100,7 +100,7 @@ def error_message(error: BaseException) -> str:
     text = _text(cause)
     if cause is not error and (found := DATASET.search(str(error))) and Path(found["path"]).name not in text:
         text = f"{found['path']}: {text}"
-    if {_package(type(cause).__module__), _package(_raised_in(cause))} & SPEAKING:
+    if {_package(type(cause).__module__), _package(_raised_in(cause))} & USER_FACING:
         return text
     return text if isinstance(cause, OSError) else f"{text} ({type(cause).__name__}; --verbose shows where)"
 
@@ -109,7 +109,7 @@ def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split()) or type(error).__name__
-    for pattern, plain in SHORTER:
+    for pattern, plain in SIMPLIFICATIONS:
         text = pattern.sub(plain, text)
     return text.rstrip("; ")
 

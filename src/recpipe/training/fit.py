@@ -267,7 +267,7 @@ def _log_end(module: TrainingModule, settings: TrainSettings, *, out_of_patience
 
 def _reason(module: TrainingModule, settings: TrainSettings, out_of_patience: bool) -> str:
     if module.cut_off:
-        return "whoever watched the epochs; the same command goes on from here"
+        return "on_epoch: cut off, the same command goes on from here"
     if module.out_of_time:
         return f"max_minutes {settings.max_minutes:g}"
     if out_of_patience and not settings.put_back:

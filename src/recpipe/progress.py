@@ -155,7 +155,10 @@ class Progress:
         stream: TextIO | None,
     ) -> None:
         self.total, self.what, self.unit, self.at_most = total, what, unit, at_most
-        self.done = self.skipped = 0
+        self.done = 0
+        self._first: tuple[float, int] | None = (
+            None  # time and units of the first `add`; before it, things load
+        )
         self.outer = _innermost.get()
         self._clock, self._stream = clock, stream
         self._notes: dict[str, Any] = {}
@@ -178,14 +181,18 @@ class Progress:
     def add(self, count: int = 1, **notes: Any) -> None:
         """`count` more units are done; `notes`, such as `loss=2.31`, are shown behind them (numbers or tensors)."""
         self.done += count
-        if self._display is not None and self._clock() >= self._display.due:
+        if self._display is None:
+            return
+        now = self._clock()
+        if self._first is None:
+            self._first = now, self.done
+        if now >= self._display.due:
             self._notes = notes
-            self._show()
+            self._show(now)
 
     def skip(self, count: int) -> None:
-        """`count` units were done at an earlier time, and say nothing of how long the others take."""
+        """`count` units were done at an earlier time; to be called before `add`."""
         self.done += count
-        self.skipped += count
 
     def over(self, values: Iterable[Item]) -> Iterator[Item]:
         """`values`, each of them counted as one unit when the next one is asked for."""
@@ -202,33 +209,34 @@ class Progress:
         same = label.startswith(self.what) or self.what.startswith(label)
         return self.outer.name if same else f"{self.outer.name}: {self.what}"
 
-    def text(self) -> str:
+    def text(self, now: float) -> str:
         """`1,240 of 3,900 steps, 32 %, at most 1 min 20 s left, loss 5.31`."""
-        seconds, done = self._clock() - self.started, self.done - self.skipped
+        notes = [f"{key} {float(value):.4g}" for key, value in self._notes.items()]
         if self.total is None:
-            parts = [f"{_amount(self.done, self.unit)}, {time_left(seconds)} so far"]
-        else:
-            parts = [_amount(self.done, self.unit, self.total), f"{100 * self.share:.0f} %"]
-            if done > 0:
-                left = time_left(seconds * max(self.total - self.done, 0) / done)
-                parts.append(f"at most {left} left" if self.at_most else f"{left} left")
-        return ", ".join([*parts, *(f"{key} {float(value):.4g}" for key, value in self._notes.items())])
+            return ", ".join(
+                [_amount(self.done, self.unit), f"{time_left(now - self.started)} so far", *notes]
+            )
+        parts = [_amount(self.done, self.unit, self.total), f"{100 * self.share:.0f} %"]
+        if self._first is not None and self.done > self._first[1]:
+            seconds, units = now - self._first[0], self.done - self._first[1]
+            left = time_left(seconds * max(self.total - self.done, 0) / units)
+            parts.append(f"at most {left} left" if self.at_most else f"{left} left")
+        return ", ".join([*parts, *notes])
 
     @property
     def share(self) -> float:
         """How much is done, from 0 to 1."""
         return min(self.done / self.total, 1.0) if self.total else 0.0
 
-    def _show(self) -> None:
+    def _show(self, now: float) -> None:
         assert self._display is not None
-        if self._clock() - self.started < LONG and not isinstance(self.outer, Progress):
+        if now - self.started < LONG and not isinstance(self.outer, Progress):
             self._display.due = self.started + LONG
             return
         shown = self
-        while isinstance(shown.outer, Progress) and self._clock() - shown.started < LONG:
+        while isinstance(shown.outer, Progress) and now - shown.started < LONG:
             shown = shown.outer
-        share = None if shown.total is None else shown.share
-        self._display.show(shown.name, shown.text(), share)
+        self._display.show(shown.name, shown.text(now), None if shown.total is None else shown.share)
 
     def _shared_display(self) -> Display | None:
         outer = self.outer
@@ -263,11 +271,13 @@ def progress(
 
 def logging_above_bars() -> AbstractContextManager[None]:
     """Inside, log lines for the terminal appear above the bar and not in the middle of it."""
+    streams = {getattr(handler, "stream", None) for handler in logging.root.handlers}
+    if not _is_terminal(sys.stderr) or not {sys.stderr, sys.stdout}.intersection(streams):
+        return (
+            nullcontext()
+        )  # without such a handler the redirection would log to the terminal where nothing did
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    streams = [getattr(handler, "stream", None) for handler in logging.root.handlers]
-    if not any(stream in (sys.stderr, sys.stdout) for stream in streams):
-        return nullcontext()  # else the redirection would log to the terminal where nothing did
     return logging_redirect_tqdm()
 
 

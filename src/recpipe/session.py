@@ -16,7 +16,6 @@ from kedro.config import OmegaConfigLoader
 
 from recpipe.config import ConfigError, Configuration
 from recpipe.hooks.checks import check_types
-from recpipe.hooks.errors import one_line_errors
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines
 from recpipe.pipelines.seeds import parsed, plan
 from recpipe.pipelines.wiring import command_wiring, model_info, remember, wired
@@ -66,15 +65,14 @@ class RecpipeSession(SessionWithOneLoader):
         """As KedroSession.run. Raises ConfigError for an unknown data set, model or parameter before anything runs."""
         options = dict(inspect.signature(super().run).bind(*args, **options).arguments)
         options["pipeline_names"] = _pipeline_names(options)
-        with one_line_errors():
-            if seeds := chosen_seeds(self.configuration):
-                return self._run_seeds(seeds, options)
-            named = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
-            wiring = command_wiring(self.configuration, options["pipeline_names"], named)
-            check_types(self.configuration, wiring.runs.values())
-            with wired(wiring):
-                reload_pipelines()
-                return super().run(**options)
+        if seeds := chosen_seeds(self.configuration):
+            return self._run_seeds(seeds, options)
+        named = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
+        wiring = command_wiring(self.configuration, options["pipeline_names"], named)
+        check_types(self.configuration, wiring.runs.values())
+        with wired(wiring):
+            reload_pipelines()
+            return super().run(**options)
 
     def _run_seeds(self, seeds: list[int], options: dict[str, Any]) -> dict[str, Any]:
         """One session a seed, as Kedro allows one run for each; returns what the last one returns."""

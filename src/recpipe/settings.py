@@ -3,13 +3,14 @@
 https://docs.kedro.org/en/stable/configure/configuration_basics/ lists what may stand here.
 """
 
-from recpipe.hooks import ChecksHooks, SummaryHooks, TrackingHooks
+from recpipe.hooks import ChecksHooks, ConsoleHooks, SummaryHooks, TrackingHooks
 from recpipe.session import RecpipeConfigLoader, RecpipeSession
 
 SESSION_CLASS = RecpipeSession
 
-# Kedro calls the last one first: checks come before tracking, the summary before where it was tracked.
-HOOKS = (TrackingHooks(), SummaryHooks(), ChecksHooks())
+# Kedro calls the last one first: checks come before tracking, the summary before where it was tracked, and the line
+# on the whole run before both.
+HOOKS = (TrackingHooks(), SummaryHooks(), ChecksHooks(), ConsoleHooks())
 
 # kedro-viz draws what a run did only where no tags were given, and warns of it otherwise.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-viz",)

@@ -16,6 +16,7 @@ from recpipe.data.splits import Split, split, with_validation
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.registry import build
 from recpipe.models.sasrec import SASRec
+from recpipe.progress import Progress, progress
 from recpipe.training.callbacks import curve_loggers
 from recpipe.training.checkpoint import load_tree
 from recpipe.training.fit import LAST, Trained, TrainSettings, _fingerprint, _module, choose_device, train
@@ -581,3 +582,60 @@ def test_minutes_end_a_training_for_good(data, tmp_path):
     limited = run(data, tmp_path, max_epochs=50, validate_every=2, max_minutes=1e-9)
     assert limited.cost["epochs"] == limited.cost["best_epoch"] == 2  # the first that is validated
     assert limited.cost["device"] == "cpu" and limited.cost["precision"] == "fp32"
+
+
+def falling(model) -> dict[str, float]:
+    """A validation that is best before training learns anything."""
+    falling.value *= 0.5
+    return {"valid_ndcg@10": falling.value}
+
+
+@pytest.mark.parametrize(
+    "changed, reason, best",
+    [
+        ({"max_epochs": 3, "patience": 9}, "max_epochs 3", 1),
+        ({"max_epochs": 9, "patience": 2}, "patience 2", 1),
+        ({"max_epochs": 9, "max_minutes": 1e-9}, "max_minutes 1e-09", 1),
+    ],
+)
+def test_the_end_of_training_is_told_in_one_line(data, tmp_path, caplog, changed, reason, best):
+    falling.value = 1.0
+    with caplog.at_level("INFO", logger="recpipe"):
+        trained = run(data, tmp_path, validate=falling, **changed)
+    (line,) = [each for each in caplog.messages if "ended by" in each]
+    assert line.startswith(f"train SASRec: {len(trained.curve)} epochs in ")
+    assert line.endswith(f"best valid_ndcg@10 0.5000 in epoch {best}; ended by {reason}")
+
+
+def test_who_cut_training_off_is_told(data, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="recpipe"), pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, on_epoch=lambda row: True)
+    assert any("ended by on_epoch" in each for each in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "validate_every, log_every, told", [(1, 1, [1, 2, 3, 4, 5, 6]), (1, 4, [1, 5]), (2, 3, [2, 6])]
+)
+def test_validations_are_told_but_not_more_often_than_asked(
+    data, tmp_path, caplog, validate_every, log_every, told
+):
+    with caplog.at_level("INFO", logger="recpipe"):
+        run(data, tmp_path, max_epochs=6, validate_every=validate_every, log_every=log_every)
+    lines = [each for each in caplog.messages if each.startswith("train SASRec: epoch ")]
+    assert [int(each.split()[3].rstrip(",")) for each in lines] == told
+    assert all("valid_ndcg@10 0." in each and "loss " in each for each in lines)
+
+
+def test_progress_counts_every_step_and_those_of_an_earlier_run(data, tmp_path, monkeypatch):
+    bars: list[Progress] = []
+
+    def watched(*args, **options) -> Progress:
+        bars.append(progress(*args, **options))
+        return bars[-1]
+
+    monkeypatch.setattr("recpipe.training.fit.progress", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, on_epoch=lambda row: row["epoch"] == 2)
+    run(data, tmp_path)
+    assert [bar.total for bar in bars] == [bars[0].total] * 2 and bars[0].total % 5 == 0
+    assert [5 * bar.done for bar in bars] == [2 * bars[0].total, 5 * bars[0].total]

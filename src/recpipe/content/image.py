@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from recpipe.content.devices import choose_device, choose_precision
 from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit
@@ -29,6 +28,7 @@ from recpipe.content.image_encoder import LazyEncoder, model_type
 from recpipe.content.image_sources import MAX_BYTES, ImageRefused, Opener
 from recpipe.content.pretrained import fingerprint, model_folder
 from recpipe.content.vector_cache import Positions, VectorCache, embed_missing
+from recpipe.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +112,8 @@ def _read_all(references: Sequence[str | None], opener: Opener, max_bytes: int) 
 
     distinct = pa.array(references, pa.string()).dictionary_encode()
     names = distinct.dictionary.to_pylist()
-    outcomes: list[Any] = list(
-        tqdm(_pooled(read, names), total=len(names), desc="read images", disable=None, leave=False)
-    )
+    with progress(len(names), "read images", unit="images") as bar:
+        outcomes: list[Any] = list(bar.over(_pooled(read, names)))
     return np.array([*outcomes, None], object)[distinct.indices.fill_null(len(names)).to_numpy()]
 
 

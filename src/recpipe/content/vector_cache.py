@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from recpipe.data.atomic import replaced_file
+from recpipe.progress import progress
 
 log = logging.getLogger(__name__)
 
 SHARD_ROWS, SHARD_SECONDS = 2048, 20.0
-PROGRESS_SECONDS = 30.0  # between two lines of a log
 MANY = 64  # shards, from which on a run tidies up after itself
 LARGE = 1 << 28  # bytes, at which a tidied shard is full
 
@@ -149,39 +148,20 @@ def embed_missing(
     log.info("%s: %s of %s contents are new%s", label, f"{len(missing):,}", f"{len(first):,}", idle)
     if not len(missing):
         return vectors[inverse]
-    with _Progress(len(missing), label) as progress, _Store(keys, cache, rows, seconds) as store:
+    with (
+        progress(len(missing), label, unit="contents") as bar,
+        _Store(keys, cache, rows, seconds) as store,
+    ):
         for positions, computed in compute(missing):
             if not vectors.shape[1]:
                 vectors = np.zeros((len(first), computed.shape[1]), np.float32)
             places = inverse[positions]
             vectors[places], found[places] = computed, True
             store.put(positions, computed)
-            progress.add(len(positions))
+            bar.add(len(positions))
     assert found.all(), f"{int((~found).sum())} vectors that were asked for did not come"
     cache.tidy()
     return vectors[inverse]
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere, as in a log file, a line now and then."""
-
-    def __init__(self, total: int, label: str) -> None:
-        self.bar = tqdm(total=total, desc=label, disable=None, leave=False)
-        self.total, self.label = total, label
-        self.done, self.since = 0, time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def add(self, count: int) -> None:
-        self.bar.update(count)
-        self.done += count
-        if self.bar.disable and time.monotonic() - self.since >= PROGRESS_SECONDS:
-            self.since = time.monotonic()
-            log.info("%s: %s of %s done", self.label, f"{self.done:,}", f"{self.total:,}")
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
 
 
 class _Store:

@@ -13,6 +13,7 @@ from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.models.generator import Generator
 from recpipe.models.ordering import rank_of, top_k
 from recpipe.models.recommender import Recommender, Scorer
+from recpipe.progress import progress
 
 TARGETS_AT_ONCE = 1 << 24  # elements of the comparison for users with several targets
 
@@ -67,15 +68,17 @@ def rank_fold(
     rank, free = np.zeros(len(owner), np.int32), np.zeros(len(fold), np.int32)
     items, values = np.zeros((len(fold), k), np.int32), np.full((len(fold), k), -np.inf, np.float32)
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
-    for rows, scores in model.scored(fold.histories, exclude_seen=exclude_seen, candidates=candidates):
-        best, score = top_k(scores, k)
-        items[rows], values[rows] = best.cpu().numpy(), score.cpu().numpy()
-        free[rows] = (scores > -torch.inf).sum(1).cpu().numpy()
-        if normalizer is not None:
-            normalizer[rows] = scores.logsumexp(1).cpu().numpy()
-        place, row = _places(targets.offsets, rows)
-        wanted = torch.from_numpy(targets.items[place].astype(np.int64)).to(scores.device)
-        rank[place] = _ranks(scores, torch.from_numpy(row).to(scores.device), wanted)
+    with progress(len(fold), "rank users", unit="users") as bar:
+        for rows, scores in model.scored(fold.histories, exclude_seen=exclude_seen, candidates=candidates):
+            best, score = top_k(scores, k)
+            items[rows], values[rows] = best.cpu().numpy(), score.cpu().numpy()
+            free[rows] = (scores > -torch.inf).sum(1).cpu().numpy()
+            if normalizer is not None:
+                normalizer[rows] = scores.logsumexp(1).cpu().numpy()
+            place, row = _places(targets.offsets, rows)
+            wanted = torch.from_numpy(targets.items[place].astype(np.int64)).to(scores.device)
+            rank[place] = _ranks(scores, torch.from_numpy(row).to(scores.device), wanted)
+            bar.add(len(rows))
     return Ranking(owner, rank, free[owner], items, values, normalizer, time.perf_counter() - started)
 
 

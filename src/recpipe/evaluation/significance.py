@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recpipe.evaluation.metrics import user_metrics
+from recpipe.progress import progress
 
 AT_ONCE = 1 << 22  # elements of a chunk of resamples
 BEST = "best"
@@ -179,7 +180,12 @@ def holm(p_values: Sequence[float] | Floats) -> Floats:
 
 def _products(weights: Callable[[int], Floats], values_UM: Floats, rows: int) -> Floats:
     """``weights`` (rows, U), made a chunk at a time, times ``values_UM``."""
-    return np.concatenate([weights(size) @ values_UM for size in _chunks(rows, len(values_UM))])
+    parts = []
+    with progress(rows, "resample users", unit="resamples") as bar:
+        for size in _chunks(rows, len(values_UM)):
+            parts.append(weights(size) @ values_UM)
+            bar.add(size)
+    return np.concatenate(parts)
 
 
 def _chunks(rows: int, width: int) -> Iterator[int]:

@@ -18,6 +18,7 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
+from recpipe.progress import progress
 from recpipe.training.bundle import Bundle
 
 Counts = NDArray[np.int64]
@@ -56,9 +57,11 @@ def tie_sensitivity(
     if permutations < 1:
         raise ValueError(f"permutations is {permutations}; at least 1 is needed")
     unseen = unseen_events(test.histories, train)
-    values = [
-        _measured(bundle, shuffled(test, unseen, seed + n), protocol, metric) for n in range(permutations)
-    ]
+    with progress(permutations, "permute ties", unit="permutations") as bar:
+        values = [
+            _measured(bundle, shuffled(test, unseen, seed + n), protocol, metric)
+            for n in bar.over(range(permutations))
+        ]
     low, high = np.quantile(values, [0.025, 0.975])
     return TieSensitivity(
         metric,

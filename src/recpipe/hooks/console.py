@@ -6,6 +6,7 @@ conf/logging.yml mutes Kedro's own lines on nodes, which name every input and ou
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from contextlib import ExitStack
@@ -59,6 +60,7 @@ class ConsoleHooks:
         self._steps: dict[str, _RunningStep] = {}
         self._begun, self._width = 0, 0
         self._done: set[Node] = set()
+        self._process = os.getpid()
         self._terminal = ExitStack()
 
     @hook_impl(trylast=True)
@@ -100,7 +102,8 @@ class ConsoleHooks:
         """The number of steps and the seconds they took, all together."""
         seconds = duration(self._clock() - self._started)
         self.close()
-        log.info("%s steps in %s", len(self._done), seconds)
+        count = len(self._done)
+        log.info("%s %s in %s", count, "step" if count == 1 else "steps", seconds)
 
     @hook_impl
     def on_pipeline_error(self) -> None:
@@ -119,12 +122,10 @@ class ConsoleHooks:
         """The argument that goes on where this run stopped, `--from-nodes "..."`; None where no step was done."""
         if self._pipeline is None or not self._done:
             return None
-        from kedro.runner.runner import (
-            _find_nodes_to_resume_from as nodes_to_resume_from,
-        )  # it has no public name
+        from kedro.runner import runner  # which has what it advises after an error under a private name only
 
         unfinished = set(self._pipeline.nodes) - self._done
-        names = nodes_to_resume_from(self._pipeline, unfinished, self._catalog)
+        names = runner._find_nodes_to_resume_from(self._pipeline, unfinished, self._catalog)
         return f'--from-nodes "{",".join(sorted(names))}"' if names else None
 
     def _step(self, node: Node) -> _RunningStep:
@@ -136,7 +137,7 @@ class ConsoleHooks:
 
     def _number(self) -> str:
         """`[ 3/14] `; nothing in a process of Kedro's ParallelRunner, which knows its own nodes only."""
-        if self._pipeline is None:
+        if self._pipeline is None or self._process != os.getpid():
             return ""
         total = str(len(self._pipeline.nodes))
         return f"[{self._begun:>{len(total)}}/{total}] "

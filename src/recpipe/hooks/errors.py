@@ -16,24 +16,15 @@ from kedro.io import DatasetError
 
 from recpipe.hooks.console import ConsoleHooks
 
-SPEAKING = {
-    "recpipe",
-    "kedro",
-    "yaml",
-    "omegaconf",
-    "pydantic_core",
-}  # packages whose errors are meant for users
-FAULTS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
-KEDRO_LOGGERS = (
-    "kedro",
-    "kedro.pipeline.node",
-    "kedro.runner",
-    "kedro.validation.parameter_validator",
-)  # muted
+# packages whose errors are meant for users
+USER_FACING = {"recpipe", "kedro", "yaml", "omegaconf", "pydantic_core"}
+PROGRAMMING_ERRORS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
+VALIDATOR = "kedro.validation.parameter_validator"
+KEDRO_LOGGERS = ("kedro", "kedro.pipeline.node", "kedro.runner", VALIDATOR)  # which conf/logging.yml mutes
 DATASET = re.compile(  # as Kedro shows one, with parentheses in parentheses in it
     r"[\w.]+\((?:\w+='[^']*', )*filepath=(?:\w+\()?'?(?P<path>[^',)]+)(?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)+"
 )
-SHORTER = (  # what Kedro and pydantic say, without what only a programmer needs
+SIMPLIFICATIONS = (  # what Kedro and pydantic say, without what only a programmer needs
     (DATASET, r"\g<path>"),
     (re.compile(r"Failed to instantiate \w+ for parameter '[^']*': \d+ validation errors? for \w+ "), ""),
     (re.compile(r" \[type=\w+, input_value=(.+?), input_type=\w+\]"), r", not \1"),
@@ -71,7 +62,10 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if (console := _console_hooks()) is not None:
             console.close()
-        raise RunInterrupted(f"Stopped: {stop if stop.args else _how_to_go_on(console)}") from stop
+        message = str(stop) or "stopped; run the same command again"
+        if console is not None and (argument := console.resume_argument()):
+            message += f", with {argument} to skip the steps that are done"
+        raise RunInterrupted(message) from stop
     except Exception as error:
         if is_verbose() or not is_for_users(error):
             raise
@@ -96,8 +90,8 @@ def is_for_users(error: BaseException) -> bool:
     """Whether the message of `error` says what a user can change."""
     cause = _root_cause(error)
     if cause is not error:  # of a file that cannot be read or written
-        return not isinstance(cause, FAULTS)
-    return isinstance(cause, ValueError | OSError) or _package(type(cause).__module__) in SPEAKING
+        return not isinstance(cause, PROGRAMMING_ERRORS)
+    return isinstance(cause, ValueError | OSError) or _package(type(cause).__module__) in USER_FACING
 
 
 def error_message(error: BaseException) -> str:
@@ -106,7 +100,7 @@ def error_message(error: BaseException) -> str:
     text = _text(cause)
     if cause is not error and (found := DATASET.search(str(error))) and Path(found["path"]).name not in text:
         text = f"{found['path']}: {text}"
-    if {_package(type(cause).__module__), _package(_raised_in(cause))} & SPEAKING:
+    if {_package(type(cause).__module__), _package(_raised_in(cause))} & USER_FACING:
         return text
     return text if isinstance(cause, OSError) else f"{text} ({type(cause).__name__}; --verbose shows where)"
 
@@ -115,9 +109,9 @@ def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split()) or type(error).__name__
-    for pattern, plain in SHORTER:
+    for pattern, plain in SIMPLIFICATIONS:
         text = pattern.sub(plain, text)
-    return text
+    return text.rstrip("; ")
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -139,11 +133,6 @@ def _raised_in(error: BaseException) -> str:
 
 def _package(module: str) -> str:
     return module.partition(".")[0]
-
-
-def _how_to_go_on(console: ConsoleHooks | None) -> str:
-    argument = None if console is None else console.resume_argument()
-    return "run the same command again" if argument is None else f"the same command goes on with {argument}"
 
 
 def _console_hooks() -> ConsoleHooks | None:

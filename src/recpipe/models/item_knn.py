@@ -17,6 +17,7 @@ from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import counts_of, csr, pairs_of
 from recpipe.layers.similarities import DENSE, Profiles, Similarity
 from recpipe.models.recommender import Scorer
+from recpipe.progress import progress
 
 
 class ItemKNN(Scorer):
@@ -61,13 +62,15 @@ class ItemKNN(Scorer):
             pairs.item, pairs.user, pairs.count, shape=shape, features=pairs.users, measure=measure
         )
         found = []
-        for items in torch.arange(shape[0], device=self.device).split(max(DENSE // max(shape), 1)):
-            chosen = (pairs.item >= items[0]) & (pairs.item <= items[-1])
-            block = torch.zeros(len(items), shape[1], device=self.device)
-            block[pairs.item[chosen] - items[0], pairs.user[chosen]] = pairs.count[chosen]
-            together = profiles.similarities(block).T  # (block, I + 1)
-            together[torch.arange(len(items), device=items.device), items] = 0.0
-            found.append(torch.topk(together, min(config.neighbours, self.n_items), dim=1))
+        with progress(shape[0], "train", unit="items") as bar:
+            for items in torch.arange(shape[0], device=self.device).split(max(DENSE // max(shape), 1)):
+                chosen = (pairs.item >= items[0]) & (pairs.item <= items[-1])
+                block = torch.zeros(len(items), shape[1], device=self.device)
+                block[pairs.item[chosen] - items[0], pairs.user[chosen]] = pairs.count[chosen]
+                together = profiles.similarities(block).T  # (block, I + 1)
+                together[torch.arange(len(items), device=items.device), items] = 0.0
+                found.append(torch.topk(together, min(config.neighbours, self.n_items), dim=1))
+                bar.add(len(items))
         self.similarity = torch.cat([part.values for part in found])
         self.near = torch.cat([part.indices for part in found])
         self._matrix = None

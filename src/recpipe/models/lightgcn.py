@@ -24,6 +24,7 @@ from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import PairBatches, Pairs, counts_of, csr, pairs_of
 from recpipe.models.recommender import Scorer
+from recpipe.progress import progress
 
 
 class LightGCN(Scorer):
@@ -58,8 +59,9 @@ class LightGCN(Scorer):
         self.register_buffer("given", torch.zeros(n_items + 1, config.dim))  # by an item to who has it
 
     def fit(self, train: Sequences) -> None:
-        for _ in self.epochs(train):
-            pass
+        with progress(self.config.epochs, "train", unit="epochs") as bar:
+            for loss in self.epochs(train):
+                bar.add(1, loss=loss)
 
     def epochs(self, train: Sequences) -> Iterator[float]:
         """Trains; yields the mean loss of each epoch, after which the model can be asked."""

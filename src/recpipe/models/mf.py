@@ -26,6 +26,7 @@ from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import PairBatches, Pairs, counts_of, pairs_of
 from recpipe.models.recommender import Scorer
+from recpipe.progress import progress
 
 LOSSES = ("squared", "bpr")
 RIDGE = 1e-3  # of the map from histories to factors, in mean squares of what it reads
@@ -71,8 +72,9 @@ class MF(Scorer):
         self.register_buffer("fold", torch.eye(rows, config.dim))  # what fold-in needs besides the items
 
     def fit(self, train: Sequences) -> None:
-        for _ in self.epochs(train):
-            pass
+        with progress(self.config.epochs, "train", unit="epochs") as bar:
+            for loss in self.epochs(train):
+                bar.add(1, loss=loss)
 
     def epochs(self, train: Sequences) -> Iterator[float]:
         """Trains; yields the mean loss of each epoch, after which the model can be asked."""

@@ -25,6 +25,7 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.inputs import ItemInput
 from recpipe.layers.side import Side
 from recpipe.models.ordering import top_k
+from recpipe.progress import progress
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden (N, D), item table (I + 1, D), targets (N,) in 1..I) -> scalar loss."""
@@ -99,8 +100,10 @@ class Recommender(nn.Module):
         items = np.zeros((len(histories), min(k, self.n_items)), np.int32)
         scores = np.full(items.shape, -np.inf, np.float32)
         lists = self.listed(histories, items.shape[1], exclude_seen=exclude_seen, candidates=candidates)
-        for rows, found, values in lists:
-            items[rows], scores[rows] = found, values
+        with progress(len(histories), "rank users", unit="users") as bar:
+            for rows, found, values in lists:
+                items[rows], scores[rows] = found, values
+                bar.add(len(rows))
         return items, scores
 
     def barred(

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from recpipe.progress import Progress, progress
 from recpipe.semantic_ids.coded_autoencoder import CodedAutoencoder, Forced, Losses
 from recpipe.semantic_ids.learned_codebooks import LearnedCodebooks
 from recpipe.semantic_ids.quantizer import OnEpoch
@@ -62,13 +62,17 @@ class Training:
 
     def run(self) -> None:
         """A warm-up without codes, k-means, then both together until the steps are used up or nothing improves."""
+        with progress(self.steps, "fit quantizer", at_most=True) as bar:
+            self._epochs(bar)
+
+    def _epochs(self, bar: Progress) -> None:
         started, best, patience = time.perf_counter(), _Best(), self.config.patience
         look_every = max(1, round(self.epochs / LOOKS))
-        for epoch in tqdm(range(1, self.epochs + 1), "quantizer", unit="epoch", leave=False, disable=None):
+        for epoch in range(1, self.epochs + 1):
             warm = self.step >= self.config.warm_up * self.steps or epoch == self.epochs
             if self.coded.books is None and warm:
                 self._start_codes()
-            row = {"epoch": epoch, **self._epoch()}
+            row = {"epoch": epoch, **self._epoch(bar)}
             self._revive(epoch)
             if epoch % look_every and epoch < self.epochs:
                 continue
@@ -89,7 +93,7 @@ class Training:
         latent = self.coded.latent(self._sample())
         self.coded.books = LearnedCodebooks.start(latent, self.sizes, self.masks_LZ, generator=self.generator)
 
-    def _epoch(self) -> dict[str, float]:
+    def _epoch(self, bar: Progress) -> dict[str, float]:
         """Losses are means over the steps, usage is the share of codes that any item chose."""
         size = len(self.train_ND) // self.batches  # all of one shape; the few left over come another time
         order = torch.randperm(len(self.train_ND), generator=self.generator)
@@ -102,6 +106,7 @@ class Training:
                 forced=None if forced is None else forced[rows],
             )
             self._step(found)
+            bar.add(1, loss=found.reconstruction)
             losses += torch.stack([found.reconstruction, found.commitment]).detach() / self.batches
             chosen += [] if found.codes is None else [found.codes]
         reconstruction, commitment = losses.tolist()

@@ -15,6 +15,8 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from recpipe.progress import Progress
+
 log = logging.getLogger(__name__)
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -79,6 +81,21 @@ class SecondStage(Callback):
         self.best, self.bad, self.begun = state_dict["best"], state_dict["bad"], state_dict["begun"]
         if self.begun:
             self._begin()
+
+
+class ProgressBar(Callback):
+    """Counts the steps of training in ``bar``, with the loss."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._bar.skip(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._bar.add(1, loss=outputs["loss"])
 
 
 def curve_loggers(names: Sequence[str], folder: Path) -> list[Logger]:

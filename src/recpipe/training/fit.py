@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,18 +19,19 @@ import numpy as np
 from lightning.pytorch.callbacks import (
     Callback,
     DeviceStatsMonitor,
-    TQDMProgressBar,
 )
 
 from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
 from recpipe.models.recommender import Recommender
+from recpipe.progress import duration, progress
 from recpipe.training.allocator import keep_freed_memory
 from recpipe.training.callbacks import (
     BEST,
     LAST,
     Checkpoints,
     Patience,
+    ProgressBar,
     SecondStage,
     alone_in,
     close,
@@ -41,7 +41,7 @@ from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
 from recpipe.training.cost import cost_of, size_of, versions
 from recpipe.training.losses import AMINCE, make_loss
 from recpipe.training.memory import reset_peak_memory
-from recpipe.training.module import OnEpoch, TrainingModule, Validate
+from recpipe.training.module import OnEpoch, TrainingModule, Validate, training_label
 from recpipe.training.rows import make_batches, target_counts, trained_items, windows_of
 from recpipe.training.schedules import WITHOUT_END
 from recpipe.training.settings import (
@@ -214,8 +214,8 @@ def _run(
         callbacks.insert(0, SecondStage(loss.begin_second_stage, watched, after=after, patience=patience))
     if device == "cuda" and settings.loggers:
         callbacks.append(DeviceStatsMonitor())
-    if sys.stderr.isatty():
-        callbacks.append(TQDMProgressBar())
+    bar = progress(settings.max_epochs * module.steps, training_label(module.model), at_most=True)
+    callbacks.append(ProgressBar(bar))
     trainer = pl.Trainer(
         accelerator=device,
         devices=1,
@@ -229,7 +229,7 @@ def _run(
         logger=curve_loggers(settings.loggers, folder),
         callbacks=callbacks,
         plugins=[SafetensorsCheckpointIO()],
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder,
@@ -238,13 +238,41 @@ def _run(
     try:
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
-        trainer.fit(module, ckpt_path=resume)
+        with bar:
+            trainer.fit(module, ckpt_path=resume)
     except SystemExit:  # how Lightning ends after Ctrl-C
         raise _stopped(folder) from None
     finally:
         close(trainer.loggers)
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
+    _log_end(module, settings, out_of_patience=patience.wait_count >= patience.patience)
+
+
+def _log_end(module: TrainingModule, settings: TrainSettings, *, out_of_patience: bool) -> None:
+    """One line: epochs, seconds, the best epoch and its metric, and why training ended."""
+    watched = f"valid_{settings.metric}"
+    parts = [f"{len(module.curve)} epochs in {duration(module.train_seconds)}"]
+    if best := max(
+        (row for row in module.curve if watched in row), key=lambda row: row[watched], default=None
+    ):
+        parts.append(f"best {watched} {best[watched]:.4f} in epoch {best['epoch']}")
+    log.info(
+        "%s: %s; ended by %s",
+        training_label(module.model),
+        ", ".join(parts),
+        _reason(module, settings, out_of_patience),
+    )
+
+
+def _reason(module: TrainingModule, settings: TrainSettings, out_of_patience: bool) -> str:
+    if module.cut_off:
+        return "on_epoch: cut off, the same command goes on from here"
+    if module.out_of_time:
+        return f"max_minutes {settings.max_minutes:g}"
+    if out_of_patience and not settings.put_back:
+        return f"patience {settings.patience}"
+    return f"max_epochs {settings.max_epochs}"
 
 
 def _stopped(folder: Path) -> KeyboardInterrupt:

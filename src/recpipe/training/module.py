@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.steps import TrainingBatches
 from recpipe.models.recommender import Recommender
+from recpipe.progress import current_step, duration
 from recpipe.training.average import WeightAverage
 from recpipe.training.checkpoint import random_state, set_random_state
 from recpipe.training.memory import gpu_state
@@ -63,6 +64,7 @@ class TrainingModule(pl.LightningModule):
         self._max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.curve: list[dict[str, Any]] = []
         self.train_seconds, self.tokens_seen = 0.0, 0
+        self._logged = 0  # epoch
         self.ran: list[list[str]] = []  # device and precision, more than one of a run that went on elsewhere
         self.cut_off = False
         self._restored: dict[str, Tensor] | None = None
@@ -142,14 +144,34 @@ class TrainingModule(pl.LightningModule):
         row = self._row()
         self.log("train_loss", row["loss"], batch_size=1)
         judged = self._watched in row or not self.trainer.limit_val_batches
-        over = judged and self.train_seconds >= self._max_seconds
+        over = judged and self.out_of_time
         last = over or self._epoch == self.trainer.max_epochs
         if self._on_epoch is not None and self._on_epoch(dict(row)) and not last:
             self.cut_off = self.trainer.should_stop = True
         if over:
             self.trainer.should_stop = True
-        if self._epoch == 1 or self._epoch % self._log_every == 0:
-            log.info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        if judged and (not self._logged or self._epoch >= self._logged + self._log_every):
+            self._logged = self._epoch
+            metric = f", {self._watched} {row[self._watched]:.4f}" if self._watched in row else ""
+            seconds = duration(self.train_seconds)
+            log.info(
+                "%s: epoch %s, loss %.4f%s, %s",
+                training_label(self.model),
+                self._epoch,
+                row["loss"],
+                metric,
+                seconds,
+            )
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether training took as long as it may."""
+        return self.train_seconds >= self._max_seconds
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self._batches)
 
     def _row(self) -> dict[str, Any]:
         """This epoch's row of the curve; made by whichever comes first, validation or the end of the epoch."""
@@ -195,6 +217,11 @@ class TrainingModule(pl.LightningModule):
         )
         self.ran = state.get("ran", [])
         self._restored = state["random"]
+
+
+def training_label(model: Recommender) -> str:
+    """What log lines on its training begin with: the step that runs, `train sasrec`, or the class."""
+    return current_step() or f"train {type(model).__name__}"
 
 
 class BatchLoader:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tqdm import tqdm
 
 from recpipe.data.sources import archives, download, fetch
 from recpipe.data.sources.fetch import SourceMissing
+from recpipe.progress import Progress, progress
 
 LOG = b"user,item\n" + b"".join(b"%d,%d\n" % (n, n * 7919 % 10007) for n in range(40_000))
 
@@ -166,20 +166,19 @@ def test_wrong_checksum_names_file_expected_and_found(tmp_path: Path, server: Se
 def test_progress_shows_what_was_there_already(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bars: list[tqdm[Any]] = []
+    bars: list[Progress] = []
 
-    class Bar(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO()})
-            bars.append(self)
+    def watched(*args: Any, **options: Any) -> Progress:
+        bars.append(progress(*args, **options))
+        return bars[-1]
 
-    monkeypatch.setattr(download, "tqdm", Bar)
+    skip, skipped = Progress.skip, list[int]()
+    monkeypatch.setattr(Progress, "skip", lambda bar, count: skipped.append(count) or skip(bar, count))
+    monkeypatch.setattr(download, "progress", watched)
     server.cuts = 1
     download.download(f"{server.url}/log.csv", tmp_path / "log.csv", checksum=None)
-    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [
-        (0, server.cut, len(LOG)),
-        (server.cut, len(LOG), len(LOG)),
-    ]
+    assert skipped == [0, server.cut]
+    assert [(bar.done, bar.total) for bar in bars] == [(server.cut, len(LOG)), (len(LOG), len(LOG))]
 
 
 def test_without_a_network_it_says_what_to_put_where(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from tqdm import tqdm
+from recpipe.progress import BYTES, progress
 
 CHUNK = 1 << 20
 GROWTH = 100  # times its size that an archive may hold: ratings pack to a fifth, bombs to a thousandth
@@ -89,7 +89,7 @@ def _copy(stream: IO[bytes] | Any, path: Path, limit: int, *, label: str, total:
     written = 0
     with (
         path.open("wb") as out,
-        tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None, leave=False) as bar,
+        progress(total, f"unpack {label}", unit=BYTES) as bar,
     ):
         while chunk := stream.read(CHUNK):
             written += len(chunk)
@@ -98,5 +98,5 @@ def _copy(stream: IO[bytes] | Any, path: Path, limit: int, *, label: str, total:
                     f"{label} is refused: more than {limit:,} bytes come out, {GROWTH} times its archive"
                 )
             out.write(chunk)
-            bar.update(len(chunk))
+            bar.add(len(chunk))
     return written

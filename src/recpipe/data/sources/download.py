@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import pooch
 import requests
-from tqdm import tqdm
 from urllib3.exceptions import HTTPError
+
+from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)
 
@@ -92,15 +93,15 @@ def _append(part: Path, url: str, *, name: str) -> bool:
         )
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        with part.open("ab" if resumed else "wb") as out, _bar(name, start, total) as bar:
+        with (
+            part.open("ab" if resumed else "wb") as out,
+            progress(total, f"download {name}", unit=BYTES) as bar,
+        ):
+            bar.skip(start)
             for chunk in response.raw.stream(CHUNK, decode_content=False):
                 out.write(chunk)
-                bar.update(len(chunk))
+                bar.add(len(chunk))
     return total is None or part.stat().st_size == total
-
-
-def _bar(name: str, start: int, total: int | None) -> tqdm[Any]:
-    return tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=None)
 
 
 def _validator(part: Path) -> Path:

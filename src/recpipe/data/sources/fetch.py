@@ -11,10 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from tqdm import tqdm
-
 from recpipe.data.sources.archives import SUFFIXES, unpack
 from recpipe.data.sources.download import download
+from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)
 
@@ -180,13 +179,10 @@ def _digest(path: Path, algorithm: str) -> str:
             f"unknown checksum {algorithm!r}: write `md5:...`, `sha1:...`, `sha256:...` or `sha512:...`"
         )
     digest = hashlib.new(algorithm, usedforsecurity=False)
-    progress = tqdm(
-        total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=None, leave=False
-    )
-    with path.open("rb") as stream, progress as bar:
+    with path.open("rb") as stream, progress(path.stat().st_size, f"check {path.name}", unit=BYTES) as bar:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
-            bar.update(len(chunk))
+            bar.add(len(chunk))
     return digest.hexdigest()
 
 

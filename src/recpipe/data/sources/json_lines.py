@@ -18,10 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tqdm import tqdm
-
 from recpipe.data.sources.sql import errors_name, identifier, literal, literals, names, shown
 from recpipe.data.sources.tables import Source
+from recpipe.progress import BYTES, progress
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
@@ -116,12 +115,12 @@ def _records(path: str) -> Iterator[dict[str, Any]]:
     size = Path(path).stat().st_size
     with (
         open(path, "rb") as raw,
-        tqdm(total=size, unit="B", unit_scale=True, desc=Path(path).name, disable=None) as bar,
+        progress(size, f"read {Path(path).name}", unit=BYTES) as bar,
     ):
         stream: BinaryIO = gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore[assignment]  # noqa: SIM115
         try:
             for line in _limited_lines(stream):
-                bar.update(raw.tell() - bar.n)
+                bar.add(raw.tell() - bar.done)
                 if line.strip():
                     yield _literal(line)
         except (EOFError, OSError, zlib.error) as error:

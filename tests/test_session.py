@@ -49,10 +49,14 @@ def test_pipelines_are_built_for_the_models_of_the_command(
     assert planned(session_in, monkeypatch, project, params, **options).models == models
 
 
-def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(project, session_in, monkeypatch) -> None:
+def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(
+    project, session_in, monkeypatch
+) -> None:
     def models(**params: object) -> set[str]:
         return set(
-            planned(session_in, monkeypatch, project, {"model": "all", **params}, pipeline_names=["train"]).models
+            planned(
+                session_in, monkeypatch, project, {"model": "all", **params}, pipeline_names=["train"]
+            ).models
         )
 
     plain = models()
@@ -66,13 +70,22 @@ def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(project
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"dataset": "online_retai"}, r"unknown dataset 'online_retai' \(did you mean 'online_retail'\?\).*ml-1m"),
+        (
+            {"dataset": "online_retai"},
+            r"unknown dataset 'online_retai' \(did you mean 'online_retail'\?\).*ml-1m",
+        ),
         ({"model": "sasrek"}, r"unknown model 'sasrek' \(did you mean 'sasrec'\?\)"),
         ({"model": "popular+sasrek"}, "unknown model 'sasrek'"),
         ({"model": "all+sasrec"}, "unknown model 'all'"),
         ({"model": ""}, "unknown model ''"),
-        ({"evaluate": {"recomend": 3}}, r"unknown parameter 'evaluate.recomend' .*\(did you mean 'recommend'"),
-        ({"models": {"tiger": {"dropuot": 0.3}}}, r"\(did you mean 'dropout'\?\); it belongs in conf/base/.*tiger.yml"),
+        (
+            {"evaluate": {"recomend": 3}},
+            r"unknown parameter 'evaluate.recomend' .*\(did you mean 'recommend'",
+        ),
+        (
+            {"models": {"tiger": {"dropuot": 0.3}}},
+            r"\(did you mean 'dropout'\?\); it belongs in conf/base/.*tiger.yml",
+        ),
     ],
 )
 def test_a_run_is_refused_before_anything_is_written(project_copy, session_in, params, message) -> None:
@@ -84,7 +97,9 @@ def test_a_run_is_refused_before_anything_is_written(project_copy, session_in, p
 
 def test_a_run_takes_what_the_command_line_says(project: Path, session_in, monkeypatch) -> None:
     params = {"train": {"max_epochs": 7}, "protocol": {"exclude_seen": True}}
-    monkeypatch.setattr(KedroSession, "run", wraps(KedroSession.run)(lambda self, **_: self.load_context().params))
+    monkeypatch.setattr(
+        KedroSession, "run", wraps(KedroSession.run)(lambda self, **_: self.load_context().params)
+    )
     with session_in(project, runtime_params=params) as session:
         found = session.run(pipeline_names=["train"])
     assert found["models"]["sasrec"].train["max_epochs"] == 7
@@ -116,5 +131,8 @@ def test_no_model_may_have_the_name_of_a_pipeline(project_copy, session_in) -> N
     file = project_copy / "conf/local/parameters/models/evaluate.yml"
     file.parent.mkdir(parents=True)
     file.write_text("models: {evaluate: {extends: popular}}")
-    with session_in(project_copy) as session, pytest.raises(ValueError, match="no model can be called 'evaluate'"):
+    with (
+        session_in(project_copy) as session,
+        pytest.raises(ValueError, match="no model can be called 'evaluate'"),
+    ):
         session.run(pipeline_names=["ingest"])

@@ -136,7 +136,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_spelling():
     with pytest.raises(ValueError, match="did you mean 'dropout'"):
         build("sasrec", settings, n_items=ITEMS, max_length=WINDOW)
     train = {**run_config("sasrec", "steam").train, "epochs": 3}
-    with pytest.raises(ValueError, match="unknown setting 'epochs'.*did you mean 'max_epochs'"):
+    with pytest.raises(ValueError, match="unknown setting 'sasrec.epochs'.*did you mean 'max_epochs'"):
         build_config(TrainSettings, train, where="sasrec")
 
 

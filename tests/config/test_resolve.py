@@ -56,7 +56,8 @@ def test_every_layer_wins_over_those_below_it_and_no_other() -> None:
         ("models", "net", "datasets", "films", "train"),
     ]
     bare = tree_of(
-        {**FILES, "train": {"epochs": 0}, "models": {"net": {"type": "net"}, "popular": {"type": "popular"}}}, "conf"
+        {**FILES, "train": {"epochs": 0}, "models": {"net": {"type": "net"}, "popular": {"type": "popular"}}},
+        "conf",
     )
     for size in range(1, len(layers) + 1):
         for chosen in combinations(range(len(layers)), size):
@@ -128,19 +129,33 @@ def test_every_value_knows_where_it_comes_from() -> None:
     assert origins["protocol.history"].origin == "conf: datasets.films.protocol.history"
     values = plain(configuration.tree("net"))
     assert {key: leaf.value for key, leaf in leaves(tree_of(values, ""))} == {
-        key.removeprefix("models.net."): leaf.value for key, leaf in origins.items() if key.startswith("models.net.")
+        key.removeprefix("models.net."): leaf.value
+        for key, leaf in origins.items()
+        if key.startswith("models.net.")
     }
 
 
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ({"a": {"extends": "b"}, "b": {"extends": "c"}, "c": {"extends": "a"}}, "circle: a extends b extends c"),
+        (
+            {"a": {"extends": "b"}, "b": {"extends": "c"}, "c": {"extends": "a"}},
+            "circle: a extends b extends c",
+        ),
         ({"a": {"extends": "a"}}, "circle: a extends a"),
-        ({"a": {"extends": "nett"}, "net": {"type": "net"}}, r"'nett', an unknown model \(did you mean 'net'\?\)"),
+        (
+            {"a": {"extends": "nett"}, "net": {"type": "net"}},
+            r"'nett', an unknown model \(did you mean 'net'\?\)",
+        ),
         ({"a": {"dim": 3}}, "models.a has no type"),
-        ({"a": {"type": "net", "profiles": {"dens": {}}}}, r"unknown profile of models.a 'dens' \(did you mean 'dense'"),
-        ({"a": {"type": "net", "datasets": {"film": {"dim": 3}}}}, r"dataset of models.a 'film' \(did you mean 'films'"),
+        (
+            {"a": {"type": "net", "profiles": {"dens": {}}}},
+            r"unknown profile of models.a 'dens' \(did you mean 'dense'",
+        ),
+        (
+            {"a": {"type": "net", "datasets": {"film": {"dim": 3}}}},
+            r"dataset of models.a 'film' \(did you mean 'films'",
+        ),
     ],
 )
 def test_models_that_cannot_be_resolved_are_refused_by_name(models: dict, message: str) -> None:
@@ -150,7 +165,9 @@ def test_models_that_cannot_be_resolved_are_refused_by_name(models: dict, messag
 
 def test_a_profile_that_does_not_exist_is_refused() -> None:
     datasets = {"films": {"source": "files", "profile": "dens"}}
-    with pytest.raises(ConfigError, match=r"unknown profile 'dens' \(did you mean 'dense'\?\).*datasets.films.profile"):
+    with pytest.raises(
+        ConfigError, match=r"unknown profile 'dens' \(did you mean 'dense'\?\).*datasets.films.profile"
+    ):
         Configuration(files(datasets=datasets)).check()
     with pytest.raises(ConfigError, match=r"unknown dataset 'film' \(did you mean 'films'\?\)"):
         Configuration(files(), {"dataset": "film"}).check()
@@ -159,7 +176,10 @@ def test_a_profile_that_does_not_exist_is_refused() -> None:
 
 
 def test_a_model_that_reads_the_items_of_another_names_one_that_exists() -> None:
-    models = {**FILES["models"], "reader": {"type": "net", "side": {"vectors": "collaborative"}, "collaborative": "nett"}}
+    models = {
+        **FILES["models"],
+        "reader": {"type": "net", "side": {"vectors": "collaborative"}, "collaborative": "nett"},
+    }
     with pytest.raises(ConfigError, match=r"models.reader.collaborative is 'nett' \(did you mean 'net'\?\)"):
         Configuration(files(models=models)).run("reader")
     with pytest.raises(ConfigError, match="unknown vectors of models.net.side 'txt'"):

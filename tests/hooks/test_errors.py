@@ -18,12 +18,12 @@ from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.polars import EagerPolarsDataset
 from pydantic import BaseModel
+from recpipe.pipelines.parameters import Refused
 
 from recpipe import cli
 from recpipe.data.sources.fetch import SourceMissing
 from recpipe.hooks import ConsoleHooks, errors
 from recpipe.hooks.errors import RunError, RunInterrupted, error_message, one_line_errors
-from recpipe.pipelines.parameters import Refused
 
 
 @pytest.fixture(autouse=True)

@@ -91,4 +91,6 @@ def test_whether_a_command_makes_all_that_a_model_reads() -> None:
     films = configuration("films")
     assert satisfied(films.run("net"), ())
     assert satisfied(films.run("tiger"), ("text",)) and not satisfied(films.run("tiger"), ("image",))
-    assert satisfied(films.run("seeing"), ("text_image",)) and not satisfied(films.run("seeing"), ("text", "image"))
+    assert satisfied(films.run("seeing"), ("text_image",)) and not satisfied(
+        films.run("seeing"), ("text", "image")
+    )

@@ -17,6 +17,7 @@ from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.bundle import Bundle
 from recpipe.training.job import ItemInputs, ids_of, item_vectors
 
+
 def bundle(name: str, n: int, **changed) -> Bundle:
     model = build(name, {"dim": 8, "layers": 1} if name == "sasrec" else {}, n_items=n, max_length=5)
     vocabulary = Vocabulary(np.array([f"i{number}" for number in range(n)], object))
@@ -61,6 +62,12 @@ def test_inputs_are_found_by_their_names() -> None:
     given = bundle("sasrec", 6)
     items = pa.table({"item_id": ["i0"], "title": ["t"]})
     vectors, ids, tree = object(), object(), object()
-    inputs = {"items": items, "text_embeddings": vectors, "image_ids": ids, "image_tree": tree, "collaborative": given}
+    inputs = {
+        "items": items,
+        "text_embeddings": vectors,
+        "image_ids": ids,
+        "image_tree": tree,
+        "collaborative": given,
+    }
     assert ItemInputs.of(inputs) == ItemInputs(items, {"text": vectors}, {"image": (ids, tree)}, given)
     assert ItemInputs.of({"items": items}) == ItemInputs(items)

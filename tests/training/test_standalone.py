@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 import recpipe.training.standalone as command
 from recpipe.config import Configuration
 from recpipe.evaluation.evaluate import validator
@@ -23,6 +24,8 @@ from recpipe.training.prepared import PreparedData
 from recpipe.training.standalone import main
 
 DATASET = "online_retail"
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, whole_run) -> Path:
     """A project in which Kedro has trained a SASRec and baselines, beside ids and vectors that others can read."""

@@ -1,8 +1,8 @@
 """Show the resolved configuration: every value with its origin, a file and the key in it, or the command line.
 
-    python -m recpipe.config show --params dataset=ml-1m,model=tiger
-    python -m recpipe.config show models.tiger.train protocol --params dataset=ml-1m,model=tiger
-    python -m recpipe.config diff --params dataset=ml-1m,model=sasrec+esasrec
+python -m recpipe.config show --params dataset=ml-1m,model=tiger
+python -m recpipe.config show models.tiger.train protocol --params dataset=ml-1m,model=tiger
+python -m recpipe.config diff --params dataset=ml-1m,model=sasrec+esasrec
 """
 
 from __future__ import annotations
@@ -28,10 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
         configuration = Configuration.read(
             options.conf, options.env, parse_overrides(options.params), _model_info
         )
-        models = configuration.model_names if configuration["model"] == "all" else list(split_names(configuration["model"]))
+        models = (
+            configuration.model_names
+            if configuration["model"] == "all"
+            else list(split_names(configuration["model"]))
+        )
         for name in models:
             configuration.run(name)
-        lines = differences(configuration, models) if options.command == "diff" else shown(configuration, models)
+        lines = (
+            differences(configuration, models) if options.command == "diff" else shown(configuration, models)
+        )
         sys.stdout.writelines(f"{line}\n" for line in _selected(lines, options.keys))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,7 +61,9 @@ def differences(configuration: Configuration, models: list[str]) -> dict[str, st
     for key in keys:
         values = [_text(tree[key].value) if key in tree else "-" for tree in trees.values()]
         if len(set(values)) > 1:
-            lines[key] = f"{key:40} " + "  ".join(f"{name}: {value}" for name, value in zip(models, values, strict=True))
+            lines[key] = f"{key:40} " + "  ".join(
+                f"{name}: {value}" for name, value in zip(models, values, strict=True)
+            )
     return lines
 
 
@@ -67,7 +75,9 @@ def _repeated(key: str, leaf: Leaf, origins: dict[str, Leaf]) -> bool:
     if key.startswith(("train.", "side.")):
         return True
     parts = key.split(".")
-    return parts[:2] == ["semantic_ids", "kinds"] and origins.get(".".join(["semantic_ids", *parts[3:]])) == leaf
+    return (
+        parts[:2] == ["semantic_ids", "kinds"] and origins.get(".".join(["semantic_ids", *parts[3:]])) == leaf
+    )
 
 
 def _line(key: str, leaf: Leaf) -> str:
@@ -80,7 +90,11 @@ def _text(value: Any) -> str:
 
 
 def _selected(lines: dict[str, str], keys: list[str]) -> list[str]:
-    chosen = [line for key, line in lines.items() if not keys or any(key == each or key.startswith(f"{each}.") for each in keys)]
+    chosen = [
+        line
+        for key, line in lines.items()
+        if not keys or any(key == each or key.startswith(f"{each}.") for each in keys)
+    ]
     if keys and not chosen:
         raise ConfigError(f"nothing is called {' or '.join(keys)}; leave it out to see every key")
     return chosen
@@ -98,8 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m recpipe.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("show", "diff"), help="show values, or how the models of --params differ")
-    parser.add_argument("keys", nargs="*", help="only these keys or blocks, such as protocol or models.tiger.train")
+    parser.add_argument(
+        "command", choices=("show", "diff"), help="show values, or how the models of --params differ"
+    )
+    parser.add_argument(
+        "keys", nargs="*", help="only these keys or blocks, such as protocol or models.tiger.train"
+    )
     parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="as of `kedro run`")
     parser.add_argument("--env", default=None, help="the environment over base; by default local")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="the folder with base/")

@@ -85,9 +85,13 @@ def _environment(conf: Path, env: str) -> Tree:
         tree = tree_of(_read(file, shown), shown)
         for key, leaf in leaves(tree):
             if isinstance(leaf.value, str) and "${" in leaf.value:
-                raise ConfigError(f"{leaf.origin} is {leaf.value!r}; parameters have no interpolation, the catalog has")
+                raise ConfigError(
+                    f"{leaf.origin} is {leaf.value!r}; parameters have no interpolation, the catalog has"
+                )
             if key in origins:
-                raise ConfigError(f"{key} stands in two files, {origins[key].file} and {shown}; keep one of them")
+                raise ConfigError(
+                    f"{key} stands in two files, {origins[key].file} and {shown}; keep one of them"
+                )
             origins[key] = leaf
         environment = merge(environment, tree)
     return environment
@@ -99,7 +103,11 @@ def _files(folder: Path) -> Iterator[Path]:
         parts = file.relative_to(folder).parts
         if file.suffix not in SUFFIXES or any(part.startswith(".") for part in parts) or not file.is_file():
             continue
-        if parts[0].startswith("parameters") or parts[-1].startswith("parameters") or parts == ("globals.yml",):
+        if (
+            parts[0].startswith("parameters")
+            or parts[-1].startswith("parameters")
+            or parts == ("globals.yml",)
+        ):
             yield file
 
 

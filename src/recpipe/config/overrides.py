@@ -44,7 +44,7 @@ def _check_models(configuration: Configuration, models: Mapping[str, Any]) -> No
         tree = configuration.known_tree(model)
         for key, value in values.items():
             nested = isinstance(value, Mapping) and key in ("datasets", "profiles")
-            for path, own in (value.items() if nested else [("", {key: value})]):
+            for path, own in value.items() if nested else [("", {key: value})]:
                 if nested and path not in block(configuration.files, key):
                     raise _unknown(f"models.{model}.{key}.{path}", block(configuration.files, key))
                 prefix = f"models.{model}.{key}.{path}." if nested else f"models.{model}."
@@ -122,7 +122,9 @@ def _is_date(value: Any) -> bool:
 
 
 def _wrong_kind(path: str, value: Any, present: Any) -> ConfigError:
-    return ConfigError(f"{path} (command line) cannot be {value!r}: conf has {present!r}, give that kind of value")
+    return ConfigError(
+        f"{path} (command line) cannot be {value!r}: conf has {present!r}, give that kind of value"
+    )
 
 
 def _unknown(path: str, known: Mapping[str, Any], tree: Tree | None = None) -> ConfigError:

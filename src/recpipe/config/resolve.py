@@ -62,9 +62,17 @@ class RunConfig:
         """Modalities of the item vectors that it reads, without those of another model."""
         return tuple(name for name in split_names(self.side.get("vectors")) if name != COLLABORATIVE)
 
+    @property
+    def item_model(self) -> str | None:
+        """The model whose trained item vectors it reads."""
+        return self.collaborative if COLLABORATIVE in split_names(self.side.get("vectors")) else None
+
 
 def resolve(
-    conf: Tree, dataset: str | None = None, model: str | None = None, overrides: Mapping[str, Any] | None = None
+    conf: Tree,
+    dataset: str | None = None,
+    model: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """The configuration of one model on one data set; both default to what ``conf`` runs. See ``Configuration``."""
     choice = {key: value for key, value in (("dataset", dataset), ("model", model)) if value is not None}
@@ -129,7 +137,9 @@ class Configuration:
     def _choice(self, key: str) -> Any:
         leaf = self._given.get(key, self.files.get(key))
         if not isinstance(leaf, Leaf):
-            raise ConfigError(f"{key} is not set: give --params {key}=..., or set it in conf/base/globals.yml")
+            raise ConfigError(
+                f"{key} is not set: give --params {key}=..., or set it in conf/base/globals.yml"
+            )
         return leaf.value
 
     @cached_property
@@ -151,7 +161,9 @@ class Configuration:
         return top
 
     def _own_dataset(self) -> Tree:
-        return {name: each for name, each in self._dataset_tree.items() if name not in (*BY_DATASET, "baselines")}
+        return {
+            name: each for name, each in self._dataset_tree.items() if name not in (*BY_DATASET, "baselines")
+        }
 
     def tree(self, model: str) -> Tree:
         """All settings of a model on the data set, with their origins: ``train`` and ``side`` are whole blocks."""
@@ -171,12 +183,19 @@ class Configuration:
     def known_tree(self, model: str) -> Tree:
         """All settings of a model that the files know, whatever the command line says."""
         shared = {name: block(self.files, name) for name in BY_MODEL}
-        return merge(shared, *(each for name in self._ancestors(model) for each in self._layers(self.files, name)))
+        return merge(
+            shared, *(each for name in self._ancestors(model) for each in self._layers(self.files, name))
+        )
 
     def extra_settings(self, path: str, model: str | None) -> Mapping[str, Any]:
         """Defaults of settings at ``path`` that no file names: those of the model's Config."""
         parts = path.split(".")[2:]  # behind models.<model>
-        if model is None or self.model_info is None or len(parts) not in (0, 2) or parts[:1] in (["train"], ["side"]):
+        if (
+            model is None
+            or self.model_info is None
+            or len(parts) not in (0, 2)
+            or parts[:1] in (["train"], ["side"])
+        ):
             return {}
         return self.model_info(self.type_of(model)).settings
 
@@ -215,7 +234,9 @@ class Configuration:
         for name in self._ancestors(model):
             if isinstance(leaf := block(self.files, "models", name).get("type"), Leaf):
                 return str(leaf.value)
-        raise ConfigError(f"models.{model} has no type: add `type: <file in recpipe/models>`, or `extends: <model>`")
+        raise ConfigError(
+            f"models.{model} has no type: add `type: <file in recpipe/models>`, or `extends: <model>`"
+        )
 
     def run(self, model: str) -> RunConfig:
         """How ``model`` is trained on the data set. Raises ConfigError for an unknown one."""
@@ -243,7 +264,12 @@ class Configuration:
     def _check_reads(self, config: RunConfig) -> None:
         where = f"models.{config.name}"
         for name in split_names(config.side.get("vectors")):
-            check_known(name, (*VECTORS, COLLABORATIVE), what=f"vectors of {where}.side", also=", several as a+b, or none")
+            check_known(
+                name,
+                (*VECTORS, COLLABORATIVE),
+                what=f"vectors of {where}.side",
+                also=", several as a+b, or none",
+            )
         for name in config.ids:
             check_known(name, ID_KINDS, what=f"ids of {where}", also=", several as a+b")
         others = [name for name in self.model_names if name != config.name]
@@ -305,7 +331,9 @@ class Configuration:
             for key, known in (("profiles", profiles), ("datasets", datasets)):
                 for name, each in block(own, key).items():
                     where = next((leaf.file for _, leaf in leaves({name: each})), "")
-                    check_known(name, known, what=f"{key[:-1]} of models.{model}", also=f" ({where})" if where else "")
+                    check_known(
+                        name, known, what=f"{key[:-1]} of models.{model}", also=f" ({where})" if where else ""
+                    )
             self._ancestors(model)
             self.type_of(model)
 

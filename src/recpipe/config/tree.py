@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 COMMAND_LINE = "command line"
-CHOICES = ("loss", "optimiser", "schedule")  # blocks whose other keys are arguments of what their `name` names
+CHOICES = (
+    "loss",
+    "optimiser",
+    "schedule",
+)  # blocks whose other keys are arguments of what their `name` names
 
 
 @dataclass(frozen=True)

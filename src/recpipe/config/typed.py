@@ -32,7 +32,9 @@ def build_config(cls: type[T], values: Any, *, where: str, place: Place = lambda
     for key in values:
         if key not in known:
             path = f"{where}.{key}"
-            raise ConfigError(f"unknown setting {path!r}{place(path)}{nearest(key, known)}; there are {', '.join(known)}")
+            raise ConfigError(
+                f"unknown setting {path!r}{place(path)}{nearest(key, known)}; there are {', '.join(known)}"
+            )
     if not dataclasses.is_dataclass(cls):
         return _validated(cls, values, where, place)
     _check_types(cls, values, where, place)

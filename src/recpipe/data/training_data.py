@@ -11,13 +11,20 @@ from recpipe.data.atomic import replaced_file
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 
-PROTOCOL, VOCABULARY, TRAIN, VALID = "protocol.json", "vocabulary.parquet", "train_set.parquet", "valid_set.parquet"
+PROTOCOL, VOCABULARY, TRAIN, VALID = (
+    "protocol.json",
+    "vocabulary.parquet",
+    "train_set.parquet",
+    "valid_set.parquet",
+)
 
 
 class TrainingData:
     """Protocol, vocabulary, training set and validation fold; from a folder, each is read when first asked for."""
 
-    def __init__(self, split: dict[str, Any], vocabulary: Vocabulary, train_set: Sequences, valid_set: Fold) -> None:
+    def __init__(
+        self, split: dict[str, Any], vocabulary: Vocabulary, train_set: Sequences, valid_set: Fold
+    ) -> None:
         self.split, self.vocabulary, self.train_set, self.valid_set = split, vocabulary, train_set, valid_set
 
     @cached_property

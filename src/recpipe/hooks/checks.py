@@ -122,7 +122,11 @@ def _check_dataset(name: str, dataset: DatasetConfig) -> None:
     sources.check(dataset.model_dump(exclude_unset=True), where=f"datasets.{name}")
     check_known(dataset.bad_rows, POLICIES, what=f"datasets.{name}.bad_rows")
     check(dataset.steps or [])
-    if dataset.content is not None and dataset.content.image is not None and "from" not in dataset.content.image:
+    if (
+        dataset.content is not None
+        and dataset.content.image is not None
+        and "from" not in dataset.content.image
+    ):
         from recpipe.content.image_sources import ImageConf
 
         ImageConf.of(dataset.content.image)

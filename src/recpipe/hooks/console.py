@@ -24,20 +24,18 @@ log = logging.getLogger(__name__)
 WATCH = 0.5  # seconds between two looks of the thread that says what still runs
 LABEL = 40  # characters, that labels are padded to at most
 MODEL = "_model"  # how names of nodes end that are about the model in their namespace
-IDS = "_ids"  # how namespaces end that are kinds of semantic ids
+STAGES = ("ingest", "report")  # namespaces that say nothing beside the name of the node
 
 
 def step_label(node_name: str) -> str:
-    """`train sasrec` of `sasrec.train_model`, `fit quantizer (text)` of `text_ids.fit_quantizer`, `embed text` of
+    """`train sasrec` of `sasrec.train_model`, `fit quantizer (text)` of `text.fit_quantizer`, `embed text` of
     `embed_text`.
     """
     namespace, _, short = node_name.rpartition(".")
     if namespace and short.endswith(MODEL):
         return f"{short.removesuffix(MODEL).replace('_', ' ')} {namespace}"
     words = short.replace("_", " ")
-    about = namespace.removesuffix(IDS)
-    if namespace.endswith(IDS):
-        about = about.replace("_", " ")
+    about = "" if namespace in STAGES else namespace.replace("_", " ")
     return words if not about or words.endswith(about) else f"{words} ({about})"
 
 

@@ -68,7 +68,9 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
             for name, value in (metrics.get(part) or {}).items()
             if isinstance(value, int | float | str)
         ]
-        return TablePreview({"index": list(range(len(rows))), "columns": ["part", "name", "value"], "data": rows})
+        return TablePreview(
+            {"index": list(range(len(rows))), "columns": ["part", "name", "value"], "data": rows}
+        )
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_file()

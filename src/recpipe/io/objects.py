@@ -9,7 +9,7 @@ from typing import Any
 from kedro.io.core import AbstractDataset, AbstractVersionedDataset, DatasetError, Version
 from kedro_datasets._typing import TablePreview
 
-from recpipe.data.atomic import replaced_folder
+from recpipe.data.atomic import replaced_file, replaced_folder
 
 # What `holds` may name: classes with `write(path)` and a class method `read(path)`. Nothing else is imported.
 CLASSES = {
@@ -70,7 +70,8 @@ class ObjectDataset(AbstractDataset[Any, Any]):
 class BundleDataset(AbstractVersionedDataset[Any, Any]):
     """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
 
-    `optional` loads None while there is none.
+    `optional` loads None while there is none. `curves` is the file of its training curve, given as `{path: ...}`, which
+    Kedro makes absolute; without it the curve is not saved.
     """
 
     def __init__(
@@ -79,11 +80,13 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
         filepath: str,
         device: str = "cpu",
         optional: bool = False,
+        curves: dict[str, str] | None = None,
         version: Version | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(filepath=PurePosixPath(filepath), version=version)
         self._device, self._optional = device, optional
+        self._curves = None if curves is None else Path(curves["path"])
         self.metadata = metadata
 
     def _describe(self) -> dict[str, Any]:
@@ -92,18 +95,33 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
     def load(self) -> Any:
         from recpipe.training.bundle import load_bundle
 
-        if self._optional and not Path(self._filepath).is_dir():
-            return None
+        folder = Path(self._filepath)
+        if not folder.is_dir():
+            if self._optional:
+                return None
+            raise DatasetError(f"{folder} does not exist: {_training_command(folder)}")
         return load_bundle(Path(self._get_load_path()), device=self._device)
 
     def save(self, data: Any) -> None:
-        from recpipe.training.bundle import save_bundle
+        from recpipe.training.bundle import curve_table, save_bundle
 
+        if self._curves is not None:
+            import pyarrow.parquet as pq
+
+            with replaced_file(self._curves) as part:
+                pq.write_table(curve_table(data), part)
         with replaced_folder(Path(self._get_save_path())) as folder:
             save_bundle(data, folder)
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_dir()
+
+
+def _training_command(folder: Path) -> str:
+    """What makes the bundle ``<dataset>/<model>/seed_<seed>/bundle``."""
+    dataset, model, seed = folder.parts[-4:-1]
+    params = f"dataset={dataset},model={model},seed={seed.removeprefix('seed_')}"
+    return f"`kedro run --pipelines=train,evaluate --params {params}` trains it"
 
 
 class QuantizerDataset(AbstractDataset[Any, Any]):

@@ -14,7 +14,12 @@ from typing import Any
 from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, check_known, split_names
 
 TEXT, IMAGE, BOTH, PARTS = ID_KINDS
-CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), BOTH: (TEXT, IMAGE), PARTS: (TEXT,)}  # keys of `content` each needs
+CONTENT = {
+    TEXT: (TEXT,),
+    IMAGE: (IMAGE,),
+    BOTH: (TEXT, IMAGE),
+    PARTS: (TEXT,),
+}  # keys of `content` each needs
 AUTO, NONE = "auto", "none"
 
 
@@ -68,10 +73,17 @@ def of_command(
     vectors = [part for kind in kinds for part in (*CONTENT[kind], vectors_of(kind))]
     if configuration["modality"] == AUTO:
         there = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
-        kinds += tuple(kind for run in runs for kind in run.ids if kind not in kinds and there.issuperset(CONTENT[kind]))
+        kinds += tuple(
+            kind for run in runs for kind in run.ids if kind not in kinds and there.issuperset(CONTENT[kind])
+        )
         vectors += [part for kind in kinds for part in (*CONTENT[kind], vectors_of(kind))]
         for run in runs:
-            vectors += [part for each in run.vectors if there.issuperset(CONTENT[each]) for part in (*CONTENT[each], each)]
+            vectors += [
+                part
+                for each in run.vectors
+                if there.issuperset(CONTENT[each])
+                for part in (*CONTENT[each], each)
+            ]
     return tuple(dict.fromkeys(kinds)), tuple(name for name in VECTORS if name in vectors)
 
 

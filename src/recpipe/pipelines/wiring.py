@@ -58,9 +58,20 @@ class Wiring:
     @property
     def results(self) -> tuple[str, ...]:
         """Datasets that this command writes and the report reads from disk: it comes after them."""
-        by_model = {"evaluate": "evaluation", "ties": "tie_sensitivity", "context": "context", "study": "study"}
-        found = [f"{model}_{name}" for stage, name in by_model.items() if stage in self.requested for model in self.runs]
-        found += [f"{model}_curves" for model in self.runs if "train" in self.requested]
+        by_model = {
+            "evaluate": "evaluation",
+            "ties": "tie_sensitivity",
+            "context": "context",
+            "study": "study",
+        }
+        found = [
+            f"{model}_{name}"
+            for stage, name in by_model.items()
+            if stage in self.requested
+            for model in self.runs
+        ]
+        if "train" in self.requested and "evaluate" not in self.requested:
+            found += [f"{model}_bundle" for model in self.runs]
         found += ["ensemble_evaluation"] if "ensemble" in self.requested else []
         found += [f"{kind}_ids_quality" for kind in self.kinds if "semantic_ids" in self.requested]
         if "embed" in self.requested and not self.kinds:  # the quality of ids comes after the vectors
@@ -178,9 +189,14 @@ def command_wiring(
     if whole:
         models += [name for each in configuration["baselines"] for name in chosen_models(configuration, each)]
     known = configuration.model_names
-    models += [name for name in known if name in pipelines or any(word.split(".")[0] == name for word in named)]
+    models += [
+        name for name in known if name in pipelines or any(word.split(".")[0] == name for word in named)
+    ]
     own = [name for name in pipelines if name in known]
     if own and len(own) == len(pipelines) and not configuration.is_overridden("model"):
         models = own
-    requested = [*(STAGES if whole or own else ()), *(name for name in pipelines if name not in (WHOLE, *own))]
+    requested = [
+        *(STAGES if whole or own else ()),
+        *(name for name in pipelines if name not in (WHOLE, *own)),
+    ]
     return wiring_of(configuration, models, dict.fromkeys(requested))

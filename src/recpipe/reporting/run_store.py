@@ -95,8 +95,10 @@ class RunFiles(Mapping[str, T]):
     @cached_property
     def geometry(self) -> dict[str, Any] | None:
         """What the pipeline geometry measured; None where that was not run, or left a damaged file."""
-        return RunFiles(_existing({"geometry": self.reporting / "geometry.json"}), read_json, "geometry").readable().get(
-            "geometry"
+        return (
+            RunFiles(_existing({"geometry": self.reporting / "geometry.json"}), read_json, "geometry")
+            .readable()
+            .get("geometry")
         )
 
     @property
@@ -203,8 +205,10 @@ class RunStore:
     @cached_property
     def geometry(self) -> dict[str, Any] | None:
         """What the pipeline geometry measured; None where that was not run, or left a damaged file."""
-        return RunFiles(_existing({"geometry": self.reporting / "geometry.json"}), read_json, "geometry").readable().get(
-            "geometry"
+        return (
+            RunFiles(_existing({"geometry": self.reporting / "geometry.json"}), read_json, "geometry")
+            .readable()
+            .get("geometry")
         )
 
     @property

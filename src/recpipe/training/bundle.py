@@ -23,12 +23,16 @@ from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
 from recpipe.semantic_ids.catalogue import CatalogueIds
 
+CURVE_COLUMNS = dict.fromkeys(("epoch", "step", "seconds", "loss", "lr", "gradient_norm"))
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 
 
 @dataclass
 class Bundle:
-    """``training`` holds what the run cost and how it was made: seed, settings, versions, seconds, best metric."""
+    """``training`` holds what the run cost and how it was made: seed, settings, versions, seconds, best metric.
+
+    ``curve`` is the training curve, a row per epoch. It has a file of its own and is empty in a bundle that was loaded.
+    """
 
     name: str
     type: str
@@ -38,6 +42,7 @@ class Bundle:
     train_events: np.ndarray  # (I,) int64, training events per item; 0 marks a cold item
     protocol: Protocol
     training: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def put_back(self) -> bool:
@@ -56,6 +61,12 @@ class Bundle:
         """``item_id`` and ``title`` of every item, in the order of the vocabulary."""
         ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))
         return pa.table({"item_id": ids, "title": titles})
+
+
+def curve_table(bundle: Bundle) -> pa.Table:
+    """The training curve; without rows for a model that was fitted in one go."""
+    columns = dict.fromkeys(key for row in bundle.curve or [CURVE_COLUMNS] for key in row)
+    return pa.table({key: [row.get(key) for row in bundle.curve] for key in columns})
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:

@@ -35,9 +35,6 @@ from recpipe.training.start import begin_with
 
 log = logging.getLogger(__name__)
 
-# Columns of the curve of a model that is fitted without epochs.
-CURVE_COLUMNS = {"epoch": int, "step": int, "seconds": float, "loss": float, "lr": float, "gradient_norm": float}
-
 OnEpoch = Callable[[Mapping[str, Any]], bool | None]
 Validator = Callable[..., fit.Validate]
 """``recpipe.evaluation.evaluate.validator``: (validation fold, protocol, metric, users=) -> what training selects by."""
@@ -61,7 +58,11 @@ class ItemInputs:
         return cls(
             items=items if isinstance(items, pa.Table) else items.to_arrow(),
             vectors={name: inputs[key] for name in VECTORS if (key := f"{name}_embeddings") in inputs},
-            ids={kind: (inputs[key], inputs[f"{kind}_tree"]) for kind in ID_KINDS if (key := f"{kind}_ids") in inputs},
+            ids={
+                kind: (inputs[key], inputs[f"{kind}_tree"])
+                for kind in ID_KINDS
+                if (key := f"{kind}_ids") in inputs
+            },
             collaborative=inputs.get(COLLABORATIVE),
         )
 
@@ -103,7 +104,9 @@ class TrainingJob:
         data = self.data
         return with_validation(data.train_set, data.valid_set) if self.settings.put_back else data.train_set
 
-    def train(self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None) -> tuple[fit.Trained, dict[str, Any]]:
+    def train(
+        self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
+    ) -> tuple[fit.Trained, dict[str, Any]]:
         """The trained model, and what a bundle says of its training. Checkpoints go to ``folder``, else the work folder."""
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
         fitting_set = self.fitting_set
@@ -153,6 +156,7 @@ class TrainingJob:
             train_events=np.bincount(self.fitting_set.items, minlength=len(self.data.vocabulary) + 1)[1:],
             protocol=self.data.protocol,
             training=description,
+            curve=trained.curve,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -162,7 +166,9 @@ class TrainingJob:
     def _vectors(self) -> dict[str, Embeddings]:
         vectors = dict(self.inputs.vectors)
         if self.inputs.collaborative is not None:
-            vectors[COLLABORATIVE] = item_vectors(self.inputs.collaborative, self.data.protocol, self.data.vocabulary)
+            vectors[COLLABORATIVE] = item_vectors(
+                self.inputs.collaborative, self.data.protocol, self.data.vocabulary
+            )
         return vectors
 
     def _description(

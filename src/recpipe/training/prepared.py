@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recpipe.config import COLLABORATIVE, DataPaths, RunConfig, split_names
+from recpipe.config import DataPaths, RunConfig
 from recpipe.content.embeddings import Embeddings
 from recpipe.data.sequences import Fold
 from recpipe.data.training_data import TrainingData
@@ -58,7 +58,9 @@ class PreparedData:
         Raises ValueError that names what is missing, and the command that makes it.
         """
         if config.init_from != "none":
-            raise ValueError(f"init_from={config.init_from}: only `kedro run` begins with another run's weights")
+            raise ValueError(
+                f"init_from={config.init_from}: only `kedro run` begins with another run's weights"
+            )
         split = self.paths.split
         if not (split / "train_set.parquet").is_file():
             raise ValueError(
@@ -88,7 +90,7 @@ class PreparedData:
                 for name in config.vectors
             },
             ids=ids,
-            collaborative=self._bundle(config) if COLLABORATIVE in split_names(config.side["vectors"]) else None,
+            collaborative=None if config.item_model is None else self._bundle(config.item_model, config.name),
         )
 
     def bundles(self, model: str) -> list[Path]:
@@ -96,13 +98,14 @@ class PreparedData:
         roots = dict.fromkeys(root for root in (self.data, self.into) if root is not None)
         folders = [DataPaths(root, root, self.dataset).models / model / f"seed_{self.seed}" for root in roots]
         return sorted(
-            (each for folder in folders for each in folder.glob("bundle/*/bundle")), key=lambda each: each.parent.name
+            (each for folder in folders for each in folder.glob("bundle/*/bundle")),
+            key=lambda each: each.parent.name,
         )
 
-    def _bundle(self, config: RunConfig) -> Bundle:
-        if not (bundles := self.bundles(str(config.collaborative))):
+    def _bundle(self, model: str, reader: str) -> Bundle:
+        if not (bundles := self.bundles(model)):
             raise ValueError(
-                f"{self.dataset} has no trained {config.collaborative} of seed {self.seed}, whose items {config.name} "
+                f"{self.dataset} has no trained {model} of seed {self.seed}, whose items {reader} "
                 "reads: train it first"
             )
         return load_bundle(bundles[-1])

@@ -25,15 +25,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recpipe.config import Configuration, RunConfig, build_config, parse_overrides
 from recpipe.data.atomic import replaced_file, replaced_folder
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.registry import model_class, model_info, side_config
-from recpipe.training.bundle import Bundle, load_bundle, save_bundle
-from recpipe.training.job import CURVE_COLUMNS, OnEpoch
+from recpipe.training.bundle import Bundle, curve_table, load_bundle, save_bundle
+from recpipe.training.job import OnEpoch
 from recpipe.training.prepared import PreparedData
 from recpipe.training.settings import TrainSettings
 
@@ -100,8 +99,7 @@ def train(run: RunConfig, data: PreparedData, on_epoch: OnEpoch | None = None) -
     with replaced_folder(bundles / version / "bundle") as place:
         save_bundle(bundle, place)
     with replaced_file(data.curves_file(run.name)) as curves:
-        columns = dict.fromkeys(key for row in trained.curve or [CURVE_COLUMNS] for key in row)
-        pq.write_table(pa.table({key: [row.get(key) for row in trained.curve] for key in columns}), curves)
+        pq.write_table(curve_table(bundle), curves)
     with replaced_file(mark) as file:
         file.write_text(json.dumps({"identity": identity, "version": version}))
     return bundle

@@ -30,6 +30,11 @@ def measure_context(
             f"`kedro run --pipelines=train,evaluate --params model={bundle.name}`"
         )
     result = context_study(
-        bundle.model, training_data.train_set, training_data.valid_set, protocol, metric=context.metric, users=context.users
+        bundle.model,
+        training_data.train_set,
+        training_data.valid_set,
+        protocol,
+        metric=context.metric,
+        users=context.users,
     )
     return {"model": bundle.name, "seed": bundle.training.get("seed"), "protocol": protocol.id, **result}

@@ -20,4 +20,6 @@ def _context_node(model: str) -> Node:
         "evaluate": "params:evaluate",
         "context": "params:context",
     }
-    return Node(measure_context, inputs, f"{model}_context", name="measure_context", namespace=model, tags=model)
+    return Node(
+        measure_context, inputs, f"{model}_context", name="measure_context", namespace=model, tags=model
+    )

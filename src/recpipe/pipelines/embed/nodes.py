@@ -59,7 +59,9 @@ def embed_images(
 
     content = None if dataset.content is None else dataset.content.image
     if content is None:
-        raise ValueError(f"{dataset.title}: `content: {{image: ...}}` is not given, there are no images to embed")
+        raise ValueError(
+            f"{dataset.title}: `content: {{image: ...}}` is not given, there are no images to embed"
+        )
     config = image_encoder(embed.image, image_encoders)
     table = items.to_arrow()
     if isinstance(config, VectorFile):

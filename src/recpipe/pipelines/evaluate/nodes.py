@@ -11,6 +11,8 @@ from recpipe.pipelines.types import Bundle, Evaluation, Fold, TrainingData
 
 log = logging.getLogger(__name__)
 
+LOGGED = ("ndcg@10", "recall@10", "coverage@10")
+
 
 def evaluate_model(
     bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig
@@ -28,8 +30,8 @@ def evaluate_model(
     evaluation.metrics["commit"] = commit()
     for part in ("test", "warm_items", "cold_items"):
         values = evaluation.metrics.get(part, {})
-        if shown := {name: round(value, 4) for name, value in values.items() if name.endswith("@10")}:
-            log.info("%s on %s, %s targets: %s", bundle.name, part, values["targets"], shown)
+        if shown := [f"{name} {values[name]:.4f}" for name in LOGGED if name in values]:
+            log.info("%s, %s, %s targets: %s", bundle.name, part, f"{values['targets']:,}", ", ".join(shown))
     submission = submission_csv(evaluation.recommendations, layout, users=list(test_set.histories.users))
     return replace(evaluation, submission=submission)
 

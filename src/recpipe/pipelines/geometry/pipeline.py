@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines.geometry.nodes import measure_geometry
-from recpipe.pipelines.report.pipeline import collecting
+from recpipe.pipelines.report.pipeline import GROUP, collecting
 from recpipe.pipelines.wiring import Wiring
 
 
@@ -19,4 +19,9 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
         "report": "params:report",
         "seed": "params:seed",
     }
-    return Pipeline([collecting(wiring), Node(measure_geometry, inputs, "geometry", name="measure_geometry")])
+    return Pipeline(
+        [
+            collecting(wiring),
+            Node(measure_geometry, inputs, "geometry", name="measure_geometry", namespace=GROUP),
+        ]
+    )

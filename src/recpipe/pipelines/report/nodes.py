@@ -74,7 +74,9 @@ def pick_examples(
     """Users with their histories and what each model recommends them."""
     from recpipe.reporting import examples, page
 
-    users = page.pick(runs, insights, leaderboard, test_set, training_data.vocabulary, items.to_arrow(), report)
+    users = page.pick(
+        runs, insights, leaderboard, test_set, training_data.vocabulary, items.to_arrow(), report
+    )
     return examples.to_json(users)
 
 

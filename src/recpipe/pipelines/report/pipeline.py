@@ -32,10 +32,22 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     return Pipeline(
         [
             collecting(wiring),
-            Node(nodes.analyse_runs, {**ANALYSED, **choice, **report}, "insights", name="analyse_runs", namespace=GROUP),
+            Node(
+                nodes.analyse_runs,
+                {**ANALYSED, **choice, **report},
+                "insights",
+                name="analyse_runs",
+                namespace=GROUP,
+            ),
             Node(nodes.rank_runs, {**RANKED, **report}, board, name="rank_runs", namespace=GROUP),
             Node(nodes.draw_figures, drawn, "figures", name="draw_figures", namespace=GROUP),
-            Node(nodes.pick_examples, {**SHOWN, **users, **report}, "examples", name="pick_examples", namespace=GROUP),
+            Node(
+                nodes.pick_examples,
+                {**SHOWN, **users, **report},
+                "examples",
+                name="pick_examples",
+                namespace=GROUP,
+            ),
             Node(nodes.write_report, written, page, name="write_report", namespace=GROUP),
         ]
     )

@@ -25,7 +25,7 @@ def fit_quantizer(embeddings: Embeddings, config: SemanticIdsConfig, paths: Data
 
 
 def assign_ids(
-    embeddings: Embeddings, quantizer: Quantizer, config: SemanticIdsConfig, paths: DataPaths
+    embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths, quantizer: Quantizer
 ) -> SemanticIds:
     """Ids of all items with content; those of an earlier run that fit stay as they are."""
     from recpipe.semantic_ids import build

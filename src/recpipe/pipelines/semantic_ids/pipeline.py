@@ -27,7 +27,10 @@ def _nodes(kind: str, dataset: str) -> list[Node]:
     measuring = {**made_from, "quantizer": quantizer, "ids": ids}
     measuring |= {"items": "items", "dataset": f"params:datasets.{dataset}"}
     checking = {"quality": quality, "dataset_name": "params:dataset"}
-    measured = [f"{kind}.id_figures", quality]  # the report takes the quality as a sign that the figures are there
+    measured = [
+        f"{kind}.id_figures",
+        quality,
+    ]  # the report takes the quality as a sign that the figures are there
 
     def node(function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str]) -> Node:
         return Node(function, inputs, outputs, name=function.__name__, namespace=kind, tags=kind)

@@ -42,7 +42,13 @@ def vary_model(
     rows = []
     for number, variant in enumerate(made, 1):
         log.info("study %s of %s, %s of %s: %s", study.name, config.name, number, len(made), variant.name)
-        rows.append(_row(variant, replace(job, config=variant.config), paths.studies(config.name, config.seed) / study.name))
+        rows.append(
+            _row(
+                variant,
+                replace(job, config=variant.config),
+                paths.studies(config.name, config.seed) / study.name,
+            )
+        )
     return {
         "study": study.name,
         "model": config.name,

@@ -21,4 +21,6 @@ def _ties_node(model: str) -> Node:
         "evaluate": "params:evaluate",
         "ties": "params:ties",
     }
-    return Node(permute_ties, inputs, f"{model}_tie_sensitivity", name="permute_ties", namespace=model, tags=model)
+    return Node(
+        permute_ties, inputs, f"{model}_tie_sensitivity", name="permute_ties", namespace=model, tags=model
+    )

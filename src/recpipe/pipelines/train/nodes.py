@@ -28,27 +28,26 @@ def split_sequences(
     protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=steps)
     parts = split(sequences.described(users.to_arrow()), protocol, vocabulary)
     sizes = parts.counts()
-    log.info("split %s, protocol %s: %s", protocol.split, protocol.id, sizes)
+    log.info(
+        "split %s, protocol %s: %s training events of %s users, %s validation and %s test users",
+        protocol.split,
+        protocol.id,
+        *(f"{sizes[name]:,}" for name in ("train_events", "train_users", "valid_users", "test_users")),
+    )
     described = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes}
     return TrainingData(described, vocabulary, parts.train, parts.valid), parts.test
 
 
-def train_model(
-    config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any
-) -> tuple[Bundle, DataFrame]:
-    """Train or fit one model: its bundle and its curve, a row per epoch.
+def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> Bundle:
+    """Train or fit one model.
 
     ``inputs``: what ``ItemInputs.of`` takes, and ``start``, the bundle of the run ``init_from``.
     """
-    import polars as pl
-
     from recpipe.pipelines.progress import tell
-    from recpipe.training.job import CURVE_COLUMNS
 
     job = training_job(config, training_data, paths, **inputs)
     trained, description = job.train(on_epoch=tell)
-    curve = pl.DataFrame(trained.curve or None, schema=None if trained.curve else CURVE_COLUMNS, infer_schema_length=None)
-    return job.bundle(trained, description), curve
+    return job.bundle(trained, description)
 
 
 def training_job(

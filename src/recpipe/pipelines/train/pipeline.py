@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, split_names
+from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig
 from recpipe.pipelines.train.nodes import split_sequences, train_model
 from recpipe.pipelines.wiring import Wiring
 
@@ -17,8 +17,8 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
 
 
 def _train_node(run: RunConfig) -> Node:
-    outputs = [f"{run.name}_bundle", f"{run.name}_curves"]
-    return Node(train_model, training_inputs(run), outputs, name="train_model", namespace=run.name, tags=run.name)
+    inputs, name = training_inputs(run), run.name
+    return Node(train_model, inputs, f"{name}_bundle", name="train_model", namespace=name, tags=name)
 
 
 def training_inputs(run: RunConfig) -> dict[str, str]:
@@ -32,8 +32,8 @@ def training_inputs(run: RunConfig) -> dict[str, str]:
     inputs |= {f"{name}_embeddings": f"{name}_embeddings" for name in VECTORS if name in run.vectors}
     for kind in (kind for kind in ID_KINDS if kind in run.ids):
         inputs |= {f"{kind}_ids": f"{kind}_semantic_ids", f"{kind}_tree": f"{kind}_prefix_tree"}
-    if COLLABORATIVE in split_names(run.side["vectors"]):
-        inputs[COLLABORATIVE] = f"{run.collaborative}_bundle"
+    if run.item_model is not None:
+        inputs[COLLABORATIVE] = f"{run.item_model}_bundle"
     if run.init_from != "none":
         inputs["start"] = "start"
     return inputs

@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from common import command_line, generated_data, train_on_generated
 from recpipe.content.embeddings import Embeddings
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold
@@ -25,11 +27,9 @@ from recpipe.evaluation.ranking import rank_fold
 from recpipe.training.bundle import Bundle, load_bundle
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Prints a row per model and share."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument("--models", nargs="*", help="default: all that have a bundle")
@@ -39,7 +39,17 @@ def main() -> None:
     parser.add_argument("--last", type=int, default=10, help="events that make the query")
     parser.add_argument("--decay", type=float, default=0.5)
     parser.add_argument("-k", type=int, default=10)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
+    with TemporaryDirectory() as folder:
+        if asked.quick:
+            asked.data = generated_data(Path(folder), asked.dataset, held_out_items=0.1)
+            for name in ("popular", "item_knn"):
+                train_on_generated(asked.data, asked.dataset, name)
+        compare(asked, parser)
+
+
+def compare(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Reads what was trained and prints the table; what is missing ends the program with the command to run."""
     try:
         slots = [ContentSlots(share=share, last=asked.last, decay=asked.decay) for share in asked.shares]
         folder = asked.data / "05_model_input" / asked.dataset

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -28,9 +27,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common import ALLOCATOR, NOT_INSTALLED, OtherLoad, command_line, peak_gib, random_ids
 from recpipe.decoding import Beams, Prefixes, beam_search, exact_scores, exact_top
 from recpipe.decoding.beam import Choice, Front, advanced
 from recpipe.decoding.exact import Independent
@@ -48,18 +48,11 @@ from recpipe.training.allocator import keep_freed_memory
 LEAST = 160  # beams: below that a part is not worth a thread
 TIMED = {1: 8, 8: 16}  # users that a batch of so many is timed with
 LEVELS, CODES, FIRST, END = 4, 256, 2, 1  # token of code c at level l: FIRST + l * CODES + c
-ALLOCATOR = {
-    "MALLOC_TOP_PAD_": str(1 << 28),
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--tiger", type=Path, default=Path("../shared/peers/prepared/tiger"))
     parser.add_argument("--peer", help="a Python that has transformers")
     parser.add_argument("--only", nargs="+", default=["speed", "step", "exact"])
@@ -68,19 +61,42 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="beams of all users that are decoded together")
     parser.add_argument("--seconds", type=float, default=4, help="for each number")
     parser.add_argument("--kinds", nargs="+", default=["prepared", "no end", "bfloat16", "modules"])
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    sizes = QUICK if arguments.quick else FULL
     keep_freed_memory()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    if "speed" in arguments.only:
-        if (arguments.tiger / "inputs.npz").exists():
-            speed(arguments)
-        else:
-            print(f"{arguments.tiger} is not there; give its place with --tiger")
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.quick:
+            arguments.seconds, arguments.beams, arguments.batches = 0, [5], [4]
+            arguments.tiger, arguments.peer = generated_tiger(Path(folder), beam=5), None
+        if "speed" in arguments.only:
+            if (arguments.tiger / "inputs.npz").exists():
+                speed(arguments)
+            else:
+                print(f"{arguments.tiger} is not there; give its place with --tiger")
     if "step" in arguments.only:
-        step_table(arguments.seconds)
+        step_table(arguments.seconds, sizes)
     if "exact" in arguments.only:
-        exact_table(arguments.seconds)
-        parallel_table(arguments.seconds)
+        exact_table(arguments.seconds, sizes)
+        parallel_table(arguments.seconds, sizes)
+
+
+class Sizes(NamedTuple):
+    """What the tables without a peer are measured at."""
+
+    step: tuple[int, int]  # users, beams of each
+    step_items: tuple[int, ...]
+    exact: tuple[tuple[int, int], ...]  # items, users
+    parallel: tuple[int, tuple[int, ...]]  # items, users of a batch
+
+
+FULL = Sizes(
+    (256, 20),
+    (12_101, 1_000_000),
+    ((12_101, 1), (12_101, 256), (100_000, 64), (1_000_000, 1), (1_000_000, 32)),
+    (12_101, (1, 32, 256)),
+)
+QUICK = Sizes((8, 5), (1_000,), ((1_000, 1), (1_000, 8)), (1_000, (1, 8)))
 
 
 class Inputs(NamedTuple):
@@ -171,16 +187,53 @@ class WritingAhead(Writing):
         return [self.of(level + i, part) for i, part in enumerate(parts)]
 
 
-def speed(arguments: argparse.Namespace) -> None:
-    """Users per second, and whether lists are the peer's."""
-    arrays = np.load(arguments.tiger / "inputs.npz")
+def generated_tiger(folder: Path, *, beam: int, users: int = 8, items: int = 300) -> Path:
+    """A ``--tiger`` folder with random weights under transformers' names; its lists are those of our plain modules."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape, generator = T5Shape(), np.random.default_rng(0)
+    torch.manual_seed(0)
+    network = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=FIRST + LEVELS * CODES,
+            d_model=shape.dim,
+            d_kv=shape.head_dim,
+            d_ff=shape.feed_forward,
+            num_layers=shape.layers,
+            num_decoder_layers=shape.decoder_layers,
+            num_heads=shape.heads,
+        )
+    )
+    tied = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    tensors = {name: tensor for name, tensor in network.state_dict().items() if name not in tied}
+    (folder / "model").mkdir()
+    save_file(tensors, folder / "model" / "model.safetensors")
+    codes = random_tree(items)[0]
+    tokens = codes[generator.integers(0, items, (users, 3))] + (FIRST + CODES * np.arange(LEVELS))
+    input_ids = tokens.reshape(users, -1).astype(np.int64)
+    arrays = {"codes": codes, "input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+    np.savez(folder / "inputs.npz", **arrays)
+    with torch.inference_mode():
+        lists = Tiger(folder, "modules").lists(read_inputs(folder), torch.arange(users), beam, rows=200)
+    np.savez(folder / f"ref_beam{beam}.npz", items=lists.numpy())
+    return folder
+
+
+def read_inputs(folder: Path) -> Inputs:
+    """inputs.npz of a ``--tiger`` folder."""
+    arrays = np.load(folder / "inputs.npz")
     ids = np.concatenate([arrays["codes"], np.zeros((len(arrays["codes"]), 1), np.int64)], 1)
-    inputs = Inputs(
+    return Inputs(
         torch.from_numpy(arrays["input_ids"]),
         torch.from_numpy(arrays["attention_mask"]).bool(),
         PrefixTree.build(arrays["codes"], [CODES] * LEVELS),
         PrefixTree.build(ids, [*[CODES] * LEVELS, 1]),
     )
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Users per second, and whether lists are the peer's."""
+    inputs = read_inputs(arguments.tiger)
     models = {kind: Tiger(arguments.tiger, kind) for kind in arguments.kinds}
     print(
         f"\n{'beam':>5} {'batch':>5} {'what':14} {'users/s':>8} {'others':>7} {'equal lists':>12} {'peak GiB':>9}"
@@ -206,9 +259,11 @@ def speed(arguments: argparse.Namespace) -> None:
             for kind, model in models.items():
                 found = min(best[kind], again[kind])
                 equal = f"{same[kind]} of {len(expected)}" if model.ends else ""
-                row(beam, batch, kind, sum(map(len, some)) / found.seconds, found.others, equal, peak())
+                row(beam, batch, kind, sum(map(len, some)) / found.seconds, found.others, equal, peak_gib())
             if peers:
                 row(beam, batch, "transformers", *peers[:2], "", peers[2])
+            elif arguments.quick:
+                print(f"{beam:>5} {batch:>5} {'transformers':14} {NOT_INSTALLED}")
 
 
 def row(beam: int, batch: int, what: str, rate: float, others: float, equal: str, memory: float) -> None:
@@ -241,27 +296,13 @@ def fastest(run: Callable[[], object], seconds: float) -> Best:
     run()
     found, until = [], time.perf_counter() + seconds
     while not found or time.perf_counter() < until:
-        busy, own, start, times = machine(), time.process_time(), time.perf_counter(), []
-        while (passed := time.perf_counter() - start) < 0.1:
+        load, start, times = OtherLoad(), time.perf_counter(), []
+        while time.perf_counter() - start < 0.1:
             times.append(-time.perf_counter())
             run()
             times[-1] += time.perf_counter()
-        found.append(Best(min(times), (machine() - busy - (time.process_time() - own)) / passed))
+        found.append(Best(min(times), load.cores()))
     return min(found)
-
-
-def machine() -> float:
-    """Seconds that all cores were busy, 0 where that is not known."""
-    try:
-        values = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    except OSError:
-        return 0.0
-    return (sum(values[:8]) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def peak() -> float:
-    """GiB of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def of_peer(arguments: argparse.Namespace, beam: int, batch: int) -> tuple[float, float, float]:
@@ -293,8 +334,9 @@ def of_peer(arguments: argparse.Namespace, beam: int, batch: int) -> tuple[float
     return row["users_per_s"], row["others"], result["peak_rss_mib"] / 1024
 
 
-def parallel_table(seconds: float, items: int = 12_101, k: int = 20) -> None:
+def parallel_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
     """A whole model of independent levels at TIGER's sizes: events as sums of their codes, four queries in one pass."""
+    items, batches = sizes.parallel
     print(
         f"\nParallel TIGER's shape, {items:,} items, 3 to 20 events: encoder, one pass, all scores, the best {k}"
     )
@@ -306,7 +348,7 @@ def parallel_table(seconds: float, items: int = 12_101, k: int = 20) -> None:
         Product(torch.randn(LEVELS * CODES, 128) * 128**-0.5),
         torch.from_numpy(random_tree(items)[0]),
     )
-    for batch in (1, 32, 256):
+    for batch in batches:
         lengths = torch.randint(3, 21, (batch,)).sort().values
         events, mask = torch.randn(batch, 20, 128), torch.arange(20) < lengths[:, None]
 
@@ -327,22 +369,18 @@ def parallel_table(seconds: float, items: int = 12_101, k: int = 20) -> None:
 
 
 def random_tree(items: int) -> tuple[np.ndarray, PrefixTree]:
-    """Distinct ids that cluster: first codes of a power law, the rest even."""
-    generator = np.random.default_rng(0)
-    first = np.minimum(generator.zipf(1.3, 2 * items) - 1, 4 * CODES) % CODES
-    codes = np.stack([first, *(generator.integers(0, CODES, 2 * items) for _ in range(LEVELS - 1))], 1)
-    keys = np.unique(np.ravel_multi_index(tuple(codes.T), (CODES,) * LEVELS))
-    keys = generator.permutation(keys)[:items]
-    codes = np.stack(np.unravel_index(keys, (CODES,) * LEVELS), 1).astype(np.int32)
+    """Random ids that cluster, and their tree."""
+    codes = random_ids(items, (CODES,) * LEVELS)
     return codes, PrefixTree.build(codes, (CODES,) * LEVELS)
 
 
-def step_table(seconds: float, users: int = 256, beam: int = 20) -> None:
+def step_table(seconds: float, sizes: Sizes) -> None:
     """One step alone, from log-probabilities to the next beams."""
+    users, beam = sizes.step
     print(f"\none step of {users} x {beam} beams, ms: what may follow, and the best {beam} of it")
     print(f"{'items':>9} {'level':>6} {'most children':>14} {'ms':>7} {'others':>7}")
     choice = Choice(beam, None, renormalise=False, stochastic=None)
-    for items in (12_101, 1_000_000):
+    for items in sizes.step_items:
         tree = random_tree(items)[1].tensors()
         limits, generator = Limits(tree), torch.Generator().manual_seed(0)
         nodes = torch.zeros(users, 1, dtype=torch.int64)
@@ -360,13 +398,13 @@ def step_table(seconds: float, users: int = 256, beam: int = 20) -> None:
             nodes = step().nodes
 
 
-def exact_table(seconds: float, k: int = 20) -> None:
+def exact_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
     """Scores of the whole catalogue from four independent levels; the best of them, by all and by the tree."""
     print(f"\nindependent levels: microseconds per user, the best {k}")
     print(
         f"{'items':>9} {'users':>6} {'scores':>9} {'and best':>9} {'by tree':>9} {'beam':>9} {'others':>7} {'GiB':>6}"
     )
-    for items, users in ((12_101, 1), (12_101, 256), (100_000, 64), (1_000_000, 1), (1_000_000, 32)):
+    for items, users in sizes.exact:
         codes, tree = random_tree(items)
         rows, tensors = torch.from_numpy(codes), tree.tensors()
         generator = torch.Generator().manual_seed(0)
@@ -380,7 +418,7 @@ def exact_table(seconds: float, k: int = 20) -> None:
         found = [fastest(run, seconds / 4) for run in runs]
         cells = " ".join(f"{1e6 * each.seconds / users:>9.1f}" for each in found)
         others = max(each.others for each in found)
-        print(f"{items:>9,} {users:>6} {cells} {others:>7.2f} {peak():>6.2f}", flush=True)
+        print(f"{items:>9,} {users:>6} {cells} {others:>7.2f} {peak_gib():>6.2f}", flush=True)
 
 
 if __name__ == "__main__":

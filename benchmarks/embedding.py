@@ -3,6 +3,7 @@
     kedro run --pipelines=ingest --params dataset=amazon-beauty
     OMP_NUM_THREADS=2 python benchmarks/embedding.py
 
+Without sentence-transformers ours in float32 is what the others are compared with.
 Ours includes loading, tokenising and keeping the vectors; the peer's model is loaded before its clock starts. `cpu` is
 the time of all threads, `others` the cores that other processes used meanwhile: only rows where it is near 0 compare
 by `seconds`. On a busy machine compare `cpu` with one thread, since two spin while one waits for its turn. `same` is
@@ -11,9 +12,7 @@ the share of an item's 10 nearest items that are so in the peer's vectors too.
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from common import NOT_INSTALLED, OtherLoad, command_line, generated_items, own_cpu
 from recpipe.content import text_encoder
 from recpipe.content.pretrained import model_folder
 from recpipe.content.text import EncoderConfig, embed_texts
@@ -42,19 +42,21 @@ HEADER = (
 )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """One row per column, encoder and round."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--items", type=Path, default=ITEMS)
     parser.add_argument("--columns", nargs="+", default=["title", "text"])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sample", type=int, help="so many items, drawn at random, instead of all")
-    arguments = parser.parse_args()
-    if not arguments.items.exists():
-        parser.error(f"{arguments.items} is absent; run the command above first")
-    items = pq.read_table(arguments.items)
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.quick:
+            arguments.items = generated_items(Path(folder) / "items.parquet")
+            arguments.columns = ["title"]
+        if not arguments.items.exists():
+            parser.error(f"{arguments.items} is absent; run the command above first")
+        items = pq.read_table(arguments.items)
     if arguments.sample:
         items = items.take(np.random.default_rng(0).permutation(len(items))[: arguments.sample])
     keep_freed_memory()  # as the node of `embed` does; the peer gains as well
@@ -67,16 +69,23 @@ def main() -> None:
     print(f"load average {os.getloadavg()[0]:.1f}")
 
 
-def compare(column: str, ids: list[str], texts: list[str], peer: Callable[[list[str]], np.ndarray]) -> None:
-    """The peer, ours in both precisions, ours again with nothing changed."""
-    reference = row(column, "sentence-transformers", None, lambda: peer(texts))
+def compare(
+    column: str, ids: list[str], texts: list[str], peer: Callable[[list[str]], np.ndarray] | None
+) -> None:
+    """The peer, ours in both precisions, ours again with nothing changed; without the peer ours is the reference."""
+    reference = None
+    if peer is None:
+        print(f"{column:7}{'sentence-transformers':24}{NOT_INSTALLED:>17}")
+    else:
+        reference = row(column, "sentence-transformers", None, lambda: peer(texts))
     with tempfile.TemporaryDirectory() as folder:
 
         def ours(precision: str) -> np.ndarray:
             config = EncoderConfig(SOURCE, precision=precision)
             return embed_texts(ids, texts, config, cache_folder=Path(folder)).vectors
 
-        row(column, "ours, fp32", reference, lambda: ours("fp32"))
+        own = row(column, "ours, fp32", reference, lambda: ours("fp32"))
+        reference = own if reference is None else reference
         row(column, "ours, bf16", reference, lambda: ours("bf16"))
         load, text_encoder.load = text_encoder.load, _refuse
         row(column, "ours, nothing changed", reference, lambda: ours("fp32"))
@@ -85,11 +94,10 @@ def compare(column: str, ids: list[str], texts: list[str], peer: Callable[[list[
 
 def row(column: str, what: str, reference: np.ndarray | None, run: Callable[[], np.ndarray]) -> np.ndarray:
     """Times ``run`` and prints its line."""
-    started, own, busy = time.perf_counter(), time.process_time(), _busy()
+    load = OtherLoad()
     vectors = run()
-    seconds, cpu = time.perf_counter() - started, time.process_time() - own
-    others = max((_busy() - busy - cpu) / seconds, 0)
-    line = f"{column:7}{what:24}{seconds:9.2f}{cpu:8.1f}{len(vectors) / seconds:9,.0f}{others:8.1f}"
+    seconds, cpu = time.perf_counter() - load.started, own_cpu() - load.own
+    line = f"{column:7}{what:24}{seconds:9.2f}{cpu:8.1f}{len(vectors) / seconds:9,.0f}{load.cores():8.1f}"
     if reference is not None:
         cosine = (vectors * reference).sum(axis=1).min()
         line += f"{np.abs(vectors - reference).max():10.1e}{cosine:9.5f}{same(vectors, reference):7.3f}"
@@ -109,20 +117,15 @@ def same(ours: np.ndarray, theirs: np.ndarray, *, nearest: int = 10, sample: int
     return float(shared.float().mean())
 
 
-def _peer() -> Callable[[list[str]], np.ndarray]:
-    from sentence_transformers import SentenceTransformer
-
+def _peer() -> Callable[[list[str]], np.ndarray] | None:
+    """sentence-transformers' encoder; None where that package is not installed."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        return None
     model = SentenceTransformer(str(model_folder(SOURCE)), device="cpu")
     model.encode(["warm", "up"], show_progress_bar=False)
     return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
-
-
-def _busy() -> float:
-    """Seconds of work of all processes on all cores since the machine started."""
-    if sys.platform != "linux":
-        return 0.0
-    user, nice, system, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _refuse(*_: Any, **__: Any) -> Any:

@@ -1,14 +1,15 @@
 """How good is the generative family on a prepared data set, beside SASRec, with seen items allowed and excluded?
 
-Everything is trained from the conf by `recpipe.experiments`, selected on the validation fold, and judged once on the
-test fold. One command that may be cut off at any time: the same command goes on from the last epoch, and `--minutes`
-ends it by itself. It needs torch, lightning, numpy, pyarrow and safetensors, and what Kedro made before:
+Everything is trained from the conf by `recpipe.training.standalone`, selected on the validation fold, and judged once
+on the test fold. One command that may be cut off at any time: the same command goes on from the last epoch, and
+`--minutes` ends it by itself. It needs torch, lightning, numpy, pyarrow and safetensors, and what Kedro made before:
 
 kedro run --pipelines=ingest,embed,semantic_ids --params dataset=amazon-beauty
 kedro run --pipelines=train --params dataset=amazon-beauty,model=popular     # the split
 python benchmarks/generative.py --dataset amazon-beauty --models sasrec parallel_tiger tiger setrec mql4grec --minutes 9
 
-`--set tiger.train.max_epochs=5` and the like override the conf. What is trained lands under `--into` in Kedro's places.
+`--params models.tiger.train.max_epochs=5` and the like override the conf. What is trained lands under `--into`, where
+Kedro would have it.
 """
 
 from __future__ import annotations
@@ -18,29 +19,44 @@ import json
 import logging
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from common import command_line, configuration, generated_data
+from recpipe.config import RunConfig, parse_overrides
 from recpipe.data.sequences import Fold
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
-from recpipe.experiments.__main__ import changes_of, told, trained
-from recpipe.experiments.prepared import Conf, Prepared
 from recpipe.models.recommender import Recommender
+from recpipe.training.prepared import PreparedData
+from recpipe.training.standalone import epoch_logger, train
 
-CONF = Path(__file__).parents[1] / "conf" / "base" / "parameters"
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 WAYS = {"seen allowed": False, "seen excluded": True}
+SMALL = {"dim": 16, "heads": 1, "layers": 1, "train": {"max_epochs": 1, "patience": 1, "validate_every": 1}}
+SMALL_T5 = {**SMALL, "head_dim": 16, "feed_forward": 32, "decoder_layers": 1}
+QUICK = {"sasrec": SMALL, "tiger": SMALL_T5, "parallel_tiger": SMALL_T5}  # settings of --quick
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Prints a row per model and way of judging."""
-    arguments = parsed()
+    arguments = parsed(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("recpipe.training.module").setLevel(logging.WARNING)
-    prepared = Prepared(arguments.data, arguments.dataset, arguments.seed, arguments.into)
+    with TemporaryDirectory() as folder:
+        if arguments.quick:
+            arguments.data = arguments.into = generated_data(Path(folder), arguments.dataset)
+        compare(arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Trains and judges one model after the other."""
+    prepared = PreparedData(arguments.data, arguments.dataset, arguments.seed, arguments.into)
+    overrides = {"models": QUICK} if arguments.quick else parse_overrides(arguments.params)
+    conf = configuration(arguments.dataset, **{**overrides, "seed": arguments.seed})
     ends = time.perf_counter() + 60 * arguments.minutes
     for name in arguments.models:
-        found = run(name, prepared, changes_of(name, arguments.set), ends)
+        found = run(conf.run(name), prepared, ends)
         if found is None:
             print(f"{name:16} cut off; the same command goes on")
             continue
@@ -54,17 +70,17 @@ def main() -> None:
             )
 
 
-def run(name: str, prepared: Prepared, changed: dict[str, Any], ends: float) -> dict[str, Any] | None:
+def run(config: RunConfig, prepared: PreparedData, ends: float) -> dict[str, Any] | None:
     """Trains and judges a model, neither of them twice; None if time was up."""
     if time.perf_counter() > ends:
         return None
     try:
-        bundle = trained(name, prepared, Conf(CONF, prepared.dataset), changed, told(name, ends))
+        bundle = train(config, prepared, epoch_logger(config.name, ends))
     except KeyboardInterrupt:
         if time.perf_counter() > ends:
             return None
         raise
-    done, cost = prepared.run_folder("08_reporting", name) / "both_ways.json", bundle.training["cost"]
+    done, cost = prepared.curves_file(config.name).with_name("both_ways.json"), bundle.training["cost"]
     found = json.loads(done.read_text()) if done.is_file() else {}
     if found.get("cost") != cost:  # of another training
         test = prepared.test()
@@ -80,19 +96,17 @@ def judged(model: Recommender, fold: Fold, exclude_seen: bool) -> dict[str, floa
     return {key: float(value) for key, value in found.items() if value is not None}
 
 
-def parsed() -> argparse.Namespace:
+def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument("--models", nargs="+", default=["sasrec", "parallel_tiger", "tiger"])
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--into", type=Path, default=Path("data/benchmarks/generative"))
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--set", nargs="*", default=[], metavar="MODEL.KEY=VALUE")
-    return parser.parse_args()
+    parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="settings, as in `kedro run`")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -13,30 +13,45 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from training import ALLOCATOR, THREADS, conf, cores_busy
+from common import (
+    NOT_INSTALLED,
+    command_line,
+    configuration,
+    generated_log,
+    measure_alone,
+    protocol_of,
+    run_alone,
+)
 
-LOG = Path("data/03_primary/ml-100k/interactions.parquet")
+DATASET = "ml-100k"
+LOG = Path(f"data/03_primary/{DATASET}/interactions.parquet")
 NET = {"dim": 64, "layers": 2, "batch": 2048}  # RecBole's defaults too
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs both sides in turns and prints one table."""
-    arguments = parse()
+    arguments = parse(argv)
     if arguments.measure:
-        print(json.dumps(measure(arguments.epochs)))
+        print(json.dumps(measure(arguments.log, arguments.epochs)))
         return
-    if not LOG.exists():
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.quick:
+            arguments.log = generated_log(Path(folder) / "log.parquet")
+            arguments.epochs, arguments.rounds = 2, 1
+        compare(arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Both sides, ours alone without ``--peer``."""
+    if not arguments.log.exists():
         raise SystemExit(
-            f"{LOG} is absent; run `kedro run --pipelines=ingest --params dataset=ml-100k` first"
+            f"{arguments.log} is absent; run `kedro run --pipelines=ingest --params dataset={DATASET}` first"
         )
     if arguments.peer and not arguments.peers:
         raise SystemExit(
@@ -50,24 +65,22 @@ def main() -> None:
     report(rows)
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--peer", type=Path, help="python of an environment with recbole")
     parser.add_argument("--peers", type=Path, help="copy of the peers' folder, prepared for ml-100k")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--log", type=Path, default=LOG, help=argparse.SUPPRESS)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def own(arguments: argparse.Namespace) -> dict:
     """Our epochs in a fresh process."""
-    command = [sys.executable, __file__, "--measure", "--epochs", str(arguments.epochs)]
-    output, others = alone(command)
-    return {**json.loads(output.splitlines()[-1]), "others": others}
+    words = ["--epochs", str(arguments.epochs), "--log", str(arguments.log)]
+    return measure_alone(__file__, "--measure", *words, quick=arguments.quick)
 
 
 def peer(arguments: argparse.Namespace) -> dict:
@@ -81,7 +94,7 @@ def peer(arguments: argparse.Namespace) -> dict:
         "off",
     ]
     command += ["--epochs", str(arguments.epochs), "--batch", str(NET["batch"]), "--tag", "_recpipe"]
-    _, others = alone(command, cwd=arguments.peers)
+    _, others = run_alone(command, cwd=arguments.peers)
     found = json.loads(
         (arguments.peers / "results" / f"recbole_lightgcn_ml-100k_b{NET['batch']}_recpipe.json").read_text()
     )
@@ -94,40 +107,20 @@ def peer(arguments: argparse.Namespace) -> dict:
     }
 
 
-def alone(command: list[str], cwd: Path | None = None) -> tuple[str, float]:
-    """Standard output of a program, and the cores that other processes used meanwhile."""
-    started, busy, cpu = time.perf_counter(), cores_busy(), children_cpu()
-    environment = {**os.environ, **ALLOCATOR, **THREADS}
-    done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed, see above")
-    others = (cores_busy() - busy - (children_cpu() - cpu)) / (time.perf_counter() - started)
-    return done.stdout, max(others, 0.0)
-
-
-def children_cpu() -> float:
-    """CPU seconds of the programs that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def measure(epochs: int) -> dict:
+def measure(log: Path, epochs: int) -> dict:
     """Seconds per epoch of ours, after one that warms up."""
     import torch
 
     from recpipe.data.sequences import build
     from recpipe.data.splits import split
     from recpipe.models.registry import build as make
-    from recpipe.models.registry import resolve
-    from recpipe.pipelines.blocks import protocol_of
 
-    known = conf()
-    protocol = protocol_of(known["protocol"], known["datasets"], "ml-100k")
-    spec = resolve(known["models"]["lightgcn"], "ml-100k")
-    sequences, vocabulary = build(LOG, ties=protocol.ties, seed=protocol.seed)
+    protocol = protocol_of(DATASET)
+    run = configuration(DATASET).run("lightgcn")
+    sequences, vocabulary = build(log, ties=protocol.ties, seed=protocol.seed)
     train = split(sequences, protocol).train
     torch.manual_seed(0)
-    config = {**spec.config, **NET, "epochs": epochs}
+    config = {**run.settings, **NET, "epochs": epochs}
     model = make("lightgcn", config, n_items=len(vocabulary), max_length=protocol.history)
     ends = [time.perf_counter()]
     for _ in model.epochs(train):
@@ -152,6 +145,8 @@ def report(rows: list[dict]) -> None:
     if "RecBole LightGCN" in epoch:
         ratio = epoch["RecBole LightGCN"] / epoch["recpipe LightGCN"]
         print(f"epoch of RecBole over ours: {ratio:.2f} x (bar: 3)")
+    else:
+        print(f"{'RecBole LightGCN':<18} {NOT_INSTALLED}; give --peer and --peers")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
+from common import command_line
 from recpipe.data.batches import Batch
 from recpipe.layers.ssd import Mamba2
 from recpipe.models.registry import build
@@ -25,17 +26,17 @@ from recpipe.training.allocator import keep_freed_memory
 DIM, STATE, ITEMS = 64, 32, 3416
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """One row per variant."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--length", type=int, default=200)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--chunks", type=int, nargs="+", default=[20, 40, 50, 67, 100, 200])
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.batch, arguments.length, arguments.chunks, arguments.rounds = 2, 20, [10, 20], 1
     keep_freed_memory()  # as a training does; the peer gains as well
     torch.manual_seed(0)
     rows = mixers(arguments) | networks(arguments)

@@ -15,16 +15,17 @@ layouts by turns; the best of the rounds. Three ways to end a step, since the he
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common import command_line, generated_log
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.packing import PackedBatches
 from recpipe.data.protocol import Protocol
@@ -51,20 +52,22 @@ class ToTheMaximum(TrainingBatches):
         return np.array_split(rows, max(len(rows) * WINDOW // TOKENS, 1))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """One table: a row per layout, a column per way to end a step."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--rows", type=int, nargs="*", default=[50, 64, 75, 100])
-    arguments = parser.parse_args()
-    if not LOG.exists():
-        raise SystemExit(
-            f"{LOG} is absent; run `kedro run --pipelines=ingest --params dataset=amazon-beauty`"
-        )
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    sequences, vocabulary = build(LOG)
+    with TemporaryDirectory() as folder:
+        log = LOG
+        if arguments.quick:
+            log, arguments.rounds, arguments.rows = generated_log(Path(folder) / "log.parquet"), 1, [50]
+        if not log.exists():
+            raise SystemExit(
+                f"{log} is absent; run `kedro run --pipelines=ingest --params dataset=amazon-beauty`"
+            )
+        sequences, vocabulary = build(log)
     train = split(sequences, Protocol(dataset="amazon-beauty")).train
     model = make("gpt", NET, n_items=len(vocabulary), max_length=WINDOW).train()
     data = model.on_device(train, window=WINDOW + 1)

@@ -8,7 +8,6 @@ python benchmarks/prefix_tree.py
 
 from __future__ import annotations
 
-import argparse
 import gc
 import math
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common import command_line, random_ids
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.tree_tensors import TreeTensors
 from recpipe.training.allocator import keep_freed_memory
@@ -30,15 +30,15 @@ SIZES = (256, 256, 256, 256)
 USERS, BEAMS = 256, 20
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Prints the two tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--items", type=int, nargs="+", default=[12_101, 100_000, 1_000_000])
     parser.add_argument("--dictionaries-up-to", type=int, default=100_000, help="items; a million take 2 GiB")
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.items, arguments.rounds = [300], 1
     keep_freed_memory()
     print(
         f"{len(SIZES)} levels of {SIZES[0]} codes, {torch.get_num_threads()} threads, median of {arguments.rounds}"
@@ -47,22 +47,11 @@ def main() -> None:
         f"{'items':>10} {'':14} {'build s':>9} {'write s':>9} {'read s':>9} {'find all s':>11} {'memory MiB':>11}"
     )
     for items in arguments.items:
-        codes = random_codes(items)
+        codes = random_ids(items, SIZES)
         print(row(items, "arrays", *arrays(codes, arguments.rounds)))
         if items <= arguments.dictionaries_up_to:
             print(row(items, "dictionaries", *dictionaries(codes)))
-    steps(random_codes(arguments.items[0]), arguments.rounds)
-
-
-def random_codes(n: int) -> np.ndarray:
-    """(n, L) distinct ids that cluster: first codes of a power law, the rest even."""
-    generator = np.random.default_rng(0)
-    first = np.minimum(generator.zipf(1.3, 2 * n) - 1, 4 * SIZES[0]) % SIZES[0]
-    codes = np.stack([first, *(generator.integers(0, size, 2 * n) for size in SIZES[1:])], axis=1)
-    keys = np.ravel_multi_index(tuple(codes.T), SIZES)
-    kept = np.sort(np.unique(keys, return_index=True)[1])[:n]
-    assert len(kept) == n
-    return codes[kept].astype(np.int32)
+    steps(random_ids(arguments.items[0], SIZES), arguments.rounds)
 
 
 def arrays(codes: np.ndarray, rounds: int) -> tuple[float, ...]:

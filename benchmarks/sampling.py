@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import command_line
+
 USERS, TRACKS = 119_000, 56_000  # as in Music4All-Onion
 RECIPE = [
     {"step": "min_events", "users": 5},
@@ -94,10 +96,9 @@ def same(one: Path, other: Path) -> bool:
     return all(duckdb.connect().execute(query.format(a, b)).fetchall() == [(0,)] for a, b in both)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> None:
+    """Runs every contender on one generated log and prints a table."""
+    parser = command_line(__doc__)
     parser.add_argument("--rows", type=int, default=50_000_000)
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -106,7 +107,9 @@ def main() -> None:
     )
     parser.add_argument("--folder", help="where the log and the spilled data go (default: the system's)")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
+    if asked.quick:
+        asked.rows, asked.threads = 20_000, 1
     if asked.only:
         print(json.dumps(run(**json.loads(asked.only, object_hook=_paths))))
         return

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,29 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from common import command_line, generated_embeddings, generated_items
 from recpipe.semantic_ids.codebooks import scaling
 from recpipe.semantic_ids.quality import leaf_categories
 from recpipe.semantic_ids.quantizer import build, types
 
 BITS = 8
+QUICK = {"least_steps": 20, "epochs": 2, "widths": (32,), "latent": 8, "batch": 64}  # of the autoencoders
 Row = dict[str, Any]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Fits one after the other on the same vectors and prints a row for each as soon as it is known."""
-    arguments = _arguments()
+    with TemporaryDirectory() as folder:
+        _compare(_arguments(argv, Path(folder)))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
     table = pq.read_table(arguments.items)
     x = _vectors(arguments, table)
     categories = _categories(table, arguments.categories)
     print(
-        f"{len(x):,} items x {x.shape[1]}, {arguments.levels} x {2**BITS} codes, {torch.get_num_threads()} threads"
+        f"{len(x):,} items x {x.shape[1]}, {arguments.levels} x {2**arguments.bits} codes, "
+        f"{torch.get_num_threads()} threads"
     )
     print(
         "name                  seconds  usage of each level   distinct prefixes        purity  error  of faiss"
@@ -42,13 +50,12 @@ def main() -> None:
     against = None
     for name, codes, error, seconds in chain(_letter(table), _rows(arguments, x)):
         against = error if name == "faiss" else against
-        _print(name, codes, error, seconds, categories, against)
+        _print(name, codes, error, seconds, categories, against, 2**arguments.bits)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _arguments(argv: list[str] | None, folder: Path) -> argparse.Namespace:
+    """The command line; data of ``--quick`` are made in ``folder``."""
+    parser = command_line(__doc__)
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument(
         "--vectors", type=Path, help=".npy instead of what the embed pipeline wrote, rows as --items"
@@ -60,7 +67,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--only", nargs="*", choices=["faiss", *types()])
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    arguments.bits, arguments.settings = BITS, {}
+    if arguments.quick:
+        arguments.bits, arguments.settings = 4, QUICK
+        arguments.items = generated_items(folder / "items.parquet", items=200)
+        arguments.embeddings = generated_embeddings(folder / "embeddings.parquet", items=200)
+        return arguments
     arguments.items = arguments.items or Path(f"data/03_primary/{arguments.dataset}/items.parquet")
     embeddings = Path(f"data/04_feature/{arguments.dataset}/text_embeddings.parquet")
     if not arguments.items.exists():
@@ -98,11 +111,12 @@ def _rows(
     mean, scale = (part.numpy() for part in scaling(torch.from_numpy(x), True))
     wanted = arguments.only or ["faiss", *types()]
     if "faiss" in wanted:
-        yield "faiss", *_timed(lambda: _faiss((x - mean) / scale, arguments.levels))
+        yield "faiss", *_timed(lambda: _faiss((x - mean) / scale, arguments.levels, arguments.bits))
     for name in [name for name in types() if name in wanted]:
 
         def fit(name: str = name) -> tuple[NDArray[np.int32], float]:
-            quantizer = build(name, {"levels": arguments.levels, "codes": 2**BITS})
+            settings = arguments.settings if name in ("rqvae", "pqvae") else {}
+            quantizer = build(name, {"levels": arguments.levels, "codes": 2**arguments.bits, **settings})
             quantizer.fit(x, seed=arguments.seed)
             codes = quantizer.encode(x)
             return codes, float((((quantizer.decode(codes) - x) / scale) ** 2).mean())
@@ -110,15 +124,21 @@ def _rows(
         yield name, *_timed(fit)
 
 
-def _faiss(x: NDArray[np.float32], levels: int) -> tuple[NDArray[np.int32], float]:
+def _faiss(x: NDArray[np.float32], levels: int, bits: int) -> tuple[NDArray[np.int32], float]:
     """faiss' residual quantizer with greedy choice, as the others; its beam of 5 takes longer and gained nothing."""
     import faiss
 
-    quantizer = faiss.ResidualQuantizer(x.shape[1], levels, BITS)
+    quantizer = faiss.ResidualQuantizer(x.shape[1], levels, bits)
     quantizer.max_beam_size = 1
     quantizer.train(x)
     codes = quantizer.compute_codes(x)
-    return codes[:, :levels].astype(np.int32), float(((quantizer.decode(codes) - x) ** 2).mean())
+    return _unpacked(codes, levels, bits), float(((quantizer.decode(codes) - x) ** 2).mean())
+
+
+def _unpacked(packed: NDArray[np.uint8], levels: int, bits: int) -> NDArray[np.int32]:
+    """(N, L) codes from faiss' bytes, which hold them one after the other, lowest bit first."""
+    flat = np.unpackbits(packed, axis=1, bitorder="little")[:, : levels * bits]
+    return (flat.reshape(len(packed), levels, bits) @ (1 << np.arange(bits))).astype(np.int32)
 
 
 def _timed(work: Callable[[], tuple[NDArray[np.int32], float]]) -> tuple[NDArray[np.int32], float, float]:
@@ -159,9 +179,10 @@ def _print(
     seconds: float | None,
     categories: list[str | None] | None,
     against: float | None,
+    size: int,
 ) -> None:
     levels = range(1, codes.shape[1] + 1)
-    usage = " ".join(f"{len(np.unique(codes[:, level - 1])) / 2**BITS:6.1%}" for level in levels)
+    usage = " ".join(f"{len(np.unique(codes[:, level - 1])) / size:6.1%}" for level in levels)
     prefixes = " ".join(f"{len(np.unique(codes[:, :level], axis=0)):6,}" for level in levels)
     print(
         f"{name:20} {'' if seconds is None else f'{seconds:.1f}':>8}  {usage:20}  {prefixes:22} "

@@ -5,25 +5,25 @@ OMP_NUM_THREADS=2 python benchmarks/significance.py
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from common import command_line
 from recpipe.evaluation.significance import PerUser, bootstrap_means, compare, sign_flip
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Prints seconds for values like those of ndcg@10: mostly zero, else a discount."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--users", type=int, default=6040)
     parser.add_argument("--models", type=int, default=8)
     parser.add_argument("--resamples", type=int, default=10_000)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.users, arguments.models, arguments.resamples = 50, 3, 100
     draw = np.random.default_rng(0)
     ranks = draw.geometric(0.004, (arguments.users, arguments.models))
     values = np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0)

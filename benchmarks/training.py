@@ -7,7 +7,8 @@
 The peer runs in its own environment, one after the other with ours, with the same allocator settings and threads.
 ``--models`` asks another question: target events per second of every model that learns by gradient, as its conf block
 is for ml-1m, against SASRec's. A target is an event that follows another, also for bert4rec, which learns at masked
-ones only. A few steps each, not whole epochs, since epochs of one model differ in nothing but their batches.
+ones only. Steps are taken without Lightning, on random semantic ids and vectors; a few each,
+not whole epochs, since epochs of one model differ in nothing but their batches.
 Only rows whose `others` (cores used by other processes) is near 0 count.
 """
 
@@ -15,60 +16,63 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
-ALLOCATOR = {
-    "MALLOC_TOP_PAD_": "268435456",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-}
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BENCH_THREADS"), "2")
-LOG = Path("data/03_primary/ml-1m/interactions.parquet")
+import numpy as np
+
+from common import (
+    NOT_INSTALLED,
+    OtherLoad,
+    command_line,
+    configuration,
+    generated_log,
+    measure_alone,
+    protocol_of,
+    random_ids,
+    run_alone,
+)
+
+if TYPE_CHECKING:
+    from recpipe.config import RunConfig
+    from recpipe.data.sequences import Sequences
+
+DATASET = "ml-1m"
+LOG = Path(f"data/03_primary/{DATASET}/interactions.parquet")
 LOOPS = ("lightning-200", "bare-200", "lightning-50", "bare-50")
 NET = {"dim": 64, "layers": 2, "heads": 2, "feed_forward": 1, "dropout": 0.2, "attention_dropout": 0.2}
+ID_SIZES = (256, 256, 256)  # of the random semantic ids that models of ``--models`` read
+VECTOR_WIDTH = 384  # of the random item vectors
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Starts every measurement in a process of its own and prints one table."""
-    arguments = parse()
+    arguments = parse(argv)
     if arguments.measure:
-        found = (
-            measure(arguments.measure, arguments.epochs)
-            if arguments.measure in LOOPS
-            else measure_steps(arguments.measure, arguments.warm_up, arguments.steps)
-        )
-        print(json.dumps(found))
+        print(json.dumps(measure(arguments)))
         return
-    if not LOG.exists():
-        raise SystemExit(f"{LOG} is absent; run `kedro run --pipelines=ingest --params dataset=ml-1m` first")
-    if arguments.models:
-        names = models(arguments.models)
-        report_models([own(name, arguments) for _ in range(arguments.rounds) for name in names])
-        return
-    rows = []
-    for _ in range(arguments.rounds):
-        rows += [
-            own("lightning-200", arguments),
-            own("bare-200", arguments),
-            own("lightning-50", arguments),
-        ]
-        if arguments.peer:
-            rows.append(peer(arguments))
-    report(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.quick:
+            arguments.log = generated_log(Path(folder) / "log.parquet")
+            arguments.epochs, arguments.rounds, arguments.warm_up, arguments.steps = 2, 1, 0, 1
+        if not arguments.log.exists():
+            raise SystemExit(
+                f"{arguments.log} is absent; run `kedro run --pipelines=ingest --params dataset={DATASET}` first"
+            )
+        if arguments.models:
+            compare_models(arguments)
+        else:
+            compare_loops(arguments)
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--peer", type=Path, help="python of an environment with rectools")
     parser.add_argument("--peers", type=Path, help="copy of the peers' folder, prepared for ml-1m")
     parser.add_argument("--epochs", type=int, default=4)
@@ -76,41 +80,55 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", help="all, or names of conf blocks with commas between; sasrec is added")
     parser.add_argument("--warm-up", type=int, default=2, help="steps of a model before the clock starts")
     parser.add_argument("--steps", type=int, default=12, help="steps of a model that are timed")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--log", type=Path, default=LOG, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
 
 
-def own(what: str, arguments: argparse.Namespace) -> dict:
-    """One of our measurements in a fresh process."""
+def own(arguments: argparse.Namespace, *names: str) -> list[dict]:
+    """Our measurements of loops or models, each in a fresh process; with ``--quick`` in one for all."""
     numbers = {"epochs": arguments.epochs, "warm-up": arguments.warm_up, "steps": arguments.steps}
-    options = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", what, *options],
-        env={**os.environ, **ALLOCATOR, **THREADS},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{what} failed, see above")
-    return json.loads(done.stdout.splitlines()[-1])
+    words = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
+    words += ["--log", str(arguments.log), "--measure"]
+    groups = [names] if arguments.quick else [(name,) for name in names]
+    return [
+        row
+        for group in groups
+        for row in measure_alone(__file__, *words, *group, quick=arguments.quick)["rows"]
+    ]
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """What ``own`` reads."""
+    rows = [
+        measure_loop(name, arguments) if name in LOOPS else measure_steps(name, arguments)
+        for name in arguments.measure
+    ]
+    return {"rows": rows}
+
+
+def compare_loops(arguments: argparse.Namespace) -> None:
+    """SASRec in Lightning's loop, in a bare one, and in the peer."""
+    rows = []
+    for _ in range(arguments.rounds):
+        rows += own(arguments, *LOOPS[:3])
+        if arguments.peer:
+            rows.append(peer(arguments))
+    report(rows)
+
+
+def compare_models(arguments: argparse.Namespace) -> None:
+    """Every model against SASRec."""
+    names = requested(arguments.models)
+    report_models([row for _ in range(arguments.rounds) for row in own(arguments, *names)])
 
 
 def peer(arguments: argparse.Namespace) -> dict:
     """RecTools' SASRec through the peers' own script."""
-    command = [
-        arguments.peer.absolute(),
-        "rectools_sasrec.py",
-        "--dataset",
-        "ml-1m",
-        "--epochs",
-        str(arguments.epochs),
-    ]
-    environment = {**os.environ, **ALLOCATOR, **THREADS}
-    started, busy = time.perf_counter(), cores_busy()
-    subprocess.run(command, cwd=arguments.peers, env=environment, check=True, capture_output=True, text=True)
+    command = [str(arguments.peer.absolute()), "rectools_sasrec.py", "--dataset", DATASET]
+    _, others = run_alone([*command, "--epochs", str(arguments.epochs)], cwd=arguments.peers)
     newest = max(
-        (arguments.peers / "results").glob("rectools_sasrec*_ml-1m*.json"),
+        (arguments.peers / "results").glob(f"rectools_sasrec*_{DATASET}*.json"),
         key=lambda path: path.stat().st_mtime,
     )
     found = json.loads(newest.read_text())
@@ -119,12 +137,12 @@ def peer(arguments: argparse.Namespace) -> dict:
         "epoch_s": found["epoch_s_median"],
         "targets_per_s": found["targets_per_s"],
         "parameters": found["params"],
-        "others": max((cores_busy() - busy) / (time.perf_counter() - started) - found["cpu_over_wall"], 0.0),
+        "others": others,
     }
 
 
-def measure(which: str, epochs: int) -> dict:
-    """Seconds per epoch of SASRec on ml-1m (leave-one-out), in Lightning's loop or a bare one."""
+def measure_loop(which: str, arguments: argparse.Namespace) -> dict:
+    """Seconds per epoch of SASRec (leave-one-out), in Lightning's loop or a bare one."""
     from recpipe.data.protocol import Protocol
     from recpipe.data.sequences import build
     from recpipe.data.splits import split
@@ -132,21 +150,20 @@ def measure(which: str, epochs: int) -> dict:
     from recpipe.training import fit
 
     loop, window = which.split("-")
-    sequences, vocabulary = build(LOG)
-    train = split(sequences, Protocol(dataset="ml-1m")).train
+    epochs = arguments.epochs
+    sequences, vocabulary = build(arguments.log)
+    train = split(sequences, Protocol(dataset=DATASET)).train
     net = NET if window == "50" else {**NET, "heads": 1, "attention_dropout": 0.0}
 
     def model():
         return make("sasrec", net, n_items=len(vocabulary), max_length=int(window))
 
-    started, cpu, busy = time.perf_counter(), time.process_time(), cores_busy()
+    load = OtherLoad()
     if loop == "bare":
         seconds, targets, parameters = bare(model(), train, epochs)
     else:
         settings = fit.TrainSettings(max_epochs=epochs, validate_every=epochs, precision="fp32", device="cpu")
-        ends: list[
-            float
-        ] = []  # wall time at the end of every epoch: whatever the loop does in between counts
+        ends: list[float] = []  # at the end of every epoch: whatever the loop does in between counts
         with tempfile.TemporaryDirectory() as folder:
             trained = fit.train(
                 model,
@@ -160,114 +177,133 @@ def measure(which: str, epochs: int) -> dict:
         seconds = [after - before for before, after in pairwise(ends)]
         targets = trained.cost["tokens_per_second"] * trained.cost["train_seconds"] / epochs
         parameters = trained.cost["parameters"]
-    wall = time.perf_counter() - started
     return {
         "what": f"recpipe SASRec, T {window}, {loop} loop",
         "epoch_s": median(seconds),
         "targets_per_s": targets / median(seconds),
         "parameters": parameters,
-        "others": max((cores_busy() - busy - (time.process_time() - cpu)) / wall, 0.0),
+        "others": load.cores(),
     }
 
 
-def bare(model, train, epochs: int) -> tuple[list[float], float, int]:
-    """The same steps on the same batches without Lightning."""
-    import torch
-
-    from recpipe.data.batches import DeviceSequences
-    from recpipe.data.steps import TrainingBatches
-    from recpipe.training.losses import make_loss
-    from recpipe.training.optim import make_optimiser
+def bare(model, train, epochs: int) -> tuple[list[float], int, int]:
+    """Seconds of epochs without Lightning but the first, which warms up; targets of an epoch; parameters."""
     from recpipe.training.settings import TrainSettings
 
-    settings = TrainSettings()
+    seconds, targets = [], 0
+    for steps in bare_epochs(model, train, TrainSettings(), epochs):
+        started = time.perf_counter()
+        targets = sum(steps)
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:], targets, sum(weight.numel() for weight in model.parameters())
+
+
+def bare_epochs(model, train, settings, epochs: int) -> Iterator[Iterator[int]]:
+    """Training without Lightning, on the batches and with the loss and optimiser of ``fit.train``.
+
+    An iterator per epoch, of which every step is taken as it is asked for and gives its number of targets.
+    """
+    import torch
+
+    from recpipe.training.losses import make_loss
+    from recpipe.training.optim import make_optimiser
+    from recpipe.training.rows import make_batches, target_counts, trained_items, windows_of
+
     torch.manual_seed(0)
-    data = DeviceSequences(train, window=model.max_length + 1, device="cpu")
-    batches = TrainingBatches(data.lengths, tokens=settings.batch_tokens, seed=0, minimum=2)
-    criterion, optimiser = make_loss(settings.loss), make_optimiser(model.parameters(), settings.optimiser)
+    rows = windows_of(train, model, settings)
+    data = model.on_device(rows, window=model.max_length + 1)
+    batches = make_batches(data.lengths, settings, window=model.max_length, seed=0)
+    criterion = make_loss(settings.loss, target_counts(rows, model), trained_items(rows, model))
+    weights = torch.nn.ModuleList([model, criterion]).parameters()
+    optimiser = make_optimiser(weights, settings.optimiser)
     model.train()
-    seconds = []
-    for epoch in range(epochs):
-        batches.epoch, started = epoch, time.perf_counter()
+
+    def steps() -> Iterator[int]:
         for parts in batches:
             optimiser.zero_grad()
-            step = [data.batch(rows) for rows in parts]
+            step = [batches.gather(data, part) for part in parts]
             whole = sum(part.targets for part in step)
-            torch.stack(
-                [model.loss(part, criterion) * (part.targets / whole) for part in step]
-            ).sum().backward()
+            losses = [model.loss(part, criterion) * (part.targets / whole) for part in step]
+            torch.stack(losses).sum().backward()
+            if settings.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
             optimiser.step()
-        seconds.append(time.perf_counter() - started)
-    seconds = seconds[1:]  # the first one warms up
-    targets = float((data.lengths[batches.rows] - 1).sum())
-    return seconds, targets, sum(weight.numel() for weight in model.parameters())
+            yield whole
+
+    for epoch in range(epochs):
+        batches.epoch = epoch
+        yield steps()
 
 
-def conf() -> dict:
-    """The parameters of conf/base, as `kedro run` has them without a local environment."""
-    from kedro.config import OmegaConfigLoader
+def measure_steps(name: str, arguments: argparse.Namespace) -> dict:
+    """Targets per second of one model's conf block, in the steps that `kedro run` would begin with."""
+    from itertools import chain, islice
 
-    return OmegaConfigLoader(conf_source="conf", base_env="base", default_run_env="base")["parameters"]
+    from recpipe.config import build_config
+    from recpipe.data.sequences import build
+    from recpipe.data.splits import split
+    from recpipe.training.settings import TrainSettings
+
+    protocol, run = protocol_of(DATASET), configuration(DATASET).run(name)
+    values = {**run.train, "precision": "fp32", "device": "cpu"}
+    settings = build_config(TrainSettings, values, where=f"models.{name}.train")
+    sequences, vocabulary = build(arguments.log, ties=protocol.ties, seed=protocol.seed)
+    train = split(sequences, protocol).train
+    model = untrained(run, train, len(vocabulary), min(protocol.history, settings.window or protocol.history))
+    count = arguments.warm_up + arguments.steps
+    steps = islice(chain.from_iterable(bare_epochs(model, train, settings, count)), count)
+    for _ in range(arguments.warm_up):
+        next(steps)
+    load, targets, ends = OtherLoad(), [], [time.perf_counter()]
+    for done in steps:
+        targets.append(done)
+        ends.append(time.perf_counter())
+    return {
+        "what": name,
+        "step_s": median(after - before for before, after in pairwise(ends)),
+        "targets_per_s": sum(targets) / (ends[-1] - ends[0]),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "others": load.cores(),
+    }
 
 
-def models(asked: str) -> list[str]:
+def untrained(run: RunConfig, train: Sequences, n_items: int, max_length: int) -> Any:
+    """A model of a conf block; vectors and semantic ids that it reads are random, as speed does not depend on them."""
+    import torch
+
+    from recpipe.config import split_names
+    from recpipe.layers.side import Side
+    from recpipe.models.registry import build, side_config
+    from recpipe.semantic_ids.catalogue import CatalogueIds
+
+    torch.manual_seed(0)
+    config, rng = side_config(run.type, run.side, where=run.name), np.random.default_rng(0)
+    vectors = {
+        modality: (rng.normal(size=(n_items, VECTOR_WIDTH)).astype(np.float32), np.ones(n_items, bool))
+        for modality in split_names(config.vectors)
+    }
+    side = None if config.empty else Side.of(config, train, {}, vectors, n_items=n_items)
+    ids = {}
+    for seed, modality in enumerate(run.ids):
+        codes = np.full((n_items + 1, len(ID_SIZES)), -1, np.int64)
+        codes[1:] = random_ids(n_items, ID_SIZES, seed=seed)
+        ids[modality] = CatalogueIds(codes, ID_SIZES, f"random {seed}", "random")
+    return build(run.type, run.settings, n_items=n_items, max_length=max_length, side=side, ids=ids or None)
+
+
+def requested(models: str) -> list[str]:
     """Names of conf blocks, SASRec first: those asked for, or one of every type that learns by gradient."""
     from recpipe.models.registry import model_class
 
-    blocks = conf()["models"]
-    names = asked.split(",")
-    if asked == "all":
-        learning = {b["type"]: name for name, b in blocks.items() if not model_class(b["type"]).closed_form}
-        names = [type_ if type_ in blocks else name for type_, name in sorted(learning.items())]
-    if unknown := set(names) - set(blocks):
-        raise SystemExit(f"no conf block for {', '.join(sorted(unknown))}; there are {', '.join(blocks)}")
+    conf = configuration(DATASET)
+    types = {name: conf.type_of(name) for name in conf.model_names}
+    names = models.split(",")
+    if models == "all":
+        learning = {type_: name for name, type_ in types.items() if not model_class(type_).closed_form}
+        names = [type_ if type_ in types else name for type_, name in sorted(learning.items())]
+    if unknown := set(names) - set(types):
+        raise SystemExit(f"no conf block for {', '.join(sorted(unknown))}; there are {', '.join(types)}")
     return ["sasrec", *(name for name in names if name != "sasrec")]
-
-
-def measure_steps(name: str, warm_up: int, steps: int) -> dict:
-    """Targets per second of one model's conf block for ml-1m, in the steps that `kedro run` would begin with."""
-    from itertools import islice
-
-    import torch
-
-    from recpipe.data.sequences import build
-    from recpipe.data.splits import split
-    from recpipe.models.registry import build as make
-    from recpipe.models.registry import configured, resolve
-    from recpipe.pipelines.blocks import protocol_of
-    from recpipe.training import fit
-    from recpipe.training.optim import make_optimiser
-
-    known = conf()
-    protocol = protocol_of(known["protocol"], known["datasets"], "ml-1m")
-    spec = resolve(known["models"][name], "ml-1m")
-    given = {**known["train"], **spec.train, "precision": "fp32", "device": "cpu"}
-    settings = configured(fit.TrainSettings, given, where=name)
-    sequences, vocabulary = build(LOG, ties=protocol.ties, seed=protocol.seed)
-    torch.manual_seed(0)
-    model = make(spec.type, spec.config, n_items=len(vocabulary), max_length=protocol.history)
-    module = fit._module(model, split(sequences, protocol).train, lambda _: {}, settings, 0, None)
-    optimiser = make_optimiser(module.parameters(), settings.optimiser)
-    module.train()
-    module.on_train_epoch_start()
-    seconds, targets, busy, cpu, started = [], [], 0.0, 0.0, 0.0
-    for index, batch in enumerate(islice(module.train_dataloader(), warm_up + steps)):
-        if index == warm_up:
-            busy, cpu, started = cores_busy(), time.process_time(), time.perf_counter()
-        before = time.perf_counter()
-        optimiser.zero_grad()
-        module.training_step(batch, index).backward()
-        optimiser.step()
-        seconds.append(time.perf_counter() - before)
-        targets.append(sum(part.targets for part in batch))
-    wall = time.perf_counter() - started
-    return {
-        "what": name,
-        "step_s": median(seconds[warm_up:]),
-        "targets_per_s": sum(targets[warm_up:]) / wall,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "others": max((cores_busy() - busy - (time.process_time() - cpu)) / wall, 0.0),
-    }
 
 
 def report_models(rows: list[dict]) -> None:
@@ -280,12 +316,6 @@ def report_models(rows: list[dict]) -> None:
             f"{speed[name] / speed['sasrec']:6.2f} x sasrec {found[0]['parameters']:9,d} parameters  "
             f"others {' '.join(format(r['others'], '.2f') for r in found)}"
         )
-
-
-def cores_busy() -> float:
-    """CPU seconds of the whole machine so far."""
-    values = [int(value) for value in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-    return (sum(values) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def report(rows: list[dict]) -> None:
@@ -303,6 +333,8 @@ def report(rows: list[dict]) -> None:
     if "RecTools SASRec, T 50" in speed:
         ratio = speed["recpipe SASRec, T 50, lightning loop"] / speed["RecTools SASRec, T 50"]
         print(f"targets per second, recpipe against RecTools, T 50: {ratio:.2f} x")
+    else:
+        print(f"{'RecTools SASRec, T 50':<38} {NOT_INSTALLED}; give --peer and --peers")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, model_class
 from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.training.losses import FullSoftmax
 
 
 def sequences(rows: list[list[int]], *, times: bool = True) -> Sequences:
@@ -84,6 +88,32 @@ def catalogue(items: int, *, width: int = 6, seed: int = 0) -> tuple[dict, dict]
     for name in ("plot", "collaborative"):
         vectors[name] = (rng.normal(size=(items, width)).astype(np.float32) * others[:, None], others)
     return columns, vectors
+
+
+def train_until(
+    model: Recommender,
+    batch: Batch,
+    done: Callable[[float], bool],
+    *,
+    rate: float,
+    at_most: int = 1000,
+    every: int = 1,
+) -> list[float]:
+    """Losses of Adam's steps on one batch, until ``done(loss)`` of every so many steps says that it is learned.
+
+    ``at_most`` is far more than is needed: where Adam stands after a fixed number of steps hangs on the order of
+    floating-point sums, as a high rate makes the loss jump now and then.
+    """
+    optimiser, criterion, losses = torch.optim.Adam(model.parameters(), rate), FullSoftmax(), []
+    while len(losses) < at_most:
+        optimiser.zero_grad()
+        loss = model.loss(batch, criterion)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        if len(losses) % every == 0 and done(losses[-1]):
+            break
+    return losses
 
 
 IDS = {"mql4grec": ("text", "image")}  # modalities of the ids that a model reads in tests; text by default

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
-from kedro.io import AbstractDataset
-from kedro.pipeline import Pipeline
+from kedro.io import AbstractDataset, DataCatalog, MemoryDataset
+from kedro.pipeline import Pipeline, node
 from kedro_datasets.json import JSONDataset
 
 from recpipe import pipeline_registry
@@ -17,6 +17,7 @@ from recpipe.kedro_compat import (
     WholeFile,
     file_of,
     loaded_file,
+    nodes_to_resume_from,
     reload_pipelines,
     unwrapped,
 )
@@ -55,6 +56,13 @@ def test_a_sibling_is_of_the_same_project_and_environment(project_copy: Path, se
 
 def test_kedro_asks_the_method_that_we_override_for_its_loader() -> None:
     assert "_get_config_loader" in KedroSession.load_context.__code__.co_names
+
+
+def test_a_run_goes_on_where_the_files_are(tmp_path: Path) -> None:
+    nodes = [node(lambda a: a, before, after, name=after) for before, after in ("ab", "bc", "cd")]
+    catalog = DataCatalog({"b": JSONDataset(filepath=str(tmp_path / "b.json")), "c": MemoryDataset()})
+    catalog.save("b", 1)
+    assert nodes_to_resume_from(Pipeline(nodes), {nodes[2]}, catalog) == {"c"}
 
 
 def test_files_of_datasets(tmp_path: Path) -> None:

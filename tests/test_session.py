@@ -60,7 +60,7 @@ def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(
         )
 
     plain = models()
-    assert {"text_knn", "sasrec", "popular", "tiger"} < plain
+    assert {"text_knn", "sasrec", "popular", "tiger", "parallel_tiger"} < plain
     assert not {"siglip_knn", "hstu_last_item", "hstu_query"} & plain
     assert "siglip_knn" in models(dataset="ml-1m", modality="text+image")
     assert "hstu_last_item" in models(protocol={"time": "last_item"})
@@ -127,12 +127,34 @@ def test_the_conf_is_read_once_in_a_run(project_copy, session_in, monkeypatch) -
     assert not repeated
 
 
-def test_no_model_may_have_the_name_of_a_pipeline(project_copy, session_in) -> None:
-    file = project_copy / "conf/local/parameters/models/evaluate.yml"
+@pytest.mark.parametrize("name", ["evaluate", "report", "text", "text_parts"])
+def test_no_model_may_have_the_name_of_a_pipeline_or_of_a_kind_of_ids(project_copy, session_in, name) -> None:
+    file = project_copy / f"conf/local/parameters/models/{name}.yml"
     file.parent.mkdir(parents=True)
-    file.write_text("models: {evaluate: {extends: popular}}")
+    file.write_text(f"models: {{{name}: {{extends: popular}}}}")
     with (
         session_in(project_copy) as session,
-        pytest.raises(ValueError, match="no model can be called 'evaluate'"),
+        pytest.raises(ValueError, match=f"no model can be called '{name}'"),
     ):
         session.run(pipeline_names=["ingest"])
+
+
+def test_two_sessions_of_one_process_keep_to_their_own_data_set(project: Path, session_in) -> None:
+    """Kedro resolves ``${globals:...}`` by the loader that was made last."""
+    found = {}
+    with session_in(project, runtime_params={"dataset": "ml-1m"}) as first:
+        context = first.load_context()
+        with session_in(project, runtime_params={"dataset": "steam"}) as second:
+            second.load_context()
+            for name, each in (("ml-1m", context), ("steam", second.load_context())):
+                found[name] = each.catalog.get("interactions")._filepath.parent.name
+    assert found == {"ml-1m": "ml-1m", "steam": "steam"}
+
+
+def test_a_conf_folder_elsewhere_leaves_the_data_in_the_project(
+    project_copy: Path, session_in, tmp_path: Path
+) -> None:
+    (project_copy / "conf").rename(tmp_path / "conf")
+    with session_in(project_copy, conf_source=str(tmp_path / "conf")) as session:
+        paths = session.configuration.parameters()["paths"]
+    assert paths["data_root"] == str(project_copy / "data")

@@ -1,22 +1,30 @@
-"""Kedro's command line with `--verbose` for `kedro run`, and errors of a run on one line."""
+"""Command line: `kedro run` with the option `--verbose` and with errors on one line."""
 
 from __future__ import annotations
 
 import copy
+import os
+from pathlib import Path
 from typing import Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.project import configure_logging
+from kedro.utils import find_kedro_project
+
+from recpipe.config.files import parse_overrides, read_yaml
+from recpipe.config.suggest import ConfigError
 
 
 @click.group(name="recpipe")
 def cli() -> None:
-    """Commands of this project, which replace Kedro's of the same name."""
+    """Commands of this project, which replace those of Kedro with the same name."""
 
 
 def _run(*args: Any, verbose: bool, **options: Any) -> Any:
     from recpipe.hooks.errors import be_verbose, one_line_errors
 
+    _use_project_logging()
     if verbose:
         be_verbose()
     callback = kedro_run.callback
@@ -25,11 +33,28 @@ def _run(*args: Any, verbose: bool, **options: Any) -> Any:
         return callback(*args, **options)
 
 
+def _use_project_logging() -> None:
+    """Read conf/logging.yml in a subfolder of the project too; Kedro looks for it in the working directory only."""
+    project = find_kedro_project(Path.cwd())
+    if project is not None and project != Path.cwd() and "KEDRO_LOGGING_CONFIG" not in os.environ:
+        configure_logging(read_yaml((project / "conf/logging.yml").read_text(encoding="utf-8")))
+
+
+def _overrides(_: click.Context, option: click.Parameter, value: Any) -> dict[str, Any]:
+    """``--params`` as nested values. Raises ClickException for values that cannot be read."""
+    try:
+        return value if isinstance(value, dict) else parse_overrides(value)
+    except ConfigError as error:
+        raise click.ClickException(f"--{option.name}: {error}") from error
+
+
 def _with_verbose(command: click.Command) -> click.Command:
-    """`command` with the option `--verbose`."""
+    """Add the option `--verbose` to a command, and read its `--params` as `python -m recpipe.config` does."""
     command = copy.copy(command)
     help_text = "Kedro's own log lines, and the traceback of an error."
-    command.params = [*command.params, click.Option(["--verbose"], is_flag=True, help=help_text)]
+    verbose = click.Option(["--verbose"], is_flag=True, help=help_text)
+    command.params = [*map(copy.copy, command.params), verbose]
+    next(option for option in command.params if option.name == "params").callback = _overrides
     command.callback = _run
     return command
 

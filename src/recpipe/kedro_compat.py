@@ -1,13 +1,16 @@
-"""Every place where recpipe relies on Kedro's private side; tests/test_kedro_compat.py fails when Kedro changes it."""
+"""All uses of Kedro's private API; tests/test_kedro_compat.py fails when Kedro changes it."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kedro.config import AbstractConfigLoader
+from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 
 from recpipe.data.atomic import replaced_file
 
@@ -15,14 +18,20 @@ REGISTRY = "recpipe.pipeline_registry"
 
 
 def reload_pipelines() -> None:
-    """Makes Kedro call ``register_pipelines`` again: it keeps the pipelines of the first session of a process, and ours
-    are built for the models of a session.
+    """Make Kedro call ``register_pipelines`` again.
+
+    Kedro keeps the pipelines of the first session of a process; ours are built for the models of a command.
     """
     pipelines.configure(REGISTRY)
 
 
+def restore_globals(loader: OmegaConfigLoader) -> None:
+    """Resolve ``${globals:...}`` by this loader: Kedro registers the latest loader of the process, once."""
+    loader._register_globals_resolver()
+
+
 class SessionWithOneLoader(KedroSession):
-    """A session that makes its config loader once: Kedro makes one for each context, and each reads all files."""
+    """A session that builds its config loader once, not once per context."""
 
     _loader: AbstractConfigLoader | None = None
 
@@ -47,28 +56,33 @@ class SessionWithOneLoader(KedroSession):
         )
 
 
+def nodes_to_resume_from(pipeline: Pipeline, unfinished: set[Node], catalog: CatalogProtocol) -> set[str]:
+    """Names of the nodes for ``--from-nodes`` after an error, chosen so that all they read is on disk."""
+    from kedro.runner import runner
+
+    return runner._find_nodes_to_resume_from(pipeline, unfinished, catalog)
+
+
 def file_of(dataset: Any) -> Path | None:
-    """The file of a catalog entry without versions, None where it has none: datasets have no public path."""
+    """The file of a catalog entry, of a versioned one without its version; None for datasets without a file."""
     path = getattr(dataset, "_filepath", None)
     return None if path is None else Path(path)
 
 
 def loaded_file(dataset: Any) -> Path:
-    """The file that a versioned catalog entry would load now."""
+    """The file that a versioned catalog entry loads, that of its latest version."""
     return Path(dataset._get_load_path())
 
 
 def unwrapped(method: Any) -> Any:
-    """``load`` or ``save`` of a stock dataset without the checks and messages that Kedro wraps around it: a subclass that
-    calls its parent's method inside its own would run them twice.
-    """
+    """``load`` or ``save`` of a stock dataset without Kedro's wrapper, which the method of the subclass has already."""
     return method.__wrapped__
 
 
 class WholeFile:
-    """Goes before a stock dataset: ``save`` writes beside the target and renames when the file is complete.
+    """Mixin before a stock dataset: ``save`` writes a temporary file and renames it when it is complete.
 
-    The path that a stock dataset writes to is asked of ``_get_save_path``, and only there it can be changed.
+    Stock datasets get the path that they write to from ``_get_save_path``.
     """
 
     _part: Path | None = None

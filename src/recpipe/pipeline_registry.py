@@ -1,4 +1,4 @@
-"""Every pipeline by name: the stages, and for each model its whole path. Nodes import what they need when they run."""
+"""Registry of pipelines: the stages, and for each model its path from the raw log to the report."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Maps what follows ``--pipelines`` to a pipeline, built for the models of the command.
+    """Map names for ``--pipelines`` to pipelines, built for the models of the command.
 
-    Without a command (kedro-viz, ``kedro registry list``) stages are those of the default model and its
-    baselines. ``__default__`` is all stages; a model's name is the path of this model from the raw log to the report.
+    ``__default__`` is all stages, a model's name the path of this model from the raw log to the report. Without a
+    command (kedro-viz, ``kedro registry list``) stages are those of the default model and its baselines.
     """
     with one_line_errors():
         configuration, wiring = current()
@@ -55,5 +55,5 @@ def register_pipelines() -> dict[str, Pipeline]:
 
 
 def whole(wiring: Wiring) -> Pipeline:
-    """All stages of a run of the project, one after the other."""
+    """All stages of a whole run as one pipeline."""
     return sum((FACTORIES[name](wiring) for name in STAGES), start=Pipeline([]))

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, elsewhere a log line every ten seconds.
+"""Progress of long work: a bar with the remaining time on a terminal, else a log line every ten seconds.
 
 Work that takes less than three seconds shows nothing. Nested progress shares one line: the innermost that has run for
 three seconds is shown. What is not logged (`recpipe.progress` at INFO) is not drawn either, so that logging is the
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """`duration` in whole seconds."""
+    """Like `duration`, in whole seconds."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -53,15 +53,15 @@ def time_left(seconds: float) -> str:
 
 
 def current_step() -> str:
-    """Label of the step that runs (`train sasrec`); empty outside of steps."""
-    found = _innermost.get()
-    while isinstance(found, Progress):
-        found = found.outer
-    return "" if found is None else found.label
+    """Label of the running step (`train sasrec`); empty outside of steps."""
+    scope = _innermost.get()
+    while isinstance(scope, Progress):
+        scope = scope.outer
+    return "" if scope is None else scope.label
 
 
 class Display:
-    """The one line that shows what runs now: on a terminal drawn in place, else logged now and then.
+    """The line on current work: redrawn in place on a terminal, else logged at intervals.
 
     `due` is the clock's time from which on `show` is worth calling.
     """
@@ -91,31 +91,29 @@ class Display:
         from tqdm import tqdm
 
         if self._bar is None:
-            self._bar = tqdm(
-                total=1.0, leave=False, file=self.stream, dynamic_ncols=True, bar_format=" ", mininterval=0
-            )
+            look = {"leave": False, "dynamic_ncols": True, "bar_format": " ", "mininterval": 0}
+            self._bar = tqdm(total=1.0, file=self.stream, **look)
         between = " |{bar:20}| " if share is not None else ": " if text else ""
         self._bar.bar_format, self._bar.n = f"{_literal(name)}{between}{_literal(text)}", share or 0.0
         self._bar.refresh()
 
     def beat(self, name: str, seconds: float) -> None:
-        """For a thread that watches: shows that `name` still runs, ever more seldom, where nothing else says so."""
+        """Show that `name` still runs, at growing intervals, unless its progress was shown; for a watching thread."""
         if self.clock() < self._silent_until:
             return
         self.show(name, f"running for {time_left(seconds)}")
         if not self.terminal:
-            self._silence = min(2 * self._silence, SILENCE)
-            self.due = self.clock() + LONG
+            self._silence, self.due = min(2 * self._silence, SILENCE), self.clock() + LONG
 
     def close(self) -> None:
-        """Takes the line off the terminal."""
+        """Remove the line from the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class Step:
-    """A step of a pipeline as what encloses its progress; `name` stands before what is shown, `[ 3/14] embed text`.
+    """A step of a pipeline, which encloses its progress; `name` is shown before it, `[ 3/14] embed text`.
 
     `enter` and `close` are separate calls, as hooks have them; `enter` is called in the thread that does the work.
     """
@@ -131,18 +129,18 @@ class Step:
             self.display.draw(f"{self.name} …")
 
     def enter(self) -> None:
-        """Progress of this thread belongs to this step from now on."""
+        """Attach the progress of this thread to this step."""
         _innermost.set(self)
 
     def close(self) -> None:
-        """No step runs any more."""
+        """End the step."""
         _innermost.set(None)
         if self.display is not None:
             self.display.close()
 
 
 class Progress:
-    """How much of some work is done. A context manager; `add` in it costs one look at the clock."""
+    """Progress of some work, as a context manager; `add` is cheap enough for inner loops."""
 
     def __init__(
         self,
@@ -156,9 +154,7 @@ class Progress:
     ) -> None:
         self.total, self.what, self.unit, self.at_most = total, what, unit, at_most
         self.done = 0
-        self._first: tuple[float, int] | None = (
-            None  # time and units of the first `add`; before it, things load
-        )
+        self._first: tuple[float, int] | None = None  # time and units at the first `add`, after loading
         self.outer = _innermost.get()
         self._clock, self._stream = clock, stream
         self._notes: dict[str, Any] = {}
@@ -179,7 +175,7 @@ class Progress:
         self._closing.close()
 
     def add(self, count: int = 1, **notes: Any) -> None:
-        """`count` more units are done; `notes`, such as `loss=2.31`, are shown behind them (numbers or tensors)."""
+        """Add `count` finished units; `notes` such as `loss=2.31` (numbers or tensors) are shown behind them."""
         self.done += count
         if self._display is None:
             return
@@ -191,31 +187,30 @@ class Progress:
             self._show(now)
 
     def skip(self, count: int) -> None:
-        """`count` units were done at an earlier time; to be called before `add`."""
+        """Count units that were finished at an earlier time; call it before `add`."""
         self.done += count
 
     def over(self, values: Iterable[Item]) -> Iterator[Item]:
-        """`values`, each of them counted as one unit when the next one is asked for."""
+        """Iterate over `values` and count each as one unit."""
         for value in values:
             yield value
             self.add()
 
     @property
     def name(self) -> str:
-        """With what encloses it: `evaluate sasrec: rank users`; `train sasrec` where the step says it all."""
+        """Name with that of the enclosing step: `evaluate sasrec: rank users`."""
         if self.outer is None:
             return self.what
         label = self.outer.label if isinstance(self.outer, Step) else self.outer.what
-        same = label.startswith(self.what) or self.what.startswith(label)
-        return self.outer.name if same else f"{self.outer.name}: {self.what}"
+        is_same = label.startswith(self.what) or self.what.startswith(label)
+        return self.outer.name if is_same else f"{self.outer.name}: {self.what}"
 
     def text(self, now: float) -> str:
         """`1,240 of 3,900 steps, 32 %, at most 1 min 20 s left, loss 5.31`."""
         notes = [f"{key} {float(value):.4g}" for key, value in self._notes.items()]
         if self.total is None:
-            return ", ".join(
-                [_amount(self.done, self.unit), f"{time_left(now - self.started)} so far", *notes]
-            )
+            so_far = f"{time_left(now - self.started)} so far"
+            return ", ".join([_amount(self.done, self.unit), so_far, *notes])
         parts = [_amount(self.done, self.unit, self.total), f"{100 * self.share:.0f} %"]
         if self._first is not None and self.done > self._first[1]:
             seconds, units = now - self._first[0], self.done - self._first[1]
@@ -225,7 +220,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """How much is done, from 0 to 1."""
+        """Finished share of the work, from 0 to 1."""
         return min(self.done / self.total, 1.0) if self.total else 0.0
 
     def _show(self, now: float) -> None:
@@ -233,10 +228,10 @@ class Progress:
         if now - self.started < LONG and not isinstance(self.outer, Progress):
             self._display.due = self.started + LONG
             return
-        shown = self
-        while isinstance(shown.outer, Progress) and now - shown.started < LONG:
-            shown = shown.outer
-        self._display.show(shown.name, shown.text(now), None if shown.total is None else shown.share)
+        scope = self
+        while isinstance(scope.outer, Progress) and now - scope.started < LONG:
+            scope = scope.outer
+        self._display.show(scope.name, scope.text(now), None if scope.total is None else scope.share)
 
     def _shared_display(self) -> Display | None:
         outer = self.outer
@@ -270,19 +265,17 @@ def progress(
 
 
 def logging_above_bars() -> AbstractContextManager[None]:
-    """Inside, log lines for the terminal appear above the bar and not in the middle of it."""
+    """Context in which log lines on the terminal appear above the bar."""
     streams = {getattr(handler, "stream", None) for handler in logging.root.handlers}
     if not _is_terminal(sys.stderr) or not {sys.stderr, sys.stdout}.intersection(streams):
-        return (
-            nullcontext()
-        )  # without such a handler the redirection would log to the terminal where nothing did
+        return nullcontext()  # else the redirection would log to a terminal that no handler logs to
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     return logging_redirect_tqdm()
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Whether a line of `stream` can be drawn anew; not on a terminal that has no size, as some of CI."""
+    """Whether a line of `stream` can be redrawn; not on a terminal without a size, such as some in CI."""
     if not stream.isatty():
         return False
     try:
@@ -294,16 +287,13 @@ def _is_terminal(stream: TextIO) -> bool:
 def _amount(done: int, unit: str, total: int | None = None) -> str:
     if unit == BYTES:
         scale, name = (1e9, "GB") if (total or done) >= 1e9 else (1e6, "MB")
-        return (
-            f"{done / scale:.1f} {name}"
-            if total is None
-            else f"{done / scale:.1f} of {total / scale:.1f} {name}"
-        )
+        of_total = "" if total is None else f" of {total / scale:.1f}"
+        return f"{done / scale:.1f}{of_total} {name}"
     return f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
 
 
 def _literal(text: str) -> str:
-    """`text` as a part of tqdm's `bar_format`."""
+    """Escape `text` for tqdm's `bar_format`."""
     return text.replace("{", "{{").replace("}", "}}")
 
 

@@ -1,7 +1,7 @@
 """Kedro's session and config loader of this project: one configuration, and pipelines built for the models of a run.
 
-The configuration is read and checked once (``recpipe.config``). Kedro gets from it the parameters, and the globals that
-catalog entries are made of.
+``recpipe.config`` reads and checks the configuration once. Kedro gets its parameters from there, and the globals for
+the paths of the catalog.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
+from kedro.utils import find_kedro_project
 
 from recpipe.config import ConfigError, Configuration
 from recpipe.hooks.checks import check_types
-from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines
+from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals
 from recpipe.pipelines.seeds import parsed, plan
 from recpipe.pipelines.wiring import command_wiring, model_info, remember, wired
 
@@ -26,7 +27,7 @@ NODE_FILTERS = ("tags", "node_names", "namespaces", "from_nodes", "to_nodes", "f
 
 
 class RecpipeConfigLoader(OmegaConfigLoader):
-    """Kedro's loader for the catalog, credentials and mlflow.yml; parameters and globals come from ``Configuration``."""
+    """Kedro's loader of catalog, credentials and mlflow.yml; parameters and globals come from ``Configuration``."""
 
     def __init__(
         self,
@@ -35,47 +36,51 @@ class RecpipeConfigLoader(OmegaConfigLoader):
         runtime_params: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.configuration = Configuration.read(Path(conf_source), env, runtime_params, model_info)
+        conf = Path(conf_source).resolve()
+        project = find_kedro_project(conf) or find_kedro_project(Path.cwd())
+        self.configuration = Configuration.read(conf, env, runtime_params, model_info, project)
         remember(self.configuration)
+        reload_pipelines()  # those of an earlier session in this process are of other models
         self._parameters: dict[str, Any] | None = None
         super().__init__(conf_source, env=env, runtime_params=dict(runtime_params or {}), **options)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """As Kedro's. ``globals``: all single values of the top level, such as ``dataset``, ``seed`` and ``data``."""
+        """As in Kedro. ``globals`` are all scalars of the top level, such as ``dataset``, ``seed`` and ``data``."""
         if key == "globals":
             return self.configuration.scalars()
         if key == "parameters":
             if self._parameters is None:
                 self._parameters = self.configuration.parameters(self.configuration.model_names)
             return self._parameters
+        restore_globals(self)
         return super().__getitem__(key)
 
 
 class RecpipeSession(SessionWithOneLoader):
-    """Kedro's session, which builds pipelines for the models of the command and runs every seed of ``seeds``."""
+    """Kedro's session with pipelines for the models of the command, and a run for each of ``seeds``."""
 
     @property
     def configuration(self) -> Configuration:
-        """What the files and ``--params`` say."""
+        """The configuration of the files and ``--params``."""
         loader = self.config_loader
         assert isinstance(loader, RecpipeConfigLoader)
         return loader.configuration
 
     def run(self, *args: Any, **options: Any) -> dict[str, Any]:
-        """As KedroSession.run. Raises ConfigError for an unknown data set, model or parameter before anything runs."""
+        """As KedroSession.run. Raises ConfigError for unknown names and wrong types before the first node."""
         options = dict(inspect.signature(super().run).bind(*args, **options).arguments)
         options["pipeline_names"] = _pipeline_names(options)
-        if seeds := chosen_seeds(self.configuration):
+        if seeds := requested_seeds(self.configuration):
             return self._run_seeds(seeds, options)
-        named = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
-        wiring = command_wiring(self.configuration, options["pipeline_names"], named)
+        filters = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
+        wiring = command_wiring(self.configuration, options["pipeline_names"], filters)
         check_types(self.configuration, wiring.runs.values())
         with wired(wiring):
             reload_pipelines()
             return super().run(**options)
 
     def _run_seeds(self, seeds: list[int], options: dict[str, Any]) -> dict[str, Any]:
-        """One session a seed, as Kedro allows one run for each; returns what the last one returns."""
+        """Run a session for each seed, since Kedro allows one run in each; return the outputs of the last one."""
         filtered = any(options.get(name) for name in NODE_FILTERS)
         outputs: dict[str, Any] = {}
         for seed, pipelines in plan(seeds, options["pipeline_names"], filtered=filtered):
@@ -87,15 +92,15 @@ class RecpipeSession(SessionWithOneLoader):
 
 
 def _pipeline_names(options: dict[str, Any]) -> list[str]:
-    """Names of pipelines, however they were given; the singular is deprecated by Kedro."""
+    """Names of pipelines, from the plural option and the singular one, which Kedro deprecates."""
     names = [options.pop("pipeline_name", None), *(options.get("pipeline_names") or ())]
     return [name for name in names if name]
 
 
-def chosen_seeds(configuration: Configuration) -> list[int]:
-    """The seeds to run one after the other, none for a single run.
+def requested_seeds(configuration: Configuration) -> list[int]:
+    """The seeds to run one after the other, empty for a single run.
 
-    Raises ConfigError for what is no seed, and where one seed is given too.
+    Raises ConfigError for values that are no seeds, and where the command line sets both ``seed`` and ``seeds``.
     """
     try:
         seeds = parsed(configuration["seeds"])

@@ -1,4 +1,4 @@
-"""Kedro's project settings: how configuration is read, which session runs, which hooks listen.
+"""Kedro's project settings: config loader, session and hooks.
 
 https://docs.kedro.org/en/stable/configure/configuration_basics/ lists what may stand here.
 """
@@ -8,11 +8,11 @@ from recpipe.session import RecpipeConfigLoader, RecpipeSession
 
 SESSION_CLASS = RecpipeSession
 
-# Kedro calls the last one first: checks come before tracking, the summary before where it was tracked, and the line
-# on the whole run before both.
+# Kedro calls the last one first. So checks come before tracking; at the end the console's line comes before the summary
+# and the summary before the address in MLflow.
 HOOKS = (TrackingHooks(), SummaryHooks(), ChecksHooks(), ConsoleHooks())
 
-# kedro-viz draws what a run did only where no tags were given, and warns of it otherwise.
+# kedro-viz records runs only where no tags were given, and logs a warning otherwise.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-viz",)
 
 CONFIG_LOADER_CLASS = RecpipeConfigLoader

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recpipe.config import ConfigError, Configuration, ModelInfo, resolve
+from recpipe.config import ConfigError, Configuration, ModelInfo, read_parameters, resolve
+from recpipe.config.run_config import TOP_LEVEL
 from recpipe.config.tree import Tree, leaves, merge, plain, tree_of
 
 FILES: dict[str, Any] = {
@@ -156,11 +158,26 @@ def test_every_value_knows_where_it_comes_from() -> None:
             {"a": {"type": "net", "datasets": {"film": {"dim": 3}}}},
             r"dataset of models.a 'film' \(did you mean 'films'",
         ),
+        (
+            {"a": {"type": "net", "datasets": {"films": {"type": "popular"}}}},
+            "datasets.films.type: datasets may override settings, not the type",
+        ),
     ],
 )
 def test_models_that_cannot_be_resolved_are_refused_by_name(models: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Configuration(files(models=models)).check()
+
+
+def test_a_block_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"unknown parameter 'trian' \(did you mean 'train'\?\)"):
+        Configuration(files(trian={"window": 3})).check()
+    with pytest.raises(ConfigError, match=r"train is 5; it must be a block"):
+        Configuration(files(train=5)).check()
+
+
+def test_the_names_of_the_top_level_are_those_of_the_conf(project: Path) -> None:
+    assert set(read_parameters(project / "conf", "base")) == set(TOP_LEVEL)
 
 
 def test_a_profile_that_does_not_exist_is_refused() -> None:

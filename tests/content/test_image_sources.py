@@ -55,7 +55,10 @@ def test_a_column_of_names_or_of_lists() -> None:
     [
         ({}, "either `name` or `column`, not none"),
         ({"name": "{item_id}", "column": "image"}, "not both"),
-        ({"colum": "image"}, "unknown setting 'colum', did you mean 'column'.; known: from, name, column"),
+        (
+            {"colum": "image"},
+            r"unknown setting 'colum' \(did you mean 'column'\?\); known: from, name, column",
+        ),
         ({"column": "image", "timeout": 0}, "timeout 0"),
     ],
 )

@@ -211,8 +211,8 @@ def test_the_engine_keeps_to_its_limit_by_spilling_and_cleans_up(tmp_path: Path)
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        ({"name": "flink"}, "unknown engine 'flink'.*duckdb, spark"),
-        ({"memory": "4GB"}, "unknown engine setting 'memory'.*memory_limit"),
+        ({"name": "flink"}, "unknown ingest.engine.name 'flink'.*duckdb, spark"),
+        ({"memory": "4GB"}, "unknown setting of ingest.engine 'memory'.*memory_limit"),
         ({"memory_limit": "plenty"}, "memory_limit"),
         ({"name": "spark", "memory_limit": "plenty"}, "memory_limit 'plenty': write a number"),
         ({"settings": {"no_such_setting": 1}}, "no_such_setting"),

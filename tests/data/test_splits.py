@@ -204,7 +204,9 @@ def test_protocol_id_changes_with_what_moves_a_number_and_only_with_that():
     assert one.same_data(Protocol(dataset="x", fingerprint="f", seed=1, exclude_seen=False)) == []
     assert one.same_data(Protocol(dataset="x", fingerprint="f", seed=1, time="query")) == []
     assert one.same_data(Protocol(dataset="x", fingerprint="g", seed=1)) == ["fingerprint"]
-    with pytest.raises(ValueError, match="unknown protocol keys"):
+    with pytest.raises(
+        ValueError, match=r"unknown protocol key 'exclude_sene' \(did you mean 'exclude_seen'\?\)"
+    ):
         Protocol.from_dict({"dataset": "x", "exclude_sene": True})
 
 

@@ -115,7 +115,7 @@ def test_the_values_have_the_mean_that_enumeration_gives():
     found = tie_sensitivity(bundle(Fixed()), FOLD, TRAIN, PROTOCOL, metric="mrr@20", permutations=400)
     allowed = [(4, 5), (5, 6, 7), (10,), (12,)]  # item i always has rank i
     expected = np.mean([np.mean([1 / item for item in row]) for row in allowed])
-    assert np.mean(found.values) == pytest.approx(expected, abs=0.001)
+    assert np.mean(found.values) == pytest.approx(expected, abs=0.002)  # 4 deviations of the mean
     assert found.as_ordered == pytest.approx(np.mean([1 / 5, 1 / 7, 1 / 10, 1 / 12]))
     assert min(found.values) <= found.low < found.high <= max(found.values)
     assert (found.other_target, found.other_history) == (0.5, 0.75)

@@ -71,7 +71,7 @@ def three_steps(clock: Clock, *, last: Callable[..., int] | None = None) -> Pipe
     return Pipeline(
         [
             Node(clock.during(18.24), None, "a", name="embed_text"),
-            Node(clock.during(0.04), "a", "b", name="fit_quantizer", namespace="text_ids"),
+            Node(clock.during(0.04), "a", "b", name="fit_quantizer", namespace="text"),
             Node(last or clock.during(150), "b", "c", name="train_model", namespace="sasrec"),
         ]
     )
@@ -89,11 +89,13 @@ def catalog(tmp_path: Path) -> DataCatalog:
     [
         ("embed_text", "embed text"),
         ("ingest_log", "ingest log"),
+        ("ingest.ingest_log", "ingest log"),
+        ("text.embed_text", "embed text"),
         ("sasrec.train_model", "train sasrec"),
         ("popular_recent.evaluate_model", "evaluate popular_recent"),
         ("sasrec.vary_model", "vary sasrec"),
-        ("text_ids.fit_quantizer", "fit quantizer (text)"),
-        ("text_image_ids.measure_ids", "measure ids (text image)"),
+        ("text.fit_quantizer", "fit quantizer (text)"),
+        ("text_image.measure_ids", "measure ids (text image)"),
         ("sasrec.permute_ties", "permute ties (sasrec)"),
         ("ensemble.evaluate_ensemble", "evaluate ensemble"),
         ("train_model", "train model"),
@@ -144,7 +146,7 @@ def test_resuming_begins_where_everything_that_is_needed_is_on_disk(clock, lines
     partly = DataCatalog({"a": catalog["a"]})  # b is kept in memory only
     with pytest.raises(ValueError):
         run(hooks, three_steps(clock, last=clock.during(1, fails=ValueError("no"))), partly)
-    assert hooks.resume_argument() == '--from-nodes "text_ids.fit_quantizer"'
+    assert hooks.resume_argument() == '--from-nodes "text.fit_quantizer"'
 
 
 def test_where_the_first_step_fails_there_is_nothing_to_resume(clock, lines) -> None:

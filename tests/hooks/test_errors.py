@@ -18,9 +18,9 @@ from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.polars import EagerPolarsDataset
 from pydantic import BaseModel
-from recpipe.pipelines.parameters import Refused
 
 from recpipe import cli
+from recpipe.config import ConfigError
 from recpipe.data.sources.fetch import SourceMissing
 from recpipe.hooks import ConsoleHooks, errors
 from recpipe.hooks.errors import RunError, RunInterrupted, error_message, one_line_errors
@@ -69,7 +69,13 @@ def test_a_value_that_is_refused_ends_as_one_sentence_and_how_to_go_on(console) 
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("no"), DatasetError("no"), MissingConfigException("no"), FileNotFoundError(2, "no", "x")],
+    [
+        ValueError("no"),
+        ConfigError("no"),
+        DatasetError("no"),
+        MissingConfigException("no"),
+        FileNotFoundError(2, "no", "x"),
+    ],
 )
 def test_what_a_user_can_change_has_no_traceback(error) -> None:
     with pytest.raises(RunError), one_line_errors():
@@ -83,10 +89,10 @@ def test_faults_of_the_program_stay_as_they_are(kind) -> None:
 
 
 def test_what_was_said_well_already_stays(console) -> None:
-    refused = Refused("unknown model 'sasrek'")
-    with pytest.raises(Refused) as caught, one_line_errors():
-        raise refused
-    assert caught.value is refused
+    error = click.UsageError("no such option: --piplines")
+    with pytest.raises(click.UsageError) as caught, one_line_errors():
+        raise error
+    assert caught.value is error
 
 
 def test_where_kedro_logs_everything_tracebacks_are_shown() -> None:
@@ -155,11 +161,19 @@ def test_the_command_line_shows_a_traceback_only_if_asked(monkeypatch, verbose) 
         assert "Traceback" not in found.output
 
 
+@pytest.mark.parametrize("value", ["x=[1", "seed", "seed=1,seed.a=2"])
+def test_params_that_cannot_be_read_are_one_line(value: str) -> None:
+    found = CliRunner().invoke(cli.run, [f"--params={value}"])
+    assert found.exit_code == 1
+    assert found.output.startswith("Error: --params: ") and found.output.count("\n") == 1
+
+
 def test_kedro_run_names_what_is_wrong_and_ends_with_1(project_copy: Path, project: Path) -> None:
+    """From a subfolder too, with the project's own logging."""
     command = [sys.executable, "-m", "kedro", "run", "--env", "test", "--pipelines=evaluate"]
     done = subprocess.run(
         [*command, "--params=model=popular"],
-        cwd=project_copy,
+        cwd=project_copy / "data",
         env=os.environ | {"PYTHONPATH": str(project / "src")},
         capture_output=True,
         text=True,

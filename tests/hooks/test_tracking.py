@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import plotly.graph_objects as go
 import plotly.io as pio
-import polars as pl
+import pyarrow as pa
 import pytest
 from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import DataCatalog, MemoryDataset
@@ -17,9 +17,12 @@ from kedro.pipeline import Node, Pipeline
 from kedro.runner import SequentialRunner
 from pydantic import BaseModel
 
+from recpipe.config import RunConfig
+from recpipe.evaluation.evaluate import Evaluation
 from recpipe.hooks import TrackingHooks
-from recpipe.hooks.values import allowed, flat, metric_values
-from recpipe.io.files import FigureDataset, TextDataset
+from recpipe.hooks.values import allowed, flat, metric_values, numbers
+from recpipe.io.figures import FiguresDataset
+from recpipe.io.files import TextDataset
 from recpipe.pipelines.progress import tell
 
 METRICS = {
@@ -39,13 +42,14 @@ class Block(BaseModel):
     size: int = 4
 
 
-def train(params: dict, block: Block) -> tuple[str, pl.DataFrame]:
+def train(params: dict, block: Block) -> SimpleNamespace:
+    """As much of a bundle as is tracked; the first epoch was logged when it ended."""
     tell(CURVE[0])
-    return "bundle", pl.DataFrame(CURVE)
+    return SimpleNamespace(curve=CURVE)
 
 
-def evaluate(bundle: str, params: dict) -> dict:
-    return METRICS
+def evaluate(bundle: SimpleNamespace, params: dict) -> Evaluation:
+    return Evaluation(METRICS, pa.table({}), pa.table({}))
 
 
 def fail(params: dict) -> str:
@@ -53,12 +57,16 @@ def fail(params: dict) -> str:
 
 
 def models_of(*names: str) -> Pipeline:
-    nodes = [
-        Node(train, ["params:train", "params:block"], ["bundle", "curves"], name="train"),
-        Node(evaluate, ["bundle", "params:train"], "metrics", name="evaluate"),
+    """Wired as in recpipe: the names of datasets that cross groups have no dot."""
+    return Pipeline([node for name in names for node in _nodes(name)])
+
+
+def _nodes(name: str) -> list[Node]:
+    bundle, evaluation = f"{name}_bundle", f"{name}_evaluation"
+    return [
+        Node(train, ["params:train", "params:block"], bundle, name="train", namespace=name),
+        Node(evaluate, [bundle, "params:train"], evaluation, name="evaluate", namespace=name),
     ]
-    parameters = {"params:train", "params:block"}
-    return sum((Pipeline(nodes, namespace=name, parameters=parameters) for name in names), start=Pipeline([]))
 
 
 @pytest.fixture
@@ -93,14 +101,17 @@ def catalog_in(folder: Path) -> DataCatalog:
         "params:dataset": MemoryDataset("shop"),
         "params:train": MemoryDataset({"lr": 0.1, "loss": {"name": "full"}}),
         "params:block": MemoryDataset(Block()),
-        "params:datasets": MemoryDataset({"shop": {"title": "Shop"}, "other": {"title": "Other"}}),
+        "params:datasets.shop": MemoryDataset({"title": "Shop"}),
         "steps": TextDataset(filepath=str(folder / "steps.txt"), metadata={"mlflow": "artifact"}),
-        "bars": FigureDataset(filepath=str(folder / "bars.json"), metadata={"mlflow": "figure"}),
-        "nothing": FigureDataset(filepath=str(folder / "nothing.json"), metadata={"mlflow": "figure"}),
+        "figures": FiguresDataset(
+            path=str(folder / "figures"), preview="bars", metadata={"mlflow": "figures"}
+        ),
+        "protocol": MemoryDataset(metadata={"mlflow": "protocol"}),
+        "quality": MemoryDataset(metadata={"mlflow": "numbers"}),
     }
     for name in ("one", "two"):
-        entries[f"{name}.metrics"] = MemoryDataset(metadata={"mlflow": "metrics"})
-        entries[f"{name}.curves"] = MemoryDataset(metadata={"mlflow": "curves"})
+        entries[f"{name}_evaluation"] = MemoryDataset(metadata={"mlflow": "metrics"}, copy_mode="assign")
+        entries[f"{name}_bundle"] = MemoryDataset(metadata={"mlflow": "curves"}, copy_mode="assign")
     return DataCatalog(entries)
 
 
@@ -135,7 +146,7 @@ def found(place: Path, experiment: str = "t-shop") -> tuple[object, list]:
 
 def test_a_parent_and_one_nested_run_per_model_for_train_and_evaluate_together(place, conf) -> None:
     steps = Node(
-        lambda datasets, dataset: "text", ["params:datasets", "params:dataset"], "steps", name="shared"
+        lambda datasets, dataset: "text", ["params:datasets.shop", "params:dataset"], "steps", name="shared"
     )
     run(Pipeline([steps]) + models_of("one", "two"), conf, place)
     client, runs = found(place)
@@ -163,16 +174,35 @@ def test_a_parent_and_one_nested_run_per_model_for_train_and_evaluate_together(p
 
 
 def test_figures_are_artifacts_in_a_folder_and_empty_ones_are_none(place, conf) -> None:
-    def draw(dataset: str) -> tuple[go.Figure, go.Figure]:
-        return go.Figure(go.Bar(y=[1, 2])), go.Figure()
+    def draw(dataset: str) -> dict[str, go.Figure]:
+        return {"bars": go.Figure(go.Bar(y=[1, 2])), "nothing": go.Figure()}
 
-    run(Pipeline([Node(draw, "params:dataset", ["bars", "nothing"], name="draw")]), conf, place)
+    run(Pipeline([Node(draw, "params:dataset", "figures", name="draw", namespace="report")]), conf, place)
     client, (parent,) = found(place)
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["figures"]
     (file,) = client.list_artifacts(parent.info.run_id, "figures")
     assert file.path == "figures/bars.json"
     assert pio.read_json(client.download_artifacts(parent.info.run_id, file.path)).data[0].y == (1, 2)
-    assert (place / "nothing.json").is_file()  # the catalog has it all the same
+    assert (place / "figures" / "nothing.json").is_file()  # the catalog has it all the same
+
+
+def test_ids_have_a_run_of_their_own_and_what_all_share_goes_to_the_parent(place, conf) -> None:
+    def split(dataset: str) -> SimpleNamespace:
+        return SimpleNamespace(split={"id": "abcd1234", "sizes": {"users": 7}})
+
+    def measure(dataset: str) -> dict:
+        return {"levels": [{"usage": 0.9}, {"usage": 0.5}]}
+
+    nodes = [
+        Node(split, "params:dataset", "protocol", name="split"),
+        Node(measure, "params:dataset", "quality", name="measure", namespace="text"),
+    ]
+    run(Pipeline(nodes), conf, place)
+    client, runs = found(place)
+    parent, text = sorted(runs, key=lambda each: "mlflow.parentRunId" in each.data.tags)
+    assert text.info.run_name == "text"
+    assert text.data.metrics == {"levels/1/usage": 0.9, "levels/2/usage": 0.5}
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["protocol.json"]
 
 
 def test_the_settings_in_force_are_parameters_of_the_models_run(place, conf, monkeypatch) -> None:
@@ -187,7 +217,7 @@ def test_the_settings_in_force_are_parameters_of_the_models_run(place, conf, mon
 
 def test_an_error_marks_all_runs_failed_with_its_reason_and_is_still_raised(place, conf) -> None:
     with pytest.raises(RuntimeError, match="no such luck"):
-        run(models_of("one") + Pipeline([Node(fail, "one.metrics", "never", name="z_fail")]), conf, place)
+        run(models_of("one") + Pipeline([Node(fail, "one_evaluation", "never", name="z_fail")]), conf, place)
     _, runs = found(place)
     assert [each.info.status for each in runs] == ["FAILED", "FAILED"]
     assert [each.data.tags.get("error") for each in runs] == ["RuntimeError: no such luck", None]
@@ -222,10 +252,25 @@ def test_a_run_cut_off_without_an_error_is_marked_killed_at_exit(place, conf) ->
     hooks.before_pipeline_run(
         {"pipeline_names": None, "env": "", "run_id": ""}, Pipeline([]), catalog_in(place)
     )
-    assert hooks._runs is not None
-    hooks._runs.guard(hooks._runs._killed)
+    hooks.before_node_run(models_of("one").nodes[0], {"params:train": {"lr": 0.1}})
+    runs = hooks._runs
+    assert runs is not None
+    runs._queue.shutdown()  # as at the end of the process
+    runs._killed()
     _, runs = found(place)
     assert [each.info.status for each in runs] == ["KILLED"]
+
+
+def test_runs_that_ctrl_c_left_open_are_marked_killed_by_the_next_run_of_the_process(place, conf) -> None:
+    def stopped(params: dict) -> str:
+        raise KeyboardInterrupt
+
+    hooks = TrackingHooks()
+    with pytest.raises(KeyboardInterrupt):
+        run(Pipeline([Node(stopped, "params:train", "never", name="stop")]), conf, place, hooks=hooks)
+    run(models_of("one"), conf, place, hooks=hooks)
+    _, runs = found(place)
+    assert sorted(each.info.status for each in runs) == ["FINISHED", "FINISHED", "KILLED"]
 
 
 def test_an_unknown_kind_of_tracking_in_the_catalog_is_an_error(place, conf) -> None:
@@ -236,13 +281,19 @@ def test_an_unknown_kind_of_tracking_in_the_catalog_is_an_error(place, conf) -> 
     hooks.before_pipeline_run({"pipeline_names": None, "env": "", "run_id": ""}, Pipeline([]), catalog)
     with pytest.raises(
         ValueError,
-        match="of odd in the catalog is 'metric'; allowed: metrics, numbers, curves, artifact, figure",
+        match="of odd in the catalog is 'metric'; allowed: metrics, protocol, numbers, curves, artifact, figures",
     ):
-        hooks.after_dataset_saved("odd", {})
+        hooks.after_dataset_saved("odd", {}, Node(fail, "params:train", "odd"))
 
 
 def test_names_and_values_are_what_mlflow_takes() -> None:
     assert flat({"a": {"b": [1, 2]}, "c": None}, "x") == {"x.a.b": "[1, 2]", "x.c": "None"}
     assert flat("v" * 600, "x@y")["x_at_y"] == "v" * 500
+    run_config = RunConfig(
+        name="m", dataset="d", type="t", settings={"dim": 8}, train={"ema": None}, side={}, cold_users={}
+    )
+    found = flat(run_config, "models.m")
+    assert (found["models.m.dim"], found["models.m.train.ema"]) == ("8", "None")
     assert allowed("hit@5 (all)") == "hit_at_5 _all_"
     assert metric_values({"test": {"a": True, "b": "x", "c": math.inf, "d": 1}}) == {"test/d": 1.0}
+    assert numbers({"a": [{"b": 1}, {"b": True}], "c": {"d": 2.5, "e": "x"}}) == {"a/1/b": 1.0, "c/d": 2.5}

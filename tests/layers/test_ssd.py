@@ -45,7 +45,7 @@ def test_chunks_equal_the_recurrence(T, chunk):
     exact = recurrence(*inputs(T))
     torch.testing.assert_close(ssd(*inputs(T), chunk), exact, rtol=1e-11, atol=1e-11)
     single = inputs(T, torch.float32)
-    torch.testing.assert_close(ssd(*single, chunk), recurrence(*single), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ssd(*single, chunk), recurrence(*single), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 40])

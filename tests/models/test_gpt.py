@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import yaml
 from tests.synthetic import random_sequences, sequences
 
+from recpipe.config import Configuration, build_config, read_parameters
 from recpipe.data.batches import DeviceSequences
 from recpipe.data.packing import PackedBatches
 from recpipe.data.steps import TrainingBatches
@@ -15,8 +15,9 @@ from recpipe.layers import attention
 from recpipe.models.gpt import GPT, Block
 from recpipe.models.ordering import priority
 from recpipe.models.recommender import NextItem
-from recpipe.models.registry import build, resolve
+from recpipe.models.registry import build, side_config
 from recpipe.training.losses import FullSoftmax
+from recpipe.training.settings import TrainSettings
 
 ITEMS, WINDOW = 25, 10
 DATA = random_sequences(60, ITEMS, longest=16, seed=1)
@@ -201,22 +202,16 @@ def test_generation_is_a_loop_over_users(exclude_seen):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants_are_built_from_their_conf(name, project):
-    from recpipe.models.registry import configured, model_class, side_config
-    from recpipe.training.losses import make_loss
-    from recpipe.training.optim import make_optimiser
-    from recpipe.training.settings import TrainSettings, check_layout
-
-    block = yaml.safe_load((project / f"conf/base/parameters/models/{name}.yml").read_text())["models"][name]
-    for dataset in ("ml-1m", *block["datasets"]):
-        spec = resolve(block, dataset)
-        model = build(spec.type, spec.config, n_items=30, max_length=10)
-        settings = configured(TrainSettings, spec.train, where=name)
-        make_loss(settings.loss, torch.ones(31))
-        make_optimiser(model.parameters(), settings.optimiser)
-        check_layout(settings, model_class(spec.type))
-        assert settings.layout == "packed" and settings.gradient_clip and model.config.dropout > 0
-        assert side_config(spec, where=name).vectors == ("image" if name in VARIANTS[3:] else "none")
+def test_variants_train_packed_with_clipping_and_dropout_and_read_images_where_named(name, project):
+    """Whether they build and train at all is in tests/config/test_models.py."""
+    files = read_parameters(project / "conf", "base")
+    for dataset in files["datasets"]:
+        run = Configuration(files, {"dataset": dataset}).run(name)
+        settings = build_config(TrainSettings, run.train, where=name)
+        assert settings.layout == "packed" and settings.gradient_clip
+        assert build(run.type, run.settings, n_items=30, max_length=10).config.dropout > 0
+        side = side_config(run.type, run.side, where=name)
+        assert side.vectors == ("image" if name in VARIANTS[3:] else "none")
         assert settings.put_back == (name == "all_data")
 
 

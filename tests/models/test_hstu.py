@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import yaml
-from tests.synthetic import random_sequences, sequences
+from tests.synthetic import random_sequences, sequences, train_until
 
+from recpipe.config import Configuration, read_parameters
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.models.hstu import HSTU
-from recpipe.models.registry import build, configured, resolve
-from recpipe.training.losses import FullSoftmax
+from recpipe.models.registry import build
 
 ITEMS, N = 13, 9
 MODES = ("none", "last_item", "query")
@@ -192,13 +191,8 @@ def test_every_weight_learns_and_the_loss_falls_with_cosines(mode):
     batch = DeviceSequences(random_sequences(16, 25, longest=11), window=11, device="cpu").batch(
         np.arange(16)
     )
-    optimiser, losses = torch.optim.Adam(model.parameters(), 1e-2), []
-    for _ in range(60):
-        optimiser.zero_grad()
-        losses.append(model.loss(batch, FullSoftmax()))
-        losses[-1].backward()
-        optimiser.step()
-    assert losses[-1] < losses[0] / 4
+    losses = train_until(model, batch, lambda loss: loss < 1, rate=1e-2, at_most=200)
+    assert losses[0] > 4 and losses[-1] < 1
     assert all(weight.grad.abs().sum() > 0 for weight in model.parameters())
 
 
@@ -230,11 +224,8 @@ def test_settings_that_cannot_be_are_refused():
 @pytest.mark.parametrize(
     ("name", "time"), [("hstu", "none"), ("hstu_last_item", "last_item"), ("hstu_query", "query")]
 )
-def test_variants_are_built_from_their_conf_and_need_their_time(name, time, project):
-    from recpipe.training.settings import TrainSettings
-
-    block = yaml.safe_load((project / f"conf/base/parameters/models/{name}.yml").read_text())["models"][name]
-    for dataset in ("ml-1m", *block.get("datasets", {})):
-        spec = resolve(block, dataset)
-        assert build(spec.type, spec.config, n_items=30, max_length=10).requires_time == time
-        configured(TrainSettings, spec.train, where=name)
+def test_variants_need_their_time_on_every_data_set(name, time, project):
+    files = read_parameters(project / "conf", "base")
+    for dataset in files["datasets"]:
+        run = Configuration(files, {"dataset": dataset}).run(name)
+        assert build(run.type, run.settings, n_items=30, max_length=10).requires_time == time

@@ -11,31 +11,42 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recpipe.config import DataPaths, build_config
+from recpipe.config.schema import DatasetConfig, EmbedConfig
 from recpipe.pipelines.embed.nodes import embed_images, embed_text
 from recpipe.pipelines.ingest.nodes import ingest_log
 
-EMBED = {"text": "counts", "image": "none", "refit": False}
+EMBED = EmbedConfig(text="counts", image="none", refit=False)
 ENCODERS = {"counts": {"kind": "tfidf", "width": 4, "ngrams": "char", "min_count": 1}}
 ENGINE = {"name": "duckdb", "memory_limit": "1GB", "threads": 1, "spill_folder": None, "settings": {}}
 LOG = "user_id,item_id,timestamp\n" + "".join(f"u{n % 3},s{n % 5},{n}\n" for n in range(30))
 
 
+def dataset(**content: Any) -> DatasetConfig:
+    columns = {name: name for name in ("user_id", "item_id", "timestamp")}
+    block = {"source": "files", "title": "Shop", "options": {"columns": columns}, "content": content}
+    return build_config(DatasetConfig, block, where="datasets.shop")
+
+
+def paths(folder: Path) -> DataPaths:
+    """The raw files are in ``folder`` itself."""
+    return DataPaths(folder / "data", folder.parent, folder.name)
+
+
 def items(folder: Path, items: str) -> pl.DataFrame:
-    """Of a log of s0 to s4, through ingest."""
+    """Items of a log of s0 to s4, through ingest."""
     (folder / "log.csv").write_text(LOG)
     (folder / "items.csv").write_text(items)
     files = {"interactions": [str(folder / "log.csv")], "items": [str(folder / "items.csv")]}
-    options = {"columns": {name: name for name in ("user_id", "item_id", "timestamp")}}
-    conf = {"shop": {"source": "files", "options": options}}
-    table: pl.DataFrame = ingest_log({"files": files}, conf, "shop", {"engine": ENGINE}, folder / "spill")[1]
+    table: pl.DataFrame = ingest_log({"files": files}, dataset(), {"engine": ENGINE}, paths(folder))[1]
     return table
 
 
 def embedded(
     folder: Path, table: pl.DataFrame, template: str, tables: list[dict[str, Any]] | None = None
 ) -> Any:
-    datasets = {"shop": {"content": {"text": {"template": template, "tables": tables or []}}}}
-    return embed_text(table, folder, datasets, "shop", EMBED, ENCODERS, folder / "cache")
+    shop = dataset(text={"template": template, "tables": tables or []})
+    return embed_text(table, shop, EMBED, ENCODERS, paths(folder))
 
 
 def test_an_item_without_a_name_is_not_embedded_by_its_id(
@@ -73,25 +84,31 @@ def test_vectors_made_elsewhere_stand_for_texts_or_images(tmp_path: Path) -> Non
     table = items(tmp_path, "item_id,title\ns0,shoe\n")
     pq.write_table(pa.table({"sku": ["s3", "s0"], "v": [[3.0, 4.0], [0.0, 1.0]]}), tmp_path / "v.parquet")
     own = {"own": {"kind": "file", "file": "v.parquet", "item_id": "sku", "column": "v"}}
-    datasets = {"shop": {"content": {"text": {"template": "{title}"}, "image": {}}}}
-    embed = {"text": "own", "image": "own", "refit": False}
-    cache = tmp_path / "cache"
-    text = embed_text(table, tmp_path, datasets, "shop", embed, own, cache)
-    refused, image = embed_images(table, tmp_path, datasets, "shop", embed, own, cache)
+    shop = dataset(text={"template": "{title}"}, image={})
+    embed = EmbedConfig(text="own", image="own", refit=False)
+    text = embed_text(table, shop, embed, own, paths(tmp_path))
+    refused, image = embed_images(table, shop, embed, own, paths(tmp_path))
     for made in (text, image):
         assert made.present.tolist() == [True, False, False, True, False]
         assert made.vectors[3] == pytest.approx([0.6, 0.8])
-    assert refused.columns == ["item_id", "image", "reason"] and refused.is_empty() and not cache.exists()
+    assert refused.columns == ["item_id", "image", "reason"] and refused.is_empty()
+    assert not paths(tmp_path).cache("text").exists() and not paths(tmp_path).cache("image").exists()
     assert (text.about["modality"], image.about["modality"]) == ("text", "image")
 
 
 def test_an_unknown_kind_of_encoder_is_refused(tmp_path: Path) -> None:
     table = items(tmp_path, "item_id,title\ns0,shoe\n")
-    datasets = {"shop": {"content": {"image": {}}}}
-    embed = {"text": "none", "image": "own", "refit": False}
+    shop, embed = dataset(image={}), EmbedConfig(text="none", image="own", refit=False)
     with pytest.raises(ValueError, match="image_encoders.own.kind is 'tfidf'; allowed: encoder, file"):
-        embed_images(table, tmp_path, datasets, "shop", embed, {"own": {"kind": "tfidf"}}, tmp_path / "c")
+        embed_images(table, shop, embed, {"own": {"kind": "tfidf"}}, paths(tmp_path))
     with pytest.raises(ValueError, match="path"):
-        embed_images(
-            table, tmp_path, datasets, "shop", embed, {"own": {"kind": "file", "path": "x"}}, tmp_path / "c"
-        )
+        embed_images(table, shop, embed, {"own": {"kind": "file", "path": "x"}}, paths(tmp_path))
+
+
+def test_without_content_there_is_nothing_to_embed(tmp_path: Path) -> None:
+    table = items(tmp_path, "item_id,title\ns0,shoe\n")
+    embed = EmbedConfig(text="counts", image="own", refit=False)
+    with pytest.raises(ValueError, match="Shop: .*there is no text to embed"):
+        embed_text(table, dataset(image={}), embed, ENCODERS, paths(tmp_path))
+    with pytest.raises(ValueError, match="Shop: .*there are no images to embed"):
+        embed_images(table, dataset(), embed, ENCODERS, paths(tmp_path))

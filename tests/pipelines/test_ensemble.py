@@ -7,7 +7,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from recpipe.pipelines.blocks import EnsembleBlock
+from kedro.io import DatasetError
+
+from recpipe.config.schema import EnsembleConfig
 
 BLOCK = {"members": "a+b", "method": "rrf", "weights": "valid", "constant": 60.0, "metric": "ndcg@10"}
 DATASET = "online_retail"
@@ -61,7 +63,9 @@ def test_it_is_a_row_of_the_leaderboard_with_ranks_lists_and_a_submission(traine
 
 def test_a_member_that_is_not_trained_is_named_with_the_command(trained, session_in) -> None:
     with pytest.raises(
-        ValueError, match=r"no trained mf of online_retail with seed 42, only item_knn, popular, svd: `kedro"
+        DatasetError,
+        match=r"mf/seed_42/bundle does not exist: `kedro run --pipelines=train,evaluate --params "
+        "dataset=online_retail,model=mf,seed=42`",
     ):
         run(trained, session_in, "ensemble", ensemble={"members": "svd+mf"})
     with pytest.raises(ValueError, match=r"ensemble.members is not set: name two or more models"):
@@ -86,9 +90,9 @@ def test_ties_are_permuted_under_the_protocol_of_the_run(trained, session_in) ->
 
 def test_weights_are_words_or_numbers() -> None:
     def given(weights):
-        return EnsembleBlock(**{**BLOCK, "weights": weights}).given_weights()
+        return EnsembleConfig(**{**BLOCK, "weights": weights}).member_weights()
 
     assert (given("valid"), given("equal"), given("2+1"), given(1)) == ("valid", "equal", [2, 1], [1])
     with pytest.raises(ValueError, match="ensemble.weights is 'much'; allowed: valid, equal, or a number"):
         given("much")
-    assert EnsembleBlock(**BLOCK).names() == ["a", "b"]
+    assert EnsembleConfig(**BLOCK).names() == ["a", "b"]

@@ -232,6 +232,24 @@ def test_layers_never_turn_back(catalog, registered) -> None:
         assert max(layers(node.inputs), default=0) <= min(layers(node.outputs), default=9), node.name
 
 
+def test_what_mlflow_gets_of_each_entry_is_of_a_known_kind(catalog, registered) -> None:
+    kinds = {"metrics", "protocol", "numbers", "curves", "artifact", "figures"}
+    names = {name for pipeline in registered.values() for name in pipeline.all_outputs()}
+    tracked = {name: (catalog.get(name).metadata or {}).get("mlflow") for name in names}
+    assert {kind for kind in tracked.values() if kind is not None} == kinds
+    expected = {
+        "training_data": "protocol",
+        "sasrec_bundle": "curves",
+        "sasrec_evaluation": "metrics",
+        "sasrec_tie_sensitivity": "numbers",
+        "text_ids_quality": "numbers",
+        "text.id_figures": "figures",
+        "figures": "figures",
+        "report_html": "artifact",
+    }
+    assert {name: tracked[name] for name in expected} == expected
+
+
 def test_the_test_environment_writes_beside(project_copy, session_in) -> None:
     with session_in(project_copy, env="test") as session:
         path = file_of(session.load_context().catalog.get("sasrec_bundle"))

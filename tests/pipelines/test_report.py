@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 
 import pytest
@@ -10,20 +9,20 @@ from kedro.pipeline import Pipeline
 
 from recpipe.pipelines import geometry, report, semantic_ids
 from recpipe.pipelines.report.nodes import collect_runs
-from recpipe.reporting.captions import FIGURES
 
 
 @dataclass(frozen=True)
-class Made:
+class PartialWiring:
     """As much of a Wiring as these pipelines read."""
 
     dataset: str = "shop"
     models: tuple[str, ...] = ("sasrec",)
     kinds: tuple[str, ...] = ("text", "text_parts")
     results: tuple[str, ...] = ("sasrec_evaluation", "text_ids_quality", "text_parts_ids_quality")
+    requested: tuple[str, ...] = ("semantic_ids", "geometry", "report")
 
 
-def whole(wiring: Made) -> Pipeline:
+def whole(wiring: PartialWiring) -> Pipeline:
     return sum((each.create_pipeline(wiring) for each in (semantic_ids, geometry, report)), Pipeline([]))
 
 
@@ -38,22 +37,22 @@ def test_metrics_of_this_command_are_named_by_their_runs_and_other_results_only_
 
 
 @pytest.mark.filterwarnings("error")  # Kedro warns of dots outside of namespaces
-@pytest.mark.parametrize("results", [(), Made.results])
+@pytest.mark.parametrize("results", [(), PartialWiring.results])
 def test_one_node_collects_for_all_that_read_runs(results) -> None:
-    pipeline = whole(Made(results=results))
-    (collecting,) = [node for node in pipeline.nodes if node.name == "collect_runs"]
+    pipeline = whole(PartialWiring(results=results))
+    (collecting,) = [node for node in pipeline.nodes if node.name == "report.collect_runs"]
     assert collecting.outputs == ["runs"] and set(collecting.inputs) == set(results)
-    before = pipeline.to_nodes("analyse_runs")
-    assert {node.name for node in before.nodes} >= {"collect_runs", "analyse_runs"}
+    before = pipeline.to_nodes("report.analyse_runs")
+    assert {node.name for node in before.nodes} >= {"report.collect_runs", "report.analyse_runs"}
     made = {node.name for node in before.nodes if node.name.endswith("measure_ids")}
-    assert made == ({f"{kind}_ids.measure_ids" for kind in Made.kinds} if results else set())
+    assert made == ({f"{kind}.measure_ids" for kind in PartialWiring.kinds} if results else set())
 
 
 def test_semantic_ids_are_wired_for_the_kinds_of_the_command_only() -> None:
-    nodes = semantic_ids.create_pipeline(Made(kinds=("image",))).nodes
-    assert [node.namespace for node in nodes] == ["image_ids"] * 5
-    assert semantic_ids.create_pipeline(Made(kinds=())).nodes == []
-    parts = semantic_ids.create_pipeline(Made(kinds=("text_parts",)))
+    nodes = semantic_ids.create_pipeline(PartialWiring(kinds=("image",))).nodes
+    assert [node.namespace for node in nodes] == ["image"] * 5
+    assert semantic_ids.create_pipeline(PartialWiring(kinds=())).nodes == []
+    parts = semantic_ids.create_pipeline(PartialWiring(kinds=("text_parts",)))
     assert parts.inputs() == {
         "text_embeddings",
         "params:paths",
@@ -64,10 +63,16 @@ def test_semantic_ids_are_wired_for_the_kinds_of_the_command_only() -> None:
     }
 
 
-def test_every_figure_has_an_entry() -> None:
-    assert {f"report_figure_{name}" for name in FIGURES} <= report.create_pipeline(Made()).outputs()
+def test_figures_of_ids_are_saved_before_the_quality_that_the_report_reads() -> None:
+    """Kedro saves in the order of the outputs."""
+    (node,) = [
+        node
+        for node in semantic_ids.create_pipeline(PartialWiring(kinds=("text",))).nodes
+        if node.name == "text.measure_ids"
+    ]
+    assert node.outputs == ["text.id_figures", "text_ids_quality"]
 
 
-def test_nodes_take_eight_arguments_at_most() -> None:
-    for node in whole(Made()).nodes:
-        assert len(inspect.signature(node.func).parameters) <= 8, node.name
+def test_the_report_reads_geometry_only_where_this_command_measures_it() -> None:
+    assert "geometry" not in report.create_pipeline(PartialWiring(requested=("report",))).inputs()
+    assert "geometry" in report.create_pipeline(PartialWiring()).inputs()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import wraps
 from pathlib import Path
 
 import polars as pl
 import pytest
 from kedro.framework.session import KedroSession
 
+from recpipe.config import ConfigError
+from recpipe.kedro_compat import file_of
 from recpipe.pipelines.seeds import parsed, plan
-from recpipe.session import Refused
 
 
 @pytest.mark.parametrize(
@@ -69,11 +71,12 @@ def ran(project: Path, session_in, monkeypatch):
     def call(params: dict, **options) -> list[tuple]:
         seen = []
 
-        def record(self, pipeline_names=None, tags=None):
+        @wraps(KedroSession.run)
+        def record(self, pipeline_names=None):
             context = self.load_context()
             seed = context.params["seed"], context.params["seeds"]
-            path = str(context.catalog.get("popular.metrics")._filepath)
-            seen.append((*seed, pipeline_names, path.split("/")[-2], self.store["session_id"]))
+            folder = file_of(context.catalog.get("popular_evaluation")).parent.name
+            seen.append((*seed, pipeline_names, folder, self.store["session_id"]))
 
         monkeypatch.setattr(KedroSession, "run", record)
         with session_in(project, env="test", runtime_params=params) as session:
@@ -97,9 +100,9 @@ def test_without_seeds_there_is_one_run(ran) -> None:
 
 
 def test_seed_and_seeds_together_are_refused(ran) -> None:
-    with pytest.raises(Refused, match=r"seed=1 and seeds=2\+3: give one of the two"):
+    with pytest.raises(ConfigError, match=r"seed=1 and seeds=2\+3: give one of the two"):
         ran({"seed": 1, "seeds": "2+3"}, pipeline_names=["train"])
-    with pytest.raises(Refused, match="seeds is 'x'"):
+    with pytest.raises(ConfigError, match="seeds is 'x'"):
         ran({"seeds": "x"}, pipeline_names=["train"])
 
 

@@ -84,7 +84,7 @@ def test_parts_are_taken_away_where_a_model_has_them(trained, session_in) -> Non
 
 def test_what_cannot_be_studied_is_said_before_anything_runs(trained, session_in) -> None:
     with pytest.raises(
-        ValueError, match=r"study is 'lenght' \(did you mean 'length'\?\); conf has length, width"
+        ValueError, match=r"unknown study 'lenght' \(did you mean 'length'\?\); choose length, width"
     ):
         run(trained, session_in, "study", model="sasrec", study="lenght")
     with pytest.raises(ValueError, match="models of type svd have no setting train.window"):

@@ -82,11 +82,12 @@ def test_following_is_the_moving_average_of_what_chose_a_code():
 
 def test_kmeans_is_as_good_as_scikit_learns_from_random_rows():
     x = blobs(600)
-    theirs = np.mean(
-        [KMeans(12, init="random", n_init=1, max_iter=10, random_state=s).fit(x).inertia_ for s in range(5)]
+    seeds = range(15)  # and the median, as one start in ten ends in a far worse optimum
+    theirs = np.median(
+        [KMeans(12, init="random", n_init=1, max_iter=10, random_state=s).fit(x).inertia_ for s in seeds]
     )
-    centroids = [kmeans(x, 12, generator=rng(seed)) for seed in range(5)]
-    mine = np.mean([torch.cdist(x, c).min(1).values.square().sum().item() for c in centroids])
+    centroids = [kmeans(x, 12, generator=rng(seed)) for seed in seeds]
+    mine = np.median([torch.cdist(x, c).min(1).values.square().sum().item() for c in centroids])
     assert mine <= 1.05 * theirs
 
 

@@ -41,7 +41,7 @@ def fitted(request: pytest.FixtureRequest) -> Quantizer:
 
 def test_types_are_named_with_the_nearest_spelling():
     with pytest.raises(
-        ValueError, match="unknown quantizer type 'rq_vae', did you mean 'rqvae'.*opq, pq, pqvae"
+        ValueError, match=r"unknown quantizer type 'rq_vae' \(did you mean 'rqvae'\?\).*opq, pq, pqvae"
     ):
         build("rq_vae", {})
     assert types() == sorted(types()) and all(issubclass(quantizer_class(t), Quantizer) for t in types())
@@ -53,7 +53,7 @@ def test_every_class_knows_its_own_type():
 
 def test_unknown_setting_is_named_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="rqvae: unknown setting 'level', did you mean 'levels'.*known: levels, codes"
+        ValueError, match=r"rqvae: unknown setting 'level' \(did you mean 'levels'\?\).*known: levels, codes"
     ):
         build("rqvae", {"level": 3})
 

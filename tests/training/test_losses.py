@@ -156,8 +156,8 @@ def test_the_gradient_with_log_q_goes_to_that_of_the_full_softmax(sources):
         return float((mean / 50 - exact).norm() / exact.norm())
 
     corrected, plain = distance(10, True), distance(10, False)
-    assert corrected < 0.08
-    assert distance(1, True) > 1.5 * corrected and plain > 2.5 * corrected
+    assert corrected < 0.1
+    assert distance(1, True) > 1.25 * corrected and plain > 2.5 * corrected
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -1,25 +1,42 @@
 """Which trainings a study makes of a model's settings."""
 
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from recpipe.models.registry import ModelSpec
+from recpipe.config import RunConfig
 from recpipe.training.variants import WHOLE, Study, variants
 
-TRAIN = {"window": None, "windows": "last", "layout": "padded", "schedule": {"name": "constant"}}
+TRAIN = {"window": None, "windows": "all", "layout": "padded", "schedule": {"name": "constant"}}
 SIDE = {"vectors": "none", "items": "none"}
-SASREC = ModelSpec("sasrec", {"dim": 64, "dropout": 0.2}, {"windows": "all"}, {})
+SASREC = RunConfig(
+    name="sasrec",
+    dataset="d",
+    type="sasrec",
+    settings={"dim": 64, "dropout": 0.2},
+    train=TRAIN,
+    side=SIDE,
+    cold_users={},
+)
+
+
+def of_type(type_: str, **changed: Any) -> RunConfig:
+    return replace(SASREC, name=type_, type=type_, settings={}, **changed)
 
 
 def test_a_setting_takes_each_value_once_and_leaves_the_rest():
-    made, left_out = variants(Study("train.window", "8+16+8"), SASREC, TRAIN, SIDE)
-    assert [(each.name, each.value, each.spec.train) for each in made] == [
-        ("8", 8, {"windows": "all", "window": 8}),
-        ("16", 16, {"windows": "all", "window": 16}),
+    made, left_out = variants(Study("train.window", "8+16+8"), SASREC)
+    assert [(each.name, each.value, each.config.train) for each in made] == [
+        ("8", 8, {**TRAIN, "window": 8}),
+        ("16", 16, {**TRAIN, "window": 16}),
     ]
-    assert all(each.spec.config == SASREC.config for each in made)
-    assert SASREC.train == {"windows": "all"}
+    assert all(replace(each.config, train=TRAIN) == SASREC for each in made)
+    assert SASREC.train["window"] is None
     assert left_out == {}
-    assert [each.spec.config["dim"] for each in variants(Study("dim", 32), SASREC, TRAIN, SIDE)[0]] == [32]
+    assert [each.config.settings["dim"] for each in variants(Study("dim", 32), SASREC)[0]] == [32]
 
 
 def test_only_what_a_model_has_is_taken_away():
@@ -31,28 +48,28 @@ def test_only_what_a_model_has_is_taken_away():
         "packing": {"train.layout": "padded"},  # it is not packed
         "text": {"side.vectors": "none"},
     }
-    made, left_out = variants(Study(without=parts), SASREC, TRAIN, SIDE)
+    made, left_out = variants(Study(without=parts), SASREC)
     assert [each.name for each in made] == [
         WHOLE,
         *(f"without {n}" for n in ("dropout", "positions", "long users")),
     ]
     assert dict(made[0].changed) == {}
-    assert made[0].spec == SASREC
+    assert made[0].config == SASREC
     assert dict(made[1].changed) == {"dropout": 0.0}
-    assert made[2].spec.config == {**SASREC.config, "positions": False}
-    assert made[3].spec.train == {"windows": "last"}
+    assert made[2].config.settings == {**SASREC.settings, "positions": False}
+    assert made[3].config.train == {**TRAIN, "windows": "last"}
     assert sorted(left_out) == ["packing", "text", "time"]
-    told = ModelSpec("sasrec", {}, {}, {"vectors": "text"})
-    assert variants(Study(without=parts), told, TRAIN, SIDE)[0][-1].spec.side == {"vectors": "none"}
+    reading = of_type("sasrec", side={**SIDE, "vectors": "text"})
+    assert variants(Study(without=parts), reading)[0][-1].config.side == SIDE
 
 
 def test_a_model_without_the_setting_is_refused_by_name():
     with pytest.raises(
         ValueError, match=r"models of type svd have no setting train.window; there are .*factors"
     ):
-        variants(Study("train.window", "8"), ModelSpec("svd", {}, {}, {}), TRAIN, SIDE)
+        variants(Study("train.window", "8"), of_type("svd"))
     with pytest.raises(ValueError, match="no setting widht"):
-        variants(Study("widht", "8"), SASREC, TRAIN, SIDE)
+        variants(Study("widht", "8"), SASREC)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Show the resolved configuration: every value with its origin, a file and the key in it, or the command line.
+"""Show the resolved configuration, every value with its origin: a file and a key, or the command line.
 
 python -m recpipe.config show --params dataset=ml-1m,model=tiger
 python -m recpipe.config show models.tiger.train protocol --params dataset=ml-1m,model=tiger
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from recpipe.config.files import parse_overrides
-from recpipe.config.resolve import Configuration, ModelInfo
+from recpipe.config.resolve import Configuration
+from recpipe.config.run_config import ModelInfo
 from recpipe.config.suggest import ConfigError, split_names
 from recpipe.config.tree import COMMAND_LINE, Leaf
 
@@ -22,7 +23,7 @@ WIDEST_VALUE = 40  # characters; longer values push their origin to the right
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints; 1 with one line on what is wrong."""
+    """Print the values; return 1 after an error, which is one line."""
     options = _parser().parse_args(arguments)
     try:
         configuration = Configuration.read(
@@ -36,9 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name in models:
             configuration.run(name)
         lines = (
-            differences(configuration, models) if options.command == "diff" else shown(configuration, models)
+            differences(configuration, models) if options.command == "diff" else values(configuration, models)
         )
-        sys.stdout.writelines(f"{line}\n" for line in _selected(lines, options.keys))
+        sys.stdout.writelines(f"{line}\n" for line in _selection(lines, options.keys))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -47,23 +48,22 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def shown(configuration: Configuration, models: list[str]) -> dict[str, str]:
-    """A line for every value by its key. Blocks of training stand once, in the models; so do common ids settings."""
+def values(configuration: Configuration, models: list[str]) -> dict[str, str]:
+    """Lines by key. ``train`` and ``side`` are left to the models, ids settings that all kinds share stand once."""
     origins = configuration.origins(models)
-    return {key: _line(key, leaf) for key, leaf in origins.items() if not _repeated(key, leaf, origins)}
+    return {key: _line(key, leaf) for key, leaf in origins.items() if not _is_repeated(key, leaf, origins)}
 
 
 def differences(configuration: Configuration, models: list[str]) -> dict[str, str]:
-    """Of several models, the settings in which they differ."""
+    """Lines by key for the settings in which models differ."""
     trees = {name: _below(configuration.origins([name]), f"models.{name}.") for name in models}
     keys = dict.fromkeys(key for tree in trees.values() for key in tree)
     lines = {}
     for key in keys:
-        values = [_text(tree[key].value) if key in tree else "-" for tree in trees.values()]
-        if len(set(values)) > 1:
-            lines[key] = f"{key:40} " + "  ".join(
-                f"{name}: {value}" for name, value in zip(models, values, strict=True)
-            )
+        texts = [_text(tree[key].value) if key in tree else "-" for tree in trees.values()]
+        if len(set(texts)) > 1:
+            pairs = zip(models, texts, strict=True)
+            lines[key] = f"{key:40} " + "  ".join(f"{name}: {text}" for name, text in pairs)
     return lines
 
 
@@ -71,7 +71,7 @@ def _below(origins: dict[str, Leaf], prefix: str) -> dict[str, Leaf]:
     return {key.removeprefix(prefix): leaf for key, leaf in origins.items() if key.startswith(prefix)}
 
 
-def _repeated(key: str, leaf: Leaf, origins: dict[str, Leaf]) -> bool:
+def _is_repeated(key: str, leaf: Leaf, origins: dict[str, Leaf]) -> bool:
     if key.startswith(("train.", "side.")):
         return True
     parts = key.split(".")
@@ -89,23 +89,21 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _selected(lines: dict[str, str], keys: list[str]) -> list[str]:
-    chosen = [
+def _selection(lines: dict[str, str], keys: list[str]) -> list[str]:
+    selection = [
         line
         for key, line in lines.items()
         if not keys or any(key == each or key.startswith(f"{each}.") for each in keys)
     ]
-    if keys and not chosen:
-        raise ConfigError(f"nothing is called {' or '.join(keys)}; leave it out to see every key")
-    return chosen
+    if keys and not selection:
+        raise ConfigError(f"nothing is called {' or '.join(keys)}; give no key to see all of them")
+    return selection
 
 
 def _model_info(type_: str) -> ModelInfo:
-    from recpipe.models.registry import (
-        model_info,  # the command line only: the package itself knows no models
-    )
+    from recpipe.models import registry  # of this command only: the package itself imports no models
 
-    return model_info(type_)
+    return registry.model_info(type_)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,23 +7,23 @@ import re
 from collections.abc import Hashable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from recpipe.config.suggest import ConfigError
-from recpipe.config.tree import Leaf, Tree, leaves, merge, tree_of
+from recpipe.config.tree import Leaf, Tree, block, leaves, merge, tree_of, without_null
 
 BASE, DEFAULT_ENV = "base", "local"
 SUFFIXES = (".yml", ".yaml", ".json")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain YAML: 1e-3 is a number, a date is text, and a key stands once in its block."""
+    """YAML where 1e-3 is a number, a date is text, and a repeated key is an error."""
 
-    yaml_implicit_resolvers = {
-        sign: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-        for sign, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        sign: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for sign, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -41,12 +41,12 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(text: str) -> Any:
-    """Values of YAML text; no objects. Raises ``yaml.YAMLError``."""
+    """Read plain values from YAML text, no Python objects. Raises ``yaml.YAMLError``."""
     return yaml.load(text, _Loader)
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """``dataset=ml-1m,train.window=50`` as nested values, as ``kedro run --params`` reads them."""
+    """Read ``dataset=ml-1m,train.window=50`` as nested values, like ``kedro run --params``. Raises ConfigError."""
     nested: dict[str, Any] = {}
     for pair in (each.strip() for each in text.split(",")):
         if not pair:
@@ -58,31 +58,45 @@ def parse_overrides(text: str) -> dict[str, Any]:
         inner = nested
         for name in blocks:
             inner = inner.setdefault(name, {})
-        inner[last] = read_yaml(value.strip()) if value.strip() else ""
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{pair}: {name} is a value in an earlier setting; write one of the two")
+        try:
+            inner[last] = read_yaml(value.strip()) if value.strip() else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{pair}: the value cannot be read; lists have one element, as [10]") from error
     return nested
 
 
 def read_parameters(conf: Path, env: str | None = None) -> Tree:
-    """Parameters and globals of the environments ``base`` and ``env`` (by default ``local``) of the folder ``conf``.
+    """Read parameters and globals of the folder ``conf``: the environment ``env`` (by default ``local``) over ``base``.
 
-    Raises ConfigError for a folder that is missing, a file that is no YAML, and a key that two files of one environment
-    have.
+    A block that is empty in ``env`` overrides nothing. Raises ConfigError for a missing folder, a file that is not
+    YAML, and a key that stands in two files of one environment.
     """
     if not (conf / BASE).is_dir():
-        raise ConfigError(f"{conf} has no folder {BASE!r}: it is no conf folder of recpipe")
+        raise ConfigError(f"{conf} has no folder {BASE!r}, so it is not a conf folder of recpipe")
     env = env or DEFAULT_ENV
     if env != DEFAULT_ENV and not (conf / env).is_dir():
-        there = ", ".join(sorted(each.name for each in conf.iterdir() if each.is_dir()))
-        raise ConfigError(f"there is no environment {env!r} in {conf}; there are {there}")
-    return merge(*(_environment(conf, name) for name in dict.fromkeys((BASE, env))))
+        names = ", ".join(sorted(each.name for each in conf.iterdir() if each.is_dir()))
+        raise ConfigError(f"there is no environment {env!r} in {conf}; there are {names}")
+    base = _environment(conf, BASE)
+    if env == BASE:
+        return base
+    blocks = [name for name in base if block(base, name)]
+    changes = without_null(_environment(conf, env), blocks)
+    for name in blocks:
+        if isinstance(leaf := changes.get(name), Leaf):
+            raise ConfigError(f"{leaf.origin} is {leaf.value!r}; it must be a block")
+    return merge(base, changes)
 
 
 def _environment(conf: Path, env: str) -> Tree:
+    """All parameter files of one environment as one tree."""
     environment: Tree = {}
     origins: dict[str, Leaf] = {}
     for file in _files(conf / env):
-        shown = file.relative_to(conf.parent).as_posix()
-        tree = tree_of(_read(file, shown), shown)
+        name = file.relative_to(conf.parent).as_posix()
+        tree = tree_of(_read(file, name), name)
         for key, leaf in leaves(tree):
             if isinstance(leaf.value, str) and "${" in leaf.value:
                 raise ConfigError(
@@ -90,7 +104,7 @@ def _environment(conf: Path, env: str) -> Tree:
                 )
             if key in origins:
                 raise ConfigError(
-                    f"{key} stands in two files, {origins[key].file} and {shown}; keep one of them"
+                    f"{key} stands in two files, {origins[key].file} and {name}; keep one of them"
                 )
             origins[key] = leaf
         environment = merge(environment, tree)
@@ -98,7 +112,7 @@ def _environment(conf: Path, env: str) -> Tree:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """``globals.yml``, and what Kedro takes for parameters: by the name of the file, or of the folder at the top."""
+    """``globals.yml`` and the files of ``parameters*``, a folder at the top or a name of a file, as Kedro has it."""
     for file in sorted(folder.rglob("*")):
         parts = file.relative_to(folder).parts
         if file.suffix not in SUFFIXES or any(part.startswith(".") for part in parts) or not file.is_file():
@@ -111,24 +125,25 @@ def _files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _read(file: Path, shown: str) -> dict[Any, Any]:
-    values = _parsed(file, file.stat().st_mtime_ns, shown)
+def _read(file: Path, name: str) -> dict[Any, Any]:
+    stat = file.stat()
+    values = _parse(file.resolve(), (stat.st_mtime_ns, stat.st_size), name)
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{shown} holds a {type(values).__name__}; it must hold keys with values")
+        raise ConfigError(f"{name} holds a {type(values).__name__}; it must hold keys with values")
     return values
 
 
 @cache
-def _parsed(file: Path, changed: int, shown: str) -> Any:
-    """Content of a file, which is read once for as long as it is unchanged."""
+def _parse(file: Path, version: tuple[int, int], name: str) -> Any:
+    """Values of a file, cached by its time of change and its size."""
     try:
         text = file.read_text(encoding="utf-8")
         return json.loads(text) if file.suffix == ".json" else read_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        raise ConfigError(f"{shown}{place}: broken YAML, {error.problem or error}") from error
+        raise ConfigError(f"{name}{place}: broken YAML, {error.problem or error}") from error
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{name} cannot be read: {' '.join(str(error).split())}") from error

@@ -15,17 +15,17 @@ class DataPaths:
     dataset: str
 
     def __post_init__(self) -> None:
-        for name in ("data_root", "raw_root"):  # texts of the conf
+        for name in ("data_root", "raw_root"):  # strings in the conf
             object.__setattr__(self, name, Path(getattr(self, name)))
 
     @property
     def raw(self) -> Path:
-        """The raw log."""
+        """Files of the raw log."""
         return self.raw_root / self.dataset
 
     @property
     def spill(self) -> Path:
-        """What an SQL engine cannot hold in memory."""
+        """Temporary files of an SQL engine that runs out of memory."""
         return self._layer("02_intermediate") / "spill"
 
     @property
@@ -49,17 +49,12 @@ class DataPaths:
         return self._layer("06_models")
 
     @property
-    def outputs(self) -> Path:
-        """Ranks and recommendations."""
-        return self._layer("07_model_output")
-
-    @property
     def reporting(self) -> Path:
-        """Metrics, figures, the report."""
+        """Metrics, figures and the report."""
         return self._layer("08_reporting")
 
     def cache(self, modality: str) -> Path:
-        """Vectors by content of one modality."""
+        """Cache of vectors by content, for one modality."""
         return self.features / f"{modality}_cache"
 
     def ids(self, kind: str) -> Path:
@@ -67,7 +62,7 @@ class DataPaths:
         return self.split / "semantic_ids" / f"{kind}_ids"
 
     def work(self, model: str, seed: int) -> Path:
-        """Checkpoints and curves of a training that has not ended."""
+        """Checkpoints and curves of an unfinished training."""
         return self.models / model / f"seed_{seed}" / "work"
 
     def studies(self, model: str, seed: int) -> Path:

@@ -1,4 +1,4 @@
-"""Types of the parameter blocks that nodes read. Kedro builds them before a run, ``typed.build`` elsewhere."""
+"""Types of the parameter blocks that nodes read, as pydantic models; ``build_config`` or Kedro builds them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from recpipe.config.suggest import ConfigError, check_known, split_names
 
 
 class Block(BaseModel):
-    """No key that is not named here; no value that only looks right, such as "yes" for a number."""
+    """Strict base model: unknown keys and values of another type, such as "1" for a number, are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class EvaluateConfig(Block):
-    """conf/base/parameters/evaluate.yml, with the fields of the protocol that numbers are asked for under."""
+    """conf/base/parameters/evaluate.yml, with the protocol to evaluate under."""
 
     recommend: PositiveInt
     device: str
@@ -46,13 +46,13 @@ class EnsembleConfig(Block):
     metric: str
 
     def names(self) -> list[str]:
-        """Names of the members. Raises ConfigError where there are none."""
+        """Names of the members. Raises ConfigError without any."""
         if not self.members:
             raise ConfigError("ensemble.members is not set: name two or more models, as in sasrec+item_knn")
         return list(split_names(self.members))
 
     def member_weights(self) -> str | list[float]:
-        """``valid``, ``equal`` or one number a member."""
+        """``valid``, ``equal`` or a number per member."""
         if self.weights in ("valid", "equal"):
             return str(self.weights)
         try:
@@ -79,7 +79,7 @@ class ContextConfig(Block):
 
 
 class StudyConfig(Block):
-    """One of ``studies`` of conf/base/parameters/studies.yml: values of a setting, or parts that are taken away."""
+    """One of ``studies`` of conf/base/parameters/studies.yml: values of a setting, or an ablation."""
 
     name: str
     setting: str | None = None
@@ -101,7 +101,7 @@ class GeometryConfig(Block):
 
 
 class ItemTable(Block):
-    """More columns of the items, from a file in the folder of the raw data."""
+    """Additional item columns from a file in the folder of the raw data."""
 
     file: str
     item_id: str = "item_id"
@@ -110,14 +110,14 @@ class ItemTable(Block):
 
 
 class TextContent(Block):
-    """What is embedded as an item's text."""
+    """The text of an item that is embedded."""
 
     template: str
     tables: list[ItemTable] = []
 
 
 class Category(Block):
-    """Which column of the items says what kind of thing they are."""
+    """The item column with the category."""
 
     column: str
     of_list: Literal["first", "last"] = "last"
@@ -133,7 +133,7 @@ class ContentConfig(Block):
 
 
 class DatasetConfig(Block):
-    """conf/base/parameters/datasets/<name>.yml, without the blocks in which it overrides others."""
+    """conf/base/parameters/datasets/<name>.yml, without the blocks that override common ones."""
 
     title: str | None = None
     source: str
@@ -151,7 +151,7 @@ class DatasetConfig(Block):
 
 
 class EmbedConfig(Block):
-    """conf/base/parameters/embed.yml: which of the encoders."""
+    """``embed`` of conf/base/parameters/embed.yml: names of the encoders."""
 
     text: str
     image: str
@@ -159,7 +159,7 @@ class EmbedConfig(Block):
 
 
 class SemanticIdsConfig(Block):
-    """conf/base/parameters/semantic_ids.yml, for one ``kind`` of ids."""
+    """conf/base/parameters/semantic_ids.yml for one ``kind`` of ids."""
 
     kind: str
     quantizer: str
@@ -172,15 +172,15 @@ class SemanticIdsConfig(Block):
     quantizer_from: str = "none"
     quantizer_with: str = "none"
 
-    def chosen(self) -> tuple[str, dict[str, Any]]:
-        """Type and settings of the quantizer. Raises ConfigError with the nearest name."""
-        settings = named(self.quantizer, self.quantizers, what="semantic_ids.quantizer")
+    def type_and_settings(self) -> tuple[str, dict[str, Any]]:
+        """Type and settings of the quantizer. Raises ConfigError for an unknown name."""
+        settings = select_block(self.quantizer, self.quantizers, what="semantic_ids.quantizer")
         if "type" not in settings:
             raise ConfigError(f"semantic_ids.quantizers.{self.quantizer} lacks its type, such as rqvae")
         return str(settings["type"]), {key: value for key, value in settings.items() if key != "type"}
 
 
-def named(name: str, blocks: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    """``blocks[name]``. Raises ConfigError that says what there is."""
+def select_block(name: str, blocks: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """Return ``blocks[name]``. Raises ConfigError with the names that exist."""
     check_known(name, blocks, what=what)
     return dict(blocks[name])

@@ -1,23 +1,20 @@
-"""Nested settings whose leaves remember where they come from, and how one tree is merged over another."""
+"""Nested settings whose leaves know their origin, and the merge of such trees."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 COMMAND_LINE = "command line"
-CHOICES = (
-    "loss",
-    "optimiser",
-    "schedule",
-)  # blocks whose other keys are arguments of what their `name` names
+# Blocks whose other keys are arguments of what their `name` names.
+CHOICES = ("loss", "optimiser", "schedule")
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value (scalar or list) with the file it stands in, or ``COMMAND_LINE``, and its key there."""
+    """A value (scalar or list) with its file, or ``COMMAND_LINE``, and its key there."""
 
     value: Any
     file: str
@@ -33,39 +30,39 @@ Tree = dict[str, "Tree | Leaf"]
 
 
 def tree_of(values: Mapping[Any, Any], file: str, path: str = "") -> Tree:
-    """Plain nested values as a tree; keys become strings."""
-    made: Tree = {}
+    """Convert nested values to a tree; keys become strings."""
+    tree: Tree = {}
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
-        made[str(name)] = tree_of(value, file, key) if isinstance(value, Mapping) else Leaf(value, file, key)
-    return made
+        tree[str(name)] = tree_of(value, file, key) if isinstance(value, Mapping) else Leaf(value, file, key)
+    return tree
 
 
 def plain(tree: Tree | Leaf) -> Any:
-    """The values alone, lists copied."""
+    """Convert a tree to nested values; lists are copied."""
     if isinstance(tree, Leaf):
         return copy.deepcopy(tree.value)
     return {name: plain(each) for name, each in tree.items()}
 
 
 def merge(*trees: Tree) -> Tree:
-    """Later trees over earlier ones, key by key at any depth; lists are replaced as a whole.
+    """Merge later trees over earlier ones, key by key at any depth; lists are replaced as a whole.
 
-    A block of ``CHOICES`` that names something else than the one below replaces it: arguments of one optimiser are not
+    A block of ``CHOICES`` with another ``name`` than the one below replaces it: arguments of one optimiser are not
     those of another.
     """
-    merged: Tree = {}
+    result: Tree = {}
     for tree in trees:
         for name, above in tree.items():
-            below = merged.get(name)
-            if isinstance(below, dict) and isinstance(above, dict) and not _another(name, below, above):
-                merged[name] = merge(below, above)
+            below = result.get(name)
+            if isinstance(below, dict) and isinstance(above, dict) and not _replaces(name, below, above):
+                result[name] = merge(below, above)
             else:
-                merged[name] = above
-    return merged
+                result[name] = above
+    return result
 
 
-def _another(name: str, below: Tree, above: Tree) -> bool:
+def _replaces(name: str, below: Tree, above: Tree) -> bool:
     if name not in CHOICES:
         return False
     names = [each.value for each in (below.get("name"), above.get("name")) if isinstance(each, Leaf)]
@@ -73,7 +70,7 @@ def _another(name: str, below: Tree, above: Tree) -> bool:
 
 
 def block(tree: Tree, *path: str) -> Tree:
-    """The block at ``path``, empty where there is none or where it is null."""
+    """Return the block at ``path``, empty where it is missing or null."""
     for name in path:
         inner = tree.get(name)
         if not isinstance(inner, dict):
@@ -82,8 +79,22 @@ def block(tree: Tree, *path: str) -> Tree:
     return tree
 
 
+def blocks_of(tree: Tree, names: Iterable[str]) -> Tree:
+    """Return the blocks ``names`` of ``tree``, without missing and null ones."""
+    return {name: inner for name in names if (inner := block(tree, name))}
+
+
+def without_null(tree: Tree, names: Iterable[str]) -> Tree:
+    """Return ``tree`` without null entries of ``names``: a block whose lines are all comments overrides nothing."""
+    return {
+        name: each
+        for name, each in tree.items()
+        if name not in names or not isinstance(each, Leaf) or each.value is not None
+    }
+
+
 def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Leaf]]:
-    """(dotted path, leaf) of every value, in the order of the files."""
+    """Iterate over all values as (dotted path, leaf), in the order of the files."""
     for name, each in tree.items():
         key = f"{path}.{name}" if path else name
         if isinstance(each, Leaf):

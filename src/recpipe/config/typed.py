@@ -1,4 +1,4 @@
-"""Values of the configuration as typed objects: dataclasses and pydantic models, checked key by key."""
+"""Construction of typed objects (dataclasses, pydantic models) from blocks of the configuration, with checks."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ T = TypeVar("T")
 
 
 Place = Callable[[str], str]
-"""`` (conf/base/parameters/train.yml)`` of a dotted path, or an empty string."""
+"""Function from a dotted path to its file, `` (conf/base/parameters/train.yml)``, or to an empty string."""
 
 
 def build_config(cls: type[T], values: Any, *, where: str, place: Place = lambda path: "") -> T:
-    """``cls(**values)`` for a dataclass or a pydantic model; ``where`` is the path of the block in the conf.
+    """Build ``cls(**values)``, a dataclass or a pydantic model; ``where`` is the dotted path of the block.
 
-    Raises ConfigError that names the first key that is unknown, missing or of the wrong type, the file it stands in (as
-    ``place`` knows it), and what is allowed.
+    Raises ConfigError for the first key that is unknown, missing or of the wrong type, with its file (from ``place``)
+    and the allowed values.
     """
-    known = field_names(cls)
+    fields = field_names(cls)
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}{place(where)} must be a block with {', '.join(known)}, not {values!r}")
+        raise ConfigError(f"{where}{place(where)} must be a block with {', '.join(fields)}, not {values!r}")
     for key in values:
-        if key not in known:
+        if key not in fields:
             path = f"{where}.{key}"
             raise ConfigError(
-                f"unknown setting {path!r}{place(path)}{nearest(key, known)}; there are {', '.join(known)}"
+                f"unknown setting {path!r}{place(path)}{nearest(key, fields)}; there are {', '.join(fields)}"
             )
     if not dataclasses.is_dataclass(cls):
-        return _validated(cls, values, where, place)
+        return _validate(cls, values, where, place)
     _check_types(cls, values, where, place)
     try:
         return cls(**values)
@@ -45,23 +45,23 @@ def build_config(cls: type[T], values: Any, *, where: str, place: Place = lambda
 
 
 def field_names(cls: type) -> list[str]:
-    """Fields of a dataclass or a pydantic model."""
+    """Names of the fields of a dataclass or a pydantic model."""
     if dataclasses.is_dataclass(cls):
         return [field.name for field in dataclasses.fields(cls)]
     return list(cls.model_fields)  # type: ignore[attr-defined]
 
 
-def _validated(cls: type[T], values: Mapping[str, Any], where: str, place: Place) -> T:
+def _validate(cls: type[T], values: Mapping[str, Any], where: str, place: Place) -> T:
     from pydantic import ValidationError
 
     try:
-        return cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined, no-any-return]
+        return cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined]
     except ValidationError as errors:
         raise ConfigError(_sentence(errors, where, place)) from errors
 
 
 def _check_types(cls: type, values: Mapping[str, Any], where: str, place: Place) -> None:
-    """Of a dataclass, whose own checks come after; a machine without pydantic leaves them out and says so."""
+    """Check the fields of a dataclass by pydantic; without pydantic log a warning instead."""
     if not _has_pydantic():
         return
     from pydantic import ValidationError
@@ -72,7 +72,7 @@ def _check_types(cls: type, values: Mapping[str, Any], where: str, place: Place)
                 _adapter(cls, field.name).validate_json(json.dumps(values[field.name]), strict=True)
             except ValidationError as errors:
                 raise ConfigError(_sentence(errors, f"{where}.{field.name}", place)) from errors
-            except TypeError:  # no JSON: it came from code, which knows its types
+            except TypeError:  # not JSON, so it comes from code and not from a file
                 continue
 
 
@@ -87,14 +87,14 @@ def _adapter(cls: type, name: str) -> Any:
 
 @cache
 def _has_pydantic() -> bool:
-    there = find_spec("pydantic") is not None
-    if not there:
+    is_installed = find_spec("pydantic") is not None
+    if not is_installed:
         log.warning("pydantic is not installed: types of settings are not checked before they are used")
-    return there
+    return is_installed
 
 
 def _sentence(errors: Any, where: str, place: Place) -> str:
-    """The first fault of a ValidationError in one line."""
+    """The first error of a ValidationError on one line."""
     error = errors.errors()[0]
     path = ".".join(str(part) for part in (where, *error["loc"]))
     if error["type"] == "extra_forbidden":

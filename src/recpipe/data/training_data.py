@@ -1,4 +1,4 @@
-"""What fitting may see of a split: one folder of files, without the test fold."""
+"""Training data of a split: protocol, vocabulary, training set and validation fold, without the test fold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROTOCOL, VOCABULARY, TRAIN, VALID = (
 
 
 class TrainingData:
-    """Protocol, vocabulary, training set and validation fold; from a folder, each is read when first asked for."""
+    """Protocol, vocabulary, training set and validation fold; those of a folder are read at their first use."""
 
     def __init__(
         self, split: dict[str, Any], vocabulary: Vocabulary, train_set: Sequences, valid_set: Fold
@@ -40,7 +40,7 @@ class TrainingData:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Items by number."""
+        """Items in the order of their numbers."""
         return Vocabulary.read(self._folder / VOCABULARY)
 
     @cached_property
@@ -50,12 +50,12 @@ class TrainingData:
 
     @cached_property
     def valid_set(self) -> Fold:
-        """Validation users, which serve selection only."""
+        """The validation fold, for model selection only."""
         return Fold.read(self._folder / VALID)
 
     @classmethod
     def read(cls, folder: Path) -> TrainingData:
-        """The content of ``folder``. Raises FileNotFoundError that names a file that is missing."""
+        """Open a folder. Raises FileNotFoundError for a missing file, with the command that writes it."""
         for name in (PROTOCOL, VOCABULARY, TRAIN, VALID):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} is missing; run `kedro run --pipelines=train`")
@@ -66,7 +66,7 @@ class TrainingData:
     _folder: Path
 
     def write(self, folder: Path) -> None:
-        """The protocol comes first: after a crash in between, bundles of the split before are refused, as it is not theirs."""
+        """Write a folder, the protocol first: after a crash half-way, bundles of the earlier split do not fit it."""
         folder.mkdir(parents=True, exist_ok=True)
         with replaced_file(folder / PROTOCOL) as part:
             part.write_text(json.dumps(self.split, indent=4), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What listens to a run: the console and checks before and during it, tracking in MLflow, the summary after it."""
+"""Kedro hooks: checks before a run, lines on the console, tracking in MLflow, the summary at the end."""
 
 from recpipe.hooks.checks import ChecksHooks
 from recpipe.hooks.console import ConsoleHooks

@@ -1,6 +1,6 @@
-"""Checks before a run: does the library take the data set, the steps, the encoders, the ids, the protocol, the models?
+"""Checks of the configuration before the first node runs: data set, steps, encoders, ids, protocol, models.
 
-A misspelt key in a file is refused now, and not after half an hour of ingest.
+A misspelt key in a file is an error right away, not after half an hour of ingest.
 """
 
 from __future__ import annotations
@@ -51,17 +51,19 @@ SECTIONS: dict[str, type] = {
 
 
 def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None:
-    """Raises ConfigError for an unknown key or a value of the wrong type in any block that nodes read, and in the models
-    of ``runs`` what can be told without their code.
+    """Raise ConfigError for unknown keys and wrong types in the blocks that nodes read and in models' common blocks.
 
-    Kedro would find most of these too, and tell of them in many lines.
+    Needs no code of models. Kedro checks most of these too, with messages of many lines.
     """
+    from recpipe.layers.cold_users import ColdUsersConfig
     from recpipe.layers.side import SideConfig
     from recpipe.training.settings import TrainSettings
 
-    values = configuration.parameters()
+    runs, values = list(runs), configuration.parameters()
+    names = [run.name for run in runs]
     dataset = f"datasets.{configuration.dataset}"
     blocks: dict[str, tuple[type, Any]] = {name: (cls, values[name]) for name, cls in SECTIONS.items()}
+    blocks["cold_users"] = (ColdUsersConfig, values["cold_users"])
     blocks[dataset] = (DatasetConfig, values["datasets"][configuration.dataset])
     blocks |= {f"studies.{name}": (StudyConfig, block) for name, block in values["studies"].items()}
     for kind, block in values["semantic_ids"]["kinds"].items():
@@ -69,45 +71,44 @@ def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None
     for run in runs:
         blocks[f"models.{run.name}.train"] = (TrainSettings, run.train)
         blocks[f"models.{run.name}.side"] = (SideConfig, run.side)
-    names = [run.name for run in runs]
     for where, (cls, block) in blocks.items():
         build_config(cls, block, where=where, place=lambda path: configuration.place(path, names))
 
 
 class ChecksHooks:
-    """Refuses what the library cannot take, by name, before the first node runs."""
+    """Checks of the parameters that the pipeline reads, against the code that takes them."""
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Raises ConfigError that names the key and what is allowed."""
-        needed = pipeline.inputs()
-        names = sorted(name.removeprefix("params:") for name in needed if name.startswith("params:"))
-        for name, dataset in _typed(names, DATASETS, catalog):
+        """Raise ConfigError with the key and the allowed values."""
+        inputs = pipeline.inputs()
+        names = sorted(name.removeprefix("params:") for name in inputs if name.startswith("params:"))
+        for name, dataset in _parameters(names, DATASETS, catalog):
             _check_dataset(name, dataset)
         if "ingest" in names:
             _check_engine(catalog.load("params:ingest"))
         protocol = _protocol(names, catalog)
         if "embed" in names:
             _check_encoders(names, catalog)
-        for kind, config in _typed(names, KINDS, catalog):
+        for kind, config in _parameters(names, KINDS, catalog):
             _check_ids(kind, config)
-        runs = [run for _, run in _typed(names, MODELS, catalog)]
+        runs = [run for _, run in _parameters(names, MODELS, catalog)]
         for run in runs:
             check_model(run, protocol)
-        for _, study in _typed(names, STUDIES, catalog):
+        for _, study in _parameters(names, STUDIES, catalog):
             _check_study(study, runs)
-        _check_on_disk(needed, catalog)
+        _check_on_disk(inputs, catalog)
 
 
-def _typed(names: list[str], prefix: str, catalog: Any) -> Iterator[tuple[str, Any]]:
-    """Parameters below ``prefix``, such as those of every model of the run, which Kedro has made typed objects of."""
+def _parameters(names: list[str], prefix: str, catalog: Any) -> Iterator[tuple[str, Any]]:
+    """Parameters below ``prefix``, such as ``models.``, as the typed objects that Kedro builds."""
     for name in names:
         if name.startswith(prefix):
             yield name.removeprefix(prefix), catalog.load(f"params:{name}")
 
 
 def _protocol(names: list[str], catalog: Any) -> Protocol | None:
-    """The protocol of the run, checked; None in a run that needs none."""
+    """The protocol of the run, None in a run that needs none."""
     if "protocol" in names:
         protocol: Protocol = catalog.load("params:protocol")
         return protocol
@@ -150,7 +151,7 @@ def _check_encoders(names: list[str], catalog: Any) -> None:
         if not isinstance(encoder, VectorFile):
             from recpipe.content.image_sources import ImageConf
 
-            for _, dataset in _typed(names, DATASETS, catalog):
+            for _, dataset in _parameters(names, DATASETS, catalog):
                 if dataset.content is not None and dataset.content.image is not None:
                     ImageConf.of(dataset.content.image)
 
@@ -160,11 +161,11 @@ def _check_ids(kind: str, config: SemanticIdsConfig) -> None:
     from recpipe.semantic_ids.quality import Gate
 
     build_config(Gate, config.gate, where=f"semantic_ids.kinds.{kind}.gate")
-    quantizer.build(*config.chosen())
+    quantizer.build(*config.type_and_settings())
 
 
 def check_model(run: RunConfig, protocol: Protocol | None) -> None:
-    """Raises ValueError for settings that the model, its training or its fallback for users without history cannot take."""
+    """Raise ValueError for settings that the model, its training or its fallback for new users does not allow."""
     from recpipe.layers.cold_users import ColdUsersConfig
     from recpipe.models.registry import model_class, side_config
     from recpipe.training.settings import TrainSettings, check_arguments, check_layout, check_loss
@@ -185,7 +186,7 @@ def check_model(run: RunConfig, protocol: Protocol | None) -> None:
 
 
 def _check_study(study: StudyConfig, runs: list[RunConfig]) -> None:
-    """Every model of the run has what the study changes."""
+    """Raise ConfigError for a model without the settings that the study changes."""
     from recpipe.pipelines.study.nodes import study_settings
     from recpipe.training.variants import variants
 
@@ -193,12 +194,12 @@ def _check_study(study: StudyConfig, runs: list[RunConfig]) -> None:
         variants(study_settings(study), run)
 
 
-def _check_on_disk(needed: set[str], catalog: Any) -> None:
-    """Vectors and ids that this run does not make itself must be on disk."""
+def _check_on_disk(inputs: set[str], catalog: Any) -> None:
+    """Raise ConfigError for vectors and ids that this run reads, does not build, and that are not on disk."""
     vectors = {name: f"{name}_embeddings" for name in VECTORS}
     ids = {kind: f"{kind}_semantic_ids" for kind in ID_KINDS}
     for what, pipelines, entries in (("vectors", "embed", vectors), ("ids", "embed,semantic_ids", ids)):
-        missing = [name for name, entry in entries.items() if entry in needed and not catalog.exists(entry)]
+        missing = [name for name, entry in entries.items() if entry in inputs and not catalog.exists(entry)]
         if missing:
             params = f"dataset={catalog.load('params:dataset')},modality={'+'.join(missing)}"
             raise ConfigError(

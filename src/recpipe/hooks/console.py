@@ -1,4 +1,4 @@
-"""Console output of a run: one line per step with its seconds, and what runs right now.
+"""Console output of a run: a line per step with its seconds, and the progress of the current step.
 
 conf/logging.yml mutes Kedro's own lines on nodes, which name every input and output.
 """
@@ -17,14 +17,15 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
+from recpipe.kedro_compat import nodes_to_resume_from
 from recpipe.progress import Clock, Step, duration, logging_above_bars
 
 log = logging.getLogger(__name__)
 
-WATCH = 0.5  # seconds between two looks of the thread that says what still runs
-LABEL = 40  # characters, that labels are padded to at most
-MODEL = "_model"  # how names of nodes end that are about the model in their namespace
-STAGES = ("ingest", "report")  # namespaces that say nothing beside the name of the node
+WATCH = 0.5  # seconds between two checks of the thread that reports a running step
+LABEL = 40  # characters that labels are padded to, at most
+MODEL = "_model"  # suffix of node names that the model of the namespace completes
+STAGES = ("ingest", "report")  # namespaces that are left out of labels
 
 
 def step_label(node_name: str) -> str:
@@ -40,10 +41,10 @@ def step_label(node_name: str) -> str:
 
 
 class ConsoleHooks:
-    """Logs a line when a step ends, and one at the end of the run.
+    """Hooks that log a line at the end of each step and of the run.
 
-    Meanwhile the running step stands on the terminal, or is logged from three seconds on, with its progress where
-    it reports one. `resume_argument` and `close` are for whoever reports that a run failed.
+    The running step is shown on the terminal, or logged after three seconds, with its progress if it reports any.
+    `resume_argument` and `close` are for messages about a failed run.
     """
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
@@ -63,7 +64,7 @@ class ConsoleHooks:
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Counts the steps; when nothing can be refused any more."""
+        """Count the steps, after all checks."""
         self.close()
         self._reset()
         self._pipeline, self._catalog = pipeline, catalog
@@ -97,7 +98,7 @@ class ConsoleHooks:
 
     @hook_impl
     def after_pipeline_run(self) -> None:
-        """The number of steps and the seconds they took, all together."""
+        """Log the number of steps and the seconds of the run."""
         seconds = duration(self._clock() - self._started)
         self.close()
         count = len(self._done)
@@ -105,11 +106,11 @@ class ConsoleHooks:
 
     @hook_impl
     def on_pipeline_error(self) -> None:
-        """Says which step failed."""
+        """Log which step failed."""
         self.close("failed after")
 
     def close(self, ending: str = "stopped after") -> None:
-        """Takes running steps off the terminal and logs how they ended."""
+        """Remove running steps from the terminal and log how they ended."""
         for name in list(self._steps):
             running = self._steps.pop(name)
             running.close()
@@ -117,13 +118,10 @@ class ConsoleHooks:
         self._terminal.close()
 
     def resume_argument(self) -> str | None:
-        """The argument that goes on where this run stopped, `--from-nodes "..."`; None where no step was done."""
+        """The argument `--from-nodes "..."` to resume this run; None before the first step has ended."""
         if self._pipeline is None or not self._done:
             return None
-        from kedro.runner import runner  # which has what it advises after an error under a private name only
-
-        unfinished = set(self._pipeline.nodes) - self._done
-        names = runner._find_nodes_to_resume_from(self._pipeline, unfinished, self._catalog)
+        names = nodes_to_resume_from(self._pipeline, set(self._pipeline.nodes) - self._done, self._catalog)
         return f'--from-nodes "{",".join(sorted(names))}"' if names else None
 
     def _step(self, node: Node) -> _RunningStep:
@@ -134,7 +132,7 @@ class ConsoleHooks:
         return running
 
     def _number(self) -> str:
-        """`[ 3/14] `; nothing in a process of Kedro's ParallelRunner, which knows its own nodes only."""
+        """The prefix `[ 3/14] `; empty in a process of Kedro's ParallelRunner, which has only its own nodes."""
         if self._pipeline is None or self._process != os.getpid():
             return ""
         total = str(len(self._pipeline.nodes))
@@ -151,7 +149,7 @@ class ConsoleHooks:
 
 
 class _RunningStep:
-    """A step, and the thread that says that it still runs where it reports no progress."""
+    """A running step, with a thread that reports it while it reports no progress itself."""
 
     def __init__(self, node: Node, number: str, *, clock: Clock) -> None:
         self.number, self.unsaved, self._clock = number, set(node.outputs), clock
@@ -163,11 +161,11 @@ class _RunningStep:
             self._watch.start()
 
     def seconds(self) -> float:
-        """Since the step began."""
+        """Seconds since the start of the step."""
         return self._clock() - self.step.started
 
     def close(self) -> None:
-        """Ends the thread and takes the line off the terminal."""
+        """End the thread and remove the line from the terminal."""
         self._ended.set()
         if self._watch.is_alive():
             self._watch.join()

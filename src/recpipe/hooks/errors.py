@@ -1,4 +1,4 @@
-"""Errors of a run as one line on the command line: what is wrong, and how to go on."""
+"""Errors of a run on one line: the message, and the argument to resume the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kedro.io import DatasetError
 
 from recpipe.hooks.console import ConsoleHooks
 
-# packages whose errors are meant for users
+# packages with error messages for users
 USER_FACING = {"recpipe", "kedro", "yaml", "omegaconf", "pydantic_core"}
 PROGRAMMING_ERRORS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
 VALIDATOR = "kedro.validation.parameter_validator"
@@ -34,11 +34,11 @@ INTERRUPTED = 130  # what shells give for a command that ended by Ctrl-C
 
 
 class RunError(click.ClickException, ValueError):
-    """A run failed for a reason that its user can change: one line on the command line."""
+    """A run failed for a reason that the user can change; shown without a traceback."""
 
 
 class RunInterrupted(click.ClickException):
-    """Ctrl-C: a line that says how to go on."""
+    """A run was stopped by Ctrl-C; the message says how to resume it."""
 
     exit_code = INTERRUPTED
 
@@ -49,11 +49,10 @@ class RunInterrupted(click.ClickException):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns errors that a user can act on into `RunError`, and Ctrl-C into `RunInterrupted`, both of which click shows
-    without a traceback.
+    """Turn errors of the user into `RunError` and Ctrl-C into `RunInterrupted`, which click shows without traceback.
 
-    These are ValueError, OSError and what recpipe, Kedro and their readers of configuration define. Others, such as
-    TypeError, are faults of the program and keep their traceback; with `is_verbose` all do.
+    Errors of the user are ValueError, OSError and those of recpipe, Kedro and the YAML readers. Others, such as
+    TypeError, are bugs and keep their traceback; with `is_verbose` all do.
     """
     try:
         yield
@@ -76,7 +75,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def be_verbose() -> None:
-    """Brings back Kedro's lines on nodes and datasets, and tracebacks."""
+    """Switch on Kedro's log lines on nodes and datasets, and tracebacks."""
     for name in KEDRO_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 
@@ -87,7 +86,7 @@ def is_verbose() -> bool:
 
 
 def is_for_users(error: BaseException) -> bool:
-    """Whether the message of `error` says what a user can change."""
+    """Whether `error` is one of the user, and not a bug."""
     cause = _root_cause(error)
     if cause is not error:  # of a file that cannot be read or written
         return not isinstance(cause, PROGRAMMING_ERRORS)
@@ -98,8 +97,8 @@ def error_message(error: BaseException) -> str:
     """The innermost message on one line, with a hint to `--verbose` where another library wrote it."""
     cause = _root_cause(error)
     text = _text(cause)
-    if cause is not error and (found := DATASET.search(str(error))) and Path(found["path"]).name not in text:
-        text = f"{found['path']}: {text}"
+    if cause is not error and (match := DATASET.search(str(error))) and Path(match["path"]).name not in text:
+        text = f"{match['path']}: {text}"
     if {_package(type(cause).__module__), _package(_raised_in(cause))} & USER_FACING:
         return text
     return text if isinstance(cause, OSError) else f"{text} ({type(cause).__name__}; --verbose shows where)"
@@ -115,7 +114,7 @@ def _text(error: BaseException) -> str:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """What failed in loading or saving, which Kedro wraps; all else has the message that is meant."""
+    """The original error of a failed load or save, which Kedro wraps in DatasetError; other errors as they are."""
     while isinstance(error, DatasetError) and isinstance(error.__cause__, Exception):
         if "Failed while" not in str(error) and not isinstance(error.__cause__, DatasetError):
             break

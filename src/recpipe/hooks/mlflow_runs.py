@@ -1,8 +1,8 @@
-"""One `kedro run` in MLflow: a parent run and a nested one per model.
+"""One `kedro run` in MLflow: a parent run and a nested run per model.
 
-A thread of its own imports mlflow, prepares its store and logs, in the order of the calls: nodes wait for none of it. Only
-mlflow's client is used: without a global active run, threads and several runs in one process do not meet. Tracking
-that fails costs a warning, never the run.
+A background thread imports mlflow, opens its store and logs in the order of the calls, so that nodes do not wait. It
+uses MlflowClient and no active run, so that several runs in one process stay apart. A failure of tracking is a warning
+and does not stop the run.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 500  # MLflow's limits per request are 10
 
 
 class MlflowRuns:
-    """Opened by `start`, closed by `end`; what is logged goes to the parent or, by name, to a model's run."""
+    """Runs of one command, opened by `start` and closed by `close`. `model` names a nested run, None the parent."""
 
     def __init__(self) -> None:
-        self.where = ""  # for people
+        self.where = ""  # experiment and run, for the summary
         self._client: Any = None
         self._experiment = ""
         self._parent = ""
@@ -39,11 +39,11 @@ class MlflowRuns:
         atexit.register(self._killed)  # Ctrl-C is no Exception: Kedro calls no hook then
 
     def guard(self, action: Callable[[], None]) -> None:
-        """Queues `action`; after the first one that fails, none more are done in this run."""
+        """Queue `action`; after a failure the rest of the queue is skipped."""
         self._queue.submit(self._do, action)
 
     def close(self, status: str, *, reason: str | None = None) -> None:
-        """Queues the end of the runs and waits until all that was queued is done."""
+        """End the runs after all queued actions, and wait for that."""
         atexit.unregister(self._killed)
         self.guard(lambda: self.end(status, reason=reason))
         self._queue.shutdown()
@@ -63,22 +63,22 @@ class MlflowRuns:
             )
 
     def start(self, conf: dict[str, Any], project: Path, tags: dict[str, str]) -> None:
-        """Opens the parent run in the experiment of the data set."""
+        """Open the parent run in the experiment of the data set."""
         from mlflow import MlflowClient
 
         uri = _in_project(conf["tracking_uri"], project)
         self._client = client = MlflowClient(tracking_uri=uri)
         title = f"{conf['experiment_prefix'] or ''}{tags['dataset']}"
-        known = client.get_experiment_by_name(title)
+        experiment = client.get_experiment_by_name(title)
         files = None if uri.startswith("http") else (project / conf["artifacts"]).resolve().as_uri()
-        self._experiment = known.experiment_id if known else client.create_experiment(title, files)
+        self._experiment = experiment.experiment_id if experiment else client.create_experiment(title, files)
         self._tags = tags
         name = f"{tags['pipelines']} {tags['models'].replace(' ', '+')}".strip()
         self._parent = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
         self.where = f"experiment {title}, run {name} ({self._parent})"
 
     def params(self, model: str | None, values: dict[str, str]) -> None:
-        """Logs parameters; a second node of the same model may log the same ones again."""
+        """Log parameters; a second node of the same model may repeat them."""
         from mlflow.entities import Param
 
         rows = [Param(key, value) for key, value in values.items()]
@@ -86,17 +86,17 @@ class MlflowRuns:
             self._client.log_batch(self._run(model), params=rows[start : start + PARAMS_AT_ONCE])
 
     def metrics(self, model: str | None, data: dict[str, Any]) -> None:
-        """Logs the numbers of a metrics.json; its protocol, seed and commit become tags."""
+        """Log the numbers of a metrics.json; its protocol, seed and commit become tags."""
         from mlflow.entities import Metric, RunTag
 
         now = int(time.time() * 1000)
         rows = [Metric(name, value, now, 0) for name, value in metric_values(data).items()]
-        known = {"protocol": data["protocol"]["id"], "seed": data["seed"], "commit": data.get("commit")}
-        tags = [RunTag(name, str(value)) for name, value in known.items() if value is not None]
+        about = {"protocol": data["protocol"]["id"], "seed": data["seed"], "commit": data.get("commit")}
+        tags = [RunTag(name, str(value)) for name, value in about.items() if value is not None]
         self._client.log_batch(self._run(model), metrics=rows, tags=tags)
 
     def numbers(self, model: str | None, data: dict[str, Any]) -> None:
-        """Logs every number of a JSON file under its path in it."""
+        """Log every number of nested JSON under its path."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -105,7 +105,7 @@ class MlflowRuns:
             self._client.log_batch(self._run(model), metrics=rows[start : start + METRICS_AT_ONCE])
 
     def curves(self, model: str | None, rows: Any) -> None:
-        """Logs a curve, or one more row of it, by step; points that are there already are not repeated."""
+        """Log a curve, or some rows of it, by step; points that were logged before are skipped."""
         from mlflow.entities import Metric
 
         now, metrics = int(time.time() * 1000), []
@@ -117,15 +117,15 @@ class MlflowRuns:
             self._client.log_batch(self._run(model), metrics=metrics[start : start + METRICS_AT_ONCE])
 
     def artifact(self, model: str | None, path: Path, *, folder: str | None = None) -> None:
-        """Copies a file to the run, there into a folder."""
+        """Copy a file to the artifacts of the run, into ``folder`` of them."""
         self._client.log_artifact(self._run(model), str(path), folder)
 
     def json(self, model: str | None, data: Any, name: str) -> None:
-        """Writes JSON as a file of the run."""
+        """Write JSON as an artifact of the run."""
         self._client.log_dict(self._run(model), data, name)
 
     def end(self, status: str, *, reason: str | None = None) -> None:
-        """Closes the nested runs, then the parent. A second call does nothing."""
+        """End the nested runs, then the parent. A second call does nothing."""
         client, self._client = self._client, None
         if client is None or not self._parent:
             return
@@ -138,19 +138,19 @@ class MlflowRuns:
         self._do(lambda: self.end("KILLED"))  # the queue takes nothing more by then
 
     def _run(self, model: str | None) -> str:
-        """The run of a model, opened when it is first needed; without a model the parent."""
+        """The id of a model's run, which is opened at its first use; of the parent without a model."""
         if model is None:
             return self._parent
         if model not in self._nested:
             tags = {name: value for name, value in self._tags.items() if name != "models"}
             tags |= {"mlflow.parentRunId": self._parent, "model": model}
-            opened = self._client.create_run(self._experiment, run_name=model, tags=tags)
-            self._nested[model] = opened.info.run_id
+            run = self._client.create_run(self._experiment, run_name=model, tags=tags)
+            self._nested[model] = run.info.run_id
         return self._nested[model]
 
 
 def _in_project(uri: str, project: Path) -> str:
-    """`sqlite:///mlflow.db` means the project's folder, wherever the command was given."""
+    """Make the path of `sqlite:///mlflow.db` relative to the project, not to the working directory."""
     if not uri.startswith(SQLITE):
         return uri
     path = project / uri.removeprefix(SQLITE)

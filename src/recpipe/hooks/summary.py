@@ -1,4 +1,4 @@
-"""After a run that made a report: its summary on the terminal, and where the full page lies."""
+"""Summary of the report on the terminal after a run, and the path of its HTML page."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ log = logging.getLogger("recpipe.summary")  # conf/logging.yml shows it without 
 
 
 class SummaryHooks:
-    """Shows the text that the report pipeline wrote."""
+    """Hook that shows the summary which the report pipeline wrote."""
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Only where this run wrote it: an older summary would be taken for news."""
+        """Log the summary, if this run wrote it."""
         if SUMMARY not in pipeline.all_outputs():
             return
         log.info("%s", catalog.load(SUMMARY))
-        if (page := _place(catalog, PAGE)) is not None:
+        if (page := _file(catalog, PAGE)) is not None:
             log.info("Report  %s", page)
 
 
-def _place(catalog: Any, name: str) -> Path | None:
-    """Where a catalog entry lies, from the folder the user stands in if that is shorter."""
+def _file(catalog: Any, name: str) -> Path | None:
+    """The file of a catalog entry, relative to the working directory where it is inside."""
     path = file_of(catalog.get(name))
     if path is None:
         return None

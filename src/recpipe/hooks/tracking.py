@@ -1,6 +1,6 @@
-"""When what is tracked: Kedro's events as calls to `MlflowRuns`.
+"""Tracking in MLflow: Kedro's hooks as calls to `MlflowRuns`.
 
-The catalog says what is tracked, `metadata: {mlflow: …}` with one of the kinds below; mlflow.yml says where.
+`metadata: {mlflow: <kind>}` of a catalog entry says how it is logged, mlflow.yml where.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARED = {"ingest", "report"}  # groups without a run of their own
 
 
 class TrackingHooks:
-    """Kedro makes one instance per process; all that belongs to one run of Kedro is in `self._runs`."""
+    """Hooks of all runs of a process; `self._runs` belongs to the current one."""
 
     def __init__(self) -> None:
         self._conf: dict[str, Any] = {}
@@ -39,7 +39,7 @@ class TrackingHooks:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Keeps mlflow.yml of the environment in use."""
+        """Read mlflow.yml of the environment."""
         self._project = Path(context.project_path)
         self._conf = context.config_loader["mlflow"]
 
@@ -47,7 +47,9 @@ class TrackingHooks:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
-        """Names the parent run after the pipelines and the models in them."""
+        """Choose names and tags of the runs; the first node opens them."""
+        if self._runs is not None:  # stopped by Ctrl-C, of which Kedro tells no hook
+            self._runs.close("KILLED")
         self._catalog, self._runs, self._tags = catalog, None, None
         if not self._conf["enabled"]:
             return
@@ -65,7 +67,7 @@ class TrackingHooks:
 
     @hook_impl
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
-        """Parameters go to the run of the node's model or to the parent, and so do epochs as they end."""
+        """Log the node's parameters to the run of its model or to the parent, and each epoch when it ends."""
         if (runs := self._started_runs()) is None:
             return
         params: dict[str, str] = {}
@@ -77,7 +79,7 @@ class TrackingHooks:
         listen(lambda row: runs.guard(lambda: runs.curves(group, [row])))
 
     def _started_runs(self) -> MlflowRuns | None:
-        """The runs, opened with the first node: mlflow takes seconds to load, which nodes need not wait for."""
+        """The runs, opened at the first call. None where tracking is off."""
         runs, tags = self._runs, self._tags
         if runs is not None and tags is not None:
             self._tags = None
@@ -85,17 +87,17 @@ class TrackingHooks:
         return runs
 
     def _group(self, name: str | None) -> str | None:
-        """The nested run that something belongs to: a model's or a kind of ids'; None is the parent."""
+        """The nested run of a namespace: that of a model or of a kind of ids; None for the parent."""
         return name if name in self._groups else None
 
     @hook_impl
     def after_node_run(self) -> None:
-        """What the next node says of epochs is not this one's."""
+        """Stop listening to the node's epochs."""
         listen(None)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
-        """Metrics, curves and files, where the catalog asks for it."""
+        """Log an output as its `metadata.mlflow` in the catalog says."""
         if (runs := self._runs) is None:
             return
         dataset = self._catalog.get(dataset_name)
@@ -105,7 +107,7 @@ class TrackingHooks:
             "metrics": lambda: _metrics(runs, model, data.metrics),
             "protocol": lambda: runs.json(model, data.split, "protocol.json"),
             "numbers": lambda: runs.numbers(model, data),
-            "curves": lambda: runs.curves(model, data),
+            "curves": lambda: runs.curves(model, data.curve),
             "artifact": lambda: runs.artifact(model, loaded_file(dataset)),
             "figures": lambda: _figures(runs, model, data, dataset),
         }
@@ -119,7 +121,7 @@ class TrackingHooks:
 
     @hook_impl
     def after_pipeline_run(self) -> None:
-        """Closes the runs and says where they are."""
+        """Close the runs and log where they are."""
         runs, self._runs = self._started_runs(), None
         if runs is not None:
             runs.close("FINISHED")
@@ -128,7 +130,7 @@ class TrackingHooks:
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
-        """The runs say that they failed, and of what."""
+        """Close the runs as failed, with the error as a tag."""
         runs, self._runs = self._started_runs(), None
         listen(None)
         if runs is not None:
@@ -136,19 +138,19 @@ class TrackingHooks:
 
 
 def _metrics(runs: MlflowRuns, model: str | None, data: dict[str, Any]) -> None:
-    """With the settings in force, which the blocks that a node is given do not say."""
+    """Log metrics, and the settings in effect, which include defaults of the code."""
     runs.metrics(model, data)
     if settings := data.get("settings"):
         runs.params(model, flat(settings, "settings"))
 
 
 def _figures(runs: MlflowRuns, model: str | None, figures: dict[str, Any], dataset: Any) -> None:
-    """Their JSON under `figures`; those without data, which stand for what there is nothing of yet, are left out."""
+    """Log figures as JSON in the folder `figures`, without empty ones."""
     for name, figure in figures.items():
         if figure.data:
             runs.artifact(model, dataset.file(name), folder="figures")
 
 
 def _stage(name: str) -> int:
-    """Names of pipelines in the order in which they run: the command line shuffles them."""
+    """Sort key: the order in which pipelines run, which the command line does not keep."""
     return STAGES.index(name) if name in STAGES else len(STAGES)

@@ -1,4 +1,4 @@
-"""Parameters, metrics and curves as the flat names and numbers that MLflow takes."""
+"""Conversion of parameters, metrics and curves to the flat names and values that MLflow takes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,11 @@ from typing import Any
 from recpipe.config import RunConfig
 
 LONGEST_VALUE = 500  # MLflow's own limit for old servers; longer values are cut
-MEASURED = (
-    "test",
-    "valid",
-    "warm_items",
-    "cold_items",
-    "cold_users",
-    "cost",
-)  # blocks of metrics.json with numbers
+BLOCKS = ("test", "valid", "warm_items", "cold_items", "cold_users", "cost")  # of metrics.json, with numbers
 
 
 def flat(value: Any, name: str) -> dict[str, str]:
-    """A parameter block as `{"train.lr": "0.001"}`; typed blocks (pydantic, dataclass) included."""
+    """Flatten a parameter block to `{"train.lr": "0.001"}`; dataclasses and pydantic models too."""
     if isinstance(value, RunConfig):  # under the paths of the command line
         fields = dataclasses.asdict(value)
         value = fields.pop("settings") | fields
@@ -42,23 +35,23 @@ def metric_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a metrics.json as `{"test/ndcg_at_10": 0.18}`."""
     return {
         allowed(f"{part}/{name}"): float(value)
-        for part in MEASURED
+        for part in BLOCKS
         for name, value in (metrics.get(part) or {}).items()
-        if _number(value)
+        if _is_number(value)
     }
 
 
 def numbers(data: Any, path: str = "") -> dict[str, float]:
     """Every finite number of nested JSON by its path, `{"levels/1/usage": 0.99}`; lists count from 1."""
-    if _number(data):
+    if _is_number(data):
         return {allowed(path): float(data)}
     inner = (
         data.items() if isinstance(data, Mapping) else enumerate(data, 1) if isinstance(data, list) else ()
     )
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for key, value in inner:
-        found |= numbers(value, f"{path}/{key}" if path else str(key))
-    return found
+        values |= numbers(value, f"{path}/{key}" if path else str(key))
+    return values
 
 
 def curve_points(curves: Any) -> Iterator[tuple[str, float, int]]:
@@ -67,14 +60,14 @@ def curve_points(curves: Any) -> Iterator[tuple[str, float, int]]:
     for number, row in enumerate(rows):
         step = int(row["step"]) if row.get("step") is not None else number
         for name, value in row.items():
-            if name not in ("step", "epoch") and _number(value):
+            if name not in ("step", "epoch") and _is_number(value):
                 yield allowed(f"curve/{name}"), float(value), step
 
 
 def allowed(name: str) -> str:
-    """MLflow refuses `@` and some other signs in names."""
+    """Replace `@` and other characters that MLflow does not allow in names."""
     return re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"))
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

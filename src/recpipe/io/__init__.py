@@ -1,1 +1,1 @@
-"""The few Kedro datasets that do not exist yet, and the stock ones made to write whole files or nothing."""
+"""Kedro datasets: those of the library's own files, and stock datasets with atomic writes."""

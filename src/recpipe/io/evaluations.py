@@ -1,4 +1,4 @@
-"""What evaluation leaves of a run: ranks, recommendations, a submission file and metrics, as one Kedro dataset."""
+"""Dataset of an evaluation: ranks, recommendations, submission file and metrics of a run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from recpipe.data.atomic import replaced_file
 if TYPE_CHECKING:
     from recpipe.evaluation.evaluate import Evaluation
 
-PREVIEWED = ("test", "valid", "cost")
+PREVIEW_BLOCKS = ("test", "valid", "cost")
 
 
 class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
-    """Saves an ``Evaluation``, loads its metrics.
+    """Files of an ``Evaluation``; loads its metrics.
 
-    ``filepath`` is metrics.json, which is versioned and written last: a run counts once its metrics are there.
-    ``output`` holds ranks.parquet and submission.csv of the latest evaluation, and every version of
-    recommendations.parquet. It is given as ``{path: ...}``, which Kedro makes absolute.
+    ``filepath`` is metrics.json, which is versioned and written last: a run is complete when it exists. The folder
+    ``output`` has ranks.parquet and submission.csv of the latest evaluation, and all versions of
+    recommendations.parquet. It is written as ``{path: ...}`` in the catalog, where Kedro makes paths absolute.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
         metrics = self.load()
         rows = [
             [part, name, value]
-            for part in PREVIEWED
+            for part in PREVIEW_BLOCKS
             for name, value in (metrics.get(part) or {}).items()
             if isinstance(value, int | float | str)
         ]

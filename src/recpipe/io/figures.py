@@ -1,4 +1,4 @@
-"""Datasets of plotly figures; apart from others, as plotly loads slowly."""
+"""Dataset of plotly figures; apart from other datasets, since plotly loads slowly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
-    """Figures by name, each in ``<name><suffix>`` of the folder ``path``; kedro-viz shows the one called ``preview``."""
+    """Figures by name, each in ``<name><suffix>`` of the folder ``path``; ``preview`` is shown in kedro-viz."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
         return {"path": str(self._path), "suffix": self._suffix}
 
     def file(self, name: str) -> Path:
-        """Where a figure lies."""
+        """The file of a figure."""
         return self._path / f"{name}{self._suffix}"
 
     def load(self) -> dict[str, Figure]:

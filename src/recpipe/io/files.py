@@ -1,42 +1,24 @@
-"""The stock JSON, text and table datasets, saving whole files or nothing.
+"""JSON, text and table datasets of kedro-datasets with atomic writes: a file is complete or absent.
 
-Paths, versions and kedro-viz previews stay those of kedro-datasets; only the moment of writing changes.
+Paths, versions and previews are those of kedro-datasets.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from kedro.io.core import VersionNotFoundError
 from kedro_datasets._typing import HTMLPreview
 from kedro_datasets.json import JSONDataset as StockJSON
 from kedro_datasets.polars import EagerPolarsDataset as StockTable
 from kedro_datasets.text import TextDataset as StockText
 
-from recpipe.kedro_compat import WholeFile, file_of, unwrapped
+from recpipe.kedro_compat import WholeFile, unwrapped
 
 log = logging.getLogger(__name__)
 
 
 class JSONDataset(WholeFile, StockJSON):
     """Any JSON value."""
-
-
-class OptionalJSONDataset(WholeFile, StockJSON):
-    """JSON that loads as None while there is none, for a node that runs after it but can do without.
-
-    So does a file that holds no JSON, with a warning.
-    """
-
-    def load(self) -> Any:
-        try:
-            return unwrapped(super().load)(self)
-        except (FileNotFoundError, VersionNotFoundError):
-            return None
-        except ValueError as error:
-            log.warning("%s cannot be read (%s): as if it were not there", file_of(self), error)
-            return None
 
 
 class TextDataset(WholeFile, StockText):

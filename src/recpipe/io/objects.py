@@ -1,4 +1,4 @@
-"""Datasets for what the library itself can write: sequences, folds, vocabularies and bundles."""
+"""Datasets of objects that the library reads and writes itself: sequences, folds, ids, bundles, quantizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kedro_datasets._typing import TablePreview
 
 from recpipe.data.atomic import replaced_file, replaced_folder
 
-# What `holds` may name: classes with `write(path)` and a class method `read(path)`. Nothing else is imported.
+# Values of `holds`: classes with `write(path)` and a class method `read(path)`.
 CLASSES = {
     "vocabulary": "recpipe.data.sequences.Vocabulary",
     "sequences": "recpipe.data.sequences.Sequences",
@@ -50,18 +50,18 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         data.write(self._filepath)
 
     def preview(self, nrows: int = 20) -> TablePreview:
-        """The first rows of what is kept as Parquet; lists as text, without the vectors, which nobody reads."""
+        """The first rows of a Parquet file for kedro-viz, lists as text, without vectors."""
         import polars as pl
 
         if self._filepath.suffix != ".parquet":
             return TablePreview({"index": [], "columns": [], "data": []})
         table = pl.scan_parquet(self._filepath).head(nrows).collect()
-        shown = [name for name in table.columns if name != "vector"]
+        columns = [name for name in table.columns if name != "vector"]
         rows = [
             [value if value is None else str(value)[:120] for value in row]
-            for row in table.select(shown).rows()
+            for row in table.select(columns).rows()
         ]
-        return TablePreview({"index": list(range(len(rows))), "columns": shown, "data": rows})
+        return TablePreview({"index": list(range(len(rows))), "columns": columns, "data": rows})
 
     def _exists(self) -> bool:
         return self._filepath.exists()
@@ -70,8 +70,8 @@ class ObjectDataset(AbstractDataset[Any, Any]):
 class BundleDataset(AbstractVersionedDataset[Any, Any]):
     """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
 
-    `optional` loads None while there is none. `curves` is the file of its training curve, given as `{path: ...}`, which
-    Kedro makes absolute; without it the curve is not saved.
+    `optional` loads None where there is no bundle. `curves` is the file of the training curve, written as `{path: ...}`
+    in the catalog, where Kedro makes paths absolute; without it the curve is not saved.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
 
 
 def _training_command(folder: Path) -> str:
-    """What makes the bundle ``<dataset>/<model>/seed_<seed>/bundle``."""
+    """The command that trains the bundle ``<dataset>/<model>/seed_<seed>/bundle``, as advice."""
     dataset, model, seed = folder.parts[-4:-1]
     params = f"dataset={dataset},model={model},seed={seed.removeprefix('seed_')}"
     return f"`kedro run --pipelines=train,evaluate --params {params}` trains it"
@@ -147,24 +147,3 @@ class QuantizerDataset(AbstractDataset[Any, Any]):
 
     def _exists(self) -> bool:
         return self._filepath.is_dir()
-
-
-class FolderDataset(AbstractDataset[None, Path]):
-    """A place to work in, handed to the node as a path: checkpoints while training, an engine's spill."""
-
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        self._filepath = Path(filepath)
-        self.metadata = metadata
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}
-
-    def load(self) -> Path:
-        self._filepath.mkdir(parents=True, exist_ok=True)
-        return self._filepath
-
-    def save(self, data: None) -> None:
-        raise DatasetError("a folder is worked in by the node that takes it; no node returns it")
-
-    def _exists(self) -> bool:
-        return True

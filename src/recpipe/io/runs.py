@@ -1,4 +1,4 @@
-"""Every finished run of a data set on disk, as one Kedro dataset that evaluation writes to and the report reads."""
+"""Dataset of all finished runs of a data set: evaluation adds to it, the report reads it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from recpipe.reporting.run_store import RunStore
 
 
 class RunsDataset(AbstractDataset[dict[str, Any], RunStore]):
-    """Loads a ``RunStore``, the same one until something is saved or Kedro releases it.
+    """A ``RunStore`` over the folders of a data set; saves nothing to disk, where every run has its own files.
 
-    Saves metrics by run name, of the runs of this command: later loads have them before what is on disk. Nothing is
-    written, since every run has its own files. Each folder is given as ``{path: ...}``, which Kedro makes absolute.
+    ``save`` takes metrics of this command by run name, which later loads prefer to those on disk. Folders are written
+    as ``{path: ...}`` in the catalog, where Kedro makes paths absolute.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""The pipelines: wiring in each one's pipeline.py, short calls into the library in its nodes.py."""
+"""Kedro pipelines: wiring in pipeline.py of each, calls into the library in nodes.py."""

@@ -1,9 +1,9 @@
-"""Kinds of semantic ids and item vectors: which a data set has content for, and which a command makes.
+"""Kinds of semantic ids and item vectors: which a data set has content for, and which a command builds.
 
-Text, image and both side by side have vectors and ids; text has a second kind of ids, ``text_parts``: codes of the parts
-of a vector, which do not build on each other, for models that predict them independently. A data set's
-``content`` block says what it has. ``--params modality=text+image`` chooses, ``none`` leaves it out; ``auto``
-takes the block's own ``modalities`` and what the models of the command read.
+Text, image and both concatenated have vectors and ids. Text has a second kind of ids, ``text_parts``: independent codes
+of parts of the vector. A data set's ``content`` block names its text and images. The parameter ``modality`` chooses,
+as in ``text+image``; ``none`` builds nothing; ``auto`` takes ``content.modalities`` and what the models of the command
+read.
 """
 
 from __future__ import annotations
@@ -14,27 +14,23 @@ from typing import Any
 from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, check_known, split_names
 
 TEXT, IMAGE, BOTH, PARTS = ID_KINDS
-CONTENT = {
-    TEXT: (TEXT,),
-    IMAGE: (IMAGE,),
-    BOTH: (TEXT, IMAGE),
-    PARTS: (TEXT,),
-}  # keys of `content` each needs
+# Keys of `content` that each kind needs.
+CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), BOTH: (TEXT, IMAGE), PARTS: (TEXT,)}
 AUTO, NONE = "auto", "none"
 
 
 def vectors_of(kind: str) -> str:
-    """The vectors that ids of ``kind`` are made of."""
+    """The modality of the vectors that ids of ``kind`` are built from."""
     return TEXT if kind == PARTS else kind
 
 
 def embeddings_of(kind: str) -> str:
-    """The dataset with the vectors of ``kind``, ``text_embeddings``."""
+    """The Kedro dataset with the vectors of ``kind``, such as ``text_embeddings``."""
     return f"{vectors_of(kind)}_embeddings"
 
 
 def described(configuration: Configuration) -> tuple[str, ...]:
-    """Kinds that the parameter ``modality`` chooses, none for ``auto`` without content.
+    """Kinds that the parameter ``modality`` chooses, an empty tuple for ``auto`` without content.
 
     Raises ConfigError for an unknown kind, and for one that the data set has no content for.
     """
@@ -52,36 +48,52 @@ def described(configuration: Configuration) -> tuple[str, ...]:
     return kinds
 
 
+def available(configuration: Configuration) -> tuple[str, ...]:
+    """Kinds that a command can build: those of ``modality``, under ``auto`` also others of the same content."""
+    kinds = described(configuration)
+    if configuration["modality"] != AUTO:
+        return kinds
+    content = {key for kind in kinds for key in CONTENT[kind]}
+    return kinds + tuple(kind for kind in ID_KINDS if kind not in kinds and content.issuperset(CONTENT[kind]))
+
+
 def of_command(
     configuration: Configuration, runs: Iterable[RunConfig], requested: Iterable[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Kinds of ids, and modalities of vectors, that a command with these models makes.
+    """Kinds of ids, and modalities of vectors, that a command with these models builds.
 
-    Raises ConfigError where a model reads ids that the data set has no content for, and where only pipelines were
-    requested that have nothing to do without content.
+    Raises ConfigError where a model reads ids that the data set has no content for, and where only ``embed`` and
+    ``semantic_ids`` are requested of a data set without content.
     """
     kinds, runs = described(configuration), list(runs)
     for run in runs:
         for kind in run.ids:
             check_content(configuration, kind, reader=run.name)
-    if not kinds and set(requested) & {"embed", "semantic_ids"} and not _content(configuration):
-        if not set(requested) - {"embed", "semantic_ids"}:
-            raise ConfigError(
-                f"data set {configuration.dataset!r} has no `content` block, so there is nothing to embed: "
-                "conf/base/parameters/datasets/my_log.yml says how to write one"
-            )
+    if (
+        not kinds
+        and not _content(configuration)
+        and {*requested}
+        and {*requested} <= {"embed", "semantic_ids"}
+    ):
+        raise ConfigError(
+            f"data set {configuration.dataset!r} has no `content` block, so there is nothing to embed: "
+            "conf/base/parameters/datasets/my_log.yml says how to write one"
+        )
     vectors = [part for kind in kinds for part in (*CONTENT[kind], vectors_of(kind))]
     if configuration["modality"] == AUTO:
-        there = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
+        content = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
         kinds += tuple(
-            kind for run in runs for kind in run.ids if kind not in kinds and there.issuperset(CONTENT[kind])
+            kind
+            for run in runs
+            for kind in run.ids
+            if kind not in kinds and content.issuperset(CONTENT[kind])
         )
         vectors += [part for kind in kinds for part in (*CONTENT[kind], vectors_of(kind))]
         for run in runs:
             vectors += [
                 part
                 for each in run.vectors
-                if there.issuperset(CONTENT[each])
+                if content.issuperset(CONTENT[each])
                 for part in (*CONTENT[each], each)
             ]
     return tuple(dict.fromkeys(kinds)), tuple(name for name in VECTORS if name in vectors)
@@ -95,19 +107,19 @@ def of_model(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def satisfied(run: RunConfig, kinds: Iterable[str]) -> bool:
-    """Whether a command that makes ``kinds`` makes all vectors and ids that a model reads."""
+    """Whether a command that builds ``kinds`` builds all vectors and ids that a model reads."""
     kinds = set(kinds)
     return {*kinds, *(part for kind in kinds for part in CONTENT[kind])}.issuperset({*run.vectors, *run.ids})
 
 
 def check_content(configuration: Configuration, kind: str, *, reader: str | None = None) -> None:
-    """Raises ConfigError where the data set does not say where the content of ``kind`` comes from."""
+    """Raise ConfigError where the data set has no content for ``kind``."""
     content, dataset = _content(configuration), configuration.dataset
     for key in CONTENT[kind]:
         if not content.get(key):
-            who = "" if reader is None else f"model {reader!r} reads {kind} ids: "
+            prefix = "" if reader is None else f"model {reader!r} reads {kind} ids: "
             raise ConfigError(
-                f"{who}data set {dataset!r} has no {key} to make {kind} ids of: add `content: {{{key}: ...}}` to "
+                f"{prefix}data set {dataset!r} has no {key} to make {kind} ids of: add `content: {{{key}: ...}}` to "
                 f"conf/base/parameters/datasets/{dataset}.yml; my_log.yml there explains it"
             )
 

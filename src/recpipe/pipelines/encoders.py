@@ -1,4 +1,4 @@
-"""Blocks of `text_encoders` and `image_encoders` as the settings of what makes the vectors."""
+"""Settings of the encoders in the parameters `text_encoders` and `image_encoders`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from recpipe.config import build_config
-from recpipe.config.schema import named
+from recpipe.config.schema import select_block
 
 
 def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """The settings of `text_encoders.<name>`: an EncoderConfig, or as its kind says a TfidfConfig or VectorFile."""
+    """Settings of `text_encoders.<name>`: EncoderConfig, TfidfConfig or VectorFile, by its `kind`."""
     from recpipe.content.text import EncoderConfig
     from recpipe.content.tfidf import TfidfConfig
     from recpipe.content.vector_file import VectorFile
@@ -20,7 +20,7 @@ def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
 
 
 def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """The settings of `image_encoders.<name>`: an ImageConfig, or a VectorFile where its kind says so."""
+    """Settings of `image_encoders.<name>`: ImageConfig or VectorFile, by its `kind`."""
     from recpipe.content.image import ImageConfig
     from recpipe.content.vector_file import VectorFile
 
@@ -28,7 +28,7 @@ def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
 
 
 def _encoder(modality: str, name: str, encoders: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
-    block, where = named(name, encoders, what=f"embed.{modality}"), f"{modality}_encoders.{name}"
+    block, where = select_block(name, encoders, what=f"embed.{modality}"), f"{modality}_encoders.{name}"
     if (kind := block.pop("kind", "encoder")) not in kinds:
         raise ValueError(f"{where}.kind is {kind!r}; allowed: {', '.join(kinds)}")
     return _settings(kinds[kind], block, where)

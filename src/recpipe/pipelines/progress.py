@@ -1,4 +1,4 @@
-"""How a training node tells a hook of an epoch while it still runs: Kedro knows only the ends of nodes."""
+"""Channel from training nodes to hooks for each epoch; Kedro's own hooks are called at the end of a node only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _listener: ContextVar[Listener | None] = ContextVar("listener to epochs", defaul
 
 
 def listen(listener: Listener | None) -> None:
-    """From now on, in this thread, `tell` calls `listener`; None ends it."""
+    """Set the function that `tell` calls in this thread; None removes it."""
     _listener.set(listener)
 
 
 def tell(row: Mapping[str, Any]) -> None:
-    """One row of a training curve, as soon as it is known."""
+    """Send a row of a training curve to the listener."""
     listener = _listener.get()
     if listener is not None:
         listener(row)

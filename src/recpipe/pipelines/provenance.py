@@ -1,4 +1,4 @@
-"""Where a number comes from: the commit of the code that made it."""
+"""Git commit of the code, for metrics.json."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ def commit() -> str | None:
     here = Path(__file__).parent
     try:
         head = _git(here, "rev-parse", "--short", "HEAD")
-        changed = _git(
+        changes = _git(
             here, "status", "--porcelain", "--untracked-files=no", "--", "../../../src", "../../../conf"
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if changed else "")
+    return head + ("+" if changes else "")
 
 
 def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True, timeout=10)
-    return done.stdout.strip()
+    process = subprocess.run(
+        ["git", *words], cwd=folder, check=True, capture_output=True, text=True, timeout=10
+    )
+    return process.stdout.strip()

@@ -1,7 +1,6 @@
-"""`--params seeds=42+123+2023`: which seed runs which pipelines, so that nothing runs again that no seed changes.
+"""Plan of the runs of `--params seeds=42+123+2023`: which seed runs which pipelines.
 
-The log, vectors and ids do not depend on the seed and are made by the first run; what is of all seeds,
-geometry and the report, comes once all are done.
+Pipelines that do not depend on the seed (log, vectors, ids) run once, first; geometry and the report run once, last.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ Plan = list[tuple[int, list[str] | None]]
 
 
 def parsed(seeds: Any) -> list[int]:
-    """`42+123`, 42 or a list as a list without repeats; none for null. Raises ValueError for what is no seed."""
+    """Parse `42+123`, 42 or a list to a list without repeats, null to []. Raises ValueError for other values."""
     if seeds is None:
         return []
     words = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else split_names(seeds)
     try:
-        found = [int(str(word)) for word in words]
+        numbers = [int(str(word)) for word in words]
     except ValueError:
-        found = [-1]
-    if not found or min(found) < 0:
+        numbers = [-1]
+    if not numbers or min(numbers) < 0:
         raise ValueError(f"seeds is {seeds!r}; give whole numbers from 0, as 42+123+2023")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(numbers))
 
 
 def plan(seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered: bool = False) -> Plan:
-    """Seed and pipelines of each run in turn; None is the whole project.
+    """Seed and pipelines of each run, in order; None for the whole project.
 
-    ``filtered``: only some nodes were asked for, so every seed runs just these.
+    ``filtered``: the command selects nodes, so every seed runs the same pipelines.
     """
     first, *others = seeds
     if filtered or not others:

@@ -1,7 +1,7 @@
-"""Types of what nodes take and return.
+"""Types for signatures of nodes.
 
-The type checker sees the real classes. At run time they are ``Any``: Kedro evaluates the hints of every node when
-pipelines are built, which must not import torch.
+The type checker sees the real classes. At run time they are ``Any``: Kedro evaluates the hints of all nodes when it
+builds pipelines, which must not import torch.
 """
 
 from __future__ import annotations

@@ -1,17 +1,20 @@
-"""What the pipelines of one command are made for: its models, the semantic ids and vectors they need, its results.
+"""Choice of what the pipelines of a command are built for: models, semantic ids, item vectors, results.
 
-Kedro builds pipelines by calling ``register_pipelines`` without arguments. So the config loader leaves here what it read,
-and the session what its command runs.
+Kedro calls ``register_pipelines`` without arguments. So the config loader leaves its configuration in this module, and
+the session the wiring of its command.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+
+from kedro.utils import find_kedro_project
 
 from recpipe.config import (
     ID_KINDS,
@@ -30,16 +33,22 @@ ALL = "all"
 WHOLE = "__default__"
 STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
 ON_REQUEST = ("ensemble", "ties", "context", "study", "geometry")  # no part of a run of the whole project
-RESERVED = (ALL, "ensemble", "report", WHOLE, *STAGES, *ON_REQUEST, *ID_KINDS)  # no model may be called so
+RESERVED = (ALL, WHOLE, *STAGES, *ON_REQUEST, *ID_KINDS)  # names that no model may have
+RESULTS = {
+    "evaluate": "evaluation",
+    "ties": "tie_sensitivity",
+    "context": "context",
+    "study": "study",
+}  # by pipeline
 
 
 @dataclass(frozen=True)
 class Wiring:
     """What pipelines are built for.
 
-    ``runs``: the models, in order. ``kinds``: the semantic ids that are made. ``vectors``: the modalities that are
-    embedded. ``requested``: names of the pipelines that run together. ``members`` of the ensemble; ``study``: the one of
-    ``studies``.
+    ``runs``: configurations of the models, in order. ``kinds``: kinds of semantic ids to build. ``vectors``: modalities
+    to embed. ``requested``: pipelines that run in the same command. ``members``: models of the ensemble. ``study``: a
+    name in the parameter ``studies``.
     """
 
     dataset: str
@@ -57,114 +66,106 @@ class Wiring:
 
     @property
     def results(self) -> tuple[str, ...]:
-        """Datasets that this command writes and the report reads from disk: it comes after them."""
-        by_model = {
-            "evaluate": "evaluation",
-            "ties": "tie_sensitivity",
-            "context": "context",
-            "study": "study",
-        }
-        found = [
+        """Datasets that this command writes and the report reads from disk, so that the report has to wait for them."""
+        names = [
             f"{model}_{name}"
-            for stage, name in by_model.items()
+            for stage, name in RESULTS.items()
             if stage in self.requested
             for model in self.runs
         ]
         if "train" in self.requested and "evaluate" not in self.requested:
-            found += [f"{model}_bundle" for model in self.runs]
-        found += ["ensemble_evaluation"] if "ensemble" in self.requested else []
-        found += [f"{kind}_ids_quality" for kind in self.kinds if "semantic_ids" in self.requested]
+            names += [f"{model}_bundle" for model in self.runs]
+        names += ["ensemble_evaluation"] if "ensemble" in self.requested else []
+        names += [f"{kind}_ids_quality" for kind in self.kinds if "semantic_ids" in self.requested]
         if "embed" in self.requested and not self.kinds:  # the quality of ids comes after the vectors
-            found += [f"{name}_embeddings" for name in self.vectors]
-        return tuple(found)
+            names += [f"{name}_embeddings" for name in self.vectors]
+        return tuple(names)
 
 
 def model_info(type_: str) -> ModelInfo:
-    """What the code of a model type says; imports torch."""
+    """Defaults of a model type, from its code; imports torch."""
     from recpipe.models.registry import model_info as info
 
     return info(type_)
 
 
-@dataclass
-class _State:
-    configuration: Configuration | None = None
-    wiring: Wiring | None = None
-
-
-_state: ContextVar[_State] = ContextVar("what pipelines are built for", default=_State())
+# Of the process, like Kedro's pipelines: in notebooks and servers another cell or thread may build them.
+_latest: list[Configuration] = []
+_wiring: ContextVar[Wiring | None] = ContextVar("wiring of the command", default=None)
 
 
 def remember(configuration: Configuration) -> None:
-    """What the config loader that was made last has read: kedro-viz draws the pipelines of its environment."""
-    _state.set(_State(configuration))
+    """Keep the configuration of the latest config loader, for pipelines of kedro-viz and other tools without a run."""
+    _latest[:] = [configuration]
+    _wiring.set(None)
 
 
 @contextmanager
 def wired(wiring: Wiring) -> Iterator[None]:
-    """Pipelines that are built inside are those of ``wiring``."""
-    before = _state.get()
-    token = _state.set(_State(before.configuration, wiring))
+    """Build pipelines for ``wiring`` inside the ``with`` block."""
+    token = _wiring.set(wiring)
     try:
         yield
     finally:
-        _state.reset(token)
+        _wiring.reset(token)
 
 
 def current() -> tuple[Configuration, Wiring | None]:
-    """What to build pipelines for: without a session, the project's configuration alone."""
-    state = _state.get()
-    if state.configuration is not None:
-        return state.configuration, state.wiring
+    """The configuration and wiring to build pipelines for; without a session those of the project, and no wiring."""
+    if _latest:
+        return _latest[0], _wiring.get()
     from kedro.framework.project import settings
-    from kedro.utils import find_kedro_project
 
     project = find_kedro_project(Path.cwd()) or Path.cwd()
-    return Configuration.read(project / settings.CONF_SOURCE), None
+    env = os.environ.get("KEDRO_ENV")  # as Kedro's session reads it
+    configuration = Configuration.read(project / settings.CONF_SOURCE, env, model_info=model_info)
+    return configuration, _wiring.get()
 
 
 def wiring_of(configuration: Configuration, models: Iterable[str], requested: Iterable[str]) -> Wiring:
-    """The wiring of a command. Raises ConfigError for a model that is unknown, or that needs what the data set lacks."""
+    """Choose what to build for ``models``. Raises ConfigError for an unknown model, and for missing item content."""
     requested = tuple(requested)
     runs = {name: configuration.run(name) for name in dict.fromkeys(models)}
     kinds, vectors = content_kinds.of_command(configuration, runs.values(), requested)
     members = split_names(configuration["ensemble"]["members"]) or tuple(runs)
+    for name in members:
+        check_known(name, configuration.model_names, what="model in ensemble.members")
     study = configuration["study"]
     check_known(study, configuration["studies"], what="study", also=" (conf/base/parameters/studies.yml)")
     return Wiring(configuration.dataset, runs, kinds, vectors, requested, members, study)
 
 
 def wiring_of_model(configuration: Configuration, model: str) -> Wiring:
-    """The whole path of one model, from the raw log to the report, with what it needs and nothing else."""
+    """The wiring of one model's path from the raw log to the report."""
     run = configuration.run(model)
     return Wiring(configuration.dataset, {model: run}, *content_kinds.of_model(run))
 
 
 def chosen_models(configuration: Configuration, choice: str) -> list[str]:
-    """``sasrec``, ``sasrec+popular`` or ``all`` as names. Raises ConfigError with the nearest spelling.
+    """Names of ``sasrec``, ``sasrec+popular`` or ``all``. Raises ConfigError with the nearest spelling.
 
-    ``all`` leaves out models that use more of time than the protocol allows, and those whose vectors or
-    ids no command with this ``modality`` makes.
+    ``all`` leaves out models whose ``time_mode`` the protocol does not allow, and those whose vectors or ids the
+    parameter ``modality`` rules out.
     """
-    known = configuration.model_names
+    all_models = configuration.model_names
     if choice != ALL:
         names = list(split_names(choice)) or [str(choice)]
         for name in names:
-            check_known(name, known, what="model", also=f", or several as a+b, or {ALL}")
+            check_known(name, all_models, what="model", also=f", or several as a+b, or {ALL}")
         return names
-    made = content_kinds.described(configuration)
-    able = [
+    kinds = content_kinds.available(configuration)
+    runnable = [
         name
-        for name in known
-        if allowed_by_time(configuration, name) and content_kinds.satisfied(configuration.run(name), made)
+        for name in all_models
+        if allowed_by_time(configuration, name) and content_kinds.satisfied(configuration.run(name), kinds)
     ]
-    if left_out := [name for name in known if name not in able]:
-        log.info("left out of all, for want of vectors or of time: %s", ", ".join(left_out))
-    return able
+    if excluded := [name for name in all_models if name not in runnable]:
+        log.info("left out of all, for want of vectors or of time: %s", ", ".join(excluded))
+    return runnable
 
 
 def allowed_by_time(configuration: Configuration, model: str) -> bool:
-    """Whether the protocol lets the model use what its ``time_mode`` uses of time."""
+    """Whether the protocol allows the model's ``time_mode``."""
     from recpipe.data.protocol import TIMES
 
     time = configuration["protocol"]["time"]
@@ -174,10 +175,12 @@ def allowed_by_time(configuration: Configuration, model: str) -> bool:
 
 
 def command_wiring(
-    configuration: Configuration, pipelines: Iterable[str], named: Iterable[str] = ()
+    configuration: Configuration, pipelines: Iterable[str], filters: Iterable[str] = ()
 ) -> Wiring:
-    """The wiring of ``kedro run``: models of the parameter ``model``, of pipelines that are models, and of nodes that
-    filters name; in a run of the whole project the baselines too.
+    """The wiring of ``kedro run``. Raises ConfigError for unknown models.
+
+    Models are those of the parameter ``model``, of pipelines called like a model, and of ``filters``, the values of
+    Kedro's node filters; in a run of the whole project the baselines too.
     """
     pipelines = list(pipelines)
     if reserved := [name for name in RESERVED if name in configuration.model_names]:
@@ -187,16 +190,22 @@ def command_wiring(
     models = chosen_models(configuration, configuration["model"])
     whole = not pipelines or WHOLE in pipelines
     if whole:
-        models += [name for each in configuration["baselines"] for name in chosen_models(configuration, each)]
-    known = configuration.model_names
+        baselines = configuration["baselines"] or ()
+        for each in [baselines] if isinstance(baselines, str) else baselines:
+            models += chosen_models(configuration, each)
+    all_models = configuration.model_names
     models += [
-        name for name in known if name in pipelines or any(word.split(".")[0] == name for word in named)
+        name for name in all_models if name in pipelines or any(_is_of(word, name) for word in filters)
     ]
-    own = [name for name in pipelines if name in known]
-    if own and len(own) == len(pipelines) and not configuration.is_overridden("model"):
-        models = own
-    requested = [
-        *(STAGES if whole or own else ()),
-        *(name for name in pipelines if name not in (WHOLE, *own)),
-    ]
-    return wiring_of(configuration, models, dict.fromkeys(requested))
+    model_pipelines = [name for name in pipelines if name in all_models]
+    if model_pipelines and pipelines == model_pipelines and not configuration.is_overridden("model"):
+        models = model_pipelines
+    stages = STAGES if whole or model_pipelines else ()
+    others = (name for name in pipelines if name not in (WHOLE, *model_pipelines))
+    return wiring_of(configuration, models, dict.fromkeys([*stages, *others]))
+
+
+def _is_of(name: str, model: str) -> bool:
+    """Whether a node, group, tag or dataset belongs to a model: ``svd.train_model``, ``svd``, ``svd_bundle``."""
+    datasets = [f"{model}_{each}" for each in ("bundle", *RESULTS.values())]
+    return name.partition(".")[0] == model or name in datasets

@@ -1,4 +1,4 @@
-"""Geometry of the item tables of all bundles and encoders of a data set on disk, beside random tables."""
+"""Geometry of the item vectors of all bundles and encoders of a data set, with random vectors for comparison."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def geometry_of_runs(
     metric: str,
     seed: int,
 ) -> dict[str, Any]:
-    """JSON of all item tables, see ``recpipe.evaluation.geometry.study``; ``protocol`` is that of the split.
+    """Measure all item tables (see ``recpipe.evaluation.geometry.study``) as JSON, the best model by ``metric`` first.
 
-    The best model by ``metric`` comes first. Raises ValueError for models in the config that are not trained.
+    ``protocol`` is that of the split. Raises ValueError for models in the config that are not trained.
     """
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     about = Items(
@@ -63,7 +63,7 @@ def geometry_of_runs(
 
 
 def _requested(runs: RunStore, models: str, dataset: str) -> list[str]:
-    """Models by name, ``all`` for those on disk. Raises ValueError with the command that trains a missing one."""
+    """Names of the models in ``models``, ``all`` for those on disk. Raises ValueError for one without a bundle."""
     trained = sorted({run.split("/")[0] for run in runs.bundles})
     names = trained if models == "all" else list(split_names(models))
     for name in names:
@@ -76,7 +76,7 @@ def _requested(runs: RunStore, models: str, dataset: str) -> list[str]:
 
 
 def _encoders(runs: RunStore, vocabulary: Vocabulary) -> tuple[list[Source], list[str]]:
-    """Item vectors of text and images as sources of tables, and a sentence for each that cannot be read."""
+    """Item vectors of text and images as sources, and a sentence for each that cannot be read."""
     sources, problems = [], []
     for modality in ("text", "image"):
         if modality not in runs.vectors:
@@ -93,9 +93,7 @@ def _encoders(runs: RunStore, vocabulary: Vocabulary) -> tuple[list[Source], lis
 
 
 def _quality(runs: RunStore, metric: str, protocol: str) -> dict[str, float]:
-    """Metric by run on the validation fold, of runs under ``protocol``; on the test fold where a model was trained on
-    the validation fold too. It only says which model is shown first.
-    """
+    """Validation metric by run under ``protocol``, to sort models; test metric of models without validation fold."""
     quality = {}
     for run, metrics in runs.metrics.readable().items():
         if problem(metrics) or metrics["protocol"]["id"] != protocol:

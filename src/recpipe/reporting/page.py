@@ -1,6 +1,6 @@
-"""The report of a data set, from what its runs left on disk: insights, leaderboard, figures, examples, page, summary.
+"""Report of a data set from its runs on disk: insights, leaderboard, figures, examples, HTML page, summary.
 
-The functions are called in this order; what they hand on is JSON, but for the leaderboard and the figures.
+The functions are called in this order. Their results are JSON, except for the leaderboard and the figures.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def analyse(
     seed: int,
     report: ReportConfig,
 ) -> dict[str, Any]:
-    """Intervals, segments, properties of lists (see ``reporting/insights.py``), and what the page is about.
+    """Confidence intervals, user segments, properties of lists (see ``reporting/insights.py``), scope of the page.
 
-    ``split`` is the protocol that the data on disk were split under. The protocol of the page is that of the first of
-    ``models`` with a run of ``seed``, if it splits the data alike, or else the one of the split.
+    ``split`` is the protocol of the split on disk. The page shows the protocol of the first of ``models`` that has a
+    run of ``seed`` on this split, or else that of the split.
     """
     dataset = str(split["dataset"])
     metrics = _own_metrics(runs, dataset)
@@ -70,7 +70,7 @@ def analyse(
             {run: lambda run=run: ties[run] for run in ties},  # type: ignore[misc]
         ),
         catalogue,
-        protocol=_protocol_shown(_protocols(metrics), models, seed, split),
+        protocol=_page_protocol(_protocols(metrics), models, seed, split),
         seed=seed,
         metric=report.metric,
         baseline=report.baseline,
@@ -114,19 +114,19 @@ def draw(
     geometry: Mapping[str, Any] | None = None,
     metric: str,
 ) -> dict[str, go.Figure]:
-    """All of ``FIGURES``; an empty one where there is no data."""
-    shown = _shown(board, insights)
-    made = figures(
+    """All ``FIGURES`` by name; those without data are empty."""
+    rows = _rows_of_page(board, insights)
+    drawings = figures(
         _own_metrics(runs, insights["dataset"]).values(),
         profile=profile,
         steps=steps,
         curves=_curves(runs),
         metric=metric,
     )
-    made |= insight_figures(insights, shown, metric=metric)
-    made |= _studies(runs, shown, insights).figures
-    made |= geometry_figures(geometry)
-    return {name: made.get(name) or go.Figure() for name in FIGURES}
+    drawings |= insight_figures(insights, rows, metric=metric)
+    drawings |= _studies(runs, rows, insights).figures
+    drawings |= geometry_figures(geometry)
+    return {name: drawings.get(name) or go.Figure() for name in FIGURES}
 
 
 def pick(
@@ -138,16 +138,16 @@ def pick(
     items: pa.Table,
     report: ReportConfig,
 ) -> list[users.Example]:
-    """Example users with what each model recommends them; none where no run has ranks and recommendations.
+    """Example users with recommendations of each model; empty where no run has ranks and recommendations.
 
     Requested models come first, then the others by rank.
     """
     protocols = _protocols(_own_metrics(runs, insights["dataset"]))
     comparable = {run for run, protocol in protocols.items() if protocol["id"] == insights["protocol"]}
-    able = comparable & runs.ranks.keys() & runs.recommendations.keys() & {*insights["ranked"]}
+    candidates = comparable & runs.ranks.keys() & runs.recommendations.keys() & {*insights["ranked"]}
     lists: dict[str, pa.Table] = {}
     for run in _in_order(board, insights):
-        if run in able:
+        if run in candidates:
             try:
                 lists[run] = runs.recommendations[run]
             except DamagedFileError as error:
@@ -178,11 +178,11 @@ def write(
     steps: pl.DataFrame,
     geometry: Mapping[str, Any] | None = None,
 ) -> tuple[str, str]:
-    """The HTML page of the data set, and the text that a run ends with."""
+    """The HTML page of the data set, and the summary for the terminal."""
     name, metric = insights["dataset"], insights["metric"]
     metrics = _own_metrics(runs, name)
-    curves, studied = _curves(runs), _studies(runs, _shown(board, insights), insights)
-    described, unread = _id_sections(runs)
+    curves, study_results = _curves(runs), _studies(runs, _rows_of_page(board, insights), insights)
+    id_sections, id_problems = _id_sections(runs)
     problems = dict.fromkeys([*insights["problems"], *runs.curves.problems])
     page = html.page(
         {"name": name, **dataset.model_dump()},
@@ -191,26 +191,26 @@ def write(
         steps=steps,
         curves=curves,
         examples=examples,
-        semantic_ids=described,
+        semantic_ids=id_sections,
         insights={**insights, "problems": list(problems)},
-        studies=studied,
+        studies=study_results,
         geometry=geometry_tables.section(geometry, insights["split"]["id"]),
-        notes=[*_notes(steps, insights["split"]), *unread],
+        notes=[*_notes(steps, insights["split"]), *id_problems],
         metric=metric,
     )
     count = sum(protocol["id"] == insights["protocol"] for protocol in _protocols(metrics).values())
     title = f"{dataset.title or name}: {count} runs under protocol {insights['protocol']}"
-    lines = [section.line for section in described]
+    lines = [section.line for section in id_sections]
     return page, summary.summary(board, examples, title=title, links={}, ids=lines, metric=metric)
 
 
 def steps_of(ingest_steps: pl.DataFrame) -> tuple[str, ...]:
-    """The step table of ingest as the protocol keeps it, a line per step."""
+    """The step table of ingest as lines of text, as in the protocol."""
     return tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
 
 
 def _own_metrics(runs: RunStore, dataset: str) -> dict[str, Any]:
-    """Without runs of another data set that were put beside ours; what cannot be read does not say so."""
+    """Metrics by run, without runs of another data set in the same folder; unchecked otherwise."""
     return {
         run: each
         for run, each in runs.metrics.readable().items()
@@ -219,11 +219,11 @@ def _own_metrics(runs: RunStore, dataset: str) -> dict[str, Any]:
 
 
 def _protocols(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Protocols by run, of those whose metrics are whole."""
+    """Protocols by run, where the metrics are complete."""
     return {run: each["protocol"] for run, each in metrics.items() if not problem(each)}
 
 
-def _protocol_shown(
+def _page_protocol(
     protocols: Mapping[str, Mapping[str, Any]], models: Sequence[str], seed: int, split: Mapping[str, Any]
 ) -> str:
     fields = {name: value for name, value in split.items() if name not in {*EVALUATION_FIELDS, *DERIVED}}
@@ -235,32 +235,32 @@ def _protocol_shown(
 
 
 def _item_vectors(runs: RunStore, vocabulary: Vocabulary) -> Vectors | None:
-    """Vectors of the items and which have one, of text or else of images; None without any."""
+    """Item vectors (text, else images) and a mask of items that have one; None without any."""
     for modality in ("text", "image"):
         if modality in runs.vectors:
             try:
                 embeddings = runs.vectors[modality]
             except DamagedFileError:
-                continue  # named where vectors are measured
+                continue  # reported where vectors are measured
             rows = embeddings.rows(vocabulary.ids)
             return embeddings.vectors[rows].astype("float64"), (rows >= 0) & embeddings.present[rows]
     return None
 
 
-def _shown(board: pl.DataFrame, insights: Mapping[str, Any]) -> pl.DataFrame:
+def _rows_of_page(board: pl.DataFrame, insights: Mapping[str, Any]) -> pl.DataFrame:
     """Rows of the leaderboard under the protocol of the page."""
     return board.filter(board["protocol"] == insights["protocol"])
 
 
 def _in_order(board: pl.DataFrame, insights: Mapping[str, Any]) -> list[str]:
     """Runs of the seed under the protocol of the page: requested models first, then the rest by rank."""
-    ranked = _shown(board, insights)["name"].to_list()
+    ranked = _rows_of_page(board, insights)["name"].to_list()
     requested = [name for name in insights["requested"] if name in ranked]
     return [f"{name}/seed_{insights['seed']}" for name in dict.fromkeys([*requested, *ranked])]
 
 
 def _curves(runs: RunStore) -> dict[str, pa.Table]:
-    """Curves by "model · seed 42", without those of models that were fitted in one go."""
+    """Curves by "model · seed 42", without the empty ones of models with a closed-form fit."""
     curves = runs.curves.readable()
     return {run.replace("/seed_", " · seed "): curve for run, curve in curves.items() if curve.num_rows}
 
@@ -272,17 +272,17 @@ def _studies(runs: RunStore, shown: pl.DataFrame, insights: Mapping[str, Any]) -
 def _id_sections(runs: RunStore) -> tuple[list[semantic_ids.Section], list[str]]:
     """A section per kind of semantic ids, and a sentence for each file that cannot be used."""
     qualities = runs.qualities.readable()
-    made, problems = [], runs.qualities.problems
+    sections, problems = [], runs.qualities.problems
     for kind in (kind for kind in ID_KINDS if kind in qualities):
-        drawn = runs.id_figures(kind)
+        drawings = runs.id_figures(kind)
         try:
-            made.append(semantic_ids.section(qualities[kind], drawn.readable()))
+            sections.append(semantic_ids.section(qualities[kind], drawings.readable()))
         except (KeyError, TypeError) as error:
             problems.append(
                 f"The quality of {kind}_ids is of another version ({error}): run semantic_ids again"
             )
-        problems += drawn.problems
-    return made, problems
+        problems += drawings.problems
+    return sections, problems
 
 
 def _notes(steps: pl.DataFrame, split: Mapping[str, Any]) -> list[str]:

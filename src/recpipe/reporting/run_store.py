@@ -1,6 +1,6 @@
-"""Finished runs of one data set on disk, read when first asked for; a damaged file costs its own part only.
+"""Store of the finished runs of a data set on disk, read at their first use; damaged files are left out and reported.
 
-A run is called ``<model>/seed_<seed>``. Places of files are those of conf/base/catalog.
+A run is called ``<model>/seed_<seed>``. Files are where conf/base/catalog puts them.
 """
 
 from __future__ import annotations
@@ -24,27 +24,21 @@ if TYPE_CHECKING:
     from recpipe.training.bundle import Bundle
 
 T = TypeVar("T")
-UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    pa.ArrowException,
-)  # what readers raise for damaged files
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)  # of damaged files
 RANKS = ("user_id", "target", "rank", "history", "cold")
 RECOMMENDATIONS = ("user_id", "rank", "item_id", "probability")
 CURVES = ("epoch", "step", "seconds", "loss")
 
 
 class DamagedFileError(ValueError):
-    """A file that cannot be read, or lacks columns; the message says what it holds and of which run."""
+    """A file of a run cannot be read or lacks columns; the message names content and run."""
 
 
 class RunFiles(Mapping[str, T]):
-    """Files of one sort by run name. An entry is read when it is asked for; DamagedFileError if it cannot be.
+    """Files of one kind by run name, read at access. Access to a damaged file raises DamagedFileError.
 
-    ``what`` names the content in messages. ``columns`` are those that a table must have. ``loaded`` entries are
-    not read from disk. With ``keep`` every file is read once, without it at every access.
+    ``what`` names the content in messages. ``columns`` are required of a table. ``loaded`` entries are not read
+    from disk. With ``keep`` every file is read once, without it at every access.
     """
 
     def __init__(
@@ -76,10 +70,10 @@ class RunFiles(Mapping[str, T]):
         path = self._paths[name]
         if name not in self._damaged:
             try:
-                value = self._checked(name, self._read(path))
+                value = self._check_columns(name, self._read(path))
             except DamagedFileError as error:
                 self._damaged[name] = str(error)
-            except UNREADABLE as error:
+            except READ_ERRORS as error:
                 self._damaged[name] = f"the {self._what} of {name} cannot be read: {_one_line(error)}"
             else:
                 if self._keep:
@@ -87,27 +81,18 @@ class RunFiles(Mapping[str, T]):
                 return value
         raise DamagedFileError(self._damaged[name])
 
-    def _checked(self, name: str, value: Any) -> T:
+    def _check_columns(self, name: str, value: Any) -> T:
         if missing := [column for column in self._columns if column not in value.column_names]:
             raise DamagedFileError(f"the {self._what} of {name} have no {', '.join(missing)}: run it again")
         return value
 
-    @cached_property
-    def geometry(self) -> dict[str, Any] | None:
-        """What the pipeline geometry measured; None where that was not run, or left a damaged file."""
-        return (
-            RunFiles(_existing({"geometry": self.reporting / "geometry.json"}), read_json, "geometry")
-            .readable()
-            .get("geometry")
-        )
-
     @property
     def problems(self) -> list[str]:
-        """A sentence for each damaged file among those that were asked for."""
+        """A sentence for each damaged file that was accessed."""
         return [self._damaged[name] for name in sorted(self._damaged)]
 
     def readable(self) -> dict[str, T]:
-        """Reads all; what is damaged is left out and named in ``problems``."""
+        """Read all files; damaged ones are left out and named in ``problems``."""
         values = {}
         for name in self:
             try:
@@ -123,10 +108,10 @@ class RunFiles(Mapping[str, T]):
 
 @dataclass(eq=False)
 class RunStore:
-    """All runs of a data set: ``reporting`` is its folder in 08_reporting, ``output`` in 07_model_output, ``models`` in
-    06_models, ``features`` in 04_feature. Of versioned files the latest version counts.
+    """All runs of a data set, from its folders in 08_reporting, 07_model_output, 06_models and 04_feature.
 
-    ``results``: metrics of runs that were evaluated in this command, by run name; they win over what is on disk.
+    Versioned files are read in their latest version. ``results``: metrics of this command by run name, which replace
+    those on disk.
     """
 
     reporting: Path
@@ -138,7 +123,7 @@ class RunStore:
 
     @cached_property
     def metrics(self) -> RunFiles[Any]:
-        """metrics.json, unchecked: see ``runs.problem``."""
+        """metrics.json of each run, which ``runs.problem`` checks."""
         paths = _latest(self.reporting, "metrics.json")
         return RunFiles(paths, read_json, "metrics", loaded=self.results)
 
@@ -149,28 +134,28 @@ class RunStore:
 
     @cached_property
     def recommendations(self) -> RunFiles[pa.Table]:
-        """Recommended items per test user; not kept in memory, since those of many models would fill it."""
+        """Recommended items per test user; not kept in memory, which those of many models would fill."""
         paths = _latest(self.output, "recommendations.parquet")
         return RunFiles(paths, read_table, "recommendations", columns=RECOMMENDATIONS, keep=False)
 
     @cached_property
     def curves(self) -> RunFiles[pa.Table]:
-        """Training curves, a row per epoch; none for models that are fitted in one go."""
+        """Training curves, a row per epoch; empty for models with a closed-form fit."""
         return RunFiles(_runs(self.reporting, "curves.parquet"), read_table, "curves", columns=CURVES)
 
     @cached_property
     def tie_sensitivity(self) -> RunFiles[Any]:
-        """What the pipeline ties measured."""
+        """Results of the pipeline ties."""
         return RunFiles(_runs(self.reporting, "tie_sensitivity.json"), read_json, "tie sensitivity")
 
     @cached_property
     def contexts(self) -> RunFiles[Any]:
-        """What the pipeline context measured."""
+        """Results of the pipeline context."""
         return RunFiles(_runs(self.reporting, "context.json"), read_json, "context")
 
     @cached_property
     def studies(self) -> RunFiles[Any]:
-        """What the pipeline study measured, by run and study: ``sasrec/seed_42/studies/length``."""
+        """Results of the pipeline study, by run and study: ``sasrec/seed_42/studies/length``."""
         paths = self.reporting.glob("*/seed_*/studies/*_study.json")
         names = {_name(self.reporting, path).removesuffix("_study.json"): path for path in paths}
         return RunFiles(names, read_json, "study")
@@ -178,15 +163,13 @@ class RunStore:
     @cached_property
     def bundles(self) -> RunFiles[Bundle]:
         """Trained models, on the CPU; not kept in memory."""
-        folders = sorted(
-            self.models.glob("*/seed_*/bundle/*/bundle")
-        )  # of several versions the last one stays
+        folders = sorted(self.models.glob("*/seed_*/bundle/*/bundle"))  # the latest version comes last
         paths = {_name(self.models, folder.parents[2]): folder for folder in folders}
         return RunFiles(paths, read_bundle, "bundle", keep=False)
 
     @cached_property
     def qualities(self) -> RunFiles[Any]:
-        """What the quality gate measured, by kind of semantic ids."""
+        """Quality of semantic ids by kind."""
         paths = {kind: self.reporting / "semantic_ids" / f"{kind}_ids" / "quality.json" for kind in ID_KINDS}
         return RunFiles(_existing(paths), read_json, "quality of ids")
 
@@ -204,56 +187,46 @@ class RunStore:
 
     @cached_property
     def geometry(self) -> dict[str, Any] | None:
-        """What the pipeline geometry measured; None where that was not run, or left a damaged file."""
-        return (
-            RunFiles(_existing({"geometry": self.reporting / "geometry.json"}), read_json, "geometry")
-            .readable()
-            .get("geometry")
-        )
+        """Results of the pipeline geometry; None where it did not run or its file is damaged."""
+        paths = _existing({"geometry": self.reporting / "geometry.json"})
+        return RunFiles(paths, read_json, "geometry").readable().get("geometry")
 
     @property
     def problems(self) -> list[str]:
-        """A sentence for each damaged file among those that were asked for, but for bundles and figures."""
-        read = (
-            self.metrics,
-            self.tie_sensitivity,
-            self.ranks,
-            self.recommendations,
-            self.curves,
-            self.contexts,
-        )
-        return [
-            each for files in (*read, self.studies, self.qualities, self.vectors) for each in files.problems
-        ]
+        """A sentence for each damaged file that was accessed, without bundles and figures."""
+        tables = (self.ranks, self.recommendations, self.curves)
+        results = (self.contexts, self.studies, self.qualities, self.vectors)
+        files: tuple[RunFiles[Any], ...] = (self.metrics, self.tie_sensitivity, *tables, *results)
+        return [problem for each in files for problem in each.problems]
 
 
 def read_json(path: Path) -> Any:
-    """Any JSON value. Raises ValueError for other text."""
+    """Read a JSON file. Raises ValueError for other text."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_table(path: Path) -> pa.Table:
-    """A Parquet file."""
+    """Read a Parquet file."""
     with pq.ParquetFile(path) as file:
         return file.read()
 
 
 def read_figure(path: Path) -> Figure:
-    """A plotly figure from its JSON."""
+    """Read a plotly figure from JSON."""
     import plotly.io
 
     return plotly.io.from_json(path.read_text(encoding="utf-8"))
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """A trained model, on the CPU."""
+    """Read a trained model, on the CPU."""
     from recpipe.training.bundle import load_bundle
 
     return load_bundle(folder)
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Item vectors."""
+    """Read item vectors."""
     from recpipe.content.embeddings import Embeddings
 
     return Embeddings.read(path)

@@ -1,4 +1,4 @@
-"""Semantic ids step by step: quantizer, ids, quality, gate, prefix tree; earlier ones are reused where they fit.
+"""Semantic ids in five steps: quantizer, ids, quality, gate, prefix tree; earlier results are reused where they fit.
 
 All steps of one kind of ids::
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class QualityGateError(ValueError):
-    """The ids failed the quality gate; the message says in what, and what to change."""
+    """The ids failed the quality gate; the message names the checks and what to change."""
 
 
 def fit(
@@ -49,24 +49,26 @@ def fit(
     *,
     on_epoch: OnEpoch | None = None,
 ) -> Quantizer:
-    """The quantizer of a lender; else the earlier one, if it has the same settings and the same vector space; else one
-    fitted to these vectors and those of other data sets.
+    """Return the quantizer of another data set, if ``quantizer_from`` names one, else that of an earlier run with the
+    same settings and vector space, else a new one.
+
+    A new quantizer is fitted to these embeddings and those of ``quantizer_with``.
     """
     if earlier.others and earlier.lender is not None:
         raise ValueError("quantizer_with fits a quantizer, and quantizer_from lends one; say one of them")
     if earlier.lender is not None:
-        return _lent(earlier, embeddings)
+        return _borrow(earlier, embeddings)
     others = earlier.other_embeddings
-    type_, settings = config.chosen()
+    type_, settings = config.type_and_settings()
     previous = unless_damaged(lambda: earlier.quantizer, refit=config.refit)
     if previous is None:
         log.info("fitting %s, of which there is none yet", config.quantizer)
-        return _fitted(embeddings, others, config, on_epoch)
-    why = "semantic_ids.refit is set" if config.refit else None
+        return _fit_new(embeddings, others, config, on_epoch)
+    reason = "semantic_ids.refit is set" if config.refit else None
     block = {"type": type_, **settings}
-    if why := why or reusable(previous, embeddings, block, config.seed, others=sorted(others)):
-        log.warning("fitting %s anew, all ids may change: %s", config.quantizer, why)
-        return _fitted(embeddings, others, config, on_epoch)
+    if reason := reason or reusable(previous, embeddings, block, config.seed, others=sorted(others)):
+        log.warning("fitting %s anew, all ids may change: %s", config.quantizer, reason)
+        return _fit_new(embeddings, others, config, on_epoch)
     log.info("%s of an earlier run fits these embeddings: kept", config.quantizer)
     return previous
 
@@ -74,10 +76,10 @@ def fit(
 def assign_ids(
     embeddings: Embeddings, quantizer: Quantizer, earlier: EarlierIds, config: SemanticIdsConfig
 ) -> SemanticIds:
-    """Ids of all items with content; earlier ids of the same quantizer and policy do not change."""
+    """Assign ids to all items with content; earlier ids of the same quantizer and policy do not change."""
     previous = unless_damaged(lambda: earlier.ids, refit=config.refit)
-    if previous is not None and (why := _made_otherwise(previous, quantizer, config)):
-        log.warning("all %s ids are given anew: %s", f"{len(previous):,}", why)
+    if previous is not None and (reason := _mismatch(previous, quantizer, config)):
+        log.warning("all %s ids are given anew: %s", f"{len(previous):,}", reason)
         previous = None
     return assign(
         embeddings, quantizer, policy=config.collisions, extra_codes=config.extra_codes, earlier=previous
@@ -93,29 +95,29 @@ def measure(
     *,
     category: Category | None = None,
 ) -> dict[str, Any]:
-    """Quality of the ids with the checks of the gate, as JSON; purity is measured by a ``category`` of ``items``."""
+    """Measure the quality of ids with the checks of the gate, as JSON; ``category`` of ``items`` is for purity."""
     rows = embeddings.rows(ids.item_ids)
     # An item that left the catalogue, or lost its content, keeps its id but has no vector any more.
-    here = (rows >= 0) & embeddings.present[rows]
+    present = (rows >= 0) & embeddings.present[rows]
     categories = categories_of(ids, items, category)
-    measured = measurements.measure(
-        ids.codes[here],
-        ids.quantized[here],
+    measurement = measurements.measure(
+        ids.codes[present],
+        ids.quantized[present],
         ids.sizes,
-        vectors_ND=embeddings.vectors[rows[here]],
-        reconstructed_ND=quantizer.decode(ids.quantized[here]),
-        categories=categories and [name for name, kept in zip(categories, here, strict=True) if kept],
+        vectors_ND=embeddings.vectors[rows[present]],
+        reconstructed_ND=quantizer.decode(ids.quantized[present]),
+        categories=categories and [name for name, here in zip(categories, present, strict=True) if here],
         seed=config.seed,
     )
-    judged = measurements.judge(
-        measured,
+    quality = measurements.judge(
+        measurement,
         build_config(Gate, config.gate, where="semantic_ids.gate"),
         quantizer=config.quantizer,
-        kind=config.chosen()[0],
+        kind=config.type_and_settings()[0],
         lent_by=quantizer.about.get("lent_by"),
     )
     return {
-        **judged,
+        **quality,
         "modality": config.kind,
         "quantizer": {"name": config.quantizer, "hash": quantizer.hash, **quantizer.about},
         "policy": config.collisions,
@@ -140,12 +142,12 @@ def categories_of(ids: SemanticIds, items: pa.Table, category: Category | None) 
 
 def column_of(ids: SemanticIds, items: pa.Table, column: str) -> pa.ChunkedArray:
     """A column of ``items`` in the order of the ids, null for items that are gone."""
-    known = items["item_id"].cast(pa.string())
-    return items[column].take(pc.index_in(pa.array(ids.item_ids, pa.string()), value_set=known))
+    item_ids = items["item_id"].cast(pa.string())
+    return items[column].take(pc.index_in(pa.array(ids.item_ids, pa.string()), value_set=item_ids))
 
 
 def check(quality: Mapping[str, Any], dataset: str = "<data set>") -> dict[str, Any]:
-    """The verdict of the gate on what ``measure`` found, as JSON. Raises QualityGateError where a check failed."""
+    """Apply the gate to the result of ``measure``, as JSON. Raises QualityGateError where a check failed."""
     failed = [each for each in quality["checks"] if not each["passed"]]
     if failed:
         lines = [
@@ -163,7 +165,7 @@ def check(quality: Mapping[str, Any], dataset: str = "<data set>") -> dict[str, 
 
 
 def build_tree(ids: SemanticIds, gate: Mapping[str, Any]) -> PrefixTree:
-    """The prefix tree of ids that passed the gate. Raises ValueError where it passed others."""
+    """Build the prefix tree of ids that passed the gate. Raises ValueError if the gate is of other ids."""
     if gate["ids"] != ids.hash:
         raise ValueError(
             "the gate passed other ids than those on disk: run `kedro run --pipelines=semantic_ids` again"
@@ -171,14 +173,14 @@ def build_tree(ids: SemanticIds, gate: Mapping[str, Any]) -> PrefixTree:
     return PrefixTree.build(ids.codes, ids.sizes, source=ids.hash, shared=not ids.unique)
 
 
-def _fitted(
+def _fit_new(
     embeddings: Embeddings,
     others: Mapping[str, Embeddings],
     config: SemanticIdsConfig,
     on_epoch: OnEpoch | None,
 ) -> Quantizer:
     started = time.perf_counter()
-    quantizer = quantizers.build(*config.chosen())
+    quantizer = quantizers.build(*config.type_and_settings())
     quantizer.fit(vectors_of(embeddings, others), seed=config.seed, on_epoch=on_epoch)
     quantizer.about = {
         "space": embeddings.space,
@@ -194,10 +196,10 @@ def _fitted(
     return quantizer
 
 
-def _lent(earlier: EarlierIds, embeddings: Embeddings) -> Quantizer:
-    """The lender's quantizer, in the space of these embeddings: one encoder made both, from any template.
+def _borrow(earlier: EarlierIds, embeddings: Embeddings) -> Quantizer:
+    """The quantizer of another data set for these embeddings; the encoder must be the same, the template may differ.
 
-    Raises ValueError where there is none, or where another encoder made what it was fitted to.
+    Raises ValueError without such a quantizer, and for one that was fitted to vectors of another encoder.
     """
     name, quantizer = earlier.lender, unless_damaged(lambda: earlier.lent_quantizer, refit=False)
     if quantizer is None:
@@ -219,8 +221,8 @@ def _lent(earlier: EarlierIds, embeddings: Embeddings) -> Quantizer:
     return quantizer
 
 
-def _made_otherwise(ids: SemanticIds, quantizer: Quantizer, config: SemanticIdsConfig) -> str | None:
-    """Why earlier ids cannot be reused, None if they can."""
+def _mismatch(ids: SemanticIds, quantizer: Quantizer, config: SemanticIdsConfig) -> str | None:
+    """The reason why earlier ids cannot be reused, None if they can."""
     if config.refit:
         return "semantic_ids.refit is set"
     if ids.about["quantizer"] != quantizer.hash:

@@ -1,4 +1,4 @@
-"""Quantizers, ids and vectors of earlier runs and of other data sets, that new ids of one kind can be made with."""
+"""Quantizers, ids and vectors of earlier runs and of other data sets, for reuse."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ QUANTIZER, IDS = "quantizer", "semantic_ids.parquet"  # in the folder of a kind 
 
 
 class UnreadableError(ValueError):
-    """An earlier quantizer or earlier ids that are on disk and cannot be read."""
+    """An earlier quantizer or earlier ids on disk cannot be read."""
 
 
 @dataclass(eq=False)
 class EarlierIds:
-    """What can be reused for one kind of ids, read when it is asked for; None for what does not exist.
+    """Results that can be reused for one kind of ids, read at their first use; None for those that do not exist.
 
-    ``folder`` has the quantizer and the ids of an earlier run. ``lender`` is the data set that lends its quantizer,
-    which is in ``lent_folder``. ``others``: files with the embeddings of further data sets, by name, to whose vectors
-    a quantizer is fitted too. What cannot be read raises UnreadableError.
+    ``folder`` has the quantizer and the ids of an earlier run. ``lender`` is the data set of ``quantizer_from``, whose
+    quantizer is in ``lent_folder``. ``others``: files with the embeddings of the data sets of ``quantizer_with``, by
+    name. A file that cannot be read raises UnreadableError.
     """
 
     folder: Path | None = None
@@ -42,8 +42,10 @@ class EarlierIds:
 
     @classmethod
     def of(cls, paths: DataPaths, config: SemanticIdsConfig) -> EarlierIds:
-        """What ``config`` names, in the data folder. Raises ValueError for a name that is no data set's, for a data set
-        that is to be fitted with itself, and for several lenders.
+        """Paths in the data folder, as ``config`` names data sets.
+
+        Raises ValueError for a bad name, for several data sets in ``quantizer_from``, and where ``quantizer_with``
+        names the data set itself.
         """
         lenders, others = split_names(config.quantizer_from), split_names(config.quantizer_with)
         for name in (*lenders, *others):
@@ -63,22 +65,22 @@ class EarlierIds:
 
     @cached_property
     def quantizer(self) -> Quantizer | None:
-        """That of an earlier run."""
+        """The quantizer of an earlier run."""
         return _read(load, self.folder, QUANTIZER)
 
     @cached_property
     def ids(self) -> SemanticIds | None:
-        """Those of an earlier run."""
+        """The ids of an earlier run."""
         return _read(SemanticIds.read, self.folder, IDS)
 
     @cached_property
     def lent_quantizer(self) -> Quantizer | None:
-        """That of ``lender``."""
+        """The quantizer of ``lender``."""
         return _read(load, self.lent_folder, QUANTIZER)
 
     @cached_property
     def other_embeddings(self) -> dict[str, Embeddings]:
-        """Vectors of the other data sets. Raises ValueError with the command that makes missing ones."""
+        """Vectors of the other data sets. Raises ValueError for missing ones, with the command that makes them."""
         for name, path in self.others.items():
             if not path.is_file():
                 raise ValueError(
@@ -88,7 +90,7 @@ class EarlierIds:
 
 
 def unless_damaged(read: Callable[[], T | None], *, refit: bool) -> T | None:
-    """What ``read`` gives, None for a damaged file that is made anew. Raises UnreadableError unless ``refit``."""
+    """Return ``read()``; for a damaged file None if ``refit`` is set, otherwise raise UnreadableError."""
     try:
         return read()
     except UnreadableError as error:

@@ -1,4 +1,4 @@
-"""Trains or fits any Recommender: one function, one set of settings, the same loop for all."""
+"""Training of any Recommender: one function, one set of settings, one loop."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import (
-    Callback,
-    DeviceStatsMonitor,
-)
+from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
 
 from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
@@ -91,14 +88,13 @@ def train(
 ) -> Trained:
     """Trains a model on ``data`` (training events only) and returns it at its best validation.
 
-    ``validate(model)`` gives ``{"valid_<metric>": ...}``; nothing else selects, and a ``Tunable`` model gets it once
-    more at the end. With ``put_back`` ``data`` holds the
-    validation events too: then nothing is validated, an epoch has as many steps as one of ``steps_of``, the training
-    set alone, has, and the last state is returned. ``folder`` holds checkpoints and
-    TensorBoard curves; ``fingerprint`` (of data and settings) says whether a checkpoint there belongs to this run.
-    ``cold_users`` is fitted beside the model and is no part of its training, cost or checkpoints; without it the model
-    answers users without history by itself.
-    Raises NonFiniteLoss, KeyboardInterrupt (the last checkpoint stays whole), ValueError for bad settings.
+    ``validate(model)`` returns ``{"valid_<metric>": ...}``, by which the best state is selected and a ``Tunable`` model
+    is tuned at the end. With ``put_back`` ``data`` has the validation events too: then nothing is validated, an epoch
+    has as many steps as one of ``steps_of``, the training set alone, and the last state is returned. ``folder`` is for
+    checkpoints and TensorBoard curves; ``fingerprint`` (of data and settings) tells whether a checkpoint there belongs
+    to this run. ``cold_users`` is fitted beside the model, outside its training, cost and checkpoints; without it the
+    model itself recommends to users without history.
+    Raises NonFiniteLoss, KeyboardInterrupt (the last checkpoint stays complete), ValueError for bad settings.
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
@@ -118,8 +114,8 @@ def train(
         return Trained(model.to(device), [], cost, versions())
     keep_freed_memory()
     fingerprint = _fingerprint(fingerprint, settings, seed, model)
-    judged = _with(fallback, validate)
-    module = _module(model.to(device), data, judged, settings, seed, on_epoch, steps_of)
+    validate = _with_fallback(fallback, validate)
+    module = _module(model.to(device), data, validate, settings, seed, on_epoch, steps_of)
     with alone_in(folder):
         _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
         if module.cut_off:
@@ -129,7 +125,7 @@ def train(
             module.average.exchange()
         for name in (BEST, LAST):
             (folder / name).unlink(missing_ok=True)
-    cost = {**cost_of(module, settings, device), **tuned(model, judged, settings)}
+    cost = {**cost_of(module, settings, device), **tuned(model, validate, settings)}
     model.cold_users = fallback
     return Trained(model.to(device), module.curve, cost, versions())
 
@@ -140,17 +136,17 @@ def _fallback(
     return None if config is None else ColdUsers(config, n_items=model.n_items).fit(data, seed=seed)
 
 
-def _with(fallback: ColdUsers | None, validate: Validate) -> Validate:
-    """Validation as evaluation will see the model; checkpoints, written at other times, hold the model alone."""
+def _with_fallback(fallback: ColdUsers | None, validate: Validate) -> Validate:
+    """Validation with the fallback for new users, which checkpoints do not hold."""
 
-    def judged(model: Recommender) -> dict[str, float]:
+    def validate_with_fallback(model: Recommender) -> dict[str, float]:
         model.cold_users = None if fallback is None else fallback.to(model.device)
         try:
             return validate(model)
         finally:
             model.cold_users = None
 
-    return judged
+    return validate_with_fallback
 
 
 def _module(
@@ -163,14 +159,13 @@ def _module(
     steps_of: Sequences | None = None,
 ) -> TrainingModule:
     data = windows_of(data, model, settings)
-    held = model.on_device(data, window=model.max_length + 1)
-    how: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
-    batches = make_batches(held.lengths, settings, **how)
+    rows = model.on_device(data, window=model.max_length + 1)
+    options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
+    batches = make_batches(rows.lengths, settings, **options)
     if settings.put_back and steps_of is not None:
-        alone = np.minimum(windows_of(steps_of, model, settings).lengths, model.max_length + 1)
-        batches = make_batches(
-            held.lengths, settings, **how, steps=make_batches(alone, settings, **how).steps
-        )
+        lengths = np.minimum(windows_of(steps_of, model, settings).lengths, model.max_length + 1)
+        steps = make_batches(lengths, settings, **options).steps
+        batches = make_batches(rows.lengths, settings, **options, steps=steps)
     return TrainingModule(
         model,
         make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device),
@@ -178,7 +173,7 @@ def _module(
         schedule=settings.schedule,
         validate=validate,
         watched=f"valid_{settings.metric}",
-        data=held,
+        data=rows,
         batches=batches,
         on_epoch=on_epoch,
         log_every=settings.log_every,
@@ -208,7 +203,7 @@ def _run(
     if isinstance(loss, AMINCE) and loss.second_stage_after is not None:
         if settings.put_back:
             raise ValueError(
-                "train.put_back leaves no validation for train.loss.second_stage_after; set it null"
+                "train.put_back leaves no validation for train.loss.second_stage_after: set null"
             )
         after = loss.second_stage_after
         callbacks.insert(0, SecondStage(loss.begin_second_stage, watched, after=after, patience=patience))
@@ -253,16 +248,11 @@ def _log_end(module: TrainingModule, settings: TrainSettings, *, out_of_patience
     """One line: epochs, seconds, the best epoch and its metric, and why training ended."""
     watched = f"valid_{settings.metric}"
     parts = [f"{len(module.curve)} epochs in {duration(module.train_seconds)}"]
-    if best := max(
-        (row for row in module.curve if watched in row), key=lambda row: row[watched], default=None
-    ):
+    if rows := [row for row in module.curve if watched in row]:
+        best = max(rows, key=lambda row: row[watched])
         parts.append(f"best {watched} {best[watched]:.4f} in epoch {best['epoch']}")
-    log.info(
-        "%s: %s; ended by %s",
-        training_label(module.model),
-        ", ".join(parts),
-        _reason(module, settings, out_of_patience),
-    )
+    reason = _reason(module, settings, out_of_patience)
+    log.info("%s: %s; ended by %s", training_label(module.model), ", ".join(parts), reason)
 
 
 def _reason(module: TrainingModule, settings: TrainSettings, out_of_patience: bool) -> str:
@@ -280,7 +270,7 @@ def _stopped(folder: Path) -> KeyboardInterrupt:
 
 
 def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:
-    """What must be equal for a checkpoint to be continued; more epochs or patience may be asked for."""
+    """Hash of all that must be equal to resume from a checkpoint; epochs and patience may differ."""
     free = {"patience", "max_minutes", "resume", "log_every", "device", "loggers"}
     if settings.schedule.get("name") in WITHOUT_END:  # the others depend on the number of epochs
         free.add("max_epochs")
@@ -299,9 +289,9 @@ def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommend
 
 
 def _resumable(folder: Path, fingerprint: str, settings: TrainSettings) -> Path | None:
-    last, known = folder / LAST, folder / "run.json"
-    if last.is_file() and known.is_file() and settings.resume:
-        if json.loads(known.read_text()).get("fingerprint") == fingerprint:
+    last, identity = folder / LAST, folder / "run.json"
+    if last.is_file() and identity.is_file() and settings.resume:
+        if json.loads(identity.read_text()).get("fingerprint") == fingerprint:
             log.info("going on from %s (train.resume=false starts anew)", last)
             return last
         log.info("%s is of other data or settings; starting anew", last)

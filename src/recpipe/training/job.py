@@ -1,4 +1,4 @@
-"""Training of one model on one data set: for pipelines, and for machines without Kedro."""
+"""Training of one model on one data set, with or without Kedro."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ log = logging.getLogger(__name__)
 
 OnEpoch = Callable[[Mapping[str, Any]], bool | None]
 Validator = Callable[..., fit.Validate]
-"""``recpipe.evaluation.evaluate.validator``: (validation fold, protocol, metric, users=) -> what training selects by."""
+"""``recpipe.evaluation.evaluate.validator``: (validation fold, protocol, metric, users=) -> Validate."""
 
 
 @dataclass(frozen=True)
 class ItemInputs:
-    """What is known of the items: their table, vectors by modality, semantic ids with their prefix tree by kind, and the
-    trained model whose item vectors another one reads.
+    """Inputs about items: their table, vectors by modality, semantic ids and prefix tree by kind.
+
+    ``collaborative`` is the trained model whose item vectors are read.
     """
 
     items: pa.Table
@@ -53,7 +54,7 @@ class ItemInputs:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> ItemInputs:
-        """From inputs by name: ``items``, ``text_embeddings``, ``text_ids``, ``text_tree``, ``collaborative``."""
+        """Build from arguments ``items``, ``text_embeddings``, ``text_ids``, ``text_tree``, ``collaborative``."""
         items = inputs["items"]
         return cls(
             items=items if isinstance(items, pa.Table) else items.to_arrow(),
@@ -74,7 +75,7 @@ class ItemInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """One model, its data and its settings. ``start`` is the run ``init_from``."""
+    """One model with its data and settings. ``start`` is the bundle of the run ``init_from``."""
 
     config: RunConfig
     data: TrainingData
@@ -85,7 +86,7 @@ class TrainingJob:
 
     @cached_property
     def settings(self) -> TrainSettings:
-        """How the model is trained."""
+        """The ``train`` block of the model."""
         return build_config(TrainSettings, self.config.train, where=f"models.{self.config.name}.train")
 
     @cached_property
@@ -107,14 +108,14 @@ class TrainingJob:
     def train(
         self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
     ) -> tuple[fit.Trained, dict[str, Any]]:
-        """The trained model, and what a bundle says of its training. Checkpoints go to ``folder``, else the work folder."""
+        """Train the model; return it with the description for its bundle. ``folder`` is for checkpoints."""
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
         fitting_set = self.fitting_set
         vectors = self._vectors()
         side = side_of(self.side, fitting_set, data.vocabulary, self.inputs.items, vectors)
         ids = ids_of(config.ids, self.inputs.ids, data.vocabulary)
 
-        def untrained() -> Recommender:
+        def build_untrained() -> Recommender:
             model = build_model(
                 config.type,
                 config.settings,
@@ -130,7 +131,7 @@ class TrainingJob:
             return model
 
         trained = fit.train(
-            untrained,
+            build_untrained,
             fitting_set,
             self.validator(data.valid_set, protocol, settings.metric, users=settings.validate_users),
             settings,
@@ -144,7 +145,7 @@ class TrainingJob:
         return trained, self._description(trained, side, ids, vectors)
 
     def bundle(self, trained: fit.Trained, description: dict[str, Any]) -> Bundle:
-        """What training gave, with what is needed to recommend with it."""
+        """The bundle of a trained model: weights and all that is needed to recommend with them."""
         items = self.inputs.items
         titles = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
         return Bundle(
@@ -160,7 +161,7 @@ class TrainingJob:
         )
 
     def identity(self) -> dict[str, Any]:
-        """All that decides what a training comes to, but for versions and the machine."""
+        """Settings and content hashes that determine the result, apart from versions and hardware."""
         return {**asdict(self.config), "protocol": self.data.protocol.id, "inputs": self.inputs.hashes()}
 
     def _vectors(self) -> dict[str, Embeddings]:
@@ -178,7 +179,7 @@ class TrainingJob:
         ids: Mapping[str, CatalogueIds],
         vectors: Mapping[str, Embeddings],
     ) -> dict[str, Any]:
-        """Settings in force, cost, and what the inputs were."""
+        """Settings in effect, cost, versions and hashes of the inputs."""
         config = self.config
         settings = {"type": config.type, **asdict(trained.model.config)}
         if side is not None:
@@ -209,12 +210,12 @@ def side_of(
     items: pa.Table,
     embeddings: Mapping[str, Embeddings],
 ) -> Side | None:
-    """The Side of a model: columns of ``items`` and ``embeddings`` by modality in the vocabulary's order; None if empty."""
+    """Side information in the order of the vocabulary: columns of ``items``, and ``embeddings``; None if empty."""
     if config.empty:
         return None
-    wanted = split_names(config.items)
-    shown = items.select(["item_id", *wanted]) if set(wanted) <= set(items.column_names) else items
-    table = in_order(without_stand_ins(shown), "item_id", vocabulary.ids)
+    names = split_names(config.items)
+    selection = items.select(["item_id", *names]) if {*names} <= {*items.column_names} else items
+    table = in_order(without_stand_ins(selection), "item_id", vocabulary.ids)
     vectors = {}
     for modality, each in embeddings.items():
         rows = each.rows(vocabulary.ids)
@@ -226,9 +227,9 @@ def side_of(
 
 
 def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> Embeddings:
-    """The item vectors of a trained model, those that training never saw left out.
+    """The item vectors of a trained model, without those of items that have no training event.
 
-    Raises ValueError for one of another catalogue or split, or that has no such vectors.
+    Raises ValueError for a model of another catalogue or split, and for one without item vectors.
     """
     bundle.check_catalogue(vocabulary)
     if differing := bundle.protocol.same_data(protocol):
@@ -236,8 +237,8 @@ def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> 
         raise ValueError(
             f"{bundle.name} was trained on another split ({', '.join(differing)} differ): {again}"
         )
-    vectors, present = bundle.model.item_vectors()[1:], bundle.train_events > 0
-    vectors = np.where(present[:, None], vectors.detach().cpu().float().numpy(), np.float32(0))
+    weights, present = bundle.model.item_vectors()[1:].detach().cpu().float().numpy(), bundle.train_events > 0
+    vectors = np.where(present[:, None], weights, np.float32(0))
     keys = np.where(present, vocabulary.ids, "").astype(object)
     about = {"model": bundle.name, "seed": bundle.training.get("seed")}
     return Embeddings(vocabulary.ids, vectors, present, keys, f"{bundle.name} {bundle.protocol.id}", about)
@@ -246,7 +247,7 @@ def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> 
 def ids_of(
     kinds: tuple[str, ...], inputs: Mapping[str, tuple[SemanticIds, PrefixTree]], vocabulary: Vocabulary
 ) -> dict[str, CatalogueIds]:
-    """The semantic ids of the catalogue by kind, each held against the tree that was built from them."""
+    """The semantic ids of the catalogue by kind. Raises ValueError where ids and prefix tree do not match."""
     catalogues = {}
     for kind in kinds:
         ids, tree = inputs[kind]

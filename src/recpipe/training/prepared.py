@@ -1,6 +1,6 @@
-"""What Kedro prepared, read from the data folder, and where it will look for what is trained: for machines without it.
+"""Data folder of a data set without Kedro: inputs of training, and the paths where Kedro looks for results.
 
-Places are those of conf/base/catalog: one that moves there has to move here.
+Paths are those of conf/base/catalog: what moves there has to move here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recpipe.training.job import ItemInputs, TrainingJob, Validator
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The data folder of a data set, for one seed; ``into`` is where results go, the same folder by default."""
+    """The data folder of a data set, for one seed; results go to ``into``, by default the same folder."""
 
     data: Path
     dataset: str
@@ -32,12 +32,12 @@ class PreparedData:
 
     @property
     def paths(self) -> DataPaths:
-        """Where inputs are."""
+        """Folders of the inputs."""
         return DataPaths(self.data, self.data, self.dataset)
 
     @property
     def results(self) -> DataPaths:
-        """Where results go."""
+        """Folders of the results."""
         return DataPaths(self.into or self.data, self.data, self.dataset)
 
     def bundle_folder(self, model: str) -> Path:
@@ -53,9 +53,9 @@ class PreparedData:
         return Fold.read(self.paths.split / "test_set.parquet")
 
     def job(self, config: RunConfig, validator: Validator) -> TrainingJob:
-        """The training of a model; only vectors and ids that it reads are loaded.
+        """The training job of a model; loads only vectors and ids that the model reads.
 
-        Raises ValueError that names what is missing, and the command that makes it.
+        Raises ValueError for a missing file, with the command that makes it.
         """
         if config.init_from != "none":
             raise ValueError(
@@ -94,7 +94,7 @@ class PreparedData:
         )
 
     def bundles(self, model: str) -> list[Path]:
-        """Those of a model, the latest last, among results and among what was brought."""
+        """Bundles of a model among inputs and results, the latest last."""
         roots = dict.fromkeys(root for root in (self.data, self.into) if root is not None)
         folders = [DataPaths(root, root, self.dataset).models / model / f"seed_{self.seed}" for root in roots]
         return sorted(

@@ -1,16 +1,16 @@
-"""Trains models on what Kedro prepared, without Kedro: on a machine with a GPU, say.
+"""Training without Kedro on data that Kedro prepared, for example on a GPU machine.
 
-It needs torch, lightning, numpy, pyarrow, pyyaml and safetensors (with pydantic, types of settings are checked too).
-Bring data/03_primary, 04_feature, 05_model_input (and 06_models of a model whose items another one reads) and the conf;
-take back what lands under --into:
+It needs torch, lightning, numpy, pyarrow, pyyaml and safetensors; with pydantic, types of settings are checked too.
+Copy conf and data/03_primary, 04_feature, 05_model_input there (and 06_models of a model whose item vectors another one
+reads). Copy the folder --into back:
 
     python -m recpipe.training.standalone --dataset amazon-beauty --models tiger sasrec --into trained --minutes 9
     cp -r trained/* data/                                                     # where Kedro is
     kedro run --pipelines=evaluate,report --params dataset=amazon-beauty,model=tiger+sasrec
 
-Cut off, by --minutes or otherwise, the same command goes on with what is not done. `--params` changes settings as in
-`kedro run`: `--params models.tiger.dropout=.3,models.tiger.train.max_epochs=60`. Selection reads the validation fold
-only.
+After an interruption, by --minutes or otherwise, the same command goes on. `--params` changes settings as in
+`kedro run`: `--params models.tiger.dropout=.3,models.tiger.train.max_epochs=60`. Only the validation fold is used for
+selection.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train each model and log its validation metric; 1 if time was up before all were done."""
+    """Train each model and log its validation metric; return 1 if time was up before all were finished."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("recpipe.training.module").setLevel(logging.WARNING)  # `epoch_logger` shows every epoch
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     overrides = {**parse_overrides(options.params), "dataset": options.dataset, "seed": options.seed}
     configuration = Configuration.read(options.conf, options.env, overrides, model_info)
     runs = [configuration.run(name) for name in options.models]
-    for run in runs:  # what is wrong with the last is said before the first is trained
+    for run in runs:  # an error in the last one is reported before the first is trained
         check(run)
     unfinished = [run.name for run in runs if not _finished(run, data, ends)]
     if unfinished:
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(run: RunConfig) -> None:
-    """Raises ConfigError for a setting that the model or its training does not have."""
+    """Raise ConfigError for a setting that the model or its training does not have."""
     where = f"models.{run.name}"
     build_config(model_class(run.type).Config, run.settings, where=where)
     build_config(TrainSettings, run.train, where=f"{where}.train")
@@ -66,7 +66,7 @@ def check(run: RunConfig) -> None:
 
 
 def _finished(run: RunConfig, data: PreparedData, ends: float) -> bool:
-    """Trains the model unless that was done, and says whether it is done now. Raises KeyboardInterrupt for Ctrl-C."""
+    """Train the model if necessary; return whether it is finished. Raises KeyboardInterrupt for Ctrl-C."""
     if time.perf_counter() > ends:
         return False
     try:
@@ -75,23 +75,24 @@ def _finished(run: RunConfig, data: PreparedData, ends: float) -> bool:
         if time.perf_counter() > ends:
             return False
         raise
-    shown = "  ".join(f"{key} {value}" for key, value in bundle.training["cost"].items())
-    log.info("%s seed %s done: %s", run.name, data.seed, shown)
+    costs = "  ".join(f"{key} {value}" for key, value in bundle.training["cost"].items())
+    log.info("%s seed %s done: %s", run.name, data.seed, costs)
     return True
 
 
 def train(run: RunConfig, data: PreparedData, on_epoch: OnEpoch | None = None) -> Bundle:
-    """One model, its bundle and curve left where Kedro looks for them; the latest one if it was trained so before.
+    """Train one model; write its bundle and curve where Kedro looks for them.
 
-    Raises KeyboardInterrupt where ``on_epoch`` ended training early; the same call goes on then.
+    Returns the previous bundle if settings and data are the same. Raises KeyboardInterrupt where ``on_epoch`` ended
+    training early; the same call then goes on.
     """
     job = data.job(run, validator)
     identity = json.loads(json.dumps(job.identity()))
-    mark, bundles = job.work_folder / "done.json", data.bundle_folder(run.name)
-    earlier = json.loads(mark.read_text()) if mark.is_file() else {}
-    folder = bundles / earlier.get("version", "") / "bundle"
-    if earlier.get("identity") == identity and folder.is_dir():
-        log.info("%s was trained so before: %s", run.name, folder)
+    record, bundles = job.work_folder / "done.json", data.bundle_folder(run.name)
+    previous = json.loads(record.read_text()) if record.is_file() else {}
+    folder = bundles / previous.get("version", "") / "bundle"
+    if previous.get("identity") == identity and folder.is_dir():
+        log.info("%s was trained with the same settings before: %s", run.name, folder)
         return load_bundle(folder)
     trained, description = job.train(on_epoch=on_epoch)
     bundle = job.bundle(trained, description)
@@ -100,13 +101,13 @@ def train(run: RunConfig, data: PreparedData, on_epoch: OnEpoch | None = None) -
         save_bundle(bundle, place)
     with replaced_file(data.curves_file(run.name)) as curves:
         pq.write_table(curve_table(bundle), curves)
-    with replaced_file(mark) as file:
+    with replaced_file(record) as file:
         file.write_text(json.dumps({"identity": identity, "version": version}))
     return bundle
 
 
 def epoch_logger(name: str, ends: float) -> OnEpoch:
-    """Logs every epoch, and ends training with it when time is up."""
+    """Callback that logs every epoch, and ends training when time is up."""
 
     def log_epoch(row: Mapping[str, Any]) -> bool:
         log.info("%s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
@@ -142,5 +143,5 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ValueError as error:  # what a user can mend; its last line says how
+    except ValueError as error:  # of the user's settings or files; the message says what to do
         sys.exit(f"error: {error}")

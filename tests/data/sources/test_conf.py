@@ -9,24 +9,32 @@ from typing import Any
 import pytest
 import yaml
 
+from recpipe.config import Configuration, build_config, read_parameters
+from recpipe.config.schema import DatasetConfig
+from recpipe.config.tree import Tree, block, merge, tree_of
 from recpipe.data import sources
 from recpipe.data.sources import fetch
 from recpipe.data.sources.fetch import SourceMissing
 
-FOLDER = Path(__file__).parents[3] / "conf/base/parameters/datasets"
-BLOCKS: dict[str, dict[str, Any]] = {
-    name: block
-    for path in sorted(FOLDER.glob("*.yml"))
-    for name, block in ((yaml.safe_load(path.read_text()) or {}).get("datasets") or {}).items()
-}
+CONF = Path(__file__).parents[3] / "conf"
+FOLDER = CONF / "base/parameters/datasets"
+FILES = read_parameters(CONF, "base")
+KEYS = {"title", "source", "licence", "citation", "files", "bad_rows", "steps"}
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+def block_of(name: str, files: Tree = FILES) -> dict[str, Any]:
+    """The data set as `fetch` and `read` get it: without the blocks in which it overrides others."""
+    values = Configuration(files, {"dataset": name}).parameters()["datasets"][name]
+    dataset = build_config(DatasetConfig, values, where=name)
+    return dataset.model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize("name", block(FILES, "datasets"))
 def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    block = BLOCKS[name]
-    assert {"title", "source", "licence", "citation", "files", "bad_rows", "steps"} <= set(block)
+    values = block_of(name)
+    assert set(values) >= KEYS
     assert (FOLDER / f"{name}.yml").exists(), "one file per data set, of its name"
-    sources.check(block, where=name)
+    sources.check(values, where=name)
 
     def offline(url: str, path: Path, *, checksum: str | None) -> Path:
         assert url.startswith("https://") and "{" not in url
@@ -35,21 +43,22 @@ def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(importlib.import_module("recpipe.data.sources.fetch"), "download", offline)
     with pytest.raises(SourceMissing, match=r"Put .* into"):
-        fetch(block, tmp_path)
+        fetch(values, tmp_path)
 
 
 def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: Path, reading: Any) -> None:
     text = (FOLDER / "my_log.yml").read_text()
     start = text.index("# datasets:")
     end = text.index("#\n# One whole sequence")
-    block = yaml.safe_load("\n".join(line[2:] for line in text[start:end].splitlines()))["datasets"]["my_log"]
-    sources.check(block, where="my_log")
+    template = yaml.safe_load("\n".join(line[2:] for line in text[start:end].splitlines()))
+    values = block_of("my_log", merge(FILES, tree_of(template, "my_log.yml")))
+    sources.check(values, where="my_log")
     (tmp_path / "e.csv").write_text(
         "visitor;sku;happened_at;stars;quantity\nv;1;2024-05-01T12:30:00+02:00;5;2\n"
     )
     (tmp_path / "p.csv").write_text("sku,name,brand,description,picture_url\n1,Cup,B,big,http://x\n")
     tables = reading(
-        block["source"], block["options"], interactions=tmp_path / "e.csv", items=tmp_path / "p.csv"
+        values["source"], values["options"], interactions=tmp_path / "e.csv", items=tmp_path / "p.csv"
     )
     log, items = tables.interactions.to_pyarrow().to_pylist(), tables.items.to_pyarrow().to_pylist()
     assert (log[0]["timestamp"], log[0]["rating"], log[0]["weight"], log[0]["problem"]) == (

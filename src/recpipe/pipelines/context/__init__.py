@@ -1,4 +1,4 @@
-"""From a bundle to what of a history the model uses."""
+"""Pipeline context: how much of a user's history a trained model uses."""
 
 from recpipe.pipelines.context.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Node of context: a short call into recpipe.evaluation."""
+"""Node of context: a call into recpipe.evaluation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from recpipe.pipelines.types import Bundle, TrainingData
 def measure_context(
     bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig, context: ContextConfig
 ) -> dict[str, Any]:
-    """How much of a history the model uses, with the id of the protocol it was measured under.
+    """Measure how much of a history the model uses, on the validation fold.
 
-    Raises ValueError for a model that was trained on the validation events too: there is nobody left to measure on.
+    Raises ValueError for a model that was trained on the validation events too, and for one of another split.
     """
     from recpipe.evaluation.context import context_study
 

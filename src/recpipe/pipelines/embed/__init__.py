@@ -1,4 +1,4 @@
-"""From item texts and images to vectors, only for items whose content or encoder changed."""
+"""Pipeline embed: item vectors from texts and images, cached by content."""
 
 from recpipe.pipelines.embed.pipeline import create_pipeline
 

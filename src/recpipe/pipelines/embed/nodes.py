@@ -1,4 +1,4 @@
-"""Nodes of embed: short calls into recpipe.content."""
+"""Nodes of embed: calls into recpipe.content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def embed_text(
     text_encoders: dict[str, Any],
     paths: DataPaths,
 ) -> Embeddings:
-    """Vectors of the items' texts; the encoder is loaded only for texts that it has not embedded before."""
+    """Embed the items' texts; the encoder is loaded only for texts that are not in the cache."""
     from recpipe.content import item_tables, templates
     from recpipe.content.text import embed_texts
     from recpipe.content.tfidf import TfidfConfig, embed_tfidf
@@ -51,7 +51,7 @@ def embed_images(
     image_encoders: dict[str, Any],
     paths: DataPaths,
 ) -> tuple[DataFrame, Embeddings]:
-    """What is wrong with which image, and vectors of the others."""
+    """Embed the items' images: a table of images that cannot be used, and vectors of the others."""
     import polars as pl
 
     from recpipe.content import image, image_sources
@@ -66,19 +66,19 @@ def embed_images(
     table = items.to_arrow()
     if isinstance(config, VectorFile):
         vectors = embed_file(table, paths.raw, config, modality="image")
-        return pl.from_arrow(image.refused_images([], [], [])), vectors
-    embeddings, refused = image.embed_images(
+        return pl.DataFrame(image.refused_images([], [], [])), vectors
+    embeddings, faults = image.embed_images(
         table["item_id"].to_pylist(),
         image_sources.references(table, content),
         config,
         opener=image_sources.opener(content, paths.raw, paths.cache("image") / "downloads"),
         cache_folder=paths.cache("image") / embed.image,
     )
-    return pl.from_arrow(refused), embeddings
+    return pl.DataFrame(faults), embeddings
 
 
 def join_embeddings(text_embeddings: Embeddings, image_embeddings: Embeddings) -> Embeddings:
-    """Text and image vectors side by side."""
+    """Concatenate text and image vectors."""
     from recpipe.content.embeddings import joined
 
     return joined(text_embeddings, image_embeddings)

@@ -1,4 +1,4 @@
-"""Wiring of embed: a node per modality, in the group of its semantic ids; one lays text and image vectors side by side."""
+"""Wiring of embed: a node per modality in the namespace of its semantic ids, and one that joins text and image."""
 
 from __future__ import annotations
 

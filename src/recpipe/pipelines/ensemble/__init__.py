@@ -1,4 +1,4 @@
-"""From bundles on disk to an ensemble of them, evaluated like a model."""
+"""Pipeline ensemble: several trained models combined and evaluated like one."""
 
 from recpipe.pipelines.ensemble.pipeline import create_pipeline
 

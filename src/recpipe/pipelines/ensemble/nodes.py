@@ -1,4 +1,4 @@
-"""Node of ensemble: weights of the members from the validation fold, then what every model goes through."""
+"""Node of ensemble: member weights from the validation fold, then the evaluation of every model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def evaluate_ensemble(
     ensemble: EnsembleConfig,
     **members: Bundle,
 ) -> Evaluation:
-    """What ``evaluate_model`` returns, of the members as one model; its metrics say with which weights."""
+    """Evaluate the members as one model; metrics include the weights."""
     from dataclasses import replace
 
     from recpipe.evaluation.ensembles import ensemble_bundle
 
     bundles = [members[name] for name in ensemble.names()]
     protocol = [prepare(bundle, training_data, evaluate) for bundle in bundles][-1]
-    fused, description = ensemble_bundle(
+    bundle, description = ensemble_bundle(
         bundles,
         training_data.valid_set,
         protocol,
@@ -38,5 +38,5 @@ def evaluate_ensemble(
     log.info(
         "ensemble by %s: %s", ensemble.method, ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
     )
-    evaluation = evaluate_model(fused, training_data, test_set, evaluate)
+    evaluation = evaluate_model(bundle, training_data, test_set, evaluate)
     return replace(evaluation, metrics={**evaluation.metrics, "ensemble": description})

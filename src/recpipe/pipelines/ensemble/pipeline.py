@@ -1,4 +1,4 @@
-"""Wiring of ensemble: one node, in the place of a model, that reads the bundles of its members."""
+"""Wiring of ensemble: one node that reads the bundles of its members."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME = "ensemble"
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """``evaluate_ensemble`` in a namespace like that of a model: its results lie where those of models do."""
+    """``evaluate_ensemble`` in a namespace of its own; its results are stored like those of a model."""
     inputs = {
         "training_data": "training_data",
         "test_set": "test_set",

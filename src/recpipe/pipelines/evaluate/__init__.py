@@ -1,4 +1,4 @@
-"""From a bundle to ranks, metrics, recommendations and a submission file."""
+"""Pipeline evaluate: ranks, metrics, recommendations and a submission file of a trained model."""
 
 from recpipe.pipelines.evaluate.pipeline import create_pipeline
 

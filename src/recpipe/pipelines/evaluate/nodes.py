@@ -1,4 +1,4 @@
-"""Node of evaluate: a bundle on both folds, and its recommendations as a file to hand in."""
+"""Node of evaluate: ranks and metrics of a bundle on both folds, recommendations, submission file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from recpipe.pipelines.types import Bundle, Evaluation, Fold, TrainingData
 
 log = logging.getLogger(__name__)
 
-LOGGED = ("ndcg@10", "recall@10", "coverage@10")
+LOG_METRICS = ("ndcg@10", "recall@10", "coverage@10")
 
 
 def evaluate_model(
     bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig
 ) -> Evaluation:
-    """Ranks of the test fold, recommendations for its users, these as a submission file, and metrics."""
+    """Evaluate a bundle: ranks of the test fold, recommendations for its users, a submission file, metrics."""
     from dataclasses import replace
 
     from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
@@ -30,16 +30,16 @@ def evaluate_model(
     evaluation.metrics["commit"] = commit()
     for part in ("test", "warm_items", "cold_items"):
         values = evaluation.metrics.get(part, {})
-        if shown := [f"{name} {values[name]:.4f}" for name in LOGGED if name in values]:
-            log.info("%s, %s, %s targets: %s", bundle.name, part, f"{values['targets']:,}", ", ".join(shown))
+        if texts := [f"{name} {values[name]:.4f}" for name in LOG_METRICS if name in values]:
+            log.info("%s, %s, %s targets: %s", bundle.name, part, f"{values['targets']:,}", ", ".join(texts))
     submission = submission_csv(evaluation.recommendations, layout, users=list(test_set.histories.users))
     return replace(evaluation, submission=submission)
 
 
 def prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig) -> Protocol:
-    """Put the bundle on the device of evaluation and return the protocol that it is evaluated under.
+    """Move the bundle to the device of ``evaluate``; return the protocol that it is evaluated under.
 
-    Raises ValueError for a bundle of another catalogue, and where the protocol asked for cuts the data differently.
+    Raises ValueError for a bundle of another catalogue, and for a protocol that splits the data differently.
     """
     from recpipe.training.settings import choose_device
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines.evaluate.nodes import evaluate_model
@@ -10,16 +13,23 @@ from recpipe.pipelines.wiring import Wiring
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
     """``evaluate_model`` in the namespace of every model."""
-    return Pipeline([_evaluate_node(model) for model in wiring.models])
+    return bundle_pipeline(
+        wiring, evaluate_model, "evaluation", test_set="test_set", evaluate="params:evaluate"
+    )
 
 
-def _evaluate_node(model: str) -> Node:
-    inputs = {
-        "bundle": f"{model}_bundle",
-        "training_data": "training_data",
-        "test_set": "test_set",
-        "evaluate": "params:evaluate",
-    }
-    return Node(
-        evaluate_model, inputs, f"{model}_evaluation", name="evaluate_model", namespace=model, tags=model
+def bundle_pipeline(wiring: Wiring, function: Callable[..., Any], output: str, **inputs: str) -> Pipeline:
+    """A node per model from its bundle, the training data and ``inputs``, in the order of the function's arguments."""
+    return Pipeline(
+        [
+            Node(
+                function,
+                {"bundle": f"{model}_bundle", "training_data": "training_data", **inputs},
+                f"{model}_{output}",
+                name=function.__name__,
+                namespace=model,
+                tags=model,
+            )
+            for model in wiring.models
+        ]
     )

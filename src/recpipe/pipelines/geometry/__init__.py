@@ -1,4 +1,4 @@
-"""From bundles and encoders on disk to what their tables of items look like, without training."""
+"""Pipeline geometry: how item vectors of trained models and encoders fill their space."""
 
 from recpipe.pipelines.geometry.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Node of geometry: a short call into recpipe.reporting.geometry."""
+"""Node of geometry: a call into recpipe.reporting.geometry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def measure_geometry(
     report: ReportConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """The item tables of every model and encoder on disk, beside random ones."""
+    """Measure the item vectors of every model and encoder on disk, and random ones for comparison."""
     from recpipe.reporting.geometry import geometry_of_runs
 
     return geometry_of_runs(

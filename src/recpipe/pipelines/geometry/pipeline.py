@@ -1,11 +1,11 @@
-"""Wiring of geometry: one node over every bundle on disk, after the results of this command."""
+"""Wiring of geometry: one node over all bundles on disk, after the results of this command."""
 
 from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.pipelines.geometry.nodes import measure_geometry
-from recpipe.pipelines.report.pipeline import GROUP, collecting
+from recpipe.pipelines.report.pipeline import GROUP, collect_node
 from recpipe.pipelines.wiring import Wiring
 
 
@@ -21,7 +21,7 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     }
     return Pipeline(
         [
-            collecting(wiring),
+            collect_node(wiring),
             Node(measure_geometry, inputs, "geometry", name="measure_geometry", namespace=GROUP),
         ]
     )

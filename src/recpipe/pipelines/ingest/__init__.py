@@ -1,4 +1,4 @@
-"""From a raw log to cleaned, sampled interactions with their items, users, quarantine and step table."""
+"""Pipeline ingest: clean and sampled interactions, items and users from a raw log."""
 
 from recpipe.pipelines.ingest.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Nodes of ingest: short calls into recpipe.data; tables stay on the engine until the catalog writes them."""
+"""Nodes of ingest: calls into recpipe.data; tables stay on the SQL engine until the catalog writes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recpipe.pipelines.types import DataFrame, IbisTable
 
 
 def fetch_source(dataset: DatasetConfig, paths: DataPaths) -> dict[str, Any]:
-    """Put the raw files in place (they are fetched where absent) and list them."""
+    """List the raw files, after a download of missing ones."""
     from recpipe.data.sources import fetch
 
     paths.raw.mkdir(parents=True, exist_ok=True)
@@ -28,17 +28,17 @@ def ingest_log(
     from recpipe.data.interactions.engines import check
 
     engine = {**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(paths.spill)}
-    shared = ["memory_limit", "threads", "spill_folder"]
-    shared += ["settings"] if check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
-    reader = {key: engine.get(key) for key in shared}
+    keys = ["memory_limit", "threads", "spill_folder"]
+    keys += ["settings"] if check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
+    reader = {key: engine.get(key) for key in keys}
     raw = sources.read(dataset.model_dump(exclude_unset=True), source_files, interactions.connect(reader))
-    done = interactions.ingest(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
-    steps = pl.from_arrow(done.steps)
-    return done.interactions, done.items.to_polars(), done.users.to_polars(), done.quarantine, steps
+    result = interactions.ingest(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
+    steps = pl.DataFrame(result.steps)
+    return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps
 
 
 def profile_data(interactions: Path) -> dict[str, Any]:
-    """Sizes, activity, popularity, time, ties: what the report says about the data."""
+    """Statistics of the data for the report: sizes, activity, popularity, time, ties."""
     from recpipe.evaluation.profile import profile
 
     return profile(interactions)

@@ -1,4 +1,4 @@
-"""From all runs of a data set on disk to a leaderboard, figures, one HTML page and a summary."""
+"""Pipeline report: leaderboard, figures, HTML page and summary of all runs of a data set."""
 
 from recpipe.pipelines.report.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Nodes of report: short calls into recpipe.reporting.page; ``runs`` are all finished runs of the data set on disk."""
+"""Nodes of report: calls into recpipe.reporting.page; ``runs`` are all finished runs of the data set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from recpipe.pipelines.types import DataFrame, Figure, Fold, RunStore, TrainingD
 
 
 def collect_runs(**results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Metrics by run name, of the runs of this command; other results are only waited for.
+    """Metrics of this command by run name.
 
-    A result is None where there is no file. Those that are not metrics, such as the quality of ids, are read from disk.
+    Other ``results``, such as the quality of ids, only make this node wait; the report reads them from disk.
     """
     from recpipe.reporting.runs import problem
 
@@ -23,7 +23,7 @@ def collect_runs(**results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 def analyse_runs(
     runs: RunStore, training_data: TrainingData, model: str, seed: int, report: ReportConfig
 ) -> dict[str, Any]:
-    """How sure the numbers are, for whom models are good and what their lists are like."""
+    """Compute confidence intervals, metrics per user segment and properties of the recommended lists."""
     from recpipe.reporting import page
 
     data = training_data
@@ -33,7 +33,7 @@ def analyse_runs(
 
 
 def rank_runs(runs: RunStore, insights: dict[str, Any], report: ReportConfig) -> tuple[DataFrame, str]:
-    """The leaderboard as table and as Markdown."""
+    """Build the leaderboard, as a table and as Markdown."""
     from recpipe.reporting import page
 
     return page.rank(runs, insights, metric=report.metric)
@@ -48,7 +48,7 @@ def draw_figures(
     report: ReportConfig,
     geometry: dict[str, Any] | None = None,
 ) -> dict[str, Figure]:
-    """Figures for the catalog, one entry each; an empty one where there is no data yet."""
+    """Draw the figures of the report by name; those without data are empty."""
     from recpipe.reporting import page
 
     return page.draw(
@@ -71,7 +71,7 @@ def pick_examples(
     items: DataFrame,
     report: ReportConfig,
 ) -> list[dict[str, Any]]:
-    """Users with their histories and what each model recommends them."""
+    """Pick example users, with histories and recommendations of each model."""
     from recpipe.reporting import examples, page
 
     users = page.pick(
@@ -90,7 +90,7 @@ def write_report(
     dataset: DatasetConfig,
     geometry: dict[str, Any] | None = None,
 ) -> tuple[str, str]:
-    """The HTML page of the data set, and the text that a run ends with."""
+    """Write the HTML page of the data set and the summary for the terminal."""
     from recpipe.reporting import page
     from recpipe.reporting.examples import from_json
 

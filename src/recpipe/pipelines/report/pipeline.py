@@ -1,10 +1,13 @@
-"""Wiring of report: the results of this command first, then everything that is on disk.
+"""Wiring of report: after the results of this command, nodes over all runs on disk.
 
-Evaluation writes files of single runs; ``collect_runs`` takes them and gives the dataset ``runs``, so that in a
-combined run the report comes last. Alone it needs only what is on disk.
+``collect_runs`` takes the results of this command and gives ``runs``, which the other nodes read. So the report comes
+last in a combined run, and alone it needs only what is on disk.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
@@ -12,48 +15,53 @@ from recpipe.pipelines.report import nodes
 from recpipe.pipelines.wiring import Wiring
 
 GROUP = "report"
-ANALYSED = {name: name for name in ("runs", "training_data")}
-RANKED = {name: name for name in ("runs", "insights")}
-SHOWN = {name: name for name in ("runs", "insights", "leaderboard")}
-DATA = {name: name for name in ("data_profile", "ingest_steps")}
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Six nodes that every model shares."""
-    report = {"report": "params:report"}
-    choice = {"model": "params:model", "seed": "params:seed"}
-    users = {name: name for name in ("training_data", "test_set", "items")}
-    drawn = {**SHOWN, **DATA, **report}
-    written = {**SHOWN, "examples": "examples", **DATA, "dataset": f"params:datasets.{wiring.dataset}"}
-    if "geometry" in wiring.requested:  # else that of an earlier run is on disk, or none
-        written |= {"geometry": "geometry"}
-        drawn |= {"geometry": "geometry"}
-    board, page = ["leaderboard", "leaderboard_markdown"], ["report_html", "summary"]
+    """Six nodes that all models share."""
+    geometry = {}  # the report reads it from disk
+    if "geometry" in wiring.requested:
+        geometry = {"geometry": "geometry"}
+    data = ["data_profile", "ingest_steps"]
+    ranking = ["runs", "insights", "leaderboard"]
+    dataset = {"dataset": f"params:datasets.{wiring.dataset}"}
     return Pipeline(
         [
-            collecting(wiring),
-            Node(
+            collect_node(wiring),
+            _node(
                 nodes.analyse_runs,
-                {**ANALYSED, **choice, **report},
+                _inputs("runs", "training_data", params=("model", "seed", "report")),
                 "insights",
-                name="analyse_runs",
-                namespace=GROUP,
             ),
-            Node(nodes.rank_runs, {**RANKED, **report}, board, name="rank_runs", namespace=GROUP),
-            Node(nodes.draw_figures, drawn, "figures", name="draw_figures", namespace=GROUP),
-            Node(
+            _node(
+                nodes.rank_runs,
+                _inputs("runs", "insights", params=("report",)),
+                ["leaderboard", "leaderboard_markdown"],
+            ),
+            _node(nodes.draw_figures, _inputs(*ranking, *data, params=("report",)) | geometry, "figures"),
+            _node(
                 nodes.pick_examples,
-                {**SHOWN, **users, **report},
+                _inputs(*ranking, "training_data", "test_set", "items", params=("report",)),
                 "examples",
-                name="pick_examples",
-                namespace=GROUP,
             ),
-            Node(nodes.write_report, written, page, name="write_report", namespace=GROUP),
+            _node(
+                nodes.write_report,
+                _inputs(*ranking, "examples", *data) | dataset | geometry,
+                ["report_html", "summary"],
+            ),
         ]
     )
 
 
-def collecting(wiring: Wiring) -> Node:
+def collect_node(wiring: Wiring) -> Node:
     """The node ``collect_runs``, equal in all pipelines that read ``runs``, so that a command has it once."""
-    results = {name: name for name in wiring.results}
-    return Node(nodes.collect_runs, results, "runs", name="collect_runs", namespace=GROUP)
+    return _node(nodes.collect_runs, _inputs(*wiring.results), "runs")
+
+
+def _inputs(*datasets: str, params: Iterable[str] = ()) -> dict[str, str]:
+    """Datasets and parameters by argument of the same name."""
+    return {**{name: name for name in datasets}, **{name: f"params:{name}" for name in params}}
+
+
+def _node(function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str]) -> Node:
+    return Node(function, inputs, outputs, name=function.__name__, namespace=GROUP)

@@ -1,4 +1,4 @@
-"""From item vectors to semantic ids that passed the quality gate, and the prefix tree of the catalogue."""
+"""Pipeline semantic_ids: quantizer, semantic ids, quality gate and prefix tree from item vectors."""
 
 from recpipe.pipelines.semantic_ids.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Nodes of semantic_ids: short calls into recpipe.semantic_ids.build, the same for every kind of ids."""
+"""Nodes of semantic_ids: calls into recpipe.semantic_ids.build, the same for every kind of ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recpipe.pipelines.types import (
 
 
 def fit_quantizer(embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths) -> Quantizer:
-    """A quantizer, lent, of an earlier run or fitted; its training curve is in its ``history``."""
+    """Fit a quantizer, or take that of another data set or of an earlier run."""
     from recpipe.pipelines.progress import tell
     from recpipe.semantic_ids import build
 
@@ -27,7 +27,7 @@ def fit_quantizer(embeddings: Embeddings, config: SemanticIdsConfig, paths: Data
 def assign_ids(
     embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths, quantizer: Quantizer
 ) -> SemanticIds:
-    """Ids of all items with content; those of an earlier run that fit stay as they are."""
+    """Assign ids to all items with content; ids of an earlier run with the same quantizer stay."""
     from recpipe.semantic_ids import build
 
     return build.assign_ids(embeddings, quantizer, build.EarlierIds.of(paths, config), config)
@@ -41,7 +41,7 @@ def measure_ids(
     items: DataFrame,
     dataset: DatasetConfig,
 ) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Figures of code usage and of the first codes, and the quality that the gate judges."""
+    """Measure the quality of ids for the gate; draw code usage and the first codes."""
     from recpipe.reporting import id_figures
     from recpipe.semantic_ids import build
 
@@ -57,14 +57,14 @@ def measure_ids(
 
 
 def check_ids(quality: dict[str, Any], dataset_name: str) -> dict[str, Any]:
-    """The verdict of the gate. Raises QualityGateError where a check failed; figures are on disk by then."""
+    """Apply the quality gate. Raises QualityGateError for a failed check; quality and figures are on disk by then."""
     from recpipe.semantic_ids import build
 
     return build.check(quality, dataset_name)
 
 
 def build_tree(ids: SemanticIds, gate: dict[str, Any]) -> PrefixTree:
-    """The prefix tree of ids that passed."""
+    """Build the prefix tree of ids that passed the gate."""
     from recpipe.semantic_ids import build
 
     return build.build_tree(ids, gate)

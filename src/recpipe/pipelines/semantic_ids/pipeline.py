@@ -13,32 +13,27 @@ from recpipe.pipelines.wiring import Wiring
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Five nodes for each kind of ids that the command needs."""
+    """Five nodes for each kind of ids of the command."""
     return Pipeline([node for kind in wiring.kinds for node in _nodes(kind, wiring.dataset)])
 
 
 def _nodes(kind: str, dataset: str) -> list[Node]:
-    """Datasets that other groups read have no dot in their names, which Kedro keeps for those of the group."""
+    """Nodes of one kind. Datasets with a dot belong to the namespace; other namespaces read those without."""
     ids, tree, quality = f"{kind}_semantic_ids", f"{kind}_prefix_tree", f"{kind}_ids_quality"
     quantizer, gate = f"{kind}.quantizer", f"{kind}.gate"
-    made_from = {"embeddings": embeddings_of(kind), "config": f"params:semantic_ids.kinds.{kind}"}
-    fitting = {**made_from, "paths": "params:paths"}
-    assigning = {**fitting, "quantizer": quantizer}
-    measuring = {**made_from, "quantizer": quantizer, "ids": ids}
-    measuring |= {"items": "items", "dataset": f"params:datasets.{dataset}"}
-    checking = {"quality": quality, "dataset_name": "params:dataset"}
-    measured = [
-        f"{kind}.id_figures",
-        quality,
-    ]  # the report takes the quality as a sign that the figures are there
+    common = {"embeddings": embeddings_of(kind), "config": f"params:semantic_ids.kinds.{kind}"}
+    paths = {"paths": "params:paths"}
+    table = {"items": "items", "dataset": f"params:datasets.{dataset}"}
+    # The quality comes second: the report waits for it and then reads the figures.
+    results = [f"{kind}.id_figures", quality]
 
     def node(function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str]) -> Node:
         return Node(function, inputs, outputs, name=function.__name__, namespace=kind, tags=kind)
 
     return [
-        node(nodes.fit_quantizer, fitting, quantizer),
-        node(nodes.assign_ids, assigning, ids),
-        node(nodes.measure_ids, measuring, measured),
-        node(nodes.check_ids, checking, gate),
+        node(nodes.fit_quantizer, {**common, **paths}, quantizer),
+        node(nodes.assign_ids, {**common, **paths, "quantizer": quantizer}, ids),
+        node(nodes.measure_ids, {**common, "quantizer": quantizer, "ids": ids, **table}, results),
+        node(nodes.check_ids, {"quality": quality, "dataset_name": "params:dataset"}, gate),
         node(nodes.build_tree, {"ids": ids, "gate": gate}, tree),
     ]

@@ -1,4 +1,4 @@
-"""A model trained several times, with one setting changed: what length, width or a part of it is worth."""
+"""Pipeline study: a model trained for several values of a setting, or with parts removed."""
 
 from recpipe.pipelines.study.pipeline import create_pipeline
 

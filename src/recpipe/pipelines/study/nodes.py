@@ -1,4 +1,4 @@
-"""Node of study: trainings of recpipe.training, one after the other, of which none is made twice."""
+"""Node of study: a training for each variant of a model; finished variants are not trained again."""
 
 from __future__ import annotations
 
@@ -27,21 +27,24 @@ def vary_model(
     paths: DataPaths,
     **inputs: Any,
 ) -> dict[str, Any]:
-    """Train a variant for every value of the study: a row of numbers for each. ``inputs`` as of ``train_model``.
+    """Train a variant for every value of the study; return a row of numbers for each.
 
-    Each row is kept in the work folder as soon as it is there, so that a study that was cut off goes on.
+    ``inputs`` are those of ``train_model``. Rows are written to the work folder one by one, so that an interrupted
+    study goes on.
     """
     from recpipe.training.variants import variants
 
     job = training_job(config, training_data, paths, **inputs)
     settings = study_settings(study)
-    made, left_out = variants(settings, config)
-    made, too_long = _within(made, job.data.protocol.history)
-    for each, why in (left_out | too_long).items():
-        log.info("%s of %s: left out, as %s", each, config.name, why)
+    all_variants, left_out = variants(settings, config)
+    selection, too_long = _within(all_variants, job.data.protocol.history)
+    for each, reason in (left_out | too_long).items():
+        log.info("%s of %s: left out, as %s", each, config.name, reason)
     rows = []
-    for number, variant in enumerate(made, 1):
-        log.info("study %s of %s, %s of %s: %s", study.name, config.name, number, len(made), variant.name)
+    for number, variant in enumerate(selection, 1):
+        log.info(
+            "study %s of %s, %s of %s: %s", study.name, config.name, number, len(selection), variant.name
+        )
         rows.append(
             _row(
                 variant,
@@ -55,28 +58,28 @@ def vary_model(
         "seed": config.seed,
         "setting": settings.setting,
         "protocol": job.data.protocol.id,
-        "metric": replace(job, config=made[0].config).settings.metric if made else None,
+        "metric": replace(job, config=selection[0].config).settings.metric if selection else None,
         "rows": rows,
         "left_out": left_out | too_long,
     }
 
 
 def study_settings(study: StudyConfig) -> Study:
-    """The study as the library takes it. Raises ConfigError for one of two kinds."""
+    """The study as a type of the library. Raises ConfigError for both ``values`` and ``without``."""
     from recpipe.training.variants import Study
 
     return build_config(Study, study.model_dump(exclude={"name"}), where=f"studies.{study.name}")
 
 
-def _within(made: list[Variant], history: int) -> tuple[list[Variant], dict[str, str]]:
-    """Windows beyond the protocol's history read nothing more: they are no variant."""
-    over = {each.name for each in made if (each.changed.get("train.window") or 0) > history}
-    why = dict.fromkeys(sorted(over, key=int), f"protocol.history is {history}")
-    return [each for each in made if each.name not in over], why
+def _within(all_variants: list[Variant], history: int) -> tuple[list[Variant], dict[str, str]]:
+    """Variants with a window of at most the protocol's history, and the reason for each of the others by name."""
+    over = {each.name for each in all_variants if (each.changed.get("train.window") or 0) > history}
+    reason = dict.fromkeys(sorted(over, key=int), f"protocol.history is {history}")
+    return [each for each in all_variants if each.name not in over], reason
 
 
 def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
-    """What a variant came to, from its file where it was trained before under the same settings and data."""
+    """The row of a variant, read from its file if it was trained before with the same settings and data."""
     place = folder / "".join(sign if sign.isalnum() else "_" for sign in variant.name)
     result = place / "result.json"
     identity = json.loads(json.dumps(job.identity()))
@@ -96,7 +99,7 @@ def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
 
 
 def _numbers(trained: Trained, job: TrainingJob) -> dict[str, Any]:
-    """The best validation, and what it cost; of item vectors, how many dimensions they make use of."""
+    """Validation metric, cost, and effective dimensions of the item vectors."""
     from recpipe.evaluation.context import Question
     from recpipe.evaluation.geometry.spectrum import participation_ratio, spectrum
 
@@ -107,5 +110,5 @@ def _numbers(trained: Trained, job: TrainingJob) -> dict[str, Any]:
         dimensions = participation_ratio(spectrum(vectors))
     except ValueError:  # it has none
         dimensions = None
-    shown = ("train_seconds", "seconds_per_epoch", "tokens_per_second", "epochs", "best_epoch", "parameters")
-    return {metric: value, "used_dimensions": dimensions, **{key: trained.cost.get(key) for key in shown}}
+    keys = ("train_seconds", "seconds_per_epoch", "tokens_per_second", "epochs", "best_epoch", "parameters")
+    return {metric: value, "used_dimensions": dimensions, **{key: trained.cost.get(key) for key in keys}}

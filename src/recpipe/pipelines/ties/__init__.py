@@ -1,4 +1,4 @@
-"""From a bundle to what its metric owes to the order of events at one second."""
+"""Pipeline ties: sensitivity of a metric to the order of events with equal timestamps."""
 
 from recpipe.pipelines.ties.pipeline import create_pipeline
 

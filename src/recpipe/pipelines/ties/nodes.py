@@ -1,4 +1,4 @@
-"""Node of ties: a short call into recpipe.evaluation."""
+"""Node of ties: a call into recpipe.evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def permute_ties(
     evaluate: EvaluateConfig,
     ties: TiesConfig,
 ) -> dict[str, Any]:
-    """The metric under seeded permutations of equal timestamps, with the id of the protocol it belongs to."""
+    """Evaluate a bundle under seeded permutations of events with equal timestamps."""
     from dataclasses import asdict
 
     from recpipe.data.splits import with_validation

@@ -1,4 +1,4 @@
-"""From interactions to sequences, a split and, per model, a bundle with its training curve."""
+"""Pipeline train: the split, and a trained model (bundle) per model."""
 
 from recpipe.pipelines.train.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Nodes of train: short calls into recpipe.data and recpipe.training."""
+"""Nodes of train: calls into recpipe.data and recpipe.training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def split_sequences(
     interactions: Path, users: DataFrame, ingest_steps: DataFrame, protocol: Protocol
 ) -> tuple[TrainingData, Fold]:
-    """Cut the sequences of the log by the protocol: what fitting may see, and the test fold."""
+    """Split the log by the protocol: training data without the test fold, and the test fold."""
     from dataclasses import replace
 
     from recpipe.data.sequences import build
@@ -34,14 +34,14 @@ def split_sequences(
         protocol.id,
         *(f"{sizes[name]:,}" for name in ("train_events", "train_users", "valid_users", "test_users")),
     )
-    described = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes}
-    return TrainingData(described, vocabulary, parts.train, parts.valid), parts.test
+    fields = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes}
+    return TrainingData(fields, vocabulary, parts.train, parts.valid), parts.test
 
 
 def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> Bundle:
     """Train or fit one model.
 
-    ``inputs``: what ``ItemInputs.of`` takes, and ``start``, the bundle of the run ``init_from``.
+    ``inputs``: those of ``ItemInputs.of``, and ``start``, the bundle of the run ``init_from``.
     """
     from recpipe.pipelines.progress import tell
 
@@ -53,7 +53,7 @@ def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths
 def training_job(
     config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any
 ) -> TrainingJob:
-    """The job of what a node was given."""
+    """Build the training job from the inputs of a node."""
     from recpipe.evaluation.evaluate import validator
     from recpipe.training.job import ItemInputs, TrainingJob
 

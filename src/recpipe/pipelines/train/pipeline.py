@@ -22,7 +22,7 @@ def _train_node(run: RunConfig) -> Node:
 
 
 def training_inputs(run: RunConfig) -> dict[str, str]:
-    """Arguments of ``train_model`` with their datasets: the split, and what this model reads of the items."""
+    """Datasets by argument of ``train_model``: the split, and the item inputs that this model reads."""
     inputs = {
         "config": f"params:models.{run.name}",
         "training_data": "training_data",

@@ -124,7 +124,7 @@ def test_mlflow_holds_the_run_and_its_models(whole_run) -> None:
     drawn = {path.stem for path in (reporting(folder) / "figures").glob("*.json") if _has_data(path)}
     logged = {Path(file.path).stem for file in client.list_artifacts(parent.info.run_id, "figures")}
     assert logged == drawn and {"certainty", "quality_seconds", "steps"} <= logged
-    assert len(client.list_artifacts(runs["text_ids"].info.run_id, "figures")) == 2
+    assert len(client.list_artifacts(runs["text"].info.run_id, "figures")) == 2
     assert client.get_metric_history(runs["sasrec"].info.run_id, "curve/loss")
     costs = ("train_seconds", "tokens_per_second", "peak_memory_mib", "parameters")
     costs += ("inference_users_per_second", "inference_latency_ms_p50", "inference_latency_ms_p95")
@@ -214,5 +214,8 @@ def test_report_alone_does_without_the_metrics_of_most_models(whole_run, session
         "popular_recent",
     }
     missing = session_in(folder, env="test", runtime_params={"dataset": "ml-1m"})
-    with missing, pytest.raises(DatasetError, match="train_set"):
+    with (
+        missing,
+        pytest.raises(DatasetError, match="protocol.json is missing; run `kedro run --pipelines=train`"),
+    ):
         missing.run(pipeline_names=["report"])

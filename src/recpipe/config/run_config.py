@@ -1,0 +1,80 @@
+"""The configuration of one model on one data set, and the blocks and names that configuration knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recpipe.config.suggest import split_names
+from recpipe.config.tree import Tree, block, merge
+
+TOP_LEVEL = (
+    *("dataset", "model", "baselines", "modality", "seed", "seeds", "study", "data", "raw", "init_from"),
+    *(
+        "quantizer_from",
+        "quantizer_with",
+        "datasets",
+        "models",
+        "profiles",
+        "ingest",
+        "protocol",
+        "cold_users",
+    ),
+    *("embed", "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report"),
+    *("ensemble", "ties", "context", "studies", "geometry"),
+)
+BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate")
+BY_MODEL = ("train", "side")
+MODEL_KEYS = ("type", "ids", "collaborative", *BY_MODEL)  # the others are settings of the model's own Config
+VECTORS = ("text", "image", "text_image")
+COLLABORATIVE = "collaborative"  # item vectors of another trained model
+ID_KINDS = (*VECTORS, "text_parts")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Defaults of the Config of a model type by name, and whether the type reads side information."""
+
+    settings: Mapping[str, Any]
+    takes_side: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How one model is trained on one data set, every override applied.
+
+    ``settings`` are the fields of the model's Config that the files name; ``train``, ``side`` and ``cold_users`` are
+    complete blocks. ``ids``: kinds of semantic ids that the model reads. ``collaborative``: the model whose item
+    vectors it reads. ``init_from``: ``<dataset>/<model>/seed_<seed>``, the run whose weights training starts from, or
+    ``none``.
+    """
+
+    name: str
+    dataset: str
+    type: str
+    settings: dict[str, Any]
+    train: dict[str, Any]
+    side: dict[str, Any]
+    cold_users: dict[str, Any]
+    ids: tuple[str, ...] = ()
+    collaborative: str | None = None
+    seed: int = 42
+    init_from: str = "none"
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Modalities of the content vectors that the model reads."""
+        return tuple(name for name in split_names(self.side.get("vectors")) if name != COLLABORATIVE)
+
+    @property
+    def item_model(self) -> str | None:
+        """The model whose trained item vectors are read, None without one."""
+        return self.collaborative if COLLABORATIVE in split_names(self.side.get("vectors")) else None
+
+
+def with_kinds(semantic_ids: Tree) -> Tree:
+    """Return ``semantic_ids`` with all settings under every kind: those of the kind over the common ones."""
+    common = {name: each for name, each in semantic_ids.items() if name != "kinds"}
+    kinds: Tree = {kind: merge(common, block(semantic_ids, "kinds", kind)) for kind in ID_KINDS}
+    return {**common, "kinds": kinds}

@@ -57,7 +57,7 @@ def test_a_column_of_names_or_of_lists() -> None:
         ({"name": "{item_id}", "column": "image"}, "not both"),
         (
             {"colum": "image"},
-            r"unknown setting 'colum' \(did you mean 'column'\?\); known: from, name, column",
+            r"unknown key of content.image 'colum' \(did you mean 'column'\?\); choose from, name, column",
         ),
         ({"column": "image", "timeout": 0}, "timeout 0"),
     ],

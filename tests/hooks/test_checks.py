@@ -197,14 +197,14 @@ def test_a_right_block_passes() -> None:
         ({"source": "movielense"}, r"'movielense' \(did you mean 'movielens'\?\).*amazon, files, movielens"),
         (
             {"options": {"colums": {}}},
-            r"unknown option 'colums' \(did you mean 'columns'\?\) for source files",
+            r"unknown option of source files 'colums' \(did you mean 'columns'\?\)",
         ),
         (
             {"files": {"interactions": {"name": "a", "checksums": "md5:0"}}},
-            r"interactions: 'checksums' .*'checksum'",
+            r"interactions 'checksums' .*'checksum'",
         ),
         ({"files": {"interactions": {"url": "https://example.org/a"}}}, "files.interactions names no file"),
-        ({"files": {"interactions": "a", "item": "b"}}, r"role in datasets\.mine\.files: 'item' .*'items'"),
+        ({"files": {"interactions": "a", "item": "b"}}, r"role in datasets\.mine\.files 'item' .*'items'"),
         ({"steps": [{"step": "min_event"}]}, r"unknown step 'min_event' \(did you mean 'min_events'\?\)"),
         ({"steps": [{"step": "min_events", "user": 5}]}, "user"),
         ({"content": {"image": {"form": "posters.zip"}}}, r"form.*\(did you mean 'from'\?\)"),
@@ -262,7 +262,7 @@ CLOCK = replace(SASREC, name="clock", type="hstu", settings={"time_mode": "last_
         ({"settings": {"dim": 10, "heads": 3}}, "not a multiple of heads"),
         ({"train": {"optimiser": {"name": "adam", "learning_rat": 0.1}}}, "learning_rat"),
         ({"train": {"optimiser": {"name": "adan"}}}, r"'adan'.*adam"),
-        ({"train": {"loss": {"name": "full_softmax", "chunks": 3}}}, "full_softmax.*'chunks'.*train.loss"),
+        ({"train": {"loss": {"name": "full_softmax", "chunks": 3}}}, "full_softmax .train.loss. 'chunks'"),
         ({"train": {"loss": {"name": "full_softmux"}}}, r"'full_softmux'.*full_softmax"),
         ({"train": {"schedule": {"name": "cosine", "end": 0}}}, "end"),
         ({"train": {"schedule": {"name": "cosinus"}}}, r"'cosinus'.*cosine"),
@@ -338,7 +338,30 @@ def test_wrong_settings_of_semantic_ids_are_refused(project: Path, change: dict,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: {optimiser: {name: adam, learning_rat: 0.1}}", "learning_rat"),
+        (
+            "train: {optimiser: {name: adam, learning_rat: 0.1}}",
+            r"argument of adam .* 'learning_rat' \(did you mean 'learning_rate'\?\);.*\(conf/local/.*own.yml\)",
+        ),
+        (
+            "models: {sasrec: {train: {loss: {chunks: 3}}}}",
+            r"argument of full_softmax .* 'chunks' \(did you mean 'chunk'\?\);.*\(conf/local/parameters/own.yml\)",
+        ),
+        (
+            "models: {sasrec: {dropuot: 0.3}}",
+            r"'models.sasrec.dropuot' \(did you mean 'dropout'\?\);.*\(conf/local/parameters/own.yml\)",
+        ),
+        (
+            "datasets: {online_retail: {steps: [{step: k_core, user: 5}]}}",
+            r"argument of k_core 'user' \(did you mean 'users'\?\);.*\(conf/local/parameters/own.yml\)",
+        ),
+        (
+            "datasets: {online_retail: {options: {good: 3}}}",
+            r"'good' \(did you mean 'goods'\?\).*\(conf/local/parameters/own.yml\)",
+        ),
+        (
+            "train: {schedule: {name: cosine, warmup: 5}}",
+            r"argument of cosine .* 'warmup' \(did you mean 'warmup_steps'\?\);.*\(conf/local/parameters/own.yml\)",
+        ),
         ("train: {log_every: many}", r"train.log_every \(conf/local/parameters/own.yml\) cannot be 'many'"),
     ],
 )

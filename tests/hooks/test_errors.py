@@ -161,6 +161,16 @@ def test_the_command_line_shows_a_traceback_only_if_asked(monkeypatch, verbose) 
         assert "Traceback" not in found.output
 
 
+def test_the_singular_option_of_pipelines_is_the_same_and_kedro_does_not_warn(monkeypatch) -> None:
+    seen: list[tuple[str | None, list[str]]] = []
+    monkeypatch.setattr(
+        cli.kedro_run, "callback", lambda *, pipeline, pipelines, **_: seen.append((pipeline, pipelines))
+    )
+    for option in ("--pipeline=train", "--pipelines=train"):
+        assert CliRunner().invoke(cli.run, [option]).exit_code == 0
+    assert [pipelines for pipeline, pipelines in seen if not pipeline] == [["train"], ["train"]]
+
+
 @pytest.mark.parametrize("value", ["x=[1", "seed", "seed=1,seed.a=2"])
 def test_params_that_cannot_be_read_are_one_line(value: str) -> None:
     found = CliRunner().invoke(cli.run, [f"--params={value}"])

@@ -22,17 +22,16 @@ def log_tables(tmp_path):
 
 
 def test_the_items_of_the_protocol_are_in_the_test_fold_alone_and_counted(log_tables) -> None:
-    requested = Protocol(dataset="shop", held_out_items=0.2)
-    protocol, vocabulary, train, valid, test = split_sequences(*log_tables, requested)
-    sizes = protocol["sizes"]
-    held_out = set(held_out_items(vocabulary, Protocol.from_dict(protocol)).tolist())
+    data, test = split_sequences(*log_tables, Protocol(dataset="shop", held_out_items=0.2))
+    sizes = data.split["sizes"]
+    held_out = set(held_out_items(data.vocabulary, data.protocol).tolist())
     assert sizes["held_out_items"] == len(held_out) > 0
-    for part in (train, valid.histories, valid.targets):
+    for part in (data.train_set, data.valid_set.histories, data.valid_set.targets):
         assert not held_out & set(part.items.tolist())
-    hit = [target in held_out for target in test.targets.items.tolist()]
-    assert sizes["held_out_test_users"] == sum(hit) > 0
-    usual, *_, usual_test = split_sequences(*log_tables, Protocol(dataset="shop"))
-    assert (test.histories.items == usual_test.histories.items).all() and held_out & set(
-        test.histories.items.tolist()
-    )
-    assert protocol["id"] != usual["id"] and protocol["fingerprint"] == usual["fingerprint"]
+    hits = [target in held_out for target in test.targets.items.tolist()]
+    assert sizes["held_out_test_users"] == sum(hits) > 0
+    usual, usual_test = split_sequences(*log_tables, Protocol(dataset="shop"))
+    assert (test.histories.items == usual_test.histories.items).all()
+    assert held_out & set(test.histories.items.tolist())
+    assert data.protocol.id != usual.protocol.id
+    assert data.protocol.fingerprint == usual.protocol.fingerprint

@@ -53,7 +53,8 @@ def test_every_class_knows_its_own_type():
 
 def test_unknown_setting_is_named_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"rqvae: unknown setting 'level' \(did you mean 'levels'\?\).*known: levels, codes"
+        ValueError,
+        match=r"argument of quantizer type rqvae 'level' \(did you mean 'levels'\?\); choose levels, codes",
     ):
         build("rqvae", {"level": 3})
 

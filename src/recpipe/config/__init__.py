@@ -4,7 +4,7 @@ from recpipe.config.files import parse_overrides, read_parameters, read_yaml
 from recpipe.config.paths import DataPaths
 from recpipe.config.resolve import Configuration, resolve
 from recpipe.config.run_config import COLLABORATIVE, ID_KINDS, VECTORS, ModelInfo, RunConfig
-from recpipe.config.suggest import ConfigError, check_known, nearest, split_names
+from recpipe.config.suggest import ConfigError, check_arguments, check_known, nearest, split_names
 from recpipe.config.typed import build_config
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ModelInfo",
     "RunConfig",
     "build_config",
+    "check_arguments",
     "check_known",
     "nearest",
     "parse_overrides",

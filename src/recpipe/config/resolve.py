@@ -273,13 +273,16 @@ class Configuration:
         """Values of ``parameters`` with their origins, by dotted path."""
         return dict(leaves({**self._top, "models": {name: self.tree(name) for name in models}}))
 
-    def place(self, path: str, models: Iterable[str] = ()) -> str:
-        """The file of the value or block at a dotted path of ``parameters``, as `` (file)``; empty if unknown."""
-        origins = self.origins([name for name in models if path.startswith(f"models.{name}.")])
-        for key, leaf in origins.items():
-            if key == path or key.startswith(f"{path}."):
-                return f" ({leaf.file})"
-        return ""
+    def place(self, path: str, models: Iterable[str] = (), name: str | None = None) -> str:
+        """The file of the value or block at a dotted path of ``parameters``, as `` (file)``; empty if unknown.
+
+        In a block it is the file of the key called ``name``, otherwise of the first key.
+        """
+        origins = self.origins([each for each in models if f"{path}.".startswith(f"models.{each}.")])
+        inside = {key: leaf for key, leaf in origins.items() if f"{key}.".startswith(f"{path}.")}
+        called = [leaf for key, leaf in inside.items() if name in key.split(".")]
+        leaf = next(iter([*called, *inside.values()]), None)
+        return "" if leaf is None else f" ({leaf.file})"
 
     def check(self) -> None:
         """Raise ConfigError for names and overrides that the files do not have."""

@@ -32,9 +32,11 @@ def build_config(cls: type[T], values: Any, *, where: str, place: Place = lambda
     for key in values:
         if key not in fields:
             path = f"{where}.{key}"
-            raise ConfigError(
+            error = ConfigError(
                 f"unknown setting {path!r}{place(path)}{nearest(key, fields)}; there are {', '.join(fields)}"
             )
+            error.name = key
+            raise error
     if not dataclasses.is_dataclass(cls):
         return _validate(cls, values, where, place)
     _check_types(cls, values, where, place)

@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recpipe.config import nearest
+from recpipe.config import check_known
 
 MAX_BYTES = 20 << 20
 GIVE_UP = 20  # images in a row that a host did not answer for, after which it is asked no more
@@ -75,10 +75,7 @@ class ImageConf:
     def of(cls, block: Mapping[str, Any]) -> ImageConf:
         """From the conf's block. Raises ValueError that names unknown keys and the known ones."""
         for key in block:
-            if key not in KEYS:
-                raise ValueError(
-                    f"content.image: unknown setting {key!r}{nearest(key, KEYS)}; known: {', '.join(KEYS)}"
-                )
+            check_known(key, KEYS, what="key of content.image")
         return cls(**{"source" if key == "from" else key: value for key, value in block.items()})
 
 

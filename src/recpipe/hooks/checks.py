@@ -6,6 +6,7 @@ A misspelt key in a file is an error right away, not after half an hour of inges
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -34,6 +35,7 @@ from recpipe.config.schema import (
     TiesConfig,
 )
 from recpipe.data.protocol import Protocol
+from recpipe.pipelines.wiring import current
 
 DATASETS, MODELS, KINDS, STUDIES = "datasets.", "models.", "semantic_ids.kinds.", "studies."
 
@@ -84,20 +86,38 @@ class ChecksHooks:
         inputs = pipeline.inputs()
         names = sorted(name.removeprefix("params:") for name in inputs if name.startswith("params:"))
         for name, dataset in _parameters(names, DATASETS, catalog):
-            _check_dataset(name, dataset)
+            with _file_in_error(f"{DATASETS}{name}"):
+                _check_dataset(name, dataset)
         if "ingest" in names:
-            _check_engine(catalog.load("params:ingest"))
+            with _file_in_error("ingest"):
+                _check_engine(catalog.load("params:ingest"))
         protocol = _protocol(names, catalog)
         if "embed" in names:
             _check_encoders(names, catalog)
         for kind, config in _parameters(names, KINDS, catalog):
-            _check_ids(kind, config)
+            with _file_in_error(f"{KINDS}{kind}"):
+                _check_ids(kind, config)
         runs = [run for _, run in _parameters(names, MODELS, catalog)]
         for run in runs:
-            check_model(run, protocol)
+            with _file_in_error(f"{MODELS}{run.name}"):
+                check_model(run, protocol)
         for _, study in _parameters(names, STUDIES, catalog):
             _check_study(study, runs)
         _check_on_disk(inputs, catalog)
+
+
+@contextmanager
+def _file_in_error(path: str) -> Iterator[None]:
+    """Add to an error the file of the key that it names, or of the block at ``path``."""
+    try:
+        yield
+    except ValueError as error:
+        configuration = current()[0]
+        models = [name for name in configuration.model_names if path == f"{MODELS}{name}"]
+        place = configuration.place(path, models, getattr(error, "name", None))
+        if not place or place in str(error):
+            raise
+        raise ConfigError(f"{error}{place}") from error
 
 
 def _parameters(names: list[str], prefix: str, catalog: Any) -> Iterator[tuple[str, Any]]:
@@ -122,7 +142,8 @@ def _check_dataset(name: str, dataset: DatasetConfig) -> None:
 
     sources.check(dataset.model_dump(exclude_unset=True), where=f"datasets.{name}")
     check_known(dataset.bad_rows, POLICIES, what=f"datasets.{name}.bad_rows")
-    check(dataset.steps or [])
+    with _file_in_error(f"datasets.{name}.steps"):
+        check(dataset.steps or [])
     if (
         dataset.content is not None
         and dataset.content.image is not None

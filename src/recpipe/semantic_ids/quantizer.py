@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recpipe.config import nearest
+from recpipe.config import check_arguments, check_known
 from recpipe.semantic_ids.vectors import check_codes, check_new_vectors, check_vectors, fitting_sizes
 
 log = logging.getLogger(__name__)
@@ -166,10 +166,7 @@ def types() -> list[str]:
 
 def quantizer_class(type_: str) -> type[Quantizer]:
     """The class of a conf block's ``type``. Raises ValueError with the nearest spelling for an unknown one."""
-    if type_ not in TYPES:
-        raise ValueError(
-            f"unknown quantizer type {type_!r}{nearest(type_, TYPES)}; there are {', '.join(types())}"
-        )
+    check_known(type_, types(), what="quantizer type")
     module, name = TYPES[type_].rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
 
@@ -177,12 +174,7 @@ def quantizer_class(type_: str) -> type[Quantizer]:
 def build(type_: str, config: Mapping[str, Any]) -> Quantizer:
     """A quantizer that is not fitted yet. Raises ValueError that names unknown settings and the known ones."""
     cls = quantizer_class(type_)
-    known = [field.name for field in dataclasses.fields(cls.Config)]
-    for key in config:
-        if key not in known:
-            raise ValueError(
-                f"quantizer type {type_}: unknown setting {key!r}{nearest(key, known)}; known: {', '.join(known)}"
-            )
+    check_arguments(cls.Config, config, what=f"quantizer type {type_}")
     return cls(cls.Config(**config))
 
 

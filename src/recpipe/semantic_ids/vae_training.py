@@ -106,7 +106,7 @@ class Training:
                 forced=None if forced is None else forced[rows],
             )
             self._step(found)
-            bar.add(1, loss=found.reconstruction)
+            bar.add(1, loss=found.reconstruction.detach())
             losses += torch.stack([found.reconstruction, found.commitment]).detach() / self.batches
             chosen += [] if found.codes is None else [found.codes]
         reconstruction, commitment = losses.tolist()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from recpipe.config import ConfigError, check_arguments, check_known
+
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adafactor": torch.optim.Adafactor,  # steps in proportion to each tensor's size, as T5 and TIGER were trained
     "adam": torch.optim.Adam,
@@ -25,10 +27,11 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: dict[str, Any])
     """
     arguments = dict(settings)
     name = arguments.pop("name", None)
-    if name not in OPTIMISERS:
-        raise ValueError(
-            f"unknown optimiser {name!r} (conf: train.optimiser.name); there are {', '.join(sorted(OPTIMISERS))}"
-        )
+    check_known(name, sorted(OPTIMISERS), what="optimiser", also=" (train.optimiser.name)")
+    added, internal = ("learning_rate", "decay_vectors"), ("params", "lr", "foreach")
+    check_arguments(
+        OPTIMISERS[name], arguments, what=f"{name} (train.optimiser)", internal=internal, added=added
+    )
     if "learning_rate" in arguments:
         arguments["lr"] = arguments.pop("learning_rate")
     for pair in ("betas", "eps"):
@@ -44,4 +47,4 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: dict[str, Any])
     try:
         return OPTIMISERS[name]([group for group in groups if group["params"]], foreach=True, **arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"optimiser {name}: {error} (conf: train.optimiser)") from None
+        raise ConfigError(f"optimiser {name} (train.optimiser): {error}") from None

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from recpipe.config import check_arguments, check_known
+
 
 @dataclass
 class Constant:
@@ -146,16 +148,8 @@ def make_schedule(
     """
     arguments = dict(settings)
     name, warmup = arguments.pop("name", None), int(arguments.pop("warmup_steps", 0))
-    if name not in SHAPES:
-        raise ValueError(
-            f"unknown schedule {name!r} (conf: train.schedule.name); there are {', '.join(SHAPES)}"
-        )
-    known = {field.name for field in dataclasses.fields(SHAPES[name]) if field.init}
-    if unknown := set(arguments) - known:
-        raise ValueError(
-            f"schedule {name}: unknown {sorted(unknown)}; there are {sorted(known | {'warmup_steps'})} "
-            "(conf: train.schedule)"
-        )
+    check_known(name, list(SHAPES), what="schedule", also=" (train.schedule.name)")
+    check_arguments(SHAPES[name], arguments, what=f"{name} (train.schedule)", added=["warmup_steps"])
     shape = SHAPES[name](**arguments)
     return Schedule(optimiser, shape, warmup=warmup, steps=steps, epoch_steps=epoch_steps)
 

@@ -166,7 +166,7 @@ def test_ratings_and_weights_must_be_numbers(tmp_path: Path, reading: Reading) -
             {"columns": MAPPING, "timestamp": "minutes"},
             "unknown timestamp unit 'minutes'",
         ),
-        (b"who,what,when\nu,i,1\n", {"colums": MAPPING}, "unknown option 'colums'"),
+        (b"who,what,when\nu,i,1\n", {"colums": MAPPING}, "unknown option of source files 'colums'"),
         (b"who,what,when\nu,i,1\n", {"columns": MAPPING, "format": "xlsx"}, "unknown format 'xlsx'"),
         (b"who,what,when\nu,caf\xe9,1\n", {"columns": MAPPING}, "encoding: latin-1"),
         (b"who,wh\xe9t,when\nu,i,1\n", {"columns": MAPPING}, "encoding: latin-1"),
@@ -409,5 +409,5 @@ def test_real_amazon_beauty(shared: Path, reading: Reading) -> None:
 def test_unknown_source_names_the_known(con: Backend) -> None:
     assert readers() == ["amazon", "files", "movielens", "music4all", "online_retail", "steam"]
     for source in ("movielense", "fetch", "../movielens", "os"):
-        with pytest.raises(ValueError, match="one of amazon, files, movielens"):
+        with pytest.raises(ValueError, match="choose amazon, files, movielens"):
             read({"source": source}, {"files": {}}, con)

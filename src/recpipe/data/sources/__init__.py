@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from recpipe.config import nearest
+from recpipe.config import check_known
 from recpipe.data.sources.fetch import fetch
 from recpipe.data.sources.tables import RawTables
 
@@ -67,28 +67,18 @@ def readers() -> list[str]:
 
 
 def _reader(source: str) -> ModuleType:
-    known = readers()
-    if source not in known:
-        hint = nearest(source, known)
-        raise ValueError(
-            f"unknown source {source!r}{hint}: a data set's `source` is one of {', '.join(known)}"
-        )
+    check_known(source, readers(), what="source of a data set")
     return importlib.import_module(f"{__name__}.{source}")
 
 
 def _options(reader: ModuleType, given: Mapping[str, Any]) -> Any:
     known = [field.name for field in dataclasses.fields(reader.Options)]
-    unknown = sorted(set(given) - set(known) - {"category"})
-    if unknown:
-        name = reader.__name__.rpartition(".")[2]
-        raise ValueError(
-            f"unknown option {unknown[0]!r}{nearest(unknown[0], known)} for source {name}: "
-            f"there are {', '.join(known) or 'none'}"
-        )
+    for name in given:
+        if name != "category":
+            check_known(name, known, what=f"option of source {reader.__name__.rpartition('.')[2]}")
     return reader.Options(**{key: value for key, value in given.items() if key in known})
 
 
 def _refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> None:
     for key in given:
-        if key not in known:
-            raise ValueError(f"unknown {what}: {key!r}{nearest(key, known)}; there are {', '.join(known)}")
+        check_known(key, known, what=what)

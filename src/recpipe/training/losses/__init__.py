@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from recpipe.config import ConfigError, check_arguments, check_known
 from recpipe.training.losses.amince import AMINCE
 from recpipe.training.losses.full_softmax import FullSoftmax
 from recpipe.training.losses.sampled import (
@@ -43,10 +44,8 @@ def make_loss(
     """
     arguments = dict(settings)
     name = arguments.pop("name", None)
-    if name not in LOSSES:
-        raise ValueError(
-            f"unknown loss {name!r} (conf: train.loss.name); there are {', '.join(sorted(LOSSES))}"
-        )
+    check_known(name, sorted(LOSSES), what="loss", also=" (train.loss.name)")
+    check_arguments(LOSSES[name], arguments, what=f"{name} (train.loss)", internal=("counts", "trained"))
     if issubclass(LOSSES[name], NegativeSampling | AMINCE):
         arguments["counts"] = counts
     if LOSSES[name] is FullSoftmax:
@@ -54,4 +53,4 @@ def make_loss(
     try:
         return LOSSES[name](**arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"loss {name}: {error} (conf: train.loss)") from None
+        raise ConfigError(f"loss {name} (train.loss): {error}") from None

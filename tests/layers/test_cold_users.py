@@ -13,7 +13,8 @@ from tests.synthetic import random_sequences, sequences
 
 from recpipe.data.sequences import Sequences
 from recpipe.layers.clusters import k_means
-from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.layers.cold_users import ColdUsers
+from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.models.ordering import top_k
 from recpipe.models.registry import build
 

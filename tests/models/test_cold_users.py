@@ -16,7 +16,8 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.evaluation.asking import recommend
 from recpipe.evaluation.evaluate import evaluate
-from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.layers.cold_users import ColdUsers
+from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.models.ordering import rank_of, top_k
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, types

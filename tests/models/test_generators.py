@@ -20,7 +20,8 @@ from recpipe.layers import code_transformer
 from recpipe.layers.code_history import before, causal, targets_of, user_tokens, within
 from recpipe.layers.code_writing import WritingAhead as CodeWriting
 from recpipe.layers.codes import ItemCodes
-from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.layers.cold_users import ColdUsers
+from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.layers.t5_prepared_decoder import prepared
 from recpipe.models.generator import AT_ONCE, AT_ONCE_GPU, BEAMS_GPU, Generator, in_batches
 from recpipe.models.recommender import Recommender, Scorer

@@ -256,12 +256,7 @@ def test_the_test_environment_writes_beside(project_copy, session_in) -> None:
     assert path is not None and path.is_relative_to(project_copy / "data" / "test")
 
 
-def test_building_pipelines_imports_nothing_heavy(project_copy: Path) -> None:
-    """In a process of its own, as other tests import what they like."""
-    import subprocess
-    import sys
-
-    program = """
+PIPELINES = """
 import sys
 from pathlib import Path
 from kedro.framework.startup import bootstrap_project
@@ -271,6 +266,26 @@ assert len(dict(pipelines)) > 40
 heavy = {"torch", "mlflow", "lightning", "transformers", "plotly", "ibis", "duckdb", "sklearn", "pandas"}
 print(sorted(heavy & set(sys.modules)))
 """
+FIRST_NODE = """
+import os, sys
+from kedro.pipeline.node import Node
+from kedro.framework.cli import main
+heavy = {"torch", "lightning", "transformers", "plotly", "sklearn"}  # a thread imports mlflow meanwhile
+def run(node, *_, **__):
+    print(sorted(heavy & set(sys.modules)), flush=True)
+    os._exit(0)
+Node.run = run
+sys.argv = ["kedro", "run", "--pipelines=ingest"]
+main()
+"""
+
+
+@pytest.mark.parametrize("program", [PIPELINES, FIRST_NODE], ids=["pipelines", "first node"])
+def test_nothing_heavy_is_imported_before_a_node_needs_it(project_copy: Path, program: str) -> None:
+    """In a process of its own, as other tests import what they like."""
+    import subprocess
+    import sys
+
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=project_copy, capture_output=True, text=True, check=False
     )

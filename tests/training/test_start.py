@@ -11,7 +11,8 @@ from tests.synthetic import catalogue_ids, random_sequences
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
-from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.layers.cold_users import ColdUsers
+from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
 from recpipe.training.start import begin_with

@@ -57,7 +57,7 @@ def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None
 
     Needs no code of models. Kedro checks most of these too, with messages of many lines.
     """
-    from recpipe.layers.cold_users import ColdUsersConfig
+    from recpipe.layers.cold_users_config import ColdUsersConfig
     from recpipe.layers.side import SideConfig
     from recpipe.training.settings import TrainSettings
 
@@ -187,7 +187,7 @@ def _check_ids(kind: str, config: SemanticIdsConfig) -> None:
 
 def check_model(run: RunConfig, protocol: Protocol | None) -> None:
     """Raise ValueError for settings that the model, its training or its fallback for new users does not allow."""
-    from recpipe.layers.cold_users import ColdUsersConfig
+    from recpipe.layers.cold_users_config import ColdUsersConfig
     from recpipe.models.registry import model_class, side_config
     from recpipe.training.settings import TrainSettings, check_arguments, check_layout, check_loss
 

@@ -19,7 +19,8 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
 
 from recpipe.data.sequences import Sequences
-from recpipe.layers.cold_users import ColdUsers, ColdUsersConfig
+from recpipe.layers.cold_users import ColdUsers
+from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.models.recommender import Recommender
 from recpipe.progress import duration, progress
 from recpipe.training.allocator import keep_freed_memory

@@ -20,7 +20,7 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.data.splits import with_validation
 from recpipe.data.training_data import TrainingData
-from recpipe.layers.cold_users import ColdUsersConfig
+from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build as build_model

@@ -86,6 +86,13 @@ def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(
             {"models": {"tiger": {"dropuot": 0.3}}},
             r"\(did you mean 'dropout'\?\); it belongs in conf/base/.*tiger.yml",
         ),
+        (
+            {"models": {"tiger": {"dropout": 0.3}}},
+            r"models.tiger \(command line\).*models sasrec; add model=tiger",
+        ),
+        ({"datasets": {"ml-1m": {"bad_rows": "drop"}}}, r"datasets.ml-1m .*changes nothing.*dataset=ml-1m"),
+        ({"model": "popular", "side": {"vectors": "text"}}, "no side information is read by popular"),
+        ({"model": "popular+svd", "train": {"max_epochs": 3}}, "no gradient descent trains popular, svd"),
     ],
 )
 def test_a_run_is_refused_before_anything_is_written(project_copy, session_in, params, message) -> None:

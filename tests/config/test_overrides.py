@@ -12,7 +12,7 @@ from recpipe.config.overrides import same_kind
 
 
 def info(type_: str) -> ModelInfo:
-    return ModelInfo({"dim": 64, "layers": 2, "bias": False}, takes_side=True)
+    return ModelInfo({"dim": 64, "layers": 2, "bias": False}, takes_side=True, by_gradient=True)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_kind_of_ids_has_all_settings_and_its_own_over_them() -> None:
 
 def test_side_information_for_all_models_passes_over_those_that_read_none() -> None:
     def info(type_: str) -> ModelInfo:
-        return ModelInfo({}, takes_side=type_ == "net")
+        return ModelInfo({}, takes_side=type_ == "net", by_gradient=True)
 
     configuration = Configuration(files(), {"side": {"vectors": "text"}}, info)
     assert configuration.run("net").vectors == ("text",)

@@ -347,6 +347,10 @@ def test_wrong_settings_of_semantic_ids_are_refused(project: Path, change: dict,
             r"argument of full_softmax .* 'chunks' \(did you mean 'chunk'\?\);.*\(conf/local/parameters/own.yml\)",
         ),
         (
+            "models: {sasrec: {dim: wide}}",
+            r"models.sasrec.dim cannot be 'wide'.*\(conf/local/parameters/own.yml\)",
+        ),
+        (
             "models: {sasrec: {dropuot: 0.3}}",
             r"'models.sasrec.dropuot' \(did you mean 'dropout'\?\);.*\(conf/local/parameters/own.yml\)",
         ),

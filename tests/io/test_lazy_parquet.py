@@ -64,7 +64,7 @@ def test_says_what_it_takes_and_what_is_missing(tmp_path: Path) -> None:
     dataset = LazyParquetDataset(filepath=str(tmp_path / "log.parquet"))
     with pytest.raises(DatasetError, match="takes an Ibis table, not list"):
         dataset.save([1])
-    with pytest.raises(DatasetError, match=r"kedro run --pipeline=ingest"):
+    with pytest.raises(DatasetError, match=rf"kedro run --pipelines=ingest --params dataset={tmp_path.name}"):
         dataset.load()
     with pytest.raises(DatasetError, match="allowed: path, table"):
         LazyParquetDataset(filepath="x", load_as="frame")  # type: ignore[arg-type]

@@ -34,10 +34,13 @@ ID_KINDS = (*VECTORS, "text_parts")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Defaults of the Config of a model type by name, and whether the type reads side information."""
+    """What the code of a model type says: defaults of its Config by name, whether it reads side information, and if
+    it is trained by gradient descent, with the settings of ``train``.
+    """
 
     settings: Mapping[str, Any]
     takes_side: bool
+    by_gradient: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ VARIABLE = inspect.Parameter.VAR_KEYWORD
 class ConfigError(ValueError):
     """Error in the configuration; the message has the key, its file and the allowed values.
 
-    ``name`` is the unknown name, of errors about one.
+    ``name`` is the key or name that the error is about, where it is about one.
     """
 
     name: str | None = None

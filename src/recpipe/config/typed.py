@@ -73,7 +73,9 @@ def _check_types(cls: type, values: Mapping[str, Any], where: str, place: Place)
             try:
                 _adapter(cls, field.name).validate_json(json.dumps(values[field.name]), strict=True)
             except ValidationError as errors:
-                raise ConfigError(_sentence(errors, f"{where}.{field.name}", place)) from errors
+                error = ConfigError(_sentence(errors, f"{where}.{field.name}", place))
+                error.name = field.name
+                raise error from errors
             except TypeError:  # not JSON, so it comes from code and not from a file
                 continue
 

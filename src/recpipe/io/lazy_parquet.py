@@ -38,7 +38,8 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
 
     def load(self) -> Any:
         if not self._exists():
-            raise DatasetError(f"{self._filepath} does not exist; `kedro run --pipeline=ingest` writes it")
+            command = f"kedro run --pipelines=ingest --params dataset={self._filepath.parent.name}"
+            raise DatasetError(f"{self._filepath} does not exist; `{command}` writes it")
         if self._load_as == "path":
             return self._filepath
         from recpipe.data.interactions import read_parquet

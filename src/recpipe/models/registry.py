@@ -43,13 +43,13 @@ def model_class(type_: str) -> type[Recommender]:
 
 
 def model_info(type_: str) -> ModelInfo:
-    """Defaults of the model's Config by name, null where a setting has none, and whether it reads side information."""
+    """What the configuration needs to know of a model's code; defaults are null where a setting has none."""
     cls = model_class(type_)
     defaults = {
         field.name: None if field.default is dataclasses.MISSING else field.default
         for field in dataclasses.fields(cls.Config)
     }
-    return ModelInfo(defaults, cls.takes_side)
+    return ModelInfo(defaults, cls.takes_side, not cls.closed_form)
 
 
 def side_config(type_: str, side: Mapping[str, Any], *, where: str) -> SideConfig:

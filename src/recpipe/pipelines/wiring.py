@@ -202,7 +202,28 @@ def command_wiring(
         models = model_pipelines
     stages = STAGES if whole or model_pipelines else ()
     others = (name for name in pipelines if name not in (WHOLE, *model_pipelines))
-    return wiring_of(configuration, models, dict.fromkeys([*stages, *others]))
+    wiring = wiring_of(configuration, models, dict.fromkeys([*stages, *others]))
+    _check_used(configuration, wiring)
+    return wiring
+
+
+def _check_used(configuration: Configuration, wiring: Wiring) -> None:
+    """Raise ConfigError for overrides of the command line that would change nothing for its models and data set."""
+    overrides, models = configuration.overrides, ", ".join(wiring.runs)
+    for block, chosen in (("models", list(wiring.runs)), ("datasets", [wiring.dataset])):
+        for name in overrides.get(block) or {}:
+            if name not in chosen:
+                raise ConfigError(
+                    f"{block}.{name} (command line) changes nothing: this command has the {block} {', '.join(chosen)}; "
+                    f"add {block[:-1]}={name}"
+                )
+    infos = (
+        [model_info(run.type) for run in wiring.runs.values()] if overrides.keys() & {"side", "train"} else []
+    )
+    if "side" in overrides and not any(info.takes_side for info in infos):
+        raise ConfigError(f"side (command line) changes nothing: no side information is read by {models}")
+    if "train" in overrides and not any(info.by_gradient for info in infos):
+        raise ConfigError(f"train (command line) changes nothing: no gradient descent trains {models}")
 
 
 def _is_of(name: str, model: str) -> bool:

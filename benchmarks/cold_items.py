@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from common import command_line, generated_data, train_on_generated
+from harness import command_line, generated_data, train_on_generated
 from recpipe.content.embeddings import Embeddings
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold

@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common import ALLOCATOR, NOT_INSTALLED, OtherLoad, command_line, peak_gib, random_ids
+from harness import ALLOCATOR, NOT_INSTALLED, OtherLoad, command_line, peak_gib, random_ids
 from recpipe.decoding import Beams, Prefixes, beam_search, exact_scores, exact_top
 from recpipe.decoding.beam import Choice, Front, advanced
 from recpipe.decoding.exact import Independent

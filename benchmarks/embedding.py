@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from common import NOT_INSTALLED, OtherLoad, command_line, generated_items, own_cpu
+from harness import NOT_INSTALLED, OtherLoad, command_line, generated_items, own_cpu
 from recpipe.content import text_encoder
 from recpipe.content.pretrained import model_folder
 from recpipe.content.text import EncoderConfig, embed_texts

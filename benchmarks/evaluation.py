@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from common import command_line, generated_data, train_on_generated
+from harness import command_line, generated_data, train_on_generated
 from recpipe.data.sequences import Fold
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.recommender import Scorer

@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import command_line, configuration, generated_data
+from harness import command_line, configuration, generated_data
 from recpipe.config import RunConfig, parse_overrides
 from recpipe.data.sequences import Fold
 from recpipe.evaluation.metrics import metrics_from_ranks

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from common import (
+from harness import (
     NOT_INSTALLED,
     command_line,
     configuration,

@@ -17,7 +17,7 @@ import torch
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from common import command_line
+from harness import command_line
 from recpipe.data.batches import Batch
 from recpipe.layers.ssd import Mamba2
 from recpipe.models.registry import build

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import command_line, generated_log
+from harness import command_line, generated_log
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.packing import PackedBatches
 from recpipe.data.protocol import Protocol

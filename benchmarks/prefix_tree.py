@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import command_line, random_ids
+from harness import command_line, random_ids
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.tree_tensors import TreeTensors
 from recpipe.training.allocator import keep_freed_memory

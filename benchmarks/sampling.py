@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import command_line
+from harness import command_line
 
 USERS, TRACKS = 119_000, 56_000  # as in Music4All-Onion
 RECIPE = [

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from common import command_line, generated_embeddings, generated_items
+from harness import command_line, generated_embeddings, generated_items
 from recpipe.semantic_ids.codebooks import scaling
 from recpipe.semantic_ids.quality import leaf_categories
 from recpipe.semantic_ids.quantizer import build, types

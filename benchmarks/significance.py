@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common import command_line
+from harness import command_line
 from recpipe.evaluation.significance import PerUser, bootstrap_means, compare, sign_flip
 
 

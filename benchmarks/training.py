@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import (
+from harness import (
     NOT_INSTALLED,
     OtherLoad,
     command_line,

@@ -13,7 +13,7 @@ from tests.conftest import PROJECT
 from recpipe.models.registry import model_class, types
 
 FOLDER = PROJECT / "benchmarks"
-OTHER = {"common", "poster_vectors"}  # shared code; a converter of image files
+OTHER = {"harness", "poster_vectors"}  # shared code; a converter of image files
 BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in OTHER)
 MODELS = tuple(name for name in types() if not model_class(name).closed_form)
 ROWS = {  # a number in a row that starts with one of these words
@@ -52,7 +52,7 @@ def main(monkeypatch, tmp_path):
 
     yield imported
     log.setLevel(level)
-    sys.modules.pop("common", None)
+    sys.modules.pop("harness", None)
 
 
 def test_every_benchmark_is_run_here():

@@ -18,8 +18,8 @@ from kedro.utils import find_kedro_project
 from recpipe.config import ConfigError, Configuration
 from recpipe.hooks.checks import check_types
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals
-from recpipe.pipelines.seeds import parsed, plan
-from recpipe.pipelines.wiring import command_wiring, model_info, remember, wired
+from recpipe.pipelines.seeds import parse_seeds, plan
+from recpipe.pipelines.wiring import command_wiring, model_info, remember, use_wiring
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class RecpipeSession(SessionWithOneLoader):
         filters = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
         wiring = command_wiring(self.configuration, options["pipeline_names"], filters)
         check_types(self.configuration, wiring.runs.values())
-        with wired(wiring):
+        with use_wiring(wiring):
             reload_pipelines()
             return super().run(**options)
 
@@ -103,7 +103,7 @@ def requested_seeds(configuration: Configuration) -> list[int]:
     Raises ConfigError for values that are no seeds, and where the command line sets both ``seed`` and ``seeds``.
     """
     try:
-        seeds = parsed(configuration["seeds"])
+        seeds = parse_seeds(configuration["seeds"])
     except ValueError as error:
         raise ConfigError(str(error)) from error
     overrides = configuration.overrides

@@ -6,7 +6,7 @@ import pytest
 from tests.config.test_resolve import FILES, files
 
 from recpipe.config import ConfigError, Configuration
-from recpipe.pipelines.content_kinds import described, of_command, of_model, satisfied
+from recpipe.pipelines.content_kinds import inputs_available, of_command, of_model, selected_kinds
 
 TEXT = {"template": "{title}"}
 POSTERS = {"from": "posters.zip", "name": "{item_id}.jpg"}
@@ -44,7 +44,7 @@ def configuration(dataset: str, modality: str = "auto") -> Configuration:
     ],
 )
 def test_auto_follows_the_data_set_and_names_choose(dataset: str, modality: str, expected: tuple) -> None:
-    assert described(configuration(dataset, modality)) == expected
+    assert selected_kinds(configuration(dataset, modality)) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_auto_follows_the_data_set_and_names_choose(dataset: str, modality: str,
 )
 def test_what_is_not_there_cannot_be_chosen(dataset: str, modality: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        described(configuration(dataset, modality))
+        selected_kinds(configuration(dataset, modality))
 
 
 def test_a_run_of_the_two_pipelines_alone_needs_content_and_a_whole_run_does_not() -> None:
@@ -89,8 +89,10 @@ def test_a_model_alone_needs_only_what_it_reads() -> None:
 
 def test_whether_a_command_makes_all_that_a_model_reads() -> None:
     films = configuration("films")
-    assert satisfied(films.run("net"), ())
-    assert satisfied(films.run("tiger"), ("text",)) and not satisfied(films.run("tiger"), ("image",))
-    assert satisfied(films.run("seeing"), ("text_image",)) and not satisfied(
+    assert inputs_available(films.run("net"), ())
+    assert inputs_available(films.run("tiger"), ("text",)) and not inputs_available(
+        films.run("tiger"), ("image",)
+    )
+    assert inputs_available(films.run("seeing"), ("text_image",)) and not inputs_available(
         films.run("seeing"), ("text", "image")
     )

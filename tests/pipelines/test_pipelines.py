@@ -13,7 +13,7 @@ from kedro.framework.startup import bootstrap_project
 
 from recpipe.config import ID_KINDS, Configuration
 from recpipe.kedro_compat import file_of, reload_pipelines
-from recpipe.pipelines.wiring import ON_REQUEST, STAGES, command_wiring, model_info, remember, wired
+from recpipe.pipelines.wiring import ON_REQUEST, STAGES, command_wiring, model_info, remember, use_wiring
 
 MOST_PARAMETERS = 8  # of a node
 LAYERS = ["raw", "primary", "feature", "models", "reporting"]
@@ -34,7 +34,7 @@ def built(project_copy: Path):
 
     def build(params: dict, *requested: str) -> dict:
         configuration = Configuration.read(project_copy / "conf", None, params, model_info)
-        with wired(command_wiring(configuration, requested)):
+        with use_wiring(command_wiring(configuration, requested)):
             reload_pipelines()
             return dict(pipelines)
 

@@ -12,7 +12,7 @@ from kedro.framework.session import KedroSession
 
 from recpipe.config import ConfigError
 from recpipe.kedro_compat import file_of
-from recpipe.pipelines.seeds import parsed, plan
+from recpipe.pipelines.seeds import parse_seeds, plan
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,13 @@ from recpipe.pipelines.seeds import parsed, plan
     [(None, []), (7, [7]), ("42+123+2023", [42, 123, 2023]), ([1, 2], [1, 2]), ("3+3", [3]), ("0", [0])],
 )
 def test_seeds_are_read_from_the_command_line_and_from_files(seeds, expected) -> None:
-    assert parsed(seeds) == expected
+    assert parse_seeds(seeds) == expected
 
 
 @pytest.mark.parametrize("seeds", ["", "a", "1+", "-1", 1.5, True, []])
 def test_what_is_no_seed_is_refused(seeds) -> None:
     with pytest.raises(ValueError, match="give whole numbers from 0, as 42"):
-        parsed(seeds)
+        parse_seeds(seeds)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def embeddings_of(kind: str) -> str:
     return f"{vectors_of(kind)}_embeddings"
 
 
-def described(configuration: Configuration) -> tuple[str, ...]:
+def selected_kinds(configuration: Configuration) -> tuple[str, ...]:
     """Kinds that the parameter ``modality`` chooses, an empty tuple for ``auto`` without content.
 
     Raises ConfigError for an unknown kind, and for one that the data set has no content for.
@@ -50,7 +50,7 @@ def described(configuration: Configuration) -> tuple[str, ...]:
 
 def available(configuration: Configuration) -> tuple[str, ...]:
     """Kinds that a command can build: those of ``modality``, under ``auto`` also others of the same content."""
-    kinds = described(configuration)
+    kinds = selected_kinds(configuration)
     if configuration["modality"] != AUTO:
         return kinds
     content = {key for kind in kinds for key in CONTENT[kind]}
@@ -65,7 +65,7 @@ def of_command(
     Raises ConfigError where a model reads ids that the data set has no content for, and where only ``embed`` and
     ``semantic_ids`` are requested of a data set without content.
     """
-    kinds, runs = described(configuration), list(runs)
+    kinds, runs = selected_kinds(configuration), list(runs)
     for run in runs:
         for kind in run.ids:
             check_content(configuration, kind, reader=run.name)
@@ -79,23 +79,13 @@ def of_command(
             f"data set {configuration.dataset!r} has no `content` block, so there is nothing to embed: "
             "conf/base/parameters/datasets/my_log.yml says how to write one"
         )
-    vectors = [part for kind in kinds for part in (*CONTENT[kind], vectors_of(kind))]
+    read_vectors: list[str] = []
     if configuration["modality"] == AUTO:
         content = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
-        kinds += tuple(
-            kind
-            for run in runs
-            for kind in run.ids
-            if kind not in kinds and content.issuperset(CONTENT[kind])
-        )
-        vectors += [part for kind in kinds for part in (*CONTENT[kind], vectors_of(kind))]
-        for run in runs:
-            vectors += [
-                part
-                for each in run.vectors
-                if content.issuperset(CONTENT[each])
-                for part in (*CONTENT[each], each)
-            ]
+        buildable = [kind for kind in ID_KINDS if content.issuperset(CONTENT[kind])]
+        kinds += tuple(kind for run in runs for kind in run.ids if kind in buildable)
+        read_vectors = [name for run in runs for name in run.vectors if name in buildable]
+    vectors = {part for kind in (*kinds, *read_vectors) for part in (*CONTENT[kind], vectors_of(kind))}
     return tuple(dict.fromkeys(kinds)), tuple(name for name in VECTORS if name in vectors)
 
 
@@ -106,7 +96,7 @@ def of_model(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return kinds, tuple(name for name in VECTORS if name in vectors)
 
 
-def satisfied(run: RunConfig, kinds: Iterable[str]) -> bool:
+def inputs_available(run: RunConfig, kinds: Iterable[str]) -> bool:
     """Whether a command that builds ``kinds`` builds all vectors and ids that a model reads."""
     kinds = set(kinds)
     return {*kinds, *(part for kind in kinds for part in CONTENT[kind])}.issuperset({*run.vectors, *run.ids})

@@ -18,7 +18,7 @@ PER_SEED = ["train", "evaluate"]  # of the whole project
 Plan = list[tuple[int, list[str] | None]]
 
 
-def parsed(seeds: Any) -> list[int]:
+def parse_seeds(seeds: Any) -> list[int]:
     """Parse `42+123`, 42 or a list to a list without repeats, null to []. Raises ValueError for other values."""
     if seeds is None:
         return []

@@ -101,7 +101,7 @@ def remember(configuration: Configuration) -> None:
 
 
 @contextmanager
-def wired(wiring: Wiring) -> Iterator[None]:
+def use_wiring(wiring: Wiring) -> Iterator[None]:
     """Build pipelines for ``wiring`` inside the ``with`` block."""
     token = _wiring.set(wiring)
     try:
@@ -157,7 +157,8 @@ def chosen_models(configuration: Configuration, choice: str) -> list[str]:
     runnable = [
         name
         for name in all_models
-        if allowed_by_time(configuration, name) and content_kinds.satisfied(configuration.run(name), kinds)
+        if allowed_by_time(configuration, name)
+        and content_kinds.inputs_available(configuration.run(name), kinds)
     ]
     if excluded := [name for name in all_models if name not in runnable]:
         log.info("left out of all, for want of vectors or of time: %s", ", ".join(excluded))

@@ -94,8 +94,8 @@ def train(
     has as many steps as one of ``steps_of``, the training set alone, and the last state is returned. ``folder`` is for
     checkpoints and TensorBoard curves; ``fingerprint`` (of data and settings) tells whether a checkpoint there belongs
     to this run. ``cold_users`` is fitted beside the model, outside its training, cost and checkpoints; without it the
-    model itself recommends to users without history.
-    Raises NonFiniteLoss, KeyboardInterrupt (the last checkpoint stays complete), ValueError for bad settings.
+    model itself recommends to users without history. Raises NonFiniteLoss, KeyboardInterrupt (the last checkpoint stays
+    complete), ValueError for bad settings.
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)

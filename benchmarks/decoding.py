@@ -33,8 +33,8 @@ from torch import Tensor
 from harness import ALLOCATOR, NOT_INSTALLED, OtherLoad, command_line, peak_gib, random_ids
 from recpipe.decoding import Beams, Prefixes, beam_search, exact_scores, exact_top
 from recpipe.decoding.beam import Choice, Front, advanced
+from recpipe.decoding.constraints import Limits
 from recpipe.decoding.exact import Independent
-from recpipe.decoding.limits import Limits
 from recpipe.decoding.threads import in_threads
 from recpipe.decoding.top import top
 from recpipe.layers.t5 import Encoder, T5Shape

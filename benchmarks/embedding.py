@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 import torch
 
 from harness import NOT_INSTALLED, OtherLoad, command_line, generated_items, own_cpu
-from recpipe.content import text_encoder
+from recpipe.content import text_embeddings as text_encoder
 from recpipe.content.pretrained import model_folder
-from recpipe.content.text import EncoderConfig, embed_texts
+from recpipe.content.text_embeddings import EncoderConfig, embed_texts
 from recpipe.training.allocator import keep_freed_memory
 
 ITEMS = Path("data/03_primary/amazon-beauty/items.parquet")

@@ -28,8 +28,7 @@ from recpipe.data.sequences import Fold
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.recommender import Recommender
-from recpipe.training.prepared import PreparedData
-from recpipe.training.standalone import epoch_logger, train
+from recpipe.training.standalone import PreparedData, epoch_logger, train
 
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 WAYS = {"seen allowed": False, "seen excluded": True}

@@ -26,12 +26,11 @@ import torch
 from torch import Tensor
 
 from harness import command_line, generated_log
-from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
 from recpipe.data.packing import PackedBatches
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import build
 from recpipe.data.splits import split
-from recpipe.data.steps import TrainingBatches
 from recpipe.models.registry import build as make
 from recpipe.training.losses import make_loss
 

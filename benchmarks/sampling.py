@@ -62,7 +62,8 @@ def run(what: str, source: Path, target: Path, engine: dict[str, object]) -> dic
     """One contender, in this process: seconds, and the most memory the process ever held in MiB."""
     began = time.perf_counter()
     if what == OURS:
-        from recpipe.data import interactions, sources
+        from recpipe.data import interactions
+        from recpipe.data import readers as sources
 
         con = interactions.connect(engine)
         raw = sources.read({"source": "music4all"}, {"files": {"interactions": [str(source)]}}, con)

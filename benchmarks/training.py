@@ -206,8 +206,8 @@ def bare_epochs(model, train, settings, epochs: int) -> Iterator[Iterator[int]]:
     import torch
 
     from recpipe.training.losses import make_loss
-    from recpipe.training.optim import make_optimiser
-    from recpipe.training.rows import make_batches, target_counts, trained_items, windows_of
+    from recpipe.training.module import make_batches, target_counts, trained_items, windows_of
+    from recpipe.training.optimisers import make_optimiser
 
     torch.manual_seed(0)
     rows = windows_of(train, model, settings)
@@ -274,7 +274,7 @@ def untrained(run: RunConfig, train: Sequences, n_items: int, max_length: int) -
     from recpipe.config import split_names
     from recpipe.layers.side import Side
     from recpipe.models.registry import build, side_config
-    from recpipe.semantic_ids.catalogue import CatalogueIds
+    from recpipe.semantic_ids.ids import CatalogueIds
 
     torch.manual_seed(0)
     config, rng = side_config(run.type, run.side, where=run.name), np.random.default_rng(0)

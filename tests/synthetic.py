@@ -16,7 +16,7 @@ from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, model_class
-from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.ids import CatalogueIds
 from recpipe.training.losses import FullSoftmax
 
 

@@ -12,8 +12,8 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import configure_logging
 from kedro.utils import find_kedro_project
 
+from recpipe.config.checks import ConfigError
 from recpipe.config.files import parse_overrides, read_yaml
-from recpipe.config.suggest import ConfigError
 
 
 @click.group(name="recpipe")

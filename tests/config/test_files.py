@@ -9,7 +9,7 @@ import yaml
 from kedro.config import OmegaConfigLoader
 
 from recpipe.config import ConfigError, read_parameters, read_yaml
-from recpipe.config.tree import leaves, plain
+from recpipe.config.files import leaves, plain
 
 ROOT = Path(__file__).parents[2]
 

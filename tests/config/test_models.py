@@ -12,11 +12,10 @@ import torch
 from tests.synthetic import catalogue_ids
 
 from recpipe.config import Configuration, RunConfig, build_config, read_parameters
-from recpipe.config.tree import block, leaves
+from recpipe.config.files import block, leaves
 from recpipe.models.registry import build, model_class, side_config
 from recpipe.training.losses import make_loss
-from recpipe.training.optim import make_optimiser
-from recpipe.training.schedules import make_schedule
+from recpipe.training.optimisers import make_optimiser, make_schedule
 from recpipe.training.settings import TrainSettings, check_layout, check_loss
 
 ROOT = Path(__file__).parents[2]

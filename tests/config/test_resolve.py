@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from recpipe.config import ConfigError, Configuration, ModelInfo, read_parameters, resolve
+from recpipe.config.files import Tree, leaves, merge, plain, tree_of
 from recpipe.config.run_config import TOP_LEVEL
-from recpipe.config.tree import Tree, leaves, merge, plain, tree_of
 
 FILES: dict[str, Any] = {
     "dataset": "films",

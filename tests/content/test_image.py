@@ -26,11 +26,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from recpipe.content import image as module
+from recpipe.content import image_embeddings as module
 from recpipe.content.embeddings import Embeddings
-from recpipe.content.image import ImageConfig, embed_images
-from recpipe.content.image_decoding import opened
-from recpipe.content.image_encoder import ImageEncoder
+from recpipe.content.image_embeddings import ImageConfig, embed_images
+from recpipe.content.image_encoder import ImageEncoder, opened
 from recpipe.content.image_sources import ImageConf, opener, references
 
 POSTERS = Path(__file__).parents[3] / "shared" / "data" / "ml-1m-posters-128px.zip"

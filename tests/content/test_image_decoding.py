@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from recpipe.content import image_decoding
-from recpipe.content.image_decoding import opened
+from recpipe.content import image_encoder as image_decoding
+from recpipe.content.image_encoder import opened
 from recpipe.content.image_sources import ImageRefused
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recpipe.content.item_tables import with_columns, without_stand_ins
+from recpipe.content.item_texts import with_columns, without_stand_ins
 
 ITEMS = pa.table({"item_id": ["007", "42", "x"], "title": ["Bond", "Answer", "x"]})
 CSV = 'sku,other,plot\n007,1,"0010, and\nmore"\n9,2,nobody\n42,3,null\n'

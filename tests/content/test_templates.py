@@ -7,7 +7,7 @@ import logging
 import pyarrow as pa
 import pytest
 
-from recpipe.content.templates import extra, texts
+from recpipe.content.item_texts import extra, texts
 
 
 def items(**columns: list) -> pa.Table:

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertModel, T5EncoderModel
 
-from recpipe.content import text_encoder
+from recpipe.content import text_embeddings as text_encoder
 from recpipe.content.pretrained import model_folder
-from recpipe.content.text import EncoderConfig, embed_texts
-from recpipe.content.text_encoder import TextEncoder, batches
+from recpipe.content.text_embeddings import EncoderConfig, TextEncoder, batches, embed_texts
 
 MINILM = EncoderConfig("sentence-transformers/all-MiniLM-L6-v2", precision="fp32")
 WORDS = [

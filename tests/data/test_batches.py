@@ -7,9 +7,8 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.data import steps as module
-from recpipe.data.batches import DeviceSequences
-from recpipe.data.steps import TrainingBatches
+from recpipe.data import batches as module
+from recpipe.data.batches import DeviceSequences, TrainingBatches
 
 
 def test_batches_are_the_last_events_right_padded():

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recpipe.data.interactions import connect, ingest, read_parquet, write_parquet
-from recpipe.data.sources import RawTables
+from recpipe.data.readers import RawTables
 
 NOW = 1_700_000_000
 SCHEMA = pa.schema(

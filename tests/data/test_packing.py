@@ -9,9 +9,8 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
 from recpipe.data.packing import PackedBatches, laid
-from recpipe.data.steps import TrainingBatches
 
 WINDOW, SIZE, TOKENS = 12, 20, 400
 DATA = random_sequences(300, 40, longest=30, shortest=1, seed=3)

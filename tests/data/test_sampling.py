@@ -18,7 +18,7 @@ import pytest
 
 from recpipe.data import sampling
 from recpipe.data.interactions import connect, ingest, write_parquet
-from recpipe.data.sources import RawTables
+from recpipe.data.readers import RawTables
 
 Row = dict[str, Any]
 Rows = list[Row]

@@ -10,8 +10,7 @@ from tests.synthetic import random_sequences
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Sequences, Vocabulary
-from recpipe.data.splits import split
-from recpipe.data.training_data import TrainingData
+from recpipe.data.splits import TrainingData, split
 
 
 @pytest.fixture

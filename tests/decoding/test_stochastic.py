@@ -11,7 +11,7 @@ import torch
 from tests.decoding.oracles import Model
 
 from recpipe.decoding import beam_search
-from recpipe.decoding.stochastic import gumbel, perturbed
+from recpipe.decoding.beam import gumbel, perturbed
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
 CODES = np.array([[0, 0], [0, 2], [1, 1], [2, 0], [2, 1], [2, 2]])

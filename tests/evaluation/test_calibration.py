@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from sklearn.calibration import calibration_curve
 
-from recpipe.evaluation.calibration import calibration
+from recpipe.evaluation.metrics import calibration
 
 
 def simulated(users=4000, places=5, seed=0, claimed=lambda p: p):

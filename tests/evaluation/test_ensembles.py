@@ -12,14 +12,13 @@ from tests.synthetic import random_sequences, sequences, untrained
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.evaluation.ensembles import choose_weights, ensemble_bundle, weightings
+from recpipe.evaluation.ensembles import Ensemble, choose_weights, ensemble_bundle, weightings
 from recpipe.evaluation.evaluate import evaluate
-from recpipe.evaluation.fusion import Ensemble
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.ordering import priority
 from recpipe.models.recommender import Recommender
-from recpipe.reporting.runs import read_runs
+from recpipe.reporting.run_store import read_runs
 
 PROTOCOL = Protocol(dataset="x")
 
@@ -155,7 +154,7 @@ def test_a_model_that_searches_with_a_beam_may_be_a_member():
 def test_chunks_of_users_do_not_change_scores(monkeypatch):
     data, members = fold(1), [table(1), table(2)]
     whole = fused(members, "rrf", (0.4, 0.6), data)
-    monkeypatch.setattr("recpipe.evaluation.fusion.SCORES_AT_ONCE", 7 * 2 * (ITEMS + 1))
+    monkeypatch.setattr("recpipe.evaluation.ensembles.SCORES_AT_ONCE", 7 * 2 * (ITEMS + 1))
     np.testing.assert_array_equal(fused(members, "rrf", (0.4, 0.6), data), whole)
 
 

@@ -7,8 +7,8 @@ import pytest
 from tests.synthetic import sequences
 
 from recpipe.data.sequences import Fold
-from recpipe.evaluation import latency as module
-from recpipe.evaluation.latency import latency
+from recpipe.evaluation import evaluate as module
+from recpipe.evaluation.evaluate import latency
 
 
 class Clocked:

@@ -13,12 +13,12 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.evaluation.evaluate import evaluate, settings_id, validator
 from recpipe.evaluation.ranking import rank_fold
-from recpipe.hooks.values import metric_values
+from recpipe.hooks.mlflow_runs import metric_values
 from recpipe.models.ordering import priority
 from recpipe.models.recommender import Scorer
 from recpipe.models.registry import build
 from recpipe.reporting.leaderboard import leaderboard
-from recpipe.reporting.runs import read_runs
+from recpipe.reporting.run_store import read_runs
 from recpipe.training.bundle import Bundle
 
 ITEMS = 20

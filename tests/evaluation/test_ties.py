@@ -11,7 +11,7 @@ from recpipe.data.batches import Batch
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.evaluation.evaluate import evaluate
-from recpipe.evaluation.ties import exchangeable, shuffled, tie_sensitivity, unseen_events
+from recpipe.evaluation.ranking import exchangeable, shuffled, tie_sensitivity, unseen_events
 from recpipe.models.recommender import Scorer
 from recpipe.training.bundle import Bundle
 

@@ -18,7 +18,7 @@ from recpipe.config.schema import DatasetConfig, EmbedConfig, SemanticIdsConfig,
 from recpipe.data.protocol import Protocol
 from recpipe.hooks import ChecksHooks
 from recpipe.hooks.checks import check_types
-from recpipe.pipelines.ingest.nodes import ingest_log
+from recpipe.pipelines.ingest import ingest_log
 
 BLOCK: dict[str, Any] = {
     "source": "files",

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from recpipe import cli
 from recpipe.config import ConfigError
-from recpipe.data.sources.fetch import SourceMissing
+from recpipe.data.files.fetch import SourceMissing
 from recpipe.hooks import ConsoleHooks, errors
 from recpipe.hooks.errors import RunError, RunInterrupted, error_message, one_line_errors
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from recpipe.config import RunConfig
 from recpipe.evaluation.evaluate import Evaluation
 from recpipe.hooks import TrackingHooks
-from recpipe.hooks.values import allowed, flat, metric_values, numbers
+from recpipe.hooks.mlflow_runs import allowed, flat, metric_values, numbers
 from recpipe.io.figures import FiguresDataset
 from recpipe.io.files import TextDataset
 from recpipe.pipelines.progress import tell

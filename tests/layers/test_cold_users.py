@@ -11,10 +11,9 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
+from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.sequences import Sequences
-from recpipe.layers.clusters import k_means
-from recpipe.layers.cold_users import ColdUsers
-from recpipe.layers.cold_users_config import ColdUsersConfig
+from recpipe.layers.cold_users import ColdUsers, k_means
 from recpipe.models.ordering import top_k
 from recpipe.models.registry import build
 

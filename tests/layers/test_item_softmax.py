@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recpipe.layers import item_softmax
-from recpipe.layers.item_softmax import item_cross_entropy
+from recpipe.layers import softmax as item_softmax
+from recpipe.layers.softmax import item_cross_entropy
 
 SIZES, ITEMS, TARGETS = (5, 7, 3), 40, 9
 

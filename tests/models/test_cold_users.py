@@ -12,12 +12,12 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences, untrained
 
+from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
-from recpipe.evaluation.asking import recommend
 from recpipe.evaluation.evaluate import evaluate
+from recpipe.evaluation.recommendations import recommend
 from recpipe.layers.cold_users import ColdUsers
-from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.models.ordering import rank_of, top_k
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, types
@@ -130,7 +130,7 @@ def test_a_bundle_of_before_has_none_and_answers_itself(tmp_path: Path):
 
 
 def test_evaluation_says_whose_list_it_is_and_measures_cold_users():
-    from recpipe.hooks.values import metric_values  # of the half that a machine without Kedro lacks
+    from recpipe.hooks.mlflow_runs import metric_values
 
     targets = sequences([[5], [6], [7], [8], [9], [10]])
     fold = Fold(ASKED, targets)

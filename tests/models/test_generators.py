@@ -11,24 +11,21 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences, sequences, train_until
 
-from recpipe.data.batches import Batch
+from recpipe.config.run_config import ColdUsersConfig
+from recpipe.data.batches import Batch, in_buckets
 from recpipe.data.sequences import Fold, Sequences
-from recpipe.data.steps import in_buckets
 from recpipe.decoding import ahead
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.layers import code_transformer
-from recpipe.layers.code_history import before, causal, targets_of, user_tokens, within
-from recpipe.layers.code_writing import WritingAhead as CodeWriting
-from recpipe.layers.codes import ItemCodes
+from recpipe.layers.code_tokens import ItemCodes, before, causal, targets_of, user_tokens, within
+from recpipe.layers.code_transformer import WritingAhead as CodeWriting
 from recpipe.layers.cold_users import ColdUsers
-from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.layers.t5_prepared_decoder import prepared
 from recpipe.models.generator import AT_ONCE, AT_ONCE_GPU, BEAMS_GPU, Generator, in_batches
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.models.registry import build
 from recpipe.semantic_ids import tree_tensors
-from recpipe.semantic_ids.catalogue import CatalogueIds
-from recpipe.semantic_ids.ids import SemanticIds
+from recpipe.semantic_ids.ids import CatalogueIds, SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.losses import FullSoftmax
 

@@ -8,9 +8,8 @@ import torch
 from tests.synthetic import random_sequences, sequences
 
 from recpipe.config import Configuration, build_config, read_parameters
-from recpipe.data.batches import DeviceSequences
+from recpipe.data.batches import DeviceSequences, TrainingBatches
 from recpipe.data.packing import PackedBatches
-from recpipe.data.steps import TrainingBatches
 from recpipe.layers import attention
 from recpipe.models.gpt import GPT, Block
 from recpipe.models.ordering import priority

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences, sequences
 
-from recpipe.layers.code_history import LevelRelative
+from recpipe.layers.code_tokens import LevelRelative
 from recpipe.models.parallel_tiger import ParallelTIGER
 from recpipe.models.registry import build
 from recpipe.training.losses import FullSoftmax

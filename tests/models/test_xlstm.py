@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 import recpipe.models.xlstm as ours
 from recpipe.data.batches import Batch
-from recpipe.layers.xlstm_package import mLSTMBlock, xLSTMLargeConfig
 from recpipe.models.registry import build
+from recpipe.models.xlstm import mLSTMBlock, xLSTMLargeConfig
 
 ITEMS, LONGEST = 30, 101
 

@@ -13,8 +13,8 @@ import pytest
 
 from recpipe.config import DataPaths, build_config
 from recpipe.config.schema import DatasetConfig, EmbedConfig
-from recpipe.pipelines.embed.nodes import embed_images, embed_text
-from recpipe.pipelines.ingest.nodes import ingest_log
+from recpipe.pipelines.embed import embed_images, embed_text
+from recpipe.pipelines.ingest import ingest_log
 
 EMBED = EmbedConfig(text="counts", image="none", refit=False)
 ENCODERS = {"counts": {"kind": "tfidf", "width": 4, "ngrams": "char", "min_count": 1}}

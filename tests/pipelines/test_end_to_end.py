@@ -160,7 +160,7 @@ def test_every_item_has_an_id_of_its_own_that_passed_the_gate_and_stands_in_the_
 def test_a_second_run_loads_no_encoder_and_keeps_every_id_beside_those_of_new_items(
     whole_run, session_in, monkeypatch
 ) -> None:
-    from recpipe.content import text_encoder
+    from recpipe.content import text_embeddings as text_encoder
 
     folder, _ = whole_run
     before = ids_of(folder)

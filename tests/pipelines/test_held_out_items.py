@@ -7,7 +7,7 @@ import pytest
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.splits import held_out_items
-from recpipe.pipelines.train.nodes import split_sequences
+from recpipe.pipelines.train import split_sequences
 
 STEPS = pl.DataFrame({"step": [0], "name": ["raw"], "detail": ["{}"]})
 

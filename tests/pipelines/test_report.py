@@ -8,7 +8,7 @@ import pytest
 from kedro.pipeline import Pipeline
 
 from recpipe.pipelines import geometry, report, semantic_ids
-from recpipe.pipelines.report.nodes import collect_runs
+from recpipe.pipelines.report import collect_runs
 
 
 @dataclass(frozen=True)

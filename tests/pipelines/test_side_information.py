@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recpipe.config import Configuration, RunConfig
-from recpipe.pipelines.train.pipeline import training_inputs
+from recpipe.pipelines.train import training_inputs
 from recpipe.pipelines.wiring import model_info
 from recpipe.training.bundle import load_bundle
 

@@ -15,8 +15,8 @@ from tests.synthetic import random_sequences, sequences
 from recpipe.config import DataPaths, RunConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.data.training_data import TrainingData
-from recpipe.pipelines.train.nodes import split_sequences, train_model
+from recpipe.data.splits import TrainingData
+from recpipe.pipelines.train import split_sequences, train_model
 from recpipe.training.bundle import Bundle
 from recpipe.training.fit import TrainSettings
 

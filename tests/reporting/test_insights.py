@@ -7,13 +7,12 @@ import polars as pl
 import pytest
 from tests.reporting.finished import IDS, catalogue, finished, lists_of, ranks_of
 
-from recpipe.evaluation.calibration import calibration
 from recpipe.evaluation.lists import Lists, list_metrics
+from recpipe.evaluation.metrics import calibration
 from recpipe.evaluation.segments import segments
 from recpipe.evaluation.significance import PerUser, compare
 from recpipe.reporting.insight_figures import insight_figures
-from recpipe.reporting.insight_tables import certainty_table, lists_table
-from recpipe.reporting.insights import OnDisk, insights
+from recpipe.reporting.insights import OnDisk, certainty_table, insights, lists_table
 from recpipe.reporting.leaderboard import leaderboard, to_markdown, to_text
 
 SEEDS = (42, 123, 2023)

@@ -5,8 +5,8 @@ import statistics
 import polars as pl
 import pytest
 
+from recpipe.reporting.formatting import MISSING
 from recpipe.reporting.leaderboard import ProtocolMismatch, compare, leaderboard, to_markdown, to_text
-from recpipe.reporting.wording import MISSING
 
 
 def test_seeds_are_averaged_and_models_ranked(runs):

@@ -14,8 +14,7 @@ from recpipe.config import ConfigError, DataPaths
 from recpipe.config.schema import Category, SemanticIdsConfig
 from recpipe.content.embeddings import Embeddings, text_space
 from recpipe.semantic_ids import build
-from recpipe.semantic_ids.build import EarlierIds, QualityGateError
-from recpipe.semantic_ids.earlier import UnreadableError
+from recpipe.semantic_ids.build import EarlierIds, QualityGateError, UnreadableError
 from recpipe.semantic_ids.quantizer import save
 
 CONFIG = SemanticIdsConfig(

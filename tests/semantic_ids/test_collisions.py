@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from recpipe.semantic_ids import grouping
-from recpipe.semantic_ids.balancing import transport
-from recpipe.semantic_ids.collisions import POLICIES, resolve
+from recpipe.semantic_ids import collisions as grouping
+from recpipe.semantic_ids.collisions import POLICIES, resolve, transport
 
 NONE = np.zeros((0, 3), np.int32)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from recpipe.semantic_ids.clustering import one_thread
 from recpipe.semantic_ids.codebooks import DEAD, scaling
+from recpipe.semantic_ids.faiss_quantizers import one_thread
 from recpipe.semantic_ids.quantizer import Quantizer, build, load, save
 
 TYPES = ("residual_kmeans", "pq", "opq")

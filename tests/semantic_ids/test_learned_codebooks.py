@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from recpipe.semantic_ids.coded_autoencoder import balanced_choice
-from recpipe.semantic_ids.learned_codebooks import LearnedCodebooks, kmeans, sinkhorn
+from recpipe.semantic_ids.autoencoder import balanced_choice
+from recpipe.semantic_ids.codebooks import LearnedCodebooks, kmeans, sinkhorn
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recpipe.semantic_ids.pqvae import PQVAE
 from recpipe.semantic_ids.quantizer import build
+from recpipe.semantic_ids.rqvae import PQVAE
 
 
 def steps(number: int) -> dict[str, int]:

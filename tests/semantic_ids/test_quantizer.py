@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from recpipe.semantic_ids.quantizer import Quantizer, build, load, quantizer_class, save, types
-from recpipe.semantic_ids.vectors import count_distinct, distinct_rows, fitting_sizes
+from recpipe.semantic_ids.quantizer import (
+    Quantizer,
+    build,
+    count_distinct,
+    distinct_rows,
+    fitting_sizes,
+    load,
+    quantizer_class,
+    save,
+    types,
+)
 
 SMALL = {
     "levels": 3,

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from recpipe.semantic_ids.autoencoder import Autoencoder
-from recpipe.semantic_ids.coded_autoencoder import CodedAutoencoder, Forced
-from recpipe.semantic_ids.learned_codebooks import LearnedCodebooks
+from recpipe.semantic_ids.autoencoder import Autoencoder, CodedAutoencoder, Forced, VAEConfig
+from recpipe.semantic_ids.codebooks import LearnedCodebooks
 from recpipe.semantic_ids.quantizer import build
 from recpipe.semantic_ids.rqvae import RQVAE
-from recpipe.semantic_ids.vae_config import VAEConfig
-from recpipe.semantic_ids.vae_training import Training
+from recpipe.semantic_ids.rqvae_training import Training
 
 
 def steps(number: int) -> dict[str, int]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences, sequences
 
+from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
-from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.models.registry import build
 from recpipe.serving.__main__ import main
 from recpipe.serving.bundles import bundle_folder

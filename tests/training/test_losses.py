@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from recpipe.training.losses import LOSSES, FullSoftmax, make_loss
 from recpipe.training.losses.amince import tail_of
-from recpipe.training.negatives import Negatives
+from recpipe.training.losses.negatives import Negatives
 
 ITEMS, N, D = 30, 64, 8
 COUNTS = torch.cat([torch.zeros(1), torch.arange(1.0, ITEMS + 1)])

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from recpipe.training.optim import make_optimiser
-from recpipe.training.schedules import make_schedule
+from recpipe.training.optimisers import make_optimiser, make_schedule
 
 RATE, STEPS, EPOCH = 0.1, 60, 6
 

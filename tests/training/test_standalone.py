@@ -20,8 +20,7 @@ from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.registry import model_info
 from recpipe.training.bundle import Bundle, load_bundle
-from recpipe.training.prepared import PreparedData
-from recpipe.training.standalone import main
+from recpipe.training.standalone import PreparedData, main
 
 DATASET = "online_retail"
 

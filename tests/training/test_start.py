@@ -9,13 +9,13 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences
 
+from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
-from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
-from recpipe.training.start import begin_with
+from recpipe.training.job import begin_with
 
 TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1}
 WHERE = "init_from=toys/tiger/seed_42"

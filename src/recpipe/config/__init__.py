@@ -1,11 +1,17 @@
 """Configuration: parameter files merged in one order of precedence, typed blocks, errors with key and file."""
 
+from recpipe.config.checks import (
+    ConfigError,
+    build_config,
+    check_arguments,
+    check_known,
+    nearest,
+    split_names,
+)
 from recpipe.config.files import parse_overrides, read_parameters, read_yaml
 from recpipe.config.paths import DataPaths
 from recpipe.config.resolve import Configuration, resolve
 from recpipe.config.run_config import COLLABORATIVE, ID_KINDS, VECTORS, ModelInfo, RunConfig
-from recpipe.config.suggest import ConfigError, check_arguments, check_known, nearest, split_names
-from recpipe.config.typed import build_config
 
 __all__ = [
     "COLLABORATIVE",

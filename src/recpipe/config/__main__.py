@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recpipe.config.files import parse_overrides
+from recpipe.config.checks import ConfigError, split_names
+from recpipe.config.files import COMMAND_LINE, Leaf, parse_overrides
 from recpipe.config.resolve import Configuration
 from recpipe.config.run_config import ModelInfo
-from recpipe.config.suggest import ConfigError, split_names
-from recpipe.config.tree import COMMAND_LINE, Leaf
 
 WIDEST_VALUE = 40  # characters; longer values push their origin to the right
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from recpipe.config.checks import ConfigError, check_known, nearest, split_names
+from recpipe.config.files import CHOICES, COMMAND_LINE, Leaf, Tree, block, blocks_of, leaves, merge
 from recpipe.config.run_config import (
     BY_DATASET,
     BY_MODEL,
@@ -16,8 +18,6 @@ from recpipe.config.run_config import (
     RunConfig,
     with_kinds,
 )
-from recpipe.config.suggest import ConfigError, check_known, nearest, split_names
-from recpipe.config.tree import CHOICES, COMMAND_LINE, Leaf, Tree, block, blocks_of, leaves, merge
 
 if TYPE_CHECKING:
     from recpipe.config.resolve import Configuration

@@ -15,7 +15,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from recpipe.config.files import read_parameters
+from recpipe.config.checks import ConfigError, check_known, nearest, split_names
+from recpipe.config.files import (
+    COMMAND_LINE,
+    Leaf,
+    Tree,
+    block,
+    blocks_of,
+    leaves,
+    merge,
+    plain,
+    read_parameters,
+    tree_of,
+    without_null,
+)
 from recpipe.config.overrides import check_inputs, check_names, check_overrides
 from recpipe.config.run_config import (
     BY_DATASET,
@@ -25,19 +38,6 @@ from recpipe.config.run_config import (
     ModelInfo,
     RunConfig,
     with_kinds,
-)
-from recpipe.config.suggest import ConfigError, check_known, nearest, split_names
-from recpipe.config.tree import (
-    COMMAND_LINE,
-    Leaf,
-    Tree,
-    block,
-    blocks_of,
-    leaves,
-    merge,
-    plain,
-    tree_of,
-    without_null,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from recpipe.config.suggest import ConfigError, check_known, split_names
+from recpipe.config.checks import ConfigError, check_known, split_names
 
 
 class Block(BaseModel):

@@ -1,21 +1,125 @@
-"""The vision half of a SigLIP or SigLIP 2 model and the processor that came with it.
+"""Image bytes to upright RGB pixels, or the reason why not. The size in the header is judged before any
+pixel is decoded, and only the formats of photographs and screens are opened at all.
+
+The vision half of a SigLIP or SigLIP 2 model and the processor that came with it.
 
 Shape letters: B images of a batch, D width.
 """
 
 from __future__ import annotations
 
+import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from recpipe.content.devices import DTYPES
-from recpipe.content.pretrained import check_weights, loading, read_json
+from recpipe.content.image_sources import ImageRefused
+from recpipe.content.pretrained import DTYPES, check_weights, loading, read_json
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+AT_ONCE = 32_000_000  # pixels that all threads together hold decoded; a larger image is decoded alone
+DECODING = 1  # goes into the fingerprint of vectors: raise it when pixels come out differently
+
+
+@contextmanager
+def opened(data: bytes, *, max_pixels: float) -> Iterator[Image.Image]:
+    """The first frame as mode RGB: turned as EXIF says, transparency over white, 16 bit greys scaled to 8.
+
+    While many images are open in other threads it waits, so that memory stays bounded. Raises ImageRefused:
+    not an image of an allowed format, more than ``max_pixels``, not whole.
+    """
+    _check_webp(data, max_pixels)
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageRefused(f"not an image ({', '.join(FORMATS)} are read)") from error
+    except Image.DecompressionBombError as error:
+        raise ImageRefused(f"too many pixels: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # broken headers fail in as many ways as there are formats
+        raise ImageRefused(f"not a whole image: {error}") from error
+    with image:
+        _check_size(image.size, max_pixels)
+        with _room.taken(image.width * image.height):
+            yield _pixels(image)
+
+
+class _Room:
+    """A semaphore that counts pixels."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels, self._used, self._changed = pixels, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._pixels)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
+
+
+_room = _Room(AT_ONCE)
+
+
+def _pixels(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageRefused(f"not a whole image: {error}") from error
+    return _rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the picture is whole, only its notes are not
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bit grey, which convert() would clip at 255
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_size(size: tuple[int, int], max_pixels: float) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise ImageRefused(f"{size[0]} x {size[1]} pixels, more than max_pixels {max_pixels:,.0f}")
+
+
+def _check_webp(data: bytes, max_pixels: float) -> None:
+    """Older Pillow takes the memory for a WebP's canvas as soon as it is opened."""
+    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return
+    if data[12:16] == b"VP8X":
+        words = (int.from_bytes(data[24:27], "little"), int.from_bytes(data[27:30], "little"))
+        _check_size((words[0] + 1, words[1] + 1), max_pixels)
+    elif data[12:16] == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        _check_size(((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1), max_pixels)
+    elif data[12:16] == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        _check_size((width & 0x3FFF, height & 0x3FFF), max_pixels)
+
 
 TEXT_HALF = [r"^text_model\.", r"^logit_(scale|bias)$"]  # of a checkpoint, left out without a word
 # by model_type; SigLIP 2 of fixed resolution is built as SigLIP, "siglip2" is its NaFlex variant

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit
-from recpipe.content.item_tables import with_columns
+from recpipe.content.item_texts import with_columns
 
 log = logging.getLogger(__name__)
 

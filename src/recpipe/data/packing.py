@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recpipe.data.batches import Batch, DeviceSequences
-from recpipe.data.steps import TrainingBatches
+from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,22 @@
-"""Beam search over the prefix tree of a catalogue: L steps, every result an item, none twice, none seen.
+"""What may follow each beam: one step's log-probabilities, of children in the prefix tree only.
+
+B users, K beams, W places for children, V codes of a level, P nodes of a depth, n pairs.
+
+Sampling without replacement by a beam search: Kool, van Hoof & Welling, Stochastic Beams and Where to Find Them,
+ICML 2019. B users, K beams, W children of a beam.
+
+A leaf's perturbed log-probability is that plus Gumbel noise; the K greatest are a sample without replacement. Drawn
+from the root down, a node's is the greatest of its children's, so that a beam of the greatest ones finds them.
+
+Beam search over the prefix tree of a catalogue: L steps, every result an item, none twice, none seen.
 
 B users, K beams, N items, L levels, V codes of a level, W places for children of a beam, P nodes of a depth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,13 +24,88 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.decoding.ahead import Passes, Reached, Steps
-from recpipe.decoding.children import children
+from recpipe.decoding.constraints import Full, Limits
 from recpipe.decoding.few import best_of_few
-from recpipe.decoding.limits import Limits
-from recpipe.decoding.stochastic import gumbel, perturbed
 from recpipe.decoding.top import top
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.tree_tensors import TreeTensors
+
+
+class Children(NamedTuple):
+    """Of beams that have W places for them."""
+
+    logs: Tensor  # (B, K, W), -inf where there is no child
+    nodes: Callable[
+        [Tensor, Tensor], Tensor
+    ]  # (beams, places), both (B, K'), to nodes, any where there is no child
+
+
+def children(limits: Limits, level: int, nodes_BK: Tensor, logs_BKV: Tensor) -> Children:
+    """Of beams at ``nodes`` of depth ``level``, with their log-probabilities of all codes.
+
+    Where many codes follow a node, a place is a code, and what does not follow is closed by a row of a table; where
+    few do, only theirs are read.
+    """
+    table = limits.tree.table(level) if limits.live is None else None
+    if table is None:
+        found = _window(limits, level, nodes_BK, logs_BKV)
+    else:
+        logs = table.index_select(0, nodes_BK.flatten()).view(logs_BKV.shape).add_(logs_BKV)
+        found = Children(
+            logs, lambda beams, places: limits.tree.follow(level, nodes_BK.gather(1, beams), places)
+        )
+    if limits.full is not None:
+        _close(found.logs, limits, level, nodes_BK, by_code=table is not None)
+    return found
+
+
+def _window(limits: Limits, level: int, nodes_BK: Tensor, logs_BKV: Tensor) -> Children:
+    offsets, codes = limits.tree.offsets[level], limits.tree.children[level]
+    start, end = offsets[nodes_BK], offsets[nodes_BK + 1]
+    width = max(int((end - start).max()), 1)
+    edges = start[..., None] + torch.arange(width, device=start.device)
+    closed = edges >= end[..., None]
+    edges = edges.clamp_(max=len(codes) - 1).flatten(1)
+    if limits.live is not None:
+        closed |= ~limits.live[level].gather(1, edges).view(closed.shape)
+    logs = logs_BKV.gather(-1, codes[edges].view(closed.shape)).masked_fill_(closed, -torch.inf)
+    return Children(logs, lambda beams, places: (start.gather(1, beams) + places).clamp_(max=len(codes) - 1))
+
+
+def _close(logs: Tensor, limits: Limits, level: int, nodes_BK: Tensor, *, by_code: bool) -> None:
+    """Takes out what users have nothing left to get from: full nodes whose parent one of their beams is at."""
+    assert limits.full is not None
+    full: Full = limits.full[level]
+    parents = limits.tree.parents[level][full.nodes]
+    pair, beam = (nodes_BK[full.users] == parents[:, None]).nonzero(as_tuple=True)
+    node = full.nodes[pair]
+    codes, offsets = limits.tree.children[level], limits.tree.offsets[level]
+    place = codes[node] if by_code else node - offsets[parents[pair]]
+    logs[full.users[pair], beam, place] = -torch.inf
+
+
+def gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise, float64, where the generator is."""
+    uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+    return -torch.log(-torch.log(uniform.clamp_(1e-300, 1 - 2**-53)))
+
+
+def perturbed(parents_BK: Tensor, logs_BKW: Tensor, generator: torch.Generator) -> Tensor:
+    """(B, K, W) float64 of children with log-probabilities ``logs``, given that their greatest is ``parents``.
+
+    -inf where ``logs`` is. ``logs`` are those of whole prefixes, whose children's make up theirs (App. B.3).
+    """
+    free = logs_BKW.double() + gumbel(logs_BKW.shape, generator).to(logs_BKW.device)
+    less = free - free.amax(-1, keepdim=True)
+    parents = parents_BK[..., None]
+    v = parents - free + _log1mexp(less)
+    drawn = parents - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
+    return drawn.masked_fill_(logs_BKW == -torch.inf, -torch.inf)
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x <= 0, exact at both ends."""
+    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 class Beams(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.decoding.beam import Beams, beam_search
-from recpipe.decoding.limits import Limits
+from recpipe.decoding.constraints import Limits
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.tree_tensors import TreeTensors
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recpipe.decoding.limits import Limits
+from recpipe.decoding.constraints import Limits
 from recpipe.decoding.top import ascend
 
 SHARE = 32  # reading one child by itself costs about as much as so many codes in rows

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from recpipe.data.batches import in_buckets
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
-from recpipe.data.steps import in_buckets
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.evaluation.segments import LENGTHS, length_names

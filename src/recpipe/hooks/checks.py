@@ -57,7 +57,7 @@ def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None
 
     Needs no code of models. Kedro checks most of these too, with messages of many lines.
     """
-    from recpipe.layers.cold_users_config import ColdUsersConfig
+    from recpipe.config.run_config import ColdUsersConfig
     from recpipe.layers.side import SideConfig
     from recpipe.training.settings import TrainSettings
 
@@ -136,8 +136,8 @@ def _protocol(names: list[str], catalog: Any) -> Protocol | None:
 
 
 def _check_dataset(name: str, dataset: DatasetConfig) -> None:
-    from recpipe.data import sources
-    from recpipe.data.interactions.faults import POLICIES
+    from recpipe.data import readers as sources
+    from recpipe.data.interactions import POLICIES
     from recpipe.data.sampling import check
 
     sources.check(dataset.model_dump(exclude_unset=True), where=f"datasets.{name}")
@@ -155,7 +155,7 @@ def _check_dataset(name: str, dataset: DatasetConfig) -> None:
 
 
 def _check_engine(ingest: dict[str, Any]) -> None:
-    from recpipe.data.interactions import engines
+    from recpipe.data import engines
 
     engines.check(ingest.get("engine") or {})
 
@@ -187,7 +187,7 @@ def _check_ids(kind: str, config: SemanticIdsConfig) -> None:
 
 def check_model(run: RunConfig, protocol: Protocol | None) -> None:
     """Raise ValueError for settings that the model, its training or its fallback for new users does not allow."""
-    from recpipe.layers.cold_users_config import ColdUsersConfig
+    from recpipe.config.run_config import ColdUsersConfig
     from recpipe.models.registry import model_class, side_config
     from recpipe.training.settings import TrainSettings, check_arguments, check_layout, check_loss
 
@@ -208,7 +208,7 @@ def check_model(run: RunConfig, protocol: Protocol | None) -> None:
 
 def _check_study(study: StudyConfig, runs: list[RunConfig]) -> None:
     """Raise ConfigError for a model without the settings that the study changes."""
-    from recpipe.pipelines.study.nodes import study_settings
+    from recpipe.pipelines.study import study_settings
     from recpipe.training.variants import variants
 
     for run in runs:

@@ -1,6 +1,8 @@
 """Console output of a run: a line per step with its seconds, and the progress of the current step.
 
 conf/logging.yml mutes Kedro's own lines on nodes, which name every input and output.
+
+Summary of the report on the terminal after a run, and the path of its HTML page.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -17,7 +20,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from recpipe.kedro_compat import nodes_to_resume_from
+from recpipe.kedro_compat import file_of, nodes_to_resume_from
 from recpipe.progress import Clock, Step, duration, logging_above_bars
 
 log = logging.getLogger(__name__)
@@ -175,3 +178,28 @@ class _RunningStep:
         display = self.step.display
         while display is not None and not self._ended.wait(WATCH):
             display.beat(self.step.name, self.seconds())
+
+
+SUMMARY, PAGE = "summary", "report_html"
+summary_log = logging.getLogger("recpipe.summary")  # conf/logging.yml shows it without time and level
+
+
+class SummaryHooks:
+    """Hook that shows the summary which the report pipeline wrote."""
+
+    @hook_impl
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Log the summary, if this run wrote it."""
+        if SUMMARY not in pipeline.all_outputs():
+            return
+        summary_log.info("%s", catalog.load(SUMMARY))
+        if (page := _file(catalog, PAGE)) is not None:
+            summary_log.info("Report  %s", page)
+
+
+def _file(catalog: Any, name: str) -> Path | None:
+    """The file of a catalog entry, relative to the working directory where it is inside."""
+    path = file_of(catalog.get(name))
+    if path is None:
+        return None
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -17,8 +17,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from recpipe.config import ID_KINDS
-from recpipe.hooks.mlflow_runs import MlflowRuns
-from recpipe.hooks.values import flat
+from recpipe.hooks.mlflow_runs import MlflowRuns, flat
 from recpipe.kedro_compat import loaded_file
 from recpipe.pipelines.progress import listen
 from recpipe.pipelines.wiring import STAGES

@@ -16,7 +16,7 @@ CLASSES = {
     "vocabulary": "recpipe.data.sequences.Vocabulary",
     "sequences": "recpipe.data.sequences.Sequences",
     "fold": "recpipe.data.sequences.Fold",
-    "training_data": "recpipe.data.training_data.TrainingData",
+    "training_data": "recpipe.data.splits.TrainingData",
     "embeddings": "recpipe.content.embeddings.Embeddings",
     "semantic_ids": "recpipe.semantic_ids.ids.SemanticIds",
     "prefix_tree": "recpipe.semantic_ids.prefix_tree.PrefixTree",

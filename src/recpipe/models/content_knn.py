@@ -19,7 +19,7 @@ from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side
 from recpipe.models.recommender import Scorer
-from recpipe.semantic_ids.clustering import one_thread
+from recpipe.semantic_ids.faiss_quantizers import one_thread
 
 
 class ContentKNN(Scorer):

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recpipe.data.batches import Batch
+from recpipe.data.batches import Batch, in_buckets
 from recpipe.data.sequences import Sequences
-from recpipe.data.steps import in_buckets
 from recpipe.decoding import Beams, Steps, beam_search
-from recpipe.layers.codes import ItemCodes
+from recpipe.layers.code_tokens import ItemCodes
 from recpipe.models.ordering import top_k
 from recpipe.models.recommender import SCORES_AT_ONCE, Recommender
 

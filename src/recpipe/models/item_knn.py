@@ -14,8 +14,7 @@ from torch import Tensor
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import counts_of, csr, pairs_of
-from recpipe.layers.similarities import DENSE, Profiles, Similarity
+from recpipe.layers.interactions import DENSE, Profiles, Similarity, counts_of, csr, pairs_of
 from recpipe.models.recommender import Scorer
 from recpipe.progress import progress
 
@@ -25,7 +24,7 @@ class ItemKNN(Scorer):
 
     @dataclass(frozen=True)
     class Config:
-        """``similarity``, ``profile`` and ``shrinkage`` are defined in recpipe.layers.similarities, an item's profile
+        """``similarity``, ``profile`` and ``shrinkage`` are defined in recpipe.layers.interactions, an item's profile
         being its users; ``last`` uses only that many of a user's latest events when recommending, null the window.
         """
 

@@ -25,13 +25,11 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding.fusion import RULES, fused
-from recpipe.layers.code_history import targets_of
-from recpipe.layers.code_transformer import CodeShape, CodeTransformer, Read
-from recpipe.layers.code_writing import Writing, writing
-from recpipe.layers.codes import ItemCodes
+from recpipe.layers.code_tokens import ItemCodes, targets_of
+from recpipe.layers.code_transformer import CodeShape, CodeTransformer, Read, Writing, writing
 from recpipe.models.generator import Generator, Limits
 from recpipe.models.recommender import Criterion
-from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.ids import CatalogueIds
 
 ALIGNED = 256  # items aligned in a step, at most
 

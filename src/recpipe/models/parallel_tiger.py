@@ -25,22 +25,23 @@ from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
 from recpipe.decoding.exact import WIDER, Independent, SearchError, among_items, exact_scores
-from recpipe.layers.code_history import (
+from recpipe.layers.code_tokens import (
     CodeInput,
+    ItemCodes,
     LevelRelative,
     before,
     causal,
     target_of,
     targets_of,
+    told_apart,
     within,
 )
-from recpipe.layers.codes import ItemCodes, told_apart
-from recpipe.layers.item_softmax import item_cross_entropy
+from recpipe.layers.softmax import item_cross_entropy
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
 from recpipe.models.generator import Limits, Searching, in_batches, items_of
 from recpipe.models.recommender import Criterion, Scorer
-from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.ids import CatalogueIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
 WALKED = 1_000_000  # items from which on a walk is faster than a gather, for a few users at a time

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.batches import Batch, DeviceSequences, in_buckets
 from recpipe.data.protocol import TIMES
 from recpipe.data.sequences import Sequences
-from recpipe.data.steps import in_buckets
-from recpipe.layers.codes import ItemCodes
+from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.inputs import ItemInput
 from recpipe.layers.side import Side

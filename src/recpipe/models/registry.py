@@ -13,7 +13,7 @@ import recpipe.models
 from recpipe.config import ConfigError, ModelInfo, build_config, check_known, split_names
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
-from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.ids import CatalogueIds
 
 NOT_MODELS = {"recommender", "generator", "registry", "ordering"}
 

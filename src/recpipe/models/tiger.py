@@ -19,13 +19,11 @@ from torch import Tensor
 
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
-from recpipe.layers.code_history import targets_of
-from recpipe.layers.code_transformer import CodeShape, CodeTransformer
-from recpipe.layers.code_writing import Writing, writing
-from recpipe.layers.codes import ItemCodes
+from recpipe.layers.code_tokens import ItemCodes, targets_of
+from recpipe.layers.code_transformer import CodeShape, CodeTransformer, Writing, writing
 from recpipe.models.generator import Generator
 from recpipe.models.recommender import Criterion
-from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.ids import CatalogueIds
 
 
 class TIGER(Generator):

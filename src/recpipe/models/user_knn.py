@@ -17,8 +17,7 @@ from torch import Tensor
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import Pairs, counts_of, pairs_of
-from recpipe.layers.similarities import DENSE, Profiles, Similarity
+from recpipe.layers.interactions import DENSE, Pairs, Profiles, Similarity, counts_of, pairs_of
 from recpipe.models.recommender import Scorer
 
 
@@ -27,7 +26,7 @@ class UserKNN(Scorer):
 
     @dataclass(frozen=True)
     class Config:
-        """``similarity``, ``profile`` and ``shrinkage`` are defined in recpipe.layers.similarities, a user's profile
+        """``similarity``, ``profile`` and ``shrinkage`` are defined in recpipe.layers.interactions, a user's profile
         being his items.
         """
 

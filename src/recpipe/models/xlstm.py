@@ -1,4 +1,10 @@
-"""xLSTM: Beck et al., Extended Long Short-Term Memory, NeurIPS 2024; blocks of Beck et al., xLSTM 7B, ICML 2025.
+"""The parts of the package ``xlstm`` that models/xlstm.py builds on, to be had without a CUDA toolkit.
+
+When imported on a machine with a CUDA device, the package asks torch where the toolkit is, for an sLSTM kernel that is
+compiled only where it is asked for, which is not here. torch's wheels run without a toolkit, and then torch raises
+OSError, so that nothing of the package can be used. During the import, and no longer, torch is told of a folder.
+
+xLSTM: Beck et al., Extended Long Short-Term Memory, NeurIPS 2024; blocks of Beck et al., xLSTM 7B, ICML 2025.
 
 B batch, T time, D width, H heads, I items.
 
@@ -11,26 +17,50 @@ the sLSTM of the first paper (convolution, scalar memory, gated feed-forward), i
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from mlstm_kernels.torch import get_available_mlstm_kernels, get_mlstm_kernel
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import cpp_extension
 
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
-from recpipe.layers.xlstm_package import (
-    FeedForwardConfig,
-    RMSNorm,
-    mLSTMBlock,
-    sLSTMBlock,
-    sLSTMBlockConfig,
-    sLSTMLayerConfig,
-    xLSTMLargeConfig,
-)
 from recpipe.models.recommender import NextItem
+
+NOWHERE = os.path.join(os.sep, "no_cuda_toolkit")
+
+
+@contextmanager
+def toolkit() -> Iterator[None]:
+    """Inside, torch knows of a CUDA toolkit, there or not."""
+    if cpp_extension.CUDA_HOME is not None:
+        yield
+        return
+    kept = os.environ.get("CUDA_LIB")  # which the package sets to a folder of the toolkit
+    cpp_extension.CUDA_HOME = NOWHERE
+    try:
+        yield
+    finally:
+        cpp_extension.CUDA_HOME = None
+        if kept is not None:
+            os.environ["CUDA_LIB"] = kept
+        elif os.environ.get("CUDA_LIB", "").startswith(NOWHERE):
+            del os.environ["CUDA_LIB"]
+
+
+with toolkit():
+    from xlstm.blocks.slstm.block import sLSTMBlock, sLSTMBlockConfig
+    from xlstm.blocks.slstm.layer import sLSTMLayerConfig
+    from xlstm.components.feedforward import FeedForwardConfig
+    from xlstm.xlstm_large.components import RMSNorm
+    from xlstm.xlstm_large.model import mLSTMBlock, xLSTMLargeConfig
+
 
 TRITON, NATIVE = "chunkwise--triton_xl_chunk", "chunkwise--native_autograd"
 TRITON_CHUNK, NATIVE_CHUNK = (

@@ -11,7 +11,7 @@ from recpipe.config.schema import select_block
 
 def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
     """Settings of `text_encoders.<name>`: EncoderConfig, TfidfConfig or VectorFile, by its `kind`."""
-    from recpipe.content.text import EncoderConfig
+    from recpipe.content.text_embeddings import EncoderConfig
     from recpipe.content.tfidf import TfidfConfig
     from recpipe.content.vector_file import VectorFile
 
@@ -21,7 +21,7 @@ def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
 
 def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
     """Settings of `image_encoders.<name>`: ImageConfig or VectorFile, by its `kind`."""
-    from recpipe.content.image import ImageConfig
+    from recpipe.content.image_embeddings import ImageConfig
     from recpipe.content.vector_file import VectorFile
 
     return _encoder("image", name, encoders, {"encoder": ImageConfig, "file": VectorFile})

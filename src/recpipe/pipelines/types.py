@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from recpipe.content.embeddings import Embeddings
     from recpipe.data.sequences import Fold
-    from recpipe.data.training_data import TrainingData
+    from recpipe.data.splits import TrainingData
     from recpipe.evaluation.evaluate import Evaluation
     from recpipe.reporting.run_store import RunStore
     from recpipe.semantic_ids.ids import SemanticIds

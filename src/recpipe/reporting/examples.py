@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recpipe.data.sequences import Sequences
 from recpipe.evaluation.recommendations import MODEL, titles_of
-from recpipe.reporting.wording import day
+from recpipe.reporting.formatting import day
 
 
 @dataclass(frozen=True)

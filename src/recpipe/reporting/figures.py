@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from recpipe.reporting.drawing import COLOURS, colour, figure, mark, text
+from recpipe.reporting.formatting import metric_title, percent
 from recpipe.reporting.leaderboard import groups, leaderboard, same_column
-from recpipe.reporting.wording import metric_title, percent
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 BY_EPOCH = {"loss": "training loss", "gradient_norm": "norm of the gradient"}

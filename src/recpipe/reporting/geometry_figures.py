@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from recpipe.evaluation.segments import POPULARITY
 from recpipe.reporting.drawing import COLOURS, figure, text
-from recpipe.reporting.wording import count
+from recpipe.reporting.formatting import count
 
 LINES, CELLS = 6, 12  # tables in a figure of lines, and beside each other
 TITLE = 80  # characters

@@ -1,4 +1,6 @@
-"""One HTML page per data set that holds all it shows: no network, no second file, for any screen and paper.
+"""The log before cleaning and sampling beside what is left of it, from the step table alone.
+
+One HTML page per data set that holds all it shows: no network, no second file, for any screen and paper.
 
 Plotly's script travels inside it compressed (a third of its size) and is unpacked by the browser.
 """
@@ -18,18 +20,49 @@ import jinja2
 import plotly.offline
 import polars as pl
 
-from recpipe.reporting import wording
+from recpipe.reporting import formatting as wording
 from recpipe.reporting.captions import CAPTIONS, GEOMETRY, IDS, PROTOCOL
-from recpipe.reporting.data_tables import before_and_after
 from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import figures
-from recpipe.reporting.geometry_tables import Section as Geometry
+from recpipe.reporting.formatting import count, number, percent, span
+from recpipe.reporting.geometry import Section as Geometry
 from recpipe.reporting.insight_figures import insight_figures
-from recpipe.reporting.insight_tables import certainty_table, lists_table
+from recpipe.reporting.insights import Table, certainty_table, lists_table
 from recpipe.reporting.leaderboard import groups, leaderboard, made_of, table_cells
-from recpipe.reporting.runs import Run, read_runs
+from recpipe.reporting.run_store import Run, read_runs
 from recpipe.reporting.semantic_ids import Section
 from recpipe.reporting.studies import Studies
+
+HEAD = ["", "raw log", "as models see it"]
+
+
+def before_and_after(steps: Any) -> Table | None:
+    """Sizes of the first and the last row of the step table, side by side; None where there are not two.
+
+    The density counts repeated pairs each time, so that it can be had without looking at pairs; a median is missing in
+    tables of before there was one.
+    """
+    table = steps if isinstance(steps, pl.DataFrame) else pl.DataFrame([] if steps is None else steps)
+    if table.height < 2:
+        return None
+    table = table.sort("step")
+    ends = [table.row(at, named=True) for at in (0, -1)]
+    columns = [_sizes(row) for row in ends]
+    return HEAD, [[name, *(sizes[name] for sizes in columns)] for name in columns[0]]
+
+
+def _sizes(row: dict[str, Any]) -> dict[str, str]:
+    pairs = (row["users"] or 0) * (row["items"] or 0)
+    return {
+        "interactions": count(row["rows"]),
+        "users": count(row["users"]),
+        "items": count(row["items"]),
+        "interactions over possible user-item pairs": percent(row["rows"] / pairs if pairs else None),
+        "interactions of the median user": number(row.get("events_median")),
+        "of the average user": number(row.get("events_mean")),
+        "from, to": span(row.get("first_timestamp"), row.get("last_timestamp")),
+    }
+
 
 PER_USER = ("events_min", "events_mean", "events_max")
 COUNTS = ("users", "targets", "unrankable", "cold_targets")

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recpipe.reporting.drawing import COLOURS
-from recpipe.reporting.wording import count
+from recpipe.reporting.formatting import count
 
 LIMIT = 4.0  # times the even use from which on a code is drawn in full colour
 LINE, LINES = 14, 2  # characters of a label and the lines they are broken into

@@ -10,8 +10,8 @@ import polars as pl
 
 from recpipe.evaluation.segments import POPULARITY, WARMTH, length_names
 from recpipe.reporting.drawing import COLOURS, colour, figure, mark, text
+from recpipe.reporting.formatting import metric_title, probability
 from recpipe.reporting.leaderboard import COLD_SHARE
-from recpipe.reporting.wording import metric_title, probability
 
 MOST = 8  # models
 LEAST = 20  # users of a segment: the mean of fewer is mostly luck

@@ -1,6 +1,8 @@
 """Beyond the mean: how sure each number is, for whom a model is good, what its lists are like. All as JSON.
 
 Computed from what runs left on disk; what cannot be is named among the problems, and the rest is made.
+
+Tables of insights as text: models against the baseline, and what lists are like besides accurate.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recpipe.evaluation.calibration import calibration
 from recpipe.evaluation.lists import Lists, Popularity, list_metrics
-from recpipe.evaluation.metrics import metrics_from_ranks
+from recpipe.evaluation.metrics import calibration, metrics_from_ranks
 from recpipe.evaluation.segments import POPULARITY, popularity_groups, segments
 from recpipe.evaluation.significance import BEST, PerUser, compare
-from recpipe.reporting.runs import Row, Run, read_runs, rows
+from recpipe.reporting.formatting import INTERVAL, MISSING, count, interval, percent, probability, short
+from recpipe.reporting.run_store import Row, Run, read_runs, rows
 
 DRAWS = 400_000_000  # users x resamples: about ten seconds
 Loads = Mapping[str, Callable[[], Any]]
@@ -233,3 +236,109 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Table = tuple[list[str], list[list[str]]]
+LISTS = {  # columns of the table of lists: key, head, meaning
+    "coverage": ("coverage", "share of the catalogue in at least one list"),
+    "gini": ("Gini", "of how often items are recommended: 0 all equally, near 1 everybody the same few"),
+    "arp": ("popularity", "training events of a recommended item, on average (ARP)"),
+    "novelty": ("novelty", "bits of surprise that someone has the item; one more bit is half as many people"),
+    "diversity": (
+        "diversity",
+        "how unlike each other by content the items of a list are: 0 alike, 1 unrelated",
+    ),
+    "serendipity": (
+        "serendipity",
+        "hits, weighted by how much earlier they stand than by popularity, in thousandths",
+    ),
+    "divergence": (
+        "divergence",
+        "bits between recommendations and training data: 0 the same items as often, 1 none in common",
+    ),
+    "error": (
+        "calibration",
+        "how far probabilities and what came true are apart, on average, in all lists kept",
+    ),
+    "said": (
+        "said / so",
+        "how often the target should be in the list kept, longer than the one above, by its probabilities; and is",
+    ),
+}
+
+
+def certainty_table(found: Mapping[str, Any], board: pl.DataFrame) -> Table | None:
+    """One protocol's models, best first, each against the baseline; with the range over ties where it was measured."""
+    sure = (found.get("certainty") or {}).get(board["protocol"][0]) if board.height else None
+    if not sure:
+        return None
+    ties = found["ties"] if found.get("protocol") == board["protocol"][0] else {}
+    head = [
+        "model",
+        "difference",
+        INTERVAL,
+        "p",
+        *(["other orders of ties"] if ties else []),
+    ]
+    rows = []
+    for name in board["model"].to_list():
+        if name not in sure["estimates"]:
+            continue
+        difference = sure["differences"].get(name)
+        cells = (
+            [MISSING, MISSING, "baseline"]
+            if difference is None
+            else [
+                _signed(difference["mean"]),
+                _signed_interval(difference),
+                probability(difference["p_holm"]),
+            ]
+        )
+        tied = [interval(ties[name]["low"], ties[name]["high"]) if name in ties else MISSING] if ties else []
+        rows.append([name, *cells, *tied])
+    return head, rows
+
+
+def lists_table(found: Mapping[str, Any], board: pl.DataFrame) -> tuple[Table, list[tuple[str, str]]] | None:
+    """The lists of every model, best first, and what the columns mean; columns that nobody has are left out."""
+    if not board.height or not found.get("lists"):
+        return None
+    rows = {}
+    for name in board["model"].to_list():
+        if (each := found["lists"].get(name)) is not None:
+            judged = found["calibration"].get(name) or {}
+            rows[name] = {key: _cell(key, {**each, **judged}) for key in LISTS}
+    kept = [key for key in LISTS if any(row[key] != MISSING for row in rows.values())]
+    head = ["model", *(LISTS[key][0] for key in kept)]
+    training = dict.fromkeys(kept, MISSING) | {"arp": count(found["training"]["arp"])}
+    table = [["training data", *(training[key] for key in kept)]]
+    table += [[name, *(row[key] for key in kept)] for name, row in rows.items()]
+    return (head, table), [LISTS[key] for key in kept]
+
+
+def _cell(key: str, values: Mapping[str, Any]) -> str:
+    value = values.get(key)
+    if value is None:
+        return MISSING
+    if key == "arp":
+        return count(value) if value >= 100 else f"{value:.1f}"
+    if key == "said":
+        return f"{percent(value)} / {percent(values['so'])}"
+    if key in ("coverage", "error"):
+        return percent(value)
+    return (
+        f"{1000 * value:.2f}"
+        if key == "serendipity"
+        else f"{value:.2f}"
+        if key == "novelty"
+        else f"{value:.3f}"
+    )
+
+
+def _signed(value: float) -> str:
+    return f"+{short(value)}" if value >= 0 else f"\u2212{short(-value)}"
+
+
+def _signed_interval(difference: Mapping[str, Any]) -> str:
+    low, high = difference["low"], difference["high"]
+    return MISSING if low is None else f"{_signed(low)} to {_signed(high)}"

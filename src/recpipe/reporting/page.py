@@ -17,7 +17,8 @@ from recpipe.config import ID_KINDS
 from recpipe.data.protocol import DERIVED, EVALUATION_FIELDS
 from recpipe.evaluation.lists import Popularity
 from recpipe.reporting import examples as users
-from recpipe.reporting import geometry_tables, html, semantic_ids, summary
+from recpipe.reporting import geometry as geometry_tables
+from recpipe.reporting import html, semantic_ids, summary
 from recpipe.reporting.captions import FIGURES
 from recpipe.reporting.figures import figures
 from recpipe.reporting.geometry_figures import geometry_figures
@@ -25,8 +26,7 @@ from recpipe.reporting.insight_figures import insight_figures
 from recpipe.reporting.insights import Catalogue, OnDisk, Vectors
 from recpipe.reporting.insights import insights as compute_insights
 from recpipe.reporting.leaderboard import leaderboard, to_markdown
-from recpipe.reporting.run_store import DamagedFileError, RunStore
-from recpipe.reporting.runs import problem
+from recpipe.reporting.run_store import DamagedFileError, RunStore, problem
 from recpipe.reporting.studies import Studies, studies
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from recpipe.reporting.drawing import COLOURS, colour, figure, text
-from recpipe.reporting.wording import metric_title, seconds
+from recpipe.reporting.formatting import metric_title, seconds
 
 MOST = 3  # models with rows in the heat map
 LOWER = {"train.window": ("seconds_per_epoch", "s / epoch"), "dim": ("used_dimensions", "dimensions used")}

@@ -9,8 +9,8 @@ from unicodedata import combining, east_asian_width
 import polars as pl
 
 from recpipe.reporting.examples import Example, Recommended, Shown
+from recpipe.reporting.formatting import percent
 from recpipe.reporting.leaderboard import to_text
-from recpipe.reporting.wording import percent
 
 WIDTH = 100
 GAP = 3

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recpipe.semantic_ids.collisions import groups
 from recpipe.semantic_ids.gate import Gate, judge
-from recpipe.semantic_ids.grouping import groups
 
 __all__ = ["Gate", "judge", "leaf_categories", "measure"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recpipe.evaluation.asking import recommend
+from recpipe.evaluation.recommendations import recommend
 from recpipe.serving.bundles import bundle_folder, items_titled
 from recpipe.training.bundle import Bundle, load_bundle
 

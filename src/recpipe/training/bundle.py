@@ -21,7 +21,7 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
-from recpipe.semantic_ids.catalogue import CatalogueIds
+from recpipe.semantic_ids.ids import CatalogueIds
 
 CURVE_COLUMNS = dict.fromkeys(("epoch", "step", "seconds", "loss", "lr", "gradient_norm"))
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"

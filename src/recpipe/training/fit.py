@@ -18,9 +18,9 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
 
+from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers
-from recpipe.layers.cold_users_config import ColdUsersConfig
 from recpipe.models.recommender import Recommender
 from recpipe.progress import duration, progress
 from recpipe.training.allocator import keep_freed_memory
@@ -39,9 +39,17 @@ from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
 from recpipe.training.cost import cost_of, size_of, versions
 from recpipe.training.losses import AMINCE, make_loss
 from recpipe.training.memory import reset_peak_memory
-from recpipe.training.module import OnEpoch, TrainingModule, Validate, training_label
-from recpipe.training.rows import make_batches, target_counts, trained_items, windows_of
-from recpipe.training.schedules import WITHOUT_END
+from recpipe.training.module import (
+    OnEpoch,
+    TrainingModule,
+    Validate,
+    make_batches,
+    target_counts,
+    trained_items,
+    training_label,
+    windows_of,
+)
+from recpipe.training.optimisers import WITHOUT_END
 from recpipe.training.settings import (
     PRECISIONS,
     TrainSettings,

@@ -116,8 +116,7 @@ def check_arguments(settings: TrainSettings) -> None:
     import torch
 
     from recpipe.training.losses import make_loss
-    from recpipe.training.optim import make_optimiser
-    from recpipe.training.schedules import make_schedule
+    from recpipe.training.optimisers import make_optimiser, make_schedule
 
     make_loss(settings.loss, torch.ones(3), torch.ones(3, dtype=torch.bool))
     optimiser = make_optimiser([torch.nn.Parameter(torch.ones(2, 2))], settings.optimiser)

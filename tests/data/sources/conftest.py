@@ -10,7 +10,7 @@ import ibis
 import pytest
 from ibis.backends.duckdb import Backend
 
-from recpipe.data.sources import RawTables, read
+from recpipe.data.readers import RawTables, read
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 

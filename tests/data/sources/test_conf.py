@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from recpipe.config import Configuration, build_config, read_parameters
+from recpipe.config.files import Tree, block, merge, tree_of
 from recpipe.config.schema import DatasetConfig
-from recpipe.config.tree import Tree, block, merge, tree_of
-from recpipe.data import sources
-from recpipe.data.sources import fetch
-from recpipe.data.sources.fetch import SourceMissing
+from recpipe.data import readers as sources
+from recpipe.data.files import fetch
+from recpipe.data.files.fetch import SourceMissing
 
 CONF = Path(__file__).parents[3] / "conf"
 FOLDER = CONF / "base/parameters/datasets"
@@ -41,7 +41,7 @@ def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert checksum is None or checksum.partition(":")[0] in ("md5", "sha256")
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(importlib.import_module("recpipe.data.sources.fetch"), "download", offline)
+    monkeypatch.setattr(importlib.import_module("recpipe.data.files.fetch"), "download", offline)
     with pytest.raises(SourceMissing, match=r"Put .* into"):
         fetch(values, tmp_path)
 

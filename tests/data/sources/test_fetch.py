@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from recpipe.data.sources import archives, download, fetch
-from recpipe.data.sources.fetch import SourceMissing
+from recpipe.data.files import archives, fetch
+from recpipe.data.files import fetch as download
+from recpipe.data.files.fetch import SourceMissing
 from recpipe.progress import Progress, progress
 
 LOG = b"user,item\n" + b"".join(b"%d,%d\n" % (n, n * 7919 % 10007) for n in range(40_000))

@@ -16,7 +16,7 @@ import pytest
 from ibis.backends.duckdb import Backend
 
 from recpipe.data.interactions import ingest
-from recpipe.data.sources import read, readers
+from recpipe.data.readers import read, readers
 
 from .conftest import Reading, rows
 

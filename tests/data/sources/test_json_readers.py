@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from recpipe.data.sources import json_lines
+from recpipe.data.files import json_lines
 
 from .conftest import Reading, rows
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recpipe.data.sources import fetch
+from recpipe.data.files import fetch
 
 from .conftest import Reading, rows
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
-from recpipe.evaluation.geometry.angles import mean_cosine, partition_isotropy, unit
+from recpipe.evaluation.geometry.measures import mean_cosine, partition_isotropy, unit
 
 TABLE = np.random.default_rng(0).normal(0.4, 1, size=(60, 7))
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import NearestNeighbors
 
-from recpipe.evaluation.geometry.intrinsic import two_nn
+from recpipe.evaluation.geometry.measures import two_nn
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5])

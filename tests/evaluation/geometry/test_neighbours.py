@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import skew
 from sklearn.neighbors import NearestNeighbors
 
-from recpipe.evaluation.geometry import neighbours
-from recpipe.evaluation.geometry.neighbours import (
+from recpipe.evaluation.geometry import measures as neighbours
+from recpipe.evaluation.geometry.measures import (
     hubs,
     nearest,
     nearest_by_distance,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recpipe.evaluation.geometry.norms import POINTS, norm_curve, norm_popularity, relative_norms
+from recpipe.evaluation.geometry.measures import POINTS, norm_curve, norm_popularity, relative_norms
 
 EVENTS = np.random.default_rng(0).zipf(1.6, 500).clip(max=400)
 TABLE = np.random.default_rng(1).normal(size=(500, 5)) * np.log1p(EVENTS)[:, None] ** 0.5

@@ -8,9 +8,8 @@ import torch
 from tests.synthetic import random_sequences, side_of, untrained
 
 from recpipe.evaluation.geometry.measures import measure
-from recpipe.evaluation.geometry.null import band, random_tables
-from recpipe.evaluation.geometry.null import untrained as built_anew
-from recpipe.evaluation.geometry.tables import tables_of
+from recpipe.evaluation.geometry.tables import band, random_tables, tables_of
+from recpipe.evaluation.geometry.tables import untrained as built_anew
 from recpipe.evaluation.segments import popularity_groups
 from recpipe.models.registry import build, model_class, types
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recpipe.evaluation.geometry.similarity import linear_cka
+from recpipe.evaluation.geometry.measures import linear_cka
 
 DRAW = np.random.default_rng(0)
 ONE = DRAW.normal(size=(80, 6)) * [5, 3, 2, 1, 1, 1]

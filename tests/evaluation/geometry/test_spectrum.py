@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
-from recpipe.evaluation.geometry.spectrum import (
+from recpipe.evaluation.geometry.measures import (
     cumulative_variance,
     effective_rank,
     iso_score,

@@ -13,9 +13,7 @@ from tests.synthetic import catalogue_ids, random_sequences
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
-from recpipe.evaluation.geometry.measures import measure
-from recpipe.evaluation.geometry.neighbours import nearest, overlap
-from recpipe.evaluation.geometry.similarity import linear_cka
+from recpipe.evaluation.geometry.measures import linear_cka, measure, nearest, overlap
 from recpipe.evaluation.geometry.study import Items, Settings, geometry
 from recpipe.evaluation.geometry.tables import encoder_source
 from recpipe.evaluation.segments import popularity_groups

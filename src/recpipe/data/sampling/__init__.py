@@ -15,7 +15,8 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from recpipe.config import check_known
-from recpipe.data.sampling import cleaning, samples
+from recpipe.data.sampling import steps as cleaning
+from recpipe.data.sampling import steps as samples
 from recpipe.data.sampling.log import Log, measure
 
 logger = logging.getLogger(__name__)

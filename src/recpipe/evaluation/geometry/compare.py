@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recpipe.evaluation.geometry.neighbours import nearest, overlap
-from recpipe.evaluation.geometry.similarity import linear_cka
+from recpipe.evaluation.geometry.measures import linear_cka, nearest, overlap
 from recpipe.evaluation.geometry.tables import Table
 from recpipe.evaluation.segments import POPULARITY
 

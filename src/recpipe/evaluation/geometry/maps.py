@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recpipe.evaluation.geometry.angles import unit
-from recpipe.evaluation.geometry.neighbours import nearest
+from recpipe.evaluation.geometry.measures import nearest, unit
 from recpipe.evaluation.geometry.tables import Table
 from recpipe.evaluation.segments import HEAD, POPULARITY
 

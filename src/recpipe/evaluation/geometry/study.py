@@ -1,4 +1,6 @@
-"""The geometry of all that is on disk of a data set: models beside untrained ones, encoders beside random numbers.
+"""A measured table beside measured random ones, as JSON. D width.
+
+The geometry of all that is on disk of a data set: models beside untrained ones, encoders beside random numbers.
 
 What cannot be measured is named among the problems, and the rest is made. I items, D width, K neighbours.
 """
@@ -17,13 +19,50 @@ from numpy.typing import NDArray
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.evaluation.geometry.compare import Compared, Neighbours, matrices, stability
-from recpipe.evaluation.geometry.described import described
 from recpipe.evaluation.geometry.maps import map_of, nearest_items
-from recpipe.evaluation.geometry.measures import measure, plain
-from recpipe.evaluation.geometry.neighbours import nearest
-from recpipe.evaluation.geometry.tables import Source, Table, source_of
+from recpipe.evaluation.geometry.measures import Measured, cumulative_variance, measure, nearest, plain
+from recpipe.evaluation.geometry.tables import Source, Table, band, source_of
 from recpipe.evaluation.segments import popularity_groups
 from recpipe.training.bundle import Bundle
+
+POINTS = 49  # of a drawn spectrum, at most
+
+
+def described(own: Measured, nulls: Sequence[Measured]) -> dict[str, Any]:
+    """``values`` with a band each, the same of every group of items, and curves with the mean of the random ones."""
+    groups = {}
+    for name, values in own.groups.items():
+        bands = _bands(values, [each.groups[name] for each in nulls])
+        groups[name] = {
+            "values": values,
+            "bands": {key: bands[key] for key in bands if key != "items"},
+            "curves": _curves(own.spectra[name], [each.spectra[name] for each in nulls]),
+        }
+    return {
+        "width": len(own.spectrum),
+        "values": own.values,
+        "bands": _bands(own.values, [each.values for each in nulls]),
+        "groups": groups,
+        "curves": _curves(own.spectrum, [each.spectrum for each in nulls]),
+        "norms": {**own.norms, "chance": np.mean([each.norms["norms"] for each in nulls], axis=0)},
+    }
+
+
+def _bands(
+    values: Mapping[str, float], nulls: Sequence[Mapping[str, float]]
+) -> dict[str, tuple[float, float] | None]:
+    return {name: band([each[name] for each in nulls]) for name in values}
+
+
+def _curves(own_D: NDArray[np.float64], nulls: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+    """Eigenvalues over their mean and what they add up to, at ``place`` 1 .. D, not all where D is large."""
+    place = np.unique(np.linspace(0, len(own_D) - 1, min(POINTS, len(own_D))).round().astype(int))
+    found: dict[str, Any] = {"place": place + 1}
+    for name, spectra in (("own", [own_D]), ("chance", list(nulls))):
+        relative = np.mean([each / each.mean() if each.any() else each for each in spectra], axis=0)
+        found[name] = {"eigenvalues": relative[place], "cumulative": cumulative_variance(relative)[place]}
+    return found
+
 
 log = logging.getLogger(__name__)
 Loads = Mapping[str, Callable[[], Bundle]]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recpipe.training.negatives import Negatives
+from recpipe.training.losses.negatives import Negatives
 
 
 class NegativeSampling(nn.Module):

@@ -1,0 +1,182 @@
+"""ConfigError, suggestions of the nearest spelling, and lists of names written ``a+b``.
+
+Construction of typed objects (dataclasses, pydantic models) from blocks of the configuration, with checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+VARIABLE = inspect.Parameter.VAR_KEYWORD
+
+
+class ConfigError(ValueError):
+    """Error in the configuration; the message has the key, its file and the allowed values.
+
+    ``name`` is the key or name that the error is about, where it is about one.
+    """
+
+    name: str | None = None
+
+
+def nearest(name: Any, choices: Iterable[Any]) -> str:
+    """Suggest the closest spelling in ``choices`` as `` (did you mean 'x'?)``; an empty string without one."""
+    close = difflib.get_close_matches(str(name), [str(each) for each in choices], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_known(name: Any, choices: Iterable[Any], *, what: str, also: str = "") -> None:
+    """Raise ConfigError with the nearest spelling and the choice, unless ``choices`` contains ``name``."""
+    choices = [str(each) for each in choices]
+    if str(name) not in choices:
+        error = ConfigError(
+            f"unknown {what} {str(name)!r}{nearest(name, choices)}; choose {', '.join(choices) or 'nothing'}{also}"
+        )
+        error.name = str(name)
+        raise error
+
+
+def check_arguments(
+    function: Callable[..., Any],
+    arguments: Iterable[str],
+    *,
+    what: str,
+    internal: Iterable[str] = (),
+    added: Iterable[str] = (),
+) -> None:
+    """Raise ConfigError with the nearest spelling for an argument that ``function``, or a class, does not take.
+
+    ``internal``: parameters that the configuration cannot set. ``added``: further names that it can set.
+    """
+    names = [*added, *(name for name in _parameters(function) if name not in internal)]
+    for name in arguments:
+        check_known(name, names, what=f"argument of {what}")
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """Names of parameters; of a class also those that its parents take as ``**options``."""
+    functions = (
+        [vars(cls).get("__init__") for cls in function.__mro__] if isinstance(function, type) else [function]
+    )
+    names: dict[str, None] = {}
+    for each in filter(None, functions):
+        parameters = inspect.signature(each).parameters.values()
+        kinds = [parameter.kind for parameter in parameters]
+        names |= dict.fromkeys(
+            parameter.name
+            for parameter in parameters
+            if parameter.kind not in (parameter.VAR_POSITIONAL, VARIABLE)
+        )
+        if VARIABLE not in kinds:
+            break
+    names.pop("self", None)
+    return list(names)
+
+
+def split_names(value: Any) -> tuple[str, ...]:
+    """Split ``"a+b"`` to ("a", "b") without repeats; ``none``, null and the empty string to ()."""
+    return () if value in (None, "", "none") else tuple(dict.fromkeys(str(value).split("+")))
+
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+Place = Callable[[str], str]
+"""Function from a dotted path to its file, `` (conf/base/parameters/train.yml)``, or to an empty string."""
+
+
+def build_config(cls: type[T], values: Any, *, where: str, place: Place = lambda path: "") -> T:
+    """Build ``cls(**values)``, a dataclass or a pydantic model; ``where`` is the dotted path of the block.
+
+    Raises ConfigError for the first key that is unknown, missing or of the wrong type, with its file (from ``place``)
+    and the allowed values.
+    """
+    fields = field_names(cls)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}{place(where)} must be a block with {', '.join(fields)}, not {values!r}")
+    for key in values:
+        if key not in fields:
+            path = f"{where}.{key}"
+            error = ConfigError(
+                f"unknown setting {path!r}{place(path)}{nearest(key, fields)}; there are {', '.join(fields)}"
+            )
+            error.name = key
+            raise error
+    if not dataclasses.is_dataclass(cls):
+        return _validate(cls, values, where, place)
+    _check_types(cls, values, where, place)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def field_names(cls: type) -> list[str]:
+    """Names of the fields of a dataclass or a pydantic model."""
+    if dataclasses.is_dataclass(cls):
+        return [field.name for field in dataclasses.fields(cls)]
+    return list(cls.model_fields)  # type: ignore[attr-defined]
+
+
+def _validate(cls: type[T], values: Mapping[str, Any], where: str, place: Place) -> T:
+    from pydantic import ValidationError
+
+    try:
+        return cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined]
+    except ValidationError as errors:
+        raise ConfigError(_sentence(errors, where, place)) from errors
+
+
+def _check_types(cls: type, values: Mapping[str, Any], where: str, place: Place) -> None:
+    """Check the fields of a dataclass by pydantic; without pydantic log a warning instead."""
+    if not _has_pydantic():
+        return
+    from pydantic import ValidationError
+
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            try:
+                _adapter(cls, field.name).validate_json(json.dumps(values[field.name]), strict=True)
+            except ValidationError as errors:
+                error = ConfigError(_sentence(errors, f"{where}.{field.name}", place))
+                error.name = field.name
+                raise error from errors
+            except TypeError:  # not JSON, so it comes from code and not from a file
+                continue
+
+
+@cache
+def _adapter(cls: type, name: str) -> Any:
+    from typing import get_type_hints
+
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(get_type_hints(cls, include_extras=True)[name])
+
+
+@cache
+def _has_pydantic() -> bool:
+    is_installed = find_spec("pydantic") is not None
+    if not is_installed:
+        log.warning("pydantic is not installed: types of settings are not checked before they are used")
+    return is_installed
+
+
+def _sentence(errors: Any, where: str, place: Place) -> str:
+    """The first error of a ValidationError on one line."""
+    error = errors.errors()[0]
+    path = ".".join(str(part) for part in (where, *error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {path!r}{place(path)}; {where} has no such key"
+    if error["type"] == "missing":
+        return f"{path} is missing{place(where)}"
+    return f"{path}{place(path)} cannot be {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

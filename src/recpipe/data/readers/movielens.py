@@ -1,0 +1,109 @@
+"""MovieLens in every layout GroupLens has published: 100K (tabs, latin-1), 1M and 10M (`::`), 20M and later
+(CSV).
+
+Harper and Konstan, The MovieLens Datasets: History and Context, ACM TiiS 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from recpipe.data.files.delimited import delimited
+from recpipe.data.files.sql import identifier, literal, literals
+from recpipe.data.files.tables import Columns, RawTables, entities, interactions
+
+if TYPE_CHECKING:
+    import ibis
+    from ibis.backends.duckdb import Backend
+
+LAYOUTS = ("100k", "1m", "10m", "csv")
+GENRES_100K = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
+    "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+OCCUPATIONS_1M = (
+    "other", "academic/educator", "artist", "clerical/admin", "college/grad student", "customer service",
+    "doctor/health care", "executive/managerial", "farmer", "homemaker", "K-12 student", "lawyer",
+    "programmer", "retired", "sales/marketing", "scientist", "self-employed", "technician/engineer",
+    "tradesman/craftsman", "unemployed", "writer",
+)  # fmt: skip
+RATING = ("user", "item", "rating", "timestamp")
+MOVIE_100K = ("item", "title", "released", "released_on_video", "url", *GENRES_100K)
+
+
+@dataclass(frozen=True)
+class Options:
+    """layout: 100k, 1m, 10m or csv (20M, 25M, 32M, latest, latest-small)."""
+
+    layout: str = "csv"
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"unknown MovieLens layout {self.layout!r}: one of {', '.join(LAYOUTS)}")
+
+
+def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
+    """Ratings, films with their genres, and for 100K and 1M the users with age, gender and occupation."""
+    log = _ratings(options.layout, files["interactions"], con)
+    items = _films(options.layout, files["items"], con, log=log) if files.get("items") else None
+    users = _users(options.layout, files["users"], con) if files.get("users") else None
+    return RawTables(log, items, users)
+
+
+def _ratings(layout: str, paths: Sequence[str], con: Backend) -> ibis.Table:
+    if layout == "csv":
+        source = delimited(con, paths, delimiter=",")
+        columns = Columns("userId", "movieId", timestamp="timestamp", rating="rating")
+        source_columns = set(source.types)
+        if not {"userId", "movieId", "rating", "timestamp"} <= source_columns:
+            raise ValueError(f"{source.where} is no MovieLens ratings.csv; found: {', '.join(source.types)}")
+    else:
+        source = delimited(con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote="")
+        columns = Columns('"user"', "item", timestamp="timestamp", rating="rating")
+    return interactions(con, source, columns)
+
+
+def _films(layout: str, paths: Sequence[str], con: Backend, *, log: ibis.Table) -> ibis.Table:
+    item, title, genres = "item", "title", "string_split(genres, '|')"
+    if layout == "csv":
+        source = delimited(con, paths, delimiter=",")
+        item = "movieId"
+    elif layout == "100k":
+        source = delimited(con, paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
+        flags = ", ".join(
+            f"CASE WHEN {identifier(name)} = '1' THEN {literal(name)} END" for name in GENRES_100K
+        )
+        genres = f"list_filter([{flags}], lambda genre: genre IS NOT NULL)"
+    else:
+        encoding = "latin-1" if layout == "1m" else "utf-8"
+        names = ("item", "title", "genres")
+        source = delimited(con, paths, delimiter="::", columns=names, encoding=encoding, quote="")
+    genres = f"list_filter({genres}, lambda genre: genre NOT IN ('', 'unknown', '(no genres listed)'))"
+    text = f"concat_ws('. ', {title}, nullif(array_to_string({genres}, ', '), ''))"
+    columns = {"item_id": item, "title": title, "text": text, "genres": genres}
+    return entities(con, source, columns, key="item_id", log=log)
+
+
+def _users(layout: str, paths: Sequence[str], con: Backend) -> ibis.Table | None:
+    if layout == "100k":
+        source = delimited(
+            con, paths, delimiter="|", columns=("id", "age", "gender", "occupation", "zip_code"), quote=""
+        )
+        occupation = "occupation"
+    elif layout == "1m":
+        source = delimited(
+            con, paths, delimiter="::", columns=("id", "gender", "age", "occupation", "zip_code"), quote=""
+        )
+        occupation = f"{literals(OCCUPATIONS_1M)}[TRY_CAST(occupation AS INTEGER) + 1]"
+    else:
+        return None
+    columns = {
+        "user_id": "id",
+        "age": "TRY_CAST(age AS INTEGER)",
+        "gender": "gender",
+        "occupation": occupation,
+        "zip_code": "zip_code",
+    }
+    return entities(con, source, columns, key="user_id", log=None)

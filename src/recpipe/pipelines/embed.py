@@ -1,0 +1,125 @@
+"""Nodes of embed: calls into recpipe.content.
+
+Wiring of embed: a node per modality in the namespace of its semantic ids, and one that joins text and image.
+
+Pipeline embed: item vectors from texts and images, cached by content.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from recpipe.config import DataPaths
+from recpipe.config.schema import DatasetConfig, EmbedConfig
+from recpipe.pipelines.content_kinds import BOTH, IMAGE, TEXT
+from recpipe.pipelines.encoders import image_encoder, text_encoder
+from recpipe.pipelines.types import DataFrame, Embeddings
+from recpipe.pipelines.wiring import Wiring
+
+
+def embed_text(
+    items: DataFrame,
+    dataset: DatasetConfig,
+    embed: EmbedConfig,
+    text_encoders: dict[str, Any],
+    paths: DataPaths,
+) -> Embeddings:
+    """Embed the items' texts; the encoder is loaded only for texts that are not in the cache."""
+    from recpipe.content import item_texts as item_tables
+    from recpipe.content import item_texts as templates
+    from recpipe.content.text_embeddings import embed_texts
+    from recpipe.content.tfidf import TfidfConfig, embed_tfidf
+    from recpipe.content.vector_file import VectorFile, embed_file
+    from recpipe.training.allocator import keep_freed_memory
+
+    content = None if dataset.content is None else dataset.content.text
+    if content is None:
+        raise ValueError(f"{dataset.title}: `content: {{text: ...}}` is not given, there is no text to embed")
+    config = text_encoder(embed.text, text_encoders)
+    if isinstance(config, VectorFile):
+        return embed_file(items.to_arrow(), paths.raw, config, modality="text")
+    folder = paths.cache("text") / embed.text
+    table = item_tables.without_stand_ins(items.to_arrow())
+    for extra in content.tables:
+        table = item_tables.with_columns(table, paths.raw, **extra.model_dump())
+    texts = templates.texts(table, content.template)
+    ids = table["item_id"].to_pylist()
+    if isinstance(config, TfidfConfig):
+        return embed_tfidf(
+            ids, texts, config, state_folder=folder, template=content.template, refit=embed.refit
+        )
+    keep_freed_memory()
+    return embed_texts(ids, texts, config, template=content.template, cache_folder=folder)
+
+
+def embed_images(
+    items: DataFrame,
+    dataset: DatasetConfig,
+    embed: EmbedConfig,
+    image_encoders: dict[str, Any],
+    paths: DataPaths,
+) -> tuple[DataFrame, Embeddings]:
+    """Embed the items' images: a table of images that cannot be used, and vectors of the others."""
+    import polars as pl
+
+    from recpipe.content import image_embeddings as image
+    from recpipe.content import image_sources
+    from recpipe.content.vector_file import VectorFile, embed_file
+
+    content = None if dataset.content is None else dataset.content.image
+    if content is None:
+        raise ValueError(
+            f"{dataset.title}: `content: {{image: ...}}` is not given, there are no images to embed"
+        )
+    config = image_encoder(embed.image, image_encoders)
+    table = items.to_arrow()
+    if isinstance(config, VectorFile):
+        vectors = embed_file(table, paths.raw, config, modality="image")
+        return pl.DataFrame(image.refused_images([], [], [])), vectors
+    embeddings, faults = image.embed_images(
+        table["item_id"].to_pylist(),
+        image_sources.references(table, content),
+        config,
+        opener=image_sources.opener(content, paths.raw, paths.cache("image") / "downloads"),
+        cache_folder=paths.cache("image") / embed.image,
+    )
+    return pl.DataFrame(faults), embeddings
+
+
+def join_embeddings(text_embeddings: Embeddings, image_embeddings: Embeddings) -> Embeddings:
+    """Concatenate text and image vectors."""
+    from recpipe.content.embeddings import joined
+
+    return joined(text_embeddings, image_embeddings)
+
+
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """Nodes for the modalities whose vectors the command needs."""
+    shared = ["items", f"params:datasets.{wiring.dataset}", "params:embed"]
+    texts = [*shared, "params:text_encoders", "params:paths"]
+    images = [*shared, "params:image_encoders", "params:paths"]
+    nodes = {
+        TEXT: Node(embed_text, texts, "text_embeddings", name="embed_text", namespace=TEXT, tags=TEXT),
+        IMAGE: Node(
+            embed_images,
+            images,
+            ["image_quarantine", "image_embeddings"],
+            name="embed_images",
+            namespace=IMAGE,
+            tags=IMAGE,
+        ),
+        BOTH: Node(
+            join_embeddings,
+            ["text_embeddings", "image_embeddings"],
+            "text_image_embeddings",
+            name="join_embeddings",
+            namespace=BOTH,
+            tags=BOTH,
+        ),
+    }
+    return Pipeline([nodes[modality] for modality in wiring.vectors])
+
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,75 @@
+"""Nodes of ingest: calls into recpipe.data; tables stay on the SQL engine until the catalog writes them.
+
+Wiring of ingest: fetch the raw files, clean and sample the log, profile what is left.
+
+Pipeline ingest: clean and sampled interactions, items and users from a raw log.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from recpipe.config import DataPaths
+from recpipe.config.schema import DatasetConfig
+from recpipe.pipelines.types import DataFrame, IbisTable
+from recpipe.pipelines.wiring import Wiring
+
+
+def fetch_source(dataset: DatasetConfig, paths: DataPaths) -> dict[str, Any]:
+    """List the raw files, after a download of missing ones."""
+    from recpipe.data.files import fetch
+
+    paths.raw.mkdir(parents=True, exist_ok=True)
+    return fetch(dataset.model_dump(exclude_unset=True), paths.raw)
+
+
+def ingest_log(
+    source_files: dict[str, Any], dataset: DatasetConfig, ingest: dict[str, Any], paths: DataPaths
+) -> tuple[IbisTable, DataFrame, DataFrame, IbisTable, DataFrame]:
+    """Clean and sample the raw log: interactions, items, users, quarantine, step table."""
+    import polars as pl
+
+    from recpipe.data import interactions
+    from recpipe.data import readers as sources
+    from recpipe.data.engines import check
+
+    engine = {**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(paths.spill)}
+    keys = ["memory_limit", "threads", "spill_folder"]
+    keys += ["settings"] if check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
+    reader = {key: engine.get(key) for key in keys}
+    raw = sources.read(dataset.model_dump(exclude_unset=True), source_files, interactions.connect(reader))
+    result = interactions.ingest(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
+    steps = pl.DataFrame(result.steps)
+    return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps
+
+
+def profile_data(interactions: Path) -> dict[str, Any]:
+    """Statistics of the data for the report: sizes, activity, popularity, time, ties."""
+    from recpipe.evaluation.profile import profile
+
+    return profile(interactions)
+
+
+GROUP = "ingest"
+TABLES = ["interactions", "items", "users", "quarantine", "ingest_steps"]
+
+
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """Three nodes that every model shares."""
+    dataset = f"params:datasets.{wiring.dataset}"
+    files = ["source_files", dataset, "params:ingest", "params:paths"]
+    return Pipeline(
+        [
+            Node(
+                fetch_source, [dataset, "params:paths"], "source_files", name="fetch_source", namespace=GROUP
+            ),
+            Node(ingest_log, files, TABLES, name="ingest_log", namespace=GROUP),
+            Node(profile_data, "interactions", "data_profile", name="profile_data", namespace=GROUP),
+        ]
+    )
+
+
+__all__ = ["create_pipeline"]

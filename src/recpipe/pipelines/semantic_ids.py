@@ -1,0 +1,103 @@
+"""Nodes of semantic_ids: calls into recpipe.semantic_ids.build, the same for every kind of ids.
+
+Pipeline semantic_ids: quantizer, semantic ids, quality gate and prefix tree from item vectors.
+
+Wiring of semantic_ids: the same five nodes for every kind of ids, each kind in a namespace such as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from recpipe.config import DataPaths
+from recpipe.config.schema import DatasetConfig, SemanticIdsConfig
+from recpipe.pipelines.content_kinds import embeddings_of
+from recpipe.pipelines.types import DataFrame, Embeddings, Figure, PrefixTree, Quantizer, SemanticIds
+from recpipe.pipelines.wiring import Wiring
+
+
+def fit_quantizer(embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths) -> Quantizer:
+    """Fit a quantizer, or take that of another data set or of an earlier run."""
+    from recpipe.pipelines.progress import tell
+    from recpipe.semantic_ids import build
+
+    return build.fit(embeddings, build.EarlierIds.of(paths, config), config, on_epoch=tell)
+
+
+def assign_ids(
+    embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths, quantizer: Quantizer
+) -> SemanticIds:
+    """Assign ids to all items with content; ids of an earlier run with the same quantizer stay."""
+    from recpipe.semantic_ids import build
+
+    return build.assign_ids(embeddings, quantizer, build.EarlierIds.of(paths, config), config)
+
+
+def measure_ids(
+    embeddings: Embeddings,
+    config: SemanticIdsConfig,
+    quantizer: Quantizer,
+    ids: SemanticIds,
+    items: DataFrame,
+    dataset: DatasetConfig,
+) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Measure the quality of ids for the gate; draw code usage and the first codes."""
+    from recpipe.reporting import id_figures
+    from recpipe.semantic_ids import build
+
+    table = items.to_arrow()
+    category = None if dataset.content is None else dataset.content.category
+    quality = build.measure(embeddings, quantizer, ids, table, config, category=category)
+    sunburst = id_figures.sunburst(
+        ids.quantized,
+        build.column_of(ids, table, "title").to_pylist(),
+        categories=build.categories_of(ids, table, category),
+    )
+    return {"usage": id_figures.usage_heatmap(ids.quantized, ids.sizes), "sunburst": sunburst}, quality
+
+
+def check_ids(quality: dict[str, Any], dataset_name: str) -> dict[str, Any]:
+    """Apply the quality gate. Raises QualityGateError for a failed check; quality and figures are on disk by then."""
+    from recpipe.semantic_ids import build
+
+    return build.check(quality, dataset_name)
+
+
+def build_tree(ids: SemanticIds, gate: dict[str, Any]) -> PrefixTree:
+    """Build the prefix tree of ids that passed the gate."""
+    from recpipe.semantic_ids import build
+
+    return build.build_tree(ids, gate)
+
+
+__all__ = ["create_pipeline"]
+
+
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """Five nodes for each kind of ids of the command."""
+    return Pipeline([node for kind in wiring.kinds for node in _nodes(kind, wiring.dataset)])
+
+
+def _nodes(kind: str, dataset: str) -> list[Node]:
+    """Nodes of one kind. Datasets with a dot belong to the namespace; other namespaces read those without."""
+    ids, tree, quality = f"{kind}_semantic_ids", f"{kind}_prefix_tree", f"{kind}_ids_quality"
+    quantizer, gate = f"{kind}.quantizer", f"{kind}.gate"
+    common = {"embeddings": embeddings_of(kind), "config": f"params:semantic_ids.kinds.{kind}"}
+    paths = {"paths": "params:paths"}
+    table = {"items": "items", "dataset": f"params:datasets.{dataset}"}
+    # The quality comes second: the report waits for it and then reads the figures.
+    results = [f"{kind}.id_figures", quality]
+
+    def node(function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str]) -> Node:
+        return Node(function, inputs, outputs, name=function.__name__, namespace=kind, tags=kind)
+
+    return [
+        node(fit_quantizer, {**common, **paths}, quantizer),
+        node(assign_ids, {**common, **paths, "quantizer": quantizer}, ids),
+        node(measure_ids, {**common, "quantizer": quantizer, "ids": ids, **table}, results),
+        node(check_ids, {"quality": quality, "dataset_name": "params:dataset"}, gate),
+        node(build_tree, {"ids": ids, "gate": gate}, tree),
+    ]

@@ -1,0 +1,107 @@
+"""Nodes of train: calls into recpipe.data and recpipe.training.
+
+Wiring of train: one split for all, then a node per model.
+
+Pipeline train: the split, and a trained model (bundle) per model.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, DataPaths, RunConfig
+from recpipe.data.protocol import Protocol
+from recpipe.pipelines.types import Bundle, DataFrame, Fold, TrainingData, TrainingJob
+from recpipe.pipelines.wiring import Wiring
+
+log = logging.getLogger(__name__)
+
+
+def split_sequences(
+    interactions: Path, users: DataFrame, ingest_steps: DataFrame, protocol: Protocol
+) -> tuple[TrainingData, Fold]:
+    """Split the log by the protocol: training data without the test fold, and the test fold."""
+    from dataclasses import replace
+
+    from recpipe.data.sequences import build
+    from recpipe.data.splits import TrainingData, split
+
+    sequences, vocabulary = build(interactions, ties=protocol.ties, seed=protocol.seed)
+    steps = tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
+    protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=steps)
+    parts = split(sequences.described(users.to_arrow()), protocol, vocabulary)
+    sizes = parts.counts()
+    log.info(
+        "split %s, protocol %s: %s training events of %s users, %s validation and %s test users",
+        protocol.split,
+        protocol.id,
+        *(f"{sizes[name]:,}" for name in ("train_events", "train_users", "valid_users", "test_users")),
+    )
+    fields = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes}
+    return TrainingData(fields, vocabulary, parts.train, parts.valid), parts.test
+
+
+def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> Bundle:
+    """Train or fit one model.
+
+    ``inputs``: those of ``ItemInputs.of``, and ``start``, the bundle of the run ``init_from``.
+    """
+    from recpipe.pipelines.progress import tell
+
+    job = training_job(config, training_data, paths, **inputs)
+    trained, description = job.train(on_epoch=tell)
+    return job.bundle(trained, description)
+
+
+def training_job(
+    config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any
+) -> TrainingJob:
+    """Build the training job from the inputs of a node."""
+    from recpipe.evaluation.evaluate import validator
+    from recpipe.training.job import ItemInputs, TrainingJob
+
+    return TrainingJob(
+        config=config,
+        data=training_data,
+        inputs=ItemInputs.of(inputs),
+        work_folder=paths.work(config.name, config.seed),
+        validator=validator,
+        start=inputs.get("start"),
+    )
+
+
+def create_pipeline(wiring: Wiring) -> Pipeline:
+    """The shared split, and ``train_model`` in the namespace of every model."""
+    log = ["interactions", "users", "ingest_steps", "params:protocol"]
+    split = Node(split_sequences, log, ["training_data", "test_set"], name="split_sequences")
+    return Pipeline([split, *(_train_node(run) for run in wiring.runs.values())])
+
+
+def _train_node(run: RunConfig) -> Node:
+    inputs, name = training_inputs(run), run.name
+    return Node(train_model, inputs, f"{name}_bundle", name="train_model", namespace=name, tags=name)
+
+
+def training_inputs(run: RunConfig) -> dict[str, str]:
+    """Datasets by argument of ``train_model``: the split, and the item inputs that this model reads."""
+    inputs = {
+        "config": f"params:models.{run.name}",
+        "training_data": "training_data",
+        "paths": "params:paths",
+        "items": "items",
+    }
+    inputs |= {f"{name}_embeddings": f"{name}_embeddings" for name in VECTORS if name in run.vectors}
+    for kind in (kind for kind in ID_KINDS if kind in run.ids):
+        inputs |= {f"{kind}_ids": f"{kind}_semantic_ids", f"{kind}_tree": f"{kind}_prefix_tree"}
+    if run.item_model is not None:
+        inputs[COLLABORATIVE] = f"{run.item_model}_bundle"
+    if run.init_from != "none":
+        inputs["start"] = "start"
+    return inputs
+
+
+__all__ = ["create_pipeline"]

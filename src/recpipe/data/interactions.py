@@ -160,9 +160,7 @@ def ingest(
     a step leaves nothing.
     """
     if bad_rows not in POLICIES:
-        raise ValueError(
-            f"bad_rows {bad_rows!r}: choose one of {', '.join(POLICIES)} in the data set's conf"
-        )
+        raise ValueError(f"bad_rows {bad_rows!r}: choose one of {', '.join(POLICIES)} in the data set's conf")
     sampling.check(steps)
     engine = engine or {}
     on_spark = engine.get("name") == "spark"

@@ -75,6 +75,6 @@ def scores(model: Recommender, data: Sequences, *, exclude_seen: bool) -> np.nda
         np.put_along_axis(whole, items.astype(np.int64), values, 1)
         whole[:, 0] = -np.inf
         return whole
-    for rows, values in model.scored(data, exclude_seen=exclude_seen):
+    for rows, values in model.score_batches(data, exclude_seen=exclude_seen):
         whole[rows] = values.cpu().numpy()
     return whole

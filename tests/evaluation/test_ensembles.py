@@ -16,7 +16,7 @@ from recpipe.evaluation.ensembles import Ensemble, choose_weights, ensemble_bund
 from recpipe.evaluation.evaluate import evaluate
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
-from recpipe.models.ordering import priority
+from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import Recommender
 from recpipe.reporting.run_store import read_runs
 
@@ -50,7 +50,7 @@ class Listing(Recommender):
 
 def scores_of(model, histories, exclude_seen=True):
     found = np.full((len(histories), ITEMS + 1), -np.inf)
-    for rows, scores in model.scored(histories, exclude_seen=exclude_seen):
+    for rows, scores in model.score_batches(histories, exclude_seen=exclude_seen):
         found[rows] = scores.numpy()
     return found
 
@@ -61,7 +61,7 @@ def fused(members, method, weights, data, constant=60.0):
 
 def places(row):
     """Brute force: rank of every item that may be recommended, equal scores in the fixed order."""
-    order = priority(ITEMS + 1).numpy()
+    order = tie_order(ITEMS + 1).numpy()
     ranked = sorted(np.flatnonzero(row > -np.inf), key=lambda i: (-row[i], order[i]))
     return {int(item): place for place, item in enumerate(ranked, 1)}
 
@@ -235,7 +235,7 @@ def test_users_without_history_get_what_the_members_fall_back_to():
     data = fold(1)
     members = [bundle(0).model, bundle(1).model]
     ensemble = Ensemble(members, Ensemble.Config("rrf", (0.5, 0.5)))
-    assert not ensemble.falls_back(data.histories).any()
+    assert not ensemble.needs_fallback(data.histories).any()
     assert ensemble.requires_time == "none"
 
 

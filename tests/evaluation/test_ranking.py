@@ -14,7 +14,7 @@ from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.evaluation.evaluate import evaluate, settings_id, validator
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.hooks.mlflow_runs import metric_values
-from recpipe.models.ordering import priority
+from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import Scorer
 from recpipe.models.registry import build
 from recpipe.reporting.leaderboard import leaderboard
@@ -52,7 +52,7 @@ def test_ranks_equal_a_sort_of_the_whole_catalogue(exclude_seen, targets_each, l
     table = torch.randint(
         0, levels, (ITEMS + 1, ITEMS + 1), generator=torch.Generator().manual_seed(1)
     ).float()
-    data, order = fold(targets_each), priority(ITEMS + 1).numpy()
+    data, order = fold(targets_each), tie_order(ITEMS + 1).numpy()
     ranking = rank_fold(Table(table), data, exclude_seen=exclude_seen, k=6)
     place = 0
     for u in range(len(data)):

@@ -14,7 +14,7 @@ from tests.synthetic import random_sequences, sequences
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers, k_means
-from recpipe.models.ordering import top_k
+from recpipe.layers.top_k import top_k
 from recpipe.models.registry import build
 
 ITEMS, USERS = 30, 90

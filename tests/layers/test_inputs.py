@@ -189,7 +189,7 @@ def test_hidden_places_tell_nothing_but_their_item():
 
 def test_a_held_table_is_made_once_and_let_go():
     items = made(vectors="text")
-    with items.holding():
+    with items.cached_weights():
         held = items.table()
         assert items.table() is held
     with torch.no_grad():

@@ -38,7 +38,7 @@ def test_item_knn_equals_dense_numpy(last):
     used = np.zeros_like(held)
     for u in range(len(data)):
         used[u, data.row(u)[-last:] if last else data.row(u)] = 1
-    for rows, scores in model.scored(data, exclude_seen=False):
+    for rows, scores in model.score_batches(data, exclude_seen=False):
         kept = np.sort(model.similarity.numpy(), 1)[:, 0]
         assert (kept >= 0).all()
         np.testing.assert_allclose(
@@ -56,5 +56,5 @@ def test_item_knn_with_all_neighbours_equals_dense_numpy_item_by_item():
     norm = np.linalg.norm(held, axis=0) + 1e-12
     similarity = (held / norm).T @ (held / norm)
     np.fill_diagonal(similarity, 0)
-    for rows, scores in model.scored(data, exclude_seen=False):
+    for rows, scores in model.score_batches(data, exclude_seen=False):
         np.testing.assert_allclose(scores[:, 1:].numpy(), (held @ similarity)[rows, 1:], rtol=1e-4, atol=1e-5)

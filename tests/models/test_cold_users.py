@@ -18,7 +18,7 @@ from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.evaluation.evaluate import evaluate
 from recpipe.evaluation.recommendations import recommend
 from recpipe.layers.cold_users import ColdUsers
-from recpipe.models.ordering import rank_of, top_k
+from recpipe.layers.top_k import rank_of, top_k
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, types
 from recpipe.training import fit
@@ -59,8 +59,8 @@ def bundle(model: Recommender, name: str) -> Bundle:
 @pytest.mark.parametrize("name", types())
 def test_without_history_every_model_gives_the_list_of_the_segment_and_else_its_own(name):
     model, alone = made(name), made(name, fallback=False)
-    assert model.falls_back(ASKED).tolist() == COLD
-    assert not alone.falls_back(ASKED).any()
+    assert model.needs_fallback(ASKED).tolist() == COLD
+    assert not alone.needs_fallback(ASKED).any()
     items, scores = model.recommend(ASKED, 5)
     expected = FALLBACK.scores(FALLBACK.segments(ASKED))
     expected[5, 9] = -torch.inf  # seen, although long ago
@@ -125,7 +125,7 @@ def test_a_bundle_of_before_has_none_and_answers_itself(tmp_path: Path):
     save_bundle(bundle(model, "sasrec"), tmp_path)
     assert "cold_users" not in json.loads((tmp_path / "config.json").read_text())
     loaded = load_bundle(tmp_path).model
-    assert loaded.cold_users is None and not loaded.falls_back(ASKED).any()
+    assert loaded.cold_users is None and not loaded.needs_fallback(ASKED).any()
     np.testing.assert_array_equal(loaded.recommend(ASKED, 5)[0], model.recommend(ASKED, 5)[0])
 
 
@@ -161,7 +161,7 @@ def test_training_fits_it_and_the_model_beside_it_stays_the_same(name, tmp_path:
     seen = []
 
     def validate(model):
-        seen.append(model.falls_back(ASKED).tolist())
+        seen.append(model.needs_fallback(ASKED).tolist())
         return {"valid_ndcg@10": 0.1}
 
     def trained(folder, cold_users):

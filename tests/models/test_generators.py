@@ -299,7 +299,7 @@ def test_probabilities_of_the_whole_catalogue_are_at_most_one(name):
 def test_parallel_scores_are_sums_over_the_levels_and_a_wide_beam_finds_the_same():
     exact, beam = made("parallel_tiger"), made("parallel_tiger", search="beam", beam=ITEMS)
     for model in (exact, beam):
-        for rows, scores in model.scored(DATA, exclude_seen=False):
+        for rows, scores in model.score_batches(DATA, exclude_seen=False):
             logs = model.log_probabilities(model.on_device(DATA, window=WINDOW).batch(rows))
             for item in range(1, ITEMS + 1):
                 codes = BOTH["text"].codes[item]
@@ -331,7 +331,7 @@ def test_a_softmax_over_items_trains_what_the_lists_say_and_sums_to_one(head, mo
         logs = model.log_probabilities(asked)
         sums = sum(each[:, ids["text"].codes[known, level]] for level, each in enumerate(logs))
         torch.testing.assert_close(sums, expected)
-        for rows, scores in model.scored(sequences(histories), exclude_seen=False):
+        for rows, scores in model.score_batches(sequences(histories), exclude_seen=False):
             torch.testing.assert_close(scores[:, known], expected[rows])
             assert torch.isneginf(scores[:, [4, 9]]).all()
     targets = [2, 9, 11]  # the second has no id and teaches nothing
@@ -352,7 +352,9 @@ def test_a_softmax_over_items_knows_no_levels():
 
 def test_a_narrow_beam_has_scores_for_what_it_found_alone():
     wide, narrow = made("parallel_tiger"), made("parallel_tiger", search="beam", beam=4)
-    (_, full), (_, few) = (next(iter(model.scored(DATA, exclude_seen=False))) for model in (wide, narrow))
+    (_, full), (_, few) = (
+        next(iter(model.score_batches(DATA, exclude_seen=False))) for model in (wide, narrow)
+    )
     found = few > -torch.inf
     assert (found.sum(1) == 4).all()
     torch.testing.assert_close(few[found], full[found])
@@ -385,7 +387,7 @@ def test_a_walk_of_the_tree_finds_the_lists_of_the_whole_catalogue(exclude_seen,
         items, scores = model.recommend(histories, ITEMS, **asked)
         with monkeypatch.context() as patch:
             patch.setattr("recpipe.models.parallel_tiger.WALKED", 3)
-            patch.setattr(Scorer, "listed", None)  # not asked
+            patch.setattr(Scorer, "top_k_batches", None)  # not asked
             walked, also = model.recommend(histories, ITEMS, **asked)
         there = scores > -np.inf
         np.testing.assert_array_equal(np.where(there, items, 0), walked)
@@ -557,7 +559,7 @@ def test_a_sample_has_no_item_twice_and_changes_with_the_seed():
     lists = []
     for seed in (0, 1, 0):
         drawn = torch.Generator().manual_seed(seed)
-        ((_, items, _),) = model.listed(Sequences.last(DATA, WINDOW), 8, stochastic=drawn)
+        ((_, items, _),) = model.top_k_batches(Sequences.last(DATA, WINDOW), 8, stochastic=drawn)
         assert all(len(set(row)) == 8 for row in items.tolist())
         lists.append(items.tolist())
     assert lists[0] == lists[2] != lists[1]

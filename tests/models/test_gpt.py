@@ -11,8 +11,8 @@ from recpipe.config import Configuration, build_config, read_parameters
 from recpipe.data.batches import DeviceSequences, TrainingBatches
 from recpipe.data.packing import PackedBatches
 from recpipe.layers import attention
+from recpipe.layers.top_k import tie_order
 from recpipe.models.gpt import GPT, Block
-from recpipe.models.ordering import priority
 from recpipe.models.recommender import NextItem
 from recpipe.models.registry import build, side_config
 from recpipe.training.losses import FullSoftmax
@@ -163,9 +163,9 @@ def test_weights_begin_as_nanogpt_has_them():
 
 def generated(model: NextItem, history: list[int], n: int, allowed: set[int]) -> list[int]:
     """One user, one item at a time, each time through a model that answers once."""
-    found, order = [], priority(ITEMS + 1).numpy()
+    found, order = [], tie_order(ITEMS + 1).numpy()
     for _ in range(n):
-        (_, scores), *_ = model.scored(sequences([[*history, *found]]), exclude_seen=False)
+        (_, scores), *_ = model.score_batches(sequences([[*history, *found]]), exclude_seen=False)
         left = [item for item in allowed if item not in found]
         if left:
             found.append(min(left, key=lambda i: (-scores[0, i].item(), order[i])))

@@ -71,7 +71,7 @@ def best(values: np.ndarray, k: int) -> np.ndarray:
 
 def scores(model, data) -> np.ndarray:
     whole = np.empty((len(data), ITEMS + 1), np.float32)
-    for rows, values in model.scored(data, exclude_seen=False):
+    for rows, values in model.score_batches(data, exclude_seen=False):
         whole[rows] = values.numpy()
     return whole[:, 1:]
 

@@ -33,7 +33,7 @@ def made(**config) -> ParallelTIGER:
 
 def scores(model: ParallelTIGER) -> np.ndarray:
     whole = np.empty((len(DATA), ITEMS + 1), np.float32)
-    for rows, values in model.scored(DATA, exclude_seen=False):
+    for rows, values in model.score_batches(DATA, exclude_seen=False):
         whole[rows] = values.numpy()
     return whole[:, 1:]
 

@@ -75,7 +75,7 @@ def test_a_known_user_gets_the_papers_score_but_for_his_own_embedding(layers):
     smoothed = layers_of(ego, layers)
     final = np.mean(smoothed, axis=0)
     users = final[:USERS] - smoothed[0][:USERS] / (layers + 1)
-    for rows, scores in published(layers, ego).scored(DATA, exclude_seen=False):
+    for rows, scores in published(layers, ego).score_batches(DATA, exclude_seen=False):
         expected = users[rows] @ final[USERS + 1 :].T
         np.testing.assert_allclose(scores[:, 1:], expected, rtol=1e-4, atol=1e-5)
 
@@ -90,7 +90,7 @@ def test_a_new_user_is_one_propagation_from_his_history():
     for layer in (0, 1):
         for item in set(history):
             user += smoothed[layer][USERS + item] / math.sqrt(3 * degree[USERS + item]) / 3
-    (_, scores), *_ = model.scored(sequences([history]), exclude_seen=False)
+    (_, scores), *_ = model.score_batches(sequences([history]), exclude_seen=False)
     expected = np.mean(smoothed, axis=0)[USERS + 1 :] @ user
     np.testing.assert_allclose(scores[0, 1:], expected, rtol=1e-4, atol=1e-5)
 

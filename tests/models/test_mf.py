@@ -62,7 +62,7 @@ def test_bpr_folds_in_by_the_ridge_regression_of_trained_users():
     own = [sorted(set(DATA.row(u).tolist())) for u in range(len(DATA))]
     read = np.array([[*(items[held].sum(0) / math.sqrt(len(held))), 1.0] for held in own])
     ridge = linear.Ridge(1e-3 * (read**2).sum(0).mean(), fit_intercept=False).fit(read, users)
-    for rows, scores in model.scored(DATA, exclude_seen=False):
+    for rows, scores in model.score_batches(DATA, exclude_seen=False):
         np.testing.assert_allclose(
             scores[:, 1:], ridge.predict(read[rows]) @ items[1:].T, rtol=1e-3, atol=1e-3
         )

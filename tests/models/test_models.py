@@ -9,8 +9,8 @@ from tests.synthetic import random_sequences, sequences, train_until, untrained
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
+from recpipe.layers.top_k import tie_order
 from recpipe.models.generator import Generator
-from recpipe.models.ordering import priority
 from recpipe.models.recommender import NextItem, Recommender, Scorer
 from recpipe.models.registry import build, model_class, types
 
@@ -62,7 +62,7 @@ def scores(model: Recommender, data: Sequences) -> np.ndarray:
         np.put_along_axis(whole, items, values, 1)
         return whole
     assert isinstance(model, Scorer)
-    for rows, values in model.scored(data, exclude_seen=False):
+    for rows, values in model.score_batches(data, exclude_seen=False):
         whole[rows] = values.numpy()
     return whole
 
@@ -72,7 +72,7 @@ def test_recommendations_are_the_best_scores_in_strict_order(name):
     model = made(name)
     items, values = model.recommend(DATA, 5, exclude_seen=True)
     expected = scores(model, DATA)
-    order = priority(ITEMS + 1).numpy()
+    order = tie_order(ITEMS + 1).numpy()
     for u in range(len(DATA)):
         allowed = [i for i in range(1, ITEMS + 1) if i not in DATA.row(u)]
         best = sorted(allowed, key=lambda i: (-expected[u, i], order[i]))[:5]

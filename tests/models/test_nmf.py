@@ -59,7 +59,7 @@ def test_factors_are_scikit_learns_and_scores_their_product(scaling, scale):
     reference = sklearn.NMF(6, init="nndsvda", random_state=0, max_iter=200).fit(x)
     np.testing.assert_allclose(model.parts[:, 1:], reference.components_, rtol=1e-3, atol=1e-4)
     assert (model.parts[:, 0] == 0).all()
-    for found, scores in model.scored(NEW, exclude_seen=False):
+    for found, scores in model.score_batches(NEW, exclude_seen=False):
         mixture = model.mixture(torch.from_numpy(rows(NEW, scale)[found]))
         np.testing.assert_allclose(scores[:, 1:], mixture @ model.parts[:, 1:], rtol=1e-4, atol=1e-5)
 

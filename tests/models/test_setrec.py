@@ -52,7 +52,7 @@ def batch_of(rows: list[list[int]]) -> Batch:
 
 def scores(model: SETRec, data: Sequences = DATA) -> np.ndarray:
     whole = np.empty((len(data), ITEMS + 1), np.float32)
-    for rows, values in model.scored(data, exclude_seen=False):
+    for rows, values in model.score_batches(data, exclude_seen=False):
         whole[rows] = values.numpy()
     return whole
 

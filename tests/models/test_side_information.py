@@ -48,7 +48,7 @@ def full(**asked) -> Side:
 
 def scores(model: Recommender, data: Sequences) -> np.ndarray:
     whole = np.empty((len(data), ITEMS + 1), np.float32)
-    for rows, values in model.scored(data, exclude_seen=False):
+    for rows, values in model.score_batches(data, exclude_seen=False):
         whole[rows] = values.numpy()
     return whole
 

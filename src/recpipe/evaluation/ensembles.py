@@ -24,7 +24,7 @@ from recpipe.data.protocol import TIMES, Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.evaluate import settings_id
 from recpipe.evaluation.metrics import metrics_from_ranks
-from recpipe.models.ordering import priority, rank_of
+from recpipe.layers.top_k import rank_of, tie_order
 from recpipe.models.recommender import SCORES_AT_ONCE, Recommender, Scorer
 from recpipe.training.bundle import Bundle
 
@@ -95,15 +95,15 @@ class Ensemble(Scorer):
     def requires_time(self) -> str:
         return max((member.requires_time for member in self.members), key=TIMES.index)
 
-    def falls_back(self, histories: Sequences) -> np.ndarray:
+    def needs_fallback(self, histories: Sequences) -> np.ndarray:
         """(U,) bool: for whom every member falls back."""
-        return np.logical_and.reduce([member.falls_back(histories) for member in self.members])
+        return np.logical_and.reduce([member.needs_fallback(histories) for member in self.members])
 
     def score(self, batch: Batch) -> Tensor:
-        raise TypeError("members of an ensemble batch users in their own ways: ask `scored`")
+        raise TypeError("members of an ensemble batch users in their own ways: ask `score_batches`")
 
     @torch.inference_mode()
-    def scored(
+    def score_batches(
         self,
         histories: Sequences,
         *,
@@ -111,7 +111,7 @@ class Ensemble(Scorer):
         candidates: Tensor | None = None,
         tokens: int = 1 << 15,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """As `Scorer.scored`; what no member would recommend is -inf."""
+        """As `Scorer.score_batches`; what no member would recommend is -inf."""
         weights = self.weighted(self.config.weights).config.weights
         for rows, parts_MBI, allowed_BI in self.parts(
             histories, exclude_seen=exclude_seen, candidates=candidates
@@ -160,7 +160,7 @@ def _scores(
     """(B, I + 1), -inf for what the member would not recommend; of lists, the scores of the items in them."""
     scores = torch.full((len(histories), member.n_items + 1), -torch.inf, device=member.device)
     if isinstance(member, Scorer):
-        for rows, found in member.scored(histories, exclude_seen=exclude_seen, candidates=candidates):
+        for rows, found in member.score_batches(histories, exclude_seen=exclude_seen, candidates=candidates):
             scores[torch.from_numpy(rows).to(scores.device)] = found
         return scores
     longest = min(getattr(member.config, "beam", member.n_items), member.n_items)
@@ -175,8 +175,8 @@ def _scores(
 
 
 def _places(scores_BI: Tensor) -> Tensor:
-    """(B, I) ranks from 1 in the strict order of `models.ordering`."""
-    by_priority = torch.argsort(priority(scores_BI.shape[1], scores_BI.device))
+    """(B, I) ranks from 1 in the strict order of `layers.top_k`."""
+    by_priority = torch.argsort(tie_order(scores_BI.shape[1], scores_BI.device))
     order = by_priority[torch.argsort(scores_BI[:, by_priority], dim=1, descending=True, stable=True)]
     places = torch.arange(1, scores_BI.shape[1] + 1, device=scores_BI.device, dtype=scores_BI.dtype)
     return torch.empty_like(scores_BI).scatter_(1, order, places.expand_as(scores_BI))

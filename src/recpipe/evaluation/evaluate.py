@@ -128,7 +128,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         best.log_normalizer,
         item_ids=bundle.vocabulary.ids,
         titles=bundle.title_table(),
-        cold=bundle.model.falls_back(test.histories),
+        cold=bundle.model.needs_fallback(test.histories),
     )
     return Evaluation(metrics, tables["test"], recommendations)
 
@@ -188,7 +188,7 @@ def _on_cold_users(bundle: Bundle, fold: Fold, protocol: Protocol, known: np.nda
     asked = Fold(fold.histories.select(np.arange(len(fold)), none, none), fold.targets)
     ranking = _rank(bundle, asked, protocol, max(protocol.cutoffs))
     ranks = ranking.table(asked, bundle.vocabulary, known=known)
-    fallback, fell = bundle.model.cold_users, int(bundle.model.falls_back(asked.histories).sum())
+    fallback, fell = bundle.model.cold_users, int(bundle.model.needs_fallback(asked.histories).sum())
     about = {
         "falls_back": fell,
         "settings": None if fallback is None else dataclasses.asdict(fallback.config),

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.evaluation.metrics import metrics_from_ranks
+from recpipe.layers.top_k import rank_of, top_k
 from recpipe.models.generator import Generator
-from recpipe.models.ordering import rank_of, top_k
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.progress import progress
 from recpipe.training.bundle import Bundle
@@ -82,7 +82,9 @@ def rank_fold(
     items, values = np.zeros((len(fold), k), np.int32), np.full((len(fold), k), -np.inf, np.float32)
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
     with progress(len(fold), "rank users", unit="users") as bar:
-        for rows, scores in model.scored(fold.histories, exclude_seen=exclude_seen, candidates=candidates):
+        for rows, scores in model.score_batches(
+            fold.histories, exclude_seen=exclude_seen, candidates=candidates
+        ):
             best, score = top_k(scores, k)
             items[rows], values[rows] = best.cpu().numpy(), score.cpu().numpy()
             free[rows] = (scores > -torch.inf).sum(1).cpu().numpy()

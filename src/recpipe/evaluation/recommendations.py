@@ -219,7 +219,7 @@ def recommend(
         ranking.log_normalizer,
         item_ids=bundle.vocabulary.ids,
         titles=bundle.title_table(),
-        cold=model.falls_back(asked),
+        cold=model.needs_fallback(asked),
     )
     return _with_codes(bundle, found)
 

@@ -90,11 +90,11 @@ class CodeTransformer(nn.Module):
         self.input = CodeInput(total, levels, shape.dim, users=shape.users, more=writes + more)
         self.encoder, self.decoder = Encoder(shape), Decoder(shape, recency=shape.recency)
         self.one_pass, self.scale, self.among = shape.one_pass, shape.dim**-0.5, shape.softmax
-        self.held: Held | None = None  # inside ``holding``
+        self.held: Held | None = None  # inside ``cached_weights``
         self.kept: Kept[Held] = Kept()
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
+    def cached_weights(self) -> Iterator[None]:
         """Inside, weights stay as they are: for searches, which a CPU then makes with weights prepared once, and kept
         for the next ones: to prepare them takes longer than a search for one user.
         """

@@ -79,7 +79,7 @@ class ItemInput(nn.Module):
         return torch.from_numpy(standardised(values) if name.startswith("vectors.") else values.copy())
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
+    def cached_weights(self) -> Iterator[None]:
         """Inside, the table is made once: for inference, where weights stay as they are."""
         self._held = self.table()
         try:

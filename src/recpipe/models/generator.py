@@ -18,7 +18,7 @@ from recpipe.data.batches import Batch, in_buckets
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, Steps, beam_search
 from recpipe.layers.code_tokens import ItemCodes
-from recpipe.models.ordering import top_k
+from recpipe.layers.top_k import top_k
 from recpipe.models.recommender import SCORES_AT_ONCE, Recommender
 
 AT_ONCE = 1 << 12  # events of histories in a batch: what a CPU's cache holds
@@ -63,7 +63,7 @@ def in_batches(
 class Searching(Recommender):
     """What finds lists in the tree of its ids, user by user, instead of scoring the whole catalogue."""
 
-    def holding(self) -> AbstractContextManager[None]:
+    def cached_weights(self) -> AbstractContextManager[None]:
         """Inside, weights stay as they are."""
         return nullcontext()
 
@@ -75,7 +75,7 @@ class Searching(Recommender):
     def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
         """The best ``k`` items (B, k), 0 for none, and their scores."""
 
-    def listed(
+    def top_k_batches(
         self,
         histories: Sequences,
         k: int,
@@ -102,8 +102,8 @@ class Searching(Recommender):
         """
         self.eval()
         data = self.on_device(histories, window=self.max_length)
-        cold = self.falls_back(histories)
-        with self.holding():
+        cold = self.needs_fallback(histories)
+        with self.cached_weights():
             for rows in in_batches(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k)):
                 limits = self._limits(histories, rows, exclude_seen, candidates, stochastic)
                 items, scores = self.found(data.batch(rows), k, limits)
@@ -136,7 +136,7 @@ class Searching(Recommender):
         candidates: Tensor | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         scores = self.cold_scores(histories, rows)
-        self.barred(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
+        self.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
         best, values = top_k(scores, k)
         return best.cpu().numpy().astype(np.int32), values.cpu().numpy()
 
@@ -180,7 +180,7 @@ class Generator(Searching):
         )
         return items_of(found, codes)
 
-    def listed(
+    def top_k_batches(
         self,
         histories: Sequences,
         k: int,

@@ -22,7 +22,7 @@ from recpipe.data.batches import Batch
 from recpipe.layers.attention import Mask, attend, causal_mask
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
-from recpipe.models.ordering import top_k
+from recpipe.layers.top_k import top_k
 from recpipe.models.recommender import NextItem
 
 

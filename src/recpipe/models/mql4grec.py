@@ -149,8 +149,8 @@ class MQL4GRec(Generator):
                     total, whole = total + self.config.alignment * aligned, whole + self.config.alignment
         return total / whole
 
-    def holding(self) -> AbstractContextManager[None]:
-        return self.transformer.holding()
+    def cached_weights(self) -> AbstractContextManager[None]:
+        return self.transformer.cached_weights()
 
     def steps(self, batch: Batch) -> Writing:
         return self._writing(batch, 0)

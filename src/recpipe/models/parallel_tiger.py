@@ -209,7 +209,7 @@ class ParallelTIGER(Scorer, Searching):
         best = exact_top(logs, self.codes.tree, min(k, len(self.codes.rows)), **limits.rows_of(self.codes))
         return items_of(best, self.codes)
 
-    def listed(
+    def top_k_batches(
         self,
         histories: Sequences,
         k: int,
@@ -218,7 +218,7 @@ class ParallelTIGER(Scorer, Searching):
         candidates: Tensor | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         walked = self.config.search == "exact" and len(self.codes.rows) > WALKED and self._distinct()
-        way = Searching.listed if walked else Scorer.listed
+        way = Searching.top_k_batches if walked else Scorer.top_k_batches
         yield from way(self, histories, k, exclude_seen=exclude_seen, candidates=candidates)
 
     def _distinct(self) -> bool:

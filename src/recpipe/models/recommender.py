@@ -23,7 +23,7 @@ from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.inputs import ItemInput
 from recpipe.layers.side import Side
-from recpipe.models.ordering import top_k
+from recpipe.layers.top_k import top_k
 from recpipe.progress import progress
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -72,7 +72,7 @@ class Recommender(nn.Module):
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
     @abstractmethod
-    def listed(
+    def top_k_batches(
         self,
         histories: Sequences,
         k: int,
@@ -98,14 +98,16 @@ class Recommender(nn.Module):
             raise ValueError(f"k is {k}; ask for at least one item")
         items = np.zeros((len(histories), min(k, self.n_items)), np.int32)
         scores = np.full(items.shape, -np.inf, np.float32)
-        lists = self.listed(histories, items.shape[1], exclude_seen=exclude_seen, candidates=candidates)
+        lists = self.top_k_batches(
+            histories, items.shape[1], exclude_seen=exclude_seen, candidates=candidates
+        )
         with progress(len(histories), "rank users", unit="users") as bar:
             for rows, found, values in lists:
                 items[rows], scores[rows] = found, values
                 bar.add(len(rows))
         return items, scores
 
-    def barred(
+    def mask_scores(
         self,
         scores: Tensor,
         histories: Sequences,
@@ -123,7 +125,7 @@ class Recommender(nn.Module):
             scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
         return scores
 
-    def falls_back(self, histories: Sequences) -> np.ndarray:
+    def needs_fallback(self, histories: Sequences) -> np.ndarray:
         """(U,) bool: whose answer is that of ``cold_users``, as the last ``max_length`` events hold no known item."""
         if self.cold_users is None:
             return np.zeros(len(histories), bool)
@@ -199,7 +201,7 @@ class Scorer(Recommender):
         return scores
 
     @torch.inference_mode()
-    def scored(
+    def score_batches(
         self,
         histories: Sequences,
         *,
@@ -216,12 +218,12 @@ class Scorer(Recommender):
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         most = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
-        cold = self.falls_back(histories)
+        cold = self.needs_fallback(histories)
         buckets = (*in_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold))
         with ExitStack() as stack:
             for module in self.modules():
                 if isinstance(module, ItemInput):
-                    stack.enter_context(module.holding())
+                    stack.enter_context(module.cached_weights())
             for rows in (part for each in buckets for part in np.split(each, range(most, len(each), most))):
                 if len(rows) == 0:
                     continue
@@ -229,10 +231,10 @@ class Scorer(Recommender):
                 scores = self.score(batch).float() if own else self.cold_scores(histories, rows)
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
-                self.barred(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
+                self.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
                 yield rows, self.refine(batch, scores) if own else scores
 
-    def listed(
+    def top_k_batches(
         self,
         histories: Sequences,
         k: int,
@@ -240,7 +242,7 @@ class Scorer(Recommender):
         exclude_seen: bool = True,
         candidates: Tensor | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for rows, scores in self.scored(histories, exclude_seen=exclude_seen, candidates=candidates):
+        for rows, scores in self.score_batches(histories, exclude_seen=exclude_seen, candidates=candidates):
             best, values = top_k(scores, k)
             yield rows, best.cpu().numpy(), values.cpu().numpy()
 

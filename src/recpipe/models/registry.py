@@ -15,7 +15,7 @@ from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.semantic_ids.ids import CatalogueIds
 
-NOT_MODELS = {"recommender", "generator", "registry", "ordering"}
+NOT_MODELS = {"recommender", "generator", "registry"}
 
 
 def types() -> list[str]:

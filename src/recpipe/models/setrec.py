@@ -169,7 +169,7 @@ class SETRec(Scorer):
         beta = torch.where(trained == described, self.beta, described.to(self.beta.dtype))
         return collaborative.mul_(1 - beta).add_(semantic.mul_(beta))
 
-    def scored(
+    def score_batches(
         self,
         histories: Sequences,
         *,
@@ -177,7 +177,7 @@ class SETRec(Scorer):
         candidates: Tensor | None = None,
         tokens: int = 1 << 15,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        yield from super().scored(
+        yield from super().score_batches(
             histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens // self.items.count
         )
 

@@ -65,8 +65,8 @@ class TIGER(Generator):
     def item_tables(self) -> dict[str, Tensor]:
         return {"codes": self.transformer.input.items(self.codes.tokens, self.codes.known)}
 
-    def holding(self) -> AbstractContextManager[None]:
-        return self.transformer.holding()
+    def cached_weights(self) -> AbstractContextManager[None]:
+        return self.transformer.cached_weights()
 
     def steps(self, batch: Batch) -> Writing:
         read = self.transformer.read(batch, self.codes.tokens)

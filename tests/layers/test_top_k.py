@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from recpipe.models.ordering import priority, rank_of, top_k
+from recpipe.layers.top_k import rank_of, tie_order, top_k
 
 
 def strict(scores: np.ndarray) -> list[list[int]]:
-    order = priority(scores.shape[1]).numpy()
+    order = tie_order(scores.shape[1]).numpy()
     return [sorted(range(scores.shape[1]), key=lambda i: (-row[i], order[i])) for row in scores]
 
 

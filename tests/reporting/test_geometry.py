@@ -13,8 +13,8 @@ from recpipe.data.sequences import Vocabulary
 from recpipe.evaluation.geometry.study import Items, Settings, geometry
 from recpipe.evaluation.geometry.tables import Source, random_tables
 from recpipe.reporting.captions import CAPTIONS, GEOMETRY, IDS
+from recpipe.reporting.figures.geometry import geometry_figures
 from recpipe.reporting.geometry import COLUMNS, section
-from recpipe.reporting.geometry_figures import geometry_figures
 from recpipe.reporting.html import page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

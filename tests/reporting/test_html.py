@@ -13,9 +13,9 @@ from tests.reporting.browser import needs_chromium, open_page
 from tests.reporting.finished import catalogue, finished
 
 from recpipe.reporting.captions import CAPTIONS
-from recpipe.reporting.figures import figures
+from recpipe.reporting.figures.insights import insight_figures
+from recpipe.reporting.figures.runs import figures
 from recpipe.reporting.html import before_and_after, page
-from recpipe.reporting.insight_figures import insight_figures
 from recpipe.reporting.insights import insights
 from recpipe.reporting.leaderboard import leaderboard
 

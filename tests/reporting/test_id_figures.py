@@ -10,7 +10,7 @@ import numpy as np
 import plotly.io
 import pytest
 
-from recpipe.reporting.id_figures import quality_rows, sunburst, usage_heatmap
+from recpipe.reporting.figures.semantic_ids import quality_rows, sunburst, usage_heatmap
 
 EVIL = '<script>alert("title")</script> & <a href="http://x">'
 

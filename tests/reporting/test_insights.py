@@ -11,7 +11,7 @@ from recpipe.evaluation.lists import Lists, list_metrics
 from recpipe.evaluation.metrics import calibration
 from recpipe.evaluation.segments import segments
 from recpipe.evaluation.significance import PerUser, compare
-from recpipe.reporting.insight_figures import insight_figures
+from recpipe.reporting.figures.insights import insight_figures
 from recpipe.reporting.insights import OnDisk, certainty_table, insights, lists_table
 from recpipe.reporting.leaderboard import leaderboard, to_markdown, to_text
 

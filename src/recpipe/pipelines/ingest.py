@@ -20,7 +20,7 @@ from recpipe.pipelines.wiring import Wiring
 
 def fetch_source(dataset: DatasetConfig, paths: DataPaths) -> dict[str, Any]:
     """List the raw files, after a download of missing ones."""
-    from recpipe.data.files import fetch
+    from recpipe.data.files.fetch import fetch
 
     paths.raw.mkdir(parents=True, exist_ok=True)
     return fetch(dataset.model_dump(exclude_unset=True), paths.raw)

@@ -45,7 +45,7 @@ def measure_ids(
     dataset: DatasetConfig,
 ) -> tuple[dict[str, Figure], dict[str, Any]]:
     """Measure the quality of ids for the gate; draw code usage and the first codes."""
-    from recpipe.reporting import id_figures
+    from recpipe.reporting.figures import semantic_ids as id_figures
     from recpipe.semantic_ids import build
 
     table = items.to_arrow()

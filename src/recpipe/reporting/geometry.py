@@ -19,9 +19,9 @@ from recpipe.evaluation.geometry.study import geometry as measure
 from recpipe.evaluation.geometry.tables import Source, encoder_source
 from recpipe.evaluation.lists import Popularity
 from recpipe.evaluation.segments import POPULARITY
+from recpipe.reporting.figures.geometry import geometry_figures
 from recpipe.reporting.formatting import MISSING, count, percent
-from recpipe.reporting.geometry_figures import geometry_figures
-from recpipe.reporting.run_store import DamagedFileError, RunStore, problem
+from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
 
 if TYPE_CHECKING:
     from recpipe.config.schema import GeometryConfig
@@ -103,7 +103,7 @@ def _quality(runs: RunStore, metric: str, protocol: str) -> dict[str, float]:
     """Validation metric by run under ``protocol``, to sort models; test metric of models without validation fold."""
     quality = {}
     for run, metrics in runs.metrics.readable().items():
-        if problem(metrics) or metrics["protocol"]["id"] != protocol:
+        if check_metrics(metrics) or metrics["protocol"]["id"] != protocol:
             continue
         value = (metrics.get("valid") or {}).get(metric, metrics["test"].get(metric))
         if value is not None:

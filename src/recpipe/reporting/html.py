@@ -23,10 +23,10 @@ import polars as pl
 from recpipe.reporting import formatting as wording
 from recpipe.reporting.captions import CAPTIONS, GEOMETRY, IDS, PROTOCOL
 from recpipe.reporting.examples import Example
-from recpipe.reporting.figures import figures
+from recpipe.reporting.figures.insights import insight_figures
+from recpipe.reporting.figures.runs import figures
 from recpipe.reporting.formatting import count, number, percent, span
 from recpipe.reporting.geometry import Section as Geometry
-from recpipe.reporting.insight_figures import insight_figures
 from recpipe.reporting.insights import Table, certainty_table, lists_table
 from recpipe.reporting.leaderboard import groups, leaderboard, made_of, table_cells
 from recpipe.reporting.run_store import Run, read_runs

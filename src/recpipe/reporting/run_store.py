@@ -98,7 +98,7 @@ def read_runs(runs: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:
     latest: dict[tuple[str, ...], Run] = {}
     problems = []
     for number, fields in enumerate(runs, start=1):
-        found = problem(fields)
+        found = check_metrics(fields)
         if found:
             problems.append(f"run {number} ({_label(fields)}) is left out: {found}")
             continue
@@ -109,7 +109,7 @@ def read_runs(runs: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:
     return [latest[key] for key in sorted(latest)], problems
 
 
-def problem(fields: Any) -> str | None:
+def check_metrics(fields: Any) -> str | None:
     """Why `read_runs` leaves this metrics.json out; None for one that it takes."""
     if not isinstance(fields, Mapping):
         return f"it holds a {type(fields).__name__}, not an object"
@@ -231,7 +231,7 @@ class RunStore:
 
     @cached_property
     def metrics(self) -> RunFiles[Any]:
-        """metrics.json of each run, which ``runs.problem`` checks."""
+        """metrics.json of each run, which ``check_metrics`` checks."""
         paths = _latest(self.reporting, "metrics.json")
         return RunFiles(paths, read_json, "metrics", loaded=self.results)
 

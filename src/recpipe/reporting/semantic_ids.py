@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from recpipe.reporting.figures.semantic_ids import quality_rows
 from recpipe.reporting.formatting import codes_per_level, count, percent
-from recpipe.reporting.id_figures import quality_rows
 
 NAMES = {
     "text": "text",

@@ -9,8 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from recpipe.reporting.figures.studies import context_figures, label, study_figures
 from recpipe.reporting.formatting import MISSING, count, metric_title, percent, seconds, short
-from recpipe.reporting.study_figures import context_figures, label, study_figures
 
 Loads = Mapping[str, Callable[[], Any]]
 Table = tuple[list[str], list[list[str]]]

@@ -20,13 +20,13 @@ from recpipe.reporting import examples as users
 from recpipe.reporting import geometry as geometry_tables
 from recpipe.reporting import html, semantic_ids, summary
 from recpipe.reporting.captions import FIGURES
-from recpipe.reporting.figures import figures
-from recpipe.reporting.geometry_figures import geometry_figures
-from recpipe.reporting.insight_figures import insight_figures
+from recpipe.reporting.figures.geometry import geometry_figures
+from recpipe.reporting.figures.insights import insight_figures
+from recpipe.reporting.figures.runs import figures
 from recpipe.reporting.insights import Catalogue, OnDisk, Vectors
 from recpipe.reporting.insights import insights as compute_insights
 from recpipe.reporting.leaderboard import leaderboard, to_markdown
-from recpipe.reporting.run_store import DamagedFileError, RunStore, problem
+from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
 from recpipe.reporting.studies import Studies, studies
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _own_metrics(runs: RunStore, dataset: str) -> dict[str, Any]:
 
 def _protocols(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Protocols by run, where the metrics are complete."""
-    return {run: each["protocol"] for run, each in metrics.items() if not problem(each)}
+    return {run: each["protocol"] for run, each in metrics.items() if not check_metrics(each)}
 
 
 def _page_protocol(

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from recpipe.reporting.drawing import COLOURS, colour, figure, mark, text
+from recpipe.reporting.figures import COLOURS, colour, figure, mark, text
 from recpipe.reporting.formatting import metric_title, percent
 from recpipe.reporting.leaderboard import groups, leaderboard, same_column
 

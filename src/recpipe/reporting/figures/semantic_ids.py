@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import polars as pl
 from numpy.typing import NDArray
 
-from recpipe.reporting.drawing import COLOURS
+from recpipe.reporting.figures import COLOURS
 from recpipe.reporting.formatting import count
 
 LIMIT = 4.0  # times the even use from which on a code is drawn in full colour

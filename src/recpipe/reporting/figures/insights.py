@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from recpipe.evaluation.segments import POPULARITY, WARMTH, length_names
-from recpipe.reporting.drawing import COLOURS, colour, figure, mark, text
+from recpipe.reporting.figures import COLOURS, colour, figure, mark, text
 from recpipe.reporting.formatting import metric_title, probability
 from recpipe.reporting.leaderboard import COLD_SHARE
 

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from recpipe.reporting.drawing import COLOURS, colour, figure, text
+from recpipe.reporting.figures import COLOURS, colour, figure, text
 from recpipe.reporting.formatting import metric_title, seconds
 
 MOST = 3  # models with rows in the heat map

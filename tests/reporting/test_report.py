@@ -20,7 +20,7 @@ from tests.synthetic import sequences
 from recpipe.config.schema import DatasetConfig, ReportConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.reporting import page
+from recpipe.reporting import report
 from recpipe.reporting.captions import FIGURES
 from recpipe.reporting.examples import from_json, to_json
 
@@ -36,7 +36,7 @@ STEPS = pl.DataFrame(
         "last_timestamp": [9, 9],
     }
 )
-SPLIT = Protocol(dataset="shop", fingerprint="f", steps=page.steps_of(STEPS))
+SPLIT = Protocol(dataset="shop", fingerprint="f", steps=report.steps_of(STEPS))
 UNSEEN = replace(SPLIT, exclude_seen=False)
 ELSEWHERE = replace(SPLIT, fingerprint="other")
 REPORT = ReportConfig(metric="ndcg@10", baseline="best", resamples=200, examples=4, history=2, recommended=10)
@@ -65,7 +65,7 @@ def changed(folder, run, **fields):
 class Report:
     """All five steps, with what they hand on as JSON."""
 
-    def __init__(self, runs, *, models=("sasrec",), steps=STEPS, report=REPORT):
+    def __init__(self, runs, *, models=("sasrec",), steps=STEPS, config=REPORT):
         rows = [[1 + (user + at) % len(IDS) for at in range(4)] for user in range(USERS)]
         histories = replace(
             sequences(rows), users=np.array([f"u{user}" for user in range(USERS)], dtype=object)
@@ -73,15 +73,15 @@ class Report:
         fold = Fold(histories, histories)
         vocabulary, split = Vocabulary(IDS), json.loads(json.dumps(described(SPLIT)))
         items = pa.table({"item_id": IDS.tolist(), "title": [f"title of {item}" for item in IDS]})
-        insights = page.analyse(runs, histories, vocabulary, split, models=models, seed=42, report=report)
+        insights = report.analyse(runs, histories, vocabulary, split, models=models, seed=42, report=config)
         self.insights = json.loads(json.dumps(insights))
-        self.board, self.markdown = page.rank(runs, self.insights, metric=report.metric)
+        self.board, self.markdown = report.rank(runs, self.insights, metric=config.metric)
         about = {"profile": {}, "steps": steps, "geometry": None}
-        self.figures = page.draw(runs, self.insights, self.board, **about, metric=report.metric)
-        users = page.pick(runs, self.insights, self.board, fold, vocabulary, items, report)
+        self.figures = report.draw(runs, self.insights, self.board, **about, metric=config.metric)
+        users = report.pick(runs, self.insights, self.board, fold, vocabulary, items, config)
         self.examples = from_json(json.loads(json.dumps(to_json(users))))
         assert self.examples == users
-        self.html, self.summary = page.write(
+        self.html, self.summary = report.write(
             runs, self.insights, self.board, self.examples, **about, dataset=DATASET
         )
 
@@ -111,7 +111,7 @@ def test_a_report_of_finished_runs(folder):
 
 
 def test_it_needs_neither_kedro_nor_mlflow():
-    code = "import sys, recpipe.reporting.page, recpipe.semantic_ids.build, recpipe.reporting.geometry\n"
+    code = "import sys, recpipe.reporting.report, recpipe.semantic_ids.build, recpipe.reporting.geometry\n"
     code += (
         "print([name for name in ('kedro', 'kedro_datasets', 'mlflow', 'omegaconf') if name in sys.modules])"
     )
@@ -191,7 +191,7 @@ def test_runs_that_are_not_this_data_sets_or_not_whole_are_left_out(folder):
 
 
 def test_a_log_ingested_with_other_steps_than_the_split_saw_is_said(folder, caplog):
-    with caplog.at_level(logging.WARNING, logger="recpipe.reporting.page"):
+    with caplog.at_level(logging.WARNING, logger="recpipe.reporting.report"):
         assert "not of the data behind the numbers" not in Report(store(folder)).words
         assert not caplog.records
         steps = STEPS.with_columns(detail=pl.Series(["{}", '{"k": 6}']))

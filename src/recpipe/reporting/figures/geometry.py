@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from recpipe.evaluation.segments import POPULARITY
-from recpipe.reporting.drawing import COLOURS, figure, text
+from recpipe.reporting.figures import COLOURS, figure, text
 from recpipe.reporting.formatting import count
 
 LINES, CELLS = 6, 12  # tables in a figure of lines, and beside each other

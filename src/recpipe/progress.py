@@ -8,6 +8,9 @@ only switch::
         for rows in batches:
             ...
             bar.add(len(rows))
+
+``report_epoch`` sends rows of a training curve to the function that ``set_epoch_listener`` was called with: Kedro's own
+hooks are called at the end of a node only.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
@@ -298,3 +301,20 @@ def _literal(text: str) -> str:
 
 
 _innermost: ContextVar[Step | Progress | None] = ContextVar("innermost step or progress", default=None)
+
+
+Listener = Callable[[Mapping[str, Any]], None]
+
+_listener: ContextVar[Listener | None] = ContextVar("listener to epochs", default=None)
+
+
+def set_epoch_listener(listener: Listener | None) -> None:
+    """Set the function that `report_epoch` calls in this thread; None removes it."""
+    _listener.set(listener)
+
+
+def report_epoch(row: Mapping[str, Any]) -> None:
+    """Send a row of a training curve to the listener."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(row)

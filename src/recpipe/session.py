@@ -1,28 +1,32 @@
-"""Kedro's session and config loader of this project: one configuration, and pipelines built for the models of a run.
+"""Kedro session and config loader of the project, and the plan of runs over several seeds.
 
 ``recpipe.config`` reads and checks the configuration once. Kedro gets its parameters from there, and the globals for
-the paths of the catalog.
+the paths of the catalog. Pipelines are built for the models of a run.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
 from kedro.utils import find_kedro_project
 
-from recpipe.config import ConfigError, Configuration
+from recpipe.config import ConfigError, Configuration, split_names
 from recpipe.hooks.checks import check_types
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals
-from recpipe.pipelines.seeds import parse_seeds, plan
-from recpipe.pipelines.wiring import command_wiring, model_info, remember, use_wiring
+from recpipe.pipelines.wiring import WHOLE, command_wiring, model_info, remember, use_wiring
 
 log = logging.getLogger(__name__)
 
+ONCE = ("ingest", "embed", "semantic_ids")  # pipelines that do not depend on the seed; they run first
+REPORT = "report"
+LAST = ("geometry", REPORT)  # pipelines that compare all seeds; they run last
+PER_SEED = ["train", "evaluate"]  # of the whole project
+Plan = list[tuple[int, list[str] | None]]
 NODE_FILTERS = ("tags", "node_names", "namespaces", "from_nodes", "to_nodes", "from_inputs", "to_outputs")
 
 
@@ -83,7 +87,7 @@ class RecpipeSession(SessionWithOneLoader):
         """Run a session for each seed, since Kedro allows one run in each; return the outputs of the last one."""
         filtered = any(options.get(name) for name in NODE_FILTERS)
         outputs: dict[str, Any] = {}
-        for seed, pipelines in plan(seeds, options["pipeline_names"], filtered=filtered):
+        for seed, pipelines in plan_runs(seeds, options["pipeline_names"], filtered=filtered):
             log.info("seed %s: %s", seed, ", ".join(pipelines or ["the whole project"]))
             params = {**(self.store.get("runtime_params") or {}), "seed": seed, "seeds": None}
             with self.sibling(params) as session:
@@ -110,3 +114,39 @@ def requested_seeds(configuration: Configuration) -> list[int]:
     if seeds and "seeds" in overrides and "seed" in overrides:
         raise ConfigError(f"seed={overrides['seed']} and seeds={overrides['seeds']}: give one of the two")
     return [] if "seeds" not in overrides and "seed" in overrides else seeds
+
+
+def parse_seeds(seeds: Any) -> list[int]:
+    """Parse `42+123`, 42 or a list to a list without repeats, null to []. Raises ValueError for other values."""
+    if seeds is None:
+        return []
+    words = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else split_names(seeds)
+    try:
+        numbers = [int(str(word)) for word in words]
+    except ValueError:
+        numbers = [-1]
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"seeds is {seeds!r}; give whole numbers from 0, as 42+123+2023")
+    return list(dict.fromkeys(numbers))
+
+
+def plan_runs(seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered: bool = False) -> Plan:
+    """Seed and pipelines of each run, in order; pipelines are None for the whole project.
+
+    ``filtered``: the command selects nodes, so every seed runs the same pipelines.
+    """
+    first, *others = seeds
+    if filtered or not others:
+        return [(seed, list(pipelines) if pipelines else None) for seed in seeds]
+    ends = [name for name in pipelines or () if name in LAST]
+    if not pipelines or WHOLE in pipelines:
+        return [
+            (first, None),
+            *((seed, PER_SEED) for seed in others),
+            (first, [*(name for name in ends if name != REPORT), REPORT]),
+        ]
+    begins = [name for name in pipelines if name not in LAST]
+    again = [name for name in begins if name not in ONCE]
+    runs: Plan = [(first, begins)] if begins else []
+    runs += [(seed, again) for seed in others if again]
+    return [*runs, (first, ends)] if ends else runs

@@ -21,9 +21,8 @@ from recpipe.config import RunConfig
 from recpipe.evaluation.evaluate import Evaluation
 from recpipe.hooks import TrackingHooks
 from recpipe.hooks.mlflow_runs import allowed, flat, metric_values, numbers
-from recpipe.io.figures import FiguresDataset
-from recpipe.io.files import TextDataset
-from recpipe.pipelines.progress import tell
+from recpipe.io.datasets import FiguresDataset, TextDataset
+from recpipe.progress import report_epoch
 
 METRICS = {
     "dataset": "shop",
@@ -44,7 +43,7 @@ class Block(BaseModel):
 
 def train(params: dict, block: Block) -> SimpleNamespace:
     """As much of a bundle as is tracked; the first epoch was logged when it ended."""
-    tell(CURVE[0])
+    report_epoch(CURVE[0])
     return SimpleNamespace(curve=CURVE)
 
 

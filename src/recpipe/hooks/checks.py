@@ -162,7 +162,7 @@ def _check_engine(ingest: dict[str, Any]) -> None:
 
 def _check_encoders(names: list[str], catalog: Any) -> None:
     from recpipe.content.vector_file import VectorFile
-    from recpipe.pipelines.encoders import image_encoder, text_encoder
+    from recpipe.pipelines.embed import image_encoder, text_encoder
 
     embed: EmbedConfig = catalog.load("params:embed")
     if "text_encoders" in names:

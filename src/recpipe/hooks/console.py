@@ -1,8 +1,6 @@
-"""Console output of a run: a line per step with its seconds, and the progress of the current step.
+"""Console output of a run: a line per step with its seconds, progress of the current step, summary of the report.
 
 conf/logging.yml mutes Kedro's own lines on nodes, which name every input and output.
-
-Summary of the report on the terminal after a run, and the path of its HTML page.
 """
 
 from __future__ import annotations
@@ -24,7 +22,9 @@ from recpipe.kedro_compat import file_of, nodes_to_resume_from
 from recpipe.progress import Clock, Step, duration, logging_above_bars
 
 log = logging.getLogger(__name__)
+summary_log = logging.getLogger("recpipe.summary")  # conf/logging.yml shows it without time and level
 
+SUMMARY, PAGE = "summary", "report_html"  # catalog entries of the report
 WATCH = 0.5  # seconds between two checks of the thread that reports a running step
 LABEL = 40  # characters that labels are padded to, at most
 MODEL = "_model"  # suffix of node names that the model of the namespace completes
@@ -178,10 +178,6 @@ class _RunningStep:
         display = self.step.display
         while display is not None and not self._ended.wait(WATCH):
             display.beat(self.step.name, self.seconds())
-
-
-SUMMARY, PAGE = "summary", "report_html"
-summary_log = logging.getLogger("recpipe.summary")  # conf/logging.yml shows it without time and level
 
 
 class SummaryHooks:

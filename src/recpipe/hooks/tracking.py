@@ -19,8 +19,8 @@ from kedro.pipeline.node import Node
 from recpipe.config import ID_KINDS
 from recpipe.hooks.mlflow_runs import MlflowRuns, flat
 from recpipe.kedro_compat import loaded_file
-from recpipe.pipelines.progress import listen
 from recpipe.pipelines.wiring import STAGES
+from recpipe.progress import set_epoch_listener
 
 SHARED = {"ingest", "report"}  # groups without a run of their own
 
@@ -75,7 +75,7 @@ class TrackingHooks:
                 params |= flat(value, name.removeprefix("params:"))
         group = self._group(node.namespace)
         runs.guard(lambda: runs.params(group, params))
-        listen(lambda row: runs.guard(lambda: runs.curves(group, [row])))
+        set_epoch_listener(lambda row: runs.guard(lambda: runs.curves(group, [row])))
 
     def _started_runs(self) -> MlflowRuns | None:
         """The runs, opened at the first call. None where tracking is off."""
@@ -92,7 +92,7 @@ class TrackingHooks:
     @hook_impl
     def after_node_run(self) -> None:
         """Stop listening to the node's epochs."""
-        listen(None)
+        set_epoch_listener(None)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
@@ -131,7 +131,7 @@ class TrackingHooks:
     def on_pipeline_error(self, error: Exception) -> None:
         """Close the runs as failed, with the error as a tag."""
         runs, self._runs = self._started_runs(), None
-        listen(None)
+        set_epoch_listener(None)
         if runs is not None:
             runs.close("FAILED", reason=f"{type(error).__name__}: {error}")
 

@@ -1,22 +1,48 @@
-"""Nodes of embed: calls into recpipe.content.
-
-Wiring of embed: a node per modality in the namespace of its semantic ids, and one that joins text and image.
-
-Pipeline embed: item vectors from texts and images, cached by content.
-"""
+"""Pipeline embed: item vectors of texts and images, cached by content. A node per modality, and one that joins them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from recpipe.config import DataPaths
-from recpipe.config.schema import DatasetConfig, EmbedConfig
+from recpipe.config import DataPaths, build_config
+from recpipe.config.schema import DatasetConfig, EmbedConfig, select_block
 from recpipe.pipelines.content_kinds import BOTH, IMAGE, TEXT
-from recpipe.pipelines.encoders import image_encoder, text_encoder
 from recpipe.pipelines.types import DataFrame, Embeddings
 from recpipe.pipelines.wiring import Wiring
+
+
+def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
+    """Settings of `text_encoders.<name>`: EncoderConfig, TfidfConfig or VectorFile, by its `kind`."""
+    from recpipe.content.text_embeddings import EncoderConfig
+    from recpipe.content.tfidf import TfidfConfig
+    from recpipe.content.vector_file import VectorFile
+
+    kinds = {"encoder": EncoderConfig, "tfidf": TfidfConfig, "file": VectorFile}
+    return _encoder("text", name, encoders, kinds)
+
+
+def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
+    """Settings of `image_encoders.<name>`: ImageConfig or VectorFile, by its `kind`."""
+    from recpipe.content.image_embeddings import ImageConfig
+    from recpipe.content.vector_file import VectorFile
+
+    return _encoder("image", name, encoders, {"encoder": ImageConfig, "file": VectorFile})
+
+
+def _encoder(modality: str, name: str, encoders: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
+    block, where = select_block(name, encoders, what=f"embed.{modality}"), f"{modality}_encoders.{name}"
+    if (kind := block.pop("kind", "encoder")) not in kinds:
+        raise ValueError(f"{where}.kind is {kind!r}; allowed: {', '.join(kinds)}")
+    return _settings(kinds[kind], block, where)
+
+
+def _settings(cls: Any, block: dict[str, Any], where: str) -> Any:
+    if "source" in cls.__dataclass_fields__ and not isinstance(block.get("source"), str):
+        raise ValueError(f"{where}.source is {block.get('source')!r}; give a hub name or a folder")
+    return build_config(cls, block, where=where)
 
 
 def embed_text(
@@ -27,8 +53,7 @@ def embed_text(
     paths: DataPaths,
 ) -> Embeddings:
     """Embed the items' texts; the encoder is loaded only for texts that are not in the cache."""
-    from recpipe.content import item_texts as item_tables
-    from recpipe.content import item_texts as templates
+    from recpipe.content import item_texts
     from recpipe.content.text_embeddings import embed_texts
     from recpipe.content.tfidf import TfidfConfig, embed_tfidf
     from recpipe.content.vector_file import VectorFile, embed_file
@@ -41,10 +66,10 @@ def embed_text(
     if isinstance(config, VectorFile):
         return embed_file(items.to_arrow(), paths.raw, config, modality="text")
     folder = paths.cache("text") / embed.text
-    table = item_tables.without_stand_ins(items.to_arrow())
+    table = item_texts.without_stand_ins(items.to_arrow())
     for extra in content.tables:
-        table = item_tables.with_columns(table, paths.raw, **extra.model_dump())
-    texts = templates.texts(table, content.template)
+        table = item_texts.with_columns(table, paths.raw, **extra.model_dump())
+    texts = item_texts.texts(table, content.template)
     ids = table["item_id"].to_pylist()
     if isinstance(config, TfidfConfig):
         return embed_tfidf(
@@ -120,6 +145,3 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
         ),
     }
     return Pipeline([nodes[modality] for modality in wiring.vectors])
-
-
-__all__ = ["create_pipeline"]

@@ -1,23 +1,42 @@
-"""Node of evaluate: ranks and metrics of a bundle on both folds, recommendations, submission file.
-
-Wiring of evaluate: the same node for every model, from its bundle alone.
-
-Pipeline evaluate: ranks, metrics, recommendations and a submission file of a trained model.
-"""
+"""Pipeline evaluate: ranks, metrics, recommendations and a submission file of each bundle."""
 
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.config.schema import EvaluateConfig
 from recpipe.data.protocol import Protocol
-from recpipe.pipelines.provenance import commit
 from recpipe.pipelines.types import Bundle, Evaluation, Fold, TrainingData
 from recpipe.pipelines.wiring import Wiring
+
+
+@cache
+def commit() -> str | None:
+    """Short commit of the code, with + where tracked files differ from it; None outside a git checkout."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "--short", "HEAD")
+        changes = _git(
+            here, "status", "--porcelain", "--untracked-files=no", "--", "../../../src", "../../../conf"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    process = subprocess.run(
+        ["git", *words], cwd=folder, check=True, capture_output=True, text=True, timeout=10
+    )
+    return process.stdout.strip()
+
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +99,3 @@ def bundle_pipeline(wiring: Wiring, function: Callable[..., Any], output: str, *
             for model in wiring.models
         ]
     )
-
-
-__all__ = ["create_pipeline"]

@@ -21,10 +21,10 @@ from recpipe.pipelines.wiring import Wiring
 
 def fit_quantizer(embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths) -> Quantizer:
     """Fit a quantizer, or take that of another data set or of an earlier run."""
-    from recpipe.pipelines.progress import tell
+    from recpipe.progress import report_epoch
     from recpipe.semantic_ids import build
 
-    return build.fit(embeddings, build.EarlierIds.of(paths, config), config, on_epoch=tell)
+    return build.fit(embeddings, build.EarlierIds.of(paths, config), config, on_epoch=report_epoch)
 
 
 def assign_ids(

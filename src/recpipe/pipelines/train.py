@@ -1,9 +1,4 @@
-"""Nodes of train: calls into recpipe.data and recpipe.training.
-
-Wiring of train: one split for all, then a node per model.
-
-Pipeline train: the split, and a trained model (bundle) per model.
-"""
+"""Pipeline train: the split, and a trained model (bundle) per model."""
 
 from __future__ import annotations
 
@@ -50,10 +45,10 @@ def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths
 
     ``inputs``: those of ``ItemInputs.of``, and ``start``, the bundle of the run ``init_from``.
     """
-    from recpipe.pipelines.progress import tell
+    from recpipe.progress import report_epoch
 
     job = training_job(config, training_data, paths, **inputs)
-    trained, description = job.train(on_epoch=tell)
+    trained, description = job.train(on_epoch=report_epoch)
     return job.bundle(trained, description)
 
 

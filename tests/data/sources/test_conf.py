@@ -13,8 +13,7 @@ from recpipe.config import Configuration, build_config, read_parameters
 from recpipe.config.files import Tree, block, merge, tree_of
 from recpipe.config.schema import DatasetConfig
 from recpipe.data import readers as sources
-from recpipe.data.files import fetch
-from recpipe.data.files.fetch import SourceMissing
+from recpipe.data.files.fetch import SourceMissing, fetch
 
 CONF = Path(__file__).parents[3] / "conf"
 FOLDER = CONF / "base/parameters/datasets"

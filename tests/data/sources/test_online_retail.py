@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recpipe.data.files import fetch
+from recpipe.data.files.fetch import fetch
 
 from .conftest import Reading, rows
 

@@ -1,0 +1,329 @@
+"""Kedro datasets: stock ones with atomic writes, and those of the library's own objects and folders.
+
+A file or folder is complete or absent. Paths, versions and previews of stock datasets are those of kedro-datasets.
+Heavy libraries (torch, plotly, the reader of runs) are imported at the first load or save.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from kedro.io.core import AbstractDataset, AbstractVersionedDataset, DatasetError, Version
+from kedro_datasets._typing import HTMLPreview, PlotlyPreview, TablePreview
+from kedro_datasets.json import JSONDataset as StockJSON
+from kedro_datasets.polars import EagerPolarsDataset as StockTable
+from kedro_datasets.text import TextDataset as StockText
+
+from recpipe.data.atomic import replaced_file, replaced_folder
+from recpipe.kedro_compat import WholeFile, unwrapped
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from recpipe.evaluation.evaluate import Evaluation
+    from recpipe.reporting.run_store import RunStore
+
+
+class JSONDataset(WholeFile, StockJSON):
+    """Any JSON value."""
+
+
+class TextDataset(WholeFile, StockText):
+    """A text file, previewed in kedro-viz by its first lines."""
+
+    def preview(self, lines: int = 60) -> HTMLPreview:
+        """kedro-viz takes this for Markdown: as a block of code, indented since it reads # as a heading even there."""
+        text = str(unwrapped(super().load)(self))
+        return HTMLPreview("\n".join(["```", *(f" {line}" for line in text.splitlines()[:lines]), "```"]))
+
+
+class TableDataset(WholeFile, StockTable):
+    """A polars DataFrame as Parquet or CSV (`file_format`)."""
+
+
+# Values of `holds`: classes with `write(path)` and a class method `read(path)`.
+CLASSES = {
+    "vocabulary": "recpipe.data.sequences.Vocabulary",
+    "sequences": "recpipe.data.sequences.Sequences",
+    "fold": "recpipe.data.sequences.Fold",
+    "training_data": "recpipe.data.splits.TrainingData",
+    "embeddings": "recpipe.content.embeddings.Embeddings",
+    "semantic_ids": "recpipe.semantic_ids.ids.SemanticIds",
+    "prefix_tree": "recpipe.semantic_ids.prefix_tree.PrefixTree",
+}
+
+
+class ObjectDataset(AbstractDataset[Any, Any]):
+    """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`."""
+
+    def __init__(self, *, filepath: str, holds: str, metadata: dict[str, Any] | None = None) -> None:
+        if holds not in CLASSES:
+            raise DatasetError(f"holds is {holds!r} in the catalog; allowed: {', '.join(sorted(CLASSES))}")
+        self._filepath = Path(filepath)
+        self._holds = holds
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "holds": self._holds}
+
+    def _class(self) -> Any:
+        module, name = CLASSES[self._holds].rsplit(".", 1)
+        return getattr(import_module(module), name)
+
+    def load(self) -> Any:
+        return self._class().read(self._filepath)
+
+    def save(self, data: Any) -> None:
+        if not isinstance(data, self._class()):
+            raise DatasetError(f"this entry holds {CLASSES[self._holds]}, not {type(data).__name__}")
+        self._filepath.parent.mkdir(parents=True, exist_ok=True)
+        data.write(self._filepath)
+
+    def preview(self, nrows: int = 20) -> TablePreview:
+        """The first rows of a Parquet file for kedro-viz, lists as text, without vectors."""
+        import polars as pl
+
+        if self._filepath.suffix != ".parquet":
+            return TablePreview({"index": [], "columns": [], "data": []})
+        table = pl.scan_parquet(self._filepath).head(nrows).collect()
+        columns = [name for name in table.columns if name != "vector"]
+        rows = [
+            [value if value is None else str(value)[:120] for value in row]
+            for row in table.select(columns).rows()
+        ]
+        return TablePreview({"index": list(range(len(rows))), "columns": columns, "data": rows})
+
+    def _exists(self) -> bool:
+        return self._filepath.exists()
+
+
+class BundleDataset(AbstractVersionedDataset[Any, Any]):
+    """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
+
+    `optional` loads None where there is no bundle. `curves` is the file of the training curve, written as `{path: ...}`
+    in the catalog, where Kedro makes paths absolute; without it the curve is not saved.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        device: str = "cpu",
+        optional: bool = False,
+        curves: dict[str, str] | None = None,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(filepath=PurePosixPath(filepath), version=version)
+        self._device, self._optional = device, optional
+        self._curves = None if curves is None else Path(curves["path"])
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "device": self._device, "version": self._version}
+
+    def load(self) -> Any:
+        from recpipe.training.bundle import load_bundle
+
+        folder = Path(self._filepath)
+        if not folder.is_dir():
+            if self._optional:
+                return None
+            raise DatasetError(f"{folder} does not exist: {_training_command(folder)}")
+        return load_bundle(Path(self._get_load_path()), device=self._device)
+
+    def save(self, data: Any) -> None:
+        from recpipe.training.bundle import curve_table, save_bundle
+
+        if self._curves is not None:
+            import pyarrow.parquet as pq
+
+            with replaced_file(self._curves) as part:
+                pq.write_table(curve_table(data), part)
+        with replaced_folder(Path(self._get_save_path())) as folder:
+            save_bundle(data, folder)
+
+    def _exists(self) -> bool:
+        return Path(self._get_load_path()).is_dir()
+
+
+def _training_command(folder: Path) -> str:
+    """The command that trains the bundle ``<dataset>/<model>/seed_<seed>/bundle``, as advice."""
+    dataset, model, seed = folder.parts[-4:-1]
+    params = f"dataset={dataset},model={model},seed={seed.removeprefix('seed_')}"
+    return f"`kedro run --pipelines=train,evaluate --params {params}` trains it"
+
+
+class QuantizerDataset(AbstractDataset[Any, Any]):
+    """A quantizer as a folder of safetensors and JSON."""
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+    def load(self) -> Any:
+        from recpipe.semantic_ids.quantizer import load
+
+        return load(self._filepath)
+
+    def save(self, data: Any) -> None:
+        from recpipe.semantic_ids.quantizer import save
+
+        with replaced_folder(self._filepath) as folder:
+            save(data, folder)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir()
+
+
+PREVIEW_BLOCKS = ("test", "valid", "cost")
+
+
+class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
+    """Files of an ``Evaluation``; loads its metrics.
+
+    ``filepath`` is metrics.json, which is versioned and written last: a run is complete when it exists. The folder
+    ``output`` has ranks.parquet and submission.csv of the latest evaluation, and all versions of
+    recommendations.parquet. It is written as ``{path: ...}`` in the catalog, where Kedro makes paths absolute.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        output: dict[str, str],
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(filepath=PurePosixPath(filepath), version=version)
+        self._output = Path(output["path"])
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "output": str(self._output), "version": self._version}
+
+    def load(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = json.loads(Path(self._get_load_path()).read_text(encoding="utf-8"))
+        return metrics
+
+    def save(self, data: Evaluation) -> None:
+        import pyarrow.parquet as pq
+
+        metrics = Path(self._get_save_path())
+        name = "recommendations.parquet"
+        for file, table in (
+            (self._output / "ranks.parquet", data.ranks),
+            (self._output / name / metrics.parent.name / name, data.recommendations),
+        ):
+            with replaced_file(file) as part:
+                pq.write_table(table, part, compression="zstd")
+        with replaced_file(self._output / "submission.csv") as part:
+            part.write_text(data.submission, encoding="utf-8")
+        with replaced_file(metrics) as part:
+            part.write_text(json.dumps(data.metrics, indent=4), encoding="utf-8")
+
+    def preview(self) -> TablePreview:
+        """The numbers of metrics.json, a row each."""
+        metrics = self.load()
+        rows = [
+            [part, name, value]
+            for part in PREVIEW_BLOCKS
+            for name, value in (metrics.get(part) or {}).items()
+            if isinstance(value, int | float | str)
+        ]
+        return TablePreview(
+            {"index": list(range(len(rows))), "columns": ["part", "name", "value"], "data": rows}
+        )
+
+    def _exists(self) -> bool:
+        return Path(self._get_load_path()).is_file()
+
+
+class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
+    """Figures by name, each in ``<name><suffix>`` of the folder ``path``; ``preview`` is shown in kedro-viz."""
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        preview: str,
+        suffix: str = ".json",
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self._path, self._preview, self._suffix = Path(path), preview, suffix
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"path": str(self._path), "suffix": self._suffix}
+
+    def file(self, name: str) -> Path:
+        """The file of a figure."""
+        return self._path / f"{name}{self._suffix}"
+
+    def load(self) -> dict[str, Figure]:
+        import plotly.io
+
+        files = sorted(self._path.glob(f"*{self._suffix}"))
+        return {file.name.removesuffix(self._suffix): plotly.io.read_json(file) for file in files}
+
+    def save(self, data: dict[str, Figure]) -> None:
+        for name, figure in data.items():
+            with replaced_file(self.file(name)) as part:
+                part.write_text(figure.to_json(), encoding="utf-8")
+
+    def preview(self) -> PlotlyPreview:
+        """The figure that kedro-viz shows."""
+        return PlotlyPreview(json.loads(self.file(self._preview).read_text(encoding="utf-8")))
+
+    def _exists(self) -> bool:
+        return self.file(self._preview).is_file()
+
+
+class RunsDataset(AbstractDataset[dict[str, Any], "RunStore"]):
+    """A ``RunStore`` over the folders of a data set; saves nothing to disk, where every run has its own files.
+
+    ``save`` takes metrics of this command by run name, which later loads prefer to those on disk. Folders are written
+    as ``{path: ...}`` in the catalog, where Kedro makes paths absolute.
+    """
+
+    def __init__(
+        self,
+        *,
+        reporting: Mapping[str, str],
+        output: Mapping[str, str],
+        models: Mapping[str, str],
+        features: Mapping[str, str],
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        folders = {"reporting": reporting, "output": output, "models": models, "features": features}
+        self._folders = {name: Path(folder["path"]) for name, folder in folders.items()}
+        self._results: dict[str, Any] = {}
+        self._store: RunStore | None = None
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {name: str(folder) for name, folder in self._folders.items()}
+
+    def load(self) -> RunStore:
+        from recpipe.reporting.run_store import RunStore
+
+        if self._store is None:
+            self._store = RunStore(**self._folders, results=dict(self._results))
+        return self._store
+
+    def save(self, data: dict[str, Any]) -> None:
+        self._results |= data
+        self._store = None
+
+    def _exists(self) -> bool:
+        return self._folders["reporting"].is_dir()
+
+    def _release(self) -> None:
+        self._store = None

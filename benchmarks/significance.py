@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness import command_line
-from recpipe.evaluation.significance import PerUser, bootstrap_means, compare, sign_flip
+from recpipe.evaluation.significance import UserMetric, bootstrap_means, compare, sign_flip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         "bootstrap means": lambda: bootstrap_means(values, **how),
         "sign flips": lambda: sign_flip(differences, **how),
         "sign flips, all differ": lambda: sign_flip(dense, **how),
-        "all of compare()": lambda: compare(PerUser(names, users, values), resamples=arguments.resamples),
+        "all of compare()": lambda: compare(UserMetric(names, users, values), resamples=arguments.resamples),
     }
     print(f"{arguments.resamples:,} resamples of {arguments.users:,} users x {arguments.models} models")
     for name, run in cases.items():

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from recpipe.evaluation.metrics import metrics_from_ranks
-from recpipe.evaluation.significance import PerUser, bootstrap_means, compare, holm, sign_flip
+from recpipe.evaluation.significance import UserMetric, bootstrap_means, compare, holm, sign_flip
 
 
 def values(users=40, models=3, seed=0):
@@ -17,7 +17,7 @@ def values(users=40, models=3, seed=0):
 
 def of(values_UM):
     names = tuple("abcdefgh"[: values_UM.shape[1]])
-    return PerUser(names, np.array([f"u{u}" for u in range(len(values_UM))], dtype=object), values_UM)
+    return UserMetric(names, np.array([f"u{u}" for u in range(len(values_UM))], dtype=object), values_UM)
 
 
 def ranks_table(rank, users=None, targets=None):
@@ -111,7 +111,9 @@ def test_holm_rejects_what_its_definition_rejects():
 def test_means_are_the_metrics_and_users_are_matched_by_id():
     a, b = ranks_table([1, 0, 3, 12]), ranks_table([2, 1, 0, 5])
     order = [2, 0, 3, 1]
-    got = compare(PerUser.of({"a": [a], "b": [b.take(order)]}, metric="ndcg@10"), baseline="a", resamples=100)
+    got = compare(
+        UserMetric.of({"a": [a], "b": [b.take(order)]}, metric="ndcg@10"), baseline="a", resamples=100
+    )
     for name, table in (("a", a), ("b", b)):
         assert got.estimates[name].mean == pytest.approx(metrics_from_ranks(table, cutoffs=[10])["ndcg@10"])
     exact = sign_flip(np.array([[1 / np.log2(3) - 1], [1], [-0.5], [1 / np.log2(6)]]), resamples=100, seed=0)
@@ -120,7 +122,7 @@ def test_means_are_the_metrics_and_users_are_matched_by_id():
 
 def test_several_seeds_count_as_their_mean():
     tables = [ranks_table([1, 4, 0]), ranks_table([3, 0, 0])]
-    found = PerUser.of({"a": tables}, metric="mrr@10")
+    found = UserMetric.of({"a": tables}, metric="mrr@10")
     assert found.values_UM[:, 0].tolist() == pytest.approx([(1 + 1 / 3) / 2, 1 / 8, 0])
 
 
@@ -148,15 +150,15 @@ def test_one_user_and_equal_models_have_defined_answers():
 def test_what_does_not_compare_is_refused():
     a, b = ranks_table([1, 2]), ranks_table([1, 2])
     with pytest.raises(ValueError, match="unequal protocols cannot be compared: a by p, b by q"):
-        PerUser.of({"a": [a], "b": [b]}, metric="ndcg@10", protocols={"a": ["p"], "b": ["q"]})
+        UserMetric.of({"a": [a], "b": [b]}, metric="ndcg@10", protocols={"a": ["p"], "b": ["q"]})
     with pytest.raises(ValueError, match="a and b cannot be compared: they differ in 2 users"):
-        PerUser.of({"a": [a], "b": [ranks_table([1, 2], users=["u0", "x"])]}, metric="ndcg@10")
+        UserMetric.of({"a": [a], "b": [ranks_table([1, 2], users=["u0", "x"])]}, metric="ndcg@10")
     with pytest.raises(ValueError, match="differ in targets of the same users"):
-        PerUser.of({"a": [a, ranks_table([1, 2], targets=["i1", "i0"])]}, metric="ndcg@10")
+        UserMetric.of({"a": [a, ranks_table([1, 2], targets=["i1", "i0"])]}, metric="ndcg@10")
     with pytest.raises(ValueError, match=r"unknown metric 'auc@10'; ranks give recall@10"):
-        PerUser.of({"a": [a]}, metric="auc@10")
+        UserMetric.of({"a": [a]}, metric="auc@10")
     with pytest.raises(ValueError, match="no model to compare"):
-        PerUser.of({}, metric="ndcg@10")
+        UserMetric.of({}, metric="ndcg@10")
 
 
 def test_text_types_of_polars_are_the_same_text():
@@ -170,7 +172,7 @@ def test_text_types_of_polars_are_the_same_text():
             ]
         )
     )
-    assert PerUser.of({"a": [large], "b": [ranks_table([2, 1])]}, metric="ndcg@1").values_UM.tolist() == [
+    assert UserMetric.of({"a": [large], "b": [ranks_table([2, 1])]}, metric="ndcg@1").values_UM.tolist() == [
         [1, 0],
         [0, 1],
     ]

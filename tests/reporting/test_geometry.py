@@ -10,8 +10,8 @@ from tests.reporting.test_html import EVIL, Page
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
-from recpipe.evaluation.geometry.study import Items, Settings, geometry
-from recpipe.evaluation.geometry.tables import Source, random_tables
+from recpipe.evaluation.geometry.study import GeometrySettings, Items, measure_geometry
+from recpipe.evaluation.geometry.tables import VectorSource, random_tables
 from recpipe.reporting.captions import CAPTIONS, GEOMETRY, IDS
 from recpipe.reporting.figures.geometry import geometry_figures
 from recpipe.reporting.geometry import COLUMNS, section
@@ -22,12 +22,12 @@ ITEMS, WIDTH = 90, 6
 NAMES = ["deep input", "wide input", "text encoder", f"odd {EVIL}"]
 
 
-def source(name: str, seed: int) -> Source:
+def source(name: str, seed: int) -> VectorSource:
     """Random vectors, for `wide` stretched by popularity."""
     tables = random_tables({name: np.full((ITEMS, WIDTH), -1.0, np.float32)}, 100 + seed)
     if name.startswith("wide"):
         tables[name] *= np.linspace(1, 5, ITEMS, dtype=np.float32)[::-1, None]
-    return Source(tables, "random numbers", lambda seed: random_tables(tables, seed))
+    return VectorSource(tables, "random numbers", lambda seed: random_tables(tables, seed))
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def found():
     words = Vocabulary(np.array([f"i{n}" for n in range(ITEMS)], object))
     about = Items(words, titles, events, Protocol(dataset="shop"))
     sources = [source(name, seed) for seed, name in enumerate(NAMES)]
-    settings = Settings(nulls=4, map=ITEMS, examples=3)
-    told = geometry({}, sources, about, seed=1, settings=settings)
+    settings = GeometrySettings(nulls=4, map=ITEMS, examples=3)
+    told = measure_geometry({}, sources, about, seed=1, settings=settings)
     stable = {
         "name": "deep input",
         "seeds": 3,

@@ -10,7 +10,7 @@ from tests.reporting.finished import IDS, catalogue, finished, lists_of, ranks_o
 from recpipe.evaluation.lists import Lists, list_metrics
 from recpipe.evaluation.metrics import calibration
 from recpipe.evaluation.segments import segments
-from recpipe.evaluation.significance import PerUser, compare
+from recpipe.evaluation.significance import UserMetric, compare
 from recpipe.reporting.figures.insights import insight_figures
 from recpipe.reporting.insights import OnDisk, certainty_table, insights, lists_table
 from recpipe.reporting.leaderboard import leaderboard, to_markdown, to_text
@@ -33,7 +33,7 @@ def test_it_is_json_and_says_what_the_library_says(measured):
     protocol = found["protocol"]
     tables = {"sasrec": [ranks_of("sasrec", seed) for seed in SEEDS]}
     tables |= {name: [ranks_of(name, 42)] for name in ("item_knn", "popular_recent", "popular")}
-    expected = compare(PerUser.of(tables, metric="ndcg@10"), resamples=500)
+    expected = compare(UserMetric.of(tables, metric="ndcg@10"), resamples=500)
     sure = found["certainty"][protocol]
     assert (sure["baseline"], sure["users"], sure["seeds"]["sasrec"]) == (expected.baseline, 150, 3)
     for name, each in expected.estimates.items():

@@ -16,7 +16,7 @@ from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.registry import build
 from recpipe.serving.__main__ import main
-from recpipe.serving.bundles import bundle_folder
+from recpipe.serving.recommender import bundle_folder
 from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
 
 ITEMS = 20

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PerUser:
+class UserMetric:
     """One metric of several models for the same users; with several seeds of a model, its mean over them."""
 
     models: tuple[str, ...]
@@ -36,7 +36,7 @@ class PerUser:
         *,
         metric: str,
         protocols: Mapping[str, Sequence[str]] | None = None,
-    ) -> PerUser:
+    ) -> UserMetric:
         """From the ranks tables of every model, one a seed; ``protocols`` are their protocol ids.
 
         Raises ValueError for unequal protocol ids, for unequal users or targets, and for an unknown metric.
@@ -89,7 +89,7 @@ class Comparison:
 
 
 def compare(
-    per_user: PerUser, *, baseline: str = BEST, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+    per_user: UserMetric, *, baseline: str = BEST, resamples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> Comparison:
     """Bootstrap percentile intervals, and randomisation tests against ``baseline`` corrected by Holm.
 

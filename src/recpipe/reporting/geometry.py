@@ -14,9 +14,8 @@ import pyarrow as pa
 
 from recpipe.config import split_names
 from recpipe.data.protocol import Protocol
-from recpipe.evaluation.geometry.study import Items, Settings
-from recpipe.evaluation.geometry.study import geometry as measure
-from recpipe.evaluation.geometry.tables import Source, encoder_source
+from recpipe.evaluation.geometry.study import GeometrySettings, Items, measure_geometry
+from recpipe.evaluation.geometry.tables import VectorSource, encoder_source
 from recpipe.evaluation.lists import Popularity
 from recpipe.evaluation.segments import POPULARITY
 from recpipe.reporting.figures.geometry import geometry_figures
@@ -55,13 +54,13 @@ def geometry_of_runs(
     names = _requested(runs, config.models, str(protocol["dataset"]))
     encoders, problems = _encoders(runs, vocabulary)
     bundles = {run: load for run, load in runs.bundles.loads().items() if run.split("/")[0] in names}
-    result = measure(
+    result = measure_geometry(
         bundles,
         encoders,
         about,
         quality=_quality(runs, metric, protocol["id"]),
         seed=seed,
-        settings=Settings(**config.model_dump(exclude={"models"})),
+        settings=GeometrySettings(**config.model_dump(exclude={"models"})),
     )
     result |= {"protocol": protocol["id"], "seed": seed, "problems": [*problems, *result["problems"]]}
     for each in result["problems"]:
@@ -82,7 +81,7 @@ def _requested(runs: RunStore, models: str, dataset: str) -> list[str]:
     return names
 
 
-def _encoders(runs: RunStore, vocabulary: Vocabulary) -> tuple[list[Source], list[str]]:
+def _encoders(runs: RunStore, vocabulary: Vocabulary) -> tuple[list[VectorSource], list[str]]:
     """Item vectors of text and images as sources, and a sentence for each that cannot be read."""
     sources, problems = [], []
     for modality in ("text", "image"):

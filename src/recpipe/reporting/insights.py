@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from recpipe.evaluation.lists import Lists, Popularity, list_metrics
 from recpipe.evaluation.metrics import calibration, metrics_from_ranks
 from recpipe.evaluation.segments import POPULARITY, popularity_groups, segments
-from recpipe.evaluation.significance import BEST, PerUser, compare
+from recpipe.evaluation.significance import BEST, UserMetric, compare
 from recpipe.reporting.formatting import INTERVAL, MISSING, count, interval, percent, probability, short
 from recpipe.reporting.run_store import Row, Run, read_runs, rows
 
@@ -142,7 +142,7 @@ def _certainty(
         return None
     named = [name for name in known if baseline in (name, of_protocol[name].name)]
     try:
-        per_user = PerUser.of(
+        per_user = UserMetric.of(
             known,
             metric=metric,
             protocols={name: [run.protocol_id for run in of_protocol[name].runs] for name in known},

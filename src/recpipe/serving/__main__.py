@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from recpipe.evaluation.recommendations import recommend
-from recpipe.serving.bundles import bundle_folder, items_titled
+from recpipe.serving.recommender import bundle_folder, items_titled
 from recpipe.training.bundle import Bundle, load_bundle
 
 SOMEBODY = "somebody"

@@ -9,13 +9,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.manifold import trustworthiness
 from tests.synthetic import catalogue_ids, random_sequences
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
-from recpipe.evaluation.geometry.measures import linear_cka, measure, nearest, overlap
-from recpipe.evaluation.geometry.study import Items, Settings, geometry
-from recpipe.evaluation.geometry.tables import encoder_source
+from recpipe.evaluation.geometry.measures import linear_cka, measure_vectors, nearest, overlap
+from recpipe.evaluation.geometry.study import (
+    GeometrySettings,
+    Items,
+    item_map,
+    measure_geometry,
+    nearest_items,
+    tsne,
+)
+from recpipe.evaluation.geometry.tables import ItemVectors, encoder_source
 from recpipe.evaluation.segments import popularity_groups
 from recpipe.models.registry import build, model_class
 from recpipe.training.bundle import Bundle, load_bundle, save_bundle
@@ -26,7 +34,7 @@ EVENTS = np.bincount(DATA.items, minlength=ITEMS + 1)[1:]
 WARM = EVENTS > 0
 VOCABULARY = Vocabulary(np.array([f"i{n}" for n in range(ITEMS)], object))
 ABOUT = Items(VOCABULARY, [f"title {n}" for n in range(ITEMS)], EVENTS, Protocol(dataset="shop"))
-SETTINGS = Settings(nulls=3, map=40, nearest=2)
+SETTINGS = GeometrySettings(nulls=3, map=40, nearest=2)
 CONFIGS = {
     "sasrec": {"dim": 8},
     "hstu": {"dim": 8},
@@ -65,7 +73,7 @@ def encoder():
 @pytest.fixture(scope="module")
 def found(bundles, encoder) -> dict:
     quality = {"sasrec/seed_2": 0.2, "svd/seed_1": 0.1}
-    return geometry(bundles, [encoder], ABOUT, quality=quality, seed=1, settings=SETTINGS)
+    return measure_geometry(bundles, [encoder], ABOUT, quality=quality, seed=1, settings=SETTINGS)
 
 
 def test_it_is_json_and_the_best_come_first_with_encoders_behind(found) -> None:
@@ -85,7 +93,7 @@ def test_it_is_json_and_the_best_come_first_with_encoders_behind(found) -> None:
 
 def test_values_are_the_librarys_of_items_with_events(found, bundles, encoder) -> None:
     vectors = bundles["sasrec/seed_1"]().model.items.weight[1:].detach().numpy()[WARM].astype(float)
-    own = measure(vectors, EVENTS[WARM], popularity_groups(EVENTS)[WARM], 10)
+    own = measure_vectors(vectors, EVENTS[WARM], popularity_groups(EVENTS)[WARM], 10)
     told = found["tables"][0]
     assert told["values"] == pytest.approx(own.values)
     assert told["groups"]["tail"]["values"] == pytest.approx(own.groups["tail"])
@@ -123,7 +131,7 @@ def test_no_two_random_tables_are_the_same() -> None:
     made = on_disk(sasrec=bundle("sasrec"), hstu=bundle("hstu")) | {
         f"sasrec/seed_{seed}": lambda seed=seed: bundle("sasrec", seed) for seed in (2, 3)
     }
-    found = geometry(made, [], ABOUT, seed=1, settings=SETTINGS)
+    found = measure_geometry(made, [], ABOUT, seed=1, settings=SETTINGS)
     assert found["tables"][0]["width"] == found["tables"][1]["width"] == 8
     assert found["agreement"]["cka_by_chance"][0][1] < 0.4
     assert found["stability"][0]["pairs"] == 3 and found["stability"][0]["cka_by_chance"] < 0.4
@@ -132,7 +140,7 @@ def test_no_two_random_tables_are_the_same() -> None:
 
 def test_untrained_models_that_read_the_same_codes_agree_by_more_than_chance() -> None:
     made = {f"tiger/seed_{seed}": lambda seed=seed: bundle("tiger", seed) for seed in (1, 2)}
-    (stable,) = geometry(made, [], ABOUT, seed=1, settings=SETTINGS)["stability"]
+    (stable,) = measure_geometry(made, [], ABOUT, seed=1, settings=SETTINGS)["stability"]
     assert stable["by_chance"] > 1.5 * 10 / (WARM.sum() - 1)
     assert stable["overlap"] == pytest.approx(stable["by_chance"], abs=0.1)
 
@@ -150,7 +158,7 @@ def test_map_and_nearest_items_are_of_the_best_model(found) -> None:
 
 def test_again_it_is_the_same(found, bundles, encoder) -> None:
     quality = {"sasrec/seed_2": 0.2, "svd/seed_1": 0.1}
-    assert geometry(bundles, [encoder], ABOUT, quality=quality, seed=1, settings=SETTINGS) == found
+    assert measure_geometry(bundles, [encoder], ABOUT, quality=quality, seed=1, settings=SETTINGS) == found
 
 
 def nan(model):
@@ -178,7 +186,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_is_of_other_data_is_named_and_the_rest_made(case: str) -> None:
     made, message = BROKEN[case]
-    found = geometry(on_disk(svd=made, sasrec=bundle("sasrec")), [], ABOUT, seed=1, settings=SETTINGS)
+    found = measure_geometry(on_disk(svd=made, sasrec=bundle("sasrec")), [], ABOUT, seed=1, settings=SETTINGS)
     (problem,) = found["problems"]
     assert re.match(message, problem), problem
     assert [each["name"] for each in found["tables"]] == ["sasrec input"]
@@ -200,7 +208,7 @@ def test_a_bundle_that_cannot_be_read_is_named_and_another_seed_takes_its_place(
         "sasrec/seed_3": lambda: load_bundle(older),
         "sasrec/seed_4": lambda: load_bundle(tmp_path / "nothing"),
     }
-    found = geometry(bundles, [], ABOUT, seed=1, settings=SETTINGS)
+    found = measure_geometry(bundles, [], ABOUT, seed=1, settings=SETTINGS)
     assert [each["run"] for each in found["tables"]] == ["sasrec/seed_2"]
     first, second, third = found["problems"]
     assert first.startswith("sasrec/seed_1 is left out: ")
@@ -211,7 +219,7 @@ def test_a_bundle_that_cannot_be_read_is_named_and_another_seed_takes_its_place(
 @pytest.mark.parametrize("n", [0, 1, 3, 11], ids=lambda n: f"{n} items")
 def test_too_few_items_are_named(n: int) -> None:
     few = replace(ABOUT, events=np.where(np.arange(ITEMS) < n, EVENTS + 1, 0))
-    found = geometry(on_disk(sasrec=bundle("sasrec")), [], few, seed=1, settings=SETTINGS)
+    found = measure_geometry(on_disk(sasrec=bundle("sasrec")), [], few, seed=1, settings=SETTINGS)
     assert found["problems"] == [
         f"sasrec input is left out: {n} items have a vector; geometry needs at least 12"
     ]
@@ -220,17 +228,73 @@ def test_too_few_items_are_named(n: int) -> None:
 
 def test_a_catalogue_of_one_popularity_and_nothing_on_disk() -> None:
     same = replace(ABOUT, events=np.full(ITEMS, 3))
-    found = geometry(on_disk(sasrec=bundle("sasrec")), [], same, seed=1, settings=SETTINGS)
+    found = measure_geometry(on_disk(sasrec=bundle("sasrec")), [], same, seed=1, settings=SETTINGS)
     assert found["tables"][0]["values"]["norm_popularity"] is None and list(found["tables"][0]["groups"]) == [
         "mid"
     ]
     assert len(found["tables"][0]["norms"]["events"]) == 1
-    none = geometry({}, [], ABOUT, seed=1, settings=SETTINGS)
+    none = measure_geometry({}, [], ABOUT, seed=1, settings=SETTINGS)
     assert (none["tables"], none["map"], none["agreement"]["names"]) == ([], None, [])
 
 
 def test_a_large_catalogue_is_sampled(bundles, encoder) -> None:
     few = replace(SETTINGS, items=30)
-    found = geometry(bundles, [encoder], ABOUT, seed=1, settings=few)
+    found = measure_geometry(bundles, [encoder], ABOUT, seed=1, settings=few)
     assert found["items"] == 30 and found["tables"][0]["items"] == 30
     assert found["map"]["items"] == WARM.sum()  # nearest items and the map are of the whole catalogue
+
+
+RNG = np.random.default_rng(0)
+VECTORS = np.repeat(RNG.normal(size=(5, 8)), 30, 0) + 0.3 * RNG.normal(size=(150, 8))  # five kinds
+MAP_EVENTS = RNG.zipf(1.4, 160).clip(max=500)
+MAP_GROUPS = popularity_groups(MAP_EVENTS)
+MAP_TITLES = [f"title {n}" for n in range(160)]
+TABLE = ItemVectors(VECTORS, np.arange(10, 160))  # the first ten items have no vector
+
+
+def test_what_is_near_on_the_map_is_alike() -> None:
+    places = tsne(VECTORS, seed=1)
+    assert trustworthiness(VECTORS, places, metric="cosine") > 0.9
+    np.testing.assert_array_equal(places, tsne(3 * VECTORS, seed=1))
+    with pytest.raises(ValueError, match="map of 3 items"):
+        tsne(VECTORS[:3], seed=1)
+    assert tsne(VECTORS[:4, :1], seed=1).shape == (4, 2)
+
+
+def test_the_map_has_the_popular_items_and_others_with_their_titles() -> None:
+    drawn = item_map(TABLE, MAP_TITLES, MAP_EVENTS, MAP_GROUPS, limit=60, seed=3)
+    rows = [MAP_TITLES.index(title) for title in drawn["titles"]]
+    assert len({*rows}) == len(drawn["x"]) == len(drawn["y"]) == 60 and min(rows) >= 10
+    assert drawn["events"] == MAP_EVENTS[rows].tolist()
+    head = {row for row in TABLE.rows if MAP_GROUPS[row] == 0}
+    assert head and head <= {*rows}
+    assert {row for row, group in zip(rows, drawn["groups"], strict=True) if group == "head"} == head
+    assert len(item_map(TABLE, MAP_TITLES, MAP_EVENTS, MAP_GROUPS, limit=999, seed=3)["x"]) == 150
+
+
+def test_nearest_items_are_the_nearest_of_both_tables() -> None:
+    other = ItemVectors(VECTORS[::-1].copy(), np.arange(5, 155))
+    found = nearest_items(
+        {"a": TABLE, "b": other}, MAP_TITLES, MAP_EVENTS, MAP_GROUPS, per_group=2, k=3, seed=0
+    )
+    assert [each["group"] for each in found] == sorted(each["group"] for each in found)
+    assert {each["group"] for each in found} == {"head", "mid", "tail"} and len(found) <= 6
+    for each in found:
+        row = MAP_TITLES.index(each["title"])
+        assert 10 <= row < 155 and each["events"] == MAP_EVENTS[row]
+        for name, table in (("a", TABLE), ("b", other)):
+            own = table.vectors[table.rows == row][0]
+            cosines = {
+                int(item): own @ x / np.linalg.norm(own) / np.linalg.norm(x)
+                for item, x in zip(table.rows, table.vectors, strict=True)
+                if item != row
+            }
+            best = sorted(cosines, key=cosines.__getitem__, reverse=True)[:3]
+            assert [shown["title"] for shown in each["nearest"][name]] == [MAP_TITLES[item] for item in best]
+            assert each["nearest"][name][0]["cosine"] == pytest.approx(cosines[best[0]], abs=1e-4)
+
+
+def test_one_item_has_no_nearest() -> None:
+    alone = ItemVectors(VECTORS[:1], np.array([4]))
+    assert nearest_items({"a": alone}, MAP_TITLES, MAP_EVENTS, MAP_GROUPS, per_group=2, k=3, seed=0) == []
+    assert nearest_items({}, MAP_TITLES, MAP_EVENTS, MAP_GROUPS, per_group=2, k=3, seed=0) == []

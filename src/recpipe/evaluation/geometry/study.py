@@ -1,8 +1,6 @@
-"""A measured table beside measured random ones, as JSON. D width.
+"""Geometry of all item tables of a data set: measures with null bands, agreement, a map, nearest items.
 
-The geometry of all that is on disk of a data set: models beside untrained ones, encoders beside random numbers.
-
-What cannot be measured is named among the problems, and the rest is made. I items, D width, K neighbours.
+Tables that cannot be measured are named under ``problems``. Shapes: I items, D width, K neighbours, N items on the map.
 """
 
 from __future__ import annotations
@@ -18,62 +16,44 @@ from numpy.typing import NDArray
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
-from recpipe.evaluation.geometry.compare import Compared, Neighbours, matrices, stability
-from recpipe.evaluation.geometry.maps import map_of, nearest_items
-from recpipe.evaluation.geometry.measures import Measured, cumulative_variance, measure, nearest, plain
-from recpipe.evaluation.geometry.tables import Source, Table, band, source_of
-from recpipe.evaluation.segments import popularity_groups
+from recpipe.evaluation.geometry.measures import (
+    Floats,
+    Indices,
+    VectorMeasures,
+    cumulative_variance,
+    measure_vectors,
+    nearest,
+    unit,
+)
+from recpipe.evaluation.geometry.tables import (
+    ItemVectors,
+    Neighbours,
+    TableAndNull,
+    VectorSource,
+    agreement_matrices,
+    bundle_vectors,
+    null_band,
+    stability,
+)
+from recpipe.evaluation.segments import HEAD, POPULARITY, popularity_groups
 from recpipe.training.bundle import Bundle
 
-POINTS = 49  # of a drawn spectrum, at most
-
-
-def described(own: Measured, nulls: Sequence[Measured]) -> dict[str, Any]:
-    """``values`` with a band each, the same of every group of items, and curves with the mean of the random ones."""
-    groups = {}
-    for name, values in own.groups.items():
-        bands = _bands(values, [each.groups[name] for each in nulls])
-        groups[name] = {
-            "values": values,
-            "bands": {key: bands[key] for key in bands if key != "items"},
-            "curves": _curves(own.spectra[name], [each.spectra[name] for each in nulls]),
-        }
-    return {
-        "width": len(own.spectrum),
-        "values": own.values,
-        "bands": _bands(own.values, [each.values for each in nulls]),
-        "groups": groups,
-        "curves": _curves(own.spectrum, [each.spectrum for each in nulls]),
-        "norms": {**own.norms, "chance": np.mean([each.norms["norms"] for each in nulls], axis=0)},
-    }
-
-
-def _bands(
-    values: Mapping[str, float], nulls: Sequence[Mapping[str, float]]
-) -> dict[str, tuple[float, float] | None]:
-    return {name: band([each[name] for each in nulls]) for name in values}
-
-
-def _curves(own_D: NDArray[np.float64], nulls: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
-    """Eigenvalues over their mean and what they add up to, at ``place`` 1 .. D, not all where D is large."""
-    place = np.unique(np.linspace(0, len(own_D) - 1, min(POINTS, len(own_D))).round().astype(int))
-    found: dict[str, Any] = {"place": place + 1}
-    for name, spectra in (("own", [own_D]), ("chance", list(nulls))):
-        relative = np.mean([each / each.mean() if each.any() else each for each in spectra], axis=0)
-        found[name] = {"eigenvalues": relative[place], "cumulative": cumulative_variance(relative)[place]}
-    return found
-
+SPECTRUM_POINTS = 49  # of a curve, at most
+PERPLEXITY = 30.0
+UNREADABLE = (
+    ValueError,
+    OSError,
+    KeyError,
+    TypeError,
+)  # errors of a folder that is no bundle of this version
+BundleLoaders = Mapping[str, Callable[[], Bundle]]
 
 log = logging.getLogger(__name__)
-Loads = Mapping[str, Callable[[], Bundle]]
-UNREADABLE = (ValueError, OSError, KeyError, TypeError)  # what a folder that is no bundle of today's gives
 
 
 @dataclass(frozen=True)
-class Settings:
-    """``k`` neighbours; ``nulls`` random tables make a band; of ``items`` so many are measured, and ``map`` drawn, at
-    most; ``examples`` of each popularity with their ``nearest`` items in so many tables, ``beside`` each other.
-    """
+class GeometrySettings:
+    """Settings of the study; see conf/base/parameters/geometry.yml."""
 
     k: int = 10
     nulls: int = 5
@@ -86,7 +66,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Items:
-    """What the split on disk says of items, in the order of the vocabulary; ``events`` (I,) of training."""
+    """Titles and training events (I,) of the catalogue, and the protocol of the split."""
 
     vocabulary: Vocabulary
     titles: Sequence[str]
@@ -94,32 +74,33 @@ class Items:
     protocol: Protocol
 
 
-def geometry(
-    bundles: Loads,
-    encoders: Sequence[Source],
+def measure_geometry(
+    bundles: BundleLoaders,
+    encoders: Sequence[VectorSource],
     items: Items,
     *,
     quality: Mapping[str, float] | None = None,
     seed: int = 0,
-    settings: Settings | None = None,
+    settings: GeometrySettings | None = None,
 ) -> dict[str, Any]:
-    """JSON of all tables. ``bundles`` by `model/seed_42`; of several seeds ``seed`` is measured, or else the first, and
-    the others tell how stable it is. ``quality`` by the same names: the best model comes first and gets the map.
+    """Measure all item tables as JSON.
 
-    Only items with training events count: the vectors of others were never trained.
+    ``bundles`` are keyed like `sasrec/seed_42`. Of several seeds of a model, ``seed`` or else the first is measured;
+    the others give the stability. ``quality`` has a value per bundle; the best model comes first and gets the map.
+    Only items with training events are measured, as the vectors of others were never trained.
     """
-    study = _Study(items, settings or Settings(), seed)
-    for model, runs in _by_model(bundles, quality or {}, seed).items():
-        study.model(model, runs, bundles)
+    study = _Study(items, settings or GeometrySettings(), seed)
+    for model, runs in _runs_by_model(bundles, quality or {}, seed).items():
+        study.add_model(model, runs, bundles)
     for source in encoders:
         for name in source.tables:
-            study.measured(name, "", name, source)
-    made: dict[str, Any] = plain(study.told())
-    return made
+            study.add_table(name, "", name, source)
+    result: dict[str, Any] = _to_json(study.result())
+    return result
 
 
-def _by_model(bundles: Loads, quality: Mapping[str, float], seed: int) -> dict[str, list[str]]:
-    """Runs of every model, that of ``seed`` first; best models first, then those of which nothing is known."""
+def _runs_by_model(bundles: BundleLoaders, quality: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+    """Group runs by model, best models first, the run of ``seed`` first within each."""
     runs: dict[str, list[str]] = {}
     for name in sorted(bundles, key=lambda name: (not name.endswith(f"/seed_{seed}"), name)):
         runs.setdefault(name.split("/")[0], []).append(name)
@@ -129,16 +110,18 @@ def _by_model(bundles: Loads, quality: Mapping[str, float], seed: int) -> dict[s
 
 @dataclass
 class _Study:
-    """What is found on the way from table to table."""
+    """Results of the tables so far."""
 
     items: Items
-    settings: Settings
+    settings: GeometrySettings
     seed: int
-    tables: list[dict[str, Any]] = field(default_factory=list)
-    compared: list[Compared] = field(default_factory=list)
-    stable: list[dict[str, Any]] = field(default_factory=list)
-    whole: dict[str, Table] = field(default_factory=dict)  # not only of the sample
-    without: list[str] = field(default_factory=list)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[TableAndNull] = field(default_factory=list)
+    stabilities: list[dict[str, Any]] = field(default_factory=list)
+    full_tables: dict[str, ItemVectors] = field(
+        default_factory=dict
+    )  # of all items with events, not a sample
+    without_vectors: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -148,98 +131,234 @@ class _Study:
         self.sample = np.zeros(len(self.warm), bool)
         self.sample[order[: self.settings.items]] = True
 
-    def model(self, model: str, runs: Sequence[str], bundles: Loads) -> None:
-        """Measures the first run that can be read; of the others only who is near whom."""
-        seeds: dict[str, list[Compared]] = {}
+    def add_model(self, model: str, runs: Sequence[str], bundles: BundleLoaders) -> None:
+        """Measure the first readable run; search only neighbours for the others."""
+        seeds: dict[str, list[TableAndNull]] = {}
         for run in runs:
-            if (source := self._source(run, bundles)) is None:
+            if (source := self._load(run, bundles)) is None:
                 continue
             if not source.tables:
-                self.without.append(model)
+                self.without_vectors.append(model)
                 return
             for name in source.tables:
-                see = self.near if name in seeds else self.measured
-                seeds.setdefault(name, []).extend(see(f"{model} {name}", run, name, source))
-        for name, compared in seeds.items():
-            if (found := stability(compared, self.groups, self.settings.k)) is not None:
-                self.stable.append({"name": f"{model} {name}", "seeds": len(compared), **found})
+                add = self._neighbours if name in seeds else self.add_table
+                seeds.setdefault(name, []).extend(add(f"{model} {name}", run, name, source))
+        for name, tables in seeds.items():
+            if (result := stability(tables, self.groups, self.settings.k)) is not None:
+                self.stabilities.append({"name": f"{model} {name}", "seeds": len(tables), **result})
 
-    def _source(self, run: str, bundles: Loads) -> Source | None:
+    def _load(self, run: str, bundles: BundleLoaders) -> VectorSource | None:
         try:
-            bundle, wanted = bundles[run](), self.items.protocol
-            if bundle.protocol.dataset != wanted.dataset:
-                raise ValueError(f"it is a bundle of {bundle.protocol.dataset}, not of {wanted.dataset}")
+            bundle, protocol = bundles[run](), self.items.protocol
+            if bundle.protocol.dataset != protocol.dataset:
+                raise ValueError(f"it is a bundle of {bundle.protocol.dataset}, not of {protocol.dataset}")
             bundle.check_catalogue(self.items.vocabulary)
-            if differing := bundle.protocol.same_data(wanted):
+            if differing := bundle.protocol.same_data(protocol):
                 raise ValueError(f"trained on another split ({', '.join(differing)} differ): train it again")
-            return source_of(bundle)
+            return bundle_vectors(bundle)
         except UNREADABLE as error:
-            self.problems.append(f"{run} is left out: {_said(error)}")
+            reason = error if isinstance(error, ValueError | OSError) else f"it cannot be read ({error!r})"
+            self.problems.append(f"{run} is left out: {reason}")
             return None
 
-    def measured(self, title: str, run: str, name: str, source: Source) -> list[Compared]:
-        """Takes a table among those that are measured and compared; none where it cannot be, which is a problem."""
+    def add_table(self, title: str, run: str, name: str, source: VectorSource) -> list[TableAndNull]:
+        """Measure a table with its null tables; empty, with an entry in ``problems``, where that is impossible."""
         log.info("geometry of %s", title)
         try:
-            table = Table.of(source.tables[name], self.sample)
-            about = self.items.events[table.rows], self.groups[table.rows], self.settings.k
-            own = measure(table.vectors, *about)
-            chance = [
-                _random(source, name, table.rows, f"{title} {run} {number}")
+            table = ItemVectors.of(source.tables[name], self.sample)
+            arguments = self.items.events[table.rows], self.groups[table.rows], self.settings.k
+            measures = measure_vectors(table.vectors, *arguments)
+            null_tables = [
+                _null_table(source, name, table.rows, f"{title} {run} {number}")
                 for number in range(self.settings.nulls)
             ]
-            nulls = [measure(each.vectors, *about) for each in chance]
+            nulls = [measure_vectors(null.vectors, *arguments) for null in null_tables]
         except ValueError as error:
             self.problems.append(f"{title} is left out: {error}")
             return []
         head = {"name": title, "run": run, "null": source.null, "items": len(table.rows)}
-        self.tables.append({**head, **described(own, nulls)})
-        random = Neighbours(chance[0], nulls[0].near)
-        self.compared.append(Compared(title, Neighbours(table, own.near), random))
-        self.whole[title] = Table.of(source.tables[name], self.warm)
-        return [self.compared[-1]]
+        self.measurements.append({**head, **with_null_bands(measures, nulls)})
+        null = Neighbours(null_tables[0], nulls[0].neighbours)
+        self.tables.append(TableAndNull(title, Neighbours(table, measures.neighbours), null))
+        self.full_tables[title] = ItemVectors.of(source.tables[name], self.warm)
+        return [self.tables[-1]]
 
-    def near(self, title: str, run: str, name: str, source: Source) -> list[Compared]:
-        """Of a further seed."""
+    def _neighbours(self, title: str, run: str, name: str, source: VectorSource) -> list[TableAndNull]:
         try:
-            table = Table.of(source.tables[name], self.sample)
-            chance = _random(source, name, table.rows, f"{title} {run} 0")
-            near = [Neighbours(each, nearest(each.vectors, self.settings.k)) for each in (table, chance)]
+            table = ItemVectors.of(source.tables[name], self.sample)
+            null = _null_table(source, name, table.rows, f"{title} {run} 0")
+            pair = [Neighbours(part, nearest(part.vectors, self.settings.k)) for part in (table, null)]
         except ValueError as error:
             self.problems.append(f"{title} of {run} is left out: {error}")
             return []
-        return [Compared(title, *near)]
+        return [TableAndNull(title, *pair)]
 
-    def told(self) -> dict[str, Any]:
-        """All of it."""
+    def result(self) -> dict[str, Any]:
+        """Collect everything in one dictionary."""
         settings, items = self.settings, self.items
-        shown = dict(list(self.whole.items())[: settings.beside])
-        about = items.titles, items.events, self.groups
-        drawn = None
-        if shown and len(next(iter(shown.values())).rows) >= 4:
-            name, table = next(iter(shown.items()))
-            drawn = {"name": name, **map_of(table, *about, most=settings.map, seed=self.seed)}
+        tables = dict(list(self.full_tables.items())[: settings.beside])
+        catalogue = items.titles, items.events, self.groups
+        best_map = None
+        if tables and len(next(iter(tables.values())).rows) >= 4:
+            name, table = next(iter(tables.items()))
+            best_map = {"name": name, **item_map(table, *catalogue, limit=settings.map, seed=self.seed)}
         return {
             "k": settings.k,
             "nulls": settings.nulls,
             "items": int(self.sample.sum()),
             "with_events": int(self.warm.sum()),
-            "tables": self.tables,
-            "agreement": matrices(self.compared, settings.k),
-            "stability": self.stable,
-            "map": drawn,
+            "tables": self.measurements,
+            "agreement": agreement_matrices(self.tables, settings.k),
+            "stability": self.stabilities,
+            "map": best_map,
             "nearest": nearest_items(
-                shown, *about, per_group=settings.examples, k=settings.nearest, seed=self.seed
+                tables, *catalogue, per_group=settings.examples, k=settings.nearest, seed=self.seed
             ),
-            "without": self.without,
+            "without": self.without_vectors,
             "problems": self.problems,
         }
 
 
-def _random(source: Source, name: str, rows: NDArray[np.int64], which: str) -> Table:
-    """A random table for the items ``rows``; none is drawn like that of another table, model or run."""
-    return Table(source.chance(zlib.crc32(which.encode()))[name][rows].astype(np.float64), rows)
+def _null_table(source: VectorSource, name: str, rows: Indices, key: str) -> ItemVectors:
+    """Draw a random table for the items ``rows`` with a seed that is unique to table, model and run."""
+    return ItemVectors(source.null_tables(zlib.crc32(key.encode()))[name][rows].astype(np.float64), rows)
 
 
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError | OSError) else f"it cannot be read ({error!r})"
+def with_null_bands(measures: VectorMeasures, nulls: Sequence[VectorMeasures]) -> dict[str, Any]:
+    """Return values with null bands, for the table and its groups, and curves with the mean of the random tables."""
+    groups = {}
+    for name, values in measures.groups.items():
+        bands = _bands(values, [null.groups[name] for null in nulls])
+        groups[name] = {
+            "values": values,
+            "bands": {key: bands[key] for key in bands if key != "items"},
+            "curves": _curves(measures.spectra[name], [null.spectra[name] for null in nulls]),
+        }
+    return {
+        "width": len(measures.spectrum),
+        "values": measures.values,
+        "bands": _bands(measures.values, [null.values for null in nulls]),
+        "groups": groups,
+        "curves": _curves(measures.spectrum, [null.spectrum for null in nulls]),
+        "norms": {**measures.norms, "chance": np.mean([null.norms["norms"] for null in nulls], axis=0)},
+    }
+
+
+def _bands(
+    values: Mapping[str, float], nulls: Sequence[Mapping[str, float]]
+) -> dict[str, tuple[float, float] | None]:
+    return {name: null_band([null[name] for null in nulls]) for name in values}
+
+
+def _curves(spectrum_D: Floats, nulls: Sequence[Floats]) -> dict[str, Any]:
+    """Eigenvalues over their mean and cumulative variance at the places 1 .. D, thinned out for large D."""
+    place = np.unique(
+        np.linspace(0, len(spectrum_D) - 1, min(SPECTRUM_POINTS, len(spectrum_D))).round().astype(int)
+    )
+    curves: dict[str, Any] = {"place": place + 1}
+    for name, spectra in (("own", [spectrum_D]), ("chance", list(nulls))):
+        relative = np.mean([x / x.mean() if x.any() else x for x in spectra], axis=0)
+        curves[name] = {"eigenvalues": relative[place], "cumulative": cumulative_variance(relative)[place]}
+    return curves
+
+
+def tsne(x_ND: Floats, seed: int) -> Floats:
+    """Compute a t-SNE map (N, 2) of directions; van der Maaten & Hinton, JMLR 2008.
+
+    Starts from principal components (Kobak & Berens, Nature Communications 2019). Raises ValueError for N < 4.
+    """
+    from sklearn.manifold import TSNE
+
+    if len(x_ND) < 4:
+        raise ValueError(f"a map of {len(x_ND)} items says nothing; it needs at least 4")
+    perplexity = min(PERPLEXITY, (len(x_ND) - 1) / 3)
+    init = "pca" if x_ND.shape[1] > 1 else "random"
+    model = TSNE(2, perplexity=perplexity, init=init, random_state=seed)
+    positions: Floats = model.fit_transform(unit(x_ND).astype(np.float32))
+    return positions
+
+
+def item_map(
+    table: ItemVectors, titles: Sequence[str], events_I: Indices, groups_I: Indices, *, limit: int, seed: int
+) -> dict[str, Any]:
+    """Draw at most ``limit`` items on a map with their titles, events and groups.
+
+    At most half are of the head, which is complete where it fits; the others are random.
+    """
+    order = np.random.default_rng(seed).permutation(len(table.rows))
+    is_head = groups_I[table.rows[order]] == HEAD
+    head = order[is_head][: limit // 2]
+    positions = np.sort(np.concatenate([head, order[~is_head][: limit - len(head)]]))
+    rows, map_N2 = table.rows[positions], tsne(table.vectors[positions], seed)
+    return {
+        "items": len(table.rows),
+        "x": np.round(map_N2[:, 0], 2).tolist(),
+        "y": np.round(map_N2[:, 1], 2).tolist(),
+        "titles": [titles[row] for row in rows],
+        "events": events_I[rows].tolist(),
+        "groups": [POPULARITY[code] for code in groups_I[rows]],
+    }
+
+
+def nearest_items(
+    tables: Mapping[str, ItemVectors],
+    titles: Sequence[str],
+    events_I: Indices,
+    groups_I: Indices,
+    *,
+    per_group: int,
+    k: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Find the ``k`` nearest items by cosine in every table, for ``per_group`` random items of each group.
+
+    The items are drawn among those with a vector in all tables. Tables of a single item are left out.
+    """
+    tables = {name: table for name, table in tables.items() if len(table.rows) > 1}
+    if not tables:
+        return []
+    common = next(iter(tables.values())).rows
+    for table in tables.values():
+        common = np.intersect1d(common, table.rows)
+    rng = np.random.default_rng(seed)
+    queries = np.concatenate(
+        [rng.permutation(common[groups_I[common] == code])[:per_group] for code in range(len(POPULARITY))]
+    ).astype(np.int64)
+    if not len(queries):
+        return []
+    lists = {name: _nearest_lists(table, queries, titles, k) for name, table in tables.items()}
+    return [
+        {
+            "title": titles[row],
+            "group": POPULARITY[groups_I[row]],
+            "events": int(events_I[row]),
+            "nearest": {name: rows[index] for name, rows in lists.items()},
+        }
+        for index, row in enumerate(queries)
+    ]
+
+
+def _nearest_lists(
+    table: ItemVectors, rows: Indices, titles: Sequence[str], k: int
+) -> list[list[dict[str, Any]]]:
+    directions, positions = unit(table.vectors), np.searchsorted(table.rows, rows)
+    near = nearest(table.vectors, min(k, len(table.rows) - 1), of=positions)
+    cosines = np.einsum("nd,nkd->nk", directions[positions], directions[near])
+    return [
+        [
+            {"title": titles[table.rows[other]], "cosine": round(float(cosine), 4)}
+            for other, cosine in zip(row, values, strict=True)
+        ]
+        for row, values in zip(near, cosines, strict=True)
+    ]
+
+
+def _to_json(value: Any) -> Any:
+    """Convert to JSON types; NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(key): _to_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_to_json(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

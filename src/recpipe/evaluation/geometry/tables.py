@@ -1,8 +1,6 @@
-"""What chance gives: the same model before training, and the band in which one more such model would lie.
+"""Item vectors of models and encoders, random vectors of the same kind, and agreement between tables.
 
-I items, D width.
-
-The tables of items that a bundle or an encoder holds, each with random ones of its kind. I items, D width.
+Shapes: I items, n items with a vector, D width, K neighbours, T tables.
 """
 
 from __future__ import annotations
@@ -11,6 +9,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,35 +18,59 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import nn
 
+from recpipe.evaluation.geometry.measures import Floats, Indices, linear_cka, nearest, overlap
+from recpipe.evaluation.segments import POPULARITY
 from recpipe.layers.inputs import GivenVectors
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
 
 LEVEL = 0.95
+UNTRAINED, RANDOM_NUMBERS = "untrained", "random numbers"
 Tables = dict[str, NDArray[np.float32]]
 
 
-def band(values: Sequence[float]) -> tuple[float, float] | None:
-    """Where one more value of the kind lies in 19 of 20 cases: mean ± t s √(1 + 1/n), Student's prediction interval.
+@dataclass(frozen=True)
+class VectorSource:
+    """Item tables (I, D) of a model or encoder by name, with a generator of random ones.
 
-    Lowest and highest of a few would hold it in (n - 1) of n + 1 cases only. None for fewer than two finite values.
+    An item without a vector has a row of zeros. ``null_tables(seed)`` returns random tables of the same names and
+    shapes; ``null`` says which: those of the model before training, or random numbers.
     """
-    known = np.array([value for value in values if math.isfinite(value)])
-    if (n := len(known)) < 2:
-        return None
-    reach = float(student.ppf((1 + LEVEL) / 2, n - 1) * known.std(ddof=1) * math.sqrt(1 + 1 / n))
-    return float(known.mean()) - reach, float(known.mean()) + reach
+
+    tables: Tables
+    null: str
+    null_tables: Callable[[int], Tables]
+
+
+def bundle_vectors(bundle: Bundle) -> VectorSource:
+    """Return the item tables of a model; empty for a model without item vectors."""
+    tables = tables_of(bundle.model)
+    if bundle.model.closed_form:
+        return VectorSource(tables, RANDOM_NUMBERS, lambda seed: random_tables(tables, seed))
+    return VectorSource(tables, UNTRAINED, lambda seed: tables_of(untrained(bundle.model, bundle.type, seed)))
+
+
+def encoder_source(name: str, vectors_ID: NDArray[np.float32], present_I: NDArray[np.bool_]) -> VectorSource:
+    """Return item vectors of an encoder; ``present_I`` marks the items that have one."""
+    tables = {name: np.where(present_I[:, None], vectors_ID, np.float32(0))}
+    return VectorSource(tables, RANDOM_NUMBERS, lambda seed: random_tables(tables, seed))
+
+
+@torch.no_grad()
+def tables_of(model: Recommender) -> Tables:
+    """Return ``item_tables`` of a model as arrays (I, D), without the row of padding."""
+    return {name: table[1:].float().cpu().numpy() for name, table in model.item_tables().items()}
 
 
 def untrained(model: Recommender, type_: str, seed: int) -> Recommender:
-    """``model`` as it is built, with other random weights; what it was given (vectors, ids) it is given again.
+    """Build ``model`` again with other random weights and the same content vectors and semantic ids.
 
-    Vectors that were trained on (``side.train_vectors``) are those after training: a bundle does not keep the others.
+    Content vectors that were trained on (``side.train_vectors``) are those after training, as a bundle has no others.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = build(
+        copy = build(
             type_,
             dataclasses.asdict(model.config),
             n_items=model.n_items,
@@ -54,78 +78,147 @@ def untrained(model: Recommender, type_: str, seed: int) -> Recommender:
             side=model.side,
             ids={name: codes.ids for name, codes in model.item_codes().items()},
         )
-    _give_again(made, model)
-    for codes in made.item_codes().values():
+    _copy_inputs(model, copy)
+    for codes in copy.item_codes().values():
         codes.forget()
-    return made.eval()
+    return copy.eval()
 
 
 @torch.no_grad()
-def _give_again(made: nn.Module, model: nn.Module) -> None:
-    given, theirs = dict(model.named_buffers()), dict(model.named_modules())
-    for name, buffer in made.named_buffers():
-        buffer.copy_(given[name])
-    for name, module in made.named_modules():
+def _copy_inputs(model: nn.Module, copy: nn.Module) -> None:
+    buffers, modules = dict(model.named_buffers()), dict(model.named_modules())
+    for name, buffer in copy.named_buffers():
+        buffer.copy_(buffers[name])
+    for name, module in copy.named_modules():
         if isinstance(module, GivenVectors):
-            module.given.copy_(theirs[name].given)
+            module.given.copy_(modules[name].given)
 
 
 def random_tables(tables: Mapping[str, NDArray[np.float32]], seed: int) -> Tables:
-    """Normal random numbers in place of each table; without their sign where a table holds no negative number."""
-    draw = np.random.default_rng(seed)
-    made = {}
-    for name, table in tables.items():
-        drawn = draw.standard_normal(table.shape, np.float32)
-        made[name] = np.abs(drawn) if table.min() >= 0 else drawn
-    return made
+    """Draw normal random numbers of the shape of each table; absolute values for a table without negative numbers."""
+    rng = np.random.default_rng(seed)
+    draws = {name: rng.standard_normal(table.shape, np.float32) for name, table in tables.items()}
+    return {name: np.abs(draw) if tables[name].min() >= 0 else draw for name, draw in draws.items()}
 
 
-UNTRAINED, NUMBERS = "untrained", "random numbers"
+def null_band(values: Sequence[float]) -> tuple[float, float] | None:
+    """Compute Student's 95 % prediction interval of one more value: mean ± t s √(1 + 1/n).
 
-
-@dataclass(frozen=True)
-class Source:
-    """``tables`` (I, D) by name, zero where an item has no vector; ``chance(seed)`` gives as many, ``null`` says of
-    what: the model before training, or random numbers, where there was nothing before.
+    None for fewer than two finite values.
     """
-
-    tables: Tables
-    null: str
-    chance: Callable[[int], Tables]
+    finite = np.array([value for value in values if math.isfinite(value)])
+    if (n := len(finite)) < 2:
+        return None
+    reach = float(student.ppf((1 + LEVEL) / 2, n - 1) * finite.std(ddof=1) * math.sqrt(1 + 1 / n))
+    return float(finite.mean()) - reach, float(finite.mean()) + reach
 
 
 @dataclass(frozen=True)
-class Table:
-    """One of them: its vectors (n, D), and of which items they are, ``rows`` (n,) of 0 .. I - 1, ascending."""
+class ItemVectors:
+    """Vectors of some items: ``rows`` (n,) of 0 .. I - 1, ascending."""
 
-    vectors: NDArray[np.float64]
-    rows: NDArray[np.int64]
+    vectors: Floats  # (n, D)
+    rows: Indices
 
     @classmethod
-    def of(cls, whole: NDArray[np.float32], among: NDArray[np.bool_]) -> Table:
-        """The items of ``among`` (I,) that have a vector. Raises ValueError for what is not finite."""
-        if not np.isfinite(whole).all():
+    def of(cls, table_ID: NDArray[np.float32], subset_I: NDArray[np.bool_]) -> ItemVectors:
+        """Select the items of a subset that have a vector. Raises ValueError for NaN and infinity."""
+        if not np.isfinite(table_ID).all():
             raise ValueError("its vectors hold NaN or infinity")
-        rows = np.flatnonzero(among & whole.any(1))
-        return cls(whole[rows].astype(np.float64), rows)
+        rows = np.flatnonzero(subset_I & table_ID.any(1))
+        return cls(table_ID[rows].astype(np.float64), rows)
+
+    def select(self, rows: Indices) -> Floats:
+        """Return the vectors of ``rows``, a subset of the rows of the table."""
+        return self.vectors[np.searchsorted(self.rows, rows)]
 
 
-def source_of(bundle: Bundle) -> Source:
-    """Of a model, which has no tables where it knows items by no vector."""
-    tables = tables_of(bundle.model)
-    if bundle.model.closed_form:
-        return Source(tables, NUMBERS, lambda seed: random_tables(tables, seed))
-    return Source(tables, UNTRAINED, lambda seed: tables_of(untrained(bundle.model, bundle.type, seed)))
+@dataclass(frozen=True)
+class Neighbours:
+    """Item vectors and the neighbours (n, K) of each, as positions in the table."""
+
+    table: ItemVectors
+    near: Indices
+
+    def among(self, rows: Indices, k: int) -> Indices:
+        """Return the ``k`` neighbours within the subset ``rows``."""
+        return self.near if len(rows) == len(self.table.rows) else nearest(self.table.select(rows), k)
 
 
-def encoder_source(name: str, vectors_ID: NDArray[np.float32], present_I: NDArray[np.bool_]) -> Source:
-    """Of item vectors that an encoder made."""
-    tables = {name: np.where(present_I[:, None], vectors_ID, np.float32(0))}
-    return Source(tables, NUMBERS, lambda seed: random_tables(tables, seed))
+@dataclass(frozen=True)
+class TableAndNull:
+    """A table and a random one of its kind, for the same items."""
+
+    name: str
+    table: Neighbours
+    null: Neighbours
 
 
-@torch.no_grad()
-def tables_of(model: Recommender) -> Tables:
-    """``item_tables`` as arrays, without the row of padding."""
-    found: Mapping[str, torch.Tensor] = model.item_tables()
-    return {name: table[1:].float().cpu().numpy() for name, table in found.items()}
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of two tables on their common items ``rows``, and that of their random tables (``null_…``).
+
+    Random tables overlap by K / (I - 1), or by more where both are made of the same codes or vectors.
+    """
+
+    rows: Indices
+    overlap: Floats  # (n,)
+    null_overlap: float
+    cka: float
+    null_cka: float
+
+
+def agreement(one: TableAndNull, other: TableAndNull, k: int) -> Agreement | None:
+    """Compare two tables; None where fewer than k + 2 items have a vector in both."""
+    rows = np.intersect1d(one.table.table.rows, other.table.table.rows)
+    if len(rows) < k + 2:
+        return None
+    pair, nulls = (one.table, other.table), (one.null, other.null)
+    return Agreement(
+        rows,
+        overlap(*(part.among(rows, k) for part in pair)),
+        float(overlap(*(part.among(rows, k) for part in nulls)).mean()),
+        linear_cka(*(part.table.select(rows) for part in pair)),
+        linear_cka(*(part.table.select(rows) for part in nulls)),
+    )
+
+
+def agreement_matrices(tables: Sequence[TableAndNull], k: int) -> dict[str, Any]:
+    """Compare all pairs: ``overlap``, ``cka`` and both by chance, each (T, T); NaN without common items."""
+    names = [table.name for table in tables]
+    shape = (len(names), len(names))
+    matrices = {
+        key: np.full(shape, np.nan) for key in ("overlap", "overlap_by_chance", "cka", "cka_by_chance")
+    }
+    for key in ("overlap", "cka"):
+        np.fill_diagonal(matrices[key], 1.0)
+    for a, b in combinations(range(len(names)), 2):
+        if (pair := agreement(tables[a], tables[b], k)) is not None:
+            values = (pair.overlap.mean(), pair.null_overlap, pair.cka, pair.null_cka)
+            for matrix, value in zip(matrices.values(), values, strict=True):
+                matrix[a, b] = matrix[b, a] = value
+    return {"names": names, **matrices}
+
+
+def stability(tables: Sequence[TableAndNull], groups_I: Indices, k: int) -> dict[str, Any] | None:
+    """Average the agreement over pairs of seeds of one model; None for fewer than two seeds.
+
+    ``groups`` is the overlap by group of `popularity_groups`.
+    """
+    pairs = [pair for one, other in combinations(tables, 2) if (pair := agreement(one, other, k)) is not None]
+    if not pairs:
+        return None
+    shares = np.concatenate([pair.overlap for pair in pairs])
+    groups = groups_I[np.concatenate([pair.rows for pair in pairs])]
+    return {
+        "pairs": len(pairs),
+        "overlap": shares.mean(),
+        "by_chance": np.mean([pair.null_overlap for pair in pairs]),
+        "cka": np.mean([pair.cka for pair in pairs]),
+        "cka_by_chance": np.mean([pair.null_cka for pair in pairs]),
+        "groups": {
+            name: shares[groups == code].mean()
+            for code, name in enumerate(POPULARITY)
+            if (groups == code).any()
+        },
+    }

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, side_of, untrained
 
-from recpipe.evaluation.geometry.measures import measure
-from recpipe.evaluation.geometry.tables import band, random_tables, tables_of
+from recpipe.evaluation.geometry.measures import measure_vectors
+from recpipe.evaluation.geometry.tables import null_band, random_tables, tables_of
 from recpipe.evaluation.geometry.tables import untrained as built_anew
 from recpipe.evaluation.segments import popularity_groups
 from recpipe.models.registry import build, model_class, types
@@ -25,14 +25,14 @@ def test_the_band_holds_one_more_value_in_19_of_20_cases() -> None:
     for n in (2, 5, 12):
         inside = []
         for *values, one_more in draw.normal(3, 2, size=(3000, n + 1)):
-            low, high = band(values)
+            low, high = null_band(values)
             inside.append(low <= one_more <= high)
         assert np.mean(inside) == pytest.approx(0.95, abs=0.015), n
 
 
 def test_a_band_needs_two_values() -> None:
-    assert band([1.0, np.nan]) is None
-    assert band([2.0, np.nan, 2.0]) == (2.0, 2.0)
+    assert null_band([1.0, np.nan]) is None
+    assert null_band([2.0, np.nan, 2.0]) == (2.0, 2.0)
 
 
 def fresh(name: str, **config):
@@ -71,7 +71,7 @@ def test_vectors_that_a_bundle_holds_are_given_again() -> None:
 
 
 def measured(table: np.ndarray):
-    return measure(table.astype(np.float64), EVENTS, GROUPS, 10)
+    return measure_vectors(table.astype(np.float64), EVENTS, GROUPS, 10)
 
 
 @pytest.mark.parametrize("name", ["sasrec", "bert4rec", "tiger"])
@@ -80,7 +80,7 @@ def test_an_untrained_model_lies_within_the_band_of_untrained_ones(name: str) ->
     model = fresh(name)
     ((table, _),) = tables_of(model).items()
     nulls = [measured(tables_of(built_anew(model, name, seed))[table]).values for seed in range(6)]
-    bands = {key: band([each[key] for each in nulls]) for key in nulls[0]}
+    bands = {key: null_band([each[key] for each in nulls]) for key in nulls[0]}
     inside = []
     for seed in range(100, 120):
         values = measured(tables_of(built_anew(model, name, seed))[table]).values

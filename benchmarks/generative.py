@@ -28,7 +28,7 @@ from recpipe.data.sequences import Fold
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.recommender import Recommender
-from recpipe.training.standalone import PreparedData, epoch_logger, train
+from recpipe.training.standalone import DataFolder, epoch_logger, train
 
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 WAYS = {"seen allowed": False, "seen excluded": True}
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Trains and judges one model after the other."""
-    prepared = PreparedData(arguments.data, arguments.dataset, arguments.seed, arguments.into)
+    prepared = DataFolder(arguments.data, arguments.dataset, arguments.seed, arguments.into)
     overrides = {"models": QUICK} if arguments.quick else parse_overrides(arguments.params)
     conf = configuration(arguments.dataset, **{**overrides, "seed": arguments.seed})
     ends = time.perf_counter() + 60 * arguments.minutes
@@ -69,7 +69,7 @@ def compare(arguments: argparse.Namespace) -> None:
             )
 
 
-def run(config: RunConfig, prepared: PreparedData, ends: float) -> dict[str, Any] | None:
+def run(config: RunConfig, prepared: DataFolder, ends: float) -> dict[str, Any] | None:
     """Trains and judges a model, neither of them twice; None if time was up."""
     if time.perf_counter() > ends:
         return None

@@ -219,7 +219,7 @@ def generated_data(folder: Path, dataset: str, *, held_out_items: float = 0.0) -
 
 def train_on_generated(data: Path, dataset: str, name: str, settings: dict[str, Any] | None = None) -> None:
     """Trains a model of the conf on ``generated_data`` and leaves its bundle where Kedro would."""
-    from recpipe.training.standalone import PreparedData, train
+    from recpipe.training.standalone import DataFolder, train
 
     run = configuration(dataset, models={name: settings or {}}).run(name)
-    train(run, PreparedData(data, dataset))
+    train(run, DataFolder(data, dataset))

@@ -206,11 +206,11 @@ def bare_epochs(model, train, settings, epochs: int) -> Iterator[Iterator[int]]:
     import torch
 
     from recpipe.training.losses import make_loss
-    from recpipe.training.module import make_batches, target_counts, trained_items, windows_of
+    from recpipe.training.module import make_batches, target_counts, trained_items, training_windows
     from recpipe.training.optimisers import make_optimiser
 
     torch.manual_seed(0)
-    rows = windows_of(train, model, settings)
+    rows = training_windows(train, model, settings)
     data = model.on_device(rows, window=model.max_length + 1)
     batches = make_batches(data.lengths, settings, window=model.max_length, seed=0)
     criterion = make_loss(settings.loss, target_counts(rows, model), trained_items(rows, model))

@@ -17,7 +17,7 @@ from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, model_class
 from recpipe.semantic_ids.ids import CatalogueIds
-from recpipe.training.losses import FullSoftmax
+from recpipe.training.losses.full_softmax import FullSoftmax
 
 
 def sequences(rows: list[list[int]], *, times: bool = True) -> Sequences:

@@ -11,7 +11,7 @@ from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.packing import PackedBatches
 from recpipe.layers import attention
 from recpipe.models.registry import build
-from recpipe.training.losses import FullSoftmax
+from recpipe.training.losses.full_softmax import FullSoftmax
 
 ITEMS = 40
 SIZES = [64, 128, 200]

@@ -15,7 +15,7 @@ from recpipe.data.splits import Split, split
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import model_class
-from recpipe.training.fit import LAST, Trained, TrainSettings, train
+from recpipe.training.fit import LAST, TrainingResult, TrainSettings, train
 from recpipe.training.losses import make_loss
 
 PROTOCOL = Protocol(dataset="x", history=WINDOW)
@@ -43,7 +43,7 @@ def data() -> Split:
 
 def run(
     data: Split, folder: Path, name: str, config: dict, *, epochs: int = 4, on_epoch=None, **more
-) -> Trained:
+) -> TrainingResult:
     def made() -> Recommender:
         return fresh(name, config, data=data.train)
 
@@ -53,7 +53,7 @@ def run(
     return train(made, data.train, judge, TrainSettings(**settings), seed=0, folder=folder, on_epoch=on_epoch)
 
 
-def losses(trained: Trained) -> list[float]:
+def losses(trained: TrainingResult) -> list[float]:
     return [row["loss"] for row in trained.curve]
 
 

@@ -15,7 +15,7 @@ from recpipe.data.splits import split
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.registry import build
 from recpipe.training.fit import train
-from recpipe.training.losses import FullSoftmax
+from recpipe.training.losses.full_softmax import FullSoftmax
 from recpipe.training.settings import TrainSettings
 
 ITEMS, LONGEST = 20, 12

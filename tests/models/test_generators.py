@@ -27,7 +27,7 @@ from recpipe.models.registry import build
 from recpipe.semantic_ids import tree_tensors
 from recpipe.semantic_ids.ids import CatalogueIds, SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.training.losses import FullSoftmax
+from recpipe.training.losses.full_softmax import FullSoftmax
 
 ITEMS, WINDOW = 25, 6
 DATA = random_sequences(40, ITEMS, longest=12, seed=3)
@@ -154,7 +154,7 @@ def test_a_loss_among_trained_items_is_a_distribution_over_these(name, config):
         return torch.exp(-times * torch.stack(losses))
 
     everything = torch.arange(ITEMS + 1) > 0
-    some = probabilities(FullSoftmax(items="trained", trained=trained), trained)
+    some = probabilities(FullSoftmax(items="trained", trained_items=trained), trained)
     every = probabilities(FullSoftmax(), everything)
     torch.testing.assert_close(some.sum(), torch.tensor(1.0))
     torch.testing.assert_close(every.sum(), torch.tensor(1.0))

@@ -12,7 +12,7 @@ from tests.synthetic import catalogue_ids, random_sequences, sequences
 from recpipe.layers.code_tokens import LevelRelative
 from recpipe.models.parallel_tiger import ParallelTIGER
 from recpipe.models.registry import build
-from recpipe.training.losses import FullSoftmax
+from recpipe.training.losses.full_softmax import FullSoftmax
 
 ITEMS, WINDOW, HEADS = 25, 6, 2
 IDS = {"text": catalogue_ids(ITEMS)}

@@ -18,7 +18,7 @@ from recpipe.layers.side import Side, SideConfig, standardised
 from recpipe.models.registry import build
 from recpipe.models.setrec import SETRec, in_sets, prefixes
 from recpipe.training import fit
-from recpipe.training.losses import FullSoftmax
+from recpipe.training.losses.full_softmax import FullSoftmax
 
 ITEMS, WINDOW = 25, 10
 DATA = random_sequences(60, ITEMS, longest=16, seed=1)
@@ -348,7 +348,7 @@ def test_training_ends_with_the_choice_of_beta(put_back, tmp_path):
         return {"valid_ndcg@10": 1.0 - abs(asked[-1] - 0.2)}
 
     settings = fit.TrainSettings(max_epochs=1, put_back=put_back, loggers=[], device="cpu")
-    done = fit.train(made, DATA, validate, settings, seed=1, folder=tmp_path, steps_of=DATA)
+    done = fit.train(made, DATA, validate, settings, seed=1, folder=tmp_path, steps_from=DATA)
     if put_back:
         assert asked == [] and "tuned_beta" not in done.cost
     else:

@@ -16,7 +16,7 @@ from recpipe.layers.side import Side
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, model_class, types
 from recpipe.training.bundle import Bundle, load_bundle, save_bundle
-from recpipe.training.losses import FullSoftmax
+from recpipe.training.losses.full_softmax import FullSoftmax
 
 ITEMS, WINDOW = 25, 10
 DATA = described(random_sequences(60, ITEMS, longest=16, seed=1))

@@ -19,9 +19,18 @@ from recpipe.models.sasrec import SASRec
 from recpipe.progress import Progress, progress
 from recpipe.training.callbacks import curve_loggers
 from recpipe.training.checkpoint import load_tree
-from recpipe.training.fit import LAST, Trained, TrainSettings, _fingerprint, _module, choose_device, train
-from recpipe.training.losses import AMINCE, FullSoftmax
-from recpipe.training.module import NonFiniteLoss
+from recpipe.training.fit import (
+    LAST,
+    TrainingResult,
+    TrainSettings,
+    _fingerprint,
+    _module,
+    choose_device,
+    train,
+)
+from recpipe.training.losses.amince import AMINCE
+from recpipe.training.losses.full_softmax import FullSoftmax
+from recpipe.training.module import NonFiniteLossError
 
 ITEMS = 30
 PROTOCOL = Protocol(dataset="x", history=10)
@@ -38,7 +47,7 @@ def settings(**changed) -> TrainSettings:
 
 def run(
     data: Split, folder: Path, *, seed: int = 0, validate=None, config=None, on_epoch=None, **changed
-) -> Trained:
+) -> TrainingResult:
     return train(
         lambda: build(
             "sasrec",
@@ -55,11 +64,11 @@ def run(
     )
 
 
-def weights(trained: Trained) -> torch.Tensor:
+def weights(trained: TrainingResult) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in trained.model.state_dict().values()])
 
 
-def losses(trained: Trained) -> list[float]:
+def losses(trained: TrainingResult) -> list[float]:
     return [row["loss"] for row in trained.curve]
 
 
@@ -334,7 +343,9 @@ def test_put_back_trains_on_validation_too_for_as_many_steps_and_keeps_the_last_
 
     both = with_validation(data.train, data.valid)
     asked = settings(put_back=True, layout=layout, max_epochs=4)
-    found = train(model, both, never, asked, seed=0, folder=tmp_path, on_epoch=on_epoch, steps_of=data.train)
+    found = train(
+        model, both, never, asked, seed=0, folder=tmp_path, on_epoch=on_epoch, steps_from=data.train
+    )
     without = run(data, tmp_path / "without", layout=layout, max_epochs=4)
     assert [row["step"] for row in found.curve] == [row["step"] for row in without.curve]
     seen = found.cost["tokens_per_second"] * found.cost["train_seconds"]
@@ -384,7 +395,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
         return honest(self, batch, criterion) * (math.nan if len(calls) == 153 else 1.0)
 
     monkeypatch.setattr(SASRec, "loss", breaks)
-    with pytest.raises(NonFiniteLoss, match="not finite at step 19") as stopped:
+    with pytest.raises(NonFiniteLossError, match="not finite at step 19") as stopped:
         run(data, tmp_path, max_epochs=50)
     assert "train.optimiser.learning_rate" in str(stopped.value)
     monkeypatch.undo()
@@ -448,7 +459,7 @@ def test_the_norm_is_that_of_the_whole_gradient_before_it_is_clipped(data, tmp_p
 def test_a_moving_average_of_the_weights_is_validated_and_kept_and_disturbs_no_step(data, tmp_path):
     """A step an epoch: the recurrence over the weights of a training without it gives what validation sees."""
 
-    def seen(folder: str, **changed) -> tuple[list[torch.Tensor], Trained]:
+    def seen(folder: str, **changed) -> tuple[list[torch.Tensor], TrainingResult]:
         found: list[torch.Tensor] = []
 
         def validate(model) -> dict[str, float]:
@@ -549,7 +560,7 @@ def test_cuda_is_refused_where_there_is_none():
 def test_the_loss_of_a_step_is_the_mean_over_all_its_targets(data, tmp_path):
     """Cutting a step into parts of like length is a matter of speed: one part or four, the gradient is the same."""
     from recpipe.data.batches import DeviceSequences, TrainingBatches
-    from recpipe.training.losses import FullSoftmax
+    from recpipe.training.losses.full_softmax import FullSoftmax
 
     model = build("sasrec", {"dim": 16}, n_items=ITEMS, max_length=10).double().eval()
     held = DeviceSequences(data.train, window=11, device="cpu")

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.training.losses import LOSSES, FullSoftmax, make_loss
+from recpipe.training import losses
+from recpipe.training.losses import loss_names, make_loss
 from recpipe.training.losses.amince import tail_of
-from recpipe.training.losses.negatives import Negatives
+from recpipe.training.losses.full_softmax import FullSoftmax
+from recpipe.training.losses.negatives import NegativeSampler
 
 ITEMS, N, D = 30, 64, 8
 COUNTS = torch.cat([torch.zeros(1), torch.arange(1.0, ITEMS + 1)])
@@ -163,8 +165,8 @@ def test_the_gradient_with_log_q_goes_to_that_of_the_full_softmax(sources):
 @pytest.mark.parametrize("shared", [True, False])
 def test_negatives_come_as_often_as_expected(shared):
     torch.manual_seed(0)
-    negatives = Negatives(
-        {"uniform": 6, "popularity": 9, "in_batch": 5}, counts=COUNTS, power=0.5, expects=True
+    negatives = NegativeSampler(
+        {"uniform": 6, "popularity": 9, "in_batch": 5}, item_counts=COUNTS, power=0.5, with_expected=True
     )
     draws = 4000 if shared else 80
     seen, expected = torch.zeros(ITEMS + 1), torch.zeros(ITEMS + 1, dtype=torch.float64)
@@ -178,8 +180,39 @@ def test_negatives_come_as_often_as_expected(shared):
 
 def test_items_without_a_count_are_never_popular_negatives():
     counts = torch.tensor([9.0, 0, 3, 0, 1, 0])  # the padding's count is not looked at
-    found = Negatives({"popularity": 500}, counts=counts)(torch.tensor([1]), 5, shared=True).items
+    found = NegativeSampler({"popularity": 500}, item_counts=counts)(torch.tensor([1]), 5, shared=True).items
     assert set(found.tolist()) == {2, 4}
+
+
+NEW_LOSS = """
+import torch
+from torch.nn import functional as F
+from recpipe.training.losses import Loss
+
+class Smoothed(Loss):
+    needs = frozenset({"item_counts"})
+
+    def __init__(self, amount: float = 0.1, item_counts=None):
+        super().__init__()
+        self.amount, self.total = amount, float(item_counts.sum())
+
+    def compute(self, hidden, table, targets):
+        return F.cross_entropy(hidden @ table[1:].T, targets - 1, label_smoothing=self.amount)
+"""
+
+
+def test_a_new_loss_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "smoothed.py").write_text(NEW_LOSS)
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    hidden, table, targets = batch()
+    loss = make_loss({"name": "smoothed", "amount": 0.2}, COUNTS)
+    assert loss.total == COUNTS.sum()
+    theirs = F.cross_entropy(hidden @ table[1:].T, targets - 1, label_smoothing=0.2)
+    same(loss(hidden, table, targets), theirs, hidden, table)
+    with pytest.raises(ValueError, match="did you mean 'amount'"):
+        make_loss({"name": "smoothed", "amont": 0.2}, COUNTS)
+    with pytest.raises(ValueError, match="'item_counts'"):
+        make_loss({"name": "smoothed", "item_counts": 1}, COUNTS)
 
 
 NEGATIVE = {"negatives": {"uniform": 4}}
@@ -200,17 +233,17 @@ def every(name: str):
 
 
 def test_every_loss_is_tested():
-    assert set(ALL) == set(LOSSES)
+    assert set(ALL) == set(loss_names())
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 def test_gradients_are_those_of_the_values(name):
     hidden, table, targets = batch(scale=0.5)
     loss = every(name)
     assert torch.autograd.gradcheck(lambda h, w: seeded(loss, h, w, targets[:9]), (hidden[:9], table))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("scale", [1e3, 1e-3])
 def test_large_scores_stay_finite(name, scale):
     hidden, table, targets = batch(scale=scale)
@@ -222,7 +255,7 @@ def test_large_scores_stay_finite(name, scale):
     assert loss >= 0
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_catalogue_of_one_item(name):
     hidden, table, targets = batch(items=1)
     loss = make_loss({"name": name, **ALL[name]}, torch.tensor([0.0, 3.0]))(hidden, table, targets)
@@ -232,7 +265,7 @@ def test_a_catalogue_of_one_item(name):
         assert loss.item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 def test_seeds_decide_and_bf16_is_close(name):
     hidden, table, targets = batch(scale=0.3)
     hidden, table = hidden.detach().float().requires_grad_(), table.detach().float().requires_grad_()
@@ -245,7 +278,7 @@ def test_seeds_decide_and_bf16_is_close(name):
         assert mine.dtype == torch.float32 and ((mine - other).norm() / other.norm()) < 0.03
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 def test_gradient_steps_lift_the_targets(name):
     torch.manual_seed(0)
     hidden, table, targets = torch.randn(N, 16), torch.zeros(ITEMS + 1, 16), torch.randint(1, ITEMS, (N,))
@@ -349,13 +382,13 @@ def test_the_softmax_over_trained_items_equals_torch_over_these(chunk):
     kept = trained.nonzero()[:, 0]
     wanted = (targets[keep, None] == kept).long().argmax(1)
     theirs = F.cross_entropy(hidden[keep] @ table[kept].T, wanted)
-    loss = make_loss({"name": "full_softmax", "chunk": chunk, "items": "trained"}, trained=trained)
+    loss = make_loss({"name": "full_softmax", "chunk": chunk, "items": "trained"}, trained_items=trained)
     same(loss(hidden[keep], table, targets[keep]), theirs, hidden, table)
     assert not torch.autograd.grad(loss(hidden[keep], table, targets[keep]), table)[0][~trained].any()
 
 
 def test_a_softmax_over_codes_cannot_leave_out_items():
-    loss = FullSoftmax(items="trained", trained=torch.tensor([False, True, True]))
+    loss = FullSoftmax(items="trained", trained_items=torch.tensor([False, True, True]))
     with pytest.raises(ValueError, match="leaves out items, and this softmax is over 4 codes"):
         loss(torch.ones(1, 2), torch.zeros(5, 2), torch.tensor([1]))
 
@@ -378,7 +411,7 @@ def test_padding_gets_no_probability():
         ({"name": "full_softmax", "chunks": 3}, "train.loss"),
         ({"name": "full_softmax", "chunk": 0}, "loss.chunk is 0"),
         ({"name": "full_softmax", "items": "warm"}, "loss.items is 'warm'; allowed: all, trained"),
-        ({"name": "full_softmax", "items": "trained"}, "which items training has is not known"),
+        ({"name": "full_softmax", "items": "trained"}, "needs the mask"),
         ({"name": "bce"}, "negatives"),
         ({"name": "bce", "negatives": {"random": 3}}, r"unknown negatives \['random'\]"),
         ({"name": "bce", "negatives": {"uniform": 0}}, "at least 1"),
@@ -388,7 +421,7 @@ def test_padding_gets_no_probability():
         ({"name": "sampled_softmax", "negatives": {"in_batch": 2}, "temperature": 0}, "temperature is 0"),
         ({"name": "gbce", "negatives": {"uniform": 2}, "t": 1.5}, "t is 1.5"),
         ({"name": "focal", "negatives": {"uniform": 2}, "alpha": 1.5}, "alpha 1.5"),
-        ({"name": "amince"}, "to tell the tail"),
+        ({"name": "amince"}, "how often items are training targets"),
         ({"name": "amince", "views": 0}, "views is 0"),
     ],
 )
@@ -397,7 +430,7 @@ def test_bad_settings_are_named(settings, message):
         make_loss(settings)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_batch_without_a_target_is_refused(name):
     with pytest.raises(ValueError, match="without a target"):
         every(name)(torch.ones(0, 2), torch.ones(3, 2), torch.ones(0, dtype=torch.long))

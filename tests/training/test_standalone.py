@@ -20,7 +20,7 @@ from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.registry import model_info
 from recpipe.training.bundle import Bundle, load_bundle
-from recpipe.training.standalone import PreparedData, main
+from recpipe.training.standalone import DataFolder, main
 
 DATASET = "online_retail"
 
@@ -73,7 +73,7 @@ def test_kedro_judges_what_was_trained_elsewhere(prepared, tmp_path, session_in)
         assert pq.read_table(reporting / "curves.parquet")["epoch"].to_pylist() == [1, 2]
         found = json.loads(max(reporting.glob("metrics.json/*/metrics.json")).read_text())
         bundle = latest(into, model)
-        again = rank_fold(bundle.model, PreparedData(into, DATASET).test(), exclude_seen=False, k=10).ranks()
+        again = rank_fold(bundle.model, DataFolder(into, DATASET).test(), exclude_seen=False, k=10).ranks()
         assert found["test"]["ndcg@10"] == pytest.approx(metrics_from_ranks(again, cutoffs=[10])["ndcg@10"])
         assert latest(into, model).training["cost"]["device"] == "cpu"
 
@@ -98,9 +98,9 @@ def test_what_time_cut_off_goes_on_with_what_is_not_done(prepared, tmp_path, cap
 def test_what_is_missing_is_named(prepared, tmp_path):
     configuration = Configuration.read(prepared / "conf", "test", {"seed": 7}, model_info)
     with pytest.raises(ValueError, match="holds no split; run `kedro run"):
-        PreparedData(tmp_path, DATASET).job(configuration.run("popular"), validator)
+        DataFolder(tmp_path, DATASET).job(configuration.run("popular"), validator)
     with pytest.raises(ValueError, match="has no trained sasrec of seed 7"):
-        PreparedData(prepared / "data/test", DATASET, seed=7).job(configuration.run("setrec"), validator)
+        DataFolder(prepared / "data/test", DATASET, seed=7).job(configuration.run("setrec"), validator)
     with pytest.raises(ValueError, match="has no folder 'base'"):
         main(["--dataset", DATASET, "--models", "popular", "--conf", str(tmp_path)])
     for params, message in (

@@ -15,7 +15,7 @@ from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
-from recpipe.training.job import begin_with
+from recpipe.training.job import load_initial_weights
 
 TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1}
 WHERE = "init_from=toys/tiger/seed_42"
@@ -43,7 +43,7 @@ def test_all_weights_are_taken_and_the_own_codes_stay(name):
     fallback = ColdUsers(ColdUsersConfig(), n_items=30).fit(random_sequences(15, 30, longest=6))
     start.cold_users = fallback  # as every bundle has one, of its own catalogue
     own = {modality: codes.codes.clone() for modality, codes in made.item_codes().items()}
-    count = begin_with(made, bundle(start), vocabulary(20), where=WHERE)
+    count = load_initial_weights(made, bundle(start), vocabulary(20), where=WHERE)
     tensors = made.state_dict()
     assert made.cold_users is None
     start.cold_users = None
@@ -67,13 +67,13 @@ def test_another_quantizer_other_settings_other_kinds_and_none_are_refused():
     }
     for message, start in cases.items():
         with pytest.raises(ValueError, match=f"{WHERE}.*{message}"):
-            begin_with(made, start, vocabulary(20), where=WHERE)
+            load_initial_weights(made, start, vocabulary(20), where=WHERE)
 
 
 def test_a_model_that_knows_items_by_number_needs_the_same_catalogue():
     torch.manual_seed(0)
     one, other = (build("sasrec", {"dim": 8, "layers": 1}, n_items=9, max_length=4) for _ in range(2))
-    assert begin_with(other, bundle(one), vocabulary(9), where=WHERE) == len(one.state_dict())
+    assert load_initial_weights(other, bundle(one), vocabulary(9), where=WHERE) == len(one.state_dict())
     renamed = Vocabulary(np.array([f"j{number}" for number in range(9)], object))
     with pytest.raises(ValueError, match="another catalogue"):
-        begin_with(other, bundle(one), renamed, where=WHERE)
+        load_initial_weights(other, bundle(one), renamed, where=WHERE)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recpipe.config import RunConfig
-from recpipe.training.variants import WHOLE, Study, variants
+from recpipe.training.variants import AS_CONFIGURED, Study, variants
 
 TRAIN = {"window": None, "windows": "all", "layout": "padded", "schedule": {"name": "constant"}}
 SIDE = {"vectors": "none", "items": "none"}
@@ -50,12 +50,12 @@ def test_only_what_a_model_has_is_taken_away():
     }
     made, left_out = variants(Study(without=parts), SASREC)
     assert [each.name for each in made] == [
-        WHOLE,
+        AS_CONFIGURED,
         *(f"without {n}" for n in ("dropout", "positions", "long users")),
     ]
-    assert dict(made[0].changed) == {}
+    assert dict(made[0].overrides) == {}
     assert made[0].config == SASREC
-    assert dict(made[1].changed) == {"dropout": 0.0}
+    assert dict(made[1].overrides) == {"dropout": 0.0}
     assert made[2].config.settings == {**SASREC.settings, "positions": False}
     assert made[3].config.train == {**TRAIN, "windows": "last"}
     assert sorted(left_out) == ["packing", "text", "time"]

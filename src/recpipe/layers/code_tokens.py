@@ -28,7 +28,7 @@ from recpipe.semantic_ids.prefix_tree import PrefixTree
 
 def told_apart(criterion: Callable[..., Tensor]) -> Tensor | None:
     """(I + 1,) bool: the items that a loss over items tells targets apart from; None: all of them."""
-    found: Tensor | None = getattr(criterion, "trained", None)
+    found: Tensor | None = getattr(criterion, "candidate_mask", None)
     return found
 
 

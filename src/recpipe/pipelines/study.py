@@ -22,7 +22,7 @@ from recpipe.pipelines.types import TrainingData, TrainingJob
 from recpipe.pipelines.wiring import Wiring
 
 if TYPE_CHECKING:
-    from recpipe.training.fit import Trained
+    from recpipe.training.fit import TrainingResult
     from recpipe.training.variants import Study, Variant
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def study_settings(study: StudyConfig) -> Study:
 
 def _within(all_variants: list[Variant], history: int) -> tuple[list[Variant], dict[str, str]]:
     """Variants with a window of at most the protocol's history, and the reason for each of the others by name."""
-    over = {each.name for each in all_variants if (each.changed.get("train.window") or 0) > history}
+    over = {each.name for each in all_variants if (each.overrides.get("train.window") or 0) > history}
     reason = dict.fromkeys(sorted(over, key=int), f"protocol.history is {history}")
     return [each for each in all_variants if each.name not in over], reason
 
@@ -98,7 +98,7 @@ def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
     row = {
         "name": variant.name,
         "value": variant.value,
-        "changed": dict(variant.changed),
+        "changed": dict(variant.overrides),
         **_numbers(trained, job),
     }
     place.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
     return row
 
 
-def _numbers(trained: Trained, job: TrainingJob) -> dict[str, Any]:
+def _numbers(trained: TrainingResult, job: TrainingJob) -> dict[str, Any]:
     """Validation metric, cost, and effective dimensions of the item vectors."""
     from recpipe.evaluation.context import Question
     from recpipe.evaluation.geometry.measures import participation_ratio, spectrum

@@ -65,7 +65,7 @@ def training_job(
         inputs=ItemInputs.of(inputs),
         work_folder=paths.work(config.name, config.seed),
         validator=validator,
-        start=inputs.get("start"),
+        initial_bundle=inputs.get("start"),
     )
 
 

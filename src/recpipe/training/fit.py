@@ -30,14 +30,13 @@ from recpipe.training.callbacks import (
     Checkpoints,
     Patience,
     ProgressBar,
-    SecondStage,
     alone_in,
     close,
     curve_loggers,
 )
 from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
 from recpipe.training.cost import cost_of, size_of, versions
-from recpipe.training.losses import AMINCE, make_loss
+from recpipe.training.losses import make_loss
 from recpipe.training.memory import reset_peak_memory
 from recpipe.training.module import (
     OnEpoch,
@@ -47,7 +46,7 @@ from recpipe.training.module import (
     target_counts,
     trained_items,
     training_label,
-    windows_of,
+    training_windows,
 )
 from recpipe.training.optimisers import WITHOUT_END
 from recpipe.training.settings import (
@@ -73,7 +72,7 @@ NOISE = (
 
 
 @dataclass
-class Trained:
+class TrainingResult:
     """What training returns: the fitted model, the curve (a row per epoch) and what it cost."""
 
     model: Recommender
@@ -93,22 +92,22 @@ def train(
     fingerprint: str = "",
     on_epoch: OnEpoch | None = None,
     cold_users: ColdUsersConfig | None = None,
-    steps_of: Sequences | None = None,
-) -> Trained:
-    """Trains a model on ``data`` (training events only) and returns it at its best validation.
+    steps_from: Sequences | None = None,
+) -> TrainingResult:
+    """Train a model on ``data`` (training events only); return it in the state of its best validation.
 
-    ``validate(model)`` returns ``{"valid_<metric>": ...}``, by which the best state is selected and a ``Tunable`` model
-    is tuned at the end. With ``put_back`` ``data`` has the validation events too: then nothing is validated, an epoch
-    has as many steps as one of ``steps_of``, the training set alone, and the last state is returned. ``folder`` is for
-    checkpoints and TensorBoard curves; ``fingerprint`` (of data and settings) tells whether a checkpoint there belongs
-    to this run. ``cold_users`` is fitted beside the model, outside its training, cost and checkpoints; without it the
-    model itself recommends to users without history. Raises NonFiniteLoss, KeyboardInterrupt (the last checkpoint stays
-    complete), ValueError for bad settings.
+    ``validate(model)`` returns ``{"valid_<metric>": ...}``; it selects the best state and tunes a ``Tunable`` model at
+    the end. With ``settings.put_back``, ``data`` has the validation events too: nothing is validated, an epoch has the
+    steps of ``steps_from``, the training set alone, and the last state is returned. ``folder`` is for checkpoints and
+    curves; a checkpoint in it is resumed if it has the same ``fingerprint`` (of data), settings and seed.
+    ``cold_users`` is fitted apart from the model, its cost and its checkpoints; without it the model itself recommends
+    to users without history. Raises NonFiniteLossError, ValueError for bad settings, and KeyboardInterrupt after
+    Ctrl-C, when the last checkpoint is complete.
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
     reset_peak_memory(device)
-    if settings.put_back and steps_of is None:
+    if settings.put_back and steps_from is None:
         raise ValueError("train.put_back needs the training set alone as well, for the number of its steps")
     model = model_factory()
     check_layout(settings, type(model))
@@ -120,11 +119,11 @@ def train(
         cost = {"train_seconds": time.perf_counter() - started, "epochs": 0, "device": device}
         cost |= size_of(model, device)
         model.cold_users = fallback
-        return Trained(model.to(device), [], cost, versions())
+        return TrainingResult(model.to(device), [], cost, versions())
     keep_freed_memory()
     fingerprint = _fingerprint(fingerprint, settings, seed, model)
     validate = _with_fallback(fallback, validate)
-    module = _module(model.to(device), data, validate, settings, seed, on_epoch, steps_of)
+    module = _module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)
     with alone_in(folder):
         _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
         if module.cut_off:
@@ -136,7 +135,7 @@ def train(
             (folder / name).unlink(missing_ok=True)
     cost = {**cost_of(module, settings, device), **tuned(model, validate, settings)}
     model.cold_users = fallback
-    return Trained(model.to(device), module.curve, cost, versions())
+    return TrainingResult(model.to(device), module.curve, cost, versions())
 
 
 def _fallback(
@@ -165,14 +164,14 @@ def _module(
     settings: TrainSettings,
     seed: int,
     on_epoch: OnEpoch | None,
-    steps_of: Sequences | None = None,
+    steps_from: Sequences | None = None,
 ) -> TrainingModule:
-    data = windows_of(data, model, settings)
+    data = training_windows(data, model, settings)
     rows = model.on_device(data, window=model.max_length + 1)
     options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
     batches = make_batches(rows.lengths, settings, **options)
-    if settings.put_back and steps_of is not None:
-        lengths = np.minimum(windows_of(steps_of, model, settings).lengths, model.max_length + 1)
+    if settings.put_back and steps_from is not None:
+        lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
         steps = make_batches(lengths, settings, **options).steps
         batches = make_batches(rows.lengths, settings, **options, steps=steps)
     return TrainingModule(
@@ -208,14 +207,7 @@ def _run(
     ]
     if settings.put_back:  # nothing to select by: the latest is kept as the best
         callbacks = [Checkpoints(dirpath=folder, filename="best", save_last=True)]
-    loss = module.criterion
-    if isinstance(loss, AMINCE) and loss.second_stage_after is not None:
-        if settings.put_back:
-            raise ValueError(
-                "train.put_back leaves no validation for train.loss.second_stage_after: set null"
-            )
-        after = loss.second_stage_after
-        callbacks.insert(0, SecondStage(loss.begin_second_stage, watched, after=after, patience=patience))
+    callbacks = [*module.criterion.callbacks(watched, None if settings.put_back else patience), *callbacks]
     if device == "cuda" and settings.loggers:
         callbacks.append(DeviceStatsMonitor())
     bar = progress(settings.max_epochs * module.steps, training_label(module.model), at_most=True)

@@ -35,7 +35,9 @@ from recpipe.training.bundle import Bundle
 from recpipe.training.settings import TrainSettings
 
 
-def begin_with(model: Recommender, start: Bundle | None, vocabulary: Vocabulary, *, where: str) -> int:
+def load_initial_weights(
+    model: Recommender, start: Bundle | None, vocabulary: Vocabulary, *, where: str
+) -> int:
     """Gives ``model``, whose catalogue is ``vocabulary``, the weights of ``start``; returns how many tensors.
 
     A model that reads semantic ids keeps the codes of its own catalogue, and may begin with another one's weights if
@@ -141,7 +143,7 @@ class TrainingJob:
     inputs: ItemInputs
     work_folder: Path
     validator: Validator
-    start: Bundle | None = None
+    initial_bundle: Bundle | None = None
 
     @cached_property
     def settings(self) -> TrainSettings:
@@ -166,7 +168,7 @@ class TrainingJob:
 
     def train(
         self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
-    ) -> tuple[fit.Trained, dict[str, Any]]:
+    ) -> tuple[fit.TrainingResult, dict[str, Any]]:
         """Train the model; return it with the description for its bundle. ``folder`` is for checkpoints."""
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
         fitting_set = self.fitting_set
@@ -185,7 +187,9 @@ class TrainingJob:
             )
             protocol.check_time(model.requires_time, model=config.name)
             if config.init_from != "none":
-                count = begin_with(model, self.start, data.vocabulary, where=f"init_from={config.init_from}")
+                count = load_initial_weights(
+                    model, self.initial_bundle, data.vocabulary, where=f"init_from={config.init_from}"
+                )
                 log.info("%s begins with %s tensors of %s", config.name, count, config.init_from)
             return model
 
@@ -199,11 +203,11 @@ class TrainingJob:
             fingerprint=protocol.id if config.init_from == "none" else f"{protocol.id} {config.init_from}",
             on_epoch=on_epoch,
             cold_users=self.cold_users,
-            steps_of=data.train_set,
+            steps_from=data.train_set,
         )
         return trained, self._description(trained, side, ids, vectors)
 
-    def bundle(self, trained: fit.Trained, description: dict[str, Any]) -> Bundle:
+    def bundle(self, trained: fit.TrainingResult, description: dict[str, Any]) -> Bundle:
         """The bundle of a trained model: weights and all that is needed to recommend with them."""
         items = self.inputs.items
         titles = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
@@ -233,7 +237,7 @@ class TrainingJob:
 
     def _description(
         self,
-        trained: fit.Trained,
+        trained: fit.TrainingResult,
         side: Side | None,
         ids: Mapping[str, CatalogueIds],
         vectors: Mapping[str, Embeddings],

@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
 from recpipe.data.packing import PackedBatches
@@ -24,6 +24,7 @@ from recpipe.models.recommender import Recommender
 from recpipe.progress import current_step, duration
 from recpipe.training.callbacks import WeightAverage
 from recpipe.training.checkpoint import random_state, set_random_state
+from recpipe.training.losses import Loss
 from recpipe.training.memory import gpu_state
 from recpipe.training.optimisers import make_optimiser, make_schedule
 from recpipe.training.settings import TrainSettings
@@ -49,7 +50,7 @@ def make_batches(
     return PackedBatches(lengths, size=size, tokens=tokens, seed=seed, steps=steps)
 
 
-def windows_of(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
+def training_windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
     return data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
 
 
@@ -78,7 +79,7 @@ OnEpoch = Callable[[dict[str, Any]], bool | None]
 """Gets an epoch's row of the curve; True ends training with this epoch, to be gone on with another time."""
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLossError(RuntimeError):
     """Training met a loss that is NaN or infinite."""
 
 
@@ -88,7 +89,7 @@ class TrainingModule(pl.LightningModule):
     def __init__(
         self,
         model: Recommender,
-        criterion: nn.Module,
+        criterion: Loss,
         *,
         optimiser: dict[str, Any],
         schedule: dict[str, Any],
@@ -241,7 +242,7 @@ class TrainingModule(pl.LightningModule):
     def _check(self) -> None:
         step = int(self._first_bad)
         if step >= 0:
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"the loss is not finite at step {step} (epoch {self._epoch}); the last good checkpoint is kept. "
                 "Lower train.optimiser.learning_rate or set train.gradient_clip"
             )

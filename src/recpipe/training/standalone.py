@@ -47,7 +47,7 @@ from recpipe.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
-class PreparedData:
+class DataFolder:
     """The data folder of a data set, for one seed; results go to ``into``, by default the same folder."""
 
     data: Path
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("recpipe.training.module").setLevel(logging.WARNING)  # `epoch_logger` shows every epoch
     ends = time.perf_counter() + 60 * options.minutes
-    data = PreparedData(options.data, options.dataset, options.seed, options.into)
+    data = DataFolder(options.data, options.dataset, options.seed, options.into)
     overrides = {**parse_overrides(options.params), "dataset": options.dataset, "seed": options.seed}
     configuration = Configuration.read(options.conf, options.env, overrides, model_info)
     runs = [configuration.run(name) for name in options.models]
@@ -173,7 +173,7 @@ def check(run: RunConfig) -> None:
     side_config(run.type, run.side, where=where)
 
 
-def _finished(run: RunConfig, data: PreparedData, ends: float) -> bool:
+def _finished(run: RunConfig, data: DataFolder, ends: float) -> bool:
     """Train the model if necessary; return whether it is finished. Raises KeyboardInterrupt for Ctrl-C."""
     if time.perf_counter() > ends:
         return False
@@ -188,7 +188,7 @@ def _finished(run: RunConfig, data: PreparedData, ends: float) -> bool:
     return True
 
 
-def train(run: RunConfig, data: PreparedData, on_epoch: OnEpoch | None = None) -> Bundle:
+def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> Bundle:
     """Train one model; write its bundle and curve where Kedro looks for them.
 
     Returns the previous bundle if settings and data are the same. Raises KeyboardInterrupt where ``on_epoch`` ended

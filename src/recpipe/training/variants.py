@@ -1,96 +1,89 @@
-"""Variants of a model for a study: one setting with several values, or one part of it taken away at a time."""
+"""Variants of a model for a study: a setting with several values, or the removal of one part at a time."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from recpipe.config import RunConfig, read_yaml, split_names
 from recpipe.models.registry import model_class
 from recpipe.training.settings import TrainSettings
 
-WHOLE = "as configured"
+AS_CONFIGURED = "as configured"
 
 
 @dataclass(frozen=True)
 class Study:
-    """``values`` of ``setting``, as a+b+c; or ``without``: by name, the settings that take a part away.
+    """Several ``values`` of a ``setting``, written a+b+c; or ``without``: by name of a part, settings that remove it.
 
-    A setting is a field of the model's Config, or ``train.<key>``, or ``side.<key>``.
+    A setting is a field of the model's Config, ``train.<key>`` or ``side.<key>``.
     """
 
     setting: str | None = None
     values: str | int | float | None = None
-    without: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    without: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.setting is None) == (not self.without) or (self.setting is None) != (self.values is None):
             raise ValueError("a study has a setting with values, as 8+16+32, or a block without; not both")
 
-    def given(self) -> list[Any]:
-        """``values`` as YAML reads each."""
-        return [read_yaml(each) for each in split_names(self.values)]
+    def value_list(self) -> list[Any]:
+        """Read each of ``values`` as YAML, without repeats."""
+        return list(dict.fromkeys(read_yaml(value) for value in split_names(self.values)))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One training of a study: ``changed`` settings, none of them for the model as it is."""
+    """One training of a study; ``overrides`` is empty for the model as configured."""
 
     name: str
     value: Any
-    changed: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     config: RunConfig
 
 
 def variants(study: Study, config: RunConfig) -> tuple[list[Variant], dict[str, str]]:
-    """The trainings of ``study`` for a model, and why what is left out is left out, by name.
+    """Return the variants of a model in ``study``, and by name why others are left out: parts that it does not have.
 
-    Taken away is only what the model has. Raises ValueError for a setting that it does not have.
+    Raises ValueError for a setting that the model does not have.
     """
-    present = _present(config)
+    settings = _all_settings(config)
     if study.setting is not None:
-        if study.setting not in present:
+        if study.setting not in settings:
             raise ValueError(
                 f"models of type {config.type} have no setting {study.setting}; there are "
-                f"{', '.join(sorted(present))}"
+                f"{', '.join(sorted(settings))}"
             )
         return [
-            Variant(str(value), value, {study.setting: value}, changed(config, {study.setting: value}))
-            for value in dict.fromkeys(study.given())
+            _variant(str(value), value, {study.setting: value}, config) for value in study.value_list()
         ], {}
-    made, left_out = [Variant(WHOLE, None, {}, config)], {}
-    for name, settings in study.without.items():
-        able = {key: value for key, value in settings.items() if present.get(key, value) != value}
-        if able:
-            made.append(Variant(f"without {name}", None, able, changed(config, able)))
+    selection, left_out = [_variant(AS_CONFIGURED, None, {}, config)], {}
+    for name, removal in study.without.items():
+        overrides = {key: value for key, value in removal.items() if settings.get(key, value) != value}
+        if overrides:
+            selection.append(_variant(f"without {name}", None, overrides, config))
         else:
             left_out[name] = f"{config.type} as configured has none"
-    return made, left_out
+    return selection, left_out
 
 
-def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """``config`` with ``settings``, by names as in `Study`."""
+def _variant(name: str, value: Any, overrides: Mapping[str, Any], config: RunConfig) -> Variant:
     blocks = {"": dict(config.settings), "train": dict(config.train), "side": dict(config.side)}
-    for name, value in settings.items():
-        block, _, key = name.rpartition(".")
-        blocks[block][key] = value
-    return replace(config, settings=blocks[""], train=blocks["train"], side=blocks["side"])
+    for setting, new_value in overrides.items():
+        block, _, key = setting.rpartition(".")
+        blocks[block][key] = new_value
+    changed = replace(config, settings=blocks[""], train=blocks["train"], side=blocks["side"])
+    return Variant(name, value, overrides, changed)
 
 
-def _present(config: RunConfig) -> dict[str, Any]:
+def _all_settings(config: RunConfig) -> dict[str, Any]:
     """All settings of a model, by names as in `Study`."""
     cls = model_class(config.type)
-    defaults = {field.name: field.default for field in dataclasses.fields(cls.Config)}
-    present = {**defaults, **config.settings}
+    settings = {each.name: each.default for each in fields(cls.Config)} | dict(config.settings)
     if not cls.closed_form:
-        learned = {field.name: None for field in dataclasses.fields(TrainSettings)}
-        present |= _prefixed("train", {**learned, **config.train}.items())
+        train = dict.fromkeys(each.name for each in fields(TrainSettings)) | dict(config.train)
+        settings |= {f"train.{key}": value for key, value in train.items()}
     if cls.takes_side:
-        present |= _prefixed("side", config.side.items())
-    return present
-
-
-def _prefixed(block: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    return {f"{block}.{key}": value for key, value in items}
+        settings |= {f"side.{key}": value for key, value in config.side.items()}
+    return settings

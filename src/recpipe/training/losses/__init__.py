@@ -1,56 +1,106 @@
-"""Losses by conf name, each usable with every model that learns by gradient.
+"""Losses, found by file name: ``losses/<name>.py`` defines the one ``Loss`` of ``train.loss.name``.
 
-A loss is called as ``criterion(hidden (N, D), table (I + 1, D), targets (N,))``; row 0 of the item table is padding.
+A new loss is one such file and a line of configuration. Every loss works with every model that learns by gradient,
+unless the model's ``losses`` says otherwise.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from recpipe.config import ConfigError, check_arguments, check_known
-from recpipe.training.losses.amince import AMINCE
-from recpipe.training.losses.full_softmax import FullSoftmax
-from recpipe.training.losses.sampled import (
-    BPR,
-    GBCE,
-    BinaryCrossEntropy,
-    Focal,
-    InfoNCE,
-    NegativeSampling,
-    SampledSoftmax,
-)
 
-LOSSES: dict[str, type[nn.Module]] = {
-    "full_softmax": FullSoftmax,
-    "sampled_softmax": SampledSoftmax,
-    "bce": BinaryCrossEntropy,
-    "gbce": GBCE,
-    "focal": Focal,
-    "bpr": BPR,
-    "infonce": InfoNCE,
-    "amince": AMINCE,
-}
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from recpipe.training.callbacks import Patience
+
+NOT_LOSSES = {"negatives"}
+
+
+class Loss(nn.Module, ABC):
+    """Base class of losses.
+
+    ``needs``: statistics of the training set that the constructor takes as keyword arguments, ``item_counts`` (I + 1,),
+    how often each item is a training target, and ``trained_items`` (I + 1,) bool, the items with training events.
+    ``candidate_mask`` (I + 1,) bool: the items that targets are compared with; None for all.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    candidate_mask: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("candidate_mask", None, persistent=False)
+
+    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        """hidden (N, D), item table (I + 1, D) whose row 0 is padding, targets (N,) in 1..I -> scalar.
+
+        Raises ValueError for N = 0.
+        """
+        if len(targets) == 0:
+            raise ValueError("a batch without a target has no loss")
+        return self.compute(hidden, table, targets)
+
+    @abstractmethod
+    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        """Compute ``forward`` for N > 0."""
+
+    def callbacks(self, metric: str, patience: Patience | None) -> list[Callback]:
+        """Return the trainer's callbacks for this loss; ``patience`` is None in a training without validation.
+
+        Raises ValueError if the loss depends on a validation that does not take place.
+        """
+        return []
+
+
+def loss_names() -> list[str]:
+    """Return the names of all losses."""
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - NOT_LOSSES)
+
+
+def loss_class(name: str | None) -> type[Loss]:
+    """Return the class in ``losses/<name>.py``. Raises ConfigError with the nearest spelling for an unknown name."""
+    check_known(name, loss_names(), what="loss", also=" (train.loss.name)")
+    module = importlib.import_module(f"{__name__}.{name}")
+    classes = [
+        value
+        for _, value in inspect.getmembers(module, inspect.isclass)
+        if issubclass(value, Loss) and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise ValueError(
+            f"{module.__name__} must define one Loss, it defines {[c.__name__ for c in classes]}"
+        )
+    return classes[0]
 
 
 def make_loss(
-    settings: dict[str, Any], counts: Tensor | None = None, trained: Tensor | None = None
-) -> nn.Module:
-    """``{"name": ..., <arguments>}`` to a loss; ``counts`` (I + 1,) is how often each item is a training target,
-    ``trained`` (I + 1,) bool which of them training has events of.
+    settings: Mapping[str, Any], item_counts: Tensor | None = None, trained_items: Tensor | None = None
+) -> Loss:
+    """Build the loss of a block ``{name: ..., <arguments>}``, with the statistics that its class ``needs``.
 
-    Raises ValueError for an unknown name or argument, and where a loss needs counts and has none.
+    Raises ConfigError for an unknown name, an unknown or bad argument, and a statistic that is None and needed.
     """
     arguments = dict(settings)
     name = arguments.pop("name", None)
-    check_known(name, sorted(LOSSES), what="loss", also=" (train.loss.name)")
-    check_arguments(LOSSES[name], arguments, what=f"{name} (train.loss)", internal=("counts", "trained"))
-    if issubclass(LOSSES[name], NegativeSampling | AMINCE):
-        arguments["counts"] = counts
-    if LOSSES[name] is FullSoftmax:
-        arguments["trained"] = trained
+    cls = loss_class(name)
+    check_arguments(cls, arguments, what=f"{name} (train.loss)", internal=cls.needs)
+    statistics = {"item_counts": item_counts, "trained_items": trained_items}
     try:
-        return LOSSES[name](**arguments)
+        return cls(**arguments, **{need: statistics[need] for need in cls.needs})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"loss {name} (train.loss): {error}") from None
+
+
+def at_least_float32(scores: Tensor) -> Tensor:
+    """Return ``scores`` in float32 or wider, whatever type autocast gave the products."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -1,54 +1,52 @@
-"""Cross-entropy against the whole catalogue. N targets, D width, I items.
+"""Full softmax: cross-entropy against the whole catalogue, in chunks. N targets, D width, I items.
 
-Full softmax costs N × I logits; here they exist only a chunk at a time, and the gradient is taken in the same pass
-while a chunk is still in cache (the idea of Cut Cross-Entropy, Wijmans et al., ICLR 2025, without its kernels).
+Only a chunk of the N × I logits exists at a time, and its gradient is computed in the same pass while it is in cache
+(the idea of Cut Cross-Entropy, Wijmans et al., ICLR 2025, without its kernels).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from recpipe.training.losses import Loss
 
-class FullSoftmax(nn.Module):
+
+class FullSoftmax(Loss):
     """Mean cross-entropy of the next item against all items, in chunks of ``chunk`` targets.
 
-    ``items: trained`` leaves out of it those that training has no event of, which it would only push down: for
-    catalogues with new items. ``trained`` (I + 1,) bool says which are in.
-    Exact in float32. Under autocast the matrix products run in its type and the softmax in float32.
+    ``items: trained`` leaves out items without training events, which a softmax only pushes down: for catalogues with
+    new items. Exact in float32. Under autocast matrix products are in its type and the softmax is in float32.
     """
 
-    trained: Tensor | None
-    rows: Tensor | None
+    needs: ClassVar[frozenset[str]] = frozenset({"trained_items"})
+    candidates: Tensor | None  # item numbers of candidate_mask
 
-    def __init__(self, chunk: int = 512, items: str = "all", trained: Tensor | None = None) -> None:
+    def __init__(self, chunk: int = 512, items: str = "all", trained_items: Tensor | None = None) -> None:
         super().__init__()
         if items not in ("all", "trained"):
             raise ValueError(f"loss.items is {items!r}; allowed: all, trained")
-        if items == "trained" and trained is None:
-            raise ValueError("loss.items is trained, and which items training has is not known here")
-        left = trained if items == "trained" else None
-        self.register_buffer("trained", left, persistent=False)
-        self.register_buffer("rows", None if left is None else left.nonzero()[:, 0], persistent=False)
+        if items == "trained" and trained_items is None:
+            raise ValueError("loss.items is trained, which needs the mask of the items with training events")
         if chunk < 1:
             raise ValueError(f"loss.chunk is {chunk}; it is the number of targets whose logits exist at once")
         self.chunk = chunk
+        self.candidate_mask = trained_items if items == "trained" else None
+        candidates = None if self.candidate_mask is None else self.candidate_mask.nonzero()[:, 0]
+        self.register_buffer("candidates", candidates, persistent=False)
 
-    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        """hidden (N, D), item table (I + 1, D) whose row 0 is padding, targets (N,) in 1..I -> scalar."""
-        if len(targets) == 0:
-            raise ValueError("a batch without a target has no loss")
-        if self.trained is not None and self.rows is not None:
-            if len(table) != len(self.trained):
+    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        if self.candidate_mask is not None and self.candidates is not None:
+            if len(table) != len(self.candidate_mask):
                 raise ValueError(
                     f"loss.items: trained leaves out items, and this softmax is over {len(table) - 1} codes; set "
                     "softmax: children or items"
                 )
-            table = torch.cat([table[:1], table[self.rows]])
-            targets = self.trained.cumsum(0)[targets]
+            table = torch.cat([table[:1], table[self.candidates]])
+            targets = self.candidate_mask.cumsum(0)[targets]
         kind = hidden.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         loss: Tensor = _ChunkedCrossEntropy.apply(hidden, table, targets, self.chunk, low)
@@ -64,9 +62,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         h, w = hidden.detach(), table.detach()[1:]
         if low is not None:
             h, w = h.to(low), w.to(low)
-        wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        dh = torch.empty_like(h) if wants else None
-        dw = torch.zeros(w.shape, device=device, dtype=table.dtype) if wants else None
+        has_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        dh = torch.empty_like(h) if has_gradient else None
+        dw = torch.zeros(w.shape, device=device, dtype=table.dtype) if has_gradient else None
         logits = torch.empty(min(chunk, N), len(w), device=device, dtype=h.dtype)
         softmax = torch.empty(logits.shape, device=device, dtype=torch.promote_types(h.dtype, torch.float32))
         total = torch.zeros((), device=device, dtype=softmax.dtype)

@@ -1,88 +1,136 @@
-"""Negative items for a batch of targets, and how often each was to be expected among them. N targets, K negatives.
+"""Negative sampling: samples of wrong answers, and the base class of losses over them.
 
-Numbers come from torch's own generator of the device, which `fit` seeds and checkpoints carry on.
+N targets, K negatives, D width, I items. Random numbers come from torch's generator of the device, which training
+seeds and checkpoints carry on.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recpipe.training.losses import Loss, at_least_float32
 
 SOURCES = ("uniform", "popularity", "in_batch")
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """``expected`` is the mean number of times that the item is drawn for one target, over all sources."""
+class NegativeSamplingLoss(Loss):
+    """Loss of one positive against sampled negatives; a subclass combines their scores in ``combine``.
 
-    items: Tensor  # (K,) shared by all targets, or (N, K); an item may come twice and may equal the target
+    ``negatives`` maps sources (uniform, popularity, in_batch) to numbers of negatives; ``power`` is the exponent of
+    counts for popularity (word2vec: .75). Scores are divided by ``temperature``, in training only. With ``shared`` all
+    targets of a batch have the same negatives (one matrix product); without it every target has its own, which takes
+    N × K × D of memory. A negative that equals its target is masked; other items of the user, which some papers mask,
+    are not, since a loss sees no users. A batch is a part of a step (`TrainingBatches`): users of similar length.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"item_counts"})
+    log_q = False  # whether log expected counts are subtracted from the negatives' scores
+
+    def __init__(
+        self,
+        negatives: Mapping[str, int],
+        *,
+        shared: bool = True,
+        temperature: float = 1.0,
+        power: float = 1.0,
+        item_counts: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; it must be more than 0")
+        self.negatives = NegativeSampler(
+            negatives, item_counts=item_counts, power=power, with_expected=self.log_q
+        )
+        self.shared, self.temperature = shared, temperature
+
+    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        sample = self.negatives(targets, len(table) - 1, shared=self.shared)
+        hidden = hidden / self.temperature if self.temperature != 1 else hidden
+        positive_N = at_least_float32((hidden * F.embedding(targets, table)).sum(-1))
+        vectors = F.embedding(sample.items, table)  # (K, D) or (N, K, D)
+        negative_NK = at_least_float32(
+            hidden @ vectors.T if self.shared else (hidden[:, None] * vectors).sum(-1)
+        )
+        if sample.expected is not None:
+            negative_NK = negative_NK - sample.expected.log().to(negative_NK.dtype)
+        return self.combine(positive_N, negative_NK, sample.items != targets[:, None], len(table) - 1)
+
+    @abstractmethod
+    def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
+        """Return the scalar loss; ``mask_NK`` is False where a negative equals the target."""
+
+
+@dataclass(frozen=True)
+class NegativeSample:
+    """Sampled items, and how often each is expected for one target over all sources."""
+
+    items: Tensor  # (K,) shared by all targets, or (N, K); may contain repeats and the target
     expected: Tensor | None  # the same shape, float64
 
 
-class Negatives(nn.Module):
-    """Draws ``sources``, a mapping of ``uniform``, ``popularity`` and ``in_batch`` to how many of each.
+class NegativeSampler(nn.Module):
+    """Sampler of negatives from ``sources``, a mapping of source to number of negatives.
 
-    ``uniform``: items with equal probability, with replacement; from as many as there are items on, every item
-    once. ``popularity``: with probability ~ ``counts ** power``, with replacement, so never an item without a count.
-    ``in_batch``: targets of random places of the batch, shared at most as many as there are. ``expects`` asks for
-    ``Drawn.expected``.
+    ``uniform``: items with equal probability, with replacement; all items once if the number is that of the catalogue
+    or more. ``popularity``: with probability ~ ``item_counts ** power``, with replacement. ``in_batch``: targets at
+    random places of the batch; at most all of them where shared. ``with_expected`` adds ``NegativeSample.expected``.
     """
+
+    popularity: Tensor  # (I + 1,) probability of each item
+    in_batch: Tensor
+    cumulated: Tensor
 
     def __init__(
         self,
         sources: Mapping[str, int],
         *,
-        counts: Tensor | None = None,
+        item_counts: Tensor | None = None,
         power: float = 1.0,
-        expects: bool = False,
+        with_expected: bool = False,
     ) -> None:
         super().__init__()
         if unknown := set(sources) - set(SOURCES):
-            raise ValueError(f"unknown negatives {sorted(unknown)}; there are {', '.join(SOURCES)}")
+            raise ValueError(f"unknown negatives {sorted(unknown)}; allowed: {', '.join(SOURCES)}")
         if not sources or any(not isinstance(n, int) or n < 1 for n in sources.values()):
             raise ValueError(f"negatives are {dict(sources)}; give each source a number of at least 1")
-        if counts is None and ("popularity" in sources or (expects and "in_batch" in sources)):
+        if item_counts is None and ("popularity" in sources or (with_expected and "in_batch" in sources)):
             raise ValueError(f"negatives {dict(sources)} need how often items are training targets")
-        self.sources, self.expects = dict(sources), expects
-        counts = torch.zeros(1) if counts is None else counts
+        self.sources, self.with_expected = dict(sources), with_expected
+        counts = torch.zeros(1) if item_counts is None else item_counts
         counts = counts.double().index_fill(0, torch.zeros(1, dtype=torch.long, device=counts.device), 0)
         smooth = torch.where(counts > 0, counts**power, 0)
         for name, values in (("popularity", smooth), ("in_batch", counts)):
             self.register_buffer(name, values / values.sum().clamp(min=1e-300), persistent=False)
         self.register_buffer("cumulated", self.popularity.cumsum(0), persistent=False)
 
-    popularity: Tensor  # (I + 1,) probability of each item
-    in_batch: Tensor
-    cumulated: Tensor
-
-    def forward(self, targets: Tensor, n_items: int, *, shared: bool) -> Drawn:
-        """Negatives of ``targets`` (N,) in 1..n_items: one set for all of them, or one for each."""
-        N, rows = len(targets), () if shared else (len(targets),)
-        drawn, means = [], {}
+    def forward(self, targets: Tensor, n_items: int, *, shared: bool) -> NegativeSample:
+        """Sample negatives of ``targets`` (N,) in 1..n_items: one set for all of them, or one for each."""
+        N, rows, device = len(targets), () if shared else (len(targets),), targets.device
+        parts, means = [], {}
         for source, n in self.sources.items():
             if source == "uniform" and n >= n_items:
-                items = torch.arange(1, n_items + 1, device=targets.device).expand(*rows, n_items)
-                means[source] = float(n_items)
+                items = torch.arange(1, n_items + 1, device=device).expand(*rows, n_items)
             elif source == "uniform":
-                items = torch.randint(1, n_items + 1, (*rows, n), device=targets.device)
-                means[source] = float(n)
+                items = torch.randint(1, n_items + 1, (*rows, n), device=device)
             elif source == "popularity":
-                place = torch.rand(*rows, n, device=targets.device, dtype=torch.float64)
+                place = torch.rand(*rows, n, device=device, dtype=torch.float64)
                 items = torch.searchsorted(self.cumulated, place * self.cumulated[-1], right=True)
                 items = items.clamp(max=n_items)
-                means[source] = float(n)
             elif shared:
-                items = targets[torch.randperm(N, device=targets.device)[:n]]
-                means[source] = float(len(items))
+                items = targets[torch.randperm(N, device=device)[:n]]
             else:
-                items = targets[torch.randint(N, (N, n), device=targets.device)]
-                means[source] = float(n)
-            drawn.append(items)
-        items = torch.cat(drawn, -1)
-        return Drawn(items, self._expected(items, means, n_items) if self.expects else None)
+                items = targets[torch.randint(N, (N, n), device=device)]
+            parts.append(items)
+            means[source] = float(items.shape[-1])
+        items = torch.cat(parts, -1)
+        return NegativeSample(items, self._expected(items, means, n_items) if self.with_expected else None)
 
     def _expected(self, items: Tensor, means: Mapping[str, float], n_items: int) -> Tensor:
         expected = torch.zeros(items.shape, dtype=torch.float64, device=items.device)

@@ -67,7 +67,7 @@ def newest(folder: Path, seed: int, names: list[str] | None, protocol: Protocol)
     for name in names or sorted(path.name for path in folder.glob("*")):
         if latest := max((folder / name / f"seed_{seed}" / "bundle").glob("*/bundle"), default=None):
             bundle = load_bundle(latest)
-            if differing := bundle.protocol.same_data(protocol):
+            if differing := bundle.protocol.data_differences(protocol):
                 print(f"{name} is left out: trained under another protocol ({', '.join(differing)})")
             else:
                 found.append(bundle)
@@ -101,7 +101,7 @@ def table(
     )
     print(f"{'model':<16}{'slots':>6}{'all':>8}{'warm':>8}{'cold':>8}{'NDCG':>8}{'users':>8}{'cold':>7}")
     for bundle in bundles:
-        ranking = rank_fold(bundle.model, fold.asking(protocol), k=k, **seen)
+        ranking = rank_fold(bundle.model, fold.with_query_times(protocol), k=k, **seen)
         near = nearest_unseen(
             fold.histories,
             vectors,

@@ -186,7 +186,7 @@ def generated_data(folder: Path, dataset: str, *, held_out_items: float = 0.0) -
     """A data folder as Kedro leaves it before training: items, text vectors, split, semantic ids."""
     from dataclasses import replace
 
-    from recpipe.data.sequences import build
+    from recpipe.data.sequences import build_sequences
     from recpipe.data.splits import split
     from recpipe.semantic_ids.ids import SemanticIds
     from recpipe.semantic_ids.prefix_tree import PrefixTree
@@ -195,7 +195,7 @@ def generated_data(folder: Path, dataset: str, *, held_out_items: float = 0.0) -
     generated_items(folder / "03_primary" / dataset / "items.parquet")
     generated_embeddings(folder / "04_feature" / dataset / "text_embeddings.parquet")
     protocol = replace(protocol_of(dataset), held_out_items=held_out_items)
-    sequences, vocabulary = build(log, ties=protocol.ties, seed=protocol.seed)
+    sequences, vocabulary = build_sequences(log, ties=protocol.ties, seed=protocol.seed)
     protocol, parts = (
         replace(protocol, fingerprint=sequences.fingerprint()),
         split(sequences, protocol, vocabulary),

@@ -111,13 +111,13 @@ def measure(log: Path, epochs: int) -> dict:
     """Seconds per epoch of ours, after one that warms up."""
     import torch
 
-    from recpipe.data.sequences import build
+    from recpipe.data.sequences import build_sequences
     from recpipe.data.splits import split
     from recpipe.models.registry import build as make
 
     protocol = protocol_of(DATASET)
     run = configuration(DATASET).run("lightgcn")
-    sequences, vocabulary = build(log, ties=protocol.ties, seed=protocol.seed)
+    sequences, vocabulary = build_sequences(log, ties=protocol.ties, seed=protocol.seed)
     train = split(sequences, protocol).train
     torch.manual_seed(0)
     config = {**run.settings, **NET, "epochs": epochs}

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from harness import command_line, generated_log
-from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
-from recpipe.data.packing import PackedBatches
+from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
+from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import build
+from recpipe.data.sequences import build_sequences
 from recpipe.data.splits import split
 from recpipe.models.registry import build as make
 from recpipe.training.losses import make_loss
@@ -45,7 +45,7 @@ class ToTheMaximum(TrainingBatches):
 
     def gather(self, data: DeviceSequences, part: np.ndarray) -> Batch:
         batch = data.batch(part)
-        return batch.longer(WINDOW + 1 - batch.items.shape[1])
+        return batch.pad(WINDOW + 1 - batch.items.shape[1])
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
         return np.array_split(rows, max(len(rows) * WINDOW // TOKENS, 1))
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(
                 f"{log} is absent; run `kedro run --pipelines=ingest --params dataset=amazon-beauty`"
             )
-        sequences, vocabulary = build(log)
+        sequences, vocabulary = build_sequences(log)
     train = split(sequences, Protocol(dataset="amazon-beauty")).train
     model = make("gpt", NET, n_items=len(vocabulary), max_length=WINDOW).train()
     data = model.on_device(train, window=WINDOW + 1)

@@ -144,14 +144,14 @@ def peer(arguments: argparse.Namespace) -> dict:
 def measure_loop(which: str, arguments: argparse.Namespace) -> dict:
     """Seconds per epoch of SASRec (leave-one-out), in Lightning's loop or a bare one."""
     from recpipe.data.protocol import Protocol
-    from recpipe.data.sequences import build
+    from recpipe.data.sequences import build_sequences
     from recpipe.data.splits import split
     from recpipe.models.registry import build as make
     from recpipe.training import fit
 
     loop, window = which.split("-")
     epochs = arguments.epochs
-    sequences, vocabulary = build(arguments.log)
+    sequences, vocabulary = build_sequences(arguments.log)
     train = split(sequences, Protocol(dataset=DATASET)).train
     net = NET if window == "50" else {**NET, "heads": 1, "attention_dropout": 0.0}
 
@@ -240,14 +240,14 @@ def measure_steps(name: str, arguments: argparse.Namespace) -> dict:
     from itertools import chain, islice
 
     from recpipe.config import build_config
-    from recpipe.data.sequences import build
+    from recpipe.data.sequences import build_sequences
     from recpipe.data.splits import split
     from recpipe.training.settings import TrainSettings
 
     protocol, run = protocol_of(DATASET), configuration(DATASET).run(name)
     values = {**run.train, "precision": "fp32", "device": "cpu"}
     settings = build_config(TrainSettings, values, where=f"models.{name}.train")
-    sequences, vocabulary = build(arguments.log, ties=protocol.ties, seed=protocol.seed)
+    sequences, vocabulary = build_sequences(arguments.log, ties=protocol.ties, seed=protocol.seed)
     train = split(sequences, protocol).train
     model = untrained(run, train, len(vocabulary), min(protocol.history, settings.window or protocol.history))
     count = arguments.warm_up + arguments.steps

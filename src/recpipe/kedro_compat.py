@@ -12,7 +12,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 
 REGISTRY = "recpipe.pipeline_registry"
 
@@ -89,7 +89,7 @@ class WholeFile:
 
     def save(self, data: Any) -> None:
         stock: Any = super()
-        with replaced_file(Path(stock._get_save_path())) as part:
+        with atomic_file(Path(stock._get_save_path())) as part:
             self._part = part
             try:
                 unwrapped(stock.save)(self, data)

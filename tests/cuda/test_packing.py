@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.synthetic import random_sequences
 
+from recpipe.data.batch_samplers import PackedBatches
 from recpipe.data.batches import Batch, DeviceSequences
-from recpipe.data.packing import PackedBatches
 from recpipe.layers import attention
 from recpipe.models.registry import build
 from recpipe.training.losses.full_softmax import FullSoftmax

@@ -7,8 +7,9 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.data import batches as module
-from recpipe.data.batches import DeviceSequences, TrainingBatches
+from recpipe.data import batch_samplers as module
+from recpipe.data.batch_samplers import TrainingBatches
+from recpipe.data.batches import DeviceSequences
 
 
 def test_batches_are_the_last_events_right_padded():
@@ -23,21 +24,21 @@ def test_batches_are_the_last_events_right_padded():
 
 
 def test_every_event_is_asked_about_when_the_next_one_happens_and_the_last_at_the_question():
-    told = replace(sequences([[1, 2, 3, 4], [5], [], [6, 7]]), asked=np.array([1000, 50, 7, 400]))
+    told = replace(sequences([[1, 2, 3, 4], [5], [], [6, 7]]), query_times=np.array([1000, 50, 7, 400]))
     data = DeviceSequences(told, window=3, device="cpu")
     batch = data.batch(np.array([1, 0, 2, 3]))
-    assert batch.asked.tolist() == [[50, 0, 0], [200, 300, 1000], [0, 0, 0], [100, 400, 0]]
-    assert data.batch(np.array([2])).asked.shape == (1, 0)
-    longer = batch.longer(2)
-    assert longer.asked.shape == longer.items.shape == (4, 5) and longer.asked[:, 3:].sum() == 0
-    untold = DeviceSequences(replace(told, asked=None), window=3, device="cpu").batch(np.array([1, 0]))
-    assert untold.asked is None
+    assert batch.query_times.tolist() == [[50, 0, 0], [200, 300, 1000], [0, 0, 0], [100, 400, 0]]
+    assert data.batch(np.array([2])).query_times.shape == (1, 0)
+    longer = batch.pad(2)
+    assert longer.query_times.shape == longer.items.shape == (4, 5) and longer.query_times[:, 3:].sum() == 0
+    untold = DeviceSequences(replace(told, query_times=None), window=3, device="cpu").batch(np.array([1, 0]))
+    assert untold.query_times is None
     for each in (batch, untold):  # in training, of the events themselves
         inputs, targets = each.inputs_and_targets()
         assert targets[:2].tolist() == [[0, 0], [3, 4]]
-        assert inputs.asked[:2].tolist() == [[0, 0], [200, 300]]
+        assert inputs.query_times[:2].tolist() == [[0, 0], [200, 300]]
     untimed = DeviceSequences(replace(told, timestamps=None), window=3, device="cpu").batch(np.array([0]))
-    assert untimed.asked is None and untimed.inputs_and_targets()[0].asked is None
+    assert untimed.query_times is None and untimed.inputs_and_targets()[0].query_times is None
 
 
 def test_every_user_comes_once_per_epoch_in_random_steps_of_about_the_asked_size():

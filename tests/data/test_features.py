@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from recpipe.data import features
-from recpipe.data.features import Column, columns_of, in_order
+from recpipe.data.features import Column, align_rows, fit_columns
 
 
 def encoded_by_loop(column: Column, rows: list) -> list[list[int]]:
@@ -37,7 +37,7 @@ def test_categories_have_codes_by_frequency_and_zero_is_none_or_unknown(rows, ki
     counts = Counter(map(str, flat))
     assert list(column.values) == sorted(counts, key=lambda v: (-counts[v], v))
     assert column.encode(pa.chunked_array([pa.array(rows, kind)])).tolist() == encoded_by_loop(column, rows)
-    assert column.encode(pa.array([None, None], kind)).tolist() == column.absent(2).tolist()
+    assert column.encode(pa.array([None, None], kind)).tolist() == column.missing(2).tolist()
 
 
 def test_unseen_categories_are_unknown_and_rows_are_cut_to_the_longest_seen():
@@ -80,11 +80,11 @@ def test_what_was_learned_survives_json():
 def test_missing_and_empty_columns_are_named():
     table = {"price": pa.array([1.0]), "size": pa.array([None], pa.int64())}
     with pytest.raises(ValueError, match=r"side\.items asks for colour; columns there are: price, size"):
-        columns_of(["price", "colour"], table, where="side.items")
+        fit_columns(["price", "colour"], table, where="side.items")
     with pytest.raises(ValueError, match="column 'size' has no value"):
-        columns_of(["size"], table, where="side.items")
+        fit_columns(["size"], table, where="side.items")
 
 
 def test_a_table_in_the_order_of_ids_is_null_where_it_has_none():
     table = pa.table({"item_id": pa.array(["b", "a"], pa.large_string()), "x": [2, 1]})
-    assert in_order(table, "item_id", ["a", "z", "b", "a"])["x"].to_pylist() == [1, None, 2, 1]
+    assert align_rows(table, "item_id", ["a", "z", "b", "a"])["x"].to_pylist() == [1, None, 2, 1]

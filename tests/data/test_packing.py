@@ -9,8 +9,8 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
-from recpipe.data.packing import PackedBatches, laid
+from recpipe.data.batch_samplers import PackedBatches, TrainingBatches, pack_rows
+from recpipe.data.batches import Batch, DeviceSequences
 
 WINDOW, SIZE, TOKENS = 12, 20, 400
 DATA = random_sequences(300, 40, longest=30, shortest=1, seed=3)
@@ -74,7 +74,7 @@ def test_rows_hold_whole_users_one_after_the_other():
         for row in range(len(batch.items)):
             n = int(batch.lengths[row])
             assert n <= SIZE and (batch.items[row, :n] > 0).all() and (batch.items[row, n:] == 0).all()
-            segment, owner, place = batch.segments[row, :n], users[row, :n], batch.places[row, :n]
+            segment, owner, place = batch.segments[row, :n], users[row, :n], batch.segment_positions[row, :n]
             assert (batch.segments[row, n:] == 0).all()
             starts = torch.nonzero(place == 0).flatten().tolist()
             assert starts[0] == 0
@@ -89,7 +89,7 @@ def test_long_users_keep_their_last_events():
     (batch,) = packed(data)
     row = batch.items[batch.items > 2]
     assert row.tolist() == list(range(30 - WINDOW, 30))
-    assert batch.following[batch.items > 2].tolist() == list(range(31 - WINDOW, 31))
+    assert batch.next_items[batch.items > 2].tolist() == list(range(31 - WINDOW, 31))
 
 
 def test_rows_depend_on_seed_and_epoch_only():
@@ -120,7 +120,7 @@ def test_rows_are_those_of_first_fit_decreasing(seed):
     size = int(rng.integers(1, 60))
     lengths = rng.integers(1, size + 1, int(rng.integers(1, 400)))
     users = rng.permutation(1000)[: len(lengths)]
-    rows = laid(users, lengths, size)
+    rows = pack_rows(users, lengths, size)
     assert sorted(rows.users) == sorted(users)
     length_of = dict(zip(users.tolist(), lengths.tolist(), strict=True))
     ours = [[] for _ in range(len(rows))]
@@ -135,14 +135,14 @@ def test_little_is_padding():
     rng = np.random.default_rng(0)
     for longest in (50, 200):
         lengths = np.minimum(rng.geometric(1 / 30, 2000), longest)
-        rows = laid(np.arange(2000), lengths, longest)
+        rows = pack_rows(np.arange(2000), lengths, longest)
         assert lengths.sum() / (len(rows) * rows.width) > 0.97
 
 
 def test_a_user_to_a_row_needs_no_segments():
     data = held(sequences([list(range(1, 14))] * 3))
     (batch,) = packed(data, size=WINDOW)
-    assert batch.segments is None and batch.places is None
+    assert batch.segments is None and batch.segment_positions is None
     assert batch.items.tolist() == [list(range(1, 13))] * 3 and batch.lengths.tolist() == [12] * 3
 
 
@@ -153,9 +153,9 @@ def test_rows_that_are_too_short_are_refused():
 
 def test_an_event_is_appended_and_the_first_falls_out():
     data = DeviceSequences(sequences([[1, 2, 3], [4], [], [5, 6]]), window=3, device="cpu")
-    batch = data.batch(np.arange(4)).appended(torch.tensor([7, 8, 9, 0]), 3)
+    batch = data.batch(np.arange(4)).append_event(torch.tensor([7, 8, 9, 0]), 3)
     assert batch.items.tolist() == [[2, 3, 7], [4, 8, 0], [9, 0, 0], [5, 6, 0]]
     assert batch.lengths.tolist() == [3, 2, 1, 2]
     assert batch.timestamps.tolist() == [[100, 200, 200], [0, 0, 0], [0, 0, 0], [0, 100, 0]]
-    longer = data.batch(np.arange(4)).appended(torch.tensor([7, 8, 9, 0]), 4)
+    longer = data.batch(np.arange(4)).append_event(torch.tensor([7, 8, 9, 0]), 4)
     assert longer.items[0].tolist() == [1, 2, 3, 7] and longer.lengths.tolist() == [4, 2, 1, 2]

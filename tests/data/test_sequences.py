@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.synthetic import random_sequences, sequences, write_log
 
-from recpipe.data.sequences import Fold, Sequences, Vocabulary, build
+from recpipe.data.sequences import Fold, Sequences, Vocabulary, build_sequences
 
 
 def random_rows(seed: int, n: int = 400) -> list[tuple[str, str, int | None]]:
@@ -14,7 +14,7 @@ def random_rows(seed: int, n: int = 400) -> list[tuple[str, str, int | None]]:
 
 def test_build_equals_a_stable_sort_of_every_user(tmp_path):
     rows = random_rows(0)
-    built, vocabulary = build(write_log(tmp_path / "log.parquet", rows))
+    built, vocabulary = build_sequences(write_log(tmp_path / "log.parquet", rows))
     assert vocabulary.ids.tolist() == sorted({item for _, item, _ in rows})
     for u, user in enumerate(built.users):
         mine = [(t, item) for name, item, t in rows if name == user]
@@ -30,16 +30,18 @@ def test_build_does_not_depend_on_the_order_of_rows_in_the_file(tmp_path):
     table = pq.read_table(path)
     pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), tmp_path / "mixed.parquet")
     for ties in ("source", "shuffle"):
-        one, two = (build(tmp_path / f"{name}.parquet", ties=ties, seed=3)[0] for name in ("log", "mixed"))
+        one, two = (
+            build_sequences(tmp_path / f"{name}.parquet", ties=ties, seed=3)[0] for name in ("log", "mixed")
+        )
         assert one.fingerprint() == two.fingerprint()
 
 
 def test_shuffled_ties_move_only_equal_timestamps_and_depend_on_the_seed(tmp_path):
     path = write_log(tmp_path / "log.parquet", random_rows(2))
-    source, _ = build(path)
-    shuffled, _ = build(path, ties="shuffle", seed=1)
-    again, _ = build(path, ties="shuffle", seed=1)
-    other, _ = build(path, ties="shuffle", seed=2)
+    source, _ = build_sequences(path)
+    shuffled, _ = build_sequences(path, ties="shuffle", seed=1)
+    again, _ = build_sequences(path, ties="shuffle", seed=1)
+    other, _ = build_sequences(path, ties="shuffle", seed=2)
     assert shuffled.fingerprint() == again.fingerprint() != other.fingerprint()
     assert np.array_equal(source.timestamps, shuffled.timestamps)
     assert not np.array_equal(source.items, shuffled.items)
@@ -49,13 +51,15 @@ def test_shuffled_ties_move_only_equal_timestamps_and_depend_on_the_seed(tmp_pat
 
 def test_a_log_without_timestamps_keeps_its_order_and_a_mixed_one_is_refused(tmp_path):
     rows = [("b", "y", None), ("a", "x", None), ("b", "x", None)]
-    built, vocabulary = build(write_log(tmp_path / "log.parquet", rows))
+    built, vocabulary = build_sequences(write_log(tmp_path / "log.parquet", rows))
     assert built.timestamps is None
     assert [vocabulary.ids[i - 1] for i in built.row(1)] == ["y", "x"]
     with pytest.raises(ValueError, match="1 of 3 interactions have no timestamp"):
-        build(write_log(tmp_path / "mixed.parquet", [("a", "x", 1), ("a", "y", None), ("b", "x", 2)]))
+        build_sequences(
+            write_log(tmp_path / "mixed.parquet", [("a", "x", 1), ("a", "y", None), ("b", "x", 2)])
+        )
     with pytest.raises(ValueError, match="allowed: source, shuffle"):
-        build(tmp_path / "log.parquet", ties="asin")
+        build_sequences(tmp_path / "log.parquet", ties="asin")
 
 
 def test_written_and_read_back(tmp_path):

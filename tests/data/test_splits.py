@@ -26,7 +26,7 @@ def test_leave_one_out_on_a_written_example():
     assert rows(cut.train) == {"u000": [1, 2], "u001": [5, 6], "u002": [7], "u003": [8]}
     assert pairs(cut.valid) == {"u000": ([1, 2], [3]), "u003": ([8], [9])}
     assert pairs(cut.test) == {"u000": ([1, 2, 3], [4]), "u003": ([8, 9], [10])}
-    assert cut.counts()["cold_test_targets"] == 2
+    assert cut.sizes()["cold_test_targets"] == 2
 
 
 @pytest.mark.parametrize("rule", ["leave_one_out", "ratio", "temporal", "cold_users"])
@@ -112,19 +112,19 @@ def test_folds_tell_when_the_first_target_happens_under_query_and_never_else(tar
     cut = split(data, Protocol(dataset="x", split="ratio", valid=0.2, test=0.2, targets=targets))
     whole = dict(zip(data.users, zip(data.offsets[:-1], data.lengths, strict=True), strict=True))
     for fold in (cut.valid, cut.test):
-        assert fold.histories.asked is None
-        told = fold.asking(Protocol(dataset="x", time="query"))
+        assert fold.histories.query_times is None
+        told = fold.with_query_times(Protocol(dataset="x", time="query"))
         for u, user in enumerate(told.histories.users):
             first = (
                 whole[user][0] + told.histories.lengths[u]
             )  # the place in the log that follows the history
-            assert told.histories.asked[u] == data.timestamps[first]
+            assert told.histories.query_times[u] == data.timestamps[first]
         for time in ("none", "last_item"):
-            assert told.asking(Protocol(dataset="x", time=time)).histories.asked is None
+            assert told.with_query_times(Protocol(dataset="x", time=time)).histories.query_times is None
     bare = split(sequences([[1, 2, 3], [2, 3, 4]], times=False), Protocol(dataset="x")).test
-    assert bare.asking(Protocol(dataset="x", time="last_item")).histories.asked is None
+    assert bare.with_query_times(Protocol(dataset="x", time="last_item")).histories.query_times is None
     with pytest.raises(ValueError, match="no timestamps; use --params protocol.time=none"):
-        bare.asking(Protocol(dataset="x", time="query"))
+        bare.with_query_times(Protocol(dataset="x", time="query"))
 
 
 def test_a_protocol_allows_as_much_of_time_as_it_says_and_less():
@@ -201,9 +201,9 @@ def test_protocol_id_changes_with_what_moves_a_number_and_only_with_that():
     shuffled = [Protocol(dataset="x", ties="shuffle", seed=seed).id for seed in (1, 2)]
     assert shuffled[0] != shuffled[1]
     assert Protocol.from_dict({"id": one.id, **one.to_dict()}) == one
-    assert one.same_data(Protocol(dataset="x", fingerprint="f", seed=1, exclude_seen=False)) == []
-    assert one.same_data(Protocol(dataset="x", fingerprint="f", seed=1, time="query")) == []
-    assert one.same_data(Protocol(dataset="x", fingerprint="g", seed=1)) == ["fingerprint"]
+    assert one.data_differences(Protocol(dataset="x", fingerprint="f", seed=1, exclude_seen=False)) == []
+    assert one.data_differences(Protocol(dataset="x", fingerprint="f", seed=1, time="query")) == []
+    assert one.data_differences(Protocol(dataset="x", fingerprint="g", seed=1)) == ["fingerprint"]
     with pytest.raises(
         ValueError, match=r"unknown protocol key 'exclude_sene' \(did you mean 'exclude_seen'\?\)"
     ):
@@ -240,11 +240,11 @@ def test_held_out_items_are_in_neither_training_nor_validation_and_the_test_is_t
         assert (data.items[part.ratings.astype(int)] == part.items).all()
         assert (data.timestamps[part.ratings.astype(int)] == part.timestamps).all()
     cold = [user for user, (_, items) in pairs(cut.test).items() if held_out & set(items)]
-    sizes = cut.counts()
+    sizes = cut.sizes()
     assert (sizes["held_out_items"], sizes["held_out_test_users"]) == (len(held_out), len(cold))
     assert cold and sizes["cold_test_targets"] >= len(cold)
     assert not held_out & set(with_validation(cut.train, cut.valid).items.tolist())
-    assert whole.counts()["held_out_items"] == whole.counts()["held_out_test_users"] == 0
+    assert whole.sizes()["held_out_items"] == whole.sizes()["held_out_test_users"] == 0
 
 
 def test_an_item_is_held_out_by_its_id_and_the_seed_whatever_else_the_catalogue_has():
@@ -302,5 +302,5 @@ def test_ids_of_numbers_in_the_log_stay_as_they_are_and_held_out_items_make_anot
     assert usual.id == known == replace(usual, seed=1, held_out_items=0).id
     few = replace(usual, held_out_items=0.03)
     assert len({usual.id, few.id, replace(few, seed=1).id, replace(few, held_out_items=0.04).id}) == 4
-    assert usual.same_data(few) == few.same_data(usual) == ["seed", "held_out_items"]
+    assert usual.data_differences(few) == few.data_differences(usual) == ["seed", "held_out_items"]
     assert Protocol.from_dict({"id": few.id, **few.to_dict()}) == few

@@ -17,7 +17,7 @@ from recpipe.data.splits import TrainingData, split
 def data() -> TrainingData:
     protocol = Protocol(dataset="d")
     parts = split(random_sequences(12, 8), protocol)
-    described = {"id": protocol.id, **protocol.to_dict(), "sizes": parts.counts()}
+    described = {"id": protocol.id, **protocol.to_dict(), "sizes": parts.sizes()}
     return TrainingData(
         described, Vocabulary(np.array([f"i{n}" for n in range(8)], object)), parts.train, parts.valid
     )
@@ -26,7 +26,7 @@ def data() -> TrainingData:
 def test_what_is_written_is_read(data: TrainingData, tmp_path: Path) -> None:
     data.write(tmp_path)
     again = TrainingData.read(tmp_path)
-    assert again.split == data.split
+    assert again.protocol_fields == data.protocol_fields
     assert again.protocol == data.protocol
     assert again.vocabulary.ids.tolist() == data.vocabulary.ids.tolist()
     np.testing.assert_array_equal(again.train_set.items, data.train_set.items)
@@ -46,12 +46,12 @@ def test_a_crash_while_saving_leaves_a_protocol_that_refuses_older_bundles(
 ) -> None:
     data.write(tmp_path)
     other = TrainingData(
-        {**data.split, "fingerprint": "other"}, data.vocabulary, data.train_set, data.valid_set
+        {**data.protocol_fields, "fingerprint": "other"}, data.vocabulary, data.train_set, data.valid_set
     )
     monkeypatch.setattr(Vocabulary, "write", lambda self, path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         other.write(tmp_path)
-    assert TrainingData.read(tmp_path).protocol.same_data(data.protocol) == ["fingerprint"]
+    assert TrainingData.read(tmp_path).protocol.data_differences(data.protocol) == ["fingerprint"]
 
 
 def test_a_missing_file_is_named(data: TrainingData, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Table(test_ranking.Table):
     """Also asked about users without history, for whom it reads the row of padding."""
 
     def score(self, batch):
-        return super().score(batch if batch.items.shape[1] else batch.longer(1))
+        return super().score(batch if batch.items.shape[1] else batch.pad(1))
 
 
 def table(seed, levels=4):

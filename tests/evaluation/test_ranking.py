@@ -85,11 +85,9 @@ class Clock(Table):
     requires_time = "query"
 
     def score(self, batch: Batch) -> torch.Tensor:
-        batch = (
-            batch if batch.items.shape[1] else batch.longer(1)
-        )  # histories are emptied to measure cold users
+        batch = batch if batch.items.shape[1] else batch.pad(1)  # histories are emptied to measure cold users
         last = (batch.lengths - 1).clamp(min=0)[:, None]
-        return self.table[batch.asked.gather(1, last)[:, 0] // 60].clone()
+        return self.table[batch.query_times.gather(1, last)[:, 0] // 60].clone()
 
 
 def test_the_moment_of_the_question_reaches_models_in_validation_and_test_under_query_only():

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from recpipe import cli
 from recpipe.config import ConfigError
-from recpipe.data.files.fetch import SourceMissing
+from recpipe.data.files.fetch import SourceMissingError
 from recpipe.hooks import ConsoleHooks, errors
 from recpipe.hooks.errors import RunError, RunInterrupted, error_message, one_line_errors
 
@@ -58,7 +58,7 @@ def of(action: Callable[[], object]) -> BaseException:
 
 def test_a_value_that_is_refused_ends_as_one_sentence_and_how_to_go_on(console) -> None:
     with pytest.raises(RunError) as caught, one_line_errors():
-        raise SourceMissing("log.csv is not there: put it into data")
+        raise SourceMissingError("log.csv is not there: put it into data")
     assert caught.value.message.splitlines() == [
         "log.csv is not there: put it into data",
         'Once that is mended, the same command goes on from here with --from-nodes "sasrec.train_model"',

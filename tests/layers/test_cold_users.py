@@ -39,7 +39,7 @@ def described(data: Sequences, **columns: list) -> Sequences:
         "user_id": pa.array(data.users, pa.string()),
         **{name: pa.array(c) for name, c in columns.items()},
     }
-    return data.described(pa.table(table))
+    return data.with_profiles(pa.table(table))
 
 
 DATA = described(skewed(), country=COUNTRY, age=AGE, height=HEIGHT)

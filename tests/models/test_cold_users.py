@@ -30,7 +30,7 @@ ITEMS, WINDOW = 25, 6
 
 def described(data: Sequences) -> Sequences:
     kinds = ["a" if u % 2 else "b" for u in range(len(data))]
-    return data.described(pa.table({"user_id": pa.array(data.users, pa.string()), "kind": kinds}))
+    return data.with_profiles(pa.table({"user_id": pa.array(data.users, pa.string()), "kind": kinds}))
 
 
 TRAIN = described(random_sequences(60, ITEMS, longest=16, seed=1))

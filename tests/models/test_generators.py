@@ -12,7 +12,8 @@ import torch
 from tests.synthetic import catalogue_ids, random_sequences, sequences, train_until
 
 from recpipe.config.run_config import ColdUsersConfig
-from recpipe.data.batches import Batch, in_buckets
+from recpipe.data.batch_samplers import length_buckets
+from recpipe.data.batches import Batch
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.decoding import ahead
 from recpipe.evaluation.ranking import rank_fold
@@ -499,7 +500,7 @@ def test_batches_of_a_gpu_are_larger_and_hold_no_more_beams_than_it_has_room_for
     assert sizes["cuda"].max() <= max(BEAMS_GPU // beams, 1)
     if beams <= 20:
         assert np.median(sizes["cuda"]) > 4 * np.median(sizes["cpu"])
-    assert sizes["cpu"].tolist() == [len(each) for each in in_buckets(lengths + 1, rows, 1 << 12)]
+    assert sizes["cpu"].tolist() == [len(each) for each in length_buckets(lengths + 1, rows, 1 << 12)]
 
 
 def test_more_than_the_beam_is_refused_and_candidates_leave_fewer():

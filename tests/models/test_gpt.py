@@ -8,8 +8,8 @@ import torch
 from tests.synthetic import random_sequences, sequences
 
 from recpipe.config import Configuration, build_config, read_parameters
-from recpipe.data.batches import DeviceSequences, TrainingBatches
-from recpipe.data.packing import PackedBatches
+from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
+from recpipe.data.batches import DeviceSequences
 from recpipe.layers import attention
 from recpipe.layers.top_k import tie_order
 from recpipe.models.gpt import GPT, Block

@@ -78,7 +78,7 @@ def irregular(rows: int = 5, seed: int = 0) -> tuple[Batch, list[list[int]]]:
     gaps = np.exp(rng.uniform(0, 18, len(data.items))).astype(np.int64) * (rng.random(len(data.items)) < 0.8)
     data = replace(data, timestamps=np.cumsum(gaps) + 10**9)
     moments = data.timestamps[data.offsets[1:] - 1] + np.exp(rng.uniform(0, 18, rows)).astype(np.int64)
-    data = replace(data, asked=moments)
+    data = replace(data, query_times=moments)
     asked = [
         [*data.timestamps[a + 1 : b].tolist(), int(moment)]
         for a, b, moment in zip(data.offsets[:-1], data.offsets[1:], moments, strict=True)
@@ -119,7 +119,7 @@ def test_training_asks_at_every_place_what_recommending_asks_at_the_last(mode):
         moment = batch.timestamps[0, t + 1]
         history = sequences([batch.items[0, : t + 1].tolist()])
         history = replace(
-            history, timestamps=batch.timestamps[0, : t + 1].numpy(), asked=np.array([int(moment)])
+            history, timestamps=batch.timestamps[0, : t + 1].numpy(), query_times=np.array([int(moment)])
         )
         alone = DeviceSequences(history, window=N, device="cpu").batch(np.array([0]))
         torch.testing.assert_close(model.hidden(alone)[0, -1], trained[t])
@@ -132,7 +132,7 @@ def test_each_mode_follows_the_times_that_it_may_and_no_other(mode, follows):
     last = torch.arange(batch.items.shape[1]) == batch.lengths[:, None] - 1
     changes = {
         "past": replace(batch, timestamps=batch.timestamps - 10**8 * (batch.mask & ~last)),
-        "asked": replace(batch, asked=batch.asked + 10**9 * last),
+        "asked": replace(batch, query_times=batch.query_times + 10**9 * last),
     }
     for name, changed in changes.items():
         differs = (model.score(changed) - before).abs().amax(1)
@@ -160,14 +160,14 @@ def test_packed_sequences_are_as_alone(mode):
     a, b = batch.lengths.tolist()
     joined = {
         name: torch.cat([getattr(batch, name)[0, :a], getattr(batch, name)[1, :b]])[None]
-        for name in ("items", "timestamps", "asked")
+        for name in ("items", "timestamps", "query_times")
     }
     packed = replace(
         batch,
         **joined,
         lengths=torch.tensor([a + b]),
         segments=torch.tensor([[1] * a + [2] * b]),
-        places=torch.tensor([[*range(a), *range(b)]]),
+        segment_positions=torch.tensor([[*range(a), *range(b)]]),
     )
     big = build("hstu", vars(model.config), n_items=ITEMS, max_length=2 * N).double().eval()
     for name, weight in model.state_dict().items():
@@ -180,7 +180,7 @@ def test_packed_sequences_are_as_alone(mode):
     torch.testing.assert_close(together[a:], alone[1, :b])
     _, targets = packed.inputs_and_targets()
     inputs, _ = packed.inputs_and_targets()
-    assert targets[0, a - 1] == inputs.asked[0, a - 1] == 0
+    assert targets[0, a - 1] == inputs.query_times[0, a - 1] == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -204,13 +204,13 @@ def test_times_that_are_missing_are_named():
     with pytest.raises(ValueError, match=r"nothing says when .* protocol.time=query"):
         made(time_mode="query").recommend(timed, 3)
     model = made(time_mode="query").float()
-    assert (model.recommend(replace(timed, asked=np.array([900])), 3)[0] > 0).all()
+    assert (model.recommend(replace(timed, query_times=np.array([900])), 3)[0] > 0).all()
 
 
 def test_an_empty_history_can_be_asked_about_at_any_time():
     model, data = made(time_mode="query").float(), sequences([[], [1, 2]])
     for chosen in (data, data.select(np.array([0]), np.array([0]), np.array([0]))):
-        items, scores = model.recommend(replace(chosen, asked=np.full(len(chosen), 900)), 3)
+        items, scores = model.recommend(replace(chosen, query_times=np.full(len(chosen), 900)), 3)
         assert (items[0] > 0).all() and np.isfinite(scores[0]).all()
 
 

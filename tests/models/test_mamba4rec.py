@@ -64,7 +64,7 @@ def test_packed_users_are_read_as_if_alone(norm):
     packed = Batch(torch.cat(users, 1), torch.tensor([33]), None)
     marks = torch.repeat_interleave(torch.arange(1, 5), torch.tensor(lengths))[None]
     places = torch.cat([torch.arange(n) for n in lengths])[None]
-    together = model.hidden(replace(packed, segments=marks, places=places))
+    together = model.hidden(replace(packed, segments=marks, segment_positions=places))
     alone = torch.cat([model.hidden(Batch(u, torch.tensor([u.shape[1]]), None)) for u in users], 1)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     assert (model.hidden(packed) - alone).abs().max() > 1e-3

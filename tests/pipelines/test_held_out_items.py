@@ -23,7 +23,7 @@ def log_tables(tmp_path):
 
 def test_the_items_of_the_protocol_are_in_the_test_fold_alone_and_counted(log_tables) -> None:
     data, test = split_sequences(*log_tables, Protocol(dataset="shop", held_out_items=0.2))
-    sizes = data.split["sizes"]
+    sizes = data.protocol_fields["sizes"]
     held_out = set(held_out_items(data.vocabulary, data.protocol).tolist())
     assert sizes["held_out_items"] == len(held_out) > 0
     for part in (data.train_set, data.valid_set.histories, data.valid_set.targets):

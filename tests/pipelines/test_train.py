@@ -71,17 +71,17 @@ def test_the_split_gives_what_fitting_may_see_and_the_test_fold(tmp_path) -> Non
     values = [path, users, STEPS, Protocol(dataset="shop", split="leave_one_out")]
     found = node.run(dict(zip(inputs, values, strict=True)))
     data, test_set = found["training_data"], found["test_set"]
-    assert data.split["steps"] == list(SPLIT.steps)
-    assert data.protocol.id == data.split["id"] and data.protocol.fingerprint
+    assert data.protocol_fields["steps"] == list(SPLIT.steps)
+    assert data.protocol.id == data.protocol_fields["id"] and data.protocol.fingerprint
     assert len(data.vocabulary) == 6
     assert len(data.train_set.items) == 10
     assert (len(data.valid_set), len(test_set)) == (5, 5)
-    assert data.split["sizes"]["train_events"] == 10
+    assert data.protocol_fields["sizes"]["train_events"] == 10
     for part in (data.train_set, data.valid_set.histories, test_set.histories):
         known = dict(zip(part.users, part.profiles["country"].to_pylist(), strict=True))
         assert known == {"u0": "de", "u1": None, "u2": None, "u3": "fr", "u4": None}
     bare = node.run(dict(zip(inputs, [path, users.head(0).select("user_id"), *values[2:]], strict=True)))
-    assert bare["training_data"].split["id"] == data.split["id"]
+    assert bare["training_data"].protocol_fields["id"] == data.protocol_fields["id"]
 
 
 def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(tmp_path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.synthetic import random_sequences
 
-from recpipe.data.atomic import replaced_folder
+from recpipe.data.atomic import atomic_folder
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.models.registry import build
@@ -54,7 +54,7 @@ def bundle() -> Bundle:
 
 
 def test_a_bundle_recommends_the_same_after_loading(tmp_path, bundle):
-    with replaced_folder(tmp_path / "b") as folder:
+    with atomic_folder(tmp_path / "b") as folder:
         save_bundle(bundle, folder)
     back = load_bundle(tmp_path / "b")
     data = random_sequences(10, 9, seed=4)
@@ -89,11 +89,11 @@ def test_cut_or_foreign_weights_are_refused(tmp_path, bundle):
 
 
 def test_a_failed_save_leaves_the_old_folder(tmp_path, bundle):
-    with replaced_folder(tmp_path / "b") as folder:
+    with atomic_folder(tmp_path / "b") as folder:
         save_bundle(bundle, folder)
 
     def half() -> None:
-        with replaced_folder(tmp_path / "b") as folder:
+        with atomic_folder(tmp_path / "b") as folder:
             (folder / WEIGHTS).write_bytes(b"half")
             raise OSError(28, "No space left on device")
 

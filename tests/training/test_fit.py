@@ -559,7 +559,8 @@ def test_cuda_is_refused_where_there_is_none():
 
 def test_the_loss_of_a_step_is_the_mean_over_all_its_targets(data, tmp_path):
     """Cutting a step into parts of like length is a matter of speed: one part or four, the gradient is the same."""
-    from recpipe.data.batches import DeviceSequences, TrainingBatches
+    from recpipe.data.batch_samplers import TrainingBatches
+    from recpipe.data.batches import DeviceSequences
     from recpipe.training.losses.full_softmax import FullSoftmax
 
     model = build("sasrec", {"dim": 16}, n_items=ITEMS, max_length=10).double().eval()

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 
 METADATA = b"recpipe.embeddings"
 
@@ -85,7 +85,7 @@ class Embeddings:
         }
         described = {"format": 1, "space": self.space, "width": self.width, "about": self.about}
         table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(described)})
-        with replaced_file(path) as temporary:
+        with atomic_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd", use_dictionary=["item_id", "key"])
 
     @classmethod

@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import Url, parse_url
 
 from recpipe.content.image_sources import ImageRefused, Unreachable
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def fetch(
         return kept.read_bytes()
     body = _patiently(url, max_bytes, timeout, retries, private, backoff)
     if kept:
-        with replaced_file(kept) as temporary:
+        with atomic_file(kept) as temporary:
             temporary.write_bytes(body)
     return body
 

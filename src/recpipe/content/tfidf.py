@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit
-from recpipe.data.atomic import replaced_folder
+from recpipe.data.atomic import atomic_folder
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def _vectorizer(config: TfidfConfig, **settings: Any) -> Any:
 
 
 def _write(folder: Path, state: _State, described: dict[str, Any]) -> None:
-    with replaced_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(described, indent=2))
         (temporary / VOCABULARY).write_text(
             json.dumps(state.vocabulary, ensure_ascii=False), encoding="utf-8"

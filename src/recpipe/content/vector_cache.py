@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 from recpipe.progress import progress
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class VectorCache:
     ) -> tuple[Path, NDArray[np.bytes_]]:
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         keys = np.frombuffer(packed.tobytes(), np.uint8).reshape(-1, 32)
-        with replaced_file(path) as temporary:
+        with atomic_file(path) as temporary:
             save_file({"keys": keys, "vectors": np.ascontiguousarray(vectors_ND, np.float32)}, temporary)
         return path, packed
 

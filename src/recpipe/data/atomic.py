@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; what is written there replaces ``path`` if nothing fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,8 +26,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """Like ``replaced_file`` for a folder; an older folder of that name is kept until the new one is whole."""
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like ``atomic_file`` for a folder; an older folder of that name is kept until the new one is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]

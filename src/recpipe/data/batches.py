@@ -5,7 +5,7 @@ Which rows a step of training, or a batch of scoring, is made of.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,11 +32,11 @@ class Batch:
     )  # "event.*" (B, T, M), "user.*" (B, 1 or T, M)
     # (B, T) int64 seconds, 0 at padding: when the question after each event is asked, where that may be known. It is
     # the time of the event that follows, and after the last one that of the question itself.
-    asked: Tensor | None = None
+    query_times: Tensor | None = None
     segments: Tensor | None = None  # (B, T) int64, 1, 2, … along a row, 0 at padding
-    places: Tensor | None = None  # (B, T) int64, place in the own segment
+    segment_positions: Tensor | None = None  # (B, T) int64, place in the own segment
     context: Tensor | None = None  # (B,) int64: first events of a row that are no targets, at least 1
-    following: Tensor | None = (
+    next_items: Tensor | None = (
         None  # (B, T) int64, what is to be predicted where users' last events are not in rows
     )
 
@@ -50,8 +50,8 @@ class Batch:
         """Places of events in their sequences: (T,), or (B, T) where packed."""
         return (
             torch.arange(self.items.shape[1], device=self.items.device)
-            if self.places is None
-            else self.places
+            if self.segment_positions is None
+            else self.segment_positions
         )
 
     @property
@@ -59,12 +59,12 @@ class Batch:
         """True at the first event of a sequence, (T,) or (B, T)."""
         return self.positions == 0
 
-    def appended(self, items: Tensor, window: int) -> Batch:
+    def append_event(self, items: Tensor, window: int) -> Batch:
         """The same with one event (B,) more in every row, 0 for none; beyond ``window`` the first one falls out.
 
         What is not known of it is missing, and it happens when the last one did. Not where packed.
         """
-        long = self.longer(1)
+        long = self.pad(1)
         rows, place = torch.arange(len(items), device=items.device), self.lengths
         before = (place - 1).clamp(min=0)
         long.items[rows, place] = items
@@ -88,13 +88,13 @@ class Batch:
             },
         )
 
-    def longer(self, n: int) -> Batch:
+    def pad(self, n: int) -> Batch:
         """The same with ``n`` more places of padding in every row; not where packed."""
         return replace(
             self,
             items=_padded(self.items, n),
             timestamps=None if self.timestamps is None else _padded(self.timestamps, n),
-            asked=None if self.asked is None else _padded(self.asked, n),
+            query_times=None if self.query_times is None else _padded(self.query_times, n),
             features={
                 name: _padded(value, n) if name.startswith("event.") else value
                 for name, value in self.features.items()
@@ -106,8 +106,8 @@ class Batch:
 
         They are ``asked`` at the time of that item, 0 where there is none.
         """
-        if self.following is not None:
-            return self, self.following
+        if self.next_items is not None:
+            return self, self.next_items
         width = self.items.shape[1]
         targets = self.items[:, 1:]
         if self.context is not None:
@@ -120,14 +120,16 @@ class Batch:
             items=self.items[:, :-1],
             lengths=self.lengths.clamp(max=width - 1),
             timestamps=None if self.timestamps is None else self.timestamps[:, :-1],
-            asked=None if self.timestamps is None else torch.where(targets > 0, self.timestamps[:, 1:], 0),
+            query_times=None
+            if self.timestamps is None
+            else torch.where(targets > 0, self.timestamps[:, 1:], 0),
             features={
                 name: value[:, :-1] if value.shape[1] == width else value  # those of users have one place
                 for name, value in self.features.items()
             },
             context=None,
             segments=None if self.segments is None else self.segments[:, :-1],
-            places=None if self.places is None else self.places[:, :-1],
+            segment_positions=None if self.segment_positions is None else self.segment_positions[:, :-1],
         )
         return inputs, targets
 
@@ -160,7 +162,7 @@ class DeviceSequences:
         self._stop = torch.from_numpy(sequences.offsets[1:].copy()).to(device)
         self._lengths = torch.from_numpy(self.lengths).to(device)
         self._items = torch.from_numpy(sequences.items.astype(np.int64)).to(device)
-        times, asked = sequences.timestamps, sequences.asked
+        times, asked = sequences.timestamps, sequences.query_times
         self._times = None if times is None else torch.from_numpy(times.copy()).to(device)
         self._asked = None if asked is None else torch.from_numpy(asked.copy()).to(device)
         self._features = {
@@ -197,7 +199,7 @@ class DeviceSequences:
         last = torch.arange(real.shape[1], device=self.device) == self._lengths[index][:, None] - 1
         return torch.where(last, self._asked[index][:, None], times.roll(-1, 1)) * real
 
-    def packed(
+    def pack(
         self,
         users: np.ndarray,
         row: np.ndarray,
@@ -222,24 +224,24 @@ class DeviceSequences:
         user = user[owner]
         source = self._stop[user] - self._lengths[user] + place
 
-        def laid(values: Tensor) -> Tensor:
+        def scatter(values: Tensor) -> Tensor:
             empty = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
             return empty.index_copy_(0, to, values).view(*shape, *values.shape[1:])
 
         several = len(users) > shape[0]
         return Batch(
-            laid(self._items[source]),
+            scatter(self._items[source]),
             torch.from_numpy(used).to(self.device),
-            None if self._times is None else laid(self._times[source]),
+            None if self._times is None else scatter(self._times[source]),
             int(self.targets[users].sum()),
             {
-                name: laid(values[user] if name.startswith("user.") else values[source])
+                name: scatter(values[user] if name.startswith("user.") else values[source])
                 for name, values in self._features.items()
             },
-            segments=laid(part[owner]) if several else None,
-            places=laid(place) if several else None,
-            asked=None if self._times is None else laid(self._times[source + 1]),
-            following=laid(self._following(source, user, place)),
+            segments=scatter(part[owner]) if several else None,
+            segment_positions=scatter(place) if several else None,
+            query_times=None if self._times is None else scatter(self._times[source + 1]),
+            next_items=scatter(self._following(source, user, place)),
         )
 
     def _following(self, source: Tensor, user: Tensor, place: Tensor) -> Tensor:
@@ -256,83 +258,3 @@ class DeviceSequences:
             return values[index][:, None]
         shape = (*flat.shape, values.shape[1])
         return torch.where(real[..., None], values[flat], 0) if len(values) else values.new_zeros(shape)
-
-
-PLACES = 1 << 16  # of a part of a step: what is padded must not outgrow the memory of a GPU
-
-
-class TrainingBatches:
-    """Random users in every step, about ``tokens`` events together, cut into parts of like length to pad little.
-
-    Iterating yields one step as a list of row arrays (B,): the loss of a step is over all its parts, so that a step
-    is a random sample of users whatever their lengths. The order depends on ``seed`` and ``epoch`` only, so a
-    resumed run repeats it. ``rank`` and ``world_size`` share the steps among processes, an equal number to each.
-    ``steps`` of an epoch are as many as ``tokens`` ask for, or as given; ``parts`` of a step spare padding and cost
-    launches.
-    """
-
-    def __init__(
-        self,
-        lengths: np.ndarray,
-        *,
-        tokens: int,
-        seed: int,
-        minimum: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        steps: int | None = None,
-        parts: int = 8,
-    ) -> None:
-        longest = int(lengths.max(initial=0))
-        if longest > tokens:
-            raise ValueError(
-                f"batch_tokens is {tokens}, less than one sequence of {longest} events; raise train.batch_tokens"
-            )
-        self.lengths, self.seed, self.epoch, self.parts = lengths, seed, 0, parts
-        self.rows = np.flatnonzero(lengths >= minimum)
-        if len(self.rows) == 0:
-            raise ValueError(
-                f"no user has the {minimum} events that training needs; the longest sequence has {longest}"
-            )
-        self.rank, self.world_size = rank, world_size
-        wanted = steps or int(np.ceil(lengths[self.rows].sum() / tokens))
-        self.steps = min(wanted, len(self.rows))
-
-    def __len__(self) -> int:
-        """Steps of an epoch for this process."""
-        return max(self.steps // self.world_size, 1)
-
-    def __iter__(self) -> Iterator[list[np.ndarray]]:
-        rows = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
-        events = np.cumsum(self.lengths[rows])
-        ends = np.searchsorted(events, events[-1] * np.arange(1, self.steps + 1) / self.steps - 0.5) + 1
-        place = np.arange(self.steps)  # no step is empty, however long a single row is
-        ends = np.clip(np.maximum.accumulate(ends - place) + place, None, len(rows) - place[::-1])
-        starts = np.concatenate([[0], ends[:-1]])
-        for i in range(len(self)):
-            step = (self.rank + i * self.world_size) % self.steps
-            yield self._parts(rows[starts[step] : ends[step]])
-
-    def gather(self, data: DeviceSequences, part: np.ndarray) -> Batch:
-        """One part of a step, on the device."""
-        return data.batch(part)
-
-    def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
-        """``rows`` by length, cut into parts of about equally many events."""
-        rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
-        events = np.cumsum(self.lengths[rows])
-        longest = int(self.lengths[rows[0]])
-        parts = max(self.parts, -(-len(rows) * longest // PLACES))
-        part = np.minimum((events - 1) * parts // max(int(events[-1]), 1), parts - 1)
-        return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
-
-
-def in_buckets(lengths: np.ndarray, rows: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Sorts ``rows`` by length and cuts them where the padded size would exceed ``tokens``."""
-    rows = rows[np.argsort(lengths[rows], kind="stable")][::-1]
-    batches, start = [], 0
-    while start < len(rows):
-        count = max(tokens // max(int(lengths[rows[start]]), 1), 1)
-        batches.append(rows[start : start + count].copy())
-        start += count
-    return batches

@@ -20,7 +20,7 @@ import ibis.expr.types as ir
 from ibis.backends import BaseBackend
 
 from recpipe.config import check_known
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 
 KEYS = ("name", "memory_limit", "spill_folder", "threads", "master", "settings")
 NAMES = ("duckdb", "spark")
@@ -113,7 +113,7 @@ def read_parquet(path: Path, engine: Mapping[str, Any] | None = None) -> ir.Tabl
 def write_parquet(table: ir.Table, path: Path) -> None:
     """Streams a table into one Parquet file (ZSTD), which takes the name `path` once it is whole."""
     con = ibis.get_backend(table)
-    with replaced_file(Path(path)) as part:
+    with atomic_file(Path(path)) as part:
         if con.name == "duckdb":
             _copy(con, con.compile(table), part)
             return

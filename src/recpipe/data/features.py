@@ -70,7 +70,7 @@ class Column:
         codes[owner[kept], place[kept]] = code[kept]
         return codes
 
-    def absent(self, n: int) -> np.ndarray:
+    def missing(self, n: int) -> np.ndarray:
         """What ``encode`` gives for n rows without a value."""
         shape, kind = ((n, self.per_row), np.int32) if self.categorical else ((n, 2), np.float32)
         return np.zeros(shape, kind)
@@ -85,7 +85,7 @@ class Column:
         return cls(**{**fields, "values": tuple(fields["values"])})
 
 
-def columns_of(names: Sequence[str], table: Mapping[str, Any], *, where: str) -> tuple[Column, ...]:
+def fit_columns(names: Sequence[str], table: Mapping[str, Any], *, where: str) -> tuple[Column, ...]:
     """Learns the columns ``names`` of ``table``. Raises ValueError that names what is missing and what there is."""
     missing = [name for name in names if name not in table]
     if missing:
@@ -94,7 +94,7 @@ def columns_of(names: Sequence[str], table: Mapping[str, Any], *, where: str) ->
     return tuple(Column.of(name, table[name]) for name in names)
 
 
-def in_order(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray) -> pa.Table:
+def align_rows(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray) -> pa.Table:
     """One row of ``table`` for each of ``ids`` (N,), all null where its column ``key`` does not have the id."""
     known = table[key].cast(pa.string()).combine_chunks()
     return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=known))

@@ -12,15 +12,15 @@ from typing import Any
 from recpipe.config import check_known
 
 SPLITS = ("leave_one_out", "temporal", "ratio", "cold_users")
-TIMES = ("none", "last_item", "query")  # each allows what the one before does
+TIME_CHOICES = ("none", "last_item", "query")  # each allows what the one before does
 CHOICES = {
     "split": SPLITS,
     "targets": ("next", "all"),
     "ties": ("source", "shuffle"),
     "candidates": ("full",),
-    "time": TIMES,
+    "time": TIME_CHOICES,
 }
-DERIVED = ("id", "sizes")  # of a split on disk
+DERIVED_FIELDS = ("id", "sizes")  # of a split on disk
 EVALUATION_FIELDS = ("exclude_seen", "candidates", "time", "cutoffs")
 
 
@@ -77,10 +77,11 @@ class Protocol:
 
     def check_time(self, used: str, *, model: str) -> None:
         """Raises ValueError if a model that needs ``used`` of time may not be judged under this protocol."""
-        if TIMES.index(used) > TIMES.index(self.time):
+        if TIME_CHOICES.index(used) > TIME_CHOICES.index(self.time):
+            allowed = " and ".join(TIME_CHOICES[: TIME_CHOICES.index(self.time) + 1])
             raise ValueError(
                 f"{model} uses time as {used} and protocol.time is {self.time}, which allows "
-                f"{' and '.join(TIMES[: TIMES.index(self.time) + 1])}; use --params protocol.time={used}, "
+                f"{allowed}; use --params protocol.time={used}, "
                 "which is a protocol of its own"
             )
 
@@ -109,24 +110,24 @@ class Protocol:
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
         """From conf or JSON. Raises ValueError that names an unknown key and the known ones."""
         known = {field.name for field in dataclasses.fields(cls)}
-        for name in sorted(set(fields) - known - set(DERIVED)):
+        for name in sorted(set(fields) - known - set(DERIVED_FIELDS)):
             check_known(name, sorted(known), what="protocol key")
-        return cls(**{key: value for key, value in fields.items() if key not in DERIVED})
+        return cls(**{key: value for key, value in fields.items() if key not in DERIVED_FIELDS})
 
-    def evaluated_as(self, requested: Protocol) -> Protocol:
+    def with_evaluation_fields(self, requested: Protocol) -> Protocol:
         """This protocol, which the split was made under, with what only evaluation reads taken from ``requested``.
 
         Raises ValueError where ``requested`` would cut the data differently: the split on disk is not of that protocol.
         """
         combined = dataclasses.replace(requested, fingerprint=self.fingerprint, steps=self.steps)
-        if differing := self.same_data(combined):
+        if differing := self.data_differences(combined):
             raise ValueError(
                 f"the data on disk were split under another protocol: {', '.join(differing)} differ. "
                 "Run the pipeline train again, or leave that parameter out"
             )
         return combined
 
-    def same_data(self, other: Protocol) -> list[str]:
+    def data_differences(self, other: Protocol) -> list[str]:
         """Names of the fields in which the data that models are fitted on would differ from ``other``'s."""
         mine, theirs = self._used(), other._used()
         names = dict.fromkeys((*mine, *theirs))

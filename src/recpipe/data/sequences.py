@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recpipe.data.atomic import replaced_file
-from recpipe.data.features import in_order
+from recpipe.data.atomic import atomic_file
+from recpipe.data.features import align_rows
 from recpipe.data.protocol import Protocol
 
 EVENT_COLUMNS = ("timestamps", "ratings")  # of Sequences: what is known of an event besides its item
@@ -38,7 +38,7 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         """One Parquet file with the column ``item_id``."""
-        with replaced_file(path) as temporary:
+        with atomic_file(path) as temporary:
             pq.write_table(
                 pa.table({"item_id": pa.array(self.ids, pa.string())}), temporary, compression="zstd"
             )
@@ -60,7 +60,7 @@ class Sequences:
     ratings: np.ndarray | None = None  # (N,) float32, NaN where there is none
     profiles: Mapping[str, pa.Array] = field(default_factory=dict)  # columns of the users, each (U,)
     # (U,) int64 seconds: the moment of the question, where the protocol tells it
-    asked: np.ndarray | None = None
+    query_times: np.ndarray | None = None
     # (U,) int64: the first events of a row, which are read and are no targets of it
     context: np.ndarray | None = None
 
@@ -89,7 +89,7 @@ class Sequences:
             offsets,
             None if self.ratings is None else self.ratings[index],
             {name: column.take(pa.array(rows)) for name, column in self.profiles.items()},
-            None if self.asked is None else self.asked[rows],
+            None if self.query_times is None else self.query_times[rows],
             None if self.context is None else np.clip(self.context[rows] - start, 0, None),
         )
 
@@ -98,9 +98,9 @@ class Sequences:
         chosen = self.select(rows, np.zeros(len(rows), np.int64), self.lengths[rows])
         return np.repeat(np.arange(len(rows)), chosen.lengths), chosen.items.astype(np.int64)
 
-    def described(self, users: pa.Table) -> Sequences:
+    def with_profiles(self, users: pa.Table) -> Sequences:
         """The same events with the columns of ``users`` (``user_id`` and more) as profiles, null where unknown."""
-        table = in_order(users, "user_id", self.users)
+        table = align_rows(users, "user_id", self.users)
         columns = [name for name in table.column_names if name != "user_id"]
         return replace(self, profiles={name: table[name].combine_chunks() for name in columns})
 
@@ -169,7 +169,7 @@ class Sequences:
 
     def write(self, path: Path) -> None:
         """One Parquet file, one row per user."""
-        with replaced_file(path) as temporary:
+        with atomic_file(path) as temporary:
             pq.write_table(self.to_table(), temporary, compression="zstd")
 
     @classmethod
@@ -194,20 +194,20 @@ class Fold:
         parts = (part.select(rows, none, part.lengths[rows]) for part in (self.histories, self.targets))
         return Fold(*parts)
 
-    def asking(self, protocol: Protocol) -> Fold:
+    def with_query_times(self, protocol: Protocol) -> Fold:
         """What a model under ``protocol`` is asked: its histories tell the moment, that of the first target, where
         ``protocol.time`` is query, and never else.
 
         Raises ValueError where that moment is not known.
         """
         if protocol.time != "query":
-            return replace(self, histories=replace(self.histories, asked=None))
+            return replace(self, histories=replace(self.histories, query_times=None))
         times = self.targets.timestamps
         if times is None:
             raise ValueError(
                 "protocol.time is query and this data set has no timestamps; use --params protocol.time=none"
             )
-        return replace(self, histories=replace(self.histories, asked=times[self.targets.offsets[:-1]]))
+        return replace(self, histories=replace(self.histories, query_times=times[self.targets.offsets[:-1]]))
 
     def write(self, path: Path) -> None:
         """One Parquet file with the history and the target columns side by side."""
@@ -215,7 +215,7 @@ class Fold:
         targets = replace(self.targets, profiles={}).to_table("target_")
         for name in targets.column_names[1:]:
             table = table.append_column(name, targets[name])
-        with replaced_file(path) as temporary:
+        with atomic_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
     @classmethod
@@ -225,7 +225,7 @@ class Fold:
         return cls(Sequences.from_table(table), Sequences.from_table(table, "target_"))
 
 
-def build(path: Path, *, ties: str = "source", seed: int = 0) -> tuple[Sequences, Vocabulary]:
+def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple[Sequences, Vocabulary]:
     """Reads an interactions Parquet (user_id, item_id, timestamp, order) into sequences and their vocabulary.
 
     ``ties`` orders events of one user with equal timestamps: ``source`` keeps the order of the source,

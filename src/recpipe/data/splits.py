@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
 
@@ -35,12 +35,17 @@ class TrainingData:
     """Protocol, vocabulary, training set and validation fold; those of a folder are read at their first use."""
 
     def __init__(
-        self, split: dict[str, Any], vocabulary: Vocabulary, train_set: Sequences, valid_set: Fold
+        self, protocol_fields: dict[str, Any], vocabulary: Vocabulary, train_set: Sequences, valid_set: Fold
     ) -> None:
-        self.split, self.vocabulary, self.train_set, self.valid_set = split, vocabulary, train_set, valid_set
+        self.protocol_fields, self.vocabulary, self.train_set, self.valid_set = (
+            protocol_fields,
+            vocabulary,
+            train_set,
+            valid_set,
+        )
 
     @cached_property
-    def split(self) -> dict[str, Any]:
+    def protocol_fields(self) -> dict[str, Any]:
         """The protocol as JSON, with its ``id`` and the ``sizes`` of the parts."""
         fields: dict[str, Any] = json.loads((self._folder / PROTOCOL).read_text(encoding="utf-8"))
         return fields
@@ -48,7 +53,7 @@ class TrainingData:
     @cached_property
     def protocol(self) -> Protocol:
         """The protocol that the log was split under."""
-        return Protocol.from_dict(self.split)
+        return Protocol.from_dict(self.protocol_fields)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -80,8 +85,8 @@ class TrainingData:
     def write(self, folder: Path) -> None:
         """Write a folder, the protocol first: after a crash half-way, bundles of the earlier split do not fit it."""
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced_file(folder / PROTOCOL) as part:
-            part.write_text(json.dumps(self.split, indent=4), encoding="utf-8")
+        with atomic_file(folder / PROTOCOL) as part:
+            part.write_text(json.dumps(self.protocol_fields, indent=4), encoding="utf-8")
         self.vocabulary.write(folder / VOCABULARY)
         self.train_set.write(folder / TRAIN)
         self.valid_set.write(folder / VALID)
@@ -101,7 +106,7 @@ class Split:
     test: Fold
     held_out: np.ndarray = field(default_factory=lambda: NONE)
 
-    def counts(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Users and events of each part, the test targets that training never saw, items held out and the test
         users who have one as a target.
         """

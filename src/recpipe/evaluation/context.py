@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.data.batches import in_buckets
+from recpipe.data.batch_samplers import length_buckets
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.metrics import metrics_from_ranks
@@ -45,7 +45,7 @@ class Question:
 
     def ranks(self, model: Recommender, fold: Fold) -> pa.Table:
         """Of the targets of ``fold``, by row of it."""
-        asked = fold.asking(self.protocol)
+        asked = fold.with_query_times(self.protocol)
         return rank_fold(model, asked, exclude_seen=self.protocol.exclude_seen, k=1).ranks()
 
     def of(self, ranks: pa.Table) -> float:
@@ -132,7 +132,7 @@ def attribution(model: NextItem, question: Question) -> list[dict[str, Any]]:
     |gradient · input| of an event's embedding (Shrikumar et al., arXiv 1605.01713), as a share of a user's sum; means
     of groups of 20 users or more.
     """
-    fold = question.fold.asking(question.protocol)
+    fold = question.fold.with_query_times(question.protocol)
     model.eval()
     data = model.on_device(fold.histories, window=model.max_length)
     lengths = data.lengths
@@ -140,7 +140,7 @@ def attribution(model: NextItem, question: Question) -> list[dict[str, Any]]:
     wanted = fold.targets.items[np.minimum(fold.targets.offsets[:-1], len(fold.targets.items) - 1)]
     able = np.flatnonzero((lengths > 0) & (fold.targets.lengths > 0))
     most = max(SCORES_AT_ONCE // (model.n_items + 1), 1)
-    for bucket in in_buckets(lengths, able, 1 << 13):
+    for bucket in length_buckets(lengths, able, 1 << 13):
         for rows in np.split(bucket, range(most, len(bucket), most)):
             target = torch.from_numpy(wanted[rows].astype(np.int64)).to(model.device)
             found = _saliency(model, data.batch(rows), target).cpu().numpy()

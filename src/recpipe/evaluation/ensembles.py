@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from recpipe.data.batches import Batch
-from recpipe.data.protocol import TIMES, Protocol
+from recpipe.data.protocol import TIME_CHOICES, Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.evaluate import settings_id
 from recpipe.evaluation.metrics import metrics_from_ranks
@@ -93,7 +93,7 @@ class Ensemble(Scorer):
 
     @property
     def requires_time(self) -> str:
-        return max((member.requires_time for member in self.members), key=TIMES.index)
+        return max((member.requires_time for member in self.members), key=TIME_CHOICES.index)
 
     def needs_fallback(self, histories: Sequences) -> np.ndarray:
         """(U,) bool: for whom every member falls back."""
@@ -210,7 +210,7 @@ def ensemble_bundle(
         if seen := [each.name for each in bundles if each.put_back]:
             raise ValueError(f"{seen[0]} was trained on the validation fold: give ensemble.weights, or equal")
         given, tried = choose_weights(
-            ensemble, valid.asking(protocol), exclude_seen=protocol.exclude_seen, metric=metric
+            ensemble, valid.with_query_times(protocol), exclude_seen=protocol.exclude_seen, metric=metric
         )
     ensemble, first = ensemble.weighted(given), bundles[0]
     training = {
@@ -277,7 +277,7 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
     if len(set(names)) < max(len(names), 2):
         raise ValueError(f"an ensemble has two or more different members, not {'+'.join(names) or 'none'}")
     for other in bundles[1:]:
-        if differing := bundles[0].protocol.same_data(other.protocol):
+        if differing := bundles[0].protocol.data_differences(other.protocol):
             raise ValueError(
                 f"{names[0]} and {other.name} were trained under protocols that differ in {', '.join(differing)}: "
                 "train them on one split"

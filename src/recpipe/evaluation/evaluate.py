@@ -88,7 +88,7 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
     Raises ValueError if ``protocol`` is not that of the data the bundle was trained on, if the model uses more of
     time than it allows, or if the model gives NaN.
     """
-    if differing := bundle.protocol.same_data(protocol):
+    if differing := bundle.protocol.data_differences(protocol):
         raise ValueError(
             f"{bundle.name} was trained under another protocol; {', '.join(differing)} differ. "
             f"Run `kedro run --pipelines=train,evaluate --params model={bundle.name}`"
@@ -116,7 +116,9 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         "cost": {
             **bundle.training.get("cost", {}),
             "inference_users_per_second": len(test) / best.seconds,
-            **latency(bundle.model, test.asking(protocol), exclude_seen=protocol.exclude_seen, k=top),
+            **latency(
+                bundle.model, test.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=top
+            ),
         },
         "versions": bundle.training.get("versions", {}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -149,7 +151,7 @@ def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users:
     or of a sample of ``users``, always the same.
     """
     cutoffs = sorted({*protocol.cutoffs, int(metric.partition("@")[2])})
-    fold = fold.asking(protocol)
+    fold = fold.with_query_times(protocol)
     if users is not None and users < len(fold):
         fold = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:users]))
 
@@ -164,7 +166,7 @@ def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users:
 
 
 def _rank(bundle: Bundle, fold: Fold, protocol: Protocol, k: int) -> Ranking:
-    return rank_fold(bundle.model, fold.asking(protocol), exclude_seen=protocol.exclude_seen, k=k)
+    return rank_fold(bundle.model, fold.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=k)
 
 
 def _search(bundle: Bundle, fold: Fold, protocol: Protocol) -> dict[str, Any]:
@@ -172,7 +174,9 @@ def _search(bundle: Bundle, fold: Fold, protocol: Protocol) -> dict[str, Any]:
     model = bundle.model
     if not isinstance(model, ExactlySearched):
         return {}
-    few = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCHED])).asking(protocol)
+    few = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCHED])).with_query_times(
+        protocol
+    )
     k = min(protocol.cutoffs, key=lambda cutoff: abs(cutoff - 10))
     error = model.beam_error(few.histories, k)
     return {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}

@@ -243,5 +243,7 @@ def _tied(histories: Sequences) -> Counts:
 
 
 def _measured(bundle: Bundle, fold: Fold, protocol: Protocol, metric: str) -> float:
-    ranking = rank_fold(bundle.model, fold.asking(protocol), exclude_seen=protocol.exclude_seen, k=1)
+    ranking = rank_fold(
+        bundle.model, fold.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=1
+    )
     return float(metrics_from_ranks(ranking.ranks(), cutoffs=[int(metric.partition("@")[2])])[metric])

@@ -207,7 +207,7 @@ def recommend(
     model = bundle.model
     asked = _sequences(bundle, histories, timestamps)
     if profiles is not None:
-        asked = asked.described(profiles)
+        asked = asked.with_profiles(profiles)
     nothing = Sequences(asked.users, np.zeros(0, np.int32), None, np.zeros(len(asked) + 1, np.int64))
     allowed = None if candidates is None else _allowed(bundle, candidates)
     k = min(k, len(bundle.vocabulary))

@@ -104,7 +104,7 @@ class TrackingHooks:
         model = self._group(node.namespace)
         actions: dict[str, Callable[[], None]] = {
             "metrics": lambda: _metrics(runs, model, data.metrics),
-            "protocol": lambda: runs.json(model, data.split, "protocol.json"),
+            "protocol": lambda: runs.json(model, data.protocol_fields, "protocol.json"),
             "numbers": lambda: runs.numbers(model, data),
             "curves": lambda: runs.curves(model, data.curve),
             "artifact": lambda: runs.artifact(model, loaded_file(dataset)),

@@ -18,7 +18,7 @@ from kedro_datasets.json import JSONDataset as StockJSON
 from kedro_datasets.polars import EagerPolarsDataset as StockTable
 from kedro_datasets.text import TextDataset as StockText
 
-from recpipe.data.atomic import replaced_file, replaced_folder
+from recpipe.data.atomic import atomic_file, atomic_folder
 from recpipe.kedro_compat import WholeFile, unwrapped
 
 if TYPE_CHECKING:
@@ -142,9 +142,9 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
         if self._curves is not None:
             import pyarrow.parquet as pq
 
-            with replaced_file(self._curves) as part:
+            with atomic_file(self._curves) as part:
                 pq.write_table(curve_table(data), part)
-        with replaced_folder(Path(self._get_save_path())) as folder:
+        with atomic_folder(Path(self._get_save_path())) as folder:
             save_bundle(data, folder)
 
     def _exists(self) -> bool:
@@ -176,7 +176,7 @@ class QuantizerDataset(AbstractDataset[Any, Any]):
     def save(self, data: Any) -> None:
         from recpipe.semantic_ids.quantizer import save
 
-        with replaced_folder(self._filepath) as folder:
+        with atomic_folder(self._filepath) as folder:
             save(data, folder)
 
     def _exists(self) -> bool:
@@ -222,11 +222,11 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
             (self._output / "ranks.parquet", data.ranks),
             (self._output / name / metrics.parent.name / name, data.recommendations),
         ):
-            with replaced_file(file) as part:
+            with atomic_file(file) as part:
                 pq.write_table(table, part, compression="zstd")
-        with replaced_file(self._output / "submission.csv") as part:
+        with atomic_file(self._output / "submission.csv") as part:
             part.write_text(data.submission, encoding="utf-8")
-        with replaced_file(metrics) as part:
+        with atomic_file(metrics) as part:
             part.write_text(json.dumps(data.metrics, indent=4), encoding="utf-8")
 
     def preview(self) -> TablePreview:
@@ -275,7 +275,7 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
 
     def save(self, data: dict[str, Figure]) -> None:
         for name, figure in data.items():
-            with replaced_file(self.file(name)) as part:
+            with atomic_file(self.file(name)) as part:
                 part.write_text(figure.to_json(), encoding="utf-8")
 
     def preview(self) -> PlotlyPreview:

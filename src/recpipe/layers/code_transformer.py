@@ -111,7 +111,7 @@ class CodeTransformer(nn.Module):
 
     def read(self, batch: Batch, tokens: Tensor) -> Read:
         """The encoded histories of ``batch``; ``tokens`` (I + 1, L) of every item."""
-        return self.encode(self.input(batch if batch.items.shape[1] else batch.longer(1), tokens))
+        return self.encode(self.input(batch if batch.items.shape[1] else batch.pad(1), tokens))
 
     def encode(self, embedded: Embedded) -> Read:
         """The same for what is embedded already."""

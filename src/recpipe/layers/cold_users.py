@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from recpipe.config import split_names
 from recpipe.config.run_config import ColdUsersConfig
-from recpipe.data.features import Column, columns_of
+from recpipe.data.features import Column, fit_columns
 from recpipe.data.sequences import Sequences
 
 ITERATIONS, STARTS = 100, 10
@@ -200,7 +200,7 @@ class ColdUsers(nn.Module):
         wanted = split_names(getattr(self.config, field))
         if clustered and wanted == ("all",):
             wanted = tuple(name for name in profiles if _has_values(profiles[name]))
-        columns = columns_of(wanted, profiles, where=f"cold_users.{field}")
+        columns = fit_columns(wanted, profiles, where=f"cold_users.{field}")
         if clustered and self.config.cluster_by == "all":
             columns = tuple(column for column in columns if len(column.values) <= MOST_VALUES)
         self.columns = columns

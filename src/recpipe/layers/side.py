@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from recpipe.config import split_names
-from recpipe.data.features import Column, columns_of
+from recpipe.data.features import Column, fit_columns
 from recpipe.data.sequences import Sequences
 
 EVENTS = ("rating", "hour", "weekday", "gap")
@@ -98,11 +98,11 @@ class Side:
 
         Raises ValueError for a column, vectors, ratings or times that are not there.
         """
-        items = columns_of(split_names(config.items), item_columns, where="side.items")
-        users = columns_of(split_names(config.users), train.profiles, where="side.users")
+        items = fit_columns(split_names(config.items), item_columns, where="side.items")
+        users = fit_columns(split_names(config.users), train.profiles, where="side.users")
         values: dict[str, np.ndarray] = {
             f"items.{column.name}": np.concatenate(
-                [column.absent(1), column.encode(item_columns[column.name])]
+                [column.missing(1), column.encode(item_columns[column.name])]
             )
             for column in items
         }
@@ -123,12 +123,12 @@ class Side:
         for column in self.users:
             known = sequences.profiles.get(column.name)
             found[f"user.{column.name}"] = (
-                column.absent(len(sequences)) if known is None else column.encode(known)
+                column.missing(len(sequences)) if known is None else column.encode(known)
             )
         for column in self.events:
             given = sequences.ratings
             found[f"event.{column.name}"] = (
-                column.absent(len(sequences.items))
+                column.missing(len(sequences.items))
                 if given is None
                 else column.encode(pa.array(given, from_pandas=True))
             )

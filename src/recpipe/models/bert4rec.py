@@ -201,7 +201,7 @@ class BERT4Rec(Scorer):
 
     def asking(self, batch: Batch) -> Batch:
         """``batch`` with [MASK] after every last event."""
-        longer = batch.longer(1)
+        longer = batch.pad(1)
         items = longer.items.scatter(1, batch.lengths[:, None], self.mask_item)
         return replace(longer, items=items, lengths=batch.lengths + 1)
 

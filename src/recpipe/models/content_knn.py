@@ -82,7 +82,7 @@ class ContentKNN(Scorer):
 
     def score(self, batch: Batch) -> Tensor:
         """Items without a vector come after all the others."""
-        batch = batch if batch.items.shape[1] else batch.longer(1)
+        batch = batch if batch.items.shape[1] else batch.pad(1)
         scores = self.query(batch) @ self.vectors.T
         return torch.where(self.present, scores, scores.amin(1, keepdim=True) - 1.0)
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recpipe.data.batches import Batch, in_buckets
+from recpipe.data.batch_samplers import length_buckets
+from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, Steps, beam_search
 from recpipe.layers.code_tokens import ItemCodes
@@ -55,8 +56,8 @@ def in_batches(
 ) -> list[np.ndarray]:
     """``rows`` cut into batches of like length, as large as a search with ``beams`` of a user is fast with."""
     if device.type == "cpu":
-        return in_buckets(lengths + 1, rows, AT_ONCE)
-    most, large = max(BEAMS_GPU // beams, 1), in_buckets(lengths + 1, rows, AT_ONCE_GPU)
+        return length_buckets(lengths + 1, rows, AT_ONCE)
+    most, large = max(BEAMS_GPU // beams, 1), length_buckets(lengths + 1, rows, AT_ONCE_GPU)
     return [part for each in large for part in np.split(each, range(most, len(each), most))]
 
 

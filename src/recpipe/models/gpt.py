@@ -111,7 +111,7 @@ class GPT(NextItem):
             refined.scatter_(1, item, lifted)
             allowed.scatter_(1, item, False)
             if n + 1 < self.config.generate:
-                batch = batch.appended(item[:, 0], self.max_length)
+                batch = batch.append_event(item[:, 0], self.max_length)
                 found = self.score(batch).float().masked_fill(~allowed, -torch.inf)
         return refined
 

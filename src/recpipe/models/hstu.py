@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
-from recpipe.data.protocol import TIMES
+from recpipe.data.protocol import TIME_CHOICES
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.models.recommender import NextItem
@@ -61,8 +61,8 @@ class HSTU(NextItem):
         temperature: float = 0.05
 
         def __post_init__(self) -> None:
-            if self.time_mode not in TIMES:
-                raise ValueError(f"time_mode is {self.time_mode!r}; allowed: {', '.join(TIMES)}")
+            if self.time_mode not in TIME_CHOICES:
+                raise ValueError(f"time_mode is {self.time_mode!r}; allowed: {', '.join(TIME_CHOICES)}")
             if not self.temperature > 0:
                 raise ValueError(f"temperature is {self.temperature}; it must be more than 0, such as 0.05")
 
@@ -94,7 +94,7 @@ class HSTU(NextItem):
 
     def _buckets(self, batch: Batch) -> Tensor | None:
         """(B, T, S) which time bias a query has for what it looks at."""
-        mode, times, asked = self.config.time_mode, batch.timestamps, batch.asked
+        mode, times, asked = self.config.time_mode, batch.timestamps, batch.query_times
         if mode == "none":
             return None
         if times is None:
@@ -104,7 +104,7 @@ class HSTU(NextItem):
         if mode == "query" and asked is None:
             raise ValueError(
                 "time_mode is query and nothing says when the question is asked: folds do under "
-                "--params protocol.time=query, and other histories need Sequences.asked"
+                "--params protocol.time=query, and other histories need Sequences.query_times"
             )
         return time_buckets(times if mode == "last_item" or asked is None else asked, times)
 

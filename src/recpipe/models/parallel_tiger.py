@@ -177,7 +177,7 @@ class ParallelTIGER(Scorer, Searching):
 
     def _levels(self, batch: Batch) -> list[Tensor]:
         """The same, of each level by itself: for a softmax over items less a constant of each user."""
-        batch = batch if batch.items.shape[1] else batch.longer(1)
+        batch = batch if batch.items.shape[1] else batch.pad(1)
         hidden_BWLD, _ = self._found(batch, None)
         logs = []
         for level, size in enumerate(self.codes.sizes):

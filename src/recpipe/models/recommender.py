@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recpipe.data.batches import Batch, DeviceSequences, in_buckets
-from recpipe.data.protocol import TIMES
+from recpipe.data.batch_samplers import length_buckets
+from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.protocol import TIME_CHOICES
 from recpipe.data.sequences import Sequences
 from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.cold_users import ColdUsers
@@ -167,7 +168,7 @@ class Recommender(nn.Module):
         """What it needs ``Protocol.time`` to allow: none, last_item or query."""
         own = getattr(self.config, "time_mode", "none")
         side = "none" if self.side is None else self.side.config.requires_time
-        return max(own, side, key=TIMES.index)
+        return max(own, side, key=TIME_CHOICES.index)
 
     @property
     def device(self) -> torch.device:
@@ -219,7 +220,7 @@ class Scorer(Recommender):
         data = self.on_device(histories, window=self.max_length)
         most = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
         cold = self.needs_fallback(histories)
-        buckets = (*in_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold))
+        buckets = (*length_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold))
         with ExitStack() as stack:
             for module in self.modules():
                 if isinstance(module, ItemInput):
@@ -285,7 +286,7 @@ class NextItem(Scorer):
         return self.encode(self.items.embed(batch, self.items.table()), batch)
 
     def score(self, batch: Batch) -> Tensor:
-        batch = batch if batch.items.shape[1] else batch.longer(1)
+        batch = batch if batch.items.shape[1] else batch.pad(1)
         table = self.items.table()
         last = (batch.lengths - 1).clamp(min=0)
         hidden = self.encode(self.items.embed(batch, table), batch)

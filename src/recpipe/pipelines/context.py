@@ -32,7 +32,7 @@ def measure_context(
             f"{bundle.name} was trained on the validation events (train.put_back), which context is measured on; "
             "choose another model"
         )
-    if differing := bundle.protocol.same_data(protocol):
+    if differing := bundle.protocol.data_differences(protocol):
         raise ValueError(
             f"{bundle.name} was trained on another split ({', '.join(differing)} differ): run "
             f"`kedro run --pipelines=train,evaluate --params model={bundle.name}`"

@@ -74,7 +74,7 @@ def prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfi
 
     bundle.check_catalogue(training_data.vocabulary)
     bundle.model.to(choose_device(evaluate.device))
-    return training_data.protocol.evaluated_as(Protocol.from_dict(evaluate.protocol))
+    return training_data.protocol.with_evaluation_fields(Protocol.from_dict(evaluate.protocol))
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:

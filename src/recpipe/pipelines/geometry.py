@@ -33,7 +33,7 @@ def measure_geometry(
         training_data.vocabulary,
         training_data.train_set,
         items.to_arrow(),
-        training_data.split,
+        training_data.protocol_fields,
         config=geometry,
         metric=report.metric,
         seed=seed,

@@ -22,14 +22,14 @@ def split_sequences(
     """Split the log by the protocol: training data without the test fold, and the test fold."""
     from dataclasses import replace
 
-    from recpipe.data.sequences import build
+    from recpipe.data.sequences import build_sequences
     from recpipe.data.splits import TrainingData, split
 
-    sequences, vocabulary = build(interactions, ties=protocol.ties, seed=protocol.seed)
+    sequences, vocabulary = build_sequences(interactions, ties=protocol.ties, seed=protocol.seed)
     steps = tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
     protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=steps)
-    parts = split(sequences.described(users.to_arrow()), protocol, vocabulary)
-    sizes = parts.counts()
+    parts = split(sequences.with_profiles(users.to_arrow()), protocol, vocabulary)
+    sizes = parts.sizes()
     log.info(
         "split %s, protocol %s: %s training events of %s users, %s validation and %s test users",
         protocol.split,

@@ -167,12 +167,14 @@ def chosen_models(configuration: Configuration, choice: str) -> list[str]:
 
 def allowed_by_time(configuration: Configuration, model: str) -> bool:
     """Whether the protocol allows the model's ``time_mode``."""
-    from recpipe.data.protocol import TIMES
+    from recpipe.data.protocol import TIME_CHOICES
 
     time = configuration["protocol"]["time"]
-    if time not in TIMES:  # refused by name when the protocol is checked
+    if time not in TIME_CHOICES:  # refused by name when the protocol is checked
         return True
-    return configuration.run(model).settings.get("time_mode") not in TIMES[TIMES.index(time) + 1 :]
+    return (
+        configuration.run(model).settings.get("time_mode") not in TIME_CHOICES[TIME_CHOICES.index(time) + 1 :]
+    )
 
 
 def command_wiring(

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from recpipe.config import ID_KINDS
-from recpipe.data.protocol import DERIVED, EVALUATION_FIELDS
+from recpipe.data.protocol import DERIVED_FIELDS, EVALUATION_FIELDS
 from recpipe.evaluation.lists import Popularity
 from recpipe.reporting import examples as users
 from recpipe.reporting import geometry as geometry_tables
@@ -226,7 +226,9 @@ def _protocols(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _page_protocol(
     protocols: Mapping[str, Mapping[str, Any]], models: Sequence[str], seed: int, split: Mapping[str, Any]
 ) -> str:
-    fields = {name: value for name, value in split.items() if name not in {*EVALUATION_FIELDS, *DERIVED}}
+    fields = {
+        name: value for name, value in split.items() if name not in {*EVALUATION_FIELDS, *DERIVED_FIELDS}
+    }
     for model in models:
         protocol = protocols.get(f"{model}/seed_{seed}", {})
         if protocol and all(protocol.get(name) == value for name, value in fields.items()):

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 from recpipe.semantic_ids.collisions import groups
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
@@ -106,7 +106,7 @@ class SemanticIds:
                 "key": pa.array(self.keys, pa.string()),
             }
         ).replace_schema_metadata({METADATA: json.dumps(described)})
-        with replaced_file(path) as temporary:
+        with atomic_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
     @classmethod

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 
 if TYPE_CHECKING:
     import torch
@@ -276,7 +276,7 @@ class PrefixTree:
         from safetensors.numpy import save_file
 
         described = {"format": 1, "sizes": self.sizes, "source": self.source, "hash": self.hash}
-        with replaced_file(path) as temporary:
+        with atomic_file(path) as temporary:
             save_file(self._arrays(), temporary, {METADATA: json.dumps(described)})
 
     @classmethod

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recpipe.data.atomic import replaced_file
+from recpipe.data.atomic import atomic_file
 
 TENSOR, PAIRS, TUPLE = "__tensor__", "__pairs__", "__tuple__"
 
@@ -43,7 +43,7 @@ def save_tree(tree: Any, path: Path) -> None:
     """
     tensors: dict[str, Tensor] = {}
     layout = json.dumps(_pack(tree, tensors))
-    with replaced_file(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata={"tree": layout})
 
 

@@ -20,7 +20,7 @@ from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, build_co
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.content.embeddings import Embeddings
 from recpipe.content.item_texts import without_stand_ins
-from recpipe.data.features import in_order
+from recpipe.data.features import align_rows
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.data.splits import TrainingData, with_validation
@@ -278,7 +278,7 @@ def side_of(
         return None
     names = split_names(config.items)
     selection = items.select(["item_id", *names]) if {*names} <= {*items.column_names} else items
-    table = in_order(without_stand_ins(selection), "item_id", vocabulary.ids)
+    table = align_rows(without_stand_ins(selection), "item_id", vocabulary.ids)
     vectors = {}
     for modality, each in embeddings.items():
         rows = each.rows(vocabulary.ids)
@@ -295,7 +295,7 @@ def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> 
     Raises ValueError for a model of another catalogue or split, and for one without item vectors.
     """
     bundle.check_catalogue(vocabulary)
-    if differing := bundle.protocol.same_data(protocol):
+    if differing := bundle.protocol.data_differences(protocol):
         again = f"run `kedro run --pipelines=train --params model={bundle.name}`"
         raise ValueError(
             f"{bundle.name} was trained on another split ({', '.join(differing)} differ): {again}"

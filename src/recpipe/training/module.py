@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recpipe.data.batches import Batch, DeviceSequences, TrainingBatches
-from recpipe.data.packing import PackedBatches
+from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
+from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
 from recpipe.progress import current_step, duration

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from recpipe.config import Configuration, DataPaths, RunConfig, build_config, parse_overrides
 from recpipe.content.embeddings import Embeddings
-from recpipe.data.atomic import replaced_file, replaced_folder
+from recpipe.data.atomic import atomic_file, atomic_folder
 from recpipe.data.sequences import Fold
 from recpipe.data.splits import TrainingData
 from recpipe.evaluation.evaluate import validator
@@ -205,11 +205,11 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
     trained, description = job.train(on_epoch=on_epoch)
     bundle = job.bundle(trained, description)
     version = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")[:-3] + "Z"  # Kedro's form, and its order
-    with replaced_folder(bundles / version / "bundle") as place:
+    with atomic_folder(bundles / version / "bundle") as place:
         save_bundle(bundle, place)
-    with replaced_file(data.curves_file(run.name)) as curves:
+    with atomic_file(data.curves_file(run.name)) as curves:
         pq.write_table(curve_table(bundle), curves)
-    with replaced_file(record) as file:
+    with atomic_file(record) as file:
         file.write_text(json.dumps({"identity": identity, "version": version}))
     return bundle
 

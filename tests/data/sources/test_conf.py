@@ -13,7 +13,7 @@ from recpipe.config import Configuration, build_config, read_parameters
 from recpipe.config.files import Tree, block, merge, tree_of
 from recpipe.config.schema import DatasetConfig
 from recpipe.data import readers as sources
-from recpipe.data.files.fetch import SourceMissing, fetch
+from recpipe.data.files.fetch import SourceMissingError, fetch
 
 CONF = Path(__file__).parents[3] / "conf"
 FOLDER = CONF / "base/parameters/datasets"
@@ -41,7 +41,7 @@ def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise ConnectionError("no network")
 
     monkeypatch.setattr(importlib.import_module("recpipe.data.files.fetch"), "download", offline)
-    with pytest.raises(SourceMissing, match=r"Put .* into"):
+    with pytest.raises(SourceMissingError, match=r"Put .* into"):
         fetch(values, tmp_path)
 
 

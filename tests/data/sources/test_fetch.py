@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from recpipe.data.files import archives, fetch
+from recpipe.data.files import archives
 from recpipe.data.files import fetch as download
-from recpipe.data.files.fetch import SourceMissing
+from recpipe.data.files.fetch import SourceMissingError, fetch
 from recpipe.progress import Progress, progress
 
 LOG = b"user,item\n" + b"".join(b"%d,%d\n" % (n, n * 7919 % 10007) for n in range(40_000))
@@ -139,7 +139,7 @@ def test_what_arrived_is_kept_for_the_next_run(tmp_path: Path, server: Server) -
     conf = {
         "files": {"interactions": {"name": "log.csv", "url": f"{server.url}/log.csv", "checksum": _sha(LOG)}}
     }
-    with pytest.raises(SourceMissing, match="broke off"):
+    with pytest.raises(SourceMissingError, match="broke off"):
         fetch(conf, tmp_path)
     assert (tmp_path / "log.csv.part").stat().st_size == 100_000 and not (tmp_path / "log.csv").exists()
     fetch(conf, tmp_path)
@@ -184,7 +184,7 @@ def test_progress_shows_what_was_there_already(
 
 def test_without_a_network_it_says_what_to_put_where(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/set.zip"
-    with pytest.raises(SourceMissing) as error:
+    with pytest.raises(SourceMissingError) as error:
         fetch(_conf(url, homepage="https://example.org/set"), tmp_path / "raw" / "set")
     for part in (
         "Test set",
@@ -198,12 +198,12 @@ def test_without_a_network_it_says_what_to_put_where(tmp_path: Path) -> None:
 
 
 def test_an_address_without_the_file_says_so(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(SourceMissing, match="404"):
+    with pytest.raises(SourceMissingError, match="404"):
         fetch(_conf(f"{server.url}/gone.zip"), tmp_path)
 
 
 def test_nothing_to_download_from(tmp_path: Path) -> None:
-    with pytest.raises(SourceMissing, match=r"Put log\.csv into"):
+    with pytest.raises(SourceMissingError, match=r"Put log\.csv into"):
         fetch({"title": "Mine", "files": {"interactions": "log.csv"}}, tmp_path)
 
 

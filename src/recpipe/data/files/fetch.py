@@ -119,7 +119,7 @@ WHOLLY_HASHED = 1 << 30  # bytes; of a larger file the fingerprint takes both en
 END = 64 << 20
 
 
-class SourceMissing(ValueError):
+class SourceMissingError(ValueError):
     """Files that are neither in the folder nor to be had; the message says which to put where."""
 
 
@@ -154,7 +154,7 @@ def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         found[role] = _find(folder, file) or _from_its_own_address(file, folder, conf, wanted)
     absent = [role for role, file in wanted.items() if not found[role] and not file.optional]
     if absent:
-        raise SourceMissing(
+        raise SourceMissingError(
             _what_to_do(
                 conf, folder, wanted, "nothing to download it from" if not url else "not in its archive"
             )
@@ -218,7 +218,7 @@ def _from_its_own_address(
         return []
     try:
         _obtain(file.url, file.checksum, folder, conf, wanted)
-    except SourceMissing as error:
+    except SourceMissingError as error:
         if not file.optional:
             raise
         logger.warning("going on without %s: %s", file.pattern, error)
@@ -238,7 +238,7 @@ def _obtain(
         except OSError as error:
             if error.errno is not None and not isinstance(error, ConnectionError):
                 raise
-            raise SourceMissing(
+            raise SourceMissingError(
                 _what_to_do(conf, folder, wanted, f"{url} cannot be had ({error})")
             ) from error
     if path.suffix in SUFFIXES:

@@ -30,7 +30,7 @@ LOG_COLUMNS = ("user_id", "item_id", "timestamp", "rating", "weight", "order")
 
 @dataclass(frozen=True)
 class Table:
-    """How one kind of file is laid out, and which of its columns is what."""
+    """How one kind of file is pack_rows out, and which of its columns is what."""
 
     format: str | None = None  # csv, tsv, parquet, jsonl or lines; none: by the file's name
     delimiter: str | None = None

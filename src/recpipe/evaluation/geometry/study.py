@@ -153,7 +153,7 @@ class _Study:
             if bundle.protocol.dataset != protocol.dataset:
                 raise ValueError(f"it is a bundle of {bundle.protocol.dataset}, not of {protocol.dataset}")
             bundle.check_catalogue(self.items.vocabulary)
-            if differing := bundle.protocol.same_data(protocol):
+            if differing := bundle.protocol.data_differences(protocol):
                 raise ValueError(f"trained on another split ({', '.join(differing)} differ): train it again")
             return bundle_vectors(bundle)
         except UNREADABLE as error:

@@ -16,8 +16,8 @@ help:  ## this list
 demo: $(VENV)/.stamp-recpipe  ## from the bundled log to compared recommenders, a few minutes on two cores
 	$(KEDRO) run
 
-test: $(VENV)/.stamp-dev  ## every test
-	$(BIN)/python -m pytest
+test: $(VENV)/.stamp-dev  ## every test, on all cores
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.stamp-dev  ## ruff, mypy and the rules of who may import whom
 	$(BIN)/ruff check .

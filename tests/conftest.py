@@ -1,7 +1,8 @@
-"""What all tests share: few threads, no tracking of the developer's own, and a copy of the project to run in."""
+"""Fixtures of all tests: one thread per process, a copy of the project to run in, one finished run."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,11 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from tests.reporting.browser import CHROMIUM
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 PROJECT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``browser`` where there is none."""
+    if CHROMIUM is None:
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(pytest.mark.skip(reason="neither chromium nor google-chrome is installed"))
 
 
 @pytest.fixture(scope="session")
@@ -49,15 +60,24 @@ def project_copier() -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A project after `kedro run --env test` as a user types it, and what that printed; to be copied, not changed."""
-    folder = copy_project(tmp_path_factory.mktemp("whole") / "project")
-    environment = os.environ | {"PYTHONPATH": str(PROJECT / "src")}
-    command = [sys.executable, "-m", "kedro", "run", "--env", "test"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done
+    """A project after `kedro run --env test`, and what that printed; to be copied, not changed.
+
+    All processes of pytest-xdist share one.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
+    folder, output = shared / "project", shared / "output.json"
+    with FileLock(f"{shared}.lock"):
+        if not output.exists():
+            copy_project(folder)
+            environment = os.environ | {"PYTHONPATH": str(PROJECT / "src")}
+            command = [sys.executable, "-m", "kedro", "run", "--env", "test"]
+            process = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
+            )
+            assert process.returncode == 0, process.stderr[-3000:]
+            output.write_text(json.dumps([process.stdout, process.stderr]), encoding="utf-8")
+    return folder, subprocess.CompletedProcess([], 0, *json.loads(output.read_text(encoding="utf-8")))
 
 
 @pytest.fixture

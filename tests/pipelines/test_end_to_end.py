@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from kedro.io import DatasetError
-from tests.reporting.browser import needs_chromium, open_page
+from tests.reporting.browser import open_page
 
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
@@ -77,7 +77,7 @@ def test_insights_are_of_all_models_and_add_up_to_their_metrics(whole_run) -> No
     assert 'id="certainty-data"' in page and 'id="popularity_of_lists-data"' in page
 
 
-@needs_chromium
+@pytest.mark.browser
 def test_a_browser_draws_every_figure_of_the_page_without_a_complaint(whole_run, tmp_path) -> None:
     folder, _ = whole_run
     shown = open_page(reporting(folder) / "report.html", tmp_path)

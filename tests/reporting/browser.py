@@ -6,12 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="neither chromium nor google-chrome is installed"
-)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
 MARKS = re.compile(r'class="(point|js-line|slice|hm)\b')  # of bars and dots, lines, sunbursts, heatmaps

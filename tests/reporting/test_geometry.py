@@ -1,11 +1,11 @@
 """The section of item geometry: what stands in its tables and figures, what is said instead of what is missing."""
 
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from tests.reporting.browser import CHROMIUM
 from tests.reporting.test_html import EVIL, Page
 
 from recpipe.data.protocol import Protocol
@@ -17,7 +17,6 @@ from recpipe.reporting.figures.geometry import geometry_figures
 from recpipe.reporting.geometry import COLUMNS, section
 from recpipe.reporting.html import page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ITEMS, WIDTH = 90, 6
 NAMES = ["deep input", "wide input", "text encoder", f"odd {EVIL}"]
 
@@ -138,7 +137,7 @@ def test_what_is_missing_is_said(found) -> None:
     assert "No table of items was measured: popular, item_knn know items by no vector" in words
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.browser
 def test_a_browser_draws_every_figure(text, tmp_path) -> None:
     path = tmp_path / "report.html"
     path.write_text(text)

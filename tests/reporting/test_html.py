@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import polars as pl
 import pytest
-from tests.reporting.browser import needs_chromium, open_page
+from tests.reporting.browser import open_page
 from tests.reporting.finished import catalogue, finished
 
 from recpipe.reporting.captions import CAPTIONS
@@ -239,7 +239,7 @@ def test_curves_of_a_model_without_epochs_are_left_out(curves):
     assert len(figures(curves={"popular": closed_form, **curves})["training_loss"].data) == 3
 
 
-@needs_chromium
+@pytest.mark.browser
 def test_a_browser_draws_every_figure_without_a_complaint(text, tmp_path):
     path = tmp_path / "report.html"
     path.write_text(text)
@@ -251,7 +251,7 @@ def test_a_browser_draws_every_figure_without_a_complaint(text, tmp_path):
     assert set(shown.figures) == placed
 
 
-@needs_chromium
+@pytest.mark.browser
 def test_a_figure_without_data_and_an_error_in_a_script_would_be_seen(text, tmp_path):
     path = tmp_path / "report.html"
     broken = text.replace("foldLists();\n  if", "setTimeout(() => { nothing.here(); });\n  if", 1)

@@ -393,7 +393,7 @@ def step_table(seconds: float, sizes: Sizes) -> None:
                 return advanced(front, limits, level, logs, choice)  # noqa: B023
 
             best = fastest(step, seconds / 4)
-            cells = f"{items:>9,} {level + 1:>6} {tree.widest[level]:>14}"
+            cells = f"{items:>9,} {level + 1:>6} {tree.max_children[level]:>14}"
             print(f"{cells} {1000 * best.seconds:>7.2f} {best.others:>7.2f}")
             nodes = step().nodes
 

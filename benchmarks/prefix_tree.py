@@ -96,7 +96,8 @@ def steps(codes: np.ndarray, rounds: int) -> None:
         logits = torch.randn(USERS, BEAMS, SIZES[level], generator=generator).log_softmax(-1)
         prefixes = tree_prefixes(tree, level)[nodes.numpy()].tolist()
         below = [[descend(root, prefix) for prefix in user] for user in prefixes]
-        closed = torch.tensor(tree.table(level) < 0)
+        closed = torch.ones(tree.prefixes(level), SIZES[level], dtype=torch.bool)
+        closed[tensors.parents[level], tensors.children[level]] = False
         made = [
             timed(lambda: by_arrays(tensors, level, nodes, scores, logits), max(5, rounds)),  # noqa: B023
             timed(lambda: by_dictionaries(below, scores, logits), rounds),  # noqa: B023
@@ -105,7 +106,7 @@ def steps(codes: np.ndarray, rounds: int) -> None:
         for _, best in made[1:]:
             torch.testing.assert_close(best, made[0][1])
         cells = [f"{1000 * seconds:.2f}" for seconds, _ in made]
-        print(f"{level + 1:>10} {tensors.widest[level]:>8} {cells[0]:>9} {cells[1]:>13} {cells[2]:>11}")
+        print(f"{level + 1:>10} {tensors.max_children[level]:>8} {cells[0]:>9} {cells[1]:>13} {cells[2]:>11}")
 
 
 def by_arrays(
@@ -113,7 +114,7 @@ def by_arrays(
 ) -> torch.Tensor:
     """(USERS, BEAMS) best scores: the recipe of `PrefixTree`, then the top of what is live."""
     start, end = tree.offsets[level][nodes], tree.offsets[level][nodes + 1]
-    edges = start[..., None] + torch.arange(tree.widest[level])
+    edges = start[..., None] + torch.arange(tree.max_children[level])
     live = edges < end[..., None]
     codes = tree.children[level][edges.clamp_(max=len(tree.children[level]) - 1)]
     reached = (scores[..., None] + logits.gather(-1, codes)).masked_fill_(~live, -torch.inf)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from harness import command_line, generated_embeddings, generated_items
 from recpipe.semantic_ids.codebooks import scaling
 from recpipe.semantic_ids.quality import leaf_categories
-from recpipe.semantic_ids.quantizer import build, types
+from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_types
 
 BITS = 8
 QUICK = {"least_steps": 20, "epochs": 2, "widths": (32,), "latent": 8, "batch": 64}  # of the autoencoders
@@ -66,7 +66,7 @@ def _arguments(argv: list[str] | None, folder: Path) -> argparse.Namespace:
     )
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--only", nargs="*", choices=["faiss", *types()])
+    parser.add_argument("--only", nargs="*", choices=["faiss", *quantizer_types()])
     arguments = parser.parse_args(argv)
     arguments.bits, arguments.settings = BITS, {}
     if arguments.quick:
@@ -109,14 +109,16 @@ def _rows(
 ) -> Iterator[tuple[str, NDArray[np.int32], float, float]]:
     """Error: mean squared, of vectors standardised as all quantizers here do."""
     mean, scale = (part.numpy() for part in scaling(torch.from_numpy(x), True))
-    wanted = arguments.only or ["faiss", *types()]
+    wanted = arguments.only or ["faiss", *quantizer_types()]
     if "faiss" in wanted:
         yield "faiss", *_timed(lambda: _faiss((x - mean) / scale, arguments.levels, arguments.bits))
-    for name in [name for name in types() if name in wanted]:
+    for name in [name for name in quantizer_types() if name in wanted]:
 
         def fit(name: str = name) -> tuple[NDArray[np.int32], float]:
             settings = arguments.settings if name in ("rqvae", "pqvae") else {}
-            quantizer = build(name, {"levels": arguments.levels, "codes": 2**arguments.bits, **settings})
+            quantizer = build_quantizer(
+                name, {"levels": arguments.levels, "codes": 2**arguments.bits, **settings}
+            )
             quantizer.fit(x, seed=arguments.seed)
             codes = quantizer.encode(x)
             return codes, float((((quantizer.decode(codes) - x) / scale) ** 2).mean())

@@ -174,7 +174,7 @@ def test_fewer_are_returned_where_fewer_can_be_had(way):
 def test_a_mask_made_once_is_the_mask(way):
     case = random_case(50, (4, 5, 6))
     allowed, seen = torch.arange(50) % 3 > 0, (torch.tensor([0, 3, 3, 5]), torch.tensor([1, 2, 3, 4, 1]))
-    restricted = case.tree.tensors().restricted(allowed)
+    restricted = case.tree.tensors().restrict(allowed)
     for beam in (2, 50):
         each = [
             beam_search(model(case.sizes), tree, beam=beam, seen=seen, allowed=mask)

@@ -139,7 +139,7 @@ def test_a_quantizer_is_whole_or_absent(tmp_path, monkeypatch) -> None:
     import recpipe.semantic_ids.quantizer as quantizers
 
     vectors = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
-    fitted = quantizers.build("residual_kmeans", {"levels": 2, "codes": 4})
+    fitted = quantizers.build_quantizer("residual_kmeans", {"levels": 2, "codes": 4})
     fitted.fit(vectors, seed=1)
     here = QuantizerDataset(filepath=str(tmp_path / "quantizer"))
     assert not here.exists()
@@ -152,7 +152,7 @@ def test_a_quantizer_is_whole_or_absent(tmp_path, monkeypatch) -> None:
         (folder / "model.safetensors").write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quantizers, "save", broken)
+    monkeypatch.setattr(quantizers, "save_quantizer", broken)
     with pytest.raises(DatasetError, match="No space left"):
         here.save(fitted)
     assert here.load().hash == fitted.hash

@@ -184,7 +184,9 @@ def test_a_second_run_loads_no_encoder_and_keeps_every_id_beside_those_of_new_it
         session.run(pipeline_names=["embed", "semantic_ids"])
     after = ids_of(folder)
     items.write_parquet(path)
-    assert after.extends(before) and after.unique
+    assert after.sizes == before.sizes and after.unique
+    assert after.item_ids[: len(before)].tolist() == before.item_ids.tolist()
+    assert (after.codes[: len(before)] == before.codes).all()
     assert after.item_ids[after.added].tolist() == ["new1", "new2"]
 
 

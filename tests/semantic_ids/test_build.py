@@ -15,7 +15,7 @@ from recpipe.config.schema import Category, SemanticIdsConfig
 from recpipe.content.embeddings import Embeddings, text_space
 from recpipe.semantic_ids import build
 from recpipe.semantic_ids.build import EarlierIds, QualityGateError, UnreadableError
-from recpipe.semantic_ids.quantizer import save
+from recpipe.semantic_ids.quantizer import save_quantizer
 
 CONFIG = SemanticIdsConfig(
     kind="text",
@@ -63,7 +63,7 @@ def kept(folder: Path, embeddings: Embeddings, others: dict[str, Path] | None = 
     (folder / "quantizer").mkdir(parents=True)
     earlier = EarlierIds(others=others or {})
     quantizer = build.fit(embeddings, earlier, CONFIG)
-    save(quantizer, folder / "quantizer")
+    save_quantizer(quantizer, folder / "quantizer")
     build.assign_ids(embeddings, quantizer, earlier, CONFIG).write(folder / "semantic_ids.parquet")
     return folder
 
@@ -216,7 +216,7 @@ def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder(t
     quality = build.measure(elsewhere, moved, ids, items_of(elsewhere), CONFIG)
     assert quality["quantizer"]["lent_by"] == "lender"
     (tmp_path / "own" / "quantizer").mkdir(parents=True)
-    save(moved, tmp_path / "own" / "quantizer")
+    save_quantizer(moved, tmp_path / "own" / "quantizer")
     again = EarlierIds(tmp_path / "own")
     assert build.fit(elsewhere, again, CONFIG) is again.quantizer  # a run without a lender keeps it
     weights = {**elsewhere.about, "fingerprint": "of other weights"}

@@ -9,7 +9,7 @@ import torch
 
 from recpipe.semantic_ids.codebooks import DEAD, scaling
 from recpipe.semantic_ids.faiss_quantizers import one_thread
-from recpipe.semantic_ids.quantizer import Quantizer, build, load, save
+from recpipe.semantic_ids.quantizer import Quantizer, build_quantizer, load_quantizer, save_quantizer
 
 TYPES = ("residual_kmeans", "pq", "opq")
 FAST = {"steps": 2, "iterations": 4, "rotations": 3}
@@ -24,7 +24,7 @@ def vectors(n: int = 600, width: int = 24, *, seed: int = 0) -> np.ndarray:
 
 def fitted(type_: str, x: np.ndarray, *, seed: int = 1, **settings) -> Quantizer:
     fast = {key: value for key, value in FAST.items() if key != "rotations" or type_ == "opq"}
-    found = build(type_, {"levels": 3, "codes": 16, **fast, **settings})
+    found = build_quantizer(type_, {"levels": 3, "codes": 16, **fast, **settings})
     found.fit(x, seed=seed)
     return found
 
@@ -145,7 +145,7 @@ def test_residual_kmeans_loses_no_more_than_faiss_residual_quantizer_does():
 def test_a_wider_beam_finds_nearer_sums_in_the_same_codebooks():
     x = vectors()
     narrow = fitted("residual_kmeans", x)
-    wide = build("residual_kmeans", {**narrow.settings, "beam": 8})
+    wide = build_quantizer("residual_kmeans", {**narrow.settings, "beam": 8})
     wide.sizes, wide.width = narrow.sizes, narrow.width
     wide.load_tensors(narrow.tensors())
     assert lost(x, wide.decode(wide.encode(x))).sum() < lost(x, narrow.decode(narrow.encode(x))).sum()
@@ -167,8 +167,8 @@ def test_one_seed_one_quantizer_and_saving_keeps_it(type_, tmp_path):
     x = vectors()
     first, again, other = (fitted(type_, x, seed=seed) for seed in (1, 1, 2))
     assert first.hash == again.hash != other.hash
-    save(first, tmp_path)
-    loaded = load(tmp_path)
+    save_quantizer(first, tmp_path)
+    loaded = load_quantizer(tmp_path)
     assert loaded.hash == first.hash
     assert (loaded.encode(x) == first.encode(x)).all()
     assert (loaded.decode(first.encode(x)) == first.decode(first.encode(x))).all()
@@ -209,9 +209,9 @@ def test_many_equal_vectors_are_no_trouble(type_):
 def test_settings_that_make_no_sense_are_refused(type_, name):
     for value in (0, 1.5, True, None):
         with pytest.raises(ValueError, match=f"{name} is {value!r}; a whole number of at least 1"):
-            build(type_, {name: value})
+            build_quantizer(type_, {name: value})
     with pytest.raises(ValueError, match="sample is 255; a whole number of at least 256"):
-        build(type_, {"sample": 255})
+        build_quantizer(type_, {"sample": 255})
 
 
 def test_fitting_leaves_the_threads_of_faiss_as_they_were():

@@ -1,8 +1,6 @@
-"""Semantic ids as a file and as a table: round trip, refusals, what extends what."""
+"""Semantic ids as a file and as a table: round trip, refusals."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import numpy as np
 import pyarrow as pa
@@ -118,14 +116,3 @@ def test_the_hash_changes_with_items_codes_sizes_and_quantizer_only():
 def test_rows_finds_items_and_says_minus_one_for_unknown_ones():
     assert ids().rows(["item 3 ü", "nobody", "item 0 ü"]).tolist() == [3, -1, 0]
     assert ids().rows([]).tolist() == []
-
-
-def test_extends_asks_for_every_item_with_the_same_codes_and_sizes():
-    older, newer = ids(4), ids(6)
-    assert newer.extends(older)
-    assert not older.extends(newer)
-    reordered = dataclasses.replace(newer, item_ids=newer.item_ids[::-1], codes=newer.codes[::-1])
-    assert reordered.extends(older)
-    assert not ids(codes=bad_code(1, 2, 0)).extends(older)
-    assert not ids(sizes=(4, 8, 4)).extends(older)
-    assert newer.extends(ids(0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recpipe.semantic_ids.quantizer import build
+from recpipe.semantic_ids.quantizer import build_quantizer
 from recpipe.semantic_ids.rqvae import PQVAE
 
 
@@ -24,19 +24,19 @@ def vectors(rows: int = 300) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def fitted() -> PQVAE:
-    quantizer = build("pqvae", SMALL)
+    quantizer = build_quantizer("pqvae", SMALL)
     quantizer.fit(vectors(), seed=0)
     assert isinstance(quantizer, PQVAE)
     return quantizer
 
 
 def test_slices_are_disjoint_and_cover_the_latent():
-    masks = build("pqvae", SMALL)._masks()
+    masks = build_quantizer("pqvae", SMALL)._masks()
     assert (masks.sum(0) == 1).all() and masks.sum(1).tolist() == [3, 3, 2]
 
 
 def test_principal_components_are_dealt_in_turn():
-    quantizer = build("pqvae", SMALL)
+    quantizer = build_quantizer("pqvae", SMALL)
     order, masks = quantizer._order(), quantizer._masks()
     assert sorted(order.tolist()) == list(range(8))
     assert masks[:, order].argmax(0).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
@@ -71,7 +71,7 @@ def test_other_levels_do_not_matter(fitted: PQVAE):
 
 
 def test_the_same_seed_gives_the_same_codes(fitted: PQVAE):
-    again = build("pqvae", SMALL)
+    again = build_quantizer("pqvae", SMALL)
     again.fit(vectors(), seed=0)
     assert again.hash == fitted.hash
 

@@ -18,7 +18,7 @@ from sklearn.metrics import r2_score
 from sklearn.neighbors import NearestNeighbors
 
 from recpipe.semantic_ids.quality import Gate, judge, leaf_categories, measure
-from recpipe.semantic_ids.quantizer import build, quantizer_class
+from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_class
 
 BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon-beauty" / "items.parquet"
 
@@ -392,7 +392,7 @@ def test_a_small_catalogue_passes_with_the_default_codes(items, kind):
     """A code for nearly every item would leave the later levels idle."""
     settings = {"epochs": 10, "least_steps": 60} if kind == "rqvae" else {}
     x = clustered(items)
-    quantizer = build(kind, settings)
+    quantizer = build_quantizer(kind, settings)
     quantizer.fit(x, seed=1)
     codes = quantizer.encode(x)
     given = {"vectors_ND": x, "reconstructed_ND": quantizer.decode(codes), "seed": 1}

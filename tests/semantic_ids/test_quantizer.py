@@ -12,14 +12,14 @@ from safetensors.numpy import load_file, save_file
 
 from recpipe.semantic_ids.quantizer import (
     Quantizer,
-    build,
+    build_quantizer,
     count_distinct,
     distinct_rows,
     fitting_sizes,
-    load,
+    load_quantizer,
     quantizer_class,
-    save,
-    types,
+    quantizer_types,
+    save_quantizer,
 )
 
 SMALL = {
@@ -42,7 +42,7 @@ def clusters(rows: int = 200, width: int = 12, *, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["rqvae", "pqvae"])
 def fitted(request: pytest.FixtureRequest) -> Quantizer:
-    quantizer = build(request.param, SMALL)
+    quantizer = build_quantizer(request.param, SMALL)
     quantizer.fit(clusters(), seed=0)
     quantizer.about = {"space": "abc", "items": 200}
     return quantizer
@@ -52,12 +52,13 @@ def test_types_are_named_with_the_nearest_spelling():
     with pytest.raises(
         ValueError, match=r"unknown quantizer type 'rq_vae' \(did you mean 'rqvae'\?\).*opq, pq, pqvae"
     ):
-        build("rq_vae", {})
-    assert types() == sorted(types()) and all(issubclass(quantizer_class(t), Quantizer) for t in types())
+        build_quantizer("rq_vae", {})
+    assert quantizer_types() == sorted(quantizer_types())
+    assert all(issubclass(quantizer_class(name), Quantizer) for name in quantizer_types())
 
 
 def test_every_class_knows_its_own_type():
-    assert [quantizer_class(name).type for name in types()] == types()
+    assert [quantizer_class(name).type for name in quantizer_types()] == quantizer_types()
 
 
 def test_unknown_setting_is_named_with_the_known_ones():
@@ -65,7 +66,7 @@ def test_unknown_setting_is_named_with_the_known_ones():
         ValueError,
         match=r"argument of quantizer type rqvae 'level' \(did you mean 'levels'\?\); choose levels, codes",
     ):
-        build("rqvae", {"level": 3})
+        build_quantizer("rqvae", {"level": 3})
 
 
 @pytest.mark.parametrize(
@@ -87,11 +88,11 @@ def test_unknown_setting_is_named_with_the_known_ones():
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        build("rqvae", settings)
+        build_quantizer("rqvae", settings)
 
 
 def test_codes_may_differ_by_level():
-    quantizer = build("rqvae", {**SMALL, "codes": [4, 8, 16]})
+    quantizer = build_quantizer("rqvae", {**SMALL, "codes": [4, 8, 16]})
     quantizer.fit(clusters(), seed=0)
     assert quantizer.sizes == (4, 8, 16)
     assert (quantizer.encode(clusters()).max(0) < quantizer.sizes).all()
@@ -115,14 +116,14 @@ def broken(kind: str) -> np.ndarray:
         ("flat", r"shape \(N, D\), got \(12,\)"),
     ],
 )
-@pytest.mark.parametrize("type_", types())
+@pytest.mark.parametrize("type_", quantizer_types())
 def test_vectors_that_cannot_be_quantized_are_refused_by_every_type(type_: str, kind: str, message: str):
     with pytest.raises(ValueError, match=message):
-        build(type_, {}).fit(broken(kind), seed=0)
+        build_quantizer(type_, {}).fit(broken(kind), seed=0)
 
 
 def test_few_items_shrink_the_codebooks_with_a_warning(caplog: pytest.LogCaptureFixture):
-    quantizer = build("rqvae", {**SMALL, "codes": [4, 256, 256]})
+    quantizer = build_quantizer("rqvae", {**SMALL, "codes": [4, 256, 256]})
     with caplog.at_level(logging.WARNING):
         quantizer.fit(clusters(40), seed=0)
     assert quantizer.sizes == (4, 10, 10)
@@ -135,12 +136,12 @@ def test_few_items_shrink_the_codebooks_with_a_warning(caplog: pytest.LogCapture
 
 def test_few_items_are_refused_where_asked():
     with pytest.raises(ValueError, match="40 distinct vectors are fewer than the 256 codes"):
-        build("rqvae", {"few_items": "refuse"}).fit(clusters(40), seed=0)
+        build_quantizer("rqvae", {"few_items": "refuse"}).fit(clusters(40), seed=0)
 
 
 @pytest.mark.parametrize("rows", [2, 3, 19])
 def test_a_handful_of_items(rows: int):
-    quantizer = build("rqvae", {**SMALL, "most_steps": 25})
+    quantizer = build_quantizer("rqvae", {**SMALL, "most_steps": 25})
     quantizer.fit(clusters(rows), seed=0)
     assert quantizer.encode(clusters(rows)).shape == (rows, 3)
 
@@ -168,7 +169,7 @@ def test_nothing_works_before_fitting():
         lambda q: q.level_distances(clusters(1), np.zeros((1, 3), np.int32), 0),
     ):
         with pytest.raises(ValueError, match="was not fitted: call fit first"):
-            call(build("rqvae", SMALL))
+            call(build_quantizer("rqvae", SMALL))
 
 
 def test_input_of_a_fitted_quantizer_is_checked(fitted: Quantizer):
@@ -192,8 +193,8 @@ def test_no_items_are_no_codes(fitted: Quantizer):
 
 
 def test_saved_and_loaded_is_the_same(fitted: Quantizer, tmp_path: Path):
-    save(fitted, tmp_path / "quantizer")
-    again = load(tmp_path / "quantizer")
+    save_quantizer(fitted, tmp_path / "quantizer")
+    again = load_quantizer(tmp_path / "quantizer")
     x, codes = clusters(seed=1), fitted.encode(clusters(seed=1))
     assert (again.encode(x) == codes).all()
     assert (again.decode(codes) == fitted.decode(codes)).all()
@@ -207,10 +208,10 @@ def test_saved_and_loaded_is_the_same(fitted: Quantizer, tmp_path: Path):
 
 
 def test_hash_stands_for_settings_and_tensors(fitted: Quantizer):
-    other = build(fitted.type, {**SMALL, "patience": 99})
+    other = build_quantizer(fitted.type, {**SMALL, "patience": 99})
     other.fit(clusters(), seed=0)
     assert (other.encode(clusters()) == fitted.encode(clusters())).all() and other.hash != fitted.hash
-    seeded = build(fitted.type, SMALL)
+    seeded = build_quantizer(fitted.type, SMALL)
     seeded.fit(clusters(), seed=1)
     assert seeded.hash != fitted.hash
 
@@ -251,20 +252,20 @@ def spoil(folder: Path, how: str) -> None:
     ],
 )
 def test_a_folder_that_is_not_whole_is_refused(fitted: Quantizer, tmp_path: Path, how: str, message: str):
-    save(fitted, tmp_path)
+    save_quantizer(fitted, tmp_path)
     spoil(tmp_path, how)
     with pytest.raises(ValueError, match=message):
-        load(tmp_path)
+        load_quantizer(tmp_path)
 
 
 def test_an_empty_folder_names_both_files(tmp_path: Path):
     with pytest.raises(ValueError, match="config.json and model.safetensors missing"):
-        load(tmp_path)
+        load_quantizer(tmp_path)
 
 
 def test_the_curve_is_told_as_it_grows():
     told: list[dict] = []
-    quantizer = build("rqvae", SMALL)
+    quantizer = build_quantizer("rqvae", SMALL)
     quantizer.fit(clusters(), seed=0, on_epoch=told.append)
     assert told == quantizer.history and len(told) > 3
     assert {"epoch", "step", "seconds", "loss", "reconstruction", "valid_reconstruction", "usage_1"} <= set(

@@ -8,7 +8,7 @@ import torch
 
 from recpipe.semantic_ids.autoencoder import Autoencoder, CodedAutoencoder, Forced, VAEConfig
 from recpipe.semantic_ids.codebooks import LearnedCodebooks
-from recpipe.semantic_ids.quantizer import build
+from recpipe.semantic_ids.quantizer import build_quantizer
 from recpipe.semantic_ids.rqvae import RQVAE
 from recpipe.semantic_ids.rqvae_training import Training
 
@@ -30,7 +30,7 @@ def clusters(rows: int = 300, width: int = 12, *, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def fitted() -> RQVAE:
-    quantizer = build("rqvae", SMALL)
+    quantizer = build_quantizer("rqvae", SMALL)
     quantizer.fit(clusters(), seed=3)
     assert isinstance(quantizer, RQVAE)
     return quantizer
@@ -116,7 +116,7 @@ def test_items_are_encoded_alike_in_any_company(fitted: RQVAE):
 @pytest.mark.parametrize("more", [{}, {"sinkhorn": [0.0, 0.0, 0.05]}, {"precision": "bf16"}], ids=str)
 def test_the_same_seed_gives_the_same_codes_bit_for_bit(more: dict):
     def fit(seed: int) -> RQVAE:
-        quantizer = build("rqvae", {**SMALL, **more})
+        quantizer = build_quantizer("rqvae", {**SMALL, **more})
         quantizer.fit(clusters(), seed=seed)
         return quantizer
 
@@ -130,7 +130,7 @@ def test_codes_do_not_depend_on_how_many_threads_there_are(fitted: RQVAE):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        again = build("rqvae", SMALL)
+        again = build_quantizer("rqvae", SMALL)
         again.fit(clusters(), seed=3)
         assert torch.get_num_threads() == 2
     finally:
@@ -170,14 +170,14 @@ def test_stops_early_and_keeps_the_best_state():
 
 
 def test_held_out_items_are_no_training_items():
-    quantizer = build("rqvae", {**SMALL, "held_out": 0.25})
+    quantizer = build_quantizer("rqvae", {**SMALL, "held_out": 0.25})
     parts = quantizer._split(torch.arange(300.0)[:, None], torch.Generator().manual_seed(0))
     assert [len(part) for part in parts] == [75, 225] and len(torch.cat(parts).unique()) == 300
     assert [len(part) for part in quantizer._split(torch.zeros(12, 1), torch.Generator())] == [12, 12]
 
 
 def test_one_epoch_is_enough_to_get_codes():
-    quantizer = build("rqvae", {**SMALL, **steps(1)})
+    quantizer = build_quantizer("rqvae", {**SMALL, **steps(1)})
     quantizer.fit(clusters(), seed=0)
     assert len(quantizer.history) == 1 and len(np.unique(quantizer.encode(clusters())[:, 0])) == 8
 
@@ -192,7 +192,7 @@ def test_no_reset_leaves_codes_dead_and_a_reset_does_not():
             "warm_up": 0.0,
             "dead_codes": {"every": 1, "until": until},
         }
-        quantizer = build("rqvae", values)
+        quantizer = build_quantizer("rqvae", values)
         quantizer.fit(clusters(), seed=0)
         used.append(len(np.unique(quantizer.encode(clusters())[:, 2])))
     assert used[1] > used[0]
@@ -200,7 +200,7 @@ def test_no_reset_leaves_codes_dead_and_a_reset_does_not():
 
 def test_a_diverging_fit_says_so():
     with pytest.raises(ValueError, match="diverged.*lower lr"):
-        build("rqvae", {**SMALL, "lr": 1e12, "patience": 99}).fit(clusters(), seed=0)
+        build_quantizer("rqvae", {**SMALL, "lr": 1e12, "patience": 99}).fit(clusters(), seed=0)
 
 
 def test_separation_gives_no_two_items_the_same_codes():
@@ -220,7 +220,7 @@ def test_separated_items_learn_to_differ():
     x, distinct = clusters(600), []
     for separate in (0.0, 4.0):
         settings = {"codes": 12, "widths": [64], "separate": separate, "held_out": 0.0, **steps(300)}
-        quantizer = build("rqvae", {**SMALL, **settings})
+        quantizer = build_quantizer("rqvae", {**SMALL, **settings})
         quantizer.fit(x, seed=0)
         distinct.append(len(np.unique(quantizer.encode(x), axis=0)))
     assert distinct[1] > distinct[0] + 20
@@ -228,7 +228,7 @@ def test_separated_items_learn_to_differ():
 
 def test_equal_items_get_equal_codes():
     x = np.repeat(clusters(40), 5, 0)
-    quantizer = build("rqvae", {**SMALL, "codes": 16})
+    quantizer = build_quantizer("rqvae", {**SMALL, "codes": 16})
     quantizer.fit(x, seed=0)
     codes = quantizer.encode(x).reshape(40, 5, 3)
     assert (codes == codes[:, :1]).all()
@@ -239,7 +239,7 @@ def test_all_codes_are_used_and_vectors_come_back_as_well_as_from_faiss():
 
     x = clusters(800)
     y = (x - x.mean(0)) / x.std(0)
-    quantizer = build("rqvae", {**SMALL, "codes": 16, "latent": 12, **steps(400)})
+    quantizer = build_quantizer("rqvae", {**SMALL, "codes": 16, "latent": 12, **steps(400)})
     quantizer.fit(x, seed=0)
     codes = quantizer.encode(x)
     assert all(len(np.unique(level)) == 16 for level in codes.T)
@@ -252,7 +252,7 @@ def test_all_codes_are_used_and_vectors_come_back_as_well_as_from_faiss():
 def test_without_standardising_small_dimensions_are_lost():
     x, errors = clusters(), []
     for standardise in (True, False):
-        quantizer = build("rqvae", {**SMALL, "standardise": standardise})
+        quantizer = build_quantizer("rqvae", {**SMALL, "standardise": standardise})
         quantizer.fit(x, seed=0)
         errors.append((((quantizer.decode(quantizer.encode(x)) - x) / x.std(0)) ** 2).mean())
     assert errors[0] < 0.7 * errors[1]

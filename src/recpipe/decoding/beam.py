@@ -46,7 +46,7 @@ def children(limits: Limits, level: int, nodes_BK: Tensor, logs_BKV: Tensor) -> 
     Where many codes follow a node, a place is a code, and what does not follow is closed by a row of a table; where
     few do, only theirs are read.
     """
-    table = limits.tree.table(level) if limits.live is None else None
+    table = limits.tree.child_mask(level, wide_only=True) if limits.live is None else None
     if table is None:
         found = _window(limits, level, nodes_BK, logs_BKV)
     else:
@@ -133,7 +133,7 @@ def beam_search(
 
     ``seen``: what users may not get again, as offsets (B + 1,) and rows of the catalogue (n,), in any order, also
     repeated; negative rows are ignored. ``allowed`` bool, (N,) or (B, N): what may be returned at all; one that many
-    searches share is cheaper as ``tree.tensors().restricted(allowed)`` in place of the tree.
+    searches share is cheaper as ``tree.tensors().restrict(allowed)`` in place of the tree.
 
     A score is the model's own log-probability of the item; with ``renormalise`` that among the children that are
     left, which favours prefixes with few of them. ``temperatures`` (L,) divide log-probabilities, which are then
@@ -157,7 +157,7 @@ def beam_search(
         front = advanced(front, limits, level, _checked(logs, level, front, whole.sizes), choice)
         broken.append(front.order.isnan().any())
     _check_numbers(broken)
-    return _result(limits.tree, front, min(k or beam, whole.rows))
+    return _result(limits.tree, front, min(k or beam, whole.n_items))
 
 
 class Choice(NamedTuple):

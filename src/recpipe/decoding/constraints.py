@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recpipe.semantic_ids.tree_tensors import TreeTensors, below
+from recpipe.semantic_ids.tree_tensors import TreeTensors, any_child
 
 AT_ONCE = 1 << 24  # entries that are counted at once
 
@@ -32,7 +32,7 @@ class Limits:
         if allowed is not None and allowed.ndim == 2:
             return cls(tree, live=live_nodes(tree, users, allowed, seen))
         if allowed is not None:
-            tree = tree.restricted(allowed)
+            tree = tree.restrict(allowed)
         return cls(tree, full=None if seen is None else full_nodes(tree, users, seen))
 
 
@@ -46,7 +46,7 @@ class Full(NamedTuple):
 def full_nodes(tree: TreeTensors, users: int, seen: tuple[Tensor, Tensor]) -> list[Full]:
     """(L), of depth 1 to L. ``seen``: offsets (B + 1,) and rows of the catalogue (n,), -1 for what is not in it."""
     owner, place = _pairs(tree, users, seen)
-    keys, size = torch.unique(owner * tree.rows + place), tree.rows
+    keys, size = torch.unique(owner * tree.n_items + place), tree.n_items
     owner, node, count = keys // size, keys % size, torch.ones_like(keys)
     found = [Full(owner, node)]
     for level in reversed(range(1, tree.depth)):
@@ -64,10 +64,10 @@ def live_nodes(
     tree: TreeTensors, users: int, allowed_BN: Tensor, seen: tuple[Tensor, Tensor] | None
 ) -> list[Tensor]:
     """(L) of (B, P_{l+1}) bool, of depth 1 to L: below which nodes users have something that they may get."""
-    if allowed_BN.dtype != torch.bool or allowed_BN.shape != (users, tree.rows):
+    if allowed_BN.dtype != torch.bool or allowed_BN.shape != (users, tree.n_items):
         raise ValueError(
-            f"allowed is {allowed_BN.dtype} {tuple(allowed_BN.shape)}; a mask is bool ({tree.rows},) or "
-            f"({users}, {tree.rows})"
+            f"allowed is {allowed_BN.dtype} {tuple(allowed_BN.shape)}; a mask is bool ({tree.n_items},) or "
+            f"({users}, {tree.n_items})"
         )
     live = allowed_BN.to(tree.leaves.device)[:, tree.leaves]
     if seen is not None:
@@ -76,7 +76,7 @@ def live_nodes(
     for level in reversed(range(1, tree.depth)):
         offsets = tree.offsets[level]
         chunks = found[-1].split(max(AT_ONCE // found[-1].shape[1], 1))
-        found.append(torch.cat([below(offsets, chunk) for chunk in chunks]))
+        found.append(torch.cat([any_child(offsets, chunk) for chunk in chunks]))
     return found[::-1]
 
 
@@ -88,9 +88,9 @@ def _pairs(tree: TreeTensors, users: int, seen: tuple[Tensor, Tensor]) -> tuple[
             f"seen has offsets {tuple(offsets.shape)} up to {int(offsets[-1])} and {len(rows)} rows; for {users} "
             f"users it is ({users + 1},) offsets, the last of which is the number of rows"
         )
-    if len(rows) and int(rows.max()) >= tree.rows:
-        raise ValueError(f"seen has row {int(rows.max())}; the catalogue has {tree.rows}")
+    if len(rows) and int(rows.max()) >= tree.n_items:
+        raise ValueError(f"seen has row {int(rows.max())}; the catalogue has {tree.n_items}")
     owner = torch.arange(users, device=rows.device).repeat_interleave(offsets.diff())
-    place = tree.places[rows.clamp(min=0)]
+    place = tree.leaf_positions[rows.clamp(min=0)]
     known = (rows >= 0) & (place >= 0)
     return owner[known], place[known]

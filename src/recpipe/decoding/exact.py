@@ -76,7 +76,7 @@ def exact_top(
     device = log_probs[0].device
     log_probs = [each.float() for each in log_probs]
     whole = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
-    wide = max(k, min(WIDER * k, whole.rows))
+    wide = max(k, min(WIDER * k, whole.n_items))
     found = beam_search(Independent(log_probs), whole, beam=wide, k=k, seen=seen, allowed=allowed)
     limits = Limits.of(whole, len(found.items), seen, allowed)
     worst = found.scores[:, -1]
@@ -178,7 +178,7 @@ class Walk(NamedTuple):
 
 def _rest(log_probs: Sequence[Tensor], tree: TreeTensors) -> list[Tensor]:
     most = [torch.zeros_like(log_probs[0][:, 0])]
-    for logs, codes in zip(log_probs[::-1], tree.used[::-1], strict=True):
+    for logs, codes in zip(log_probs[::-1], tree.used_codes[::-1], strict=True):
         best = logs.index_select(1, codes).amax(1) if len(codes) else most[-1]
         most.append(most[-1] + best)
     return most[::-1]

@@ -178,11 +178,11 @@ def _check_encoders(names: list[str], catalog: Any) -> None:
 
 
 def _check_ids(kind: str, config: SemanticIdsConfig) -> None:
-    from recpipe.semantic_ids import quantizer
     from recpipe.semantic_ids.quality import Gate
+    from recpipe.semantic_ids.quantizer import build_quantizer
 
     build_config(Gate, config.gate, where=f"semantic_ids.kinds.{kind}.gate")
-    quantizer.build(*config.type_and_settings())
+    build_quantizer(*config.type_and_settings())
 
 
 def check_model(run: RunConfig, protocol: Protocol | None) -> None:

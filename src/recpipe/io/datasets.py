@@ -169,15 +169,15 @@ class QuantizerDataset(AbstractDataset[Any, Any]):
         return {"filepath": str(self._filepath)}
 
     def load(self) -> Any:
-        from recpipe.semantic_ids.quantizer import load
+        from recpipe.semantic_ids.quantizer import load_quantizer
 
-        return load(self._filepath)
+        return load_quantizer(self._filepath)
 
     def save(self, data: Any) -> None:
-        from recpipe.semantic_ids.quantizer import save
+        from recpipe.semantic_ids.quantizer import save_quantizer
 
         with atomic_folder(self._filepath) as folder:
-            save(data, folder)
+            save_quantizer(data, folder)
 
     def _exists(self) -> bool:
         return self._filepath.is_dir()

@@ -77,7 +77,7 @@ def tree_cross_entropy(
     ``tables`` (L) of (V_l, D): what the codes of a level are predicted with; ``rows`` (N,) of the catalogue are the
     targets. exp(-L times a target's mean) is its probability among all items of the tree.
     """
-    nodes = tree.places[rows]
+    nodes = tree.leaf_positions[rows]
     total = hidden_NLD.new_zeros(())
     for level in reversed(range(tree.depth)):
         codes, nodes = tree.children[level][nodes], tree.parents[level][nodes]
@@ -91,7 +91,7 @@ def shut(tree: TreeTensors, level: int, nodes: Tensor) -> Tensor:
 
     From the tree's table, where it has one: a GPU need not be waited for then.
     """
-    if (table := tree.closed(level)) is not None:
+    if (table := tree.child_mask(level)) is not None:
         return table[nodes]
     allowed = following(tree, level, nodes)
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)

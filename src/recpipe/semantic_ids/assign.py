@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from recpipe.content.embeddings import Embeddings, text_space
 from recpipe.semantic_ids.collisions import Resolved, check_policy, resolve
 from recpipe.semantic_ids.ids import SemanticIds
-from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build
+from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build_quantizer
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def reusable(
     ``others`` are data sets that it must have been fitted to as well; none: whatever it was fitted to.
     """
     settings = {key: value for key, value in block.items() if key != "type"}
-    asked = build(block["type"], settings)
+    asked = build_quantizer(block["type"], settings)
     if asked.type != quantizer.type:
         return f"type is {asked.type}, the fitted one is {quantizer.type}"
     differing = [key for key, value in asked.settings.items() if quantizer.settings.get(key) != value]

@@ -28,12 +28,11 @@ import pyarrow.compute as pc
 from recpipe.config import DataPaths, build_config, split_names
 from recpipe.content.embeddings import Embeddings
 from recpipe.semantic_ids import quality as measurements
-from recpipe.semantic_ids import quantizer as quantizers
 from recpipe.semantic_ids.assign import assign, of_one_encoder, other_space, reusable, vectors_of
 from recpipe.semantic_ids.gate import Gate
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, load
+from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, build_quantizer, load_quantizer
 
 if TYPE_CHECKING:
     from recpipe.config.schema import Category, SemanticIdsConfig
@@ -87,7 +86,7 @@ class EarlierIds:
     @cached_property
     def quantizer(self) -> Quantizer | None:
         """The quantizer of an earlier run."""
-        return _read(load, self.folder, QUANTIZER)
+        return _read(load_quantizer, self.folder, QUANTIZER)
 
     @cached_property
     def ids(self) -> SemanticIds | None:
@@ -97,7 +96,7 @@ class EarlierIds:
     @cached_property
     def lent_quantizer(self) -> Quantizer | None:
         """The quantizer of ``lender``."""
-        return _read(load, self.lent_folder, QUANTIZER)
+        return _read(load_quantizer, self.lent_folder, QUANTIZER)
 
     @cached_property
     def other_embeddings(self) -> dict[str, Embeddings]:
@@ -275,7 +274,7 @@ def _fit_new(
     on_epoch: OnEpoch | None,
 ) -> Quantizer:
     started = time.perf_counter()
-    quantizer = quantizers.build(*config.type_and_settings())
+    quantizer = build_quantizer(*config.type_and_settings())
     quantizer.fit(vectors_of(embeddings, others), seed=config.seed, on_epoch=on_epoch)
     quantizer.about = {
         "space": embeddings.space,

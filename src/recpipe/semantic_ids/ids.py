@@ -87,13 +87,6 @@ class SemanticIds:
         found = pc.index_in(pa.array(item_ids, pa.string()), value_set=pa.array(self.item_ids, pa.string()))
         return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    def extends(self, older: SemanticIds) -> bool:
-        """Whether every item of ``older`` is here with the same codes, under the same sizes."""
-        rows = self.rows(older.item_ids)
-        return self.sizes == older.sizes and bool(
-            (rows >= 0).all() and (self.codes[rows] == older.codes).all()
-        )
-
     def write(self, path: Path) -> None:
         """One Parquet file: item_id, codes, quantized, added, key; sizes and about as JSON in its metadata."""
         described = {"format": 1, "sizes": self.sizes, "levels": self.quantized.shape[1], "about": self.about}
@@ -190,7 +183,7 @@ class CatalogueIds:
         Raises ValueError where it was not, or where no item has an id.
         """
         if tree is not None:
-            tree.check(ids.hash)
+            tree.check_source(ids.hash)
         rows = ids.rows(item_ids)
         if not (rows >= 0).any():
             raise ValueError(

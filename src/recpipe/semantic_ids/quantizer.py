@@ -274,26 +274,26 @@ class Quantizer(ABC):
         return self.width
 
 
-def types() -> list[str]:
+def quantizer_types() -> list[str]:
     """All quantizer types there are."""
     return sorted(TYPES)
 
 
 def quantizer_class(type_: str) -> type[Quantizer]:
     """The class of a conf block's ``type``. Raises ValueError with the nearest spelling for an unknown one."""
-    check_known(type_, types(), what="quantizer type")
+    check_known(type_, quantizer_types(), what="quantizer type")
     module, name = TYPES[type_].rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
 
 
-def build(type_: str, config: Mapping[str, Any]) -> Quantizer:
+def build_quantizer(type_: str, config: Mapping[str, Any]) -> Quantizer:
     """A quantizer that is not fitted yet. Raises ValueError that names unknown settings and the known ones."""
     cls = quantizer_class(type_)
     check_arguments(cls.Config, config, what=f"quantizer type {type_}")
     return cls(cls.Config(**config))
 
 
-def save(quantizer: Quantizer, folder: Path) -> None:
+def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
     """Writes model.safetensors and config.json into ``folder``."""
     from safetensors.torch import save_file
 
@@ -315,8 +315,8 @@ def save(quantizer: Quantizer, folder: Path) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def load(folder: Path) -> Quantizer:
-    """What ``save`` wrote. Raises ValueError that says what is missing or not whole, and what to run."""
+def load_quantizer(folder: Path) -> Quantizer:
+    """What ``save_quantizer`` wrote. Raises ValueError that says what is missing or not whole, and what to run."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -327,7 +327,7 @@ def load(folder: Path) -> Quantizer:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if described["format"] != FORMAT:
             raise ValueError(f"format {described['format']!r}, this version reads {FORMAT}")
-        quantizer = build(described["type"], described["config"])
+        quantizer = build_quantizer(described["type"], described["config"])
         quantizer.sizes = tuple(described["sizes"])
         quantizer.width = described["width"]
         quantizer.about, quantizer.history = described["about"], described["history"]

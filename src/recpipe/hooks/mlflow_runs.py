@@ -13,12 +13,17 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from pydantic import BaseModel
 
 from recpipe.config import RunConfig
+
+if TYPE_CHECKING:
+    import polars as pl
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +114,7 @@ class MlflowRuns:
         for start in range(0, len(rows), METRICS_AT_ONCE):
             self._client.log_batch(self._run(model), metrics=rows[start : start + METRICS_AT_ONCE])
 
-    def curves(self, model: str | None, rows: Any) -> None:
+    def curves(self, model: str | None, rows: pl.DataFrame | Sequence[Mapping[str, Any]]) -> None:
         """Log a curve, or some rows of it, by step; points that were logged before are skipped."""
         from mlflow.entities import Metric
 
@@ -125,7 +130,7 @@ class MlflowRuns:
         """Copy a file to the artifacts of the run, into ``folder`` of them."""
         self._client.log_artifact(self._run(model), str(path), folder)
 
-    def json(self, model: str | None, data: Any, name: str) -> None:
+    def json(self, model: str | None, data: dict[str, Any], name: str) -> None:
         """Write JSON as an artifact of the run."""
         self._client.log_dict(self._run(model), data, name)
 
@@ -163,12 +168,12 @@ def _in_project(uri: str, project: Path) -> str:
     return f"{SQLITE}{path}"
 
 
-def flat(value: Any, name: str) -> dict[str, str]:
+def flat(value: object, name: str) -> dict[str, str]:
     """Flatten a parameter block to `{"train.lr": "0.001"}`; dataclasses and pydantic models too."""
     if isinstance(value, RunConfig):  # under the paths of the command line
         fields = dataclasses.asdict(value)
         value = fields.pop("settings") | fields
-    elif hasattr(value, "model_dump"):
+    elif isinstance(value, BaseModel):
         value = value.model_dump()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
@@ -190,7 +195,7 @@ def metric_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def numbers(data: Any, path: str = "") -> dict[str, float]:
+def numbers(data: object, path: str = "") -> dict[str, float]:
     """Every finite number of nested JSON by its path, `{"levels/1/usage": 0.99}`; lists count from 1."""
     if _is_number(data):
         return {allowed(path): float(data)}
@@ -203,9 +208,9 @@ def numbers(data: Any, path: str = "") -> dict[str, float]:
     return values
 
 
-def curve_points(curves: Any) -> Iterator[tuple[str, float, int]]:
+def curve_points(curves: pl.DataFrame | Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float, int]]:
     """(name, value, step) of every finite number of a curve: a polars table or dicts, a row per `step`."""
-    rows = curves.to_dicts() if hasattr(curves, "to_dicts") else curves
+    rows = curves if isinstance(curves, Sequence) else curves.to_dicts()
     for number, row in enumerate(rows):
         step = int(row["step"]) if row.get("step") is not None else number
         for name, value in row.items():
@@ -218,5 +223,5 @@ def allowed(name: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

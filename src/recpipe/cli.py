@@ -21,7 +21,7 @@ def cli() -> None:
     """Commands of this project, which replace those of Kedro with the same name."""
 
 
-def _run(*args: object, verbose: bool, **options: object) -> object:
+def _run(*args: Any, verbose: bool, **options: Any) -> Any:
     from recpipe.hooks.errors import be_verbose, one_line_errors
 
     _use_project_logging()
@@ -44,7 +44,7 @@ def _use_project_logging() -> None:
         configure_logging(read_yaml((project / "conf/logging.yml").read_text(encoding="utf-8")))
 
 
-def _overrides(_: click.Context, option: click.Parameter, value: str | dict[str, Any]) -> dict[str, Any]:
+def _overrides(_: click.Context, option: click.Parameter, value: Any) -> dict[str, Any]:
     """``--params`` as nested values. Raises ClickException for values that cannot be read."""
     try:
         return value if isinstance(value, dict) else parse_overrides(value)

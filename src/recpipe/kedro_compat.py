@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +9,6 @@ from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.io import CatalogProtocol
-from kedro.io.core import AbstractVersionedDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
@@ -66,20 +63,20 @@ def nodes_to_resume_from(pipeline: Pipeline, unfinished: set[Node], catalog: Cat
     return runner._find_nodes_to_resume_from(pipeline, unfinished, catalog)
 
 
-def file_of(dataset: object) -> Path | None:
+def file_of(dataset: Any) -> Path | None:
     """The file of a catalog entry, of a versioned one without its version; None for datasets without a file."""
     path = getattr(dataset, "_filepath", None)
     return None if path is None else Path(path)
 
 
-def loaded_file(dataset: AbstractVersionedDataset[Any, Any]) -> Path:
+def loaded_file(dataset: Any) -> Path:
     """The file that a versioned catalog entry loads, that of its latest version."""
     return Path(dataset._get_load_path())
 
 
-def unwrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+def unwrapped(method: Any) -> Any:
     """``load`` or ``save`` of a stock dataset without Kedro's wrapper, which the method of the subclass has already."""
-    return inspect.unwrap(method)
+    return method.__wrapped__
 
 
 class WholeFile:
@@ -90,7 +87,7 @@ class WholeFile:
 
     _part: Path | None = None
 
-    def save(self, data: object) -> None:
+    def save(self, data: Any) -> None:
         stock: Any = super()
         with atomic_file(Path(stock._get_save_path())) as part:
             self._part = part

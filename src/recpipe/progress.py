@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import ContextVar
-from typing import Any, SupportsFloat, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Progress:
         self._first: tuple[float, int] | None = None  # time and units at the first `add`, after loading
         self.outer = _innermost.get()
         self._clock, self._stream = clock, stream
-        self._notes: dict[str, SupportsFloat] = {}
+        self._notes: dict[str, Any] = {}
         self._display: Display | None = None
         self._closing = ExitStack()
 
@@ -177,7 +177,7 @@ class Progress:
         self._display = None
         self._closing.close()
 
-    def add(self, count: int = 1, **notes: SupportsFloat) -> None:
+    def add(self, count: int = 1, **notes: Any) -> None:
         """Add `count` finished units; `notes` such as `loss=2.31` (numbers or tensors) are shown behind them."""
         self.done += count
         if self._display is None:

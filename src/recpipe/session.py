@@ -116,7 +116,7 @@ def requested_seeds(configuration: Configuration) -> list[int]:
     return [] if "seeds" not in overrides and "seed" in overrides else seeds
 
 
-def parse_seeds(seeds: object) -> list[int]:
+def parse_seeds(seeds: Any) -> list[int]:
     """Parse `42+123`, 42 or a list to a list without repeats, null to []. Raises ValueError for other values."""
     if seeds is None:
         return []

@@ -15,8 +15,10 @@ from recpipe.data.splits import Split, split
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import model_class
-from recpipe.training.fit import LAST, TrainingResult, TrainSettings, train
+from recpipe.training.checkpoint import LAST
+from recpipe.training.fit import TrainingResult, train
 from recpipe.training.losses import make_loss
+from recpipe.training.settings import TrainSettings
 
 PROTOCOL = Protocol(dataset="x", history=WINDOW)
 TRAINED = [

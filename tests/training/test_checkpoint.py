@@ -32,7 +32,7 @@ def test_what_would_need_pickle_is_refused_and_half_files_are_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
     save_tree({"t": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
         load_tree(path)
 
 

@@ -1,4 +1,4 @@
-"""What a training job reads besides the split: ids and their tree, and the items of another model."""
+"""Training jobs: semantic ids and item vectors that they read, and the weights that they start from."""
 
 from __future__ import annotations
 
@@ -7,59 +7,75 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.synthetic import catalogue_ids
+import torch
+from tests.synthetic import catalogue_ids, random_sequences
 
+from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
+from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.registry import build
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.bundle import Bundle
-from recpipe.training.job import ItemInputs, ids_of, item_vectors
+from recpipe.training.job import ItemInputs, build_catalogue_ids, item_vectors, load_initial_weights
+
+TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1}
+WHERE = "init_from=toys/tiger/seed_42"
+DEFAULTS = {"sasrec": {"dim": 8, "layers": 1}, "popular": {}}
 
 
-def bundle(name: str, n: int, **changed) -> Bundle:
-    model = build(name, {"dim": 8, "layers": 1} if name == "sasrec" else {}, n_items=n, max_length=5)
-    vocabulary = Vocabulary(np.array([f"i{number}" for number in range(n)], object))
-    events = np.arange(n)
-    return replace(
-        Bundle(name, name, model, vocabulary, [None] * n, events, Protocol(dataset="d")), **changed
-    )
+def vocabulary(n: int) -> Vocabulary:
+    return Vocabulary(np.array([f"i{number:02}" for number in range(n)], object))
 
 
-def test_items_of_another_model_are_those_it_scores_with_but_for_unseen_ones() -> None:
-    given = bundle("sasrec", 6)
-    found = item_vectors(given, given.protocol, given.vocabulary)
-    assert found.present.tolist() == [False] + [True] * 5
-    np.testing.assert_array_equal(found.vectors[1:], given.model.items.weight.detach().numpy()[2:])
+def bundle(model, n: int | None = None) -> Bundle:
+    if isinstance(model, str):
+        model = build(model, DEFAULTS[model], n_items=n, max_length=5)
+    n = model.n_items
+    return Bundle("m", "m", model, vocabulary(n), [None] * n, np.arange(n), Protocol(dataset="d"))
+
+
+def generator(name: str, n_items: int, *, seed: int, ids=None, **config):
+    torch.manual_seed(seed)
+    ids = ids or {"text": catalogue_ids(n_items, seed=seed)}
+    return build(name, {**TINY, **config}, n_items=n_items, max_length=5, ids=ids)
+
+
+def test_item_vectors_of_another_model_are_its_item_table_without_untrained_items():
+    model = bundle("sasrec", 6)
+    vectors = item_vectors(model, model.protocol, model.vocabulary)
+    assert vectors.present.tolist() == [False] + [True] * 5
+    np.testing.assert_array_equal(vectors.vectors[1:], model.model.items.weight.detach().numpy()[2:])
 
 
 @pytest.mark.parametrize(
-    ("given", "protocol", "message"),
+    ("model", "protocol", "message"),
     [
         (bundle("sasrec", 7), Protocol(dataset="d"), "another catalogue"),
         (bundle("sasrec", 6), Protocol(dataset="d", split="ratio"), "another split"),
-        (bundle("popular", 6), Protocol(dataset="d"), "has no vectors of items"),
+        (bundle("popular", 6), Protocol(dataset="d"), "no vectors of items|no item vectors"),
     ],
     ids=["catalogue", "split", "vectors"],
 )
-def test_items_of_an_unfit_model_are_refused(given: Bundle, protocol: Protocol, message: str) -> None:
+def test_item_vectors_of_another_catalogue_or_split_are_refused(model, protocol, message):
     with pytest.raises(ValueError, match=message):
-        item_vectors(given, protocol, bundle("sasrec", 6).vocabulary)
+        item_vectors(model, protocol, vocabulary(6))
 
 
-def test_ids_are_put_in_the_order_of_the_vocabulary() -> None:
+def test_semantic_ids_are_put_in_the_order_of_the_vocabulary():
     codes = catalogue_ids(9).codes[1:].astype(np.int32)
     items = np.array([f"i{number}" for number in range(9)], object)
     ids = SemanticIds(items, codes, codes, np.zeros(9, bool), (4, 4, 4), {"quantizer": "q"})
     tree = PrefixTree.build(codes, (4, 4, 4), source=ids.hash)
-    vocabulary = Vocabulary(items[[3, 5, 8]])
-    (found,) = ids_of(("image",), {"image": (ids, tree)}, vocabulary).values()
-    assert (found.codes[1:] == codes[[3, 5, 8]]).all()
+    (catalogue,) = build_catalogue_ids(
+        ("image",), {"image": (ids, tree)}, Vocabulary(items[[3, 5, 8]])
+    ).values()
+    assert (catalogue.codes[1:] == codes[[3, 5, 8]]).all()
 
 
-def test_inputs_are_found_by_their_names() -> None:
-    given = bundle("sasrec", 6)
+def test_item_inputs_are_read_from_arguments_by_name():
+    model = bundle("sasrec", 6)
     items = pa.table({"item_id": ["i0"], "title": ["t"]})
     vectors, ids, tree = object(), object(), object()
     inputs = {
@@ -67,7 +83,48 @@ def test_inputs_are_found_by_their_names() -> None:
         "text_embeddings": vectors,
         "image_ids": ids,
         "image_tree": tree,
-        "collaborative": given,
+        "collaborative": model,
     }
-    assert ItemInputs.of(inputs) == ItemInputs(items, {"text": vectors}, {"image": (ids, tree)}, given)
+    assert ItemInputs.of(inputs) == ItemInputs(items, {"text": vectors}, {"image": (ids, tree)}, model)
     assert ItemInputs.of({"items": items}) == ItemInputs(items)
+
+
+@pytest.mark.parametrize("name", ["tiger", "parallel_tiger", "mql4grec"])
+def test_initial_weights_are_all_loaded_but_codes_stay(name):
+    initial, model = generator(name, 30, seed=1), generator(name, 20, seed=2)
+    initial.cold_users = ColdUsers(ColdUsersConfig(), n_items=30).fit(random_sequences(15, 30, longest=6))
+    own_codes = {modality: codes.codes.clone() for modality, codes in model.item_codes().items()}
+    count = load_initial_weights(model, bundle(initial), vocabulary(20), where=WHERE)
+    assert model.cold_users is None
+    initial.cold_users = None
+    expected = {key: value for key, value in initial.state_dict().items() if not key.endswith("codes")}
+    assert count == len(expected)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in expected.items())
+    for modality, codes in model.item_codes().items():
+        assert torch.equal(codes.codes, own_codes[modality])
+
+
+@pytest.mark.parametrize(
+    ("message", "initial"),
+    [
+        ("another quantizer", ("tiger", {"ids": {"text": replace(catalogue_ids(20), quantizer="another")}})),
+        ("other settings", ("tiger", {"dim": 32})),
+        ("is a ParallelTIGER, not a TIGER", ("parallel_tiger", {})),
+        ("no such run", None),
+        ("ids of image, this model of text", ("tiger", {"ids": {"image": catalogue_ids(20)}})),
+    ],
+)
+def test_initial_weights_that_do_not_fit_are_refused(message, initial):
+    model = generator("tiger", 20, seed=0)
+    start = None if initial is None else bundle(generator(initial[0], 20, seed=1, **initial[1]))
+    with pytest.raises(ValueError, match=f"{WHERE}.*{message}"):
+        load_initial_weights(model, start, vocabulary(20), where=WHERE)
+
+
+def test_initial_weights_of_a_model_without_ids_need_the_same_catalogue():
+    torch.manual_seed(0)
+    one, other = (build("sasrec", DEFAULTS["sasrec"], n_items=9, max_length=4) for _ in range(2))
+    assert load_initial_weights(other, bundle(one), vocabulary(9), where=WHERE) == len(one.state_dict())
+    renamed = Vocabulary(np.array([f"j{number}" for number in range(9)], object))
+    with pytest.raises(ValueError, match="another catalogue"):
+        load_initial_weights(other, bundle(one), renamed, where=WHERE)

@@ -120,14 +120,14 @@ def _file_in_error(path: str) -> Iterator[None]:
         raise ConfigError(f"{error}{place}") from error
 
 
-def _parameters(names: list[str], prefix: str, catalog: CatalogProtocol) -> Iterator[tuple[str, Any]]:
+def _parameters(names: list[str], prefix: str, catalog: Any) -> Iterator[tuple[str, Any]]:
     """Parameters below ``prefix``, such as ``models.``, as the typed objects that Kedro builds."""
     for name in names:
         if name.startswith(prefix):
             yield name.removeprefix(prefix), catalog.load(f"params:{name}")
 
 
-def _protocol(names: list[str], catalog: CatalogProtocol) -> Protocol | None:
+def _protocol(names: list[str], catalog: Any) -> Protocol | None:
     """The protocol of the run, None in a run that needs none."""
     if "protocol" in names:
         protocol: Protocol = catalog.load("params:protocol")
@@ -160,7 +160,7 @@ def _check_engine(ingest: dict[str, Any]) -> None:
     engines.check(ingest.get("engine") or {})
 
 
-def _check_encoders(names: list[str], catalog: CatalogProtocol) -> None:
+def _check_encoders(names: list[str], catalog: Any) -> None:
     from recpipe.content.vector_file import VectorFile
     from recpipe.pipelines.embed import image_encoder, text_encoder
 
@@ -215,7 +215,7 @@ def _check_study(study: StudyConfig, runs: list[RunConfig]) -> None:
         variants(study_settings(study), run)
 
 
-def _check_on_disk(inputs: set[str], catalog: CatalogProtocol) -> None:
+def _check_on_disk(inputs: set[str], catalog: Any) -> None:
     """Raise ConfigError for vectors and ids that this run reads, does not build, and that are not on disk."""
     vectors = {name: f"{name}_embeddings" for name in VECTORS}
     ids = {kind: f"{kind}_semantic_ids" for kind in ID_KINDS}

@@ -193,7 +193,7 @@ class SummaryHooks:
             summary_log.info("Report  %s", page)
 
 
-def _file(catalog: CatalogProtocol, name: str) -> Path | None:
+def _file(catalog: Any, name: str) -> Path | None:
     """The file of a catalog entry, relative to the working directory where it is inside."""
     path = file_of(catalog.get(name))
     if path is None:

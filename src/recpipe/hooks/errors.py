@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import click
 from kedro.framework.cli.utils import KedroCliError
@@ -42,7 +42,7 @@ class RunInterrupted(click.ClickException):
 
     exit_code = INTERRUPTED
 
-    def show(self, file: IO[str] | None = None) -> None:
+    def show(self, file: Any = None) -> None:
         """Without the word Error, which click puts before the message."""
         click.echo(f"\n{self.message}", file=file, err=file is None)
 

@@ -13,17 +13,12 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
-
-from pydantic import BaseModel
+from typing import Any
 
 from recpipe.config import RunConfig
-
-if TYPE_CHECKING:
-    import polars as pl
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +109,7 @@ class MlflowRuns:
         for start in range(0, len(rows), METRICS_AT_ONCE):
             self._client.log_batch(self._run(model), metrics=rows[start : start + METRICS_AT_ONCE])
 
-    def curves(self, model: str | None, rows: pl.DataFrame | Sequence[Mapping[str, Any]]) -> None:
+    def curves(self, model: str | None, rows: Any) -> None:
         """Log a curve, or some rows of it, by step; points that were logged before are skipped."""
         from mlflow.entities import Metric
 
@@ -130,7 +125,7 @@ class MlflowRuns:
         """Copy a file to the artifacts of the run, into ``folder`` of them."""
         self._client.log_artifact(self._run(model), str(path), folder)
 
-    def json(self, model: str | None, data: dict[str, Any], name: str) -> None:
+    def json(self, model: str | None, data: Any, name: str) -> None:
         """Write JSON as an artifact of the run."""
         self._client.log_dict(self._run(model), data, name)
 
@@ -168,12 +163,12 @@ def _in_project(uri: str, project: Path) -> str:
     return f"{SQLITE}{path}"
 
 
-def flat(value: object, name: str) -> dict[str, str]:
+def flat(value: Any, name: str) -> dict[str, str]:
     """Flatten a parameter block to `{"train.lr": "0.001"}`; dataclasses and pydantic models too."""
     if isinstance(value, RunConfig):  # under the paths of the command line
         fields = dataclasses.asdict(value)
         value = fields.pop("settings") | fields
-    elif isinstance(value, BaseModel):
+    elif hasattr(value, "model_dump"):
         value = value.model_dump()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
@@ -195,7 +190,7 @@ def metric_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def numbers(data: object, path: str = "") -> dict[str, float]:
+def numbers(data: Any, path: str = "") -> dict[str, float]:
     """Every finite number of nested JSON by its path, `{"levels/1/usage": 0.99}`; lists count from 1."""
     if _is_number(data):
         return {allowed(path): float(data)}
@@ -208,9 +203,9 @@ def numbers(data: object, path: str = "") -> dict[str, float]:
     return values
 
 
-def curve_points(curves: pl.DataFrame | Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float, int]]:
+def curve_points(curves: Any) -> Iterator[tuple[str, float, int]]:
     """(name, value, step) of every finite number of a curve: a polars table or dicts, a row per `step`."""
-    rows = curves if isinstance(curves, Sequence) else curves.to_dicts()
+    rows = curves.to_dicts() if hasattr(curves, "to_dicts") else curves
     for number, row in enumerate(rows):
         step = int(row["step"]) if row.get("step") is not None else number
         for name, value in row.items():
@@ -223,5 +218,5 @@ def allowed(name: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"))
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -21,9 +21,6 @@ from recpipe.hooks.mlflow_runs import MlflowRuns, flat
 from recpipe.kedro_compat import loaded_file
 from recpipe.pipelines.wiring import STAGES
 from recpipe.progress import set_epoch_listener
-
-if TYPE_CHECKING:
-    from recpipe.io.datasets import FiguresDataset
 
 SHARED = {"ingest", "report"}  # groups without a run of their own
 
@@ -146,7 +143,7 @@ def _metrics(runs: MlflowRuns, model: str | None, data: dict[str, Any]) -> None:
         runs.params(model, flat(settings, "settings"))
 
 
-def _figures(runs: MlflowRuns, model: str | None, figures: dict[str, Any], dataset: FiguresDataset) -> None:
+def _figures(runs: MlflowRuns, model: str | None, figures: dict[str, Any], dataset: Any) -> None:
     """Log figures as JSON in the folder `figures`, without empty ones."""
     for name, figure in figures.items():
         if figure.data:

@@ -46,7 +46,7 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
 
         return read_parquet(self._filepath, self._engine)
 
-    def save(self, data: object) -> None:
+    def save(self, data: Any) -> None:
         import ibis.expr.types as ir
 
         from recpipe.data.interactions import write_parquet

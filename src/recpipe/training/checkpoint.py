@@ -1,7 +1,4 @@
-"""What training leaves on disk: resumable checkpoints and finished bundles, as safetensors and JSON. No pickle.
-
-A checkpoint is one file, so that it is replaced in one step: tensors as such, the rest as JSON in its metadata.
-"""
+"""Checkpoints without pickle: one safetensors file each, tensors as such and the rest as JSON in its metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,28 +17,56 @@ from torch import Tensor
 
 from recpipe.data.atomic import atomic_file
 
+BEST, LAST = "best.safetensors", "last.safetensors"
 TENSOR, PAIRS, TUPLE = "__tensor__", "__pairs__", "__tuple__"
 
 
-class SafetensorsCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints without pickle."""
+class Checkpoints(ModelCheckpoint):
+    """Lightning callback that writes the best and the last checkpoint at the end of an epoch."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    FILE_EXTENSION = ".safetensors"
+    CHECKPOINT_NAME_LAST = "last"
+
+    def __init__(self, folder: Path, *, monitor: str | None) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor=monitor,
+            mode="min" if monitor is None else "max",
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``last`` in every epoch; Lightning writes it only with a new ``best``."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._last_global_step_saved != trainer.global_step:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
+
+
+class SafetensorsCheckpointIO(CheckpointIO):
+    """Lightning plugin that reads and writes checkpoints as safetensors."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
         save_tree(checkpoint, Path(path))
 
     def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return dict(load_tree(Path(path)))
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
 def save_tree(tree: Any, path: Path) -> None:
-    """Writes nested dicts, lists, tuples, numbers, strings and tensors; atomically.
+    """Write nested dicts, lists, tuples, numbers, strings and tensors atomically.
 
-    Raises TypeError for anything else: it would need pickle.
+    Raises TypeError for anything else, which would need pickle.
     """
     tensors: dict[str, Tensor] = {}
     layout = json.dumps(_pack(tree, tensors))
@@ -48,14 +75,14 @@ def save_tree(tree: Any, path: Path) -> None:
 
 
 def load_tree(path: Path) -> Any:
-    """What ``save_tree`` wrote, tensors on the CPU. Raises ValueError for a file that is not whole."""
+    """Read a file of ``save_tree``, tensors on the CPU. Raises ValueError for an incomplete file."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             layout = (file.metadata() or {})["tree"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{path} is not a whole checkpoint ({error}); delete it to start training anew"
+            f"{path} is not a complete checkpoint ({error}); delete it to start training anew"
         ) from error
     return _unpack(json.loads(layout), tensors)
 
@@ -72,7 +99,7 @@ def _pack(node: Any, tensors: dict[str, Tensor]) -> Any:
     elif isinstance(node, list | tuple):
         packed = [_pack(value, tensors) for value in node]
         packed = {TUPLE: packed} if isinstance(node, tuple) else packed
-    elif isinstance(node, str | Path):  # an enum's member that is a string, too
+    elif isinstance(node, str | Path):  # includes members of string enums
         packed = str(node)
     elif node is None or isinstance(node, bool | int | float):
         packed = node
@@ -96,7 +123,7 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def random_state() -> dict[str, Tensor]:
-    """The states of torch's generators, to go on with the same dropout after a resume."""
+    """Return the states of torch's random generators."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -104,7 +131,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Restores ``random_state``; a state of a device that is absent here is passed over."""
+    """Restore ``random_state``; ignore the state of an absent device."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -1,44 +1,69 @@
-"""What a training cost, and what its numbers depend on."""
+"""Training cost: peak memory, load of the GPU, size of the model; versions that numbers depend on."""
 
 from __future__ import annotations
 
 import platform
+import sys
 from importlib.metadata import version
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
 
 from recpipe.models.recommender import Recommender
-from recpipe.training.memory import peak_memory_mib
-from recpipe.training.module import TrainingModule
-from recpipe.training.settings import TrainSettings
+
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # of Linux
 
 
 def versions() -> dict[str, str]:
-    """Of what numbers depend on."""
+    """Return the versions of Python and of the libraries that compute."""
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "lightning", "numpy")},
     }
 
 
-def cost_of(module: TrainingModule, settings: TrainSettings, device: str) -> dict[str, Any]:
-    """Of a training that has ended: seconds, epochs and the best of them, tokens per second, and ``size_of``."""
-    epochs = len(module.curve)
-    watched = f"valid_{settings.metric}"
-    scored = [row for row in module.curve if watched in row]
-    best = max(scored, key=lambda row: row[watched], default=None)
-    return {
-        "train_seconds": module.train_seconds,
-        "epochs": epochs,
-        **({} if best is None else {"best_epoch": best["epoch"], f"best_{watched}": best[watched]}),
-        "seconds_per_epoch": module.train_seconds / epochs,
-        "tokens_per_second": module.tokens_seen / module.train_seconds,
-        "precision": "+".join(dict.fromkeys(precision for _, precision in module.ran)),
-        "device": "+".join(dict.fromkeys(kind for kind, _ in module.ran)),
-        **size_of(module.model, device),
-    }
-
-
-def size_of(model: Recommender, device: str) -> dict[str, Any]:
-    """Numbers in the model, and the most memory since training began."""
+def model_size(model: Recommender, device: str) -> dict[str, float]:
+    """Return the number of values in the state of the model, and the peak memory."""
     parameters = sum(tensor.numel() for tensor in model.state_dict().values())
     return {"parameters": parameters, "peak_memory_mib": peak_memory_mib(device)}
+
+
+def reset_peak_memory(device: str) -> None:
+    """Restart the count of peak memory where the system can (CUDA and Linux)."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform.startswith("linux"):
+        try:
+            CLEAR_REFS.write_text("5")
+        except OSError:  # a hardened container: the peak stays that of the whole process
+            return
+
+
+def peak_memory_mib(device: str) -> float:
+    """Return peak memory in MiB: of torch's allocator on a CUDA device, else the largest resident set of the process.
+
+    Counted since ``reset_peak_memory``; on macOS and Windows since the start of the process.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform.startswith("linux"):
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def gpu_state(device: torch.device) -> dict[str, float]:
+    """Return memory in use (MiB) and, with nvidia-ml-py, utilisation (percent); nothing without a CUDA device."""
+    if device.type != "cuda":
+        return {}
+    state = {"gpu_memory_mib": torch.cuda.memory_allocated(device) / 2**20}
+    if find_spec("pynvml") is not None:
+        state["gpu_utilisation"] = float(torch.cuda.utilization(device))
+    return state

@@ -1,4 +1,4 @@
-"""Training of any Recommender: one function, one set of settings, one loop."""
+"""Training of any Recommender: fit in closed form, or by gradient with checkpoints, early stopping and resuming."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import numpy as np
@@ -22,22 +22,12 @@ from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.recommender import Recommender
-from recpipe.progress import duration, progress
+from recpipe.progress import progress
 from recpipe.training.allocator import keep_freed_memory
-from recpipe.training.callbacks import (
-    BEST,
-    LAST,
-    Checkpoints,
-    Patience,
-    ProgressBar,
-    alone_in,
-    close,
-    curve_loggers,
-)
-from recpipe.training.checkpoint import SafetensorsCheckpointIO, load_tree
-from recpipe.training.cost import cost_of, size_of, versions
+from recpipe.training.callbacks import Patience, ProgressBar, close_loggers, curve_loggers, lock_folder
+from recpipe.training.checkpoint import BEST, LAST, Checkpoints, SafetensorsCheckpointIO, load_tree
+from recpipe.training.cost import model_size, reset_peak_memory, versions
 from recpipe.training.losses import make_loss
-from recpipe.training.memory import reset_peak_memory
 from recpipe.training.module import (
     OnEpoch,
     TrainingModule,
@@ -48,7 +38,7 @@ from recpipe.training.module import (
     training_label,
     training_windows,
 )
-from recpipe.training.optimisers import WITHOUT_END
+from recpipe.training.optimisers import INDEPENDENT_OF_LENGTH
 from recpipe.training.settings import (
     PRECISIONS,
     TrainSettings,
@@ -57,12 +47,11 @@ from recpipe.training.settings import (
     choose_device,
     choose_precision,
 )
-from recpipe.training.tuning import tuned
 
 log = logging.getLogger(__name__)
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # else four lines of tips per run
-NOISE = (
+IGNORED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # by design: the work folder also holds the curves
     "The number of training batches .* is smaller than the logging interval",
     "The 'val_dataloader' does not have many workers",
@@ -71,9 +60,17 @@ NOISE = (
 )
 
 
+@runtime_checkable
+class Tunable(Protocol):
+    """Model with settings that are chosen on the validation fold after its weights are trained."""
+
+    def tune(self, validate: Callable[[], float]) -> dict[str, float]:
+        """Choose the settings with the highest ``validate()``, which is ``train.metric``; return them by name."""
+
+
 @dataclass
 class TrainingResult:
-    """What training returns: the fitted model, the curve (a row per epoch) and what it cost."""
+    """Trained model, its curve (a row per epoch), its cost, and versions of libraries."""
 
     model: Recommender
     curve: list[dict[str, Any]]
@@ -112,39 +109,47 @@ def train(
     model = model_factory()
     check_layout(settings, type(model))
     check_loss(settings, type(model))
-    fallback = _fallback(cold_users, data, model, seed)
-    started = time.perf_counter()
+    fallback = None
+    if cold_users is not None:
+        fallback = ColdUsers(cold_users, n_items=model.n_items).fit(data, seed=seed)
+    curve: list[dict[str, Any]] = []
     if model.closed_form:
+        start = time.perf_counter()
         model.to(device).fit(data)
-        cost = {"train_seconds": time.perf_counter() - started, "epochs": 0, "device": device}
-        cost |= size_of(model, device)
-        model.cold_users = fallback
-        return TrainingResult(model.to(device), [], cost, versions())
-    keep_freed_memory()
-    fingerprint = _fingerprint(fingerprint, settings, seed, model)
-    validate = _with_fallback(fallback, validate)
-    module = _module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)
-    with alone_in(folder):
-        _run(module, settings, device, folder, _resumable(folder, fingerprint, settings), fingerprint)
-        if module.cut_off:
-            raise _stopped(folder)
-        module.load_state_dict(load_tree(folder / BEST)["state_dict"])
-        if module.average is not None:
-            module.average.exchange()
-        for name in (BEST, LAST):
-            (folder / name).unlink(missing_ok=True)
-    cost = {**cost_of(module, settings, device), **tuned(model, validate, settings)}
+        cost = {"train_seconds": time.perf_counter() - start, "epochs": 0, "device": device}
+        cost |= model_size(model, device)
+    else:
+        keep_freed_memory()
+        fingerprint = run_fingerprint(fingerprint, settings, seed, model)
+        validate = _with_fallback(validate, fallback)
+        module = _training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)
+        with lock_folder(folder):
+            _train_by_gradient(module, device, folder, fingerprint)
+        curve, cost = module.curve, {**module.cost(device), **_tune(model, validate, settings)}
     model.cold_users = fallback
-    return TrainingResult(model.to(device), module.curve, cost, versions())
+    return TrainingResult(model.to(device), curve, cost, versions())
 
 
-def _fallback(
-    config: ColdUsersConfig | None, data: Sequences, model: Recommender, seed: int
-) -> ColdUsers | None:
-    return None if config is None else ColdUsers(config, n_items=model.n_items).fit(data, seed=seed)
+def run_fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:
+    """Hash everything that must be equal to resume from a checkpoint; epochs and patience may differ."""
+    ignored = {"patience", "max_minutes", "resume", "log_every", "device", "loggers"}
+    if settings.schedule.get("name") in INDEPENDENT_OF_LENGTH:
+        ignored.add("max_epochs")
+    if settings.ema is None:
+        ignored.add("ema")
+    parts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in ignored}
+    shape: list[Any] = [
+        type(model).__name__,
+        dataclasses.asdict(model.config),
+        model.n_items,
+        model.max_length,
+        *([] if model.side is None else [model.side.fingerprint()]),
+        *(codes.described()["digest"] for codes in model.item_codes().values()),
+    ]
+    return hashlib.sha256(json.dumps([data, parts, seed, shape], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _with_fallback(fallback: ColdUsers | None, validate: Validate) -> Validate:
+def _with_fallback(validate: Validate, fallback: ColdUsers | None) -> Validate:
     """Validation with the fallback for new users, which checkpoints do not hold."""
 
     def validate_with_fallback(model: Recommender) -> dict[str, float]:
@@ -157,61 +162,45 @@ def _with_fallback(fallback: ColdUsers | None, validate: Validate) -> Validate:
     return validate_with_fallback
 
 
-def _module(
+def _training_module(
     model: Recommender,
     data: Sequences,
     validate: Validate,
     settings: TrainSettings,
     seed: int,
     on_epoch: OnEpoch | None,
-    steps_from: Sequences | None = None,
+    steps_from: Sequences | None,
 ) -> TrainingModule:
     data = training_windows(data, model, settings)
-    rows = model.on_device(data, window=model.max_length + 1)
+    device_data = model.on_device(data, window=model.max_length + 1)
     options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
-    batches = make_batches(rows.lengths, settings, **options)
     if settings.put_back and steps_from is not None:
-        lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
-        steps = make_batches(lengths, settings, **options).steps
-        batches = make_batches(rows.lengths, settings, **options, steps=steps)
+        lengths = training_windows(steps_from, model, settings).lengths
+        lengths = np.minimum(lengths, model.max_length + 1)
+        options["steps"] = make_batches(lengths, settings, **options).steps
+    criterion = make_loss(settings.loss, target_counts(data, model), trained_items(data, model))
     return TrainingModule(
         model,
-        make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device),
-        optimiser=settings.optimiser,
-        schedule=settings.schedule,
+        criterion.to(model.device),
+        settings,
+        data=device_data,
+        batches=make_batches(device_data.lengths, settings, **options),
         validate=validate,
-        watched=f"valid_{settings.metric}",
-        data=rows,
-        batches=batches,
         on_epoch=on_epoch,
-        log_every=settings.log_every,
-        max_minutes=settings.max_minutes,
-        ema=settings.ema,
     )
 
 
-def _run(
-    module: TrainingModule,
-    settings: TrainSettings,
-    device: str,
-    folder: Path,
-    resume: Path | None,
-    fingerprint: str,
-) -> None:
+def _train_by_gradient(module: TrainingModule, device: str, folder: Path, fingerprint: str) -> None:
+    """Train, or resume, and load the best state; remove the checkpoints.
+
+    Raises KeyboardInterrupt, with checkpoints in place, after Ctrl-C and where ``on_epoch`` ended training.
+    """
+    settings = module.settings
+    resume = _resumable(folder, fingerprint, settings)
     (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
-    watched = f"valid_{settings.metric}"
-    patience = Patience(watched, mode="max", patience=settings.patience, check_finite=True, strict=True)
-    callbacks: list[Callback] = [
-        patience,
-        Checkpoints(dirpath=folder, filename="best", monitor=watched, mode="max", save_last=True),
-    ]
-    if settings.put_back:  # nothing to select by: the latest is kept as the best
-        callbacks = [Checkpoints(dirpath=folder, filename="best", save_last=True)]
-    callbacks = [*module.criterion.callbacks(watched, None if settings.put_back else patience), *callbacks]
-    if device == "cuda" and settings.loggers:
-        callbacks.append(DeviceStatsMonitor())
+    patience = Patience(module.metric, mode="max", patience=settings.patience, check_finite=True, strict=True)
+    callbacks = _callbacks(module, patience, device, folder)
     bar = progress(settings.max_epochs * module.steps, training_label(module.model), at_most=True)
-    callbacks.append(ProgressBar(bar))
     trainer = pl.Trainer(
         accelerator=device,
         devices=1,
@@ -223,7 +212,7 @@ def _run(
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=curve_loggers(settings.loggers, folder),
-        callbacks=callbacks,
+        callbacks=[*callbacks, ProgressBar(bar)],
         plugins=[SafetensorsCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -231,71 +220,73 @@ def _run(
         default_root_dir=folder,
     )
     handler = signal.getsignal(signal.SIGINT)
+    interruption = KeyboardInterrupt(
+        f"training stopped; run the same command again to go on from {folder / LAST}"
+    )
     try:
-        for message in NOISE:
+        for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         with bar:
             trainer.fit(module, ckpt_path=resume)
     except SystemExit:  # how Lightning ends after Ctrl-C
-        raise _stopped(folder) from None
+        raise interruption from None
     finally:
-        close(trainer.loggers)
+        close_loggers(trainer.loggers)
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
-    _log_end(module, settings, out_of_patience=patience.wait_count >= patience.patience)
+    out_of_patience = patience.wait_count >= patience.patience
+    module.log_summary(out_of_patience=out_of_patience and not settings.put_back)
+    if module.is_interrupted:
+        raise interruption
+    module.load_state_dict(load_tree(folder / BEST)["state_dict"])
+    if module.average is not None:
+        module.average.swap()
+    _remove_checkpoints(folder)
 
 
-def _log_end(module: TrainingModule, settings: TrainSettings, *, out_of_patience: bool) -> None:
-    """One line: epochs, seconds, the best epoch and its metric, and why training ended."""
-    watched = f"valid_{settings.metric}"
-    parts = [f"{len(module.curve)} epochs in {duration(module.train_seconds)}"]
-    if rows := [row for row in module.curve if watched in row]:
-        best = max(rows, key=lambda row: row[watched])
-        parts.append(f"best {watched} {best[watched]:.4f} in epoch {best['epoch']}")
-    reason = _reason(module, settings, out_of_patience)
-    log.info("%s: %s; ended by %s", training_label(module.model), ", ".join(parts), reason)
-
-
-def _reason(module: TrainingModule, settings: TrainSettings, out_of_patience: bool) -> str:
-    if module.cut_off:
-        return "on_epoch: cut off, the same command goes on from here"
-    if module.out_of_time:
-        return f"max_minutes {settings.max_minutes:g}"
-    if out_of_patience and not settings.put_back:
-        return f"patience {settings.patience}"
-    return f"max_epochs {settings.max_epochs}"
-
-
-def _stopped(folder: Path) -> KeyboardInterrupt:
-    return KeyboardInterrupt(f"training stopped; run the same command again to go on from {folder / LAST}")
-
-
-def _fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:
-    """Hash of all that must be equal to resume from a checkpoint; epochs and patience may differ."""
-    free = {"patience", "max_minutes", "resume", "log_every", "device", "loggers"}
-    if settings.schedule.get("name") in WITHOUT_END:  # the others depend on the number of epochs
-        free.add("max_epochs")
-    if settings.ema is None:
-        free.add("ema")
-    parts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
-    shape: list[Any] = [
-        type(model).__name__,
-        dataclasses.asdict(model.config),
-        model.n_items,
-        model.max_length,
-        *([] if model.side is None else [model.side.fingerprint()]),
-        *(codes.described()["digest"] for codes in model.item_codes().values()),
-    ]
-    return hashlib.sha256(json.dumps([data, parts, seed, shape], sort_keys=True).encode()).hexdigest()[:16]
+def _callbacks(module: TrainingModule, patience: Patience, device: str, folder: Path) -> list[Callback]:
+    settings = module.settings
+    if settings.put_back:  # without a metric the latest state counts as the best
+        callbacks = [*module.criterion.callbacks(module.metric, None), Checkpoints(folder, monitor=None)]
+    else:
+        first = module.criterion.callbacks(module.metric, patience)
+        callbacks = [*first, patience, Checkpoints(folder, monitor=module.metric)]
+    return [*callbacks, DeviceStatsMonitor()] if device == "cuda" and settings.loggers else callbacks
 
 
 def _resumable(folder: Path, fingerprint: str, settings: TrainSettings) -> Path | None:
+    """The checkpoint to resume from; removes those of other settings."""
     last, identity = folder / LAST, folder / "run.json"
     if last.is_file() and identity.is_file() and settings.resume:
         if json.loads(identity.read_text()).get("fingerprint") == fingerprint:
             log.info("going on from %s (train.resume=false starts anew)", last)
             return last
         log.info("%s is of other data or settings; starting anew", last)
+    _remove_checkpoints(folder)
+    return None
+
+
+def _remove_checkpoints(folder: Path) -> None:
     for name in (BEST, LAST):
         (folder / name).unlink(missing_ok=True)
-    return None
+
+
+def _tune(model: Recommender, validate: Validate, settings: TrainSettings) -> dict[str, float]:
+    """Settings that a Tunable model chose on the validation fold, and its metric with them."""
+    if settings.put_back or not isinstance(model, Tunable):
+        return {}
+    metric = f"valid_{settings.metric}"
+    values: list[float] = []
+
+    def evaluate() -> float:
+        values.append(validate(model)[metric])
+        return values[-1]
+
+    choices = model.tune(evaluate)
+    if not choices:
+        return {}
+    log.info("chosen on the validation fold: %s, of %s", choices, [round(value, 4) for value in values])
+    return {
+        **{f"tuned_{name}": value for name, value in choices.items()},
+        f"tuned_{metric}": max(values),
+    }

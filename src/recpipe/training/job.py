@@ -1,7 +1,4 @@
-"""Training that begins with the weights of another run: pretraining on some data sets, fine-tuning on another.
-
-Training of one model on one data set, with or without Kedro.
-"""
+"""Training job: one model on one data set with its settings and item inputs, with or without Kedro."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, build_config, split_names
 from recpipe.config.run_config import ColdUsersConfig
@@ -24,6 +20,7 @@ from recpipe.data.features import align_rows
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.data.splits import TrainingData, with_validation
+from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build as build_model
@@ -32,80 +29,20 @@ from recpipe.semantic_ids.ids import CatalogueIds, SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training import fit
 from recpipe.training.bundle import Bundle
+from recpipe.training.module import OnEpoch, Validate
 from recpipe.training.settings import TrainSettings
-
-
-def load_initial_weights(
-    model: Recommender, start: Bundle | None, vocabulary: Vocabulary, *, where: str
-) -> int:
-    """Gives ``model``, whose catalogue is ``vocabulary``, the weights of ``start``; returns how many tensors.
-
-    A model that reads semantic ids keeps the codes of its own catalogue, and may begin with another one's weights if
-    both were made by the same quantizer. What answers for users without history is its own too. Other models need
-    the same catalogue. Raises ValueError where ``start`` is None or does not fit; ``where`` is how it was asked for.
-    """
-    if start is None:
-        raise ValueError(
-            f"{where}: there is no such run; give <dataset>/<model>/seed_<seed> of a trained model"
-        )
-    if type(start.model) is not type(model):
-        raise ValueError(f"{where} is a {type(start.model).__name__}, not a {type(model).__name__}")
-    codes = model.item_codes()
-    _check_ids(model, start.model, where)
-    if not codes and not np.array_equal(start.vocabulary.ids, vocabulary.ids):
-        raise ValueError(
-            f"{where} has another catalogue, and {type(model).__name__} knows items by number only"
-        )
-    own, given = (
-        {name: tensor for name, tensor in each.state_dict().items() if not name.startswith("cold_users.")}
-        for each in (model, start.model)
-    )
-    kept = {f"{part}.codes" for part, module in model.named_modules() if module in codes.values()}
-    chosen = {name: tensor for name, tensor in given.items() if name not in kept}
-    wrong = [
-        name
-        for name in own.keys() | given.keys()
-        if name not in kept and _shape(own, name) != _shape(given, name)
-    ]
-    if wrong:
-        name = min(wrong)
-        raise ValueError(
-            f"{where} has other settings: {name} is {_shape(given, name)} there and {_shape(own, name)} here"
-        )
-    model.load_state_dict(chosen, strict=False)
-    return len(chosen)
-
-
-def _check_ids(model: Recommender, start: Recommender, where: str) -> None:
-    own, given = model.item_codes(), start.item_codes()
-    if own.keys() != given.keys():
-        raise ValueError(f"{where} reads ids of {', '.join(given)}, this model of {', '.join(own)}")
-    for name, codes in own.items():
-        other = given[name].ids
-        if (codes.ids.quantizer, codes.ids.sizes) != (other.quantizer, other.sizes):
-            raise ValueError(
-                f"{where}: its {name} ids were made by another quantizer ({other.quantizer[:12]}, here "
-                f"{codes.ids.quantizer[:12]}), so its codes mean other things; let both data sets have ids of one: "
-                "quantizer_from"
-            )
-
-
-def _shape(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(tensors[name].shape) if name in tensors else None
-
 
 log = logging.getLogger(__name__)
 
-OnEpoch = Callable[[Mapping[str, Any]], bool | None]
-Validator = Callable[..., fit.Validate]
+Validator = Callable[..., Validate]
 """``recpipe.evaluation.evaluate.validator``: (validation fold, protocol, metric, users=) -> Validate."""
 
 
 @dataclass(frozen=True)
 class ItemInputs:
-    """Inputs about items: their table, vectors by modality, semantic ids and prefix tree by kind.
+    """Item inputs: table of items, embeddings by modality, semantic ids and prefix tree by kind.
 
-    ``collaborative`` is the trained model whose item vectors are read.
+    ``collaborative`` is a trained model, for models that read its item vectors.
     """
 
     items: pa.Table
@@ -130,13 +67,13 @@ class ItemInputs:
 
     def hashes(self) -> dict[str, str]:
         """Content hashes of the vectors and the ids."""
-        vectors = {name: each.hash for name, each in self.vectors.items()}
+        vectors = {name: embeddings.hash for name, embeddings in self.vectors.items()}
         return vectors | {f"{kind} ids": ids.hash for kind, (ids, _) in self.ids.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """One model with its data and settings. ``start`` is the bundle of the run ``init_from``."""
+    """One model with its data and settings; ``initial_bundle`` is that of the run ``init_from``."""
 
     config: RunConfig
     data: TrainingData
@@ -162,7 +99,7 @@ class TrainingJob:
 
     @property
     def fitting_set(self) -> Sequences:
-        """The training set, with the validation events where these are put back."""
+        """The training set, with ``put_back`` also the validation events."""
         data = self.data
         return with_validation(data.train_set, data.valid_set) if self.settings.put_back else data.train_set
 
@@ -173,8 +110,8 @@ class TrainingJob:
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
         fitting_set = self.fitting_set
         vectors = self._vectors()
-        side = side_of(self.side, fitting_set, data.vocabulary, self.inputs.items, vectors)
-        ids = ids_of(config.ids, self.inputs.ids, data.vocabulary)
+        side = build_side(self.side, fitting_set, data.vocabulary, self.inputs.items, vectors)
+        ids = build_catalogue_ids(config.ids, self.inputs.ids, data.vocabulary)
 
         def build_untrained() -> Recommender:
             model = build_model(
@@ -190,7 +127,7 @@ class TrainingJob:
                 count = load_initial_weights(
                     model, self.initial_bundle, data.vocabulary, where=f"init_from={config.init_from}"
                 )
-                log.info("%s begins with %s tensors of %s", config.name, count, config.init_from)
+                log.info("%s starts from %s tensors of %s", config.name, count, config.init_from)
             return model
 
         trained = fit.train(
@@ -208,7 +145,7 @@ class TrainingJob:
         return trained, self._description(trained, side, ids, vectors)
 
     def bundle(self, trained: fit.TrainingResult, description: dict[str, Any]) -> Bundle:
-        """The bundle of a trained model: weights and all that is needed to recommend with them."""
+        """Return the bundle of a trained model."""
         items = self.inputs.items
         titles = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
         return Bundle(
@@ -228,11 +165,9 @@ class TrainingJob:
         return {**asdict(self.config), "protocol": self.data.protocol.id, "inputs": self.inputs.hashes()}
 
     def _vectors(self) -> dict[str, Embeddings]:
-        vectors = dict(self.inputs.vectors)
-        if self.inputs.collaborative is not None:
-            vectors[COLLABORATIVE] = item_vectors(
-                self.inputs.collaborative, self.data.protocol, self.data.vocabulary
-            )
+        vectors, model = dict(self.inputs.vectors), self.inputs.collaborative
+        if model is not None:
+            vectors[COLLABORATIVE] = item_vectors(model, self.data.protocol, self.data.vocabulary)
         return vectors
 
     def _description(
@@ -247,7 +182,7 @@ class TrainingJob:
         settings = {"type": config.type, **asdict(trained.model.config)}
         if side is not None:
             settings["side"] = asdict(side.config)
-        settings |= {"ids": {kind: each.digest[:12] for kind, each in ids.items()}} if ids else {}
+        settings |= {"ids": {kind: codes.digest[:12] for kind, codes in ids.items()}} if ids else {}
         settings |= {} if config.init_from == "none" else {"init_from": config.init_from}
         if not trained.model.closed_form:
             settings["train"] = asdict(self.settings)
@@ -262,37 +197,89 @@ class TrainingJob:
         if side is not None and side.widths:
             description["embeddings"] = {modality: vectors[modality].hash for modality in side.widths}
         if ids:
-            description["semantic_ids"] = {kind: each.source for kind, each in ids.items()}
+            description["semantic_ids"] = {kind: codes.source for kind, codes in ids.items()}
         return description
 
 
-def side_of(
+def load_initial_weights(
+    model: Recommender, initial: Bundle | None, vocabulary: Vocabulary, *, where: str
+) -> int:
+    """Load the weights of another run into ``model``, whose catalogue is ``vocabulary``; return the number of tensors.
+
+    A model that reads semantic ids keeps its own codes; both runs need ids of the same quantizer. Other models need
+    the same catalogue. The fallback for users without history is not loaded. Raises ValueError where ``initial`` is
+    None or does not fit; ``where`` is the setting that names it.
+    """
+    if initial is None:
+        raise ValueError(
+            f"{where}: there is no such run; give <dataset>/<model>/seed_<seed> of a trained model"
+        )
+    if type(initial.model) is not type(model):
+        raise ValueError(f"{where} is a {type(initial.model).__name__}, not a {type(model).__name__}")
+    codes = model.item_codes()
+    _check_quantizers(codes, initial.model.item_codes(), where)
+    if not codes and not np.array_equal(initial.vocabulary.ids, vocabulary.ids):
+        raise ValueError(f"{where} has another catalogue; {type(model).__name__} needs the same one")
+    own_codes = {f"{part}.codes" for part, module in model.named_modules() if module in codes.values()}
+    own, tensors = (
+        {
+            name: tensor
+            for name, tensor in each.state_dict().items()
+            if name not in own_codes and not name.startswith("cold_users.")
+        }
+        for each in (model, initial.model)
+    )
+    own_shapes, shapes = ({name: tuple(t.shape) for name, t in each.items()} for each in (own, tensors))
+    differing = [name for name in own.keys() | tensors.keys() if own_shapes.get(name) != shapes.get(name)]
+    if differing:
+        name = min(differing)
+        raise ValueError(
+            f"{where} has other settings: {name} is {shapes.get(name)} there and {own_shapes.get(name)} here"
+        )
+    model.load_state_dict(tensors, strict=False)
+    return len(tensors)
+
+
+def _check_quantizers(own: Mapping[str, ItemCodes], initial: Mapping[str, ItemCodes], where: str) -> None:
+    if own.keys() != initial.keys():
+        raise ValueError(f"{where} reads ids of {', '.join(initial)}, this model of {', '.join(own)}")
+    for kind, codes in own.items():
+        ids, other = codes.ids, initial[kind].ids
+        if (ids.quantizer, ids.sizes) != (other.quantizer, other.sizes):
+            raise ValueError(
+                f"{where}: its {kind} ids were made by another quantizer ({other.quantizer[:12]}, here "
+                f"{ids.quantizer[:12]}), so that codes have another meaning; let both data sets have ids of one: "
+                "quantizer_from"
+            )
+
+
+def build_side(
     config: SideConfig,
     train_set: Sequences,
     vocabulary: Vocabulary,
     items: pa.Table,
     embeddings: Mapping[str, Embeddings],
 ) -> Side | None:
-    """Side information in the order of the vocabulary: columns of ``items``, and ``embeddings``; None if empty."""
+    """Build side information from columns of ``items`` and ``embeddings``; None if ``config`` has none."""
     if config.empty:
         return None
     names = split_names(config.items)
     selection = items.select(["item_id", *names]) if {*names} <= {*items.column_names} else items
     table = align_rows(without_stand_ins(selection), "item_id", vocabulary.ids)
     vectors = {}
-    for modality, each in embeddings.items():
-        rows = each.rows(vocabulary.ids)
-        present = np.where(rows >= 0, each.present[rows], False)
-        vectors[modality] = (each.vectors[rows], present)
+    for modality, content in embeddings.items():
+        rows = content.rows(vocabulary.ids)
+        present = np.where(rows >= 0, content.present[rows], False)
+        vectors[modality] = (content.vectors[rows], present)
         log.info("%s items of %s have a vector of their %s", int(present.sum()), len(present), modality)
     columns = {name: table[name] for name in table.column_names if name != "item_id"}
     return Side.of(config, train_set, columns, vectors, n_items=len(vocabulary))
 
 
 def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> Embeddings:
-    """The item vectors of a trained model, without those of items that have no training event.
+    """Return the item vectors of a trained model; items without training events have none.
 
-    Raises ValueError for a model of another catalogue or split, and for one without item vectors.
+    Raises ValueError for a model of another catalogue or split, or without item vectors.
     """
     bundle.check_catalogue(vocabulary)
     if differing := bundle.protocol.data_differences(protocol):
@@ -307,10 +294,10 @@ def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> 
     return Embeddings(vocabulary.ids, vectors, present, keys, f"{bundle.name} {bundle.protocol.id}", about)
 
 
-def ids_of(
+def build_catalogue_ids(
     kinds: tuple[str, ...], inputs: Mapping[str, tuple[SemanticIds, PrefixTree]], vocabulary: Vocabulary
 ) -> dict[str, CatalogueIds]:
-    """The semantic ids of the catalogue by kind. Raises ValueError where ids and prefix tree do not match."""
+    """Return semantic ids of the catalogue by kind. Raises ValueError where ids and prefix tree do not match."""
     catalogues = {}
     for kind in kinds:
         ids, tree = inputs[kind]

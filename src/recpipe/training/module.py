@@ -1,6 +1,6 @@
-"""The rows that a model is trained on, and the steps they are taken in.
+"""Lightning module around a Recommender, and its training batches.
 
-The Lightning side of training: one module around any Recommender, and its batches.
+One step of the optimiser is a list of batches of users of similar length; its loss is the mean over all their targets.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,13 +24,257 @@ from recpipe.models.recommender import Recommender
 from recpipe.progress import current_step, duration
 from recpipe.training.callbacks import WeightAverage
 from recpipe.training.checkpoint import random_state, set_random_state
+from recpipe.training.cost import gpu_state, model_size
 from recpipe.training.losses import Loss
-from recpipe.training.memory import gpu_state
 from recpipe.training.optimisers import make_optimiser, make_schedule
 from recpipe.training.settings import TrainSettings
 
-PARTS = {"cpu": 8, "cuda": 1}  # of a step: on a CPU padding costs time, on a GPU launches do
+log = logging.getLogger(__name__)
+
+PARTS = {"cpu": 8, "cuda": 1}  # batches of a step: padding is expensive on a CPU, kernel launches on a GPU
 SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
+NORM_EVERY = 10  # steps between gradient norms
+CHECK_EVERY = 50  # steps between checks for a finite loss on a GPU, each of which synchronises
+
+Validate = Callable[[Recommender], dict[str, float]]
+"""Function from a model to its metrics on the validation fold, ``valid_<metric>``."""
+
+OnEpoch = Callable[[Mapping[str, Any]], bool | None]
+"""Callback with an epoch's row of the curve; True interrupts training after this epoch."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A training loss that is NaN or infinite."""
+
+
+class TrainingModule(pl.LightningModule):
+    """Loss of a step, optimiser and schedule, validation by ``validate``, and the training curve.
+
+    Attributes after training: ``curve`` (a row per epoch), ``out_of_time``, ``is_interrupted`` (by ``on_epoch``).
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        criterion: Loss,
+        settings: TrainSettings,
+        *,
+        data: DeviceSequences,
+        batches: TrainingBatches,
+        validate: Validate,
+        on_epoch: OnEpoch | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+        self.average = None if settings.ema is None else WeightAverage(model, settings.ema)
+        self.settings, self.metric = settings, f"valid_{settings.metric}"
+        self.curve: list[dict[str, Any]] = []
+        self.is_interrupted = False
+        self._data, self._batches, self._validate, self._on_epoch = data, batches, validate, on_epoch
+        self._tokens_per_epoch = int(data.targets[batches.rows].sum())
+        self._max_seconds = math.inf if settings.max_minutes is None else 60 * settings.max_minutes
+        self._seconds, self._tokens = 0.0, 0
+        self._last_logged_epoch = 0
+        self._hardware: list[list[str]] = []  # pairs of device and precision; several if resumed elsewhere
+        self._random_state: dict[str, Tensor] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self._batches)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether ``max_minutes`` of training are over."""
+        return self._seconds >= self._max_seconds
+
+    def configure_optimizers(self) -> Any:
+        optimiser = make_optimiser(self.parameters(), self.settings.optimiser)
+        steps = self.steps * (self.trainer.max_epochs or 1)
+        self._schedule = make_schedule(optimiser, self.settings.schedule, steps, self.steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> BatchLoader:
+        """Build the batches of the current epoch, which decides their order and number."""
+        self._batches.epoch = self.current_epoch
+        return BatchLoader(self._data, self._batches)
+
+    def val_dataloader(self) -> list[int]:
+        """Return one step: validation ranks the whole fold in its own batches."""
+        return [0]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch, which was assembled on the device."""
+        return batch
+
+    def on_train_start(self) -> None:
+        if self._random_state is not None:
+            set_random_state(self._random_state)
+            self._random_state = None
+
+    def on_train_epoch_start(self) -> None:
+        self._start_time, self._epoch = time.perf_counter(), self.current_epoch + 1
+        hardware = [self.device.type, "bf16" if self.trainer.precision == "bf16-mixed" else "fp32"]
+        if hardware not in self._hardware:
+            self._hardware.append(hardware)
+        self._loss = torch.zeros((), device=self.device)
+        self._steps = 0
+        self._norms: list[Tensor] = []
+        self._non_finite_step = torch.full((), -1, device=self.device, dtype=torch.int64)
+
+    def training_step(self, batch: list[Batch], index: int) -> Tensor:
+        targets = sum(part.targets for part in batch)
+        losses = [self.model.loss(part, self.criterion) * (part.targets / targets) for part in batch]
+        loss = torch.stack(losses).sum()
+        value = loss.detach()
+        self._loss += value
+        self._steps += 1
+        non_finite = ~torch.isfinite(value) & (self._non_finite_step < 0)
+        self._non_finite_step = torch.where(non_finite, self.global_step, self._non_finite_step)
+        if self.device.type == "cpu" or index % CHECK_EVERY == 0:
+            self._check_loss()
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Record the norm of the gradient before it is clipped."""
+        if self._steps % NORM_EVERY == 1:
+            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+            self._norms.append(torch.nn.utils.get_total_norm(gradients).detach())
+
+    def on_train_batch_end(self, outputs: Any, batch: list[Batch], batch_idx: int) -> None:
+        if self.average is not None:
+            self.average.update(self.global_step)
+
+    def validation_step(self, batch: int, index: int) -> None:
+        self._check_loss()
+        with (
+            nullcontext() if self.average is None else self.average.in_place(),
+            torch.autocast(self.device.type, enabled=False),  # bf16 scores would tie, and ties decide ranks
+        ):
+            metrics = self._validate(self.model)
+        if self.metric not in metrics:
+            raise ValueError(f"train.metric asks for {self.metric}; validation gives {', '.join(metrics)}")
+        self._curve_row().update(metrics)
+        self._schedule.observe(metrics[self.metric])
+        self.log_dict(metrics, batch_size=1)
+
+    def on_train_epoch_end(self) -> None:
+        self._check_loss()
+        row = self._curve_row()
+        self.log("train_loss", row["loss"], batch_size=1)
+        is_validated = self.metric in row or not self.trainer.limit_val_batches
+        is_over = is_validated and self.out_of_time
+        is_last = is_over or self._epoch == self.trainer.max_epochs
+        if self._on_epoch is not None and self._on_epoch(dict(row)) and not is_last:
+            self.is_interrupted = self.trainer.should_stop = True
+        if is_over:
+            self.trainer.should_stop = True
+        is_due = (
+            not self._last_logged_epoch or self._epoch >= self._last_logged_epoch + self.settings.log_every
+        )
+        if is_validated and is_due:
+            self._last_logged_epoch = self._epoch
+            metric = f", {self.metric} {row[self.metric]:.4f}" if self.metric in row else ""
+            label, seconds = training_label(self.model), duration(self._seconds)
+            log.info("%s: epoch %s, loss %.4f%s, %s", label, self._epoch, row["loss"], metric, seconds)
+
+    def _curve_row(self) -> dict[str, Any]:
+        """This epoch's row of the curve, added by validation or at the end of the epoch."""
+        if not self.curve or self.curve[-1]["epoch"] != self._epoch:
+            self._seconds += time.perf_counter() - self._start_time
+            self._tokens += self._tokens_per_epoch
+            self.curve.append(
+                {
+                    **gpu_state(self.device),
+                    "epoch": self._epoch,
+                    "step": self.global_step,
+                    "seconds": self._seconds,
+                    "loss": float(self._loss) / max(self._steps, 1),
+                    "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+                    "gradient_norm": float(torch.stack(self._norms).mean()),
+                }
+            )
+        return self.curve[-1]
+
+    def _check_loss(self) -> None:
+        step = int(self._non_finite_step)
+        if step >= 0:
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {step} (epoch {self._epoch}); the last good checkpoint is kept. "
+                "Lower train.optimiser.learning_rate or set train.gradient_clip"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["recpipe"] = {
+            "curve": self.curve,
+            "train_seconds": self._seconds,
+            "tokens_seen": self._tokens,
+            "ran": self._hardware,
+            "random": random_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["recpipe"]
+        self.curve, self._seconds, self._tokens = state["curve"], state["train_seconds"], state["tokens_seen"]
+        self._hardware = state.get("ran", [])
+        self._random_state = state["random"]
+
+    @property
+    def best_row(self) -> dict[str, Any] | None:
+        """The row of the curve with the best metric; None without validation."""
+        rows = [row for row in self.curve if self.metric in row]
+        return max(rows, key=lambda row: row[self.metric], default=None)
+
+    def cost(self, device: str) -> dict[str, Any]:
+        """Return seconds, epochs, best epoch, tokens per second, device, precision, size and memory."""
+        epochs, best = len(self.curve), self.best_row
+        return {
+            "train_seconds": self._seconds,
+            "epochs": epochs,
+            **(
+                {}
+                if best is None
+                else {"best_epoch": best["epoch"], f"best_{self.metric}": best[self.metric]}
+            ),
+            "seconds_per_epoch": self._seconds / epochs,
+            "tokens_per_second": self._tokens / self._seconds,
+            "precision": "+".join(dict.fromkeys(precision for _, precision in self._hardware)),
+            "device": "+".join(dict.fromkeys(name for name, _ in self._hardware)),
+            **model_size(self.model, device),
+        }
+
+    def log_summary(self, *, out_of_patience: bool) -> None:
+        """Log epochs, seconds, the best epoch, and the setting that ended training."""
+        parts = [f"{len(self.curve)} epochs in {duration(self._seconds)}"]
+        if (best := self.best_row) is not None:
+            parts.append(f"best {self.metric} {best[self.metric]:.4f} in epoch {best['epoch']}")
+        reason = f"max_epochs {self.settings.max_epochs}"
+        if self.is_interrupted:
+            reason = "on_epoch: interrupted, the same command goes on from here"
+        elif self.out_of_time:
+            reason = f"max_minutes {self.settings.max_minutes:g}"
+        elif out_of_patience:
+            reason = f"patience {self.settings.patience}"
+        log.info("%s: %s; ended by %s", training_label(self.model), ", ".join(parts), reason)
+
+
+class BatchLoader:
+    """Iterable of one epoch's steps, each a list of batches on the device."""
+
+    def __init__(self, data: DeviceSequences, batches: TrainingBatches) -> None:
+        self.data, self.batches = data, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        for parts in self.batches:
+            yield [self.batches.gather(self.data, part) for part in parts]
+
+
+def training_label(model: Recommender) -> str:
+    """Return the prefix of log lines: the step that runs, such as `train sasrec`, or the class."""
+    return current_step() or f"train {type(model).__name__}"
 
 
 def make_batches(
@@ -42,7 +286,7 @@ def make_batches(
     steps: int | None = None,
     device: str = "cpu",
 ) -> TrainingBatches:
-    """In the layout that ``settings`` ask for; packed rows hold ``row`` events, by default one window of them."""
+    """Build batches in ``settings.layout``; packed rows hold ``settings.row`` events, by default one window."""
     tokens = settings.batch_tokens
     if settings.layout == "padded":
         return TrainingBatches(lengths, tokens=tokens, seed=seed, minimum=2, steps=steps, parts=PARTS[device])
@@ -51,236 +295,22 @@ def make_batches(
 
 
 def training_windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
+    """Return all windows of the sequences if ``settings.windows`` is ``all``, else the sequences."""
     return data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
 
 
-def target_counts(data: Sequences, model: Recommender) -> torch.Tensor:
-    """How often each item is a target in an epoch (I + 1,): of what the model is trained on, all but the first."""
-    seen = data.last(model.max_length + 1)
-    context = np.ones(len(seen), np.int64) if seen.context is None else seen.context
-    place = np.arange(len(seen.items)) - np.repeat(seen.offsets[:-1], seen.lengths)
-    targets = seen.items[place >= np.repeat(context, seen.lengths)]
+def target_counts(data: Sequences, model: Recommender) -> Tensor:
+    """Count how often each item is a training target in an epoch (I + 1,): every event of a window but the first."""
+    window = data.last(model.max_length + 1)
+    context = np.ones(len(window), np.int64) if window.context is None else window.context
+    place = np.arange(len(window.items)) - np.repeat(window.offsets[:-1], window.lengths)
+    targets = window.items[place >= np.repeat(context, window.lengths)]
     return torch.from_numpy(np.bincount(targets, minlength=model.n_items + 1))
 
 
-def trained_items(data: Sequences, model: Recommender) -> torch.Tensor:
-    """(I + 1,) bool: the items of the events that the model is trained on."""
-    seen = data.last(model.max_length + 1).items
-    found = np.bincount(seen, minlength=model.n_items + 1) > 0
-    found[0] = False
-    return torch.from_numpy(found)
-
-
-log = logging.getLogger(__name__)
-
-NORM_EVERY = 10  # steps
-Validate = Callable[[Recommender], dict[str, float]]
-OnEpoch = Callable[[dict[str, Any]], bool | None]
-"""Gets an epoch's row of the curve; True ends training with this epoch, to be gone on with another time."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """Training met a loss that is NaN or infinite."""
-
-
-class TrainingModule(pl.LightningModule):
-    """Loss of one batch, the optimiser, and validation by a function that is given from outside."""
-
-    def __init__(
-        self,
-        model: Recommender,
-        criterion: Loss,
-        *,
-        optimiser: dict[str, Any],
-        schedule: dict[str, Any],
-        validate: Validate,
-        watched: str,
-        data: DeviceSequences,
-        batches: TrainingBatches,
-        on_epoch: OnEpoch | None = None,
-        log_every: int = 1,
-        max_minutes: float | None = None,
-        ema: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.model, self.criterion = model, criterion
-        self.average = None if ema is None else WeightAverage(model, ema)
-        self._optimiser, self._schedule, self._validate = optimiser, schedule, validate
-        self._data, self._batches = data, batches
-        self._watched, self._on_epoch, self._log_every = watched, on_epoch, log_every
-        self._tokens_per_epoch = int(data.targets[batches.rows].sum())
-        self._max_seconds = math.inf if max_minutes is None else 60 * max_minutes
-        self.curve: list[dict[str, Any]] = []
-        self.train_seconds, self.tokens_seen = 0.0, 0
-        self._logged = 0  # epoch
-        self.ran: list[list[str]] = []  # device and precision, more than one of a run that went on elsewhere
-        self.cut_off = False
-        self._restored: dict[str, Tensor] | None = None
-
-    def configure_optimizers(self) -> Any:
-        optimiser = make_optimiser(self.parameters(), self._optimiser)
-        steps = len(self._batches)
-        self._plan = make_schedule(optimiser, self._schedule, steps * (self.trainer.max_epochs or 1), steps)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": self._plan, "interval": "step"}}
-
-    def train_dataloader(self) -> BatchLoader:
-        """Called anew for every epoch, since the order and number of batches depend on it."""
-        self._batches.epoch = self.current_epoch
-        return BatchLoader(self._data, self._batches)
-
-    def val_dataloader(self) -> list[int]:
-        """One step: validation ranks the whole fold in its own batches."""
-        return [0]
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches are made where they are used."""
-        return batch
-
-    def on_train_start(self) -> None:
-        if self._restored is not None:
-            set_random_state(self._restored)
-            self._restored = None
-
-    def on_train_epoch_start(self) -> None:
-        self._started, self._epoch = time.perf_counter(), self.current_epoch + 1
-        how = [self.device.type, "bf16" if self.trainer.precision == "bf16-mixed" else "fp32"]
-        if how not in self.ran:
-            self.ran.append(how)
-        self._loss = torch.zeros((), device=self.device)
-        self._steps = 0
-        self._norms: list[Tensor] = []
-        self._first_bad = torch.full((), -1, device=self.device, dtype=torch.int64)
-
-    def training_step(self, batch: list[Batch], index: int) -> Tensor:
-        whole = sum(part.targets for part in batch)
-        losses = [self.model.loss(part, self.criterion) * (part.targets / whole) for part in batch]
-        loss = torch.stack(losses).sum()
-        seen = loss.detach()
-        self._loss += seen
-        self._steps += 1
-        bad = ~torch.isfinite(seen) & (self._first_bad < 0)
-        self._first_bad = torch.where(bad, self.global_step, self._first_bad)
-        if self.device.type == "cpu" or index % 50 == 0:  # on a GPU every look costs a synchronisation
-            self._check()
-        return loss
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Keeps the norm of the whole gradient, before it is clipped, of one step in ten."""
-        if self._steps % NORM_EVERY == 1:
-            gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
-            self._norms.append(torch.nn.utils.get_total_norm(gradients).detach())
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.average is not None:
-            self.average.update(self.global_step)
-
-    def validation_step(self, batch: Any, index: int) -> None:
-        self._check()
-        with (
-            nullcontext() if self.average is None else self.average.in_place(),
-            torch.autocast(self.device.type, enabled=False),  # bf16 scores would tie, and ties decide ranks
-        ):
-            metrics = self._validate(self.model)
-        if self._watched not in metrics:
-            raise ValueError(f"train.metric asks for {self._watched}; validation gives {', '.join(metrics)}")
-        self._row().update(metrics)
-        self._plan.observe(metrics[self._watched])
-        self.log_dict(metrics, batch_size=1)
-
-    def on_train_epoch_end(self) -> None:
-        self._check()
-        row = self._row()
-        self.log("train_loss", row["loss"], batch_size=1)
-        judged = self._watched in row or not self.trainer.limit_val_batches
-        over = judged and self.out_of_time
-        last = over or self._epoch == self.trainer.max_epochs
-        if self._on_epoch is not None and self._on_epoch(dict(row)) and not last:
-            self.cut_off = self.trainer.should_stop = True
-        if over:
-            self.trainer.should_stop = True
-        if judged and (not self._logged or self._epoch >= self._logged + self._log_every):
-            self._logged = self._epoch
-            metric = f", {self._watched} {row[self._watched]:.4f}" if self._watched in row else ""
-            seconds = duration(self.train_seconds)
-            log.info(
-                "%s: epoch %s, loss %.4f%s, %s",
-                training_label(self.model),
-                self._epoch,
-                row["loss"],
-                metric,
-                seconds,
-            )
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether training took as long as it may."""
-        return self.train_seconds >= self._max_seconds
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return len(self._batches)
-
-    def _row(self) -> dict[str, Any]:
-        """This epoch's row of the curve; made by whichever comes first, validation or the end of the epoch."""
-        if not self.curve or self.curve[-1]["epoch"] != self._epoch:
-            self.train_seconds += time.perf_counter() - self._started
-            self.tokens_seen += self._tokens_per_epoch
-            self.curve.append(
-                {
-                    **gpu_state(self.device),
-                    "epoch": self._epoch,
-                    "step": self.global_step,
-                    "seconds": self.train_seconds,
-                    "loss": float(self._loss) / max(self._steps, 1),
-                    "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
-                    "gradient_norm": float(torch.stack(self._norms).mean()),
-                }
-            )
-        return self.curve[-1]
-
-    def _check(self) -> None:
-        step = int(self._first_bad)
-        if step >= 0:
-            raise NonFiniteLossError(
-                f"the loss is not finite at step {step} (epoch {self._epoch}); the last good checkpoint is kept. "
-                "Lower train.optimiser.learning_rate or set train.gradient_clip"
-            )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["recpipe"] = {
-            "curve": self.curve,
-            "train_seconds": self.train_seconds,
-            "tokens_seen": self.tokens_seen,
-            "ran": self.ran,
-            "random": random_state(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["recpipe"]
-        self.curve, self.train_seconds, self.tokens_seen = (
-            state["curve"],
-            state["train_seconds"],
-            state["tokens_seen"],
-        )
-        self.ran = state.get("ran", [])
-        self._restored = state["random"]
-
-
-def training_label(model: Recommender) -> str:
-    """What log lines on its training begin with: the step that runs, `train sasrec`, or the class."""
-    return current_step() or f"train {type(model).__name__}"
-
-
-class BatchLoader:
-    """What Lightning iterates over: one epoch's batches, assembled on the device."""
-
-    def __init__(self, data: DeviceSequences, batches: TrainingBatches) -> None:
-        self.data, self.batches = data, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        for parts in self.batches:
-            yield [self.batches.gather(self.data, part) for part in parts]
+def trained_items(data: Sequences, model: Recommender) -> Tensor:
+    """Return a mask (I + 1,) of the items with events in the training windows."""
+    items = data.last(model.max_length + 1).items
+    mask = np.bincount(items, minlength=model.n_items + 1) > 0
+    mask[0] = False
+    return torch.from_numpy(mask)

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 import torch
 
 from harness import NOT_INSTALLED, OtherLoad, command_line, generated_items, own_cpu
-from recpipe.content import text_embeddings as text_encoder
+from recpipe.content import text_embeddings
 from recpipe.content.pretrained import model_folder
-from recpipe.content.text_embeddings import EncoderConfig, embed_texts
+from recpipe.content.text_embeddings import TextEncoderConfig, embed_texts
 from recpipe.training.allocator import keep_freed_memory
 
 ITEMS = Path("data/03_primary/amazon-beauty/items.parquet")
@@ -81,15 +81,15 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
 
         def ours(precision: str) -> np.ndarray:
-            config = EncoderConfig(SOURCE, precision=precision)
+            config = TextEncoderConfig(SOURCE, precision=precision)
             return embed_texts(ids, texts, config, cache_folder=Path(folder)).vectors
 
         own = row(column, "ours, fp32", reference, lambda: ours("fp32"))
         reference = own if reference is None else reference
         row(column, "ours, bf16", reference, lambda: ours("bf16"))
-        load, text_encoder.load = text_encoder.load, _refuse
+        load, text_embeddings.load_encoder = text_embeddings.load_encoder, _refuse
         row(column, "ours, nothing changed", reference, lambda: ours("fp32"))
-        text_encoder.load = load
+        text_embeddings.load_encoder = load
 
 
 def row(column: str, what: str, reference: np.ndarray | None, run: Callable[[], np.ndarray]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recpipe.config import ConfigError, Configuration, ModelInfo, read_parameters, resolve
-from recpipe.config.files import Tree, leaves, merge, plain, tree_of
+from recpipe.config.files import Tree, leaves, merge, plain, to_tree
 from recpipe.config.run_config import TOP_LEVEL
 
 FILES: dict[str, Any] = {
@@ -45,7 +45,7 @@ FILES: dict[str, Any] = {
 
 
 def files(**changed: Any) -> Tree:
-    return tree_of({**FILES, **changed}, "conf")
+    return to_tree({**FILES, **changed}, "conf")
 
 
 def test_every_layer_wins_over_those_below_it_and_no_other() -> None:
@@ -57,14 +57,14 @@ def test_every_layer_wins_over_those_below_it_and_no_other() -> None:
         ("models", "net", "profiles", "dense", "train"),
         ("models", "net", "datasets", "films", "train"),
     ]
-    bare = tree_of(
+    bare = to_tree(
         {**FILES, "train": {"epochs": 0}, "models": {"net": {"type": "net"}, "popular": {"type": "popular"}}},
         "conf",
     )
     for size in range(1, len(layers) + 1):
         for chosen in combinations(range(len(layers)), size):
             said = [nested(layers[number], {"epochs": number + 1}) for number in chosen]
-            tree = merge(bare, *(tree_of(each, "conf") for each in said))
+            tree = merge(bare, *(to_tree(each, "conf") for each in said))
             assert resolve(tree).train["epochs"] == max(chosen) + 1
     paths = [path for path in layers if path != layers[0]]
     for path in [("train",), *paths]:
@@ -130,7 +130,7 @@ def test_every_value_knows_where_it_comes_from() -> None:
     assert origins["models.net.train.metric"].file == "command line"
     assert origins["protocol.history"].origin == "conf: datasets.films.protocol.history"
     values = plain(configuration.tree("net"))
-    assert {key: leaf.value for key, leaf in leaves(tree_of(values, ""))} == {
+    assert {key: leaf.value for key, leaf in leaves(to_tree(values, ""))} == {
         key.removeprefix("models.net."): leaf.value
         for key, leaf in origins.items()
         if key.startswith("models.net.")

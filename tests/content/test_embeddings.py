@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recpipe.content.embeddings import Embeddings, content_keys, joined
+from recpipe.content.embeddings import Embeddings, concatenate_embeddings, content_keys
 
 
 def made(ids: str, *, absent: str = "", space: str = "s", width: int = 3, seed: int = 0) -> Embeddings:
@@ -95,7 +95,7 @@ def test_what_does_not_agree_is_refused(change: str) -> None:
 
 def test_joined_blocks_weigh_the_same() -> None:
     text, image = made("abcd", absent="bd"), made("abcd", absent="cd", space="i", width=5, seed=1)
-    both = joined(text, image)
+    both = concatenate_embeddings(text, image)
     assert both.vectors.shape == (4, 8)
     assert both.present.tolist() == [True, True, True, False]
     norms = [np.linalg.norm(block, axis=1) for block in np.split(both.vectors, [3], axis=1)]
@@ -105,12 +105,12 @@ def test_joined_blocks_weigh_the_same() -> None:
         both.vectors[0, :3], text.vectors[0] / np.linalg.norm(text.vectors[0]) * half, atol=1e-6
     )
     assert both.keys[3] == "" and len(set(both.keys)) == 4
-    assert joined(text, made("abcd", absent="cd", space="j", width=5)).space != both.space
+    assert concatenate_embeddings(text, made("abcd", absent="cd", space="j", width=5)).space != both.space
 
 
 def test_joined_refuses_other_items() -> None:
     with pytest.raises(ValueError, match="same order"):
-        joined(made("abc"), made("acb"))
+        concatenate_embeddings(made("abc"), made("acb"))
 
 
 def test_keys_depend_on_content_and_space() -> None:

@@ -28,14 +28,14 @@ from safetensors.torch import load_file, save_file
 
 from recpipe.content import image_embeddings as module
 from recpipe.content.embeddings import Embeddings
-from recpipe.content.image_embeddings import ImageConfig, embed_images
+from recpipe.content.image_embeddings import ImageEncoderConfig, embed_images
 from recpipe.content.image_encoder import ImageEncoder, opened
-from recpipe.content.image_sources import ImageConf, opener, references
+from recpipe.content.image_sources import ImageSourceConfig, opener, references
 
 POSTERS = Path(__file__).parents[3] / "shared" / "data" / "ml-1m-posters-128px.zip"
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {**SMALL, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 8}
-CONF = ImageConf(column="image")
+CONF = ImageSourceConfig(column="image")
 
 
 def save_siglip(folder: Path, *, seed: int = 0, **vision: Any) -> Path:
@@ -94,7 +94,7 @@ class Shop:
 
     def __init__(self, raw: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.raw, self.cache = raw, raw.parent / "cache"
-        self.config = ImageConfig(str(source), precision="fp32", device="cpu", batch=4)
+        self.config = ImageEncoderConfig(str(source), precision="fp32", device="cpu", batch=4)
         self.loaded = self.decoded = 0
         load, real_open = ImageEncoder.__init__, opened
 
@@ -111,7 +111,9 @@ class Shop:
         self.ids = [f"i{number}" for number in range(12)]
         self.names: list[str | None] = [f"{number}.png" for number in range(12)]
 
-    def embed(self, config: ImageConfig | None = None, read: Any = None) -> tuple[Embeddings, pa.Table]:
+    def embed(
+        self, config: ImageEncoderConfig | None = None, read: Any = None
+    ) -> tuple[Embeddings, pa.Table]:
         self.loaded = self.decoded = 0
         return embed_images(
             self.ids,
@@ -567,7 +569,7 @@ def test_settings_that_do_not_exist(shop: Shop, change: dict[str, Any], message:
 
 def test_limits_of_nothing() -> None:
     with pytest.raises(ValueError, match="batch 0"):
-        ImageConfig(batch=0)
+        ImageEncoderConfig(batch=0)
 
 
 def test_items_that_do_not_fit(shop: Shop) -> None:
@@ -594,7 +596,7 @@ def test_real_posters(tmp_path: Path, siglip: Path) -> None:
         stems = sorted(Path(name).stem for name in archive.namelist())[::33]
     items = pa.table({"item_id": [*stems, "no such film"]})
     conf = {"from": POSTERS.name, "name": "images/{item_id}.jpg"}
-    config = ImageConfig(str(siglip), precision="fp32", device="cpu")
+    config = ImageEncoderConfig(str(siglip), precision="fp32", device="cpu")
     read = opener(conf, POSTERS.parent)
     found, refused = embed_images(
         items["item_id"].to_pylist(),

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from recpipe.content import image_encoder as image_decoding
 from recpipe.content.image_encoder import opened
-from recpipe.content.image_sources import ImageRefused
+from recpipe.content.image_sources import UnusableImageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -37,7 +37,7 @@ def pixels(data: bytes, max_pixels: float = 1e6) -> np.ndarray:
 
 
 def refusal(data: bytes, max_pixels: float = 1e6) -> str:
-    with pytest.raises(ImageRefused) as caught:
+    with pytest.raises(UnusableImageError) as caught:
         pixels(data, max_pixels)
     return str(caught.value)
 
@@ -93,7 +93,7 @@ def test_random_damage_never_escapes_as_another_error() -> None:
             damaged = whole.copy()
             where = rng.integers(0, min(len(damaged), 120), 4)
             damaged[where] = rng.integers(0, 256, 4)
-            with suppress(ImageRefused):
+            with suppress(UnusableImageError):
                 assert pixels(damaged.tobytes()).ndim == 3
 
 

@@ -15,9 +15,15 @@ import pyarrow as pa
 import pytest
 
 from recpipe.content import image_urls
-from recpipe.content.image_sources import ImageConf, ImageRefused, Unreachable, opener, references
+from recpipe.content.image_sources import (
+    ImageSourceConfig,
+    Unreachable,
+    UnusableImageError,
+    opener,
+    references,
+)
 
-PATHS = ImageConf(column="image")
+PATHS = ImageSourceConfig(column="image")
 
 
 @pytest.fixture
@@ -30,14 +36,14 @@ def raw(tmp_path: Path) -> Path:
 
 
 def refusal(read: Callable[[str], bytes], reference: str) -> str:
-    with pytest.raises(ImageRefused) as caught:
+    with pytest.raises(UnusableImageError) as caught:
         read(reference)
     return str(caught.value)
 
 
 def test_a_template_fills_plain_fields_and_skips_items_that_lack_one() -> None:
     items = pa.table({"item_id": ["1", "2", "3", ""], "year": [1999, None, 2001, 2002]})
-    conf = ImageConf(source="posters.zip", name="images/{year}/{item_id}.jpg")
+    conf = ImageSourceConfig(source="posters.zip", name="images/{year}/{item_id}.jpg")
     assert references(items, conf) == ["images/1999/1.jpg", None, "images/2001/3.jpg", None]
 
 
@@ -46,7 +52,7 @@ def test_a_column_of_names_or_of_lists() -> None:
         {"item_id": ["1", "2", "3"], "image": [" a.jpg ", "", None], "all": [[None, "b"], [], None]}
     )
     assert references(items, PATHS) == ["a.jpg", None, None]
-    assert references(items, ImageConf(column="all")) == ["b", None, None]
+    assert references(items, ImageSourceConfig(column="all")) == ["b", None, None]
     assert references(items.slice(0, 0), PATHS) == []
 
 
@@ -64,12 +70,14 @@ def test_a_column_of_names_or_of_lists() -> None:
 )
 def test_a_block_that_makes_no_sense(block: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ImageConf.of(block)
+        ImageSourceConfig.from_block(block)
 
 
 def test_a_block_says_from_where() -> None:
     block = {"from": "posters.zip", "name": "{item_id}.jpg", "retries": 1}
-    assert ImageConf.of(block) == ImageConf(source="posters.zip", name="{item_id}.jpg", retries=1)
+    assert ImageSourceConfig.from_block(block) == ImageSourceConfig(
+        source="posters.zip", name="{item_id}.jpg", retries=1
+    )
     assert references(pa.table({"item_id": ["7"]}), block) == ["7.jpg"]
 
 
@@ -78,7 +86,7 @@ def test_a_block_says_from_where() -> None:
 )
 def test_templates_reach_for_nothing_but_columns(name: str) -> None:
     with pytest.raises(ValueError, match="content.image: name"):
-        references(pa.table({"item_id": ["1"]}), ImageConf(name=name))
+        references(pa.table({"item_id": ["1"]}), ImageSourceConfig(name=name))
 
 
 def test_a_column_that_is_not_there() -> None:
@@ -89,7 +97,7 @@ def test_a_column_that_is_not_there() -> None:
 def test_a_file_in_the_folder(raw: Path) -> None:
     assert opener(PATHS, raw)("pictures/a.jpg") == b"picture a"
     assert opener(PATHS, raw)("./pictures\\a.jpg") == b"picture a"
-    assert opener(ImageConf(source="pictures", column="image"), raw)("a.jpg") == b"picture a"
+    assert opener(ImageSourceConfig(source="pictures", column="image"), raw)("a.jpg") == b"picture a"
 
 
 @pytest.mark.parametrize("reference", ["pictures/b.jpg", "nothing/a.jpg", "."])
@@ -152,9 +160,9 @@ def test_a_file_of_100_mb_is_refused_unread(raw: Path) -> None:
 def test_a_source_that_is_missing_or_neither_folder_nor_zip(raw: Path) -> None:
     (raw / "posters.zip").write_text("half a down")
     with pytest.raises(ValueError, match="neither a folder nor a whole zip"):
-        opener(ImageConf(source="posters.zip", name="{item_id}.jpg"), raw)
+        opener(ImageSourceConfig(source="posters.zip", name="{item_id}.jpg"), raw)
     with pytest.raises(ValueError, match="other.zip is missing"):
-        opener(ImageConf(source="other.zip", name="{item_id}.jpg"), raw)
+        opener(ImageSourceConfig(source="other.zip", name="{item_id}.jpg"), raw)
 
 
 def packed(raw: Path, **more: Callable[[zipfile.ZipInfo], None]) -> Callable[[str], bytes]:
@@ -165,7 +173,7 @@ def packed(raw: Path, **more: Callable[[zipfile.ZipInfo], None]) -> Callable[[st
             info = zipfile.ZipInfo(f"images/{name}.jpg")
             change(info)
             archive.writestr(info, b"target")
-    return opener(ImageConf(source="posters.zip", name="images/{item_id}.jpg"), raw)
+    return opener(ImageSourceConfig(source="posters.zip", name="images/{item_id}.jpg"), raw)
 
 
 def test_an_image_in_a_zip(raw: Path) -> None:
@@ -180,7 +188,7 @@ def test_many_threads_read_one_zip(raw: Path) -> None:
     with zipfile.ZipFile(raw / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(50):
             archive.writestr(str(number), str(number).encode() * 5000)
-    read = opener(ImageConf(source="many.zip", column="image"), raw)
+    read = opener(ImageSourceConfig(source="many.zip", column="image"), raw)
     with ThreadPoolExecutor(8) as pool:
         bodies = list(pool.map(read, [str(number % 50) for number in range(400)]))
     assert bodies == [str(number % 50).encode() * 5000 for number in range(400)]
@@ -190,7 +198,7 @@ def test_entries_outside_the_zip(raw: Path) -> None:
     with zipfile.ZipFile(raw / "posters.zip", "w") as archive:
         archive.writestr("images/../../evil.jpg", b"x")
         archive.writestr("/evil.jpg", b"x")
-    read = opener(ImageConf(source="posters.zip", column="image"), raw)
+    read = opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
     assert refusal(read, "images/../../evil.jpg") == "a path that leaves the folder"
     assert refusal(read, "/evil.jpg") == "a path that leaves the folder"
 
@@ -214,7 +222,7 @@ def patched(raw: Path, old: bytes, new: bytes) -> Callable[[str], bytes]:
     data = path.read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new))
-    return opener(ImageConf(source="posters.zip", column="image"), raw)
+    return opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
 
 
 def test_a_locked_entry(raw: Path) -> None:
@@ -224,7 +232,7 @@ def test_a_locked_entry(raw: Path) -> None:
     data[6] |= 1  # flag bits of the local header
     data[data.index(b"PK\x01\x02") + 8] |= 1  # and of the directory
     path.write_bytes(data)
-    read = opener(ImageConf(source="posters.zip", column="image"), raw)
+    read = opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
     assert refusal(read, "images/a.jpg") == "locked with a password in the zip"
 
 
@@ -246,7 +254,7 @@ def test_damage_of_any_kind_refuses_that_entry_alone(raw: Path, method: int, at:
     start = 30 + len("a.jpg") + at  # past the header
     data[start : start + 9] = bytes(byte ^ 0x5A for byte in data[start : start + 9])
     path.write_bytes(data)
-    read = opener(ImageConf(source="posters.zip", column="image"), raw)
+    read = opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
     assert "not whole in the zip" in refusal(read, "a.jpg")
     assert read("b.jpg") == b"picture b"
 
@@ -268,7 +276,7 @@ def test_a_small_entry_that_unpacks_to_much(raw: Path) -> None:
     with zipfile.ZipFile(raw / "posters.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", bytes(30 << 20))
     assert (raw / "posters.zip").stat().st_size < 100_000
-    read = opener(ImageConf(source="posters.zip", column="image"), raw)
+    read = opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
     assert refusal(read, "a.jpg") == "31,457,280 bytes, more than max_bytes 20,971,520"
 
 
@@ -286,7 +294,7 @@ def test_addresses_are_fetched_with_the_settings_of_the_block(
     monkeypatch.setattr(
         image_urls, "fetch", lambda url, **settings: asked.update(url=url, **settings) or b"x"
     )
-    read = opener(ImageConf(column="image", timeout=3, retries=1), raw, raw / "cache")
+    read = opener(ImageSourceConfig(column="image", timeout=3, retries=1), raw, raw / "cache")
     assert read("https://example.com/a.jpg", max_bytes=7) == b"x"
     assert asked == {
         "url": "https://example.com/a.jpg",
@@ -318,7 +326,12 @@ def test_a_host_that_never_answers_is_given_up(raw: Path, monkeypatch: pytest.Mo
 
 
 def test_a_host_that_has_no_such_image_did_answer(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [Unreachable("silence"), FileNotFoundError(), Unreachable("silence"), ImageRefused("403")] * 15
+    answers = [
+        Unreachable("silence"),
+        FileNotFoundError(),
+        Unreachable("silence"),
+        UnusableImageError("403"),
+    ] * 15
 
     def fetch(url: str, **_: object) -> bytes:
         raise answers.pop()
@@ -326,7 +339,7 @@ def test_a_host_that_has_no_such_image_did_answer(raw: Path, monkeypatch: pytest
     monkeypatch.setattr(image_urls, "fetch", fetch)
     read = opener(PATHS, raw)
     for number in range(60):
-        with pytest.raises((ImageRefused, FileNotFoundError)) as caught:
+        with pytest.raises((UnusableImageError, FileNotFoundError)) as caught:
             read(f"http://shop.example/{number}")
         assert "in a row" not in str(caught.value)
 

@@ -17,7 +17,7 @@ import pytest
 from urllib3.util import parse_url
 
 from recpipe.content import image_urls
-from recpipe.content.image_sources import ImageRefused, Unreachable
+from recpipe.content.image_sources import Unreachable, UnusableImageError
 from recpipe.content.image_urls import fetch, public_addresses
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -104,7 +104,7 @@ def test_the_second_time_it_comes_from_the_cache(site: Site, tmp_path: Path) -> 
 
 def test_a_refused_answer_is_not_kept(site: Site, tmp_path: Path) -> None:
     site.pages["/a.jpg"] = in_turn(says(b"<html>", Content_Type="text/html; charset=utf-8"), says())
-    with pytest.raises(ImageRefused, match="text/html"):
+    with pytest.raises(UnusableImageError, match="text/html"):
         get(site.url(), cache_folder=tmp_path)
     assert get(site.url(), cache_folder=tmp_path) == b"pixels"
 
@@ -112,7 +112,7 @@ def test_a_refused_answer_is_not_kept(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [True, False], ids=["announced", "not announced"])
 def test_more_bytes_than_allowed(site: Site, length: bool) -> None:
     site.pages |= {"/a.jpg": says(b"x" * 1001, length=length), "/b.jpg": says(b"x" * 1000, length=length)}
-    with pytest.raises(ImageRefused, match="more than max_bytes 1,000"):
+    with pytest.raises(UnusableImageError, match="more than max_bytes 1,000"):
         get(site.url())
     assert len(get(site.url("/b.jpg"))) == 1000
     assert site.asked["/a.jpg"] == 1
@@ -125,7 +125,7 @@ def test_an_endless_answer_is_left_after_max_bytes(site: Site) -> None:
             request.wfile.write(b"x" * 4096)
 
     site.pages["/a.jpg"] = endless
-    with pytest.raises(ImageRefused, match="max_bytes"):
+    with pytest.raises(UnusableImageError, match="max_bytes"):
         get(site.url(), max_bytes=1 << 20)
 
 
@@ -139,7 +139,7 @@ def test_nothing_there_is_a_missing_file_and_is_asked_once(site: Site, status: i
 
 def test_forbidden_is_refused_at_once(site: Site) -> None:
     site.pages["/a.jpg"] = says(status=403)
-    with pytest.raises(ImageRefused, match="403") as caught:
+    with pytest.raises(UnusableImageError, match="403") as caught:
         get(site.url())
     assert site.asked["/a.jpg"] == 1
     assert not isinstance(caught.value, Unreachable)
@@ -225,7 +225,7 @@ def test_at_most_five_redirects(site: Site) -> None:
         site.pages[f"/{hop}"] = says(status=302, Location=f"/{hop + 1}")
     site.pages |= {"/5": says(), "/round": says(status=302, Location="/round")}
     assert get(site.url("/0")) == b"pixels"
-    with pytest.raises(ImageRefused, match="more than 5 redirects"):
+    with pytest.raises(UnusableImageError, match="more than 5 redirects"):
         get(site.url("/round"))
     assert site.asked["/round"] == 6
 
@@ -237,9 +237,9 @@ def test_every_hop_is_checked(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
         "/a.jpg": says(status=302, Location="http://169.254.169.254/latest/meta-data"),
         "/b.jpg": says(status=302, Location="file:///etc/passwd"),
     }
-    with pytest.raises(ImageRefused, match=r"169\.254\.169\.254, which is not public"):
+    with pytest.raises(UnusableImageError, match=r"169\.254\.169\.254, which is not public"):
         get(site.url(), private=False)
-    with pytest.raises(ImageRefused, match="scheme 'file'"):
+    with pytest.raises(UnusableImageError, match="scheme 'file'"):
         get(site.url("/b.jpg"), private=False)
 
 
@@ -264,7 +264,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
 def test_one_address_among_several_that_is_not_public_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(2, 1, 6, "", ("93.184.216.34", 80)), (2, 1, 6, "", ("10.0.0.7", 80))]
     monkeypatch.setattr(image_urls.socket, "getaddrinfo", lambda *_, **__: found)
-    with pytest.raises(ImageRefused, match=r"10\.0\.0\.7"):
+    with pytest.raises(UnusableImageError, match=r"10\.0\.0\.7"):
         public_addresses(parse_url("http://shop.example/a.jpg"))
 
 
@@ -302,7 +302,7 @@ def test_one_address_among_several_that_is_not_public_is_enough(monkeypatch: pyt
 def test_addresses_that_are_not_public_are_refused(host: str) -> None:
     try:
         found = public_addresses(parse_url(f"http://{host}/a.jpg"))
-    except ImageRefused as refused:
+    except UnusableImageError as refused:
         assert "not public" in str(refused)
     except image_urls._Again:
         pytest.skip(f"this machine's resolver does not know {host}")  # so nothing would be fetched either
@@ -328,13 +328,13 @@ def test_public_addresses_are_taken(host: str) -> None:
     ],
 )
 def test_addresses_that_are_no_web_pages(url: str, reason: str) -> None:
-    with pytest.raises(ImageRefused, match=reason):
+    with pytest.raises(UnusableImageError, match=reason):
         fetch(url, max_bytes=1000)
 
 
 def test_packed_answers_are_refused(site: Site) -> None:
     site.pages["/a.jpg"] = says(Content_Encoding="gzip")
-    with pytest.raises(ImageRefused, match="gzip"):
+    with pytest.raises(UnusableImageError, match="gzip"):
         get(site.url())
 
 
@@ -362,9 +362,9 @@ def test_tls_is_checked_against_the_name_not_the_address(
     at_home = [(2, 1, 6, "", ("127.0.0.1", site.port))]
     monkeypatch.setattr(image_urls.socket, "getaddrinfo", lambda *_, **__: at_home)
     site.pages["/a.jpg"] = says()
-    with pytest.raises(ImageRefused, match="certificate"):  # nobody vouches for it
+    with pytest.raises(UnusableImageError, match="certificate"):  # nobody vouches for it
         get(f"https://shop.example:{site.port}/a.jpg")
     monkeypatch.setattr(image_urls, "_trust", lambda: ssl.create_default_context(cafile=str(secure)))
     assert get(f"https://shop.example:{site.port}/a.jpg") == b"pixels"
-    with pytest.raises(ImageRefused, match="certificate"):
+    with pytest.raises(UnusableImageError, match="certificate"):
         get(f"https://other.example:{site.port}/a.jpg")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recpipe.content.item_texts import with_columns, without_stand_ins
+from recpipe.content.item_texts import clear_placeholder_texts, with_columns
 
 ITEMS = pa.table({"item_id": ["007", "42", "x"], "title": ["Bond", "Answer", "x"]})
 CSV = 'sku,other,plot\n007,1,"0010, and\nmore"\n9,2,nobody\n42,3,null\n'
@@ -140,7 +140,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, file: str, content:
 def test_stand_ins_are_null_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     items = ITEMS.append_column("text", [["007", None, "x y"]]).append_column("brand", [["007", "42", "x"]])
     with caplog.at_level(logging.INFO):
-        made = without_stand_ins(items)
+        made = clear_placeholder_texts(items)
     assert made["title"].to_pylist() == ["Bond", "Answer", None]
     assert made["text"].to_pylist() == [None, None, "x y"]
     assert made["brand"].equals(items["brand"]) and made.column_names == items.column_names
@@ -149,4 +149,4 @@ def test_stand_ins_are_null_and_counted(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_items_without_titles_or_with_numbers_for_titles_stay() -> None:
     for items in (pa.table({"item_id": ["1"]}), pa.table({"item_id": ["1"], "title": [1]})):
-        assert without_stand_ins(items).equals(items)
+        assert clear_placeholder_texts(items).equals(items)

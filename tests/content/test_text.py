@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertModel, T5EncoderModel
 
-from recpipe.content import text_embeddings as text_encoder
+from recpipe.content import text_embeddings
 from recpipe.content.pretrained import model_folder
-from recpipe.content.text_embeddings import EncoderConfig, TextEncoder, batches, embed_texts
+from recpipe.content.text_embeddings import TextEncoder, TextEncoderConfig, batches, embed_texts
 
-MINILM = EncoderConfig("sentence-transformers/all-MiniLM-L6-v2", precision="fp32")
+MINILM = TextEncoderConfig("sentence-transformers/all-MiniLM-L6-v2", precision="fp32")
 WORDS = [
     "one",
     "two words",
@@ -52,13 +52,13 @@ def ids(texts: list[Any]) -> list[str]:
     return [f"i{n}" for n in range(len(texts))]
 
 
-def embed(texts: list[str | None], config: EncoderConfig, folder: Path, **more: Any) -> Any:
+def embed(texts: list[str | None], config: TextEncoderConfig, folder: Path, **more: Any) -> Any:
     return embed_texts(ids(texts), texts, config, cache_folder=folder, **more)
 
 
 @pytest.fixture
-def tiny(bert_folder: Path) -> EncoderConfig:
-    return EncoderConfig(str(bert_folder), max_length=32, precision="fp32", device="cpu")
+def tiny(bert_folder: Path) -> TextEncoderConfig:
+    return TextEncoderConfig(str(bert_folder), max_length=32, precision="fp32", device="cpu")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def no_encoder(monkeypatch: pytest.MonkeyPatch) -> Any:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("an encoder was loaded")
 
-    return lambda: monkeypatch.setattr(text_encoder, "load", refuse)
+    return lambda: monkeypatch.setattr(text_embeddings, "load_encoder", refuse)
 
 
 def test_equals_sentence_transformers(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_bf16_is_near_and_the_same_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_pooling_against_one_text_at_a_time(
-    pooling: str, normalise: bool, tiny: EncoderConfig, bert_folder: Path, tmp_path: Path
+    pooling: str, normalise: bool, tiny: TextEncoderConfig, bert_folder: Path, tmp_path: Path
 ) -> None:
     model, tokenizer = (
         BertModel.from_pretrained(bert_folder).eval(),
@@ -144,20 +144,22 @@ def test_sentence_t5_uses_the_encoder_only(
         with torch.no_grad():
             hidden = model(tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         expected.append(torch.nn.functional.normalize(weight @ hidden.mean(0), dim=0).numpy())
-    loaded, load = [], text_encoder._model
-    monkeypatch.setattr(text_encoder, "_model", lambda *given: loaded.append(load(*given)) or loaded[0])
-    config = EncoderConfig(str(dense_t5), pooling="mean_dense", max_length=32, precision="fp32", device="cpu")
+    loaded, load = [], text_embeddings._model
+    monkeypatch.setattr(text_embeddings, "_model", lambda *given: loaded.append(load(*given)) or loaded[0])
+    config = TextEncoderConfig(
+        str(dense_t5), pooling="mean_dense", max_length=32, precision="fp32", device="cpu"
+    )
     ours = embed(WORDS, config, tmp_path / "cache")
     np.testing.assert_allclose(ours.vectors, expected, atol=1e-5)
     assert type(loaded[0]) is T5EncoderModel and ours.width == 24
 
 
-def test_mean_dense_without_dense_is_refused(tiny: EncoderConfig, tmp_path: Path) -> None:
+def test_mean_dense_without_dense_is_refused(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks 2_Dense.*pooling: mean"):
         embed(WORDS, replace(tiny, pooling="mean_dense"), tmp_path)
 
 
-def test_vector_does_not_depend_on_the_batch(tiny: EncoderConfig, tmp_path: Path) -> None:
+def test_vector_does_not_depend_on_the_batch(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     texts = [*WORDS, *(f"{'ab ' * n}c" for n in range(25))]
     alone = np.concatenate([embed([text], tiny, tmp_path / str(n)).vectors for n, text in enumerate(texts)])
     for budget in (1, 40, 100, 100_000):
@@ -173,10 +175,10 @@ def test_batches_hold_every_row_once_and_little_padding(lengths: list[int], budg
     for rows in parts:
         longest = array[rows].max()
         assert len(rows) == 1 or longest * len(rows) <= budget
-        assert array[rows].min() >= longest * (1 - text_encoder.PADDING)
+        assert array[rows].min() >= longest * (1 - text_embeddings.PADDING)
 
 
-def test_nothing_changed_loads_no_encoder(tiny: EncoderConfig, tmp_path: Path, no_encoder: Any) -> None:
+def test_nothing_changed_loads_no_encoder(tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any) -> None:
     first = embed([*WORDS, None], tiny, tmp_path)
     no_encoder()
     again = embed([*WORDS, None], tiny, tmp_path)
@@ -184,7 +186,9 @@ def test_nothing_changed_loads_no_encoder(tiny: EncoderConfig, tmp_path: Path, n
     assert again.hash == first.hash and again.about == first.about
 
 
-def test_one_changed_item_is_embedded_alone(tiny: EncoderConfig, tmp_path: Path, asked: list[str]) -> None:
+def test_one_changed_item_is_embedded_alone(
+    tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]
+) -> None:
     first = embed(WORDS, tiny, tmp_path)
     asked.clear()
     second = embed([*WORDS[:3], "changed", *WORDS[4:]], tiny, tmp_path)
@@ -193,7 +197,7 @@ def test_one_changed_item_is_embedded_alone(tiny: EncoderConfig, tmp_path: Path,
     assert np.flatnonzero(differing).tolist() == [3] and first.hash != second.hash
 
 
-def test_order_of_items_does_not_matter(tiny: EncoderConfig, tmp_path: Path, no_encoder: Any) -> None:
+def test_order_of_items_does_not_matter(tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any) -> None:
     first = embed(WORDS, tiny, tmp_path)
     no_encoder()
     names = ids(WORDS)
@@ -203,7 +207,7 @@ def test_order_of_items_does_not_matter(tiny: EncoderConfig, tmp_path: Path, no_
 
 
 def test_killed_run_goes_on(
-    tiny: EncoderConfig, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny: TextEncoderConfig, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = TextEncoder.encode
 
@@ -226,13 +230,13 @@ def test_killed_run_goes_on(
     assert second.about == whole.about
 
 
-def test_equal_texts_are_encoded_once(tiny: EncoderConfig, tmp_path: Path, asked: list[str]) -> None:
+def test_equal_texts_are_encoded_once(tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]) -> None:
     made = embed(["same", "other", " same\n"], tiny, tmp_path)
     assert sorted(asked) == ["other", "same"] and made.about["distinct_texts"] == 2
     np.testing.assert_array_equal(made.vectors[0], made.vectors[2])
 
 
-def test_items_without_text_are_masked(tiny: EncoderConfig, tmp_path: Path, asked: list[str]) -> None:
+def test_items_without_text_are_masked(tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]) -> None:
     made = embed([None, "a", "", " \t\n\u3000"], tiny, tmp_path)
     assert made.present.tolist() == [False, True, False, False] and asked == ["a"]
     assert not made.vectors[~made.present].any() and made.about["without_text"] == 3
@@ -240,14 +244,14 @@ def test_items_without_text_are_masked(tiny: EncoderConfig, tmp_path: Path, aske
 
 @pytest.mark.parametrize("texts", [[None, " "], []], ids=["blank", "no items"])
 def test_no_text_at_all_needs_no_encoder(
-    texts: list[str | None], tiny: EncoderConfig, tmp_path: Path, no_encoder: Any
+    texts: list[str | None], tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any
 ) -> None:
     no_encoder()
     made = embed(texts, tiny, tmp_path)
     assert made.vectors.shape == (len(texts), 0) and not made.present.any()
 
 
-def test_long_text_is_cut_and_counted(tiny: EncoderConfig, tmp_path: Path) -> None:
+def test_long_text_is_cut_and_counted(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     long = "ab " * 33_334
     made = embed(
         [long, "ab " * 15, "ab " * 15 + "c"], tiny, tmp_path
@@ -256,27 +260,27 @@ def test_long_text_is_cut_and_counted(tiny: EncoderConfig, tmp_path: Path) -> No
     np.testing.assert_allclose(made.vectors[0], made.vectors[1], atol=1e-6)
 
 
-def test_text_of_unknown_signs_only(tiny: EncoderConfig, tmp_path: Path) -> None:
+def test_text_of_unknown_signs_only(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     made = embed(["漢字", "\u200b\ufeff", "🙂"], tiny, tmp_path)
     assert made.present.all() and np.isfinite(made.vectors).all()
 
 
-def test_duplicate_ids_are_refused(tiny: EncoderConfig, tmp_path: Path) -> None:
+def test_duplicate_ids_are_refused(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'a'"):
         embed_texts(["a", "a"], ["x", "y"], tiny, cache_folder=tmp_path)
 
 
-def test_one_text_per_item(tiny: EncoderConfig, tmp_path: Path) -> None:
+def test_one_text_per_item(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 item ids and 1 texts"):
         embed_texts(["a", "b"], ["x"], tiny, cache_folder=tmp_path)
 
 
-def harmed(folder: Path, place: Path, change: Any) -> EncoderConfig:
+def harmed(folder: Path, place: Path, change: Any) -> TextEncoderConfig:
     copied = Path(shutil.copytree(folder, place))
     weights = load_file(copied / "model.safetensors")
     change(weights)
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    return EncoderConfig(str(copied), max_length=32, precision="fp32", device="cpu")
+    return TextEncoderConfig(str(copied), max_length=32, precision="fp32", device="cpu")
 
 
 def test_encoder_that_gives_nan_is_refused(bert_folder: Path, tmp_path: Path) -> None:
@@ -311,7 +315,7 @@ def test_files_that_are_there_but_bad_are_one_sentence(name: str, bert_folder: P
     file, text = BAD[name]
     (folder / file).write_text(text)
     with pytest.raises(ValueError, match=f"{folder} cannot be loaded as a text encoder.*: .") as raised:
-        embed(WORDS, EncoderConfig(str(folder), max_length=32, device="cpu"), tmp_path / "cache")
+        embed(WORDS, TextEncoderConfig(str(folder), max_length=32, device="cpu"), tmp_path / "cache")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
@@ -326,12 +330,14 @@ def test_weights_of_another_model_are_named(bert_folder: Path, tmp_path: Path) -
 def test_a_dense_layer_that_is_not_whole(name: str, dense_t5: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(dense_t5, tmp_path / "bad"))
     (folder / "2_Dense" / name).write_text("{")
-    config = EncoderConfig(str(folder), pooling="mean_dense", max_length=32, device="cpu")
+    config = TextEncoderConfig(str(folder), pooling="mean_dense", max_length=32, device="cpu")
     with pytest.raises(ValueError, match="2_Dense cannot be loaded as a dense layer"):
         embed(WORDS, config, tmp_path / "cache")
 
 
-def test_space_is_all_that_decides_a_vector(tiny: EncoderConfig, bert_folder: Path, tmp_path: Path) -> None:
+def test_space_is_all_that_decides_a_vector(
+    tiny: TextEncoderConfig, bert_folder: Path, tmp_path: Path
+) -> None:
     other = harmed(bert_folder, tmp_path / "other", lambda weights: weights["pooler.dense.bias"].add_(1))
     changed = [
         other,
@@ -352,14 +358,14 @@ def test_space_is_all_that_decides_a_vector(tiny: EncoderConfig, bert_folder: Pa
 
 
 def test_a_machine_of_another_precision_shares_the_space_and_not_the_cache(
-    tiny: EncoderConfig, tmp_path: Path, asked: list[str]
+    tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]
 ) -> None:
     fine, rough = (embed(WORDS[:2], replace(tiny, precision=name), tmp_path) for name in ("fp32", "bf16"))
     assert len(asked) == 4
     assert fine.hash == rough.hash and not np.array_equal(fine.vectors, rough.vectors)
 
 
-def test_prefix_goes_before_every_text(tiny: EncoderConfig, tmp_path: Path, asked: list[str]) -> None:
+def test_prefix_goes_before_every_text(tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]) -> None:
     made = embed(["a", None], replace(tiny, prefix="query: "), tmp_path)
     plain = embed(["query: a"], tiny, tmp_path)
     assert asked == ["query: a", "query: a"] and made.present.tolist() == [True, False]
@@ -367,7 +373,7 @@ def test_prefix_goes_before_every_text(tiny: EncoderConfig, tmp_path: Path, aske
 
 
 def test_template_changes_the_space_but_not_the_cache(
-    tiny: EncoderConfig, tmp_path: Path, no_encoder: Any
+    tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any
 ) -> None:
     first = embed(WORDS, tiny, tmp_path, template="{title}")
     no_encoder()
@@ -395,7 +401,7 @@ def test_null_reads_the_models_own_settings(
             json.dumps({"word_embedding_dimension": 32, **modes})
         )
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
-    config = EncoderConfig(str(folder), pooling=None, max_length=None, precision="fp32")
+    config = TextEncoderConfig(str(folder), pooling=None, max_length=None, precision="fp32")
     own = embed(WORDS, config, tmp_path / "a")
     said = embed(WORDS, replace(config, pooling=pooling, max_length=16), tmp_path / "b")
     np.testing.assert_array_equal(own.vectors, said.vectors)
@@ -407,7 +413,7 @@ def test_own_pooling_that_is_unknown_is_refused(bert_folder: Path, tmp_path: Pat
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(ValueError, match="pooling_mode_max_tokens: set `pooling`"):
-        embed(WORDS, EncoderConfig(str(folder), pooling=None, max_length=32), tmp_path)
+        embed(WORDS, TextEncoderConfig(str(folder), pooling=None, max_length=32), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +422,7 @@ def test_own_pooling_that_is_unknown_is_refused(bert_folder: Path, tmp_path: Pat
 def test_wrong_settings_are_named(setting: dict[str, Any]) -> None:
     name, value = next(iter(setting.items()))
     with pytest.raises(ValueError, match=f"{name} is {value!r}"):
-        EncoderConfig("x", **setting)
+        TextEncoderConfig("x", **setting)
 
 
 @pytest.mark.parametrize(
@@ -425,13 +431,13 @@ def test_wrong_settings_are_named(setting: dict[str, Any]) -> None:
     ids=lambda s: str(*s.values()),
 )
 def test_wrong_machine_settings_are_named(
-    setting: dict[str, Any], tiny: EncoderConfig, tmp_path: Path
+    setting: dict[str, Any], tiny: TextEncoderConfig, tmp_path: Path
 ) -> None:
     name, value = next(iter(setting.items()))
     with pytest.raises(ValueError, match=f"{name} is {value!r}"):
         embed(WORDS, replace(tiny, **setting), tmp_path)
 
 
-def test_more_tokens_than_positions_are_refused(tiny: EncoderConfig, tmp_path: Path) -> None:
+def test_more_tokens_than_positions_are_refused(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_length is 65.*at most 64"):
         embed(WORDS, replace(tiny, max_length=65), tmp_path)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recpipe.content.vector_file import VectorFile, embed_file
+from recpipe.content.vector_file import VectorFileConfig, embed_file
 
 ITEMS = pa.table({"item_id": ["a", "b", "c", "7"], "title": ["A", "B", "C", "7"]})
 VECTORS = {"7": [3.0, 4.0], "a": [0.0, 2.0], "x": [1.0, 1.0], "c": [0.0, 0.0]}
-CONFIG = VectorFile(file="vectors.parquet")
+CONFIG = VectorFileConfig(file="vectors.parquet")
 
 
 def write(folder: Path, vectors=VECTORS, *, kind=None) -> None:
@@ -28,7 +28,9 @@ def test_vectors_go_to_their_items(tmp_path):
     assert made.present.tolist() == [True, False, False, True]  # b is not there, c has only zeros
     np.testing.assert_allclose(made.vectors, [[0, 1], [0, 0], [0, 0], [0.6, 0.8]], atol=1e-7)
     assert made.about["without_vector"] == 2 and made.about["modality"] == "image"
-    plain = embed_file(ITEMS, tmp_path, VectorFile(file="vectors.parquet", normalise=False), modality="image")
+    plain = embed_file(
+        ITEMS, tmp_path, VectorFileConfig(file="vectors.parquet", normalise=False), modality="image"
+    )
     assert plain.vectors[3].tolist() == [3, 4] and plain.space != made.space
 
 
@@ -42,7 +44,9 @@ def test_every_kind_of_list(tmp_path, kind):
 
 def test_json_lines_and_ids_that_are_numbers(tmp_path):
     (tmp_path / "v.jsonl").write_text('{"sku": 7, "e": [3, 4]}\n{"sku": 9, "e": [1, 0]}\n')
-    made = embed_file(ITEMS, tmp_path, VectorFile(file="v.jsonl", item_id="sku", column="e"), modality="text")
+    made = embed_file(
+        ITEMS, tmp_path, VectorFileConfig(file="v.jsonl", item_id="sku", column="e"), modality="text"
+    )
     assert made.present.tolist() == [False, False, False, True]
 
 
@@ -78,11 +82,11 @@ def test_bad_files(tmp_path):
         embed_file(ITEMS, inside, CONFIG, modality="text")
     write(tmp_path)
     with pytest.raises(ValueError, match="outside"):
-        embed_file(ITEMS, inside, VectorFile(file="../vectors.parquet"), modality="text")
+        embed_file(ITEMS, inside, VectorFileConfig(file="../vectors.parquet"), modality="text")
     pq.write_table(pa.table({"item_id": ["a"], "vector": [1.0]}), inside / "vectors.parquet")
     with pytest.raises(ValueError, match="is of type double; it must hold a list of numbers"):
         embed_file(ITEMS, inside, CONFIG, modality="text")
     with pytest.raises(ValueError, match="has no column 'e'"):
-        embed_file(ITEMS, inside, VectorFile(file="vectors.parquet", column="e"), modality="text")
+        embed_file(ITEMS, inside, VectorFileConfig(file="vectors.parquet", column="e"), modality="text")
     with pytest.raises(ValueError, match="column is ''"):
-        VectorFile(file="x", column="")
+        VectorFileConfig(file="x", column="")

@@ -6,7 +6,7 @@ import pytest
 from tests.config.test_resolve import FILES, files
 
 from recpipe.config import ConfigError, Configuration
-from recpipe.pipelines.content_kinds import inputs_available, of_command, of_model, selected_kinds
+from recpipe.pipelines.content_kinds import has_inputs, kinds_of_command, kinds_of_model, selected_kinds
 
 TEXT = {"template": "{title}"}
 POSTERS = {"from": "posters.zip", "name": "{item_id}.jpg"}
@@ -63,36 +63,34 @@ def test_what_is_not_there_cannot_be_chosen(dataset: str, modality: str, message
 
 def test_a_run_of_the_two_pipelines_alone_needs_content_and_a_whole_run_does_not() -> None:
     bare = configuration("bare")
-    assert of_command(bare, [], ["ingest", "embed", "semantic_ids", "train"]) == ((), ())
+    assert kinds_of_command(bare, [], ["ingest", "embed", "semantic_ids", "train"]) == ((), ())
     for pipeline in ("embed", "semantic_ids"):
         with pytest.raises(ConfigError, match="'bare' has no `content` block"):
-            of_command(bare, [], [pipeline])
-    assert of_command(configuration("films"), [], ["embed"]) == (("text", "image"), ("text", "image"))
+            kinds_of_command(bare, [], [pipeline])
+    assert kinds_of_command(configuration("films"), [], ["embed"]) == (("text", "image"), ("text", "image"))
 
 
 def test_auto_also_makes_what_the_models_read_where_the_content_is_there() -> None:
     texts = configuration("texts")
     runs = [texts.run(name) for name in ("parallel", "tiger")]
-    assert of_command(texts, runs, ["train"]) == (("text", "text_parts"), ("text",))
+    assert kinds_of_command(texts, runs, ["train"]) == (("text", "text_parts"), ("text",))
     films = configuration("films")
-    assert of_command(films, [films.run("seeing")], ["train"])[1] == ("text", "image", "text_image")
+    assert kinds_of_command(films, [films.run("seeing")], ["train"])[1] == ("text", "image", "text_image")
     with pytest.raises(ConfigError, match="model 'pictures' reads image ids: data set 'texts' has no image"):
-        of_command(texts, [texts.run("pictures")], ["train"])
+        kinds_of_command(texts, [texts.run("pictures")], ["train"])
 
 
 def test_a_model_alone_needs_only_what_it_reads() -> None:
     films = configuration("films")
-    assert of_model(films.run("net")) == ((), ())
-    assert of_model(films.run("parallel")) == (("text_parts",), ("text",))
-    assert of_model(films.run("seeing")) == ((), ("text", "image", "text_image"))
+    assert kinds_of_model(films.run("net")) == ((), ())
+    assert kinds_of_model(films.run("parallel")) == (("text_parts",), ("text",))
+    assert kinds_of_model(films.run("seeing")) == ((), ("text", "image", "text_image"))
 
 
 def test_whether_a_command_makes_all_that_a_model_reads() -> None:
     films = configuration("films")
-    assert inputs_available(films.run("net"), ())
-    assert inputs_available(films.run("tiger"), ("text",)) and not inputs_available(
-        films.run("tiger"), ("image",)
-    )
-    assert inputs_available(films.run("seeing"), ("text_image",)) and not inputs_available(
+    assert has_inputs(films.run("net"), ())
+    assert has_inputs(films.run("tiger"), ("text",)) and not has_inputs(films.run("tiger"), ("image",))
+    assert has_inputs(films.run("seeing"), ("text_image",)) and not has_inputs(
         films.run("seeing"), ("text", "image")
     )

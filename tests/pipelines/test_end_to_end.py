@@ -160,16 +160,16 @@ def test_every_item_has_an_id_of_its_own_that_passed_the_gate_and_stands_in_the_
 def test_a_second_run_loads_no_encoder_and_keeps_every_id_beside_those_of_new_items(
     whole_run, session_in, monkeypatch
 ) -> None:
-    from recpipe.content import text_embeddings as text_encoder
+    from recpipe.content import text_embeddings
 
     folder, _ = whole_run
     before = ids_of(folder)
-    real = text_encoder.load
+    real = text_embeddings.load_encoder
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("an encoder was loaded")
 
-    monkeypatch.setattr(text_encoder, "load", never)
+    monkeypatch.setattr(text_embeddings, "load_encoder", never)
     with session_in(folder, env="test") as session:
         session.run(pipeline_names=["embed", "semantic_ids"])
     assert ids_of(folder).hash == before.hash
@@ -179,7 +179,7 @@ def test_a_second_run_loads_no_encoder_and_keeps_every_id_beside_those_of_new_it
         item_id=pl.Series(["new1", "new2"]), title=pl.Series(["PAPER LANTERN BLUE", items["title"][5]])
     )
     pl.concat([items, new]).write_parquet(path)
-    monkeypatch.setattr(text_encoder, "load", real)
+    monkeypatch.setattr(text_embeddings, "load_encoder", real)
     with session_in(folder, env="test") as session:
         session.run(pipeline_names=["embed", "semantic_ids"])
     after = ids_of(folder)

@@ -33,12 +33,12 @@ def nearest(name: Any, choices: Iterable[Any]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def check_known(name: Any, choices: Iterable[Any], *, what: str, also: str = "") -> None:
+def check_known(name: Any, choices: Iterable[Any], *, what: str, hint: str = "") -> None:
     """Raise ConfigError with the nearest spelling and the choice, unless ``choices`` contains ``name``."""
     choices = [str(each) for each in choices]
     if str(name) not in choices:
         error = ConfigError(
-            f"unknown {what} {str(name)!r}{nearest(name, choices)}; choose {', '.join(choices) or 'nothing'}{also}"
+            f"unknown {what} {str(name)!r}{nearest(name, choices)}; choose {', '.join(choices) or 'nothing'}{hint}"
         )
         error.name = str(name)
         raise error
@@ -50,13 +50,13 @@ def check_arguments(
     *,
     what: str,
     internal: Iterable[str] = (),
-    added: Iterable[str] = (),
+    extra: Iterable[str] = (),
 ) -> None:
     """Raise ConfigError with the nearest spelling for an argument that ``function``, or a class, does not take.
 
-    ``internal``: parameters that the configuration cannot set. ``added``: further names that it can set.
+    ``internal``: parameters that the configuration cannot set. ``extra``: further names that it can set.
     """
-    names = [*added, *(name for name in _parameters(function) if name not in internal)]
+    names = [*extra, *(name for name in _parameters(function) if name not in internal)]
     for name in arguments:
         check_known(name, names, what=f"argument of {what}")
 
@@ -90,30 +90,32 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-Place = Callable[[str], str]
+FileHint = Callable[[str], str]
 """Function from a dotted path to its file, `` (conf/base/parameters/train.yml)``, or to an empty string."""
 
 
-def build_config(cls: type[T], values: Any, *, where: str, place: Place = lambda path: "") -> T:
+def build_config(cls: type[T], values: Any, *, where: str, file_hint: FileHint = lambda path: "") -> T:
     """Build ``cls(**values)``, a dataclass or a pydantic model; ``where`` is the dotted path of the block.
 
-    Raises ConfigError for the first key that is unknown, missing or of the wrong type, with its file (from ``place``)
-    and the allowed values.
+    Raises ConfigError for the first key that is unknown, missing or of the wrong type, with its file and the
+    allowed values.
     """
     fields = field_names(cls)
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}{place(where)} must be a block with {', '.join(fields)}, not {values!r}")
+        raise ConfigError(
+            f"{where}{file_hint(where)} must be a block with {', '.join(fields)}, not {values!r}"
+        )
     for key in values:
         if key not in fields:
             path = f"{where}.{key}"
             error = ConfigError(
-                f"unknown setting {path!r}{place(path)}{nearest(key, fields)}; there are {', '.join(fields)}"
+                f"unknown setting {path!r}{file_hint(path)}{nearest(key, fields)}; there are {', '.join(fields)}"
             )
             error.name = key
             raise error
     if not dataclasses.is_dataclass(cls):
-        return _validate(cls, values, where, place)
-    _check_types(cls, values, where, place)
+        return _validate(cls, values, where, file_hint)
+    _check_types(cls, values, where, file_hint)
     try:
         return cls(**values)
     except ValueError as error:
@@ -127,16 +129,16 @@ def field_names(cls: type) -> list[str]:
     return list(cls.model_fields)  # type: ignore[attr-defined]
 
 
-def _validate(cls: type[T], values: Mapping[str, Any], where: str, place: Place) -> T:
+def _validate(cls: type[T], values: Mapping[str, Any], where: str, file_hint: FileHint) -> T:
     from pydantic import ValidationError
 
     try:
         return cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined]
     except ValidationError as errors:
-        raise ConfigError(_sentence(errors, where, place)) from errors
+        raise ConfigError(_sentence(errors, where, file_hint)) from errors
 
 
-def _check_types(cls: type, values: Mapping[str, Any], where: str, place: Place) -> None:
+def _check_types(cls: type, values: Mapping[str, Any], where: str, file_hint: FileHint) -> None:
     """Check the fields of a dataclass by pydantic; without pydantic log a warning instead."""
     if not _has_pydantic():
         return
@@ -147,7 +149,7 @@ def _check_types(cls: type, values: Mapping[str, Any], where: str, place: Place)
             try:
                 _adapter(cls, field.name).validate_json(json.dumps(values[field.name]), strict=True)
             except ValidationError as errors:
-                error = ConfigError(_sentence(errors, f"{where}.{field.name}", place))
+                error = ConfigError(_sentence(errors, f"{where}.{field.name}", file_hint))
                 error.name = field.name
                 raise error from errors
             except TypeError:  # not JSON, so it comes from code and not from a file
@@ -171,12 +173,14 @@ def _has_pydantic() -> bool:
     return is_installed
 
 
-def _sentence(errors: Any, where: str, place: Place) -> str:
+def _sentence(errors: Any, where: str, file_hint: FileHint) -> str:
     """The first error of a ValidationError on one line."""
     error = errors.errors()[0]
     path = ".".join(str(part) for part in (where, *error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {path!r}{place(path)}; {where} has no such key"
+        return f"unknown setting {path!r}{file_hint(path)}; {where} has no such key"
     if error["type"] == "missing":
-        return f"{path} is missing{place(where)}"
-    return f"{path}{place(path)} cannot be {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        return f"{path} is missing{file_hint(where)}"
+    return (
+        f"{path}{file_hint(path)} cannot be {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    )

@@ -40,12 +40,12 @@ class Leaf:
 Tree = dict[str, "Tree | Leaf"]
 
 
-def tree_of(values: Mapping[Any, Any], file: str, path: str = "") -> Tree:
+def to_tree(values: Mapping[Any, Any], file: str, path: str = "") -> Tree:
     """Convert nested values to a tree; keys become strings."""
     tree: Tree = {}
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
-        tree[str(name)] = tree_of(value, file, key) if isinstance(value, Mapping) else Leaf(value, file, key)
+        tree[str(name)] = to_tree(value, file, key) if isinstance(value, Mapping) else Leaf(value, file, key)
     return tree
 
 
@@ -196,7 +196,7 @@ def _environment(conf: Path, env: str) -> Tree:
     origins: dict[str, Leaf] = {}
     for file in _files(conf / env):
         name = file.relative_to(conf.parent).as_posix()
-        tree = tree_of(_read(file, name), name)
+        tree = to_tree(_read(file, name), name)
         for key, leaf in leaves(tree):
             if isinstance(leaf.value, str) and "${" in leaf.value:
                 raise ConfigError(

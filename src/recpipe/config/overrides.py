@@ -45,21 +45,21 @@ def check_names(configuration: Configuration) -> None:
     files = configuration.files
     for name, each in files.items():
         file = next((leaf.file for _, leaf in leaves({name: each})), "")
-        check_known(name, TOP_LEVEL, what="parameter", also=f" ({file})" if file else "")
+        check_known(name, TOP_LEVEL, what="parameter", hint=f" ({file})" if file else "")
     _check_blocks(files, ("datasets", "models", "profiles", *BY_DATASET))
     _check_blocks(block(files, "datasets"))
     _check_blocks(block(files, "models"))
     datasets, profiles, profile = block(files, "datasets"), block(files, "profiles"), configuration.profile
     folder = " (files in conf/base/parameters/datasets)"
-    check_known(configuration.dataset, datasets, what="dataset", also=folder)
+    check_known(configuration.dataset, datasets, what="dataset", hint=folder)
     for each in (files, *(block(datasets, name) for name in datasets)):
         _check_blocks(each, BY_DATASET)
         for kind in block(each, "semantic_ids", "kinds"):
             check_known(kind, ID_KINDS, what="kind of semantic ids")
         if isinstance(leaf := each.get("profile"), Leaf) and leaf.value is not None:
-            check_known(leaf.value, profiles, what="profile", also=f" ({leaf.origin})")
+            check_known(leaf.value, profiles, what="profile", hint=f" ({leaf.origin})")
     if profile is not None:
-        check_known(profile, profiles, what="profile", also=f" ({COMMAND_LINE})")
+        check_known(profile, profiles, what="profile", hint=f" ({COMMAND_LINE})")
     for model in configuration.model_names:
         entry = block(files, "models", model)
         _check_blocks(entry, ("profiles", "datasets", *BY_MODEL))
@@ -69,7 +69,7 @@ def check_names(configuration: Configuration) -> None:
                 settings = block(entry, key, name)
                 file = next((leaf.file for _, leaf in leaves(settings)), "")
                 what = f"{key[:-1]} of models.{model}"
-                check_known(name, names, what=what, also=f" ({file})" if file else "")
+                check_known(name, names, what=what, hint=f" ({file})" if file else "")
                 _check_blocks(settings, BY_MODEL)
                 for setting in ("type", "extends"):
                     if isinstance(leaf := settings.get(setting), Leaf):
@@ -91,9 +91,9 @@ def check_inputs(config: RunConfig, models: Iterable[str]) -> None:
     where, vectors = f"models.{config.name}", split_names(config.side.get("vectors"))
     for name in vectors:
         what = f"vectors of {where}.side"
-        check_known(name, (*VECTORS, COLLABORATIVE), what=what, also=", several as a+b, or none")
+        check_known(name, (*VECTORS, COLLABORATIVE), what=what, hint=", several as a+b, or none")
     for name in config.ids:
-        check_known(name, ID_KINDS, what=f"ids of {where}", also=", several as a+b")
+        check_known(name, ID_KINDS, what=f"ids of {where}", hint=", several as a+b")
     others = [name for name in models if name != config.name]
     if COLLABORATIVE in vectors and config.collaborative not in others:
         raise ConfigError(

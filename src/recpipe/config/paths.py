@@ -69,7 +69,7 @@ class DataPaths:
         """Checkpoints and finished variants of studies."""
         return self.models / model / f"seed_{seed}" / "studies"
 
-    def of(self, dataset: str) -> DataPaths:
+    def for_dataset(self, dataset: str) -> DataPaths:
         """The folders of another data set."""
         return DataPaths(self.data_root, self.raw_root, dataset)
 

@@ -26,7 +26,7 @@ from recpipe.config.files import (
     merge,
     plain,
     read_parameters,
-    tree_of,
+    to_tree,
     without_null,
 )
 from recpipe.config.overrides import check_inputs, check_names, check_overrides
@@ -94,7 +94,7 @@ class Configuration:
 
     @cached_property
     def _command_line(self) -> Tree:
-        return tree_of(self.overrides, COMMAND_LINE)
+        return to_tree(self.overrides, COMMAND_LINE)
 
     @property
     def dataset(self) -> str:
@@ -273,7 +273,7 @@ class Configuration:
         """Values of ``parameters`` with their origins, by dotted path."""
         return dict(leaves({**self._top, "models": {name: self.tree(name) for name in models}}))
 
-    def place(self, path: str, models: Iterable[str] = (), name: str | None = None) -> str:
+    def file_hint(self, path: str, models: Iterable[str] = (), name: str | None = None) -> str:
         """The file of the value or block at a dotted path of ``parameters``, as `` (file)``; empty if unknown.
 
         In a block it is the file of the key called ``name``, otherwise of the first key.

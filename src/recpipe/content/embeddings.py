@@ -106,7 +106,7 @@ class Embeddings:
         return cls(ids, vectors, present, keys, described["space"], described["about"])
 
 
-def joined(text: Embeddings, image: Embeddings) -> Embeddings:
+def concatenate_embeddings(text: Embeddings, image: Embeddings) -> Embeddings:
     """Both side by side, (N, D + D'): each unit length per item times 1/sqrt(2), or zero where an item lacks it.
 
     An item is present if it has either. Raises ValueError if the two are not of the same items in the same order.
@@ -122,7 +122,7 @@ def joined(text: Embeddings, image: Embeddings) -> Embeddings:
     about = {"modality": "text_image", "items": len(text), "without_content": int((~present).sum())}
     return Embeddings(
         text.item_ids,
-        np.concatenate([unit(text.vectors), unit(image.vectors)], axis=1) * np.float32(0.5**0.5),
+        np.concatenate([unit_rows(text.vectors), unit_rows(image.vectors)], axis=1) * np.float32(0.5**0.5),
         present,
         np.array(keys, dtype=object),
         digest("joined", text.space, image.space),
@@ -130,7 +130,7 @@ def joined(text: Embeddings, image: Embeddings) -> Embeddings:
     )
 
 
-def unit(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit_rows(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of length one; zero rows stay zero."""
     norms = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return (x_ND / np.where(norms > 0, norms, 1)).astype(np.float32)

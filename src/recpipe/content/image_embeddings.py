@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit
+from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit_rows
 from recpipe.content.image_encoder import DECODING, LazyEncoder, model_type, opened
-from recpipe.content.image_sources import MAX_BYTES, ImageRefused, Opener
+from recpipe.content.image_sources import MAX_BYTES, Opener, UnusableImageError
 from recpipe.content.pretrained import choose_device, choose_precision, fingerprint, model_folder
 from recpipe.content.vector_cache import Positions, VectorCache, embed_missing
 from recpipe.progress import progress
@@ -38,7 +38,7 @@ Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageEncoderConfig:
     """An encoder and what it is given. ``source``: hub name or local folder; ``batch``: images per step."""
 
     source: str = "google/siglip-base-patch16-224"
@@ -60,7 +60,7 @@ class ImageConfig:
 def embed_images(
     item_ids: Sequence[str],
     references: Sequence[str | None],
-    config: ImageConfig,
+    config: ImageEncoderConfig,
     *,
     opener: Opener,
     cache_folder: Path,
@@ -92,7 +92,7 @@ def embed_images(
 
     embeddings = _spread(item_ids, keys, rows, vectors_MD, space, about)
     reasons = [pictures.refused.get(key) or _reason(one) for key, one in zip(keys, read, strict=True)]
-    quarantine = refused_images(item_ids, references, reasons)
+    quarantine = quarantine_table(item_ids, references, reasons)
     embeddings.about.update(_counted(references, embeddings, quarantine))
     return embeddings, quarantine
 
@@ -100,12 +100,12 @@ def embed_images(
 def _read_all(references: Sequence[str | None], opener: Opener, max_bytes: int) -> NDArray[np.object_]:
     """Per item (N,) the hash of its image's bytes, the refusal, or None where there is no image."""
 
-    def read(reference: str) -> str | ImageRefused | None:
+    def read(reference: str) -> str | UnusableImageError | None:
         try:
             return hashlib.sha256(_bytes(opener, reference, max_bytes)).hexdigest()
         except FileNotFoundError:
             return None
-        except ImageRefused as refused:
+        except UnusableImageError as refused:
             return refused
 
     distinct = pa.array(references, pa.string()).dictionary_encode()
@@ -123,7 +123,7 @@ class _Pictures:
         references: Sequence[str | None],
         contents: Sequence[str | None],
         keys: NDArray[np.object_],
-        config: ImageConfig,
+        config: ImageEncoderConfig,
         opener: Opener,
         encoder: LazyEncoder,
     ) -> None:
@@ -149,7 +149,7 @@ class _Pictures:
         known = len(self.refused)
         batch: list[tuple[int, dict[str, NDArray[Any]]]] = []
         for position, prepared in zip(positions, _pooled(self._prepared, rows[positions]), strict=True):
-            if isinstance(prepared, ImageRefused):
+            if isinstance(prepared, UnusableImageError):
                 self.refused[self.keys[rows[position]]] = str(prepared)
                 continue
             batch.append((position, prepared))
@@ -161,16 +161,16 @@ class _Pictures:
         if len(self.refused) > known:
             raise _Refusals
 
-    def _prepared(self, row: int) -> dict[str, NDArray[Any]] | ImageRefused:
+    def _prepared(self, row: int) -> dict[str, NDArray[Any]] | UnusableImageError:
         try:
             data = _bytes(self.opener, self.references[row] or "", self.config.max_bytes)
             if hashlib.sha256(data).hexdigest() != self.contents[row]:
-                return ImageRefused("changed while it was read")
+                return UnusableImageError("changed while it was read")
             with opened(data, max_pixels=self.config.max_pixels) as image:
                 return self.encoder.loaded().prepare(image)
         except FileNotFoundError:
-            return ImageRefused("went away while it was read")
-        except ImageRefused as refused:
+            return UnusableImageError("went away while it was read")
+        except UnusableImageError as refused:
             return refused
 
     def _encoded(
@@ -178,7 +178,7 @@ class _Pictures:
     ) -> tuple[Positions, NDArray[np.float32]]:
         positions, prepared = zip(*batch, strict=True)
         vectors_BD = self.encoder.loaded().encode(list(prepared))
-        return np.array(positions), unit(vectors_BD) if self.config.normalise else vectors_BD
+        return np.array(positions), unit_rows(vectors_BD) if self.config.normalise else vectors_BD
 
 
 class _Refusals(Exception):
@@ -202,7 +202,7 @@ def _pooled(function: Callable[[In], Out], values: Iterable[In]) -> Iterator[Out
 def _bytes(opener: Opener, reference: str, max_bytes: int) -> bytes:
     data = opener(reference, max_bytes=max_bytes)
     if len(data) > max_bytes:
-        raise ImageRefused(f"{len(data):,} bytes, more than max_bytes {max_bytes:,}")
+        raise UnusableImageError(f"{len(data):,} bytes, more than max_bytes {max_bytes:,}")
     return data
 
 
@@ -222,11 +222,11 @@ def _spread(
     return Embeddings(ids, vectors_ND, present, np.where(present, keys, ""), space, about)
 
 
-def _reason(outcome: str | ImageRefused | None) -> str | None:
-    return str(outcome) if isinstance(outcome, ImageRefused) else None
+def _reason(outcome: str | UnusableImageError | None) -> str | None:
+    return str(outcome) if isinstance(outcome, UnusableImageError) else None
 
 
-def refused_images(
+def quarantine_table(
     item_ids: Sequence[str], references: Sequence[str | None], reasons: Sequence[str | None]
 ) -> pa.Table:
     """Of items (N,) those whose image is not taken, with the reason; null where there is none."""

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from recpipe.content.image_sources import ImageRefused
+from recpipe.content.image_sources import UnusableImageError
 from recpipe.content.pretrained import DTYPES, check_weights, loading, read_json
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -33,20 +33,20 @@ DECODING = 1  # goes into the fingerprint of vectors: raise it when pixels come 
 def opened(data: bytes, *, max_pixels: float) -> Iterator[Image.Image]:
     """The first frame as mode RGB: turned as EXIF says, transparency over white, 16 bit greys scaled to 8.
 
-    While many images are open in other threads it waits, so that memory stays bounded. Raises ImageRefused:
+    While many images are open in other threads it waits, so that memory stays bounded. Raises UnusableImageError:
     not an image of an allowed format, more than ``max_pixels``, not whole.
     """
     _check_webp(data, max_pixels)
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageRefused(f"not an image ({', '.join(FORMATS)} are read)") from error
+        raise UnusableImageError(f"not an image ({', '.join(FORMATS)} are read)") from error
     except Image.DecompressionBombError as error:
-        raise ImageRefused(f"too many pixels: {error}") from error
+        raise UnusableImageError(f"too many pixels: {error}") from error
     except MemoryError:
         raise
     except Exception as error:  # broken headers fail in as many ways as there are formats
-        raise ImageRefused(f"not a whole image: {error}") from error
+        raise UnusableImageError(f"not a whole image: {error}") from error
     with image:
         _check_size(image.size, max_pixels)
         with _room.taken(image.width * image.height):
@@ -81,7 +81,7 @@ def _pixels(image: Image.Image) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise ImageRefused(f"not a whole image: {error}") from error
+        raise UnusableImageError(f"not a whole image: {error}") from error
     return _rgb(_upright(image))
 
 
@@ -103,7 +103,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _check_size(size: tuple[int, int], max_pixels: float) -> None:
     if size[0] * size[1] > max_pixels:
-        raise ImageRefused(f"{size[0]} x {size[1]} pixels, more than max_pixels {max_pixels:,.0f}")
+        raise UnusableImageError(f"{size[0]} x {size[1]} pixels, more than max_pixels {max_pixels:,.0f}")
 
 
 def _check_webp(data: bytes, max_pixels: float) -> None:

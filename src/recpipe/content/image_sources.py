@@ -29,22 +29,22 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, Ru
 KEYS = ("from", "name", "column", "private", "timeout", "retries")
 
 
-class ImageRefused(Exception):
+class UnusableImageError(Exception):
     """An image that is not taken; its text is the reason that goes into the quarantine."""
 
 
-class Unreachable(ImageRefused):
+class Unreachable(UnusableImageError):
     """The server did not answer: the image may be fine."""
 
 
 class Opener(Protocol):
-    """The bytes of one reference. Raises FileNotFoundError: there is no image; ImageRefused: it is not taken."""
+    """The bytes of one reference. Raises FileNotFoundError: there is no image; UnusableImageError: it is not taken."""
 
     def __call__(self, reference: str, *, max_bytes: int = ...) -> bytes: ...
 
 
 @dataclass(frozen=True)
-class ImageConf:
+class ImageSourceConfig:
     """A data set's ``content.image`` block, where ``source`` is written ``from``.
 
     ``source``: folder or zip inside the raw folder, else the raw folder itself. An item's image is called
@@ -72,16 +72,16 @@ class ImageConf:
             )
 
     @classmethod
-    def of(cls, block: Mapping[str, Any]) -> ImageConf:
+    def from_block(cls, block: Mapping[str, Any]) -> ImageSourceConfig:
         """From the conf's block. Raises ValueError that names unknown keys and the known ones."""
         for key in block:
             check_known(key, KEYS, what="key of content.image")
         return cls(**{"source" if key == "from" else key: value for key, value in block.items()})
 
 
-def references(items: pa.Table, conf: ImageConf | Mapping[str, Any]) -> list[str | None]:
+def references(items: pa.Table, conf: ImageSourceConfig | Mapping[str, Any]) -> list[str | None]:
     """Per item what its image is called; None where the columns say nothing."""
-    conf = conf if isinstance(conf, ImageConf) else ImageConf.of(conf)
+    conf = conf if isinstance(conf, ImageSourceConfig) else ImageSourceConfig.from_block(conf)
     if conf.column is not None:
         return [_first(value) for value in _column(items, conf.column).to_pylist()]
     pieces: list[Any] = []
@@ -93,11 +93,13 @@ def references(items: pa.Table, conf: ImageConf | Mapping[str, Any]) -> list[str
     return pc.binary_join_element_wise(*pieces, "").to_pylist()
 
 
-def opener(conf: ImageConf | Mapping[str, Any], raw_folder: Path, cache_folder: Path | None = None) -> Opener:
+def opener(
+    conf: ImageSourceConfig | Mapping[str, Any], raw_folder: Path, cache_folder: Path | None = None
+) -> Opener:
     """Reads the bytes of one reference; safe to call from many threads. Web images are kept in
     ``cache_folder``. ValueError: ``source`` is not there or neither folder nor zip.
     """
-    conf = conf if isinstance(conf, ImageConf) else ImageConf.of(conf)
+    conf = conf if isinstance(conf, ImageSourceConfig) else ImageSourceConfig.from_block(conf)
     source = Path(raw_folder) / (conf.source or "")
     if source.is_dir():
         local = _folder_opener(source)
@@ -124,12 +126,14 @@ def _folder_opener(folder: Path) -> Opener:
         try:
             path = (root / _inside(reference)).resolve(strict=True)
             if not path.is_relative_to(root):
-                raise ImageRefused("a link that leaves the folder")
+                raise UnusableImageError("a link that leaves the folder")
             return _read_file(path, max_bytes)
         except FileNotFoundError:
             raise
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-            raise ImageRefused(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            raise UnusableImageError(
+                f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from error
 
     return read
 
@@ -143,7 +147,7 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ImageRefused("not a file")
+            raise UnusableImageError("not a file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return _limited(file, status.st_size, max_bytes)
     finally:
@@ -164,14 +168,14 @@ def _zip_opener(archive: Path) -> Opener:
         except KeyError:
             raise FileNotFoundError(f"{archive.name} holds no {reference}") from None
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise ImageRefused("a link in the zip")
+            raise UnusableImageError("a link in the zip")
         if entry.flag_bits & 1:
-            raise ImageRefused("locked with a password in the zip")
+            raise UnusableImageError("locked with a password in the zip")
         try:
             with packed.open(entry) as stream:
                 return _limited(stream, entry.file_size, max_bytes)
         except DAMAGED as error:
-            raise ImageRefused(f"not whole in the zip: {error}") from error
+            raise UnusableImageError(f"not whole in the zip: {error}") from error
 
     return read
 
@@ -179,7 +183,7 @@ def _zip_opener(archive: Path) -> Opener:
 def _inside(reference: str) -> PurePosixPath:
     path = PurePosixPath(reference.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in reference or path.as_posix()[1:2] == ":":
-        raise ImageRefused("a path that leaves the folder")
+        raise UnusableImageError("a path that leaves the folder")
     if not path.parts:
         raise FileNotFoundError("no name")
     return path
@@ -187,14 +191,14 @@ def _inside(reference: str) -> PurePosixPath:
 
 def _limited(stream: IO[bytes], size: int, max_bytes: int) -> bytes:
     if size > max_bytes:
-        raise ImageRefused(f"{size:,} bytes, more than max_bytes {max_bytes:,}")
+        raise UnusableImageError(f"{size:,} bytes, more than max_bytes {max_bytes:,}")
     data = stream.read(max_bytes + 1)  # the size in a header may be a lie
     if len(data) > max_bytes:
-        raise ImageRefused(f"more than max_bytes {max_bytes:,}")
+        raise UnusableImageError(f"more than max_bytes {max_bytes:,}")
     return data
 
 
-def _web_opener(conf: ImageConf, cache_folder: Path | None) -> Opener:
+def _web_opener(conf: ImageSourceConfig, cache_folder: Path | None) -> Opener:
     silent: Counter[str] = Counter()
     lock = threading.Lock()
 
@@ -218,7 +222,7 @@ def _web_opener(conf: ImageConf, cache_folder: Path | None) -> Opener:
             with lock:
                 silent[host] += 1
             raise
-        except (ImageRefused, FileNotFoundError):
+        except (UnusableImageError, FileNotFoundError):
             silent[host] = 0  # it did answer
             raise
         silent[host] = 0

@@ -22,7 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import Url, parse_url
 
-from recpipe.content.image_sources import ImageRefused, Unreachable
+from recpipe.content.image_sources import Unreachable, UnusableImageError
 from recpipe.data.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def fetch(
     ``timeout`` counts for connecting and between two packets, six times as much for the whole answer. Every
     hop's host is resolved once, all its addresses must be public unless ``private``, and the connection goes
     to an address that was checked. Proxies of the environment are not used. Raises FileNotFoundError where
-    the server says that there is nothing (404, 410) and ImageRefused with the reason for all else.
+    the server says that there is nothing (404, 410) and UnusableImageError with the reason for all else.
     """
     kept = (
         cache_folder / (name := hashlib.sha256(url.encode()).hexdigest())[:2] / name if cache_folder else None
@@ -97,27 +97,27 @@ def _follow(url: str, max_bytes: int, timeout: float, private: bool) -> bytes:
                 return _body(response, max_bytes)
             location = response.headers.get("Location")
         if not location:
-            raise ImageRefused("a redirect that leads nowhere")
+            raise UnusableImageError("a redirect that leads nowhere")
         url = urljoin(url, location)
-    raise ImageRefused(f"more than {HOPS} redirects")
+    raise UnusableImageError(f"more than {HOPS} redirects")
 
 
 def _parsed(url: str) -> Url:
     try:
         target = parse_url(url)
     except (LocationParseError, UnicodeError) as error:
-        raise ImageRefused("not a web address") from error
+        raise UnusableImageError("not a web address") from error
     if target.scheme not in ("http", "https"):
-        raise ImageRefused(f"scheme {target.scheme!r}: only http and https addresses are fetched")
+        raise UnusableImageError(f"scheme {target.scheme!r}: only http and https addresses are fetched")
     if not target.host:
-        raise ImageRefused("an address without a host")
+        raise UnusableImageError("an address without a host")
     if target.auth:
-        raise ImageRefused("an address with a user name in it")
+        raise UnusableImageError("an address with a user name in it")
     return target
 
 
 def public_addresses(target: Url, *, private: bool = False) -> list[str]:
-    """The addresses of the host. Raises ImageRefused if one of them is not public and ``private`` is False."""
+    """The addresses of the host. Raises UnusableImageError if one of them is not public and ``private`` is False."""
     host = (target.host or "").strip("[]")
     try:
         found = socket.getaddrinfo(host, _port(target), type=socket.SOCK_STREAM)
@@ -126,7 +126,7 @@ def public_addresses(target: Url, *, private: bool = False) -> list[str]:
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     hidden = [address for address in addresses if not _is_public(address)]
     if hidden and not private:
-        raise ImageRefused(f"host {host} has the address {hidden[0]}, which is not public")
+        raise UnusableImageError(f"host {host} has the address {hidden[0]}, which is not public")
     return addresses
 
 
@@ -199,7 +199,7 @@ def _connected(target: Url, addresses: list[str], timeout: float) -> HTTPConnect
             connection.connect()
         except ssl.SSLCertVerificationError as error:
             connection.close()
-            raise ImageRefused(f"its certificate is not good for {target.host}: {error}") from error
+            raise UnusableImageError(f"its certificate is not good for {target.host}: {error}") from error
         except (HTTPError, OSError) as error:
             connection.close()
             errors.append(_said(error))
@@ -222,25 +222,25 @@ def _body(response: BaseHTTPResponse, max_bytes: int) -> bytes:
         wait = response.headers.get("Retry-After", "")
         raise _Again(f"the server answers {response.status}", float(wait) if wait.isdecimal() else 0.0)
     if response.status != 200:
-        raise ImageRefused(f"the server answers {response.status}")
+        raise UnusableImageError(f"the server answers {response.status}")
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind.startswith("text/"):
-        raise ImageRefused(f"the server sends {kind}, not an image")
+        raise UnusableImageError(f"the server sends {kind}, not an image")
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise ImageRefused(f"the server sends it packed ({response.headers['Content-Encoding']})")
+        raise UnusableImageError(f"the server sends it packed ({response.headers['Content-Encoding']})")
     return _limited(response, max_bytes)
 
 
 def _limited(response: BaseHTTPResponse, max_bytes: int) -> bytes:
     announced = response.headers.get("Content-Length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
-        raise ImageRefused(f"{int(announced):,} bytes, more than max_bytes {max_bytes:,}")
+        raise UnusableImageError(f"{int(announced):,} bytes, more than max_bytes {max_bytes:,}")
     parts, size = [], 0
     for chunk in response.stream(CHUNK, decode_content=False):
         parts.append(chunk)
         size += len(chunk)
         if size > max_bytes:
-            raise ImageRefused(f"more than max_bytes {max_bytes:,}")
+            raise UnusableImageError(f"more than max_bytes {max_bytes:,}")
     return b"".join(parts)
 
 

@@ -67,7 +67,7 @@ def with_columns(
     return items
 
 
-def without_stand_ins(items: pa.Table) -> pa.Table:
+def clear_placeholder_texts(items: pa.Table) -> pa.Table:
     """Null in `title` and `text` where they only repeat the item's id."""
     # An item without a title carries its id as one, so that reports can name it. As a text it would say nothing, yet
     # get a vector, and items would be alike by the spelling of their ids.

@@ -56,7 +56,7 @@ class Tokens:
         return np.diff(self.offsets)
 
 
-def load(folder: Path, *, pooling: str, normalise: bool, precision: str, device: str) -> TextEncoder:
+def load_encoder(folder: Path, *, pooling: str, normalise: bool, precision: str, device: str) -> TextEncoder:
     """From safetensors. Raises ValueError where a file cannot be used or a weight is missing: none is made up."""
     from transformers import AutoTokenizer
 
@@ -210,7 +210,7 @@ LENGTH = 512  # tokens, where neither conf nor model says
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class TextEncoderConfig:
     """An encoder of the conf. ``pooling`` and ``max_length`` null: as the model's sentence-transformers files say.
 
     source: hub name or local folder. pooling: mean, cls, last (token), mean_dense (mean, then the linear layers of the
@@ -239,7 +239,7 @@ class EncoderConfig:
 def embed_texts(
     item_ids: Sequence[str],
     texts: Sequence[str | None],
-    config: EncoderConfig,
+    config: TextEncoderConfig,
     *,
     cache_folder: Path,
     template: str = "",
@@ -268,7 +268,7 @@ def embed_texts(
     return Embeddings(ids, out, present, keys, text_space(encoder, template), about)
 
 
-def resolved(config: EncoderConfig, folder: Path) -> EncoderConfig:
+def resolved(config: TextEncoderConfig, folder: Path) -> TextEncoderConfig:
     """Without null and auto. Raises ValueError for more tokens than the model has positions."""
     device = choose_device(config.device)
     limit = _limit(folder)
@@ -285,7 +285,7 @@ def resolved(config: EncoderConfig, folder: Path) -> EncoderConfig:
 
 
 def _vectors(
-    keys: NDArray[np.object_], texts: list[str], config: EncoderConfig, folder: Path, cache_folder: Path
+    keys: NDArray[np.object_], texts: list[str], config: TextEncoderConfig, folder: Path, cache_folder: Path
 ) -> tuple[NDArray[np.float32], dict[str, int]]:
     if not len(keys):
         log.warning("no item has a text: there is nothing to embed")
@@ -299,10 +299,10 @@ def _vectors(
 
 
 def _computing(
-    keys: NDArray[np.object_], texts: list[str], config: EncoderConfig, folder: Path, counts: VectorCache
+    keys: NDArray[np.object_], texts: list[str], config: TextEncoderConfig, folder: Path, counts: VectorCache
 ) -> Callable[[Positions], Iterator[tuple[Positions, NDArray[np.float32]]]]:
     def compute(positions: Positions) -> Iterator[tuple[Positions, NDArray[np.float32]]]:
-        encoder = load(
+        encoder = load_encoder(
             folder,
             pooling=config.pooling or "mean",
             normalise=config.normalise,
@@ -319,7 +319,7 @@ def _computing(
     return compute
 
 
-def _encoder_space(config: EncoderConfig, folder: Path) -> str:
+def _encoder_space(config: TextEncoderConfig, folder: Path) -> str:
     decisive = (config.pooling, config.prefix, config.normalise, config.max_length)
     return digest("encoder", 1, fingerprint(folder), *decisive)
 
@@ -357,7 +357,7 @@ def _sentence_pooling(folder: Path) -> str:
 
 
 def _described(
-    config: EncoderConfig, template: str, keys: NDArray[np.object_], tokens: dict[str, int]
+    config: TextEncoderConfig, template: str, keys: NDArray[np.object_], tokens: dict[str, int]
 ) -> dict[str, Any]:
     machine = ("device", "batch_tokens")
     return {

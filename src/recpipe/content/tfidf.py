@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit
+from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit_rows
 from recpipe.data.atomic import atomic_folder
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _fitted(texts: list[str], config: TfidfConfig, seed: int) -> _State:
 def _transformed(texts: list[str], state: _State, config: TfidfConfig) -> NDArray[np.float32]:
     vectorizer = _vectorizer(config, vocabulary={term: place for place, term in enumerate(state.vocabulary)})
     vectorizer.idf_ = state.idf_V
-    return unit(vectorizer.transform(texts) @ state.components_DV.T)
+    return unit_rows(vectorizer.transform(texts) @ state.components_DV.T)
 
 
 def _vectorizer(config: TfidfConfig, **settings: Any) -> Any:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit
+from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit_rows
 from recpipe.content.item_texts import with_columns
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ SETTING = "an encoder of kind file"
 
 
 @dataclass(frozen=True)
-class VectorFile:
+class VectorFileConfig:
     """``file``: Parquet or JSON lines in the folder of the raw data, with the columns ``item_id`` and ``column``."""
 
     file: str
@@ -38,7 +38,7 @@ class VectorFile:
                 raise ValueError(f"{name} is {value!r}; it must be a name")
 
 
-def embed_file(items: pa.Table, raw_folder: Path, config: VectorFile, *, modality: str) -> Embeddings:
+def embed_file(items: pa.Table, raw_folder: Path, config: VectorFileConfig, *, modality: str) -> Embeddings:
     """The vectors of ``items`` (N rows, column item_id); none where the file has none or has only zeros.
 
     Another file is another space: its vectors are not taken for those of an earlier one. Raises ValueError for a file
@@ -66,7 +66,7 @@ def embed_file(items: pa.Table, raw_folder: Path, config: VectorFile, *, modalit
     log.info("%s of %s items have a vector in %s", f"{present.sum():,}", f"{len(ids):,}", config.file)
     return Embeddings(
         np.array(ids["item_id"].to_pylist(), dtype=object),
-        unit(vectors_ND) if config.normalise else vectors_ND,
+        unit_rows(vectors_ND) if config.normalise else vectors_ND,
         present,
         content_keys(space, rows),
         space,
@@ -74,7 +74,7 @@ def embed_file(items: pa.Table, raw_folder: Path, config: VectorFile, *, modalit
     )
 
 
-def _matrix(column: pa.Array, config: VectorFile) -> NDArray[np.float32]:
+def _matrix(column: pa.Array, config: VectorFileConfig) -> NDArray[np.float32]:
     """(N, D) float32, zeros where the column is null."""
     where = f"column {config.column!r} of {config.file}"
     kind = column.type

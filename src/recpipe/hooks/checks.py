@@ -74,7 +74,7 @@ def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None
         blocks[f"models.{run.name}.train"] = (TrainSettings, run.train)
         blocks[f"models.{run.name}.side"] = (SideConfig, run.side)
     for where, (cls, block) in blocks.items():
-        build_config(cls, block, where=where, place=lambda path: configuration.place(path, names))
+        build_config(cls, block, where=where, file_hint=lambda path: configuration.file_hint(path, names))
 
 
 class ChecksHooks:
@@ -114,7 +114,7 @@ def _file_in_error(path: str) -> Iterator[None]:
     except ValueError as error:
         configuration = current()[0]
         models = [name for name in configuration.model_names if path == f"{MODELS}{name}"]
-        place = configuration.place(path, models, getattr(error, "name", None))
+        place = configuration.file_hint(path, models, getattr(error, "name", None))
         if not place or place in str(error):
             raise
         raise ConfigError(f"{error}{place}") from error
@@ -149,9 +149,9 @@ def _check_dataset(name: str, dataset: DatasetConfig) -> None:
         and dataset.content.image is not None
         and "from" not in dataset.content.image
     ):
-        from recpipe.content.image_sources import ImageConf
+        from recpipe.content.image_sources import ImageSourceConfig
 
-        ImageConf.of(dataset.content.image)
+        ImageSourceConfig.from_block(dataset.content.image)
 
 
 def _check_engine(ingest: dict[str, Any]) -> None:
@@ -160,8 +160,8 @@ def _check_engine(ingest: dict[str, Any]) -> None:
     engines.check(ingest.get("engine") or {})
 
 
-def _check_encoders(names: list[str], catalog: Any) -> None:
-    from recpipe.content.vector_file import VectorFile
+def _check_encoders(names: list[str], catalog: CatalogProtocol) -> None:
+    from recpipe.content.vector_file import VectorFileConfig
     from recpipe.pipelines.embed import image_encoder, text_encoder
 
     embed: EmbedConfig = catalog.load("params:embed")
@@ -169,12 +169,12 @@ def _check_encoders(names: list[str], catalog: Any) -> None:
         text_encoder(embed.text, catalog.load("params:text_encoders"))
     if "image_encoders" in names:
         encoder = image_encoder(embed.image, catalog.load("params:image_encoders"))
-        if not isinstance(encoder, VectorFile):
-            from recpipe.content.image_sources import ImageConf
+        if not isinstance(encoder, VectorFileConfig):
+            from recpipe.content.image_sources import ImageSourceConfig
 
             for _, dataset in _parameters(names, DATASETS, catalog):
                 if dataset.content is not None and dataset.content.image is not None:
-                    ImageConf.of(dataset.content.image)
+                    ImageSourceConfig.from_block(dataset.content.image)
 
 
 def _check_ids(kind: str, config: SemanticIdsConfig) -> None:

@@ -13,18 +13,18 @@ from typing import Any
 
 from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, check_known, split_names
 
-TEXT, IMAGE, BOTH, PARTS = ID_KINDS
+TEXT, IMAGE, TEXT_IMAGE, TEXT_PARTS = ID_KINDS
 # Keys of `content` that each kind needs.
-CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), BOTH: (TEXT, IMAGE), PARTS: (TEXT,)}
+CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), TEXT_IMAGE: (TEXT, IMAGE), TEXT_PARTS: (TEXT,)}
 AUTO, NONE = "auto", "none"
 
 
 def vectors_of(kind: str) -> str:
     """The modality of the vectors that ids of ``kind`` are built from."""
-    return TEXT if kind == PARTS else kind
+    return TEXT if kind == TEXT_PARTS else kind
 
 
-def embeddings_of(kind: str) -> str:
+def embeddings_dataset(kind: str) -> str:
     """The Kedro dataset with the vectors of ``kind``, such as ``text_embeddings``."""
     return f"{vectors_of(kind)}_embeddings"
 
@@ -43,12 +43,12 @@ def selected_kinds(configuration: Configuration) -> tuple[str, ...]:
         return ()
     kinds = split_names(choice) or (str(choice),)
     for kind in kinds:
-        check_known(kind, ID_KINDS, what="modality", also=f", several as a+b, {AUTO} or {NONE}")
+        check_known(kind, ID_KINDS, what="modality", hint=f", several as a+b, {AUTO} or {NONE}")
         check_content(configuration, kind)
     return kinds
 
 
-def available(configuration: Configuration) -> tuple[str, ...]:
+def buildable_kinds(configuration: Configuration) -> tuple[str, ...]:
     """Kinds that a command can build: those of ``modality``, under ``auto`` also others of the same content."""
     kinds = selected_kinds(configuration)
     if configuration["modality"] != AUTO:
@@ -57,7 +57,7 @@ def available(configuration: Configuration) -> tuple[str, ...]:
     return kinds + tuple(kind for kind in ID_KINDS if kind not in kinds and content.issuperset(CONTENT[kind]))
 
 
-def of_command(
+def kinds_of_command(
     configuration: Configuration, runs: Iterable[RunConfig], requested: Iterable[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Kinds of ids, and modalities of vectors, that a command with these models builds.
@@ -89,14 +89,14 @@ def of_command(
     return tuple(dict.fromkeys(kinds)), tuple(name for name in VECTORS if name in vectors)
 
 
-def of_model(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def kinds_of_model(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Kinds of ids, and modalities of vectors, that one model needs."""
     kinds = tuple(kind for kind in ID_KINDS if kind in run.ids)
     vectors = {part for kind in (*kinds, *run.vectors) for part in (*CONTENT[kind], vectors_of(kind))}
     return kinds, tuple(name for name in VECTORS if name in vectors)
 
 
-def inputs_available(run: RunConfig, kinds: Iterable[str]) -> bool:
+def has_inputs(run: RunConfig, kinds: Iterable[str]) -> bool:
     """Whether a command that builds ``kinds`` builds all vectors and ids that a model reads."""
     kinds = set(kinds)
     return {*kinds, *(part for kind in kinds for part in CONTENT[kind])}.issuperset({*run.vectors, *run.ids})

@@ -9,27 +9,27 @@ from kedro.pipeline import Node, Pipeline
 
 from recpipe.config import DataPaths, build_config
 from recpipe.config.schema import DatasetConfig, EmbedConfig, select_block
-from recpipe.pipelines.content_kinds import BOTH, IMAGE, TEXT
+from recpipe.pipelines.content_kinds import IMAGE, TEXT, TEXT_IMAGE
 from recpipe.pipelines.types import DataFrame, Embeddings
 from recpipe.pipelines.wiring import Wiring
 
 
 def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """Settings of `text_encoders.<name>`: EncoderConfig, TfidfConfig or VectorFile, by its `kind`."""
-    from recpipe.content.text_embeddings import EncoderConfig
+    """Settings of `text_encoders.<name>`: TextEncoderConfig, TfidfConfig or VectorFileConfig, by its `kind`."""
+    from recpipe.content.text_embeddings import TextEncoderConfig
     from recpipe.content.tfidf import TfidfConfig
-    from recpipe.content.vector_file import VectorFile
+    from recpipe.content.vector_file import VectorFileConfig
 
-    kinds = {"encoder": EncoderConfig, "tfidf": TfidfConfig, "file": VectorFile}
+    kinds = {"encoder": TextEncoderConfig, "tfidf": TfidfConfig, "file": VectorFileConfig}
     return _encoder("text", name, encoders, kinds)
 
 
 def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """Settings of `image_encoders.<name>`: ImageConfig or VectorFile, by its `kind`."""
-    from recpipe.content.image_embeddings import ImageConfig
-    from recpipe.content.vector_file import VectorFile
+    """Settings of `image_encoders.<name>`: ImageEncoderConfig or VectorFileConfig, by its `kind`."""
+    from recpipe.content.image_embeddings import ImageEncoderConfig
+    from recpipe.content.vector_file import VectorFileConfig
 
-    return _encoder("image", name, encoders, {"encoder": ImageConfig, "file": VectorFile})
+    return _encoder("image", name, encoders, {"encoder": ImageEncoderConfig, "file": VectorFileConfig})
 
 
 def _encoder(modality: str, name: str, encoders: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
@@ -56,17 +56,17 @@ def embed_text(
     from recpipe.content import item_texts
     from recpipe.content.text_embeddings import embed_texts
     from recpipe.content.tfidf import TfidfConfig, embed_tfidf
-    from recpipe.content.vector_file import VectorFile, embed_file
+    from recpipe.content.vector_file import VectorFileConfig, embed_file
     from recpipe.training.allocator import keep_freed_memory
 
     content = None if dataset.content is None else dataset.content.text
     if content is None:
         raise ValueError(f"{dataset.title}: `content: {{text: ...}}` is not given, there is no text to embed")
     config = text_encoder(embed.text, text_encoders)
-    if isinstance(config, VectorFile):
+    if isinstance(config, VectorFileConfig):
         return embed_file(items.to_arrow(), paths.raw, config, modality="text")
     folder = paths.cache("text") / embed.text
-    table = item_texts.without_stand_ins(items.to_arrow())
+    table = item_texts.clear_placeholder_texts(items.to_arrow())
     for extra in content.tables:
         table = item_texts.with_columns(table, paths.raw, **extra.model_dump())
     texts = item_texts.texts(table, content.template)
@@ -91,7 +91,7 @@ def embed_images(
 
     from recpipe.content import image_embeddings as image
     from recpipe.content import image_sources
-    from recpipe.content.vector_file import VectorFile, embed_file
+    from recpipe.content.vector_file import VectorFileConfig, embed_file
 
     content = None if dataset.content is None else dataset.content.image
     if content is None:
@@ -100,9 +100,9 @@ def embed_images(
         )
     config = image_encoder(embed.image, image_encoders)
     table = items.to_arrow()
-    if isinstance(config, VectorFile):
+    if isinstance(config, VectorFileConfig):
         vectors = embed_file(table, paths.raw, config, modality="image")
-        return pl.DataFrame(image.refused_images([], [], [])), vectors
+        return pl.DataFrame(image.quarantine_table([], [], [])), vectors
     embeddings, faults = image.embed_images(
         table["item_id"].to_pylist(),
         image_sources.references(table, content),
@@ -115,9 +115,9 @@ def embed_images(
 
 def join_embeddings(text_embeddings: Embeddings, image_embeddings: Embeddings) -> Embeddings:
     """Concatenate text and image vectors."""
-    from recpipe.content.embeddings import joined
+    from recpipe.content.embeddings import concatenate_embeddings
 
-    return joined(text_embeddings, image_embeddings)
+    return concatenate_embeddings(text_embeddings, image_embeddings)
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
@@ -135,13 +135,13 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
             namespace=IMAGE,
             tags=IMAGE,
         ),
-        BOTH: Node(
+        TEXT_IMAGE: Node(
             join_embeddings,
             ["text_embeddings", "image_embeddings"],
             "text_image_embeddings",
             name="join_embeddings",
-            namespace=BOTH,
-            tags=BOTH,
+            namespace=TEXT_IMAGE,
+            tags=TEXT_IMAGE,
         ),
     }
     return Pipeline([nodes[modality] for modality in wiring.vectors])

@@ -14,7 +14,7 @@ from kedro.pipeline import Node, Pipeline
 
 from recpipe.config import DataPaths
 from recpipe.config.schema import DatasetConfig, SemanticIdsConfig
-from recpipe.pipelines.content_kinds import embeddings_of
+from recpipe.pipelines.content_kinds import embeddings_dataset
 from recpipe.pipelines.types import DataFrame, Embeddings, Figure, PrefixTree, Quantizer, SemanticIds
 from recpipe.pipelines.wiring import Wiring
 
@@ -85,7 +85,7 @@ def _nodes(kind: str, dataset: str) -> list[Node]:
     """Nodes of one kind. Datasets with a dot belong to the namespace; other namespaces read those without."""
     ids, tree, quality = f"{kind}_semantic_ids", f"{kind}_prefix_tree", f"{kind}_ids_quality"
     quantizer, gate = f"{kind}.quantizer", f"{kind}.gate"
-    common = {"embeddings": embeddings_of(kind), "config": f"params:semantic_ids.kinds.{kind}"}
+    common = {"embeddings": embeddings_dataset(kind), "config": f"params:semantic_ids.kinds.{kind}"}
     paths = {"paths": "params:paths"}
     table = {"items": "items", "dataset": f"params:datasets.{dataset}"}
     # The quality comes second: the report waits for it and then reads the figures.

@@ -126,19 +126,19 @@ def wiring_of(configuration: Configuration, models: Iterable[str], requested: It
     """Choose what to build for ``models``. Raises ConfigError for an unknown model, and for missing item content."""
     requested = tuple(requested)
     runs = {name: configuration.run(name) for name in dict.fromkeys(models)}
-    kinds, vectors = content_kinds.of_command(configuration, runs.values(), requested)
+    kinds, vectors = content_kinds.kinds_of_command(configuration, runs.values(), requested)
     members = split_names(configuration["ensemble"]["members"]) or tuple(runs)
     for name in members:
         check_known(name, configuration.model_names, what="model in ensemble.members")
     study = configuration["study"]
-    check_known(study, configuration["studies"], what="study", also=" (conf/base/parameters/studies.yml)")
+    check_known(study, configuration["studies"], what="study", hint=" (conf/base/parameters/studies.yml)")
     return Wiring(configuration.dataset, runs, kinds, vectors, requested, members, study)
 
 
 def wiring_of_model(configuration: Configuration, model: str) -> Wiring:
     """The wiring of one model's path from the raw log to the report."""
     run = configuration.run(model)
-    return Wiring(configuration.dataset, {model: run}, *content_kinds.of_model(run))
+    return Wiring(configuration.dataset, {model: run}, *content_kinds.kinds_of_model(run))
 
 
 def chosen_models(configuration: Configuration, choice: str) -> list[str]:
@@ -151,14 +151,13 @@ def chosen_models(configuration: Configuration, choice: str) -> list[str]:
     if choice != ALL:
         names = list(split_names(choice)) or [str(choice)]
         for name in names:
-            check_known(name, all_models, what="model", also=f", or several as a+b, or {ALL}")
+            check_known(name, all_models, what="model", hint=f", or several as a+b, or {ALL}")
         return names
-    kinds = content_kinds.available(configuration)
+    kinds = content_kinds.buildable_kinds(configuration)
     runnable = [
         name
         for name in all_models
-        if allowed_by_time(configuration, name)
-        and content_kinds.inputs_available(configuration.run(name), kinds)
+        if allowed_by_time(configuration, name) and content_kinds.has_inputs(configuration.run(name), kinds)
     ]
     if excluded := [name for name in all_models if name not in runnable]:
         log.info("left out of all, for want of vectors or of time: %s", ", ".join(excluded))

@@ -79,8 +79,8 @@ class EarlierIds:
         return cls(
             folder=paths.ids(config.kind),
             lender=lenders[0] if lenders else None,
-            lent_folder=paths.of(lenders[0]).ids(config.kind) if lenders else None,
-            others={name: paths.of(name).features / embeddings for name in others},
+            lent_folder=paths.for_dataset(lenders[0]).ids(config.kind) if lenders else None,
+            others={name: paths.for_dataset(name).features / embeddings for name in others},
         )
 
     @cached_property

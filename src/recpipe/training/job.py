@@ -15,7 +15,7 @@ import pyarrow as pa
 from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, build_config, split_names
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.content.embeddings import Embeddings
-from recpipe.content.item_texts import without_stand_ins
+from recpipe.content.item_texts import clear_placeholder_texts
 from recpipe.data.features import align_rows
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Sequences, Vocabulary
@@ -265,7 +265,7 @@ def build_side(
         return None
     names = split_names(config.items)
     selection = items.select(["item_id", *names]) if {*names} <= {*items.column_names} else items
-    table = align_rows(without_stand_ins(selection), "item_id", vocabulary.ids)
+    table = align_rows(clear_placeholder_texts(selection), "item_id", vocabulary.ids)
     vectors = {}
     for modality, content in embeddings.items():
         rows = content.rows(vocabulary.ids)

@@ -33,10 +33,10 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: Mapping[str, An
     """
     arguments = dict(settings)
     name = arguments.pop("name", None)
-    check_known(name, sorted(OPTIMISERS), what="optimiser", also=" (train.optimiser.name)")
-    added, internal = ("learning_rate", "decay_vectors"), ("params", "lr", "foreach")
+    check_known(name, sorted(OPTIMISERS), what="optimiser", hint=" (train.optimiser.name)")
+    extra, internal = ("learning_rate", "decay_vectors"), ("params", "lr", "foreach")
     check_arguments(
-        OPTIMISERS[name], arguments, what=f"{name} (train.optimiser)", internal=internal, added=added
+        OPTIMISERS[name], arguments, what=f"{name} (train.optimiser)", internal=internal, extra=extra
     )
     if "learning_rate" in arguments:
         arguments["lr"] = arguments.pop("learning_rate")
@@ -177,8 +177,8 @@ def make_schedule(
     """
     arguments = dict(settings)
     name, warmup = arguments.pop("name", None), int(arguments.pop("warmup_steps", 0))
-    check_known(name, list(SHAPES), what="schedule", also=" (train.schedule.name)")
-    internal, added = ("step", "steps", "epoch_steps"), ("warmup_steps",)
-    check_arguments(SHAPES[name], arguments, what=f"{name} (train.schedule)", internal=internal, added=added)
+    check_known(name, list(SHAPES), what="schedule", hint=" (train.schedule.name)")
+    internal, extra = ("step", "steps", "epoch_steps"), ("warmup_steps",)
+    check_arguments(SHAPES[name], arguments, what=f"{name} (train.schedule)", internal=internal, extra=extra)
     shape = Plateau(**arguments) if name == "plateau" else partial(SHAPES[name], **arguments)
     return Schedule(optimiser, shape, warmup=warmup, steps=steps, epoch_steps=epoch_steps)

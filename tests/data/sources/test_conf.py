@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from recpipe.config import Configuration, build_config, read_parameters
-from recpipe.config.files import Tree, block, merge, tree_of
+from recpipe.config.files import Tree, block, merge, to_tree
 from recpipe.config.schema import DatasetConfig
 from recpipe.data import readers as sources
 from recpipe.data.files.fetch import SourceMissingError, fetch
@@ -50,7 +50,7 @@ def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: P
     start = text.index("# datasets:")
     end = text.index("#\n# One whole sequence")
     template = yaml.safe_load("\n".join(line[2:] for line in text[start:end].splitlines()))
-    values = block_of("my_log", merge(FILES, tree_of(template, "my_log.yml")))
+    values = block_of("my_log", merge(FILES, to_tree(template, "my_log.yml")))
     sources.check(values, where="my_log")
     (tmp_path / "e.csv").write_text(
         "visitor;sku;happened_at;stars;quantity\nv;1;2024-05-01T12:30:00+02:00;5;2\n"

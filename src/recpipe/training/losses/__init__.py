@@ -69,7 +69,7 @@ def loss_names() -> list[str]:
 
 def loss_class(name: str | None) -> type[Loss]:
     """Return the class in ``losses/<name>.py``. Raises ConfigError with the nearest spelling for an unknown name."""
-    check_known(name, loss_names(), what="loss", also=" (train.loss.name)")
+    check_known(name, loss_names(), what="loss", hint=" (train.loss.name)")
     module = importlib.import_module(f"{__name__}.{name}")
     classes = [
         value

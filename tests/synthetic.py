@@ -129,7 +129,7 @@ def side_of(data: Sequences, n_items: int, **asked: str | bool) -> Side:
 def untrained(name: str, config: dict, data: Sequences, *, n_items: int, max_length: int) -> Recommender:
     """A model as the registry builds it; one that cannot do without vectors or semantic ids gets some."""
     cls, vectors = model_class(name), VECTORS.get(name, "text")
-    side = side_of(data, n_items, vectors=vectors) if "vectors" in cls.needs else None
+    side = side_of(data, n_items, vectors=vectors) if "vectors" in cls.required_side else None
     ids = {
         modality: catalogue_ids(n_items, seed=seed) for seed, modality in enumerate(IDS.get(name, ("text",)))
     }

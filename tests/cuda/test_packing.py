@@ -76,10 +76,10 @@ def test_the_kernel_mixes_as_the_mask_of_a_matrix_says(size):
             shape = (len(segments), 2, T, width)
             q, k, v, weight = (torch.randn(shape, device="cuda") for _ in range(4))
             leaves = [each.requires_grad_() for each in (q, k, v)]
-            flexed = attention.attend(q, k, v, attention.causal_mask(packed, q)) * real
+            flex_attend = attention.attend(q, k, v, attention.causal_mask(packed, q)) * real
             matrix = (q @ k.mT / width**0.5).masked_fill(~allowed, -torch.inf).softmax(-1) @ v * real
-            torch.testing.assert_close(flexed, matrix, rtol=1e-3, atol=1e-4)
-            ours, theirs = (torch.autograd.grad(each, leaves, weight) for each in (flexed, matrix))
+            torch.testing.assert_close(flex_attend, matrix, rtol=1e-3, atol=1e-4)
+            ours, theirs = (torch.autograd.grad(each, leaves, weight) for each in (flex_attend, matrix))
             for mine, other in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(mine, other, rtol=1e-3, atol=2e-4)
 

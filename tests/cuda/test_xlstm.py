@@ -29,7 +29,7 @@ def inputs(T: int, *, low: bool = False) -> list[torch.Tensor]:
 
 def mixed(name: str, values: list[torch.Tensor]) -> list[torch.Tensor]:
     """The output and all gradients."""
-    layer = module.AnyLength()
+    layer = module.PaddedKernel()
     layer.on_cuda = name
     y, _ = layer(*values)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
@@ -46,7 +46,7 @@ def near(mine: torch.Tensor, other: torch.Tensor, share: float) -> None:
 
 
 def test_the_triton_kernels_are_taken():
-    assert module.AnyLength().on_cuda == module.TRITON
+    assert module.PaddedKernel().on_cuda == module.TRITON
 
 
 @pytest.mark.parametrize("length", LENGTHS)

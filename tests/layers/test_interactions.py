@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.layers.interactions import PairBatches, counts_of, pairs_of
+from recpipe.layers.interactions import PairBatches, item_counts, user_item_pairs
 
 CPU = torch.device("cpu")
 
 
 def test_pairs_are_the_distinct_events_with_their_numbers():
-    pairs = pairs_of(sequences([[3, 1, 3], [], [2]]), 4, CPU)
+    pairs = user_item_pairs(sequences([[3, 1, 3], [], [2]]), 4, CPU)
     assert pairs.user.tolist() == [0, 0, 2]
     assert pairs.item.tolist() == [1, 3, 2]
     assert pairs.count.tolist() == [1, 2, 1]
@@ -23,13 +23,13 @@ def test_pairs_are_the_distinct_events_with_their_numbers():
 
 def test_counts_leave_padding_out():
     items = torch.tensor([[2, 2, 1], [4, 0, 0]])
-    assert counts_of(items, 4).tolist() == [[0, 1, 2, 0, 0], [0, 0, 0, 0, 1]]
-    assert counts_of(items[:, :0], 4).sum() == 0
+    assert item_counts(items, 4).tolist() == [[0, 1, 2, 0, 0], [0, 0, 0, 0, 1]]
+    assert item_counts(items[:, :0], 4).sum() == 0
 
 
 def test_an_epoch_is_every_pair_once_with_items_the_user_does_not_have():
     data = random_sequences(40, 30, longest=12)
-    pairs = pairs_of(data, 30, CPU)
+    pairs = user_item_pairs(data, 30, CPU)
     batches = PairBatches(pairs, size=50, negatives=3, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         parts = list(batches)
@@ -45,7 +45,7 @@ def test_an_epoch_is_every_pair_once_with_items_the_user_does_not_have():
 
 
 def test_drawn_items_are_uniform_over_what_the_user_does_not_have():
-    pairs = pairs_of(sequences([[1, 2, 3, 4, 5] * 200, [6]]), 10, CPU)
+    pairs = user_item_pairs(sequences([[1, 2, 3, 4, 5] * 200, [6]]), 10, CPU)
     batches = PairBatches(pairs, size=5, negatives=20_000, generator=torch.Generator().manual_seed(0))
     drawn = torch.cat([part[2][part[0] == 0].flatten() for part in batches])
     share = np.bincount(drawn.numpy(), minlength=11) / len(drawn)
@@ -54,7 +54,7 @@ def test_drawn_items_are_uniform_over_what_the_user_does_not_have():
 
 
 def test_the_same_generator_draws_the_same_epochs():
-    pairs = pairs_of(random_sequences(20, 15), 15, CPU)
+    pairs = user_item_pairs(random_sequences(20, 15), 15, CPU)
     runs = [
         [torch.cat([part[2] for part in batches]) for _ in range(2)]
         for batches in (

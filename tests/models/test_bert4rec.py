@@ -173,14 +173,14 @@ def test_masked_events_are_replaced_or_kept_by_their_shares():
     model = made(random_share=0.2, kept_share=0.3)
     items = torch.full((300, 200), 3)
     hidden = torch.rand(items.shape) < 0.5
-    read = model.replaced(items, hidden)
+    read = model.mask_items(items, hidden)
     assert (read[~hidden] == 3).all()
     by_item = torch.bincount(read[hidden], minlength=model.mask_item + 1).double() / hidden.sum()
     expected = torch.full((ITEMS,), 0.2 / ITEMS, dtype=torch.float64)
     expected[2] += 0.3
     np.testing.assert_allclose(by_item[1 : ITEMS + 1], expected, atol=0.01)
     assert by_item[model.mask_item].item() == pytest.approx(0.5, abs=0.01) and by_item[0] == 0
-    assert (made().replaced(items, hidden)[hidden] == model.mask_item).all()
+    assert (made().mask_items(items, hidden)[hidden] == model.mask_item).all()
 
 
 def test_what_comes_in_unscaled_is_what_a_larger_table_gives():
@@ -260,7 +260,7 @@ def test_mask_is_never_scored_nor_is_its_row_touched_by_the_head():
         ({"dim": 15}, "not a multiple of heads"),
         ({"mask_share": 0.0}, "mask_share is 0.0"),
         ({"initial": "he"}, "initial is 'he'; allowed: bert, xavier"),
-        ({"random_share": 0.5, "kept_share": 0.5}, "some must be"),
+        ({"random_share": 0.5, "kept_share": 0.5}, "random_share is 0.5"),
         ({"kept_share": -0.1}, "kept_share -0.1"),
         ({"mask_share": 1.0}, "mask_share is 1.0"),
         ({"last_share": 1.5}, "last_share is 1.5"),

@@ -17,7 +17,7 @@ def test_popularity_counts_events_and_its_window_only_the_last_days():
         model.fit(data)
     assert counted[None].counts.tolist() == [0, 2, 2, 1, 0]
     assert counted[2.0].counts.tolist() == [0, 1, 1, 1, 0]
-    with pytest.raises(ValueError, match="needs timestamps"):
+    with pytest.raises(ValueError, match="timestamps"):
         counted[2.0].fit(sequences([[1]], times=False))
 
 

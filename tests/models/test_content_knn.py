@@ -77,10 +77,10 @@ def test_neighbours_by_faiss_are_those_of_the_matrix_product(k):
 
 
 def test_a_model_without_its_vectors_or_with_more_than_them_is_refused():
-    with pytest.raises(ValueError, match=r"cannot do without side\.vectors"):
+    with pytest.raises(ValueError, match=r"needs side\.vectors"):
         build("content_knn", {}, n_items=ITEMS, max_length=WINDOW)
     more = side_of(DATA, ITEMS, vectors="text", items="price")
-    with pytest.raises(ValueError, match=r"say side\.items=none"):
+    with pytest.raises(ValueError, match=r"set side\.items=none"):
         build("content_knn", {}, n_items=ITEMS, max_length=WINDOW, side=more)
 
 

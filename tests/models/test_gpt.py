@@ -103,10 +103,10 @@ def test_flex_attention_is_given_the_same_mask(width):
     batch, _ = steps()
     q, k, v = (torch.randn(*batch.items.shape, 2, width).transpose(1, 2) for _ in range(3))
     with torch.no_grad():
-        flexed = attention.attend(q, k, v, attention.block_mask(batch.segments))
+        flex_attend = attention.attend(q, k, v, attention.block_mask(batch.segments))
     plain = attention.attend(q, k, v, attention.causal_mask(batch, q))
     real = (batch.items > 0)[:, None, :, None]
-    torch.testing.assert_close(flexed * real, plain * real, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(flex_attend * real, plain * real, rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_on_attention_weights_keeps_to_the_mask(monkeypatch):

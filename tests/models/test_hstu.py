@@ -201,7 +201,7 @@ def test_times_that_are_missing_are_named():
     for mode in ("last_item", "query"):
         with pytest.raises(ValueError, match=f"time_mode is {mode} and these histories have no timestamps"):
             made(time_mode=mode).recommend(untimed, 3)
-    with pytest.raises(ValueError, match=r"nothing says when .* protocol.time=query"):
+    with pytest.raises(ValueError, match=r"no query times.* protocol.time=query"):
         made(time_mode="query").recommend(timed, 3)
     model = made(time_mode="query").float()
     assert (model.recommend(replace(timed, query_times=np.array([900])), 3)[0] > 0).all()

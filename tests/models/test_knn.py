@@ -156,7 +156,7 @@ def test_who_shares_nothing_is_no_neighbour():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"similarity": "cosinus"}, "allowed: cosine, jaccard"),
+        ({"similarity": "cosinus"}, "allowed: cosine"),
         ({"profile": "ratings"}, "allowed: binary, count"),
         ({"similarity": "jaccard", "profile": "count"}, "compares sets"),
         ({"shrinkage": -1.0}, "at least 0"),

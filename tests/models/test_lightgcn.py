@@ -9,13 +9,13 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.layers.interactions import pairs_of
+from recpipe.layers.interactions import user_item_pairs
 from recpipe.models.lightgcn import adjacency, propagate
 from recpipe.models.registry import build
 
 USERS, ITEMS, DIM = 12, 9, 5
 DATA = random_sequences(USERS, ITEMS, longest=7, seed=3)
-PAIRS = pairs_of(DATA, ITEMS, torch.device("cpu"))
+PAIRS = user_item_pairs(DATA, ITEMS, torch.device("cpu"))
 NODES = USERS + ITEMS + 1
 
 
@@ -64,7 +64,7 @@ def test_propagation_equals_pytorch_geometrics():
 
 def published(layers: int, ego: np.ndarray):
     model = build("lightgcn", {"dim": DIM, "layers": layers}, n_items=ITEMS, max_length=20)
-    model._publish(torch.from_numpy(ego).float(), adjacency(PAIRS), PAIRS)
+    model.set_tables(torch.from_numpy(ego).float(), adjacency(PAIRS), PAIRS)
     return model
 
 
@@ -133,5 +133,5 @@ def test_a_model_can_be_asked_after_every_epoch_and_keeps_no_users():
 
 @pytest.mark.parametrize("config", [{"layers": 0}, {"epochs": 0}, {"batch": 0}])
 def test_bad_settings_are_refused(config):
-    with pytest.raises(ValueError, match=f"lightgcn.{next(iter(config))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(config))} is"):
         build("lightgcn", config, n_items=ITEMS, max_length=20)

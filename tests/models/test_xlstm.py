@@ -78,7 +78,7 @@ def test_gradients_do_not_depend_on_how_the_length_is_cut(length):
     inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     weight = torch.randn(shapes[2], generator=generator)
     whole = get_mlstm_kernel(ours.NATIVE)(*inputs, chunk_size=length)  # a single chunk: the parallel form
-    cut, _ = ours.AnyLength()(*inputs)
+    cut, _ = ours.PaddedKernel()(*inputs)
     torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-4)
     expected = torch.autograd.grad((whole * weight).sum(), inputs)
     for got, wanted in zip(torch.autograd.grad((cut * weight).sum(), inputs), expected, strict=True):
@@ -88,10 +88,10 @@ def test_gradients_do_not_depend_on_how_the_length_is_cut(length):
 def test_chunks_hold_every_length_and_obey_the_librarys_rules_for_triton(monkeypatch):
     rules = triton_rules(monkeypatch)
     for length in range(1, 700):
-        chunk, padded = ours._native_chunks(length)
+        chunk, padded = ours.equal_chunks(length, ours.NATIVE_CHUNK)
         assert padded % chunk == 0 and chunk <= ours.NATIVE_CHUNK
         assert length <= padded < length + padded // chunk
-        chunk, padded = ours._triton_chunks(length)
+        chunk, padded = ours.triton_chunks(length)
         assert padded >= length and padded % chunk == 0
         assert rules(padded, chunk).chunk_size_intra in (chunk, padded)  # raises where a rule is broken
 
@@ -139,8 +139,8 @@ def test_our_module_and_the_package_of_the_same_name_are_two():
     ("config", "message"),
     [
         ({"dim": 30, "heads": 4}, "width of 30 .* not a multiple of heads 4"),
-        ({"slstm_at": [2]}, r"slstm_at has \[2\]; places are 0 to 1"),
-        ({"dim": 4, "heads": 4, "qk_dim_factor": 1.0, "slstm_at": [0]}, "needs a width of 2"),
+        ({"slstm_at": [2]}, r"slstm_at has \[2\]; allowed: 0 to 1"),
+        ({"dim": 4, "heads": 4, "qk_dim_factor": 1.0, "slstm_at": [0]}, "at least 2 wide"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(config, message):

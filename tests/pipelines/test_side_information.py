@@ -81,7 +81,7 @@ def test_the_command_line_wins_over_files_for_side_as_for_train(project_copy: Pa
         ),
         (
             {"model": "text_knn", "models": {"text_knn": {"side": {"vectors": "none"}}}},
-            r"models\.text_knn cannot do without side\.vectors",
+            r"models\.text_knn needs side\.vectors",
         ),
         ({"side": {"combine": "concat"}}, "neither side.vectors nor side.items is given"),
         (

@@ -44,6 +44,22 @@ def check_known(name: Any, choices: Iterable[Any], *, what: str, hint: str = "")
         raise error
 
 
+def check_choices(config: object, **allowed: Iterable[str]) -> None:
+    """Raise ValueError for a setting of the dataclass ``config`` that is not among the allowed values."""
+    for name, choices in allowed.items():
+        if (value := getattr(config, name)) not in choices:
+            raise ValueError(
+                f"{type(config).__qualname__}.{name} is {value!r}; allowed: {', '.join(choices)}"
+            )
+
+
+def check_at_least(minimum: float, config: object, *names: str) -> None:
+    """Raise ValueError for a setting of the dataclass ``config`` below ``minimum``; None is allowed."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and value < minimum:
+            raise ValueError(f"{type(config).__qualname__}.{name} is {value}; it must be at least {minimum}")
+
+
 def check_arguments(
     function: Callable[..., Any],
     arguments: Iterable[str],

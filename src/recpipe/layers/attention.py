@@ -1,4 +1,4 @@
-"""Causal attention that keeps to a user's own events, padded or packed, with the kernel that the device has.
+"""Causal self-attention within each user's events, for padded and packed rows.
 
 B batch, T time, H heads, D width of a head.
 """
@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
 
-NARROWEST = 16  # heads that the kernels of FlexAttention can multiply
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
-Mask = Any
-"""None: causal and no more; a tensor (B, 1, T, T) that is added to scores; or FlexAttention's BlockMask."""
+Mask: TypeAlias = "Tensor | BlockMask | None"
+"""None: causal only. Tensor (B, 1, T, T): added to scores. BlockMask: of FlexAttention."""
+
+MIN_FLEX_WIDTH = 16  # of a head, in FlexAttention's kernels
 
 
 def causal_mask(batch: Batch, like: Tensor) -> Mask:
-    """What ``attend`` needs to know of ``batch``, made once for all layers; of the type and device of ``like``."""
+    """Return the mask for ``attend``, shared by all layers, in the type and on the device of ``like``."""
     segments = batch.segments
-    if segments is None:  # padding comes after what is read
+    if segments is None:  # padding comes after all events, so causality suffices
         return None
     if like.device.type == "cuda":
         return block_mask(segments)
@@ -34,8 +37,31 @@ def causal_mask(batch: Batch, like: Tensor) -> Mask:
     return torch.where(allowed, 0.0, -torch.inf).to(like.dtype).view(-1, 1, T, T)
 
 
-def block_mask(segments: Tensor) -> Mask:
-    """The same for FlexAttention, which skips blocks of 128 x 128 that no pair of a user's events is in."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: Dropout | None = None) -> Tensor:
+    """Return causal attention (B, H, T, D) of queries, keys and values (B, H, T, D) under ``mask``.
+
+    Raises ValueError for dropout of attention weights with FlexAttention.
+    """
+    p = dropout.p if dropout is not None and dropout.training else 0.0
+    if mask is not None and not isinstance(mask, Tensor):
+        if p > 0:
+            raise ValueError("attention_dropout and packed rows do not go together on a GPU; set it to 0")
+        return flex_attend(q, k, v, mask)
+    if (
+        p > 0 and dropout is not None and q.device.type == "cpu"
+    ):  # torch has no fused kernel for this on a CPU
+        scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
+        if mask is None:
+            T = q.shape[-2]
+            scores = scores.masked_fill_(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf)
+        else:
+            scores = scores + mask
+        return dropout(scores.softmax(-1)) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=p)
+
+
+def block_mask(segments: Tensor) -> BlockMask:
+    """Return FlexAttention's mask for ``segments`` (B, T); it skips blocks of 128 x 128 without an allowed pair."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def same_user(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -45,35 +71,25 @@ def block_mask(segments: Tensor) -> Mask:
     return create_block_mask(same_user, B, None, T, T, device=str(segments.device))
 
 
+def flex_attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """Return attention (B, H, T, D) by FlexAttention; narrow heads are padded to ``MIN_FLEX_WIDTH``."""
+    D = q.shape[-1]
+    if D < MIN_FLEX_WIDTH:
+        q, k, v = (F.pad(x, (0, MIN_FLEX_WIDTH - D)) for x in (q, k, v))
+    return _flex_attention(q.device.type)(q, k, v, block_mask=mask, scale=1 / math.sqrt(D))[..., :D]
+
+
 @lru_cache
-def flex(kind: str) -> Any:
-    """FlexAttention for a kind of device, compiled on a GPU: without that it makes the whole matrix."""
+def _flex_attention(device_type: str) -> Any:
+    """FlexAttention, compiled on a GPU: uncompiled it builds the whole score matrix."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if kind == "cuda" else flex_attention
+    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
 
 
-def flexed(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """(B, H, T, D) by FlexAttention, whose kernels take no head narrower than ``NARROWEST``: zeros make it wider."""
-    D = q.shape[-1]
-    if D < NARROWEST:
-        q, k, v = (F.pad(x, (0, NARROWEST - D)) for x in (q, k, v))
-    return flex(q.device.type)(q, k, v, block_mask=mask, scale=1 / math.sqrt(D))[..., :D]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: Dropout | None = None) -> Tensor:
-    """(B, H, T, D) of (B, H, T, D). Raises ValueError for dropout on attention weights with FlexAttention."""
-    p = dropout.p if dropout is not None and dropout.training else 0.0
-    if mask is not None and not isinstance(mask, Tensor):
-        if p > 0:
-            raise ValueError("attention_dropout and packed rows do not go together on a GPU; set it to 0")
-        return flexed(q, k, v, mask)
-    if p > 0 and dropout is not None and q.device.type == "cpu":  # no fused kernel for it, and slower masks
-        scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
-        if mask is None:
-            T = q.shape[-2]
-            scores = scores.masked_fill_(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf)
-        else:
-            scores = scores + mask
-        return dropout(scores.softmax(-1)) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=p)
+def init_normal(module: nn.Module) -> None:
+    """Initialise Linear and Embedding weights from N(0, 0.02²) and biases with zero, as in GPT-2."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,9 +1,9 @@
-"""The user × item matrix of models that do not look at order. U users, I items, B batch, T time, N distinct pairs.
+"""User × item pairs, negative sampling, and similarities of sparse profiles, for models that ignore order.
 
-Similarities of sparse non-negative profiles, a dense block at a time: what both neighbourhood models are made of.
+U users, I items, B batch, T time, N distinct pairs, F features of a profile.
 
-A profile x has F features (users of an item, or items of a user). |x| is the number of its non-zero features, Σx their
-sum, c = |x ∧ y| the number that x and y share, p = x / Σx. The shrinkage h ≥ 0 mistrusts pairs that share little.
+A profile x is a user's items or an item's users. |x| is the number of its non-zero features, Σx their sum,
+c = |x ∧ y| the number of common features, p = x / Σx. The shrinkage h ≥ 0 lowers similarities with few common features.
 
 - cosine: x·y / (‖x‖ ‖y‖ + h)  (Salton & McGill 1983; Sarwar et al., WWW 2001)
 - jaccard: c / (|x| + |y| − c + h), of sets  (Jaccard 1912)
@@ -15,11 +15,10 @@ sum, c = |x ∧ y| the number that x and y share, p = x / Σx. The shrinkage h �
 - kl: w / (1 + J) with J = KL(p̃_x ‖ p̃_y) + KL(p̃_y ‖ p̃_x)  (Kullback & Leibler 1951, eq. 2.6)
 
 w = c / (c + h) is significance weighting (Koren, KDD 2008, eq. 2); p̃ = (1 − λ) p + λ / F with λ = ``SMOOTHING`` keeps
-J finite (Jelinek & Mercer 1980). Who shares nothing is no neighbour, whatever the distance, nor is who correlates
-negatively: their similarity is 0. Of binary profiles bhattacharyya is cosine but for the shrinkage.
+J finite (Jelinek & Mercer 1980). Without common features, or with negative correlation, the similarity is 0.
 
-All come from products of sparse with dense and a few sums per profile. For kl, J = (1 − λ) Σ (p_x − p_y)(L_x − L_y)
-with L = ln(p̃ F / λ), which is 0 wherever p is. N profiles held, B in a block.
+All are computed from products of sparse with dense matrices and sums per profile. For kl,
+J = (1 − λ) Σ (p_x − p_y)(L_x − L_y) with L = ln(p̃ F / λ), which is 0 wherever p is.
 """
 
 from __future__ import annotations
@@ -32,12 +31,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recpipe.config import check_at_least, check_choices
 from recpipe.data.sequences import Sequences
+
+SETS = ("jaccard", "hamming", "manhattan")
+RATIOS = ("cosine", "jaccard", "correlation")  # shrunk in the denominator, the others by w
+SIMILARITIES = ("cosine", "correlation", *SETS, "euclidean", "bhattacharyya", "kl")
+PROFILES = ("binary", "count")
+SMOOTHING = 0.1
+DENSE = 1 << 26  # elements of the dense block of one product: 256 MiB
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Distinct (user, item) pairs of training, sorted by both; ``item`` is 1-based like everywhere."""
+    """Distinct (user, item) pairs, sorted by user and item; items count from 1."""
 
     user: Tensor  # (N,) int64
     item: Tensor  # (N,) int64
@@ -49,42 +56,42 @@ class Pairs:
         return len(self.user)
 
     def matrix(self, values: Tensor) -> Tensor:
-        """CSR (U, I + 1) with ``values`` (N,)."""
+        """Return ``values`` (N,) as a CSR matrix (U, I + 1)."""
         return csr(self.user, self.item, values, (self.users, self.width))
 
     def by_item(self, values: Tensor) -> Tensor:
-        """The transpose of ``matrix``, CSR (I + 1, U)."""
+        """Return ``values`` (N,) as a CSR matrix (I + 1, U)."""
         return csr(self.item, self.user, values, (self.width, self.users))
 
 
-def pairs_of(train: Sequences, n_items: int, device: torch.device) -> Pairs:
-    """The pairs of all events in ``train``."""
+def user_item_pairs(train: Sequences, n_items: int, device: torch.device) -> Pairs:
+    """Return the distinct pairs of all events."""
     owner = np.repeat(np.arange(len(train), dtype=np.int64), train.lengths)
-    keys, counts = np.unique(owner * (n_items + 1) + train.items, return_counts=True)
-    found = torch.from_numpy(keys).to(device)
+    unique, counts = np.unique(owner * (n_items + 1) + train.items, return_counts=True)
+    keys = torch.from_numpy(unique).to(device)
     count = torch.from_numpy(counts.astype(np.float32)).to(device)
-    return Pairs(found // (n_items + 1), found % (n_items + 1), count, len(train), n_items + 1)
+    return Pairs(keys // (n_items + 1), keys % (n_items + 1), count, len(train), n_items + 1)
 
 
-def counts_of(items_BT: Tensor, n_items: int) -> Tensor:
-    """(B, I + 1) events of each item in each right-padded history; column 0 is 0."""
+def item_counts(items_BT: Tensor, n_items: int) -> Tensor:
+    """Return the number of events (B, I + 1) of each item in right-padded histories; column 0 is 0."""
     counts = torch.zeros(len(items_BT), n_items + 1, device=items_BT.device)
     return counts.scatter_add_(1, items_BT, (items_BT > 0).float())
 
 
 def csr(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A compressed sparse matrix; values of equal places are added."""
+    """Build a CSR matrix; values at the same position are added."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        whole = torch.sparse_coo_tensor(torch.stack([row, column]), values, shape, check_invariants=False)
-        return whole.coalesce().to_sparse_csr()
+        coo = torch.sparse_coo_tensor(torch.stack([row, column]), values, shape, check_invariants=False)
+        return coo.coalesce().to_sparse_csr()
 
 
 class PairBatches:
-    """Every pair once per epoch in random order, each with ``negatives`` uniform items its user has no event of.
+    """Batches of all pairs in random order, with uniform negatives that the user has no event of.
 
-    An item that the user does have is drawn again, up to ``TRIES`` times; who has nearly the whole catalogue may
-    keep one.
+    A negative that the user has is drawn again up to ``TRIES`` times, so users of nearly the whole catalogue may get
+    one. Yields users (n,), items (n,) and negatives (n, negatives).
     """
 
     TRIES = 8
@@ -95,67 +102,67 @@ class PairBatches:
         self._keys = pairs.user * pairs.width + pairs.item
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yields users (n,), items (n,) and negatives (n, negatives)."""
         negatives = self._negatives()
         order = torch.randperm(len(self.pairs), generator=self.generator).to(self._keys.device)
-        for chosen in order.split(self.size):
-            yield self.pairs.user[chosen], self.pairs.item[chosen], negatives[chosen]
+        for batch in order.split(self.size):
+            yield self.pairs.user[batch], self.pairs.item[batch], negatives[batch]
 
     def _negatives(self) -> Tensor:
-        """For all pairs at once: in the order of the keys a search stays in cache."""
-        drawn = self._draw(self._owner.numel()).view_as(self._owner)
+        """Negatives of all pairs, drawn in the order of the keys: the search then stays in the CPU's cache."""
+        negatives = self._draw(self._owner.numel()).view_as(self._owner)
         for _ in range(self.TRIES):
-            keys = self._owner + drawn
-            place = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
-            known = self._keys[place] == keys
-            drawn[known] = self._draw(int(known.sum()))
-        return drawn
+            keys = self._owner + negatives
+            index = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
+            is_positive = self._keys[index] == keys
+            negatives[is_positive] = self._draw(int(is_positive.sum()))
+        return negatives
 
     def _draw(self, n: int) -> Tensor:
         return torch.randint(1, self.pairs.width, (n,), generator=self.generator).to(self._keys.device)
 
 
-SIMILARITIES = (
-    "cosine",
-    "jaccard",
-    "correlation",
-    "euclidean",
-    "hamming",
-    "manhattan",
-    "bhattacharyya",
-    "kl",
-)
-SETS = ("jaccard", "hamming", "manhattan")
-RATIOS = ("cosine", "jaccard", "correlation")  # shrunk in the denominator, the others by w
-PROFILES = ("binary", "count")
-SMOOTHING = 0.1
-DENSE = 1 << 26  # elements of the dense block that one product may make: 256 MiB
+@dataclass(frozen=True)
+class NeighbourConfig:
+    """Settings of neighbourhood models.
+
+    ``neighbours``: K. ``similarity``: see the docstring of this module. ``profile``: features are 1 (binary) or the
+    number of events (count).
+    """
+
+    neighbours: int = 100
+    similarity: str = "cosine"
+    profile: str = "binary"
+    shrinkage: float = 10.0
+
+    def __post_init__(self) -> None:
+        self.measure()
+        check_at_least(1, self, "neighbours")
+
+    def measure(self) -> Similarity:
+        """Return the similarity measure."""
+        return Similarity(self.similarity, self.profile, self.shrinkage)
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """A measure of the list above; the profile of an item or user holds 1 (binary) or the number (count) of events."""
+    """Similarity measure of profiles."""
 
     name: str
     profile: str
     shrinkage: float
 
     def __post_init__(self) -> None:
-        if self.name not in SIMILARITIES:
-            raise ValueError(f"similarity is {self.name!r}; allowed: {', '.join(SIMILARITIES)}")
-        if self.profile not in PROFILES:
-            raise ValueError(f"profile is {self.profile!r}; allowed: {', '.join(PROFILES)}")
+        check_choices(self, name=SIMILARITIES, profile=PROFILES)
         if self.profile == "count" and self.name in SETS:
             raise ValueError(f"similarity {self.name} compares sets; use `profile: binary`")
-        if self.shrinkage < 0:
-            raise ValueError(f"shrinkage is {self.shrinkage}; it must be at least 0")
+        check_at_least(0, self, "shrinkage")
 
     def values(self, counts: Tensor) -> Tensor:
-        """x of counts of events."""
+        """Return the features of a profile from numbers of events."""
         return (counts > 0).float() if self.profile == "binary" else counts
 
     def encode(self, x: Tensor, total: Tensor, features: int) -> tuple[Tensor, Tensor]:
-        """The two values per feature whose products the measure needs, 0 wherever ``x`` is; ``total`` is Σx."""
+        """Return the two values per feature that the measure multiplies, 0 wherever ``x`` is; ``total`` is Σx."""
         p = x / total.clamp(min=1)
         if self.name == "bhattacharyya":
             return p.sqrt(), p.sqrt()
@@ -163,43 +170,44 @@ class Similarity:
             return p, (p * ((1 - SMOOTHING) * features / SMOOTHING)).log1p()
         return x, x
 
-    def combine(self, cross: Tensor, shared: Tensor, one: Sums, other: Sums, features: int) -> Tensor:
-        """Similarities (N, B) of products (N, B), common features (N, B) and the sums of both sides."""
-        own, others, h = one.own[:, None], other.own, self.shrinkage
-        difference = (own + others - 2 * cross).clamp(min=0)
+    def combine(self, cross: Tensor, shared: Tensor, rows: Sums, columns: Sums, features: int) -> Tensor:
+        """Return similarities (N, B) from products (N, B), numbers of common features (N, B) and sums."""
+        norms, other_norms, h = rows.norm[:, None], columns.norm, self.shrinkage
+        difference = (norms + other_norms - 2 * cross).clamp(min=0)
         match self.name:
             case "cosine":
-                found = cross / _nonzero((own * others).sqrt() + h)
+                similarity = cross / _nonzero((norms * other_norms).sqrt() + h)
             case "jaccard":
-                found = cross / _nonzero(own + others - cross + h)
+                similarity = cross / _nonzero(norms + other_norms - cross + h)
             case "correlation":
-                mean, means = one.total[:, None] / features, other.total / features
-                spread = (own - one.total[:, None] * mean) * (others - other.total * means)
-                found = (cross - one.total[:, None] * means) / _nonzero(spread.clamp(min=0).sqrt() + h)
+                mean, other_mean = rows.total[:, None] / features, columns.total / features
+                variance = (norms - rows.total[:, None] * mean) * (other_norms - columns.total * other_mean)
+                covariance = cross - rows.total[:, None] * other_mean
+                similarity = covariance / _nonzero(variance.clamp(min=0).sqrt() + h)
             case "euclidean":
-                found = 1 / (1 + difference.sqrt())
+                similarity = 1 / (1 + difference.sqrt())
             case "hamming":
-                found = 1 - difference / features
+                similarity = 1 - difference / features
             case "manhattan":
-                found = 1 / (1 + difference)
+                similarity = 1 / (1 + difference)
             case "kl":
-                found = 1 / (1 + (1 - SMOOTHING) * (own + others - cross).clamp(min=0))
+                similarity = 1 / (1 + (1 - SMOOTHING) * (norms + other_norms - cross).clamp(min=0))
             case _:
-                found = cross
+                similarity = cross
         weight = (shared > 0).float() if self.name in RATIOS else shared / _nonzero(shared + h)
-        return found.clamp_(min=0).mul_(weight)
+        return similarity.clamp_(min=0).mul_(weight)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Per profile: Σx and the product of its own two encodings."""
+    """Sums of profiles: Σx, and the product of its two encodings (‖x‖² for most measures)."""
 
     total: Tensor
-    own: Tensor
+    norm: Tensor
 
 
 class Profiles:
-    """Sparse profiles (N, columns) against which dense blocks are compared; of the columns ``features`` count."""
+    """Sparse profiles (N, columns) for comparison with dense blocks; ``features`` is F."""
 
     def __init__(
         self,
@@ -218,11 +226,11 @@ class Profiles:
         self.sums = Sums(total, torch.zeros_like(total).index_add_(0, row, first * second))
         self._first = csr(row, column, first, shape)
         self._second = csr(row, column, second, shape) if measure.name == "kl" else None
-        plain = measure.profile == "binary" and measure.name not in ("bhattacharyya", "kl")
-        self._support = None if plain else csr(row, column, torch.ones_like(x), shape)
+        counts_shared = measure.profile == "binary" and measure.name not in ("bhattacharyya", "kl")
+        self._support = None if counts_shared else csr(row, column, torch.ones_like(x), shape)
 
     def similarities(self, counts_BF: Tensor) -> Tensor:
-        """(N, B) of every profile held with every row of ``counts_BF``."""
+        """Return similarities (N, B) of every profile to every row of ``counts_BF``."""
         x = self.measure.values(counts_BF)
         total = x.sum(1)
         first, second = self.measure.encode(x, total[:, None], self.features)
@@ -230,8 +238,8 @@ class Profiles:
         if self._second is not None:
             cross += self._second @ first.T
         shared = cross if self._support is None else self._support @ (counts_BF > 0).float().T
-        other = Sums(total, (first * second).sum(1))
-        return self.measure.combine(cross, shared, self.sums, other, self.features)
+        sums = Sums(total, (first * second).sum(1))
+        return self.measure.combine(cross, shared, self.sums, sums, self.features)
 
 
 def _nonzero(x: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 B batch, T time, D width, H heads, I items.
 
-Deviations: windows of users are masked anew at every step (the authors: ten fixed copies, and one with only the last
-item masked; here ``last_share`` of the rows of a step is masked there alone); places are counted from a row's first
-event (the authors pad on the left, so that the place that is asked for is always the same: ``count_from: end``); no
-output bias, so that the head is a
-product with the item table as for every other model; what is masked is always [MASK] (BERT: a tenth another item, a
-tenth left as it is: ``random_share``, ``kept_share``); one position more than the history has events, so that the
-appended [MASK] pushes none of them out; LayerNorm before each branch (BERT's own blocks: ``norm_first: false``).
+Deviations:
+- Masks are drawn anew at every step (authors: ten fixed copies, and one with only the last item masked, for which
+  ``last_share`` stands).
+- Positions count from a row's first event; ``count_from: end`` is the authors' left-padding.
+- No output bias: scores are a product with the item table, as in every other model.
+- Masked events are always replaced by [MASK]; ``random_share`` and ``kept_share`` are BERT's other replacements.
+- One position more than the history has events, so that the appended [MASK] displaces none.
+- LayerNorm before each branch; ``norm_first: false`` is BERT's block.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.inputs import ItemInput
@@ -30,7 +32,7 @@ EPSILON = 1e-12  # of every LayerNorm, as in BERT
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of every position to all real ones."""
+    """Bidirectional multi-head self-attention."""
 
     def __init__(self, config: BERT4Rec.Config) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim)
 
     def forward(self, x_BTD: Tensor, keys_BT: Tensor) -> Tensor:
+        """``keys_BT``: True at the positions that may be attended to."""
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
@@ -47,7 +50,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then the same with the feed-forward; or, after BERT, norm(x + attention(x))."""
+    """Transformer block with pre-normalisation or, as in BERT, post-normalisation."""
 
     def __init__(self, config: BERT4Rec.Config) -> None:
         super().__init__()
@@ -66,25 +69,28 @@ class Block(nn.Module):
         return self.norm_feed(x_BTD + self.dropout(self.feed(x_BTD)))
 
     def feed(self, x_BTD: Tensor) -> Tensor:
-        wide = F.gelu(self.up(x_BTD))
-        return self.down(self.dropout(wide) if self.inside else wide)
+        inner = F.gelu(self.up(x_BTD))
+        return self.down(self.dropout(inner) if self.inside else inner)
 
 
 class BERT4Rec(Scorer):
-    """Fills masked places of a history from both sides; the next item is a masked place after the last event."""
+    """Bidirectional transformer that predicts masked events; the next item is a [MASK] after the last event."""
+
+    takes_side = True
 
     @dataclass(frozen=True)
     class Config:
-        """``mask_share`` of the events of a row are masked, or in ``last_share`` of the rows the last event alone.
+        """``feed_forward``: inner width in multiples of ``dim``.
 
-        ``type_embedding`` adds BERT's token types: 0 for events, 1 for masked places (in the authors' code 0 for all).
-        ``norm_first`` puts LayerNorm before attention and feed-forward; without it the blocks are BERT's.
-        ``scale``: what comes in is taken times the root of ``dim``, as in SASRec; only with ``norm_first``.
-        ``initial`` weights: bert's normal ones of .02, or xavier's. ``dropout_inside``: also within the feed-forward
-        and, with ``norm_first``, of what a block gives on. Of the masked events ``random_share`` are replaced by any
-        item and ``kept_share`` left as they are, .1 of both in BERT's own. RecTools' model is without ``scale``, with
-        the other three.
-        ``count_from``: which event of a row has the first of the learned places, its first (start) or its last (end).
+        ``mask_share``: share of a row's events that are masked. ``last_share``: share of rows in which only the last
+        event is masked. ``random_share``, ``kept_share``: share of masked events that are replaced by a random item,
+        or left unchanged (BERT: 0.1 each).
+        ``type_embedding``: add BERT's token types, 0 for events and 1 for masked ones (authors: 0 for all).
+        ``norm_first``: pre-normalisation; false: BERT's blocks. ``scale``: multiply embeddings by √dim as in SASRec, if
+        ``norm_first``. ``initial``: bert (truncated normal, 0.02) or xavier. ``dropout_inside``: also in the
+        feed-forward and, if ``norm_first``, on the output of a block. RecTools: ``scale`` false, and its xavier,
+        ``dropout_inside`` and replacements.
+        ``count_from``: the event at position 0, the first of a row (start) or its last (end).
         """
 
         dim: int = 64
@@ -108,21 +114,17 @@ class BERT4Rec(Scorer):
             if self.dim % self.heads:
                 raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
             if not 0 < self.mask_share < 1:
-                raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1")
-            for name, allowed in (("count_from", ("start", "end")), ("initial", ("bert", "xavier"))):
-                if (value := getattr(self, name)) not in allowed:
-                    raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+                raise ValueError(f"mask_share is {self.mask_share}; it must be between 0 and 1")
+            check_choices(self, count_from=("start", "end"), initial=("bert", "xavier"))
             if min(self.random_share, self.kept_share) < 0 or self.random_share + self.kept_share >= 1:
                 raise ValueError(
-                    f"random_share is {self.random_share} and kept_share {self.kept_share}; they are shares of the "
-                    "masked events, of which some must be [MASK]"
+                    f"random_share is {self.random_share} and kept_share {self.kept_share}; "
+                    "allowed: at least 0 each, together less than 1"
                 )
             if not 0 <= self.last_share <= 1:
-                raise ValueError(f"last_share is {self.last_share}; it is a share of the rows, 0 to 1")
+                raise ValueError(f"last_share is {self.last_share}; allowed: 0 to 1")
 
     config: Config
-
-    takes_side = True
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
@@ -145,12 +147,12 @@ class BERT4Rec(Scorer):
                     nn.init.xavier_normal_(weight)
 
     def encode(self, batch: Batch, table: Tensor) -> Tensor:
-        """BERT's hidden states (B, T, D); only the first ``lengths`` places of a row are attended to."""
-        place, masked = batch.positions, batch.items == self.mask_item
-        keys_BT = place < batch.lengths.clamp(min=1)[:, None]  # at least one, else the softmax is 0 / 0
+        """Return hidden states (B, T, D); only the first ``lengths`` positions of a row are attended to."""
+        position, masked = batch.positions, batch.items == self.mask_item
+        keys_BT = position < batch.lengths.clamp(min=1)[:, None]  # at least one, else the softmax is 0 / 0
         if self.config.count_from == "end":
-            place = (batch.lengths[:, None] - 1 - place).clamp(min=0)  # padding is attended to by nothing
-        x_BTD = self.items.embed(batch, table, hidden=masked) + self.positions(place)
+            position = (batch.lengths[:, None] - 1 - position).clamp(min=0)
+        x_BTD = self.items.embed(batch, table, masked=masked) + self.positions(position)
         if self.types is not None:
             x_BTD = x_BTD + self.types(masked.long())
         if not self.config.norm_first:
@@ -163,51 +165,49 @@ class BERT4Rec(Scorer):
         return self.norm(x_BTD) if self.config.norm_first else x_BTD
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
-        hidden_BT = self.draw_masks(batch)
-        inputs = replace(batch, items=self.replaced(batch.items, hidden_BT))
+        masks_BT = self.draw_masks(batch)
+        inputs = replace(batch, items=self.mask_items(batch.items, masks_BT))
         table = self.items.table()
-        hidden = self.transform(self.encode(inputs, table)[hidden_BT])
-        return criterion(hidden, self.items.head(table), batch.items[hidden_BT])
-
-    def replaced(self, items_BT: Tensor, hidden_BT: Tensor) -> Tensor:
-        """(B, T): what the model reads where ``hidden_BT`` is True: [MASK], but for the shares of the config."""
-        masked = items_BT.masked_fill(hidden_BT, self.mask_item)
-        some, kept = self.config.random_share, self.config.kept_share
-        if not some + kept:
-            return masked
-        draw = torch.rand(items_BT.shape, device=items_BT.device).masked_fill(~hidden_BT, 1.0)
-        other = torch.randint(1, self.n_items + 1, items_BT.shape, device=items_BT.device)
-        masked = torch.where(draw < some + kept, items_BT, masked)
-        return torch.where(draw < some, other, masked)
+        hidden = self.transform(self.encode(inputs, table)[masks_BT])
+        return criterion(hidden, self.items.head(table), batch.items[masks_BT])
 
     def draw_masks(self, batch: Batch) -> Tensor:
-        """(B, T) bool, at least one place of every row that has events; drawn from torch's seeded generator."""
-        real, rows = batch.mask, len(batch.items)
-        draw = torch.rand(real.shape, device=real.device).masked_fill(~real, 2.0)
-        lowest = draw.amin(1, keepdim=True)  # masked whatever the share: no row is for nothing
-        spread = (draw < self.config.mask_share) | (draw == lowest)
-        place = torch.arange(real.shape[1], device=real.device)
-        last = place == batch.lengths[:, None] - 1
-        only_last = torch.rand(rows, 1, device=real.device) < self.config.last_share
-        return torch.where(only_last, last, spread) & real
+        """Draw the masked events (B, T) bool, at least one in every row that has events."""
+        is_event, rows = batch.mask, len(batch.items)
+        draw = torch.rand(is_event.shape, device=is_event.device).masked_fill(~is_event, 2.0)
+        spread = (draw < self.config.mask_share) | (draw == draw.amin(1, keepdim=True))
+        last = torch.arange(is_event.shape[1], device=is_event.device) == batch.lengths[:, None] - 1
+        only_last = torch.rand(rows, 1, device=is_event.device) < self.config.last_share
+        return torch.where(only_last, last, spread) & is_event
+
+    def mask_items(self, items_BT: Tensor, masks_BT: Tensor) -> Tensor:
+        """Replace items (B, T) where ``masks_BT`` is True by [MASK], a random item, or themselves."""
+        masked = items_BT.masked_fill(masks_BT, self.mask_item)
+        random_share, unchanged_share = self.config.random_share, self.config.kept_share
+        if not random_share + unchanged_share:
+            return masked
+        draw = torch.rand(items_BT.shape, device=items_BT.device).masked_fill(~masks_BT, 1.0)
+        random_items = torch.randint(1, self.n_items + 1, items_BT.shape, device=items_BT.device)
+        masked = torch.where(draw < random_share + unchanged_share, items_BT, masked)
+        return torch.where(draw < random_share, random_items, masked)
 
     def score(self, batch: Batch) -> Tensor:
         rows, table = torch.arange(len(batch.items), device=batch.items.device), self.items.table()
-        hidden = self.encode(self.asking(batch), table)[rows, batch.lengths]  # (B, D)
+        hidden = self.encode(self.append_mask(batch), table)[rows, batch.lengths]  # (B, D)
         return self.transform(hidden) @ self.items.head(table).T
 
     def item_tables(self) -> dict[str, Tensor]:
         return self.items.tables()
 
-    def asking(self, batch: Batch) -> Batch:
-        """``batch`` with [MASK] after every last event."""
+    def append_mask(self, batch: Batch) -> Batch:
+        """Append [MASK] to every row."""
         longer = batch.pad(1)
         items = longer.items.scatter(1, batch.lengths[:, None], self.mask_item)
         return replace(longer, items=items, lengths=batch.lengths + 1)
 
 
 def _initialise(module: nn.Module) -> None:
-    """BERT's: truncated normal of .02, biases zero."""
+    """Initialise as BERT does: truncated normal, biases zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
         if isinstance(module, nn.Linear):

@@ -2,11 +2,13 @@
 
 B batch, T time, D width, H heads, I items.
 
-Deviations from GPT-2: no biases unless asked for; item embeddings times √D, without which learning is slow (LOG.md);
-GELU is exact; dropout after the embeddings and on each branch, not on attention weights; users are the documents:
-packed one after the other, with positions that restart and attention that stays within a user. Given vectors of items
-(SigLIP, text) come in through the shared ``side`` block. ``generate`` replays a published submission: the first items
-of a list are found one after the other, each as if the ones before it had happened.
+Deviations from GPT-2:
+- No biases by default; exact GELU.
+- Item embeddings times √D, without which it learns slowly (LOG.md).
+- Dropout after the embeddings and on each branch, not on attention weights.
+- Users are the documents: packed into rows, positions restart and attention stays within a user.
+
+``generate`` reproduces a published Kaggle submission: the first items of a list are decoded autoregressively.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
-from recpipe.layers.attention import Mask, attend, causal_mask
+from recpipe.layers.attention import Mask, attend, causal_mask, init_normal
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.layers.top_k import top_k
@@ -27,7 +30,7 @@ from recpipe.models.recommender import NextItem
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """Pre-norm transformer block."""
 
     def __init__(self, config: GPT.Config) -> None:
         super().__init__()
@@ -50,16 +53,16 @@ class Block(nn.Module):
 
 
 class GPT(NextItem):
-    """Predicts the next item at every position from the events up to it."""
+    """Causal transformer."""
 
     layouts = ("padded", "packed")
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward`` is the inner width in multiples of ``dim``.
+        """``feed_forward``: inner width in multiples of ``dim``.
 
-        The first ``generate`` items of a list are generated, each appended to the history before the next is asked
-        for; 0 takes the whole list from one answer.
+        ``generate``: number of items at the head of a list that are decoded one by one, each appended to the history
+        before the next is scored; 0 takes the whole list from one pass.
         """
 
         dim: int = 64
@@ -73,8 +76,7 @@ class GPT(NextItem):
         def __post_init__(self) -> None:
             if self.dim % self.heads:
                 raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
-            if self.generate < 0:
-                raise ValueError(f"generate is {self.generate}; it is a number of items, 0 or more")
+            check_at_least(0, self, "generate")
 
     config: Config
 
@@ -86,11 +88,11 @@ class GPT(NextItem):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim, bias=config.bias)
         for module in (self.positions, *self.blocks):
-            module.apply(_initialise)
+            module.apply(init_normal)
         for name, weight in self.blocks.named_parameters():
             if name.endswith(
                 ("out.weight", "down.weight")
-            ):  # what is added to the stream grows not with depth
+            ):  # GPT-2: scaled by the number of residual branches
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.layers))
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
@@ -101,23 +103,15 @@ class GPT(NextItem):
         return self.norm(x_BTD)
 
     def refine(self, batch: Batch, scores: Tensor) -> Tensor:
-        """Lifts the generated items above all others, in their order; the others keep their scores."""
-        best, refined = scores.amax(1, keepdim=True), scores.clone()
-        allowed, found = scores > -torch.inf, scores
+        """Decode ``generate`` items and raise their scores above all others, in order of decoding."""
+        highest, refined = scores.amax(1, keepdim=True), scores.clone()
+        allowed, step_scores = scores > -torch.inf, scores
         for n in range(self.config.generate):
-            item, _ = top_k(found, 1)
-            more = item > 0  # not where nothing is left
-            lifted = torch.where(more, best + (self.config.generate - n), -torch.inf)
-            refined.scatter_(1, item, lifted)
+            item, _ = top_k(step_scores, 1)
+            score = torch.where(item > 0, highest + (self.config.generate - n), -torch.inf)
+            refined.scatter_(1, item, score)
             allowed.scatter_(1, item, False)
             if n + 1 < self.config.generate:
                 batch = batch.append_event(item[:, 0], self.max_length)
-                found = self.score(batch).float().masked_fill(~allowed, -torch.inf)
+                step_scores = self.score(batch).float().masked_fill(~allowed, -torch.inf)
         return refined
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)

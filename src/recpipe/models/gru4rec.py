@@ -2,10 +2,11 @@
 
 B batch, T time, D width, I items.
 
-Deviations: items are embedded and the head is the same table (the paper has one-hot inputs and a head of its own);
-whole histories of users in padded batches (the paper: session-parallel mini-batches that cut the gradient); the loss is
-the trainer's (full softmax by default; the paper: BPR or TOP1 over the other items of the batch); LayerNorm and a
-projection between the cells and the head; torch's GRU, which resets after the recurrent product.
+Deviations:
+- One item table for input and output (paper: one-hot input, separate output layer).
+- Whole histories in padded batches (paper: session-parallel mini-batches with truncated gradients).
+- The loss is a training setting, full softmax by default (paper: BPR or TOP1 over the items of the batch).
+- LayerNorm and a projection between the cells and the output; torch's GRU resets after the recurrent product.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from recpipe.models.recommender import NextItem
 
 
 class GRU4Rec(NextItem):
-    """Predicts the next item at every position from the events up to it."""
+    """Causal GRU network."""
 
     @dataclass(frozen=True)
     class Config:
-        """``dim`` is the width of the item table, ``hidden`` that of the recurrent state."""
+        """``dim``: width of the item table. ``hidden``: width of the recurrent state."""
 
         dim: int = 64
         hidden: int = 128

@@ -3,15 +3,16 @@ Recommendations, ICML 2024 (sections 3.1 and 3.2; sizes and the time buckets as 
 
 B batch, T time (of a query), S time (of what it looks at), D width, H heads, I items.
 
-A layer, with n = LN(x) and no feed-forward after it:
+A layer, with n = LN(x) and no feed-forward:
     u, v, q, k = SiLU(n W)
     y = (u * LN(A v)) W_o + b + x,  A = SiLU(q k' + position bias + time bias) / N where S <= T, else 0
 
-Deviations: the query's time is a setting. The paper has what is here ``query``, the time of the event to be predicted,
-which no model without it can be compared with; ``last_item`` has that of the last event read, ``none`` no time bias.
-N is ``max_length`` (theirs adds eleven places for output). The loss is the trainer's (full softmax by default; theirs
-is sampled, of 128). Lags before 0 have no bias, since none is read. Dropout is on what the gate lets through and on the
-input, as theirs; without ``normalise`` nothing is normalised at the end.
+Deviations:
+- The time of a query is the setting ``time_mode``. The paper reads the time of the event to be predicted (``query``),
+  which makes it incomparable to models that do not; ``last_item`` reads that of the last event, ``none`` no time.
+- N is ``max_length`` (authors: eleven more positions for output).
+- The loss is a training setting, full softmax by default (authors: sampled, 128 negatives).
+- Without ``normalise`` the output is not normalised.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.protocol import TIME_CHOICES
 from recpipe.layers.dropout import Dropout
@@ -30,22 +32,21 @@ from recpipe.layers.side import Side
 from recpipe.models.recommender import NextItem
 
 EPS = 1e-6
-BUCKETS, BUCKET_WIDTH = 129, 0.301  # of the logarithm of seconds, as theirs; 68 years are in bucket 71
-NEVER = -1e9  # as a bias: SiLU and its slope are exactly zero there, as they are not at -inf
+BUCKETS, BUCKET_WIDTH = 129, 0.301  # of log(seconds), as the authors'; 68 years are in bucket 71
+MASKED = -1e9  # bias at which SiLU and its slope are exactly zero; at -inf they are NaN
 
 
 class HSTU(NextItem):
-    """Predicts the next item at every position from the events up to it, and from when they happened."""
+    """Causal network with pointwise attention and optional time biases."""
 
     @dataclass(frozen=True)
     class Config:
-        """``qk_dim`` and ``v_dim`` are the widths of a head.
+        """``qk_dim``, ``v_dim``: widths of a head. ``dropout``: of the input and of each layer's gated output.
 
-        ``positions``: learned embeddings of places are added to the items; ``position_bias``: attention has a bias for
-        every distance. ``time_mode``: attention has a bias by the logarithm of the seconds between what is looked at
-        and, ``last_item``, the last event read or, ``query``, the moment of the question; ``none``: no such bias.
-        ``normalise``: hidden states and items have length 1, and scores, then cosines, are divided by
-        ``temperature``. ``dropout``: of the input and of what each layer adds.
+        ``positions``: add position embeddings. ``position_bias``: attention bias per distance in events.
+        ``time_mode``: attention bias by the log-bucketed seconds from the key's event to the last event
+        (``last_item``) or to the time of the request (``query``); ``none``: no such bias.
+        ``normalise``: cosine similarity divided by ``temperature`` instead of the dot product.
         """
 
         dim: int = 64
@@ -61,8 +62,7 @@ class HSTU(NextItem):
         temperature: float = 0.05
 
         def __post_init__(self) -> None:
-            if self.time_mode not in TIME_CHOICES:
-                raise ValueError(f"time_mode is {self.time_mode!r}; allowed: {', '.join(TIME_CHOICES)}")
+            check_choices(self, time_mode=TIME_CHOICES)
             if not self.temperature > 0:
                 raise ValueError(f"temperature is {self.temperature}; it must be more than 0, such as 0.05")
 
@@ -81,9 +81,9 @@ class HSTU(NextItem):
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(batch.positions)
         x_BTD, buckets = self.dropout(x_BTD), self._buckets(batch)
-        hidden = ~readable(batch)
+        mask = ~causal_pairs(batch)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, hidden, buckets)
+            x_BTD = layer(x_BTD, mask, buckets)
         return x_BTD
 
     def output(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,26 +93,24 @@ class HSTU(NextItem):
         return hidden / self.config.temperature, table
 
     def _buckets(self, batch: Batch) -> Tensor | None:
-        """(B, T, S) which time bias a query has for what it looks at."""
-        mode, times, asked = self.config.time_mode, batch.timestamps, batch.query_times
+        """Time bucket of every pair of query and key, (B, T, S)."""
+        mode, times, query_times = self.config.time_mode, batch.timestamps, batch.query_times
         if mode == "none":
             return None
         if times is None:
             raise ValueError(
                 f"time_mode is {mode} and these histories have no timestamps; set time_mode: none"
             )
-        if mode == "query" and asked is None:
+        if mode == "query" and query_times is None:
             raise ValueError(
-                "time_mode is query and nothing says when the question is asked: folds do under "
-                "--params protocol.time=query, and other histories need Sequences.query_times"
+                "time_mode is query and these histories have no query times: use --params protocol.time=query "
+                "for folds, set Sequences.query_times for other histories"
             )
-        return time_buckets(times if mode == "last_item" or asked is None else asked, times)
+        return time_buckets(times if mode == "last_item" or query_times is None else query_times, times)
 
 
-def readable(batch: Batch) -> Tensor:
-    """Whether a query may look at a place: (T, S), or (B, T, S) where sequences are packed. What is not later, of the
-    same sequence; padding comes after every event.
-    """
+def causal_pairs(batch: Batch) -> Tensor:
+    """Return True where a query may attend to a key: (T, S), or (B, T, S) for packed rows."""
     T = batch.items.shape[1]
     past = torch.ones(T, T, dtype=torch.bool, device=batch.items.device).tril()
     if batch.segments is None:
@@ -120,52 +118,48 @@ def readable(batch: Batch) -> Tensor:
     return past & (batch.segments[:, :, None] == batch.segments[:, None, :])
 
 
-def time_buckets(asked_BT: Tensor, times_BS: Tensor) -> Tensor:
-    """(B, T, S) int64 in 0..BUCKETS - 1, of the distances in seconds."""
-    seconds = (asked_BT[:, :, None] - times_BS[:, None, :]).abs_().to(torch.float32)
+def time_buckets(queries_BT: Tensor, times_BS: Tensor) -> Tensor:
+    """Return log-buckets (B, T, S) int64 in 0..BUCKETS - 1 of distances in seconds."""
+    seconds = (queries_BT[:, :, None] - times_BS[:, None, :]).abs_().to(torch.float32)
     return seconds.clamp_(min=1).log_().div_(BUCKET_WIDTH).clamp_(max=BUCKETS - 1).long()
 
 
 class Layer(nn.Module):
-    """Attention without a softmax, gated, added to its input."""
+    """Gated pointwise attention with a residual connection."""
 
     def __init__(self, config: HSTU.Config, max_length: int) -> None:
         super().__init__()
         self.heads, self.max_length = config.heads, max_length
-        self.widths = [
-            config.heads * width for width in (config.v_dim, config.v_dim, config.qk_dim, config.qk_dim)
-        ]
+        widths = (config.v_dim, config.v_dim, config.qk_dim, config.qk_dim)
+        self.widths = [config.heads * width for width in widths]
         self.uvqk = nn.Linear(config.dim, sum(self.widths), bias=False)
         self.out = nn.Linear(self.widths[0], config.dim)
-        self.by_lag = (
-            nn.Parameter(torch.empty(max_length).normal_(std=0.02)) if config.position_bias else None
-        )
-        timed = config.time_mode != "none"
-        self.by_bucket = nn.Parameter(torch.empty(BUCKETS).normal_(std=0.02)) if timed else None
+        lags, buckets = max_length * config.position_bias, BUCKETS * (config.time_mode != "none")
+        self.by_lag = nn.Parameter(torch.empty(lags).normal_(std=0.02)) if lags else None
+        self.by_bucket = nn.Parameter(torch.empty(buckets).normal_(std=0.02)) if buckets else None
         self.dropout = Dropout(config.dropout)
         nn.init.normal_(self.uvqk.weight, std=0.02)
         nn.init.xavier_uniform_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x_BTD: Tensor, hidden: Tensor, buckets: Tensor | None) -> Tensor:
-        """``hidden``, True where nothing is read, (T, S) or (B, T, S); ``buckets`` (B, T, S)."""
+    def forward(self, x_BTD: Tensor, mask: Tensor, buckets: Tensor | None) -> Tensor:
+        """``mask`` (T, S) or (B, T, S) is True where a query must not read; ``buckets`` (B, T, S)."""
         B, T, D = x_BTD.shape
         n_BTD = F.layer_norm(x_BTD, (D,), eps=EPS)
         u, v, q, k = F.silu(self.uvqk(n_BTD)).split(self.widths, -1)
         v, q, k = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (v, q, k))
-        bias = self._bias(hidden, buckets)
+        bias = self._bias(mask, buckets)
         scores = (q @ k.transpose(-2, -1)).add_(bias if bias.ndim == 2 else bias[:, None])  # (B, H, T, S)
         mixed = (F.silu(scores) @ v).transpose(1, 2).reshape(B, T, -1) / self.max_length
         mixed = F.layer_norm(mixed, mixed.shape[-1:], eps=EPS)
         return x_BTD + self.out(self.dropout(u * mixed))
 
-    def _bias(self, hidden: Tensor, buckets: Tensor | None) -> Tensor:
-        """(T, S) or (B, T, S), for all heads; what may not be read is taken out here, where it costs least."""
-        T = hidden.shape[-1]
+    def _bias(self, mask: Tensor, buckets: Tensor | None) -> Tensor:
+        """Bias (T, S) or (B, T, S) of all heads, with the mask."""
         if self.by_lag is None:
-            bias = torch.zeros_like(hidden, dtype=self.out.weight.dtype)
+            bias = torch.zeros_like(mask, dtype=self.out.weight.dtype)
         else:
-            place = torch.arange(T, device=hidden.device)
-            bias = self.by_lag[(place[:, None] - place).clamp(min=0)]
-        bias = bias.masked_fill(hidden, NEVER)
+            position = torch.arange(mask.shape[-1], device=mask.device)
+            bias = self.by_lag[(position[:, None] - position).clamp(min=0)]
+        bias = bias.masked_fill(mask, MASKED)
         return bias if buckets is None or self.by_bucket is None else self.by_bucket[buckets].add_(bias)

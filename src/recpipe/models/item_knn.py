@@ -1,6 +1,6 @@
 """Item-to-item kNN: Sarwar et al., Item-based collaborative filtering, WWW 2001; Deshpande & Karypis, TOIS 2004.
 
-Deviation: there are no ratings; a user's score of an item is the sum of its similarities to the distinct items of the
+Deviation: there are no ratings; the score of an item is the sum of its similarities to the distinct items of the
 history. I items, U users, B batch, T time, K neighbours.
 """
 
@@ -12,34 +12,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import DENSE, Profiles, Similarity, counts_of, csr, pairs_of
+from recpipe.layers.interactions import DENSE, NeighbourConfig, Profiles, csr, item_counts, user_item_pairs
 from recpipe.models.recommender import Scorer
 from recpipe.progress import progress
 
 
 class ItemKNN(Scorer):
-    """An item of the history votes for the ``neighbours`` items that are most similar to it."""
+    """Scores items by their similarity to the items of the history."""
 
     @dataclass(frozen=True)
-    class Config:
-        """``similarity``, ``profile`` and ``shrinkage`` are defined in recpipe.layers.interactions, an item's profile
-        being its users; ``last`` uses only that many of a user's latest events when recommending, null the window.
+    class Config(NeighbourConfig):
+        """The profile of an item is its users. ``last``: number of latest events of a history that are used; null: all
+        of the window.
         """
 
-        neighbours: int = 100
-        similarity: str = "cosine"
-        profile: str = "binary"
-        shrinkage: float = 10.0
         last: int | None = None
 
         def __post_init__(self) -> None:
-            Similarity(self.similarity, self.profile, self.shrinkage)
-            if self.neighbours < 1:
-                raise ValueError(f"item_knn.neighbours is {self.neighbours}; it must be at least 1")
-            if self.last is not None and self.last < 1:
-                raise ValueError(f"item_knn.last is {self.last}; it must be at least 1, or null")
+            super().__post_init__()
+            check_at_least(1, self, "last")
 
     closed_form = True
     probabilistic = False
@@ -54,42 +48,46 @@ class ItemKNN(Scorer):
         self._matrix: Tensor | None = None
 
     def fit(self, train: Sequences) -> None:
-        config, pairs = self.config, pairs_of(train, self.n_items, self.device)
-        measure = Similarity(config.similarity, config.profile, config.shrinkage)
+        pairs = user_item_pairs(train, self.n_items, self.device)
         shape = (self.n_items + 1, pairs.users)
         profiles = Profiles(
-            pairs.item, pairs.user, pairs.count, shape=shape, features=pairs.users, measure=measure
+            pairs.item,
+            pairs.user,
+            pairs.count,
+            shape=shape,
+            features=pairs.users,
+            measure=self.config.measure(),
         )
-        found = []
+        neighbours = []
         with progress(shape[0], "train", unit="items") as bar:
             for items in torch.arange(shape[0], device=self.device).split(max(DENSE // max(shape), 1)):
-                chosen = (pairs.item >= items[0]) & (pairs.item <= items[-1])
+                in_block = (pairs.item >= items[0]) & (pairs.item <= items[-1])
                 block = torch.zeros(len(items), shape[1], device=self.device)
-                block[pairs.item[chosen] - items[0], pairs.user[chosen]] = pairs.count[chosen]
-                together = profiles.similarities(block).T  # (block, I + 1)
-                together[torch.arange(len(items), device=items.device), items] = 0.0
-                found.append(torch.topk(together, min(config.neighbours, self.n_items), dim=1))
+                block[pairs.item[in_block] - items[0], pairs.user[in_block]] = pairs.count[in_block]
+                similarities = profiles.similarities(block).T  # (block, I + 1)
+                similarities[torch.arange(len(items), device=items.device), items] = 0.0
+                neighbours.append(torch.topk(similarities, min(self.config.neighbours, self.n_items), dim=1))
                 bar.add(len(items))
-        self.similarity = torch.cat([part.values for part in found])
-        self.near = torch.cat([part.indices for part in found])
+        self.similarity = torch.cat([part.values for part in neighbours])
+        self.near = torch.cat([part.indices for part in neighbours])
         self._matrix = None
 
     def score(self, batch: Batch) -> Tensor:
         items_BT = batch.items
         if self.config.last is not None:
-            place = torch.arange(items_BT.shape[1], device=items_BT.device)
-            items_BT = torch.where(place >= batch.lengths[:, None] - self.config.last, items_BT, 0)
-        held = (counts_of(items_BT, self.n_items) > 0).float()
-        if self._matrix is None or self._matrix.device != held.device:
-            self._matrix = self._sparse()
-        return (self._matrix @ held.T).T.contiguous()
+            position = torch.arange(items_BT.shape[1], device=items_BT.device)
+            items_BT = torch.where(position >= batch.lengths[:, None] - self.config.last, items_BT, 0)
+        in_history = (item_counts(items_BT, self.n_items) > 0).float()
+        if self._matrix is None or self._matrix.device != in_history.device:
+            self._matrix = self._similarity_matrix()
+        return (self._matrix @ in_history.T).T.contiguous()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_tensors(tensors)
         self._matrix = None
 
-    def _sparse(self) -> Tensor:
-        """(I + 1, I + 1): row = candidate, column = item of the history."""
+    def _similarity_matrix(self) -> Tensor:
+        """CSR (I + 1, I + 1): row = candidate, column = item of the history."""
         size = self.n_items + 1
         column = torch.arange(size, device=self.near.device)[:, None].expand_as(self.near)
         return csr(self.near.flatten(), column.flatten(), self.similarity.flatten(), (size, size))

@@ -1,12 +1,12 @@
 """LightGCN: He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020.
 
-Embeddings of users and items E⁰ are smoothed over the graph of who had what, E^(l+1) = D^-½ A D^-½ E^l (eq. 7), and
-averaged over the layers l = 0..L (eq. 8); the score is the product of user and item. Trained by BPR with one negative
-for every pair and L2 on E⁰ (eq. 15). N nodes (users, then items), D width, B batch, I items.
+Embeddings of users and items E⁰ are smoothed over the bipartite graph, E^(l+1) = D^-½ A D^-½ E^l (eq. 7), and averaged
+over the layers l = 0..L (eq. 8); the score is the product of user and item. Trained by BPR with one negative for every
+pair and L2 on E⁰ (eq. 15). N nodes (users, then items), D width, B batch, I items.
 
-Deviations: a history carries no name, so a user, known or new, is made of the history that is asked about by one
-propagation, e_u^l = Σ_i e_i^(l-1) / √(n_u n_i) with n the degrees and e_u⁰ = 0, and a bundle holds no users.
-``user_embeddings: false`` trains without E⁰ of users as well, so that what is served is what was trained.
+Deviations: histories are anonymous, so every user is computed from his history by one propagation,
+e_u^l = Σ_i e_i^(l-1) / √(n_u n_i) with n the degrees and e_u⁰ = 0, and no users are stored. ``user_embeddings: false``
+trains without E⁰ of users, too, so that training and serving agree.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import PairBatches, Pairs, counts_of, csr, pairs_of
+from recpipe.layers.interactions import PairBatches, Pairs, csr, item_counts, user_item_pairs
 from recpipe.models.recommender import Scorer
 from recpipe.progress import progress
 
 
 class LightGCN(Scorer):
-    """Trained by its own loop: a step is a sample of pairs and needs the graph of all of them."""
+    """Graph convolution, trained by its own loop on samples of pairs."""
 
     @dataclass(frozen=True)
     class Config:
-        """``batch`` pairs make a step; ``penalty`` weighs the mean squared length of the embeddings in it."""
+        """``batch``: pairs per step. ``penalty``: weight of L2 on the embeddings of a step."""
 
         dim: int = 64
         layers: int = 2
@@ -43,9 +44,7 @@ class LightGCN(Scorer):
         epochs: int = 100
 
         def __post_init__(self) -> None:
-            for name in ("dim", "layers", "batch", "epochs"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"lightgcn.{name} is {getattr(self, name)}; it must be at least 1")
+            check_at_least(1, self, "dim", "layers", "batch", "epochs")
 
     closed_form = True
     probabilistic = False
@@ -56,7 +55,7 @@ class LightGCN(Scorer):
     def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)
         self.register_buffer("items", torch.zeros(n_items + 1, config.dim))  # final embeddings
-        self.register_buffer("given", torch.zeros(n_items + 1, config.dim))  # by an item to who has it
+        self.register_buffer("given", torch.zeros(n_items + 1, config.dim))  # input vectors of histories
 
     def fit(self, train: Sequences) -> None:
         with progress(self.config.epochs, "train", unit="epochs") as bar:
@@ -64,8 +63,8 @@ class LightGCN(Scorer):
                 bar.add(1, loss=loss)
 
     def epochs(self, train: Sequences) -> Iterator[float]:
-        """Trains; yields the mean loss of each epoch, after which the model can be asked."""
-        config, pairs = self.config, pairs_of(train, self.n_items, self.device)
+        """Train and yield the mean loss of each epoch; the model is usable after each."""
+        config, pairs = self.config, user_item_pairs(train, self.n_items, self.device)
         graph = adjacency(pairs)
         ego_ND = torch.empty(len(graph), config.dim, device=self.device)
         ego_ND.copy_(nn.init.normal_(torch.empty(ego_ND.shape), std=0.1))
@@ -86,21 +85,21 @@ class LightGCN(Scorer):
                     ego_ND.grad[: pairs.users] = 0.0
                 optimiser.step()
                 total += loss.detach() * (len(user) / len(pairs))
-            self._publish(ego_ND.detach(), graph, pairs)
+            self.set_tables(ego_ND.detach(), graph, pairs)
             yield float(total)
 
     def bpr(self, ego_ND: Tensor, graph: Tensor, nodes: Tensor) -> Tensor:
-        """Equation 15 of ``nodes`` (3, B): users, their items and what was drawn; per pair."""
+        """Return equation 15 per pair for ``nodes`` (3, B): users, their items, negatives."""
         user, item, negative = F.embedding(nodes, propagate(ego_ND, graph, self.config.layers))
         bpr = F.softplus((user * (negative - item)).sum(1)).mean()
         times = torch.bincount(nodes.flatten(), minlength=len(ego_ND))
         squares = ego_ND.square().sum(1) @ times.to(ego_ND.dtype)
         return bpr + self.config.penalty * squares / (2 * nodes.shape[1])
 
-    def _publish(self, ego_ND: Tensor, graph: Tensor, pairs: Pairs) -> None:
-        """The tables of which ``score`` is made."""
+    def set_tables(self, ego_ND: Tensor, graph: Tensor, pairs: Pairs) -> None:
+        """Compute the item tables of ``score`` from the embeddings E⁰."""
         L = self.config.layers
-        below_ND = propagate(ego_ND, graph, L - 1) * (L / (L + 1))  # Σ of layers 0..L-1, over L + 1
+        below_ND = propagate(ego_ND, graph, L - 1) * (L / (L + 1))  # sum of layers 0..L-1, divided by L + 1
         degree = torch.bincount(pairs.item, minlength=pairs.width).clamp(min=1)
         self.given = below_ND[pairs.users :] / degree.sqrt()[:, None]
         self.items = propagate(ego_ND, graph, L)[pairs.users :]
@@ -109,28 +108,28 @@ class LightGCN(Scorer):
         return {"input": self.given, "output": self.items}
 
     def score(self, batch: Batch) -> Tensor:
-        held = (counts_of(batch.items, self.n_items) > 0).float()
-        users_BD = (held @ self.given) / held.sum(1, keepdim=True).clamp(min=1).sqrt()
+        in_history = (item_counts(batch.items, self.n_items) > 0).float()
+        users_BD = (in_history @ self.given) / in_history.sum(1, keepdim=True).clamp(min=1).sqrt()
         return users_BD @ self.items.T
 
 
 def adjacency(pairs: Pairs) -> Tensor:
-    """D^-½ A D^-½ of the bipartite graph, CSR (N, N): users, then item 0 (which has no edge) to I."""
+    """Return D^-½ A D^-½ of the bipartite graph, CSR (N, N): users, then items 0 (without edges) to I."""
     nodes = pairs.users + pairs.width
-    one, other = pairs.user, pairs.item + pairs.users
-    row, column = torch.cat([one, other]), torch.cat([other, one])
+    user, item = pairs.user, pairs.item + pairs.users
+    row, column = torch.cat([user, item]), torch.cat([item, user])
     degree = torch.bincount(row, minlength=nodes).float()
     return csr(row, column, (degree[row] * degree[column]).rsqrt(), (nodes, nodes))
 
 
 def propagate(x_ND: Tensor, graph: Tensor, layers: int) -> Tensor:
-    """Mean of ``graph``^l x over l = 0..layers; ``graph`` is symmetric."""
+    """Return the mean of ``graph``^l x over l = 0..layers; ``graph`` is symmetric."""
     mean: Tensor = _Propagation.apply(x_ND, graph, layers)
     return mean
 
 
 class _Propagation(torch.autograd.Function):
-    """A symmetric linear map, so its gradient is the same map of the gradient: no transpose, nothing kept."""
+    """Propagation whose gradient is the same map, since it is symmetric; saves no activations."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, graph: Tensor, layers: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 B batch, T time, D width, I items.
 
-As a recommender it follows GRU4Rec (Hidasi et al., ICLR 2016) with the other cell: tied item table, whole histories,
-the trainer's loss, LayerNorm and a projection between the cells and the head. No peepholes (torch's LSTM).
+GRU4Rec (Hidasi et al., ICLR 2016) with another cell, and with the deviations of models/gru4rec.py. No peepholes.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from recpipe.models.recommender import NextItem
 
 
 class LSTM(NextItem):
-    """Predicts the next item at every position from the events up to it."""
+    """Causal LSTM network."""
 
     @dataclass(frozen=True)
     class Config:
-        """``dim`` is the width of the item table, ``hidden`` that of the recurrent state."""
+        """``dim``: width of the item table. ``hidden``: width of the recurrent state."""
 
         dim: int = 64
         hidden: int = 128

@@ -2,12 +2,13 @@
 
 B batch, T time, D width, I items.
 
-Deviations: the mixer is Mamba-2 (Dao & Gu, ICML 2024), one decay per head and event where Mamba-1 has one per channel
-and state: it is matrix products, also on a CPU; ``head_dim`` and two layers by default (the paper: one, and two in an
-ablation); the residual around the mixer also with one layer (the authors' code leaves it out there); initial weights
-of the mixer as Mamba's authors have them, not N(0, 0.02); LayerNorm's epsilon 1e-5 in place of 1e-12; the loss is the
-trainer's, at every position (the paper: softmax, at the last position of every prefix). ``norm: before`` normalises
-what goes into a branch, and at the end, in place of every sum.
+Deviations:
+- The mixer is Mamba-2 (Dao & Gu, ICML 2024): one decay per head and event (Mamba-1: per channel and state), so that it
+  consists of matrix products, also on a CPU.
+- Two layers by default (paper: one, and two in an ablation); the residual around the mixer also with one layer.
+- Initial weights of the mixer as in Mamba, not N(0, 0.02); epsilon of LayerNorm 1e-5, not 1e-12.
+- The loss is a training setting, at every position (paper: softmax, at the last position of every prefix).
+- ``norm: before`` is pre-normalisation.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recpipe.config import check_choices
 from recpipe.data.batches import Batch
+from recpipe.layers.attention import init_normal
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.layers.ssd import Mamba2
 from recpipe.models.recommender import NextItem
 
-NORMS = ("after", "before")
-
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between them."""
+    """Two linear layers with GELU."""
 
     def __init__(self, config: Mamba4Rec.Config) -> None:
         super().__init__()
         inner = config.feed_forward * config.dim
         self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
         self.dropout = Dropout(config.dropout)
-        self.apply(_initialise)
+        self.apply(init_normal)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(self.dropout(F.gelu(self.up(x_BTD))))
 
 
 class Layer(nn.Module):
-    """Mamba-2, then a feed-forward; each with dropout, a residual and a LayerNorm."""
+    """Mamba-2 and feed-forward, each with dropout, residual and LayerNorm."""
 
     def __init__(self, config: Mamba4Rec.Config) -> None:
         super().__init__()
@@ -68,14 +69,14 @@ class Layer(nn.Module):
 
 
 class Mamba4Rec(NextItem):
-    """Predicts the next item at every position from the events up to it; no positions: the state knows the order."""
+    """Causal state-space network, without position embeddings."""
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward`` and ``expand`` in multiples of ``dim``; ``state`` numbers per channel, ``conv`` events wide.
+        """``feed_forward``, ``expand``: in multiples of ``dim``. ``state``: per channel. ``conv``: width in events.
 
-        ``chunk`` events are mixed at once, 0 chooses by device. ``kernel``: auto, torch, mamba_ssm. ``norm``: after
-        (the paper), before.
+        ``norm``: after (paper) or before. ``kernel``: auto, torch or mamba_ssm. ``chunk``: events per chunk of the
+        scan, 0 chooses by device.
         """
 
         dim: int = 64
@@ -91,8 +92,7 @@ class Mamba4Rec(NextItem):
         kernel: str = "auto"
 
         def __post_init__(self) -> None:
-            if self.norm not in NORMS:
-                raise ValueError(f"norm is {self.norm!r}; allowed: {', '.join(NORMS)}")
+            check_choices(self, norm=("after", "before"))
 
     config: Config
 
@@ -108,9 +108,3 @@ class Mamba4Rec(NextItem):
         for layer in self.layers:
             x_BTD = layer(x_BTD, batch.segments)
         return self.norm_last(x_BTD)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

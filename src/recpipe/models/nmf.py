@@ -1,9 +1,8 @@
 """Non-negative matrix factorisation: Lee & Seung, Nature 401, 1999; fitted by scikit-learn.
 
 X ≈ W H with W, H ≥ 0 for the user × item matrix X, by coordinate descent on ½‖X − W H‖² with penalties (Cichocki &
-Phan, IEICE 2009). A user, known or new, gets the row of W that is best for the history with H held: the same descent,
-a sweep at a time for all users of a batch (scikit-learn's ``transform`` without leaving the device). The score is w H.
-B batch, I items, K factors.
+Phan, IEICE 2009). A user's row of W is fitted to his history with H fixed, by the same descent in batches on the device
+(scikit-learn's ``transform``). The score is w H. B batch, I items, K factors.
 
 Deviation: X holds events, not ratings.
 """
@@ -16,23 +15,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recpipe.config import check_at_least, check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import counts_of, pairs_of
+from recpipe.layers.interactions import item_counts, user_item_pairs
 from recpipe.models.recommender import Scorer
 
-SEED = 0  # of the start, scikit-learn's nndsvda by a randomised SVD
-SWEEPS = 20  # over the factors of a user: a convex problem, solved to about 1e-3 by then
+SEED = 0  # of the initialisation, scikit-learn's nndsvda
+SWEEPS = 20  # of the coordinate descent for a user: exact to about 1e-3
 
 
 class NMF(Scorer):
-    """A user is a non-negative mixture of ``factors`` parts of the catalogue."""
+    """Represents a user as a non-negative mixture of ``factors`` parts of the catalogue."""
 
     @dataclass(frozen=True)
     class Config:
-        """``scaling``: an item of c events enters as 1 (binary) or ln(1 + c) (log).
+        """``scaling``: entry of X for c events of an item, 1 (binary) or ln(1 + c) (log).
 
-        ``penalty`` is scikit-learn's alpha_W = alpha_H, of which the share ``l1_ratio`` is L1; ``iterations`` at most.
+        ``penalty``: scikit-learn's alpha_W = alpha_H, with the share ``l1_ratio`` of L1. ``iterations``: at most.
         """
 
         factors: int = 32
@@ -42,16 +42,11 @@ class NMF(Scorer):
         iterations: int = 200
 
         def __post_init__(self) -> None:
-            if self.scaling not in ("binary", "log"):
-                raise ValueError(f"nmf.scaling is {self.scaling!r}; allowed: binary, log")
-            if self.factors < 1 or self.iterations < 1:
-                raise ValueError(
-                    f"nmf.factors is {self.factors}, iterations {self.iterations}; both must be >= 1"
-                )
-            if self.penalty < 0 or not 0 <= self.l1_ratio <= 1:
-                raise ValueError(
-                    f"nmf.penalty is {self.penalty}, l1_ratio {self.l1_ratio}; allowed: >= 0, and from 0 to 1"
-                )
+            check_choices(self, scaling=("binary", "log"))
+            check_at_least(1, self, "factors", "iterations")
+            check_at_least(0, self, "penalty", "l1_ratio")
+            if self.l1_ratio > 1:
+                raise ValueError(f"l1_ratio is {self.l1_ratio}; allowed: 0 to 1")
 
     closed_form = True
     probabilistic = False
@@ -67,11 +62,9 @@ class NMF(Scorer):
         from sklearn.decomposition import NMF as Factorisation
         from sklearn.exceptions import ConvergenceWarning
 
-        pairs = pairs_of(train, self.n_items, torch.device("cpu"))
-        values = self._scaled(pairs.count).numpy()
-        matrix = csr_matrix(
-            (values, (pairs.user.numpy(), pairs.item.numpy() - 1)), (pairs.users, self.n_items)
-        )
+        pairs = user_item_pairs(train, self.n_items, torch.device("cpu"))
+        coordinates = (pairs.user.numpy(), pairs.item.numpy() - 1)
+        matrix = csr_matrix((self._scale(pairs.count).numpy(), coordinates), (pairs.users, self.n_items))
         fitted = Factorisation(
             min(self.config.factors, *matrix.shape),
             init="nndsvda",
@@ -81,7 +74,7 @@ class NMF(Scorer):
             l1_ratio=self.config.l1_ratio,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` is how long it may take
+            warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` is a limit
             fitted.fit(matrix)
         parts = torch.zeros(fitted.n_components_, self.n_items + 1)
         parts[:, 1:] = torch.from_numpy(fitted.components_)
@@ -91,23 +84,23 @@ class NMF(Scorer):
         return {"input": self.parts.T}
 
     def score(self, batch: Batch) -> Tensor:
-        return self.mixture(self._scaled(counts_of(batch.items, self.n_items))) @ self.parts
+        return self.mixture(self._scale(item_counts(batch.items, self.n_items))) @ self.parts
 
     def mixture(self, x: Tensor) -> Tensor:
-        """w ≥ 0 (B, K) that minimises ½‖x − w H‖² + I · penalty · (l1_ratio · Σw + (1 − l1_ratio) / 2 · ‖w‖²)."""
-        l1, l2 = self._penalties()
-        gram = self.parts @ self.parts.T + l2 * torch.eye(len(self.parts), device=x.device)
-        wanted = x @ self.parts.T - l1  # (B, K)
-        w = torch.zeros_like(wanted)
-        usable = torch.nonzero(gram.diagonal() > 0).flatten().tolist()
+        """Return w ≥ 0 (B, K) that minimises, for x (B, I + 1),
+        ½‖x − w H‖² + I · penalty · (l1_ratio · Σw + (1 − l1_ratio) / 2 · ‖w‖²).
+        """
+        penalty, l1_ratio = self.config.penalty * self.n_items, self.config.l1_ratio
+        gram = self.parts @ self.parts.T + penalty * (1 - l1_ratio) * torch.eye(
+            len(self.parts), device=x.device
+        )
+        target = x @ self.parts.T - penalty * l1_ratio  # (B, K)
+        w = torch.zeros_like(target)
+        nonzero_parts = torch.nonzero(gram.diagonal() > 0).flatten().tolist()
         for _ in range(SWEEPS):
-            for k in usable:
-                w[:, k] = (w[:, k] + (wanted[:, k] - w @ gram[k]) / gram[k, k]).clamp(min=0)
+            for k in nonzero_parts:
+                w[:, k] = (w[:, k] + (target[:, k] - w @ gram[k]) / gram[k, k]).clamp(min=0)
         return w
 
-    def _penalties(self) -> tuple[float, float]:
-        whole = self.config.penalty * self.n_items
-        return whole * self.config.l1_ratio, whole * (1 - self.config.l1_ratio)
-
-    def _scaled(self, counts: Tensor) -> Tensor:
+    def _scale(self, counts: Tensor) -> Tensor:
         return counts.log1p() if self.config.scaling == "log" else (counts > 0).float()

@@ -1,6 +1,6 @@
-"""Most popular items, of all time or of the last days before training ends: the baseline every table needs.
+"""Most popular items, of all time or of the last days of training: the baseline of every table.
 
-The window version is strong under a global time split: Popular-7-days beats eSASRec on ML-20M's.
+The windowed version is strong under a global time split: Popular-7-days beats eSASRec on ML-20M's.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ DAY = 86_400
 
 
 class Popular(Scorer):
-    """The score of an item is the number of its training events."""
+    """Scores items by their number of training events."""
 
     @dataclass(frozen=True)
     class Config:
-        """``days`` counts only events of that many days before the last training event; null counts all."""
+        """``days``: count only events of that many days before the last training event; null: all."""
 
         days: float | None = None
 
@@ -41,8 +41,8 @@ class Popular(Scorer):
         if self.config.days is not None:
             if train.timestamps is None:
                 raise ValueError(
-                    "popularity of the last days needs timestamps; this data set has only an order: "
-                    "say `baselines: [popular]` in its conf file"
+                    f"days is {self.config.days} and this data set has no timestamps; "
+                    "set `baselines: [popular]` in its conf file"
                 )
             items = items[train.timestamps > train.timestamps.max() - self.config.days * DAY]
         counts = np.bincount(items, minlength=self.n_items + 1).astype(np.float32)

@@ -1,6 +1,7 @@
-"""The one interface of every model.
+"""Base classes of all models.
 
-B batch, T time, I items (column 0 of a score matrix is padding), N targets, D width, U users.
+``Recommender``: interface of every model. ``Scorer``: models that score the whole catalogue. ``NextItem``: causal
+networks. B batch, T time, I items (column 0 of scores is padding), N targets, D width, K results, U users.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,8 +28,14 @@ from recpipe.layers.side import Side
 from recpipe.layers.top_k import top_k
 from recpipe.progress import progress
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden (N, D), item table (I + 1, D), targets (N,) in 1..I) -> scalar loss."""
+
+Lists = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Batches of top-k lists: rows of users (B,), items (B, K), scores (B, K)."""
 
 SCORES_AT_ONCE = 1 << 25  # elements of a score matrix: 128 MiB
 
@@ -36,13 +43,18 @@ SCORES_AT_ONCE = 1 << 25  # elements of a score matrix: 128 MiB
 class Recommender(nn.Module):
     """A model that ranks the catalogue for histories.
 
-    ``Config`` is a frozen dataclass whose fields are the keys of the model's conf block. ``closed_form`` models are
-    fitted by ``fit``; the others are trained by gradient on ``loss``. ``probabilistic`` says that the softmax of
-    the scores is the model's own probability of the next item. ``takes_side``: it reads side information, and cannot do
-    without what ``needs`` names of the block ``side``. ``reads_ids``: it is built with the semantic ids of its items.
-    ``losses`` that it can be trained with, all of them where it names none. ``layouts`` of training batches that it
-    can read: padded, packed. A model that weighs the past by time has the setting ``time_mode``, in the words of
-    ``Protocol.time``. ``cold_users``, once there, answers for users without history.
+    ``config`` is a frozen dataclass ``Config`` whose fields are the keys of the model's conf block. ``cold_users``,
+    if set, recommends to users without history. Class attributes declare what a model can do and what it reads:
+
+    - ``closed_form``: trained by ``fit``; otherwise by gradient on ``loss``.
+    - ``probabilistic``: the softmax of the scores is the model's probability of the next item.
+    - ``takes_side``: reads side information (the block ``side``), which includes content vectors and the item vectors
+      of another trained model. ``required_side``: keys of ``side`` that must be set.
+    - ``reads_ids``: reads semantic ids of items.
+    - ``losses``: names of the losses it can be trained with; empty for all.
+    - ``layouts``: layouts of training batches it can read (padded, packed).
+
+    A setting ``time_mode`` says which times the model reads, with the values of ``Protocol.time``.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -52,46 +64,45 @@ class Recommender(nn.Module):
     closed_form: ClassVar[bool] = False
     probabilistic: bool = True
     takes_side: ClassVar[bool] = False
+    required_side: ClassVar[tuple[str, ...]] = ()
     reads_ids: ClassVar[bool] = False
     losses: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[tuple[str, ...]] = ("padded",)
     config: Any
     cold_users: ColdUsers | None
 
-    def __init__(self, config: Any, *, n_items: int, max_length: int, side: Side | None = None) -> None:
+    def __init__(
+        self, config: DataclassInstance, *, n_items: int, max_length: int, side: Side | None = None
+    ) -> None:
         super().__init__()
         self.config, self.n_items, self.max_length, self.side = config, n_items, max_length, side
         self.cold_users = None
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
-        """The training loss of a batch of whole training sequences (at most ``max_length + 1`` events each)."""
+        """Return the training loss of a batch of training sequences (at most ``max_length + 1`` events each)."""
         raise TypeError(f"{type(self).__name__} is not trained by gradient")
 
     def fit(self, train: Sequences) -> None:
-        """Fits a closed-form model; sequences hold training events only."""
+        """Fit a closed-form model to training events."""
         raise TypeError(f"{type(self).__name__} is trained by gradient")
+
+    def tune(self, validate: Callable[[], float]) -> dict[str, float]:
+        """Choose settings on the validation fold after training and return them by name; none by default.
+
+        ``validate()`` returns the validation metric of the model with its current settings; higher is better.
+        """
+        return {}
 
     @abstractmethod
     def top_k_batches(
-        self,
-        histories: Sequences,
-        k: int,
-        *,
-        exclude_seen: bool = True,
-        candidates: Tensor | None = None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields (rows (B,), items (B, k), scores (B, k)) over all users, as ``recommend`` returns them."""
+        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
+    ) -> Lists:
+        """Yield batches of rows (B,), items (B, K) and scores (B, K) as in ``recommend``, over all users."""
 
     def recommend(
-        self,
-        histories: Sequences,
-        k: int,
-        *,
-        exclude_seen: bool = True,
-        candidates: Tensor | None = None,
+        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best ``k`` items and their scores, both (U, k); item 0 with score -inf where fewer can be had.
+        """Return the top-k items and their scores, both (U, K); item 0 with score -inf where there are fewer.
 
         ``candidates`` (I + 1,) bool restricts the catalogue. Raises ValueError for k < 1 and for NaN scores.
         """
@@ -99,12 +110,12 @@ class Recommender(nn.Module):
             raise ValueError(f"k is {k}; ask for at least one item")
         items = np.zeros((len(histories), min(k, self.n_items)), np.int32)
         scores = np.full(items.shape, -np.inf, np.float32)
-        lists = self.top_k_batches(
+        batches = self.top_k_batches(
             histories, items.shape[1], exclude_seen=exclude_seen, candidates=candidates
         )
         with progress(len(histories), "rank users", unit="users") as bar:
-            for rows, found, values in lists:
-                items[rows], scores[rows] = found, values
+            for rows, batch_items, batch_scores in batches:
+                items[rows], scores[rows] = batch_items, batch_scores
                 bar.add(len(rows))
         return items, scores
 
@@ -117,7 +128,7 @@ class Recommender(nn.Module):
         exclude_seen: bool,
         candidates: Tensor | None,
     ) -> Tensor:
-        """``scores`` (B, I + 1) of the users ``rows``, -inf, in place, for what may not be recommended to them."""
+        """Set ``scores`` (B, I + 1) of users ``rows`` to -inf, in place, for padding, non-candidates and seen items."""
         scores[:, 0] = -torch.inf
         if candidates is not None:
             scores.masked_fill_(~candidates.to(scores.device), -torch.inf)
@@ -127,32 +138,39 @@ class Recommender(nn.Module):
         return scores
 
     def needs_fallback(self, histories: Sequences) -> np.ndarray:
-        """(U,) bool: whose answer is that of ``cold_users``, as the last ``max_length`` events hold no known item."""
+        """Return (U,) bool: True for users without an item of the vocabulary in their last ``max_length`` events.
+
+        False for all if there is no fallback ``cold_users``.
+        """
         if self.cold_users is None:
             return np.zeros(len(histories), bool)
-        known = np.concatenate([[0], np.cumsum(histories.items > 0)])
+        counts = np.concatenate([[0], np.cumsum(histories.items > 0)])
         stop = histories.offsets[1:]
-        return known[stop] == known[np.maximum(histories.offsets[:-1], stop - self.max_length)]
+        return counts[stop] == counts[np.maximum(histories.offsets[:-1], stop - self.max_length)]
 
     def cold_scores(self, histories: Sequences, rows: np.ndarray) -> Tensor:
-        """(n, I + 1) scores of ``rows`` (n,), users that fall back."""
+        """Return the fallback's scores (n, I + 1) of users ``rows`` (n,)."""
         assert self.cold_users is not None
         none = np.zeros(len(rows), np.int64)
         return self.cold_users.scores(self.cold_users.segments(histories.select(rows, none, none)))
 
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
-        """``sequences`` where the model is, with the features that it reads."""
+        """Move ``sequences`` to the model's device, with the features it reads."""
         features = self.side.encoded(sequences) if self.side is not None else {}
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
     def item_vectors(self) -> Tensor:
-        """(I + 1, D) what it scores items with; row 0 is padding. Raises ValueError if it has no such table."""
+        """Return the table (I + 1, D) that items are scored with; row 0 is padding.
+
+        Raises ValueError for a model without such a table.
+        """
         raise ValueError(f"{type(self).__name__} has no vectors of items that another model could read")
 
     def item_tables(self) -> dict[str, Tensor]:
-        """Tables of items (I + 1, D), to be looked at: ``input``, what histories are read with, ``output``, what items
-        are scored with where that is another, and parts of these by their names. Row 0 is padding; an item that lacks
-        a vector has a row of zeros. Empty for a model that has no vectors of items.
+        """Return tables of item vectors (I + 1, D) for analysis, empty for a model without any.
+
+        ``input``: for reading histories. ``output``: for scoring, if different. Further entries are parts of them.
+        Row 0 is padding; items without a vector have zeros.
         """
         try:
             return {"output": self.item_vectors()}
@@ -160,25 +178,24 @@ class Recommender(nn.Module):
             return {}
 
     def item_codes(self) -> dict[str, ItemCodes]:
-        """The semantic ids that it was built with, by modality."""
+        """Return the semantic ids of items by modality; empty for a model without ids."""
         return {}
 
     @property
     def requires_time(self) -> str:
-        """What it needs ``Protocol.time`` to allow: none, last_item or query."""
-        own = getattr(self.config, "time_mode", "none")
+        """The least ``Protocol.time`` under which the model may be used: none, last_item or query."""
+        time_mode = getattr(self.config, "time_mode", "none")
         side = "none" if self.side is None else self.side.config.requires_time
-        return max(own, side, key=TIME_CHOICES.index)
+        return max(time_mode, side, key=TIME_CHOICES.index)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's tensors are."""
-        # the first alone: collecting all takes a millisecond
+        """The device of the model's tensors."""
         first = next(chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Strict loading that lets closed-form buffers, empty until fitted, take the size that was saved."""
+        """Load a state dict strictly; buffers take the shapes of the saved tensors."""
         for name, buffer in list(self.named_buffers()):
             if name in tensors and buffer.shape != tensors[name].shape:
                 owner = self.get_submodule(name.rpartition(".")[0])
@@ -191,14 +208,14 @@ class Recommender(nn.Module):
 
 
 class Scorer(Recommender):
-    """The half for models that score the whole catalogue at once: they write ``score``."""
+    """Base class of models that score the whole catalogue at once; they implement ``score``."""
 
     @abstractmethod
     def score(self, batch: Batch) -> Tensor:
-        """Scores (B, I + 1) of every item as the next one; column 0 is ignored."""
+        """Return scores (B, I + 1) of every item as the next one; column 0 is ignored."""
 
     def refine(self, batch: Batch, scores: Tensor) -> Tensor:
-        """The last word on ``scores`` (B, I + 1), where what may not be recommended is -inf and stays so."""
+        """Adjust masked ``scores`` (B, I + 1); -inf must stay. Does nothing by default."""
         return scores
 
     @torch.inference_mode()
@@ -210,87 +227,86 @@ class Scorer(Recommender):
         candidates: Tensor | None = None,
         tokens: int = 1 << 15,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yields (rows (B,), scores (B, I + 1) float32) over all users, in batches of like length.
+        """Yield rows (B,) and scores (B, I + 1) float32 over all users, in batches of similar length.
 
-        What may not be recommended is -inf: padding, items outside ``candidates`` and, if asked, everything in the
-        *whole* history, also beyond ``max_length``. Rows that fall back have log probabilities of their segment as
-        scores, less what novelty takes. Raises ValueError for NaN scores.
+        Scores are -inf for padding, items outside ``candidates`` and, with ``exclude_seen``, all items of the whole
+        history, also beyond ``max_length``. Users who need the fallback get its scores. ``tokens`` limits the events
+        of a batch. Raises ValueError for NaN scores.
         """
         self.eval()
         data = self.on_device(histories, window=self.max_length)
-        most = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
+        max_rows = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
         cold = self.needs_fallback(histories)
         buckets = (*length_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold))
         with ExitStack() as stack:
             for module in self.modules():
                 if isinstance(module, ItemInput):
                     stack.enter_context(module.cached_weights())
-            for rows in (part for each in buckets for part in np.split(each, range(most, len(each), most))):
-                if len(rows) == 0:
-                    continue
-                own, batch = not cold[rows[0]], data.batch(rows)
-                scores = self.score(batch).float() if own else self.cold_scores(histories, rows)
+            for rows in (
+                part
+                for bucket in buckets
+                for part in np.split(bucket, range(max_rows, len(bucket), max_rows))
+                if len(part)
+            ):
+                batch = None if cold[rows[0]] else data.batch(rows)
+                scores = self.cold_scores(histories, rows) if batch is None else self.score(batch).float()
                 if torch.isnan(scores).any():
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
                 self.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
-                yield rows, self.refine(batch, scores) if own else scores
+                yield rows, scores if batch is None else self.refine(batch, scores)
 
     def top_k_batches(
-        self,
-        histories: Sequences,
-        k: int,
-        *,
-        exclude_seen: bool = True,
-        candidates: Tensor | None = None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
+    ) -> Lists:
         for rows, scores in self.score_batches(histories, exclude_seen=exclude_seen, candidates=candidates):
-            best, values = top_k(scores, k)
-            yield rows, best.cpu().numpy(), values.cpu().numpy()
+            items, values = top_k(scores, k)
+            yield rows, items.cpu().numpy(), values.cpu().numpy()
 
 
 class NextItem(Scorer):
-    """The half for causal networks: they write ``encode`` and predict the next item at every position.
+    """Base class of causal networks, trained to predict the next item at every position; they implement ``encode``.
 
-    ``config.dim`` is D. Items come in through ``self.items``, whose table is the head too.
+    ``config.dim`` is D. ``self.items`` embeds events; its table also scores the items.
     """
 
     takes_side = True
 
-    def __init__(self, config: Any, *, n_items: int, max_length: int, side: Side | None = None) -> None:
+    def __init__(
+        self, config: DataclassInstance, *, n_items: int, max_length: int, side: Side | None = None
+    ) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
-        self.items = ItemInput(n_items, config.dim, side)
+        self.items = ItemInput(n_items, self.config.dim, side)
 
     @abstractmethod
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
-        """Hidden states (B, T, D) of embedded events; position t has seen the events up to t of its sequence."""
+        """Return hidden states (B, T, D) of embedded events; position t depends on events up to t only."""
 
     def output(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """What is multiplied to scores, hidden (N, D) and table (I + 1, D); here both as they are."""
+        """Transform hidden states (N, D) and item table (I + 1, D) before their product; identity by default."""
         return hidden, table
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         inputs, targets = batch.inputs_and_targets()
         table = self.items.table()
-        real = targets > 0
-        hidden = self.encode(self.items.embed(inputs, table), inputs)[real]
-        return criterion(*self.output(hidden, self.items.head(table)), targets[real])
-
-    def item_vectors(self) -> Tensor:
-        return self.items.head(self.items.table())
-
-    def item_tables(self) -> dict[str, Tensor]:
-        return self.items.tables()
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """Hidden states (B, T, D) of events, oldest first."""
-        return self.encode(self.items.embed(batch, self.items.table()), batch)
+        is_target = targets > 0
+        hidden = self.encode(self.items.embed(inputs, table), inputs)[is_target]
+        return criterion(*self.output(hidden, self.items.head(table)), targets[is_target])
 
     def score(self, batch: Batch) -> Tensor:
         batch = batch if batch.items.shape[1] else batch.pad(1)
         table = self.items.table()
         last = (batch.lengths - 1).clamp(min=0)
         hidden = self.encode(self.items.embed(batch, table), batch)
-        hidden, head = self.output(
-            hidden[torch.arange(len(last), device=last.device), last], self.items.head(table)
-        )
-        return hidden @ head.T
+        last_hidden = hidden[torch.arange(len(last), device=last.device), last]
+        last_hidden, head = self.output(last_hidden, self.items.head(table))
+        return last_hidden @ head.T
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the hidden states (B, T, D) of events, oldest first."""
+        return self.encode(self.items.embed(batch, self.items.table()), batch)
+
+    def item_vectors(self) -> Tensor:
+        return self.items.head(self.items.table())
+
+    def item_tables(self) -> dict[str, Tensor]:
+        return self.items.tables()

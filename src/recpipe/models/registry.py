@@ -1,4 +1,4 @@
-"""Finds models: the file name under models/ is the ``type`` of a conf block."""
+"""Registry of model types: the file name under models/ is the ``type`` of a conf block."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NOT_MODELS = {"recommender", "generator", "registry"}
 
 
 def types() -> list[str]:
-    """All model types there are."""
-    found = (module.name for module in pkgutil.iter_modules(recpipe.models.__path__))
-    return sorted(name for name in found if name not in NOT_MODELS)
+    """Return the names of all model types."""
+    names = (module.name for module in pkgutil.iter_modules(recpipe.models.__path__))
+    return sorted(name for name in names if name not in NOT_MODELS)
 
 
 def model_class(type_: str) -> type[Recommender]:
-    """The class in ``models/<type_>.py``. Raises ValueError with the nearest spelling for an unknown one."""
+    """Return the class in ``models/<type_>.py``. Raises ConfigError with the nearest spelling for an unknown type."""
     check_known(type_, types(), what="model type")
     module = importlib.import_module(f"recpipe.models.{type_}")
     classes = [
@@ -43,7 +43,7 @@ def model_class(type_: str) -> type[Recommender]:
 
 
 def model_info(type_: str) -> ModelInfo:
-    """What the configuration needs to know of a model's code; defaults are null where a setting has none."""
+    """Return what configuration needs of a model class; the default of a setting without one is None."""
     cls = model_class(type_)
     defaults = {
         field.name: None if field.default is dataclasses.MISSING else field.default
@@ -53,10 +53,9 @@ def model_info(type_: str) -> ModelInfo:
 
 
 def side_config(type_: str, side: Mapping[str, Any], *, where: str) -> SideConfig:
-    """The block ``side`` of a model of ``type_``.
+    """Build the block ``side`` of a model.
 
-    Raises ConfigError for unknown keys, for side information that the model has no use for, and where it lacks what it
-    needs.
+    Raises ConfigError for unknown keys, side information that the model does not read, and missing required keys.
     """
     cls = model_class(type_)
     config = build_config(SideConfig, side, where=f"{where}.side")
@@ -64,16 +63,8 @@ def side_config(type_: str, side: Mapping[str, Any], *, where: str) -> SideConfi
         if not config.empty:
             raise ConfigError(f"{where}: models of type {type_} read no side information; drop `side`")
         return SideConfig()
-    _check_needs(cls, config, where)
+    _check_required_side(cls, config, where)
     return config
-
-
-def _check_needs(cls: type[Recommender], config: SideConfig, where: str) -> None:
-    for part in cls.needs:
-        if not split_names(getattr(config, part)):
-            raise ValueError(
-                f"{where} cannot do without side.{part}; give it, such as `side: {{{part}: text}}`"
-            )
 
 
 def build(
@@ -85,16 +76,22 @@ def build(
     side: Side | None = None,
     ids: Mapping[str, CatalogueIds] | None = None,
 ) -> Recommender:
-    """An untrained model; ``ids`` by modality for one that reads them.
+    """Build an untrained model. ``ids``: semantic ids by modality, for a model that reads them.
 
-    Raises ValueError that names unknown settings and the known ones, or what the model cannot do without.
+    Raises ConfigError for unknown settings, ValueError for missing or superfluous inputs.
     """
     cls = model_class(type_)
     settings = build_config(cls.Config, config, where=f"model type {type_}")
-    _check_needs(cls, SideConfig() if side is None else side.config, f"model type {type_}")
+    _check_required_side(cls, SideConfig() if side is None else side.config, f"model type {type_}")
     if bool(ids) != cls.reads_ids:
-        what = "cannot do without `ids`, such as `ids: text`" if cls.reads_ids else "reads no semantic ids"
-        raise ValueError(f"models of type {type_} {what}; see their block in conf/base/parameters/models")
-    given: dict[str, Any] = {"side": side} if cls.takes_side else {}
-    given |= {"ids": ids} if cls.reads_ids else {}
-    return cls(settings, n_items=n_items, max_length=max_length, **given)
+        problem = "need semantic ids, such as `ids: text`" if cls.reads_ids else "read no semantic ids"
+        raise ValueError(f"models of type {type_} {problem}; see their block in conf/base/parameters/models")
+    inputs: dict[str, Any] = {"side": side} if cls.takes_side else {}
+    inputs |= {"ids": ids} if cls.reads_ids else {}
+    return cls(settings, n_items=n_items, max_length=max_length, **inputs)
+
+
+def _check_required_side(cls: type[Recommender], config: SideConfig, where: str) -> None:
+    for key in cls.required_side:
+        if not split_names(getattr(config, key)):
+            raise ValueError(f"{where} needs side.{key}, such as `side: {{{key}: text}}`")

@@ -2,12 +2,14 @@
 
 B batch, T time, D width, H heads, I items.
 
-Deviations: LayerNorm before each block on query, key and value alike (the paper normalises the query only); the loss
-is the trainer's (full softmax by default; the paper has one negative per positive); right-padding, with positions
-counted from each window's first event; dropout on attention weights is a setting of its own, 0 by default.
+Deviations:
+- LayerNorm before each block on query, key and value (paper: query only).
+- The loss is a training setting, full softmax by default (paper: one negative per positive).
+- Right-padding; positions count from the first event of a window.
+- Dropout of attention weights is a separate setting, 0 by default.
 
-Variants by conf: gSASRec (Petrov & Macdonald, RecSys 2023) is this net with the loss gbce (its authors' code has a
-second item table for the output; ours has one); eSASRec (RecSys 2025) has LiGR blocks and a sampled softmax.
+Variants in conf: gSASRec (Petrov & Macdonald, RecSys 2023) uses the loss gbce and one item table (its authors' code: a
+second one for the output). eSASRec (RecSys 2025) uses LiGR blocks and a sampled softmax.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recpipe.config import check_choices
 from recpipe.data.batches import Batch
-from recpipe.layers.attention import Mask, attend, causal_mask
+from recpipe.layers.attention import Mask, attend, causal_mask, init_normal
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.models.recommender import NextItem
@@ -43,7 +46,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention, then x + point-wise feed-forward; ``norm`` says whether inputs or sums are normalised."""
+    """Transformer block with pre- or post-normalisation and a point-wise feed-forward."""
 
     def __init__(self, config: SASRec.Config) -> None:
         super().__init__()
@@ -56,16 +59,16 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
         if self.post:
             x_BTD = self.norm_attention(x_BTD + self.dropout(self.attention(x_BTD, mask)))
-            return self.norm_feed(x_BTD + self._fed(x_BTD))
+            return self.norm_feed(x_BTD + self.feed_forward(x_BTD))
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), mask))
-        return x_BTD + self._fed(self.norm_feed(x_BTD))
+        return x_BTD + self.feed_forward(self.norm_feed(x_BTD))
 
-    def _fed(self, x_BTD: Tensor) -> Tensor:
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
         return self.dropout(self.down(F.relu(self.up(x_BTD))))
 
 
 class LiGRBlock(nn.Module):
-    """LiGR (Borisyuk et al. 2025), as in eSASRec: each branch is gated by what it is added to, SwiGLU feeds forward."""
+    """LiGR block (Borisyuk et al. 2025) as in eSASRec: branches gated by the residual stream, SwiGLU feed-forward."""
 
     def __init__(self, config: SASRec.Config) -> None:
         super().__init__()
@@ -77,28 +80,27 @@ class LiGRBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
-        mixed = self.dropout(self.attention(self.norm_attention(x_BTD), mask))
-        x_BTD = x_BTD + torch.sigmoid(self.gate_attention(x_BTD)) * mixed
+        attention = self.dropout(self.attention(self.norm_attention(x_BTD), mask))
+        x_BTD = x_BTD + torch.sigmoid(self.gate_attention(x_BTD)) * attention
         value, gate = self.up(self.norm_feed(x_BTD)).chunk(2, -1)
-        fed = self.dropout(self.down(F.silu(gate) * value))
-        return x_BTD + torch.sigmoid(self.gate_feed(x_BTD)) * fed
+        feed_forward = self.dropout(self.down(F.silu(gate) * value))
+        return x_BTD + torch.sigmoid(self.gate_feed(x_BTD)) * feed_forward
 
 
 BLOCKS: dict[str, type[nn.Module]] = {"sasrec": Block, "ligr": LiGRBlock}
 
 
 class SASRec(NextItem):
-    """Predicts the next item at every position from the events up to it."""
+    """Causal transformer."""
 
     layouts = ("padded", "packed")
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward`` is the inner width in multiples of ``dim`` (1 in the paper); ``block``: sasrec or ligr.
+        """``feed_forward``: inner width in multiples of ``dim`` (paper: 1). ``positions``: add position embeddings.
 
-        ``norm``, of the block sasrec: pre normalises what a branch reads; post, as RecBole does, the sum of branch and
-        input, and the embedded events instead of the last state. ``positions``: learned embeddings of places are added
-        to the items.
+        ``norm`` of the block sasrec: pre normalises the input of a branch; post, as in RecBole, the sum of branch and
+        input, and the embedded events instead of the last states.
         """
 
         dim: int = 64
@@ -112,10 +114,9 @@ class SASRec(NextItem):
         positions: bool = True
 
         def __post_init__(self) -> None:
-            if self.norm not in ("pre", "post") or (self.norm == "post" and self.block != "sasrec"):
-                raise ValueError(f"norm is {self.norm!r}; allowed: pre, and post with the block sasrec")
-            if self.block not in BLOCKS:
-                raise ValueError(f"block is {self.block!r}; allowed: {', '.join(BLOCKS)}")
+            check_choices(self, norm=("pre", "post"), block=BLOCKS)
+            if self.norm == "post" and self.block != "sasrec":
+                raise ValueError(f"norm is post and block {self.block}; post needs block: sasrec")
             if self.dim % self.heads:
                 raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 
@@ -128,7 +129,7 @@ class SASRec(NextItem):
         self.blocks = nn.ModuleList(BLOCKS[config.block](config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         for module in filter(None, (self.positions, *self.blocks)):
-            module.apply(_initialise)
+            module.apply(init_normal)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         post = self.config.norm == "post"
@@ -140,10 +141,3 @@ class SASRec(NextItem):
         for block in self.blocks:
             x_BTD = block(x_BTD, mask)
         return x_BTD if post else self.norm(x_BTD)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)

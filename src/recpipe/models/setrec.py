@@ -102,7 +102,7 @@ class SETRec(Scorer):
 
     probabilistic = False
     takes_side = True
-    needs = ("vectors",)
+    required_side = ("vectors",)
     config: Config
     beta: Tensor  # scalar
 

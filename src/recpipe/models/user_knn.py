@@ -1,10 +1,10 @@
 """User-to-user kNN: Herlocker et al., An Algorithmic Framework for Performing Collaborative Filtering, SIGIR 1999.
 
-The users of training who are most similar to the history that is asked about vote for their items, each with its
-similarity. The bundle holds their events, so it serves anyone, known or new, by history alone.
+The training users most similar to a history vote for their items, weighted by similarity; the bundle contains their
+events. U users, I items, B batch, K neighbours.
 
-Deviations: there are no ratings; a known user is a neighbour of himself, since a history carries no name (a vote for
-his own past, which matters only where seen items may be recommended again). U users, I items, B batch, K neighbours.
+Deviations: there are no ratings; a training user is his own neighbour, since histories are anonymous (this matters only
+where seen items may be recommended).
 """
 
 from __future__ import annotations
@@ -17,28 +17,23 @@ from torch import Tensor
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import DENSE, Pairs, Profiles, Similarity, counts_of, pairs_of
+from recpipe.layers.interactions import (
+    DENSE,
+    NeighbourConfig,
+    Pairs,
+    Profiles,
+    item_counts,
+    user_item_pairs,
+)
 from recpipe.models.recommender import Scorer
 
 
 class UserKNN(Scorer):
-    """The score of an item is the sum of the similarities of those ``neighbours`` who had it."""
+    """Scores items by the similarities of the neighbours who have them."""
 
     @dataclass(frozen=True)
-    class Config:
-        """``similarity``, ``profile`` and ``shrinkage`` are defined in recpipe.layers.interactions, a user's profile
-        being his items.
-        """
-
-        neighbours: int = 100
-        similarity: str = "cosine"
-        profile: str = "binary"
-        shrinkage: float = 10.0
-
-        def __post_init__(self) -> None:
-            Similarity(self.similarity, self.profile, self.shrinkage)
-            if self.neighbours < 1:
-                raise ValueError(f"user_knn.neighbours is {self.neighbours}; it must be at least 1")
+    class Config(NeighbourConfig):
+        """The profile of a user is his items."""
 
     closed_form = True
     probabilistic = False
@@ -50,48 +45,45 @@ class UserKNN(Scorer):
     def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)
         self.register_buffer("offsets", torch.zeros(1, dtype=torch.int64))  # (U + 1,)
-        self.register_buffer(
-            "items", torch.zeros(0, dtype=torch.int32)
-        )  # (N,) distinct items of user after user
+        self.register_buffer("items", torch.zeros(0, dtype=torch.int32))  # (N,) distinct items of each user
         self.register_buffer("counts", torch.zeros(0))  # (N,)
-        self._held: tuple[Profiles, Tensor] | None = None
+        self._cache: tuple[Profiles, Tensor] | None = None
 
     def fit(self, train: Sequences) -> None:
-        pairs = pairs_of(train, self.n_items, self.device)
-        each = torch.bincount(pairs.user, minlength=pairs.users)
-        self.offsets = torch.cat([each.new_zeros(1), each.cumsum(0)])
-        self.items, self.counts, self._held = pairs.item.int(), pairs.count, None
+        pairs = user_item_pairs(train, self.n_items, self.device)
+        lengths = torch.bincount(pairs.user, minlength=pairs.users)
+        self.offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        self.items, self.counts, self._cache = pairs.item.int(), pairs.count, None
 
     def score(self, batch: Batch) -> Tensor:
-        profiles, votes = self._sparse()
-        counts = counts_of(batch.items, self.n_items)
+        profiles, items_of_users = self._matrices()
+        counts = item_counts(batch.items, self.n_items)
         step = max(DENSE // max(profiles.shape), 1)
-        return torch.cat([self._voted(profiles, votes, part) for part in counts.split(step)])
+        return torch.cat([self._votes(profiles, items_of_users, part) for part in counts.split(step)])
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_tensors(tensors)
-        self._held = None
+        self._cache = None
 
-    def _voted(self, profiles: Profiles, votes: Tensor, counts: Tensor) -> Tensor:
-        near = profiles.similarities(counts)  # (U, B)
-        best = torch.topk(near.T.contiguous(), min(self.config.neighbours, len(near)), dim=1)
-        kept = torch.zeros_like(near).scatter_(0, best.indices.T, best.values.T)
-        return (votes @ kept).T.contiguous()
+    def _votes(self, profiles: Profiles, items_of_users: Tensor, counts: Tensor) -> Tensor:
+        similarities = profiles.similarities(counts)  # (U, B)
+        best = torch.topk(similarities.T.contiguous(), min(self.config.neighbours, len(similarities)), dim=1)
+        weights = torch.zeros_like(similarities).scatter_(0, best.indices.T, best.values.T)
+        return (items_of_users @ weights).T.contiguous()
 
-    def _sparse(self) -> tuple[Profiles, Tensor]:
-        """The users' profiles, and who (column) votes for what (row)."""
-        if self._held is None or self._held[1].device != self.items.device:
-            config, users = self.config, len(self.offsets) - 1
+    def _matrices(self) -> tuple[Profiles, Tensor]:
+        """Profiles of the users, and the binary matrix (I + 1, U) of their items."""
+        if self._cache is None or self._cache[1].device != self.items.device:
+            users = len(self.offsets) - 1
             owner = torch.arange(users, device=self.items.device).repeat_interleave(self.offsets.diff())
             pairs = Pairs(owner, self.items.long(), self.counts, users, self.n_items + 1)
-            measure = Similarity(config.similarity, config.profile, config.shrinkage)
             profiles = Profiles(
                 owner,
                 pairs.item,
                 pairs.count,
                 shape=(users, pairs.width),
                 features=self.n_items,
-                measure=measure,
+                measure=self.config.measure(),
             )
-            self._held = profiles, pairs.by_item(torch.ones_like(pairs.count))
-        return self._held
+            self._cache = profiles, pairs.by_item(torch.ones_like(pairs.count))
+        return self._cache

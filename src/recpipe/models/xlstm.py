@@ -1,17 +1,13 @@
-"""The parts of the package ``xlstm`` that models/xlstm.py builds on, to be had without a CUDA toolkit.
-
-When imported on a machine with a CUDA device, the package asks torch where the toolkit is, for an sLSTM kernel that is
-compiled only where it is asked for, which is not here. torch's wheels run without a toolkit, and then torch raises
-OSError, so that nothing of the package can be used. During the import, and no longer, torch is told of a folder.
-
-xLSTM: Beck et al., Extended Long Short-Term Memory, NeurIPS 2024; blocks of Beck et al., xLSTM 7B, ICML 2025.
+"""xLSTM: Beck et al., Extended Long Short-Term Memory, NeurIPS 2024; blocks of Beck et al., xLSTM 7B, ICML 2025.
 
 B batch, T time, D width, H heads, I items.
 
 The blocks are those of the package ``xlstm`` (its kernels, ``mlstm_kernels``, are under the NXAI Community License).
-Deviations from its language model: a small tied item table instead of two of N(0, 1); dropout on the embedding and on
-what each half of a block adds; no cap on the logits; forget gates start open. Where ``slstm_at`` says so, a block is
-the sLSTM of the first paper (convolution, scalar memory, gated feed-forward), in plain torch.
+
+Deviations from its language model:
+- One item table for input and output, with small weights, instead of two of N(0, 1).
+- Dropout on the embeddings and on both branches of a block; no cap on the logits; forget gates start open.
+- ``slstm_at`` chooses blocks that are the sLSTM of the first paper, in plain torch.
 """
 
 from __future__ import annotations
@@ -31,30 +27,35 @@ from torch.utils import cpp_extension
 from recpipe.data.batches import Batch
 from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
+from recpipe.layers.ssd import equal_chunks
 from recpipe.models.recommender import NextItem
 
-NOWHERE = os.path.join(os.sep, "no_cuda_toolkit")
+NO_TOOLKIT = os.path.join(os.sep, "no_cuda_toolkit")
 
 
 @contextmanager
-def toolkit() -> Iterator[None]:
-    """Inside, torch knows of a CUDA toolkit, there or not."""
+def placeholder_cuda_home() -> Iterator[None]:
+    """Set torch's CUDA_HOME to a placeholder if there is no CUDA toolkit.
+
+    On a machine with a GPU the package ``xlstm`` asks for the toolkit at import, for a kernel that is not used in this
+    module; without a toolkit torch would raise OSError.
+    """
     if cpp_extension.CUDA_HOME is not None:
         yield
         return
-    kept = os.environ.get("CUDA_LIB")  # which the package sets to a folder of the toolkit
-    cpp_extension.CUDA_HOME = NOWHERE
+    previous = os.environ.get("CUDA_LIB")  # the package overwrites it
+    cpp_extension.CUDA_HOME = NO_TOOLKIT
     try:
         yield
     finally:
         cpp_extension.CUDA_HOME = None
-        if kept is not None:
-            os.environ["CUDA_LIB"] = kept
-        elif os.environ.get("CUDA_LIB", "").startswith(NOWHERE):
+        if previous is not None:
+            os.environ["CUDA_LIB"] = previous
+        elif os.environ.get("CUDA_LIB", "").startswith(NO_TOOLKIT):
             del os.environ["CUDA_LIB"]
 
 
-with toolkit():
+with placeholder_cuda_home():
     from xlstm.blocks.slstm.block import sLSTMBlock, sLSTMBlockConfig
     from xlstm.blocks.slstm.layer import sLSTMLayerConfig
     from xlstm.components.feedforward import FeedForwardConfig
@@ -63,18 +64,15 @@ with toolkit():
 
 
 TRITON, NATIVE = "chunkwise--triton_xl_chunk", "chunkwise--native_autograd"
-TRITON_CHUNK, NATIVE_CHUNK = (
-    64,
-    40,
-)  # events in a chunk: the least the first takes of long sequences, the fastest on CPU
-NARROWEST = 16  # heads that the Triton kernels can multiply
+TRITON_CHUNK = 64  # events per chunk: the kernel's minimum for long sequences
+NATIVE_CHUNK = 40  # events per chunk: the fastest on a CPU
+MIN_TRITON_WIDTH = 16  # of a head
 
 
-class AnyLength(nn.Module):
-    """The library's chunkwise mLSTM kernel for sequences of any length, chosen by device.
+class PaddedKernel(nn.Module):
+    """Chunkwise mLSTM kernel of the package, chosen by device, for sequences of any length.
 
-    Zeros fill up the last chunk; they come after all that is read. In the library's own backend the kernel is fixed
-    when a block is made, a length must be a multiple of the chunk, and its layer cannot call the mode that pads.
+    Replaces the package's backend, which fixes the kernel at construction and takes multiples of the chunk only.
     """
 
     def __init__(self) -> None:
@@ -84,39 +82,33 @@ class AnyLength(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, **_: None
     ) -> tuple[Tensor, None]:
-        """q, k (B, H, T, Dqk), v (B, H, T, Dv), gates i, f (B, H, T) -> (B, H, T, Dv) and no state."""
-        T, kind = q.shape[2], q.device.type
-        wide = min(q.shape[-1], v.shape[-1]) >= NARROWEST
-        name = self.on_cuda if kind == "cuda" and wide else NATIVE
-        chunk, length = _triton_chunks(T) if name == TRITON else _native_chunks(T)
+        """Return outputs (B, H, T, Dv) and no state, of q, k (B, H, T, Dqk), v (B, H, T, Dv), i, f (B, H, T)."""
+        T, device_type = q.shape[2], q.device.type
+        is_wide = min(q.shape[-1], v.shape[-1]) >= MIN_TRITON_WIDTH
+        name = self.on_cuda if device_type == "cuda" and is_wide else NATIVE
+        chunk, length = triton_chunks(T) if name == TRITON else equal_chunks(T, NATIVE_CHUNK)
         q, k, v = (F.pad(x, (0, 0, 0, length - T)) for x in (q, k, v))
         i, f = (F.pad(x, (0, length - T)) for x in (i, f))
-        kernel, kept = get_mlstm_kernel(name), q.dtype
+        kernel = get_mlstm_kernel(name)
         if name == TRITON:
-            low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-            return kernel(q, k, v, i, f, chunk_size=chunk, autocast_kernel_dtype=low)[:, :, :T], None
-        with torch.autocast(kind, enabled=False):  # plain torch: exponential gates need float32
-            mixed = kernel(q.float(), k.float(), v.float(), i.float(), f.float(), chunk_size=chunk)
-        return mixed[:, :, :T].to(kept), None
+            autocast = torch.is_autocast_enabled(device_type)
+            dtype = torch.get_autocast_dtype(device_type) if autocast else torch.float32
+            return kernel(q, k, v, i, f, chunk_size=chunk, autocast_kernel_dtype=dtype)[:, :, :T], None
+        with torch.autocast(device_type, enabled=False):  # exponential gates need float32
+            outputs = kernel(q.float(), k.float(), v.float(), i.float(), f.float(), chunk_size=chunk)
+        return outputs[:, :, :T].to(q.dtype), None
 
 
-def _native_chunks(length: int) -> tuple[int, int]:
-    """Chunk and padded length: chunks as equal as can be, so that next to nothing is added."""
-    count = -(-length // NATIVE_CHUNK)
-    chunk = -(-length // count)
-    return chunk, chunk * count
-
-
-def _triton_chunks(length: int) -> tuple[int, int]:
-    """The same by the rules of ``triton_xl_chunk``: below 128 events a power of two from 16, then multiples of 64."""
-    padded = (
-        max(16, 1 << (length - 1).bit_length()) if length < 128 else -(-length // TRITON_CHUNK) * TRITON_CHUNK
-    )
-    return min(TRITON_CHUNK, padded), padded
+def triton_chunks(length: int) -> tuple[int, int]:
+    """Return chunk and padded length of ``triton_xl_chunk``: a power of two from 16, or multiples of 64 from 128 on."""
+    if length < 128:
+        padded = max(16, 1 << (length - 1).bit_length())
+        return min(TRITON_CHUNK, padded), padded
+    return TRITON_CHUNK, -(-length // TRITON_CHUNK) * TRITON_CHUNK
 
 
 class MatrixBlock(mLSTMBlock):
-    """The library's block of mLSTM and SwiGLU, with dropout."""
+    """The package's block of mLSTM and SwiGLU, with dropout."""
 
     def __init__(self, config: xLSTM.Config) -> None:
         super().__init__(
@@ -128,12 +120,12 @@ class MatrixBlock(mLSTMBlock):
                 qk_dim_factor=config.qk_dim_factor,
                 ffn_proj_factor=config.feed_forward,
                 ffn_round_up_to_multiple_of=8,
-                chunkwise_kernel=NATIVE,  # never called: the names only have to exist on every machine
+                chunkwise_kernel=NATIVE,  # replaced below; the names must exist on every machine
                 sequence_kernel="native_sequence__native",
                 step_kernel="native",
             )
         )
-        self.mlstm_layer.mlstm_backend = AnyLength()
+        self.mlstm_layer.mlstm_backend = PaddedKernel()
         self.dropout = Dropout(config.dropout)
         nn.init.zeros_(self.mlstm_layer.igate_preact.bias)
         with torch.no_grad():
@@ -145,15 +137,15 @@ class MatrixBlock(mLSTMBlock):
 
 
 class ScalarBlock(sLSTMBlock):
-    """The library's block of sLSTM and gated feed-forward, with dropout; a loop over time in plain torch."""
+    """The package's block of sLSTM and gated feed-forward, with dropout; loops over time in plain torch."""
 
-    def __init__(self, config: xLSTM.Config, place: int) -> None:
+    def __init__(self, config: xLSTM.Config, index: int) -> None:
         super().__init__(
             sLSTMBlockConfig(
                 slstm=sLSTMLayerConfig(embedding_dim=config.dim, num_heads=config.heads, backend="vanilla"),
                 feedforward=FeedForwardConfig(embedding_dim=config.dim),
                 _num_blocks=config.layers,
-                _block_idx=place,
+                _block_idx=index,
             )
         )
         self.dropout = Dropout(config.dropout)
@@ -164,11 +156,11 @@ class ScalarBlock(sLSTMBlock):
 
 
 class xLSTM(NextItem):
-    """Predicts the next item at every position from the events up to it."""
+    """Causal recurrent network of mLSTM and sLSTM blocks."""
 
     @dataclass(frozen=True)
     class Config:
-        """``slstm_at`` are the places, from 0, of sLSTM blocks among the ``layers``; the others are mLSTM."""
+        """``slstm_at``: indices, from 0, of sLSTM blocks among the ``layers``; the others are mLSTM."""
 
         dim: int = 64
         layers: int = 2
@@ -188,10 +180,10 @@ class xLSTM(NextItem):
                     )
             if self.slstm_at and self.dim // self.heads < 2:
                 raise ValueError(
-                    f"an sLSTM head needs a width of 2, dim {self.dim} / heads {self.heads} is less"
+                    f"dim is {self.dim} and heads {self.heads}; an sLSTM head must be at least 2 wide"
                 )
-            if bad := [place for place in self.slstm_at if not 0 <= place < self.layers]:
-                raise ValueError(f"slstm_at has {bad}; places are 0 to {self.layers - 1}")
+            if invalid := [index for index in self.slstm_at if not 0 <= index < self.layers]:
+                raise ValueError(f"slstm_at has {invalid}; allowed: 0 to {self.layers - 1}")
 
     config: Config
 
@@ -199,8 +191,8 @@ class xLSTM(NextItem):
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            ScalarBlock(config, place) if place in config.slstm_at else MatrixBlock(config)
-            for place in range(config.layers)
+            ScalarBlock(config, index) if index in config.slstm_at else MatrixBlock(config)
+            for index in range(config.layers)
         )
         self.norm = RMSNorm(config.dim)
 

@@ -93,7 +93,7 @@ def train(
 ) -> TrainingResult:
     """Train a model on ``data`` (training events only); return it in the state of its best validation.
 
-    ``validate(model)`` returns ``{"valid_<metric>": ...}``; it selects the best state and tunes a ``Tunable`` model at
+    ``validate(model)`` returns ``{"valid_<metric>": ...}``; it selects the best state and tunes the model at
     the end. With ``settings.put_back``, ``data`` has the validation events too: nothing is validated, an epoch has the
     steps of ``steps_from``, the training set alone, and the last state is returned. ``folder`` is for checkpoints and
     curves; a checkpoint in it is resumed if it has the same ``fingerprint`` (of data), settings and seed.

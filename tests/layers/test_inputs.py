@@ -10,8 +10,8 @@ import torch
 from tests.synthetic import FULL, described, random_sequences, side_of
 
 from recpipe.data.batches import Batch, DeviceSequences
-from recpipe.layers.inputs import ItemInput, moment
-from recpipe.layers.side import standardised
+from recpipe.layers.inputs import ItemInput, time_codes
+from recpipe.layers.side import standardise
 
 ITEMS, DIM, WINDOW = 12, 8, 9
 DATA = described(random_sequences(70, ITEMS))
@@ -29,7 +29,7 @@ def made(extra: int = 0, **asked) -> ItemInput:
 
 
 def batch_of(items: ItemInput, rows: np.ndarray) -> Batch:
-    held = DeviceSequences(DATA, window=WINDOW, device="cpu", features=items.side.encoded(DATA))
+    held = DeviceSequences(DATA, window=WINDOW, device="cpu", features=items.side.encode(DATA))
     return held.batch(rows)
 
 
@@ -37,7 +37,7 @@ def part_by_loop(items: ItemInput, i: int) -> list[np.ndarray | None]:
     """What each source knows of item i, None for nothing."""
     values, found = items.side.values, []
     for name in items.side.widths:
-        *vector, there = standardised(values[f"vectors.{name}"])[i]
+        *vector, there = standardise(values[f"vectors.{name}"])[i]
         layer = items.vectors[f"of_{name}"].project
         weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
         found.append(weight @ np.array(vector) + bias if there else None)
@@ -104,7 +104,7 @@ def test_frozen_vectors_get_no_gradient_and_trained_ones_do(trained):
     optimiser.step()
     given = items.vectors["of_text"].given
     assert ("vectors.of_text.given" in dict(items.named_parameters())) == trained
-    there = items.vectors["of_text"].there()
+    there = items.vectors["of_text"].is_present()
     if trained:
         assert (given[there] != before[there]).any(1).all() and torch.equal(given[~there], before[~there])
     else:
@@ -121,7 +121,7 @@ def test_events_and_users_are_added_where_they_belong():
     country, age, rating = (
         m.weight.detach().numpy() for m in (*items.users.values(), *items.events.values())
     )
-    encoded = items.side.encoded(DATA)
+    encoded = items.side.encode(DATA)
     moments = {name: m.weight.detach().numpy() for name, m in items.moments.items()}
     for b, u in enumerate(rows):
         code, number = encoded["user.country"][u, 0], encoded["user.age"][u]
@@ -147,27 +147,31 @@ def test_moments_are_datetimes_and_gaps_are_powers_of_two():
     times = torch.from_numpy(np.cumsum(np.concatenate([[86_399], gaps])))[None]
     batch = Batch(torch.ones_like(times), torch.tensor([times.shape[1]]), times)
     when = [datetime.fromtimestamp(second, UTC) for second in times[0].tolist()]
-    assert moment("hour", batch)[0].tolist() == [w.hour + 1 for w in when]
-    assert moment("weekday", batch)[0].tolist() == [w.weekday() + 1 for w in when]
-    assert moment("gap", batch)[0].tolist() == [0, *((int(gap) + 1).bit_length() for gap in gaps)]
+    assert time_codes("hour", batch)[0].tolist() == [w.hour + 1 for w in when]
+    assert time_codes("weekday", batch)[0].tolist() == [w.weekday() + 1 for w in when]
+    assert time_codes("gap", batch)[0].tolist() == [0, *((int(gap) + 1).bit_length() for gap in gaps)]
 
 
 @pytest.mark.parametrize("name", ["hour", "weekday", "gap"])
 def test_padding_and_histories_without_times_have_no_moment(name):
     items = torch.tensor([[1, 2, 0], [3, 0, 0]])
     times = torch.tensor([[86_400 * 9, 86_400 * 9 + 50, 0], [1_000_000, 0, 0]])
-    found = moment(name, Batch(items, torch.tensor([2, 1]), times))
+    found = time_codes(name, Batch(items, torch.tensor([2, 1]), times))
     assert not found[items == 0].any() and found.any()
-    assert not moment(name, Batch(items, torch.tensor([2, 1]), None)).any()
+    assert not time_codes(name, Batch(items, torch.tensor([2, 1]), None)).any()
 
 
 def test_gaps_do_not_cross_packed_sequences():
     times = torch.tensor([[100, 200, 100, 107]])
-    places = torch.tensor([[0, 1, 0, 1]])
+    positions = torch.tensor([[0, 1, 0, 1]])
     packed = Batch(
-        torch.ones_like(times), torch.tensor([4]), times, segments=torch.tensor([[1, 1, 2, 2]]), places=places
+        torch.ones_like(times),
+        torch.tensor([4]),
+        times,
+        segments=torch.tensor([[1, 1, 2, 2]]),
+        segment_positions=positions,
     )
-    assert moment("gap", packed)[0].tolist() == [0, (101).bit_length(), 0, (8).bit_length()]
+    assert time_codes("gap", packed)[0].tolist() == [0, (101).bit_length(), 0, (8).bit_length()]
 
 
 def test_hidden_places_tell_nothing_but_their_item():
@@ -178,7 +182,7 @@ def test_hidden_places_tell_nothing_but_their_item():
     masked = batch.items.masked_fill(hidden, ITEMS + 1)
     table = items.table()
     x_BTD = items.embed(
-        Batch(masked, batch.lengths, batch.timestamps, features=batch.features), table, hidden=hidden
+        Batch(masked, batch.lengths, batch.timestamps, features=batch.features), table, masked=hidden
     )
     profile = sum(
         part.look_up(batch.features[f"user.{column.name}"])[:, 0]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from tests.synthetic import FULL, catalogue, described, random_sequences, side_of
 
-from recpipe.layers.side import Side, SideConfig, standardised
+from recpipe.layers.side import Side, SideConfig, standardise
 
 ITEMS = 12
 DATA = described(random_sequences(70, ITEMS))
@@ -39,7 +39,7 @@ def test_a_column_may_be_called_like_the_vectors():
 
 def test_standardised_vectors_have_mean_zero_variance_one_and_keep_who_is_absent():
     table = side_of(DATA, ITEMS, vectors="text").values["vectors.text"]
-    found = standardised(table)
+    found = standardise(table)
     there = table[:, -1] > 0
     np.testing.assert_allclose(found[there, :-1].mean(0), 0, atol=1e-6)
     assert np.square(found[there, :-1]).mean() == pytest.approx(1, rel=1e-5)
@@ -52,7 +52,7 @@ def test_standardised_vectors_have_mean_zero_variance_one_and_keep_who_is_absent
 
 def test_histories_are_encoded_row_by_row():
     side = side_of(DATA, ITEMS, **FULL)
-    found = side.encoded(DATA)
+    found = side.encode(DATA)
     assert set(found) == {"user.country", "user.age", "event.rating"}
     country, rating = side.users[0], side.events[0]
     for u, name in enumerate(DATA.profiles["country"].to_pylist()):
@@ -68,9 +68,9 @@ def test_pretend_users_add_nothing_where_nothing_or_nothing_new_is_known():
     bare = replace(DATA, ratings=None, profiles={})
     unseen = {"country": pa.array(["nowhere"] * len(DATA)), "age": pa.nulls(len(DATA))}
     for data in (bare, replace(DATA, ratings=np.full_like(DATA.ratings, np.nan), profiles=unseen)):
-        found = side.encoded(data)
+        found = side.encode(data)
         assert {name: value.shape for name, value in found.items()} == {
-            name: value.shape for name, value in side.encoded(DATA).items()
+            name: value.shape for name, value in side.encode(DATA).items()
         }
         assert not any(value.any() for value in found.values())
 
@@ -103,7 +103,7 @@ def test_the_fingerprint_changes_with_settings_encodings_and_values():
 @pytest.mark.parametrize(
     ("asked", "change", "message"),
     [
-        ({"vectors": "image"}, {}, r"side\.vectors asks for image; there are text.*modality=image"),
+        ({"vectors": "image"}, {}, r"side\.vectors asks for image; available: text.*modality=image"),
         ({"items": "colour"}, {}, r"side\.items asks for colour; columns there are: genres, price"),
         ({"users": "gender"}, {}, r"side\.users asks for gender; columns there are: age, country"),
         ({"events": "rating"}, {"ratings": None}, "asks for rating and this data set has none"),
@@ -115,7 +115,7 @@ def test_the_fingerprint_changes_with_settings_encodings_and_values():
         ({"events": "minute"}, {}, r"side\.events has \['minute'\]; allowed: none, rating, hour"),
         ({"combine": "sum"}, {}, "side.combine is 'sum'; allowed: add, concat, alone"),
         ({"combine": "alone"}, {}, "neither side.vectors nor side.items"),
-        ({"combine": "alone", "items": "price", "head": "ids"}, {}, "no ids for side.head"),
+        ({"combine": "alone", "items": "price", "head": "ids"}, {}, "side.head cannot be ids"),
     ],
 )
 def test_what_is_not_there_is_refused(asked, change, message):

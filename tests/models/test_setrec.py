@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.layers.set_items import COLLABORATIVE, SetItems
-from recpipe.layers.side import Side, SideConfig, standardised
+from recpipe.layers.side import Side, SideConfig, standardise
 from recpipe.models.registry import build
 from recpipe.models.setrec import SETRec, in_sets, prefixes
 from recpipe.training import fit
@@ -126,7 +126,7 @@ def test_the_auto_encoder_is_a_network_and_its_mirror(sample):
         return x
 
     squares, count = 0.0, 0
-    tables = {name: standardised(known.values[f"vectors.{name}"]) for name in ("text", "image")}
+    tables = {name: standardise(known.values[f"vectors.{name}"]) for name in ("text", "image")}
     for i in range(1, ITEMS + 1):
         there = {name: table[i, -1] > 0 for name, table in tables.items()}
         x = np.concatenate([table[i, :-1] for table in tables.values()])

@@ -44,20 +44,23 @@ def check_known(name: Any, choices: Iterable[Any], *, what: str, hint: str = "")
         raise error
 
 
-def check_choices(config: object, **allowed: Iterable[str]) -> None:
-    """Raise ValueError for a setting of the dataclass ``config`` that is not among the allowed values."""
+def check_choices(config: object, *, where: str = "", **allowed: Iterable[str]) -> None:
+    """Raise ValueError for a setting of the dataclass ``config`` that is not among the allowed values.
+
+    ``where``: path of the block in the message, the name of the class by default.
+    """
     for name, choices in allowed.items():
         if (value := getattr(config, name)) not in choices:
-            raise ValueError(
-                f"{type(config).__qualname__}.{name} is {value!r}; allowed: {', '.join(choices)}"
-            )
+            path = f"{where or type(config).__qualname__}.{name}"
+            raise ValueError(f"{path} is {value!r}; allowed: {', '.join(choices)}")
 
 
 def check_at_least(minimum: float, config: object, *names: str) -> None:
     """Raise ValueError for a setting of the dataclass ``config`` below ``minimum``; None is allowed."""
     for name in names:
         if (value := getattr(config, name)) is not None and value < minimum:
-            raise ValueError(f"{type(config).__qualname__}.{name} is {value}; it must be at least {minimum}")
+            path = f"{type(config).__qualname__}.{name}"
+            raise ValueError(f"{path} is {value}; it must be at least {minimum}")
 
 
 def check_arguments(

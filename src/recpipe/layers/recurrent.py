@@ -1,4 +1,4 @@
-"""A recurrent network over embedded histories: what LSTM and GRU4Rec share. B batch, T time, D width."""
+"""Recurrent network over embedded histories, shared by LSTM and GRU4Rec. B batch, T time, D width."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from recpipe.layers.dropout import Dropout
 
 
 class Recurrent(nn.Module):
-    """Dropout -> ``layers`` of torch's ``cell`` -> LayerNorm -> projection back to ``dim``.
+    """Dropout, ``layers`` of torch's ``cell``, LayerNorm, and a projection to ``dim``.
 
-    Causal, so that padding on the right reaches nothing that is read. ``dropout`` acts on the input, between
-    layers and on what goes into the projection. Raises ValueError for a size below one.
+    ``dropout`` acts on the input, between layers and before the projection. Raises ValueError for a size below 1.
     """
 
     def __init__(
@@ -21,9 +20,9 @@ class Recurrent(nn.Module):
         for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; a recurrent network needs at least 1")
-        between = dropout if layers > 1 else 0.0  # torch warns where there is nothing between
+        between_layers = dropout if layers > 1 else 0.0  # torch warns for a single layer
         self.dropout = Dropout(dropout)
-        self.cells = cell(dim, hidden, layers, batch_first=True, dropout=between)
+        self.cells = cell(dim, hidden, layers, batch_first=True, dropout=between_layers)
         self.norm = nn.LayerNorm(hidden)
         self.project = nn.Linear(hidden, dim)
         self.apply(_initialise)
@@ -34,7 +33,7 @@ class Recurrent(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights that see the input Xavier-uniform, recurrent ones orthogonal gate by gate, biases zero."""
+    """Initialise input weights Xavier-uniform, recurrent weights orthogonal per gate, biases with zero."""
     if isinstance(module, nn.RNNBase):
         for name, weight in module.named_parameters():
             if name.startswith("bias"):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recpipe.layers.inputs import STD, GivenVectors
+from recpipe.layers.inputs import STD, ProjectedVectors
 from recpipe.layers.kept import Kept
-from recpipe.layers.side import Side, standardised
+from recpipe.layers.side import Side, standardise
 
 COLLABORATIVE = "collaborative"  # the name among item vectors of those that a trained model has
 
@@ -74,7 +74,7 @@ class SetItems(nn.Module):
         self.register_buffer("present", torch.cat([table[:, -1:] for table in tables], 1))
         self.auto_encoder = AutoEncoder(sum(self.sizes), dim, tokens=tokens, widths=widths)
         given = None if trained is None else _given(side, COLLABORATIVE, n_items)
-        self.collaborative = None if given is None else GivenVectors(given, dim, trained=False)
+        self.collaborative = None if given is None else ProjectedVectors(given, dim, trained=False)
         self.missing = nn.Parameter(torch.empty(tokens + (trained is not None), dim).normal_(std=STD))
         self._kept: Kept[Tensor] = Kept()
         self._step: tuple[tuple[int, ...], Tensor] | None = None
@@ -94,7 +94,7 @@ class SetItems(nn.Module):
     def trained(self) -> Tensor:
         """(I + 1,) bool: what has a collaborative vector; nothing where there is none at all."""
         there = self.described().new_zeros(len(self.present))
-        return there if self.collaborative is None else self.collaborative.there()
+        return there if self.collaborative is None else self.collaborative.is_present()
 
     def train(self, mode: bool = True) -> SetItems:
         if mode:
@@ -161,4 +161,4 @@ def _given(side: Side, name: str, n_items: int) -> Tensor:
     values = side.values.get(f"vectors.{name}")
     if values is None:
         return torch.from_numpy(np.zeros((n_items + 1, side.widths[name] + 1), np.float32))
-    return torch.from_numpy(standardised(values))
+    return torch.from_numpy(standardise(values))

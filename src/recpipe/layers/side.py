@@ -1,6 +1,6 @@
-"""Side information: what is known of items, users and events besides the item's id. I items, V width of a vector.
+"""Side information: what models read of items, users and events besides item ids. I items, V width of a vector.
 
-One block ``side`` in a model's conf, the same for every neural model; recpipe.layers.inputs makes embeddings of it.
+The block ``side`` of a model's conf, the same for every neural model; recpipe.layers.inputs embeds it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recpipe.config import split_names
+from recpipe.config import check_choices, split_names
 from recpipe.data.features import Column, fit_columns
 from recpipe.data.sequences import Sequences
 
 EVENTS = ("rating", "hour", "weekday", "gap")
-COMBINE = ("add", "concat", "alone")
+COLUMNS = ("items", "users", "events")
 
 
 @dataclass(frozen=True)
 class SideConfig:
-    """The conf block ``side``; several names are written a+b, none is ``none``.
+    """The conf block ``side``; several names are written a+b, ``none`` is empty.
 
-    ``vectors``: item vectors by modality (text, image). ``combine``: they and ``items`` are added to the id's
-    embedding, concatenated with it, or alone, without it, so that items without training events can be scored.
-    ``train_vectors``: they are a start instead of frozen. ``items``, ``users``: columns of these tables.
-    ``events``: rating, hour, weekday, gap (time since the event before). ``head``: the output table is ``all`` that is
-    known of items, or their ``ids`` alone.
+    ``vectors``: item vectors by kind (text, image, text_image, collaborative). ``train_vectors``: train them instead of
+    freezing them. ``items``, ``users``: columns of these tables. ``events``: rating, hour, weekday, gap (time since the
+    previous event). ``combine``: vectors and columns of items are added to the embedding of the id (add), concatenated
+    with it (concat), or replace it (alone), so that items without training events can be scored. ``head``: the output
+    table has ``all`` of an item's inputs or its ``ids`` only.
     """
 
     vectors: str = "none"
@@ -43,9 +43,7 @@ class SideConfig:
     head: str = "all"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("combine", COMBINE), ("head", ("all", "ids"))):
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"side.{name} is {value!r}; allowed: {', '.join(allowed)}")
+        check_choices(self, where="side", combine=("add", "concat", "alone"), head=("all", "ids"))
         if unknown := sorted(set(split_names(self.events)) - set(EVENTS)):
             raise ValueError(f"side.events has {unknown}; allowed: none, {', '.join(EVENTS)}")
         if self.combine != "add" and not (split_names(self.vectors) or split_names(self.items)):
@@ -53,24 +51,26 @@ class SideConfig:
                 f"side.combine is {self.combine} and neither side.vectors nor side.items is given"
             )
         if self.combine == "alone" and self.head == "ids":
-            raise ValueError("side.combine is alone, so there are no ids for side.head")
+            raise ValueError("side.combine is alone, so side.head cannot be ids; set side.head: all")
 
     @property
     def requires_time(self) -> str:
-        """What it needs ``Protocol.time`` to allow: of times, only those of what was read."""
+        """The least ``Protocol.time`` that it needs: none or last_item."""
         return "last_item" if set(split_names(self.events)) - {"rating"} else "none"
 
     @property
     def empty(self) -> bool:
-        """Whether nothing but ids is asked for."""
+        """True if only item ids are read."""
         return not any(split_names(getattr(self, name)) for name in ("vectors", "items", "users", "events"))
 
 
 @dataclass(frozen=True)
 class Side:
-    """A ``SideConfig`` with what it means for one data set; ``values`` hold the catalogue's data until saved.
+    """Side information of one data set: settings, fitted columns, and the catalogue's values.
 
-    ``widths``: V of every kind of vectors. Without ``values`` (a bundle being loaded) tensors take their place.
+    ``widths``: V by kind of vectors. ``values``: ``items.<column>`` (I + 1, M or 2) and ``vectors.<kind>`` (I + 1,
+    V + 1) with 1 in the last column for items that have one; empty while a bundle is being loaded, when tensors replace
+    them.
     """
 
     config: SideConfig = field(default_factory=SideConfig)
@@ -79,24 +79,22 @@ class Side:
     events: tuple[Column, ...] = ()
     widths: Mapping[str, int] = field(default_factory=dict)
     n_items: int = 0
-    values: Mapping[str, np.ndarray] = field(
-        default_factory=dict
-    )  # items.<column> (I + 1, M or 2) and vectors.<modality> (I + 1, V + 1), whose last is 1 where there is one
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
         config: SideConfig,
         train: Sequences,
-        item_columns: Mapping[str, Any],
+        item_columns: Mapping[str, pa.Array | pa.ChunkedArray],
         vectors: Mapping[str, tuple[np.ndarray, np.ndarray]],
         *,
         n_items: int,
     ) -> Side:
-        """Learns encodings. ``item_columns``: arrays (I,) in the order of the vocabulary; ``vectors``: by modality
-        (I, V) and which items have one (I,). Users and ratings are those of the training sequences.
+        """Fit the encodings to training data.
 
-        Raises ValueError for a column, vectors, ratings or times that are not there.
+        ``item_columns``: arrays (I,) in the order of the vocabulary. ``vectors``: by kind, (I, V) and the items (I,)
+        bool that have one. Raises ValueError for missing columns, vectors, ratings or times.
         """
         items = fit_columns(split_names(config.items), item_columns, where="side.items")
         users = fit_columns(split_names(config.users), train.profiles, where="side.users")
@@ -110,80 +108,76 @@ class Side:
         for name in split_names(config.vectors):
             if name not in vectors:
                 raise ValueError(
-                    f"side.vectors asks for {name}; there are {', '.join(vectors) or 'none'}. "
+                    f"side.vectors asks for {name}; available: {', '.join(vectors) or 'none'}. "
                     f"Run `kedro run --pipelines=embed --params modality={name}`"
                 )
-            values[f"vectors.{name}"] = _with_presence(*vectors[name])
+            values[f"vectors.{name}"] = _vector_table(*vectors[name])
             widths[name] = values[f"vectors.{name}"].shape[1] - 1
-        return cls(config, items, users, _events(config, train), widths, n_items, values)
+        return cls(config, items, users, _event_columns(config, train), widths, n_items, values)
 
-    def encoded(self, sequences: Sequences) -> dict[str, np.ndarray]:
-        """Arrays by name: ``user.<column>`` (U, M or 2), ``event.rating`` (N, 1)."""
-        found = {}
+    def encode(self, sequences: Sequences) -> dict[str, np.ndarray]:
+        """Return features by name: ``user.<column>`` (U, M or 2) and ``event.rating`` (N, 1)."""
+        features = {}
         for column in self.users:
-            known = sequences.profiles.get(column.name)
-            found[f"user.{column.name}"] = (
-                column.missing(len(sequences)) if known is None else column.encode(known)
+            profiles = sequences.profiles.get(column.name)
+            features[f"user.{column.name}"] = (
+                column.missing(len(sequences)) if profiles is None else column.encode(profiles)
             )
         for column in self.events:
-            given = sequences.ratings
-            found[f"event.{column.name}"] = (
+            features[f"event.{column.name}"] = (
                 column.missing(len(sequences.items))
-                if given is None
-                else column.encode(pa.array(given, from_pandas=True))
+                if sequences.ratings is None
+                else column.encode(pa.array(sequences.ratings, from_pandas=True))
             )
-        return found
+        return features
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the settings, the encodings and the catalogue's values."""
+        """Return 16 hex digits of a hash of settings, encodings and the catalogue's values."""
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
         for name in sorted(self.values):
             digest.update(name.encode() + np.ascontiguousarray(self.values[name]).tobytes())
         return digest.hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, without the values."""
+        """Return plain JSON types, without the values."""
         columns = {kind: [column.to_dict() for column in getattr(self, kind)] for kind in COLUMNS}
-        about = {"widths": dict(self.widths), "n_items": self.n_items}
-        return {"config": dataclasses.asdict(self.config), **columns, **about}
+        sizes = {"widths": dict(self.widths), "n_items": self.n_items}
+        return {"config": dataclasses.asdict(self.config), **columns, **sizes}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Side:
-        """The inverse of ``to_dict``; the values come with the tensors."""
+        """Invert ``to_dict``; the values are loaded with the model's tensors."""
         items, users, events = (tuple(map(Column.from_dict, fields[kind])) for kind in COLUMNS)
         return cls(SideConfig(**fields["config"]), items, users, events, fields["widths"], fields["n_items"])
 
 
-COLUMNS = ("items", "users", "events")
-
-
-def _with_presence(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """(I + 1, V + 1): the vectors, zero where there is none; last, 1 where there is one."""
+def _vector_table(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Table (I + 1, V + 1) of vectors, zero where there is none, and 1 in the last column where there is one."""
     if not present.any():
         raise ValueError(
-            "side.vectors: no item has a vector; see the folder of images or the texts of the data set"
+            "side.vectors: no item has a vector; check the folder of images or the texts of the data set"
         )
     table = np.zeros((len(vectors) + 1, vectors.shape[1] + 1), np.float32)
     table[1:, :-1], table[1:, -1] = np.where(present[:, None], vectors, 0.0), present
     return table
 
 
-def standardised(table: np.ndarray) -> np.ndarray:
-    """(I + 1, V + 1) alike: of the vectors that are there every dimension has mean 0, all together variance 1."""
+def standardise(table: np.ndarray) -> np.ndarray:
+    """Scale the vectors of a table (I + 1, V + 1) to mean 0 in every dimension and variance 1 overall."""
     present = table[:, -1] > 0
-    there = table[present, :-1].astype(np.float64)
-    centred = there - there.mean(0)
+    vectors = table[present, :-1].astype(np.float64)
+    centred = vectors - vectors.mean(0)
     scaled = np.zeros_like(table)
     scaled[present, :-1] = centred / max(float(np.sqrt(np.square(centred).mean())), 1e-12)
     scaled[:, -1] = table[:, -1]
     return scaled
 
 
-def _events(config: SideConfig, train: Sequences) -> tuple[Column, ...]:
-    asked = split_names(config.events)
-    if train.timestamps is None and (timed := [name for name in asked if name != "rating"]):
+def _event_columns(config: SideConfig, train: Sequences) -> tuple[Column, ...]:
+    names = split_names(config.events)
+    if train.timestamps is None and (timed := [name for name in names if name != "rating"]):
         raise ValueError(f"side.events asks for {', '.join(timed)} and this data set has no timestamps")
-    if "rating" not in asked:
+    if "rating" not in names:
         return ()
     if train.ratings is None:
         raise ValueError("side.events asks for rating and this data set has none")

@@ -156,7 +156,7 @@ class Recommender(nn.Module):
 
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         """Move ``sequences`` to the model's device, with the features it reads."""
-        features = self.side.encoded(sequences) if self.side is not None else {}
+        features = self.side.encode(sequences) if self.side is not None else {}
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
     def item_vectors(self) -> Tensor:

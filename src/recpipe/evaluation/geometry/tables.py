@@ -20,7 +20,7 @@ from torch import nn
 
 from recpipe.evaluation.geometry.measures import Floats, Indices, linear_cka, nearest, overlap
 from recpipe.evaluation.segments import POPULARITY
-from recpipe.layers.inputs import GivenVectors
+from recpipe.layers.inputs import ProjectedVectors
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
@@ -90,7 +90,7 @@ def _copy_inputs(model: nn.Module, copy: nn.Module) -> None:
     for name, buffer in copy.named_buffers():
         buffer.copy_(buffers[name])
     for name, module in copy.named_modules():
-        if isinstance(module, GivenVectors):
+        if isinstance(module, ProjectedVectors):
             module.given.copy_(modules[name].given)
 
 

@@ -163,14 +163,9 @@ def test_padding_and_histories_without_times_have_no_moment(name):
 
 def test_gaps_do_not_cross_packed_sequences():
     times = torch.tensor([[100, 200, 100, 107]])
-    positions = torch.tensor([[0, 1, 0, 1]])
-    packed = Batch(
-        torch.ones_like(times),
-        torch.tensor([4]),
-        times,
-        segments=torch.tensor([[1, 1, 2, 2]]),
-        segment_positions=positions,
-    )
+    marks = {"segments": [[1, 1, 2, 2]], "segment_positions": [[0, 1, 0, 1]]}
+    tensors = {name: torch.tensor(value) for name, value in marks.items()}
+    packed = Batch(torch.ones_like(times), torch.tensor([4]), times, **tensors)
     assert time_codes("gap", packed)[0].tolist() == [0, (101).bit_length(), 0, (8).bit_length()]
 
 

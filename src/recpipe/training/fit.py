@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -58,14 +58,6 @@ IGNORED_WARNINGS = (
     "`ModelCheckpoint\\(monitor=.* could not find the monitored key",  # of an epoch that is not validated
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
 )
-
-
-@runtime_checkable
-class Tunable(Protocol):
-    """Model with settings that are chosen on the validation fold after its weights are trained."""
-
-    def tune(self, validate: Callable[[], float]) -> dict[str, float]:
-        """Choose the settings with the highest ``validate()``, which is ``train.metric``; return them by name."""
 
 
 @dataclass
@@ -272,8 +264,8 @@ def _remove_checkpoints(folder: Path) -> None:
 
 
 def _tune(model: Recommender, validate: Validate, settings: TrainSettings) -> dict[str, float]:
-    """Settings that a Tunable model chose on the validation fold, and its metric with them."""
-    if settings.put_back or not isinstance(model, Tunable):
+    """Settings that the model chose on the validation fold, and its metric with them."""
+    if settings.put_back:
         return {}
     metric = f"valid_{settings.metric}"
     values: list[float] = []

@@ -1,12 +1,12 @@
-"""Sampling a listening log by the Music4All recipe against bare DuckDB: time, peak memory, same rows?
+"""Benchmark of sampling a listening log (the Music4All steps) against bare DuckDB: time, peak memory, equal rows.
 
     python benchmarks/sampling.py --rows 50000000 --memory 4GB
 
-Bare DuckDB does the recipe in one hand-written statement, or copies the whole file to Parquet; it counts nothing on
-the way, whereas recpipe checks every row and fills the step table. Each runs in a process of its own.
+Bare DuckDB runs the steps in one hand-written statement, or copies the whole file to Parquet. It counts nothing,
+whereas recpipe checks every row and fills the step table. Each contender runs in its own process.
 """
 
-# ruff: noqa: S608 -- the statements are made of this file's own constants
+# ruff: noqa: S608 -- statements consist of constants of this file
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from harness import command_line
 
 USERS, TRACKS = 119_000, 56_000  # as in Music4All-Onion
-RECIPE = [
+STEPS = [
     {"step": "min_events", "users": 5},
     {"step": "cap_per_user", "n": 1000, "keep": "last"},
     {"step": "hash_users", "share": 0.05, "salt": "music4all"},
@@ -32,7 +32,7 @@ LATEST = 'row_number() OVER (PARTITION BY user_id ORDER BY "timestamp" DESC, "or
 COLUMNS = 'user_id, item_id, "timestamp", "order"'
 RAW = """(SELECT user_id, track_id AS item_id, epoch("timestamp")::BIGINT AS "timestamp",
     row_number() OVER () - 1 AS "order" FROM read_csv('{path}', delim = '\\t', header = true))"""
-WHOLE = "bare, whole file to Parquet"  # no recipe at all
+WHOLE = "bare, whole file to Parquet"  # no steps at all
 BARE = {
     "bare, step by step": f"""SELECT * FROM (SELECT {COLUMNS} FROM (SELECT * FROM {RAW}
         QUALIFY count(*) OVER (PARTITION BY user_id) >= 5) QUALIFY {LATEST}) WHERE {HASH}""",
@@ -44,7 +44,7 @@ OURS = "recpipe"
 
 
 def generate(path: Path, rows: int, threads: int) -> None:
-    """A log of that many plays, few of the users and tracks having most of them, in no order of time."""
+    """Write a log of plays in random order of time, with skewed users and tracks."""
     import duckdb
 
     con = duckdb.connect(
@@ -58,25 +58,24 @@ def generate(path: Path, rows: int, threads: int) -> None:
         FROM (SELECT {uniform} FROM range({rows}))) TO '{path}' (DELIMITER '\\t', HEADER)""")
 
 
-def run(what: str, source: Path, target: Path, engine: dict[str, object]) -> dict[str, float]:
-    """One contender, in this process: seconds, and the most memory the process ever held in MiB."""
-    began = time.perf_counter()
-    if what == OURS:
-        from recpipe.data import interactions
-        from recpipe.data import readers as sources
+def run(name: str, source: Path, target: Path, engine: dict[str, object]) -> dict[str, float]:
+    """Run one contender in this process; return seconds and peak memory in MiB."""
+    start = time.perf_counter()
+    if name == OURS:
+        from recpipe.data import engines, readers
+        from recpipe.data.interactions import ingest
 
-        con = interactions.connect(engine)
-        raw = sources.read({"source": "music4all"}, {"files": {"interactions": [str(source)]}}, con)
-        read = time.perf_counter() - began
-        done = interactions.ingest(raw, RECIPE)
-        interactions.write_parquet(done.interactions, target)
+        con = engines.connect(engine)
+        raw = readers.read({"source": "music4all"}, {"files": {"interactions": [str(source)]}}, con)
+        read = time.perf_counter() - start
+        engines.write_parquet(ingest(raw, STEPS).interactions, target)
     else:
         import duckdb
 
         settings = {k: engine[k] for k in ("memory_limit", "threads")} | {
             "temp_directory": engine["spill_folder"]
         }
-        statement = BARE[what].replace("{path}", str(source))
+        statement = BARE[name].replace("{path}", str(source))
         read = 0.0
         duckdb.connect(config=settings).execute(
             f"COPY ({statement}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
@@ -84,11 +83,11 @@ def run(what: str, source: Path, target: Path, engine: dict[str, object]) -> dic
     peak = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
-    return {"seconds": time.perf_counter() - began, "read": read, "peak": int(peak.split()[1]) / 1024}
+    return {"seconds": time.perf_counter() - start, "read": read, "peak": int(peak.split()[1]) / 1024}
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two files hold the same rows."""
+    """Whether two files contain the same rows."""
     import duckdb
 
     fields = f"{COLUMNS} FROM '{{}}'"
@@ -98,7 +97,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs every contender on one generated log and prints a table."""
+    """Run every contender on one generated log and print a table."""
     parser = command_line(__doc__)
     parser.add_argument("--rows", type=int, default=50_000_000)
     parser.add_argument("--memory", default="4GB")
@@ -108,33 +107,37 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--folder", help="where the log and the spilled data go (default: the system's)")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    asked = parser.parse_args(argv)
-    if asked.quick:
-        asked.rows, asked.threads = 20_000, 1
-    if asked.only:
-        print(json.dumps(run(**json.loads(asked.only, object_hook=_paths))))
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.rows, args.threads = 20_000, 1
+    if args.only:
+        print(json.dumps(run(**json.loads(args.only, object_hook=_paths))))
         return
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        compare(Path(folder), asked)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        compare(Path(folder), args)
 
 
-def compare(folder: Path, asked: argparse.Namespace) -> None:
-    """Generates the log, runs all contenders and prints the table."""
+def compare(folder: Path, args: argparse.Namespace) -> None:
+    """Generate the log, run all contenders and print the table."""
     log = folder / "log.tsv"
-    generate(log, asked.rows, asked.threads)
+    generate(log, args.rows, args.threads)
     print(
-        f"{asked.rows:,} rows, {log.stat().st_size / 2**20:,.0f} MiB, {asked.threads} threads, limit {asked.memory}"
+        f"{args.rows:,} rows, {log.stat().st_size / 2**20:,.0f} MiB, {args.threads} threads, limit {args.memory}"
     )
-    engine = {"memory_limit": asked.memory, "threads": asked.threads, "spill_folder": str(folder / "spill")}
+    engine = {
+        "memory_limit": args.memory,
+        "threads": args.threads,
+        "spill_folder": str(folder / "spill"),
+    }
     names, best = [OURS, *BARE], {}
     targets = {name: folder / f"{number}.parquet" for number, name in enumerate(names)}
-    for _ in range(asked.rounds):
+    for _ in range(args.rounds):
         for name in names:
-            task = {"what": name, "source": str(log), "target": str(targets[name]), "engine": engine}
-            found = subprocess.run(
+            task = {"name": name, "source": str(log), "target": str(targets[name]), "engine": engine}
+            process = subprocess.run(
                 [sys.executable, __file__, "--only", json.dumps(task)], check=True, stdout=subprocess.PIPE
             )
-            result = json.loads(found.stdout)
+            result = json.loads(process.stdout)
             best[name] = min(best.get(name, result), result, key=lambda r: r["seconds"])
     print(f"{'':28} {'seconds':>8} {'recpipe / it':>13} {'peak MiB':>9}  same rows as recpipe")
     for name in names:

@@ -1,23 +1,21 @@
-"""Bad rows are named, kept aside, counted or refused; files are whole or absent; engines say what they do not know."""
+"""Ingestion: bad rows are quarantined, dropped or refused, each with its reason; items and users are completed."""
 
 from __future__ import annotations
 
-import gc
 import json
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from recpipe.data.interactions import connect, ingest, read_parquet, write_parquet
+from recpipe.data.engines import connect
+from recpipe.data.interactions import ingest
 from recpipe.data.readers import RawTables
 
 NOW = 1_700_000_000
+
+
 SCHEMA = pa.schema(
     {
         "user_id": pa.string(),
@@ -27,6 +25,8 @@ SCHEMA = pa.schema(
         "problem": pa.string(),
     }
 )
+
+
 BAD = {
     "empty user_id": {"user_id": ""},
     "null user_id": {"user_id": None},
@@ -38,6 +38,8 @@ BAD = {
     "nanoseconds": {"timestamp": NOW * 10**9},
     "reader": {"timestamp": None, "problem": "timestamp not a number: '12x'"},
 }
+
+
 REASONS = [
     "empty user_id",
     "empty user_id",
@@ -145,79 +147,3 @@ def test_items_and_users_are_those_of_the_log_known_or_not(con: Any) -> None:
 def test_items_of_a_source_without_any_are_titled_by_their_id(con: Any) -> None:
     done = ingest(raw(con, [good(0), good(0), good(3)]), [])
     assert done.items.to_pyarrow().to_pylist() == [{"item_id": i, "title": i} for i in ("i0", "i3")]
-
-
-# Parquet ---------------------------------------------------------------------------------------------------------
-
-
-def view(con: Any, query: str) -> Any:
-    con.raw_sql(f"CREATE TEMP VIEW numbers AS {query}")
-    return con.table("numbers")
-
-
-def test_parquet_is_compressed_and_read_back(con: Any, tmp_path: Path) -> None:
-    path = tmp_path / "it's" / 'a "name".parquet'
-    write_parquet(con.create_table("t", pa.table({"order": [1, 2]})).order_by("order"), path)
-    assert read_parquet(path).to_pyarrow()["order"].to_pylist() == [1, 2]
-    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
-
-
-def test_a_failure_in_the_last_row_leaves_the_old_file_and_no_other(con: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    write_parquet(con.create_table("t", pa.table({"order": [1]})), folder / "log.parquet")
-    before = (folder / "log.parquet").read_bytes()
-    late = "SELECT CAST(CASE WHEN range = 399999 THEN 'x' ELSE range::VARCHAR END AS BIGINT) AS n FROM range(400000)"
-    log = view(con, late)
-    for _ in range(20):  # DuckDB 2.0.0 can wait forever here: not with our settings
-        with pytest.raises(Exception, match="Could not convert string 'x'"):
-            write_parquet(log, folder / "log.parquet")
-    assert [path.name for path in folder.iterdir()] == ["log.parquet"]
-    assert (folder / "log.parquet").read_bytes() == before
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB, where this user may mount one."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tiny file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(con: Any, tiny_disk: Path) -> None:
-    log = view(con, "SELECT md5(CAST(range AS VARCHAR)) AS item_id FROM range(500000)")
-    with pytest.raises(OSError, match="disk full"):
-        write_parquet(log, tiny_disk / "log.parquet")
-    assert list(tiny_disk.iterdir()) == []
-
-
-# Engines -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_engine_keeps_to_its_limit_by_spilling_and_cleans_up(tmp_path: Path) -> None:
-    con: Any = connect({"memory_limit": "60MB", "threads": 1, "spill_folder": str(tmp_path)})
-    big = view(con, "SELECT md5(CAST(range AS VARCHAR)) AS item_id FROM range(2000000)").cache()
-    assert big.count().to_pyarrow().as_py() == 2_000_000
-    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) > 10**6
-    assert con.raw_sql("SELECT current_setting('threads')").fetchall() == [(1,)]
-    del big, con
-    gc.collect()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("engine", "said"),
-    [
-        ({"name": "flink"}, "unknown ingest.engine.name 'flink'.*duckdb, spark"),
-        ({"memory": "4GB"}, "unknown setting of ingest.engine 'memory'.*memory_limit"),
-        ({"memory_limit": "plenty"}, "memory_limit"),
-        ({"name": "spark", "memory_limit": "plenty"}, "memory_limit 'plenty': write a number"),
-        ({"settings": {"no_such_setting": 1}}, "no_such_setting"),
-    ],
-)
-def test_a_wrong_engine_is_refused(engine: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        connect(engine)

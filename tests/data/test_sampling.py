@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from recpipe.data import sampling
-from recpipe.data.interactions import connect, ingest, write_parquet
+from recpipe.data.engines import connect, write_parquet
+from recpipe.data.interactions import ingest
 from recpipe.data.readers import RawTables
 
 Row = dict[str, Any]

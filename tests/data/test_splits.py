@@ -1,6 +1,9 @@
+"""Splits against written examples and invariants; the folder of training data."""
+
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +11,8 @@ import pytest
 from tests.synthetic import random_sequences, sequences
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.data.splits import held_out_items, split, with_validation
+from recpipe.data.sequences import Fold, Sequences, Vocabulary
+from recpipe.data.splits import TrainingData, held_out_items, split, with_validation
 
 
 def rows(part):
@@ -127,38 +130,6 @@ def test_folds_tell_when_the_first_target_happens_under_query_and_never_else(tar
         bare.with_query_times(Protocol(dataset="x", time="query"))
 
 
-def test_a_protocol_allows_as_much_of_time_as_it_says_and_less():
-    order = ("none", "last_item", "query")
-    for allowed in order:
-        for used in order:
-            if order.index(used) <= order.index(allowed):
-                Protocol(dataset="x", time=allowed).check_time(used, model="clock")
-                continue
-            message = f"clock uses time as {used} and protocol.time is {allowed}.* protocol.time={used}"
-            with pytest.raises(ValueError, match=message):
-                Protocol(dataset="x", time=allowed).check_time(used, model="clock")
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"split": "random"}, "allowed: leave_one_out, temporal, ratio, cold_users"),
-        ({"targets": "all"}, "no meaning under leave_one_out"),
-        ({"history": 0}, "at least 1"),
-        ({"cutoffs": ()}, "at least one cut-off"),
-        ({"candidates": "sampled"}, "allowed: full"),
-        ({"time": "now"}, "allowed: none, last_item, query"),
-        *(
-            ({"held_out_items": share}, "share of the items, from 0 to below 1")
-            for share in (-0.1, 1, 1.5, float("nan"), True, "2011-10-01")
-        ),
-    ],
-)
-def test_bad_protocols_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        Protocol(dataset="x", **given)
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -176,38 +147,6 @@ def test_splits_that_cannot_be_are_refused(given, message):
 def test_temporal_split_needs_timestamps():
     with pytest.raises(ValueError, match="only an order"):
         split(sequences([[1, 2, 3]], times=False), Protocol(dataset="x", split="temporal"))
-
-
-def test_protocol_id_changes_with_what_moves_a_number_and_only_with_that():
-    one = Protocol(dataset="x", fingerprint="f", seed=1)
-    assert (
-        one.id
-        == Protocol(dataset="x", fingerprint="f", seed=2).id
-        == Protocol(dataset="x", fingerprint="f", valid=0.3).id
-    )
-    others = [
-        {"exclude_seen": False},
-        {"ties": "shuffle"},
-        {"history": 50},
-        {"fingerprint": "g"},
-        {"split": "ratio"},
-        {"time": "last_item"},
-        {"time": "query"},
-    ]
-    assert (
-        len({Protocol(**{"dataset": "x", "fingerprint": "f", **other}).id for other in others} | {one.id})
-        == 8
-    )
-    shuffled = [Protocol(dataset="x", ties="shuffle", seed=seed).id for seed in (1, 2)]
-    assert shuffled[0] != shuffled[1]
-    assert Protocol.from_dict({"id": one.id, **one.to_dict()}) == one
-    assert one.data_differences(Protocol(dataset="x", fingerprint="f", seed=1, exclude_seen=False)) == []
-    assert one.data_differences(Protocol(dataset="x", fingerprint="f", seed=1, time="query")) == []
-    assert one.data_differences(Protocol(dataset="x", fingerprint="g", seed=1)) == ["fingerprint"]
-    with pytest.raises(
-        ValueError, match=r"unknown protocol key 'exclude_sene' \(did you mean 'exclude_seen'\?\)"
-    ):
-        Protocol.from_dict({"dataset": "x", "exclude_sene": True})
 
 
 CATALOGUE = Vocabulary(np.array([f"item {i}" for i in range(1, 41)], dtype=object))
@@ -276,31 +215,51 @@ def test_held_out_items_without_names_or_a_test_are_refused():
         split(data, replace(protocol, held_out_items=0.999), CATALOGUE)
 
 
-PUBLISHED = {
-    "16498059": {
-        "dataset": "amazon-beauty",
-        "fingerprint": "3d38764cd954",
-        "steps": ["raw {}", 'bad_rows {"policy": "quarantine", "reasons": {}}'],
-        "history": 50,
-    },
-    "48d08476": {
-        "dataset": "ml-100k",
-        "fingerprint": "c1ec8651ab27",
-        "steps": ["raw {}", 'bad_rows {"policy": "quarantine", "reasons": {}}'],
-    },
-    "c0cc9684": {
-        "dataset": "ml-1m",
-        "fingerprint": "e17e6cd2bfe5",
-        "steps": ["raw {}", 'bad_rows {"policy": "quarantine", "reasons": {}}', 'k_core {"items": 5}'],
-    },
-}
+@pytest.fixture
+def data() -> TrainingData:
+    protocol = Protocol(dataset="d")
+    parts = split(random_sequences(12, 8), protocol)
+    described = {"id": protocol.id, **protocol.to_dict(), "sizes": parts.sizes()}
+    return TrainingData(
+        described, Vocabulary(np.array([f"i{n}" for n in range(8)], object)), parts.train, parts.valid
+    )
 
 
-@pytest.mark.parametrize("known", PUBLISHED)
-def test_ids_of_numbers_in_the_log_stay_as_they_are_and_held_out_items_make_another(known):
-    usual = Protocol.from_dict(PUBLISHED[known])
-    assert usual.id == known == replace(usual, seed=1, held_out_items=0).id
-    few = replace(usual, held_out_items=0.03)
-    assert len({usual.id, few.id, replace(few, seed=1).id, replace(few, held_out_items=0.04).id}) == 4
-    assert usual.data_differences(few) == few.data_differences(usual) == ["seed", "held_out_items"]
-    assert Protocol.from_dict({"id": few.id, **few.to_dict()}) == few
+def test_what_is_written_is_read(data: TrainingData, tmp_path: Path) -> None:
+    data.write(tmp_path)
+    again = TrainingData.read(tmp_path)
+    assert again.protocol_fields == data.protocol_fields
+    assert again.protocol == data.protocol
+    assert again.vocabulary.ids.tolist() == data.vocabulary.ids.tolist()
+    np.testing.assert_array_equal(again.train_set.items, data.train_set.items)
+    np.testing.assert_array_equal(again.valid_set.targets.items, data.valid_set.targets.items)
+
+
+def test_parts_are_read_when_they_are_needed(data: TrainingData, tmp_path: Path, monkeypatch) -> None:
+    data.write(tmp_path)
+    again = TrainingData.read(tmp_path)
+    monkeypatch.setattr(Sequences, "read", lambda path: pytest.fail(f"{path} was read"))
+    assert again.protocol.dataset == "d"
+    assert len(again.valid_set) == len(data.valid_set)
+
+
+def test_a_crash_while_saving_leaves_a_protocol_that_refuses_older_bundles(
+    data, tmp_path, monkeypatch
+) -> None:
+    data.write(tmp_path)
+    other = TrainingData(
+        {**data.protocol_fields, "fingerprint": "other"}, data.vocabulary, data.train_set, data.valid_set
+    )
+    monkeypatch.setattr(Vocabulary, "write", lambda self, path: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        other.write(tmp_path)
+    assert TrainingData.read(tmp_path).protocol.data_differences(data.protocol) == ["fingerprint"]
+
+
+def test_a_missing_file_is_named(data: TrainingData, tmp_path: Path) -> None:
+    data.write(tmp_path)
+    (tmp_path / "valid_set.parquet").unlink()
+    with pytest.raises(
+        FileNotFoundError, match="valid_set.parquet is missing; run `kedro run --pipelines=train`"
+    ):
+        TrainingData.read(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from kedro.io import DataCatalog
 from kedro.io.core import DatasetError
 
-from recpipe.data.interactions import connect
+from recpipe.data.engines import connect
 from recpipe.io.lazy_parquet import LazyParquetDataset
 
 

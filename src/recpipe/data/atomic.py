@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final name only when they are whole."""
+"""Atomic writes: files and folders that appear under their final name only when complete."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; what is written there replaces ``path`` if nothing fails."""
+    """Yield a temporary path beside ``path``, which replaces ``path`` if the block raises nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -27,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Like ``atomic_file`` for a folder; an older folder of that name is kept until the new one is whole."""
+    """Folder version of ``atomic_file``; an existing folder stays in place until the new one is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]

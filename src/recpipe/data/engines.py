@@ -1,6 +1,6 @@
-"""The engines that read and sample logs, DuckDB or Spark, and the Parquet files they leave.
+"""SQL engines that read and sample logs, DuckDB or Spark, and the Parquet files they write.
 
-Both work under a memory limit and spill to a folder that the conf names; neither hands rows to Python.
+Both respect a memory limit and spill to a folder from the configuration; rows never pass through Python.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ NAMES = ("duckdb", "spark")
 
 
 def connect(engine: Mapping[str, Any] | None = None) -> BaseBackend:
-    """A fresh engine. `engine`, all of it optional:
+    """Open an engine. Keys of ``engine``, all optional:
 
-    name: duckdb (default) or spark; memory_limit: as in 4GB; spill_folder: for what does not fit; threads:
-    all by default; settings: the engine's own. Spark only: master, `local[<threads>]` by default.
+    name: duckdb (default) or spark; memory_limit: such as 4GB; spill_folder; threads (default: all);
+    settings: the engine's own; master: Spark only, ``local[<threads>]`` by default.
     """
     engine = dict(engine or {})
     return _duckdb(engine) if check(engine) == "duckdb" else _spark(engine)
 
 
 def check(engine: Mapping[str, Any]) -> str:
-    """The engine's name; unknown keys and names are refused, and nothing is opened."""
+    """Validate engine settings without opening the engine; return its name.
+
+    Raises ValueError for an unknown key or name.
+    """
     for key in engine:
         check_known(key, KEYS, what="setting of ingest.engine")
     name = str(engine.get("name") or "duckdb")
@@ -46,31 +49,21 @@ def check(engine: Mapping[str, Any]) -> str:
 
 
 def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:
-    spill = _spill_folder(engine) / uuid.uuid4().hex[:12]  # engines that run side by side must not share one
-    given = {"memory_limit": engine.get("memory_limit"), "threads": engine.get("threads")}
-    settings = {key: value for key, value in given.items() if value is not None} | dict(
-        engine.get("settings") or {}
-    )
+    spill = _spill_folder(engine) / uuid.uuid4().hex[:12]  # concurrent engines must not share a folder
+    settings = {key: engine[key] for key in ("memory_limit", "threads") if engine.get(key) is not None}
+    settings |= engine.get("settings") or {}
     try:
         con = ibis.duckdb.connect(temp_directory=str(spill), **settings)
     except duckdb.Error as error:
         raise ValueError(f"DuckDB refuses ingest.engine {settings}: {error}") from error
-    for name, value in _tuned(con).items():
-        con.settings[name] = value
-    weakref.finalize(con, shutil.rmtree, spill, ignore_errors=True)
-    return con
-
-
-def _tuned(con: Any) -> dict[str, Any]:
     # checkpoint_threshold: dropping a small table would otherwise compress all others, which takes seconds.
     # async_threads: with any, a COPY that fails late waits forever in DuckDB 2.0.0, about one time in ten.
-    wanted = {
-        "checkpoint_threshold": "1TB",
-        "async_threads": 0,
-        "enable_progress_bar": sys.stderr.isatty(),
-    }
-    known = {row[0] for row in con.raw_sql("SELECT name FROM duckdb_settings()").fetchall()}
-    return {name: value for name, value in wanted.items() if name in known}
+    tuned = {"checkpoint_threshold": "1TB", "async_threads": 0, "enable_progress_bar": sys.stderr.isatty()}
+    available = {row[0] for row in con.raw_sql("SELECT name FROM duckdb_settings()").fetchall()}
+    for name in tuned.keys() & available:
+        con.settings[name] = tuned[name]
+    weakref.finalize(con, shutil.rmtree, spill, ignore_errors=True)
+    return con
 
 
 def _spark(engine: Mapping[str, Any]) -> BaseBackend:
@@ -95,7 +88,7 @@ def _spark(engine: Mapping[str, Any]) -> BaseBackend:
 
 
 def _jvm_size(limit: str) -> str:
-    """DuckDB's `4GB` or `512MiB` as Java writes it: `4g`, `512m`."""
+    """Convert a size from DuckDB's notation to Java's: ``4GB`` to ``4g``, ``512MiB`` to ``512m``."""
     size = str(limit).strip().lower().removesuffix("b").removesuffix("i").replace(" ", "")
     if not size[:-1].replace(".", "").isdigit() or size[-1] not in "kmgt":
         raise ValueError(
@@ -105,13 +98,16 @@ def _jvm_size(limit: str) -> str:
 
 
 def read_parquet(path: Path, engine: Mapping[str, Any] | None = None) -> ir.Table:
-    """The table in a Parquet file, unread, on a DuckDB of its own."""
+    """Lazy table of a Parquet file on a DuckDB connection of its own."""
     con = connect({**(engine or {}), "name": "duckdb"})
     return con.read_parquet(str(path))
 
 
 def write_parquet(table: ir.Table, path: Path) -> None:
-    """Streams a table into one Parquet file (ZSTD), which takes the name `path` once it is whole."""
+    """Stream a table into one Parquet file (ZSTD), which appears under its name only when complete.
+
+    Raises OSError (ENOSPC) where the disk is full.
+    """
     con = ibis.get_backend(table)
     with atomic_file(Path(path)) as part:
         if con.name == "duckdb":
@@ -126,24 +122,24 @@ def write_parquet(table: ir.Table, path: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy(con: Any, query: str, path: Path) -> None:
-    target = str(path).replace("'", "''")
-    try:
-        con.raw_sql(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)")
-    except duckdb.IOException as error:
-        if "No space left" in str(error) or "space" in str(error).lower():
-            raise OSError(
-                errno.ENOSPC, f"disk full, nothing was written: {error}", str(path.parent)
-            ) from error
-        raise
-
-
-def hand_over(table: ir.Table, con: BaseBackend, engine: Mapping[str, Any]) -> ir.Table:
-    """The same table on another engine, by way of a Parquet file in the spill folder that goes with `con`."""
+def transfer(table: ir.Table, con: BaseBackend, engine: Mapping[str, Any]) -> ir.Table:
+    """Copy a table to the engine ``con`` through a Parquet file in the spill folder, deleted with ``con``."""
     path = _spill_folder(engine).absolute() / f"{uuid.uuid4().hex[:12]}.parquet"
     write_parquet(table, path)
     weakref.finalize(con, path.unlink, missing_ok=True)
     return con.read_parquet(str(path))
+
+
+def _copy(con: BaseBackend, query: str, path: Path) -> None:
+    target = str(path).replace("'", "''")
+    try:
+        con.raw_sql(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)")
+    except duckdb.IOException as error:
+        if "space" in str(error).lower():
+            raise OSError(
+                errno.ENOSPC, f"disk full, nothing was written: {error}", str(path.parent)
+            ) from error
+        raise
 
 
 def _spill_folder(engine: Mapping[str, Any]) -> Path:

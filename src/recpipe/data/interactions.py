@@ -1,6 +1,6 @@
-"""Rows of a raw log that cannot be used, whatever the source: which, why, and what the user is told.
+"""Ingestion of a raw log: separate unusable rows, run the sampling steps, complete the tables of items and users.
 
-From a raw log to interactions: bad rows put aside, then the steps of the conf, all of it on the engine.
+Everything stays on the SQL engine as lazy tables until the caller writes them.
 """
 
 from __future__ import annotations
@@ -16,108 +16,16 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from recpipe.data import sampling
-from recpipe.data.engines import connect, hand_over, read_parquet, write_parquet
-from recpipe.data.sampling.log import Log, kept, measure, single_row, size
+from recpipe.data.engines import connect, transfer
+from recpipe.data.event_log import EventLog, materialize, n_events, single_row, step_statistics
 
 if TYPE_CHECKING:
     from recpipe.data.readers import RawTables
 
-LATEST = 10**11  # seconds: the year 5138. Today in milliseconds is 1.7 × 10¹²
-POLICIES = ("quarantine", "drop", "fail")
-
-
-@ibis.udf.scalar.builtin
-def url_decode(text: str) -> str:
-    """The engines' own function. A null byte cannot be written in a query, but `%00` can."""
-    raise NotImplementedError
-
-
-def suspected(log: Log) -> bool:
-    """Whether any row can be bad. Cheap: each id is looked at once, and the first and last time of each user."""
-    users, items, events = log.users, log.items, log.source
-    questions = [
-        users.aggregate(found=(_blank(users.user_id) | _with_null_byte(users.user_id)).any()),
-        items.aggregate(found=(_blank(items.item_id) | _with_null_byte(items.item_id)).any()),
-        users.aggregate(found=((users["first"] < 0) | (users["last"] > LATEST)).any()),
-    ]
-    if "problem" in events.columns:
-        questions.append(events.aggregate(found=events.problem.notnull().any()))
-    return any(single_row(question)["found"] for question in questions)
-
-
-def fault(events: ir.Table) -> ir.IntegerColumn:
-    """0 for a good row, otherwise the number of what is wrong first."""
-    found = [
-        (wrong, ibis.literal(number, "int8")) for number, (wrong, _) in enumerate(_checks(events), start=1)
-    ]
-    return ibis.cases(*found, else_=ibis.literal(0, "int8"))
-
-
-def rejected(events: ir.Table) -> ir.Table:
-    """The bad rows, every column as text but `order`, and the `reason`."""
-    faults = fault(events)
-    reason = ibis.cases(
-        *((faults == number, said) for number, (_, said) in enumerate(_checks(events), start=1))
-    )
-    columns = {
-        name: events[name].cast("string") for name in events.columns if name not in ("order", "problem")
-    }
-    bad = events.mutate(fault=faults).filter(ibis._.fault > 0)
-    return bad.select(order="order", **columns, reason=reason).order_by("order")
-
-
-def _checks(events: ir.Table) -> list[tuple[ir.BooleanValue, ir.StringValue]]:
-    """What may be wrong with a row and how that is told; a null condition is no fault."""
-    checks = [(events.problem.notnull(), events.problem)] if "problem" in events.columns else []
-    for name in ("user_id", "item_id"):
-        checks += [
-            (_blank(events[name]), ibis.literal(f"empty {name}")),
-            (_with_null_byte(events[name]), ibis.literal(f"null byte in {name}")),
-        ]
-    checks.append((events.timestamp < 0, ibis.literal("negative timestamp")))
-    for factor, unit in ((10**6, "nanoseconds"), (10**3, "microseconds"), (1, "milliseconds")):
-        checks.append((events.timestamp > LATEST * factor, ibis.literal(f"timestamp looks like {unit}")))
-    return checks
-
-
-def _blank(ids: ir.StringColumn) -> ir.BooleanColumn:
-    """Null, or nothing but white space; only what begins with some is stripped, since that is slow."""
-    return ids.isnull() | ibis.ifelse(ids < "!", ids.strip() == "", False)
-
-
-def _with_null_byte(ids: ir.StringColumn) -> ir.BooleanColumn:
-    return ids.contains(url_decode("%00"))
-
-
-def reasons(bad: ir.Table) -> dict[str, int]:
-    """How many rows for each reason, without what follows its colon; the most frequent first."""
-    kinds = bad.mutate(kind=bad.reason.split(":")[0])
-    counts = kinds.group_by("kind").aggregate(rows=kinds.count())
-    found = counts.order_by(counts.rows.desc(), counts.kind).to_pyarrow().to_pylist()
-    return {row["kind"]: row["rows"] for row in found}
-
-
-def complaint(bad: ir.Table, counts: dict[str, int], rows: int) -> str:
-    """Counts by reason and the first bad rows, for an error."""
-    share = f"{sum(counts.values()):,} of {rows:,} rows are bad"
-    examples = [_example(row) for row in bad.order_by("order").limit(3).to_pyarrow().to_pylist()]
-    listed = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
-    text = f"{share} ({listed}). The first: {' | '.join(examples)}."
-    if any("looks like" in reason for reason in counts):
-        text += " Give the unit of the timestamps under `options` of the data set's conf."
-    return text
-
-
-def _example(row: dict[str, object]) -> str:
-    values = ", ".join(f"{key}={value!r}" for key, value in row.items() if key not in ("order", "reason"))
-    return f"row {row['order']}: {values}: {row['reason']}"
-
-
-__all__ = ["STEP_TABLE", "Ingested", "connect", "ingest", "read_parquet", "write_parquet"]
-
 logger = logging.getLogger(__name__)
 
-PROBLEM = {"problem"}  # the reader's column, which ends here
+LATEST = 10**11  # seconds: the year 5138. Today in milliseconds is 1.7 × 10¹²
+POLICIES = ("quarantine", "drop", "fail")
 STEP_TABLE = pa.schema(
     [
         ("step", pa.int32()),
@@ -128,7 +36,7 @@ STEP_TABLE = pa.schema(
         ("items", pa.int64()),
         ("first_timestamp", pa.int64()),
         ("last_timestamp", pa.int64()),
-        ("events_min", pa.int64()),  # per user, and so the next three
+        ("events_min", pa.int64()),  # events per user, as in the next three
         ("events_mean", pa.float64()),
         ("events_median", pa.float64()),
         ("events_max", pa.int64()),
@@ -138,7 +46,7 @@ STEP_TABLE = pa.schema(
 
 @dataclass(frozen=True)
 class Ingested:
-    """Tables yet to be computed, and the step table: the raw log, the log without bad rows, every step."""
+    """Lazy tables of an ingested log, and the step table: raw log, log without bad rows, log after every step."""
 
     interactions: ir.Table
     quarantine: ir.Table
@@ -154,63 +62,149 @@ def ingest(
     bad_rows: str = "quarantine",
     engine: Mapping[str, Any] | None = None,
 ) -> Ingested:
-    """Cleans and samples `raw` by `steps`, on the DuckDB it is on or, for `name: spark`, on Spark.
+    """Clean and sample a raw log on its DuckDB connection or, for ``name: spark``, on Spark.
 
-    bad_rows: quarantine (kept aside), drop (only counted) or fail. ValueError when most rows are bad or
-    a step leaves nothing.
+    bad_rows: ``quarantine`` (stored in a table of their own), ``drop`` (only counted) or ``fail``. Raises ValueError
+    if more than half of the rows are bad or a step leaves no rows.
     """
     if bad_rows not in POLICIES:
         raise ValueError(f"bad_rows {bad_rows!r}: choose one of {', '.join(POLICIES)} in the data set's conf")
     sampling.check(steps)
     engine = engine or {}
-    on_spark = engine.get("name") == "spark"
-    con = connect(engine) if on_spark else ibis.get_backend(raw.interactions)
-    events, items, users = (
-        table if table is None or not on_spark else hand_over(table, con, engine)
-        for table in (raw.interactions, raw.items, raw.users)
-    )
-    log, bad, rows = _cleaned(events, bad_rows)
-    log, more = sampling.apply(log, steps, rows[-1])
+    tables = [raw.interactions, raw.items, raw.users]
+    if engine.get("name") == "spark":
+        con = connect(engine)
+        tables = [None if table is None else transfer(table, con, engine) for table in tables]
+    events, items, users = tables
+    assert events is not None
+    log, quarantine, rows = _without_bad_rows(events, bad_rows)
+    log, step_rows = sampling.apply(log, steps, rows[-1])
     return Ingested(
         interactions=log.rows.order_by("order"),
-        quarantine=bad,
-        steps=pa.Table.from_pylist(rows + more, schema=STEP_TABLE),
-        items=_completed(log.items.select("item_id"), items, "title"),
-        users=_completed(log.users.select("user_id"), users),
+        quarantine=quarantine,
+        steps=pa.Table.from_pylist(rows + step_rows, schema=STEP_TABLE),
+        items=_one_row_per_id(log.items.select("item_id"), items, title="title"),
+        users=_one_row_per_id(log.users.select("user_id"), users),
     )
 
 
-def _cleaned(events: ir.Table, policy: str) -> tuple[Log, ir.Table, list[dict[str, Any]]]:
-    """The good rows, the bad ones, and the first two rows of the step table."""
-    log = whole = Log.of(events)
-    rows = size(whole)
+def _without_bad_rows(events: ir.Table, policy: str) -> tuple[EventLog, ir.Table, list[dict[str, Any]]]:
+    """The log of good rows, the quarantine table, and the first two rows of the step table."""
+    log = raw_log = EventLog.of(events)
+    rows = n_events(raw_log)
     if not rows:
         raise ValueError(
             "the raw log has no rows; look at the files in the folder of the data set under data/01_raw"
         )
-    bad = rejected(events)
-    bad = kept(bad) if suspected(whole) else bad.limit(0)
-    counts = reasons(bad)
-    if wrong := sum(counts.values()):
-        if policy == "fail" or 2 * wrong > rows:
-            raise ValueError(complaint(bad, counts, rows))
-        log = Log.of(events.filter(fault(events) == 0))
-        said = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
-        logger.warning("bad rows (%s): %s of %s. %s", policy, f"{wrong:,}", f"{rows:,}", said)
-    log = replace(log, source=log.source.drop(*PROBLEM & set(events.columns)))
-    before = {"step": 0, "name": "raw", "detail": "{}"} | measure(whole)
+    bad = _bad_rows(events)
+    bad = materialize(bad) if _may_have_bad_rows(raw_log) else bad.limit(0)
+    counts = _reason_counts(bad)
+    if n_bad := sum(counts.values()):
+        if policy == "fail" or 2 * n_bad > rows:
+            raise ValueError(_bad_rows_message(bad, counts, rows))
+        log = EventLog.of(events.filter(_check_number(events) == 0))
+        reasons = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
+        logger.warning("bad rows (%s): %s of %s. %s", policy, f"{n_bad:,}", f"{rows:,}", reasons)
+    if "problem" in events.columns:  # the reader's column ends with this stage
+        log = replace(log, source=log.source.drop("problem"))
     detail = json.dumps({"policy": policy, "reasons": counts}, ensure_ascii=False)
-    after = {"step": 1, "name": "bad_rows", "detail": detail} | measure(log)
-    return log, bad if policy == "quarantine" else bad.limit(0), [before, after]
+    step_rows = [
+        {"step": 0, "name": "raw", "detail": "{}"} | step_statistics(raw_log),
+        {"step": 1, "name": "bad_rows", "detail": detail} | step_statistics(log),
+    ]
+    return log, bad if policy == "quarantine" else bad.limit(0), step_rows
 
 
-def _completed(ids: ir.Table, known: ir.Table | None, title: str | None = None) -> ir.Table:
-    """One row for each of `ids`: what is known of it, or else only its id, also as `title`."""
+@ibis.udf.scalar.builtin
+def url_decode(text: str) -> str:
+    """URL decoding by the engine: writes a null byte, which a query cannot contain, as ``%00``."""
+    raise NotImplementedError
+
+
+def _checks(events: ir.Table) -> list[tuple[ir.BooleanValue, ir.StringValue]]:
+    """Conditions that make a row unusable, each with its reason; a null condition counts as false."""
+    checks = [(events.problem.notnull(), events.problem)] if "problem" in events.columns else []
+    for name in ("user_id", "item_id"):
+        checks += [
+            (_blank(events[name]), ibis.literal(f"empty {name}")),
+            (_with_null_byte(events[name]), ibis.literal(f"null byte in {name}")),
+        ]
+    checks.append((events.timestamp < 0, ibis.literal("negative timestamp")))
+    for factor, unit in ((10**6, "nanoseconds"), (10**3, "microseconds"), (1, "milliseconds")):
+        checks.append((events.timestamp > LATEST * factor, ibis.literal(f"timestamp looks like {unit}")))
+    return checks
+
+
+def _may_have_bad_rows(log: EventLog) -> bool:
+    """Cheap test before the full check: every distinct id once, first and last time per user."""
+    users, items, events = log.users, log.items, log.source
+    tests = [
+        users.aggregate(bad=(_blank(users.user_id) | _with_null_byte(users.user_id)).any()),
+        items.aggregate(bad=(_blank(items.item_id) | _with_null_byte(items.item_id)).any()),
+        users.aggregate(bad=((users["first"] < 0) | (users["last"] > LATEST)).any()),
+    ]
+    if "problem" in events.columns:
+        tests.append(events.aggregate(bad=events.problem.notnull().any()))
+    return any(single_row(test)["bad"] for test in tests)
+
+
+def _check_number(events: ir.Table) -> ir.IntegerColumn:
+    """1-based number of the first failed check of a row, 0 for a good row."""
+    cases = [
+        (failed, ibis.literal(number, "int8")) for number, (failed, _) in enumerate(_checks(events), start=1)
+    ]
+    return ibis.cases(*cases, else_=ibis.literal(0, "int8"))
+
+
+def _bad_rows(events: ir.Table) -> ir.Table:
+    """Bad rows with their ``order``, the other columns as text, and the ``reason``."""
+    number = _check_number(events)
+    reason = ibis.cases(*((number == n, text) for n, (_, text) in enumerate(_checks(events), start=1)))
+    columns = {
+        name: events[name].cast("string") for name in events.columns if name not in ("order", "problem")
+    }
+    bad = events.mutate(check_number=number).filter(ibis._.check_number > 0)
+    return bad.select(order="order", **columns, reason=reason).order_by("order")
+
+
+def _blank(ids: ir.StringColumn) -> ir.BooleanColumn:
+    """Null, empty or white space. Stripping is slow, so it is limited to ids that begin with white space."""
+    return ids.isnull() | ibis.ifelse(ids < "!", ids.strip() == "", False)
+
+
+def _with_null_byte(ids: ir.StringColumn) -> ir.BooleanColumn:
+    return ids.contains(url_decode("%00"))
+
+
+def _reason_counts(bad: ir.Table) -> dict[str, int]:
+    """Number of rows per reason, without the value after its colon, the most frequent reason first."""
+    kinds = bad.mutate(kind=bad.reason.split(":")[0])
+    counts = kinds.group_by("kind").aggregate(rows=kinds.count())
+    ordered = counts.order_by(counts.rows.desc(), counts.kind).to_pyarrow().to_pylist()
+    return {row["kind"]: row["rows"] for row in ordered}
+
+
+def _bad_rows_message(bad: ir.Table, counts: dict[str, int], rows: int) -> str:
+    """Error message with the counts by reason and the first three bad rows."""
+    examples = []
+    for row in bad.order_by("order").limit(3).to_pyarrow().to_pylist():
+        values = ", ".join(f"{key}={value!r}" for key, value in row.items() if key not in ("order", "reason"))
+        examples.append(f"row {row['order']}: {values}: {row['reason']}")
+    reasons = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
+    text = (
+        f"{sum(counts.values()):,} of {rows:,} rows are bad ({reasons}). The first: {' | '.join(examples)}."
+    )
+    if any("looks like" in reason for reason in counts):
+        text += " Give the unit of the timestamps under `options` of the data set's conf."
+    return text
+
+
+def _one_row_per_id(ids: ir.Table, table: ir.Table | None, title: str | None = None) -> ir.Table:
+    """One row of ``table`` per id, in the order of the ids; ids without a row get nulls and the id as title."""
     (key,) = ids.columns
-    named = {} if title is None else {title: ids[key]}
-    if known is None:
-        return ids.mutate(**named).order_by(key)
-    missing = ids.anti_join(known, key)
-    columns = {name: ibis.null(kind) for name, kind in known.schema().items()}
+    if table is None:
+        return ids.mutate(**({} if title is None else {title: ids[key]})).order_by(key)
+    missing = ids.anti_join(table, key)
+    columns = {name: ibis.null(kind) for name, kind in table.schema().items()}
     columns |= {key: missing[key]} | ({title: missing[key]} if title in columns else {})
-    return known.semi_join(ids, key).union(missing.select(**columns)).order_by(key)
+    return table.semi_join(ids, key).union(missing.select(**columns)).order_by(key)

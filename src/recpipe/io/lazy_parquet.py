@@ -42,14 +42,14 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
             raise DatasetError(f"{self._filepath} does not exist; `{command}` writes it")
         if self._load_as == "path":
             return self._filepath
-        from recpipe.data.interactions import read_parquet
+        from recpipe.data.engines import read_parquet
 
         return read_parquet(self._filepath, self._engine)
 
     def save(self, data: Any) -> None:
         import ibis.expr.types as ir
 
-        from recpipe.data.interactions import write_parquet
+        from recpipe.data.engines import write_parquet
 
         if not isinstance(data, ir.Table):
             raise DatasetError(f"{self._filepath} takes an Ibis table, not {type(data).__name__}")

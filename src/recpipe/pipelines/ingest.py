@@ -1,8 +1,6 @@
-"""Nodes of ingest: calls into recpipe.data; tables stay on the SQL engine until the catalog writes them.
+"""Pipeline ingest: fetch the raw files, clean and sample the log, profile the result.
 
-Wiring of ingest: fetch the raw files, clean and sample the log, profile what is left.
-
-Pipeline ingest: clean and sampled interactions, items and users from a raw log.
+Tables stay on the SQL engine until the catalog writes them.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from recpipe.pipelines.wiring import Wiring
 
 
 def fetch_source(dataset: DatasetConfig, paths: DataPaths) -> dict[str, Any]:
-    """List the raw files, after a download of missing ones."""
+    """List the raw files and download missing ones."""
     from recpipe.data.files.fetch import fetch
 
     paths.raw.mkdir(parents=True, exist_ok=True)
@@ -29,25 +27,24 @@ def fetch_source(dataset: DatasetConfig, paths: DataPaths) -> dict[str, Any]:
 def ingest_log(
     source_files: dict[str, Any], dataset: DatasetConfig, ingest: dict[str, Any], paths: DataPaths
 ) -> tuple[IbisTable, DataFrame, DataFrame, IbisTable, DataFrame]:
-    """Clean and sample the raw log: interactions, items, users, quarantine, step table."""
+    """Clean and sample the raw log; return interactions, items, users, quarantine and step table."""
     import polars as pl
 
-    from recpipe.data import interactions
-    from recpipe.data import readers as sources
-    from recpipe.data.engines import check
+    from recpipe.data import engines, readers
+    from recpipe.data.interactions import ingest as ingest_tables
 
     engine = {**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(paths.spill)}
     keys = ["memory_limit", "threads", "spill_folder"]
-    keys += ["settings"] if check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
-    reader = {key: engine.get(key) for key in keys}
-    raw = sources.read(dataset.model_dump(exclude_unset=True), source_files, interactions.connect(reader))
-    result = interactions.ingest(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
+    keys += ["settings"] if engines.check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
+    con = engines.connect({key: engine.get(key) for key in keys})
+    raw = readers.read(dataset.model_dump(exclude_unset=True), source_files, con)
+    result = ingest_tables(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
     steps = pl.DataFrame(result.steps)
     return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps
 
 
 def profile_data(interactions: Path) -> dict[str, Any]:
-    """Statistics of the data for the report: sizes, activity, popularity, time, ties."""
+    """Compute statistics of the data for the report: sizes, activity, popularity, time, ties."""
     from recpipe.evaluation.profile import profile
 
     return profile(interactions)
@@ -58,7 +55,7 @@ TABLES = ["interactions", "items", "users", "quarantine", "ingest_steps"]
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Three nodes that every model shares."""
+    """Assemble the three nodes, which all models share."""
     dataset = f"params:datasets.{wiring.dataset}"
     files = ["source_files", dataset, "params:ingest", "params:paths"]
     return Pipeline(

@@ -1,8 +1,6 @@
-"""Downloads that go on where they stopped: what has arrived lies in `<name>.part` until the whole file is
-there.
+"""Fetching of a data set's raw files: use those in its folder, download, verify and unpack the others.
 
-Putting the files of a data set in its folder: those that lie there are taken, the others downloaded,
-checked, unpacked.
+Downloads resume: incomplete files wait as ``<name>.part`` beside their ETag. Why this is ours: docs/decisions/0035.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -28,42 +27,121 @@ logger = logging.getLogger(__name__)
 CHUNK = 1 << 20
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two chunks
 ATTEMPTS = 5
+LICENCE_SHOWN = ".licence-shown"
+FULL_HASH_BYTES = 1 << 30  # fingerprints of larger files hash only both ends
+END_BYTES = 64 << 20
+
+
+class SourceMissingError(ValueError):
+    """Files that are neither in the folder nor available for download; the message says which to put where."""
+
+
+class DatasetFile(NamedTuple):
+    """File of a data set: name or pattern in its folder, and its own address if it is not in the common archive."""
+
+    pattern: str
+    url: str | None
+    checksum: str | None
+    optional: bool
+
+    @classmethod
+    def of(cls, entry: str | Mapping[str, Any], conf: Mapping[str, Any]) -> DatasetFile:
+        """File of an entry of ``files``, with the category filled in."""
+        fields = {"name": entry} if isinstance(entry, str) else entry
+        pattern = _fill_category(fields["name"], conf)
+        assert pattern is not None
+        url = _fill_category(fields.get("url"), conf)
+        return cls(pattern, url, fields.get("checksum"), bool(fields.get("optional")))
+
+    def find(self, folder: Path) -> list[Path]:
+        """Files of the name or pattern, sorted; if there are none, in subfolders, where archives often leave them.
+
+        Raises ValueError for a name in several subfolders and for a wrong checksum.
+        """
+        pattern = Path(self.pattern)
+        if pattern.is_absolute():
+            paths = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+        else:
+            paths = folder.glob(self.pattern)
+        files = sorted(path for path in paths if path.is_file())
+        if not files and not pattern.is_absolute() and folder.is_dir():
+            files = sorted(path for path in folder.rglob(self.pattern) if path.is_file())
+            files = [path for path in files if not _is_hidden(path.relative_to(folder))]
+        if len(files) > 1 and not any(sign in self.pattern for sign in "*?["):
+            raise ValueError(
+                f"{self.pattern} lies in several places: {', '.join(map(str, files))}. Keep one of them"
+            )
+        is_archive_checksum = self.url and files and _name(self.url) != files[0].name
+        if len(files) == 1 and not is_archive_checksum:
+            _verify(files[0], self.checksum)
+        return files
+
+
+def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Locate or download the files of a data set, and log its licence once.
+
+    conf: block of the data set with ``files``, role to name, pattern or {name, url, checksum, optional}; ``url`` and
+    ``checksum`` of an archive of all files. ``{category}`` in them is replaced by the option of that name. Returns
+    {"files": {role: paths}, "bytes": total size, "fingerprint": sha256 of names and contents}. Raises
+    SourceMissingError for files that cannot be downloaded, ValueError for a wrong checksum or archive.
+    """
+    folder = Path(folder)
+    files = {role: DatasetFile.of(entry, conf) for role, entry in (conf.get("files") or {}).items()}
+    if "interactions" not in files:
+        raise ValueError("a data set's `files` must name its log: `files: {interactions: <name or pattern>}`")
+    dataset_folder = _DatasetFolder(folder, conf, files)
+    paths = {role: file.find(folder) for role, file in files.items()}
+    url = _fill_category(conf.get("url"), conf)
+    if url and any(not paths[role] and not file.optional for role, file in files.items()):
+        dataset_folder.obtain(url, conf.get("checksum"))
+    for role, file in files.items():
+        paths[role] = file.find(folder)
+        if not paths[role] and file.url:
+            try:
+                dataset_folder.obtain(file.url, file.checksum)
+            except SourceMissingError as error:
+                if not file.optional:
+                    raise
+                logger.warning("going on without %s: %s", file.pattern, error)
+            paths[role] = file.find(folder)
+    if any(not paths[role] and not file.optional for role, file in files.items()):
+        reason = "not in its archive" if url else "nothing to download it from"
+        raise SourceMissingError(dataset_folder.missing_message(reason))
+    _show_licence(conf, folder)
+    return _manifest({role: paths[role] for role in paths if paths[role]})
 
 
 def download(url: str, path: Path, *, checksum: str | None) -> Path:
-    """Get a file over http(s) and check it. checksum: `md5:...` or `sha256:...`, or none where none is
-    known.
+    """Download a file over http(s) and verify it. checksum: ``md5:...`` or ``sha256:...``, None if unknown.
 
-    ValueError: another scheme, a checksum that does not match. OSError (of which requests' errors are): no
-    connection, no such file, broken off more often than is tried again; what has arrived stays for the next
-    run.
+    Raises ValueError for another scheme or a wrong checksum; OSError (the base of requests' errors) if the server
+    cannot be reached, has no such file, or breaks off too often. Then the part stays for the next run.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"{url} cannot be downloaded: only http and https addresses can")
     part = path.with_name(path.name + ".part")
 
-    def resuming(url: str, output_file: Any, _: object) -> None:
-        _fetch_into(part, url, name=path.name)
+    def resume(url: str, output_file: str, _: object) -> None:
+        _download_part(url, part, name=path.name)
         os.replace(part, output_file)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=resuming)
+        pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=resume)
     except ValueError as error:
         raise ValueError(f"{path.name} from {url} is not the file expected: {error}") from error
     finally:
         if not part.exists():
-            _validator(part).unlink(missing_ok=True)
+            _etag_file(part).unlink(missing_ok=True)
     return path
 
 
-def _fetch_into(part: Path, url: str, *, name: str) -> None:
+def _download_part(url: str, part: Path, *, name: str) -> None:
+    """Complete a part, with a new request where the connection breaks off."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            if _append(part, url, name=name):
-                return
-            logger.warning("%s: the connection closed early", name)
-        except (HTTPError, requests.exceptions.ChunkedEncodingError) as error:
+            return _request_rest(url, part, name=name)
+        except HTTPError as error:  # urllib3 also raises it for fewer bytes than announced
             logger.warning("%s: the connection broke off (%s)", name, error)
         time.sleep(min(attempt, 3) if attempt < ATTEMPTS else 0)
     raise requests.exceptions.ConnectionError(
@@ -71,109 +149,80 @@ def _fetch_into(part: Path, url: str, *, name: str) -> None:
     )
 
 
-def _append(part: Path, url: str, *, name: str) -> bool:
-    """One request for what is missing. False: fewer bytes came than the server had announced."""
-    have = part.stat().st_size if part.exists() else 0
+def _request_rest(url: str, part: Path, *, name: str) -> None:
+    """Request the missing bytes of a part; the server sends the whole file if its ETag has changed."""
+    size = part.stat().st_size if part.exists() else 0
+    etag = _etag_file(part).read_text() if _etag_file(part).exists() else ""
     headers = {"Accept-Encoding": "identity"}
-    tag = _validator(part).read_text() if _validator(part).exists() else ""
-    if have and tag:
-        headers |= {
-            "Range": f"bytes={have}-",
-            "If-Range": tag,
-        }  # the server starts over if the file has changed
+    if size and etag:
+        headers |= {"Range": f"bytes={size}-", "If-Range": etag}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if (
-            response.status_code == 416
-        ):  # nothing follows: it was whole already, or it is not the same file any more
-            if response.headers.get("Content-Range") == f"bytes */{have}":
-                return True
+        content_range = response.headers.get("Content-Range", "")
+        if response.status_code == 416:  # no bytes after the part: it is complete, or the file has changed
+            if content_range == f"bytes */{size}":
+                return
             part.unlink()
-            return False
+            raise HTTPError("the file has changed on the server")
         response.raise_for_status()
-        resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
-            f"bytes {have}-"
-        )
-        start = have if resumed else 0
-        _validator(part).write_text(
+        start = size if response.status_code == 206 and content_range.startswith(f"bytes {size}-") else 0
+        _etag_file(part).write_text(
             response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         )
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         with (
-            part.open("ab" if resumed else "wb") as out,
+            part.open("ab" if start else "wb") as out,
             progress(total, f"download {name}", unit=BYTES) as bar,
         ):
             bar.skip(start)
             for chunk in response.raw.stream(CHUNK, decode_content=False):
                 out.write(chunk)
                 bar.add(len(chunk))
-    return total is None or part.stat().st_size == total
 
 
-def _validator(part: Path) -> Path:
+def _etag_file(part: Path) -> Path:
     return part.with_name(part.name + ".etag")
 
 
-LICENCE_SHOWN = ".licence-shown"
-WHOLLY_HASHED = 1 << 30  # bytes; of a larger file the fingerprint takes both ends
-END = 64 << 20
+@dataclass(frozen=True)
+class _DatasetFolder:
+    """Folder of a data set that files are downloaded to."""
+
+    path: Path
+    conf: Mapping[str, Any]
+    files: Mapping[str, DatasetFile]
+
+    def obtain(self, url: str, checksum: str | None) -> None:
+        """Take the file of an address from the folder or download it, verify it, and unpack it if it is an archive."""
+        path = self.path / _name(url)
+        if path.exists():
+            _verify(path, checksum)
+        else:
+            try:
+                download(url, path, checksum=checksum)
+            except OSError as error:
+                if error.errno is not None and not isinstance(error, ConnectionError):
+                    raise  # such as a full disk
+                raise SourceMissingError(
+                    self.missing_message(f"{url} cannot be downloaded ({error})")
+                ) from error
+        if path.suffix in SUFFIXES:
+            unpack(path, self.path, patterns=[file.pattern for file in self.files.values()])
+
+    def missing_message(self, reason: str) -> str:
+        """Error message with the files to put into the folder and their addresses."""
+        names = ", ".join(file.pattern for file in self.files.values() if not file.optional)
+        url = _fill_category(self.conf.get("url"), self.conf)
+        needed = f"{_name(url)}, or {names} out of it," if url else names
+        addresses = [url, *(file.url for file in self.files.values()), self.conf.get("homepage")]
+        unique = dict.fromkeys(address for address in addresses if address)
+        where = f" It comes from {' , '.join(unique)}" if unique else ""
+        title = self.conf.get("title", "the data set")
+        return f"{title} is not there: {reason}. Put {needed} into {self.path}.{where}"
 
 
-class SourceMissingError(ValueError):
-    """Files that are neither in the folder nor to be had; the message says which to put where."""
-
-
-class Wanted(NamedTuple):
-    """A file of a data set: a name or pattern in its folder, and where it comes from, if not from the
-    archive of all.
-    """
-
-    pattern: str
-    url: str | None
-    checksum: str | None
-    optional: bool
-
-
-def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Find or get the files of a data set, and show its licence once.
-
-    conf: the block of the data set, with `files`: role to name, pattern or {name, url, checksum, optional};
-    `url` and `checksum` of an archive that holds them all. `{category}` in them stands for the option of
-    that name. Returns {"files": {role: paths}, "bytes": their size, "fingerprint": sha256 of names and
-    contents}.
-    """
-    folder = Path(folder)
-    wanted = {role: _wanted(entry, conf) for role, entry in (conf.get("files") or {}).items()}
-    if "interactions" not in wanted:
-        raise ValueError("a data set's `files` must name its log: `files: {interactions: <name or pattern>}`")
-    found = {role: _find(folder, file) for role, file in wanted.items()}
-    url = _filled(conf.get("url"), conf)
-    if url and any(not found[role] and not file.optional for role, file in wanted.items()):
-        _obtain(url, conf.get("checksum"), folder, conf, wanted)
-    for role, file in wanted.items():
-        found[role] = _find(folder, file) or _from_its_own_address(file, folder, conf, wanted)
-    absent = [role for role, file in wanted.items() if not found[role] and not file.optional]
-    if absent:
-        raise SourceMissingError(
-            _what_to_do(
-                conf, folder, wanted, "nothing to download it from" if not url else "not in its archive"
-            )
-        )
-    _show_licence(conf, folder)
-    return _manifest({role: paths for role, paths in found.items() if paths})
-
-
-def _wanted(entry: str | Mapping[str, Any], conf: Mapping[str, Any]) -> Wanted:
-    given = {"name": entry} if isinstance(entry, str) else entry
-    pattern = _filled(given["name"], conf)
-    assert pattern is not None
-    return Wanted(
-        pattern, _filled(given.get("url"), conf), given.get("checksum"), bool(given.get("optional"))
-    )
-
-
-def _filled(template: str | None, conf: Mapping[str, Any]) -> str | None:
-    """A name or address with the category in place of its mark."""
+def _fill_category(template: str | None, conf: Mapping[str, Any]) -> str | None:
+    """Replace ``{category}`` in a name or address."""
     if template is None or "{category}" not in template:
         return template
     category = str((conf.get("options") or {}).get("category", ""))
@@ -184,67 +233,6 @@ def _filled(template: str | None, conf: Mapping[str, Any]) -> str | None:
     return template.replace("{category}", category)
 
 
-def _find(folder: Path, file: Wanted) -> list[Path]:
-    """Files of a name or pattern, sorted; a plain name may also lie one or more folders deeper, as archives
-    leave it.
-    """
-    pattern = Path(file.pattern)
-    base, inner = (
-        (Path(pattern.anchor), str(pattern.relative_to(pattern.anchor)))
-        if pattern.is_absolute()
-        else (folder, file.pattern)
-    )
-    found = sorted(path for path in base.glob(inner) if path.is_file())
-    if not found and not pattern.is_absolute() and folder.is_dir():
-        deeper = (path for path in folder.rglob(inner) if path.is_file())
-        found = sorted(
-            path
-            for path in deeper
-            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
-    if len(found) > 1 and not any(sign in file.pattern for sign in "*?["):
-        raise ValueError(
-            f"{file.pattern} lies in several places: {', '.join(map(str, found))}. Keep one of them"
-        )
-    if file.checksum and len(found) == 1 and not (file.url and _packed(file.url, found[0].name)):
-        _verify(found[0], file.checksum)
-    return found
-
-
-def _from_its_own_address(
-    file: Wanted, folder: Path, conf: Mapping[str, Any], wanted: Mapping[str, Wanted]
-) -> list[Path]:
-    if not file.url:
-        return []
-    try:
-        _obtain(file.url, file.checksum, folder, conf, wanted)
-    except SourceMissingError as error:
-        if not file.optional:
-            raise
-        logger.warning("going on without %s: %s", file.pattern, error)
-    return _find(folder, file)
-
-
-def _obtain(
-    url: str, checksum: str | None, folder: Path, conf: Mapping[str, Any], wanted: Mapping[str, Wanted]
-) -> None:
-    """Take the file of an address from the folder or from the net, check it, unpack it if it is packed."""
-    path = folder / _name(url)
-    if path.exists():
-        _verify(path, checksum)
-    else:
-        try:
-            download(url, path, checksum=checksum)
-        except OSError as error:
-            if error.errno is not None and not isinstance(error, ConnectionError):
-                raise
-            raise SourceMissingError(
-                _what_to_do(conf, folder, wanted, f"{url} cannot be had ({error})")
-            ) from error
-    if path.suffix in SUFFIXES:
-        unpack(path, folder, wanted=[file.pattern for file in wanted.values()])
-
-
 def _name(url: str) -> str:
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if not name or name.startswith("."):
@@ -252,46 +240,30 @@ def _name(url: str) -> str:
     return name
 
 
-def _packed(url: str, name: str) -> bool:
-    """Whether an address gives an archive of the file rather than the file."""
-    return _name(url) != name
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _verify(path: Path, checksum: str | None) -> None:
     if not checksum:
         return
     algorithm, _, expected = checksum.rpartition(":")
-    found = _digest(path, algorithm or "sha256")
-    if found != expected.lower():
-        raise ValueError(
-            f"{path} is not the file expected: its {algorithm or 'sha256'} is {found}, not "
-            f"{expected.lower()}. Delete it to have it downloaded again; "
-            "to use a copy that you trust, unpack it there, or set `checksum: null` for the data set"
-        )
-
-
-def _digest(path: Path, algorithm: str) -> str:
+    algorithm, expected = algorithm or "sha256", expected.lower()
     if algorithm not in ("md5", "sha1", "sha256", "sha512"):
         raise ValueError(
             f"unknown checksum {algorithm!r}: write `md5:...`, `sha1:...`, `sha256:...` or `sha512:...`"
         )
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream, progress(path.stat().st_size, f"check {path.name}", unit=BYTES) as bar:
-        while chunk := stream.read(1 << 20):
+        while chunk := stream.read(CHUNK):
             digest.update(chunk)
             bar.add(len(chunk))
-    return digest.hexdigest()
-
-
-def _what_to_do(conf: Mapping[str, Any], folder: Path, wanted: Mapping[str, Wanted], reason: str) -> str:
-    names = ", ".join(file.pattern for file in wanted.values() if not file.optional)
-    url = _filled(conf.get("url"), conf)
-    packed = f"{_name(url)}, or {names} out of it," if url else names
-    addresses = [
-        address for address in (url, *(file.url for file in wanted.values()), conf.get("homepage")) if address
-    ]
-    where = f" It comes from {' , '.join(dict.fromkeys(addresses))}" if addresses else ""
-    return f"{conf.get('title', 'the data set')} is not there: {reason}. Put {packed} into {folder}.{where}"
+    if digest.hexdigest() != expected:
+        raise ValueError(
+            f"{path} is not the file expected: its {algorithm} is {digest.hexdigest()}, not {expected}. "
+            "Delete it to have it downloaded again; to use a copy that you trust, unpack it there, "
+            "or set `checksum: null` for the data set"
+        )
 
 
 def _show_licence(conf: Mapping[str, Any], folder: Path) -> None:
@@ -307,22 +279,23 @@ def _show_licence(conf: Mapping[str, Any], folder: Path) -> None:
         logger.debug("%s not written: %s", marker, error)
 
 
-def _manifest(found: Mapping[str, list[Path]]) -> dict[str, Any]:
+def _manifest(paths: Mapping[str, list[Path]]) -> dict[str, Any]:
+    """Paths by role, their total size and a fingerprint of names and contents."""
     digest = hashlib.sha256()
     size = 0
-    for role, paths in sorted(found.items()):
-        for path in paths:
+    for role, files in sorted(paths.items()):
+        for path in files:
             length = path.stat().st_size
             size += length
             digest.update(f"{role}/{path.name}/{length}/".encode())
             with path.open("rb") as stream:
-                if length > WHOLLY_HASHED:
-                    digest.update(stream.read(END))
-                    stream.seek(-END, 2)
-                while chunk := stream.read(1 << 20):
+                if length > FULL_HASH_BYTES:
+                    digest.update(stream.read(END_BYTES))
+                    stream.seek(-END_BYTES, 2)
+                while chunk := stream.read(CHUNK):
                     digest.update(chunk)
     return {
-        "files": {role: [str(path) for path in paths] for role, paths in found.items()},
+        "files": {role: [str(path) for path in files] for role, files in paths.items()},
         "bytes": size,
         "fingerprint": digest.hexdigest(),
     }

@@ -1,6 +1,4 @@
-"""One record per line, as JSON or as a Python literal; the latter are rewritten as JSON first, and never
-evaluated.
-"""
+"""JSON lines and lines of Python literals; literals are parsed without evaluation and converted to JSON."""
 
 from __future__ import annotations
 
@@ -10,120 +8,127 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from recpipe.data.files.sql import errors_name, identifier, literal, literals, names, shown
+from recpipe.data.files.sql import (
+    errors_with_file,
+    identifier,
+    literal,
+    literals,
+    path_summary,
+    reason_with_value,
+)
 from recpipe.data.files.tables import Source
 from recpipe.progress import BYTES, progress
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
-# ruff: noqa: S608 -- names and constants enter a statement only through sql.identifier and sql.literal
-
+# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
 
 logger = logging.getLogger(__name__)
 
-LONGEST_LINE = 16 << 20  # bytes; no record of a review or a product comes near it
-SAMPLED_LINES = 100
+MAX_LINE_BYTES = 16 << 20  # far above any review or product
+SAMPLE_LINES = 100
+INVALID = (
+    "_unread"  # key of a record that stands for a line without a literal; its value is the line's beginning
+)
 
 
-def json_lines(con: Backend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
-    """A source of JSON columns, one per key; a key that a record lacks is null there. Take values out with
-    `text`.
+def json_source(
+    con: Backend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
+) -> Source:
+    """Source with a JSON column per key, null where a record lacks it; read values with ``json_text``.
 
-    ValueError: none of the first records has one of the required keys.
+    Raises ValueError if none of the first records has one of the required keys.
     """
-    where = names(paths)
+    where = path_summary(paths)
     columns = ", ".join(f"{literal(key)}: 'JSON'" for key in keys)
     sql = (
         f"read_json({literals(paths)}, format = 'newline_delimited', columns = {{{columns}}}, "
-        f"ignore_errors = true, maximum_object_size = {LONGEST_LINE})"
+        f"ignore_errors = true, maximum_object_size = {MAX_LINE_BYTES})"
     )
     if required:
-        _require(required, _sampled_keys(con, paths), where)
+        _check_keys(required, _sample_keys(con, paths), where)
     empty = " AND ".join(f"{identifier(key)} IS NULL" for key in keys)
-    unread = text("_unread") if "_unread" in keys else "NULL"
+    invalid = json_text(INVALID) if INVALID in keys else "NULL"
     problem = (
-        f"CASE WHEN {unread} IS NOT NULL THEN {shown('not a Python literal', unread)} "
+        f"CASE WHEN {invalid} IS NOT NULL THEN {reason_with_value('not a Python literal', invalid)} "
         f"WHEN {empty} THEN 'not a JSON object with the columns expected' END"
     )
     return Source(sql, dict.fromkeys(keys, "JSON"), where, problem=problem)
 
 
 @contextmanager
-def python_literals(
+def literal_source(
     con: Backend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
 ) -> Iterator[Source]:
-    """The same source from lines that are Python literals, by way of a temporary file that holds these keys
-    only.
+    """``json_source`` of lines of Python literals, through a temporary JSON file with these keys.
 
-    The file goes when the context ends: make tables from the source inside it.
+    The file is deleted when the context ends: create tables from the source inside it.
     """
     with TemporaryDirectory(prefix="recpipe-") as folder:
-        rewritten = Path(folder) / "records.jsonl"
-        found: set[str] = set()
-        with rewritten.open("w", encoding="utf-8") as out:
+        converted = Path(folder) / "records.jsonl"
+        sample: set[str] = set()
+        with converted.open("w", encoding="utf-8") as out:
             for number, record in enumerate(record for path in paths for record in _records(path)):
-                if number < SAMPLED_LINES:
-                    found |= record.keys() - {"_unread"}
-                out.write(_json(record, keys) + "\n")
-        _require(required, found, names(paths))
-        source = json_lines(con, [str(rewritten)], keys=[*keys, "_unread"], required=())
-        yield source._replace(where=names(paths))
+                if number < SAMPLE_LINES:
+                    sample |= record.keys() - {INVALID}
+                values = {key: record[key] for key in (*keys, INVALID) if key in record}
+                out.write(json.dumps(values, default=str, skipkeys=True) + "\n")
+        _check_keys(required, sample, path_summary(paths))
+        source = json_source(con, [str(converted)], keys=[*keys, INVALID], required=())
+        yield source._replace(where=path_summary(paths))
 
 
-def text(key: str) -> str:
-    """SQL for the value of a key as text."""
+def json_text(key: str) -> str:
+    """SQL of a key's value as text."""
     return f"({identifier(key)} ->> '$')"
 
 
-def words(key: str, *, joined: str = " ") -> str:
-    """SQL for all text under a key, a list's or a list of lists' parts joined; null where there is none."""
-    listed = f"json_extract_string({identifier(key)}, '$[*]')"
+def json_words(key: str, *, separator: str = " ") -> str:
+    """SQL of a key's text; a list or a list of lists is joined. Null where there is no text."""
+    flat = f"json_extract_string({identifier(key)}, '$[*]')"
     nested = f"json_extract_string({identifier(key)}, '$[*][*]')"
-    plain = f"CASE WHEN json_type({identifier(key)}) = 'VARCHAR' THEN {text(key)} END"
+    plain = f"CASE WHEN json_type({identifier(key)}) = 'VARCHAR' THEN {json_text(key)} END"
     return (
-        f"nullif(trim(CASE WHEN len({nested}) > 0 THEN array_to_string({nested}, {literal(joined)}) "
-        f"WHEN len({listed}) > 0 THEN array_to_string({listed}, {literal(joined)}) ELSE {plain} END), '')"
+        f"nullif(trim(CASE WHEN len({nested}) > 0 THEN array_to_string({nested}, {literal(separator)}) "
+        f"WHEN len({flat}) > 0 THEN array_to_string({flat}, {literal(separator)}) ELSE {plain} END), '')"
     )
 
 
-def _require(required: Sequence[str], found: set[str], where: str) -> None:
-    missing = [key for key in required if key not in found]
+def _check_keys(required: Sequence[str], keys: set[str], where: str) -> None:
+    missing = [key for key in required if key not in keys]
     if missing:
-        seen = ", ".join(sorted(map(str, found))[:40]) or "no records in its first lines"
-        raise ValueError(f"{where} has no {missing[0]!r}; found: {seen}")
+        present = ", ".join(sorted(map(str, keys))[:40]) or "no records in its first lines"
+        raise ValueError(f"{where} has no {missing[0]!r}; found: {present}")
 
 
-def _sampled_keys(con: Backend, paths: Sequence[str]) -> set[str]:
-    whole = (
+def _sample_keys(con: Backend, paths: Sequence[str]) -> set[str]:
+    records = (
         f"read_json({literals(paths[:1])}, format = 'newline_delimited', records = false, "
-        f"columns = {{'json': 'JSON'}}, ignore_errors = true, maximum_object_size = {LONGEST_LINE})"
+        f"columns = {{'json': 'JSON'}}, ignore_errors = true, maximum_object_size = {MAX_LINE_BYTES})"
     )
-    query = f"SELECT json_keys(json) FROM {whole} WHERE json_type(json) = 'OBJECT' LIMIT {SAMPLED_LINES}"
-    with errors_name(names(paths)):
+    query = f"SELECT json_keys(json) FROM {records} WHERE json_type(json) = 'OBJECT' LIMIT {SAMPLE_LINES}"
+    with errors_with_file(path_summary(paths)):
         rows = con.raw_sql(query).fetchall()
     return {key for row in rows for key in row[0] or ()}
 
 
 def _records(path: str) -> Iterator[dict[str, Any]]:
-    """The literals of a file, one at a time; a line that is none gives {'_unread': its beginning}."""
+    """The dictionaries of a file; a line without one gives ``{INVALID: its beginning}``."""
     size = Path(path).stat().st_size
-    with (
-        open(path, "rb") as raw,
-        progress(size, f"read {Path(path).name}", unit=BYTES) as bar,
-    ):
+    with open(path, "rb") as raw, progress(size, f"read {Path(path).name}", unit=BYTES) as bar:
         stream: BinaryIO = gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore[assignment]  # noqa: SIM115
         try:
             for line in _limited_lines(stream):
                 bar.add(raw.tell() - bar.done)
                 if line.strip():
-                    yield _literal(line)
+                    yield _parse_literal(line)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(
                 f"cannot read {path}: {error}. It is cut short or is not what its name says"
@@ -131,24 +136,19 @@ def _records(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _limited_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines no longer than the limit; of a longer one the beginning only, which is then no literal."""
+    """Lines up to ``MAX_LINE_BYTES``; only the beginning of a longer one, which then is no literal."""
     buffered = io.BufferedReader(stream, 1 << 20)  # type: ignore[type-var]
-    while line := buffered.readline(LONGEST_LINE):
-        whole = line
-        while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-            line = buffered.readline(LONGEST_LINE)
-        yield whole
+    while line := buffered.readline(MAX_LINE_BYTES):
+        beginning = line
+        while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = buffered.readline(MAX_LINE_BYTES)
+        yield beginning
 
 
-def _json(record: Mapping[str, Any], keys: Sequence[str]) -> str:
-    kept = {key: record[key] for key in (*keys, "_unread") if key in record}
-    return json.dumps(kept, default=str, skipkeys=True)
-
-
-def _literal(line: bytes) -> dict[str, Any]:
+def _parse_literal(line: bytes) -> dict[str, Any]:
     try:
         value = ast.literal_eval(line.decode("utf-8").strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         logger.debug("not a literal: %s", error)
         value = None
-    return value if isinstance(value, dict) else {"_unread": line[:60].decode("utf-8", "replace")}
+    return value if isinstance(value, dict) else {INVALID: line[:60].decode("utf-8", "replace")}

@@ -1,4 +1,4 @@
-"""From a raw source to the tables of every reader: the log, its problems marked; one row per item or user."""
+"""Tables that every reader returns: the log with a problem per bad row, and one row per item and per user."""
 
 from __future__ import annotations
 
@@ -7,28 +7,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from recpipe.data.files.sql import create, identifier, number, seconds, shown, view
-from recpipe.data.files.sql import problems as time_problems
+from recpipe.data.files.sql import (
+    create_table,
+    create_view,
+    identifier,
+    reason_with_value,
+    scalar,
+    timestamp_checks,
+    timestamp_seconds,
+)
 
 if TYPE_CHECKING:
     import ibis
     from ibis.backends.duckdb import Backend
 
-# ruff: noqa: S608 -- names and constants enter a statement only through sql.identifier and sql.literal
-
+# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
 
 logger = logging.getLogger(__name__)
 
-ENCODING = "Say how the file is encoded: `encoding: latin-1`, or utf-16, in the options of the data set"
+ENCODING_HINT = "Say how the file is encoded: `encoding: latin-1`, or utf-16, in the options of the data set"
 
 
 @dataclass(frozen=True)
 class RawTables:
-    """What a reader gives.
+    """Lazy tables of a raw log.
 
-    interactions: user_id, item_id string; timestamp int64 seconds UTC, null where the source has only
-    an order; order int64, the position in the source; rating, weight float64 where there are any; problem
-    string, null for a good row.
+    interactions: user_id, item_id string; timestamp int64 seconds UTC, null where the source has only an order;
+    order int64, the position in the source; rating, weight float64 where the source has them; problem string, null for
+    a good row. items, users: one row per id.
     """
 
     interactions: ibis.Table
@@ -37,18 +43,18 @@ class RawTables:
 
 
 class Source(NamedTuple):
-    """Something to select from."""
+    """A file or query that tables are selected from."""
 
-    sql: str  # what stands after FROM
-    types: Mapping[str, str]  # its columns, where they are known
+    sql: str  # the FROM clause
+    types: Mapping[str, str]  # DuckDB types of its columns
     where: str  # the file, for messages
-    rejects: str | None = None  # DuckDB's table of the lines it refused
-    problem: str = "NULL"  # SQL: why a row is no record at all
+    rejects: str | None = None  # DuckDB's table of rejected lines
+    problem: str = "NULL"  # SQL of the reason why a row is not a record
 
 
 @dataclass(frozen=True)
-class Columns:
-    """SQL expressions, over a source, for the columns of the log."""
+class LogColumns:
+    """SQL expressions over a source for the columns of the log."""
 
     user: str
     item: str
@@ -56,16 +62,16 @@ class Columns:
     unit: str = "s"
     rating: str | None = None
     weight: str | None = None
-    order: str | None = None  # a column that gives the position; none: the row number
-    problems: Sequence[str] = ()  # CASE arms of the reader's own, tried before the general ones
+    order: str | None = None  # by default the row number
+    problems: Sequence[str] = ()  # CASE arms of the reader, evaluated before the general ones
 
 
-def interactions(con: Backend, source: Source, columns: Columns) -> ibis.Table:
-    """Parse the log once into a temporary table; see `RawTables` for what it holds."""
+def create_log(con: Backend, source: Source, columns: LogColumns) -> ibis.Table:
+    """Parse the log once into a temporary table with the columns of ``RawTables.interactions``."""
     numbers = {"rating": columns.rating, "weight": columns.weight}
     values = "".join(f", TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in numbers.items() if sql)
-    position = f", {_whole(columns.order)} AS position" if columns.order else ""
-    time = seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
+    position = f", {_integer(columns.order)} AS position" if columns.order else ""
+    time = timestamp_seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
     select = f"""
         SELECT __user AS user_id, __item AS item_id, __time AS timestamp{values}{position},
             CAST({_problem(source, columns)} AS VARCHAR) AS problem
@@ -74,82 +80,82 @@ def interactions(con: Backend, source: Source, columns: Columns) -> ibis.Table:
                 {time} AS __time
             FROM {source.sql} AS source
         )"""
-    table = create(con, select, where=source.where)
+    table = create_table(con, select, where=source.where)
     if source.rejects:
         _append_rejects(con, table, source)
     order, hidden = ("coalesce(position, rowid)", " EXCLUDE (position)") if position else ("rowid", "")
-    return con.table(view(con, f'SELECT *{hidden}, CAST({order} AS BIGINT) AS "order" FROM {table}'))
+    return con.table(create_view(con, f'SELECT *{hidden}, CAST({order} AS BIGINT) AS "order" FROM {table}'))
 
 
-def entities(
+def create_entities(
     con: Backend, source: Source, columns: Mapping[str, str], *, key: str, log: ibis.Table | None
 ) -> ibis.Table:
-    """One row per id, the first in the source. columns: SQL of each, among them the id's, called `key`.
+    """Table of items or users with one row per id, the first in the source.
 
-    With a log, which is for items, an item that it alone knows has a row too, and nobody is without a title.
+    columns: SQL per column, including the id under the name ``key``. With a log (for items), ids that only the log
+    contains get a row too, and an item without a title gets its id as title.
     """
-    chosen = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in columns.items())
-    staged = create(con, f"SELECT {chosen} FROM {source.sql} AS source", where=source.where)
+    selection = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in columns.items())
+    table = create_table(con, f"SELECT {selection} FROM {source.sql} AS source", where=source.where)
     if source.rejects:
-        _refuse_undecoded(con, source)
-        refused = number(con, f"SELECT count(DISTINCT (file_id, line)) FROM {source.rejects}")
-        if refused:
-            logger.warning("%s: %d lines left out, they do not have its columns", source.where, refused)
-    _warn_of_repeats(con, staged, key, source.where)
+        _check_encoding(con, source)
+        rejected = scalar(con, f"SELECT count(DISTINCT (file_id, line)) FROM {source.rejects}")
+        if rejected:
+            logger.warning("%s: %d lines left out, they do not have its columns", source.where, rejected)
+    _warn_of_repeats(con, table, key, source.where)
     first = f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY rowid) = 1"
-    known = f"SELECT * FROM {staged} WHERE trim({key}) <> '' {first}"
+    described = f"SELECT * FROM {table} WHERE trim({key}) <> '' {first}"
     if log is None:
-        return con.table(view(con, known))
+        return con.table(create_view(con, described))
     logged = f"SELECT DISTINCT item_id FROM {identifier(log.get_name())} WHERE problem IS NULL AND trim(item_id) <> ''"
-    unknown = f"SELECT * FROM ({logged}) ANTI JOIN ({known}) USING (item_id)"
+    missing = f"SELECT * FROM ({logged}) ANTI JOIN ({described}) USING (item_id)"
     titled = "* REPLACE (coalesce(title, item_id) AS title)" if "title" in columns else "*, item_id AS title"
-    every = f"SELECT {titled} FROM ({known} UNION ALL BY NAME ({unknown})) ORDER BY item_id"
-    return con.table(view(con, f"SELECT * FROM {create(con, every, where=source.where)}"))
+    union = f"SELECT {titled} FROM ({described} UNION ALL BY NAME ({missing})) ORDER BY item_id"
+    return con.table(create_view(con, f"SELECT * FROM {create_table(con, union, where=source.where)}"))
 
 
-def _warn_of_repeats(con: Backend, staged: str, key: str, where: str) -> None:
-    """Says how many rows of a table of items or users are dropped, and the first ids they repeat."""
-    repeated = f"""SELECT {key} AS id, count(*) - 1 AS more, min(rowid) AS place FROM {staged}
+def _warn_of_repeats(con: Backend, table: str, key: str, where: str) -> None:
+    """Log the number of rows with an id that an earlier row has, and the first of these ids."""
+    repeats = f"""SELECT {key} AS id, count(*) - 1 AS dropped, min(rowid) AS place FROM {table}
         WHERE trim({key}) <> '' GROUP BY id HAVING count(*) > 1"""
-    total, ids, first = con.raw_sql(
-        f"SELECT sum(more), count(*), list(id ORDER BY place)[:3] FROM ({repeated})"
-    ).fetchall()[0]
+    query = f"SELECT sum(dropped), count(*), list(id ORDER BY place)[:3] FROM ({repeats})"
+    total, ids, first = con.raw_sql(query).fetchall()[0]
     what = {"item_id": "items repeat an item_id", "user_id": "users repeat a user_id"}[key]
     if total:
-        shown_ids = ", ".join(first) + (", …" if ids > 3 else "")
-        logger.warning(
-            "%s: %s rows of %s, the first of each counts: %s", where, f"{total:,}", what, shown_ids
-        )
+        examples = ", ".join(first) + (", …" if ids > 3 else "")
+        logger.warning("%s: %s rows of %s, the first of each counts: %s", where, f"{total:,}", what, examples)
 
 
-def _problem(source: Source, columns: Columns) -> str:
-    """The CASE that gives a row's reason: what only the raw values tell. Ids are judged where all logs are cleaned."""
+def _problem(source: Source, columns: LogColumns) -> str:
+    """SQL of the reason why a row is bad, as far as raw values show it; ids are checked later, in `interactions`."""
     arms = [f"WHEN ({source.problem}) IS NOT NULL THEN {source.problem}"] if source.problem != "NULL" else []
     arms += columns.problems
     if columns.timestamp:
-        arms += time_problems(columns.timestamp, columns.unit, "__time")
+        arms += timestamp_checks(columns.timestamp, columns.unit, "__time")
     for name, sql in (("rating", columns.rating), ("weight", columns.weight)):
         if sql:
             finite = f"coalesce(isfinite(TRY_CAST({sql} AS DOUBLE)), false)"
-            arms.append(f"WHEN {sql} IS NOT NULL AND NOT {finite} THEN {shown(name + ' not a number', sql)}")
+            reason = reason_with_value(f"{name} not a number", sql)
+            arms.append(f"WHEN {sql} IS NOT NULL AND NOT {finite} THEN {reason}")
     if columns.order:
         text = f"CAST({columns.order} AS VARCHAR)"
         arms.append(f"WHEN {columns.order} IS NULL OR {text} = '' THEN 'order is empty'")
-        arms.append(f"WHEN {_whole(columns.order)} IS NULL THEN {shown('order is not a whole number', text)}")
+        reason = reason_with_value("order is not a whole number", text)
+        arms.append(f"WHEN {_integer(columns.order)} IS NULL THEN {reason}")
     return f"CASE {' '.join(arms)} END" if arms else "NULL"
 
 
-def _whole(sql: str) -> str:
-    """SQL for a whole number, null for anything else; a cast alone would round."""
+def _integer(sql: str) -> str:
+    """SQL of an integer, null for anything else; a cast alone would round."""
     text = f"CAST({sql} AS VARCHAR)"
     value = f"TRY_CAST({text} AS DOUBLE)"
     return f"CASE WHEN {value} = floor({value}) THEN TRY_CAST({text} AS BIGINT) END"
 
 
 def _append_rejects(con: Backend, table: str, source: Source) -> None:
-    """Lines that the parser refused become rows with a reason, after the good ones."""
-    _refuse_undecoded(con, source)
-    _refuse_open_quotes(con, source)
+    """Append the lines that the parser rejected, with a reason each, after the good rows."""
+    _check_encoding(con, source)
+    _check_quotes(con, source)
     kind = "lower(replace(CAST(error_type AS VARCHAR), '_', ' '))"
     reason = f"{kind} || ': ' || chr(39) || left(csv_line, 60) || chr(39)"
     con.raw_sql(
@@ -158,28 +164,28 @@ def _append_rejects(con: Backend, table: str, source: Source) -> None:
             FROM {source.rejects} GROUP BY file_id, line
         ) ORDER BY file_id, line"""
     )
-    refused = number(con, f"SELECT count(*) FROM {source.rejects}")
-    if refused and not number(con, f"SELECT count(*) FROM {table} WHERE user_id IS NOT NULL"):
+    rejected = scalar(con, f"SELECT count(*) FROM {source.rejects}")
+    if rejected and not scalar(con, f"SELECT count(*) FROM {table} WHERE user_id IS NOT NULL"):
         columns = ", ".join(source.types)
         raise ValueError(
             f"cannot read {source.where}: no line has the columns {columns}. Is the delimiter right?"
         )
 
 
-def _refuse_undecoded(con: Backend, source: Source) -> None:
-    undecoded = number(con, f"SELECT count(*) FROM {source.rejects} WHERE error_type = 'INVALID ENCODING'")
+def _check_encoding(con: Backend, source: Source) -> None:
+    undecoded = scalar(con, f"SELECT count(*) FROM {source.rejects} WHERE error_type = 'INVALID ENCODING'")
     if undecoded:
         raise ValueError(
-            f"cannot read {source.where}: {undecoded} lines are not in the encoding expected. {ENCODING}"
+            f"cannot read {source.where}: {undecoded} lines are not in the encoding expected. {ENCODING_HINT}"
         )
 
 
-def _refuse_open_quotes(con: Backend, source: Source) -> None:
-    """A quotation mark left open swallows lines up to the next one: too much to lose as one bad row."""
+def _check_quotes(con: Backend, source: Source) -> None:
+    """Raise ValueError for an unclosed quotation mark, which swallows all lines up to the next one."""
     swallowed = "error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') AND contains(csv_line, chr(10))"
-    found = con.raw_sql(f"SELECT min(line) FROM {source.rejects} WHERE {swallowed}").fetchall()[0][0]
-    if found is not None:
+    line = con.raw_sql(f"SELECT min(line) FROM {source.rejects} WHERE {swallowed}").fetchall()[0][0]
+    if line is not None:
         raise ValueError(
-            f"cannot read {source.where}: a quotation mark opens near line {found} and is not closed. "
+            f"cannot read {source.where}: a quotation mark opens near line {line} and is not closed. "
             "Set `quote: ''` in the options of the data set if the file does not quote"
         )

@@ -1,8 +1,6 @@
-"""Raw logs: one reader module per format, all giving the same tables.
+"""Readers of raw logs: one module per format, found by the ``source`` of a data set's configuration.
 
-`fetch` puts the files of a data set in place, `read` turns them into tables on a DuckDB connection. The
-readers are the modules of this package that define `Options` and `read`; a data set's conf names one of
-them under `source`.
+A reader module defines a dataclass ``Options`` and ``read(options, files, con) -> RawTables``.
 """
 
 from __future__ import annotations
@@ -10,18 +8,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from recpipe.config import check_known
-from recpipe.data.files.fetch import fetch
 from recpipe.data.files.tables import RawTables
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
-__all__ = ["KEYS", "RawTables", "check", "fetch", "read", "readers"]
+__all__ = ["KEYS", "RawTables", "check", "read", "reader_names"]
 
 KEYS = (
     "title", "source", "homepage", "url", "checksum", "licence", "citation", "files", "options", "bad_rows",
@@ -32,53 +29,52 @@ FILE_KEYS = ("name", "url", "checksum", "optional")
 
 
 def check(conf: Mapping[str, Any], *, where: str) -> None:
-    """ValueError for a key, file, source or option that a data set's block cannot have; nothing is opened."""
+    """Validate the block of a data set without opening files.
+
+    Raises ValueError for an unknown key, role, reader or option, and for a role without a file name.
+    """
     if not isinstance(conf, Mapping):
         raise ValueError(f"{where} must be a block with {', '.join(KEYS)}, not {conf!r}")
-    _refuse_unknown(conf, KEYS, f"key of {where}")
-    files = conf.get("files") or {}
-    _refuse_unknown(files, ROLES, f"role in {where}.files")
-    for role, entry in files.items():
-        if isinstance(entry, Mapping):
-            _refuse_unknown(entry, FILE_KEYS, f"key of {where}.files.{role}")
+    for key in conf:
+        check_known(key, KEYS, what=f"key of {where}")
+    for role, entry in (conf.get("files") or {}).items():
+        check_known(role, ROLES, what=f"role in {where}.files")
+        for key in entry if isinstance(entry, Mapping) else ():
+            check_known(key, FILE_KEYS, what=f"key of {where}.files.{role}")
         if not (entry.get("name") if isinstance(entry, Mapping) else entry):
             raise ValueError(f"{where}.files.{role} names no file: give its name, or {{name: ..., url: ...}}")
-    _options(_reader(str(conf.get("source"))), conf.get("options") or {})
+    _options(_reader(conf), conf)
 
 
 def read(conf: Mapping[str, Any], manifest: Mapping[str, Any], con: Backend) -> RawTables:
-    """The tables of a data set, from the files that `fetch` found.
+    """Read the files that ``fetch`` listed into tables on a DuckDB connection.
 
-    Nothing bad in a row raises: such a row carries its reason in `problem`. ValueError is for files that
-    cannot be read at all: not what their name says, cut short, another delimiter or encoding, columns that
-    are absent.
+    A bad row raises nothing: its reason is in the column ``problem``. Raises ValueError for files that cannot be read
+    at all: another format than their name says, truncated, another delimiter or encoding, missing columns.
     """
-    reader = _reader(str(conf.get("source")))
-    options = _options(reader, conf.get("options") or {})
+    reader = _reader(conf)
     files = {role: list(paths) for role, paths in manifest["files"].items()}
-    tables: RawTables = reader.read(options, files, con)
+    tables: RawTables = reader.read(_options(reader, conf), files, con)
     return tables
 
 
-def readers() -> list[str]:
-    """Names of the reader modules, as a data set's `source` may give them."""
+def reader_names() -> list[str]:
+    """Names of the reader modules, the allowed values of ``source``."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
     return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "Options")]
 
 
-def _reader(source: str) -> ModuleType:
-    check_known(source, readers(), what="source of a data set")
+def _reader(conf: Mapping[str, Any]) -> ModuleType:
+    source = str(conf.get("source"))
+    check_known(source, reader_names(), what="source of a data set")
     return importlib.import_module(f"{__name__}.{source}")
 
 
-def _options(reader: ModuleType, given: Mapping[str, Any]) -> Any:
-    known = [field.name for field in dataclasses.fields(reader.Options)]
-    for name in given:
+def _options(reader: ModuleType, conf: Mapping[str, Any]) -> Any:
+    """Options of the reader; ``category`` belongs to file names and may be no option of it."""
+    options = conf.get("options") or {}
+    allowed = [field.name for field in dataclasses.fields(reader.Options)]
+    for name in options:
         if name != "category":
-            check_known(name, known, what=f"option of source {reader.__name__.rpartition('.')[2]}")
-    return reader.Options(**{key: value for key, value in given.items() if key in known})
-
-
-def _refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> None:
-    for key in given:
-        check_known(key, known, what=what)
+            check_known(name, allowed, what=f"option of source {reader.__name__.rpartition('.')[2]}")
+    return reader.Options(**{key: value for key, value in options.items() if key in allowed})

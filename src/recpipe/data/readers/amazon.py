@@ -1,28 +1,27 @@
 """Amazon product reviews with item metadata, in the editions of 2014, 2018 and 2023.
 
-2014: McAuley et al., SIGIR 2015 and He, McAuley, WWW 2016; 2018: Ni, Li, McAuley, EMNLP 2019; 2023: Hou et
-al., 2024.
+2014: McAuley et al., SIGIR 2015 and He, McAuley, WWW 2016; 2018: Ni, Li, McAuley, EMNLP 2019; 2023: Hou et al., 2024.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from recpipe.data.files.json_lines import json_lines, python_literals, text, words
-from recpipe.data.files.tables import Columns, RawTables, Source, entities, interactions
+from recpipe.data.files.json_lines import json_source, json_text, json_words, literal_source
+from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
 
 if TYPE_CHECKING:
     import ibis
     from ibis.backends.duckdb import Backend
 
-# ruff: noqa: S608 -- names and constants enter a statement only through sql.identifier and sql.literal
+# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
 
 
 class Edition(NamedTuple):
-    """Keys of a review and of a product; unit of the time stamps."""
+    """Keys of a review and of a product; unit of the timestamps."""
 
     user: str
     item: str
@@ -31,7 +30,7 @@ class Edition(NamedTuple):
     unit: str
     brand: str
     categories: str
-    images: tuple[str, ...]  # JSON paths, the first that is there is taken
+    images: tuple[str, ...]  # JSON paths in order of preference
     features: str
 
 
@@ -54,7 +53,7 @@ ENTITIES = {"&quot;": '"', "&#39;": "''", "&lt;": "<", "&gt;": ">", "&nbsp;": " 
 
 @dataclass(frozen=True)
 class Options:
-    """edition: 2014, 2018 or 2023. The option `category` stands in the names of the files: see `fetch`."""
+    """edition: 2014, 2018 or 2023. The option ``category`` belongs to the names of the files: see ``fetch``."""
 
     edition: int
 
@@ -66,76 +65,65 @@ class Options:
 
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
-    """Reviews with their stars, and the products reviewed: title, brand, categories, description, image
-    address.
+    """Read reviews with ratings and the reviewed products: title, brand, categories, description, image address.
 
-    2023 counts time in milliseconds and groups variants of a product under `parent_asin`, which is the item
-    here; 2014 and 2018 know the day only, so that ties are many and their order is the file's.
+    The edition of 2023 has milliseconds and groups variants of a product by ``parent_asin``, the item id; those of 2014
+    and 2018 have only days, so ties are frequent and keep the order of the file.
     """
     edition = EDITIONS[options.edition]
     keys = (edition.user, edition.item, edition.rating, edition.timestamp)
-    source = json_lines(con, files["interactions"], keys=keys, required=keys)
-    columns = Columns(text(keys[0]), text(keys[1]), text(keys[3]), unit=edition.unit, rating=text(keys[2]))
-    log = interactions(con, source, columns)
+    user, item, rating, timestamp = map(json_text, keys)
+    source = json_source(con, files["interactions"], keys=keys, required=keys)
+    log = create_log(con, source, LogColumns(user, item, timestamp, unit=edition.unit, rating=rating))
     products = _products(options.edition, files["items"], con, log=log) if files.get("items") else None
     return RawTables(log, products)
 
 
 def _products(year: int, paths: Sequence[str], con: Backend, *, log: ibis.Table) -> ibis.Table:
-    """Products in the log; the metadata describe every product of the category, reviewed or not."""
+    """Products in the log; the metadata files describe every product of a category, reviewed or not."""
     edition = EDITIONS[year]
-    pictures = [path.split("[")[0] for path in edition.images]
-    about = (
-        edition.item,
-        "title",
-        edition.brand,
-        edition.categories,
-        "description",
-        edition.features,
-        "price",
-    )
-    keys = tuple(dict.fromkeys((*about, *pictures)))
-    with _metadata(year, paths, con, keys=keys, required=(edition.item, "title")) as every:
+    images = [path.split("[")[0] for path in edition.images]
+    texts = ("title", edition.brand, edition.categories, "description", edition.features)
+    keys = tuple(dict.fromkeys((edition.item, *texts, "price", *images)))
+    required = (edition.item, "title")
+    with (
+        literal_source(con, paths, keys=keys, required=required)
+        if year == 2014
+        else nullcontext(json_source(con, paths, keys=keys, required=required))
+    ) as source:
         logged = f"SELECT item_id FROM {log.get_name()} WHERE problem IS NULL"
-        reviewed = f"(SELECT * FROM {every.sql} WHERE {text(edition.item)} IN ({logged}))"
+        reviewed = f"(SELECT * FROM {source.sql} WHERE {json_text(edition.item)} IN ({logged}))"
         columns = _product_columns(edition)
-        return entities(con, every._replace(sql=reviewed), columns, key="item_id", log=log)
-
-
-def _metadata(
-    year: int, paths: Sequence[str], con: Backend, *, keys: Sequence[str], required: Sequence[str]
-) -> AbstractContextManager[Source]:
-    if year == 2014:
-        return python_literals(con, paths, keys=keys, required=required)
-    return nullcontext(json_lines(con, paths, keys=keys, required=required))
+        return create_entities(con, source._replace(sql=reviewed), columns, key="item_id", log=log)
 
 
 def _product_columns(edition: Edition) -> dict[str, str]:
     # Pages scraped in 2018 sometimes left a script where the title should be
-    title = _plain(f"CASE WHEN NOT contains({text('title')}, 'getTime(') THEN {text('title')} END")
-    brand, categories = _plain(text(edition.brand)), _plain(words(edition.categories, joined=", "))
-    description = _plain(words("description"))
-    parts = dict.fromkeys((title, brand, categories, description, _plain(words(edition.features))))
+    title = _plain(f"CASE WHEN NOT contains({json_text('title')}, 'getTime(') THEN {json_text('title')} END")
+    brand = _plain(json_text(edition.brand))
+    categories = _plain(json_words(edition.categories, separator=", "))
+    description = _plain(json_words("description"))
+    parts = dict.fromkeys((title, brand, categories, description, _plain(json_words(edition.features))))
     images = ", ".join(_image(path) for path in edition.images)
     return {
-        "item_id": text(edition.item),
+        "item_id": json_text(edition.item),
         "title": title,
         "text": f"nullif(concat_ws('. ', {', '.join(parts)}), '')",
         "image": f"coalesce({images}, NULL)",
         "brand": brand,
         "categories": categories,
         "description": description,
-        "price": text("price"),
+        "price": json_text("price"),
     }
 
 
 def _image(path: str) -> str:
     key, _, inside = path.partition("[")
-    return f"nullif({text(key)}, '')" if not inside else f"""nullif("{key}" ->> '$[{inside}', '')"""
+    return f"nullif({json_text(key)}, '')" if not inside else f"""nullif("{key}" ->> '$[{inside}', '')"""
 
 
 def _plain(sql: str) -> str:
-    """Text without the entities of HTML, null where nothing is left."""
+    """SQL of a text without HTML entities, null where nothing is left."""
     for entity, sign in ENTITIES.items():
         sql = f"replace({sql}, '{entity}', '{sign}')"
     return f"nullif(trim({sql}), '')"

@@ -1,49 +1,65 @@
-"""Anybody's log: CSV, TSV, Parquet or JSON lines, plain or compressed, one file or many, its columns mapped
-by the conf.
+"""Generic reader: CSV, TSV, Parquet, JSON lines or baskets, plain or compressed, one file or many.
 
-See conf/base/parameters/datasets/my_log.yml for every option, explained.
+The configuration maps columns to the columns of the log; a row may also contain a user's whole sequence. See
+conf/base/parameters/datasets/my_log.yml for every option.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from recpipe.data.files.delimited import delimited, lines
-from recpipe.data.files.sequences_in_rows import one_event_per_row
-from recpipe.data.files.sql import TYPED, column_types, identifier, literal, literals, names
-from recpipe.data.files.tables import Columns, RawTables, Source, entities, interactions
+from recpipe.data.files.delimited import basket_source, delimited_source
+from recpipe.data.files.sql import (
+    TYPED,
+    column_types,
+    identifier,
+    literal,
+    literals,
+    path_summary,
+    reason_with_value,
+)
+from recpipe.data.files.tables import LogColumns, RawTables, Source, create_entities, create_log
 
 if TYPE_CHECKING:
     import ibis
     from ibis.backends.duckdb import Backend
+
+# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
 
 FORMATS = {
     ".csv": "csv", ".txt": "csv", ".dat": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
     ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
 }  # fmt: skip
 LOG_COLUMNS = ("user_id", "item_id", "timestamp", "rating", "weight", "order")
+SEQUENCE_COLUMNS = ("item_id", "timestamp", "rating", "weight")  # may contain one value per event
+
+# Regular expressions of a text list with quoted values
+QUOTES = """["']"""
+VALUE = r"""(?:'(?:[^'\\]|\\['"\\])*'|"(?:[^"\\]|\\['"\\])*"|[^\s,;\[\]()'"]+)"""
+VALUES = rf"\s*{VALUE}(?:(?:\s*[,;]\s*|\s+){VALUE})*\s*,?\s*"
+QUOTED = rf"(?:{VALUES}|\s*\[{VALUES}\]\s*|\s*\({VALUES}\)\s*)"
 
 
 @dataclass(frozen=True)
-class Table:
-    """How one kind of file is pack_rows out, and which of its columns is what."""
+class TableOptions:
+    """Layout of a file and the meaning of its columns."""
 
-    format: str | None = None  # csv, tsv, parquet, jsonl or lines; none: by the file's name
+    format: str | None = None  # csv, tsv, parquet, jsonl or lines; by default from the file's name
     delimiter: str | None = None
     header: bool = True
-    names: Sequence[str] | None = None  # of the columns, where there is no header
+    names: Sequence[str] | None = None  # of the columns in a file without a header
     encoding: str = "utf-8"
     quote: str | None = None
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Options(Table):
-    """The log's own options, and those of an items file and a users file."""
+class Options(TableOptions):
+    """Options of the log, and of an items file and a users file."""
 
     timestamp: str = "s"
     sequence_per_row: bool | Mapping[str, Any] = False
@@ -52,7 +68,7 @@ class Options(Table):
 
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
-    """The log; the items and users, where the conf names files of these roles."""
+    """Read the log, and items and users where the configuration names files of these roles."""
     log = _log(options, files["interactions"], con)
     items = _entities("item_id", options.items, files.get("items"), con, log=log)
     users = _entities("user_id", options.users, files.get("users"), con, log=None)
@@ -69,25 +85,27 @@ def _log(options: Options, paths: Sequence[str], con: Backend) -> ibis.Table:
     source = _source(options, paths, con)
     if options.sequence_per_row:
         mapping = mapping or {"user_id": "user_id", "item_id": "items"}
-        _require(source, mapping.values())
-        shape = options.sequence_per_row if isinstance(options.sequence_per_row, Mapping) else {}
-        source, mapping = one_event_per_row(source, mapping, **shape)
-    _require_mapped(mapping, ("user_id", "item_id"))
-    _require(source, mapping.values())
+        _check_columns(source, mapping.values())
+        arguments = options.sequence_per_row if isinstance(options.sequence_per_row, Mapping) else {}
+        source, mapping = explode_sequences(source, mapping, **arguments)
+    for name in ("user_id", "item_id"):
+        if name not in mapping:
+            raise ValueError(f"no column is mapped to {name}: set `columns: {{{name}: <name in the file>}}`")
+    _check_columns(source, mapping.values())
     unit = options.timestamp
-    if "timestamp" in mapping and _is_time(source.types[mapping["timestamp"]]):
+    if "timestamp" in mapping and source.types[mapping["timestamp"]].startswith(("TIMESTAMP", "DATE")):
         unit = TYPED
     sql = {name: identifier(column) for name, column in mapping.items()}
-    columns = Columns(
-        _as_id(mapping["user_id"], source), _as_id(mapping["item_id"], source), sql.get("timestamp"), unit,
+    columns = LogColumns(
+        _id_text(mapping["user_id"], source), _id_text(mapping["item_id"], source), sql.get("timestamp"), unit,
         rating=sql.get("rating"), weight=sql.get("weight"), order=sql.get("order"),
     )  # fmt: skip
-    return interactions(con, source, columns)
+    return create_log(con, source, columns)
 
 
 def _entities(
     key: str,
-    given: Mapping[str, Any] | None,
+    values: Mapping[str, Any] | None,
     paths: Sequence[str] | None,
     con: Backend,
     *,
@@ -95,47 +113,57 @@ def _entities(
 ) -> ibis.Table | None:
     if not paths:
         return None
-    known = [field.name for field in dataclasses.fields(Table)]
-    unknown = sorted(set(given or {}) - set(known))
+    allowed = [field.name for field in dataclasses.fields(TableOptions)]
+    unknown = sorted(set(values or {}) - set(allowed))
     if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r} for a table of {key}s: there are {', '.join(known)}")
-    options = Table(**(given or {}))
-    mapping = {key: key, **options.columns}
+        raise ValueError(
+            f"unknown option {unknown[0]!r} for a table of {key}s: there are {', '.join(allowed)}"
+        )
+    options = TableOptions(**(values or {}))
+    mapping = {
+        name: [column] if isinstance(column, str) else list(column)
+        for name, column in {key: key, **options.columns}.items()
+    }
     source = _source(options, paths, con)
-    _require(source, (name for column in mapping.values() for name in _listed(column)))
-    chosen = {name: _text(_listed(column), source) for name, column in mapping.items()}
-    chosen[key] = _as_id(mapping[key], source)
-    taken = {column for column in mapping.values() if isinstance(column, str)} | set(chosen)
-    others = {name: identifier(name) for name in source.types if name not in taken}
-    return entities(con, source, chosen | others, key=key, log=log)
+    _check_columns(source, (name for columns in mapping.values() for name in columns))
+    columns = {name: _joined_text(parts, source) for name, parts in mapping.items()}
+    columns[key] = _id_text(options.columns.get(key, key), source)
+    mapped = {column for column in options.columns.values() if isinstance(column, str)} | {key, *columns}
+    others = {name: identifier(name) for name in source.types if name not in mapped}
+    return create_entities(con, source, columns | others, key=key, log=log)
 
 
-def _source(options: Table, paths: Sequence[str], con: Backend) -> Source:
-    kind = options.format or _format(paths[0])
-    if kind == "lines":
-        return lines(paths, delimiter=options.delimiter or " ", encoding=options.encoding)
-    if kind in ("csv", "tsv"):
+def _source(options: TableOptions, paths: Sequence[str], con: Backend) -> Source:
+    file_format = options.format or _format(paths[0])
+    if file_format == "lines":
+        return basket_source(paths, delimiter=options.delimiter or " ", encoding=options.encoding)
+    if file_format in ("csv", "tsv"):
         if not options.header and not options.names:
             raise ValueError(
                 f"{paths[0]} has no header: name its columns, `names: [user, item, time]`, in the options"
             )
-        delimiter = options.delimiter or ("\t" if kind == "tsv" else ",")
-        quote = options.quote if options.quote is not None else ("" if kind == "tsv" else '"')
-        columns = None if options.header else options.names
-        return delimited(
-            con, paths, delimiter=delimiter, columns=columns, encoding=options.encoding, quote=quote
+        tabs = file_format == "tsv"
+        return delimited_source(
+            con,
+            paths,
+            delimiter=options.delimiter or ("\t" if tabs else ","),
+            columns=None if options.header else options.names,
+            encoding=options.encoding,
+            quote=options.quote if options.quote is not None else ("" if tabs else '"'),
         )
-    if kind == "jsonl":
-        return _json(paths, con)
-    if kind != "parquet":
-        raise ValueError(f"unknown format {kind!r}: csv, tsv, parquet, jsonl or lines")
+    if file_format == "jsonl":
+        return _json_source(paths, con)
+    if file_format != "parquet":
+        raise ValueError(f"unknown format {file_format!r}: csv, tsv, parquet, jsonl or lines")
     sql = f"read_parquet({literals(paths)}, union_by_name = true)"
-    return Source(sql, column_types(con, sql, where=names(paths)), names(paths))
+    where = path_summary(paths)
+    return Source(sql, column_types(con, sql, where=where), where)
 
 
-def _json(paths: Sequence[str], con: Backend) -> Source:
-    """JSON lines, values as text: types guessed from the first records would lose what later ones hold."""
-    where, layout = names(paths), f"{literals(paths)}, format = 'newline_delimited', ignore_errors = true"
+def _json_source(paths: Sequence[str], con: Backend) -> Source:
+    """JSON lines with values as text: types inferred from the first records would lose later values."""
+    where = path_summary(paths)
+    layout = f"{literals(paths)}, format = 'newline_delimited', ignore_errors = true"
     types = column_types(con, f"read_json({layout}, union_by_name = true)", where=where)
     for name, kind in types.items():
         if not kind.startswith(("STRUCT", "MAP", "JSON")):
@@ -147,9 +175,8 @@ def _json(paths: Sequence[str], con: Backend) -> Source:
 
 
 def _format(path: str) -> str:
-    suffixes = [
-        suffix.lower() for suffix in PurePath(path).suffixes if suffix.lower() not in (".gz", ".zst", ".bz2")
-    ]
+    suffixes = [suffix.lower() for suffix in PurePath(path).suffixes]
+    suffixes = [suffix for suffix in suffixes if suffix not in (".gz", ".zst", ".bz2")]
     if not suffixes or suffixes[-1] not in FORMATS:
         raise ValueError(
             f"cannot tell the format of {path}: set `format` to csv, tsv, parquet, jsonl or lines"
@@ -157,16 +184,8 @@ def _format(path: str) -> str:
     return FORMATS[suffixes[-1]]
 
 
-def _require_mapped(mapping: Mapping[str, str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in mapping]
-    if missing:
-        raise ValueError(
-            f"no column is mapped to {missing[0]}: set `columns: {{{missing[0]}: <name in the file>}}`"
-        )
-
-
-def _require(source: Source, wanted: Any) -> None:
-    for column in wanted:
+def _check_columns(source: Source, columns: Iterable[str]) -> None:
+    for column in columns:
         if column not in source.types:
             raise ValueError(
                 f"{source.where} has no column {column!r}; found: {', '.join(source.types)}. "
@@ -174,21 +193,17 @@ def _require(source: Source, wanted: Any) -> None:
             )
 
 
-def _listed(column: str | Sequence[str]) -> list[str]:
-    return [column] if isinstance(column, str) else list(column)
-
-
-def _as_id(column: str, source: Source) -> str:
-    """An id as text; whole numbers that pandas turned into floats lose their `.0`."""
+def _id_text(column: str, source: Source) -> str:
+    """SQL of an id as text; integers that pandas stored as floats lose their ``.0``."""
     sql = identifier(column)
     if source.types[column] in ("DOUBLE", "FLOAT"):
-        whole = f"CAST(CAST({sql} AS HUGEINT) AS VARCHAR)"
-        return f"CASE WHEN {sql} = floor({sql}) THEN {whole} ELSE CAST({sql} AS VARCHAR) END"
+        integer = f"CAST(CAST({sql} AS HUGEINT) AS VARCHAR)"
+        return f"CASE WHEN {sql} = floor({sql}) THEN {integer} ELSE CAST({sql} AS VARCHAR) END"
     return f"CAST({sql} AS VARCHAR)"
 
 
-def _text(columns: Sequence[str], source: Source) -> str:
-    """Columns as one text, lists flattened; a single column that is text or a number stays what it is."""
+def _joined_text(columns: Sequence[str], source: Source) -> str:
+    """SQL of columns joined to one text, lists flattened."""
     parts = []
     for column in columns:
         sql, depth = identifier(column), source.types[column].count("[]")
@@ -198,5 +213,90 @@ def _text(columns: Sequence[str], source: Source) -> str:
     return parts[0] if len(parts) == 1 else f"nullif(concat_ws('. ', {', '.join(parts)}), '')"
 
 
-def _is_time(kind: str) -> bool:
-    return kind.startswith(("TIMESTAMP", "DATE"))
+# One sequence per row ----------------------------------------------------------------------------------------------
+
+
+def explode_sequences(
+    source: Source, mapping: Mapping[str, str], *, delimiter: str | None = None
+) -> tuple[Source, dict[str, str]]:
+    """Convert rows with a sequence each to a source of single events; return it with the mapping of its columns.
+
+    A sequence is a list (Parquet, JSON) or text: ``1 2 3``, ``1,2,3``, ``[1, 2, 3]``, ``['a, b', 'c']``; with a
+    delimiter, text is split only there. Without a user column, every row is a user, named by its number. A row that
+    cannot be parsed, or with another number of times than of items, becomes one bad row.
+    """
+    if "item_id" not in mapping:
+        raise ValueError(
+            "no column is mapped to item_id: set `columns: {item_id: <the column that holds the sequences>}`"
+        )
+    columns = {name: mapping[name] for name in SEQUENCE_COLUMNS if name in mapping}
+    lists = {name: _list(column, source, delimiter) for name, column in columns.items()}
+    user = identifier(mapping["user_id"]) if "user_id" in mapping else "CAST(row_number() OVER () AS VARCHAR)"
+    sequences = ", ".join(f"{sql} AS {name}s" for name, sql in lists.items())
+    reasons = ", ".join(_not_a_list(columns[name], sql, source) for name, sql in lists.items())
+    lengths = [f"len({name}s) IS DISTINCT FROM len(item_ids)" for name in lists if name != "item_id"]
+    rows = (
+        f"SELECT *, ({' OR '.join(lengths) or 'false'}) AS uneven FROM (SELECT {user} AS user_id, {sequences}, "
+        f"CAST(coalesce({reasons}) AS VARCHAR) AS unread FROM {source.sql})"
+    )
+    values = ", ".join(
+        f"unnest(CASE WHEN uneven OR coalesce(len({name}s), 0) = 0 THEN [NULL] ELSE {name}s END) AS {name}"
+        for name in lists
+    )
+    types = {"user_id": source.types.get(mapping.get("user_id", ""), "VARCHAR")}
+    for name, column in columns.items():
+        kind = source.types[column]
+        types[name] = kind[:-2] if kind.endswith("[]") else "VARCHAR"
+    types |= {"uneven": "BOOLEAN", "unread": "VARCHAR"}
+    exploded = source._replace(
+        sql=f"(SELECT user_id, uneven, unread, {values} FROM ({rows}))",
+        types=types,
+        problem="CASE WHEN unread IS NOT NULL THEN unread "
+        "WHEN uneven THEN 'not as many times as items in the row' "
+        "WHEN item_id IS NULL THEN 'empty sequence' END",
+    )
+    return exploded, {name: name for name in ("user_id", *lists)}
+
+
+def _list(column: str, source: Source, delimiter: str | None) -> str:
+    """SQL of a column's values as a list, null where text is not a list."""
+    sql, kind = identifier(column), source.types[column]
+    if kind.endswith("[]"):
+        return sql
+    if kind not in ("VARCHAR", "JSON"):
+        raise ValueError(
+            f"column {column!r} is {kind}, no sequence: leave `sequence_per_row` out or map another"
+        )
+    text = f"CAST({sql} AS VARCHAR)"
+    if delimiter is not None:
+        return f"CASE WHEN {text} <> '' THEN string_split({text}, {literal(delimiter)}) END"
+    bare = f"regexp_replace({text}, '[\\[\\]()]', '', 'g')"
+    loose = f"list_filter(regexp_split_to_array({bare}, '[\\s,;]+'), lambda item: item <> '')"
+    return (
+        f"CASE WHEN NOT regexp_matches({text}, {literal(QUOTES)}) THEN {loose} "
+        f"WHEN json_valid({text}) AND json_type(TRY_CAST({text} AS JSON)) = 'ARRAY' THEN {_json_list(text)} "
+        f"WHEN regexp_full_match({text}, {literal(QUOTED)}) THEN {_python_list(text)} END"
+    )
+
+
+def _json_list(text: str) -> str:
+    """SQL of the values of a JSON list; null where one of them is a list or an object."""
+    json = f"TRY_CAST({text} AS JSON)"
+    nested = f"list_has_any(json_type({json}, '$[*]'), ['ARRAY', 'OBJECT'])"
+    return f"CASE WHEN NOT {nested} THEN json_extract_string({json}, '$[*]') END"
+
+
+def _python_list(text: str) -> str:
+    """SQL of the values of a list in Python notation, without quotation marks and backslashes."""
+    unescaped = "regexp_replace(item[2:-2], '\\\\(.)', '\\1', 'g')"
+    value = f"CASE WHEN regexp_matches(item[1], {literal(QUOTES)}) THEN {unescaped} ELSE item END"
+    return f"list_transform(regexp_extract_all({text}, {literal(VALUE)}), lambda item: {value})"
+
+
+def _not_a_list(column: str, values: str, source: Source) -> str:
+    """SQL of the reason why a column's text is not a list, null where it is."""
+    if source.types[column].endswith("[]"):
+        return "NULL"
+    text = f"CAST({identifier(column)} AS VARCHAR)"
+    reason = reason_with_value("not a list of values", text)
+    return f"CASE WHEN {text} <> '' AND ({values}) IS NULL THEN {reason} END"

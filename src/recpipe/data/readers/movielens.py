@@ -1,5 +1,4 @@
-"""MovieLens in every layout GroupLens has published: 100K (tabs, latin-1), 1M and 10M (`::`), 20M and later
-(CSV).
+"""MovieLens in every published layout: 100K (tabs, latin-1), 1M and 10M (``::``), 20M and later (CSV).
 
 Harper and Konstan, The MovieLens Datasets: History and Context, ACM TiiS 2015.
 """
@@ -10,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recpipe.data.files.delimited import delimited
+from recpipe.data.files.delimited import delimited_source
 from recpipe.data.files.sql import identifier, literal, literals
-from recpipe.data.files.tables import Columns, RawTables, entities, interactions
+from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
 
 if TYPE_CHECKING:
     import ibis
@@ -45,7 +44,7 @@ class Options:
 
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
-    """Ratings, films with their genres, and for 100K and 1M the users with age, gender and occupation."""
+    """Read ratings, films with genres, and for 100K and 1M users with age, gender and occupation."""
     log = _ratings(options.layout, files["interactions"], con)
     items = _films(options.layout, files["items"], con, log=log) if files.get("items") else None
     users = _users(options.layout, files["users"], con) if files.get("users") else None
@@ -54,24 +53,25 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> 
 
 def _ratings(layout: str, paths: Sequence[str], con: Backend) -> ibis.Table:
     if layout == "csv":
-        source = delimited(con, paths, delimiter=",")
-        columns = Columns("userId", "movieId", timestamp="timestamp", rating="rating")
-        source_columns = set(source.types)
-        if not {"userId", "movieId", "rating", "timestamp"} <= source_columns:
+        source = delimited_source(con, paths, delimiter=",")
+        columns = LogColumns("userId", "movieId", timestamp="timestamp", rating="rating")
+        if not {"userId", "movieId", "rating", "timestamp"} <= set(source.types):
             raise ValueError(f"{source.where} is no MovieLens ratings.csv; found: {', '.join(source.types)}")
     else:
-        source = delimited(con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote="")
-        columns = Columns('"user"', "item", timestamp="timestamp", rating="rating")
-    return interactions(con, source, columns)
+        source = delimited_source(
+            con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote=""
+        )
+        columns = LogColumns('"user"', "item", timestamp="timestamp", rating="rating")
+    return create_log(con, source, columns)
 
 
 def _films(layout: str, paths: Sequence[str], con: Backend, *, log: ibis.Table) -> ibis.Table:
     item, title, genres = "item", "title", "string_split(genres, '|')"
     if layout == "csv":
-        source = delimited(con, paths, delimiter=",")
+        source = delimited_source(con, paths, delimiter=",")
         item = "movieId"
     elif layout == "100k":
-        source = delimited(con, paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
+        source = delimited_source(con, paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
         flags = ", ".join(
             f"CASE WHEN {identifier(name)} = '1' THEN {literal(name)} END" for name in GENRES_100K
         )
@@ -79,31 +79,24 @@ def _films(layout: str, paths: Sequence[str], con: Backend, *, log: ibis.Table) 
     else:
         encoding = "latin-1" if layout == "1m" else "utf-8"
         names = ("item", "title", "genres")
-        source = delimited(con, paths, delimiter="::", columns=names, encoding=encoding, quote="")
+        source = delimited_source(con, paths, delimiter="::", columns=names, encoding=encoding, quote="")
     genres = f"list_filter({genres}, lambda genre: genre NOT IN ('', 'unknown', '(no genres listed)'))"
     text = f"concat_ws('. ', {title}, nullif(array_to_string({genres}, ', '), ''))"
     columns = {"item_id": item, "title": title, "text": text, "genres": genres}
-    return entities(con, source, columns, key="item_id", log=log)
+    return create_entities(con, source, columns, key="item_id", log=log)
 
 
 def _users(layout: str, paths: Sequence[str], con: Backend) -> ibis.Table | None:
     if layout == "100k":
-        source = delimited(
-            con, paths, delimiter="|", columns=("id", "age", "gender", "occupation", "zip_code"), quote=""
-        )
+        names = ("id", "age", "gender", "occupation", "zip_code")
+        source = delimited_source(con, paths, delimiter="|", columns=names, quote="")
         occupation = "occupation"
     elif layout == "1m":
-        source = delimited(
-            con, paths, delimiter="::", columns=("id", "gender", "age", "occupation", "zip_code"), quote=""
-        )
+        names = ("id", "gender", "age", "occupation", "zip_code")
+        source = delimited_source(con, paths, delimiter="::", columns=names, quote="")
         occupation = f"{literals(OCCUPATIONS_1M)}[TRY_CAST(occupation AS INTEGER) + 1]"
     else:
         return None
-    columns = {
-        "user_id": "id",
-        "age": "TRY_CAST(age AS INTEGER)",
-        "gender": "gender",
-        "occupation": occupation,
-        "zip_code": "zip_code",
-    }
-    return entities(con, source, columns, key="user_id", log=None)
+    columns = {"user_id": "id", "age": "TRY_CAST(age AS INTEGER)", "gender": "gender"}
+    columns |= {"occupation": occupation, "zip_code": "zip_code"}
+    return create_entities(con, source, columns, key="user_id", log=None)

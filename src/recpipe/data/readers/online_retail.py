@@ -1,5 +1,4 @@
-"""UCI Online Retail: purchases of a British gift shop, one invoice line per row, with cancellations and
-postage among them.
+"""UCI Online Retail: invoice lines of a British gift shop, including cancellations and postage.
 
 Chen, Sain, Guo, Data mining for the online retail industry, JDMCS 2012, doi 10.1057/dbm.2012.17.
 """
@@ -10,57 +9,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recpipe.data.files.sql import TYPED, column_types, literal, literals, names
-from recpipe.data.files.tables import Columns, RawTables, Source, entities, interactions
+from recpipe.data.files.sql import TYPED, column_types, literal, literals, path_summary
+from recpipe.data.files.tables import LogColumns, RawTables, Source, create_entities, create_log
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
-# ruff: noqa: S608 -- names and constants enter a statement only through sql.identifier and sql.literal
-
+# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
 
 COLUMNS = (
-    "InvoiceNo",
-    "StockCode",
-    "Description",
-    "Quantity",
-    "InvoiceDate",
-    "UnitPrice",
-    "CustomerID",
-    "Country",
-)
-CODE = "upper(trim(StockCode))"  # a few lines have a code's letter in lower case
+    "InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"
+)  # fmt: skip
+CODE = "upper(trim(StockCode))"  # a few lines have the letter of a code in lower case
 
 
 @dataclass(frozen=True)
 class Options:
-    """goods: regular expression that a stock code of goods matches; not_goods: codes that match it and are
-    none.
-    """
+    """goods: regular expression of the stock codes of goods; not_goods: codes that match it and are not goods."""
 
     goods: str = "^[0-9]{5}"
     not_goods: Sequence[str] = ()
 
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
-    """Purchases with the quantity as weight, stock codes with their commonest description, customers with
-    their country.
+    """Read purchases with quantities as weights, stock codes with descriptions, customers with countries.
 
-    Lines that are no purchase of goods by a known customer carry their reason in `problem`. The shop's
-    local time is taken for UTC.
+    Lines other than purchases of goods by an identified customer have a reason in ``problem``. The shop's local time is
+    read as UTC.
     """
     paths = files["interactions"]
-    source = Source(f"read_parquet({literals(paths)})", {}, names(paths))
+    source = Source(f"read_parquet({literals(paths)})", {}, path_summary(paths))
     types = column_types(con, source.sql, where=source.where)
     missing = [name for name in COLUMNS if name not in types]
     if missing:
         raise ValueError(f"{source.where} has no column {missing[0]!r}; found: {', '.join(types)}")
-    columns = Columns(
-        "CustomerID", CODE, "InvoiceDate", unit=TYPED, weight="Quantity", problems=_not_purchases(options)
+    problems = _not_purchases(options)
+    log_columns = LogColumns(
+        "CustomerID", CODE, "InvoiceDate", unit=TYPED, weight="Quantity", problems=problems
     )
-    log = interactions(con, source, columns)
-    items = entities(con, _described(source, options), _item_columns(), key="item_id", log=log)
-    users = entities(con, _located(source), {"user_id": "id", "country": "country"}, key="user_id", log=None)
+    log = create_log(con, source, log_columns)
+    columns = {"item_id": "code", "title": "title", "text": "title", "price": "price"}
+    items = create_entities(con, _products(source, options), columns, key="item_id", log=log)
+    columns = {"user_id": "id", "country": "country"}
+    users = create_entities(con, _customers(source), columns, key="user_id", log=None)
     return RawTables(log, items, users)
 
 
@@ -74,14 +65,12 @@ def _not_purchases(options: Options) -> list[str]:
 
 
 def _goods(options: Options) -> str:
-    listed = f" AND NOT list_contains({literals(options.not_goods)}, {CODE})" if options.not_goods else ""
-    return f"regexp_matches({CODE}, {literal(options.goods)}){listed}"
+    excluded = f" AND NOT list_contains({literals(options.not_goods)}, {CODE})" if options.not_goods else ""
+    return f"regexp_matches({CODE}, {literal(options.goods)}){excluded}"
 
 
-def _described(source: Source, options: Options) -> Source:
-    """Each code's commonest description on lines that sell it (others say `damaged` or `?`), its median
-    price.
-    """
+def _products(source: Source, options: Options) -> Source:
+    """Most frequent description and median price per code, on lines of sales (others say ``damaged`` or ``?``)."""
     sold = (
         f"SELECT {CODE} AS code, trim(Description) AS words, UnitPrice FROM {source.sql} "
         f"WHERE Quantity > 0 AND UnitPrice > 0 AND {_goods(options)}"
@@ -92,12 +81,8 @@ def _described(source: Source, options: Options) -> Source:
     return source._replace(sql=f"(SELECT * FROM ({titles}) JOIN ({prices}) USING (code))")
 
 
-def _item_columns() -> dict[str, str]:
-    return {"item_id": "code", "title": "title", "text": "title", "price": "price"}
-
-
-def _located(source: Source) -> Source:
-    """Each customer's commonest country."""
+def _customers(source: Source) -> Source:
+    """Most frequent country per customer."""
     customers = f"SELECT * FROM {source.sql} WHERE CustomerID IS NOT NULL"
     counted = f"SELECT CustomerID, Country, count(*) AS n FROM ({customers}) GROUP BY ALL"
     commonest = "first(Country ORDER BY n DESC, Country) AS country"

@@ -10,10 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.data.conftest import Reading, rows
 
 from recpipe.data.files.fetch import fetch
-
-from .conftest import Reading, rows
 
 BUNDLED = Path(__file__).parents[3] / "data" / "01_raw" / "online_retail" / "transactions.parquet"
 

@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ibis.backends.duckdb import Backend
+from tests.data.conftest import Reading, rows
 
 from recpipe.data.interactions import ingest
-from recpipe.data.readers import read, readers
-
-from .conftest import Reading, rows
+from recpipe.data.readers import read, reader_names
 
 MAPPING = {"user_id": "who", "item_id": "what", "timestamp": "when"}
 EVENTS = [("u1", "a,1", 10), ("u2", "b", 20), ("u1", "c", 30)]
@@ -407,7 +406,7 @@ def test_real_amazon_beauty(shared: Path, reading: Reading) -> None:
 
 
 def test_unknown_source_names_the_known(con: Backend) -> None:
-    assert readers() == ["amazon", "files", "movielens", "music4all", "online_retail", "steam"]
+    assert reader_names() == ["amazon", "files", "movielens", "music4all", "online_retail", "steam"]
     for source in ("movielense", "fetch", "../movielens", "os"):
         with pytest.raises(ValueError, match="choose amazon, files, movielens"):
             read({"source": source}, {"files": {}}, con)

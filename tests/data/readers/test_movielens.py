@@ -10,8 +10,7 @@ from pathlib import Path
 
 import ibis
 import pytest
-
-from .conftest import Reading, rows
+from tests.data.conftest import Reading, rows
 
 
 def _flags(*places: int) -> str:
@@ -82,7 +81,7 @@ def test_a_csv_of_something_else_is_refused(tmp_path: Path, reading: Reading) ->
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from .conftest import SHARED
+    from tests.data.conftest import SHARED
 
     if not SHARED.is_dir():
         pytest.skip("needs the real data sets in ../shared/data, which may not be redistributed")

@@ -1,4 +1,4 @@
-"""Packed rows against the padded layout: the same users, the same inputs, the same targets, fewer places."""
+"""Batch samplers: random steps of padded parts, and packed rows against the padded layout."""
 
 from __future__ import annotations
 
@@ -9,10 +9,86 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
+from recpipe.data import batch_samplers as module
 from recpipe.data.batch_samplers import PackedBatches, TrainingBatches, pack_rows
 from recpipe.data.batches import Batch, DeviceSequences
 
+
+def test_every_user_comes_once_per_epoch_in_random_steps_of_about_the_asked_size():
+    lengths = random_sequences(500, 30, longest=40, shortest=1).lengths
+    batches = TrainingBatches(lengths, tokens=2000, seed=0, minimum=2)
+    seen = []
+    for epoch in range(2):
+        batches.epoch = epoch
+        steps = list(batches)
+        assert len(steps) == len(batches) == np.ceil(lengths[lengths >= 2].sum() / 2000)
+        sizes = [sum(lengths[rows].sum() for rows in parts) for parts in steps]
+        assert max(sizes) <= 2040 and min(sizes) >= 1500
+        seen.append(np.concatenate([np.concatenate(parts) for parts in steps]))
+        assert sorted(seen[-1]) == np.flatnonzero(lengths >= 2).tolist()
+    assert not np.array_equal(*seen)
+    padded = sum(len(rows) * lengths[rows].max() for parts in steps for rows in parts)
+    assert lengths[seen[0]].sum() / padded > 0.85
+
+
+@pytest.mark.parametrize("lengths", [[10, 1], [10, 1, 1], [1, 10, 9, 1], [10] * 5, [3]])
+def test_no_step_is_empty_however_long_a_single_row_is(lengths):
+    for seed in range(30):
+        batches = TrainingBatches(np.array(lengths), tokens=10, seed=seed)
+        steps = [np.concatenate(parts) for parts in batches]
+        assert len(steps) == len(batches)
+        assert all(len(rows) for rows in steps)
+        assert sorted(np.concatenate(steps)) == list(range(len(lengths)))
+
+
+def test_a_step_is_a_sample_of_all_lengths():
+    lengths = np.concatenate([np.full(400, 2), np.full(400, 20)])
+    for parts in TrainingBatches(lengths, tokens=2000, seed=0):
+        found = lengths[np.concatenate(parts)]
+        assert 0.35 < (found == 2).mean() < 0.65
+        assert all(len(set(lengths[rows])) == 1 for rows in parts[:-1])
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    lengths = random_sequences(100, 30).lengths
+    one, two, other = (TrainingBatches(lengths, tokens=50, seed=seed) for seed in (3, 3, 4))
+    list(one)
+    one.epoch = two.epoch = other.epoch = 7
+    flat = [np.concatenate([np.concatenate(parts) for parts in batches]) for batches in (one, two, other)]
+    assert np.array_equal(flat[0], flat[1])
+    assert not np.array_equal(flat[0], flat[2])
+
+
+def test_processes_share_the_steps_without_overlap():
+    lengths = random_sequences(300, 30).lengths
+    shares = [list(TrainingBatches(lengths, tokens=60, seed=0, rank=rank, world_size=3)) for rank in range(3)]
+    assert len({len(share) for share in shares}) == 1
+    rows = np.concatenate([rows for share in shares for parts in share for rows in parts])
+    assert len(rows) == len(set(rows.tolist())) > 250
+
+
+def test_budgets_and_data_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="less than one sequence of 12"):
+        TrainingBatches(np.array([12, 3]), tokens=10, seed=0)
+    with pytest.raises(ValueError, match="no user has the 2 events"):
+        TrainingBatches(np.array([1, 1]), tokens=10, seed=0, minimum=2)
+
+
+def test_a_step_is_cut_into_as_many_parts_as_are_asked_for_or_memory_needs(monkeypatch):
+    lengths = np.random.default_rng(0).integers(2, 40, 500)
+    steps = {parts: list(TrainingBatches(lengths, tokens=2000, seed=1, parts=parts)) for parts in (1, 8)}
+    assert {len(step) for step in steps[1]} == {1}
+    assert {len(step) for step in steps[8]} == {8}
+    monkeypatch.setattr(module, "PLACES", 1000)
+    cut = list(TrainingBatches(lengths, tokens=2000, seed=1, parts=1))
+    for whole, other, parts in zip(steps[1], steps[8], cut, strict=True):
+        assert len(parts) > 1
+        assert sorted(np.concatenate(parts)) == sorted(np.concatenate(other)) == sorted(whole[0])
+
+
 WINDOW, SIZE, TOKENS = 12, 20, 400
+
+
 DATA = random_sequences(300, 40, longest=30, shortest=1, seed=3)
 
 
@@ -149,13 +225,3 @@ def test_a_user_to_a_row_needs_no_segments():
 def test_rows_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match=r"train.row is 11, less than the 12 events"):
         PackedBatches(held().lengths, size=11, tokens=TOKENS, seed=0)
-
-
-def test_an_event_is_appended_and_the_first_falls_out():
-    data = DeviceSequences(sequences([[1, 2, 3], [4], [], [5, 6]]), window=3, device="cpu")
-    batch = data.batch(np.arange(4)).append_event(torch.tensor([7, 8, 9, 0]), 3)
-    assert batch.items.tolist() == [[2, 3, 7], [4, 8, 0], [9, 0, 0], [5, 6, 0]]
-    assert batch.lengths.tolist() == [3, 2, 1, 2]
-    assert batch.timestamps.tolist() == [[100, 200, 200], [0, 0, 0], [0, 0, 0], [0, 100, 0]]
-    longer = data.batch(np.arange(4)).append_event(torch.tensor([7, 8, 9, 0]), 4)
-    assert longer.items[0].tolist() == [1, 2, 3, 7] and longer.lengths.tolist() == [4, 2, 1, 2]

@@ -12,7 +12,7 @@ from ibis.backends.duckdb import Backend
 
 from recpipe.data.readers import RawTables, read
 
-SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 Rows = list[dict[str, Any]]
 Reading = Callable[..., RawTables]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.training import losses
 from recpipe.training.losses import loss_names, make_loss
 from recpipe.training.losses.amince import tail_of
 from recpipe.training.losses.full_softmax import FullSoftmax
@@ -182,37 +181,6 @@ def test_items_without_a_count_are_never_popular_negatives():
     counts = torch.tensor([9.0, 0, 3, 0, 1, 0])  # the padding's count is not looked at
     found = NegativeSampler({"popularity": 500}, item_counts=counts)(torch.tensor([1]), 5, shared=True).items
     assert set(found.tolist()) == {2, 4}
-
-
-NEW_LOSS = """
-import torch
-from torch.nn import functional as F
-from recpipe.training.losses import Loss
-
-class Smoothed(Loss):
-    needs = frozenset({"item_counts"})
-
-    def __init__(self, amount: float = 0.1, item_counts=None):
-        super().__init__()
-        self.amount, self.total = amount, float(item_counts.sum())
-
-    def compute(self, hidden, table, targets):
-        return F.cross_entropy(hidden @ table[1:].T, targets - 1, label_smoothing=self.amount)
-"""
-
-
-def test_a_new_loss_is_one_file(tmp_path, monkeypatch):
-    (tmp_path / "smoothed.py").write_text(NEW_LOSS)
-    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
-    hidden, table, targets = batch()
-    loss = make_loss({"name": "smoothed", "amount": 0.2}, COUNTS)
-    assert loss.total == COUNTS.sum()
-    theirs = F.cross_entropy(hidden @ table[1:].T, targets - 1, label_smoothing=0.2)
-    same(loss(hidden, table, targets), theirs, hidden, table)
-    with pytest.raises(ValueError, match="did you mean 'amount'"):
-        make_loss({"name": "smoothed", "amont": 0.2}, COUNTS)
-    with pytest.raises(ValueError, match="'item_counts'"):
-        make_loss({"name": "smoothed", "item_counts": 1}, COUNTS)
 
 
 NEGATIVE = {"negatives": {"uniform": 4}}

@@ -18,11 +18,10 @@ from kedro.pipeline import Node, Pipeline
 from recpipe.config import DataPaths, RunConfig, build_config
 from recpipe.config.schema import StudyConfig
 from recpipe.pipelines.train import training_inputs, training_job
-from recpipe.pipelines.types import TrainingData, TrainingJob
+from recpipe.pipelines.types import Bundle, TrainingData, TrainingJob
 from recpipe.pipelines.wiring import Wiring
 
 if TYPE_CHECKING:
-    from recpipe.training.fit import TrainingResult
     from recpipe.training.variants import Study, Variant
 
 log = logging.getLogger(__name__)
@@ -94,32 +93,33 @@ def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
     if result.is_file() and (earlier := json.loads(result.read_text()))["about"] == identity:
         row: dict[str, Any] = earlier["row"]
         return row
-    trained, _ = job.train(folder=place)
+    bundle = job.train(folder=place)
     row = {
         "name": variant.name,
         "value": variant.value,
         "changed": dict(variant.overrides),
-        **_numbers(trained, job),
+        **_numbers(bundle, job),
     }
     place.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"about": identity, "row": row}))
     return row
 
 
-def _numbers(trained: TrainingResult, job: TrainingJob) -> dict[str, Any]:
+def _numbers(bundle: Bundle, job: TrainingJob) -> dict[str, Any]:
     """Validation metric, cost, and effective dimensions of the item vectors."""
     from recpipe.evaluation.context import Question
     from recpipe.evaluation.geometry.measures import participation_ratio, spectrum
 
     metric = job.settings.metric
-    value = Question(job.data.valid_set, job.data.protocol, metric).value(trained.model)
+    value = Question(job.data.valid_set, job.data.protocol, metric).value(bundle.model)
     try:
-        vectors = trained.model.item_vectors()[1:].detach().cpu().double().numpy()
+        vectors = bundle.model.item_vectors()[1:].detach().cpu().double().numpy()
         dimensions = participation_ratio(spectrum(vectors))
     except ValueError:  # it has none
         dimensions = None
     keys = ("train_seconds", "seconds_per_epoch", "tokens_per_second", "epochs", "best_epoch", "parameters")
-    return {metric: value, "used_dimensions": dimensions, **{key: trained.cost.get(key) for key in keys}}
+    cost = bundle.training["cost"]
+    return {metric: value, "used_dimensions": dimensions, **{key: cost.get(key) for key in keys}}
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:

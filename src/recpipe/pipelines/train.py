@@ -47,9 +47,7 @@ def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths
     """
     from recpipe.progress import report_epoch
 
-    job = training_job(config, training_data, paths, **inputs)
-    trained, description = job.train(on_epoch=report_epoch)
-    return job.bundle(trained, description)
+    return training_job(config, training_data, paths, **inputs).train(on_epoch=report_epoch)
 
 
 def training_job(

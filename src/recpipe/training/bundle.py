@@ -1,4 +1,4 @@
-"""A bundle: a trained model and all that is needed to recommend with it, in one folder."""
+"""Bundle: folder of a trained model with all that is needed to recommend with it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 
 @dataclass
 class Bundle:
-    """``training`` holds what the run cost and how it was made: seed, settings, versions, seconds, best metric.
+    """Trained model with its vocabulary, titles, protocol, and description of its training.
 
-    ``curve`` is the training curve, a row per epoch. It has a file of its own and is empty in a bundle that was loaded.
+    ``training``: seed, settings, versions, cost, best metric, hashes of the inputs. ``curve``: a row per epoch; it is
+    saved in a file of its own and is empty in a loaded bundle.
     """
 
     name: str
@@ -46,11 +47,11 @@ class Bundle:
 
     @property
     def put_back(self) -> bool:
-        """Whether it was trained on the validation events too (``train.put_back``)."""
+        """Whether the model was trained on the validation events too (``train.put_back``)."""
         return bool((self.training.get("settings") or {}).get("train", {}).get("put_back"))
 
     def check_catalogue(self, vocabulary: Vocabulary) -> None:
-        """Raises ValueError unless item numbers of ``vocabulary`` mean the same items to the bundle."""
+        """Raise ValueError unless ``vocabulary`` has the same items in the same order."""
         if not np.array_equal(self.vocabulary.ids, vocabulary.ids):
             raise ValueError(
                 f"{self.name} was trained on another catalogue ({len(self.vocabulary)} items) than the data on disk "
@@ -58,19 +59,19 @@ class Bundle:
             )
 
     def title_table(self) -> pa.Table:
-        """``item_id`` and ``title`` of every item, in the order of the vocabulary."""
+        """Return ``item_id`` and ``title`` of every item, in the order of the vocabulary."""
         ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))
         return pa.table({"item_id": ids, "title": titles})
 
 
 def curve_table(bundle: Bundle) -> pa.Table:
-    """The training curve; without rows for a model that was fitted in one go."""
+    """Return the training curve; without rows for a closed-form model."""
     columns = dict.fromkeys(key for row in bundle.curve or [CURVE_COLUMNS] for key in row)
     return pa.table({key: [row.get(key) for row in bundle.curve] for key in columns})
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
-    """Writes into ``folder``, which exists; whoever calls makes the folder's appearance atomic."""
+    """Write into the existing ``folder``; the caller makes its appearance atomic."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)
     items = {
@@ -96,7 +97,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
 
 
 def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
-    """What ``save_bundle`` wrote. Raises ValueError that names what is missing or not whole."""
+    """Read a folder of ``save_bundle``. Raises ValueError for missing or incomplete files."""
     missing = [name for name in (WEIGHTS, CONFIG, ITEMS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -116,12 +117,12 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
             for name, fields in described.get("ids", {}).items()
         },
     )
-    if "cold_users" in described:  # bundles of before there were any have none
+    if "cold_users" in described:  # absent in old bundles
         model.cold_users = ColdUsers.from_dict(described["cold_users"], n_items=len(vocabulary))
     try:
         model.load_tensors(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG} or is not whole: {error}") from error
+        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG} or is incomplete: {error}") from error
     for name, codes in model.item_codes().items():
         codes.check(described["ids"][name]["digest"])
     return Bundle(

@@ -87,30 +87,17 @@ class TrainingJob:
         """The ``train`` block of the model."""
         return build_config(TrainSettings, self.config.train, where=f"models.{self.config.name}.train")
 
-    @cached_property
-    def side(self) -> SideConfig:
-        """The side information that the model reads."""
-        return side_config(self.config.type, self.config.side, where=f"models.{self.config.name}")
-
-    @cached_property
-    def cold_users(self) -> ColdUsersConfig:
-        """The fallback for users without history."""
-        return build_config(ColdUsersConfig, self.config.cold_users, where="cold_users")
-
-    @property
-    def fitting_set(self) -> Sequences:
-        """The training set, with ``put_back`` also the validation events."""
-        data = self.data
-        return with_validation(data.train_set, data.valid_set) if self.settings.put_back else data.train_set
-
-    def train(
-        self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
-    ) -> tuple[fit.TrainingResult, dict[str, Any]]:
-        """Train the model; return it with the description for its bundle. ``folder`` is for checkpoints."""
+    def train(self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None) -> Bundle:
+        """Train the model; ``folder`` is for checkpoints, by default ``work_folder``."""
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
-        fitting_set = self.fitting_set
-        vectors = self._vectors()
-        side = build_side(self.side, fitting_set, data.vocabulary, self.inputs.items, vectors)
+        fitting_set, items = data.train_set, self.inputs.items
+        if settings.put_back:
+            fitting_set = with_validation(data.train_set, data.valid_set)
+        vectors = dict(self.inputs.vectors)
+        if self.inputs.collaborative is not None:
+            vectors[COLLABORATIVE] = item_vectors(self.inputs.collaborative, protocol, data.vocabulary)
+        reads = side_config(config.type, config.side, where=f"models.{config.name}")
+        side = build_side(reads, fitting_set, data.vocabulary, items, vectors)
         ids = build_catalogue_ids(config.ids, self.inputs.ids, data.vocabulary)
 
         def build_untrained() -> Recommender:
@@ -139,36 +126,25 @@ class TrainingJob:
             folder=self.work_folder if folder is None else folder,
             fingerprint=protocol.id if config.init_from == "none" else f"{protocol.id} {config.init_from}",
             on_epoch=on_epoch,
-            cold_users=self.cold_users,
+            cold_users=build_config(ColdUsersConfig, config.cold_users, where="cold_users"),
             steps_from=data.train_set,
         )
-        return trained, self._description(trained, side, ids, vectors)
-
-    def bundle(self, trained: fit.TrainingResult, description: dict[str, Any]) -> Bundle:
-        """Return the bundle of a trained model."""
-        items = self.inputs.items
         titles = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
         return Bundle(
-            name=self.config.name,
-            type=self.config.type,
+            name=config.name,
+            type=config.type,
             model=trained.model,
-            vocabulary=self.data.vocabulary,
-            titles=[titles.get(item) for item in self.data.vocabulary.ids],
-            train_events=np.bincount(self.fitting_set.items, minlength=len(self.data.vocabulary) + 1)[1:],
-            protocol=self.data.protocol,
-            training=description,
+            vocabulary=data.vocabulary,
+            titles=[titles.get(item) for item in data.vocabulary.ids],
+            train_events=np.bincount(fitting_set.items, minlength=len(data.vocabulary) + 1)[1:],
+            protocol=protocol,
+            training=self._description(trained, side, ids, vectors),
             curve=trained.curve,
         )
 
     def identity(self) -> dict[str, Any]:
         """Settings and content hashes that determine the result, apart from versions and hardware."""
         return {**asdict(self.config), "protocol": self.data.protocol.id, "inputs": self.inputs.hashes()}
-
-    def _vectors(self) -> dict[str, Embeddings]:
-        vectors, model = dict(self.inputs.vectors), self.inputs.collaborative
-        if model is not None:
-            vectors[COLLABORATIVE] = item_vectors(model, self.data.protocol, self.data.vocabulary)
-        return vectors
 
     def _description(
         self,

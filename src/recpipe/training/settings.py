@@ -1,9 +1,12 @@
-"""The conf block `train` as a type, and what its `auto` values mean on this machine."""
+"""Settings of training (conf block ``train``), and the meaning of their `auto` values on this machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recpipe.models.recommender import Recommender
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 LAYOUTS = ("padded", "packed")
@@ -14,17 +17,19 @@ LOGGERS = ("tensorboard", "csv", "wandb")
 class TrainSettings:
     """The conf block ``train``; a model's own ``train`` block overrides it key by key.
 
-    ``window``: events of a history that the model reads, at most the protocol's ``history`` (null: as many).
-    ``windows`` trains on the last window of a long user only, or on all of them, each ``stride`` events earlier (null:
-    as many as it has): a short stride reads events again, as context of others. ``layout``: a user to a row, padded,
-    or several packed into rows of ``row`` events; ``batch_tokens`` is the number of events in a step; ``put_back``
-    trains on training and validation events, for as many steps as without, and keeps the last state;
-    ``patience`` counts validations without a new best ``metric``, which is that of ``validate_users`` users, always the
-    same ones (null: of all);
-    ``max_minutes`` of training, validations not counted, end it with the next one that is validated (null: no limit);
-    ``ema``: the decay of a moving average of the weights over steps, which is validated and kept instead (null: none);
-    ``precision`` auto means bf16 on a GPU that has it, else fp32; ``resume`` goes on from an unfinished run with
-    equal settings and data; ``loggers`` get the curves: tensorboard, csv, wandb.
+    window: events of a history that the model reads, at most and by default the protocol's ``history``.
+    windows: ``last`` trains on the last window of a long history; ``all`` on every window, ``stride`` events apart (by
+        default without overlap; events of an overlap are context only).
+    layout: ``padded``, a history per row, or ``packed``, several per row of ``row`` events (by default a window).
+    batch_tokens: events of a step.
+    put_back: train on training and validation events, for as many steps as without, and keep the last state.
+    patience: validations without a new best ``metric`` that end training; ``validate_users`` limits them to this number
+        of users, always the same.
+    max_minutes: end training, without the time of validations, at the next epoch that is validated.
+    ema: decay of a moving average of the weights over steps, which is validated and kept instead.
+    precision: ``auto`` is bf16 on a GPU that has it, else fp32.
+    resume: continue an unfinished run with equal settings and data.
+    loggers: destinations of the curves, of tensorboard, csv, wandb.
     """
 
     loss: dict[str, Any] = field(default_factory=lambda: {"name": "full_softmax", "chunk": 512})
@@ -52,31 +57,29 @@ class TrainSettings:
     loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", *PRECISIONS):
-            raise ValueError(f"train.precision is {self.precision!r}; allowed: auto, {', '.join(PRECISIONS)}")
-        if self.windows not in ("last", "all"):
-            raise ValueError(f"train.windows is {self.windows!r}; allowed: last, all")
+        allowed = {"precision": ("auto", *PRECISIONS), "windows": ("last", "all"), "layout": LAYOUTS}
+        for name, choices in allowed.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"train.{name} is {value!r}; allowed: {', '.join(choices)}")
+        if unknown := set(self.loggers) - set(LOGGERS):
+            raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
         self._check_numbers()
         if self.stride is not None and (self.stride < 1 or self.windows != "all"):
             raise ValueError(
                 f"train.stride is {self.stride} with train.windows {self.windows}; it is a number of events from 1 "
                 "with windows: all, or null"
             )
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"train.layout is {self.layout!r}; allowed: {', '.join(LAYOUTS)}")
         if self.put_back and self.schedule.get("name") == "plateau":
             raise ValueError("train.put_back leaves no validation for train.schedule plateau; choose another")
-        if unknown := set(self.loggers) - set(LOGGERS):
-            raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
         if self.validate_every > self.max_epochs:
             raise ValueError(
                 f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "
-                "nothing would ever be selected"
+                "no epoch would be validated"
             )
 
     def _check_numbers(self) -> None:
         for name in ("window", "row", "validate_users", "stride", "max_minutes", "gradient_clip", "ema"):
-            value = getattr(self, name)  # of null the conf's own check knows no kind
+            value = getattr(self, name)  # null in the conf, so that its type is not checked there
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"train.{name} is {value!r}; it must be a number, or null")
         for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
@@ -92,8 +95,8 @@ class TrainSettings:
             raise ValueError(f"train.ema is {self.ema}; it is a decay between 0 and 1 (.999, say), or null")
 
 
-def check_layout(settings: TrainSettings, model: type[Any]) -> None:
-    """Raises ValueError if ``model``, a class of recommenders, does not read ``settings.layout``."""
+def check_layout(settings: TrainSettings, model: type[Recommender]) -> None:
+    """Raise ValueError if a model class does not read batches in ``settings.layout``."""
     if not model.closed_form and settings.layout not in model.layouts:
         raise ValueError(
             f"train.layout is {settings.layout} and {model.__name__} reads {', '.join(model.layouts)}; "
@@ -101,8 +104,8 @@ def check_layout(settings: TrainSettings, model: type[Any]) -> None:
         )
 
 
-def check_loss(settings: TrainSettings, model: type[Any]) -> None:
-    """Raises ValueError if ``model``, a class of recommenders, cannot be trained with ``settings.loss``."""
+def check_loss(settings: TrainSettings, model: type[Recommender]) -> None:
+    """Raise ValueError if a model class cannot be trained with ``settings.loss``."""
     name = settings.loss.get("name")
     if not model.closed_form and model.losses and name not in model.losses:
         raise ValueError(
@@ -112,7 +115,7 @@ def check_loss(settings: TrainSettings, model: type[Any]) -> None:
 
 
 def check_arguments(settings: TrainSettings) -> None:
-    """Raises ValueError for arguments that the loss, the optimiser or the schedule does not have."""
+    """Raise ConfigError for arguments that the loss, the optimiser or the schedule does not have."""
     import torch
 
     from recpipe.training.losses import make_loss
@@ -124,7 +127,7 @@ def check_arguments(settings: TrainSettings) -> None:
 
 
 def choose_device(device: str) -> str:
-    """``auto`` is cuda where there is one, else cpu. Raises ValueError for cuda without one."""
+    """Resolve ``auto`` to cuda if available, else cpu. Raises ValueError for cuda without a device."""
     import torch
 
     if device == "auto":
@@ -139,7 +142,7 @@ def choose_device(device: str) -> str:
 
 
 def choose_precision(precision: str, device: str) -> str:
-    """``auto`` is bf16 on a GPU that has it, else fp32."""
+    """Resolve ``auto`` to bf16 on a GPU that has it, else to fp32."""
     import torch
 
     if precision != "auto":

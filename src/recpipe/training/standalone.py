@@ -1,8 +1,4 @@
-"""Data folder of a data set without Kedro: inputs of training, and the paths where Kedro looks for results.
-
-Paths are those of conf/base/catalog: what moves there has to move here.
-
-Training without Kedro on data that Kedro prepared, for example on a GPU machine.
+"""Training without Kedro on data that Kedro prepared, for example on a GPU machine.
 
 It needs torch, lightning, numpy, pyarrow, pyyaml and safetensors; with pydantic, types of settings are checked too.
 Copy conf and data/03_primary, 04_feature, 05_model_input there (and 06_models of a model whose item vectors another one
@@ -12,7 +8,7 @@ reads). Copy the folder --into back:
     cp -r trained/* data/                                                     # where Kedro is
     kedro run --pipelines=evaluate,report --params dataset=amazon-beauty,model=tiger+sasrec
 
-After an interruption, by --minutes or otherwise, the same command goes on. `--params` changes settings as in
+After an interruption, by --minutes or otherwise, the same command continues. `--params` changes settings as in
 `kedro run`: `--params models.tiger.dropout=.3,models.tiger.train.max_epochs=60`. Only the validation fold is used for
 selection.
 """
@@ -42,107 +38,9 @@ from recpipe.models.registry import model_class, model_info, side_config
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.bundle import Bundle, curve_table, load_bundle, save_bundle
-from recpipe.training.job import ItemInputs, OnEpoch, TrainingJob, Validator
+from recpipe.training.job import ItemInputs, TrainingJob, Validator
+from recpipe.training.module import OnEpoch
 from recpipe.training.settings import TrainSettings
-
-
-@dataclass(frozen=True)
-class DataFolder:
-    """The data folder of a data set, for one seed; results go to ``into``, by default the same folder."""
-
-    data: Path
-    dataset: str
-    seed: int = 42
-    into: Path | None = None
-
-    @property
-    def paths(self) -> DataPaths:
-        """Folders of the inputs."""
-        return DataPaths(self.data, self.data, self.dataset)
-
-    @property
-    def results(self) -> DataPaths:
-        """Folders of the results."""
-        return DataPaths(self.into or self.data, self.data, self.dataset)
-
-    def bundle_folder(self, model: str) -> Path:
-        """The folder with all versions of a model's bundle."""
-        return self.results.models / model / f"seed_{self.seed}" / "bundle"
-
-    def curves_file(self, model: str) -> Path:
-        """The training curve of a model."""
-        return self.results.reporting / model / f"seed_{self.seed}" / "curves.parquet"
-
-    def test(self) -> Fold:
-        """The test fold, which no training reads."""
-        return Fold.read(self.paths.split / "test_set.parquet")
-
-    def job(self, config: RunConfig, validator: Validator) -> TrainingJob:
-        """The training job of a model; loads only vectors and ids that the model reads.
-
-        Raises ValueError for a missing file, with the command that makes it.
-        """
-        if config.init_from != "none":
-            raise ValueError(
-                f"init_from={config.init_from}: only `kedro run` begins with another run's weights"
-            )
-        split = self.paths.split
-        if not (split / "train_set.parquet").is_file():
-            raise ValueError(
-                f"{split} holds no split; run `kedro run --pipelines=train --params dataset={self.dataset},"
-                "model=popular` where Kedro is, and bring the folder"
-            )
-        return TrainingJob(
-            config=config,
-            data=TrainingData.read(split),
-            inputs=self._inputs(config),
-            work_folder=self.results.work(config.name, self.seed),
-            validator=validator,
-        )
-
-    def _inputs(self, config: RunConfig) -> ItemInputs:
-        ids: dict[str, Any] = {}
-        for kind in config.ids:
-            folder = self.paths.ids(kind)
-            ids[kind] = (
-                SemanticIds.read(_existing(folder / "semantic_ids.parquet", "semantic_ids")),
-                PrefixTree.read(_existing(folder / "prefix_tree.safetensors", "semantic_ids")),
-            )
-        return ItemInputs(
-            items=pq.read_table(_existing(self.paths.primary / "items.parquet", "ingest")),
-            vectors={
-                name: Embeddings.read(_existing(self.paths.features / f"{name}_embeddings.parquet", "embed"))
-                for name in config.vectors
-            },
-            ids=ids,
-            collaborative=None if config.item_model is None else self._bundle(config.item_model, config.name),
-        )
-
-    def bundles(self, model: str) -> list[Path]:
-        """Bundles of a model among inputs and results, the latest last."""
-        roots = dict.fromkeys(root for root in (self.data, self.into) if root is not None)
-        folders = [DataPaths(root, root, self.dataset).models / model / f"seed_{self.seed}" for root in roots]
-        return sorted(
-            (each for folder in folders for each in folder.glob("bundle/*/bundle")),
-            key=lambda each: each.parent.name,
-        )
-
-    def _bundle(self, model: str, reader: str) -> Bundle:
-        if not (bundles := self.bundles(model)):
-            raise ValueError(
-                f"{self.dataset} has no trained {model} of seed {self.seed}, whose items {reader} "
-                "reads: train it first"
-            )
-        return load_bundle(bundles[-1])
-
-
-def _existing(file: Path, pipeline: str) -> Path:
-    if not file.is_file():
-        raise ValueError(
-            f"{file} is missing; run `kedro run --pipelines={pipeline}` where Kedro is, and bring it"
-        )
-    return file
-
 
 log = logging.getLogger(__name__)
 
@@ -191,8 +89,8 @@ def _finished(run: RunConfig, data: DataFolder, ends: float) -> bool:
 def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> Bundle:
     """Train one model; write its bundle and curve where Kedro looks for them.
 
-    Returns the previous bundle if settings and data are the same. Raises KeyboardInterrupt where ``on_epoch`` ended
-    training early; the same call then goes on.
+    Returns the previous bundle if settings and data are the same. Raises KeyboardInterrupt where ``on_epoch``
+    interrupts training, which the same call resumes.
     """
     job = data.job(run, validator)
     identity = json.loads(json.dumps(job.identity()))
@@ -202,11 +100,10 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
     if previous.get("identity") == identity and folder.is_dir():
         log.info("%s was trained with the same settings before: %s", run.name, folder)
         return load_bundle(folder)
-    trained, description = job.train(on_epoch=on_epoch)
-    bundle = job.bundle(trained, description)
+    bundle = job.train(on_epoch=on_epoch)
     version = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")[:-3] + "Z"  # Kedro's form, and its order
-    with atomic_folder(bundles / version / "bundle") as place:
-        save_bundle(bundle, place)
+    with atomic_folder(bundles / version / "bundle") as temporary:
+        save_bundle(bundle, temporary)
     with atomic_file(data.curves_file(run.name)) as curves:
         pq.write_table(curve_table(bundle), curves)
     with atomic_file(record) as file:
@@ -215,13 +112,110 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
 
 
 def epoch_logger(name: str, ends: float) -> OnEpoch:
-    """Callback that logs every epoch, and ends training when time is up."""
+    """Return a callback that logs every epoch and interrupts training when time is up."""
 
     def log_epoch(row: Mapping[str, Any]) -> bool:
         log.info("%s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
         return time.perf_counter() > ends
 
     return log_epoch
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """Data folder of a data set and a seed; results go to ``into``, by default the same folder.
+
+    Paths are those of conf/base/catalog and have to change with it.
+    """
+
+    data: Path
+    dataset: str
+    seed: int = 42
+    into: Path | None = None
+
+    @property
+    def inputs(self) -> DataPaths:
+        """Folders of the inputs."""
+        return DataPaths(self.data, self.data, self.dataset)
+
+    @property
+    def results(self) -> DataPaths:
+        """Folders of the results."""
+        return DataPaths(self.into or self.data, self.data, self.dataset)
+
+    def bundle_folder(self, model: str) -> Path:
+        """Return the folder with all versions of a model's bundle."""
+        return self.results.models / model / f"seed_{self.seed}" / "bundle"
+
+    def curves_file(self, model: str) -> Path:
+        """Return the file of a model's training curve."""
+        return self.results.reporting / model / f"seed_{self.seed}" / "curves.parquet"
+
+    def test(self) -> Fold:
+        """Read the test fold, which no training reads."""
+        return Fold.read(self.inputs.split / "test_set.parquet")
+
+    def job(self, config: RunConfig, validator: Validator) -> TrainingJob:
+        """Return the training job of a model, with the embeddings and ids that it reads.
+
+        Raises ValueError for a missing file, with the command that makes it.
+        """
+        if config.init_from != "none":
+            raise ValueError(
+                f"init_from={config.init_from}: only `kedro run` begins with another run's weights"
+            )
+        split = self.inputs.split
+        if not (split / "train_set.parquet").is_file():
+            raise ValueError(
+                f"{split} holds no split; run `kedro run --pipelines=train --params dataset={self.dataset},"
+                "model=popular` where Kedro is, and copy the folder"
+            )
+        return TrainingJob(
+            config=config,
+            data=TrainingData.read(split),
+            inputs=self._item_inputs(config),
+            work_folder=self.results.work(config.name, self.seed),
+            validator=validator,
+        )
+
+    def _item_inputs(self, config: RunConfig) -> ItemInputs:
+        paths = self.inputs
+        ids = {}
+        for kind in config.ids:
+            folder = paths.ids(kind)
+            ids[kind] = (
+                SemanticIds.read(_existing(folder / "semantic_ids.parquet", "semantic_ids")),
+                PrefixTree.read(_existing(folder / "prefix_tree.safetensors", "semantic_ids")),
+            )
+        return ItemInputs(
+            items=pq.read_table(_existing(paths.primary / "items.parquet", "ingest")),
+            vectors={
+                name: Embeddings.read(_existing(paths.features / f"{name}_embeddings.parquet", "embed"))
+                for name in config.vectors
+            },
+            ids=ids,
+            collaborative=None if config.item_model is None else self._bundle(config.item_model, config.name),
+        )
+
+    def _bundle(self, model: str, reader: str) -> Bundle:
+        """The latest bundle of a model among inputs and results."""
+        folders = {paths.models / model / f"seed_{self.seed}" for paths in (self.inputs, self.results)}
+        bundles = (bundle for folder in folders for bundle in folder.glob("bundle/*/bundle"))
+        latest = max(bundles, key=lambda bundle: bundle.parent.name, default=None)
+        if latest is None:
+            raise ValueError(
+                f"{self.dataset} has no trained {model} of seed {self.seed}, whose item vectors {reader} "
+                "reads: train it first"
+            )
+        return load_bundle(latest)
+
+
+def _existing(file: Path, pipeline: str) -> Path:
+    if not file.is_file():
+        raise ValueError(
+            f"{file} is missing; run `kedro run --pipelines={pipeline}` where Kedro is, and copy it"
+        )
+    return file
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,66 @@
+"""Bundles: a loaded one recommends the same; incomplete folders are refused; a failed save changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.synthetic import random_sequences
+
+from recpipe.data.atomic import atomic_folder
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Vocabulary
+from recpipe.models.registry import build
+from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    vocabulary = Vocabulary(np.array([f"i{i}" for i in range(9)], dtype=object))
+    model = build("item_knn", {"neighbours": 3}, n_items=9, max_length=5)
+    model.fit(random_sequences(40, 9))
+    titles, protocol = ["Ω", None] + ["t"] * 7, Protocol(dataset="x")
+    return Bundle("knn", "item_knn", model, vocabulary, titles, np.arange(9), protocol, {"seed": 1})
+
+
+def test_a_loaded_bundle_recommends_the_same(tmp_path, bundle):
+    with atomic_folder(tmp_path / "b") as folder:
+        save_bundle(bundle, folder)
+    loaded = load_bundle(tmp_path / "b")
+    data = random_sequences(10, 9, seed=4)
+    for ours, theirs in zip(bundle.model.recommend(data, 4), loaded.model.recommend(data, 4), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for name in ("name", "type", "titles", "training", "protocol"):
+        assert getattr(loaded, name) == getattr(bundle, name)
+    assert loaded.vocabulary.ids.tolist() == bundle.vocabulary.ids.tolist()
+    assert loaded.train_events.tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+def test_a_bundle_without_a_file_is_refused(tmp_path, bundle, file):
+    save_bundle(bundle, tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(ValueError, match=f"{file} missing"):
+        load_bundle(tmp_path)
+
+
+def test_incomplete_weights_are_refused(tmp_path, bundle):
+    save_bundle(bundle, tmp_path)
+    content = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(content[:-8])
+    with pytest.raises(ValueError, match="incomplete"):
+        load_bundle(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_folder(tmp_path, bundle):
+    with atomic_folder(tmp_path / "b") as folder:
+        save_bundle(bundle, folder)
+
+    def fail() -> None:
+        with atomic_folder(tmp_path / "b") as folder:
+            (folder / WEIGHTS).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fail()
+    assert load_bundle(tmp_path / "b").name == "knn"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -21,9 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from harness import command_line, generated_embeddings, generated_items
-from recpipe.semantic_ids.codebooks import scaling
 from recpipe.semantic_ids.quality import leaf_categories
-from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_types
+from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_types, scaling
 
 BITS = 8
 QUICK = {"least_steps": 20, "epochs": 2, "widths": (32,), "latent": 8, "batch": 64}  # of the autoencoders

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from recpipe.semantic_ids.codebooks import DEAD, scaling
 from recpipe.semantic_ids.faiss_quantizers import one_thread
-from recpipe.semantic_ids.quantizer import Quantizer, build_quantizer, load_quantizer, save_quantizer
+from recpipe.semantic_ids.quantizer import (
+    DEAD_DIMENSION,
+    Quantizer,
+    build_quantizer,
+    load_quantizer,
+    save_quantizer,
+    scaling,
+)
 
 TYPES = ("residual_kmeans", "pq", "opq")
 FAST = {"steps": 2, "iterations": 4, "rotations": 3}
@@ -159,7 +165,7 @@ def test_dimensions_of_rounding_errors_are_not_blown_up():
     z = ((torch.from_numpy(x) - mean) / scale).numpy()
     assert scale[3:6].tolist() == [1, 1, 1]
     assert np.allclose(z[:, [0, 1, 2, *range(6, 24)]].std(0), 1, atol=1e-4)
-    assert np.abs(z[:, 3:6]).max() < DEAD
+    assert np.abs(z[:, 3:6]).max() < DEAD_DIMENSION
 
 
 @pytest.mark.parametrize("type_", TYPES)

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 from recpipe.semantic_ids.quantizer import (
     Quantizer,
     build_quantizer,
-    count_distinct,
     distinct_rows,
     fitting_sizes,
     load_quantizer,
@@ -79,7 +78,7 @@ def test_unknown_setting_is_named_with_the_known_ones():
         ({"few_items": "cry"}, "few_items is 'cry'; allowed: shrink, refuse"),
         ({"latent": 2}, "latent is 2; allowed: at least levels, 3"),
         ({"sinkhorn": [0.1]}, "sinkhorn is .*; allowed: null, or 3 numbers"),
-        ({"dead_codes": {"evry": 3}}, "dead_codes: unknown setting evry; known: every, until"),
+        ({"dead_codes": {"evry": 3}}, "dead_codes .evry. .*every"),
         ({"dead_codes": {"every": 0}}, "dead_codes are every 0, until 0.7; allowed: at least 1"),
         ({"precision": "fp8"}, "precision is 'fp8'; allowed: auto, fp32, bf16"),
         ({"warm_up": 1.5}, "warm_up is 1.5; allowed: from 0 to below 1"),
@@ -109,9 +108,9 @@ def broken(kind: str) -> np.ndarray:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("nan", "2 of 200 vectors hold NaN or infinity: rows 3, 7"),
+        ("nan", "2 of 200 vectors have NaN or infinity: rows 3, 7"),
         ("constant", "all 50 vectors are equal"),
-        ("one", "one item alone has content, a quantizer needs at least 2"),
+        ("one", "only one item has content, a quantizer needs at least 2"),
         ("none", "no item has content: nothing to quantize"),
         ("flat", r"shape \(N, D\), got \(12,\)"),
     ],
@@ -156,7 +155,6 @@ def test_distinct_rows_against_numpy():
     x = np.random.default_rng(0).integers(-1, 2, size=(500, 5)).astype(np.float32)
     x[x == 0] *= np.random.default_rng(1).choice([-1, 1], size=(x == 0).sum())  # zeros of both signs
     kinds, same = np.unique(x, axis=0, return_inverse=True)
-    assert count_distinct(x) == len(kinds)
     first, mine = distinct_rows(x)
     assert (x[first][mine] == x).all() and len(first) == len(kinds)
     assert len(np.unique(np.stack([mine, same.ravel()], 1), axis=0)) == len(kinds)
@@ -243,9 +241,9 @@ def spoil(folder: Path, how: str) -> None:
     ("how", "message"),
     [
         ("no weights", "model.safetensors missing; run `kedro run"),
-        ("cut weights", "no whole quantizer"),
+        ("cut weights", "is not a complete quantizer"),
         ("other weights", "model.safetensors is not the file that config.json was written with"),
-        ("cut config", "no whole quantizer"),
+        ("cut config", "is not a complete quantizer"),
         ("format", "format 2, this version reads 1"),
         ("type", "did you mean 'rqvae'"),
         ("sizes", "codebooks have shapes"),

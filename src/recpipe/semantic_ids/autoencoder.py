@@ -1,115 +1,141 @@
-"""Settings that the RQ-VAE and the PQ-VAE share, with their reasons. Numbers behind the defaults: LOG.md.
+"""Autoencoder with learned codebooks between encoder and decoder, the network of RQ-VAE and PQ-VAE.
 
-The network around the codes: an MLP beside a linear path, and back.
-
-Shape letters: N items, D width, Z latent width.
-
-An autoencoder with codebooks in its middle: what is trained, and what encodes and decodes afterwards.
-
-Shape letters: N items, B of a batch, D width, Z latent width, L levels, V codes per level.
+Shape letters: N items, B batch, D width, Z latent width, L levels, V codes per level.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
-from recpipe.semantic_ids.codebooks import LearnedCodebooks, sinkhorn
 from recpipe.semantic_ids.collisions import reallocate
-from recpipe.semantic_ids.quantizer import QuantizerConfig
+from recpipe.semantic_ids.quantizer import nearest, squared_distances
+
+CHUNK = 8192  # rows that go through the network at once after training
+COMPONENT_ROWS = 50_000  # rows from which principal components are computed
+MIN_COUNT = 1e-6  # of a moving average: a code that was not chosen for hundreds of steps stays where it is
 
 
 @dataclass(frozen=True)
-class DeadCodes:
-    """When codes that no item chooses are moved onto items that are badly reconstructed."""
+class Losses:
+    """Losses of one batch, with what the codebook update needs."""
 
-    every: int = 5  # epochs
-    until: float = 0.7  # of all steps; the rest is for those moved last to settle; 0: never
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or not 0 <= self.until <= 1:
-            raise ValueError(
-                f"dead_codes are every {self.every!r}, until {self.until!r}; allowed: at least 1, and from 0 to 1"
-            )
+    reconstruction: Tensor
+    commitment: Tensor
+    latent: Tensor  # (B, Z), detached
+    codes: Tensor | None  # (B, L); None before there are codebooks
 
 
 @dataclass(frozen=True)
-class VAEConfig(QuantizerConfig):
-    """Defaults were chosen on Amazon Beauty (12,101 items); bounds on steps keep them sane for 50 items and for 1e6."""
+class CodeOverrides:
+    """Codes that the rows in ``mask`` are committed to, with ``weight``, instead of their nearest ones."""
 
-    standardise: bool = True  # every dimension to mean 0 and variance 1: without it codebooks collapse
-    widths: tuple[int, ...] = (512, 256, 128)  # of the encoder's hidden layers; the decoder mirrors them
-    latent: int = 16  # fewer: items differ in more prefixes; more: vectors are reconstructed better
-    beta: float = 0.25  # weight of the commitment loss
-    decay: float = 0.95  # of the moving averages that codebooks are
-    batch: int = 512
-    epochs: int = 140
-    least_steps: int = 600  # a step is one batch
-    most_steps: int = 10_000
-    warm_up: float = 0.07  # share of the steps without codes, before k-means
-    lr: float = 5e-3  # at its highest: a few steps of warm-up, then a cosine to nearly nothing
-    weight_decay: float = 1e-4
-    dropout: float = 0.1  # share of a vector that the encoder does not see in a step: few items overfit soon
-    dead_codes: DeadCodes = DeadCodes()
-    separate: float = (
-        4.0  # weight with which items of equal codes are committed to free ones; 0: they are not
-    )
-    sinkhorn: tuple[float, ...] | None = None  # epsilon per level, 0: none; LC-Rec has [0, 0, 0.003]
-    settle: float = 0.25  # share of the steps until codes are settled enough for a state to be kept
-    held_out: float = 0.05  # share of the items that choose the best state; 0: all do
-    patience: int = 15  # looks at the held-out items (about 50 in a fit) without a better one
-    precision: str = "auto"  # of the network in training: fp32, bf16; auto: bf16 where there is AMX
-    threads: int = (
-        1  # in training: repeatable on any machine; more gain little here, and lose much on a busy one
-    )
+    codes: Tensor  # (N, L)
+    mask: Tensor  # (N,) bool
+    weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.dead_codes, DeadCodes):
-            object.__setattr__(self, "dead_codes", _dead_codes(self.dead_codes))
-        for name in ("latent", "batch", "epochs", "least_steps", "most_steps", "patience", "threads"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        self._check("latent", self.latent >= self.levels, f"at least levels, {self.levels}")
-        for name in ("decay", "held_out", "warm_up", "dropout", "settle"):
-            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
-        for name in ("beta", "weight_decay", "separate"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        self._check("lr", self.lr > 0, "above 0")
-        self._check("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32, bf16")
-        self._check("widths", all(width >= 1 for width in self.widths), "at least 1 each")
-        if self.sinkhorn is not None:
-            fits = len(self.sinkhorn) == self.levels and min(self.sinkhorn) >= 0
-            self._check("sinkhorn", fits, f"null, or {self.levels} numbers of at least 0")
-
-    def _check(self, name: str, right: bool, allowed: str) -> None:
-        if not right:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+    def __getitem__(self, rows: Tensor) -> CodeOverrides:
+        return CodeOverrides(self.codes[rows], self.mask[rows], self.weight)
 
 
-def _dead_codes(values: Mapping[str, Any]) -> DeadCodes:
-    known = [field.name for field in fields(DeadCodes)]
-    if unknown := [str(key) for key in values if key not in known]:
-        raise ValueError(f"dead_codes: unknown setting {', '.join(unknown)}; known: {', '.join(known)}")
-    return DeadCodes(**values)
+@dataclass
+class QuantizedAutoencoder:
+    """Encoder, codebooks and decoder for standardised vectors. Without codebooks the latent is not quantized."""
 
+    network: Autoencoder
+    codebooks: LearnedCodebooks | None = None
+    bf16: bool = False  # autocast in `losses` only
 
-ROWS = 50_000  # principal components need no more
+    def losses(
+        self,
+        x_BD: Tensor,
+        *,
+        dropped_BD: Tensor | None = None,
+        sinkhorn_epsilons: tuple[float, ...] | None = None,
+        overrides: CodeOverrides | None = None,
+    ) -> Losses:
+        """Compute mean squared errors per dimension. ``dropped_BD`` (bool) masks input dropout of the encoder."""
+        input_BD = x_BD
+        if dropped_BD is not None:
+            input_BD = x_BD.masked_fill(dropped_BD, 0) / (1 - dropped_BD.float().mean())
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            z_BZ = self.network.encode(input_BD).to(x_BD.dtype)
+        quantized, commitment, codes = z_BZ, z_BZ.new_zeros(()), None
+        if self.codebooks is not None:
+            codes = self.codebooks.encode(z_BZ.detach(), sinkhorn_epsilons)
+            weights = torch.ones(len(codes))
+            if overrides is not None:
+                codes = torch.where(overrides.mask[:, None], overrides.codes, codes)
+                weights[overrides.mask] = overrides.weight
+            commitment = self.codebooks.commitment(z_BZ, codes, weights)
+            quantized = z_BZ + (self.codebooks.decode(codes) - z_BZ).detach()  # straight-through estimator
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            decoded = self.network.decode(quantized).to(x_BD.dtype)
+        return Losses(F.mse_loss(decoded, x_BD), commitment, z_BZ.detach(), codes)
+
+    @torch.no_grad()
+    def latent(self, x_ND: Tensor) -> Tensor:
+        """(N, Z) output of the encoder."""
+        return torch.cat([self.network.encode(part) for part in x_ND.split(CHUNK)])
+
+    @torch.no_grad()
+    def encode(self, x_ND: Tensor) -> Tensor:
+        """(N, L) int64 nearest codes."""
+        codebooks = self._codebooks()
+        return torch.cat([codebooks.encode(self.network.encode(part)) for part in x_ND.split(CHUNK)])
+
+    @torch.no_grad()
+    def decode(self, codes_NL: Tensor) -> Tensor:
+        """(N, D) reconstruction."""
+        codebooks = self._codebooks()
+        return torch.cat([self.network.decode(codebooks.decode(part)) for part in codes_NL.split(CHUNK)])
+
+    @torch.no_grad()
+    def distances(self, x_ND: Tensor, codes_NL: Tensor, level: int) -> Tensor:
+        """(N, V) squared distances in the latent space to the codes of ``level``."""
+        codebooks, parts = self._codebooks(), zip(x_ND.split(CHUNK), codes_NL.split(CHUNK), strict=True)
+        return torch.cat([codebooks.distances(self.network.encode(x), codes, level) for x, codes in parts])
+
+    def reconstruction_error(self, x_ND: Tensor) -> float:
+        """Mean squared error of encoding and decoding."""
+        return F.mse_loss(self.decode(self.encode(x_ND)), x_ND).item()
+
+    def separating_codes(self, x_ND: Tensor, *, weight: float) -> CodeOverrides | None:
+        """Reallocate colliding rows to free codes; None where less than half of all codes would stay free.
+
+        Rows must be distinct.
+        """
+        codebooks, z = self._codebooks(), self.latent(x_ND)
+        sizes = tuple(len(book) for book in codebooks.books)
+        if 2 * len(x_ND) > math.prod(sizes):
+            return None
+        nearest_NL = codebooks.encode(z).numpy().astype(np.int32)
+
+        def distances(rows: NDArray, codes_RL: NDArray, level: int) -> NDArray[np.float32]:
+            return codebooks.distances(z[rows], torch.from_numpy(codes_RL).long(), level).numpy()
+
+        codes_NL = reallocate(nearest_NL, sizes, distances, nearest_NL[:0])
+        moved_N = (codes_NL != nearest_NL).any(1)
+        return CodeOverrides(torch.from_numpy(codes_NL).long(), torch.from_numpy(moved_N), weight)
+
+    def _codebooks(self) -> LearnedCodebooks:
+        assert self.codebooks is not None
+        return self.codebooks
 
 
 class Autoencoder(nn.Module):
-    """x (N, D) to a latent (N, Z) and back: ``linear(x) + mlp(x)`` both ways.
+    """Encoder and decoder, each the sum of an MLP and a linear path.
 
-    The MLP alone is what TIGER has. The linear path begins as the principal components (``start_at_components``), so
-    that training refines a good code instead of finding it: on Beauty it takes a quarter off the error at equal steps.
+    The MLP alone is TIGER's. The linear path starts as the principal components, so that training refines a good code
+    instead of searching for it: a quarter less error on Amazon Beauty at equal steps.
     """
 
     def __init__(self, width: int, latent: int, hidden: tuple[int, ...]) -> None:
@@ -128,15 +154,15 @@ class Autoencoder(nn.Module):
         return self.outward(z_NZ) + self.decoder(z_NZ)
 
     @torch.no_grad()
-    def start_at_components(self, x_ND: Tensor, order_Z: Tensor) -> None:
-        """The linear path becomes the principal components of ``x_ND`` (centred), the i-th at place ``order_Z[i]``."""
-        x_ND = x_ND[:ROWS].double()
+    def init_components(self, x_ND: Tensor, order_Z: Tensor) -> None:
+        """Set the linear path to the principal components of centred ``x_ND``, the i-th at dimension ``order_Z[i]``."""
+        x_ND = x_ND[:COMPONENT_ROWS].double()
         components = torch.linalg.eigh(x_ND.T @ x_ND).eigenvectors.flip(1)
-        found = min(components.shape[1], len(order_Z))
-        # The sign of an eigenvector is anybody's choice: its largest entry is positive, on any machine.
-        top = components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
+        count = min(components.shape[1], len(order_Z))
+        # The sign of an eigenvector is arbitrary: make its largest entry positive, on any machine.
+        signs = components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
         directions = torch.zeros(len(order_Z), x_ND.shape[1], dtype=torch.float64)
-        directions[order_Z[:found]] = (components * top).T[:found]
+        directions[order_Z[:count]] = (components * signs).T[:count]
         self.inward.weight.copy_(directions)
         self.outward.weight.copy_(directions.T)
         for last in (self.encoder[-1], self.decoder[-1]):
@@ -147,129 +173,135 @@ class Autoencoder(nn.Module):
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-CODED_AUTOENCODER_ROWS = 8192
+class LearnedCodebooks:
+    """Residual codebooks as moving averages of the latents that choose them, initialised by k-means.
 
+    ``masks_LZ`` (0 or 1) selects the latent dimensions of a level: all in an RQ-VAE, a slice in a PQ-VAE. Codes are
+    zero outside of the mask, so that sums and residuals are the same arithmetic for both.
+    """
 
-@dataclass(frozen=True)
-class Losses:
-    """Of one batch: both losses, the latent without its graph, and the codes (None before there are any)."""
+    def __init__(self, books: list[Tensor], masks_LZ: Tensor) -> None:
+        self.books, self.masks = books, masks_LZ
+        self.counts = [torch.ones(len(book)) for book in books]
+        self.sums = [book.clone() for book in books]
 
-    reconstruction: Tensor
-    commitment: Tensor
-    latent: Tensor
-    codes: Tensor | None
+    @classmethod
+    def from_kmeans(
+        cls, z_NZ: Tensor, sizes: tuple[int, ...], masks_LZ: Tensor, *, generator: torch.Generator
+    ) -> LearnedCodebooks:
+        """Cluster the residuals, level by level."""
+        residual, books = z_NZ, []
+        for size, mask in zip(sizes, masks_LZ, strict=True):
+            books.append(kmeans(residual * mask, size, generator=generator))
+            residual = residual - books[-1][nearest(residual * mask, books[-1])]
+        return cls(books, masks_LZ)
 
+    def distances(self, z_NZ: Tensor, codes_NL: Tensor, level: int) -> Tensor:
+        """(N, V) squared distances at ``level``, after the codes of the earlier levels."""
+        residual = z_NZ
+        for book, codes in zip(self.books[:level], codes_NL.unbind(1), strict=False):
+            residual = residual - book[codes]
+        return squared_distances(residual * self.masks[level], self.books[level])
 
-@dataclass(frozen=True)
-class Forced:
-    """Codes (N, L) that the rows in ``moved`` (N,) shall learn instead of their nearest, with so much weight."""
+    def encode(self, z_NZ: Tensor, epsilons: tuple[float, ...] | None = None) -> Tensor:
+        """(N, L) int64 nearest codes; at levels with an epsilon above 0 the largest shares of a balanced plan."""
+        codes = torch.empty(len(z_NZ), 0, dtype=torch.int64)
+        for level in range(len(self.books)):
+            costs = self.distances(z_NZ, codes, level)
+            if epsilons is not None and epsilons[level]:
+                costs = -sinkhorn(costs, epsilon=epsilons[level])
+            codes = torch.cat([codes, costs.argmin(1, keepdim=True)], 1)
+        return codes
 
-    codes: Tensor
-    moved: Tensor
-    weight: float = 1.0
-
-    def __getitem__(self, rows: Tensor) -> Forced:
-        return Forced(self.codes[rows], self.moved[rows], self.weight)
-
-
-@dataclass
-class CodedAutoencoder:
-    """Vectors here are standardised. Before there are ``books`` the latent goes through as it is."""
-
-    network: Autoencoder
-    books: LearnedCodebooks | None = None
-    bf16: bool = False  # in `losses` only
-
-    def losses(
-        self,
-        x_BD: Tensor,
-        *,
-        hidden_BD: Tensor | None = None,
-        sinkhorn_epsilons: tuple[float, ...] | None = None,
-        forced: Forced | None = None,
-    ) -> Losses:
-        """Mean squared errors per dimension; what is ``hidden_BD`` the encoder sees as 0, the mean of all items."""
-        seen_BD = (
-            x_BD if hidden_BD is None else x_BD.masked_fill(hidden_BD, 0) / (1 - hidden_BD.float().mean())
-        )
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            z_BZ = self.network.encode(seen_BD).to(x_BD.dtype)
-        quantized, commitment, codes = z_BZ, z_BZ.new_zeros(()), None
-        if self.books is not None:
-            codes = balanced_choice(self.books, z_BZ.detach(), sinkhorn_epsilons)
-            weights = torch.ones(len(codes))
-            if forced is not None:
-                codes = torch.where(forced.moved[:, None], forced.codes, codes)
-                weights[forced.moved] = forced.weight
-            commitment = self.books.commitment(z_BZ, codes, weights)
-            quantized = z_BZ + (self.books.sum(codes) - z_BZ).detach()  # straight through
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            decoded = self.network.decode(quantized).to(x_BD.dtype)
-        return Losses(functional.mse_loss(decoded, x_BD), commitment, z_BZ.detach(), codes)
-
-    @torch.no_grad()
-    def latent(self, x_ND: Tensor) -> Tensor:
-        """(N, Z)"""
-        return torch.cat([self.network.encode(part) for part in x_ND.split(CODED_AUTOENCODER_ROWS)])
-
-    @torch.no_grad()
-    def choose(self, x_ND: Tensor) -> Tensor:
-        """(N, L) int64: the nearest code of every level."""
-        return torch.cat(
-            [self._books.choose(self.network.encode(part)) for part in x_ND.split(CODED_AUTOENCODER_ROWS)]
-        )
-
-    @torch.no_grad()
     def decode(self, codes_NL: Tensor) -> Tensor:
-        """(N, D)"""
-        return torch.cat(
-            [self.network.decode(self._books.sum(part)) for part in codes_NL.split(CODED_AUTOENCODER_ROWS)]
-        )
+        """(N, Z) quantized latent: the sum of the codes' vectors."""
+        return torch.stack([book[codes] for book, codes in self._levels(codes_NL)]).sum(0)
+
+    def residuals(self, z_NZ: Tensor, codes_NL: Tensor) -> Iterator[Tensor]:
+        """(N, Z) per level: the masked input that it quantizes."""
+        for mask, (book, codes) in zip(self.masks, self._levels(codes_NL), strict=True):
+            yield z_NZ * mask
+            z_NZ = z_NZ - book[codes]
+
+    def commitment(self, z_NZ: Tensor, codes_NL: Tensor, weights_N: Tensor) -> Tensor:
+        """Squared error of each level, summed over levels; weighted mean over items and mean over dimensions."""
+        levels = zip(self.residuals(z_NZ, codes_NL), self._levels(codes_NL), strict=True)
+        errors_LN = [(residual - book[codes]).square().mean(1) for residual, (book, codes) in levels]
+        return (weights_N * torch.stack(errors_LN).sum(0)).mean()
 
     @torch.no_grad()
-    def distances(self, x_ND: Tensor, codes_NL: Tensor, level: int) -> Tensor:
-        """(N, V)"""
-        parts = zip(x_ND.split(CODED_AUTOENCODER_ROWS), codes_NL.split(CODED_AUTOENCODER_ROWS), strict=True)
-        return torch.cat([self._books.distances(self.network.encode(x), codes, level) for x, codes in parts])
+    def update(self, z_NZ: Tensor, codes_NL: Tensor, *, decay: float) -> None:
+        """Move each code towards the mean of the residuals that chose it (van den Oord et al. 2017, appendix A.1)."""
+        for level, residual in enumerate(list(self.residuals(z_NZ, codes_NL))):  # all before a book moves
+            codes, book = codes_NL[:, level], self.books[level]
+            count = torch.bincount(codes, minlength=len(book)).float()
+            self.counts[level].lerp_(count, 1 - decay)
+            self.sums[level].lerp_(torch.zeros_like(book).index_add_(0, codes, residual), 1 - decay)
+            alive = self.counts[level] > MIN_COUNT
+            book[alive] = self.sums[level][alive] / self.counts[level][alive, None]
 
-    def reconstruction(self, x_ND: Tensor) -> float:
-        """Mean squared error through the codes."""
-        return functional.mse_loss(self.decode(self.choose(x_ND)), x_ND).item()
+    @torch.no_grad()
+    def revive(self, z_NZ: Tensor, *, generator: torch.Generator) -> int:
+        """Move codes that no row chooses onto residuals sampled by their error. Returns the number of moved codes."""
+        revived, residual = 0, z_NZ
+        for level, (book, mask) in enumerate(zip(self.books, self.masks, strict=True)):
+            masked = residual * mask
+            codes = nearest(masked, book)
+            dead = torch.bincount(codes, minlength=len(book)) == 0
+            rows = _sample_by_error(masked, book[codes], int(dead.sum()), generator)
+            targets = dead.nonzero()[: len(rows), 0]
+            book[targets] = self.sums[level][targets] = masked[rows]
+            self.counts[level][targets] = 1
+            revived += len(rows)
+            residual = residual - book[nearest(masked, book) if len(rows) else codes]
+        return revived
 
-    def separated(self, x_ND: Tensor, *, weight: float) -> Forced | None:
-        """Codes with which no two rows collide, by ``reallocate``; None where there is no room for that.
+    def copy(self) -> LearnedCodebooks:
+        """Copy the codebooks, without their moving averages."""
+        return LearnedCodebooks([book.clone() for book in self.books], self.masks)
 
-        Rows must be distinct: nothing could learn to tell equal ones apart.
-        """
-        books, z = self._books, self.latent(x_ND)
-        sizes = tuple(len(book) for book in books.books)
-        if 2 * len(x_ND) > math.prod(sizes):
-            return None
-        codes = books.choose(z).numpy().astype(np.int32)
-
-        def distances(rows: NDArray, codes_RL: NDArray, level: int) -> NDArray[np.float32]:
-            return books.distances(z[rows], torch.from_numpy(codes_RL).long(), level).numpy()
-
-        apart = reallocate(codes, sizes, distances, codes[:0])
-        return Forced(torch.from_numpy(apart).long(), torch.from_numpy((apart != codes).any(1)), weight)
-
-    @property
-    def _books(self) -> LearnedCodebooks:
-        assert self.books is not None
-        return self.books
+    def _levels(self, codes_NL: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.books, codes_NL.unbind(1), strict=True)
 
 
-def balanced_choice(books: LearnedCodebooks, z_NZ: Tensor, epsilons: tuple[float, ...] | None) -> Tensor:
-    """(N, L) int64: the nearest code, but of a level with an epsilon above 0 the largest share of a balanced plan."""
-    codes = torch.empty(len(z_NZ), 0, dtype=torch.int64)
-    for level in range(len(books.books)):
-        costs = books.distances(z_NZ, codes, level)
-        if epsilons is not None and epsilons[level]:
-            costs = -sinkhorn(costs, epsilon=epsilons[level])
-        codes = torch.cat([codes, costs.argmin(1, keepdim=True)], 1)
-    return codes
+def kmeans(x_NZ: Tensor, size: int, *, generator: torch.Generator, rounds: int = 10) -> Tensor:
+    """(V, Z) centroids by Lloyd's algorithm from random rows; empty ones move to rows far from their centroid."""
+    rows = torch.randperm(len(x_NZ), generator=generator)
+    centroids = x_NZ[rows[torch.arange(size) % len(x_NZ)]].clone()
+    for _ in range(rounds):
+        codes = nearest(x_NZ, centroids)
+        counts = torch.bincount(codes, minlength=size)
+        sums = torch.zeros_like(centroids).index_add_(0, codes, x_NZ)
+        empty = (counts == 0).nonzero()[:, 0]
+        rows = _sample_by_error(x_NZ, centroids[codes], len(empty), generator)
+        centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)
+        centroids[empty[: len(rows)]] = x_NZ[rows]
+    return centroids
+
+
+def sinkhorn(distances_NV: Tensor, *, epsilon: float, rounds: int = 50) -> Tensor:
+    """(N, V) balanced assignment: rows sum to 1, columns to N / V.
+
+    Distances are scaled to [-1, 1] before they are divided by ``epsilon``, as in LC-Rec (Zheng et al. 2024).
+    """
+    low, high = distances_NV.min(), distances_NV.max()
+    scaled = (2 * distances_NV - low - high) / (high - low).clamp(min=1e-12)
+    shares = torch.exp(-(scaled.double() + 1) / epsilon).clamp(min=1e-300)
+    for _ in range(rounds):
+        shares = shares / shares.sum(0) * (len(shares) / shares.shape[1])
+        shares = shares / shares.sum(1, keepdim=True)
+    return shares
+
+
+def _sample_by_error(x_NZ: Tensor, near_NZ: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Up to ``count`` distinct row numbers, with probabilities proportional to the squared error."""
+    error = (x_NZ - near_NZ).square().sum(1)
+    count = min(count, int((error > 0).sum()))
+    if not count:
+        return torch.empty(0, dtype=torch.int64)
+    return torch.multinomial(error, count, generator=generator)

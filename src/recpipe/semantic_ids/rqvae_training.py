@@ -1,6 +1,6 @@
-"""Trains a coded autoencoder: all items in memory, steps of one batch, the best state by held-out items is kept.
+"""Training of RQ-VAE and PQ-VAE: settings, loop, early stopping on held-out items.
 
-Shape letters: N items, D width, L levels.
+All items are in memory and an epoch is a few batches. Shape letters: N items, D width, L levels, Z latent width.
 """
 
 from __future__ import annotations
@@ -15,27 +15,91 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recpipe.config import check_arguments
 from recpipe.progress import Progress, progress
-from recpipe.semantic_ids.autoencoder import CodedAutoencoder, Forced, Losses, VAEConfig
-from recpipe.semantic_ids.codebooks import LearnedCodebooks
-from recpipe.semantic_ids.quantizer import OnEpoch, distinct_rows
+from recpipe.semantic_ids.autoencoder import CodeOverrides, LearnedCodebooks, Losses, QuantizedAutoencoder
+from recpipe.semantic_ids.quantizer import OnEpoch, QuantizerConfig, distinct_rows
 
 log = logging.getLogger(__name__)
 
-LOOKS = 50  # at the held-out items, about
-WARM_RATE = 20  # steps until the learning rate is at its highest
-LEAST_RATE = 0.02  # of the highest
-SAMPLE = 65_536  # rows that k-means and the reset of dead codes look at
-RESET_LEAST = 200  # steps: where epochs are long, codes are reset once in so many, or once an epoch
-SEPARABLE = 100_000  # items; of more, that each epoch looks for free codes for all would cost too much
+EVALUATIONS = 50  # on held-out items, approximately
+WARMUP_STEPS = 20  # of the learning rate
+MIN_RATE = 0.02  # share of the highest learning rate
+SAMPLE = 65_536  # rows for k-means and the reset of dead codes
+RESET_STEPS = 200  # steps at most between resets of dead codes, or one epoch where that is longer
+MAX_SEPARABLE = 100_000  # items up to which collisions are separated: reallocation each epoch is costly
+
+
+@dataclass(frozen=True)
+class DeadCodes:
+    """Schedule for moving unused codes onto badly reconstructed items."""
+
+    every: int = 5  # epochs
+    until: float = 0.7  # share of the steps; 0: never
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 <= self.until <= 1:
+            raise ValueError(
+                f"dead_codes are every {self.every!r}, until {self.until!r}; allowed: at least 1, and from 0 to 1"
+            )
+
+
+@dataclass(frozen=True)
+class RQVAEConfig(QuantizerConfig):
+    """Settings of RQ-VAE and PQ-VAE. Defaults were chosen on Amazon Beauty (12,101 items), see LOG.md."""
+
+    standardise: bool = True  # every dimension to mean 0 and variance 1: without it codebooks collapse
+    widths: tuple[int, ...] = (512, 256, 128)  # hidden layers of the encoder; the decoder mirrors them
+    latent: int = 16  # fewer: items differ in more prefixes; more: vectors are reconstructed better
+    beta: float = 0.25  # weight of the commitment loss
+    decay: float = 0.95  # of the codebooks' moving averages
+    batch: int = 512
+    epochs: int = 140
+    least_steps: int = 600  # bounds for very small and very large catalogues
+    most_steps: int = 10_000
+    warm_up: float = 0.07  # share of the steps without codes, before k-means
+    lr: float = 5e-3  # highest value: a short warm-up, then cosine decay
+    weight_decay: float = 1e-4
+    dropout: float = 0.1  # of the encoder's input
+    dead_codes: DeadCodes = DeadCodes()
+    separate: float = 4.0  # commitment weight of colliding items to free codes; 0: off
+    sinkhorn: tuple[float, ...] | None = None  # epsilon per level, 0: none; LC-Rec has [0, 0, 0.003]
+    settle: float = 0.25  # share of the steps before the best state is tracked
+    held_out: float = 0.05  # share of the items that choose the best state; 0: all items do
+    patience: int = 15  # evaluations without improvement
+    precision: str = "auto"  # fp32, bf16; auto: bf16 where the processor has AMX
+    threads: int = 1  # 1 is repeatable on any machine
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.dead_codes, DeadCodes):
+            check_arguments(DeadCodes, self.dead_codes, what="dead_codes")
+            object.__setattr__(self, "dead_codes", DeadCodes(**self.dead_codes))
+        for name in ("latent", "batch", "epochs", "least_steps", "most_steps", "patience", "threads"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("latent", self.latent >= self.levels, f"at least levels, {self.levels}")
+        for name in ("decay", "held_out", "warm_up", "dropout", "settle"):
+            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        for name in ("beta", "weight_decay", "separate"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("lr", self.lr > 0, "above 0")
+        self._check("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32, bf16")
+        self._check("widths", all(width >= 1 for width in self.widths), "at least 1 each")
+        if self.sinkhorn is not None:
+            valid = len(self.sinkhorn) == self.levels and min(self.sinkhorn) >= 0
+            self._check("sinkhorn", valid, f"null, or {self.levels} numbers of at least 0")
+
+    def _check(self, name: str, valid: bool, allowed: str) -> None:
+        if not valid:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
 
 @dataclass
 class Training:
-    """One fit; ``run`` leaves in ``coded`` the state that reconstructs held-out items best."""
+    """One fit. ``run`` leaves the state with the lowest held-out reconstruction error in ``model``."""
 
-    config: VAEConfig
-    coded: CodedAutoencoder
+    config: RQVAEConfig
+    model: QuantizedAutoencoder
     sizes: tuple[int, ...]
     masks_LZ: Tensor
     train_ND: Tensor  # standardised
@@ -45,143 +109,136 @@ class Training:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.batches = max(1, round(len(self.train_ND) / self.config.batch))
-        wanted = self.config.epochs * self.batches
-        self.epochs = math.ceil(
-            min(max(wanted, self.config.least_steps), self.config.most_steps) / self.batches
-        )
+        conf = self.config
+        self.batches = max(1, round(len(self.train_ND) / conf.batch))
+        steps = min(max(conf.epochs * self.batches, conf.least_steps), conf.most_steps)
+        self.epochs = math.ceil(steps / self.batches)
         self.steps = self.epochs * self.batches
         self.step = self.revived = 0
         self.optimizer = torch.optim.AdamW(
-            self.coded.network.parameters(), self.config.lr, weight_decay=self.config.weight_decay, fused=True
+            self.model.network.parameters(), conf.lr, weight_decay=conf.weight_decay, fused=True
         )
-        self.first, self.same = map(torch.from_numpy, distinct_rows(self.train_ND.numpy()))
-        self.moved = torch.zeros(len(self.first), dtype=torch.bool)
+        self.distinct, self.group = map(torch.from_numpy, distinct_rows(self.train_ND.numpy()))
+        self.separated = torch.zeros(len(self.distinct), dtype=torch.bool)
 
     def run(self) -> None:
-        """A warm-up without codes, k-means, then both together until the steps are used up or nothing improves."""
+        """Warm up without codes, initialise codebooks by k-means, then train both until steps or patience end."""
         with progress(self.steps, "fit quantizer", at_most=True) as bar:
             self._epochs(bar)
 
     def _epochs(self, bar: Progress) -> None:
-        started, best, patience = time.perf_counter(), _Best(), self.config.patience
-        look_every = max(1, round(self.epochs / LOOKS))
+        started, best = time.perf_counter(), _BestState()
+        evaluate_every = max(1, round(self.epochs / EVALUATIONS))
         for epoch in range(1, self.epochs + 1):
             warm = self.step >= self.config.warm_up * self.steps or epoch == self.epochs
-            if self.coded.books is None and warm:
-                self._start_codes()
+            if self.model.codebooks is None and warm:
+                self.model.codebooks = LearnedCodebooks.from_kmeans(
+                    self.model.latent(self._sample()), self.sizes, self.masks_LZ, generator=self.generator
+                )
             row = {"epoch": epoch, **self._epoch(bar)}
             self._revive(epoch)
-            if epoch % look_every and epoch < self.epochs:
+            if epoch % evaluate_every and epoch < self.epochs:
                 continue
-            if self.coded.books is not None:
-                error = self.coded.reconstruction(self.held_out_ND)
+            if self.model.codebooks is not None:
+                error = self.model.reconstruction_error(self.held_out_ND)
                 row |= {"valid_reconstruction": error, "revived": self.revived}
                 if self.step >= self.config.settle * self.steps:
-                    best.take(self.coded, error)
-            self._tell({**row, "step": self.step, "seconds": round(time.perf_counter() - started, 3)})
-            if best.waited >= patience:
-                log.info(
-                    "held-out items were not better for %d looks: stopped at step %d", patience, self.step
-                )
+                    best.update(self.model, error)
+            row |= {"step": self.step, "seconds": round(time.perf_counter() - started, 3)}
+            self.history.append(row)
+            if self.on_epoch is not None:
+                self.on_epoch(row)
+            if best.age >= self.config.patience:
+                log.info("stopped at step %d: no improvement in %d evaluations", self.step, best.age)
                 break
-        best.restore(self.coded)
-
-    def _start_codes(self) -> None:
-        latent = self.coded.latent(self._sample())
-        self.coded.books = LearnedCodebooks.start(latent, self.sizes, self.masks_LZ, generator=self.generator)
+        best.restore(self.model)
 
     def _epoch(self, bar: Progress) -> dict[str, float]:
-        """Losses are means over the steps, usage is the share of codes that any item chose."""
-        size = len(self.train_ND) // self.batches  # all of one shape; the few left over come another time
+        """Mean losses over the steps, and the share of codes per level that any item chose."""
+        size = (
+            len(self.train_ND) // self.batches
+        )  # equal batches; the remaining rows are left out of this epoch
         order = torch.randperm(len(self.train_ND), generator=self.generator)
-        forced, losses, chosen = self._separated(), torch.zeros(2), []
+        overrides, means, codes = self._separating_codes(), torch.zeros(2), []
         for rows in order[: size * self.batches].view(self.batches, size):
-            found = self.coded.losses(
+            losses = self.model.losses(
                 self.train_ND[rows],
-                hidden_BD=self._hidden(rows),
+                dropped_BD=self._dropout_mask(rows),
                 sinkhorn_epsilons=self.config.sinkhorn,
-                forced=None if forced is None else forced[rows],
+                overrides=None if overrides is None else overrides[rows],
             )
-            self._step(found)
-            bar.add(1, loss=found.reconstruction.detach())
-            losses += torch.stack([found.reconstruction, found.commitment]).detach() / self.batches
-            chosen += [] if found.codes is None else [found.codes]
-        reconstruction, commitment = losses.tolist()
+            self._optimizer_step(losses)
+            bar.add(1, loss=losses.reconstruction.detach())
+            means += torch.stack([losses.reconstruction, losses.commitment]).detach() / self.batches
+            codes += [] if losses.codes is None else [losses.codes]
+        reconstruction, commitment = means.tolist()
         row = {"loss": reconstruction + self.config.beta * commitment, "reconstruction": reconstruction}
-        if chosen:
-            row |= {"commitment": commitment, **_usage(torch.cat(chosen), self.sizes)}
+        if codes:
+            row["commitment"] = commitment
+            for level, used in enumerate(torch.cat(codes).unbind(1), 1):
+                row[f"usage_{level}"] = len(used.unique()) / self.sizes[level - 1]
         return row
 
-    def _step(self, found: Losses) -> None:
+    def _optimizer_step(self, losses: Losses) -> None:
         self.step += 1
         cosine = 0.5 + 0.5 * math.cos(math.pi * self.step / self.steps)
-        rate = max(LEAST_RATE, min(1.0, self.step / WARM_RATE) * cosine)
+        rate = max(MIN_RATE, min(1.0, self.step / WARMUP_STEPS) * cosine)
         self.optimizer.param_groups[0]["lr"] = self.config.lr * rate
         self.optimizer.zero_grad()
-        (found.reconstruction + self.config.beta * found.commitment).backward()
+        (losses.reconstruction + self.config.beta * losses.commitment).backward()
         self.optimizer.step()
-        if self.coded.books is not None and found.codes is not None:
-            self.coded.books.follow(found.latent, found.codes, decay=self.config.decay)
+        if self.model.codebooks is not None and losses.codes is not None:
+            self.model.codebooks.update(losses.latent, losses.codes, decay=self.config.decay)
 
-    def _separated(self) -> Forced | None:
-        """Codes with which no two items collide, to be learned by all that ever had to move: without that memory
-        they drift back. Equal vectors, which nothing can tell apart, go together.
+    def _separating_codes(self) -> CodeOverrides | None:
+        """Collision-free codes for all items that ever had to move: without that memory they drift back.
+
+        Equal vectors share their codes.
         """
-        if self.coded.books is None or not self.config.separate or len(self.first) > SEPARABLE:
+        if self.model.codebooks is None or not self.config.separate or len(self.distinct) > MAX_SEPARABLE:
             return None
-        found = self.coded.separated(self.train_ND[self.first], weight=self.config.separate)
-        if found is None:
+        overrides = self.model.separating_codes(self.train_ND[self.distinct], weight=self.config.separate)
+        if overrides is None:
             return None
-        self.moved |= found.moved
-        return replace(found, moved=self.moved)[self.same]
+        self.separated |= overrides.mask
+        return replace(overrides, mask=self.separated)[self.group]
 
-    def _hidden(self, rows: Tensor) -> Tensor | None:
+    def _dropout_mask(self, rows: Tensor) -> Tensor | None:
         if not self.config.dropout:
             return None
         return torch.rand(len(rows), self.train_ND.shape[1], generator=self.generator) < self.config.dropout
 
     def _revive(self, epoch: int) -> None:
-        dead = self.config.dead_codes
-        every = min(dead.every, max(1, RESET_LEAST // self.batches))
-        if self.coded.books is None or epoch % every or self.step > dead.until * self.steps:
+        schedule = self.config.dead_codes
+        every = min(schedule.every, max(1, RESET_STEPS // self.batches))
+        if self.model.codebooks is None or epoch % every or self.step > schedule.until * self.steps:
             return
-        self.revived += self.coded.books.revive(self.coded.latent(self._sample()), generator=self.generator)
+        latent = self.model.latent(self._sample())
+        self.revived += self.model.codebooks.revive(latent, generator=self.generator)
 
     def _sample(self) -> Tensor:
         if len(self.train_ND) <= SAMPLE:
             return self.train_ND
         return self.train_ND[torch.randperm(len(self.train_ND), generator=self.generator)[:SAMPLE]]
 
-    def _tell(self, row: dict[str, Any]) -> None:
-        self.history.append(row)
-        if self.on_epoch is not None:
-            self.on_epoch(row)
-
 
 @dataclass
-class _Best:
-    """The state with the least error, and how many looks ago it was."""
+class _BestState:
+    """State with the lowest error, and the number of evaluations since then."""
 
     error: float = math.inf
-    waited: int = 0
+    age: int = 0
     state: tuple[dict[str, Tensor], LearnedCodebooks] | None = None
 
-    def take(self, coded: CodedAutoencoder, error: float) -> None:
-        self.waited += 1
+    def update(self, model: QuantizedAutoencoder, error: float) -> None:
+        self.age += 1
         if error < self.error:
-            assert coded.books is not None
-            self.error, self.waited = error, 0
-            self.state = (copy.deepcopy(coded.network.state_dict()), coded.books.copy())
+            assert model.codebooks is not None
+            self.error, self.age = error, 0
+            self.state = (copy.deepcopy(model.network.state_dict()), model.codebooks.copy())
 
-    def restore(self, coded: CodedAutoencoder) -> None:
+    def restore(self, model: QuantizedAutoencoder) -> None:
         if self.state is None:
             raise ValueError("the quantizer diverged: no finite reconstruction error; lower lr")
-        coded.network.load_state_dict(self.state[0])
-        coded.books = self.state[1]
-
-
-def _usage(codes_NL: Tensor, sizes: tuple[int, ...]) -> dict[str, float]:
-    """usage_1 .. usage_L"""
-    used = [len(codes.unique()) / size for codes, size in zip(codes_NL.unbind(1), sizes, strict=True)]
-    return {f"usage_{level}": share for level, share in enumerate(used, 1)}
+        model.network.load_state_dict(self.state[0])
+        model.codebooks = self.state[1]

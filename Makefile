@@ -29,7 +29,7 @@ bench: $(VENV)/.stamp-dev  ## every table in benchmarks/; some need ml-1m or ml-
 	failed=0; for file in $(filter-out %/harness.py %/poster_vectors.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || failed=1; done; exit $$failed
 
 leaderboard: $(VENV)/.stamp-recpipe  ## the results tables of README.md, from runs on disk
-	$(BIN)/python -m recpipe.reporting.readme
+	$(BIN)/python -m recpipe.reporting.leaderboard
 
 viz: $(VENV)/.stamp-dev  ## the pipelines as a picture, in the browser
 	$(KEDRO) viz run

@@ -1,19 +1,30 @@
-"""Wiring of report, geometry and semantic ids: what comes before the report, and nodes that two pipelines share."""
+"""Pipeline report: its wiring, damaged files of runs on disk, and the smallest logs."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
 
+import polars as pl
 import pytest
 from kedro.pipeline import Pipeline
+from tests.reporting.browser import CHROMIUM, open_page
 
+from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.pipelines import geometry, report, semantic_ids
 from recpipe.pipelines.report import collect_runs
+
+SEED = "seed_42"
 
 
 @dataclass(frozen=True)
 class PartialWiring:
-    """As much of a Wiring as these pipelines read."""
+    """The part of Wiring that these pipelines read."""
 
     dataset: str = "shop"
     models: tuple[str, ...] = ("sasrec",)
@@ -22,30 +33,27 @@ class PartialWiring:
     requested: tuple[str, ...] = ("semantic_ids", "geometry", "report")
 
 
-def whole(wiring: PartialWiring) -> Pipeline:
-    return sum((each.create_pipeline(wiring) for each in (semantic_ids, geometry, report)), Pipeline([]))
-
-
-def test_metrics_of_this_command_are_named_by_their_runs_and_other_results_only_waited_for() -> None:
+def test_metrics_are_collected_by_run_and_other_results_ignored() -> None:
     metrics = {"dataset": "shop", "model": "sasrec", "seed": 42, "protocol": {"id": "x"}, "test": {}}
     quality, ties = {"passed": True}, {"model": "sasrec", "seed": 42, "protocol": "x"}
-    found = collect_runs(
-        sasrec_evaluation=metrics, text_ids_quality=quality, sasrec_tie_sensitivity=ties, b=None
-    )
-    assert found == {"sasrec/seed_42": metrics}
+    results = {"text_ids_quality": quality, "sasrec_tie_sensitivity": ties, "b": None}
+    assert collect_runs(sasrec_evaluation=metrics, **results) == {"sasrec/seed_42": metrics}
     assert collect_runs() == {}
 
 
-@pytest.mark.filterwarnings("error")  # Kedro warns of dots outside of namespaces
+@pytest.mark.filterwarnings("error")  # Kedro warns about dots outside namespaces
 @pytest.mark.parametrize("results", [(), PartialWiring.results])
-def test_one_node_collects_for_all_that_read_runs(results) -> None:
-    pipeline = whole(PartialWiring(results=results))
+def test_one_node_collects_runs_for_all_pipelines(results) -> None:
+    wiring = PartialWiring(results=results)
+    pipeline = sum(
+        (module.create_pipeline(wiring) for module in (semantic_ids, geometry, report)), Pipeline([])
+    )
     (collecting,) = [node for node in pipeline.nodes if node.name == "report.collect_runs"]
     assert collecting.outputs == ["runs"] and set(collecting.inputs) == set(results)
     before = pipeline.to_nodes("report.analyse_runs")
     assert {node.name for node in before.nodes} >= {"report.collect_runs", "report.analyse_runs"}
-    made = {node.name for node in before.nodes if node.name.endswith("measure_ids")}
-    assert made == ({f"{kind}.measure_ids" for kind in PartialWiring.kinds} if results else set())
+    measuring = {node.name for node in before.nodes if node.name.endswith("measure_ids")}
+    assert measuring == ({f"{kind}.measure_ids" for kind in PartialWiring.kinds} if results else set())
 
 
 def test_semantic_ids_are_wired_for_the_kinds_of_the_command_only() -> None:
@@ -64,15 +72,155 @@ def test_semantic_ids_are_wired_for_the_kinds_of_the_command_only() -> None:
 
 
 def test_figures_of_ids_are_saved_before_the_quality_that_the_report_reads() -> None:
-    """Kedro saves in the order of the outputs."""
-    (node,) = [
-        node
-        for node in semantic_ids.create_pipeline(PartialWiring(kinds=("text",))).nodes
-        if node.name == "text.measure_ids"
-    ]
-    assert node.outputs == ["text.id_figures", "text_ids_quality"]
+    nodes = semantic_ids.create_pipeline(PartialWiring(kinds=("text",))).nodes
+    (node,) = [node for node in nodes if node.name == "text.measure_ids"]
+    assert node.outputs == ["text.id_figures", "text_ids_quality"]  # Kedro saves in this order
 
 
-def test_the_report_reads_geometry_only_where_this_command_measures_it() -> None:
+def test_the_report_reads_geometry_only_if_this_command_measures_it() -> None:
     assert "geometry" not in report.create_pipeline(PartialWiring(requested=("report",))).inputs()
     assert "geometry" in report.create_pipeline(PartialWiring()).inputs()
+
+
+def layer(folder: Path, dataset: str = "online_retail", name: str = "08_reporting") -> Path:
+    return folder / "data" / "test" / name / dataset
+
+
+def newest(folder: Path, name: str) -> Path:
+    (file,) = (folder / name).glob(f"*/{name}")
+    return file
+
+
+def page_words(path: Path, profile: Path) -> str:
+    """Words of the page, which has no empty figure, script error or missing number."""
+    if CHROMIUM is not None:
+        shown = open_page(path, profile)
+        assert (shown.console, shown.empty) == ([], [])
+    text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", path.read_text(), flags=re.S)
+    words = " ".join(unescape(text).split())
+    assert not re.search(r"\b(nan|inf|None)\b", words)
+    return words
+
+
+@pytest.fixture
+def folder(whole_run, tmp_path) -> Path:
+    """A copy of the project after a run of popular, popular_recent and sasrec."""
+    folder = shutil.copytree(whole_run[0], tmp_path / "project", symlinks=True)
+    (folder / "conf" / "test" / "mlflow.yml").write_text("enabled: false\n")
+    return folder
+
+
+def change_metrics(folder: Path, model: str, change: Callable[[dict], object]) -> None:
+    path = newest(layer(folder) / model / SEED, "metrics.json")
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def copy_run(folder: Path, model: str, change: Callable[[dict], object] = lambda metrics: metrics) -> None:
+    """Copy the run of sasrec under another name, with changed metrics."""
+    for name in ("07_model_output", "08_reporting"):
+        shutil.copytree(layer(folder, name=name) / "sasrec", layer(folder, name=name) / model)
+    change_metrics(folder, model, lambda metrics: change({**metrics, "model": model}))
+
+
+def set_ranks(folder: Path, model: str, rank: int) -> None:
+    """Set the ranks of all targets, 0 for unranked, and the metrics that follow."""
+    path = layer(folder, name="07_model_output") / model / SEED / "ranks.parquet"
+    table = pl.read_parquet(path).with_columns(rank=pl.lit(rank, pl.Int32))
+    table.write_parquet(path)
+    test = metrics_from_ranks(table.to_arrow(), cutoffs=(1, 5, 10, 20))
+    change_metrics(folder, model, lambda metrics: {**metrics, "test": test})
+
+
+def run_report(folder: Path, session_in, profile: Path) -> str:
+    with session_in(folder, env="test") as session:
+        session.run(pipeline_names=["report"])
+    return page_words(layer(folder) / "report.html", profile)
+
+
+def test_unusable_metrics_have_messages_and_the_rest_is_shown(folder, session_in, tmp_path) -> None:
+    copy_run(folder, "svd", lambda metrics: {**metrics, "dataset": "ml-1m"})
+    copy_run(folder, "mf", lambda metrics: {name: metrics[name] for name in ("dataset", "model", "test")})
+    copy_run(folder, "nmf", lambda metrics: {**metrics, "cost": [1.5]})
+    copy_run(folder, "bpr", lambda metrics: {**metrics, "test": {**metrics["test"], "ndcg@10": None}})
+    set_ranks(folder, "sasrec", 0)
+    file = newest(layer(folder, name="07_model_output") / "sasrec" / SEED, "recommendations.parquet")
+    pl.read_parquet(file).head(0).write_parquet(file)
+    words = run_report(folder, session_in, tmp_path / "browser")
+    for expected in (
+        "svd/seed_42 holds a run of ml-1m, not of online_retail",
+        "mf) is left out: metrics.json has no seed, protocol",
+        "(online_retail, nmf, 42) is left out: its cost is not an object",
+        "the ranks of bpr/seed_42 on disk do not match its metrics",
+        "sasrec recommends no item",
+    ):
+        assert expected in words
+    board = pl.read_parquet(layer(folder) / "leaderboard.parquet")
+    assert set(board["model"]) == {"popular", "popular_recent", "sasrec", "bpr"}
+    assert board.filter(pl.col("rank").is_null())["model"].to_list() == ["bpr"]
+
+
+def test_damaged_files_have_messages_and_the_rest_is_shown(folder, session_in, tmp_path) -> None:
+    for model in ("svd", "mf", "nmf", "bpr"):
+        copy_run(folder, model)
+    reporting, output = layer(folder), layer(folder, name="07_model_output")
+    newest(reporting / "svd" / SEED, "metrics.json").write_text('{"dataset": ')
+    (output / "mf" / SEED / "ranks.parquet").write_bytes(b"PAR1 no more")
+    file = newest(output / "nmf" / SEED, "recommendations.parquet")
+    pl.read_parquet(file).drop("probability").write_parquet(file)
+    (reporting / "bpr" / SEED / "tie_sensitivity.json").write_text("[1, 2]")
+    (reporting / "sasrec" / SEED / "curves.parquet").write_bytes(b"")
+    words = run_report(folder, session_in, tmp_path / "browser")
+    for expected in (
+        "the metrics of svd/seed_42 cannot be read: ",
+        "the ranks of mf/seed_42 cannot be read: ",
+        "the recommendations of nmf/seed_42 have no probability",
+        "bpr/seed_42: its tie sensitivity is not an object",
+    ):
+        assert expected in words
+    assert set(pl.read_parquet(reporting / "leaderboard.parquet")["model"]) >= {"mf", "nmf", "bpr", "sasrec"}
+
+
+def test_models_with_equal_ranks_are_tied(folder, session_in, tmp_path) -> None:
+    models = ("popular", "popular_recent", "sasrec")
+    for model in models:
+        set_ranks(folder, model, 5)
+    words = run_report(folder, session_in, tmp_path / "browser")
+    assert f"{', '.join(models)} are tied at a test NDCG@10 of .3869" in words
+    (certainty,) = json.loads((layer(folder) / "insights.json").read_text())["certainty"].values()
+    assert {difference["p_holm"] for difference in certainty["differences"].values()} == {1.0}
+
+
+LOGS = {
+    "one_user": [("a", f"i{n}") for n in range(8)],
+    "one_item": [(f"u{n % 5}", "x") for n in range(40)],
+    "all_seen": [(f"u{user}", f"i{n % 4}") for user in range(4) for n in range(8)],  # no candidate is left
+}
+CONF = """
+datasets:
+  tiny:
+    source: files
+    files: {interactions: log.csv}
+    options: {columns: {user_id: user, item_id: item, timestamp: time}, timestamp: s}
+    steps: []
+"""
+EXPECTED = {
+    "one_user": "more than one test user",
+    "one_item": "tied at a test NDCG@10 of 1.0000",
+    "all_seen": "popular recommends no item",
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_the_smallest_logs_have_a_report(name, project_copy, session_in, tmp_path) -> None:
+    (project_copy / "data" / "01_raw").unlink()
+    raw = project_copy / "data" / "01_raw" / "tiny"
+    raw.mkdir(parents=True)
+    rows = "".join(f"{user},{item},{1000 + row}\n" for row, (user, item) in enumerate(LOGS[name]))
+    (raw / "log.csv").write_text(f"user,item,time\n{rows}")
+    (project_copy / "conf/base/parameters/datasets/tiny.yml").write_text(CONF)
+    (project_copy / "conf/test/mlflow.yml").write_text("enabled: false\n")
+    params = {"dataset": "tiny", "model": "popular", "protocol": {"exclude_seen": name == "all_seen"}}
+    with session_in(project_copy, env="test", runtime_params=params) as session:
+        session.run()
+    assert EXPECTED[name] in page_words(layer(project_copy, "tiny") / "report.html", tmp_path / "browser")
+    assert pl.read_parquet(layer(project_copy, "tiny") / "leaderboard.parquet").height == 2

@@ -1,4 +1,4 @@
-"""A page in a real browser: what is in it once its scripts have run, and what they complained of."""
+"""A page in headless Chromium: its document after the scripts, and their errors."""
 
 import re
 import shutil
@@ -13,8 +13,8 @@ MARKS = re.compile(r'class="(point|js-line|slice|hm)\b')  # of bars and dots, li
 
 
 @dataclass(frozen=True)
-class Shown:
-    """`figures`: the markup of each by its id; `console`: errors and all else that scripts said."""
+class RenderedPage:
+    """``figures``: markup by id; ``console``: messages of the scripts."""
 
     html: str
     figures: dict[str, str]
@@ -22,15 +22,15 @@ class Shown:
 
     @property
     def empty(self) -> list[str]:
-        """Figures in which nothing is drawn."""
+        """Figures without marks."""
         return [name for name, body in self.figures.items() if not MARKS.search(body)]
 
 
-def open_page(path: Path, folder: Path) -> Shown:
-    """The page after its scripts; `folder` is for what the browser keeps."""
+def open_page(path: Path, folder: Path) -> RenderedPage:
+    """Open a page; ``folder`` is the profile of the browser."""
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "--virtual-time-budget=10000", "--dump-dom"]
     done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=90, check=True)
     parts = re.split(r'<div class="plot[^"]*" id="(\w+)"', done.stdout)
     bodies = (body.split('<script type="application/json"', 1)[0] for body in parts[2::2])
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-    return Shown(done.stdout, dict(zip(parts[1::2], bodies, strict=True)), console)
+    return RenderedPage(done.stdout, dict(zip(parts[1::2], bodies, strict=True)), console)

@@ -9,7 +9,7 @@ import pytest
 
 from recpipe.data.sequences import Sequences
 from recpipe.evaluation.profile import profile
-from recpipe.reporting.examples import examples
+from recpipe.reporting.examples import pick_examples
 
 PROTOCOL = {
     "id": "3f9a1c02",
@@ -182,7 +182,7 @@ def draw(items):
 
 
 @pytest.fixture(scope="session")
-def shown(draw):
+def users(draw):
     return draw()
 
 
@@ -211,4 +211,4 @@ def make_examples(items, users=6, seed=1, **options):
         return pa.table(head | {"logit": [9.1 - 0.37 * r for r in rank], "probability": chance})
 
     lists = {"sasrec": table(0, True), "item_knn": table(5, False)}
-    return examples(histories, ranks, lists, items, item_ids=ids, seed=seed, users=users, **options)
+    return pick_examples(histories, ranks, lists, items, item_ids=ids, seed=seed, users=users, **options)

@@ -1,22 +1,23 @@
-"""The page: one file, no network, nothing unescaped, no empty figure, whatever is missing."""
+"""The HTML page: one file, no network, everything escaped, no empty figure, messages for missing parts."""
 
 import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
-import polars as pl
 import pytest
 from tests.reporting.browser import open_page
-from tests.reporting.finished import catalogue, finished
+from tests.reporting.runs_on_disk import catalogue, finished_runs
 
-from recpipe.reporting.captions import CAPTIONS
+from recpipe.reporting.figures import insights as insight_section
+from recpipe.reporting.figures import runs as run_section
 from recpipe.reporting.figures.insights import insight_figures
-from recpipe.reporting.figures.runs import figures
-from recpipe.reporting.html import before_and_after, page
-from recpipe.reporting.insights import insights
+from recpipe.reporting.figures.runs import data_figures, run_figures
+from recpipe.reporting.html import render_page, sizes_table
+from recpipe.reporting.insights import compute_insights
 from recpipe.reporting.leaderboard import leaderboard
 
 EVIL = "<script>alert('title')</script>"  # also the title of an item in conftest.py
@@ -27,17 +28,17 @@ DATASET = {
     "homepage": "https://archive.ics.uci.edu/dataset/352/online+retail",
     "citation": "Chen, Sain, Guo (2012), doi 10.1057/dbm.2012.17",
 }
-OF_STUDIES = {"gradient_norm", "effective_context", "attribution", "gap_by_length"}  # which nobody made here
 LOADING = {"src", "srcset", "data", "poster", "action", "background"}
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with attributes, and the text inside scripts and styles."""
+    """Tags with attributes, scripts and styles, and the words outside them."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.tags, self.scripts, self.words, self.inside = [], [], [], None
+        self.tags, self.scripts, self.parts, self.inside = [], [], [], None
         self.feed(text)
+        self.words = " ".join("".join(self.parts).split())
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -49,210 +50,186 @@ class Page(HTMLParser):
         self.inside = None if tag == self.inside else self.inside
 
     def handle_data(self, data):
-        (self.scripts[-1][2] if self.inside else self.words).append(data)
+        (self.scripts[-1][2] if self.inside else self.parts).append(data)
+
+    @property
+    def plots(self):
+        return [attributes["id"] for _, attributes in self.tags if attributes.get("class") == "plot"]
 
 
 @pytest.fixture(scope="module")
-def closer(make_run):
-    """Of four models; sasrec has three seeds and the others one, as among `runs`."""
-    runs, on_disk = finished(make_run, seeds=(42, 123, 2023))
+def insights(make_run):
+    """Insights of four models; sasrec has three seeds and the others one, as in ``runs``."""
+    runs, outputs = finished_runs(make_run, seeds=(42, 123, 2023))
     protocol = runs[0]["protocol"]["id"]
-    return insights(runs, on_disk, catalogue(), protocol=protocol, seed=42, resamples=200)
+    return compute_insights(runs, outputs, catalogue(), protocol=protocol, seed=42, resamples=200)
 
 
 @pytest.fixture(scope="module")
-def text(runs, data_profile, steps, curves, shown, closer):
-    given = {"profile": data_profile, "steps": steps, "curves": curves, "examples": shown}
-    return page(DATASET, runs, **given, insights=closer, made_at=datetime(2026, 11, 21, tzinfo=UTC))
+def text(runs, data_profile, steps, curves, users, insights):
+    parts = {"profile": data_profile, "steps": steps, "curves": curves, "examples": users}
+    created = datetime(2026, 11, 21, tzinfo=UTC)
+    return render_page(DATASET, runs, **parts, insights=insights, created=created)
 
 
-def test_nothing_is_loaded_from_elsewhere(text):
-    seen = Page(text)
-    for tag, attributes in seen.tags:
+def test_nothing_is_loaded_from_the_network(text):
+    page = Page(text)
+    for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "embed", "base"), tag
         assert not LOADING & set(attributes), (tag, attributes)
         assert attributes.get("href", "#").startswith("#")
-    for tag, attributes, parts in seen.scripts:
+    for tag, attributes, parts in page.scripts:
         if tag == "style" or attributes.get("type") not in ("text/plain", "application/json"):
-            assert not re.search(
-                r"https?:|//[a-z]+\.|@import|url\(", "".join(parts).replace("http-equiv", "")
-            ), tag
-    policy = [attributes["content"] for tag, attributes in seen.tags if attributes.get("http-equiv")]
-    assert policy and policy[0].startswith("default-src 'none'")  # and the browser would refuse to
+            code = "".join(parts).replace("http-equiv", "")
+            assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", code), tag
+    policy = [attributes["content"] for _, attributes in page.tags if attributes.get("http-equiv")]
+    assert policy and policy[0].startswith("default-src 'none'")
 
 
 def test_titles_and_names_are_escaped(text):
     assert EVIL not in text
     assert text.count("&lt;script&gt;alert(&#39;title&#39;)") >= 2  # the heading and at least one example
-    words = "".join(Page(text).words)
-    assert EVIL in words
+    assert EVIL in Page(text).words
 
 
 def test_a_script_in_a_model_name_stays_text(curves, make_run):
-    name = "</script><img src=x onerror=alert(1)>"
-    table = next(iter(curves.values()))
-    got = page(DATASET, [make_run(name, 42, quality=0.1)], curves={name: table})
-    assert not any(tag == "img" for tag, _ in Page(got).tags)
-    figure = figures([make_run(name, 42, quality=0.1)])["ndcg_at_cutoffs"]
-    assert "<" not in figure.data[0].name
+    run = make_run("</script><img src=x onerror=alert(1)>", 42, quality=0.1)
+    text = render_page(DATASET, [run], curves={run["model"]: next(iter(curves.values()))})
+    assert not any(tag == "img" for tag, _ in Page(text).tags)
+    assert "<" not in run_figures([run])["ndcg_at_cutoffs"].data[0].name
 
 
-def test_twenty_models_are_told_apart(make_run):
-    many = figures([make_run(f"model {n}", 42, quality=0.1 + n / 100) for n in range(20)])
-    for name in ("ndcg_at_cutoffs", "quality_seconds"):
-        looks = {(each.marker.color, each.marker.symbol) for each in many[name].data}
-        assert len(looks) == 20
+@pytest.mark.parametrize(
+    "options", [{"insights": {"problems": [f"no ranks {EVIL}"]}}, {"notes": [f"no ranks {EVIL}"]}], ids=list
+)
+def test_messages_are_shown_and_escaped(make_run, options):
+    text = render_page(DATASET, [make_run("popular", 42)], **options)
+    assert f"no ranks {EVIL}" in Page(text).words and EVIL not in text
 
 
-def test_every_figure_has_data_a_caption_and_a_place(text, runs, data_profile, steps, curves, closer):
-    seen = Page(text)
-    plots = [attributes["id"] for tag, attributes in seen.tags if attributes.get("class") == "plot"]
-    # one target per user: recall is the hit rate
-    assert set(plots) == set(CAPTIONS) - {"recall_at_cutoffs"} - OF_STUDIES
+def test_every_figure_has_data_a_caption_and_a_place(text, runs, data_profile, steps, curves, insights):
+    page = Page(text)
+    captions = {*run_section.CAPTIONS, *insight_section.CAPTIONS}
+    assert set(page.plots) == captions - {
+        "recall_at_cutoffs",
+        "gradient_norm",
+    }  # equal to hit rate; not in curves
     data = {
-        a["id"]: json.loads("".join(parts))
-        for _, a, parts in seen.scripts
-        if a.get("type") == "application/json"
+        attributes["id"]: json.loads("".join(parts))
+        for _, attributes, parts in page.scripts
+        if attributes.get("type") == "application/json"
     }
-    for plot in plots:
+    for plot in page.plots:
         traces = data[f"{plot}-data"]["data"]
         assert traces, plot
         for trace in traces:
             assert len(trace["x"]) == len(trace["y"]) > 0, plot
             assert all(value is not None for value in (*trace["x"], *trace["y"])), plot
-    of_insights = insight_figures(closer, leaderboard(runs).head(4))
-    assert {*figures(runs, profile=data_profile, steps=steps, curves=curves), *of_insights} == set(plots)
+    figures = run_figures(runs, curves=curves) | data_figures(data_profile, steps)
+    assert {*figures, *insight_figures(insights, leaderboard(runs).head(4))} == set(page.plots)
 
 
-def test_what_was_found_closer_stands_on_the_page_in_words_and_tables(text, closer):
-    words = " ".join("".join(Page(text).words).split())
-    for expected in (
-        "How sure is that?",
-        "200 draws of 150 users",
-        "For whom is it good?",
-        "Beyond accuracy",
-        "baseline",
-    ):
-        assert expected in words
-    low, high = (
-        closer["certainty"][closer["protocol"]]["estimates"]["popular"][name] for name in ("low", "high")
-    )
-    assert f"{low:.4f}\u2013{high:.4f}".replace("0.", ".") in words
+def test_insights_have_sections_and_an_interval(text, insights):
+    page = Page(text)
+    ids = {attributes.get("id") for tag, attributes in page.tags if tag == "section"}
+    assert {"certainty", "segments", "lists"} <= ids
+    assert "200 resamples of 150 test users" in page.words
+    estimate = insights["certainty"][insights["protocol"]]["estimates"]["sasrec"]
+    assert f"{estimate['low']:.4f}\u2013{estimate['high']:.4f}".replace("0.", ".") in page.words
 
 
-def test_problems_of_insights_are_said(make_run):
-    got = page(DATASET, [make_run("popular", 42)], insights={"problems": [f"no ranks {EVIL}"]})
-    assert f"no ranks {EVIL}" in "".join(Page(got).words) and EVIL not in got
-
-
-def test_plotly_travels_inside(text):
-    packed = next(parts for _, a, parts in Page(text).scripts if a.get("id") == "plotly")
+def test_plotly_is_embedded_and_the_page_stays_small(text):
+    packed = next(parts for _, attributes, parts in Page(text).scripts if attributes.get("id") == "plotly")
     assert b"plotly.js v" in gzip.decompress(base64.b64decode("".join(packed)))[:2000]
+    assert len(text.encode()) < 3_000_000
 
 
-def test_size(text):
-    assert len(text.encode()) < 3_000_000  # of 5 MB, so that there is room for more models and figures
-
-
-def test_facts_fields_and_sources_are_on_the_page(text):
-    words = " ".join("".join(Page(text).words).split())
-    for expected in (
+@pytest.mark.parametrize(
+    "expected",
+    [
         "3f9a1c02",
         "c2d4e6f8",
         "exclude_seen",
         "CC BY 4.0",
         "10.1057/dbm.2012.17",
         "21 Nov 2026",
-    ):
-        assert expected in words
-    for expected in (
         "torch 2.13.0",
         "keep first, by user_id, item_id",
         "policy quarantine, reasons no user 135080, cancellation 8905",
-        "-1291190400000 \u2013 9 Dec 2011",  # the raw log may hold any number
+        "-1291190400000 \u2013 9 Dec 2011",  # the raw log may have any number
         "5 / 92.9 / 7 670",
         "541 909",
-        "12 of them never seen in training",
-        "one user, ms",
+        "12 of them cold",
+        "latency p50 / p95, ms",
         "3.1 / 12",
-    ):
-        assert expected in words
+    ],
+)
+def test_facts_protocol_fields_and_sources_are_shown(text, expected):
+    assert expected in Page(text).words
 
 
-def test_the_log_before_stands_beside_what_is_left(steps, text):
-    head, rows = before_and_after(steps)
-    assert head[1:] == ["raw log", "as models see it"]
-    assert {name: cells for name, *cells in rows} == {
-        "interactions": ["541\u202f909", "391\u202f150"],
-        "users": ["4\u202f373", "4\u202f210"],
-        "items": ["4\u202f070", "3\u202f190"],
-        "interactions over possible user-item pairs": ["3.04\u202f%", "2.91\u202f%"],
-        "interactions of the median user": ["42", "43.5"],
-        "of the average user": ["123.9", "92.9"],
-        "from, to": ["-1291190400000 \u2013 9 Dec 2011", "1 Dec 2010 \u2013 9 Dec 2011"],
-    }
-    assert "as models see it" in "".join(Page(text).words)
-    older = before_and_after(steps.drop_columns(["events_median"]))[1]
+def test_sizes_before_and_after_the_steps(steps):
+    _, rows = sizes_table(steps)
+    assert [cells for _, *cells in rows] == [
+        ["541\u202f909", "391\u202f150"],
+        ["4\u202f373", "4\u202f210"],
+        ["4\u202f070", "3\u202f190"],
+        ["3.04\u202f%", "2.91\u202f%"],
+        ["42", "43.5"],
+        ["123.9", "92.9"],
+        ["-1291190400000 \u2013 9 Dec 2011", "1 Dec 2010 \u2013 9 Dec 2011"],
+    ]
+    older = sizes_table(steps.drop_columns(["events_median"]))[1]
     assert [row[1:] for row in older if "median" in row[0]] == [["\u2013", "\u2013"]]
-    assert before_and_after(None) is None is before_and_after(steps.slice(0, 1))
+    assert sizes_table(None) is None is sizes_table(steps.slice(0, 1))
 
 
-def test_bare_page_says_what_is_missing():
-    words = " ".join("".join(Page(page({"name": "x"}, [])).words).split())
-    for expected in (
-        "No run has been evaluated yet",
+@pytest.mark.parametrize(
+    "expected",
+    [
+        "No run has been evaluated",
         "No finished run yet",
         "No training curves",
-        "No recommendations have been written",
-        "No profile of the interactions",
-        "names no licence",
-    ):
-        assert expected in words
+        "No recommendations",
+        "No data profile",
+        "no licence",
+    ],
+)
+def test_an_empty_page_says_what_is_missing(expected):
+    text = render_page({"name": "x"}, [])
+    assert expected in Page(text).words
+    assert not {"geometry", "semantic-ids", "studies"} & {
+        attributes.get("id") for _, attributes in Page(text).tags
+    }
 
 
-def test_notes_stand_on_the_page_escaped():
-    got = page(DATASET, [], notes=[f"another log {EVIL}"])
-    assert f"another log {EVIL}" in "".join(Page(got).words)
-    assert EVIL not in got
-
-
-def test_problems_are_said_and_the_rest_is_made(shown, make_run):
+def test_unusable_runs_are_named_and_the_others_shown(users, make_run):
     runs = [{"model": "older"}, make_run("popular", 42) | {"cost": {}, "versions": {}}]
-    words = "".join(Page(page(DATASET, runs, examples=shown)).words)
-    assert "run 1 (older) is left out" in words
-    assert "popular" in words
+    words = Page(render_page(DATASET, runs, examples=users)).words
+    assert "run 1 (older) is left out" in words and "popular" in words
 
 
-def test_figures_come_from_one_protocol_only(runs):
-    drawn = figures(runs)
-    assert [trace.name for trace in drawn["ndcg_at_cutoffs"].data] == [
-        "sasrec",
-        "item_knn",
-        "popular_recent",
-        "popular",
-    ]
-
-
-def test_curves_of_a_model_without_epochs_are_left_out(curves):
-    closed_form = pl.DataFrame({"epoch": [], "step": [], "seconds": [], "loss": []})
-    assert "training_loss" not in figures(curves={"popular": closed_form})
-    assert len(figures(curves={"popular": closed_form, **curves})["training_loss"].data) == 3
+def test_fallback_lists_are_marked(users):
+    item = replace(users[0].recommendations["sasrec"][0], fallback=True)
+    user = replace(users[0], recommendations={"sasrec": (item,)})
+    for example in (user, users[0]):
+        words = Page(render_page({"name": "x"}, [], examples=[example])).words
+        assert ("popularity fallback" in words) == (example is user)
 
 
 @pytest.mark.browser
-def test_a_browser_draws_every_figure_without_a_complaint(text, tmp_path):
+def test_a_browser_draws_every_figure_without_errors(text, tmp_path):
     path = tmp_path / "report.html"
     path.write_text(text)
     shown = open_page(path, tmp_path / "user")
     html = next(attributes for tag, attributes in Page(shown.html).tags if tag == "html")
     assert html.get("data-ready") == "yes" and "data-error" not in html
     assert shown.console == [] and shown.empty == []
-    placed = {attributes["id"] for tag, attributes in Page(text).tags if attributes.get("class") == "plot"}
-    assert set(shown.figures) == placed
+    assert set(shown.figures) == set(Page(text).plots)
 
 
 @pytest.mark.browser
-def test_a_figure_without_data_and_an_error_in_a_script_would_be_seen(text, tmp_path):
+def test_the_browser_check_detects_empty_figures_and_script_errors(text, tmp_path):
     path = tmp_path / "report.html"
     broken = text.replace("foldLists();\n  if", "setTimeout(() => { nothing.here(); });\n  if", 1)
     name = "quality_seconds-data"

@@ -1,12 +1,23 @@
-"""The leaderboard: seeds together, protocols apart, unreadable runs named."""
+"""Leaderboard: means over seeds, ranks within protocols, unreadable runs, Markdown and README."""
 
 import statistics
 
 import polars as pl
 import pytest
+from tests.reporting.runs_on_disk import catalogue, finished_runs
 
 from recpipe.reporting.formatting import MISSING
-from recpipe.reporting.leaderboard import ProtocolMismatch, compare, leaderboard, to_markdown, to_text
+from recpipe.reporting.insights import compute_insights
+from recpipe.reporting.leaderboard import (
+    README_END,
+    README_START,
+    ProtocolMismatchError,
+    compare,
+    leaderboard,
+    to_markdown,
+    to_text,
+    update_readme,
+)
 
 
 def test_seeds_are_averaged_and_models_ranked(runs):
@@ -59,7 +70,7 @@ def test_runs_with_other_settings_are_not_averaged(make_run):
     assert board["name"].to_list() == ["sasrec"] * 3 + ["popular"]
     assert board["seeds"].to_list() == [1, 2, 1, 1]
     assert board["ndcg@10"][0] == b["test"]["ndcg@10"]
-    assert board["ndcg@10"][1] == pytest.approx(statistics.mean(each["test"]["ndcg@10"] for each in a))
+    assert board["ndcg@10"][1] == pytest.approx(statistics.mean(metrics["test"]["ndcg@10"] for metrics in a))
     assert leaderboard(a)["model"].to_list() == ["sasrec"]
     assert leaderboard([older]).schema["settings"] == pl.String
 
@@ -69,7 +80,7 @@ def test_equal_metrics_share_a_rank(make_run):
     assert leaderboard(runs)["rank"].to_list() == [1, 1, 3]
 
 
-def test_a_model_without_the_metric_is_listed_without_a_rank(make_run):
+def test_a_model_without_the_metric_has_no_rank(make_run):
     broken = make_run("broken", 42)
     broken["test"] = {"ndcg@10": float("nan"), "users": 4338}
     board = leaderboard([broken, make_run("popular", 42)])
@@ -82,8 +93,8 @@ def test_unreadable_runs_are_named_and_the_rest_is_ranked(caplog, make_run):
     board = leaderboard([older, nameless, ["not", "an", "object"], make_run("item_knn", 42)])
     assert board["model"].to_list() == ["item_knn"]
     assert "online_retail, sasrec, 42" in caplog.text
-    assert "has no protocol" in caplog.text
-    assert "protocol has no id" in caplog.text
+    assert "no protocol" in caplog.text
+    assert "no id" in caplog.text
     assert "a list, not an object" in caplog.text
 
 
@@ -91,13 +102,13 @@ def test_no_run_at_all():
     board = leaderboard([])
     assert board.height == 0
     assert {"rank", "protocol", "model"} <= set(board.columns)
-    assert to_text(board) == to_markdown(board) == "No finished run yet.\n"
+    assert to_text(board) == to_markdown(board) and "No finished run" in to_text(board)
 
 
 def test_unequal_protocols_do_not_compare(make_run, other_protocol):
     a, b = make_run("sasrec", 42), make_run("popular", 42)
     assert compare(a, b) == pytest.approx(a["test"]["ndcg@10"] - b["test"]["ndcg@10"])
-    with pytest.raises(ProtocolMismatch, match="exclude_seen: True against False"):
+    with pytest.raises(ProtocolMismatchError, match="exclude_seen: True against False"):
         compare(a, make_run("popular", 42, other_protocol))
 
 
@@ -117,10 +128,10 @@ def test_markdown_has_the_same_cells_in_every_line(make_run):
     assert "a\\|b" in table[2]
 
 
-def test_a_row_of_markdown_says_which_commits_made_it(make_run):
+def test_markdown_rows_have_the_commits_of_their_runs(make_run):
     runs = [
-        make_run("sasrec", seed) | {"commit": made}
-        for seed, made in ((1, "abc1234"), (2, "def5678+"), (3, "abc1234"))
+        make_run("sasrec", seed) | {"commit": commit}
+        for seed, commit in ((1, "abc1234"), (2, "def5678+"), (3, "abc1234"))
     ]
     old = {key: value for key, value in make_run("popular", 1).items() if key != "commit"}
     head, _, first, second = to_markdown(leaderboard([*runs, old])).splitlines()[2:6]
@@ -130,19 +141,19 @@ def test_a_row_of_markdown_says_which_commits_made_it(make_run):
     assert "commit" not in to_markdown(leaderboard([old]))
 
 
-def test_recall_shows_only_where_it_differs_from_the_hit_rate(make_run):
+def test_recall_is_shown_only_if_it_differs_from_the_hit_rate(make_run):
     run = make_run("sasrec", 42)
     assert "Recall@10" not in to_text(leaderboard([run]))
     run["test"]["recall@10"] /= 2
     assert "Recall@10" in to_text(leaderboard([run]))
 
 
-def test_items_that_training_never_saw_get_columns_where_they_are_a_hundredth_of_the_targets(make_run):
+def test_cold_items_have_columns_if_they_are_one_percent_of_the_targets(make_run):
     def run(seed, cold_targets):
-        made = make_run("sasrec", seed)
-        made["test"] |= {"targets": 1000, "cold_targets": cold_targets}
+        metrics = make_run("sasrec", seed)
+        metrics["test"] |= {"targets": 1000, "cold_targets": cold_targets}
         blocks = {"warm_items": (0.3, 1000 - cold_targets), "cold_items": (seed / 1000, cold_targets)}
-        return made | {
+        return metrics | {
             name: {"recall@10": recall, "ndcg@10": 0.1, "users": n, "targets": n}
             for name, (recall, n) in blocks.items()
         }
@@ -160,3 +171,66 @@ def test_items_that_training_never_saw_get_columns_where_they_are_a_hundredth_of
     assert ".0520 ± .0141" in text and ".3000 ± .0000" in text
     assert to_markdown(board).count("Cold recall@10") == 1
     assert "cold_recall@10" not in leaderboard([make_run("popular", 42)]).columns
+
+
+README_RUN = {
+    "dataset": "tiny",
+    "model": "popular",
+    "seed": 1,
+    "protocol": {"id": "abc"},
+    "test": {"ndcg@10": 0.123456, "recall@10": 0.2, "users": 9},
+}
+
+
+def test_the_readme_changes_only_between_the_markers():
+    text = f"before\n{README_START}\nold .999\n{README_END}\nafter\n"
+    updated = update_readme(text, [leaderboard([README_RUN])])
+    assert updated.startswith(f"before\n{README_START}\n") and updated.endswith(f"{README_END}\nafter\n")
+    assert "old" not in updated and "popular" in updated and ".1235" in updated
+    assert update_readme(updated, [leaderboard([README_RUN])]) == updated
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{README_START}{README_END}{README_START}{README_END}"])
+def test_a_readme_needs_each_marker_once(text):
+    with pytest.raises(ValueError, match="markers"):
+        update_readme(text, [leaderboard([README_RUN])])
+
+
+def test_readme_tables_of_other_data_sets_stay():
+    other = {**README_RUN, "dataset": "another"}
+    first = update_readme(f"{README_START}\n{README_END}", [leaderboard([README_RUN]), leaderboard([other])])
+    second = update_readme(first, [leaderboard([{**README_RUN, "test": {"ndcg@10": 0.5, "users": 9}}])])
+    for text in (first, second):
+        assert text.index("tiny") < text.index("another")
+    assert ".5000" in second and second.count("protocol `") == 2
+    assert second.split("**another**")[1] == first.split("**another**")[1]
+
+
+def test_intervals_follow_the_metric(make_run):
+    runs, outputs = finished_runs(make_run, seeds=(42, 123))
+    protocol = runs[0]["protocol"]["id"]
+    options = {"protocol": protocol, "seed": 42, "resamples": 50}
+    certainty = compute_insights(runs, outputs, catalogue(), **options)["certainty"]
+    board = leaderboard(runs, certainty=certainty)
+    row = board.row(by_predicate=pl.col("model") == "sasrec", named=True)
+    estimate = certainty[protocol]["estimates"]["sasrec"]
+    assert (row["ndcg@10_low"], row["ndcg@10_high"]) == (estimate["low"], estimate["high"])
+    assert row["ndcg@10"] == pytest.approx(estimate["mean"], abs=1e-12)
+    interval = f"{estimate['low']:.4f}\u2013{estimate['high']:.4f}".replace("0.", ".")
+    for text in (to_markdown(board), to_text(board)):
+        assert interval in text and "interval" in text
+    assert max(map(len, to_text(board, width=70).splitlines())) <= 70
+    assert "interval" not in to_markdown(leaderboard(runs))
+
+
+def test_members_of_an_ensemble_are_a_footnote(make_run):
+    runs = [make_run("popular", 1), *(make_run("sasrec", seed) for seed in (1, 2))]
+    for run, weight in zip(runs[1:], (0.25, 0.75), strict=True):
+        run["settings"] = {"type": "ensemble", "method": "rrf"}
+        run["ensemble"] = {"members": ["a", "b|c"], "weights": [weight, 1 - weight]}
+    board = leaderboard(runs)
+    members = "0.50 a + 0.50 b|c, by rrf"
+    assert dict(board.select("model", "members").rows()) == {"popular": None, "sasrec": members}
+    assert "\n\nsasrec: 0.50 a + 0.50 b\\|c, by rrf\n" in to_markdown(board)
+    assert f"\nsasrec: {members}\n" in to_text(board)
+    assert ", by" not in to_text(leaderboard(runs[:1]))

@@ -1,4 +1,4 @@
-"""A handful of users to judge by eye: what they had, what came next, and what each model recommended."""
+"""Example users of the report: history, targets and the recommendations of each model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from recpipe.reporting.formatting import day
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An item of a history or a target; `when` is a day, if the log has time."""
+class ExampleItem:
+    """An item of a history or a target; ``when`` is its day, if the log has timestamps."""
 
     item_id: str
     title: str
@@ -26,8 +26,8 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Recommended:
-    """One place of a top-k list; `hit` if the item is among the user's targets."""
+class RecommendedItem:
+    """One place of a top-k list; ``hit`` if the item is a target of the user."""
 
     rank: int
     item_id: str
@@ -35,125 +35,119 @@ class Recommended:
     logit: float
     probability: float | None
     hit: bool
-    fallback: bool = False  # not the model's own: the user had no history
+    fallback: bool = False  # from the cold-user fallback instead of the model
 
 
 @dataclass(frozen=True)
 class Example:
-    """One user: the last events (newest first) of `length`, the targets, and each model's list."""
+    """One user: the last events of ``length`` (newest first), the targets, and the list of each model."""
 
     user: str
     length: int
-    history: tuple[Shown, ...]
-    targets: tuple[Shown, ...]
-    recommendations: Mapping[str, tuple[Recommended, ...]]
+    history: tuple[ExampleItem, ...]
+    targets: tuple[ExampleItem, ...]
+    recommendations: Mapping[str, tuple[RecommendedItem, ...]]
 
 
-def examples(
+def pick_examples(
     histories: Sequences,
     ranks: pa.Table,
     recommendations: Mapping[str, pa.Table],
     items: pa.Table,
     *,
-    item_ids: NDArray[Any],
+    item_ids: NDArray[np.object_],
     seed: int,
     users: int = 6,
     history: int = 6,
-    top: int = 10,
+    k: int = 10,
 ) -> list[Example]:
-    """Users drawn by `seed`, half of them with a target in the list of the first model, half without, mixed.
+    """Draw users by ``seed``: half with a target in the first model's list, half without, or else the other kind.
 
-    `ranks` are those of the first model of `recommendations`; `item_ids` is the vocabulary that `histories`
-    index from 1; `items` has item_id and title. Where one half has too few users the other fills up.
+    ``ranks`` are of the first model in ``recommendations``. ``histories`` index ``item_ids`` from 1; ``items`` has the
+    columns item_id and title. ``history`` and ``k`` limit the events and places shown.
     """
-    chosen = _draw(ranks, histories, users=users, top=top, seed=seed)
-    places = pc.index_in(pa.array(chosen, pa.string()), pa.array(histories.users, pa.string())).to_pylist()
-    targets = _by_user(ranks, chosen, "target")
-    lists = {model: _by_user(table, chosen) for model, table in recommendations.items()}
-    found = []
-    for user, place in zip(chosen, places, strict=True):
-        wanted = [row["target"] for row in targets[user]]
-        start, stop = int(histories.offsets[place]), int(histories.offsets[place + 1])
-        found.append(
+    names = _draw_users(ranks, histories, users=users, k=k, seed=seed)
+    rows = pc.index_in(pa.array(names, pa.string()), pa.array(histories.users, pa.string())).to_pylist()
+    targets_of = _by_user(ranks, names)
+    lists = {model: _by_user(table, names) for model, table in recommendations.items()}
+    result = []
+    for user, row in zip(names, rows, strict=True):
+        targets = [rank["target"] for rank in targets_of[user]]
+        start, stop = int(histories.offsets[row]), int(histories.offsets[row + 1])
+        newest_first = np.arange(max(start, stop - history), stop)[::-1]
+        ids = [str(item_ids[index - 1]) for index in histories.items[newest_first]]
+        times = None if histories.timestamps is None else histories.timestamps[newest_first].tolist()
+        result.append(
             Example(
                 user=user,
                 length=stop - start,
-                history=_history(histories, max(start, stop - history), stop, item_ids, items),
-                targets=_shown(wanted, items),
-                recommendations={model: _list(rows[user], wanted, top) for model, rows in lists.items()},
+                history=_with_titles(ids, items, times),
+                targets=_with_titles(targets, items),
+                recommendations={
+                    model: _list(by_user[user][:k], targets) for model, by_user in lists.items()
+                },
             )
         )
-    return found
+    return result
 
 
-def to_json(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Examples as JSON values; ``from_json`` is the inverse."""
-    return [asdict(example) for example in examples]
+def to_json(users: Sequence[Example]) -> list[dict[str, Any]]:
+    """Convert examples to JSON values; ``from_json`` is the inverse."""
+    return [asdict(user) for user in users]
 
 
 def from_json(values: Sequence[Mapping[str, Any]]) -> list[Example]:
-    """Examples that ``to_json`` wrote."""
+    """Build examples from the values of ``to_json``."""
     return [
         Example(
-            user=each["user"],
-            length=each["length"],
-            history=tuple(Shown(**shown) for shown in each["history"]),
-            targets=tuple(Shown(**shown) for shown in each["targets"]),
+            user=value["user"],
+            length=value["length"],
+            history=tuple(ExampleItem(**item) for item in value["history"]),
+            targets=tuple(ExampleItem(**item) for item in value["targets"]),
             recommendations={
-                model: tuple(Recommended(**place) for place in places)
-                for model, places in each["recommendations"].items()
+                model: tuple(RecommendedItem(**item) for item in items)
+                for model, items in value["recommendations"].items()
             },
         )
-        for each in values
+        for value in values
     ]
 
 
-def _draw(ranks: pa.Table, histories: Sequences, *, users: int, top: int, seed: int) -> list[str]:
-    known = pc.is_in(ranks["user_id"], pa.array(histories.users, pa.string()))
-    ranks = ranks.filter(known)
-    everyone = ranks["user_id"].unique()
-    hit_rows = ranks.filter(pc.and_(pc.greater(ranks["rank"], 0), pc.less_equal(ranks["rank"], top)))
-    is_hit = pc.is_in(everyone, hit_rows["user_id"].unique())
-    draw = np.random.default_rng(seed)
-    hits = draw.permutation(everyone.filter(is_hit).to_pylist()).tolist()
-    misses = draw.permutation(everyone.filter(pc.invert(is_hit)).to_pylist()).tolist()
-    half = max((users + 1) // 2, users - len(misses))
-    chosen = hits[:half]
+def _draw_users(ranks: pa.Table, histories: Sequences, *, users: int, k: int, seed: int) -> list[str]:
+    ranks = ranks.filter(pc.is_in(ranks["user_id"], pa.array(histories.users, pa.string())))
+    candidates = ranks["user_id"].unique()
+    hit_rows = ranks.filter(pc.and_(pc.greater(ranks["rank"], 0), pc.less_equal(ranks["rank"], k)))
+    is_hit = pc.is_in(candidates, hit_rows["user_id"].unique())
+    generator = np.random.default_rng(seed)
+    hits = generator.permutation(candidates.filter(is_hit).to_pylist()).tolist()
+    misses = generator.permutation(candidates.filter(pc.invert(is_hit)).to_pylist()).tolist()
+    chosen = hits[: max((users + 1) // 2, users - len(misses))]
     chosen += misses[: users - len(chosen)]
-    return [str(user) for user in draw.permutation(chosen)]
+    return [str(user) for user in generator.permutation(chosen)]
 
 
-def _by_user(table: pa.Table, users: list[str], column: str | None = None) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the few chosen users, by rank."""
-    wanted = table.filter(pc.is_in(table["user_id"], pa.array(users, pa.string()))).sort_by("rank")
+def _by_user(table: pa.Table, users: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of these users, by rank."""
     rows: dict[str, list[dict[str, Any]]] = {user: [] for user in users}
-    for row in (wanted.select(["user_id", column]) if column else wanted).to_pylist():
+    selected = table.filter(pc.is_in(table["user_id"], pa.array(users, pa.string()))).sort_by("rank")
+    for row in selected.to_pylist():
         rows[row["user_id"]].append(row)
     return rows
 
 
-def _history(
-    histories: Sequences, start: int, stop: int, item_ids: NDArray[Any], items: pa.Table
-) -> tuple[Shown, ...]:
-    newest_first = np.arange(start, stop)[::-1]
-    ids = [str(item_ids[index - 1]) for index in histories.items[newest_first]]
-    times = None if histories.timestamps is None else histories.timestamps[newest_first].tolist()
-    return _shown(ids, items, times)
-
-
-def _shown(ids: list[str], items: pa.Table, times: list[int] | None = None) -> tuple[Shown, ...]:
+def _with_titles(ids: list[str], items: pa.Table, times: list[int] | None = None) -> tuple[ExampleItem, ...]:
     titles = titles_of(pa.array(ids, pa.string()), items).to_pylist()
-    days = [day(at) for at in times] if times is not None else [None] * len(ids)
-    return tuple(Shown(*each) for each in zip(ids, titles, days, strict=True))
+    days = [None] * len(ids) if times is None else [day(time) for time in times]
+    return tuple(map(ExampleItem, ids, titles, days))
 
 
-def _list(rows: list[dict[str, Any]], wanted: list[str], top: int) -> tuple[Recommended, ...]:
-    fields = ("rank", "item_id", "title", "logit", "probability")
+def _list(rows: list[dict[str, Any]], targets: list[str]) -> tuple[RecommendedItem, ...]:
+    names = ("rank", "item_id", "title", "logit", "probability")
     return tuple(
-        Recommended(
-            **{name: row[name] for name in fields},
-            hit=row["item_id"] in wanted,
-            fallback=row.get("source", MODEL) != MODEL,  # tables of before there was a source have none
+        RecommendedItem(
+            **{name: row[name] for name in names},
+            hit=row["item_id"] in targets,
+            fallback=row.get("source", MODEL) != MODEL,  # tables of older versions have no source
         )
-        for row in rows[:top]
+        for row in rows
     )

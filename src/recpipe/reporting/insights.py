@@ -1,8 +1,6 @@
-"""Beyond the mean: how sure each number is, for whom a model is good, what its lists are like. All as JSON.
+"""Insights: confidence intervals, metrics by segment, properties of lists, calibration and tie sensitivity, as JSON.
 
-Computed from what runs left on disk; what cannot be is named among the problems, and the rest is made.
-
-Tables of insights as text: models against the baseline, and what lists are like besides accurate.
+Computed from the outputs of runs on disk. Problems with outputs are listed, the rest is computed.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -21,35 +18,35 @@ from recpipe.evaluation.lists import Lists, Popularity, list_metrics
 from recpipe.evaluation.metrics import calibration, metrics_from_ranks
 from recpipe.evaluation.segments import POPULARITY, popularity_groups, segments
 from recpipe.evaluation.significance import BEST, UserMetric, compare
-from recpipe.reporting.formatting import INTERVAL, MISSING, count, interval, percent, probability, short
-from recpipe.reporting.run_store import Row, Run, read_runs, rows
+from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
 
-DRAWS = 400_000_000  # users x resamples: about ten seconds
-Loads = Mapping[str, Callable[[], Any]]
+MAX_DRAWS = 400_000_000  # users x resamples: about ten seconds
+Loaders = Mapping[str, Callable[[], Any]]
+Ranks = Mapping[str, pa.Table | None]
 Vectors = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class OnDisk:
-    """What runs left besides metrics.json, by `model/seed_42`: functions that load Arrow tables, of `ties` dicts."""
+class RunOutputs:
+    """Loaders of outputs by run name: Arrow tables of ranks and recommendations, dicts of tie sensitivity."""
 
-    ranks: Loads = field(default_factory=dict)
-    recommendations: Loads = field(default_factory=dict)
-    ties: Loads = field(default_factory=dict)
+    ranks: Loaders = field(default_factory=dict)
+    recommendations: Loaders = field(default_factory=dict)
+    ties: Loaders = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What the split on disk says of items; ``vectors`` (I, D) and which items have one (I,)."""
+    """Items of the split: ids, popularity, and content vectors (I, D) with a mask of items that have one (I,)."""
 
     item_ids: NDArray[np.object_]
     popularity: Popularity
     vectors: Vectors | None = None
 
 
-def insights(
+def compute_insights(
     metrics: Sequence[Mapping[str, Any]],
-    on_disk: OnDisk,
+    outputs: RunOutputs,
     catalogue: Catalogue,
     *,
     protocol: str,
@@ -58,123 +55,115 @@ def insights(
     baseline: str = BEST,
     resamples: int = 10_000,
 ) -> dict[str, Any]:
-    """``certainty`` by protocol, the rest for runs of ``protocol``, whose data ``catalogue`` is of; all by the names of
-    the leaderboard's rows. Of several seeds ``certainty`` takes all, the rest ``seed`` or else the first. Those in
-    ``ranked`` (`model/seed_42`) have the ranks on disk that are behind their metrics.
+    """Compute the insights of runs, by the ``model`` of their leaderboard rows.
+
+    ``certainty`` is by protocol and over all seeds. The rest is for runs under ``protocol``, which the catalogue
+    belongs to, and of one run per row: that of ``seed``, or else the first. ``ranked`` names the runs whose ranks on
+    disk match their metrics.
     """
-    found, _ = read_runs(metrics)
-    together, problems = rows(found), list[str]()
-    ranks = {run_name(run): _ranks(run, on_disk, metric, problems) for run in found}
-    certainty = {}
-    for each in dict.fromkeys(row.protocol for row in together):
-        of_each = {row.model: row for row in together if row.protocol == each}
-        if sure := _certainty(of_each, ranks, metric, baseline, resamples, problems):
-            certainty[each] = sure
-    shown = {row.model: chosen(row, ranks, seed) for row in together if row.protocol == protocol}
+    runs, _ = read_runs(metrics)
+    problems: list[str] = []
+    ranks = {run.name: _ranks(run, outputs, metric, problems) for run in runs}
+    groups: dict[str, dict[str, RunGroup]] = {}
+    for group in group_runs(runs):
+        groups.setdefault(group.protocol, {})[group.model] = group
+    certainty = {
+        name: values
+        for name, members in groups.items()
+        if (values := _certainty(members, ranks, metric, baseline, resamples, problems))
+    }
+    chosen = {name: _representative(group, ranks, seed) for name, group in groups.get(protocol, {}).items()}
     k = int(metric.partition("@")[2])
-    told: dict[str, Any] = {
+
+    def by_model(measure: Callable[[Run], Any]) -> dict[str, Any]:
+        return _measure_runs(chosen, measure, problems)
+
+    result: dict[str, Any] = {
         "metric": metric,
         "protocol": protocol,
         "seed": seed,
         "ranked": [name for name, table in ranks.items() if table is not None],
         "certainty": certainty,
-        "segments": _each(shown, lambda run: _segments(ranks[run_name(run)], catalogue, k), problems),
-        "lists": _each(shown, lambda run: _lists(run, ranks, on_disk, catalogue, k), problems),
-        "training": _training(catalogue),
-        "calibration": _each(shown, lambda run: _calibration(run, ranks, on_disk), problems),
-        "ties": _each(shown, lambda run: _ties(run, on_disk, metric), problems),
+        "segments": by_model(lambda run: _segments(ranks[run.name], catalogue, k)),
+        "lists": by_model(lambda run: _lists(run, ranks, outputs, catalogue, k)),
+        "training": _training_popularity(catalogue),
+        "calibration": by_model(lambda run: _calibration(run, ranks, outputs)),
+        "ties": by_model(lambda run: _ties(run, outputs, metric)),
     }
     problems += [
-        f"{name} recommends nothing to anybody" for name, each in told["lists"].items() if not each["users"]
+        f"{name} recommends no item to any user"
+        for name, values in result["lists"].items()
+        if not values["users"]
     ]
-    plain: dict[str, Any] = _plain(told)
-    return {**plain, "problems": list(dict.fromkeys(problems))}
+    return {**_to_json(result), "problems": list(dict.fromkeys(problems))}
 
 
-def run_name(run: Run) -> str:
-    """As runs are called on disk."""
-    return f"{run.model}/seed_{run.seed}"
-
-
-def chosen(row: Row, ranks: Mapping[str, Any], seed: int) -> Run | None:
-    """The run of a row that stands for it: that of ``seed``, or else the first that has ranks."""
-    able = [run for run in row.runs if ranks.get(run_name(run)) is not None]
-    return next((run for run in able if run.seed == seed), able[0] if able else None)
-
-
-def _ranks(run: Run, on_disk: OnDisk, metric: str, problems: list[str]) -> pa.Table | None:
-    """None where there are none, or they are not those behind the run's metrics."""
-    if run_name(run) not in on_disk.ranks:
-        problems.append(f"{run_name(run)} has no ranks on disk: how sure its numbers are is not known")
+def _ranks(run: Run, outputs: RunOutputs, metric: str, problems: list[str]) -> pa.Table | None:
+    """Ranks of a run; None where they are missing or do not match its metrics."""
+    if run.name not in outputs.ranks:
+        problems.append(f"{run.name} has no ranks on disk, so no interval: run `evaluate` again")
         return None
     try:
-        table: pa.Table = on_disk.ranks[run_name(run)]()
+        table: pa.Table = outputs.ranks[run.name]()
         value = metrics_from_ranks(table, cutoffs=[int(metric.partition("@")[2])]).get(metric)
     except ValueError as error:
-        problems.append(_named(run, error))
+        problems.append(_with_run_name(run, error))
         return None
-    if value is None or not math.isclose(value, _told(run, metric), abs_tol=1e-9):
-        problems.append(
-            f"the ranks of {run_name(run)} on disk are not those behind its metrics: evaluate it again"
-        )
+    if value is None or not math.isclose(value, _test_metric(run, metric), abs_tol=1e-9):
+        problems.append(f"the ranks of {run.name} on disk do not match its metrics: run `evaluate` again")
         return None
     return table
 
 
-def _named(run: Run, error: ValueError) -> str:
-    """With the run in front, where it does not say so itself."""
-    told = str(error)
-    return told if run_name(run) in told else f"{run_name(run)}: {told}"
-
-
 def _certainty(
-    of_protocol: Mapping[str, Row],
-    ranks: Mapping[str, pa.Table | None],
+    groups: Mapping[str, RunGroup],
+    ranks: Ranks,
     metric: str,
     baseline: str,
     resamples: int,
     problems: list[str],
 ) -> dict[str, Any] | None:
-    tables = {name: [ranks[run_name(run)] for run in row.runs] for name, row in of_protocol.items()}
-    known = {name: [table for table in found if table is not None] for name, found in tables.items()}
-    known = {name: found for name, found in known.items() if found}
-    if not known:
+    """Bootstrap intervals and comparisons with the baseline, of the models of one protocol."""
+    all_tables = {name: [ranks[run.name] for run in group.runs] for name, group in groups.items()}
+    tables = {name: [table for table in values if table is not None] for name, values in all_tables.items()}
+    tables = {name: values for name, values in tables.items() if values}
+    if not tables:
         return None
-    named = [name for name in known if baseline in (name, of_protocol[name].name)]
+    protocols = {name: [run.protocol_id for run in groups[name].runs] for name in tables}
     try:
-        per_user = UserMetric.of(
-            known,
-            metric=metric,
-            protocols={name: [run.protocol_id for run in of_protocol[name].runs] for name in known},
-        )
+        user_metric = UserMetric.of(tables, metric=metric, protocols=protocols)
     except ValueError as error:
         problems.append(str(error))
         return None
-    affordable = min(resamples, max(1000, DRAWS // len(per_user.users)))
-    found = compare(per_user, baseline=named[0] if named else BEST, resamples=affordable)
-    return {
-        **asdict(found),
-        "resamples": affordable,
-        "seeds": {name: len(each) for name, each in known.items()},
-    }
+    baselines = [name for name in tables if baseline in (name, groups[name].name)]
+    resamples = min(resamples, max(1000, MAX_DRAWS // len(user_metric.users)))
+    comparison = compare(user_metric, baseline=baselines[0] if baselines else BEST, resamples=resamples)
+    seeds = {name: len(values) for name, values in tables.items()}
+    return {**asdict(comparison), "resamples": resamples, "seeds": seeds}
 
 
-def _each(
-    shown: Mapping[str, Run | None], measure: Callable[[Run], Any], problems: list[str]
+def _representative(group: RunGroup, ranks: Ranks, seed: int) -> Run | None:
+    """The run of ``seed``, or else the first one with ranks."""
+    runs = [run for run in group.runs if ranks.get(run.name) is not None]
+    return next((run for run in runs if run.seed == seed), runs[0] if runs else None)
+
+
+def _measure_runs(
+    runs: Mapping[str, Run | None], measure: Callable[[Run], Any], problems: list[str]
 ) -> dict[str, Any]:
-    """By row; without those for which there is nothing, or something wrong."""
-    found = {}
-    for name, run in shown.items():
+    """Values by model, without runs that have none or raise ValueError."""
+    values = {}
+    for name, run in runs.items():
         if run is None:
             continue
         try:
             value = measure(run)
         except ValueError as error:
-            problems.append(_named(run, error))
+            problems.append(_with_run_name(run, error))
             continue
         if value is not None:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def _segments(ranks: pa.Table | None, catalogue: Catalogue, k: int) -> list[dict[str, Any]] | None:
@@ -185,18 +174,18 @@ def _segments(ranks: pa.Table | None, catalogue: Catalogue, k: int) -> list[dict
 
 
 def _lists(
-    run: Run, ranks: Mapping[str, Any], on_disk: OnDisk, catalogue: Catalogue, k: int
+    run: Run, ranks: Ranks, outputs: RunOutputs, catalogue: Catalogue, k: int
 ) -> dict[str, Any] | None:
-    if (name := run_name(run)) not in on_disk.recommendations:
+    if run.name not in outputs.recommendations:
         return None
-    lists = Lists.of(on_disk.recommendations[name](), catalogue.item_ids, k)
-    return list_metrics(
-        lists, catalogue.popularity, ranks[name], item_ids=catalogue.item_ids, vectors=catalogue.vectors
-    )
+    item_ids = catalogue.item_ids
+    lists = Lists.of(outputs.recommendations[run.name](), item_ids, k)
+    popularity, vectors = catalogue.popularity, catalogue.vectors
+    return list_metrics(lists, popularity, ranks[run.name], item_ids=item_ids, vectors=vectors)
 
 
-def _training(catalogue: Catalogue) -> dict[str, Any]:
-    """What lists would be like whose items were drawn from the training events."""
+def _training_popularity(catalogue: Catalogue) -> dict[str, Any]:
+    """Popularity of lists whose items are drawn from the training events."""
     events, groups = catalogue.popularity.events, popularity_groups(catalogue.popularity.events)
     total = max(int(events.sum()), 1)
     shares = {name: events[groups == code].sum() / total for code, name in enumerate(POPULARITY)}
@@ -204,141 +193,39 @@ def _training(catalogue: Catalogue) -> dict[str, Any]:
     return {**shares, "arp": (events.astype(float) ** 2).sum() / total, "items": items}
 
 
-def _calibration(run: Run, ranks: Mapping[str, Any], on_disk: OnDisk) -> dict[str, Any] | None:
-    if (name := run_name(run)) not in on_disk.recommendations:
+def _calibration(run: Run, ranks: Ranks, outputs: RunOutputs) -> dict[str, Any] | None:
+    if run.name not in outputs.recommendations:
         return None
-    found = calibration(on_disk.recommendations[name](), ranks[name])
-    return None if found is None else asdict(found)
+    result = calibration(outputs.recommendations[run.name](), ranks[run.name])
+    return None if result is None else asdict(result)
 
 
-def _ties(run: Run, on_disk: OnDisk, metric: str) -> dict[str, Any] | None:
-    """Of an earlier evaluation or another protocol there is none."""
-    found = on_disk.ties.get(run_name(run), lambda: {})()
-    if not isinstance(found, Mapping):
+def _ties(run: Run, outputs: RunOutputs, metric: str) -> dict[str, Any] | None:
+    """Tie sensitivity; None where it belongs to another protocol, metric or evaluation."""
+    ties = outputs.ties[run.name]() if run.name in outputs.ties else {}
+    if not isinstance(ties, Mapping):
         raise ValueError("its tie sensitivity is not an object: run the pipeline ties again")
-    same = found.get("protocol") == run.protocol_id and found.get("metric") == metric
-    as_ordered = found.get("as_ordered", math.nan)
-    return dict(found) if same and math.isclose(as_ordered, _told(run, metric), abs_tol=1e-6) else None
+    matches = ties.get("protocol") == run.protocol_id and ties.get("metric") == metric
+    value = ties.get("as_ordered", math.nan)
+    return dict(ties) if matches and math.isclose(value, _test_metric(run, metric), abs_tol=1e-6) else None
 
 
-def _told(run: Run, metric: str) -> float:
-    """What metrics.json says, NaN where it says nothing."""
+def _test_metric(run: Run, metric: str) -> float:
     value = run.test.get(metric)
     return math.nan if value is None else value
 
 
-def _plain(value: Any) -> Any:
-    """JSON types; what is not finite is null."""
+def _with_run_name(run: Run, error: ValueError) -> str:
+    message = str(error)
+    return message if run.name in message else f"{run.name}: {message}"
+
+
+def _to_json(value: Any) -> Any:
+    """Convert to JSON types; NaN and infinity become null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Table = tuple[list[str], list[list[str]]]
-LISTS = {  # columns of the table of lists: key, head, meaning
-    "coverage": ("coverage", "share of the catalogue in at least one list"),
-    "gini": ("Gini", "of how often items are recommended: 0 all equally, near 1 everybody the same few"),
-    "arp": ("popularity", "training events of a recommended item, on average (ARP)"),
-    "novelty": ("novelty", "bits of surprise that someone has the item; one more bit is half as many people"),
-    "diversity": (
-        "diversity",
-        "how unlike each other by content the items of a list are: 0 alike, 1 unrelated",
-    ),
-    "serendipity": (
-        "serendipity",
-        "hits, weighted by how much earlier they stand than by popularity, in thousandths",
-    ),
-    "divergence": (
-        "divergence",
-        "bits between recommendations and training data: 0 the same items as often, 1 none in common",
-    ),
-    "error": (
-        "calibration",
-        "how far probabilities and what came true are apart, on average, in all lists kept",
-    ),
-    "said": (
-        "said / so",
-        "how often the target should be in the list kept, longer than the one above, by its probabilities; and is",
-    ),
-}
-
-
-def certainty_table(found: Mapping[str, Any], board: pl.DataFrame) -> Table | None:
-    """One protocol's models, best first, each against the baseline; with the range over ties where it was measured."""
-    sure = (found.get("certainty") or {}).get(board["protocol"][0]) if board.height else None
-    if not sure:
-        return None
-    ties = found["ties"] if found.get("protocol") == board["protocol"][0] else {}
-    head = [
-        "model",
-        "difference",
-        INTERVAL,
-        "p",
-        *(["other orders of ties"] if ties else []),
-    ]
-    rows = []
-    for name in board["model"].to_list():
-        if name not in sure["estimates"]:
-            continue
-        difference = sure["differences"].get(name)
-        cells = (
-            [MISSING, MISSING, "baseline"]
-            if difference is None
-            else [
-                _signed(difference["mean"]),
-                _signed_interval(difference),
-                probability(difference["p_holm"]),
-            ]
-        )
-        tied = [interval(ties[name]["low"], ties[name]["high"]) if name in ties else MISSING] if ties else []
-        rows.append([name, *cells, *tied])
-    return head, rows
-
-
-def lists_table(found: Mapping[str, Any], board: pl.DataFrame) -> tuple[Table, list[tuple[str, str]]] | None:
-    """The lists of every model, best first, and what the columns mean; columns that nobody has are left out."""
-    if not board.height or not found.get("lists"):
-        return None
-    rows = {}
-    for name in board["model"].to_list():
-        if (each := found["lists"].get(name)) is not None:
-            judged = found["calibration"].get(name) or {}
-            rows[name] = {key: _cell(key, {**each, **judged}) for key in LISTS}
-    kept = [key for key in LISTS if any(row[key] != MISSING for row in rows.values())]
-    head = ["model", *(LISTS[key][0] for key in kept)]
-    training = dict.fromkeys(kept, MISSING) | {"arp": count(found["training"]["arp"])}
-    table = [["training data", *(training[key] for key in kept)]]
-    table += [[name, *(row[key] for key in kept)] for name, row in rows.items()]
-    return (head, table), [LISTS[key] for key in kept]
-
-
-def _cell(key: str, values: Mapping[str, Any]) -> str:
-    value = values.get(key)
-    if value is None:
-        return MISSING
-    if key == "arp":
-        return count(value) if value >= 100 else f"{value:.1f}"
-    if key == "said":
-        return f"{percent(value)} / {percent(values['so'])}"
-    if key in ("coverage", "error"):
-        return percent(value)
-    return (
-        f"{1000 * value:.2f}"
-        if key == "serendipity"
-        else f"{value:.2f}"
-        if key == "novelty"
-        else f"{value:.3f}"
-    )
-
-
-def _signed(value: float) -> str:
-    return f"+{short(value)}" if value >= 0 else f"\u2212{short(-value)}"
-
-
-def _signed_interval(difference: Mapping[str, Any]) -> str:
-    low, high = difference["low"], difference["high"]
-    return MISSING if low is None else f"{_signed(low)} to {_signed(high)}"

@@ -1,20 +1,32 @@
-"""A row of the leaderboard: means over the seeds of one model under one protocol, and what is known beside them.
+"""Leaderboard: one row per protocol, model and settings, means over seeds, ranked within a protocol.
 
-The leaderboard: a row per protocol, model and its settings, means over seeds, ranked within a protocol only.
+``python -m recpipe.reporting.leaderboard`` writes the leaderboards on disk into README.md (``make leaderboard``).
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from recpipe.reporting.formatting import INTERVAL, MISSING, cell, interval, metric_title, percent, seconds
-from recpipe.reporting.run_store import Row, Run, read_runs
-from recpipe.reporting.run_store import rows as runs_together
+from recpipe.reporting.formatting import (
+    INTERVAL,
+    MISSING,
+    duration,
+    interval,
+    mean_and_std,
+    metric_title,
+    percent,
+)
+from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
+
+log = logging.getLogger(__name__)
 
 COST = (
     "train_seconds",
@@ -27,125 +39,43 @@ COST = (
     "inference_latency_ms_p95",
 )
 COUNTS = ("users", "targets", "unrankable", "cold_targets")
-
-
-def metric_names(found: list[Run], metric: str) -> list[str]:
-    """The chosen metric, the others at its cut-off, the rest."""
-    names = list(
-        dict.fromkeys([metric, *(name for run in found for name in run.measured if name not in COUNTS)])
-    )
-    return sorted(
-        names, key=lambda name: (name != metric, name.partition("@")[2] != metric.partition("@")[2])
-    )
-
-
-def row_of(together: Row, names: list[str]) -> dict[str, Any]:
-    group = together.runs
-    row: dict[str, Any] = {
-        "dataset": together.dataset,
-        "protocol": together.protocol,
-        "model": together.model,
-        "name": together.name,
-        "settings": together.settings,
-        "seeds": len(group),
-        "members": _members(group),
-        "search": _searched(group[-1].search),
-        "commit": _commits(group),
-    }
-    measured = [run.measured for run in group]
-    row |= {name: _mean([each.get(name) for each in measured]) for name in names}
-    row |= {f"{name}_std": _std([each.get(name) for each in measured]) for name in names}
-    row |= {name: _mean([run.test.get(name) for run in group]) for name in COUNTS}
-    row |= {name: _mean([run.cost.get(name) for run in group]) for name in COST}
-    return row | {"finished": max(run.finished for run in group)}
-
-
-def _members(group: Sequence[Run]) -> str | None:
-    """Of an ensemble its members with their weights, on average over seeds."""
-    told = [run.ensemble for run in group if run.ensemble]
-    if not told:
-        return None
-    weights = np.mean([each["weights"] for each in told], axis=0)
-    parts = [f"{weight:.2f} {name}" for name, weight in zip(told[0]["members"], weights, strict=True)]
-    return f"{' + '.join(parts)}, by {group[0].settings.get('method')}"
-
-
-def _commits(group: Sequence[Run]) -> str | None:
-    """Of the code that each run was made by; + where it had changes that no commit has."""
-    known = dict.fromkeys(run.commit for run in group if run.commit)
-    return ", ".join(known) or None
-
-
-def _searched(found: Mapping[str, Any]) -> str | None:
-    """What a beam search would lose."""
-    if not found:
-        return None
-    return (
-        f"scored exactly; a beam of {found['beam']} would miss {percent(found['missed'])} of the first {found['k']} "
-        f"items, for {percent(found['users'])} of users"
-    )
-
-
-def bounds(together: Row, metric: str, certainty: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    if not certainty:
-        return {}
-    found = certainty.get(together.protocol, {}).get("estimates", {}).get(together.model, {})
-    return {f"{metric}_{bound}": found.get(bound) for bound in ("low", "high")}
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = known_of(values)
-    return float(np.mean(known)) if known else None
-
-
-def _std(values: list[float | None]) -> float | None:
-    known = known_of(values)
-    return float(np.std(known, ddof=1)) if len(known) > 1 else None
-
-
-def known_of(values: list[float | None]) -> list[float]:
-    return [value for value in values if value is not None and np.isfinite(value)]
-
-
-logger = logging.getLogger(__name__)
-
-SHOWN = (
+METRICS = (
     "recall",
     "hit_rate",
     "ndcg",
     "mrr",
     "map",
     "coverage",
-)  # of these the ones that runs have, in this order
-# Shown too, where items that training never saw are at least so much of the targets.
-BY_TRAINING = ("warm_recall", "cold_recall")
+)  # columns of the printed tables, in this order
+WARM_AND_COLD = ("warm_recall", "cold_recall")  # printed where at least COLD_SHARE of the targets are cold
 COLD_SHARE = 0.01
+README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
+NO_RUNS = "No finished run yet.\n"
 
 
-class ProtocolMismatch(ValueError):
-    """Two numbers that were not measured in the same way."""
+class ProtocolMismatchError(ValueError):
+    """Two runs of different protocols cannot be compared."""
 
 
 def leaderboard(
-    runs: Iterable[Mapping[str, Any]],
+    metrics: Iterable[Mapping[str, Any]],
     *,
     metric: str = "ndcg@10",
     certainty: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pl.DataFrame:
-    """All readable runs: rank, dataset, protocol, model, name, settings, seeds, members, search, commit, test metrics,
-    `_std`, counts, costs.
+    """Build the table of all readable runs from their metrics.json dicts; the others are logged and left out.
 
-    `rank` starts again at 1 in every dataset and protocol and follows the test `metric`; a model without it
-    has no rank and comes last. Means are over the latest run of each seed; `_std` is the sample standard
-    deviation, null for one seed. Runs with other settings are another row; `model` is `name` with the id of
-    the settings where a protocol has several of one model. With ``certainty`` (see `insights`) the chosen metric has
-    the bounds of its interval, `_low` and `_high`. Runs that cannot be read are logged and left out.
+    Columns: rank, dataset, protocol, model, name, settings, seeds, members, search, commit, test metrics with their
+    sample standard deviation ``_std``, counts, costs. ``rank`` follows the test ``metric`` within data set and
+    protocol; a model without the metric has no rank and comes last. ``model`` is ``name`` with the settings id where a
+    protocol has several settings of one model. ``certainty`` (see ``compute_insights``) adds the interval of
+    ``metric`` as ``_low`` and ``_high``.
     """
-    found, problems = read_runs(runs)
+    runs, problems = read_runs(metrics)
     for problem in problems:
-        logger.warning("%s", problem)
-    names = metric_names(found, metric)
-    rows = [row_of(row, names) | bounds(row, metric, certainty or {}) for row in runs_together(found)]
+        log.warning("%s", problem)
+    names = _metric_names(runs, metric)
+    rows = [_row(group, names) | _bounds(group, metric, certainty or {}) for group in group_runs(runs)]
     if not rows:
         return pl.DataFrame(
             schema={"rank": pl.UInt32, **dict.fromkeys(("dataset", "protocol", "model", "name"), pl.String)}
@@ -153,12 +83,11 @@ def leaderboard(
     board = pl.DataFrame(rows, infer_schema_length=None)
     group_columns = ["dataset", "protocol"]
     rank = pl.col(metric).rank("min", descending=True).over(group_columns).cast(pl.UInt32).alias("rank")
-    size = pl.len().over(group_columns)
     return (
         board.with_columns(
             pl.col(metric).cast(pl.Float64), pl.col("settings", "members", "search", "commit").cast(pl.String)
         )
-        .with_columns(rank, size.alias("_size"))
+        .with_columns(rank, pl.len().over(group_columns).alias("_size"))
         .sort(
             ["dataset", "_size", "protocol", "rank", "model"],
             descending=[False, True, False, False, False],
@@ -169,124 +98,111 @@ def leaderboard(
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, metric: str = "ndcg@10") -> float:
-    """Test `metric` of run `a` minus that of run `b` (metrics.json dicts).
+    """Return the test ``metric`` of run ``a`` minus that of run ``b`` (metrics.json dicts).
 
-    Raises ProtocolMismatch, which names the fields that differ, unless both protocols are the same.
+    Raises ProtocolMismatchError, which names the fields that differ, unless both protocols are the same.
     """
-    mine, theirs = a["protocol"], b["protocol"]
-    if mine["id"] != theirs["id"]:
-        names = sorted(name for name in {*mine, *theirs} - {"id"} if mine.get(name) != theirs.get(name))
-        fields = "; ".join(f"{name}: {mine.get(name)!r} against {theirs.get(name)!r}" for name in names)
-        raise ProtocolMismatch(
-            f"{a['model']} (protocol {mine['id']}) and {b['model']} (protocol {theirs['id']}) cannot be "
-            f"compared: {fields or 'their protocols differ'}. Evaluate both under one protocol"
+    first, second = a["protocol"], b["protocol"]
+    if first["id"] != second["id"]:
+        names = sorted(name for name in {*first, *second} - {"id"} if first.get(name) != second.get(name))
+        difference = "; ".join(f"{name}: {first.get(name)!r} against {second.get(name)!r}" for name in names)
+        raise ProtocolMismatchError(
+            f"{a['model']} (protocol {first['id']}) and {b['model']} (protocol {second['id']}) cannot be "
+            f"compared: {difference or 'their protocols differ'}. Evaluate both under one protocol"
         )
     return float(a["test"][metric]) - float(b["test"][metric])
 
 
-def groups(board: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:
-    """(dataset, protocol id, its rows) in the order of the board: what may be compared stands together."""
+def split_by_protocol(board: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:
+    """Split a leaderboard into (data set, protocol id, rows), in the order of the board."""
     if not board.height:
         return []
     parts = board.partition_by(["dataset", "protocol"], maintain_order=True)
     return [(part["dataset"][0], part["protocol"][0], part) for part in parts]
 
 
-def shown_metrics(board: pl.DataFrame, metric: str = "ndcg@10") -> list[str]:
-    """The metrics worth a column where room is short: those at the cut-off of `metric`, none twice.
+def to_markdown(board: pl.DataFrame, *, metric: str = "ndcg@10") -> str:
+    """Format one Markdown table per data set and protocol, with the commit of each row; model names are escaped."""
+    parts = []
+    for dataset, protocol, part in split_by_protocol(board):
+        head, rows = table_cells(part, metric)
+        if "commit" in part.columns and part["commit"].null_count() < part.height:
+            head = [*head, "commit"]
+            rows = [[*row, commit or MISSING] for row, commit in zip(rows, part["commit"], strict=True)]
+        lines = [f"**{_escape_markdown(dataset)}**, protocol `{protocol}`", "", _markdown_row(head)]
+        lines.append(_markdown_row(["---:", "---"] + ["---:"] * (len(head) - 2)))
+        lines += [_markdown_row([_escape_markdown(value) for value in row]) for row in rows]
+        if notes := footnotes(part):
+            lines += ["", *map(_escape_markdown, notes)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n" if parts else NO_RUNS
 
-    With one target per user recall equals the hit rate and MAP equals MRR; then only the latter are kept.
+
+def to_text(board: pl.DataFrame, *, metric: str = "ndcg@10", width: int = 100) -> str:
+    """Format for a terminal of ``width`` columns, with as many metrics as fit, ``metric`` first."""
+    parts = []
+    for dataset, protocol, part in split_by_protocol(board):
+        head, rows = table_cells(part, metric)
+        table = [head, *rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        while sum(widths) + 2 * len(widths) > width and len(widths) > 5:
+            for row in table:
+                row.pop(-3)  # the last metric, in front of training time and seeds
+            widths.pop(-3)
+        head_line, *lines = [
+            "  ".join(
+                value.ljust(size) if column == 1 else value.rjust(size)
+                for column, (value, size) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        ]
+        rule = "─" * max(len(head_line), *map(len, lines))
+        title = f"{dataset} · test · protocol {protocol}"
+        parts.append("\n".join([title, rule, head_line, rule, *lines, rule, *footnotes(part)]))
+    return "\n\n".join(parts) + "\n" if parts else NO_RUNS
+
+
+def table_cells(part: pl.DataFrame, metric: str) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of one protocol's table as text: rank, model, metrics, training time, seeds.
+
+    The interval of ``metric`` comes behind it, where there is one.
+    """
+    names = shown_metrics(part, metric)
+    low, high = f"{metric}_low", f"{metric}_high"
+    has_interval = low in part.columns and part[low].null_count() < part.height and names[:1] == [metric]
+    rows = []
+    for row in part.iter_rows(named=True):
+        values = [mean_and_std(row, name) for name in names]
+        if has_interval:
+            values.insert(1, interval(row[low], row[high]))
+        rank = MISSING if row["rank"] is None else str(row["rank"])
+        rows.append([rank, row["model"], *values, duration(row.get("train_seconds")), str(row["seeds"])])
+    titles = [metric_title(name) for name in names]
+    if has_interval:
+        titles.insert(1, INTERVAL)
+    return ["#", "model", *titles, "training", "seeds"], rows
+
+
+def shown_metrics(board: pl.DataFrame, metric: str = "ndcg@10") -> list[str]:
+    """Return the metrics of printed tables: those at the cutoff of ``metric``, without duplicate columns.
+
+    With one target per user recall equals the hit rate and MAP equals MRR; then only the latter are shown.
     """
     cutoff = metric.partition("@")[2]
-    names = [f"{name}@{cutoff}" for name in SHOWN if f"{name}@{cutoff}" in board.columns]
+    names = [f"{name}@{cutoff}" for name in METRICS if f"{name}@{cutoff}" in board.columns]
     for general, single in (("recall", "hit_rate"), ("map", "mrr")):
         if same_column(board, f"{general}@{cutoff}", f"{single}@{cutoff}"):
             names.remove(f"{general}@{cutoff}")
     if metric in names:
         names.insert(0, names.pop(names.index(metric)))
-    if _cold_share(board) >= COLD_SHARE:
-        names[1:1] = [f"{name}@{cutoff}" for name in BY_TRAINING if f"{name}@{cutoff}" in board.columns]
+    cold, targets = (sum(_finite(board[name].to_list())) for name in ("cold_targets", "targets"))
+    if targets and cold / targets >= COLD_SHARE:
+        names[1:1] = [f"{name}@{cutoff}" for name in WARM_AND_COLD if f"{name}@{cutoff}" in board.columns]
     return names
 
 
-def to_markdown(board: pl.DataFrame, *, metric: str = "ndcg@10") -> str:
-    """One Markdown table per dataset and protocol, with the commit of each row; model names are escaped."""
-    parts = []
-    for dataset, protocol, part in groups(board):
-        head, rows = table_cells(part, metric)
-        if "commit" in part.columns and part["commit"].null_count() < part.height:
-            head = [*head, "commit"]
-            rows = [[*row, made or MISSING] for row, made in zip(rows, part["commit"], strict=True)]
-        lines = [
-            f"**{_md(dataset)}**, protocol `{protocol}`",
-            "",
-            _line(head),
-            _line(["---:", "---"] + ["---:"] * (len(head) - 2)),
-        ]
-        lines += [_line([_md(value) for value in row]) for row in rows]
-        lines += ["", *(_md(line) for line in made_of(part))] if made_of(part) else []
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n" if parts else "No finished run yet.\n"
-
-
-def to_text(board: pl.DataFrame, *, metric: str = "ndcg@10", width: int = 100) -> str:
-    """The same for a terminal `width` columns wide: as many metrics as fit, the chosen one first."""
-    parts = []
-    for dataset, protocol, part in groups(board):
-        head, rows = table_cells(part, metric)
-        table = [head, *rows]
-        widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-        while sum(widths) + 2 * len(widths) > width and len(widths) > 5:
-            for row in table:
-                row.pop(-3)  # the last metric: seconds and the number of seeds stay
-            widths.pop(-3)
-        lines = [
-            "  ".join(
-                _pad(value, size, column)
-                for column, (value, size) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in table
-        ]
-        rule = "─" * max(map(len, lines))
-        parts.append(
-            "\n".join(
-                [
-                    f"{dataset} · test · protocol {protocol}",
-                    rule,
-                    lines[0],
-                    rule,
-                    *lines[1:],
-                    rule,
-                    *made_of(part),
-                ]
-            )
-        )
-    return "\n\n".join(parts) + "\n" if parts else "No finished run yet.\n"
-
-
-def table_cells(part: pl.DataFrame, metric: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of one protocol's table, as text: rank, model, metrics, training time, seeds.
-
-    Behind the chosen metric stands its interval, where there is any.
-    """
-    names = shown_metrics(part, metric)
-    low, high = f"{metric}_low", f"{metric}_high"
-    sure = low in part.columns and part[low].null_count() < part.height and names[:1] == [metric]
-    rows = []
-    for row in part.iter_rows(named=True):
-        values = [cell(row, name) for name in names]
-        if sure:
-            values.insert(1, interval(row[low], row[high]))
-        place = MISSING if row["rank"] is None else str(row["rank"])
-        rows.append([place, row["model"], *values, seconds(row.get("train_seconds")), str(row["seeds"])])
-    titles = [metric_title(name) for name in names]
-    if sure:
-        titles.insert(1, INTERVAL)
-    return ["#", "model", *titles, "training", "seeds"], rows
-
-
-def made_of(part: pl.DataFrame) -> list[str]:
-    """A line for every ensemble, and for every model whose exact lists a beam would miss something of."""
+def footnotes(part: pl.DataFrame) -> list[str]:
+    """Return a line for each ensemble, and for each model with exact scores about the error of beam search."""
     return [
         f"{row['model']}: {row[name]}"
         for name in ("members", "search")
@@ -296,25 +212,134 @@ def made_of(part: pl.DataFrame) -> list[str]:
 
 
 def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
-    """Whether both metrics are there and equal for every model, but for rounding."""
+    """Return whether both columns exist and are equal up to rounding."""
     if not {a, b} <= set(board.columns):
         return False
     return bool(((board[a] - board[b]).abs().fill_null(0) < 1e-12).all())
 
 
-def _cold_share(board: pl.DataFrame) -> float:
-    """Of the targets of the board's runs, as many as training never saw."""
-    cold, targets = (sum(known_of(board[name].to_list())) for name in ("cold_targets", "targets"))
-    return cold / targets if targets else 0.0
+def update_readme(text: str, boards: list[pl.DataFrame]) -> str:
+    """Replace the tables of these data sets between the markers in ``text``; those of other data sets stay.
+
+    Tables of new data sets come last. Raises ValueError unless each marker occurs once.
+    """
+    pattern = re.compile(f"{re.escape(README_START)}\n?(.*?){re.escape(README_END)}", re.DOTALL)
+    blocks = pattern.findall(text)
+    if len(blocks) != 1:
+        raise ValueError(
+            f"README.md needs the markers {README_START} and {README_END} once, around the tables"
+        )
+    tables = _tables_by_dataset(blocks[0])
+    for board in boards:
+        tables |= _tables_by_dataset(to_markdown(board))
+    return pattern.sub(lambda _: f"{README_START}\n{''.join(tables.values())}{README_END}", text)
 
 
-def _line(cells: list[str]) -> str:
+def main() -> None:
+    """Write every leaderboard.parquet under data/08_reporting into README.md."""
+    parser = argparse.ArgumentParser(description="Write leaderboards into README.md.")
+    parser.add_argument(
+        "datasets", nargs="*", help="folders of data/08_reporting, in this order; default all"
+    )
+    parser.add_argument("--reporting", type=Path, default=Path("data/08_reporting"))
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    args = parser.parse_args()
+    paths = sorted(args.reporting.glob("*/leaderboard.parquet"))
+    names = args.datasets or [path.parent.name for path in paths]
+    if not names:
+        parser.error(f"no leaderboard under {args.reporting}; run `kedro run` first")
+    boards = [pl.read_parquet(args.reporting / name / "leaderboard.parquet") for name in names]
+    args.readme.write_text(update_readme(args.readme.read_text(), boards))
+
+
+def _metric_names(runs: list[Run], metric: str) -> list[str]:
+    """``metric``, the others at its cutoff, the rest."""
+    names = dict.fromkeys(
+        [metric, *(name for run in runs for name in run.test_metrics if name not in COUNTS)]
+    )
+    cutoff = metric.partition("@")[2]
+    return sorted(names, key=lambda name: (name != metric, name.partition("@")[2] != cutoff))
+
+
+def _row(group: RunGroup, names: list[str]) -> dict[str, Any]:
+    runs = group.runs
+    row: dict[str, Any] = {
+        "dataset": group.dataset,
+        "protocol": group.protocol,
+        "model": group.model,
+        "name": group.name,
+        "settings": group.settings,
+        "seeds": len(runs),
+        "members": _members(runs),
+        "search": _search_error(runs[-1].search),
+        "commit": ", ".join(dict.fromkeys(run.commit for run in runs if run.commit)) or None,
+    }
+    metrics = [run.test_metrics for run in runs]
+    row |= {name: _mean([values.get(name) for values in metrics]) for name in names}
+    row |= {f"{name}_std": _std([values.get(name) for values in metrics]) for name in names}
+    row |= {name: _mean([run.test.get(name) for run in runs]) for name in COUNTS}
+    row |= {name: _mean([run.cost.get(name) for run in runs]) for name in COST}
+    return row | {"finished": max(run.finished for run in runs)}
+
+
+def _members(runs: Sequence[Run]) -> str | None:
+    """Members of an ensemble with their mean weights over seeds."""
+    ensembles = [run.ensemble for run in runs if run.ensemble]
+    if not ensembles:
+        return None
+    weights = np.mean([ensemble["weights"] for ensemble in ensembles], axis=0)
+    parts = [f"{weight:.2f} {name}" for name, weight in zip(ensembles[0]["members"], weights, strict=True)]
+    return f"{' + '.join(parts)}, by {runs[0].settings.get('method')}"
+
+
+def _search_error(search: Mapping[str, Any]) -> str | None:
+    if not search:
+        return None
+    return (
+        f"exact scores; beam search with {search['beam']} beams would miss {percent(search['missed'])} of the "
+        f"first {search['k']} items, for {percent(search['users'])} of users"
+    )
+
+
+def _bounds(
+    group: RunGroup, metric: str, certainty: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float | None]:
+    if not certainty:
+        return {}
+    estimate = certainty.get(group.protocol, {}).get("estimates", {}).get(group.model, {})
+    return {f"{metric}_{bound}": estimate.get(bound) for bound in ("low", "high")}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    finite = _finite(values)
+    return float(np.mean(finite)) if finite else None
+
+
+def _std(values: Iterable[float | None]) -> float | None:
+    finite = _finite(values)
+    return float(np.std(finite, ddof=1)) if len(finite) > 1 else None
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and np.isfinite(value)]
+
+
+def _markdown_row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _md(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
-def _pad(value: str, size: int, column: int) -> str:
-    return value.ljust(size) if column == 1 else value.rjust(size)
+def _tables_by_dataset(text: str) -> dict[str, str]:
+    """Markdown tables by the data set of their first line; each ends with an empty line."""
+    tables: dict[str, str] = {}
+    for table in re.split(r"(?m)^(?=\*\*.+\*\*, protocol `)", text):
+        if match := re.match(r"\*\*(.+?)\*\*, protocol `", table):
+            tables[match[1]] = tables.get(match[1], "") + table.rstrip("\n") + "\n\n"
+    return tables
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Report of a data set from its runs on disk: insights, leaderboard, figures, examples, HTML page, summary.
+"""Report of a data set from its runs on disk: insights, leaderboard, figures, example users, HTML page, summary.
 
 The functions are called in this order. Their results are JSON, except for the leaderboard and the figures.
 """
@@ -16,18 +16,17 @@ import pyarrow as pa
 from recpipe.config import ID_KINDS
 from recpipe.data.protocol import DERIVED_FIELDS, EVALUATION_FIELDS
 from recpipe.evaluation.lists import Popularity
-from recpipe.reporting import examples as users
-from recpipe.reporting import geometry as geometry_tables
-from recpipe.reporting import html, semantic_ids, summary
-from recpipe.reporting.captions import FIGURES
-from recpipe.reporting.figures.geometry import geometry_figures
+from recpipe.reporting.examples import Example, pick_examples
+from recpipe.reporting.figures.geometry import geometry_figures, geometry_section
 from recpipe.reporting.figures.insights import insight_figures
-from recpipe.reporting.figures.runs import figures
-from recpipe.reporting.insights import Catalogue, OnDisk, Vectors
-from recpipe.reporting.insights import insights as compute_insights
+from recpipe.reporting.figures.runs import data_figures, run_figures
+from recpipe.reporting.figures.semantic_ids import IdSection, id_section
+from recpipe.reporting.figures.studies import StudySection, study_section
+from recpipe.reporting.html import render_page
+from recpipe.reporting.insights import Catalogue, RunOutputs, Vectors, compute_insights
 from recpipe.reporting.leaderboard import leaderboard, to_markdown
 from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
-from recpipe.reporting.studies import Studies, studies
+from recpipe.reporting.summary import format_summary
 
 if TYPE_CHECKING:
     from recpipe.config.schema import DatasetConfig, ReportConfig
@@ -35,9 +34,38 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INGESTED_ANEW = (
-    "The log was ingested anew, with other steps, after it was split: the profile and the steps below are not "
-    "of the data behind the numbers. Run `kedro run --pipelines=train,evaluate,report`"
+FIGURES = (  # of every report, in the order of the page
+    "ndcg_at_cutoffs",
+    "quality_seconds",
+    "certainty",
+    "segments_popularity",
+    "segments_history",
+    "popularity_of_lists",
+    "calibration",
+    "training_metric",
+    "training_loss",
+    "gradient_norm",
+    "study_length",
+    "study_width",
+    "study_ablation",
+    "effective_context",
+    "attribution",
+    "gap_by_length",
+    "popularity",
+    "events_over_time",
+    "events_per_user",
+    "steps",
+    "geometry_variance",
+    "geometry_spectrum",
+    "geometry_groups",
+    "geometry_norms",
+    "geometry_overlap",
+    "geometry_cka",
+    "geometry_map",
+)
+OTHER_STEPS = (
+    "The log was ingested again with other steps after it was split: the profile and the steps below do not describe "
+    "the data behind the metrics. Run `kedro run --pipelines=train,evaluate,report`"
 )
 
 
@@ -51,43 +79,33 @@ def analyse(
     seed: int,
     report: ReportConfig,
 ) -> dict[str, Any]:
-    """Confidence intervals, user segments, properties of lists (see ``reporting/insights.py``), scope of the page.
+    """Compute the insights (see ``compute_insights``) and the scope of the page.
 
     ``split`` is the protocol of the split on disk. The page shows the protocol of the first of ``models`` that has a
     run of ``seed`` on this split, or else that of the split.
     """
     dataset = str(split["dataset"])
-    metrics = _own_metrics(runs, dataset)
-    ties = runs.tie_sensitivity.readable()
-    catalogue = Catalogue(
-        vocabulary.ids, Popularity.of(train_set, len(vocabulary)), _item_vectors(runs, vocabulary)
-    )
+    metrics = _dataset_metrics(runs, dataset)
+    popularity = Popularity.of(train_set, len(vocabulary))
+    ties, tie_loaders = runs.tie_sensitivity.readable(), runs.tie_sensitivity.loaders()
     result = compute_insights(
         list(metrics.values()),
-        OnDisk(
-            runs.ranks.loads(),
-            runs.recommendations.loads(),
-            {run: lambda run=run: ties[run] for run in ties},  # type: ignore[misc]
+        RunOutputs(
+            runs.ranks.loaders(), runs.recommendations.loaders(), {run: tie_loaders[run] for run in ties}
         ),
-        catalogue,
+        Catalogue(vocabulary.ids, popularity, _item_vectors(runs, vocabulary)),
         protocol=_page_protocol(_protocols(metrics), models, seed, split),
         seed=seed,
         metric=report.metric,
         baseline=report.baseline,
         resamples=report.resamples,
     )
-    foreign = [run for run in runs.metrics.readable() if run not in metrics]
-    problems = [
-        *result["problems"],
-        *runs.metrics.problems,
-        *runs.tie_sensitivity.problems,
-        *(
-            f"{run} holds a run of {runs.metrics[run]['dataset']}, not of {dataset}: it is left out"
-            for run in foreign
-        ),
-    ]
-    for each in problems:
-        log.warning("%s", each)
+    problems = [*result["problems"], *runs.metrics.problems, *runs.tie_sensitivity.problems]
+    for run, values in runs.metrics.readable().items():
+        if run not in metrics:
+            problems.append(f"{run} holds a run of {values['dataset']}, not of {dataset}: it is left out")
+    for problem in problems:
+        log.warning("%s", problem)
     return {
         **result,
         "dataset": dataset,
@@ -98,8 +116,8 @@ def analyse(
 
 
 def rank(runs: RunStore, insights: Mapping[str, Any], *, metric: str) -> tuple[pl.DataFrame, str]:
-    """The leaderboard of all runs, as a table and as Markdown; ``insights`` are those of ``analyse``."""
-    metrics = _own_metrics(runs, insights["dataset"]).values()
+    """Build the leaderboard of all runs, as a table and as Markdown, with the intervals of ``analyse``."""
+    metrics = _dataset_metrics(runs, insights["dataset"]).values()
     board = leaderboard(metrics, metric=metric, certainty=insights["certainty"])
     return board, to_markdown(board, metric=metric)
 
@@ -114,19 +132,17 @@ def draw(
     geometry: Mapping[str, Any] | None = None,
     metric: str,
 ) -> dict[str, go.Figure]:
-    """All ``FIGURES`` by name; those without data are empty."""
-    rows = _rows_of_page(board, insights)
-    drawings = figures(
-        _own_metrics(runs, insights["dataset"]).values(),
-        profile=profile,
-        steps=steps,
-        curves=_curves(runs),
-        metric=metric,
-    )
-    drawings |= insight_figures(insights, rows, metric=metric)
-    drawings |= _studies(runs, rows, insights).figures
-    drawings |= geometry_figures(geometry)
-    return {name: drawings.get(name) or go.Figure() for name in FIGURES}
+    """Draw all ``FIGURES`` by name; those without data are empty."""
+    page_board = _page_board(board, insights)
+    metrics = _dataset_metrics(runs, insights["dataset"]).values()
+    figures = {
+        **run_figures(metrics, curves=_curves(runs), metric=metric),
+        **data_figures(profile, steps),
+        **insight_figures(insights, page_board, metric=metric),
+        **_studies(runs, page_board, insights).figures,
+        **geometry_figures(geometry),
+    }
+    return {name: figures.get(name) or go.Figure() for name in FIGURES}
 
 
 def pick(
@@ -137,33 +153,34 @@ def pick(
     vocabulary: Vocabulary,
     items: pa.Table,
     report: ReportConfig,
-) -> list[users.Example]:
-    """Example users with recommendations of each model; empty where no run has ranks and recommendations.
+) -> list[Example]:
+    """Pick example users with recommendations of each model; empty where no run has ranks and recommendations.
 
     Requested models come first, then the others by rank.
     """
-    protocols = _protocols(_own_metrics(runs, insights["dataset"]))
+    protocols = _protocols(_dataset_metrics(runs, insights["dataset"]))
     comparable = {run for run, protocol in protocols.items() if protocol["id"] == insights["protocol"]}
     candidates = comparable & runs.ranks.keys() & runs.recommendations.keys() & {*insights["ranked"]}
     lists: dict[str, pa.Table] = {}
-    for run in _in_order(board, insights):
+    for model in _model_order(board, insights):
+        run = f"{model}/seed_{insights['seed']}"
         if run in candidates:
             try:
-                lists[run] = runs.recommendations[run]
+                lists[model] = runs.recommendations[run]
             except DamagedFileError as error:
                 log.warning("%s", error)
     if not lists:
         return []
-    return users.examples(
+    return pick_examples(
         test_set.histories,
-        runs.ranks[next(iter(lists))],
-        {run.split("/")[0]: table for run, table in lists.items()},
+        runs.ranks[f"{next(iter(lists))}/seed_{insights['seed']}"],
+        lists,
         items,
         item_ids=vocabulary.ids,
         seed=insights["seed"],
         users=report.examples,
         history=report.history,
-        top=report.recommended,
+        k=report.recommended,
     )
 
 
@@ -171,56 +188,56 @@ def write(
     runs: RunStore,
     insights: Mapping[str, Any],
     board: pl.DataFrame,
-    examples: Sequence[users.Example],
+    examples: Sequence[Example],
     *,
     dataset: DatasetConfig,
     profile: Mapping[str, Any],
     steps: pl.DataFrame,
     geometry: Mapping[str, Any] | None = None,
 ) -> tuple[str, str]:
-    """The HTML page of the data set, and the summary for the terminal."""
-    name, metric = insights["dataset"], insights["metric"]
-    metrics = _own_metrics(runs, name)
-    curves, study_results = _curves(runs), _studies(runs, _rows_of_page(board, insights), insights)
-    id_sections, id_problems = _id_sections(runs)
+    """Write the HTML page of the data set, and the summary for the terminal."""
+    name, metric, protocol = insights["dataset"], insights["metric"], insights["protocol"]
+    metrics = _dataset_metrics(runs, name)
+    curves, studies = _curves(runs), _studies(runs, _page_board(board, insights), insights)
+    ids, id_problems = _id_sections(runs)
     problems = dict.fromkeys([*insights["problems"], *runs.curves.problems])
-    page = html.page(
+    page = render_page(
         {"name": name, **dataset.model_dump()},
         metrics.values(),
         profile=profile,
         steps=steps,
         curves=curves,
         examples=examples,
-        semantic_ids=id_sections,
+        semantic_ids=ids,
         insights={**insights, "problems": list(problems)},
-        studies=study_results,
-        geometry=geometry_tables.section(geometry, insights["split"]["id"]),
+        studies=studies,
+        geometry=geometry_section(geometry, insights["split"]["id"]),
         notes=[*_notes(steps, insights["split"]), *id_problems],
         metric=metric,
     )
-    count = sum(protocol["id"] == insights["protocol"] for protocol in _protocols(metrics).values())
-    title = f"{dataset.title or name}: {count} runs under protocol {insights['protocol']}"
-    lines = [section.line for section in id_sections]
-    return page, summary.summary(board, examples, title=title, links={}, ids=lines, metric=metric)
+    count = sum(fields["id"] == protocol for fields in _protocols(metrics).values())
+    title = f"{dataset.title or name}: {count} runs under protocol {protocol}"
+    lines = [section.line for section in ids]
+    return page, format_summary(board, examples, title=title, links={}, ids=lines, metric=metric)
 
 
 def steps_of(ingest_steps: pl.DataFrame) -> tuple[str, ...]:
-    """The step table of ingest as lines of text, as in the protocol."""
+    """Return the step table of ingest as lines of text, as in the protocol."""
     return tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
 
 
-def _own_metrics(runs: RunStore, dataset: str) -> dict[str, Any]:
-    """Metrics by run, without runs of another data set in the same folder; unchecked otherwise."""
+def _dataset_metrics(runs: RunStore, dataset: str) -> dict[str, Any]:
+    """Unchecked metrics by run, without runs of another data set."""
     return {
-        run: each
-        for run, each in runs.metrics.readable().items()
-        if not isinstance(each, Mapping) or each.get("dataset") in (None, dataset)
+        run: metrics
+        for run, metrics in runs.metrics.readable().items()
+        if not isinstance(metrics, Mapping) or metrics.get("dataset") in (None, dataset)
     }
 
 
 def _protocols(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Protocols by run, where the metrics are complete."""
-    return {run: each["protocol"] for run, each in metrics.items() if not check_metrics(each)}
+    """Protocols of usable metrics by run."""
+    return {run: values["protocol"] for run, values in metrics.items() if not check_metrics(values)}
 
 
 def _page_protocol(
@@ -249,41 +266,42 @@ def _item_vectors(runs: RunStore, vocabulary: Vocabulary) -> Vectors | None:
     return None
 
 
-def _rows_of_page(board: pl.DataFrame, insights: Mapping[str, Any]) -> pl.DataFrame:
+def _page_board(board: pl.DataFrame, insights: Mapping[str, Any]) -> pl.DataFrame:
     """Rows of the leaderboard under the protocol of the page."""
     return board.filter(board["protocol"] == insights["protocol"])
 
 
-def _in_order(board: pl.DataFrame, insights: Mapping[str, Any]) -> list[str]:
-    """Runs of the seed under the protocol of the page: requested models first, then the rest by rank."""
-    ranked = _rows_of_page(board, insights)["name"].to_list()
+def _model_order(board: pl.DataFrame, insights: Mapping[str, Any]) -> list[str]:
+    """Models under the protocol of the page: requested ones first, then the rest by rank."""
+    ranked = _page_board(board, insights)["name"].to_list()
     requested = [name for name in insights["requested"] if name in ranked]
-    return [f"{name}/seed_{insights['seed']}" for name in dict.fromkeys([*requested, *ranked])]
+    return list(dict.fromkeys([*requested, *ranked]))
 
 
 def _curves(runs: RunStore) -> dict[str, pa.Table]:
-    """Curves by "model · seed 42", without the empty ones of models with a closed-form fit."""
+    """Curves by "model · seed 42", without the empty ones of closed-form models."""
     curves = runs.curves.readable()
     return {run.replace("/seed_", " · seed "): curve for run, curve in curves.items() if curve.num_rows}
 
 
-def _studies(runs: RunStore, shown: pl.DataFrame, insights: Mapping[str, Any]) -> Studies:
-    return studies(runs.contexts.loads(), runs.studies.loads(), shown, protocol=insights["protocol"])
+def _studies(runs: RunStore, page_board: pl.DataFrame, insights: Mapping[str, Any]) -> StudySection:
+    protocol = insights["protocol"]
+    return study_section(runs.contexts.loaders(), runs.studies.loaders(), page_board, protocol=protocol)
 
 
-def _id_sections(runs: RunStore) -> tuple[list[semantic_ids.Section], list[str]]:
-    """A section per kind of semantic ids, and a sentence for each file that cannot be used."""
+def _id_sections(runs: RunStore) -> tuple[list[IdSection], list[str]]:
+    """A section per kind of semantic ids, and messages of unusable files."""
     qualities = runs.qualities.readable()
     sections, problems = [], runs.qualities.problems
     for kind in (kind for kind in ID_KINDS if kind in qualities):
-        drawings = runs.id_figures(kind)
+        figures = runs.id_figures(kind)
         try:
-            sections.append(semantic_ids.section(qualities[kind], drawings.readable()))
+            sections.append(id_section(qualities[kind], figures.readable()))
         except (KeyError, TypeError) as error:
             problems.append(
                 f"The quality of {kind}_ids is of another version ({error}): run semantic_ids again"
             )
-        problems += drawings.problems
+        problems += figures.problems
     return sections, problems
 
 
@@ -291,5 +309,5 @@ def _notes(steps: pl.DataFrame, split: Mapping[str, Any]) -> list[str]:
     """A warning where the data were ingested with other steps than those that were split."""
     if list(steps_of(steps)) == list(split["steps"]):
         return []
-    log.warning("%s", INGESTED_ANEW)
-    return [INGESTED_ANEW]
+    log.warning("%s", OTHER_STEPS)
+    return [OTHER_STEPS]

@@ -1,8 +1,7 @@
-"""Finished runs as the report sees them: metrics.json checked, the latest per model, protocol, settings and seed.
+"""Finished runs of a data set: their files on disk, read at first use, and their metrics, checked and grouped by seed.
 
-Store of the finished runs of a data set on disk, read at their first use; damaged files are left out and reported.
-
-A run is called ``<model>/seed_<seed>``. Files are where conf/base/catalog puts them.
+A run is called ``<model>/seed_<seed>``. Files are where conf/base/catalog puts them. Damaged files are left out and
+reported.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,13 +25,18 @@ if TYPE_CHECKING:
     from recpipe.content.embeddings import Embeddings
     from recpipe.training.bundle import Bundle
 
+T = TypeVar("T")
 REQUIRED = ("dataset", "model", "seed", "protocol", "test")
 OBJECTS = ("test", "valid", "warm_items", "cold_items", "cost", "versions", "settings", "ensemble")
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)  # of damaged files
+RANKS = ("user_id", "target", "rank", "history", "cold")
+RECOMMENDATIONS = ("user_id", "rank", "item_id", "probability")
+CURVES = ("epoch", "step", "seconds", "loss")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One metrics.json; fields as written by `evaluate`."""
+    """Metrics of a run: the fields of metrics.json, as the pipeline evaluate writes them."""
 
     dataset: str
     model: str
@@ -40,164 +44,163 @@ class Run:
     protocol: Mapping[str, Any]
     test: Mapping[str, float]
     valid: Mapping[str, float] = field(default_factory=dict)
-    warm_items: Mapping[str, float] = field(default_factory=dict)  # of the test targets that training saw,
-    cold_items: Mapping[str, float] = field(default_factory=dict)  # and of those that it did not
+    warm_items: Mapping[str, float] = field(default_factory=dict)  # metrics of targets seen in training
+    cold_items: Mapping[str, float] = field(default_factory=dict)  # metrics of targets not seen in training
     cost: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    settings_id: str | None = None  # None: written before settings were
+    settings_id: str | None = None  # None in files of older versions
     settings: Mapping[str, Any] = field(default_factory=dict)
-    ensemble: Mapping[str, Any] = field(default_factory=dict)  # members and weights of one
-    search: Mapping[str, Any] = field(default_factory=dict)  # what a beam would lose of exact lists
+    ensemble: Mapping[str, Any] = field(default_factory=dict)  # members and weights
+    search: Mapping[str, Any] = field(default_factory=dict)  # beam search against exact scores
     commit: str | None = None
     finished: str = ""
 
     @property
-    def measured(self) -> dict[str, float]:
-        """``test`` with the metrics of warm and cold items beside it, as in warm_recall@10 and cold_recall@10."""
+    def name(self) -> str:
+        return f"{self.model}/seed_{self.seed}"
+
+    @property
+    def protocol_id(self) -> str:
+        return str(self.protocol["id"])
+
+    @property
+    def test_metrics(self) -> dict[str, float]:
+        """``test`` and the metrics of warm and cold items, the latter as ``warm_recall@10``, ``cold_recall@10``."""
         parts = (("warm", self.warm_items), ("cold", self.cold_items))
         return {
             **self.test,
             **{f"{kind}_{name}": part[name] for kind, part in parts for name in part if "@" in name},
         }
 
-    @property
-    def protocol_id(self) -> str:
-        return str(self.protocol["id"])
-
 
 @dataclass(frozen=True)
-class Row:
-    """Runs that differ by their seeds only: one row of the leaderboard."""
+class RunGroup:
+    """Runs that differ only in their seeds: one row of the leaderboard."""
 
     dataset: str
     protocol: str
-    model: str  # what the row is called: `name`, with the id of the settings where a protocol has several of one model
+    model: str  # `name`, with the id of the settings where a protocol has several of one model
     name: str
     settings: str | None
     runs: tuple[Run, ...]
 
 
-def rows(found: Iterable[Run]) -> list[Row]:
-    """The runs put together by data set, protocol, model and settings, in the order in which they first come."""
-    together: dict[tuple[str, str, str, str | None], list[Run]] = {}
-    for run in found:
-        together.setdefault((run.dataset, run.protocol_id, run.model, run.settings_id), []).append(run)
-    several = Counter(key[:3] for key in together)
-    made = []
-    for (dataset, protocol, name, settings), runs in together.items():
-        own = f" ({settings or 'settings unknown'})" if several[dataset, protocol, name] > 1 else ""
-        made.append(Row(dataset, protocol, f"{name}{own}", name, settings, tuple(runs)))
-    return made
+def group_runs(runs: Iterable[Run]) -> list[RunGroup]:
+    """Group runs by data set, protocol, model and settings, in order of first appearance."""
+    groups: dict[tuple[str, str, str, str | None], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.dataset, run.protocol_id, run.model, run.settings_id), []).append(run)
+    variants = Counter(key[:3] for key in groups)
+    result = []
+    for (dataset, protocol, name, settings), members in groups.items():
+        suffix = f" ({settings or 'settings unknown'})" if variants[dataset, protocol, name] > 1 else ""
+        result.append(RunGroup(dataset, protocol, f"{name}{suffix}", name, settings, tuple(members)))
+    return result
 
 
-def read_runs(runs: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:
-    """The latest run (by `finished`) per dataset, protocol, model, settings and seed, and why others are left out.
+def read_runs(metrics: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:
+    """Parse metrics.json dicts; returns runs and a message for each that is left out.
 
-    The order is by dataset, protocol, model, settings and seed, whatever the order of the files was.
+    Of several runs of one data set, protocol, model, settings and seed the latest by ``finished`` counts. Runs are
+    sorted by these keys.
     """
     latest: dict[tuple[str, ...], Run] = {}
     problems = []
-    for number, fields in enumerate(runs, start=1):
-        found = check_metrics(fields)
-        if found:
-            problems.append(f"run {number} ({_label(fields)}) is left out: {found}")
+    names = [item.name for item in fields(Run)]
+    for number, values in enumerate(metrics, start=1):
+        if problem := check_metrics(values):
+            problems.append(f"run {number} ({_label(values)}) is left out: {problem}")
             continue
-        run = Run(**{name: fields[name] for name in Run.__dataclass_fields__ if fields.get(name) is not None})
+        run = Run(**{name: values[name] for name in names if values.get(name) is not None})
         key = (run.dataset, run.protocol_id, run.model, run.settings_id or "", str(run.seed))
         if key not in latest or run.finished >= latest[key].finished:
             latest[key] = run
     return [latest[key] for key in sorted(latest)], problems
 
 
-def check_metrics(fields: Any) -> str | None:
-    """Why `read_runs` leaves this metrics.json out; None for one that it takes."""
-    if not isinstance(fields, Mapping):
-        return f"it holds a {type(fields).__name__}, not an object"
-    missing = [name for name in REQUIRED if fields.get(name) is None]
+def check_metrics(values: object) -> str | None:
+    """Return why a metrics.json is unusable, None for a usable one."""
+    if not isinstance(values, Mapping):
+        return f"it holds a {type(values).__name__}, not an object"
+    missing = [name for name in REQUIRED if values.get(name) is None]
     if missing:
         return f"metrics.json has no {', '.join(missing)}: written by an older version? run `evaluate` again"
-    if not isinstance(fields["protocol"], Mapping) or not fields["protocol"].get("id"):
+    if not isinstance(values["protocol"], Mapping) or not values["protocol"].get("id"):
         return "its protocol has no id: run `evaluate` again"
-    odd = [name for name in OBJECTS if not isinstance(fields.get(name) or {}, Mapping)]
-    return f"its {odd[0]} is not an object: run `evaluate` again" if odd else None
+    wrong = [name for name in OBJECTS if not isinstance(values.get(name) or {}, Mapping)]
+    return f"its {wrong[0]} is not an object: run `evaluate` again" if wrong else None
 
 
-def _label(fields: Any) -> str:
-    if not isinstance(fields, Mapping):
-        return "?"
-    return (
-        ", ".join(str(fields[name]) for name in ("dataset", "model", "seed") if fields.get(name) is not None)
-        or "?"
+def _label(values: object) -> str:
+    names = ("dataset", "model", "seed")
+    parts = (
+        [str(values[name]) for name in names if values.get(name) is not None]
+        if isinstance(values, Mapping)
+        else []
     )
-
-
-T = TypeVar("T")
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)  # of damaged files
-RANKS = ("user_id", "target", "rank", "history", "cold")
-RECOMMENDATIONS = ("user_id", "rank", "item_id", "probability")
-CURVES = ("epoch", "step", "seconds", "loss")
+    return ", ".join(parts) or "?"
 
 
 class DamagedFileError(ValueError):
-    """A file of a run cannot be read or lacks columns; the message names content and run."""
+    """A file of a run cannot be read or lacks columns; the message names kind and run."""
 
 
 class RunFiles(Mapping[str, T]):
     """Files of one kind by run name, read at access. Access to a damaged file raises DamagedFileError.
 
-    ``what`` names the content in messages. ``columns`` are required of a table. ``loaded`` entries are not read
-    from disk. With ``keep`` every file is read once, without it at every access.
+    ``kind`` names the content in messages. ``columns`` are required of a table. ``values`` replace files on disk. With
+    ``cache`` a file is read once, otherwise at each access.
     """
 
     def __init__(
         self,
         paths: Mapping[str, Path],
         read: Callable[[Path], T],
-        what: str,
+        kind: str,
         *,
         columns: tuple[str, ...] = (),
-        loaded: Mapping[str, T] | None = None,
-        keep: bool = True,
+        values: Mapping[str, T] | None = None,
+        cache: bool = True,
     ) -> None:
-        self._paths, self._read, self._what, self._columns, self._keep = paths, read, what, columns, keep
-        self._loaded = dict(loaded or {})
-        self._damaged: dict[str, str] = {}
+        self._paths, self._read, self._kind, self._columns, self._cache = paths, read, kind, columns, cache
+        self._values = dict(values or {})
+        self._errors: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._paths, *self._loaded}))
+        return iter(sorted({*self._paths, *self._values}))
 
     def __len__(self) -> int:
-        return len({*self._paths, *self._loaded})
+        return len({*self._paths, *self._values})
 
     def __contains__(self, name: object) -> bool:
-        return name in self._paths or name in self._loaded
+        return name in self._paths or name in self._values
 
     def __getitem__(self, name: str) -> T:
-        if name in self._loaded:
-            return self._loaded[name]
+        if name in self._values:
+            return self._values[name]
         path = self._paths[name]
-        if name not in self._damaged:
+        if name not in self._errors:
             try:
                 value = self._check_columns(name, self._read(path))
             except DamagedFileError as error:
-                self._damaged[name] = str(error)
+                self._errors[name] = str(error)
             except READ_ERRORS as error:
-                self._damaged[name] = f"the {self._what} of {name} cannot be read: {_one_line(error)}"
+                self._errors[name] = f"the {self._kind} of {name} cannot be read: {_one_line(error)}"
             else:
-                if self._keep:
-                    self._loaded[name] = value
+                if self._cache:
+                    self._values[name] = value
                 return value
-        raise DamagedFileError(self._damaged[name])
+        raise DamagedFileError(self._errors[name])
 
     def _check_columns(self, name: str, value: Any) -> T:
         if missing := [column for column in self._columns if column not in value.column_names]:
-            raise DamagedFileError(f"the {self._what} of {name} have no {', '.join(missing)}: run it again")
+            raise DamagedFileError(f"the {self._kind} of {name} have no {', '.join(missing)}: run it again")
         return value
 
     @property
     def problems(self) -> list[str]:
-        """A sentence for each damaged file that was accessed."""
-        return [self._damaged[name] for name in sorted(self._damaged)]
+        """Messages of damaged files accessed so far."""
+        return [self._errors[name] for name in sorted(self._errors)]
 
     def readable(self) -> dict[str, T]:
         """Read all files; damaged ones are left out and named in ``problems``."""
@@ -209,8 +212,8 @@ class RunFiles(Mapping[str, T]):
                 continue
         return values
 
-    def loads(self) -> dict[str, Callable[[], T]]:
-        """A function per run that reads its entry."""
+    def loaders(self) -> dict[str, Callable[[], T]]:
+        """Functions by run name that read its file."""
         return {name: partial(self.__getitem__, name) for name in self}
 
 
@@ -231,9 +234,8 @@ class RunStore:
 
     @cached_property
     def metrics(self) -> RunFiles[Any]:
-        """metrics.json of each run, which ``check_metrics`` checks."""
-        paths = _latest(self.reporting, "metrics.json")
-        return RunFiles(paths, read_json, "metrics", loaded=self.results)
+        """metrics.json of each run, unchecked (see ``check_metrics``)."""
+        return RunFiles(_latest(self.reporting, "metrics.json"), read_json, "metrics", values=self.results)
 
     @cached_property
     def ranks(self) -> RunFiles[pa.Table]:
@@ -242,13 +244,13 @@ class RunStore:
 
     @cached_property
     def recommendations(self) -> RunFiles[pa.Table]:
-        """Recommended items per test user; not kept in memory, which those of many models would fill."""
+        """Recommended items per test user; not cached, as many models would fill the memory."""
         paths = _latest(self.output, "recommendations.parquet")
-        return RunFiles(paths, read_table, "recommendations", columns=RECOMMENDATIONS, keep=False)
+        return RunFiles(paths, read_table, "recommendations", columns=RECOMMENDATIONS, cache=False)
 
     @cached_property
     def curves(self) -> RunFiles[pa.Table]:
-        """Training curves, a row per epoch; empty for models with a closed-form fit."""
+        """Training curves, a row per epoch; empty for closed-form models."""
         return RunFiles(_runs(self.reporting, "curves.parquet"), read_table, "curves", columns=CURVES)
 
     @cached_property
@@ -270,10 +272,10 @@ class RunStore:
 
     @cached_property
     def bundles(self) -> RunFiles[Bundle]:
-        """Trained models, on the CPU; not kept in memory."""
+        """Trained models, on the CPU; not cached."""
         folders = sorted(self.models.glob("*/seed_*/bundle/*/bundle"))  # the latest version comes last
         paths = {_name(self.models, folder.parents[2]): folder for folder in folders}
-        return RunFiles(paths, read_bundle, "bundle", keep=False)
+        return RunFiles(paths, read_bundle, "bundle", cache=False)
 
     @cached_property
     def qualities(self) -> RunFiles[Any]:
@@ -301,11 +303,11 @@ class RunStore:
 
     @property
     def problems(self) -> list[str]:
-        """A sentence for each damaged file that was accessed, without bundles and figures."""
+        """Messages of damaged files accessed so far, without bundles and figures."""
         tables = (self.ranks, self.recommendations, self.curves)
         results = (self.contexts, self.studies, self.qualities, self.vectors)
-        files: tuple[RunFiles[Any], ...] = (self.metrics, self.tie_sensitivity, *tables, *results)
-        return [problem for each in files for problem in each.problems]
+        kinds: tuple[RunFiles[Any], ...] = (self.metrics, self.tie_sensitivity, *tables, *results)
+        return [problem for files in kinds for problem in files.problems]
 
 
 def read_json(path: Path) -> Any:
@@ -345,7 +347,7 @@ def _runs(folder: Path, file: str) -> dict[str, Path]:
 
 
 def _latest(folder: Path, file: str) -> dict[str, Path]:
-    """Kedro keeps the versions of ``file`` as ``file/<version>/file``; their names sort by time."""
+    """Latest versions by run: Kedro writes ``file/<version>/file``, and version names sort by time."""
     versions = sorted(folder.glob(f"*/seed_*/{file}/*/{file}"))
     return {_name(folder, path.parents[2]): path for path in versions}
 

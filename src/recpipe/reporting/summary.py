@@ -1,4 +1,4 @@
-"""What `make demo` ends with: the leaderboard, a few users' recommendations, and where to look next."""
+"""Terminal summary: leaderboard, recommendations of a few users, semantic ids, links."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from unicodedata import combining, east_asian_width
 
 import polars as pl
 
-from recpipe.reporting.examples import Example, Recommended, Shown
+from recpipe.reporting.examples import Example, ExampleItem, RecommendedItem
 from recpipe.reporting.formatting import percent
 from recpipe.reporting.leaderboard import to_text
 
 WIDTH = 100
 GAP = 3
+COLUMN = (WIDTH - GAP) // 2
 LINES = 5  # per user
 
 
-def summary(
+def format_summary(
     board: pl.DataFrame,
     examples: Sequence[Example],
     *,
@@ -27,15 +28,15 @@ def summary(
     users: int = 3,
     metric: str = "ndcg@10",
 ) -> str:
-    """Plain text for a terminal of 100 columns; `links` name what else there is, as in {"report": path};
-    `ids` are lines on semantic ids.
+    """Format plain text of 100 columns.
 
-    Of the examples the first `users` are shown, with the recommendations of their first model.
+    The first ``users`` examples are shown with the recommendations of their first model. ``ids`` are lines about
+    semantic ids, ``links`` places by name, as in {"report": path}.
     """
     parts = [_heading(title), to_text(board, metric=metric, width=WIDTH).rstrip()]
     if examples:
         model = next(iter(examples[0].recommendations), "")
-        parts.append(_heading(f"What {model} recommends"))
+        parts.append(_heading(f"Recommendations of {model}"))
         parts += [_user(example, model) for example in examples[:users]]
     if ids:
         parts.append("\n".join([_heading("Semantic ids"), *ids]))
@@ -49,36 +50,35 @@ def _heading(text: str) -> str:
 
 
 def _user(example: Example, model: str) -> str:
-    """Last events on the left, recommendations on the right, a ✓ where the user did take the item next."""
-    side = (WIDTH - GAP) // 2
-    left = [_event(shown, side) for shown in example.history[:LINES]]
-    right = [_recommended(each, side) for each in example.recommendations.get(model, ())[:LINES]]
-    lines = [
-        _fit(f"user {example.user}: newest of {example.length}", side) + " " * GAP + "recommended",
-        "─" * side + " " * GAP + "─" * side,
-    ]
-    for mine, theirs in zip_longest(left, right or ["nothing"], fillvalue=""):
-        lines.append(((mine or " " * side) + " " * GAP + theirs).rstrip())
-    rank = {each.item_id: each.rank for each in example.recommendations.get(model, ())}
-    for shown in example.targets[:LINES]:
-        where = f"recommended at rank {rank[shown.item_id]}" if shown.item_id in rank else "not recommended"
-        lines.append(f"came next: {_fit(shown.title, side - 11).rstrip()} ({where})")
+    """Last events on the left, recommendations on the right, hits marked with ✓."""
+    recommended = example.recommendations.get(model, ())
+    left = [_event(item) for item in example.history[:LINES]]
+    right = [_recommendation(item) for item in recommended[:LINES]] or ["nothing"]
+    title = _fit(f"user {example.user}: newest of {example.length} events", COLUMN)
+    lines = [f"{title}{' ' * GAP}recommended", "─" * COLUMN + " " * GAP + "─" * COLUMN]
+    for event, recommendation in zip_longest(left, right, fillvalue=""):
+        lines.append(f"{event or ' ' * COLUMN}{' ' * GAP}{recommendation}".rstrip())
+    ranks = {item.item_id: item.rank for item in recommended}
+    for item in example.targets[:LINES]:
+        rank = ranks.get(item.item_id)
+        verdict = "not recommended" if rank is None else f"recommended at rank {rank}"
+        lines.append(f"target: {_fit(item.title, COLUMN - 8).rstrip()} ({verdict})")
     return "\n".join(lines)
 
 
-def _event(shown: Shown, side: int) -> str:
-    day = "" if shown.when is None else f"{shown.when:>11}  "
-    return day + _fit(shown.title, side - len(day))
+def _event(item: ExampleItem) -> str:
+    day = "" if item.when is None else f"{item.when:>11}  "
+    return day + _fit(item.title, COLUMN - len(day))
 
 
-def _recommended(each: Recommended, side: int) -> str:
-    chance = "" if each.probability is None else percent(each.probability)
-    mark = "✓" if each.hit else " "
-    return f"{mark}{each.rank:>2} {_fit(each.title, side - 12)} {chance:>7}".rstrip()
+def _recommendation(item: RecommendedItem) -> str:
+    probability = "" if item.probability is None else percent(item.probability)
+    mark = "✓" if item.hit else " "
+    return f"{mark}{item.rank:>2} {_fit(item.title, COLUMN - 12)} {probability:>7}".rstrip()
 
 
 def _fit(text: str, size: int) -> str:
-    """Cut or filled to `size` columns of a terminal, without line breaks or control codes from outside."""
+    """Cut or pad to ``size`` terminal columns; line breaks and control codes are removed."""
     text = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
     if _width(text) > size:
         while _width(text) > size - 1:
@@ -88,5 +88,5 @@ def _fit(text: str, size: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal: East Asian characters are two wide, combining ones none."""
-    return sum(0 if combining(each) else 2 if east_asian_width(each) in "WF" else 1 for each in text)
+    """Terminal columns: East Asian characters have two, combining ones none."""
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)

@@ -1,192 +1,355 @@
-"""Figures of insights: intervals, segments, popularity of lists, calibration. The best models only, to be readable."""
+"""Tables and figures of insights: intervals, segments, properties of lists, calibration, with their captions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
 
 from recpipe.evaluation.segments import POPULARITY, WARMTH, length_names
-from recpipe.reporting.figures import COLOURS, colour, figure, mark, text
-from recpipe.reporting.formatting import metric_title, probability
+from recpipe.reporting.figures import (
+    CATEGORIES,
+    COLOURS,
+    FROM_ZERO,
+    GREY,
+    LOG,
+    PERCENT,
+    REVERSED_CATEGORIES,
+    Table,
+    bars,
+    drop_missing,
+    escape,
+    figure,
+    line,
+    model_colour,
+    model_marker,
+)
+from recpipe.reporting.formatting import (
+    INTERVAL,
+    MISSING,
+    count,
+    decimals,
+    interval,
+    metric_title,
+    p_value,
+    percent,
+)
 from recpipe.reporting.leaderboard import COLD_SHARE
 
-MOST = 8  # models
-LEAST = 20  # users of a segment: the mean of fewer is mostly luck
+MAX_MODELS = 8  # the best ones, so that figures stay readable
+MIN_USERS = 20  # of a segment
 TRAINING = "training data"
-GREY = COLOURS[-1]
+TIES = "range over tie orders"
+CAPTIONS = {
+    "certainty": (
+        "Metrics with confidence intervals",
+        "Bars are 95\u202f% bootstrap intervals over users. Hollow dots differ significantly from the baseline, "
+        "corrected for the number of comparisons; filled ones do not. Overlapping bars do not imply a tie, because "
+        "models are compared on the same users.",
+    ),
+    "segments_popularity": (
+        "By popularity of the target",
+        "Head: the most popular items that have 20\u202f% of the training events. Tail: the least popular items "
+        "that have 20\u202f%. A steeply falling line means that a model is accurate mostly on popular items.",
+    ),
+    "segments_history": (
+        "By history length",
+        "Users grouped by their number of events before the target. Where lines cross, different models are best for "
+        "new and for active users.",
+    ),
+    "segments_warmth": (
+        "Warm and cold items",
+        "Cold items have no training event. Only a model that reads item content can recommend them.",
+    ),
+    "popularity_of_lists": (
+        "Popularity of recommended items",
+        "The top bar is the training data. A longer head than there means popularity bias; a missing tail means that "
+        "a part of the catalogue is never recommended.",
+    ),
+    "calibration": (
+        "Calibration of probabilities",
+        "Predicted probability against observed frequency; each dot is a tenth of a model\u2019s recommendations. "
+        "Below the dotted line a model is overconfident. Both axes are logarithmic.",
+    ),
+}
+LIST_COLUMNS = {  # head and meaning by key
+    "coverage": ("coverage", "share of the catalogue in at least one list"),
+    "gini": (
+        "Gini",
+        "inequality of how often items are recommended: 0 all equally often, near 1 the same few items for everybody",
+    ),
+    "arp": ("popularity", "mean number of training events of recommended items (ARP)"),
+    "novelty": (
+        "novelty",
+        "mean self-information of recommended items, in bits; one more bit is half as many users",
+    ),
+    "diversity": (
+        "diversity",
+        "mean dissimilarity of the items of a list by content: 0 identical, 1 unrelated",
+    ),
+    "serendipity": (
+        "serendipity",
+        "hits weighted by how much earlier they are in the list than by popularity, times 1000",
+    ),
+    "divergence": (
+        "divergence",
+        "Jensen\u2013Shannon divergence between recommendations and training data, in bits: 0 the same item "
+        "frequencies, 1 no item in common",
+    ),
+    "error": (
+        "calibration error",
+        "mean difference of predicted probability and observed frequency, over the whole stored lists",
+    ),
+    "said": (
+        "predicted / observed",
+        "share of targets in the stored list, which is longer than k: as predicted by its probabilities, and observed",
+    ),
+}
+
+
+def certainty_table(insights: Mapping[str, Any], board: pl.DataFrame) -> Table | None:
+    """Compare the models of one protocol with the baseline, best first; with the range over orders of ties, if any.
+
+    None without intervals.
+    """
+    protocol = board["protocol"][0] if board.height else None
+    certainty = (insights.get("certainty") or {}).get(protocol)
+    if not certainty:
+        return None
+    ties = insights["ties"] if insights.get("protocol") == protocol else {}
+    rows = []
+    for name in board["model"].to_list():
+        if name not in certainty["estimates"]:
+            continue
+        cells = [MISSING, MISSING, "baseline"]
+        if difference := certainty["differences"].get(name):
+            low, high = difference["low"], difference["high"]
+            bounds = MISSING if low is None else f"{_signed(low)} to {_signed(high)}"
+            cells = [_signed(difference["mean"]), bounds, p_value(difference["p_holm"])]
+        if ties:
+            cells.append(interval(ties[name]["low"], ties[name]["high"]) if name in ties else MISSING)
+        rows.append([name, *cells])
+    return ["model", "difference", INTERVAL, "p", *([TIES] if ties else [])], rows
+
+
+def lists_table(
+    insights: Mapping[str, Any], board: pl.DataFrame
+) -> tuple[Table, list[tuple[str, str]]] | None:
+    """Describe the lists of each model, best first, with the meaning of the columns; without empty columns."""
+    if not board.height or not insights.get("lists"):
+        return None
+    cells = {}
+    for name in board["model"].to_list():
+        if name in insights["lists"]:
+            values = {**insights["lists"][name], **(insights["calibration"].get(name) or {})}
+            cells[name] = {key: _list_cell(key, values) for key in LIST_COLUMNS}
+    keys = [key for key in LIST_COLUMNS if any(row[key] != MISSING for row in cells.values())]
+    training = [count(insights["training"]["arp"]) if key == "arp" else MISSING for key in keys]
+    rows = [[TRAINING, *training], *([name, *(row[key] for key in keys)] for name, row in cells.items())]
+    return (["model", *(LIST_COLUMNS[key][0] for key in keys)], rows), [LIST_COLUMNS[key] for key in keys]
 
 
 def insight_figures(
-    found: Mapping[str, Any], board: pl.DataFrame, *, metric: str = "ndcg@10"
+    insights: Mapping[str, Any], board: pl.DataFrame, *, metric: str = "ndcg@10"
 ) -> dict[str, go.Figure]:
-    """By name, those there is data for; ``found`` as `insights` makes it, ``board`` one protocol of the leaderboard."""
-    if not found or not board.height:
+    """Draw insights by name, without those that lack data; ``board`` is one protocol of the leaderboard."""
+    if not insights or not board.height:
         return {}
-    best = board["model"].to_list()[:MOST]
-    known = {
-        part: {name: found[part][name] for name in best if name in found[part]}
+    best = board["model"].to_list()[:MAX_MODELS]
+    rows, lists, calibrations = (
+        {name: insights[part][name] for name in best if name in insights[part]}
         for part in ("segments", "lists", "calibration")
-    }
-    made = {
-        "certainty": _certainty(found["certainty"].get(board["protocol"][0]), board, metric),
-        "segments_popularity": _segments(known["segments"], "popularity", POPULARITY, board, metric),
-        "segments_history": _segments(known["segments"], "history", length_names(), board, metric),
-        "segments_warmth": _segments(known["segments"], "warmth", WARMTH, board, metric),
-        "popularity_of_lists": _popularity(known["lists"], found["training"]),
-        "calibration": _calibration(known["calibration"], board),
-    }
-    return {name: each for name, each in made.items() if each is not None}
+    )
+    return drop_missing(
+        {
+            "certainty": _certainty(insights["certainty"].get(board["protocol"][0]), board, metric),
+            "segments_popularity": _segments(rows, "popularity", POPULARITY, board, metric),
+            "segments_history": _segments(rows, "history", length_names(), board, metric),
+            "segments_warmth": _segments(rows, "warmth", WARMTH, board, metric),
+            "popularity_of_lists": _popularity(lists, insights["training"]),
+            "calibration": _calibration(calibrations, board),
+        }
+    )
 
 
-def _certainty(sure: Mapping[str, Any] | None, board: pl.DataFrame, metric: str) -> go.Figure | None:
-    """Means with intervals, best on top; filled: the baseline and whoever it cannot be told from."""
-    names = [name for name in board["model"].to_list() if sure and name in sure["estimates"]]
-    if not sure or not names or sure["estimates"][names[0]]["low"] is None:
+def _certainty(certainty: Mapping[str, Any] | None, board: pl.DataFrame, metric: str) -> go.Figure | None:
+    """Means with intervals, best on top; filled: the baseline and models that do not differ significantly."""
+    names = [name for name in board["model"].to_list() if certainty and name in certainty["estimates"]]
+    if not certainty or not names or certainty["estimates"][names[0]]["low"] is None:
         return None
-    rows = [(name, sure["estimates"][name], sure["differences"].get(name)) for name in names]
-    alike = [difference is None or difference["p_holm"] > 1 - sure["level"] for _, _, difference in rows]
+    estimates = [certainty["estimates"][name] for name in names]
+    differences = [certainty["differences"].get(name) for name in names]
+    filled = [
+        difference is None or difference["p_holm"] > 1 - certainty["level"] for difference in differences
+    ]
     points = go.Scatter(
-        x=[each["mean"] for _, each, _ in rows],
-        y=[text(name) for name, _, _ in rows],
+        x=[estimate["mean"] for estimate in estimates],
+        y=[escape(name) for name in names],
         mode="markers",
         error_x={
-            "array": [each["high"] - each["mean"] for _, each, _ in rows],
-            "arrayminus": [each["mean"] - each["low"] for _, each, _ in rows],
+            "array": [estimate["high"] - estimate["mean"] for estimate in estimates],
+            "arrayminus": [estimate["mean"] - estimate["low"] for estimate in estimates],
             "thickness": 2,
             "width": 5,
             "color": GREY,
         },
         marker={
             "size": 11,
-            "color": [COLOURS[0] if same else GREY for same in alike],
-            "symbol": ["circle" if same else "circle-open" for same in alike],
+            "color": [COLOURS[0] if is_filled else GREY for is_filled in filled],
+            "symbol": ["circle" if is_filled else "circle-open" for is_filled in filled],
         },
-        customdata=[_against(name, each, difference, sure["baseline"]) for name, each, difference in rows],
+        customdata=[
+            _comparison(*columns, certainty["baseline"])
+            for columns in zip(names, estimates, differences, strict=True)
+        ],
         hovertemplate="%{customdata}<extra></extra>",
     )
-    drawn = figure(
-        [points],
-        x=f"test {metric_title(metric)}",
-        x_axis={"rangemode": "tozero"},
-        y_axis={"autorange": "reversed", "type": "category", "showgrid": False},
-    )
-    return drawn.update_layout(height=max(340, 90 + 34 * len(rows)))
+    y_axis = {**REVERSED_CATEGORIES, "showgrid": False}
+    title, height = f"test {metric_title(metric)}", max(340, 90 + 34 * len(names))
+    return figure([points], x=title, x_axis=FROM_ZERO, y_axis=y_axis, height=height)
 
 
-def _against(name: str, each: Mapping[str, Any], difference: Mapping[str, Any] | None, baseline: str) -> str:
-    own = f"{text(name)}: {each['mean']:.4f}, {each['low']:.4f} to {each['high']:.4f}"
+def _comparison(
+    name: str, estimate: Mapping[str, Any], difference: Mapping[str, Any] | None, baseline: str
+) -> str:
+    text = f"{escape(name)}: {estimate['mean']:.4f}, {estimate['low']:.4f} to {estimate['high']:.4f}"
     if difference is None:
-        return own
+        return text
     low, high = difference["low"], difference["high"]
     return (
-        f"{own}<br>{difference['mean']:+.4f} against {text(baseline)}, {low:+.4f} to {high:+.4f}"
-        f"<br>p {probability(difference['p_holm'])} after Holm"
+        f"{text}<br>{difference['mean']:+.4f} against {escape(baseline)}, {low:+.4f} to {high:+.4f}"
+        f"<br>p {p_value(difference['p_holm'])} (Holm)"
     )
 
 
 def _segments(
-    found: Mapping[str, list[Mapping[str, Any]]], by: str, order: Any, board: pl.DataFrame, metric: str
+    rows: Mapping[str, list[Mapping[str, Any]]],
+    by: str,
+    order: Sequence[str],
+    board: pl.DataFrame,
+    metric: str,
 ) -> go.Figure | None:
-    """A line per model over the segments with enough users; nothing where there is one segment only."""
-    stem = "recall" if metric.startswith("recall") else "ndcg"
-    rows = {
-        name: {row["segment"]: row for row in each if row["by"] == by and row["users"] >= LEAST}
-        for name, each in found.items()
+    """A line per model over the segments with enough users; None with fewer than two segments."""
+    name = "recall" if metric.startswith("recall") else "ndcg"
+    models = {
+        model: {row["segment"]: row for row in values if row["by"] == by and row["users"] >= MIN_USERS}
+        for model, values in rows.items()
     }
-    segments = [name for name in order if any(name in each for each in rows.values())]
-    shares = {name: next(each[name]["weight"] for each in rows.values() if name in each) for name in segments}
-    if len(segments) < 2 or (by == "warmth" and shares[WARMTH[1]] < COLD_SHARE):
+    weights: dict[str, float] = {}
+    for segments in models.values():
+        for segment, row in segments.items():
+            weights.setdefault(segment, row["weight"])
+    shares = {segment: weights[segment] for segment in order if segment in weights}
+    if len(shares) < 2 or (by == "warmth" and shares[WARMTH[1]] < COLD_SHARE):
         return None
-    x = [f"{name}<br>{_rounded(shares[name])}" for name in segments]
-    counts = "<br>%{customdata[0]:,} users, %{customdata[1]:,} targets<extra></extra>"
-    traces = [
-        go.Scatter(
-            x=[label for name, label in zip(segments, x, strict=True) if name in each],
-            y=[each[name][stem] for name in segments if name in each],
-            name=text(model),
-            mode="lines+markers",
-            line={"color": colour(model, board), "width": 2},
-            marker=mark(model, board),
-            customdata=[[each[name]["users"], each[name]["targets"]] for name in segments if name in each],
-            hovertemplate=f"{text(model)}: %{{y:.4f}}{counts}",
+    traces = []
+    for model, segments in models.items():
+        drawn = [segment for segment in shares if segment in segments]
+        traces.append(
+            line(
+                [f"{segment}<br>{_whole_percent(shares[segment])}" for segment in drawn],
+                [segments[segment][name] for segment in drawn],
+                name=escape(model),
+                colour=model_colour(model, board),
+                hover=f"{escape(model)}: %{{y:.4f}}<br>%{{customdata[0]:,}} users, %{{customdata[1]:,}} targets",
+                data=[[segments[segment]["users"], segments[segment]["targets"]] for segment in drawn],
+                marker=model_marker(model, board),
+            )
         )
-        for model, each in rows.items()
-    ]
-    title = f"test {metric_title(stem)}@{metric.partition('@')[2]}"
     titles = {
         "popularity": "popularity of the target, share of targets",
         "history": "events before the target, share of users",
-        "warmth": "the target, share of targets",
+        "warmth": "target, share of targets",
     }
-    x_axis = {
-        "type": "category",
-        "tickangle": 0,
-        "tickfont": {"size": 11},
-        "title": {"text": titles[by], "standoff": 16},
-    }
-    return figure(traces, y=title, x_axis=x_axis, y_axis={"rangemode": "tozero"})
-
-
-def _rounded(share: float) -> str:
-    return f"{100 * share:.0f}\u202f%" if share >= 0.01 else "< 1\u202f%"
+    x_axis = {"tickangle": 0, "tickfont": {"size": 11}, "title": {"text": titles[by], "standoff": 16}}
+    title = f"test {metric_title(name)}@{metric.partition('@')[2]}"
+    return figure(traces, y=title, x_axis=CATEGORIES | x_axis, y_axis=FROM_ZERO)
 
 
 def _popularity(lists: Mapping[str, Mapping[str, Any]], training: Mapping[str, Any]) -> go.Figure | None:
-    """Shares of head, mid and tail in what is recommended, under those of the training data."""
-    rows = {TRAINING: training, **{name: each for name, each in lists.items() if each["head"] is not None}}
+    """Shares of head, middle and tail in the lists and in the training data."""
+    rows = {TRAINING: training, **{name: row for name, row in lists.items() if row["head"] is not None}}
     if len(rows) < 2:
         return None
-    names = [text(name) for name in rows]
+    names = [escape(name) for name in rows]
     traces = [
-        go.Bar(
-            x=[each[group] for each in rows.values()],
-            y=names,
+        bars(
+            [row[group] for row in rows.values()],
+            names,
             name=group,
-            orientation="h",
-            marker_color=own,
-            hovertemplate=f"%{{y}}: %{{x:.1%}} {group}<extra></extra>",
+            colour=colour,
+            hover=f"%{{y}}: %{{x:.1%}} {group}",
+            horizontal=True,
         )
-        for group, own in zip(POPULARITY, COLOURS, strict=False)
+        for group, colour in zip(POPULARITY, COLOURS, strict=False)
     ]
-    x_axis = {"tickformat": ".0%", "range": [0, 1]}
-    y_axis = {"autorange": "reversed", "type": "category"}
-    drawn = figure(traces, x="share", x_axis=x_axis, y_axis=y_axis)
-    drawn.update_layout(legend_traceorder="normal")
-    return drawn.update_layout(barmode="stack", height=max(340, 110 + 34 * len(rows)))
+    return figure(
+        traces,
+        x="share",
+        x_axis={**PERCENT, "range": [0, 1]},
+        y_axis=REVERSED_CATEGORIES,
+        legend_traceorder="normal",
+        barmode="stack",
+        height=max(340, 110 + 34 * len(rows)),
+    )
 
 
-def _calibration(found: Mapping[str, Mapping[str, Any]], board: pl.DataFrame) -> go.Figure | None:
-    """Frequency against probability in bins; one without a hit has no place on an axis of powers of ten."""
-    lines = {
-        name: [pair for pair in zip(each["probability"], each["frequency"], strict=True) if min(pair) > 0]
-        for name, each in found.items()
+def _calibration(calibrations: Mapping[str, Mapping[str, Any]], board: pl.DataFrame) -> go.Figure | None:
+    """Observed frequency against predicted probability, without bins that a logarithmic axis cannot show."""
+    points = {
+        name: [pair for pair in zip(row["probability"], row["frequency"], strict=True) if min(pair) > 0]
+        for name, row in calibrations.items()
     }
-    lines = {name: points for name, points in lines.items() if points}
-    if not lines:
+    points = {name: pairs for name, pairs in points.items() if pairs}
+    if not points:
         return None
-    ends = [value for points in lines.values() for pair in points for value in pair]
-    honest = go.Scatter(
-        x=[min(ends), max(ends)],
-        y=[min(ends), max(ends)],
-        name="as said",
+    values = [value for pairs in points.values() for pair in pairs for value in pair]
+    ends = [min(values), max(values)]
+    diagonal = go.Scatter(
+        x=ends,
+        y=ends,
+        name="calibrated",
         mode="lines",
         line={"color": GREY, "width": 1, "dash": "dot"},
         hoverinfo="skip",
     )
     traces = [
-        go.Scatter(
-            x=[said for said, _ in points],
-            y=[so for _, so in points],
-            name=text(name),
-            mode="lines+markers",
-            line={"color": colour(name, board), "width": 2},
-            marker=mark(name, board),
-            hovertemplate=f"{text(name)}: said %{{x:.2%}}, came true %{{y:.2%}}<extra></extra>",
+        line(
+            [probability for probability, _ in pairs],
+            [frequency for _, frequency in pairs],
+            name=escape(name),
+            colour=model_colour(name, board),
+            hover=f"{escape(name)}: predicted %{{x:.2%}}, observed %{{y:.2%}}",
+            marker=model_marker(name, board),
         )
-        for name, points in lines.items()
+        for name, pairs in points.items()
     ]
-    log = {"type": "log", "dtick": 1, "tickformat": "~%"}
-    return figure([honest, *traces], x="probability", y="came true", x_axis=log, y_axis=log)
+    axis = {**LOG, "tickformat": "~%"}
+    return figure(
+        [diagonal, *traces], x="predicted probability", y="observed frequency", x_axis=axis, y_axis=axis
+    )
+
+
+def _list_cell(key: str, values: Mapping[str, Any]) -> str:
+    value = values.get(key)
+    if value is None:
+        return MISSING
+    if key == "arp":
+        return count(value) if value >= 100 else f"{value:.1f}"
+    if key == "said":
+        return f"{percent(value)} / {percent(values['so'])}"
+    if key in ("coverage", "error"):
+        return percent(value)
+    if key == "serendipity":
+        return f"{1000 * value:.2f}"
+    return f"{value:.2f}" if key == "novelty" else f"{value:.3f}"
+
+
+def _whole_percent(share: float) -> str:
+    return f"{100 * share:.0f}\u202f%" if share >= 0.01 else "< 1\u202f%"
+
+
+def _signed(value: float) -> str:
+    return f"+{decimals(value)}" if value >= 0 else f"\u2212{decimals(-value)}"

@@ -1,4 +1,4 @@
-"""The figures of the report, in Plotly and without titles: the page names and explains them."""
+"""Figures of metrics and costs, of training curves, and of the data set, with their captions."""
 
 from __future__ import annotations
 
@@ -8,209 +8,273 @@ from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
+import pyarrow as pa
 
-from recpipe.reporting.figures import COLOURS, colour, figure, mark, text
+from recpipe.reporting.figures import (
+    CATEGORIES,
+    COLOURS,
+    FROM_ZERO,
+    LOG,
+    PERCENT,
+    REVERSED_CATEGORIES,
+    bars,
+    drop_missing,
+    escape,
+    figure,
+    line,
+    model_colour,
+    model_marker,
+)
 from recpipe.reporting.formatting import metric_title, percent
-from recpipe.reporting.leaderboard import groups, leaderboard, same_column
+from recpipe.reporting.leaderboard import leaderboard, same_column, split_by_protocol
 
 DASHES = ("solid", "dash", "dot", "dashdot")
-BY_EPOCH = {"loss": "training loss", "gradient_norm": "norm of the gradient"}
+BY_EPOCH = {"loss": "training loss", "gradient_norm": "gradient norm"}
 CUTOFF_METRICS = ("ndcg", "hit_rate", "recall", "coverage")
+CAPTIONS = {
+    "ndcg_at_cutoffs": (
+        "NDCG by list length",
+        "Higher is better. NDCG weights a hit by its position in the list. Where lines cross, the best model depends "
+        "on the list length. Error bars are one standard deviation over seeds.",
+    ),
+    "hit_rate_at_cutoffs": (
+        "Hit rate by list length",
+        "Share of test users with at least one target in their list. It always grows with the list, so compare "
+        "models at the same length.",
+    ),
+    "recall_at_cutoffs": (
+        "Recall by list length",
+        "Share of a user\u2019s targets in the list, averaged over users.",
+    ),
+    "coverage_at_cutoffs": (
+        "Catalogue coverage by list length",
+        "Share of the catalogue that is in at least one test user\u2019s list. Near zero, all users get the same few "
+        "items. An accurate model can have low coverage.",
+    ),
+    "quality_seconds": (
+        "Quality against training time",
+        "Higher is better, further left is faster. The time axis is logarithmic. A model is dominated if another one "
+        "is both faster and better.",
+    ),
+    "training_loss": (
+        "Training loss by epoch",
+        "It should fall and flatten. Scales of different losses differ, so compare shapes between models, not values.",
+    ),
+    "training_metric": (
+        "Validation metric by training time",
+        "Early stopping watches this metric. A long flat end means that training could stop sooner; a line that still "
+        "rises means that it stopped too soon.",
+    ),
+    "gradient_norm": (
+        "Gradient norm by epoch",
+        "Mean of an epoch, before clipping. It should settle. A line that climbs or jumps means unstable training: "
+        "lower the learning rate or clip gradients.",
+    ),
+    "events_over_time": (
+        "Interactions over time",
+        "Look for gaps, sudden jumps and an incomplete last bar: a split by time is affected by them.",
+    ),
+    "events_per_user": (
+        "User activity",
+        "Users by history length; bins grow to the right. Where most users are on the left, models of long "
+        "sequences help few users.",
+    ),
+    "popularity": (
+        "Item popularity",
+        "Both axes are logarithmic. The steeper the line, the more the interactions concentrate on a few items, and "
+        "the stronger the popularity baseline.",
+    ),
+    "steps": (
+        "Data left after each cleaning and sampling step",
+        "Shares of the raw log, in the order of the steps. A step that removes many rows but few users shortens "
+        "histories. One that removes users changes the population that the metrics describe.",
+    ),
+}
 
 
-def figures(
-    runs: Iterable[Mapping[str, Any]] = (),
+def run_figures(
+    metrics: Iterable[Mapping[str, Any]] = (),
     *,
-    profile: Mapping[str, Any] | None = None,
-    steps: Any = None,
-    curves: Mapping[str, Any] | None = None,
+    curves: Mapping[str, pa.Table | pl.DataFrame] | None = None,
     metric: str = "ndcg@10",
 ) -> dict[str, go.Figure]:
-    """Every figure there is data for, by name: see the keys below.
+    """Draw metrics by cutoff, quality against time and training curves, by name; without those that lack data.
 
-    `runs` are metrics.json dicts; of these the largest protocol is drawn, as others do not compare with it.
-    `steps` and the values of `curves` (called `model` or `model · seed 42`) are Arrow or polars tables.
+    ``metrics`` are metrics.json dicts, of which the largest protocol is drawn. Keys of ``curves`` are ``model`` or
+    ``model · seed 42``.
     """
-    board = leaderboard(runs, metric=metric)
-    board = groups(board)[0][2] if board.height else board
-    tables = {name: _frame(table) for name, table in (curves or {}).items()}
-    made = {
-        **{f"{stem}_at_cutoffs": _at_cutoffs(board, stem) for stem in CUTOFF_METRICS},
-        "quality_seconds": _quality_seconds(board, metric),
-        "training_loss": _training(tables, "loss", board),
-        "training_metric": _training(tables, f"valid_{metric}", board),
-        "gradient_norm": _training(tables, "gradient_norm", board),
-        "events_over_time": _events_over_time(profile or {}),
-        "events_per_user": _events_per_user(profile or {}),
-        "popularity": _popularity(profile or {}),
-        "steps": _steps(_frame(steps)) if steps is not None else None,
-    }
-    return {name: each for name, each in made.items() if each is not None}
-
-
-def _events_over_time(profile: Mapping[str, Any]) -> go.Figure | None:
-    data = profile.get("events_over_time")
-    if not data:
-        return None
-    bars = go.Bar(
-        x=data["start"],
-        y=data["events"],
-        marker_color=COLOURS[0],
-        hovertemplate="%{x}: %{y:,}<extra></extra>",
+    board = leaderboard(metrics, metric=metric)
+    board = split_by_protocol(board)[0][2] if board.height else board
+    tables = {name: _to_polars(table) for name, table in (curves or {}).items()}
+    return drop_missing(
+        {
+            **{f"{name}_at_cutoffs": _at_cutoffs(board, name) for name in CUTOFF_METRICS},
+            "quality_seconds": _quality_by_seconds(board, metric),
+            "training_loss": _training(tables, "loss", board),
+            "training_metric": _training(tables, f"valid_{metric}", board),
+            "gradient_norm": _training(tables, "gradient_norm", board),
+        }
     )
-    return figure([bars], y=f"interactions per {data['period']}", x_axis={"type": "date"})
 
 
-def _events_per_user(profile: Mapping[str, Any]) -> go.Figure | None:
-    data = profile.get("events_per_user")
-    if not data:
+def data_figures(
+    profile: Mapping[str, Any] | None = None, steps: pa.Table | pl.DataFrame | None = None
+) -> dict[str, go.Figure]:
+    """Draw the profile of the data set and the table of ingest steps, by name; without those that lack data."""
+    profile = profile or {}
+    return drop_missing(
+        {
+            "events_over_time": _events_over_time(profile.get("events_over_time")),
+            "events_per_user": _events_per_user(profile.get("events_per_user")),
+            "popularity": _popularity(profile.get("popularity")),
+            "steps": None if steps is None else _steps(_to_polars(steps)),
+        }
+    )
+
+
+def _at_cutoffs(board: pl.DataFrame, name: str) -> go.Figure | None:
+    columns = (column.partition("@") for column in board.columns)
+    cutoffs = sorted(int(cutoff) for stem, _, cutoff in columns if stem == name and cutoff.isdigit())
+    if not cutoffs or not board.height:
         return None
-    first = next(at for at, users in enumerate(data["counts"]) if users)  # a k-core has no shorter history
-    bins, counts = [*pairwise(data["edges"])][first:], data["counts"][first:]
-    labels = [str(low) if high - low == 1 else f"{low}\u2013{high - 1}" for low, high in bins]
-    hover = "%{x} interactions: %{y:,} users<extra></extra>"
-    bars = go.Bar(x=labels, y=counts, marker_color=COLOURS[0], hovertemplate=hover)
-    powers = [at for at, (low, _) in enumerate(bins) if low & (low - 1) == 0]  # of two
-    ticks = powers[:: 1 + len(powers) // 9]
-    x_axis = {
-        "type": "category",
-        "tickvals": ticks,
-        "ticktext": [str(bins[at][0]) for at in ticks],
-        "tickangle": 0,
-    }
-    return figure([bars], x="interactions of a user, from", y="users", x_axis=x_axis)
+    if name == "recall" and all(same_column(board, f"recall@{k}", f"hit_rate@{k}") for k in cutoffs):
+        return None  # with one target per user both are equal
+    traces = [
+        line(
+            [str(k) for k in cutoffs],
+            [row[f"{name}@{k}"] for k in cutoffs],
+            name=escape(row["model"]),
+            colour=model_colour(row["model"], board),
+            hover=f"{escape(row['model'])}: %{{y:.4f}} at %{{x}}",
+            marker=model_marker(row["model"], board),
+            error_y=_seed_errors(row, [f"{name}@{k}" for k in cutoffs]),
+        )
+        for row in board.iter_rows(named=True)
+    ]
+    title = metric_title(name)
+    title = title if title.isupper() else title.lower()
+    return figure(traces, x="list length", y=f"test {title}", x_axis=CATEGORIES, y_axis=FROM_ZERO)
 
 
-def _popularity(profile: Mapping[str, Any]) -> go.Figure | None:
-    data = profile.get("popularity")
-    if not data:
+def _quality_by_seconds(board: pl.DataFrame, metric: str) -> go.Figure | None:
+    rows = board.drop_nulls([metric, "train_seconds"]) if board.height else board
+    if not rows.height:
         return None
-    shares = [percent(share) for share in data["share"]]
-    hover = "item %{x:,}: %{y:,} interactions<br>the first %{x:,} hold %{customdata}<extra></extra>"
-    style = {"line": {"color": COLOURS[0], "width": 2.5}, "hovertemplate": hover, "customdata": shares}
-    line = go.Scatter(x=data["rank"], y=data["events"], mode="lines", **style)
-    log = {"type": "log", "dtick": 1}
-    return figure([line], x="items, most popular first", y="interactions", x_axis=log, y_axis=log)
+    traces = [
+        go.Scatter(
+            x=[max(row["train_seconds"], 0.01)],
+            y=[row[metric]],
+            name=escape(row["model"]),
+            mode="markers",
+            marker=model_marker(row["model"], board, 11),
+            customdata=[row["train_seconds"]],
+            hovertemplate=f"{escape(row['model'])}: %{{y:.4f}} after %{{customdata:.2f}} s<extra></extra>",
+            error_y=_seed_errors(row, [metric]),
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+    title = f"test {metric_title(metric)}"
+    return figure(
+        traces, x="training time (s)", y=title, x_axis={**LOG, "tickformat": "~g"}, y_axis=FROM_ZERO
+    )
 
 
-def _steps(steps: pl.DataFrame) -> go.Figure | None:
-    """Share of the raw log's rows, users and items that is left after each step."""
-    if steps.height < 2:
-        return None
-    steps = steps.sort("step")
-    names = [f"{row['step']} {text(row['name'])}" for row in steps.iter_rows(named=True)]
-    traces = []
-    for column, own in zip(("rows", "users", "items"), COLOURS, strict=False):
-        left = [value / max(steps[column][0], 1) for value in steps[column]]
-        hover = f"%{{y}}: %{{customdata:,}} {column}, %{{x:.1%}} of the raw log<extra></extra>"
-        style = {"marker_color": own, "customdata": steps[column].to_list(), "hovertemplate": hover}
-        traces.append(go.Bar(x=left, y=names, name=column, orientation="h", **style))
-    y_axis = {"autorange": "reversed", "type": "category"}
-    drawn = figure(traces, x="left of the raw log", x_axis={"tickformat": ".0%"}, y_axis=y_axis)
-    return drawn.update_layout(height=max(260, 90 + 58 * steps.height))
+def _seed_errors(row: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    deviations = [row.get(f"{name}_std") or 0.0 for name in names]
+    return {"array": deviations, "visible": row["seeds"] > 1, "thickness": 1, "width": 3}
 
 
 def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFrame) -> go.Figure | None:
-    """What is measured by epoch, or the validation metric by seconds of training, one line per model and seed."""
-    by_time = column not in BY_EPOCH
+    """Loss or gradient norm by epoch, or a validation metric by seconds; a line per model and seed."""
+    by_epoch = column in BY_EPOCH
+    x, other = ("epoch", "seconds") if by_epoch else ("seconds", "epoch")
+    epoch, seconds = ("x", "customdata") if by_epoch else ("customdata", "x")
+    models = [name.partition(" · ")[0] for name in curves]
     traces = []
-    for name, table in curves.items():
+    for number, (name, table) in enumerate(curves.items()):
         points = table.drop_nulls(column).sort("step") if column in table.columns else table.clear()
-        if not points.height:
-            continue
-        x, other = ("seconds", "epoch") if by_time else ("epoch", "seconds")
-        value = "%{y:.4f}"
-        hover = f"{text(name)}: {value}<br>epoch %{{{'customdata' if by_time else 'x'}}}, "
-        hover += f"%{{{'x' if by_time else 'customdata'}:.0f}} s<extra></extra>"
-        style = {
-            "customdata": points[other].to_list(),
-            "hovertemplate": hover,
-            "line": _line(name, curves, board),
-        }
-        mode = "lines" if points.height > 1 else "markers"
-        traces.append(
-            go.Scatter(x=points[x].to_list(), y=points[column].to_list(), name=text(name), mode=mode, **style)
-        )
+        if points.height:
+            traces.append(
+                line(
+                    points[x].to_list(),
+                    points[column].to_list(),
+                    name=escape(name),
+                    mode="lines" if points.height > 1 else "markers",
+                    colour=model_colour(models[number], board),
+                    dash=DASHES[models[:number].count(models[number]) % len(DASHES)],
+                    hover=f"{escape(name)}: %{{y:.4f}}<br>epoch %{{{epoch}}}, %{{{seconds}:.0f}} s",
+                    data=points[other].to_list(),
+                )
+            )
     if not traces:
         return None
     title = BY_EPOCH.get(column) or f"validation {metric_title(column.removeprefix('valid_'))}"
-    return figure(
-        traces,
-        x="seconds of training" if by_time else "epoch",
-        y=title,
-        y_axis={"rangemode": "tozero" if column == "gradient_norm" else "normal"},
-    )
+    y_axis = {"rangemode": "tozero" if column == "gradient_norm" else "normal"}
+    return figure(traces, x="epoch" if by_epoch else "training time (s)", y=title, y_axis=y_axis)
 
 
-def _at_cutoffs(board: pl.DataFrame, stem: str) -> go.Figure | None:
-    cutoffs = sorted(int(name.split("@")[1]) for name in board.columns if _is_cutoff(name, stem))
-    if not cutoffs or not board.height:
+def _events_over_time(data: Mapping[str, Any] | None) -> go.Figure | None:
+    if not data:
         return None
-    if stem == "recall" and all(same_column(board, f"recall@{k}", f"hit_rate@{k}") for k in cutoffs):
-        return None  # one target per user: the two are the same
-    traces = []
-    for row in board.iter_rows(named=True):
-        values = [row[f"{stem}@{k}"] for k in cutoffs]
-        spread = [row.get(f"{stem}@{k}_std") or 0.0 for k in cutoffs]
-        error = {"array": spread, "visible": row["seeds"] > 1, "thickness": 1, "width": 3}
-        hover = f"{text(row['model'])}: %{{y:.4f}} at %{{x}}<extra></extra>"
-        style = {
-            "line": {"color": colour(row["model"], board), "width": 2},
-            "marker": mark(row["model"], board),
-            "hovertemplate": hover,
-            "error_y": error,
-        }
-        x = [str(k) for k in cutoffs]
-        traces.append(go.Scatter(x=x, y=values, name=text(row["model"]), mode="lines+markers", **style))
-    y_axis = {"rangemode": "tozero"}
-    title = metric_title(stem)
-    title = title if title.isupper() else title.lower()
-    return figure(
-        traces, x="length of the list", y=f"test {title}", x_axis={"type": "category"}, y_axis=y_axis
+    trace = bars(data["start"], data["events"], colour=COLOURS[0], hover="%{x}: %{y:,}")
+    return figure([trace], y=f"interactions per {data['period']}", x_axis={"type": "date"})
+
+
+def _events_per_user(data: Mapping[str, Any] | None) -> go.Figure | None:
+    if not data:
+        return None
+    first = next(
+        bin_ for bin_, users in enumerate(data["counts"]) if users
+    )  # a k-core has no shorter history
+    bins, counts = [*pairwise(data["edges"])][first:], data["counts"][first:]
+    labels = [str(low) if high - low == 1 else f"{low}\u2013{high - 1}" for low, high in bins]
+    powers_of_two = [bin_ for bin_, (low, _) in enumerate(bins) if low & (low - 1) == 0]
+    ticks = powers_of_two[:: 1 + len(powers_of_two) // 9]
+    x_axis = {
+        **CATEGORIES,
+        "tickvals": ticks,
+        "ticktext": [str(bins[bin_][0]) for bin_ in ticks],
+        "tickangle": 0,
+    }
+    trace = bars(labels, counts, colour=COLOURS[0], hover="%{x} interactions: %{y:,} users")
+    return figure([trace], x="interactions per user (lower bound)", y="users", x_axis=x_axis)
+
+
+def _popularity(data: Mapping[str, Any] | None) -> go.Figure | None:
+    if not data:
+        return None
+    trace = line(
+        data["rank"],
+        data["events"],
+        mode="lines",
+        colour=COLOURS[0],
+        width=2.5,
+        hover="item %{x:,}: %{y:,} interactions<br>the first %{x:,} items have %{customdata} of all",
+        data=[percent(share) for share in data["share"]],
     )
+    return figure([trace], x="items by popularity", y="interactions", x_axis=LOG, y_axis=LOG)
 
 
-def _quality_seconds(board: pl.DataFrame, metric: str) -> go.Figure | None:
-    rows = [
-        row
-        for row in board.iter_rows(named=True)
-        if row[metric] is not None and row["train_seconds"] is not None
+def _steps(steps: pl.DataFrame) -> go.Figure | None:
+    if steps.height < 2:
+        return None
+    steps = steps.sort("step")
+    names = [f"{row['step']} {escape(row['name'])}" for row in steps.iter_rows(named=True)]
+    traces = [
+        bars(
+            [value / max(steps[column][0], 1) for value in steps[column]],
+            names,
+            name=column,
+            colour=colour,
+            hover=f"%{{y}}: %{{customdata:,}} {column}, %{{x:.1%}} of the raw log",
+            data=steps[column].to_list(),
+            horizontal=True,
+        )
+        for column, colour in zip(("rows", "users", "items"), COLOURS, strict=False)
     ]
-    if not rows:
-        return None
-    traces = []
-    for row in rows:
-        error = {
-            "array": [row[f"{metric}_std"] or 0.0],
-            "visible": row["seeds"] > 1,
-            "thickness": 1,
-            "width": 3,
-        }
-        name = text(row["model"])
-        style = {
-            "marker": mark(row["model"], board, 11),
-            "hovertemplate": f"{name}: %{{y:.4f}} after %{{customdata:.2f}} s<extra></extra>",
-            "customdata": [row["train_seconds"]],
-            "error_y": error,
-        }
-        x = [max(row["train_seconds"], 0.01)]
-        traces.append(go.Scatter(x=x, y=[row[metric]], name=name, mode="markers", **style))
-    x_axis = {"type": "log", "dtick": 1, "tickformat": "~g"}
-    title = f"test {metric_title(metric)}"
-    return figure(traces, x="seconds of training", y=title, x_axis=x_axis, y_axis={"rangemode": "tozero"})
+    height = max(260, 90 + 58 * steps.height)
+    return figure(traces, x="share of the raw log", x_axis=PERCENT, y_axis=REVERSED_CATEGORIES, height=height)
 
 
-def _line(name: str, curves: Mapping[str, pl.DataFrame], board: pl.DataFrame) -> dict[str, Any]:
-    """Colour by model, dash by seed; a key is `model` or `model · seed 42`."""
-    model = name.split(" · ", maxsplit=1)[0]
-    same = [each for each in curves if each.split(" · ")[0] == model]
-    return {"color": colour(model, board), "width": 2, "dash": DASHES[same.index(name) % len(DASHES)]}
-
-
-def _is_cutoff(name: str, stem: str) -> bool:
-    head, _, tail = name.partition("@")
-    return head == stem and tail.isdigit()
-
-
-def _frame(table: Any) -> pl.DataFrame:
+def _to_polars(table: pa.Table | pl.DataFrame) -> pl.DataFrame:
     return table if isinstance(table, pl.DataFrame) else pl.DataFrame(table)

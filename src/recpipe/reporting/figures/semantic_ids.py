@@ -1,4 +1,4 @@
-"""Figures of semantic ids, in Plotly and without titles: how the codes are used, and what the first ones mean.
+"""Section of semantic ids: facts, quality gate, and figures of code usage and of the first codes, with captions.
 
 Shape letters: N items, L levels.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,59 +16,138 @@ import plotly.graph_objects as go
 import polars as pl
 from numpy.typing import NDArray
 
-from recpipe.reporting.figures import COLOURS
-from recpipe.reporting.formatting import count
+from recpipe.reporting.figures import COLOURS, base_layout, escape
+from recpipe.reporting.formatting import codes_per_level, count, percent
 
-LIMIT = 4.0  # times the even use from which on a code is drawn in full colour
-LINE, LINES = 14, 2  # characters of a label and the lines they are broken into
-HOVER = 70  # characters of a title in a hover text
-WORD_LENGTH = 3  # shorter words (of, 3, in) say nothing about what things have in common
+MAX_USAGE = 4.0  # multiple of even usage that gets the full colour
+LABEL_WIDTH, LABEL_LINES = 14, 2  # characters and lines of a sector label
+TITLE_LENGTH = 70  # characters of a title in a hover text
+MIN_WORD_LENGTH = 3  # shorter words (of, 3, in) are ignored in the comparison of titles
 HEIGHT = 420
-WHOLE = 10**9  # the full circle; whole numbers, as Plotly draws nothing where children exceed their parent
-UNUSED, FAINT, EVEN, FULL = (
-    "rgba(140,140,140,0.22)",
-    *(f"rgba(34,131,200,{alpha})" for alpha in (0.22, 0.5, 1)),
-)
-SCALE = [[0, UNUSED], [0.001, UNUSED], [0.001, FAINT], [1 / LIMIT, EVEN], [1, FULL]]
+FULL_CIRCLE = 10**9  # integer angles, as Plotly draws nothing where children exceed their parent
+UNUSED = "rgba(140,140,140,0.22)"
+LOW, EVEN, HIGH = (f"rgba(34,131,200,{alpha})" for alpha in (0.22, 0.5, 1))
+USAGE_COLOURS = [[0, UNUSED], [0.001, UNUSED], [0.001, LOW], [1 / MAX_USAGE, EVEN], [1, HIGH]]
+MODALITIES = {
+    "text": "text",
+    "image": "images",
+    "text_image": "text and images",
+    "text_parts": "parts of text vectors",
+}
+COLLISION_POLICIES = {
+    "extra_digit": "one more digit",
+    "reallocate": "the nearest free code",
+    "sinkhorn": "balanced re-assignment",
+    "keep": "not resolved",
+}
+CAPTIONS = {
+    "usage": (
+        "Usage of codes",
+        "One row per level, its codes sorted by usage, darker for more items. An even row is good. Strong colour on "
+        "the left and none on the right means that a few codes have most of the catalogue.",
+    ),
+    "sunburst": (
+        "Meaning of the first codes",
+        "The most frequent first, second and third codes, from the centre outwards. Labels are the main category or a "
+        "typical title of the items. Items of a sector should be similar. Click a sector to zoom in.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class IdSection:
+    """One kind of semantic ids on the page; ``line`` is for the terminal."""
+
+    name: str  # such as text_ids; prefix of the names of its figures
+    title: str
+    passed: bool
+    facts: list[tuple[str, str]]
+    checks: list[dict[str, Any]]
+    figures: Mapping[str, Any] = field(default_factory=dict)  # by the keys of CAPTIONS
+    line: str = ""
+
+
+def id_section(quality: Mapping[str, Any], figures: Mapping[str, Any]) -> IdSection:
+    """Build a section from quality.json and the figures that the pipeline semantic_ids wrote."""
+    modality = str(quality["modality"])
+    rows = zip(quality_rows(quality), quality["checks"], strict=True)
+    return IdSection(
+        name=f"{modality}_ids",
+        title=f"Semantic ids from {MODALITIES.get(modality, modality)}",
+        passed=bool(quality["passed"]),
+        facts=_facts(quality),
+        checks=[
+            {"name": name, "value": value, "threshold": limit, "passed": ok, "advice": str(check["advice"])}
+            for (name, value, limit, ok), check in rows
+        ],
+        figures=figures,
+        line=_summary_line(quality),
+    )
+
+
+def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """Return a row per check of the quality gate: measure, value, limit, whether it passed."""
+    signs = {"at least": "≥", "at most": "≤"}
+    return [
+        (
+            str(check["what"]),
+            f"{check['value']:.3f}",
+            f"{signs[check['asks']]} {check['threshold']:.3f}",
+            bool(check["passed"]),
+        )
+        for check in quality["checks"]
+    ]
 
 
 def usage_heatmap(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> go.Figure:
-    """A row per level of ``codes_NL``, a cell per code, most used first: items of the code against even use.
+    """Draw a row per level and a cell per code, by usage: number of items relative to even usage.
 
-    A code that no item has is grey; ``sizes`` may name more levels than the codes have.
+    Unused codes are grey; ``sizes`` may have more levels than the codes.
     """
     levels = codes_NL.shape[1]
     width = max(sizes[:levels])
-    shown, hover, names = [], [], []
+    usage, hover, names = [], [], []
     for level in range(levels):
         counts = np.bincount(codes_NL[:, level], minlength=sizes[level])
         order = np.argsort(-counts, kind="stable")
         even = len(codes_NL) / sizes[level]
         blank = [None] * (width - sizes[level])
-        relative = np.minimum(counts[order] / even, LIMIT).round(3)
-        shown.append([*relative.tolist(), *blank])
+        relative = np.minimum(counts[order] / even, MAX_USAGE).round(3)
+        usage.append([*relative.tolist(), *blank])
         hover.append([*(f"code {code}: {count(counts[code])}" for code in order), *blank])
         names.append(f"level {level + 1}<br>{int((counts > 0).sum())} of {sizes[level]}")
-    cells = go.Heatmap(
-        z=shown,
+    colour_bar = {
+        "title": {"text": "1: even usage, grey: unused", "side": "top", "font": {"size": 12}},
+        "orientation": "h",
+        "thickness": 8,
+        "len": 1,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.02,
+        "yanchor": "bottom",
+        "outlinewidth": 0,
+        "tickvals": [0, 1, 2, 3, 4],
+        "ticktext": ["0", "1", "2", "3", "≥ 4"],
+    }
+    heatmap = go.Heatmap(
+        z=usage,
         y=names,
         text=hover,
         hovertemplate="level %{y}<br>%{text} items<extra></extra>",
-        colorscale=SCALE,
+        colorscale=USAGE_COLOURS,
         zmin=0,
-        zmax=LIMIT,
+        zmax=MAX_USAGE,
         ygap=6,
         hoverongaps=False,
-        colorbar=_colour_bar(),
+        colorbar=colour_bar,
     )
     axis = {"automargin": True, "zeroline": False, "showgrid": False}
-    x_axis = {**axis, "title": {"text": "codes, most used first"}, "range": [-0.5, width - 0.5]}
-    layout = _layout(
+    layout = base_layout(
         height=max(HEIGHT, 150 + 45 * levels),
-        xaxis=x_axis,
+        xaxis={**axis, "title": {"text": "codes by usage"}, "range": [-0.5, width - 0.5]},
         yaxis={**axis, "autorange": "reversed", "type": "category", "ticklabelstandoff": 6},
     )
-    return go.Figure([cells], layout)
+    return go.Figure([heatmap], layout)
 
 
 def sunburst(
@@ -76,17 +156,24 @@ def sunburst(
     *,
     categories: Sequence[str | None] | None = None,
     depth: int = 3,
-    most: int = 10,
-    below: int = 3,
+    first_codes: int = 10,
+    next_codes: int = 3,
 ) -> go.Figure:
-    """The ``most`` used first codes as a ring, around each its ``below`` most used next ones, down to ``depth``.
+    """Draw the most frequent first codes as a ring, and outside each its most frequent next codes, down to ``depth``.
 
-    Angles are shares among the sectors shown, numbers of items are in the hover texts. A sector carries the title that
-    has most in common with the others below it, in the first ring the main category where there are ``categories``.
+    Angles are shares among the sectors shown; hover texts have the numbers of items. The label is the most typical
+    title of a sector, in the first ring the main category where there are ``categories``.
+    Raises ValueError unless titles and categories have a value per item.
     """
+    if len(titles) != len(codes_NL) or (categories is not None and len(categories) != len(codes_NL)):
+        suffix = "" if categories is None else f" and {len(categories)} categories"
+        raise ValueError(f"{len(codes_NL)} items have codes, but there are {len(titles)} titles{suffix}")
     depth = min(depth, codes_NL.shape[1])
-    items = _items(codes_NL[:, :depth], titles, categories)
-    sectors = _sectors(items, [most, *[below] * (depth - 1)])
+    columns: dict[str, Any] = {f"c{level}": codes_NL[:, level] for level in range(depth)}
+    columns |= {"title": pl.Series([*titles], dtype=pl.String).fill_null("")}
+    columns |= {"category": pl.Series([*(categories or [None] * len(titles))], dtype=pl.String)}
+    items = pl.DataFrame(columns).with_row_index("row")
+    sectors = _sectors(items, [first_codes, *[next_codes] * (depth - 1)])
     ring = go.Sunburst(
         ids=sectors["id"].to_list(),
         parents=sectors["parent"].to_list(),
@@ -102,83 +189,50 @@ def sunburst(
         leaf={"opacity": 1},
         hovertemplate="%{customdata}<extra></extra>",
     )
-    return go.Figure(
-        [ring],
-        _layout(
-            height=HEIGHT,
-            xaxis={"visible": False},
-            yaxis={"visible": False},
-            uniformtext={"minsize": 8, "mode": "hide"},
-        ),
-    )
+    invisible = {"visible": False}
+    text = {"minsize": 8, "mode": "hide"}
+    return go.Figure([ring], base_layout(height=HEIGHT, xaxis=invisible, yaxis=invisible, uniformtext=text))
 
 
-def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """What each check of the gate looks at, the value measured, what was asked for, and whether it passed."""
-    signs = {"at least": "≥", "at most": "≤"}
-    return [
-        (
-            str(check["what"]),
-            f"{check['value']:.3f}",
-            f"{signs[check['asks']]} {check['threshold']:.3f}",
-            bool(check["passed"]),
-        )
-        for check in quality["checks"]
-    ]
-
-
-def _items(
-    codes_NL: NDArray[np.integer], titles: Sequence[str | None], categories: Sequence[str | None] | None
-) -> pl.DataFrame:
-    if len(titles) != len(codes_NL) or (categories is not None and len(categories) != len(codes_NL)):
-        others = "" if categories is None else f" and {len(categories)} categories"
-        raise ValueError(f"{len(codes_NL)} items have codes, but there are {len(titles)} titles{others}")
-    columns: dict[str, Any] = {f"c{level}": codes_NL[:, level] for level in range(codes_NL.shape[1])}
-    columns |= {"title": pl.Series([*titles], dtype=pl.String).fill_null("")}
-    columns |= {"category": pl.Series([*(categories or [None] * len(titles))], dtype=pl.String)}
-    return pl.DataFrame(columns).with_row_index("row")
-
-
-def _sectors(items: pl.DataFrame, kept: list[int]) -> pl.DataFrame:
+def _sectors(items: pl.DataFrame, ring_sizes: list[int]) -> pl.DataFrame:
     """One row per sector, parents before children: id, parent, angle, label, hover, colour."""
-    used = items["c0"].n_unique()
-    middle = f"{min(kept[0], used)} of {count(used)}<br>first codes"
+    first_codes = items["c0"].n_unique()
     root = {
         "id": "all",
         "parent": "",
-        "angle": WHOLE,
-        "label": middle,
+        "angle": FULL_CIRCLE,
+        "label": f"{min(ring_sizes[0], first_codes)} of {count(first_codes)}<br>first codes",
         "hover": f"{count(items.height)} items",
+        "colour": "rgba(0,0,0,0)",
     }
-    rings = [pl.DataFrame([{**root, "colour": "rgba(0,0,0,0)"}])]
+    rings = [pl.DataFrame([root])]
     items = items.with_columns(parent=pl.lit("all"))
-    for level, most in enumerate(kept):
-        largest = _largest(items, f"c{level}", most)
+    for level, size in enumerate(ring_sizes):
+        largest = _largest(items, f"c{level}", size)
         items = items.join(largest.select("parent", f"c{level}", "id"), on=["parent", f"c{level}"])
         rings.append(_ring(largest.join(_labels(items), on="id", maintain_order="left"), rings[-1], level))
         items = items.drop("parent").rename({"id": "parent"})
     return pl.concat(rings)
 
 
-def _largest(items: pl.DataFrame, code: str, most: int) -> pl.DataFrame:
-    """The ``most`` used codes of every parent: parent, code, items, place, id."""
+def _largest(items: pl.DataFrame, code: str, size: int) -> pl.DataFrame:
+    """The ``size`` most frequent codes of every parent: parent, code, items, place, id."""
     return (
         items.group_by("parent", code)
         .len("items")
         .sort("parent", "items", code, descending=[False, True, False])
         .with_columns(place=pl.int_range(pl.len()).over("parent"))
-        .filter(pl.col("place") < most)
+        .filter(pl.col("place") < size)
         .with_columns(id=pl.format("{}.{}", pl.col("parent"), pl.col(code)))
     )
 
 
-def _ring(labelled: pl.DataFrame, inner: pl.DataFrame, level: int) -> pl.DataFrame:
-    """The sectors of a level; those of a parent fill its angle and, but for the first ring, have its colour."""
+def _ring(sectors: pl.DataFrame, inner: pl.DataFrame, level: int) -> pl.DataFrame:
+    """The sectors of a level; those of one parent fill its angle and, except in the first ring, have its colour."""
     parents = inner.select(parent="id", angle_of_parent="angle", colour_of_parent="colour")
-    rows = labelled.join(parents, on="parent", maintain_order="left").with_columns(
-        angle=pl.col("angle_of_parent")
-        * pl.col("items").cast(pl.Int64)
-        // pl.col("items").cast(pl.Int64).sum().over("parent")
+    size = pl.col("items").cast(pl.Int64)
+    rows = sectors.join(parents, on="parent", maintain_order="left").with_columns(
+        angle=pl.col("angle_of_parent") * size // size.sum().over("parent")
     )
     return pl.DataFrame(
         {
@@ -193,12 +247,12 @@ def _ring(labelled: pl.DataFrame, inner: pl.DataFrame, level: int) -> pl.DataFra
     )
 
 
-def _labels(below: pl.DataFrame) -> pl.DataFrame:
-    """Per sector ``id`` its main category and the title whose words most other titles of the sector share."""
-    words = below.select("id", "row", "title").with_columns(
-        pl.concat_list(  # with an empty word, so that a title without any is kept
-            pl.lit(""),
-            pl.col("title").str.to_lowercase().str.extract_all(rf"\w{{{WORD_LENGTH},}}").list.unique(),
+def _labels(items: pl.DataFrame) -> pl.DataFrame:
+    """Per sector ``id`` its main category and the title whose words occur in most other titles of the sector."""
+    pattern = rf"\w{{{MIN_WORD_LENGTH},}}"
+    words = items.select("id", "row", "title").with_columns(
+        pl.concat_list(  # with an empty word, so that titles without words stay
+            pl.lit(""), pl.col("title").str.to_lowercase().str.extract_all(pattern).list.unique()
         ).alias("word")
     )
     words = words.explode("word").with_columns(shared=pl.len().over("id", "word"))
@@ -210,7 +264,7 @@ def _labels(below: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("title").first(), others=pl.col("title").slice(1, 3))
     )
     categories = (
-        below.drop_nulls("category")
+        items.drop_nulls("category")
         .group_by("id", "category")
         .len()
         .sort("id", "len", "category", descending=[False, True, False])
@@ -224,50 +278,68 @@ def _hover(row: Mapping[str, Any]) -> str:
     codes = str(row["id"]).split(".")[1:]
     lines = [f"codes {', '.join(codes)}: {count(row['items'])} items"]
     if row["category"]:
-        lines.append(f"{count(row['of_category'])} of them {_short(row['category'], HOVER)}")
-    lines += [_short(title, HOVER) for title in (row["title"], *row["others"]) if title]
+        lines.append(f"{count(row['of_category'])} of them {_short(row['category'])}")
+    lines += [_short(title) for title in (row["title"], *row["others"]) if title]
     return "<br>".join(lines)
 
 
 def _label(text: str) -> str:
-    lines = textwrap.wrap(_plain(text), LINE, max_lines=LINES, placeholder="…")
-    return "<br>".join(html.escape(line, quote=False) for line in lines)
+    lines = textwrap.wrap(_one_line(text), LABEL_WIDTH, max_lines=LABEL_LINES, placeholder="…")
+    return "<br>".join(map(escape, lines))
 
 
-def _short(text: str, length: int) -> str:
-    """A title from outside, cut to a length; what Plotly would read as HTML is escaped."""
-    text = _plain(text)
-    cut = text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
-    return html.escape(cut, quote=False)
+def _short(text: str) -> str:
+    text = _one_line(text)
+    return escape(text if len(text) <= TITLE_LENGTH else f"{text[: TITLE_LENGTH - 1].rstrip()}…")
 
 
-def _plain(text: str) -> str:
-    """One line; entities that a source left in its titles are read as what they stand for."""
+def _one_line(text: str) -> str:
+    """Unescape HTML entities of a source and collapse white space."""
     return " ".join(html.unescape(text).split())
 
 
-def _colour_bar() -> dict[str, Any]:
-    return {
-        "title": {"text": "1 is even use, grey is unused", "side": "top", "font": {"size": 12}},
-        "orientation": "h",
-        "thickness": 8,
-        "len": 1,
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.02,
-        "yanchor": "bottom",
-        "outlinewidth": 0,
-        "tickvals": [0, 1, 2, 3, 4],
-        "ticktext": ["0", "1", "2", "3", "≥ 4"],
-    }
+def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    before, after = quality["collisions"]["before"], quality["collisions"]["after"]
+    depths = (quality["neighbours"] or {}).get("by_depth") or [{}]
+    purity = quality.get("purity") or {}
+    facts = [
+        ("items with an id", count(quality["items"])),
+        ("items without content and so without an id", count(quality["without_content"])),
+        ("items added after the quantizer was fitted", count(quality["added"])),
+        ("codes per level", codes_per_level(quality["sizes"])),
+        ("codes used on the least used level", _least_usage(quality)),
+        ("distinct ids before collisions were resolved", count(before["distinct"])),
+        ("items in a collision before; largest collision", _collisions(before)),
+        ("collisions resolved by", COLLISION_POLICIES.get(quality["policy"], quality["policy"])),
+        ("items in a collision now", count(after["sharing"])),
+        ("variance of the vectors lost in the codes", percent(quality["reconstruction"]["relative"])),
+        ("nearest neighbours with the same first code", _with_chance(depths[0], "overlap", "random")),
+        ("items of their first code\u2019s main category", _with_chance(purity, "first_code", "shuffled")),
+    ]
+    return [(name, value) for name, value in facts if value]
 
 
-def _layout(**more: Any) -> go.Layout:
-    return go.Layout(
-        template="none",
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        separators=".\u202f",
-        **more,
+def _collisions(collisions: Mapping[str, Any]) -> str:
+    return f"{count(collisions['sharing'])}; {count(collisions['largest'])} items"
+
+
+def _with_chance(values: Mapping[str, Any], name: str, chance: str) -> str:
+    """Format as ``31 %, by chance 8 %``; empty without a value."""
+    if values.get(name) is None:
+        return ""
+    return f"{percent(values[name])}, by chance {percent(values[chance])}"
+
+
+def _least_usage(quality: Mapping[str, Any]) -> str:
+    return percent(min(level["usage"] for level in quality["levels"]))
+
+
+def _summary_line(quality: Mapping[str, Any]) -> str:
+    verdict = "passed the gate" if quality["passed"] else "did NOT pass the gate"
+    distinct = count(quality["collisions"]["before"]["distinct"])
+    items, codes = count(quality["items"]), codes_per_level(quality["sizes"])
+    return (
+        f"{quality['modality']}: {items} items, {codes} codes; {verdict}\n"
+        f"   codes used on the least used level: {_least_usage(quality)}; "
+        f"distinct ids before collisions were resolved: {distinct}"
     )

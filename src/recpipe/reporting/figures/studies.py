@@ -1,214 +1,334 @@
-"""Figures of sequence studies: what a setting does to accuracy and cost, and what of a history models use."""
+"""Section of sequence studies: figures and tables of the pipelines study and context, with captions and problems."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
 
-from recpipe.reporting.figures import COLOURS, colour, figure, text
-from recpipe.reporting.formatting import metric_title, seconds
+from recpipe.reporting.figures import (
+    CATEGORIES,
+    COLOURS,
+    FROM_ZERO,
+    PERCENT,
+    REVERSED_CATEGORIES,
+    Table,
+    bars,
+    drop_missing,
+    escape,
+    figure,
+    line,
+    model_colour,
+)
+from recpipe.reporting.formatting import MISSING, count, decimals, duration, metric_title, percent
 
-MOST = 3  # models with rows in the heat map
-LOWER = {"train.window": ("seconds_per_epoch", "s / epoch"), "dim": ("used_dimensions", "dimensions used")}
-
-
-def study_figures(studies: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> dict[str, go.Figure]:
-    """`study_<name>` for each study, of whatever models have it: lines over a setting's values, or bars of drops."""
-    made = {}
-    for name in dict.fromkeys(each["study"] for each in studies):
-        same = [each for each in studies if each["study"] == name and each["rows"]]
-        setting = next((each["setting"] for each in same), None)
-        drawn = (
-            _drops(same, board)
-            if setting is None
-            else _lines([each for each in same if each["setting"] == setting], setting, board)
-        )
-        if drawn is not None:
-            made[f"study_{name}"] = drawn
-    return made
-
-
-def _lines(same: Sequence[Mapping[str, Any]], setting: str, board: pl.DataFrame) -> go.Figure | None:
-    """The metric above, below what it costs or makes use of."""
-    if not same:
-        return None
-    below, unit = LOWER.get(setting, LOWER["train.window"])
-    metric = same[0]["metric"]
-    traces = []
-    for each in same:
-        line = {"color": shade(each, same, board), "width": 2}
-        x = [str(row["value"]) for row in each["rows"]]
-        hover = [
-            f"{text(label(each))}, {text(setting)} {row['name']}: {row[metric]:.4f}<br>"
-            f"{seconds(row['seconds_per_epoch'])} an epoch, {row['epochs']} epochs"
-            for row in each["rows"]
-        ]
-        style = {
-            "x": x,
-            "line": line,
-            "mode": "lines+markers",
-            "customdata": hover,
-            "hovertemplate": "%{customdata}<extra></extra>",
-        }
-        traces.append(go.Scatter(y=[row[metric] for row in each["rows"]], name=text(label(each)), **style))
-        second = [row.get(below) for row in each["rows"]]
-        traces.append(go.Scatter(y=second, yaxis="y2", showlegend=False, **style))
-    order = sorted({row["value"] for each in same for row in each["rows"]})
-    x_axis = {"type": "category", "categoryorder": "array", "categoryarray": [str(value) for value in order]}
-    title = f"validation {metric_title(metric)}"
-    drawn = figure(traces, x=text(setting), y=title, x_axis={**x_axis, "anchor": "y2"})
-    drawn.update_layout(
-        height=460,
-        showlegend=len(same) > 1,
-        yaxis={"domain": [0.4, 1]},
-        yaxis2={
-            "domain": [0, 0.3],
-            "title": {"text": unit, "standoff": 12},
-            "automargin": True,
-            "zeroline": False,
-            "rangemode": "tozero",
-            "ticklabelstandoff": 4,
-        },
-    )
-    return drawn
+Loaders = Mapping[str, Callable[[], Any]]
+Result = Mapping[str, Any]  # of one run, as JSON
+MAX_HEATMAP_MODELS = 3
+COST_PANELS = {  # lower panel by setting: key and axis title
+    "train.window": ("seconds_per_epoch", "s / epoch"),
+    "dim": ("used_dimensions", "dimensions used"),
+}
+REQUIRED = {
+    "context": ("model", "protocol", "effective", "attribution", "gap"),
+    "study": ("study", "model", "rows"),
+}
+CAPTIONS = {
+    "effective_context": (
+        "Effective context length",
+        "Share of the metric on full histories that is left when only the last events stay (solid), or when all "
+        "events before them are shuffled (dashed). Where the solid line reaches 100\u202f%, earlier events are not "
+        "used. Where only the dashed line does, they are used, but not their order.",
+    ),
+    "attribution": (
+        "Attribution by position",
+        "Gradient times input for the log-probability of the target, as a share of the history, by history length. "
+        "Colour only on the left means that the model uses only the last events.",
+    ),
+    "gap_by_length": (
+        "Generalisation gap by history length",
+        "Metric on training targets (dashed) and on validation targets (solid). The larger the gap, the more the model "
+        "overfits.",
+    ),
+}
+STUDY_CAPTIONS = {
+    "length": (
+        "Effect of the history length",
+        "The model is trained again for each maximum number of events. Where the metric is flat, longer histories only "
+        "cost time, which the lower panel shows. Where it falls, they hurt.",
+    ),
+    "width": (
+        "Effect of the embedding width",
+        "The model is trained again for each width. The lower panel shows how many dimensions the item vectors use "
+        "(participation ratio). Far below the width, the rest is unused.",
+    ),
+    "ablation": (
+        "Ablation",
+        "The model is trained again without one of its parts. A bar to the left is the value of that part; one to the "
+        "right means that the model is better without it. With one seed, small bars may be noise.",
+    ),
+}
 
 
-def _drops(same: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> go.Figure | None:
-    """What is lost without a part, against the model as configured."""
-    traces, count = [], 0
-    for each in same:
-        metric, whole = each["metric"], each["rows"][0]
-        parts = each["rows"][1:]
-        if not parts:
+@dataclass(frozen=True)
+class StudySection:
+    """Figures by name; ``tables`` and ``captions`` of study figures by the same names; messages of unusable files."""
+
+    figures: dict[str, go.Figure] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    captions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def study_section(contexts: Loaders, studies: Loaders, board: pl.DataFrame, *, protocol: str) -> StudySection:
+    """Build the section from results under ``protocol``, models in the order of ``board``; both are loaders by run."""
+    problems: list[str] = []
+    context_results = _read(contexts, "context", protocol, board, problems)
+    study_results = _read(studies, "study", protocol, board, problems)
+    figures = {
+        "effective_context": _effective_context(context_results, board),
+        "attribution": _attribution(context_results),
+        "gap_by_length": _gap(context_results, board),
+    }
+    tables, captions = {}, {}
+    for name in dict.fromkeys(result["study"] for result in study_results):
+        results = [result for result in study_results if result["study"] == name]
+        key = f"study_{name}"
+        figures[key] = _study_figure(results, board)
+        tables[key] = _study_table(results)
+        captions[key] = STUDY_CAPTIONS.get(name, (f"Study {name}", STUDY_CAPTIONS["length"][1]))
+    if context_results:
+        tables["effective_context"] = _context_table(context_results)
+    return StudySection(drop_missing(figures), tables, captions, problems)
+
+
+def _read(
+    loaders: Loaders, kind: str, protocol: str, board: pl.DataFrame, problems: list[str]
+) -> list[dict[str, Any]]:
+    """Usable results under ``protocol``, in the order of the board, each with a ``label``."""
+    results = []
+    for run, load in loaders.items():
+        try:
+            result = load()
+        except (OSError, ValueError) as error:
+            message = str(error)
+            problems.append(message if run in message else f"the {kind} of {run} cannot be read: {message}")
             continue
-        count = max(count, len(parts))
-        change = [row[metric] - whole[metric] for row in parts]
-        hover = [f"{row['name']}: {row[metric]:.4f} instead of {whole[metric]:.4f}" for row in parts]
+        if not isinstance(result, dict) or any(key not in result for key in REQUIRED[kind]):
+            problems.append(f"the {kind} of {run} is of another version: run the pipeline {kind} again")
+        elif result.get("protocol") == protocol:
+            results.append(result)
+    names = board["name"].to_list() if board.height else []
+    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    results.sort(
+        key=lambda result: (order.get(result["model"], len(order)), result["model"], result.get("seed") or 0)
+    )
+    seeds: dict[str, set[Any]] = {}
+    for result in results:
+        seeds.setdefault(result["model"], set()).add(result.get("seed"))
+    return [
+        {
+            **result,
+            "label": result["model"]
+            if len(seeds[result["model"]]) == 1
+            else f"{result['model']}, seed {result['seed']}",
+        }
+        for result in results
+    ]
+
+
+def _study_figure(results: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
+    results = [result for result in results if result["rows"]]
+    setting = next((result["setting"] for result in results), None)
+    if setting is None:
+        return _ablation(results, board)
+    return _setting([result for result in results if result["setting"] == setting], setting, board)
+
+
+def _setting(results: Sequence[Result], setting: str, board: pl.DataFrame) -> go.Figure:
+    """The metric by value of a setting, and a cost in the lower panel."""
+    cost, unit = COST_PANELS.get(setting, COST_PANELS["train.window"])
+    metric = results[0]["metric"]
+    traces = []
+    for result in results:
+        rows, label = result["rows"], escape(result["label"])
+        options: dict[str, Any] = {
+            "colour": _colour(result, results, board),
+            "hover": "%{customdata}",
+            "data": [
+                f"{label}, {escape(setting)} {row['name']}: {row[metric]:.4f}<br>"
+                f"{duration(row['seconds_per_epoch'])} per epoch, {row['epochs']} epochs"
+                for row in rows
+            ],
+        }
+        x = [str(row["value"]) for row in rows]
+        traces.append(line(x, [row[metric] for row in rows], name=label, **options))
+        traces.append(line(x, [row.get(cost) for row in rows], yaxis="y2", showlegend=False, **options))
+    values = sorted({row["value"] for result in results for row in result["rows"]})
+    x_axis = {"categoryorder": "array", "categoryarray": [str(value) for value in values], "anchor": "y2"}
+    lower_axis = {
+        "domain": [0, 0.3],
+        "title": {"text": unit, "standoff": 12},
+        "automargin": True,
+        "zeroline": False,
+        "ticklabelstandoff": 4,
+        **FROM_ZERO,
+    }
+    return figure(
+        traces,
+        x=escape(setting),
+        y=f"validation {metric_title(metric)}",
+        x_axis=CATEGORIES | x_axis,
+        y_axis={"domain": [0.4, 1]},
+        yaxis2=lower_axis,
+        height=460,
+        showlegend=len(results) > 1,
+    )
+
+
+def _ablation(results: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
+    """Change of the metric without a part, against the first row, the model as configured."""
+    results = [result for result in results if len(result["rows"]) > 1]
+    traces = []
+    for result in results:
+        metric, (full, *parts) = result["metric"], result["rows"]
         traces.append(
-            go.Bar(
-                x=change,
-                y=[text(row["name"]) for row in parts],
-                name=text(label(each)),
-                orientation="h",
-                marker_color=shade(each, same, board),
-                customdata=hover,
-                hovertemplate="%{customdata}<extra></extra>",
+            bars(
+                [row[metric] - full[metric] for row in parts],
+                [escape(row["name"]) for row in parts],
+                name=escape(result["label"]),
+                colour=_colour(result, results, board),
+                hover="%{customdata}",
+                data=[f"{row['name']}: {row[metric]:.4f} instead of {full[metric]:.4f}" for row in parts],
+                horizontal=True,
             )
         )
     if not traces:
         return None
-    title = f"change of validation {metric_title(same[0]['metric'])}"
-    y_axis = {"autorange": "reversed", "type": "category"}
-    drawn = figure(
-        traces, x=title, x_axis={"tickformat": "+.3f", "nticks": 6, "zeroline": True}, y_axis=y_axis
+    rows = max(len(result["rows"]) - 1 for result in results)
+    return figure(
+        traces,
+        x=f"change of validation {metric_title(results[0]['metric'])}",
+        x_axis={"tickformat": "+.3f", "nticks": 6, "zeroline": True},
+        y_axis=REVERSED_CATEGORIES,
+        height=max(260, 110 + (20 + 18 * len(traces)) * rows),
     )
-    return drawn.update_layout(height=max(260, 110 + (20 + 18 * len(traces)) * count))
 
 
-def context_figures(contexts: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> dict[str, go.Figure]:
-    """`effective_context`, `attribution` and `gap_by_length` of the models that were asked, the best first."""
-    made = {
-        "effective_context": _effective(contexts, board),
-        "attribution": _attribution([each for each in contexts if each["attribution"]][:MOST]),
-        "gap_by_length": _gap(contexts, board),
-    }
-    return {name: drawn for name, drawn in made.items() if drawn is not None}
-
-
-def _effective(contexts: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> go.Figure | None:
-    """Share of the metric that is left: solid where the rest is not read, dashed where it is shuffled."""
+def _effective_context(contexts: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
     traces = []
-    for each in contexts:
-        found = each["effective"]
-        if not found["whole"] or not found["rows"]:
-            continue
-        x = [str(row["events"]) for row in found["rows"]]
-        for kind, dash in (("truncated", "solid"), ("shuffled", "dash")):
-            y = [row[kind] / found["whole"] for row in found["rows"]]
-            what = "nothing before" if kind == "truncated" else "the rest shuffled"
+    kinds = (("truncated", "solid", "earlier ones removed"), ("shuffled", "dash", "earlier ones shuffled"))
+    for context in contexts:
+        full, rows = context["effective"]["whole"], context["effective"]["rows"]
+        for kind, dash, meaning in kinds if full and rows else ():
+            label = escape(context["label"])
             traces.append(
-                go.Scatter(
-                    x=x,
-                    y=y,
-                    name=text(f"{label(each)}, {what}"),
-                    mode="lines+markers",
-                    line={"color": shade(each, contexts, board), "width": 2, "dash": dash},
-                    customdata=[row[kind] for row in found["rows"]],
-                    hovertemplate=f"{text(label(each))}, last %{{x}} as they are, {what}: "
-                    "%{y:.0%} (%{customdata:.4f})<extra></extra>",
+                line(
+                    [str(row["events"]) for row in rows],
+                    [row[kind] / full for row in rows],
+                    name=f"{label}, {meaning}",
+                    colour=_colour(context, contexts, board),
+                    dash=dash,
+                    hover=f"{label}, last %{{x}} events, {meaning}: %{{y:.0%}} (%{{customdata:.4f}})",
+                    data=[row[kind] for row in rows],
                 )
             )
     if not traces:
         return None
-    x_axis = {"type": "category"}
-    y_axis = {"tickformat": ".0%", "rangemode": "tozero"}
-    return figure(traces, x="last events as they are", y="of the metric left", x_axis=x_axis, y_axis=y_axis)
+    y_axis = PERCENT | FROM_ZERO
+    return figure(traces, x="last events", y="share of the metric", x_axis=CATEGORIES, y_axis=y_axis)
 
 
-def _attribution(contexts: Sequence[Mapping[str, Any]]) -> go.Figure | None:
-    """Rows of models and history lengths, columns of places from the end; stronger for a larger share."""
-    rows = [(each, group) for each in contexts for group in each["attribution"]]
+def _attribution(contexts: Sequence[Result]) -> go.Figure | None:
+    """Heat map: rows are models and history lengths, columns positions from the end up to the last share above 0."""
+    contexts = [context for context in contexts if context["attribution"]][:MAX_HEATMAP_MODELS]
+    rows = [(context["label"], group) for context in contexts for group in context["attribution"]]
     if not rows:
         return None
-    width = max(_reach(group["shares"]) for _, group in rows)
-    names = [f"{text(label(each))} · {group['history']}" for each, group in rows]
-    heat = go.Heatmap(
+    lengths = [
+        position for _, group in rows for position, share in enumerate(group["shares"], 1) if share > 0
+    ]
+    width = max(lengths, default=1)
+    heatmap = go.Heatmap(
         z=[group["shares"][:width] for _, group in rows],
         x=list(range(1, width + 1)),
-        y=names,
+        y=[f"{escape(label)} · {group['history']}" for label, group in rows],
         colorscale=[[0, "rgba(34,131,200,0.04)"], [1, COLOURS[0]]],
         zmin=0,
         colorbar={"tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
-        hovertemplate="%{y} events, place %{x} from the end: %{z:.1%}<extra></extra>",
+        hovertemplate="%{y} events, position %{x} from the end: %{z:.1%}<extra></extra>",
     )
-    y_axis = {"autorange": "reversed", "type": "category"}
-    drawn = figure([heat], x="place from the end, 1 the last event", y_axis=y_axis)
-    return drawn.update_layout(height=max(260, 110 + 26 * len(rows)))
+    title, height = "position from the end (1: last event)", max(260, 110 + 26 * len(rows))
+    return figure([heatmap], x=title, y_axis=REVERSED_CATEGORIES, height=height)
 
 
-def _reach(shares: Sequence[float]) -> int:
-    """Places up to the last with any share."""
-    return max((place for place, share in enumerate(shares, 1) if share > 0), default=1)
-
-
-def _gap(contexts: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> go.Figure | None:
-    """Dashed what training asked, solid what validation asks."""
+def _gap(contexts: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
     traces = []
-    for each in contexts:
-        groups = each["gap"]
-        for kind, dash in (("valid", "solid"), ("train", "dash")) if groups else ():
-            own = text(label(each))
+    folds = (("valid", "solid", "validation"), ("train", "dash", "training"))
+    for context in contexts:
+        groups, label = context["gap"], escape(context["label"])
+        for key, dash, fold in folds if groups else ():
             traces.append(
-                go.Scatter(
-                    x=[group["history"] for group in groups],
-                    y=[group[kind] for group in groups],
-                    name=f"{own}, {'validation' if kind == 'valid' else 'training'}",
-                    mode="lines+markers",
-                    line={"color": shade(each, contexts, board), "width": 2, "dash": dash},
-                    customdata=[group[f"{kind}_users"] for group in groups],
-                    hovertemplate=f"{own}, %{{x}} events, {kind}: %{{y:.4f}}<br>%{{customdata:,}} users<extra></extra>",
+                line(
+                    [group["history"] for group in groups],
+                    [group[key] for group in groups],
+                    name=f"{label}, {fold}",
+                    colour=_colour(context, contexts, board),
+                    dash=dash,
+                    hover=f"{label}, %{{x}} events, {fold}: %{{y:.4f}}<br>%{{customdata:,}} users",
+                    data=[group[f"{key}_users"] for group in groups],
                 )
             )
     if not traces:
         return None
-    x_axis = {"type": "category", "title": {"text": "events before the target", "standoff": 16}}
-    title = metric_title(contexts[0]["metric"])
-    return figure(traces, y=title, x_axis=x_axis, y_axis={"rangemode": "tozero"})
+    x_axis = CATEGORIES | {"title": {"text": "events before the target", "standoff": 16}}
+    return figure(traces, y=metric_title(contexts[0]["metric"]), x_axis=x_axis, y_axis=FROM_ZERO)
 
 
-def label(each: Mapping[str, Any]) -> str:
-    """What a run is called: the model, and its seed where it is told apart by that."""
-    name: str = each.get("label") or each["model"]
-    return name
+def _study_table(results: Sequence[Result]) -> Table:
+    metric = results[0]["metric"] or "ndcg@10"
+    head = ["variant", "model", f"validation {metric_title(metric)}", "epochs", "s / epoch", "tokens / s"]
+    head += ["parameters", "dimensions used"]
+    rows = []
+    for result in results:
+        for row in result["rows"]:
+            dimensions = row.get("used_dimensions")
+            rows.append(
+                [
+                    row["name"] if result["setting"] is None else f"{result['setting']} {row['name']}",
+                    result["label"],
+                    decimals(row[metric]),
+                    count(row["epochs"]),
+                    duration(row["seconds_per_epoch"]),
+                    count(row["tokens_per_second"]),
+                    count(row["parameters"]),
+                    MISSING if dimensions is None else f"{dimensions:.1f}",
+                ]
+            )
+    return head, rows
 
 
-def shade(each: Mapping[str, Any], among: Sequence[Mapping[str, Any]], board: pl.DataFrame) -> str:
-    """The colour that the model has in other figures; one that was never evaluated has its own among these."""
-    if board.height and each["model"] in board["model"].to_list():
-        return colour(each["model"], board)
-    return COLOURS[
-        -1 - list(dict.fromkeys(other["model"] for other in among)).index(each["model"]) % len(COLOURS)
-    ]
+def _context_table(contexts: Sequence[Result]) -> Table:
+    """The metric by number of events, and with the whole history shuffled."""
+    numbers = sorted({row["events"] for context in contexts for row in context["effective"]["rows"]})
+    rows = []
+    for context in contexts:
+        effective = context["effective"]
+        full, shuffled = effective["whole"], effective["shuffled_all"]
+        values = {row["events"]: decimals(row["truncated"]) for row in effective["rows"]}
+        share = percent(shuffled / full) if full else MISSING
+        cells = [values.get(number, MISSING) for number in numbers]
+        rows.append([context["label"], decimals(full), *cells, f"{decimals(shuffled)} ({share})"])
+    return ["model", "full history", *(f"last {number}" for number in numbers), "all shuffled"], rows
+
+
+def _colour(result: Result, results: Sequence[Result], board: pl.DataFrame) -> str:
+    """The colour of the model in other figures; models without a leaderboard row count from the last colour."""
+    model = result["model"]
+    if board.height and model in board["model"].to_list():
+        return model_colour(model, board)
+    models = list(dict.fromkeys(other["model"] for other in results))
+    return COLOURS[-1 - models.index(model) % len(COLOURS)]

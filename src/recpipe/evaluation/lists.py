@@ -1,12 +1,11 @@
-"""What lists are like besides accurate: how popular, new, varied and surprising their items are, and whom they serve.
+"""Beyond-accuracy metrics of top-k lists: popularity, novelty, diversity, serendipity, coverage.
 
-The definitions of ARP, novelty, diversity and serendipity are those of RecTools, which has the same values.
-U users, K places, I items, D width; item indices count from 1, 0 is none.
+Definitions and values of ARP, novelty, diversity and serendipity equal those of RecTools. Shapes: U users, K places,
+I items, D width; item indices count from 1, 0 is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,21 +16,21 @@ from numpy.typing import NDArray
 from recpipe.data.sequences import Sequences
 from recpipe.evaluation.segments import POPULARITY, popularity_groups
 
-AT_ONCE = 1 << 22  # elements of the vectors of a chunk of lists
+ELEMENTS_PER_CHUNK = 1 << 22  # of the vectors of a chunk of lists
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """How often training has every item; item index i stands at i - 1."""
+    """Training events and users per item."""
 
     events: NDArray[np.int64]  # (I,)
-    users: NDArray[np.int64]  # (I,), who had it at least once
+    users: NDArray[np.int64]  # (I,), with at least one event
     n_users: int
 
     @classmethod
     def of(cls, train: Sequences, n_items: int) -> Popularity:
-        """From the training sequences."""
+        """Count events and users of the training sequences."""
         owner = np.repeat(np.arange(len(train)), train.lengths)
         pairs = np.unique(owner * (n_items + 1) + train.items)
         events, users = (
@@ -42,20 +41,20 @@ class Popularity:
 
 @dataclass(frozen=True)
 class Lists:
-    """The first K recommendations of every user who got any."""
+    """Top-k lists of the users who have one."""
 
-    users: NDArray[np.object_]  # (U,)
+    users: NDArray[np.object_]  # (U,) external ids
     items_UK: NDArray[np.int64]
 
     @classmethod
     def of(cls, recommendations: pa.Table, item_ids: NDArray[np.object_], k: int) -> Lists:
-        """From a table with user_id, rank and item_id. Raises ValueError for items of another catalogue."""
+        """Read a table with user_id, rank and item_id. Raises ValueError for items of another catalogue."""
         table = recommendations.filter(pc.less_equal(recommendations["rank"], k))
         users = table["user_id"].cast(pa.string()).combine_chunks().dictionary_encode()
         place = pc.index_in(table["item_id"].cast(pa.string()), pa.array(item_ids, pa.string()))
         if place.null_count:
             raise ValueError(
-                f"{place.null_count} recommended items are not among the {len(item_ids)} known ones"
+                f"{place.null_count} recommended items are not in the catalogue of {len(item_ids)} items"
             )
         items_UK = np.zeros((len(users.dictionary), k), np.int64)
         items_UK[users.indices.to_numpy(), table["rank"].to_numpy() - 1] = place.to_numpy() + 1
@@ -70,9 +69,10 @@ def list_metrics(
     item_ids: NDArray[np.object_],
     vectors: tuple[Floats, NDArray[np.bool_]] | None = None,
 ) -> dict[str, float | None]:
-    """All of this file, None where it is not defined; ``vectors`` are (I, D) and which items have one (I,).
+    """Compute all metrics of this module, None where undefined.
 
-    `head`, `mid` and `tail` are shares of the recommendations (see `popularity_groups`).
+    ``vectors`` are (I, D) and a mask (I,) of the items that have one. `head`, `mid` and `tail` are the shares of these
+    groups (see `popularity_groups`) in the recommendations.
     """
     if not len(lists.users):
         names = ("coverage", "gini", "arp", "novelty", "serendipity", "diversity", "divergence", *POPULARITY)
@@ -93,13 +93,14 @@ def list_metrics(
 
 
 def mean_popularity(lists: Lists, popularity: Popularity) -> float:
-    """ARP: the training events of an item, averaged over each list, then over users; Yin et al., VLDB 2012."""
+    """Compute ARP: training events per item, averaged over lists, then users; Yin et al., VLDB 2012."""
     return _mean_of_lists(lists, popularity.events.astype(np.float64))
 
 
 def novelty(lists: Lists, popularity: Popularity) -> float:
-    """Mean self-information in bits, -log2 of the share of training users who had the item; an item that none had
-    counts as one of a single user. Zhou et al., PNAS 2010.
+    """Compute the mean self-information in bits, -log2 of the share of training users with the item.
+
+    An item without users counts as one of a single user. Zhou et al., PNAS 2010.
     """
     return _mean_of_lists(lists, -np.log2(np.maximum(popularity.users, 1) / popularity.n_users))
 
@@ -107,52 +108,55 @@ def novelty(lists: Lists, popularity: Popularity) -> float:
 def serendipity(
     lists: Lists, popularity: Popularity, ranks: pa.Table, item_ids: NDArray[np.object_]
 ) -> float:
-    """How much earlier hits stand than in an order by popularity, averaged over places, then over users.
+    """Compute how much earlier hits stand than in an order by popularity, averaged over places, then users.
 
-    A hit at place r, whose number of training events is the q-th highest there is, brings max(0, (q - r) / I), one that
-    training never saw (I + 1 - r) / I.
+    A hit at place r gains max(0, (q - r) / I), where its number of training events is the q-th highest value, and
+    (I + 1 - r) / I if it has no training events.
     """
     n_items = len(item_ids)
     levels, level = np.unique(popularity.events, return_inverse=True)
     place = len(levels) - level  # 1 for the most popular
-    anyway = np.where(popularity.events > 0, (n_items + 1 - place) / n_items, 0)
-    mine = (n_items + 1 - np.arange(1, lists.items_UK.shape[1] + 1)) / n_items
-    gain_UK = np.maximum(mine[None] - np.concatenate([[0], anyway])[lists.items_UK], 0)
+    baseline = np.where(popularity.events > 0, (n_items + 1 - place) / n_items, 0)
+    score = (n_items + 1 - np.arange(1, lists.items_UK.shape[1] + 1)) / n_items
+    gain_UK = np.maximum(score[None] - np.concatenate([[0], baseline])[lists.items_UK], 0)
     hit_UK = hits(lists, ranks, item_ids) & (lists.items_UK > 0)
     return float(((gain_UK * hit_UK).sum(1) / (lists.items_UK > 0).sum(1)).mean())
 
 
 def hits(lists: Lists, ranks: pa.Table, item_ids: NDArray[np.object_]) -> NDArray[np.bool_]:
-    """(U, K): which recommendations are targets of their user."""
+    """Mark the recommendations (U, K) that are targets of their user."""
     user = pc.index_in(ranks["user_id"].cast(pa.string()), pa.array(lists.users, pa.string()))
     item = pc.index_in(ranks["target"].cast(pa.string()), pa.array(item_ids, pa.string()))
-    known = pc.and_(pc.is_valid(user), pc.is_valid(item))
-    user, item = (column.filter(known).to_numpy().astype(np.int64) for column in (user, item))
+    valid = pc.and_(pc.is_valid(user), pc.is_valid(item))
+    user, item = (column.filter(valid).to_numpy().astype(np.int64) for column in (user, item))
     base = len(item_ids) + 1
-    asked = np.arange(len(lists.users))[:, None] * base + lists.items_UK
-    return np.isin(asked, user * base + item + 1)
+    pairs = np.arange(len(lists.users))[:, None] * base + lists.items_UK
+    return np.isin(pairs, user * base + item + 1)
 
 
 def diversity(lists: Lists, vectors_ID: Floats, present_I: NDArray[np.bool_]) -> float | None:
-    """Intra-list diversity: 1 - cosine over all pairs of a list whose items have a vector, averaged over lists with at
-    least two such; Ziegler et al., WWW 2005.
+    """Compute intra-list diversity: the mean of 1 - cosine over all pairs of items of a list; Ziegler et al., WWW 2005.
+
+    Items without a vector, ``present_I``, are left out, and so are lists with fewer than two vectors.
     """
     norms = np.linalg.norm(vectors_ID, axis=1)
-    there = np.concatenate([[False], present_I & (norms > 0)])
-    unit = np.zeros((len(there), vectors_ID.shape[1]))
-    unit[there] = vectors_ID[there[1:]] / norms[there[1:], None]
-    found = []
-    for items_BK in _chunks(lists.items_UK, vectors_ID.shape[1]):
-        n = there[items_BK].sum(1)
+    present = np.concatenate([[False], present_I & (norms > 0)])
+    unit = np.zeros((len(present), vectors_ID.shape[1]))
+    unit[present] = vectors_ID[present[1:]] / norms[present[1:], None]
+    values = []
+    step = max(ELEMENTS_PER_CHUNK // (lists.items_UK.shape[1] * vectors_ID.shape[1]), 1)
+    for start in range(0, len(lists.items_UK), step):
+        items_BK = lists.items_UK[start : start + step]
+        n = present[items_BK].sum(1)
         pairs = n * (n - 1)
         cosines = (unit[items_BK].sum(1) ** 2).sum(1) - n  # of ordered pairs: the square of a sum
-        found.append(1 - cosines[pairs > 0] / pairs[pairs > 0])
-    every = np.concatenate(found)
-    return float(every.mean()) if len(every) else None
+        values.append(1 - cosines[pairs > 0] / pairs[pairs > 0])
+    per_list = np.concatenate(values)
+    return float(per_list.mean()) if len(per_list) else None
 
 
 def gini(counts: NDArray[np.integer]) -> float | None:
-    """Of how often each item of the whole catalogue is recommended: 0 all equally, towards 1 all the same few."""
+    """Compute the Gini index of counts per item: 0 for equal counts, near 1 where few items have all."""
     n, total = len(counts), counts.sum()
     if total == 0:
         return None
@@ -160,8 +164,9 @@ def gini(counts: NDArray[np.integer]) -> float | None:
 
 
 def divergence(counts: NDArray[np.integer], events: NDArray[np.integer]) -> float | None:
-    """Jensen-Shannon divergence in bits between what is recommended and what training holds, item by item: 0 the same
-    shares, 1 nothing in common; Lin 1991.
+    """Compute the Jensen-Shannon divergence in bits between recommendations and training events; Lin 1991.
+
+    0 for equal shares of the items, 1 for disjoint items.
     """
     if counts.sum() == 0 or events.sum() == 0:
         return None
@@ -171,12 +176,5 @@ def divergence(counts: NDArray[np.integer], events: NDArray[np.integer]) -> floa
 
 
 def _mean_of_lists(lists: Lists, values_I: Floats) -> float:
-    there = lists.items_UK > 0
     sums = np.concatenate([[0.0], values_I])[lists.items_UK].sum(1)
-    return float((sums / there.sum(1)).mean())
-
-
-def _chunks(items_UK: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:
-    step = max(AT_ONCE // (items_UK.shape[1] * width), 1)
-    for start in range(0, len(items_UK), step):
-        yield items_UK[start : start + step]
+    return float((sums / (lists.items_UK > 0).sum(1)).mean())

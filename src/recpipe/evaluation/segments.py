@@ -1,7 +1,7 @@
-"""For whom a model is good: recall and NDCG by popularity of the target, length of history and activity of the user.
+"""Recall and NDCG by segment: popularity of the target, history length, user activity, warm and cold targets.
 
-Every target brings a share of its user's metric, so that the segments of a kind, weighted, add up to the whole.
-N targets, I items.
+Every target contributes a share of its user's metric, so that the weighted segments of a kind sum to the overall
+metric. Shapes: N targets, I items.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 HEAD, MID, TAIL = 0, 1, 2
 POPULARITY = ("head", "mid", "tail")
-END = 0.2  # of the training events make the head, as many the tail
-LENGTHS = (0, 1, 5, 10, 20, 50, 100, 200)  # from which number of events on
+HEAD_SHARE = 0.2  # of the training events; the same for the tail
+LENGTHS = (0, 1, 5, 10, 20, 50, 100, 200)  # lower edges of the groups of history length
 QUARTERS = ("least active quarter", "second quarter", "third quarter", "most active quarter")
 WARMTH = ("seen in training", "never seen in training")
 Codes = NDArray[np.int64]
@@ -25,108 +25,112 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Targets:
-    """Per target its share of the mean over users and what it brings to each metric; all (N,)."""
+    """Contribution of each target to the mean over users; all (N,)."""
 
     user: Codes
-    weight: NDArray[np.float64]  # 1 / T of the user's T targets, over all users 1
+    weight: NDArray[np.float64]  # 1 / T of the user's T targets, over the number of users; sums to 1
     recall: NDArray[np.float64]
     ndcg: NDArray[np.float64]
 
     @classmethod
     def of(cls, ranks: pa.Table, k: int) -> Targets:
-        """``sum(weight * recall)`` is recall@k as `metrics_from_ranks` has it, and so with ndcg."""
+        """Split recall@k and ndcg@k: ``sum(weight * recall)`` equals that of `metrics_from_ranks`."""
         users = ranks["user_id"].combine_chunks().dictionary_encode()
         user = users.indices.to_numpy().astype(np.int64)
         rank = ranks["rank"].to_numpy().astype(np.int64)
-        each = np.bincount(user)
+        per_user = np.bincount(user)
         hit = (rank > 0) & (rank <= k)
-        ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))[np.minimum(each, k) - 1]
+        ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))[np.minimum(per_user, k) - 1]
         gain = np.where(hit, 1 / np.log2(np.maximum(rank, 1) + 1), 0)
-        return cls(user, 1 / each[user] / len(each), hit.astype(np.float64), gain * each[user] / ideal[user])
+        return cls(
+            user,
+            1 / per_user[user] / len(per_user),
+            hit.astype(np.float64),
+            gain * per_user[user] / ideal[user],
+        )
 
 
 def segments(
     ranks: pa.Table, *, item_ids: NDArray[np.object_], train_events: NDArray[np.integer], k: int
 ) -> pa.Table:
-    """One row per segment that holds a target: by, segment, users, targets, weight, recall, ndcg (both at ``k``).
+    """Return a row per non-empty segment: by, segment, users, targets, weight, recall@k, ndcg@k.
 
     ``by`` is *popularity* (see `popularity_groups`), *history* (events before the target), *activity* (quarters of the
-    users by these events) and *warmth* (whether training saw the target). The weights of a kind sum to 1.
+    users by these events) or *warmth* (whether the target has training events). The weights of a kind sum to 1.
     ``train_events`` (I,) are those of ``item_ids``. Raises ValueError for targets of another catalogue.
     """
-    found = Targets.of(ranks, k)
-    item = _places(ranks["target"], item_ids)
+    targets = Targets.of(ranks, k)
+    item = pc.index_in(ranks["target"].cast(pa.string()), pa.array(item_ids, pa.string()))
+    if item.null_count:
+        unknown = ranks["target"].filter(pc.is_null(item))[0].as_py()
+        raise ValueError(
+            f"target {unknown!r} is not in the catalogue of {len(item_ids)} items: ranks of other data?"
+        )
     history = ranks["history"].to_numpy()
-    kinds: dict[str, tuple[Codes, Sequence[str]]] = {
-        "popularity": (popularity_groups(train_events)[item], POPULARITY),
-        "history": (np.searchsorted(LENGTHS, history, side="right") - 1, length_names()),
-        "activity": (_quarters(history, found.user), QUARTERS),
+    codes: dict[str, tuple[Codes, Sequence[str]]] = {
+        "popularity": (popularity_groups(train_events)[item.to_numpy().astype(np.int64)], POPULARITY),
+        "history": (length_groups(history), length_names()),
+        "activity": (_quarters(history, targets.user), QUARTERS),
         "warmth": (ranks["cold"].to_numpy(zero_copy_only=False).astype(np.int64), WARMTH),
     }
-    rows = [row for by, (code, names) in kinds.items() for row in _rows(by, code, names, found)]
+    rows = [row for by, (code, names) in codes.items() for row in _rows(by, code, names, targets)]
     return pa.Table.from_pylist(rows)
 
 
 def popularity_groups(train_events: NDArray[np.integer]) -> Codes:
-    """Head, mid or tail (I,): the most popular items that hold 20 % of the training events, the least popular that do,
-    and what is between, as Abdollahpouri et al., UMAP 2021 (arXiv 2103.06364) cut it.
+    """Group items (I,) into head, mid and tail; Abdollahpouri et al., UMAP 2021 (arXiv 2103.06364).
 
-    Items with equally many events stay together, so a group may hold more than its 20 %; where one level is at both
-    ends, it is the middle. Items without any event are of the tail.
+    The head is the most popular items with 20 % of the training events, the tail the least popular ones. Items with
+    equally many events share a group, which may exceed 20 %; a level at both ends is mid. Items without events are tail.
     """
     counts = np.asarray(train_events, np.int64)
     levels, level, items = np.unique(counts, return_inverse=True, return_counts=True)
-    held = levels * items / max(counts.sum(), 1)
-    below = np.cumsum(held) - held  # share of the events on less popular items
-    above = 1 - below - held
-    head, tail = above < END - 1e-12, below < END - 1e-12
+    share = levels * items / max(counts.sum(), 1)
+    below = np.cumsum(share) - share  # share of the events on less popular items
+    above = 1 - below - share
+    head, tail = above < HEAD_SHARE - 1e-12, below < HEAD_SHARE - 1e-12
     code = np.where(head & ~tail, HEAD, np.where(tail & ~head, TAIL, MID))
     code[levels == 0] = TAIL
     return code[level]
 
 
+def length_groups(lengths: NDArray[np.integer]) -> Codes:
+    """Return the index into `length_names` of each history length."""
+    return np.searchsorted(LENGTHS, lengths, side="right") - 1
+
+
 def length_names() -> list[str]:
-    """What the history lengths are called: 0, 1–4, 5–9, …."""
+    """Return the names of the groups of history length: 0, 1–4, 5–9, …."""
     pairs = zip(LENGTHS, (*LENGTHS[1:], None), strict=True)
     return [f"{a}+" if b is None else str(a) if b == a + 1 else f"{a}\u2013{b - 1}" for a, b in pairs]
 
 
 def _quarters(history: NDArray[np.integer], user: Codes) -> Codes:
-    """Users of equally many events stay in one quarter."""
+    """Group targets by activity of the user; users with equally many events share a quarter."""
     _, first = np.unique(user, return_index=True)
     per_user = history[first]
     edges = np.quantile(per_user, [0.25, 0.5, 0.75])
     return np.searchsorted(edges, per_user, side="left").astype(np.int64)[user]
 
 
-def _rows(by: str, code: Codes, names: Sequence[str], found: Targets) -> list[dict[str, object]]:
-    weight = np.bincount(code, weights=found.weight, minlength=len(names))
-    users = np.bincount(np.unique(np.stack([code, found.user]), axis=1)[0], minlength=len(names))
-    targets = np.bincount(code, minlength=len(names))
-    sums = [
-        np.bincount(code, weights=found.weight * values, minlength=len(names))
-        for values in (found.recall, found.ndcg)
-    ]
+def _rows(by: str, code: Codes, names: Sequence[str], targets: Targets) -> list[dict[str, object]]:
+    weight = np.bincount(code, weights=targets.weight, minlength=len(names))
+    users = np.bincount(np.unique(np.stack([code, targets.user]), axis=1)[0], minlength=len(names))
+    count = np.bincount(code, minlength=len(names))
+    recall, ndcg = (
+        np.bincount(code, weights=targets.weight * values, minlength=len(names))
+        for values in (targets.recall, targets.ndcg)
+    )
     return [
         {
             "by": by,
             "segment": name,
             "users": int(users[at]),
-            "targets": int(targets[at]),
+            "targets": int(count[at]),
             "weight": float(weight[at]),
-            "recall": float(sums[0][at] / weight[at]),
-            "ndcg": float(sums[1][at] / weight[at]),
+            "recall": float(recall[at] / weight[at]),
+            "ndcg": float(ndcg[at] / weight[at]),
         }
         for at, name in enumerate(names)
-        if targets[at]
+        if count[at]
     ]
-
-
-def _places(targets: pa.ChunkedArray, item_ids: NDArray[np.object_]) -> Codes:
-    place = pc.index_in(targets.cast(pa.string()), pa.array(item_ids, pa.string()))
-    if place.null_count:
-        unknown = targets.filter(pc.is_null(place))[0].as_py()
-        raise ValueError(
-            f"target {unknown!r} is not in the catalogue of {len(item_ids)} items: ranks of other data?"
-        )
-    return place.to_numpy().astype(np.int64)

@@ -8,16 +8,12 @@ from kedro.pipeline import Pipeline
 
 from recpipe.hooks.errors import one_line_errors
 from recpipe.pipelines import (
-    context,
     embed,
-    ensemble,
     evaluate,
-    geometry,
     ingest,
     report,
     semantic_ids,
     study,
-    ties,
     train,
 )
 from recpipe.pipelines.wiring import STAGES, WHOLE, Wiring, command_wiring, current, wiring_of_model
@@ -27,13 +23,13 @@ FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
     "embed": embed.create_pipeline,
     "semantic_ids": semantic_ids.create_pipeline,
     "train": train.create_pipeline,
-    "evaluate": evaluate.create_pipeline,
+    "evaluate": evaluate.create_evaluate,
     "report": report.create_pipeline,
-    "ensemble": ensemble.create_pipeline,
-    "ties": ties.create_pipeline,
-    "context": context.create_pipeline,
+    "ensemble": evaluate.create_ensemble,
+    "ties": evaluate.create_ties,
+    "context": evaluate.create_context,
     "study": study.create_pipeline,
-    "geometry": geometry.create_pipeline,
+    "geometry": evaluate.create_geometry,
 }
 
 

@@ -10,14 +10,14 @@ from tests.synthetic import random_sequences, sequences
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold
 from recpipe.evaluation.context import (
-    LEAST,
-    Question,
+    MIN_USERS,
+    ContextStudy,
     attribution,
     context_study,
     effective_context,
     gap_by_length,
-    reading,
     shuffle_before,
+    truncated_context,
 )
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.evaluation.segments import length_names
@@ -69,7 +69,7 @@ def fold(users=60, seed=0, longest=20, shortest=1):
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_reading_fewer_events_is_reading_a_cut_history_but_what_was_seen_stays_seen(events, exclude_seen):
     model, asked = Successor(3), fold()
-    with reading(model, events):
+    with truncated_context(model, events):
         found = rank_fold(model, asked, exclude_seen=exclude_seen, k=1)
     assert model.max_length == WINDOW
     cut = Fold(asked.histories.last(events), asked.targets)
@@ -97,7 +97,7 @@ def test_the_last_events_stay_and_the_others_are_the_same_in_another_order(event
 
 
 def test_a_model_of_the_last_item_needs_one_event_and_no_order_before_it():
-    found = effective_context(Successor(1), Question(fold(), PROTOCOL, "ndcg@10"))
+    found = effective_context(ContextStudy(Successor(1), fold(), PROTOCOL, "ndcg@10"))
     assert found["whole"] > 0.5
     assert found["longest"] == WINDOW
     assert [row["events"] for row in found["rows"]] == [1, 2, 5, 10]
@@ -112,14 +112,13 @@ def test_a_model_that_looks_further_back_loses_what_is_cut():
     """Targets that follow the third last item are found with three events and not with two."""
     rows = [[10, 20, 30] for _ in range(5)]
     asked = Fold(sequences(rows), sequences([[11]] * 5))
-    question = Question(asked, PROTOCOL, "recall@1")
 
     class Third(Successor):
         def score(self, batch):
             item = batch.items.gather(1, (batch.lengths - 3).clamp(min=0)[:, None])
             return self.low.expand(len(batch.items), -1).clone().scatter_(1, item % ITEMS + 1, 1.0)
 
-    found = effective_context(Third(), question)
+    found = effective_context(ContextStudy(Third(), asked, PROTOCOL, "recall@1"))
     assert found["whole"] == 1
     assert {row["events"]: row["truncated"] for row in found["rows"]} == {1: 0.0, 2: 0.0}
 
@@ -127,7 +126,7 @@ def test_a_model_that_looks_further_back_loses_what_is_cut():
 def test_attribution_is_gradient_times_input_in_closed_form():
     torch.manual_seed(0)
     model, asked = Weighted(Weighted.Config, n_items=ITEMS, max_length=WINDOW).double(), fold(80)
-    found = attribution(model, Question(asked, PROTOCOL, "ndcg@10"))
+    found = attribution(model, asked, PROTOCOL)
     table = model.items.weight.detach().numpy()
     shares: dict[str, list] = {}
     for user in range(len(asked)):
@@ -142,7 +141,7 @@ def test_attribution_is_gradient_times_input_in_closed_form():
         )
         name = FEW if len(items) < 5 else SOME if len(items) < 10 else MORE
         shares.setdefault(name, []).append(np.pad(part, (0, WINDOW - len(part))))
-    expected = {name: np.mean(rows, 0) for name, rows in shares.items() if len(rows) >= LEAST}
+    expected = {name: np.mean(rows, 0) for name, rows in shares.items() if len(rows) >= MIN_USERS}
     assert len(expected) > 1
     assert [row["history"] for row in found] == [name for name in (FEW, SOME, MORE) if name in expected]
     for row in found:
@@ -157,8 +156,8 @@ def test_the_gap_is_between_what_training_had_and_what_comes_next():
     train = fold(100, longest=9).histories
     last = train.items[train.offsets[1:] - 1]
     valid = Fold(train, sequences([[(item + 14) % ITEMS + 1] for item in last]))
-    question = Question(valid, PROTOCOL, "recall@1")
-    found = gap_by_length(Successor(1), train, valid, question, users=1000, seed=0)
+    study = ContextStudy(Successor(1), valid, PROTOCOL, "recall@1")
+    found = gap_by_length(study, train, users=1000, seed=0)
     assert [row["history"] for row in found] == [FEW, SOME]
     lengths = train.lengths
     for row, (low, high) in zip(found, [(1, 4), (5, 9)], strict=True):

@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy import special, stats
 from tests.evaluation import test_ranking
-from tests.evaluation.test_ranking import ITEMS, bundle, fold
+from tests.evaluation.test_evaluate import bundle
+from tests.evaluation.test_ranking import ITEMS, fold
 from tests.synthetic import random_sequences, sequences, untrained
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.evaluation.ensembles import Ensemble, choose_weights, ensemble_bundle, weightings
+from recpipe.evaluation.ensembles import Ensemble, choose_weights, ensemble_bundle, weight_grid
 from recpipe.evaluation.evaluate import evaluate
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
@@ -164,7 +165,7 @@ def test_weights_are_the_best_of_the_grid_on_the_fold_given(method, targets_each
     data, members = fold(targets_each), [table(5), table(6), table(7)]
     ensemble = Ensemble(members, Ensemble.Config(method, ()))
     chosen, values = choose_weights(ensemble, data, exclude_seen=True, metric="ndcg@5")
-    assert set(values) == set(weightings(3))
+    assert set(values) == set(weight_grid(3))
     for weights, value in values.items():
         ranking = rank_fold(ensemble.weighted(weights), data, exclude_seen=True, k=1)
         ranks = ranking.table(data, Vocabulary(np.array([f"i{i}" for i in range(ITEMS)], dtype=object)))
@@ -174,7 +175,7 @@ def test_weights_are_the_best_of_the_grid_on_the_fold_given(method, targets_each
 
 @pytest.mark.parametrize("members", range(2, 9))
 def test_the_grid_has_equal_weights_first_every_member_alone_and_shares_that_sum_to_one(members):
-    grid = weightings(members)
+    grid = weight_grid(members)
     assert grid[0] == (1 / members,) * members
     assert {tuple(float(n == m) for n in range(members)) for m in range(members)} <= set(grid)
     assert all(sum(weights) == pytest.approx(1) and min(weights) >= 0 for weights in grid)
@@ -193,7 +194,7 @@ def named(name, seed, levels=9):
 def test_an_ensemble_is_judged_like_a_model_and_validation_alone_chose_its_weights():
     valid, test = fold(1, seed=1), fold(1, seed=2)
     made, about = ensemble_bundle([named("a", 1), named("b", 2)], valid, PROTOCOL, method="softmax")
-    found = evaluate(made, valid, test, PROTOCOL, top=5)
+    found = evaluate(made, valid, test, PROTOCOL, k=5)
     best = max(about["tried"], key=lambda row: row["valid_ndcg@10"])
     assert about["weights"] == pytest.approx(best["weights"])
     assert found.metrics["valid"]["ndcg@10"] == pytest.approx(best["valid_ndcg@10"], abs=1e-9)
@@ -244,7 +245,7 @@ def test_users_without_history_get_what_the_members_fall_back_to():
     [
         (lambda b: replace(b, name="a"), r"two or more different members, not a\+a"),
         (lambda b: replace(b, protocol=Protocol(dataset="y")), "protocols that differ in dataset"),
-        (lambda b: replace(b, vocabulary=Vocabulary(b.vocabulary.ids[::-1])), "unequal catalogues"),
+        (lambda b: replace(b, vocabulary=Vocabulary(b.vocabulary.ids[::-1])), "different catalogues"),
     ],
     ids=["one model twice", "other data", "other items"],
 )

@@ -118,7 +118,7 @@ def by_brute_force(seed, k, present):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("k", [1, 4])
 def test_brute_force(seed, k, monkeypatch):
-    monkeypatch.setattr(lists_module, "AT_ONCE", 100)  # several chunks
+    monkeypatch.setattr(lists_module, "ELEMENTS_PER_CHUNK", 100)  # several chunks
     train, ranks, given, vectors = tables(seed, k)
     present = np.random.default_rng(seed).random(ITEMS) < 0.8
     found = list_metrics(given, Popularity.of(train, ITEMS), ranks, item_ids=IDS, vectors=(vectors, present))
@@ -157,5 +157,5 @@ def test_a_model_that_recommends_nothing_and_items_of_another_catalogue():
     )
     assert nothing["users"] == 0 and {value for name, value in nothing.items() if name != "users"} == {None}
     other = pa.table({"user_id": ["u0"], "rank": [1], "item_id": ["x"]})
-    with pytest.raises(ValueError, match="1 recommended items are not among the 25 known ones"):
+    with pytest.raises(ValueError, match="1 recommended items are not in the catalogue of 25"):
         Lists.of(other, IDS, 5)

@@ -1,6 +1,8 @@
+"""Ranks against a sort of the whole catalogue; permutations of equal timestamps against enumeration."""
+
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,15 +12,18 @@ from tests.synthetic import random_sequences, sequences
 
 from recpipe.data.batches import Batch
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.evaluation.evaluate import evaluate, settings_id, validator
-from recpipe.evaluation.ranking import rank_fold
-from recpipe.hooks.mlflow_runs import metric_values
+from recpipe.data.sequences import Fold, Sequences, Vocabulary
+from recpipe.evaluation.evaluate import evaluate
+from recpipe.evaluation.ranking import (
+    exchangeable_events,
+    fold_metric,
+    rank_fold,
+    shuffle_ties,
+    tie_sensitivity,
+    unseen_events,
+)
 from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import Scorer
-from recpipe.models.registry import build
-from recpipe.reporting.leaderboard import leaderboard
-from recpipe.reporting.run_store import read_runs
 from recpipe.training.bundle import Bundle
 
 ITEMS = 20
@@ -79,112 +84,149 @@ def test_nan_scores_are_an_error():
         rank_fold(Table(torch.full((ITEMS + 1, ITEMS + 1), torch.nan)), fold(1), exclude_seen=True, k=3)
 
 
-class Clock(Table):
-    """Knows one thing: the item of the minute it is asked at."""
+def test_a_metric_of_a_fold_is_named_with_its_cut_off() -> None:
+    model = Table(torch.eye(ITEMS + 1))
+    data = Fold(sequences([[3], [4]]), sequences([[3], [5]]))
+    protocol = Protocol(dataset="x", exclude_seen=False)
+    assert fold_metric(model, data, protocol, "hit_rate@1") == 0.5
+    for metric in ("ndcg", "beauty@10"):
+        with pytest.raises(ValueError, match=f"'{metric}'; allowed: recall.*ndcg@10"):
+            fold_metric(model, data, protocol, metric)
 
-    requires_time = "query"
+
+TIE_ITEMS = 12
+PROTOCOL = Protocol(dataset="x", exclude_seen=False)
+
+
+class FixedScores(Scorer):
+    """The same score for every history, item 1 first; or, with `last`, the successor of the last item first."""
+
+    def __init__(self, last: bool = False) -> None:
+        super().__init__(self.Config(), n_items=TIE_ITEMS, max_length=5)
+        self.last = last
+        self.register_buffer("scores", -torch.arange(TIE_ITEMS + 1.0))
 
     def score(self, batch: Batch) -> torch.Tensor:
-        batch = batch if batch.items.shape[1] else batch.pad(1)  # histories are emptied to measure cold users
-        last = (batch.lengths - 1).clamp(min=0)[:, None]
-        return self.table[batch.query_times.gather(1, last)[:, 0] // 60].clone()
+        scores = self.scores.expand(len(batch.items), -1).clone()
+        if self.last and batch.items.shape[1]:
+            last = batch.items.gather(1, (batch.lengths - 1).clamp(min=0)[:, None])
+            scores.scatter_(1, last % TIE_ITEMS + 1, 1.0)
+        return scores
 
 
-def test_the_moment_of_the_question_reaches_models_in_validation_and_test_under_query_only():
-    clock = Clock(torch.eye(ITEMS + 1))
-    data = fold(1)
-    data = replace(data, targets=replace(data.targets, timestamps=60 * data.targets.items.astype(np.int64)))
-    query = Protocol(dataset="x", time="query")
-    missed = sum(data.targets.row(u)[0] in data.histories.row(u) for u in range(len(data)))
-    assert 0 < missed < len(data)
-    assert validator(data, query)(clock)["valid_ndcg@10"] == pytest.approx(1 - missed / len(data))
-    trained = replace(bundle(), model=clock)
-    found = evaluate(trained, data, data, query).metrics
-    assert (
-        found["test"]["hit_rate@1"] == found["valid"]["hit_rate@1"] == pytest.approx(1 - missed / len(data))
+def fixed_bundle(model: Scorer) -> Bundle:
+    ids = np.array([f"i{i}" for i in range(1, TIE_ITEMS + 1)], dtype=object)
+    return Bundle("m", "m", model, Vocabulary(ids), list(ids), np.ones(TIE_ITEMS, int), PROTOCOL, {"seed": 1})
+
+
+def timed(items, times):
+    users = np.array([f"u{u}" for u in range(len(items))], dtype=object)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in items])]).astype(np.int64)
+    flat = np.array([item for row in items for item in row], np.int32)
+    return Sequences(users, flat, np.array([at for row in times for at in row], np.int64), offsets)
+
+
+# u0: the target ties with the validation event and with a training event; u1: the same, nothing trained;
+# u2: no tie with the target, two in the history; u3: no tie at all
+HISTORIES = timed([[1, 2, 3, 4], [5, 6], [7, 8, 9], [10, 11]], [[1, 5, 5, 5], [3, 3], [1, 1, 2], [1, 2]])
+TARGETS = timed([[5], [7], [10], [12]], [[5], [3], [4], [9]])
+TRAIN = timed([[1, 2, 3], [], [7, 8], [10]], [[1, 5, 5], [], [1, 1], [1]])
+FOLD = Fold(HISTORIES, TARGETS)
+
+
+def test_who_may_be_asked_for_what():
+    unseen = unseen_events(HISTORIES, TRAIN)
+    assert unseen.tolist() == [1, 2, 1, 1]
+    assert exchangeable_events(FOLD, unseen).tolist() == [1, 2, 0, 0]
+
+
+def test_every_allowed_order_comes_equally_often_and_no_other():
+    unseen = unseen_events(HISTORIES, TRAIN)
+    seen = [Counter() for _ in range(4)]
+    draws = 3000
+    for seed in range(draws):
+        one = shuffle_ties(FOLD, unseen, seed)
+        for user in range(4):
+            seen[user][(*one.histories.row(user).tolist(), one.targets.row(user).tolist()[0])] += 1
+    # u0: 3! orders of the three tied events of the history for each of two targets; u1: 3!; u2: 2
+    assert [len(orders) for orders in seen] == [12, 6, 2, 1]
+    for orders in seen:
+        expected = draws / len(orders)
+        assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in orders.values())
+    assert {order[-1] for order in seen[0]} == {4, 5}  # never 2 or 3, which training was told
+    assert {order[0] for order in seen[0]} == {1}
+    assert {order[-1] for order in seen[1]} == {5, 6, 7}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_times_users_and_items_stay_and_ratings_go_with_their_items(seed):
+    draw = np.random.default_rng(seed)
+    times = [np.sort(draw.integers(0, 4, draw.integers(1, 9))).tolist() for _ in range(30)]
+    items = [draw.integers(1, TIE_ITEMS + 1, len(row)).tolist() for row in times]
+    histories = timed(items, times)
+    histories = replace(histories, ratings=(histories.items / 10).astype(np.float32))
+    targets = timed(
+        [[int(draw.integers(1, TIE_ITEMS + 1))] for _ in range(30)], [[max(3, *row)] for row in times]
     )
-    assert found["protocol"]["id"] == query.id != Protocol(dataset="x").id
-    for time in ("none", "last_item"):
-        with pytest.raises(ValueError, match=f"uses time as query and protocol.time is {time}"):
-            evaluate(trained, data, data, replace(query, time=time))
-    evaluate(bundle(), data, data, query)  # a model without time may be judged under any
+    for known in (None, (targets.items / 10).astype(np.float32)):
+        fold = Fold(histories, replace(targets, ratings=known))
+        one = shuffle_ties(fold, draw.integers(0, 4, 30), seed)
+        assert one.histories.timestamps is histories.timestamps
+        for user in range(30):
+            before, after = ([*part.histories.row(user), *part.targets.row(user)] for part in (fold, one))
+            assert Counter(before) == Counter(after)
+        given = one.histories.ratings
+        matches = np.isclose(given, one.histories.items / 10)
+        assert matches.all() if known is not None else (matches | np.isnan(given)).all()
+    assert (fold.histories.items == histories.items).all()  # what was given is left alone
 
 
-def bundle(seed: int = 0) -> Bundle:
-    model = build("popular", {}, n_items=ITEMS, max_length=5)
-    train = random_sequences(50, ITEMS - 1, seed=seed)
-    model.fit(train)
-    ids = np.array([f"item {i}" for i in range(1, ITEMS + 1)], dtype=object)
-    counts = np.bincount(train.items, minlength=ITEMS + 1)[1:]
-    return Bundle(
-        "popular",
-        "popular",
-        model,
-        Vocabulary(ids),
-        list(ids),
-        counts,
-        Protocol(dataset="x"),
-        {"seed": 7, "cost": {"epochs": 0}},
+def test_without_ties_nothing_changes():
+    fold = Fold(timed([[1, 2, 3]], [[1, 2, 3]]), timed([[4]], [[4]]))
+    one = shuffle_ties(fold, np.array([3]), 0)
+    assert one.histories.row(0).tolist() == [1, 2, 3] and one.targets.row(0).tolist() == [4]
+
+
+def test_a_user_with_several_targets_keeps_them():
+    fold = Fold(timed([[1, 2]], [[5, 5]]), timed([[3, 4]], [[5, 5]]))
+    assert {tuple(shuffle_ties(fold, np.array([2]), seed).targets.row(0)) for seed in range(20)} == {(3, 4)}
+
+
+def test_the_values_have_the_mean_that_enumeration_gives():
+    found = tie_sensitivity(
+        fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, metric="mrr@20", permutations=400
     )
+    allowed = [(4, 5), (5, 6, 7), (10,), (12,)]  # item i always has rank i
+    expected = np.mean([np.mean([1 / item for item in row]) for row in allowed])
+    assert np.mean(found.values) == pytest.approx(expected, abs=0.002)  # 4 deviations of the mean
+    assert found.as_ordered == pytest.approx(np.mean([1 / 5, 1 / 7, 1 / 10, 1 / 12]))
+    assert min(found.values) <= found.low < found.high <= max(found.values)
+    assert (found.other_target, found.other_history) == (0.5, 0.75)
+    test = evaluate(fixed_bundle(FixedScores()), FOLD, FOLD, PROTOCOL).metrics["test"]
+    single = tie_sensitivity(fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, permutations=1)
+    assert single.as_ordered == test["ndcg@10"]
 
 
-def test_evaluation_counts_what_can_not_be_found_and_what_training_never_saw():
-    data = Fold(sequences([[1, 2], [3], [4, 5]]), sequences([[2], [ITEMS], [6]]))
-    found = evaluate(bundle(), data, data, Protocol(dataset="x"), top=5)
-    test = found.metrics["test"]
-    assert (test["users"], test["targets"], test["unrankable"], test["cold_targets"]) == (3, 3, 1, 1)
-    assert found.metrics["protocol"]["id"] == Protocol(dataset="x").id
-    cost = found.metrics["cost"]
-    assert cost["inference_users_per_second"] > 0
-    assert cost["inference_latency_ms_p95"] >= cost["inference_latency_ms_p50"] > 0
-    ranks = found.ranks.to_pylist()
-    assert [row["target"] for row in ranks] == ["item 2", f"item {ITEMS}", "item 6"]
-    assert [row["cold"] for row in ranks] == [False, True, False]
-    assert ranks[0]["rank"] == 0 and ranks[1]["rank"] == ITEMS - 1
-    assert found.recommendations.num_rows == 15
-    assert found.recommendations["probability"].null_count == 15
+def test_a_model_that_reads_order_sees_the_shuffled_history():
+    found = tie_sensitivity(
+        fixed_bundle(FixedScores(last=True)), FOLD, TRAIN, PROTOCOL, metric="hit_rate@1", permutations=600
+    )
+    # u0: 4 then 5, or 3 then 4, each in 1 of 6; u1: 5 then 6, or 6 then 7; u2: always 9 then 10; u3: 11 then 12
+    assert np.mean(found.values) == pytest.approx((2 / 6 + 2 / 6 + 1 + 1) / 4, abs=0.02)
 
 
-def test_a_bundle_that_trained_on_validation_has_no_metrics_of_it_and_a_place_on_the_leaderboard():
-    data, trained = fold(1), bundle()
-    trained.training["settings"] = {"type": "popular", "train": {"put_back": True}}
-    metrics = evaluate(trained, data, data, Protocol(dataset="x")).metrics
-    honest = evaluate(bundle(), data, data, Protocol(dataset="x")).metrics
-    assert metrics["put_back"] is True and "valid" not in metrics
-    assert metrics["test"] == honest["test"] and "put_back" not in honest and honest["valid"]["targets"] > 0
-    (run,), problems = read_runs([metrics])
-    assert run.valid == {} and not problems
-    assert leaderboard([metrics])["rank"].to_list() == [1]
-    assert not any(name.startswith("valid") for name in metric_values(metrics))
+def test_equal_seeds_permute_alike_and_others_do_not():
+    def values(seed):
+        return tie_sensitivity(
+            fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, metric="mrr@20", permutations=6, seed=seed
+        ).values
+
+    assert values(3) == values(3) != values(40)
 
 
-def test_a_bundle_of_other_items_is_refused():
-    trained = bundle()
-    trained.check_catalogue(Vocabulary(trained.vocabulary.ids.copy()))
-    renamed = np.array([f"other {i}" for i in range(ITEMS)], dtype=object)
-    with pytest.raises(ValueError, match="another catalogue"):
-        trained.check_catalogue(Vocabulary(renamed))
-
-
-def test_unequal_data_is_refused_and_another_seen_filter_is_another_protocol():
-    data = fold(1)
-    with pytest.raises(ValueError, match="fingerprint differ"):
-        evaluate(bundle(), data, data, Protocol(dataset="x", fingerprint="other"))
-    kept = evaluate(bundle(), data, data, Protocol(dataset="x", exclude_seen=False))
-    assert kept.metrics["protocol"]["id"] != Protocol(dataset="x").id
-    assert kept.metrics["test"]["unrankable"] == 0
-
-
-def test_metrics_hold_the_settings_whose_id_only_follows_what_makes_another_model():
-    settings = {"type": "popular", "dim": 8, "train": {"max_epochs": 3, "device": "cpu", "resume": True}}
-    trained, data = bundle(), fold(1)
-    assert "settings_id" not in evaluate(trained, data, data, Protocol(dataset="x")).metrics
-    trained.training["settings"] = settings
-    metrics = evaluate(trained, data, data, Protocol(dataset="x")).metrics
-    assert metrics["settings"] == settings
-    text = '{"dim": 8, "train": {"max_epochs": 3}, "type": "popular"}'
-    assert metrics["settings_id"] == hashlib.sha256(text.encode()).hexdigest()[:8]
-    same = {**settings, "train": {"log_every": 1, "device": "cuda", "resume": False, "max_epochs": 3}}
-    assert settings_id(same) == settings_id(settings)
-    for other in ({**settings, "dim": 9}, {**settings, "train": {"max_epochs": 4}}):
-        assert settings_id(other) != settings_id(settings)
+def test_without_timestamps_or_permutations_it_is_refused():
+    bare = Fold(replace(HISTORIES, timestamps=None), TARGETS)
+    with pytest.raises(ValueError, match="x has no timestamps"):
+        tie_sensitivity(fixed_bundle(FixedScores()), bare, TRAIN, PROTOCOL)
+    with pytest.raises(ValueError, match="permutations is 0"):
+        tie_sensitivity(fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, permutations=0)

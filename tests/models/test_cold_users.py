@@ -16,11 +16,11 @@ from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.evaluation.evaluate import evaluate
-from recpipe.evaluation.recommendations import recommend
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.top_k import rank_of, top_k
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, types
+from recpipe.serving.recommender import recommend
 from recpipe.training import fit
 from recpipe.training.bundle import Bundle, load_bundle, save_bundle
 from recpipe.training.settings import TrainSettings
@@ -134,7 +134,7 @@ def test_evaluation_says_whose_list_it_is_and_measures_cold_users():
 
     targets = sequences([[5], [6], [7], [8], [9], [10]])
     fold = Fold(ASKED, targets)
-    found = evaluate(bundle(made("item_knn"), "item_knn"), fold, fold, Protocol(dataset="x"), top=3)
+    found = evaluate(bundle(made("item_knn"), "item_knn"), fold, fold, Protocol(dataset="x"), k=3)
     source = dict(
         zip(*(found.recommendations[name].to_pylist() for name in ("user_id", "source")), strict=True)
     )

@@ -11,7 +11,7 @@ import yaml
 from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 
-from recpipe.config import ID_KINDS, Configuration
+from recpipe.config import ID_KINDS, ConfigError, Configuration
 from recpipe.kedro_compat import file_of, reload_pipelines
 from recpipe.pipelines.wiring import ON_REQUEST, STAGES, command_wiring, model_info, remember, use_wiring
 
@@ -168,6 +168,18 @@ def test_geometry_comes_after_the_bundles_of_this_command_and_before_what_shows_
     assert {"sasrec.train_model", "sasrec.evaluate_model"} <= before(pipeline, "report.measure_geometry")
     for name in ("report.draw_figures", "report.write_report"):
         assert "report.measure_geometry" in before(pipeline, name)
+
+
+def test_content_slots_add_the_content_model_to_the_inputs_of_evaluate_and_ensemble(built) -> None:
+    for share, expected in ((0.0, False), (0.2, True)):
+        params = {"model": "sasrec+svd", "evaluate": {"content_slots": {"share": share, "model": "item_knn"}}}
+        pipelines = built(params, "evaluate", "ensemble")
+        nodes = [*pipelines["evaluate"].nodes, *pipelines["ensemble"].nodes]
+        assert {node.name for node in nodes if "item_knn_bundle" in node.inputs} == (
+            {node.name for node in nodes} if expected else set()
+        )
+    with pytest.raises(ConfigError, match="item_kn"):
+        built({"model": "svd", "evaluate": {"content_slots": {"share": 0.2, "model": "item_kn"}}}, "evaluate")
 
 
 def test_an_ensemble_reads_its_members_and_waits_for_those_of_this_command(built) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from kedro.pipeline import Pipeline
 from tests.reporting.browser import CHROMIUM, open_page
 
 from recpipe.evaluation.metrics import metrics_from_ranks
-from recpipe.pipelines import geometry, report, semantic_ids
+from recpipe.pipelines import report, semantic_ids
+from recpipe.pipelines.evaluate import create_geometry
 from recpipe.pipelines.report import collect_runs
 
 SEED = "seed_42"
@@ -45,9 +45,7 @@ def test_metrics_are_collected_by_run_and_other_results_ignored() -> None:
 @pytest.mark.parametrize("results", [(), PartialWiring.results])
 def test_one_node_collects_runs_for_all_pipelines(results) -> None:
     wiring = PartialWiring(results=results)
-    pipeline = sum(
-        (module.create_pipeline(wiring) for module in (semantic_ids, geometry, report)), Pipeline([])
-    )
+    pipeline = semantic_ids.create_pipeline(wiring) + create_geometry(wiring) + report.create_pipeline(wiring)
     (collecting,) = [node for node in pipeline.nodes if node.name == "report.collect_runs"]
     assert collecting.outputs == ["runs"] and set(collecting.inputs) == set(results)
     before = pipeline.to_nodes("report.analyse_runs")

@@ -16,10 +16,18 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class ContentSlotsConfig(Block):
+    """Share of the places of a list for cold items, and the model of type content_knn that fills them."""
+
+    share: Annotated[float, Field(ge=0, lt=1)]
+    model: str
+
+
 class EvaluateConfig(Block):
     """conf/base/parameters/evaluate.yml, with the protocol to evaluate under."""
 
     recommend: PositiveInt
+    content_slots: ContentSlotsConfig
     device: str
     submission: dict[str, Any]
     protocol: dict[str, Any]

@@ -1,120 +1,119 @@
-"""Slots for new items: a share of every list goes to what training never saw, the nearest to the user by content.
+"""Content slots: places of a list that are filled with cold items, nearest to the user's last events by content.
 
-A model that learns items by their ids cannot recommend one that it has not met. Slots let it, at a price that is known
-before: of the first k places floor(share k) are slots, whatever k, and the others keep the model's order. They change
-the list and so are part of what a number was measured with. U users, N targets, K results, C content results, I items.
+Models that learn items by their ids cannot recommend an item without training events. Of the first k places,
+floor(share k) are slots, whatever k; the others keep the order of the model.
+Shapes: U users, K results, C content results, I items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from recpipe.data.sequences import Fold, Sequences
-from recpipe.evaluation.ranking import Ranking
-from recpipe.layers.side import Side, SideConfig
+from recpipe.evaluation.ranking import Ranking, list_ranks
 from recpipe.models.content_knn import ContentKNN
-
-Vectors = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""By modality the vectors (I, V) and which items have one (I,) bool."""
+from recpipe.training.bundle import Bundle
 
 
 @dataclass(frozen=True)
 class ContentSlots:
-    """``share``: of the places of a list. ``last`` events with a vector (null: all of the window) make the query,
-    each weighing ``decay`` times the event after it, as in content_knn.
+    """Rule of content slots: the share of the places, and the content model, such as text_knn, that fills them.
+
+    Raises ValueError for a share outside 0 .. 1 and for another type of model.
     """
 
-    share: float = 0.0
-    last: int | None = 10
-    decay: float = 0.5
+    share: float
+    content: Bundle
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
+        if not 0 < self.share < 1:
             raise ValueError(
-                f"content_slots.share is {self.share}; it is a share of the list, from 0 to below 1"
+                f"content_slots.share is {self.share}; it is a share of the list, between 0 and 1"
             )
-        ContentKNN.Config(last=self.last, decay=self.decay)  # refuses what cannot be
+        if not isinstance(self.content.model, ContentKNN):
+            raise ValueError(
+                f"content_slots.model is {self.content.name}, of type {self.content.type}; it must be a model of type "
+                "content_knn, such as text_knn"
+            )
 
-    def places(self, k: int) -> np.ndarray:
-        """(k,) bool: which of the first k places are slots. Place j is one if floor(share j) grows there."""
-        filled = np.floor(np.arange(k + 1) * self.share + 1e-9)
-        return np.diff(filled) > 0
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings for metrics.json."""
+        return {"share": self.share, "model": self.content.name}
 
+    def apply(self, ranking: Ranking, fold: Fold, bundle: Bundle, *, exclude_seen: bool) -> Ranking:
+        """Fill the slots of a ranking by ``bundle``.
 
-def nearest_unseen(
-    histories: Sequences,
-    vectors: Vectors,
-    train_events: np.ndarray,
-    k: int,
-    *,
-    slots: ContentSlots,
-    window: int,
-    exclude_seen: bool,
-) -> np.ndarray:
-    """The ``k`` items without ``train_events`` (I,) that are most like each user's last ones: (U, k), 0 where none is.
-
-    Users whose last ``window`` events have no vector get none. Raises ValueError where no such item has a vector.
-    """
-    n_items, unseen = len(train_events), train_events == 0
-    known = np.any([present for _, present in vectors.values()], axis=0) & np.ones(n_items, bool)
-    if not (known & unseen).any():
-        raise ValueError(
-            f"no item can fill a content slot: of {n_items}, {int(unseen.sum())} are unseen in training, "
-            f"{int(known.sum())} have a vector and none both. Hold some out (protocol.held_out_items), describe them "
-            "(the block `content` of the data set) and run `kedro run --pipelines=embed`"
+        Scores of slot items are NaN. The rank of a target is its place in the list; beyond the list it is the rank by
+        the model plus the number of slots. Raises ValueError for lists that are too short to have a slot, for a content
+        model of another catalogue, and without a cold item that has a vector.
+        """
+        self.content.check_catalogue(bundle.vocabulary)
+        slot = slot_places(self.share, ranking.items.shape[1])
+        if not slot.any():
+            raise ValueError(
+                f"content_slots.share is {self.share} and lists have {len(slot)} items, so there is no slot; "
+                f"give at least {1 / len(slot):.4f}"
+            )
+        content = self.cold_lists(
+            fold.histories, bundle.train_events, ranking.items.shape[1], exclude_seen=exclude_seen
         )
-    side = Side.of(SideConfig(vectors="+".join(vectors)), histories, {}, vectors, n_items=n_items)
-    query = ContentKNN.Config(last=slots.last, decay=slots.decay)
-    knn = ContentKNN(query, n_items=n_items, max_length=window, side=side)
-    candidates = torch.from_numpy(np.concatenate([[False], known & unseen]))
-    items, _ = knn.recommend(histories, k, exclude_seen=exclude_seen, candidates=candidates)
-    described = np.concatenate([[False], known])[histories.last(window).items]
-    owner = np.repeat(np.arange(len(histories)), histories.last(window).lengths)
-    asked = np.bincount(owner[described], minlength=len(histories)) > 0
-    return np.where(asked[:, None], items, 0)
+        items, from_content = fill_slots(ranking.items, content, slot)
+        place = list_ranks(items[ranking.user], fold.targets.items)
+        beyond = np.where(ranking.rank > 0, ranking.rank + slot.sum(), 0)
+        rank = np.where(place > 0, place, beyond).astype(np.int32)
+        place_before = (items[:, :, None] == ranking.items[:, None, :]).argmax(2)
+        scores = np.take_along_axis(ranking.scores, place_before, 1)
+        scores = np.where(items == 0, -np.inf, np.where(from_content, np.nan, scores)).astype(np.float32)
+        return replace(ranking, items=items, rank=rank, scores=scores)
+
+    def cold_lists(
+        self, histories: Sequences, train_events: np.ndarray, k: int, *, exclude_seen: bool
+    ) -> np.ndarray:
+        """List the ``k`` items without ``train_events`` (I,) nearest to each user (U, k), 0 for none.
+
+        Lists of users without a vector in the window of the content model are empty.
+        """
+        model = self.content.model
+        assert isinstance(model, ContentKNN)
+        present, cold = model.present.cpu().numpy(), np.concatenate([[False], train_events == 0])
+        if not (present & cold).any():
+            raise ValueError(
+                f"no item can fill a content slot: of {len(train_events)}, {int(cold.sum())} have no training event, "
+                f"{int(present.sum())} have a vector and none both. Hold some out (protocol.held_out_items), describe "
+                "them (the block `content` of the data set) and run `kedro run --pipelines=embed,train "
+                f"--params model={self.content.name}`"
+            )
+        items, _ = model.recommend(
+            histories, k, exclude_seen=exclude_seen, candidates=torch.from_numpy(present & cold)
+        )
+        window = histories.last(model.max_length)
+        owner = np.repeat(np.arange(len(histories)), window.lengths)
+        has_query = np.bincount(owner[present[window.items]], minlength=len(histories)) > 0
+        return np.where(has_query[:, None], items, 0)
 
 
-def mixed(items: np.ndarray, content: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lists (U, K) in which the places that ``slot`` (K,) marks are of ``content`` (U, C), the others of ``items``
-    (U, K), each in its order and no item twice; and which items are of the content (U, K).
+def slot_places(share: float, k: int) -> np.ndarray:
+    """Mark the slots among the first k places (k,): place j is one if floor(share j) > floor(share (j - 1))."""
+    return np.diff(np.floor(np.arange(k + 1) * share + 1e-9)) > 0
 
-    Where one side has nothing left, the other fills the place; 0 is none.
+
+def fill_slots(items: np.ndarray, content: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merge lists: places of ``slot`` (K,) from ``content`` (U, C), others from ``items`` (U, K), without duplicates.
+
+    Both keep their order. Where one is exhausted, the other fills the place; 0 is none. Returns the lists (U, K) and
+    a mask (U, K) of the items from ``content``.
     """
-    sides = [items.copy(), content.copy()]
-    made, of_content = np.zeros_like(items), np.zeros(items.shape, bool)
+    sources = [items.copy(), content.copy()]
+    merged, from_content = np.zeros_like(items), np.zeros(items.shape, bool)
     rows = np.arange(len(items))
     for place, is_slot in enumerate(slot):
-        own, new = (side[rows, (side > 0).argmax(1)] for side in sides)  # the first left of each
-        of_content[:, place] = (new > 0) & (is_slot | (own == 0))
-        made[:, place] = np.where(of_content[:, place], new, own)
-        for side in sides:
-            side[side == made[:, place, None]] = 0
-    return made, of_content
-
-
-def with_slots(ranking: Ranking, fold: Fold, content: np.ndarray, slots: ContentSlots) -> Ranking:
-    """``ranking`` with ``content`` (U, C) in its slots. Scores are of the model, NaN for what is of the content.
-
-    A target's rank is its place in the list; beyond the list it is the model's rank plus the number of slots, which
-    says no more than that it is beyond. Raises ValueError where the list is too short to have a slot.
-    """
-    if slots.share == 0:
-        return ranking
-    slot = slots.places(ranking.items.shape[1])
-    if not slot.any():
-        raise ValueError(
-            f"content_slots.share is {slots.share} and lists have {len(slot)} items, so there is no slot; "
-            f"give at least {1 / len(slot):.4f}"
-        )
-    items, of_content = mixed(ranking.items, content, slot)
-    found = items[ranking.user] == fold.targets.items[:, None]
-    beyond = np.where(ranking.rank > 0, ranking.rank + slot.sum(), 0)
-    rank = np.where(found.any(1), found.argmax(1) + 1, beyond).astype(np.int32)
-    old_place = (items[:, :, None] == ranking.items[:, None, :]).argmax(2)
-    scores = np.take_along_axis(ranking.scores, old_place, 1)
-    scores = np.where(items == 0, -np.inf, np.where(of_content, np.nan, scores)).astype(np.float32)
-    return replace(ranking, items=items, rank=rank, scores=scores)
+        model_item, content_item = (source[rows, (source > 0).argmax(1)] for source in sources)
+        from_content[:, place] = (content_item > 0) & (is_slot | (model_item == 0))
+        merged[:, place] = np.where(from_content[:, place], content_item, model_item)
+        for source in sources:
+            source[source == merged[:, place, None]] = 0
+    return merged, from_content

@@ -1,60 +1,49 @@
-"""What of a history a trained model uses: how many of its last events, in what order, and which of them most.
+"""Use of history by a trained model: effective context length, attribution by position, gap to training targets.
 
-All of it asks the validation fold, whose histories are the training events: the test fold chooses nothing.
-B batch, T time, D width, P places from the end, U users.
+Everything is measured on the validation fold, whose histories are the training events.
+Shapes: B batch, T time, D width, P positions from the end, U users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.data.batch_samplers import length_buckets
+from recpipe.data.batches import Batch
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
-from recpipe.evaluation.metrics import metrics_from_ranks
-from recpipe.evaluation.ranking import rank_fold
-from recpipe.evaluation.segments import LENGTHS, length_names
+from recpipe.evaluation.metrics import metric_value
+from recpipe.evaluation.ranking import fold_metric, fold_ranks
+from recpipe.evaluation.segments import length_groups, length_names
 from recpipe.models.recommender import SCORES_AT_ONCE, NextItem, Recommender
 
-EVENTS = (1, 2, 5, 10, 20, 50, 100, 200)
-PLACES = 50  # from the end, shown one by one
-LEAST = 20  # users of a group: the mean of fewer is mostly luck
+CONTEXT_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200)
+POSITIONS = 50  # from the end, with a share of their own
+MIN_USERS = 20  # of a group; means of smaller groups are noise
+TOKENS_PER_BATCH = 1 << 13
 
 
 @dataclass(frozen=True)
-class Question:
-    """Who is asked what, and how it is judged."""
+class ContextStudy:
+    """A model, the users to measure it on, and the metric."""
 
+    model: Recommender
     fold: Fold
     protocol: Protocol
     metric: str
 
-    def value(self, model: Recommender, fold: Fold | None = None) -> float:
-        """The metric over the users of ``fold``, by default its own."""
-        return self.of(self.ranks(model, self.fold if fold is None else fold))
-
-    def ranks(self, model: Recommender, fold: Fold) -> pa.Table:
-        """Of the targets of ``fold``, by row of it."""
-        asked = fold.with_query_times(self.protocol)
-        return rank_fold(model, asked, exclude_seen=self.protocol.exclude_seen, k=1).ranks()
-
-    def of(self, ranks: pa.Table) -> float:
-        """The metric of these. Raises ValueError for one that is not known."""
-        cutoff = self.metric.partition("@")[2]
-        found = metrics_from_ranks(ranks, cutoffs=[int(cutoff)]) if cutoff.isdigit() else {}
-        if self.metric not in found:
-            raise ValueError(f"metric is {self.metric!r}; give one at a cut-off, such as ndcg@10")
-        return float(found[self.metric])
+    def value(self, fold: Fold | None = None) -> float:
+        """Compute the metric of ``fold``, by default of the fold of the study."""
+        return fold_metric(self.model, self.fold if fold is None else fold, self.protocol, self.metric)
 
 
 def context_study(
@@ -67,45 +56,49 @@ def context_study(
     users: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """``effective`` context, ``attribution`` by place (None for a model whose gradient cannot be had) and ``gap``
-    between training and validation, for at most ``users`` users, the same of every model.
+    """Measure ``effective`` context, ``attribution`` by position and the ``gap`` between training and validation.
 
-    ``train``: what the model was trained on. Raises ValueError for a metric that is not known.
+    For at most ``users`` random users, the same for every model. ``train`` is the training set of the model.
+    ``attribution`` is None for a model without item embeddings. Raises ValueError for an unknown metric.
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(valid))[:users])
-    question = Question(valid.select(rows), protocol, metric)
+    study = ContextStudy(model, valid.select(rows), protocol, metric)
     return {
         "metric": metric,
         "users": len(rows),
-        "effective": effective_context(model, question, seed=seed),
-        "attribution": attribution(model, question) if isinstance(model, NextItem) else None,
-        "gap": gap_by_length(model, train, valid, question, users=users, seed=seed),
+        "effective": effective_context(study, seed=seed),
+        "attribution": attribution(model, study.fold, protocol) if isinstance(model, NextItem) else None,
+        "gap": gap_by_length(study, train, users=users, seed=seed),
     }
 
 
-def effective_context(model: Recommender, question: Question, *, seed: int = 0) -> dict[str, Any]:
-    """The metric ``whole``, and per number of last ``events`` that stay as they are: ``truncated``, where nothing else
-    is read, and ``shuffled``, where the rest is read in a random order. ``shuffled_all``: nothing keeps its place.
+def effective_context(study: ContextStudy, *, seed: int = 0) -> dict[str, Any]:
+    """Measure the metric for ``whole`` histories and per number of last ``events``.
 
-    What a user has seen stays excluded as a whole. ``longer``: the share of users with more events than that.
+    ``truncated``: only these events are read. ``shuffled``: the events before them are in random order.
+    ``shuffled_all``: all events are. ``longer``: share of users with more events. Seen items of the whole history stay
+    excluded.
     """
-    histories = question.fold.histories
-    longest = min(model.max_length, int(histories.lengths.max(initial=0)))
+    histories = study.fold.histories
+
+    def shuffled(events: int) -> float:
+        return study.value(replace(study.fold, histories=shuffle_before(histories, events, seed)))
+
+    longest = min(study.model.max_length, int(histories.lengths.max(initial=0)))
     rows = []
-    for events in (n for n in EVENTS if n < longest):
-        with reading(model, events):
-            truncated = question.value(model)
-        shuffled = question.value(model, _with(question.fold, shuffle_before(histories, events, seed)))
+    for events in (n for n in CONTEXT_LENGTHS if n < longest):
+        with truncated_context(study.model, events):
+            truncated = study.value()
         longer = float((histories.lengths > events).mean())
-        rows.append({"events": events, "truncated": truncated, "shuffled": shuffled, "longer": longer})
-    mixed = _with(question.fold, shuffle_before(histories, 0, seed))
-    whole = question.value(model)
-    return {"whole": whole, "shuffled_all": question.value(model, mixed), "longest": longest, "rows": rows}
+        rows.append(
+            {"events": events, "truncated": truncated, "shuffled": shuffled(events), "longer": longer}
+        )
+    return {"whole": study.value(), "shuffled_all": shuffled(0), "longest": longest, "rows": rows}
 
 
 @contextmanager
-def reading(model: Recommender, events: int) -> Iterator[None]:
-    """Inside, ``model`` reads the last ``events`` of every history; what it must not recommend stays the whole one."""
+def truncated_context(model: Recommender, events: int) -> Iterator[None]:
+    """Let the model read only the last ``events`` of a history inside the ``with`` block."""
     before = model.max_length
     model.max_length = min(events, before)
     try:
@@ -115,109 +108,103 @@ def reading(model: Recommender, events: int) -> Iterator[None]:
 
 
 def shuffle_before(histories: Sequences, events: int, seed: int) -> Sequences:
-    """All but the last ``events`` of every history in a random order; timestamps stay where they are."""
+    """Shuffle all but the last ``events`` of every history; timestamps stay in place."""
     owner = np.repeat(np.arange(len(histories)), histories.lengths)
     place = np.arange(len(owner))
     from_end = histories.offsets[owner + 1] - place
     draw = np.random.default_rng(seed).random(len(owner))
-    order = np.lexsort((np.where(from_end <= events, 1 + place, draw), owner))  # draws lie below 1
+    order = np.lexsort((np.where(from_end <= events, 1 + place, draw), owner))  # draws are below 1
     ratings = None if histories.ratings is None else histories.ratings[order]
     return replace(histories, items=histories.items[order], ratings=ratings)
 
 
-def attribution(model: NextItem, question: Question) -> list[dict[str, Any]]:
-    """How much each event has to do with the log-probability of the item that came next: ``shares`` (P,) of the last
-    places, the last one first, and of all ``older`` ones together, for each group of history lengths.
+def attribution(model: NextItem, fold: Fold, protocol: Protocol) -> list[dict[str, Any]]:
+    """Attribute the log-probability of the target to events by |gradient · input| (Shrikumar et al., arXiv 1605.01713).
 
-    |gradient · input| of an event's embedding (Shrikumar et al., arXiv 1605.01713), as a share of a user's sum; means
-    of groups of 20 users or more.
+    Returns a row per group of history lengths: mean ``shares`` (P,) of the last events, last one first, and of all
+    ``older`` ones together. Groups of fewer than 20 users are left out.
     """
-    fold = question.fold.with_query_times(question.protocol)
+    fold = fold.with_query_times(protocol)
     model.eval()
     data = model.on_device(fold.histories, window=model.max_length)
     lengths = data.lengths
     shares = np.zeros((len(fold), model.max_length))
-    wanted = fold.targets.items[np.minimum(fold.targets.offsets[:-1], len(fold.targets.items) - 1)]
-    able = np.flatnonzero((lengths > 0) & (fold.targets.lengths > 0))
-    most = max(SCORES_AT_ONCE // (model.n_items + 1), 1)
-    for bucket in length_buckets(lengths, able, 1 << 13):
-        for rows in np.split(bucket, range(most, len(bucket), most)):
-            target = torch.from_numpy(wanted[rows].astype(np.int64)).to(model.device)
-            found = _saliency(model, data.batch(rows), target).cpu().numpy()
-            _from_the_end(shares, rows, found, lengths[rows])
-    return _by_length(shares, lengths, able)
+    targets = fold.targets.items[np.minimum(fold.targets.offsets[:-1], len(fold.targets.items) - 1)]
+    users = np.flatnonzero((lengths > 0) & (fold.targets.lengths > 0))
+    max_rows = max(SCORES_AT_ONCE // (model.n_items + 1), 1)
+    for bucket in length_buckets(lengths, users, TOKENS_PER_BATCH):
+        for rows in np.split(bucket, range(max_rows, len(bucket), max_rows)):
+            target = torch.from_numpy(targets[rows].astype(np.int64)).to(model.device)
+            saliency = _saliency(model, data.batch(rows), target).cpu().numpy()
+            _add_shares(shares, rows, saliency, lengths[rows])
+    groups = length_groups(lengths)
+    result = []
+    for code, name in enumerate(length_names()):
+        members = users[groups[users] == code]
+        if len(members) >= MIN_USERS:
+            mean = shares[members].mean(0)
+            row = {"history": name, "users": len(members), "shares": mean[:POSITIONS].tolist()}
+            result.append({**row, "older": float(mean[POSITIONS:].sum())})
+    return result
 
 
-def _saliency(model: NextItem, batch: Any, target: Tensor) -> Tensor:
+def _saliency(model: NextItem, batch: Batch, target: Tensor) -> Tensor:
     """(B, T), 0 at padding."""
     with torch.enable_grad():
         table = model.items.table().detach()
         x_BTD = model.items.embed(batch, table).detach().requires_grad_()
         rows, last = torch.arange(len(target), device=target.device), batch.lengths - 1
         hidden, head = model.output(model.encode(x_BTD, batch)[rows, last], model.items.head(table).detach())
-        known = F.log_softmax(hidden @ head.T, -1)[rows, target].sum()
-        (gradient,) = torch.autograd.grad(known, x_BTD)
+        log_probability = F.log_softmax(hidden @ head.T, -1)[rows, target].sum()
+        (gradient,) = torch.autograd.grad(log_probability, x_BTD)
     return (gradient * x_BTD.detach()).sum(-1).abs() * batch.mask
 
 
-def _from_the_end(shares: NDArray[np.float64], rows: NDArray[Any], found: NDArray[Any], lengths: Any) -> None:
-    """Writes ``found`` (B, T) into ``shares`` (U, T), the last event first, as shares of each row's sum."""
-    place = lengths[:, None] - 1 - np.arange(found.shape[1])
+def _add_shares(
+    shares_UT: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    saliency_BT: NDArray[np.floating],
+    lengths: NDArray[np.int64],
+) -> None:
+    """Write the saliency of a batch as shares of each row's sum, last event first."""
+    place = lengths[:, None] - 1 - np.arange(saliency_BT.shape[1])
     row, column = np.nonzero(place >= 0)
-    whole = found.sum(1, keepdims=True)
-    part = np.divide(found, whole, out=np.zeros_like(found), where=whole > 0)
-    shares[rows[row], place[row, column]] = part[row, column]
+    total = saliency_BT.sum(1, keepdims=True)
+    share = np.divide(saliency_BT, total, out=np.zeros_like(saliency_BT), where=total > 0)
+    shares_UT[rows[row], place[row, column]] = share[row, column]
 
 
-def _by_length(shares: NDArray[Any], lengths: NDArray[Any], able: NDArray[Any]) -> list[dict[str, Any]]:
-    group = np.searchsorted(LENGTHS, lengths, side="right") - 1
-    found = []
-    for code, name in enumerate(length_names()):
-        mine = able[group[able] == code]
-        if len(mine) >= LEAST:
-            mean = shares[mine].mean(0)
-            row = {"history": name, "users": len(mine), "shares": mean[:PLACES].tolist()}
-            found.append({**row, "older": float(mean[PLACES:].sum())})
-    return found
+def gap_by_length(study: ContextStudy, train: Sequences, *, users: int, seed: int) -> list[dict[str, Any]]:
+    """Compare the metric for the last event of ``train``, a target of the training, with that of the validation fold.
 
-
-def gap_by_length(
-    model: Recommender, train: Sequences, valid: Fold, question: Question, *, users: int, seed: int
-) -> list[dict[str, Any]]:
-    """The metric for the last event of ``train``, which training had as a target, and for that of the validation fold,
-    by length of the history: ``train``, ``valid``, and the ``users`` of each.
+    Returns a row per group of history lengths: ``train``, ``valid``, and the number of users of each.
     """
     lengths = train.lengths
     several = np.flatnonzero(lengths > 1)
     rows = np.sort(several[np.random.default_rng(seed).permutation(len(several))[:users]])
-    known = Fold(
+    last_events = Fold(
         train.select(rows, np.zeros(len(rows), np.int64), lengths[rows] - 1),
         train.select(rows, lengths[rows] - 1, lengths[rows]),
     )
-    folds: Mapping[str, Fold] = {"train": known, "valid": question.fold}
-    values = {name: _per_group(model, question, fold) for name, fold in folds.items()}
+    values = {"train": _metric_by_length(study, last_events), "valid": _metric_by_length(study, study.fold)}
     return [
         {
             "history": name,
-            **{key: found[name][0] for key, found in values.items()},
-            **{f"{key}_users": found[name][1] for key, found in values.items()},
+            **{key: groups[name][0] for key, groups in values.items()},
+            **{f"{key}_users": groups[name][1] for key, groups in values.items()},
         }
         for name in length_names()
-        if all(name in found for found in values.values())
+        if all(name in groups for groups in values.values())
     ]
 
 
-def _per_group(model: Recommender, question: Question, fold: Fold) -> dict[str, tuple[float, int]]:
-    table, lengths = question.ranks(model, fold), fold.histories.lengths
-    group = np.searchsorted(LENGTHS, lengths, side="right") - 1
-    owner = table["user_id"].to_numpy()
-    found = {}
+def _metric_by_length(study: ContextStudy, fold: Fold) -> dict[str, tuple[float, int]]:
+    """The metric and the number of users of each group."""
+    ranks = fold_ranks(study.model, fold, study.protocol)
+    groups, owner = length_groups(fold.histories.lengths), ranks["user_id"].to_numpy()
+    result = {}
     for code, name in enumerate(length_names()):
-        mine = table.filter(pa.array(group[owner] == code))
-        if (count := int((group == code).sum())) >= LEAST and len(mine):
-            found[name] = (question.of(mine), count)
-    return found
-
-
-def _with(fold: Fold, histories: Sequences) -> Fold:
-    return replace(fold, histories=histories)
+        members = ranks.filter(groups[owner] == code)
+        if (count := int((groups == code).sum())) >= MIN_USERS and len(members):
+            result[name] = (metric_value(members, study.metric), count)
+    return result

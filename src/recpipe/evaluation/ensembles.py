@@ -1,10 +1,6 @@
-"""Several models as one that ranks: their rankings or scores, weighted and added up.
+"""Ensembles: trained models combined by weighted ranks, scores or probabilities, evaluated like one model.
 
-B users, I items (column 0 of a score matrix is padding), M members.
-
-Trained models put together: weights chosen on the validation fold, and a bundle that is evaluated like any other.
-
-M members, W weightings tried.
+Weights are chosen on the validation fold. Shapes: B users, I items (column 0 of scores is padding), M members.
 """
 
 from __future__ import annotations
@@ -23,167 +19,16 @@ from recpipe.data.batches import Batch
 from recpipe.data.protocol import TIME_CHOICES, Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.evaluate import settings_id
-from recpipe.evaluation.metrics import metrics_from_ranks
-from recpipe.layers.top_k import rank_of, tie_order
+from recpipe.evaluation.metrics import metric_value
+from recpipe.evaluation.ranking import target_positions, target_ranks
+from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import SCORES_AT_ONCE, Recommender, Scorer
 from recpipe.training.bundle import Bundle
 
 METHODS = ("rrf", "zscore", "softmax")
+VALID = "valid"  # choose weights on the validation fold
+GRID_SIZE = 25  # weightings to try, about
 Weights = tuple[float, ...]
-
-
-class Ensemble(Scorer):
-    """Adds up what its members say of an item, each times its weight.
-
-    - ``rrf``: 1 / (``constant`` + rank); Cormack, Clarke & Buettcher, SIGIR 2009, with weights. Members may be models
-      that give lists only: what is not in a list brings nothing.
-    - ``zscore``: the score less the mean of the user's candidates, over their standard deviation.
-    - ``softmax``: the probability, of models that have one; the score is the log of the mixture, a probability again.
-
-    Raises ValueError for fewer than two members, unequal catalogues, and members or weights that do not fit.
-    """
-
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        """``weights`` are one a member, none below 0."""
-
-        method: str = "rrf"
-        weights: Weights = ()
-        constant: float = 60.0
-
-    def __init__(self, members: Sequence[Recommender], config: Config) -> None:
-        if len(members) < 2:
-            raise ValueError(f"an ensemble has at least two members, not {len(members)}")
-        if len(sizes := {member.n_items for member in members}) > 1:
-            raise ValueError(f"members know catalogues of unequal size: {sorted(sizes)} items")
-        if config.method not in METHODS:
-            raise ValueError(f"ensemble.method is {config.method!r}; allowed: {', '.join(METHODS)}")
-        listing = [type(member).__name__ for member in members if not isinstance(member, Scorer)]
-        if listing and config.method != "rrf":
-            raise ValueError(
-                f"{listing[0]} gives lists, which have no score for every item: use ensemble.method=rrf"
-            )
-        unsure = [type(member).__name__ for member in members if not member.probabilistic]
-        if unsure and config.method == "softmax":
-            raise ValueError(
-                f"the scores of {unsure[0]} are no probabilities: use ensemble.method=rrf or zscore"
-            )
-        super().__init__(config, n_items=members[0].n_items, max_length=max(m.max_length for m in members))
-        self.modules_of_members = nn.ModuleList(members)
-        self.probabilistic = config.method == "softmax"
-        fallbacks = [member.cold_users for member in members]
-        self.cold_users = (
-            None if None in fallbacks else fallbacks[0]
-        )  # to be told of; each member has its own
-
-    @property
-    def members(self) -> list[Recommender]:
-        """In the order of the weights."""
-        return [member for member in self.modules_of_members if isinstance(member, Recommender)]
-
-    def weighted(self, weights: Sequence[float]) -> Ensemble:
-        """The same members with other weights. Raises ValueError for a wrong number of them, or negative ones."""
-        if len(weights) != len(self.members) or min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError(
-                f"ensemble.weights are {'+'.join(f'{w:g}' for w in weights)} for {len(self.members)} members; "
-                "give each one, none below 0 and not all 0"
-            )
-        shares = tuple(float(weight) / sum(weights) for weight in weights)
-        return Ensemble(self.members, dataclasses.replace(self.config, weights=shares))
-
-    @property
-    def requires_time(self) -> str:
-        return max((member.requires_time for member in self.members), key=TIME_CHOICES.index)
-
-    def needs_fallback(self, histories: Sequences) -> np.ndarray:
-        """(U,) bool: for whom every member falls back."""
-        return np.logical_and.reduce([member.needs_fallback(histories) for member in self.members])
-
-    def score(self, batch: Batch) -> Tensor:
-        raise TypeError("members of an ensemble batch users in their own ways: ask `score_batches`")
-
-    @torch.inference_mode()
-    def score_batches(
-        self,
-        histories: Sequences,
-        *,
-        exclude_seen: bool,
-        candidates: Tensor | None = None,
-        tokens: int = 1 << 15,
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """As `Scorer.score_batches`; what no member would recommend is -inf."""
-        weights = self.weighted(self.config.weights).config.weights
-        for rows, parts_MBI, allowed_BI in self.parts(
-            histories, exclude_seen=exclude_seen, candidates=candidates
-        ):
-            scores = torch.einsum("m,mbi->bi", torch.tensor(weights, device=parts_MBI.device), parts_MBI)
-            if self.config.method == "softmax":
-                scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-            yield rows, scores.masked_fill(~allowed_BI, -torch.inf)
-
-    def parts(
-        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
-    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Yields (rows (B,), what each member says (M, B, I + 1), which items any would recommend (B, I + 1))."""
-        most = max(SCORES_AT_ONCE // (self.n_items + 1) // len(self.members), 1)
-        by_length = np.argsort(histories.lengths, kind="stable")
-        for rows in np.split(by_length, range(most, len(by_length), most)):
-            if len(rows) == 0:
-                continue
-            chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
-            scores = [
-                _scores(member, chosen, exclude_seen=exclude_seen, candidates=candidates)
-                for member in self.members
-            ]
-            allowed_BI = torch.stack([part > -torch.inf for part in scores]).any(0)
-            yield rows, torch.stack([self._said(part) for part in scores]), allowed_BI
-
-    def _said(self, scores_BI: Tensor) -> Tensor:
-        finite = scores_BI > -torch.inf
-        if self.config.method == "rrf":
-            return torch.where(finite, 1 / (self.config.constant + _places(scores_BI)), 0)
-        if self.config.method == "softmax":
-            return scores_BI.softmax(1).nan_to_num(0)  # a user without candidates
-        count = finite.sum(1, keepdim=True).clamp(min=1)
-        mean = torch.where(finite, scores_BI, 0).sum(1, keepdim=True) / count
-        centred = torch.where(finite, scores_BI - mean, 0)
-        spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
-        z = torch.where(spread > 0, centred / spread.clamp(min=1e-30), 0)
-        return torch.where(
-            finite, z, torch.where(finite, z, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0)
-        )
-
-
-def _scores(
-    member: Recommender, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None
-) -> Tensor:
-    """(B, I + 1), -inf for what the member would not recommend; of lists, the scores of the items in them."""
-    scores = torch.full((len(histories), member.n_items + 1), -torch.inf, device=member.device)
-    if isinstance(member, Scorer):
-        for rows, found in member.score_batches(histories, exclude_seen=exclude_seen, candidates=candidates):
-            scores[torch.from_numpy(rows).to(scores.device)] = found
-        return scores
-    longest = min(getattr(member.config, "beam", member.n_items), member.n_items)
-    items, values = member.recommend(histories, longest, exclude_seen=exclude_seen, candidates=candidates)
-    scores.scatter_(
-        1,
-        torch.from_numpy(items.astype(np.int64)).to(scores.device),
-        torch.from_numpy(values).to(scores.device),
-    )
-    scores[:, 0] = -torch.inf
-    return scores
-
-
-def _places(scores_BI: Tensor) -> Tensor:
-    """(B, I) ranks from 1 in the strict order of `layers.top_k`."""
-    by_priority = torch.argsort(tie_order(scores_BI.shape[1], scores_BI.device))
-    order = by_priority[torch.argsort(scores_BI[:, by_priority], dim=1, descending=True, stable=True)]
-    places = torch.arange(1, scores_BI.shape[1] + 1, device=scores_BI.device, dtype=scores_BI.dtype)
-    return torch.empty_like(scores_BI).scatter_(1, order, places.expand_as(scores_BI))
-
-
-TRIED = 25  # weightings, about
-VALID, EQUAL = "valid", "equal"
 
 
 def ensemble_bundle(
@@ -197,83 +42,39 @@ def ensemble_bundle(
     metric: str = "ndcg@10",
     name: str = "ensemble",
 ) -> tuple[Bundle, dict[str, Any]]:
-    """The members as one bundle, and what is told of them: names, weights and, where chosen, what was tried.
+    """Combine bundles to one; return it with its description: names, weights and all weightings tried.
 
-    ``weights``: ``valid``, ``equal`` or one a member. Raises ValueError for members of unequal data or catalogues, and
-    for weights to be chosen on a fold that a member was trained on.
+    ``weights``: ``valid``, ``equal`` or one per member. Raises ValueError for members of different data or catalogues,
+    and for weights to be chosen on a fold that a member was trained on.
     """
-    _check_alike(bundles)
-    ensemble = Ensemble([each.model for each in bundles], Ensemble.Config(method, (), constant))
-    tried: dict[Weights, float] = {}
-    given = [1.0] * len(bundles) if isinstance(weights, str) else weights
+    _check_same_data(bundles)
+    ensemble = Ensemble([bundle.model for bundle in bundles], Ensemble.Config(method, (), constant))
+    values: dict[Weights, float] = {}
+    chosen: Sequence[float] = [1.0] * len(bundles) if isinstance(weights, str) else weights
     if weights == VALID:
-        if seen := [each.name for each in bundles if each.put_back]:
+        if seen := [bundle.name for bundle in bundles if bundle.put_back]:
             raise ValueError(f"{seen[0]} was trained on the validation fold: give ensemble.weights, or equal")
-        given, tried = choose_weights(
+        chosen, values = choose_weights(
             ensemble, valid.with_query_times(protocol), exclude_seen=protocol.exclude_seen, metric=metric
         )
-    ensemble, first = ensemble.weighted(given), bundles[0]
+    ensemble, first = ensemble.weighted(chosen), bundles[0]
     training = {
         "seed": first.training.get("seed"),
         "settings": _settings(bundles, ensemble, weights),
-        "cost": _cost(bundles),
+        "cost": _total_cost(bundles),
         "versions": first.training.get("versions", {}),
     }
     items = (first.vocabulary, first.titles, first.train_events)
-    about = {
-        "members": [each.name for each in bundles],
+    description = {
+        "members": [bundle.name for bundle in bundles],
         "weights": list(ensemble.config.weights),
-        "tried": [{"weights": list(w), f"valid_{metric}": value} for w, value in tried.items()],
+        "tried": [{"weights": list(w), f"valid_{metric}": value} for w, value in values.items()],
     }
-    return Bundle(name, "ensemble", ensemble, *items, first.protocol, training), about
+    return Bundle(name, "ensemble", ensemble, *items, first.protocol, training), description
 
 
-def choose_weights(
-    ensemble: Ensemble, valid: Fold, *, exclude_seen: bool, metric: str = "ndcg@10"
-) -> tuple[Weights, dict[Weights, float]]:
-    """The weights with the highest ``metric`` on the validation fold, and its value for all that were tried.
-
-    Tried are equal weights, which win where others are no better, and a grid, which has every member alone.
-    """
-    grid = weightings(len(ensemble.members))
-    ranks = np.zeros((len(grid), len(valid.targets.items)), np.int64)
-    for rows, parts_MBI, allowed_BI in ensemble.parts(valid.histories, exclude_seen=exclude_seen):
-        place, row = _targets(valid.targets.offsets, rows)
-        wanted = torch.from_numpy(valid.targets.items[place].astype(np.int64)).to(parts_MBI.device)
-        for w, weights in enumerate(grid):
-            scores = torch.einsum("m,mbi->bi", torch.tensor(weights, device=parts_MBI.device), parts_MBI)
-            scores.masked_fill_(~allowed_BI, -torch.inf)
-            ranks[w, place] = rank_of(scores, torch.from_numpy(row).to(scores.device), wanted).cpu().numpy()
-    user = pa.array(np.repeat(np.arange(len(valid)), valid.targets.lengths))
-    cutoffs = [int(metric.partition("@")[2])]
-    values = {
-        weights: float(
-            metrics_from_ranks(
-                pa.table({"user_id": user, "rank": found, "cold": found < 0}), cutoffs=cutoffs
-            )[metric]
-        )
-        for weights, found in zip(grid, ranks, strict=True)
-    }
-    return max(values, key=lambda weights: values[weights]), values
-
-
-def weightings(members: int) -> list[Weights]:
-    """Equal weights, then all multiples of 1 / n that sum to 1, with n so that there are about 25, at least 2."""
-    steps = 10
-    while steps > 2 and len(list(_compositions(steps, members))) > TRIED:
-        steps -= 1
-    grid = [tuple(part / steps for part in parts) for parts in _compositions(steps, members)]
-    return list(dict.fromkeys([(1 / members,) * members, *grid]))
-
-
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    for cuts in itertools.combinations(range(total + parts - 1), parts - 1):
-        edges = (-1, *cuts, total + parts - 1)
-        yield tuple(b - a - 1 for a, b in itertools.pairwise(edges))
-
-
-def _check_alike(bundles: Sequence[Bundle]) -> None:
-    names = [each.name for each in bundles]
+def _check_same_data(bundles: Sequence[Bundle]) -> None:
+    names = [bundle.name for bundle in bundles]
     if len(set(names)) < max(len(names), 2):
         raise ValueError(f"an ensemble has two or more different members, not {'+'.join(names) or 'none'}")
     for other in bundles[1:]:
@@ -283,33 +84,214 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
                 "train them on one split"
             )
         if not np.array_equal(bundles[0].vocabulary.ids, other.vocabulary.ids):
-            raise ValueError(f"{names[0]} and {other.name} were trained on unequal catalogues")
+            raise ValueError(f"{names[0]} and {other.name} were trained on different catalogues")
 
 
 def _settings(
     bundles: Sequence[Bundle], ensemble: Ensemble, weights: str | Sequence[float]
 ) -> dict[str, Any]:
-    """The rule for the weights, not what it gave, which differs between seeds of one ensemble."""
+    """Settings with the rule for the weights, as chosen weights differ between seeds of one ensemble."""
     return {
         "type": "ensemble",
-        "members": {each.name: settings_id(each.training.get("settings") or {}) for each in bundles},
+        "members": {bundle.name: settings_id(bundle.training.get("settings") or {}) for bundle in bundles},
         "method": ensemble.config.method,
         "weights": weights if isinstance(weights, str) else list(ensemble.config.weights),
         "constant": ensemble.config.constant,
-        **({"train": {"put_back": True}} if any(each.put_back for each in bundles) else {}),
+        **({"train": {"put_back": True}} if any(bundle.put_back for bundle in bundles) else {}),
     }
 
 
-def _cost(bundles: Sequence[Bundle]) -> dict[str, float]:
-    """What adds up."""
-    costs = [each.training.get("cost", {}) for each in bundles]
-    known = [
-        name for name in ("train_seconds", "parameters") if all(cost.get(name) is not None for cost in costs)
-    ]
-    return {name: sum(cost[name] for cost in costs) for name in known}
+def _total_cost(bundles: Sequence[Bundle]) -> dict[str, float]:
+    costs = [bundle.training.get("cost", {}) for bundle in bundles]
+    names = ("train_seconds", "parameters")
+    return {
+        name: sum(cost[name] for cost in costs)
+        for name in names
+        if all(cost.get(name) is not None for cost in costs)
+    }
 
 
-def _targets(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flat places (n,) of the targets of ``rows``, and for each the place of its user among ``rows``."""
-    place = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
-    return place, np.repeat(np.arange(len(rows)), offsets[rows + 1] - offsets[rows])
+class Ensemble(Scorer):
+    """Weighted sum of what the members give each item.
+
+    - ``rrf``: 1 / (``constant`` + rank); Cormack, Clarke & Buettcher, SIGIR 2009, with weights. Members may be models
+      that give lists only: items outside a list get nothing.
+    - ``zscore``: score minus mean over the candidates of the user, divided by the standard deviation.
+    - ``softmax``: probability, for probabilistic members; the score is the log of the mixture.
+
+    Raises ValueError for fewer than two members, different catalogues, and members that the method cannot combine.
+    """
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """``weights``: one per member, none negative."""
+
+        method: str = "rrf"
+        weights: Weights = ()
+        constant: float = 60.0
+
+    def __init__(self, members: Sequence[Recommender], config: Config) -> None:
+        if len(members) < 2:
+            raise ValueError(f"an ensemble has at least two members, not {len(members)}")
+        if len(sizes := {member.n_items for member in members}) > 1:
+            raise ValueError(f"members have catalogues of different sizes: {sorted(sizes)} items")
+        if config.method not in METHODS:
+            raise ValueError(f"ensemble.method is {config.method!r}; allowed: {', '.join(METHODS)}")
+        for member in members:
+            name = type(member).__name__
+            if not isinstance(member, Scorer) and config.method != "rrf":
+                raise ValueError(
+                    f"{name} gives lists, without a score for every item: use ensemble.method=rrf"
+                )
+            if not member.probabilistic and config.method == "softmax":
+                raise ValueError(
+                    f"the scores of {name} are no probabilities: use ensemble.method=rrf or zscore"
+                )
+        super().__init__(config, n_items=members[0].n_items, max_length=max(m.max_length for m in members))
+        self.modules_of_members = nn.ModuleList(members)
+        self.probabilistic = config.method == "softmax"
+        fallbacks = [member.cold_users for member in members]  # for reports; every member uses its own
+        self.cold_users = None if None in fallbacks else fallbacks[0]
+
+    @property
+    def members(self) -> list[Recommender]:
+        """Members in the order of the weights."""
+        return [member for member in self.modules_of_members if isinstance(member, Recommender)]
+
+    def weighted(self, weights: Sequence[float]) -> Ensemble:
+        """Return the same members with other weights. Raises ValueError for a wrong number of them or negative ones."""
+        if len(weights) != len(self.members) or min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(
+                f"ensemble.weights are {'+'.join(f'{w:g}' for w in weights)} for {len(self.members)} members; "
+                "give each one, none below 0 and not all 0"
+            )
+        shares = tuple(float(weight) / sum(weights) for weight in weights)
+        return Ensemble(self.members, dataclasses.replace(self.config, weights=shares))
+
+    @property
+    def requires_time(self) -> str:
+        return max((member.requires_time for member in self.members), key=TIME_CHOICES.index)
+
+    def needs_fallback(self, histories: Sequences) -> np.ndarray:
+        """Mark the users (U,) for whom every member falls back."""
+        return np.logical_and.reduce([member.needs_fallback(histories) for member in self.members])
+
+    def score(self, batch: Batch) -> Tensor:
+        raise TypeError("members of an ensemble have different batches: use `score_batches`")
+
+    @torch.inference_mode()
+    def score_batches(
+        self,
+        histories: Sequences,
+        *,
+        exclude_seen: bool,
+        candidates: Tensor | None = None,
+        tokens: int = 1 << 15,
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield (rows (B,), scores (B, I + 1)) as `Scorer.score_batches`; -inf where all members have -inf."""
+        weights = self.weighted(self.config.weights).config.weights
+        for rows, parts_MBI, allowed_BI in self.member_batches(
+            histories, exclude_seen=exclude_seen, candidates=candidates
+        ):
+            scores = _weighted_sum(weights, parts_MBI)
+            if self.config.method == "softmax":
+                scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+            yield rows, scores.masked_fill(~allowed_BI, -torch.inf)
+
+    def member_batches(
+        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
+    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Yield rows (B,), normalised scores of the members (M, B, I + 1) and a mask of allowed items (B, I + 1)."""
+        max_rows = max(SCORES_AT_ONCE // (self.n_items + 1) // len(self.members), 1)
+        by_length = np.argsort(histories.lengths, kind="stable")
+        for rows in np.split(by_length, range(max_rows, len(by_length), max_rows)):
+            if len(rows) == 0:
+                continue
+            batch = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
+            scores = [
+                _member_scores(member, batch, exclude_seen=exclude_seen, candidates=candidates)
+                for member in self.members
+            ]
+            allowed_BI = torch.stack([part > -torch.inf for part in scores]).any(0)
+            yield rows, torch.stack([self._normalise(part) for part in scores]), allowed_BI
+
+    def _normalise(self, scores_BI: Tensor) -> Tensor:
+        finite = scores_BI > -torch.inf
+        if self.config.method == "rrf":
+            return torch.where(finite, 1 / (self.config.constant + _all_ranks(scores_BI)), 0)
+        if self.config.method == "softmax":
+            return scores_BI.softmax(1).nan_to_num(0)  # NaN for a user without candidates
+        count = finite.sum(1, keepdim=True).clamp(min=1)
+        mean = torch.where(finite, scores_BI, 0).sum(1, keepdim=True) / count
+        centred = torch.where(finite, scores_BI - mean, 0)
+        deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
+        z = torch.where(deviation > 0, centred / deviation.clamp(min=1e-30), 0)
+        lowest = torch.where(finite, z, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0)
+        return torch.where(finite, z, lowest)
+
+
+def _weighted_sum(weights: Weights, parts_MBI: Tensor) -> Tensor:
+    return torch.einsum("m,mbi->bi", torch.tensor(weights, device=parts_MBI.device), parts_MBI)
+
+
+def _member_scores(
+    member: Recommender, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None
+) -> Tensor:
+    """Scores (B, I + 1), -inf for excluded items and, of a model that gives lists, for items outside them."""
+    scores = torch.full((len(histories), member.n_items + 1), -torch.inf, device=member.device)
+    if isinstance(member, Scorer):
+        for rows, batch in member.score_batches(histories, exclude_seen=exclude_seen, candidates=candidates):
+            scores[torch.from_numpy(rows).to(scores.device)] = batch
+        return scores
+    length = min(getattr(member.config, "beam", member.n_items), member.n_items)
+    items, values = member.recommend(histories, length, exclude_seen=exclude_seen, candidates=candidates)
+    index = torch.from_numpy(items.astype(np.int64)).to(scores.device)
+    scores.scatter_(1, index, torch.from_numpy(values).to(scores.device))
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+def _all_ranks(scores_BI: Tensor) -> Tensor:
+    """Ranks (B, I) from 1 in the strict order of `layers.top_k`."""
+    by_tie_order = torch.argsort(tie_order(scores_BI.shape[1], scores_BI.device))
+    order = by_tie_order[torch.argsort(scores_BI[:, by_tie_order], dim=1, descending=True, stable=True)]
+    ranks = torch.arange(1, scores_BI.shape[1] + 1, device=scores_BI.device, dtype=scores_BI.dtype)
+    return torch.empty_like(scores_BI).scatter_(1, order, ranks.expand_as(scores_BI))
+
+
+def choose_weights(
+    ensemble: Ensemble, valid: Fold, *, exclude_seen: bool, metric: str = "ndcg@10"
+) -> tuple[Weights, dict[Weights, float]]:
+    """Return the weights with the highest ``metric`` on the validation fold, and the value of every weighting tried.
+
+    Equal weights come first and win ties; the grid includes every member alone.
+    """
+    grid = weight_grid(len(ensemble.members))
+    ranks = np.zeros((len(grid), len(valid.targets.items)), np.int64)
+    for rows, parts_MBI, allowed_BI in ensemble.member_batches(valid.histories, exclude_seen=exclude_seen):
+        positions, batch_rows = target_positions(valid.targets, rows)
+        for w, weights in enumerate(grid):
+            scores = _weighted_sum(weights, parts_MBI).masked_fill_(~allowed_BI, -torch.inf)
+            ranks[w, positions] = target_ranks(scores, batch_rows, valid.targets.items[positions])
+    user = pa.array(np.repeat(np.arange(len(valid)), valid.targets.lengths))
+    tables = [pa.table({"user_id": user, "rank": row, "cold": row < 0}) for row in ranks]
+    values = {
+        weights: metric_value(table, metric, setting="ensemble.metric")
+        for weights, table in zip(grid, tables, strict=True)
+    }
+    return max(values, key=lambda weights: values[weights]), values
+
+
+def weight_grid(members: int) -> list[Weights]:
+    """Return equal weights, then all multiples of 1 / n that sum to 1, with n >= 2 for about 25 weightings."""
+    steps = 10
+    while steps > 2 and len(list(_compositions(steps, members))) > GRID_SIZE:
+        steps -= 1
+    grid = [tuple(part / steps for part in parts) for parts in _compositions(steps, members)]
+    return list(dict.fromkeys([(1 / members,) * members, *grid]))
+
+
+def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    for cuts in itertools.combinations(range(total + parts - 1), parts - 1):
+        edges = (-1, *cuts, total + parts - 1)
+        yield tuple(b - a - 1 for a, b in itertools.pairwise(edges))

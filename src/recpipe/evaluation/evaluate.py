@@ -1,7 +1,6 @@
-"""How long one person waits for a list: users of a fold asked one by one, as a shop would.
+"""Evaluation of a trained model on the validation and test fold: metrics, ranks, recommendations, latency.
 
-Judges a bundle on the validation and the test fold under its protocol: metrics, ranks, recommendations; on the test
-fold also by whether training saw the target, and as if nothing were known of its users' events.
+Shapes: U users, I items, K results.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, runtime_checkable
@@ -22,71 +21,45 @@ import pyarrow as pa
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.decoding.exact import SearchError
-from recpipe.evaluation.metrics import coverage, metrics_from_ranks, warm_and_cold_items
-from recpipe.evaluation.ranking import Ranking, rank_fold
+from recpipe.evaluation.content_slots import ContentSlots
+from recpipe.evaluation.metrics import coverage, metric_value, metrics_from_ranks, warm_and_cold_items
+from recpipe.evaluation.ranking import Ranking, fold_ranks, rank_fold
 from recpipe.evaluation.recommendations import recommendations_table
 from recpipe.models.recommender import Recommender
 from recpipe.training.bundle import Bundle
 
-WARM = 3  # users asked before the clock runs: the first call fills caches
+WARM_UP_USERS = 3  # of latency: the first calls fill caches
 PERCENTILES = (50, 95)
-
-
-def latency(
-    model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users: int = 30
-) -> dict[str, float]:
-    """Milliseconds that ``k`` items for one user take: median and 95th percentile over ``users`` users of ``fold``.
-
-    The users are drawn, always the same ones. Nothing for a fold without users.
-    """
-    drawn = np.random.default_rng(0).permutation(len(fold))[:users]
-    asked = [fold.select(drawn[at : at + 1]).histories for at in range(len(drawn))]
-    for histories in asked[:WARM]:
-        _seconds(model, histories, exclude_seen, k)
-    found = [1000 * _seconds(model, histories, exclude_seen, k) for histories in asked]
-    return {f"inference_latency_ms_p{p}": float(np.percentile(found, p)) for p in PERCENTILES if found}
-
-
-def _seconds(model: Recommender, histories: Sequences, exclude_seen: bool, k: int) -> float:
-    """The answer is on the CPU when ``recommend`` returns, so nothing is left running on a GPU."""
-    started = time.perf_counter()
-    model.recommend(histories, k, exclude_seen=exclude_seen)
-    return time.perf_counter() - started
-
-
-SEARCHED = 1000  # users, for the error of a search
-WITHOUT_EFFECT = {"device", "resume", "log_every"}  # of the train settings: they make no other model
+SEARCH_ERROR_USERS = 1000
+NOT_IN_SETTINGS_ID = {"device", "resume", "log_every"}  # train settings that do not change the model
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics`` is what metrics.json holds; ``ranks`` and ``recommendations`` are of the test fold, ``submission`` is
-    the latter as CSV text.
-    """
+    """Result of an evaluation."""
 
-    metrics: dict[str, Any]
-    ranks: pa.Table
-    recommendations: pa.Table
-    submission: str = ""
+    metrics: dict[str, Any]  # content of metrics.json
+    ranks: pa.Table  # of the test fold, see `Ranking.table`
+    recommendations: pa.Table  # of the test fold, see `recommendations_table`
+    submission: str = ""  # the recommendations as CSV
 
 
-@runtime_checkable
-class ExactlySearched(TypedProtocol):
-    """A model that scores exactly what others search by beam, and knows what a beam of ``config.beam`` would lose."""
+def evaluate(
+    bundle: Bundle,
+    valid: Fold,
+    test: Fold,
+    protocol: Protocol,
+    *,
+    k: int = 20,
+    slots: ContentSlots | None = None,
+) -> Evaluation:
+    """Rank both folds with a trained model and recommend ``k`` items to every test user.
 
-    config: Any
+    With ``slots``, lists and metrics have content slots; throughput and latency are those of the model alone. A model
+    that was also trained on the validation fold (``train.put_back``) has no ``valid`` metrics.
 
-    def beam_error(self, histories: Sequences, k: int) -> SearchError:
-        """Of the best ``k`` items of each user; None where ids are shared."""
-
-
-def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top: int = 20) -> Evaluation:
-    """Ranks both folds; ``top`` recommendations per test user are kept.
-
-    A bundle that was trained on the validation events too (``train.put_back``) has no ``valid`` metrics.
-
-    Raises ValueError if ``protocol`` is not that of the data the bundle was trained on, if the model uses more of
-    time than it allows, or if the model gives NaN.
+    Raises ValueError if the model was trained on another split than that of ``protocol``, if it uses times that the
+    protocol does not allow, and for NaN scores.
     """
     if differing := bundle.protocol.data_differences(protocol):
         raise ValueError(
@@ -94,14 +67,25 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
             f"Run `kedro run --pipelines=train,evaluate --params model={bundle.name}`"
         )
     protocol.check_time(bundle.model.requires_time, model=bundle.name)
-    k = max(top, *protocol.cutoffs)
+    warm = np.concatenate([[False], bundle.train_events > 0])
+
+    def rank(fold: Fold, protocol: Protocol, k: int) -> tuple[Ranking, pa.Table]:
+        ranking = rank_fold(
+            bundle.model, fold.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=k
+        )
+        if slots is not None:
+            ranking = slots.apply(ranking, fold, bundle, exclude_seen=protocol.exclude_seen)
+        return ranking, ranking.table(fold, bundle.vocabulary, warm=warm)
+
     folds = {"test": test} if bundle.put_back else {"valid": valid, "test": test}
-    judged = {name: _rank(bundle, fold, protocol, k) for name, fold in folds.items()}
-    known = np.concatenate([[False], bundle.train_events > 0])
-    tables = {
-        name: ranking.table(folds[name], bundle.vocabulary, known=known) for name, ranking in judged.items()
-    }
-    best, settings = judged["test"], bundle.training.get("settings")
+    list_length = max(k, *protocol.cutoffs)
+    rankings = {name: rank(fold, protocol, list_length) for name, fold in folds.items()}
+    ranking, ranks = rankings["test"]
+    no_history = _without_history(test)
+    cold_users = rank(no_history, dataclasses.replace(protocol, exclude_seen=False), max(protocol.cutoffs))
+    settings = bundle.training.get("settings")
+    if settings and slots is not None:
+        settings = {**settings, "content_slots": slots.to_dict()}
     metrics = {
         "dataset": protocol.dataset,
         "model": bundle.name,
@@ -109,98 +93,111 @@ def evaluate(bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, top
         "protocol": {"id": protocol.id, **protocol.to_dict()},
         **({"settings": settings, "settings_id": settings_id(settings)} if settings else {}),
         **({"put_back": True} if bundle.put_back else {}),
-        **{name: _metrics(tables[name], judged[name], bundle, protocol) for name in judged},
-        **warm_and_cold_items(tables["test"], cutoffs=protocol.cutoffs),
-        **_search(bundle, test, protocol),
-        "cold_users": _on_cold_users(bundle, test, dataclasses.replace(protocol, exclude_seen=False), known),
+        **({"content_slots": slots.to_dict()} if slots is not None else {}),
+        **{name: _metrics(*pair, bundle, protocol) for name, pair in rankings.items()},
+        **warm_and_cold_items(ranks, cutoffs=protocol.cutoffs),
+        **_search_error(bundle.model, test, protocol),
+        "cold_users": {
+            **_metrics(*cold_users, bundle, protocol),
+            **_fallback(bundle.model, no_history.histories),
+        },
         "cost": {
             **bundle.training.get("cost", {}),
-            "inference_users_per_second": len(test) / best.seconds,
-            **latency(
-                bundle.model, test.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=top
-            ),
+            "inference_users_per_second": len(test) / ranking.seconds,
+            **latency(bundle.model, test.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=k),
         },
         "versions": bundle.training.get("versions", {}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     recommendations = recommendations_table(
         test.histories.users,
-        best.items[:, :top],
-        best.scores[:, :top],
-        best.log_normalizer,
+        ranking.items[:, :k],
+        ranking.scores[:, :k],
+        ranking.log_normalizer,
         item_ids=bundle.vocabulary.ids,
         titles=bundle.title_table(),
         cold=bundle.model.needs_fallback(test.histories),
     )
-    return Evaluation(metrics, tables["test"], recommendations)
+    return Evaluation(metrics, ranks, recommendations)
+
+
+def _metrics(ranking: Ranking, ranks: pa.Table, bundle: Bundle, protocol: Protocol) -> dict[str, float | int]:
+    cutoffs = [k for k in protocol.cutoffs if k <= ranking.items.shape[1]]
+    covered = coverage(ranking.items, catalogue=len(bundle.vocabulary), cutoffs=cutoffs) if cutoffs else {}
+    return {**metrics_from_ranks(ranks, cutoffs=protocol.cutoffs), **covered}
+
+
+def _without_history(fold: Fold) -> Fold:
+    none = np.zeros(len(fold), np.int64)
+    return Fold(fold.histories.select(np.arange(len(fold)), none, none), fold.targets)
+
+
+def _fallback(model: Recommender, histories: Sequences) -> dict[str, Any]:
+    """Count the users that the model leaves to its fallback, with the settings of the fallback."""
+    config = None if model.cold_users is None else dataclasses.asdict(model.cold_users.config)
+    return {"falls_back": int(model.needs_fallback(histories).sum()), "settings": config}
+
+
+@runtime_checkable
+class ExactSearch(TypedProtocol):
+    """A model with exact search that can measure the error of a beam search of width ``config.beam``."""
+
+    config: Any
+
+    def beam_error(self, histories: Sequences, k: int) -> SearchError:
+        """Compare the best ``k`` items of each user; None where ids are shared."""
+
+
+def _search_error(model: Recommender, fold: Fold, protocol: Protocol) -> dict[str, Any]:
+    if not isinstance(model, ExactSearch):
+        return {}
+    sample = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCH_ERROR_USERS]))
+    k = min(protocol.cutoffs, key=lambda cutoff: abs(cutoff - 10))
+    error = model.beam_error(sample.with_query_times(protocol).histories, k)
+    return {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}
 
 
 def settings_id(settings: Mapping[str, Any]) -> str:
-    """Eight hex digits: equal ids mean the same model and training but for the seed."""
-    given = settings.get("train", {}).items()
-    train = {key: value for key, value in given if key not in WITHOUT_EFFECT}
-    for name in ("max_minutes", "ema"):  # which older runs do not have
+    """Hash the settings of a model and its training, without the seed, to eight hex digits."""
+    train = {key: value for key, value in settings.get("train", {}).items() if key not in NOT_IN_SETTINGS_ID}
+    for name in ("max_minutes", "ema"):  # absent from runs of older versions
         if train.get(name) is None:
             train.pop(name, None)
     text = json.dumps({**settings, "train": train}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None) -> Any:
-    """The function that training selects by: full ranking of the validation fold under the protocol, of all its users
-    or of a sample of ``users``, always the same.
+def latency(
+    model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users: int = 30
+) -> dict[str, float]:
+    """Measure milliseconds to recommend ``k`` items to a single user: median and 95th percentile.
+
+    Over the same random ``users`` of ``fold`` each time; empty for a fold without users.
     """
-    cutoffs = sorted({*protocol.cutoffs, int(metric.partition("@")[2])})
+    rows = np.random.default_rng(0).permutation(len(fold))[:users]
+    queries = [fold.select(rows[at : at + 1]).histories for at in range(len(rows))]
+    milliseconds = []
+    for histories in (*queries[:WARM_UP_USERS], *queries):
+        started = time.perf_counter()
+        model.recommend(histories, k, exclude_seen=exclude_seen)  # the result is on the CPU: GPU work is done
+        milliseconds.append(1000 * (time.perf_counter() - started))
+    timed = milliseconds[-len(queries) :]
+    return {f"inference_latency_ms_p{p}": float(np.percentile(timed, p)) for p in PERCENTILES if timed}
+
+
+def validator(
+    fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None
+) -> Callable[[Recommender], dict[str, float]]:
+    """Return the function that selects checkpoints: full ranking of the validation fold under the protocol.
+
+    With ``users``, of the same random sample each time. It raises ValueError for an unknown metric.
+    """
     fold = fold.with_query_times(protocol)
     if users is not None and users < len(fold):
         fold = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:users]))
 
-    def validate(model: Any) -> dict[str, float]:
-        ranking = rank_fold(model, fold, exclude_seen=protocol.exclude_seen, k=1)
-        found = metrics_from_ranks(ranking.ranks(), cutoffs=cutoffs)
-        if metric not in found:
-            raise ValueError(f"train.metric is {metric!r}; known: {', '.join(sorted(found))}")
-        return {f"valid_{metric}": float(found[metric])}
+    def validate(model: Recommender) -> dict[str, float]:
+        ranks = fold_ranks(model, fold, protocol)
+        return {f"valid_{metric}": metric_value(ranks, metric, setting="train.metric")}
 
     return validate
-
-
-def _rank(bundle: Bundle, fold: Fold, protocol: Protocol, k: int) -> Ranking:
-    return rank_fold(bundle.model, fold.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=k)
-
-
-def _search(bundle: Bundle, fold: Fold, protocol: Protocol) -> dict[str, Any]:
-    """``search``, of a model that scores exactly: what a beam as wide as its ``beam`` would lose of the lists."""
-    model = bundle.model
-    if not isinstance(model, ExactlySearched):
-        return {}
-    few = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCHED])).with_query_times(
-        protocol
-    )
-    k = min(protocol.cutoffs, key=lambda cutoff: abs(cutoff - 10))
-    error = model.beam_error(few.histories, k)
-    return {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}
-
-
-def _on_cold_users(bundle: Bundle, fold: Fold, protocol: Protocol, known: np.ndarray) -> dict[str, Any]:
-    """The metrics for the same targets with every history emptied, so that there is nothing to exclude.
-
-    ``falls_back`` is the number of these users that the model leaves to its fallback: all, or none where it has none;
-    ``settings`` are those of the fallback.
-    """
-    none = np.zeros(len(fold), np.int64)
-    asked = Fold(fold.histories.select(np.arange(len(fold)), none, none), fold.targets)
-    ranking = _rank(bundle, asked, protocol, max(protocol.cutoffs))
-    ranks = ranking.table(asked, bundle.vocabulary, known=known)
-    fallback, fell = bundle.model.cold_users, int(bundle.model.needs_fallback(asked.histories).sum())
-    about = {
-        "falls_back": fell,
-        "settings": None if fallback is None else dataclasses.asdict(fallback.config),
-    }
-    return {**_metrics(ranks, ranking, bundle, protocol), **about}
-
-
-def _metrics(ranks: pa.Table, ranking: Ranking, bundle: Bundle, protocol: Protocol) -> dict[str, float | int]:
-    cutoffs = [k for k in protocol.cutoffs if k <= ranking.items.shape[1]]
-    covered = coverage(ranking.items, catalogue=len(bundle.vocabulary), cutoffs=cutoffs) if cutoffs else {}
-    return {**metrics_from_ranks(ranks, cutoffs=protocol.cutoffs), **covered}

@@ -35,14 +35,14 @@ def metrics_from_ranks(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, 
     return means | counts
 
 
-def metric_value(ranks: pa.Table, metric: str) -> float:
-    """Compute one metric at a cut-off, such as ndcg@10. Raises ValueError for an unknown metric."""
+def metric_value(ranks: pa.Table, metric: str, *, setting: str = "metric") -> float:
+    """Compute one metric at a cut-off, such as ndcg@10. Raises ValueError, naming ``setting``, for an unknown one."""
     cutoff = metric.partition("@")[2]
     values = metrics_from_ranks(ranks, cutoffs=[int(cutoff)]) if cutoff.isdigit() else {}
     if metric not in values:
         names = [name.partition("@")[0] for name in user_metrics(ranks, cutoffs=[1]).column_names[1:]]
         raise ValueError(
-            f"metric is {metric!r}; allowed: {', '.join(names)}, each at a cut-off, such as ndcg@10"
+            f"{setting} is {metric!r}; allowed: {', '.join(names)}, each at a cut-off, such as ndcg@10"
         )
     return float(values[metric])
 

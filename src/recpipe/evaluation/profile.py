@@ -1,6 +1,6 @@
-"""What an interaction log looks like: sizes, activity, popularity, time, ties and repeats, as JSON.
+"""Profile of an interaction log as JSON: sizes, activity, popularity, time, ties and repeats.
 
-Only three columns are read, batch by batch, and kept as integer codes: about 16 bytes per interaction.
+Three columns are read batch by batch and stored as integer codes: about 16 bytes per interaction.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from recpipe.evaluation.lists import gini
+
 DAY = 86_400
-POINTS = 60  # of a curve
+CURVE_POINTS = 60
 
 
 def profile(path: Path) -> dict[str, Any]:
-    """Profile of the interactions Parquet at `path` (a file or a folder): see the keys below, all JSON-able.
+    """Profile the interactions Parquet at `path`, a file or a folder, as JSON.
 
-    `tied.interactions` is the share of interactions whose user has another at the same second; `tied.last`
-    the share of users whose last second holds several, so that the tie policy decides their test item.
+    `tied.interactions` is the share of interactions with another one of the same user and second; `tied.last` the share
+    of users with several in their last second, whose test item depends on `protocol.ties`. Raises ValueError for an
+    empty log.
     """
     user, item, timestamp, timed = _columns(path)
     if not len(user):
@@ -52,15 +55,15 @@ def profile(path: Path) -> dict[str, Any]:
 
 
 def _columns(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
-    """User codes, item codes, timestamps (0 where null) and which are not null, in the order of the file."""
+    """Read user codes, item codes, timestamps (0 for null) and a mask of the non-null ones."""
     source = ds.dataset(path, format="parquet")
     codes: dict[str, list[NDArray[np.int32]]] = {"user_id": [], "item_id": []}
-    seen: dict[str, dict[str, int]] = {"user_id": {}, "item_id": {}}
+    code_of: dict[str, dict[str, int]] = {"user_id": {}, "item_id": {}}
     times, timed = [], []
     for batch in source.to_batches(columns=["user_id", "item_id", "timestamp"]):
-        for name, known in seen.items():
+        for name, table in code_of.items():
             column = batch[name].cast(pa.string()).dictionary_encode()
-            local = [known.setdefault(value, len(known)) for value in column.dictionary.to_pylist()]
+            local = [table.setdefault(value, len(table)) for value in column.dictionary.to_pylist()]
             codes[name].append(np.asarray(local, np.int32)[column.indices.to_numpy()])
         times.append(pc.fill_null(batch["timestamp"], 0).to_numpy(zero_copy_only=False).astype(np.int64))
         timed.append(batch["timestamp"].is_valid().to_numpy(zero_copy_only=False))
@@ -76,7 +79,7 @@ def _columns(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[
 
 
 def _histogram(counts: NDArray[np.int64]) -> dict[str, Any]:
-    """Summary of `counts` and how many fall into [edge_i, edge_{i+1}), with edges 1, 2, 3, 4, 6, 8, 12, …."""
+    """Summarise `counts`, with a histogram over the edges 1, 2, 3, 4, 6, 8, 12, …."""
     edges = [1, 2, 3]
     while edges[-1] <= counts.max():
         edges.append(edges[-2] * 2)
@@ -91,24 +94,22 @@ def _histogram(counts: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _popularity(per_item: NDArray[np.int64]) -> dict[str, Any]:
-    """Events by popularity rank (points spaced by ratio), and how concentrated they are; `per_item` falls."""
+    """Compute events by popularity rank and their concentration; `per_item` is sorted, most popular first."""
     n = len(per_item)
-    ranks = np.unique(np.geomspace(1, n, min(n, POINTS)).round().astype(np.int64))
+    ranks = np.unique(np.geomspace(1, n, min(n, CURVE_POINTS)).round().astype(np.int64))
     cumulative = np.cumsum(per_item) / per_item.sum()
-    rising = per_item[::-1]
-    gini = 2 * np.sum(np.arange(1, n + 1) * rising) / (n * rising.sum()) - (n + 1) / n
     return {
         "rank": ranks.tolist(),
         "events": per_item[ranks - 1].tolist(),
         "share": cumulative[ranks - 1].tolist(),
-        "gini": float(gini),
+        "gini": gini(per_item),
         "top_1_percent": float(cumulative[max(1, round(n / 100)) - 1]),
         "top_10_percent": float(cumulative[max(1, round(n / 10)) - 1]),
     }
 
 
 def _over_time(at: NDArray[np.int64]) -> dict[str, Any] | None:
-    """Events per day, month or year, whichever gives a readable number of bars; quiet periods count 0."""
+    """Count events per day, month or year, depending on the span of the log; empty periods count 0."""
     if not len(at):
         return None
     days = (at.max() - at.min()) / DAY
@@ -125,7 +126,7 @@ def _tied(user: NDArray[np.int32], at: NDArray[np.int64]) -> dict[str, float] | 
         return None
     order = np.lexsort((at, user))
     user, at = user[order], at[order]
-    same = (user[1:] == user[:-1]) & (at[1:] == at[:-1])  # with the one before
+    same = (user[1:] == user[:-1]) & (at[1:] == at[:-1])  # as the one before
     tied = np.append(False, same) | np.append(same, False)
     last = np.append(user[1:] != user[:-1], True)
     return {"interactions": float(tied.mean()), "last": float(tied[last].mean())}

@@ -31,7 +31,9 @@ class Ranking:
     """Ranks of all targets of a fold and top-k lists of all users."""
 
     user: np.ndarray  # (N,) int64, row of the fold
-    rank: np.ndarray  # (N,) int32, 1-based; 0 for a target that is no candidate or, of a generator, in no list
+    rank: (
+        np.ndarray
+    )  # (N,) int32, 1-based; 0 for a target that is no candidate or, of a generator, in no list
     candidates: np.ndarray  # (N,) int32, number of candidates of the user
     items: np.ndarray  # (U, K) int32, 0 for none
     scores: np.ndarray  # (U, K) float32
@@ -86,9 +88,7 @@ def rank_fold(
             positions, batch_rows = target_positions(targets, rows)
             rank[positions] = target_ranks(scores, batch_rows, targets.items[positions])
             bar.add(len(rows))
-    return Ranking(
-        owner, rank, n_candidates[owner], items, values, normalizer, time.perf_counter() - started
-    )
+    return Ranking(owner, rank, n_candidates[owner], items, values, normalizer, time.perf_counter() - started)
 
 
 def _rank_lists(
@@ -101,7 +101,9 @@ def _rank_lists(
     length = min(max(k, model.config.beam), model.n_items)
     items, values = model.recommend(histories, length, exclude_seen=exclude_seen, candidates=candidates)
     rank = list_ranks(items[owner], targets.items)
-    allowed = model.allowed_count(histories, exclude_seen=exclude_seen, candidates=candidates).astype(np.int32)
+    allowed = model.allowed_count(histories, exclude_seen=exclude_seen, candidates=candidates).astype(
+        np.int32
+    )
     seconds = time.perf_counter() - started
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
     k = min(k, model.n_items)
@@ -218,7 +220,9 @@ def exchangeable_events(fold: Fold, unseen: Ints) -> Ints:
 def shuffle_ties(fold: Fold, unseen: Ints, seed: int) -> Fold:
     """Permute a fold once; users with several targets keep them."""
     rng = np.random.default_rng(seed)
-    back = rng.integers(0, exchangeable_events(fold, unseen) + 1)  # n: the n-th event from the end, 0: no swap
+    back = rng.integers(
+        0, exchangeable_events(fold, unseen) + 1
+    )  # n: the n-th event from the end, 0: no swap
     users = np.flatnonzero(back)
     swaps = fold.histories.offsets[users + 1] - back[users], fold.targets.offsets[users]
     owner = np.repeat(np.arange(len(fold)), fold.histories.lengths)

@@ -1,13 +1,9 @@
-"""Top-k lists as people and competitions want them: a table with ids and titles, and a CSV file.
-
-Recommendations for anybody: external item ids in, external ids, titles, scores and probabilities out.
-"""
+"""Top-k lists with external ids: the table of recommendations, and submission files in CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -15,23 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
-from recpipe.data.sequences import Fold, Sequences
-from recpipe.evaluation.ranking import rank_fold
-from recpipe.training.bundle import Bundle
-
 MODEL = "model"
+SOURCES = (MODEL, "cold_users", "content_slots")  # who recommends: the model, its fallback or a content model
 ROLES = {
     "user": ("user", "items"),
     "recommendation": ("user", "item", "rank", "title", "logit", "probability", "source"),
 }
-SOURCES = (
-    MODEL,
-    "cold_users",
-)  # whose list it is: the model's, or that of its fallback for users without history
-COLUMN_OF_ROLE = {"user": "user_id", "item": "item_id"}  # the other roles are called like their column
+COLUMN_OF_ROLE = {"user": "user_id", "item": "item_id"}  # other roles are names of columns
 
 
 def recommendations_table(
@@ -44,12 +32,12 @@ def recommendations_table(
     titles: pa.Table,
     cold: NDArray[np.bool_] | None = None,
 ) -> pa.Table:
-    """One row per recommendation, best first: user_id, rank, item_id, title, logit, probability, source.
+    """Return a row per recommendation, best first: user_id, rank, item_id, title, logit, probability, source.
 
-    `items` (U, K) index `item_ids` from 1; 0 means none and leaves no row. `scores` (U, K) are logits, and
-    `log_normalizer` (U,) the log of the sum of exp(score) over all candidates of the user; without it the
-    probability is null. `titles` has `item_id` and `title`; an item without a title shows its id. `cold` (U,) says
-    whose list is not the model's, but that of its fallback: their source is `cold_users`.
+    `items` (U, K) index `item_ids` from 1; 0 leaves no row. `scores` (U, K) are logits, and `log_normalizer` (U,) the
+    log of the sum of exp(score) over all candidates of the user; without it the probability is null. `titles` has
+    `item_id` and `title`; an item without a title shows its id. The source is `model`, `cold_users` for the users
+    `cold` (U,), and `content_slots` for items whose score is NaN, which have neither logit nor probability.
     """
     if items.shape != scores.shape or items.ndim != 2 or len(items) != len(users):
         raise ValueError(
@@ -61,40 +49,39 @@ def recommendations_table(
     place = np.cumsum(items > 0, axis=1)[row, column]
     logit = scores[row, column].astype(np.float32)
     item = pa.array(item_ids, pa.string()).take(pa.array(items[row, column].astype(np.int64) - 1))
-    probability = None
+    probability: pa.Array = pa.nulls(len(row), pa.float32())
     if log_normalizer is not None:
-        probability = np.exp(scores[row, column].astype(np.float64) - log_normalizer.astype(np.float64)[row])
+        values = np.exp(scores[row, column].astype(np.float64) - log_normalizer.astype(np.float64)[row])
+        probability = pa.array(values, pa.float32(), from_pandas=True)  # NaN becomes null
+    source = np.zeros(len(row), np.int64) if cold is None else cold[row].astype(np.int64)
+    source[np.isnan(logit)] = SOURCES.index("content_slots")
     return pa.table(
         {
             "user_id": pa.array(users, pa.string()).take(pa.array(row)),
             "rank": pa.array(place, pa.int32()),
             "item_id": item,
             "title": titles_of(item, titles),
-            "logit": pa.array(logit, pa.float32()),
-            "probability": pa.nulls(len(row), pa.float32())
-            if probability is None
-            else pa.array(probability, pa.float32()),
-            "source": pa.array(SOURCES, pa.string()).take(
-                pa.array(np.zeros(len(row), np.int64) if cold is None else cold[row].astype(np.int64))
-            ),
+            "logit": pa.array(logit, pa.float32(), from_pandas=True),
+            "probability": probability,
+            "source": pa.array(SOURCES, pa.string()).take(pa.array(source)),
         }
     )
 
 
 def titles_of(item_ids: pa.Array, titles: pa.Table) -> pa.Array:
-    """The title of every item id; the id itself where `titles` has none or an empty one."""
-    known = titles["title"].combine_chunks().take(pc.index_in(item_ids, titles["item_id"].combine_chunks()))
-    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(known), ""), True)
-    return pc.if_else(blank, item_ids, known)
+    """Look up the title of every item id; the id itself for a missing or blank title."""
+    title = titles["title"].combine_chunks().take(pc.index_in(item_ids, titles["item_id"].combine_chunks()))
+    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(title), ""), True)
+    return pc.if_else(blank, item_ids, title)
 
 
 @dataclass(frozen=True)
 class SubmissionLayout:
-    """How a submission file looks; the fields are the keys of `evaluate.submission` in the conf.
+    """Layout of a submission file; the fields are the keys of `evaluate.submission` in the configuration.
 
-    `columns` maps what a column holds to its name in the header, in the order of the file. One row per `user`
-    offers `user` and `items` (ids joined by `separator`); one row per `recommendation` offers `user`, `item`,
-    `rank`, `title`, `logit`, `probability` and `source`. `top` per user at most; shorter lists stay short.
+    `columns` maps the content of a column to its name in the header, in the order of the file. One row per `user` has
+    `user` and `items` (ids joined by `separator`); one row per `recommendation` has `user`, `item`, `rank`, `title`,
+    `logit`, `probability` and `source`. `top` limits the recommendations per user.
     """
 
     columns: Mapping[str, str] = field(default_factory=lambda: {"user": "user_id", "items": "item_ids"})
@@ -125,7 +112,8 @@ class SubmissionLayout:
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, Any]) -> SubmissionLayout:
-        allowed = [each.name for each in fields(cls)]
+        """Read the block `evaluate.submission`. Raises ValueError for unknown keys and wrong values."""
+        allowed = [field.name for field in fields(cls)]
         unknown = sorted(set(conf) - set(allowed))
         if unknown:
             raise ValueError(
@@ -137,16 +125,16 @@ class SubmissionLayout:
 def submission_csv(
     recommendations: pa.Table, layout: SubmissionLayout, *, users: Sequence[str] | None = None
 ) -> str:
-    """The submission as CSV text; fields are quoted where they hold the delimiter, a quote or a line break.
+    """Write the submission as CSV text; fields with the delimiter, a quote or a line break are quoted.
 
-    With `users`, one row per user covers exactly these, in this order, with an empty cell for a user who got
-    nothing; without, the users of `recommendations` in their order there.
+    With `users`, files with a row per user have exactly these, in this order, with an empty cell for an empty list;
+    without, the users of `recommendations` in their order.
     """
-    chosen = recommendations.filter(pc.less_equal(recommendations["rank"], layout.top))
-    rows = (
-        _per_user(chosen, layout, users)
+    table = recommendations.filter(pc.less_equal(recommendations["rank"], layout.top))
+    rows: Iterable[Sequence[Any]] = (
+        _per_user(table, layout, users)
         if layout.one_row_per == "user"
-        else _per_recommendation(chosen, layout)
+        else _per_recommendation(table, layout)
     )
     text = io.StringIO()
     writer = csv.writer(text, delimiter=layout.delimiter, lineterminator="\n")
@@ -179,87 +167,3 @@ def _per_user(table: pa.Table, layout: SubmissionLayout, users: Sequence[str] | 
 def _per_recommendation(table: pa.Table, layout: SubmissionLayout) -> Iterable[tuple[Any, ...]]:
     columns = [table[COLUMN_OF_ROLE.get(role, role)].to_pylist() for role in layout.columns]
     return zip(*columns, strict=True)
-
-
-log = logging.getLogger(__name__)
-
-
-def recommend(
-    bundle: Bundle,
-    histories: Mapping[str, Sequence[str]],
-    k: int = 10,
-    *,
-    exclude_seen: bool = True,
-    timestamps: Mapping[str, Sequence[int]] | None = None,
-    profiles: pa.Table | None = None,
-    candidates: Sequence[str] | None = None,
-) -> pa.Table:
-    """The table of ``recommendations_table``, at most ``k`` rows for each user of ``histories`` (oldest event first);
-    of a model with semantic ids also ``<modality>_codes``, those of the item.
-
-    Users need not be known to the bundle. Items that are not are left out of a history; who has none left gets the
-    list for users without history. ``timestamps``: seconds of every event, for models that read time; ``profiles``:
-    ``user_id`` and columns; ``candidates``: the only items that may be recommended. Raises ValueError for k < 1, for
-    candidates of which the bundle knows none, and for timestamps that do not fit the events.
-    """
-    if k < 1:
-        raise ValueError(f"k is {k}; ask for at least one item")
-    model = bundle.model
-    asked = _sequences(bundle, histories, timestamps)
-    if profiles is not None:
-        asked = asked.with_profiles(profiles)
-    nothing = Sequences(asked.users, np.zeros(0, np.int32), None, np.zeros(len(asked) + 1, np.int64))
-    allowed = None if candidates is None else _allowed(bundle, candidates)
-    k = min(k, len(bundle.vocabulary))
-    ranking = rank_fold(model, Fold(asked, nothing), exclude_seen=exclude_seen, k=k, candidates=allowed)
-    found = recommendations_table(
-        asked.users,
-        ranking.items,
-        ranking.scores,
-        ranking.log_normalizer,
-        item_ids=bundle.vocabulary.ids,
-        titles=bundle.title_table(),
-        cold=model.needs_fallback(asked),
-    )
-    return _with_codes(bundle, found)
-
-
-def _allowed(bundle: Bundle, candidates: Sequence[str]) -> torch.Tensor:
-    numbers = bundle.vocabulary.encode(list(candidates))
-    if not (numbers > 0).any():
-        raise ValueError(f"{bundle.name} knows none of the {len(candidates)} candidates")
-    allowed = torch.zeros(len(bundle.vocabulary) + 1, dtype=torch.bool)
-    allowed[torch.from_numpy(numbers[numbers > 0].astype(np.int64))] = True
-    return allowed
-
-
-def _with_codes(bundle: Bundle, table: pa.Table) -> pa.Table:
-    """A list per row, null where the item has no id of the modality."""
-    numbers = bundle.vocabulary.encode(table["item_id"].to_pylist())
-    for name, codes in bundle.model.item_codes().items():
-        rows = codes.codes.cpu().numpy()[numbers]
-        lists = [None if row[0] < 0 else row.tolist() for row in rows]
-        table = table.append_column(f"{name}_codes", pa.array(lists, pa.list_(pa.int32())))
-    return table
-
-
-def _sequences(
-    bundle: Bundle, histories: Mapping[str, Sequence[str]], timestamps: Mapping[str, Sequence[int]] | None
-) -> Sequences:
-    users = np.array(list(histories), dtype=object)
-    lengths = np.array([len(histories[user]) for user in users], np.int64)
-    items = bundle.vocabulary.encode([item for user in users for item in histories[user]])
-    known, owner = items > 0, np.repeat(np.arange(len(users)), lengths)
-    if not known.all():
-        log.warning(
-            "%s of %s events are of items that %s does not know", (~known).sum(), len(known), bundle.name
-        )
-    times = None
-    if timestamps is not None:
-        if wrong := [user for user in users if len(timestamps.get(user, ())) != len(histories[user])]:
-            raise ValueError(f"timestamps of user {wrong[0]!r} are not one for each event of the history")
-        times = np.array([second for user in users for second in timestamps[user]], np.int64)[known]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(users)))]).astype(
-        np.int64
-    )
-    return Sequences(users, items[known], times, offsets)

@@ -1,91 +1,86 @@
-"""Pipeline evaluate: ranks, metrics, recommendations and a submission file of each bundle."""
+"""Pipelines that read trained models: evaluate, ensemble, ties, context and geometry."""
 
 from __future__ import annotations
 
 import logging
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from recpipe.config.schema import EvaluateConfig
+from recpipe.config.schema import (
+    ContextConfig,
+    EnsembleConfig,
+    EvaluateConfig,
+    GeometryConfig,
+    ReportConfig,
+    TiesConfig,
+)
 from recpipe.data.protocol import Protocol
-from recpipe.pipelines.types import Bundle, Evaluation, Fold, TrainingData
+from recpipe.pipelines.report import GROUP, collect_node
+from recpipe.pipelines.types import Bundle, DataFrame, Evaluation, Fold, RunStore, TrainingData
 from recpipe.pipelines.wiring import Wiring
-
-
-@cache
-def commit() -> str | None:
-    """Short commit of the code, with + where tracked files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
-    try:
-        head = _git(here, "rev-parse", "--short", "HEAD")
-        changes = _git(
-            here, "status", "--porcelain", "--untracked-files=no", "--", "../../../src", "../../../conf"
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("+" if changes else "")
-
-
-def _git(folder: Path, *words: str) -> str:
-    process = subprocess.run(
-        ["git", *words], cwd=folder, check=True, capture_output=True, text=True, timeout=10
-    )
-    return process.stdout.strip()
-
 
 log = logging.getLogger(__name__)
 
 LOG_METRICS = ("ndcg@10", "recall@10", "coverage@10")
+ENSEMBLE = "ensemble"
 
 
-def evaluate_model(
-    bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig
-) -> Evaluation:
-    """Evaluate a bundle: ranks of the test fold, recommendations for its users, a submission file, metrics."""
-    from dataclasses import replace
-
-    from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
-    from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
-
-    layout = SubmissionLayout.from_conf(evaluate.submission)
-    protocol = prepare(bundle, training_data, evaluate)
-    top = max(evaluate.recommend, layout.top)
-    evaluation = evaluate_bundle(bundle, training_data.valid_set, test_set, protocol, top=top)
-    evaluation.metrics["commit"] = commit()
-    for part in ("test", "warm_items", "cold_items"):
-        values = evaluation.metrics.get(part, {})
-        if texts := [f"{name} {values[name]:.4f}" for name in LOG_METRICS if name in values]:
-            log.info("%s, %s, %s targets: %s", bundle.name, part, f"{values['targets']:,}", ", ".join(texts))
-    submission = submission_csv(evaluation.recommendations, layout, users=list(test_set.histories.users))
-    return replace(evaluation, submission=submission)
+def create_evaluate(wiring: Wiring) -> Pipeline:
+    """Create ``evaluate_model`` in the namespace of every model."""
+    inputs = {"test_set": "test_set", "evaluate": "params:evaluate", **_content_model(wiring)}
+    return _model_nodes(wiring, evaluate_model, "evaluation", **inputs)
 
 
-def prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig) -> Protocol:
-    """Move the bundle to the device of ``evaluate``; return the protocol that it is evaluated under.
-
-    Raises ValueError for a bundle of another catalogue, and for a protocol that splits the data differently.
-    """
-    from recpipe.training.settings import choose_device
-
-    bundle.check_catalogue(training_data.vocabulary)
-    bundle.model.to(choose_device(evaluate.device))
-    return training_data.protocol.with_evaluation_fields(Protocol.from_dict(evaluate.protocol))
-
-
-def create_pipeline(wiring: Wiring) -> Pipeline:
-    """``evaluate_model`` in the namespace of every model."""
-    return bundle_pipeline(
-        wiring, evaluate_model, "evaluation", test_set="test_set", evaluate="params:evaluate"
+def create_ensemble(wiring: Wiring) -> Pipeline:
+    """Create ``evaluate_ensemble`` in a namespace of its own; its results are stored like those of a model."""
+    inputs = {
+        "training_data": "training_data",
+        "test_set": "test_set",
+        "evaluate": "params:evaluate",
+        "ensemble": "params:ensemble",
+        **_content_model(wiring),
+        **{name: f"{name}_bundle" for name in wiring.members},
+    }
+    output = f"{ENSEMBLE}_evaluation"
+    return Pipeline(
+        [Node(evaluate_ensemble, inputs, output, name="evaluate_ensemble", namespace=ENSEMBLE, tags=ENSEMBLE)]
     )
 
 
-def bundle_pipeline(wiring: Wiring, function: Callable[..., Any], output: str, **inputs: str) -> Pipeline:
-    """A node per model from its bundle, the training data and ``inputs``, in the order of the function's arguments."""
+def create_ties(wiring: Wiring) -> Pipeline:
+    """Create ``permute_ties`` in the namespace of every model."""
+    inputs = {"test_set": "test_set", "evaluate": "params:evaluate", "ties": "params:ties"}
+    return _model_nodes(wiring, permute_ties, "tie_sensitivity", **inputs)
+
+
+def create_context(wiring: Wiring) -> Pipeline:
+    """Create ``measure_context`` in the namespace of every model."""
+    inputs = {"evaluate": "params:evaluate", "context": "params:context"}
+    return _model_nodes(wiring, measure_context, "context", **inputs)
+
+
+def create_geometry(wiring: Wiring) -> Pipeline:
+    """Create ``collect_runs``, as in the report, and ``measure_geometry``, whose output the report shows."""
+    inputs = {
+        "runs": "runs",
+        "training_data": "training_data",
+        "items": "items",
+        "geometry": "params:geometry",
+        "report": "params:report",
+        "seed": "params:seed",
+    }
+    node = Node(measure_geometry, inputs, "geometry", name="measure_geometry", namespace=GROUP)
+    return Pipeline([collect_node(wiring), node])
+
+
+def _model_nodes(wiring: Wiring, function: Callable[..., Any], output: str, **inputs: str) -> Pipeline:
+    """Create a node per model that reads its bundle, the training data and ``inputs``."""
     return Pipeline(
         [
             Node(
@@ -98,4 +93,198 @@ def bundle_pipeline(wiring: Wiring, function: Callable[..., Any], output: str, *
             )
             for model in wiring.models
         ]
+    )
+
+
+def _content_model(wiring: Wiring) -> dict[str, str]:
+    return {"content_model": f"{wiring.content_model}_bundle"} if wiring.content_model else {}
+
+
+def evaluate_model(
+    bundle: Bundle,
+    training_data: TrainingData,
+    test_set: Fold,
+    evaluate: EvaluateConfig,
+    content_model: Bundle | None = None,
+) -> Evaluation:
+    """Evaluate a trained model: ranks of the test fold, recommendations for its users, a submission file, metrics.
+
+    ``content_model`` fills the content slots of ``evaluate.content_slots``.
+    """
+    from recpipe.evaluation.content_slots import ContentSlots
+    from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
+    from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
+
+    layout = SubmissionLayout.from_conf(evaluate.submission)
+    protocol = _prepare(bundle, training_data, evaluate)
+    slots = None
+    if content_model is not None:
+        _prepare(content_model, training_data, evaluate)
+        slots = ContentSlots(evaluate.content_slots.share, content_model)
+    evaluation = evaluate_bundle(
+        bundle,
+        training_data.valid_set,
+        test_set,
+        protocol,
+        k=max(evaluate.recommend, layout.top),
+        slots=slots,
+    )
+    evaluation.metrics["commit"] = commit()
+    for part in ("test", "warm_items", "cold_items"):
+        values = evaluation.metrics.get(part, {})
+        if texts := [f"{name} {values[name]:.4f}" for name in LOG_METRICS if name in values]:
+            log.info("%s, %s, %s targets: %s", bundle.name, part, f"{values['targets']:,}", ", ".join(texts))
+    submission = submission_csv(evaluation.recommendations, layout, users=list(test_set.histories.users))
+    return replace(evaluation, submission=submission)
+
+
+@cache
+def commit() -> str | None:
+    """Return the short commit of the code, with + where tracked files differ from it; None outside a git checkout."""
+    try:
+        head = _git("rev-parse", "--short", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", "../../../src", "../../../conf")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
+
+
+def _git(*words: str) -> str:
+    process = subprocess.run(
+        ["git", *words], cwd=Path(__file__).parent, check=True, capture_output=True, text=True, timeout=10
+    )
+    return process.stdout.strip()
+
+
+def _prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig) -> Protocol:
+    """Move the model to the device of ``evaluate``; return the protocol that it is evaluated under.
+
+    Raises ValueError for a model of another catalogue, and for a protocol that splits the data differently.
+    """
+    from recpipe.training.settings import choose_device
+
+    bundle.check_catalogue(training_data.vocabulary)
+    bundle.model.to(choose_device(evaluate.device))
+    return training_data.protocol.with_evaluation_fields(Protocol.from_dict(evaluate.protocol))
+
+
+def evaluate_ensemble(
+    training_data: TrainingData,
+    test_set: Fold,
+    evaluate: EvaluateConfig,
+    ensemble: EnsembleConfig,
+    **models: Bundle,
+) -> Evaluation:
+    """Choose weights on the validation fold and evaluate the members as one model; metrics include the weights.
+
+    ``models``: the members by name, and ``content_model``, see `evaluate_model`.
+    """
+    from recpipe.evaluation.ensembles import ensemble_bundle
+
+    bundles = [models[name] for name in ensemble.names()]
+    protocol = [_prepare(bundle, training_data, evaluate) for bundle in bundles][-1]
+    bundle, description = ensemble_bundle(
+        bundles,
+        training_data.valid_set,
+        protocol,
+        method=ensemble.method,
+        weights=ensemble.member_weights(),
+        constant=ensemble.constant,
+        metric=ensemble.metric,
+    )
+    weights = zip(ensemble.names(), description["weights"], strict=True)
+    log.info(
+        "ensemble by %s: %s", ensemble.method, ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
+    )
+    evaluation = evaluate_model(bundle, training_data, test_set, evaluate, models.get("content_model"))
+    return replace(evaluation, metrics={**evaluation.metrics, "ensemble": description})
+
+
+def permute_ties(
+    bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig, ties: TiesConfig
+) -> dict[str, Any]:
+    """Evaluate a trained model under seeded permutations of events with equal timestamps."""
+    from recpipe.data.splits import with_validation
+    from recpipe.evaluation.ranking import tie_sensitivity
+
+    protocol = _prepare(bundle, training_data, evaluate)
+    train_set = training_data.train_set
+    if bundle.put_back:
+        train_set = with_validation(train_set, training_data.valid_set)
+    result = tie_sensitivity(
+        bundle,
+        test_set,
+        train_set,
+        protocol,
+        metric=ties.metric,
+        permutations=ties.permutations,
+        seed=ties.seed,
+    )
+    log.info(
+        "%s: test %s %.4f as ordered, %.4f to %.4f over %s permutations of equal timestamps",
+        bundle.name,
+        ties.metric,
+        result.as_ordered,
+        result.low,
+        result.high,
+        ties.permutations,
+    )
+    return {**_run_of(bundle, protocol), **asdict(result), "values": list(result.values)}
+
+
+def measure_context(
+    bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig, context: ContextConfig
+) -> dict[str, Any]:
+    """Measure how much of a history the model uses, on the validation fold.
+
+    Raises ValueError for a model that was trained on the validation fold too, and for one of another split.
+    """
+    from recpipe.evaluation.context import context_study
+
+    protocol = _prepare(bundle, training_data, evaluate)
+    if bundle.put_back:
+        raise ValueError(
+            f"{bundle.name} was trained on the validation events (train.put_back), which context is measured on; "
+            "choose another model"
+        )
+    if differing := bundle.protocol.data_differences(protocol):
+        raise ValueError(
+            f"{bundle.name} was trained on another split ({', '.join(differing)} differ): run "
+            f"`kedro run --pipelines=train,evaluate --params model={bundle.name}`"
+        )
+    result = context_study(
+        bundle.model,
+        training_data.train_set,
+        training_data.valid_set,
+        protocol,
+        metric=context.metric,
+        users=context.users,
+    )
+    return {**_run_of(bundle, protocol), **result}
+
+
+def _run_of(bundle: Bundle, protocol: Protocol) -> dict[str, Any]:
+    return {"model": bundle.name, "seed": bundle.training.get("seed"), "protocol": protocol.id}
+
+
+def measure_geometry(
+    runs: RunStore,
+    training_data: TrainingData,
+    items: DataFrame,
+    geometry: GeometryConfig,
+    report: ReportConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure the item vectors of every model and encoder on disk, and random ones for comparison."""
+    from recpipe.reporting.geometry import geometry_of_runs
+
+    return geometry_of_runs(
+        runs,
+        training_data.vocabulary,
+        training_data.train_set,
+        items.to_arrow(),
+        training_data.protocol_fields,
+        config=geometry,
+        metric=report.metric,
+        seed=seed,
     )

@@ -107,11 +107,11 @@ def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
 
 def _numbers(bundle: Bundle, job: TrainingJob) -> dict[str, Any]:
     """Validation metric, cost, and effective dimensions of the item vectors."""
-    from recpipe.evaluation.context import Question
     from recpipe.evaluation.geometry.measures import participation_ratio, spectrum
+    from recpipe.evaluation.ranking import fold_metric
 
     metric = job.settings.metric
-    value = Question(job.data.valid_set, job.data.protocol, metric).value(bundle.model)
+    value = fold_metric(bundle.model, job.data.valid_set, job.data.protocol, metric)
     try:
         vectors = bundle.model.item_vectors()[1:].detach().cpu().double().numpy()
         dimensions = participation_ratio(spectrum(vectors))

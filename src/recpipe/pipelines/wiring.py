@@ -48,7 +48,7 @@ class Wiring:
 
     ``runs``: configurations of the models, in order. ``kinds``: kinds of semantic ids to build. ``vectors``: modalities
     to embed. ``requested``: pipelines that run in the same command. ``members``: models of the ensemble. ``study``: a
-    name in the parameter ``studies``.
+    name in the parameter ``studies``. ``content_model``: the model that fills content slots.
     """
 
     dataset: str
@@ -58,6 +58,7 @@ class Wiring:
     requested: tuple[str, ...] = STAGES
     members: tuple[str, ...] = ()
     study: str = "length"
+    content_model: str | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -132,13 +133,24 @@ def wiring_of(configuration: Configuration, models: Iterable[str], requested: It
         check_known(name, configuration.model_names, what="model in ensemble.members")
     study = configuration["study"]
     check_known(study, configuration["studies"], what="study", hint=" (conf/base/parameters/studies.yml)")
-    return Wiring(configuration.dataset, runs, kinds, vectors, requested, members, study)
+    content_model = _content_model(configuration)
+    return Wiring(configuration.dataset, runs, kinds, vectors, requested, members, study, content_model)
 
 
 def wiring_of_model(configuration: Configuration, model: str) -> Wiring:
     """The wiring of one model's path from the raw log to the report."""
     run = configuration.run(model)
-    return Wiring(configuration.dataset, {model: run}, *content_kinds.kinds_of_model(run))
+    kinds = content_kinds.kinds_of_model(run)
+    return Wiring(configuration.dataset, {model: run}, *kinds, content_model=_content_model(configuration))
+
+
+def _content_model(configuration: Configuration) -> str | None:
+    """The model that fills content slots; None without slots. Raises ConfigError for an unknown one."""
+    slots = configuration["evaluate"]["content_slots"]
+    if slots["share"] == 0:
+        return None
+    check_known(slots["model"], configuration.model_names, what="model in evaluate.content_slots.model")
+    return str(slots["model"])
 
 
 def chosen_models(configuration: Configuration, choice: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""Trained models in use: `python -m recpipe.serving` asks a bundle for one user."""
+"""Serving: recommendations from trained models in Python and on the command line."""

@@ -1,4 +1,4 @@
-"""Recommendations for one person, from any bundle.
+"""Recommendations for one user, from any bundle.
 
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --find lantern
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754,85123A --top 5
@@ -13,36 +13,43 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recpipe.evaluation.recommendations import recommend
-from recpipe.serving.recommender import bundle_folder, items_titled
+from recpipe.evaluation.content_slots import ContentSlots
+from recpipe.serving.recommender import bundle_folder, items_titled, recommend
 from recpipe.training.bundle import Bundle, load_bundle
 
-SOMEBODY = "somebody"
-WIDEST = 60  # characters of a title
+USER = "user"
+TITLE_WIDTH = 60
+TITLES_SHOWN = 50
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a table, or JSON lines; 2 where the request cannot be met."""
-    asked = _parser().parse_args(arguments)
+    """Print recommendations as a table or as JSON lines; exit status 2 for an invalid request."""
+    options = _parser().parse_args(arguments)
     try:
-        bundle = load_bundle(bundle_folder(asked.run))
-        if asked.find is not None:
-            return _show_titles(bundle, asked.find)
-        found = recommend(
+        bundle = load_bundle(bundle_folder(options.run))
+        if options.find is not None:
+            return _print_titles(bundle, options.find)
+        slots = None
+        if options.slots:
+            if options.content is None:
+                raise ValueError("--slots needs --content, the run of a model of type content_knn")
+            slots = ContentSlots(options.slots, load_bundle(bundle_folder(options.content)))
+        table = recommend(
             bundle,
-            {SOMEBODY: asked.items},
-            asked.top,
-            exclude_seen=bundle.protocol.exclude_seen if asked.seen is None else not asked.seen,
-            candidates=asked.candidates,
+            {USER: options.items},
+            options.top,
+            exclude_seen=bundle.protocol.exclude_seen if options.seen is None else not options.seen,
+            candidates=options.candidates,
+            slots=slots,
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if asked.json:
-        for row in found.drop_columns(["user_id"]).to_pylist():
+    if options.json:
+        for row in table.drop_columns(["user_id"]).to_pylist():
             print(json.dumps(row, ensure_ascii=False))
     else:
-        _show(bundle, asked.items, found)
+        _print_table(bundle, options.items, table)
     return 0
 
 
@@ -50,20 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m recpipe.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "run", type=Path, help="data/06_models/<dataset>/<model>/seed_<seed>, or a bundle in it"
-    )
+    parser.add_argument("run", type=Path, help="data/06_models/<dataset>/<model>/seed_<seed>, or a bundle")
     parser.add_argument(
         "--items", type=_ids, default=[], help="ids of the history, oldest first, as a,b,c; none: a new user"
     )
-    parser.add_argument("--top", type=int, default=10, help="how many to recommend (10)")
+    parser.add_argument("--top", type=int, default=10, help="number of recommendations (10)")
     parser.add_argument(
         "--candidates", type=_ids, help="ids that may be recommended, as a,b,c; all by default"
     )
+    parser.add_argument(
+        "--slots", type=float, default=0.0, help="share of places for items without training events, as 0.2"
+    )
+    parser.add_argument("--content", type=Path, help="run of the model that fills them, such as text_knn")
     seen = parser.add_mutually_exclusive_group()
-    seen.add_argument("--seen", action="store_true", default=None, help="also what is in the history")
+    seen.add_argument("--seen", action="store_true", default=None, help="include items of the history")
     seen.add_argument(
-        "--unseen", dest="seen", action="store_false", help="never that; the protocol's way by default"
+        "--unseen", dest="seen", action="store_false", help="exclude them; default: as in the protocol"
     )
     parser.add_argument("--find", metavar="TEXT", help="list items whose title contains it, instead")
     parser.add_argument("--json", action="store_true", help="one JSON object per recommendation")
@@ -74,29 +83,30 @@ def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _show_titles(bundle: Bundle, text: str) -> int:
-    found = items_titled(bundle, text)
-    for item, title in found[:50]:
+def _print_titles(bundle: Bundle, text: str) -> int:
+    hits = items_titled(bundle, text)
+    for item, title in hits[:TITLES_SHOWN]:
         print(f"{item:>12}  {title}")
-    if len(found) > 50:
-        print(f"and {len(found) - 50} more")
-    return 0 if found else 1
+    if len(hits) > TITLES_SHOWN:
+        print(f"and {len(hits) - TITLES_SHOWN} more")
+    return 0 if hits else 1
 
 
-def _show(bundle: Bundle, history: list[str], found: pa.Table) -> None:
+def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:
     titles = dict(zip(bundle.vocabulary.ids.tolist(), bundle.titles, strict=True))
     print(f"{bundle.name} on {bundle.protocol.dataset}, protocol {bundle.protocol.id}")
     for item in history:
-        known = titles.get(item) or ("no title" if item in titles else "unknown to this model, left out")
-        print(f"   had {item:>12}  {known[:WIDEST]}")
-    codes = [name for name in found.column_names if name.endswith("_codes")]
-    print(f"{'rank':>4} {'item':>12}  {'title':{WIDEST}} {'probability':>11}  {'  '.join(codes)}")
-    for row in found.to_pylist():
-        share = "" if row["probability"] is None else f"{row['probability']:.2%}"
+        title = titles.get(item) or ("no title" if item in titles else "unknown to this model, left out")
+        print(f"history {item:>9}  {title[:TITLE_WIDTH]}")
+    codes = [name for name in table.column_names if name.endswith("_codes")]
+    print(f"{'rank':>4} {'item':>12}  {'title':{TITLE_WIDTH}} {'probability':>11}  {'  '.join(codes)}")
+    for row in table.to_pylist():
+        chance = "" if row["probability"] is None else f"{row['probability']:.2%}"
         ids = "  ".join("-" if row[name] is None else ".".join(map(str, row[name])) for name in codes)
-        print(f"{row['rank']:>4} {row['item_id']:>12}  {row['title'][:WIDEST]:{WIDEST}} {share:>11}  {ids}")
-    if found.num_rows and found["source"][0].as_py() != "model":
-        print("No event that the model knows: this is what users without history get.")
+        title = row["title"][:TITLE_WIDTH]
+        print(f"{row['rank']:>4} {row['item_id']:>12}  {title:{TITLE_WIDTH}} {chance:>11}  {ids}")
+    if "cold_users" in table["source"].to_pylist():
+        print("No known item in the history: these are recommendations for users without history.")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,116 @@
-"""Where a run keeps its bundle, and what it knows by which title."""
+"""Recommendations from a bundle for any history: external item ids in, ids, titles, scores and probabilities out."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import torch
+
+from recpipe.data.sequences import Fold, Sequences
+from recpipe.evaluation.content_slots import ContentSlots
+from recpipe.evaluation.ranking import rank_fold
+from recpipe.evaluation.recommendations import recommendations_table
 from recpipe.training.bundle import CONFIG, Bundle
+
+log = logging.getLogger(__name__)
+
+
+def recommend(
+    bundle: Bundle,
+    histories: Mapping[str, Sequence[str]],
+    k: int = 10,
+    *,
+    exclude_seen: bool = True,
+    timestamps: Mapping[str, Sequence[int]] | None = None,
+    profiles: pa.Table | None = None,
+    candidates: Sequence[str] | None = None,
+    slots: ContentSlots | None = None,
+) -> pa.Table:
+    """Recommend at most ``k`` items to each user of ``histories`` (item ids, oldest event first).
+
+    Returns the table of `recommendations_table`, for a model with semantic ids with a column ``<kind>_codes`` each.
+    Users may be new. Unknown items are left out of a history; an empty history gets the list for users without history.
+    ``timestamps``: seconds of every event, for models that read time. ``profiles``: ``user_id`` and columns of users.
+    ``candidates``: the only items that may be recommended. ``slots``: rule of content slots.
+
+    Raises ValueError for k < 1, for candidates that are all unknown, for timestamps that do not match the events, and
+    for slots together with candidates.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; at least one item is needed")
+    if slots is not None and candidates is not None:
+        raise ValueError("content slots choose among all cold items: give either slots or candidates")
+    sequences = _sequences(bundle, histories, timestamps)
+    if profiles is not None:
+        sequences = sequences.with_profiles(profiles)
+    no_targets = Sequences(
+        sequences.users, np.zeros(0, np.int32), None, np.zeros(len(sequences) + 1, np.int64)
+    )
+    fold = Fold(sequences, no_targets)
+    candidate_mask = None if candidates is None else _candidate_mask(bundle, candidates)
+    k = min(k, len(bundle.vocabulary))
+    ranking = rank_fold(bundle.model, fold, exclude_seen=exclude_seen, k=k, candidates=candidate_mask)
+    if slots is not None:
+        ranking = slots.apply(ranking, fold, bundle, exclude_seen=exclude_seen)
+    table = recommendations_table(
+        sequences.users,
+        ranking.items,
+        ranking.scores,
+        ranking.log_normalizer,
+        item_ids=bundle.vocabulary.ids,
+        titles=bundle.title_table(),
+        cold=bundle.model.needs_fallback(sequences),
+    )
+    return _with_codes(bundle, table)
+
+
+def _candidate_mask(bundle: Bundle, candidates: Sequence[str]) -> torch.Tensor:
+    """Mark the candidates (I + 1,)."""
+    items = bundle.vocabulary.encode(list(candidates))
+    if not (items > 0).any():
+        raise ValueError(f"none of the {len(candidates)} candidates is in the catalogue of {bundle.name}")
+    mask = torch.zeros(len(bundle.vocabulary) + 1, dtype=torch.bool)
+    mask[torch.from_numpy(items[items > 0].astype(np.int64))] = True
+    return mask
+
+
+def _with_codes(bundle: Bundle, table: pa.Table) -> pa.Table:
+    """Append the semantic ids, null for an item without one."""
+    items = bundle.vocabulary.encode(table["item_id"].to_pylist())
+    for name, codes in bundle.model.item_codes().items():
+        rows = codes.codes.cpu().numpy()[items]
+        lists = [None if row[0] < 0 else row.tolist() for row in rows]
+        table = table.append_column(f"{name}_codes", pa.array(lists, pa.list_(pa.int32())))
+    return table
+
+
+def _sequences(
+    bundle: Bundle, histories: Mapping[str, Sequence[str]], timestamps: Mapping[str, Sequence[int]] | None
+) -> Sequences:
+    users = np.array(list(histories), dtype=object)
+    lengths = np.array([len(histories[user]) for user in users], np.int64)
+    items = bundle.vocabulary.encode([item for user in users for item in histories[user]])
+    valid, owner = items > 0, np.repeat(np.arange(len(users)), lengths)
+    if not valid.all():
+        log.warning("%s of %s events are of items unknown to %s", (~valid).sum(), len(valid), bundle.name)
+    times = None
+    if timestamps is not None:
+        if wrong := [user for user in users if len(timestamps.get(user, ())) != len(histories[user])]:
+            raise ValueError(f"timestamps of user {wrong[0]!r} are not one for each event of the history")
+        times = np.array([second for user in users for second in timestamps[user]], np.int64)[valid]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[valid], minlength=len(users)))])
+    return Sequences(users, items[valid], times, offsets.astype(np.int64))
 
 
 def bundle_folder(run: Path) -> Path:
-    """The bundle in ``run``: itself, or the newest version below ``bundle``. Raises ValueError where there is none."""
+    """Find the bundle of a run: the folder itself, or the newest version. Raises ValueError where there is none."""
     if (run / CONFIG).is_file():
         return run
-    versions = sorted(folder.parent for folder in (run / "bundle").glob(f"*/*/{CONFIG}"))
+    versions = sorted(config.parent for config in (run / "bundle").glob(f"*/*/{CONFIG}"))
     if not versions:
         raise ValueError(
             f"there is no bundle in {run}; train one with `kedro run --pipelines=train --params model=<name>`"
@@ -20,8 +119,7 @@ def bundle_folder(run: Path) -> Path:
 
 
 def items_titled(bundle: Bundle, text: str) -> list[tuple[str, str]]:
-    """Ids and titles of the items whose title contains ``text``, in any case; the most frequent in training first."""
-    wanted = text.casefold()
+    """Return ids and titles that contain ``text`` in any case, most frequent in training first."""
     rows = zip(bundle.train_events.tolist(), bundle.vocabulary.ids.tolist(), bundle.titles, strict=True)
-    found = [(count, item, title) for count, item, title in rows if title and wanted in title.casefold()]
-    return [(item, title) for _, item, title in sorted(found, key=lambda row: (-row[0], row[1]))]
+    hits = [row for row in rows if row[2] and text.casefold() in row[2].casefold()]
+    return [(item, str(title)) for _, item, title in sorted(hits, key=lambda row: (-row[0], row[1]))]

@@ -1,4 +1,4 @@
-"""One user from the command line: ids in; ids, titles, codes and probabilities out, as the model itself gives them."""
+"""Recommendations for external ids, in Python and on the command line, against the model itself."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import catalogue_ids, random_sequences, sequences
+from tests.synthetic import catalogue, catalogue_ids, random_sequences, sequences
 
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
+from recpipe.layers.side import Side, SideConfig
 from recpipe.models.registry import build
 from recpipe.serving.__main__ import main
 from recpipe.serving.recommender import bundle_folder
@@ -31,6 +32,9 @@ TINY = {
 }
 
 
+VOCABULARY = Vocabulary(np.array([f"i{n:02}" for n in range(ITEMS)], object))
+
+
 @pytest.fixture(params=["tiger", "parallel_tiger", "mql4grec"])
 def run(request, tmp_path: Path) -> Path:
     torch.manual_seed(0)
@@ -43,7 +47,7 @@ def run(request, tmp_path: Path) -> Path:
         request.param,
         request.param,
         model.eval(),
-        Vocabulary(np.array([f"i{n:02}" for n in range(ITEMS)], object)),
+        VOCABULARY,
         [f"Lantern {n}" if n % 2 else None for n in range(ITEMS)],
         np.bincount(data.items, minlength=ITEMS + 1)[1:],
         Protocol(dataset="tiny"),
@@ -55,14 +59,14 @@ def run(request, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(capsys: pytest.CaptureFixture, *arguments: object) -> list[dict]:
+def json_rows(capsys: pytest.CaptureFixture, *arguments: object) -> list[dict]:
     assert main([*map(str, arguments), "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_answer_is_the_models_own(run, capsys):
+def test_recommendations_are_those_of_the_model(run, capsys):
     bundle = load_bundle(bundle_folder(run))
-    rows = told(capsys, run, "--items", "i02, i07,nothing", "--top", 4)
+    rows = json_rows(capsys, run, "--items", "i02, i07,nothing", "--top", 4)
     items, scores = bundle.model.recommend(sequences([[3, 8]], times=False), 4)
     assert [row["item_id"] for row in rows] == [f"i{n - 1:02}" for n in items[0]]
     np.testing.assert_allclose([row["logit"] for row in rows], scores[0], rtol=1e-5)
@@ -74,17 +78,43 @@ def test_the_answer_is_the_models_own(run, capsys):
         assert 0 < row["probability"] < 1
 
 
-def test_candidates_leave_fewer_and_seen_is_as_asked(run, capsys):
-    rows = told(capsys, run, "--items", "i02", "--candidates", "i02,i05,what")
+def test_candidates_restrict_and_seen_items_are_an_option(run, capsys):
+    rows = json_rows(capsys, run, "--items", "i02", "--candidates", "i02,i05,what")
     assert [row["item_id"] for row in rows] == ["i05"]
-    rows = told(capsys, run, "--items", "i02", "--candidates", "i02,i05", "--seen")
+    rows = json_rows(capsys, run, "--items", "i02", "--candidates", "i02,i05", "--seen")
     assert {row["item_id"] for row in rows} == {"i02", "i05"}
 
 
 @pytest.mark.parametrize("items", ["", "what,that"])
-def test_who_has_no_history_is_told_so(run, capsys, items):
+def test_an_empty_history_gets_the_list_of_users_without_history(run, capsys, items):
     assert main([str(run), "--items", items, "--top", "2"]) == 0
     assert "users without history" in capsys.readouterr().out
+
+
+def test_slots_recommend_items_without_training_events(tmp_path, capsys):
+    data = random_sequences(30, ITEMS - 5, seed=1)  # the last five items have no event
+    vectors, _ = catalogue(ITEMS)[1]["text"]
+    content = {"text": (vectors, np.ones(ITEMS, bool))}
+    side = Side.of(SideConfig(vectors="text"), data, {}, content, n_items=ITEMS)
+    events = np.bincount(data.items, minlength=ITEMS + 1)[1:]
+    for name, part in (("popular", None), ("content_knn", side)):
+        model = build(name, {}, n_items=ITEMS, max_length=6, **({"side": part} if part else {}))
+        model.fit(data)
+        folder = tmp_path / name
+        folder.mkdir()
+        save_bundle(
+            Bundle(name, name, model.eval(), VOCABULARY, [None] * ITEMS, events, Protocol(dataset="tiny")),
+            folder,
+        )
+    request = [tmp_path / "popular", "--items", "i02", "--top", 10]
+    plain = json_rows(capsys, *request)
+    rows = json_rows(capsys, *request, "--slots", 0.2, "--content", tmp_path / "content_knn")
+    cold = {f"i{n}" for n in range(ITEMS - 5, ITEMS)}
+    assert not cold & {row["item_id"] for row in plain}
+    assert [row["rank"] for row in rows if row["item_id"] in cold] == [5, 10]
+    assert [row["rank"] for row in rows if row["source"] == "content_slots"] == [5, 10]
+    warm = [row["item_id"] for row in rows if row["item_id"] not in cold]
+    assert warm == [row["item_id"] for row in plain][:8]
 
 
 def test_items_are_found_by_title(run, capsys):
@@ -98,20 +128,24 @@ def test_items_are_found_by_title(run, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--top", "0"], "at least one item"), (["--candidates", "what"], "knows none of the 1 candidates")],
-    ids=["none", "candidates"],
+    [
+        (["--top", "0"], "at least one item"),
+        (["--candidates", "what"], "none of the 1 candidates"),
+        (["--slots", "0.2"], "--slots needs --content"),
+    ],
+    ids=["top", "candidates", "slots"],
 )
-def test_bad_requests_are_told_in_a_line(run, capsys, arguments, message):
+def test_invalid_requests_are_one_line_errors(run, capsys, arguments, message):
     assert main([str(run), "--items", "i02", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_without_a_bundle_is_told(tmp_path, capsys):
+def test_a_folder_without_a_bundle_is_an_error(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert "there is no bundle in" in capsys.readouterr().err
+    assert "no bundle in" in capsys.readouterr().err
 
 
-def test_weights_with_other_ids_are_refused(run):
+def test_weights_with_other_ids_are_an_error(run):
     folder = bundle_folder(run)
     described = json.loads((folder / CONFIG).read_text())
     described["ids"]["text"]["digest"] = "0" * 64

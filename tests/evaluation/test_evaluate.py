@@ -1,0 +1,187 @@
+"""Evaluation of a bundle: what metrics.json holds, latency on a clock that runs only inside the model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluation.test_ranking import ITEMS, fold
+from tests.synthetic import random_sequences, sequences
+
+from recpipe.data.batches import Batch
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Fold, Vocabulary
+from recpipe.evaluation import evaluate as module
+from recpipe.evaluation.evaluate import evaluate, latency, settings_id, validator
+from recpipe.hooks.mlflow_runs import metric_values
+from recpipe.models.recommender import Scorer
+from recpipe.models.registry import build
+from recpipe.reporting.leaderboard import leaderboard
+from recpipe.reporting.run_store import read_runs
+from recpipe.training.bundle import Bundle
+
+
+class Clock(Scorer):
+    """Recommends the item with the number of the minute of the query."""
+
+    requires_time = "query"
+
+    def __init__(self) -> None:
+        super().__init__(self.Config(), n_items=ITEMS, max_length=5)
+        self.register_buffer("table", torch.eye(ITEMS + 1))
+
+    def score(self, batch: Batch) -> torch.Tensor:
+        batch = batch if batch.items.shape[1] else batch.pad(1)  # histories are emptied to measure cold users
+        last = (batch.lengths - 1).clamp(min=0)[:, None]
+        return self.table[batch.query_times.gather(1, last)[:, 0] // 60].clone()
+
+
+def test_the_moment_of_the_question_reaches_models_in_validation_and_test_under_query_only():
+    clock = Clock()
+    data = fold(1)
+    data = replace(data, targets=replace(data.targets, timestamps=60 * data.targets.items.astype(np.int64)))
+    query = Protocol(dataset="x", time="query")
+    missed = sum(data.targets.row(u)[0] in data.histories.row(u) for u in range(len(data)))
+    assert 0 < missed < len(data)
+    assert validator(data, query)(clock)["valid_ndcg@10"] == pytest.approx(1 - missed / len(data))
+    trained = replace(bundle(), model=clock)
+    found = evaluate(trained, data, data, query).metrics
+    assert (
+        found["test"]["hit_rate@1"] == found["valid"]["hit_rate@1"] == pytest.approx(1 - missed / len(data))
+    )
+    assert found["protocol"]["id"] == query.id != Protocol(dataset="x").id
+    for time in ("none", "last_item"):
+        with pytest.raises(ValueError, match=f"uses time as query and protocol.time is {time}"):
+            evaluate(trained, data, data, replace(query, time=time))
+    evaluate(bundle(), data, data, query)  # a model without time may be judged under any
+
+
+def bundle(seed: int = 0) -> Bundle:
+    model = build("popular", {}, n_items=ITEMS, max_length=5)
+    train = random_sequences(50, ITEMS - 1, seed=seed)
+    model.fit(train)
+    ids = np.array([f"item {i}" for i in range(1, ITEMS + 1)], dtype=object)
+    counts = np.bincount(train.items, minlength=ITEMS + 1)[1:]
+    return Bundle(
+        "popular",
+        "popular",
+        model,
+        Vocabulary(ids),
+        list(ids),
+        counts,
+        Protocol(dataset="x"),
+        {"seed": 7, "cost": {"epochs": 0}},
+    )
+
+
+def test_evaluation_counts_what_can_not_be_found_and_what_training_never_saw():
+    data = Fold(sequences([[1, 2], [3], [4, 5]]), sequences([[2], [ITEMS], [6]]))
+    found = evaluate(bundle(), data, data, Protocol(dataset="x"), k=5)
+    test = found.metrics["test"]
+    assert (test["users"], test["targets"], test["unrankable"], test["cold_targets"]) == (3, 3, 1, 1)
+    assert found.metrics["protocol"]["id"] == Protocol(dataset="x").id
+    cost = found.metrics["cost"]
+    assert cost["inference_users_per_second"] > 0
+    assert cost["inference_latency_ms_p95"] >= cost["inference_latency_ms_p50"] > 0
+    ranks = found.ranks.to_pylist()
+    assert [row["target"] for row in ranks] == ["item 2", f"item {ITEMS}", "item 6"]
+    assert [row["cold"] for row in ranks] == [False, True, False]
+    assert ranks[0]["rank"] == 0 and ranks[1]["rank"] == ITEMS - 1
+    assert found.recommendations.num_rows == 15
+    assert found.recommendations["probability"].null_count == 15
+
+
+def test_a_bundle_that_trained_on_validation_has_no_metrics_of_it_and_a_place_on_the_leaderboard():
+    data, trained = fold(1), bundle()
+    trained.training["settings"] = {"type": "popular", "train": {"put_back": True}}
+    metrics = evaluate(trained, data, data, Protocol(dataset="x")).metrics
+    honest = evaluate(bundle(), data, data, Protocol(dataset="x")).metrics
+    assert metrics["put_back"] is True and "valid" not in metrics
+    assert metrics["test"] == honest["test"] and "put_back" not in honest and honest["valid"]["targets"] > 0
+    (run,), problems = read_runs([metrics])
+    assert run.valid == {} and not problems
+    assert leaderboard([metrics])["rank"].to_list() == [1]
+    assert not any(name.startswith("valid") for name in metric_values(metrics))
+
+
+def test_a_bundle_of_other_items_is_refused():
+    trained = bundle()
+    trained.check_catalogue(Vocabulary(trained.vocabulary.ids.copy()))
+    renamed = np.array([f"other {i}" for i in range(ITEMS)], dtype=object)
+    with pytest.raises(ValueError, match="another catalogue"):
+        trained.check_catalogue(Vocabulary(renamed))
+
+
+def test_unequal_data_is_refused_and_another_seen_filter_is_another_protocol():
+    data = fold(1)
+    with pytest.raises(ValueError, match="fingerprint differ"):
+        evaluate(bundle(), data, data, Protocol(dataset="x", fingerprint="other"))
+    other = evaluate(bundle(), data, data, Protocol(dataset="x", exclude_seen=False))
+    assert other.metrics["protocol"]["id"] != Protocol(dataset="x").id
+    assert other.metrics["test"]["unrankable"] == 0
+
+
+def test_metrics_hold_the_settings_whose_id_only_follows_what_makes_another_model():
+    settings = {"type": "popular", "dim": 8, "train": {"max_epochs": 3, "device": "cpu", "resume": True}}
+    trained, data = bundle(), fold(1)
+    assert "settings_id" not in evaluate(trained, data, data, Protocol(dataset="x")).metrics
+    trained.training["settings"] = settings
+    metrics = evaluate(trained, data, data, Protocol(dataset="x")).metrics
+    assert metrics["settings"] == settings
+    text = '{"dim": 8, "train": {"max_epochs": 3}, "type": "popular"}'
+    assert metrics["settings_id"] == hashlib.sha256(text.encode()).hexdigest()[:8]
+    same = {**settings, "train": {"log_every": 1, "device": "cuda", "resume": False, "max_epochs": 3}}
+    assert settings_id(same) == settings_id(settings)
+    for other in ({**settings, "dim": 9}, {**settings, "train": {"max_epochs": 4}}):
+        assert settings_id(other) != settings_id(settings)
+
+
+class ClockedModel:
+    """Takes as many milliseconds as the history has events, and a second more for the first answer."""
+
+    def __init__(self) -> None:
+        self.now, self.queried = 0.0, []
+
+    def recommend(self, histories, k, *, exclude_seen):
+        assert len(histories) == 1 and (k, exclude_seen) == (7, False)
+        self.now += len(histories.items) / 1000 + (not self.queried)
+        self.queried.append(histories.users[0])
+
+
+@pytest.fixture
+def clocked(monkeypatch) -> ClockedModel:
+    model = ClockedModel()
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: model.now))
+    return model
+
+
+def users_fold(users: int) -> Fold:
+    return Fold(sequences([[1] * (n + 1) for n in range(users)]), sequences([[2]] * users))
+
+
+def test_it_is_that_of_single_users_once_warm(clocked):
+    found = latency(clocked, users_fold(30), exclude_seen=False, k=7)
+    assert sorted(clocked.queried[module.WARM_UP_USERS :]) == sorted(users_fold(30).histories.users)
+    assert found == pytest.approx(
+        {
+            "inference_latency_ms_p50": np.median(range(1, 31)),
+            "inference_latency_ms_p95": np.percentile(range(1, 31), 95),
+        }
+    )
+
+
+def test_users_are_drawn_always_the_same_ones(clocked):
+    first = latency(clocked, users_fold(500), exclude_seen=False, k=7)
+    drawn, clocked.queried = clocked.queried, ["warm"]
+    assert latency(clocked, users_fold(500), exclude_seen=False, k=7) == pytest.approx(first)
+    assert len(set(drawn)) == 30 and clocked.queried[1:] == drawn
+
+
+def test_one_user_and_none(clocked):
+    found = latency(clocked, users_fold(1), exclude_seen=False, k=7)
+    assert found == pytest.approx({"inference_latency_ms_p50": 1.0, "inference_latency_ms_p95": 1.0})
+    assert latency(clocked, users_fold(0), exclude_seen=False, k=7) == {}

@@ -115,7 +115,7 @@ class Everywhere:
             torch.nn.functional.cross_entropy(h @ table[1:].T, t - 1, ignore_index=-1, reduction="sum")
             for h, t in parts
         ]
-        return torch.stack(ignored).sum() / batch.targets
+        return torch.stack(ignored).sum() / batch.n_targets
 
 
 def speed(
@@ -131,9 +131,9 @@ def speed(
     started = time.process_time()
     (parts,) = islice(batches, 1)
     step = [batches.gather(data, part) for part in parts]
-    whole = sum(part.targets for part in step)
+    whole = sum(part.n_targets for part in step)
     for part in step:  # one after the other: padded rows of a whole step would not fit the caches
-        (loss_of(model, part, criterion) * (part.targets / whole)).backward()
+        (loss_of(model, part, criterion) * (part.n_targets / whole)).backward()
     optimiser.step()
     optimiser.zero_grad()
     return whole / (time.process_time() - started)

@@ -222,8 +222,8 @@ def bare_epochs(model, train, settings, epochs: int) -> Iterator[Iterator[int]]:
         for parts in batches:
             optimiser.zero_grad()
             step = [batches.gather(data, part) for part in parts]
-            whole = sum(part.targets for part in step)
-            losses = [model.loss(part, criterion) * (part.targets / whole) for part in step]
+            whole = sum(part.n_targets for part in step)
+            losses = [model.loss(part, criterion) * (part.n_targets / whole) for part in step]
             torch.stack(losses).sum().backward()
             if settings.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)

@@ -79,7 +79,7 @@ def test_a_step_is_cut_into_as_many_parts_as_are_asked_for_or_memory_needs(monke
     steps = {parts: list(TrainingBatches(lengths, tokens=2000, seed=1, parts=parts)) for parts in (1, 8)}
     assert {len(step) for step in steps[1]} == {1}
     assert {len(step) for step in steps[8]} == {8}
-    monkeypatch.setattr(module, "PLACES", 1000)
+    monkeypatch.setattr(module, "MAX_PADDED_SIZE", 1000)
     cut = list(TrainingBatches(lengths, tokens=2000, seed=1, parts=1))
     for whole, other, parts in zip(steps[1], steps[8], cut, strict=True):
         assert len(parts) > 1
@@ -130,7 +130,7 @@ def test_every_event_is_read_and_predicted_once_as_in_the_padded_layout():
         found, wanted = cells(ours), [cell for part in theirs for cell in cells(part)]
         assert Counter(found) == Counter(wanted)
         assert max(Counter(found).values()) == 1
-        assert ours.targets == sum(part.targets for part in theirs) == len(found)
+        assert ours.n_targets == sum(part.n_targets for part in theirs) == len(found)
         assert (ours.items > 0).sum() == len(found)  # nothing is read for nothing
 
 
@@ -140,8 +140,8 @@ def test_context_is_read_and_is_no_target_in_either_layout(stride):
     everybody = rows.batch(np.flatnonzero(rows.lengths > 1))
     expected = cells(everybody)
     assert sorted(cell for batch in packed(rows) for cell in cells(batch)) == sorted(expected)
-    assert len(expected) == (DATA.lengths - 1).sum() == everybody.targets
-    assert sum(batch.targets for batch in packed(rows)) == everybody.targets
+    assert len(expected) == (DATA.lengths - 1).sum() == everybody.n_targets
+    assert sum(batch.n_targets for batch in packed(rows)) == everybody.n_targets
 
 
 def test_rows_hold_whole_users_one_after_the_other():

@@ -46,8 +46,8 @@ def test_unseen_categories_are_unknown_and_rows_are_cut_to_the_longest_seen():
 
 
 def test_rare_values_and_long_rows_are_cut(monkeypatch):
-    monkeypatch.setattr(features, "MOST_VALUES", 2)
-    monkeypatch.setattr(features, "MOST_PER_ROW", 3)
+    monkeypatch.setattr(features, "MAX_CATEGORIES", 2)
+    monkeypatch.setattr(features, "MAX_VALUES_PER_ROW", 3)
     column = Column.of("c", pa.array([["a", "a", "b", "c", "b", "a"], ["b"]]))
     assert (column.values, column.per_row) == (("a", "b"), 3)
 

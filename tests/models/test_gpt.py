@@ -75,8 +75,8 @@ def test_packed_and_padded_steps_have_one_loss_and_one_gradient(name, config):
     packed, padded = steps()
     for parts in ([packed], padded):
         model, criterion = made(name, **config), FullSoftmax()
-        whole = sum(part.targets for part in parts)
-        loss = sum(model.loss(part, criterion) * (part.targets / whole) for part in parts)
+        whole = sum(part.n_targets for part in parts)
+        loss = sum(model.loss(part, criterion) * (part.n_targets / whole) for part in parts)
         loss.backward()
         gradients.append((loss.detach(), *(weight.grad for weight in model.parameters())))
     for ours, theirs in zip(*gradients, strict=True):

@@ -23,8 +23,8 @@ def test_the_loss_of_a_step_is_the_mean_over_its_targets_however_it_is_cut_into_
     parts = next(iter(TrainingBatches(data.lengths, tokens=300, seed=0, minimum=2)))
     assert len(parts) > 4
     batches = [data.batch(rows) for rows in parts]
-    targets = sum(batch.targets for batch in batches)
-    in_parts = sum(model.loss(batch, FullSoftmax()) * (batch.targets / targets) for batch in batches)
+    targets = sum(batch.n_targets for batch in batches)
+    in_parts = sum(model.loss(batch, FullSoftmax()) * (batch.n_targets / targets) for batch in batches)
     at_once = model.loss(data.batch(np.concatenate(parts)), FullSoftmax())
     torch.testing.assert_close(in_parts, at_once, rtol=1e-12, atol=0)
 

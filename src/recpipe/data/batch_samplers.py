@@ -1,4 +1,4 @@
-"""Batch samplers: which sequences make up a training step or a scoring batch, padded by length or packed into rows."""
+"""Batch samplers: which sequences form a training step or a scoring batch, padded by length or packed into rows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from recpipe.data.batches import Batch, DeviceSequences
 
-PLACES = 1 << 16  # of a part of a step: what is padded must not outgrow the memory of a GPU
+MAX_PADDED_SIZE = 1 << 16  # positions of a part of a step, so that padding fits the memory of a GPU
 
 
 class TrainingBatches:
-    """Random users in every step, about ``tokens`` events together, cut into parts of like length to pad little.
+    """Steps of random users with about ``tokens`` events, each cut into parts of similar length to reduce padding.
 
-    Iterating yields one step as a list of row arrays (B,): the loss of a step is over all its parts, so that a step
-    is a random sample of users whatever their lengths. The order depends on ``seed`` and ``epoch`` only, so a
-    resumed run repeats it. ``rank`` and ``world_size`` share the steps among processes, an equal number to each.
-    ``steps`` of an epoch are as many as ``tokens`` ask for, or as given; ``parts`` of a step spare padding and cost
-    launches.
+    Iteration yields a step as a list of user rows (B,). The loss of a step covers all its parts, so a step is a random
+    sample of users of all lengths. The order depends on ``seed`` and ``epoch`` only, so a resumed run repeats it.
+    ``rank`` and ``world_size`` distribute equal numbers of steps over processes. ``steps`` per epoch follow from
+    ``tokens`` by default. More ``parts`` per step mean less padding and more kernel launches. Raises ValueError if a
+    sequence exceeds ``tokens`` or no user has ``minimum`` events.
     """
 
     def __init__(
@@ -47,11 +47,10 @@ class TrainingBatches:
                 f"no user has the {minimum} events that training needs; the longest sequence has {longest}"
             )
         self.rank, self.world_size = rank, world_size
-        wanted = steps or int(np.ceil(lengths[self.rows].sum() / tokens))
-        self.steps = min(wanted, len(self.rows))
+        self.steps = min(steps or int(np.ceil(lengths[self.rows].sum() / tokens)), len(self.rows))
 
     def __len__(self) -> int:
-        """Steps of an epoch for this process."""
+        """Steps per epoch of this process."""
         return max(self.steps // self.world_size, 1)
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
@@ -66,37 +65,26 @@ class TrainingBatches:
             yield self._parts(rows[starts[step] : ends[step]])
 
     def gather(self, data: DeviceSequences, part: np.ndarray) -> Batch:
-        """One part of a step, on the device."""
+        """Gather a part of a step on the device."""
         return data.batch(part)
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
-        """``rows`` by length, cut into parts of about equally many events."""
+        """Sort ``rows`` by length and cut them into parts with about the same number of events."""
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         events = np.cumsum(self.lengths[rows])
         longest = int(self.lengths[rows[0]])
-        parts = max(self.parts, -(-len(rows) * longest // PLACES))
+        parts = max(self.parts, -(-len(rows) * longest // MAX_PADDED_SIZE))
         part = np.minimum((events - 1) * parts // max(int(events[-1]), 1), parts - 1)
         return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
 
 
-def length_buckets(lengths: np.ndarray, rows: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Sorts ``rows`` by length and cuts them where the padded size would exceed ``tokens``."""
-    rows = rows[np.argsort(lengths[rows], kind="stable")][::-1]
-    batches, start = [], 0
-    while start < len(rows):
-        count = max(tokens // max(int(lengths[rows[start]]), 1), 1)
-        batches.append(rows[start : start + count].copy())
-        start += count
-    return batches
-
-
 @dataclass(frozen=True)
 class PackedRows:
-    """Where the users of a step stand; arrays (n,), in the order of the rows and in each from left to right."""
+    """Positions of the users of a step in packed rows; arrays (n,), by row and in each from left to right."""
 
     users: np.ndarray
     row: np.ndarray  # 0, 1, …
-    start: np.ndarray  # place of the first event in its row
+    start: np.ndarray  # position of the first event in its row
     segment: np.ndarray  # 1, 2, … along a row
     width: int  # of the fullest row
 
@@ -105,9 +93,10 @@ class PackedRows:
 
 
 class PackedBatches(TrainingBatches):
-    """The steps of ``TrainingBatches``, the same users in each, pack_rows into rows of at most ``size`` events.
+    """The steps of ``TrainingBatches`` with the same users, packed into rows of at most ``size`` events.
 
-    Users are never split. Raises ValueError where the longest does not fit a row.
+    A row contains all but the last event of its users; the next item of every event is stored beside it. Users are not
+    split. Raises ValueError if the longest does not fit a row.
     """
 
     def __init__(
@@ -144,51 +133,62 @@ class PackedBatches(TrainingBatches):
         return data.pack(part.users, part.row, part.start, part.segment, shape=(len(part), part.width))
 
 
-def pack_rows(users: np.ndarray, lengths: np.ndarray, size: int) -> PackedRows:
-    """``users`` (n,) of ``lengths`` (n,), each 1 to ``size``, in rows by first fit, the longest first.
+def length_buckets(lengths: np.ndarray, rows: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """Sort ``rows`` by length, longest first, and cut them where the padded size would exceed ``tokens``."""
+    rows = rows[np.argsort(lengths[rows], kind="stable")][::-1]
+    batches, start = [], 0
+    while start < len(rows):
+        count = max(tokens // max(int(lengths[rows[start]]), 1), 1)
+        batches.append(rows[start : start + count].copy())
+        start += count
+    return batches
 
-    Users of one length take their places in the order in which they are given.
+
+def pack_rows(users: np.ndarray, lengths: np.ndarray, size: int) -> PackedRows:
+    """Pack ``users`` (n,) of ``lengths`` (n,), each 1 to ``size``, by first-fit decreasing.
+
+    Users of equal length stay in their order.
     """
-    length, in_row = _places(lengths, size)
-    chosen = np.empty(len(users), np.int64)
-    chosen[np.argsort(-length, kind="stable")] = users[np.argsort(-lengths, kind="stable")]
-    row = np.repeat(np.arange(len(in_row)), in_row)
-    first = np.repeat(np.cumsum(in_row) - in_row, in_row)  # place in these arrays where the row begins
+    length, row_counts = _first_fit(lengths, size)
+    packed = np.empty(len(users), np.int64)
+    packed[np.argsort(-length, kind="stable")] = users[np.argsort(-lengths, kind="stable")]
+    row = np.repeat(np.arange(len(row_counts)), row_counts)
+    first = np.repeat(np.cumsum(row_counts) - row_counts, row_counts)  # index of the first user of the row
     start = np.cumsum(length) - length
     start -= start[first]
-    return PackedRows(chosen, row, start, np.arange(len(users)) - first + 1, int((start + length).max()))
+    return PackedRows(packed, row, start, np.arange(len(users)) - first + 1, int((start + length).max()))
 
 
-def _places(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lengths (n,) row after row, and how many each row has.
+def _first_fit(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths (n,) row after row, and the number of users per row.
 
-    First fit with the longest first fills one row after the other with the longest that still fits. Only counts of
-    lengths matter to that, so every mix is found once and used for as long as it lasts: the loop is over mixes, at
-    most two for every length that occurs, whatever the number of users and rows.
+    First-fit decreasing fills one row after the other with the longest length that still fits. It depends only on the
+    counts of lengths, so the composition of a row is repeated as long as the counts allow: the loop runs at most twice
+    per distinct length, whatever the number of users and rows.
     """
     counts = np.bincount(lengths, minlength=size + 1).tolist()
-    there = np.unique(lengths).tolist()
-    found, in_row = [], []
-    while there:
-        mix = _mix(there, counts, size)
-        copies = min(counts[length] // taken for length, taken in mix)
-        one = np.repeat(*np.array(mix).T)
-        found.append(np.tile(one, copies))
-        in_row += [len(one)] * copies
-        for length, taken in mix:
-            counts[length] -= taken * copies
+    remaining = np.unique(lengths).tolist()
+    packed, row_counts = [], []
+    while remaining:
+        row = _fill_row(remaining, counts, size)
+        copies = min(counts[length] // count for length, count in row)
+        row_lengths = np.repeat(*np.array(row).T)
+        packed.append(np.tile(row_lengths, copies))
+        row_counts += [len(row_lengths)] * copies
+        for length, count in row:
+            counts[length] -= count * copies
             if not counts[length]:
-                there.remove(length)
-    return np.concatenate(found), np.array(in_row)
+                remaining.remove(length)
+    return np.concatenate(packed), np.array(row_counts)
 
 
-def _mix(there: list[int], counts: list[int], room: int) -> list[tuple[int, int]]:
-    """One row as (length, how many), of the lengths ``there`` is something left of, ascending."""
-    mix: list[tuple[int, int]] = []
+def _fill_row(remaining: list[int], counts: list[int], room: int) -> list[tuple[int, int]]:
+    """One row as (length, count) pairs, from the ascending ``remaining`` lengths and their ``counts``."""
+    row: list[tuple[int, int]] = []
     longest = room
-    while (place := bisect_right(there, min(room, longest)) - 1) >= 0:
-        length = there[place]
-        taken = min(counts[length], room // length)
-        mix.append((length, taken))
-        room, longest = room - taken * length, length - 1
-    return mix
+    while (index := bisect_right(remaining, min(room, longest)) - 1) >= 0:
+        length = remaining[index]
+        count = min(counts[length], room // length)
+        row.append((length, count))
+        room, longest = room - count * length, length - 1
+    return row

@@ -1,11 +1,8 @@
-"""Batches assembled on the device by indexing flat values. B batch, T time, N events.
-
-Which rows a step of training, or a batch of scoring, is made of.
-"""
+"""Batches, assembled on the device by indexing flat sequences. B batch, T time, N events, M values of a feature."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,28 +14,23 @@ from recpipe.data.sequences import Sequences
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded events, oldest first; a causal model needs no mask, since padding comes after what it reads.
+    """Right-padded sequences, oldest event first; causal models need no mask, since padding comes last.
 
-    Packed (``segments`` given), a row holds several users one after the other, and what is causal must also keep to
-    its segment. M values of a feature.
+    With ``segments``, rows are packed: each contains several sequences, and models must not look across segments.
     """
 
     items: Tensor  # (B, T) int64, 0 is padding
     lengths: Tensor  # (B,) int64, each >= 0
     timestamps: Tensor | None  # (B, T) int64 seconds, 0 at padding
-    targets: int = 0  # events with a predecessor in their sequence: the weight of this part in a step's loss
-    features: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # "event.*" (B, T, M), "user.*" (B, 1 or T, M)
-    # (B, T) int64 seconds, 0 at padding: when the question after each event is asked, where that may be known. It is
-    # the time of the event that follows, and after the last one that of the question itself.
+    n_targets: int = 0  # number of targets in the batch, its weight in the loss of a step
+    # "event.*" (B, T, M), "user.*" (B, 1 or T, M)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    # (B, T) int64 seconds, 0 at padding: time of the next event, after the last event that of the query
     query_times: Tensor | None = None
     segments: Tensor | None = None  # (B, T) int64, 1, 2, … along a row, 0 at padding
-    segment_positions: Tensor | None = None  # (B, T) int64, place in the own segment
-    context: Tensor | None = None  # (B,) int64: first events of a row that are no targets, at least 1
-    next_items: Tensor | None = (
-        None  # (B, T) int64, what is to be predicted where users' last events are not in rows
-    )
+    segment_positions: Tensor | None = None  # (B, T) int64, position in the segment
+    context: Tensor | None = None  # (B,) int64, number of first events that are no targets, at least 1
+    next_items: Tensor | None = None  # (B, T) int64, targets of packed rows, which lack the last events
 
     @property
     def mask(self) -> Tensor:
@@ -47,12 +39,10 @@ class Batch:
 
     @property
     def positions(self) -> Tensor:
-        """Places of events in their sequences: (T,), or (B, T) where packed."""
-        return (
-            torch.arange(self.items.shape[1], device=self.items.device)
-            if self.segment_positions is None
-            else self.segment_positions
-        )
+        """Positions of events in their sequences: (T,), or (B, T) for packed rows."""
+        if self.segment_positions is not None:
+            return self.segment_positions
+        return torch.arange(self.items.shape[1], device=self.items.device)
 
     @property
     def starts(self) -> Tensor:
@@ -60,51 +50,50 @@ class Batch:
         return self.positions == 0
 
     def append_event(self, items: Tensor, window: int) -> Batch:
-        """The same with one event (B,) more in every row, 0 for none; beyond ``window`` the first one falls out.
+        """Append an event (B,) to every row, 0 for none; beyond ``window`` the first event is dropped.
 
-        What is not known of it is missing, and it happens when the last one did. Not where packed.
+        The event has the time of the last one and no features. Not for packed rows.
         """
-        long = self.pad(1)
+        longer = self.pad(1)
         rows, place = torch.arange(len(items), device=items.device), self.lengths
-        before = (place - 1).clamp(min=0)
-        long.items[rows, place] = items
-        if long.timestamps is not None:
-            long.timestamps[rows, place] = torch.where(items > 0, long.timestamps[rows, before], 0)
+        last = (place - 1).clamp(min=0)
+        longer.items[rows, place] = items
+        if longer.timestamps is not None:
+            longer.timestamps[rows, place] = torch.where(items > 0, longer.timestamps[rows, last], 0)
         lengths = place + (items > 0)
-        over, width = lengths > window, min(long.items.shape[1], window)
+        over, width = lengths > window, min(longer.items.shape[1], window)
 
-        def kept(values: Tensor) -> Tensor:
-            late = over.view(-1, *[1] * (values.dim() - 1))
-            return torch.where(late, values[:, -width:], values[:, :width])
+        def cut(values: Tensor) -> Tensor:
+            return torch.where(
+                over.view(-1, *[1] * (values.dim() - 1)), values[:, -width:], values[:, :width]
+            )
 
-        return replace(
-            long,
-            items=kept(long.items),
-            lengths=lengths.clamp(max=window),
-            timestamps=None if long.timestamps is None else kept(long.timestamps),
-            features={
-                name: kept(value) if name.startswith("event.") else value
-                for name, value in long.features.items()
-            },
-        )
+        shifted = longer._map_events(cut)
+        return replace(shifted, lengths=lengths.clamp(max=window), query_times=longer.query_times)
 
     def pad(self, n: int) -> Batch:
-        """The same with ``n`` more places of padding in every row; not where packed."""
+        """Append ``n`` positions of padding to every row. Not for packed rows."""
+        return self._map_events(
+            lambda values: torch.cat([values, values.new_zeros(len(values), n, *values.shape[2:])], 1)
+        )
+
+    def _map_events(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply a function to all tensors (B, T) and (B, T, M) of an unpacked batch."""
         return replace(
             self,
-            items=_padded(self.items, n),
-            timestamps=None if self.timestamps is None else _padded(self.timestamps, n),
-            query_times=None if self.query_times is None else _padded(self.query_times, n),
+            items=function(self.items),
+            timestamps=None if self.timestamps is None else function(self.timestamps),
+            query_times=None if self.query_times is None else function(self.query_times),
             features={
-                name: _padded(value, n) if name.startswith("event.") else value
+                name: function(value) if name.startswith("event.") else value
                 for name, value in self.features.items()
             },
         )
 
     def inputs_and_targets(self) -> tuple[Batch, Tensor]:
-        """All events but the last, and for each the item that follows (B, T - 1), 0 where none does.
+        """All events but the last, and for each the next item (B, T - 1), 0 where there is none.
 
-        They are ``asked`` at the time of that item, 0 where there is none.
+        Query times of the inputs are the times of their targets, 0 without a target.
         """
         if self.next_items is not None:
             return self, self.next_items
@@ -115,16 +104,15 @@ class Batch:
             targets = torch.where(place >= self.context[:, None], targets, 0)
         if self.segments is not None:
             targets = torch.where(self.segments[:, 1:] == self.segments[:, :-1], targets, 0)
+        times = self.timestamps
         inputs = replace(
             self,
             items=self.items[:, :-1],
             lengths=self.lengths.clamp(max=width - 1),
-            timestamps=None if self.timestamps is None else self.timestamps[:, :-1],
-            query_times=None
-            if self.timestamps is None
-            else torch.where(targets > 0, self.timestamps[:, 1:], 0),
-            features={
-                name: value[:, :-1] if value.shape[1] == width else value  # those of users have one place
+            timestamps=None if times is None else times[:, :-1],
+            query_times=None if times is None else torch.where(targets > 0, times[:, 1:], 0),
+            features={  # those of users have width 1
+                name: value[:, :-1] if value.shape[1] == width else value
                 for name, value in self.features.items()
             },
             context=None,
@@ -134,16 +122,10 @@ class Batch:
         return inputs, targets
 
 
-def _padded(values: Tensor, n: int) -> Tensor:
-    """``n`` zeros behind every row of (B, T) or (B, T, M)."""
-    return torch.cat([values, values.new_zeros(len(values), n, *values.shape[2:])], 1)
-
-
 class DeviceSequences:
-    """Flat sequences held on ``device``; ``batch`` gathers rows from them there.
+    """Flat sequences on a device, from which batches are gathered.
 
-    ``window`` keeps each user's last events only (what training and scoring look at). ``features`` by name: of users
-    (U, M) under ``user.*``, of events (N, M) under ``event.*``.
+    ``window`` is the number of last events per user. ``features`` by name: ``user.*`` (U, M), ``event.*`` (N, M).
     """
 
     def __init__(
@@ -154,17 +136,19 @@ class DeviceSequences:
         device: torch.device | str,
         features: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        def to_device(values: np.ndarray | None) -> Tensor | None:
+            return None if values is None else torch.from_numpy(values.copy()).to(device)
+
         self.lengths = np.minimum(sequences.lengths, window)
         self.device = torch.device(device)
         context = np.ones_like(self.lengths) if sequences.context is None else sequences.context
-        self.targets = np.maximum(self.lengths - np.maximum(context, 1), 0)  # (U,) of each row
-        self._context = None if sequences.context is None else torch.from_numpy(context.copy()).to(device)
+        self.n_targets = np.maximum(self.lengths - np.maximum(context, 1), 0)  # (U,)
         self._stop = torch.from_numpy(sequences.offsets[1:].copy()).to(device)
         self._lengths = torch.from_numpy(self.lengths).to(device)
         self._items = torch.from_numpy(sequences.items.astype(np.int64)).to(device)
-        times, asked = sequences.timestamps, sequences.query_times
-        self._times = None if times is None else torch.from_numpy(times.copy()).to(device)
-        self._asked = None if asked is None else torch.from_numpy(asked.copy()).to(device)
+        self._context = to_device(sequences.context)
+        self._times = to_device(sequences.timestamps)
+        self._query_times = to_device(sequences.query_times)
         self._features = {
             name: torch.from_numpy(value).to(device) for name, value in (features or {}).items()
         }
@@ -173,31 +157,35 @@ class DeviceSequences:
         return len(self.lengths)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The users ``rows`` (B,), padded to the longest of them."""
-        width = int(self.lengths[rows].max(initial=0))
+        """Gather the users ``rows`` (B,), padded to the longest of them."""
         index = torch.from_numpy(rows).to(self.device)
         lengths = self._lengths[index]
-        place = torch.arange(width, device=self.device)
-        real = place < lengths[:, None]
-        flat = torch.where(real, (self._stop[index] - lengths)[:, None] + place, 0)
-        items = torch.where(real, self._items[flat], 0) if len(self._items) else flat
-        times = None if self._times is None else torch.where(real, self._times[flat], 0)
+        place = torch.arange(int(self.lengths[rows].max(initial=0)), device=self.device)
+        mask = place < lengths[:, None]
+        flat = torch.where(mask, (self._stop[index] - lengths)[:, None] + place, 0)
+        times = None if self._times is None else torch.where(mask, self._times[flat], 0)
+        query_times = None
+        if self._query_times is not None and times is not None:
+            is_last = place == lengths[:, None] - 1
+            query_times = torch.where(is_last, self._query_times[index][:, None], times.roll(-1, 1)) * mask
         return Batch(
-            items,
+            torch.where(mask, self._items[flat], 0) if len(self._items) else flat,
             lengths,
             times,
-            int(self.targets[rows].sum()),
-            {name: self._feature(name, index, flat, real) for name in self._features},
-            self._asked_after(index, times, real),
+            int(self.n_targets[rows].sum()),
+            {name: self._feature(name, index, flat, mask) for name in self._features},
+            query_times,
             context=None if self._context is None else self._context[index],
         )
 
-    def _asked_after(self, index: Tensor, times: Tensor | None, real: Tensor) -> Tensor | None:
-        """(B, T): after each event the time of the next, after the last that of the question; 0 at padding."""
-        if self._asked is None or times is None:
-            return None
-        last = torch.arange(real.shape[1], device=self.device) == self._lengths[index][:, None] - 1
-        return torch.where(last, self._asked[index][:, None], times.roll(-1, 1)) * real
+    def _feature(self, name: str, index: Tensor, flat: Tensor, mask: Tensor) -> Tensor:
+        """(B, 1, M) of users, or (B, T, M) of events, 0 at padding."""
+        values = self._features[name]
+        if name.startswith("user."):
+            return values[index][:, None]
+        if len(values) == 0:
+            return values.new_zeros(*flat.shape, values.shape[1])
+        return torch.where(mask[..., None], values[flat], 0)
 
     def pack(
         self,
@@ -208,32 +196,35 @@ class DeviceSequences:
         *,
         shape: tuple[int, int],
     ) -> Batch:
-        """All but the last event of every user of ``users`` (n,), from place ``start`` of ``row`` on, (B, T) ``shape``.
+        """Pack all but the last event of the users (n,) into rows (B, T), each user at ``start`` of its ``row``.
 
-        Rows that hold one user each, all from their first place, come without segments: they need no more than padding.
+        ``segments`` are None where every row has one user from its first position on.
         """
-        count, whole = self.lengths[users] - 1, int((self.lengths[users] - 1).sum())
+        count, total = self.lengths[users] - 1, int((self.lengths[users] - 1).sum())
         ends = np.cumsum(count)
-        used = np.zeros(shape[0], np.int64)
-        np.maximum.at(used, row, start + count)
-        about = np.stack([users, row * shape[1] + start, ends - count, segment, count])
-        user, to, before, part, repeats = torch.from_numpy(about).to(self.device)
-        owner = torch.repeat_interleave(repeats, output_size=whole)
-        place = torch.arange(whole, device=self.device) - before[owner]
-        to = to[owner] + place
+        row_lengths = np.zeros(shape[0], np.int64)
+        np.maximum.at(row_lengths, row, start + count)
+        table = np.stack([users, row * shape[1] + start, ends - count, segment, count])
+        user, first, before, part, repeats = torch.from_numpy(table).to(self.device)
+        owner = torch.repeat_interleave(repeats, output_size=total)
+        place = torch.arange(total, device=self.device) - before[owner]
+        target = first[owner] + place
         user = user[owner]
         source = self._stop[user] - self._lengths[user] + place
+        next_items = self._items[source + 1]
+        if self._context is not None:
+            next_items = torch.where(place + 1 >= self._context[user], next_items, 0)
 
         def scatter(values: Tensor) -> Tensor:
             empty = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
-            return empty.index_copy_(0, to, values).view(*shape, *values.shape[1:])
+            return empty.index_copy_(0, target, values).view(*shape, *values.shape[1:])
 
         several = len(users) > shape[0]
         return Batch(
             scatter(self._items[source]),
-            torch.from_numpy(used).to(self.device),
+            torch.from_numpy(row_lengths).to(self.device),
             None if self._times is None else scatter(self._times[source]),
-            int(self.targets[users].sum()),
+            int(self.n_targets[users].sum()),
             {
                 name: scatter(values[user] if name.startswith("user.") else values[source])
                 for name, values in self._features.items()
@@ -241,20 +232,5 @@ class DeviceSequences:
             segments=scatter(part[owner]) if several else None,
             segment_positions=scatter(place) if several else None,
             query_times=None if self._times is None else scatter(self._times[source + 1]),
-            next_items=scatter(self._following(source, user, place)),
+            next_items=scatter(next_items),
         )
-
-    def _following(self, source: Tensor, user: Tensor, place: Tensor) -> Tensor:
-        """The item after each event, 0 where it is context."""
-        following = self._items[source + 1]
-        if self._context is None:
-            return following
-        return torch.where(place + 1 >= self._context[user], following, 0)
-
-    def _feature(self, name: str, index: Tensor, flat: Tensor, real: Tensor) -> Tensor:
-        """(B, 1, M) of users, or (B, T, M) of events, 0 at padding."""
-        values = self._features[name]
-        if name.startswith("user."):
-            return values[index][:, None]
-        shape = (*flat.shape, values.shape[1])
-        return torch.where(real[..., None], values[flat], 0) if len(values) else values.new_zeros(shape)

@@ -1,7 +1,7 @@
-"""Columns of items and users as what a network can read: codes of categories, standardised numbers. N rows, M values.
+"""Encoding of item and user columns as network inputs: codes of categories, standardised numbers. N rows, M values.
 
-A column is categorical if it holds text, truth values or lists of them, or at most 50 different numbers; a row of a
-list may have several values. Everything a ``Column`` learned is plain JSON, so that a bundle can keep it.
+A column is categorical if it contains text, booleans or lists of them, or at most 50 distinct numbers; a row of a list
+column may have several values. A fitted ``Column`` consists of plain JSON types, for bundles.
 """
 
 from __future__ import annotations
@@ -15,106 +15,101 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-FEW_NUMBERS = 50  # different numbers up to which a column counts as categorical
-MOST_VALUES = 10_000  # categories that are kept, the most frequent ones
-MOST_PER_ROW = 16  # values of one row that are kept, in their order
+MAX_CATEGORICAL_NUMBERS = 50  # distinct numbers up to which a column is categorical
+MAX_CATEGORIES = 10_000  # the most frequent ones
+MAX_VALUES_PER_ROW = 16  # the first ones
 
 
 @dataclass(frozen=True)
 class Column:
-    """How one column is encoded. ``values`` are the categories of codes 1, 2, …; none means that it is numeric."""
+    """Encoding of one column. ``values`` are the categories with codes 1, 2, …; a numeric column has none."""
 
     name: str
     values: tuple[str, ...] = ()
-    per_row: int = 1  # M: most values of one row
+    per_row: int = 1  # M, maximum number of values of a row
     mean: float = 0.0
     deviation: float = 1.0
 
     @property
     def categorical(self) -> bool:
-        """Whether ``encode`` gives codes."""
+        """Whether ``encode`` returns codes."""
         return bool(self.values)
 
     @classmethod
     def of(cls, name: str, column: pa.Array | pa.ChunkedArray) -> Column:
-        """Learns the encoding of ``column`` (N,). Raises ValueError where it has no value at all."""
-        column = _whole(column)
-        owner, flat = _flattened(column)
+        """Fit the encoding of ``column`` (N,). Raises ValueError if it has no value at all."""
+        owner, flat = _flatten(column)
         if len(flat) == 0:
             raise ValueError(f"column {name!r} has no value; drop it from `side`")
-        if _is_number(flat.type) and pc.count_distinct(flat).as_py() > FEW_NUMBERS:
+        if _is_number(flat.type) and pc.count_distinct(flat).as_py() > MAX_CATEGORICAL_NUMBERS:
             numbers = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
             return cls(name, mean=float(numbers.mean()), deviation=float(numbers.std()) or 1.0)
-        counted = pc.value_counts(flat.cast(pa.string()))
-        words, counts = counted.field("values").to_pylist(), counted.field("counts").to_numpy()
-        order = sorted(range(len(words)), key=lambda i: (-counts[i], words[i]))[:MOST_VALUES]
-        most = int(np.bincount(owner).max())
-        return cls(name, tuple(words[i] for i in order), min(most, MOST_PER_ROW))
+        frequencies = pc.value_counts(flat.cast(pa.string()))
+        words, counts = frequencies.field("values").to_pylist(), frequencies.field("counts").to_numpy()
+        order = sorted(range(len(words)), key=lambda i: (-counts[i], words[i]))[:MAX_CATEGORIES]
+        per_row = min(int(np.bincount(owner).max()), MAX_VALUES_PER_ROW)
+        return cls(name, tuple(words[i] for i in order), per_row)
 
     def encode(self, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Codes (N, M) int32, 0 for none or unknown; or (N, 2) float32: the standardised number, 1 if there is one."""
-        column = _whole(column)
-        owner, flat = _flattened(column)
+        """Encode (N,) as codes (N, M) int32, 0 for missing or unknown; a numeric column as (N, 2) float32.
+
+        The two values of a numeric column are the standardised number and 1, or zeros where it is missing.
+        """
+        owner, flat = _flatten(column)
+        encoded = self.missing(len(column))
         if not self.categorical:
-            encoded = np.zeros((len(column), 2), np.float32)
             numbers = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
             encoded[owner, 0] = (numbers - self.mean) / self.deviation
             encoded[owner, 1] = 1.0
             return encoded
-        found = pc.index_in(flat.cast(pa.string()), value_set=pa.array(self.values, pa.string()))
-        code = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
-        first = np.searchsorted(owner, owner, side="left")  # owners are sorted
-        place = np.arange(len(owner)) - first
-        kept = place < self.per_row
-        codes = np.zeros((len(column), self.per_row), np.int32)
-        codes[owner[kept], place[kept]] = code[kept]
-        return codes
+        index = pc.index_in(flat.cast(pa.string()), value_set=pa.array(self.values, pa.string()))
+        code = pc.fill_null(index, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
+        place = np.arange(len(owner)) - np.searchsorted(owner, owner, side="left")  # owners are sorted
+        fits = place < self.per_row
+        encoded[owner[fits], place[fits]] = code[fits]
+        return encoded
 
     def missing(self, n: int) -> np.ndarray:
-        """What ``encode`` gives for n rows without a value."""
-        shape, kind = ((n, self.per_row), np.int32) if self.categorical else ((n, 2), np.float32)
-        return np.zeros(shape, kind)
+        """Encoding of n rows without a value."""
+        return np.zeros((n, self.per_row), np.int32) if self.categorical else np.zeros((n, 2), np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Convert to plain JSON types."""
         return dataclasses.asdict(self) | {"values": list(self.values)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Column:
-        """The inverse of ``to_dict``."""
+        """Inverse of ``to_dict``."""
         return cls(**{**fields, "values": tuple(fields["values"])})
 
 
 def fit_columns(names: Sequence[str], table: Mapping[str, Any], *, where: str) -> tuple[Column, ...]:
-    """Learns the columns ``names`` of ``table``. Raises ValueError that names what is missing and what there is."""
+    """Fit the columns ``names`` of ``table``. Raises ValueError for missing columns, with the available ones."""
     missing = [name for name in names if name not in table]
     if missing:
-        has = ", ".join(sorted(table)) or "none"
-        raise ValueError(f"{where} asks for {', '.join(missing)}; columns there are: {has}")
+        available = ", ".join(sorted(table)) or "none"
+        raise ValueError(f"{where} asks for {', '.join(missing)}; columns there are: {available}")
     return tuple(Column.of(name, table[name]) for name in names)
 
 
 def align_rows(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray) -> pa.Table:
-    """One row of ``table`` for each of ``ids`` (N,), all null where its column ``key`` does not have the id."""
-    known = table[key].cast(pa.string()).combine_chunks()
-    return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=known))
-
-
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    """One row of ``table`` per id (N,), all null for ids that its column ``key`` does not contain."""
+    keys = table[key].cast(pa.string()).combine_chunks()
+    return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=keys))
 
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
-def _flattened(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """All values that are not null, lists of any depth taken apart, and the row (n,) of each."""
+def _flatten(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Row (n,) and value (n,) of all non-null values; nested lists are flattened."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     owner = np.arange(len(column))
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         owner, column = np.repeat(owner, lengths), column.drop_null().flatten()
-    there = column.is_valid().to_numpy(zero_copy_only=False)
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_floating(column.type):
-        there &= ~np.isnan(pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False))
-    return owner[there], column.filter(pa.array(there))
+        valid &= ~np.isnan(pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False))
+    return owner[valid], column.filter(pa.array(valid))

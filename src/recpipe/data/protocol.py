@@ -1,4 +1,4 @@
-"""The protocol: everything besides the model that moves a metric. Its id is stamped on every number."""
+"""Evaluation protocol: all settings besides the model that change a metric. Its id is stamped on every number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from recpipe.config import check_known
 
 SPLITS = ("leave_one_out", "temporal", "ratio", "cold_users")
-TIME_CHOICES = ("none", "last_item", "query")  # each allows what the one before does
+TIME_CHOICES = ("none", "last_item", "query")  # each allows what the previous ones allow
 CHOICES = {
     "split": SPLITS,
     "targets": ("next", "all"),
@@ -26,18 +26,18 @@ EVALUATION_FIELDS = ("exclude_seen", "candidates", "time", "cutoffs")
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a data set is cut into training, validation and test, and how a model is judged on it.
+    """Rules for splitting a data set into training, validation and test, and for evaluating a model on it.
 
-    ``valid`` and ``test`` are shares for ``ratio``, ``cold_users`` and ``temporal``, or, for ``temporal``, the ISO date
-    at which that part begins; ``leave_one_out`` does not read them. ``seed`` matters to shuffled ties, to cold users
-    and to held-out items: ``held_out_items`` is the share of the catalogue that training and validation never see.
-    ``time`` is the most that a model may use to weigh the past: ``none``; ``last_item``, how long before the last
-    event the others were; ``query``, how long before the moment of the question, which folds tell only then.
+    ``valid`` and ``test`` are shares for ``ratio``, ``cold_users`` and ``temporal``; for ``temporal`` also the ISO date
+    at which the part begins; ``leave_one_out`` ignores them. ``seed`` affects shuffled ties, cold users and held-out
+    items: ``held_out_items`` is the share of the catalogue that training and validation never see. ``time`` is what a
+    model may know about time: ``none``; ``last_item``, ages relative to the last event; ``query``, ages relative to the
+    time of the query, which folds contain only then. Raises ValueError for a value that is not allowed.
     """
 
     dataset: str
     fingerprint: str = ""  # of the sequences before the split: Sequences.fingerprint
-    steps: tuple[str, ...] = ()  # cleaning and sampling that led there, for the reader
+    steps: tuple[str, ...] = ()  # cleaning and sampling steps of the log, for information
     split: str = "leave_one_out"
     valid: float | str = 0.1
     test: float | str = 0.1
@@ -52,7 +52,7 @@ class Protocol:
     cutoffs: tuple[int, ...] = (1, 5, 10, 20)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "cutoffs"):  # lists of conf and JSON
+        for name in ("steps", "cutoffs"):  # lists in conf and JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for field, allowed in CHOICES.items():
             if (value := getattr(self, field)) not in allowed:
@@ -76,23 +76,21 @@ class Protocol:
             )
 
     def check_time(self, used: str, *, model: str) -> None:
-        """Raises ValueError if a model that needs ``used`` of time may not be judged under this protocol."""
+        """Raise ValueError if this protocol does not allow a model to use time as ``used``."""
         if TIME_CHOICES.index(used) > TIME_CHOICES.index(self.time):
             allowed = " and ".join(TIME_CHOICES[: TIME_CHOICES.index(self.time) + 1])
             raise ValueError(
                 f"{model} uses time as {used} and protocol.time is {self.time}, which allows "
-                f"{allowed}; use --params protocol.time={used}, "
-                "which is a protocol of its own"
+                f"{allowed}; use --params protocol.time={used}, which is a protocol of its own"
             )
 
     @property
     def id(self) -> str:
-        """Eight hex digits: equal ids mean comparable numbers. Fields that a split ignores do not enter."""
-        fields = self._used()
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+        """Hash of eight hex digits: equal ids mean comparable numbers. Fields that the split ignores do not enter."""
+        return hashlib.sha256(json.dumps(self._used_fields(), sort_keys=True).encode()).hexdigest()[:8]
 
-    def _used(self) -> dict[str, Any]:
-        """The fields, null where the split does not read them, and without those that came later and are not used."""
+    def _used_fields(self) -> dict[str, Any]:
+        """All fields, null where the split ignores them; a later field is left out at its default, to preserve ids."""
         fields = self.to_dict()
         if self.split == "leave_one_out":
             fields["valid"] = fields["test"] = None
@@ -103,21 +101,21 @@ class Protocol:
         return fields
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Convert to plain JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
-        """From conf or JSON. Raises ValueError that names an unknown key and the known ones."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in sorted(set(fields) - known - set(DERIVED_FIELDS)):
-            check_known(name, sorted(known), what="protocol key")
+        """Create from conf or JSON. Raises ValueError for an unknown key, with the nearest spelling."""
+        allowed = {field.name for field in dataclasses.fields(cls)}
+        for name in sorted(set(fields) - allowed - set(DERIVED_FIELDS)):
+            check_known(name, sorted(allowed), what="protocol key")
         return cls(**{key: value for key, value in fields.items() if key not in DERIVED_FIELDS})
 
     def with_evaluation_fields(self, requested: Protocol) -> Protocol:
-        """This protocol, which the split was made under, with what only evaluation reads taken from ``requested``.
+        """This protocol of a split on disk with the ``EVALUATION_FIELDS`` of ``requested``.
 
-        Raises ValueError where ``requested`` would cut the data differently: the split on disk is not of that protocol.
+        Raises ValueError where ``requested`` would split the data differently.
         """
         combined = dataclasses.replace(requested, fingerprint=self.fingerprint, steps=self.steps)
         if differing := self.data_differences(combined):
@@ -128,8 +126,8 @@ class Protocol:
         return combined
 
     def data_differences(self, other: Protocol) -> list[str]:
-        """Names of the fields in which the data that models are fitted on would differ from ``other``'s."""
-        mine, theirs = self._used(), other._used()
+        """Names of the fields that give models other training data under ``other``."""
+        mine, theirs = self._used_fields(), other._used_fields()
         names = dict.fromkeys((*mine, *theirs))
         return [
             name for name in names if name not in EVALUATION_FIELDS and mine.get(name) != theirs.get(name)

@@ -1,7 +1,4 @@
-"""Interactions as per-user sequences: flat values and offsets, never a padded copy of the whole set.
-
-Shape letters: U users, N events, I items.
-"""
+"""Interactions as per-user sequences, stored as flat values and offsets. U users, N events, I items."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from recpipe.data.atomic import atomic_file
 from recpipe.data.features import align_rows
 from recpipe.data.protocol import Protocol
 
-EVENT_COLUMNS = ("timestamps", "ratings")  # of Sequences: what is known of an event besides its item
-PROFILE = "user."  # before the name of a profile's column in a file
+EVENT_COLUMNS = ("timestamps", "ratings")  # fields of Sequences with a value per event, besides items
+PROFILE = "user."  # prefix of profile columns in files
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The catalogue. Item index i (1-based; 0 is padding) stands for the external id ``ids[i - 1]``."""
+    """The catalogue: item index i (1-based; 0 is padding) has the external id ``ids[i - 1]``."""
 
     ids: np.ndarray  # (I,) of str
 
@@ -32,52 +29,51 @@ class Vocabulary:
         return len(self.ids)
 
     def encode(self, ids: list[str] | np.ndarray) -> np.ndarray:
-        """External ids (n,) to int32 indices (n,); 0 where the id is unknown."""
-        found = pa.compute.index_in(pa.array(ids, pa.string()), value_set=pa.array(self.ids, pa.string()))
-        return (found.fill_null(-1).to_numpy(zero_copy_only=False) + 1).astype(np.int32)
+        """Convert external ids (n,) to int32 indices (n,), 0 for unknown ids."""
+        index = pa.compute.index_in(pa.array(ids, pa.string()), value_set=pa.array(self.ids, pa.string()))
+        return (index.fill_null(-1).to_numpy(zero_copy_only=False) + 1).astype(np.int32)
 
     def write(self, path: Path) -> None:
-        """One Parquet file with the column ``item_id``."""
+        """Write a Parquet file with the column ``item_id``."""
+        table = pa.table({"item_id": pa.array(self.ids, pa.string())})
         with atomic_file(path) as temporary:
-            pq.write_table(
-                pa.table({"item_id": pa.array(self.ids, pa.string())}), temporary, compression="zstd"
-            )
+            pq.write_table(table, temporary, compression="zstd")
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """What ``write`` wrote."""
+        """Read a file of ``write``."""
         return cls(_strings(pq.read_table(path)["item_id"]))
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Every user's events in time order: user u owns ``items[offsets[u]:offsets[u + 1]]``."""
+    """Events of all users in time order; those of user u are ``items[offsets[u]:offsets[u + 1]]``."""
 
     users: np.ndarray  # (U,) of str, external ids
     items: np.ndarray  # (N,) int32, 1-based
     timestamps: np.ndarray | None  # (N,) int64 seconds, None where the source has only an order
     offsets: np.ndarray  # (U + 1,) int64
-    ratings: np.ndarray | None = None  # (N,) float32, NaN where there is none
-    profiles: Mapping[str, pa.Array] = field(default_factory=dict)  # columns of the users, each (U,)
-    # (U,) int64 seconds: the moment of the question, where the protocol tells it
-    query_times: np.ndarray | None = None
-    # (U,) int64: the first events of a row, which are read and are no targets of it
-    context: np.ndarray | None = None
+    ratings: np.ndarray | None = None  # (N,) float32, NaN where missing
+    profiles: Mapping[str, pa.Array] = field(default_factory=dict)  # user columns, each (U,)
+    query_times: np.ndarray | None = (
+        None  # (U,) int64 seconds, time of the query where the protocol allows it
+    )
+    context: np.ndarray | None = None  # (U,) int64, number of first events that are inputs only, not targets
 
     def __len__(self) -> int:
         return len(self.users)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Events per user (U,)."""
+        """Number of events per user (U,)."""
         return np.diff(self.offsets)
 
     def row(self, user: int) -> np.ndarray:
-        """The item indices of one user, oldest first."""
+        """Item indices of one user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def select(self, rows: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Sequences:
-        """A compact copy of the users ``rows`` (n,), each cut to its own positions [start, stop)."""
+        """Copy the users ``rows`` (n,), each cut to its positions [start, stop)."""
         lengths = np.maximum(stop - start, 0)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         first = self.offsets[rows] + start
@@ -93,28 +89,32 @@ class Sequences:
             None if self.context is None else np.clip(self.context[rows] - start, 0, None),
         )
 
+    def select_users(self, rows: np.ndarray) -> Sequences:
+        """Copy the users ``rows`` (n,) with all their events."""
+        return self.select(rows, np.zeros(len(rows), np.int64), self.lengths[rows])
+
     def events(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All events of ``rows`` as (place in rows, item), both (n,) int64."""
-        chosen = self.select(rows, np.zeros(len(rows), np.int64), self.lengths[rows])
-        return np.repeat(np.arange(len(rows)), chosen.lengths), chosen.items.astype(np.int64)
+        """All events of the users ``rows`` as (position in ``rows``, item), both (n,) int64."""
+        selection = self.select_users(rows)
+        return np.repeat(np.arange(len(rows)), selection.lengths), selection.items.astype(np.int64)
 
     def with_profiles(self, users: pa.Table) -> Sequences:
-        """The same events with the columns of ``users`` (``user_id`` and more) as profiles, null where unknown."""
+        """Add the columns of ``users``, a table with ``user_id``, as profiles; null for users it does not contain."""
         table = align_rows(users, "user_id", self.users)
         columns = [name for name in table.column_names if name != "user_id"]
         return replace(self, profiles={name: table[name].combine_chunks() for name in columns})
 
     def last(self, n: int) -> Sequences:
-        """Every user's last ``n`` events."""
+        """Last ``n`` events of every user."""
         lengths = self.lengths
         return self.select(np.arange(len(self)), np.maximum(lengths - n, 0), lengths)
 
     def windows(self, n: int, stride: int | None = None) -> Sequences:
-        """Every user cut from the end into rows of at most ``n + 1`` events, each ``stride`` (by default n) earlier.
+        """Cut every user from the end into windows of at most ``n + 1`` events, ``stride`` (default n) apart.
 
-        Every event but a user's first is the target of the at most ``n`` events before it, once: the last ``stride``
-        events of a row are its targets, and what comes before them is ``context``. A short stride shows a model long
-        histories, at up to n / stride times the cost.
+        Every event except a user's first is a target once, after at most ``n`` events of input: the last ``stride``
+        events of a window are its targets, those before are ``context``. A short stride gives longer inputs, at up to
+        n / stride times the cost.
         """
         stride = n if stride is None else min(stride, n)
         lengths = self.lengths
@@ -123,11 +123,11 @@ class Sequences:
         nth = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
         stop = lengths[rows] - nth * stride
         start = np.maximum(stop - n - 1, 0)
-        cut = self.select(rows, start, stop)
-        return cut if stride == n else replace(cut, context=np.maximum(stop - start - stride, 1))
+        windows = self.select(rows, start, stop)
+        return windows if stride == n else replace(windows, context=np.maximum(stop - start - stride, 1))
 
     def fingerprint(self) -> str:
-        """Twelve hex digits that change with users, item indices, times and order; the items' names are not in it."""
+        """Hash of twelve hex digits of users, item indices, times and order, without external item ids."""
         digest = hashlib.sha256()
         for part in (self.offsets, self.items, self.timestamps):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
@@ -135,9 +135,7 @@ class Sequences:
         return digest.hexdigest()[:12]
 
     def to_table(self, prefix: str = "") -> pa.Table:
-        """One row per user: ``user_id``, the list columns ``items`` and, if known, ``timestamps`` and ``ratings``,
-        and the profile as ``user.<column>``.
-        """
+        """Convert to a table with a row per user: ``user_id``, lists of event values, profiles as ``user.<column>``."""
         columns = {
             "user_id": pa.array(self.users, pa.string()),
             f"{prefix}items": _lists(self.offsets, self.items),
@@ -150,7 +148,7 @@ class Sequences:
 
     @classmethod
     def from_table(cls, table: pa.Table, prefix: str = "") -> Sequences:
-        """The inverse of ``to_table``."""
+        """Inverse of ``to_table``."""
         lists = table[f"{prefix}items"].combine_chunks()
         events = {
             name: table[f"{prefix}{name}"].combine_chunks().flatten().to_numpy()
@@ -168,19 +166,19 @@ class Sequences:
         )
 
     def write(self, path: Path) -> None:
-        """One Parquet file, one row per user."""
+        """Write a Parquet file with a row per user."""
         with atomic_file(path) as temporary:
             pq.write_table(self.to_table(), temporary, compression="zstd")
 
     @classmethod
     def read(cls, path: Path) -> Sequences:
-        """What ``write`` wrote."""
+        """Read a file of ``write``."""
         return cls.from_table(pq.read_table(path))
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What is to be predicted from what: the same users' histories and the events that followed."""
+    """Histories and targets of the same users, in the same order."""
 
     histories: Sequences
     targets: Sequences
@@ -189,16 +187,13 @@ class Fold:
         return len(self.histories)
 
     def select(self, rows: np.ndarray) -> Fold:
-        """The users ``rows`` (n,)."""
-        none = np.zeros(len(rows), np.int64)
-        parts = (part.select(rows, none, part.lengths[rows]) for part in (self.histories, self.targets))
-        return Fold(*parts)
+        """Select the users ``rows`` (n,)."""
+        return Fold(self.histories.select_users(rows), self.targets.select_users(rows))
 
     def with_query_times(self, protocol: Protocol) -> Fold:
-        """What a model under ``protocol`` is asked: its histories tell the moment, that of the first target, where
-        ``protocol.time`` is query, and never else.
+        """Set the query time of histories to the time of the first target if ``protocol.time`` is query, else to None.
 
-        Raises ValueError where that moment is not known.
+        Raises ValueError for query on a data set without timestamps.
         """
         if protocol.time != "query":
             return replace(self, histories=replace(self.histories, query_times=None))
@@ -210,7 +205,7 @@ class Fold:
         return replace(self, histories=replace(self.histories, query_times=times[self.targets.offsets[:-1]]))
 
     def write(self, path: Path) -> None:
-        """One Parquet file with the history and the target columns side by side."""
+        """Write a Parquet file with history and target columns side by side."""
         table = self.histories.to_table()
         targets = replace(self.targets, profiles={}).to_table("target_")
         for name in targets.column_names[1:]:
@@ -220,23 +215,22 @@ class Fold:
 
     @classmethod
     def read(cls, path: Path) -> Fold:
-        """What ``write`` wrote."""
+        """Read a file of ``write``."""
         table = pq.read_table(path)
         return cls(Sequences.from_table(table), Sequences.from_table(table, "target_"))
 
 
 def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple[Sequences, Vocabulary]:
-    """Reads an interactions Parquet (user_id, item_id, timestamp, order) into sequences and their vocabulary.
+    """Build sequences and vocabulary from a Parquet file of interactions (user_id, item_id, timestamp, order).
 
-    ``ties`` orders events of one user with equal timestamps: ``source`` keeps the order of the source,
-    ``shuffle`` draws one with ``seed``. Where all timestamps are null, the order of the source is the time.
-    Raises ValueError for a log that mixes rows with and without a timestamp.
+    ``ties`` orders events of a user with equal timestamps: ``source`` by ``order``, ``shuffle`` randomly with ``seed``.
+    Without timestamps, ``order`` alone decides. Raises ValueError if only some of the rows have a timestamp.
     """
     if ties not in ("source", "shuffle"):
         raise ValueError(f"ties is {ties!r}; allowed: source, shuffle (conf: protocol.ties)")
-    known = pq.read_schema(path).names
-    wanted = ["user_id", "item_id", "timestamp", "order", *(["rating"] if "rating" in known else [])]
-    table = pq.read_table(path, columns=wanted)
+    with_ratings = "rating" in pq.read_schema(path).names
+    columns = ["user_id", "item_id", "timestamp", "order", *(["rating"] if with_ratings else [])]
+    table = pq.read_table(path, columns=columns)
     user_ids, users = _codes(table["user_id"])
     item_ids, items = _codes(table["item_id"])
     times = _timestamps(table["timestamp"])
@@ -248,7 +242,7 @@ def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple
         index = index[np.lexsort((shuffled, times[index], users[index]))]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64)
     ordered = None if times is None else times[index]
-    ratings = table["rating"].cast(pa.float32()).to_numpy()[index] if "rating" in known else None
+    ratings = table["rating"].cast(pa.float32()).to_numpy()[index] if with_ratings else None
     if ratings is not None and np.isnan(ratings).all():
         ratings = None
     sequences = Sequences(user_ids, (items[index] + 1).astype(np.int32), ordered, offsets, ratings)
@@ -266,7 +260,7 @@ def _timestamps(column: pa.ChunkedArray) -> np.ndarray | None:
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct values and, for each row, the place of its value among them."""
+    """Sorted distinct values, and the position of every row's value among them."""
     encoded = column.dictionary_encode().combine_chunks()
     values = _strings(encoded.dictionary)
     order = np.argsort(values, kind="stable")

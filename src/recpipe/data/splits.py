@@ -1,14 +1,13 @@
-"""Training data of a split: protocol, vocabulary, training set and validation fold, without the test fold.
+"""Splits of sequences into training set, validation fold and test fold, and the folder of training data.
 
-Cuts sequences into training data, a validation fold and a test fold.
-
-The three are compact copies: fitting code gets no object that holds a test target. U users, N events.
+The parts are separate copies: code that fits models gets no object that contains a test target. U users, N events.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,26 +22,50 @@ from recpipe.data.atomic import atomic_file
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
 
-PROTOCOL, VOCABULARY, TRAIN, VALID = (
-    "protocol.json",
-    "vocabulary.parquet",
-    "train_set.parquet",
-    "valid_set.parquet",
-)
+PROTOCOL, VOCABULARY = "protocol.json", "vocabulary.parquet"
+TRAIN, VALID = "train_set.parquet", "valid_set.parquet"
+NO_ITEMS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training set, validation fold for model selection, and test fold.
+
+    Neither ``train`` nor ``valid`` has an event of the items ``held_out`` (n,).
+    """
+
+    train: Sequences
+    valid: Fold
+    test: Fold
+    held_out: np.ndarray = field(default_factory=lambda: NO_ITEMS)
+
+    def sizes(self) -> dict[str, int]:
+        """Users and events of every part, test targets without training events, and held-out items and their users."""
+        test_targets = self.test.targets.items
+        owner = np.repeat(np.arange(len(self.test)), self.test.targets.lengths)
+        return {
+            "train_users": len(self.train),
+            "train_events": len(self.train.items),
+            "valid_users": len(self.valid),
+            "valid_targets": len(self.valid.targets.items),
+            "test_users": len(self.test),
+            "test_targets": len(test_targets),
+            "cold_test_targets": int(np.isin(test_targets, self.train.items, invert=True).sum()),
+            "held_out_items": len(self.held_out),
+            "held_out_test_users": len(np.unique(owner[np.isin(test_targets, self.held_out)])),
+        }
 
 
 class TrainingData:
-    """Protocol, vocabulary, training set and validation fold; those of a folder are read at their first use."""
+    """Protocol, vocabulary, training set and validation fold; parts of a folder are read when first used."""
+
+    _folder: Path
 
     def __init__(
         self, protocol_fields: dict[str, Any], vocabulary: Vocabulary, train_set: Sequences, valid_set: Fold
     ) -> None:
-        self.protocol_fields, self.vocabulary, self.train_set, self.valid_set = (
-            protocol_fields,
-            vocabulary,
-            train_set,
-            valid_set,
-        )
+        self.protocol_fields, self.vocabulary = protocol_fields, vocabulary
+        self.train_set, self.valid_set = train_set, valid_set
 
     @cached_property
     def protocol_fields(self) -> dict[str, Any]:
@@ -52,12 +75,12 @@ class TrainingData:
 
     @cached_property
     def protocol(self) -> Protocol:
-        """The protocol that the log was split under."""
+        """Protocol of the split."""
         return Protocol.from_dict(self.protocol_fields)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Items in the order of their numbers."""
+        """Items in the order of their indices."""
         return Vocabulary.read(self._folder / VOCABULARY)
 
     @cached_property
@@ -67,7 +90,7 @@ class TrainingData:
 
     @cached_property
     def valid_set(self) -> Fold:
-        """The validation fold, for model selection only."""
+        """Validation fold, for model selection only."""
         return Fold.read(self._folder / VALID)
 
     @classmethod
@@ -80,10 +103,8 @@ class TrainingData:
         data._folder = folder
         return data
 
-    _folder: Path
-
     def write(self, folder: Path) -> None:
-        """Write a folder, the protocol first: after a crash half-way, bundles of the earlier split do not fit it."""
+        """Write a folder, the protocol first: after a crash, bundles of the previous split do not match it."""
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / PROTOCOL) as part:
             part.write_text(json.dumps(self.protocol_fields, indent=4), encoding="utf-8")
@@ -92,64 +113,23 @@ class TrainingData:
         self.valid_set.write(folder / VALID)
 
 
-NONE = np.zeros(0, np.int32)
-
-
-@dataclass(frozen=True)
-class Split:
-    """``train`` is all that fitting may see besides ``valid``, which serves selection only; neither has an event of
-    the items ``held_out`` (n,).
-    """
-
-    train: Sequences
-    valid: Fold
-    test: Fold
-    held_out: np.ndarray = field(default_factory=lambda: NONE)
-
-    def sizes(self) -> dict[str, int]:
-        """Users and events of each part, the test targets that training never saw, items held out and the test
-        users who have one as a target.
-        """
-        known = np.unique(self.train.items)
-        owner = np.repeat(np.arange(len(self.test)), self.test.targets.lengths)
-        asked = np.isin(self.test.targets.items, self.held_out)
-        return {
-            "train_users": len(self.train),
-            "train_events": len(self.train.items),
-            "valid_users": len(self.valid),
-            "valid_targets": len(self.valid.targets.items),
-            "test_users": len(self.test),
-            "test_targets": len(self.test.targets.items),
-            "cold_test_targets": int(np.isin(self.test.targets.items, known, invert=True).sum()),
-            "held_out_items": len(self.held_out),
-            "held_out_test_users": len(np.unique(owner[asked])),
-        }
-
-
 def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | None = None) -> Split:
-    """Applies ``protocol.split``, then takes the items held out from training and validation.
+    """Split sequences by ``protocol.split`` and remove the held-out items from training and validation.
 
-    Each rule gives every user two cuts, valid_at <= test_at: events before the first are training, those between
-    are validation targets, the rest test targets. A user whose part lacks a history or a target is left out of
-    that fold. ``vocabulary`` is needed where items are held out: they are chosen by their ids. Raises ValueError
-    where a fold would be empty, or no test target held out.
+    Every rule gives each user two cuts, valid_at <= test_at: events before the first are training, those between are
+    validation targets, the others test targets. A user without a history or a target in a fold is left out of it.
+    ``vocabulary`` is needed for held-out items, which are chosen by their ids. Raises ValueError for an empty part, and
+    for held-out items that are no test targets.
     """
-    rule = {
-        "leave_one_out": _leave_one_out,
-        "ratio": _ratio,
-        "temporal": _temporal,
-        "cold_users": _cold_users,
-    }
     held_out = held_out_items(vocabulary, protocol)
-    cuts = rule[protocol.split](sequences, protocol)
+    cuts = RULES[protocol.split](sequences, protocol)
     rows = np.arange(len(sequences))
-    train = _without(sequences.select(rows, np.zeros_like(rows), cuts.train_stop), held_out)
+    train = _without_items(sequences.select(rows, np.zeros_like(rows), cuts.train_stop), held_out)
     valid = _fold(sequences, cuts.valid_start, cuts.valid_stop, protocol.targets)
-    valid = Fold(_without(valid.histories, held_out), _without(valid.targets, held_out))
-    kept = (valid.histories.lengths > 0) & (valid.targets.lengths > 0)
+    valid = Fold(_without_items(valid.histories, held_out), _without_items(valid.targets, held_out))
     result = Split(
-        _chosen(train, train.lengths > 0),
-        Fold(_chosen(valid.histories, kept), _chosen(valid.targets, kept)),
+        train.select_users(np.flatnonzero(train.lengths > 0)),
+        valid.select(np.flatnonzero((valid.histories.lengths > 0) & (valid.targets.lengths > 0))),
         _fold(sequences, cuts.test_start, cuts.test_stop, protocol.targets),
         held_out,
     )
@@ -169,36 +149,34 @@ def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | Non
 
 
 def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndarray:
-    """The items (n,) that ``protocol`` holds out, each by a hash of its id, whatever others there are."""
+    """Items (n,) that ``protocol`` holds out, chosen by a hash of their ids, independent of other items."""
     if not protocol.held_out_items:
-        return NONE
+        return NO_ITEMS
     if vocabulary is None:
         raise ValueError("protocol.held_out_items chooses items by their ids; give split the vocabulary")
-    draw = np.array([_unit(f"item {item} ", protocol.seed) for item in vocabulary.ids.tolist()])
-    return (np.flatnonzero(draw < protocol.held_out_items) + 1).astype(np.int32)
+    hashes = np.array([_unit_hash(f"item {item} ", protocol.seed) for item in vocabulary.ids.tolist()])
+    return (np.flatnonzero(hashes < protocol.held_out_items) + 1).astype(np.int32)
 
 
 def with_validation(train: Sequences, valid: Fold) -> Sequences:
-    """``train`` with the targets of ``valid`` behind its users' events; users that only ``valid`` has come last."""
-    rows = np.flatnonzero(~np.isin(valid.histories.users, train.users))
-    histories = valid.histories.select(rows, np.zeros_like(rows), valid.histories.lengths[rows])
+    """Append the targets of ``valid`` to the events of their users; users that only ``valid`` has come last."""
+    histories = valid.histories.select_users(np.flatnonzero(~np.isin(valid.histories.users, train.users)))
     parts = (train, histories, valid.targets)
     users = np.concatenate([train.users, histories.users])
-    known = pc.index_in(pa.array(valid.targets.users, pa.string()), pa.array(users, pa.string()))
-    firsts = (np.arange(len(train)), len(train) + np.arange(len(histories)), known.to_numpy())
-    owner = np.concatenate([np.repeat(row, part.lengths) for row, part in zip(firsts, parts, strict=True)])
+    target_rows = pc.index_in(pa.array(valid.targets.users, pa.string()), pa.array(users, pa.string()))
+    rows = (np.arange(len(train)), len(train) + np.arange(len(histories)), target_rows.to_numpy())
+    owner = np.concatenate([np.repeat(row, part.lengths) for row, part in zip(rows, parts, strict=True)])
     order = np.argsort(owner, kind="stable")
 
-    def joined(name: str) -> np.ndarray | None:
-        """None where no part knows it, NaN where one does not."""
+    def merge(name: str) -> np.ndarray | None:
+        """Values of all parts: None if no part has any, NaN for a part without."""
         values = [getattr(part, name) for part in parts]
         if all(value is None for value in values):
             return None
-        filled = [
-            np.full(len(part.items), np.nan, np.float32) if value is None else value
-            for value, part in zip(values, parts, strict=True)
-        ]
-        return np.concatenate(filled)[order]
+        for i, part in enumerate(parts):
+            if values[i] is None:
+                values[i] = np.full(len(part.items), np.nan, np.float32)
+        return np.concatenate(values)[order]
 
     items = np.concatenate([part.items for part in parts])[order]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]).astype(np.int64)
@@ -206,12 +184,12 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
         name: pa.concat_arrays([column, histories.profiles[name].cast(column.type)])
         for name, column in train.profiles.items()
     }
-    return Sequences(users, items, joined("timestamps"), offsets, joined("ratings"), profiles)
+    return Sequences(users, items, merge("timestamps"), offsets, merge("ratings"), profiles)
 
 
 @dataclass(frozen=True)
 class _Cuts:
-    """Positions inside each user's sequence (U,): targets are [start, stop), the history is what comes before."""
+    """Positions in each user's sequence (U,): targets are [start, stop), the history is everything before."""
 
     train_stop: np.ndarray
     valid_start: np.ndarray
@@ -220,45 +198,8 @@ class _Cuts:
     test_stop: np.ndarray
 
 
-def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, targets: str) -> Fold:
-    rows = np.flatnonzero((start > 0) & (stop > start))
-    start, stop = start[rows], stop[rows]
-    if targets == "next":
-        stop = start + 1
-    wanted = _distinct(sequences.select(rows, start, stop))
-    return Fold(sequences.select(rows, np.zeros_like(start), start), wanted)
-
-
-def _distinct(targets: Sequences) -> Sequences:
-    """Each user's targets without repeats: an item can be found only once."""
-    owner = np.repeat(np.arange(len(targets)), targets.lengths)
-    _, first = np.unique(np.stack([owner, targets.items]), axis=1, return_index=True)
-    return _kept(targets, np.isin(np.arange(len(owner)), first))
-
-
-def _without(sequences: Sequences, items: np.ndarray) -> Sequences:
-    """The same users without their events of ``items`` (n,)."""
-    return _kept(sequences, np.isin(sequences.items, items, invert=True))
-
-
-def _kept(sequences: Sequences, events: np.ndarray) -> Sequences:
-    """The same users with those of their events that ``events`` (N,) marks."""
-    if events.all():
-        return sequences
-    offsets = np.concatenate([[0], np.cumsum(events)])[sequences.offsets]
-    known = {name: getattr(sequences, name) for name in ("items", *EVENT_COLUMNS)}
-    chosen = {name: values[events] for name, values in known.items() if values is not None}
-    return replace(sequences, offsets=offsets, **chosen)
-
-
-def _chosen(sequences: Sequences, users: np.ndarray) -> Sequences:
-    """The users that ``users`` (U,) marks."""
-    rows = np.flatnonzero(users)
-    return sequences.select(rows, np.zeros_like(rows), sequences.lengths[rows])
-
-
 def _leave_one_out(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """Last event: test; the one before: validation. Users of fewer than three events only train."""
+    """Last event: test; the one before: validation. Users with fewer than three events are in training only."""
     n = sequences.lengths
     long = n >= 3
     valid_at, test_at = np.where(long, n - 2, n), np.where(long, n - 1, n)
@@ -275,40 +216,79 @@ def _ratio(sequences: Sequences, protocol: Protocol) -> _Cuts:
 
 
 def _temporal(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """One point in time for all users: given as a date, or as the share of all events that come after it."""
+    """One point in time for all users: a date, or the share of all events that come after it."""
     times = sequences.timestamps
     if times is None:
         raise ValueError(
             "the temporal split needs timestamps and this data set has only an order; use leave_one_out"
         )
-    test_from = _moment(times, protocol.test, "test", after=0.0)
+    test_from = _cut_time(times, protocol.test, "test", after=0.0)
     share_after = float(np.mean(times >= test_from))
-    valid_from = _moment(times, protocol.valid, "valid", after=share_after)
+    valid_from = _cut_time(times, protocol.valid, "valid", after=share_after)
     if not valid_from < test_from:
         raise ValueError(
             f"protocol.valid begins at {valid_from}, not before protocol.test at {test_from} (epoch seconds)"
         )
     owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    before = [
-        np.bincount(owner[times < moment], minlength=len(sequences)) for moment in (valid_from, test_from)
-    ]
-    return _Cuts(before[0], before[0], before[1], before[1], sequences.lengths)
+    valid_at, test_at = (
+        np.bincount(owner[times < cut], minlength=len(sequences)) for cut in (valid_from, test_from)
+    )
+    return _Cuts(valid_at, valid_at, test_at, test_at, sequences.lengths)
 
 
 def _cold_users(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """Whole users are held out, chosen by hash: their last event is the target and none of their events train."""
+    """All events of test and validation users, chosen by hash, are held out; their last event is the target."""
     n = sequences.lengths
-    draw = np.array([_unit(user, protocol.seed) for user in sequences.users.tolist()])
+    hashes = np.array([_unit_hash(user, protocol.seed) for user in sequences.users.tolist()])
     valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
-    is_test, is_valid = draw < test, (draw >= test) & (draw < test + valid)
-    last, none = np.maximum(n - 1, 0), np.zeros_like(n)
+    is_test, is_valid = hashes < test, (hashes >= test) & (hashes < test + valid)
+    last, zero = np.maximum(n - 1, 0), np.zeros_like(n)
     return _Cuts(
         np.where(is_test | is_valid, 0, n),
-        np.where(is_valid, last, none),
-        np.where(is_valid, n, none),
-        np.where(is_test, last, none),
-        np.where(is_test, n, none),
+        np.where(is_valid, last, zero),
+        np.where(is_valid, n, zero),
+        np.where(is_test, last, zero),
+        np.where(is_test, n, zero),
     )
+
+
+RULES: dict[str, Callable[[Sequences, Protocol], _Cuts]] = {
+    "leave_one_out": _leave_one_out,
+    "ratio": _ratio,
+    "temporal": _temporal,
+    "cold_users": _cold_users,
+}
+
+
+def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, targets: str) -> Fold:
+    rows = np.flatnonzero((start > 0) & (stop > start))
+    start, stop = start[rows], stop[rows]
+    if targets == "next":
+        stop = start + 1
+    histories = sequences.select(rows, np.zeros_like(start), start)
+    return Fold(histories, _distinct_items(sequences.select(rows, start, stop)))
+
+
+def _distinct_items(targets: Sequences) -> Sequences:
+    """Targets of each user without repeats, since a list contains an item once."""
+    owner = np.repeat(np.arange(len(targets)), targets.lengths)
+    _, first = np.unique(np.stack([owner, targets.items]), axis=1, return_index=True)
+    return _filter_events(targets, np.isin(np.arange(len(owner)), first))
+
+
+def _without_items(sequences: Sequences, items: np.ndarray) -> Sequences:
+    """The same users without their events of ``items`` (n,)."""
+    return _filter_events(sequences, np.isin(sequences.items, items, invert=True))
+
+
+def _filter_events(sequences: Sequences, mask: np.ndarray) -> Sequences:
+    """The same users with the events where ``mask`` (N,) is True."""
+    if mask.all():
+        return sequences
+    offsets = np.concatenate([[0], np.cumsum(mask)])[sequences.offsets]
+    columns = {name: getattr(sequences, name) for name in ("items", *EVENT_COLUMNS)}
+    filtered = {name: values[mask] for name, values in columns.items() if values is not None}
+    return replace(sequences, offsets=offsets, **filtered)
 
 
 def _share(value: float | str, name: str) -> float:
@@ -317,7 +297,8 @@ def _share(value: float | str, name: str) -> float:
     return float(value)
 
 
-def _moment(times: np.ndarray, value: float | str, name: str, *, after: float) -> int:
+def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float) -> int:
+    """Time in epoch seconds at which a part begins; a share is counted before the share ``after`` of later parts."""
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value)
@@ -329,6 +310,6 @@ def _moment(times: np.ndarray, value: float | str, name: str, *, after: float) -
     return int(np.quantile(times, 1 - after - _share(value, name), method="higher"))
 
 
-def _unit(user: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the user's id and the seed only."""
-    return int(hashlib.md5(f"{user}{seed}".encode(), usedforsecurity=False).hexdigest()[:8], 16) / 2**32
+def _unit_hash(key: str, seed: int) -> float:
+    """Hash in [0, 1) of an id and the seed."""
+    return int(hashlib.md5(f"{key}{seed}".encode(), usedforsecurity=False).hexdigest()[:8], 16) / 2**32

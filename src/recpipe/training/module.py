@@ -71,7 +71,7 @@ class TrainingModule(pl.LightningModule):
         self.curve: list[dict[str, Any]] = []
         self.is_interrupted = False
         self._data, self._batches, self._validate, self._on_epoch = data, batches, validate, on_epoch
-        self._tokens_per_epoch = int(data.targets[batches.rows].sum())
+        self._tokens_per_epoch = int(data.n_targets[batches.rows].sum())
         self._max_seconds = math.inf if settings.max_minutes is None else 60 * settings.max_minutes
         self._seconds, self._tokens = 0.0, 0
         self._last_logged_epoch = 0
@@ -123,8 +123,8 @@ class TrainingModule(pl.LightningModule):
         self._non_finite_step = torch.full((), -1, device=self.device, dtype=torch.int64)
 
     def training_step(self, batch: list[Batch], index: int) -> Tensor:
-        targets = sum(part.targets for part in batch)
-        losses = [self.model.loss(part, self.criterion) * (part.targets / targets) for part in batch]
+        targets = sum(part.n_targets for part in batch)
+        losses = [self.model.loss(part, self.criterion) * (part.n_targets / targets) for part in batch]
         loss = torch.stack(losses).sum()
         value = loss.detach()
         self._loss += value

@@ -1,14 +1,13 @@
-"""How fast does SASRec train? Against RecTools' SASRec (same net, same data), and against a loop without Lightning.
+"""Training speed of SASRec, against RecTools' SASRec and against a loop without Lightning; or of all models.
 
     kedro run --pipelines=ingest --params dataset=ml-1m
     python benchmarks/training.py [--peer <python with rectools> --peers <copy of ../shared/peers, prepared for ml-1m>]
     python benchmarks/training.py --models all
 
-The peer runs in its own environment, one after the other with ours, with the same allocator settings and threads.
-``--models`` asks another question: target events per second of every model that learns by gradient, as its conf block
-is for ml-1m, against SASRec's. A target is an event that follows another, also for bert4rec, which learns at masked
-ones only. Steps are taken without Lightning, on random semantic ids and vectors; a few each,
-not whole epochs, since epochs of one model differ in nothing but their batches.
+The peer runs in its own environment, after ours, with the same allocator settings and threads. ``--models`` measures
+target events per second of every model that learns by gradient, with its conf block for ml-1m, against SASRec's. A
+target is an event that follows another, also for bert4rec, which learns at masked ones only. A few steps are taken
+without Lightning, on random semantic ids and vectors; epochs of a model differ only in their batches.
 Only rows whose `others` (cores used by other processes) is near 0 count.
 """
 
@@ -22,7 +21,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,6 +40,8 @@ from harness import (
 if TYPE_CHECKING:
     from recpipe.config import RunConfig
     from recpipe.data.sequences import Sequences
+    from recpipe.models.recommender import Recommender
+    from recpipe.training.settings import TrainSettings
 
 DATASET = "ml-1m"
 LOG = Path(f"data/03_primary/{DATASET}/interactions.parquet")
@@ -51,7 +52,7 @@ VECTOR_WIDTH = 384  # of the random item vectors
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Starts every measurement in a process of its own and prints one table."""
+    """Run every measurement in its own process and print one table."""
     arguments = parse(argv)
     if arguments.measure:
         print(json.dumps(measure(arguments)))
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = command_line(__doc__)
     parser.add_argument("--peer", type=Path, help="python of an environment with rectools")
     parser.add_argument("--peers", type=Path, help="copy of the peers' folder, prepared for ml-1m")
@@ -85,8 +86,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def own(arguments: argparse.Namespace, *names: str) -> list[dict]:
-    """Our measurements of loops or models, each in a fresh process; with ``--quick`` in one for all."""
+def measure_in_processes(arguments: argparse.Namespace, *names: str) -> list[dict]:
+    """Measure loops or models, each in a fresh process; with ``--quick`` all in this one."""
     numbers = {"epochs": arguments.epochs, "warm-up": arguments.warm_up, "steps": arguments.steps}
     words = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
     words += ["--log", str(arguments.log), "--measure"]
@@ -99,75 +100,73 @@ def own(arguments: argparse.Namespace, *names: str) -> list[dict]:
 
 
 def measure(arguments: argparse.Namespace) -> dict:
-    """What ``own`` reads."""
-    rows = [
-        measure_loop(name, arguments) if name in LOOPS else measure_steps(name, arguments)
-        for name in arguments.measure
-    ]
-    return {"rows": rows}
+    """Measure the loops and models of ``--measure``."""
+    functions = [(measure_loop if name in LOOPS else measure_steps, name) for name in arguments.measure]
+    return {"rows": [function(name, arguments) for function, name in functions]}
 
 
 def compare_loops(arguments: argparse.Namespace) -> None:
-    """SASRec in Lightning's loop, in a bare one, and in the peer."""
+    """Compare SASRec in Lightning's loop, in a bare loop, and in the peer."""
     rows = []
     for _ in range(arguments.rounds):
-        rows += own(arguments, *LOOPS[:3])
+        rows += measure_in_processes(arguments, *LOOPS[:3])
         if arguments.peer:
-            rows.append(peer(arguments))
+            rows.append(measure_peer(arguments))
     report(rows)
 
 
 def compare_models(arguments: argparse.Namespace) -> None:
-    """Every model against SASRec."""
-    names = requested(arguments.models)
-    report_models([row for _ in range(arguments.rounds) for row in own(arguments, *names)])
+    """Compare models with SASRec."""
+    names = requested_models(arguments.models)
+    report_models([row for _ in range(arguments.rounds) for row in measure_in_processes(arguments, *names)])
 
 
-def peer(arguments: argparse.Namespace) -> dict:
-    """RecTools' SASRec through the peers' own script."""
+def measure_peer(arguments: argparse.Namespace) -> dict:
+    """Measure RecTools' SASRec with the peers' own script."""
     command = [str(arguments.peer.absolute()), "rectools_sasrec.py", "--dataset", DATASET]
     _, others = run_alone([*command, "--epochs", str(arguments.epochs)], cwd=arguments.peers)
     newest = max(
         (arguments.peers / "results").glob(f"rectools_sasrec*_{DATASET}*.json"),
         key=lambda path: path.stat().st_mtime,
     )
-    found = json.loads(newest.read_text())
+    result = json.loads(newest.read_text())
     return {
         "what": "RecTools SASRec, T 50",
-        "epoch_s": found["epoch_s_median"],
-        "targets_per_s": found["targets_per_s"],
-        "parameters": found["params"],
+        "epoch_s": result["epoch_s_median"],
+        "targets_per_s": result["targets_per_s"],
+        "parameters": result["params"],
         "others": others,
     }
 
 
 def measure_loop(which: str, arguments: argparse.Namespace) -> dict:
-    """Seconds per epoch of SASRec (leave-one-out), in Lightning's loop or a bare one."""
+    """Measure seconds per epoch of SASRec (leave-one-out), in Lightning's loop or a bare one."""
     from recpipe.data.protocol import Protocol
     from recpipe.data.sequences import build_sequences
     from recpipe.data.splits import split
-    from recpipe.models.registry import build as make
-    from recpipe.training import fit
+    from recpipe.models.registry import build
+    from recpipe.training.fit import train
+    from recpipe.training.settings import TrainSettings
 
     loop, window = which.split("-")
     epochs = arguments.epochs
     sequences, vocabulary = build_sequences(arguments.log)
-    train = split(sequences, Protocol(dataset=DATASET)).train
+    train_set = split(sequences, Protocol(dataset=DATASET)).train
     net = NET if window == "50" else {**NET, "heads": 1, "attention_dropout": 0.0}
 
     def model():
-        return make("sasrec", net, n_items=len(vocabulary), max_length=int(window))
+        return build("sasrec", net, n_items=len(vocabulary), max_length=int(window))
 
     load = OtherLoad()
     if loop == "bare":
-        seconds, targets, parameters = bare(model(), train, epochs)
+        seconds, targets, parameters = time_bare_epochs(model(), train_set, epochs)
     else:
-        settings = fit.TrainSettings(max_epochs=epochs, validate_every=epochs, precision="fp32", device="cpu")
-        ends: list[float] = []  # at the end of every epoch: whatever the loop does in between counts
+        settings = TrainSettings(max_epochs=epochs, validate_every=epochs, precision="fp32", device="cpu")
+        ends: list[float] = []  # of epochs, so that all work in between counts
         with tempfile.TemporaryDirectory() as folder:
-            trained = fit.train(
+            result = train(
                 model,
-                train,
+                train_set,
                 lambda _: {"valid_ndcg@10": 0.0},
                 settings,
                 seed=0,
@@ -175,8 +174,8 @@ def measure_loop(which: str, arguments: argparse.Namespace) -> dict:
                 on_epoch=lambda _: ends.append(time.perf_counter()),
             )
         seconds = [after - before for before, after in pairwise(ends)]
-        targets = trained.cost["tokens_per_second"] * trained.cost["train_seconds"] / epochs
-        parameters = trained.cost["parameters"]
+        targets = result.cost["tokens_per_second"] * result.cost["train_seconds"] / epochs
+        parameters = result.cost["parameters"]
     return {
         "what": f"recpipe SASRec, T {window}, {loop} loop",
         "epoch_s": median(seconds),
@@ -186,8 +185,8 @@ def measure_loop(which: str, arguments: argparse.Namespace) -> dict:
     }
 
 
-def bare(model, train, epochs: int) -> tuple[list[float], int, int]:
-    """Seconds of epochs without Lightning but the first, which warms up; targets of an epoch; parameters."""
+def time_bare_epochs(model: Recommender, train: Sequences, epochs: int) -> tuple[list[float], int, int]:
+    """Return seconds of epochs without Lightning after the first, which warms up; targets of an epoch; parameters."""
     from recpipe.training.settings import TrainSettings
 
     seconds, targets = [], 0
@@ -198,10 +197,12 @@ def bare(model, train, epochs: int) -> tuple[list[float], int, int]:
     return seconds[1:], targets, sum(weight.numel() for weight in model.parameters())
 
 
-def bare_epochs(model, train, settings, epochs: int) -> Iterator[Iterator[int]]:
-    """Training without Lightning, on the batches and with the loss and optimiser of ``fit.train``.
+def bare_epochs(
+    model: Recommender, train: Sequences, settings: TrainSettings, epochs: int
+) -> Iterator[Iterator[int]]:
+    """Train without Lightning, with the batches, loss and optimiser of ``fit.train``.
 
-    An iterator per epoch, of which every step is taken as it is asked for and gives its number of targets.
+    Yields an iterator per epoch, which takes a step and yields its number of targets.
     """
     import torch
 
@@ -210,10 +211,10 @@ def bare_epochs(model, train, settings, epochs: int) -> Iterator[Iterator[int]]:
     from recpipe.training.optimisers import make_optimiser
 
     torch.manual_seed(0)
-    rows = training_windows(train, model, settings)
-    data = model.on_device(rows, window=model.max_length + 1)
+    windows = training_windows(train, model, settings)
+    data = model.on_device(windows, window=model.max_length + 1)
     batches = make_batches(data.lengths, settings, window=model.max_length, seed=0)
-    criterion = make_loss(settings.loss, target_counts(rows, model), trained_items(rows, model))
+    criterion = make_loss(settings.loss, target_counts(windows, model), trained_items(windows, model))
     weights = torch.nn.ModuleList([model, criterion]).parameters()
     optimiser = make_optimiser(weights, settings.optimiser)
     model.train()
@@ -222,13 +223,13 @@ def bare_epochs(model, train, settings, epochs: int) -> Iterator[Iterator[int]]:
         for parts in batches:
             optimiser.zero_grad()
             step = [batches.gather(data, part) for part in parts]
-            whole = sum(part.n_targets for part in step)
-            losses = [model.loss(part, criterion) * (part.n_targets / whole) for part in step]
+            targets = sum(part.n_targets for part in step)
+            losses = [model.loss(part, criterion) * (part.n_targets / targets) for part in step]
             torch.stack(losses).sum().backward()
             if settings.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
             optimiser.step()
-            yield whole
+            yield targets
 
     for epoch in range(epochs):
         batches.epoch = epoch
@@ -236,7 +237,7 @@ def bare_epochs(model, train, settings, epochs: int) -> Iterator[Iterator[int]]:
 
 
 def measure_steps(name: str, arguments: argparse.Namespace) -> dict:
-    """Targets per second of one model's conf block, in the steps that `kedro run` would begin with."""
+    """Measure targets per second of a model's conf block in the first steps of its training."""
     from itertools import chain, islice
 
     from recpipe.config import build_config
@@ -255,8 +256,8 @@ def measure_steps(name: str, arguments: argparse.Namespace) -> dict:
     for _ in range(arguments.warm_up):
         next(steps)
     load, targets, ends = OtherLoad(), [], [time.perf_counter()]
-    for done in steps:
-        targets.append(done)
+    for n_targets in steps:
+        targets.append(n_targets)
         ends.append(time.perf_counter())
     return {
         "what": name,
@@ -267,8 +268,8 @@ def measure_steps(name: str, arguments: argparse.Namespace) -> dict:
     }
 
 
-def untrained(run: RunConfig, train: Sequences, n_items: int, max_length: int) -> Any:
-    """A model of a conf block; vectors and semantic ids that it reads are random, as speed does not depend on them."""
+def untrained(run: RunConfig, train: Sequences, n_items: int, max_length: int) -> Recommender:
+    """Build the model of a conf block with random vectors and semantic ids, on which speed does not depend."""
     import torch
 
     from recpipe.config import split_names
@@ -291,8 +292,8 @@ def untrained(run: RunConfig, train: Sequences, n_items: int, max_length: int) -
     return build(run.type, run.settings, n_items=n_items, max_length=max_length, side=side, ids=ids or None)
 
 
-def requested(models: str) -> list[str]:
-    """Names of conf blocks, SASRec first: those asked for, or one of every type that learns by gradient."""
+def requested_models(models: str) -> list[str]:
+    """Return names of conf blocks, SASRec first; ``all`` is one of every type that learns by gradient."""
     from recpipe.models.registry import model_class
 
     conf = configuration(DATASET)
@@ -307,19 +308,19 @@ def requested(models: str) -> list[str]:
 
 
 def report_models(rows: list[dict]) -> None:
-    """The median of every model's rounds, and its ratio to SASRec's."""
+    """Print the median of every model's rounds, and its ratio to SASRec's."""
     by_name = {row["what"]: [r for r in rows if r["what"] == row["what"]] for row in rows}
-    speed = {name: median(r["targets_per_s"] for r in found) for name, found in by_name.items()}
-    for name, found in by_name.items():
+    speed = {name: median(r["targets_per_s"] for r in rounds) for name, rounds in by_name.items()}
+    for name, rounds in by_name.items():
         print(
-            f"{name:<20} {median(r['step_s'] for r in found):7.3f} s/step {speed[name]:10,.0f} targets/s "
-            f"{speed[name] / speed['sasrec']:6.2f} x sasrec {found[0]['parameters']:9,d} parameters  "
-            f"others {' '.join(format(r['others'], '.2f') for r in found)}"
+            f"{name:<20} {median(r['step_s'] for r in rounds):7.3f} s/step {speed[name]:10,.0f} targets/s "
+            f"{speed[name] / speed['sasrec']:6.2f} x sasrec {rounds[0]['parameters']:9,d} parameters  "
+            f"others {' '.join(format(r['others'], '.2f') for r in rounds)}"
         )
 
 
 def report(rows: list[dict]) -> None:
-    """Every row, then the ratios of the medians."""
+    """Print every row, then the ratios of the medians."""
     for row in rows:
         print(
             f"{row['what']:<38} {row['epoch_s']:8.2f} s/epoch {row['targets_per_s']:10,.0f} targets/s "

@@ -1,4 +1,4 @@
-"""Embeddings: what is refused, what survives writing, hashes and joining."""
+"""Embeddings: validation, storage, hashes, concatenation, and vectors from a file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recpipe.content.embeddings import Embeddings, concatenate_embeddings, content_keys
+from recpipe.content.embeddings import (
+    Embeddings,
+    VectorFileConfig,
+    concatenate_embeddings,
+    content_keys,
+    embed_from_file,
+)
 
 
-def made(ids: str, *, absent: str = "", space: str = "s", width: int = 3, seed: int = 0) -> Embeddings:
+def letters(ids: str, *, absent: str = "", space: str = "s", width: int = 3, seed: int = 0) -> Embeddings:
     """Items called by one letter each; an item's vector depends on its letter only."""
     present = np.array([item not in absent for item in ids], bool)
     table = np.random.default_rng(seed).normal(size=(128, width)).astype(np.float32)
@@ -23,7 +29,7 @@ def made(ids: str, *, absent: str = "", space: str = "s", width: int = 3, seed: 
 
 @pytest.mark.parametrize(
     "embeddings",
-    [made("abc"), made("abcd", absent="bd"), made("ab", absent="ab", width=0), made("")],
+    [letters("abc"), letters("abcd", absent="bd"), letters("ab", absent="ab", width=0), letters("")],
     ids=["all present", "some absent", "all absent", "no items"],
 )
 def test_written_and_read(embeddings: Embeddings, tmp_path: Path) -> None:
@@ -36,7 +42,7 @@ def test_written_and_read(embeddings: Embeddings, tmp_path: Path) -> None:
 
 
 def test_absent_vector_is_null_in_the_file(tmp_path: Path) -> None:
-    made("abc", absent="b").write(tmp_path / "e.parquet")
+    letters("abc", absent="b").write(tmp_path / "e.parquet")
     assert pq.read_table(tmp_path / "e.parquet")["vector"].is_null().to_pylist() == [False, True, False]
 
 
@@ -47,29 +53,29 @@ def test_foreign_parquet_is_refused(tmp_path: Path) -> None:
 
 
 def test_hash_ignores_order_and_nothing_else() -> None:
-    assert made("abc").hash == made("cab").hash
-    others = [made("abd"), made("ab"), made("abc", absent="c"), made("abc", space="t")]
-    assert len({made("abc").hash, *(other.hash for other in others)}) == 5
+    assert letters("abc").hash == letters("cab").hash
+    others = [letters("abd"), letters("ab"), letters("abc", absent="c"), letters("abc", space="t")]
+    assert len({letters("abc").hash, *(other.hash for other in others)}) == 5
 
 
 def test_hash_of_swapped_contents_differs() -> None:
-    straight = made("ab")
+    straight = letters("ab")
     swapped = Embeddings(straight.item_ids, straight.vectors, straight.present, straight.keys[::-1], "s")
     assert straight.hash != swapped.hash
 
 
 def test_rows_of_unknown_ids() -> None:
-    assert made("abc").rows(["c", "?", "a"]).tolist() == [2, -1, 0]
+    assert letters("abc").rows(["c", "?", "a"]).tolist() == [2, -1, 0]
 
 
 def test_duplicate_ids_are_named() -> None:
     with pytest.raises(ValueError, match="2 item ids occur more than once.*'a'.*'c'"):
-        made("abcca")
+        letters("abcca")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_vectors_that_are_not_finite_name_the_item(value: float) -> None:
-    good = made("abc")
+    good = letters("abc")
     vectors = good.vectors.copy()
     vectors[1, 2] = value
     with pytest.raises(ValueError, match="1 items.*'b'"):
@@ -78,7 +84,7 @@ def test_vectors_that_are_not_finite_name_the_item(value: float) -> None:
 
 @pytest.mark.parametrize("change", ["fewer vectors", "fewer keys", "float64", "absent with vector"])
 def test_what_does_not_agree_is_refused(change: str) -> None:
-    good = made("abc", absent="b")
+    good = letters("abc", absent="b")
     vectors, present, keys = good.vectors, good.present, good.keys
     match change:
         case "fewer vectors":
@@ -94,7 +100,7 @@ def test_what_does_not_agree_is_refused(change: str) -> None:
 
 
 def test_joined_blocks_weigh_the_same() -> None:
-    text, image = made("abcd", absent="bd"), made("abcd", absent="cd", space="i", width=5, seed=1)
+    text, image = letters("abcd", absent="bd"), letters("abcd", absent="cd", space="i", width=5, seed=1)
     both = concatenate_embeddings(text, image)
     assert both.vectors.shape == (4, 8)
     assert both.present.tolist() == [True, True, True, False]
@@ -105,15 +111,96 @@ def test_joined_blocks_weigh_the_same() -> None:
         both.vectors[0, :3], text.vectors[0] / np.linalg.norm(text.vectors[0]) * half, atol=1e-6
     )
     assert both.keys[3] == "" and len(set(both.keys)) == 4
-    assert concatenate_embeddings(text, made("abcd", absent="cd", space="j", width=5)).space != both.space
+    assert concatenate_embeddings(text, letters("abcd", absent="cd", space="j", width=5)).space != both.space
 
 
 def test_joined_refuses_other_items() -> None:
     with pytest.raises(ValueError, match="same order"):
-        concatenate_embeddings(made("abc"), made("acb"))
+        concatenate_embeddings(letters("abc"), letters("acb"))
 
 
 def test_keys_depend_on_content_and_space() -> None:
     keys = content_keys("s", ["x", "y", None, "x", "漢字"])
     assert keys[0] == keys[3] and keys[2] == "" and len(set(keys)) == 4
     assert content_keys("t", ["x"])[0] != keys[0]
+
+
+ITEMS = pa.table({"item_id": ["a", "b", "c", "7"], "title": ["A", "B", "C", "7"]})
+VECTORS = {"7": [3.0, 4.0], "a": [0.0, 2.0], "x": [1.0, 1.0], "c": [0.0, 0.0]}
+CONFIG = VectorFileConfig(file="vectors.parquet")
+
+
+def write_vectors(folder: Path, vectors=VECTORS, *, kind=None) -> None:
+    values = pa.array(list(vectors.values()), kind or pa.list_(pa.float64()))
+    pq.write_table(pa.table({"item_id": list(vectors), "vector": values}), folder / CONFIG.file)
+
+
+def test_vectors_go_to_their_items(tmp_path):
+    write_vectors(tmp_path)
+    embeddings = embed_from_file(ITEMS, tmp_path, CONFIG, modality="image")
+    assert embeddings.item_ids.tolist() == ["a", "b", "c", "7"]
+    assert embeddings.present.tolist() == [True, False, False, True]  # b is not there, c has only zeros
+    np.testing.assert_allclose(embeddings.vectors, [[0, 1], [0, 0], [0, 0], [0.6, 0.8]], atol=1e-7)
+    assert embeddings.about["without_vector"] == 2 and embeddings.about["modality"] == "image"
+    plain = embed_from_file(
+        ITEMS, tmp_path, VectorFileConfig(file="vectors.parquet", normalise=False), modality="image"
+    )
+    assert plain.vectors[3].tolist() == [3, 4] and plain.space != embeddings.space
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float16(), 2), pa.large_list(pa.float32()), pa.list_(pa.int64())]
+)
+def test_every_kind_of_list(tmp_path, kind):
+    write_vectors(tmp_path, {"a": [0, 2], "7": [3, 4]}, kind=kind)
+    assert embed_from_file(ITEMS, tmp_path, CONFIG, modality="text").vectors[3] == pytest.approx([0.6, 0.8])
+
+
+def test_json_lines_and_ids_that_are_numbers(tmp_path):
+    (tmp_path / "v.jsonl").write_text('{"sku": 7, "e": [3, 4]}\n{"sku": 9, "e": [1, 0]}\n')
+    embeddings = embed_from_file(
+        ITEMS, tmp_path, VectorFileConfig(file="v.jsonl", item_id="sku", column="e"), modality="text"
+    )
+    assert embeddings.present.tolist() == [False, False, False, True]
+
+
+def test_another_file_is_another_space_and_other_keys(tmp_path):
+    write_vectors(tmp_path)
+    first = embed_from_file(ITEMS, tmp_path, CONFIG, modality="text")
+    assert embed_from_file(ITEMS, tmp_path, CONFIG, modality="text").hash == first.hash
+    write_vectors(tmp_path, {**VECTORS, "b": [1.0, 0.0]})
+    second = embed_from_file(ITEMS, tmp_path, CONFIG, modality="text")
+    assert second.space != first.space and second.keys[0] != first.keys[0]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ({"a": [1.0], "b": [1.0, 2.0]}, "vectors of 1 to 2 numbers"),
+        ({"a": [1.0, None]}, "numbers are missing"),
+        ({"a": [1.0, np.nan]}, "not finite"),
+        ({"a": [1.0, 1e300]}, "not finite"),
+        ({"y": [1.0, 2.0]}, "0 of 4 items found.*an encoder of kind file"),
+    ],
+)
+def test_bad_vectors(tmp_path, vectors, message):
+    write_vectors(tmp_path, vectors)
+    with pytest.raises(ValueError, match=message):
+        embed_from_file(ITEMS, tmp_path, CONFIG, modality="text")
+
+
+def test_bad_files(tmp_path):
+    inside = tmp_path / "raw"
+    inside.mkdir()
+    with pytest.raises(ValueError, match=r"which is not in .*raw: put it there$"):
+        embed_from_file(ITEMS, inside, CONFIG, modality="text")
+    write_vectors(tmp_path)
+    with pytest.raises(ValueError, match="outside"):
+        embed_from_file(ITEMS, inside, VectorFileConfig(file="../vectors.parquet"), modality="text")
+    pq.write_table(pa.table({"item_id": ["a"], "vector": [1.0]}), inside / "vectors.parquet")
+    with pytest.raises(ValueError, match="is of type double; it must hold a list of numbers"):
+        embed_from_file(ITEMS, inside, CONFIG, modality="text")
+    with pytest.raises(ValueError, match="has no column 'e'"):
+        embed_from_file(ITEMS, inside, VectorFileConfig(file="vectors.parquet", column="e"), modality="text")
+    with pytest.raises(ValueError, match="column is ''"):
+        VectorFileConfig(file="x", column="")

@@ -17,10 +17,10 @@ import pytest
 from recpipe.content import image_urls
 from recpipe.content.image_sources import (
     ImageSourceConfig,
-    Unreachable,
+    UnreachableHostError,
     UnusableImageError,
-    opener,
-    references,
+    image_reader,
+    image_references,
 )
 
 PATHS = ImageSourceConfig(column="image")
@@ -44,16 +44,16 @@ def refusal(read: Callable[[str], bytes], reference: str) -> str:
 def test_a_template_fills_plain_fields_and_skips_items_that_lack_one() -> None:
     items = pa.table({"item_id": ["1", "2", "3", ""], "year": [1999, None, 2001, 2002]})
     conf = ImageSourceConfig(source="posters.zip", name="images/{year}/{item_id}.jpg")
-    assert references(items, conf) == ["images/1999/1.jpg", None, "images/2001/3.jpg", None]
+    assert image_references(items, conf) == ["images/1999/1.jpg", None, "images/2001/3.jpg", None]
 
 
 def test_a_column_of_names_or_of_lists() -> None:
     items = pa.table(
         {"item_id": ["1", "2", "3"], "image": [" a.jpg ", "", None], "all": [[None, "b"], [], None]}
     )
-    assert references(items, PATHS) == ["a.jpg", None, None]
-    assert references(items, ImageSourceConfig(column="all")) == ["b", None, None]
-    assert references(items.slice(0, 0), PATHS) == []
+    assert image_references(items, PATHS) == ["a.jpg", None, None]
+    assert image_references(items, ImageSourceConfig(column="all")) == ["b", None, None]
+    assert image_references(items.slice(0, 0), PATHS) == []
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_block_says_from_where() -> None:
     assert ImageSourceConfig.from_block(block) == ImageSourceConfig(
         source="posters.zip", name="{item_id}.jpg", retries=1
     )
-    assert references(pa.table({"item_id": ["7"]}), block) == ["7.jpg"]
+    assert image_references(pa.table({"item_id": ["7"]}), ImageSourceConfig.from_block(block)) == ["7.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -86,24 +86,24 @@ def test_a_block_says_from_where() -> None:
 )
 def test_templates_reach_for_nothing_but_columns(name: str) -> None:
     with pytest.raises(ValueError, match="content.image: name"):
-        references(pa.table({"item_id": ["1"]}), ImageSourceConfig(name=name))
+        image_references(pa.table({"item_id": ["1"]}), ImageSourceConfig(name=name))
 
 
 def test_a_column_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="no column 'image'; there are item_id, title"):
-        references(pa.table({"item_id": ["1"], "title": ["x"]}), PATHS)
+        image_references(pa.table({"item_id": ["1"], "title": ["x"]}), PATHS)
 
 
 def test_a_file_in_the_folder(raw: Path) -> None:
-    assert opener(PATHS, raw)("pictures/a.jpg") == b"picture a"
-    assert opener(PATHS, raw)("./pictures\\a.jpg") == b"picture a"
-    assert opener(ImageSourceConfig(source="pictures", column="image"), raw)("a.jpg") == b"picture a"
+    assert image_reader(PATHS, raw)("pictures/a.jpg") == b"picture a"
+    assert image_reader(PATHS, raw)("./pictures\\a.jpg") == b"picture a"
+    assert image_reader(ImageSourceConfig(source="pictures", column="image"), raw)("a.jpg") == b"picture a"
 
 
 @pytest.mark.parametrize("reference", ["pictures/b.jpg", "nothing/a.jpg", "."])
 def test_a_file_that_is_not_there_is_no_refusal(raw: Path, reference: str) -> None:
     with pytest.raises(FileNotFoundError):
-        opener(PATHS, raw)(reference)
+        image_reader(PATHS, raw)(reference)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,13 @@ def test_a_file_that_is_not_there_is_no_refusal(raw: Path, reference: str) -> No
     ["../secret.jpg", "pictures/../../secret.jpg", "..\\secret.jpg", "/etc/passwd", "C:\\a.jpg", "a\0.jpg"],
 )
 def test_paths_that_leave_the_folder(raw: Path, reference: str) -> None:
-    assert refusal(opener(PATHS, raw), reference) == "a path that leaves the folder"
+    assert refusal(image_reader(PATHS, raw), reference) == "a path that leaves the folder"
 
 
 def test_an_absolute_path_to_the_folder_itself_is_refused_too(raw: Path) -> None:
-    assert refusal(opener(PATHS, raw), str(raw / "pictures" / "a.jpg")) == "a path that leaves the folder"
+    assert (
+        refusal(image_reader(PATHS, raw), str(raw / "pictures" / "a.jpg")) == "a path that leaves the folder"
+    )
 
 
 def test_links_out_of_the_folder_are_refused_and_links_within_are_not(raw: Path) -> None:
@@ -124,7 +126,7 @@ def test_links_out_of_the_folder_are_refused_and_links_within_are_not(raw: Path)
     (raw / "twice.jpg").symlink_to("out.jpg")
     (raw / "within.jpg").symlink_to("pictures/a.jpg")
     (raw / "dangling.jpg").symlink_to("nothing.jpg")
-    read = opener(PATHS, raw)
+    read = image_reader(PATHS, raw)
     for reference in ("out.jpg", "folder/secret.jpg", "twice.jpg"):
         assert refusal(read, reference) == "a link that leaves the folder"
     assert read("within.jpg") == b"picture a"
@@ -134,13 +136,13 @@ def test_links_out_of_the_folder_are_refused_and_links_within_are_not(raw: Path)
 
 def test_a_raw_folder_that_is_itself_a_link(raw: Path) -> None:
     (raw.parent / "other").symlink_to(raw)
-    assert opener(PATHS, raw.parent / "other")("pictures/a.jpg") == b"picture a"
+    assert image_reader(PATHS, raw.parent / "other")("pictures/a.jpg") == b"picture a"
 
 
 def test_links_in_a_circle_folders_and_pipes(raw: Path) -> None:
     (raw / "circle.jpg").symlink_to("circle.jpg")
     os.mkfifo(raw / "pipe.jpg")
-    read = opener(PATHS, raw)
+    read = image_reader(PATHS, raw)
     assert "cannot be read" in refusal(read, "circle.jpg")
     assert refusal(read, "pictures") == "not a file"
     assert refusal(read, "pipe.jpg") == "not a file"
@@ -151,7 +153,7 @@ def test_links_in_a_circle_folders_and_pipes(raw: Path) -> None:
 def test_a_file_of_100_mb_is_refused_unread(raw: Path) -> None:
     with (raw / "huge.jpg").open("wb") as file:
         file.truncate(100 << 20)
-    read = opener(PATHS, raw)
+    read = image_reader(PATHS, raw)
     assert refusal(read, "huge.jpg") == "104,857,600 bytes, more than max_bytes 20,971,520"
     assert read("pictures/a.jpg", max_bytes=9) == b"picture a"
     assert "max_bytes 8" in refusal(partial(read, max_bytes=8), "pictures/a.jpg")
@@ -160,9 +162,9 @@ def test_a_file_of_100_mb_is_refused_unread(raw: Path) -> None:
 def test_a_source_that_is_missing_or_neither_folder_nor_zip(raw: Path) -> None:
     (raw / "posters.zip").write_text("half a down")
     with pytest.raises(ValueError, match="neither a folder nor a whole zip"):
-        opener(ImageSourceConfig(source="posters.zip", name="{item_id}.jpg"), raw)
+        image_reader(ImageSourceConfig(source="posters.zip", name="{item_id}.jpg"), raw)
     with pytest.raises(ValueError, match="other.zip is missing"):
-        opener(ImageSourceConfig(source="other.zip", name="{item_id}.jpg"), raw)
+        image_reader(ImageSourceConfig(source="other.zip", name="{item_id}.jpg"), raw)
 
 
 def packed(raw: Path, **more: Callable[[zipfile.ZipInfo], None]) -> Callable[[str], bytes]:
@@ -173,7 +175,7 @@ def packed(raw: Path, **more: Callable[[zipfile.ZipInfo], None]) -> Callable[[st
             info = zipfile.ZipInfo(f"images/{name}.jpg")
             change(info)
             archive.writestr(info, b"target")
-    return opener(ImageSourceConfig(source="posters.zip", name="images/{item_id}.jpg"), raw)
+    return image_reader(ImageSourceConfig(source="posters.zip", name="images/{item_id}.jpg"), raw)
 
 
 def test_an_image_in_a_zip(raw: Path) -> None:
@@ -188,7 +190,7 @@ def test_many_threads_read_one_zip(raw: Path) -> None:
     with zipfile.ZipFile(raw / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(50):
             archive.writestr(str(number), str(number).encode() * 5000)
-    read = opener(ImageSourceConfig(source="many.zip", column="image"), raw)
+    read = image_reader(ImageSourceConfig(source="many.zip", column="image"), raw)
     with ThreadPoolExecutor(8) as pool:
         bodies = list(pool.map(read, [str(number % 50) for number in range(400)]))
     assert bodies == [str(number % 50).encode() * 5000 for number in range(400)]
@@ -198,7 +200,7 @@ def test_entries_outside_the_zip(raw: Path) -> None:
     with zipfile.ZipFile(raw / "posters.zip", "w") as archive:
         archive.writestr("images/../../evil.jpg", b"x")
         archive.writestr("/evil.jpg", b"x")
-    read = opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
+    read = image_reader(ImageSourceConfig(source="posters.zip", column="image"), raw)
     assert refusal(read, "images/../../evil.jpg") == "a path that leaves the folder"
     assert refusal(read, "/evil.jpg") == "a path that leaves the folder"
 
@@ -222,7 +224,7 @@ def patched(raw: Path, old: bytes, new: bytes) -> Callable[[str], bytes]:
     data = path.read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new))
-    return opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
+    return image_reader(ImageSourceConfig(source="posters.zip", column="image"), raw)
 
 
 def test_a_locked_entry(raw: Path) -> None:
@@ -232,7 +234,7 @@ def test_a_locked_entry(raw: Path) -> None:
     data[6] |= 1  # flag bits of the local header
     data[data.index(b"PK\x01\x02") + 8] |= 1  # and of the directory
     path.write_bytes(data)
-    read = opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
+    read = image_reader(ImageSourceConfig(source="posters.zip", column="image"), raw)
     assert refusal(read, "images/a.jpg") == "locked with a password in the zip"
 
 
@@ -254,7 +256,7 @@ def test_damage_of_any_kind_refuses_that_entry_alone(raw: Path, method: int, at:
     start = 30 + len("a.jpg") + at  # past the header
     data[start : start + 9] = bytes(byte ^ 0x5A for byte in data[start : start + 9])
     path.write_bytes(data)
-    read = opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
+    read = image_reader(ImageSourceConfig(source="posters.zip", column="image"), raw)
     assert "not whole in the zip" in refusal(read, "a.jpg")
     assert read("b.jpg") == b"picture b"
 
@@ -276,7 +278,7 @@ def test_a_small_entry_that_unpacks_to_much(raw: Path) -> None:
     with zipfile.ZipFile(raw / "posters.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", bytes(30 << 20))
     assert (raw / "posters.zip").stat().st_size < 100_000
-    read = opener(ImageSourceConfig(source="posters.zip", column="image"), raw)
+    read = image_reader(ImageSourceConfig(source="posters.zip", column="image"), raw)
     assert refusal(read, "a.jpg") == "31,457,280 bytes, more than max_bytes 20,971,520"
 
 
@@ -294,7 +296,7 @@ def test_addresses_are_fetched_with_the_settings_of_the_block(
     monkeypatch.setattr(
         image_urls, "fetch", lambda url, **settings: asked.update(url=url, **settings) or b"x"
     )
-    read = opener(ImageSourceConfig(column="image", timeout=3, retries=1), raw, raw / "cache")
+    read = image_reader(ImageSourceConfig(column="image", timeout=3, retries=1), raw, raw / "cache")
     assert read("https://example.com/a.jpg", max_bytes=7) == b"x"
     assert asked == {
         "url": "https://example.com/a.jpg",
@@ -313,11 +315,11 @@ def test_a_host_that_never_answers_is_given_up(raw: Path, monkeypatch: pytest.Mo
     def fetch(url: str, *, retries: int, **_: object) -> bytes:
         asked.append((url, retries))
         if "down.example" in url:
-            raise Unreachable("silence")
+            raise UnreachableHostError("silence")
         return b"x"
 
     monkeypatch.setattr(image_urls, "fetch", fetch)
-    read = opener(PATHS, raw)
+    read = image_reader(PATHS, raw)
     reasons = [refusal(read, f"http://down.example/{number}") for number in range(25)]
     assert [retries for _, retries in asked] == [3] + [0] * 19
     assert reasons[19] == "silence"
@@ -327,9 +329,9 @@ def test_a_host_that_never_answers_is_given_up(raw: Path, monkeypatch: pytest.Mo
 
 def test_a_host_that_has_no_such_image_did_answer(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [
-        Unreachable("silence"),
+        UnreachableHostError("silence"),
         FileNotFoundError(),
-        Unreachable("silence"),
+        UnreachableHostError("silence"),
         UnusableImageError("403"),
     ] * 15
 
@@ -337,7 +339,7 @@ def test_a_host_that_has_no_such_image_did_answer(raw: Path, monkeypatch: pytest
         raise answers.pop()
 
     monkeypatch.setattr(image_urls, "fetch", fetch)
-    read = opener(PATHS, raw)
+    read = image_reader(PATHS, raw)
     for number in range(60):
         with pytest.raises((UnusableImageError, FileNotFoundError)) as caught:
             read(f"http://shop.example/{number}")
@@ -345,4 +347,4 @@ def test_a_host_that_has_no_such_image_did_answer(raw: Path, monkeypatch: pytest
 
 
 def test_addresses_of_other_schemes_are_not_paths(raw: Path) -> None:
-    assert "scheme 'file'" in refusal(opener(PATHS, raw), "file:///etc/passwd")
+    assert "scheme 'file'" in refusal(image_reader(PATHS, raw), "file:///etc/passwd")

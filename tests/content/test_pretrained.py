@@ -15,7 +15,8 @@ import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 
-from recpipe.content.pretrained import IMAGE, TEXT, fingerprint, model_folder
+from recpipe.content.image_embeddings import FILES as IMAGE
+from recpipe.content.pretrained import TEXT, fingerprint, model_folder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -107,7 +108,7 @@ def test_unreachable_hub_has_no_tfidf_for_images(offline: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_local_folder_is_not_fetched_again(name: str, folder: Path) -> None:
     (folder / name).unlink()
-    with pytest.raises(ValueError, match="the folder is not whole") as raised:
+    with pytest.raises(ValueError, match="put a whole copy") as raised:
         model_folder(str(folder))
     assert "fetch" not in str(raised.value)
 

@@ -38,7 +38,7 @@ def test_known_items_keep_their_vectors_when_others_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = embed(corpus(), tmp_path)
-    monkeypatch.setattr(tfidf, "_fitted", None)
+    monkeypatch.setattr(tfidf, "_fit", None)
     later = embed([*corpus(), "w1 w2 new", "w3"], tmp_path)
     np.testing.assert_array_equal(later.vectors[:60], first.vectors)
     assert later.space == first.space and later.present.all()

@@ -8,12 +8,13 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from recpipe.content.embeddings import content_keys
-from recpipe.content.vector_cache import VectorCache, embed_missing
+from recpipe.content.vector_cache import Compute, VectorCache, embed_missing
 from recpipe.progress import progress
 
 
@@ -42,6 +43,12 @@ def never(positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def expected(n: int) -> np.ndarray:
     return np.stack([np.arange(n), 2 * np.arange(n)], axis=1).astype(np.float32)
+
+
+def embed(names: np.ndarray, compute: Compute, cache: VectorCache, **settings: Any) -> np.ndarray:
+    is_present, vectors = embed_missing(names, compute, cache, **settings)
+    assert is_present.all()
+    return vectors
 
 
 def test_get_finds_what_was_added_in_any_order(tmp_path: Path) -> None:
@@ -74,17 +81,17 @@ def test_empty_folder_and_no_keys(tmp_path: Path) -> None:
 def test_computed_once(tmp_path: Path) -> None:
     computing = Computing()
     names = keys("a", "b", "a", "c", "b")
-    vectors = embed_missing(names, computing, VectorCache(tmp_path))
+    vectors = embed(names, computing, VectorCache(tmp_path))
     assert computing.asked == [0, 1, 3]
     assert vectors[:, 0].tolist() == [0, 1, 0, 3, 1]
-    np.testing.assert_array_equal(embed_missing(names, never, VectorCache(tmp_path)), vectors)
-    np.testing.assert_array_equal(embed_missing(names[::-1], never, VectorCache(tmp_path)), vectors[::-1])
+    np.testing.assert_array_equal(embed(names, never, VectorCache(tmp_path)), vectors)
+    np.testing.assert_array_equal(embed(names[::-1], never, VectorCache(tmp_path)), vectors[::-1])
 
 
 def test_only_new_content_is_computed(tmp_path: Path) -> None:
-    embed_missing(keys("a", "b", "c"), Computing(), VectorCache(tmp_path))
+    embed(keys("a", "b", "c"), Computing(), VectorCache(tmp_path))
     computing = Computing()
-    vectors = embed_missing(keys("a", "changed", "c"), computing, VectorCache(tmp_path))
+    vectors = embed(keys("a", "changed", "c"), computing, VectorCache(tmp_path))
     assert computing.asked == [1]
     np.testing.assert_array_equal(vectors, expected(3))
 
@@ -93,9 +100,9 @@ def test_only_new_content_is_computed(tmp_path: Path) -> None:
 def test_interrupted_run_goes_on(tmp_path: Path, rows: int) -> None:
     names = keys(*"abcdefgh")
     with pytest.raises(KeyboardInterrupt):
-        embed_missing(names, Computing(good=4), VectorCache(tmp_path), rows=rows)
+        embed(names, Computing(good=4), VectorCache(tmp_path), rows=rows)
     computing = Computing()
-    vectors = embed_missing(names, computing, VectorCache(tmp_path))
+    vectors = embed(names, computing, VectorCache(tmp_path))
     assert computing.asked == [4, 5, 6, 7]
     np.testing.assert_array_equal(vectors, expected(8))
 
@@ -103,7 +110,7 @@ def test_interrupted_run_goes_on(tmp_path: Path, rows: int) -> None:
 def test_shards_by_rows_and_by_time(tmp_path: Path) -> None:
     names = keys(*"abcdefgh")
     for folder, settings, shards in [("r", {"rows": 4}, 2), ("t", {"seconds": -1.0}, 4), ("n", {}, 1)]:
-        embed_missing(names, Computing(), VectorCache(tmp_path / folder), **settings)
+        embed(names, Computing(), VectorCache(tmp_path / folder), **settings)
         assert len(list((tmp_path / folder).iterdir())) == shards
 
 
@@ -112,13 +119,13 @@ def test_shard_that_is_not_whole_is_computed_again(
     harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = keys(*"abcd")
-    embed_missing(names, Computing(), VectorCache(tmp_path), rows=2)
+    embed(names, Computing(), VectorCache(tmp_path), rows=2)
     shard = next(tmp_path.iterdir())
     content = {"cut": shard.read_bytes()[:-3], "emptied": b"", "text": b"no tensors in here, only text"}
     shard.write_bytes(content[harm])
     computing = Computing()
     with caplog.at_level(logging.WARNING):
-        vectors = embed_missing(names, computing, VectorCache(tmp_path))
+        vectors = embed(names, computing, VectorCache(tmp_path))
     assert shard.name in caplog.text and not shard.exists()
     assert len(computing.asked) == 2
     np.testing.assert_array_equal(vectors, expected(4))
@@ -126,10 +133,10 @@ def test_shard_that_is_not_whole_is_computed_again(
 
 def test_shard_that_goes_while_in_use_is_computed_again(tmp_path: Path) -> None:
     names = keys(*"abcd")
-    embed_missing(names, Computing(), VectorCache(tmp_path))
+    embed(names, Computing(), VectorCache(tmp_path))
     cache = VectorCache(tmp_path)
     next(tmp_path.iterdir()).unlink()
-    np.testing.assert_array_equal(embed_missing(names, Computing(), cache), expected(4))
+    np.testing.assert_array_equal(embed(names, Computing(), cache), expected(4))
 
 
 def test_leftover_of_a_killed_write_is_no_shard(tmp_path: Path) -> None:
@@ -158,20 +165,30 @@ def test_compact_keeps_vectors_and_widths(tmp_path: Path) -> None:
 
 
 def test_many_shards_are_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recpipe.content.vector_cache.MANY", 3)
-    embed_missing(keys(*"abcdefgh"), Computing(), VectorCache(tmp_path), rows=2)
+    monkeypatch.setattr("recpipe.content.vector_cache.MAX_SHARDS", 3)
+    embed(keys(*"abcdefgh"), Computing(), VectorCache(tmp_path), rows=2)
     assert len(list(tmp_path.iterdir())) == 1
-    np.testing.assert_array_equal(embed_missing(keys(*"abcdefgh"), never, VectorCache(tmp_path)), expected(8))
+    np.testing.assert_array_equal(embed(keys(*"abcdefgh"), never, VectorCache(tmp_path)), expected(8))
 
 
 def test_what_is_new_is_said_and_that_nothing_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        embed_missing(keys(*"abca"), Computing(), VectorCache(tmp_path), label="embed texts")
-        embed_missing(keys(*"abca"), never, VectorCache(tmp_path), label="embed texts")
+        embed(keys(*"abca"), Computing(), VectorCache(tmp_path), label="embed texts")
+        embed(keys(*"abca"), never, VectorCache(tmp_path), label="embed texts")
     assert [record.message for record in caplog.records] == [
         "embed texts: 3 of 3 contents are new",
         "embed texts: 0 of 3 contents are new, no encoder is needed",
     ]
+
+
+def test_what_cannot_be_computed_is_left_out(tmp_path: Path) -> None:
+    def compute(positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield positions[1:], np.ones((len(positions) - 1, 2), np.float32)
+
+    is_present, vectors = embed_missing(keys("a", "b", "a", "c"), compute, VectorCache(tmp_path))
+    assert is_present.tolist() == [False, True, False, True]
+    assert vectors.tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
+    assert VectorCache(tmp_path).get(keys("a", "b", "c"))[0].tolist() == [False, True, True]
 
 
 def test_progress_is_logged_where_there_is_no_terminal(
@@ -181,12 +198,12 @@ def test_progress_is_logged_where_there_is_no_terminal(
     slow = partial(progress, clock=lambda: next(seconds), stream=io.StringIO())
     monkeypatch.setattr("recpipe.content.vector_cache.progress", slow)
     with caplog.at_level(logging.INFO):
-        embed_missing(keys(*"abcde"), Computing(), VectorCache(tmp_path), seconds=1e9)
+        embed(keys(*"abcde"), Computing(), VectorCache(tmp_path), seconds=1e9)
     said = [record.message.split(",")[0] for record in caplog.records if record.name == "recpipe.progress"]
     assert said == [f"embed: {n} of 5 contents" for n in (2, 4, 5)]
 
 
 def test_progress_is_not_logged_of_a_short_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        embed_missing(keys(*"abcde"), Computing(), VectorCache(tmp_path))
+        embed(keys(*"abcde"), Computing(), VectorCache(tmp_path))
     assert not [record for record in caplog.records if record.name == "recpipe.progress"]

@@ -1,1 +1,1 @@
-"""Item content as vectors: texts and images through pretrained encoders, kept by what they were made from."""
+"""Item content as embeddings: texts and images through pretrained encoders, cached by content."""

@@ -1,4 +1,4 @@
-"""Item vectors with what they were made from: a key per item's content, a fingerprint for the vector space.
+"""Item embeddings with content keys and a vector space fingerprint, on disk as Parquet; vectors from a user's file.
 
 Shape letters: N items, D width.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,34 +20,39 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from recpipe.content.item_texts import join_file
 from recpipe.data.atomic import atomic_file
+
+log = logging.getLogger(__name__)
 
 METADATA = b"recpipe.embeddings"
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """One row per item of the items table, in its order. An item without content is a mask, not a random vector.
+    """A vector per item, in the order of the items table; items without content are masked by ``present``.
 
-    Raises ValueError for ids that occur twice, vectors that are not finite, and shapes that do not agree.
+    Raises ValueError for repeated ids, vectors that are not finite, and shapes that do not agree.
     """
 
     item_ids: NDArray[np.object_]  # (N,) str, unique
     vectors: NDArray[np.float32]  # (N, D); zero where not present; D is 0 if no item has content
     present: NDArray[np.bool_]  # (N,)
-    keys: NDArray[np.object_]  # (N,) hex of the item's content under this encoder, "" where not present
-    space: str  # hex: all that decides a vector, but for the item
-    about: dict[str, Any] = field(default_factory=dict)  # for people
+    keys: NDArray[np.object_]  # (N,) hash of the item's content under this encoder, "" where not present
+    space: str  # vector space fingerprint
+    about: dict[str, Any] = field(default_factory=dict)  # metadata for reports
 
     def __post_init__(self) -> None:
-        n = len(self.item_ids)
         shapes = {"present": self.present.shape, "keys": self.keys.shape, "vectors": self.vectors.shape[:1]}
         for name, shape in shapes.items():
-            if shape != (n,):
-                raise ValueError(f"{name} has shape {shape} for {n} items; there must be one row per item")
+            if shape != (len(self),):
+                raise ValueError(
+                    f"{name} has shape {shape} for {len(self)} items; there must be one row per item"
+                )
         if self.vectors.ndim != 2 or self.vectors.dtype != np.float32:
-            found = f"{self.vectors.dtype} {self.vectors.shape}"
-            raise ValueError(f"vectors are {found}; they must be float32 (items, width)")
+            raise ValueError(
+                f"vectors are {self.vectors.dtype} {self.vectors.shape}; they must be float32 (items, width)"
+            )
         check_unique(self.item_ids)
         _check_finite(self.vectors, self.item_ids)
         if self.vectors[~self.present].any() or (self.keys[~self.present] != "").any():
@@ -62,18 +68,17 @@ class Embeddings:
 
     @cached_property
     def hash(self) -> str:
-        """Hex of the space and of all (item, key), in whichever order: equal content, equal hash, anywhere."""
+        """Hash of the space and of all (item, key), independent of the order of items."""
         order = np.argsort(self.item_ids, kind="stable")
         return digest(self.space, self.item_ids[order].tolist(), self.keys[order].tolist())
 
     def rows(self, item_ids: Sequence[str] | NDArray[np.object_]) -> NDArray[np.int64]:
-        """Positions (n,) of ids; -1 where the id is unknown."""
-        known = pa.array(self.item_ids, pa.string())
-        found = pc.index_in(pa.array(item_ids, pa.string()), value_set=known)
-        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        """Return the row (n,) of each id, -1 for an unknown id."""
+        rows = pc.index_in(pa.array(item_ids, pa.string()), value_set=pa.array(self.item_ids, pa.string()))
+        return rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def write(self, path: Path) -> None:
-        """One Parquet file: item_id, key, vector (null where not present); the rest as JSON in its metadata."""
+        """Write Parquet with item_id, key and vector (null where not present); the rest is JSON in its metadata."""
         lengths = self.present * self.width
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
         values = pa.array(self.vectors[self.present].reshape(-1))
@@ -83,33 +88,33 @@ class Embeddings:
             "key": pa.array(self.keys, pa.string()),
             "vector": pa.LargeListArray.from_arrays(offsets, values, mask=pa.array(~self.present)),
         }
-        described = {"format": 1, "space": self.space, "width": self.width, "about": self.about}
-        table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(described)})
+        metadata = {"format": 1, "space": self.space, "width": self.width, "about": self.about}
+        table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(metadata)})
         with atomic_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd", use_dictionary=["item_id", "key"])
 
     @classmethod
     def read(cls, path: Path) -> Embeddings:
-        """What ``write`` wrote. Raises ValueError for any other Parquet file."""
+        """Read the file of ``write``. Raises ValueError for any other Parquet file."""
         table = pq.read_table(path)
-        described = json.loads((table.schema.metadata or {}).get(METADATA, b"null"))
-        if described is None:
+        metadata = json.loads((table.schema.metadata or {}).get(METADATA, b"null"))
+        if metadata is None:
             raise ValueError(
-                f"{path} holds no embeddings of recpipe's; make them with `kedro run --pipelines=embed`"
+                f"{path} holds no embeddings of recpipe; make them with `kedro run --pipelines=embed`"
             )
         column = table["vector"].combine_chunks()
         present = column.is_valid().to_numpy(zero_copy_only=False)
-        vectors = np.zeros((table.num_rows, described["width"]), np.float32)
-        if described["width"]:
-            vectors[present] = column.flatten().to_numpy().reshape(-1, described["width"])
+        vectors = np.zeros((table.num_rows, metadata["width"]), np.float32)
+        if metadata["width"]:
+            vectors[present] = column.flatten().to_numpy().reshape(-1, metadata["width"])
         ids, keys = (np.array(table[name].to_pylist(), dtype=object) for name in ("item_id", "key"))
-        return cls(ids, vectors, present, keys, described["space"], described["about"])
+        return cls(ids, vectors, present, keys, metadata["space"], metadata["about"])
 
 
 def concatenate_embeddings(text: Embeddings, image: Embeddings) -> Embeddings:
-    """Both side by side, (N, D + D'): each unit length per item times 1/sqrt(2), or zero where an item lacks it.
+    """Concatenate to (N, D + D'): unit vectors times 1/sqrt(2), zero for a modality that an item lacks.
 
-    An item is present if it has either. Raises ValueError if the two are not of the same items in the same order.
+    An item is present if it has either. Raises ValueError unless both have the same items in the same order.
     """
     if not np.array_equal(text.item_ids, image.item_ids):
         raise ValueError(
@@ -118,7 +123,7 @@ def concatenate_embeddings(text: Embeddings, image: Embeddings) -> Embeddings:
         )
     present = text.present | image.present
     pairs = zip(text.keys.tolist(), image.keys.tolist(), present.tolist(), strict=True)
-    keys = [digest(*pair) if there else "" for *pair, there in pairs]
+    keys = [digest(*pair) if is_present else "" for *pair, is_present in pairs]
     about = {"modality": "text_image", "items": len(text), "without_content": int((~present).sum())}
     return Embeddings(
         text.item_ids,
@@ -130,43 +135,132 @@ def concatenate_embeddings(text: Embeddings, image: Embeddings) -> Embeddings:
     )
 
 
+@dataclass(frozen=True)
+class VectorFileConfig:
+    """An encoder of ``kind: file``: ready vectors in a Parquet or JSON lines file in the folder of the raw data."""
+
+    file: str
+    item_id: str = "item_id"  # name of the column with item ids
+    column: str = "vector"  # name of the column with lists of numbers
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("file", "item_id", "column"):
+            if not (isinstance(value := getattr(self, name), str) and value):
+                raise ValueError(f"{name} is {value!r}; it must be a name")
+
+
+def embed_from_file(
+    items: pa.Table, raw_folder: Path, config: VectorFileConfig, *, modality: str
+) -> Embeddings:
+    """Read the vectors of ``items`` from a file; items without a vector, or with zeros only, are not present.
+
+    The content of the file is part of the space. Raises ValueError for a file that is absent, outside the folder or has
+    none of the items, for a column that holds no lists of numbers, and for vectors of several widths or not finite.
+    """
+    ids = items.select(["item_id"])
+    check_unique(ids["item_id"].to_pylist())
+    table = join_file(
+        ids,
+        raw_folder,
+        config.file,
+        columns=[config.column],
+        item_id=config.item_id,
+        setting="an encoder of kind file",
+    )
+    vectors_ND = _vectors_of_column(table[config.column].combine_chunks(), config)
+    present: NDArray[np.bool_] = np.any(vectors_ND != 0, axis=1)
+    with (raw_folder / config.file).open("rb") as stream:
+        content = hashlib.file_digest(stream, "sha256").hexdigest()
+    space = digest("file", modality, content, config.column, config.normalise)
+    contents = [row.tobytes().hex() if row.any() else None for row in vectors_ND]
+    about = {
+        "modality": modality,
+        "encoder": config.file,
+        "items": len(ids),
+        "embedded": int(present.sum()),
+        "without_vector": int((~present).sum()),
+    }
+    log.info("%s of %s items have a vector in %s", f"{present.sum():,}", f"{len(ids):,}", config.file)
+    return Embeddings(
+        np.array(ids["item_id"].to_pylist(), dtype=object),
+        unit_rows(vectors_ND) if config.normalise else vectors_ND,
+        present,
+        content_keys(space, contents),
+        space,
+        about,
+    )
+
+
+def _vectors_of_column(column: pa.Array, config: VectorFileConfig) -> NDArray[np.float32]:
+    """Convert a column of lists to (N, D), zeros where it is null."""
+    where, kind = f"column {config.column!r} of {config.file}", column.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise ValueError(f"{where} is of type {kind}; it must hold a list of numbers for each item")
+    lists = column.drop_null()
+    widths = pc.list_value_length(lists).unique().to_pylist()
+    if len(widths) > 1:
+        raise ValueError(
+            f"{where} holds vectors of {min(widths)} to {max(widths)} numbers; all must be as long"
+        )
+    values = pc.list_flatten(lists)
+    if values.null_count:
+        raise ValueError(f"{where} has vectors in which numbers are missing; leave such items out")
+    vectors_ND = np.zeros((len(column), widths[0] if widths else 0), np.float32)
+    with np.errstate(over="ignore"):  # an overflow is reported below
+        vectors_ND[column.is_valid().to_numpy(zero_copy_only=False)] = values.to_numpy(
+            zero_copy_only=False
+        ).reshape(len(lists), -1)
+    if not np.isfinite(vectors_ND).all():
+        raise ValueError(f"{where} has numbers that are not finite in float32; leave such items out")
+    return vectors_ND
+
+
 def unit_rows(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length one; zero rows stay zero."""
+    """Scale rows to length one; zero rows stay zero."""
     norms = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return (x_ND / np.where(norms > 0, norms, 1)).astype(np.float32)
 
 
-def digest(*parts: Any) -> str:
-    """sha256, in hex, of anything that JSON can hold."""
+def digest(*parts: object) -> str:
+    """Return the SHA-256 hash, in hex, of values that JSON can hold."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def text_space(encoder: str, template: str) -> str:
-    """The space of texts by a template under the encoder of this fingerprint."""
+    """Return the vector space fingerprint of texts from a template under an encoder's fingerprint."""
     return digest("text", encoder, template)
 
 
 def content_keys(space: str, contents: Sequence[str | None]) -> NDArray[np.object_]:
-    """Hex keys (N,) of texts under an encoder, "" for None."""
-    start = hashlib.sha256(space.encode())
-    return np.array([_keyed(start, text) if text is not None else "" for text in contents], dtype=object)
+    """Hash each content together with the space to keys (N,) in hex, "" for None."""
+    prefix = hashlib.sha256(space.encode())
+
+    def key(text: str) -> str:
+        hashed = prefix.copy()
+        hashed.update(text.encode("utf-8", "surrogatepass"))
+        return hashed.hexdigest()
+
+    return np.array([key(text) if text is not None else "" for text in contents], dtype=object)
 
 
-def _keyed(start: Any, text: str) -> str:
-    hashed = start.copy()
-    hashed.update(text.encode("utf-8", "surrogatepass"))
-    return str(hashed.hexdigest())
+def check_items(item_ids: Sequence[str], values: Sequence[object], what: str) -> None:
+    """Raise ValueError unless ids are unique and there is a value per item."""
+    if len(item_ids) != len(values):
+        raise ValueError(f"{len(item_ids)} items and {len(values)} {what}: there must be one per item")
+    check_unique(item_ids)
 
 
 def check_unique(item_ids: Sequence[str] | NDArray[np.object_]) -> None:
-    """Raises ValueError that names the first ids that occur twice."""
-    counted = pc.value_counts(pa.array(item_ids, pa.string()))
-    twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
-    if len(twice):
-        names = ", ".join(repr(name) for name in twice[:3].to_pylist())
+    """Raise ValueError with the first repeated ids."""
+    counts = pc.value_counts(pa.array(item_ids, pa.string()))
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        names = ", ".join(repr(name) for name in repeated[:3].to_pylist())
         raise ValueError(
-            f"{len(twice)} item ids occur more than once in the items table, such as {names}; ids must be unique"
+            f"{len(repeated)} item ids occur more than once in the items table, such as {names}; ids must be unique"
         )
 
 

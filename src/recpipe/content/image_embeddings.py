@@ -1,7 +1,8 @@
-"""Item images to vectors: read and hashed by many threads, decoded and encoded only where the cache has no
-vector of the same bytes. A missing image is a mask; one that is not taken goes to the quarantine with the reason.
+"""Image embeddings: images are hashed and decoded by threads, and encoded where the cache lacks their content.
 
-Shape letters: N items, M items whose image is taken, D width.
+An item without an image has no vector. An image that cannot be used is listed in the quarantine with the reason.
+
+Shape letters: N items, M items with a usable image, D width.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit_rows
-from recpipe.content.image_encoder import DECODING, LazyEncoder, model_type, opened
-from recpipe.content.image_sources import MAX_BYTES, Opener, UnusableImageError
+from recpipe.content.embeddings import Embeddings, check_items, content_keys, digest, unit_rows
+from recpipe.content.image_encoder import DECODING, Inputs, LazyEncoder, model_type, open_image
+from recpipe.content.image_sources import MAX_BYTES, ImageReader
+from recpipe.content.image_urls import UnusableImageError
 from recpipe.content.pretrained import choose_device, choose_precision, fingerprint, model_folder
 from recpipe.content.vector_cache import Positions, VectorCache, embed_missing
 from recpipe.progress import progress
@@ -32,14 +33,17 @@ log = logging.getLogger(__name__)
 
 FILES = ("config.json", "*.safetensors", "preprocessor_config.json|processor_config.json")
 THREADS = 8
-AHEAD = 4  # images per thread that are read or prepared before they are asked for
+PREFETCH = 4  # images per thread that are read ahead of the encoder
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """An encoder and what it is given. ``source``: hub name or local folder; ``batch``: images per step."""
+    """Settings of an encoder of ``image_encoders``.
+
+    source: hub name or local folder; batch: images per step. Images above ``max_bytes`` or ``max_pixels`` are not used.
+    """
 
     source: str = "google/siglip-base-patch16-224"
     precision: str = "auto"
@@ -62,201 +66,174 @@ def embed_images(
     references: Sequence[str | None],
     config: ImageEncoderConfig,
     *,
-    opener: Opener,
+    reader: ImageReader,
     cache_folder: Path,
 ) -> tuple[Embeddings, pa.Table]:
-    """Vectors of the images that ``references`` (N,) name, and the quarantine: item_id, image, reason.
+    """Embed the images that ``references`` (N,) name; return also the quarantine (item_id, image, reason).
 
-    ``opener`` reads one reference; what it reads is held for no longer than it takes to hash or encode it.
     Raises ValueError for references that do not fit the items, and for an encoder that cannot be used.
     """
-    if len(item_ids) != len(references):
-        raise ValueError(f"{len(item_ids)} items and {len(references)} image references: give one per item")
-    check_unique(item_ids)
+    check_items(item_ids, references, "image references")
     folder = model_folder(config.source, revision=config.revision, files=FILES)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
+    space = digest("image", fingerprint(folder), config.normalise, DECODING)
+    encoder_type = model_type(folder)
+
+    hashes = _hash_images(references, reader, config.max_bytes)
+    contents = [value if isinstance(value, str) else None for value in hashes]
+    keys = content_keys(space, contents)
+    job = EncodingJob(references, contents, keys, config, reader, LazyEncoder(folder, device, precision))
+    rows = np.flatnonzero(keys != "")
+    is_usable, vectors = embed_missing(
+        keys[rows],
+        lambda at: job.run(rows[at], at),
+        VectorCache(cache_folder / precision),
+        label="embed images",
+    )
+    present = np.zeros(len(item_ids), bool)
+    present[rows] = is_usable
+    vectors_ND = np.zeros((len(item_ids), vectors.shape[1]), np.float32)
+    vectors_ND[rows] = vectors
+
+    reasons = [
+        job.reasons.get(key) or (str(value) if isinstance(value, UnusableImageError) else None)
+        for key, value in zip(keys, hashes, strict=True)
+    ]
+    quarantine = quarantine_table(item_ids, references, reasons)
+    keys = np.where(present, keys, "")
     about = {
         "modality": "image",
         "encoder": config.source,
-        "model_type": model_type(folder),
+        "model_type": encoder_type,
         "precision": precision,
+        **_count_outcomes(references, keys, quarantine),
     }
-    space = digest("image", fingerprint(folder), config.normalise, DECODING)
-
-    read = _read_all(references, opener, config.max_bytes)
-    contents = [one if isinstance(one, str) else None for one in read]
-    keys = content_keys(space, contents)
-    pictures = _Pictures(references, contents, keys, config, opener, LazyEncoder(folder, device, precision))
-    rows, vectors_MD = pictures.embedded(VectorCache(cache_folder / precision))
-
-    embeddings = _spread(item_ids, keys, rows, vectors_MD, space, about)
-    reasons = [pictures.refused.get(key) or _reason(one) for key, one in zip(keys, read, strict=True)]
-    quarantine = quarantine_table(item_ids, references, reasons)
-    embeddings.about.update(_counted(references, embeddings, quarantine))
-    return embeddings, quarantine
+    return Embeddings(np.array(item_ids, dtype=object), vectors_ND, present, keys, space, about), quarantine
 
 
-def _read_all(references: Sequence[str | None], opener: Opener, max_bytes: int) -> NDArray[np.object_]:
-    """Per item (N,) the hash of its image's bytes, the refusal, or None where there is no image."""
+def _hash_images(
+    references: Sequence[str | None], reader: ImageReader, max_bytes: int
+) -> NDArray[np.object_]:
+    """Hash the bytes of each item's image (N,): a hex string, an UnusableImageError, or None without an image."""
 
     def read(reference: str) -> str | UnusableImageError | None:
         try:
-            return hashlib.sha256(_bytes(opener, reference, max_bytes)).hexdigest()
+            return hashlib.sha256(_read(reader, reference, max_bytes)).hexdigest()
         except FileNotFoundError:
             return None
-        except UnusableImageError as refused:
-            return refused
+        except UnusableImageError as error:
+            return error
 
     distinct = pa.array(references, pa.string()).dictionary_encode()
     names = distinct.dictionary.to_pylist()
     with progress(len(names), "read images", unit="images") as bar:
-        outcomes: list[Any] = list(bar.over(_pooled(read, names)))
-    return np.array([*outcomes, None], object)[distinct.indices.fill_null(len(names)).to_numpy()]
+        hashes = [*bar.over(_map_threads(read, names)), None]
+    return np.array(hashes, object)[distinct.indices.fill_null(len(names)).to_numpy()]
 
 
-class _Pictures:
-    """The images that could be read: decoded, encoded and cached; ``refused`` says why some are not, by key."""
+@dataclass
+class EncodingJob:
+    """Decoding and encoding of images; collects the reasons why some cannot be used, by content key."""
 
-    def __init__(
-        self,
-        references: Sequence[str | None],
-        contents: Sequence[str | None],
-        keys: NDArray[np.object_],
-        config: ImageEncoderConfig,
-        opener: Opener,
-        encoder: LazyEncoder,
-    ) -> None:
-        self.references, self.contents, self.keys = references, contents, keys
-        self.config, self.opener, self.encoder = config, opener, encoder
-        self.refused: dict[str, str] = {}
+    references: Sequence[str | None]
+    contents: Sequence[str | None]
+    keys: NDArray[np.object_]
+    config: ImageEncoderConfig
+    reader: ImageReader
+    encoder: LazyEncoder
 
-    def embedded(self, cache: VectorCache) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows (M,) of the items whose image is taken, and their vectors (M, D)."""
-        while True:
-            rows = np.array(
-                [row for row, key in enumerate(self.keys) if key and key not in self.refused], int
-            )
-            try:
-                compute = partial(self._compute, rows)
-                return rows, embed_missing(self.keys[rows], compute, cache, label="embed images")
-            except _Refusals:
-                continue  # all others are in the cache now
+    def __post_init__(self) -> None:
+        self.reasons: dict[str, str] = {}
 
-    def _compute(
+    def run(
         self, rows: NDArray[np.int64], positions: Positions
     ) -> Iterator[tuple[Positions, NDArray[np.float32]]]:
-        known = len(self.refused)
-        batch: list[tuple[int, dict[str, NDArray[Any]]]] = []
-        for position, prepared in zip(positions, _pooled(self._prepared, rows[positions]), strict=True):
-            if isinstance(prepared, UnusableImageError):
-                self.refused[self.keys[rows[position]]] = str(prepared)
+        """Yield positions (B,) and vectors (B, D) of the usable images among ``rows``."""
+        batch: list[tuple[int, Inputs]] = []
+        for row, position, inputs in zip(rows, positions, _map_threads(self._preprocess, rows), strict=True):
+            if isinstance(inputs, UnusableImageError):
+                self.reasons[self.keys[row]] = str(inputs)
                 continue
-            batch.append((position, prepared))
+            batch.append((position, inputs))
             if len(batch) == self.config.batch:
-                yield self._encoded(batch)
+                yield self._encode(batch)
                 batch = []
         if batch:
-            yield self._encoded(batch)
-        if len(self.refused) > known:
-            raise _Refusals
+            yield self._encode(batch)
 
-    def _prepared(self, row: int) -> dict[str, NDArray[Any]] | UnusableImageError:
+    def _preprocess(self, row: int) -> Inputs | UnusableImageError:
         try:
-            data = _bytes(self.opener, self.references[row] or "", self.config.max_bytes)
+            data = _read(self.reader, self.references[row] or "", self.config.max_bytes)
             if hashlib.sha256(data).hexdigest() != self.contents[row]:
                 return UnusableImageError("changed while it was read")
-            with opened(data, max_pixels=self.config.max_pixels) as image:
-                return self.encoder.loaded().prepare(image)
+            with open_image(data, max_pixels=self.config.max_pixels) as image:
+                return self.encoder.get().preprocess(image)
         except FileNotFoundError:
             return UnusableImageError("went away while it was read")
-        except UnusableImageError as refused:
-            return refused
+        except UnusableImageError as error:
+            return error
 
-    def _encoded(
-        self, batch: list[tuple[int, dict[str, NDArray[Any]]]]
-    ) -> tuple[Positions, NDArray[np.float32]]:
-        positions, prepared = zip(*batch, strict=True)
-        vectors_BD = self.encoder.loaded().encode(list(prepared))
+    def _encode(self, batch: list[tuple[int, Inputs]]) -> tuple[Positions, NDArray[np.float32]]:
+        positions, inputs = zip(*batch, strict=True)
+        vectors_BD = self.encoder.get().encode(list(inputs))
         return np.array(positions), unit_rows(vectors_BD) if self.config.normalise else vectors_BD
 
 
-class _Refusals(Exception):
-    """Ends a computation that left images out, after all others were handed over."""
-
-
-def _pooled(function: Callable[[In], Out], values: Iterable[In]) -> Iterator[Out]:
-    """Results in order, a bounded number of them ahead of whoever takes them."""
-    pool, waiting = ThreadPoolExecutor(THREADS), deque[Future[Out]]()
+def _map_threads(function: Callable[[In], Out], values: Iterable[In]) -> Iterator[Out]:
+    """Map in threads, in order, at most THREADS x PREFETCH values ahead of the consumer."""
+    pool, futures = ThreadPoolExecutor(THREADS), deque[Future[Out]]()
     try:
         for value in values:
-            waiting.append(pool.submit(function, value))
-            if len(waiting) >= THREADS * AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            futures.append(pool.submit(function, value))
+            if len(futures) >= THREADS * PREFETCH:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _bytes(opener: Opener, reference: str, max_bytes: int) -> bytes:
-    data = opener(reference, max_bytes=max_bytes)
+def _read(reader: ImageReader, reference: str, max_bytes: int) -> bytes:
+    data = reader(reference, max_bytes=max_bytes)
     if len(data) > max_bytes:
         raise UnusableImageError(f"{len(data):,} bytes, more than max_bytes {max_bytes:,}")
     return data
 
 
-def _spread(
-    item_ids: Sequence[str],
-    keys: NDArray[np.object_],
-    rows: NDArray[np.int64],
-    vectors_MD: NDArray[np.float32],
-    space: str,
-    about: dict[str, Any],
-) -> Embeddings:
-    present = np.zeros(len(item_ids), bool)
-    present[rows] = True
-    vectors_ND = np.zeros((len(item_ids), vectors_MD.shape[1]), np.float32)
-    vectors_ND[rows] = vectors_MD
-    ids = np.array(item_ids, dtype=object)
-    return Embeddings(ids, vectors_ND, present, np.where(present, keys, ""), space, about)
-
-
-def _reason(outcome: str | UnusableImageError | None) -> str | None:
-    return str(outcome) if isinstance(outcome, UnusableImageError) else None
-
-
 def quarantine_table(
     item_ids: Sequence[str], references: Sequence[str | None], reasons: Sequence[str | None]
 ) -> pa.Table:
-    """Of items (N,) those whose image is not taken, with the reason; null where there is none."""
+    """Return item_id, image and reason of the items that have a reason."""
     names = ("item_id", "image", "reason")
     columns = (pa.array(column, pa.string()) for column in (item_ids, references, reasons))
     table = pa.table(dict(zip(names, columns, strict=True)))
     return table.filter(pc.is_valid(table["reason"]))
 
 
-def _counted(
-    references: Sequence[str | None], embeddings: Embeddings, quarantine: pa.Table
+def _count_outcomes(
+    references: Sequence[str | None], keys: NDArray[np.object_], quarantine: pa.Table
 ) -> dict[str, int]:
-    """What became of the items, also into the log."""
-    named = sum(reference is not None for reference in references)
-    taken, refused = int(embeddings.present.sum()), quarantine.num_rows
+    """Count items by outcome, and log the counts."""
+    with_reference = sum(reference is not None for reference in references)
+    embedded, unusable = int((keys != "").sum()), quarantine.num_rows
     counts = {
         "items": len(references),
-        "embedded": taken,
-        "distinct": len(set(embeddings.keys) - {""}),
-        "without_image": len(references) - named,
-        "not_found": named - taken - refused,
-        "refused": refused,
+        "embedded": embedded,
+        "distinct": len(set(keys) - {""}),
+        "without_image": len(references) - with_reference,
+        "not_found": with_reference - embedded - unusable,
+        "refused": unusable,
     }
     log.info("images: %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    if refused:
-        reason, often = Counter(quarantine["reason"].to_pylist()).most_common(1)[0]
-        log.warning("%s images are not taken, most often (%s times): %s", refused, often, reason)
-    if named and counts["not_found"] == named:
-        first = next(reference for reference in references if reference is not None)
+    if unusable:
+        reason, times = Counter(quarantine["reason"].to_pylist()).most_common(1)[0]
+        log.warning("%s images cannot be used, most often (%s times): %s", unusable, times, reason)
+    if with_reference and counts["not_found"] == with_reference:
+        example = next(reference for reference in references if reference is not None)
         log.warning(
-            "none of %s images is there, such as %r: look at the data set's `content.image`", named, first
+            "none of %s images exists, such as %r: check the data set's `content.image`",
+            with_reference,
+            example,
         )
     return counts

@@ -1,7 +1,4 @@
-"""Image bytes to upright RGB pixels, or the reason why not. The size in the header is judged before any
-pixel is decoded, and only the formats of photographs and screens are opened at all.
-
-The vision half of a SigLIP or SigLIP 2 model and the processor that came with it.
+"""Image decoding with Pillow, and the vision tower of SigLIP and SigLIP 2 with its image processor.
 
 Shape letters: B images of a batch, D width.
 """
@@ -11,7 +8,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,20 +18,31 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from recpipe.content.image_sources import UnusableImageError
-from recpipe.content.pretrained import DTYPES, check_weights, loading, read_json
+from recpipe.content.image_urls import UnusableImageError
+from recpipe.content.pretrained import DTYPES, check_weights, quiet_loading, read_json
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-AT_ONCE = 32_000_000  # pixels that all threads together hold decoded; a larger image is decoded alone
-DECODING = 1  # goes into the fingerprint of vectors: raise it when pixels come out differently
+MAX_DECODED = 32_000_000  # pixels decoded at a time by all threads together; a larger image is decoded alone
+DECODING = 1  # version, part of the vectors' fingerprint: raise it when pixels come out differently
+
+TEXT_TOWER = [r"^text_model\.", r"^logit_(scale|bias)$"]  # weights of a checkpoint that are not loaded
+# By model_type. SigLIP 2 of a fixed resolution is of type "siglip"; "siglip2" is its NaFlex variant.
+CLASSES = {
+    "siglip": ("SiglipVisionModel", "SiglipImageProcessorPil"),
+    "siglip_vision_model": ("SiglipVisionModel", "SiglipImageProcessorPil"),
+    "siglip2": ("Siglip2VisionModel", "Siglip2ImageProcessorPil"),
+    "siglip2_vision_model": ("Siglip2VisionModel", "Siglip2ImageProcessorPil"),
+}
+
+Inputs = dict[str, NDArray[Any]]  # arrays of one image, by the tower's argument names
 
 
 @contextmanager
-def opened(data: bytes, *, max_pixels: float) -> Iterator[Image.Image]:
-    """The first frame as mode RGB: turned as EXIF says, transparency over white, 16 bit greys scaled to 8.
+def open_image(data: bytes, *, max_pixels: float) -> Iterator[Image.Image]:
+    """Decode the first frame to RGB: upright by EXIF, transparency over white, 16-bit grey scaled to 8.
 
-    While many images are open in other threads it waits, so that memory stays bounded. Raises UnusableImageError:
-    not an image of an allowed format, more than ``max_pixels``, not whole.
+    The size in the header is checked before pixels are decoded. The call waits while other threads hold many decoded
+    pixels. Raises UnusableImageError for another format, more than ``max_pixels``, and damaged data.
     """
     _check_webp(data, max_pixels)
     try:
@@ -45,22 +53,23 @@ def opened(data: bytes, *, max_pixels: float) -> Iterator[Image.Image]:
         raise UnusableImageError(f"too many pixels: {error}") from error
     except MemoryError:
         raise
-    except Exception as error:  # broken headers fail in as many ways as there are formats
+    except Exception as error:  # each format fails in its own ways
         raise UnusableImageError(f"not a whole image: {error}") from error
     with image:
         _check_size(image.size, max_pixels)
-        with _room.taken(image.width * image.height):
-            yield _pixels(image)
+        with _budget.reserve(image.width * image.height):
+            yield _decode(image)
 
 
-class _Room:
-    """A semaphore that counts pixels."""
+class PixelBudget:
+    """Semaphore that counts pixels."""
 
     def __init__(self, pixels: int) -> None:
         self._pixels, self._used, self._changed = pixels, 0, threading.Condition()
 
     @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Wait until ``pixels`` fit, or nobody else holds any."""
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._pixels)
             self._used += pixels
@@ -72,32 +81,23 @@ class _Room:
                 self._changed.notify_all()
 
 
-_room = _Room(AT_ONCE)
+_budget = PixelBudget(MAX_DECODED)
 
 
-def _pixels(image: Image.Image) -> Image.Image:
+def _decode(image: Image.Image) -> Image.Image:
     try:
         image.load()
     except MemoryError:
         raise
     except Exception as error:
         raise UnusableImageError(f"not a whole image: {error}") from error
-    return _rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # the picture is whole, only its notes are not
-        return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bit grey, which convert() would clip at 255
+    with suppress(Exception):  # damaged EXIF of an undamaged image
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        over = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
@@ -107,12 +107,12 @@ def _check_size(size: tuple[int, int], max_pixels: float) -> None:
 
 
 def _check_webp(data: bytes, max_pixels: float) -> None:
-    """Older Pillow takes the memory for a WebP's canvas as soon as it is opened."""
+    """Check a WebP's size from its bytes, as older Pillow allocates the canvas on opening."""
     if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return
     if data[12:16] == b"VP8X":
-        words = (int.from_bytes(data[24:27], "little"), int.from_bytes(data[27:30], "little"))
-        _check_size((words[0] + 1, words[1] + 1), max_pixels)
+        width, height = (int.from_bytes(data[start : start + 3], "little") for start in (24, 27))
+        _check_size((width + 1, height + 1), max_pixels)
     elif data[12:16] == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
         _check_size(((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1), max_pixels)
@@ -121,83 +121,73 @@ def _check_webp(data: bytes, max_pixels: float) -> None:
         _check_size((width & 0x3FFF, height & 0x3FFF), max_pixels)
 
 
-TEXT_HALF = [r"^text_model\.", r"^logit_(scale|bias)$"]  # of a checkpoint, left out without a word
-# by model_type; SigLIP 2 of fixed resolution is built as SigLIP, "siglip2" is its NaFlex variant
-CLASSES = {
-    "siglip": ("SiglipVisionModel", "SiglipImageProcessorPil"),
-    "siglip_vision_model": ("SiglipVisionModel", "SiglipImageProcessorPil"),
-    "siglip2": ("Siglip2VisionModel", "Siglip2ImageProcessorPil"),
-    "siglip2_vision_model": ("Siglip2VisionModel", "Siglip2ImageProcessorPil"),
-}
-
-
 def model_type(folder: Path) -> str:
-    """What ``config.json`` says. Raises ValueError that lists what can be used."""
-    described = read_json(folder / "config.json")
-    found = described.get("model_type")
-    if found not in CLASSES:
+    """Return ``model_type`` of ``config.json``. Raises ValueError if it is not one of ``CLASSES``."""
+    config = read_json(folder / "config.json")
+    name = config.get("model_type")
+    if name not in CLASSES:
         raise ValueError(
-            f"{folder} holds a model of type {found!r}; images are encoded by {', '.join(CLASSES)}"
+            f"{folder} holds a model of type {name!r}; images are encoded by {', '.join(CLASSES)}"
         )
-    if described.get("vision_config", described).get("vision_use_head") is False:
+    if config.get("vision_config", config).get("vision_use_head") is False:
         raise ValueError(f"{folder} holds a vision model without a pooling head: it has no vector per image")
-    return found
+    return name
+
+
+class ImageEncoder:
+    """Vision tower and image processor. Raises ValueError where a weight is missing."""
+
+    def __init__(self, folder: Path, *, device: torch.device, precision: str) -> None:
+        import transformers
+
+        tower_class, processor_class = (getattr(transformers, name) for name in CLASSES[model_type(folder)])
+        with quiet_loading(folder, "an image encoder"):
+            self._processor = processor_class.from_pretrained(folder, trust_remote_code=False)
+        self._model = _load_tower(tower_class, folder, DTYPES[precision]).to(device)
+        self._device = device
+
+    def preprocess(self, image: Image.Image) -> Inputs:
+        """Convert an RGB image to inputs of the tower; thread-safe."""
+        return {name: array[0] for name, array in self._processor(images=image, return_tensors="np").items()}
+
+    @torch.inference_mode()
+    def encode(self, inputs: list[Inputs]) -> NDArray[np.float32]:
+        """Return pooled vectors (B, D), not normalised."""
+        batch = {
+            name: torch.from_numpy(np.stack([arrays[name] for arrays in inputs])).to(self._device)
+            for name in inputs[0]
+        }
+        pooled_BD = self._model(**batch).pooler_output
+        return pooled_BD.float().cpu().numpy()
 
 
 class LazyEncoder:
-    """An ``ImageEncoder`` that is loaded when the first thread asks for it, if one ever does."""
+    """ImageEncoder that is loaded at first use; thread-safe."""
 
     def __init__(self, folder: Path, device: torch.device, precision: str) -> None:
         self._settings = folder, device, precision
         self._encoder: ImageEncoder | None = None
-        self._loading = threading.Lock()
+        self._lock = threading.Lock()
 
-    def loaded(self) -> ImageEncoder:
-        """The encoder, the same one for all threads."""
-        with self._loading:
+    def get(self) -> ImageEncoder:
+        """Return the encoder, the same one for all threads."""
+        with self._lock:
             if self._encoder is None:
                 folder, device, precision = self._settings
                 self._encoder = ImageEncoder(folder, device=device, precision=precision)
             return self._encoder
 
 
-class ImageEncoder:
-    """The pooled output of the vision tower. Raises ValueError where a weight is missing, none is made up."""
-
-    def __init__(self, folder: Path, *, device: torch.device, precision: str) -> None:
-        import transformers
-
-        tower, processor = (getattr(transformers, name) for name in CLASSES[model_type(folder)])
-        with loading(folder, "an image encoder"):
-            self._processor = processor.from_pretrained(folder, trust_remote_code=False)
-        self._model = _loaded(tower, folder, DTYPES[precision]).to(device)
-        self._device = device
-
-    def prepare(self, image: Image.Image) -> dict[str, NDArray[Any]]:
-        """What the tower reads of one image in mode RGB; safe to call from many threads."""
-        return {name: array[0] for name, array in self._processor(images=image, return_tensors="np").items()}
-
-    @torch.inference_mode()
-    def encode(self, prepared: list[dict[str, NDArray[Any]]]) -> NDArray[np.float32]:
-        """Vectors (B, D), not normalised."""
-        batch = {
-            name: torch.from_numpy(np.stack([one[name] for one in prepared])).to(self._device)
-            for name in prepared[0]
-        }
-        pooled_BD = self._model(**batch).pooler_output
-        return pooled_BD.float().cpu().numpy()
-
-
-def _loaded(tower: Any, folder: Path, dtype: torch.dtype) -> Any:
-    quiet: Any = type(tower.__name__, (tower,), {"_keys_to_ignore_on_load_unexpected": TEXT_HALF})
-    with loading(folder, "an image encoder"):
+def _load_tower(tower: type, folder: Path, dtype: torch.dtype) -> Any:
+    quiet: Any = type(tower.__name__, (tower,), {"_keys_to_ignore_on_load_unexpected": TEXT_TOWER})
+    with quiet_loading(folder, "an image encoder"):
         model, report = quiet.from_pretrained(
             folder,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
+            ignore_mismatched_sizes=True,  # reported by check_weights with their names
         )
-    check_weights(folder, report, of="the vision tower")
+    check_weights(folder, report, part="the vision tower")
     return model

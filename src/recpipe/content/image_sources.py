@@ -1,5 +1,6 @@
-"""Where the images of a data set lie and how one is read: a folder, a zip that stays packed, a column of
-paths or web addresses. Nothing is read that lies outside, hides behind a link or is larger than agreed.
+"""Sources of item images: a folder, a zip archive, or a column of paths or web addresses.
+
+A reader refuses paths and links that leave the source, and files that are larger than ``max_bytes``.
 """
 
 from __future__ import annotations
@@ -21,36 +22,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recpipe.config import check_known
+from recpipe.content import image_urls
+from recpipe.content.image_urls import UnreachableHostError, UnusableImageError
 
 MAX_BYTES = 20 << 20
-GIVE_UP = 20  # images in a row that a host did not answer for, after which it is asked no more
-# What zipfile and its decompressors raise; RuntimeError also for a method that this Python lacks.
-DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+MAX_SILENT = 20  # consecutive images without an answer, after which a host is not contacted again
+# Errors of zipfile and its decompressors; RuntimeError also for a method that this Python lacks.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 KEYS = ("from", "name", "column", "private", "timeout", "retries")
 
 
-class UnusableImageError(Exception):
-    """An image that is not taken; its text is the reason that goes into the quarantine."""
-
-
-class Unreachable(UnusableImageError):
-    """The server did not answer: the image may be fine."""
-
-
-class Opener(Protocol):
-    """The bytes of one reference. Raises FileNotFoundError: there is no image; UnusableImageError: it is not taken."""
+class ImageReader(Protocol):
+    """Function that reads an image's bytes. Raises FileNotFoundError or UnusableImageError."""
 
     def __call__(self, reference: str, *, max_bytes: int = ...) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class ImageSourceConfig:
-    """A data set's ``content.image`` block, where ``source`` is written ``from``.
+    """A data set's block ``content.image``.
 
-    ``source``: folder or zip inside the raw folder, else the raw folder itself. An item's image is called
-    as the template ``name`` says (``images/{item_id}.jpg``), or as its ``column`` does: a path in
-    ``source``, or an address to fetch with ``timeout`` seconds and ``retries``; ``private`` allows
-    addresses that are not public.
+    source: folder or zip inside the raw folder (``from`` in the conf), by default the raw folder.
+    name: template of a path in the source, such as ``images/{item_id}.jpg``.
+    column: instead of ``name``, the column of items with a path in the source, or a web address.
+    private: allow web addresses that are not public.
+    timeout: seconds per web address; retries: further attempts after a failure that may pass.
     """
 
     source: str | None = None
@@ -73,64 +69,63 @@ class ImageSourceConfig:
 
     @classmethod
     def from_block(cls, block: Mapping[str, Any]) -> ImageSourceConfig:
-        """From the conf's block. Raises ValueError that names unknown keys and the known ones."""
+        """Build from the block of the conf. Raises ValueError for an unknown key, with the allowed ones."""
         for key in block:
             check_known(key, KEYS, what="key of content.image")
         return cls(**{"source" if key == "from" else key: value for key, value in block.items()})
 
 
-def references(items: pa.Table, conf: ImageSourceConfig | Mapping[str, Any]) -> list[str | None]:
-    """Per item what its image is called; None where the columns say nothing."""
-    conf = conf if isinstance(conf, ImageSourceConfig) else ImageSourceConfig.from_block(conf)
-    if conf.column is not None:
-        return [_first(value) for value in _column(items, conf.column).to_pylist()]
-    pieces: list[Any] = []
-    for text, field in _parts(conf.name or ""):
-        pieces.append(pa.scalar(text))
+def image_references(items: pa.Table, config: ImageSourceConfig) -> list[str | None]:
+    """Return the path or address of each item's image, None where a column of it is null or empty."""
+    if config.column is not None:
+        return [_first(value) for value in _column(items, config.column).to_pylist()]
+    parts: list[pa.Scalar | pa.ChunkedArray] = []
+    for text, field in _template_parts(config.name or ""):
+        parts.append(pa.scalar(text))
         if field is not None:
             values = pc.cast(_column(items, field), pa.string())
-            pieces.append(pc.if_else(pc.equal(values, ""), None, values))
-    return pc.binary_join_element_wise(*pieces, "").to_pylist()
+            parts.append(pc.if_else(pc.equal(values, ""), None, values))
+    return pc.binary_join_element_wise(*parts, "").to_pylist()
 
 
-def opener(
-    conf: ImageSourceConfig | Mapping[str, Any], raw_folder: Path, cache_folder: Path | None = None
-) -> Opener:
-    """Reads the bytes of one reference; safe to call from many threads. Web images are kept in
-    ``cache_folder``. ValueError: ``source`` is not there or neither folder nor zip.
+def image_reader(
+    config: ImageSourceConfig, raw_folder: Path, cache_folder: Path | None = None
+) -> ImageReader:
+    """Return a thread-safe reader; images from the web are cached in ``cache_folder``.
+
+    Raises ValueError if ``config.source`` does not exist or is neither a folder nor a zip archive.
     """
-    conf = conf if isinstance(conf, ImageSourceConfig) else ImageSourceConfig.from_block(conf)
-    source = Path(raw_folder) / (conf.source or "")
+    source = Path(raw_folder) / (config.source or "")
     if source.is_dir():
-        local = _folder_opener(source)
+        read_local = _folder_reader(source)
     elif source.is_file() and zipfile.is_zipfile(source):
-        local = _zip_opener(source)
+        read_local = _zip_reader(source)
     elif source.exists():
         raise ValueError(f"content.image: {source} is neither a folder nor a whole zip file; fetch it again")
     else:
         raise ValueError(
             f"content.image: {source} is missing; put the folder or zip of images there (`from` in the conf)"
         )
-    web = _web_opener(conf, cache_folder)
+    read_web = _web_reader(config, cache_folder)
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
-        return (web if "://" in reference else local)(reference, max_bytes=max_bytes)
+        return (read_web if "://" in reference else read_local)(reference, max_bytes=max_bytes)
 
     return read
 
 
-def _folder_opener(folder: Path) -> Opener:
+def _folder_reader(folder: Path) -> ImageReader:
     root = folder.resolve()
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         try:
-            path = (root / _inside(reference)).resolve(strict=True)
+            path = (root / _inner_path(reference)).resolve(strict=True)
             if not path.is_relative_to(root):
                 raise UnusableImageError("a link that leaves the folder")
             return _read_file(path, max_bytes)
         except FileNotFoundError:
             raise
-        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        except (OSError, RuntimeError) as error:  # RuntimeError: a cycle of links
             raise UnusableImageError(
                 f"cannot be read: {getattr(error, 'strerror', None) or error}"
             ) from error
@@ -139,32 +134,30 @@ def _folder_opener(folder: Path) -> Opener:
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:
-    # the path is resolved: a link there now was put there since; and opening a pipe must not wait
-    flags = (
-        os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    )
-    descriptor = os.open(path, flags)
+    # A link at a resolved path was put there afterwards; and opening a pipe must not block.
+    names = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
+    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in names))
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UnusableImageError("not a file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return _limited(file, status.st_size, max_bytes)
+            return _read_limited(file, status.st_size, max_bytes)
     finally:
         os.close(descriptor)
 
 
-def _zip_opener(archive: Path) -> Opener:
+def _zip_reader(archive: Path) -> ImageReader:
     try:
-        packed = zipfile.ZipFile(archive)  # stays open for as long as the opener lives
-    except DAMAGED as error:
+        packed = zipfile.ZipFile(archive)  # stays open for as long as the reader lives
+    except ZIP_ERRORS as error:
         raise ValueError(
             f"content.image: {archive} is not a whole zip file ({error}); fetch it again"
         ) from error
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         try:
-            entry = packed.getinfo(str(_inside(reference)))
+            entry = packed.getinfo(str(_inner_path(reference)))
         except KeyError:
             raise FileNotFoundError(f"{archive.name} holds no {reference}") from None
         if stat.S_ISLNK(entry.external_attr >> 16):
@@ -173,14 +166,14 @@ def _zip_opener(archive: Path) -> Opener:
             raise UnusableImageError("locked with a password in the zip")
         try:
             with packed.open(entry) as stream:
-                return _limited(stream, entry.file_size, max_bytes)
-        except DAMAGED as error:
+                return _read_limited(stream, entry.file_size, max_bytes)
+        except ZIP_ERRORS as error:
             raise UnusableImageError(f"not whole in the zip: {error}") from error
 
     return read
 
 
-def _inside(reference: str) -> PurePosixPath:
+def _inner_path(reference: str) -> PurePosixPath:
     path = PurePosixPath(reference.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in reference or path.as_posix()[1:2] == ":":
         raise UnusableImageError("a path that leaves the folder")
@@ -189,41 +182,38 @@ def _inside(reference: str) -> PurePosixPath:
     return path
 
 
-def _limited(stream: IO[bytes], size: int, max_bytes: int) -> bytes:
+def _read_limited(stream: IO[bytes], size: int, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise UnusableImageError(f"{size:,} bytes, more than max_bytes {max_bytes:,}")
-    data = stream.read(max_bytes + 1)  # the size in a header may be a lie
+    data = stream.read(max_bytes + 1)  # a zip header may state a smaller size
     if len(data) > max_bytes:
         raise UnusableImageError(f"more than max_bytes {max_bytes:,}")
     return data
 
 
-def _web_opener(conf: ImageSourceConfig, cache_folder: Path | None) -> Opener:
-    silent: Counter[str] = Counter()
+def _web_reader(config: ImageSourceConfig, cache_folder: Path | None) -> ImageReader:
+    silent: Counter[str] = Counter()  # consecutive images without an answer, by host
     lock = threading.Lock()
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
-        from recpipe.content import image_urls  # urllib3 is needed by those alone who have addresses
-
         host = reference.split("://", 1)[1].split("/", 1)[0].lower()
-        retries = 0 if silent[host] else conf.retries  # a host that is down is tried hard once, not per image
-        if silent[host] >= GIVE_UP:
-            raise Unreachable(f"{host} did not answer for {GIVE_UP} images in a row: not asked")
+        if silent[host] >= MAX_SILENT:
+            raise UnreachableHostError(f"{host} did not answer for {MAX_SILENT} images in a row")
         try:
             data = image_urls.fetch(
                 reference,
                 max_bytes=max_bytes,
-                timeout=conf.timeout,
-                retries=retries,
+                timeout=config.timeout,
+                retries=0 if silent[host] else config.retries,
                 cache_folder=cache_folder,
-                private=conf.private,
+                private=config.private,
             )
-        except Unreachable:
+        except UnreachableHostError:
             with lock:
                 silent[host] += 1
             raise
         except (UnusableImageError, FileNotFoundError):
-            silent[host] = 0  # it did answer
+            silent[host] = 0
             raise
         silent[host] = 0
         return data
@@ -231,7 +221,7 @@ def _web_opener(conf: ImageSourceConfig, cache_folder: Path | None) -> Opener:
     return read
 
 
-def _parts(template: str) -> list[tuple[str, str | None]]:
+def _template_parts(template: str) -> list[tuple[str, str | None]]:
     parts = list(string.Formatter().parse(template))
     for _, field, spec, conversion in parts:
         if field is not None and (not field.isidentifier() or spec or conversion):
@@ -253,9 +243,8 @@ def _column(items: pa.Table, name: str) -> pa.ChunkedArray:
     return items[name]
 
 
-def _first(value: Any) -> str | None:
-    """A column may hold several pictures per item: the first counts."""
+def _first(value: object) -> str | None:
+    """Return the first non-empty entry of nested lists as text."""
     while isinstance(value, list):
         value = next((entry for entry in value if entry), None)
-    text = "" if value is None else str(value).strip()
-    return text or None
+    return (str(value).strip() or None) if value is not None else None

@@ -1,4 +1,8 @@
-"""Images from the web: only public addresses, and never more bytes, hops, seconds or tries than agreed."""
+"""Download of images from untrusted web addresses, with limits on bytes, redirects, seconds and retries.
+
+Only public addresses are fetched (protection against server-side request forgery), and the connection goes to an
+address that was checked, so that a second DNS answer cannot redirect it.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +26,29 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import Url, parse_url
 
-from recpipe.content.image_sources import Unreachable, UnusableImageError
 from recpipe.data.atomic import atomic_file
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-CHUNK = 1 << 16
-HOPS = 5  # redirects followed
-WHOLE = 6  # times `timeout` that one answer may take from connecting to its last byte
-PATIENCE = 30.0  # seconds waited at most because a server asks for it
+CHUNK = 1 << 16  # bytes
+MAX_REDIRECTS = 5
+TOTAL_TIMEOUTS = 6  # the whole response may take this many times `timeout`
+MAX_RETRY_AFTER = 30.0  # seconds
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {"User-Agent": "recpipe", "Accept": "image/*", "Accept-Encoding": "identity"}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class _Again(Exception):
-    """A failure that may pass; `wait` is what the server asks for, in seconds."""
+class UnusableImageError(Exception):
+    """An image cannot be used; the message is the reason that the quarantine table shows."""
+
+
+class UnreachableHostError(UnusableImageError):
+    """The server did not answer; the image itself may be fine."""
+
+
+class TransientError(Exception):
+    """A failure that a retry may cure; ``wait`` is the Retry-After of the server in seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -55,54 +65,46 @@ def fetch(
     private: bool = False,
     backoff: float = 0.5,
 ) -> bytes:
-    """The body of ``url``, from ``cache_folder`` if it is there.
+    """Return the body of ``url``, from ``cache_folder`` where it was fetched before.
 
-    ``timeout`` counts for connecting and between two packets, six times as much for the whole answer. Every
-    hop's host is resolved once, all its addresses must be public unless ``private``, and the connection goes
-    to an address that was checked. Proxies of the environment are not used. Raises FileNotFoundError where
-    the server says that there is nothing (404, 410) and UnusableImageError with the reason for all else.
+    ``timeout`` in seconds limits the connection and the pause between two packets; the whole response may take
+    ``TOTAL_TIMEOUTS`` times as long. ``private`` allows addresses that are not public. Proxies of the environment are
+    not used. Raises FileNotFoundError for status 404 and 410, UnusableImageError with the reason for all else.
     """
-    kept = (
-        cache_folder / (name := hashlib.sha256(url.encode()).hexdigest())[:2] / name if cache_folder else None
-    )
-    if kept and kept.is_file() and kept.stat().st_size <= max_bytes:
-        return kept.read_bytes()
-    body = _patiently(url, max_bytes, timeout, retries, private, backoff)
-    if kept:
-        with atomic_file(kept) as temporary:
+    name = hashlib.sha256(url.encode()).hexdigest()
+    cached = cache_folder / name[:2] / name if cache_folder else None
+    if cached and cached.is_file() and cached.stat().st_size <= max_bytes:
+        return cached.read_bytes()
+    for attempt in range(retries + 1):
+        try:
+            body = _follow_redirects(url, max_bytes, timeout, private)
+            break
+        except TransientError as failure:
+            if attempt == retries:
+                raise UnreachableHostError(f"{failure} (tries: {retries + 1})") from failure
+            wait = max(backoff * 2**attempt, min(failure.wait, MAX_RETRY_AFTER))
+            log.debug("%s: %s; retry in %.1f s", url, failure, wait)
+            time.sleep(wait)
+    if cached:
+        with atomic_file(cached) as temporary:
             temporary.write_bytes(body)
     return body
 
 
-def _patiently(
-    url: str, max_bytes: int, timeout: float, retries: int, private: bool, backoff: float
-) -> bytes:
-    for attempt in range(retries + 1):
-        try:
-            return _follow(url, max_bytes, timeout, private)
-        except _Again as failure:
-            if attempt == retries:
-                raise Unreachable(f"{failure} (tries: {retries + 1})") from failure
-            wait = max(backoff * 2**attempt, min(failure.wait, PATIENCE))
-            logger.debug("%s: %s; again in %.1f s", url, failure, wait)
-            time.sleep(wait)
-    raise ValueError(f"retries is {retries}; allowed: 0 and more")
-
-
-def _follow(url: str, max_bytes: int, timeout: float, private: bool) -> bytes:
-    for _ in range(HOPS + 1):
-        target = _parsed(url)
-        with _answer(target, public_addresses(target, private=private), timeout) as response:
+def _follow_redirects(url: str, max_bytes: int, timeout: float, private: bool) -> bytes:
+    for _ in range(MAX_REDIRECTS + 1):
+        target = _parse(url)
+        with _response(target, public_addresses(target, private=private), timeout) as response:
             if response.status not in REDIRECTS:
-                return _body(response, max_bytes)
+                return _read_body(response, max_bytes)
             location = response.headers.get("Location")
         if not location:
             raise UnusableImageError("a redirect that leads nowhere")
         url = urljoin(url, location)
-    raise UnusableImageError(f"more than {HOPS} redirects")
+    raise UnusableImageError(f"more than {MAX_REDIRECTS} redirects")
 
 
-def _parsed(url: str) -> Url:
+def _parse(url: str) -> Url:
     try:
         target = parse_url(url)
     except (LocationParseError, UnicodeError) as error:
@@ -117,13 +119,13 @@ def _parsed(url: str) -> Url:
 
 
 def public_addresses(target: Url, *, private: bool = False) -> list[str]:
-    """The addresses of the host. Raises UnusableImageError if one of them is not public and ``private`` is False."""
-    host = (target.host or "").strip("[]")
+    """Resolve the host. Raises UnusableImageError if an address is not public, unless ``private`` allows it."""
+    host = _hostname(target)
     try:
-        found = socket.getaddrinfo(host, _port(target), type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, _port(target), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise _Again(f"host {host} is not known ({error})") from error
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        raise TransientError(f"host {host} cannot be resolved ({error})") from error
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
     hidden = [address for address in addresses if not _is_public(address)]
     if hidden and not private:
         raise UnusableImageError(f"host {host} has the address {hidden[0]}, which is not public")
@@ -131,122 +133,115 @@ def public_addresses(target: Url, *, private: bool = False) -> list[str]:
 
 
 def _is_public(text: str) -> bool:
+    """Whether an address, and every IPv4 address embedded in an IPv6 one, is public."""
     address = ipaddress.ip_address(text.partition("%")[0])
-    for inner in (address, *_embedded(address)):
-        if not inner.is_global or inner.is_multicast or getattr(inner, "is_site_local", False):
-            return False
-    return True
-
-
-def _embedded(address: Address) -> list[Address]:
-    """The IPv4 addresses that packets to an IPv6 address may end up at."""
-    if not isinstance(address, ipaddress.IPv6Address):
-        return []
-    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in NAT64:
-        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return [inner for inner in found if inner is not None]
+    targets: list[ipaddress.IPv4Address | ipaddress.IPv6Address | None] = [address]
+    if isinstance(address, ipaddress.IPv6Address):
+        targets += [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in NAT64:
+            targets.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return all(
+        target.is_global and not target.is_multicast and not getattr(target, "is_site_local", False)
+        for target in targets
+        if target is not None
+    )
 
 
 @contextmanager
-def _answer(target: Url, addresses: list[str], timeout: float) -> Iterator[BaseHTTPResponse]:
-    """The answer of the first address that takes the connection; the socket is shut when time is up."""
-    connection = _connected(target, addresses, timeout)
-    late = threading.Event()
-    watch = threading.Timer(WHOLE * timeout, _hang_up, (connection.sock, late))
-    watch.daemon = True
-    watch.start()
+def _response(target: Url, addresses: list[str], timeout: float) -> Iterator[BaseHTTPResponse]:
+    """Yield the response of the first address that accepts a connection; a timer shuts the socket down."""
+    connection = _connect(target, addresses, timeout)
+    is_late = threading.Event()
+    timer = threading.Timer(TOTAL_TIMEOUTS * timeout, _shut_down, (connection.sock, is_late))
+    timer.daemon = True
+    timer.start()
     try:
-        host = target.netloc or ""
-        connection.request(
-            "GET", target.request_uri, headers={**HEADERS, "Host": host}, preload_content=False
-        )
+        headers = {**HEADERS, "Host": target.netloc or ""}
+        connection.request("GET", target.request_uri, headers=headers, preload_content=False)
         yield connection.getresponse()
     except FileNotFoundError:
         raise
     except (HTTPError, HTTPException, OSError) as error:
-        raise _Again(_said(error)) from error
+        raise TransientError(_describe(error)) from error
     finally:
-        watch.cancel()
+        timer.cancel()
         connection.close()
-    if late.is_set():
-        raise _Again(f"still coming after {WHOLE * timeout:.0f} s")
+    if is_late.is_set():
+        raise TransientError(f"still coming after {TOTAL_TIMEOUTS * timeout:.0f} s")
 
 
-def _hang_up(sock: socket.socket, late: threading.Event) -> None:
-    late.set()
+def _shut_down(sock: socket.socket, is_late: threading.Event) -> None:
+    is_late.set()
     with suppress(OSError):
-        # close() would not wake the thread that waits for bytes, nor may TLS say goodbye first
+        # close() would not wake a thread that waits for bytes, and the method of an SSL socket would wait as well
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def _connected(target: Url, addresses: list[str], timeout: float) -> HTTPConnection:
+def _connect(target: Url, addresses: list[str], timeout: float) -> HTTPConnection:
     errors = []
     for address in addresses:
-        connection: HTTPConnection
         if target.scheme == "https":
-            name = (target.host or "").strip("[]")
-            connection = HTTPSConnection(
+            connection: HTTPConnection = HTTPSConnection(
                 address,
                 _port(target),
                 timeout=timeout,
-                server_hostname=name,
-                ssl_context=_trust(),
+                server_hostname=_hostname(target),
+                ssl_context=_ssl_context(),
             )
         else:
             connection = HTTPConnection(address, _port(target), timeout=timeout)
         try:
             connection.connect()
+            return connection
         except ssl.SSLCertVerificationError as error:
             connection.close()
             raise UnusableImageError(f"its certificate is not good for {target.host}: {error}") from error
         except (HTTPError, OSError) as error:
             connection.close()
-            errors.append(_said(error))
-        else:
-            return connection
-    raise _Again("; ".join(errors))
+            errors.append(_describe(error))
+    raise TransientError("; ".join(errors))
 
 
 @cache
-def _trust() -> ssl.SSLContext:
+def _ssl_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
 
 
-def _body(response: BaseHTTPResponse, max_bytes: int) -> bytes:
+def _read_body(response: BaseHTTPResponse, max_bytes: int) -> bytes:
     if response.status in (404, 410):
         raise FileNotFoundError(f"the server answers {response.status}")
     if response.status == 429 or response.status >= 500:
         wait = response.headers.get("Retry-After", "")
-        raise _Again(f"the server answers {response.status}", float(wait) if wait.isdecimal() else 0.0)
+        raise TransientError(
+            f"the server answers {response.status}", float(wait) if wait.isdecimal() else 0.0
+        )
     if response.status != 200:
         raise UnusableImageError(f"the server answers {response.status}")
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind.startswith("text/"):
-        raise UnusableImageError(f"the server sends {kind}, not an image")
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnusableImageError(f"the server sends it packed ({response.headers['Content-Encoding']})")
-    return _limited(response, max_bytes)
-
-
-def _limited(response: BaseHTTPResponse, max_bytes: int) -> bytes:
-    announced = response.headers.get("Content-Length", "")
-    if announced.isdecimal() and int(announced) > max_bytes:
-        raise UnusableImageError(f"{int(announced):,} bytes, more than max_bytes {max_bytes:,}")
-    parts, size = [], 0
+    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media_type.startswith("text/"):
+        raise UnusableImageError(f"the server sends {media_type}, not an image")
+    if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+        raise UnusableImageError(f"the server sends it packed ({encoding})")
+    length = response.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise UnusableImageError(f"{int(length):,} bytes, more than max_bytes {max_bytes:,}")
+    body = bytearray()
     for chunk in response.stream(CHUNK, decode_content=False):
-        parts.append(chunk)
-        size += len(chunk)
-        if size > max_bytes:
+        body += chunk
+        if len(body) > max_bytes:
             raise UnusableImageError(f"more than max_bytes {max_bytes:,}")
-    return b"".join(parts)
+    return bytes(body)
+
+
+def _hostname(target: Url) -> str:
+    return (target.host or "").strip("[]")
 
 
 def _port(target: Url) -> int:
     return target.port or (443 if target.scheme == "https" else 80)
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]

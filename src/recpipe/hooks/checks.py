@@ -161,7 +161,7 @@ def _check_engine(ingest: dict[str, Any]) -> None:
 
 
 def _check_encoders(names: list[str], catalog: CatalogProtocol) -> None:
-    from recpipe.content.vector_file import VectorFileConfig
+    from recpipe.content.embeddings import VectorFileConfig
     from recpipe.pipelines.embed import image_encoder, text_encoder
 
     embed: EmbedConfig = catalog.load("params:embed")

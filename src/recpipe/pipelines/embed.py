@@ -1,48 +1,52 @@
-"""Pipeline embed: item vectors of texts and images, cached by content. A node per modality, and one that joins them."""
+"""Pipeline embed: item embeddings of texts and images, cached by content, and their concatenation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.pipeline import Node, Pipeline
 
-from recpipe.config import DataPaths, build_config
+from recpipe.config import ConfigError, DataPaths, build_config
 from recpipe.config.schema import DatasetConfig, EmbedConfig, select_block
 from recpipe.pipelines.content_kinds import IMAGE, TEXT, TEXT_IMAGE
 from recpipe.pipelines.types import DataFrame, Embeddings
 from recpipe.pipelines.wiring import Wiring
 
-
-def text_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """Settings of `text_encoders.<name>`: TextEncoderConfig, TfidfConfig or VectorFileConfig, by its `kind`."""
+if TYPE_CHECKING:
+    from recpipe.content.embeddings import VectorFileConfig
+    from recpipe.content.image_embeddings import ImageEncoderConfig
     from recpipe.content.text_embeddings import TextEncoderConfig
     from recpipe.content.tfidf import TfidfConfig
-    from recpipe.content.vector_file import VectorFileConfig
+
+Encoders = Mapping[str, dict[str, Any]]
+
+
+def text_encoder(name: str, encoders: Encoders) -> TextEncoderConfig | TfidfConfig | VectorFileConfig:
+    """Settings of ``text_encoders.<name>``, typed by their ``kind``. Raises ConfigError."""
+    from recpipe.content.embeddings import VectorFileConfig
+    from recpipe.content.text_embeddings import TextEncoderConfig
+    from recpipe.content.tfidf import TfidfConfig
 
     kinds = {"encoder": TextEncoderConfig, "tfidf": TfidfConfig, "file": VectorFileConfig}
     return _encoder("text", name, encoders, kinds)
 
 
-def image_encoder(name: str, encoders: Mapping[str, Any]) -> Any:
-    """Settings of `image_encoders.<name>`: ImageEncoderConfig or VectorFileConfig, by its `kind`."""
+def image_encoder(name: str, encoders: Encoders) -> ImageEncoderConfig | VectorFileConfig:
+    """Settings of ``image_encoders.<name>``, typed by their ``kind``. Raises ConfigError."""
+    from recpipe.content.embeddings import VectorFileConfig
     from recpipe.content.image_embeddings import ImageEncoderConfig
-    from recpipe.content.vector_file import VectorFileConfig
 
     return _encoder("image", name, encoders, {"encoder": ImageEncoderConfig, "file": VectorFileConfig})
 
 
-def _encoder(modality: str, name: str, encoders: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
+def _encoder(modality: str, name: str, encoders: Encoders, kinds: Mapping[str, type]) -> Any:
     block, where = select_block(name, encoders, what=f"embed.{modality}"), f"{modality}_encoders.{name}"
     if (kind := block.pop("kind", "encoder")) not in kinds:
-        raise ValueError(f"{where}.kind is {kind!r}; allowed: {', '.join(kinds)}")
-    return _settings(kinds[kind], block, where)
-
-
-def _settings(cls: Any, block: dict[str, Any], where: str) -> Any:
-    if "source" in cls.__dataclass_fields__ and not isinstance(block.get("source"), str):
-        raise ValueError(f"{where}.source is {block.get('source')!r}; give a hub name or a folder")
-    return build_config(cls, block, where=where)
+        raise ConfigError(f"{where}.kind is {kind!r}; allowed: {', '.join(kinds)}")
+    if kind == "encoder" and not isinstance(block.get("source"), str):
+        raise ConfigError(f"{where}.source is {block.get('source')!r}; give a hub name or a folder")
+    return build_config(kinds[kind], block, where=where)
 
 
 def embed_text(
@@ -53,23 +57,25 @@ def embed_text(
     paths: DataPaths,
 ) -> Embeddings:
     """Embed the items' texts; the encoder is loaded only for texts that are not in the cache."""
-    from recpipe.content import item_texts
+    from recpipe.content.embeddings import VectorFileConfig, embed_from_file
+    from recpipe.content.item_texts import build_texts, clear_placeholder_texts, join_file
     from recpipe.content.text_embeddings import embed_texts
     from recpipe.content.tfidf import TfidfConfig, embed_tfidf
-    from recpipe.content.vector_file import VectorFileConfig, embed_file
     from recpipe.training.allocator import keep_freed_memory
 
     content = None if dataset.content is None else dataset.content.text
     if content is None:
-        raise ValueError(f"{dataset.title}: `content: {{text: ...}}` is not given, there is no text to embed")
+        raise ValueError(
+            f"{dataset.title} has no texts to embed: add `content: {{text: ...}}` to the data set"
+        )
     config = text_encoder(embed.text, text_encoders)
     if isinstance(config, VectorFileConfig):
-        return embed_file(items.to_arrow(), paths.raw, config, modality="text")
+        return embed_from_file(items.to_arrow(), paths.raw, config, modality="text")
     folder = paths.cache("text") / embed.text
-    table = item_texts.clear_placeholder_texts(items.to_arrow())
-    for extra in content.tables:
-        table = item_texts.with_columns(table, paths.raw, **extra.model_dump())
-    texts = item_texts.texts(table, content.template)
+    table = clear_placeholder_texts(items.to_arrow())
+    for file in content.tables:
+        table = join_file(table, paths.raw, **file.model_dump())
+    texts = build_texts(table, content.template)
     ids = table["item_id"].to_pylist()
     if isinstance(config, TfidfConfig):
         return embed_tfidf(
@@ -86,35 +92,36 @@ def embed_images(
     image_encoders: dict[str, Any],
     paths: DataPaths,
 ) -> tuple[DataFrame, Embeddings]:
-    """Embed the items' images: a table of images that cannot be used, and vectors of the others."""
+    """Embed the items' images; return also the quarantine of images that cannot be used."""
     import polars as pl
 
-    from recpipe.content import image_embeddings as image
-    from recpipe.content import image_sources
-    from recpipe.content.vector_file import VectorFileConfig, embed_file
+    from recpipe.content import image_embeddings as images
+    from recpipe.content.embeddings import VectorFileConfig, embed_from_file
+    from recpipe.content.image_sources import ImageSourceConfig, image_reader, image_references
 
-    content = None if dataset.content is None else dataset.content.image
-    if content is None:
+    block = None if dataset.content is None else dataset.content.image
+    if block is None:
         raise ValueError(
-            f"{dataset.title}: `content: {{image: ...}}` is not given, there are no images to embed"
+            f"{dataset.title} has no images to embed: add `content: {{image: ...}}` to the data set"
         )
     config = image_encoder(embed.image, image_encoders)
     table = items.to_arrow()
     if isinstance(config, VectorFileConfig):
-        vectors = embed_file(table, paths.raw, config, modality="image")
-        return pl.DataFrame(image.quarantine_table([], [], [])), vectors
-    embeddings, faults = image.embed_images(
+        vectors = embed_from_file(table, paths.raw, config, modality="image")
+        return pl.DataFrame(images.quarantine_table([], [], [])), vectors
+    source = ImageSourceConfig.from_block(block)
+    embeddings, quarantine = images.embed_images(
         table["item_id"].to_pylist(),
-        image_sources.references(table, content),
+        image_references(table, source),
         config,
-        opener=image_sources.opener(content, paths.raw, paths.cache("image") / "downloads"),
+        reader=image_reader(source, paths.raw, paths.cache("image") / "downloads"),
         cache_folder=paths.cache("image") / embed.image,
     )
-    return pl.DataFrame(faults), embeddings
+    return pl.DataFrame(quarantine), embeddings
 
 
 def join_embeddings(text_embeddings: Embeddings, image_embeddings: Embeddings) -> Embeddings:
-    """Concatenate text and image vectors."""
+    """Concatenate text and image embeddings."""
     from recpipe.content.embeddings import concatenate_embeddings
 
     return concatenate_embeddings(text_embeddings, image_embeddings)
@@ -125,23 +132,18 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     shared = ["items", f"params:datasets.{wiring.dataset}", "params:embed"]
     texts = [*shared, "params:text_encoders", "params:paths"]
     images = [*shared, "params:image_encoders", "params:paths"]
-    nodes = {
-        TEXT: Node(embed_text, texts, "text_embeddings", name="embed_text", namespace=TEXT, tags=TEXT),
-        IMAGE: Node(
-            embed_images,
-            images,
-            ["image_quarantine", "image_embeddings"],
-            name="embed_images",
-            namespace=IMAGE,
-            tags=IMAGE,
-        ),
-        TEXT_IMAGE: Node(
+    outputs = ["image_quarantine", "image_embeddings"]
+    both = ["text_embeddings", "image_embeddings"]
+    nodes = [
+        Node(embed_text, texts, "text_embeddings", name="embed_text", namespace=TEXT, tags=TEXT),
+        Node(embed_images, images, outputs, name="embed_images", namespace=IMAGE, tags=IMAGE),
+        Node(
             join_embeddings,
-            ["text_embeddings", "image_embeddings"],
+            both,
             "text_image_embeddings",
             name="join_embeddings",
             namespace=TEXT_IMAGE,
             tags=TEXT_IMAGE,
         ),
-    }
-    return Pipeline([nodes[modality] for modality in wiring.vectors])
+    ]
+    return Pipeline([node for node in nodes if node.namespace in wiring.vectors])

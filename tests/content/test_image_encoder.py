@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from recpipe.content import image_encoder as image_decoding
-from recpipe.content.image_encoder import opened
-from recpipe.content.image_sources import UnusableImageError
+from recpipe.content import image_encoder
+from recpipe.content.image_encoder import PixelBudget, open_image
+from recpipe.content.image_urls import UnusableImageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -31,7 +31,7 @@ def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
 
 
 def pixels(data: bytes, max_pixels: float = 1e6) -> np.ndarray:
-    with opened(data, max_pixels=max_pixels) as image:
+    with open_image(data, max_pixels=max_pixels) as image:
         assert image.mode == "RGB"
         return np.asarray(image)
 
@@ -235,13 +235,13 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
 
 def test_large_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many threads there are: the pixels decoded at one time stay under the limit, or are one image's."""
-    monkeypatch.setattr(image_decoding, "_room", image_decoding._Room(2000))
+    monkeypatch.setattr(image_encoder, "_budget", PixelBudget(2000))
     lock, now, most = threading.Lock(), 0, 0
 
     def work(data: bytes, size: int) -> None:
         nonlocal now, most
         for _ in range(5):
-            with opened(data, max_pixels=1e6):
+            with open_image(data, max_pixels=1e6):
                 with lock:
                     now += size
                     most = max(most, now)

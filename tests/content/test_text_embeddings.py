@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, BertModel, T5EncoderModel
 
 from recpipe.content import text_embeddings
 from recpipe.content.pretrained import model_folder
-from recpipe.content.text_embeddings import TextEncoder, TextEncoderConfig, batches, embed_texts
+from recpipe.content.text_embeddings import TextEncoder, TextEncoderConfig, embed_texts, length_batches
 
 MINILM = TextEncoderConfig("sentence-transformers/all-MiniLM-L6-v2", precision="fp32")
 WORDS = [
@@ -144,8 +144,10 @@ def test_sentence_t5_uses_the_encoder_only(
         with torch.no_grad():
             hidden = model(tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         expected.append(torch.nn.functional.normalize(weight @ hidden.mean(0), dim=0).numpy())
-    loaded, load = [], text_embeddings._model
-    monkeypatch.setattr(text_embeddings, "_model", lambda *given: loaded.append(load(*given)) or loaded[0])
+    loaded, load = [], text_embeddings._load_model
+    monkeypatch.setattr(
+        text_embeddings, "_load_model", lambda *given: loaded.append(load(*given)) or loaded[0]
+    )
     config = TextEncoderConfig(
         str(dense_t5), pooling="mean_dense", max_length=32, precision="fp32", device="cpu"
     )
@@ -170,12 +172,12 @@ def test_vector_does_not_depend_on_the_batch(tiny: TextEncoderConfig, tmp_path: 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 5000))
 def test_batches_hold_every_row_once_and_little_padding(lengths: list[int], budget: int) -> None:
     array = np.array(lengths, np.int64)
-    parts = list(batches(array, budget))
+    parts = list(length_batches(array, budget))
     assert sorted(np.concatenate(parts).tolist() if parts else []) == list(range(len(lengths)))
     for rows in parts:
         longest = array[rows].max()
         assert len(rows) == 1 or longest * len(rows) <= budget
-        assert array[rows].min() >= longest * (1 - text_embeddings.PADDING)
+        assert array[rows].min() >= longest * (1 - text_embeddings.MAX_PADDING)
 
 
 def test_nothing_changed_loads_no_encoder(tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any) -> None:
@@ -271,7 +273,7 @@ def test_duplicate_ids_are_refused(tiny: TextEncoderConfig, tmp_path: Path) -> N
 
 
 def test_one_text_per_item(tiny: TextEncoderConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 item ids and 1 texts"):
+    with pytest.raises(ValueError, match="2 items and 1 texts"):
         embed_texts(["a", "b"], ["x"], tiny, cache_folder=tmp_path)
 
 

@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from recpipe.content import image_embeddings as module
 from recpipe.content.embeddings import Embeddings
 from recpipe.content.image_embeddings import ImageEncoderConfig, embed_images
-from recpipe.content.image_encoder import ImageEncoder, opened
-from recpipe.content.image_sources import ImageSourceConfig, opener, references
+from recpipe.content.image_encoder import ImageEncoder, LazyEncoder, open_image
+from recpipe.content.image_sources import ImageSourceConfig, image_reader, image_references
 
 POSTERS = Path(__file__).parents[3] / "shared" / "data" / "ml-1m-posters-128px.zip"
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -96,7 +96,7 @@ class Shop:
         self.raw, self.cache = raw, raw.parent / "cache"
         self.config = ImageEncoderConfig(str(source), precision="fp32", device="cpu", batch=4)
         self.loaded = self.decoded = 0
-        load, real_open = ImageEncoder.__init__, opened
+        load, real_open = ImageEncoder.__init__, open_image
 
         def counted_load(encoder: ImageEncoder, *settings: Any, **more: Any) -> None:
             self.loaded += 1
@@ -107,7 +107,7 @@ class Shop:
             return real_open(data, **more)
 
         monkeypatch.setattr(ImageEncoder, "__init__", counted_load)
-        monkeypatch.setattr(module, "opened", counted)
+        monkeypatch.setattr(module, "open_image", counted)
         self.ids = [f"i{number}" for number in range(12)]
         self.names: list[str | None] = [f"{number}.png" for number in range(12)]
 
@@ -119,7 +119,7 @@ class Shop:
             self.ids,
             self.names,
             config or self.config,
-            opener=read or opener(CONF, self.raw),
+            reader=read or image_reader(CONF, self.raw),
             cache_folder=self.cache,
         )
 
@@ -159,7 +159,7 @@ def test_vectors_are_those_of_transformers_for_siglip_2(shop: Shop, siglip2: Pat
 
 
 def test_only_the_vision_half_is_loaded(siglip: Path, caplog: pytest.LogCaptureFixture) -> None:
-    encoder = module.LazyEncoder(siglip, torch.device("cpu"), "fp32").loaded()
+    encoder = LazyEncoder(siglip, torch.device("cpu"), "fp32").get()
     names = [name for name, _ in encoder._model.named_parameters()]
     assert names
     assert not any("text" in name or "logit" in name for name in names)
@@ -239,7 +239,7 @@ def test_a_renamed_picture_is_not_embedded_again(shop: Shop) -> None:
 def test_equal_pictures_are_encoded_once_and_one_reference_is_read_once(shop: Shop) -> None:
     shutil.copy(shop.raw / "0.png", shop.raw / "copy.png")
     shop.ids, shop.names = ["a", "b", "c", "d"], ["0.png", "copy.png", "0.png", "1.png"]
-    read, asked = opener(CONF, shop.raw), []
+    read, asked = image_reader(CONF, shop.raw), []
     lock = threading.Lock()
 
     def counted(reference: str, *, max_bytes: int) -> bytes:
@@ -316,7 +316,7 @@ def test_bad_images_are_quarantined_and_the_rest_is_embedded(
     assert set(embeddings.keys[:7]) == {""}
     assert embeddings.about["refused"] == 7
     assert embeddings.about["embedded"] == 5
-    assert "7 images are not taken" in caplog.text
+    assert "7 images cannot be used" in caplog.text
 
 
 def test_with_bad_images_a_second_run_says_the_same_and_loads_no_encoder(shop: Shop) -> None:
@@ -356,7 +356,7 @@ def test_no_image_at_all(shop: Shop, names: list[str | None], caplog: pytest.Log
     assert not embeddings.present.any()
     assert quarantine.num_rows == 0
     assert shop.loaded == 0
-    assert ("none of 2 images is there, such as 'x.png'" in caplog.text) == (names[0] is not None)
+    assert ("none of 2 images exists, such as 'x.png'" in caplog.text) == (names[0] is not None)
 
 
 def test_no_items(shop: Shop) -> None:
@@ -397,7 +397,7 @@ def test_other_trouble_in_a_reader_is_not_swallowed(shop: Shop) -> None:
 
 def test_few_images_are_held_at_a_time(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the encoder is: what is read and decoded ahead of it stays within the window."""
-    data, prepare, encode = (shop.raw / "0.png").read_bytes(), ImageEncoder.prepare, ImageEncoder.encode
+    data, prepare, encode = (shop.raw / "0.png").read_bytes(), ImageEncoder.preprocess, ImageEncoder.encode
     lock, held, most = threading.Lock(), 0, 0
 
     def counted(self: ImageEncoder, image: Image.Image) -> Any:
@@ -414,14 +414,14 @@ def test_few_images_are_held_at_a_time(shop: Shop, monkeypatch: pytest.MonkeyPat
             held -= len(prepared)
         return encode(self, prepared)
 
-    monkeypatch.setattr(ImageEncoder, "prepare", counted)
+    monkeypatch.setattr(ImageEncoder, "preprocess", counted)
     monkeypatch.setattr(ImageEncoder, "encode", slow)
     shop.ids = [f"i{number}" for number in range(300)]
     shop.names = list(shop.ids)
     embeddings, _ = shop.embed(read=lambda reference, *, max_bytes: data + reference.encode())
     assert embeddings.present.all()
     assert held == 0
-    assert most <= module.THREADS * module.AHEAD + shop.config.batch
+    assert most <= module.THREADS * module.PREFETCH + shop.config.batch
 
 
 def test_a_reader_that_returns_too_much(shop: Shop) -> None:
@@ -446,7 +446,9 @@ def test_images_of_a_web_site(shop: Shop) -> None:
     names = ["0.png", "nothing.png", "page.png", *shop.names[3:]]
     shop.names = [f"http://127.0.0.1:{server.server_address[1]}/{name}" for name in names]
     shop.cache = shop.raw.parent / "fresh"
-    read = opener({"column": "image", "private": True, "retries": 0}, shop.raw, shop.raw.parent / "downloads")
+    read = image_reader(
+        ImageSourceConfig(column="image", private=True, retries=0), shop.raw, shop.raw.parent / "downloads"
+    )
     found, quarantine = shop.embed(read=read)
     server.shutdown()
     server.server_close()
@@ -458,7 +460,7 @@ def test_images_of_a_web_site(shop: Shop) -> None:
     assert again.hash == found.hash
     assert ["Connection" in reason for reason in quarantine["reason"].to_pylist()] == [True, False]
 
-    refused, quarantine = shop.embed(read=opener({"column": "image"}, shop.raw))
+    refused, quarantine = shop.embed(read=image_reader(ImageSourceConfig(column="image"), shop.raw))
     assert not refused.present.any()
     assert set(quarantine["reason"].to_pylist()) == {
         "host 127.0.0.1 has the address 127.0.0.1, which is not public"
@@ -595,18 +597,18 @@ def test_real_posters(tmp_path: Path, siglip: Path) -> None:
     with zipfile.ZipFile(POSTERS) as archive:
         stems = sorted(Path(name).stem for name in archive.namelist())[::33]
     items = pa.table({"item_id": [*stems, "no such film"]})
-    conf = {"from": POSTERS.name, "name": "images/{item_id}.jpg"}
+    conf = ImageSourceConfig(source=POSTERS.name, name="images/{item_id}.jpg")
     config = ImageEncoderConfig(str(siglip), precision="fp32", device="cpu")
-    read = opener(conf, POSTERS.parent)
+    read = image_reader(conf, POSTERS.parent)
     found, refused = embed_images(
         items["item_id"].to_pylist(),
-        references(items, conf),
+        image_references(items, conf),
         config,
-        opener=read,
+        reader=read,
         cache_folder=tmp_path / "cache",
     )
     assert len(stems) == 99
     assert refused.num_rows == 0
     assert found.present.tolist() == [True] * 99 + [False]
-    with opened(read(f"images/{stems[7]}.jpg"), max_pixels=1e6) as poster:
+    with open_image(read(f"images/{stems[7]}.jpg"), max_pixels=1e6) as poster:
         np.testing.assert_allclose(found.vectors[7], features(siglip, [poster])[0], atol=1e-6)

@@ -16,7 +16,7 @@ from recpipe.config.files import block, leaves
 from recpipe.models.registry import build, model_class, side_config
 from recpipe.training.losses import make_loss
 from recpipe.training.optimisers import make_optimiser, make_schedule
-from recpipe.training.settings import TrainSettings, check_layout, check_loss
+from recpipe.training.settings import TrainSettings, check_settings
 
 ROOT = Path(__file__).parents[2]
 ITEMS, WINDOW = 20, 6
@@ -87,8 +87,7 @@ def test_its_training_is_accepted_on_every_data_set(model):
     for dataset in DATASETS:
         run = run_config(model, dataset)
         settings = build_config(TrainSettings, run.train, where=f"{model} on {dataset}")
-        check_layout(settings, model_class(run.type))
-        check_loss(settings, model_class(run.type))
+        check_settings(settings, model_class(run.type))
         loss = make_loss(settings.loss, counts)
         assert torch.isfinite(loss(torch.ones(3, 4), torch.ones(ITEMS + 1, 4), torch.tensor([1, 2, 3])))
         optimiser = make_optimiser([weight], settings.optimiser)

@@ -189,7 +189,7 @@ def check_model(run: RunConfig, protocol: Protocol | None) -> None:
     """Raise ValueError for settings that the model, its training or its fallback for new users does not allow."""
     from recpipe.config.run_config import ColdUsersConfig
     from recpipe.models.registry import model_class, side_config
-    from recpipe.training.settings import TrainSettings, check_arguments, check_layout, check_loss
+    from recpipe.training.settings import TrainSettings, check_settings
 
     where = f"models.{run.name}"
     cls = model_class(run.type)
@@ -200,10 +200,7 @@ def check_model(run: RunConfig, protocol: Protocol | None) -> None:
     if protocol is not None:
         protocol.check_time(getattr(config, "time_mode", "none"), model=run.name)
         protocol.check_time(side.requires_time, model=run.name)
-    check_layout(settings, cls)
-    check_loss(settings, cls)
-    if not cls.closed_form:
-        check_arguments(settings)
+    check_settings(settings, cls)
 
 
 def _check_study(study: StudyConfig, runs: list[RunConfig]) -> None:

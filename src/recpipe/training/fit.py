@@ -42,8 +42,7 @@ from recpipe.training.optimisers import INDEPENDENT_OF_LENGTH
 from recpipe.training.settings import (
     PRECISIONS,
     TrainSettings,
-    check_layout,
-    check_loss,
+    check_settings,
     choose_device,
     choose_precision,
 )
@@ -99,8 +98,7 @@ def train(
     if settings.put_back and steps_from is None:
         raise ValueError("train.put_back needs the training set alone as well, for the number of its steps")
     model = model_factory()
-    check_layout(settings, type(model))
-    check_loss(settings, type(model))
+    check_settings(settings, type(model))
     fallback = None
     if cold_users is not None:
         fallback = ColdUsers(cold_users, n_items=model.n_items).fit(data, seed=seed)

@@ -123,8 +123,8 @@ class TrainingModule(pl.LightningModule):
         self._non_finite_step = torch.full((), -1, device=self.device, dtype=torch.int64)
 
     def training_step(self, batch: list[Batch], index: int) -> Tensor:
-        targets = sum(part.n_targets for part in batch)
-        losses = [self.model.loss(part, self.criterion) * (part.n_targets / targets) for part in batch]
+        n_targets = sum(part.n_targets for part in batch)
+        losses = [self.model.loss(part, self.criterion) * (part.n_targets / n_targets) for part in batch]
         loss = torch.stack(losses).sum()
         value = loss.detach()
         self._loss += value

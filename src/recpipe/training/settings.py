@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 LAYOUTS = ("padded", "packed")
 LOGGERS = ("tensorboard", "csv", "wandb")
+COUNTS = ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every")
+OPTIONAL = ("window", "row", "validate_users", "stride", "max_minutes", "gradient_clip", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,9 @@ class TrainSettings:
         if unknown := set(self.loggers) - set(LOGGERS):
             raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
         self._check_numbers()
-        if self.stride is not None and (self.stride < 1 or self.windows != "all"):
+        if self.stride is not None and self.windows != "all":
             raise ValueError(
-                f"train.stride is {self.stride} with train.windows {self.windows}; it is a number of events from 1 "
-                "with windows: all, or null"
+                f"train.stride is {self.stride} with train.windows {self.windows}; set windows: all, or null"
             )
         if self.put_back and self.schedule.get("name") == "plateau":
             raise ValueError("train.put_back leaves no validation for train.schedule plateau; choose another")
@@ -78,49 +79,43 @@ class TrainSettings:
             )
 
     def _check_numbers(self) -> None:
-        for name in ("window", "row", "validate_users", "stride", "max_minutes", "gradient_clip", "ema"):
-            value = getattr(self, name)  # null in the conf, so that its type is not checked there
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"train.{name} is {value!r}; it must be a number, or null")
-        for name in ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("window", "row", "validate_users"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"train.{name} is {value}; it is a number from 1, or null")
-        for name in ("max_minutes", "gradient_clip"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"train.{name} is {value}; it must be more than 0, or null")
+        for name in (*COUNTS, *OPTIONAL):
+            value, or_null = getattr(self, name), ", or null" if name in OPTIONAL else ""
+            if value is None and or_null:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"train.{name} is {value!r}; it must be a number{or_null}")
+            if name not in ("max_minutes", "gradient_clip", "ema") and value < 1:
+                raise ValueError(f"train.{name} is {value}; it must be at least 1{or_null}")
+            if not value > 0:
+                raise ValueError(f"train.{name} is {value}; it must be more than 0{or_null}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"train.ema is {self.ema}; it is a decay between 0 and 1 (.999, say), or null")
 
 
-def check_layout(settings: TrainSettings, model: type[Recommender]) -> None:
-    """Raise ValueError if a model class does not read batches in ``settings.layout``."""
-    if not model.closed_form and settings.layout not in model.layouts:
-        raise ValueError(
-            f"train.layout is {settings.layout} and {model.__name__} reads {', '.join(model.layouts)}; "
-            f"set train.layout={model.layouts[0]} for it"
-        )
+def check_settings(settings: TrainSettings, model: type[Recommender]) -> None:
+    """Raise ValueError for a layout or a loss that a model class is not trained with, and for unknown arguments.
 
-
-def check_loss(settings: TrainSettings, model: type[Recommender]) -> None:
-    """Raise ValueError if a model class cannot be trained with ``settings.loss``."""
-    name = settings.loss.get("name")
-    if not model.closed_form and model.losses and name not in model.losses:
-        raise ValueError(
-            f"train.loss is {name} and {model.__name__} is trained with {', '.join(model.losses)}; its targets are "
-            f"not items: set `train: {{loss: {{name: {model.losses[0]}}}}}` in its block"
-        )
-
-
-def check_arguments(settings: TrainSettings) -> None:
-    """Raise ConfigError for arguments that the loss, the optimiser or the schedule does not have."""
+    Arguments are those of the loss, the optimiser and the schedule. Closed-form models have no such settings.
+    """
     import torch
 
     from recpipe.training.losses import make_loss
     from recpipe.training.optimisers import make_optimiser, make_schedule
 
+    if model.closed_form:
+        return
+    if settings.layout not in model.layouts:
+        raise ValueError(
+            f"train.layout is {settings.layout} and {model.__name__} reads {', '.join(model.layouts)}; "
+            f"set train.layout={model.layouts[0]} for it"
+        )
+    name = settings.loss.get("name")
+    if model.losses and name not in model.losses:
+        raise ValueError(
+            f"train.loss is {name} and {model.__name__} is trained with {', '.join(model.losses)}; its targets are "
+            f"not items: set `train: {{loss: {{name: {model.losses[0]}}}}}` in its block"
+        )
     make_loss(settings.loss, torch.ones(3), torch.ones(3, dtype=torch.bool))
     optimiser = make_optimiser([torch.nn.Parameter(torch.ones(2, 2))], settings.optimiser)
     make_schedule(optimiser, settings.schedule, steps=2, epoch_steps=1)

@@ -48,7 +48,7 @@ def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: Path, reading: Any) -> None:
     text = (FOLDER / "my_log.yml").read_text()
     start = text.index("# datasets:")
-    end = text.index("#\n# One whole sequence")
+    end = text.index("#\n# One sequence per row")
     template = yaml.safe_load("\n".join(line[2:] for line in text[start:end].splitlines()))
     values = block_of("my_log", merge(FILES, to_tree(template, "my_log.yml")))
     sources.check(values, where="my_log")

@@ -2,13 +2,12 @@
 
     OMP_NUM_THREADS=2 python benchmarks/decoding.py --peer "$(which python)"
 
-``--tiger``: a folder with model/, inputs.npz and ref_beam{20,50}.npz, made and answered by hf_tiger_generate.py, which
-lies two folders up and is run for ``--peer``, a Python with transformers. Its scores are of four codes and an end
-token over the whole vocabulary: here a fifth level of one code, but for "no end", which is what our models do. Lists
-count as equal if all their items are, in order.
-The best of ``--seconds`` is shown with the cores that other processes had meanwhile: two threads beside a busy
-neighbour say nothing. Kinds take turns, half of their time before the peer's and half after. Both sides keep freed
-memory. ``--only`` some tables: speed, step, exact.
+``--tiger``: a folder with model/, inputs.npz and ref_beam{20,50}.npz, written by hf_tiger_generate.py, which lies two
+folders up and is run for ``--peer``, a Python with transformers. Its scores are of four codes and an end token over
+the whole vocabulary: a fifth level of one code here, except for "no end", as in our models. Lists are equal if all
+their items are, in order.
+Numbers are the best of ``--seconds``, beside the cores that other processes used meanwhile. Kinds take turns, half of
+their time before the peer's and half after. ``--only`` some tables: speed, exact.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,39 +31,33 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness import ALLOCATOR, NOT_INSTALLED, OtherLoad, command_line, peak_gib, random_ids
-from recpipe.decoding import Beams, Prefixes, beam_search, exact_scores, exact_top
-from recpipe.decoding.beam import Choice, Front, advanced
-from recpipe.decoding.constraints import Limits
-from recpipe.decoding.exact import Independent
-from recpipe.decoding.threads import in_threads
-from recpipe.decoding.top import top
-from recpipe.layers.t5 import Encoder, T5Shape
+from recpipe.accelerate.t5_decoder import FastDecoder
+from recpipe.accelerate.t5_encoder import FastEncoder, FastLinear
+from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
+from recpipe.decoding.exact import IndependentLevels
+from recpipe.layers.t5 import Encoder, T5Shape, from_transformers
 from recpipe.layers.t5_decoder import Decoder
-from recpipe.layers.t5_prepared import PreparedEncoder, Product
-from recpipe.layers.t5_prepared_decoder import prepared
-from recpipe.layers.t5_weights import from_transformers
+from recpipe.layers.top_k import top_k
 from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.training.allocator import keep_freed_memory
 
-LEAST = 160  # beams: below that a part is not worth a thread
+MIN_PART = 160  # beams of a part that is worth a thread
 TIMED = {1: 8, 8: 16}  # users that a batch of so many is timed with
 LEVELS, CODES, FIRST, END = 4, 256, 2, 1  # token of code c at level l: FIRST + l * CODES + c
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = command_line(__doc__)
     parser.add_argument("--tiger", type=Path, default=Path("../shared/peers/prepared/tiger"))
     parser.add_argument("--peer", help="a Python that has transformers")
-    parser.add_argument("--only", nargs="+", default=["speed", "step", "exact"])
+    parser.add_argument("--only", nargs="+", default=["speed", "exact"])
     parser.add_argument("--beams", type=int, nargs="+", default=[20, 50])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rows", type=int, default=200, help="beams of all users that are decoded together")
     parser.add_argument("--seconds", type=float, default=4, help="for each number")
-    parser.add_argument("--kinds", nargs="+", default=["prepared", "no end", "bfloat16", "modules"])
+    parser.add_argument("--kinds", nargs="+", default=["fast", "no end", "plain"])
     arguments = parser.parse_args(argv)
     sizes = QUICK if arguments.quick else FULL
-    keep_freed_memory()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.quick:
@@ -73,34 +67,27 @@ def main(argv: list[str] | None = None) -> None:
             if (arguments.tiger / "inputs.npz").exists():
                 speed(arguments)
             else:
-                print(f"{arguments.tiger} is not there; give its place with --tiger")
-    if "step" in arguments.only:
-        step_table(arguments.seconds, sizes)
+                print(f"{arguments.tiger} does not exist; set it with --tiger")
     if "exact" in arguments.only:
         exact_table(arguments.seconds, sizes)
         parallel_table(arguments.seconds, sizes)
 
 
 class Sizes(NamedTuple):
-    """What the tables without a peer are measured at."""
+    """Sizes of the tables without a peer."""
 
-    step: tuple[int, int]  # users, beams of each
-    step_items: tuple[int, ...]
     exact: tuple[tuple[int, int], ...]  # items, users
     parallel: tuple[int, tuple[int, ...]]  # items, users of a batch
 
 
 FULL = Sizes(
-    (256, 20),
-    (12_101, 1_000_000),
-    ((12_101, 1), (12_101, 256), (100_000, 64), (1_000_000, 1), (1_000_000, 32)),
-    (12_101, (1, 32, 256)),
+    ((12_101, 1), (12_101, 256), (100_000, 64), (1_000_000, 1), (1_000_000, 32)), (12_101, (1, 32, 256))
 )
-QUICK = Sizes((8, 5), (1_000,), ((1_000, 1), (1_000, 8)), (1_000, (1, 8)))
+QUICK = Sizes(((1_000, 1), (1_000, 8)), (1_000, (1, 8)))
 
 
 class Inputs(NamedTuple):
-    """What users did, and the ids of the catalogue: as they are, and with a fifth level for the end token."""
+    """Histories, and the tree of the catalogue's ids, also with a fifth level for the end token."""
 
     tokens: Tensor  # (U, T)
     mask: Tensor  # (U, T)
@@ -109,86 +96,69 @@ class Inputs(NamedTuple):
 
 
 class Tiger:
-    """The peer's model by our layers: modules as they are, or prepared in float32 or bfloat16; or without an end; or
-    level by level to the end.
-    """
+    """The peer's model by our layers: plain, fast, or fast without an end token."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         tensors = load_file(folder / "model" / "model.safetensors")
         encoder, decoder = Encoder(T5Shape()).eval(), Decoder(T5Shape()).eval()
         encoder.load_state_dict(from_transformers(tensors, "encoder"))
         decoder.load_state_dict(from_transformers(tensors, "decoder"))
-        dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
         self.encoder, self.decoder, self.ends = encoder, decoder, kind != "no end"
-        self.ahead = kind not in ("modules", "by level")
-        if kind != "modules":
-            self.encoder, self.decoder = prepared(encoder, decoder, dtype)
+        if kind != "plain":
+            self.encoder, self.decoder = FastEncoder(encoder), FastDecoder(decoder)
         self.table = tensors["shared.weight"]
-        self.head = Product(self.table * self.table.shape[1] ** -0.5, dtype=dtype)
+        self.head = FastLinear(self.table * self.table.shape[1] ** -0.5)
 
     def lists(self, inputs: Inputs, users: Tensor, beam: int, rows: int) -> Tensor:
-        """(B, K) items of users, those with histories of like length together, and each part on a thread of its own."""
+        """(B, K) items of users: histories of similar length together, and each part on a thread of its own."""
         lengths = inputs.mask[users].sum(1)
-        order, found = lengths.argsort(), torch.empty(len(users), beam, dtype=torch.int64)
+        order, items = lengths.argsort(), torch.empty(len(users), beam, dtype=torch.int64)
 
+        @torch.inference_mode()
         def run(chosen: Tensor) -> None:
             longest = int(lengths[chosen].max())
-            found[chosen] = self.search(inputs, users[chosen], longest, beam).items
+            items[chosen] = self.search(inputs, users[chosen], longest, beam).items
 
         threads, beams = torch.get_num_threads(), len(users) * beam
-        parts = -(-beams // (rows * threads)) * threads
-        in_threads(run, order.tensor_split(max(min(parts, beams // LEAST), 1)))
-        return found
+        parts = order.tensor_split(max(min(-(-beams // (rows * threads)) * threads, beams // MIN_PART), 1))
+        if threads == 1 or len(parts) == 1:
+            for part in parts:
+                run(part)
+            return items
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(run, parts))
+        torch.set_num_threads(threads)
+        return items
 
     def search(self, inputs: Inputs, users: Tensor, longest: int, beam: int) -> Beams:
-        """Of users with histories of like length."""
+        """Results for users with histories of similar length."""
         mask = inputs.mask[users, :longest]
         encoded = self.encoder(self.table[inputs.tokens[users, :longest]], mask)
-        tree = inputs.ended if self.ends else inputs.tree
-        writing = WritingAhead if self.ahead else Writing
-        return beam_search(writing(self, encoded, mask), tree, beam=beam)
+        return beam_search(Steps(self, encoded, mask), inputs.ended if self.ends else inputs.tree, beam=beam)
 
 
-class Writing:
-    """The steps of its beam search."""
+class Steps:
+    """Decoding steps of its beam search."""
 
     def __init__(self, model: Tiger, encoded: Tensor, mask: Tensor) -> None:
         self.model, self.memory = model, model.decoder.memory(encoded, mask)
         self.cache, self.users = model.decoder.cache(), len(mask)
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        """Of the softmax over all tokens."""
+        """Log-probabilities of the softmax over all tokens."""
         if codes_BK is None:
             tokens = torch.zeros(self.users, 1, dtype=torch.int64)
         else:
             tokens = codes_BK + (FIRST + (level - 1) * CODES)
         hidden = self.model.decoder.step(self.model.table[tokens], self.memory, self.cache, parents_BK)
-        return self.of(level, self.logs(hidden))
-
-    def logs(self, hidden: Tensor) -> Tensor:
-        """Over all tokens, for hidden states (B, K, D)."""
-        return self.model.head(hidden.flatten(0, 1)).float().log_softmax(-1).unflatten(0, hidden.shape[:2])
-
-    def of(self, level: int, logs: Tensor) -> Tensor:
-        """Those of a level."""
+        logits = self.model.head(hidden.flatten(0, 1)).float().unflatten(0, hidden.shape[:2])
         first = FIRST + level * CODES
-        return logs[..., first : first + CODES] if level < LEVELS else logs[..., END : END + 1]
-
-
-class WritingAhead(Writing):
-    """The same for levels that are searched at once."""
-
-    def ahead(self, level: int, prefixes: Sequence[Prefixes]) -> list[Tensor]:
-        """Of all of them."""
-        tokens = [each.codes + (FIRST + (level - 1 + i) * CODES) for i, each in enumerate(prefixes)]
-        x, parents = [self.model.table[each] for each in tokens], [each.parents for each in prefixes]
-        hidden = self.model.decoder.ahead(x, self.memory, self.cache, parents)
-        parts = self.logs(hidden).split([each.shape[1] for each in tokens], 1)
-        return [self.of(level + i, part) for i, part in enumerate(parts)]
+        rows = slice(first, first + CODES) if level < LEVELS else slice(END, END + 1)
+        return logits.log_softmax(-1)[..., rows]
 
 
 def generated_tiger(folder: Path, *, beam: int, users: int = 8, items: int = 300) -> Path:
-    """A ``--tiger`` folder with random weights under transformers' names; its lists are those of our plain modules."""
+    """A ``--tiger`` folder with random weights under transformers' names, and the lists of our plain modules."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     shape, generator = T5Shape(), np.random.default_rng(0)
@@ -214,13 +184,13 @@ def generated_tiger(folder: Path, *, beam: int, users: int = 8, items: int = 300
     arrays = {"codes": codes, "input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
     np.savez(folder / "inputs.npz", **arrays)
     with torch.inference_mode():
-        lists = Tiger(folder, "modules").lists(read_inputs(folder), torch.arange(users), beam, rows=200)
+        lists = Tiger(folder, "plain").lists(read_inputs(folder), torch.arange(users), beam, rows=200)
     np.savez(folder / f"ref_beam{beam}.npz", items=lists.numpy())
     return folder
 
 
 def read_inputs(folder: Path) -> Inputs:
-    """inputs.npz of a ``--tiger`` folder."""
+    """Read inputs.npz of a ``--tiger`` folder."""
     arrays = np.load(folder / "inputs.npz")
     ids = np.concatenate([arrays["codes"], np.zeros((len(arrays["codes"]), 1), np.int64)], 1)
     return Inputs(
@@ -257,9 +227,9 @@ def speed(arguments: argparse.Namespace) -> None:
             peers = of_peer(arguments, beam, batch) if arguments.peer else None
             again = in_turn(runs, arguments.seconds / 2)
             for kind, model in models.items():
-                found = min(best[kind], again[kind])
+                timing = min(best[kind], again[kind])
                 equal = f"{same[kind]} of {len(expected)}" if model.ends else ""
-                row(beam, batch, kind, sum(map(len, some)) / found.seconds, found.others, equal, peak_gib())
+                row(beam, batch, kind, sum(map(len, some)) / timing.seconds, timing.others, equal, peak_gib())
             if peers:
                 row(beam, batch, "transformers", *peers[:2], "", peers[2])
             elif arguments.quick:
@@ -267,42 +237,42 @@ def speed(arguments: argparse.Namespace) -> None:
 
 
 def row(beam: int, batch: int, what: str, rate: float, others: float, equal: str, memory: float) -> None:
-    """Of the table of speeds."""
+    """Print a row of the table of speeds."""
     print(
         f"{beam:>5} {batch:>5} {what:14} {rate:>8.1f} {others:>7.2f} {equal:>12} {memory:>9.2f}", flush=True
     )
 
 
 class Best(NamedTuple):
-    """The shortest time of a run, and how many cores others used meanwhile."""
+    """Shortest time of a run, and the cores that other processes used meanwhile."""
 
     seconds: float
     others: float
 
 
 def in_turn(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, Best]:
-    """The fastest of each, ``seconds`` for each, in turn: a machine shared with others is slower now and then."""
-    found: dict[str, Best] = {}
+    """The fastest run of each, ``seconds`` for each, in turn: a shared machine is slower now and then."""
+    best: dict[str, Best] = {}
     until = time.perf_counter() + seconds * len(runs)
-    while not found or time.perf_counter() < until:
+    while not best or time.perf_counter() < until:
         for kind, run in runs.items():
-            one = fastest(run, 0)
-            found[kind] = min(found.get(kind, one), one)
-    return found
+            timing = fastest(run, 0)
+            best[kind] = min(best.get(kind, timing), timing)
+    return best
 
 
 def fastest(run: Callable[[], object], seconds: float) -> Best:
-    """The shortest of the quietest tenth of a second or so, after one to warm up."""
+    """The shortest time, in parts of a tenth of a second, after a run to warm up."""
     run()
-    found, until = [], time.perf_counter() + seconds
-    while not found or time.perf_counter() < until:
+    timings, until = [], time.perf_counter() + seconds
+    while not timings or time.perf_counter() < until:
         load, start, times = OtherLoad(), time.perf_counter(), []
         while time.perf_counter() - start < 0.1:
             times.append(-time.perf_counter())
             run()
             times[-1] += time.perf_counter()
-        found.append(Best(min(times), load.cores()))
-    return min(found)
+        timings.append(Best(min(times), load.cores()))
+    return min(timings)
 
 
 def of_peer(arguments: argparse.Namespace, beam: int, batch: int) -> tuple[float, float, float]:
@@ -335,7 +305,7 @@ def of_peer(arguments: argparse.Namespace, beam: int, batch: int) -> tuple[float
 
 
 def parallel_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
-    """A whole model of independent levels at TIGER's sizes: events as sums of their codes, four queries in one pass."""
+    """Print the speed of a model of independent levels at TIGER's sizes, with events as sums of their codes."""
     items, batches = sizes.parallel
     print(
         f"\nParallel TIGER's shape, {items:,} items, 3 to 20 events: encoder, one pass, all scores, the best {k}"
@@ -343,9 +313,9 @@ def parallel_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
     print(f"{'batch':>6} {'users/s':>9} {'others':>7}")
     torch.manual_seed(0)
     encoder, decoder = Encoder(T5Shape()).eval(), Decoder(T5Shape(), causal=False).eval()
-    fast, queries = PreparedEncoder(encoder), torch.randn(1, LEVELS, 128)
+    fast, queries = FastEncoder(encoder), torch.randn(1, LEVELS, 128)
     heads, codes = (
-        Product(torch.randn(LEVELS * CODES, 128) * 128**-0.5),
+        FastLinear(torch.randn(LEVELS * CODES, 128) * 128**-0.5),
         torch.from_numpy(random_tree(items)[0]),
     )
     for batch in batches:
@@ -360,7 +330,7 @@ def parallel_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
                 hidden = decoder(queries.expand(len(x), -1, -1), memory)
                 logits = heads(hidden.flatten(0, 1)).view(len(x), LEVELS, LEVELS, CODES)
                 logs = [logits[:, level, level].log_softmax(-1) for level in range(LEVELS)]
-                parts.append(top(exact_scores(logs, codes), k).places)
+                parts.append(top_k(exact_scores(logs, codes), k))
             return parts
 
         with torch.inference_mode():
@@ -369,37 +339,13 @@ def parallel_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
 
 
 def random_tree(items: int) -> tuple[np.ndarray, PrefixTree]:
-    """Random ids that cluster, and their tree."""
+    """Random clustered ids, and their tree."""
     codes = random_ids(items, (CODES,) * LEVELS)
     return codes, PrefixTree.build(codes, (CODES,) * LEVELS)
 
 
-def step_table(seconds: float, sizes: Sizes) -> None:
-    """One step alone, from log-probabilities to the next beams."""
-    users, beam = sizes.step
-    print(f"\none step of {users} x {beam} beams, ms: what may follow, and the best {beam} of it")
-    print(f"{'items':>9} {'level':>6} {'most children':>14} {'ms':>7} {'others':>7}")
-    choice = Choice(beam, None, renormalise=False, stochastic=None)
-    for items in sizes.step_items:
-        tree = random_tree(items)[1].tensors()
-        limits, generator = Limits(tree), torch.Generator().manual_seed(0)
-        nodes = torch.zeros(users, 1, dtype=torch.int64)
-        for level in range(LEVELS):
-            logs = torch.randn(*nodes.shape, CODES, generator=generator).log_softmax(-1)
-            scores = torch.randn(nodes.shape, generator=generator).sort(descending=True).values
-            front = Front(nodes, nodes, scores, scores)
-
-            def step() -> Front:
-                return advanced(front, limits, level, logs, choice)  # noqa: B023
-
-            best = fastest(step, seconds / 4)
-            cells = f"{items:>9,} {level + 1:>6} {tree.max_children[level]:>14}"
-            print(f"{cells} {1000 * best.seconds:>7.2f} {best.others:>7.2f}")
-            nodes = step().nodes
-
-
 def exact_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
-    """Scores of the whole catalogue from four independent levels; the best of them, by all and by the tree."""
+    """Print the time of exact scores from four independent levels, and of their top k by all scores and by the tree."""
     print(f"\nindependent levels: microseconds per user, the best {k}")
     print(
         f"{'items':>9} {'users':>6} {'scores':>9} {'and best':>9} {'by tree':>9} {'beam':>9} {'others':>7} {'GiB':>6}"
@@ -411,13 +357,13 @@ def exact_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
         logs = [(3 * torch.randn(users, CODES, generator=generator)).log_softmax(-1) for _ in range(LEVELS)]
         runs: list[Callable[[], object]] = [
             lambda: exact_scores(logs, rows),  # noqa: B023
-            lambda: top(exact_scores(logs, rows), k),  # noqa: B023
+            lambda: top_k(exact_scores(logs, rows), k),  # noqa: B023
             lambda: exact_top(logs, tensors, k),  # noqa: B023
-            lambda: beam_search(Independent(logs), tensors, beam=k),  # noqa: B023
+            lambda: beam_search(IndependentLevels(logs), tensors, beam=k),  # noqa: B023
         ]
-        found = [fastest(run, seconds / 4) for run in runs]
-        cells = " ".join(f"{1e6 * each.seconds / users:>9.1f}" for each in found)
-        others = max(each.others for each in found)
+        timings = [fastest(run, seconds / 4) for run in runs]
+        cells = " ".join(f"{1e6 * each.seconds / users:>9.1f}" for each in timings)
+        others = max(each.others for each in timings)
         print(f"{items:>9,} {users:>6} {cells} {others:>7.2f} {peak_gib():>6.2f}", flush=True)
 
 

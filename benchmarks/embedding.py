@@ -27,7 +27,6 @@ from harness import NOT_INSTALLED, OtherLoad, command_line, generated_items, own
 from recpipe.content import text_embeddings
 from recpipe.content.pretrained import model_folder
 from recpipe.content.text_embeddings import TextEncoderConfig, embed_texts
-from recpipe.training.allocator import keep_freed_memory
 
 ITEMS = Path("data/03_primary/amazon-beauty/items.parquet")
 SOURCE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -59,7 +58,6 @@ def main(argv: list[str] | None = None) -> None:
         items = pq.read_table(arguments.items)
     if arguments.sample:
         items = items.take(np.random.default_rng(0).permutation(len(items))[: arguments.sample])
-    keep_freed_memory()  # as the node of `embed` does; the peer gains as well
     print(f"{len(items):,} items, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}")
     print(f"{'column':7}{'what':24}" + "".join(f"{name:>{width}}" for name, width in HEADER))
     peer = _peer()

@@ -21,7 +21,6 @@ from harness import command_line
 from recpipe.data.batches import Batch
 from recpipe.layers.ssd import Mamba2
 from recpipe.models.registry import build
-from recpipe.training.allocator import keep_freed_memory
 
 DIM, STATE, ITEMS = 64, 32, 3416
 
@@ -37,7 +36,6 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.batch, arguments.length, arguments.chunks, arguments.rounds = 2, 20, [10, 20], 1
-    keep_freed_memory()  # as a training does; the peer gains as well
     torch.manual_seed(0)
     rows = mixers(arguments) | networks(arguments)
     best = dict.fromkeys(rows, math.inf)

@@ -24,7 +24,6 @@ import torch
 from harness import command_line, random_ids
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.tree_tensors import TreeTensors
-from recpipe.training.allocator import keep_freed_memory
 
 SIZES = (256, 256, 256, 256)
 USERS, BEAMS = 256, 20
@@ -39,7 +38,6 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.items, arguments.rounds = [300], 1
-    keep_freed_memory()
     print(
         f"{len(SIZES)} levels of {SIZES[0]} codes, {torch.get_num_threads()} threads, median of {arguments.rounds}"
     )

@@ -18,6 +18,7 @@ FILES: dict[str, Any] = {
     "seed": 42,
     "seeds": None,
     "init_from": "none",
+    "accelerate": "auto",
     "modality": "auto",
     "study": "length",
     "baselines": ["popular"],

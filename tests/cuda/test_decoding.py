@@ -8,7 +8,7 @@ import torch
 from tests.decoding.oracles import USERS, Model, lists, model, random_case
 
 from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
-from recpipe.decoding.exact import Independent
+from recpipe.decoding.exact import IndependentLevels
 from recpipe.semantic_ids import tree_tensors
 
 SIZES, MANY = (256, 256, 256), 12_101
@@ -112,12 +112,12 @@ def test_exact_lists():
 def test_samples_are_drawn_with_a_generator_of_either_device(device):
     """With the CPU's the noise is the same on both devices, and so is the sample."""
     case, logs = random_case(MANY, SIZES), independent(USERS)
-    card = Independent([each.cuda() for each in logs])
+    card = IndependentLevels([each.cuda() for each in logs])
     found = beam_search(card, case.tree, beam=30, stochastic=torch.Generator(device).manual_seed(5))
     items = found.items.cpu()
     assert (items >= 0).all() and all(len(set(row)) == 30 for row in items.tolist())
     if device == "cpu":
         drawn = torch.Generator().manual_seed(5)
-        here = beam_search(Independent(logs), case.tree, beam=30, stochastic=drawn)
+        here = beam_search(IndependentLevels(logs), case.tree, beam=30, stochastic=drawn)
         assert (items == here.items).float().mean() > 0.95
         torch.testing.assert_close(found.scores.cpu().sum(1), here.scores.sum(1), rtol=0.05, atol=0.1)

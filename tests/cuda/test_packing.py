@@ -99,4 +99,4 @@ def test_dropout_on_attention_weights_is_refused():
     packed, _ = steps(64, 1)[0]
     q = torch.randn(*packed.items.shape, 1, 16, device="cuda").transpose(1, 2)
     with pytest.raises(ValueError, match="do not go together"):
-        attention.attend(q, q, q, attention.causal_mask(packed, q), attention.Dropout(0.5).train())
+        attention.attend(q, q, q, attention.causal_mask(packed, q), torch.nn.Dropout(0.5).train())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recpipe.layers.dropout import Dropout
-from recpipe.layers.t5 import fused, reach
+from recpipe.layers.t5 import attention_mask, fused_attention
 
 
 @pytest.mark.parametrize(("kind", "share"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
@@ -20,9 +19,9 @@ def test_the_fused_attention_is_the_plain_one(kind, share, queries):
     found = []
     for low in (torch.float32, kind):
         q, k, v, bias = (each.to(low) for each in given)
-        looks = reach(allowed, bias)
-        plain = (q @ k.mT + looks.bias).softmax(-1) @ v
-        mixed = (plain if not found else fused(q, k, v, looks, Dropout(0.0))) * looks.alive
+        mask = attention_mask(allowed, bias)
+        plain = (q @ k.mT + mask.bias).softmax(-1) @ v
+        mixed = (plain if not found else fused_attention(q, k, v, mask, torch.nn.Dropout(0.0))) * mask.alive
         found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), given)])
     for exact, other in zip(*found, strict=True):
         assert torch.isfinite(other).all()

@@ -1,4 +1,4 @@
-"""Small random models and catalogues, and what to expect of them."""
+"""Small random models and catalogues, and brute force over them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Model:
     """Log-probabilities that depend on the whole prefix; follows its beams by codes and parents, as a decoder does."""
 
     logs: list[Tensor]  # (L) of (B, V_1, ..., V_l)
-    asked: list[Tensor] = field(default_factory=list)  # codes of the beams so far, each (B, K)
+    beams: list[Tensor] = field(default_factory=list)  # codes of the beams so far, each (B, K)
 
     def step(self, level, codes_BK, parents_BK):
         if codes_BK is None:
-            self.asked = []
+            self.beams = []
             return self.logs[0][:, None]
-        self.asked = [codes.gather(1, parents_BK) for codes in self.asked] + [codes_BK]
-        return self.logs[level][(torch.arange(len(codes_BK))[:, None], *self.asked)]
+        self.beams = [codes.gather(1, parents_BK) for codes in self.beams] + [codes_BK]
+        return self.logs[level][(torch.arange(len(codes_BK))[:, None], *self.beams)]
 
     def of(self, codes_NL) -> Tensor:
         """(B, N) log-probability of every id, by itself."""
@@ -37,23 +37,20 @@ class Model:
 
 @dataclass
 class ModelAhead(Model):
-    """The same that can be asked for several depths at once; each prefix finds its own codes by its parents."""
+    """The same with several depths in one pass; each prefix has its codes from its parents."""
 
     passes: list[int] = field(default_factory=list)  # how many depths each pass had
 
-    def ahead(self, level, prefixes):
+    def look_ahead(self, level, prefixes):
         self.passes.append(len(prefixes))
-        found, before = [], self.asked
+        log_probs, before = [], self.beams
         for i, (codes, parents) in enumerate(prefixes):
             before = [each.gather(1, parents) for each in before] + [codes]
-            found.append(self.logs[level + i][(torch.arange(len(codes))[:, None], *before)])
-        return found
+            log_probs.append(self.logs[level + i][(torch.arange(len(codes))[:, None], *before)])
+        return log_probs
 
 
-kind = Model  # of ``model``
-
-
-def model(sizes, seed=0, users=USERS) -> Model:
+def model(sizes, seed=0, users=USERS, kind=Model) -> Model:
     g = torch.Generator().manual_seed(seed)
     shapes = [(users, *sizes[: level + 1]) for level in range(len(sizes))]
     return kind([(2 * torch.randn(shape, generator=g)).log_softmax(-1) for shape in shapes])

@@ -1,4 +1,4 @@
-"""Lists put together, against dictionaries."""
+"""Fusion of lists against dictionaries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recpipe.decoding.fusion import fused
+from recpipe.decoding.fusion import fuse
 
 
 def random_lists(seed: int, users: int = 20, length: int = 6, items: int = 12):
@@ -25,7 +25,7 @@ def random_lists(seed: int, users: int = 20, length: int = 6, items: int = 12):
 
 
 def by_hand(lists, user: int, rule: str, weights, codes) -> dict[int, float]:
-    found = [
+    by_list = [
         {
             int(item): (float(score), rank)
             for rank, (item, score) in enumerate(zip(items[user], scores[user], strict=True), 1)
@@ -34,16 +34,16 @@ def by_hand(lists, user: int, rule: str, weights, codes) -> dict[int, float]:
         for items, scores in lists
     ]
     total = {}
-    for item in set().union(*found):
-        there = [m for m in range(len(found)) if item in found[m]]
+    for item in set().union(*by_list):
+        present = [m for m in range(len(by_list)) if item in by_list[m]]
         if rule == "mixture":
-            mass = sum(weights[m] * math.exp(found[m][item][0]) for m in there)
+            mass = sum(weights[m] * math.exp(by_list[m][item][0]) for m in present)
             total[item] = math.log(mass) if mass else -math.inf
         elif rule == "reciprocal":
-            total[item] = sum(weights[m] / (60 + found[m][item][1]) for m in there) or -math.inf
+            total[item] = sum(weights[m] / (60 + by_list[m][item][1]) for m in present) or -math.inf
         else:
-            mean = sum(found[m][item][0] / codes[m] for m in there) / len(there)
-            total[item] = mean + (1 if len(there) == len(found) else 0)
+            mean = sum(by_list[m][item][0] / codes[m] for m in present) / len(present)
+            total[item] = mean + (1 if len(present) == len(by_list) else 0)
     return {item: score for item, score in total.items() if score > -math.inf}
 
 
@@ -51,7 +51,7 @@ def by_hand(lists, user: int, rule: str, weights, codes) -> dict[int, float]:
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.2, 0.8), (1.0, 0.0)])
 def test_against_dictionaries(rule, weights):
     lists = random_lists(3)
-    items, scores = fused(lists, 8, rule=rule, weights=weights, codes=(3, 4))
+    items, scores = fuse(lists, 8, rule=rule, weights=weights, levels=(3, 4))
     for user in range(len(items)):
         expected = by_hand(lists, user, rule, weights, (3, 4))
         best = sorted(expected.values(), reverse=True)[:8]
@@ -65,7 +65,7 @@ def test_against_dictionaries(rule, weights):
 
 def test_more_than_there_is_and_unknown_rules():
     lists = random_lists(1, length=2)
-    items, scores = fused(lists, 9, rule="paper", weights=(1, 1), codes=(3, 3))
+    items, scores = fuse(lists, 9, rule="paper", weights=(1, 1), levels=(3, 3))
     assert items.shape == scores.shape == (20, 9)
     with pytest.raises(ValueError, match="allowed: mixture, reciprocal, paper"):
-        fused(lists, 3, rule="mean", weights=(1, 1), codes=(3, 3))
+        fuse(lists, 3, rule="mean", weights=(1, 1), levels=(3, 3))

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recpipe.layers.dropout import Dropout
-from recpipe.layers.t5 import Encoder, Relative, T5Shape, attend, fused, reach
-from recpipe.layers.t5_decoder import Cache, Decoder, Head
-from recpipe.layers.t5_weights import from_transformers
+from recpipe.layers.t5 import (
+    Encoder,
+    RelativeBias,
+    T5Shape,
+    attend,
+    attention_mask,
+    from_transformers,
+    fused_attention,
+)
+from recpipe.layers.t5_decoder import Decoder, KVCache
 
 VOCABULARY = 50
 SHAPES = {
@@ -22,7 +29,7 @@ SHAPES = {
 
 
 def pair(shape: T5Shape, tied: bool = True):
-    """transformers' model, and encoder, decoder and head of ours with its weights."""
+    """transformers' model, and encoder, decoder and output table of ours with its weights."""
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=VOCABULARY,
@@ -38,12 +45,12 @@ def pair(shape: T5Shape, tied: bool = True):
     )
     theirs = T5ForConditionalGeneration(config).eval()
     tensors = theirs.state_dict()
-    encoder, decoder, head = Encoder(shape), Decoder(shape), Head(shape.dim, VOCABULARY, tied=tied)
+    encoder, decoder = Encoder(shape), Decoder(shape)
     encoder.load_state_dict(from_transformers(tensors, "encoder"))
     decoder.load_state_dict(from_transformers(tensors, "decoder"))
     if not tied:
         theirs.lm_head.weight.data.mul_(shape.dim**-0.5)  # logits of hundreds would hide the fifth digit
-        head.load_state_dict({"weight": tensors["lm_head.weight"]})
+    head = tensors["shared.weight"] * shape.dim**-0.5 if tied else tensors["lm_head.weight"]
     return theirs, encoder.eval(), decoder.eval(), head
 
 
@@ -65,7 +72,7 @@ def test_parity_with_transformers(name, tied):
     table = theirs.shared.weight
     encoded = encoder(table[inputs], mask)
     torch.testing.assert_close(encoded[mask], expected.encoder_last_hidden_state[mask], rtol=1e-5, atol=1e-5)
-    logits = head(decoder(table[labels], decoder.memory(encoded, mask)), table)
+    logits = F.linear(decoder(table[labels], decoder.memory(encoded, mask)), head)
     torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
 
 
@@ -74,7 +81,7 @@ def test_steps_equal_the_whole_pass():
     _, encoder, decoder, _ = pair(SHAPES["small"])
     x, mask, K, L = torch.randn(3, 12, 32), padding(12, 5, 1, T=12), 4, 5
     memory, g = decoder.memory(encoder(x, mask), mask), torch.Generator().manual_seed(0)
-    cache, paths = Cache(), None
+    cache, paths = KVCache(), None
     for level in range(L):
         beams = 1 if level == 0 else K
         new = torch.randn(3, beams, 1, 32, generator=g)
@@ -157,7 +164,7 @@ def test_one_pass_serves_all_targets_of_a_sequence(recency):
     """Targets side by side, each seeing its own part of the memory, equal targets decoded one by one."""
     encoder, decoder = plain()
     if recency:
-        decoder.recency = Relative(decoder.shape, bidirectional=False)
+        decoder.recency = RelativeBias(decoder.shape, bidirectional=False)
     W, L, T = 3, 4, 10
     x, mask, targets = random(2, T, 32), padding(10, 7, T=T), random(2, W * L, 32, seed=1)
     events = (torch.arange(T) - 2).div(3, rounding_mode="floor") + 1  # target w sees those up to w
@@ -248,18 +255,18 @@ def test_wrong_sizes_are_named(sizes, message):
         T5Shape(**sizes)
 
 
-def test_the_fused_attention_of_other_devices_is_the_same():
+def test_fused_attention_of_other_devices_is_the_same():
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, 3, n, 8, generator=generator).double().requires_grad_() for n in (5, 7, 7))
     bias = torch.randn(1, 3, 5, 7, generator=generator).double().requires_grad_()
     allowed = torch.rand(2, 1, 5, 7, generator=generator) < 0.6
     allowed[1, :, 2] = False
-    found = []
-    for way in (attend, lambda *given: fused(*given).transpose(1, 2).flatten(2)):
-        looks = reach(allowed, bias)
-        mixed = way(q, k, v, looks, Dropout(0.0))
+    results = []
+    for way in (attend, lambda *args: fused_attention(*args).transpose(1, 2).flatten(2)):
+        mask = attention_mask(allowed, bias)
+        mixed = way(q, k, v, mask, torch.nn.Dropout(0.0))
         if way is not attend:
-            mixed = mixed * looks.alive[:, 0]
-        found.append([mixed, *torch.autograd.grad(mixed.square().sum(), [q, k, v, bias])])
-    for one, other in zip(*found, strict=True):
+            mixed = mixed * mask.alive[:, 0]
+        results.append([mixed, *torch.autograd.grad(mixed.square().sum(), [q, k, v, bias])])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)

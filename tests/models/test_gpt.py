@@ -112,8 +112,8 @@ def test_flex_attention_is_given_the_same_mask(width):
 def test_dropout_on_attention_weights_keeps_to_the_mask(monkeypatch):
     batch, _ = steps()
     q, k, v = (torch.randn(*batch.items.shape, 1, 8).transpose(1, 2) for _ in range(3))
-    mask, dropout = attention.causal_mask(batch, q), attention.Dropout(0.5).train()
-    monkeypatch.setattr(attention.Dropout, "forward", lambda self, x: x)
+    mask, dropout = attention.causal_mask(batch, q), torch.nn.Dropout(0.5).train()
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
     torch.testing.assert_close(attention.attend(q, k, v, mask, dropout), attention.attend(q, k, v, mask))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences, sequences
 
-from recpipe.layers.code_tokens import LevelRelative
+from recpipe.layers.code_tokens import LevelRelativeBias
 from recpipe.models.parallel_tiger import ParallelTIGER
 from recpipe.models.registry import build
 from recpipe.training.losses.full_softmax import FullSoftmax
@@ -20,10 +20,10 @@ DATA = random_sequences(20, ITEMS, longest=WINDOW, seed=3)
 TINY = {"dim": 16, "heads": HEADS, "head_dim": 8, "feed_forward": 32, "layers": 2, "decoder_layers": 1}
 
 
-def made(**config) -> ParallelTIGER:
+def create(**config) -> ParallelTIGER:
     torch.manual_seed(0)
-    given = {**TINY, "dropout": 0.0, "aggregate": "flatten", "level_distance": True, **config}
-    model = build("parallel_tiger", given, n_items=ITEMS, max_length=WINDOW, ids=IDS)
+    settings = {**TINY, "dropout": 0.0, "aggregate": "flatten", "level_distance": True, **config}
+    model = build("parallel_tiger", settings, n_items=ITEMS, max_length=WINDOW, ids=IDS)
     assert isinstance(model, ParallelTIGER)
     with torch.no_grad():
         for weight in model.parameters():
@@ -40,22 +40,22 @@ def scores(model: ParallelTIGER) -> np.ndarray:
 
 @pytest.mark.parametrize("levels", [1, 3])
 def test_the_bias_is_a_row_of_the_table_for_each_difference_in_level(levels):
-    bias = LevelRelative(levels, HEADS, std=1.0)
+    bias = LevelRelativeBias(levels, HEADS, std=1.0)
     event = [-1, *np.repeat(np.arange(4), levels).tolist()]
     level = [None, *np.tile(np.arange(levels), 4).tolist()]
-    found = bias(torch.tensor(event)).detach()
-    assert found.shape == (HEADS, len(event), len(event))
+    values = bias(torch.tensor(event)).detach()
+    assert values.shape == (HEADS, len(event), len(event))
     for q in range(len(event)):
         for k in range(len(event)):
             coded = level[q] is not None and level[k] is not None
             expected = bias.table[level[k] - level[q] + levels - 1] if coded else torch.zeros(HEADS)
-            assert found[:, q, k].tolist() == expected.tolist()
+            assert values[:, q, k].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("item_distance", [True, False])
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_attention_adds_both_biases_where_it_may_look(item_distance, one_pass):
-    model, levels, seen = made(item_distance=item_distance, one_pass=one_pass), 3, []
+    model, levels, seen = create(item_distance=item_distance, one_pass=one_pass), 3, []
     model.encoder.layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].bias))
     model.log_probabilities(model.on_device(sequences([[5, 6, 7]]), window=WINDOW).batch(np.zeros(1, int)))
     distances, between = model.encoder.relative, model.between.table
@@ -72,7 +72,7 @@ def test_attention_adds_both_biases_where_it_may_look(item_distance, one_pass):
 
 
 def test_a_table_of_zeros_is_the_model_without():
-    model, without = made(item_distance=True), made(item_distance=True, level_distance=False)
+    model, without = create(item_distance=True), create(item_distance=True, level_distance=False)
     without.load_state_dict({n: w for n, w in model.state_dict().items() if n != "between.table"})
     assert np.abs(scores(model) - scores(without)).max() > 1e-3
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_a_table_of_zeros_is_the_model_without():
 
 @pytest.mark.parametrize("recency", [True, False])
 def test_one_pass_trains_on_what_every_prefix_alone_would_give(recency):
-    model = made(item_distance=True, recency=recency)
+    model = create(item_distance=True, recency=recency)
     rows = [DATA.row(u).tolist() for u in range(6)]
     whole = model.on_device(sequences(rows), window=WINDOW + 1)
     prefixes = [row[:end] for row in rows for end in range(2, len(row) + 1)]
@@ -96,7 +96,7 @@ def test_one_pass_trains_on_what_every_prefix_alone_would_give(recency):
 
 
 def test_the_future_does_not_reach_the_past():
-    model, encoded = made(item_distance=True), []
+    model, encoded = create(item_distance=True), []
     model.encoder.register_forward_hook(lambda *args: encoded.append(args[2]))
     for last in (9, 4):
         data = model.on_device(sequences([[1, 2, 3, last, 7, last]]), window=WINDOW + 1)
@@ -108,4 +108,4 @@ def test_the_future_does_not_reach_the_past():
 
 def test_sums_of_codes_have_no_levels():
     with pytest.raises(ValueError, match="set aggregate: flatten"):
-        made(aggregate="sum")
+        create(aggregate="sum")

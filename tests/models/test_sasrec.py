@@ -10,7 +10,6 @@ import torch
 from tests.synthetic import random_sequences, train_until
 
 from recpipe.data.batches import Batch, DeviceSequences
-from recpipe.layers.dropout import Dropout
 from recpipe.models.registry import build
 from recpipe.models.sasrec import Attention, LiGRBlock, SASRec
 
@@ -39,7 +38,7 @@ def attention_by_hand(layer: Attention, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_is_what_it_says_with_and_without_the_path_for_dropout(heads, training, monkeypatch):
-    monkeypatch.setattr(Dropout, "forward", lambda self, x: x)
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
     layer = (
         noisy(Attention(SASRec.Config(dim=8, heads=heads, attention_dropout=0.5))).double().train(training)
     )

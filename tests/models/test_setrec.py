@@ -16,7 +16,7 @@ from recpipe.data.sequences import Sequences
 from recpipe.layers.set_items import COLLABORATIVE, SetItems
 from recpipe.layers.side import Side, SideConfig, standardise
 from recpipe.models.registry import build
-from recpipe.models.setrec import SETRec, in_sets, prefixes
+from recpipe.models.setrec import SETRec, between_items, prefixes
 from recpipe.training import fit
 from recpipe.training.losses.full_softmax import FullSoftmax
 
@@ -29,16 +29,17 @@ HALF_TRAINED = np.arange(ITEMS) % 4 != 1
 
 
 def side(vectors: str, **changed: tuple[np.ndarray, np.ndarray]) -> Side:
-    columns, given = catalogue(ITEMS)
-    return Side.of(SideConfig(vectors=vectors), DATA, columns, {**given, **changed}, n_items=ITEMS)
+    columns, vectors_by_name = catalogue(ITEMS)
+    return Side.of(SideConfig(vectors=vectors), DATA, columns, {**vectors_by_name, **changed}, n_items=ITEMS)
 
 
-def made(vectors: str = BOTH, *, seed: int = 0, **config) -> SETRec:
+def create(vectors: str = BOTH, *, seed: int = 0, accelerate: bool = True, **config) -> SETRec:
     """With weights that are not all tiny; items of HALF_TRAINED alone have collaborative vectors."""
     torch.manual_seed(seed)
-    given = catalogue(ITEMS)[1][COLLABORATIVE][0] * HALF_TRAINED[:, None]
-    known = side(vectors, collaborative=(given, HALF_TRAINED))
-    model = build("setrec", {**SMALL, **config}, n_items=ITEMS, max_length=WINDOW, side=known)
+    collaborative = catalogue(ITEMS)[1][COLLABORATIVE][0] * HALF_TRAINED[:, None]
+    info = side(vectors, collaborative=(collaborative, HALF_TRAINED))
+    settings = {**SMALL, **config}
+    model = build("setrec", settings, n_items=ITEMS, max_length=WINDOW, side=info, accelerate=accelerate)
     assert isinstance(model, SETRec)
     with torch.no_grad():
         for weight in model.parameters():
@@ -60,18 +61,18 @@ def scores(model: SETRec, data: Sequences = DATA) -> np.ndarray:
 @pytest.mark.parametrize("causal", [True, False])
 def test_tokens_look_at_themselves_and_at_other_items(causal):
     owners = [0, 1, 1, 1, 2, 2, 2]
-    found = in_sets(torch.tensor(owners), causal=causal)
+    mask = between_items(torch.tensor(owners), causal=causal)
     for q, mine in enumerate(owners):
         for k, other in enumerate(owners):
-            assert found[q, k] == (q == k or (other < mine if causal else other != mine))
+            assert mask[q, k] == (q == k or (other < mine if causal else other != mine))
 
 
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_nothing_flows_between_tokens_of_an_item(one_pass):
-    encoder = made(one_pass=one_pass, layers=1).encoder
+    encoder = create(one_pass=one_pass, layers=1).encoder
     owners = torch.tensor([0, 1, 1, 1, 2, 2, 2])
     x = torch.randn(1, len(owners), SMALL["dim"], requires_grad=True)
-    encoded = encoder(x, attention=in_sets(owners, causal=one_pass), positions=owners)
+    encoded = encoder(x, attention=between_items(owners, causal=one_pass), positions=owners)
     for token in range(1, len(owners)):
         (flow,) = torch.autograd.grad(encoded[0, token].square().sum(), x, retain_graph=True)
         reached = flow[0].abs().amax(1) > 0
@@ -81,7 +82,7 @@ def test_nothing_flows_between_tokens_of_an_item(one_pass):
 
 
 def test_queries_do_not_see_each_other():
-    model, batch = made(), batch_of([[1, 2, 3], [4]])
+    model, batch = create(), batch_of([[1, 2, 3], [4]])
     places, tokens = batch.lengths[:, None], model.items.tokens()
     before = model.hidden(batch.items, places, tokens)
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_queries_do_not_see_each_other():
 
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_the_order_of_semantic_tokens_does_not_matter(one_pass):
-    model = made(one_pass=one_pass)
+    model = create(one_pass=one_pass)
     before = scores(model)
     order = torch.tensor([2, 0, 1])
     last = model.items.auto_encoder.encoder[-1]
@@ -107,15 +108,15 @@ def test_the_order_of_semantic_tokens_does_not_matter(one_pass):
 
 
 def test_the_order_of_items_does_matter():
-    one, other = scores(made(), sequences([[1, 2, 3], [3, 2, 1]]))
+    one, other = scores(create(), sequences([[1, 2, 3], [3, 2, 1]]))
     assert np.abs(one[1:] - other[1:]).max() > 1e-2
 
 
 @pytest.mark.parametrize("sample", [None, 10**6])
 def test_the_auto_encoder_is_a_network_and_its_mirror(sample):
-    known = side("text+image", image=(catalogue(ITEMS)[1]["image"][0], np.arange(ITEMS) % 3 == 0))
+    info = side("text+image", image=(catalogue(ITEMS)[1]["image"][0], np.arange(ITEMS) % 3 == 0))
     torch.manual_seed(0)
-    items = SetItems(ITEMS, 16, known, tokens=3, widths=(12, 8))
+    items = SetItems(ITEMS, 16, info, tokens=3, widths=(12, 8))
     tokens = items.tokens()
 
     def network(x: np.ndarray, layers: torch.nn.Sequential) -> np.ndarray:
@@ -126,7 +127,7 @@ def test_the_auto_encoder_is_a_network_and_its_mirror(sample):
         return x
 
     squares, count = 0.0, 0
-    tables = {name: standardise(known.values[f"vectors.{name}"]) for name in ("text", "image")}
+    tables = {name: standardise(info.values[f"vectors.{name}"]) for name in ("text", "image")}
     for i in range(1, ITEMS + 1):
         there = {name: table[i, -1] > 0 for name, table in tables.items()}
         x = np.concatenate([table[i, :-1] for table in tables.values()])
@@ -141,23 +142,23 @@ def test_the_auto_encoder_is_a_network_and_its_mirror(sample):
     assert (tokens[0] == 0).all()
 
 
-def test_tokens_are_made_once_a_step_and_anew_after_it():
-    items = made().items
-    first = items.in_step()
-    assert items.in_step() is first
-    (first.square().sum() + items.in_step().sum()).backward()
+def test_tokens_are_computed_once_a_step_and_anew_after_it():
+    items = create().items
+    first = items.step_tokens()
+    assert items.step_tokens() is first
+    (first.square().sum() + items.step_tokens().sum()).backward()
     whole = items.missing.grad.clone()
-    again = items.in_step()
+    again = items.step_tokens()
     assert again is not first
     items.zero_grad()
     (again.square().sum() + items.tokens().sum()).backward()
     torch.testing.assert_close(items.missing.grad, whole)
-    stale = items.in_step()
+    stale = items.step_tokens()
     with torch.no_grad():
         items.missing += 1.0
-    assert (items.in_step() - stale).abs().max() > 0.5
+    assert (items.step_tokens() - stale).abs().max() > 0.5
     with torch.no_grad():
-        assert not items.in_step().requires_grad
+        assert not items.step_tokens().requires_grad
 
 
 def a_step(model: SETRec) -> None:
@@ -187,8 +188,8 @@ def other_vectors(model: SETRec) -> None:
 
 CHANGES = {
     "optimiser": a_step,
-    "load_state_dict": lambda model: model.load_state_dict(made(seed=1).state_dict()),
-    "assign": lambda model: model.load_state_dict(made(seed=1).state_dict(), assign=True),
+    "load_state_dict": lambda model: model.load_state_dict(create(seed=1).state_dict()),
+    "assign": lambda model: model.load_state_dict(create(seed=1).state_dict(), assign=True),
     "to": lambda model: model.to(torch.float64),
     "through bfloat16": through_half,
     "data": behind_the_back,
@@ -199,18 +200,18 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_scores_are_of_the_weights_as_they_are(change):
-    model = made()
+    model = create()
     before = scores(model)
     change(model)
-    found = scores(model)
-    other = made().to(model.start.dtype)
+    after = scores(model)
+    other = create().to(model.start.dtype)
     other.load_state_dict(model.state_dict())
-    np.testing.assert_array_equal(found, scores(other))
-    assert (found[:, 1:] != before[:, 1:]).mean() > 0.1
+    np.testing.assert_array_equal(after, scores(other))
+    assert (after[:, 1:] != before[:, 1:]).mean() > 0.1
 
 
-def test_tokens_are_made_once_while_weights_stay():
-    model, calls = made(), []
+def test_tokens_are_cached_while_weights_stay():
+    model, calls = create(), []
     model.items.auto_encoder.register_forward_hook(lambda *_: calls.append(1))
     first = scores(model)
     model.recommend(DATA, 3)
@@ -222,12 +223,18 @@ def test_tokens_are_made_once_while_weights_stay():
     assert model.items.tokens().requires_grad and model.items.tokens() is not model.items.tokens()
     np.testing.assert_array_equal(scores(copy.deepcopy(model)), first)
     model.train()
-    assert model.items._kept.made is None
+    assert model.items.cache.entry is None
 
 
-def test_nothing_is_kept_of_vectors_whose_changes_nobody_counts():
+def test_scores_are_the_same_without_a_cache():
+    clear = create(accelerate=False)
+    assert clear.items.cache is None
+    np.testing.assert_allclose(scores(clear), scores(create()), rtol=1e-5, atol=1e-5)
+
+
+def test_vectors_without_a_version_counter_are_not_cached():
     with torch.inference_mode():
-        model = made()
+        model = create()
         before = scores(model)
         other_vectors(model)
     assert (scores(model) != before).any()
@@ -235,18 +242,18 @@ def test_nothing_is_kept_of_vectors_whose_changes_nobody_counts():
 
 def test_prefixes_are_every_target_with_what_came_before():
     rows = [[5, 6, 7, 8], [9, 10], [11]]
-    inputs, targets = replace(batch_of(rows), context=torch.tensor([2, 1, 1])).inputs_and_targets()
-    items, lengths, wanted = prefixes(inputs.items, targets)
+    inputs, all_targets = replace(batch_of(rows), context=torch.tensor([2, 1, 1])).inputs_and_targets()
+    items, lengths, targets = prefixes(inputs.items, all_targets)
     expected = [([5, 6], 7), ([5, 6, 7], 8), ([9], 10)]
     assert [
-        (row[:n].tolist(), t) for row, n, t in zip(items, lengths, wanted.tolist(), strict=True)
+        (row[:n].tolist(), t) for row, n, t in zip(items, lengths, targets.tolist(), strict=True)
     ] == expected
     assert all((row[n:] == 0).all() for row, n in zip(items, lengths, strict=True))
 
 
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_loss_is_that_of_every_prefix_by_itself(one_pass):
-    model = made(one_pass=one_pass, alpha=0.3)
+    model = create(one_pass=one_pass, alpha=0.3)
     rows = [DATA.row(u)[:7].tolist() for u in range(6)]
     tokens, parts = model.items.tokens(), []
     for row in rows:
@@ -261,7 +268,7 @@ def test_loss_is_that_of_every_prefix_by_itself(one_pass):
 
 
 def test_in_one_pass_the_future_does_not_reach_the_past():
-    model = made()
+    model = create()
     items = torch.randint(1, ITEMS + 1, (4, WINDOW), generator=torch.Generator().manual_seed(0))
     changed = items.clone()
     changed[:, 6:] = changed[:, 6:] % ITEMS + 1
@@ -272,25 +279,25 @@ def test_in_one_pass_the_future_does_not_reach_the_past():
 
 
 def test_scores_are_log_probabilities_weighed_by_beta():
-    model, batch = made(), batch_of([DATA.row(u)[:8].tolist() for u in range(5)])
+    model, batch = create(), batch_of([DATA.row(u)[:8].tolist() for u in range(5)])
     collaborative, semantic = model.parts(batch)
-    described = model.items.described()
+    described = model.items.has_content()
     assert collaborative is not None
-    assert (model.items.trained()[1:].numpy() == HALF_TRAINED).all()
+    assert (model.items.has_collaborative()[1:].numpy() == HALF_TRAINED).all()
     torch.testing.assert_close(collaborative[:, 1:].exp().sum(1), torch.ones(5))
     for beta in (0.0, 0.3, 1.0):
         model.beta.fill_(beta)
-        found = model.score(batch)
+        mixed = model.score(batch)
         for i in range(1, ITEMS + 1):
             weight = {(True, False): 0.0, (False, True): 1.0}.get(
                 (bool(HALF_TRAINED[i - 1]), bool(described[i])), beta
             )
             expected = (1 - weight) * collaborative[:, i] + weight * semantic[:, i]
-            torch.testing.assert_close(found[:, i], expected)
+            torch.testing.assert_close(mixed[:, i], expected)
 
 
 def test_without_a_trained_model_there_are_semantic_scores_alone():
-    model, batch = made("text"), batch_of([[1, 2, 3], [4]])
+    model, batch = create("text"), batch_of([[1, 2, 3], [4]])
     collaborative, semantic = model.parts(batch)
     assert collaborative is None and model.items.count == 3
     torch.testing.assert_close(model.score(batch), semantic)
@@ -306,10 +313,10 @@ def test_a_cold_item_is_recommended_where_one_of_equal_text_is():
     )
     text[ITEMS - 1] = text[2]
     warm = np.arange(ITEMS) < ITEMS - 1
-    known = side("plot+collaborative", plot=(text, np.ones(ITEMS, bool)), collaborative=(collaborative, warm))
+    info = side("plot+collaborative", plot=(text, np.ones(ITEMS, bool)), collaborative=(collaborative, warm))
     torch.manual_seed(0)
     config = {**SMALL, "dim": 32, "layers": 1, "decoder_layers": 1}
-    model = build("setrec", config, n_items=ITEMS, max_length=WINDOW, side=known)
+    model = build("setrec", config, n_items=ITEMS, max_length=WINDOW, side=info)
     batch = model.on_device(data, window=WINDOW + 1).batch(np.arange(len(data)))
 
     def learned(_loss: float) -> bool:
@@ -321,19 +328,21 @@ def test_a_cold_item_is_recommended_where_one_of_equal_text_is():
 
 
 @pytest.mark.parametrize("one_pass", [True, False])
-def test_no_known_item_is_an_answer_too(one_pass):
-    model = made(one_pass=one_pass)
-    found = scores(model, sequences([[], [0, 0], [0], [1, 2]]))
-    assert np.isfinite(found[:, 1:]).all()
-    np.testing.assert_allclose(found[0], scores(model, sequences([[]]))[0], rtol=1e-5)
+def test_a_history_without_items_gets_scores_too(one_pass):
+    model = create(one_pass=one_pass)
+    values = scores(model, sequences([[], [0, 0], [0], [1, 2]]))
+    assert np.isfinite(values[:, 1:]).all()
+    np.testing.assert_allclose(values[0], scores(model, sequences([[]]))[0], rtol=1e-5)
     with_unknown = scores(model, sequences([[1, 0, 2]]))
-    assert np.abs(with_unknown[:, 1:] - found[3, 1:]).max() > 1e-4  # the place of an unknown item stays empty
+    assert (
+        np.abs(with_unknown[:, 1:] - values[3, 1:]).max() > 1e-4
+    )  # the place of an unknown item stays empty
 
 
 def test_beta_is_that_of_the_best_validation_and_is_saved():
-    model = made(betas=[0.0, 0.25, 0.75, 1.0])
+    model = create(betas=[0.0, 0.25, 0.75, 1.0])
     assert model.tune(lambda: -abs(model.beta.item() - 0.8)) == {"beta": 0.75}
-    other = made(seed=1, betas=[0.0, 0.25, 0.75, 1.0])
+    other = create(seed=1, betas=[0.0, 0.25, 0.75, 1.0])
     other.load_tensors(model.state_dict())
     np.testing.assert_array_equal(scores(other), scores(model))
     assert other.beta.item() == 0.75
@@ -341,18 +350,18 @@ def test_beta_is_that_of_the_best_validation_and_is_saved():
 
 @pytest.mark.parametrize("put_back", [False, True])
 def test_training_ends_with_the_choice_of_beta(put_back, tmp_path):
-    asked = []
+    betas = []
 
     def validate(model: SETRec) -> dict[str, float]:
-        asked.append(round(model.beta.item(), 2))
-        return {"valid_ndcg@10": 1.0 - abs(asked[-1] - 0.2)}
+        betas.append(round(model.beta.item(), 2))
+        return {"valid_ndcg@10": 1.0 - abs(betas[-1] - 0.2)}
 
     settings = fit.TrainSettings(max_epochs=1, put_back=put_back, loggers=[], device="cpu")
-    done = fit.train(made, DATA, validate, settings, seed=1, folder=tmp_path, steps_from=DATA)
+    done = fit.train(create, DATA, validate, settings, seed=1, folder=tmp_path, steps_from=DATA)
     if put_back:
-        assert asked == [] and "tuned_beta" not in done.cost
+        assert betas == [] and "tuned_beta" not in done.cost
     else:
-        assert asked == [0.5, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert betas == [0.5, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
         assert (done.cost["tuned_beta"], done.cost["tuned_valid_ndcg@10"]) == (0.2, 1.0)
         assert done.model.beta.item() == pytest.approx(0.2)
 
@@ -371,10 +380,10 @@ def test_training_ends_with_the_choice_of_beta(put_back, tmp_path):
 )
 def test_what_cannot_be_is_refused(vectors, config, message):
     with pytest.raises(ValueError, match=message):
-        made(vectors, **config)
+        create(vectors, **config)
 
 
 def test_other_side_information_is_refused():
-    known = side_of(DATA, ITEMS, vectors="text", items="price")
-    with pytest.raises(ValueError, match="item vectors alone"):
-        build("setrec", {}, n_items=ITEMS, max_length=WINDOW, side=known)
+    info = side_of(DATA, ITEMS, vectors="text", items="price")
+    with pytest.raises(ValueError, match="item vectors only"):
+        build("setrec", {}, n_items=ITEMS, max_length=WINDOW, side=info)

@@ -37,6 +37,7 @@ from recpipe.config.run_config import (
     MODEL_KEYS,
     ModelInfo,
     RunConfig,
+    is_accelerated,
     with_kinds,
 )
 
@@ -241,6 +242,7 @@ class Configuration:
             collaborative=values.get(COLLABORATIVE),
             seed=self["seed"],
             init_from=self["init_from"] or "none",
+            accelerate=is_accelerated(self["accelerate"]),
         )
 
     def parameters(self, models: Iterable[str] = ()) -> dict[str, Any]:

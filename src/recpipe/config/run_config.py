@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recpipe.config.checks import split_names
+from recpipe.config.checks import ConfigError, split_names
 from recpipe.config.files import Tree, block, merge
 
 
@@ -54,7 +54,19 @@ def _number(value: Any) -> bool:
 
 
 TOP_LEVEL = (
-    *("dataset", "model", "baselines", "modality", "seed", "seeds", "study", "data", "raw", "init_from"),
+    *(
+        "dataset",
+        "model",
+        "baselines",
+        "modality",
+        "seed",
+        "seeds",
+        "accelerate",
+        "study",
+        "data",
+        "raw",
+        "init_from",
+    ),
     *(
         "quantizer_from",
         "quantizer_with",
@@ -94,7 +106,7 @@ class RunConfig:
     ``settings`` are the fields of the model's Config that the files name; ``train``, ``side`` and ``cold_users`` are
     complete blocks. ``ids``: kinds of semantic ids that the model reads. ``collaborative``: the model whose item
     vectors it reads. ``init_from``: ``<dataset>/<model>/seed_<seed>``, the run whose weights training starts from, or
-    ``none``.
+    ``none``. ``accelerate``: whether the faster CPU versions of ``recpipe.accelerate`` are used.
     """
 
     name: str
@@ -108,6 +120,7 @@ class RunConfig:
     collaborative: str | None = None
     seed: int = 42
     init_from: str = "none"
+    accelerate: bool = True
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -118,6 +131,13 @@ class RunConfig:
     def item_model(self) -> str | None:
         """The model whose trained item vectors are read, None without one."""
         return self.collaborative if COLLABORATIVE in split_names(self.side.get("vectors")) else None
+
+
+def is_accelerated(accelerate: object) -> bool:
+    """The setting ``accelerate``, auto or off, as a bool; YAML reads off as false. Raises ConfigError for others."""
+    if accelerate in ("auto", "off", False):
+        return accelerate == "auto"
+    raise ConfigError(f"accelerate is {accelerate!r}; allowed: auto, off")
 
 
 def with_kinds(semantic_ids: Tree) -> Tree:

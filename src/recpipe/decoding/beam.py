@@ -1,115 +1,42 @@
-"""What may follow each beam: one step's log-probabilities, of children in the prefix tree only.
-
-B users, K beams, W places for children, V codes of a level, P nodes of a depth, n pairs.
-
-Sampling without replacement by a beam search: Kool, van Hoof & Welling, Stochastic Beams and Where to Find Them,
-ICML 2019. B users, K beams, W children of a beam.
-
-A leaf's perturbed log-probability is that plus Gumbel noise; the K greatest are a sample without replacement. Drawn
-from the root down, a node's is the greatest of its children's, so that a beam of the greatest ones finds them.
-
-Beam search over the prefix tree of a catalogue: L steps, every result an item, none twice, none seen.
+"""Beam search over the prefix tree of a catalogue: L steps, every result an item, none twice, none excluded.
 
 B users, K beams, N items, L levels, V codes of a level, W places for children of a beam, P nodes of a depth.
+
+With a random generator it is a stochastic beam search, which samples items without replacement: Kool, van Hoof &
+Welling, Stochastic Beams and Where to Find Them, ICML 2019. The perturbed log-probability of a leaf is its
+log-probability plus Gumbel noise; the K greatest are a sample without replacement. Drawn from the root down, a node's
+is the greatest of its children's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.decoding.ahead import Passes, Reached, Steps
-from recpipe.decoding.constraints import Full, Limits
-from recpipe.decoding.few import best_of_few
-from recpipe.decoding.top import top
+from recpipe.decoding.constraints import Constraints
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.tree_tensors import TreeTensors
 
 
-class Children(NamedTuple):
-    """Of beams that have W places for them."""
+class LevelDecoder(Protocol):
+    """A model that a beam search can decode, level by level."""
 
-    logs: Tensor  # (B, K, W), -inf where there is no child
-    nodes: Callable[
-        [Tensor, Tensor], Tensor
-    ]  # (beams, places), both (B, K'), to nodes, any where there is no child
+    def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
+        """Log-probabilities (B, K, V_level) of all codes of ``level``, 0-based, not masked.
 
-
-def children(limits: Limits, level: int, nodes_BK: Tensor, logs_BKV: Tensor) -> Children:
-    """Of beams at ``nodes`` of depth ``level``, with their log-probabilities of all codes.
-
-    Where many codes follow a node, a place is a code, and what does not follow is closed by a row of a table; where
-    few do, only theirs are read.
-    """
-    table = limits.tree.child_mask(level, wide_only=True) if limits.live is None else None
-    if table is None:
-        found = _window(limits, level, nodes_BK, logs_BKV)
-    else:
-        logs = table.index_select(0, nodes_BK.flatten()).view(logs_BKV.shape).add_(logs_BKV)
-        found = Children(
-            logs, lambda beams, places: limits.tree.follow(level, nodes_BK.gather(1, beams), places)
-        )
-    if limits.full is not None:
-        _close(found.logs, limits, level, nodes_BK, by_code=table is not None)
-    return found
-
-
-def _window(limits: Limits, level: int, nodes_BK: Tensor, logs_BKV: Tensor) -> Children:
-    offsets, codes = limits.tree.offsets[level], limits.tree.children[level]
-    start, end = offsets[nodes_BK], offsets[nodes_BK + 1]
-    width = max(int((end - start).max()), 1)
-    edges = start[..., None] + torch.arange(width, device=start.device)
-    closed = edges >= end[..., None]
-    edges = edges.clamp_(max=len(codes) - 1).flatten(1)
-    if limits.live is not None:
-        closed |= ~limits.live[level].gather(1, edges).view(closed.shape)
-    logs = logs_BKV.gather(-1, codes[edges].view(closed.shape)).masked_fill_(closed, -torch.inf)
-    return Children(logs, lambda beams, places: (start.gather(1, beams) + places).clamp_(max=len(codes) - 1))
-
-
-def _close(logs: Tensor, limits: Limits, level: int, nodes_BK: Tensor, *, by_code: bool) -> None:
-    """Takes out what users have nothing left to get from: full nodes whose parent one of their beams is at."""
-    assert limits.full is not None
-    full: Full = limits.full[level]
-    parents = limits.tree.parents[level][full.nodes]
-    pair, beam = (nodes_BK[full.users] == parents[:, None]).nonzero(as_tuple=True)
-    node = full.nodes[pair]
-    codes, offsets = limits.tree.children[level], limits.tree.offsets[level]
-    place = codes[node] if by_code else node - offsets[parents[pair]]
-    logs[full.users[pair], beam, place] = -torch.inf
-
-
-def gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, float64, where the generator is."""
-    uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
-    return -torch.log(-torch.log(uniform.clamp_(1e-300, 1 - 2**-53)))
-
-
-def perturbed(parents_BK: Tensor, logs_BKW: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, K, W) float64 of children with log-probabilities ``logs``, given that their greatest is ``parents``.
-
-    -inf where ``logs`` is. ``logs`` are those of whole prefixes, whose children's make up theirs (App. B.3).
-    """
-    free = logs_BKW.double() + gumbel(logs_BKW.shape, generator).to(logs_BKW.device)
-    less = free - free.amax(-1, keepdim=True)
-    parents = parents_BK[..., None]
-    v = parents - free + _log1mexp(less)
-    drawn = parents - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
-    return drawn.masked_fill_(logs_BKW == -torch.inf, -torch.inf)
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x <= 0, exact at both ends."""
-    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+        Level 0 has one beam and neither codes nor parents. After it, beam k continues the previous step's beam
+        ``parents_BK`` with ``codes_BK`` of the level before. Beams without items left are included.
+        """
+        ...
 
 
 class Beams(NamedTuple):
-    """Best first. ``items`` are rows of the catalogue; where a user has fewer, -1 with score -inf and codes -1."""
+    """Results, best first. ``items`` are rows of the catalogue; missing ones are -1, with score -inf and codes -1."""
 
     items: Tensor  # (B, K) int64
     scores: Tensor  # (B, K) log-probabilities
@@ -118,7 +45,7 @@ class Beams(NamedTuple):
 
 @torch.no_grad()
 def beam_search(
-    decoder: Steps,
+    decoder: LevelDecoder,
     tree: PrefixTree | TreeTensors,
     *,
     beam: int,
@@ -129,100 +56,169 @@ def beam_search(
     renormalise: bool = False,
     stochastic: torch.Generator | None = None,
 ) -> Beams:
-    """The ``k`` best of the ``beam`` items that a beam search finds for every user, k = beam by default.
+    """The ``k`` best of the ``beam`` items that a beam search returns for every user, k = beam by default.
 
-    ``seen``: what users may not get again, as offsets (B + 1,) and rows of the catalogue (n,), in any order, also
-    repeated; negative rows are ignored. ``allowed`` bool, (N,) or (B, N): what may be returned at all; one that many
-    searches share is cheaper as ``tree.tensors().restrict(allowed)`` in place of the tree.
+    ``seen``: items excluded per user, as offsets (B + 1,) and rows of the catalogue (n,), in any order, also repeated;
+    negative rows are ignored. ``allowed`` bool, (N,) or (B, N): the candidates; a mask that many searches share is
+    cheaper as ``tree.tensors().restrict(allowed)`` in place of the tree.
 
-    A score is the model's own log-probability of the item; with ``renormalise`` that among the children that are
-    left, which favours prefixes with few of them. ``temperatures`` (L,) divide log-probabilities, which are then
-    normalised over the whole level. ``stochastic``: a sample without replacement, in the order of the draw (Kool et
-    al., ICML 2019), from the distribution that ``renormalise`` gives, which it implies.
+    A score is the model's log-probability of the item; with ``renormalise`` that among the remaining children of each
+    prefix, which favours prefixes with few of them. ``temperatures`` (L,) divide log-probabilities, which are then
+    normalised over the whole level. ``stochastic``: a sample without replacement, in the order of the draw, from the
+    distribution of ``renormalise``, which it implies.
 
     Raises ValueError for k > beam, for a tree in which items share ids, for log-probabilities of another width than
     the level's codes and for NaN among them.
     """
     _check(tree, beam, k, temperatures)
-    logs = decoder.step(0, None, None)
-    B, device = len(logs), logs.device
+    log_probs = decoder.step(0, None, None)
+    B, device = len(log_probs), log_probs.device
     whole = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
-    limits = Limits.of(whole, B, seen, allowed)
-    choice = Choice(beam, temperatures, renormalise, stochastic)
-    front, broken = _root(B, device, stochastic), []
-    passes = Passes(decoder, limits.tree, beam)
-    for level in range(limits.tree.depth if len(limits.tree.leaves) else 0):
+    constraints = Constraints.of(whole, B, seen, allowed)
+    tree = constraints.tree
+    state, is_nan = _root(B, device, stochastic), []
+    for level in range(tree.depth if len(tree.leaves) else 0):
         if level:
-            logs = passes.logs(level, Reached(front.nodes, front.parents, front.scores > -torch.inf))
-        front = advanced(front, limits, level, _checked(logs, level, front, whole.sizes), choice)
-        broken.append(front.order.isnan().any())
-    _check_numbers(broken)
-    return _result(limits.tree, front, min(k or beam, whole.n_items))
+            log_probs = decoder.step(level, tree.children[level - 1][state.nodes], state.parents)
+        _check_shape(log_probs, level, state, tree.sizes)
+        log_probs = log_probs.float()
+        if temperatures is not None and temperatures[level] != 1:
+            log_probs = (log_probs / temperatures[level]).log_softmax(-1)
+        state = _expand(state, constraints, level, log_probs, beam, renormalise, stochastic)
+        is_nan.append(state.priority.isnan().any())
+    _check_nan(is_nan)
+    return _result(tree, state, min(k or beam, tree.n_items))
 
 
-class Choice(NamedTuple):
-    """How beams are chosen among children."""
-
-    beam: int
-    temperatures: Sequence[float] | None
-    renormalise: bool
-    stochastic: torch.Generator | None
-
-
-class Front(NamedTuple):
-    """The beams after some levels, all (B, K): where they are, and which of the beams before they come from."""
+class BeamState(NamedTuple):
+    """The beams after some levels, all (B, K): their nodes, and the beams of the previous level that they continue."""
 
     nodes: Tensor
     parents: Tensor
     scores: Tensor  # log-probabilities
-    order: Tensor  # what they are ranked by: scores, or perturbed ones
+    priority: Tensor  # what they are ranked by: scores, or perturbed ones
 
 
-def _root(B: int, device: torch.device, stochastic: torch.Generator | None) -> Front:
+def _root(B: int, device: torch.device, stochastic: torch.Generator | None) -> BeamState:
     nodes = torch.zeros(B, 1, dtype=torch.int64, device=device)
     scores = torch.zeros(B, 1, device=device)
-    order = scores if stochastic is None else gumbel(scores.shape, stochastic).to(device)
-    return Front(nodes, nodes, scores, order)
+    priority = scores if stochastic is None else gumbel(scores.shape, stochastic).to(device)
+    return BeamState(nodes, nodes, scores, priority)
 
 
-def advanced(front: Front, limits: Limits, level: int, logs: Tensor, choice: Choice) -> Front:
+def _expand(
+    state: BeamState,
+    constraints: Constraints,
+    level: int,
+    log_probs_BKV: Tensor,
+    beam: int,
+    renormalise: bool,
+    stochastic: torch.Generator | None,
+) -> BeamState:
     """The best children of all beams of a user, one level deeper."""
-    if choice.temperatures is not None and choice.temperatures[level] != 1:
-        logs = (logs / choice.temperatures[level]).log_softmax(-1)
-    stochastic = choice.stochastic
-    if stochastic is None:
-        few = best_of_few(
-            limits,
-            level,
-            front.nodes,
-            logs,
-            front.scores,
-            beam=choice.beam,
-            renormalise=choice.renormalise,
-        )
-        if few is not None:
-            return Front(*few, few.scores)
-    following = children(limits, level, front.nodes, logs)
-    reached = following.logs
-    if choice.renormalise or stochastic is not None:
-        total = reached.logsumexp(-1, keepdim=True)
-        reached = reached - total.clamp_(min=torch.finfo(total.dtype).min)
-    reached = reached.add_(front.scores[..., None])
-    ranked = reached if stochastic is None else perturbed(front.order, reached, stochastic)
-    most = min(choice.beam, ranked[0].numel(), len(limits.tree.children[level]))
-    order, places = top(ranked.flatten(1), most)
-    scores = order if stochastic is None else reached.flatten(1).gather(1, places)
+    log_probs, node_of = children(constraints, level, state.nodes, log_probs_BKV)
+    if renormalise or stochastic is not None:
+        total = log_probs.logsumexp(-1, keepdim=True)
+        log_probs = log_probs - total.clamp_(min=torch.finfo(total.dtype).min)
+    scores = log_probs.add_(state.scores[..., None])
+    ranked = scores if stochastic is None else perturbed(state.priority, scores, stochastic)
+    width = min(beam, ranked[0].numel(), len(constraints.tree.children[level]))
+    priority, places = ranked.flatten(1).topk(width)
+    best = priority if stochastic is None else scores.flatten(1).gather(1, places)
     parents, places = places // ranked.shape[2], places % ranked.shape[2]
-    return Front(following.nodes(parents, places), parents, scores, order)
+    return BeamState(node_of(parents, places), parents, best, priority)
+
+
+class Children(NamedTuple):
+    """Children of beams with W places for them: all codes of the level, or a window of edges."""
+
+    log_probs: Tensor  # (B, K, W), -inf where there is no child
+    node_of: Callable[
+        [Tensor, Tensor], Tensor
+    ]  # beams and places, both (B, K'), to nodes, any where there is none
+
+
+def children(constraints: Constraints, level: int, nodes_BK: Tensor, log_probs_BKV: Tensor) -> Children:
+    """Children of beams at ``nodes`` of depth ``level``, from the log-probabilities of all codes.
+
+    Where nodes have many children, a place is a code, and a table masks the codes that do not follow; where they have
+    few, only these are read.
+    """
+    tree = constraints.tree
+    table = tree.child_mask(level, wide_only=True) if constraints.live is None else None
+    if table is None:
+        result = _window(constraints, level, nodes_BK, log_probs_BKV)
+    else:
+        log_probs = table.index_select(0, nodes_BK.flatten()).view(log_probs_BKV.shape).add_(log_probs_BKV)
+        result = Children(
+            log_probs, lambda beams, places: tree.follow(level, nodes_BK.gather(1, beams), places)
+        )
+    if constraints.full is not None:
+        _mask_full(result.log_probs, constraints, level, nodes_BK, by_code=table is not None)
+    return result
+
+
+def _window(constraints: Constraints, level: int, nodes_BK: Tensor, log_probs_BKV: Tensor) -> Children:
+    """Children by a window of edges, as wide as the most children of any beam."""
+    offsets, codes = constraints.tree.offsets[level], constraints.tree.children[level]
+    first, end = offsets[nodes_BK], offsets[nodes_BK + 1]
+    width = max(int((end - first).max()), 1)
+    edges = first[..., None] + torch.arange(width, device=first.device)
+    masked = edges >= end[..., None]
+    edges = edges.clamp_(max=len(codes) - 1).flatten(1)
+    if constraints.live is not None:
+        masked |= ~constraints.live[level].gather(1, edges).view(masked.shape)
+    log_probs = log_probs_BKV.gather(-1, codes[edges].view(masked.shape)).masked_fill_(masked, -torch.inf)
+    return Children(
+        log_probs, lambda beams, places: (first.gather(1, beams) + places).clamp_(max=len(codes) - 1)
+    )
+
+
+def _mask_full(
+    log_probs: Tensor, constraints: Constraints, level: int, nodes_BK: Tensor, *, by_code: bool
+) -> None:
+    """Mask, in place, full prefixes that continue one of the user's beams."""
+    assert constraints.full is not None
+    full, tree = constraints.full[level], constraints.tree
+    parents = tree.parents[level][full.nodes]
+    pair, beam = (nodes_BK[full.users] == parents[:, None]).nonzero(as_tuple=True)
+    node = full.nodes[pair]
+    place = tree.children[level][node] if by_code else node - tree.offsets[level][parents[pair]]
+    log_probs[full.users[pair], beam, place] = -torch.inf
+
+
+def gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise, float64, on the generator's device."""
+    uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+    return -torch.log(-torch.log(uniform.clamp_(1e-300, 1 - 2**-53)))
+
+
+def perturbed(parents_BK: Tensor, log_probs_BKW: Tensor, generator: torch.Generator) -> Tensor:
+    """Perturbed log-probabilities (B, K, W) float64 of children, given that the greatest of each beam's is ``parents``.
+
+    -inf where ``log_probs`` is. ``log_probs`` are those of whole prefixes; those of a prefix's children sum to its own
+    (appendix B.3 of the paper).
+    """
+    free = log_probs_BKW.double() + gumbel(log_probs_BKW.shape, generator).to(log_probs_BKW.device)
+    difference = free - free.amax(-1, keepdim=True)
+    parents = parents_BK[..., None]
+    v = parents - free + _log1mexp(difference)
+    shifted = parents - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
+    return shifted.masked_fill_(log_probs_BKW == -torch.inf, -torch.inf)
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x <= 0, exact at both ends."""
+    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def _check(
     tree: PrefixTree | TreeTensors, beam: int, k: int | None, temperatures: Sequence[float] | None
 ) -> None:
     if k is not None and k < 1:
-        raise ValueError(f"k is {k}; ask for at least one item")
+        raise ValueError(f"k is {k}; it must be at least 1")
     if beam < 1:
-        raise ValueError(f"beam is {beam}; it needs at least 1")
+        raise ValueError(f"beam is {beam}; it must be at least 1")
     if k is not None and k > beam:
         raise ValueError(f"k is {k} and beam {beam}; a search returns no more items than it has beams")
     if (ids := len(tree.children[-1])) < len(tree.leaves):
@@ -231,35 +227,34 @@ def _check(
             "semantic_ids.collisions to extra_digit or reallocate"
         )
     if temperatures is not None and (len(temperatures) != tree.depth or min(temperatures) <= 0):
-        raise ValueError(f"temperatures are {tuple(temperatures)}; give {tree.depth} of them, each above 0")
+        raise ValueError(f"temperatures are {tuple(temperatures)}; set {tree.depth} of them, each above 0")
 
 
-def _checked(logs: Tensor, level: int, front: Front, sizes: Sequence[int]) -> Tensor:
-    if logs.shape != (*front.nodes.shape, sizes[level]):
-        users, beams = front.nodes.shape
+def _check_shape(log_probs: Tensor, level: int, state: BeamState, sizes: Sequence[int]) -> None:
+    if log_probs.shape != (*state.nodes.shape, sizes[level]):
+        users, beams = state.nodes.shape
         raise ValueError(
-            f"log-probabilities of level {level + 1} are {tuple(logs.shape)}; for {beams} beams of {users} users "
+            f"log-probabilities of level {level + 1} are {tuple(log_probs.shape)}; for {beams} beams of {users} users "
             f"and {sizes[level]} codes they are {(users, beams, sizes[level])}"
         )
-    return logs.float()
 
 
-def _check_numbers(broken: list[Tensor]) -> None:
-    """One look at the end: on a GPU every look is a wait."""
-    if broken and (levels := torch.stack(broken).nonzero().flatten().tolist()):
+def _check_nan(is_nan: list[Tensor]) -> None:
+    """Raise ValueError for NaN at any level; checked once at the end, since a GPU waits for each check."""
+    if is_nan and (levels := torch.stack(is_nan).nonzero().flatten().tolist()):
         raise ValueError(
             f"log-probabilities of level {levels[0] + 1} are NaN; the model's weights are not usable"
         )
 
 
-def _result(tree: TreeTensors, front: Front, k: int) -> Beams:
-    most = k if len(tree.leaves) else 0
-    nodes, scores = front.nodes[:, :most], front.scores[:, :most]
-    found = scores > -torch.inf
+def _result(tree: TreeTensors, state: BeamState, k: int) -> Beams:
+    width = k if len(tree.leaves) else 0
+    nodes, scores = state.nodes[:, :width], state.scores[:, :width]
+    alive = scores > -torch.inf
     missing = k - nodes.shape[1]
-    codes = tree.codes(nodes).masked_fill_(~found[..., None], -1)
+    codes = tree.codes(nodes).masked_fill_(~alive[..., None], -1)
     return Beams(
-        F.pad(tree.leaves[nodes].masked_fill_(~found, -1), (0, missing), value=-1),
+        F.pad(tree.leaves[nodes].masked_fill_(~alive, -1), (0, missing), value=-1),
         F.pad(scores, (0, missing), value=-torch.inf),
         F.pad(codes, (0, 0, 0, missing), value=-1),
     )

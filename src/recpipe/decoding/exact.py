@@ -1,4 +1,4 @@
-"""Exact scores and exact best items of models whose levels are independent given the user: no search, no error.
+"""Exact scores and exact top-k of models whose code levels are independent given the user.
 
 B users, N items, L levels, V codes of a level, K results, P nodes of a depth, M pairs of a user and a node.
 """
@@ -13,25 +13,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.decoding.beam import Beams, beam_search
-from recpipe.decoding.constraints import Limits
+from recpipe.decoding.constraints import Constraints
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.tree_tensors import TreeTensors
 
-FEW = 16  # users for whom values are gathered one by one; for more it is done in rows of all users
-CACHED = 1 << 18  # values of a chunk, which stay in cache until they are transposed
-MARGIN = 1e-5  # of a bound, beyond what sums in another order differ by
-FRONTIER = 1 << 22  # nodes that are looked at together
-WIDER = 8  # times k: of a beam that finds nearly the best
-FEWER = 8  # than items: nodes of a depth, all of which are looked at
+MIN_USERS = 16  # from which on values are gathered in rows of all users instead of one by one
+CHUNK = 1 << 18  # values that stay in cache until they are transposed
+MARGIN = 1e-5  # of the bound, for sums in another order
+MAX_NODES = 1 << 22  # nodes that are visited together
+BEAM_FACTOR = 8  # width of the beam search that gives the bound, times k
+SHALLOW = 8  # a depth is visited as a whole where it has fewer nodes than items / SHALLOW
 
 
 def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
-    """(B, N) sum over levels of ``log_probs`` [(B, V_l)] at each item's code: the log-probability of every item.
+    """(B, N) log-probability of every item: the sum over levels of ``log_probs`` [(B, V_l)] at its codes.
 
     Summed in the order of the levels, so that equal summands give equal sums.
     """
     B, N = len(log_probs[0]), len(codes_NL)
-    if FEW > B or log_probs[0].device.type != "cpu":
+    if B < MIN_USERS or log_probs[0].device.type != "cpu":
         scores = log_probs[0].index_select(1, codes_NL[:, 0])
         for level in range(1, len(log_probs)):
             scores += log_probs[level].index_select(1, codes_NL[:, level])
@@ -40,18 +40,18 @@ def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
     sizes = [0, *(each.shape[1] for each in log_probs[:-1])]
     first = torch.tensor(sizes, dtype=codes_NL.dtype).cumsum(0, dtype=codes_NL.dtype)
     scores = table.new_empty(B, N)
-    for start in range(0, N, size := max(CACHED // B, 1)):
+    for start in range(0, N, size := max(CHUNK // B, 1)):
         rows = codes_NL[start : start + size] + first
         scores[:, start : start + size] = F.embedding_bag(rows, table, mode="sum").T
     return scores
 
 
-def among_items(log_probs: Sequence[Tensor], codes_NL: Tensor) -> list[Tensor]:
-    """The same levels, the first less a constant of each user: over the N items the probabilities sum to 1.
+def normalise_over_items(log_probs: Sequence[Tensor], codes_NL: Tensor) -> list[Tensor]:
+    """``log_probs`` with the first level shifted per user, so that the probabilities of the N items sum to 1.
 
-    For models trained by a softmax over the items: what their levels say of codes that no item has is nothing.
+    For models trained by a softmax over the items, which gives no probability to codes that no item has.
     """
-    size = max(FRONTIER // max(len(codes_NL), 1), 1)
+    size = max(MAX_NODES // max(len(codes_NL), 1), 1)
     parts = zip(*(each.split(size) for each in log_probs), strict=True)
     total = torch.cat([exact_scores(part, codes_NL).logsumexp(1) for part in parts])
     return [log_probs[0] - total[:, None], *log_probs[1:]]
@@ -65,27 +65,27 @@ def exact_top(
     seen: tuple[Tensor, Tensor] | None = None,
     allowed: Tensor | None = None,
 ) -> Beams:
-    """The ``k`` best items of the whole catalogue, as by ``exact_scores``, from a part of the prefix tree.
+    """The ``k`` items with the highest ``exact_scores``, by branch and bound over the prefix tree.
 
-    A beam search finds k items, the worst of which bounds what may matter: a prefix is followed only if it could
-    still reach that with the best code of every level left. Of equal scores the lower row of the catalogue is first.
-    For catalogues so large that gathering all scores is slower, from about a million items; flat distributions, with
-    which nothing can be left out, cost more than gathering. ``seen`` and ``allowed`` as of ``beam_search``, which
-    also says what is raised.
+    A beam search gives k items, the worst of which is the bound: a prefix is followed only if it can still reach that
+    with the best code of every remaining level. Of equal scores the lower row of the catalogue is first. Faster than
+    ``exact_scores`` from about a million items on; not for flat distributions, where nothing can be pruned. ``seen``,
+    ``allowed`` and errors as in ``beam_search``.
     """
     device = log_probs[0].device
     log_probs = [each.float() for each in log_probs]
     whole = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
-    wide = max(k, min(WIDER * k, whole.n_items))
-    found = beam_search(Independent(log_probs), whole, beam=wide, k=k, seen=seen, allowed=allowed)
-    limits = Limits.of(whole, len(found.items), seen, allowed)
-    worst = found.scores[:, -1]
-    walk = Walk(log_probs, limits, worst - MARGIN * (1 + worst.abs()), _rest(log_probs, limits.tree))
-    return _best(walk.leaves(), limits.tree, found)
+    beam = max(k, min(BEAM_FACTOR * k, whole.n_items))
+    beams = beam_search(IndependentLevels(log_probs), whole, beam=beam, k=k, seen=seen, allowed=allowed)
+    constraints = Constraints.of(whole, len(beams.items), seen, allowed)
+    worst = beams.scores[:, -1]
+    bound = worst - MARGIN * (1 + worst.abs())
+    branches = BranchAndBound(log_probs, constraints, bound, _best_remaining(log_probs, constraints.tree))
+    return _sorted(branches.leaves(), constraints.tree, beams)
 
 
-class Independent:
-    """The steps of a beam search over levels that do not depend on each other."""
+class IndependentLevels:
+    """Decoder for a beam search over levels that do not depend on each other."""
 
     def __init__(self, log_probs: Sequence[Tensor]) -> None:
         self.log_probs = log_probs
@@ -96,127 +96,125 @@ class Independent:
         return self.log_probs[level][:, None].expand(-1, beams, -1)
 
 
-class Pairs(NamedTuple):
-    """Users, nodes of one depth, and the scores these have for them; all (M,), sorted by users."""
+class Nodes(NamedTuple):
+    """Pairs of a user and a node of one depth, with scores; all (M,), sorted by user."""
 
     users: Tensor
     nodes: Tensor
     scores: Tensor
 
-    def of(self, chosen: Tensor) -> Pairs:
-        """Those of a mask or of places."""
-        return Pairs(self.users[chosen], self.nodes[chosen], self.scores[chosen])
+    def select(self, chosen: Tensor) -> Nodes:
+        """The pairs of a mask or of places."""
+        return Nodes(self.users[chosen], self.nodes[chosen], self.scores[chosen])
 
 
-class Walk(NamedTuple):
-    """Down the tree by whole levels, leaving out what cannot reach ``least`` (B,)."""
+class BranchAndBound(NamedTuple):
+    """Visit of the tree level by level, without nodes that cannot reach ``bound`` (B,)."""
 
     log_probs: Sequence[Tensor]
-    limits: Limits
-    least: Tensor
-    rest: list[Tensor]  # (L + 1) of (B,): the most that the levels from there on can add
+    constraints: Constraints
+    bound: Tensor
+    best_remaining: list[Tensor]  # (L + 1) of (B,): the most that the levels from there on can add
 
-    def leaves(self) -> Pairs:
-        """All that reach ``least``. All nodes of a depth that has few are a table, from there on they are pairs."""
-        tree = self.limits.tree
-        nodes = [1, *map(len, tree.children)]
-        depth = max(d for d, many in enumerate(nodes) if d == 0 or many <= max(nodes[-1] // FEWER, nodes[1]))
-        users = torch.arange(len(self.least), device=self.least.device)
-        each = users.split(max(FRONTIER // nodes[depth], 1)) if nodes[-1] else users[:0].split(1)
-        pairs = Pairs(*map(torch.cat, zip(*(self._at(depth, some) for some in each), strict=True)))
+    def leaves(self) -> Nodes:
+        """All leaves that reach the bound."""
+        tree = self.constraints.tree
+        counts = [1, *map(len, tree.children)]
+        shallow = max(counts[-1] // SHALLOW, counts[1])
+        depth = max(d for d, count in enumerate(counts) if d == 0 or count <= shallow)
+        users = torch.arange(len(self.bound), device=self.bound.device)
+        parts = users.split(max(MAX_NODES // counts[depth], 1)) if counts[-1] else users[:0].split(1)
+        nodes = _concatenate([self._at(depth, part) for part in parts])
         for level in range(depth, tree.depth):
-            pairs = self._below(pairs, level)
-        return pairs
+            nodes = self._below(nodes, level)
+        return nodes
 
-    def _at(self, depth: int, users: Tensor) -> Pairs:
-        """The nodes of a depth that reach ``least``, for some users."""
-        needed = (self.least - self.rest[depth])[users, None]
+    def _at(self, depth: int, users: Tensor) -> Nodes:
+        """The nodes of a depth that reach the bound, for some users."""
+        needed = (self.bound - self.best_remaining[depth])[users, None]
         if depth:
-            scores = exact_scores(
-                [each[users] for each in self.log_probs[:depth]], self.limits.tree.prefixes(depth)
-            )
+            prefixes = self.constraints.tree.prefixes(depth)
+            scores = exact_scores([each[users] for each in self.log_probs[:depth]], prefixes)
         else:
             scores = torch.zeros_like(needed)
         user, node = ((scores >= needed) & (scores > -torch.inf)).nonzero(as_tuple=True)
-        found = Pairs(users[user], node, scores[user, node])
-        return found.of(self._free(found, depth - 1)) if depth else found
+        reached = Nodes(users[user], node, scores[user, node])
+        return self._free(reached, depth - 1) if depth else reached
 
-    def _below(self, pairs: Pairs, level: int) -> Pairs:
-        """Of the children of ``pairs`` those that reach ``least``, in their order."""
-        offsets = self.limits.tree.offsets[level]
-        many = offsets[pairs.nodes + 1] - offsets[pairs.nodes]
-        part = many.cumsum(0) // FRONTIER
+    def _below(self, nodes: Nodes, level: int) -> Nodes:
+        """The children of ``nodes`` that reach the bound, in the same order."""
+        offsets = self.constraints.tree.offsets[level]
+        counts = offsets[nodes.nodes + 1] - offsets[nodes.nodes]
+        part = counts.cumsum(0) // MAX_NODES
         sizes = torch.unique_consecutive(part, return_counts=True)[1].tolist()
-        each = zip(*(values.split(sizes) for values in (*pairs, many)), strict=True)
-        found = [self._children(Pairs(*some), count, level) for *some, count in each]
-        return Pairs(*map(torch.cat, zip(*found, strict=True))) if found else pairs
+        parts = zip(*(values.split(sizes) for values in (*nodes, counts)), strict=True)
+        reached = [self._children(Nodes(*some), count, level) for *some, count in parts]
+        return _concatenate(reached) if reached else nodes
 
-    def _children(self, pairs: Pairs, many: Tensor, level: int) -> Pairs:
-        """The same for some at once; most children fail, so little is done before that is known."""
-        tree, logs = self.limits.tree, self.log_probs[level]
-        parent = torch.arange(len(many), device=many.device).repeat_interleave(many)
-        first = tree.offsets[level][pairs.nodes] - (many.cumsum(0) - many)
-        nodes = torch.arange(len(parent), device=many.device) + first.index_select(0, parent)
-        place = tree.children[level].index_select(0, nodes)
-        place += (pairs.users * logs.shape[1]).index_select(0, parent)
-        added = logs.reshape(-1).index_select(0, place)
-        needed = (self.least - self.rest[level + 1])[pairs.users] - pairs.scores
+    def _children(self, nodes: Nodes, counts: Tensor, level: int) -> Nodes:
+        """``_below`` for some nodes at once; most children fail, so little is computed before that is clear."""
+        tree, log_probs = self.constraints.tree, self.log_probs[level]
+        parent = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        first = tree.offsets[level][nodes.nodes] - (counts.cumsum(0) - counts)
+        child = torch.arange(len(parent), device=counts.device) + first.index_select(0, parent)
+        place = tree.children[level].index_select(0, child)
+        place += (nodes.users * log_probs.shape[1]).index_select(0, parent)
+        added = log_probs.reshape(-1).index_select(0, place)
+        needed = (self.bound - self.best_remaining[level + 1])[nodes.users] - nodes.scores
         reaches = ((added >= needed.index_select(0, parent)) & (added > -torch.inf)).nonzero().flatten()
         parent = parent[reaches]
-        found = Pairs(pairs.users[parent], nodes[reaches], pairs.scores[parent] + added[reaches])
-        return found.of(self._free(found, level))
+        reached = Nodes(nodes.users[parent], child[reaches], nodes.scores[parent] + added[reaches])
+        return self._free(reached, level)
 
-    def _free(self, pairs: Pairs, level: int) -> Tensor:
-        """(M,) bool: where the user may get something."""
-        if self.limits.live is not None:
-            return self.limits.live[level][pairs.users, pairs.nodes]
-        if self.limits.full is None:
-            return torch.ones_like(pairs.users, dtype=torch.bool)
-        full, size = self.limits.full[level], len(self.limits.tree.children[level])
-        return ~torch.isin(pairs.users * size + pairs.nodes, full.users * size + full.nodes)
+    def _free(self, nodes: Nodes, level: int) -> Nodes:
+        return nodes.select(self.constraints.is_free(level, nodes.users, nodes.nodes))
 
 
-def _rest(log_probs: Sequence[Tensor], tree: TreeTensors) -> list[Tensor]:
-    most = [torch.zeros_like(log_probs[0][:, 0])]
-    for logs, codes in zip(log_probs[::-1], tree.used_codes[::-1], strict=True):
-        best = logs.index_select(1, codes).amax(1) if len(codes) else most[-1]
-        most.append(most[-1] + best)
-    return most[::-1]
+def _concatenate(parts: Sequence[Nodes]) -> Nodes:
+    return Nodes(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _best(pairs: Pairs, tree: TreeTensors, like: Beams) -> Beams:
-    """Sorted by user, then by score, then by row of the catalogue."""
-    rows = tree.leaves[pairs.nodes]
+def _best_remaining(log_probs: Sequence[Tensor], tree: TreeTensors) -> list[Tensor]:
+    totals = [torch.zeros_like(log_probs[0][:, 0])]
+    for level_log_probs, codes in zip(log_probs[::-1], tree.used_codes[::-1], strict=True):
+        best = level_log_probs.index_select(1, codes).amax(1) if len(codes) else totals[-1]
+        totals.append(totals[-1] + best)
+    return totals[::-1]
+
+
+def _sorted(leaves: Nodes, tree: TreeTensors, like: Beams) -> Beams:
+    """Results of the shape of ``like``: by user, then by score, then by row of the catalogue."""
+    rows = tree.leaves[leaves.nodes]
     order = rows.argsort()
-    order = order[pairs.scores[order].argsort(descending=True, stable=True)]
-    order = order[pairs.users[order].argsort(stable=True)]
-    users, rows, nodes, scores = pairs.users[order], rows[order], pairs.nodes[order], pairs.scores[order]
+    order = order[leaves.scores[order].argsort(descending=True, stable=True)]
+    order = order[leaves.users[order].argsort(stable=True)]
+    users, rows, nodes, scores = leaves.users[order], rows[order], leaves.nodes[order], leaves.scores[order]
     count = torch.bincount(users, minlength=len(like.items))
     rank = torch.arange(len(users), device=users.device) - (count.cumsum(0) - count)[users]
-    kept = rank < like.items.shape[1]
-    at = users[kept], rank[kept]
-    found = Beams(
-        *(torch.full_like(each, empty) for each, empty in zip(like, (-1, -torch.inf, -1), strict=True))
-    )
-    found.items[at], found.scores[at], found.codes[at] = rows[kept], scores[kept], tree.codes(nodes[kept])
-    return found
+    top = rank < like.items.shape[1]
+    place = users[top], rank[top]
+    empty = (-1, -torch.inf, -1)
+    result = Beams(*(torch.full_like(each, value) for each, value in zip(like, empty, strict=True)))
+    result.items[place], result.scores[place] = rows[top], scores[top]
+    result.codes[place] = tree.codes(nodes[top])
+    return result
 
 
 class SearchError(NamedTuple):
-    """What a search lost beside the exact best lists, of as many items."""
+    """Loss of a search compared with the exact best lists of the same length."""
 
-    missed: float  # share of the best items that it did not find
+    missed: float  # share of the best items that it missed
     users: float  # share of users for whom it missed any
     lost: float  # log-probability per item, by place
 
 
-def search_error(found: Beams, exact: Beams) -> SearchError:
-    """How far a beam search is from what it looks for: the error of the search, apart from that of the model."""
-    there = exact.items >= 0
-    missed = there & ~(exact.items[:, :, None] == found.items[:, None]).any(2)
-    lost = (exact.scores - found.scores)[there & (found.items >= 0)]
+def search_error(beams: Beams, exact: Beams) -> SearchError:
+    """Compare a beam search with the exact results: the error of the search, apart from that of the model."""
+    exists = exact.items >= 0
+    missed = exists & ~(exact.items[:, :, None] == beams.items[:, None]).any(2)
+    lost = (exact.scores - beams.scores)[exists & (beams.items >= 0)]
     return SearchError(
-        float(missed.sum() / there.sum().clamp(min=1)),
+        float(missed.sum() / exists.sum().clamp(min=1)),
         float(missed.any(1).float().mean()),
         float(lost.mean()),
     )

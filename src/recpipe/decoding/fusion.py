@@ -1,47 +1,54 @@
-"""One list of several: what is found by text and what is found by images.
+"""Fusion of several ranked lists into one, such as those found by text ids and by image ids.
 
-B users, K places of a list, M lists, J = M * K.
+B users, K places of a list, M lists, J = M * K candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-RULES = ("mixture", "reciprocal", "paper")
 DAMPING = 60  # of reciprocal ranks: Cormack, Clarke, Büttcher, SIGIR 2009
 BONUS = 1.0  # of items that all lists have: MQL4GRec, section 3.4
 
 
-def fused(
+class Candidates(NamedTuple):
+    """The candidates as one list has them, each (B, J)."""
+
+    present: Tensor  # bool
+    log_probs: Tensor  # -inf where the list lacks the item
+    rank: Tensor  # from 1
+
+
+def fuse(
     lists: Sequence[tuple[Tensor, Tensor]],
     k: int,
     *,
     rule: str,
     weights: Sequence[float],
-    codes: Sequence[int],
+    levels: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """The best ``k`` items (B, k) and their scores, of M ``lists`` of items (B, K), 0 for none, and log-probabilities.
+    """The best ``k`` items (B, k) and scores, from M ``lists`` of items (B, K), 0 for none, and log-probabilities.
 
-    ``mixture``: the log of the weighted sum of probabilities, 0 where a list lacks the item. ``reciprocal``: the
-    weighted sum of 1 / (60 + rank). ``paper``: the mean log-probability per code (``codes``: of how many each list's
-    ids are), averaged and with 1 added where all lists have the item. Item 0 with score -inf where there are fewer.
+    ``mixture``: log of the weighted sum of probabilities, 0 where a list lacks the item. ``reciprocal``: weighted sum
+    of 1 / (60 + rank). ``paper``: mean log-probability per code (``levels``: codes of each list's ids), averaged over
+    lists and with 1 added where all lists have the item. Item 0 with score -inf where there are fewer.
     Raises ValueError for an unknown rule.
     """
     if rule not in RULES:
         raise ValueError(f"ensemble is {rule!r}; allowed: {', '.join(RULES)}")
-    items, matches = _matches(lists)
-    each = []
-    for number, (_, scores) in enumerate(lists):
-        found = matches[number]  # (B, J, K)
-        there = found.any(-1)
-        value = torch.where(found, scores[:, None].float(), -torch.inf).amax(-1)
-        rank = 1 + torch.where(found, torch.arange(scores.shape[1], device=scores.device), 0).sum(-1)
-        each.append((there, value, rank))
-    total = _RULES[rule](each, weights, codes)
-    total = torch.where(~_repeated(items) & (items > 0), total, -torch.inf)
+    items = torch.cat([each for each, _ in lists], 1)
+    candidates = []
+    for list_items, scores in lists:
+        match = (items[:, :, None] == list_items[:, None]) & (list_items > 0)[:, None]  # (B, J, K)
+        log_probs = torch.where(match, scores[:, None].float(), -torch.inf).amax(-1)
+        rank = 1 + torch.where(match, torch.arange(scores.shape[1], device=scores.device), 0).sum(-1)
+        candidates.append(Candidates(match.any(-1), log_probs, rank))
+    total = RULES[rule](candidates, weights, levels)
+    total = torch.where(~_is_repetition(items) & (items > 0), total, -torch.inf)
     best, places = total.topk(min(k, total.shape[1]))
     chosen = torch.where(best > -torch.inf, items.gather(1, places), 0)
     missing = (0, k - chosen.shape[1])
@@ -51,46 +58,34 @@ def fused(
     )
 
 
-Each = Sequence[tuple[Tensor, Tensor, Tensor]]  # whether a list has the item, its score there, its rank there
-
-
-def _mixture(each: Each, weights: Sequence[float], codes: Sequence[int]) -> Tensor:
-    logs = [
-        value + torch.log(torch.tensor(weight, dtype=value.dtype)).item()
-        for (_, value, _), weight in zip(each, weights, strict=True)
+def _mixture(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:
+    weighted = [
+        each.log_probs + torch.log(torch.tensor(weight, dtype=each.log_probs.dtype)).item()
+        for each, weight in zip(lists, weights, strict=True)
     ]
-    return torch.stack(logs).logsumexp(0)
+    return torch.stack(weighted).logsumexp(0)
 
 
-def _reciprocal(each: Each, weights: Sequence[float], codes: Sequence[int]) -> Tensor:
+def _reciprocal(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:
     parts = [
-        weight * there / (DAMPING + rank) for (there, _, rank), weight in zip(each, weights, strict=True)
+        weight * each.present / (DAMPING + each.rank) for each, weight in zip(lists, weights, strict=True)
     ]
     total = torch.stack(parts).sum(0)
     return torch.where(total > 0, total, -torch.inf)
 
 
-def _paper(each: Each, weights: Sequence[float], codes: Sequence[int]) -> Tensor:
-    there = torch.stack([part for part, _, _ in each])
-    values = torch.stack([value / levels for (_, value, _), levels in zip(each, codes, strict=True)])
-    mean = torch.where(there, values, 0).sum(0) / there.sum(0).clamp(min=1)
-    return torch.where(there.any(0), mean + BONUS * (there.all(0) & (len(each) > 1)), -torch.inf)
+def _paper(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:
+    present = torch.stack([each.present for each in lists])
+    values = torch.stack([each.log_probs / count for each, count in zip(lists, levels, strict=True)])
+    mean = torch.where(present, values, 0).sum(0) / present.sum(0).clamp(min=1)
+    return torch.where(present.any(0), mean + BONUS * (present.all(0) & (len(lists) > 1)), -torch.inf)
 
 
-_RULES: dict[str, Callable[[Each, Sequence[float], Sequence[int]], Tensor]] = {
-    "mixture": _mixture,
-    "reciprocal": _reciprocal,
-    "paper": _paper,
-}
+Rule = Callable[[Sequence[Candidates], Sequence[float], Sequence[int]], Tensor]
+RULES: dict[str, Rule] = {"mixture": _mixture, "reciprocal": _reciprocal, "paper": _paper}
 
 
-def _matches(lists: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-    """All items (B, J), and for each list where it has them (B, J, K)."""
-    items = torch.cat([found for found, _ in lists], 1)
-    return items, [(items[:, :, None] == found[:, None]) & (found > 0)[:, None] for found, _ in lists]
-
-
-def _repeated(items_BJ: Tensor) -> Tensor:
-    """(B, J): whether an item stands further left already."""
+def _is_repetition(items_BJ: Tensor) -> Tensor:
+    """(B, J): whether an item occurs further left."""
     same = items_BJ[:, :, None] == items_BJ[:, None]
     return (same & torch.ones_like(same[0]).tril(-1)).any(-1)

@@ -18,6 +18,7 @@ from kedro_datasets.json import JSONDataset as StockJSON
 from kedro_datasets.polars import EagerPolarsDataset as StockTable
 from kedro_datasets.text import TextDataset as StockText
 
+from recpipe.config.run_config import is_accelerated
 from recpipe.data.atomic import atomic_file, atomic_folder
 from recpipe.kedro_compat import WholeFile, unwrapped
 
@@ -104,7 +105,8 @@ class ObjectDataset(AbstractDataset[Any, Any]):
 class BundleDataset(AbstractVersionedDataset[Any, Any]):
     """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
 
-    `optional` loads None where there is no bundle. `curves` is the file of the training curve, written as `{path: ...}`
+    `optional` loads None where there is no bundle. `accelerate` is the setting of that name.
+    `curves` is the file of the training curve, written as `{path: ...}`
     in the catalog, where Kedro makes paths absolute; without it the curve is not saved.
     """
 
@@ -114,12 +116,13 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
         filepath: str,
         device: str = "cpu",
         optional: bool = False,
+        accelerate: str | bool = "auto",
         curves: dict[str, str] | None = None,
         version: Version | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(filepath=PurePosixPath(filepath), version=version)
-        self._device, self._optional = device, optional
+        self._device, self._optional, self._accelerate = device, optional, is_accelerated(accelerate)
         self._curves = None if curves is None else Path(curves["path"])
         self.metadata = metadata
 
@@ -134,7 +137,7 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
             if self._optional:
                 return None
             raise DatasetError(f"{folder} does not exist: {_training_command(folder)}")
-        return load_bundle(Path(self._get_load_path()), device=self._device)
+        return load_bundle(Path(self._get_load_path()), device=self._device, accelerate=self._accelerate)
 
     def save(self, data: Any) -> None:
         from recpipe.training.bundle import curve_table, save_bundle

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recpipe.data.batches import Batch
-from recpipe.layers.dropout import Dropout
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -37,7 +36,7 @@ def causal_mask(batch: Batch, like: Tensor) -> Mask:
     return torch.where(allowed, 0.0, -torch.inf).to(like.dtype).view(-1, 1, T, T)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: Dropout | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: nn.Dropout | None = None) -> Tensor:
     """Return causal attention (B, H, T, D) of queries, keys and values (B, H, T, D) under ``mask``.
 
     Raises ValueError for dropout of attention weights with FlexAttention.

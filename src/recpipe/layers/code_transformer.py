@@ -1,18 +1,16 @@
-"""An encoder–decoder that reads histories of tokens and writes ids token by token: TIGER's, and MQL4GRec's.
+"""Encoder–decoder over the codes of semantic ids: reads histories of tokens and writes ids token by token.
 
-B batch, T events, W targets of a row, L levels, S places of the encoder, D width, V tokens.
+The network of TIGER and MQL4GRec, its losses, and its decoding steps for beam search.
 
-What a beam search asks an encoder-decoder of codes for, level by level or several levels at once.
-
-B batch, K beams, N prefixes of a depth, L levels, D width, V codes of a level.
+B batch, K beams, W targets of a row, L levels, S tokens of the encoder, D width, V codes of a level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,50 +18,58 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch
 from recpipe.layers.code_tokens import (
     CodeInput,
-    Embedded,
+    EmbeddedHistory,
     ItemCodes,
-    before,
+    attended_by_target,
     causal,
-    target_of,
-    told_apart,
-    within,
+    loss_items,
+    target_of_query,
+    within_target,
 )
-from recpipe.layers.kept import Kept
 from recpipe.layers.softmax import tree_cross_entropy
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder, Memory
-from recpipe.layers.t5_prepared import PreparedEncoder, Product
-from recpipe.layers.t5_prepared_decoder import PreparedDecoder, PreparedMemory, prepared
-
-Read = tuple[Memory | PreparedMemory, Embedded]
 
 
-@dataclass(frozen=True)
-class Held:
-    """The two for inference, and the table (V, D) that hidden states are multiplied with."""
+class EncodedHistory(NamedTuple):
+    """Encoded histories: the decoder's memory, and the tokens that it was computed from."""
 
-    encoder: Encoder | PreparedEncoder
-    decoder: Decoder | PreparedDecoder
-    table: Tensor
-    heads: dict[tuple[int, int], Product] = field(default_factory=dict)
+    memory: Any  # of the decoder in use: ``Memory`` or that of a faster one
+    history: EmbeddedHistory
 
-    def head(self, rows: slice) -> Product:
-        """Of some ``rows`` of the table, made when first asked for."""
-        key = rows.start, rows.stop
-        if key not in self.heads:
-            self.heads[key] = Product(self.table[rows])
-        return self.heads[key]
+
+class StepDecoder(Protocol):
+    """Decoder of one level at a time, such as ``Decoder``; memory and cache are its own."""
+
+    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor | None = None) -> Any: ...
+
+    def cache(self) -> Any: ...
+
+    def step(self, x_BKD: Tensor, memory: Any, cache: Any, parents_BK: Tensor | None = None) -> Tensor: ...
+
+
+class Inference(Protocol):
+    """Encoder, decoder and output layer in evaluation: a ``CodeTransformer``, or a faster version of one."""
+
+    @property
+    def encoder(self) -> Callable[..., Tensor]: ...
+
+    @property
+    def decoder(self) -> StepDecoder: ...
+
+    def logits(self, hidden: Tensor, rows: slice) -> Tensor:
+        """Logits (..., n) of hidden states (..., D) for some ``rows`` of the tokens, counted from 0."""
+        ...
 
 
 @dataclass(frozen=True)
 class CodeShape(T5Shape):
-    """``users``: groups that users are hashed into, 0: none. ``one_pass``: places see no later event, so that one
-    encoding serves all targets of a row. ``recency``: cross-attention knows how many events ago something was, which
-    T5's does not (see ``recpipe.layers.t5_decoder``).
+    """Settings of a ``CodeTransformer``.
 
-    ``softmax``: ``all``, over the tokens of all levels, as in T5; ``children``, over the codes that may follow in the
-    catalogue, so that nothing is spent on learning which ids exist; a search has to ``renormalise`` then, as
-    ``recpipe.decoding.beam_search`` can.
+    ``users``: number of groups that users are hashed into, 0: none. ``one_pass``: tokens attend to no later event, so
+    that one encoding serves all targets of a row. ``recency``: cross-attention knows how many events ago something
+    was, see ``recpipe.layers.t5_decoder.Decoder``. ``softmax``: ``all``, over the tokens of all levels, as in T5;
+    ``children``, over the codes that may follow in the catalogue, which needs ``renormalise`` of the beam search.
     """
 
     users: int = 0
@@ -81,152 +87,121 @@ class CodeShape(T5Shape):
 
 
 class CodeTransformer(nn.Module):
-    """``total`` tokens and ``levels``, both of all modalities. ``writes``: ids of how many kinds are written, each with
-    a token to begin; ``more`` tokens stand behind these.
+    """Encoder–decoder over ``tokens`` codes of ``levels`` levels, both counted over all kinds of ids.
+
+    ``kinds`` of ids that are written, each with a token to begin; ``extra`` tokens follow these in the table.
+    ``accelerator``, where it is set, makes a faster version of the network for inference.
     """
 
-    def __init__(self, shape: CodeShape, total: int, levels: int, *, writes: int = 1, more: int = 0) -> None:
+    def __init__(self, shape: CodeShape, tokens: int, levels: int, *, kinds: int = 1, extra: int = 0) -> None:
         super().__init__()
-        self.input = CodeInput(total, levels, shape.dim, users=shape.users, more=writes + more)
+        self.input = CodeInput(tokens, levels, shape.dim, users=shape.users, extra=kinds + extra)
         self.encoder, self.decoder = Encoder(shape), Decoder(shape, recency=shape.recency)
-        self.one_pass, self.scale, self.among = shape.one_pass, shape.dim**-0.5, shape.softmax
-        self.held: Held | None = None  # inside ``cached_weights``
-        self.kept: Kept[Held] = Kept()
+        self.one_pass, self.scale, self.softmax = shape.one_pass, shape.dim**-0.5, shape.softmax
+        self.accelerator: Callable[[CodeTransformer], Inference] | None = None
+        self.cache: Inference | None = None  # set inside ``cached_weights``
 
     @contextmanager
     def cached_weights(self) -> Iterator[None]:
-        """Inside, weights stay as they are: for searches, which a CPU then makes with weights prepared once, and kept
-        for the next ones: to prepare them takes longer than a search for one user.
-        """
-        of_cpu = self.input.weight.device.type == "cpu"
-        self.held = self.kept.get(self._prepared, self.parameters()) if of_cpu else self._prepared()
+        """Context in which weights must not change, so that inference can use values derived from them."""
+        self.cache = None if self.accelerator is None else self.accelerator(self)
         try:
             yield
         finally:
-            self.held = None
+            self.cache = None
 
-    def _prepared(self) -> Held:
-        encoder, decoder = prepared(self.encoder, self.decoder)
-        return Held(encoder, decoder, self.input.head[1:].detach() * self.scale)
+    @property
+    def inference(self) -> Inference:
+        """What evaluates the network: the faster version inside ``cached_weights``, otherwise this module."""
+        return self if self.cache is None else self.cache
 
-    def read(self, batch: Batch, tokens: Tensor) -> Read:
-        """The encoded histories of ``batch``; ``tokens`` (I + 1, L) of every item."""
-        return self.encode(self.input(batch if batch.items.shape[1] else batch.pad(1), tokens))
+    def logits(self, hidden: Tensor, rows: slice) -> Tensor:
+        """Logits (..., n) of hidden states (..., D) for some ``rows`` of the tokens, counted from 0."""
+        return hidden * self.scale @ self.input.head[1:][rows].T
 
-    def encode(self, embedded: Embedded) -> Read:
-        """The same for what is embedded already."""
-        attention = causal(embedded.event) if self.one_pass else None
-        of = self if self.held is None else self.held
-        encoder: Any = of.encoder
-        decoder: Any = of.decoder
-        encoded = encoder(embedded.x, embedded.mask, attention=attention)
-        return decoder.memory(encoded, embedded.mask, embedded.event), embedded
+    def encode(self, batch: Batch, tokens: Tensor) -> EncodedHistory:
+        """Encode the histories of ``batch``; ``tokens`` (I + 1, L) of every item."""
+        return self.encode_history(self.input(batch if batch.items.shape[1] else batch.pad(1), tokens))
 
-    def write(self, read: Read, wanted_BWL: Tensor, *, kind: int = 0, each: bool | None = None) -> Tensor:
-        """(B, W, L, D) hidden states that tokens ``wanted_BWL`` are predicted from, times T5's scale.
+    def encode_history(self, history: EmbeddedHistory) -> EncodedHistory:
+        """Encode embedded histories."""
+        attention, inference = causal(history.event) if self.one_pass else None, self.inference
+        encoded = inference.encoder(history.x, history.mask, attention=attention)
+        return EncodedHistory(inference.decoder.memory(encoded, history.mask, history.event), history)
 
-        ``each``: target w is that of the events up to w, by default if ``one_pass``; else it is that of all of them.
+    def decode(
+        self, encoded: EncodedHistory, targets_BWL: Tensor, *, kind: int = 0, by_target: bool | None = None
+    ) -> Tensor:
+        """(B, W, L, D) hidden states that the tokens ``targets_BWL`` are predicted from, times T5's scale.
+
+        ``by_target``: target w follows the events up to w, by default if ``one_pass``; otherwise all events.
         """
-        memory, embedded = read
-        assert isinstance(memory, Memory)  # nothing is trained where weights are held
-        width, levels = wanted_BWL.shape[1:]
-        device = wanted_BWL.device
-        begin = torch.full_like(wanted_BWL[..., :1], self.input.more + kind)
-        shifted = torch.cat([begin, wanted_BWL[..., :-1]], -1)
-        each = self.one_pass if each is None else each
+        memory, history = encoded
+        assert isinstance(memory, Memory)  # training does not run inside ``cached_weights``
+        width, levels = targets_BWL.shape[1:]
+        device = targets_BWL.device
+        begin = torch.full_like(targets_BWL[..., :1], self.input.extra + kind)
+        shifted = torch.cat([begin, targets_BWL[..., :-1]], -1)
+        by_target = self.one_pass if by_target is None else by_target
         hidden = self.decoder(
             self.input.embed(shifted).flatten(1, 2),
             memory,
-            cross=before(embedded.event, width, levels) if each else None,
-            attention=within(width, levels, device),
+            cross=attended_by_target(history.event, width, levels) if by_target else None,
+            attention=within_target(width, levels, device),
             positions=torch.arange(levels, device=device).repeat(width),
-            events_Q=target_of(width, levels, device) if each else None,
+            events_Q=target_of_query(width, levels, device) if by_target else None,
         )
         return hidden.unflatten(1, (width, levels)) * self.scale
 
-    def error(
+    def loss(
         self,
         hidden_NLD: Tensor,
         items_N: Tensor,
         codes: ItemCodes,
         criterion: Callable[[Tensor, Tensor, Tensor], Tensor],
         *,
-        before: int = 0,
+        offset: int = 0,
     ) -> Tensor:
-        """The loss of the ids, by ``codes``, of items that hidden states are to predict; ``before`` these codes stand
-        as many tokens of other modalities.
-        """
-        if self.among == "children":
-            tree, row_of = codes.tree_of(told_apart(criterion))
+        """Loss of the ids ``codes`` of the target items; ``offset``: tokens of other kinds before these."""
+        if self.softmax == "children":
+            tree, row_of = codes.tree_of(loss_items(criterion))
             rows = row_of.to(items_N.device)[items_N]
-            tables = self.input.weight[1 + before : 1 + before + codes.size].split(codes.sizes)
+            tables = self.input.weight[1 + offset : 1 + offset + codes.size].split(codes.sizes)
             return tree_cross_entropy(hidden_NLD, tables, rows, tree.tensors(items_N.device))
-        return criterion(hidden_NLD.flatten(0, 1), self.input.head, codes.tokens[items_N].flatten() + before)
+        return criterion(hidden_NLD.flatten(0, 1), self.input.head, codes.tokens[items_N].flatten() + offset)
 
 
-class Writing:
-    """The steps of a beam search, as ``recpipe.decoding.beam_search`` takes them."""
+class CodeSteps:
+    """Decoding steps of a beam search: a ``recpipe.decoding.LevelDecoder``."""
 
     def __init__(
         self,
         model: CodeTransformer,
-        read: Read,
+        encoded: EncodedHistory,
         first: Sequence[int],
         sizes: Sequence[int],
         *,
         kind: int = 0,
     ) -> None:
-        """``first`` token and ``sizes`` (L,) of every level; ``kind`` of ids, as of ``CodeTransformer.write``."""
-        self.model, (self.memory, embedded) = model, read
+        """``first`` token and ``sizes`` (L,) of every level; ``kind`` of ids, as in ``CodeTransformer.decode``."""
+        self.model, self.inference, (self.memory, history) = model, model.inference, encoded
         self.first, self.sizes = first, sizes
-        self.alone = model.among == "children"
-        self.decoder: Any = model.decoder if model.held is None else model.held.decoder
-        self.cache: Any = self.decoder.cache()
-        self.begin = torch.full((len(embedded.x), 1), model.input.more + kind, device=embedded.x.device)
+        self.by_level = model.softmax == "children"
+        self.cache = self.inference.decoder.cache()
+        self.begin = torch.full((len(history.x), 1), model.input.extra + kind, device=history.x.device)
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        """(B, K, V_level) as of ``logs``."""
+        """Log-probabilities (B, K, V_level), see ``log_probs``."""
         tokens = self.begin if codes_BK is None else codes_BK + self.first[level - 1]
-        hidden = self.decoder.step(self.model.input.embed(tokens), self.memory, self.cache, parents_BK)
-        return self.logs(level, hidden)
+        x_BKD = self.model.input.embed(tokens)
+        return self.log_probs(level, self.inference.decoder.step(x_BKD, self.memory, self.cache, parents_BK))
 
-    def logs(self, level: int, hidden: Tensor) -> Tensor:
-        """Log-probabilities (..., V_level) of hidden states (..., D), of the softmax over the tokens of all levels; of
-        that over the level's own where a search renormalises anyway, among children.
+    def log_probs(self, level: int, hidden: Tensor) -> Tensor:
+        """(..., V_level) of hidden states (..., D): of the softmax over the tokens of all levels, or, in a search that
+        renormalises over children anyway, over the tokens of the level.
         """
-        if self.alone:
-            return self._softmax(hidden, self._rows(level))
-        return self._softmax(hidden, slice(0, len(self.model.input.head) - 1))[..., self._rows(level)]
-
-    def _rows(self, level: int) -> slice:
-        return slice(self.first[level] - 1, self.first[level] - 1 + self.sizes[level])
-
-    def _softmax(self, hidden: Tensor, rows: slice) -> Tensor:
-        if self.model.held is None:
-            logits = hidden * self.model.scale @ self.model.input.head[1:][rows].T
-        else:
-            logits = self.model.held.head(rows)(hidden.flatten(0, -2)).view(*hidden.shape[:-1], -1)
-        return logits.float().log_softmax(-1)
-
-
-class WritingAhead(Writing):
-    """The same with a decoder that reads prefixes of several depths at once."""
-
-    def ahead(self, level: int, prefixes: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """Each (B, N, V) as of ``logs``: as ``step`` for one after the other of codes and parents, both (B, N)."""
-        tokens = [codes + self.first[level - 1 + i] for i, (codes, _) in enumerate(prefixes)]
-        x = [self.model.input.embed(each) for each in tokens]
-        hidden = self.decoder.ahead(x, self.memory, self.cache, [parents for _, parents in prefixes])
-        counts = [each.shape[1] for each in tokens]
-        if self.alone:
-            return [self.logs(level + i, part) for i, part in enumerate(hidden.split(counts, 1))]
-        logs = self._softmax(hidden, slice(0, len(self.model.input.head) - 1)).split(counts, 1)
-        return [part[..., self._rows(level + i)] for i, part in enumerate(logs)]
-
-
-def writing(
-    model: CodeTransformer, read: Read, first: Sequence[int], sizes: Sequence[int], *, kind: int = 0
-) -> Writing:
-    """What is searched, as of ``Writing``, by the fastest way that the decoder has."""
-    prepared = model.held is not None and isinstance(model.held.decoder, PreparedDecoder)
-    return (WritingAhead if prepared else Writing)(model, read, first, sizes, kind=kind)
+        rows = slice(self.first[level] - 1, self.first[level] - 1 + self.sizes[level])
+        if self.by_level:
+            return self.inference.logits(hidden, rows).float().log_softmax(-1)
+        all_rows = slice(0, len(self.model.input.head) - 1)
+        return self.inference.logits(hidden, all_rows).float().log_softmax(-1)[..., rows]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recpipe.layers.dropout import Dropout
-
 
 class Recurrent(nn.Module):
     """Dropout, ``layers`` of torch's ``cell``, LayerNorm, and a projection to ``dim``.
@@ -21,7 +19,7 @@ class Recurrent(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} is {value}; a recurrent network needs at least 1")
         between_layers = dropout if layers > 1 else 0.0  # torch warns for a single layer
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.cells = cell(dim, hidden, layers, batch_first=True, dropout=between_layers)
         self.norm = nn.LayerNorm(hidden)
         self.project = nn.Linear(hidden, dim)

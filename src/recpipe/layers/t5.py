@@ -1,18 +1,19 @@
-"""T5's encoder and decoder in plain torch: Raffel et al., Exploring the Limits of Transfer Learning with a Unified
-Text-to-Text Transformer, JMLR 2020.
+"""T5's encoder: Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer,
+JMLR 2020. In plain torch; the decoder is in t5_decoder.py.
 
-B batch, T time of the encoder, S time of what is looked at, Q queries of the decoder, K beams, D width, H heads,
-P width of a head, V tokens.
+B batch, T queries of attention, S keys, Q queries of the decoder, K beams, D width, H heads, P width of a head,
+V tokens.
 
 RMSNorm before each block, no biases, no division by sqrt(P) (the initial weights of q have it), ReLU feed-forward, one
-table of relative positions per stack that all its layers share. Embeddings and heads are the model's: ``Head`` is the
-one with T5's scale. As parts of one batch are free to look at each other or not, one encoding serves all targets of a
-sequence, tokens of an item can share a position, and queries can be decoded in parallel.
+table of relative positions per stack, shared by its layers. Embeddings and output heads belong to the model. An
+attention mask per batch allows one encoding for all targets of a sequence, tokens of an item that share a position,
+and queries decoded in parallel.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from recpipe.layers.dropout import Dropout
-
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class T5Shape:
-    """Sizes as of TIGER; ``layers`` of the encoder. Distances from ``max_distance`` on share a bucket."""
+    """Sizes of an encoder of ``layers`` and a decoder of ``decoder_layers``; the defaults are TIGER's.
+
+    Distances from ``max_distance`` on share a bucket.
+    """
 
     dim: int = 128
     heads: int = 6
@@ -51,49 +53,49 @@ class T5Shape:
 
     @property
     def inner(self) -> int:
-        """Width of all heads together."""
+        """Width H * P of all heads together."""
         return self.heads * self.head_dim
 
 
-class Reach(NamedTuple):
-    """What attention adds to its scores, and which rows have anything to look at (the others give 0)."""
+class AttentionMask(NamedTuple):
+    """What attention adds to its scores, -inf where it must not look, and which rows may look at anything."""
 
     bias: Tensor  # broadcast to (B, H, T, S)
-    alive: Tensor | None = None  # broadcast to (B, H, T, 1)
+    alive: Tensor | None = None  # broadcast to (B, H, T, 1); other rows give 0
 
 
-def reach(allowed: Tensor | None, bias: Tensor) -> Reach:
-    """``allowed`` bool, broadcast to (B, H, T, S) as ``bias`` is."""
+def attention_mask(allowed: Tensor | None, bias: Tensor) -> AttentionMask:
+    """Combine ``allowed`` bool and ``bias``, both broadcast to (B, H, T, S)."""
     if allowed is None:
-        return Reach(bias)
+        return AttentionMask(bias)
     alive = allowed.any(-1, keepdim=True)
-    return Reach(bias.masked_fill(~allowed & alive, -torch.inf), alive)
+    return AttentionMask(bias.masked_fill(~allowed & alive, -torch.inf), alive)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, reach: Reach, dropout: nn.Module) -> Tensor:
-    """(B, T, H * P) of q (B, H, T, P), k and v (B, H, S, P); ``dropout``, a ``Dropout``, of weights."""
-    if q.device.type == "cpu":  # a fused kernel there has no dropout, and none of it is faster for few places
-        mixed = dropout((q @ k.mT).add_(reach.bias).softmax(-1)) @ v
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: nn.Module) -> Tensor:
+    """(B, T, H * P) from q (B, H, T, P), k and v (B, H, S, P), with ``dropout`` of attention weights."""
+    if q.device.type == "cpu":  # where the fused kernel has no dropout, and is no faster for short sequences
+        mixed = dropout((q @ k.mT).add_(mask.bias).softmax(-1)) @ v
     else:
-        mixed = fused(q, k, v, reach, dropout)
-    if reach.alive is not None:
-        mixed = mixed * reach.alive
+        mixed = fused_attention(q, k, v, mask, dropout)
+    if mask.alive is not None:
+        mixed = mixed * mask.alive
     return mixed.transpose(1, 2).flatten(2)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, reach: Reach, dropout: nn.Module) -> Tensor:
-    """(B, H, T, P) by torch's own attention, which keeps no (B, H, T, S) of weights for the way back.
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: nn.Module) -> Tensor:
+    """(B, H, T, P) by torch's fused attention, which stores no (B, H, T, S) weights for the backward pass.
 
-    Not by cuDNN's: with it a step of TIGER took 156 ms on an H100, by plain products 46 (torch 2.11, LOG.md).
+    Not by cuDNN's kernel: with it a step of TIGER took 156 ms on an H100, with plain products 46 (torch 2.11).
     """
-    bias = reach.bias.expand(len(q), q.shape[1], q.shape[2], k.shape[2])
+    bias = mask.bias.expand(len(q), q.shape[1], q.shape[2], k.shape[2])
     p = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=p, scale=1.0)
 
 
-class Relative(nn.Module):
-    """The bias of a stack's self-attention by distance: exact up to half of the buckets, then logarithmic."""
+class RelativeBias(nn.Module):
+    """Attention bias by distance: one bucket per distance up to half of the buckets, then logarithmic buckets."""
 
     def __init__(self, shape: T5Shape, *, bidirectional: bool) -> None:
         super().__init__()
@@ -102,11 +104,11 @@ class Relative(nn.Module):
         nn.init.normal_(self.table.weight, std=shape.dim**-0.5)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """(..., H, Q, S) of integer positions (..., Q) and (..., S)."""
+        """Bias (..., H, Q, S) of integer positions (..., Q) and (..., S)."""
         return self.table(self.bucket(keys[..., None, :] - queries[..., None])).movedim(-1, -3)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """The row of the table for positions of keys less those of queries; one-sided: the future counts as 0."""
+        """Bucket of each distance key - query; one-sided: later keys count as distance 0."""
         buckets, first = self.table.num_embeddings, torch.zeros_like(distance)
         if self.bidirectional:
             buckets //= 2
@@ -120,7 +122,7 @@ class Relative(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Normalises, mixes, and adds to its input."""
+    """Pre-norm self-attention with residual connection."""
 
     def __init__(self, shape: T5Shape) -> None:
         super().__init__()
@@ -128,29 +130,29 @@ class SelfAttention(nn.Module):
         self.norm = nn.RMSNorm(shape.dim, EPS)
         self.qkv = nn.Linear(shape.dim, 3 * shape.inner, bias=False)
         self.out = nn.Linear(shape.inner, shape.dim, bias=False)
-        self.dropout = Dropout(shape.dropout)
+        self.dropout = nn.Dropout(shape.dropout)
         _initialise(self.qkv, std=shape.dim**-0.5)
         _initialise(self.out, std=shape.inner**-0.5)
         with torch.no_grad():
             self.qkv.weight[: shape.inner] *= shape.head_dim**-0.5
 
-    def forward(self, x_BTD: Tensor, reach: Reach) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask: AttentionMask) -> Tensor:
         q, k, v = self.project(x_BTD)
-        return self.add(x_BTD, attend(q, k, v, reach, self.dropout))
+        return self.add(x_BTD, attend(q, k, v, mask, self.dropout))
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, each (B, H, T, P)."""
+        """Queries, keys and values, each (B, H, T, P)."""
         split = self.qkv(self.norm(x_BTD)).unflatten(-1, (3, self.heads, -1))
         q, k, v = split.permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def add(self, x_BTD: Tensor, mixed: Tensor) -> Tensor:
-        """What was mixed, as (B, T, H * P), into the stream."""
+        """Project the heads' output (B, T, H * P) and add it to the residual stream."""
         return x_BTD + self.dropout(self.out(mixed))
 
 
 class CrossAttention(nn.Module):
-    """The same, with keys and values of the encoder."""
+    """Pre-norm cross-attention to the encoder's output, with residual connection."""
 
     def __init__(self, shape: T5Shape) -> None:
         super().__init__()
@@ -159,7 +161,7 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(shape.dim, shape.inner, bias=False)
         self.kv = nn.Linear(shape.dim, 2 * shape.inner, bias=False)
         self.out = nn.Linear(shape.inner, shape.dim, bias=False)
-        self.dropout = Dropout(shape.dropout)
+        self.dropout = nn.Dropout(shape.dropout)
         _initialise(self.q, std=(shape.dim * shape.head_dim) ** -0.5)
         _initialise(self.kv, std=shape.dim**-0.5)
         _initialise(self.out, std=shape.inner**-0.5)
@@ -169,20 +171,20 @@ class CrossAttention(nn.Module):
         k, v = self.kv(encoded_BSD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return k, v
 
-    def forward(self, x_BQD: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
+    def forward(self, x_BQD: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         q = self.q(self.norm(x_BQD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return x_BQD + self.dropout(self.out(attend(q, k, v, reach, self.dropout)))
+        return x_BQD + self.dropout(self.out(attend(q, k, v, mask, self.dropout)))
 
 
 class FeedForward(nn.Module):
-    """The same, for every position alone."""
+    """Pre-norm feed-forward network with residual connection."""
 
     def __init__(self, shape: T5Shape) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(shape.dim, EPS)
         self.up = nn.Linear(shape.dim, shape.feed_forward, bias=False)
         self.down = nn.Linear(shape.feed_forward, shape.dim, bias=False)
-        self.dropout = Dropout(shape.dropout)
+        self.dropout = nn.Dropout(shape.dropout)
         _initialise(self.up, std=shape.dim**-0.5)
         _initialise(self.down, std=shape.feed_forward**-0.5)
 
@@ -197,20 +199,20 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention, self.feed = SelfAttention(shape), FeedForward(shape)
 
-    def forward(self, x_BTD: Tensor, reach: Reach) -> Tensor:
-        return self.feed(self.attention(x_BTD, reach))
+    def forward(self, x_BTD: Tensor, mask: AttentionMask) -> Tensor:
+        return self.feed(self.attention(x_BTD, mask))
 
 
 class Encoder(nn.Module):
-    """Bidirectional, unless ``attention`` says otherwise."""
+    """Stack of encoder layers; bidirectional, unless ``attention`` restricts it."""
 
     def __init__(self, shape: T5Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.relative = Relative(shape, bidirectional=True)
+        self.relative = RelativeBias(shape, bidirectional=True)
         self.layers = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.dim, EPS)
-        self.dropout = Dropout(shape.dropout)
+        self.dropout = nn.Dropout(shape.dropout)
 
     def forward(
         self,
@@ -221,38 +223,77 @@ class Encoder(nn.Module):
         positions: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D) of embedded tokens.
+        """Encode embedded tokens (B, T, D).
 
-        ``mask_BT``: what is not padding. ``attention`` bool, (T, T) or (B, T, T): which token (row) may look at which
-        (column). ``positions`` integers, (T,) or (B, T), from which distances are taken: the places by default.
-        ``bias``, broadcast to (B, H, T, T), is added to that of the distances. A token that may look at nothing mixes
-        nothing in.
+        ``mask_BT`` is False in the padding. ``attention`` bool, (T, T) or (B, T, T): which token (row) may attend to
+        which (column); a token that may attend to none gets zeros. ``positions`` integers, (T,) or (B, T): from which
+        distances are computed, by default 0 .. T - 1. ``bias``, broadcast to (B, H, T, T), is added to that of the
+        distances.
         """
         if positions is None:
             positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)
         allowed = None if mask_BT is None else mask_BT[:, None, None]
-        distances = batched(self.relative(positions, positions))
-        looks = reach(both(allowed, headed(attention)), distances if bias is None else distances + bias)
+        distances = with_batch(self.relative(positions, positions))
+        mask = attention_mask(
+            both(allowed, with_heads(attention)), distances if bias is None else distances + bias
+        )
         x_BTD = self.dropout(x_BTD)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, looks)
+            x_BTD = layer(x_BTD, mask)
         return self.dropout(self.norm(x_BTD))
 
 
 def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Intersect two masks, where None allows everything."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
-def headed(attention: Tensor | None) -> Tensor | None:
+def with_heads(attention: Tensor | None) -> Tensor | None:
     """(T, S) or (B, T, S) as (…, 1, T, S)."""
     return None if attention is None else attention[..., None, :, :]
 
 
-def batched(bias: Tensor) -> Tensor:
+def with_batch(bias: Tensor) -> Tensor:
+    """(H, T, S) or (B, H, T, S) with four dimensions."""
     return bias if bias.ndim == 4 else bias[None]
 
 
 def _initialise(linear: nn.Linear, *, std: float) -> None:
     nn.init.normal_(linear.weight, std=std)
+
+
+def from_transformers(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
+    """State dict of ``Encoder`` or ``Decoder`` from that of transformers' T5ForConditionalGeneration.
+
+    ``side`` is encoder or decoder. Without embeddings and head (``shared.weight``, ``lm_head.weight``).
+    """
+    blocks = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(f"{side}.block."))
+    named = {
+        "relative.table.weight": tensors[
+            f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        ],
+        "norm.weight": tensors[f"{side}.final_layer_norm.weight"],
+    }
+    parts = {"attention": "SelfAttention", "feed": "DenseReluDense"}
+    if side == "decoder":
+        parts = {"attention": "SelfAttention", "cross": "EncDecAttention", "feed": "DenseReluDense"}
+    for block in range(blocks):
+        for place, (ours, theirs) in enumerate(parts.items()):
+            stem = f"{side}.block.{block}.layer.{place}"
+            part = _part(tensors, f"{stem}.{theirs}", ours)
+            part["norm.weight"] = tensors[f"{stem}.layer_norm.weight"]
+            named |= {f"layers.{block}.{ours}.{name}": tensor for name, tensor in part.items()}
+    return named
+
+
+def _part(tensors: Mapping[str, Tensor], stem: str, ours: str) -> dict[str, Tensor]:
+    def joined(names: str) -> Tensor:
+        return torch.cat([tensors[f"{stem}.{name}.weight"] for name in names])
+
+    if ours == "feed":
+        return {"up.weight": tensors[f"{stem}.wi.weight"], "down.weight": tensors[f"{stem}.wo.weight"]}
+    if ours == "cross":
+        return {"q.weight": joined("q"), "kv.weight": joined("kv"), "out.weight": joined("o")}
+    return {"qkv.weight": joined("qkv"), "out.weight": joined("o")}

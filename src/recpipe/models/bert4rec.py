@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from recpipe.config import check_choices
 from recpipe.data.batches import Batch
-from recpipe.layers.dropout import Dropout
 from recpipe.layers.inputs import ItemInput
 from recpipe.layers.side import Side
 from recpipe.models.recommender import Criterion, Scorer
@@ -58,7 +57,7 @@ class Block(nn.Module):
         self.inside, self.attention = config.dropout_inside, Attention(config)
         self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
         self.norm_attention, self.norm_feed = (nn.LayerNorm(config.dim, eps=EPSILON) for _ in range(2))
-        self.dropout, self.norm_first = Dropout(config.dropout), config.norm_first
+        self.dropout, self.norm_first = nn.Dropout(config.dropout), config.norm_first
 
     def forward(self, x_BTD: Tensor, keys_BT: Tensor) -> Tensor:
         if self.norm_first:
@@ -133,7 +132,7 @@ class BERT4Rec(Scorer):
         self.positions = nn.Embedding(max_length + 1, config.dim)
         self.types = nn.Embedding(2, config.dim) if config.type_embedding else None
         self.norm = nn.LayerNorm(config.dim, eps=EPSILON)  # after the last block, or BERT's before the first
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.transform = nn.Sequential(
             nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim, eps=EPSILON)

@@ -1,4 +1,4 @@
-"""The half for models that generate ids code by code: they write what one level needs, the half searches the catalogue.
+"""Base classes of models that search the prefix tree of semantic ids instead of scoring the whole catalogue.
 
 B batch, I items, K results, U users.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -17,25 +18,36 @@ from torch import Tensor
 from recpipe.data.batch_samplers import length_buckets
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.decoding import Beams, Steps, beam_search
+from recpipe.decoding import Beams, LevelDecoder, beam_search
 from recpipe.layers.code_tokens import ItemCodes
+from recpipe.layers.code_transformer import CodeShape
 from recpipe.layers.top_k import top_k
 from recpipe.models.recommender import SCORES_AT_ONCE, Recommender
 
-AT_ONCE = 1 << 12  # events of histories in a batch: what a CPU's cache holds
-AT_ONCE_GPU = 1 << 15
-BEAMS_GPU = 1 << 15  # of a batch: some 110 KiB each in TIGER of the paper's size, 3.5 GiB
+EVENTS_CPU = 1 << 12  # events of histories in a batch, which fit a CPU's cache
+EVENTS_GPU = 1 << 15
+BEAMS_GPU = 1 << 15  # in a batch: some 110 KiB each in TIGER of the paper's size, 3.5 GiB
 
 
-class Limits(NamedTuple):
-    """What may be found: ``seen`` may not, offsets (B + 1,) and items (n,); ``candidates`` (I + 1,) bool may."""
+class TreeConstraints(TypedDict):
+    """Arguments of the searches in ``recpipe.decoding``."""
+
+    seen: tuple[Tensor, Tensor] | None
+    allowed: Tensor | None
+
+
+class SearchRequest(NamedTuple):
+    """Which items a batch of users may get: none of ``seen``, offsets (B + 1,) and items (n,); ``candidates`` (I + 1,).
+
+    ``stochastic``: a sample instead of the best.
+    """
 
     seen: tuple[Tensor, Tensor] | None
     candidates: Tensor | None
-    stochastic: torch.Generator | None = None  # a sample instead of the best
+    stochastic: torch.Generator | None = None
 
-    def rows_of(self, codes: ItemCodes) -> dict[str, Any]:
-        """``seen`` and ``allowed`` by the rows of a tree, as searches of ``recpipe.decoding`` take them."""
+    def constraints(self, codes: ItemCodes) -> TreeConstraints:
+        """The same by the rows of the tree of ``codes``."""
         seen, allowed = None, None
         if self.seen is not None:
             offsets, items = self.seen
@@ -45,35 +57,35 @@ class Limits(NamedTuple):
         return {"seen": seen, "allowed": allowed}
 
 
-def items_of(found: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
-    """Items (B, k), 0 for none, and scores of what was found in the tree of ``codes``."""
-    rows, there = torch.from_numpy(codes.rows).to(found.items.device), found.items >= 0
-    return torch.where(there, rows[found.items.clamp(min=0)], 0), found.scores.float()
+def items_of(beams: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
+    """Items (B, k), 0 for none, and scores of the results of a search in the tree of ``codes``."""
+    rows = torch.from_numpy(codes.rows).to(beams.items.device)
+    return torch.where(beams.items >= 0, rows[beams.items.clamp(min=0)], 0), beams.scores.float()
 
 
-def in_batches(
+def search_buckets(
     lengths: np.ndarray, rows: np.ndarray, device: torch.device, *, beams: int
 ) -> list[np.ndarray]:
-    """``rows`` cut into batches of like length, as large as a search with ``beams`` of a user is fast with."""
+    """``rows`` in batches of similar length, as large as a search with ``beams`` per user is fast with."""
     if device.type == "cpu":
-        return length_buckets(lengths + 1, rows, AT_ONCE)
-    most, large = max(BEAMS_GPU // beams, 1), length_buckets(lengths + 1, rows, AT_ONCE_GPU)
-    return [part for each in large for part in np.split(each, range(most, len(each), most))]
+        return length_buckets(lengths + 1, rows, EVENTS_CPU)
+    size, large = max(BEAMS_GPU // beams, 1), length_buckets(lengths + 1, rows, EVENTS_GPU)
+    return [part for each in large for part in np.split(each, range(size, len(each), size))]
 
 
-class Searching(Recommender):
-    """What finds lists in the tree of its ids, user by user, instead of scoring the whole catalogue."""
+class TreeSearcher(Recommender):
+    """A model that searches the tree of its ids, user by user."""
 
     def cached_weights(self) -> AbstractContextManager[None]:
-        """Inside, weights stay as they are."""
+        """Context in which weights must not change."""
         return nullcontext()
 
     @abstractmethod
     def beams(self, k: int) -> int:
-        """How many a search for ``k`` items has of each user."""
+        """Number of beams per user in a search for ``k`` items."""
 
     @abstractmethod
-    def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
+    def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
         """The best ``k`` items (B, k), 0 for none, and their scores."""
 
     def top_k_batches(
@@ -84,10 +96,10 @@ class Searching(Recommender):
         exclude_seen: bool = True,
         candidates: Tensor | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        yield from self.searched(histories, k, exclude_seen=exclude_seen, candidates=candidates)
+        yield from self.search_batches(histories, k, exclude_seen=exclude_seen, candidates=candidates)
 
     @torch.inference_mode()
-    def searched(
+    def search_batches(
         self,
         histories: Sequences,
         k: int,
@@ -96,90 +108,85 @@ class Searching(Recommender):
         candidates: Tensor | None,
         stochastic: torch.Generator | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields (rows (B,), items (B, k), scores (B, k)) over all users, in batches of like length.
+        """Yield (rows (B,), items (B, k), scores (B, k)) over all users, in batches of similar length.
 
-        Item 0 with score -inf where fewer can be had. ``stochastic``: a sample without replacement instead of the
-        best. Rows that fall back have log-probabilities of their segment. Raises ValueError for NaN.
+        Item 0 with score -inf where there are fewer. ``stochastic``: a sample without replacement instead of the best.
+        Cold users get log-probabilities of their segment. Raises ValueError for NaN.
         """
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         cold = self.needs_fallback(histories)
+        candidates = None if candidates is None else candidates.to(self.device)
         with self.cached_weights():
-            for rows in in_batches(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k)):
-                limits = self._limits(histories, rows, exclude_seen, candidates, stochastic)
-                items, scores = self.found(data.batch(rows), k, limits)
-                yield rows, *_filled(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
-        rows, most = np.flatnonzero(cold), max(SCORES_AT_ONCE // (self.n_items + 1), 1)
-        for part in np.split(rows, range(most, len(rows), most)) if len(rows) else ():
-            yield part, *_filled(*self._cold_list(histories, part, k, exclude_seen, candidates), k)
+            for rows in search_buckets(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k)):
+                seen = self._seen(histories, rows) if exclude_seen else None
+                request = SearchRequest(seen, candidates, stochastic)
+                items, scores = self.search_batch(data.batch(rows), k, request)
+                yield rows, *_padded(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
+        rows, size = np.flatnonzero(cold), max(SCORES_AT_ONCE // (self.n_items + 1), 1)
+        for part in np.split(rows, range(size, len(rows), size)) if len(rows) else ():
+            scores = self.cold_scores(histories, part)
+            self.mask_scores(scores, histories, part, exclude_seen=exclude_seen, candidates=candidates)
+            best, values = top_k(scores, k)
+            yield part, *_padded(best.cpu().numpy().astype(np.int32), values.cpu().numpy(), k)
 
-    def _limits(
-        self,
-        histories: Sequences,
-        rows: np.ndarray,
-        exclude_seen: bool,
-        candidates: Tensor | None,
-        stochastic: torch.Generator | None,
-    ) -> Limits:
-        seen = None
-        if exclude_seen:
-            chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
-            items = torch.from_numpy(chosen.items.astype(np.int64)).to(self.device)
-            seen = (torch.from_numpy(chosen.offsets).to(self.device), items)
-        return Limits(seen, None if candidates is None else candidates.to(self.device), stochastic)
-
-    def _cold_list(
-        self,
-        histories: Sequences,
-        rows: np.ndarray,
-        k: int,
-        exclude_seen: bool,
-        candidates: Tensor | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        scores = self.cold_scores(histories, rows)
-        self.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
-        best, values = top_k(scores, k)
-        return best.cpu().numpy().astype(np.int32), values.cpu().numpy()
+    def _seen(self, histories: Sequences, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
+        items = torch.from_numpy(chosen.items.astype(np.int64)).to(self.device)
+        return torch.from_numpy(chosen.offsets).to(self.device), items
 
 
-class Generator(Searching):
-    """Finds the items by constrained beam search, ``config.beam`` wide: lists, not scores of the whole catalogue.
+@dataclass(frozen=True)
+class GeneratorConfig(CodeShape):
+    """Settings of an encoder–decoder and of the beam search over it; see ``recpipe.decoding.beam_search``."""
 
-    A model of several kinds of ids writes ``found`` instead of ``steps``. ``config`` may have ``temperatures`` and
-    ``renormalise`` of ``recpipe.decoding.beam_search``. Scores are the model's log-probabilities of items. What has no
-    id cannot be recommended.
+    beam: int = 20
+
+    @property
+    def level_temperatures(self) -> tuple[float, ...] | None:
+        """A temperature for each code level; None: 1."""
+        return None
+
+
+class Generator(TreeSearcher):
+    """A model that generates ids level by level, by constrained beam search; subclasses write ``steps``.
+
+    Scores are log-probabilities of items. Items without an id cannot be recommended.
     """
 
     reads_ids = True
-    codes: ItemCodes  # those that are searched
+    config: GeneratorConfig
+    codes: ItemCodes  # of the ids that are searched
     modality: str
 
     def item_codes(self) -> dict[str, ItemCodes]:
         return {self.modality: self.codes}
 
     @abstractmethod
-    def steps(self, batch: Batch) -> Steps:
-        """What is searched, for the users of ``batch``."""
+    def steps(self, batch: Batch) -> LevelDecoder:
+        """Decoding steps for the users of ``batch``."""
 
     def beams(self, k: int) -> int:
         return self.config.beam
 
-    def found(self, batch: Batch, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
-        return self.search(self.codes, self.steps(batch), k, limits)
+    def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
+        return self.search(self.codes, self.steps(batch), k, request)
 
-    def search(self, codes: ItemCodes, steps: Steps, k: int, limits: Limits) -> tuple[Tensor, Tensor]:
+    def search(
+        self, codes: ItemCodes, steps: LevelDecoder, k: int, request: SearchRequest
+    ) -> tuple[Tensor, Tensor]:
         """The best ``k`` items (B, k) by their ``codes``, 0 for none, and log-probabilities."""
-        found = beam_search(
+        beams = beam_search(
             steps,
             codes.tree,
             beam=self.config.beam,
             k=k,
-            **limits.rows_of(codes),
-            temperatures=getattr(self.config, "temperatures", None),
-            renormalise=getattr(self.config, "renormalise", False),
-            stochastic=limits.stochastic,
+            **request.constraints(codes),
+            temperatures=self.config.level_temperatures,
+            renormalise=self.config.renormalise,
+            stochastic=request.stochastic,
         )
-        return items_of(found, codes)
+        return items_of(beams, codes)
 
     def top_k_batches(
         self,
@@ -190,19 +197,19 @@ class Generator(Searching):
         candidates: Tensor | None = None,
         stochastic: torch.Generator | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """``stochastic``: a sample instead of the best. Raises ValueError for k of more than the beam."""
+        """``stochastic``: a sample instead of the best. Raises ValueError for k above the beam."""
         if k > self.config.beam:
             raise ValueError(
-                f"{k} items are asked for and the beam is {self.config.beam} wide; set models.<name>.beam to {k}"
+                f"k is {k} and the beam {self.config.beam}; set models.<name>.beam to {k} or more"
             )
-        yield from self.searched(
+        yield from self.search_batches(
             histories, k, exclude_seen=exclude_seen, candidates=candidates, stochastic=stochastic
         )
 
     def allowed_count(
         self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
     ) -> np.ndarray:
-        """(U,) int64: of how many items a list may be made."""
+        """(U,) int64: number of items that each user's list is chosen from."""
         free = np.zeros(self.n_items + 1, bool)
         for codes in self.item_codes().values():
             free[codes.rows] = True
@@ -216,6 +223,6 @@ class Generator(Searching):
         return count
 
 
-def _filled(items: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded(items: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     missing = ((0, 0), (0, k - items.shape[1]))
     return np.pad(items, missing), np.pad(scores, missing, constant_values=-np.inf)

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.layers.attention import Mask, attend, causal_mask, init_normal
-from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.layers.top_k import top_k
 from recpipe.models.recommender import NextItem
@@ -40,7 +39,7 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(D, 3 * D, bias=bias), nn.Linear(D, D, bias=bias)
         inner = config.feed_forward * D
         self.up, self.down = nn.Linear(D, inner, bias=bias), nn.Linear(inner, D, bias=bias)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), mask))
@@ -84,7 +83,7 @@ class GPT(NextItem):
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.probabilistic = config.generate == 0
         self.positions = nn.Embedding(max_length, config.dim)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim, bias=config.bias)
         for module in (self.positions, *self.blocks):

@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.protocol import TIME_CHOICES
-from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.models.recommender import NextItem
 
@@ -73,7 +72,7 @@ class HSTU(NextItem):
         self.positions = nn.Embedding(max_length, config.dim) if config.positions else None
         if self.positions is not None:
             nn.init.trunc_normal_(self.positions.weight, std=math.sqrt(1 / config.dim))
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config, max_length) for _ in range(config.layers))
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
@@ -137,7 +136,7 @@ class Layer(nn.Module):
         lags, buckets = max_length * config.position_bias, BUCKETS * (config.time_mode != "none")
         self.by_lag = nn.Parameter(torch.empty(lags).normal_(std=0.02)) if lags else None
         self.by_bucket = nn.Parameter(torch.empty(buckets).normal_(std=0.02)) if buckets else None
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.uvqk.weight, std=0.02)
         nn.init.xavier_uniform_(self.out.weight)
         nn.init.zeros_(self.out.bias)

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.layers.attention import init_normal
-from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.layers.ssd import Mamba2
 from recpipe.models.recommender import NextItem
@@ -34,7 +33,7 @@ class FeedForward(nn.Module):
         super().__init__()
         inner = config.feed_forward * config.dim
         self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.apply(init_normal)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -58,7 +57,7 @@ class Layer(nn.Module):
         )
         self.feed = FeedForward(config)
         self.norm_mamba, self.norm_feed = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
         if self.before:
@@ -98,7 +97,7 @@ class Mamba4Rec(NextItem):
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm_last = nn.LayerNorm(config.dim) if config.norm == "before" else nn.Identity()

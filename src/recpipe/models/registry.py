@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import recpipe.models
+from recpipe.accelerate import install
 from recpipe.config import ConfigError, ModelInfo, build_config, check_known, split_names
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
@@ -75,8 +76,11 @@ def build(
     max_length: int,
     side: Side | None = None,
     ids: Mapping[str, CatalogueIds] | None = None,
+    accelerate: bool = True,
 ) -> Recommender:
     """Build an untrained model. ``ids``: semantic ids by modality, for a model that reads them.
+
+    ``accelerate`` installs the faster CPU versions of ``recpipe.accelerate``.
 
     Raises ConfigError for unknown settings, ValueError for missing or superfluous inputs.
     """
@@ -88,7 +92,10 @@ def build(
         raise ValueError(f"models of type {type_} {problem}; see their block in conf/base/parameters/models")
     inputs: dict[str, Any] = {"side": side} if cls.takes_side else {}
     inputs |= {"ids": ids} if cls.reads_ids else {}
-    return cls(settings, n_items=n_items, max_length=max_length, **inputs)
+    model = cls(settings, n_items=n_items, max_length=max_length, **inputs)
+    if accelerate:
+        install(model)
+    return model
 
 
 def _check_required_side(cls: type[Recommender], config: SideConfig, where: str) -> None:

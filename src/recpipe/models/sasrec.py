@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.layers.attention import Mask, attend, causal_mask, init_normal
-from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.models.recommender import NextItem
 
@@ -34,7 +33,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: SASRec.Config) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, Dropout(config.attention_dropout)
+        self.heads, self.dropout = config.heads, nn.Dropout(config.attention_dropout)
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
 
@@ -54,7 +53,7 @@ class Block(nn.Module):
         self.norm_attention, self.norm_feed = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
         self.attention = Attention(config)
         self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
-        self.dropout, self.post = Dropout(config.dropout), config.norm == "post"
+        self.dropout, self.post = nn.Dropout(config.dropout), config.norm == "post"
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
         if self.post:
@@ -77,7 +76,7 @@ class LiGRBlock(nn.Module):
         self.attention = Attention(config)
         self.gate_attention, self.gate_feed = nn.Linear(D, D), nn.Linear(D, D)
         self.up, self.down = nn.Linear(D, 2 * inner, bias=False), nn.Linear(inner, D, bias=False)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
         attention = self.dropout(self.attention(self.norm_attention(x_BTD), mask))
@@ -125,7 +124,7 @@ class SASRec(NextItem):
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.positions = nn.Embedding(max_length, config.dim) if config.positions else None
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(BLOCKS[config.block](config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         for module in filter(None, (self.positions, *self.blocks)):

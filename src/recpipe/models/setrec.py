@@ -1,19 +1,19 @@
 """SETRec: Lin et al., Order-agnostic Identifier for Large Language Model-based Generative Recommendation, SIGIR 2025.
 
-B batch, T time, P places that are asked about, I items, M tokens of an item and queries alike, S tokens of a history,
+An item is a set of M tokens, one collaborative (from a trained model's item vector) and ``tokens`` semantic ones (from
+its text or image, by an auto-encoder trained along). Tokens of an item share a position and do not attend to each
+other; M learned queries attend to the history independently, and query m is multiplied with token m of every item.
+Scores are of the whole catalogue: no beam, no tree, and a new item needs no more than its vectors.
+
+Deviations from the paper: one learned token before the history instead of an instruction; no self-attention in the
+decoder, as queries see only themselves; T5's distance bias in cross-attention, since a query of a causal encoding
+cannot tell otherwise what is latest; scores are log-probabilities, ``beta`` of the semantic ones' mean (the paper: the
+sum of products, the same ranking for another beta), chosen on the validation fold (the authors' code: on the test
+fold). A part that an item lacks is replaced by the other one, so that a cold item, whose collaborative token is not
+trained, is scored by its content.
+
+B batch, T time, P places with queries, I items, M tokens of an item and queries alike, S tokens of a history,
 N targets, D width, H heads.
-
-An item is a set of M tokens, one collaborative (of a trained model's item vector) and ``tokens`` semantic (of its text
-or image, by an auto-encoder that learns along). Tokens of an item have one position and do not see each other; M
-learned queries look at the history together and without seeing each other, and query m is multiplied with token m
-of every item. Scores are of the whole catalogue: no beam, no tree, and a new item needs no more than its vectors.
-
-Deviations: no instruction before the history but one learned token, which is what an empty one is; queries that see
-only themselves need no self-attention, so the decoder has none; its cross-attention has T5's bias by distance, since
-without one a query cannot tell what is latest in a causal encoding; what the queries give are log-probabilities,
-of which ``beta`` weighs the semantic ones' mean (the paper: their sum of products, the same ranking for another beta),
-chosen on the validation fold (the authors' code: on the test fold). A part that an item lacks is replaced by the one it
-has, so that a cold item, whose collaborative token nobody trained, is judged by what it says.
 """
 
 from __future__ import annotations
@@ -30,58 +30,68 @@ from torch.nn import functional as F
 from recpipe.config import split_names
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.dropout import Dropout
 from recpipe.layers.inputs import STD
 from recpipe.layers.set_items import SetItems
 from recpipe.layers.side import Side
-from recpipe.layers.t5 import EPS, CrossAttention, Encoder, FeedForward, Reach, Relative, T5Shape, reach
+from recpipe.layers.t5 import (
+    EPS,
+    AttentionMask,
+    CrossAttention,
+    Encoder,
+    FeedForward,
+    RelativeBias,
+    T5Shape,
+    attention_mask,
+)
 from recpipe.models.recommender import Criterion, Scorer
 
 
 class QueryLayer(nn.Module):
-    """A layer of T5's decoder for queries that see no other."""
+    """Layer of T5's decoder without self-attention."""
 
     def __init__(self, shape: T5Shape) -> None:
         super().__init__()
         self.cross, self.feed = CrossAttention(shape), FeedForward(shape)
 
-    def forward(self, x_BQD: Tensor, encoded_BSD: Tensor, looks: Reach) -> Tensor:
-        return self.feed(self.cross(x_BQD, *self.cross.memory(encoded_BSD), looks))
+    def forward(self, x_BQD: Tensor, encoded_BSD: Tensor, mask: AttentionMask) -> Tensor:
+        return self.feed(self.cross(x_BQD, *self.cross.memory(encoded_BSD), mask))
 
 
 class Queries(nn.Module):
-    """M learned queries at every place that is asked about."""
+    """Decoder of M learned queries at several places of a history."""
 
     def __init__(self, shape: T5Shape, count: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(count, shape.dim).normal_())
-        self.recency = Relative(shape, bidirectional=False)
+        self.recency = RelativeBias(shape, bidirectional=False)
         self.layers = nn.ModuleList(QueryLayer(shape) for _ in range(shape.decoder_layers))
-        self.norm, self.dropout = nn.RMSNorm(shape.dim, EPS), Dropout(shape.dropout)
+        self.norm, self.dropout = nn.RMSNorm(shape.dim, EPS), nn.Dropout(shape.dropout)
 
-    def forward(self, encoded_BSD: Tensor, mask_BS: Tensor, owners_S: Tensor, places: Tensor) -> Tensor:
-        """(B, P, M, D) after as many events as ``places`` (P,) or (B, P) say; a query sees these and the start."""
+    def forward(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor, places: Tensor) -> Tensor:
+        """Hidden states (B, P, M, D) after the first ``places`` (P,) or (B, P) events of a history.
+
+        ``events_S``: the event of each token, from 1; 0 for the first token.
+        """
         places = places.expand(len(encoded_BSD), -1) if places.ndim == 1 else places
-        seen = (owners_S <= places[..., None]) & mask_BS[:, None]  # (B, P, S)
-        looks = reach(seen[:, None], self.recency(places + 1, owners_S))
-        looks = Reach(looks.bias.repeat_interleave(len(self.queries), 2))
+        visible = (events_S <= places[..., None]) & mask_BS[:, None]  # (B, P, S)
+        mask = attention_mask(visible[:, None], self.recency(places + 1, events_S))
+        mask = AttentionMask(mask.bias.repeat_interleave(len(self.queries), 2))
         x_BQD = self.dropout(self.queries.repeat(places.shape[1], 1).expand(len(places), -1, -1))
         for layer in self.layers:
-            x_BQD = layer(x_BQD, encoded_BSD, looks)
+            x_BQD = layer(x_BQD, encoded_BSD, mask)
         return self.dropout(self.norm(x_BQD)).unflatten(1, (-1, len(self.queries)))
 
 
 class SETRec(Scorer):
-    """Predicts every token of the next item by itself."""
+    """Predicts every token of the next item independently."""
 
     @dataclass(frozen=True)
     class Config(T5Shape):
-        """``tokens``: semantic ones of an item; ``widths`` of the auto-encoder, whose error weighs ``alpha``.
+        """``tokens``: semantic tokens of an item; ``widths`` of the auto-encoder, whose loss has the weight ``alpha``.
 
-        ``one_pass``: the encoder sees no later item, and one pass serves all targets of a sequence. Without, it sees
-        both ways and every target is an example of its own, encoded anew: dearer by about half a history's length.
-        ``beta`` weighs semantic scores, 0 to 1; after training, that of ``betas`` is taken that is best on the
-        validation fold.
+        ``one_pass``: the encoder attends to no later item, and one pass serves all targets of a sequence. Without, it
+        is bidirectional and every target is an example with its own encoding: slower by about half a history's length.
+        ``beta``: weight of semantic scores, 0 to 1; after training, the best of ``betas`` on the validation fold.
         """
 
         tokens: int = 4
@@ -92,11 +102,11 @@ class SETRec(Scorer):
         betas: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
         def __post_init__(self) -> None:
-            T5Shape.__post_init__(self)
+            super().__post_init__()
             if self.tokens < 1 or not self.widths:
-                raise ValueError(f"tokens is {self.tokens}, widths {self.widths}; each needs at least one")
+                raise ValueError(f"tokens is {self.tokens}, widths {self.widths}; set at least one of each")
             if not self.alpha >= 0:
-                raise ValueError(f"alpha is {self.alpha}; it is a weight from 0")
+                raise ValueError(f"alpha is {self.alpha}; it must be at least 0")
             if wrong := [beta for beta in (self.beta, *self.betas) if not 0 <= beta <= 1]:
                 raise ValueError(f"beta is {wrong[0]}; it lies between 0 (collaborative) and 1 (semantic)")
 
@@ -111,7 +121,9 @@ class SETRec(Scorer):
         if side is not None and any(
             split_names(getattr(side.config, part)) for part in ("items", "users", "events")
         ):
-            raise ValueError("setrec reads item vectors alone; say side.items, users and events=none for it")
+            raise ValueError(
+                "setrec reads item vectors only; set side.items, side.users and side.events to none"
+            )
         self.start = nn.Parameter(torch.empty(config.dim).normal_(std=STD))
         self.items = SetItems(n_items, config.dim, side, tokens=config.tokens, widths=config.widths)
         self.encoder = Encoder(config)
@@ -120,32 +132,32 @@ class SETRec(Scorer):
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         inputs, targets = batch.inputs_and_targets()
-        tokens = self.items.in_step()
+        tokens = self.items.step_tokens()
         if self.config.one_pass:
             real = targets > 0
             places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
-            hidden, wanted = self.hidden(inputs.items, places, tokens)[real], targets[real]
+            hidden, targets = self.hidden(inputs.items, places, tokens)[real], targets[real]
         else:
-            items, lengths, wanted = prefixes(inputs.items, targets)
+            items, lengths, targets = prefixes(inputs.items, targets)
             hidden = self.hidden(items, lengths[:, None], tokens)[:, 0]
-        each = zip(hidden.unbind(1), tokens.unbind(1), strict=True)
-        parts = [criterion(found, table, wanted) for found, table in each]
-        error = self.items.reconstruction(tokens, sample=len(wanted))
+        pairs = zip(hidden.unbind(1), tokens.unbind(1), strict=True)
+        parts = [criterion(queries, table, targets) for queries, table in pairs]
+        error = self.items.reconstruction(tokens, sample=len(targets))
         return torch.stack(parts).mean() + self.config.alpha * error
 
     def hidden(self, items_BT: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-        """(B, P, M, D): what the queries found after as many events as ``places`` (P,) or (B, P) say."""
+        """Hidden states (B, P, M, D) of the queries after the first ``places`` (P,) or (B, P) events."""
         (B, T), M = items_BT.shape, self.items.count
-        owners_S = F.pad(torch.arange(1, T + 1, device=items_BT.device).repeat_interleave(M), (1, 0))
+        events_S = F.pad(torch.arange(1, T + 1, device=items_BT.device).repeat_interleave(M), (1, 0))
         mask_BS = F.pad((items_BT > 0).repeat_interleave(M, 1), (1, 0), value=True)
-        events = torch.stack([F.embedding(items_BT, table) for table in tokens.unbind(1)], 2).flatten(1, 2)
-        x_BSD = torch.cat([self.start.expand(B, 1, -1), events], 1) * math.sqrt(self.config.dim)
-        sees_SS = in_sets(owners_S, causal=self.config.one_pass)
-        encoded = self.encoder(x_BSD, mask_BS, attention=sees_SS, positions=owners_S)
-        return self.queries(encoded, mask_BS, owners_S, places)
+        embedded = torch.stack([F.embedding(items_BT, table) for table in tokens.unbind(1)], 2).flatten(1, 2)
+        x_BSD = torch.cat([self.start.expand(B, 1, -1), embedded], 1) * math.sqrt(self.config.dim)
+        attention_SS = between_items(events_S, causal=self.config.one_pass)
+        encoded = self.encoder(x_BSD, mask_BS, attention=attention_SS, positions=events_S)
+        return self.queries(encoded, mask_BS, events_S, places)
 
     def parts(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """Log-probabilities (B, I + 1) by the collaborative query, if there is one, and the semantic ones' mean."""
+        """Log-probabilities (B, I + 1) of the collaborative query, if any, and the mean of the semantic ones."""
         tokens = self.items.tokens()
         hidden = self.hidden(batch.items, batch.lengths[:, None], tokens)[:, 0]
         first, semantic = self.items.first_semantic, None
@@ -158,15 +170,17 @@ class SETRec(Scorer):
 
     def item_tables(self) -> dict[str, Tensor]:
         tokens, first = self.items.tokens(), self.items.first_semantic
-        found = {"semantic": tokens[:, first:].mean(1) * self.items.described()[:, None]}
-        return found | ({"collaborative": tokens[:, 0] * self.items.trained()[:, None]} if first else {})
+        tables = {"semantic": tokens[:, first:].mean(1) * self.items.has_content()[:, None]}
+        if first:
+            tables["collaborative"] = tokens[:, 0] * self.items.has_collaborative()[:, None]
+        return tables
 
     def score(self, batch: Batch) -> Tensor:
         collaborative, semantic = self.parts(batch)
         if collaborative is None:
             return semantic
-        trained, described = self.items.trained(), self.items.described()
-        beta = torch.where(trained == described, self.beta, described.to(self.beta.dtype))
+        has_collaborative, has_content = self.items.has_collaborative(), self.items.has_content()
+        beta = torch.where(has_collaborative == has_content, self.beta, has_content.to(self.beta.dtype))
         return collaborative.mul_(1 - beta).add_(semantic.mul_(beta))
 
     def score_batches(
@@ -182,33 +196,33 @@ class SETRec(Scorer):
         )
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
-        """Takes that of ``betas`` for which ``validate``, a metric of the validation fold, is highest."""
+        """Choose the weight of ``betas`` for which ``validate``, a metric of the validation fold, is highest."""
         if self.items.collaborative is None or not self.config.betas:
             return {}
-        found = {}
+        metrics = {}
         for beta in self.config.betas:
             self.beta.fill_(beta)
-            found[beta] = validate()
-        best = max(found, key=found.__getitem__)
+            metrics[beta] = validate()
+        best = max(metrics, key=metrics.__getitem__)
         self.beta.fill_(best)
         return {"beta": best}
 
 
-def in_sets(owners_S: Tensor, *, causal: bool) -> Tensor:
-    """(S, S) bool, which token may look at which: itself and those of other items, or of earlier ones alone."""
-    other = owners_S[:, None] > owners_S if causal else owners_S[:, None] != owners_S
-    return other | torch.eye(len(owners_S), dtype=torch.bool, device=owners_S.device)
+def between_items(events_S: Tensor, *, causal: bool) -> Tensor:
+    """(S, S) bool attention mask: a token attends to itself and to those of other items, or of earlier ones only."""
+    other = events_S[:, None] > events_S if causal else events_S[:, None] != events_S
+    return other | torch.eye(len(events_S), dtype=torch.bool, device=events_S.device)
 
 
 def prefixes(items_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every target as an example: items (N, T), zero from the target on, their number (N,), and targets (N,)."""
+    """Every target as an example: items (N, T), zero from the target on, lengths (N,), and targets (N,)."""
     row, place = (targets_BT > 0).nonzero(as_tuple=True)
     lengths = place + 1
-    kept = torch.arange(items_BT.shape[1], device=row.device) < lengths[:, None]
-    return torch.where(kept, items_BT[row], 0), lengths, targets_BT[row, place]
+    before = torch.arange(items_BT.shape[1], device=row.device) < lengths[:, None]
+    return torch.where(before, items_BT[row], 0), lengths, targets_BT[row, place]
 
 
 def log_probabilities(hidden: Tensor, table: Tensor) -> Tensor:
-    """(B, I + 1) of hidden (B, D) and table (I + 1, D); row 0, padding, is no item and gets no share."""
+    """(B, I + 1) of hidden states (B, D) and item table (I + 1, D); the padding of row 0 gets no probability."""
     scores = (hidden @ table.T).float()
     return scores.sub_(scores[:, 1:].logsumexp(1, keepdim=True))

@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from torch.utils import cpp_extension
 
 from recpipe.data.batches import Batch
-from recpipe.layers.dropout import Dropout
 from recpipe.layers.side import Side
 from recpipe.layers.ssd import equal_chunks
 from recpipe.models.recommender import NextItem
@@ -126,7 +125,7 @@ class MatrixBlock(mLSTMBlock):
             )
         )
         self.mlstm_layer.mlstm_backend = PaddedKernel()
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         nn.init.zeros_(self.mlstm_layer.igate_preact.bias)
         with torch.no_grad():
             self.mlstm_layer.fgate_preact.bias.copy_(torch.linspace(3.0, 6.0, config.heads))
@@ -148,7 +147,7 @@ class ScalarBlock(sLSTMBlock):
                 _block_idx=index,
             )
         )
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.xlstm(self.xlstm_norm(x_BTD)))
@@ -189,7 +188,7 @@ class xLSTM(NextItem):
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ScalarBlock(config, index) if index in config.slstm_at else MatrixBlock(config)
             for index in range(config.layers)

@@ -61,7 +61,6 @@ def embed_text(
     from recpipe.content.item_texts import build_texts, clear_placeholder_texts, join_file
     from recpipe.content.text_embeddings import embed_texts
     from recpipe.content.tfidf import TfidfConfig, embed_tfidf
-    from recpipe.training.allocator import keep_freed_memory
 
     content = None if dataset.content is None else dataset.content.text
     if content is None:
@@ -81,7 +80,6 @@ def embed_text(
         return embed_tfidf(
             ids, texts, config, state_folder=folder, template=content.template, refit=embed.refit
         )
-    keep_freed_memory()
     return embed_texts(ids, texts, config, template=content.template, cache_folder=folder)
 
 

@@ -96,7 +96,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(described, indent=2))
 
 
-def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
+def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate: bool = True) -> Bundle:
     """Read a folder of ``save_bundle``. Raises ValueError for missing or incomplete files."""
     missing = [name for name in (WEIGHTS, CONFIG, ITEMS) if not (folder / name).is_file()]
     if missing:
@@ -116,6 +116,7 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> Bundle:
             name: CatalogueIds.empty(fields, len(vocabulary))
             for name, fields in described.get("ids", {}).items()
         },
+        accelerate=accelerate,
     )
     if "cold_users" in described:  # absent in old bundles
         model.cold_users = ColdUsers.from_dict(described["cold_users"], n_items=len(vocabulary))

@@ -23,7 +23,6 @@ from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.recommender import Recommender
 from recpipe.progress import progress
-from recpipe.training.allocator import keep_freed_memory
 from recpipe.training.callbacks import Patience, ProgressBar, close_loggers, curve_loggers, lock_folder
 from recpipe.training.checkpoint import BEST, LAST, Checkpoints, SafetensorsCheckpointIO, load_tree
 from recpipe.training.cost import model_size, reset_peak_memory, versions
@@ -109,7 +108,6 @@ def train(
         cost = {"train_seconds": time.perf_counter() - start, "epochs": 0, "device": device}
         cost |= model_size(model, device)
     else:
-        keep_freed_memory()
         fingerprint = run_fingerprint(fingerprint, settings, seed, model)
         validate = _with_fallback(validate, fallback)
         module = _training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)

@@ -108,6 +108,7 @@ class TrainingJob:
                 max_length=min(protocol.history, settings.window or protocol.history),
                 side=side,
                 ids=ids,
+                accelerate=config.accelerate,
             )
             protocol.check_time(model.requires_time, model=config.name)
             if config.init_from != "none":
@@ -144,7 +145,10 @@ class TrainingJob:
 
     def identity(self) -> dict[str, Any]:
         """Settings and content hashes that determine the result, apart from versions and hardware."""
-        return {**asdict(self.config), "protocol": self.data.protocol.id, "inputs": self.inputs.hashes()}
+        config = asdict(self.config)
+        if config.pop("accelerate") is False:  # the default stays compatible with records that lack it
+            config["accelerate"] = False
+        return {**config, "protocol": self.data.protocol.id, "inputs": self.inputs.hashes()}
 
     def _description(
         self,

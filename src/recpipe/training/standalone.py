@@ -99,7 +99,7 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
     folder = bundles / previous.get("version", "") / "bundle"
     if previous.get("identity") == identity and folder.is_dir():
         log.info("%s was trained with the same settings before: %s", run.name, folder)
-        return load_bundle(folder)
+        return load_bundle(folder, accelerate=run.accelerate)
     bundle = job.train(on_epoch=on_epoch)
     version = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")[:-3] + "Z"  # Kedro's form, and its order
     with atomic_folder(bundles / version / "bundle") as temporary:

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recpipe.layers import softmax as item_softmax
+from recpipe.layers import softmax
 from recpipe.layers.softmax import item_cross_entropy
 
 SIZES, ITEMS, TARGETS = (5, 7, 3), 40, 9
 
 
-@pytest.mark.parametrize("at_once", [1 << 22, 3 * ITEMS, 1])
-def test_loss_and_gradients_are_those_of_all_scores(at_once, monkeypatch):
-    monkeypatch.setattr(item_softmax, "AT_ONCE", at_once)
+@pytest.mark.parametrize("max_scores", [1 << 22, 3 * ITEMS, 1])
+def test_loss_and_gradients_are_those_of_all_scores(max_scores, monkeypatch):
+    monkeypatch.setattr(softmax, "MAX_SCORES", max_scores)
     torch.manual_seed(0)
     codes = torch.stack(
         [torch.randint(size - 1, (ITEMS,)) for size in SIZES], 1
@@ -24,10 +24,10 @@ def test_loss_and_gradients_are_those_of_all_scores(at_once, monkeypatch):
     logits = [(20 * torch.randn(TARGETS, size, dtype=torch.float64)).requires_grad_() for size in SIZES]
     scores = sum(each[:, codes[:, level]] for level, each in enumerate(logits))
     expected = F.cross_entropy(scores, rows)
-    found = item_cross_entropy(logits, codes, rows)
-    torch.testing.assert_close(found, expected)
+    loss = item_cross_entropy(logits, codes, rows)
+    torch.testing.assert_close(loss, expected)
     for mine, other in zip(
-        torch.autograd.grad(3 * found, logits), torch.autograd.grad(3 * expected, logits), strict=True
+        torch.autograd.grad(3 * loss, logits), torch.autograd.grad(3 * expected, logits), strict=True
     ):
         torch.testing.assert_close(mine, other)
 
@@ -37,9 +37,9 @@ def test_scores_of_lower_precision_are_summed_in_float32():
     codes = torch.stack([torch.randint(size, (ITEMS,)) for size in SIZES], 1)
     logits = [torch.randn(TARGETS, size).bfloat16().requires_grad_() for size in SIZES]
     rows = torch.arange(TARGETS)
-    found = item_cross_entropy(logits, codes, rows)
+    loss = item_cross_entropy(logits, codes, rows)
     exact = item_cross_entropy([each.detach().double() for each in logits], codes, rows)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), exact)
-    found.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), exact)
+    loss.backward()
     assert all(each.grad.dtype == torch.bfloat16 for each in logits)

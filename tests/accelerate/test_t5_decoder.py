@@ -1,17 +1,15 @@
-"""The forms for inference against the plain ones."""
+"""Parity of the fast T5 with the plain modules."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import pytest
 import torch
 
-from recpipe.layers import t5_prepared
+from recpipe.accelerate import t5_encoder
+from recpipe.accelerate.t5_decoder import FastDecoder
+from recpipe.accelerate.t5_encoder import FastEncoder, FastLinear
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
-from recpipe.layers.t5_prepared import PreparedEncoder, Product
-from recpipe.layers.t5_prepared_decoder import PreparedDecoder, prepared
 
 SHAPE = T5Shape(dim=32, heads=3, head_dim=8, feed_forward=40, layers=2, decoder_layers=3)
 
@@ -20,7 +18,7 @@ SHAPE = T5Shape(dim=32, heads=3, head_dim=8, feed_forward=40, layers=2, decoder_
 def packed(request, monkeypatch):
     """With oneDNN's products and without."""
     if not request.param:
-        monkeypatch.setattr(t5_prepared, "_packed", lambda weight: None)
+        monkeypatch.setattr(t5_encoder, "_packed", lambda weight: None)
 
 
 def modules(shape: T5Shape = SHAPE, *, recency: bool = False) -> tuple[Encoder, Decoder]:
@@ -57,14 +55,14 @@ def test_encoder(kind):
         "positions": {"positions": event.expand(5, -1)},
     }[kind]
     x = random(5, 13, 32)
-    ours, expected = PreparedEncoder(encoder)(x, mask, **options), encoder(x, mask, **options)
+    ours, expected = FastEncoder(encoder)(x, mask, **options), encoder(x, mask, **options)
     torch.testing.assert_close(ours[mask], expected[mask], rtol=1e-5, atol=1e-5)
     assert (ours[~mask] == 0).all()
 
 
 def test_padding_on_the_left_is_refused():
     with pytest.raises(ValueError, match="right"):
-        PreparedEncoder(modules()[0])(random(2, 4, 32), mask_of(4, 2).flip(1))
+        FastEncoder(modules()[0])(random(2, 4, 32), mask_of(4, 2).flip(1))
 
 
 @pytest.mark.parametrize("lengths", [(7,), (6, 6, 6), (3, 12, 1, 7, 9), (0, 4, 0, 0, 0, 2), (0, 0)], ids=str)
@@ -72,7 +70,7 @@ def test_padding_on_the_left_is_refused():
 @torch.no_grad()
 def test_steps(lengths, recency):
     decoder = modules(recency=recency)[1]
-    mask, fast, B = mask_of(*lengths, 1)[:-1], PreparedDecoder(decoder), len(lengths)
+    mask, fast, B = mask_of(*lengths, 1)[:-1], FastDecoder(decoder), len(lengths)
     encoded, events = random(*mask.shape, 32), torch.arange(mask.shape[1]) // 2 - 1
     memories, caches = (
         [each.memory(encoded, mask, events) for each in (decoder, fast)],
@@ -91,57 +89,24 @@ def test_steps(lengths, recency):
         beams = K
 
 
-@pytest.mark.parametrize("counts", [(4, 6, 3), (4, 2, 5, 1), (1,), (3, 3)], ids=str)
-@pytest.mark.parametrize("lengths", [(7,), (3, 12, 1, 7, 9), (0, 4)], ids=str)
-@torch.no_grad()
-def test_several_steps_at_once(lengths, counts):
-    """As the modules' steps one after the other, after two others."""
-    decoder = modules()[1]
-    mask, fast, B = mask_of(*lengths, 1)[:-1], PreparedDecoder(decoder), len(lengths)
-    encoded, g = random(*mask.shape, 32), torch.Generator().manual_seed(1)
-    memory, other = decoder.memory(encoded, mask), fast.memory(encoded, mask)
-    cache, own = decoder.cache(), fast.cache()
-    x = [torch.randn(B, K, 32, generator=g) for K in (1, 5, *counts)]
-    parents = [torch.randint(0, before.shape[1], each.shape[:2], generator=g) for before, each in pairwise(x)]
-    expected = [decoder.step(each, memory, cache, of) for each, of in zip(x, [None, *parents], strict=True)]
-    for each, of in zip(x[:2], [None, parents[0]], strict=True):
-        fast.step(each, other, own, of)
-    ours = fast.ahead(x[2:], other, own, parents[1:])
-    torch.testing.assert_close(ours, torch.cat(expected[2:], 1), rtol=1e-5, atol=1e-5)
-
-
 @torch.no_grad()
 def test_at_the_sizes_of_tiger():
     encoder, decoder = modules(T5Shape())
     mask, x, tokens = mask_of(81, 13, 40), random(3, 81, 128), random(3, 2, 128, seed=1)
-    found = []
-    for one, other in ((encoder, decoder), prepared(encoder, decoder)):
+    hidden = []
+    for one, other in ((encoder, decoder), (FastEncoder(encoder), FastDecoder(decoder))):
         memory, cache = other.memory(one(x, mask), mask), other.cache()
         first = other.step(tokens[:, :1], memory, cache)
-        found.append(
-            torch.cat([first, other.step(tokens, memory, cache, torch.zeros(3, 2, dtype=torch.int64))], 1)
-        )
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_in_bfloat16_it_is_nearly_the_same():
-    encoder, decoder = modules()
-    mask, x = mask_of(9, 3), random(2, 9, 32)
-    low_encoder, low_decoder = prepared(encoder, decoder, torch.bfloat16)
-    encoded, low = encoder(x, mask), low_encoder(x, mask)
-    assert low.dtype == torch.bfloat16
-    assert (low[mask] - encoded[mask]).norm() < 0.03 * encoded[mask].norm()
-    hidden = decoder.step(x[:, :3], decoder.memory(encoded, mask), decoder.cache())
-    step = low_decoder.step(x[:, :3], low_decoder.memory(low, mask), low_decoder.cache())
-    assert (step - hidden).norm() < 0.05 * hidden.norm()
+        second = other.step(tokens, memory, cache, torch.zeros(3, 2, dtype=torch.int64))
+        hidden.append(torch.cat([first, second], 1))
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-5, atol=1e-5)
 
 
 def test_products_end_with_what_follows_them():
     weight, norm, x, to = random(7, 5), random(5, seed=1), random(6, 5, seed=2), random(6, 7, seed=3)
-    product = Product(weight)
+    product = FastLinear(weight)
     torch.testing.assert_close(product(x), x @ weight.T)
     torch.testing.assert_close(product(x, relu=True), (x @ weight.T).relu())
     torch.testing.assert_close(product.add(to, x), to + x @ weight.T)
-    expected = torch.nn.functional.rms_norm(x, (5,), norm, t5_prepared.EPS) @ weight.T
-    torch.testing.assert_close(Product(weight, norm=norm)(t5_prepared.unit(x)), expected)
+    expected = torch.nn.functional.rms_norm(x, (5,), norm, t5_encoder.EPS) @ weight.T
+    torch.testing.assert_close(FastLinear(weight, norm=norm)(t5_encoder.normalise(x)), expected)

@@ -1,0 +1,56 @@
+"""CPU fast path of the code transformer's inference: fast T5 with derived weights, cached until a weight changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from recpipe.accelerate.t5_decoder import FastDecoder
+from recpipe.accelerate.t5_encoder import FastEncoder, FastLinear
+from recpipe.accelerate.weight_cache import WeightCache
+from recpipe.layers.code_transformer import CodeTransformer, StepDecoder
+
+
+class T5Accelerator:
+    """Makes the fast version of a ``CodeTransformer``; computes it anew when a weight has changed.
+
+    Deriving the weights takes longer than a search for one user.
+    """
+
+    def __init__(self) -> None:
+        self.cache: WeightCache[FastCodeTransformer] = WeightCache()
+
+    def __call__(self, model: CodeTransformer) -> FastCodeTransformer:
+        if model.input.weight.device.type != "cpu":
+            return FastCodeTransformer.of(model)
+        return self.cache.get(lambda: FastCodeTransformer.of(model), model.parameters())
+
+
+@dataclass(frozen=True)
+class FastCodeTransformer:
+    """``CodeTransformer`` in evaluation, with the weights at the time of construction.
+
+    ``table`` (V, D): the scaled output layer. On other devices than a CPU encoder and decoder are the model's own.
+    """
+
+    encoder: Callable[..., Tensor]
+    decoder: StepDecoder
+    table: Tensor
+    heads: dict[tuple[int, int], FastLinear] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: CodeTransformer) -> FastCodeTransformer:
+        """Derive the weights of ``model``."""
+        table = model.input.head[1:].detach() * model.scale
+        if table.device.type != "cpu":
+            return cls(model.encoder, model.decoder, table)
+        return cls(FastEncoder(model.encoder), FastDecoder(model.decoder), table)
+
+    def logits(self, hidden: Tensor, rows: slice) -> Tensor:
+        """As ``CodeTransformer.logits``."""
+        key = rows.start, rows.stop
+        if key not in self.heads:
+            self.heads[key] = FastLinear(self.table[rows])
+        return self.heads[key](hidden.flatten(0, -2)).view(*hidden.shape[:-1], -1)

@@ -80,7 +80,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "train_events": pa.array(bundle.train_events, pa.int64()),
     }
     pq.write_table(pa.table(items), folder / ITEMS, compression="zstd")
-    ids = {name: codes.described() for name, codes in bundle.model.item_codes().items()}
+    ids = {name: codes.description() for name, codes in bundle.model.item_codes().items()}
     described = {
         "format": 1,
         "name": bundle.name,

@@ -132,7 +132,7 @@ def run_fingerprint(data: str, settings: TrainSettings, seed: int, model: Recomm
         model.n_items,
         model.max_length,
         *([] if model.side is None else [model.side.fingerprint()]),
-        *(codes.described()["digest"] for codes in model.item_codes().values()),
+        *(codes.description()["digest"] for codes in model.item_codes().values()),
     ]
     return hashlib.sha256(json.dumps([data, parts, seed, shape], sort_keys=True).encode()).hexdigest()[:16]
 

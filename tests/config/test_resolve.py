@@ -181,6 +181,13 @@ def test_the_names_of_the_top_level_are_those_of_the_conf(project: Path) -> None
     assert set(read_parameters(project / "conf", "base")) == set(TOP_LEVEL)
 
 
+@pytest.mark.parametrize(("value", "expected"), [("auto", True), ("off", False), (False, False)])
+def test_accelerate_is_auto_or_off(value: object, expected: bool) -> None:
+    assert Configuration(files(), {"accelerate": value}).run("net").accelerate is expected
+    with pytest.raises(ConfigError, match="accelerate is 'fast'; allowed: auto, off"):
+        Configuration(files(), {"accelerate": "fast"}).run("net")
+
+
 def test_a_profile_that_does_not_exist_is_refused() -> None:
     datasets = {"films": {"source": "files", "profile": "dens"}}
     with pytest.raises(

@@ -1,7 +1,7 @@
-"""Faster CPU versions of algorithms in ``layers`` and ``decoding``, installed by ``recpipe.models.registry.build``.
+"""Faster CPU versions of algorithms in ``layers``, installed by ``recpipe.models.registry.build``.
 
-The switch is the top-level setting ``accelerate``: auto installs them, off leaves the clear versions everywhere. Beams,
-scores and metrics are the same up to rounding; masks of dropout are drawn differently.
+The setting ``accelerate`` is the switch: auto installs them, off leaves the clear versions everywhere. Lists are the
+same and scores differ by rounding; dropout draws other masks. Each module states its gain, and has a parity test.
 """
 
 from __future__ import annotations

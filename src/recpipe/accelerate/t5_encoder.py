@@ -1,6 +1,7 @@
 """CPU fast path of T5's encoder: packed weights, norms folded into them, no work on padding.
 
-Letters as in layers/t5.py; M rows, R tokens that are no padding.
+Letters as in layers/t5.py; M rows, R tokens that are no padding. Gains: see code_transformer.py; without packed weights
+its 4.2 ms per user are 6.9.
 """
 
 from __future__ import annotations

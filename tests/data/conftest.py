@@ -1,4 +1,4 @@
-"""A DuckDB connection, reading in one line, and the real data beside the checkout."""
+"""Fixtures of readers: a DuckDB connection, reading in one line, the real data sets beside the checkout."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 Rows = list[dict[str, Any]]
 Reading = Callable[..., RawTables]
+ReadLog = Callable[[Mapping[str, Any], Path | list[Path]], Rows]
+MAPPING = {"user_id": "who", "item_id": "what", "timestamp": "when"}
 
 
 @pytest.fixture
@@ -28,13 +30,19 @@ def reading(con: Backend) -> Reading:
     """reading(source, options, interactions=path, items=path, ...) -> RawTables."""
 
     def run(source: str, options: Mapping[str, Any], **files: Path | list[Path]) -> RawTables:
-        listed = {
-            role: [str(path) for path in (paths if isinstance(paths, list) else [paths])]
-            for role, paths in files.items()
+        paths = {
+            role: [str(path) for path in (value if isinstance(value, list) else [value])]
+            for role, value in files.items()
         }
-        return read({"source": source, "options": options}, {"files": listed}, con)
+        return read({"source": source, "options": options}, {"files": paths}, con)
 
     return run
+
+
+@pytest.fixture
+def read_log(reading: Reading) -> ReadLog:
+    """read_log(options, path) -> rows of a log by the generic reader."""
+    return lambda options, paths: rows(reading("files", options, interactions=paths).interactions)
 
 
 @pytest.fixture
@@ -45,8 +53,14 @@ def shared() -> Path:
 
 
 def rows(table: ibis.Table | None) -> Rows:
-    """A table's rows in source order, as dictionaries."""
+    """Rows of a table in source order, as dictionaries."""
     assert table is not None
     ordered = table.order_by("order") if "order" in table.columns else table
-    found: Rows = ordered.to_pyarrow().to_pylist()
-    return found
+    dictionaries: Rows = ordered.to_pyarrow().to_pylist()
+    return dictionaries
+
+
+def log_tuples(tables: RawTables) -> list[tuple[Any, ...]]:
+    """(user_id, item_id, timestamp, order) of a log."""
+    columns = ("user_id", "item_id", "timestamp", "order")
+    return [tuple(row[name] for name in columns) for row in rows(tables.interactions)]

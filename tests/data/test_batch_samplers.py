@@ -59,14 +59,6 @@ def test_order_depends_on_seed_and_epoch_only():
     assert not np.array_equal(flat[0], flat[2])
 
 
-def test_processes_share_the_steps_without_overlap():
-    lengths = random_sequences(300, 30).lengths
-    shares = [list(TrainingBatches(lengths, tokens=60, seed=0, rank=rank, world_size=3)) for rank in range(3)]
-    assert len({len(share) for share in shares}) == 1
-    rows = np.concatenate([rows for share in shares for parts in share for rows in parts])
-    assert len(rows) == len(set(rows.tolist())) > 250
-
-
 def test_budgets_and_data_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="less than one sequence of 12"):
         TrainingBatches(np.array([12, 3]), tokens=10, seed=0)

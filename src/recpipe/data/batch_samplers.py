@@ -18,9 +18,8 @@ class TrainingBatches:
 
     Iteration yields a step as a list of user rows (B,). The loss of a step covers all its parts, so a step is a random
     sample of users of all lengths. The order depends on ``seed`` and ``epoch`` only, so a resumed run repeats it.
-    ``rank`` and ``world_size`` distribute equal numbers of steps over processes. ``steps`` per epoch follow from
-    ``tokens`` by default. More ``parts`` per step mean less padding and more kernel launches. Raises ValueError if a
-    sequence exceeds ``tokens`` or no user has ``minimum`` events.
+    ``steps`` per epoch follow from ``tokens`` by default. More ``parts`` per step mean less padding and more kernel
+    launches. Raises ValueError if a sequence exceeds ``tokens`` or no user has ``minimum`` events.
     """
 
     def __init__(
@@ -30,8 +29,6 @@ class TrainingBatches:
         tokens: int,
         seed: int,
         minimum: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
         steps: int | None = None,
         parts: int = 8,
     ) -> None:
@@ -46,12 +43,11 @@ class TrainingBatches:
             raise ValueError(
                 f"no user has the {minimum} events that training needs; the longest sequence has {longest}"
             )
-        self.rank, self.world_size = rank, world_size
         self.steps = min(steps or int(np.ceil(lengths[self.rows].sum() / tokens)), len(self.rows))
 
     def __len__(self) -> int:
-        """Steps per epoch of this process."""
-        return max(self.steps // self.world_size, 1)
+        """Steps per epoch."""
+        return self.steps
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         rows = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
@@ -59,10 +55,8 @@ class TrainingBatches:
         ends = np.searchsorted(events, events[-1] * np.arange(1, self.steps + 1) / self.steps - 0.5) + 1
         place = np.arange(self.steps)  # no step is empty, however long a single row is
         ends = np.clip(np.maximum.accumulate(ends - place) + place, None, len(rows) - place[::-1])
-        starts = np.concatenate([[0], ends[:-1]])
-        for i in range(len(self)):
-            step = (self.rank + i * self.world_size) % self.steps
-            yield self._parts(rows[starts[step] : ends[step]])
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            yield self._parts(rows[start:end])
 
     def gather(self, data: DeviceSequences, part: np.ndarray) -> Batch:
         """Gather a part of a step on the device."""
@@ -107,19 +101,9 @@ class PackedBatches(TrainingBatches):
         tokens: int,
         seed: int,
         minimum: int = 2,
-        rank: int = 0,
-        world_size: int = 1,
         steps: int | None = None,
     ) -> None:
-        super().__init__(
-            lengths,
-            tokens=tokens,
-            seed=seed,
-            minimum=max(minimum, 2),
-            rank=rank,
-            world_size=world_size,
-            steps=steps,
-        )
+        super().__init__(lengths, tokens=tokens, seed=seed, minimum=max(minimum, 2), steps=steps)
         if (longest := int(lengths.max()) - 1) > size:
             raise ValueError(
                 f"train.row is {size}, less than the {longest} events of one sequence; raise it, or leave it null"

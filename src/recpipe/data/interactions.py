@@ -26,21 +26,11 @@ logger = logging.getLogger(__name__)
 
 LATEST = 10**11  # seconds: the year 5138. Today in milliseconds is 1.7 × 10¹²
 POLICIES = ("quarantine", "drop", "fail")
-STEP_TABLE = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("name", pa.string()),
-        ("detail", pa.string()),  # JSON
-        ("rows", pa.int64()),
-        ("users", pa.int64()),
-        ("items", pa.int64()),
-        ("first_timestamp", pa.int64()),
-        ("last_timestamp", pa.int64()),
-        ("events_min", pa.int64()),  # events per user, as in the next three
-        ("events_mean", pa.float64()),
-        ("events_median", pa.float64()),
-        ("events_max", pa.int64()),
-    ]
+COUNTS = ("rows", "users", "items", "first_timestamp", "last_timestamp", "events_min")
+STEP_TABLE = pa.schema(  # detail is JSON; events_* are statistics of events per user
+    [("step", pa.int32()), ("name", pa.string()), ("detail", pa.string())]
+    + [(name, pa.int64()) for name in COUNTS]
+    + [("events_mean", pa.float64()), ("events_median", pa.float64()), ("events_max", pa.int64())]
 )
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from ibis.backends.duckdb import Backend
 
 from recpipe.config import Configuration, build_config, read_parameters
 from recpipe.config.files import Tree, block, merge, to_tree
 from recpipe.config.schema import DatasetConfig
-from recpipe.data import readers as sources
+from recpipe.data import readers
 from recpipe.data.files.fetch import SourceMissingError, fetch
+from recpipe.data.readers import read, reader_names
 
 CONF = Path(__file__).parents[3] / "conf"
 FOLDER = CONF / "base/parameters/datasets"
@@ -33,7 +35,7 @@ def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     values = block_of(name)
     assert set(values) >= KEYS
     assert (FOLDER / f"{name}.yml").exists(), "one file per data set, of its name"
-    sources.check(values, where=name)
+    readers.check(values, where=name)
 
     def offline(url: str, path: Path, *, checksum: str | None) -> Path:
         assert url.startswith("https://") and "{" not in url
@@ -51,7 +53,7 @@ def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: P
     end = text.index("#\n# One sequence per row")
     template = yaml.safe_load("\n".join(line[2:] for line in text[start:end].splitlines()))
     values = block_of("my_log", merge(FILES, to_tree(template, "my_log.yml")))
-    sources.check(values, where="my_log")
+    readers.check(values, where="my_log")
     (tmp_path / "e.csv").write_text(
         "visitor;sku;happened_at;stars;quantity\nv;1;2024-05-01T12:30:00+02:00;5;2\n"
     )
@@ -76,3 +78,10 @@ def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: P
             "description": "big",
         }
     ]
+
+
+def test_unknown_source_names_the_known(con: Backend) -> None:
+    assert reader_names() == ["amazon", "files", "movielens", "music4all", "online_retail", "steam"]
+    for source in ("movielense", "fetch", "../movielens", "os"):
+        with pytest.raises(ValueError, match="choose amazon, files, movielens"):
+            read({"source": source}, {"files": {}}, con)

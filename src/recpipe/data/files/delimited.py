@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from ibis.util import gen_name
 
-from recpipe.data.files.sql import identifier, literal, literals, path_summary
-from recpipe.data.files.tables import ENCODING_HINT, Source
+from recpipe.data.files.sql import ENCODING_HINT, identifier, literal, literals, path_summary
+from recpipe.data.files.tables import Source
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 TYPED = "typed"  # the unit of a column that is a date or timestamp already
+ENCODING_HINT = "Say how the file is encoded: `encoding: latin-1`, or utf-16, in the options of the data set"
 EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE = 315_532_800, 4_102_444_800  # 1980 and 2100: beyond, the unit is wrong
 
 
@@ -92,7 +93,7 @@ def errors_with_file(where: str) -> Iterator[None]:
         reason = " ".join(text.split("\n\n", maxsplit=1)[0].split())
         hint = ""
         if "unicode" in text or "utf-8" in text.lower() or "encod" in text.lower():
-            hint = ". Say how the file is encoded: `encoding: latin-1`, or utf-16, in the options"
+            hint = f". {ENCODING_HINT}"
         elif any(sign in text for sign in ("GZIP", "magic bytes", "ZSTD", "zstd", "footer")):
             hint = ". The file is cut short or is not what its name says: fetch it again"
         raise ValueError(f"cannot read {where}: {reason}{hint}") from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from recpipe.data.files.sql import (
+    ENCODING_HINT,
     create_table,
     create_view,
     identifier,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 # ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
 
 logger = logging.getLogger(__name__)
-
-ENCODING_HINT = "Say how the file is encoded: `encoding: latin-1`, or utf-16, in the options of the data set"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,14 @@ class Source(NamedTuple):
     where: str  # the file, for messages
     rejects: str | None = None  # DuckDB's table of rejected lines
     problem: str = "NULL"  # SQL of the reason why a row is not a record
+
+    def check_columns(self, columns: Iterable[str], hint: str = "") -> None:
+        """Raise ValueError for a column that the source does not have."""
+        for column in columns:
+            if column not in self.types:
+                raise ValueError(
+                    f"{self.where} has no column {column!r}; found: {', '.join(self.types)}{hint}"
+                )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ conf/base/parameters/datasets/my_log.yml for every option.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ FORMATS = {
     ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
 }  # fmt: skip
 LOG_COLUMNS = ("user_id", "item_id", "timestamp", "rating", "weight", "order")
+COLUMNS_HINT = ". Change `columns` in the options of the data set"
 SEQUENCE_COLUMNS = ("item_id", "timestamp", "rating", "weight")  # may contain one value per event
 
 # Regular expressions of a text list with quoted values
@@ -85,13 +86,13 @@ def _log(options: Options, paths: Sequence[str], con: Backend) -> ibis.Table:
     source = _source(options, paths, con)
     if options.sequence_per_row:
         mapping = mapping or {"user_id": "user_id", "item_id": "items"}
-        _check_columns(source, mapping.values())
+        source.check_columns(mapping.values(), COLUMNS_HINT)
         arguments = options.sequence_per_row if isinstance(options.sequence_per_row, Mapping) else {}
         source, mapping = explode_sequences(source, mapping, **arguments)
     for name in ("user_id", "item_id"):
         if name not in mapping:
             raise ValueError(f"no column is mapped to {name}: set `columns: {{{name}: <name in the file>}}`")
-    _check_columns(source, mapping.values())
+    source.check_columns(mapping.values(), COLUMNS_HINT)
     unit = options.timestamp
     if "timestamp" in mapping and source.types[mapping["timestamp"]].startswith(("TIMESTAMP", "DATE")):
         unit = TYPED
@@ -125,7 +126,7 @@ def _entities(
         for name, column in {key: key, **options.columns}.items()
     }
     source = _source(options, paths, con)
-    _check_columns(source, (name for columns in mapping.values() for name in columns))
+    source.check_columns((name for columns in mapping.values() for name in columns), COLUMNS_HINT)
     columns = {name: _joined_text(parts, source) for name, parts in mapping.items()}
     columns[key] = _id_text(options.columns.get(key, key), source)
     mapped = {column for column in options.columns.values() if isinstance(column, str)} | {key, *columns}
@@ -182,15 +183,6 @@ def _format(path: str) -> str:
             f"cannot tell the format of {path}: set `format` to csv, tsv, parquet, jsonl or lines"
         )
     return FORMATS[suffixes[-1]]
-
-
-def _check_columns(source: Source, columns: Iterable[str]) -> None:
-    for column in columns:
-        if column not in source.types:
-            raise ValueError(
-                f"{source.where} has no column {column!r}; found: {', '.join(source.types)}. "
-                "Change `columns` in the options of the data set"
-            )
 
 
 def _id_text(column: str, source: Source) -> str:

@@ -55,8 +55,7 @@ def _ratings(layout: str, paths: Sequence[str], con: Backend) -> ibis.Table:
     if layout == "csv":
         source = delimited_source(con, paths, delimiter=",")
         columns = LogColumns("userId", "movieId", timestamp="timestamp", rating="rating")
-        if not {"userId", "movieId", "rating", "timestamp"} <= set(source.types):
-            raise ValueError(f"{source.where} is no MovieLens ratings.csv; found: {', '.join(source.types)}")
+        source.check_columns(("userId", "movieId", "rating", "timestamp"))
     else:
         source = delimited_source(
             con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote=""

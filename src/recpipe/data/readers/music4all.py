@@ -15,8 +15,6 @@ from recpipe.data.files.tables import LogColumns, RawTables, create_log
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
-COLUMNS = ("user_id", "track_id", "timestamp")
-
 
 @dataclass(frozen=True)
 class Options:
@@ -28,8 +26,6 @@ class Options:
 def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
     """Read the plays. Tracks have no titles: the texts of the songs are under another licence."""
     source = delimited_source(con, files["interactions"], delimiter="\t", quote="")
-    missing = [name for name in COLUMNS if name not in source.types]
-    if missing:
-        raise ValueError(f"{source.where} has no column {missing[0]!r}; found: {', '.join(source.types)}")
+    source.check_columns(("user_id", "track_id", "timestamp"))
     columns = LogColumns("user_id", "track_id", timestamp='"timestamp"', unit=options.timestamp)
     return RawTables(create_log(con, source, columns))

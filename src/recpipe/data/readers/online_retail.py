@@ -38,11 +38,9 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> 
     read as UTC.
     """
     paths = files["interactions"]
-    source = Source(f"read_parquet({literals(paths)})", {}, path_summary(paths))
-    types = column_types(con, source.sql, where=source.where)
-    missing = [name for name in COLUMNS if name not in types]
-    if missing:
-        raise ValueError(f"{source.where} has no column {missing[0]!r}; found: {', '.join(types)}")
+    sql, where = f"read_parquet({literals(paths)})", path_summary(paths)
+    source = Source(sql, column_types(con, sql, where=where), where)
+    source.check_columns(COLUMNS)
     problems = _not_purchases(options)
     log_columns = LogColumns(
         "CustomerID", CODE, "InvoiceDate", unit=TYPED, weight="Quantity", problems=problems

@@ -55,7 +55,7 @@ def test_a_second_seed_says_how_stable_neighbours_are(project, session_in) -> No
     assert (stable["name"], stable["seeds"]) == ("sasrec input", 2)
     assert 0 <= stable["by_chance"] < 0.05 and 0 <= stable["overlap"] <= 1
     page = (reporting(project) / "report.html").read_text()
-    assert 'aria-label="Stability between seeds"' in page and "Every model is here with one seed" not in page
+    assert 'aria-label="Stability between seeds"' in page and "All models have one seed" not in page
 
 
 def test_it_runs_again_from_disk_alone_and_without_it_the_report_does(project, session_in) -> None:

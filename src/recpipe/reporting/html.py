@@ -21,41 +21,18 @@ import pyarrow as pa
 
 from recpipe.reporting import formatting
 from recpipe.reporting.examples import Example
-from recpipe.reporting.figures import Table
-from recpipe.reporting.figures.geometry import CAPTIONS as GEOMETRY_CAPTIONS
+from recpipe.reporting.figures import CAPTIONS, TEXTS, Table
 from recpipe.reporting.figures.geometry import GeometrySection
-from recpipe.reporting.figures.insights import CAPTIONS as INSIGHT_CAPTIONS
 from recpipe.reporting.figures.insights import TIES, certainty_table, insight_figures, lists_table
-from recpipe.reporting.figures.runs import CAPTIONS as RUN_CAPTIONS
 from recpipe.reporting.figures.runs import data_figures, run_figures
-from recpipe.reporting.figures.semantic_ids import CAPTIONS as ID_CAPTIONS
 from recpipe.reporting.figures.semantic_ids import IdSection
-from recpipe.reporting.figures.studies import CAPTIONS as STUDY_CAPTIONS
 from recpipe.reporting.figures.studies import StudySection
 from recpipe.reporting.formatting import MISSING, count, date_range, day, duration, number, percent
 from recpipe.reporting.leaderboard import COUNTS, footnotes, leaderboard, split_by_protocol, table_cells
 from recpipe.reporting.run_store import Run, read_runs
 
-CAPTIONS = RUN_CAPTIONS | INSIGHT_CAPTIONS | STUDY_CAPTIONS | GEOMETRY_CAPTIONS
 DATASET_FIELDS = ("title", "name", "homepage", "licence", "citation")
 USER_EVENTS = ("events_min", "events_mean", "events_max")
-PROTOCOL_FIELDS = {  # meanings
-    "dataset": "data set of training and evaluation",
-    "fingerprint": "hash of the sequences before the split; changes with any event",
-    "steps": "cleaning and sampling steps",
-    "split": "rule that divides sequences into training, validation and test",
-    "valid": "share or date of the validation part",
-    "test": "share or date of the test part",
-    "targets": "which of the later events are targets",
-    "ties": "order of events of one user with equal timestamps",
-    "seed": "seed of shuffled ties, sampled users and held-out items",
-    "held_out_items": "share of the items excluded from training and validation",
-    "history": "maximum number of events of a user that a model reads",
-    "exclude_seen": "whether items of the user\u2019s history are excluded from the ranking",
-    "candidates": "items that a target is ranked against",
-    "time": "timestamps that a model may use; query is the time of the target event",
-    "cutoffs": "list lengths of the metrics",
-}
 
 
 def render_page(
@@ -92,7 +69,7 @@ def render_page(
         **studies.figures,
         **(geometry.figures if geometry else {}),
     }
-    id_captions = {f"{section.name}_{name}": ID_CAPTIONS[name] for section, name in id_figures}
+    id_captions = {f"{section.name}_{name}": CAPTIONS[name] for section, name in id_figures}
     text = _template().render(
         dataset={name: dataset.get(name) for name in DATASET_FIELDS},
         created=day(int((created or datetime.now(UTC)).timestamp())),
@@ -216,7 +193,7 @@ def _board(protocol: str, part: pl.DataFrame, runs: list[Run], metric: str) -> d
         "head": head,
         "rows": rows,
         "fields": [
-            (name, _setting(value), PROTOCOL_FIELDS.get(name, ""))
+            (name, _setting(value), TEXTS["protocol_fields"].get(name, ""))
             for name, value in values.items()
             if name != "id"
         ],

@@ -17,6 +17,7 @@ from recpipe.config import ID_KINDS
 from recpipe.data.protocol import DERIVED_FIELDS, EVALUATION_FIELDS
 from recpipe.evaluation.lists import Popularity
 from recpipe.reporting.examples import Example, pick_examples
+from recpipe.reporting.figures import CAPTIONS
 from recpipe.reporting.figures.geometry import geometry_figures, geometry_section
 from recpipe.reporting.figures.insights import insight_figures
 from recpipe.reporting.figures.runs import data_figures, run_figures
@@ -34,35 +35,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIGURES = (  # of every report, in the order of the page
-    "ndcg_at_cutoffs",
-    "quality_seconds",
-    "certainty",
-    "segments_popularity",
-    "segments_history",
-    "popularity_of_lists",
-    "calibration",
-    "training_metric",
-    "training_loss",
-    "gradient_norm",
-    "study_length",
-    "study_width",
-    "study_ablation",
-    "effective_context",
-    "attribution",
-    "gap_by_length",
-    "popularity",
-    "events_over_time",
-    "events_per_user",
-    "steps",
-    "geometry_variance",
-    "geometry_spectrum",
-    "geometry_groups",
-    "geometry_norms",
-    "geometry_overlap",
-    "geometry_cka",
-    "geometry_map",
-)
+OPTIONAL = {
+    "hit_rate_at_cutoffs",
+    "recall_at_cutoffs",
+    "coverage_at_cutoffs",
+    "segments_warmth",
+    "usage",
+    "sunburst",
+}
+FIGURES = tuple(name for name in CAPTIONS if name not in OPTIONAL)  # of every report
 OTHER_STEPS = (
     "The log was ingested again with other steps after it was split: the profile and the steps below do not describe "
     "the data behind the metrics. Run `kedro run --pipelines=train,evaluate,report`"

@@ -1,14 +1,18 @@
-"""Figures of the report, in Plotly and without titles, which the HTML page adds; this module holds the shared style."""
+"""Figures of the report, in Plotly and without titles, which the page adds; shared style and texts of all figures."""
 
 from __future__ import annotations
 
 import html
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
 
+TEXTS = tomllib.loads((Path(__file__).parents[1] / "templates" / "texts.toml").read_text(encoding="utf-8"))
+CAPTIONS: dict[str, dict[str, str]] = TEXTS["captions"]  # title and text by figure
 Table = tuple[list[str], list[list[str]]]  # head and rows, as text
 COLOURS = (  # Okabe & Ito
     "#2283c8",

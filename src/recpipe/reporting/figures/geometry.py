@@ -1,4 +1,4 @@
-"""Section of item geometry: tables with null bands, and figures of spectra, norms and agreement, with captions."""
+"""Section of item geometry: tables with null bands, and figures of spectra, norms and agreement."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from recpipe.reporting.figures import (
     LOG,
     PERCENT,
     REVERSED_CATEGORIES,
+    TEXTS,
     Table,
     drop_missing,
     escape,
@@ -32,79 +33,11 @@ TITLE_LENGTH = 80
 PALE, STRONG = "#edf4f9", "#2283c8"
 FULL_COLOUR = {"overlap": 0.2, "cka": 0.5}  # smallest maximum of the colour scale
 COMMAND = "kedro run --pipelines=geometry,report"
-COLUMNS = {  # head and meaning by measure
-    "participation_ratio": (
-        "dimensions used",
-        "participation ratio of the eigenvalues, of the width of the table; by construction near the width for SVD",
-    ),
-    "effective_rank": (
-        "effective rank",
-        "exponential of the entropy of the eigenvalues; weak directions count more",
-    ),
-    "intrinsic_dimension": (
-        "intrinsic dimension",
-        "TwoNN estimate from the distances to the two nearest items; a few hundred items cannot show more than a few "
-        "dozen dimensions",
-    ),
-    "iso_score": ("IsoScore", "0: all variance in one direction; 1: the same variance in all directions"),
-    "partition": ("isotropy", "partition function ratio (Mu and Viswanath): 1 if no direction is preferred"),
-    "mean_cosine": (
-        "mean cosine",
-        "of random pairs of items: 0 if directions are uniform, near 1 for a narrow cone",
-    ),
-    "skewness": (
-        "hub skewness",
-        "of how often an item is a nearest neighbour of others: far above 0, a few items are near all others",
-    ),
-    "gini": ("hub Gini", "inequality of the same counts: 0 all equal, near 1 always the same few items"),
-    "orphans": ("orphans", "share of items that are a nearest neighbour of no other item"),
-    "norm_popularity": (
-        "norm and popularity",
-        "rank correlation: above 0, popular items have longer vectors; missing if all norms are equal",
-    ),
-}
+COLUMNS: dict[str, list[str]] = TEXTS["geometry_columns"]  # head and meaning by measure
 GROUP_COLUMNS = {
     **{key: head for key, (head, _) in COLUMNS.items() if key not in ("effective_rank", "norm_popularity")},
     "norm": "norm, mean = 1",
     "occurrence": "neighbour count, mean = 1",
-}
-CAPTIONS = {
-    "geometry_variance": (
-        "Cumulative variance",
-        "Share of the variance in the strongest directions. Dotted: an untrained table. A steep line means that the "
-        "table uses few directions; a line as straight as the dotted one uses all of them, or has learned nothing.",
-    ),
-    "geometry_spectrum": (
-        "Spectrum",
-        "Variance by direction, relative to the mean; logarithmic axis. A first point far above the others is a "
-        "direction that all items share, often popularity. A drop at the right end means that a narrower table is "
-        "enough.",
-    ),
-    "geometry_groups": (
-        "Cumulative variance by popularity",
-        "Head, middle and tail items of the best model. Few items span few directions, so compare each line with the "
-        "dotted one of its colour. A tail on its dotted line has hardly moved from initialisation: too few events.",
-    ),
-    "geometry_norms": (
-        "Vector norm by popularity",
-        "Each dot is about a twelfth of the items; norms of an untrained table are near 1. As scores are inner "
-        "products, a rising line favours popular items and a falling one rare items.",
-    ),
-    "geometry_overlap": (
-        "Overlap of nearest neighbours",
-        "Share of an item\u2019s nearest neighbours that two tables have in common, averaged over items. Hover for the "
-        "value of untrained tables. High overlap with the text encoder means that a model reflects text similarity.",
-    ),
-    "geometry_cka": (
-        "CKA similarity",
-        "1 for tables that differ only by a rotation. Hover for the value of untrained tables. CKA compares the whole "
-        "arrangement, mostly the strongest directions; neighbour overlap is local.",
-    ),
-    "geometry_map": (
-        "Map of the items",
-        "t-SNE of cosine similarities in the best model; hover for titles. Groups are meaningful, their distances and "
-        "sizes are not. If popular items form a group, the vectors encode popularity.",
-    ),
 }
 
 
@@ -125,7 +58,7 @@ class GeometrySection:
 
     head: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    meanings: list[tuple[str, str]] = field(default_factory=list)
+    meanings: list[list[str]] = field(default_factory=list)
     group_head: list[str] = field(default_factory=list)
     group_rows: list[Row] = field(default_factory=list)
     stability: Table | None = None
@@ -357,10 +290,10 @@ def _cell(key: str, value: float | None, band: Sequence[float] | None) -> Cell:
 def _number(key: str, value: float | None) -> str:
     if value is None:
         return MISSING
-    if key in ("participation_ratio", "effective_rank", "intrinsic_dimension"):
-        return f"{value:.1f}"
     if key == "orphans":
         return f"{100 * max(value, 0):.1f}\u202f%"
+    if key in ("participation_ratio", "effective_rank", "intrinsic_dimension"):
+        return f"{value:.1f}".replace("-", "\u2212")
     return f"{value:.2f}".replace("-", "\u2212") if abs(value) >= 0.005 else "0.00"
 
 

@@ -1,4 +1,4 @@
-"""Tables and figures of insights: intervals, segments, properties of lists, calibration, with their captions."""
+"""Tables and figures of insights: intervals, segments, properties of lists, calibration."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from recpipe.reporting.figures import (
     LOG,
     PERCENT,
     REVERSED_CATEGORIES,
+    TEXTS,
     Table,
     bars,
     drop_missing,
@@ -42,71 +43,7 @@ MAX_MODELS = 8  # the best ones, so that figures stay readable
 MIN_USERS = 20  # of a segment
 TRAINING = "training data"
 TIES = "range over tie orders"
-CAPTIONS = {
-    "certainty": (
-        "Metrics with confidence intervals",
-        "Bars are 95\u202f% bootstrap intervals over users. Hollow dots differ significantly from the baseline, "
-        "corrected for the number of comparisons; filled ones do not. Overlapping bars do not imply a tie, because "
-        "models are compared on the same users.",
-    ),
-    "segments_popularity": (
-        "By popularity of the target",
-        "Head: the most popular items that have 20\u202f% of the training events. Tail: the least popular items "
-        "that have 20\u202f%. A steeply falling line means that a model is accurate mostly on popular items.",
-    ),
-    "segments_history": (
-        "By history length",
-        "Users grouped by their number of events before the target. Where lines cross, different models are best for "
-        "new and for active users.",
-    ),
-    "segments_warmth": (
-        "Warm and cold items",
-        "Cold items have no training event. Only a model that reads item content can recommend them.",
-    ),
-    "popularity_of_lists": (
-        "Popularity of recommended items",
-        "The top bar is the training data. A longer head than there means popularity bias; a missing tail means that "
-        "a part of the catalogue is never recommended.",
-    ),
-    "calibration": (
-        "Calibration of probabilities",
-        "Predicted probability against observed frequency; each dot is a tenth of a model\u2019s recommendations. "
-        "Below the dotted line a model is overconfident. Both axes are logarithmic.",
-    ),
-}
-LIST_COLUMNS = {  # head and meaning by key
-    "coverage": ("coverage", "share of the catalogue in at least one list"),
-    "gini": (
-        "Gini",
-        "inequality of how often items are recommended: 0 all equally often, near 1 the same few items for everybody",
-    ),
-    "arp": ("popularity", "mean number of training events of recommended items (ARP)"),
-    "novelty": (
-        "novelty",
-        "mean self-information of recommended items, in bits; one more bit is half as many users",
-    ),
-    "diversity": (
-        "diversity",
-        "mean dissimilarity of the items of a list by content: 0 identical, 1 unrelated",
-    ),
-    "serendipity": (
-        "serendipity",
-        "hits weighted by how much earlier they are in the list than by popularity, times 1000",
-    ),
-    "divergence": (
-        "divergence",
-        "Jensen\u2013Shannon divergence between recommendations and training data, in bits: 0 the same item "
-        "frequencies, 1 no item in common",
-    ),
-    "error": (
-        "calibration error",
-        "mean difference of predicted probability and observed frequency, over the whole stored lists",
-    ),
-    "said": (
-        "predicted / observed",
-        "share of targets in the stored list, which is longer than k: as predicted by its probabilities, and observed",
-    ),
-}
+LIST_COLUMNS: dict[str, list[str]] = TEXTS["list_columns"]  # head and meaning by key
 
 
 def certainty_table(insights: Mapping[str, Any], board: pl.DataFrame) -> Table | None:
@@ -134,9 +71,7 @@ def certainty_table(insights: Mapping[str, Any], board: pl.DataFrame) -> Table |
     return ["model", "difference", INTERVAL, "p", *([TIES] if ties else [])], rows
 
 
-def lists_table(
-    insights: Mapping[str, Any], board: pl.DataFrame
-) -> tuple[Table, list[tuple[str, str]]] | None:
+def lists_table(insights: Mapping[str, Any], board: pl.DataFrame) -> tuple[Table, list[list[str]]] | None:
     """Describe the lists of each model, best first, with the meaning of the columns; without empty columns."""
     if not board.height or not insights.get("lists"):
         return None

@@ -1,4 +1,4 @@
-"""Figures of metrics and costs, of training curves, and of the data set, with their captions."""
+"""Figures of metrics and costs, of training curves, and of the data set."""
 
 from __future__ import annotations
 
@@ -31,65 +31,6 @@ from recpipe.reporting.leaderboard import leaderboard, same_column, split_by_pro
 DASHES = ("solid", "dash", "dot", "dashdot")
 BY_EPOCH = {"loss": "training loss", "gradient_norm": "gradient norm"}
 CUTOFF_METRICS = ("ndcg", "hit_rate", "recall", "coverage")
-CAPTIONS = {
-    "ndcg_at_cutoffs": (
-        "NDCG by list length",
-        "Higher is better. NDCG weights a hit by its position in the list. Where lines cross, the best model depends "
-        "on the list length. Error bars are one standard deviation over seeds.",
-    ),
-    "hit_rate_at_cutoffs": (
-        "Hit rate by list length",
-        "Share of test users with at least one target in their list. It always grows with the list, so compare "
-        "models at the same length.",
-    ),
-    "recall_at_cutoffs": (
-        "Recall by list length",
-        "Share of a user\u2019s targets in the list, averaged over users.",
-    ),
-    "coverage_at_cutoffs": (
-        "Catalogue coverage by list length",
-        "Share of the catalogue that is in at least one test user\u2019s list. Near zero, all users get the same few "
-        "items. An accurate model can have low coverage.",
-    ),
-    "quality_seconds": (
-        "Quality against training time",
-        "Higher is better, further left is faster. The time axis is logarithmic. A model is dominated if another one "
-        "is both faster and better.",
-    ),
-    "training_loss": (
-        "Training loss by epoch",
-        "It should fall and flatten. Scales of different losses differ, so compare shapes between models, not values.",
-    ),
-    "training_metric": (
-        "Validation metric by training time",
-        "Early stopping watches this metric. A long flat end means that training could stop sooner; a line that still "
-        "rises means that it stopped too soon.",
-    ),
-    "gradient_norm": (
-        "Gradient norm by epoch",
-        "Mean of an epoch, before clipping. It should settle. A line that climbs or jumps means unstable training: "
-        "lower the learning rate or clip gradients.",
-    ),
-    "events_over_time": (
-        "Interactions over time",
-        "Look for gaps, sudden jumps and an incomplete last bar: a split by time is affected by them.",
-    ),
-    "events_per_user": (
-        "User activity",
-        "Users by history length; bins grow to the right. Where most users are on the left, models of long "
-        "sequences help few users.",
-    ),
-    "popularity": (
-        "Item popularity",
-        "Both axes are logarithmic. The steeper the line, the more the interactions concentrate on a few items, and "
-        "the stronger the popularity baseline.",
-    ),
-    "steps": (
-        "Data left after each cleaning and sampling step",
-        "Shares of the raw log, in the order of the steps. A step that removes many rows but few users shortens "
-        "histories. One that removes users changes the population that the metrics describe.",
-    ),
-}
 
 
 def run_figures(

@@ -1,4 +1,4 @@
-"""Section of semantic ids: facts, quality gate, and figures of code usage and of the first codes, with captions.
+"""Section of semantic ids: facts, quality gate, and figures of code usage and of the first codes.
 
 Shape letters: N items, L levels.
 """
@@ -40,18 +40,6 @@ COLLISION_POLICIES = {
     "sinkhorn": "balanced re-assignment",
     "keep": "not resolved",
 }
-CAPTIONS = {
-    "usage": (
-        "Usage of codes",
-        "One row per level, its codes sorted by usage, darker for more items. An even row is good. Strong colour on "
-        "the left and none on the right means that a few codes have most of the catalogue.",
-    ),
-    "sunburst": (
-        "Meaning of the first codes",
-        "The most frequent first, second and third codes, from the centre outwards. Labels are the main category or a "
-        "typical title of the items. Items of a sector should be similar. Click a sector to zoom in.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class IdSection:
     passed: bool
     facts: list[tuple[str, str]]
     checks: list[dict[str, Any]]
-    figures: Mapping[str, Any] = field(default_factory=dict)  # by the keys of CAPTIONS
+    figures: Mapping[str, Any] = field(default_factory=dict)  # ``usage`` and ``sunburst``
     line: str = ""
 
 

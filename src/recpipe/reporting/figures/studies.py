@@ -1,4 +1,4 @@
-"""Section of sequence studies: figures and tables of the pipelines study and context, with captions and problems."""
+"""Section of sequence studies: figures and tables of the pipelines study and context."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from recpipe.reporting.figures import (
+    CAPTIONS,
     CATEGORIES,
     COLOURS,
     FROM_ZERO,
@@ -36,41 +37,6 @@ REQUIRED = {
     "context": ("model", "protocol", "effective", "attribution", "gap"),
     "study": ("study", "model", "rows"),
 }
-CAPTIONS = {
-    "effective_context": (
-        "Effective context length",
-        "Share of the metric on full histories that is left when only the last events stay (solid), or when all "
-        "events before them are shuffled (dashed). Where the solid line reaches 100\u202f%, earlier events are not "
-        "used. Where only the dashed line does, they are used, but not their order.",
-    ),
-    "attribution": (
-        "Attribution by position",
-        "Gradient times input for the log-probability of the target, as a share of the history, by history length. "
-        "Colour only on the left means that the model uses only the last events.",
-    ),
-    "gap_by_length": (
-        "Generalisation gap by history length",
-        "Metric on training targets (dashed) and on validation targets (solid). The larger the gap, the more the model "
-        "overfits.",
-    ),
-}
-STUDY_CAPTIONS = {
-    "length": (
-        "Effect of the history length",
-        "The model is trained again for each maximum number of events. Where the metric is flat, longer histories only "
-        "cost time, which the lower panel shows. Where it falls, they hurt.",
-    ),
-    "width": (
-        "Effect of the embedding width",
-        "The model is trained again for each width. The lower panel shows how many dimensions the item vectors use "
-        "(participation ratio). Far below the width, the rest is unused.",
-    ),
-    "ablation": (
-        "Ablation",
-        "The model is trained again without one of its parts. A bar to the left is the value of that part; one to the "
-        "right means that the model is better without it. With one seed, small bars may be noise.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +45,7 @@ class StudySection:
 
     figures: dict[str, go.Figure] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
-    captions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    captions: dict[str, dict[str, str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -99,7 +65,8 @@ def study_section(contexts: Loaders, studies: Loaders, board: pl.DataFrame, *, p
         key = f"study_{name}"
         figures[key] = _study_figure(results, board)
         tables[key] = _study_table(results)
-        captions[key] = STUDY_CAPTIONS.get(name, (f"Study {name}", STUDY_CAPTIONS["length"][1]))
+        default = {"title": f"Study {name}", "text": CAPTIONS["study_length"]["text"]}
+        captions[key] = CAPTIONS.get(key, default)
     if context_results:
         tables["effective_context"] = _context_table(context_results)
     return StudySection(drop_missing(figures), tables, captions, problems)

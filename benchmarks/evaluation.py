@@ -1,4 +1,4 @@
-"""How long does full ranking of all ml-1m users take, the model included?
+"""Time to rank the full catalogue for all users of ml-1m, including the model.
 
 kedro run --pipelines=ingest,train --params dataset=ml-1m,model=sasrec
 python benchmarks/evaluation.py
@@ -24,7 +24,7 @@ FOLD = Path(f"05_model_input/{DATASET}/test_set.parquet")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Ranks the test fold a few times and prints the seconds."""
+    """Rank the test fold a few times and print the seconds."""
     parser = command_line(__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("data") / BUNDLE)
     parser.add_argument("--fold", type=Path, default=Path("data") / FOLD)
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(bundle: Path, fold_file: Path, rounds: int) -> None:
-    """Ranks the fold with the latest bundle ``rounds`` times."""
+    """Rank the fold with the latest bundle ``rounds`` times."""
     model, fold = load_bundle(max(bundle.glob("*/bundle"))).model, Fold.read(fold_file)
     assert isinstance(model, Scorer)
     seconds = [rank_fold(model, fold, exclude_seen=True, k=20).seconds for _ in range(rounds)]

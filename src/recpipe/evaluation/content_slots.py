@@ -98,7 +98,8 @@ class ContentSlots:
 
 def slot_places(share: float, k: int) -> np.ndarray:
     """Mark the slots among the first k places (k,): place j is one if floor(share j) > floor(share (j - 1))."""
-    return np.diff(np.floor(np.arange(k + 1) * share + 1e-9)) > 0
+    slots: np.ndarray = np.diff(np.floor(np.arange(k + 1) * share + 1e-9)) > 0
+    return slots
 
 
 def fill_slots(items: np.ndarray, content: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -174,7 +174,8 @@ class Ensemble(Scorer):
 
     def needs_fallback(self, histories: Sequences) -> np.ndarray:
         """Mark the users (U,) for whom every member falls back."""
-        return np.logical_and.reduce([member.needs_fallback(histories) for member in self.members])
+        masks = np.stack([member.needs_fallback(histories) for member in self.members])
+        return np.asarray(masks.all(axis=0))
 
     def score(self, batch: Batch) -> Tensor:
         raise TypeError("members of an ensemble have different batches: use `score_batches`")

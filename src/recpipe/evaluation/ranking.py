@@ -129,7 +129,7 @@ def target_ranks(scores_BI: torch.Tensor, rows: np.ndarray, items: np.ndarray) -
     row = torch.from_numpy(rows).to(scores_BI.device)
     item = torch.from_numpy(items.astype(np.int64)).to(scores_BI.device)
     chunk = len(row) if len(row) == len(scores_BI) else COMPARISONS_PER_CHUNK // scores_BI.shape[1]
-    parts = zip(row.split(max(chunk, 1)), item.split(max(chunk, 1)), strict=True)
+    parts = zip(*(torch.split(part, max(chunk, 1)) for part in (row, item)), strict=True)
     return np.concatenate([rank_of(scores_BI, *part).cpu().numpy() for part in parts])
 
 

@@ -185,7 +185,7 @@ def _exact_search(x_ID: Floats, offset_I: Floats, k: int, of: Indices | None) ->
     table, offset = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (x_ID, offset_I))
     rows = torch.arange(n) if of is None else torch.from_numpy(of)
     parts = []
-    for chunk in rows.split(max(SIMILARITIES_PER_CHUNK // n, 1)):
+    for chunk in torch.split(rows, max(SIMILARITIES_PER_CHUNK // n, 1)):
         similarity = table[chunk] @ table.T - offset
         similarity[torch.arange(len(chunk)), chunk] = -torch.inf
         parts.append(similarity.topk(k, dim=1).indices)
@@ -215,8 +215,8 @@ def hubness(counts_I: Indices) -> dict[str, float]:
 
 def overlap(one_IK: Indices, other_IK: Indices) -> Floats:
     """Compute the share (I,) of each item's K neighbours that both tables have; K / (I - 1) by chance."""
-    shared = (one_IK[:, :, None] == other_IK[:, None, :]).any(2)
-    return shared.mean(1)
+    shared: Floats = (one_IK[:, :, None] == other_IK[:, None, :]).any(2).mean(1)
+    return shared
 
 
 def linear_cka(x_ID: Floats, y_IE: Floats) -> float:

@@ -164,7 +164,9 @@ def sign_flip(differences_UM: Floats, *, resamples: int, seed: int) -> Floats:
     observed_M = np.abs(differences_UM.sum(axis=0))
     n_signs = 2**n_users if exact else resamples
     sums_RM = np.abs(_products(signs, differences_UM, n_signs))
-    extreme: Floats = (sums_RM >= observed_M * (1 - 1e-9) - 1e-12).sum(axis=0)  # tolerance for the order of summation
+    extreme: Floats = (sums_RM >= observed_M * (1 - 1e-9) - 1e-12).sum(
+        axis=0
+    )  # tolerance for the order of summation
     return extreme / n_signs if exact else (extreme + 1) / (n_signs + 1)
 
 

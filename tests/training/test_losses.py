@@ -1,4 +1,4 @@
-"""Every loss against a few plain lines, values and gradients, in float64."""
+"""Losses: values and gradients equal plain formulas in float64."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-13)
 
 
-def drawn(loss, targets: Tensor, items: int = ITEMS, seed: int = 5) -> list[list[int]]:
-    """The negatives that the loss draws after this seed, one list for each target."""
+def sample(loss, targets: Tensor, items: int = ITEMS, seed: int = 5) -> list[list[int]]:
+    """The negatives that the loss samples after this seed, a list per target."""
     torch.manual_seed(seed)
-    found = loss.negatives(targets, items, shared=loss.shared).items
-    return found.expand(len(targets), -1).tolist()
+    negatives, _ = loss.negatives(targets, items, shared=loss.shared)
+    return negatives.expand(len(targets), -1).tolist()
 
 
 def seeded(loss, *arguments: Tensor, seed: int = 5) -> Tensor:
@@ -74,7 +74,7 @@ def bpr(s: Tensor, negatives: list[Tensor], options: dict) -> Tensor:
     return sum((-torch.sigmoid(s - n).log() for n in negatives), s * 0) / max(len(negatives), 1)
 
 
-PLAIN = {"sampled_softmax": sampled_softmax, "bce": bce, "gbce": gbce, "focal": focal, "bpr": bpr}
+FORMULAS = {"sampled_softmax": sampled_softmax, "bce": bce, "gbce": gbce, "focal": focal, "bpr": bpr}
 SOURCES = [
     {"uniform": 7},
     {"popularity": 7},
@@ -100,7 +100,7 @@ CASES = [
 def test_losses_with_negatives_equal_their_formulas(name, options, sources, shared):
     hidden, table, targets = batch()
     loss = make_loss({"name": name, "negatives": sources, "shared": shared, **options}, COUNTS)
-    negatives = drawn(loss, targets)
+    negatives = sample(loss, targets)
     k = len(negatives[0])
     assert k == sum(sources.values())
     assert any(y in row for y, row in zip(targets.tolist(), negatives, strict=True))  # collisions happen
@@ -108,7 +108,7 @@ def test_losses_with_negatives_equal_their_formulas(name, options, sources, shar
     for h, y, row in zip(hidden, targets.tolist(), negatives, strict=True):
         scale = options.get("temperature", 1.0)
         scores = [h @ table[j] / scale for j in row if j != y]
-        rows.append(PLAIN[name](h @ table[y] / scale, scores, {"k": k, **options}))
+        rows.append(FORMULAS[name](h @ table[y] / scale, scores, {"k": k, **options}))
     same(seeded(loss, hidden, table, targets), torch.stack(rows).mean(), hidden, table)
 
 
@@ -123,7 +123,7 @@ def test_log_q_takes_the_log_of_the_expected_count_from_every_negative(shared):
     smooth, plain = COUNTS.double() ** 0.75, COUNTS.double()
     expected = 9 / ITEMS + 5 * smooth / smooth.sum() + 6 * plain / plain.sum()
     rows = []
-    for h, y, row in zip(hidden, targets.tolist(), drawn(loss, targets), strict=True):
+    for h, y, row in zip(hidden, targets.tolist(), sample(loss, targets), strict=True):
         others = sum((h @ table[j]).exp() / expected[j] for j in row if j != y)
         rows.append(-((h @ table[y]).exp() / ((h @ table[y]).exp() + others)).log())
     same(seeded(loss, hidden, table, targets), torch.stack(rows).mean(), hidden, table)
@@ -151,8 +151,8 @@ def test_the_gradient_with_log_q_goes_to_that_of_the_full_softmax(sources):
 
     def distance(times: int, log_q: bool) -> float:
         torch.manual_seed(0)
-        many = {source: times * n for source, n in sources.items()}
-        loss = make_loss({"name": "sampled_softmax", "negatives": many, "log_q": log_q}, COUNTS)
+        negatives = {source: times * n for source, n in sources.items()}
+        loss = make_loss({"name": "sampled_softmax", "negatives": negatives, "log_q": log_q}, COUNTS)
         mean = sum(torch.autograd.grad(loss(hidden, table, targets), table)[0] for _ in range(50))
         return float((mean / 50 - exact).norm() / exact.norm())
 
@@ -162,7 +162,7 @@ def test_the_gradient_with_log_q_goes_to_that_of_the_full_softmax(sources):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_negatives_come_as_often_as_expected(shared):
+def test_negatives_are_sampled_as_often_as_expected(shared):
     torch.manual_seed(0)
     negatives = NegativeSampler(
         {"uniform": 6, "popularity": 9, "in_batch": 5}, item_counts=COUNTS, power=0.5, with_expected=True
@@ -170,17 +170,17 @@ def test_negatives_come_as_often_as_expected(shared):
     draws = 4000 if shared else 80
     seen, expected = torch.zeros(ITEMS + 1), torch.zeros(ITEMS + 1, dtype=torch.float64)
     for _ in range(draws):
-        found = negatives(torch.multinomial(COUNTS, 50, True), ITEMS, shared=shared)
-        seen += torch.bincount(found.items.flatten(), minlength=ITEMS + 1) / (draws if shared else 50 * draws)
-        expected[found.items] = found.expected
+        items, counts = negatives(torch.multinomial(COUNTS, 50, True), ITEMS, shared=shared)
+        seen += torch.bincount(items.flatten(), minlength=ITEMS + 1) / (draws if shared else 50 * draws)
+        expected[items] = counts
     assert seen[0] == 0 and (expected[1:] > 0).all()
     torch.testing.assert_close(seen.double(), expected, rtol=0.15, atol=0.0)
 
 
-def test_items_without_a_count_are_never_popular_negatives():
-    counts = torch.tensor([9.0, 0, 3, 0, 1, 0])  # the padding's count is not looked at
-    found = NegativeSampler({"popularity": 500}, item_counts=counts)(torch.tensor([1]), 5, shared=True).items
-    assert set(found.tolist()) == {2, 4}
+def test_items_without_a_count_are_never_popularity_negatives():
+    counts = torch.tensor([9.0, 0, 3, 0, 1, 0])  # the count of the padding is ignored
+    items, _ = NegativeSampler({"popularity": 500}, item_counts=counts)(torch.tensor([1]), 5, shared=True)
+    assert set(items.tolist()) == {2, 4}
 
 
 NEGATIVE = {"negatives": {"uniform": 4}}
@@ -196,7 +196,7 @@ ALL = {
 }
 
 
-def every(name: str):
+def default_loss(name: str):
     return make_loss({"name": name, **ALL[name]}, COUNTS)
 
 
@@ -207,7 +207,7 @@ def test_every_loss_is_tested():
 @pytest.mark.parametrize("name", ALL)
 def test_gradients_are_those_of_the_values(name):
     hidden, table, targets = batch(scale=0.5)
-    loss = every(name)
+    loss = default_loss(name)
     assert torch.autograd.gradcheck(lambda h, w: seeded(loss, h, w, targets[:9]), (hidden[:9], table))
 
 
@@ -216,7 +216,7 @@ def test_gradients_are_those_of_the_values(name):
 def test_large_scores_stay_finite(name, scale):
     hidden, table, targets = batch(scale=scale)
     hidden, table = (x.detach().float().requires_grad_() for x in (hidden, table))
-    loss = seeded(every(name), hidden, table, targets)
+    loss = seeded(default_loss(name), hidden, table, targets)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(hidden.grad).all() and torch.isfinite(table.grad).all()
     assert table.grad[0].abs().sum() == 0
@@ -234,10 +234,10 @@ def test_a_catalogue_of_one_item(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_seeds_decide_and_bf16_is_close(name):
+def test_the_seed_decides_and_bf16_is_close(name):
     hidden, table, targets = batch(scale=0.3)
     hidden, table = hidden.detach().float().requires_grad_(), table.detach().float().requires_grad_()
-    loss = every(name)
+    loss = default_loss(name)
     assert seeded(loss, hidden, table, targets) == seeded(loss, hidden, table, targets)
     exact = torch.autograd.grad(seeded(loss, hidden, table, targets), (hidden, table))
     with torch.autocast("cpu", torch.bfloat16):
@@ -252,7 +252,7 @@ def test_gradient_steps_lift_the_targets(name):
     hidden, table, targets = torch.randn(N, 16), torch.zeros(ITEMS + 1, 16), torch.randint(1, ITEMS, (N,))
     hidden, table = hidden.requires_grad_(), (table + 0.02 * torch.randn(ITEMS + 1, 16)).requires_grad_()
     optimiser = torch.optim.Adam([hidden, table], 0.05)
-    loss = every(name)
+    loss = default_loss(name)
     for _ in range(150):
         optimiser.zero_grad()
         loss(hidden, table, targets).backward()
@@ -304,7 +304,7 @@ def test_amince_favours_the_tail_and_its_views_differ():
         - torch.autograd.grad(lifted(hidden, table, targets), hidden)[0]
     )
     assert gain[tail].norm() > 0 and gain[~tail].norm() > 0
-    loss = every("amince")
+    loss = default_loss("amince")
     one, other = seeded(loss, hidden, table, targets), seeded(loss, hidden, table, targets, seed=6)
     assert one != other
     loss.eval()
@@ -314,15 +314,15 @@ def test_amince_favours_the_tail_and_its_views_differ():
     )
 
 
-def test_the_second_stage_looks_at_the_tail_and_as_many_others():
+def test_the_second_stage_is_over_the_tail_and_as_many_others():
     hidden, table, targets = batch()
     loss = make_loss({"name": "amince", "tail": 5, "second_stage_after": 2}, COUNTS)
     loss.begin_second_stage()
     gradient = torch.autograd.grad(loss(hidden, table, targets), hidden)[0]
-    felt = gradient.abs().sum(1) > 0
+    has_gradient = gradient.abs().sum(1) > 0
     tail = targets <= 5
     assert 0 < tail.sum() < N / 2
-    assert felt[tail].all() and felt.sum() == 2 * tail.sum()
+    assert has_gradient[tail].all() and has_gradient.sum() == 2 * tail.sum()
     no_tail = torch.full_like(targets, 20)
     assert torch.autograd.grad(loss(hidden, table, no_tail), hidden)[0].abs().sum() == 0
 
@@ -346,13 +346,13 @@ def test_the_softmax_over_trained_items_equals_torch_over_these(chunk):
     hidden, table, targets = batch(chunk)
     trained = torch.zeros(ITEMS + 1, dtype=torch.bool)
     trained[targets.unique()[::2]] = True
-    keep = trained[targets]
-    kept = trained.nonzero()[:, 0]
-    wanted = (targets[keep, None] == kept).long().argmax(1)
-    theirs = F.cross_entropy(hidden[keep] @ table[kept].T, wanted)
+    rows = trained[targets]
+    items = trained.nonzero()[:, 0]
+    positions = (targets[rows, None] == items).long().argmax(1)
+    theirs = F.cross_entropy(hidden[rows] @ table[items].T, positions)
     loss = make_loss({"name": "full_softmax", "chunk": chunk, "items": "trained"}, trained_items=trained)
-    same(loss(hidden[keep], table, targets[keep]), theirs, hidden, table)
-    assert not torch.autograd.grad(loss(hidden[keep], table, targets[keep]), table)[0][~trained].any()
+    same(loss(hidden[rows], table, targets[rows]), theirs, hidden, table)
+    assert not torch.autograd.grad(loss(hidden[rows], table, targets[rows]), table)[0][~trained].any()
 
 
 def test_a_softmax_over_codes_cannot_leave_out_items():
@@ -393,7 +393,7 @@ def test_padding_gets_no_probability():
         ({"name": "amince", "views": 0}, "views is 0"),
     ],
 )
-def test_bad_settings_are_named(settings, message):
+def test_bad_settings_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
         make_loss(settings)
 
@@ -401,4 +401,4 @@ def test_bad_settings_are_named(settings, message):
 @pytest.mark.parametrize("name", ALL)
 def test_a_batch_without_a_target_is_refused(name):
     with pytest.raises(ValueError, match="without a target"):
-        every(name)(torch.ones(0, 2), torch.ones(3, 2), torch.ones(0, dtype=torch.long))
+        default_loss(name)(torch.ones(0, 2), torch.ones(3, 2), torch.ones(0, dtype=torch.long))

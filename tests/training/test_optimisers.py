@@ -1,4 +1,4 @@
-"""Optimisers and schedules against torch's own."""
+"""Optimisers and schedules equal torch's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recpipe.training.optimisers import make_optimiser, make_schedule
 RATE, STEPS, EPOCH = 0.1, 60, 6
 
 
-def net() -> nn.Module:
+def small_net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
 
@@ -47,13 +47,13 @@ def descend(model: nn.Module, optimiser: torch.optim.Optimizer, steps: int = 20)
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
 def test_optimisers_are_those_of_torch(settings, theirs):
-    one, other = net(), net()
+    one, other = small_net(), small_net()
     ours = descend(one, make_optimiser(one.parameters(), {"learning_rate": RATE, **settings}))
     torch.testing.assert_close(ours, descend(other, theirs(other.parameters())))
 
 
-def test_vectors_are_spared_the_decay_if_asked_and_frozen_weights_are_left_alone():
-    model = net()
+def test_decay_vectors_false_exempts_vectors_and_frozen_weights_stay():
+    model = small_net()
     model[0].weight.requires_grad_(False)
     before = [weight.detach().clone() for weight in model.parameters()]
     optimiser = make_optimiser(
@@ -84,7 +84,7 @@ def walk(optimiser, schedule, steps: int, every: int = 1) -> list[float]:
     return seen
 
 
-def of_torch(make, *, every: int = 1) -> list[float]:
+def torch_rates(make, *, every: int = 1) -> list[float]:
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], RATE)
     return walk(optimiser, make(optimiser), STEPS, every)
 
@@ -110,46 +110,26 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_are_those_of_torch(name):
     settings, make, every = SCHEDULES[name]
-    torch.testing.assert_close(rates(settings), of_torch(make, every=every), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(rates(settings), torch_rates(make, every=every), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_begins_after_a_linear_warm_up(name):
     settings = SCHEDULES[name][0]
-    warmed, plain = rates({**settings, "warmup_steps": 9}), rates(settings, steps=STEPS - 9)
-    torch.testing.assert_close(warmed[9:], plain)
-    torch.testing.assert_close(warmed[:9], [plain[0] * (step + 1) / 10 for step in range(9)])
+    with_warmup, plain = rates({**settings, "warmup_steps": 9}), rates(settings, steps=STEPS - 9)
+    torch.testing.assert_close(with_warmup[9:], plain)
+    torch.testing.assert_close(with_warmup[:9], [plain[0] * (step + 1) / 10 for step in range(9)])
 
 
-METRICS = [
-    0.1,
-    0.2,
-    0.15,
-    0.2,
-    0.19,
-    0.3,
-    0.30001,
-    0.2,
-    0.2,
-    0.2,
-    0.2,
-    0.2,
-    0.2,
-    0.2,
-    0.2,
-    0.5,
-    0.1,
-    0.1,
-    0.1,
-]
+METRICS = [0.1, 0.2, 0.15, 0.2, 0.19, 0.3, 0.30001] + [0.2] * 8 + [0.5, 0.1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("cooldown", [0, 2])
 @pytest.mark.parametrize("patience", [0, 1, 3])
 def test_the_plateau_schedule_is_that_of_torch(patience, cooldown):
     ours, theirs = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], RATE) for _ in range(2))
-    own = {"name": "plateau", "factor": 0.5, "patience": patience, "cooldown": cooldown, "least": 0.2}
-    schedule = make_schedule(ours, own, STEPS, EPOCH)
+    settings = {"name": "plateau", "factor": 0.5, "patience": patience, "cooldown": cooldown, "least": 0.2}
+    schedule = make_schedule(ours, settings, STEPS, EPOCH)
     reference = lr_scheduler.ReduceLROnPlateau(
         theirs, mode="max", factor=0.5, patience=patience, cooldown=cooldown, min_lr=0.2 * RATE
     )
@@ -172,7 +152,7 @@ def test_plateaus_wait_for_the_warm_up_and_are_resumed():
     assert walk(optimiser, schedule, 6) == pytest.approx([RATE * f for f in (0.2, 0.4, 0.6, 0.8, 1, 1)])
     schedule.observe(0.5)
     schedule.observe(0.4)
-    state = json.loads(json.dumps(schedule.state_dict()))  # as a checkpoint holds it
+    state = json.loads(json.dumps(schedule.state_dict()))  # as in a checkpoint
     other = make_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], RATE), settings, STEPS, EPOCH)
     other.load_state_dict(state)
     assert (other.shape, other.last_epoch) == (schedule.shape, 6) and other.shape.now == 0.5
@@ -187,9 +167,9 @@ def test_plateaus_wait_for_the_warm_up_and_are_resumed():
         ({"name": "adam", "learning_rate": -1}, "train.optimiser"),
     ],
 )
-def test_bad_optimisers_are_named(settings, message):
+def test_bad_optimisers_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        make_optimiser(net().parameters(), settings)
+        make_optimiser(small_net().parameters(), settings)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +180,6 @@ def test_bad_optimisers_are_named(settings, message):
         ({"name": "constant", "final": 0}, "unknown argument of constant .*'final'"),
     ],
 )
-def test_bad_schedules_are_named(settings, message):
+def test_bad_schedules_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], RATE), settings, STEPS)

@@ -1,4 +1,4 @@
-"""Training without Kedro: on what Kedro prepared, to the same bundle, left where Kedro looks for it."""
+"""Training without Kedro, on data that Kedro prepared: the same bundles, in the same places."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ DATASET = "online_retail"
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, whole_run) -> Path:
-    """A project in which Kedro has trained a SASRec and baselines, beside ids and vectors that others can read."""
+def project_folder(tmp_path_factory, whole_run) -> Path:
+    """A project with a SASRec and baselines trained by Kedro, embeddings and semantic ids."""
     folder = tmp_path_factory.mktemp("standalone") / "project"
     shutil.copytree(whole_run[0], folder, symlinks=True)
     return folder
 
 
-def train(folder: Path, into: Path, *models: str, more: tuple[str, ...] = ()) -> int:
-    places = ["--data", str(folder / "data/test"), "--conf", str(folder / "conf"), "--env", "test"]
-    return main([*places, "--into", str(into), "--dataset", DATASET, "--models", *models, *more])
+def train(folder: Path, into: Path, *models: str, options: tuple[str, ...] = ()) -> int:
+    paths = ["--data", str(folder / "data/test"), "--conf", str(folder / "conf"), "--env", "test"]
+    return main([*paths, "--into", str(into), "--dataset", DATASET, "--models", *models, *options])
 
 
-def latest(root: Path, model: str) -> Bundle:
-    """Of Kedro's own place for bundles."""
+def latest_bundle(root: Path, model: str) -> Bundle:
     return load_bundle(latest_folder(root, model))
 
 
@@ -48,59 +47,58 @@ def latest_folder(root: Path, model: str) -> Path:
 
 
 @pytest.mark.parametrize("model", ["popular", "sasrec"])
-def test_it_is_the_bundle_that_kedro_makes(prepared, tmp_path, model):
-    train(prepared, tmp_path, model)
-    made, expected = latest(tmp_path, model), latest(prepared / "data/test", model)
-    assert made.protocol.id == expected.protocol.id
-    assert made.titles == expected.titles
-    np.testing.assert_array_equal(made.train_events, expected.train_events)
-    assert made.model.config == expected.model.config
-    mine, other = made.model.state_dict(), expected.model.state_dict()
-    assert list(mine) == list(other)
-    for name, tensor in mine.items():
-        assert tensor.equal(other[name]), name
-    assert made.training["settings"] == expected.training["settings"]
+def test_the_bundle_equals_that_of_kedro(project_folder, tmp_path, model):
+    train(project_folder, tmp_path, model)
+    ours, theirs = latest_bundle(tmp_path, model), latest_bundle(project_folder / "data/test", model)
+    assert ours.protocol.id == theirs.protocol.id
+    assert ours.titles == theirs.titles
+    np.testing.assert_array_equal(ours.train_events, theirs.train_events)
+    assert ours.model.config == theirs.model.config
+    tensors, expected = ours.model.state_dict(), theirs.model.state_dict()
+    assert list(tensors) == list(expected)
+    assert all(tensor.equal(expected[name]) for name, tensor in tensors.items())
+    assert ours.training["settings"] == theirs.training["settings"]
 
 
-def test_kedro_judges_what_was_trained_elsewhere(prepared, tmp_path, session_in):
-    into = prepared / "data/test"
-    train(prepared, into, "tiger")
-    train(prepared, into, "setrec")  # which reads the items of the SASRec that Kedro trained
-    with session_in(prepared, env="test", runtime_params={"model": "tiger+setrec"}) as session:
+def test_kedro_evaluates_models_that_were_trained_without_it(project_folder, tmp_path, session_in):
+    into = project_folder / "data/test"
+    train(project_folder, into, "tiger")
+    train(project_folder, into, "setrec")  # reads the item vectors of the SASRec that Kedro trained
+    with session_in(project_folder, env="test", runtime_params={"model": "tiger+setrec"}) as session:
         session.run(pipeline_names=["evaluate"])
     for model in ("tiger", "setrec"):
         reporting = into / "08_reporting" / DATASET / model / "seed_42"
         assert pq.read_table(reporting / "curves.parquet")["epoch"].to_pylist() == [1, 2]
-        found = json.loads(max(reporting.glob("metrics.json/*/metrics.json")).read_text())
-        bundle = latest(into, model)
-        again = rank_fold(bundle.model, DataFolder(into, DATASET).test(), exclude_seen=False, k=10).ranks()
-        assert found["test"]["ndcg@10"] == pytest.approx(metrics_from_ranks(again, cutoffs=[10])["ndcg@10"])
-        assert latest(into, model).training["cost"]["device"] == "cpu"
+        metrics = json.loads(max(reporting.glob("metrics.json/*/metrics.json")).read_text())
+        bundle = latest_bundle(into, model)
+        ranks = rank_fold(bundle.model, DataFolder(into, DATASET).test(), exclude_seen=False, k=10).ranks()
+        assert metrics["test"]["ndcg@10"] == pytest.approx(metrics_from_ranks(ranks, cutoffs=[10])["ndcg@10"])
+        assert latest_bundle(into, model).training["cost"]["device"] == "cpu"
 
 
-def test_what_time_cut_off_goes_on_with_what_is_not_done(prepared, tmp_path, caplog, monkeypatch):
+def test_the_same_command_continues_after_time_was_up(project_folder, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     models = ("popular", "sasrec")
-    assert train(prepared, tmp_path, *models, more=("--minutes", "0")) == 1
+    assert train(project_folder, tmp_path, *models, options=("--minutes", "0")) == 1
     assert "the same command goes on with popular, sasrec" in caplog.text
     monkeypatch.setattr(command, "epoch_logger", lambda name, ends: lambda row: True)
-    with pytest.raises(KeyboardInterrupt):  # as of Ctrl-C: no other model is begun
-        train(prepared, tmp_path, *models)
+    with pytest.raises(KeyboardInterrupt):  # as Ctrl-C: no other model is started
+        train(project_folder, tmp_path, *models)
     monkeypatch.undo()
     first = latest_folder(tmp_path, "popular")
-    assert train(prepared, tmp_path, *models) == 0
-    assert latest_folder(tmp_path, "popular") == first  # not made twice
-    assert latest(tmp_path, "sasrec").training["cost"]["epochs"] == 2
-    train(prepared, tmp_path, "popular", more=("--params", "cold_users.novelty=.5"))
-    assert latest_folder(tmp_path, "popular") != first  # other settings are another training
+    assert train(project_folder, tmp_path, *models) == 0
+    assert latest_folder(tmp_path, "popular") == first  # not trained again
+    assert latest_bundle(tmp_path, "sasrec").training["cost"]["epochs"] == 2
+    train(project_folder, tmp_path, "popular", options=("--params", "cold_users.novelty=.5"))
+    assert latest_folder(tmp_path, "popular") != first  # other settings
 
 
-def test_what_is_missing_is_named(prepared, tmp_path):
-    configuration = Configuration.read(prepared / "conf", "test", {"seed": 7}, model_info)
+def test_missing_files_and_bad_settings_are_refused_by_name(project_folder, tmp_path):
+    configuration = Configuration.read(project_folder / "conf", "test", {"seed": 7}, model_info)
     with pytest.raises(ValueError, match="holds no split; run `kedro run"):
         DataFolder(tmp_path, DATASET).job(configuration.run("popular"), validator)
     with pytest.raises(ValueError, match="has no trained sasrec of seed 7"):
-        DataFolder(prepared / "data/test", DATASET, seed=7).job(configuration.run("setrec"), validator)
+        DataFolder(project_folder / "data/test", DATASET, seed=7).job(configuration.run("setrec"), validator)
     with pytest.raises(ValueError, match="has no folder 'base'"):
         main(["--dataset", DATASET, "--models", "popular", "--conf", str(tmp_path)])
     for params, message in (
@@ -109,15 +107,15 @@ def test_what_is_missing_is_named(prepared, tmp_path):
         ("init_from=a/b/seed_1", "only `kedro run` begins with another run's weights"),
     ):
         with pytest.raises(ValueError, match=message):
-            train(prepared, tmp_path, "tiger", more=("--params", params))
+            train(project_folder, tmp_path, "tiger", options=("--params", params))
     with pytest.raises(ValueError, match=r"unknown model 'tgier' \(did you mean 'tiger'"):
-        train(prepared, tmp_path, "tgier")
+        train(project_folder, tmp_path, "tgier")
 
 
-def test_it_needs_no_kedro():
-    refused = ("kedro", "polars", "mlflow", "omegaconf", "pydantic", "duckdb", "ibis")
+def test_kedro_and_its_libraries_are_not_imported():
+    blocked = ("kedro", "polars", "mlflow", "omegaconf", "pydantic", "duckdb", "ibis")
     program = (
-        f"import sys\nfor name in {refused}: sys.modules[name] = None\nimport recpipe.training.standalone"
+        f"import sys\nfor name in {blocked}: sys.modules[name] = None\nimport recpipe.training.standalone"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

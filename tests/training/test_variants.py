@@ -1,4 +1,4 @@
-"""Which trainings a study makes of a model's settings."""
+"""Variants of a model in a study."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ SASREC = RunConfig(
 )
 
 
-def of_type(type_: str, **changed: Any) -> RunConfig:
-    return replace(SASREC, name=type_, type=type_, settings={}, **changed)
+def of_type(type_: str, **changes: Any) -> RunConfig:
+    return replace(SASREC, name=type_, type=type_, settings={}, **changes)
 
 
-def test_a_setting_takes_each_value_once_and_leaves_the_rest():
-    made, left_out = variants(Study("train.window", "8+16+8"), SASREC)
-    assert [(each.name, each.value, each.config.train) for each in made] == [
+def test_a_setting_takes_each_value_once_and_other_settings_stay():
+    selection, left_out = variants(Study("train.window", "8+16+8"), SASREC)
+    assert [(each.name, each.value, each.config.train) for each in selection] == [
         ("8", 8, {**TRAIN, "window": 8}),
         ("16", 16, {**TRAIN, "window": 16}),
     ]
-    assert all(replace(each.config, train=TRAIN) == SASREC for each in made)
+    assert all(replace(each.config, train=TRAIN) == SASREC for each in selection)
     assert SASREC.train["window"] is None
     assert left_out == {}
     assert [each.config.settings["dim"] for each in variants(Study("dim", 32), SASREC)[0]] == [32]
 
 
-def test_only_what_a_model_has_is_taken_away():
+def test_only_parts_that_a_model_has_are_removed():
     parts = {
         "dropout": {"dropout": 0.0, "attention_dropout": 0.0},  # the second is 0 already
         "positions": {"positions": False},  # by default there
@@ -48,19 +48,19 @@ def test_only_what_a_model_has_is_taken_away():
         "packing": {"train.layout": "padded"},  # it is not packed
         "text": {"side.vectors": "none"},
     }
-    made, left_out = variants(Study(without=parts), SASREC)
-    assert [each.name for each in made] == [
+    selection, left_out = variants(Study(without=parts), SASREC)
+    assert [each.name for each in selection] == [
         AS_CONFIGURED,
         *(f"without {n}" for n in ("dropout", "positions", "long users")),
     ]
-    assert dict(made[0].overrides) == {}
-    assert made[0].config == SASREC
-    assert dict(made[1].overrides) == {"dropout": 0.0}
-    assert made[2].config.settings == {**SASREC.settings, "positions": False}
-    assert made[3].config.train == {**TRAIN, "windows": "last"}
+    assert dict(selection[0].overrides) == {}
+    assert selection[0].config == SASREC
+    assert dict(selection[1].overrides) == {"dropout": 0.0}
+    assert selection[2].config.settings == {**SASREC.settings, "positions": False}
+    assert selection[3].config.train == {**TRAIN, "windows": "last"}
     assert sorted(left_out) == ["packing", "text", "time"]
-    reading = of_type("sasrec", side={**SIDE, "vectors": "text"})
-    assert variants(Study(without=parts), reading)[0][-1].config.side == SIDE
+    with_side = of_type("sasrec", side={**SIDE, "vectors": "text"})
+    assert variants(Study(without=parts), with_side)[0][-1].config.side == SIDE
 
 
 def test_a_model_without_the_setting_is_refused_by_name():
@@ -76,6 +76,6 @@ def test_a_model_without_the_setting_is_refused_by_name():
     "block",
     [{}, {"setting": "dim"}, {"values": "1"}, {"setting": "dim", "values": 1, "without": {"a": {"b": 1}}}],
 )
-def test_a_study_is_of_one_kind(block):
+def test_a_study_has_values_or_removals(block):
     with pytest.raises(ValueError, match="a study has a setting with values"):
         Study(**block)

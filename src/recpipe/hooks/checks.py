@@ -83,6 +83,8 @@ class ChecksHooks:
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Raise ConfigError with the key and the allowed values."""
+        from recpipe.training.settings import check_model
+
         inputs = pipeline.inputs()
         names = sorted(name.removeprefix("params:") for name in inputs if name.startswith("params:"))
         for name, dataset in _parameters(names, DATASETS, catalog):
@@ -183,24 +185,6 @@ def _check_ids(kind: str, config: SemanticIdsConfig) -> None:
 
     build_config(Gate, config.gate, where=f"semantic_ids.kinds.{kind}.gate")
     build_quantizer(*config.type_and_settings())
-
-
-def check_model(run: RunConfig, protocol: Protocol | None) -> None:
-    """Raise ValueError for settings that the model, its training or its fallback for new users does not allow."""
-    from recpipe.config.run_config import ColdUsersConfig
-    from recpipe.models.registry import model_class, side_config
-    from recpipe.training.settings import TrainSettings, check_settings
-
-    where = f"models.{run.name}"
-    cls = model_class(run.type)
-    config = build_config(cls.Config, run.settings, where=where)
-    side = side_config(run.type, run.side, where=where)
-    settings = build_config(TrainSettings, run.train, where=f"{where}.train")
-    build_config(ColdUsersConfig, run.cold_users, where="cold_users")
-    if protocol is not None:
-        protocol.check_time(getattr(config, "time_mode", "none"), model=run.name)
-        protocol.check_time(side.requires_time, model=run.name)
-    check_settings(settings, cls)
 
 
 def _check_study(study: StudyConfig, runs: list[RunConfig]) -> None:

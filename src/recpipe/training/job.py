@@ -65,11 +65,6 @@ class ItemInputs:
             collaborative=inputs.get(COLLABORATIVE),
         )
 
-    def hashes(self) -> dict[str, str]:
-        """Content hashes of the vectors and the ids."""
-        vectors = {name: embeddings.hash for name, embeddings in self.vectors.items()}
-        return vectors | {f"{kind} ids": ids.hash for kind, (ids, _) in self.ids.items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
@@ -148,7 +143,9 @@ class TrainingJob:
         config = asdict(self.config)
         if config.pop("accelerate") is False:  # the default stays compatible with records that lack it
             config["accelerate"] = False
-        return {**config, "protocol": self.data.protocol.id, "inputs": self.inputs.hashes()}
+        hashes = {name: embeddings.hash for name, embeddings in self.inputs.vectors.items()}
+        hashes |= {f"{kind} ids": ids.hash for kind, (ids, _) in self.inputs.ids.items()}
+        return {**config, "protocol": self.data.protocol.id, "inputs": hashes}
 
     def _description(
         self,

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from recpipe.config import RunConfig, build_config
+from recpipe.config.run_config import ColdUsersConfig
+
 if TYPE_CHECKING:
+    from recpipe.data.protocol import Protocol
     from recpipe.models.recommender import Recommender
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -91,6 +95,21 @@ class TrainSettings:
                 raise ValueError(f"train.{name} is {value}; it must be more than 0{or_null}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"train.ema is {self.ema}; it is a decay between 0 and 1 (.999, say), or null")
+
+
+def check_model(run: RunConfig, protocol: Protocol | None = None) -> None:
+    """Raise ValueError for settings that the model, its training or its fallback for new users does not allow."""
+    from recpipe.models.registry import model_class, side_config
+
+    where, cls = f"models.{run.name}", model_class(run.type)
+    config = build_config(cls.Config, run.settings, where=where)
+    side = side_config(run.type, run.side, where=where)
+    settings = build_config(TrainSettings, run.train, where=f"{where}.train")
+    build_config(ColdUsersConfig, run.cold_users, where="cold_users")
+    if protocol is not None:
+        protocol.check_time(getattr(config, "time_mode", "none"), model=run.name)
+        protocol.check_time(side.requires_time, model=run.name)
+    check_settings(settings, cls)
 
 
 def check_settings(settings: TrainSettings, model: type[Recommender]) -> None:

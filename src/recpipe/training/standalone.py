@@ -28,19 +28,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recpipe.config import Configuration, DataPaths, RunConfig, build_config, parse_overrides
+from recpipe.config import Configuration, DataPaths, RunConfig, parse_overrides
 from recpipe.content.embeddings import Embeddings
 from recpipe.data.atomic import atomic_file, atomic_folder
 from recpipe.data.sequences import Fold
 from recpipe.data.splits import TrainingData
 from recpipe.evaluation.evaluate import validator
-from recpipe.models.registry import model_class, model_info, side_config
+from recpipe.models.registry import model_info
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.bundle import Bundle, curve_table, load_bundle, save_bundle
 from recpipe.training.job import ItemInputs, TrainingJob, Validator
 from recpipe.training.module import OnEpoch
-from recpipe.training.settings import TrainSettings
+from recpipe.training.settings import check_model
 
 log = logging.getLogger(__name__)
 
@@ -56,19 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     configuration = Configuration.read(options.conf, options.env, overrides, model_info)
     runs = [configuration.run(name) for name in options.models]
     for run in runs:  # an error in the last one is reported before the first is trained
-        check(run)
+        check_model(run)
     unfinished = [run.name for run in runs if not _finished(run, data, ends)]
     if unfinished:
         log.info("time is up; the same command goes on with %s", ", ".join(unfinished))
     return int(bool(unfinished))
-
-
-def check(run: RunConfig) -> None:
-    """Raise ConfigError for a setting that the model or its training does not have."""
-    where = f"models.{run.name}"
-    build_config(model_class(run.type).Config, run.settings, where=where)
-    build_config(TrainSettings, run.train, where=f"{where}.train")
-    side_config(run.type, run.side, where=where)
 
 
 def _finished(run: RunConfig, data: DataFolder, ends: float) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -51,28 +50,20 @@ class NegativeSamplingLoss(Loss):
         self.shared, self.temperature = shared, temperature
 
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        sample = self.negatives(targets, len(table) - 1, shared=self.shared)
+        items, expected = self.negatives(targets, len(table) - 1, shared=self.shared)
         hidden = hidden / self.temperature if self.temperature != 1 else hidden
         positive_N = at_least_float32((hidden * F.embedding(targets, table)).sum(-1))
-        vectors = F.embedding(sample.items, table)  # (K, D) or (N, K, D)
+        vectors = F.embedding(items, table)  # (K, D) or (N, K, D)
         negative_NK = at_least_float32(
             hidden @ vectors.T if self.shared else (hidden[:, None] * vectors).sum(-1)
         )
-        if sample.expected is not None:
-            negative_NK = negative_NK - sample.expected.log().to(negative_NK.dtype)
-        return self.combine(positive_N, negative_NK, sample.items != targets[:, None], len(table) - 1)
+        if expected is not None:
+            negative_NK = negative_NK - expected.log().to(negative_NK.dtype)
+        return self.combine(positive_N, negative_NK, items != targets[:, None], len(table) - 1)
 
     @abstractmethod
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
         """Return the scalar loss; ``mask_NK`` is False where a negative equals the target."""
-
-
-@dataclass(frozen=True)
-class NegativeSample:
-    """Sampled items, and how often each is expected for one target over all sources."""
-
-    items: Tensor  # (K,) shared by all targets, or (N, K); may contain repeats and the target
-    expected: Tensor | None  # the same shape, float64
 
 
 class NegativeSampler(nn.Module):
@@ -80,7 +71,7 @@ class NegativeSampler(nn.Module):
 
     ``uniform``: items with equal probability, with replacement; all items once if the number is that of the catalogue
     or more. ``popularity``: with probability ~ ``item_counts ** power``, with replacement. ``in_batch``: targets at
-    random places of the batch; at most all of them where shared. ``with_expected`` adds ``NegativeSample.expected``.
+    random places of the batch; at most all of them where shared. ``with_expected`` asks for expected counts.
     """
 
     popularity: Tensor  # (I + 1,) probability of each item
@@ -110,8 +101,12 @@ class NegativeSampler(nn.Module):
             self.register_buffer(name, values / values.sum().clamp(min=1e-300), persistent=False)
         self.register_buffer("cumulated", self.popularity.cumsum(0), persistent=False)
 
-    def forward(self, targets: Tensor, n_items: int, *, shared: bool) -> NegativeSample:
-        """Sample negatives of ``targets`` (N,) in 1..n_items: one set for all of them, or one for each."""
+    def forward(self, targets: Tensor, n_items: int, *, shared: bool) -> tuple[Tensor, Tensor | None]:
+        """Return negatives of ``targets`` (N,) in 1..n_items, (K,) if ``shared`` else (N, K), and expected counts.
+
+        An expected count (float64) is the mean number of times that an item is sampled for one target, over all
+        sources. Negatives may contain repeats and the target.
+        """
         N, rows, device = len(targets), () if shared else (len(targets),), targets.device
         parts, means = [], {}
         for source, n in self.sources.items():
@@ -130,7 +125,7 @@ class NegativeSampler(nn.Module):
             parts.append(items)
             means[source] = float(items.shape[-1])
         items = torch.cat(parts, -1)
-        return NegativeSample(items, self._expected(items, means, n_items) if self.with_expected else None)
+        return items, self._expected(items, means, n_items) if self.with_expected else None
 
     def _expected(self, items: Tensor, means: Mapping[str, float], n_items: int) -> Tensor:
         expected = torch.zeros(items.shape, dtype=torch.float64, device=items.device)

@@ -81,7 +81,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     }
     pq.write_table(pa.table(items), folder / ITEMS, compression="zstd")
     ids = {name: codes.description() for name, codes in bundle.model.item_codes().items()}
-    described = {
+    config = {
         "format": 1,
         "name": bundle.name,
         "type": bundle.type,
@@ -93,7 +93,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()},
         "training": bundle.training,
     }
-    (folder / CONFIG).write_text(json.dumps(described, indent=2))
+    (folder / CONFIG).write_text(json.dumps(config, indent=2))
 
 
 def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate: bool = True) -> Bundle:
@@ -103,36 +103,36 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate:
         raise ValueError(
             f"{folder} is not a bundle: {', '.join(missing)} missing; run `kedro run --pipelines=train`"
         )
-    described = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_text())
     items = pq.read_table(folder / ITEMS)
     vocabulary = Vocabulary(items["item_id"].to_numpy(zero_copy_only=False))
     model = build(
-        described["type"],
-        described["config"],
+        config["type"],
+        config["config"],
         n_items=len(vocabulary),
-        max_length=described["max_length"],
-        side=Side.from_dict(described["side"]) if "side" in described else None,
+        max_length=config["max_length"],
+        side=Side.from_dict(config["side"]) if "side" in config else None,
         ids={
             name: CatalogueIds.empty(fields, len(vocabulary))
-            for name, fields in described.get("ids", {}).items()
+            for name, fields in config.get("ids", {}).items()
         },
         accelerate=accelerate,
     )
-    if "cold_users" in described:  # absent in old bundles
-        model.cold_users = ColdUsers.from_dict(described["cold_users"], n_items=len(vocabulary))
+    if "cold_users" in config:  # absent in old bundles
+        model.cold_users = ColdUsers.from_dict(config["cold_users"], n_items=len(vocabulary))
     try:
         model.load_tensors(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG} or is incomplete: {error}") from error
     for name, codes in model.item_codes().items():
-        codes.check(described["ids"][name]["digest"])
+        codes.check(config["ids"][name]["digest"])
     return Bundle(
-        described["name"],
-        described["type"],
+        config["name"],
+        config["type"],
         model.to(device).eval(),
         vocabulary,
         items["title"].to_pylist(),
         items["train_events"].to_numpy(),
-        Protocol.from_dict(described["protocol"]),
-        described["training"],
+        Protocol.from_dict(config["protocol"]),
+        config["training"],
     )

@@ -91,8 +91,8 @@ class TrainingJob:
         vectors = dict(self.inputs.vectors)
         if self.inputs.collaborative is not None:
             vectors[COLLABORATIVE] = item_vectors(self.inputs.collaborative, protocol, data.vocabulary)
-        reads = side_config(config.type, config.side, where=f"models.{config.name}")
-        side = build_side(reads, fitting_set, data.vocabulary, items, vectors)
+        side_settings = side_config(config.type, config.side, where=f"models.{config.name}")
+        side = build_side(side_settings, fitting_set, data.vocabulary, items, vectors)
         ids = build_catalogue_ids(config.ids, self.inputs.ids, data.vocabulary)
 
         def build_untrained() -> Recommender:
@@ -141,8 +141,8 @@ class TrainingJob:
     def identity(self) -> dict[str, Any]:
         """Settings and content hashes that determine the result, apart from versions and hardware."""
         config = asdict(self.config)
-        if config.pop("accelerate") is False:  # the default stays compatible with records that lack it
-            config["accelerate"] = False
+        if config["accelerate"]:  # the default; older records lack it
+            del config["accelerate"]
         hashes = {name: embeddings.hash for name, embeddings in self.inputs.vectors.items()}
         hashes |= {f"{kind} ids": ids.hash for kind, (ids, _) in self.inputs.ids.items()}
         return {**config, "protocol": self.data.protocol.id, "inputs": hashes}
@@ -159,8 +159,10 @@ class TrainingJob:
         settings = {"type": config.type, **asdict(trained.model.config)}
         if side is not None:
             settings["side"] = asdict(side.config)
-        settings |= {"ids": {kind: codes.digest[:12] for kind, codes in ids.items()}} if ids else {}
-        settings |= {} if config.init_from == "none" else {"init_from": config.init_from}
+        if ids:
+            settings["ids"] = {kind: codes.digest[:12] for kind, codes in ids.items()}
+        if config.init_from != "none":
+            settings["init_from"] = config.init_from
         if not trained.model.closed_form:
             settings["train"] = asdict(self.settings)
         elif self.settings.put_back:

@@ -10,7 +10,7 @@ from recpipe.layers import ssd as module
 from recpipe.layers.ssd import Mamba2, ssd
 
 pytestmark = pytest.mark.skipif(
-    not module._installed(), reason="needs mamba_ssm: pip install 'recpipe[cuda]'"
+    not module.has_mamba_ssm(), reason="needs mamba_ssm: pip install 'recpipe[cuda]'"
 )
 
 
@@ -20,7 +20,7 @@ def test_outputs_and_gradients(length, packed):
     values = [value.detach().cuda().requires_grad_() for value in inputs(length, torch.float32)]
     cuts = [length // 3, length // 5, length - length // 3 - length // 5]
     marks = segments([n for n in cuts if n], length).expand(3, -1).cuda() if packed else None
-    ours, theirs = ssd(*values, 32, marks), module._on_mamba_ssm(*values, 32, marks)
+    ours, theirs = ssd(*values, 32, marks), module.mamba_ssm_scan(*values, 32, marks)
     assert (theirs - ours).norm() < 5e-3 * ours.norm()  # its products are TF32
     for mine, other in zip(
         torch.autograd.grad(ours.sum(), values), torch.autograd.grad(theirs.sum(), values), strict=True
@@ -37,7 +37,7 @@ def test_the_mixer_with_either_kernel(low):
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=low):
             y = made(x)
         found.append([y, *torch.autograd.grad(y.float().square().sum(), list(made.parameters()))])
-    assert module.chosen_kernel("auto", x.device) == "mamba_ssm"
+    assert module.choose_kernel("auto", x.device) == "mamba_ssm"
     for mine, other in zip(*found, strict=True):
         assert torch.isfinite(other).all()
         assert (other - mine).norm() < (5e-2 if low else 1e-2) * mine.norm() + 1e-3

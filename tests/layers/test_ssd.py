@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recpipe.layers import ssd as module
-from recpipe.layers.ssd import KERNELS, Mamba2, causal_conv, chosen_kernel, equal_chunks, recurrence, ssd
+from recpipe.layers.ssd import KERNELS, Mamba2, causal_conv, choose_kernel, equal_chunks, recurrence, ssd
 
 DIM = 24
 
@@ -146,15 +146,15 @@ def test_chunks_are_equal_and_add_little(length, chunk, expected):
 
 def test_the_kernel_is_chosen_by_device_and_what_is_installed(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(module, "_installed", lambda: False)
-    assert [chosen_kernel("auto", device) for device in (cpu, cuda)] == ["torch", "torch"]
+    monkeypatch.setattr(module, "has_mamba_ssm", lambda: False)
+    assert [choose_kernel("auto", device) for device in (cpu, cuda)] == ["torch", "torch"]
     with pytest.raises(ValueError, match="not installed"):
         Mamba2(16, head_dim=16, kernel="mamba_ssm")
-    monkeypatch.setattr(module, "_installed", lambda: True)
-    assert [chosen_kernel("auto", device) for device in (cpu, cuda)] == ["torch", "mamba_ssm"]
-    assert chosen_kernel("torch", cuda) == "torch"
+    monkeypatch.setattr(module, "has_mamba_ssm", lambda: True)
+    assert [choose_kernel("auto", device) for device in (cpu, cuda)] == ["torch", "mamba_ssm"]
+    assert choose_kernel("torch", cuda) == "torch"
     with pytest.raises(ValueError, match="the model is on cpu"):
-        chosen_kernel("mamba_ssm", cpu)
+        choose_kernel("mamba_ssm", cpu)
 
 
 @pytest.mark.parametrize(

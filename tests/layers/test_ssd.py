@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recpipe.layers import ssd as module
-from recpipe.layers.ssd import KERNELS, Mamba2, causal_conv, choose_kernel, equal_chunks, recurrence, ssd
+from recpipe.layers.ssd import KERNELS, Mamba2, causal_conv, choose_kernel, equal_chunks, ssd
 
 DIM = 24
 
@@ -19,6 +19,28 @@ def inputs(T: int, kind: torch.dtype = torch.float64, *, B: int = 3, H: int = 2)
     dt = torch.nn.functional.softplus(draw(B, T, H) * 2 - 1)
     values = [draw(B, T, H, 8), dt, -draw(H).exp(), draw(B, T, 5), draw(B, T, 5), draw(H)]
     return [value.to(kind).requires_grad_() for value in values]
+
+
+def recurrence(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    A_H: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    D_H: Tensor,
+    segments_BT: Tensor | None = None,
+) -> Tensor:
+    """The recurrence of the docstring of recpipe.layers.ssd, event by event."""
+    state, outputs = x_BTHP.new_zeros(*x_BTHP.shape[:1], *x_BTHP.shape[2:], B_BTN.shape[-1]), []
+    for t in range(x_BTHP.shape[1]):
+        decay = (dt_BTH[:, t] * A_H).exp()
+        if segments_BT is not None and t:
+            decay = decay * (segments_BT[:, t] == segments_BT[:, t - 1])[:, None]
+        x_BHP = x_BTHP[:, t]
+        update = (dt_BTH[:, t, :, None] * x_BHP)[..., None] * B_BTN[:, t, None, None]
+        state = state * decay[..., None, None] + update
+        outputs.append((state * C_BTN[:, t, None, None]).sum(-1) + D_H[:, None] * x_BHP)
+    return torch.stack(outputs, 1)
 
 
 def mixer(seed: int = 0, **config) -> Mamba2:

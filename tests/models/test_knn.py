@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.synthetic import random_sequences, sequences
 
-from recpipe.layers.interactions import PROFILES, SETS, SIMILARITIES, SMOOTHING
+from recpipe.layers.interactions import PROFILES, SETS, SIMILARITIES, SMOOTHING, NeighbourConfig
 from recpipe.models.registry import build
 
 distance = pytest.importorskip("scipy.spatial.distance", reason="scipy comes with the dev dependencies")
@@ -169,7 +169,6 @@ def test_bad_settings_are_refused(type_, config, message):
 
 
 def test_the_kernel_of_kl_is_zero_where_the_profile_is():
-    from recpipe.layers.interactions import Similarity
-
-    first, second = Similarity("kl", "count", 0.0).encode(torch.tensor([0.0, 2.0]), torch.tensor(2.0), 2)
+    measure = NeighbourConfig(similarity="kl", profile="count")
+    first, second = measure.encode(torch.tensor([0.0, 2.0]), torch.tensor(2.0), 2)
     assert first[0] == 0 and second[0] == 0 and second[1] > 0

@@ -123,10 +123,10 @@ class PairBatches:
 
 @dataclass(frozen=True)
 class NeighbourConfig:
-    """Settings of neighbourhood models.
+    """Settings of neighbourhood models, and their similarity measure.
 
-    ``neighbours``: K. ``similarity``: see the docstring of this module. ``profile``: features are 1 (binary) or the
-    number of events (count).
+    ``neighbours``: K. ``similarity``, ``shrinkage``: see the docstring of this module. ``profile``: features are 1
+    (binary) or the number of events (count).
     """
 
     neighbours: int = 100
@@ -135,27 +135,11 @@ class NeighbourConfig:
     shrinkage: float = 10.0
 
     def __post_init__(self) -> None:
-        self.measure()
-        check_at_least(1, self, "neighbours")
-
-    def measure(self) -> Similarity:
-        """Return the similarity measure."""
-        return Similarity(self.similarity, self.profile, self.shrinkage)
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """Similarity measure of profiles."""
-
-    name: str
-    profile: str
-    shrinkage: float
-
-    def __post_init__(self) -> None:
-        check_choices(self, name=SIMILARITIES, profile=PROFILES)
-        if self.profile == "count" and self.name in SETS:
-            raise ValueError(f"similarity {self.name} compares sets; use `profile: binary`")
+        check_choices(self, similarity=SIMILARITIES, profile=PROFILES)
+        if self.profile == "count" and self.similarity in SETS:
+            raise ValueError(f"similarity {self.similarity} compares sets; use `profile: binary`")
         check_at_least(0, self, "shrinkage")
+        check_at_least(1, self, "neighbours")
 
     def values(self, counts: Tensor) -> Tensor:
         """Return the features of a profile from numbers of events."""
@@ -164,9 +148,9 @@ class Similarity:
     def encode(self, x: Tensor, total: Tensor, features: int) -> tuple[Tensor, Tensor]:
         """Return the two values per feature that the measure multiplies, 0 wherever ``x`` is; ``total`` is Σx."""
         p = x / total.clamp(min=1)
-        if self.name == "bhattacharyya":
+        if self.similarity == "bhattacharyya":
             return p.sqrt(), p.sqrt()
-        if self.name == "kl":
+        if self.similarity == "kl":
             return p, (p * ((1 - SMOOTHING) * features / SMOOTHING)).log1p()
         return x, x
 
@@ -174,28 +158,28 @@ class Similarity:
         """Return similarities (N, B) from products (N, B), numbers of common features (N, B) and sums."""
         norms, other_norms, h = rows.norm[:, None], columns.norm, self.shrinkage
         difference = (norms + other_norms - 2 * cross).clamp(min=0)
-        match self.name:
+        match self.similarity:
             case "cosine":
-                similarity = cross / _nonzero((norms * other_norms).sqrt() + h)
+                values = cross / _nonzero((norms * other_norms).sqrt() + h)
             case "jaccard":
-                similarity = cross / _nonzero(norms + other_norms - cross + h)
+                values = cross / _nonzero(norms + other_norms - cross + h)
             case "correlation":
                 mean, other_mean = rows.total[:, None] / features, columns.total / features
                 variance = (norms - rows.total[:, None] * mean) * (other_norms - columns.total * other_mean)
                 covariance = cross - rows.total[:, None] * other_mean
-                similarity = covariance / _nonzero(variance.clamp(min=0).sqrt() + h)
+                values = covariance / _nonzero(variance.clamp(min=0).sqrt() + h)
             case "euclidean":
-                similarity = 1 / (1 + difference.sqrt())
+                values = 1 / (1 + difference.sqrt())
             case "hamming":
-                similarity = 1 - difference / features
+                values = 1 - difference / features
             case "manhattan":
-                similarity = 1 / (1 + difference)
+                values = 1 / (1 + difference)
             case "kl":
-                similarity = 1 / (1 + (1 - SMOOTHING) * (norms + other_norms - cross).clamp(min=0))
+                values = 1 / (1 + (1 - SMOOTHING) * (norms + other_norms - cross).clamp(min=0))
             case _:
-                similarity = cross
-        weight = (shared > 0).float() if self.name in RATIOS else shared / _nonzero(shared + h)
-        return similarity.clamp_(min=0).mul_(weight)
+                values = cross
+        weight = (shared > 0).float() if self.similarity in RATIOS else shared / _nonzero(shared + h)
+        return values.clamp_(min=0).mul_(weight)
 
 
 @dataclass(frozen=True)
@@ -207,27 +191,20 @@ class Sums:
 
 
 class Profiles:
-    """Sparse profiles (N, columns) for comparison with dense blocks; ``features`` is F."""
+    """Sparse profiles (N, columns) of the users or ``of_items`` of ``pairs``, for comparison with dense blocks."""
 
-    def __init__(
-        self,
-        row: Tensor,
-        column: Tensor,
-        counts: Tensor,
-        *,
-        shape: tuple[int, int],
-        features: int,
-        measure: Similarity,
-    ) -> None:
-        self.measure, self.shape, self.features = measure, shape, features
-        x = measure.values(counts)
-        total = torch.zeros(shape[0], device=x.device).index_add_(0, row, x)
-        first, second = measure.encode(x, total[row], features)
+    def __init__(self, pairs: Pairs, measure: NeighbourConfig, *, of_items: bool) -> None:
+        row, column = (pairs.item, pairs.user) if of_items else (pairs.user, pairs.item)
+        self.shape = (pairs.width, pairs.users) if of_items else (pairs.users, pairs.width)
+        self.measure, self.features = measure, pairs.users if of_items else pairs.width - 1
+        x = measure.values(pairs.count)
+        total = torch.zeros(self.shape[0], device=x.device).index_add_(0, row, x)
+        first, second = measure.encode(x, total[row], self.features)
         self.sums = Sums(total, torch.zeros_like(total).index_add_(0, row, first * second))
-        self._first = csr(row, column, first, shape)
-        self._second = csr(row, column, second, shape) if measure.name == "kl" else None
-        counts_shared = measure.profile == "binary" and measure.name not in ("bhattacharyya", "kl")
-        self._support = None if counts_shared else csr(row, column, torch.ones_like(x), shape)
+        self._first = csr(row, column, first, self.shape)
+        self._second = csr(row, column, second, self.shape) if measure.similarity == "kl" else None
+        counts_shared = measure.profile == "binary" and measure.similarity not in ("bhattacharyya", "kl")
+        self._support = None if counts_shared else csr(row, column, torch.ones_like(x), self.shape)
 
     def similarities(self, counts_BF: Tensor) -> Tensor:
         """Return similarities (N, B) of every profile to every row of ``counts_BF``."""

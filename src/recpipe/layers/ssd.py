@@ -125,9 +125,10 @@ def ssd(
             through = through * (end == start)
         state_BKHNP = (B_BKCN[:, :, None] * to_end[..., None]).mT @ x_BKHCP  # of each chunk alone
         read_BKHCN = C_BKCN[:, :, None] * from_start[..., None]
-        y_BKHCP = _sum_of_products(
-            M_BKHCS, x_BKHCP, read_BKHCN, _incoming_states(state_BKHNP, through[..., None])
-        )
+        incoming_BKHNP = _incoming_states(state_BKHNP, through[..., None])
+        within = M_BKHCS.flatten(0, 2) @ x_BKHCP.flatten(0, 2)
+        y = torch.baddbmm(within, read_BKHCN.flatten(0, 2), incoming_BKHNP.flatten(0, 2))
+        y_BKHCP = y.unflatten(0, M_BKHCS.shape[:3])
     return y_BKHCP.transpose(2, 3).flatten(1, 2)[:, :T]
 
 
@@ -156,28 +157,6 @@ def mamba_ssm_scan(
         seq_idx=None if segments_BT is None else segments_BT.to(torch.int32).contiguous(),
     )
     return y.to(dt_BTH.dtype)
-
-
-def recurrence(
-    x_BTHP: Tensor,
-    dt_BTH: Tensor,
-    A_H: Tensor,
-    B_BTN: Tensor,
-    C_BTN: Tensor,
-    D_H: Tensor,
-    segments_BT: Tensor | None = None,
-) -> Tensor:
-    """Compute ``ssd`` event by event, as in the docstring of this module: slow, the reference of tests."""
-    state, outputs = x_BTHP.new_zeros(*x_BTHP.shape[:1], *x_BTHP.shape[2:], B_BTN.shape[-1]), []
-    for t in range(x_BTHP.shape[1]):
-        decay = (dt_BTH[:, t] * A_H).exp()
-        if segments_BT is not None and t:
-            decay = decay * (segments_BT[:, t] == segments_BT[:, t - 1])[:, None]
-        x_BHP = x_BTHP[:, t]
-        update = (dt_BTH[:, t, :, None] * x_BHP)[..., None] * B_BTN[:, t, None, None]
-        state = state * decay[..., None, None] + update
-        outputs.append((state * C_BTN[:, t, None, None]).sum(-1) + D_H[:, None] * x_BHP)
-    return torch.stack(outputs, 1)
 
 
 def causal_conv(x_BTD: Tensor, weight: Tensor, bias: Tensor, segments_BT: Tensor | None = None) -> Tensor:
@@ -253,12 +232,6 @@ class _DecayedProducts(torch.autograd.Function):
         dE = dM * M
         dE.diagonal(dim1=-2, dim2=-1).sub_(diagonal * D[:, None])
         return (dM * L).sum(2), dE.sum(-1), dE.sum(-2).neg_(), None, diagonal.sum((0, 1, 3))
-
-
-def _sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """a @ b + c @ d of batches of matrices, with a fused addition."""
-    first = a.flatten(0, 2) @ b.flatten(0, 2)
-    return torch.baddbmm(first, c.flatten(0, 2), d.flatten(0, 2)).unflatten(0, a.shape[:3])
 
 
 def _incoming_states(state_BKHNP: Tensor, through_BKH11: Tensor) -> Tensor:

@@ -80,7 +80,10 @@ class HSTU(NextItem):
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(batch.positions)
         x_BTD, buckets = self.dropout(x_BTD), self._buckets(batch)
-        mask = ~causal_pairs(batch)
+        T = batch.items.shape[1]
+        mask = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).triu(1)
+        if batch.segments is not None:
+            mask = mask | (batch.segments[:, :, None] != batch.segments[:, None, :])
         for layer in self.layers:
             x_BTD = layer(x_BTD, mask, buckets)
         return x_BTD
@@ -105,22 +108,9 @@ class HSTU(NextItem):
                 "time_mode is query and these histories have no query times: use --params protocol.time=query "
                 "for folds, set Sequences.query_times for other histories"
             )
-        return time_buckets(times if mode == "last_item" or query_times is None else query_times, times)
-
-
-def causal_pairs(batch: Batch) -> Tensor:
-    """Return True where a query may attend to a key: (T, S), or (B, T, S) for packed rows."""
-    T = batch.items.shape[1]
-    past = torch.ones(T, T, dtype=torch.bool, device=batch.items.device).tril()
-    if batch.segments is None:
-        return past
-    return past & (batch.segments[:, :, None] == batch.segments[:, None, :])
-
-
-def time_buckets(queries_BT: Tensor, times_BS: Tensor) -> Tensor:
-    """Return log-buckets (B, T, S) int64 in 0..BUCKETS - 1 of distances in seconds."""
-    seconds = (queries_BT[:, :, None] - times_BS[:, None, :]).abs_().to(torch.float32)
-    return seconds.clamp_(min=1).log_().div_(BUCKET_WIDTH).clamp_(max=BUCKETS - 1).long()
+        queries = times if mode == "last_item" or query_times is None else query_times
+        seconds = (queries[:, :, None] - times[:, None, :]).abs_().to(torch.float32)
+        return seconds.clamp_(min=1).log_().div_(BUCKET_WIDTH).clamp_(max=BUCKETS - 1).long()
 
 
 class Layer(nn.Module):

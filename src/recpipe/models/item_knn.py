@@ -49,20 +49,12 @@ class ItemKNN(Scorer):
 
     def fit(self, train: Sequences) -> None:
         pairs = user_item_pairs(train, self.n_items, self.device)
-        shape = (self.n_items + 1, pairs.users)
-        profiles = Profiles(
-            pairs.item,
-            pairs.user,
-            pairs.count,
-            shape=shape,
-            features=pairs.users,
-            measure=self.config.measure(),
-        )
-        neighbours = []
-        with progress(shape[0], "train", unit="items") as bar:
-            for items in torch.arange(shape[0], device=self.device).split(max(DENSE // max(shape), 1)):
+        profiles = Profiles(pairs, self.config, of_items=True)
+        neighbours, step = [], max(DENSE // max(profiles.shape), 1)
+        with progress(pairs.width, "train", unit="items") as bar:
+            for items in torch.arange(pairs.width, device=self.device).split(step):
                 in_block = (pairs.item >= items[0]) & (pairs.item <= items[-1])
-                block = torch.zeros(len(items), shape[1], device=self.device)
+                block = torch.zeros(len(items), pairs.users, device=self.device)
                 block[pairs.item[in_block] - items[0], pairs.user[in_block]] = pairs.count[in_block]
                 similarities = profiles.similarities(block).T  # (block, I + 1)
                 similarities[torch.arange(len(items), device=items.device), items] = 0.0
@@ -79,15 +71,12 @@ class ItemKNN(Scorer):
             items_BT = torch.where(position >= batch.lengths[:, None] - self.config.last, items_BT, 0)
         in_history = (item_counts(items_BT, self.n_items) > 0).float()
         if self._matrix is None or self._matrix.device != in_history.device:
-            self._matrix = self._similarity_matrix()
+            size = self.n_items + 1  # rows: candidates, columns: items of the history
+            column = torch.arange(size, device=self.near.device)[:, None].expand_as(self.near)
+            near, similarity = self.near.flatten(), self.similarity.flatten()
+            self._matrix = csr(near, column.flatten(), similarity, (size, size))
         return (self._matrix @ in_history.T).T.contiguous()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_tensors(tensors)
         self._matrix = None
-
-    def _similarity_matrix(self) -> Tensor:
-        """CSR (I + 1, I + 1): row = candidate, column = item of the history."""
-        size = self.n_items + 1
-        column = torch.arange(size, device=self.near.device)[:, None].expand_as(self.near)
-        return csr(self.near.flatten(), column.flatten(), self.similarity.flatten(), (size, size))

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from recpipe.layers.inputs import ItemInput
 from recpipe.layers.side import Side
 from recpipe.layers.top_k import top_k
 from recpipe.progress import progress
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden (N, D), item table (I + 1, D), targets (N,) in 1..I) -> scalar loss."""
@@ -71,9 +68,7 @@ class Recommender(nn.Module):
     config: Any
     cold_users: ColdUsers | None
 
-    def __init__(
-        self, config: DataclassInstance, *, n_items: int, max_length: int, side: Side | None = None
-    ) -> None:
+    def __init__(self, config: object, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__()
         self.config, self.n_items, self.max_length, self.side = config, n_items, max_length, side
         self.cold_users = None
@@ -110,12 +105,12 @@ class Recommender(nn.Module):
             raise ValueError(f"k is {k}; ask for at least one item")
         items = np.zeros((len(histories), min(k, self.n_items)), np.int32)
         scores = np.full(items.shape, -np.inf, np.float32)
-        batches = self.top_k_batches(
-            histories, items.shape[1], exclude_seen=exclude_seen, candidates=candidates
-        )
+        k = items.shape[1]
         with progress(len(histories), "rank users", unit="users") as bar:
-            for rows, batch_items, batch_scores in batches:
-                items[rows], scores[rows] = batch_items, batch_scores
+            for rows, *lists in self.top_k_batches(
+                histories, k, exclude_seen=exclude_seen, candidates=candidates
+            ):
+                items[rows], scores[rows] = lists
                 bar.add(len(rows))
         return items, scores
 
@@ -271,9 +266,7 @@ class NextItem(Scorer):
 
     takes_side = True
 
-    def __init__(
-        self, config: DataclassInstance, *, n_items: int, max_length: int, side: Side | None = None
-    ) -> None:
+    def __init__(self, config: object, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.items = ItemInput(n_items, self.config.dim, side)
 

@@ -17,14 +17,7 @@ from torch import Tensor
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import (
-    DENSE,
-    NeighbourConfig,
-    Pairs,
-    Profiles,
-    item_counts,
-    user_item_pairs,
-)
+from recpipe.layers.interactions import DENSE, NeighbourConfig, Pairs, Profiles, item_counts, user_item_pairs
 from recpipe.models.recommender import Scorer
 
 
@@ -58,18 +51,18 @@ class UserKNN(Scorer):
     def score(self, batch: Batch) -> Tensor:
         profiles, items_of_users = self._matrices()
         counts = item_counts(batch.items, self.n_items)
-        step = max(DENSE // max(profiles.shape), 1)
-        return torch.cat([self._votes(profiles, items_of_users, part) for part in counts.split(step)])
+        scores = []
+        for part in counts.split(max(DENSE // max(profiles.shape), 1)):
+            similarities = profiles.similarities(part)  # (U, B)
+            neighbours = min(self.config.neighbours, len(similarities))
+            best = torch.topk(similarities.T.contiguous(), neighbours, dim=1)
+            weights = torch.zeros_like(similarities).scatter_(0, best.indices.T, best.values.T)
+            scores.append((items_of_users @ weights).T.contiguous())
+        return torch.cat(scores)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_tensors(tensors)
         self._cache = None
-
-    def _votes(self, profiles: Profiles, items_of_users: Tensor, counts: Tensor) -> Tensor:
-        similarities = profiles.similarities(counts)  # (U, B)
-        best = torch.topk(similarities.T.contiguous(), min(self.config.neighbours, len(similarities)), dim=1)
-        weights = torch.zeros_like(similarities).scatter_(0, best.indices.T, best.values.T)
-        return (items_of_users @ weights).T.contiguous()
 
     def _matrices(self) -> tuple[Profiles, Tensor]:
         """Profiles of the users, and the binary matrix (I + 1, U) of their items."""
@@ -77,13 +70,6 @@ class UserKNN(Scorer):
             users = len(self.offsets) - 1
             owner = torch.arange(users, device=self.items.device).repeat_interleave(self.offsets.diff())
             pairs = Pairs(owner, self.items.long(), self.counts, users, self.n_items + 1)
-            profiles = Profiles(
-                owner,
-                pairs.item,
-                pairs.count,
-                shape=(users, pairs.width),
-                features=self.n_items,
-                measure=self.config.measure(),
-            )
-            self._cache = profiles, pairs.by_item(torch.ones_like(pairs.count))
+            items_of_users = pairs.by_item(torch.ones_like(pairs.count))
+            self._cache = Profiles(pairs, self.config, of_items=False), items_of_users
         return self._cache

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from mlstm_kernels.torch import get_available_mlstm_kernels, get_mlstm_kernel
@@ -29,32 +29,14 @@ from recpipe.layers.side import Side
 from recpipe.layers.ssd import equal_chunks
 from recpipe.models.recommender import NextItem
 
-NO_TOOLKIT = os.path.join(os.sep, "no_cuda_toolkit")
-
-
-@contextmanager
-def placeholder_cuda_home() -> Iterator[None]:
-    """Set torch's CUDA_HOME to a placeholder if there is no CUDA toolkit.
-
-    On a machine with a GPU the package ``xlstm`` asks for the toolkit at import, for a kernel that is not used in this
-    module; without a toolkit torch would raise OSError.
-    """
-    if cpp_extension.CUDA_HOME is not None:
-        yield
-        return
-    previous = os.environ.get("CUDA_LIB")  # the package overwrites it
-    cpp_extension.CUDA_HOME = NO_TOOLKIT
-    try:
-        yield
-    finally:
-        cpp_extension.CUDA_HOME = None
-        if previous is not None:
-            os.environ["CUDA_LIB"] = previous
-        elif os.environ.get("CUDA_LIB", "").startswith(NO_TOOLKIT):
-            del os.environ["CUDA_LIB"]
-
-
-with placeholder_cuda_home():
+with ExitStack() as _stack:
+    # On a machine with a GPU the package asks for a CUDA toolkit at import, for a kernel that is not used here; without
+    # a toolkit torch would raise OSError.
+    if cpp_extension.CUDA_HOME is None:
+        _stack.enter_context(
+            patch.object(cpp_extension, "CUDA_HOME", os.path.join(os.sep, "no_cuda_toolkit"))
+        )
+        _stack.enter_context(patch.dict(os.environ))  # the package sets CUDA_LIB
     from xlstm.blocks.slstm.block import sLSTMBlock, sLSTMBlockConfig
     from xlstm.blocks.slstm.layer import sLSTMLayerConfig
     from xlstm.components.feedforward import FeedForwardConfig

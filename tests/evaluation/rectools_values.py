@@ -50,7 +50,7 @@ def main():
             pairs = zip(items_0, items_1, strict=True)
             return np.array([1 - self.unit[a - 1] @ self.unit[b - 1] for a, b in pairs])
 
-    found = {}
+    values = {}
     for seed in (0, 1):
         train, targets, lists, vectors = case(seed)
         before = pd.DataFrame(train, columns=["user_id", "item_id"])
@@ -59,14 +59,14 @@ def main():
         reco = pd.DataFrame(rows, columns=["user_id", "item_id", "rank"])
         catalog = range(1, ITEMS + 1)
         for k in (3, PLACES):
-            found[seed, k] = {
+            values[seed, k] = {
                 "coverage": float(CatalogCoverage(k, normalize=True).calc(reco, catalog)),
                 "arp": float(AvgRecPopularity(k).calc(reco, before)),
                 "novelty": float(MeanInvUserFreq(k).calc(reco, before)),
                 "serendipity": float(Serendipity(k).calc(reco, after, before, catalog)),
                 "diversity": float(IntraListDiversity(k, Cosine(vectors)).calc(reco)),
             }
-    sys.stdout.write(f"EXPECTED = {found}\n")
+    sys.stdout.write(f"EXPECTED = {values}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fusion against scipy and by brute force, with ties and lists; weights that only validation chose; refusals."""
+"""Ensembles against scipy and brute force, with ties and lists; weights chosen on validation only; errors."""
 
 from dataclasses import replace
 
@@ -50,10 +50,10 @@ class Listing(Recommender):
 
 
 def scores_of(model, histories, exclude_seen=True):
-    found = np.full((len(histories), ITEMS + 1), -np.inf)
+    result = np.full((len(histories), ITEMS + 1), -np.inf)
     for rows, scores in model.score_batches(histories, exclude_seen=exclude_seen):
-        found[rows] = scores.numpy()
-    return found
+        result[rows] = scores.numpy()
+    return result
 
 
 def fused(members, method, weights, data, constant=60.0):
@@ -97,7 +97,7 @@ def test_z_scores_and_probabilities_are_those_of_scipy():
         assert (by_z[user][~allowed] == -np.inf).all()
 
 
-def test_a_member_that_scores_all_alike_says_nothing():
+def test_a_member_with_constant_scores_has_no_influence():
     data, flat = fold(1), Table(torch.ones(ITEMS + 1, ITEMS + 1))
     for method in ("zscore", "softmax"):
         both = rank_fold(
@@ -106,62 +106,65 @@ def test_a_member_that_scores_all_alike_says_nothing():
             exclude_seen=True,
             k=3,
         )
-        alone = rank_fold(table(1, 9), data, exclude_seen=True, k=3)
-        assert (both.rank == alone.rank).all()
+        single = rank_fold(table(1, 9), data, exclude_seen=True, k=3)
+        assert (both.rank == single.rank).all()
 
 
 @pytest.mark.parametrize("method", ["rrf", "zscore", "softmax"])
 def test_all_weight_on_one_member_is_that_member(method):
     data, members = fold(3), [table(1), table(2)]
     got = rank_fold(Ensemble(members, Ensemble.Config(method, (0.0, 1.0))), data, exclude_seen=True, k=6)
-    alone = rank_fold(members[1], data, exclude_seen=True, k=6)
-    assert (got.rank == alone.rank).all() and (got.items == alone.items).all()
-    assert (got.candidates == alone.candidates).all()
+    single = rank_fold(members[1], data, exclude_seen=True, k=6)
+    assert (got.rank == single.rank).all() and (got.items == single.items).all()
+    assert (got.candidates == single.candidates).all()
 
 
 def test_lists_are_fused_with_scores_and_with_lists():
     data, scorer, lister = fold(1), table(1), Listing(table(2), 4)
     got = fused([scorer, lister], "rrf", (0.5, 0.5), data)
     only_lists = fused([lister, Listing(table(3), 2)], "rrf", (0.5, 0.5), data)
-    whole = scores_of(scorer, data.histories)
+    full = scores_of(scorer, data.histories)
     lists, shorter = (table(n).recommend(data.histories, k)[0] for n, k in ((2, 4), (3, 2)))
     for user in range(len(data)):
-        place = places(whole[user])
-        listed = {int(item): at for at, item in enumerate(lists[user], 1) if item}
+        place = places(full[user])
+        in_list = {int(item): at for at, item in enumerate(lists[user], 1) if item}
         for item, at in place.items():
-            expected = 0.5 / (60 + at) + (0.5 / (60 + listed[item]) if item in listed else 0)
+            expected = 0.5 / (60 + at) + (0.5 / (60 + in_list[item]) if item in in_list else 0)
             assert got[user, item] == pytest.approx(expected, abs=1e-8)
-        assert set(np.flatnonzero(only_lists[user] > -np.inf)) == {*listed, *map(int, shorter[user])} - {0}
+        assert set(np.flatnonzero(only_lists[user] > -np.inf)) == {*in_list, *map(int, shorter[user])} - {0}
     with pytest.raises(ValueError, match="Listing gives lists.*use ensemble.method=rrf"):
         Ensemble([scorer, lister], Ensemble.Config("softmax"))
 
 
-def test_a_model_that_searches_with_a_beam_may_be_a_member():
+def test_a_model_with_beam_search_may_be_a_member():
     data = random_sequences(12, ITEMS, seed=0)
     sizes = {"n_items": ITEMS, "max_length": 8}
     tiger = untrained("tiger", {"dim": 16, "layers": 1, "beam": 5}, data, **sizes)
     popular = untrained("popular", {}, data, **sizes)
     popular.fit(data)
-    asked = Fold(data, sequences([[1 + n % ITEMS] for n in range(12)]))
-    alone = rank_fold(tiger, asked, exclude_seen=True, k=5)
+    one_target_each = Fold(data, sequences([[1 + n % ITEMS] for n in range(12)]))
+    single = rank_fold(tiger, one_target_each, exclude_seen=True, k=5)
     got = rank_fold(
-        Ensemble([tiger, popular], Ensemble.Config("rrf", (1.0, 0.0))), asked, exclude_seen=True, k=5
+        Ensemble([tiger, popular], Ensemble.Config("rrf", (1.0, 0.0))),
+        one_target_each,
+        exclude_seen=True,
+        k=5,
     )
-    assert (got.items == alone.items).all()
-    assert (got.rank[alone.rank > 0] == alone.rank[alone.rank > 0]).all()
-    assert (got.rank[alone.rank == 0] != 1).all()
+    assert (got.items == single.items).all()
+    assert (got.rank[single.rank > 0] == single.rank[single.rank > 0]).all()
+    assert (got.rank[single.rank == 0] != 1).all()
 
 
 def test_chunks_of_users_do_not_change_scores(monkeypatch):
     data, members = fold(1), [table(1), table(2)]
-    whole = fused(members, "rrf", (0.4, 0.6), data)
+    full = fused(members, "rrf", (0.4, 0.6), data)
     monkeypatch.setattr("recpipe.evaluation.ensembles.SCORES_AT_ONCE", 7 * 2 * (ITEMS + 1))
-    np.testing.assert_array_equal(fused(members, "rrf", (0.4, 0.6), data), whole)
+    np.testing.assert_array_equal(fused(members, "rrf", (0.4, 0.6), data), full)
 
 
 @pytest.mark.parametrize("targets_each", [1, 3])
 @pytest.mark.parametrize("method", ["rrf", "zscore", "softmax"])
-def test_weights_are_the_best_of_the_grid_on_the_fold_given(method, targets_each):
+def test_weights_are_the_best_of_the_grid_on_the_validation_fold(method, targets_each):
     data, members = fold(targets_each), [table(5), table(6), table(7)]
     ensemble = Ensemble(members, Ensemble.Config(method, ()))
     chosen, values = choose_weights(ensemble, data, exclude_seen=True, metric="ndcg@5")
@@ -191,48 +194,48 @@ def named(name, seed, levels=9):
     )
 
 
-def test_an_ensemble_is_judged_like_a_model_and_validation_alone_chose_its_weights():
+def test_an_ensemble_is_evaluated_like_a_model_with_weights_from_validation():
     valid, test = fold(1, seed=1), fold(1, seed=2)
-    made, about = ensemble_bundle([named("a", 1), named("b", 2)], valid, PROTOCOL, method="softmax")
-    found = evaluate(made, valid, test, PROTOCOL, k=5)
+    combined, about = ensemble_bundle([named("a", 1), named("b", 2)], valid, PROTOCOL, method="softmax")
+    result = evaluate(combined, valid, test, PROTOCOL, k=5)
     best = max(about["tried"], key=lambda row: row["valid_ndcg@10"])
     assert about["weights"] == pytest.approx(best["weights"])
-    assert found.metrics["valid"]["ndcg@10"] == pytest.approx(best["valid_ndcg@10"], abs=1e-9)
-    alone = [
+    assert result.metrics["valid"]["ndcg@10"] == pytest.approx(best["valid_ndcg@10"], abs=1e-9)
+    single = [
         evaluate(each, valid, test, PROTOCOL).metrics["valid"]["ndcg@10"]
         for each in (named("a", 1), named("b", 2))
     ]
-    assert found.metrics["valid"]["ndcg@10"] >= max(alone)
-    (run,), problems = read_runs([found.metrics])
+    assert result.metrics["valid"]["ndcg@10"] >= max(single)
+    (run,), problems = read_runs([result.metrics])
     assert not problems and (run.model, run.seed, run.cost["parameters"]) == ("ensemble", 7, 6)
-    assert found.metrics["settings"]["members"].keys() == {"a", "b"}
-    chance = found.recommendations["probability"].to_numpy().reshape(-1, 5).sum(1)
+    assert result.metrics["settings"]["members"].keys() == {"a", "b"}
+    chance = result.recommendations["probability"].to_numpy().reshape(-1, 5).sum(1)
     assert (chance > 0).all() and (chance <= 1 + 1e-5).all()
     other, _ = ensemble_bundle([named("a", 1), named("b", 2)], fold(1, seed=5), PROTOCOL, method="softmax")
     again = evaluate(other, valid, test, PROTOCOL).metrics
     assert (
-        again["settings_id"] == found.metrics["settings_id"]
+        again["settings_id"] == result.metrics["settings_id"]
     )  # one row of the leaderboard, whatever was chosen
 
 
-def test_given_weights_are_shares_and_need_no_validation():
-    made, about = ensemble_bundle([named("a", 1), named("b", 2)], fold(1), PROTOCOL, weights=[3, 1])
+def test_explicit_weights_are_normalised_and_need_no_validation():
+    combined, about = ensemble_bundle([named("a", 1), named("b", 2)], fold(1), PROTOCOL, weights=[3, 1])
     assert about == {"members": ["a", "b"], "weights": [0.75, 0.25], "tried": []}
-    assert made.training["settings"]["weights"] == [0.75, 0.25]
+    assert combined.training["settings"]["weights"] == [0.75, 0.25]
     equal, _ = ensemble_bundle([named("a", 1), named("b", 2)], fold(1), PROTOCOL, weights="equal")
     assert equal.model.config.weights == (0.5, 0.5)
 
 
-def test_a_member_that_saw_validation_cannot_be_weighed_on_it():
+def test_weights_cannot_be_chosen_on_a_fold_that_a_member_was_trained_on():
     seen = named("b", 2)
     seen.training["settings"]["train"] = {"put_back": True}
     with pytest.raises(ValueError, match="b was trained on the validation fold"):
         ensemble_bundle([named("a", 1), seen], fold(1), PROTOCOL)
-    made, _ = ensemble_bundle([named("a", 1), seen], fold(1), PROTOCOL, weights="equal")
-    assert "valid" not in evaluate(made, fold(1), fold(1), PROTOCOL).metrics
+    combined, _ = ensemble_bundle([named("a", 1), seen], fold(1), PROTOCOL, weights="equal")
+    assert "valid" not in evaluate(combined, fold(1), fold(1), PROTOCOL).metrics
 
 
-def test_users_without_history_get_what_the_members_fall_back_to():
+def test_fallback_is_needed_where_all_members_need_it():
     data = fold(1)
     members = [bundle(0).model, bundle(1).model]
     ensemble = Ensemble(members, Ensemble.Config("rrf", (0.5, 0.5)))
@@ -249,12 +252,12 @@ def test_users_without_history_get_what_the_members_fall_back_to():
     ],
     ids=["one model twice", "other data", "other items"],
 )
-def test_members_that_do_not_belong_together_are_refused(change, message):
+def test_members_of_other_data_or_catalogues_are_errors(change, message):
     with pytest.raises(ValueError, match=message):
         ensemble_bundle([named("a", 1), change(named("b", 2))], fold(1), PROTOCOL)
 
 
-def test_wrong_settings_are_refused():
+def test_invalid_settings_are_errors():
     members = [table(1), table(2)]
     with pytest.raises(ValueError, match="ensemble.method is 'sum'; allowed: rrf, zscore, softmax"):
         Ensemble(members, Ensemble.Config("sum"))

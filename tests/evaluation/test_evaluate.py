@@ -40,7 +40,7 @@ class Clock(Scorer):
         return self.table[batch.query_times.gather(1, last)[:, 0] // 60].clone()
 
 
-def test_the_moment_of_the_question_reaches_models_in_validation_and_test_under_query_only():
+def test_query_times_reach_models_under_the_time_protocol_query_only():
     clock = Clock()
     data = fold(1)
     data = replace(data, targets=replace(data.targets, timestamps=60 * data.targets.items.astype(np.int64)))
@@ -49,15 +49,15 @@ def test_the_moment_of_the_question_reaches_models_in_validation_and_test_under_
     assert 0 < missed < len(data)
     assert validator(data, query)(clock)["valid_ndcg@10"] == pytest.approx(1 - missed / len(data))
     trained = replace(bundle(), model=clock)
-    found = evaluate(trained, data, data, query).metrics
+    result = evaluate(trained, data, data, query).metrics
     assert (
-        found["test"]["hit_rate@1"] == found["valid"]["hit_rate@1"] == pytest.approx(1 - missed / len(data))
+        result["test"]["hit_rate@1"] == result["valid"]["hit_rate@1"] == pytest.approx(1 - missed / len(data))
     )
-    assert found["protocol"]["id"] == query.id != Protocol(dataset="x").id
+    assert result["protocol"]["id"] == query.id != Protocol(dataset="x").id
     for time in ("none", "last_item"):
         with pytest.raises(ValueError, match=f"uses time as query and protocol.time is {time}"):
             evaluate(trained, data, data, replace(query, time=time))
-    evaluate(bundle(), data, data, query)  # a model without time may be judged under any
+    evaluate(bundle(), data, data, query)  # a model without time may be evaluated under any
 
 
 def bundle(seed: int = 0) -> Bundle:
@@ -78,24 +78,24 @@ def bundle(seed: int = 0) -> Bundle:
     )
 
 
-def test_evaluation_counts_what_can_not_be_found_and_what_training_never_saw():
+def test_unrankable_and_cold_targets_are_counted():
     data = Fold(sequences([[1, 2], [3], [4, 5]]), sequences([[2], [ITEMS], [6]]))
-    found = evaluate(bundle(), data, data, Protocol(dataset="x"), k=5)
-    test = found.metrics["test"]
+    result = evaluate(bundle(), data, data, Protocol(dataset="x"), k=5)
+    test = result.metrics["test"]
     assert (test["users"], test["targets"], test["unrankable"], test["cold_targets"]) == (3, 3, 1, 1)
-    assert found.metrics["protocol"]["id"] == Protocol(dataset="x").id
-    cost = found.metrics["cost"]
+    assert result.metrics["protocol"]["id"] == Protocol(dataset="x").id
+    cost = result.metrics["cost"]
     assert cost["inference_users_per_second"] > 0
     assert cost["inference_latency_ms_p95"] >= cost["inference_latency_ms_p50"] > 0
-    ranks = found.ranks.to_pylist()
+    ranks = result.ranks.to_pylist()
     assert [row["target"] for row in ranks] == ["item 2", f"item {ITEMS}", "item 6"]
     assert [row["cold"] for row in ranks] == [False, True, False]
     assert ranks[0]["rank"] == 0 and ranks[1]["rank"] == ITEMS - 1
-    assert found.recommendations.num_rows == 15
-    assert found.recommendations["probability"].null_count == 15
+    assert result.recommendations.num_rows == 15
+    assert result.recommendations["probability"].null_count == 15
 
 
-def test_a_bundle_that_trained_on_validation_has_no_metrics_of_it_and_a_place_on_the_leaderboard():
+def test_a_model_trained_on_validation_has_no_validation_metrics_and_a_row_on_the_leaderboard():
     data, trained = fold(1), bundle()
     trained.training["settings"] = {"type": "popular", "train": {"put_back": True}}
     metrics = evaluate(trained, data, data, Protocol(dataset="x")).metrics
@@ -108,7 +108,7 @@ def test_a_bundle_that_trained_on_validation_has_no_metrics_of_it_and_a_place_on
     assert not any(name.startswith("valid") for name in metric_values(metrics))
 
 
-def test_a_bundle_of_other_items_is_refused():
+def test_a_bundle_of_another_catalogue_is_an_error():
     trained = bundle()
     trained.check_catalogue(Vocabulary(trained.vocabulary.ids.copy()))
     renamed = np.array([f"other {i}" for i in range(ITEMS)], dtype=object)
@@ -116,7 +116,7 @@ def test_a_bundle_of_other_items_is_refused():
         trained.check_catalogue(Vocabulary(renamed))
 
 
-def test_unequal_data_is_refused_and_another_seen_filter_is_another_protocol():
+def test_other_data_is_an_error_and_another_seen_filter_another_protocol():
     data = fold(1)
     with pytest.raises(ValueError, match="fingerprint differ"):
         evaluate(bundle(), data, data, Protocol(dataset="x", fingerprint="other"))
@@ -125,7 +125,7 @@ def test_unequal_data_is_refused_and_another_seen_filter_is_another_protocol():
     assert other.metrics["test"]["unrankable"] == 0
 
 
-def test_metrics_hold_the_settings_whose_id_only_follows_what_makes_another_model():
+def test_settings_id_depends_only_on_settings_that_change_the_model():
     settings = {"type": "popular", "dim": 8, "train": {"max_epochs": 3, "device": "cpu", "resume": True}}
     trained, data = bundle(), fold(1)
     assert "settings_id" not in evaluate(trained, data, data, Protocol(dataset="x")).metrics
@@ -163,10 +163,10 @@ def users_fold(users: int) -> Fold:
     return Fold(sequences([[1] * (n + 1) for n in range(users)]), sequences([[2]] * users))
 
 
-def test_it_is_that_of_single_users_once_warm(clocked):
-    found = latency(clocked, users_fold(30), exclude_seen=False, k=7)
+def test_latency_is_that_of_single_users_after_a_warm_up(clocked):
+    result = latency(clocked, users_fold(30), exclude_seen=False, k=7)
     assert sorted(clocked.queried[module.WARM_UP_USERS :]) == sorted(users_fold(30).histories.users)
-    assert found == pytest.approx(
+    assert result == pytest.approx(
         {
             "inference_latency_ms_p50": np.median(range(1, 31)),
             "inference_latency_ms_p95": np.percentile(range(1, 31), 95),
@@ -174,14 +174,14 @@ def test_it_is_that_of_single_users_once_warm(clocked):
     )
 
 
-def test_users_are_drawn_always_the_same_ones(clocked):
+def test_latency_samples_the_same_users_each_time(clocked):
     first = latency(clocked, users_fold(500), exclude_seen=False, k=7)
-    drawn, clocked.queried = clocked.queried, ["warm"]
+    first_users, clocked.queried = clocked.queried, ["warm"]
     assert latency(clocked, users_fold(500), exclude_seen=False, k=7) == pytest.approx(first)
-    assert len(set(drawn)) == 30 and clocked.queried[1:] == drawn
+    assert len(set(first_users)) == 30 and clocked.queried[1:] == first_users
 
 
-def test_one_user_and_none(clocked):
-    found = latency(clocked, users_fold(1), exclude_seen=False, k=7)
-    assert found == pytest.approx({"inference_latency_ms_p50": 1.0, "inference_latency_ms_p95": 1.0})
+def test_latency_of_one_user_and_of_none(clocked):
+    result = latency(clocked, users_fold(1), exclude_seen=False, k=7)
+    assert result == pytest.approx({"inference_latency_ms_p50": 1.0, "inference_latency_ms_p95": 1.0})
     assert latency(clocked, users_fold(0), exclude_seen=False, k=7) == {}

@@ -1,4 +1,4 @@
-"""Lists against RecTools 0.19.0, scipy and brute force, with ties, cold items and short lists; nothing recommended."""
+"""List metrics against RecTools 0.19.0, scipy and brute force, with ties, cold items, short and empty lists."""
 
 import math
 from itertools import combinations
@@ -59,13 +59,13 @@ def tables(seed, k=PLACES, short=True):
     ranks = pa.table(
         {"user_id": [f"u{u}" for u, _ in targets], "target": [IDS[item - 1] for _, item in targets]}
     )
-    given = [(u, place, item) for u, row in enumerate(rows) for place, item in enumerate(row, 1) if item]
-    given = [given[at] for at in np.random.default_rng(seed).permutation(len(given))]
+    lists = [(u, place, item) for u, row in enumerate(rows) for place, item in enumerate(row, 1) if item]
+    lists = [lists[at] for at in np.random.default_rng(seed).permutation(len(lists))]
     recommendations = pa.table(
         {
-            "user_id": [f"u{u}" for u, _, _ in given],
-            "rank": [place for _, place, _ in given],
-            "item_id": [IDS[item - 1] for _, _, item in given],
+            "user_id": [f"u{u}" for u, _, _ in lists],
+            "rank": [place for _, place, _ in lists],
+            "item_id": [IDS[item - 1] for _, _, item in lists],
         }
     )
     return sequences, ranks, Lists.of(recommendations, IDS, k), vectors
@@ -74,14 +74,14 @@ def tables(seed, k=PLACES, short=True):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("k", [3, PLACES])
 def test_the_values_of_rectools(seed, k):
-    train, ranks, given, vectors = tables(seed, k)
-    found = list_metrics(
-        given, Popularity.of(train, ITEMS), ranks, item_ids=IDS, vectors=(vectors, np.ones(ITEMS, bool))
+    train, ranks, lists, vectors = tables(seed, k)
+    result = list_metrics(
+        lists, Popularity.of(train, ITEMS), ranks, item_ids=IDS, vectors=(vectors, np.ones(ITEMS, bool))
     )
     for name, value in EXPECTED[seed, k].items():
-        assert found[name] == pytest.approx(value, abs=1e-9), name
-    assert found["coverage"] == coverage(given.items_UK, catalogue=ITEMS, cutoffs=[k])[f"coverage@{k}"]
-    assert found["users"] == USERS
+        assert result[name] == pytest.approx(value, abs=1e-9), name
+    assert result["coverage"] == coverage(lists.items_UK, catalogue=ITEMS, cutoffs=[k])[f"coverage@{k}"]
+    assert result["users"] == USERS
 
 
 def by_brute_force(seed, k, present):
@@ -119,22 +119,22 @@ def by_brute_force(seed, k, present):
 @pytest.mark.parametrize("k", [1, 4])
 def test_brute_force(seed, k, monkeypatch):
     monkeypatch.setattr(lists_module, "ELEMENTS_PER_CHUNK", 100)  # several chunks
-    train, ranks, given, vectors = tables(seed, k)
+    train, ranks, lists, vectors = tables(seed, k)
     present = np.random.default_rng(seed).random(ITEMS) < 0.8
-    found = list_metrics(given, Popularity.of(train, ITEMS), ranks, item_ids=IDS, vectors=(vectors, present))
+    result = list_metrics(lists, Popularity.of(train, ITEMS), ranks, item_ids=IDS, vectors=(vectors, present))
     expected = dict(zip(EVERYTHING, by_brute_force(seed, k, present), strict=True)) if k > 1 else {}
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=1e-9), name
-    assert k > 1 or found["diversity"] is None  # a list of one item has no pair
-    assert found["head"] + found["mid"] + found["tail"] == pytest.approx(1)
+        assert result[name] == pytest.approx(value, abs=1e-9), name
+    assert k > 1 or result["diversity"] is None  # a list of one item has no pair
+    assert result["head"] + result["mid"] + result["tail"] == pytest.approx(1)
 
 
-def test_repeats_make_an_item_popular_and_no_less_new():
+def test_repeats_raise_popularity_and_not_the_number_of_users():
     sequences = Sequences(
         np.array(["a", "b"], dtype=object), np.array([1, 1, 1, 2], np.int32), None, np.array([0, 3, 4])
     )
-    found = Popularity.of(sequences, 3)
-    assert (found.events.tolist(), found.users.tolist(), found.n_users) == ([3, 1, 0], [1, 1, 0], 2)
+    result = Popularity.of(sequences, 3)
+    assert (result.events.tolist(), result.users.tolist(), result.n_users) == ([3, 1, 0], [1, 1, 0], 2)
 
 
 def test_extremes():
@@ -149,7 +149,7 @@ def test_extremes():
     assert diversity(same, np.array([[1.0, 0], [0, 0]]), np.ones(2, bool)) is None  # no vector at all
 
 
-def test_a_model_that_recommends_nothing_and_items_of_another_catalogue():
+def test_empty_lists_and_items_of_another_catalogue():
     train, ranks, *_ = tables(0)
     schema = pa.schema([("user_id", pa.string()), ("rank", pa.int32()), ("item_id", pa.string())])
     nothing = list_metrics(

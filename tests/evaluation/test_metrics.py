@@ -69,12 +69,12 @@ def test_equal_to_ranx_on_strictly_ordered_lists(ranx, seed, most_targets):
     run = ranx.Run(
         {f"u{u}": {f"i{i}": float(-place) for place, i in enumerate(r)} for u, r in enumerate(lists)}
     )
-    names = [f"{theirs}@{k}" for theirs in RANX.values() for k in CUTOFFS]
+    names = [f"{ranx_name}@{k}" for ranx_name in RANX.values() for k in CUTOFFS]
     expected = ranx.evaluate(qrels, run, names, make_comparable=True)
     got = metrics_from_ranks(ranks_table(lists, targets), cutoffs=CUTOFFS)
-    for ours, theirs in RANX.items():
+    for ours, ranx_name in RANX.items():
         for k in CUTOFFS:
-            assert got[f"{ours}@{k}"] == pytest.approx(expected[f"{theirs}@{k}"], abs=1e-9), f"{ours}@{k}"
+            assert got[f"{ours}@{k}"] == pytest.approx(expected[f"{ranx_name}@{k}"], abs=1e-9), f"{ours}@{k}"
 
 
 def test_ndcg_of_every_user_equals_scikit_learn():
@@ -113,7 +113,7 @@ def test_by_hand():
     assert (got["users"], got["targets"], got["unrankable"], got["cold_targets"]) == (3, 5, 1, 2)
 
 
-def test_a_constant_score_gets_exactly_chance():
+def test_a_constant_score_gets_the_expected_value_of_chance():
     """Over every rotation of the tie-break each target meets each rank once, so recall@k is k/I."""
     items, users = 20, 50
     popular = np.random.default_rng(3).zipf(1.5, users) % items  # targets crowd at the low indices
@@ -157,13 +157,13 @@ def test_chunked_and_dictionary_columns():
     ],
     ids=["target twice", "negative rank", "empty", "columns missing", "user missing"],
 )
-def test_wrong_ranks_are_refused(columns, message):
+def test_invalid_ranks_are_errors(columns, message):
     with pytest.raises(ValueError, match=message):
         metrics_from_ranks(pa.table(columns), cutoffs=[10])
 
 
 @pytest.mark.parametrize("cutoffs", [[], [0], [2.5]])
-def test_wrong_cutoffs_are_refused(cutoffs):
+def test_invalid_cutoffs_are_errors(cutoffs):
     with pytest.raises(ValueError, match="cut-offs"):
         user_metrics(pa.table({"user_id": ["a"], "rank": [1], "cold": [False]}), cutoffs=cutoffs)
 
@@ -188,8 +188,8 @@ def test_warm_and_cold_items_are_what_ranx_finds_when_only_they_are_relevant(ran
     is_cold = np.random.default_rng(6).random(scores.shape[1]) < 0.3
     ranks = ranks_table(lists, targets)
     ranks = ranks.set_column(2, "cold", [[bool(is_cold[item]) for items in targets for item in items]])
-    found = warm_and_cold_items(ranks, cutoffs=CUTOFFS)
-    assert list(found) == ["warm_items", "cold_items"]
+    result = warm_and_cold_items(ranks, cutoffs=CUTOFFS)
+    assert list(result) == ["warm_items", "cold_items"]
     for name, kind in (("warm_items", ~is_cold), ("cold_items", is_cold)):
         relevant = {f"u{u}": {f"i{i}": 1 for i in items if kind[i]} for u, items in enumerate(targets)}
         relevant = {user: items for user, items in relevant.items() if items}
@@ -198,13 +198,13 @@ def test_warm_and_cold_items_are_what_ranx_finds_when_only_they_are_relevant(ran
         expected = ranx.evaluate(
             ranx.Qrels(relevant), ranx.Run({u: run[u] for u in relevant}), names, make_comparable=True
         )
-        assert {metric: found[name][metric] for metric in names} == pytest.approx(expected, abs=1e-9)
-        assert found[name]["users"] == len(relevant)
-        assert found[name]["targets"] == sum(map(len, relevant.values()))
-        assert set(found[name]) == {*names, "users", "targets", "unrankable"}
+        assert {metric: result[name][metric] for metric in names} == pytest.approx(expected, abs=1e-9)
+        assert result[name]["users"] == len(relevant)
+        assert result[name]["targets"] == sum(map(len, relevant.values()))
+        assert set(result[name]) == {*names, "users", "targets", "unrankable"}
 
 
-def test_there_are_blocks_of_those_items_only_that_were_asked_for():
+def test_warm_and_cold_items_are_present_only_with_targets_of_both_kinds():
     ranks = pa.table({"user_id": ["a", "b"], "rank": [1, 3], "cold": [False, False]})
     assert warm_and_cold_items(ranks, cutoffs=[2]) == {}
     all_cold = warm_and_cold_items(ranks.set_column(2, "cold", [[True, True]]), cutoffs=[2])
@@ -231,24 +231,24 @@ def simulated(users=4000, places=5, seed=0, claimed=lambda p: p):
 
 def test_bins_are_those_of_scikit_learn():
     recommendations, ranks, hit = simulated(users=500)
-    found = calibration(recommendations, ranks, bins=8)
+    result = calibration(recommendations, ranks, bins=8)
     chance = recommendations["probability"].to_numpy().astype(float)
-    so, said = calibration_curve(hit, chance, n_bins=8, strategy="quantile")
-    np.testing.assert_allclose(found.frequency, so, atol=1e-9)
-    np.testing.assert_allclose(found.probability, said, atol=1e-9)
-    apart = np.abs(np.array(found.frequency) - found.probability)
-    assert found.error == pytest.approx(np.average(apart, weights=found.recommendations), abs=1e-12)
-    assert found.so == pytest.approx(hit.sum() / 500)
-    assert found.said == pytest.approx(chance.sum() / 500)
+    observed, stated = calibration_curve(hit, chance, n_bins=8, strategy="quantile")
+    np.testing.assert_allclose(result.frequency, observed, atol=1e-9)
+    np.testing.assert_allclose(result.probability, stated, atol=1e-9)
+    apart = np.abs(np.array(result.frequency) - result.probability)
+    assert result.error == pytest.approx(np.average(apart, weights=result.recommendations), abs=1e-12)
+    assert result.so == pytest.approx(hit.sum() / 500)
+    assert result.said == pytest.approx(chance.sum() / 500)
 
 
-def test_honest_probabilities_are_found_honest_and_boasts_are_not():
-    honest = calibration(*simulated()[:2])
-    boasting = calibration(*simulated(claimed=np.sqrt)[:2])
-    assert honest.error < 0.012
-    assert boasting.error > 0.14
-    assert honest.said == pytest.approx(honest.so, abs=0.02)
-    assert boasting.said > 1.5 * boasting.so
+def test_true_probabilities_are_calibrated_and_inflated_ones_are_not():
+    true = calibration(*simulated()[:2])
+    inflated = calibration(*simulated(claimed=np.sqrt)[:2])
+    assert true.error < 0.012
+    assert inflated.error > 0.14
+    assert true.said == pytest.approx(true.so, abs=0.02)
+    assert inflated.said > 1.5 * inflated.so
 
 
 def test_order_of_rows_does_not_matter_and_equal_probabilities_share_a_bin():
@@ -258,9 +258,9 @@ def test_order_of_rows_does_not_matter_and_equal_probabilities_share_a_bin():
         calibration(recommendations, ranks).error
     )
     flat = recommendations.set_column(2, "probability", pa.array(np.full(250, 0.2)))
-    found = calibration(flat, ranks)
-    assert found.recommendations == [250]
-    assert found.error == pytest.approx(abs(0.2 - found.so / 5))
+    result = calibration(flat, ranks)
+    assert result.recommendations == [250]
+    assert result.error == pytest.approx(abs(0.2 - result.so / 5))
 
 
 def test_without_probabilities_or_with_several_targets_there_is_none():

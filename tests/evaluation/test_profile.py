@@ -1,4 +1,4 @@
-"""The data profile against counting with a Counter, and against published facts of MovieLens 100K."""
+"""The profile of a log against counting with a Counter, and against published facts of MovieLens 100K."""
 
 import zipfile
 from collections import Counter

@@ -134,7 +134,7 @@ TRAIN = timed([[1, 2, 3], [], [7, 8], [10]], [[1, 5, 5], [], [1, 1], [1]])
 FOLD = Fold(HISTORIES, TARGETS)
 
 
-def test_who_may_be_asked_for_what():
+def test_exchangeable_events_are_unseen_and_in_the_second_of_the_target():
     unseen = unseen_events(HISTORIES, TRAIN)
     assert unseen.tolist() == [1, 2, 1, 1]
     assert exchangeable_events(FOLD, unseen).tolist() == [1, 2, 0, 0]
@@ -153,7 +153,7 @@ def test_every_allowed_order_comes_equally_often_and_no_other():
     for orders in seen:
         expected = draws / len(orders)
         assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in orders.values())
-    assert {order[-1] for order in seen[0]} == {4, 5}  # never 2 or 3, which training was told
+    assert {order[-1] for order in seen[0]} == {4, 5}  # never 2 or 3, which are in the training set
     assert {order[0] for order in seen[0]} == {1}
     assert {order[-1] for order in seen[1]} == {5, 6, 7}
 
@@ -168,17 +168,17 @@ def test_times_users_and_items_stay_and_ratings_go_with_their_items(seed):
     targets = timed(
         [[int(draw.integers(1, TIE_ITEMS + 1))] for _ in range(30)], [[max(3, *row)] for row in times]
     )
-    for known in (None, (targets.items / 10).astype(np.float32)):
-        fold = Fold(histories, replace(targets, ratings=known))
+    for ratings in (None, (targets.items / 10).astype(np.float32)):
+        fold = Fold(histories, replace(targets, ratings=ratings))
         one = shuffle_ties(fold, draw.integers(0, 4, 30), seed)
         assert one.histories.timestamps is histories.timestamps
         for user in range(30):
             before, after = ([*part.histories.row(user), *part.targets.row(user)] for part in (fold, one))
             assert Counter(before) == Counter(after)
-        given = one.histories.ratings
-        matches = np.isclose(given, one.histories.items / 10)
-        assert matches.all() if known is not None else (matches | np.isnan(given)).all()
-    assert (fold.histories.items == histories.items).all()  # what was given is left alone
+        history_ratings = one.histories.ratings
+        matches = np.isclose(history_ratings, one.histories.items / 10)
+        assert matches.all() if ratings is not None else (matches | np.isnan(history_ratings)).all()
+    assert (fold.histories.items == histories.items).all()  # the input is unchanged
 
 
 def test_without_ties_nothing_changes():
@@ -193,26 +193,26 @@ def test_a_user_with_several_targets_keeps_them():
 
 
 def test_the_values_have_the_mean_that_enumeration_gives():
-    found = tie_sensitivity(
+    result = tie_sensitivity(
         fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, metric="mrr@20", permutations=400
     )
     allowed = [(4, 5), (5, 6, 7), (10,), (12,)]  # item i always has rank i
     expected = np.mean([np.mean([1 / item for item in row]) for row in allowed])
-    assert np.mean(found.values) == pytest.approx(expected, abs=0.002)  # 4 deviations of the mean
-    assert found.as_ordered == pytest.approx(np.mean([1 / 5, 1 / 7, 1 / 10, 1 / 12]))
-    assert min(found.values) <= found.low < found.high <= max(found.values)
-    assert (found.other_target, found.other_history) == (0.5, 0.75)
+    assert np.mean(result.values) == pytest.approx(expected, abs=0.002)  # 4 deviations of the mean
+    assert result.as_ordered == pytest.approx(np.mean([1 / 5, 1 / 7, 1 / 10, 1 / 12]))
+    assert min(result.values) <= result.low < result.high <= max(result.values)
+    assert (result.other_target, result.other_history) == (0.5, 0.75)
     test = evaluate(fixed_bundle(FixedScores()), FOLD, FOLD, PROTOCOL).metrics["test"]
     single = tie_sensitivity(fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, permutations=1)
     assert single.as_ordered == test["ndcg@10"]
 
 
 def test_a_model_that_reads_order_sees_the_shuffled_history():
-    found = tie_sensitivity(
+    result = tie_sensitivity(
         fixed_bundle(FixedScores(last=True)), FOLD, TRAIN, PROTOCOL, metric="hit_rate@1", permutations=600
     )
     # u0: 4 then 5, or 3 then 4, each in 1 of 6; u1: 5 then 6, or 6 then 7; u2: always 9 then 10; u3: 11 then 12
-    assert np.mean(found.values) == pytest.approx((2 / 6 + 2 / 6 + 1 + 1) / 4, abs=0.02)
+    assert np.mean(result.values) == pytest.approx((2 / 6 + 2 / 6 + 1 + 1) / 4, abs=0.02)
 
 
 def test_equal_seeds_permute_alike_and_others_do_not():
@@ -224,7 +224,7 @@ def test_equal_seeds_permute_alike_and_others_do_not():
     assert values(3) == values(3) != values(40)
 
 
-def test_without_timestamps_or_permutations_it_is_refused():
+def test_missing_timestamps_and_permutations_are_errors():
     bare = Fold(replace(HISTORIES, timestamps=None), TARGETS)
     with pytest.raises(ValueError, match="x has no timestamps"):
         tie_sensitivity(fixed_bundle(FixedScores()), bare, TRAIN, PROTOCOL)

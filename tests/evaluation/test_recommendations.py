@@ -56,7 +56,7 @@ def test_probabilities_over_the_whole_catalogue_are_a_softmax():
     )
 
 
-def test_a_hole_in_the_list_leaves_no_gap_in_the_ranks():
+def test_an_empty_place_leaves_no_gap_in_the_ranks():
     items = np.array([[0, 3, 1]])
     table = recommendations_table(
         ["a"], items, np.ones((1, 3), np.float32), None, item_ids=IDS, titles=TITLES
@@ -65,7 +65,7 @@ def test_a_hole_in_the_list_leaves_no_gap_in_the_ranks():
     assert table["item_id"].to_pylist() == ["9", "7"]
 
 
-def test_nobody_is_recommended_anything():
+def test_empty_lists_leave_no_row():
     none = np.zeros((3, 2), np.int32)
     table = recommendations_table(USERS, none, SCORES, np.zeros(3), item_ids=IDS, titles=TITLES)
     assert table.num_rows == 0
@@ -81,7 +81,7 @@ def test_nobody_is_recommended_anything():
         (ITEMS - 1, SCORES, "holds -1"),
     ],
 )
-def test_arrays_that_do_not_fit(items, scores, message):
+def test_arrays_that_do_not_match_are_errors(items, scores, message):
     with pytest.raises(ValueError, match=message):
         recommendations_table(USERS, items, scores, None, item_ids=IDS, titles=TITLES)
 
@@ -94,7 +94,7 @@ def test_submission_per_user(table):
     assert submission_csv(table, top_1) == "9\ta\nx,1\tb\n"
 
 
-def test_every_asked_user_gets_a_row(table):
+def test_every_requested_user_gets_a_row(table):
     text = submission_csv(table, SubmissionLayout(), users=["c", "b"])
     assert list(csv.reader(io.StringIO(text))) == [["user_id", "item_ids"], ["c", ""], ["b", "x,1"]]
 
@@ -112,7 +112,7 @@ def test_order_in_the_cell_is_the_rank_not_the_row(table):
     )
 
 
-def test_a_separator_inside_an_id_is_refused(table):
+def test_a_separator_inside_an_id_is_an_error(table):
     with pytest.raises(ValueError, match="'x,1' contains the separator"):
         submission_csv(table, SubmissionLayout(separator=","))
 
@@ -131,6 +131,6 @@ def test_a_separator_inside_an_id_is_refused(table):
         ({"separator": ""}, "at least one character"),
     ],
 )
-def test_wrong_layouts(conf, message):
+def test_invalid_layouts_are_errors(conf, message):
     with pytest.raises(ValueError, match=message):
         SubmissionLayout.from_conf(conf)

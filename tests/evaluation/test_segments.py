@@ -1,4 +1,4 @@
-"""Segments add up to the whole; groups are what their definition says; by hand."""
+"""Segments sum to the overall metric; groups match their definition and counts by hand."""
 
 import numpy as np
 import pyarrow as pa
@@ -51,10 +51,10 @@ def test_a_segment_of_whole_users_is_the_metric_of_these_users():
     history = ranks["history"].to_numpy()
     for row in (row for row in table if row["by"] == "history"):
         low, _, high = row["segment"].rstrip("+").partition("\u2013")
-        chosen = (history >= int(low)) & (
+        members = (history >= int(low)) & (
             history <= (int(high) if high else (10**9 if "+" in row["segment"] else int(low)))
         )
-        expected = metrics_from_ranks(ranks.filter(pa.array(chosen)), cutoffs=[10])
+        expected = metrics_from_ranks(ranks.filter(pa.array(members)), cutoffs=[10])
         assert (row["users"], row["targets"]) == (expected["users"], expected["targets"])
         assert row["recall"] == pytest.approx(expected["recall@10"])
         assert row["ndcg"] == pytest.approx(expected["ndcg@10"])

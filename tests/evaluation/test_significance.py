@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, Holm against its definition; refusals; one user and no difference."""
+"""Intervals and tests against scipy, Holm against its definition; errors; one user and no difference."""
 
 import numpy as np
 import pyarrow as pa
@@ -36,11 +36,11 @@ def test_intervals_are_those_of_scipy():
     data = values()
     got = compare(of(data), baseline="a", resamples=2000, level=0.9, seed=3)
     for m, name in enumerate("abc"):
-        for column, found in (
+        for column, result in (
             (data[:, m], got.estimates[name]),
             (data[:, m] - data[:, 0], got.differences.get(name)),
         ):
-            if found is not None:
+            if result is not None:
                 expected = stats.bootstrap(
                     (column,),
                     np.mean,
@@ -49,14 +49,14 @@ def test_intervals_are_those_of_scipy():
                     method="percentile",
                     rng=np.random.default_rng(3),
                 ).confidence_interval
-                assert found.mean == pytest.approx(column.mean(), abs=1e-12)
-                assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+                assert result.mean == pytest.approx(column.mean(), abs=1e-12)
+                assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_chunks_of_resamples_do_not_change_them(monkeypatch):
-    whole = bootstrap_means(values(), resamples=500, seed=1)
+    full = bootstrap_means(values(), resamples=500, seed=1)
     monkeypatch.setattr("recpipe.evaluation.significance.ELEMENTS_PER_CHUNK", 40 * 7)
-    np.testing.assert_allclose(bootstrap_means(values(), resamples=500, seed=1), whole, atol=1e-12)
+    np.testing.assert_allclose(bootstrap_means(values(), resamples=500, seed=1), full, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,12 +77,12 @@ def test_few_users_give_the_exact_p_of_scipy(seed):
     np.testing.assert_allclose(sign_flip(differences, resamples=10_000, seed=0), expected, atol=1e-12)
 
 
-def test_drawn_signs_come_near_the_exact_p():
+def test_random_signs_approximate_the_exact_p():
     differences = np.random.default_rng(2).normal(0.3, 1, (16, 3))
     exact = sign_flip(differences, resamples=2**16, seed=0)
-    drawn = sign_flip(differences, resamples=2**16 - 1, seed=0)
-    np.testing.assert_allclose(drawn, exact, atol=4 * np.sqrt(0.25 / 2**16))
-    assert (drawn > 0).all()
+    sampled = sign_flip(differences, resamples=2**16 - 1, seed=0)
+    np.testing.assert_allclose(sampled, exact, atol=4 * np.sqrt(0.25 / 2**16))
+    assert (sampled > 0).all()
 
 
 def test_without_a_difference_p_is_uniform_and_with_one_it_is_small():
@@ -122,11 +122,11 @@ def test_means_are_the_metrics_and_users_are_matched_by_id():
 
 def test_several_seeds_count_as_their_mean():
     tables = [ranks_table([1, 4, 0]), ranks_table([3, 0, 0])]
-    found = UserMetric.of({"a": tables}, metric="mrr@10")
-    assert found.values_UM[:, 0].tolist() == pytest.approx([(1 + 1 / 3) / 2, 1 / 8, 0])
+    result = UserMetric.of({"a": tables}, metric="mrr@10")
+    assert result.values_UM[:, 0].tolist() == pytest.approx([(1 + 1 / 3) / 2, 1 / 8, 0])
 
 
-def test_the_best_is_the_baseline_unless_one_is_chosen():
+def test_the_best_model_is_the_default_baseline():
     data = of(values())
     best = "abc"[int(data.values_UM.mean(0).argmax())]
     assert compare(data, resamples=50).baseline == best
@@ -147,7 +147,7 @@ def test_one_user_and_equal_models_have_defined_answers():
     assert not only.differences and only.estimates["a"].low < only.estimates["a"].high
 
 
-def test_what_does_not_compare_is_refused():
+def test_different_protocols_users_and_targets_are_errors():
     a, b = ranks_table([1, 2]), ranks_table([1, 2])
     with pytest.raises(ValueError, match="protocols cannot be compared: a by p, b by q"):
         UserMetric.of({"a": [a], "b": [b]}, metric="ndcg@10", protocols={"a": ["p"], "b": ["q"]})

@@ -153,8 +153,8 @@ def brute_force(metric: str, k: int) -> np.ndarray:
 def test_neighbours_are_the_nearest(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(module, "SIMILARITIES_PER_CHUNK", at_once)
     np.testing.assert_array_equal(nearest(TABLE, 10), brute_force("cosine", 10))
-    few = np.array([3, 140])
-    np.testing.assert_array_equal(nearest(TABLE, 4, of=few), brute_force("cosine", 4)[few])
+    rows = np.array([3, 140])
+    np.testing.assert_array_equal(nearest(TABLE, 4, of=rows), brute_force("cosine", 4)[rows])
 
 
 @pytest.mark.parametrize("k", [0, 150])
@@ -218,8 +218,8 @@ def test_rotation_scale_and_place_do_not_matter_but_stretching_does() -> None:
 
 
 def test_what_has_nothing_in_common_is_near_zero_when_items_are_many() -> None:
-    drawn = [np.random.default_rng(seed).normal(size=(5000, 8)) for seed in (1, 2)]
-    assert linear_cka(*drawn) < 0.01
+    tables = [np.random.default_rng(seed).normal(size=(5000, 8)) for seed in (1, 2)]
+    assert linear_cka(*tables) < 0.01
 
 
 def test_tables_that_cannot_be_compared() -> None:
@@ -241,10 +241,10 @@ def test_it_is_the_papers_recipe() -> None:
     table = np.random.default_rng(0).normal(size=(400, 6))
     distances, _ = NearestNeighbors(n_neighbors=3).fit(table).kneighbors(table)
     ratio = np.sort(distances[:, 2] / distances[:, 1])
-    kept = int(0.9 * len(ratio))
+    n = int(0.9 * len(ratio))
     empirical = np.arange(1, len(ratio) + 1) / len(ratio)
     line = LinearRegression(fit_intercept=False)
-    line.fit(np.log(ratio[:kept, None]), -np.log(1 - empirical[:kept]))
+    line.fit(np.log(ratio[:n, None]), -np.log(1 - empirical[:n]))
     assert two_nn(table) == pytest.approx(line.coef_[0])
 
 

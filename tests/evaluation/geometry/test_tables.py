@@ -1,4 +1,4 @@
-"""What chance gives: an untrained model lies in the band of untrained ones, a trained-like one outside."""
+"""Null bands: an untrained model lies in the band of untrained ones, a trained-like one outside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.synthetic import random_sequences, side_of, untrained
 
 from recpipe.evaluation.geometry.measures import measure_vectors
 from recpipe.evaluation.geometry.tables import null_band, random_tables, tables_of
-from recpipe.evaluation.geometry.tables import untrained as built_anew
+from recpipe.evaluation.geometry.tables import untrained as untrained_copy
 from recpipe.evaluation.segments import popularity_groups
 from recpipe.models.registry import build, model_class, types
 
@@ -41,11 +41,11 @@ def fresh(name: str, **config):
 
 
 @pytest.mark.parametrize("name", NEURAL)
-def test_built_anew_it_has_other_weights_and_what_it_was_given(name: str) -> None:
+def test_an_untrained_copy_has_other_weights_and_the_same_inputs(name: str) -> None:
     model = fresh(name)
     before = torch.get_rng_state()
-    one, same, other = (built_anew(model, name, seed) for seed in (1, 1, 2))
-    assert torch.equal(before, torch.get_rng_state())  # nobody's random numbers are used
+    one, same, other = (untrained_copy(model, name, seed) for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())  # the global generator is not used
     assert one.config == model.config and not one.training
     for table in one.item_tables():
         a, b, c = (tables_of(each)[table] for each in (one, same, other))
@@ -55,8 +55,8 @@ def test_built_anew_it_has_other_weights_and_what_it_was_given(name: str) -> Non
         torch.testing.assert_close(dict(one.named_buffers())[key], buffer)
 
 
-def test_vectors_that_a_bundle_holds_are_given_again() -> None:
-    """A loaded model knows its vectors from its tensors only."""
+def test_an_untrained_copy_has_the_content_vectors_of_the_bundle() -> None:
+    """A loaded model has its vectors from its tensors only."""
     for trained in (False, True):
         side = side_of(DATA, ITEMS, vectors="text", train_vectors=trained)
         model = build("sasrec", {"dim": 8}, n_items=ITEMS, max_length=10, side=side)
@@ -64,31 +64,31 @@ def test_vectors_that_a_bundle_holds_are_given_again() -> None:
             "sasrec", {"dim": 8}, n_items=ITEMS, max_length=10, side=type(side).from_dict(side.to_dict())
         )
         loaded.load_tensors(model.state_dict())
-        again = built_anew(loaded, "sasrec", 1)
+        again = untrained_copy(loaded, "sasrec", 1)
         torch.testing.assert_close(again.items.vectors["of_text"].given, model.items.vectors["of_text"].given)
         missing = ~side.values["vectors.text"][1:, -1].astype(bool)
         assert not tables_of(again)["text"][missing].any() and tables_of(again)["text"][~missing].any(1).all()
 
 
-def measured(table: np.ndarray):
+def measures_of(table: np.ndarray):
     return measure_vectors(table.astype(np.float64), EVENTS, GROUPS, 10)
 
 
 @pytest.mark.parametrize("name", ["sasrec", "bert4rec", "tiger"])
 def test_an_untrained_model_lies_within_the_band_of_untrained_ones(name: str) -> None:
-    """19 of 20 of its measures, over models and measures; what is almost trained lies outside."""
+    """19 of 20 measures lie inside; those of an almost trained model lie outside."""
     model = fresh(name)
     ((table, _),) = tables_of(model).items()
-    nulls = [measured(tables_of(built_anew(model, name, seed))[table]).values for seed in range(6)]
+    nulls = [measures_of(tables_of(untrained_copy(model, name, seed))[table]).values for seed in range(6)]
     bands = {key: null_band([each[key] for each in nulls]) for key in nulls[0]}
     inside = []
     for seed in range(100, 120):
-        values = measured(tables_of(built_anew(model, name, seed))[table]).values
+        values = measures_of(tables_of(untrained_copy(model, name, seed))[table]).values
         inside += [low <= values[key] <= high for key, (low, high) in bands.items()]
     assert 0.85 < np.mean(inside) <= 1
 
     learned = tables_of(model)[table] + 3 * np.outer(np.log1p(EVENTS), np.ones(model.config.dim))
-    values = measured(learned).values
+    values = measures_of(learned).values
     outside = {key for key, (low, high) in bands.items() if not low <= values[key] <= high}
     assert outside >= {"participation_ratio", "iso_score", "mean_cosine", "norm_popularity"}
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,3 +68,20 @@ def log_tuples(tables: RawTables) -> list[tuple[Any, ...]]:
     """(user_id, item_id, timestamp, order) of a log."""
     columns = ("user_id", "item_id", "timestamp", "order")
     return [tuple(row[name] for name in columns) for row in rows(tables.interactions)]
+
+
+def write_gzip(path: Path, lines: list[Any], *, literal: bool = False) -> Path:
+    """Write lines of JSON, or of Python literals, to a compressed file."""
+    with gzip.open(path, "wt", encoding="utf-8") as out:
+        for line in lines:
+            out.write((line if isinstance(line, str) else repr(line) if literal else json.dumps(line)) + "\n")
+    return path
+
+
+def zip_bytes(members: dict[str, bytes]) -> bytes:
+    """A zip archive of files by name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()

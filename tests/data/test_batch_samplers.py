@@ -14,7 +14,7 @@ from recpipe.data.batch_samplers import PackedBatches, TrainingBatches, pack_row
 from recpipe.data.batches import Batch, DeviceSequences
 
 
-def test_every_user_comes_once_per_epoch_in_random_steps_of_about_the_asked_size():
+def test_every_user_comes_once_per_epoch_in_random_steps_of_similar_size():
     lengths = random_sequences(500, 30, longest=40, shortest=1).lengths
     batches = TrainingBatches(lengths, tokens=2000, seed=0, minimum=2)
     seen = []
@@ -44,8 +44,8 @@ def test_no_step_is_empty_however_long_a_single_row_is(lengths):
 def test_a_step_is_a_sample_of_all_lengths():
     lengths = np.concatenate([np.full(400, 2), np.full(400, 20)])
     for parts in TrainingBatches(lengths, tokens=2000, seed=0):
-        found = lengths[np.concatenate(parts)]
-        assert 0.35 < (found == 2).mean() < 0.65
+        step = lengths[np.concatenate(parts)]
+        assert 0.35 < (step == 2).mean() < 0.65
         assert all(len(set(lengths[rows])) == 1 for rows in parts[:-1])
 
 
@@ -59,14 +59,14 @@ def test_order_depends_on_seed_and_epoch_only():
     assert not np.array_equal(flat[0], flat[2])
 
 
-def test_budgets_and_data_that_cannot_work_are_refused():
+def test_impossible_budgets_and_short_sequences_are_refused():
     with pytest.raises(ValueError, match="less than one sequence of 12"):
         TrainingBatches(np.array([12, 3]), tokens=10, seed=0)
     with pytest.raises(ValueError, match="no user has the 2 events"):
         TrainingBatches(np.array([1, 1]), tokens=10, seed=0, minimum=2)
 
 
-def test_a_step_is_cut_into_as_many_parts_as_are_asked_for_or_memory_needs(monkeypatch):
+def test_a_step_has_the_requested_parts_or_more_where_memory_needs_them(monkeypatch):
     lengths = np.random.default_rng(0).integers(2, 40, 500)
     steps = {parts: list(TrainingBatches(lengths, tokens=2000, seed=1, parts=parts)) for parts in (1, 8)}
     assert {len(step) for step in steps[1]} == {1}
@@ -85,14 +85,14 @@ DATA = random_sequences(300, 40, longest=30, shortest=1, seed=3)
 
 
 def features(data) -> dict[str, np.ndarray]:
-    """Of each event its own number, of each user its own."""
+    """Event features are event indices, user features user indices."""
     return {
         "event.x": np.arange(len(data.items), dtype=np.float32)[:, None],
         "user.x": np.arange(len(data), dtype=np.float32)[:, None],
     }
 
 
-def held(data=DATA) -> DeviceSequences:
+def on_device(data=DATA) -> DeviceSequences:
     return DeviceSequences(data, window=WINDOW + 1, device="cpu", features=features(data))
 
 
@@ -112,23 +112,23 @@ def cells(batch: Batch) -> list[tuple]:
     return list(zip(*(column[real].tolist() for column in columns), strict=True))
 
 
-def test_every_event_is_read_and_predicted_once_as_in_the_padded_layout():
-    data = held()
+def test_packed_steps_have_the_inputs_and_targets_of_padded_ones():
+    data = on_device()
     steps = packed(data)
     padded = TrainingBatches(data.lengths, tokens=TOKENS, seed=0, minimum=2)
     parts = [[data.batch(rows) for rows in step] for step in padded]
     assert len(steps) == len(parts) > 5
     for ours, theirs in zip(steps, parts, strict=True):  # the same users in every step
-        found, wanted = cells(ours), [cell for part in theirs for cell in cells(part)]
-        assert Counter(found) == Counter(wanted)
-        assert max(Counter(found).values()) == 1
-        assert ours.n_targets == sum(part.n_targets for part in theirs) == len(found)
-        assert (ours.items > 0).sum() == len(found)  # nothing is read for nothing
+        packed_cells, padded_cells = cells(ours), [cell for part in theirs for cell in cells(part)]
+        assert Counter(packed_cells) == Counter(padded_cells)
+        assert max(Counter(packed_cells).values()) == 1
+        assert ours.n_targets == sum(part.n_targets for part in theirs) == len(packed_cells)
+        assert (ours.items > 0).sum() == len(packed_cells)  # every input has a target
 
 
 @pytest.mark.parametrize("stride", [1, 5])
-def test_context_is_read_and_is_no_target_in_either_layout(stride):
-    rows = held(DATA.windows(WINDOW, stride))
+def test_context_is_input_but_no_target_in_either_layout(stride):
+    rows = on_device(DATA.windows(WINDOW, stride))
     everybody = rows.batch(np.flatnonzero(rows.lengths > 1))
     expected = cells(everybody)
     assert sorted(cell for batch in packed(rows) for cell in cells(batch)) == sorted(expected)
@@ -136,8 +136,8 @@ def test_context_is_read_and_is_no_target_in_either_layout(stride):
     assert sum(batch.n_targets for batch in packed(rows)) == everybody.n_targets
 
 
-def test_rows_hold_whole_users_one_after_the_other():
-    for batch in packed(held()):
+def test_rows_contain_complete_users_one_after_the_other():
+    for batch in packed(on_device()):
         users = batch.features["user.x"][..., 0]
         for row in range(len(batch.items)):
             n = int(batch.lengths[row])
@@ -153,7 +153,7 @@ def test_rows_hold_whole_users_one_after_the_other():
 
 
 def test_long_users_keep_their_last_events():
-    data = held(sequences([list(range(1, 31)), [1, 2]]))
+    data = on_device(sequences([list(range(1, 31)), [1, 2]]))
     (batch,) = packed(data)
     row = batch.items[batch.items > 2]
     assert row.tolist() == list(range(30 - WINDOW, 30))
@@ -161,7 +161,7 @@ def test_long_users_keep_their_last_events():
 
 
 def test_rows_depend_on_seed_and_epoch_only():
-    data = held()
+    data = on_device()
     first, again, later, other = (
         packed(data, seed=seed, epoch=epoch) for seed, epoch in ((1, 2), (1, 2), (1, 3), (2, 2))
     )
@@ -183,7 +183,7 @@ def first_fit(lengths: np.ndarray, size: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_rows_are_those_of_first_fit_decreasing(seed):
+def test_rows_equal_first_fit_decreasing(seed):
     rng = np.random.default_rng(seed)
     size = int(rng.integers(1, 60))
     lengths = rng.integers(1, size + 1, int(rng.integers(1, 400)))
@@ -199,7 +199,7 @@ def test_rows_are_those_of_first_fit_decreasing(seed):
     assert ours == first_fit(lengths, size)
 
 
-def test_little_is_padding():
+def test_packing_leaves_little_padding():
     rng = np.random.default_rng(0)
     for longest in (50, 200):
         lengths = np.minimum(rng.geometric(1 / 30, 2000), longest)
@@ -207,8 +207,8 @@ def test_little_is_padding():
         assert lengths.sum() / (len(rows) * rows.width) > 0.97
 
 
-def test_a_user_to_a_row_needs_no_segments():
-    data = held(sequences([list(range(1, 14))] * 3))
+def test_rows_with_one_user_have_no_segments():
+    data = on_device(sequences([list(range(1, 14))] * 3))
     (batch,) = packed(data, size=WINDOW)
     assert batch.segments is None and batch.segment_positions is None
     assert batch.items.tolist() == [list(range(1, 13))] * 3 and batch.lengths.tolist() == [12] * 3
@@ -216,4 +216,4 @@ def test_a_user_to_a_row_needs_no_segments():
 
 def test_rows_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match=r"train.row is 11, less than the 12 events"):
-        PackedBatches(held().lengths, size=11, tokens=TOKENS, seed=0)
+        PackedBatches(on_device().lengths, size=11, tokens=TOKENS, seed=0)

@@ -22,25 +22,28 @@ def test_batches_are_the_last_events_right_padded():
     assert empty.items.shape == (2, 0)
 
 
-def test_every_event_is_asked_about_when_the_next_one_happens_and_the_last_at_the_question():
-    told = replace(sequences([[1, 2, 3, 4], [5], [], [6, 7]]), query_times=np.array([1000, 50, 7, 400]))
-    data = DeviceSequences(told, window=3, device="cpu")
-    batch = data.batch(np.array([1, 0, 2, 3]))
+def test_query_times_are_those_of_the_next_events_and_of_the_query_at_the_end():
+    timed = replace(sequences([[1, 2, 3, 4], [5], [], [6, 7]]), query_times=np.array([1000, 50, 7, 400]))
+
+    def batch_of(data, *rows):
+        return DeviceSequences(data, window=3, device="cpu").batch(np.array(rows))
+
+    batch = batch_of(timed, 1, 0, 2, 3)
     assert batch.query_times.tolist() == [[50, 0, 0], [200, 300, 1000], [0, 0, 0], [100, 400, 0]]
-    assert data.batch(np.array([2])).query_times.shape == (1, 0)
+    assert batch_of(timed, 2).query_times.shape == (1, 0)
     longer = batch.pad(2)
     assert longer.query_times.shape == longer.items.shape == (4, 5) and longer.query_times[:, 3:].sum() == 0
-    untold = DeviceSequences(replace(told, query_times=None), window=3, device="cpu").batch(np.array([1, 0]))
-    assert untold.query_times is None
-    for each in (batch, untold):  # in training, of the events themselves
-        inputs, targets = each.inputs_and_targets()
+    without_query = batch_of(replace(timed, query_times=None), 1, 0)
+    assert without_query.query_times is None
+    for users in (batch, without_query):  # in training, the times of the targets
+        inputs, targets = users.inputs_and_targets()
         assert targets[:2].tolist() == [[0, 0], [3, 4]]
         assert inputs.query_times[:2].tolist() == [[0, 0], [200, 300]]
-    untimed = DeviceSequences(replace(told, timestamps=None), window=3, device="cpu").batch(np.array([0]))
-    assert untimed.query_times is None and untimed.inputs_and_targets()[0].query_times is None
+    without_times = batch_of(replace(timed, timestamps=None), 0)
+    assert without_times.query_times is None and without_times.inputs_and_targets()[0].query_times is None
 
 
-def test_an_event_is_appended_and_the_first_falls_out():
+def test_an_appended_event_drops_the_first_beyond_the_window():
     data = DeviceSequences(sequences([[1, 2, 3], [4], [], [5, 6]]), window=3, device="cpu")
     batch = data.batch(np.arange(4)).append_event(torch.tensor([7, 8, 9, 0]), 3)
     assert batch.items.tolist() == [[2, 3, 7], [4, 8, 0], [9, 0, 0], [5, 6, 0]]

@@ -33,7 +33,7 @@ def test_parquet_is_compressed_and_read_back(con: Any, tmp_path: Path) -> None:
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_a_failure_in_the_last_row_leaves_the_old_file_and_no_other(con: Any, tmp_path: Path) -> None:
+def test_a_late_failure_leaves_the_old_file_only(con: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     write_parquet(con.create_table("t", pa.table({"order": [1]})), folder / "log.parquet")
     before = (folder / "log.parquet").read_bytes()
@@ -58,14 +58,14 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(con: Any, tiny_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_file(con: Any, tiny_disk: Path) -> None:
     log = view(con, "SELECT md5(CAST(range AS VARCHAR)) AS item_id FROM range(500000)")
     with pytest.raises(OSError, match="disk full"):
         write_parquet(log, tiny_disk / "log.parquet")
     assert list(tiny_disk.iterdir()) == []
 
 
-def test_the_engine_keeps_to_its_limit_by_spilling_and_cleans_up(tmp_path: Path) -> None:
+def test_the_engine_spills_at_its_memory_limit_and_cleans_up(tmp_path: Path) -> None:
     con: Any = connect({"memory_limit": "60MB", "threads": 1, "spill_folder": str(tmp_path)})
     big = view(con, "SELECT md5(CAST(range AS VARCHAR)) AS item_id FROM range(2000000)").cache()
     assert big.count().to_pyarrow().as_py() == 2_000_000
@@ -77,7 +77,7 @@ def test_the_engine_keeps_to_its_limit_by_spilling_and_cleans_up(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("engine", "said"),
+    ("engine", "message"),
     [
         ({"name": "flink"}, "unknown ingest.engine.name 'flink'.*duckdb, spark"),
         ({"memory": "4GB"}, "unknown setting of ingest.engine 'memory'.*memory_limit"),
@@ -86,6 +86,6 @@ def test_the_engine_keeps_to_its_limit_by_spilling_and_cleans_up(tmp_path: Path)
         ({"settings": {"no_such_setting": 1}}, "no_such_setting"),
     ],
 )
-def test_a_wrong_engine_is_refused(engine: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_engine_is_refused(engine: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         connect(engine)

@@ -18,8 +18,8 @@ from recpipe.data.features import Column, align_rows, fit_columns
 def encoded_by_loop(column: Column, rows: list) -> list[list[int]]:
     codes = {value: n + 1 for n, value in enumerate(column.values)}
     values = [[row] if not isinstance(row, list) else row for row in rows]
-    found = [[codes.get(str(v), 0) for v in row if v is not None][: column.per_row] for row in values]
-    return [row + [0] * (column.per_row - len(row)) for row in found]
+    encoded = [[codes.get(str(v), 0) for v in row if v is not None][: column.per_row] for row in values]
+    return [row + [0] * (column.per_row - len(row)) for row in encoded]
 
 
 @pytest.mark.parametrize(
@@ -52,39 +52,39 @@ def test_rare_values_and_long_rows_are_cut(monkeypatch):
     assert (column.values, column.per_row) == (("a", "b"), 3)
 
 
-def test_truth_values_and_lists_of_lists_are_categories():
+def test_booleans_and_nested_lists_are_categories():
     assert Column.of("c", pa.array([True, False, True])).values == ("true", "false")
     nested = Column.of("c", pa.array([[["a"], ["b", "a"]], None, [None, ["b"]]]))
     assert nested.encode(pa.array([[["b"], ["a"]], [[]]])).tolist() == [[2, 1, 0], [0, 0, 0]]
 
 
-def test_many_numbers_are_standardised_and_say_whether_they_are_there():
+def test_many_numbers_are_standardised_with_a_flag_for_missing_values():
     rng = np.random.default_rng(0)
     values = [None if i % 9 == 0 else float(x) for i, x in enumerate(rng.normal(5, 3, 200))]
     values[4] = float("nan")
-    there = [v for v in values if v is not None and not isnan(v)]
+    valid = [v for v in values if v is not None and not isnan(v)]
     column = Column.of("c", pa.array(values))
-    found = column.encode(pa.array(values))
-    for value, (number, present) in zip(values, found, strict=True):
-        known = value is not None and not isnan(value)
-        assert present == known
-        assert number == pytest.approx((value - fmean(there)) / pstdev(there) if known else 0.0, abs=1e-5)
+    encoded = column.encode(pa.array(values))
+    for value, (number, present) in zip(values, encoded, strict=True):
+        has_value = value is not None and not isnan(value)
+        assert present == has_value
+        assert number == pytest.approx((value - fmean(valid)) / pstdev(valid) if has_value else 0.0, abs=1e-5)
 
 
-def test_what_was_learned_survives_json():
+def test_columns_round_trip_through_json():
     for rows in (["b", "a", None], list(map(float, range(60)))):
         column = Column.of("c", pa.array(rows))
         assert Column.from_dict(json.loads(json.dumps(column.to_dict()))) == column
 
 
-def test_missing_and_empty_columns_are_named():
+def test_missing_and_empty_columns_are_refused():
     table = {"price": pa.array([1.0]), "size": pa.array([None], pa.int64())}
-    with pytest.raises(ValueError, match=r"side\.items asks for colour; columns there are: price, size"):
+    with pytest.raises(ValueError, match=r"colour.*price, size"):
         fit_columns(["price", "colour"], table, where="side.items")
     with pytest.raises(ValueError, match="column 'size' has no value"):
         fit_columns(["size"], table, where="side.items")
 
 
-def test_a_table_in_the_order_of_ids_is_null_where_it_has_none():
+def test_aligned_rows_are_null_for_missing_ids():
     table = pa.table({"item_id": pa.array(["b", "a"], pa.large_string()), "x": [2, 1]})
     assert align_rows(table, "item_id", ["a", "z", "b", "a"])["x"].to_pylist() == [1, None, 2, 1]

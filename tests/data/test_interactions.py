@@ -80,33 +80,33 @@ def test_every_kind_of_bad_row_is_quarantined_with_its_reason(con: Any) -> None:
     assert [row["order"] for row in aside] == list(range(1, 18, 2))
     assert aside[5]["timestamp"] == str(NOW * 1000)  # as text, as it was
     assert "problem" not in aside[0]
-    kept = done.interactions.to_pyarrow()
-    assert kept["order"].to_pylist() == [*range(0, 18, 2), 18]
-    assert kept.column_names == ["user_id", "item_id", "timestamp", "order"]
+    log = done.interactions.to_pyarrow()
+    assert log["order"].to_pylist() == [*range(0, 18, 2), 18]
+    assert log.column_names == ["user_id", "item_id", "timestamp", "order"]
 
 
 def test_the_step_table_counts_bad_rows_by_reason(con: Any) -> None:
     before, after = ingest(raw(con, mixed()), []).steps.to_pylist()
     assert (before["name"], before["rows"], before["last_timestamp"]) == ("raw", 19, NOW * 10**9)
     assert (after["name"], after["rows"], after["last_timestamp"]) == ("bad_rows", 10, NOW)
-    told = json.loads(after["detail"])
-    assert told["policy"] == "quarantine"
-    assert told["reasons"]["empty user_id"] == 2
-    assert told["reasons"]["timestamp not a number"] == 1  # one kind, whatever the value was
-    assert sum(told["reasons"].values()) == 9
+    detail = json.loads(after["detail"])
+    assert detail["policy"] == "quarantine"
+    assert detail["reasons"]["empty user_id"] == 2
+    assert detail["reasons"]["timestamp not a number"] == 1  # one kind, whatever the value was
+    assert sum(detail["reasons"].values()) == 9
 
 
-def test_dropped_rows_are_counted_and_not_kept(con: Any) -> None:
+def test_dropped_rows_are_counted_but_not_stored(con: Any) -> None:
     done = ingest(raw(con, mixed()), [], bad_rows="drop")
     assert done.quarantine.count().to_pyarrow().as_py() == 0
     assert done.quarantine.columns == ("order", "user_id", "item_id", "timestamp", "reason")
     assert done.steps["rows"].to_pylist() == [19, 10]
 
 
-def test_fail_names_counts_and_examples(con: Any) -> None:
+def test_policy_fail_reports_counts_and_examples(con: Any) -> None:
     rows = [*map(good, range(9)), good(0) | {"timestamp": -5}, good(0) | {"user_id": ""}]
-    said = r"2 of 11 rows are bad \(empty user_id: 1; negative timestamp: 1\).*row 9: .*timestamp='-5'"
-    with pytest.raises(ValueError, match=said):
+    message = r"2 of 11 rows are bad \(empty user_id: 1; negative timestamp: 1\).*row 9: .*timestamp='-5'"
+    with pytest.raises(ValueError, match=message):
         ingest(raw(con, rows), [], bad_rows="fail")
 
 
@@ -117,21 +117,21 @@ def test_a_log_in_milliseconds_is_refused_under_every_policy(con: Any, policy: s
         ingest(raw(con, rows), [], bad_rows=policy)
 
 
-def test_nothing_to_read_and_an_unknown_policy_are_refused(con: Any) -> None:
+def test_empty_logs_and_unknown_policies_are_refused(con: Any) -> None:
     with pytest.raises(ValueError, match="no rows"):
         ingest(raw(con, []), [])
     with pytest.raises(ValueError, match="bad_rows 'ignore': choose one of quarantine, drop, fail"):
         ingest(RawTables(con.table("log")), [], bad_rows="ignore")
 
 
-def test_a_log_without_times_or_a_problem_column_passes(con: Any) -> None:
+def test_times_and_the_problem_column_are_optional(con: Any) -> None:
     table = pa.table({"user_id": ["u"], "item_id": ["i"], "timestamp": pa.nulls(1, pa.int64()), "order": [0]})
     done = ingest(RawTables(con.create_table("bare", table)), [{"step": "last", "k": 5}])
     assert done.interactions.to_pyarrow().num_rows == 1
     assert done.steps["last_timestamp"].to_pylist() == [None] * 3
 
 
-def test_items_and_users_are_those_of_the_log_known_or_not(con: Any) -> None:
+def test_tables_have_one_row_per_item_and_user_of_the_log(con: Any) -> None:
     items = pa.table(
         {"item_id": ["i1", "i9", "i0"], "title": ["One", "Nine", None], "year": [1999, 2000, 2001]}
     )
@@ -144,6 +144,6 @@ def test_items_and_users_are_those_of_the_log_known_or_not(con: Any) -> None:
     assert done.users.to_pyarrow().to_pylist() == [{"user_id": u} for u in ("u0", "u1", "u2")]
 
 
-def test_items_of_a_source_without_any_are_titled_by_their_id(con: Any) -> None:
+def test_items_without_a_table_have_their_id_as_title(con: Any) -> None:
     done = ingest(raw(con, [good(0), good(0), good(3)]), [])
     assert done.items.to_pyarrow().to_pylist() == [{"item_id": i, "title": i} for i in ("i0", "i3")]

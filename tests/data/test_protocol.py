@@ -9,7 +9,7 @@ import pytest
 from recpipe.data.protocol import Protocol
 
 
-def test_a_protocol_allows_as_much_of_time_as_it_says_and_less():
+def test_a_use_of_time_beyond_the_protocol_is_refused():
     order = ("none", "last_item", "query")
     for allowed in order:
         for used in order:
@@ -22,7 +22,7 @@ def test_a_protocol_allows_as_much_of_time_as_it_says_and_less():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("fields", "message"),
     [
         ({"split": "random"}, "allowed: leave_one_out, temporal, ratio, cold_users"),
         ({"targets": "all"}, "no meaning under leave_one_out"),
@@ -36,12 +36,12 @@ def test_a_protocol_allows_as_much_of_time_as_it_says_and_less():
         ),
     ],
 )
-def test_bad_protocols_are_refused(given, message):
+def test_bad_protocols_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Protocol(dataset="x", **given)
+        Protocol(dataset="x", **fields)
 
 
-def test_protocol_id_changes_with_what_moves_a_number_and_only_with_that():
+def test_protocol_id_depends_on_fields_that_change_metrics_only():
     one = Protocol(dataset="x", fingerprint="f", seed=1)
     assert (
         one.id
@@ -93,11 +93,14 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("known", PUBLISHED)
-def test_ids_of_numbers_in_the_log_stay_as_they_are_and_held_out_items_make_another(known):
-    usual = Protocol.from_dict(PUBLISHED[known])
-    assert usual.id == known == replace(usual, seed=1, held_out_items=0).id
-    few = replace(usual, held_out_items=0.03)
-    assert len({usual.id, few.id, replace(few, seed=1).id, replace(few, held_out_items=0.04).id}) == 4
-    assert usual.data_differences(few) == few.data_differences(usual) == ["seed", "held_out_items"]
-    assert Protocol.from_dict({"id": few.id, **few.to_dict()}) == few
+@pytest.mark.parametrize("protocol_id", PUBLISHED)
+def test_published_ids_are_stable_and_held_out_items_change_them(protocol_id):
+    usual = Protocol.from_dict(PUBLISHED[protocol_id])
+    assert usual.id == protocol_id == replace(usual, seed=1, held_out_items=0).id
+    held_out = replace(usual, held_out_items=0.03)
+    assert (
+        len({usual.id, held_out.id, replace(held_out, seed=1).id, replace(held_out, held_out_items=0.04).id})
+        == 4
+    )
+    assert usual.data_differences(held_out) == held_out.data_differences(usual) == ["seed", "held_out_items"]
+    assert Protocol.from_dict({"id": held_out.id, **held_out.to_dict()}) == held_out

@@ -1,4 +1,4 @@
-"""Every step and its row of the step table against plain Python on random logs; DuckDB against Spark."""
+"""Sampling steps and their rows of the step table against plain Python on random logs; DuckDB against Spark."""
 
 from __future__ import annotations
 
@@ -23,15 +23,8 @@ from recpipe.data.readers import RawTables
 
 Row = dict[str, Any]
 Rows = list[Row]
-SCHEMA = pa.schema(
-    [
-        ("user_id", pa.string()),
-        ("item_id", pa.string()),
-        ("timestamp", pa.int64()),
-        ("rating", pa.float64()),
-        ("order", pa.int64()),
-    ]
-)
+TYPES = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()}
+SCHEMA = pa.schema(TYPES | {"rating": pa.float64(), "order": pa.int64()})
 
 
 def random_log(seed: int, *, rows: int = 300, untimed: float = 0.1) -> Rows:
@@ -62,10 +55,10 @@ def when(row: Row) -> tuple[int, int]:
 
 
 def groups(rows: Rows, *names: str) -> list[Rows]:
-    found: dict[tuple[Any, ...], Rows] = defaultdict(list)
+    grouped: dict[tuple[Any, ...], Rows] = defaultdict(list)
     for row in rows:
-        found[tuple(row[name] for name in names)].append(row)
-    return list(found.values())
+        grouped[tuple(row[name] for name in names)].append(row)
+    return list(grouped.values())
 
 
 def md5(text: str) -> str:
@@ -89,10 +82,10 @@ def duplicates(rows: Rows, keep: str = "first", by: tuple[str, ...] = ("user_id"
 def k_core(rows: Rows, users: int = 1, items: int = 1) -> Rows:
     while True:
         by_user, by_item = Counter(r["user_id"] for r in rows), Counter(r["item_id"] for r in rows)
-        kept = [r for r in rows if by_user[r["user_id"]] >= users and by_item[r["item_id"]] >= items]
-        if len(kept) == len(rows):
+        remaining = [r for r in rows if by_user[r["user_id"]] >= users and by_item[r["item_id"]] >= items]
+        if len(remaining) == len(rows):
             return rows
-        rows = kept
+        rows = remaining
 
 
 def cap_per_user(rows: Rows, n: int, keep: str = "last", seed: int = 0) -> Rows:
@@ -116,12 +109,12 @@ def stratified(rows: Rows, share: float, by: str, seed: int, of: str = "rows", s
     stratum = dict(zip(users, numbers, strict=True))
     if of == "users":
         tiles = groups([{"user_id": user, "tile": stratum[user]} for user in users], "tile")
-        chosen = {
+        sample = {
             u["user_id"]
             for tile in tiles
             for u in first_share(tile, share, lambda u: md5(f"{u['user_id']} {seed}"))
         }
-        return [row for row in rows if row["user_id"] in chosen]
+        return [row for row in rows if row["user_id"] in sample]
     return stratified([row | {"tile": stratum[row["user_id"]]} for row in rows], share, "tile", seed)
 
 
@@ -171,7 +164,7 @@ STEPS: list[dict[str, Any]] = [
 ]
 
 
-def named(step: dict[str, Any]) -> str:
+def step_id(step: dict[str, Any]) -> str:
     return "-".join(str(value) for value in step.values())
 
 
@@ -229,16 +222,16 @@ def check(con: Any, rows: Rows, steps: list[dict[str, Any]]) -> None:
                 sampled(con, rows, steps)
             return
         tables.append(facts(expected))
-    got, told = sampled(con, rows, steps)
+    got, step_table = sampled(con, rows, steps)
     assert [row["order"] for row in got] == sorted(row["order"] for row in expected)
     whole = {row["order"]: row for row in rows}
     assert got == [whole[row["order"]] for row in got]  # values and columns are untouched
-    assert [{key: row[key] for key in tables[0]} for row in told] == tables
-    assert [row["name"] for row in told] == ["raw", "bad_rows", *(step["step"] for step in steps)]
+    assert [{key: row[key] for key in tables[0]} for row in step_table] == tables
+    assert [row["name"] for row in step_table] == ["raw", "bad_rows", *(step["step"] for step in steps)]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=named)
-def test_a_step_keeps_the_rows_that_plain_python_keeps(duckdb_engine: Any, step: dict[str, Any]) -> None:
+@pytest.mark.parametrize("step", STEPS, ids=step_id)
+def test_a_step_equals_plain_python(duckdb_engine: Any, step: dict[str, Any]) -> None:
     for seed, untimed in ((1, 0.0), (2, 0.3)):
         assert oracle(random_log(seed, untimed=untimed), step)
         check(duckdb_engine, random_log(seed, untimed=untimed), [step])
@@ -260,7 +253,7 @@ def test_long_histories_are_cut_at_the_right_event(duckdb_engine: Any, keep: str
         check(duckdb_engine, rows, [{"step": "cap_per_user", "n": n, "keep": keep}])
 
 
-def test_hashed_users_keep_their_histories_and_grow_with_the_share(duckdb_engine: Any) -> None:
+def test_hashed_users_have_complete_histories_and_grow_with_the_share(duckdb_engine: Any) -> None:
     rows = random_log(3, rows=1000)
     events = Counter(row["user_id"] for row in rows)
     smaller: set[str] = set()
@@ -272,7 +265,7 @@ def test_hashed_users_keep_their_histories_and_grow_with_the_share(duckdb_engine
         smaller = set(counted)
 
 
-def test_hash_is_the_documented_one(duckdb_engine: Any) -> None:
+def test_users_are_hashed_as_documented(duckdb_engine: Any) -> None:
     first_8 = int(hashlib.md5(b"ann2024").hexdigest()[:8], 16)
     row = {"user_id": "ann", "item_id": "i", "timestamp": 1, "rating": None, "order": 0}
     inside = {"step": "hash_users", "share": (first_8 + 1) / 2**32, "salt": "2024"}
@@ -294,7 +287,7 @@ def test_time_window_takes_dates_as_utc(duckdb_engine: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("step", "message"),
     [
         ({"step": "k_cores", "users": 5}, r"unknown step 'k_cores' \(did you mean 'k_core'\?\).*hash_users"),
         ({"step": "k_core", "user": 5}, r"unknown argument of k_core 'user' \(did you mean 'users'\?\)"),
@@ -319,10 +312,8 @@ def test_time_window_takes_dates_as_utc(duckdb_engine: Any) -> None:
         ),
     ],
 )
-def test_a_wrong_step_is_refused_with_what_is_allowed(
-    duckdb_engine: Any, step: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_step_is_refused(duckdb_engine: Any, step: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         sampled(duckdb_engine, random_log(1, rows=20), [step])
 
 
@@ -338,7 +329,7 @@ def test_min_rating_needs_ratings(duckdb_engine: Any) -> None:
         ingest(log, [{"step": "min_rating", "at_least": 3}])
 
 
-def test_an_order_that_repeats_is_refused_rather_than_miscounted(duckdb_engine: Any) -> None:
+def test_repeated_orders_are_refused(duckdb_engine: Any) -> None:
     row = {"user_id": "u", "item_id": "i", "timestamp": 5, "rating": None, "order": 1}
     with pytest.raises(ValueError, match="`order` of its own"):
         sampled(duckdb_engine, [row, row, row], [{"step": "last", "k": 2}])
@@ -374,15 +365,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     settings = {
         "spark.sql.shuffle.partitions": 2,
         "spark.sql.codegen.wholeStage": "false",
-    }  # quick on tiny tables
-    spill = str(tmp_path_factory.mktemp("spark"))
-    yield {
-        "name": "spark",
-        "master": "local[2]",
-        "memory_limit": "1GB",
-        "spill_folder": spill,
-        "settings": settings,
-    }
+    }  # fast on tiny tables
+    engine = {"name": "spark", "master": "local[2]", "memory_limit": "1GB", "settings": settings}
+    yield engine | {"spill_folder": str(tmp_path_factory.mktemp("spark"))}
     from pyspark.sql import SparkSession
 
     if session := SparkSession.getActiveSession():

@@ -54,7 +54,7 @@ def test_a_log_without_timestamps_keeps_its_order_and_a_mixed_one_is_refused(tmp
     built, vocabulary = build_sequences(write_log(tmp_path / "log.parquet", rows))
     assert built.timestamps is None
     assert [vocabulary.ids[i - 1] for i in built.row(1)] == ["y", "x"]
-    with pytest.raises(ValueError, match="1 of 3 interactions have no timestamp"):
+    with pytest.raises(ValueError, match="1 of 3 .* no timestamp"):
         build_sequences(
             write_log(tmp_path / "mixed.parquet", [("a", "x", 1), ("a", "y", None), ("b", "x", 2)])
         )
@@ -62,10 +62,10 @@ def test_a_log_without_timestamps_keeps_its_order_and_a_mixed_one_is_refused(tmp
         build_sequences(tmp_path / "log.parquet", ties="asin")
 
 
-def test_written_and_read_back(tmp_path):
-    made = random_sequences(30, 9)
-    made.write(tmp_path / "s.parquet")
-    assert Sequences.read(tmp_path / "s.parquet").fingerprint() == made.fingerprint()
+def test_files_round_trip(tmp_path):
+    expected = random_sequences(30, 9)
+    expected.write(tmp_path / "s.parquet")
+    assert Sequences.read(tmp_path / "s.parquet").fingerprint() == expected.fingerprint()
     bare = sequences([[1, 2], [], [3]], times=False)
     fold = Fold(bare, sequences([[5], [6, 7], [8]], times=False))
     fold.write(tmp_path / "f.parquet")
@@ -77,14 +77,14 @@ def test_written_and_read_back(tmp_path):
     assert Vocabulary.read(tmp_path / "v.parquet").ids.tolist() == ["a", "ß"]
 
 
-def test_vocabulary_gives_zero_to_what_it_does_not_know():
+def test_unknown_ids_are_encoded_as_zero():
     assert Vocabulary(np.array(["a", "c"], dtype=object)).encode(["c", "b", "a"]).tolist() == [2, 0, 1]
 
 
 def test_last_keeps_the_latest_events():
-    kept = sequences([[1, 2, 3, 4], [5], []]).last(2)
-    assert [kept.row(u).tolist() for u in range(3)] == [[3, 4], [5], []]
-    assert kept.timestamps.tolist() == [200, 300, 0]
+    last = sequences([[1, 2, 3, 4], [5], []]).last(2)
+    assert [last.row(u).tolist() for u in range(3)] == [[3, 4], [5], []]
+    assert last.timestamps.tolist() == [200, 300, 0]
 
 
 def test_windows_make_every_event_but_the_first_a_target_once():
@@ -118,7 +118,7 @@ def test_a_short_stride_makes_every_event_a_target_once_after_a_long_history():
         assert rows.lengths.max() == 8
 
 
-def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "s.parquet"
     old = random_sequences(5, 5)
     old.write(path)

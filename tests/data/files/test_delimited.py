@@ -9,7 +9,7 @@ import pytest
 from tests.data.conftest import MAPPING, Reading, rows
 
 
-def test_a_quotation_mark_left_open_is_an_error(tmp_path: Path, reading: Reading) -> None:
+def test_an_open_quotation_mark_is_an_error(tmp_path: Path, reading: Reading) -> None:
     mark = {500: '"'}
     text = "who,what,when\n" + "".join(f"u{n},{mark.get(n, '')}i{n},{n}\n" for n in range(1000))
     (tmp_path / "log.csv").write_text(text)
@@ -22,7 +22,7 @@ def test_a_quotation_mark_left_open_is_an_error(tmp_path: Path, reading: Reading
 
 @pytest.mark.parametrize("name", ["log.csv.gz", "log.csv.zst", "log.parquet", "log.jsonl.gz"])
 @pytest.mark.parametrize("damage", ["cut short", "something else"])
-def test_damaged_files_are_named(tmp_path: Path, reading: Reading, name: str, damage: str) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, reading: Reading, name: str, damage: str) -> None:
     path = tmp_path / name
     copy = duckdb.connect()
     rows_ = "SELECT i AS who, md5(i::VARCHAR) AS what, i AS when FROM range(20000) t(i)"

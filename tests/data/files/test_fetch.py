@@ -5,27 +5,24 @@ from __future__ import annotations
 import bz2
 import hashlib
 import http.server
-import io
 import logging
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.conftest import zip_bytes
 
-from recpipe.data.files import fetch as download
-from recpipe.data.files.fetch import SourceMissingError, fetch
+from recpipe.data.files import fetch as module
+from recpipe.data.files.fetch import SourceMissingError, download, fetch
 from recpipe.progress import Progress, progress
 
 LOG = b"user,item\n" + b"".join(b"%d,%d\n" % (n, n * 7919 % 10007) for n in range(40_000))
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`; breaks off after `cut` bytes of a body as often as `cuts` says; notes the ranges
-    asked for.
-    """
+    """Server of ``files`` that breaks off the next ``cuts`` bodies after ``cut`` bytes and records requested ranges."""
 
     files: dict[str, bytes]
     cut, cuts, etag = 100_000, 0, '"v1"'
@@ -44,11 +41,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if content is None:
             self.send_error(404)
             return
-        asked = self.headers.get("Range")
-        self.server.ranges.append(asked)
+        requested = self.headers.get("Range")
+        self.server.ranges.append(requested)
         start = (
-            int(asked.split("=")[1].rstrip("-"))
-            if asked and self.headers.get("If-Range") == self.server.etag
+            int(requested.split("=")[1].rstrip("-"))
+            if requested and self.headers.get("If-Range") == self.server.etag
             else 0
         )
         self.send_response(206 if start else 200)
@@ -69,28 +66,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     running = Server(("127.0.0.1", 0), Handler)
-    running.files, running.ranges = (
-        {"/log.csv": LOG, "/log.zip": _zip({"set/log.csv": LOG, "set/README.txt": b"r", "set/x.csv": b"x"})},
-        [],
-    )
+    archive = zip_bytes({"set/log.csv": LOG, "set/README.txt": b"r", "set/x.csv": b"x"})
+    running.files, running.ranges = {"/log.csv": LOG, "/log.zip": archive}, []
     thread = threading.Thread(target=running.serve_forever, args=(0.01,))
     thread.start()
     yield running
     running.shutdown()
     thread.join()
     running.server_close()
-
-
-def _zip(members: dict[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return packed.getvalue()
 
 
 def _conf(url: str, **more: Any) -> dict[str, Any]:
@@ -101,9 +88,7 @@ def _sha(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def test_archive_is_downloaded_checked_unpacked_and_taken_the_next_time(
-    tmp_path: Path, server: Server
-) -> None:
+def test_an_archive_is_downloaded_verified_unpacked_and_reused(tmp_path: Path, server: Server) -> None:
     conf = _conf(f"{server.url}/log.zip", checksum=_sha(server.files["/log.zip"]))
     first = fetch(conf, tmp_path)
     assert (tmp_path / "log.csv").read_bytes() == LOG and first["bytes"] == len(LOG)
@@ -121,15 +106,15 @@ def test_fingerprint_follows_the_contents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cuts", [1, 3])
-def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, server: Server, cuts: int) -> None:
+def test_a_broken_download_resumes(tmp_path: Path, server: Server, cuts: int) -> None:
     server.cuts = cuts
-    path = download.download(f"{server.url}/log.csv", tmp_path / "log.csv", checksum=_sha(LOG))
+    path = download(f"{server.url}/log.csv", tmp_path / "log.csv", checksum=_sha(LOG))
     assert path.read_bytes() == LOG
     assert server.ranges == [None, *(f"bytes={(n + 1) * server.cut}-" for n in range(cuts))]
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_what_arrived_is_kept_for_the_next_run(tmp_path: Path, server: Server) -> None:
+def test_a_part_is_resumed_in_the_next_run(tmp_path: Path, server: Server) -> None:
     server.cuts, server.cut = 5, 20_000
     conf = {
         "files": {"interactions": {"name": "log.csv", "url": f"{server.url}/log.csv", "checksum": _sha(LOG)}}
@@ -141,25 +126,25 @@ def test_what_arrived_is_kept_for_the_next_run(tmp_path: Path, server: Server) -
     assert server.ranges[-1] == "bytes=100000-" and (tmp_path / "log.csv").read_bytes() == LOG
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_anew(tmp_path: Path, server: Server) -> None:
+def test_a_changed_file_is_downloaded_from_the_start(tmp_path: Path, server: Server) -> None:
     (tmp_path / "log.csv.part").write_bytes(b"x" * 1000)
     (tmp_path / "log.csv.part.etag").write_text('"v0"')
-    download.download(f"{server.url}/log.csv", tmp_path / "log.csv", checksum=_sha(LOG))
+    download(f"{server.url}/log.csv", tmp_path / "log.csv", checksum=_sha(LOG))
     assert (tmp_path / "log.csv").read_bytes() == LOG
 
 
 @pytest.mark.parametrize("present", [False, True], ids=["downloaded", "present"])
-def test_wrong_checksum_names_file_expected_and_found(tmp_path: Path, server: Server, present: bool) -> None:
+def test_a_wrong_checksum_is_reported_with_both_values(tmp_path: Path, server: Server, present: bool) -> None:
     if present:
         (tmp_path / "log.zip").write_bytes(server.files["/log.zip"])
-    expected, found = "0" * 32, hashlib.md5(server.files["/log.zip"]).hexdigest()
+    expected, actual = "0" * 32, hashlib.md5(server.files["/log.zip"]).hexdigest()
     with pytest.raises(ValueError, match=r"log\.zip") as error:
         fetch(_conf(f"{server.url}/log.zip", checksum=f"md5:{expected}"), tmp_path)
-    assert expected in str(error.value) and found in str(error.value)
+    assert expected in str(error.value) and actual in str(error.value)
     assert not (tmp_path / "log.csv").exists()
 
 
-def test_progress_shows_what_was_there_already(
+def test_progress_includes_the_resumed_part(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bars: list[Progress] = []
@@ -170,14 +155,14 @@ def test_progress_shows_what_was_there_already(
 
     skip, skipped = Progress.skip, list[int]()
     monkeypatch.setattr(Progress, "skip", lambda bar, count: skipped.append(count) or skip(bar, count))
-    monkeypatch.setattr(download, "progress", watched)
+    monkeypatch.setattr(module, "progress", watched)
     server.cuts = 1
-    download.download(f"{server.url}/log.csv", tmp_path / "log.csv", checksum=None)
+    download(f"{server.url}/log.csv", tmp_path / "log.csv", checksum=None)
     assert skipped == [0, server.cut]
     assert [(bar.done, bar.total) for bar in bars] == [(server.cut, len(LOG)), (len(LOG), len(LOG))]
 
 
-def test_without_a_network_it_says_what_to_put_where(tmp_path: Path) -> None:
+def test_without_a_network_the_error_says_what_to_put_where(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/set.zip"
     with pytest.raises(SourceMissingError) as error:
         fetch(_conf(url, homepage="https://example.org/set"), tmp_path / "raw" / "set")
@@ -192,7 +177,7 @@ def test_without_a_network_it_says_what_to_put_where(tmp_path: Path) -> None:
         assert part in str(error.value)
 
 
-def test_an_address_without_the_file_says_so(tmp_path: Path, server: Server) -> None:
+def test_a_missing_file_on_the_server_is_reported(tmp_path: Path, server: Server) -> None:
     with pytest.raises(SourceMissingError, match="404"):
         fetch(_conf(f"{server.url}/gone.zip"), tmp_path)
 
@@ -249,8 +234,8 @@ def test_licence_is_shown_once(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert caplog.text.count("Test set: CC BY 4.0") == 1 and caplog.text.count("Please cite: Us") == 1
 
 
-def test_a_bz2_of_its_own(tmp_path: Path, server: Server) -> None:
-    server.files["/log.csv.bz2"] = packed = bz2.compress(LOG)
-    file = {"name": "log.csv", "url": f"{server.url}/log.csv.bz2?download=1", "checksum": _sha(packed)}
-    server.files["/log.csv.bz2?download=1"] = packed
+def test_a_bz2_of_a_single_file(tmp_path: Path, server: Server) -> None:
+    server.files["/log.csv.bz2"] = archive = bz2.compress(LOG)
+    file = {"name": "log.csv", "url": f"{server.url}/log.csv.bz2?download=1", "checksum": _sha(archive)}
+    server.files["/log.csv.bz2?download=1"] = archive
     assert fetch({"files": {"interactions": file}}, tmp_path)["bytes"] == len(LOG)

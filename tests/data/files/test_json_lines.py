@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.data.conftest import Reading, rows
+from tests.data.conftest import Reading, rows, write_gzip
 
 from recpipe.data.files import json_lines
 
 
-def _packed(path: Path, lines: list[Any], *, literal: bool = False) -> Path:
-    with gzip.open(path, "wt", encoding="utf-8") as out:
-        for line in lines:
-            out.write((line if isinstance(line, str) else repr(line) if literal else json.dumps(line)) + "\n")
-    return path
-
-
-def test_a_line_beyond_the_limit_is_refused_without_being_held(
+def test_a_line_beyond_the_limit_is_a_bad_row(
     tmp_path: Path, reading: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 1000)
     good = {"username": "a", "product_id": "1", "date": "2017-12-17"}
     reviews = [good, {"username": "b" * 5000, "product_id": "1", "date": "2017-12-17"}, good]
     log = rows(
-        reading("steam", {}, interactions=_packed(tmp_path / "r.json.gz", reviews, literal=True)).interactions
+        reading(
+            "steam", {}, interactions=write_gzip(tmp_path / "r.json.gz", reviews, literal=True)
+        ).interactions
     )
     assert [bool(row["problem"]) for row in log] == [False, True, False]
 
 
 @pytest.mark.parametrize("source", ["amazon", "steam"])
 @pytest.mark.parametrize("damage", ["truncated", "not gzip", "other keys"])
-def test_damaged_files_are_named(tmp_path: Path, reading: Reading, source: str, damage: str) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, reading: Reading, source: str, damage: str) -> None:
     keys = (
         ("reviewerID", "asin", "overall", "unixReviewTime")
         if source == "amazon"
         else ("username", "product_id", "date")
     )
-    path = _packed(tmp_path / "r.json.gz", [{key: f"{key}{n}" for key in keys} for n in range(3000)])
+    path = write_gzip(tmp_path / "r.json.gz", [{key: f"{key}{n}" for key in keys} for n in range(3000)])
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-5000])
     elif damage == "not gzip":
         path.write_text('{"a": 1}\n')
     else:
-        _packed(path, [{"a": 1}])
+        write_gzip(path, [{"a": 1}])
     with pytest.raises(ValueError, match="found: a" if damage == "other keys" else r"r\.json\.gz.*cut short"):
         reading(source, {"edition": 2014} if source == "amazon" else {}, interactions=path)

@@ -29,7 +29,9 @@ from tests.data.conftest import MAPPING, Reading, ReadLog, log_tuples
         ("%d.%m.%Y %H:%M", "14.11.2023 22:13", 1699999980),
     ],
 )
-def test_times(tmp_path: Path, read_log: ReadLog, con: Backend, unit: str, text: str, expected: int) -> None:
+def test_timestamps_in_every_unit(
+    tmp_path: Path, read_log: ReadLog, con: Backend, unit: str, text: str, expected: int
+) -> None:
     con.raw_sql("SET TimeZone = 'America/New_York'")
     (tmp_path / "log.csv").write_text(f"who,what,when\nu,i,{text}\n")
     row = read_log({"columns": MAPPING, "timestamp": unit}, tmp_path / "log.csv")[0]
@@ -37,7 +39,7 @@ def test_times(tmp_path: Path, read_log: ReadLog, con: Backend, unit: str, text:
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
-def test_typed_times(tmp_path: Path, read_log: ReadLog, con: Backend, zone: str | None) -> None:
+def test_datetime_columns(tmp_path: Path, read_log: ReadLog, con: Backend, zone: str | None) -> None:
     con.raw_sql("SET TimeZone = 'America/New_York'")
     when = pa.array([datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)], pa.timestamp("us", "UTC")).cast(
         pa.timestamp("us", zone)
@@ -47,12 +49,12 @@ def test_typed_times(tmp_path: Path, read_log: ReadLog, con: Backend, zone: str 
     assert (row["user_id"], row["item_id"], row["timestamp"]) == ("1", "2", 1700000000)
 
 
-def test_names_of_columns_are_only_ever_names(tmp_path: Path, reading: Reading, con: Backend) -> None:
-    con.raw_sql("CREATE TABLE kept AS SELECT 1")
-    evil = 'x" FROM kept; DROP TABLE kept; --'
+def test_column_names_are_quoted(tmp_path: Path, reading: Reading, con: Backend) -> None:
+    con.raw_sql("CREATE TABLE other AS SELECT 1")
+    evil = 'x" FROM other; DROP TABLE other; --'
     (tmp_path / "log.jsonl").write_text(json.dumps({evil: "u", "it'em": "i", "rowid": 7}) + "\n")
     columns = {"user_id": evil, "item_id": "it'em", "rating": "rowid"}
     assert log_tuples(reading("files", {"columns": columns}, interactions=tmp_path / "log.jsonl")) == [
         ("u", "i", None, 0)
     ]
-    assert con.raw_sql("SELECT count(*) FROM kept").fetchall() == [(1,)]
+    assert con.raw_sql("SELECT count(*) FROM other").fetchall() == [(1,)]

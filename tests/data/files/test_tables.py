@@ -25,7 +25,7 @@ from recpipe.data.interactions import ingest
         ("o'brien,\"it's; DROP TABLE x\",oops'", "timestamp not a number: 'oops''"),
     ],
 )
-def test_a_bad_row_says_why_and_harms_no_other(
+def test_a_bad_row_has_a_reason_and_affects_no_other(
     tmp_path: Path, read_log: ReadLog, line: str, problem: str
 ) -> None:
     (tmp_path / "log.csv").write_text(f"who,what,when\nu,i,1\n{line}\nu,j,2\n")
@@ -37,9 +37,9 @@ def test_a_bad_row_says_why_and_harms_no_other(
 def test_rows_without_an_id_end_in_quarantine(tmp_path: Path, reading: Reading) -> None:
     good = "".join(f"u,i{n},{n}\n" for n in range(9))
     (tmp_path / "log.csv").write_text(f"who,what,when\n{good},i,5\nu, ,5\nu,i\0j,5\nu,i\n")
-    found = ingest(reading("files", {"columns": MAPPING}, interactions=tmp_path / "log.csv"), [])
-    assert found.interactions.count().execute() == 9
-    assert sorted(reason.split(":")[0] for reason in found.quarantine.reason.execute()) == [
+    result = ingest(reading("files", {"columns": MAPPING}, interactions=tmp_path / "log.csv"), [])
+    assert result.interactions.count().execute() == 9
+    assert sorted(reason.split(":")[0] for reason in result.quarantine.reason.execute()) == [
         "empty item_id", "empty user_id", "missing columns", "null byte in item_id",
     ]  # fmt: skip
 
@@ -74,9 +74,9 @@ def test_an_order_must_be_a_whole_number(
     (tmp_path / "log.csv").write_text(f"who,what,pos\nu,i,{value}\nu,j,5\n")
     columns = {"user_id": "who", "item_id": "what", "order": "pos"}
     log = read_log({"columns": columns}, tmp_path / "log.csv")
-    found = {row["item_id"]: row for row in log}
-    assert (found["j"]["order"], found["j"]["problem"], found["i"]["problem"]) == (5, None, problem)
-    assert problem or found["i"]["order"] == order
+    by_item = {row["item_id"]: row for row in log}
+    assert (by_item["j"]["order"], by_item["j"]["problem"], by_item["i"]["problem"]) == (5, None, problem)
+    assert problem or by_item["i"]["order"] == order
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_order_of_floats(tmp_path: Path, read_log: ReadLog, values: list[floa
     assert {row["order"] for row in log if row["item_id"] == "i"} == {1}
 
 
-def test_rows_that_repeat_an_id_are_counted(
+def test_repeated_ids_are_counted_in_a_warning(
     tmp_path: Path, reading: Reading, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "log.csv").write_text("who,what,when\nu,s1,1\nu,s3,2\n")

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
-from typing import Any
 
-from tests.data.conftest import Reading, rows
-
-
-def _packed(path: Path, lines: list[Any], *, literal: bool = False) -> Path:
-    with gzip.open(path, "wt", encoding="utf-8") as out:
-        for line in lines:
-            out.write((line if isinstance(line, str) else repr(line) if literal else json.dumps(line)) + "\n")
-    return path
+from tests.data.conftest import Reading, rows, write_gzip
 
 
 def test_amazon_2014(tmp_path: Path, reading: Reading) -> None:
@@ -39,8 +29,8 @@ def test_amazon_2014(tmp_path: Path, reading: Reading) -> None:
     tables = reading(
         "amazon",
         {"edition": 2014, "category": "Beauty"},
-        interactions=_packed(tmp_path / "r.json.gz", reviews),
-        items=_packed(tmp_path / "m.json.gz", products, literal=True),
+        interactions=write_gzip(tmp_path / "r.json.gz", reviews),
+        items=write_gzip(tmp_path / "m.json.gz", products, literal=True),
     )
     log = rows(tables.interactions)
     assert [
@@ -70,8 +60,8 @@ def test_amazon_2018(tmp_path: Path, reading: Reading) -> None:
     tables = reading(
         "amazon",
         {"edition": 2018},
-        interactions=_packed(tmp_path / "r.json.gz", reviews),
-        items=_packed(tmp_path / "m.json.gz", products),
+        interactions=write_gzip(tmp_path / "r.json.gz", reviews),
+        items=write_gzip(tmp_path / "m.json.gz", products),
     )
     assert rows(tables.interactions)[0]["timestamp"] == 1445040000
     item = rows(tables.items)[0]
@@ -94,8 +84,8 @@ def test_amazon_2023_counts_milliseconds(tmp_path: Path, reading: Reading) -> No
     tables = reading(
         "amazon",
         {"edition": 2023},
-        interactions=_packed(tmp_path / "r.jsonl.gz", [review, review | {"timestamp": 1588687728}]),
-        items=_packed(tmp_path / "m.jsonl.gz", products),
+        interactions=write_gzip(tmp_path / "r.jsonl.gz", [review, review | {"timestamp": 1588687728}]),
+        items=write_gzip(tmp_path / "m.jsonl.gz", products),
     )
     good, bad = rows(tables.interactions)
     assert (good["item_id"], good["timestamp"], good["problem"]) == ("B1", 1588687728, None)

@@ -41,7 +41,7 @@ def test_formats(tmp_path: Path, reading: Reading, suffix: str) -> None:
     assert log_tuples(reading("files", {"columns": MAPPING}, interactions=path)) == EXPECTED
 
 
-def test_many_files_in_the_order_of_their_names_whatever_the_connection_says(
+def test_several_files_are_read_in_the_order_of_their_names(
     tmp_path: Path, read_log: ReadLog, con: Backend
 ) -> None:
     con.raw_sql("SET preserve_insertion_order = false")
@@ -81,7 +81,7 @@ def test_many_files_in_the_order_of_their_names_whatever_the_connection_says(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_unreadable_files_say_what_to_change(
+def test_errors_of_unreadable_files_say_what_to_change(
     tmp_path: Path, reading: Reading, content: bytes, options: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "log.csv").write_bytes(content)
@@ -89,7 +89,7 @@ def test_unreadable_files_say_what_to_change(
         reading("files", options, interactions=tmp_path / "log.csv")
 
 
-def test_json_keeps_what_a_guess_at_types_would_lose(tmp_path: Path, read_log: ReadLog) -> None:
+def test_json_values_are_read_as_text(tmp_path: Path, read_log: ReadLog) -> None:
     lines = [{"who": 1, "what": "i", "when": "2024-05-01T12:30:00+02:00"}] * 30_000
     lines += [{"who": "late", "what": "0x", "when": "2024-05-01T12:30:00-02:00"}]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{oops\n[1]\n")
@@ -122,11 +122,11 @@ def test_items_and_users(tmp_path: Path, reading: Reading) -> None:
     }
     files = {"interactions": "log.csv", "items": "items.parquet", "users": "users.tsv"}
     tables = reading("files", options, **{role: tmp_path / name for role, name in files.items()})
-    found = {row["item_id"]: row for row in rows(tables.items)}
-    assert set(found) == {"1", "2", "3"}
-    assert found["1"] == {"item_id": "1", "title": "One", "text": "One. a, b. x, y, z", "tags": ["a", "b"],
+    by_item = {row["item_id"]: row for row in rows(tables.items)}
+    assert set(by_item) == {"1", "2", "3"}
+    assert by_item["1"] == {"item_id": "1", "title": "One", "text": "One. a, b. x, y, z", "tags": ["a", "b"],
                           "path": [["x", "y"], ["z"]], "colour": "red"}  # fmt: skip
-    assert found["2"]["title"] == "2" and found["3"]["text"] == "Three"
+    assert by_item["2"]["title"] == "2" and by_item["3"]["text"] == "Three"
     assert rows(tables.users) == [{"user_id": "u", "city": "Rome"}]
 
 
@@ -140,9 +140,7 @@ def test_items_and_users(tmp_path: Path, reading: Reading) -> None:
         ("7 3 9 4\n8 9\n", {"sequence_per_row": True, "format": "lines", "delimiter": " ", "columns": {}}),
     ],
 )
-def test_whole_sequences_in_rows(
-    tmp_path: Path, reading: Reading, content: str, options: dict[str, Any]
-) -> None:
+def test_a_sequence_per_row(tmp_path: Path, reading: Reading, content: str, options: dict[str, Any]) -> None:
     (tmp_path / "log.csv").write_text(content)
     mapping = {"columns": {"user_id": "user", "item_id": "items"}}
     assert log_tuples(reading("files", mapping | options, interactions=tmp_path / "log.csv")) == [
@@ -175,7 +173,7 @@ def test_quoted_items_keep_their_spaces_commas_and_brackets(
 
 
 @pytest.mark.parametrize("text", ["['a, 'b']", '["a", "b', "O'Brien 3", '{"a": 1}', '[["a"], "b"]', "['a'"])
-def test_quotes_that_make_no_list_are_a_problem(tmp_path: Path, read_log: ReadLog, text: str) -> None:
+def test_text_that_is_no_list_is_a_problem(tmp_path: Path, read_log: ReadLog, text: str) -> None:
     pq.write_table(pa.table({"user": ["7", "8"], "items": [text, "3"]}), tmp_path / "log.parquet")
     options = {"columns": {"user_id": "user", "item_id": "items"}, "sequence_per_row": True}
     log = read_log(options, tmp_path / "log.parquet")

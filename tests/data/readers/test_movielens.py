@@ -73,7 +73,7 @@ def test_csv(tmp_path: Path, reading: Reading) -> None:
     assert films["99"]["title"] == "99", "an item that only the log knows gets a row, titled by its id"
 
 
-def test_a_csv_of_something_else_is_refused(tmp_path: Path, reading: Reading) -> None:
+def test_a_csv_with_other_columns_is_refused(tmp_path: Path, reading: Reading) -> None:
     (tmp_path / "ratings.csv").write_text("user,film\n1,2\n")
     with pytest.raises(ValueError, match="found: user, film"):
         reading("movielens", {"layout": "csv"}, interactions=tmp_path / "ratings.csv")
@@ -122,9 +122,9 @@ def test_real_1m(unpacked: Path, reading: Reading) -> None:
     assert _counts(tables.interactions) == (6040, 3706, 1_000_209)
     assert len(rows(tables.items)) == 3883 and len(rows(tables.users)) == 6040
     log = tables.interactions
-    kept = log.group_by("item_id").mutate(n=log.count()).filter(lambda t: t.n >= 5)
+    frequent = log.group_by("item_id").mutate(n=log.count()).filter(lambda t: t.n >= 5)
     ordered = (
-        kept.order_by(kept.user_id.cast("int"), "timestamp", "order")
+        frequent.order_by(frequent.user_id.cast("int"), "timestamp", "order")
         .select("user_id", "item_id")
         .to_pyarrow()
     )
@@ -155,9 +155,9 @@ def _python2_dict_order(keys: list[str]) -> list[str]:
             while size <= used * 4:
                 size *= 2
             old, table = table, [None] * size
-            for kept in old:
-                if kept is not None:
-                    _place(table, kept)
+            for entry in old:
+                if entry is not None:
+                    _place(table, entry)
     return [key for key in table if key is not None]
 
 

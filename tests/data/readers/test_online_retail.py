@@ -25,7 +25,7 @@ def _invoice(**changes: object) -> dict[str, object]:
     return line | changes
 
 
-def test_what_is_no_purchase_says_why(tmp_path: Path, reading: Reading) -> None:
+def test_lines_other_than_purchases_have_a_reason(tmp_path: Path, reading: Reading) -> None:
     lines = [
         _invoice(),
         _invoice(InvoiceNo="C536365", Quantity=-6),
@@ -48,13 +48,13 @@ def test_what_is_no_purchase_says_why(tmp_path: Path, reading: Reading) -> None:
     assert [row["weight"] for row in log if not row["problem"]] == [6.0, 2.0]
 
 
-def test_absent_column_names_those_found(tmp_path: Path, reading: Reading) -> None:
+def test_a_missing_column_is_refused(tmp_path: Path, reading: Reading) -> None:
     pq.write_table(pa.table({"InvoiceNo": ["1"], "Code": ["2"]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"'StockCode'; found: InvoiceNo, Code"):
         reading("online_retail", {}, interactions=tmp_path / "t.parquet")
 
 
-def test_bundled_file_against_a_plain_loop(reading: Reading) -> None:
+def test_the_bundled_file_equals_a_plain_loop(reading: Reading) -> None:
     tables = reading("online_retail", {}, interactions=BUNDLED)
     lines = pq.read_table(BUNDLED).to_pylist()
     assert len(lines) == 541_909 and sum(line["CustomerID"] is not None for line in lines) == 406_829
@@ -79,7 +79,7 @@ def test_bundled_file_against_a_plain_loop(reading: Reading) -> None:
     assert {row["user_id"] for row in rows(tables.users)} >= {str(line["CustomerID"]) for line in bought}
 
 
-def test_the_bundled_file_is_the_one_in_the_conf(tmp_path: Path) -> None:
+def test_the_bundled_file_has_the_checksum_of_the_conf(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
     conf = OmegaConf.load(Path(__file__).parents[3] / "conf/base/parameters/datasets/online_retail.yml")

@@ -31,7 +31,7 @@ def block_of(name: str, files: Tree = FILES) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", block(FILES, "datasets"))
-def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_data_set_of_the_project(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = block_of(name)
     assert set(values) >= KEYS
     assert (FOLDER / f"{name}.yml").exists(), "one file per data set, of its name"
@@ -47,7 +47,7 @@ def test_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         fetch(values, tmp_path)
 
 
-def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: Path, reading: Any) -> None:
+def test_the_uncommented_template_reads_a_log(tmp_path: Path, reading: Any) -> None:
     text = (FOLDER / "my_log.yml").read_text()
     start = text.index("# datasets:")
     end = text.index("#\n# One sequence per row")
@@ -80,7 +80,7 @@ def test_the_template_reads_a_log_once_its_marks_of_comment_are_gone(tmp_path: P
     ]
 
 
-def test_unknown_source_names_the_known(con: Backend) -> None:
+def test_an_unknown_source_is_refused(con: Backend) -> None:
     assert reader_names() == ["amazon", "files", "movielens", "music4all", "online_retail", "steam"]
     for source in ("movielense", "fetch", "../movielens", "os"):
         with pytest.raises(ValueError, match="choose amazon, files, movielens"):

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
-from typing import Any
 
-from tests.data.conftest import Reading, rows
-
-
-def _packed(path: Path, lines: list[Any], *, literal: bool = False) -> Path:
-    with gzip.open(path, "wt", encoding="utf-8") as out:
-        for line in lines:
-            out.write((line if isinstance(line, str) else repr(line) if literal else json.dumps(line)) + "\n")
-    return path
+from tests.data.conftest import Reading, rows, write_gzip
 
 
 def test_steam(tmp_path: Path, reading: Reading) -> None:
@@ -37,8 +27,8 @@ def test_steam(tmp_path: Path, reading: Reading) -> None:
     tables = reading(
         "steam",
         {},
-        interactions=_packed(tmp_path / "r.json.gz", reviews, literal=True),
-        items=_packed(tmp_path / "g.json.gz", games, literal=True),
+        interactions=write_gzip(tmp_path / "r.json.gz", reviews, literal=True),
+        items=write_gzip(tmp_path / "g.json.gz", games, literal=True),
     )
     first, second, third = rows(tables.interactions)
     assert (first["user_id"], first["item_id"], first["timestamp"], first["weight"]) == (

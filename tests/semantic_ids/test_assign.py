@@ -9,11 +9,12 @@ import pytest
 
 from recpipe.content.embeddings import Embeddings
 from recpipe.semantic_ids import quantizer as quantizers
-from recpipe.semantic_ids.assign import assign, reusable
+from recpipe.semantic_ids.assign import assign, reuse_obstacle
 from recpipe.semantic_ids.collisions import POLICIES
 from recpipe.semantic_ids.ids import SemanticIds
 
-BLOCK = {"type": "residual_kmeans", "levels": 3, "codes": 16, "steps": 1, "iterations": 5}
+TYPE = "residual_kmeans"
+SETTINGS = {"levels": 3, "codes": 16, "steps": 1, "iterations": 5}
 
 
 def catalogue(n: int, *, absent: tuple[int, ...] = (), space: str = "a" * 64, width: int = 8) -> Embeddings:
@@ -30,11 +31,15 @@ def catalogue(n: int, *, absent: tuple[int, ...] = (), space: str = "a" * 64, wi
 
 
 def fitted(embeddings: Embeddings, **changed) -> quantizers.Quantizer:
-    block = {**BLOCK, **changed}
-    found = quantizers.build_quantizer(block.pop("type"), block)
-    found.fit(embeddings.vectors[embeddings.present], seed=3)
-    found.about = {"space": embeddings.space, "embeddings": embeddings.hash, "seed": 3, "modality": "text"}
-    return found
+    quantizer = quantizers.build_quantizer(TYPE, {**SETTINGS, **changed})
+    quantizer.fit(embeddings.vectors[embeddings.present], seed=3)
+    quantizer.about = {
+        "space": embeddings.space,
+        "embeddings": embeddings.hash,
+        "seed": 3,
+        "modality": "text",
+    }
+    return quantizer
 
 
 @pytest.fixture(scope="module")
@@ -182,18 +187,16 @@ def test_ids_given_otherwise_cannot_be_extended(quantizer, how, what):
 
 
 def test_a_quantizer_is_reused_for_the_same_settings_seed_and_space_only(quantizer):
-    here = catalogue(1000)
-    assert reusable(quantizer, here, BLOCK, 3) is None
-    assert reusable(quantizer, catalogue(1200), BLOCK, 3) is None  # new items do not matter
-    assert reusable(quantizer, here, {**BLOCK, "codes": [16, 16, 16]}, 3) == (
-        "other settings: codes is [16, 16, 16], was 16"
-    )
-    assert reusable(quantizer, here, BLOCK, 4) == "seed is 4, was 3"
-    other = catalogue(10, space="b" * 64)
-    assert "the embeddings' space is bbbbbbbbbbbb" in reusable(quantizer, other, BLOCK, 3)
-    assert reusable(quantizer, here, {**BLOCK, "type": "pq"}, 3) == (
-        "type is pq, the fitted one is residual_kmeans"
-    )
+    here, other = catalogue(1000), catalogue(10, space="b" * 64)
+    assert reuse_obstacle(quantizer, here, TYPE, SETTINGS, seed=3) is None
+    assert (
+        reuse_obstacle(quantizer, catalogue(1200), TYPE, SETTINGS, seed=3) is None
+    )  # new items do not matter
+    changed = reuse_obstacle(quantizer, here, TYPE, {**SETTINGS, "codes": [16, 16, 16]}, seed=3)
+    assert changed == "other settings: codes is [16, 16, 16], was 16"
+    assert reuse_obstacle(quantizer, here, TYPE, SETTINGS, seed=4) == "seed is 4, was 3"
+    assert "space is bbbbbbbbbbbb" in reuse_obstacle(quantizer, other, TYPE, SETTINGS, seed=3)
+    assert "type is pq" in reuse_obstacle(quantizer, here, "pq", SETTINGS, seed=3)
 
 
 MINILM = {"source": "minilm", "prefix": "", "precision": "fp32"}
@@ -215,19 +218,21 @@ MINILM = {"source": "minilm", "prefix": "", "precision": "fp32"}
     ids=["text", "image", "only precision", "not known then", "not known now"],
 )
 def test_another_space_is_told_in_words_where_both_are_described(before, now, message):
-    made = fitted(catalogue(100))
-    made.about |= {"encoder": before}
+    quantizer = fitted(catalogue(100))
+    quantizer.about |= {"encoder": before}
     other = dataclasses.replace(catalogue(10, space="b" * 64), about={"encoder": now})
-    told = reusable(made, other, BLOCK, 3)
+    obstacle = reuse_obstacle(quantizer, other, TYPE, SETTINGS, seed=3)
     if message is None:
-        assert told == "the embeddings' space is bbbbbbbbbbbb, the quantizer was fitted in aaaaaaaaaaaa"
+        assert obstacle == "the embeddings' space is bbbbbbbbbbbb, the quantizer was fitted in aaaaaaaaaaaa"
     else:
-        assert told == f"the encoder or its settings differ: {message}"
+        assert obstacle == f"the encoder or its settings differ: {message}"
 
 
 def test_another_template_is_told():
-    made = fitted(catalogue(100))
-    made.about |= {"encoder": MINILM, "template": "{title}"}
+    quantizer = fitted(catalogue(100))
+    quantizer.about |= {"encoder": MINILM, "template": "{title}"}
     about = {"encoder": MINILM, "template": "{title} {brand}"}
     other = dataclasses.replace(catalogue(10, space="b" * 64), about=about)
-    assert reusable(made, other, BLOCK, 3).endswith("differ: template is {title} {brand}, was {title}")
+    assert reuse_obstacle(quantizer, other, TYPE, SETTINGS, seed=3).endswith(
+        "differ: template is {title} {brand}, was {title}"
+    )

@@ -14,7 +14,7 @@ from recpipe.config import ConfigError, DataPaths
 from recpipe.config.schema import Category, SemanticIdsConfig
 from recpipe.content.embeddings import Embeddings, text_space
 from recpipe.semantic_ids import build
-from recpipe.semantic_ids.build import EarlierIds, QualityGateError, UnreadableError
+from recpipe.semantic_ids.build import EarlierResults, QualityGateError, UnreadableError
 from recpipe.semantic_ids.quantizer import save_quantizer
 
 CONFIG = SemanticIdsConfig(
@@ -61,8 +61,8 @@ def folder(tmp_path, embeddings) -> Path:
 
 def kept(folder: Path, embeddings: Embeddings, others: dict[str, Path] | None = None) -> Path:
     (folder / "quantizer").mkdir(parents=True)
-    earlier = EarlierIds(others=others or {})
-    quantizer = build.fit(embeddings, earlier, CONFIG)
+    earlier = EarlierResults(joint_paths=others or {})
+    quantizer = build.fit_quantizer(embeddings, earlier, CONFIG)
     save_quantizer(quantizer, folder / "quantizer")
     build.assign_ids(embeddings, quantizer, earlier, CONFIG).write(folder / "semantic_ids.parquet")
     return folder
@@ -83,14 +83,14 @@ def items_of(embeddings: Embeddings) -> pa.Table:
 
 def test_from_vectors_to_the_tree(embeddings) -> None:
     epochs: list = []
-    quantizer = build.fit(embeddings, EarlierIds(), CONFIG, on_epoch=epochs.append)
-    ids = build.assign_ids(embeddings, quantizer, EarlierIds(), CONFIG)
+    quantizer = build.fit_quantizer(embeddings, EarlierResults(), CONFIG, on_epoch=epochs.append)
+    ids = build.assign_ids(embeddings, quantizer, EarlierResults(), CONFIG)
     assert len(ids) == embeddings.present.sum() == 240
-    quality = build.measure(embeddings, quantizer, ids, items_of(embeddings), CONFIG)
+    quality = build.measure_ids(embeddings, quantizer, ids, items_of(embeddings), CONFIG)
     assert (quality["modality"], quality["ids"], quality["items"]) == ("text", ids.hash, 240)
     assert quality["quantizer"]["name"] == "residual_kmeans" and quality["without_content"] == 60
     assert quality["passed"] and quality["purity"] is None
-    gate = build.check(quality)
+    gate = build.check_ids(quality)
     tree = build.build_tree(ids, gate)
     assert tree.source == ids.hash
     with pytest.raises(ValueError, match="passed other ids than those on disk"):
@@ -98,36 +98,36 @@ def test_from_vectors_to_the_tree(embeddings) -> None:
 
 
 def test_categories_stand_beside_their_ids_in_whatever_order_items_are(embeddings) -> None:
-    quantizer = build.fit(embeddings, EarlierIds(), CONFIG)
-    ids = build.assign_ids(embeddings, quantizer, EarlierIds(), CONFIG)
+    quantizer = build.fit_quantizer(embeddings, EarlierResults(), CONFIG)
+    ids = build.assign_ids(embeddings, quantizer, EarlierResults(), CONFIG)
     items, category = items_of(embeddings), Category(column="kinds")
     found = build.categories_of(ids, items, category)
     assert found == [
         None if item == "i299" else f"kind {int(item[1:]) % 3}" for item in ids.item_ids.tolist()
     ]
     assert build.column_of(ids, items, "title").to_pylist()[:2] == ["title of i1", "title of i2"]
-    quality = build.measure(embeddings, quantizer, ids, items, CONFIG, category=category)
+    quality = build.measure_ids(embeddings, quantizer, ids, items, CONFIG, category=category)
     assert quality["purity"]["items"] == 239
     with pytest.raises(ValueError, match="column is 'sort'; items have item_id, title, kinds"):
-        build.measure(embeddings, quantizer, ids, items, CONFIG, category=Category(column="sort"))
+        build.measure_ids(embeddings, quantizer, ids, items, CONFIG, category=Category(column="sort"))
 
 
 def test_the_gate_says_what_failed_and_where_the_figures_are(embeddings) -> None:
     config = changed(gate={"sharing": 0.0, "neighbours": None})
-    quantizer = build.fit(embeddings, EarlierIds(), config)
-    ids = build.assign_ids(embeddings, quantizer, EarlierIds(), config)
-    quality = build.measure(embeddings, quantizer, ids, items_of(embeddings), config)
+    quantizer = build.fit_quantizer(embeddings, EarlierResults(), config)
+    ids = build.assign_ids(embeddings, quantizer, EarlierResults(), config)
+    quality = build.measure_ids(embeddings, quantizer, ids, items_of(embeddings), config)
     with pytest.raises(
         QualityGateError, match=r"the text ids did not pass.*\n  sharing is .*\n.*08_reporting/shop"
     ):
-        build.check(quality, "shop")
+        build.check_ids(quality, "shop")
     with pytest.raises(ConfigError, match="sharin"):
-        build.measure(embeddings, quantizer, ids, items_of(embeddings), changed(gate={"sharin": 0.5}))
+        build.measure_ids(embeddings, quantizer, ids, items_of(embeddings), changed(gate={"sharin": 0.5}))
 
 
 def test_a_quantizer_and_ids_of_an_earlier_run_are_reused(folder, embeddings) -> None:
-    earlier = EarlierIds(folder)
-    quantizer = build.fit(embeddings, earlier, CONFIG)
+    earlier = EarlierResults(folder)
+    quantizer = build.fit_quantizer(embeddings, earlier, CONFIG)
     assert quantizer is earlier.quantizer
     more = made(310)  # its first 300 items have other vectors
     more.vectors[:300] = embeddings.vectors
@@ -140,18 +140,18 @@ def test_a_quantizer_and_ids_of_an_earlier_run_are_reused(folder, embeddings) ->
 
 @pytest.mark.parametrize("fields", [{"seed": 2}, {"quantizer": "pq"}, {"refit": True}])
 def test_a_quantizer_of_other_settings_is_fitted_anew(folder, embeddings, fields, caplog) -> None:
-    earlier, config = EarlierIds(folder), changed(**fields)
+    earlier, config = EarlierResults(folder), changed(**fields)
     with caplog.at_level(logging.WARNING, logger="recpipe.semantic_ids"):
-        quantizer = build.fit(embeddings, earlier, config)
+        quantizer = build.fit_quantizer(embeddings, earlier, config)
         assert quantizer is not earlier.quantizer
         assert "anew, all ids may change" in caplog.text
         build.assign_ids(embeddings, quantizer, earlier, config)
-    assert "all 240 ids are given anew" in caplog.text
+    assert "all 240 ids are assigned anew" in caplog.text
 
 
 def test_ids_of_another_policy_are_given_anew(folder, embeddings, caplog) -> None:
-    earlier, config = EarlierIds(folder), changed(collisions="keep")
-    ids = build.assign_ids(embeddings, build.fit(embeddings, earlier, config), earlier, config)
+    earlier, config = EarlierResults(folder), changed(collisions="keep")
+    ids = build.assign_ids(embeddings, build.fit_quantizer(embeddings, earlier, config), earlier, config)
     assert len(ids.sizes) == 2 and "collisions is keep, was extra_digit" in caplog.text
 
 
@@ -161,64 +161,68 @@ def test_damaged_earlier_files_stop_the_run_unless_all_is_made_anew(folder, embe
     refit = changed(refit=True)
 
     def ids(config: SemanticIdsConfig):
-        earlier = EarlierIds(folder)
-        return build.assign_ids(embeddings, build.fit(embeddings, earlier, config), earlier, config)
+        earlier = EarlierResults(folder, refit=config.refit)
+        return build.assign_ids(embeddings, build.fit_quantizer(embeddings, earlier, config), earlier, config)
 
-    with pytest.raises(UnreadableError, match=r"cannot be read .*Put a copy back.*semantic_ids.refit=true"):
+    with pytest.raises(UnreadableError, match=r"cannot be read .*Restore a copy.*semantic_ids.refit=true"):
         ids(CONFIG)
     assert len(ids(refit)) == 240
 
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path) -> None:
-    earlier = EarlierIds(tmp_path / "none", "lender", tmp_path / "no", {"e": tmp_path / "e.parquet"})
-    assert (earlier.quantizer, earlier.ids, earlier.lent_quantizer) == (None, None, None)
+    earlier = EarlierResults(
+        tmp_path / "none", False, "lender", tmp_path / "no", {"e": tmp_path / "e.parquet"}
+    )
+    assert (earlier.quantizer, earlier.ids, earlier.source_quantizer) == (None, None, None)
     with pytest.raises(ValueError, match=r"e has no e.parquet; run `kedro run --pipelines=ingest,embed"):
-        _ = earlier.other_embeddings
+        _ = earlier.joint_embeddings
 
 
 def test_a_quantizer_of_two_data_sets_is_that_of_all_their_vectors(tmp_path) -> None:
     own, other = made(200), made(100, "{title}. {brand}", seed=1)
     others = {"e": written(tmp_path / "e" / "text_embeddings.parquet", other)}
-    alone = build.fit(own, EarlierIds(), CONFIG)
-    joint = build.fit(own, EarlierIds(others=others), CONFIG)
+    alone = build.fit_quantizer(own, EarlierResults(), CONFIG)
+    joint = build.fit_quantizer(own, EarlierResults(joint_paths=others), CONFIG)
     everything = np.concatenate([own.vectors[own.present], other.vectors[other.present]])
     items, keys = np.arange(240).astype(str).astype(object), np.array(["k"] * 240, object)
     whole = Embeddings(items, everything, np.ones(240, bool), keys, own.space, own.about)
-    assert joint.hash == build.fit(whole, EarlierIds(), CONFIG).hash != alone.hash
+    assert joint.hash == build.fit_quantizer(whole, EarlierResults(), CONFIG).hash != alone.hash
     together = kept(tmp_path / "together", own, others)
     for named in ({}, others):  # a run that does not name the other, or names it again
-        earlier = EarlierIds(together, others=named)
-        assert build.fit(own, earlier, CONFIG) is earlier.quantizer
-    apart = EarlierIds(kept(tmp_path / "apart", own), others=others)
-    assert build.fit(own, apart, CONFIG).hash == joint.hash
-    lent = build.fit(other, EarlierIds(lender="d", lent_folder=together), CONFIG)
+        earlier = EarlierResults(together, joint_paths=named)
+        assert build.fit_quantizer(own, earlier, CONFIG) is earlier.quantizer
+    apart = EarlierResults(kept(tmp_path / "apart", own), joint_paths=others)
+    assert build.fit_quantizer(own, apart, CONFIG).hash == joint.hash
+    lent = build.fit_quantizer(other, EarlierResults(source_dataset="d", source_folder=together), CONFIG)
     assert lent.hash == joint.hash and lent.about["lent_by"] == "d"
     foreign = {"f": written(tmp_path / "f" / "text_embeddings.parquet", made(50, TEMPLATE, "e5"))}
     with pytest.raises(ValueError, match="quantizer_with=f: its vectors are not of one encoder with these"):
-        build.fit(own, EarlierIds(others=foreign), CONFIG)
-    with pytest.raises(ValueError, match="say one of them"):
-        build.fit(own, EarlierIds(lender="d", lent_folder=together, others=others), CONFIG)
+        build.fit_quantizer(own, EarlierResults(joint_paths=foreign), CONFIG)
+    with pytest.raises(ValueError, match="set one of them"):
+        build.fit_quantizer(
+            own, EarlierResults(source_dataset="d", source_folder=together, joint_paths=others), CONFIG
+        )
 
 
-def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder(tmp_path) -> None:
+def test_a_source_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder(tmp_path) -> None:
     lender = made(300, "{title}. {brand}")
-    lent = EarlierIds(lender="lender", lent_folder=kept(tmp_path / "lender", lender))
+    lent = EarlierResults(source_dataset="lender", source_folder=kept(tmp_path / "lender", lender))
     other = replace(lender, vectors=np.where(lender.present[:, None], lender.vectors[::-1], 0))
     other = replace(other, vectors=other.vectors.astype(np.float32))
-    assert build.fit(other, lent, CONFIG).hash == lent.lent_quantizer.hash
+    assert build.fit_quantizer(other, lent, CONFIG).hash == lent.source_quantizer.hash
     about = {**lender.about, "template": TEMPLATE}
     elsewhere = replace(other, space=text_space("minilm", TEMPLATE), about=about)
-    moved = build.fit(elsewhere, lent, CONFIG)
-    assert moved.hash == lent.lent_quantizer.hash
-    assert lent.lent_quantizer.about["space"] == lender.space  # the lender's own is as it was
+    moved = build.fit_quantizer(elsewhere, lent, CONFIG)
+    assert moved.hash == lent.source_quantizer.hash
+    assert lent.source_quantizer.about["space"] == lender.space  # the lender's own is as it was
     ids = build.assign_ids(elsewhere, moved, lent, CONFIG)
     assert len(ids) == 240
-    quality = build.measure(elsewhere, moved, ids, items_of(elsewhere), CONFIG)
+    quality = build.measure_ids(elsewhere, moved, ids, items_of(elsewhere), CONFIG)
     assert quality["quantizer"]["lent_by"] == "lender"
     (tmp_path / "own" / "quantizer").mkdir(parents=True)
     save_quantizer(moved, tmp_path / "own" / "quantizer")
-    again = EarlierIds(tmp_path / "own")
-    assert build.fit(elsewhere, again, CONFIG) is again.quantizer  # a run without a lender keeps it
+    again = EarlierResults(tmp_path / "own")
+    assert build.fit_quantizer(elsewhere, again, CONFIG) is again.quantizer  # a run without a lender keeps it
     weights = {**elsewhere.about, "fingerprint": "of other weights"}
     for unlike in (
         replace(elsewhere, about=weights),
@@ -226,28 +230,28 @@ def test_a_lent_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder(t
         replace(lender, space="elsewhere"),
     ):
         with pytest.raises(ValueError, match="quantizer_from=lender: .*both need vectors of one encoder"):
-            build.fit(unlike, lent, CONFIG)
-    nothing = EarlierIds(lender="lender", lent_folder=tmp_path / "nothing")
+            build.fit_quantizer(unlike, lent, CONFIG)
+    nothing = EarlierResults(source_dataset="lender", source_folder=tmp_path / "nothing")
     with pytest.raises(ValueError, match="quantizer_from=lender: it has no quantizer"):
-        build.fit(lender, nothing, CONFIG)
+        build.fit_quantizer(lender, nothing, CONFIG)
 
 
-def named(folder: Path, **fields) -> EarlierIds:
-    return EarlierIds.of(DataPaths(folder, folder / "raw", "shop"), changed(kind="text_parts", **fields))
+def named(folder: Path, **fields) -> EarlierResults:
+    return EarlierResults.of(DataPaths(folder, folder / "raw", "shop"), changed(kind="text_parts", **fields))
 
 
 def test_what_can_be_reused_lies_in_the_data_folder(tmp_path) -> None:
     earlier = named(tmp_path)
     assert earlier.folder == tmp_path / "05_model_input" / "shop" / "semantic_ids" / "text_parts_ids"
-    assert (earlier.lender, earlier.lent_folder, dict(earlier.others)) == (None, None, {})
+    assert (earlier.source_dataset, earlier.source_folder, dict(earlier.joint_paths)) == (None, None, {})
     lent = named(tmp_path, quantizer_from="ml-1m")
-    assert lent.lender == "ml-1m"
-    assert lent.lent_folder == tmp_path / "05_model_input" / "ml-1m" / "semantic_ids" / "text_parts_ids"
+    assert lent.source_dataset == "ml-1m"
+    assert lent.source_folder == tmp_path / "05_model_input" / "ml-1m" / "semantic_ids" / "text_parts_ids"
     vectors = made(5)
     written(tmp_path / "04_feature" / "ml-1m" / "text_embeddings.parquet", vectors)
-    assert named(tmp_path, quantizer_with="ml-1m").other_embeddings["ml-1m"].hash == vectors.hash
+    assert named(tmp_path, quantizer_with="ml-1m").joint_embeddings["ml-1m"].hash == vectors.hash
     with pytest.raises(ValueError, match="steam has no text_embeddings.parquet; run `kedro run"):
-        _ = named(tmp_path, quantizer_with="ml-1m+steam").other_embeddings
+        _ = named(tmp_path, quantizer_with="ml-1m+steam").joint_embeddings
 
 
 @pytest.mark.parametrize("name", ["..", "../ml-1m", "ml-1m+", "/etc"])

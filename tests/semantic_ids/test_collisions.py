@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from recpipe.semantic_ids import collisions as grouping
-from recpipe.semantic_ids.collisions import POLICIES, resolve, transport
+from recpipe.semantic_ids import collisions
+from recpipe.semantic_ids.collisions import POLICIES, resolve, row_groups, transport
 
 NONE = np.zeros((0, 3), np.int32)
 
@@ -122,8 +122,8 @@ def test_extra_digit_counts_outwards_from_the_code_and_after_earlier_digits(case
     rng = np.random.default_rng(seed)
     groups = [[*c, d] for c in earlier.tolist() for d in range(rng.integers(1, 4))]
     taken = np.array(groups, np.int32).reshape(-1, len(toy.sizes) + 1)
-    found = resolve("extra_digit", toy.codes, toy.sizes, toy.distances, extra_codes=99, taken=taken)
-    assert found.sizes == (*toy.sizes, 99)
+    result = resolve("extra_digit", toy.codes, toy.sizes, toy.distances, extra_codes=99, taken=taken)
+    assert result.sizes == (*toy.sizes, 99)
     digits = [0] * len(toy.codes)
     for code in {tuple(c) for c in toy.codes.tolist()}:
         members = [row for row in range(len(toy.codes)) if tuple(toy.codes[row].tolist()) == code]
@@ -131,7 +131,7 @@ def test_extra_digit_counts_outwards_from_the_code_and_after_earlier_digits(case
         first = sum(tuple(t[:-1]) == code for t in groups)
         for place, row in enumerate(members):
             digits[row] = first + place
-    assert (found.codes == np.column_stack([toy.codes, digits])).all()
+    assert (result.codes == np.column_stack([toy.codes, digits])).all()
 
 
 @given(cases())
@@ -139,14 +139,14 @@ def test_extra_digit_counts_outwards_from_the_code_and_after_earlier_digits(case
 def test_sinkhorn_never_makes_more_items_collide_and_touches_no_other(case):
     toy, taken = case
     before = colliding(toy.codes, taken)
-    found = resolve("sinkhorn", toy.codes, toy.sizes, toy.distances, taken=taken)
-    after = colliding(found.codes, taken)
+    result = resolve("sinkhorn", toy.codes, toy.sizes, toy.distances, taken=taken)
+    after = colliding(result.codes, taken)
     assert after <= before  # as sets of rows: fewer, and no new ones
-    assert found.about["rounds"] <= 20
-    assert found.about == {**found.about, "colliding": len(before), "left": len(after)}
+    assert result.counts["rounds"] <= 20
+    assert result.counts == {**result.counts, "colliding": len(before), "left": len(after)}
     alone = [row for row in range(len(toy.codes)) if row not in before]
-    assert (found.codes[alone] == toy.codes[alone]).all()
-    assert (found.codes[:, :-1] == toy.codes[:, :-1]).all()
+    assert (result.codes[alone] == toy.codes[alone]).all()
+    assert (result.codes[:, :-1] == toy.codes[:, :-1]).all()
 
 
 def colliding(codes: np.ndarray, taken: np.ndarray) -> set[int]:
@@ -158,10 +158,10 @@ def test_sinkhorn_separates_different_vectors_and_leaves_equal_ones_together():
     toy = Toy((1, 16), 12, 5, width=6, spread=9)
     toy.x[10] = toy.x[11]
     toy.codes[:] = 0
-    found = resolve("sinkhorn", toy.codes, toy.sizes, toy.distances)
-    assert colliding(found.codes, NONE[:, :2]) <= {10, 11}
-    assert (found.codes[10] == found.codes[11]).all()
-    assert found.about["left"] == 2
+    result = resolve("sinkhorn", toy.codes, toy.sizes, toy.distances)
+    assert colliding(result.codes, NONE[:, :2]) <= {10, 11}
+    assert (result.codes[10] == result.codes[11]).all()
+    assert result.counts["left"] == 2
 
 
 def test_transport_comes_near_the_best_assignment():
@@ -188,9 +188,9 @@ def test_transport_treats_groups_apart():
 
 def test_keep_leaves_codes_and_counts_what_collides():
     toy = Toy((2, 2), 9, 0)
-    found = resolve("keep", toy.codes, toy.sizes, toy.distances)
-    assert (found.codes == toy.codes).all()
-    assert found.about["colliding"] == found.about["left"] == len(colliding(toy.codes, NONE[:, :2])) > 0
+    result = resolve("keep", toy.codes, toy.sizes, toy.distances)
+    assert (result.codes == toy.codes).all()
+    assert result.counts["colliding"] == result.counts["left"] == len(colliding(toy.codes, NONE[:, :2])) > 0
 
 
 @pytest.mark.parametrize("policy", ["extra_digit", "reallocate"])
@@ -198,18 +198,18 @@ def test_a_thousand_equal_items_get_ids_of_their_own(policy):
     toy = Toy((4, 16, 32), 1000, 0)
     toy.x[:] = toy.x[0]
     toy.codes = toy.encode()
-    found = resolve(policy, toy.codes, toy.sizes, toy.distances, extra_codes=1000)
-    assert len(np.unique(found.codes, axis=0)) == 1000
-    assert found.about["colliding"] == 1000
+    result = resolve(policy, toy.codes, toy.sizes, toy.distances, extra_codes=1000)
+    assert len(np.unique(result.codes, axis=0)) == 1000
+    assert result.counts["colliding"] == 1000
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_items_and_one_item(policy):
     for n in (0, 1):
         toy = Toy((3, 3), n, 0)
-        found = resolve(policy, toy.codes, toy.sizes, toy.distances, extra_codes=4)
-        assert (found.codes[:, :2] == toy.codes).all()
-        assert found.about["left"] == 0
+        result = resolve(policy, toy.codes, toy.sizes, toy.distances, extra_codes=4)
+        assert (result.codes[:, :2] == toy.codes).all()
+        assert result.counts["left"] == 0
 
 
 def test_ids_that_cannot_hold_the_items_are_refused_with_numbers():
@@ -231,18 +231,18 @@ def test_unknown_policy_is_refused_with_the_nearest_spelling():
 def test_blocks_change_nothing(monkeypatch):
     toy = Toy((3, 4, 16), 150, 3, spread=6)
     whole = {p: resolve(p, toy.codes, toy.sizes, toy.distances).codes for p in POLICIES}
-    monkeypatch.setattr(grouping, "BUDGET", 64)
+    monkeypatch.setattr(collisions, "BLOCK_SIZE", 64)
     for policy, codes in whole.items():
         assert (resolve(policy, toy.codes, toy.sizes, toy.distances).codes == codes).all()
 
 
 @given(st.integers(0, 40), st.integers(1, 70), st.integers(1, 2**31 - 1), st.integers(0, 9999))
 @settings(max_examples=80, deadline=None)
-def test_groups_number_distinct_rows_in_order_for_any_depth(n, levels, largest, seed):
+def test_row_groups_number_distinct_rows_in_order_for_any_depth(n, levels, largest, seed):
     codes = np.random.default_rng(seed).choice([0, largest // 2, largest], (n, levels)).astype(np.int32)
     codes[: n // 2] = codes[n - n // 2 :]
     expected = sorted({tuple(c) for c in codes.tolist()})
-    assert grouping.groups(codes).tolist() == [expected.index(tuple(c)) for c in codes.tolist()]
+    assert row_groups(codes).tolist() == [expected.index(tuple(c)) for c in codes.tolist()]
 
 
 def test_a_hundred_thousand_items_with_five_percent_collisions_take_seconds():

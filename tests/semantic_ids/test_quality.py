@@ -17,7 +17,7 @@ from scipy.stats import entropy
 from sklearn.metrics import r2_score
 from sklearn.neighbors import NearestNeighbors
 
-from recpipe.semantic_ids.quality import Gate, judge, leaf_categories, measure
+from recpipe.semantic_ids.quality import Gate, apply_gate, leaf_categories, measure_quality
 from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_class
 
 BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon-beauty" / "items.parquet"
@@ -38,7 +38,7 @@ class Ids:
         after = np.arange(len(self.codes))[:, None] if self.after is None else self.after
         sizes = (*self.sizes, len(self.codes))[: self.codes.shape[1] + 1]
         codes = np.concatenate([self.codes, after], axis=1).astype(np.int32)
-        found = measure(
+        found = measure_quality(
             codes,
             self.codes,
             sizes,
@@ -47,7 +47,7 @@ class Ids:
             categories=self.categories,
             seed=3,
         )
-        return judge(found, Gate(**gate))
+        return apply_gate(found, Gate(**gate))
 
 
 def healthy(n: int, size: int, seed: int = 0) -> Ids:
@@ -207,7 +207,7 @@ def test_advice_names_the_conf_key_to_change(collapse, name, key):
 )
 def test_advice_names_settings_that_the_quantizer_has(kind, collapse):
     settings = {field.name for field in fields(quantizer_class(kind).Config)}
-    checks = judge(collapse(SHOP).judged(), Gate(), quantizer="mine", kind=kind)["checks"]
+    checks = apply_gate(collapse(SHOP).judged(), Gate(), quantizer="mine", kind=kind)["checks"]
     text = " ".join(check["advice"] for check in checks)
     named = re.findall(r"(?:semantic_ids.quantizers.mine|[ (])\.([a-z_]+)", text)
     assert "codes" in named and set(named) <= settings
@@ -216,7 +216,7 @@ def test_advice_names_settings_that_the_quantizer_has(kind, collapse):
 
 
 def test_a_lent_quantizer_is_no_quantizer_to_change():
-    checks = judge(few_codes_used(SHOP).judged(), Gate(), kind="rqvae", lent_by="beauty")["checks"]
+    checks = apply_gate(few_codes_used(SHOP).judged(), Gate(), kind="rqvae", lent_by="beauty")["checks"]
     advice = {check["name"]: check["advice"] for check in checks}["usage"]
     assert "the quantizer of beauty" in advice and "semantic_ids.gate.usage" in advice
     assert "semantic_ids.quantizers" not in advice
@@ -334,7 +334,7 @@ def test_purity_is_the_share_of_each_codes_main_category():
 
 def measured(ids: Ids, **options):
     given = {"vectors_ND": ids.vectors, "reconstructed_ND": ids.reconstructed, "seed": 0, **options}
-    return measure(ids.codes, ids.codes, ids.sizes, categories=ids.categories, **given)
+    return measure_quality(ids.codes, ids.codes, ids.sizes, categories=ids.categories, **given)
 
 
 def test_measured_is_json_and_the_same_for_a_seed():
@@ -374,16 +374,18 @@ def test_equal_vectors_have_no_relative_error():
 def test_what_does_not_fit_is_refused(change, message):
     given = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0, **change}
     with pytest.raises(ValueError, match=message):
-        measure(SHOP.codes, SHOP.codes, SHOP.sizes, **given)
+        measure_quality(SHOP.codes, SHOP.codes, SHOP.sizes, **given)
 
 
 def test_no_ids_and_sizes_that_do_not_fit_are_refused():
     none = np.zeros((0, 3), np.int32)
     with pytest.raises(ValueError, match="no semantic ids"):
-        measure(none, none, (4, 4, 4), vectors_ND=np.zeros((0, 2)), reconstructed_ND=np.zeros((0, 2)), seed=0)
+        measure_quality(
+            none, none, (4, 4, 4), vectors_ND=np.zeros((0, 2)), reconstructed_ND=np.zeros((0, 2)), seed=0
+        )
     given = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0}
     with pytest.raises(ValueError, match="2 sizes"):
-        measure(SHOP.codes, SHOP.codes, (64, 64), **given)
+        measure_quality(SHOP.codes, SHOP.codes, (64, 64), **given)
 
 
 @pytest.mark.parametrize("items", [260, 300, 700])
@@ -397,7 +399,9 @@ def test_a_small_catalogue_passes_with_the_default_codes(items, kind):
     codes = quantizer.encode(x)
     given = {"vectors_ND": x, "reconstructed_ND": quantizer.decode(codes), "seed": 1}
     assert quantizer.sizes == (items // 4,) * 3
-    assert failed(judge(measure(codes, codes, quantizer.sizes, **given), gate_of_conf())) == set()
+    assert (
+        failed(apply_gate(measure_quality(codes, codes, quantizer.sizes, **given), gate_of_conf())) == set()
+    )
 
 
 def clustered(items: int) -> np.ndarray:
@@ -436,7 +440,7 @@ def test_letters_published_ids_have_their_published_purity():
     vectors = np.random.default_rng(0).normal(size=(len(codes), 8)).astype(np.float32)
     categories = leaf_categories(items["categories"])
     given = {"vectors_ND": vectors, "reconstructed_ND": vectors, "seed": 0}
-    found = measure(codes, codes, (256,) * 4, categories=categories, **given)
+    found = measure_quality(codes, codes, (256,) * 4, categories=categories, **given)
     assert found["purity"]["first_code"] == pytest.approx(0.31, abs=0.005)
     assert found["purity"]["shuffled"] == pytest.approx(0.08, abs=0.005)
     assert found["prefixes"][-1]["distinct"] == 12_088

@@ -1,8 +1,6 @@
-"""Nodes of semantic_ids: calls into recpipe.semantic_ids.build, the same for every kind of ids.
+"""Pipeline ``semantic_ids``: quantizer, ids, quality gate and prefix tree, the same five nodes for every kind of ids.
 
-Pipeline semantic_ids: quantizer, semantic ids, quality gate and prefix tree from item vectors.
-
-Wiring of semantic_ids: the same five nodes for every kind of ids, each kind in a namespace such as text.
+Nodes of a kind are in a namespace of its name, such as text; they call ``recpipe.semantic_ids.build``.
 """
 
 from __future__ import annotations
@@ -18,66 +16,11 @@ from recpipe.pipelines.content_kinds import embeddings_dataset
 from recpipe.pipelines.types import DataFrame, Embeddings, Figure, PrefixTree, Quantizer, SemanticIds
 from recpipe.pipelines.wiring import Wiring
 
-
-def fit_quantizer(embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths) -> Quantizer:
-    """Fit a quantizer, or take that of another data set or of an earlier run."""
-    from recpipe.progress import report_epoch
-    from recpipe.semantic_ids import build
-
-    return build.fit(embeddings, build.EarlierIds.of(paths, config), config, on_epoch=report_epoch)
-
-
-def assign_ids(
-    embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths, quantizer: Quantizer
-) -> SemanticIds:
-    """Assign ids to all items with content; ids of an earlier run with the same quantizer stay."""
-    from recpipe.semantic_ids import build
-
-    return build.assign_ids(embeddings, quantizer, build.EarlierIds.of(paths, config), config)
-
-
-def measure_ids(
-    embeddings: Embeddings,
-    config: SemanticIdsConfig,
-    quantizer: Quantizer,
-    ids: SemanticIds,
-    items: DataFrame,
-    dataset: DatasetConfig,
-) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Measure the quality of ids for the gate; draw code usage and the first codes."""
-    from recpipe.reporting.figures import semantic_ids as id_figures
-    from recpipe.semantic_ids import build
-
-    table = items.to_arrow()
-    category = None if dataset.content is None else dataset.content.category
-    quality = build.measure(embeddings, quantizer, ids, table, config, category=category)
-    sunburst = id_figures.sunburst(
-        ids.quantized,
-        build.column_of(ids, table, "title").to_pylist(),
-        categories=build.categories_of(ids, table, category),
-    )
-    return {"usage": id_figures.usage_heatmap(ids.quantized, ids.sizes), "sunburst": sunburst}, quality
-
-
-def check_ids(quality: dict[str, Any], dataset_name: str) -> dict[str, Any]:
-    """Apply the quality gate. Raises QualityGateError for a failed check; quality and figures are on disk by then."""
-    from recpipe.semantic_ids import build
-
-    return build.check(quality, dataset_name)
-
-
-def build_tree(ids: SemanticIds, gate: dict[str, Any]) -> PrefixTree:
-    """Build the prefix tree of ids that passed the gate."""
-    from recpipe.semantic_ids import build
-
-    return build.build_tree(ids, gate)
-
-
 __all__ = ["create_pipeline"]
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Five nodes for each kind of ids of the command."""
+    """Build five nodes for each kind of ids of the command."""
     return Pipeline([node for kind in wiring.kinds for node in _nodes(kind, wiring.dataset)])
 
 
@@ -101,3 +44,58 @@ def _nodes(kind: str, dataset: str) -> list[Node]:
         node(check_ids, {"quality": quality, "dataset_name": "params:dataset"}, gate),
         node(build_tree, {"ids": ids, "gate": gate}, tree),
     ]
+
+
+def fit_quantizer(embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths) -> Quantizer:
+    """Fit a quantizer, or reuse that of another data set or of an earlier run."""
+    from recpipe.progress import report_epoch
+    from recpipe.semantic_ids import build
+
+    earlier = build.EarlierResults.of(paths, config)
+    return build.fit_quantizer(embeddings, earlier, config, on_epoch=report_epoch)
+
+
+def assign_ids(
+    embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths, quantizer: Quantizer
+) -> SemanticIds:
+    """Assign ids to all items with content; ids of an earlier run with the same quantizer do not change."""
+    from recpipe.semantic_ids import build
+
+    return build.assign_ids(embeddings, quantizer, build.EarlierResults.of(paths, config), config)
+
+
+def measure_ids(
+    embeddings: Embeddings,
+    config: SemanticIdsConfig,
+    quantizer: Quantizer,
+    ids: SemanticIds,
+    items: DataFrame,
+    dataset: DatasetConfig,
+) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Measure the quality of ids for the gate; draw code usage and the first codes."""
+    from recpipe.reporting.figures import semantic_ids as id_figures
+    from recpipe.semantic_ids import build
+
+    table = items.to_arrow()
+    category = None if dataset.content is None else dataset.content.category
+    quality = build.measure_ids(embeddings, quantizer, ids, table, config, category=category)
+    sunburst = id_figures.sunburst(
+        ids.quantized,
+        build.column_of(ids, table, "title").to_pylist(),
+        categories=build.categories_of(ids, table, category),
+    )
+    return {"usage": id_figures.usage_heatmap(ids.quantized, ids.sizes), "sunburst": sunburst}, quality
+
+
+def check_ids(quality: dict[str, Any], dataset_name: str) -> dict[str, Any]:
+    """Apply the quality gate. Raises QualityGateError for a failed check, after quality and figures were written."""
+    from recpipe.semantic_ids import build
+
+    return build.check_ids(quality, dataset_name)
+
+
+def build_tree(ids: SemanticIds, gate: dict[str, Any]) -> PrefixTree:
+    """Build the prefix tree of ids that passed the gate."""
+    from recpipe.semantic_ids import build
+
+    return build.build_tree(ids, gate)

@@ -1,10 +1,7 @@
-"""Ids for a catalogue: all at once, or for new items around the ids that were given earlier.
+"""Assignment of semantic ids to a catalogue, and rules for reusing a quantizer with other embeddings.
 
-Shape letters: N items, D width, L levels.
-
-One quantizer for several data sets, so that a model trained on one can go on with another: as MQL4GRec pretrains.
-
-A quantizer says what it was fitted to; vectors fit it if one encoder made them. Texts may be of another template.
+A quantizer stores the vector space that it was fitted in; other vectors fit it if the same encoder made them, also from
+texts of another template. So a model trained on one data set can continue with another, as MQL4GRec pretrains.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recpipe.content.embeddings import Embeddings, text_space
-from recpipe.semantic_ids.collisions import Resolved, check_policy, resolve
+from recpipe.semantic_ids.collisions import check_policy, resolve
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build_quantizer
 
@@ -32,21 +29,22 @@ def assign(
     extra_codes: int = 256,
     earlier: SemanticIds | None = None,
 ) -> SemanticIds:
-    """Ids for all items with content.
+    """Assign ids to all items with content.
 
-    With ``earlier`` its rows come first, as they are: also those of items that left the catalogue, lost their content
-    or have another content now (``about["counts"]["changed"]``). Items that are not among them are appended, with
-    codes that leave those untouched. Raises ValueError for a quantizer of another vector space, for ``earlier`` ids
-    of another quantizer, policy or sizes, and where the ids cannot hold the items.
+    Rows of ``earlier`` come first and do not change, also those of items that left the catalogue or whose content is
+    missing or different now (``about["counts"]["changed"]``). Items without a row are appended. Raises ValueError for
+    a quantizer of another vector space, for ``earlier`` ids of another quantizer, policy or sizes, and for more items
+    than ids.
     """
     check_policy(policy)
     _check_space(embeddings, quantizer)
     if earlier is not None:
         _check_earlier(earlier, quantizer, policy, extra_codes)
-    new = np.flatnonzero(embeddings.present & (_known(embeddings, earlier) < 0))
+    earlier_rows = np.full(len(embeddings), -1) if earlier is None else earlier.rows(embeddings.item_ids)
+    new = np.flatnonzero(embeddings.present & (earlier_rows < 0))
     x_ND = embeddings.vectors[new]
     quantized = quantizer.encode(x_ND) if len(new) else np.zeros((0, len(quantizer.sizes)), np.int32)
-    resolved = resolve(
+    resolution = resolve(
         policy,
         quantized,
         quantizer.sizes,
@@ -54,64 +52,25 @@ def assign(
         extra_codes=extra_codes,
         taken=None if earlier is None else earlier.codes,
     )
-    counts = {**_counts(embeddings, earlier, len(new)), **resolved.about}
+    counts = {**_counts(embeddings, earlier, earlier_rows, len(new)), **resolution.counts}
     log.info("semantic ids: %s", ", ".join(f"{n} {what}" for what, n in counts.items()))
-    about = {
-        "quantizer": quantizer.hash,
-        "space": embeddings.space,
-        "embeddings": embeddings.hash,
-        "policy": policy,
-        "modality": quantizer.about.get("modality", embeddings.about.get("modality")),
-        "counts": counts,
-    }
-    return _extended(earlier, embeddings, new, quantized, resolved, about)
-
-
-def reusable(
-    quantizer: Quantizer,
-    embeddings: Embeddings,
-    block: Mapping[str, Any],
-    seed: int,
-    *,
-    others: Sequence[str] = (),
-) -> str | None:
-    """None if ``quantizer`` is what fitting the conf ``block`` (``type`` and settings) would aim at, else why not.
-
-    ``others`` are data sets that it must have been fitted to as well; none: whatever it was fitted to.
-    """
-    settings = {key: value for key, value in block.items() if key != "type"}
-    asked = build_quantizer(block["type"], settings)
-    if asked.type != quantizer.type:
-        return f"type is {asked.type}, the fitted one is {quantizer.type}"
-    differing = [key for key, value in asked.settings.items() if quantizer.settings.get(key) != value]
-    if differing:
-        changed = (f"{key} is {asked.settings[key]}, was {quantizer.settings.get(key)}" for key in differing)
-        return f"other settings: {'; '.join(changed)}"
-    if (seeded := quantizer.about.get("seed")) != seed:
-        return f"seed is {seed}, was {seeded}"
-    if others and (fitted_to := sorted(quantizer.about.get("with") or {})) != sorted(others):
-        fitted_with = ", ".join(fitted_to) or "no other data set"
-        return f"it was fitted together with {fitted_with}, asked for {', '.join(others)}"
-    return None if quantizer.about.get("space") == embeddings.space else other_space(quantizer, embeddings)
-
-
-def other_space(quantizer: Quantizer, embeddings: Embeddings) -> str:
-    """What differs in words as far as both are described, else the fingerprints."""
-    now, then = (_described(about) for about in (embeddings.about, quantizer.about))
-    differing = [key for key in now if key in then and now[key] != then[key]]
-    if differing:
-        changed = "; ".join(f"{key} is {now[key]}, was {then[key]}" for key in differing)
-        return f"the encoder or its settings differ: {changed}"
-    space = str(quantizer.about.get("space"))
-    return f"the embeddings' space is {embeddings.space[:12]}, the quantizer was fitted in {space[:12]}"
-
-
-def _described(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's settings and the template, without what does not change the space."""
-    encoder = about.get("encoder") or {}  # of images: its source alone
-    settings = encoder if isinstance(encoder, Mapping) else {"source": encoder}
-    found = {key: value for key, value in settings.items() if key != "precision"}
-    return found if about.get("template") is None else {**found, "template": about["template"]}
+    ids = SemanticIds(
+        embeddings.item_ids[new],
+        resolution.codes,
+        quantized,
+        np.full(len(new), earlier is not None),
+        resolution.sizes,
+        {
+            "quantizer": quantizer.hash,
+            "space": embeddings.space,
+            "embeddings": embeddings.hash,
+            "policy": policy,
+            "modality": quantizer.about.get("modality", embeddings.about.get("modality")),
+            "counts": counts,
+        },
+        embeddings.keys[new],
+    )
+    return ids if earlier is None else earlier.append(ids)
 
 
 def _check_space(embeddings: Embeddings, quantizer: Quantizer) -> None:
@@ -125,88 +84,106 @@ def _check_space(embeddings: Embeddings, quantizer: Quantizer) -> None:
 
 def _check_earlier(earlier: SemanticIds, quantizer: Quantizer, policy: str, extra_codes: int) -> None:
     sizes = (*quantizer.sizes, extra_codes) if policy == "extra_digit" else quantizer.sizes
-    now = {"quantizer": quantizer.hash, "policy": policy, "sizes": sizes}
-    then = {**earlier.about, "sizes": earlier.sizes}
-    for what, value in now.items():
-        if then.get(what) != value:
+    previous = {**earlier.about, "sizes": earlier.sizes}
+    for key, value in {"quantizer": quantizer.hash, "policy": policy, "sizes": sizes}.items():
+        if previous.get(key) != value:
             raise ValueError(
-                f"the earlier ids cannot be extended: their {what} is {then.get(what)}, now it is {value}; put it "
-                f"back, or give new ids to all items with `{COMMAND}` (bundles trained on the old ones need training)"
+                f"the earlier ids cannot be extended: their {key} is {previous.get(key)}, now it is {value}; restore "
+                f"it, or give new ids to all items with `{COMMAND}` (bundles trained on the old ones need training)"
             )
 
 
-def _known(embeddings: Embeddings, earlier: SemanticIds | None) -> NDArray[np.int64]:
-    """(N,) row among the earlier ids, -1 for items that have none."""
-    return np.full(len(embeddings), -1) if earlier is None else earlier.rows(embeddings.item_ids)
-
-
-def _counts(embeddings: Embeddings, earlier: SemanticIds | None, new: int) -> dict[str, int]:
-    rows = _known(embeddings, earlier)
-    known, present = rows >= 0, embeddings.present
-    changed = np.zeros(0, bool)
+def _counts(
+    embeddings: Embeddings, earlier: SemanticIds | None, rows: NDArray[np.int64], new: int
+) -> dict[str, int]:
+    has_id, present = rows >= 0, embeddings.present
+    changed = 0
     if earlier is not None:
-        before, after = earlier.keys[rows[known & present]], embeddings.keys[known & present]
-        changed = (before != "") & (before != after)
+        before, after = earlier.keys[rows[has_id & present]], embeddings.keys[has_id & present]
+        changed = int(((before != "") & (before != after)).sum())
     return {
         "items": len(embeddings),
         "new": new,
-        "known": int(known.sum()),
-        "changed": int(changed.sum()),  # other content than their codes were made from
-        "without_content": int((~present & ~known).sum()),  # and hence without an id
-        "gone": 0 if earlier is None else len(earlier) - int(known.sum()),
+        "known": int(has_id.sum()),
+        "changed": changed,  # other content than their codes were made from
+        "without_content": int((~present & ~has_id).sum()),  # and hence without an id
+        "gone": 0 if earlier is None else len(earlier) - int(has_id.sum()),
     }
 
 
-def _extended(
-    earlier: SemanticIds | None,
+def reuse_obstacle(
+    quantizer: Quantizer,
     embeddings: Embeddings,
-    new: NDArray[np.int64],
-    quantized: NDArray[np.int32],
-    resolved: Resolved,
-    about: dict[str, Any],
-) -> SemanticIds:
-    ids, keys = embeddings.item_ids[new], embeddings.keys[new]
-    added = np.full(len(new), earlier is not None)
-    if earlier is None:
-        return SemanticIds(ids, resolved.codes, quantized, added, resolved.sizes, about, keys)
-    return SemanticIds(
-        np.concatenate([earlier.item_ids, ids]),
-        np.concatenate([earlier.codes, resolved.codes]),
-        np.concatenate([earlier.quantized, quantized]),
-        np.concatenate([earlier.added, added]),
-        earlier.sizes,
-        about,
-        np.concatenate([earlier.keys, keys]),
+    type_: str,
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    others: Sequence[str] = (),
+) -> str | None:
+    """Return the first difference of ``quantizer`` from one that would be fitted now, None if it can be reused.
+
+    ``others`` are data sets that it must have been fitted to as well; with none, any will do.
+    """
+    config = build_quantizer(type_, settings)
+    if config.type != quantizer.type:
+        return f"type is {config.type}, the fitted one is {quantizer.type}"
+    differing = [key for key, value in config.settings.items() if quantizer.settings.get(key) != value]
+    if differing:
+        changes = (f"{key} is {config.settings[key]}, was {quantizer.settings.get(key)}" for key in differing)
+        return f"other settings: {'; '.join(changes)}"
+    if (old_seed := quantizer.about.get("seed")) != seed:
+        return f"seed is {seed}, was {old_seed}"
+    if others and (fitted_to := sorted(quantizer.about.get("with") or {})) != sorted(others):
+        fitted_with = ", ".join(fitted_to) or "no other data set"
+        return f"it was fitted together with {fitted_with}, requested is {', '.join(others)}"
+    return (
+        None if quantizer.about.get("space") == embeddings.space else space_difference(quantizer, embeddings)
     )
 
 
-def of_one_encoder(embeddings: Embeddings, about: Mapping[str, Any], space: str) -> bool:
-    """Whether the encoder of ``embeddings`` makes the vectors of ``space`` from what ``about`` says of them.
+def space_difference(quantizer: Quantizer, embeddings: Embeddings) -> str:
+    """Describe which encoder settings differ, or the fingerprints where either side is not described."""
+    now, before = _encoder_settings(embeddings.about), _encoder_settings(quantizer.about)
+    differing = [key for key in now if key in before and now[key] != before[key]]
+    if differing:
+        changes = "; ".join(f"{key} is {now[key]}, was {before[key]}" for key in differing)
+        return f"the encoder or its settings differ: {changes}"
+    space = str(quantizer.about.get("space"))
+    return f"the embeddings' space is {embeddings.space[:12]}, the quantizer was fitted in {space[:12]}"
 
-    Equal spaces are; of others only texts can be told, by the encoder's fingerprint and both templates.
+
+def _encoder_settings(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Encoder settings and template, without the precision, which is not part of a vector space."""
+    encoder = about.get("encoder") or {}  # of images: its source alone
+    settings = encoder if isinstance(encoder, Mapping) else {"source": encoder}
+    result = {key: value for key, value in settings.items() if key != "precision"}
+    return result if about.get("template") is None else {**result, "template": about["template"]}
+
+
+def same_encoder(embeddings: Embeddings, about: Mapping[str, Any], space: str) -> bool:
+    """Check whether the encoder of ``embeddings`` made the vectors of another ``space``, described by ``about``.
+
+    True for equal spaces. Different spaces are compared for texts only, by fingerprint and both templates.
     """
     if embeddings.space == space:
         return True
-    encoder, own, other = (
-        embeddings.about.get("fingerprint"),
-        embeddings.about.get("template"),
-        about.get("template"),
-    )
-    if encoder is None or own is None or other is None:
+    encoder = embeddings.about.get("fingerprint")
+    templates = embeddings.about.get("template"), about.get("template")
+    if encoder is None or None in templates:
         return False
-    return (text_space(encoder, own), text_space(encoder, other)) == (embeddings.space, space)
+    return tuple(text_space(encoder, template) for template in templates) == (embeddings.space, space)
 
 
-def vectors_of(embeddings: Embeddings, others: Mapping[str, Embeddings]) -> NDArray[np.float32]:
-    """(N, D) of all items with content, of the data set and of ``others`` by name.
+def joint_vectors(embeddings: Embeddings, others: Mapping[str, Embeddings]) -> NDArray[np.float32]:
+    """(N, D) vectors of all items with content, of the data set and then of ``others`` (by name).
 
-    Raises ValueError that names a data set whose vectors are another encoder's.
+    Raises ValueError for vectors of another encoder.
     """
     for name, other in others.items():
-        if not of_one_encoder(embeddings, other.about, other.space):
+        if not same_encoder(embeddings, other.about, other.space):
             raise ValueError(
                 f"quantizer_with={name}: its vectors are not of one encoder with these "
-                f"({other.about.get('encoder')}, here {embeddings.about.get('encoder')}); embedded by an earlier "
-                "version, run the pipeline embed once more"
+                f"({other.about.get('encoder')}, here {embeddings.about.get('encoder')}); if an earlier version "
+                "embedded them, run the pipeline embed once more"
             )
     return np.concatenate([each.vectors[each.present] for each in (embeddings, *others.values())])

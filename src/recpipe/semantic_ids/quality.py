@@ -1,28 +1,58 @@
-"""Are semantic ids any good? Measured before a model is trained on them, each number beside what chance gives.
+"""Quality of semantic ids: measurements beside their value by chance, and the gate that stops a run on bad ids.
 
-Shape letters: N items, D width of a vector, L levels after resolution, Lq levels of the quantizer, V codes per level.
+Shape letters: N items, S sampled items, D width of a vector, L levels after resolution, Lq levels of the quantizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recpipe.semantic_ids.collisions import groups
-from recpipe.semantic_ids.gate import Gate, judge
-
-__all__ = ["Gate", "judge", "leaf_categories", "measure"]
+from recpipe.semantic_ids.collisions import row_groups
 
 Codes = NDArray[np.int32]
-BUDGET = 1 << 24  # similarities held at once
+
+SIMILARITIES = 1 << 24  # numbers of one similarity matrix
 SHUFFLES = 5
+ALLOWED_GROUP = 20  # items that may always share an id: in a small catalogue a large share
+ITEMS_PER_NEIGHBOUR = 5  # below, most items are neighbours
+MIN_PURITY_ITEMS = 1000  # items with a category; below, chance alone moves purity by the threshold
+LEARNED = ("rqvae", "pqvae")  # types with an encoder, which may collapse in training
 
 
-def measure(
+@dataclass(frozen=True)
+class Gate:
+    """Thresholds as shares; None switches a check off. They stop collapses, not mediocre ids.
+
+    ``usage`` and ``perplexity`` are relative to the codes that a level can use, at most the number of items; collisions
+    are those before resolution; ``neighbours`` and ``purity`` are (value - chance) / (1 - chance) of the first code.
+    """
+
+    usage: float | None = 0.5  # at least: used codes of the least used level
+    perplexity: float | None = 0.05  # at least: exp(entropy) of the most uneven level
+    sharing: float | None = 0.9  # at most: items that share all codes with another
+    largest: float | None = 0.1  # at most: items with the same codes; ALLOWED_GROUP always may
+    sharing_after: float | None = None  # at most: items that share an id after resolution
+    reconstruction: float | None = 0.9  # at most: lost variance; the mean vector loses 1
+    neighbours: float | None = 0.05  # at least: nearest items with the same first code
+    purity: float | None = 0.02  # at least: items of the main category of their first code
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(
+                    f"semantic_ids.gate.{field.name} is {value}; allowed: 0 to 1, or null for no check"
+                )
+
+
+def measure_quality(
     codes_NL: Codes,
     quantized_NLq: Codes,
     sizes: Sequence[int],
@@ -34,14 +64,14 @@ def measure(
     sample: int = 2000,
     seed: int,
 ) -> dict[str, Any]:
-    """What `judge` judges, as JSON. ``codes_NL`` are the ids after resolution, the rest is about the quantizer's own.
+    """Measure ids (``codes_NL`` after, ``quantized_NLq`` before resolution) for ``apply_gate``, as JSON.
 
-    ``neighbours`` is None with fewer than two items, ``purity`` without two categories; neighbours are those of a
-    ``sample`` of the items among all of them.
+    Neighbours are those of a ``sample`` of the items among all. ``neighbours`` is None for fewer than two items,
+    ``purity`` for fewer than two categories. Raises ValueError for empty ids and inputs of different lengths.
     """
-    _check(codes_NL, quantized_NLq, sizes, vectors_ND, reconstructed_ND, categories)
+    _check_inputs(codes_NL, quantized_NLq, sizes, vectors_ND, reconstructed_ND, categories)
     depths = range(1, quantized_NLq.shape[1] + 1)
-    prefixes = [groups(quantized_NLq[:, :depth]) for depth in depths]
+    prefixes = [row_groups(quantized_NLq[:, :depth]) for depth in depths]
     generator = np.random.default_rng(seed)
     return {
         "format": 1,
@@ -50,7 +80,7 @@ def measure(
             {"level": depth, **_usage(quantized_NLq[:, depth - 1], int(sizes[depth - 1]))} for depth in depths
         ],
         "prefixes": [{"depth": depth, "distinct": int(prefixes[depth - 1].max()) + 1} for depth in depths],
-        "collisions": {"before": _collisions(prefixes[-1]), "after": _collisions(groups(codes_NL))},
+        "collisions": {"before": _collisions(prefixes[-1]), "after": _collisions(row_groups(codes_NL))},
         "reconstruction": _reconstruction(vectors_ND, reconstructed_ND),
         "neighbours": _neighbours(vectors_ND, prefixes, neighbours, sample, generator),
         "purity": _purity(quantized_NLq[:, 0], categories, generator),
@@ -58,21 +88,21 @@ def measure(
 
 
 def leaf_categories(column: pa.ChunkedArray | pa.Array, of_list: str = "last") -> list[str | None]:
-    """A category per item: the ``last`` element (of the last list, where lists are nested) or the ``first`` one.
+    """Read one category per item: the ``last`` element of (the last of nested) lists, or the ``first`` one.
 
-    Last suits paths (Beauty > Makeup > Nails), first suits sets such as genres; plain values are taken as they are.
+    Last suits paths (Beauty > Makeup > Nails), first suits sets such as genres; plain values stay as they are.
     """
     if of_list not in ("first", "last"):
         raise ValueError(f"content.category.of_list is {of_list!r}; allowed: first, last")
-    at = 0 if of_list == "first" else -1
-    return [_leaf(value, at) for value in column.to_pylist()]
+    index = 0 if of_list == "first" else -1
 
+    def leaf(value: object) -> str | None:
+        while isinstance(value, list):
+            filled = [each for each in value if each not in (None, "", [])]
+            value = filled[index] if filled else None
+        return None if value is None or value == "" else str(value)
 
-def _leaf(value: Any, at: int) -> str | None:
-    while isinstance(value, list):
-        filled = [each for each in value if each not in (None, "", [])]
-        value = filled[at] if filled else None
-    return None if value is None or value == "" else str(value)
+    return [leaf(value) for value in column.to_pylist()]
 
 
 def _usage(codes: Codes, size: int) -> dict[str, Any]:
@@ -83,20 +113,15 @@ def _usage(codes: Codes, size: int) -> dict[str, Any]:
     return {"size": size, "used": used, "usage": used / size, "perplexity": perplexity}
 
 
-def _collisions(ids: NDArray[np.int64]) -> dict[str, Any]:
-    """Of group numbers, one per item: how many items share theirs with another, and the most that share one."""
-    counts = np.bincount(ids)
-    sharing = int(counts[counts > 1].sum())
-    return {
-        "distinct": len(counts),
-        "sharing": sharing,
-        "share": sharing / len(ids),
-        "largest": int(counts.max()),
-    }
+def _collisions(group_N: NDArray[np.int64]) -> dict[str, Any]:
+    """Counts of items that share their codes, from the group number of each item."""
+    counts = np.bincount(group_N)
+    sharing, largest = int(counts[counts > 1].sum()), int(counts.max())
+    return {"distinct": len(counts), "sharing": sharing, "share": sharing / len(group_N), "largest": largest}
 
 
 def _reconstruction(vectors_ND: NDArray[np.float32], reconstructed_ND: NDArray[np.float32]) -> dict[str, Any]:
-    """Mean squared error per number, and beside that of the mean vector; None where all vectors are equal."""
+    """Mean squared error, also relative to that of the mean vector; None where all vectors are equal."""
     error = float(np.square(vectors_ND - reconstructed_ND).mean(dtype=np.float64))
     variance = float(vectors_ND.var(axis=0, dtype=np.float64).mean())
     constant = variance <= 1e-12 * float(np.square(vectors_ND).mean(dtype=np.float64))
@@ -110,10 +135,7 @@ def _neighbours(
     sample: int,
     generator: np.random.Generator,
 ) -> dict[str, Any] | None:
-    """Share of an item's k nearest by cosine that share its first d codes, and of any two items (the random one).
-
-    The latter is what any way of handing the same codes to other items gives on average.
-    """
+    """Share of the k nearest items by cosine with the same first d codes, beside that of random pairs of items."""
     n = len(vectors_ND)
     k = min(k, n - 1)
     if k < 1:
@@ -130,27 +152,27 @@ def _neighbours(
 
 
 def _nearest(vectors_ND: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """(S, k) the nearest other items of ``rows`` by cosine."""
+    """(S, k) nearest other items of ``rows`` by cosine."""
     import torch
 
     unit_ND = torch.nn.functional.normalize(torch.from_numpy(np.ascontiguousarray(vectors_ND)), dim=1)
-    found = []
-    for part in torch.from_numpy(rows).split(max(1, BUDGET // len(vectors_ND))):
+    nearest = []
+    for part in torch.from_numpy(rows).split(max(1, SIMILARITIES // len(vectors_ND))):
         similarity = unit_ND[part] @ unit_ND.T
         similarity[torch.arange(len(part)), part] = -torch.inf
-        found.append(similarity.topk(k).indices)
-    return torch.cat(found).numpy()
+        nearest.append(similarity.topk(k).indices)
+    return torch.cat(nearest).numpy()
 
 
 def _purity(
     first: Codes, categories: list[str | None] | None, generator: np.random.Generator
 ) -> dict[str, Any] | None:
-    """Share of items that are of the main category of their first code; the mean of a few shuffles beside it."""
-    known = np.array([each is not None for each in categories or ()], bool)
-    names, numbers = np.unique(np.array(categories or (), object)[known].astype(str), return_inverse=True)
+    """Share of items in the main category of their first code, beside its mean over shuffled codes."""
+    present = np.array([each is not None for each in categories or ()], bool)
+    names, numbers = np.unique(np.array(categories or (), object)[present].astype(str), return_inverse=True)
     if len(names) < 2:
         return None
-    first = first[known]
+    first = first[present]
     shuffled = [_main_share(generator.permutation(first), numbers) for _ in range(SHUFFLES)]
     return {
         "categories": len(names),
@@ -161,14 +183,15 @@ def _purity(
 
 
 def _main_share(first: Codes, numbers: NDArray[np.int64]) -> float:
-    """Items of the most frequent category of their code, as a share of all."""
-    pairs, counts = np.unique(first.astype(np.int64) * (int(numbers.max()) + 1) + numbers, return_counts=True)
-    most = np.zeros(int(first.max()) + 1, np.int64)
-    np.maximum.at(most, pairs // (int(numbers.max()) + 1), counts)
-    return float(most.sum() / len(first))
+    """Share of items in the most frequent category of their code."""
+    n_categories = int(numbers.max()) + 1
+    pairs, counts = np.unique(first.astype(np.int64) * n_categories + numbers, return_counts=True)
+    largest = np.zeros(int(first.max()) + 1, np.int64)
+    np.maximum.at(largest, pairs // n_categories, counts)
+    return float(largest.sum() / len(first))
 
 
-def _check(
+def _check_inputs(
     codes_NL: Codes,
     quantized_NLq: Codes,
     sizes: Sequence[int],
@@ -181,13 +204,13 @@ def _check(
         raise ValueError(
             "there are no semantic ids to measure: no item has content; look at the embed pipeline"
         )
-    given = {
+    lengths = {
         "quantized": len(quantized_NLq),
         "vectors": len(vectors_ND),
         "reconstructed": len(reconstructed_ND),
         "categories": n if categories is None else len(categories),
     }
-    if wrong := {name: rows for name, rows in given.items() if rows != n}:
+    if wrong := {name: length for name, length in lengths.items() if length != n}:
         raise ValueError(f"{n} items have ids, but rows are {wrong}")
     if vectors_ND.shape != reconstructed_ND.shape:
         raise ValueError(f"vectors are {vectors_ND.shape}, reconstructed ones {reconstructed_ND.shape}")
@@ -196,6 +219,180 @@ def _check(
             f"{len(sizes)} sizes, but codes {codes_NL.shape} and quantized {quantized_NLq.shape}"
         )
     if not (np.isfinite(vectors_ND).all() and np.isfinite(reconstructed_ND).all()):
-        raise ValueError(
-            "vectors or what they are reconstructed as hold NaN or infinity; fit the quantizer anew"
+        raise ValueError("vectors or their reconstructions have NaN or infinity; fit the quantizer anew")
+
+
+def apply_gate(
+    quality: Mapping[str, Any],
+    gate: Gate,
+    *,
+    quantizer: str = "<name>",
+    kind: str | None = None,
+    lent_by: str | None = None,
+) -> dict[str, Any]:
+    """Add ``checks`` and ``passed`` to the result of ``measure_quality``.
+
+    Values that were not measured and thresholds of None make no check. The advice of a check names settings of the
+    ``quantizer`` (its name in the conf) of type ``kind``, which another data set may have lent.
+    """
+    checks = _Checks(quality, gate, f"semantic_ids.quantizers.{quantizer}", kind, lent_by).all()
+    return {**quality, "checks": checks, "passed": all(check["passed"] for check in checks)}
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """Checks of measurements against a gate, with advice in terms of the conf."""
+
+    quality: Mapping[str, Any]
+    gate: Gate
+    settings: str  # conf key of the quantizer's settings
+    kind: str | None  # type of the quantizer, None if unknown
+    lent_by: str | None
+
+    def all(self) -> list[dict[str, Any]]:
+        checks = [self.usage(), self.perplexity(), self.sharing(), self.largest(), self.sharing_after()]
+        checks += [self.reconstruction(), self.neighbours(), self.purity()]
+        return [check for check in checks if check is not None]
+
+    def usage(self) -> dict[str, Any] | None:
+        level = min(self.quality["levels"], key=lambda level: self.relative(level, "used"))
+        advice = f"level {level['level']} uses {level['used']:,} of its {level['size']:,} codes: "
+        distinct = [1, *(prefix["distinct"] for prefix in self.quality["prefixes"])]
+        if self.lent_by is not None:
+            advice += (
+                f"if this catalogue is a small part of what the quantizer of {self.lent_by} was fitted to, lower "
+                "semantic_ids.gate.usage; if it was not fitted to this catalogue at all, fit one with quantizer_with"
+            )
+        elif distinct[level["level"] - 1] / self.quality["items"] > 0.9:
+            advice += (
+                f"the earlier levels separate the items already, so lower {self.settings}.codes or .levels"
+            )
+        else:
+            advice += (
+                f"keep {self.settings}.standardise on; "
+                f"{self.if_learned('lower .dead_codes.every, to reset dead codes more often; ')}"
+                "lower .codes if the catalogue is small or its items are alike"
+            )
+        value = self.relative(level, "used")
+        return self.check("usage", "used codes, least used level", value, advice, least=True)
+
+    def perplexity(self) -> dict[str, Any] | None:
+        level = min(self.quality["levels"], key=lambda level: self.relative(level, "perplexity"))
+        advice = (
+            f"level {level['level']} is used as unevenly as if it had {level['perplexity']:.1f} codes: keep "
+            f"{self.settings}.standardise on, {self.if_learned('balance the level with .sinkhorn, ')}or lower .codes"
         )
+        value = self.relative(level, "perplexity")
+        return self.check("perplexity", "evenness of use, most uneven level", value, advice, least=True)
+
+    def sharing(self) -> dict[str, Any] | None:
+        before = self.quality["collisions"]["before"]
+        advice = (
+            f"{before['sharing']:,} of {self.quality['items']:,} items have the codes of another: raise "
+            f"{self.settings}.codes or .levels; items with the same text cannot differ: give content.text.template "
+            "more columns"
+        )
+        return self.check("sharing", "items that share their codes", before["share"], advice)
+
+    def largest(self) -> dict[str, Any] | None:
+        items, largest = self.quality["items"], self.quality["collisions"]["before"]["largest"]
+        advice = (
+            f"{largest:,} items have the same codes: check whether their content is the same, as where a text is "
+            "missing (content.text.template); if not, the quantizer collapsed: raise "
+            f"{self.settings}.codes or .levels, or take another semantic_ids.seed"
+        )
+        name, limit = "items with the same codes, largest group", min(1.0, ALLOWED_GROUP / items)
+        return self.check("largest", name, largest / items, advice, lower_bound=limit)
+
+    def sharing_after(self) -> dict[str, Any] | None:
+        after = self.quality["collisions"]["after"]
+        advice = (
+            f"{after['sharing']:,} items share their id after resolution: set semantic_ids.collisions to extra_digit "
+            "or reallocate, which leave none"
+        )
+        return self.check("sharing_after", "items that share an id after resolution", after["share"], advice)
+
+    def reconstruction(self) -> dict[str, Any] | None:
+        advice = (
+            "the codes carry little more information than the mean of all items: keep "
+            f"{self.settings}.standardise on; "
+            f"{self.if_learned('train longer (.epochs, .least_steps) or with another .lr; ')}raise .codes or .levels"
+        )
+        value = self.quality["reconstruction"]["relative"]
+        return self.check("reconstruction", "variance lost in the codes", value, advice)
+
+    def neighbours(self) -> dict[str, Any] | None:
+        neighbours, items = self.quality["neighbours"], self.quality["items"]
+        if not neighbours or items < ITEMS_PER_NEIGHBOUR * neighbours["k"]:
+            return None
+        first = neighbours["by_depth"][0]
+        advice = (
+            f"{first['overlap']:.1%} of the nearest neighbours share the first code, by chance "
+            f"{first['random']:.1%}: "
+        )
+        if self.quality["levels"][0]["used"] > items / 2:
+            advice += f"level 1 has a code for nearly every item, so lower {self.settings}.codes"
+        else:
+            reason = "gives the first code the whole vector"
+            if self.kind in (None, *LEARNED):
+                reason = "has no encoder to collapse"
+            advice += (
+                f"the ids do not follow the vectors; {self.if_learned('take another semantic_ids.seed; ')}"
+            )
+            if self.kind != "residual_kmeans":
+                advice += f"use semantic_ids.quantizer=residual_kmeans, which {reason}; "
+            advice += f"change {self.settings}.codes; ids of many short levels may need semantic_ids.gate.neighbours=null"
+        value = _above_chance(first["overlap"], first["random"])
+        return self.check("neighbours", "neighbours by first code, above chance", value, advice, least=True)
+
+    def purity(self) -> dict[str, Any] | None:
+        purity = self.quality["purity"]
+        if not purity or purity["items"] < MIN_PURITY_ITEMS:
+            return None
+        advice = (
+            f"{purity['first_code']:.1%} of items are of the main category of their first code, by chance "
+            f"{purity['shuffled']:.1%}: if the check of neighbours passes, the vectors themselves do not reflect the "
+            "category: put it into content.text.template, take another encoder (embed), or set "
+            "semantic_ids.gate.purity=null"
+        )
+        value = _above_chance(purity["first_code"], purity["shuffled"])
+        return self.check("purity", "category by first code, above chance", value, advice, least=True)
+
+    def check(
+        self,
+        name: str,
+        what: str,
+        value: float | None,
+        advice: str,
+        *,
+        least: bool = False,
+        lower_bound: float = 0.0,
+    ) -> dict[str, Any] | None:
+        threshold = getattr(self.gate, name)
+        if value is None or threshold is None:
+            return None
+        threshold = max(float(threshold), lower_bound)
+        return {
+            "name": name,
+            "what": what,
+            "asks": "at least" if least else "at most",
+            "value": float(value),
+            "threshold": threshold,
+            "passed": bool(value >= threshold if least else value <= threshold),
+            "advice": advice,
+        }
+
+    def relative(self, level: Mapping[str, Any], key: str) -> float:
+        """Value of a level as a share of the codes that it can use."""
+        return level[key] / min(level["size"], self.quality["items"])
+
+    def if_learned(self, advice: str) -> str:
+        """Return ``advice`` for types with an encoder, nothing for others."""
+        if self.kind is None:
+            return f"for {' and '.join(LEARNED)} {advice}"
+        return advice if self.kind in LEARNED else ""
+
+
+def _above_chance(value: float, chance: float) -> float:
+    """0 at chance, 1 at best; 0 where chance is 1, as with one id for all items."""
+    return (value - chance) / (1 - chance) if chance < 1 else 0.0

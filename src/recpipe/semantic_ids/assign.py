@@ -168,10 +168,10 @@ def same_encoder(embeddings: Embeddings, about: Mapping[str, Any], space: str) -
     if embeddings.space == space:
         return True
     encoder = embeddings.about.get("fingerprint")
-    templates = embeddings.about.get("template"), about.get("template")
-    if encoder is None or None in templates:
+    template, other_template = embeddings.about.get("template"), about.get("template")
+    if encoder is None or template is None or other_template is None:
         return False
-    return tuple(text_space(encoder, template) for template in templates) == (embeddings.space, space)
+    return (text_space(encoder, template), text_space(encoder, other_template)) == (embeddings.space, space)
 
 
 def joint_vectors(embeddings: Embeddings, others: Mapping[str, Embeddings]) -> NDArray[np.float32]:

@@ -82,8 +82,8 @@ class EarlierResults:
             folder=paths.ids(config.kind),
             refit=config.refit,
             source_dataset=sources[0] if sources else None,
-            source_folder=paths.of(sources[0]).ids(config.kind) if sources else None,
-            joint_paths={name: paths.of(name).features / embeddings for name in joint},
+            source_folder=paths.for_dataset(sources[0]).ids(config.kind) if sources else None,
+            joint_paths={name: paths.for_dataset(name).features / embeddings for name in joint},
         )
 
     @cached_property

@@ -336,12 +336,12 @@ class _Checks:
             reason = "gives the first code the whole vector"
             if self.kind in (None, *LEARNED):
                 reason = "has no encoder to collapse"
+            other = f"use semantic_ids.quantizer=residual_kmeans, which {reason}; "
             advice += (
                 f"the ids do not follow the vectors; {self.if_learned('take another semantic_ids.seed; ')}"
+                f"{'' if self.kind == 'residual_kmeans' else other}change {self.settings}.codes; ids of many short "
+                "levels may need semantic_ids.gate.neighbours=null"
             )
-            if self.kind != "residual_kmeans":
-                advice += f"use semantic_ids.quantizer=residual_kmeans, which {reason}; "
-            advice += f"change {self.settings}.codes; ids of many short levels may need semantic_ids.gate.neighbours=null"
         value = _above_chance(first["overlap"], first["random"])
         return self.check("neighbours", "neighbours by first code, above chance", value, advice, least=True)
 

@@ -1,4 +1,4 @@
-"""A finished data set in miniature: four models, two protocols, profile, step table, curves and examples."""
+"""A small data set with finished runs: four models, two protocols, profile, step table, curves, example users."""
 
 from functools import partial
 
@@ -143,10 +143,10 @@ def steps():
 
 @pytest.fixture(scope="session")
 def data_profile(tmp_path_factory):
-    draw = np.random.default_rng(5)
-    users = np.sort(np.minimum(draw.zipf(1.25, 30_000), 900))
-    items = draw.zipf(1.35, 30_000) % 3000
-    times = START + draw.integers(0, 373 * 24, 30_000) * HOUR
+    generator = np.random.default_rng(5)
+    users = np.sort(np.minimum(generator.zipf(1.25, 30_000), 900))
+    items = generator.zipf(1.35, 30_000) % 3000
+    times = START + generator.integers(0, 373 * 24, 30_000) * HOUR
     columns = {"user_id": users.astype(str), "item_id": items.astype(str), "timestamp": times}
     path = tmp_path_factory.mktemp("log") / "interactions.parquet"
     pq.write_table(pa.table(columns), path)
@@ -156,9 +156,9 @@ def data_profile(tmp_path_factory):
 @pytest.fixture(scope="session")
 def curves():
     def curve(epochs, floor, seed):
-        draw, epoch = np.random.default_rng(seed), np.arange(epochs)
-        loss = floor + 2.1 * np.exp(-epoch / 6) + draw.normal(0, 0.01, epochs)
-        valid = 0.064 * (1 - np.exp(-(epoch + 1) / 7)) + draw.normal(0, 6e-4, epochs)
+        generator, epoch = np.random.default_rng(seed), np.arange(epochs)
+        loss = floor + 2.1 * np.exp(-epoch / 6) + generator.normal(0, 0.01, epochs)
+        valid = 0.064 * (1 - np.exp(-(epoch + 1) / 7)) + generator.normal(0, 6e-4, epochs)
         columns = {
             "epoch": epoch,
             "step": (epoch + 1) * 240,
@@ -177,17 +177,17 @@ def items():
 
 
 @pytest.fixture(scope="session")
-def draw(items):
-    return partial(make_examples, items)
+def make_users(items):
+    return partial(pick_users, items)
 
 
 @pytest.fixture(scope="session")
-def users(draw):
-    return draw()
+def users(make_users):
+    return make_users()
 
 
-def make_examples(items, users=6, seed=1, **options):
-    """20 users with histories of 1 to 20 events; the target of even ones is third in the first list."""
+def pick_users(items, users=6, seed=1, **options):
+    """Examples of 20 users with 1 to 20 events; the targets of even ones have rank 3 in the first list."""
     ids = np.array(items["item_id"].to_pylist(), dtype=object)
     lengths = np.arange(1, 21)
     flat = np.arange(lengths.sum()) % len(ids) + 1

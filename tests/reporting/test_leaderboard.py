@@ -11,8 +11,6 @@ from recpipe.reporting.insights import compute_insights
 from recpipe.reporting.leaderboard import (
     README_END,
     README_START,
-    ProtocolMismatchError,
-    compare,
     leaderboard,
     to_markdown,
     to_text,
@@ -103,13 +101,6 @@ def test_no_run_at_all():
     assert board.height == 0
     assert {"rank", "protocol", "model"} <= set(board.columns)
     assert to_text(board) == to_markdown(board) and "No finished run" in to_text(board)
-
-
-def test_unequal_protocols_do_not_compare(make_run, other_protocol):
-    a, b = make_run("sasrec", 42), make_run("popular", 42)
-    assert compare(a, b) == pytest.approx(a["test"]["ndcg@10"] - b["test"]["ndcg@10"])
-    with pytest.raises(ProtocolMismatchError, match="exclude_seen: True against False"):
-        compare(a, make_run("popular", 42, other_protocol))
 
 
 def test_text_fits_the_terminal(runs, make_run):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from recpipe.data.sequences import Sequences
 from recpipe.evaluation.recommendations import MODEL, titles_of
@@ -98,19 +99,7 @@ def to_json(users: Sequence[Example]) -> list[dict[str, Any]]:
 
 def from_json(values: Sequence[Mapping[str, Any]]) -> list[Example]:
     """Build examples from the values of ``to_json``."""
-    return [
-        Example(
-            user=value["user"],
-            length=value["length"],
-            history=tuple(ExampleItem(**item) for item in value["history"]),
-            targets=tuple(ExampleItem(**item) for item in value["targets"]),
-            recommendations={
-                model: tuple(RecommendedItem(**item) for item in items)
-                for model, items in value["recommendations"].items()
-            },
-        )
-        for value in values
-    ]
+    return TypeAdapter(list[Example]).validate_python(values)
 
 
 def _draw_users(ranks: pa.Table, histories: Sequences, *, users: int, k: int, seed: int) -> list[str]:

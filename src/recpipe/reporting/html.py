@@ -103,7 +103,7 @@ def render_page(
 def sizes_table(steps: pa.Table | pl.DataFrame | None) -> Table | None:
     """Compare the raw log with the data after all steps; None with fewer than two steps.
 
-    Pairs count repeatedly in the density. Step tables of older versions have no median.
+    Step tables of older versions have no median.
     """
     table = _step_table(steps)
     if table.height < 2:
@@ -118,7 +118,7 @@ def _sizes(row: dict[str, Any]) -> dict[str, str]:
         "interactions": count(row["rows"]),
         "users": count(row["users"]),
         "items": count(row["items"]),
-        "density (interactions / user-item pairs)": percent(row["rows"] / pairs if pairs else None),
+        "interactions per user-item pair": percent(row["rows"] / pairs if pairs else None),
         "median interactions per user": number(row.get("events_median")),
         "mean interactions per user": number(row.get("events_mean")),
         "time span": date_range(row.get("first_timestamp"), row.get("last_timestamp")),
@@ -210,7 +210,7 @@ def _facts(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("interactions", count(profile.get("rows"))),
         ("users", count(profile.get("users"))),
         ("items", count(profile.get("items"))),
-        ("density of the user-item matrix", percent(profile.get("density"))),
+        ("density (user-item pairs with interactions)", percent(profile.get("density"))),
         ("median interactions per user", count(per_user.get("median"))),
         ("interactions with the top 10\u202f% of items", percent(popularity.get("top_10_percent"))),
         ("interactions that repeat a user-item pair", percent(profile.get("repeats"))),

@@ -53,10 +53,6 @@ README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
 NO_RUNS = "No finished run yet.\n"
 
 
-class ProtocolMismatchError(ValueError):
-    """Two runs of different protocols cannot be compared."""
-
-
 def leaderboard(
     metrics: Iterable[Mapping[str, Any]],
     *,
@@ -95,22 +91,6 @@ def leaderboard(
         )
         .select("rank", *board.columns)
     )
-
-
-def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, metric: str = "ndcg@10") -> float:
-    """Return the test ``metric`` of run ``a`` minus that of run ``b`` (metrics.json dicts).
-
-    Raises ProtocolMismatchError, which names the fields that differ, unless both protocols are the same.
-    """
-    first, second = a["protocol"], b["protocol"]
-    if first["id"] != second["id"]:
-        names = sorted(name for name in {*first, *second} - {"id"} if first.get(name) != second.get(name))
-        difference = "; ".join(f"{name}: {first.get(name)!r} against {second.get(name)!r}" for name in names)
-        raise ProtocolMismatchError(
-            f"{a['model']} (protocol {first['id']}) and {b['model']} (protocol {second['id']}) cannot be "
-            f"compared: {difference or 'their protocols differ'}. Evaluate both under one protocol"
-        )
-    return float(a["test"][metric]) - float(b["test"][metric])
 
 
 def split_by_protocol(board: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:

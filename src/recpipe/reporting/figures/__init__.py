@@ -14,16 +14,8 @@ import polars as pl
 TEXTS = tomllib.loads((Path(__file__).parents[1] / "templates" / "texts.toml").read_text(encoding="utf-8"))
 CAPTIONS: dict[str, dict[str, str]] = TEXTS["captions"]  # title and text by figure
 Table = tuple[list[str], list[list[str]]]  # head and rows, as text
-COLOURS = (  # Okabe & Ito
-    "#2283c8",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#8f6fc4",
-    "#8c8c8c",
-)
+# Okabe and Ito
+COLOURS = ("#2283c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6fc4", "#8c8c8c")
 GREY = COLOURS[-1]
 SYMBOLS = ("circle", "diamond-open", "square-open", "x-thin-open", "triangle-up-open")
 CATEGORIES = {"type": "category"}  # settings of axes
@@ -132,11 +124,11 @@ def model_marker(model: str, board: pl.DataFrame, size: int = 7) -> dict[str, An
     return {"color": model_colour(model, board), "symbol": SYMBOLS[turn % len(SYMBOLS)], "size": size}
 
 
-def _row(model: str, board: pl.DataFrame) -> int | None:
-    models = board["model"].to_list() if board.height else []
-    return models.index(model) if model in models else None
-
-
 def escape(name: object) -> str:
     """Escape text from outside, as Plotly renders some HTML."""
     return html.escape(str(name), quote=False)
+
+
+def _row(model: str, board: pl.DataFrame) -> int | None:
+    models = board["model"].to_list() if board.height else []
+    return models.index(model) if model in models else None

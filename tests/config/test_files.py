@@ -9,7 +9,7 @@ import yaml
 from kedro.config import OmegaConfigLoader
 
 from recpipe.config import ConfigError, read_parameters, read_yaml
-from recpipe.config.files import leaves, plain
+from recpipe.config.files import leaves, to_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def test_the_projects_files_are_read_as_kedro_reads_them(env: str) -> None:
         default_run_env=env,
         merge_strategy={"parameters": "soft", "globals": "soft"},
     )
-    assert plain(read_parameters(ROOT / "conf", env)) == {**loader["globals"], **loader["parameters"]}
+    assert to_values(read_parameters(ROOT / "conf", env)) == {**loader["globals"], **loader["parameters"]}
 
 
 def test_an_environment_wins_key_by_key(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_an_environment_wins_key_by_key(tmp_path: Path) -> None:
     )
     (folder / "base" / "parameters" / "_hidden").rename(folder / "base" / "parameters" / ".hidden")
     tree = read_parameters(folder)
-    assert plain(tree) == {"train": {"a": 1, "b": {"c": 4, "d": 3}}, "seed": 1}
+    assert to_values(tree) == {"train": {"a": 1, "b": {"c": 4, "d": 3}}, "seed": 1}
     origins = {key: leaf.file for key, leaf in leaves(tree)}
     assert origins["train.b.c"] == "conf/local/parameters.yml"
     assert origins["train.b.d"] == "conf/base/parameters/train.yml"

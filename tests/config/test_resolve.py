@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recpipe.config import ConfigError, Configuration, ModelInfo, read_parameters, resolve
-from recpipe.config.files import Tree, leaves, merge, plain, to_tree
+from recpipe.config.files import Tree, leaves, merge, to_tree, to_values
 from recpipe.config.run_config import TOP_LEVEL
 
 FILES: dict[str, Any] = {
@@ -130,7 +130,7 @@ def test_every_value_knows_where_it_comes_from() -> None:
     assert origins["models.net.train.epochs"].origin == "conf: models.net.datasets.films.train.epochs"
     assert origins["models.net.train.metric"].file == "command line"
     assert origins["protocol.history"].origin == "conf: datasets.films.protocol.history"
-    values = plain(configuration.tree("net"))
+    values = to_values(configuration.tree("net"))
     assert {key: leaf.value for key, leaf in leaves(to_tree(values, ""))} == {
         key.removeprefix("models.net."): leaf.value
         for key, leaf in origins.items()

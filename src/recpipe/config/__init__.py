@@ -11,9 +11,8 @@ from recpipe.config.checks import (
     split_names,
 )
 from recpipe.config.files import parse_overrides, read_parameters, read_yaml
-from recpipe.config.paths import DataPaths
 from recpipe.config.resolve import Configuration, resolve
-from recpipe.config.run_config import COLLABORATIVE, ID_KINDS, VECTORS, ModelInfo, RunConfig
+from recpipe.config.run_config import COLLABORATIVE, ID_KINDS, VECTORS, DataPaths, ModelInfo, RunConfig
 
 __all__ = [
     "COLLABORATIVE",

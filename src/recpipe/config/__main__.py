@@ -11,34 +11,27 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from recpipe.config.checks import ConfigError, split_names
 from recpipe.config.files import COMMAND_LINE, Leaf, parse_overrides
 from recpipe.config.resolve import Configuration
 from recpipe.config.run_config import ModelInfo
 
-WIDEST_VALUE = 40  # characters; longer values push their origin to the right
+VALUE_WIDTH = 40  # characters; longer values push their origin to the right
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the values; return 1 after an error, which is one line."""
     options = _parser().parse_args(arguments)
     try:
-        configuration = Configuration.read(
-            options.conf, options.env, parse_overrides(options.params), _model_info
-        )
-        models = (
-            configuration.model_names
-            if configuration["model"] == "all"
-            else list(split_names(configuration["model"]))
-        )
+        overrides = parse_overrides(options.params)
+        configuration = Configuration.read(options.conf, options.env, overrides, _model_info)
+        names = configuration["model"]
+        models = configuration.model_names if names == "all" else list(split_names(names))
         for name in models:
             configuration.run(name)
-        lines = (
-            differences(configuration, models) if options.command == "diff" else values(configuration, models)
-        )
-        sys.stdout.writelines(f"{line}\n" for line in _selection(lines, options.keys))
+        lines = (show if options.command == "show" else diff)(configuration, models)
+        sys.stdout.writelines(f"{line}\n" for line in _select(lines, options.keys))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -47,53 +40,50 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def values(configuration: Configuration, models: list[str]) -> dict[str, str]:
-    """Lines by key. ``train`` and ``side`` are left to the models, ids settings that all kinds share stand once."""
+def show(configuration: Configuration, models: list[str]) -> dict[str, str]:
+    """Return lines by key; ``train`` and ``side`` only as blocks of models, settings common to all id kinds once."""
     origins = configuration.origins(models)
     return {key: _line(key, leaf) for key, leaf in origins.items() if not _is_repeated(key, leaf, origins)}
 
 
-def differences(configuration: Configuration, models: list[str]) -> dict[str, str]:
-    """Lines by key for the settings in which models differ."""
-    trees = {name: _below(configuration.origins([name]), f"models.{name}.") for name in models}
-    keys = dict.fromkeys(key for tree in trees.values() for key in tree)
+def diff(configuration: Configuration, models: list[str]) -> dict[str, str]:
+    """Return lines by key for the settings in which models differ."""
+    settings: list[dict[str, str]] = []
+    for name in models:
+        prefix = f"models.{name}."
+        origins = configuration.origins([name]).items()
+        settings.append(
+            {key.removeprefix(prefix): _text(leaf.value) for key, leaf in origins if key.startswith(prefix)}
+        )
     lines = {}
-    for key in keys:
-        texts = [_text(tree[key].value) if key in tree else "-" for tree in trees.values()]
+    for key in dict.fromkeys(key for model in settings for key in model):
+        texts = [model.get(key, "-") for model in settings]
         if len(set(texts)) > 1:
             pairs = zip(models, texts, strict=True)
             lines[key] = f"{key:40} " + "  ".join(f"{name}: {text}" for name, text in pairs)
     return lines
 
 
-def _below(origins: dict[str, Leaf], prefix: str) -> dict[str, Leaf]:
-    return {key.removeprefix(prefix): leaf for key, leaf in origins.items() if key.startswith(prefix)}
-
-
 def _is_repeated(key: str, leaf: Leaf, origins: dict[str, Leaf]) -> bool:
     if key.startswith(("train.", "side.")):
         return True
     parts = key.split(".")
-    return (
-        parts[:2] == ["semantic_ids", "kinds"] and origins.get(".".join(["semantic_ids", *parts[3:]])) == leaf
-    )
+    common_key = ".".join(["semantic_ids", *parts[3:]])
+    return parts[:2] == ["semantic_ids", "kinds"] and origins.get(common_key) == leaf
 
 
 def _line(key: str, leaf: Leaf) -> str:
     place = leaf.file if leaf.file == COMMAND_LINE else leaf.origin
-    return f"{key:45} {_text(leaf.value):{WIDEST_VALUE}}  # {place}"
+    return f"{key:45} {_text(leaf.value):{VALUE_WIDTH}}  # {place}"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _selection(lines: dict[str, str], keys: list[str]) -> list[str]:
-    selection = [
-        line
-        for key, line in lines.items()
-        if not keys or any(key == each or key.startswith(f"{each}.") for each in keys)
-    ]
+def _select(lines: dict[str, str], keys: list[str]) -> list[str]:
+    prefixes = tuple(f"{key}." for key in keys)
+    selection = [line for key, line in lines.items() if not keys or f"{key}.".startswith(prefixes)]
     if keys and not selection:
         raise ConfigError(f"nothing is called {' or '.join(keys)}; give no key to see all of them")
     return selection
@@ -115,9 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "keys", nargs="*", help="only these keys or blocks, such as protocol or models.tiger.train"
     )
-    parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="as of `kedro run`")
-    parser.add_argument("--env", default=None, help="the environment over base; by default local")
-    parser.add_argument("--conf", type=Path, default=Path("conf"), help="the folder with base/")
+    parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="as in `kedro run`")
+    parser.add_argument("--env", default=None, help="environment over base; by default local")
+    parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder with base/")
     return parser
 
 

@@ -1,7 +1,4 @@
-"""ConfigError, suggestions of the nearest spelling, and lists of names written ``a+b``.
-
-Construction of typed objects (dataclasses, pydantic models) from blocks of the configuration, with checks.
-"""
+"""ConfigError with suggestions of the nearest spelling, and construction of typed objects from conf blocks."""
 
 from __future__ import annotations
 
@@ -13,35 +10,43 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-VARIABLE = inspect.Parameter.VAR_KEYWORD
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+FileHint = Callable[[str], str]
+"""Function from a dotted path to its file, `` (conf/base/parameters/train.yml)``, or to an empty string."""
 
 
 class ConfigError(ValueError):
     """Error in the configuration; the message has the key, its file and the allowed values.
 
-    ``name`` is the key or name that the error is about, where it is about one.
+    ``name`` is the wrong key or name, if the error is about one.
     """
 
-    name: str | None = None
+    def __init__(self, message: str, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
 
 
-def nearest(name: Any, choices: Iterable[Any]) -> str:
+def nearest(name: object, choices: Iterable[object]) -> str:
     """Suggest the closest spelling in ``choices`` as `` (did you mean 'x'?)``; an empty string without one."""
-    close = difflib.get_close_matches(str(name), [str(each) for each in choices], n=1)
+    close = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def check_known(name: Any, choices: Iterable[Any], *, what: str, hint: str = "") -> None:
-    """Raise ConfigError with the nearest spelling and the choice, unless ``choices`` contains ``name``."""
-    choices = [str(each) for each in choices]
+def check_known(name: object, choices: Iterable[object], *, what: str, hint: str = "") -> None:
+    """Raise ConfigError with the nearest spelling and the choices, unless ``choices`` contains ``name``."""
+    choices = [str(choice) for choice in choices]
     if str(name) not in choices:
-        error = ConfigError(
-            f"unknown {what} {str(name)!r}{nearest(name, choices)}; choose {', '.join(choices) or 'nothing'}{hint}"
+        message = (
+            f"unknown {what} {str(name)!r}{nearest(name, choices)}; choose {', '.join(choices) or 'nothing'}"
         )
-        error.name = str(name)
-        raise error
+        raise ConfigError(f"{message}{hint}", str(name))
 
 
 def check_choices(config: object, *, where: str = "", **allowed: Iterable[str]) -> None:
@@ -64,14 +69,14 @@ def check_at_least(minimum: float, config: object, *names: str) -> None:
 
 
 def check_arguments(
-    function: Callable[..., Any],
+    function: Callable[..., object],
     arguments: Iterable[str],
     *,
     what: str,
     internal: Iterable[str] = (),
     extra: Iterable[str] = (),
 ) -> None:
-    """Raise ConfigError with the nearest spelling for an argument that ``function``, or a class, does not take.
+    """Raise ConfigError with the nearest spelling for an argument that a function, or a class, does not take.
 
     ``internal``: parameters that the configuration cannot set. ``extra``: further names that it can set.
     """
@@ -80,44 +85,31 @@ def check_arguments(
         check_known(name, names, what=f"argument of {what}")
 
 
-def _parameters(function: Callable[..., Any]) -> list[str]:
-    """Names of parameters; of a class also those that its parents take as ``**options``."""
-    functions = (
-        [vars(cls).get("__init__") for cls in function.__mro__] if isinstance(function, type) else [function]
-    )
+def _parameters(function: Callable[..., object]) -> list[str]:
+    """Return names of parameters; of a class also those that its parents take as ``**options``."""
     names: dict[str, None] = {}
-    for each in filter(None, functions):
-        parameters = inspect.signature(each).parameters.values()
-        kinds = [parameter.kind for parameter in parameters]
-        names |= dict.fromkeys(
-            parameter.name
-            for parameter in parameters
-            if parameter.kind not in (parameter.VAR_POSITIONAL, VARIABLE)
-        )
-        if VARIABLE not in kinds:
+    constructors = (
+        [vars(cls).get("__init__") for cls in function.__mro__] if isinstance(function, type) else []
+    )
+    for callable_ in filter(None, constructors or [function]):
+        parameters = inspect.signature(callable_).parameters.values()
+        variadic = [parameter.kind for parameter in parameters if parameter.kind.name.startswith("VAR_")]
+        names |= {p.name: None for p in parameters if p.kind not in variadic and p.name != "self"}
+        if inspect.Parameter.VAR_KEYWORD not in variadic:
             break
-    names.pop("self", None)
     return list(names)
 
 
-def split_names(value: Any) -> tuple[str, ...]:
+def split_names(value: object) -> tuple[str, ...]:
     """Split ``"a+b"`` to ("a", "b") without repeats; ``none``, null and the empty string to ()."""
     return () if value in (None, "", "none") else tuple(dict.fromkeys(str(value).split("+")))
 
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-FileHint = Callable[[str], str]
-"""Function from a dotted path to its file, `` (conf/base/parameters/train.yml)``, or to an empty string."""
-
-
-def build_config(cls: type[T], values: Any, *, where: str, file_hint: FileHint = lambda path: "") -> T:
+def build_config(cls: type[T], values: object, *, where: str, file_hint: FileHint = lambda path: "") -> T:
     """Build ``cls(**values)``, a dataclass or a pydantic model; ``where`` is the dotted path of the block.
 
-    Raises ConfigError for the first key that is unknown, missing or of the wrong type, with its file and the
-    allowed values.
+    Raises ConfigError for the first key that is unknown, missing or of the wrong type, with its file and the allowed
+    values.
     """
     fields = field_names(cls)
     if not isinstance(values, Mapping):
@@ -127,11 +119,8 @@ def build_config(cls: type[T], values: Any, *, where: str, file_hint: FileHint =
     for key in values:
         if key not in fields:
             path = f"{where}.{key}"
-            error = ConfigError(
-                f"unknown setting {path!r}{file_hint(path)}{nearest(key, fields)}; there are {', '.join(fields)}"
-            )
-            error.name = key
-            raise error
+            suggestion = f"{nearest(key, fields)}; there are {', '.join(fields)}"
+            raise ConfigError(f"unknown setting {path!r}{file_hint(path)}{suggestion}", key)
     if not dataclasses.is_dataclass(cls):
         return _validate(cls, values, where, file_hint)
     _check_types(cls, values, where, file_hint)
@@ -142,7 +131,7 @@ def build_config(cls: type[T], values: Any, *, where: str, file_hint: FileHint =
 
 
 def field_names(cls: type) -> list[str]:
-    """Names of the fields of a dataclass or a pydantic model."""
+    """Return the field names of a dataclass or a pydantic model."""
     if dataclasses.is_dataclass(cls):
         return [field.name for field in dataclasses.fields(cls)]
     return list(cls.model_fields)  # type: ignore[attr-defined]
@@ -154,7 +143,7 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: str, file_hint: Fi
     try:
         return cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined]
     except ValidationError as errors:
-        raise ConfigError(_sentence(errors, where, file_hint)) from errors
+        raise ConfigError(_first_error(errors, where, file_hint)) from errors
 
 
 def _check_types(cls: type, values: Mapping[str, Any], where: str, file_hint: FileHint) -> None:
@@ -168,15 +157,14 @@ def _check_types(cls: type, values: Mapping[str, Any], where: str, file_hint: Fi
             try:
                 _adapter(cls, field.name).validate_json(json.dumps(values[field.name]), strict=True)
             except ValidationError as errors:
-                error = ConfigError(_sentence(errors, f"{where}.{field.name}", file_hint))
-                error.name = field.name
-                raise error from errors
+                message = _first_error(errors, f"{where}.{field.name}", file_hint)
+                raise ConfigError(message, field.name) from errors
             except TypeError:  # not JSON, so it comes from code and not from a file
                 continue
 
 
 @cache
-def _adapter(cls: type, name: str) -> Any:
+def _adapter(cls: type, name: str) -> TypeAdapter[Any]:
     from typing import get_type_hints
 
     from pydantic import TypeAdapter
@@ -192,14 +180,12 @@ def _has_pydantic() -> bool:
     return is_installed
 
 
-def _sentence(errors: Any, where: str, file_hint: FileHint) -> str:
-    """The first error of a ValidationError on one line."""
+def _first_error(errors: ValidationError, where: str, file_hint: FileHint) -> str:
     error = errors.errors()[0]
     path = ".".join(str(part) for part in (where, *error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"unknown setting {path!r}{file_hint(path)}; {where} has no such key"
     if error["type"] == "missing":
         return f"{path} is missing{file_hint(where)}"
-    return (
-        f"{path}{file_hint(path)} cannot be {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
-    )
+    message = f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{path}{file_hint(path)} cannot be {error['input']!r}: {message}"

@@ -1,7 +1,4 @@
-"""Nested settings whose leaves know their origin, and the merge of such trees.
-
-Parameter files of a conf folder as one tree: ``base``, and over it one environment.
-"""
+"""Parameter files of a conf folder (``base``, and one environment over it) as a tree whose leaves know their origin."""
 
 from __future__ import annotations
 
@@ -18,9 +15,10 @@ import yaml
 
 from recpipe.config.checks import ConfigError
 
+BASE, DEFAULT_ENV = "base", "local"
+SUFFIXES = (".yml", ".yaml", ".json")
 COMMAND_LINE = "command line"
-# Blocks whose other keys are arguments of what their `name` names.
-CHOICES = ("loss", "optimiser", "schedule")
+CHOICES = ("loss", "optimiser", "schedule")  # blocks whose other keys are arguments of what `name` selects
 
 
 @dataclass(frozen=True)
@@ -49,18 +47,33 @@ def to_tree(values: Mapping[Any, Any], file: str, path: str = "") -> Tree:
     return tree
 
 
-def plain(tree: Tree | Leaf) -> Any:
+def to_values(tree: Tree | Leaf) -> Any:
     """Convert a tree to nested values; lists are copied."""
     if isinstance(tree, Leaf):
         return copy.deepcopy(tree.value)
-    return {name: plain(each) for name, each in tree.items()}
+    return {name: to_values(entry) for name, entry in tree.items()}
+
+
+def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Leaf]]:
+    """Iterate over all values as (dotted path, leaf), in the order of the files."""
+    for name, entry in tree.items():
+        key = f"{path}.{name}" if path else name
+        if isinstance(entry, Leaf):
+            yield key, entry
+        else:
+            yield from leaves(entry, key)
+
+
+def first_file(tree: Tree | Leaf) -> str:
+    """Return the file of the first value, an empty string without any."""
+    return next((leaf.file for _, leaf in leaves({"": tree})), "")
 
 
 def merge(*trees: Tree) -> Tree:
     """Merge later trees over earlier ones, key by key at any depth; lists are replaced as a whole.
 
-    A block of ``CHOICES`` with another ``name`` than the one below replaces it: arguments of one optimiser are not
-    those of another.
+    A block of ``CHOICES`` with another ``name`` replaces the one below, as arguments of one optimiser are not those of
+    another.
     """
     result: Tree = {}
     for tree in trees:
@@ -73,49 +86,33 @@ def merge(*trees: Tree) -> Tree:
     return result
 
 
-def _replaces(name: str, below: Tree, above: Tree) -> bool:
-    if name not in CHOICES:
-        return False
-    names = [each.value for each in (below.get("name"), above.get("name")) if isinstance(each, Leaf)]
-    return len(names) == 2 and names[0] != names[1]
+def _replaces(block_name: str, below: Tree, above: Tree) -> bool:
+    names = [leaf.value for tree in (below, above) if isinstance(leaf := tree.get("name"), Leaf)]
+    return block_name in CHOICES and len(names) == 2 and names[0] != names[1]
 
 
 def block(tree: Tree, *path: str) -> Tree:
     """Return the block at ``path``, empty where it is missing or null."""
     for name in path:
-        inner = tree.get(name)
-        if not isinstance(inner, dict):
+        entry = tree.get(name)
+        if not isinstance(entry, dict):
             return {}
-        tree = inner
+        tree = entry
     return tree
 
 
-def blocks_of(tree: Tree, names: Iterable[str]) -> Tree:
+def pick_blocks(tree: Tree, names: Iterable[str]) -> Tree:
     """Return the blocks ``names`` of ``tree``, without missing and null ones."""
-    return {name: inner for name in names if (inner := block(tree, name))}
+    return {name: entry for name in names if (entry := block(tree, name))}
 
 
-def without_null(tree: Tree, names: Iterable[str]) -> Tree:
+def drop_null(tree: Tree, names: Iterable[str]) -> Tree:
     """Return ``tree`` without null entries of ``names``: a block whose lines are all comments overrides nothing."""
     return {
-        name: each
-        for name, each in tree.items()
-        if name not in names or not isinstance(each, Leaf) or each.value is not None
+        name: entry
+        for name, entry in tree.items()
+        if name not in names or not isinstance(entry, Leaf) or entry.value is not None
     }
-
-
-def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Leaf]]:
-    """Iterate over all values as (dotted path, leaf), in the order of the files."""
-    for name, each in tree.items():
-        key = f"{path}.{name}" if path else name
-        if isinstance(each, Leaf):
-            yield key, each
-        else:
-            yield from leaves(each, key)
-
-
-BASE, DEFAULT_ENV = "base", "local"
-SUFFIXES = (".yml", ".yaml", ".json")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -127,7 +124,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [each.value for each, _ in node.value if isinstance(each, yaml.ScalarNode)]
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1 and key != "<<"]:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {repeated[0]!r} stands twice in one block", node.start_mark
@@ -148,9 +145,7 @@ def read_yaml(text: str) -> Any:
 def parse_overrides(text: str) -> dict[str, Any]:
     """Read ``dataset=ml-1m,train.window=50`` as nested values, like ``kedro run --params``. Raises ConfigError."""
     nested: dict[str, Any] = {}
-    for pair in (each.strip() for each in text.split(",")):
-        if not pair:
-            continue
+    for pair in filter(None, (part.strip() for part in text.split(","))):
         path, sign, value = pair.partition("=")
         if not sign:
             raise ConfigError(f"{pair!r} is no setting; write key=value, several separated by commas")
@@ -177,21 +172,20 @@ def read_parameters(conf: Path, env: str | None = None) -> Tree:
         raise ConfigError(f"{conf} has no folder {BASE!r}, so it is not a conf folder of recpipe")
     env = env or DEFAULT_ENV
     if env != DEFAULT_ENV and not (conf / env).is_dir():
-        names = ", ".join(sorted(each.name for each in conf.iterdir() if each.is_dir()))
+        names = ", ".join(sorted(path.name for path in conf.iterdir() if path.is_dir()))
         raise ConfigError(f"there is no environment {env!r} in {conf}; there are {names}")
-    base = _environment(conf, BASE)
+    base = _read_environment(conf, BASE)
     if env == BASE:
         return base
     blocks = [name for name in base if block(base, name)]
-    changes = without_null(_environment(conf, env), blocks)
+    changes = drop_null(_read_environment(conf, env), blocks)
     for name in blocks:
         if isinstance(leaf := changes.get(name), Leaf):
             raise ConfigError(f"{leaf.origin} is {leaf.value!r}; it must be a block")
     return merge(base, changes)
 
 
-def _environment(conf: Path, env: str) -> Tree:
-    """All parameter files of one environment as one tree."""
+def _read_environment(conf: Path, env: str) -> Tree:
     environment: Tree = {}
     origins: dict[str, Leaf] = {}
     for file in _files(conf / env):
@@ -212,16 +206,13 @@ def _environment(conf: Path, env: str) -> Tree:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """``globals.yml`` and the files of ``parameters*``, a folder at the top or a name of a file, as Kedro has it."""
+    """``globals.yml`` and the files of ``parameters*``, a top folder or a file name, as Kedro selects them."""
     for file in sorted(folder.rglob("*")):
         parts = file.relative_to(folder).parts
-        if file.suffix not in SUFFIXES or any(part.startswith(".") for part in parts) or not file.is_file():
-            continue
-        if (
-            parts[0].startswith("parameters")
-            or parts[-1].startswith("parameters")
-            or parts == ("globals.yml",)
-        ):
+        is_hidden = any(part.startswith(".") for part in parts)
+        is_parameters = parts[0].startswith("parameters") or parts[-1].startswith("parameters")
+        is_selected = is_parameters or parts == ("globals.yml",)
+        if is_selected and not is_hidden and file.suffix in SUFFIXES and file.is_file():
             yield file
 
 
@@ -237,7 +228,7 @@ def _read(file: Path, name: str) -> dict[Any, Any]:
 
 @cache
 def _parse(file: Path, version: tuple[int, int], name: str) -> Any:
-    """Values of a file, cached by its time of change and its size."""
+    """Parse a file; cached by its ``version``, the time of change and the size."""
     try:
         text = file.read_text(encoding="utf-8")
         return json.loads(text) if file.suffix == ".json" else read_yaml(text)

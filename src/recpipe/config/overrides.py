@@ -7,7 +7,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from recpipe.config.checks import ConfigError, check_known, nearest, split_names
-from recpipe.config.files import CHOICES, COMMAND_LINE, Leaf, Tree, block, blocks_of, leaves, merge
+from recpipe.config.files import CHOICES, COMMAND_LINE, Leaf, Tree, block, first_file, merge, pick_blocks
 from recpipe.config.run_config import (
     BY_DATASET,
     BY_MODEL,
@@ -22,19 +22,13 @@ from recpipe.config.run_config import (
 if TYPE_CHECKING:
     from recpipe.config.resolve import Configuration
 
-FREE = ("options", "columns", "settings", *CHOICES)  # blocks of arguments that are checked by what takes them
+ARGUMENT_BLOCKS = (
+    "options",
+    "columns",
+    "settings",
+    *CHOICES,
+)  # their keys are checked by the code that takes them
 OPTIONAL = ("profile", "baselines")  # keys that a data set may lack
-
-
-def check_overrides(configuration: Configuration) -> None:
-    """Raise ConfigError for a key of ``--params`` that the conf lacks, and for a value of the wrong kind."""
-    for name, value in configuration.overrides.items():
-        if name == "models" and isinstance(value, Mapping):
-            _check_models(configuration, value)
-        elif name == "datasets" and isinstance(value, Mapping):
-            _check_datasets(configuration, value)
-        else:
-            _check({name: value}, _top_level(configuration), "", configuration.extra_settings)
 
 
 def check_names(configuration: Configuration) -> None:
@@ -43,23 +37,22 @@ def check_names(configuration: Configuration) -> None:
     Names are those of blocks, data sets, profiles, kinds of semantic ids and models that others extend.
     """
     files = configuration.files
-    for name, each in files.items():
-        file = next((leaf.file for _, leaf in leaves({name: each})), "")
-        check_known(name, TOP_LEVEL, what="parameter", hint=f" ({file})" if file else "")
+    for name, entry in files.items():
+        check_known(name, TOP_LEVEL, what="parameter", hint=_in_parentheses(first_file(entry)))
     _check_blocks(files, ("datasets", "models", "profiles", *BY_DATASET))
     _check_blocks(block(files, "datasets"))
     _check_blocks(block(files, "models"))
     datasets, profiles, profile = block(files, "datasets"), block(files, "profiles"), configuration.profile
-    folder = " (files in conf/base/parameters/datasets)"
-    check_known(configuration.dataset, datasets, what="dataset", hint=folder)
-    for each in (files, *(block(datasets, name) for name in datasets)):
-        _check_blocks(each, BY_DATASET)
-        for kind in block(each, "semantic_ids", "kinds"):
+    hint = " (files in conf/base/parameters/datasets)"
+    check_known(configuration.dataset, datasets, what="dataset", hint=hint)
+    for tree in (files, *(block(datasets, name) for name in datasets)):
+        _check_blocks(tree, BY_DATASET)
+        for kind in block(tree, "semantic_ids", "kinds"):
             check_known(kind, ID_KINDS, what="kind of semantic ids")
-        if isinstance(leaf := each.get("profile"), Leaf) and leaf.value is not None:
-            check_known(leaf.value, profiles, what="profile", hint=f" ({leaf.origin})")
+        if isinstance(leaf := tree.get("profile"), Leaf) and leaf.value is not None:
+            check_known(leaf.value, profiles, what="profile", hint=_in_parentheses(leaf.origin))
     if profile is not None:
-        check_known(profile, profiles, what="profile", hint=f" ({COMMAND_LINE})")
+        check_known(profile, profiles, what="profile", hint=_in_parentheses(COMMAND_LINE))
     for model in configuration.model_names:
         entry = block(files, "models", model)
         _check_blocks(entry, ("profiles", "datasets", *BY_MODEL))
@@ -67,14 +60,17 @@ def check_names(configuration: Configuration) -> None:
             _check_blocks(block(entry, key))
             for name in block(entry, key):
                 settings = block(entry, key, name)
-                file = next((leaf.file for _, leaf in leaves(settings)), "")
                 what = f"{key[:-1]} of models.{model}"
-                check_known(name, names, what=what, hint=f" ({file})" if file else "")
+                check_known(name, names, what=what, hint=_in_parentheses(first_file(settings)))
                 _check_blocks(settings, BY_MODEL)
                 for setting in ("type", "extends"):
                     if isinstance(leaf := settings.get(setting), Leaf):
                         raise ConfigError(f"{leaf.origin}: {key} may override settings, not the {setting}")
         configuration.type_of(model)
+
+
+def _in_parentheses(place: str) -> str:
+    return f" ({place})" if place else ""
 
 
 def _check_blocks(tree: Tree, names: Iterable[str] | None = None) -> None:
@@ -102,29 +98,35 @@ def check_inputs(config: RunConfig, models: Iterable[str]) -> None:
         )
 
 
+def check_overrides(configuration: Configuration) -> None:
+    """Raise ConfigError for a key of ``--params`` that the conf lacks, and for a value of the wrong kind."""
+    for name, value in configuration.overrides.items():
+        if name == "models" and isinstance(value, Mapping):
+            _check_models(configuration, value)
+        elif name == "datasets" and isinstance(value, Mapping):
+            _check_datasets(configuration, value)
+        else:
+            _check({name: value}, _top_level(configuration), "", configuration.extra_settings)
+
+
 def _top_level(configuration: Configuration) -> Tree:
-    """The top level of the files with the data set's blocks, and all settings under every kind of semantic ids."""
+    """Return the top level of the files with the data set's blocks, and all settings under every kind of ids."""
     files = configuration.files
-    top = merge(files, blocks_of(block(files, "datasets", configuration.dataset), BY_DATASET))
+    top = merge(files, pick_blocks(block(files, "datasets", configuration.dataset), BY_DATASET))
     return {**top, "semantic_ids": with_kinds(block(top, "semantic_ids"))}
 
 
 def _check_models(configuration: Configuration, models: Mapping[str, Any]) -> None:
-    models_in_files = block(configuration.files, "models")
     for model, values in models.items():
-        if model not in models_in_files:
-            raise _unknown(f"models.{model}", models_in_files)
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"models.{model} is a block; give one of its keys")
+        _check_block(model, values, "models.", block(configuration.files, "models"))
         tree = configuration.file_tree(model)
         for key, value in values.items():
             is_nested = isinstance(value, Mapping) and key in ("datasets", "profiles")
             for name, settings in value.items() if is_nested else [("", {key: value})]:
-                path = f"models.{model}.{key}.{name}" if is_nested else f"models.{model}"
-                if is_nested and name not in block(configuration.files, key):
-                    raise _unknown(path, block(configuration.files, key))
-                if not isinstance(settings, Mapping):
-                    raise ConfigError(f"{path} is a block; give one of its keys")
+                path = f"models.{model}"
+                if is_nested:
+                    _check_block(name, settings, f"{path}.{key}.", block(configuration.files, key))
+                    path = f"{path}.{key}.{name}"
                 if "type" in settings:
                     raise ConfigError(
                         f"{path}.type (command line): overrides may change settings, not the type"
@@ -133,21 +135,25 @@ def _check_models(configuration: Configuration, models: Mapping[str, Any]) -> No
 
 
 def _check_datasets(configuration: Configuration, datasets: Mapping[str, Any]) -> None:
-    files = configuration.files
+    choices = block(configuration.files, "datasets")
     for dataset, values in datasets.items():
-        if dataset not in block(files, "datasets"):
-            raise _unknown(f"datasets.{dataset}", block(files, "datasets"))
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"datasets.{dataset} is a block; give one of its keys")
-        common: Tree = {name: each for name, each in _top_level(configuration).items() if name in BY_DATASET}
+        _check_block(dataset, values, "datasets.", choices)
+        common: Tree = {key: entry for key, entry in _top_level(configuration).items() if key in BY_DATASET}
         optional: Tree = {name: Leaf(None, "", "") for name in OPTIONAL}
-        tree = merge(optional, common, block(files, "datasets", dataset))
+        tree = merge(optional, common, block(choices, dataset))
         _check(values, tree, f"datasets.{dataset}.", configuration.extra_settings)
+
+
+def _check_block(name: str, values: object, prefix: str, choices: Tree) -> None:
+    if name not in choices:
+        raise _unknown(f"{prefix}{name}", choices)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix}{name} is a block; give one of its keys")
 
 
 def _check(
     overrides: Mapping[str, Any],
-    known: Tree,
+    tree: Tree,
     prefix: str,
     extra: Callable[[str, str | None], Mapping[str, Any]],
     *,
@@ -155,48 +161,49 @@ def _check(
 ) -> None:
     for key, value in overrides.items():
         path = f"{prefix}{key}"
-        if key not in known:
-            others = extra(prefix.rstrip("."), model)
-            if key not in others:
-                raise _unknown(path, {**known, **dict.fromkeys(others)}, known)
-            _check_kind(path, value, others[key])
+        if key not in tree:
+            defaults = extra(prefix.rstrip("."), model)
+            if key not in defaults:
+                raise _unknown(path, {**tree, **dict.fromkeys(defaults)}, tree)
+            _check_kind(path, value, defaults[key])
             continue
-        present = known[key]
-        if isinstance(value, Mapping):
-            if isinstance(present, Leaf) and present.value is not None:
-                raise _wrong_kind(path, dict(value), present.value)
-            if isinstance(present, dict) and present and key not in FREE:
-                _check(value, present, f"{path}.", extra, model=model)
-        elif isinstance(present, dict):
-            if present and (value is not None or not prefix or key in BY_DATASET):
-                raise ConfigError(f"{path} is a block; give one of its keys: {', '.join(present)}")
-        else:
-            _check_kind(path, value, present.value)
+        current = tree[key]
+        if isinstance(current, Leaf):
+            if isinstance(value, Mapping) and current.value is None:
+                continue
+            _check_kind(path, value, current.value)
+        elif isinstance(value, Mapping):
+            if current and key not in ARGUMENT_BLOCKS:
+                _check(value, current, f"{path}.", extra, model=model)
+        elif current and (value is not None or not prefix or key in BY_DATASET):
+            raise ConfigError(f"{path} is a block; give one of its keys: {', '.join(current)}")
 
 
-def _check_kind(path: str, value: Any, present: Any) -> None:
-    if not same_kind(value, present):
-        raise _wrong_kind(path, value, present)
+def _check_kind(path: str, value: object, current: object) -> None:
+    if not same_kind(value, current):
+        raise ConfigError(
+            f"{path} (command line) cannot be {value!r}: conf has {current!r}, give that kind of value"
+        )
 
 
-def same_kind(value: Any, present: Any) -> bool:
-    """Whether ``value`` may replace ``present``: number for number, boolean for boolean, list for list.
+def same_kind(value: object, current: object) -> bool:
+    """Return whether ``value`` may replace ``current``: number for number, boolean for boolean, list for list.
 
     A date may replace a float (the share of a split). Null and text may be replaced by any scalar, and null may replace
     any scalar.
     """
-    if isinstance(value, Mapping) or isinstance(present, list | tuple):
-        return isinstance(value, list | tuple) and isinstance(present, list | tuple)
-    if value is None or present is None or isinstance(present, str):
+    if isinstance(value, Mapping) or isinstance(current, list | tuple):
+        return isinstance(value, list | tuple) and isinstance(current, list | tuple)
+    if value is None or current is None or isinstance(current, str):
         return True
-    if isinstance(present, bool) or isinstance(value, bool):
-        return isinstance(present, bool) and isinstance(value, bool)
-    if isinstance(present, float):
+    if isinstance(current, bool) or isinstance(value, bool):
+        return isinstance(current, bool) and isinstance(value, bool)
+    if isinstance(current, float):
         return isinstance(value, int | float) or _is_date(value)
     return isinstance(value, int)
 
 
-def _is_date(value: Any) -> bool:
+def _is_date(value: object) -> bool:
     try:
         date.fromisoformat(str(value))
     except ValueError:
@@ -204,20 +211,14 @@ def _is_date(value: Any) -> bool:
     return True
 
 
-def _wrong_kind(path: str, value: Any, present: Any) -> ConfigError:
-    return ConfigError(
-        f"{path} (command line) cannot be {value!r}: conf has {present!r}, give that kind of value"
-    )
-
-
-def _unknown(path: str, known: Mapping[str, Any], tree: Tree | None = None) -> ConfigError:
+def _unknown(path: str, choices: Mapping[str, Any], tree: Tree | None = None) -> ConfigError:
     blocks, _, name = path.rpartition(".")
-    hint = nearest(name, known)
+    hint = nearest(name, choices)
     place = ""
     if blocks and tree:
         entries = [tree[key] for key in tree if f"{key!r}" in hint] or list(tree.values())[-1:]
-        file = next((leaf.file for _, leaf in leaves({"": entries[0]})), "")
+        file = first_file(entries[0])
         place = f"; it belongs in {file}" if file else ""
     return ConfigError(
-        f"unknown parameter {path!r} (command line){hint}{place}; there are {', '.join(map(str, known))}"
+        f"unknown parameter {path!r} (command line){hint}{place}; there are {', '.join(map(str, choices))}"
     )

@@ -1,4 +1,4 @@
-"""The configuration of a run: parameter files and the command line merged in one order of precedence.
+"""Configuration of a run: parameter files and the command line merged in one order of precedence.
 
 Later layers win, key by key at any depth: defaults < data set < model < model x profile < model x data set < command
 line. A data set overrides the blocks of ``BY_DATASET``. A model overrides those of ``BY_MODEL`` and its own settings,
@@ -21,13 +21,13 @@ from recpipe.config.files import (
     Leaf,
     Tree,
     block,
-    blocks_of,
+    drop_null,
     leaves,
     merge,
-    plain,
+    pick_blocks,
     read_parameters,
     to_tree,
-    without_null,
+    to_values,
 )
 from recpipe.config.overrides import check_inputs, check_names, check_overrides
 from recpipe.config.run_config import (
@@ -61,10 +61,11 @@ def resolve(
 class Configuration:
     """Parameters of a command: ``files`` (see ``read_parameters``) and ``overrides`` of the command line.
 
-    ``model_info`` gives the ModelInfo of a model type, which may import torch. It is called only for settings that
-    no file names, and where side information is configured for all models. ``project`` is the folder that ``data``
-    and ``raw`` are relative to, by default the working directory. Raises ConfigError for unknown names; the message
-    has the key, its file, the choice and the nearest spelling.
+    model_info: function from a model type to its ModelInfo, which may import torch. It is called only for settings
+    that no file names, and where side information is configured for all models.
+    project: the folder that ``data`` and ``raw`` are relative to, by default the working directory.
+
+    Raises ConfigError for unknown names, with the key, its file, the choices and the nearest spelling.
     """
 
     files: Tree
@@ -81,155 +82,26 @@ class Configuration:
         model_info: Callable[[str], ModelInfo] | None = None,
         project: Path | None = None,
     ) -> Configuration:
-        """Read a conf folder and check it. ``project`` is by default the folder that ``conf`` is in."""
+        """Read and check a conf folder. ``project`` is by default the folder that ``conf`` is in."""
         files = read_parameters(conf, env)
         configuration = cls(files, dict(overrides or {}), model_info, project or conf.resolve().parent)
         configuration.check()
         return configuration
 
-    def __getitem__(self, key: str) -> Any:
-        """A value or block of the top level, such as ``seed`` or ``protocol``, with the data set's overrides."""
-        if key not in self._top:
-            raise ConfigError(f"{key} is not set: no parameter file of the conf folder has it")
-        return plain(self._top[key])
-
-    @cached_property
-    def _command_line(self) -> Tree:
-        return to_tree(self.overrides, COMMAND_LINE)
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set."""
-        return str(self._choice("dataset"))
-
-    def is_overridden(self, key: str) -> bool:
-        """Whether the command line sets the top-level ``key``."""
-        return key in self._command_line
-
-    @property
-    def model_names(self) -> list[str]:
-        """Names of all models in the files."""
-        return list(block(self.files, "models"))
-
-    @property
-    def profile(self) -> str | None:
-        """The kind of data set, ``datasets.<name>.profile``."""
-        return plain(self._dataset_tree["profile"]) if "profile" in self._dataset_tree else None
-
-    def _choice(self, key: str) -> Any:
-        leaf = self._command_line.get(key, self.files.get(key))
-        if not isinstance(leaf, Leaf):
-            raise ConfigError(
-                f"{key} is not set: give --params {key}=..., or set it in conf/base/globals.yml"
-            )
-        return leaf.value
-
-    @cached_property
-    def _dataset_tree(self) -> Tree:
-        return merge(
-            *(block(source, "datasets", self.dataset) for source in (self.files, self._command_line))
-        )
-
-    @cached_property
-    def _top(self) -> Tree:
-        """The top level without models, the data set's blocks over the common ones; of the data sets only this one."""
-        top: Tree = {}
-        for source in (self.files, self._command_line):
-            common = {name: each for name, each in source.items() if name not in ("models", "datasets")}
-            top = merge(top, common, blocks_of(block(source, "datasets", self.dataset), BY_DATASET))
-        dataset = dict(self._dataset_tree)
-        if (baselines := dataset.pop("baselines", None)) and "baselines" not in self._command_line:
-            top["baselines"] = baselines
-        datasets: Tree = {
-            self.dataset: {name: each for name, each in dataset.items() if name not in BY_DATASET}
-        }
-        return {**top, "datasets": datasets, "semantic_ids": with_kinds(block(top, "semantic_ids"))}
-
-    def tree(self, model: str) -> Tree:
-        """All settings of a model on the data set, with their origins; ``train`` and ``side`` are complete blocks."""
-        common: Tree = {name: block(self._top, name) for name in BY_MODEL}
-        overrides = merge(
-            blocks_of(self._command_line, BY_MODEL),
-            blocks_of(block(self._command_line, "datasets", self.dataset), BY_MODEL),
-        )
-        if not self._reads_common_side(model):
-            common["side"] = {}
-            overrides.pop("side", None)
-        return merge(common, self._model_tree(model), overrides, *self._layers(self._command_line, model))
-
-    def file_tree(self, model: str) -> Tree:
-        """All settings of a model that the files name, without the command line."""
-        return merge(blocks_of(self.files, BY_MODEL), self._model_tree(model))
-
-    def extra_settings(self, path: str, model: str | None) -> Mapping[str, Any]:
-        """Defaults of the model's Config, for settings at ``path`` that no file names."""
-        parts = path.split(".")[2:]  # behind models.<model>
-        if (
-            model is None
-            or self.model_info is None
-            or len(parts) not in (0, 2)
-            or parts[:1] in (["train"], ["side"])
-        ):
-            return {}
-        return self.model_info(self.type_of(model)).settings
-
-    def _model_tree(self, model: str) -> Tree:
-        """Settings of a model and of those that it extends, from the files, without the common blocks."""
-        names = reversed(self._ancestors(model))
-        return merge(*(layer for name in names for layer in self._layers(self.files, name)))
-
-    def _layers(self, source: Tree, model: str) -> list[Tree]:
-        """What ``source`` says of a model: for all data sets, for the profile, for the data set."""
-        entry = block(source, "models", model)
-        general = {
-            name: each for name, each in entry.items() if name not in ("extends", "profiles", "datasets")
-        }
-        by_profile = block(entry, "profiles", self.profile) if self.profile else {}
-        layers = (general, by_profile, block(entry, "datasets", self.dataset))
-        return [without_null(layer, BY_MODEL) for layer in layers]
-
-    def _ancestors(self, model: str) -> list[str]:
-        """The model, the one that it extends, the one that this extends, and so on."""
-        chain = [model]
-        while isinstance(leaf := block(self.files, "models", chain[-1]).get("extends"), Leaf):
-            parent = str(leaf.value)
-            if parent in chain:
-                raise ConfigError(f"{leaf.origin} goes in a circle: {' extends '.join([*chain, parent])}")
-            if parent not in self.model_names:
-                raise ConfigError(
-                    f"{leaf.origin} is {parent!r}, an unknown model{nearest(parent, self.model_names)}; choose "
-                    f"{', '.join(self.model_names)}"
-                )
-            chain.append(parent)
-        return chain
-
-    def _reads_common_side(self, model: str) -> bool:
-        """Whether the common ``side`` block applies to a model; its code is asked only where the block is set."""
-        side = plain(block(self._top, "side"))
-        if self.model_info is None or not any(
-            split_names(side.get(part)) for part in ("vectors", "items", "users", "events")
-        ):
-            return True
-        return self.model_info(self.type_of(model)).takes_side
-
-    def type_of(self, model: str) -> str:
-        """The model's type, a file name in ``recpipe/models``. Raises ConfigError where no file has one."""
-        leaf = self._model_tree(model).get("type")
-        if isinstance(leaf, Leaf) and leaf.value is not None:
-            return str(leaf.value)
-        raise ConfigError(
-            f"models.{model} has no type: add `type: <file in recpipe/models>`, or `extends: <model>`"
-        )
+    def check(self) -> None:
+        """Raise ConfigError for names and overrides that the files do not have."""
+        check_overrides(self)
+        check_names(self)
 
     def run(self, model: str) -> RunConfig:
-        """The configuration of ``model`` on the data set. Raises ConfigError for unknown names."""
+        """Return the configuration of ``model`` on the data set. Raises ConfigError for unknown names."""
         check_known(model, self.model_names, what="model")
         config = self._run(model)
         check_inputs(config, self.model_names)
         return config
 
     def _run(self, model: str) -> RunConfig:
-        values = plain(self.tree(model))
+        values = to_values(self.tree(model))
         return RunConfig(
             name=model,
             dataset=self.dataset,
@@ -246,12 +118,12 @@ class Configuration:
         )
 
     def parameters(self, models: Iterable[str] = ()) -> dict[str, Any]:
-        """Plain values for nodes: the top level, and ``models`` as fields of RunConfig.
+        """Return plain values for nodes: the top level, and ``models`` as fields of RunConfig.
 
-        Values that several nodes need are added to their blocks: the data set to the protocol, the protocol to
-        ``evaluate``, name and lending data sets to each kind of ids. ``paths`` are the fields of DataPaths.
+        Blocks are completed with values from elsewhere: the protocol with the data set, ``evaluate`` with the
+        protocol, each kind of ids with its name and lending data sets. ``paths`` are the fields of DataPaths.
         """
-        values = plain(self._top)
+        values = to_values(self._top)
         values["paths"] = {
             "data_root": str(self.project / str(self["data"])),
             "raw_root": str(self.project / str(self["raw"])),
@@ -268,25 +140,144 @@ class Configuration:
         return values | {"models": {name: dataclasses.asdict(self._run(name)) for name in models}}
 
     def scalars(self) -> dict[str, Any]:
-        """Single values of the top level, such as ``dataset``, ``seed`` and ``data``, for the paths of the catalog."""
-        return {name: each.value for name, each in self._top.items() if isinstance(each, Leaf)}
+        """Return values of the top level, such as ``dataset``, ``seed`` and ``data``, for paths in the catalog."""
+        return {name: leaf.value for name, leaf in self._top.items() if isinstance(leaf, Leaf)}
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a value or block of the top level, such as ``protocol``, with the data set's overrides."""
+        if key not in self._top:
+            raise ConfigError(f"{key} is not set: no parameter file of the conf folder has it")
+        return to_values(self._top[key])
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        leaf = self._command_line.get("dataset", self.files.get("dataset"))
+        if not isinstance(leaf, Leaf):
+            raise ConfigError(
+                "dataset is not set: give --params dataset=..., or set it in conf/base/globals.yml"
+            )
+        return str(leaf.value)
+
+    @property
+    def profile(self) -> str | None:
+        """The kind of data set, ``datasets.<name>.profile``."""
+        leaf = self._dataset_tree.get("profile")
+        return None if leaf is None else to_values(leaf)
+
+    @property
+    def model_names(self) -> list[str]:
+        """Names of all models in the files."""
+        return list(block(self.files, "models"))
+
+    def is_overridden(self, key: str) -> bool:
+        """Return whether the command line sets the top-level ``key``."""
+        return key in self._command_line
+
+    def type_of(self, model: str) -> str:
+        """Return the model's type, a file name in ``recpipe/models``. Raises ConfigError where no file has one."""
+        leaf = self._model_tree(model).get("type")
+        if isinstance(leaf, Leaf) and leaf.value is not None:
+            return str(leaf.value)
+        raise ConfigError(
+            f"models.{model} has no type: add `type: <file in recpipe/models>`, or `extends: <model>`"
+        )
+
+    def tree(self, model: str) -> Tree:
+        """Return all settings of a model on the data set with their origins; ``train`` and ``side`` are complete."""
+        common: Tree = {name: block(self._top, name) for name in BY_MODEL}
+        overrides = merge(
+            pick_blocks(self._command_line, BY_MODEL),
+            pick_blocks(block(self._command_line, "datasets", self.dataset), BY_MODEL),
+        )
+        if not self._reads_common_side(model):
+            common["side"] = {}
+            overrides.pop("side", None)
+        return merge(common, self._model_tree(model), overrides, *self._layers(self._command_line, model))
+
+    def file_tree(self, model: str) -> Tree:
+        """Return all settings of a model that the files name, without the command line."""
+        return merge(pick_blocks(self.files, BY_MODEL), self._model_tree(model))
+
+    def extra_settings(self, path: str, model: str | None) -> Mapping[str, Any]:
+        """Return defaults of the model's Config, for settings at ``path`` that no file names."""
+        parts = path.split(".")[2:]  # behind models.<model>
+        is_config = len(parts) in (0, 2) and parts[:1] not in (["train"], ["side"])
+        if model is None or self.model_info is None or not is_config:
+            return {}
+        return self.model_info(self.type_of(model)).settings
 
     def origins(self, models: list[str]) -> dict[str, Leaf]:
-        """Values of ``parameters`` with their origins, by dotted path."""
+        """Return values of ``parameters`` with their origins, by dotted path."""
         return dict(leaves({**self._top, "models": {name: self.tree(name) for name in models}}))
 
     def file_hint(self, path: str, models: Iterable[str] = (), name: str | None = None) -> str:
-        """The file of the value or block at a dotted path of ``parameters``, as `` (file)``; empty if unknown.
+        """Return the file of a dotted path of ``parameters`` as `` (file)``; an empty string if unknown.
 
-        In a block it is the file of the key called ``name``, otherwise of the first key.
+        For a block it is the file of its key called ``name``, otherwise of its first key.
         """
-        origins = self.origins([each for each in models if f"{path}.".startswith(f"models.{each}.")])
+        origins = self.origins([model for model in models if f"{path}.".startswith(f"models.{model}.")])
         inside = {key: leaf for key, leaf in origins.items() if f"{key}.".startswith(f"{path}.")}
-        called = [leaf for key, leaf in inside.items() if name in key.split(".")]
-        leaf = next(iter([*called, *inside.values()]), None)
+        matches = [leaf for key, leaf in inside.items() if name in key.split(".")]
+        leaf = next(iter([*matches, *inside.values()]), None)
         return "" if leaf is None else f" ({leaf.file})"
 
-    def check(self) -> None:
-        """Raise ConfigError for names and overrides that the files do not have."""
-        check_overrides(self)
-        check_names(self)
+    @cached_property
+    def _command_line(self) -> Tree:
+        return to_tree(self.overrides, COMMAND_LINE)
+
+    @cached_property
+    def _dataset_tree(self) -> Tree:
+        return merge(
+            *(block(source, "datasets", self.dataset) for source in (self.files, self._command_line))
+        )
+
+    @cached_property
+    def _top(self) -> Tree:
+        """The top level without models, the data set's blocks over the common ones; of the data sets only this one."""
+        top: Tree = {}
+        for source in (self.files, self._command_line):
+            common = {name: entry for name, entry in source.items() if name not in ("models", "datasets")}
+            top = merge(top, common, pick_blocks(block(source, "datasets", self.dataset), BY_DATASET))
+        dataset = {name: entry for name, entry in self._dataset_tree.items() if name not in BY_DATASET}
+        if (baselines := dataset.pop("baselines", None)) and "baselines" not in self._command_line:
+            top["baselines"] = baselines
+        semantic_ids = with_kinds(block(top, "semantic_ids"))
+        return {**top, "datasets": {self.dataset: dataset}, "semantic_ids": semantic_ids}
+
+    def _model_tree(self, model: str) -> Tree:
+        """Return settings of a model and of those that it extends, from the files, without the common blocks."""
+        names = reversed(self._ancestors(model))
+        return merge(*(layer for name in names for layer in self._layers(self.files, name)))
+
+    def _layers(self, source: Tree, model: str) -> list[Tree]:
+        """Return the settings of a model in ``source``: for all data sets, for the profile, for the data set."""
+        entry = block(source, "models", model)
+        special = ("extends", "profiles", "datasets")
+        general = {name: value for name, value in entry.items() if name not in special}
+        by_profile = block(entry, "profiles", self.profile) if self.profile else {}
+        layers = (general, by_profile, block(entry, "datasets", self.dataset))
+        return [drop_null(layer, BY_MODEL) for layer in layers]
+
+    def _ancestors(self, model: str) -> list[str]:
+        """Return the model, the one that it extends, and so on."""
+        chain = [model]
+        while isinstance(leaf := block(self.files, "models", chain[-1]).get("extends"), Leaf):
+            parent = str(leaf.value)
+            if parent in chain:
+                raise ConfigError(f"{leaf.origin} goes in a circle: {' extends '.join([*chain, parent])}")
+            if parent not in self.model_names:
+                raise ConfigError(
+                    f"{leaf.origin} is {parent!r}, an unknown model{nearest(parent, self.model_names)}; choose "
+                    f"{', '.join(self.model_names)}"
+                )
+            chain.append(parent)
+        return chain
+
+    def _reads_common_side(self, model: str) -> bool:
+        """Return whether the common ``side`` block applies to a model; loads its code only if the block is set."""
+        side = to_values(block(self._top, "side"))
+        is_set = any(split_names(side.get(part)) for part in ("vectors", "items", "users", "events"))
+        if self.model_info is None or not is_set:
+            return True
+        return self.model_info(self.type_of(model)).takes_side

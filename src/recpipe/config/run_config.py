@@ -1,60 +1,20 @@
-"""The conf block ``cold_users``; apart from the code that it configures, as checks of the conf import no torch.
+"""Types of a run's configuration: RunConfig, ModelInfo, ColdUsersConfig, DataPaths; names of blocks and id kinds.
 
-The configuration of one model on one data set, and the blocks and names that configuration knows.
+No pydantic and no torch here: checks of the conf and serving import this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recpipe.config.checks import ConfigError, split_names
 from recpipe.config.files import Tree, block, merge
 
-
-@dataclass(frozen=True)
-class ColdUsersConfig:
-    """The conf block ``cold_users``.
-
-    ``segments``: none, columns of the users as a+b, or cluster. ``bins``: quantiles that a column of many different
-    numbers is cut into. ``clusters``: how many, of users alike in the columns ``cluster_by`` (a+b, or all).
-    ``smoothing``: events of the whole catalogue's popularity mixed into a segment's. ``novelty`` in [0, 1].
-    ``recent_days`` counts only events of that many days before the last training event; null counts all.
-    """
-
-    segments: str = "none"
-    bins: int = 4
-    clusters: int = 8
-    cluster_by: str = "all"
-    smoothing: float = 100.0
-    novelty: float = 0.0
-    recent_days: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("segments", "cluster_by"):
-            if not isinstance(value := getattr(self, name), str):
-                raise ValueError(f"cold_users.{name} is {value!r}; write columns as a+b")
-        for name, least in (("bins", 2), ("clusters", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"cold_users.{name} is {value!r}; give a whole number from {least}")
-        if not _number(self.smoothing) or self.smoothing <= 0:
-            raise ValueError(f"cold_users.smoothing is {self.smoothing!r}; give a number above 0")
-        if not _number(self.novelty) or not 0 <= self.novelty <= 1:
-            raise ValueError(f"cold_users.novelty is {self.novelty!r}; give a number from 0 to 1")
-        if self.recent_days is not None and (not _number(self.recent_days) or self.recent_days <= 0):
-            raise ValueError(
-                f"cold_users.recent_days is {self.recent_days!r}; give a number above 0, or null"
-            )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-TOP_LEVEL = (
-    *(
+TOP_LEVEL = tuple(
+    [
         "dataset",
         "model",
         "baselines",
@@ -66,8 +26,6 @@ TOP_LEVEL = (
         "data",
         "raw",
         "init_from",
-    ),
-    *(
         "quantizer_from",
         "quantizer_with",
         "datasets",
@@ -76,13 +34,24 @@ TOP_LEVEL = (
         "ingest",
         "protocol",
         "cold_users",
-    ),
-    *("embed", "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report"),
-    *("ensemble", "ties", "context", "studies", "geometry"),
+        "embed",
+        "text_encoders",
+        "image_encoders",
+        "semantic_ids",
+        "train",
+        "side",
+        "evaluate",
+        "report",
+        "ensemble",
+        "ties",
+        "context",
+        "studies",
+        "geometry",
+    ]
 )
 BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate")
 BY_MODEL = ("train", "side")
-MODEL_KEYS = ("type", "ids", "collaborative", *BY_MODEL)  # the others are settings of the model's own Config
+MODEL_KEYS = ("type", "ids", "collaborative", *BY_MODEL)  # other keys are settings of the model's own Config
 VECTORS = ("text", "image", "text_image")
 COLLABORATIVE = "collaborative"  # item vectors of another trained model
 ID_KINDS = (*VECTORS, "text_parts")
@@ -90,9 +59,7 @@ ID_KINDS = (*VECTORS, "text_parts")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the code of a model type says: defaults of its Config by name, whether it reads side information, and if
-    it is trained by gradient descent, with the settings of ``train``.
-    """
+    """Properties of a model type: defaults of its Config, whether it reads side information and uses gradients."""
 
     settings: Mapping[str, Any]
     takes_side: bool
@@ -101,12 +68,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How one model is trained on one data set, every override applied.
+    """Configuration of one model on one data set, with every override applied.
 
-    ``settings`` are the fields of the model's Config that the files name; ``train``, ``side`` and ``cold_users`` are
-    complete blocks. ``ids``: kinds of semantic ids that the model reads. ``collaborative``: the model whose item
-    vectors it reads. ``init_from``: ``<dataset>/<model>/seed_<seed>``, the run whose weights training starts from, or
-    ``none``. ``accelerate``: whether the faster CPU versions of ``recpipe.accelerate`` are used.
+    settings: fields of the model's Config that the files name. train, side, cold_users: complete blocks.
+    ids: kinds of semantic ids that the model reads. collaborative: the model whose item vectors it reads.
+    init_from: ``<dataset>/<model>/seed_<seed>``, the run whose weights training starts from, or ``none``.
+    accelerate: whether the faster CPU versions of ``recpipe.accelerate`` are used.
     """
 
     name: str
@@ -133,8 +100,111 @@ class RunConfig:
         return self.collaborative if COLLABORATIVE in split_names(self.side.get("vectors")) else None
 
 
+@dataclass(frozen=True)
+class ColdUsersConfig:
+    """The conf block ``cold_users``.
+
+    segments: none, columns of the users as a+b, or cluster. bins: quantiles of a column of many different numbers.
+    clusters: number of clusters of users by the columns ``cluster_by`` (a+b, or all). smoothing: events of the whole
+    catalogue's popularity that are mixed into a segment's. novelty in [0, 1]. recent_days: count only events of that
+    many days before the last training event; null counts all.
+    """
+
+    segments: str = "none"
+    bins: int = 4
+    clusters: int = 8
+    cluster_by: str = "all"
+    smoothing: float = 100.0
+    novelty: float = 0.0
+    recent_days: float | None = None
+
+    def __post_init__(self) -> None:
+        def check(name: str, is_valid: bool, allowed: str) -> None:
+            if not is_valid:
+                raise ValueError(f"cold_users.{name} is {getattr(self, name)!r}; {allowed}")
+
+        for name in ("segments", "cluster_by"):
+            check(name, isinstance(getattr(self, name), str), "write columns as a+b")
+        for name, minimum in (("bins", 2), ("clusters", 1)):
+            value = getattr(self, name)
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            check(name, is_integer and value >= minimum, f"give a whole number from {minimum}")
+        check("smoothing", _is_number(self.smoothing) and self.smoothing > 0, "give a number above 0")
+        check("novelty", _is_number(self.novelty) and 0 <= self.novelty <= 1, "give a number from 0 to 1")
+        days = self.recent_days
+        is_positive = days is None or (_is_number(days) and days > 0)
+        check("recent_days", is_positive, "give a number above 0, or null")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """Folders of a data set below ``data_root`` and ``raw_root``; conf/base/catalog has the same layout."""
+
+    data_root: Path
+    raw_root: Path
+    dataset: str
+
+    def __post_init__(self) -> None:
+        for name in ("data_root", "raw_root"):  # strings in the conf
+            object.__setattr__(self, name, Path(getattr(self, name)))
+
+    @property
+    def raw(self) -> Path:
+        """Files of the raw log."""
+        return self.raw_root / self.dataset
+
+    @property
+    def spill(self) -> Path:
+        """Temporary files of an SQL engine that runs out of memory."""
+        return self.data_root / "02_intermediate" / self.dataset / "spill"
+
+    @property
+    def primary(self) -> Path:
+        """Interactions, items, users."""
+        return self.data_root / "03_primary" / self.dataset
+
+    @property
+    def features(self) -> Path:
+        """Item vectors."""
+        return self.data_root / "04_feature" / self.dataset
+
+    @property
+    def split(self) -> Path:
+        """Protocol, vocabulary, training set and folds."""
+        return self.data_root / "05_model_input" / self.dataset
+
+    @property
+    def models(self) -> Path:
+        """Bundles and checkpoints."""
+        return self.data_root / "06_models" / self.dataset
+
+    def cache(self, modality: str) -> Path:
+        """Cache of vectors by content, for one modality."""
+        return self.features / f"{modality}_cache"
+
+    def ids(self, kind: str) -> Path:
+        """Quantizer, semantic ids and prefix tree of one kind."""
+        return self.split / "semantic_ids" / f"{kind}_ids"
+
+    def work(self, model: str, seed: int) -> Path:
+        """Checkpoints and curves of an unfinished training."""
+        return self.models / model / f"seed_{seed}" / "work"
+
+    def studies(self, model: str, seed: int) -> Path:
+        """Checkpoints and finished variants of studies."""
+        return self.models / model / f"seed_{seed}" / "studies"
+
+    def for_dataset(self, dataset: str) -> DataPaths:
+        """Return the folders of another data set."""
+        return DataPaths(self.data_root, self.raw_root, dataset)
+
+
 def is_accelerated(accelerate: object) -> bool:
-    """The setting ``accelerate``, auto or off, as a bool; YAML reads off as false. Raises ConfigError for others."""
+    """Return the setting ``accelerate``, auto or off, as a bool; YAML reads off as false. Raises ConfigError."""
     if accelerate in ("auto", "off", False):
         return accelerate == "auto"
     raise ConfigError(f"accelerate is {accelerate!r}; allowed: auto, off")
@@ -142,6 +212,6 @@ def is_accelerated(accelerate: object) -> bool:
 
 def with_kinds(semantic_ids: Tree) -> Tree:
     """Return ``semantic_ids`` with all settings under every kind: those of the kind over the common ones."""
-    common = {name: each for name, each in semantic_ids.items() if name != "kinds"}
+    common = {name: entry for name, entry in semantic_ids.items() if name != "kinds"}
     kinds: Tree = {kind: merge(common, block(semantic_ids, "kinds", kind)) for kind in ID_KINDS}
     return {**common, "kinds": kinds}

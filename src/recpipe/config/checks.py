@@ -41,10 +41,10 @@ def nearest(name: object, choices: Iterable[object]) -> str:
 
 def check_known(name: object, choices: Iterable[object], *, what: str, hint: str = "") -> None:
     """Raise ConfigError with the nearest spelling and the choices, unless ``choices`` contains ``name``."""
-    choices = [str(choice) for choice in choices]
-    if str(name) not in choices:
+    names = [str(choice) for choice in choices]
+    if str(name) not in names:
         message = (
-            f"unknown {what} {str(name)!r}{nearest(name, choices)}; choose {', '.join(choices) or 'nothing'}"
+            f"unknown {what} {str(name)!r}{nearest(name, names)}; choose {', '.join(names) or 'nothing'}"
         )
         raise ConfigError(f"{message}{hint}", str(name))
 

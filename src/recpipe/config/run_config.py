@@ -13,42 +13,12 @@ from typing import Any
 from recpipe.config.checks import ConfigError, split_names
 from recpipe.config.files import Tree, block, merge
 
-TOP_LEVEL = tuple(
-    [
-        "dataset",
-        "model",
-        "baselines",
-        "modality",
-        "seed",
-        "seeds",
-        "accelerate",
-        "study",
-        "data",
-        "raw",
-        "init_from",
-        "quantizer_from",
-        "quantizer_with",
-        "datasets",
-        "models",
-        "profiles",
-        "ingest",
-        "protocol",
-        "cold_users",
-        "embed",
-        "text_encoders",
-        "image_encoders",
-        "semantic_ids",
-        "train",
-        "side",
-        "evaluate",
-        "report",
-        "ensemble",
-        "ties",
-        "context",
-        "studies",
-        "geometry",
-    ]
-)
+TOP_LEVEL = (
+    "dataset", "model", "baselines", "modality", "seed", "seeds", "accelerate", "study", "data", "raw", "init_from",
+    "quantizer_from", "quantizer_with", "datasets", "models", "profiles", "ingest", "protocol", "cold_users", "embed",
+    "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report", "ensemble", "ties",
+    "context", "studies", "geometry",
+)  # fmt: skip
 BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate")
 BY_MODEL = ("train", "side")
 MODEL_KEYS = ("type", "ids", "collaborative", *BY_MODEL)  # other keys are settings of the model's own Config
@@ -181,6 +151,11 @@ class DataPaths:
     def models(self) -> Path:
         """Bundles and checkpoints."""
         return self.data_root / "06_models" / self.dataset
+
+    @property
+    def reporting(self) -> Path:
+        """Metrics, figures and the report."""
+        return self.data_root / "08_reporting" / self.dataset
 
     def cache(self, modality: str) -> Path:
         """Cache of vectors by content, for one modality."""

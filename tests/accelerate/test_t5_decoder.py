@@ -40,7 +40,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", ["plain", "masked", "masked by user", "positions"])
+@pytest.mark.parametrize("kind", ["plain", "masked", "masked by user"])
 @torch.no_grad()
 def test_encoder(kind):
     encoder, _ = modules()
@@ -52,7 +52,6 @@ def test_encoder(kind):
         "masked by user": {
             "attention": torch.rand(5, 13, 13, generator=torch.Generator().manual_seed(0)) < 0.2
         },
-        "positions": {"positions": event.expand(5, -1)},
     }[kind]
     x = random(5, 13, 32)
     ours, expected = FastEncoder(encoder)(x, mask, **options), encoder(x, mask, **options)

@@ -19,7 +19,7 @@ def test_the_fused_attention_is_the_plain_one(kind, share, queries):
     found = []
     for low in (torch.float32, kind):
         q, k, v, bias = (each.to(low) for each in given)
-        mask = attention_mask(allowed, bias)
+        mask = attention_mask(bias, allowed)
         plain = (q @ k.mT + mask.bias).softmax(-1) @ v
         mixed = (plain if not found else fused_attention(q, k, v, mask, torch.nn.Dropout(0.0))) * mask.alive
         found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), given)])

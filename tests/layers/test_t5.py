@@ -263,7 +263,7 @@ def test_fused_attention_of_other_devices_is_the_same():
     allowed[1, :, 2] = False
     results = []
     for way in (attend, lambda *args: fused_attention(*args).transpose(1, 2).flatten(2)):
-        mask = attention_mask(allowed, bias)
+        mask = attention_mask(bias, allowed)
         mixed = way(q, k, v, mask, torch.nn.Dropout(0.0))
         if way is not attend:
             mixed = mixed * mask.alive[:, 0]

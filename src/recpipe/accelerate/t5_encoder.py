@@ -21,8 +21,6 @@ from recpipe.layers.t5 import (
     FeedForward,
     SelfAttention,
     attention_mask,
-    both,
-    with_batch,
     with_heads,
 )
 
@@ -113,24 +111,12 @@ class FastEncoder:
         ]
 
     @torch.no_grad()
-    def __call__(
-        self,
-        x_BTD: Tensor,
-        mask_BT: Tensor,
-        *,
-        attention: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, x_BTD: Tensor, mask_BT: Tensor, *, attention: Tensor | None = None) -> Tensor:
         """(B, T, D) as from ``Encoder``, 0 in the padding. Raises ValueError for padding on the left."""
         if bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
             raise ValueError("the padding is not on the right of every row")
-        bias = (
-            self._distance_bias(mask_BT.shape[1])
-            if positions is None
-            else self.relative(positions, positions)
-        )
-        allowed = None if attention is None else both(mask_BT[:, None, None], with_heads(attention))
-        bias, alive = attention_mask(allowed, with_batch(bias))
+        padding = None if attention is None else mask_BT[:, None, None]
+        bias, alive = attention_mask(self._distance_bias(mask_BT.shape[1]), padding, with_heads(attention))
         lengths = mask_BT.sum(1).tolist()
         x_RD = without_padding(x_BTD, mask_BT)
         for attend, feed in self.layers:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -64,10 +66,12 @@ class AttentionMask(NamedTuple):
     alive: Tensor | None = None  # broadcast to (B, H, T, 1); other rows give 0
 
 
-def attention_mask(allowed: Tensor | None, bias: Tensor) -> AttentionMask:
-    """Combine ``allowed`` bool and ``bias``, both broadcast to (B, H, T, S)."""
-    if allowed is None:
+def attention_mask(bias: Tensor, *masks: Tensor | None) -> AttentionMask:
+    """Combine ``bias`` and bool ``masks``, all broadcast to (B, H, T, S); None allows everything."""
+    present = [mask for mask in masks if mask is not None]
+    if not present:
         return AttentionMask(bias)
+    allowed = reduce(torch.bitwise_and, present)
     alive = allowed.any(-1, keepdim=True)
     return AttentionMask(bias.masked_fill(~allowed & alive, -torch.inf), alive)
 
@@ -232,32 +236,18 @@ class Encoder(nn.Module):
         """
         if positions is None:
             positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-        allowed = None if mask_BT is None else mask_BT[:, None, None]
-        distances = with_batch(self.relative(positions, positions))
-        mask = attention_mask(
-            both(allowed, with_heads(attention)), distances if bias is None else distances + bias
-        )
+        distances = self.relative(positions, positions)
+        padding = None if mask_BT is None else mask_BT[:, None, None]
+        mask = attention_mask(distances if bias is None else distances + bias, padding, with_heads(attention))
         x_BTD = self.dropout(x_BTD)
         for layer in self.layers:
             x_BTD = layer(x_BTD, mask)
         return self.dropout(self.norm(x_BTD))
 
 
-def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Intersect two masks, where None allows everything."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
-
-
 def with_heads(attention: Tensor | None) -> Tensor | None:
     """(T, S) or (B, T, S) as (…, 1, T, S)."""
     return None if attention is None else attention[..., None, :, :]
-
-
-def with_batch(bias: Tensor) -> Tensor:
-    """(H, T, S) or (B, H, T, S) with four dimensions."""
-    return bias if bias.ndim == 4 else bias[None]
 
 
 def _initialise(linear: nn.Linear, *, std: float) -> None:
@@ -269,31 +259,21 @@ def from_transformers(tensors: Mapping[str, Tensor], side: str) -> dict[str, Ten
 
     ``side`` is encoder or decoder. Without embeddings and head (``shared.weight``, ``lm_head.weight``).
     """
-    blocks = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(f"{side}.block."))
-    named = {
+    state = {
         "relative.table.weight": tensors[
             f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         ],
         "norm.weight": tensors[f"{side}.final_layer_norm.weight"],
     }
-    parts = {"attention": "SelfAttention", "feed": "DenseReluDense"}
-    if side == "decoder":
-        parts = {"attention": "SelfAttention", "cross": "EncDecAttention", "feed": "DenseReluDense"}
-    for block in range(blocks):
-        for place, (ours, theirs) in enumerate(parts.items()):
-            stem = f"{side}.block.{block}.layer.{place}"
-            part = _part(tensors, f"{stem}.{theirs}", ours)
-            part["norm.weight"] = tensors[f"{stem}.layer_norm.weight"]
-            named |= {f"layers.{block}.{ours}.{name}": tensor for name, tensor in part.items()}
-    return named
-
-
-def _part(tensors: Mapping[str, Tensor], stem: str, ours: str) -> dict[str, Tensor]:
-    def joined(names: str) -> Tensor:
-        return torch.cat([tensors[f"{stem}.{name}.weight"] for name in names])
-
-    if ours == "feed":
-        return {"up.weight": tensors[f"{stem}.wi.weight"], "down.weight": tensors[f"{stem}.wo.weight"]}
-    if ours == "cross":
-        return {"q.weight": joined("q"), "kv.weight": joined("kv"), "out.weight": joined("o")}
-    return {"qkv.weight": joined("qkv"), "out.weight": joined("o")}
+    attention = ("attention", "SelfAttention", {"qkv": "qkv", "out": "o"})
+    cross = ("cross", "EncDecAttention", {"q": "q", "kv": "kv", "out": "o"})
+    feed = ("feed", "DenseReluDense", {"up": ("wi",), "down": ("wo",)})
+    parts = (attention, cross, feed) if side == "decoder" else (attention, feed)
+    blocks = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(f"{side}.block."))
+    for block, (place, (part, source, weights)) in product(range(blocks), enumerate(parts)):
+        stem, target = f"{side}.block.{block}.layer.{place}", f"layers.{block}.{part}"
+        state[f"{target}.norm.weight"] = tensors[f"{stem}.layer_norm.weight"]
+        for name, sources in weights.items():
+            joined = [tensors[f"{stem}.{source}.{each}.weight"] for each in sources]
+            state[f"{target}.{name}.weight"] = torch.cat(joined)
+    return state

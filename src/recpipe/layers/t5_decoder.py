@@ -17,8 +17,6 @@ from recpipe.layers.t5 import (
     SelfAttention,
     T5Shape,
     attention_mask,
-    both,
-    with_batch,
     with_heads,
 )
 
@@ -134,9 +132,7 @@ class Decoder(nn.Module):
         places = torch.arange(x_BQD.shape[1], device=x_BQD.device)
         positions = places if positions is None else positions
         past = (places <= places[:, None])[None, None] if self.causal else None
-        mask = attention_mask(
-            both(past, with_heads(attention)), with_batch(self.relative(positions, positions))
-        )
+        mask = attention_mask(self.relative(positions, positions), past, with_heads(attention))
         cross_mask = self._cross_mask(memory, x_BQD, with_heads(cross), events_Q)
         x_BQD = self.dropout(x_BQD)
         for layer, kv in zip(self.layers, memory.layers, strict=True):
@@ -168,8 +164,8 @@ class Decoder(nn.Module):
     def _cross_mask(
         self, memory: Memory, like: Tensor, cross: Tensor | None = None, events_Q: Tensor | None = None
     ) -> AttentionMask:
-        mask = None if memory.mask_BS is None else memory.mask_BS[:, None, None]
-        return attention_mask(both(mask, cross), self._cross_bias(memory, like, events_Q))
+        padding = None if memory.mask_BS is None else memory.mask_BS[:, None, None]
+        return attention_mask(self._cross_bias(memory, like, events_Q), padding, cross)
 
     def _cross_bias(self, memory: Memory, like: Tensor, events_Q: Tensor | None) -> Tensor:
         """Bias of cross-attention, broadcast to (B, H, Q, S)."""
@@ -179,7 +175,7 @@ class Decoder(nn.Module):
         if events_S is None or mask_BS is None:
             raise ValueError("a decoder with recency needs the events of its memory and its mask")
         if events_Q is not None:
-            return with_batch(self.recency(events_Q, events_S))
+            return self.recency(events_Q, events_S)
         return self.recency(last_event(mask_BS, events_S)[:, None], events_S.expand(len(mask_BS), -1))
 
 

@@ -74,7 +74,7 @@ class Queries(nn.Module):
         """
         places = places.expand(len(encoded_BSD), -1) if places.ndim == 1 else places
         visible = (events_S <= places[..., None]) & mask_BS[:, None]  # (B, P, S)
-        mask = attention_mask(visible[:, None], self.recency(places + 1, events_S))
+        mask = attention_mask(self.recency(places + 1, events_S), visible[:, None])
         mask = AttentionMask(mask.bias.repeat_interleave(len(self.queries), 2))
         x_BQD = self.dropout(self.queries.repeat(places.shape[1], 1).expand(len(places), -1, -1))
         for layer in self.layers:

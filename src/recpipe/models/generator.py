@@ -6,7 +6,6 @@ B batch, I items, K results, U users.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
@@ -22,7 +21,7 @@ from recpipe.decoding import Beams, LevelDecoder, beam_search
 from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.code_transformer import CodeShape
 from recpipe.layers.top_k import top_k
-from recpipe.models.recommender import SCORES_AT_ONCE, Recommender
+from recpipe.models.recommender import SCORES_AT_ONCE, Lists, Recommender
 
 EVENTS_CPU = 1 << 12  # events of histories in a batch, which fit a CPU's cache
 EVENTS_GPU = 1 << 15
@@ -89,13 +88,8 @@ class TreeSearcher(Recommender):
         """The best ``k`` items (B, k), 0 for none, and their scores."""
 
     def top_k_batches(
-        self,
-        histories: Sequences,
-        k: int,
-        *,
-        exclude_seen: bool = True,
-        candidates: Tensor | None = None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
+    ) -> Lists:
         yield from self.search_batches(histories, k, exclude_seen=exclude_seen, candidates=candidates)
 
     @torch.inference_mode()
@@ -107,7 +101,7 @@ class TreeSearcher(Recommender):
         exclude_seen: bool,
         candidates: Tensor | None,
         stochastic: torch.Generator | None = None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    ) -> Lists:
         """Yield (rows (B,), items (B, k), scores (B, k)) over all users, in batches of similar length.
 
         Item 0 with score -inf where there are fewer. ``stochastic``: a sample without replacement instead of the best.
@@ -196,7 +190,7 @@ class Generator(TreeSearcher):
         exclude_seen: bool = True,
         candidates: Tensor | None = None,
         stochastic: torch.Generator | None = None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    ) -> Lists:
         """``stochastic``: a sample instead of the best. Raises ValueError for k above the beam."""
         if k > self.config.beam:
             raise ValueError(

@@ -3,18 +3,20 @@
 After N. Nguyen's efficient_generative_reco (2025, no paper): an encoder of T5's shape reads a history, one token per
 item, and L queries attend to it together; query l gives the distribution of code l.
 
-Deviations from the original: given the history the levels are independent, so the score of an item, the sum over l of
-log p_l(its code l), is exact for the whole catalogue (``search: exact``); the original's constrained beam, ``search:
-beam``, is there for comparison and normalises before it masks (``renormalise: true``: after, as there). Weights start
-at random instead of from t5-small. Training examples, one for every prefix or one pass for all targets of a row: as in
-TIGER.
+Deviations from the original:
+
+- Given the history the levels are independent, so the score of an item, the sum over l of log p_l(its code l), is exact
+  for the whole catalogue (``search: exact``). The original's constrained beam, ``search: beam``, is there for
+  comparison and normalises before it masks (``renormalise: true``: after, as there).
+- Weights start at random instead of from t5-small.
+- Training examples, one for every prefix or one pass for all targets of a row: as in TIGER.
 
 B batch, T events, W targets of a row, L levels, I items, D width, V codes of a level, N items with an id, M targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +49,7 @@ from recpipe.layers.softmax import item_cross_entropy
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder
 from recpipe.models.generator import SearchRequest, TreeSearcher, items_of, search_buckets
-from recpipe.models.recommender import Criterion, Scorer
+from recpipe.models.recommender import Criterion, Lists, Scorer
 from recpipe.semantic_ids.ids import CatalogueIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
@@ -222,13 +224,8 @@ class ParallelTIGER(Scorer, TreeSearcher):
         )
 
     def top_k_batches(
-        self,
-        histories: Sequences,
-        k: int,
-        *,
-        exclude_seen: bool = True,
-        candidates: Tensor | None = None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
+    ) -> Lists:
         large = self.config.search == "exact" and len(self.codes.rows) > MIN_BRANCH_AND_BOUND
         base = TreeSearcher if large and self._distinct() else Scorer
         yield from base.top_k_batches(self, histories, k, exclude_seen=exclude_seen, candidates=candidates)

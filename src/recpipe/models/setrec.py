@@ -5,12 +5,15 @@ its text or image, by an auto-encoder trained along). Tokens of an item share a 
 other; M learned queries attend to the history independently, and query m is multiplied with token m of every item.
 Scores are of the whole catalogue: no beam, no tree, and a new item needs no more than its vectors.
 
-Deviations from the paper: one learned token before the history instead of an instruction; no self-attention in the
-decoder, as queries see only themselves; T5's distance bias in cross-attention, since a query of a causal encoding
-cannot tell otherwise what is latest; scores are log-probabilities, ``beta`` of the semantic ones' mean (the paper: the
-sum of products, the same ranking for another beta), chosen on the validation fold (the authors' code: on the test
-fold). A part that an item lacks is replaced by the other one, so that a cold item, whose collaborative token is not
-trained, is scored by its content.
+Deviations from the paper:
+
+- One learned token before the history instead of an instruction.
+- No self-attention in the decoder, as queries see only themselves. Cross-attention has T5's distance bias, since a
+  query of a causal encoding cannot tell otherwise what is latest.
+- Scores are log-probabilities, ``beta`` of the semantic ones' mean (the paper: the sum of products, the same ranking
+  for another beta), chosen on the validation fold (the authors' code: on the test fold).
+- A part that an item lacks is replaced by the other one, so that a cold item, whose collaborative token is not trained,
+  is scored by its content.
 
 B batch, T time, P places with queries, I items, M tokens of an item and queries alike, S tokens of a history,
 N targets, D width, H heads.
@@ -118,9 +121,8 @@ class SETRec(Scorer):
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
-        if side is not None and any(
-            split_names(getattr(side.config, part)) for part in ("items", "users", "events")
-        ):
+        other = () if side is None else (side.config.items, side.config.users, side.config.events)
+        if any(map(split_names, other)):
             raise ValueError(
                 "setrec reads item vectors only; set side.items, side.users and side.events to none"
             )

@@ -2,11 +2,13 @@
 
 An encoder–decoder of T5's shape reads the semantic ids of a history and writes that of the next item, code by code.
 
-Deviations from the paper: search is constrained to the catalogue's prefix tree, so that no invalid id is generated; a
-history begins with one learned token, or that of the hashed user; T5's layers are our own. ``one_pass: false`` with
-rows of one target (``train: {windows: all, stride: 1}``) makes every prefix of a sequence a training example. With
-``one_pass: true`` tokens of the encoder attend to their own item and earlier ones only, in training and evaluation, so
-that one encoding serves all targets of a sequence.
+Deviations from the paper:
+
+- Search is constrained to the catalogue's prefix tree, so that no invalid id is generated.
+- A history begins with one learned token, or that of the hashed user. T5's layers are our own.
+- With ``one_pass: true`` tokens of the encoder attend to their own item and earlier ones only, in training and
+  evaluation, so that one encoding serves all targets of a sequence. ``one_pass: false`` with rows of one target
+  (``train: {windows: all, stride: 1}``) makes every prefix of a sequence a training example, as in the paper.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How fast is an epoch of LightGCN against RecBole's, on the same pairs of ml-100k with the same net?
+"""Time of an epoch of LightGCN against RecBole's, on the same pairs of ml-100k with the same network.
 
     kedro run --pipelines=ingest --params dataset=ml-100k
     python benchmarks/lightgcn.py [--peer <python with recbole> --peers <copy of ../shared/peers, prepared for ml-100k>]
 
-Both: 64 wide, 2 layers, one uniform negative, 2,048 pairs a step; leave-one-out; the first epoch warms up. Each runs
-in a process of its own, ours then the peer's, with the same allocator settings and threads; torch's anomaly detection,
-which RecBole turns on as shipped, is off. Ours counts its fold-in tables, made after every epoch, as part of an epoch.
-Only rows whose `others` (cores used by other processes) is near 0 count.
+Both: 64 wide, 2 layers, one uniform negative, 2,048 pairs per step, leave-one-out; the first epoch is not timed. Each
+runs in its own process with the same allocator settings and threads, without torch's anomaly detection, RecBole's
+default. Our epochs include the item tables computed after each. Only rows with `others` (cores used by other processes)
+near 0 are valid.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NET = {"dim": 64, "layers": 2, "batch": 2048}  # RecBole's defaults too
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs both sides in turns and prints one table."""
+    """Run both in turns and print a table."""
     arguments = parse(argv)
     if arguments.measure:
         print(json.dumps(measure(arguments.log, arguments.epochs)))
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Both sides, ours alone without ``--peer``."""
+    """Run both, or only ours without ``--peer``."""
     if not arguments.log.exists():
         raise SystemExit(
             f"{arguments.log} is absent; run `kedro run --pipelines=ingest --params dataset={DATASET}` first"
@@ -59,14 +59,14 @@ def compare(arguments: argparse.Namespace) -> None:
         )
     rows = []
     for _ in range(arguments.rounds):
-        rows.append(own(arguments))
+        rows.append(run_recpipe(arguments))
         if arguments.peer:
-            rows.append(peer(arguments))
+            rows.append(run_recbole(arguments))
     report(rows)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = command_line(__doc__)
     parser.add_argument("--peer", type=Path, help="python of an environment with recbole")
     parser.add_argument("--peers", type=Path, help="copy of the peers' folder, prepared for ml-100k")
@@ -77,14 +77,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def own(arguments: argparse.Namespace) -> dict:
-    """Our epochs in a fresh process."""
-    words = ["--epochs", str(arguments.epochs), "--log", str(arguments.log)]
-    return measure_alone(__file__, "--measure", *words, quick=arguments.quick)
+def run_recpipe(arguments: argparse.Namespace) -> dict:
+    """Measure our epochs in a new process."""
+    options = ["--epochs", str(arguments.epochs), "--log", str(arguments.log)]
+    return measure_alone(__file__, "--measure", *options, quick=arguments.quick)
 
 
-def peer(arguments: argparse.Namespace) -> dict:
-    """RecBole's epochs through the peers' own script."""
+def run_recbole(arguments: argparse.Namespace) -> dict:
+    """Measure RecBole's epochs with the script of the peers' folder."""
     command = [
         str(arguments.peer.absolute()),
         "recbole_lightgcn.py",
@@ -95,25 +95,25 @@ def peer(arguments: argparse.Namespace) -> dict:
     ]
     command += ["--epochs", str(arguments.epochs), "--batch", str(NET["batch"]), "--tag", "_recpipe"]
     _, others = run_alone(command, cwd=arguments.peers)
-    found = json.loads(
+    results = json.loads(
         (arguments.peers / "results" / f"recbole_lightgcn_ml-100k_b{NET['batch']}_recpipe.json").read_text()
     )
     return {
         "what": "RecBole LightGCN",
-        "epoch_s": found["epoch_s_median"],
-        "pairs": found["train_rows"],
-        "parameters": found["params"],
+        "epoch_s": results["epoch_s_median"],
+        "pairs": results["train_rows"],
+        "parameters": results["params"],
         "others": others,
     }
 
 
 def measure(log: Path, epochs: int) -> dict:
-    """Seconds per epoch of ours, after one that warms up."""
+    """Measure seconds per epoch, without the first."""
     import torch
 
     from recpipe.data.sequences import build_sequences
     from recpipe.data.splits import split
-    from recpipe.models.registry import build as make
+    from recpipe.models.registry import build
 
     protocol = protocol_of(DATASET)
     run = configuration(DATASET).run("lightgcn")
@@ -121,7 +121,7 @@ def measure(log: Path, epochs: int) -> dict:
     train = split(sequences, protocol).train
     torch.manual_seed(0)
     config = {**run.settings, **NET, "epochs": epochs}
-    model = make("lightgcn", config, n_items=len(vocabulary), max_length=protocol.history)
+    model = build("lightgcn", config, n_items=len(vocabulary), max_length=protocol.history)
     ends = [time.perf_counter()]
     for _ in model.epochs(train):
         ends.append(time.perf_counter())
@@ -130,12 +130,12 @@ def measure(log: Path, epochs: int) -> dict:
         "what": "recpipe LightGCN",
         "epoch_s": median(seconds[1:] or seconds),
         "pairs": int(train.lengths.sum()),
-        "parameters": (len(train) + len(vocabulary)) * NET["dim"],  # a table of users is trained, and dropped
+        "parameters": (len(train) + len(vocabulary)) * NET["dim"],  # users are trained, not stored
     }
 
 
 def report(rows: list[dict]) -> None:
-    """Every row, then the ratio of the medians."""
+    """Print every row, then the ratio of the medians."""
     for row in rows:
         print(
             f"{row['what']:<18} {row['epoch_s']:7.3f} s/epoch {row['pairs'] / row['epoch_s']:10,.0f} pairs/s "

@@ -1,9 +1,9 @@
-"""How fast is our Mamba-2 mixer, forward and backward? Against transformers' on the same weights, by chunk.
+"""Forward and backward time of the Mamba-2 mixer against that of transformers, by size of chunk.
 
     OMP_NUM_THREADS=1 python benchmarks/mamba2.py
 
-Milliseconds of CPU time, the best of ``--rounds`` with all variants in turn in every round. The last rows are whole
-networks of two layers without the loss, at their default sizes; their ratio is to SASRec.
+Milliseconds of CPU time, the best of ``--rounds``; every round runs all variants. The last rows are networks of two
+layers without the loss, at their default sizes; their ratio is to SASRec.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DIM, STATE, ITEMS = 64, 32, 3416
 
 
 def main(argv: list[str] | None = None) -> None:
-    """One row per variant."""
+    """Print a row per variant."""
     parser = command_line(__doc__)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--length", type=int, default=200)
@@ -52,12 +52,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def mixers(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """Steps of mixers by name, all with the same weights and checked to give the same."""
+    """Return steps of mixers by name, with equal weights and, as is checked, equal outputs."""
     x = torch.randn(arguments.batch, arguments.length, DIM, requires_grad=True)
     weight = torch.randn(arguments.batch, arguments.length, DIM)
-    made: dict[str, torch.nn.Module] = {}
+    modules: dict[str, torch.nn.Module] = {}
     for chunk in arguments.chunks:
-        made[f"ours, chunk {chunk}"] = Mamba2(DIM, state=STATE, head_dim=arguments.head_dim, chunk=chunk)
+        modules[f"ours, chunk {chunk}"] = Mamba2(DIM, state=STATE, head_dim=arguments.head_dim, chunk=chunk)
         config = Mamba2Config(
             hidden_size=DIM,
             num_heads=2 * DIM // arguments.head_dim,
@@ -67,24 +67,24 @@ def mixers(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
             chunk_size=chunk,
             num_hidden_layers=1,
         )
-        made[f"transformers, chunk {chunk}"] = Mamba2Mixer(config, layer_idx=0)
-    first, *others = made.values()
+        modules[f"transformers, chunk {chunk}"] = Mamba2Mixer(config, layer_idx=0)
+    first, *others = modules.values()
     for other in others:
         other.load_state_dict(first.state_dict(), strict=True)
         torch.testing.assert_close(other(x), first(x), rtol=1e-4, atol=1e-4)
-    return {name: lambda mixer=mixer: mixer(x).backward(weight) for name, mixer in made.items()}
+    return {name: lambda mixer=mixer: mixer(x).backward(weight) for name, mixer in modules.items()}
 
 
 def networks(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """The same of whole networks in training, from items to hidden states and back."""
+    """Return steps of networks by name, from items to hidden states and back."""
     items = torch.randint(1, ITEMS + 1, (arguments.batch, arguments.length))
     batch = Batch(items, torch.full((arguments.batch,), arguments.length), None)
     weight = torch.randn(arguments.batch, arguments.length, DIM)
-    made = {"sasrec": ("sasrec", {}), "sasrec ff 4": ("sasrec", {"feed_forward": 4})}
-    made["mamba4rec"] = ("mamba4rec", {"state": STATE, "head_dim": arguments.head_dim})
+    variants = {"sasrec": ("sasrec", {}), "sasrec ff 4": ("sasrec", {"feed_forward": 4})}
+    variants["mamba4rec"] = ("mamba4rec", {"state": STATE, "head_dim": arguments.head_dim})
     models = {
         name: build(kind, {"dim": DIM, **config}, n_items=ITEMS, max_length=arguments.length).train()
-        for name, (kind, config) in made.items()
+        for name, (kind, config) in variants.items()
     }
     return {name: lambda model=model: model.hidden(batch).backward(weight) for name, model in models.items()}
 

@@ -119,6 +119,14 @@ def test_only_the_nearest_are_used(neighbours):
     np.testing.assert_allclose(items.similarity[1:, :neighbours], kept, rtol=1e-4, atol=1e-6)
 
 
+def test_item_knn_reads_the_last_events_only():
+    config = {"neighbours": 99, "shrinkage": 3.0}
+    whole, last = (build("item_knn", {**config, "last": n}, n_items=ITEMS, max_length=20) for n in (None, 2))
+    whole.fit(DATA)
+    last.fit(DATA)
+    np.testing.assert_array_equal(scores(last, NEW), scores(whole, NEW.last(2)))
+
+
 def test_blocks_change_nothing(monkeypatch):
     whole = {}
     for size in (1 << 26, 100):

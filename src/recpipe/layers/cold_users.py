@@ -120,7 +120,9 @@ class ColdUsers(nn.Module):
         popularity = (self.counts + 1 / self.n_items) / (self.counts.sum() + 1)
         m = self.config.smoothing
         rows = torch.log((rows + m * popularity) / (rows.sum(1, keepdim=True) + m))
-        rows -= self._novelty_penalty(self.n_items * popularity)
+        relative, novelty = self.n_items * popularity, self.config.novelty
+        maximum = float(relative.max())
+        rows -= relative * ((maximum**novelty - 1) / (maximum - 1) if maximum > 1 else novelty)
         rows[:, 0] = -torch.inf
         return rows[torch.from_numpy(inverse).to(rows.device)]
 
@@ -135,10 +137,6 @@ class ColdUsers(nn.Module):
         columns = [Column.from_dict(column) for column in fields["columns"]]
         config = ColdUsersConfig(**fields["config"])
         return cls(config, n_items=n_items, columns=columns, edges=fields["edges"])
-
-    def _novelty_penalty(self, popularity: Tensor) -> Tensor:
-        novelty, maximum = self.config.novelty, float(popularity.max())
-        return popularity * ((maximum**novelty - 1) / (maximum - 1) if maximum > 1 else novelty)
 
     def _is_recent(self, train: Sequences) -> np.ndarray:
         if self.config.recent_days is None:
@@ -166,7 +164,11 @@ class ColdUsers(nn.Module):
             columns = fit_columns(names, profiles, where="cold_users.cluster_by")
             self.columns = tuple(c for c in columns if not by_all or len(c.values) <= MAX_CATEGORIES)
             if self.columns:
-                self._fit_clusters(train, seed)
+                generator = torch.Generator().manual_seed(seed)
+                sample = torch.randperm(len(train), generator=generator)[:USERS_AT_ONCE].sort().values
+                encoded = self._encode(profiles, sample.numpy())
+                points = torch.from_numpy(encoded[encoded.any(1)])
+                self.centres = k_means(points, self.config.clusters, generator).to(self.counts.device)
             return
         self.columns = fit_columns(split_names(segments), profiles, where="cold_users.segments")
         for column in self.columns:
@@ -174,13 +176,6 @@ class ColdUsers(nn.Module):
                 numbers = column.encode(profiles[column.name])
                 quantiles = np.arange(1, self.config.bins) / self.config.bins
                 self.edges[column.name] = np.quantile(numbers[numbers[:, 1] > 0, 0], quantiles).tolist()
-
-    def _fit_clusters(self, train: Sequences, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        sample = torch.randperm(len(train), generator=generator)[:USERS_AT_ONCE].sort().values.numpy()
-        encoded = self._encode({column.name: train.profiles[column.name] for column in self.columns}, sample)
-        points = torch.from_numpy(encoded[encoded.any(1)])
-        self.centres = k_means(points, self.config.clusters, generator).to(self.counts.device)
 
     def _keys(self, users: Sequences) -> np.ndarray:
         """Segment keys (U,) int64, -1 for an incomplete profile."""

@@ -87,8 +87,8 @@ class BERT4Rec(Scorer):
         ``type_embedding``: add BERT's token types, 0 for events and 1 for masked ones (authors: 0 for all).
         ``norm_first``: pre-normalisation; false: BERT's blocks. ``scale``: multiply embeddings by √dim as in SASRec, if
         ``norm_first``. ``initial``: bert (truncated normal, 0.02) or xavier. ``dropout_inside``: also in the
-        feed-forward and, if ``norm_first``, on the output of a block. RecTools: ``scale`` false, and its xavier,
-        ``dropout_inside`` and replacements.
+        feed-forward and, if ``norm_first``, on the output of a block. RecTools' model: ``scale`` false, the other three
+        as in the profile dense-small.
         ``count_from``: the event at position 0, the first of a row (start) or its last (end).
         """
 

@@ -1,15 +1,15 @@
 """How good is the generative family on a prepared data set, beside SASRec, with seen items allowed and excluded?
 
-Everything is trained from the conf by `recpipe.training.standalone`, selected on the validation fold, and judged once
-on the test fold. One command that may be cut off at any time: the same command goes on from the last epoch, and
-`--minutes` ends it by itself. It needs torch, lightning, numpy, pyarrow and safetensors, and what Kedro made before:
+Everything is trained from the conf by `recpipe.training.standalone`, selected on the validation fold, and evaluated once
+on the test fold. The command may be interrupted at any time: the same command resumes at the last epoch, and
+`--minutes` ends it. It needs torch, lightning, numpy, pyarrow and safetensors, and what Kedro wrote before:
 
 kedro run --pipelines=ingest,embed,semantic_ids --params dataset=amazon-beauty
 kedro run --pipelines=train --params dataset=amazon-beauty,model=popular     # the split
 python benchmarks/generative.py --dataset amazon-beauty --models sasrec parallel_tiger tiger setrec mql4grec --minutes 9
 
-`--params models.tiger.train.max_epochs=5` and the like override the conf. What is trained lands under `--into`, where
-Kedro would have it.
+`--params models.tiger.train.max_epochs=5` and the like override the conf. Trained models are written under `--into`, in
+Kedro's layout.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from recpipe.evaluation.ranking import rank_fold
 from recpipe.models.recommender import Recommender
 from recpipe.training.standalone import DataFolder, epoch_logger, train
 
-SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-WAYS = {"seen allowed": False, "seen excluded": True}
+METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+PROTOCOLS = {"seen allowed": False, "seen excluded": True}
 SMALL = {"dim": 16, "heads": 1, "layers": 1, "train": {"max_epochs": 1, "patience": 1, "validate_every": 1}}
 SMALL_T5 = {**SMALL, "head_dim": 16, "feed_forward": 32, "decoder_layers": 1}
 QUICK = {"sasrec": SMALL, "tiger": SMALL_T5, "parallel_tiger": SMALL_T5}  # settings of --quick
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints a row per model and way of judging."""
-    arguments = parsed(argv)
+    """Print a row per model and protocol."""
+    arguments = _arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("recpipe.training.module").setLevel(logging.WARNING)
     with TemporaryDirectory() as folder:
@@ -49,54 +49,54 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Trains and judges one model after the other."""
-    prepared = DataFolder(arguments.data, arguments.dataset, arguments.seed, arguments.into)
+    """Train and evaluate one model after the other."""
+    data = DataFolder(arguments.data, arguments.dataset, arguments.seed, arguments.into)
     overrides = {"models": QUICK} if arguments.quick else parse_overrides(arguments.params)
     conf = configuration(arguments.dataset, **{**overrides, "seed": arguments.seed})
     ends = time.perf_counter() + 60 * arguments.minutes
     for name in arguments.models:
-        found = run(conf.run(name), prepared, ends)
-        if found is None:
-            print(f"{name:16} cut off; the same command goes on")
+        result = run(conf.run(name), data, ends)
+        if result is None:
+            print(f"{name:16} interrupted; the same command resumes it")
             continue
-        for way, metrics in found["test"].items():
-            numbers = "  ".join(f"{shown} {metrics[shown]:.4f}" for shown in SHOWN)
-            cost = found["cost"]
+        for protocol, metrics in result["test"].items():
+            numbers = "  ".join(f"{metric} {metrics[metric]:.4f}" for metric in METRICS)
+            cost = result["cost"]
             print(
-                f"{name:16} {way:14} {numbers}  best epoch {cost.get('best_epoch')}, "
+                f"{name:16} {protocol:14} {numbers}  best epoch {cost.get('best_epoch')}, "
                 f"{cost['train_seconds'] / 60:.0f} min on {cost['device']}",
                 flush=True,
             )
 
 
-def run(config: RunConfig, prepared: DataFolder, ends: float) -> dict[str, Any] | None:
-    """Trains and judges a model, neither of them twice; None if time was up."""
+def run(config: RunConfig, data: DataFolder, ends: float) -> dict[str, Any] | None:
+    """Train and evaluate a model, neither of them twice; None if time is up."""
     if time.perf_counter() > ends:
         return None
     try:
-        bundle = train(config, prepared, epoch_logger(config.name, ends))
+        bundle = train(config, data, epoch_logger(config.name, ends))
     except KeyboardInterrupt:
         if time.perf_counter() > ends:
             return None
         raise
-    done, cost = prepared.curves_file(config.name).with_name("both_ways.json"), bundle.training["cost"]
-    found = json.loads(done.read_text()) if done.is_file() else {}
-    if found.get("cost") != cost:  # of another training
-        test = prepared.test()
-        found = {"cost": cost, "test": {way: judged(bundle.model, test, each) for way, each in WAYS.items()}}
-        done.write_text(json.dumps(found))
-    return found
+    file, cost = data.curves_file(config.name).with_name("both_ways.json"), bundle.training["cost"]
+    result = json.loads(file.read_text()) if file.is_file() else {}
+    if result.get("cost") != cost:  # of another training
+        test = data.test()
+        metrics = {name: evaluate(bundle.model, test, seen) for name, seen in PROTOCOLS.items()}
+        result = {"cost": cost, "test": metrics}
+        file.write_text(json.dumps(result))
+    return result
 
 
-def judged(model: Recommender, fold: Fold, exclude_seen: bool) -> dict[str, float]:
+def evaluate(model: Recommender, fold: Fold, exclude_seen: bool) -> dict[str, float]:
     """Metrics of a fold."""
     ranks = rank_fold(model, fold, exclude_seen=exclude_seen, k=10).ranks()
-    found = metrics_from_ranks(ranks, cutoffs=[5, 10])
-    return {key: float(value) for key, value in found.items() if value is not None}
+    metrics = metrics_from_ranks(ranks, cutoffs=[5, 10])
+    return {key: float(value) for key, value in metrics.items() if value is not None}
 
 
-def parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument("--models", nargs="+", default=["sasrec", "parallel_tiger", "tiger"])

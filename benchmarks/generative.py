@@ -1,6 +1,6 @@
 """How good is the generative family on a prepared data set, beside SASRec, with seen items allowed and excluded?
 
-Everything is trained from the conf by `recpipe.training.standalone`, selected on the validation fold, and evaluated once
+Models are trained from the conf by `recpipe.training.standalone`, selected on the validation fold, and evaluated once
 on the test fold. The command may be interrupted at any time: the same command resumes at the last epoch, and
 `--minutes` ends it. It needs torch, lightning, numpy, pyarrow and safetensors, and what Kedro wrote before:
 

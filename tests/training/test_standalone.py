@@ -80,7 +80,7 @@ def test_the_same_command_continues_after_time_was_up(project_folder, tmp_path, 
     caplog.set_level(logging.INFO)
     models = ("popular", "sasrec")
     assert train(project_folder, tmp_path, *models, options=("--minutes", "0")) == 1
-    assert "the same command goes on with popular, sasrec" in caplog.text
+    assert "the same command continues with popular, sasrec" in caplog.text
     monkeypatch.setattr(command, "epoch_logger", lambda name, ends: lambda row: True)
     with pytest.raises(KeyboardInterrupt):  # as Ctrl-C: no other model is started
         train(project_folder, tmp_path, *models)

@@ -247,9 +247,9 @@ def _resumable(folder: Path, fingerprint: str, settings: TrainSettings) -> Path 
     last, identity = folder / LAST, folder / "run.json"
     if last.is_file() and identity.is_file() and settings.resume:
         if json.loads(identity.read_text()).get("fingerprint") == fingerprint:
-            log.info("going on from %s (train.resume=false starts anew)", last)
+            log.info("resuming from %s (train.resume=false starts anew)", last)
             return last
-        log.info("%s is of other data or settings; starting anew", last)
+        log.info("%s has other data or settings; starting anew", last)
     _remove_checkpoints(folder)
     return None
 

@@ -250,7 +250,7 @@ class TrainingModule(pl.LightningModule):
             parts.append(f"best {self.metric} {best[self.metric]:.4f} in epoch {best['epoch']}")
         reason = f"max_epochs {self.settings.max_epochs}"
         if self.is_interrupted:
-            reason = "on_epoch: interrupted, the same command goes on from here"
+            reason = "on_epoch: interrupted, the same command continues"
         elif self.out_of_time:
             reason = f"max_minutes {self.settings.max_minutes:g}"
         elif out_of_patience:

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_model(run)
     unfinished = [run.name for run in runs if not _finished(run, data, ends)]
     if unfinished:
-        log.info("time is up; the same command goes on with %s", ", ".join(unfinished))
+        log.info("time is up; the same command continues with %s", ", ".join(unfinished))
     return int(bool(unfinished))
 
 

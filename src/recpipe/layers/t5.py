@@ -13,7 +13,7 @@ and queries decoded in parallel.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
@@ -265,10 +265,13 @@ def from_transformers(tensors: Mapping[str, Tensor], side: str) -> dict[str, Ten
         ],
         "norm.weight": tensors[f"{side}.final_layer_norm.weight"],
     }
-    attention = ("attention", "SelfAttention", {"qkv": "qkv", "out": "o"})
-    cross = ("cross", "EncDecAttention", {"q": "q", "kv": "kv", "out": "o"})
-    feed = ("feed", "DenseReluDense", {"up": ("wi",), "down": ("wo",)})
-    parts = (attention, cross, feed) if side == "decoder" else (attention, feed)
+    parts: list[tuple[str, str, dict[str, Sequence[str]]]] = [
+        ("attention", "SelfAttention", {"qkv": "qkv", "out": "o"}),
+        ("cross", "EncDecAttention", {"q": "q", "kv": "kv", "out": "o"}),
+        ("feed", "DenseReluDense", {"up": ["wi"], "down": ["wo"]}),
+    ]
+    if side == "encoder":
+        del parts[1]
     blocks = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(f"{side}.block."))
     for block, (place, (part, source, weights)) in product(range(blocks), enumerate(parts)):
         stem, target = f"{side}.block.{block}.layer.{place}", f"layers.{block}.{part}"

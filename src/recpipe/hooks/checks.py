@@ -83,7 +83,9 @@ class ChecksHooks:
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Raise ConfigError with the key and the allowed values."""
+        from recpipe.pipelines.study import study_settings
         from recpipe.training.settings import check_model
+        from recpipe.training.variants import variants
 
         inputs = pipeline.inputs()
         names = sorted(name.removeprefix("params:") for name in inputs if name.startswith("params:"))
@@ -91,20 +93,27 @@ class ChecksHooks:
             with _file_in_error(f"{DATASETS}{name}"):
                 _check_dataset(name, dataset)
         if "ingest" in names:
+            from recpipe.data import engines
+
             with _file_in_error("ingest"):
-                _check_engine(catalog.load("params:ingest"))
+                engines.check(catalog.load("params:ingest").get("engine") or {})
         protocol = _protocol(names, catalog)
         if "embed" in names:
             _check_encoders(names, catalog)
         for kind, config in _parameters(names, KINDS, catalog):
+            from recpipe.semantic_ids.quality import Gate
+            from recpipe.semantic_ids.quantizer import build_quantizer
+
             with _file_in_error(f"{KINDS}{kind}"):
-                _check_ids(kind, config)
+                build_config(Gate, config.gate, where=f"semantic_ids.kinds.{kind}.gate")
+                build_quantizer(*config.type_and_settings())
         runs = [run for _, run in _parameters(names, MODELS, catalog)]
         for run in runs:
             with _file_in_error(f"{MODELS}{run.name}"):
                 check_model(run, protocol)
         for _, study in _parameters(names, STUDIES, catalog):
-            _check_study(study, runs)
+            for run in runs:
+                variants(study_settings(study), run)
         _check_on_disk(inputs, catalog)
 
 
@@ -156,12 +165,6 @@ def _check_dataset(name: str, dataset: DatasetConfig) -> None:
         ImageSourceConfig.from_block(dataset.content.image)
 
 
-def _check_engine(ingest: dict[str, Any]) -> None:
-    from recpipe.data import engines
-
-    engines.check(ingest.get("engine") or {})
-
-
 def _check_encoders(names: list[str], catalog: CatalogProtocol) -> None:
     from recpipe.content.embeddings import VectorFileConfig
     from recpipe.pipelines.embed import image_encoder, text_encoder
@@ -177,23 +180,6 @@ def _check_encoders(names: list[str], catalog: CatalogProtocol) -> None:
             for _, dataset in _parameters(names, DATASETS, catalog):
                 if dataset.content is not None and dataset.content.image is not None:
                     ImageSourceConfig.from_block(dataset.content.image)
-
-
-def _check_ids(kind: str, config: SemanticIdsConfig) -> None:
-    from recpipe.semantic_ids.quality import Gate
-    from recpipe.semantic_ids.quantizer import build_quantizer
-
-    build_config(Gate, config.gate, where=f"semantic_ids.kinds.{kind}.gate")
-    build_quantizer(*config.type_and_settings())
-
-
-def _check_study(study: StudyConfig, runs: list[RunConfig]) -> None:
-    """Raise ConfigError for a model without the settings that the study changes."""
-    from recpipe.pipelines.study import study_settings
-    from recpipe.training.variants import variants
-
-    for run in runs:
-        variants(study_settings(study), run)
 
 
 def _check_on_disk(inputs: set[str], catalog: Any) -> None:

@@ -99,7 +99,11 @@ def error_message(error: BaseException) -> str:
     text = _text(cause)
     if cause is not error and (match := DATASET.search(str(error))) and Path(match["path"]).name not in text:
         text = f"{match['path']}: {text}"
-    if {_package(type(cause).__module__), _package(_raised_in(cause))} & USER_FACING:
+    trace = cause.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    if {_package(type(cause).__module__), _package(raised_in)} & USER_FACING:
         return text
     return text if isinstance(cause, OSError) else f"{text} ({type(cause).__name__}; --verbose shows where)"
 
@@ -120,14 +124,6 @@ def _root_cause(error: BaseException) -> BaseException:
             break
         error = error.__cause__
     return error
-
-
-def _raised_in(error: BaseException) -> str:
-    """Name of the module that raised `error`."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
 def _package(module: str) -> str:

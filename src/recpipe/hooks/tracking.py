@@ -55,10 +55,12 @@ class TrackingHooks:
         groups = sorted({node.namespace for node in pipeline.nodes if node.namespace})
         self._groups = set(groups) - SHARED
         models = sorted(self._groups - set(ID_KINDS))
+        names = run_params.get("pipeline_names") or []
+        others = [name for name in names if name not in STAGES]
         tags = {
             "dataset": str(catalog.load("params:dataset")),
             "models": " ".join(models or sorted(self._groups)),
-            "pipelines": "+".join(sorted(run_params.get("pipeline_names") or ["all"], key=_stage)),
+            "pipelines": "+".join(name for name in (*STAGES, *others) if name in names) or "all",
             "environment": str(run_params.get("env")),
             "kedro_run": str(run_params.get("run_id")),
         }
@@ -148,8 +150,3 @@ def _figures(runs: MlflowRuns, model: str | None, figures: dict[str, Any], datas
     for name, figure in figures.items():
         if figure.data:
             runs.artifact(model, dataset.file(name), folder="figures")
-
-
-def _stage(name: str) -> int:
-    """Sort key: the order in which pipelines run, which the command line does not keep."""
-    return STAGES.index(name) if name in STAGES else len(STAGES)

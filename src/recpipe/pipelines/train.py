@@ -71,12 +71,13 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     """The shared split, and ``train_model`` in the namespace of every model."""
     log = ["interactions", "users", "ingest_steps", "params:protocol"]
     split = Node(split_sequences, log, ["training_data", "test_set"], name="split_sequences")
-    return Pipeline([split, *(_train_node(run) for run in wiring.runs.values())])
-
-
-def _train_node(run: RunConfig) -> Node:
-    inputs, name = training_inputs(run), run.name
-    return Node(train_model, inputs, f"{name}_bundle", name="train_model", namespace=name, tags=name)
+    training = [
+        Node(
+            train_model, training_inputs(run), f"{name}_bundle", name="train_model", namespace=name, tags=name
+        )
+        for name, run in wiring.runs.items()
+    ]
+    return Pipeline([split, *training])
 
 
 def training_inputs(run: RunConfig) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tests.cuda.made import ASKED, ITEMS, fresh
+from tests.cuda.small_models import HISTORIES, ITEMS, fresh
 
 from recpipe.accelerate.code_transformer import FastCodeTransformer
 from recpipe.accelerate.t5_encoder import FastLinear
@@ -27,7 +27,7 @@ def test_a_model_that_moves_between_devices_searches_on_each():
     torch.manual_seed(0)
     model, lists = fresh("tiger", {}).eval(), []
     for device in ("cpu", "cuda", "cpu"):
-        lists.append(model.to(device).recommend(ASKED, ITEMS, exclude_seen=True))
+        lists.append(model.to(device).recommend(HISTORIES, ITEMS, exclude_seen=True))
     for items, scores in lists[1:]:
         assert (items == lists[0][0]).mean() > 0.9
         torch.testing.assert_close(

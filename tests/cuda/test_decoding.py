@@ -38,27 +38,27 @@ def there(options: dict) -> dict:
     return moved
 
 
-def same(here: Beams, found: Beams, codes: np.ndarray) -> None:
+def same(expected: Beams, beams: Beams, codes: np.ndarray) -> None:
     """Equal scores; other items only where scores are so near that the order is rounding's, with their own ids."""
-    assert found.items.is_cuda and found.scores.is_cuda
-    found = Beams(*(each.cpu() for each in found))
-    torch.testing.assert_close(found.scores, here.scores, **NEAR)
-    assert (found.items == here.items).float().mean() > 0.99
-    at = found.items >= 0
-    assert (at == (here.items >= 0)).all()
-    assert (torch.from_numpy(codes)[found.items[at]] == found.codes[at]).all()
-    lists(found)  # no item twice, best first
+    assert beams.items.is_cuda and beams.scores.is_cuda
+    beams = Beams(*(each.cpu() for each in beams))
+    torch.testing.assert_close(beams.scores, expected.scores, **NEAR)
+    assert (beams.items == expected.items).float().mean() > 0.99
+    at = beams.items >= 0
+    assert (at == (expected.items >= 0)).all()
+    assert (torch.from_numpy(codes)[beams.items[at]] == beams.codes[at]).all()
+    lists(beams)  # no item twice, best first
 
 
 @pytest.mark.parametrize("renormalise", [False, True], ids=["plain", "renormalised"])
 @pytest.mark.parametrize("seed", range(5))
 def test_beams_of_small_trees(narrow, seed, renormalise):
-    case, made = random_case(60, (5, 4, 6), seed), model((5, 4, 6), seed)
-    card = Model([each.cuda() for each in made.logs])
+    case, decoder = random_case(60, (5, 4, 6), seed), model((5, 4, 6), seed)
+    card = Model([each.cuda() for each in decoder.logs])
     for beam in (1, 4, 60):
         for options in limits(seed, 60):
             more = {"beam": beam, "renormalise": renormalise, "temperatures": (1.0, 0.5, 2.0)}
-            here = beam_search(made, case.tree, **more, **options)
+            here = beam_search(decoder, case.tree, **more, **options)
             same(here, beam_search(card, case.tree, **more, **there(options)), case.codes)
 
 
@@ -96,8 +96,8 @@ def independent(users: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("users", [3, 70])
 def test_exact_scores(users):
     codes, logs = torch.from_numpy(random_case(MANY, SIZES).codes), independent(users)
-    found = exact_scores([each.cuda() for each in logs], codes.cuda())
-    torch.testing.assert_close(found.cpu(), exact_scores(logs, codes), rtol=1e-6, atol=1e-5)
+    scores = exact_scores([each.cuda() for each in logs], codes.cuda())
+    torch.testing.assert_close(scores.cpu(), exact_scores(logs, codes), rtol=1e-6, atol=1e-5)
 
 
 def test_exact_lists():
@@ -113,11 +113,11 @@ def test_samples_are_drawn_with_a_generator_of_either_device(device):
     """With the CPU's the noise is the same on both devices, and so is the sample."""
     case, logs = random_case(MANY, SIZES), independent(USERS)
     card = IndependentLevels([each.cuda() for each in logs])
-    found = beam_search(card, case.tree, beam=30, stochastic=torch.Generator(device).manual_seed(5))
-    items = found.items.cpu()
+    beams = beam_search(card, case.tree, beam=30, stochastic=torch.Generator(device).manual_seed(5))
+    items = beams.items.cpu()
     assert (items >= 0).all() and all(len(set(row)) == 30 for row in items.tolist())
     if device == "cpu":
         drawn = torch.Generator().manual_seed(5)
         here = beam_search(IndependentLevels(logs), case.tree, beam=30, stochastic=drawn)
         assert (items == here.items).float().mean() > 0.95
-        torch.testing.assert_close(found.scores.cpu().sum(1), here.scores.sum(1), rtol=0.05, atol=0.1)
+        torch.testing.assert_close(beams.scores.cpu().sum(1), here.scores.sum(1), rtol=0.05, atol=0.1)

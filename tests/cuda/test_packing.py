@@ -22,7 +22,7 @@ MODELS = [
 ]
 
 
-def made(name: str, config: dict, window: int) -> torch.nn.Module:
+def create(name: str, config: dict, window: int) -> torch.nn.Module:
     torch.manual_seed(0)
     settings = {**config, "layers": 2, "dropout": 0.0}
     model = build(name, settings, n_items=ITEMS, max_length=window).cuda()
@@ -37,12 +37,12 @@ def steps(size: int, count: int = 3) -> list[tuple[Batch, Batch]]:
     data = random_sequences(150, ITEMS, longest=50, seed=size)
     held = DeviceSequences(data, window=51, device="cuda")
     batches = PackedBatches(held.lengths, size=size, tokens=1000, seed=size)
-    found = []
+    pairs = []
     for _, (part,) in zip(range(count), batches, strict=False):
         packed = batches.gather(held, part)
         assert packed.segments is not None and int(packed.segments.max()) > 1
-        found.append((packed, held.batch(np.sort(part.users))))
-    return found
+        pairs.append((packed, held.batch(np.sort(part.users))))
+    return pairs
 
 
 def judged(model: torch.nn.Module, batch: Batch, criterion) -> list[torch.Tensor]:
@@ -55,8 +55,8 @@ def judged(model: torch.nn.Module, batch: Batch, criterion) -> list[torch.Tensor
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("name", "config"), MODELS, ids=str)
 def test_losses_and_gradients_are_those_of_padded_rows(name, config, size):
-    """In one step after another: a mask kept from the step before would show."""
-    model = made(name, config, 50)
+    """In one step after another: a mask of the step before would show."""
+    model = create(name, config, 50)
     for packed, padded in steps(size):
         assert packed.n_targets == padded.n_targets
         ours, theirs = (judged(model, each, FullSoftmax()) for each in (packed, padded))
@@ -86,7 +86,7 @@ def test_the_kernel_mixes_as_the_mask_of_a_matrix_says(size):
 
 @pytest.mark.parametrize(("name", "config"), MODELS, ids=str)
 def test_in_bf16_losses_are_near(name, config):
-    model = made(name, config, 50)
+    model = create(name, config, 50)
     for packed, padded in steps(128):
         exact = model.loss(padded, FullSoftmax())
         with torch.autocast("cuda", dtype=torch.bfloat16):

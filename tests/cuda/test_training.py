@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.cuda.made import CASES, ITEMS, WINDOW, fresh
+from tests.cuda.small_models import CASES, ITEMS, WINDOW, fresh
 from tests.synthetic import random_sequences
 
 from recpipe.data.protocol import Protocol

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from recpipe.config import build_config
 from recpipe.evaluation.recommendations import SubmissionLayout, recommendations_table, submission_csv
 
 IDS = np.array(["7", "x,1", "9"], dtype=object)
@@ -101,7 +102,7 @@ def test_every_requested_user_gets_a_row(table):
 
 def test_submission_per_recommendation(table):
     conf = {"one_row_per": "recommendation", "columns": {"user": "u", "item": "i", "rank": "r", "title": "t"}}
-    text = submission_csv(table, SubmissionLayout.from_conf(conf))
+    text = submission_csv(table, SubmissionLayout(**conf))
     expected = [["u", "i", "r", "t"], ["a", "9", "1", "Nine"], ["a", "7", "2", "7"], ["b", "x,1", "1", "x,1"]]
     assert list(csv.reader(io.StringIO(text))) == expected
 
@@ -120,17 +121,17 @@ def test_a_separator_inside_an_id_is_an_error(table):
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ({"seperator": ","}, "unknown keys in submission: seperator; allowed: columns"),
+        ({"seperator": ","}, "submission.seperator.*did you mean .separator.*columns"),
         ({"one_row_per": "line"}, "'line'; allowed: user, recommendation"),
         ({"columns": {"user": "u", "title": "t"}}, r"\['title'\]; one row per user offers: user, items"),
         ({"columns": {}}, "no column"),
         ({"top": 0}, "top is 0"),
-        ({"top": True}, "top is True"),
-        ({"header": "yes"}, "header is 'yes'"),
+        ({"top": True}, "submission.top.*True"),
+        ({"header": "yes"}, "submission.header.*yes"),
         ({"delimiter": ", "}, "one character"),
         ({"separator": ""}, "at least one character"),
     ],
 )
 def test_invalid_layouts_are_errors(conf, message):
     with pytest.raises(ValueError, match=message):
-        SubmissionLayout.from_conf(conf)
+        build_config(SubmissionLayout, conf, where="evaluate.submission")

@@ -12,6 +12,7 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from recpipe.config import build_config
 from recpipe.config.schema import (
     ContextConfig,
     EnsembleConfig,
@@ -115,7 +116,7 @@ def evaluate_model(
     from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
     from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
 
-    layout = SubmissionLayout.from_conf(evaluate.submission)
+    layout = build_config(SubmissionLayout, evaluate.submission, where="evaluate.submission")
     protocol = _prepare(bundle, training_data, evaluate)
     slots = None
     if content_model is not None:

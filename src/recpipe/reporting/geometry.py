@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from recpipe.config import split_names
 from recpipe.data.protocol import Protocol
-from recpipe.evaluation.geometry.study import GeometrySettings, Items, measure_geometry
+from recpipe.evaluation.geometry.study import Items, measure_geometry
 from recpipe.evaluation.geometry.tables import VectorSource, encoder_source
 from recpipe.evaluation.lists import Popularity
 from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
@@ -51,7 +51,7 @@ def geometry_of_runs(
         catalogue,
         quality=_quality(runs, metric, protocol["id"]),
         seed=seed,
-        settings=GeometrySettings(**config.model_dump(exclude={"models"})),
+        settings=config,
     )
     result |= {"protocol": protocol["id"], "seed": seed, "problems": [*problems, *result["problems"]]}
     for problem in result["problems"]:

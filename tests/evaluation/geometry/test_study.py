@@ -12,11 +12,11 @@ import torch
 from sklearn.manifold import trustworthiness
 from tests.synthetic import catalogue_ids, random_sequences
 
+from recpipe.config.schema import GeometryConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.evaluation.geometry.measures import linear_cka, measure_vectors, nearest, overlap
 from recpipe.evaluation.geometry.study import (
-    GeometrySettings,
     Items,
     item_map,
     measure_geometry,
@@ -34,7 +34,7 @@ EVENTS = np.bincount(DATA.items, minlength=ITEMS + 1)[1:]
 WARM = EVENTS > 0
 VOCABULARY = Vocabulary(np.array([f"i{n}" for n in range(ITEMS)], object))
 ABOUT = Items(VOCABULARY, [f"title {n}" for n in range(ITEMS)], EVENTS, Protocol(dataset="shop"))
-SETTINGS = GeometrySettings(nulls=3, map=40, nearest=2)
+SETTINGS = GeometryConfig(models="all", k=10, nulls=3, items=5000, map=40, examples=2, nearest=2, beside=4)
 CONFIGS = {
     "sasrec": {"dim": 8},
     "hstu": {"dim": 8},
@@ -240,7 +240,7 @@ def test_a_catalogue_of_one_popularity_and_nothing_on_disk() -> None:
 
 
 def test_a_large_catalogue_is_sampled(bundles, encoder) -> None:
-    settings = replace(SETTINGS, items=30)
+    settings = SETTINGS.model_copy(update={"items": 30})
     result = measure_geometry(bundles, [encoder], ABOUT, seed=1, settings=settings)
     assert result["items"] == 30 and result["tables"][0]["items"] == 30
     assert result["map"]["items"] == WARM.sum()  # nearest items and the map are of the whole catalogue

@@ -5,9 +5,10 @@ import pytest
 from tests.reporting.browser import open_page
 from tests.reporting.test_html import EVIL, Page
 
+from recpipe.config.schema import GeometryConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
-from recpipe.evaluation.geometry.study import GeometrySettings, Items, measure_geometry
+from recpipe.evaluation.geometry.study import Items, measure_geometry
 from recpipe.evaluation.geometry.tables import VectorSource, random_tables
 from recpipe.reporting.figures import CAPTIONS
 from recpipe.reporting.figures.geometry import COLUMNS, geometry_figures, geometry_section
@@ -33,7 +34,9 @@ def geometry():
     vocabulary = Vocabulary(np.array([f"i{n}" for n in range(ITEMS)], object))
     items = Items(vocabulary, titles, events, Protocol(dataset="shop"))
     sources = [source(name, seed) for seed, name in enumerate(NAMES)]
-    settings = GeometrySettings(nulls=4, map=ITEMS, examples=3)
+    settings = GeometryConfig(
+        models="all", k=10, nulls=4, items=5000, map=ITEMS, examples=3, nearest=5, beside=4
+    )
     result = measure_geometry({}, sources, items, seed=1, settings=settings)
     stability = {
         "name": "deep input",

@@ -9,7 +9,7 @@ import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,9 @@ from recpipe.evaluation.geometry.tables import (
 from recpipe.evaluation.segments import HEAD, POPULARITY, popularity_groups
 from recpipe.training.bundle import Bundle
 
+if TYPE_CHECKING:
+    from recpipe.config.schema import GeometryConfig  # pydantic, which the library does without
+
 SPECTRUM_POINTS = 49  # of a curve, at most
 PERPLEXITY = 30.0
 UNREADABLE = (
@@ -49,19 +52,6 @@ UNREADABLE = (
 BundleLoaders = Mapping[str, Callable[[], Bundle]]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GeometrySettings:
-    """Settings of the study; see conf/base/parameters/geometry.yml."""
-
-    k: int = 10
-    nulls: int = 5
-    items: int = 5000
-    map: int = 2000
-    examples: int = 2
-    nearest: int = 5
-    beside: int = 4
 
 
 @dataclass(frozen=True)
@@ -79,9 +69,9 @@ def measure_geometry(
     encoders: Sequence[VectorSource],
     items: Items,
     *,
+    settings: GeometryConfig,
     quality: Mapping[str, float] | None = None,
     seed: int = 0,
-    settings: GeometrySettings | None = None,
 ) -> dict[str, Any]:
     """Measure all item tables as JSON.
 
@@ -89,7 +79,7 @@ def measure_geometry(
     the others give the stability. ``quality`` has a value per bundle; the best model comes first and gets the map.
     Only items with training events are measured, as the vectors of others were never trained.
     """
-    study = _Study(items, settings or GeometrySettings(), seed)
+    study = _Study(items, settings, seed)
     for model, runs in _runs_by_model(bundles, quality or {}, seed).items():
         study.add_model(model, runs, bundles)
     for source in encoders:
@@ -113,7 +103,7 @@ class _Study:
     """Results of the tables so far."""
 
     items: Items
-    settings: GeometrySettings
+    settings: GeometryConfig
     seed: int
     measurements: list[dict[str, Any]] = field(default_factory=list)
     tables: list[TableAndNull] = field(default_factory=list)

@@ -137,12 +137,12 @@ class ItemVectors:
 class Neighbours:
     """Item vectors and the neighbours (n, K) of each, as positions in the table."""
 
-    table: ItemVectors
+    items: ItemVectors
     near: Indices
 
     def among(self, rows: Indices, k: int) -> Indices:
         """Return the ``k`` neighbours within the subset ``rows``."""
-        return self.near if len(rows) == len(self.table.rows) else nearest(self.table.select(rows), k)
+        return self.near if len(rows) == len(self.items.rows) else nearest(self.items.select(rows), k)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Agreement:
 
 def agreement(one: TableAndNull, other: TableAndNull, k: int) -> Agreement | None:
     """Compare two tables; None where fewer than k + 2 items have a vector in both."""
-    rows = np.intersect1d(one.table.table.rows, other.table.table.rows)
+    rows = np.intersect1d(one.table.items.rows, other.table.items.rows)
     if len(rows) < k + 2:
         return None
     pair, nulls = (one.table, other.table), (one.null, other.null)
@@ -178,8 +178,8 @@ def agreement(one: TableAndNull, other: TableAndNull, k: int) -> Agreement | Non
         rows,
         overlap(*(part.among(rows, k) for part in pair)),
         float(overlap(*(part.among(rows, k) for part in nulls)).mean()),
-        linear_cka(*(part.table.select(rows) for part in pair)),
-        linear_cka(*(part.table.select(rows) for part in nulls)),
+        linear_cka(*(part.items.select(rows) for part in pair)),
+        linear_cka(*(part.items.select(rows) for part in nulls)),
     )
 
 

@@ -183,9 +183,7 @@ def test_same_codes_are_refused_with_their_rows():
 def test_codes_out_of_range_are_refused_with_their_rows(row, level, code):
     codes = random_codes(20, (9, 9, 9))
     codes[row, level] = code
-    expected = (
-        rf"1 rows are out of range \({row}\): row {row} has {code} at level {level + 1}, allowed 0 to 8"
-    )
+    expected = rf"1 items are out of range: row {row} has {code} at level {level + 1}, allowed 0 to 8"
     with pytest.raises(ValueError, match=expected):
         PrefixTree.build(codes, (9, 9, 9))
 
@@ -193,10 +191,10 @@ def test_codes_out_of_range_are_refused_with_their_rows(row, level, code):
 @pytest.mark.parametrize(
     ("codes", "sizes", "message"),
     [
-        (np.zeros((0, 3), np.int32), (4, 4, 4), "catalogue is empty"),
-        (np.zeros((2, 3), np.int32), (4, 4), r"got \(2, 3\)"),
-        (np.zeros(3, np.int32), (4,), r"got \(3,\)"),
-        (np.zeros((2, 0), np.int32), (), r"got \(2, 0\)"),
+        (np.zeros((0, 3), np.int32), (4, 4, 4), "no item has codes"),
+        (np.zeros((2, 3), np.int32), (4, 4), r"int32 \(2, 3\)"),
+        (np.zeros(3, np.int32), (4,), r"int32 \(3,\)"),
+        (np.zeros((2, 0), np.int32), (), "no item has codes"),
         (np.zeros((2, 1)), (4,), "float64"),
     ],
     ids=["empty", "one size short", "one dimension", "no levels", "not whole"],
@@ -290,23 +288,15 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-@pytest.mark.parametrize("forged", [False, True], ids=["digest kept", "digest forged"])
-def test_tampered_arrays_are_refused(written, what, forged, monkeypatch):
-    """The digest tells every change; where it is forged too, arrays that are no tree are still refused."""
-    arrays = load_file(written)
-    described = PrefixTree.read(written)
+def test_tampered_arrays_are_refused(written, what):
+    arrays, header = load_file(written), PrefixTree.read(written)
     name, change = TAMPERED[what]
     changed = arrays[name].copy()
     change(changed)
-    metadata = {"format": 1, "sizes": described.sizes, "source": "ids", "hash": described.hash}
+    metadata = {"format": 1, "sizes": header.sizes, "source": "ids", "hash": header.hash}
     save_file(arrays | {name: changed}, written, {METADATA: json.dumps(metadata)})
-    if forged:
-        monkeypatch.setattr(PrefixTree, "hash", described.hash)
-    if forged and what == "two leaves swapped":
-        assert PrefixTree.read(written).leaves[0] == arrays["leaves"][1]  # a tree, but of another order
-    else:
-        with pytest.raises(ValueError, match="is not a complete prefix tree"):
-            PrefixTree.read(written)
+    with pytest.raises(ValueError, match="is not a complete prefix tree"):
+        PrefixTree.read(written)
 
 
 def test_a_hundred_thousand_items_take_a_fraction_of_a_second(tmp_path):

@@ -175,7 +175,7 @@ def test_input_of_a_fitted_quantizer_is_checked(fitted: Quantizer):
     for call, message in (
         (lambda: fitted.encode(clusters(width=5)), "width 5, the quantizer was fitted to width 12"),
         (lambda: fitted.encode(broken("nan")), "rows 3, 7"),
-        (lambda: fitted.decode(codes + 8), "row 0 has code 8 at level 1, allowed 0 to 7"),
+        (lambda: fitted.decode(codes + 8), "row 0 has 8 at level 1, allowed 0 to 7"),
         (lambda: fitted.decode(codes[:, :2]), r"shape \(N, 3\)"),
         (lambda: fitted.decode(codes.astype(np.float32)), "whole numbers"),
         (lambda: fitted.level_distances(clusters(), codes, 3), "level is 3; allowed: 0 to 2"),

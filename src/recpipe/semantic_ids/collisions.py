@@ -1,4 +1,4 @@
-"""Policies for items with equal codes: extra digit, reallocation, Sinkhorn balancing, or keeping them.
+"""Collisions of codes: detection, and the policies extra digit, reallocation, Sinkhorn balancing and keeping them.
 
 Every policy treats the codes of earlier items (``taken``) as fixed. Shape letters: N items, M items with fixed codes,
 L levels, P groups, V codes per level.
@@ -17,8 +17,9 @@ from recpipe.config import check_known
 
 Rows = NDArray[np.int64]
 Codes = NDArray[np.int32]
+Vectors = NDArray[np.float32]
 # (rows R, codes (R, L), level) -> (R, V) squared distances to the codes of the level, after the earlier levels' codes
-Distances = Callable[[Rows, Codes, int], NDArray[np.float32]]
+Distances = Callable[[Rows, Codes, int], Vectors]
 
 POLICIES = ("extra_digit", "reallocate", "sinkhorn", "keep")
 UNIQUE = ("extra_digit", "reallocate")  # policies after which no two items share an id
@@ -81,6 +82,28 @@ def resolve(
 def check_policy(policy: str) -> None:
     """Raise ValueError with the nearest spelling for an unknown policy."""
     check_known(policy, POLICIES, what="policy for collisions")
+
+
+def check_codes(
+    codes_NL: NDArray[np.integer],
+    sizes: tuple[int, ...],
+    *,
+    what: str = "codes",
+    item_ids: NDArray[np.object_] | None = None,
+) -> None:
+    """Raise ValueError for codes that are not whole numbers (N, L) from 0 to below the size of their level."""
+    if codes_NL.ndim != 2 or codes_NL.shape[1] != len(sizes) or codes_NL.dtype.kind not in "iu":
+        raise ValueError(
+            f"{what} must be whole numbers of shape (N, {len(sizes)}), got {codes_NL.dtype} {codes_NL.shape}"
+        )
+    wrong = (codes_NL < 0) | (codes_NL >= np.array(sizes, np.int64))
+    if wrong.any():
+        row, level = np.argwhere(wrong)[0]
+        name = f"row {row}" if item_ids is None else f"item {item_ids[row]!r}"
+        raise ValueError(
+            f"{what} of {int(wrong.any(1).sum())} items are out of range: {name} has {codes_NL[row, level]} at level "
+            f"{level + 1}, allowed 0 to {sizes[level] - 1}"
+        )
 
 
 def colliding(codes_NL: Codes, taken_ML: Codes) -> NDArray[np.bool_]:
@@ -241,9 +264,9 @@ def _balance(
 
 
 def transport(
-    costs_MV: NDArray,
+    costs_MV: Vectors,
     free_MV: NDArray[np.bool_],
-    group_M: NDArray[np.int64],
+    group_M: Rows,
     *,
     sweeps: int = SWEEPS,
     epsilons: tuple[float, ...] = EPSILONS,
@@ -271,7 +294,7 @@ def transport(
     return shares / np.maximum(shares.sum(1, keepdims=True), TINY)
 
 
-def _ranks_in_group(group_N: Rows, *keys: NDArray) -> Rows:
+def _ranks_in_group(group_N: Rows, *keys: NDArray[np.generic]) -> Rows:
     """(N,) rank of every row within its group, by ``keys`` (first key first), then by row number."""
     order = np.lexsort((*reversed(keys), group_N))
     ranks = np.empty(len(order), np.int64)
@@ -307,7 +330,7 @@ def _group_blocks(group_N: Rows, width: int) -> Iterator[Rows]:
     yield from np.split(order, np.flatnonzero(np.diff(block)) + 1) if len(order) else ()
 
 
-def _code_distances(distances: Distances, rows: Rows, codes_NL: Codes, level: int) -> NDArray[np.float32]:
+def _code_distances(distances: Distances, rows: Rows, codes_NL: Codes, level: int) -> Vectors:
     """(N,) distance of the items ``rows`` to their code at ``level``."""
     parts = [np.zeros(0, np.float32)]
     for start in range(0, len(rows), step := 8192):

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from recpipe.semantic_ids.collisions import Codes, Vectors
 from recpipe.semantic_ids.quantizer import (
     CHUNK,
     OnEpoch,
@@ -40,9 +40,10 @@ class KMeansConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_count("iterations", self.iterations)
-        _check_count("steps", self.steps)
-        _check_count("sample", self.sample, least=max(self.sizes))
+        for name in ("iterations", "steps", "sample", "beam", "rotations"):  # the last two only of some types
+            value, least = getattr(self, name, 1), max(self.sizes) if name == "sample" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")
 
 
 class KMeansQuantizer(Quantizer):
@@ -55,7 +56,7 @@ class KMeansQuantizer(Quantizer):
     def _learn(self, z_ND: Tensor, seed: int) -> list[Tensor]:
         """Codebooks (V, D) of each level for scaled vectors."""
 
-    def _fit(self, x_ND: NDArray[np.float32], *, seed: int, on_epoch: OnEpoch | None) -> None:
+    def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
         x = torch.from_numpy(x_ND)
         self.mean, self.scale = scaling(x, self.config.standardise)
         if len(x) > self.config.sample:
@@ -66,10 +67,10 @@ class KMeansQuantizer(Quantizer):
     def _centroids(self, z_ND: Tensor, level: int, seed: int) -> Tensor:
         return faiss_kmeans(z_ND, self.sizes[level], self.config, seed=seed + level)
 
-    def _scaled(self, x_ND: NDArray[np.float32]) -> Tensor:
+    def _scaled(self, x_ND: Vectors) -> Tensor:
         return (torch.from_numpy(x_ND) - self.mean) / self.scale
 
-    def _unscaled(self, z_ND: Tensor) -> NDArray[np.float32]:
+    def _unscaled(self, z_ND: Tensor) -> Vectors:
         return (z_ND * self.scale + self.mean).numpy()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -99,13 +100,9 @@ class ResidualKMeans(KMeansQuantizer):
 
     @dataclass(frozen=True)
     class Config(KMeansConfig):
-        """``beam``: width of the beam search in encoding."""
+        """Settings of residual k-means."""
 
-        beam: int = 1
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            _check_count("beam", self.beam)
+        beam: int = 1  # width of the beam search in encoding
 
     config: Config
 
@@ -116,19 +113,17 @@ class ResidualKMeans(KMeansQuantizer):
             z_ND = z_ND - book[nearest(z_ND, book)]
         return books
 
-    def _encode(self, x_ND: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _encode(self, x_ND: Vectors) -> Codes:
         parts = self._scaled(x_ND).split(CHUNK)
         return torch.cat([_beam_encode(part, self.books, self.config.beam) for part in parts]).int().numpy()
 
-    def _decode(self, codes_NL: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _decode(self, codes_NL: Codes) -> Vectors:
         return self._unscaled(self._sum(codes_NL))
 
-    def _level_distances(
-        self, x_ND: NDArray[np.float32], codes_NL: NDArray[np.int32], level: int
-    ) -> NDArray[np.float32]:
+    def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
         return squared_distances(self._scaled(x_ND) - self._sum(codes_NL), self.books[level]).numpy()
 
-    def _sum(self, codes_NL: NDArray[np.int32]) -> Tensor:
+    def _sum(self, codes_NL: Codes) -> Tensor:
         """(N, D) sum of the vectors of the first codes, of any number of levels."""
         codes, total = torch.from_numpy(codes_NL).long(), torch.zeros(len(codes_NL), self.width)
         for level in range(codes.shape[1]):
@@ -144,7 +139,7 @@ class PQ(KMeansQuantizer):
 
     type = "pq"
 
-    def _fit(self, x_ND: NDArray[np.float32], *, seed: int, on_epoch: OnEpoch | None) -> None:
+    def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
         if self.width < (levels := len(self.sizes)):
             raise ValueError(
                 f"vectors of width {self.width} cannot be cut into {levels} pieces; lower "
@@ -155,25 +150,23 @@ class PQ(KMeansQuantizer):
     def _learn(self, z_ND: Tensor, seed: int) -> list[Tensor]:
         return [self._centroids(piece, level, seed) for level, piece in enumerate(self._pieces(z_ND))]
 
-    def _encode(self, x_ND: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _encode(self, x_ND: Vectors) -> Codes:
         pieces = self._pieces(self._transform(x_ND))
         codes = [nearest(piece, book) for piece, book in zip(pieces, self.books, strict=True)]
         return torch.stack(codes, 1).int().numpy()
 
-    def _decode(self, codes_NL: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _decode(self, codes_NL: Codes) -> Vectors:
         codes = torch.from_numpy(codes_NL).long()
         pieces = [book[codes[:, level]] for level, book in enumerate(self.books)]
         return self._inverse(torch.cat(pieces, 1))
 
-    def _level_distances(
-        self, x_ND: NDArray[np.float32], codes_NL: NDArray[np.int32], level: int
-    ) -> NDArray[np.float32]:
+    def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
         return squared_distances(self._pieces(self._transform(x_ND))[level], self.books[level]).numpy()
 
-    def _transform(self, x_ND: NDArray[np.float32]) -> Tensor:
+    def _transform(self, x_ND: Vectors) -> Tensor:
         return self._scaled(x_ND)
 
-    def _inverse(self, z_ND: Tensor) -> NDArray[np.float32]:
+    def _inverse(self, z_ND: Tensor) -> Vectors:
         return self._unscaled(z_ND)
 
     def _pieces(self, z_ND: Tensor) -> tuple[Tensor, ...]:
@@ -194,13 +187,9 @@ class OPQ(PQ):
 
     @dataclass(frozen=True)
     class Config(KMeansConfig):
-        """``rotations``: alternations of rotation and codebooks."""
+        """Settings of OPQ."""
 
-        rotations: int = 50
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            _check_count("rotations", self.rotations)
+        rotations: int = 50  # alternations of rotation and codebooks
 
     config: Config
 
@@ -210,10 +199,10 @@ class OPQ(PQ):
         self.rotation = opq_rotation(z_ND, self.sizes, **settings)
         return super()._learn(z_ND @ self.rotation.T, seed)
 
-    def _transform(self, x_ND: NDArray[np.float32]) -> Tensor:
+    def _transform(self, x_ND: Vectors) -> Tensor:
         return F.pad(self._scaled(x_ND), (0, self._padded_width - self.width)) @ self.rotation.T
 
-    def _inverse(self, z_ND: Tensor) -> NDArray[np.float32]:
+    def _inverse(self, z_ND: Tensor) -> Vectors:
         return self._unscaled((z_ND @ self.rotation)[:, : self.width])
 
     @property
@@ -304,8 +293,3 @@ def _beam_encode(x_ND: Tensor, books: list[Tensor], width: int) -> Tensor:
         codes_NBL = torch.cat([codes_NBL[rows, beam], code[..., None]], 2)
         residual_NBD = residual_NBD[rows, beam] - book_VD[code]
     return codes_NBL[:, 0]
-
-
-def _check_count(name: str, value: object, *, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")

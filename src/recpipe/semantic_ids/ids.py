@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recpipe.data.atomic import atomic_file
-from recpipe.semantic_ids.collisions import row_groups
+from recpipe.semantic_ids.collisions import check_codes, row_groups
 from recpipe.semantic_ids.prefix_tree import COMMAND, PrefixTree
 
 METADATA = b"recpipe.semantic_ids"
@@ -52,8 +52,9 @@ class SemanticIds:
             raise ValueError(
                 f"{len(duplicates)} items have more than one row: {', '.join(duplicates[:5].to_pylist())}"
             )
-        self._check_range("codes", self.codes)
-        self._check_range("quantized codes", self.quantized)
+        check_codes(self.codes, self.sizes, item_ids=self.item_ids)
+        quantized_sizes = self.sizes[: self.quantized.shape[1]]
+        check_codes(self.quantized, quantized_sizes, what="quantized codes", item_ids=self.item_ids)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -68,15 +69,6 @@ class SemanticIds:
             )
         if self.quantized.shape[1] > levels:
             raise ValueError(f"{self.quantized.shape[1]} quantized levels, but only {levels} sizes")
-
-    def _check_range(self, what: str, codes: NDArray[np.int32]) -> None:
-        wrong = (codes < 0) | (codes >= np.array(self.sizes[: codes.shape[1]]))
-        if wrong.any():
-            row, level = np.argwhere(wrong)[0]
-            raise ValueError(
-                f"{what} of {int(wrong.any(1).sum())} items are out of range: item {self.item_ids[row]!r} has "
-                f"{codes[row, level]} at level {level + 1}, allowed 0 to {self.sizes[level] - 1}"
-            )
 
     @property
     def unique(self) -> bool:

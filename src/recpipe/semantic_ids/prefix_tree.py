@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recpipe.data.atomic import atomic_file
+from recpipe.semantic_ids.collisions import check_codes
 
 if TYPE_CHECKING:
     import torch
@@ -52,19 +53,18 @@ class PrefixTree:
     sizes: tuple[int, ...]  # (L,) codes per level
     source: str = ""  # hash of the SemanticIds it was built from
 
-    def __post_init__(self) -> None:
-        _check_tree(self)
-
     @classmethod
     def build(
         cls, codes_NL: NDArray[np.integer], sizes: Sequence[int], *, source: str = "", shared: bool = False
     ) -> PrefixTree:
         """Build the tree of ``codes_NL``.
 
-        Raises ValueError that names the rows with codes out of range or, unless ``shared``, with equal codes.
+        Raises ValueError for codes out of range, and unless ``shared`` for equal ids, with their rows.
         """
         sizes = tuple(int(size) for size in sizes)
-        _check_codes(codes_NL, sizes)
+        check_codes(codes_NL, sizes)
+        if not len(codes_NL) or not sizes:
+            raise ValueError(f"no item has codes; run `{COMMAND}` on items with content")
         order = _sorted_rows(codes_NL, sizes)
         codes_NL = codes_NL[order]
         is_new = np.zeros(len(order), bool)  # whether a row's prefix differs from that of the row before
@@ -89,11 +89,6 @@ class PrefixTree:
     def n_items(self) -> int:
         """Number of items N, also where some share an id."""
         return len(self.leaves)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the arrays."""
-        return sum(array.nbytes for array in self._arrays().values())
 
     @cached_property
     def max_children(self) -> tuple[int, ...]:
@@ -230,67 +225,12 @@ def _sorted_rows(codes_NL: NDArray[np.integer], sizes: tuple[int, ...]) -> Ints:
     return np.argsort(codes_NL.astype(np.int64) @ weights, kind="stable").astype(np.int64)
 
 
-def _check_codes(codes_NL: NDArray[np.integer], sizes: tuple[int, ...]) -> None:
-    if codes_NL.ndim != 2 or codes_NL.shape[1] != len(sizes) or not sizes:
-        raise ValueError(
-            f"codes are (items, levels), one column for each of the sizes {sizes}; got {codes_NL.shape}"
-        )
-    if not np.issubdtype(codes_NL.dtype, np.integer):
-        raise ValueError(f"codes are whole numbers, got {codes_NL.dtype}")
-    if not len(codes_NL):
-        raise ValueError(f"the catalogue is empty: no item has codes; run `{COMMAND}` on items with content")
-    wrong = (codes_NL < 0) | (codes_NL >= np.array(sizes))
-    if wrong.any():
-        rows = np.flatnonzero(wrong.any(1))
-        level = int(np.argmax(wrong[rows[0]]))
-        raise ValueError(
-            f"codes of {len(rows)} rows are out of range ({_join_rows(rows)}): row {rows[0]} has "
-            f"{codes_NL[rows[0], level]} at level {level + 1}, allowed 0 to {sizes[level] - 1}"
-        )
-
-
 def _describe_equal_codes(codes_NL: NDArray[np.integer], order: Ints, is_new: NDArray[np.bool_]) -> str:
     equal = ~is_new
     equal[:-1] |= ~is_new[1:]
-    rows = order[equal]
-    first = tuple(codes_NL[np.argmax(equal)].tolist())
+    rows, first = order[equal], tuple(codes_NL[np.argmax(equal)].tolist())
+    names = ", ".join(map(str, rows[:8].tolist())) + (", …" if len(rows) > 8 else "")
     return (
-        f"{len(rows)} rows share their codes with another ({_join_rows(rows)}; the first have {first}): set "
+        f"{len(rows)} rows share their codes with another ({names}; the first have {first}): set "
         "semantic_ids.collisions to extra_digit or reallocate, or build with shared=True"
     )
-
-
-def _join_rows(rows: Ints) -> str:
-    return ", ".join(map(str, rows[:8].tolist())) + (", …" if len(rows) > 8 else "")
-
-
-def _check_tree(tree: PrefixTree) -> None:
-    """Raise ValueError for offsets that do not chain and codes or leaves out of range or order."""
-    levels = len(tree.sizes)
-    _require(levels > 0 and len(tree.offsets) == len(tree.children) == levels, "levels are missing")
-    nodes = 1
-    for level, (offsets, children) in enumerate(zip(tree.offsets, tree.children, strict=True)):
-        where = f"level {level + 1}"
-        _require(children.dtype == np.int32 and children.ndim == 1, f"the codes of {where} are not int32")
-        _check_offsets(offsets, nodes, len(children), where)
-        in_range = children.min() >= 0 and children.max() < tree.sizes[level]
-        _require(in_range, f"a code of {where} is out of range")
-        ascends = children[1:] > children[:-1]
-        ascends[offsets[1:-1] - 1] = True
-        _require(bool(ascends.all()), f"the codes of {where} do not ascend")
-        nodes = len(children)
-    _check_offsets(tree.leaf_offsets, nodes, tree.n_items, "the leaves")
-    _require(tree.leaves.dtype == np.int64 and tree.leaves.ndim == 1, "the leaves are not int64")
-    _require(tree.leaves.min() >= 0 and tree.leaves.max() < tree.n_items, "a leaf is no row of the catalogue")
-    _require(bool((np.bincount(tree.leaves) == 1).all()), "a row of the catalogue has two leaves")
-
-
-def _check_offsets(offsets: Ints, nodes: int, edges: int, where: str) -> None:
-    fits = offsets.dtype == np.int64 and offsets.shape == (nodes + 1,) and edges > 0
-    fits = fits and offsets[0] == 0 and offsets[-1] == edges and bool((np.diff(offsets) > 0).all())
-    _require(fits, f"the offsets of {where} do not fit its {nodes} nodes and {edges} edges")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(f"not a prefix tree: {message}")

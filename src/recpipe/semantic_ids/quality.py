@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from recpipe.semantic_ids.collisions import row_groups
+from recpipe.semantic_ids.collisions import Codes, Rows, Vectors, row_groups
 
-Codes = NDArray[np.int32]
+Check = dict[str, Any]
 
 SIMILARITIES = 1 << 24  # numbers of one similarity matrix
 SHUFFLES = 5
@@ -57,8 +56,8 @@ def measure_quality(
     quantized_NLq: Codes,
     sizes: Sequence[int],
     *,
-    vectors_ND: NDArray[np.float32],
-    reconstructed_ND: NDArray[np.float32],
+    vectors_ND: Vectors,
+    reconstructed_ND: Vectors,
     categories: list[str | None] | None = None,
     neighbours: int = 10,
     sample: int = 2000,
@@ -113,14 +112,14 @@ def _usage(codes: Codes, size: int) -> dict[str, Any]:
     return {"size": size, "used": used, "usage": used / size, "perplexity": perplexity}
 
 
-def _collisions(group_N: NDArray[np.int64]) -> dict[str, Any]:
+def _collisions(group_N: Rows) -> dict[str, Any]:
     """Counts of items that share their codes, from the group number of each item."""
     counts = np.bincount(group_N)
     sharing, largest = int(counts[counts > 1].sum()), int(counts.max())
     return {"distinct": len(counts), "sharing": sharing, "share": sharing / len(group_N), "largest": largest}
 
 
-def _reconstruction(vectors_ND: NDArray[np.float32], reconstructed_ND: NDArray[np.float32]) -> dict[str, Any]:
+def _reconstruction(vectors_ND: Vectors, reconstructed_ND: Vectors) -> dict[str, Any]:
     """Mean squared error, also relative to that of the mean vector; None where all vectors are equal."""
     error = float(np.square(vectors_ND - reconstructed_ND).mean(dtype=np.float64))
     variance = float(vectors_ND.var(axis=0, dtype=np.float64).mean())
@@ -129,12 +128,12 @@ def _reconstruction(vectors_ND: NDArray[np.float32], reconstructed_ND: NDArray[n
 
 
 def _neighbours(
-    vectors_ND: NDArray[np.float32],
-    prefixes: list[NDArray[np.int64]],
+    vectors_ND: Vectors,
+    prefixes: list[Rows],
     k: int,
     sample: int,
     generator: np.random.Generator,
-) -> dict[str, Any] | None:
+) -> Check | None:
     """Share of the k nearest items by cosine with the same first d codes, beside that of random pairs of items."""
     n = len(vectors_ND)
     k = min(k, n - 1)
@@ -151,7 +150,7 @@ def _neighbours(
     return {"k": k, "sample": len(rows), "by_depth": by_depth}
 
 
-def _nearest(vectors_ND: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+def _nearest(vectors_ND: Vectors, rows: Rows, k: int) -> Rows:
     """(S, k) nearest other items of ``rows`` by cosine."""
     import torch
 
@@ -166,7 +165,7 @@ def _nearest(vectors_ND: NDArray[np.float32], rows: NDArray[np.int64], k: int) -
 
 def _purity(
     first: Codes, categories: list[str | None] | None, generator: np.random.Generator
-) -> dict[str, Any] | None:
+) -> Check | None:
     """Share of items in the main category of their first code, beside its mean over shuffled codes."""
     present = np.array([each is not None for each in categories or ()], bool)
     names, numbers = np.unique(np.array(categories or (), object)[present].astype(str), return_inverse=True)
@@ -182,7 +181,7 @@ def _purity(
     }
 
 
-def _main_share(first: Codes, numbers: NDArray[np.int64]) -> float:
+def _main_share(first: Codes, numbers: Rows) -> float:
     """Share of items in the most frequent category of their code."""
     n_categories = int(numbers.max()) + 1
     pairs, counts = np.unique(first.astype(np.int64) * n_categories + numbers, return_counts=True)
@@ -195,8 +194,8 @@ def _check_inputs(
     codes_NL: Codes,
     quantized_NLq: Codes,
     sizes: Sequence[int],
-    vectors_ND: NDArray[np.float32],
-    reconstructed_ND: NDArray[np.float32],
+    vectors_ND: Vectors,
+    reconstructed_ND: Vectors,
     categories: list[str | None] | None,
 ) -> None:
     n = len(codes_NL)
@@ -254,7 +253,7 @@ class _Checks:
         checks += [self.reconstruction(), self.neighbours(), self.purity()]
         return [check for check in checks if check is not None]
 
-    def usage(self) -> dict[str, Any] | None:
+    def usage(self) -> Check | None:
         level = min(self.quality["levels"], key=lambda level: self.relative(level, "used"))
         advice = f"level {level['level']} uses {level['used']:,} of its {level['size']:,} codes: "
         distinct = [1, *(prefix["distinct"] for prefix in self.quality["prefixes"])]
@@ -276,7 +275,7 @@ class _Checks:
         value = self.relative(level, "used")
         return self.check("usage", "used codes, least used level", value, advice, least=True)
 
-    def perplexity(self) -> dict[str, Any] | None:
+    def perplexity(self) -> Check | None:
         level = min(self.quality["levels"], key=lambda level: self.relative(level, "perplexity"))
         advice = (
             f"level {level['level']} is used as unevenly as if it had {level['perplexity']:.1f} codes: keep "
@@ -285,7 +284,7 @@ class _Checks:
         value = self.relative(level, "perplexity")
         return self.check("perplexity", "evenness of use, most uneven level", value, advice, least=True)
 
-    def sharing(self) -> dict[str, Any] | None:
+    def sharing(self) -> Check | None:
         before = self.quality["collisions"]["before"]
         advice = (
             f"{before['sharing']:,} of {self.quality['items']:,} items have the codes of another: raise "
@@ -294,7 +293,7 @@ class _Checks:
         )
         return self.check("sharing", "items that share their codes", before["share"], advice)
 
-    def largest(self) -> dict[str, Any] | None:
+    def largest(self) -> Check | None:
         items, largest = self.quality["items"], self.quality["collisions"]["before"]["largest"]
         advice = (
             f"{largest:,} items have the same codes: check whether their content is the same, as where a text is "
@@ -304,7 +303,7 @@ class _Checks:
         name, limit = "items with the same codes, largest group", min(1.0, ALLOWED_GROUP / items)
         return self.check("largest", name, largest / items, advice, lower_bound=limit)
 
-    def sharing_after(self) -> dict[str, Any] | None:
+    def sharing_after(self) -> Check | None:
         after = self.quality["collisions"]["after"]
         advice = (
             f"{after['sharing']:,} items share their id after resolution: set semantic_ids.collisions to extra_digit "
@@ -312,7 +311,7 @@ class _Checks:
         )
         return self.check("sharing_after", "items that share an id after resolution", after["share"], advice)
 
-    def reconstruction(self) -> dict[str, Any] | None:
+    def reconstruction(self) -> Check | None:
         advice = (
             "the codes carry little more information than the mean of all items: keep "
             f"{self.settings}.standardise on; "
@@ -321,7 +320,7 @@ class _Checks:
         value = self.quality["reconstruction"]["relative"]
         return self.check("reconstruction", "variance lost in the codes", value, advice)
 
-    def neighbours(self) -> dict[str, Any] | None:
+    def neighbours(self) -> Check | None:
         neighbours, items = self.quality["neighbours"], self.quality["items"]
         if not neighbours or items < ITEMS_PER_NEIGHBOUR * neighbours["k"]:
             return None
@@ -345,7 +344,7 @@ class _Checks:
         value = _above_chance(first["overlap"], first["random"])
         return self.check("neighbours", "neighbours by first code, above chance", value, advice, least=True)
 
-    def purity(self) -> dict[str, Any] | None:
+    def purity(self) -> Check | None:
         purity = self.quality["purity"]
         if not purity or purity["items"] < MIN_PURITY_ITEMS:
             return None
@@ -367,7 +366,7 @@ class _Checks:
         *,
         least: bool = False,
         lower_bound: float = 0.0,
-    ) -> dict[str, Any] | None:
+    ) -> Check | None:
         threshold = getattr(self.gate, name)
         if value is None or threshold is None:
             return None

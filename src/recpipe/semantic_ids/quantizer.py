@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recpipe.config import check_arguments, check_known
+from recpipe.semantic_ids.collisions import Codes, Vectors, check_codes
 
 log = logging.getLogger(__name__)
 
@@ -88,21 +89,19 @@ class Quantizer(ABC):
         self.about: dict[str, Any] = {}  # JSON: which data it was fitted to
 
     @abstractmethod
-    def _fit(self, x_ND: NDArray[np.float32], *, seed: int, on_epoch: OnEpoch | None) -> None:
+    def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
         """Learn codebooks of ``self.sizes``; append rows to ``self.history`` and pass them to ``on_epoch``."""
 
     @abstractmethod
-    def _encode(self, x_ND: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _encode(self, x_ND: Vectors) -> Codes:
         """(N, L) codes."""
 
     @abstractmethod
-    def _decode(self, codes_NL: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _decode(self, codes_NL: Codes) -> Vectors:
         """(N, D) vectors in the units of x."""
 
     @abstractmethod
-    def _level_distances(
-        self, x_ND: NDArray[np.float32], codes_NL: NDArray[np.int32], level: int
-    ) -> NDArray[np.float32]:
+    def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
         """(N, V) squared distances to the codes of ``level``."""
 
     @abstractmethod
@@ -113,25 +112,25 @@ class Quantizer(ABC):
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
 
-    def fit(self, x_ND: NDArray[np.float32], *, seed: int, on_epoch: OnEpoch | None = None) -> None:
+    def fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None = None) -> None:
         """Fit to all rows. Raises ValueError for fewer than 2 rows, NaN or infinity, or equal rows only."""
         x_ND = _check_training_vectors(x_ND)
         self.sizes = fitting_sizes(x_ND, self.config.sizes, few_items=self.config.few_items)
         self.width, self.history = x_ND.shape[1], []
         self._fit(x_ND, seed=seed, on_epoch=on_epoch)
 
-    def encode(self, x_ND: NDArray[np.float32]) -> NDArray[np.int32]:
+    def encode(self, x_ND: Vectors) -> Codes:
         """(N, L) codes, level 1 first."""
         return self._encode(_check_vectors(x_ND, self._fitted_width()))
 
-    def decode(self, codes_NL: NDArray[np.int32]) -> NDArray[np.float32]:
+    def decode(self, codes_NL: Codes) -> Vectors:
         """(N, D) reconstruction in the units of the vectors."""
         self._fitted_width()
-        return self._decode(_check_codes(codes_NL, self.sizes))
+        codes_NL = np.asarray(codes_NL)
+        check_codes(codes_NL, self.sizes)
+        return self._decode(codes_NL.astype(np.int32, copy=False))
 
-    def level_distances(
-        self, x_ND: NDArray[np.float32], codes_NL: NDArray[np.int32], level: int
-    ) -> NDArray[np.float32]:
+    def level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
         """(N, V) squared distances to the codes of ``level`` (0-based), after the codes of the earlier levels.
 
         Columns of ``codes_NL`` from ``level`` on are ignored and may be absent.
@@ -139,10 +138,11 @@ class Quantizer(ABC):
         x_ND = _check_vectors(x_ND, self._fitted_width())
         if not 0 <= level < len(self.sizes):
             raise ValueError(f"level is {level}; allowed: 0 to {len(self.sizes) - 1}")
-        earlier = _check_codes(np.asarray(codes_NL)[:, :level], self.sizes[:level])
+        earlier = np.asarray(codes_NL)[:, :level]
+        check_codes(earlier, self.sizes[:level])
         if len(earlier) != len(x_ND):
             raise ValueError(f"{len(x_ND)} vectors, but codes of {len(earlier)} items")
-        return self._level_distances(x_ND, earlier, level)
+        return self._level_distances(x_ND, earlier.astype(np.int32, copy=False), level)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -262,9 +262,7 @@ def scaling(x_ND: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
     return mean.float(), torch.where(dead, 1.0, spread).float()
 
 
-def fitting_sizes(
-    x_ND: NDArray[np.float32], sizes: tuple[int, ...], *, few_items: str = "shrink"
-) -> tuple[int, ...]:
+def fitting_sizes(x_ND: Vectors, sizes: tuple[int, ...], *, few_items: str = "shrink") -> tuple[int, ...]:
     """Limit the codes per level to one per ``ITEMS_PER_CODE`` distinct rows of ``x_ND``.
 
     ``few_items="refuse"`` keeps the sizes and raises ValueError for fewer distinct rows than codes of a level.
@@ -288,20 +286,20 @@ def fitting_sizes(
     return shrunk
 
 
-def distinct_rows(x_ND: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def distinct_rows(x_ND: Vectors) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First row of each group of equal rows, and (N,) group number of every row."""
     _, first, group = np.unique(_row_hashes(x_ND), return_index=True, return_inverse=True)
     return first, group
 
 
-def _row_hashes(x_ND: NDArray[np.float32]) -> NDArray[np.uint64]:
+def _row_hashes(x_ND: Vectors) -> NDArray[np.uint64]:
     """(N,) 64-bit hash of each row."""
     odd = np.random.default_rng(0).integers(1 << 62, size=x_ND.shape[1], dtype=np.uint64) * 2 + 1
     chunks = (x_ND[i : i + 16_384] + np.float32(0) for i in range(0, len(x_ND), 16_384))  # -0.0 becomes 0.0
     return np.concatenate([(chunk.view(np.uint32) * odd).sum(1, dtype=np.uint64) for chunk in chunks])
 
 
-def _check_training_vectors(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+def _check_training_vectors(x_ND: Vectors) -> Vectors:
     x_ND = _as_matrix(x_ND)
     if not x_ND.size:
         raise ValueError("no item has content: nothing to quantize; see content in the data set's conf")
@@ -318,7 +316,7 @@ def _check_training_vectors(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     return x_ND
 
 
-def _check_vectors(x_ND: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+def _check_vectors(x_ND: Vectors, width: int) -> Vectors:
     x_ND = _as_matrix(x_ND)
     if x_ND.shape[1] != width:
         raise ValueError(
@@ -329,31 +327,16 @@ def _check_vectors(x_ND: NDArray[np.float32], width: int) -> NDArray[np.float32]
     return x_ND
 
 
-def _as_matrix(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+def _as_matrix(x_ND: Vectors) -> Vectors:
     x_ND = np.ascontiguousarray(x_ND, np.float32)
     if x_ND.ndim != 2:
         raise ValueError(f"vectors must have shape (N, D), got {x_ND.shape}")
     return x_ND
 
 
-def _check_finite(x_ND: NDArray[np.float32]) -> None:
+def _check_finite(x_ND: Vectors) -> None:
     bad = np.flatnonzero(~np.isfinite(x_ND).all(1))
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {len(x_ND)} vectors have NaN or infinity: rows {', '.join(map(str, bad[:5]))}"
         )
-
-
-def _check_codes(codes_NL: NDArray[np.int32], sizes: tuple[int, ...]) -> NDArray[np.int32]:
-    codes_NL = np.asarray(codes_NL)
-    if codes_NL.ndim != 2 or codes_NL.shape[1] != len(sizes) or codes_NL.dtype.kind not in "iu":
-        raise ValueError(
-            f"codes must be whole numbers of shape (N, {len(sizes)}), got {codes_NL.dtype} {codes_NL.shape}"
-        )
-    wrong = (codes_NL < 0) | (codes_NL >= np.array(sizes, np.int64))
-    if wrong.any():
-        row, level = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"row {row} has code {codes_NL[row, level]} at level {level + 1}, allowed 0 to {sizes[level] - 1}"
-        )
-    return codes_NL.astype(np.int32, copy=False)

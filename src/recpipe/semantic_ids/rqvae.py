@@ -26,12 +26,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from recpipe.semantic_ids.autoencoder import Autoencoder, LearnedCodebooks, QuantizedAutoencoder
+from recpipe.semantic_ids.collisions import Codes, Vectors
 from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig, scaling
 from recpipe.semantic_ids.rqvae_training import RQVAEConfig, Training
 
@@ -52,7 +51,7 @@ class AutoencoderQuantizer(Quantizer):
     def _order(self) -> Tensor:
         """(Z,) latent dimension in which the first, second, … principal component starts."""
 
-    def _fit(self, x_ND: NDArray[np.float32], *, seed: int, on_epoch: OnEpoch | None) -> None:
+    def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
         with _torch_threads(self.config.threads):
             generator = torch.Generator().manual_seed(seed)
             x = torch.from_numpy(x_ND)
@@ -66,15 +65,13 @@ class AutoencoderQuantizer(Quantizer):
             training.run()
             self.history = training.history
 
-    def _encode(self, x_ND: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _encode(self, x_ND: Vectors) -> Codes:
         return self.model.encode(self._standardise(x_ND)).int().numpy()
 
-    def _decode(self, codes_NL: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _decode(self, codes_NL: Codes) -> Vectors:
         return (self.model.decode(torch.from_numpy(codes_NL).long()) * self.scale + self.mean).numpy()
 
-    def _level_distances(
-        self, x_ND: NDArray[np.float32], codes_NL: NDArray[np.int32], level: int
-    ) -> NDArray[np.float32]:
+    def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
         codes = torch.from_numpy(codes_NL).long()
         return self.model.distances(self._standardise(x_ND), codes, level).numpy()
 
@@ -107,7 +104,7 @@ class AutoencoderQuantizer(Quantizer):
         order = torch.randperm(len(x_ND), generator=generator)
         return x_ND[order[:held_out]], x_ND[order[held_out:]]
 
-    def _standardise(self, x_ND: NDArray[np.float32]) -> Tensor:
+    def _standardise(self, x_ND: Vectors) -> Tensor:
         return (torch.from_numpy(x_ND) - self.mean) / self.scale
 
 

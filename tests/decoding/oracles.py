@@ -35,25 +35,10 @@ class Model:
         return sum(each[(slice(None), *columns[: level + 1])] for level, each in enumerate(self.logs))
 
 
-@dataclass
-class ModelAhead(Model):
-    """The same with several depths in one pass; each prefix has its codes from its parents."""
-
-    passes: list[int] = field(default_factory=list)  # how many depths each pass had
-
-    def look_ahead(self, level, prefixes):
-        self.passes.append(len(prefixes))
-        log_probs, before = [], self.beams
-        for i, (codes, parents) in enumerate(prefixes):
-            before = [each.gather(1, parents) for each in before] + [codes]
-            log_probs.append(self.logs[level + i][(torch.arange(len(codes))[:, None], *before)])
-        return log_probs
-
-
-def model(sizes, seed=0, users=USERS, kind=Model) -> Model:
+def model(sizes, seed=0, users=USERS) -> Model:
     g = torch.Generator().manual_seed(seed)
     shapes = [(users, *sizes[: level + 1]) for level in range(len(sizes))]
-    return kind([(2 * torch.randn(shape, generator=g)).log_softmax(-1) for shape in shapes])
+    return Model([(2 * torch.randn(shape, generator=g)).log_softmax(-1) for shape in shapes])
 
 
 @dataclass
@@ -69,7 +54,7 @@ class Case:
         return PrefixTree.build(self.codes, self.sizes)
 
     @property
-    def limits(self):
+    def constraints(self):
         offsets = np.cumsum([0, *map(len, self.seen)])
         rows = np.array([row for each in self.seen for row in each], np.int64)
         seen = (torch.from_numpy(offsets), torch.from_numpy(rows)) if len(rows) else None
@@ -113,14 +98,14 @@ def random_case(N, sizes, seed=0):
 
 
 def lists(beams) -> list[dict[int, float]]:
-    """Item to score, best first, of every user; what is -1 has no score and stands last."""
-    found = []
+    """Item to score, best first, of every user; checks that missing results stand last, with -1 and -inf."""
+    results = []
     for items, scores, codes in zip(*beams, strict=True):
-        many = int((items >= 0).sum())
-        assert (items[many:] == -1).all()
-        assert (scores[many:] == -math.inf).all()
-        assert (codes[many:] == -1).all()
-        assert (scores[:many].diff() <= 0).all()
-        assert len(set(items[:many].tolist())) == many
-        found.append(dict(zip(items[:many].tolist(), scores[:many].tolist(), strict=True)))
-    return found
+        count = int((items >= 0).sum())
+        assert (items[count:] == -1).all()
+        assert (scores[count:] == -math.inf).all()
+        assert (codes[count:] == -1).all()
+        assert (scores[:count].diff() <= 0).all()
+        assert len(set(items[:count].tolist())) == count
+        results.append(dict(zip(items[:count].tolist(), scores[:count].tolist(), strict=True)))
+    return results

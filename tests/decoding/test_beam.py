@@ -28,7 +28,7 @@ def way(request, monkeypatch):
 @settings(deadline=None, max_examples=150)
 def check_wide_beam(case):
     decoder = model(case.sizes, case.seed)
-    beams = beam_search(decoder, case.tree, beam=len(case.codes) + 3, k=len(case.codes), **case.limits)
+    beams = beam_search(decoder, case.tree, beam=len(case.codes) + 3, k=len(case.codes), **case.constraints)
     scores = decoder.of(case.codes)
     for user, result in enumerate(lists(beams)):
         expected = {int(row): float(scores[user, row]) for row in np.flatnonzero(case.free[user])}
@@ -62,7 +62,7 @@ def by_dictionaries(case, decoder, user, beam, renormalise=False) -> dict[int, f
 @settings(deadline=None, max_examples=150)
 def check_narrow_beam(case, beam, renormalise):
     decoder = model(case.sizes, case.seed)
-    beams = beam_search(decoder, case.tree, beam=beam, renormalise=renormalise, **case.limits)
+    beams = beam_search(decoder, case.tree, beam=beam, renormalise=renormalise, **case.constraints)
     assert beams.items.shape == (USERS, min(beam, len(case.codes)))
     for user, result in enumerate(lists(beams)):
         expected = by_dictionaries(case, decoder, user, beam, renormalise)

@@ -46,7 +46,7 @@ def test_scores_do_not_depend_on_the_number_of_users():
 @settings(deadline=None, max_examples=200)
 def test_branch_and_bound_equals_sorting_all_scores(case, k, step):
     logs = log_probs(case.sizes, seed=case.seed, step=step)
-    beams = exact_top(logs, case.tree, k, **case.limits)
+    beams = exact_top(logs, case.tree, k, **case.constraints)
     scores = exact_scores(logs, torch.from_numpy(case.codes))
     scores.masked_fill_(torch.from_numpy(~case.free), -torch.inf)
     values, order = scores.sort(descending=True, stable=True)  # of equal scores the lower row first

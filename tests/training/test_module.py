@@ -106,7 +106,7 @@ def test_on_epoch_gets_the_rows_of_the_curve(tmp_path):
     [(1, 1, [1, 2, 3, 4, 5, 6]), (1, 4, [1, 5]), (2, 3, [2, 6])],
 )
 def test_validated_epochs_are_logged_every_so_often(tmp_path, caplog, validate_every, log_every, epochs):
-    with caplog.at_level("INFO", logger="recpipe"):
+    with caplog.at_level("INFO", logger="recpipe.training.module"):
         run(tmp_path, max_epochs=6, validate_every=validate_every, log_every=log_every)
     lines = [line for line in caplog.messages if line.startswith("train SASRec: epoch ")]
     assert [int(line.split()[3].rstrip(",")) for line in lines] == epochs
@@ -122,7 +122,7 @@ def test_validated_epochs_are_logged_every_so_often(tmp_path, caplog, validate_e
     ],
 )
 def test_the_end_of_training_is_logged_with_its_reason(tmp_path, caplog, changes, reason):
-    with caplog.at_level("INFO", logger="recpipe"):
+    with caplog.at_level("INFO", logger="recpipe.training.module"):
         result = run(tmp_path, validate=Series(*(2.0**-n for n in range(1, 10))), **changes)
     (line,) = [line for line in caplog.messages if "ended by" in line]
     assert line.startswith(f"train SASRec: {len(result.curve)} epochs in ")
@@ -130,7 +130,7 @@ def test_the_end_of_training_is_logged_with_its_reason(tmp_path, caplog, changes
 
 
 def test_an_interruption_by_on_epoch_is_logged(tmp_path, caplog):
-    with caplog.at_level("INFO", logger="recpipe"), pytest.raises(KeyboardInterrupt):
+    with caplog.at_level("INFO", logger="recpipe.training.module"), pytest.raises(KeyboardInterrupt):
         run(tmp_path, on_epoch=lambda row: True)
     assert any("ended by on_epoch" in line for line in caplog.messages)
 

@@ -120,7 +120,7 @@ def test_a_log_in_milliseconds_is_refused_under_every_policy(con: Any, policy: s
 def test_empty_logs_and_unknown_policies_are_refused(con: Any) -> None:
     with pytest.raises(ValueError, match="no rows"):
         ingest(raw(con, []), [])
-    with pytest.raises(ValueError, match="bad_rows 'ignore': choose one of quarantine, drop, fail"):
+    with pytest.raises(ValueError, match="bad_rows.*'ignore'.*quarantine, drop, fail"):
         ingest(RawTables(con.table("log")), [], bad_rows="ignore")
 
 

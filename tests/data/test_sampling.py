@@ -340,7 +340,7 @@ def test_repeated_orders_are_refused(duckdb_engine: Any) -> None:
 CHAINS = [
     [
         {"step": "duplicates"},
-        {"step": "k_core", "users": 4, "items": 4},
+        {"step": "k_core", "users": 2, "items": 2},
         {"step": "hash_users", "share": 0.8, "salt": "é"},
         {"step": "last", "k": 9},
         {"step": "stratified", "share": 0.8, "by": "user_activity", "seed": 5, "of": "users"},
@@ -362,10 +362,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'recpipe[spark]'")
     if shutil.which("java") is None:
         pytest.skip("Spark needs Java on the PATH")
-    settings = {
-        "spark.sql.shuffle.partitions": 2,
-        "spark.sql.codegen.wholeStage": "false",
-    }  # fast on tiny tables
+    # fast on tiny tables
+    settings = dict.fromkeys(("spark.sql.codegen.wholeStage", "spark.sql.adaptive.enabled"), "false")
+    settings |= {"spark.sql.shuffle.partitions": "1", "spark.default.parallelism": "1"}
     engine = {"name": "spark", "master": "local[2]", "memory_limit": "1GB", "settings": settings}
     yield engine | {"spill_folder": str(tmp_path_factory.mktemp("spark"))}
     from pyspark.sql import SparkSession
@@ -374,6 +373,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         session.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", CHAINS, ids=["users", "rows"])
 def test_spark_writes_the_same_parquet(
     duckdb_engine: Any, spark: dict[str, Any], tmp_path: Path, steps: list[dict[str, Any]]

@@ -15,6 +15,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from recpipe.config import check_known
 from recpipe.data import sampling
 from recpipe.data.engines import connect, transfer
 from recpipe.data.event_log import EventLog, materialize, n_events, single_row, step_statistics
@@ -57,8 +58,7 @@ def ingest(
     bad_rows: ``quarantine`` (stored in a table of their own), ``drop`` (only counted) or ``fail``. Raises ValueError
     if more than half of the rows are bad or a step leaves no rows.
     """
-    if bad_rows not in POLICIES:
-        raise ValueError(f"bad_rows {bad_rows!r}: choose one of {', '.join(POLICIES)} in the data set's conf")
+    check_known(bad_rows, POLICIES, what="bad_rows of the data set")
     sampling.check(steps)
     engine = engine or {}
     tables = [raw.interactions, raw.items, raw.users]

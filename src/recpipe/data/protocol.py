@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recpipe.config import check_known
+from recpipe.config import check_choices, check_known
 
 SPLITS = ("leave_one_out", "temporal", "ratio", "cold_users")
 TIME_CHOICES = ("none", "last_item", "query")  # each allows what the previous ones allow
@@ -54,9 +54,7 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("steps", "cutoffs"):  # lists in conf and JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for field, allowed in CHOICES.items():
-            if (value := getattr(self, field)) not in allowed:
-                raise ValueError(f"protocol.{field} is {value!r}; allowed: {', '.join(allowed)}")
+        check_choices(self, where="protocol", **CHOICES)
         if self.history < 1:
             raise ValueError(
                 f"protocol.history is {self.history}; it is the number of events a model sees, at least 1"
@@ -102,7 +100,8 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:

@@ -31,13 +31,12 @@ class Vocabulary:
     def encode(self, ids: list[str] | np.ndarray) -> np.ndarray:
         """Convert external ids (n,) to int32 indices (n,), 0 for unknown ids."""
         index = pa.compute.index_in(pa.array(ids, pa.string()), value_set=pa.array(self.ids, pa.string()))
-        return (index.fill_null(-1).to_numpy(zero_copy_only=False) + 1).astype(np.int32)
+        place: np.ndarray = index.fill_null(-1).to_numpy(zero_copy_only=False)
+        return (place + 1).astype(np.int32)
 
     def write(self, path: Path) -> None:
         """Write a Parquet file with the column ``item_id``."""
-        table = pa.table({"item_id": pa.array(self.ids, pa.string())})
-        with atomic_file(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        _write_parquet(pa.table({"item_id": pa.array(self.ids, pa.string())}), path)
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
@@ -167,8 +166,7 @@ class Sequences:
 
     def write(self, path: Path) -> None:
         """Write a Parquet file with a row per user."""
-        with atomic_file(path) as temporary:
-            pq.write_table(self.to_table(), temporary, compression="zstd")
+        _write_parquet(self.to_table(), path)
 
     @classmethod
     def read(cls, path: Path) -> Sequences:
@@ -210,8 +208,7 @@ class Fold:
         targets = replace(self.targets, profiles={}).to_table("target_")
         for name in targets.column_names[1:]:
             table = table.append_column(name, targets[name])
-        with atomic_file(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        _write_parquet(table, path)
 
     @classmethod
     def read(cls, path: Path) -> Fold:
@@ -249,6 +246,11 @@ def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple
     return sequences, Vocabulary(item_ids)
 
 
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
 def _timestamps(column: pa.ChunkedArray) -> np.ndarray | None:
     if column.null_count == len(column):
         return None
@@ -256,7 +258,8 @@ def _timestamps(column: pa.ChunkedArray) -> np.ndarray | None:
         raise ValueError(
             f"{column.null_count} of {len(column)} interactions have no timestamp; give all of them one or none"
         )
-    return column.to_numpy()
+    times: np.ndarray = column.to_numpy()
+    return times
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

@@ -64,7 +64,7 @@ def create_table(con: Backend, select: str, *, where: str) -> str:
 
 def create_view(con: Backend, select: str) -> str:
     """Create a temporary view of a query; return its name, unquoted, for ``con.table``."""
-    name = gen_name("source")
+    name: str = gen_name("source")
     con.raw_sql(f"CREATE TEMP VIEW {identifier(name)} AS {select}")
     return name
 

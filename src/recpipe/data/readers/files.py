@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from recpipe.config import check_known
 from recpipe.data.files.delimited import basket_source, delimited_source
 from recpipe.data.files.sql import (
     TYPED,
@@ -78,11 +79,8 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> 
 
 def _log(options: Options, paths: Sequence[str], con: Backend) -> ibis.Table:
     mapping = {name: column for name, column in options.columns.items() if column is not None}
-    unknown = sorted(set(mapping) - set(LOG_COLUMNS))
-    if unknown:
-        raise ValueError(
-            f"unknown column {unknown[0]!r} in the mapping of the log: there are {', '.join(LOG_COLUMNS)}"
-        )
+    for name in mapping:
+        check_known(name, LOG_COLUMNS, what="column in the mapping of the log")
     source = _source(options, paths, con)
     if options.sequence_per_row:
         mapping = mapping or {"user_id": "user_id", "item_id": "items"}
@@ -115,11 +113,8 @@ def _entities(
     if not paths:
         return None
     allowed = [field.name for field in dataclasses.fields(TableOptions)]
-    unknown = sorted(set(values or {}) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"unknown option {unknown[0]!r} for a table of {key}s: there are {', '.join(allowed)}"
-        )
+    for name in values or {}:
+        check_known(name, allowed, what=f"option of a table of {key}s")
     options = TableOptions(**(values or {}))
     mapping = {
         name: [column] if isinstance(column, str) else list(column)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from recpipe.config import check_known
 from recpipe.data.files.delimited import delimited_source
 from recpipe.data.files.sql import identifier, literal, literals
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
@@ -39,8 +40,7 @@ class Options:
     layout: str = "csv"
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"unknown MovieLens layout {self.layout!r}: one of {', '.join(LAYOUTS)}")
+        check_known(self.layout, LAYOUTS, what="MovieLens layout")
 
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:

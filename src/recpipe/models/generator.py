@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from recpipe.data.batch_samplers import length_buckets
-from recpipe.data.batches import Batch
+from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, LevelDecoder, beam_search
 from recpipe.layers.code_tokens import ItemCodes
-from recpipe.layers.code_transformer import CodeShape
+from recpipe.layers.code_transformer import CodeShape, CodeTransformer
 from recpipe.layers.top_k import top_k
 from recpipe.models.recommender import SCORES_AT_ONCE, Lists, Recommender
 
@@ -152,6 +152,14 @@ class Generator(TreeSearcher):
     config: GeneratorConfig
     codes: ItemCodes  # of the ids that are searched
     modality: str
+    transformer: CodeTransformer
+
+    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
+        features = self.transformer.input.features(sequences.users)
+        return DeviceSequences(sequences, window=window, device=self.device, features=features)
+
+    def cached_weights(self) -> AbstractContextManager[None]:
+        return self.transformer.cached_weights()
 
     def item_codes(self) -> dict[str, ItemCodes]:
         return {self.modality: self.codes}

@@ -19,14 +19,12 @@ B batch, T events, W targets of a row, L levels, I items, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from recpipe.data.batches import Batch, DeviceSequences
-from recpipe.data.sequences import Sequences
+from recpipe.data.batches import Batch
 from recpipe.decoding.fusion import RULES, fuse
 from recpipe.layers.code_tokens import ItemCodes, targets_of
 from recpipe.layers.code_transformer import CodeSteps, CodeTransformer, EncodedHistory
@@ -110,10 +108,6 @@ class MQL4GRec(Generator):
             for m, name in enumerate(self.names)
         }
 
-    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
-        features = self.transformer.input.features(sequences.users)
-        return DeviceSequences(sequences, window=window, device=self.device, features=features)
-
     def tokens(self, m: int) -> Tensor:
         """(I + 1, L): tokens of every item in modality ``m``, numbered over all modalities."""
         book = self.book(self.names[m])
@@ -142,9 +136,6 @@ class MQL4GRec(Generator):
                     task = self._alignment_loss(items, source, goal, tokens, criterion)
                     total, total_weight = total + weight * task, total_weight + weight
         return total / total_weight
-
-    def cached_weights(self) -> AbstractContextManager[None]:
-        return self.transformer.cached_weights()
 
     def steps(self, batch: Batch) -> CodeSteps:
         return self._steps(batch, 0)

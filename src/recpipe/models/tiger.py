@@ -14,13 +14,11 @@ Deviations from the paper:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from recpipe.data.batches import Batch, DeviceSequences
-from recpipe.data.sequences import Sequences
+from recpipe.data.batches import Batch
 from recpipe.layers.code_tokens import ItemCodes, targets_of
 from recpipe.layers.code_transformer import CodeSteps, CodeTransformer
 from recpipe.models.generator import Generator, GeneratorConfig
@@ -55,10 +53,6 @@ class TIGER(Generator):
         self.codes = ItemCodes(catalogue_ids)
         self.transformer = CodeTransformer(config, self.codes.size, self.codes.levels)
 
-    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
-        features = self.transformer.input.features(sequences.users)
-        return DeviceSequences(sequences, window=window, device=self.device, features=features)
-
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         inputs, targets, real = targets_of(batch, self.codes.has_id, one_pass=self.config.one_pass)
         tokens = self.codes.tokens
@@ -69,9 +63,6 @@ class TIGER(Generator):
 
     def item_tables(self) -> dict[str, Tensor]:
         return {"codes": self.transformer.input.items(self.codes.tokens, self.codes.has_id)}
-
-    def cached_weights(self) -> AbstractContextManager[None]:
-        return self.transformer.cached_weights()
 
     def steps(self, batch: Batch) -> CodeSteps:
         encoded = self.transformer.encode(batch, self.codes.tokens)

@@ -187,7 +187,7 @@ def test_figures_are_artifacts_in_a_folder_and_empty_ones_are_none(place, conf) 
 
 def test_ids_have_a_run_of_their_own_and_what_all_share_goes_to_the_parent(place, conf) -> None:
     def split(dataset: str) -> SimpleNamespace:
-        return SimpleNamespace(split={"id": "abcd1234", "sizes": {"users": 7}})
+        return SimpleNamespace(protocol_fields={"id": "abcd1234", "sizes": {"users": 7}})
 
     def measure(dataset: str) -> dict:
         return {"levels": [{"usage": 0.9}, {"usage": 0.5}]}

@@ -83,10 +83,6 @@ class ChecksHooks:
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Raise ConfigError with the key and the allowed values."""
-        from recpipe.pipelines.study import study_settings
-        from recpipe.training.settings import check_model
-        from recpipe.training.variants import variants
-
         inputs = pipeline.inputs()
         names = sorted(name.removeprefix("params:") for name in inputs if name.startswith("params:"))
         for name, dataset in _parameters(names, DATASETS, catalog):
@@ -109,9 +105,14 @@ class ChecksHooks:
                 build_quantizer(*config.type_and_settings())
         runs = [run for _, run in _parameters(names, MODELS, catalog)]
         for run in runs:
+            from recpipe.training.settings import check_model
+
             with _file_in_error(f"{MODELS}{run.name}"):
                 check_model(run, protocol)
         for _, study in _parameters(names, STUDIES, catalog):
+            from recpipe.pipelines.study import study_settings
+            from recpipe.training.variants import variants
+
             for run in runs:
                 variants(study_settings(study), run)
         _check_on_disk(inputs, catalog)

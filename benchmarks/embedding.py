@@ -1,13 +1,12 @@
-"""How fast is MiniLM over the items of Amazon Beauty? Against sentence-transformers' own `encode`, and run again.
+"""Speed of text embeddings by MiniLM on the items of Amazon Beauty, compared with sentence-transformers.
 
     kedro run --pipelines=ingest --params dataset=amazon-beauty
     OMP_NUM_THREADS=2 python benchmarks/embedding.py
 
-Without sentence-transformers ours in float32 is what the others are compared with.
-Ours includes loading, tokenising and keeping the vectors; the peer's model is loaded before its clock starts. `cpu` is
-the time of all threads, `others` the cores that other processes used meanwhile: only rows where it is near 0 compare
-by `seconds`. On a busy machine compare `cpu` with one thread, since two spin while one waits for its turn. `same` is
-the share of an item's 10 nearest items that are so in the peer's vectors too.
+Ours includes loading, tokenising and caching; the peer's model is loaded before its clock starts. Without
+sentence-transformers the reference is ours in float32. `cpu`: seconds of all threads. `others`: cores that other
+processes used; compare `seconds` only where it is near 0, else `cpu` with one thread, as waiting threads spin.
+`same`: share of an item's 10 nearest items that are also nearest in the reference.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ HEADER = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """One row per column, encoder and round."""
+    """Print a row per column, encoder and round."""
     parser = command_line(__doc__)
     parser.add_argument("--items", type=Path, default=ITEMS)
     parser.add_argument("--columns", nargs="+", default=["title", "text"])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--sample", type=int, help="so many items, drawn at random, instead of all")
+    parser.add_argument("--sample", type=int, help="number of random items, instead of all")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.quick:
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 def compare(
     column: str, ids: list[str], texts: list[str], peer: Callable[[list[str]], np.ndarray] | None
 ) -> None:
-    """The peer, ours in both precisions, ours again with nothing changed; without the peer ours is the reference."""
+    """Time the peer, ours in both precisions, and ours with a full cache."""
     reference = None
     if peer is None:
         print(f"{column:7}{'sentence-transformers':24}{NOT_INSTALLED:>17}")
@@ -82,16 +81,16 @@ def compare(
             config = TextEncoderConfig(SOURCE, precision=precision)
             return embed_texts(ids, texts, config, cache_folder=Path(folder)).vectors
 
-        own = row(column, "ours, fp32", reference, lambda: ours("fp32"))
-        reference = own if reference is None else reference
+        fp32 = row(column, "ours, fp32", reference, lambda: ours("fp32"))
+        reference = fp32 if reference is None else reference
         row(column, "ours, bf16", reference, lambda: ours("bf16"))
-        load, text_embeddings.load_encoder = text_embeddings.load_encoder, _refuse
+        load_encoder, text_embeddings.load_encoder = text_embeddings.load_encoder, _fail
         row(column, "ours, nothing changed", reference, lambda: ours("fp32"))
-        text_embeddings.load_encoder = load
+        text_embeddings.load_encoder = load_encoder
 
 
 def row(column: str, what: str, reference: np.ndarray | None, run: Callable[[], np.ndarray]) -> np.ndarray:
-    """Times ``run`` and prints its line."""
+    """Time ``run`` and print its line."""
     load = OtherLoad()
     vectors = run()
     seconds, cpu = time.perf_counter() - load.started, own_cpu() - load.own
@@ -104,19 +103,19 @@ def row(column: str, what: str, reference: np.ndarray | None, run: Callable[[], 
 
 
 def same(ours: np.ndarray, theirs: np.ndarray, *, nearest: int = 10, sample: int = 2000) -> float:
-    """Share of the nearest items by cosine that both agree on, the item itself left out."""
+    """Return the share of nearest items by cosine that both agree on, without the item itself."""
     rows = np.random.default_rng(0).permutation(len(ours))[:sample]
-    found = []
+    neighbours = []
     for vectors in (ours, theirs):
         scores = torch.from_numpy(vectors[rows] @ vectors.T)
         scores[torch.arange(len(rows)), torch.from_numpy(rows)] = -2
-        found.append(scores.topk(nearest).indices)
-    shared = (found[0][:, :, None] == found[1][:, None, :]).any(-1)
+        neighbours.append(scores.topk(nearest).indices)
+    shared = (neighbours[0][:, :, None] == neighbours[1][:, None, :]).any(-1)
     return float(shared.float().mean())
 
 
 def _peer() -> Callable[[list[str]], np.ndarray] | None:
-    """sentence-transformers' encoder; None where that package is not installed."""
+    """Load the encoder of sentence-transformers; None where that package is not installed."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -126,8 +125,8 @@ def _peer() -> Callable[[list[str]], np.ndarray] | None:
     return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
 
 
-def _refuse(*_: Any, **__: Any) -> Any:
-    raise AssertionError("an encoder was loaded though nothing changed")
+def _fail(*_: object, **__: object) -> Any:
+    raise AssertionError("an encoder was loaded although nothing changed")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: str, file_hint: Fi
     from pydantic import ValidationError
 
     try:
-        return cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined]
+        config: T = cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined]
+        return config
     except ValidationError as errors:
         raise ConfigError(_first_error(errors, where, file_hint)) from errors
 

@@ -123,7 +123,7 @@ class Configuration:
         Blocks are completed with values from elsewhere: the protocol with the data set, ``evaluate`` with the
         protocol, each kind of ids with its name and lending data sets. ``paths`` are the fields of DataPaths.
         """
-        values = to_values(self._top)
+        values: dict[str, Any] = to_values(self._top)
         values["paths"] = {
             "data_root": str(self.project / str(self["data"])),
             "raw_root": str(self.project / str(self["raw"])),

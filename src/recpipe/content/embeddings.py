@@ -64,7 +64,7 @@ class Embeddings:
     @property
     def width(self) -> int:
         """D."""
-        return self.vectors.shape[1]
+        return int(self.vectors.shape[1])
 
     @cached_property
     def hash(self) -> str:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,7 +177,7 @@ def embed_missing(
     return is_ready[inverse], vectors[inverse]
 
 
-def _read(path: Path, name: str) -> NDArray | None:
+def _read(path: Path, name: str) -> NDArray[Any] | None:
     """Read a tensor of a shard; delete a damaged shard with a warning and return None."""
     try:
         with safe_open(path, framework="numpy") as shard:

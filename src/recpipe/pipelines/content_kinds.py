@@ -1,9 +1,8 @@
-"""Kinds of semantic ids and item vectors: which a data set has content for, and which a command builds.
+"""Kinds of semantic ids and modalities of item vectors that a command builds, by the content of the data set.
 
-Text, image and both concatenated have vectors and ids. Text has a second kind of ids, ``text_parts``: independent codes
-of parts of the vector. A data set's ``content`` block names its text and images. The parameter ``modality`` chooses,
-as in ``text+image``; ``none`` builds nothing; ``auto`` takes ``content.modalities`` and what the models of the command
-read.
+Text, image and their concatenation have vectors and ids. Text has a second kind of ids, ``text_parts``: independent
+codes of parts of the vector. The parameter ``modality`` selects kinds, as in ``text+image``; ``none`` builds nothing;
+``auto`` selects ``content.modalities`` of the data set and what the models of the command read.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), TEXT_IMAGE: (TEXT, IMAGE), TEXT_PARTS
 AUTO, NONE = "auto", "none"
 
 
-def vectors_of(kind: str) -> str:
-    """The modality of the vectors that ids of ``kind`` are built from."""
+def vector_modality(kind: str) -> str:
+    """Return the modality of the vectors that ids of ``kind`` are built from."""
     return TEXT if kind == TEXT_PARTS else kind
 
 
 def embeddings_dataset(kind: str) -> str:
-    """The Kedro dataset with the vectors of ``kind``, such as ``text_embeddings``."""
-    return f"{vectors_of(kind)}_embeddings"
+    """Return the Kedro dataset with the vectors of ``kind``, such as ``text_embeddings``."""
+    return f"{vector_modality(kind)}_embeddings"
 
 
 def selected_kinds(configuration: Configuration) -> tuple[str, ...]:
-    """Kinds that the parameter ``modality`` chooses, an empty tuple for ``auto`` without content.
+    """Return kinds that the parameter ``modality`` selects; none for ``auto`` without content.
 
     Raises ConfigError for an unknown kind, and for one that the data set has no content for.
     """
@@ -49,7 +48,7 @@ def selected_kinds(configuration: Configuration) -> tuple[str, ...]:
 
 
 def buildable_kinds(configuration: Configuration) -> tuple[str, ...]:
-    """Kinds that a command can build: those of ``modality``, under ``auto`` also others of the same content."""
+    """Return kinds that a command can build: those of ``modality``, with ``auto`` also others of the same content."""
     kinds = selected_kinds(configuration)
     if configuration["modality"] != AUTO:
         return kinds
@@ -60,7 +59,7 @@ def buildable_kinds(configuration: Configuration) -> tuple[str, ...]:
 def kinds_of_command(
     configuration: Configuration, runs: Iterable[RunConfig], requested: Iterable[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Kinds of ids, and modalities of vectors, that a command with these models builds.
+    """Return kinds of ids, and modalities of vectors, that a command with these models builds.
 
     Raises ConfigError where a model reads ids that the data set has no content for, and where only ``embed`` and
     ``semantic_ids`` are requested of a data set without content.
@@ -69,12 +68,8 @@ def kinds_of_command(
     for run in runs:
         for kind in run.ids:
             check_content(configuration, kind, reader=run.name)
-    if (
-        not kinds
-        and not _content(configuration)
-        and {*requested}
-        and {*requested} <= {"embed", "semantic_ids"}
-    ):
+    is_content_only = bool(pipelines := {*requested}) and pipelines <= {"embed", "semantic_ids"}
+    if is_content_only and not kinds and not _content(configuration):
         raise ConfigError(
             f"data set {configuration.dataset!r} has no `content` block, so there is nothing to embed: "
             "conf/base/parameters/datasets/my_log.yml says how to write one"
@@ -85,19 +80,22 @@ def kinds_of_command(
         buildable = [kind for kind in ID_KINDS if content.issuperset(CONTENT[kind])]
         kinds += tuple(kind for run in runs for kind in run.ids if kind in buildable)
         read_vectors = [name for run in runs for name in run.vectors if name in buildable]
-    vectors = {part for kind in (*kinds, *read_vectors) for part in (*CONTENT[kind], vectors_of(kind))}
-    return tuple(dict.fromkeys(kinds)), tuple(name for name in VECTORS if name in vectors)
+    return tuple(dict.fromkeys(kinds)), _modalities([*kinds, *read_vectors])
 
 
 def kinds_of_model(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Kinds of ids, and modalities of vectors, that one model needs."""
+    """Return kinds of ids, and modalities of vectors, that one model needs."""
     kinds = tuple(kind for kind in ID_KINDS if kind in run.ids)
-    vectors = {part for kind in (*kinds, *run.vectors) for part in (*CONTENT[kind], vectors_of(kind))}
-    return kinds, tuple(name for name in VECTORS if name in vectors)
+    return kinds, _modalities([*kinds, *run.vectors])
+
+
+def _modalities(kinds: list[str]) -> tuple[str, ...]:
+    parts = {part for kind in kinds for part in (*CONTENT[kind], vector_modality(kind))}
+    return tuple(name for name in VECTORS if name in parts)
 
 
 def has_inputs(run: RunConfig, kinds: Iterable[str]) -> bool:
-    """Whether a command that builds ``kinds`` builds all vectors and ids that a model reads."""
+    """Return whether a command that builds ``kinds`` builds all vectors and ids that a model reads."""
     kinds = set(kinds)
     return {*kinds, *(part for kind in kinds for part in CONTENT[kind])}.issuperset({*run.vectors, *run.ids})
 

@@ -1,7 +1,7 @@
-"""How long do building, writing, reading and asking the prefix tree take, beside a trie of nested dictionaries?
+"""Time of building, writing, reading and searching the prefix tree, beside a trie of nested dictionaries.
 
-Both are built from the same random ids in the same run, and must agree. The last table is one step of constrained
-decoding, 256 users with 20 beams each: the children of every beam and the 20 best of them all.
+Both are built from the same random ids and must agree. The second table is one step of constrained decoding for 256
+users with 20 beams each: the top 20 of all children of the beams.
 
 python benchmarks/prefix_tree.py
 """
@@ -30,7 +30,7 @@ USERS, BEAMS = 256, 20
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the two tables."""
+    """Print the two tables."""
     parser = command_line(__doc__)
     parser.add_argument("--items", type=int, nargs="+", default=[12_101, 100_000, 1_000_000])
     parser.add_argument("--dictionaries-up-to", type=int, default=100_000, help="items; a million take 2 GiB")
@@ -53,26 +53,26 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def arrays(codes: np.ndarray, rounds: int) -> tuple[float, ...]:
-    """Seconds of build, write, read, find, and MiB."""
+    """Seconds of build, write, read, find, and MiB of the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tree.safetensors"
         build, tree = timed(lambda: PrefixTree.build(codes, SIZES), rounds)
         write, _ = timed(lambda: tree.write(path), rounds)
-        read, again = timed(lambda: PrefixTree.read(path), rounds)
-        find, found = timed(lambda: again.find(codes), rounds)
+        read, loaded = timed(lambda: PrefixTree.read(path), rounds)
+        find, rows = timed(lambda: loaded.find(codes), rounds)
         size = path.stat().st_size
-    assert again.hash == tree.hash
-    assert (found == np.arange(len(codes))).all()
+    assert loaded.hash == tree.hash
+    assert (rows == np.arange(len(codes))).all()
     return build, write, read, find, size / 2**20
 
 
 def dictionaries(codes: np.ndarray) -> tuple[float, ...]:
-    """The same of nested dictionaries, which are not written."""
+    """Seconds of build and find, and MiB in memory, of nested dictionaries."""
     gc.collect()
     build, root = timed(lambda: trie(codes), 1)
-    asked = codes.tolist()
-    find, found = timed(lambda: [walk(root, item) for item in asked], 1)
-    assert found == list(range(len(codes)))
+    items = codes.tolist()
+    find, rows = timed(lambda: [walk(root, item) for item in items], 1)
+    assert rows == list(range(len(codes)))
     del root
     tracemalloc.start()
     root = trie(codes)
@@ -82,36 +82,36 @@ def dictionaries(codes: np.ndarray) -> tuple[float, ...]:
 
 
 def steps(codes: np.ndarray, rounds: int) -> None:
-    """One row per level: milliseconds of the step with arrays, with dictionaries, with a table of all codes."""
+    """Print milliseconds of one step per level with arrays, dictionaries and a mask over all codes."""
     tree, root = PrefixTree.build(codes, SIZES), trie(codes)
     tensors, generator = tree.tensors(), torch.Generator().manual_seed(0)
     print(
         f"\none step of {USERS} x {BEAMS} beams over {len(codes):,} items, ms: masking and the best {BEAMS}"
     )
-    print(f"{'level':>10} {'widest':>8} {'arrays':>9} {'dictionaries':>13} {'table':>11}")
+    print(f"{'level':>10} {'children':>8} {'arrays':>9} {'dictionaries':>13} {'table':>11}")
     for level in range(1, tree.depth):
         nodes = torch.randint(0, tree.prefixes(level), (USERS, BEAMS), generator=generator)
         scores = torch.randn(USERS, BEAMS, generator=generator)
         logits = torch.randn(USERS, BEAMS, SIZES[level], generator=generator).log_softmax(-1)
-        prefixes = tree_prefixes(tree, level)[nodes.numpy()].tolist()
+        prefixes = tensors.prefixes(level)[nodes].tolist()
         below = [[descend(root, prefix) for prefix in user] for user in prefixes]
         closed = torch.ones(tree.prefixes(level), SIZES[level], dtype=torch.bool)
         closed[tensors.parents[level], tensors.children[level]] = False
-        made = [
+        results = [
             timed(lambda: by_arrays(tensors, level, nodes, scores, logits), max(5, rounds)),  # noqa: B023
             timed(lambda: by_dictionaries(below, scores, logits), rounds),  # noqa: B023
             timed(lambda: by_table(closed, nodes, scores, logits), max(5, rounds)),  # noqa: B023
         ]
-        for _, best in made[1:]:
-            torch.testing.assert_close(best, made[0][1])
-        cells = [f"{1000 * seconds:.2f}" for seconds, _ in made]
+        for _, best in results[1:]:
+            torch.testing.assert_close(best, results[0][1])
+        cells = [f"{1000 * seconds:.2f}" for seconds, _ in results]
         print(f"{level + 1:>10} {tensors.max_children[level]:>8} {cells[0]:>9} {cells[1]:>13} {cells[2]:>11}")
 
 
 def by_arrays(
     tree: TreeTensors, level: int, nodes: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor
 ) -> torch.Tensor:
-    """(USERS, BEAMS) best scores: the recipe of `PrefixTree`, then the top of what is live."""
+    """(USERS, BEAMS) best scores by gathering the children as in the docstring of ``PrefixTree``."""
     start, end = tree.offsets[level][nodes], tree.offsets[level][nodes + 1]
     edges = start[..., None] + torch.arange(tree.max_children[level])
     live = edges < end[..., None]
@@ -123,7 +123,7 @@ def by_arrays(
 def by_dictionaries(
     below: list[list[dict[int, Any]]], scores: torch.Tensor, logits: torch.Tensor
 ) -> torch.Tensor:
-    """What `prefix_allowed_tokens_fn` amounts to: a mask filled beam by beam."""
+    """(USERS, BEAMS) best scores with a mask filled beam by beam, as by ``prefix_allowed_tokens_fn``."""
     mask = torch.full_like(logits, -torch.inf)
     for user, beams in enumerate(below):
         for beam, node in enumerate(beams):
@@ -134,21 +134,12 @@ def by_dictionaries(
 def by_table(
     closed: torch.Tensor, nodes: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor
 ) -> torch.Tensor:
-    """A row of all codes per node, and the top of them all: for levels whose windows are as wide."""
+    """(USERS, BEAMS) best scores with a mask (P, V) over all codes of every node."""
     return (scores[..., None] + logits).masked_fill_(closed[nodes], -torch.inf).flatten(1).topk(BEAMS).values
 
 
-def tree_prefixes(tree: PrefixTree, depth: int) -> np.ndarray:
-    """(P, depth) the codes that lead to every node."""
-    columns, nodes = [], np.arange(tree.prefixes(depth))
-    for level in reversed(range(depth)):
-        columns.append(tree.children[level][nodes])
-        nodes = np.searchsorted(tree.offsets[level], nodes, side="right") - 1
-    return np.stack(columns[::-1], axis=1)
-
-
 def trie(codes: np.ndarray) -> dict[int, Any]:
-    """Nested dictionaries from codes to, at the end, the row."""
+    """Build nested dictionaries by code, with the row at the last level."""
     root: dict[int, Any] = {}
     for item, (*prefix, last) in enumerate(codes.tolist()):
         descend(root, prefix, grow=True)[last] = item
@@ -156,14 +147,14 @@ def trie(codes: np.ndarray) -> dict[int, Any]:
 
 
 def descend(root: dict[int, Any], prefix: list[int], *, grow: bool = False) -> dict[int, Any]:
-    """The node of a prefix."""
+    """Return the dictionary of a prefix."""
     for code in prefix:
         root = root.setdefault(code, {}) if grow else root[code]
     return root
 
 
 def walk(root: dict[int, Any], item: list[int]) -> int:
-    """The row of an id, -1 where there is none."""
+    """Return the row of an id, -1 for unknown ids."""
     node: Any = root
     for code in item:
         node = node.get(code)
@@ -173,7 +164,7 @@ def walk(root: dict[int, Any], item: list[int]) -> int:
 
 
 def timed(run: Callable[[], Any], rounds: int) -> tuple[float, Any]:
-    """Median seconds, and the last result."""
+    """Return median seconds and the last result."""
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -183,7 +174,7 @@ def timed(run: Callable[[], Any], rounds: int) -> tuple[float, Any]:
 
 
 def row(items: int, what: str, *values: float) -> str:
-    """A line of the first table."""
+    """Format a line of the first table."""
     cells = ["-" if math.isnan(value) else f"{value:.3f}" for value in values]
     widths = (9, 9, 9, 11, 11)
     return f"{items:>10,} {what:14} " + " ".join(

@@ -1,4 +1,4 @@
-"""How long do the quantizers take on item vectors, and how good are their codes, beside faiss' own and LETTER's?
+"""Fitting time and quality of all quantizers on item vectors, beside faiss' residual quantizer and LETTER's codes.
 
 kedro run --pipelines=ingest,embed --params dataset=amazon-beauty
 python benchmarks/semantic_ids.py
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,19 +24,17 @@ from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_types, sca
 
 BITS = 8
 QUICK = {"least_steps": 20, "epochs": 2, "widths": (32,), "latent": 8, "batch": 64}  # of the autoencoders
-Row = dict[str, Any]
+Result = tuple[str, NDArray[np.int32], float | None, float | None]  # name, codes, error, seconds
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fits one after the other on the same vectors and prints a row for each as soon as it is known."""
+    """Fit all quantizers to the same vectors and print one row each."""
     with TemporaryDirectory() as folder:
-        _compare(_arguments(argv, Path(folder)))
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    table = pq.read_table(arguments.items)
-    x = _vectors(arguments, table)
-    categories = _categories(table, arguments.categories)
+        arguments = _arguments(argv, Path(folder))
+        table = pq.read_table(arguments.items)
+        x = _vectors(arguments, table)
+    has_categories = arguments.categories in table.column_names
+    categories = leaf_categories(table[arguments.categories]) if has_categories else None
     print(
         f"{len(x):,} items x {x.shape[1]}, {arguments.levels} x {2**arguments.bits} codes, "
         f"{torch.get_num_threads()} threads"
@@ -46,23 +42,19 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(
         "name                  seconds  usage of each level   distinct prefixes        purity  error  of faiss"
     )
-    against = None
-    for name, codes, error, seconds in chain(_letter(table), _rows(arguments, x)):
-        against = error if name == "faiss" else against
-        _print(name, codes, error, seconds, categories, against, 2**arguments.bits)
+    faiss_error = None
+    for name, codes, error, seconds in (*_letter(table), *_fits(arguments, x)):
+        faiss_error = error if name == "faiss" else faiss_error
+        _print(name, codes, error, seconds, categories, faiss_error, 2**arguments.bits)
 
 
 def _arguments(argv: list[str] | None, folder: Path) -> argparse.Namespace:
-    """The command line; data of ``--quick`` are made in ``folder``."""
+    """Parse the command line; ``--quick`` generates data in ``folder``."""
     parser = command_line(__doc__)
     parser.add_argument("--dataset", default="amazon-beauty")
-    parser.add_argument(
-        "--vectors", type=Path, help=".npy instead of what the embed pipeline wrote, rows as --items"
-    )
+    parser.add_argument("--vectors", type=Path, help=".npy instead of the embed pipeline's, rows as --items")
     parser.add_argument("--items", type=Path, help="default: data/03_primary/<dataset>/items.parquet")
-    parser.add_argument(
-        "--categories", default="categories", help="column of lists; its last entry is the category"
-    )
+    parser.add_argument("--categories", default="categories", help="column of lists, ending in the category")
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--only", nargs="*", choices=["faiss", *quantizer_types()])
@@ -73,18 +65,18 @@ def _arguments(argv: list[str] | None, folder: Path) -> argparse.Namespace:
         arguments.items = generated_items(folder / "items.parquet", items=200)
         arguments.embeddings = generated_embeddings(folder / "embeddings.parquet", items=200)
         return arguments
-    arguments.items = arguments.items or Path(f"data/03_primary/{arguments.dataset}/items.parquet")
-    embeddings = Path(f"data/04_feature/{arguments.dataset}/text_embeddings.parquet")
+    name = arguments.dataset
+    arguments.items = arguments.items or Path(f"data/03_primary/{name}/items.parquet")
+    arguments.embeddings = Path(f"data/04_feature/{name}/text_embeddings.parquet")
     if not arguments.items.exists():
         parser.error(
-            f"{arguments.items} is absent; run `kedro run --pipelines=ingest --params dataset={arguments.dataset}`"
+            f"{arguments.items} is missing; run `kedro run --pipelines=ingest --params dataset={name}`"
         )
-    if arguments.vectors is None and not embeddings.exists():
+    if arguments.vectors is None and not arguments.embeddings.exists():
         parser.error(
-            f"{embeddings} is absent; run `kedro run --pipelines=embed --params dataset={arguments.dataset}` "
-            "or give --vectors"
+            f"{arguments.embeddings} is missing; run `kedro run --pipelines=embed --params dataset={name}` or give "
+            "--vectors"
         )
-    arguments.embeddings = embeddings
     return arguments
 
 
@@ -96,81 +88,65 @@ def _vectors(arguments: argparse.Namespace, table: pa.Table) -> NDArray[np.float
         return x
     from recpipe.content.embeddings import Embeddings
 
-    found = Embeddings.read(arguments.embeddings)
-    rows = found.rows(table["item_id"].to_pylist())
-    if (rows < 0).any() or not found.present[rows].all():
+    embeddings = Embeddings.read(arguments.embeddings)
+    rows = embeddings.rows(table["item_id"].to_pylist())
+    if (rows < 0).any() or not embeddings.present[rows].all():
         raise SystemExit("some items have no vector: give --items and --vectors of those that have")
-    return found.vectors[rows]
+    return embeddings.vectors[rows]
 
 
-def _rows(
-    arguments: argparse.Namespace, x: NDArray[np.float32]
-) -> Iterator[tuple[str, NDArray[np.int32], float, float]]:
-    """Error: mean squared, of vectors standardised as all quantizers here do."""
+def _fits(arguments: argparse.Namespace, x: NDArray[np.float32]) -> Iterator[Result]:
+    """Results of faiss and our quantizers, with the mean squared error of standardised vectors."""
     mean, scale = (part.numpy() for part in scaling(torch.from_numpy(x), True))
-    wanted = arguments.only or ["faiss", *quantizer_types()]
-    if "faiss" in wanted:
-        yield "faiss", *_timed(lambda: _faiss((x - mean) / scale, arguments.levels, arguments.bits))
-    for name in [name for name in quantizer_types() if name in wanted]:
-
-        def fit(name: str = name) -> tuple[NDArray[np.int32], float]:
+    for name in ("faiss", *quantizer_types()):
+        if arguments.only and name not in arguments.only:
+            continue
+        started = time.perf_counter()
+        if name == "faiss":
+            codes, error = _faiss((x - mean) / scale, arguments.levels, arguments.bits)
+        else:
             settings = arguments.settings if name in ("rqvae", "pqvae") else {}
             quantizer = build_quantizer(
                 name, {"levels": arguments.levels, "codes": 2**arguments.bits, **settings}
             )
             quantizer.fit(x, seed=arguments.seed)
             codes = quantizer.encode(x)
-            return codes, float((((quantizer.decode(codes) - x) / scale) ** 2).mean())
-
-        yield name, *_timed(fit)
+            error = float((((quantizer.decode(codes) - x) / scale) ** 2).mean())
+        yield name, codes, error, time.perf_counter() - started
 
 
 def _faiss(x: NDArray[np.float32], levels: int, bits: int) -> tuple[NDArray[np.int32], float]:
-    """faiss' residual quantizer with greedy choice, as the others; its beam of 5 takes longer and gained nothing."""
+    """Codes and error of faiss' residual quantizer with greedy choice; a beam of 5 takes longer and gains nothing."""
     import faiss
 
     quantizer = faiss.ResidualQuantizer(x.shape[1], levels, bits)
     quantizer.max_beam_size = 1
     quantizer.train(x)
-    codes = quantizer.compute_codes(x)
-    return _unpacked(codes, levels, bits), float(((quantizer.decode(codes) - x) ** 2).mean())
+    packed = quantizer.compute_codes(x)
+    unpacked = np.unpackbits(packed, axis=1, bitorder="little")[:, : levels * bits]  # lowest bit first
+    codes = (unpacked.reshape(len(packed), levels, bits) @ (1 << np.arange(bits))).astype(np.int32)
+    return codes, float(((quantizer.decode(packed) - x) ** 2).mean())
 
 
-def _unpacked(packed: NDArray[np.uint8], levels: int, bits: int) -> NDArray[np.int32]:
-    """(N, L) codes from faiss' bytes, which hold them one after the other, lowest bit first."""
-    flat = np.unpackbits(packed, axis=1, bitorder="little")[:, : levels * bits]
-    return (flat.reshape(len(packed), levels, bits) @ (1 << np.arange(bits))).astype(np.int32)
-
-
-def _timed(work: Callable[[], tuple[NDArray[np.int32], float]]) -> tuple[NDArray[np.int32], float, float]:
-    started = time.perf_counter()
-    codes, error = work()
-    return codes, error, time.perf_counter() - started
-
-
-def _letter(table: pa.Table) -> Iterator[tuple[str, NDArray[np.int32], None, None]]:
-    """The ids that LETTER published for these items, and its first codes shuffled: chance."""
+def _letter(table: pa.Table) -> Iterator[Result]:
+    """LETTER's published ids of these items, and the same shuffled: chance."""
     if "reference_semantic_id" not in table.column_names:
         return
-    tokens = table["reference_semantic_id"].combine_chunks()
-    codes = np.array([[int(token[3:-1]) for token in tokens_] for tokens_ in tokens.to_pylist()], np.int32)
+    ids = table["reference_semantic_id"].combine_chunks().to_pylist()
+    codes = np.array([[int(token[3:-1]) for token in tokens] for tokens in ids], np.int32)
     yield "LETTER", codes, None, None
     yield "LETTER, shuffled", np.random.default_rng(0).permutation(codes), None, None
-
-
-def _categories(table: pa.Table, column: str) -> list[str | None] | None:
-    return leaf_categories(table[column]) if column in table.column_names else None
 
 
 def _purity(first: NDArray[np.int32], categories: list[str | None] | None) -> float:
     """Share of items in the most frequent category of their first code."""
     if categories is None:
         return float("nan")
-    known = np.array([category is not None for category in categories])
+    has_category = np.array([category is not None for category in categories])
     _, category = np.unique([name for name in categories if name is not None], return_inverse=True)
     counts = np.zeros((int(first.max()) + 1, int(category.max()) + 1), np.int64)
-    np.add.at(counts, (first[known], category), 1)
-    return counts.max(1).sum() / known.sum()
+    np.add.at(counts, (first[has_category], category), 1)
+    return counts.max(1).sum() / has_category.sum()
 
 
 def _print(
@@ -179,7 +155,7 @@ def _print(
     error: float | None,
     seconds: float | None,
     categories: list[str | None] | None,
-    against: float | None,
+    faiss_error: float | None,
     size: int,
 ) -> None:
     levels = range(1, codes.shape[1] + 1)
@@ -188,7 +164,7 @@ def _print(
     print(
         f"{name:20} {'' if seconds is None else f'{seconds:.1f}':>8}  {usage:20}  {prefixes:22} "
         f"{_purity(codes[:, 0], categories):8.3f} {'' if error is None else f'{error:.4f}':>7} "
-        f"{'' if error is None or against is None else f'{error / against:.3f}':>8}",
+        f"{'' if error is None or faiss_error is None else f'{error / faiss_error:.3f}':>8}",
         flush=True,
     )
 

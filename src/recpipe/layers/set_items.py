@@ -71,6 +71,9 @@ class SetItems(nn.Module):
     Raises ValueError without content vectors.
     """
 
+    vectors: Tensor  # (I + 1, V), zero where there is none
+    present: Tensor  # (I + 1, number of kinds), 1 where there is a vector
+
     def __init__(
         self, n_items: int, dim: int, side: Side | None, *, tokens: int, widths: Sequence[int]
     ) -> None:
@@ -91,9 +94,6 @@ class SetItems(nn.Module):
         self.missing = nn.Parameter(torch.empty(tokens + (trained is not None), dim).normal_(std=STD))
         self.cache: TokenCache | None = None
         self._step: tuple[tuple[int, ...], Tensor] | None = None  # versions of the weights, and their tokens
-
-    vectors: Tensor  # (I + 1, V), zero where there is none
-    present: Tensor  # (I + 1, number of kinds), 1 where there is a vector
 
     @property
     def count(self) -> int:

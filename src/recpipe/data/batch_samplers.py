@@ -144,7 +144,7 @@ def pack_rows(users: np.ndarray, lengths: np.ndarray, size: int) -> PackedRows:
 
 
 def _first_fit(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths (n,) row after row, and the number of users per row.
+    """Return the lengths (n,) row after row, and the number of users per row.
 
     First-fit decreasing fills one row after the other with the longest length that still fits. It depends only on the
     counts of lengths, so the composition of a row is repeated as long as the counts allow: the loop runs at most twice
@@ -167,7 +167,7 @@ def _first_fit(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fill_row(remaining: list[int], counts: list[int], room: int) -> list[tuple[int, int]]:
-    """One row as (length, count) pairs, from the ascending ``remaining`` lengths and their ``counts``."""
+    """Fill one row: (length, count) pairs from the ascending ``remaining`` lengths and their ``counts``."""
     row: list[tuple[int, int]] = []
     longest = room
     while (index := bisect_right(remaining, min(room, longest)) - 1) >= 0:

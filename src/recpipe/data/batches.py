@@ -91,7 +91,7 @@ class Batch:
         )
 
     def inputs_and_targets(self) -> tuple[Batch, Tensor]:
-        """All events but the last, and for each the next item (B, T - 1), 0 where there is none.
+        """Return all events but the last, and the next item of each (B, T - 1), 0 where there is none.
 
         Query times of the inputs are the times of their targets, 0 without a target.
         """
@@ -179,7 +179,7 @@ class DeviceSequences:
         )
 
     def _feature(self, name: str, index: Tensor, flat: Tensor, mask: Tensor) -> Tensor:
-        """(B, 1, M) of users, or (B, T, M) of events, 0 at padding."""
+        """Gather a feature: (B, 1, M) of users, or (B, T, M) of events, 0 at padding."""
         values = self._features[name]
         if name.startswith("user."):
             return values[index][:, None]

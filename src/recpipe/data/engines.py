@@ -98,7 +98,7 @@ def _jvm_size(limit: str) -> str:
 
 
 def read_parquet(path: Path, engine: Mapping[str, Any] | None = None) -> ir.Table:
-    """Lazy table of a Parquet file on a DuckDB connection of its own."""
+    """Open a Parquet file as a lazy table on its own DuckDB connection."""
     con = connect({**(engine or {}), "name": "duckdb"})
     return con.read_parquet(str(path))
 

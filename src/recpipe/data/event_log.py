@@ -43,12 +43,12 @@ class EventLog:
         return self.source.semi_join(self.users, "user_id") if self.restricted else self.source
 
     def select_users(self, users: ir.Table) -> EventLog:
-        """Complete histories of a subset of the users."""
+        """Select complete histories of a subset of the users."""
         users = materialize(users)
         return self.restrict(users, removed=self.rows.anti_join(users, "user_id"))
 
     def restrict(self, users: ir.Table, *, removed: ir.Table, cut: int = 0) -> EventLog:
-        """The log without the rows ``removed``; items are recounted from the smaller of removed and remaining rows."""
+        """Restrict the log to ``users``, without the rows ``removed``; items are recounted from the smaller part."""
         log = replace(self, users=users, restricted=True, cut=cut or self.cut)
         before, after = n_events(self), n_events(log)
         if before == after:
@@ -63,7 +63,7 @@ class EventLog:
         return replace(log, items=materialize(items.filter(items.events > 0)))
 
     def materialized(self) -> EventLog:
-        """The same log with its events stored on the engine."""
+        """Store the events of the log on the engine."""
         users = self.users.select("user_id", "events", "first", "last")
         return EventLog(materialize(self.rows), users, self.items)
 
@@ -79,19 +79,19 @@ def materialize(table: ir.Table) -> ir.Table:
 
 
 def user_counts(rows: ir.Table) -> ir.Table:
-    """Number of events and first and last timestamp per user."""
+    """Count events per user, with the first and last timestamp."""
     return rows.group_by("user_id").aggregate(
         events=rows.count(), first=rows.timestamp.min(), last=rows.timestamp.max()
     )
 
 
 def item_counts(rows: ir.Table) -> ir.Table:
-    """Number of events per item."""
+    """Count events per item."""
     return rows.group_by("item_id").aggregate(events=rows.count())
 
 
 def step_statistics(log: EventLog) -> dict[str, Any]:
-    """Statistics of a log for one row of the step table. Raises ValueError if values of ``order`` repeat."""
+    """Compute statistics of a log for one row of the step table. Raises ValueError if values of ``order`` repeat."""
     users = log.users
     statistics = single_row(
         users.aggregate(
@@ -114,22 +114,22 @@ def step_statistics(log: EventLog) -> dict[str, Any]:
 
 
 def n_events(log: EventLog) -> int:
-    """Number of events."""
+    """Count all events."""
     return single_row(log.users.aggregate(events=log.users.events.sum()))["events"] or 0
 
 
 def single_row(table: ir.Table) -> dict[str, Any]:
-    """The only row of a small table."""
+    """Fetch the only row of a small table."""
     row: dict[str, Any] = table.to_pyarrow().to_pylist()[0]
     return row
 
 
 def event_time(rows: ir.Table) -> ir.IntegerValue:
-    """Timestamps, −1 where missing: events without a time sort as the oldest."""
+    """Return timestamps, −1 where missing: events without a time sort as the oldest."""
     return ibis.coalesce(rows.timestamp, -1)
 
 
 def at_or_beyond(rows: ir.Table, sign: int, key: ir.IntegerValue, place: ir.IntegerValue) -> ir.BooleanValue:
-    """Whether (time, order) of an event reaches (key, place): at least as new for sign 1, as old for −1."""
+    """Test whether (time, order) of an event reaches (key, place): at least as new for sign 1, as old for −1."""
     row_key, row_place = sign * event_time(rows), sign * rows.order
     return (row_key > key) | ((row_key == key) & (row_place >= place))

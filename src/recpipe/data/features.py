@@ -70,7 +70,7 @@ class Column:
         return encoded
 
     def missing(self, n: int) -> np.ndarray:
-        """Encoding of n rows without a value."""
+        """Encode n rows without a value."""
         return np.zeros((n, self.per_row), np.int32) if self.categorical else np.zeros((n, 2), np.float32)
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Column:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Column:
-        """Inverse of ``to_dict``."""
+        """Invert ``to_dict``."""
         return cls(**{**fields, "values": tuple(fields["values"])})
 
 
@@ -93,7 +93,7 @@ def fit_columns(names: Sequence[str], table: Mapping[str, Any], *, where: str) -
 
 
 def align_rows(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray) -> pa.Table:
-    """One row of ``table`` per id (N,), all null for ids that its column ``key`` does not contain."""
+    """Take one row of ``table`` per id (N,), all null for ids that its column ``key`` does not contain."""
     keys = table[key].cast(pa.string()).combine_chunks()
     return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=keys))
 
@@ -103,7 +103,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _flatten(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Row (n,) and value (n,) of all non-null values; nested lists are flattened."""
+    """Return row (n,) and value (n,) of all non-null values; nested lists are flattened."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     owner = np.arange(len(column))
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):

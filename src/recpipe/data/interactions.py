@@ -79,7 +79,7 @@ def ingest(
 
 
 def _without_bad_rows(events: ir.Table, policy: str) -> tuple[EventLog, ir.Table, list[dict[str, Any]]]:
-    """The log of good rows, the quarantine table, and the first two rows of the step table."""
+    """Return the log of good rows, the quarantine table, and the first two rows of the step table."""
     log = raw_log = EventLog.of(events)
     rows = n_events(raw_log)
     if not rows:
@@ -107,12 +107,12 @@ def _without_bad_rows(events: ir.Table, policy: str) -> tuple[EventLog, ir.Table
 
 @ibis.udf.scalar.builtin
 def url_decode(text: str) -> str:
-    """URL decoding by the engine: writes a null byte, which a query cannot contain, as ``%00``."""
+    """Decode a URL on the engine: a query cannot contain a null byte, but ``%00``."""
     raise NotImplementedError
 
 
 def _checks(events: ir.Table) -> list[tuple[ir.BooleanValue, ir.StringValue]]:
-    """Conditions that make a row unusable, each with its reason; a null condition counts as false."""
+    """Return the conditions that make a row unusable, each with its reason; a null condition counts as false."""
     checks = [(events.problem.notnull(), events.problem)] if "problem" in events.columns else []
     for name in ("user_id", "item_id"):
         checks += [
@@ -126,7 +126,7 @@ def _checks(events: ir.Table) -> list[tuple[ir.BooleanValue, ir.StringValue]]:
 
 
 def _may_have_bad_rows(log: EventLog) -> bool:
-    """Cheap test before the full check: every distinct id once, first and last time per user."""
+    """Test cheaply, before the full check: every distinct id once, first and last time per user."""
     users, items, events = log.users, log.items, log.source
     tests = [
         users.aggregate(bad=(_blank(users.user_id) | _with_null_byte(users.user_id)).any()),
@@ -139,7 +139,7 @@ def _may_have_bad_rows(log: EventLog) -> bool:
 
 
 def _check_number(events: ir.Table) -> ir.IntegerColumn:
-    """1-based number of the first failed check of a row, 0 for a good row."""
+    """Return the 1-based number of the first failed check of a row, 0 for a good row."""
     cases = [
         (failed, ibis.literal(number, "int8")) for number, (failed, _) in enumerate(_checks(events), start=1)
     ]
@@ -147,7 +147,7 @@ def _check_number(events: ir.Table) -> ir.IntegerColumn:
 
 
 def _bad_rows(events: ir.Table) -> ir.Table:
-    """Bad rows with their ``order``, the other columns as text, and the ``reason``."""
+    """Select bad rows with their ``order``, the other columns as text, and the ``reason``."""
     number = _check_number(events)
     reason = ibis.cases(*((number == n, text) for n, (_, text) in enumerate(_checks(events), start=1)))
     columns = {
@@ -158,7 +158,7 @@ def _bad_rows(events: ir.Table) -> ir.Table:
 
 
 def _blank(ids: ir.StringColumn) -> ir.BooleanColumn:
-    """Null, empty or white space. Stripping is slow, so it is limited to ids that begin with white space."""
+    """Test for null, empty or white space. Stripping is slow: only ids that begin with white space are stripped."""
     return ids.isnull() | ibis.ifelse(ids < "!", ids.strip() == "", False)
 
 
@@ -167,7 +167,7 @@ def _with_null_byte(ids: ir.StringColumn) -> ir.BooleanColumn:
 
 
 def _reason_counts(bad: ir.Table) -> dict[str, int]:
-    """Number of rows per reason, without the value after its colon, the most frequent reason first."""
+    """Count rows per reason, without the value after its colon, the most frequent reason first."""
     kinds = bad.mutate(kind=bad.reason.split(":")[0])
     counts = kinds.group_by("kind").aggregate(rows=kinds.count())
     ordered = counts.order_by(counts.rows.desc(), counts.kind).to_pyarrow().to_pylist()
@@ -175,7 +175,7 @@ def _reason_counts(bad: ir.Table) -> dict[str, int]:
 
 
 def _bad_rows_message(bad: ir.Table, counts: dict[str, int], rows: int) -> str:
-    """Error message with the counts by reason and the first three bad rows."""
+    """Compose an error message with the counts by reason and the first three bad rows."""
     examples = []
     for row in bad.order_by("order").limit(3).to_pyarrow().to_pylist():
         values = ", ".join(f"{key}={value!r}" for key, value in row.items() if key not in ("order", "reason"))
@@ -190,7 +190,7 @@ def _bad_rows_message(bad: ir.Table, counts: dict[str, int], rows: int) -> str:
 
 
 def _one_row_per_id(ids: ir.Table, table: ir.Table | None, title: str | None = None) -> ir.Table:
-    """One row of ``table`` per id, in the order of the ids; ids without a row get nulls and the id as title."""
+    """Select one row of ``table`` per id, ordered by id; ids without a row get nulls and the id as title."""
     (key,) = ids.columns
     if table is None:
         return ids.mutate(**({} if title is None else {title: ids[key]})).order_by(key)

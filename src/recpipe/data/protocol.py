@@ -88,7 +88,7 @@ class Protocol:
         return hashlib.sha256(json.dumps(self._used_fields(), sort_keys=True).encode()).hexdigest()[:8]
 
     def _used_fields(self) -> dict[str, Any]:
-        """All fields, null where the split ignores them; a later field is left out at its default, to preserve ids."""
+        """Return the fields, null where the split ignores them; newer fields are left out at defaults to preserve ids."""
         fields = self.to_dict()
         if self.split == "leave_one_out":
             fields["valid"] = fields["test"] = None
@@ -112,7 +112,7 @@ class Protocol:
         return cls(**{key: value for key, value in fields.items() if key not in DERIVED_FIELDS})
 
     def with_evaluation_fields(self, requested: Protocol) -> Protocol:
-        """This protocol of a split on disk with the ``EVALUATION_FIELDS`` of ``requested``.
+        """Combine this protocol of a split on disk with the ``EVALUATION_FIELDS`` of ``requested``.
 
         Raises ValueError where ``requested`` would split the data differently.
         """
@@ -125,7 +125,7 @@ class Protocol:
         return combined
 
     def data_differences(self, other: Protocol) -> list[str]:
-        """Names of the fields that give models other training data under ``other``."""
+        """List the fields that give models other training data under ``other``."""
         mine, theirs = self._used_fields(), other._used_fields()
         names = dict.fromkeys((*mine, *theirs))
         return [

@@ -97,7 +97,7 @@ def check(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]
 
 @cache
 def _argument_model(name: str) -> type[BaseModel]:
-    """Pydantic model of a step's arguments, from its signature."""
+    """Create a pydantic model of a step's arguments from its signature."""
     hints = get_type_hints(STEPS[name], include_extras=True)
     parameters = list(inspect.signature(STEPS[name]).parameters.values())[1:]
     fields: Any = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
@@ -238,7 +238,7 @@ def _cut_histories(log: EventLog, n: int, *, newest: bool) -> EventLog:
 
 
 def _nth_events(log: EventLog, n: int, sign: int) -> ir.Table:
-    """Cut-off event of users with more than ``n``, the ``n``-th newest or (sign −1) oldest: long_user, key, place.
+    """Find the ``n``-th newest or (sign −1) oldest event of users with more than ``n``: long_user, key, place.
 
     Sorting whole histories is slow. Instead, the time span of each is divided into ``PARTS`` equal parts, the events
     per part are counted, and only the part that contains the n-th event is sorted.
@@ -320,7 +320,7 @@ def stratified(
 
 
 def _share_per_stratum(table: ir.Table, share: float, order: list[ir.Value]) -> ir.Table:
-    """The first rows of every ``stratum``."""
+    """Select the first rows of every ``stratum``."""
     place = ibis.row_number().over(group_by="stratum", order_by=order)
     table = table.mutate(place=place, size=table.count().over(group_by="stratum"))
     quota = (table["size"] * share + 0.5).floor()
@@ -336,7 +336,7 @@ def _row_hash(rows: ir.Table, seed: int) -> ir.StringValue:
 
 
 def hash_below(text: ir.StringValue, share: float) -> ir.BooleanValue:
-    """Whether the first 8 hexadecimal digits of the MD5 of ``text``, divided by 2³², are below ``share``.
+    """Test whether the first 8 hexadecimal digits of the MD5 of ``text``, divided by 2³², are below ``share``.
 
     Digits are compared as text, which has the same order and works alike on every engine.
     """

@@ -68,7 +68,7 @@ class Sequences:
         return np.diff(self.offsets)
 
     def row(self, user: int) -> np.ndarray:
-        """Item indices of one user, oldest first."""
+        """Return the item indices of one user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def select(self, rows: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Sequences:
@@ -93,7 +93,7 @@ class Sequences:
         return self.select(rows, np.zeros(len(rows), np.int64), self.lengths[rows])
 
     def events(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All events of the users ``rows`` as (position in ``rows``, item), both (n,) int64."""
+        """Return all events of the users ``rows`` as (position in ``rows``, item), both (n,) int64."""
         selection = self.select_users(rows)
         return np.repeat(np.arange(len(rows)), selection.lengths), selection.items.astype(np.int64)
 
@@ -104,7 +104,7 @@ class Sequences:
         return replace(self, profiles={name: table[name].combine_chunks() for name in columns})
 
     def last(self, n: int) -> Sequences:
-        """Last ``n`` events of every user."""
+        """Select the last ``n`` events of every user."""
         lengths = self.lengths
         return self.select(np.arange(len(self)), np.maximum(lengths - n, 0), lengths)
 
@@ -126,7 +126,7 @@ class Sequences:
         return windows if stride == n else replace(windows, context=np.maximum(stop - start - stride, 1))
 
     def fingerprint(self) -> str:
-        """Hash of twelve hex digits of users, item indices, times and order, without external item ids."""
+        """Hash users, item indices, times and order, without external item ids, to twelve hex digits."""
         digest = hashlib.sha256()
         for part in (self.offsets, self.items, self.timestamps):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
@@ -147,7 +147,7 @@ class Sequences:
 
     @classmethod
     def from_table(cls, table: pa.Table, prefix: str = "") -> Sequences:
-        """Inverse of ``to_table``."""
+        """Invert ``to_table``."""
         lists = table[f"{prefix}items"].combine_chunks()
         events = {
             name: table[f"{prefix}{name}"].combine_chunks().flatten().to_numpy()
@@ -263,7 +263,7 @@ def _timestamps(column: pa.ChunkedArray) -> np.ndarray | None:
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct values, and the position of every row's value among them."""
+    """Return sorted distinct values, and the position of every row's value among them."""
     encoded = column.dictionary_encode().combine_chunks()
     values = _strings(encoded.dictionary)
     order = np.argsort(values, kind="stable")

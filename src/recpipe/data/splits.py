@@ -40,7 +40,7 @@ class Split:
     held_out: np.ndarray = field(default_factory=lambda: NO_ITEMS)
 
     def sizes(self) -> dict[str, int]:
-        """Users and events of every part, test targets without training events, and held-out items and their users."""
+        """Count users and events of every part, cold test targets, held-out items and their test users."""
         test_targets = self.test.targets.items
         owner = np.repeat(np.arange(len(self.test)), self.test.targets.lengths)
         return {
@@ -149,7 +149,7 @@ def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | Non
 
 
 def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndarray:
-    """Items (n,) that ``protocol`` holds out, chosen by a hash of their ids, independent of other items."""
+    """Choose the items (n,) that ``protocol`` holds out, by a hash of their ids, independent of other items."""
     if not protocol.held_out_items:
         return NO_ITEMS
     if vocabulary is None:
@@ -169,7 +169,7 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
     order = np.argsort(owner, kind="stable")
 
     def merge(name: str) -> np.ndarray | None:
-        """Values of all parts: None if no part has any, NaN for a part without."""
+        """Merge values of all parts: None if no part has any, NaN for a part without."""
         values = [getattr(part, name) for part in parts]
         if all(value is None for value in values):
             return None
@@ -270,19 +270,19 @@ def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, targets: st
 
 
 def _distinct_items(targets: Sequences) -> Sequences:
-    """Targets of each user without repeats, since a list contains an item once."""
+    """Remove repeated targets of each user, since a list contains an item once."""
     owner = np.repeat(np.arange(len(targets)), targets.lengths)
     _, first = np.unique(np.stack([owner, targets.items]), axis=1, return_index=True)
     return _filter_events(targets, np.isin(np.arange(len(owner)), first))
 
 
 def _without_items(sequences: Sequences, items: np.ndarray) -> Sequences:
-    """The same users without their events of ``items`` (n,)."""
+    """Remove the events of ``items`` (n,)."""
     return _filter_events(sequences, np.isin(sequences.items, items, invert=True))
 
 
 def _filter_events(sequences: Sequences, mask: np.ndarray) -> Sequences:
-    """The same users with the events where ``mask`` (N,) is True."""
+    """Select the events where ``mask`` (N,) is True; all users remain."""
     if mask.all():
         return sequences
     offsets = np.concatenate([[0], np.cumsum(mask)])[sequences.offsets]
@@ -298,7 +298,7 @@ def _share(value: float | str, name: str) -> float:
 
 
 def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float) -> int:
-    """Time in epoch seconds at which a part begins; a share is counted before the share ``after`` of later parts."""
+    """Return the epoch seconds at which a part begins, a share before the share ``after`` of later parts."""
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value)
@@ -311,5 +311,5 @@ def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float)
 
 
 def _unit_hash(key: str, seed: int) -> float:
-    """Hash in [0, 1) of an id and the seed."""
+    """Hash an id and the seed to [0, 1)."""
     return int(hashlib.md5(f"{key}{seed}".encode(), usedforsecurity=False).hexdigest()[:8], 16) / 2**32

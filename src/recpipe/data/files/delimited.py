@@ -30,7 +30,7 @@ def delimited_source(
     encoding: str = "utf-8",
     quote: str = '"',
 ) -> Source:
-    """Source of text columns. columns: their names in files without a header; by default the header names them.
+    """Create a source of text columns. columns: their names in files without a header.
 
     Lines with another number of columns go to the source's table of rejects. Raises ValueError for an empty file, a
     header that cannot be decoded or has only one column, and files with different headers.
@@ -52,7 +52,7 @@ def delimited_source(
 
 
 def basket_source(paths: Sequence[str], *, delimiter: str, encoding: str = "utf-8") -> Source:
-    """Source of lines with a user and a varying number of items: text columns user_id and items."""
+    """Create a source of lines with a user and a varying number of items: text columns user_id and items."""
     _first_line(paths[0], encoding)
     lines = (
         f"read_csv({literals(paths)}, auto_detect = false, header = false, "
@@ -90,7 +90,7 @@ def _split(line: str, delimiter: str, quote: str) -> list[str]:
 
 
 def _first_line(path: str, encoding: str) -> str:
-    """The first line, decompressed and decoded, without line end and byte order mark."""
+    """Read the first line, decompressed and decoded, without line end and byte order mark."""
     try:
         with pa.input_stream(path, compression="detect") as stream:
             head = stream.read(MAX_HEADER_BYTES)

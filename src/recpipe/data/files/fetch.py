@@ -46,7 +46,7 @@ class DatasetFile(NamedTuple):
 
     @classmethod
     def of(cls, entry: str | Mapping[str, Any], conf: Mapping[str, Any]) -> DatasetFile:
-        """File of an entry of ``files``, with the category filled in."""
+        """Create from an entry of ``files``, with the category filled in."""
         fields = {"name": entry} if isinstance(entry, str) else entry
         pattern = _fill_category(fields["name"], conf)
         assert pattern is not None
@@ -54,7 +54,7 @@ class DatasetFile(NamedTuple):
         return cls(pattern, url, fields.get("checksum"), bool(fields.get("optional")))
 
     def find(self, folder: Path) -> list[Path]:
-        """Files of the name or pattern, sorted; if there are none, in subfolders, where archives often leave them.
+        """Find files of the name or pattern, sorted; if there are none, in subfolders, where archives often leave them.
 
         Raises ValueError for a name in several subfolders and for a wrong checksum.
         """
@@ -210,7 +210,7 @@ class _DatasetFolder:
             unpack(path, self.path, patterns=[file.pattern for file in self.files.values()])
 
     def missing_message(self, reason: str) -> str:
-        """Error message with the files to put into the folder and their addresses."""
+        """Compose an error message with the files to put into the folder and their addresses."""
         names = ", ".join(file.pattern for file in self.files.values() if not file.optional)
         url = _fill_category(self.conf.get("url"), self.conf)
         needed = f"{_name(url)}, or {names} out of it," if url else names
@@ -280,7 +280,7 @@ def _show_licence(conf: Mapping[str, Any], folder: Path) -> None:
 
 
 def _manifest(paths: Mapping[str, list[Path]]) -> dict[str, Any]:
-    """Paths by role, their total size and a fingerprint of names and contents."""
+    """Return paths by role, their total size and a fingerprint of names and contents."""
     digest = hashlib.sha256()
     size = 0
     for role, files in sorted(paths.items()):

@@ -42,7 +42,7 @@ INVALID = (
 def json_source(
     con: Backend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
 ) -> Source:
-    """Source with a JSON column per key, null where a record lacks it; read values with ``json_text``.
+    """Create a source with a JSON column per key, null where a record lacks it; read values with ``json_text``.
 
     Raises ValueError if none of the first records has one of the required keys.
     """
@@ -67,7 +67,7 @@ def json_source(
 def literal_source(
     con: Backend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
 ) -> Iterator[Source]:
-    """``json_source`` of lines of Python literals, through a temporary JSON file with these keys.
+    """Create a ``json_source`` of Python literals through a temporary JSON file with these keys.
 
     The file is deleted when the context ends: create tables from the source inside it.
     """
@@ -86,12 +86,12 @@ def literal_source(
 
 
 def json_text(key: str) -> str:
-    """SQL of a key's value as text."""
+    """Return SQL of a key's value as text."""
     return f"({identifier(key)} ->> '$')"
 
 
 def json_words(key: str, *, separator: str = " ") -> str:
-    """SQL of a key's text; a list or a list of lists is joined. Null where there is no text."""
+    """Return SQL of a key's text; a list or a list of lists is joined. Null where there is no text."""
     flat = f"json_extract_string({identifier(key)}, '$[*]')"
     nested = f"json_extract_string({identifier(key)}, '$[*][*]')"
     plain = f"CASE WHEN json_type({identifier(key)}) = 'VARCHAR' THEN {json_text(key)} END"
@@ -120,7 +120,7 @@ def _sample_keys(con: Backend, paths: Sequence[str]) -> set[str]:
 
 
 def _records(path: str) -> Iterator[dict[str, Any]]:
-    """The dictionaries of a file; a line without one gives ``{INVALID: its beginning}``."""
+    """Yield the dictionaries of a file; a line without one gives ``{INVALID: its beginning}``."""
     size = Path(path).stat().st_size
     with open(path, "rb") as raw, progress(size, f"read {Path(path).name}", unit=BYTES) as bar:
         stream: BinaryIO = gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore[assignment]  # noqa: SIM115
@@ -136,7 +136,7 @@ def _records(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _limited_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines up to ``MAX_LINE_BYTES``; only the beginning of a longer one, which then is no literal."""
+    """Yield lines up to ``MAX_LINE_BYTES``; only the beginning of a longer one, which then is no literal."""
     buffered = io.BufferedReader(stream, 1 << 20)  # type: ignore[type-var]
     while line := buffered.readline(MAX_LINE_BYTES):
         beginning = line

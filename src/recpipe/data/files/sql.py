@@ -43,12 +43,12 @@ def literals(texts: Iterable[str]) -> str:
 
 
 def path_summary(paths: Sequence[str]) -> str:
-    """Paths for an error message: the first and the number of others."""
+    """Summarise paths for an error message: the first and the number of others."""
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def column_types(con: Backend, source: str, *, where: str) -> dict[str, str]:
-    """Column names and DuckDB types of a FROM clause."""
+    """Return column names and DuckDB types of a FROM clause."""
     with errors_with_file(where):
         columns = con.raw_sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
     return {str(column[0]): str(column[1]) for column in columns}
@@ -75,7 +75,7 @@ def scalar(con: Backend, query: str) -> int:
 
 
 def reason_with_value(reason: str, value: str) -> str:
-    """SQL of a reason followed by a value (SQL too), cut to 60 characters and in quotation marks."""
+    """Return SQL of a reason followed by a value (SQL too), cut to 60 characters and in quotation marks."""
     return f"{literal(reason + ': ')} || chr(39) || left(CAST({value} AS VARCHAR), 60) || chr(39)"
 
 
@@ -111,7 +111,7 @@ def _insertion_order(con: Backend) -> Iterator[None]:
 
 
 def timestamp_seconds(text: str, unit: str) -> str:
-    """SQL of int64 seconds since 1970 UTC, null where ``text`` (SQL too) is no timestamp in ``unit``.
+    """Return SQL of int64 seconds since 1970 UTC, null where ``text`` (SQL too) is no timestamp in ``unit``.
 
     unit: s, ms, us, ns since 1970; iso; a strptime format; or ``TYPED``. Times without an offset are UTC, whatever the
     connection's time zone. Raises ValueError for another unit.
@@ -138,7 +138,7 @@ def timestamp_seconds(text: str, unit: str) -> str:
 
 
 def timestamp_checks(text: str, unit: str, time: str) -> list[str]:
-    """CASE arms with the reasons for a bad timestamp. text: the raw value, time: its seconds (both SQL)."""
+    """Return CASE arms with the reasons for a bad timestamp. text: the raw value, time: its seconds (both SQL)."""
     expected = "timestamp not a number" if unit in UNITS else f"timestamp not as {unit} has it"
     late = f"timestamp after 2100, in another unit than {unit}"
     early = f"timestamp before 1980, in another unit than {unit}"

@@ -97,7 +97,7 @@ def create_log(con: Backend, source: Source, columns: LogColumns) -> ibis.Table:
 def create_entities(
     con: Backend, source: Source, columns: Mapping[str, str], *, key: str, log: ibis.Table | None
 ) -> ibis.Table:
-    """Table of items or users with one row per id, the first in the source.
+    """Create a table of items or users with one row per id, the first in the source.
 
     columns: SQL per column, including the id under the name ``key``. With a log (for items), ids that only the log
     contains get a row too, and an item without a title gets its id as title.
@@ -134,7 +134,7 @@ def _warn_of_repeats(con: Backend, table: str, key: str, where: str) -> None:
 
 
 def _problem(source: Source, columns: LogColumns) -> str:
-    """SQL of the reason why a row is bad, as far as raw values show it; ids are checked later, in `interactions`."""
+    """Return SQL of the reason why a row is bad by its raw values; ids are checked later, in `interactions`."""
     arms = [f"WHEN ({source.problem}) IS NOT NULL THEN {source.problem}"] if source.problem != "NULL" else []
     arms += columns.problems
     if columns.timestamp:
@@ -153,7 +153,7 @@ def _problem(source: Source, columns: LogColumns) -> str:
 
 
 def _integer(sql: str) -> str:
-    """SQL of an integer, null for anything else; a cast alone would round."""
+    """Return SQL of an integer, null for anything else; a cast alone would round."""
     text = f"CAST({sql} AS VARCHAR)"
     value = f"TRY_CAST({text} AS DOUBLE)"
     return f"CASE WHEN {value} = floor({value}) THEN TRY_CAST({text} AS BIGINT) END"

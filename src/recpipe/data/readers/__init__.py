@@ -59,7 +59,7 @@ def read(conf: Mapping[str, Any], manifest: Mapping[str, Any], con: Backend) -> 
 
 
 def reader_names() -> list[str]:
-    """Names of the reader modules, the allowed values of ``source``."""
+    """List the reader modules, the allowed values of ``source``."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
     return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "Options")]
 
@@ -71,7 +71,7 @@ def _reader(conf: Mapping[str, Any]) -> ModuleType:
 
 
 def _options(reader: ModuleType, conf: Mapping[str, Any]) -> Any:
-    """Options of the reader; ``category`` belongs to file names and may be no option of it."""
+    """Create the reader's options; ``category`` belongs to file names and need not be one."""
     options = conf.get("options") or {}
     allowed = [field.name for field in dataclasses.fields(reader.Options)]
     for name in options:

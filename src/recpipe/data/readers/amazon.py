@@ -80,7 +80,7 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> 
 
 
 def _products(year: int, paths: Sequence[str], con: Backend, *, log: ibis.Table) -> ibis.Table:
-    """Products in the log; the metadata files describe every product of a category, reviewed or not."""
+    """Read the products in the log; the metadata files describe every product of a category, reviewed or not."""
     edition = EDITIONS[year]
     images = [path.split("[")[0] for path in edition.images]
     texts = ("title", edition.brand, edition.categories, "description", edition.features)
@@ -123,7 +123,7 @@ def _image(path: str) -> str:
 
 
 def _plain(sql: str) -> str:
-    """SQL of a text without HTML entities, null where nothing is left."""
+    """Return SQL of a text without HTML entities, null where nothing is left."""
     for entity, sign in ENTITIES.items():
         sql = f"replace({sql}, '{entity}', '{sign}')"
     return f"nullif(trim({sql}), '')"

@@ -157,7 +157,7 @@ def _source(options: TableOptions, paths: Sequence[str], con: Backend) -> Source
 
 
 def _json_source(paths: Sequence[str], con: Backend) -> Source:
-    """JSON lines with values as text: types inferred from the first records would lose later values."""
+    """Create a source of JSON lines with values as text: types of the first records would lose later values."""
     where = path_summary(paths)
     layout = f"{literals(paths)}, format = 'newline_delimited', ignore_errors = true"
     types = column_types(con, f"read_json({layout}, union_by_name = true)", where=where)
@@ -181,7 +181,7 @@ def _format(path: str) -> str:
 
 
 def _id_text(column: str, source: Source) -> str:
-    """SQL of an id as text; integers that pandas stored as floats lose their ``.0``."""
+    """Return SQL of an id as text; integers that pandas stored as floats lose their ``.0``."""
     sql = identifier(column)
     if source.types[column] in ("DOUBLE", "FLOAT"):
         integer = f"CAST(CAST({sql} AS HUGEINT) AS VARCHAR)"
@@ -190,7 +190,7 @@ def _id_text(column: str, source: Source) -> str:
 
 
 def _joined_text(columns: Sequence[str], source: Source) -> str:
-    """SQL of columns joined to one text, lists flattened."""
+    """Return SQL of columns joined to one text, lists flattened."""
     parts = []
     for column in columns:
         sql, depth = identifier(column), source.types[column].count("[]")
@@ -246,7 +246,7 @@ def explode_sequences(
 
 
 def _list(column: str, source: Source, delimiter: str | None) -> str:
-    """SQL of a column's values as a list, null where text is not a list."""
+    """Return SQL of a column's values as a list, null where text is not a list."""
     sql, kind = identifier(column), source.types[column]
     if kind.endswith("[]"):
         return sql
@@ -267,21 +267,21 @@ def _list(column: str, source: Source, delimiter: str | None) -> str:
 
 
 def _json_list(text: str) -> str:
-    """SQL of the values of a JSON list; null where one of them is a list or an object."""
+    """Return SQL of the values of a JSON list; null where one of them is a list or an object."""
     json = f"TRY_CAST({text} AS JSON)"
     nested = f"list_has_any(json_type({json}, '$[*]'), ['ARRAY', 'OBJECT'])"
     return f"CASE WHEN NOT {nested} THEN json_extract_string({json}, '$[*]') END"
 
 
 def _python_list(text: str) -> str:
-    """SQL of the values of a list in Python notation, without quotation marks and backslashes."""
+    """Return SQL of the values of a list in Python notation, without quotation marks and backslashes."""
     unescaped = "regexp_replace(item[2:-2], '\\\\(.)', '\\1', 'g')"
     value = f"CASE WHEN regexp_matches(item[1], {literal(QUOTES)}) THEN {unescaped} ELSE item END"
     return f"list_transform(regexp_extract_all({text}, {literal(VALUE)}), lambda item: {value})"
 
 
 def _not_a_list(column: str, values: str, source: Source) -> str:
-    """SQL of the reason why a column's text is not a list, null where it is."""
+    """Return SQL of the reason why a column's text is not a list, null where it is."""
     if source.types[column].endswith("[]"):
         return "NULL"
     text = f"CAST({identifier(column)} AS VARCHAR)"

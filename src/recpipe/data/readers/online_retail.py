@@ -68,7 +68,7 @@ def _goods(options: Options) -> str:
 
 
 def _products(source: Source, options: Options) -> Source:
-    """Most frequent description and median price per code, on lines of sales (others say ``damaged`` or ``?``)."""
+    """Find the most frequent description and median price per code, on lines of sales (others say ``damaged``)."""
     sold = (
         f"SELECT {CODE} AS code, trim(Description) AS words, UnitPrice FROM {source.sql} "
         f"WHERE Quantity > 0 AND UnitPrice > 0 AND {_goods(options)}"
@@ -80,7 +80,7 @@ def _products(source: Source, options: Options) -> Source:
 
 
 def _customers(source: Source) -> Source:
-    """Most frequent country per customer."""
+    """Find the most frequent country per customer."""
     customers = f"SELECT * FROM {source.sql} WHERE CustomerID IS NOT NULL"
     counted = f"SELECT CustomerID, Country, count(*) AS n FROM ({customers}) GROUP BY ALL"
     commonest = "first(Country ORDER BY n DESC, Country) AS country"

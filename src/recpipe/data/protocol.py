@@ -88,7 +88,7 @@ class Protocol:
         return hashlib.sha256(json.dumps(self._used_fields(), sort_keys=True).encode()).hexdigest()[:8]
 
     def _used_fields(self) -> dict[str, Any]:
-        """Return the fields, null where the split ignores them; newer fields are left out at defaults to preserve ids."""
+        """Return the fields, null where the split ignores them; newer ones are left out at defaults to preserve ids."""
         fields = self.to_dict()
         if self.split == "leave_one_out":
             fields["valid"] = fields["test"] = None

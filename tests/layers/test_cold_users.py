@@ -45,7 +45,7 @@ def described(data: Sequences, **columns: list) -> Sequences:
 DATA = described(skewed(), country=COUNTRY, age=AGE, height=HEIGHT)
 
 
-def asked(**profile) -> Sequences:
+def cold_user(**profile) -> Sequences:
     """One user without history."""
     return described(sequences([[]]), **{name: [value] for name, value in profile.items()})
 
@@ -67,20 +67,20 @@ def by_hand(users: list[int], *, smoothing: float, since: int | None = None) -> 
 
     everyone = Counter(item for u in range(USERS) for item in events(u))
     segment = Counter(item for u in users for item in events(u))
-    total, size, found = sum(everyone.values()), sum(segment.values()), []
+    total, size, actual = sum(everyone.values()), sum(segment.values()), []
     for i in range(1, ITEMS + 1):
         p = (everyone[i] + 1 / ITEMS) / (total + 1)
-        found.append(np.log((segment[i] + smoothing * p) / (size + smoothing)))
-    return np.array(found)
+        actual.append(np.log((segment[i] + smoothing * p) / (size + smoothing)))
+    return np.array(actual)
 
 
 def test_without_segments_it_is_the_popularity_of_all_and_ordered_as_popular_orders():
     model = fitted(sequences([row.tolist() for row in map(DATA.row, range(USERS))]))
-    np.testing.assert_allclose(answer(model, asked()), by_hand([], smoothing=100), rtol=1e-5)
-    assert np.exp(answer(model, asked()).astype(float)).sum() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(answer(model, cold_user()), by_hand([], smoothing=100), rtol=1e-5)
+    assert np.exp(answer(model, cold_user()).astype(float)).sum() == pytest.approx(1, abs=1e-5)
     popular = build("popular", {}, n_items=ITEMS, max_length=5)
     popular.fit(DATA)
-    ours, _ = top_k(model.scores(model.segments(asked())), ITEMS)
+    ours, _ = top_k(model.scores(model.segments(cold_user())), ITEMS)
     theirs, _ = popular.recommend(sequences([[]]), ITEMS)
     assert ours.tolist() == theirs.tolist()
 
@@ -91,7 +91,7 @@ def test_a_segment_counts_the_events_of_its_users(smoothing):
     for country in "NDB":
         users = [u for u in range(USERS) if COUNTRY[u] == country]
         np.testing.assert_allclose(
-            answer(model, asked(country=country)), by_hand(users, smoothing=smoothing), rtol=1e-5
+            answer(model, cold_user(country=country)), by_hand(users, smoothing=smoothing), rtol=1e-5
         )
 
 
@@ -109,16 +109,16 @@ def test_columns_are_combined_and_many_numbers_are_cut_into_quantiles():
             and AGE[v] is not None
             and np.searchsorted(edges, AGE[v]) == np.searchsorted(edges, AGE[u])
         ]
-        found = answer(model, asked(country=COUNTRY[u], age=AGE[u]))
-        np.testing.assert_allclose(found, by_hand(alike, smoothing=100), rtol=1e-5)
+        actual = answer(model, cold_user(country=COUNTRY[u], age=AGE[u]))
+        np.testing.assert_allclose(actual, by_hand(alike, smoothing=100), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     "profile", [{"country": "X"}, {"country": None}, {"other": "N"}, {}], ids=["new", "null", "other", "none"]
 )
 def test_who_is_in_no_segment_gets_what_is_popular_overall(profile):
-    found = answer(fitted(segments="country"), asked(**profile))
-    np.testing.assert_allclose(found, by_hand([], smoothing=100), rtol=1e-5)
+    actual = answer(fitted(segments="country"), cold_user(**profile))
+    np.testing.assert_allclose(actual, by_hand([], smoothing=100), rtol=1e-5)
 
 
 def test_a_combination_that_training_never_saw_gets_what_is_popular_overall():
@@ -154,8 +154,8 @@ def test_only_recent_events_count():
     model = fitted(segments="country", recent_days=300 / 86_400)
     users = [u for u in range(USERS) if COUNTRY[u] == "D"]
     since = DATA.timestamps.max() - 300
-    found = answer(model, asked(country="D"))
-    np.testing.assert_allclose(found, by_hand(users, smoothing=100, since=since), rtol=1e-5)
+    actual = answer(model, cold_user(country="D"))
+    np.testing.assert_allclose(actual, by_hand(users, smoothing=100, since=since), rtol=1e-5)
     with pytest.raises(ValueError, match="recent_days needs timestamps"):
         fitted(sequences([[1]], times=False), recent_days=1.0)
 
@@ -170,8 +170,8 @@ def test_clusters_find_groups_that_are_far_apart():
     )
     model = fitted(data, segments="cluster", clusters=3)
     assert [column.name for column in model.columns] == ["kind", "size"]
-    found = model.segments(data)
-    assert {tuple(sorted({int(s) for s in found[group == g]})) for g in range(3)} == {(0,), (1,), (2,)}
+    actual = model.segments(data)
+    assert {tuple(sorted({int(s) for s in actual[group == g]})) for g in range(3)} == {(0,), (1,), (2,)}
     unknown = described(sequences([[]]), kind=["k9"], size=pa.array([None], pa.float64()), code=["zip 1"])
     assert model.segments(unknown).tolist() == [3]
     np.testing.assert_array_equal(fitted(data, segments="cluster", clusters=3).centres, model.centres)
@@ -236,4 +236,4 @@ def test_where_nothing_is_known_of_users_there_are_no_segments(caplog):
     with caplog.at_level(logging.WARNING):
         model = fitted(random_sequences(20, ITEMS), segments="country")
     assert "nothing is known of the users" in caplog.text
-    assert len(model.keys) == 0 and np.isfinite(answer(model, asked(country="N"))).all()
+    assert len(model.keys) == 0 and np.isfinite(answer(model, cold_user(country="N"))).all()

@@ -17,9 +17,9 @@ ITEMS, DIM, WINDOW = 12, 8, 9
 DATA = described(random_sequences(70, ITEMS))
 
 
-def made(extra: int = 0, **asked) -> ItemInput:
+def build_input(extra: int = 0, **settings) -> ItemInput:
     torch.manual_seed(0)
-    items = ItemInput(ITEMS, DIM, side_of(DATA, ITEMS, **asked), extra=extra)
+    items = ItemInput(ITEMS, DIM, side_of(DATA, ITEMS, **settings), extra=extra)
     with torch.no_grad():
         for weight in items.parameters():
             weight.add_(0.5 * torch.randn_like(weight))
@@ -35,12 +35,12 @@ def batch_of(items: ItemInput, rows: np.ndarray) -> Batch:
 
 def part_by_loop(items: ItemInput, i: int) -> list[np.ndarray | None]:
     """What each source knows of item i, None for nothing."""
-    values, found = items.side.values, []
+    values, actual = items.side.values, []
     for name in items.side.widths:
         *vector, there = standardise(values[f"vectors.{name}"])[i]
         layer = items.vectors[f"of_{name}"].project
         weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-        found.append(weight @ np.array(vector) + bias if there else None)
+        actual.append(weight @ np.array(vector) + bias if there else None)
     for column in items.side.items:
         value, weight = (
             values[f"items.{column.name}"][i],
@@ -48,16 +48,16 @@ def part_by_loop(items: ItemInput, i: int) -> list[np.ndarray | None]:
         )
         codes = [code for code in value if code > 0]
         if column.categorical:
-            found.append(np.mean([weight[code] for code in codes], axis=0) if codes else None)
+            actual.append(np.mean([weight[code] for code in codes], axis=0) if codes else None)
         else:
-            found.append(value[0] * weight[0] + weight[1] if value[1] else None)
-    return found
+            actual.append(value[0] * weight[0] + weight[1] if value[1] else None)
+    return actual
 
 
 @pytest.mark.parametrize("extra", [0, 1])
 @pytest.mark.parametrize("combine", ["add", "concat", "alone"])
 def test_the_table_is_what_is_known_of_each_item(combine, extra):
-    items = made(extra, vectors="text+image", items="genres+price", combine=combine)
+    items = build_input(extra, vectors="text+image", items="genres+price", combine=combine)
     table, ids = items.table().detach().numpy(), items.weight.detach().numpy()
     assert table.shape == (ITEMS + 1 + extra, DIM)
     assert not table[0].any()
@@ -78,14 +78,14 @@ def test_the_table_is_what_is_known_of_each_item(combine, extra):
 
 
 def test_a_missing_vector_adds_nothing():
-    items = made(vectors="text")
+    items = build_input(vectors="text")
     absent = items.side.values["vectors.text"][:, -1] == 0
     torch.testing.assert_close(items.table()[absent], items.weight[absent])
     assert (items.table()[~absent] - items.weight[~absent]).abs().amax(1).min() > 1e-3
 
 
 def test_the_head_may_be_ids_alone():
-    items = made(vectors="text", head="ids")
+    items = build_input(vectors="text", head="ids")
     assert torch.equal(items.head(items.table()), items.weight)
     assert not torch.allclose(items.table(), items.weight)
 
@@ -97,7 +97,7 @@ def test_without_side_information_ids_are_all_there_is():
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_frozen_vectors_get_no_gradient_and_trained_ones_do(trained):
-    items = made(vectors="text", combine="alone", train_vectors=trained)
+    items = build_input(vectors="text", combine="alone", train_vectors=trained)
     before = items.vectors["of_text"].given.clone()
     optimiser = torch.optim.SGD(items.parameters(), 0.1)
     items.table().square().sum().backward()
@@ -113,7 +113,7 @@ def test_frozen_vectors_get_no_gradient_and_trained_ones_do(trained):
 
 
 def test_events_and_users_are_added_where_they_belong():
-    items = made(**{**FULL, "items": "none"})
+    items = build_input(**{**FULL, "items": "none"})
     rows = np.array([3, 0, 11, 5])
     batch = batch_of(items, rows)
     x_BTD = items.embed(batch, items.table()).detach().numpy()
@@ -156,8 +156,8 @@ def test_moments_are_datetimes_and_gaps_are_powers_of_two():
 def test_padding_and_histories_without_times_have_no_moment(name):
     items = torch.tensor([[1, 2, 0], [3, 0, 0]])
     times = torch.tensor([[86_400 * 9, 86_400 * 9 + 50, 0], [1_000_000, 0, 0]])
-    found = time_codes(name, Batch(items, torch.tensor([2, 1]), times))
-    assert not found[items == 0].any() and found.any()
+    actual = time_codes(name, Batch(items, torch.tensor([2, 1]), times))
+    assert not actual[items == 0].any() and actual.any()
     assert not time_codes(name, Batch(items, torch.tensor([2, 1]), None)).any()
 
 
@@ -170,7 +170,7 @@ def test_gaps_do_not_cross_packed_sequences():
 
 
 def test_hidden_places_tell_nothing_but_their_item():
-    items = made(1, vectors="text", **FULL)
+    items = build_input(1, vectors="text", **FULL)
     batch = batch_of(items, np.array([1, 2]))
     hidden = torch.zeros_like(batch.items, dtype=torch.bool)
     hidden[:, 1] = True
@@ -187,7 +187,7 @@ def test_hidden_places_tell_nothing_but_their_item():
 
 
 def test_a_held_table_is_made_once_and_let_go():
-    items = made(vectors="text")
+    items = build_input(vectors="text")
     with items.cached_weights():
         held = items.table()
         assert items.table() is held

@@ -13,7 +13,7 @@ from recpipe.models.registry import build
 ITEMS = 11
 
 
-def made(name: str, **config):
+def build_model(name: str, **config):
     torch.manual_seed(0)
     model = build(
         name, {"dim": 6, "hidden": 5, "dropout": 0.0, **config}, n_items=ITEMS, max_length=9
@@ -47,7 +47,7 @@ def lstm(x: np.ndarray, h: np.ndarray, c: np.ndarray, weights: tuple[np.ndarray,
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize(("name", "cell"), [("gru4rec", gru), ("lstm", lstm)])
 def test_scores_are_those_of_the_equations(name, cell, layers):
-    model = made(name, layers=layers)
+    model = build_model(name, layers=layers)
     tensors = {key: value.numpy() for key, value in model.state_dict().items()}
     table, history = tensors["items.weight"], [3, 1, 4, 1, 5]
     states = [(np.zeros(5), np.zeros(5)) for _ in range(layers)]

@@ -39,26 +39,26 @@ def test_a_column_may_be_called_like_the_vectors():
 
 def test_standardised_vectors_have_mean_zero_variance_one_and_keep_who_is_absent():
     table = side_of(DATA, ITEMS, vectors="text").values["vectors.text"]
-    found = standardise(table)
+    actual = standardise(table)
     there = table[:, -1] > 0
-    np.testing.assert_allclose(found[there, :-1].mean(0), 0, atol=1e-6)
-    assert np.square(found[there, :-1]).mean() == pytest.approx(1, rel=1e-5)
-    assert not found[~there].any() and (found[there, -1] == 1).all()
+    np.testing.assert_allclose(actual[there, :-1].mean(0), 0, atol=1e-6)
+    assert np.square(actual[there, :-1]).mean() == pytest.approx(1, rel=1e-5)
+    assert not actual[~there].any() and (actual[there, -1] == 1).all()
     before, after = (
-        np.linalg.norm(x[there][:, None, :-1] - x[there][:, :-1], axis=2) for x in (table, found)
+        np.linalg.norm(x[there][:, None, :-1] - x[there][:, :-1], axis=2) for x in (table, actual)
     )
     np.testing.assert_allclose(after / after.max(), before / before.max(), rtol=1e-4, atol=1e-6)
 
 
 def test_histories_are_encoded_row_by_row():
     side = side_of(DATA, ITEMS, **FULL)
-    found = side.encode(DATA)
-    assert set(found) == {"user.country", "user.age", "event.rating"}
+    actual = side.encode(DATA)
+    assert set(actual) == {"user.country", "user.age", "event.rating"}
     country, rating = side.users[0], side.events[0]
     for u, name in enumerate(DATA.profiles["country"].to_pylist()):
-        assert found["user.country"][u, 0] == (0 if name is None else country.values.index(name) + 1)
+        assert actual["user.country"][u, 0] == (0 if name is None else country.values.index(name) + 1)
     for n, value in enumerate(DATA.ratings):
-        assert found["event.rating"][n, 0] == (
+        assert actual["event.rating"][n, 0] == (
             0 if np.isnan(value) else rating.values.index(f"{value:g}") + 1
         )
 
@@ -68,11 +68,11 @@ def test_pretend_users_add_nothing_where_nothing_or_nothing_new_is_known():
     bare = replace(DATA, ratings=None, profiles={})
     unseen = {"country": pa.array(["nowhere"] * len(DATA)), "age": pa.nulls(len(DATA))}
     for data in (bare, replace(DATA, ratings=np.full_like(DATA.ratings, np.nan), profiles=unseen)):
-        found = side.encode(data)
-        assert {name: value.shape for name, value in found.items()} == {
+        actual = side.encode(data)
+        assert {name: value.shape for name, value in actual.items()} == {
             name: value.shape for name, value in side.encode(DATA).items()
         }
-        assert not any(value.any() for value in found.values())
+        assert not any(value.any() for value in actual.values())
 
 
 def test_a_side_survives_json_but_for_its_values():
@@ -101,7 +101,7 @@ def test_the_fingerprint_changes_with_settings_encodings_and_values():
 
 
 @pytest.mark.parametrize(
-    ("asked", "change", "message"),
+    ("settings", "change", "message"),
     [
         ({"vectors": "image"}, {}, r"side\.vectors asks for image; available: text.*modality=image"),
         ({"items": "colour"}, {}, r"side\.items asks for colour; columns there are: genres, price"),
@@ -118,10 +118,10 @@ def test_the_fingerprint_changes_with_settings_encodings_and_values():
         ({"combine": "alone", "items": "price", "head": "ids"}, {}, "side.head cannot be ids"),
     ],
 )
-def test_what_is_not_there_is_refused(asked, change, message):
+def test_what_is_not_there_is_refused(settings, change, message):
     with pytest.raises(ValueError, match=message):
         Side.of(
-            SideConfig(**asked), replace(DATA, **change), COLUMNS, {"text": VECTORS["text"]}, n_items=ITEMS
+            SideConfig(**settings), replace(DATA, **change), COLUMNS, {"text": VECTORS["text"]}, n_items=ITEMS
         )
 
 

@@ -45,11 +45,11 @@ def recurrence(
 
 def mixer(seed: int = 0, **config) -> Mamba2:
     torch.manual_seed(seed)
-    made = Mamba2(DIM, **{"state": 8, "head_dim": 16, **config})
+    layer = Mamba2(DIM, **{"state": 8, "head_dim": 16, **config})
     with torch.no_grad():
-        for weight in made.parameters():
+        for weight in layer.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
-    return made.eval()
+    return layer.eval()
 
 
 def segments(lengths: list[int], T: int) -> Tensor:
@@ -103,13 +103,13 @@ def test_convolution_is_that_of_torch_and_keeps_to_segments():
 
 @pytest.mark.parametrize("chunk", [1, 6, 40])
 def test_packed_sequences_are_mixed_as_if_alone(chunk):
-    made = mixer(chunk=chunk)
+    layer = mixer(chunk=chunk)
     lengths = [7, 1, 12, 2, 6]
     parts = [torch.randn(1, n, DIM, generator=torch.Generator().manual_seed(n)) for n in lengths]
-    together = made(torch.cat([*parts, torch.randn(1, 4, DIM)], 1), segments(lengths, 32)[None])
-    alone = torch.cat([made(part) for part in parts], 1)
+    together = layer(torch.cat([*parts, torch.randn(1, 4, DIM)], 1), segments(lengths, 32)[None])
+    alone = torch.cat([layer(part) for part in parts], 1)
     torch.testing.assert_close(together[:, :28], alone, rtol=1e-5, atol=1e-5)
-    assert (made(torch.cat(parts, 1)) - alone).abs().max() > 1e-2  # without marks they would mix
+    assert (layer(torch.cat(parts, 1)) - alone).abs().max() > 1e-2  # without marks they would mix
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -117,7 +117,7 @@ def test_parity_with_transformers(heads):
     from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-    made = mixer(head_dim=2 * DIM // heads, chunk=10)
+    layer = mixer(head_dim=2 * DIM // heads, chunk=10)
     config = Mamba2Config(
         hidden_size=DIM,
         num_heads=heads,
@@ -128,34 +128,34 @@ def test_parity_with_transformers(heads):
         num_hidden_layers=1,
     )
     theirs = Mamba2Mixer(config, layer_idx=0).eval()
-    theirs.load_state_dict(made.state_dict(), strict=True)
+    theirs.load_state_dict(layer.state_dict(), strict=True)
     x = torch.randn(2, 37, DIM, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(made(x), theirs(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
     weight = torch.randn(2, 37, DIM, generator=torch.Generator().manual_seed(1))
-    ours = torch.autograd.grad(made(x), list(made.parameters()), weight)
+    ours = torch.autograd.grad(layer(x), list(layer.parameters()), weight)
     expected = torch.autograd.grad(
-        theirs(x), [theirs.get_parameter(n) for n, _ in made.named_parameters()], weight
+        theirs(x), [theirs.get_parameter(n) for n, _ in layer.named_parameters()], weight
     )
     for mine, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 def test_initial_decays_are_in_the_ranges_of_the_paper():
-    made = Mamba2(64, head_dim=1)
-    dt = torch.nn.functional.softplus(made.dt_bias)
+    layer = Mamba2(64, head_dim=1)
+    dt = torch.nn.functional.softplus(layer.dt_bias)
     assert 1e-3 * 0.999 <= dt.min() < 0.01 < dt.max() <= 0.1 * 1.001
-    decay = made.A_log.exp()
+    decay = layer.A_log.exp()
     assert 0.999 <= decay.min() < 4
     assert 12 < decay.max() <= 16.001
-    assert (made.D == 1).all()
+    assert (layer.D == 1).all()
 
 
 def test_under_autocast_decays_are_in_float32():
-    made, x = mixer(), torch.randn(2, 50, DIM, generator=torch.Generator().manual_seed(0))
+    layer, x = mixer(), torch.randn(2, 50, DIM, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = made(x)
+        low = layer(x)
     assert torch.isfinite(low).all()
-    exact = made(x)
+    exact = layer(x)
     assert (low - exact).norm() / exact.norm() < 0.03
 
 

@@ -21,7 +21,7 @@ from recpipe.training.settings import TrainSettings
 ITEMS, LONGEST = 20, 12
 
 
-def made(**config):
+def build_model(**config):
     torch.manual_seed(0)
     return build("bert4rec", {"dim": 16, **config}, n_items=ITEMS, max_length=LONGEST).eval()
 
@@ -90,7 +90,7 @@ def bert_with_weights_of(model, *, types: bool):
 
 @pytest.mark.parametrize("types", [False, True], ids=["without-types", "with-types"])
 def test_after_bert_the_blocks_and_the_head_are_transformers(types):
-    model = made(norm_first=False, type_embedding=types)
+    model = build_model(norm_first=False, type_embedding=types)
     peer = bert_with_weights_of(model, types=types)
     batch = batch_of(7)
     items = batch.items.masked_fill(model.draw_masks(batch), model.mask_item)
@@ -105,19 +105,19 @@ def test_after_bert_the_blocks_and_the_head_are_transformers(types):
 
 
 def test_the_next_item_is_a_mask_after_the_last_event():
-    model = made()
+    model = build_model()
     batch = batch_of(5)
     for row, length in enumerate(batch.lengths.tolist()):
         alone = torch.cat([batch.items[row, :length], torch.tensor([model.mask_item])])[None]
         with torch.no_grad():
             hidden = encoded(model, alone, torch.tensor([length + 1]))[0, length]
-            wanted = model.transform(hidden) @ model.items.weight[: ITEMS + 1].T
-            torch.testing.assert_close(model.score(batch)[row], wanted, rtol=1e-5, atol=1e-5)
+            expected = model.transform(hidden) @ model.items.weight[: ITEMS + 1].T
+            torch.testing.assert_close(model.score(batch)[row], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_places_counted_from_the_end_are_the_same_table_read_backwards():
     """For each length another order of one table: the event that is asked for always has its first place."""
-    start, end = made(), made(count_from="end")
+    start, end = build_model(), build_model(count_from="end")
     batch = batch_of(8)
     assert len(set(batch.lengths.tolist())) > 3
     whole = end.score(batch)
@@ -130,7 +130,7 @@ def test_places_counted_from_the_end_are_the_same_table_read_backwards():
 
 
 def test_a_full_history_keeps_all_its_events():
-    model = made()
+    model = build_model()
     full = torch.randint(1, ITEMS + 1, (2, LONGEST), generator=torch.Generator().manual_seed(0))
     other = full.clone()
     other[:, 0] = other[:, 0] % ITEMS + 1
@@ -141,7 +141,7 @@ def test_a_full_history_keeps_all_its_events():
 
 
 def test_both_sides_reach_a_masked_place():
-    model = made()
+    model = build_model()
     items = torch.randint(1, ITEMS + 1, (1, 9), generator=torch.Generator().manual_seed(0))
     items[0, 4] = model.mask_item
     for place in (0, 8):
@@ -154,7 +154,7 @@ def test_both_sides_reach_a_masked_place():
 
 @pytest.mark.parametrize(("mask_share", "last_share"), [(0.2, 0.0), (0.5, 0.3), (0.2, 1.0)])
 def test_masks_have_the_shares_of_the_settings(mask_share, last_share):
-    model = made(mask_share=mask_share, last_share=last_share)
+    model = build_model(mask_share=mask_share, last_share=last_share)
     lengths, T = torch.tensor([2, 5, 9]).repeat(6000), 9
     items = torch.where(torch.arange(T) < lengths[:, None], 1, 0)
     masks = model.draw_masks(Batch(items, lengths, None)).double()
@@ -170,7 +170,7 @@ def test_masks_have_the_shares_of_the_settings(mask_share, last_share):
 
 
 def test_masked_events_are_replaced_or_kept_by_their_shares():
-    model = made(random_share=0.2, kept_share=0.3)
+    model = build_model(random_share=0.2, kept_share=0.3)
     items = torch.full((300, 200), 3)
     hidden = torch.rand(items.shape) < 0.5
     read = model.mask_items(items, hidden)
@@ -180,11 +180,11 @@ def test_masked_events_are_replaced_or_kept_by_their_shares():
     expected[2] += 0.3
     np.testing.assert_allclose(by_item[1 : ITEMS + 1], expected, atol=0.01)
     assert by_item[model.mask_item].item() == pytest.approx(0.5, abs=0.01) and by_item[0] == 0
-    assert (made().mask_items(items, hidden)[hidden] == model.mask_item).all()
+    assert (build_model().mask_items(items, hidden)[hidden] == model.mask_item).all()
 
 
 def test_what_comes_in_unscaled_is_what_a_larger_table_gives():
-    scaled, plain, batch = made(), made(scale=False), batch_of(6)
+    scaled, plain, batch = build_model(), build_model(scale=False), batch_of(6)
     root = scaled.config.dim**0.5
     plain.load_state_dict(scaled.state_dict())
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_xaviers_weights_have_the_deviation_of_their_two_sides():
 
 
 def test_masks_repeat_with_torchs_seed_and_differ_from_step_to_step():
-    model, batch = made(), batch_of(50)
+    model, batch = build_model(), batch_of(50)
     torch.manual_seed(7)
     first, second = model.draw_masks(batch), model.draw_masks(batch)
     torch.manual_seed(7)
@@ -241,7 +241,7 @@ def test_masked_places_are_learned_in_every_row(norm_first):
 
 
 def test_rows_without_events_stay_finite_in_value_and_gradient():
-    model = made().train()
+    model = build_model().train()
     data = DeviceSequences(sequences([[], [1, 2, 3]]), window=LONGEST, device="cpu").batch(np.arange(2))
     loss = model.loss(data, FullSoftmax())
     loss.backward()
@@ -249,7 +249,7 @@ def test_rows_without_events_stay_finite_in_value_and_gradient():
 
 
 def test_mask_is_never_scored_nor_is_its_row_touched_by_the_head():
-    model, batch = made(), batch_of(4)
+    model, batch = build_model(), batch_of(4)
     assert model.score(batch).shape == (4, ITEMS + 1)
     assert model.items.head(model.items.table()).shape == (ITEMS + 1, 16)
 
@@ -269,7 +269,7 @@ def test_mask_is_never_scored_nor_is_its_row_touched_by_the_head():
 )
 def test_settings_that_cannot_be_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        made(**config)
+        build_model(**config)
 
 
 def test_a_resumed_training_draws_the_masks_it_would_have_drawn(tmp_path):

@@ -39,7 +39,7 @@ COLD = [True, False, True, True, False, True]  # the last: its one known item is
 FALLBACK = ColdUsers(ColdUsersConfig(segments="kind", novelty=0.2), n_items=ITEMS).fit(TRAIN)
 
 
-def made(name: str, *, fallback: bool = True) -> Recommender:
+def build_model(name: str, *, fallback: bool = True) -> Recommender:
     torch.manual_seed(0)
     # With all factors that there are, svd scores unseen items with rounding errors.
     few = {"factors": 8} if name == "svd" else {}
@@ -58,7 +58,7 @@ def bundle(model: Recommender, name: str) -> Bundle:
 
 @pytest.mark.parametrize("name", types())
 def test_without_history_every_model_gives_the_list_of_the_segment_and_else_its_own(name):
-    model, alone = made(name), made(name, fallback=False)
+    model, alone = build_model(name), build_model(name, fallback=False)
     assert model.needs_fallback(ASKED).tolist() == COLD
     assert not alone.needs_fallback(ASKED).any()
     items, scores = model.recommend(ASKED, 5)
@@ -78,13 +78,13 @@ def test_without_history_every_model_gives_the_list_of_the_segment_and_else_its_
 def test_candidates_hold_for_the_fallback_too(name):
     candidates = torch.zeros(ITEMS + 1, dtype=torch.bool)
     candidates[[2, 7, 11]] = True
-    items, _ = made(name).recommend(ASKED, 4, candidates=candidates)
+    items, _ = build_model(name).recommend(ASKED, 4, candidates=candidates)
     assert [set(row) for row in items[COLD].tolist()] == [{0, 2, 7, 11}] * sum(COLD)
 
 
 @pytest.mark.parametrize("name", types())
 def test_anybody_is_answered_in_external_ids(name):
-    model = made(name)
+    model = build_model(name)
     histories = {
         "new": ["item 3", "not ours", "item 5"],
         "stranger": ["not ours"],
@@ -103,7 +103,7 @@ def test_anybody_is_answered_in_external_ids(name):
 
 
 def test_what_cannot_be_asked_is_named():
-    ours = bundle(made("popular"), "popular")
+    ours = bundle(build_model("popular"), "popular")
     with pytest.raises(ValueError, match="at least one"):
         recommend(ours, {"a": ["item 1"]}, 0)
     with pytest.raises(ValueError, match="timestamps of user 'b'"):
@@ -112,16 +112,16 @@ def test_what_cannot_be_asked_is_named():
 
 @pytest.mark.parametrize("name", types())
 def test_a_bundle_carries_the_fallback(name, tmp_path: Path):
-    model = made(name)
+    model = build_model(name)
     save_bundle(bundle(model, name), tmp_path)
     loaded = load_bundle(tmp_path).model
     assert json.loads((tmp_path / "config.json").read_text())["cold_users"]["config"]["segments"] == "kind"
-    for found, expected in zip(loaded.recommend(ASKED, 9), model.recommend(ASKED, 9), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(loaded.recommend(ASKED, 9), model.recommend(ASKED, 9), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_bundle_of_before_has_none_and_answers_itself(tmp_path: Path):
-    model = made("sasrec", fallback=False)
+    model = build_model("sasrec", fallback=False)
     save_bundle(bundle(model, "sasrec"), tmp_path)
     assert "cold_users" not in json.loads((tmp_path / "config.json").read_text())
     loaded = load_bundle(tmp_path).model
@@ -134,22 +134,24 @@ def test_evaluation_says_whose_list_it_is_and_measures_cold_users():
 
     targets = sequences([[5], [6], [7], [8], [9], [10]])
     fold = Fold(ASKED, targets)
-    found = evaluate(bundle(made("item_knn"), "item_knn"), fold, fold, Protocol(dataset="x"), k=3)
+    actual = evaluate(bundle(build_model("item_knn"), "item_knn"), fold, fold, Protocol(dataset="x"), k=3)
     source = dict(
-        zip(*(found.recommendations[name].to_pylist() for name in ("user_id", "source")), strict=True)
+        zip(*(actual.recommendations[name].to_pylist() for name in ("user_id", "source")), strict=True)
     )
     assert [source[user] == "cold_users" for user in ASKED.users] == COLD
     assert set(source.values()) == {"model", "cold_users"}
-    cold = found.metrics["cold_users"]
+    cold = actual.metrics["cold_users"]
     scores = FALLBACK.scores(FALLBACK.segments(ASKED))
     ranks = rank_of(scores, torch.arange(6), torch.from_numpy(targets.items.astype(np.int64))).numpy()
     assert cold["hit_rate@10"] == pytest.approx((ranks <= 10).mean())
     assert cold["ndcg@20"] == pytest.approx(np.where(ranks <= 20, 1 / np.log2(ranks + 1), 0).mean())
     assert (cold["users"], cold["falls_back"], cold["unrankable"]) == (6, 6, 0)
     assert cold["settings"] == dataclasses.asdict(FALLBACK.config)
-    assert metric_values(found.metrics)["cold_users/hit_rate_at_10"] == cold["hit_rate@10"]
-    json.dumps(found.metrics)
-    alone = evaluate(bundle(made("item_knn", fallback=False), "item_knn"), fold, fold, Protocol(dataset="x"))
+    assert metric_values(actual.metrics)["cold_users/hit_rate_at_10"] == cold["hit_rate@10"]
+    json.dumps(actual.metrics)
+    alone = evaluate(
+        bundle(build_model("item_knn", fallback=False), "item_knn"), fold, fold, Protocol(dataset="x")
+    )
     assert (alone.metrics["cold_users"]["falls_back"], alone.metrics["cold_users"]["settings"]) == (0, None)
     assert set(alone.recommendations["source"].to_pylist()) == {"model"}
 
@@ -179,10 +181,10 @@ def test_training_fits_it_and_the_model_beside_it_stays_the_same(name, tmp_path:
     alone = trained("alone", None)
     assert alone.model.cold_users is None
     seen.clear()
-    found = trained("with", ColdUsersConfig(segments="cluster", clusters=2))
+    actual = trained("with", ColdUsersConfig(segments="cluster", clusters=2))
     assert all(each == COLD for each in seen)
-    weights = {k: v for k, v in found.model.state_dict().items() if not k.startswith("cold_users.")}
+    weights = {k: v for k, v in actual.model.state_dict().items() if not k.startswith("cold_users.")}
     assert weights.keys() == alone.model.state_dict().keys()
     assert all(torch.equal(v, weights[k]) for k, v in alone.model.state_dict().items())
-    assert found.cost["parameters"] == alone.cost["parameters"]
-    assert len(found.model.cold_users.keys) == 2
+    assert actual.cost["parameters"] == alone.cost["parameters"]
+    assert len(actual.model.cold_users.keys) == 2

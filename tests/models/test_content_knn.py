@@ -12,7 +12,7 @@ ITEMS, WINDOW = 25, 10
 DATA = random_sequences(40, ITEMS, longest=16, seed=1)
 
 
-def made(vectors: str = "text", **config):
+def build_model(vectors: str = "text", **config):
     return build(
         "content_knn", config, n_items=ITEMS, max_length=WINDOW, side=side_of(DATA, ITEMS, vectors=vectors)
     )
@@ -40,7 +40,7 @@ def vector_of(item: int, names: list[str], *, normalise: bool) -> np.ndarray | N
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize(("last", "decay"), [(1, 1.0), (3, 1.0), (3, 0.5), (None, 0.8)])
 def test_scores_are_products_with_the_weighted_mean_of_the_latest_vectors(last, decay, normalise, vectors):
-    found = scores(made(vectors, last=last, decay=decay, normalise=normalise), DATA)
+    actual = scores(build_model(vectors, last=last, decay=decay, normalise=normalise), DATA)
     vector = {i: vector_of(i, vectors.split("+"), normalise=normalise) for i in range(1, ITEMS + 1)}
     for u in range(len(DATA)):
         latest = [vector[i] for i in DATA.row(u)[-WINDOW:] if vector[i] is not None][::-1][:last]
@@ -48,21 +48,21 @@ def test_scores_are_products_with_the_weighted_mean_of_the_latest_vectors(last, 
         query = sum(w * v for w, v in zip(weights, latest, strict=True)) / weights.sum()
         known = np.array([vector[i] is not None for i in vector])
         expected = [query @ v for v in vector.values() if v is not None]
-        np.testing.assert_allclose(found[u][known], expected, rtol=1e-4, atol=1e-5)
-        assert found[u][~known].max() < min(expected) and np.isfinite(found[u]).all()
+        np.testing.assert_allclose(actual[u][known], expected, rtol=1e-4, atol=1e-5)
+        assert actual[u][~known].max() < min(expected) and np.isfinite(actual[u]).all()
 
 
 def test_a_history_without_vectors_ties_all_that_have_one():
     without = [i for i in range(1, ITEMS + 1) if vector_of(i, ["text"], normalise=True) is None]
-    found = scores(made(), sequences([[], without]))
+    actual = scores(build_model(), sequences([[], without]))
     with_vector = np.isin(np.arange(1, ITEMS + 1), without, invert=True)
-    assert (found[:, with_vector] == 0).all() and (found[:, ~with_vector] == -1).all()
+    assert (actual[:, with_vector] == 0).all() and (actual[:, ~with_vector] == -1).all()
 
 
 @pytest.mark.parametrize("k", [4, 40])
 def test_neighbours_by_faiss_are_those_of_the_matrix_product(k):
     pytest.importorskip("faiss", reason="faiss comes with recpipe, not with the library half alone")
-    model = made()
+    model = build_model()
     items = np.arange(1, ITEMS + 1)
     near, products = model.nearest(items, k)
     assert near.shape == products.shape
@@ -90,4 +90,4 @@ def test_a_model_without_its_vectors_or_with_more_than_them_is_refused():
 )
 def test_settings_that_cannot_be_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        made(**config)
+        build_model(**config)

@@ -24,7 +24,7 @@ VARIANTS = ("gpt", "transformer", "transformer_generative", "siglip_oneshot", "w
 PACKING = (("gpt", {}), ("gpt", {"bias": True, "heads": 4}), ("sasrec", {}), ("sasrec", {"block": "ligr"}))
 
 
-def made(name: str = "gpt", **config) -> NextItem:
+def build_model(name: str = "gpt", **config) -> NextItem:
     torch.manual_seed(0)
     model = build(name, {"dim": 16, **config}, n_items=ITEMS, max_length=WINDOW)
     with torch.no_grad():
@@ -47,19 +47,19 @@ def by_sequence(model: NextItem, batch) -> dict[tuple, torch.Tensor]:
     inputs, targets = batch.inputs_and_targets()
     hidden = model.hidden(inputs)
     places = inputs.positions.expand_as(inputs.items)
-    found: dict[tuple, torch.Tensor] = {}
+    actual: dict[tuple, torch.Tensor] = {}
     for row, column in torch.nonzero(targets > 0).tolist():
         start = column - int(places[row, column])
-        found[(*inputs.items[row, start : column + 1].tolist(), int(targets[row, column]))] = hidden[
+        actual[(*inputs.items[row, start : column + 1].tolist(), int(targets[row, column]))] = hidden[
             row, column
         ]
-    return found
+    return actual
 
 
 @pytest.mark.parametrize(("name", "config"), PACKING)
 @pytest.mark.parametrize("size", [WINDOW, 15, 64])
 def test_packed_is_padded(name, config, size):
-    model, (packed, padded) = made(name, **config), steps(size)
+    model, (packed, padded) = build_model(name, **config), steps(size)
     assert packed.segments is not None and len(packed.items) < sum(len(part.items) for part in padded)
     ours, theirs = by_sequence(model, packed), {}
     for part in padded:
@@ -74,7 +74,7 @@ def test_packed_and_padded_steps_have_one_loss_and_one_gradient(name, config):
     gradients = []
     packed, padded = steps()
     for parts in ([packed], padded):
-        model, criterion = made(name, **config), FullSoftmax()
+        model, criterion = build_model(name, **config), FullSoftmax()
         whole = sum(part.n_targets for part in parts)
         loss = sum(model.loss(part, criterion) * (part.n_targets / whole) for part in parts)
         loss.backward()
@@ -85,7 +85,7 @@ def test_packed_and_padded_steps_have_one_loss_and_one_gradient(name, config):
 
 @pytest.mark.parametrize("name", ["gpt", "sasrec"])
 def test_neighbours_in_a_row_do_not_matter(name):
-    model, (batch, _) = made(name), steps()
+    model, (batch, _) = build_model(name), steps()
     before = model.hidden(batch)
     for segment in (1, 2):
         theirs = batch.segments == segment
@@ -145,9 +145,9 @@ def test_a_block_is_that_of_gpt2():
             module.bias.copy_(state[f"{name}.bias"])
     x = torch.randn(3, 9, 32)
     causal = torch.full((9, 9), -torch.inf).triu(1)[None, None]
-    wanted = theirs(x, attention_mask=causal)
-    wanted = wanted[0] if isinstance(wanted, tuple) else wanted
-    torch.testing.assert_close(ours(x), wanted, rtol=1e-5, atol=1e-5)
+    expected = theirs(x, attention_mask=causal)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_begin_as_nanogpt_has_them():
@@ -163,19 +163,19 @@ def test_weights_begin_as_nanogpt_has_them():
 
 def generated(model: NextItem, history: list[int], n: int, allowed: set[int]) -> list[int]:
     """One user, one item at a time, each time through a model that answers once."""
-    found, order = [], tie_order(ITEMS + 1).numpy()
+    actual, order = [], tie_order(ITEMS + 1).numpy()
     for _ in range(n):
-        (_, scores), *_ = model.score_batches(sequences([[*history, *found]]), exclude_seen=False)
-        left = [item for item in allowed if item not in found]
+        (_, scores), *_ = model.score_batches(sequences([[*history, *actual]]), exclude_seen=False)
+        left = [item for item in allowed if item not in actual]
         if left:
-            found.append(min(left, key=lambda i: (-scores[0, i].item(), order[i])))
-    return found
+            actual.append(min(left, key=lambda i: (-scores[0, i].item(), order[i])))
+    return actual
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_generation_is_a_loop_over_users(exclude_seen):
     data = sequences([[], [3], *(DATA.row(u).tolist() for u in range(12)), list(range(1, ITEMS - 1))])
-    model, once = made(generate=4), made()
+    model, once = build_model(generate=4), build_model()
     candidates = torch.ones(ITEMS + 1, dtype=torch.bool)
     candidates[[5, 6]] = False
     items, values = model.recommend(data, ITEMS, exclude_seen=exclude_seen, candidates=candidates)

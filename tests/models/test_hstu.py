@@ -19,7 +19,7 @@ ITEMS, N = 13, 9
 MODES = ("none", "last_item", "query")
 
 
-def made(**config) -> HSTU:
+def build_model(**config) -> HSTU:
     """Small, in float64, with weights that are not all tiny."""
     torch.manual_seed(0)
     sizes = {"dim": 6, "layers": 2, "heads": 2, "qk_dim": 4, "v_dim": 3, **config}
@@ -38,8 +38,8 @@ def normalised(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / np.sqrt(x.var() + 1e-6)
 
 
-def by_hand(model: HSTU, items: list[int], times: list[int], asked: list[int]) -> np.ndarray:
-    """Hidden states (T, D) of one sequence; ``asked``: the time of the query at each place, where one is used."""
+def by_hand(model: HSTU, items: list[int], times: list[int], query_times: list[int]) -> np.ndarray:
+    """Hidden states (T, D) of one sequence; ``query_times``: time of the query at each position."""
     c, T = model.config, len(items)
     w = {name: value.numpy() for name, value in model.state_dict().items()}
     x = [
@@ -61,7 +61,7 @@ def by_hand(model: HSTU, items: list[int], times: list[int], asked: list[int]) -
                     if c.position_bias:
                         score += mine["by_lag"][t - s]
                     if c.time_mode != "none":
-                        query = times[t] if c.time_mode == "last_item" else asked[t]
+                        query = times[t] if c.time_mode == "last_item" else query_times[t]
                         gap = max(1, abs(query - times[s]))
                         score += mine["by_bucket"][min(int(math.log(gap) / 0.301), 128)]
                     mixed[h] += silu(score) / N * parts[s][1][v_cut]
@@ -72,38 +72,41 @@ def by_hand(model: HSTU, items: list[int], times: list[int], asked: list[int]) -
 
 
 def irregular(rows: int = 5, seed: int = 0) -> tuple[Batch, list[list[int]]]:
-    """Sequences of several lengths whose gaps go from none to years, and for each the asked times of its places."""
+    """Sequences of several lengths whose gaps go from none to years, and the query time of each position."""
     rng = np.random.default_rng(seed)
     data = random_sequences(rows, ITEMS, longest=N, seed=seed)
     gaps = np.exp(rng.uniform(0, 18, len(data.items))).astype(np.int64) * (rng.random(len(data.items)) < 0.8)
     data = replace(data, timestamps=np.cumsum(gaps) + 10**9)
     moments = data.timestamps[data.offsets[1:] - 1] + np.exp(rng.uniform(0, 18, rows)).astype(np.int64)
     data = replace(data, query_times=moments)
-    asked = [
+    query_times = [
         [*data.timestamps[a + 1 : b].tolist(), int(moment)]
         for a, b, moment in zip(data.offsets[:-1], data.offsets[1:], moments, strict=True)
     ]
-    return DeviceSequences(data, window=N, device="cpu").batch(np.arange(rows)), asked
+    return DeviceSequences(data, window=N, device="cpu").batch(np.arange(rows)), query_times
 
 
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("mode", MODES)
 def test_hidden_states_are_those_of_the_equations(mode, biases):
-    model = made(time_mode=mode, positions=biases, position_bias=biases)
-    batch, asked = irregular()
-    found = model.hidden(batch).detach().numpy()
+    model = build_model(time_mode=mode, positions=biases, position_bias=biases)
+    batch, query_times = irregular()
+    actual = model.hidden(batch).detach().numpy()
     for b, n in enumerate(batch.lengths.tolist()):
         items, times = batch.items[b, :n].tolist(), batch.timestamps[b, :n].tolist()
-        np.testing.assert_allclose(found[b, :n], by_hand(model, items, times, asked[b]), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            actual[b, :n], by_hand(model, items, times, query_times[b]), rtol=1e-9, atol=1e-9
+        )
 
 
 def test_scores_are_cosines_over_the_temperature_where_asked_and_products_else():
-    batch, asked = irregular()
+    batch, query_times = irregular()
     for normalise in (True, False):
-        model = made(normalise=normalise, temperature=0.2)
+        model = build_model(normalise=normalise, temperature=0.2)
         scores, table = model.score(batch).detach().numpy(), model.items.weight.detach().numpy()
         for b, n in enumerate(batch.lengths.tolist()):
-            h = by_hand(model, batch.items[b, :n].tolist(), batch.timestamps[b, :n].tolist(), asked[b])[-1]
+            items, times = batch.items[b, :n].tolist(), batch.timestamps[b, :n].tolist()
+            h = by_hand(model, items, times, query_times[b])[-1]
             for i in range(1, ITEMS + 1):
                 size = np.linalg.norm(h) * np.linalg.norm(table[i]) * 0.2 if normalise else 1.0
                 assert scores[b, i] == pytest.approx(h @ table[i] / size, abs=1e-9)
@@ -111,8 +114,8 @@ def test_scores_are_cosines_over_the_temperature_where_asked_and_products_else()
 
 @pytest.mark.parametrize("mode", MODES)
 def test_training_asks_at_every_place_what_recommending_asks_at_the_last(mode):
-    """The hidden state that predicts event t + 1 in training is that of a history which ends at t and is asked then."""
-    model, (batch, _) = made(time_mode=mode), irregular(rows=1)
+    """Training predicts event t + 1 from the hidden state of a history that ends at t, with that query time."""
+    model, (batch, _) = build_model(time_mode=mode), irregular(rows=1)
     inputs, targets = batch.inputs_and_targets()
     trained = model.hidden(inputs)[0]
     for t in range(int((targets > 0).sum())):
@@ -127,7 +130,7 @@ def test_training_asks_at_every_place_what_recommending_asks_at_the_last(mode):
 
 @pytest.mark.parametrize(("mode", "follows"), [("none", ""), ("last_item", "past"), ("query", "past asked")])
 def test_each_mode_follows_the_times_that_it_may_and_no_other(mode, follows):
-    model, (batch, _) = made(time_mode=mode), irregular()
+    model, (batch, _) = build_model(time_mode=mode), irregular()
     before = model.score(batch)
     last = torch.arange(batch.items.shape[1]) == batch.lengths[:, None] - 1
     changes = {
@@ -141,7 +144,7 @@ def test_each_mode_follows_the_times_that_it_may_and_no_other(mode, follows):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_in_training_a_later_event_and_its_time_reach_no_earlier_place(mode):
-    model, (batch, _) = made(time_mode=mode), irregular()
+    model, (batch, _) = build_model(time_mode=mode), irregular()
     later = torch.arange(batch.items.shape[1]) >= 2
     changed = replace(
         batch,
@@ -156,7 +159,7 @@ def test_in_training_a_later_event_and_its_time_reach_no_earlier_place(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_packed_sequences_are_as_alone(mode):
-    model, (batch, _) = made(time_mode=mode), irregular(rows=2, seed=3)
+    model, (batch, _) = build_model(time_mode=mode), irregular(rows=2, seed=3)
     a, b = batch.lengths.tolist()
     joined = {
         name: torch.cat([getattr(batch, name)[0, :a], getattr(batch, name)[1, :b]])[None]
@@ -171,8 +174,8 @@ def test_packed_sequences_are_as_alone(mode):
     )
     big = build("hstu", vars(model.config), n_items=ITEMS, max_length=2 * N).double().eval()
     for name, weight in model.state_dict().items():
-        given = big.state_dict()[name]
-        given[: len(weight)] = weight
+        weights = big.state_dict()[name]
+        weights[: len(weight)] = weight
     for layer in big.layers:
         layer.max_length = N
     alone, together = model.hidden(batch), big.hidden(packed)[0]
@@ -200,15 +203,15 @@ def test_times_that_are_missing_are_named():
     untimed, timed = sequences([[1, 2, 3]], times=False), sequences([[1, 2, 3]])
     for mode in ("last_item", "query"):
         with pytest.raises(ValueError, match=f"time_mode is {mode} and these histories have no timestamps"):
-            made(time_mode=mode).recommend(untimed, 3)
+            build_model(time_mode=mode).recommend(untimed, 3)
     with pytest.raises(ValueError, match=r"no query times.* protocol.time=query"):
-        made(time_mode="query").recommend(timed, 3)
-    model = made(time_mode="query").float()
+        build_model(time_mode="query").recommend(timed, 3)
+    model = build_model(time_mode="query").float()
     assert (model.recommend(replace(timed, query_times=np.array([900])), 3)[0] > 0).all()
 
 
 def test_an_empty_history_can_be_asked_about_at_any_time():
-    model, data = made(time_mode="query").float(), sequences([[], [1, 2]])
+    model, data = build_model(time_mode="query").float(), sequences([[], [1, 2]])
     for chosen in (data, data.select(np.array([0]), np.array([0]), np.array([0]))):
         items, scores = model.recommend(replace(chosen, query_times=np.full(len(chosen), 900)), 3)
         assert (items[0] > 0).all() and np.isfinite(scores[0]).all()

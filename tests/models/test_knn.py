@@ -38,11 +38,11 @@ ORACLE: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def counts(data, profile: str = "count") -> np.ndarray:
-    found = np.zeros((len(data), ITEMS))
+    actual = np.zeros((len(data), ITEMS))
     for u in range(len(data)):
         for item in data.row(u):
-            found[u, item - 1] += 1
-    return found if profile == "count" else (found > 0).astype(float)
+            actual[u, item - 1] += 1
+    return actual if profile == "count" else (actual > 0).astype(float)
 
 
 def similar(name: str, x: np.ndarray, y: np.ndarray, shrinkage: float = 0.0) -> float:
@@ -62,11 +62,11 @@ def similar(name: str, x: np.ndarray, y: np.ndarray, shrinkage: float = 0.0) -> 
 
 def best(values: np.ndarray, k: int) -> np.ndarray:
     """All but the k greatest of each row set to 0."""
-    kept = np.zeros_like(values)
+    selected = np.zeros_like(values)
     rows = np.arange(len(values))[:, None]
     top = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    kept[rows, top] = values[rows, top]
-    return kept
+    selected[rows, top] = values[rows, top]
+    return selected
 
 
 def scores(model, data) -> np.ndarray:
@@ -94,8 +94,8 @@ def test_user_knn_lets_the_most_similar_users_vote(name, profile, shrinkage):
     config = {"neighbours": 40, "similarity": name, "profile": profile, "shrinkage": shrinkage}
     model = build("user_knn", config, n_items=ITEMS, max_length=20)
     model.fit(DATA)
-    known, asked = counts(DATA, profile), counts(NEW, profile)
-    table = np.array([[similar(name, x, y, shrinkage) for y in known] for x in asked])
+    profiles, queries = counts(DATA, profile), counts(NEW, profile)
+    table = np.array([[similar(name, x, y, shrinkage) for y in profiles] for x in queries])
     np.testing.assert_allclose(scores(model, NEW), table @ counts(DATA, "binary"), rtol=1e-4, atol=1e-4)
 
 
@@ -107,16 +107,16 @@ def test_only_the_nearest_are_used(neighbours):
     users, items = (build(name, config, n_items=ITEMS, max_length=20) for name in ("user_knn", "item_knn"))
     users.fit(data)
     items.fit(data)
-    x, asked = counts(data, "binary"), counts(NEW, "binary")
-    table = np.array([[similar("kl", a, b, 0.5) for b in x] for a in asked])
+    x, queries = counts(data, "binary"), counts(NEW, "binary")
+    table = np.array([[similar("kl", a, b, 0.5) for b in x] for a in queries])
     untied = [u for u in range(len(NEW)) if np.diff(np.sort(table[u])[::-1])[neighbours - 1] < -1e-6]
     assert len(untied) > 10
     expected = best(table, neighbours) @ x
     np.testing.assert_allclose(scores(users, NEW)[untied], expected[untied], rtol=1e-4, atol=1e-5)
     between = np.array([[similar("kl", a, b, 0.5) for b in x.T] for a in x.T])
     np.fill_diagonal(between, 0)
-    kept = np.sort(best(between, neighbours), 1)[:, ::-1][:, :neighbours]
-    np.testing.assert_allclose(items.similarity[1:, :neighbours], kept, rtol=1e-4, atol=1e-6)
+    selected = np.sort(best(between, neighbours), 1)[:, ::-1][:, :neighbours]
+    np.testing.assert_allclose(items.similarity[1:, :neighbours], selected, rtol=1e-4, atol=1e-6)
 
 
 def test_item_knn_reads_the_last_events_only():
@@ -143,7 +143,7 @@ def test_a_bundle_of_users_serves_strangers_without_the_training_data():
     model = build("user_knn", {}, n_items=ITEMS, max_length=20)
     model.fit(DATA)
     other = build("user_knn", {}, n_items=ITEMS, max_length=20)
-    assert scores(other, NEW).sum() == 0  # asked before it is loaded, which must leave nothing behind
+    assert scores(other, NEW).sum() == 0  # queries before it is loaded, which must leave nothing behind
     other.load_tensors(model.state_dict())
     np.testing.assert_array_equal(scores(model, NEW), scores(other, NEW))
     assert set(model.state_dict()) == {"offsets", "items", "counts"}
@@ -155,9 +155,9 @@ def test_who_shares_nothing_is_no_neighbour():
     for name in SIMILARITIES:
         model = build("user_knn", {"similarity": name, "shrinkage": 0.0}, n_items=ITEMS, max_length=20)
         model.fit(data)
-        found = scores(model, sequences([[1], [15], []]))
-        assert found[0, 1] > 0 and found[0, 2] == 0
-        assert (found[1:] == 0).all()
+        actual = scores(model, sequences([[1], [15], []]))
+        assert actual[0, 1] > 0 and actual[0, 2] == 0
+        assert (actual[1:] == 0).all()
 
 
 @pytest.mark.parametrize("type_", ["item_knn", "user_knn"])

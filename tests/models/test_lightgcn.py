@@ -21,21 +21,21 @@ NODES = USERS + ITEMS + 1
 
 def dense() -> np.ndarray:
     """D^-½ A D^-½ by loops."""
-    found = np.zeros((NODES, NODES))
+    actual = np.zeros((NODES, NODES))
     for u in range(USERS):
         for i in set(DATA.row(u).tolist()):
-            found[u, USERS + i] = found[USERS + i, u] = 1
-    degree = found.sum(1)
-    for a, b in zip(*np.nonzero(found), strict=True):
-        found[a, b] /= math.sqrt(degree[a] * degree[b])
-    return found
+            actual[u, USERS + i] = actual[USERS + i, u] = 1
+    degree = actual.sum(1)
+    for a, b in zip(*np.nonzero(actual), strict=True):
+        actual[a, b] /= math.sqrt(degree[a] * degree[b])
+    return actual
 
 
 def layers_of(ego: np.ndarray, count: int) -> list[np.ndarray]:
-    found = [ego]
+    actual = [ego]
     for _ in range(count):
-        found.append(dense() @ found[-1])
-    return found
+        actual.append(dense() @ actual[-1])
+    return actual
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
@@ -43,11 +43,11 @@ def test_propagation_and_its_gradient_equal_dense_numpy(layers):
     graph = adjacency(PAIRS)
     np.testing.assert_allclose(graph.to_dense(), dense(), rtol=1e-6)
     ego = torch.randn(NODES, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = propagate(ego.requires_grad_(), graph.double(), layers)
+    actual = propagate(ego.requires_grad_(), graph.double(), layers)
     expected = np.mean(layers_of(ego.detach().numpy(), layers), axis=0)
-    np.testing.assert_allclose(found.detach(), expected, atol=1e-6)
-    up = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((found * up).sum(), ego)
+    np.testing.assert_allclose(actual.detach(), expected, atol=1e-6)
+    up = torch.randn(actual.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((actual * up).sum(), ego)
     whole = sum(np.linalg.matrix_power(dense(), power) for power in range(layers + 1)) / (layers + 1)
     np.testing.assert_allclose(gradient, whole.T @ up.numpy(), atol=1e-6)
 
@@ -123,8 +123,8 @@ def test_training_learns_two_tastes_and_serves_a_new_user(own):
 
 def test_a_model_can_be_asked_after_every_epoch_and_keeps_no_users():
     model = build("lightgcn", {"dim": DIM, "epochs": 3}, n_items=ITEMS, max_length=20)
-    asked = [model.recommend(DATA, 3, exclude_seen=False)[1].sum() for _ in model.epochs(DATA)]
-    assert len(set(asked)) == 3 and np.isfinite(asked).all()
+    sums = [model.recommend(DATA, 3, exclude_seen=False)[1].sum() for _ in model.epochs(DATA)]
+    assert len(set(sums)) == 3 and np.isfinite(sums).all()
     assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == {
         "items": (ITEMS + 1, DIM),
         "given": (ITEMS + 1, DIM),

@@ -18,7 +18,7 @@ ITEMS, LONGEST = 30, 60
 SMALL = {"dim": 16, "state": 8, "head_dim": 16}
 
 
-def made(**config):
+def build_model(**config):
     torch.manual_seed(0)
     model = build("mamba4rec", {**SMALL, **config}, n_items=ITEMS, max_length=LONGEST)
     with torch.no_grad():
@@ -52,14 +52,14 @@ def by_the_paper(model, items_BT: torch.Tensor) -> torch.Tensor:
 
 
 def test_it_is_the_network_of_the_paper():
-    model, items = made(), random_items(3, 47)
+    model, items = build_model(), random_items(3, 47)
     ours = model.hidden(Batch(items, torch.full((3,), 47), None))
     torch.testing.assert_close(ours, by_the_paper(model, items), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["after", "before"])
 def test_packed_users_are_read_as_if_alone(norm):
-    model, lengths = made(norm=norm), [9, 1, 20, 3]
+    model, lengths = build_model(norm=norm), [9, 1, 20, 3]
     users = [random_items(1, n) for n in lengths]
     packed = Batch(torch.cat(users, 1), torch.tensor([33]), None)
     marks = torch.repeat_interleave(torch.arange(1, 5), torch.tensor(lengths))[None]

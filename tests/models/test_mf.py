@@ -60,7 +60,9 @@ def test_bpr_folds_in_by_the_ridge_regression_of_trained_users():
     linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is a dev dependency")
     model, users, items = model_with_factors("bpr")
     own = [sorted(set(DATA.row(u).tolist())) for u in range(len(DATA))]
-    read = np.array([[*(items[held].sum(0) / math.sqrt(len(held))), 1.0] for held in own])
+    read = np.array(
+        [[*(items[history_items].sum(0) / math.sqrt(len(history_items))), 1.0] for history_items in own]
+    )
     ridge = linear.Ridge(1e-3 * (read**2).sum(0).mean(), fit_intercept=False).fit(read, users)
     for rows, scores in model.score_batches(DATA, exclude_seen=False):
         np.testing.assert_allclose(
@@ -82,8 +84,8 @@ def test_training_learns_two_tastes_and_serves_a_new_user(config):
 
 def test_a_model_can_be_asked_after_every_epoch():
     model = build("mf", {"dim": 8, "epochs": 3}, n_items=ITEMS, max_length=20)
-    asked = [model.recommend(DATA, 3, exclude_seen=False)[1].sum() for _ in model.epochs(DATA)]
-    assert len(set(asked)) == 3 and np.isfinite(asked).all()
+    sums = [model.recommend(DATA, 3, exclude_seen=False)[1].sum() for _ in model.epochs(DATA)]
+    assert len(set(sums)) == 3 and np.isfinite(sums).all()
 
 
 @pytest.mark.parametrize("config", [{"loss": "hinge"}, {"dim": 0}, {"negatives": 0}, {"penalty": 0.0}])

@@ -21,7 +21,7 @@ NEURAL = [name for name in types() if not model_class(name).closed_form]
 CAUSAL = [name for name in types() if issubclass(model_class(name), NextItem)]
 DEEPER = {"dim": 64, "layers": 2, "decoder_layers": 2, "heads": 2, "feed_forward": 256}
 BY_HEART = {
-    "bert4rec": {"last_share": 1.0},  # masks the last event, which is what it is asked for
+    "bert4rec": {"last_share": 1.0},  # masks the last event, as in recommendation
     "setrec": {**DEEPER, "alpha": 0.01},  # the auto-encoder's error is not part of the log-likelihood
     "tiger": DEEPER,
     "parallel_tiger": DEEPER,
@@ -32,7 +32,7 @@ TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, 
 RATES = {"setrec": 1e-3, "tiger": 2e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
 
 
-def fresh(name: str, **config) -> Recommender:
+def untrained_model(name: str, **config) -> Recommender:
     """As the registry builds it; a search is as wide as the catalogue, so that it is exhaustive."""
     cls = model_class(name)
     wide = {"beam": ITEMS} if issubclass(cls, Generator) else {}
@@ -40,10 +40,10 @@ def fresh(name: str, **config) -> Recommender:
     return untrained(name, {**small, **wide, **config}, DATA, n_items=ITEMS, max_length=WINDOW)
 
 
-def made(name: str, *, seed: int = 0, **config) -> Recommender:
+def build_model(name: str, *, seed: int = 0, **config) -> Recommender:
     """A model as it is after training began: closed forms fitted, networks with weights that are not all tiny."""
     torch.manual_seed(seed)
-    model = fresh(name, **config)
+    model = untrained_model(name, **config)
     if model.closed_form:
         model.fit(DATA)
     else:
@@ -67,7 +67,7 @@ def scores(model: Recommender, data: Sequences) -> np.ndarray:
 
 @pytest.mark.parametrize("name", types())
 def test_recommendations_are_the_best_scores_in_strict_order(name):
-    model = made(name)
+    model = build_model(name)
     items, values = model.recommend(DATA, 5, exclude_seen=True)
     expected = scores(model, DATA)
     order = tie_order(ITEMS + 1).numpy()
@@ -80,7 +80,7 @@ def test_recommendations_are_the_best_scores_in_strict_order(name):
 
 @pytest.mark.parametrize("name", types())
 def test_fewer_are_returned_where_fewer_can_be_had_and_none_from_outside(name):
-    model = made(name)
+    model = build_model(name)
     seen_all = sequences([list(range(1, ITEMS)), [3]])
     items, values = model.recommend(seen_all, 4, exclude_seen=True)
     assert items[0].tolist() == [ITEMS, 0, 0, 0]
@@ -96,13 +96,13 @@ def test_fewer_are_returned_where_fewer_can_be_had_and_none_from_outside(name):
 
 @pytest.mark.parametrize("name", types())
 def test_an_empty_history_gets_an_answer(name):
-    items, values = made(name).recommend(sequences([[], [1, 2]]), 3)
+    items, values = build_model(name).recommend(sequences([[], [1, 2]]), 3)
     assert (items[0] > 0).all() and np.isfinite(values[0]).all()
 
 
 @pytest.mark.parametrize("name", types())
 def test_neighbours_in_a_batch_and_padding_do_not_matter(name):
-    model = made(name)
+    model = build_model(name)
     together = scores(model, DATA)
     rows = np.arange(len(DATA))
     for u in range(0, len(DATA), 7):
@@ -112,21 +112,21 @@ def test_neighbours_in_a_batch_and_padding_do_not_matter(name):
 
 @pytest.mark.parametrize("name", types())
 def test_only_the_window_is_seen(name):
-    model = made(name)
+    model = build_model(name)
     np.testing.assert_allclose(scores(model, DATA), scores(model, DATA.last(WINDOW)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", types())
 def test_saved_tensors_restore_the_scores(name):
-    model = made(name)
-    other = fresh(name).eval()
+    model = build_model(name)
+    other = untrained_model(name).eval()
     other.load_tensors(model.state_dict())
     np.testing.assert_array_equal(scores(model, DATA), scores(other, DATA))
 
 
 @pytest.mark.parametrize("name", types())
 def test_tables_of_items_have_a_row_for_each_and_what_scores_is_among_them(name):
-    model = made(name)
+    model = build_model(name)
     tables = model.item_tables()
     for table in tables.values():
         assert table.shape[0] == ITEMS + 1 and table.shape[1] > 0 and torch.isfinite(table).all()
@@ -140,13 +140,15 @@ def test_tables_of_items_have_a_row_for_each_and_what_scores_is_among_them(name)
 
 @pytest.mark.parametrize("name", types())
 def test_same_seed_same_model(name):
-    np.testing.assert_array_equal(scores(made(name, seed=3), DATA), scores(made(name, seed=3), DATA))
+    np.testing.assert_array_equal(
+        scores(build_model(name, seed=3), DATA), scores(build_model(name, seed=3), DATA)
+    )
 
 
 @pytest.mark.parametrize("name", NEURAL)
 def test_loss_falls_to_little_on_one_batch_and_reaches_every_weight(name):
     torch.manual_seed(0)
-    model = fresh(name, dropout=0.0, **BY_HEART.get(name, {}))
+    model = untrained_model(name, dropout=0.0, **BY_HEART.get(name, {}))
     batch = model.on_device(DATA, window=WINDOW + 1).batch(np.arange(8))
     losses = train_until(model, batch, lambda loss: loss < 0.2, rate=RATES.get(name, 1e-2))
     if not model.reads_ids:  # T5's embeddings do not begin near uniform scores
@@ -159,13 +161,13 @@ def test_loss_falls_to_little_on_one_batch_and_reaches_every_weight(name):
 def test_users_are_learned_by_heart(name):
     torch.manual_seed(0)
     one_task = {"fusion": 0.0, "alignment": 0.0} if name == "mql4grec" else {}
-    model = fresh(name, dropout=0.0, **BY_HEART.get(name, {}), **one_task)
+    model = untrained_model(name, dropout=0.0, **BY_HEART.get(name, {}), **one_task)
     users, lasts = np.arange(len(HISTORIES)), HISTORIES.items[HISTORIES.offsets[1:] - 1]
-    asked = HISTORIES.select(users, np.zeros(len(users), np.int64), HISTORIES.lengths - 1)
+    histories = HISTORIES.select(users, np.zeros(len(users), np.int64), HISTORIES.lengths - 1)
     batch = model.on_device(HISTORIES, window=WINDOW + 1).batch(users)
 
     def learned(_loss: float) -> bool:
-        best, _ = model.recommend(asked, 1, exclude_seen=False)
+        best, _ = model.recommend(histories, 1, exclude_seen=False)
         return bool((best[:, 0] == lasts).all())
 
     train_until(model, batch, learned, rate=RATES.get(name, 5e-3), every=10)
@@ -185,7 +187,7 @@ def test_what_is_to_be_learned_by_heart_does_not_contradict_itself():
 
 @pytest.mark.parametrize("name", NEURAL)
 def test_nan_weights_are_refused(name):
-    model = made(name)
+    model = build_model(name)
     with torch.no_grad():
         next(model.parameters())[1] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
@@ -194,7 +196,7 @@ def test_nan_weights_are_refused(name):
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_the_future_does_not_reach_the_past(name):
-    model = made(name)
+    model = build_model(name)
     batch = torch.randint(1, ITEMS + 1, (4, WINDOW), generator=torch.Generator().manual_seed(0))
     changed = batch.clone()
     changed[:, 6:] = changed[:, 6:] % ITEMS + 1

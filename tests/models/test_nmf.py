@@ -21,10 +21,10 @@ def fitted(**config):
 
 
 def rows(data, scale=lambda c: c > 0) -> np.ndarray:
-    found = np.zeros((len(data), ITEMS + 1), np.float32)
+    actual = np.zeros((len(data), ITEMS + 1), np.float32)
     for u in range(len(data)):
-        np.add.at(found[u], data.row(u), 1)
-    return scale(found).astype(np.float32)
+        np.add.at(actual[u], data.row(u), 1)
+    return scale(actual).astype(np.float32)
 
 
 @pytest.mark.parametrize("config", [{}, {"penalty": 0.01}, {"penalty": 0.01, "l1_ratio": 0.7}])
@@ -44,12 +44,12 @@ def test_new_users_get_scikit_learns_transform(config):
 def test_the_fold_in_is_the_non_negative_least_squares_solution():
     nnls = pytest.importorskip("scipy.optimize", reason="scipy comes with scikit-learn").nnls
     model, x = fitted(), rows(NEW)
-    found = model.mixture(torch.from_numpy(x)).numpy()
+    actual = model.mixture(torch.from_numpy(x)).numpy()
     parts = model.parts.double().numpy()
     for u in range(len(NEW)):
         _, least = nnls(parts.T, x[u].astype(float))
-        assert np.linalg.norm(x[u] - found[u] @ parts) <= least + 1e-4
-    assert (found >= 0).all()
+        assert np.linalg.norm(x[u] - actual[u] @ parts) <= least + 1e-4
+    assert (actual >= 0).all()
 
 
 @pytest.mark.parametrize(("scaling", "scale"), [("binary", lambda c: c > 0), ("log", np.log1p)])
@@ -59,8 +59,8 @@ def test_factors_are_scikit_learns_and_scores_their_product(scaling, scale):
     reference = sklearn.NMF(6, init="nndsvda", random_state=0, max_iter=200).fit(x)
     np.testing.assert_allclose(model.parts[:, 1:], reference.components_, rtol=1e-3, atol=1e-4)
     assert (model.parts[:, 0] == 0).all()
-    for found, scores in model.score_batches(NEW, exclude_seen=False):
-        mixture = model.mixture(torch.from_numpy(rows(NEW, scale)[found]))
+    for actual, scores in model.score_batches(NEW, exclude_seen=False):
+        mixture = model.mixture(torch.from_numpy(rows(NEW, scale)[actual]))
         np.testing.assert_allclose(scores[:, 1:], mixture @ model.parts[:, 1:], rtol=1e-4, atol=1e-5)
 
 

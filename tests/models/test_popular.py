@@ -11,10 +11,10 @@ from recpipe.models.registry import build
 def test_popularity_counts_events_and_its_window_only_the_last_days():
     data = sequences([[1, 1, 2], [2, 3]])
     data.timestamps[:] = [0, 86_400 * 9, 86_400 * 10, 86_400 * 5, 86_400 * 10]
-    counted = {days: build("popular", {"days": days}, n_items=4, max_length=5) for days in (None, 2.0)}
-    for model in counted.values():
+    models = {days: build("popular", {"days": days}, n_items=4, max_length=5) for days in (None, 2.0)}
+    for model in models.values():
         model.fit(data)
-    assert counted[None].counts.tolist() == [0, 2, 2, 1, 0]
-    assert counted[2.0].counts.tolist() == [0, 1, 1, 1, 0]
+    assert models[None].counts.tolist() == [0, 2, 2, 1, 0]
+    assert models[2.0].counts.tolist() == [0, 1, 1, 1, 0]
     with pytest.raises(ValueError, match="timestamps"):
-        counted[2.0].fit(sequences([[1]], times=False))
+        models[2.0].fit(sequences([[1]], times=False))

@@ -26,7 +26,7 @@ NETWORKS = [
     if model_class(name).takes_side and not model_class(name).closed_form and name not in VECTORS
 ]
 COMBINE = ["add", "concat", "alone"]
-BY_HEART = {"bert4rec": {"last_share": 1.0}}  # masks the last event, which is what it is asked for
+BY_HEART = {"bert4rec": {"last_share": 1.0}}  # masks the last event, as in recommendation
 
 
 def built(name: str, side: Side, **config) -> Recommender:
@@ -34,7 +34,7 @@ def built(name: str, side: Side, **config) -> Recommender:
     return build(name, config, n_items=ITEMS, max_length=WINDOW, side=side)
 
 
-def made(name: str, side: Side, **config) -> Recommender:
+def build_model(name: str, side: Side, **config) -> Recommender:
     model = built(name, side, **config)
     with torch.no_grad():
         for weight in model.parameters():
@@ -42,8 +42,8 @@ def made(name: str, side: Side, **config) -> Recommender:
     return model.eval()
 
 
-def full(**asked) -> Side:
-    return side_of(DATA, ITEMS, **{"vectors": "text", **FULL, **asked})
+def full(**settings) -> Side:
+    return side_of(DATA, ITEMS, **{"vectors": "text", **FULL, **settings})
 
 
 def scores(model: Recommender, data: Sequences) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_loss_falls_and_reaches_every_weight(name, combine):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_neighbours_in_a_batch_and_padding_do_not_matter(name):
-    model = made(name, full())
+    model = build_model(name, full())
     together = scores(model, DATA)
     for u in range(0, len(DATA), 7):
         alone = DATA.select(np.array([u]), np.zeros(1, np.int64), DATA.lengths[u : u + 1])
@@ -83,14 +83,14 @@ def test_neighbours_in_a_batch_and_padding_do_not_matter(name):
 @pytest.mark.parametrize("combine", COMBINE)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_bundle_gives_the_same_scores(name, combine, tmp_path):
-    model = made(name, full(combine=combine, vectors="text+image"))
+    model = build_model(name, full(combine=combine, vectors="text+image"))
     save_bundle(bundle_of(model, name), tmp_path)
-    found = load_bundle(tmp_path).model
-    np.testing.assert_array_equal(scores(found, DATA), scores(model, DATA))
+    actual = load_bundle(tmp_path).model
+    np.testing.assert_array_equal(scores(actual, DATA), scores(model, DATA))
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "settings",
     [
         {"vectors": "text", "train_vectors": True},
         {"vectors": "text", "head": "ids"},
@@ -102,15 +102,15 @@ def test_a_bundle_gives_the_same_scores(name, combine, tmp_path):
     ],
     ids=str,
 )
-def test_a_bundle_keeps_every_kind_of_side_information(asked, tmp_path):
-    model = made("sasrec", side_of(DATA, ITEMS, **asked))
+def test_a_bundle_keeps_every_kind_of_side_information(settings, tmp_path):
+    model = build_model("sasrec", side_of(DATA, ITEMS, **settings))
     save_bundle(bundle_of(model, "sasrec"), tmp_path)
     np.testing.assert_array_equal(scores(load_bundle(tmp_path).model, DATA), scores(model, DATA))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_thing_known_of_users_and_events_moves_the_scores(name):
-    model = made(name, full())
+    model = build_model(name, full())
     before = scores(model, DATA)[:, 1:]
     later = DATA.timestamps + 3600 * 5
     changes = {
@@ -125,13 +125,13 @@ def test_each_thing_known_of_users_and_events_moves_the_scores(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_users_of_whom_only_items_are_known_get_finite_scores(name):
-    model = made(name, full())
+    model = build_model(name, full())
     bare = Sequences(DATA.users, DATA.items, None, DATA.offsets)
-    found = scores(model, bare)[:, 1:]
-    assert np.isfinite(found).all()
+    actual = scores(model, bare)[:, 1:]
+    assert np.isfinite(actual).all()
     unknown = {key: pa.nulls(len(DATA), column.type) for key, column in DATA.profiles.items()}
     nothing = replace(bare, profiles=unknown, ratings=np.full(len(DATA.items), np.nan, np.float32))
-    np.testing.assert_array_equal(scores(model, nothing)[:, 1:], found)
+    np.testing.assert_array_equal(scores(model, nothing)[:, 1:], actual)
     empty = DATA.select(np.arange(2), np.zeros(2, np.int64), np.zeros(2, np.int64))
     assert np.isfinite(scores(model, empty)[:, 1:]).all()
 
@@ -157,6 +157,6 @@ def test_alone_a_cold_item_is_scored_by_its_vector_and_by_no_id(name):
         optimiser.zero_grad()
         model.loss(batch, FullSoftmax()).backward()
         optimiser.step()
-    found = scores(model, warm)
-    np.testing.assert_allclose(found[:, cold], found[:, twin], rtol=1e-4, atol=1e-5)
-    assert np.abs(found[:, cold] - found[:, 1]).max() > 1e-4
+    actual = scores(model, warm)
+    np.testing.assert_allclose(actual[:, cold], actual[:, twin], rtol=1e-4, atol=1e-5)
+    assert np.abs(actual[:, cold] - actual[:, 1]).max() > 1e-4

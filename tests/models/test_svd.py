@@ -12,11 +12,11 @@ ITEMS, DATA = 20, random_sequences(60, 20, longest=15, seed=3)
 
 
 def counts(data) -> np.ndarray:
-    found = np.zeros((len(data), ITEMS + 1))
+    actual = np.zeros((len(data), ITEMS + 1))
     for u in range(len(data)):
         for item in data.row(u):
-            found[u, item] += 1
-    return found
+            actual[u, item] += 1
+    return actual
 
 
 def matrix(scaling: str, data, trained, exponent: float = 0.3) -> np.ndarray:

@@ -22,7 +22,7 @@ from recpipe.models.xlstm import mLSTMBlock, xLSTMLargeConfig
 ITEMS, LONGEST = 30, 101
 
 
-def made(**config):
+def build_model(**config):
     torch.manual_seed(0)
     model = build("xlstm", {"dim": 32, "heads": 2, **config}, n_items=ITEMS, max_length=LONGEST)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def step_by_step(model, items_BT: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("slstm_at", [(), (1,), (0, 1)], ids=str)
 @pytest.mark.parametrize("length", [1, 7, 40, 41, 101])
 def test_any_length_equals_the_librarys_recurrent_step(length, slstm_at):
-    model = made(slstm_at=slstm_at)
+    model = build_model(slstm_at=slstm_at)
     items = torch.randint(1, ITEMS + 1, (3, length), generator=torch.Generator().manual_seed(length))
     with torch.no_grad():
         torch.testing.assert_close(hidden(model, items), step_by_step(model, items), rtol=1e-4, atol=1e-4)
@@ -110,7 +110,7 @@ def triton_rules(monkeypatch):
 
 
 def test_bf16_autocast_stays_near_float32():
-    model = made()
+    model = build_model()
     items = torch.randint(1, ITEMS + 1, (3, 50), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         exact = hidden(model, items)
@@ -169,11 +169,11 @@ def test_the_kernels_own_way_back_is_right_where_a_norm_follows():
     def gradients(name, normed):
         generator = torch.Generator().manual_seed(0)
         shapes = [(1, 2, 80, 8), (1, 2, 80, 8), (1, 2, 80, 16), (1, 2, 80), (1, 2, 80)]
-        given = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-        mixed = get_mlstm_kernel(name)(*given, chunk_size=40)
+        inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        mixed = get_mlstm_kernel(name)(*inputs, chunk_size=40)
         mixed = F.rms_norm(mixed, mixed.shape[-1:]) if normed else mixed
         weight = torch.randn(mixed.shape, generator=generator)
-        return torch.cat([each.flatten() for each in torch.autograd.grad((mixed * weight).sum(), given)])
+        return torch.cat([each.flatten() for each in torch.autograd.grad((mixed * weight).sum(), inputs)])
 
     own = "chunkwise--native_custbw"
     torch.testing.assert_close(gradients(own, True), gradients(ours.NATIVE, True), rtol=1e-3, atol=1e-4)

@@ -92,8 +92,8 @@ def newest(folder: Path, name: str) -> Path:
 def page_words(path: Path, profile: Path) -> str:
     """Words of the page, which has no empty figure, script error or missing number."""
     if CHROMIUM is not None:
-        shown = open_page(path, profile)
-        assert (shown.console, shown.empty) == ([], [])
+        rendered = open_page(path, profile)
+        assert (rendered.console, rendered.empty) == ([], [])
     text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", path.read_text(), flags=re.S)
     words = " ".join(unescape(text).split())
     assert not re.search(r"\b(nan|inf|None)\b", words)

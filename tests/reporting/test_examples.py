@@ -1,4 +1,4 @@
-"""Example users: which are drawn and what is shown of them."""
+"""Example users: which are drawn, and their contents."""
 
 import numpy as np
 import pyarrow as pa

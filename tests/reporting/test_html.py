@@ -218,11 +218,11 @@ def test_fallback_lists_are_marked(users):
 def test_a_browser_draws_every_figure_without_errors(text, tmp_path):
     path = tmp_path / "report.html"
     path.write_text(text)
-    shown = open_page(path, tmp_path / "user")
-    html = next(attributes for tag, attributes in Page(shown.html).tags if tag == "html")
+    rendered = open_page(path, tmp_path / "user")
+    html = next(attributes for tag, attributes in Page(rendered.html).tags if tag == "html")
     assert html.get("data-ready") == "yes" and "data-error" not in html
-    assert shown.console == [] and shown.empty == []
-    assert set(shown.figures) == set(Page(text).plots)
+    assert rendered.console == [] and rendered.empty == []
+    assert set(rendered.figures) == set(Page(text).plots)
 
 
 @pytest.mark.browser
@@ -234,6 +234,6 @@ def test_the_browser_check_detects_empty_figures_and_script_errors(text, tmp_pat
     figure, rest = after.split("</script>", 1)
     emptied = json.dumps({**json.loads(figure), "data": []})
     path.write_text(f'{before}id="{name}">{emptied}</script>{rest}')
-    shown = open_page(path, tmp_path / "user")
-    assert shown.empty == ["quality_seconds"]
-    assert "nothing is not defined" in shown.console[0]
+    rendered = open_page(path, tmp_path / "user")
+    assert rendered.empty == ["quality_seconds"]
+    assert "nothing is not defined" in rendered.console[0]

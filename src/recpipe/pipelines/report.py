@@ -55,8 +55,11 @@ def collect_runs(**results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """
     from recpipe.reporting.run_store import check_metrics
 
-    metrics = [each for each in results.values() if isinstance(each, dict) and check_metrics(each) is None]
-    return {f"{each['model']}/seed_{each['seed']}": each for each in metrics}
+    return {
+        f"{result['model']}/seed_{result['seed']}": result
+        for result in results.values()
+        if isinstance(result, dict) and check_metrics(result) is None
+    }
 
 
 def analyse_runs(

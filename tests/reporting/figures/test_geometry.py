@@ -118,6 +118,6 @@ def test_missing_parts_have_messages(geometry) -> None:
 def test_a_browser_draws_every_figure(geometry, tmp_path) -> None:
     path = tmp_path / "report.html"
     path.write_text(page(geometry))
-    shown = open_page(path, tmp_path / "user")
-    assert (shown.console, shown.empty) == ([], [])
-    assert 'data-ready="yes"' in shown.html and set(shown.figures) == set(FIGURES)
+    rendered = open_page(path, tmp_path / "user")
+    assert (rendered.console, rendered.empty) == ([], [])
+    assert 'data-ready="yes"' in rendered.html and set(rendered.figures) == set(FIGURES)

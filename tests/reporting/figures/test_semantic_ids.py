@@ -67,8 +67,8 @@ def test_sunburst_counts_items_and_fills_every_parent():
         children[parent] += value
         if parent:
             prefix = tuple(int(code) for code in id_.split(".")[1:])
-            shown = int(re.match(r"codes [\d, ]+: ([\d\u202f]+) items", hover)[1].replace("\u202f", ""))
-            assert shown == counts[prefix]
+            size = int(re.match(r"codes [\d, ]+: ([\d\u202f]+) items", hover)[1].replace("\u202f", ""))
+            assert size == counts[prefix]
             assert parent == ".".join(["all", *map(str, prefix[:-1])])
     for id_, (_, value, _, _) in result.items():
         assert id_.count(".") == 3 or 0 <= value - children[id_] <= 2

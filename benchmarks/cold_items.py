@@ -33,9 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument("--models", nargs="*", help="default: all that have a bundle")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument(
-        "--content", default="text_knn", help="model of type content_knn that fills the slots"
-    )
+    parser.add_argument("--content", default="text_knn", help="model of type content_knn that fills the slots")
     parser.add_argument("--shares", nargs="+", type=float, default=[0.0, 0.1, 0.2, 0.3])
     parser.add_argument("-k", type=int, default=10)
     options = parser.parse_args(argv)
@@ -59,9 +57,7 @@ def compare(options: argparse.Namespace) -> None:
     bundles = latest_bundles(models, options.seed, options.models, protocol)
     (content,) = latest_bundles(models, options.seed, [options.content], protocol)
     rules = {share: ContentSlots(share, content) if share else None for share in options.shares}
-    print(
-        f"protocol {protocol.id}, held out {protocol.held_out_items}, seen items excluded: {protocol.exclude_seen}"
-    )
+    print(f"protocol {protocol.id}, held out {protocol.held_out_items}, seen items excluded: {protocol.exclude_seen}")
     print(f"{'model':<16}{'slots':>6}{'all':>8}{'warm':>8}{'cold':>8}{'NDCG':>8}{'users':>8}{'cold':>7}")
     for bundle in bundles:
         ranking = rank_fold(
@@ -83,9 +79,7 @@ def latest_bundles(folder: Path, seed: int, names: list[str] | None, protocol: P
                 bundles.append(bundle)
     if not bundles:
         models = ", ".join(names or ["any model"])
-        raise ValueError(
-            f"{folder} has no bundle of {models} of protocol {protocol.id}; run the commands above first"
-        )
+        raise ValueError(f"{folder} has no bundle of {models} of protocol {protocol.id}; run the commands above first")
     return bundles
 
 
@@ -104,8 +98,7 @@ def print_row(
     ranks = ranking.table(fold, bundle.vocabulary, warm=np.concatenate([[False], bundle.train_events > 0]))
     parts = {"all": metrics_from_ranks(ranks, cutoffs=[k]), **warm_and_cold_items(ranks, cutoffs=[k])}
     recall = "".join(
-        f"{parts.get(name, {}).get(f'recall@{k}', np.nan):>8.4f}"
-        for name in ("all", "warm_items", "cold_items")
+        f"{parts.get(name, {}).get(f'recall@{k}', np.nan):>8.4f}" for name in ("all", "warm_items", "cold_items")
     )
     counts = f"{parts['all']['users']:>8}{parts.get('cold_items', {}).get('users', 0):>7}"
     print(f"{bundle.name:<16}{share:>6.2f}{recall}{parts['all'][f'ndcg@{k}']:>8.4f}{counts}", flush=True)

@@ -80,9 +80,7 @@ class Sizes(NamedTuple):
     parallel: tuple[int, tuple[int, ...]]  # items, users of a batch
 
 
-FULL = Sizes(
-    ((12_101, 1), (12_101, 256), (100_000, 64), (1_000_000, 1), (1_000_000, 32)), (12_101, (1, 32, 256))
-)
+FULL = Sizes(((12_101, 1), (12_101, 256), (100_000, 64), (1_000_000, 1), (1_000_000, 32)), (12_101, (1, 32, 256)))
 QUICK = Sizes(((1_000, 1), (1_000, 8)), (1_000, (1, 8)))
 
 
@@ -205,9 +203,7 @@ def speed(arguments: argparse.Namespace) -> None:
     """Users per second, and whether lists are the peer's."""
     inputs = read_inputs(arguments.tiger)
     models = {kind: Tiger(arguments.tiger, kind) for kind in arguments.kinds}
-    print(
-        f"\n{'beam':>5} {'batch':>5} {'what':14} {'users/s':>8} {'others':>7} {'equal lists':>12} {'peak GiB':>9}"
-    )
+    print(f"\n{'beam':>5} {'batch':>5} {'what':14} {'users/s':>8} {'others':>7} {'equal lists':>12} {'peak GiB':>9}")
     for beam in arguments.beams:
         expected = np.load(arguments.tiger / f"ref_beam{beam}.npz")["items"]
         for batch in arguments.batches:
@@ -217,10 +213,7 @@ def speed(arguments: argparse.Namespace) -> None:
                 with torch.inference_mode():
                     return torch.cat([model.lists(inputs, each, beam, arguments.rows) for each in some])  # noqa: B023
 
-            same = {
-                kind: int((lists(model, users).numpy() == expected).all(1).sum())
-                for kind, model in models.items()
-            }
+            same = {kind: int((lists(model, users).numpy() == expected).all(1).sum()) for kind, model in models.items()}
             some = users[: TIMED.get(batch, batch) // batch]
             runs = {kind: partial(lists, model, some) for kind, model in models.items()}
             best = in_turn(runs, arguments.seconds / 2)
@@ -238,9 +231,7 @@ def speed(arguments: argparse.Namespace) -> None:
 
 def row(beam: int, batch: int, what: str, rate: float, others: float, equal: str, memory: float) -> None:
     """Print a row of the table of speeds."""
-    print(
-        f"{beam:>5} {batch:>5} {what:14} {rate:>8.1f} {others:>7.2f} {equal:>12} {memory:>9.2f}", flush=True
-    )
+    print(f"{beam:>5} {batch:>5} {what:14} {rate:>8.1f} {others:>7.2f} {equal:>12} {memory:>9.2f}", flush=True)
 
 
 class Best(NamedTuple):
@@ -307,9 +298,7 @@ def of_peer(arguments: argparse.Namespace, beam: int, batch: int) -> tuple[float
 def parallel_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
     """Print the speed of a model of independent levels at TIGER's sizes, with events as sums of their codes."""
     items, batches = sizes.parallel
-    print(
-        f"\nParallel TIGER's shape, {items:,} items, 3 to 20 events: encoder, one pass, all scores, the best {k}"
-    )
+    print(f"\nParallel TIGER's shape, {items:,} items, 3 to 20 events: encoder, one pass, all scores, the best {k}")
     print(f"{'batch':>6} {'users/s':>9} {'others':>7}")
     torch.manual_seed(0)
     encoder, decoder = Encoder(T5Shape()).eval(), Decoder(T5Shape(), causal=False).eval()

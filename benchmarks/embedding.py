@@ -66,9 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"load average {os.getloadavg()[0]:.1f}")
 
 
-def compare(
-    column: str, ids: list[str], texts: list[str], peer: Callable[[list[str]], np.ndarray] | None
-) -> None:
+def compare(column: str, ids: list[str], texts: list[str], peer: Callable[[list[str]], np.ndarray] | None) -> None:
     """Time the peer, ours in both precisions, and ours with a full cache."""
     reference = None
     if peer is None:

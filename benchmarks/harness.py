@@ -51,9 +51,7 @@ WORDS = (
 def command_line(doc: str | None) -> argparse.ArgumentParser:
     """A parser with ``--quick``; ``doc`` is the benchmark's docstring."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="seconds, on small generated data; numbers mean nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help="seconds, on small generated data; numbers mean nothing")
     return parser
 
 

@@ -54,9 +54,7 @@ def compare(arguments: argparse.Namespace) -> None:
             f"{arguments.log} is absent; run `kedro run --pipelines=ingest --params dataset={DATASET}` first"
         )
     if arguments.peer and not arguments.peers:
-        raise SystemExit(
-            "--peer needs --peers, a copy of the peers' folder where `prepare.py ml-100k` has run"
-        )
+        raise SystemExit("--peer needs --peers, a copy of the peers' folder where `prepare.py ml-100k` has run")
     rows = []
     for _ in range(arguments.rounds):
         rows.append(run_recpipe(arguments))

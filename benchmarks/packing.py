@@ -62,9 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.quick:
             log, arguments.rounds, arguments.rows = generated_log(Path(folder) / "log.parquet"), 1, [50]
         if not log.exists():
-            raise SystemExit(
-                f"{log} is absent; run `kedro run --pipelines=ingest --params dataset=amazon-beauty`"
-            )
+            raise SystemExit(f"{log} is absent; run `kedro run --pipelines=ingest --params dataset=amazon-beauty`")
         sequences, vocabulary = build_sequences(log)
     train = split(sequences, Protocol(dataset="amazon-beauty")).train
     model = build("gpt", NET, n_items=len(vocabulary), max_length=WINDOW).train()
@@ -86,9 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             for name, batches in layouts.items():
                 speeds.setdefault((name, loss_name), []).append(speed(model, data, batches, criterion, index))
         first = layouts["padded to the maximum"]
-        speeds.setdefault(("max, all places", "full"), []).append(
-            speed(model, data, first, ALL_POSITIONS, index)
-        )
+        speeds.setdefault(("max, all places", "full"), []).append(speed(model, data, first, ALL_POSITIONS, index))
     report([*layouts, "max, all places"], list(losses), speeds, fills(data, layouts))
 
 
@@ -129,8 +125,7 @@ def loss_of(model: torch.nn.Module, batch: Batch, criterion: torch.nn.Module | s
     table = model.items.table()
     parts = zip(model.hidden(inputs).flatten(0, 1).split(512), targets.flatten().split(512), strict=True)
     losses = [
-        torch.nn.functional.cross_entropy(h @ table[1:].T, t - 1, ignore_index=-1, reduction="sum")
-        for h, t in parts
+        torch.nn.functional.cross_entropy(h @ table[1:].T, t - 1, ignore_index=-1, reduction="sum") for h, t in parts
     ]
     return torch.stack(losses).sum() / batch.n_targets
 

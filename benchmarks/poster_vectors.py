@@ -27,9 +27,7 @@ SIDE, MEAN, DEVIATION, BATCH = 224, 127.0, 128.0, 32  # the first three as in tr
 
 def main() -> None:
     """Write image_vectors.parquet beside the archive."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("posters", type=Path, help="posters.zip, with images/<item id>.jpg")
     archive = parser.parse_args().posters
     network = pretrained()

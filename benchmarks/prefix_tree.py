@@ -38,12 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.items, arguments.rounds = [300], 1
-    print(
-        f"{len(SIZES)} levels of {SIZES[0]} codes, {torch.get_num_threads()} threads, median of {arguments.rounds}"
-    )
-    print(
-        f"{'items':>10} {'':14} {'build s':>9} {'write s':>9} {'read s':>9} {'find all s':>11} {'memory MiB':>11}"
-    )
+    print(f"{len(SIZES)} levels of {SIZES[0]} codes, {torch.get_num_threads()} threads, median of {arguments.rounds}")
+    print(f"{'items':>10} {'':14} {'build s':>9} {'write s':>9} {'read s':>9} {'find all s':>11} {'memory MiB':>11}")
     for items in arguments.items:
         codes = random_ids(items, SIZES)
         print(row(items, "arrays", *arrays(codes, arguments.rounds)))
@@ -85,9 +81,7 @@ def steps(codes: np.ndarray, rounds: int) -> None:
     """Print milliseconds of one step per level with arrays, dictionaries and a mask over all codes."""
     tree, root = PrefixTree.build(codes, SIZES), trie(codes)
     tensors, generator = tree.tensors(), torch.Generator().manual_seed(0)
-    print(
-        f"\none step of {USERS} x {BEAMS} beams over {len(codes):,} items, ms: masking and the best {BEAMS}"
-    )
+    print(f"\none step of {USERS} x {BEAMS} beams over {len(codes):,} items, ms: masking and the best {BEAMS}")
     print(f"{'level':>10} {'children':>8} {'arrays':>9} {'dictionaries':>13} {'table':>11}")
     for level in range(1, tree.depth):
         nodes = torch.randint(0, tree.prefixes(level), (USERS, BEAMS), generator=generator)
@@ -120,9 +114,7 @@ def by_arrays(
     return reached.flatten(1).topk(BEAMS).values
 
 
-def by_dictionaries(
-    below: list[list[dict[int, Any]]], scores: torch.Tensor, logits: torch.Tensor
-) -> torch.Tensor:
+def by_dictionaries(below: list[list[dict[int, Any]]], scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """(USERS, BEAMS) best scores with a mask filled beam by beam, as by ``prefix_allowed_tokens_fn``."""
     mask = torch.full_like(logits, -torch.inf)
     for user, beams in enumerate(below):
@@ -131,9 +123,7 @@ def by_dictionaries(
     return (scores[..., None] + logits + mask).flatten(1).topk(BEAMS).values
 
 
-def by_table(
-    closed: torch.Tensor, nodes: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor
-) -> torch.Tensor:
+def by_table(closed: torch.Tensor, nodes: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """(USERS, BEAMS) best scores with a mask (P, V) over all codes of every node."""
     return (scores[..., None] + logits).masked_fill_(closed[nodes], -torch.inf).flatten(1).topk(BEAMS).values
 
@@ -177,9 +167,7 @@ def row(items: int, what: str, *values: float) -> str:
     """Format a line of the first table."""
     cells = ["-" if math.isnan(value) else f"{value:.3f}" for value in values]
     widths = (9, 9, 9, 11, 11)
-    return f"{items:>10,} {what:14} " + " ".join(
-        f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)
-    )
+    return f"{items:>10,} {what:14} " + " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 if __name__ == "__main__":

@@ -47,9 +47,7 @@ def generate(path: Path, rows: int, threads: int) -> None:
     """Write a log of plays in random order of time, with skewed users and tracks."""
     import duckdb
 
-    con = duckdb.connect(
-        config={"threads": threads, "memory_limit": "4GB", "preserve_insertion_order": False}
-    )
+    con = duckdb.connect(config={"threads": threads, "memory_limit": "4GB", "preserve_insertion_order": False})
     uniform = ", ".join(f"hash(range, {n}) / 18446744073709551616.0 AS u{n}" for n in (1, 2, 3))
     con.execute(f"""COPY (
         SELECT 'user_' || substr(md5('u' || least({USERS - 1}, {USERS} * u1 ** 2.2)::INT), 1, 8) AS user_id,
@@ -72,17 +70,11 @@ def run(name: str, source: Path, target: Path, engine: dict[str, object]) -> dic
     else:
         import duckdb
 
-        settings = {k: engine[k] for k in ("memory_limit", "threads")} | {
-            "temp_directory": engine["spill_folder"]
-        }
+        settings = {k: engine[k] for k in ("memory_limit", "threads")} | {"temp_directory": engine["spill_folder"]}
         statement = BARE[name].replace("{path}", str(source))
         read = 0.0
-        duckdb.connect(config=settings).execute(
-            f"COPY ({statement}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
-        )
-    peak = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-    )
+        duckdb.connect(config=settings).execute(f"COPY ({statement}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {"seconds": time.perf_counter() - start, "read": read, "peak": int(peak.split()[1]) / 1024}
 
 
@@ -102,9 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=50_000_000)
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--rounds", type=int, default=1, help="each contender so many times in turn; the best counts"
-    )
+    parser.add_argument("--rounds", type=int, default=1, help="each contender so many times in turn; the best counts")
     parser.add_argument("--folder", help="where the log and the spilled data go (default: the system's)")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -121,9 +111,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     """Generate the log, run all contenders and print the table."""
     log = folder / "log.tsv"
     generate(log, args.rows, args.threads)
-    print(
-        f"{args.rows:,} rows, {log.stat().st_size / 2**20:,.0f} MiB, {args.threads} threads, limit {args.memory}"
-    )
+    print(f"{args.rows:,} rows, {log.stat().st_size / 2**20:,.0f} MiB, {args.threads} threads, limit {args.memory}")
     engine = {
         "memory_limit": args.memory,
         "threads": args.threads,

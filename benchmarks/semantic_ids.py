@@ -39,9 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(x):,} items x {x.shape[1]}, {arguments.levels} x {2**arguments.bits} codes, "
         f"{torch.get_num_threads()} threads"
     )
-    print(
-        "name                  seconds  usage of each level   distinct prefixes        purity  error  of faiss"
-    )
+    print("name                  seconds  usage of each level   distinct prefixes        purity  error  of faiss")
     faiss_error = None
     for name, codes, error, seconds in (*_letter(table), *_fits(arguments, x)):
         faiss_error = error if name == "faiss" else faiss_error
@@ -69,9 +67,7 @@ def _arguments(argv: list[str] | None, folder: Path) -> argparse.Namespace:
     arguments.items = arguments.items or Path(f"data/03_primary/{name}/items.parquet")
     arguments.embeddings = Path(f"data/04_feature/{name}/text_embeddings.parquet")
     if not arguments.items.exists():
-        parser.error(
-            f"{arguments.items} is missing; run `kedro run --pipelines=ingest --params dataset={name}`"
-        )
+        parser.error(f"{arguments.items} is missing; run `kedro run --pipelines=ingest --params dataset={name}`")
     if arguments.vectors is None and not arguments.embeddings.exists():
         parser.error(
             f"{arguments.embeddings} is missing; run `kedro run --pipelines=embed --params dataset={name}` or give "
@@ -106,9 +102,7 @@ def _fits(arguments: argparse.Namespace, x: NDArray[np.float32]) -> Iterator[Res
             codes, error = _faiss((x - mean) / scale, arguments.levels, arguments.bits)
         else:
             settings = arguments.settings if name in ("rqvae", "pqvae") else {}
-            quantizer = build_quantizer(
-                name, {"levels": arguments.levels, "codes": 2**arguments.bits, **settings}
-            )
+            quantizer = build_quantizer(name, {"levels": arguments.levels, "codes": 2**arguments.bits, **settings})
             quantizer.fit(x, seed=arguments.seed)
             codes = quantizer.encode(x)
             error = float((((quantizer.decode(codes) - x) / scale) ** 2).mean())

@@ -92,11 +92,7 @@ def measure_in_processes(arguments: argparse.Namespace, *names: str) -> list[dic
     words = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
     words += ["--log", str(arguments.log), "--measure"]
     groups = [names] if arguments.quick else [(name,) for name in names]
-    return [
-        row
-        for group in groups
-        for row in measure_alone(__file__, *words, *group, quick=arguments.quick)["rows"]
-    ]
+    return [row for group in groups for row in measure_alone(__file__, *words, *group, quick=arguments.quick)["rows"]]
 
 
 def measure(arguments: argparse.Namespace) -> dict:
@@ -197,9 +193,7 @@ def time_bare_epochs(model: Recommender, train: Sequences, epochs: int) -> tuple
     return seconds[1:], targets, sum(weight.numel() for weight in model.parameters())
 
 
-def bare_epochs(
-    model: Recommender, train: Sequences, settings: TrainSettings, epochs: int
-) -> Iterator[Iterator[int]]:
+def bare_epochs(model: Recommender, train: Sequences, settings: TrainSettings, epochs: int) -> Iterator[Iterator[int]]:
     """Train without Lightning, with the batches, loss and optimiser of ``fit.train``.
 
     Yields an iterator per epoch, which takes a step and yields its number of targets.
@@ -326,9 +320,7 @@ def report(rows: list[dict]) -> None:
             f"{row['what']:<38} {row['epoch_s']:8.2f} s/epoch {row['targets_per_s']:10,.0f} targets/s "
             f"{row['parameters']:9,d} parameters  others {row['others']:.2f}"
         )
-    speed = {
-        row["what"]: median(r["targets_per_s"] for r in rows if r["what"] == row["what"]) for row in rows
-    }
+    speed = {row["what"]: median(r["targets_per_s"] for r in rows if r["what"] == row["what"]) for row in rows}
     cost = speed["recpipe SASRec, T 200, bare loop"] / speed["recpipe SASRec, T 200, lightning loop"] - 1
     print(f"Lightning's cost over the bare loop: {cost:+.1%}")
     if "RecTools SASRec, T 50" in speed:

@@ -29,9 +29,7 @@ def sequences(rows: list[list[int]], *, times: bool = True) -> Sequences:
     return Sequences(users, items, stamps if times else None, offsets)
 
 
-def random_sequences(
-    users: int, items: int, *, seed: int = 0, longest: int = 12, shortest: int = 3
-) -> Sequences:
+def random_sequences(users: int, items: int, *, seed: int = 0, longest: int = 12, shortest: int = 3) -> Sequences:
     """Random walks over the catalogue: usually the next item follows the last, which can be learned."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -74,9 +72,7 @@ def catalogue(items: int, *, width: int = 6, seed: int = 0) -> tuple[dict, dict]
     """
     rng = np.random.default_rng(seed)
     prices = [None if i % 7 == 6 or i == items - 1 else float(rng.normal()) for i in range(items)]
-    genres = [
-        None if i % 3 == 2 or i == items - 1 else [f"g{g}" for g in range(i % 4 + 1)] for i in range(items)
-    ]
+    genres = [None if i % 3 == 2 or i == items - 1 else [f"g{g}" for g in range(i % 4 + 1)] for i in range(items)]
     columns = {"price": pa.array(prices), "genres": pa.array(genres, pa.list_(pa.string()))}
     present = np.arange(items) % 5 != 4
     present[-1] = False
@@ -130,9 +126,7 @@ def untrained(name: str, config: dict, data: Sequences, *, n_items: int, max_len
     """A model as the registry builds it; one that cannot do without vectors or semantic ids gets some."""
     cls, vectors = model_class(name), VECTORS.get(name, "text")
     side = side_of(data, n_items, vectors=vectors) if "vectors" in cls.required_side else None
-    ids = {
-        modality: catalogue_ids(n_items, seed=seed) for seed, modality in enumerate(IDS.get(name, ("text",)))
-    }
+    ids = {modality: catalogue_ids(n_items, seed=seed) for seed, modality in enumerate(IDS.get(name, ("text",)))}
     given = ids if cls.reads_ids else None
     return build(name, config, n_items=n_items, max_length=max_length, side=side, ids=given)
 

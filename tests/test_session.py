@@ -57,14 +57,10 @@ def test_pipelines_are_built_for_the_models_of_the_command(
     assert planned(session_in, monkeypatch, project, params, **options).models == models
 
 
-def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(
-    project, session_in, monkeypatch
-) -> None:
+def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(project, session_in, monkeypatch) -> None:
     def models(**params: object) -> set[str]:
         return set(
-            planned(
-                session_in, monkeypatch, project, {"model": "all", **params}, pipeline_names=["train"]
-            ).models
+            planned(session_in, monkeypatch, project, {"model": "all", **params}, pipeline_names=["train"]).models
         )
 
     plain = models()
@@ -112,9 +108,7 @@ def test_a_run_is_refused_before_anything_is_written(project_copy, session_in, p
 
 def test_a_run_takes_what_the_command_line_says(project: Path, session_in, monkeypatch) -> None:
     params = {"train": {"max_epochs": 7}, "protocol": {"exclude_seen": True}}
-    monkeypatch.setattr(
-        KedroSession, "run", wraps(KedroSession.run)(lambda self, **_: self.load_context().params)
-    )
+    monkeypatch.setattr(KedroSession, "run", wraps(KedroSession.run)(lambda self, **_: self.load_context().params))
     with session_in(project, runtime_params=params) as session:
         found = session.run(pipeline_names=["train"])
     assert found["models"]["sasrec"].train["max_epochs"] == 7
@@ -166,9 +160,7 @@ def test_two_sessions_of_one_process_keep_to_their_own_data_set(project: Path, s
     assert found == {"ml-1m": "ml-1m", "steam": "steam"}
 
 
-def test_a_conf_folder_elsewhere_leaves_the_data_in_the_project(
-    project_copy: Path, session_in, tmp_path: Path
-) -> None:
+def test_a_conf_folder_elsewhere_leaves_the_data_in_the_project(project_copy: Path, session_in, tmp_path: Path) -> None:
     (project_copy / "conf").rename(tmp_path / "conf")
     with session_in(project_copy, conf_source=str(tmp_path / "conf")) as session:
         paths = session.configuration.parameters()["paths"]

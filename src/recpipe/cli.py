@@ -27,9 +27,7 @@ def _run(*args: Any, verbose: bool, **options: Any) -> Any:
     _use_project_logging()
     if verbose:
         be_verbose()
-    if (
-        options["pipeline"] and not options["pipelines"]
-    ):  # the singular is no different here, and Kedro deprecates it
+    if options["pipeline"] and not options["pipelines"]:  # the singular is no different here, and Kedro deprecates it
         options |= {"pipeline": None, "pipelines": [options["pipeline"]]}
     callback = kedro_run.callback
     assert callback is not None

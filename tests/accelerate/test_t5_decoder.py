@@ -49,9 +49,7 @@ def test_encoder(kind):
     options = {
         "plain": {},
         "masked": {"attention": event[:, None] > event},  # the first event's tokens may look at nothing
-        "masked by user": {
-            "attention": torch.rand(5, 13, 13, generator=torch.Generator().manual_seed(0)) < 0.2
-        },
+        "masked by user": {"attention": torch.rand(5, 13, 13, generator=torch.Generator().manual_seed(0)) < 0.2},
     }[kind]
     x = random(5, 13, 32)
     ours, expected = FastEncoder(encoder)(x, mask, **options), encoder(x, mask, **options)

@@ -132,9 +132,7 @@ def test_every_value_knows_where_it_comes_from() -> None:
     assert origins["protocol.history"].origin == "conf: datasets.films.protocol.history"
     values = to_values(configuration.tree("net"))
     assert {key: leaf.value for key, leaf in leaves(to_tree(values, ""))} == {
-        key.removeprefix("models.net."): leaf.value
-        for key, leaf in origins.items()
-        if key.startswith("models.net.")
+        key.removeprefix("models.net."): leaf.value for key, leaf in origins.items() if key.startswith("models.net.")
     }
 
 
@@ -190,9 +188,7 @@ def test_accelerate_is_auto_or_off(value: object, expected: bool) -> None:
 
 def test_a_profile_that_does_not_exist_is_refused() -> None:
     datasets = {"films": {"source": "files", "profile": "dens"}}
-    with pytest.raises(
-        ConfigError, match=r"unknown profile 'dens' \(did you mean 'dense'\?\).*datasets.films.profile"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown profile 'dens' \(did you mean 'dense'\?\).*datasets.films.profile"):
         Configuration(files(datasets=datasets)).check()
     with pytest.raises(ConfigError, match=r"unknown dataset 'film' \(did you mean 'films'\?\)"):
         Configuration(files(), {"dataset": "film"}).check()

@@ -20,10 +20,7 @@ def test_show_names_file_or_command_line(capsys) -> None:
     assert run("show", "--params", params) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["models.tiger.beam"].endswith("5                                         # command line")
-    assert (
-        "conf/base/parameters/models/tiger.yml: models.tiger.train.window"
-        in lines["models.tiger.train.window"]
-    )
+    assert "conf/base/parameters/models/tiger.yml: models.tiger.train.window" in lines["models.tiger.train.window"]
     assert "conf/base/parameters/train.yml: train.max_minutes" in lines["models.tiger.train.max_minutes"]
     assert "conf/base/parameters/datasets/ml-1m.yml" in lines["cold_users.segments"]
 

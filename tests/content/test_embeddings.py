@@ -107,9 +107,7 @@ def test_joined_blocks_weigh_the_same() -> None:
     norms = [np.linalg.norm(block, axis=1) for block in np.split(both.vectors, [3], axis=1)]
     half = 0.5**0.5
     np.testing.assert_allclose(norms, [[half, 0, half, 0], [half, half, 0, 0]], atol=1e-6)
-    np.testing.assert_allclose(
-        both.vectors[0, :3], text.vectors[0] / np.linalg.norm(text.vectors[0]) * half, atol=1e-6
-    )
+    np.testing.assert_allclose(both.vectors[0, :3], text.vectors[0] / np.linalg.norm(text.vectors[0]) * half, atol=1e-6)
     assert both.keys[3] == "" and len(set(both.keys)) == 4
     assert concatenate_embeddings(text, letters("abcd", absent="cd", space="j", width=5)).space != both.space
 
@@ -148,9 +146,7 @@ def test_vectors_go_to_their_items(tmp_path):
     assert plain.vectors[3].tolist() == [3, 4] and plain.space != embeddings.space
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.list_(pa.float16(), 2), pa.large_list(pa.float32()), pa.list_(pa.int64())]
-)
+@pytest.mark.parametrize("kind", [pa.list_(pa.float16(), 2), pa.large_list(pa.float32()), pa.list_(pa.int64())])
 def test_every_kind_of_list(tmp_path, kind):
     write_vectors(tmp_path, {"a": [0, 2], "7": [3, 4]}, kind=kind)
     assert embed_from_file(ITEMS, tmp_path, CONFIG, modality="text").vectors[3] == pytest.approx([0.6, 0.8])

@@ -56,9 +56,7 @@ def save_siglip2(folder: Path) -> Path:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.Siglip2Config(
-        text_config=TEXT, vision_config={**SMALL, "num_patches": 16, "patch_size": 8}
-    )
+    config = transformers.Siglip2Config(text_config=TEXT, vision_config={**SMALL, "num_patches": 16, "patch_size": 8})
     transformers.Siglip2Model(config).save_pretrained(folder)
     transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16).save_pretrained(folder)
     return folder
@@ -111,9 +109,7 @@ class Shop:
         self.ids = [f"i{number}" for number in range(12)]
         self.names: list[str | None] = [f"{number}.png" for number in range(12)]
 
-    def embed(
-        self, config: ImageEncoderConfig | None = None, read: Any = None
-    ) -> tuple[Embeddings, pa.Table]:
+    def embed(self, config: ImageEncoderConfig | None = None, read: Any = None) -> tuple[Embeddings, pa.Table]:
         self.loaded = self.decoded = 0
         return embed_images(
             self.ids,
@@ -300,9 +296,7 @@ def broken(shop: Shop) -> dict[str, str]:
     }
 
 
-def test_bad_images_are_quarantined_and_the_rest_is_embedded(
-    shop: Shop, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_images_are_quarantined_and_the_rest_is_embedded(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     reasons = broken(shop)
     with caplog.at_level(logging.WARNING):
         embeddings, quarantine = shop.embed(replace(shop.config, max_pixels=100_000))
@@ -462,9 +456,7 @@ def test_images_of_a_web_site(shop: Shop) -> None:
 
     refused, quarantine = shop.embed(read=image_reader(ImageSourceConfig(column="image"), shop.raw))
     assert not refused.present.any()
-    assert set(quarantine["reason"].to_pylist()) == {
-        "host 127.0.0.1 has the address 127.0.0.1, which is not public"
-    }
+    assert set(quarantine["reason"].to_pylist()) == {"host 127.0.0.1 has the address 127.0.0.1, which is not public"}
 
 
 def test_the_space_is_that_of_weights_and_processor(shop: Shop, siglip: Path, tmp_path: Path) -> None:
@@ -590,9 +582,7 @@ def test_what_was_written_comes_back(shop: Shop, tmp_path: Path) -> None:
     assert (back.hash, back.about) == (embeddings.hash, embeddings.about)
 
 
-@pytest.mark.skipif(
-    not POSTERS.exists(), reason="needs ../shared/data/ml-1m-posters-128px.zip, not ours to give on"
-)
+@pytest.mark.skipif(not POSTERS.exists(), reason="needs ../shared/data/ml-1m-posters-128px.zip, not ours to give on")
 def test_real_posters(tmp_path: Path, siglip: Path) -> None:
     with zipfile.ZipFile(POSTERS) as archive:
         stems = sorted(Path(name).stem for name in archive.namelist())[::33]

@@ -45,11 +45,7 @@ def refusal(data: bytes, max_pixels: float = 1e6) -> str:
 @pytest.mark.parametrize("format_", ["PNG", "BMP", "WEBP", "JPEG"])
 def test_formats(format_: str) -> None:
     options = (
-        {"lossless": True}
-        if format_ == "WEBP"
-        else {"quality": 100, "subsampling": 0}
-        if format_ == "JPEG"
-        else {}
+        {"lossless": True} if format_ == "WEBP" else {"quality": 100, "subsampling": 0} if format_ == "JPEG" else {}
     )
     image = noise().resize((80, 60), Image.Resampling.BICUBIC)
     found = pixels(encoded(image, format_, **options)).astype(int)
@@ -108,9 +104,7 @@ def declared(width: int, height: int) -> bytes:
 
 
 def webp(kind: bytes, body: bytes) -> bytes:
-    return (
-        b"RIFF" + struct.pack("<I", 4 + 8 + len(body)) + b"WEBP" + kind + struct.pack("<I", len(body)) + body
-    )
+    return b"RIFF" + struct.pack("<I", 4 + 8 + len(body)) + b"WEBP" + kind + struct.pack("<I", len(body)) + body
 
 
 BOMBS = {
@@ -154,9 +148,7 @@ def test_the_limit_is_ours_and_pillows_own_is_left_alone() -> None:
 def test_an_animation_shows_its_first_frame() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
     for format_ in ("GIF", "PNG", "WEBP"):
-        data = encoded(
-            frames[0], format_, save_all=True, append_images=frames[1:], duration=50, **LOSSLESS[format_]
-        )
+        data = encoded(frames[0], format_, save_all=True, append_images=frames[1:], duration=50, **LOSSLESS[format_])
         np.testing.assert_array_equal(pixels(data), np.asarray(frames[0]))
 
 

@@ -48,9 +48,7 @@ def test_a_template_fills_plain_fields_and_skips_items_that_lack_one() -> None:
 
 
 def test_a_column_of_names_or_of_lists() -> None:
-    items = pa.table(
-        {"item_id": ["1", "2", "3"], "image": [" a.jpg ", "", None], "all": [[None, "b"], [], None]}
-    )
+    items = pa.table({"item_id": ["1", "2", "3"], "image": [" a.jpg ", "", None], "all": [[None, "b"], [], None]})
     assert image_references(items, PATHS) == ["a.jpg", None, None]
     assert image_references(items, ImageSourceConfig(column="all")) == ["b", None, None]
     assert image_references(items.slice(0, 0), PATHS) == []
@@ -81,9 +79,7 @@ def test_a_block_says_from_where() -> None:
     assert image_references(pa.table({"item_id": ["7"]}), ImageSourceConfig.from_block(block)) == ["7.jpg"]
 
 
-@pytest.mark.parametrize(
-    "name", ["{item_id.__class__}", "{item_id[0]}", "{item_id!r}", "{item_id:>9}", "{}", "x.jpg"]
-)
+@pytest.mark.parametrize("name", ["{item_id.__class__}", "{item_id[0]}", "{item_id!r}", "{item_id:>9}", "{}", "x.jpg"])
 def test_templates_reach_for_nothing_but_columns(name: str) -> None:
     with pytest.raises(ValueError, match="content.image: name"):
         image_references(pa.table({"item_id": ["1"]}), ImageSourceConfig(name=name))
@@ -115,9 +111,7 @@ def test_paths_that_leave_the_folder(raw: Path, reference: str) -> None:
 
 
 def test_an_absolute_path_to_the_folder_itself_is_refused_too(raw: Path) -> None:
-    assert (
-        refusal(image_reader(PATHS, raw), str(raw / "pictures" / "a.jpg")) == "a path that leaves the folder"
-    )
+    assert refusal(image_reader(PATHS, raw), str(raw / "pictures" / "a.jpg")) == "a path that leaves the folder"
 
 
 def test_links_out_of_the_folder_are_refused_and_links_within_are_not(raw: Path) -> None:
@@ -262,9 +256,7 @@ def test_damage_of_any_kind_refuses_that_entry_alone(raw: Path, method: int, at:
 
 
 @pytest.mark.parametrize("error", [lzma.LZMAError("x"), RuntimeError("x"), ValueError("x")])
-def test_what_zipfile_raises_is_a_refusal(
-    raw: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_zipfile_raises_is_a_refusal(raw: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     read = packed(raw)
 
     def fail(*_: object) -> None:
@@ -289,13 +281,9 @@ def test_a_small_entry_that_unpacks_to_much_and_lies_about_it(raw: Path) -> None
     assert "not whole in the zip" in refusal(read, "a.jpg")
 
 
-def test_addresses_are_fetched_with_the_settings_of_the_block(
-    raw: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_addresses_are_fetched_with_the_settings_of_the_block(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict = {}
-    monkeypatch.setattr(
-        image_urls, "fetch", lambda url, **settings: asked.update(url=url, **settings) or b"x"
-    )
+    monkeypatch.setattr(image_urls, "fetch", lambda url, **settings: asked.update(url=url, **settings) or b"x")
     read = image_reader(ImageSourceConfig(column="image", timeout=3, retries=1), raw, raw / "cache")
     assert read("https://example.com/a.jpg", max_bytes=7) == b"x"
     assert asked == {

@@ -248,9 +248,7 @@ def test_every_hop_is_checked(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
         get(site.url("/b.jpg"), private=False)
 
 
-def test_the_connection_goes_to_the_address_that_was_checked(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_connection_goes_to_the_address_that_was_checked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that resolves to another address the second time (DNS rebinding) is resolved only once."""
     answers = [[(2, 1, 6, "", ("127.0.0.1", site.port))], [(2, 1, 6, "", ("192.0.2.1", site.port))]]
     real = image_urls.socket.getaddrinfo
@@ -350,9 +348,7 @@ def secure(site: Site, tmp_path: Path) -> Path:
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     command += ["-keyout", str(key), "-out", str(certificate), "-days", "1", "-subj", "/CN=shop.example"]
     try:
-        subprocess.run(
-            [*command, "-addext", "subjectAltName=DNS:shop.example"], check=True, capture_output=True
-        )
+        subprocess.run([*command, "-addext", "subjectAltName=DNS:shop.example"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs the openssl command to make a certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

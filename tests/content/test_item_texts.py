@@ -121,10 +121,7 @@ def test_structs_are_refused() -> None:
 
 
 def test_no_items() -> None:
-    assert (
-        build_texts(pa.table({"item_id": pa.array([], pa.string()), "c": pa.array([], pa.string())}), "{c}")
-        == []
-    )
+    assert build_texts(pa.table({"item_id": pa.array([], pa.string()), "c": pa.array([], pa.string())}), "{c}") == []
 
 
 ITEMS = pa.table({"item_id": ["007", "42", "x"], "title": ["Bond", "Answer", "x"]})
@@ -195,9 +192,7 @@ def test_numbers_as_ids_in_json(tmp_path: Path) -> None:
 
 def test_no_overlap_is_refused_with_ids_of_both(tmp_path: Path) -> None:
     (tmp_path / "plots.csv").write_text("sku,plot\n7,p\n8,q\n")
-    with pytest.raises(
-        ValueError, match=r"0 of 3 items .* plots.csv.*'sku' holds '7', '8'.*'007'.*`item_id`"
-    ):
+    with pytest.raises(ValueError, match=r"0 of 3 items .* plots.csv.*'sku' holds '7', '8'.*'007'.*`item_id`"):
         plots(tmp_path, "plots.csv", optional=True)
     nobody = ITEMS.slice(0, 0)
     assert join_file(nobody, tmp_path, "plots.csv", item_id="sku", columns=["plot"]).num_rows == 0

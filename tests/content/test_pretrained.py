@@ -37,9 +37,7 @@ def test_local_folder(folder: Path) -> None:
     assert model_folder(str(folder)) == folder
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json"])
 def test_missing_file_is_named(name: str, folder: Path) -> None:
     (folder / name).unlink()
     shown = "*.safetensors" if name.endswith("safetensors") else name
@@ -139,9 +137,7 @@ def test_hub_that_refuses_says_why(offline: Path, monkeypatch: pytest.MonkeyPatc
         raise huggingface_hub.errors.RepositoryNotFoundError("404: no such repository", response=response)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(
-        ValueError, match="gives no owner/name .404: no such repository.*check name.*local folder"
-    ):
+    with pytest.raises(ValueError, match="gives no owner/name .404: no such repository.*check name.*local folder"):
         model_folder("owner/name")
 
 
@@ -159,9 +155,7 @@ def test_revision_is_not_the_packaged_one(offline: Path) -> None:
         model_folder(MINILM, revision="1234567")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "tokenizer.json", "2_Dense/model.safetensors"]
-)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "2_Dense/model.safetensors"])
 def test_fingerprint_changes_with_what_decides(name: str, folder: Path) -> None:
     before = fingerprint(folder)
     path = folder / name

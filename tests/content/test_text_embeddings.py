@@ -131,9 +131,7 @@ def dense_t5(t5_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_sentence_t5_uses_the_encoder_only(
-    dense_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sentence_t5_uses_the_encoder_only(dense_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = (
         T5EncoderModel.from_pretrained(dense_t5).eval(),
         AutoTokenizer.from_pretrained(dense_t5),
@@ -145,12 +143,8 @@ def test_sentence_t5_uses_the_encoder_only(
             hidden = model(tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         expected.append(torch.nn.functional.normalize(weight @ hidden.mean(0), dim=0).numpy())
     loaded, load = [], text_embeddings._load_model
-    monkeypatch.setattr(
-        text_embeddings, "_load_model", lambda *given: loaded.append(load(*given)) or loaded[0]
-    )
-    config = TextEncoderConfig(
-        str(dense_t5), pooling="mean_dense", max_length=32, precision="fp32", device="cpu"
-    )
+    monkeypatch.setattr(text_embeddings, "_load_model", lambda *given: loaded.append(load(*given)) or loaded[0])
+    config = TextEncoderConfig(str(dense_t5), pooling="mean_dense", max_length=32, precision="fp32", device="cpu")
     ours = embed(WORDS, config, tmp_path / "cache")
     np.testing.assert_allclose(ours.vectors, expected, atol=1e-5)
     assert type(loaded[0]) is T5EncoderModel and ours.width == 24
@@ -188,9 +182,7 @@ def test_nothing_changed_loads_no_encoder(tiny: TextEncoderConfig, tmp_path: Pat
     assert again.hash == first.hash and again.about == first.about
 
 
-def test_one_changed_item_is_embedded_alone(
-    tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]
-) -> None:
+def test_one_changed_item_is_embedded_alone(tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]) -> None:
     first = embed(WORDS, tiny, tmp_path)
     asked.clear()
     second = embed([*WORDS[:3], "changed", *WORDS[4:]], tiny, tmp_path)
@@ -255,9 +247,7 @@ def test_no_text_at_all_needs_no_encoder(
 
 def test_long_text_is_cut_and_counted(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     long = "ab " * 33_334
-    made = embed(
-        [long, "ab " * 15, "ab " * 15 + "c"], tiny, tmp_path
-    )  # 30 letters and two special tokens fit
+    made = embed([long, "ab " * 15, "ab " * 15 + "c"], tiny, tmp_path)  # 30 letters and two special tokens fit
     assert len(long) > 100_000 and made.about["cut"] == 2
     np.testing.assert_allclose(made.vectors[0], made.vectors[1], atol=1e-6)
 
@@ -337,9 +327,7 @@ def test_a_dense_layer_that_is_not_whole(name: str, dense_t5: Path, tmp_path: Pa
         embed(WORDS, config, tmp_path / "cache")
 
 
-def test_space_is_all_that_decides_a_vector(
-    tiny: TextEncoderConfig, bert_folder: Path, tmp_path: Path
-) -> None:
+def test_space_is_all_that_decides_a_vector(tiny: TextEncoderConfig, bert_folder: Path, tmp_path: Path) -> None:
     other = harmed(bert_folder, tmp_path / "other", lambda weights: weights["pooler.dense.bias"].add_(1))
     changed = [
         other,
@@ -374,9 +362,7 @@ def test_prefix_goes_before_every_text(tiny: TextEncoderConfig, tmp_path: Path, 
     np.testing.assert_array_equal(made.vectors[0], plain.vectors[0])
 
 
-def test_template_changes_the_space_but_not_the_cache(
-    tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any
-) -> None:
+def test_template_changes_the_space_but_not_the_cache(tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any) -> None:
     first = embed(WORDS, tiny, tmp_path, template="{title}")
     no_encoder()
     second = embed(WORDS, tiny, tmp_path, template="{name}")
@@ -399,9 +385,7 @@ def test_null_reads_the_models_own_settings(
     folder = Path(shutil.copytree(bert_folder, tmp_path / "own"))
     if modes:
         (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_text(
-            json.dumps({"word_embedding_dimension": 32, **modes})
-        )
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
     config = TextEncoderConfig(str(folder), pooling=None, max_length=None, precision="fp32")
     own = embed(WORDS, config, tmp_path / "a")
@@ -432,9 +416,7 @@ def test_wrong_settings_are_named(setting: dict[str, Any]) -> None:
     [{"precision": "fp8"}, {"device": "abacus"}, {"device": "meta"}],
     ids=lambda s: str(*s.values()),
 )
-def test_wrong_machine_settings_are_named(
-    setting: dict[str, Any], tiny: TextEncoderConfig, tmp_path: Path
-) -> None:
+def test_wrong_machine_settings_are_named(setting: dict[str, Any], tiny: TextEncoderConfig, tmp_path: Path) -> None:
     name, value = next(iter(setting.items()))
     with pytest.raises(ValueError, match=f"{name} is {value!r}"):
         embed(WORDS, replace(tiny, **setting), tmp_path)

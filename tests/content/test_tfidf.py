@@ -34,9 +34,7 @@ def test_equals_scikit_learn(tmp_path: Path) -> None:
     np.testing.assert_allclose(embed(corpus(), tmp_path, seed=3).vectors, peer, atol=1e-4)
 
 
-def test_known_items_keep_their_vectors_when_others_arrive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_known_items_keep_their_vectors_when_others_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = embed(corpus(), tmp_path)
     monkeypatch.setattr(tfidf, "_fit", None)
     later = embed([*corpus(), "w1 w2 new", "w3"], tmp_path)
@@ -116,9 +114,7 @@ def test_duplicate_ids_are_refused(tmp_path: Path) -> None:
         embed_tfidf(["a", "a"], ["x", "y"], CONFIG, state_folder=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "setting", [{"ngrams": "syllable"}, {"width": 0}, {"min_count": 0}, {"max_features": 0}]
-)
+@pytest.mark.parametrize("setting", [{"ngrams": "syllable"}, {"width": 0}, {"min_count": 0}, {"max_features": 0}])
 def test_wrong_settings_are_named(setting: dict[str, Any]) -> None:
     name, value = next(iter(setting.items()))
     with pytest.raises(ValueError, match=f"{name} is {value!r}"):

@@ -115,9 +115,7 @@ def test_shards_by_rows_and_by_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "text"])
-def test_shard_that_is_not_whole_is_computed_again(
-    harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_shard_that_is_not_whole_is_computed_again(harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = keys(*"abcd")
     embed(names, Computing(), VectorCache(tmp_path), rows=2)
     shard = next(tmp_path.iterdir())

@@ -17,9 +17,7 @@ from recpipe.models.registry import model_class, types
 
 ITEMS, WINDOW = 25, 10
 TRAIN = random_sequences(60, ITEMS, longest=16, seed=1)
-HISTORIES = sequences(
-    [[3], [7, 7], [1, 2, 3, 4], *[TRAIN.row(u).tolist() for u in range(5)], list(range(1, 20))]
-)
+HISTORIES = sequences([[3], [7, 7], [1, 2, 3, 4], *[TRAIN.row(u).tolist() for u in range(5)], list(range(1, 20))])
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
 PLAIN = {"mamba4rec": {"kernel": "torch"}}  # the Triton kernels have tests of their own
 VARIANTS = [

@@ -30,6 +30,4 @@ def test_a_model_that_moves_between_devices_searches_on_each():
         lists.append(model.to(device).recommend(HISTORIES, ITEMS, exclude_seen=True))
     for items, scores in lists[1:]:
         assert (items == lists[0][0]).mean() > 0.9
-        torch.testing.assert_close(
-            torch.from_numpy(scores), torch.from_numpy(lists[0][1]), rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(torch.from_numpy(scores), torch.from_numpy(lists[0][1]), rtol=1e-4, atol=1e-4)

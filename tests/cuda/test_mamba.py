@@ -9,9 +9,7 @@ from tests.layers.test_ssd import inputs, segments
 from recpipe.layers import ssd as module
 from recpipe.layers.ssd import Mamba2, ssd
 
-pytestmark = pytest.mark.skipif(
-    not module.has_mamba_ssm(), reason="needs mamba_ssm: pip install 'recpipe[cuda]'"
-)
+pytestmark = pytest.mark.skipif(not module.has_mamba_ssm(), reason="needs mamba_ssm: pip install 'recpipe[cuda]'")
 
 
 @pytest.mark.parametrize("length", [1, 5, 64, 75, 200])

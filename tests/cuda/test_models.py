@@ -25,9 +25,7 @@ def test_scores_and_lists_are_those_of_the_cpu(name, config, exclude_seen):
     items, other = there.recommend(HISTORIES, 6, exclude_seen=exclude_seen)
     np.testing.assert_allclose(other, values, **EXACT)
     np.testing.assert_allclose(np.take_along_axis(expected, items.astype(np.int64), 1), other, **EXACT)
-    apart = (
-        np.diff(values, axis=1, prepend=np.inf, append=-np.inf) < -1e-4
-    )  # from the one before and the one after
+    apart = np.diff(values, axis=1, prepend=np.inf, append=-np.inf) < -1e-4  # from the one before and the one after
     alone = apart[:, :-1] & apart[:, 1:]
     assert (items == mine)[alone].all()
 

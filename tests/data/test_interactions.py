@@ -132,9 +132,7 @@ def test_times_and_the_problem_column_are_optional(con: Any) -> None:
 
 
 def test_tables_have_one_row_per_item_and_user_of_the_log(con: Any) -> None:
-    items = pa.table(
-        {"item_id": ["i1", "i9", "i0"], "title": ["One", "Nine", None], "year": [1999, 2000, 2001]}
-    )
+    items = pa.table({"item_id": ["i1", "i9", "i0"], "title": ["One", "Nine", None], "year": [1999, 2000, 2001]})
     done = ingest(raw(con, [good(0), good(1), good(2)], items=items), [])
     assert done.items.to_pyarrow().to_pylist() == [
         {"item_id": "i0", "title": None, "year": 2001},

@@ -57,19 +57,14 @@ def test_protocol_id_depends_on_fields_that_change_metrics_only():
         {"time": "last_item"},
         {"time": "query"},
     ]
-    assert (
-        len({Protocol(**{"dataset": "x", "fingerprint": "f", **other}).id for other in others} | {one.id})
-        == 8
-    )
+    assert len({Protocol(**{"dataset": "x", "fingerprint": "f", **other}).id for other in others} | {one.id}) == 8
     shuffled = [Protocol(dataset="x", ties="shuffle", seed=seed).id for seed in (1, 2)]
     assert shuffled[0] != shuffled[1]
     assert Protocol.from_dict({"id": one.id, **one.to_dict()}) == one
     assert one.data_differences(Protocol(dataset="x", fingerprint="f", seed=1, exclude_seen=False)) == []
     assert one.data_differences(Protocol(dataset="x", fingerprint="f", seed=1, time="query")) == []
     assert one.data_differences(Protocol(dataset="x", fingerprint="g", seed=1)) == ["fingerprint"]
-    with pytest.raises(
-        ValueError, match=r"unknown protocol key 'exclude_sene' \(did you mean 'exclude_seen'\?\)"
-    ):
+    with pytest.raises(ValueError, match=r"unknown protocol key 'exclude_sene' \(did you mean 'exclude_seen'\?\)"):
         Protocol.from_dict({"dataset": "x", "exclude_sene": True})
 
 
@@ -98,9 +93,6 @@ def test_published_ids_are_stable_and_held_out_items_change_them(protocol_id):
     usual = Protocol.from_dict(PUBLISHED[protocol_id])
     assert usual.id == protocol_id == replace(usual, seed=1, held_out_items=0).id
     held_out = replace(usual, held_out_items=0.03)
-    assert (
-        len({usual.id, held_out.id, replace(held_out, seed=1).id, replace(held_out, held_out_items=0.04).id})
-        == 4
-    )
+    assert len({usual.id, held_out.id, replace(held_out, seed=1).id, replace(held_out, held_out_items=0.04).id}) == 4
     assert usual.data_differences(held_out) == held_out.data_differences(usual) == ["seed", "held_out_items"]
     assert Protocol.from_dict({"id": held_out.id, **held_out.to_dict()}) == held_out

@@ -98,9 +98,7 @@ def cap_per_user(rows: Rows, n: int, keep: str = "last", seed: int = 0) -> Rows:
 
 def stratified(rows: Rows, share: float, by: str, seed: int, of: str = "rows", strata: int = 10) -> Rows:
     if by != "user_activity":
-        return [
-            row for group in groups(rows, by) for row in first_share(group, share, lambda r: draw(r, seed))
-        ]
+        return [row for group in groups(rows, by) for row in first_share(group, share, lambda r: draw(r, seed))]
     activity = Counter(row["user_id"] for row in rows)
     users = sorted(activity, key=lambda user: (activity[user], user.encode()))
     size, extra = divmod(len(users), strata)  # ntile: the first groups take one more
@@ -110,9 +108,7 @@ def stratified(rows: Rows, share: float, by: str, seed: int, of: str = "rows", s
     if of == "users":
         tiles = groups([{"user_id": user, "tile": stratum[user]} for user in users], "tile")
         sample = {
-            u["user_id"]
-            for tile in tiles
-            for u in first_share(tile, share, lambda u: md5(f"{u['user_id']} {seed}"))
+            u["user_id"] for tile in tiles for u in first_share(tile, share, lambda u: md5(f"{u['user_id']} {seed}"))
         }
         return [row for row in rows if row["user_id"] in sample]
     return stratified([row | {"tile": stratum[row["user_id"]]} for row in rows], share, "tile", seed)
@@ -124,9 +120,7 @@ def first_share(group: Rows, share: float, key: Callable[[Row], Any]) -> Rows:
 
 ORACLES: dict[str, Callable[..., Rows]] = {
     "duplicates": duplicates,
-    "min_rating": lambda rows, at_least: [
-        r for r in rows if r["rating"] is not None and r["rating"] >= at_least
-    ],
+    "min_rating": lambda rows, at_least: [r for r in rows if r["rating"] is not None and r["rating"] >= at_least],
     "min_events": lambda rows, users: [r for g in groups(rows, "user_id") if len(g) >= users for r in g],
     "k_core": k_core,
     "last": lambda rows, k: cap_per_user(rows, n=k),
@@ -195,15 +189,11 @@ def facts(rows: Rows) -> Row:
 
 @pytest.fixture(scope="module")
 def duckdb_engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return connect(
-        {"memory_limit": "1GB", "threads": 1, "spill_folder": str(tmp_path_factory.mktemp("spill"))}
-    )
+    return connect({"memory_limit": "1GB", "threads": 1, "spill_folder": str(tmp_path_factory.mktemp("spill"))})
 
 
 def raw(con: Any, rows: Rows) -> RawTables:
-    return RawTables(
-        con.create_table(f"log_{id(rows)}", pa.Table.from_pylist(rows, schema=SCHEMA), overwrite=True)
-    )
+    return RawTables(con.create_table(f"log_{id(rows)}", pa.Table.from_pylist(rows, schema=SCHEMA), overwrite=True))
 
 
 def sampled(con: Any, rows: Rows, steps: list[dict[str, Any]]) -> tuple[Rows, Rows]:
@@ -216,9 +206,7 @@ def check(con: Any, rows: Rows, steps: list[dict[str, Any]]) -> None:
     for step in steps:
         expected = oracle(expected, step)
         if not expected:
-            with pytest.raises(
-                ValueError, match=f"{step['step']} .* leaves nothing of {tables[-1]['rows']:,} rows"
-            ):
+            with pytest.raises(ValueError, match=f"{step['step']} .* leaves nothing of {tables[-1]['rows']:,} rows"):
                 sampled(con, rows, steps)
             return
         tables.append(facts(expected))
@@ -246,9 +234,7 @@ def test_steps_compose_in_any_order(duckdb_engine: Any, seed: int) -> None:
 @pytest.mark.parametrize("keep", ["first", "last"])
 @pytest.mark.parametrize("untimed", [0.0, 0.5, 1.0])
 def test_long_histories_are_cut_at_the_right_event(duckdb_engine: Any, keep: str, untimed: float) -> None:
-    rows = random_log(
-        7, rows=3000, untimed=untimed
-    )  # histories far longer than the parts they are counted in
+    rows = random_log(7, rows=3000, untimed=untimed)  # histories far longer than the parts they are counted in
     for n in (1, 50, 64, 99):
         check(duckdb_engine, rows, [{"step": "cap_per_user", "n": n, "keep": keep}])
 

@@ -30,9 +30,7 @@ def test_build_does_not_depend_on_the_order_of_rows_in_the_file(tmp_path):
     table = pq.read_table(path)
     pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), tmp_path / "mixed.parquet")
     for ties in ("source", "shuffle"):
-        one, two = (
-            build_sequences(tmp_path / f"{name}.parquet", ties=ties, seed=3)[0] for name in ("log", "mixed")
-        )
+        one, two = (build_sequences(tmp_path / f"{name}.parquet", ties=ties, seed=3)[0] for name in ("log", "mixed"))
         assert one.fingerprint() == two.fingerprint()
 
 
@@ -55,9 +53,7 @@ def test_a_log_without_timestamps_keeps_its_order_and_a_mixed_one_is_refused(tmp
     assert built.timestamps is None
     assert [vocabulary.ids[i - 1] for i in built.row(1)] == ["y", "x"]
     with pytest.raises(ValueError, match="1 of 3 .* no timestamp"):
-        build_sequences(
-            write_log(tmp_path / "mixed.parquet", [("a", "x", 1), ("a", "y", None), ("b", "x", 2)])
-        )
+        build_sequences(write_log(tmp_path / "mixed.parquet", [("a", "x", 1), ("a", "y", None), ("b", "x", 2)]))
     with pytest.raises(ValueError, match="allowed: source, shuffle"):
         build_sequences(tmp_path / "log.parquet", ties="asin")
 

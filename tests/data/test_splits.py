@@ -92,9 +92,7 @@ def test_temporal_cuts_all_users_at_one_moment():
 
 
 def test_cold_users_share_no_event_with_training():
-    cut = split(
-        random_sequences(300, 20), Protocol(dataset="x", split="cold_users", valid=0.2, test=0.2, seed=5)
-    )
+    cut = split(random_sequences(300, 20), Protocol(dataset="x", split="cold_users", valid=0.2, test=0.2, seed=5))
     parts = [set(part.users) for part in (cut.train, cut.valid.histories, cut.test.histories)]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
     assert 30 < len(parts[2]) < 90
@@ -118,9 +116,7 @@ def test_query_times_are_those_of_the_first_targets_under_query_only(targets):
         assert fold.histories.query_times is None
         timed = fold.with_query_times(Protocol(dataset="x", time="query"))
         for u, user in enumerate(timed.histories.users):
-            first = (
-                whole[user][0] + timed.histories.lengths[u]
-            )  # the place in the log that follows the history
+            first = whole[user][0] + timed.histories.lengths[u]  # the place in the log that follows the history
             assert timed.histories.query_times[u] == data.timestamps[first]
         for time in ("none", "last_item"):
             assert timed.with_query_times(Protocol(dataset="x", time=time)).histories.query_times is None
@@ -171,13 +167,9 @@ def test_held_out_items_are_removed_from_training_and_validation_only(rule, targ
     def without_held_out(part):
         return {user: [i for i in events if i not in held_out] for user, events in rows(part).items()}
 
-    assert rows(cut.train) == {
-        user: events for user, events in without_held_out(whole.train).items() if events
-    }
+    assert rows(cut.train) == {user: events for user, events in without_held_out(whole.train).items() if events}
     histories, expected = without_held_out(whole.valid.histories), without_held_out(whole.valid.targets)
-    assert pairs(cut.valid) == {
-        u: (histories[u], expected[u]) for u in expected if histories[u] and expected[u]
-    }
+    assert pairs(cut.valid) == {u: (histories[u], expected[u]) for u in expected if histories[u] and expected[u]}
     assert pairs(cut.test) == pairs(whole.test)
     for part in (cut.train, cut.valid.histories, cut.valid.targets):
         assert (data.items[part.ratings.astype(int)] == part.items).all()
@@ -211,9 +203,7 @@ def test_held_out_items_need_ids_and_test_targets():
     protocol = Protocol(dataset="x", held_out_items=0.2)
     with pytest.raises(ValueError, match="give split the vocabulary"):
         split(data, protocol)
-    with pytest.raises(
-        ValueError, match=r"none of the 0 items .* give a larger share or another protocol\.seed"
-    ):
+    with pytest.raises(ValueError, match=r"none of the 0 items .* give a larger share or another protocol\.seed"):
         split(data, replace(protocol, held_out_items=0.001), CATALOGUE)
     with pytest.raises(ValueError, match=r"leaves no user for training.*held_out_items"):
         split(data, replace(protocol, held_out_items=0.999), CATALOGUE)
@@ -224,9 +214,7 @@ def data() -> TrainingData:
     protocol = Protocol(dataset="d")
     parts = split(random_sequences(12, 8), protocol)
     described = {"id": protocol.id, **protocol.to_dict(), "sizes": parts.sizes()}
-    return TrainingData(
-        described, Vocabulary(np.array([f"i{n}" for n in range(8)], object)), parts.train, parts.valid
-    )
+    return TrainingData(described, Vocabulary(np.array([f"i{n}" for n in range(8)], object)), parts.train, parts.valid)
 
 
 def test_training_data_round_trips(data: TrainingData, tmp_path: Path) -> None:

@@ -90,8 +90,7 @@ def test_a_wider_beam_finds_no_worse_a_best_item():
     for seed in range(20):
         case = random_case(60, (5, 4, 6), seed)
         best = [
-            beam_search(model(case.sizes, seed), case.tree, beam=beam).scores[:, 0]
-            for beam in (1, 2, 4, 8, 16, 60)
+            beam_search(model(case.sizes, seed), case.tree, beam=beam).scores[:, 0] for beam in (1, 2, 4, 8, 16, 60)
         ]
         for narrow, wide in itertools.pairwise(best):
             assert (wide >= narrow - 1e-6).all()

@@ -82,9 +82,7 @@ def test_search_error_counts_what_a_narrow_beam_misses():
     second = torch.tensor([0.52, 0.48]).log()
 
     class Model:
-        def step(
-            self, level, codes_BK, parents_BK
-        ):  # little at any child of code 0, nearly all at one of code 1
+        def step(self, level, codes_BK, parents_BK):  # little at any child of code 0, nearly all at one of code 1
             if level == 0:
                 return first[:, None]
             return torch.where(codes_BK[..., None] == 0, second, torch.tensor([0.99, 0.01]).log())

@@ -21,9 +21,7 @@ def case(seed):
         for item in np.flatnonzero(draw.rand(ITEMS) < popular / 14)
         if item % 9 != 4
     ]
-    targets = [
-        (user, int(item) + 1) for user in range(USERS) for item in draw.permutation(ITEMS)[: 1 + user % 3]
-    ]
+    targets = [(user, int(item) + 1) for user in range(USERS) for item in draw.permutation(ITEMS)[: 1 + user % 3]]
     liked = popular**2 * (draw.rand(ITEMS) < 0.7) + 1e-9  # some items are hardly ever recommended
     lists = np.array([np.argsort(-draw.rand(ITEMS) * liked)[:PLACES] + 1 for _ in range(USERS)])
     for user in range(0, USERS, 7):

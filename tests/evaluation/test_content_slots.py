@@ -28,9 +28,7 @@ def content_bundle(**config: float | None) -> Bundle:
     data = random_sequences(5, ITEMS, seed=0)
     side = Side.of(SideConfig(vectors="text"), data, {}, {"text": (VECTORS, PRESENT)}, n_items=ITEMS)
     model = build("content_knn", config, n_items=ITEMS, max_length=WINDOW, side=side)
-    return Bundle(
-        "text_knn", "content_knn", model, VOCABULARY, [], np.ones(ITEMS, int), Protocol(dataset="x")
-    )
+    return Bundle("text_knn", "content_knn", model, VOCABULARY, [], np.ones(ITEMS, int), Protocol(dataset="x"))
 
 
 def walked(model: list[int], content: list[int], share: Fraction) -> tuple[list[int], list[int]]:
@@ -83,9 +81,7 @@ def test_the_nearest_cold_items_are_those_of_a_loop(last, decay, exclude_seen):
         latest = [i for i in histories.row(u)[-WINDOW:] if PRESENT[i - 1]][::-1][:last]
         query = sum(decay**age * unit[i - 1] for age, i in enumerate(latest))
         seen = histories.row(u) if exclude_seen else []
-        allowed = [
-            i for i in range(1, ITEMS + 1) if PRESENT[i - 1] and train_events[i - 1] == 0 and i not in seen
-        ]
+        allowed = [i for i in range(1, ITEMS + 1) if PRESENT[i - 1] and train_events[i - 1] == 0 and i not in seen]
         nearest = sorted(allowed, key=lambda i: -(query @ unit[i - 1]))[:5] if latest else []
         assert lists[u].tolist() == nearest + [0] * (5 - len(nearest))
 
@@ -137,18 +133,14 @@ def test_ranks_are_places_in_the_list_and_beyond_it_no_place_in_it(share):
     slots = ContentSlots(float(Fraction(share)), content_bundle())
     content = slots.cold_lists(fold.histories, bundle.train_events, 20, exclude_seen=True)
     result = slots.apply(ranking, fold, bundle, exclude_seen=True)
-    score = {
-        (u, i): s for u, row in enumerate(ranking.items) for i, s in zip(row, ranking.scores[u], strict=True)
-    }
+    score = {(u, i): s for u, row in enumerate(ranking.items) for i, s in zip(row, ranking.scores[u], strict=True)}
     for u in range(len(fold)):
         expected, places = walked(ranking.items[u].tolist(), content[u].tolist(), Fraction(share))
         assert result.items[u].tolist() == expected
         for place, (item, value) in enumerate(zip(expected, result.scores[u], strict=True), start=1):
             assert np.isnan(value) if place in places else value == (score[u, item] if item else -np.inf)
         rows = ranking.user == u
-        for target, before, rank in zip(
-            fold.targets.row(u), ranking.rank[rows], result.rank[rows], strict=True
-        ):
+        for target, before, rank in zip(fold.targets.row(u), ranking.rank[rows], result.rank[rows], strict=True):
             if target in expected:
                 assert rank == expected.index(target) + 1
             else:
@@ -186,6 +178,4 @@ def test_slots_without_a_place_a_content_model_or_items_to_fill_them_are_errors(
     with pytest.raises(ValueError, match="content_slots.model is popular.*content_knn"):
         ContentSlots(0.1, bundle)
     with pytest.raises(ValueError, match="no item can fill a content slot.*held_out_items.*pipelines=embed"):
-        ContentSlots(0.1, content_bundle()).cold_lists(
-            test.histories, np.ones(ITEMS, int), 5, exclude_seen=True
-        )
+        ContentSlots(0.1, content_bundle()).cold_lists(test.histories, np.ones(ITEMS, int), 5, exclude_seen=True)

@@ -135,10 +135,7 @@ def test_attribution_is_gradient_times_input_in_closed_form():
         logits = (weights @ table[items]) @ table.T
         chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         towards = table[data.targets.row(user)[0]] - chances @ table
-        part = (
-            np.abs(weights * (table[items] @ towards))[::-1]
-            / np.abs(weights * (table[items] @ towards)).sum()
-        )
+        part = np.abs(weights * (table[items] @ towards))[::-1] / np.abs(weights * (table[items] @ towards)).sum()
         name = FEW if len(items) < 5 else SOME if len(items) < 10 else MORE
         shares.setdefault(name, []).append(np.pad(part, (0, WINDOW - len(part))))
     expected = {name: np.mean(rows, 0) for name, rows in shares.items() if len(rows) >= MIN_USERS}

@@ -90,9 +90,7 @@ def test_z_scores_and_probabilities_are_those_of_scipy():
         z = [stats.zscore(single[user][allowed]) for single in singles]
         np.testing.assert_allclose(by_z[user][allowed], 0.25 * z[0] + 0.75 * z[1], atol=1e-5)
         chance = [special.softmax(single[user][allowed]) for single in singles]
-        np.testing.assert_allclose(
-            np.exp(by_chance[user][allowed]), 0.25 * chance[0] + 0.75 * chance[1], atol=1e-6
-        )
+        np.testing.assert_allclose(np.exp(by_chance[user][allowed]), 0.25 * chance[0] + 0.75 * chance[1], atol=1e-6)
         assert np.exp(by_chance[user]).sum() == pytest.approx(1, abs=1e-5)
         assert (by_z[user][~allowed] == -np.inf).all()
 
@@ -202,8 +200,7 @@ def test_an_ensemble_is_evaluated_like_a_model_with_weights_from_validation():
     assert about["weights"] == pytest.approx(best["weights"])
     assert result.metrics["valid"]["ndcg@10"] == pytest.approx(best["valid_ndcg@10"], abs=1e-9)
     single = [
-        evaluate(each, valid, test, PROTOCOL).metrics["valid"]["ndcg@10"]
-        for each in (named("a", 1), named("b", 2))
+        evaluate(each, valid, test, PROTOCOL).metrics["valid"]["ndcg@10"] for each in (named("a", 1), named("b", 2))
     ]
     assert result.metrics["valid"]["ndcg@10"] >= max(single)
     (run,), problems = read_runs([result.metrics])
@@ -213,9 +210,7 @@ def test_an_ensemble_is_evaluated_like_a_model_with_weights_from_validation():
     assert (chance > 0).all() and (chance <= 1 + 1e-5).all()
     other, _ = ensemble_bundle([named("a", 1), named("b", 2)], fold(1, seed=5), PROTOCOL, method="softmax")
     again = evaluate(other, valid, test, PROTOCOL).metrics
-    assert (
-        again["settings_id"] == result.metrics["settings_id"]
-    )  # one row of the leaderboard, whatever was chosen
+    assert again["settings_id"] == result.metrics["settings_id"]  # one row of the leaderboard, whatever was chosen
 
 
 def test_explicit_weights_are_normalised_and_need_no_validation():
@@ -263,9 +258,7 @@ def test_invalid_settings_are_errors():
         Ensemble(members, Ensemble.Config("sum"))
     unsure = table(3)
     unsure.probabilistic = False
-    with pytest.raises(
-        ValueError, match="the scores of Table are no probabilities: use ensemble.method=rrf or zscore"
-    ):
+    with pytest.raises(ValueError, match="the scores of Table are no probabilities: use ensemble.method=rrf or zscore"):
         Ensemble([*members, unsure], Ensemble.Config("softmax"))
     with pytest.raises(ValueError, match="at least two members, not 1"):
         Ensemble(members[:1], Ensemble.Config())

@@ -50,9 +50,7 @@ def test_query_times_reach_models_under_the_time_protocol_query_only():
     assert validator(data, query)(clock)["valid_ndcg@10"] == pytest.approx(1 - missed / len(data))
     trained = replace(bundle(), model=clock)
     result = evaluate(trained, data, data, query).metrics
-    assert (
-        result["test"]["hit_rate@1"] == result["valid"]["hit_rate@1"] == pytest.approx(1 - missed / len(data))
-    )
+    assert result["test"]["hit_rate@1"] == result["valid"]["hit_rate@1"] == pytest.approx(1 - missed / len(data))
     assert result["protocol"]["id"] == query.id != Protocol(dataset="x").id
     for time in ("none", "last_item"):
         with pytest.raises(ValueError, match=f"uses time as query and protocol.time is {time}"):

@@ -56,9 +56,7 @@ def tables(seed, k=PLACES, short=True):
     lengths = np.bincount(users, minlength=USERS)
     names = np.array([f"u{u}" for u in range(USERS)], dtype=object)
     sequences = Sequences(names, items.astype(np.int32), None, np.concatenate([[0], np.cumsum(lengths)]))
-    ranks = pa.table(
-        {"user_id": [f"u{u}" for u, _ in targets], "target": [IDS[item - 1] for _, item in targets]}
-    )
+    ranks = pa.table({"user_id": [f"u{u}" for u, _ in targets], "target": [IDS[item - 1] for _, item in targets]})
     lists = [(u, place, item) for u, row in enumerate(rows) for place, item in enumerate(row, 1) if item]
     lists = [lists[at] for at in np.random.default_rng(seed).permutation(len(lists))]
     recommendations = pa.table(
@@ -102,11 +100,7 @@ def by_brute_force(seed, k, present):
             anyway = (ITEMS - levels.index(events[i - 1])) / ITEMS if events[i - 1] else 0
             gains.append(max(0, (ITEMS + 1 - place) / ITEMS - anyway) * ((user, i) in targets))
         surprise.append(np.mean(gains))
-        pairs = [
-            1 - unit[a - 1] @ unit[b - 1]
-            for a, b in combinations(row, 2)
-            if present[a - 1] and present[b - 1]
-        ]
+        pairs = [1 - unit[a - 1] @ unit[b - 1] for a, b in combinations(row, 2) if present[a - 1] and present[b - 1]]
         varied += [np.mean(pairs)] if pairs else []
     counts = np.bincount(rows[:, :k].ravel(), minlength=ITEMS + 1)[1:]
     apart = np.abs(counts[:, None] - counts[None]).sum() / (2 * ITEMS**2 * counts.mean())
@@ -152,9 +146,7 @@ def test_extremes():
 def test_empty_lists_and_items_of_another_catalogue():
     train, ranks, *_ = tables(0)
     schema = pa.schema([("user_id", pa.string()), ("rank", pa.int32()), ("item_id", pa.string())])
-    nothing = list_metrics(
-        Lists.of(schema.empty_table(), IDS, 5), Popularity.of(train, ITEMS), ranks, item_ids=IDS
-    )
+    nothing = list_metrics(Lists.of(schema.empty_table(), IDS, 5), Popularity.of(train, ITEMS), ranks, item_ids=IDS)
     assert nothing["users"] == 0 and {value for name, value in nothing.items() if name != "users"} == {None}
     other = pa.table({"user_id": ["u0"], "rank": [1], "item_id": ["x"]})
     with pytest.raises(ValueError, match="1 recommended items are not in the catalogue of 25"):

@@ -66,9 +66,7 @@ def test_equal_to_ranx_on_strictly_ordered_lists(ranx, seed, most_targets):
     scores, candidates, targets, priority = random_case(seed, most_targets=most_targets)
     lists = ranked_lists(scores, candidates, priority)
     qrels = ranx.Qrels({f"u{u}": {f"i{i}": 1 for i in items} for u, items in enumerate(targets)})
-    run = ranx.Run(
-        {f"u{u}": {f"i{i}": float(-place) for place, i in enumerate(r)} for u, r in enumerate(lists)}
-    )
+    run = ranx.Run({f"u{u}": {f"i{i}": float(-place) for place, i in enumerate(r)} for u, r in enumerate(lists)})
     names = [f"{ranx_name}@{k}" for ranx_name in RANX.values() for k in CUTOFFS]
     expected = ranx.evaluate(qrels, run, names, make_comparable=True)
     got = metrics_from_ranks(ranks_table(lists, targets), cutoffs=CUTOFFS)

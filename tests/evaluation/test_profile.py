@@ -72,9 +72,7 @@ def test_an_empty_log_is_an_error(tmp_path):
         profile(write(tmp_path / "log.parquet", [], [], []))
 
 
-@pytest.mark.skipif(
-    not ML_100K.exists(), reason="needs ../shared/data/ml-100k.zip, which may not be redistributed"
-)
+@pytest.mark.skipif(not ML_100K.exists(), reason="needs ../shared/data/ml-100k.zip, which may not be redistributed")
 def test_movielens_100k(tmp_path):
     with zipfile.ZipFile(ML_100K) as archive:
         name = next(name for name in archive.namelist() if name.endswith("u.data"))
@@ -82,7 +80,5 @@ def test_movielens_100k(tmp_path):
     users, items, _, times = zip(*rows, strict=True)
     got = profile(write(tmp_path / "log.parquet", users, items, [int(t) for t in times]))
     assert (got["users"], got["items"], got["rows"]) == (943, 1682, 100_000)
-    assert got["tied"]["interactions"] == pytest.approx(
-        0.758, abs=5e-4
-    )  # reference/sequential.md §2.5, measured apart
+    assert got["tied"]["interactions"] == pytest.approx(0.758, abs=5e-4)  # reference/sequential.md §2.5, measured apart
     assert got["tied"]["last"] == pytest.approx(0.44, abs=5e-3)

@@ -54,9 +54,7 @@ def fold(targets_each: int, seed: int = 0) -> Fold:
 @pytest.mark.parametrize("targets_each", [1, 4])
 @pytest.mark.parametrize("levels", [3, 10_000])
 def test_ranks_equal_a_sort_of_the_whole_catalogue(exclude_seen, targets_each, levels):
-    table = torch.randint(
-        0, levels, (ITEMS + 1, ITEMS + 1), generator=torch.Generator().manual_seed(1)
-    ).float()
+    table = torch.randint(0, levels, (ITEMS + 1, ITEMS + 1), generator=torch.Generator().manual_seed(1)).float()
     data, order = fold(targets_each), tie_order(ITEMS + 1).numpy()
     ranking = rank_fold(Table(table), data, exclude_seen=exclude_seen, k=6)
     place = 0
@@ -165,9 +163,7 @@ def test_times_users_and_items_stay_and_ratings_go_with_their_items(seed):
     items = [draw.integers(1, TIE_ITEMS + 1, len(row)).tolist() for row in times]
     histories = timed(items, times)
     histories = replace(histories, ratings=(histories.items / 10).astype(np.float32))
-    targets = timed(
-        [[int(draw.integers(1, TIE_ITEMS + 1))] for _ in range(30)], [[max(3, *row)] for row in times]
-    )
+    targets = timed([[int(draw.integers(1, TIE_ITEMS + 1))] for _ in range(30)], [[max(3, *row)] for row in times])
     for ratings in (None, (targets.items / 10).astype(np.float32)):
         fold = Fold(histories, replace(targets, ratings=ratings))
         one = shuffle_ties(fold, draw.integers(0, 4, 30), seed)
@@ -193,9 +189,7 @@ def test_a_user_with_several_targets_keeps_them():
 
 
 def test_the_values_have_the_mean_that_enumeration_gives():
-    result = tie_sensitivity(
-        fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, metric="mrr@20", permutations=400
-    )
+    result = tie_sensitivity(fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, metric="mrr@20", permutations=400)
     allowed = [(4, 5), (5, 6, 7), (10,), (12,)]  # item i always has rank i
     expected = np.mean([np.mean([1 / item for item in row]) for row in allowed])
     assert np.mean(result.values) == pytest.approx(expected, abs=0.002)  # 4 deviations of the mean

@@ -47,9 +47,7 @@ def test_probabilities_over_the_whole_catalogue_are_a_softmax():
     ids = np.array([str(i) for i in range(50)], dtype=object)
     titles = pa.table({"item_id": pa.array(ids, pa.string()), "title": pa.array(ids, pa.string())})
     users = [f"u{i}" for i in range(4)]
-    table = recommendations_table(
-        users, order + 1, sorted_scores, log_normalizer, item_ids=ids, titles=titles
-    )
+    table = recommendations_table(users, order + 1, sorted_scores, log_normalizer, item_ids=ids, titles=titles)
     probability = table["probability"].to_numpy().reshape(4, 50)
     np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(
@@ -59,9 +57,7 @@ def test_probabilities_over_the_whole_catalogue_are_a_softmax():
 
 def test_an_empty_place_leaves_no_gap_in_the_ranks():
     items = np.array([[0, 3, 1]])
-    table = recommendations_table(
-        ["a"], items, np.ones((1, 3), np.float32), None, item_ids=IDS, titles=TITLES
-    )
+    table = recommendations_table(["a"], items, np.ones((1, 3), np.float32), None, item_ids=IDS, titles=TITLES)
     assert table["rank"].to_pylist() == [1, 2]
     assert table["item_id"].to_pylist() == ["9", "7"]
 
@@ -89,9 +85,7 @@ def test_arrays_that_do_not_match_are_errors(items, scores, message):
 
 def test_submission_per_user(table):
     assert submission_csv(table, SubmissionLayout()) == 'user_id,item_ids\na,9 7\nb,"x,1"\n'
-    top_1 = SubmissionLayout(
-        columns={"items": "prediction", "user": "customer"}, top=1, delimiter="\t", header=False
-    )
+    top_1 = SubmissionLayout(columns={"items": "prediction", "user": "customer"}, top=1, delimiter="\t", header=False)
     assert submission_csv(table, top_1) == "9\ta\nx,1\tb\n"
 
 
@@ -108,9 +102,7 @@ def test_submission_per_recommendation(table):
 
 
 def test_order_in_the_cell_is_the_rank_not_the_row(table):
-    assert submission_csv(table.take([1, 2, 0]), SubmissionLayout()) == submission_csv(
-        table, SubmissionLayout()
-    )
+    assert submission_csv(table.take([1, 2, 0]), SubmissionLayout()) == submission_csv(table, SubmissionLayout())
 
 
 def test_a_separator_inside_an_id_is_an_error(table):

@@ -21,9 +21,7 @@ def random_ranks(seed, most_targets):
             target, missing = int(draw.integers(ITEMS)), draw.random() < 0.1
             rows.append((f"u{user}", f"i{target}", 0 if missing else int(rank), history, target % 7 == 0))
     rows = [rows[at] for at in draw.permutation(len(rows))]
-    return pa.table(
-        dict(zip(("user_id", "target", "rank", "history", "cold"), zip(*rows, strict=True), strict=True))
-    )
+    return pa.table(dict(zip(("user_id", "target", "rank", "history", "cold"), zip(*rows, strict=True), strict=True)))
 
 
 @pytest.mark.parametrize("most_targets", [1, 6])

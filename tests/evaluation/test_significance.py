@@ -111,9 +111,7 @@ def test_holm_rejects_what_its_definition_rejects():
 def test_means_are_the_metrics_and_users_are_matched_by_id():
     a, b = ranks_table([1, 0, 3, 12]), ranks_table([2, 1, 0, 5])
     order = [2, 0, 3, 1]
-    got = compare(
-        UserMetric.of({"a": [a], "b": [b.take(order)]}, metric="ndcg@10"), baseline="a", resamples=100
-    )
+    got = compare(UserMetric.of({"a": [a], "b": [b.take(order)]}, metric="ndcg@10"), baseline="a", resamples=100)
     for name, table in (("a", a), ("b", b)):
         assert got.estimates[name].mean == pytest.approx(metrics_from_ranks(table, cutoffs=[10])["ndcg@10"])
     exact = sign_flip(np.array([[1 / np.log2(3) - 1], [1], [-0.5], [1 / np.log2(6)]]), resamples=100, seed=0)

@@ -247,9 +247,7 @@ def test_the_settings_of_the_engine_reach_the_connection_that_reads(tmp_path: Pa
     assert str(found[0]).lower() == "nulls_first"
 
 
-SASREC = RunConfig(
-    name="sasrec", dataset="mine", type="sasrec", settings={}, train={}, side={}, cold_users={}
-)
+SASREC = RunConfig(name="sasrec", dataset="mine", type="sasrec", settings={}, train={}, side={}, cold_users={})
 CLOCK = replace(SASREC, name="clock", type="hstu", settings={"time_mode": "last_item"})
 
 
@@ -330,9 +328,7 @@ def test_encoders_that_do_not_exist_are_refused() -> None:
 def test_wrong_settings_of_semantic_ids_are_refused(project: Path, change: dict, message: str) -> None:
     block = Configuration.read(project / "conf", "base").parameters()["semantic_ids"]["kinds"]["text"]
     with pytest.raises(ValueError, match=message):
-        before_run(
-            semantic_ids__kinds__text=build_config(SemanticIdsConfig, {**block, **change}, where="ids")
-        )
+        before_run(semantic_ids__kinds__text=build_config(SemanticIdsConfig, {**block, **change}, where="ids"))
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,5 @@ def test_kedro_run_names_what_is_wrong_and_ends_with_1(project_copy: Path, proje
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("Error: ")] == [
-        done.stderr.splitlines()[-1]
-    ]
+    assert [line for line in done.stderr.splitlines() if line.startswith("Error: ")] == [done.stderr.splitlines()[-1]]
     assert "failed after" in done.stderr and "popular" in done.stderr.splitlines()[-1]

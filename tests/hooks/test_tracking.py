@@ -102,9 +102,7 @@ def catalog_in(folder: Path) -> DataCatalog:
         "params:block": MemoryDataset(Block()),
         "params:datasets.shop": MemoryDataset({"title": "Shop"}),
         "steps": TextDataset(filepath=str(folder / "steps.txt"), metadata={"mlflow": "artifact"}),
-        "figures": FiguresDataset(
-            path=str(folder / "figures"), preview="bars", metadata={"mlflow": "figures"}
-        ),
+        "figures": FiguresDataset(path=str(folder / "figures"), preview="bars", metadata={"mlflow": "figures"}),
         "protocol": MemoryDataset(metadata={"mlflow": "protocol"}),
         "quality": MemoryDataset(metadata={"mlflow": "numbers"}),
     }
@@ -118,9 +116,7 @@ def run(pipeline: Pipeline, conf: dict, place: Path, *, hooks: TrackingHooks | N
     hooks = hooks or TrackingHooks()
     manager = _create_hook_manager()
     manager.register(hooks)
-    manager.hook.after_context_created(
-        context=SimpleNamespace(project_path=place, config_loader={"mlflow": conf})
-    )
+    manager.hook.after_context_created(context=SimpleNamespace(project_path=place, config_loader={"mlflow": conf}))
     catalog = catalog_in(place)
     params = {"pipeline_names": ["train", "evaluate"], "env": "test", "run_id": "r1"}
     manager.hook.before_pipeline_run(run_params=params, pipeline=pipeline, catalog=catalog)
@@ -144,9 +140,7 @@ def found(place: Path, experiment: str = "t-shop") -> tuple[object, list]:
 
 
 def test_a_parent_and_one_nested_run_per_model_for_train_and_evaluate_together(place, conf) -> None:
-    steps = Node(
-        lambda datasets, dataset: "text", ["params:datasets.shop", "params:dataset"], "steps", name="shared"
-    )
+    steps = Node(lambda datasets, dataset: "text", ["params:datasets.shop", "params:dataset"], "steps", name="shared")
     run(Pipeline([steps]) + models_of("one", "two"), conf, place)
     client, runs = found(place)
     by_name = {each.info.run_name: each for each in runs}
@@ -248,9 +242,7 @@ def test_switched_off_it_does_nothing(place, conf) -> None:
 def test_a_run_cut_off_without_an_error_is_marked_killed_at_exit(place, conf) -> None:
     hooks = TrackingHooks()
     hooks.after_context_created(SimpleNamespace(project_path=place, config_loader={"mlflow": conf}))
-    hooks.before_pipeline_run(
-        {"pipeline_names": None, "env": "", "run_id": ""}, Pipeline([]), catalog_in(place)
-    )
+    hooks.before_pipeline_run({"pipeline_names": None, "env": "", "run_id": ""}, Pipeline([]), catalog_in(place))
     hooks.before_node_run(models_of("one").nodes[0], {"params:train": {"lr": 0.1}})
     runs = hooks._runs
     assert runs is not None

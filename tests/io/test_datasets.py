@@ -262,9 +262,7 @@ def dataset(folder: Path, version: str | None = None) -> EvaluationDataset:
 
 
 def evaluation(number: int) -> Evaluation:
-    return Evaluation(
-        {**METRICS, "seed": number}, RANKS.slice(0, number), LISTS, f"user_id,item_ids\n{number}\n"
-    )
+    return Evaluation({**METRICS, "seed": number}, RANKS.slice(0, number), LISTS, f"user_id,item_ids\n{number}\n")
 
 
 def files(folder: Path) -> set[str]:
@@ -296,9 +294,7 @@ def test_metrics_and_recommendations_have_versions_and_the_latest_is_loaded(tmp_
         version=Version(FIRST, None),
     )
     assert earlier.load()["seed"] == 1
-    lists = {
-        path.parent.name for path in (tmp_path / "output").rglob("recommendations.parquet") if path.is_file()
-    }
+    lists = {path.parent.name for path in (tmp_path / "output").rglob("recommendations.parquet") if path.is_file()}
     assert lists == {FIRST, SECOND}
     assert pq.read_table(tmp_path / "output" / "ranks.parquet").num_rows == 2
 
@@ -423,7 +419,5 @@ def test_saved_results_are_there_in_later_loads_and_win(tmp_path) -> None:
 
 def test_folders_of_a_catalog_entry_are_those_of_its_run_store(tmp_path) -> None:
     entry = {name: {"path": str(tmp_path / name)} for name in NAMES}
-    store = DataCatalog.from_config({"runs": {"type": "recpipe.io.datasets.RunsDataset", **entry}}).load(
-        "runs"
-    )
+    store = DataCatalog.from_config({"runs": {"type": "recpipe.io.datasets.RunsDataset", **entry}}).load("runs")
     assert {name: getattr(store, name) for name in NAMES} == {name: tmp_path / name for name in NAMES}

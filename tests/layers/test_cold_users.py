@@ -180,9 +180,7 @@ def test_clusters_find_groups_that_are_far_apart():
 def test_k_means_against_scikit_learn():
     from sklearn.cluster import KMeans
 
-    points = torch.cat(
-        [torch.randn(40, 3, generator=torch.Generator().manual_seed(g)) + 4 * g for g in range(4)]
-    )
+    points = torch.cat([torch.randn(40, 3, generator=torch.Generator().manual_seed(g)) + 4 * g for g in range(4)])
     ours = k_means(points, 4, torch.Generator().manual_seed(0))
     theirs = KMeans(4, n_init=10, random_state=0).fit(points.numpy()).cluster_centers_
     np.testing.assert_allclose(sorted(ours.tolist()), sorted(theirs.tolist()), atol=1e-4)

@@ -118,9 +118,7 @@ def test_events_and_users_are_added_where_they_belong():
     batch = batch_of(items, rows)
     x_BTD = items.embed(batch, items.table()).detach().numpy()
     table = items.table().detach().numpy()
-    country, age, rating = (
-        m.weight.detach().numpy() for m in (*items.users.values(), *items.events.values())
-    )
+    country, age, rating = (m.weight.detach().numpy() for m in (*items.users.values(), *items.events.values()))
     encoded = items.side.encode(DATA)
     moments = {name: m.weight.detach().numpy() for name, m in items.moments.items()}
     for b, u in enumerate(rows):
@@ -132,9 +130,7 @@ def test_events_and_users_are_added_where_they_belong():
             expected = table[DATA.items[n]] + profile
             rated = encoded["event.rating"][n, 0]
             expected = expected + (rating[rated] if rated else 0)
-            expected = (
-                expected + moments["of_hour"][when.hour + 1] + moments["of_weekday"][when.weekday() + 1]
-            )
+            expected = expected + moments["of_hour"][when.hour + 1] + moments["of_weekday"][when.weekday() + 1]
             if t:
                 gap = int(DATA.timestamps[n] - DATA.timestamps[n - 1])
                 expected = expected + moments["of_gap"][(gap + 1).bit_length()]
@@ -176,9 +172,7 @@ def test_hidden_places_tell_nothing_but_their_item():
     hidden[:, 1] = True
     masked = batch.items.masked_fill(hidden, ITEMS + 1)
     table = items.table()
-    x_BTD = items.embed(
-        Batch(masked, batch.lengths, batch.timestamps, features=batch.features), table, masked=hidden
-    )
+    x_BTD = items.embed(Batch(masked, batch.lengths, batch.timestamps, features=batch.features), table, masked=hidden)
     profile = sum(
         part.look_up(batch.features[f"user.{column.name}"])[:, 0]
         for column, part in zip(items.side.users, items.users.values(), strict=True)

@@ -58,8 +58,7 @@ def test_the_same_generator_draws_the_same_epochs():
     runs = [
         [torch.cat([part[2] for part in batches]) for _ in range(2)]
         for batches in (
-            PairBatches(pairs, size=7, negatives=2, generator=torch.Generator().manual_seed(4))
-            for _ in range(2)
+            PairBatches(pairs, size=7, negatives=2, generator=torch.Generator().manual_seed(4)) for _ in range(2)
         )
     ]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

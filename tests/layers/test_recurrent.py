@@ -15,9 +15,7 @@ ITEMS = 11
 
 def build_model(name: str, **config):
     torch.manual_seed(0)
-    model = build(
-        name, {"dim": 6, "hidden": 5, "dropout": 0.0, **config}, n_items=ITEMS, max_length=9
-    ).double()
+    model = build(name, {"dim": 6, "hidden": 5, "dropout": 0.0, **config}, n_items=ITEMS, max_length=9).double()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.5 * torch.randn_like(weight))
@@ -54,14 +52,10 @@ def test_scores_are_those_of_the_equations(name, cell, layers):
     for item in history:
         x = table[item] * np.sqrt(6)
         for n in range(layers):
-            names = (
-                f"encoder.cells.{kind}_l{n}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
+            names = (f"encoder.cells.{kind}_l{n}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
             states[n] = cell(x, *states[n], tuple(tensors[key] for key in names))
             x = states[n][0]
-    x = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * tensors["encoder.norm.weight"] + tensors[
-        "encoder.norm.bias"
-    ]
+    x = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * tensors["encoder.norm.weight"] + tensors["encoder.norm.bias"]
     hidden = tensors["encoder.project.weight"] @ x + tensors["encoder.project.bias"]
     batch = Batch(torch.tensor([[*history, 0, 0], [2] * 7]), torch.tensor([5, 7]), None)
     with torch.no_grad():

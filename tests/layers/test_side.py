@@ -23,16 +23,12 @@ def test_values_are_those_of_the_items_behind_a_row_of_padding():
     assert side.widths == {"text": 6}
     np.testing.assert_array_equal(side.values["vectors.text"][1:], np.c_[vectors, present])
     for column in side.items:
-        np.testing.assert_array_equal(
-            side.values[f"items.{column.name}"][1:], column.encode(COLUMNS[column.name])
-        )
+        np.testing.assert_array_equal(side.values[f"items.{column.name}"][1:], column.encode(COLUMNS[column.name]))
     assert not any(values[0].any() for values in side.values.values())
 
 
 def test_a_column_may_be_called_like_the_vectors():
-    side = Side.of(
-        SideConfig(vectors="text", items="text"), DATA, {"text": COLUMNS["price"]}, VECTORS, n_items=ITEMS
-    )
+    side = Side.of(SideConfig(vectors="text", items="text"), DATA, {"text": COLUMNS["price"]}, VECTORS, n_items=ITEMS)
     assert side.values["vectors.text"].shape == (ITEMS + 1, 7)
     assert side.values["items.text"].shape[1] == side.items[0].per_row
 
@@ -44,9 +40,7 @@ def test_standardised_vectors_have_mean_zero_variance_one_and_keep_who_is_absent
     np.testing.assert_allclose(actual[there, :-1].mean(0), 0, atol=1e-6)
     assert np.square(actual[there, :-1]).mean() == pytest.approx(1, rel=1e-5)
     assert not actual[~there].any() and (actual[there, -1] == 1).all()
-    before, after = (
-        np.linalg.norm(x[there][:, None, :-1] - x[there][:, :-1], axis=2) for x in (table, actual)
-    )
+    before, after = (np.linalg.norm(x[there][:, None, :-1] - x[there][:, :-1], axis=2) for x in (table, actual))
     np.testing.assert_allclose(after / after.max(), before / before.max(), rtol=1e-4, atol=1e-6)
 
 
@@ -58,9 +52,7 @@ def test_histories_are_encoded_row_by_row():
     for u, name in enumerate(DATA.profiles["country"].to_pylist()):
         assert actual["user.country"][u, 0] == (0 if name is None else country.values.index(name) + 1)
     for n, value in enumerate(DATA.ratings):
-        assert actual["event.rating"][n, 0] == (
-            0 if np.isnan(value) else rating.values.index(f"{value:g}") + 1
-        )
+        assert actual["event.rating"][n, 0] == (0 if np.isnan(value) else rating.values.index(f"{value:g}") + 1)
 
 
 def test_pretend_users_add_nothing_where_nothing_or_nothing_new_is_known():
@@ -120,13 +112,9 @@ def test_the_fingerprint_changes_with_settings_encodings_and_values():
 )
 def test_what_is_not_there_is_refused(settings, change, message):
     with pytest.raises(ValueError, match=message):
-        Side.of(
-            SideConfig(**settings), replace(DATA, **change), COLUMNS, {"text": VECTORS["text"]}, n_items=ITEMS
-        )
+        Side.of(SideConfig(**settings), replace(DATA, **change), COLUMNS, {"text": VECTORS["text"]}, n_items=ITEMS)
 
 
 def test_vectors_that_no_item_has_are_refused():
     with pytest.raises(ValueError, match="no item has a vector"):
-        Side.of(
-            SideConfig(vectors="text"), DATA, {}, {"text": (np.zeros((2, 3)), np.zeros(2, bool))}, n_items=2
-        )
+        Side.of(SideConfig(vectors="text"), DATA, {}, {"text": (np.zeros((2, 3)), np.zeros(2, bool))}, n_items=2)

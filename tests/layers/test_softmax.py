@@ -16,9 +16,7 @@ SIZES, ITEMS, TARGETS = (5, 7, 3), 40, 9
 def test_loss_and_gradients_are_those_of_all_scores(max_scores, monkeypatch):
     monkeypatch.setattr(softmax, "MAX_SCORES", max_scores)
     torch.manual_seed(0)
-    codes = torch.stack(
-        [torch.randint(size - 1, (ITEMS,)) for size in SIZES], 1
-    )  # the last codes have no item
+    codes = torch.stack([torch.randint(size - 1, (ITEMS,)) for size in SIZES], 1)  # the last codes have no item
     codes[1] = codes[0]  # and two items share an id
     rows = torch.randint(ITEMS, (TARGETS,))
     logits = [(20 * torch.randn(TARGETS, size, dtype=torch.float64)).requires_grad_() for size in SIZES]

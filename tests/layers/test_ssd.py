@@ -133,9 +133,7 @@ def test_parity_with_transformers(heads):
     torch.testing.assert_close(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
     weight = torch.randn(2, 37, DIM, generator=torch.Generator().manual_seed(1))
     ours = torch.autograd.grad(layer(x), list(layer.parameters()), weight)
-    expected = torch.autograd.grad(
-        theirs(x), [theirs.get_parameter(n) for n, _ in layer.named_parameters()], weight
-    )
+    expected = torch.autograd.grad(theirs(x), [theirs.get_parameter(n) for n, _ in layer.named_parameters()], weight)
     for mine, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
@@ -159,9 +157,7 @@ def test_under_autocast_decays_are_in_float32():
     assert (low - exact).norm() / exact.norm() < 0.03
 
 
-@pytest.mark.parametrize(
-    ("length", "chunk", "expected"), [(200, 40, (40, 200)), (41, 40, (21, 42)), (1, 40, (1, 1))]
-)
+@pytest.mark.parametrize(("length", "chunk", "expected"), [(200, 40, (40, 200)), (41, 40, (21, 42)), (1, 40, (1, 1))])
 def test_chunks_are_equal_and_add_little(length, chunk, expected):
     assert equal_chunks(length, chunk) == expected
 

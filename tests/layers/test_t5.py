@@ -152,9 +152,7 @@ def test_who_may_look_at_nothing_mixes_nothing_in_and_learns_without_nan():
     torch.testing.assert_close(nothing, hidden)
     blind = encoder(x, attention=torch.zeros(5, 5, dtype=torch.bool))
     (hidden.sum() + blind.sum()).backward()
-    grads = [
-        weight.grad for weight in (*encoder.parameters(), *decoder.parameters()) if weight.grad is not None
-    ]
+    grads = [weight.grad for weight in (*encoder.parameters(), *decoder.parameters()) if weight.grad is not None]
     assert all(grad.isfinite().all() for grad in (*grads, x.grad))
 
 
@@ -229,9 +227,7 @@ def test_initial_weights_are_t5s():
                 continue
             parts = 3 if "qkv" in name else 2 if "kv" in name else 1
             for mine, other in zip(weight.chunk(parts), expected[name].chunk(parts), strict=True):
-                assert mine.std() == pytest.approx(
-                    float(other.std()), rel=0.2 if "table" in name else 0.03
-                ), name
+                assert mine.std() == pytest.approx(float(other.std()), rel=0.2 if "table" in name else 0.03), name
 
 
 def test_dropout_is_of_training_only():

@@ -24,9 +24,7 @@ def test_ranks_and_top_k_follow_one_strict_order(levels):
         best = [i if np.isfinite(scores[u, i]) else 0 for i in order[:7]]
         assert items[u].tolist() == best
     rows, columns = np.divmod(np.arange(scores.size), scores.shape[1])
-    ranks = (
-        rank_of(torch.tensor(scores), torch.tensor(rows), torch.tensor(columns)).numpy().reshape(scores.shape)
-    )
+    ranks = rank_of(torch.tensor(scores), torch.tensor(rows), torch.tensor(columns)).numpy().reshape(scores.shape)
     for u, order in enumerate(expected):
         for place, item in enumerate(order):
             assert ranks[u, item] == (place + 1 if np.isfinite(scores[u, item]) else 0)

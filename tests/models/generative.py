@@ -19,9 +19,7 @@ GENERATIVE = ("tiger", "mql4grec", "parallel_tiger")
 BY_BEAM = ("tiger", "mql4grec")
 
 
-def create(
-    name: str, ids: dict[str, CatalogueIds] | None = None, *, accelerate=True, **config
-) -> Recommender:
+def create(name: str, ids: dict[str, CatalogueIds] | None = None, *, accelerate=True, **config) -> Recommender:
     torch.manual_seed(0)
     ids = {"text": BOTH["text"]} if ids is None else ids
     settings = {**TINY, **config}

@@ -160,9 +160,7 @@ def test_masks_have_the_shares_of_the_settings(mask_share, last_share):
     masks = model.draw_masks(Batch(items, lengths, None)).double()
     assert not (masks[items == 0]).any() and masks.any(1).all()
     for length in (2, 5, 9):
-        share = torch.full(
-            (length,), mask_share + (1 - mask_share) ** length / length
-        )  # none drawn: one all the same
+        share = torch.full((length,), mask_share + (1 - mask_share) ** length / length)  # none drawn: one all the same
         expected = (1 - last_share) * share
         expected[-1] += last_share
         got = masks[lengths == length, :length].mean(0)
@@ -197,9 +195,7 @@ def test_dropout_inside_is_of_the_wide_layer_and_of_what_a_block_gives_on():
     torch.manual_seed(0)
     zeros = {}
     for inside in (False, True):
-        model = build(
-            "bert4rec", {"dropout": 0.3, "dropout_inside": inside}, n_items=ITEMS, max_length=LONGEST
-        )
+        model = build("bert4rec", {"dropout": 0.3, "dropout_inside": inside}, n_items=ITEMS, max_length=LONGEST)
         block, x_BTD = model.blocks[0].train(), torch.randn(50, LONGEST, 64)
         seen = []
         block.down.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))

@@ -135,9 +135,7 @@ def test_evaluation_says_whose_list_it_is_and_measures_cold_users():
     targets = sequences([[5], [6], [7], [8], [9], [10]])
     fold = Fold(ASKED, targets)
     actual = evaluate(bundle(build_model("item_knn"), "item_knn"), fold, fold, Protocol(dataset="x"), k=3)
-    source = dict(
-        zip(*(actual.recommendations[name].to_pylist() for name in ("user_id", "source")), strict=True)
-    )
+    source = dict(zip(*(actual.recommendations[name].to_pylist() for name in ("user_id", "source")), strict=True))
     assert [source[user] == "cold_users" for user in ASKED.users] == COLD
     assert set(source.values()) == {"model", "cold_users"}
     cold = actual.metrics["cold_users"]
@@ -149,9 +147,7 @@ def test_evaluation_says_whose_list_it_is_and_measures_cold_users():
     assert cold["settings"] == dataclasses.asdict(FALLBACK.config)
     assert metric_values(actual.metrics)["cold_users/hit_rate_at_10"] == cold["hit_rate@10"]
     json.dumps(actual.metrics)
-    alone = evaluate(
-        bundle(build_model("item_knn", fallback=False), "item_knn"), fold, fold, Protocol(dataset="x")
-    )
+    alone = evaluate(bundle(build_model("item_knn", fallback=False), "item_knn"), fold, fold, Protocol(dataset="x"))
     assert (alone.metrics["cold_users"]["falls_back"], alone.metrics["cold_users"]["settings"]) == (0, None)
     assert set(alone.recommendations["source"].to_pylist()) == {"model"}
 

@@ -13,9 +13,7 @@ DATA = random_sequences(40, ITEMS, longest=16, seed=1)
 
 
 def build_model(vectors: str = "text", **config):
-    return build(
-        "content_knn", config, n_items=ITEMS, max_length=WINDOW, side=side_of(DATA, ITEMS, vectors=vectors)
-    )
+    return build("content_knn", config, n_items=ITEMS, max_length=WINDOW, side=side_of(DATA, ITEMS, vectors=vectors))
 
 
 def scores(model, data) -> np.ndarray:
@@ -30,10 +28,7 @@ def vector_of(item: int, names: list[str], *, normalise: bool) -> np.ndarray | N
     if not vectors[0][1][item - 1]:
         return None
     parts = [matrix[item - 1] for matrix, _ in vectors]
-    return (
-        np.concatenate([part / np.linalg.norm(part) if normalise else part for part in parts])
-        / len(parts) ** 0.5
-    )
+    return np.concatenate([part / np.linalg.norm(part) if normalise else part for part in parts]) / len(parts) ** 0.5
 
 
 @pytest.mark.parametrize("vectors", ["text", "text+image"])

@@ -131,17 +131,13 @@ def test_one_pass_trains_on_what_every_prefix_alone_would_give(name, among, rece
 @pytest.mark.parametrize("name", GENERATIVE)
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_no_target_reaches_what_predicts_it(name, one_pass):
-    model = create(
-        name, dropout=0.0, one_pass=one_pass, recency=one_pass, ids=BOTH if name == "mql4grec" else None
-    )
+    model = create(name, dropout=0.0, one_pass=one_pass, recency=one_pass, ids=BOTH if name == "mql4grec" else None)
     outputs = []
     encoder = model.encoder if name == "parallel_tiger" else model.transformer.encoder
     handle = encoder.register_forward_hook(lambda *args: outputs.append(args[2]))
     losses = []
     for last in (4, 9):
-        batch = model.on_device(sequences([[1, 2, 3, last], [7, last]]), window=WINDOW + 1).batch(
-            np.arange(2)
-        )
+        batch = model.on_device(sequences([[1, 2, 3, last], [7, last]]), window=WINDOW + 1).batch(np.arange(2))
         _, targets, real = targets_of(batch, torch.ones(ITEMS + 1, dtype=torch.bool), one_pass=one_pass)
         losses.append(targets[real].tolist())
         model.loss(batch, FullSoftmax())
@@ -150,9 +146,7 @@ def test_no_target_reaches_what_predicts_it(name, one_pass):
     pairs = zip(outputs[:half], outputs[half:], strict=True)
     histories = [pair for pair in pairs if len(pair[0]) == 2]  # the others are single items that are aligned
     assert len(histories) == (2 if name == "mql4grec" else 1) and losses[0] != losses[1]
-    places = 1 + (
-        1 if name == "parallel_tiger" else model.codes.levels
-    )  # of the shorter row: all before its target
+    places = 1 + (1 if name == "parallel_tiger" else model.codes.levels)  # of the shorter row: all before its target
     for one, other in histories:
         torch.testing.assert_close(one[1, :places], other[1, :places])
 

@@ -50,9 +50,7 @@ def by_sequence(model: NextItem, batch) -> dict[tuple, torch.Tensor]:
     actual: dict[tuple, torch.Tensor] = {}
     for row, column in torch.nonzero(targets > 0).tolist():
         start = column - int(places[row, column])
-        actual[(*inputs.items[row, start : column + 1].tolist(), int(targets[row, column]))] = hidden[
-            row, column
-        ]
+        actual[(*inputs.items[row, start : column + 1].tolist(), int(targets[row, column]))] = hidden[row, column]
     return actual
 
 
@@ -189,9 +187,7 @@ def test_generation_is_a_loop_over_users(exclude_seen):
         assert items[u, : len(first)].tolist() == first
         rest = [item for item in plain[u].tolist() if item not in first]  # by the scores of one answer
         assert items[u, len(first) :].tolist()[: len(allowed) - len(first)] == [i for i in rest if i]
-        assert (np.diff(values[u, : len(allowed)]) <= 0).all() and np.isneginf(
-            values[u, len(allowed) :]
-        ).all()
+        assert (np.diff(values[u, : len(allowed)]) <= 0).all() and np.isneginf(values[u, len(allowed) :]).all()
         kept = dict(zip(plain[u].tolist(), plain_values[u].tolist(), strict=True))
         for item, value in list(zip(items[u], values[u], strict=True))[len(first) : len(allowed)]:
             assert value == pytest.approx(kept[item], rel=1e-5, abs=1e-5)

@@ -94,9 +94,7 @@ def test_hidden_states_are_those_of_the_equations(mode, biases):
     actual = model.hidden(batch).detach().numpy()
     for b, n in enumerate(batch.lengths.tolist()):
         items, times = batch.items[b, :n].tolist(), batch.timestamps[b, :n].tolist()
-        np.testing.assert_allclose(
-            actual[b, :n], by_hand(model, items, times, query_times[b]), rtol=1e-9, atol=1e-9
-        )
+        np.testing.assert_allclose(actual[b, :n], by_hand(model, items, times, query_times[b]), rtol=1e-9, atol=1e-9)
 
 
 def test_scores_are_cosines_over_the_temperature_where_asked_and_products_else():
@@ -121,9 +119,7 @@ def test_training_asks_at_every_place_what_recommending_asks_at_the_last(mode):
     for t in range(int((targets > 0).sum())):
         moment = batch.timestamps[0, t + 1]
         history = sequences([batch.items[0, : t + 1].tolist()])
-        history = replace(
-            history, timestamps=batch.timestamps[0, : t + 1].numpy(), query_times=np.array([int(moment)])
-        )
+        history = replace(history, timestamps=batch.timestamps[0, : t + 1].numpy(), query_times=np.array([int(moment)]))
         alone = DeviceSequences(history, window=N, device="cpu").batch(np.array([0]))
         torch.testing.assert_close(model.hidden(alone)[0, -1], trained[t])
 
@@ -191,9 +187,7 @@ def test_every_weight_learns_and_the_loss_falls_with_cosines(mode):
     torch.manual_seed(0)
     sizes = {"dim": 16, "qk_dim": 16, "v_dim": 16, "dropout": 0.0, "normalise": True, "time_mode": mode}
     model = build("hstu", sizes, n_items=25, max_length=10)
-    batch = DeviceSequences(random_sequences(16, 25, longest=11), window=11, device="cpu").batch(
-        np.arange(16)
-    )
+    batch = DeviceSequences(random_sequences(16, 25, longest=11), window=11, device="cpu").batch(np.arange(16))
     losses = train_until(model, batch, lambda loss: loss < 1, rate=1e-2, at_most=200)
     assert losses[0] > 4 and losses[-1] < 1
     assert all(weight.grad.abs().sum() > 0 for weight in model.parameters())
@@ -224,9 +218,7 @@ def test_settings_that_cannot_be_are_refused():
         HSTU.Config(temperature=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "time"), [("hstu", "none"), ("hstu_last_item", "last_item"), ("hstu_query", "query")]
-)
+@pytest.mark.parametrize(("name", "time"), [("hstu", "none"), ("hstu_last_item", "last_item"), ("hstu_query", "query")])
 def test_variants_need_their_time_on_every_data_set(name, time, project):
     files = read_parameters(project / "conf", "base")
     for dataset in files["datasets"]:

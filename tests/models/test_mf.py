@@ -47,9 +47,7 @@ def test_squared_folds_in_by_least_squares():
     folded = model.user_factors(torch.tensor([[5, 2, 5, 11], [7, 0, 0, 0]])).numpy()
     for u in range(2):
         own = sorted(set(history.row(u).tolist()))
-        drawn = (
-            math.sqrt(3 * len(own) / ITEMS) * items[1:]
-        )  # each item, weighed by how often it would be drawn
+        drawn = math.sqrt(3 * len(own) / ITEMS) * items[1:]  # each item, weighed by how often it would be drawn
         prior = math.sqrt(len(own) * 0.2 / 2) * np.eye(DIM)
         system = np.concatenate([items[own], drawn, prior])
         wanted = np.concatenate([np.ones(len(own)), np.zeros(ITEMS + DIM)])
@@ -60,14 +58,10 @@ def test_bpr_folds_in_by_the_ridge_regression_of_trained_users():
     linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is a dev dependency")
     model, users, items = model_with_factors("bpr")
     own = [sorted(set(DATA.row(u).tolist())) for u in range(len(DATA))]
-    read = np.array(
-        [[*(items[history_items].sum(0) / math.sqrt(len(history_items))), 1.0] for history_items in own]
-    )
+    read = np.array([[*(items[history_items].sum(0) / math.sqrt(len(history_items))), 1.0] for history_items in own])
     ridge = linear.Ridge(1e-3 * (read**2).sum(0).mean(), fit_intercept=False).fit(read, users)
     for rows, scores in model.score_batches(DATA, exclude_seen=False):
-        np.testing.assert_allclose(
-            scores[:, 1:], ridge.predict(read[rows]) @ items[1:].T, rtol=1e-3, atol=1e-3
-        )
+        np.testing.assert_allclose(scores[:, 1:], ridge.predict(read[rows]) @ items[1:].T, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("config", [{"loss": "squared"}, {"loss": "bpr", "negatives": 1, "penalty": 1e-3}])

@@ -140,9 +140,7 @@ def test_tables_of_items_have_a_row_for_each_and_what_scores_is_among_them(name)
 
 @pytest.mark.parametrize("name", types())
 def test_same_seed_same_model(name):
-    np.testing.assert_array_equal(
-        scores(build_model(name, seed=3), DATA), scores(build_model(name, seed=3), DATA)
-    )
+    np.testing.assert_array_equal(scores(build_model(name, seed=3), DATA), scores(build_model(name, seed=3), DATA))
 
 
 @pytest.mark.parametrize("name", NEURAL)
@@ -200,9 +198,7 @@ def test_the_future_does_not_reach_the_past(name):
     batch = torch.randint(1, ITEMS + 1, (4, WINDOW), generator=torch.Generator().manual_seed(0))
     changed = batch.clone()
     changed[:, 6:] = changed[:, 6:] % ITEMS + 1
-    before, after = (
-        *(model.hidden(Batch(items, torch.full((4,), WINDOW), None)) for items in (batch, changed)),
-    )
+    before, after = (*(model.hidden(Batch(items, torch.full((4,), WINDOW), None)) for items in (batch, changed)),)
     torch.testing.assert_close(before[:, :6], after[:, :6])
     assert (before[:, 6:] - after[:, 6:]).abs().amax((1, 2)).min() > 1e-3
 
@@ -210,9 +206,7 @@ def test_the_future_does_not_reach_the_past(name):
 def test_unknown_types_and_settings_are_named():
     with pytest.raises(ValueError, match="did you mean 'sasrec'"):
         build("sasrek", {}, n_items=3, max_length=3)
-    with pytest.raises(
-        ValueError, match=r"unknown setting 'model type sasrec.drop_out' \(did you mean 'dropout'\?\)"
-    ):
+    with pytest.raises(ValueError, match=r"unknown setting 'model type sasrec.drop_out' \(did you mean 'dropout'\?\)"):
         build("sasrec", {"drop_out": 0.1}, n_items=3, max_length=3)
     with pytest.raises(ValueError, match="not a multiple of heads"):
         build("sasrec", {"dim": 10, "heads": 3}, n_items=3, max_length=3)

@@ -72,9 +72,7 @@ def test_an_empty_history_and_a_dead_part_do_no_harm():
     assert torch.isfinite(mixture).all() and (mixture[0] == 0).all() and (mixture[:, 2] == 0).all()
 
 
-@pytest.mark.parametrize(
-    "config", [{"scaling": "tfidf"}, {"factors": 0}, {"penalty": -1.0}, {"l1_ratio": 2.0}]
-)
+@pytest.mark.parametrize("config", [{"scaling": "tfidf"}, {"factors": 0}, {"penalty": -1.0}, {"l1_ratio": 2.0}])
 def test_bad_settings_are_refused(config):
     with pytest.raises(ValueError, match=f"{next(iter(config))} is"):
         fitted(**config)

@@ -43,11 +43,7 @@ def test_a_softmax_over_items_trains_what_the_lists_say_and_sums_to_one(head, mo
     sums = torch.zeros(3, len(items))
     for place, item in enumerate(items):
         for level, code in enumerate(ids["text"].codes[item]):
-            h = (
-                model.mlp[level](hidden[:, level]).relu()
-                if head == "mlp"
-                else hidden[:, level] / TINY["dim"] ** 0.5
-            )
+            h = model.mlp[level](hidden[:, level]).relu() if head == "mlp" else hidden[:, level] / TINY["dim"] ** 0.5
             sums[:, place] += h @ model.input.weight[model.codes.first[level] + code]
     expected = sums.log_softmax(-1)
     for max_nodes in (1 << 22, 1):
@@ -76,9 +72,7 @@ def test_a_softmax_over_items_knows_no_levels():
 
 def test_a_narrow_beam_has_scores_for_its_results_alone():
     wide, narrow = create("parallel_tiger"), create("parallel_tiger", search="beam", beam=4)
-    (_, full), (_, few) = (
-        next(iter(model.score_batches(DATA, exclude_seen=False))) for model in (wide, narrow)
-    )
+    (_, full), (_, few) = (next(iter(model.score_batches(DATA, exclude_seen=False))) for model in (wide, narrow))
     finite = few > -torch.inf
     assert (finite.sum(1) == 4).all()
     torch.testing.assert_close(few[finite], full[finite])
@@ -126,9 +120,7 @@ def test_items_that_share_an_id_count_once_in_what_a_beam_would_miss():
     alone = create("parallel_tiger", ids={"text": without(ids, [2])}, beam=3)
     alone.input.load_state_dict(shared.input.state_dict())
     rows = [DATA.row(user).tolist() for user in range(len(DATA))]
-    histories = sequences(
-        [row for row in rows if 2 not in row]
-    )  # the second of the two, which one model cannot read
+    histories = sequences([row for row in rows if 2 not in row])  # the second of the two, which one model cannot read
     for model in (shared, alone):
         model.input.weight.data[model.codes.first[1] :] *= 4
     assert shared.beam_error(histories, 3) == alone.beam_error(histories, 3)
@@ -150,9 +142,7 @@ def test_items_that_share_an_id_count_once_in_what_a_beam_would_miss():
 def test_options_of_parallel_tiger_are_trained(config):
     torch.manual_seed(0)
     ids = {"text": BOTH["text"]}
-    model = build(
-        "parallel_tiger", {**TINY, "dropout": 0.0, **config}, n_items=ITEMS, max_length=WINDOW, ids=ids
-    )
+    model = build("parallel_tiger", {**TINY, "dropout": 0.0, **config}, n_items=ITEMS, max_length=WINDOW, ids=ids)
     batch = model.on_device(DATA, window=WINDOW + 1).batch(np.arange(12))
     losses = train_until(model, batch, lambda loss: loss < 1, rate=1e-2, at_most=300)
     assert losses[0] > 1.5 and losses[-1] < 1

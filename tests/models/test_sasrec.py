@@ -39,9 +39,7 @@ def attention_by_hand(layer: Attention, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_is_what_it_says_with_and_without_the_path_for_dropout(heads, training, monkeypatch):
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
-    layer = (
-        noisy(Attention(SASRec.Config(dim=8, heads=heads, attention_dropout=0.5))).double().train(training)
-    )
+    layer = noisy(Attention(SASRec.Config(dim=8, heads=heads, attention_dropout=0.5))).double().train(training)
     x = torch.randn(3, 6, 8, dtype=torch.float64)
     for row, ours in zip(x, layer(x), strict=True):
         torch.testing.assert_close(ours, attention_by_hand(layer, row))

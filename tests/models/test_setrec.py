@@ -245,9 +245,7 @@ def test_prefixes_are_every_target_with_what_came_before():
     inputs, all_targets = replace(batch_of(rows), context=torch.tensor([2, 1, 1])).inputs_and_targets()
     items, lengths, targets = prefixes(inputs.items, all_targets)
     expected = [([5, 6], 7), ([5, 6, 7], 8), ([9], 10)]
-    assert [
-        (row[:n].tolist(), t) for row, n, t in zip(items, lengths, targets.tolist(), strict=True)
-    ] == expected
+    assert [(row[:n].tolist(), t) for row, n, t in zip(items, lengths, targets.tolist(), strict=True)] == expected
     assert all((row[n:] == 0).all() for row, n in zip(items, lengths, strict=True))
 
 
@@ -289,9 +287,7 @@ def test_scores_are_log_probabilities_weighed_by_beta():
         model.beta.fill_(beta)
         mixed = model.score(batch)
         for i in range(1, ITEMS + 1):
-            weight = {(True, False): 0.0, (False, True): 1.0}.get(
-                (bool(HALF_TRAINED[i - 1]), bool(described[i])), beta
-            )
+            weight = {(True, False): 0.0, (False, True): 1.0}.get((bool(HALF_TRAINED[i - 1]), bool(described[i])), beta)
             expected = (1 - weight) * collaborative[:, i] + weight * semantic[:, i]
             torch.testing.assert_close(mixed[:, i], expected)
 
@@ -308,9 +304,7 @@ def test_a_cold_item_is_recommended_where_one_of_equal_text_is():
     """The last item has no event and no collaborative vector, and the text of item 3."""
     rows = [[i for i in DATA.row(u).tolist() if i < ITEMS] for u in range(len(DATA))]
     data = sequences(rows)
-    text, collaborative = (
-        vectors.copy() for vectors, _ in (catalogue(ITEMS)[1][n] for n in ("plot", COLLABORATIVE))
-    )
+    text, collaborative = (vectors.copy() for vectors, _ in (catalogue(ITEMS)[1][n] for n in ("plot", COLLABORATIVE)))
     text[ITEMS - 1] = text[2]
     warm = np.arange(ITEMS) < ITEMS - 1
     info = side("plot+collaborative", plot=(text, np.ones(ITEMS, bool)), collaborative=(collaborative, warm))
@@ -334,9 +328,7 @@ def test_a_history_without_items_gets_scores_too(one_pass):
     assert np.isfinite(values[:, 1:]).all()
     np.testing.assert_allclose(values[0], scores(model, sequences([[]]))[0], rtol=1e-5)
     with_unknown = scores(model, sequences([[1, 0, 2]]))
-    assert (
-        np.abs(with_unknown[:, 1:] - values[3, 1:]).max() > 1e-4
-    )  # the place of an unknown item stays empty
+    assert np.abs(with_unknown[:, 1:] - values[3, 1:]).max() > 1e-4  # the place of an unknown item stays empty
 
 
 def test_beta_is_that_of_the_best_validation_and_is_saved():

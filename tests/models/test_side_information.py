@@ -147,9 +147,7 @@ def test_alone_a_cold_item_is_scored_by_its_vector_and_by_no_id(name):
     seen = DATA.items != cold
     owner = np.repeat(np.arange(len(DATA)), DATA.lengths)[seen]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(DATA)))])
-    warm = Sequences(
-        DATA.users, DATA.items[seen], DATA.timestamps[seen], offsets, DATA.ratings[seen], DATA.profiles
-    )
+    warm = Sequences(DATA.users, DATA.items[seen], DATA.timestamps[seen], offsets, DATA.ratings[seen], DATA.profiles)
     model = built(name, replace(side, values=values))
     batch = model.on_device(warm, window=WINDOW + 1).batch(np.arange(16))
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)

@@ -61,9 +61,7 @@ def test_known_users_get_scikit_learns_reconstruction():
     reference = decomposition.TruncatedSVD(6, algorithm="arpack", random_state=0)
     x = matrix("binary", DATA, DATA)[:, 1:]
     expected = reference.inverse_transform(reference.fit_transform(x))
-    np.testing.assert_allclose(
-        scores(fitted(factors=6, scaling="binary"), DATA), expected, rtol=1e-3, atol=1e-4
-    )
+    np.testing.assert_allclose(scores(fitted(factors=6, scaling="binary"), DATA), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_all_factors_give_the_history_back():

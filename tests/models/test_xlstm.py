@@ -98,9 +98,7 @@ def test_chunks_hold_every_length_and_obey_the_librarys_rules_for_triton(monkeyp
 
 def triton_rules(monkeypatch):
     """The library's check of lengths: the file needs no Triton, importing its package does."""
-    folder = (
-        Path(importlib.util.find_spec("mlstm_kernels").submodule_search_locations[0]) / "triton/chunkwise"
-    )
+    folder = Path(importlib.util.find_spec("mlstm_kernels").submodule_search_locations[0]) / "triton/chunkwise"
     spec = importlib.util.spec_from_file_location("triton_rules", folder / "kernel_param_heuristics.py")
     module = importlib.util.module_from_spec(spec)
     module.__package__ = "mlstm_kernels.triton.chunkwise"

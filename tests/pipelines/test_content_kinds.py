@@ -91,6 +91,4 @@ def test_whether_a_command_makes_all_that_a_model_reads() -> None:
     films = configuration("films")
     assert has_inputs(films.run("net"), ())
     assert has_inputs(films.run("tiger"), ("text",)) and not has_inputs(films.run("tiger"), ("image",))
-    assert has_inputs(films.run("seeing"), ("text_image",)) and not has_inputs(
-        films.run("seeing"), ("text", "image")
-    )
+    assert has_inputs(films.run("seeing"), ("text_image",)) and not has_inputs(films.run("seeing"), ("text", "image"))

@@ -42,16 +42,12 @@ def items(folder: Path, items: str) -> pl.DataFrame:
     return table
 
 
-def embedded(
-    folder: Path, table: pl.DataFrame, template: str, tables: list[dict[str, Any]] | None = None
-) -> Any:
+def embedded(folder: Path, table: pl.DataFrame, template: str, tables: list[dict[str, Any]] | None = None) -> Any:
     shop = dataset(text={"template": template, "tables": tables or []})
     return embed_text(table, shop, EMBED, ENCODERS, paths(folder))
 
 
-def test_an_item_without_a_name_is_not_embedded_by_its_id(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_item_without_a_name_is_not_embedded_by_its_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     # s1 has no name, s2 a blank one, s3 a brand alone; s4 is in the log only
     table = items(tmp_path, "item_id,title,brand\ns0,red shoe,Acme\ns1,,\ns2,  ,\ns3,,Bolt\n")
     titles = dict(table.select("item_id", "title").iter_rows())

@@ -50,9 +50,7 @@ def test_the_baselines_came_along_under_one_protocol(whole_run) -> None:
 
 def test_the_leaderboard_says_what_metrics_json_says(whole_run) -> None:
     folder, _ = whole_run
-    board = {
-        row["model"]: row for row in pl.read_parquet(reporting(folder) / "leaderboard.parquet").to_dicts()
-    }
+    board = {row["model"]: row for row in pl.read_parquet(reporting(folder) / "leaderboard.parquet").to_dicts()}
     for model, row in board.items():
         (file,) = (reporting(folder) / model / "seed_42" / "metrics.json").glob("*/metrics.json")
         metrics = json.loads(file.read_text())
@@ -104,9 +102,7 @@ def test_every_output_uses_the_ids_and_titles_of_the_source(whole_run) -> None:
 
 def test_nothing_half_written_is_left(whole_run) -> None:
     folder, _ = whole_run
-    assert not [
-        path for path in (folder / "data" / "test").rglob("*") if path.name.endswith((".part", ".old"))
-    ]
+    assert not [path for path in (folder / "data" / "test").rglob("*") if path.name.endswith((".part", ".old"))]
 
 
 def test_mlflow_holds_the_run_and_its_models(whole_run) -> None:
@@ -190,9 +186,7 @@ def test_a_second_run_loads_no_encoder_and_keeps_every_id_beside_those_of_new_it
     assert after.item_ids[after.added].tolist() == ["new1", "new2"]
 
 
-def test_a_gate_that_does_not_pass_stops_the_run_with_advice_and_leaves_the_figures(
-    whole_run, session_in
-) -> None:
+def test_a_gate_that_does_not_pass_stops_the_run_with_advice_and_leaves_the_figures(whole_run, session_in) -> None:
     folder, _ = whole_run
     asked = {"semantic_ids": {"gate": {"reconstruction": 0.0}}}
     with (

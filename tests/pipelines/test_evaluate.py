@@ -69,9 +69,7 @@ def test_it_is_a_row_of_the_leaderboard_with_ranks_lists_and_a_submission(traine
     output = trained / "data/test/07_model_output" / DATASET / "ensemble/seed_42"
     ranks = pl.read_parquet(output / "ranks.parquet")
     others = pl.read_parquet(output.parents[1] / "svd/seed_42/ranks.parquet")
-    assert ranks.select("user_id", "target", "candidates").equals(
-        others.select("user_id", "target", "candidates")
-    )
+    assert ranks.select("user_id", "target", "candidates").equals(others.select("user_id", "target", "candidates"))
     (lists,) = output.glob("recommendations.parquet/*/recommendations.parquet")
     assert pl.read_parquet(lists)["user_id"].n_unique() == ranks.height
     assert (output / "submission.csv").is_file()
@@ -169,9 +167,7 @@ def test_it_runs_again_from_disk_alone_and_without_it_the_report_does(project, s
     run(project, session_in, "report")
     page = (reporting(project) / "report.html").read_text()
     assert 'id="geometry"' not in page and 'id="leaderboard"' in page
-    with pytest.raises(
-        ValueError, match=r"no trained mf of online_retail, only popular, sasrec, svd: `kedro"
-    ):
+    with pytest.raises(ValueError, match=r"no trained mf of online_retail, only popular, sasrec, svd: `kedro"):
         run(project, session_in, "geometry", geometry={"models": "svd+mf"})
 
 

@@ -143,9 +143,7 @@ def test_kedro_gives_every_parameter_to_the_argument_that_it_is_meant_for(regist
     """Kedro reads types by position, also where inputs are given by name: the order must be that of the signature."""
     for node in every_node(registered, built):
         named = [
-            name
-            for name, each in inspect.signature(node.func).parameters.items()
-            if each.kind is not each.VAR_KEYWORD
+            name for name, each in inspect.signature(node.func).parameters.items() if each.kind is not each.VAR_KEYWORD
         ]
         given = list(node._inputs) if isinstance(node._inputs, dict) else named[: len(node.inputs)]
         assert given[: len(named)] == named[: len(given)], node.name
@@ -189,9 +187,7 @@ def test_an_ensemble_reads_its_members_and_waits_for_those_of_this_command(built
     assert "svd_bundle" in pipeline.inputs()
 
 
-def test_everything_that_flows_has_an_entry_and_every_path_is_the_projects(
-    catalog, registered, project_copy
-) -> None:
+def test_everything_that_flows_has_an_entry_and_every_path_is_the_projects(catalog, registered, project_copy) -> None:
     everything = {name for pipeline in registered.values() for name in pipeline.datasets()}
     for name in (name for name in everything if not name.startswith("params:")):
         dataset = catalog.get(name)
@@ -210,9 +206,7 @@ def paths_of(dataset: Any) -> list[Path]:
     return found
 
 
-def test_bundles_and_evaluations_are_versioned_and_paths_name_dataset_model_and_seed(
-    project_copy, session_in
-) -> None:
+def test_bundles_and_evaluations_are_versioned_and_paths_name_dataset_model_and_seed(project_copy, session_in) -> None:
     params = {"dataset": "ml-1m", "seed": 7, "model": "popular"}
     with session_in(project_copy, runtime_params=params) as session:
         catalog = session.load_context().catalog

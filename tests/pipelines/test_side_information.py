@@ -52,9 +52,7 @@ def test_a_run_wires_what_the_command_line_says(project: Path) -> None:
 def test_the_command_line_wins_over_files_for_side_as_for_train(project_copy: Path) -> None:
     file = project_copy / "conf" / "local" / "parameters" / "models" / "lstm.yml"
     file.parent.mkdir(parents=True)
-    file.write_text(
-        "models: {lstm: {side: {vectors: image}, datasets: {online_retail: {side: {vectors: text}}}}}"
-    )
+    file.write_text("models: {lstm: {side: {vectors: image}, datasets: {online_retail: {side: {vectors: text}}}}}")
 
     def vectors(**params: object) -> str:
         return str(run_config(project_copy, "lstm", **params).side["vectors"])

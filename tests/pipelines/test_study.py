@@ -40,9 +40,7 @@ def test_a_bundle_is_asked_and_the_report_shows_it(trained, session_in) -> None:
     assert len(figure["data"]) == 4  # two models, two ways
 
 
-def test_each_value_is_trained_once_and_a_study_goes_on_where_it_stopped(
-    trained, session_in, monkeypatch
-) -> None:
+def test_each_value_is_trained_once_and_a_study_goes_on_where_it_stopped(trained, session_in, monkeypatch) -> None:
     from recpipe.training import fit
 
     made, train = [], fit.train
@@ -83,9 +81,7 @@ def test_parts_are_taken_away_where_a_model_has_them(trained, session_in) -> Non
 
 
 def test_what_cannot_be_studied_is_said_before_anything_runs(trained, session_in) -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown study 'lenght' \(did you mean 'length'\?\); choose length, width"
-    ):
+    with pytest.raises(ValueError, match=r"unknown study 'lenght' \(did you mean 'length'\?\); choose length, width"):
         run(trained, session_in, "study", model="sasrec", study="lenght")
     with pytest.raises(ValueError, match="models of type svd have no setting train.window"):
         run(trained, session_in, "study", model="svd", study="length")

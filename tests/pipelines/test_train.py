@@ -42,9 +42,7 @@ def training_data(protocol: Protocol = SPLIT, *, targets: list[int] | None = Non
     return TrainingData({"id": protocol.id, **protocol.to_dict()}, vocabulary, DATA, fold)
 
 
-def train(
-    folder: Path, type_: str, data: TrainingData, settings: dict, *, train: dict, **more: Any
-) -> Bundle:
+def train(folder: Path, type_: str, data: TrainingData, settings: dict, *, train: dict, **more: Any) -> Bundle:
     config = RunConfig(
         name="m",
         dataset="shop",
@@ -116,9 +114,7 @@ def test_a_model_reads_its_window_and_never_more_than_the_protocols_history(wind
 def test_a_bundle_holds_the_settings_in_force(type_, tmp_path) -> None:
     small = {"dim": 8, "layers": 1} if type_ == "sasrec" else {}
     cold_users = {"novelty": 0.5, "smoothing": 7.0}
-    bundle = train(
-        tmp_path, type_, training_data(), small, train={**FAST, "patience": 3}, cold_users=cold_users
-    )
+    bundle = train(tmp_path, type_, training_data(), small, train={**FAST, "patience": 3}, cold_users=cold_users)
     assert (bundle.model.cold_users.config.novelty, bundle.model.cold_users.config.smoothing) == (0.5, 7)
     found = bundle.training["settings"]
     assert found["type"] == type_
@@ -133,9 +129,7 @@ def test_a_bundle_holds_the_settings_in_force(type_, tmp_path) -> None:
 
 def test_titles_and_training_events_stand_in_the_order_of_the_vocabulary(tmp_path) -> None:
     data = training_data()
-    config = RunConfig(
-        name="m", dataset="shop", type="popular", settings={}, train={}, side={}, cold_users={}
-    )
+    config = RunConfig(name="m", dataset="shop", type="popular", settings={}, train={}, side={}, cold_users={})
     ids = data.vocabulary.ids.tolist()[::-1]
     items = pl.DataFrame({"item_id": ids[:-1], "title": [f"title of {item}" for item in ids[:-1]]})
     bundle = train_model(config, data, DataPaths(tmp_path, tmp_path, "shop"), items=items)

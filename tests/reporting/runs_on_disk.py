@@ -43,9 +43,7 @@ def lists_of(model, seed, probabilities=True):
     """Lists with the target at its rank, filled up with popular items."""
     ranks = ranks_of(model, seed)
     rows = []
-    for user, (target, rank) in enumerate(
-        zip(*(ranks[name].to_pylist() for name in ("target", "rank")), strict=True)
-    ):
+    for user, (target, rank) in enumerate(zip(*(ranks[name].to_pylist() for name in ("target", "rank")), strict=True)):
         others = [item for item in np.roll(IDS, -(user % 5)) if item != target][: PLACES - (rank <= PLACES)]
         items = [*others[: rank - 1], target, *others[rank - 1 :]] if rank <= PLACES else others
         rows += [(f"u{user}", place, item, 0.3 / place) for place, item in enumerate(items, 1)]
@@ -63,9 +61,7 @@ def finished_runs(make_run, models=MODELS, seeds=(42,), **options):
             test = metrics_from_ranks(table, cutoffs=(1, 5, 10, 20))
             runs.append(make_run(model, seed, **options) | {"test": test})
             ranks[name] = lambda table=table: table
-            lists[name] = lambda model=model, seed=seed: lists_of(
-                model, seed, probabilities=model == "sasrec"
-            )
+            lists[name] = lambda model=model, seed=seed: lists_of(model, seed, probabilities=model == "sasrec")
     return runs, RunOutputs(ranks, lists)
 
 
@@ -101,9 +97,7 @@ def write_runs(folder, make_run, models=MODELS, **options):
     runs, outputs = finished_runs(make_run, models, **options)
     for metrics in runs:
         run = f"{metrics['model']}/seed_{metrics['seed']}"
-        write_json(
-            folder / "08_reporting" / "shop" / run / "metrics.json" / VERSION / "metrics.json", metrics
-        )
+        write_json(folder / "08_reporting" / "shop" / run / "metrics.json" / VERSION / "metrics.json", metrics)
         output = folder / "07_model_output" / "shop" / run
         write_table(output / "ranks.parquet", outputs.ranks[run]())
         lists = outputs.recommendations[run]()

@@ -34,9 +34,7 @@ def folder(tmp_path):
 def measure(folder, models="all"):
     items = pa.table({"item_id": VOCABULARY.ids.tolist(), "title": [f"title {n}" for n in range(ITEMS)]})
     config = CONFIG.model_copy(update={"models": models})
-    return geometry_of_runs(
-        store(folder), VOCABULARY, DATA, items, SPLIT, config=config, metric="ndcg@10", seed=1
-    )
+    return geometry_of_runs(store(folder), VOCABULARY, DATA, items, SPLIT, config=config, metric="ndcg@10", seed=1)
 
 
 def test_the_best_model_comes_first_and_models_can_be_selected(folder) -> None:

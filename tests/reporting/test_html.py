@@ -195,9 +195,7 @@ def test_sizes_before_and_after_the_steps(steps):
 def test_an_empty_page_says_what_is_missing(expected):
     text = render_page({"name": "x"}, [])
     assert expected in Page(text).words
-    assert not {"geometry", "semantic-ids", "studies"} & {
-        attributes.get("id") for _, attributes in Page(text).tags
-    }
+    assert not {"geometry", "semantic-ids", "studies"} & {attributes.get("id") for _, attributes in Page(text).tags}
 
 
 def test_unusable_runs_are_named_and_the_others_shown(users, make_run):

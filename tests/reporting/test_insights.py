@@ -105,9 +105,7 @@ def test_tie_sensitivity_counts_only_for_the_same_protocol_metric_and_evaluation
 def test_one_user_and_empty_lists(make_run):
     runs, outputs = finished_runs(make_run, models=("sasrec", "popular"))
     ranks = {name: load().slice(0, 1) for name, load in outputs.ranks.items()}
-    runs = [
-        run | {"test": metrics_from_ranks(ranks[f"{run['model']}/seed_42"], cutoffs=(10, 20))} for run in runs
-    ]
+    runs = [run | {"test": metrics_from_ranks(ranks[f"{run['model']}/seed_42"], cutoffs=(10, 20))} for run in runs]
     outputs = RunOutputs(
         {name: lambda table=table: table for name, table in ranks.items()},
         {name: lambda load=load: load().slice(0, 0) for name, load in outputs.recommendations.items()},

@@ -112,9 +112,7 @@ def test_text_fits_the_terminal(runs, make_run):
 
 
 def test_markdown_has_the_same_cells_in_every_line(make_run):
-    table = to_markdown(
-        leaderboard([make_run("a|b", 42, quality=0.5), make_run("popular", 42)])
-    ).splitlines()[2:]
+    table = to_markdown(leaderboard([make_run("a|b", 42, quality=0.5), make_run("popular", 42)])).splitlines()[2:]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert "a\\|b" in table[2]
 

@@ -65,9 +65,7 @@ class Report:
 
     def __init__(self, runs, *, models=("sasrec",), steps=STEPS, config=REPORT):
         rows = [[1 + (user + event) % len(IDS) for event in range(4)] for user in range(USERS)]
-        histories = replace(
-            sequences(rows), users=np.array([f"u{user}" for user in range(USERS)], dtype=object)
-        )
+        histories = replace(sequences(rows), users=np.array([f"u{user}" for user in range(USERS)], dtype=object))
         fold = Fold(histories, histories)
         vocabulary, split = Vocabulary(IDS), json.loads(json.dumps(to_json_fields(SPLIT)))
         items = pa.table({"item_id": IDS.tolist(), "title": [f"title of {item}" for item in IDS]})
@@ -110,9 +108,7 @@ def test_a_report_of_finished_runs(folder):
 
 def test_reports_import_neither_kedro_nor_mlflow():
     code = "import sys, recpipe.reporting.report, recpipe.semantic_ids.build, recpipe.reporting.geometry\n"
-    code += (
-        "print([name for name in ('kedro', 'kedro_datasets', 'mlflow', 'omegaconf') if name in sys.modules])"
-    )
+    code += "print([name for name in ('kedro', 'kedro_datasets', 'mlflow', 'omegaconf') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -156,9 +152,7 @@ def test_damaged_files_have_messages_and_the_rest_is_shown(folder):
     reporting, lists = (folder / layer / "shop" for layer in ("08_reporting", "07_model_output"))
     metrics_file(folder, "popular/seed_42").write_text('{"dataset": ')
     (lists / "popular_recent/seed_42/ranks.parquet").write_bytes(b"PAR1 no more")
-    (lists / "item_knn/seed_42/recommendations.parquet" / VERSION / "recommendations.parquet").write_bytes(
-        b""
-    )
+    (lists / "item_knn/seed_42/recommendations.parquet" / VERSION / "recommendations.parquet").write_bytes(b"")
     write_json(reporting / "sasrec/seed_42/tie_sensitivity.json", [1, 2])
     (reporting / "sasrec/seed_42/curves.parquet").write_bytes(b"")
     (reporting / "sasrec/seed_42/context.json").write_text("{")

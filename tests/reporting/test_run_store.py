@@ -17,9 +17,7 @@ CURVE = pa.table({"epoch": [1], "step": [10], "seconds": [0.5], "loss": [2.0]})
 
 
 def versioned(folder, run, version, value):
-    return write_json(
-        folder / "08_reporting" / "shop" / run / "metrics.json" / version / "metrics.json", value
-    )
+    return write_json(folder / "08_reporting" / "shop" / run / "metrics.json" / version / "metrics.json", value)
 
 
 def embeddings(n=3):

@@ -25,9 +25,7 @@ def catalogue(n: int, *, absent: tuple[int, ...] = (), space: str = "a" * 64, wi
     present = ~np.isin(np.arange(n), absent)
     x[~present] = 0
     keys = np.array([f"key {i}" if there else "" for i, there in enumerate(present)], object)
-    return Embeddings(
-        np.array([f"i{i}" for i in range(n)], object), x, present, keys, space, {"modality": "text"}
-    )
+    return Embeddings(np.array([f"i{i}" for i in range(n)], object), x, present, keys, space, {"modality": "text"})
 
 
 def fitted(embeddings: Embeddings, **changed) -> quantizers.Quantizer:
@@ -189,9 +187,7 @@ def test_ids_given_otherwise_cannot_be_extended(quantizer, how, what):
 def test_a_quantizer_is_reused_for_the_same_settings_seed_and_space_only(quantizer):
     here, other = catalogue(1000), catalogue(10, space="b" * 64)
     assert reuse_obstacle(quantizer, here, TYPE, SETTINGS, seed=3) is None
-    assert (
-        reuse_obstacle(quantizer, catalogue(1200), TYPE, SETTINGS, seed=3) is None
-    )  # new items do not matter
+    assert reuse_obstacle(quantizer, catalogue(1200), TYPE, SETTINGS, seed=3) is None  # new items do not matter
     changed = reuse_obstacle(quantizer, here, TYPE, {**SETTINGS, "codes": [16, 16, 16]}, seed=3)
     assert changed == "other settings: codes is [16, 16, 16], was 16"
     assert reuse_obstacle(quantizer, here, TYPE, SETTINGS, seed=4) == "seed is 4, was 3"

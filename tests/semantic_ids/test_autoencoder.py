@@ -158,9 +158,7 @@ def slowly(distances: np.ndarray, epsilon: float, rounds: int) -> np.ndarray:
 
 def test_sinkhorn_against_loops():
     distances = torch.rand(12, 4, generator=rng(), dtype=torch.float64)
-    np.testing.assert_allclose(
-        sinkhorn(distances, epsilon=0.2, rounds=7), slowly(distances.numpy(), 0.2, 7), rtol=1e-9
-    )
+    np.testing.assert_allclose(sinkhorn(distances, epsilon=0.2, rounds=7), slowly(distances.numpy(), 0.2, 7), rtol=1e-9)
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.3])
@@ -188,9 +186,7 @@ def in_float64(seed: int = 0) -> tuple[QuantizedAutoencoder, torch.Tensor]:
     torch.manual_seed(seed)
     network = Autoencoder(7, 5, (9,)).double()
     books = [torch.randn(4, 5, dtype=torch.float64) * 0.3 for _ in range(3)]
-    return QuantizedAutoencoder(network, LearnedCodebooks(books, torch.ones(3, 5))), torch.randn(
-        11, 7
-    ).double()
+    return QuantizedAutoencoder(network, LearnedCodebooks(books, torch.ones(3, 5))), torch.randn(11, 7).double()
 
 
 @pytest.mark.parametrize("pushed", [False, True], ids=["nearest", "some are given codes"])

@@ -102,9 +102,7 @@ def test_categories_stand_beside_their_ids_in_whatever_order_items_are(embedding
     ids = build.assign_ids(embeddings, quantizer, EarlierResults(), CONFIG)
     items, category = items_of(embeddings), Category(column="kinds")
     found = build.categories_of(ids, items, category)
-    assert found == [
-        None if item == "i299" else f"kind {int(item[1:]) % 3}" for item in ids.item_ids.tolist()
-    ]
+    assert found == [None if item == "i299" else f"kind {int(item[1:]) % 3}" for item in ids.item_ids.tolist()]
     assert build.column_of(ids, items, "title").to_pylist()[:2] == ["title of i1", "title of i2"]
     quality = build.measure_ids(embeddings, quantizer, ids, items, CONFIG, category=category)
     assert quality["purity"]["items"] == 239
@@ -117,9 +115,7 @@ def test_the_gate_says_what_failed_and_where_the_figures_are(embeddings) -> None
     quantizer = build.fit_quantizer(embeddings, EarlierResults(), config)
     ids = build.assign_ids(embeddings, quantizer, EarlierResults(), config)
     quality = build.measure_ids(embeddings, quantizer, ids, items_of(embeddings), config)
-    with pytest.raises(
-        QualityGateError, match=r"the text ids did not pass.*\n  sharing is .*\n.*08_reporting/shop"
-    ):
+    with pytest.raises(QualityGateError, match=r"the text ids did not pass.*\n  sharing is .*\n.*08_reporting/shop"):
         build.check_ids(quality, "shop")
     with pytest.raises(ConfigError, match="sharin"):
         build.measure_ids(embeddings, quantizer, ids, items_of(embeddings), changed(gate={"sharin": 0.5}))
@@ -170,9 +166,7 @@ def test_damaged_earlier_files_stop_the_run_unless_all_is_made_anew(folder, embe
 
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path) -> None:
-    earlier = EarlierResults(
-        tmp_path / "none", False, "lender", tmp_path / "no", {"e": tmp_path / "e.parquet"}
-    )
+    earlier = EarlierResults(tmp_path / "none", False, "lender", tmp_path / "no", {"e": tmp_path / "e.parquet"})
     assert (earlier.quantizer, earlier.ids, earlier.source_quantizer) == (None, None, None)
     with pytest.raises(ValueError, match=r"e has no e.parquet; run `kedro run --pipelines=ingest,embed"):
         _ = earlier.joint_embeddings
@@ -199,9 +193,7 @@ def test_a_quantizer_of_two_data_sets_is_that_of_all_their_vectors(tmp_path) -> 
     with pytest.raises(ValueError, match="quantizer_with=f: its vectors are not of one encoder with these"):
         build.fit_quantizer(own, EarlierResults(joint_paths=foreign), CONFIG)
     with pytest.raises(ValueError, match="set one of them"):
-        build.fit_quantizer(
-            own, EarlierResults(source_dataset="d", source_folder=together, joint_paths=others), CONFIG
-        )
+        build.fit_quantizer(own, EarlierResults(source_dataset="d", source_folder=together, joint_paths=others), CONFIG)
 
 
 def test_a_source_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder(tmp_path) -> None:

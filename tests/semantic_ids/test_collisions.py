@@ -217,9 +217,7 @@ def test_ids_that_cannot_hold_the_items_are_refused_with_numbers():
     with pytest.raises(ValueError, match=r"7 items do not fit into 6 ids \(2x3\)"):
         resolve("reallocate", toy.codes, toy.sizes, toy.distances)
     toy.codes[:] = 1
-    with pytest.raises(
-        ValueError, match=r"7 items share the codes \(1, 1\), but the extra digit has 5 values"
-    ):
+    with pytest.raises(ValueError, match=r"7 items share the codes \(1, 1\), but the extra digit has 5 values"):
         resolve("extra_digit", toy.codes, toy.sizes, toy.distances, extra_codes=5)
 
 

@@ -105,9 +105,7 @@ def test_level_distances_are_those_of_a_plain_loop(type_, standardise):
 
 
 @pytest.mark.parametrize("type_", TYPES)
-@pytest.mark.parametrize(
-    ("width", "levels", "codes"), [(7, 3, 16), (10, 4, [12, 7, 16, 3]), (24, 5, 30), (3, 3, 8)]
-)
+@pytest.mark.parametrize(("width", "levels", "codes"), [(7, 3, 16), (10, 4, [12, 7, 16, 3]), (24, 5, 30), (3, 3, 8)])
 def test_any_width_and_any_number_of_codes(type_, width, levels, codes):
     x = vectors(300, width)
     ours = fitted(type_, x, levels=levels, codes=codes)
@@ -131,9 +129,7 @@ def test_the_rotation_is_orthonormal_and_loses_less_than_none():
     pq, opq = (fitted(type_, x, levels=3, iterations=10) for type_ in ("pq", "opq"))
     assert torch.allclose(opq.rotation @ opq.rotation.T, torch.eye(12), atol=1e-4)
     z = (x - pq.mean.numpy()) / pq.scale.numpy()
-    loss = {
-        q.type: lost(z, (q.decode(q.encode(x)) - pq.mean.numpy()) / pq.scale.numpy()).sum() for q in (pq, opq)
-    }
+    loss = {q.type: lost(z, (q.decode(q.encode(x)) - pq.mean.numpy()) / pq.scale.numpy()).sum() for q in (pq, opq)}
     assert loss["opq"] < 0.95 * loss["pq"]
 
 
@@ -209,9 +205,7 @@ def test_many_equal_vectors_are_no_trouble(type_):
     assert (ours.encode(x).reshape(20, 20, 3) == ours.encode(x[::20])[:, None]).all()
 
 
-@pytest.mark.parametrize(
-    ("type_", "name"), [("pq", "iterations"), ("opq", "rotations"), ("residual_kmeans", "beam")]
-)
+@pytest.mark.parametrize(("type_", "name"), [("pq", "iterations"), ("opq", "rotations"), ("residual_kmeans", "beam")])
 def test_settings_that_make_no_sense_are_refused(type_, name):
     for value in (0, 1.5, True, None):
         with pytest.raises(ValueError, match=f"{name} is {value!r}; a whole number of at least 1"):

@@ -56,9 +56,7 @@ def test_a_file_that_is_no_semantic_ids_is_refused(tmp_path, damage):
         path.write_bytes(path.read_bytes()[:-30])
     if damage == "foreign":
         pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
-    with pytest.raises(
-        ValueError, match=r"is not a file of semantic ids .* run `kedro run --pipelines=semantic_ids`"
-    ):
+    with pytest.raises(ValueError, match=r"is not a file of semantic ids .* run `kedro run --pipelines=semantic_ids`"):
         SemanticIds.read(path)
 
 
@@ -68,9 +66,7 @@ def test_codes_out_of_range_in_a_file_are_refused_with_its_path_and_what_to_run(
     table = pq.read_table(path)
     codes = pa.array(bad_code(2, 1, 8).tolist(), table["codes"].type)
     pq.write_table(table.set_column(table.column_names.index("codes"), "codes", codes), path)
-    with pytest.raises(
-        ValueError, match=r"ids.parquet is not a file .*'item 2 ü' has 8 at level 2.*run `kedro run"
-    ):
+    with pytest.raises(ValueError, match=r"ids.parquet is not a file .*'item 2 ü' has 8 at level 2.*run `kedro run"):
         SemanticIds.read(path)
 
 

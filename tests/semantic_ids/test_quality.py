@@ -345,9 +345,7 @@ def test_measured_is_json_and_the_same_for_a_seed():
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_smallest_catalogues_are_measured(n):
-    ids = Ids(
-        np.arange(n)[:, None].astype(np.int32), (4,), np.eye(4, dtype=np.float32)[:n], np.eye(4)[:n], None
-    )
+    ids = Ids(np.arange(n)[:, None].astype(np.int32), (4,), np.eye(4, dtype=np.float32)[:n], np.eye(4)[:n], None)
     judged = ids.judged()
     json.dumps(judged, allow_nan=False)
     assert judged["neighbours"] is None or judged["neighbours"]["k"] == n - 1
@@ -380,9 +378,7 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_no_ids_and_sizes_that_do_not_fit_are_refused():
     none = np.zeros((0, 3), np.int32)
     with pytest.raises(ValueError, match="no semantic ids"):
-        measure_quality(
-            none, none, (4, 4, 4), vectors_ND=np.zeros((0, 2)), reconstructed_ND=np.zeros((0, 2)), seed=0
-        )
+        measure_quality(none, none, (4, 4, 4), vectors_ND=np.zeros((0, 2)), reconstructed_ND=np.zeros((0, 2)), seed=0)
     given = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0}
     with pytest.raises(ValueError, match="2 sizes"):
         measure_quality(SHOP.codes, SHOP.codes, (64, 64), **given)
@@ -399,9 +395,7 @@ def test_a_small_catalogue_passes_with_the_default_codes(items, kind):
     codes = quantizer.encode(x)
     given = {"vectors_ND": x, "reconstructed_ND": quantizer.decode(codes), "seed": 1}
     assert quantizer.sizes == (items // 4,) * 3
-    assert (
-        failed(apply_gate(measure_quality(codes, codes, quantizer.sizes, **given), gate_of_conf())) == set()
-    )
+    assert failed(apply_gate(measure_quality(codes, codes, quantizer.sizes, **given), gate_of_conf())) == set()
 
 
 def clustered(items: int) -> np.ndarray:
@@ -429,9 +423,7 @@ def test_leaf_categories_of_paths_sets_and_plain_values():
         leaf_categories(pa.chunked_array([genres.to_pylist()]), "middle")
 
 
-@pytest.mark.skipif(
-    not BEAUTY.exists(), reason="needs ../shared/data/amazon-beauty, which may not be redistributed"
-)
+@pytest.mark.skipif(not BEAUTY.exists(), reason="needs ../shared/data/amazon-beauty, which may not be redistributed")
 def test_letters_published_ids_have_their_published_purity():
     """12,101 items, 12,088 distinct ids; leaf category by first code .31, shuffled .08."""
     items = pq.read_table(BEAUTY)

@@ -48,9 +48,7 @@ def fitted(request: pytest.FixtureRequest) -> Quantizer:
 
 
 def test_types_are_named_with_the_nearest_spelling():
-    with pytest.raises(
-        ValueError, match=r"unknown quantizer type 'rq_vae' \(did you mean 'rqvae'\?\).*opq, pq, pqvae"
-    ):
+    with pytest.raises(ValueError, match=r"unknown quantizer type 'rq_vae' \(did you mean 'rqvae'\?\).*opq, pq, pqvae"):
         build_quantizer("rq_vae", {})
     assert quantizer_types() == sorted(quantizer_types())
     assert all(issubclass(quantizer_class(name), Quantizer) for name in quantizer_types())
@@ -266,7 +264,5 @@ def test_the_curve_is_told_as_it_grows():
     quantizer = build_quantizer("rqvae", SMALL)
     quantizer.fit(clusters(), seed=0, on_epoch=told.append)
     assert told == quantizer.history and len(told) > 3
-    assert {"epoch", "step", "seconds", "loss", "reconstruction", "valid_reconstruction", "usage_1"} <= set(
-        told[-1]
-    )
+    assert {"epoch", "step", "seconds", "loss", "reconstruction", "valid_reconstruction", "usage_1"} <= set(told[-1])
     json.dumps(told, allow_nan=False)

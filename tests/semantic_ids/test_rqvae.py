@@ -56,9 +56,7 @@ def test_codes_and_reconstruction_follow_from_the_saved_tensors(fitted: RQVAE):
     x = clusters(seed=1)
     codes, decoded = through_the_network(fitted, x)
     assert (fitted.encode(x) == codes).all()
-    np.testing.assert_allclose(
-        (fitted.decode(fitted.encode(x)) - decoded) / fitted.scale.numpy(), 0, atol=1e-4
-    )
+    np.testing.assert_allclose((fitted.decode(fitted.encode(x)) - decoded) / fitted.scale.numpy(), 0, atol=1e-4)
 
 
 def test_the_nearest_code_of_level_distances_is_the_code(fitted: RQVAE):
@@ -177,9 +175,7 @@ def test_every_level_takes_the_nearest_code_of_its_slice(fitted_pqvae: PQVAE):
     x = torch.from_numpy(scaled_noise())
     z = fitted_pqvae.model.latent((x - fitted_pqvae.mean) / fitted_pqvae.scale).double()
     codes = fitted_pqvae.encode(scaled_noise())
-    for level, (book, mask) in enumerate(
-        zip(fitted_pqvae.model.codebooks.books, fitted_pqvae._masks(), strict=True)
-    ):
+    for level, (book, mask) in enumerate(zip(fitted_pqvae.model.codebooks.books, fitted_pqvae._masks(), strict=True)):
         own = mask == 1
         expected = torch.cdist(z[:, own], book[:, own].double())
         assert (expected.argmin(1).numpy() == codes[:, level]).all()

@@ -86,7 +86,5 @@ def test_masks_of_another_shape_or_type_are_refused(tree):
 
 def test_any_child_finds_live_edges_of_every_row(tree):
     live = torch.rand(5, len(tree.children[1]), generator=torch.Generator().manual_seed(2)) < 0.2
-    expected = torch.stack(
-        [live[:, tree.parents[1] == node].any(1) for node in range(len(tree.children[0]))], 1
-    )
+    expected = torch.stack([live[:, tree.parents[1] == node].any(1) for node in range(len(tree.children[0]))], 1)
     assert torch.equal(any_child(tree.offsets[1], live), expected)

@@ -68,9 +68,7 @@ def test_semantic_ids_are_put_in_the_order_of_the_vocabulary():
     items = np.array([f"i{number}" for number in range(9)], object)
     ids = SemanticIds(items, codes, codes, np.zeros(9, bool), (4, 4, 4), {"quantizer": "q"})
     tree = PrefixTree.build(codes, (4, 4, 4), source=ids.hash)
-    (catalogue,) = build_catalogue_ids(
-        ("image",), {"image": (ids, tree)}, Vocabulary(items[[3, 5, 8]])
-    ).values()
+    (catalogue,) = build_catalogue_ids(("image",), {"image": (ids, tree)}, Vocabulary(items[[3, 5, 8]])).values()
     assert (catalogue.codes[1:] == codes[[3, 5, 8]]).all()
 
 

@@ -132,9 +132,7 @@ def test_log_q_takes_the_log_of_the_expected_count_from_every_negative(shared):
 @pytest.mark.parametrize("shared", [True, False])
 def test_sampled_softmax_of_all_items_is_the_full_softmax(shared):
     hidden, table, targets = batch()
-    loss = make_loss(
-        {"name": "sampled_softmax", "negatives": {"uniform": ITEMS}, "log_q": True, "shared": shared}
-    )
+    loss = make_loss({"name": "sampled_softmax", "negatives": {"uniform": ITEMS}, "log_q": True, "shared": shared})
     theirs = F.cross_entropy(hidden @ table[1:].T, targets - 1)
     same(loss(hidden, table, targets), theirs, hidden, table)
 
@@ -309,9 +307,7 @@ def test_amince_favours_the_tail_and_its_views_differ():
     assert one != other
     loss.eval()
     loss.candidates = 1000
-    assert loss(hidden, table, targets).item() == pytest.approx(
-        loss(hidden, table, targets).item(), rel=1e-12
-    )
+    assert loss(hidden, table, targets).item() == pytest.approx(loss(hidden, table, targets).item(), rel=1e-12)
 
 
 def test_the_second_stage_is_over_the_tail_and_as_many_others():

@@ -114,8 +114,6 @@ def test_missing_files_and_bad_settings_are_refused_by_name(project_folder, tmp_
 
 def test_kedro_and_its_libraries_are_not_imported():
     blocked = ("kedro", "polars", "mlflow", "omegaconf", "pydantic", "duckdb", "ibis")
-    program = (
-        f"import sys\nfor name in {blocked}: sys.modules[name] = None\nimport recpipe.training.standalone"
-    )
+    program = f"import sys\nfor name in {blocked}: sys.modules[name] = None\nimport recpipe.training.standalone"
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

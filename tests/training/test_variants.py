@@ -64,9 +64,7 @@ def test_only_parts_that_a_model_has_are_removed():
 
 
 def test_a_model_without_the_setting_is_refused_by_name():
-    with pytest.raises(
-        ValueError, match=r"models of type svd have no setting train.window; there are .*factors"
-    ):
+    with pytest.raises(ValueError, match=r"models of type svd have no setting train.window; there are .*factors"):
         variants(Study("train.window", "8"), of_type("svd"))
     with pytest.raises(ValueError, match="no setting widht"):
         variants(Study("widht", "8"), SASREC)

@@ -125,8 +125,7 @@ class FastDecoder:
             projected = project(y_RD).view(-1, self.shape.dim)  # (R * 2 * H, D)
             for part, (keys, values) in zip(parts, rows, strict=True):
                 k, v = (
-                    projected.index_select(0, chosen).view(part.users, -1, self.shape.dim)
-                    for chosen in (keys, values)
+                    projected.index_select(0, chosen).view(part.users, -1, self.shape.dim) for chosen in (keys, values)
                 )
                 part.layers.append((k, v))
         return FastMemory(parts)
@@ -156,9 +155,7 @@ class FastDecoder:
         return bias.expand(B, H, S).reshape(B, 1, H * S)
 
     @torch.no_grad()
-    def step(
-        self, x_BKD: Tensor, memory: FastMemory, cache: RowCache, parents_BK: Tensor | None = None
-    ) -> Tensor:
+    def step(self, x_BKD: Tensor, memory: FastMemory, cache: RowCache, parents_BK: Tensor | None = None) -> Tensor:
         """(B, K, D) as from ``Decoder.step``."""
         B, K, D = x_BKD.shape
         past = self._past(cache.advance(B, K, parents_BK))
@@ -206,9 +203,7 @@ class FastDecoder:
 
     def _cross_attend_part(self, x: Tensor, queries: Tensor, part: MemoryPart, layer: int) -> Tensor:
         keys, values = part.layers[layer]
-        scores = (
-            torch.bmm(queries, keys.mT) if part.bias is None else torch.baddbmm(part.bias, queries, keys.mT)
-        )
+        scores = torch.bmm(queries, keys.mT) if part.bias is None else torch.baddbmm(part.bias, queries, keys.mT)
         weights = scores.unflatten(-1, (self.shape.heads, -1)).softmax(-1).flatten(2)
         return torch.baddbmm(x, weights, values)
 

@@ -99,12 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m recpipe.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "command", choices=("show", "diff"), help="show values, or how the models of --params differ"
-    )
-    parser.add_argument(
-        "keys", nargs="*", help="only these keys or blocks, such as protocol or models.tiger.train"
-    )
+    parser.add_argument("command", choices=("show", "diff"), help="show values, or how the models of --params differ")
+    parser.add_argument("keys", nargs="*", help="only these keys or blocks, such as protocol or models.tiger.train")
     parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="as in `kedro run`")
     parser.add_argument("--env", default=None, help="environment over base; by default local")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder with base/")

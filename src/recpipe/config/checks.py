@@ -43,9 +43,7 @@ def check_known(name: object, choices: Iterable[object], *, what: str, hint: str
     """Raise ConfigError with the nearest spelling and the choices, unless ``choices`` contains ``name``."""
     names = [str(choice) for choice in choices]
     if str(name) not in names:
-        message = (
-            f"unknown {what} {str(name)!r}{nearest(name, names)}; choose {', '.join(names) or 'nothing'}"
-        )
+        message = f"unknown {what} {str(name)!r}{nearest(name, names)}; choose {', '.join(names) or 'nothing'}"
         raise ConfigError(f"{message}{hint}", str(name))
 
 
@@ -88,9 +86,7 @@ def check_arguments(
 def _parameters(function: Callable[..., object]) -> list[str]:
     """Return names of parameters; of a class also those that its parents take as ``**options``."""
     names: dict[str, None] = {}
-    constructors = (
-        [vars(cls).get("__init__") for cls in function.__mro__] if isinstance(function, type) else []
-    )
+    constructors = [vars(cls).get("__init__") for cls in function.__mro__] if isinstance(function, type) else []
     for callable_ in filter(None, constructors or [function]):
         parameters = inspect.signature(callable_).parameters.values()
         variadic = [parameter.kind for parameter in parameters if parameter.kind.name.startswith("VAR_")]
@@ -113,9 +109,7 @@ def build_config(cls: type[T], values: object, *, where: str, file_hint: FileHin
     """
     fields = field_names(cls)
     if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{where}{file_hint(where)} must be a block with {', '.join(fields)}, not {values!r}"
-        )
+        raise ConfigError(f"{where}{file_hint(where)} must be a block with {', '.join(fields)}, not {values!r}")
     for key in values:
         if key not in fields:
             path = f"{where}.{key}"

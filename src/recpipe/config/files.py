@@ -194,13 +194,9 @@ def _read_environment(conf: Path, env: str) -> Tree:
         tree = to_tree(_read(file, name), name)
         for key, leaf in leaves(tree):
             if isinstance(leaf.value, str) and "${" in leaf.value:
-                raise ConfigError(
-                    f"{leaf.origin} is {leaf.value!r}; parameters have no interpolation, the catalog has"
-                )
+                raise ConfigError(f"{leaf.origin} is {leaf.value!r}; parameters have no interpolation, the catalog has")
             if key in origins:
-                raise ConfigError(
-                    f"{key} stands in two files, {origins[key].file} and {name}; keep one of them"
-                )
+                raise ConfigError(f"{key} stands in two files, {origins[key].file} and {name}; keep one of them")
             origins[key] = leaf
         environment = merge(environment, tree)
     return environment

@@ -128,9 +128,7 @@ def _check_models(configuration: Configuration, models: Mapping[str, Any]) -> No
                     _check_block(name, settings, f"{path}.{key}.", block(configuration.files, key))
                     path = f"{path}.{key}.{name}"
                 if "type" in settings:
-                    raise ConfigError(
-                        f"{path}.type (command line): overrides may change settings, not the type"
-                    )
+                    raise ConfigError(f"{path}.type (command line): overrides may change settings, not the type")
                 _check(settings, tree, f"{path}.", configuration.extra_settings, model=model)
 
 
@@ -181,9 +179,7 @@ def _check(
 
 def _check_kind(path: str, value: object, current: object) -> None:
     if not same_kind(value, current):
-        raise ConfigError(
-            f"{path} (command line) cannot be {value!r}: conf has {current!r}, give that kind of value"
-        )
+        raise ConfigError(f"{path} (command line) cannot be {value!r}: conf has {current!r}, give that kind of value")
 
 
 def same_kind(value: object, current: object) -> bool:

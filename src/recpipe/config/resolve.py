@@ -154,9 +154,7 @@ class Configuration:
         """Name of the data set."""
         leaf = self._command_line.get("dataset", self.files.get("dataset"))
         if not isinstance(leaf, Leaf):
-            raise ConfigError(
-                "dataset is not set: give --params dataset=..., or set it in conf/base/globals.yml"
-            )
+            raise ConfigError("dataset is not set: give --params dataset=..., or set it in conf/base/globals.yml")
         return str(leaf.value)
 
     @property
@@ -179,9 +177,7 @@ class Configuration:
         leaf = self._model_tree(model).get("type")
         if isinstance(leaf, Leaf) and leaf.value is not None:
             return str(leaf.value)
-        raise ConfigError(
-            f"models.{model} has no type: add `type: <file in recpipe/models>`, or `extends: <model>`"
-        )
+        raise ConfigError(f"models.{model} has no type: add `type: <file in recpipe/models>`, or `extends: <model>`")
 
     def tree(self, model: str) -> Tree:
         """Return all settings of a model on the data set with their origins; ``train`` and ``side`` are complete."""
@@ -228,9 +224,7 @@ class Configuration:
 
     @cached_property
     def _dataset_tree(self) -> Tree:
-        return merge(
-            *(block(source, "datasets", self.dataset) for source in (self.files, self._command_line))
-        )
+        return merge(*(block(source, "datasets", self.dataset) for source in (self.files, self._command_line)))
 
     @cached_property
     def _top(self) -> Tree:

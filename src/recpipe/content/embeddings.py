@@ -46,9 +46,7 @@ class Embeddings:
         shapes = {"present": self.present.shape, "keys": self.keys.shape, "vectors": self.vectors.shape[:1]}
         for name, shape in shapes.items():
             if shape != (len(self),):
-                raise ValueError(
-                    f"{name} has shape {shape} for {len(self)} items; there must be one row per item"
-                )
+                raise ValueError(f"{name} has shape {shape} for {len(self)} items; there must be one row per item")
         if self.vectors.ndim != 2 or self.vectors.dtype != np.float32:
             raise ValueError(
                 f"vectors are {self.vectors.dtype} {self.vectors.shape}; they must be float32 (items, width)"
@@ -99,9 +97,7 @@ class Embeddings:
         table = pq.read_table(path)
         metadata = json.loads((table.schema.metadata or {}).get(METADATA, b"null"))
         if metadata is None:
-            raise ValueError(
-                f"{path} holds no embeddings of recpipe; make them with `kedro run --pipelines=embed`"
-            )
+            raise ValueError(f"{path} holds no embeddings of recpipe; make them with `kedro run --pipelines=embed`")
         column = table["vector"].combine_chunks()
         present = column.is_valid().to_numpy(zero_copy_only=False)
         vectors = np.zeros((table.num_rows, metadata["width"]), np.float32)
@@ -150,9 +146,7 @@ class VectorFileConfig:
                 raise ValueError(f"{name} is {value!r}; it must be a name")
 
 
-def embed_from_file(
-    items: pa.Table, raw_folder: Path, config: VectorFileConfig, *, modality: str
-) -> Embeddings:
+def embed_from_file(items: pa.Table, raw_folder: Path, config: VectorFileConfig, *, modality: str) -> Embeddings:
     """Read the vectors of ``items`` from a file; items without a vector, or with zeros only, are not present.
 
     The content of the file is part of the space. Raises ValueError for a file that is absent, outside the folder or has
@@ -201,17 +195,15 @@ def _vectors_of_column(column: pa.Array, config: VectorFileConfig) -> NDArray[np
     lists = column.drop_null()
     widths = pc.list_value_length(lists).unique().to_pylist()
     if len(widths) > 1:
-        raise ValueError(
-            f"{where} holds vectors of {min(widths)} to {max(widths)} numbers; all must be as long"
-        )
+        raise ValueError(f"{where} holds vectors of {min(widths)} to {max(widths)} numbers; all must be as long")
     values = pc.list_flatten(lists)
     if values.null_count:
         raise ValueError(f"{where} has vectors in which numbers are missing; leave such items out")
     vectors_ND = np.zeros((len(column), widths[0] if widths else 0), np.float32)
     with np.errstate(over="ignore"):  # an overflow is reported below
-        vectors_ND[column.is_valid().to_numpy(zero_copy_only=False)] = values.to_numpy(
-            zero_copy_only=False
-        ).reshape(len(lists), -1)
+        vectors_ND[column.is_valid().to_numpy(zero_copy_only=False)] = values.to_numpy(zero_copy_only=False).reshape(
+            len(lists), -1
+        )
     if not np.isfinite(vectors_ND).all():
         raise ValueError(f"{where} has numbers that are not finite in float32; leave such items out")
     return vectors_ND

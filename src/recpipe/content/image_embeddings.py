@@ -112,9 +112,7 @@ def embed_images(
     return Embeddings(np.array(item_ids, dtype=object), vectors_ND, present, keys, space, about), quarantine
 
 
-def _hash_images(
-    references: Sequence[str | None], reader: ImageReader, max_bytes: int
-) -> NDArray[np.object_]:
+def _hash_images(references: Sequence[str | None], reader: ImageReader, max_bytes: int) -> NDArray[np.object_]:
     """Hash the bytes of each item's image (N,): a hex string, an UnusableImageError, or None without an image."""
 
     def read(reference: str) -> str | UnusableImageError | None:
@@ -146,9 +144,7 @@ class EncodingJob:
     def __post_init__(self) -> None:
         self.reasons: dict[str, str] = {}
 
-    def run(
-        self, rows: NDArray[np.int64], positions: Positions
-    ) -> Iterator[tuple[Positions, NDArray[np.float32]]]:
+    def run(self, rows: NDArray[np.int64], positions: Positions) -> Iterator[tuple[Positions, NDArray[np.float32]]]:
         """Yield positions (B,) and vectors (B, D) of the usable images among ``rows``."""
         batch: list[tuple[int, Inputs]] = []
         for row, position, inputs in zip(rows, positions, _map_threads(self._preprocess, rows), strict=True):

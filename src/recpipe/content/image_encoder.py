@@ -126,9 +126,7 @@ def model_type(folder: Path) -> str:
     config = read_json(folder / "config.json")
     name = config.get("model_type")
     if name not in CLASSES:
-        raise ValueError(
-            f"{folder} holds a model of type {name!r}; images are encoded by {', '.join(CLASSES)}"
-        )
+        raise ValueError(f"{folder} holds a model of type {name!r}; images are encoded by {', '.join(CLASSES)}")
     if config.get("vision_config", config).get("vision_use_head") is False:
         raise ValueError(f"{folder} holds a vision model without a pooling head: it has no vector per image")
     return name
@@ -154,8 +152,7 @@ class ImageEncoder:
     def encode(self, inputs: list[Inputs]) -> NDArray[np.float32]:
         """Return pooled vectors (B, D), not normalised."""
         batch = {
-            name: torch.from_numpy(np.stack([arrays[name] for arrays in inputs])).to(self._device)
-            for name in inputs[0]
+            name: torch.from_numpy(np.stack([arrays[name] for arrays in inputs])).to(self._device) for name in inputs[0]
         }
         pooled_BD = self._model(**batch).pooler_output
         return pooled_BD.float().cpu().numpy()

@@ -88,9 +88,7 @@ def image_references(items: pa.Table, config: ImageSourceConfig) -> list[str | N
     return pc.binary_join_element_wise(*parts, "").to_pylist()
 
 
-def image_reader(
-    config: ImageSourceConfig, raw_folder: Path, cache_folder: Path | None = None
-) -> ImageReader:
+def image_reader(config: ImageSourceConfig, raw_folder: Path, cache_folder: Path | None = None) -> ImageReader:
     """Return a thread-safe reader; images from the web are cached in ``cache_folder``.
 
     Raises ValueError if ``config.source`` does not exist or is neither a folder nor a zip archive.
@@ -126,9 +124,7 @@ def _folder_reader(folder: Path) -> ImageReader:
         except FileNotFoundError:
             raise
         except (OSError, RuntimeError) as error:  # RuntimeError: a cycle of links
-            raise UnusableImageError(
-                f"cannot be read: {getattr(error, 'strerror', None) or error}"
-            ) from error
+            raise UnusableImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
     return read
 
@@ -151,9 +147,7 @@ def _zip_reader(archive: Path) -> ImageReader:
     try:
         packed = zipfile.ZipFile(archive)  # stays open for as long as the reader lives
     except ZIP_ERRORS as error:
-        raise ValueError(
-            f"content.image: {archive} is not a whole zip file ({error}); fetch it again"
-        ) from error
+        raise ValueError(f"content.image: {archive} is not a whole zip file ({error}); fetch it again") from error
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         try:
@@ -225,21 +219,15 @@ def _template_parts(template: str) -> list[tuple[str, str | None]]:
     parts = list(string.Formatter().parse(template))
     for _, field, spec, conversion in parts:
         if field is not None and (not field.isidentifier() or spec or conversion):
-            raise ValueError(
-                f"content.image: name {template!r} may hold plain fields like {{item_id}}, not {field!r}"
-            )
+            raise ValueError(f"content.image: name {template!r} may hold plain fields like {{item_id}}, not {field!r}")
     if not any(field for _, field, _, _ in parts):
-        raise ValueError(
-            f"content.image: name {template!r} is the same for all items; write {{item_id}} in it"
-        )
+        raise ValueError(f"content.image: name {template!r} is the same for all items; write {{item_id}} in it")
     return [(text, field) for text, field, _, _ in parts]
 
 
 def _column(items: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in items.column_names:
-        raise ValueError(
-            f"content.image: there is no column {name!r}; there are {', '.join(items.column_names)}"
-        )
+        raise ValueError(f"content.image: there is no column {name!r}; there are {', '.join(items.column_names)}")
     return items[name]
 
 

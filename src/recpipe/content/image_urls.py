@@ -214,9 +214,7 @@ def _read_body(response: BaseHTTPResponse, max_bytes: int) -> bytes:
         raise FileNotFoundError(f"the server answers {response.status}")
     if response.status == 429 or response.status >= 500:
         wait = response.headers.get("Retry-After", "")
-        raise TransientError(
-            f"the server answers {response.status}", float(wait) if wait.isdecimal() else 0.0
-        )
+        raise TransientError(f"the server answers {response.status}", float(wait) if wait.isdecimal() else 0.0)
     if response.status != 200:
         raise UnusableImageError(f"the server answers {response.status}")
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()

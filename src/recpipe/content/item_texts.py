@@ -103,24 +103,18 @@ def _join(items: pa.Table, table: pa.Table, file: str, item_id: str, setting: st
     """Add the columns of ``table`` other than ``item_id``; of rows with the same id the first is used."""
     names = [name for name in table.column_names if name != item_id]
     if repeated := sorted(set(names) & set(items.column_names)):
-        raise ValueError(
-            f"items already have a column {repeated[0]!r}: leave it out of the columns of {setting}"
-        )
+        raise ValueError(f"items already have a column {repeated[0]!r}: leave it out of the columns of {setting}")
     item_ids, file_ids = _ids(items["item_id"]), _ids(table[item_id])
     count = pc.sum(pc.is_in(item_ids, value_set=file_ids)).as_py() or 0
     if len(items) and not count:
-        examples, expected = (
-            ", ".join(map(repr, ids[:3].to_pylist())) or "none" for ids in (file_ids, item_ids)
-        )
+        examples, expected = (", ".join(map(repr, ids[:3].to_pylist())) or "none" for ids in (file_ids, item_ids))
         raise ValueError(
             f"0 of {len(items):,} items found in {file}: its column {item_id!r} holds {examples}, while items are "
             f"{expected}; set `item_id` of {setting} to the column that holds the same ids"
         )
     log.info("%s of %s items found in %s", f"{count:,}", f"{len(items):,}", file)
     if duplicates := len(file_ids) - len(file_ids.unique()):
-        log.warning(
-            "%s rows of %s repeat an id of %s: the first of each counts", f"{duplicates:,}", file, item_id
-        )
+        log.warning("%s rows of %s repeat an id of %s: the first of each counts", f"{duplicates:,}", file, item_id)
     rows = pc.index_in(item_ids, value_set=file_ids)
     for name in names:
         items = items.append_column(name, table[name].take(rows))
@@ -149,9 +143,7 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
             return _read_json(path, columns)
         return _read_csv(path, columns, tabs=file_format == "tsv")
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"cannot read {path.name} as {file_format}: {error}; its text must be utf-8"
-        ) from error
+        raise ValueError(f"cannot read {path.name} as {file_format}: {error}; its text must be utf-8") from error
 
 
 def _format(path: PurePath) -> str:

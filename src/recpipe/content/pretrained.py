@@ -47,9 +47,7 @@ def choose_device(device: str) -> torch.device:
         raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:1, mps") from error
     is_available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if not is_available.get(choice.type, False):
-        raise ValueError(
-            f"device is {device!r}, which torch does not see on this machine: use `device: auto`"
-        )
+        raise ValueError(f"device is {device!r}, which torch does not see on this machine: use `device: auto`")
     return choice
 
 
@@ -75,9 +73,7 @@ def model_folder(source: str, *, revision: str | None = None, files: Sequence[st
     if local.is_dir():
         return _check_folder(local, source, files)
     if local.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
-        raise ValueError(
-            f"encoder source {source!r} is neither a folder that exists nor an owner/name on the hub"
-        )
+        raise ValueError(f"encoder source {source!r} is neither a folder that exists nor an owner/name on the hub")
     if revision is None and (packaged := _packaged_folder(source)) is not None:
         return _check_folder(packaged, source, files)
     return _hub_folder(source, revision, files)
@@ -98,9 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not whole JSON ({error}): put a whole copy of the model there"
-        ) from error
+        raise ValueError(f"{path} is not whole JSON ({error}): put a whole copy of the model there") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object: put a whole copy of the model there")
     return value
@@ -235,9 +229,7 @@ def _fingerprinted_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in (*folder.glob("*"), *folder.glob("[!.]*/*"))
-        if matches(path, FINGERPRINTED)
-        and not matches(path, (*NOT_FINGERPRINTED, *NOT_DOWNLOADED))
-        and path.is_file()
+        if matches(path, FINGERPRINTED) and not matches(path, (*NOT_FINGERPRINTED, *NOT_DOWNLOADED)) and path.is_file()
     )
 
 

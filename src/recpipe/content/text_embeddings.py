@@ -111,9 +111,7 @@ def embed_texts(
         log.info("%s of %s items have no text", f"{about['without_text']:,}", f"{about['items']:,}")
     if counts.get("cut"):
         log.info("%s texts are longer than %s tokens and were cut", f"{counts['cut']:,}", config.max_length)
-    return Embeddings(
-        np.array(item_ids, dtype=object), out, present, keys, text_space(encoder, template), about
-    )
+    return Embeddings(np.array(item_ids, dtype=object), out, present, keys, text_space(encoder, template), about)
 
 
 def resolve_config(config: TextEncoderConfig, folder: Path) -> TextEncoderConfig:
@@ -147,9 +145,7 @@ def _cached_vectors(
 
     def compute(positions: Positions) -> Iterator[tuple[Positions, NDArray[np.float32]]]:
         encoder = load_encoder(folder, config)
-        tokens = encoder.tokenise(
-            [config.prefix + texts[at] for at in positions], config.max_length or DEFAULT_LENGTH
-        )
+        tokens = encoder.tokenise([config.prefix + texts[at] for at in positions], config.max_length or DEFAULT_LENGTH)
         counts.add(keys[positions], np.stack([tokens.lengths, tokens.cut], axis=1).astype(np.float32))
         for at, vectors in encoder.encode(tokens, config.batch_tokens):
             yield positions[at], vectors
@@ -188,9 +184,7 @@ def load_encoder(folder: Path, config: TextEncoderConfig) -> TextEncoder:
     if pooling == "mean_dense" and not dense:
         raise ValueError(f"{folder} lacks 2_Dense, which pooling mean_dense applies: set `pooling: mean`")
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"{folder} has no tokenizer.json: save its tokenizer with transformers' save_pretrained"
-        )
+        raise ValueError(f"{folder} has no tokenizer.json: save its tokenizer with transformers' save_pretrained")
     device = torch.device(config.device)
     return TextEncoder(tokenizer, model, nn.Sequential(*dense), pooling, config.normalise, device)
 
@@ -292,9 +286,7 @@ def _load_dense(folder: Path) -> nn.Module:
         weights = load_file(folder / "model.safetensors")
         activation = str(config.get("activation_function", "")).rsplit(".", 1)[-1]
         layer = nn.Linear(config["in_features"], config["out_features"], bias="linear.bias" in weights)
-        layer.load_state_dict(
-            {name.removeprefix("linear."): tensor.float() for name, tensor in weights.items()}
-        )
+        layer.load_state_dict({name.removeprefix("linear."): tensor.float() for name, tensor in weights.items()})
     if activation not in ("Identity", "Tanh"):
         raise ValueError(f"{folder} ends in activation {activation!r}; allowed: Identity, Tanh")
     return nn.Sequential(layer, getattr(nn, activation)())
@@ -345,9 +337,7 @@ def _sentence_pooling(folder: Path) -> str:
     if "pooling_mode" in config:  # sentence-transformers 6
         modes, names = [str(config["pooling_mode"])], {"mean": "mean", "cls": "cls", "lasttoken": "last"}
     else:
-        modes = sorted(
-            name for name, value in config.items() if name.startswith("pooling_mode_") and value is True
-        )
+        modes = sorted(name for name, value in config.items() if name.startswith("pooling_mode_") and value is True)
         names = {
             "pooling_mode_mean_tokens": "mean",
             "pooling_mode_cls_token": "cls",

@@ -117,9 +117,7 @@ def embed_tfidf(
 def _fit(texts: list[str], config: TfidfConfig, seed: int) -> TfidfState:
     from sklearn.decomposition import TruncatedSVD
 
-    vectorizer = _vectorizer(
-        config, min_df=min(config.min_count, len(texts)), max_features=config.max_features
-    )
+    vectorizer = _vectorizer(config, min_df=min(config.min_count, len(texts)), max_features=config.max_features)
     try:
         x_NV = vectorizer.fit_transform(texts)
     except ValueError as error:
@@ -153,9 +151,7 @@ def _vectorizer(config: TfidfConfig, **settings: object) -> TfidfVectorizer:
 def _write(folder: Path, state: TfidfState, settings: dict[str, Any]) -> None:
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(settings, indent=2))
-        (temporary / VOCABULARY).write_text(
-            json.dumps(state.vocabulary, ensure_ascii=False), encoding="utf-8"
-        )
+        (temporary / VOCABULARY).write_text(json.dumps(state.vocabulary, ensure_ascii=False), encoding="utf-8")
         save_file({"idf": state.idf_V, "components": state.components_DV}, temporary / TENSORS)
 
 

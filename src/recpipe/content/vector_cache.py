@@ -117,9 +117,7 @@ class VectorCache:
         for path in paths:
             path.unlink(missing_ok=True)
 
-    def _write(
-        self, keys: NDArray[np.bytes_], vectors_ND: NDArray[np.float32]
-    ) -> tuple[Path, NDArray[np.bytes_]]:
+    def _write(self, keys: NDArray[np.bytes_], vectors_ND: NDArray[np.float32]) -> tuple[Path, NDArray[np.bytes_]]:
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         key_bytes = np.frombuffer(keys.tobytes(), np.uint8).reshape(-1, 32)
         with atomic_file(path) as temporary:

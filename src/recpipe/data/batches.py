@@ -64,9 +64,7 @@ class Batch:
         over, width = lengths > window, min(longer.items.shape[1], window)
 
         def cut(values: Tensor) -> Tensor:
-            return torch.where(
-                over.view(-1, *[1] * (values.dim() - 1)), values[:, -width:], values[:, :width]
-            )
+            return torch.where(over.view(-1, *[1] * (values.dim() - 1)), values[:, -width:], values[:, :width])
 
         shifted = longer._map_events(cut)
         return replace(shifted, lengths=lengths.clamp(max=window), query_times=longer.query_times)
@@ -85,8 +83,7 @@ class Batch:
             timestamps=None if self.timestamps is None else function(self.timestamps),
             query_times=None if self.query_times is None else function(self.query_times),
             features={
-                name: function(value) if name.startswith("event.") else value
-                for name, value in self.features.items()
+                name: function(value) if name.startswith("event.") else value for name, value in self.features.items()
             },
         )
 
@@ -112,8 +109,7 @@ class Batch:
             timestamps=None if times is None else times[:, :-1],
             query_times=None if times is None else torch.where(targets > 0, times[:, 1:], 0),
             features={  # those of users have width 1
-                name: value[:, :-1] if value.shape[1] == width else value
-                for name, value in self.features.items()
+                name: value[:, :-1] if value.shape[1] == width else value for name, value in self.features.items()
             },
             context=None,
             segments=None if self.segments is None else self.segments[:, :-1],
@@ -149,9 +145,7 @@ class DeviceSequences:
         self._context = to_device(sequences.context)
         self._times = to_device(sequences.timestamps)
         self._query_times = to_device(sequences.query_times)
-        self._features = {
-            name: torch.from_numpy(value).to(device) for name, value in (features or {}).items()
-        }
+        self._features = {name: torch.from_numpy(value).to(device) for name, value in (features or {}).items()}
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -70,9 +70,7 @@ def _spark(engine: Mapping[str, Any]) -> BaseBackend:
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise ValueError(
-            "engine spark needs pyspark and Java 17 or newer: pip install 'recpipe[spark]'"
-        ) from error
+        raise ValueError("engine spark needs pyspark and Java 17 or newer: pip install 'recpipe[spark]'") from error
     settings = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
@@ -91,9 +89,7 @@ def _jvm_size(limit: str) -> str:
     """Convert a size from DuckDB's notation to Java's: ``4GB`` to ``4g``, ``512MiB`` to ``512m``."""
     size = str(limit).strip().lower().removesuffix("b").removesuffix("i").replace(" ", "")
     if not size[:-1].replace(".", "").isdigit() or size[-1] not in "kmgt":
-        raise ValueError(
-            f"ingest.engine.memory_limit {limit!r}: write a number and KB, MB, GB or TB, as in 4GB"
-        )
+        raise ValueError(f"ingest.engine.memory_limit {limit!r}: write a number and KB, MB, GB or TB, as in 4GB")
     return size
 
 
@@ -136,9 +132,7 @@ def _copy(con: BaseBackend, query: str, path: Path) -> None:
         con.raw_sql(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)")
     except duckdb.IOException as error:
         if "space" in str(error).lower():
-            raise OSError(
-                errno.ENOSPC, f"disk full, nothing was written: {error}", str(path.parent)
-            ) from error
+            raise OSError(errno.ENOSPC, f"disk full, nothing was written: {error}", str(path.parent)) from error
         raise
 
 

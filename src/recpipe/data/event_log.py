@@ -107,9 +107,7 @@ def step_statistics(log: EventLog) -> dict[str, Any]:
     )
     items = single_row(log.items.aggregate(items=log.items.item_id.count(), rows=log.items.events.sum()))
     if items["rows"] != statistics["rows"]:
-        raise ValueError(
-            "several events of a user share time and `order`; give each row an `order` of its own"
-        )
+        raise ValueError("several events of a user share time and `order`; give each row an `order` of its own")
     return statistics | items | {"rows": items["rows"] or 0}
 
 

@@ -83,9 +83,7 @@ def _without_bad_rows(events: ir.Table, policy: str) -> tuple[EventLog, ir.Table
     log = raw_log = EventLog.of(events)
     rows = n_events(raw_log)
     if not rows:
-        raise ValueError(
-            "the raw log has no rows; look at the files in the folder of the data set under data/01_raw"
-        )
+        raise ValueError("the raw log has no rows; look at the files in the folder of the data set under data/01_raw")
     bad = _bad_rows(events)
     bad = materialize(bad) if _may_have_bad_rows(raw_log) else bad.limit(0)
     counts = _reason_counts(bad)
@@ -140,9 +138,7 @@ def _may_have_bad_rows(log: EventLog) -> bool:
 
 def _check_number(events: ir.Table) -> ir.IntegerColumn:
     """Return the 1-based number of the first failed check of a row, 0 for a good row."""
-    cases = [
-        (failed, ibis.literal(number, "int8")) for number, (failed, _) in enumerate(_checks(events), start=1)
-    ]
+    cases = [(failed, ibis.literal(number, "int8")) for number, (failed, _) in enumerate(_checks(events), start=1)]
     return ibis.cases(*cases, else_=ibis.literal(0, "int8"))
 
 
@@ -150,9 +146,7 @@ def _bad_rows(events: ir.Table) -> ir.Table:
     """Select bad rows with their ``order``, the other columns as text, and the ``reason``."""
     number = _check_number(events)
     reason = ibis.cases(*((number == n, text) for n, (_, text) in enumerate(_checks(events), start=1)))
-    columns = {
-        name: events[name].cast("string") for name in events.columns if name not in ("order", "problem")
-    }
+    columns = {name: events[name].cast("string") for name in events.columns if name not in ("order", "problem")}
     bad = events.mutate(check_number=number).filter(ibis._.check_number > 0)
     return bad.select(order="order", **columns, reason=reason).order_by("order")
 
@@ -181,9 +175,7 @@ def _bad_rows_message(bad: ir.Table, counts: dict[str, int], rows: int) -> str:
         values = ", ".join(f"{key}={value!r}" for key, value in row.items() if key not in ("order", "reason"))
         examples.append(f"row {row['order']}: {values}: {row['reason']}")
     reasons = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
-    text = (
-        f"{sum(counts.values()):,} of {rows:,} rows are bad ({reasons}). The first: {' | '.join(examples)}."
-    )
+    text = f"{sum(counts.values()):,} of {rows:,} rows are bad ({reasons}). The first: {' | '.join(examples)}."
     if any("looks like" in reason for reason in counts):
         text += " Give the unit of the timestamps under `options` of the data set's conf."
     return text

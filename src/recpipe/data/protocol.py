@@ -56,22 +56,14 @@ class Protocol:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_choices(self, where="protocol", **CHOICES)
         if self.history < 1:
-            raise ValueError(
-                f"protocol.history is {self.history}; it is the number of events a model sees, at least 1"
-            )
+            raise ValueError(f"protocol.history is {self.history}; it is the number of events a model sees, at least 1")
         share = self.held_out_items
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-            raise ValueError(
-                f"protocol.held_out_items is {share!r}; it is a share of the items, from 0 to below 1"
-            )
+            raise ValueError(f"protocol.held_out_items is {share!r}; it is a share of the items, from 0 to below 1")
         if not self.cutoffs or min(self.cutoffs) < 1:
-            raise ValueError(
-                f"protocol.cutoffs is {self.cutoffs}; give at least one cut-off, each at least 1"
-            )
+            raise ValueError(f"protocol.cutoffs is {self.cutoffs}; give at least one cut-off, each at least 1")
         if self.split == "leave_one_out" and self.targets == "all":
-            raise ValueError(
-                "protocol.targets=all has no meaning under leave_one_out, which has one target per user"
-            )
+            raise ValueError("protocol.targets=all has no meaning under leave_one_out, which has one target per user")
 
     def check_time(self, used: str, *, model: str) -> None:
         """Raise ValueError if this protocol does not allow a model to use time as ``used``."""
@@ -128,6 +120,4 @@ class Protocol:
         """List the fields that give models other training data under ``other``."""
         mine, theirs = self._used_fields(), other._used_fields()
         names = dict.fromkeys((*mine, *theirs))
-        return [
-            name for name in names if name not in EVALUATION_FIELDS and mine.get(name) != theirs.get(name)
-        ]
+        return [name for name in names if name not in EVALUATION_FIELDS and mine.get(name) != theirs.get(name)]

@@ -62,9 +62,7 @@ def apply(
                 f"step {number}, {name} {detail}, leaves nothing of {rows[-1]['rows']:,} rows of "
                 f"{rows[-1]['users']:,} users; loosen it under `steps` in the data set's conf"
             )
-        logger.info(
-            "%s: %s rows, %s users, %s items", name, *(f"{row[k]:,}" for k in ("rows", "users", "items"))
-        )
+        logger.info("%s: %s rows, %s users, %s items", name, *(f"{row[k]:,}" for k in ("rows", "users", "items")))
         rows.append(row)
     return log, rows[1:]
 
@@ -77,9 +75,7 @@ def check(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]
     checked = []
     for step in steps:
         if not isinstance(step, Mapping) or "step" not in step:
-            raise ValueError(
-                f"step {step!r} must be a mapping with a name, as in {{step: min_events, users: 5}}"
-            )
+            raise ValueError(f"step {step!r} must be a mapping with a name, as in {{step: min_events, users: 5}}")
         name = str(step["step"])
         check_known(name, list(STEPS), what="step")
         arguments = {key: value for key, value in step.items() if key != "step"}
@@ -117,9 +113,7 @@ def duplicates(
     rows = log.rows
     missing = [name for name in by if name not in rows.columns]
     if missing or not by:
-        raise ValueError(
-            f"duplicates: by {missing or list(by)}: choose from the columns {list(rows.columns)}"
-        )
+        raise ValueError(f"duplicates: by {missing or list(by)}: choose from the columns {list(rows.columns)}")
     if keep == "none":
         rows = rows.mutate(copies=rows.count().over(ibis.window(group_by=by)))
         return EventLog.of(materialize(rows.filter(rows.copies == 1).drop("copies")))
@@ -178,9 +172,7 @@ def k_core(log: EventLog, *, users: PositiveInt = 1, items: PositiveInt = 1) -> 
     Each round reads the log twice and materializes only the remaining users and items.
     """
     if users == items == 1:
-        raise ValueError(
-            "k_core: give users, items or both, at least 2, as in {step: k_core, users: 5, items: 5}"
-        )
+        raise ValueError("k_core: give users, items or both, at least 2, as in {step: k_core, users: 5, items: 5}")
     core_users = materialize(log.users.filter(log.users.events >= users))
     core_items = log.items
     while True:

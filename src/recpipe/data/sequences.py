@@ -54,9 +54,7 @@ class Sequences:
     offsets: np.ndarray  # (U + 1,) int64
     ratings: np.ndarray | None = None  # (N,) float32, NaN where missing
     profiles: Mapping[str, pa.Array] = field(default_factory=dict)  # user columns, each (U,)
-    query_times: np.ndarray | None = (
-        None  # (U,) int64 seconds, time of the query where the protocol allows it
-    )
+    query_times: np.ndarray | None = None  # (U,) int64 seconds, time of the query where the protocol allows it
     context: np.ndarray | None = None  # (U,) int64, number of first events that are inputs only, not targets
 
     def __len__(self) -> int:

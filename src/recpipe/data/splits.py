@@ -219,9 +219,7 @@ def _temporal(sequences: Sequences, protocol: Protocol) -> _Cuts:
     """One point in time for all users: a date, or the share of all events that come after it."""
     times = sequences.timestamps
     if times is None:
-        raise ValueError(
-            "the temporal split needs timestamps and this data set has only an order; use leave_one_out"
-        )
+        raise ValueError("the temporal split needs timestamps and this data set has only an order; use leave_one_out")
     test_from = _cut_time(times, protocol.test, "test", after=0.0)
     share_after = float(np.mean(times >= test_from))
     valid_from = _cut_time(times, protocol.valid, "valid", after=share_after)
@@ -230,9 +228,7 @@ def _temporal(sequences: Sequences, protocol: Protocol) -> _Cuts:
             f"protocol.valid begins at {valid_from}, not before protocol.test at {test_from} (epoch seconds)"
         )
     owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    valid_at, test_at = (
-        np.bincount(owner[times < cut], minlength=len(sequences)) for cut in (valid_from, test_from)
-    )
+    valid_at, test_at = (np.bincount(owner[times < cut], minlength=len(sequences)) for cut in (valid_from, test_from))
     return _Cuts(valid_at, valid_at, test_at, test_at, sequences.lengths)
 
 
@@ -303,9 +299,7 @@ def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float)
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(
-                f"protocol.{name} is {value!r}; give an ISO date such as 2011-10-01 or a share"
-            ) from None
+            raise ValueError(f"protocol.{name} is {value!r}; give an ISO date such as 2011-10-01 or a share") from None
         return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     return int(np.quantile(times, 1 - after - _share(value, name), method="higher"))
 

@@ -133,9 +133,7 @@ class Children(NamedTuple):
     """Children of beams with W places for them: all codes of the level, or a window of edges."""
 
     log_probs: Tensor  # (B, K, W), -inf where there is no child
-    node_of: Callable[
-        [Tensor, Tensor], Tensor
-    ]  # beams and places, both (B, K'), to nodes, any where there is none
+    node_of: Callable[[Tensor, Tensor], Tensor]  # beams and places, both (B, K'), to nodes, any where there is none
 
 
 def children(constraints: Constraints, level: int, nodes_BK: Tensor, log_probs_BKV: Tensor) -> Children:
@@ -150,9 +148,7 @@ def children(constraints: Constraints, level: int, nodes_BK: Tensor, log_probs_B
         result = _window(constraints, level, nodes_BK, log_probs_BKV)
     else:
         log_probs = table.index_select(0, nodes_BK.flatten()).view(log_probs_BKV.shape).add_(log_probs_BKV)
-        result = Children(
-            log_probs, lambda beams, places: tree.follow(level, nodes_BK.gather(1, beams), places)
-        )
+        result = Children(log_probs, lambda beams, places: tree.follow(level, nodes_BK.gather(1, beams), places))
     if constraints.full is not None:
         _mask_full(result.log_probs, constraints, level, nodes_BK, by_code=table is not None)
     return result
@@ -169,14 +165,10 @@ def _window(constraints: Constraints, level: int, nodes_BK: Tensor, log_probs_BK
     if constraints.live is not None:
         masked |= ~constraints.live[level].gather(1, edges).view(masked.shape)
     log_probs = log_probs_BKV.gather(-1, codes[edges].view(masked.shape)).masked_fill_(masked, -torch.inf)
-    return Children(
-        log_probs, lambda beams, places: (first.gather(1, beams) + places).clamp_(max=len(codes) - 1)
-    )
+    return Children(log_probs, lambda beams, places: (first.gather(1, beams) + places).clamp_(max=len(codes) - 1))
 
 
-def _mask_full(
-    log_probs: Tensor, constraints: Constraints, level: int, nodes_BK: Tensor, *, by_code: bool
-) -> None:
+def _mask_full(log_probs: Tensor, constraints: Constraints, level: int, nodes_BK: Tensor, *, by_code: bool) -> None:
     """Mask, in place, full prefixes that continue one of the user's beams."""
     assert constraints.full is not None
     full, tree = constraints.full[level], constraints.tree
@@ -212,9 +204,7 @@ def _log1mexp(x: Tensor) -> Tensor:
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
-def _check(
-    tree: PrefixTree | TreeTensors, beam: int, k: int | None, temperatures: Sequence[float] | None
-) -> None:
+def _check(tree: PrefixTree | TreeTensors, beam: int, k: int | None, temperatures: Sequence[float] | None) -> None:
     if k is not None and k < 1:
         raise ValueError(f"k is {k}; it must be at least 1")
     if beam < 1:
@@ -242,9 +232,7 @@ def _check_shape(log_probs: Tensor, level: int, state: BeamState, sizes: Sequenc
 def _check_nan(is_nan: list[Tensor]) -> None:
     """Raise ValueError for NaN at any level; checked once at the end, since a GPU waits for each check."""
     if is_nan and (levels := torch.stack(is_nan).nonzero().flatten().tolist()):
-        raise ValueError(
-            f"log-probabilities of level {levels[0] + 1} are NaN; the model's weights are not usable"
-        )
+        raise ValueError(f"log-probabilities of level {levels[0] + 1} are NaN; the model's weights are not usable")
 
 
 def _result(tree: TreeTensors, state: BeamState, k: int) -> Beams:

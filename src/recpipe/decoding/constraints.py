@@ -69,9 +69,7 @@ def full_prefixes(tree: TreeTensors, users: int, seen: tuple[Tensor, Tensor]) ->
     return by_depth[::-1]
 
 
-def live_nodes(
-    tree: TreeTensors, users: int, allowed_BN: Tensor, seen: tuple[Tensor, Tensor] | None
-) -> list[Tensor]:
+def live_nodes(tree: TreeTensors, users: int, allowed_BN: Tensor, seen: tuple[Tensor, Tensor] | None) -> list[Tensor]:
     """(L) of (B, P_{l+1}) bool, of depth 1 to L: the nodes below which users have a candidate."""
     if allowed_BN.dtype != torch.bool or allowed_BN.shape != (users, tree.n_items):
         raise ValueError(

@@ -67,9 +67,7 @@ def _mixture(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequ
 
 
 def _reciprocal(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:
-    parts = [
-        weight * each.present / (DAMPING + each.rank) for each, weight in zip(lists, weights, strict=True)
-    ]
+    parts = [weight * each.present / (DAMPING + each.rank) for each, weight in zip(lists, weights, strict=True)]
     total = torch.stack(parts).sum(0)
     return torch.where(total > 0, total, -torch.inf)
 

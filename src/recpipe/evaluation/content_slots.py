@@ -31,9 +31,7 @@ class ContentSlots:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise ValueError(
-                f"content_slots.share is {self.share}; it is a share of the list, between 0 and 1"
-            )
+            raise ValueError(f"content_slots.share is {self.share}; it is a share of the list, between 0 and 1")
         if not isinstance(self.content.model, ContentKNN):
             raise ValueError(
                 f"content_slots.model is {self.content.name}, of type {self.content.type}; it must be a model of type "
@@ -70,9 +68,7 @@ class ContentSlots:
         scores = np.where(items == 0, -np.inf, np.where(from_content, np.nan, scores)).astype(np.float32)
         return replace(ranking, items=items, rank=rank, scores=scores)
 
-    def cold_lists(
-        self, histories: Sequences, train_events: np.ndarray, k: int, *, exclude_seen: bool
-    ) -> np.ndarray:
+    def cold_lists(self, histories: Sequences, train_events: np.ndarray, k: int, *, exclude_seen: bool) -> np.ndarray:
         """List the ``k`` items without ``train_events`` (I,) nearest to each user (U, k), 0 for none.
 
         Lists of users without a vector in the window of the content model are empty.
@@ -87,9 +83,7 @@ class ContentSlots:
                 "them (the block `content` of the data set) and run `kedro run --pipelines=embed,train "
                 f"--params model={self.content.name}`"
             )
-        items, _ = model.recommend(
-            histories, k, exclude_seen=exclude_seen, candidates=torch.from_numpy(present & cold)
-        )
+        items, _ = model.recommend(histories, k, exclude_seen=exclude_seen, candidates=torch.from_numpy(present & cold))
         window = histories.last(model.max_length)
         owner = np.repeat(np.arange(len(histories)), window.lengths)
         has_query = np.bincount(owner[present[window.items]], minlength=len(histories)) > 0

@@ -90,9 +90,7 @@ def effective_context(study: ContextStudy, *, seed: int = 0) -> dict[str, Any]:
         with truncated_context(study.model, events):
             truncated = study.value()
         longer = float((histories.lengths > events).mean())
-        rows.append(
-            {"events": events, "truncated": truncated, "shuffled": shuffled(events), "longer": longer}
-        )
+        rows.append({"events": events, "truncated": truncated, "shuffled": shuffled(events), "longer": longer})
     return {"whole": study.value(), "shuffled_all": shuffled(0), "longest": longest, "rows": rows}
 
 

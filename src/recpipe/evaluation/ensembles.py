@@ -87,9 +87,7 @@ def _check_same_data(bundles: Sequence[Bundle]) -> None:
             raise ValueError(f"{names[0]} and {other.name} were trained on different catalogues")
 
 
-def _settings(
-    bundles: Sequence[Bundle], ensemble: Ensemble, weights: str | Sequence[float]
-) -> dict[str, Any]:
+def _settings(bundles: Sequence[Bundle], ensemble: Ensemble, weights: str | Sequence[float]) -> dict[str, Any]:
     """Settings with the rule for the weights, as chosen weights differ between seeds of one ensemble."""
     return {
         "type": "ensemble",
@@ -105,9 +103,7 @@ def _total_cost(bundles: Sequence[Bundle]) -> dict[str, float]:
     costs = [bundle.training.get("cost", {}) for bundle in bundles]
     names = ("train_seconds", "parameters")
     return {
-        name: sum(cost[name] for cost in costs)
-        for name in names
-        if all(cost.get(name) is not None for cost in costs)
+        name: sum(cost[name] for cost in costs) for name in names if all(cost.get(name) is not None for cost in costs)
     }
 
 
@@ -140,13 +136,9 @@ class Ensemble(Scorer):
         for member in members:
             name = type(member).__name__
             if not isinstance(member, Scorer) and config.method != "rrf":
-                raise ValueError(
-                    f"{name} gives lists, without a score for every item: use ensemble.method=rrf"
-                )
+                raise ValueError(f"{name} gives lists, without a score for every item: use ensemble.method=rrf")
             if not member.probabilistic and config.method == "softmax":
-                raise ValueError(
-                    f"the scores of {name} are no probabilities: use ensemble.method=rrf or zscore"
-                )
+                raise ValueError(f"the scores of {name} are no probabilities: use ensemble.method=rrf or zscore")
         super().__init__(config, n_items=members[0].n_items, max_length=max(m.max_length for m in members))
         self.modules_of_members = nn.ModuleList(members)
         self.probabilistic = config.method == "softmax"

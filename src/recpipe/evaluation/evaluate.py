@@ -70,9 +70,7 @@ def evaluate(
     warm = np.concatenate([[False], bundle.train_events > 0])
 
     def rank(fold: Fold, protocol: Protocol, k: int) -> tuple[Ranking, pa.Table]:
-        ranking = rank_fold(
-            bundle.model, fold.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=k
-        )
+        ranking = rank_fold(bundle.model, fold.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=k)
         if slots is not None:
             ranking = slots.apply(ranking, fold, bundle, exclude_seen=protocol.exclude_seen)
         return ranking, ranking.table(fold, bundle.vocabulary, warm=warm)
@@ -167,9 +165,7 @@ def settings_id(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def latency(
-    model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users: int = 30
-) -> dict[str, float]:
+def latency(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users: int = 30) -> dict[str, float]:
     """Measure milliseconds to recommend ``k`` items to a single user: median and 95th percentile.
 
     Over the same random ``users`` of ``fold`` each time; empty for a fold without users.

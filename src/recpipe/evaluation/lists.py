@@ -53,9 +53,7 @@ class Lists:
         users = table["user_id"].cast(pa.string()).combine_chunks().dictionary_encode()
         place = pc.index_in(table["item_id"].cast(pa.string()), pa.array(item_ids, pa.string()))
         if place.null_count:
-            raise ValueError(
-                f"{place.null_count} recommended items are not in the catalogue of {len(item_ids)} items"
-            )
+            raise ValueError(f"{place.null_count} recommended items are not in the catalogue of {len(item_ids)} items")
         items_UK = np.zeros((len(users.dictionary), k), np.int64)
         items_UK[users.indices.to_numpy(), table["rank"].to_numpy() - 1] = place.to_numpy() + 1
         return cls(np.array(users.dictionary.to_pylist(), dtype=object), items_UK)
@@ -105,9 +103,7 @@ def novelty(lists: Lists, popularity: Popularity) -> float:
     return _mean_of_lists(lists, -np.log2(np.maximum(popularity.users, 1) / popularity.n_users))
 
 
-def serendipity(
-    lists: Lists, popularity: Popularity, ranks: pa.Table, item_ids: NDArray[np.object_]
-) -> float:
+def serendipity(lists: Lists, popularity: Popularity, ranks: pa.Table, item_ids: NDArray[np.object_]) -> float:
     """Compute how much earlier hits stand than in an order by popularity, averaged over places, then users.
 
     A hit at place r gains max(0, (q - r) / I), where its number of training events is the q-th highest value, and

@@ -41,9 +41,7 @@ def metric_value(ranks: pa.Table, metric: str, *, setting: str = "metric") -> fl
     values = metrics_from_ranks(ranks, cutoffs=[int(cutoff)]) if cutoff.isdigit() else {}
     if metric not in values:
         names = [name.partition("@")[0] for name in user_metrics(ranks, cutoffs=[1]).column_names[1:]]
-        raise ValueError(
-            f"{setting} is {metric!r}; allowed: {', '.join(names)}, each at a cut-off, such as ndcg@10"
-        )
+        raise ValueError(f"{setting} is {metric!r}; allowed: {', '.join(names)}, each at a cut-off, such as ndcg@10")
     return float(values[metric])
 
 
@@ -135,16 +133,12 @@ def _check(ranks: pa.Table, cutoffs: Sequence[int]) -> None:
             raise ValueError(f"ranks has {ranks[name].null_count} rows without {name}")
     lowest = pc.min(ranks["rank"]).as_py()
     if lowest < 0:
-        raise ValueError(
-            f"ranks holds the rank {lowest}; ranks are 1, 2, … and 0 for a target that was no candidate"
-        )
+        raise ValueError(f"ranks holds the rank {lowest}; ranks are 1, 2, … and 0 for a target that was no candidate")
 
 
 def _check_cutoffs(cutoffs: Sequence[int]) -> None:
     if not cutoffs or any(not isinstance(k, int | np.integer) or k < 1 for k in cutoffs):
-        raise ValueError(
-            f"cut-offs are whole numbers from 1, got {list(cutoffs)}: set `cutoffs` in the protocol"
-        )
+        raise ValueError(f"cut-offs are whole numbers from 1, got {list(cutoffs)}: set `cutoffs` in the protocol")
 
 
 def coverage(items: NDArray[np.integer], *, catalogue: int, cutoffs: Sequence[int]) -> dict[str, float]:

@@ -29,9 +29,7 @@ def profile(path: Path) -> dict[str, Any]:
     """
     user, item, timestamp, timed = _columns(path)
     if not len(user):
-        raise ValueError(
-            f"{path} holds no interaction: nothing to profile; look at the step table of `ingest`"
-        )
+        raise ValueError(f"{path} holds no interaction: nothing to profile; look at the step table of `ingest`")
     users, items = int(user.max()) + 1, int(item.max()) + 1
     pairs = len(np.unique(user.astype(np.int64) * items + item))
     per_item = np.sort(np.bincount(item))[::-1]

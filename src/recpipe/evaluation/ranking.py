@@ -31,9 +31,7 @@ class Ranking:
     """Ranks of all targets of a fold and top-k lists of all users."""
 
     user: np.ndarray  # (N,) int64, row of the fold
-    rank: (
-        np.ndarray
-    )  # (N,) int32, 1-based; 0 for a target that is no candidate or, of a generator, in no list
+    rank: np.ndarray  # (N,) int32, 1-based; 0 for a target that is no candidate or, of a generator, in no list
     candidates: np.ndarray  # (N,) int32, number of candidates of the user
     items: np.ndarray  # (U, K) int32, 0 for none
     scores: np.ndarray  # (U, K) float32
@@ -77,9 +75,7 @@ def rank_fold(
     items, values = np.zeros((len(fold), k), np.int32), np.full((len(fold), k), -np.inf, np.float32)
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
     with progress(len(fold), "rank users", unit="users") as bar:
-        for rows, scores in model.score_batches(
-            fold.histories, exclude_seen=exclude_seen, candidates=candidates
-        ):
+        for rows, scores in model.score_batches(fold.histories, exclude_seen=exclude_seen, candidates=candidates):
             best, best_scores = top_k(scores, k)
             items[rows], values[rows] = best.cpu().numpy(), best_scores.cpu().numpy()
             n_candidates[rows] = (scores > -torch.inf).sum(1).cpu().numpy()
@@ -101,9 +97,7 @@ def _rank_lists(
     length = min(max(k, model.config.beam), model.n_items)
     items, values = model.recommend(histories, length, exclude_seen=exclude_seen, candidates=candidates)
     rank = list_ranks(items[owner], targets.items)
-    allowed = model.allowed_count(histories, exclude_seen=exclude_seen, candidates=candidates).astype(
-        np.int32
-    )
+    allowed = model.allowed_count(histories, exclude_seen=exclude_seen, candidates=candidates).astype(np.int32)
     seconds = time.perf_counter() - started
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
     k = min(k, model.n_items)
@@ -220,9 +214,7 @@ def exchangeable_events(fold: Fold, unseen: Ints) -> Ints:
 def shuffle_ties(fold: Fold, unseen: Ints, seed: int) -> Fold:
     """Permute a fold once; users with several targets keep them."""
     rng = np.random.default_rng(seed)
-    back = rng.integers(
-        0, exchangeable_events(fold, unseen) + 1
-    )  # n: the n-th event from the end, 0: no swap
+    back = rng.integers(0, exchangeable_events(fold, unseen) + 1)  # n: the n-th event from the end, 0: no swap
     users = np.flatnonzero(back)
     swaps = fold.histories.offsets[users + 1] - back[users], fold.targets.offsets[users]
     owner = np.repeat(np.arange(len(fold)), fold.histories.lengths)

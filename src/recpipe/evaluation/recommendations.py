@@ -40,9 +40,7 @@ def recommendations_table(
     `cold` (U,), and `content_slots` for items whose score is NaN, which have neither logit nor probability.
     """
     if items.shape != scores.shape or items.ndim != 2 or len(items) != len(users):
-        raise ValueError(
-            f"{len(users)} users, items {items.shape} and scores {scores.shape} do not belong together"
-        )
+        raise ValueError(f"{len(users)} users, items {items.shape} and scores {scores.shape} do not belong together")
     if items.size and (items.min() < 0 or items.max() > len(item_ids)):
         raise ValueError(f"items holds {items.min()}…{items.max()}, but there are {len(item_ids)} item ids")
     row, column = np.nonzero(items)
@@ -109,9 +107,7 @@ class SubmissionLayout:
             raise ValueError("submission.separator is empty; at least one character is needed")
 
 
-def submission_csv(
-    recommendations: pa.Table, layout: SubmissionLayout, *, users: Sequence[str] | None = None
-) -> str:
+def submission_csv(recommendations: pa.Table, layout: SubmissionLayout, *, users: Sequence[str] | None = None) -> str:
     """Write the submission as CSV text; fields with the delimiter, a quote or a line break are quoted.
 
     With `users`, files with a row per user have exactly these, in this order, with an empty cell for an empty list;
@@ -119,9 +115,7 @@ def submission_csv(
     """
     table = recommendations.filter(pc.less_equal(recommendations["rank"], layout.top))
     rows: Iterable[Sequence[Any]] = (
-        _per_user(table, layout, users)
-        if layout.one_row_per == "user"
-        else _per_recommendation(table, layout)
+        _per_user(table, layout, users) if layout.one_row_per == "user" else _per_recommendation(table, layout)
     )
     text = io.StringIO()
     writer = csv.writer(text, delimiter=layout.delimiter, lineterminator="\n")

@@ -50,9 +50,7 @@ class Targets:
         )
 
 
-def segments(
-    ranks: pa.Table, *, item_ids: NDArray[np.object_], train_events: NDArray[np.integer], k: int
-) -> pa.Table:
+def segments(ranks: pa.Table, *, item_ids: NDArray[np.object_], train_events: NDArray[np.integer], k: int) -> pa.Table:
     """Return a row per non-empty segment: by, segment, users, targets, weight, recall@k, ndcg@k.
 
     ``by`` is *popularity* (see `popularity_groups`), *history* (events before the target), *activity* (quarters of the
@@ -63,9 +61,7 @@ def segments(
     item = pc.index_in(ranks["target"].cast(pa.string()), pa.array(item_ids, pa.string()))
     if item.null_count:
         unknown = ranks["target"].filter(pc.is_null(item))[0].as_py()
-        raise ValueError(
-            f"target {unknown!r} is not in the catalogue of {len(item_ids)} items: ranks of other data?"
-        )
+        raise ValueError(f"target {unknown!r} is not in the catalogue of {len(item_ids)} items: ranks of other data?")
     history = ranks["history"].to_numpy()
     codes: dict[str, tuple[Codes, Sequence[str]]] = {
         "popularity": (popularity_groups(train_events)[item.to_numpy().astype(np.int64)], POPULARITY),

@@ -108,9 +108,7 @@ def compare(
     p_values = sign_flip(differences_UM, resamples=resamples, seed=seed + 1)
     corrected = holm(p_values)
     single = len(values_UM) < 2
-    estimates = {
-        name: Estimate(*_interval(means_RM[:, m], means_M[m], level, single)) for m, name in enumerate(names)
-    }
+    estimates = {name: Estimate(*_interval(means_RM[:, m], means_M[m], level, single)) for m, name in enumerate(names)}
     differences = {
         names[m]: Difference(
             *_interval(means_RM[:, m] - means_RM[:, at], means_M[m] - means_M[at], level, single),
@@ -164,9 +162,7 @@ def sign_flip(differences_UM: Floats, *, resamples: int, seed: int) -> Floats:
     observed_M = np.abs(differences_UM.sum(axis=0))
     n_signs = 2**n_users if exact else resamples
     sums_RM = np.abs(_products(signs, differences_UM, n_signs))
-    extreme: Floats = (sums_RM >= observed_M * (1 - 1e-9) - 1e-12).sum(
-        axis=0
-    )  # tolerance for the order of summation
+    extreme: Floats = (sums_RM >= observed_M * (1 - 1e-9) - 1e-12).sum(axis=0)  # tolerance for the order of summation
     return extreme / n_signs if exact else (extreme + 1) / (n_signs + 1)
 
 

@@ -156,11 +156,7 @@ def _check_dataset(name: str, dataset: DatasetConfig) -> None:
     check_known(dataset.bad_rows, POLICIES, what=f"datasets.{name}.bad_rows")
     with _file_in_error(f"datasets.{name}.steps"):
         check(dataset.steps or [])
-    if (
-        dataset.content is not None
-        and dataset.content.image is not None
-        and "from" not in dataset.content.image
-    ):
+    if dataset.content is not None and dataset.content.image is not None and "from" not in dataset.content.image:
         from recpipe.content.image_sources import ImageSourceConfig
 
         ImageSourceConfig.from_block(dataset.content.image)

@@ -194,9 +194,7 @@ def numbers(data: Any, path: str = "") -> dict[str, float]:
     """Every finite number of nested JSON by its path, `{"levels/1/usage": 0.99}`; lists count from 1."""
     if _is_number(data):
         return {allowed(path): float(data)}
-    inner = (
-        data.items() if isinstance(data, Mapping) else enumerate(data, 1) if isinstance(data, list) else ()
-    )
+    inner = data.items() if isinstance(data, Mapping) else enumerate(data, 1) if isinstance(data, list) else ()
     values: dict[str, float] = {}
     for key, value in inner:
         values |= numbers(value, f"{path}/{key}" if path else str(key))

@@ -92,10 +92,7 @@ class ObjectDataset(AbstractDataset[Any, Any]):
             return TablePreview({"index": [], "columns": [], "data": []})
         table = pl.scan_parquet(self._filepath).head(nrows).collect()
         columns = [name for name in table.columns if name != "vector"]
-        rows = [
-            [value if value is None else str(value)[:120] for value in row]
-            for row in table.select(columns).rows()
-        ]
+        rows = [[value if value is None else str(value)[:120] for value in row] for row in table.select(columns).rows()]
         return TablePreview({"index": list(range(len(rows))), "columns": columns, "data": rows})
 
     def _exists(self) -> bool:
@@ -241,9 +238,7 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
             for name, value in (metrics.get(part) or {}).items()
             if isinstance(value, int | float | str)
         ]
-        return TablePreview(
-            {"index": list(range(len(rows))), "columns": ["part", "name", "value"], "data": rows}
-        )
+        return TablePreview({"index": list(range(len(rows))), "columns": ["part", "name", "value"], "data": rows})
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_file()

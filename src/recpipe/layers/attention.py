@@ -46,9 +46,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: nn.Dropo
         if p > 0:
             raise ValueError("attention_dropout and packed rows do not go together on a GPU; set it to 0")
         return flex_attend(q, k, v, mask)
-    if (
-        p > 0 and dropout is not None and q.device.type == "cpu"
-    ):  # torch has no fused kernel for this on a CPU
+    if p > 0 and dropout is not None and q.device.type == "cpu":  # torch has no fused kernel for this on a CPU
         scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
         if mask is None:
             T = q.shape[-2]

@@ -194,9 +194,7 @@ class LevelRelativeBias(nn.Module):
         level_S = torch.arange(-1, len(event_S) - 1, device=event_S.device) % self.levels
         difference_SS = level_S[None, :] - level_S[:, None] + self.levels - 1
         coded_S = event_S >= 0
-        return (F.embedding(difference_SS, self.table) * (coded_S[:, None] & coded_S)[..., None]).movedim(
-            -1, 0
-        )
+        return (F.embedding(difference_SS, self.table) * (coded_S[:, None] & coded_S)[..., None]).movedim(-1, 0)
 
 
 def user_tokens(users: np.ndarray, groups: int) -> np.ndarray:

@@ -49,9 +49,7 @@ class ColdUsers(nn.Module):
 
     counts: Tensor  # (I + 1,) int64, training events
     keys: Tensor  # (S,) int64, ascending: the combination of codes, or the cluster, of a segment
-    offsets: (
-        Tensor  # (S + 2,) int64: items[offsets[s]:offsets[s + 1]] are those of segment s; segment S is empty
-    )
+    offsets: Tensor  # (S + 2,) int64: items[offsets[s]:offsets[s + 1]] are those of segment s; segment S is empty
     items: Tensor  # (n,) int64
     times: Tensor  # (n,) int64, events of the segment with the item
     centres: Tensor  # (K, V) float32

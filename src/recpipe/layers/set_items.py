@@ -23,9 +23,7 @@ COLLABORATIVE = "collaborative"  # name of the item vectors of a trained model
 class TokenCache(Protocol):
     """Cache of a tensor derived from weights and constants, such as ``recpipe.accelerate.weight_cache.WeightCache``."""
 
-    def get(
-        self, compute: Callable[[], Tensor], weights: Iterable[Tensor], constants: Iterable[Tensor]
-    ) -> Tensor: ...
+    def get(self, compute: Callable[[], Tensor], weights: Iterable[Tensor], constants: Iterable[Tensor]) -> Tensor: ...
 
     def clear(self) -> None: ...
 
@@ -74,9 +72,7 @@ class SetItems(nn.Module):
     vectors: Tensor  # (I + 1, V), zero where there is none
     present: Tensor  # (I + 1, number of kinds), 1 where there is a vector
 
-    def __init__(
-        self, n_items: int, dim: int, side: Side | None, *, tokens: int, widths: Sequence[int]
-    ) -> None:
+    def __init__(self, n_items: int, dim: int, side: Side | None, *, tokens: int, widths: Sequence[int]) -> None:
         super().__init__()
         widths_by_name = {} if side is None else dict(side.widths)
         trained = widths_by_name.pop(COLLABORATIVE, None)

@@ -47,9 +47,7 @@ class SideConfig:
         if unknown := sorted(set(split_names(self.events)) - set(EVENTS)):
             raise ValueError(f"side.events has {unknown}; allowed: none, {', '.join(EVENTS)}")
         if self.combine != "add" and not (split_names(self.vectors) or split_names(self.items)):
-            raise ValueError(
-                f"side.combine is {self.combine} and neither side.vectors nor side.items is given"
-            )
+            raise ValueError(f"side.combine is {self.combine} and neither side.vectors nor side.items is given")
         if self.combine == "alone" and self.head == "ids":
             raise ValueError("side.combine is alone, so side.head cannot be ids; set side.head: all")
 
@@ -99,9 +97,7 @@ class Side:
         items = fit_columns(split_names(config.items), item_columns, where="side.items")
         users = fit_columns(split_names(config.users), train.profiles, where="side.users")
         values: dict[str, np.ndarray] = {
-            f"items.{column.name}": np.concatenate(
-                [column.missing(1), column.encode(item_columns[column.name])]
-            )
+            f"items.{column.name}": np.concatenate([column.missing(1), column.encode(item_columns[column.name])])
             for column in items
         }
         widths = {}
@@ -154,9 +150,7 @@ class Side:
 def _vector_table(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Table (I + 1, V + 1) of vectors, zero where there is none, and 1 in the last column where there is one."""
     if not present.any():
-        raise ValueError(
-            "side.vectors: no item has a vector; check the folder of images or the texts of the data set"
-        )
+        raise ValueError("side.vectors: no item has a vector; check the folder of images or the texts of the data set")
     table = np.zeros((len(vectors) + 1, vectors.shape[1] + 1), np.float32)
     table[1:, :-1], table[1:, -1] = np.where(present[:, None], vectors, 0.0), present
     return table

@@ -66,9 +66,7 @@ class _ItemCrossEntropy(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad, None, None, None
 
 
-def tree_cross_entropy(
-    hidden_MLD: Tensor, tables: Sequence[Tensor], rows_M: Tensor, tree: TreeTensors
-) -> Tensor:
+def tree_cross_entropy(hidden_MLD: Tensor, tables: Sequence[Tensor], rows_M: Tensor, tree: TreeTensors) -> Tensor:
     """Mean over targets and levels of the cross-entropy of each code among the children of the prefix before it.
 
     ``tables`` (L) of (V_l, D): output embeddings of a level's codes; ``rows_M``: targets as rows of the catalogue.

@@ -188,9 +188,7 @@ def choose_kernel(kernel: str, device: torch.device) -> str:
         kernel = "mamba_ssm" if device.type == "cuda" and has_mamba_ssm() else "torch"
         _log_kernel(kernel, device.type)
     elif kernel == "mamba_ssm" and device.type != "cuda":
-        raise ValueError(
-            f"kernel mamba_ssm runs on CUDA, the model is on {device.type}; set kernel: torch or auto"
-        )
+        raise ValueError(f"kernel mamba_ssm runs on CUDA, the model is on {device.type}; set kernel: torch or auto")
     return kernel
 
 

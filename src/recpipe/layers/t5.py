@@ -260,9 +260,7 @@ def from_transformers(tensors: Mapping[str, Tensor], side: str) -> dict[str, Ten
     ``side`` is encoder or decoder. Without embeddings and head (``shared.weight``, ``lm_head.weight``).
     """
     state = {
-        "relative.table.weight": tensors[
-            f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        ],
+        "relative.table.weight": tensors[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"],
         "norm.weight": tensors[f"{side}.final_layer_norm.weight"],
     }
     parts: list[tuple[str, str, dict[str, Sequence[str]]]] = [

@@ -48,8 +48,7 @@ class KVCache:
         """Let beam k continue what was beam ``parents[b, k]``."""
         users = torch.arange(len(parents_BK), device=parents_BK.device)[:, None]
         self.layers = [
-            (k[users, :, parents_BK].transpose(1, 2), v[users, :, parents_BK].transpose(1, 2))
-            for k, v in self.layers
+            (k[users, :, parents_BK].transpose(1, 2), v[users, :, parents_BK].transpose(1, 2)) for k, v in self.layers
         ]
 
 
@@ -102,9 +101,7 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(shape.dim, EPS)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def memory(
-        self, encoded_BSD: Tensor, mask_BS: Tensor | None = None, events_S: Tensor | None = None
-    ) -> Memory:
+    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor | None = None, events_S: Tensor | None = None) -> Memory:
         """Compute keys and values of the encoder's output once per user; ``events_S`` as in ``Memory``."""
         return Memory(tuple(layer.cross.memory(encoded_BSD) for layer in self._layers()), mask_BS, events_S)
 

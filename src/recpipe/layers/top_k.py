@@ -42,9 +42,7 @@ def rank_of(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
 
     Counts the greater scores and the tied ones that come before, without a sort.
     """
-    same_rows = len(rows) == len(scores) and bool(
-        (rows == torch.arange(len(scores), device=rows.device)).all()
-    )
+    same_rows = len(rows) == len(scores) and bool((rows == torch.arange(len(scores), device=rows.device)).all())
     compared = scores if same_rows else scores[rows]
     target = compared.gather(1, items[:, None])
     greater = (compared > target).sum(1)

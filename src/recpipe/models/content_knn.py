@@ -97,7 +97,5 @@ class ContentKNN(Scorer):
         neighbours = np.where(row_numbers >= 0, rows[row_numbers], 0)
         invalid = (neighbours == items[:, None]) | (neighbours == 0) | ~np.isin(items, rows)[:, None]
         order = np.argsort(invalid, axis=1, kind="stable")[:, :k]
-        neighbours, scores, invalid = (
-            np.take_along_axis(values, order, 1) for values in (neighbours, scores, invalid)
-        )
+        neighbours, scores, invalid = (np.take_along_axis(values, order, 1) for values in (neighbours, scores, invalid))
         return np.where(invalid, 0, neighbours), np.where(invalid, -np.inf, scores)

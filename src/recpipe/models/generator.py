@@ -62,9 +62,7 @@ def items_of(beams: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
     return torch.where(beams.items >= 0, rows[beams.items.clamp(min=0)], 0), beams.scores.float()
 
 
-def search_buckets(
-    lengths: np.ndarray, rows: np.ndarray, device: torch.device, *, beams: int
-) -> list[np.ndarray]:
+def search_buckets(lengths: np.ndarray, rows: np.ndarray, device: torch.device, *, beams: int) -> list[np.ndarray]:
     """``rows`` in batches of similar length, as large as a search with ``beams`` per user is fast with."""
     if device.type == "cpu":
         return length_buckets(lengths + 1, rows, EVENTS_CPU)
@@ -174,9 +172,7 @@ class Generator(TreeSearcher):
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
         return self.search(self.codes, self.steps(batch), k, request)
 
-    def search(
-        self, codes: ItemCodes, steps: LevelDecoder, k: int, request: SearchRequest
-    ) -> tuple[Tensor, Tensor]:
+    def search(self, codes: ItemCodes, steps: LevelDecoder, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
         """The best ``k`` items (B, k) by their ``codes``, 0 for none, and log-probabilities."""
         beams = beam_search(
             steps,
@@ -201,9 +197,7 @@ class Generator(TreeSearcher):
     ) -> Lists:
         """``stochastic``: a sample instead of the best. Raises ValueError for k above the beam."""
         if k > self.config.beam:
-            raise ValueError(
-                f"k is {k} and the beam {self.config.beam}; set models.<name>.beam to {k} or more"
-            )
+            raise ValueError(f"k is {k} and the beam {self.config.beam}; set models.<name>.beam to {k} or more")
         yield from self.search_batches(
             histories, k, exclude_seen=exclude_seen, candidates=candidates, stochastic=stochastic
         )

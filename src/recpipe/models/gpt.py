@@ -89,9 +89,7 @@ class GPT(NextItem):
         for module in (self.positions, *self.blocks):
             module.apply(init_normal)
         for name, weight in self.blocks.named_parameters():
-            if name.endswith(
-                ("out.weight", "down.weight")
-            ):  # GPT-2: scaled by the number of residual branches
+            if name.endswith(("out.weight", "down.weight")):  # GPT-2: scaled by the number of residual branches
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.layers))
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:

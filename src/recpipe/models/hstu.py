@@ -100,9 +100,7 @@ class HSTU(NextItem):
         if mode == "none":
             return None
         if times is None:
-            raise ValueError(
-                f"time_mode is {mode} and these histories have no timestamps; set time_mode: none"
-            )
+            raise ValueError(f"time_mode is {mode} and these histories have no timestamps; set time_mode: none")
         if mode == "query" and query_times is None:
             raise ValueError(
                 "time_mode is query and these histories have no query times: use --params protocol.time=query "

@@ -66,9 +66,7 @@ class MQL4GRec(Generator):
     config: Config
     weights: Tensor  # (M,) of the modalities
 
-    def __init__(
-        self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]
-    ) -> None:
+    def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)
         self.books = nn.ModuleDict({name: ItemCodes(catalogue_ids) for name, catalogue_ids in ids.items()})
         self.names = tuple(ids)
@@ -145,8 +143,7 @@ class MQL4GRec(Generator):
             return super().search_batch(batch, k, request)
         longest = min(self.config.beam, self.n_items)
         lists = [
-            self.search(self.book(name), self._steps(batch, m), longest, request)
-            for m, name in enumerate(self.names)
+            self.search(self.book(name), self._steps(batch, m), longest, request) for m, name in enumerate(self.names)
         ]
         levels = [self.book(name).levels for name in self.names]
         return fuse(lists, k, rule=self.config.ensemble, weights=self.weights.tolist(), levels=levels)

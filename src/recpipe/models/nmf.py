@@ -91,9 +91,7 @@ class NMF(Scorer):
         ½‖x − w H‖² + I · penalty · (l1_ratio · Σw + (1 − l1_ratio) / 2 · ‖w‖²).
         """
         penalty, l1_ratio = self.config.penalty * self.n_items, self.config.l1_ratio
-        gram = self.parts @ self.parts.T + penalty * (1 - l1_ratio) * torch.eye(
-            len(self.parts), device=x.device
-        )
+        gram = self.parts @ self.parts.T + penalty * (1 - l1_ratio) * torch.eye(len(self.parts), device=x.device)
         target = x @ self.parts.T - penalty * l1_ratio  # (B, K)
         w = torch.zeros_like(target)
         nonzero_parts = torch.nonzero(gram.diagonal() > 0).flatten().tolist()

@@ -53,9 +53,7 @@ from recpipe.models.recommender import Criterion, Lists, Scorer
 from recpipe.semantic_ids.ids import CatalogueIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
-MIN_BRANCH_AND_BOUND = (
-    1_000_000  # items from which on branch and bound is faster than scoring all, for few users
-)
+MIN_BRANCH_AND_BOUND = 1_000_000  # items from which on branch and bound is faster than scoring all, for few users
 CHOICES = {
     "aggregate": ("sum", "flatten"),
     "softmax": ("level", "all", "items"),
@@ -115,15 +113,11 @@ class ParallelTIGER(Scorer, TreeSearcher):
             if not 0 <= self.masked <= 1:
                 raise ValueError(f"masked is {self.masked}; it is a share from 0 to 1")
             if self.softmax == "items" and (self.masked or self.weights is not None):
-                raise ValueError(
-                    "softmax is items, of whole ids; weights and masked, of levels, cannot be set"
-                )
+                raise ValueError("softmax is items, of whole ids; weights and masked, of levels, cannot be set")
 
     config: Config
 
-    def __init__(
-        self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]
-    ) -> None:
+    def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)
         if len(ids) != 1:
             raise ValueError(f"ParallelTIGER reads ids of one modality, not of {', '.join(ids)}")
@@ -219,9 +213,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
         log_probs, k = self.log_probabilities(batch), min(k, len(self.codes.rows))
-        return items_of(
-            exact_top(log_probs, self.codes.tree, k, **request.constraints(self.codes)), self.codes
-        )
+        return items_of(exact_top(log_probs, self.codes.tree, k, **request.constraints(self.codes)), self.codes)
 
     def top_k_batches(
         self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None

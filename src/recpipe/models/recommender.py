@@ -107,9 +107,7 @@ class Recommender(nn.Module):
         scores = np.full(items.shape, -np.inf, np.float32)
         k = items.shape[1]
         with progress(len(histories), "rank users", unit="users") as bar:
-            for rows, *lists in self.top_k_batches(
-                histories, k, exclude_seen=exclude_seen, candidates=candidates
-            ):
+            for rows, *lists in self.top_k_batches(histories, k, exclude_seen=exclude_seen, candidates=candidates):
                 items[rows], scores[rows] = lists
                 bar.add(len(rows))
         return items, scores
@@ -194,9 +192,7 @@ class Recommender(nn.Module):
         for name, buffer in list(self.named_buffers()):
             if name in tensors and buffer.shape != tensors[name].shape:
                 owner = self.get_submodule(name.rpartition(".")[0])
-                owner.register_buffer(
-                    name.rpartition(".")[2], torch.empty_like(tensors[name], device=buffer.device)
-                )
+                owner.register_buffer(name.rpartition(".")[2], torch.empty_like(tensors[name], device=buffer.device))
         self.load_state_dict(dict(tensors), strict=True)
         for codes in self.item_codes().values():
             codes.forget()

@@ -32,14 +32,10 @@ def model_class(type_: str) -> type[Recommender]:
     classes = [
         value
         for _, value in inspect.getmembers(module, inspect.isclass)
-        if issubclass(value, Recommender)
-        and value.__module__ == module.__name__
-        and not inspect.isabstract(value)
+        if issubclass(value, Recommender) and value.__module__ == module.__name__ and not inspect.isabstract(value)
     ]
     if len(classes) != 1:
-        raise ValueError(
-            f"{module.__name__} must define one Recommender, it defines {[c.__name__ for c in classes]}"
-        )
+        raise ValueError(f"{module.__name__} must define one Recommender, it defines {[c.__name__ for c in classes]}")
     return classes[0]
 
 

@@ -123,9 +123,7 @@ class SETRec(Scorer):
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         other = () if side is None else (side.config.items, side.config.users, side.config.events)
         if any(map(split_names, other)):
-            raise ValueError(
-                "setrec reads item vectors only; set side.items, side.users and side.events to none"
-            )
+            raise ValueError("setrec reads item vectors only; set side.items, side.users and side.events to none")
         self.start = nn.Parameter(torch.empty(config.dim).normal_(std=STD))
         self.items = SetItems(n_items, config.dim, side, tokens=config.tokens, widths=config.widths)
         self.encoder = Encoder(config)

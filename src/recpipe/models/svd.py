@@ -64,9 +64,7 @@ class SVD(Scorer):
         factors = min(self.config.factors, self.n_items, pairs.users)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            _, _, V = torch.svd_lowrank(
-                matrix, q=min(factors + OVERSAMPLING, *matrix.shape), niter=ITERATIONS
-            )
+            _, _, V = torch.svd_lowrank(matrix, q=min(factors + OVERSAMPLING, *matrix.shape), niter=ITERATIONS)
         self.weight, self.factors = weight.to(self.device), V[:, :factors].contiguous().to(self.device)
 
     def item_tables(self) -> dict[str, Tensor]:

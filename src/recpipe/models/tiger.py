@@ -43,9 +43,7 @@ class TIGER(Generator):
 
     config: Config
 
-    def __init__(
-        self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]
-    ) -> None:
+    def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)
         if len(ids) != 1:
             raise ValueError(f"TIGER reads ids of one modality, not of {', '.join(ids)}")

@@ -33,9 +33,7 @@ with ExitStack() as _stack:
     # On a machine with a GPU the package asks for a CUDA toolkit at import, for a kernel that is not used here; without
     # a toolkit torch would raise OSError.
     if cpp_extension.CUDA_HOME is None:
-        _stack.enter_context(
-            patch.object(cpp_extension, "CUDA_HOME", os.path.join(os.sep, "no_cuda_toolkit"))
-        )
+        _stack.enter_context(patch.object(cpp_extension, "CUDA_HOME", os.path.join(os.sep, "no_cuda_toolkit")))
         _stack.enter_context(patch.dict(os.environ))  # the package sets CUDA_LIB
     from xlstm.blocks.slstm.block import sLSTMBlock, sLSTMBlockConfig
     from xlstm.blocks.slstm.layer import sLSTMLayerConfig
@@ -60,9 +58,7 @@ class PaddedKernel(nn.Module):
         super().__init__()
         self.on_cuda = TRITON if TRITON in get_available_mlstm_kernels() else NATIVE
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, **_: None
-    ) -> tuple[Tensor, None]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, **_: None) -> tuple[Tensor, None]:
         """Return outputs (B, H, T, Dv) and no state, of q, k (B, H, T, Dqk), v (B, H, T, Dv), i, f (B, H, T)."""
         T, device_type = q.shape[2], q.device.type
         is_wide = min(q.shape[-1], v.shape[-1]) >= MIN_TRITON_WIDTH
@@ -160,9 +156,7 @@ class xLSTM(NextItem):
                         f"is not a multiple of heads {self.heads}"
                     )
             if self.slstm_at and self.dim // self.heads < 2:
-                raise ValueError(
-                    f"dim is {self.dim} and heads {self.heads}; an sLSTM head must be at least 2 wide"
-                )
+                raise ValueError(f"dim is {self.dim} and heads {self.heads}; an sLSTM head must be at least 2 wide")
             if invalid := [index for index in self.slstm_at if not 0 <= index < self.layers]:
                 raise ValueError(f"slstm_at has {invalid}; allowed: 0 to {self.layers - 1}")
 

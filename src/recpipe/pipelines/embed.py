@@ -64,9 +64,7 @@ def embed_text(
 
     content = None if dataset.content is None else dataset.content.text
     if content is None:
-        raise ValueError(
-            f"{dataset.title} has no texts to embed: add `content: {{text: ...}}` to the data set"
-        )
+        raise ValueError(f"{dataset.title} has no texts to embed: add `content: {{text: ...}}` to the data set")
     config = text_encoder(embed.text, text_encoders)
     if isinstance(config, VectorFileConfig):
         return embed_from_file(items.to_arrow(), paths.raw, config, modality="text")
@@ -77,9 +75,7 @@ def embed_text(
     texts = build_texts(table, content.template)
     ids = table["item_id"].to_pylist()
     if isinstance(config, TfidfConfig):
-        return embed_tfidf(
-            ids, texts, config, state_folder=folder, template=content.template, refit=embed.refit
-        )
+        return embed_tfidf(ids, texts, config, state_folder=folder, template=content.template, refit=embed.refit)
     return embed_texts(ids, texts, config, template=content.template, cache_folder=folder)
 
 
@@ -99,9 +95,7 @@ def embed_images(
 
     block = None if dataset.content is None else dataset.content.image
     if block is None:
-        raise ValueError(
-            f"{dataset.title} has no images to embed: add `content: {{image: ...}}` to the data set"
-        )
+        raise ValueError(f"{dataset.title} has no images to embed: add `content: {{image: ...}}` to the data set")
     config = image_encoder(embed.image, image_encoders)
     table = items.to_arrow()
     if isinstance(config, VectorFileConfig):

@@ -194,9 +194,7 @@ def evaluate_ensemble(
         metric=ensemble.metric,
     )
     weights = zip(ensemble.names(), description["weights"], strict=True)
-    log.info(
-        "ensemble by %s: %s", ensemble.method, ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
-    )
+    log.info("ensemble by %s: %s", ensemble.method, ", ".join(f"{name} {weight:.2f}" for name, weight in weights))
     evaluation = evaluate_model(bundle, training_data, test_set, evaluate, models.get("content_model"))
     return replace(evaluation, metrics={**evaluation.metrics, "ensemble": description})
 

@@ -60,9 +60,7 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     files = ["source_files", dataset, "params:ingest", "params:paths"]
     return Pipeline(
         [
-            Node(
-                fetch_source, [dataset, "params:paths"], "source_files", name="fetch_source", namespace=GROUP
-            ),
+            Node(fetch_source, [dataset, "params:paths"], "source_files", name="fetch_source", namespace=GROUP),
             Node(ingest_log, files, TABLES, name="ingest_log", namespace=GROUP),
             Node(profile_data, "interactions", "data_profile", name="profile_data", namespace=GROUP),
         ]

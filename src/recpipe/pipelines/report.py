@@ -70,9 +70,7 @@ def analyse_runs(
 
     data = training_data
     models = split_names(model)
-    return analyse(
-        runs, data.train_set, data.vocabulary, data.protocol_fields, models=models, seed=seed, report=report
-    )
+    return analyse(runs, data.train_set, data.vocabulary, data.protocol_fields, models=models, seed=seed, report=report)
 
 
 def rank_runs(runs: RunStore, insights: dict[str, Any], report: ReportConfig) -> tuple[DataFrame, str]:

@@ -39,9 +39,7 @@ def vary_model(
     job = training_job(config, training_data, paths, **inputs)
     settings, history = study_settings(study), job.data.protocol.history
     candidates, left_out = variants(settings, config)
-    too_long = sorted(
-        (v.name for v in candidates if (v.overrides.get("train.window") or 0) > history), key=int
-    )
+    too_long = sorted((v.name for v in candidates if (v.overrides.get("train.window") or 0) > history), key=int)
     left_out |= dict.fromkeys(too_long, f"protocol.history is {history}")
     selection = [variant for variant in candidates if variant.name not in too_long]
     for name, reason in left_out.items():
@@ -49,9 +47,7 @@ def vary_model(
     folder = paths.studies(config.name, config.seed) / study.name
     rows = []
     for number, variant in enumerate(selection, 1):
-        log.info(
-            "study %s of %s, %s of %s: %s", study.name, config.name, number, len(selection), variant.name
-        )
+        log.info("study %s of %s, %s of %s: %s", study.name, config.name, number, len(selection), variant.name)
         rows.append(_row(variant, replace(job, config=variant.config), folder))
     return {
         "study": study.name,

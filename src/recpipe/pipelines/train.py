@@ -50,9 +50,7 @@ def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths
     return training_job(config, training_data, paths, **inputs).train(on_epoch=report_epoch)
 
 
-def training_job(
-    config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any
-) -> TrainingJob:
+def training_job(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> TrainingJob:
     """Build the training job from the inputs of a node."""
     from recpipe.evaluation.evaluate import validator
     from recpipe.training.job import ItemInputs, TrainingJob
@@ -72,9 +70,7 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     log = ["interactions", "users", "ingest_steps", "params:protocol"]
     split = Node(split_sequences, log, ["training_data", "test_set"], name="split_sequences")
     training = [
-        Node(
-            train_model, training_inputs(run), f"{name}_bundle", name="train_model", namespace=name, tags=name
-        )
+        Node(train_model, training_inputs(run), f"{name}_bundle", name="train_model", namespace=name, tags=name)
         for name, run in wiring.runs.items()
     ]
     return Pipeline([split, *training])

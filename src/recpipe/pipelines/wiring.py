@@ -68,12 +68,7 @@ class Wiring:
     @property
     def results(self) -> tuple[str, ...]:
         """Datasets that this command writes and the report reads from disk, so that the report has to wait for them."""
-        names = [
-            f"{model}_{name}"
-            for stage, name in RESULTS.items()
-            if stage in self.requested
-            for model in self.runs
-        ]
+        names = [f"{model}_{name}" for stage, name in RESULTS.items() if stage in self.requested for model in self.runs]
         if "train" in self.requested and "evaluate" not in self.requested:
             names += [f"{model}_bundle" for model in self.runs]
         names += ["ensemble_evaluation"] if "ensemble" in self.requested else []
@@ -183,14 +178,10 @@ def allowed_by_time(configuration: Configuration, model: str) -> bool:
     time = configuration["protocol"]["time"]
     if time not in TIME_CHOICES:  # refused by name when the protocol is checked
         return True
-    return (
-        configuration.run(model).settings.get("time_mode") not in TIME_CHOICES[TIME_CHOICES.index(time) + 1 :]
-    )
+    return configuration.run(model).settings.get("time_mode") not in TIME_CHOICES[TIME_CHOICES.index(time) + 1 :]
 
 
-def command_wiring(
-    configuration: Configuration, pipelines: Iterable[str], filters: Iterable[str] = ()
-) -> Wiring:
+def command_wiring(configuration: Configuration, pipelines: Iterable[str], filters: Iterable[str] = ()) -> Wiring:
     """The wiring of ``kedro run``. Raises ConfigError for unknown models.
 
     Models are those of the parameter ``model``, of pipelines called like a model, and of ``filters``, the values of
@@ -198,9 +189,7 @@ def command_wiring(
     """
     pipelines = list(pipelines)
     if reserved := [name for name in RESERVED if name in configuration.model_names]:
-        raise ConfigError(
-            f"no model can be called {reserved[0]!r}: rename conf/*/parameters/models/{reserved[0]}.yml"
-        )
+        raise ConfigError(f"no model can be called {reserved[0]!r}: rename conf/*/parameters/models/{reserved[0]}.yml")
     models = chosen_models(configuration, configuration["model"])
     whole = not pipelines or WHOLE in pipelines
     if whole:
@@ -208,9 +197,7 @@ def command_wiring(
         for each in [baselines] if isinstance(baselines, str) else baselines:
             models += chosen_models(configuration, each)
     all_models = configuration.model_names
-    models += [
-        name for name in all_models if name in pipelines or any(_is_of(word, name) for word in filters)
-    ]
+    models += [name for name in all_models if name in pipelines or any(_is_of(word, name) for word in filters)]
     model_pipelines = [name for name in pipelines if name in all_models]
     if model_pipelines and pipelines == model_pipelines and not configuration.is_overridden("model"):
         models = model_pipelines
@@ -231,9 +218,7 @@ def _check_used(configuration: Configuration, wiring: Wiring) -> None:
                     f"{block}.{name} (command line) changes nothing: this command has the {block} {', '.join(chosen)}; "
                     f"add {block[:-1]}={name}"
                 )
-    infos = (
-        [model_info(run.type) for run in wiring.runs.values()] if overrides.keys() & {"side", "train"} else []
-    )
+    infos = [model_info(run.type) for run in wiring.runs.values()] if overrides.keys() & {"side", "train"} else []
     if "side" in overrides and not any(info.takes_side for info in infos):
         raise ConfigError(f"side (command line) changes nothing: no side information is read by {models}")
     if "train" in overrides and not any(info.by_gradient for info in infos):

@@ -84,9 +84,7 @@ def pick_examples(
                 length=stop - start,
                 history=_with_titles(ids, items, times),
                 targets=_with_titles(targets, items),
-                recommendations={
-                    model: _list(by_user[user][:k], targets) for model, by_user in lists.items()
-                },
+                recommendations={model: _list(by_user[user][:k], targets) for model, by_user in lists.items()},
             )
         )
     return result

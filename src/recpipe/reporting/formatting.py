@@ -20,9 +20,7 @@ def metric_title(name: str) -> str:
 def mean_and_std(row: Mapping[str, Any], name: str) -> str:
     """Format a metric of a leaderboard row: .1823, or .1823 ± .0020 over several seeds."""
     mean, std = row.get(name), row.get(f"{name}_std")
-    return (
-        MISSING if mean is None else decimals(mean) if std is None else f"{decimals(mean)} ± {decimals(std)}"
-    )
+    return MISSING if mean is None else decimals(mean) if std is None else f"{decimals(mean)} ± {decimals(std)}"
 
 
 def interval(low: float | None, high: float | None) -> str:

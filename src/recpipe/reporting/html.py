@@ -203,9 +203,7 @@ def _board(protocol: str, part: pl.DataFrame, runs: list[Run], metric: str) -> d
 
 
 def _facts(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
-    per_user, popularity, ties = (
-        profile.get(name) or {} for name in ("events_per_user", "popularity", "tied")
-    )
+    per_user, popularity, ties = (profile.get(name) or {} for name in ("events_per_user", "popularity", "tied"))
     facts = [
         ("interactions", count(profile.get("rows"))),
         ("users", count(profile.get("users"))),

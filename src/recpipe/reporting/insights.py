@@ -91,9 +91,7 @@ def compute_insights(
         "ties": by_model(lambda run: _ties(run, outputs, metric)),
     }
     problems += [
-        f"{name} recommends no item to any user"
-        for name, values in result["lists"].items()
-        if not values["users"]
+        f"{name} recommends no item to any user" for name, values in result["lists"].items() if not values["users"]
     ]
     return {**_to_json(result), "problems": list(dict.fromkeys(problems))}
 
@@ -148,9 +146,7 @@ def _representative(group: RunGroup, ranks: Ranks, seed: int) -> Run | None:
     return next((run for run in runs if run.seed == seed), runs[0] if runs else None)
 
 
-def _measure_runs(
-    runs: Mapping[str, Run | None], measure: Callable[[Run], Any], problems: list[str]
-) -> dict[str, Any]:
+def _measure_runs(runs: Mapping[str, Run | None], measure: Callable[[Run], Any], problems: list[str]) -> dict[str, Any]:
     """Values by model, without runs that have none or raise ValueError."""
     values = {}
     for name, run in runs.items():
@@ -173,9 +169,7 @@ def _segments(ranks: pa.Table | None, catalogue: Catalogue, k: int) -> list[dict
     return table.to_pylist()
 
 
-def _lists(
-    run: Run, ranks: Ranks, outputs: RunOutputs, catalogue: Catalogue, k: int
-) -> dict[str, Any] | None:
+def _lists(run: Run, ranks: Ranks, outputs: RunOutputs, catalogue: Catalogue, k: int) -> dict[str, Any] | None:
     if run.name not in outputs.recommendations:
         return None
     item_ids = catalogue.item_ids

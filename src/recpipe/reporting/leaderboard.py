@@ -206,9 +206,7 @@ def update_readme(text: str, boards: list[pl.DataFrame]) -> str:
     pattern = re.compile(f"{re.escape(README_START)}\n?(.*?){re.escape(README_END)}", re.DOTALL)
     blocks = pattern.findall(text)
     if len(blocks) != 1:
-        raise ValueError(
-            f"README.md needs the markers {README_START} and {README_END} once, around the tables"
-        )
+        raise ValueError(f"README.md needs the markers {README_START} and {README_END} once, around the tables")
     tables = _tables_by_dataset(blocks[0])
     for board in boards:
         tables |= _tables_by_dataset(to_markdown(board))
@@ -218,9 +216,7 @@ def update_readme(text: str, boards: list[pl.DataFrame]) -> str:
 def main() -> None:
     """Write every leaderboard.parquet under data/08_reporting into README.md."""
     parser = argparse.ArgumentParser(description="Write leaderboards into README.md.")
-    parser.add_argument(
-        "datasets", nargs="*", help="folders of data/08_reporting, in this order; default all"
-    )
+    parser.add_argument("datasets", nargs="*", help="folders of data/08_reporting, in this order; default all")
     parser.add_argument("--reporting", type=Path, default=Path("data/08_reporting"))
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     args = parser.parse_args()
@@ -234,9 +230,7 @@ def main() -> None:
 
 def _metric_names(runs: list[Run], metric: str) -> list[str]:
     """``metric``, the others at its cutoff, the rest."""
-    names = dict.fromkeys(
-        [metric, *(name for run in runs for name in run.test_metrics if name not in COUNTS)]
-    )
+    names = dict.fromkeys([metric, *(name for run in runs for name in run.test_metrics if name not in COUNTS)])
     cutoff = metric.partition("@")[2]
     return sorted(names, key=lambda name: (name != metric, name.partition("@")[2] != cutoff))
 
@@ -281,9 +275,7 @@ def _search_error(search: Mapping[str, Any]) -> str | None:
     )
 
 
-def _bounds(
-    group: RunGroup, metric: str, certainty: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float | None]:
+def _bounds(group: RunGroup, metric: str, certainty: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     if not certainty:
         return {}
     estimate = certainty.get(group.protocol, {}).get("estimates", {}).get(group.model, {})

@@ -71,9 +71,7 @@ def analyse(
     ties, tie_loaders = runs.tie_sensitivity.readable(), runs.tie_sensitivity.loaders()
     result = compute_insights(
         list(metrics.values()),
-        RunOutputs(
-            runs.ranks.loaders(), runs.recommendations.loaders(), {run: tie_loaders[run] for run in ties}
-        ),
+        RunOutputs(runs.ranks.loaders(), runs.recommendations.loaders(), {run: tie_loaders[run] for run in ties}),
         Catalogue(vocabulary.ids, popularity, _item_vectors(runs, vocabulary)),
         protocol=_page_protocol(_protocols(metrics), models, seed, split),
         seed=seed,
@@ -224,9 +222,7 @@ def _protocols(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _page_protocol(
     protocols: Mapping[str, Mapping[str, Any]], models: Sequence[str], seed: int, split: Mapping[str, Any]
 ) -> str:
-    fields = {
-        name: value for name, value in split.items() if name not in {*EVALUATION_FIELDS, *DERIVED_FIELDS}
-    }
+    fields = {name: value for name, value in split.items() if name not in {*EVALUATION_FIELDS, *DERIVED_FIELDS}}
     for model in models:
         protocol = protocols.get(f"{model}/seed_{seed}", {})
         if protocol and all(protocol.get(name) == value for name, value in fields.items()):
@@ -279,9 +275,7 @@ def _id_sections(runs: RunStore) -> tuple[list[IdSection], list[str]]:
         try:
             sections.append(id_section(qualities[kind], figures.readable()))
         except (KeyError, TypeError) as error:
-            problems.append(
-                f"The quality of {kind}_ids is of another version ({error}): run semantic_ids again"
-            )
+            problems.append(f"The quality of {kind}_ids is of another version ({error}): run semantic_ids again")
         problems += figures.problems
     return sections, problems
 

@@ -133,11 +133,7 @@ def check_metrics(values: object) -> str | None:
 
 def _label(values: object) -> str:
     names = ("dataset", "model", "seed")
-    parts = (
-        [str(values[name]) for name in names if values.get(name) is not None]
-        if isinstance(values, Mapping)
-        else []
-    )
+    parts = [str(values[name]) for name in names if values.get(name) is not None] if isinstance(values, Mapping) else []
     return ", ".join(parts) or "?"
 
 

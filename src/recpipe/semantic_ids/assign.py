@@ -93,9 +93,7 @@ def _check_earlier(earlier: SemanticIds, quantizer: Quantizer, policy: str, extr
             )
 
 
-def _counts(
-    embeddings: Embeddings, earlier: SemanticIds | None, rows: NDArray[np.int64], new: int
-) -> dict[str, int]:
+def _counts(embeddings: Embeddings, earlier: SemanticIds | None, rows: NDArray[np.int64], new: int) -> dict[str, int]:
     has_id, present = rows >= 0, embeddings.present
     changed = 0
     if earlier is not None:
@@ -136,9 +134,7 @@ def reuse_obstacle(
     if others and (fitted_to := sorted(quantizer.about.get("with") or {})) != sorted(others):
         fitted_with = ", ".join(fitted_to) or "no other data set"
         return f"it was fitted together with {fitted_with}, requested is {', '.join(others)}"
-    return (
-        None if quantizer.about.get("space") == embeddings.space else space_difference(quantizer, embeddings)
-    )
+    return None if quantizer.about.get("space") == embeddings.space else space_difference(quantizer, embeddings)
 
 
 def space_difference(quantizer: Quantizer, embeddings: Embeddings) -> str:

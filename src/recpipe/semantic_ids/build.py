@@ -58,9 +58,7 @@ class EarlierResults:
     refit: bool = False
     source_dataset: str | None = None  # of ``quantizer_from``
     source_folder: Path | None = None  # with its quantizer
-    joint_paths: Mapping[str, Path] = field(
-        default_factory=dict
-    )  # embeddings of ``quantizer_with``, by data set
+    joint_paths: Mapping[str, Path] = field(default_factory=dict)  # embeddings of ``quantizer_with``, by data set
 
     @classmethod
     def of(cls, paths: DataPaths, config: SemanticIdsConfig) -> EarlierResults:
@@ -149,9 +147,7 @@ def fit_quantizer(
         return _fit_new(embeddings, others, config, on_epoch)
     reason = "semantic_ids.refit is set" if config.refit else None
     type_, settings = config.type_and_settings()
-    reason = reason or reuse_obstacle(
-        previous, embeddings, type_, settings, seed=config.seed, others=sorted(others)
-    )
+    reason = reason or reuse_obstacle(previous, embeddings, type_, settings, seed=config.seed, others=sorted(others))
     if reason:
         log.warning("fitting %s anew, all ids may change: %s", config.quantizer, reason)
         return _fit_new(embeddings, others, config, on_epoch)
@@ -167,9 +163,7 @@ def assign_ids(
     if previous is not None and (reason := _ids_obstacle(previous, quantizer, config)):
         log.warning("all %s ids are assigned anew: %s", f"{len(previous):,}", reason)
         previous = None
-    return assign(
-        embeddings, quantizer, policy=config.collisions, extra_codes=config.extra_codes, earlier=previous
-    )
+    return assign(embeddings, quantizer, policy=config.collisions, extra_codes=config.extra_codes, earlier=previous)
 
 
 def measure_ids(
@@ -222,9 +216,7 @@ def categories_of(ids: SemanticIds, items: pa.Table, category: Category | None) 
     if category is None:
         return None
     if category.column not in items.column_names:
-        raise ValueError(
-            f"content.category.column is {category.column!r}; items have {', '.join(items.column_names)}"
-        )
+        raise ValueError(f"content.category.column is {category.column!r}; items have {', '.join(items.column_names)}")
     return leaf_categories(column_of(ids, items, category.column), category.of_list)
 
 
@@ -262,9 +254,7 @@ def check_ids(quality: Mapping[str, Any], dataset: str = "<data set>") -> dict[s
 def build_tree(ids: SemanticIds, gate: Mapping[str, Any]) -> PrefixTree:
     """Build the prefix tree of ids that passed the gate. Raises ValueError for the gate of other ids."""
     if gate["ids"] != ids.hash:
-        raise ValueError(
-            "the gate passed other ids than those on disk: run `kedro run --pipelines=semantic_ids` again"
-        )
+        raise ValueError("the gate passed other ids than those on disk: run `kedro run --pipelines=semantic_ids` again")
     return PrefixTree.build(ids.codes, ids.sizes, source=ids.hash, shared=not ids.unique)
 
 

@@ -184,9 +184,7 @@ def _movers(codes_NL: Codes, distances: Distances, taken_ML: Codes) -> Rows:
     return rows[moves][np.argsort(nearness[moves], kind="stable")]
 
 
-def _assign_free_codes(
-    rows: Rows, codes: Codes, used: Codes, size: int, distances: Distances
-) -> NDArray[np.bool_]:
+def _assign_free_codes(rows: Rows, codes: Codes, used: Codes, size: int, distances: Distances) -> NDArray[np.bool_]:
     """Set ``codes`` of ``rows``, in order, to the nearest free last-level code of their prefix.
 
     Returns the mask of rows that got one. Prefixes are independent: the n-th row of every prefix chooses in round n.
@@ -208,9 +206,7 @@ def _assign_free_codes(
     return assigned
 
 
-def _assign_open_prefixes(
-    rows: Rows, codes: Codes, used: Codes, sizes: tuple[int, ...], distances: Distances
-) -> None:
+def _assign_open_prefixes(rows: Rows, codes: Codes, used: Codes, sizes: tuple[int, ...], distances: Distances) -> None:
     """Move ``rows``, whose prefixes are full, to the nearest prefix that is not, changing as few levels as possible."""
     last = len(sizes) - 1
     for first in range(last - 1, -1, -1):
@@ -234,9 +230,7 @@ def _assign_open_codes(
         codes[rows[block], level] = np.where(full[prefix[block]], np.inf, costs).argmin(1)
 
 
-def _balance(
-    codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, taken_ML: Codes
-) -> tuple[Codes, int]:
+def _balance(codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, taken_ML: Codes) -> tuple[Codes, int]:
     """Reassign colliding items at the last level by entropic transport, after LC-Rec (Zheng et al. 2024).
 
     Returns (N, L) codes and the number of rounds, at most 20. Each round reassigns all colliding items below one

@@ -49,9 +49,7 @@ class SemanticIds:
         counts = pc.value_counts(pa.array(self.item_ids, pa.string()))
         duplicates = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         if len(duplicates):
-            raise ValueError(
-                f"{len(duplicates)} items have more than one row: {', '.join(duplicates[:5].to_pylist())}"
-            )
+            raise ValueError(f"{len(duplicates)} items have more than one row: {', '.join(duplicates[:5].to_pylist())}")
         check_codes(self.codes, self.sizes, item_ids=self.item_ids)
         quantized_sizes = self.sizes[: self.quantized.shape[1]]
         check_codes(self.quantized, quantized_sizes, what="quantized codes", item_ids=self.item_ids)
@@ -160,9 +158,7 @@ class CatalogueIds:
             )
 
     @classmethod
-    def of(
-        cls, ids: SemanticIds, item_ids: NDArray[np.object_], tree: PrefixTree | None = None
-    ) -> CatalogueIds:
+    def of(cls, ids: SemanticIds, item_ids: NDArray[np.object_], tree: PrefixTree | None = None) -> CatalogueIds:
         """Look up the ids of ``item_ids`` (I,).
 
         Raises ValueError for a ``tree`` of other ids, and if no item has an id.
@@ -171,9 +167,7 @@ class CatalogueIds:
             tree.check_source(ids.hash)
         rows = ids.rows(item_ids)
         if not (rows >= 0).any():
-            raise ValueError(
-                f"none of {len(rows)} items has a semantic id; run `{COMMAND}` for this data set"
-            )
+            raise ValueError(f"none of {len(rows)} items has a semantic id; run `{COMMAND}` for this data set")
         codes = np.full((len(rows) + 1, len(ids.sizes)), -1, np.int64)
         codes[1:] = np.where(rows[:, None] >= 0, ids.codes[rows], -1)
         return cls(codes, ids.sizes, ids.hash, str(ids.about.get("quantizer", "")))

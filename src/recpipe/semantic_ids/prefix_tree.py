@@ -107,9 +107,7 @@ class PrefixTree:
     @cached_property
     def spans(self) -> tuple[Ints, ...]:
         """(L + 1) of (P_d + 1,): the items below node n of depth d are ``leaves[spans[d][n]:spans[d][n + 1]]``."""
-        spans = accumulate(
-            reversed(self.offsets), lambda below, offsets: below[offsets], initial=self.leaf_offsets
-        )
+        spans = accumulate(reversed(self.offsets), lambda below, offsets: below[offsets], initial=self.leaf_offsets)
         return tuple(spans)[::-1]
 
     def prefixes(self, depth: int) -> int:
@@ -188,8 +186,7 @@ class PrefixTree:
                 raise ValueError(f"its format is {header['format']!r}, this version reads 1")
             sizes = tuple(header["sizes"])
             offsets, children = (
-                tuple(arrays[f"{name}.{level}"] for level in range(len(sizes)))
-                for name in ("offsets", "children")
+                tuple(arrays[f"{name}.{level}"] for level in range(len(sizes))) for name in ("offsets", "children")
             )
             tree = cls(offsets, children, arrays["leaves"], arrays["leaf_offsets"], sizes, header["source"])
             if tree.hash != header["hash"]:

@@ -46,9 +46,7 @@ class Gate:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(
-                    f"semantic_ids.gate.{field.name} is {value}; allowed: 0 to 1, or null for no check"
-                )
+                raise ValueError(f"semantic_ids.gate.{field.name} is {value}; allowed: 0 to 1, or null for no check")
 
 
 def measure_quality(
@@ -75,9 +73,7 @@ def measure_quality(
     return {
         "format": 1,
         "items": len(codes_NL),
-        "levels": [
-            {"level": depth, **_usage(quantized_NLq[:, depth - 1], int(sizes[depth - 1]))} for depth in depths
-        ],
+        "levels": [{"level": depth, **_usage(quantized_NLq[:, depth - 1], int(sizes[depth - 1]))} for depth in depths],
         "prefixes": [{"depth": depth, "distinct": int(prefixes[depth - 1].max()) + 1} for depth in depths],
         "collisions": {"before": _collisions(prefixes[-1]), "after": _collisions(row_groups(codes_NL))},
         "reconstruction": _reconstruction(vectors_ND, reconstructed_ND),
@@ -163,9 +159,7 @@ def _nearest(vectors_ND: Vectors, rows: Rows, k: int) -> Rows:
     return torch.cat(nearest).numpy()
 
 
-def _purity(
-    first: Codes, categories: list[str | None] | None, generator: np.random.Generator
-) -> Check | None:
+def _purity(first: Codes, categories: list[str | None] | None, generator: np.random.Generator) -> Check | None:
     """Share of items in the main category of their first code, beside its mean over shuffled codes."""
     present = np.array([each is not None for each in categories or ()], bool)
     names, numbers = np.unique(np.array(categories or (), object)[present].astype(str), return_inverse=True)
@@ -200,9 +194,7 @@ def _check_inputs(
 ) -> None:
     n = len(codes_NL)
     if not n:
-        raise ValueError(
-            "there are no semantic ids to measure: no item has content; look at the embed pipeline"
-        )
+        raise ValueError("there are no semantic ids to measure: no item has content; look at the embed pipeline")
     lengths = {
         "quantized": len(quantized_NLq),
         "vectors": len(vectors_ND),
@@ -214,9 +206,7 @@ def _check_inputs(
     if vectors_ND.shape != reconstructed_ND.shape:
         raise ValueError(f"vectors are {vectors_ND.shape}, reconstructed ones {reconstructed_ND.shape}")
     if not 1 <= quantized_NLq.shape[1] <= len(sizes) or codes_NL.shape[1] != len(sizes):
-        raise ValueError(
-            f"{len(sizes)} sizes, but codes {codes_NL.shape} and quantized {quantized_NLq.shape}"
-        )
+        raise ValueError(f"{len(sizes)} sizes, but codes {codes_NL.shape} and quantized {quantized_NLq.shape}")
     if not (np.isfinite(vectors_ND).all() and np.isfinite(reconstructed_ND).all()):
         raise ValueError("vectors or their reconstructions have NaN or infinity; fit the quantizer anew")
 
@@ -263,9 +253,7 @@ class _Checks:
                 "semantic_ids.gate.usage; if it was not fitted to this catalogue at all, fit one with quantizer_with"
             )
         elif distinct[level["level"] - 1] / self.quality["items"] > 0.9:
-            advice += (
-                f"the earlier levels separate the items already, so lower {self.settings}.codes or .levels"
-            )
+            advice += f"the earlier levels separate the items already, so lower {self.settings}.codes or .levels"
         else:
             advice += (
                 f"keep {self.settings}.standardise on; "
@@ -326,8 +314,7 @@ class _Checks:
             return None
         first = neighbours["by_depth"][0]
         advice = (
-            f"{first['overlap']:.1%} of the nearest neighbours share the first code, by chance "
-            f"{first['random']:.1%}: "
+            f"{first['overlap']:.1%} of the nearest neighbours share the first code, by chance {first['random']:.1%}: "
         )
         if self.quality["levels"][0]["used"] > items / 2:
             advice += f"level 1 has a code for nearly every item, so lower {self.settings}.codes"

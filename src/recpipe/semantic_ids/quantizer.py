@@ -38,9 +38,7 @@ TYPES = {
     "opq": "recpipe.semantic_ids.faiss_quantizers.OPQ",
 }
 ITEMS_PER_CODE = 4  # at least: with a code for nearly every item, later levels carry no information
-DEAD_DIMENSION = (
-    1e-4  # spread, as a share of the typical one, below which a dimension holds rounding errors only
-)
+DEAD_DIMENSION = 1e-4  # spread, as a share of the typical one, below which a dimension holds rounding errors only
 CHUNK = 4096  # rows of one distance matrix
 
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -157,9 +155,7 @@ class Quantizer(ABC):
 
     def _fitted_width(self) -> int:
         if not self.sizes:
-            raise ValueError(
-                f"this {self.type} quantizer was not fitted: call fit first, or load a saved one"
-            )
+            raise ValueError(f"this {self.type} quantizer was not fitted: call fit first, or load a saved one")
         return self.width
 
 
@@ -304,9 +300,7 @@ def _check_training_vectors(x_ND: Vectors) -> Vectors:
     if not x_ND.size:
         raise ValueError("no item has content: nothing to quantize; see content in the data set's conf")
     if len(x_ND) < 2:
-        raise ValueError(
-            "only one item has content, a quantizer needs at least 2; see content in the data set's conf"
-        )
+        raise ValueError("only one item has content, a quantizer needs at least 2; see content in the data set's conf")
     _check_finite(x_ND)
     if (x_ND == x_ND[0]).all():
         raise ValueError(
@@ -337,6 +331,4 @@ def _as_matrix(x_ND: Vectors) -> Vectors:
 def _check_finite(x_ND: Vectors) -> None:
     bad = np.flatnonzero(~np.isfinite(x_ND).all(1))
     if len(bad):
-        raise ValueError(
-            f"{len(bad)} of {len(x_ND)} vectors have NaN or infinity: rows {', '.join(map(str, bad[:5]))}"
-        )
+        raise ValueError(f"{len(bad)} of {len(x_ND)} vectors have NaN or infinity: rows {', '.join(map(str, bad[:5]))}")

@@ -155,9 +155,7 @@ class Training:
 
     def _epoch(self, bar: Progress) -> dict[str, float]:
         """Mean losses over the steps, and the share of codes per level that any item chose."""
-        size = (
-            len(self.train_ND) // self.batches
-        )  # equal batches; the remaining rows are left out of this epoch
+        size = len(self.train_ND) // self.batches  # equal batches; the remaining rows are left out of this epoch
         order = torch.randperm(len(self.train_ND), generator=self.generator)
         overrides, means, codes = self._separating_codes(), torch.zeros(2), []
         for rows in order[: size * self.batches].view(self.batches, size):

@@ -62,18 +62,14 @@ def _parser() -> argparse.ArgumentParser:
         "--items", type=_ids, default=[], help="ids of the history, oldest first, as a,b,c; none: a new user"
     )
     parser.add_argument("--top", type=int, default=10, help="number of recommendations (10)")
-    parser.add_argument(
-        "--candidates", type=_ids, help="ids that may be recommended, as a,b,c; all by default"
-    )
+    parser.add_argument("--candidates", type=_ids, help="ids that may be recommended, as a,b,c; all by default")
     parser.add_argument(
         "--slots", type=float, default=0.0, help="share of places for items without training events, as 0.2"
     )
     parser.add_argument("--content", type=Path, help="run of the model that fills them, such as text_knn")
     seen = parser.add_mutually_exclusive_group()
     seen.add_argument("--seen", action="store_true", default=None, help="include items of the history")
-    seen.add_argument(
-        "--unseen", dest="seen", action="store_false", help="exclude them; default: as in the protocol"
-    )
+    seen.add_argument("--unseen", dest="seen", action="store_false", help="exclude them; default: as in the protocol")
     parser.add_argument("--find", metavar="TEXT", help="list items whose title contains it, instead")
     parser.add_argument("--json", action="store_true", help="one JSON object per recommendation")
     return parser

@@ -47,9 +47,7 @@ def recommend(
     sequences = _sequences(bundle, histories, timestamps)
     if profiles is not None:
         sequences = sequences.with_profiles(profiles)
-    no_targets = Sequences(
-        sequences.users, np.zeros(0, np.int32), None, np.zeros(len(sequences) + 1, np.int64)
-    )
+    no_targets = Sequences(sequences.users, np.zeros(0, np.int32), None, np.zeros(len(sequences) + 1, np.int64))
     fold = Fold(sequences, no_targets)
     candidate_mask = None if candidates is None else _candidate_mask(bundle, candidates)
     k = min(k, len(bundle.vocabulary))

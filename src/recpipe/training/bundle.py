@@ -100,9 +100,7 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate:
     """Read a folder of ``save_bundle``. Raises ValueError for missing or incomplete files."""
     missing = [name for name in (WEIGHTS, CONFIG, ITEMS) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
-            f"{folder} is not a bundle: {', '.join(missing)} missing; run `kedro run --pipelines=train`"
-        )
+        raise ValueError(f"{folder} is not a bundle: {', '.join(missing)} missing; run `kedro run --pipelines=train`")
     config = json.loads((folder / CONFIG).read_text())
     items = pq.read_table(folder / ITEMS)
     vocabulary = Vocabulary(items["item_id"].to_numpy(zero_copy_only=False))
@@ -112,10 +110,7 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate:
         n_items=len(vocabulary),
         max_length=config["max_length"],
         side=Side.from_dict(config["side"]) if "side" in config else None,
-        ids={
-            name: CatalogueIds.empty(fields, len(vocabulary))
-            for name, fields in config.get("ids", {}).items()
-        },
+        ids={name: CatalogueIds.empty(fields, len(vocabulary)) for name, fields in config.get("ids", {}).items()},
         accelerate=accelerate,
     )
     if "cold_users" in config:  # absent in old bundles

@@ -87,9 +87,7 @@ class SecondStage(Callback):
         self.best, self.bad = (metric, 0) if metric > self.best else (self.best, self.bad + 1)
         if not self.begun and self.bad >= self._after:
             epoch = trainer.current_epoch + 1
-            log.info(
-                "second stage after epoch %s: no new best %s in %s validations", epoch, self._metric, self.bad
-            )
+            log.info("second stage after epoch %s: no new best %s in %s validations", epoch, self._metric, self.bad)
             self.begun, self._patience.wait_count = True, 0
             self._begin()
 
@@ -134,9 +132,7 @@ def curve_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
             loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
         elif name == "wandb":
             if find_spec("wandb") is None:
-                raise ValueError(
-                    "train.loggers has wandb, which is not installed; run `pip install wandb`, or drop it"
-                )
+                raise ValueError("train.loggers has wandb, which is not installed; run `pip install wandb`, or drop it")
             loggers.append(WandbLogger(name="/".join(folder.parts[-3:]), project="recpipe", save_dir=folder))
         elif not any(isinstance(logger, CSVLogger) for logger in loggers):
             if name == "tensorboard":

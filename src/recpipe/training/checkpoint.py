@@ -49,9 +49,7 @@ class Checkpoints(ModelCheckpoint):
 class SafetensorsCheckpointIO(CheckpointIO):
     """Lightning plugin that reads and writes checkpoints as safetensors."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         save_tree(checkpoint, Path(path))
 
     def load_checkpoint(
@@ -81,9 +79,7 @@ def load_tree(path: Path) -> Any:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             layout = (file.metadata() or {})["tree"]
     except (SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"{path} is not a complete checkpoint ({error}); delete it to start training anew"
-        ) from error
+        raise ValueError(f"{path} is not a complete checkpoint ({error}); delete it to start training anew") from error
     return _unpack(json.loads(layout), tensors)
 
 

@@ -208,9 +208,7 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
         default_root_dir=folder,
     )
     handler = signal.getsignal(signal.SIGINT)
-    interruption = KeyboardInterrupt(
-        f"training stopped; run the same command again to go on from {folder / LAST}"
-    )
+    interruption = KeyboardInterrupt(f"training stopped; run the same command again to go on from {folder / LAST}")
     try:
         for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)

@@ -57,11 +57,7 @@ class ItemInputs:
         return cls(
             items=items if isinstance(items, pa.Table) else items.to_arrow(),
             vectors={name: inputs[key] for name in VECTORS if (key := f"{name}_embeddings") in inputs},
-            ids={
-                kind: (inputs[key], inputs[f"{kind}_tree"])
-                for kind in ID_KINDS
-                if (key := f"{kind}_ids") in inputs
-            },
+            ids={kind: (inputs[key], inputs[f"{kind}_tree"]) for kind in ID_KINDS if (key := f"{kind}_ids") in inputs},
             collaborative=inputs.get(COLLABORATIVE),
         )
 
@@ -180,9 +176,7 @@ class TrainingJob:
         return description
 
 
-def load_initial_weights(
-    model: Recommender, initial: Bundle | None, vocabulary: Vocabulary, *, where: str
-) -> int:
+def load_initial_weights(model: Recommender, initial: Bundle | None, vocabulary: Vocabulary, *, where: str) -> int:
     """Load the weights of another run into ``model``, whose catalogue is ``vocabulary``; return the number of tensors.
 
     A model that reads semantic ids keeps its own codes; both runs need ids of the same quantizer. Other models need
@@ -190,9 +184,7 @@ def load_initial_weights(
     None or does not fit; ``where`` is the setting that names it.
     """
     if initial is None:
-        raise ValueError(
-            f"{where}: there is no such run; give <dataset>/<model>/seed_<seed> of a trained model"
-        )
+        raise ValueError(f"{where}: there is no such run; give <dataset>/<model>/seed_<seed> of a trained model")
     if type(initial.model) is not type(model):
         raise ValueError(f"{where} is a {type(initial.model).__name__}, not a {type(model).__name__}")
     codes = model.item_codes()
@@ -263,9 +255,7 @@ def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> 
     bundle.check_catalogue(vocabulary)
     if differing := bundle.protocol.data_differences(protocol):
         again = f"run `kedro run --pipelines=train --params model={bundle.name}`"
-        raise ValueError(
-            f"{bundle.name} was trained on another split ({', '.join(differing)} differ): {again}"
-        )
+        raise ValueError(f"{bundle.name} was trained on another split ({', '.join(differing)} differ): {again}")
     weights, present = bundle.model.item_vectors()[1:].detach().cpu().float().numpy(), bundle.train_events > 0
     vectors = np.where(present[:, None], weights, np.float32(0))
     keys = np.where(present, vocabulary.ids, "").astype(object)

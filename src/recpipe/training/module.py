@@ -169,9 +169,7 @@ class TrainingModule(pl.LightningModule):
             self.is_interrupted = self.trainer.should_stop = True
         if is_over:
             self.trainer.should_stop = True
-        is_due = (
-            not self._last_logged_epoch or self._epoch >= self._last_logged_epoch + self.settings.log_every
-        )
+        is_due = not self._last_logged_epoch or self._epoch >= self._last_logged_epoch + self.settings.log_every
         if is_validated and is_due:
             self._last_logged_epoch = self._epoch
             metric = f", {self.metric} {row[self.metric]:.4f}" if self.metric in row else ""
@@ -231,11 +229,7 @@ class TrainingModule(pl.LightningModule):
         return {
             "train_seconds": self._seconds,
             "epochs": epochs,
-            **(
-                {}
-                if best is None
-                else {"best_epoch": best["epoch"], f"best_{self.metric}": best[self.metric]}
-            ),
+            **({} if best is None else {"best_epoch": best["epoch"], f"best_{self.metric}": best[self.metric]}),
             "seconds_per_epoch": self._seconds / epochs,
             "tokens_per_second": self._tokens / self._seconds,
             "precision": "+".join(dict.fromkeys(precision for _, precision in self._hardware)),

@@ -35,14 +35,10 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: Mapping[str, An
     name = arguments.pop("name", None)
     check_known(name, sorted(OPTIMISERS), what="optimiser", hint=" (train.optimiser.name)")
     extra, internal = ("learning_rate", "decay_vectors"), ("params", "lr", "foreach")
-    check_arguments(
-        OPTIMISERS[name], arguments, what=f"{name} (train.optimiser)", internal=internal, extra=extra
-    )
+    check_arguments(OPTIMISERS[name], arguments, what=f"{name} (train.optimiser)", internal=internal, extra=extra)
     if "learning_rate" in arguments:
         arguments["lr"] = arguments.pop("learning_rate")
-    arguments |= {
-        key: tuple(arguments[key]) for key in ("betas", "eps") if isinstance(arguments.get(key), list)
-    }
+    arguments |= {key: tuple(arguments[key]) for key in ("betas", "eps") if isinstance(arguments.get(key), list)}
     trainable = [weight for weight in parameters if weight.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trainable}]
     if not arguments.pop("decay_vectors", True):

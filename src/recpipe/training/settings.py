@@ -149,9 +149,7 @@ def choose_device(device: str) -> str:
     if device not in ("cpu", "cuda"):
         raise ValueError(f"train.device is {device!r}; allowed: auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "train.device is cuda and torch sees no CUDA device here; use --params train.device=cpu"
-        )
+        raise ValueError("train.device is cuda and torch sees no CUDA device here; use --params train.device=cpu")
     return device
 
 

@@ -153,9 +153,7 @@ class DataFolder:
         Raises ValueError for a missing file, with the command that makes it.
         """
         if config.init_from != "none":
-            raise ValueError(
-                f"init_from={config.init_from}: only `kedro run` begins with another run's weights"
-            )
+            raise ValueError(f"init_from={config.init_from}: only `kedro run` begins with another run's weights")
         split = self.inputs.split
         if not (split / "train_set.parquet").is_file():
             raise ValueError(
@@ -204,9 +202,7 @@ class DataFolder:
 
 def _existing(file: Path, pipeline: str) -> Path:
     if not file.is_file():
-        raise ValueError(
-            f"{file} is missing; run `kedro run --pipelines={pipeline}` where Kedro is, and copy it"
-        )
+        raise ValueError(f"{file} is missing; run `kedro run --pipelines={pipeline}` where Kedro is, and copy it")
     return file
 
 
@@ -217,19 +213,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", required=True)
-    parser.add_argument(
-        "--models", nargs="+", required=True, help="names of files in the conf's models folder"
-    )
+    parser.add_argument("--models", nargs="+", required=True, help="names of files in the conf's models folder")
     parser.add_argument("--data", type=Path, default=Path("data"), help="what Kedro prepared")
-    parser.add_argument(
-        "--into", type=Path, default=None, help="where results go; by default the same folder"
-    )
+    parser.add_argument("--into", type=Path, default=None, help="where results go; by default the same folder")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="the folder with base/")
     parser.add_argument("--env", default=None, help="the environment over base; by default local")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument(
-        "--minutes", type=float, default=1e9, help="training ends after the epoch then running"
-    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="training ends after the epoch then running")
     parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="settings, as in `kedro run`")
     return parser
 

@@ -52,12 +52,9 @@ def variants(study: Study, config: RunConfig) -> tuple[list[Variant], dict[str, 
     if study.setting is not None:
         if study.setting not in settings:
             raise ValueError(
-                f"models of type {config.type} have no setting {study.setting}; there are "
-                f"{', '.join(sorted(settings))}"
+                f"models of type {config.type} have no setting {study.setting}; there are {', '.join(sorted(settings))}"
             )
-        return [
-            _variant(str(value), value, {study.setting: value}, config) for value in study.value_list()
-        ], {}
+        return [_variant(str(value), value, {study.setting: value}, config) for value in study.value_list()], {}
     selection, left_out = [_variant(AS_CONFIGURED, None, {}, config)], {}
     for name, removal in study.without.items():
         overrides = {key: value for key, value in removal.items() if settings.get(key, value) != value}

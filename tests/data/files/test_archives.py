@@ -14,9 +14,7 @@ from tests.data.conftest import zip_bytes
 from recpipe.data.files import archives
 
 
-@pytest.mark.parametrize(
-    "name", ["../log.csv", "/tmp/log.csv", "a/../../log.csv", "..\\log.csv", "C:\\log.csv"]
-)
+@pytest.mark.parametrize("name", ["../log.csv", "/tmp/log.csv", "a/../../log.csv", "..\\log.csv", "C:\\log.csv"])
 def test_nothing_is_unpacked_outside_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "bad.zip").write_bytes(zip_bytes({name: b"x"}))
     folder = tmp_path / "inner"

@@ -26,9 +26,7 @@ def test_damaged_files_are_refused(tmp_path: Path, reading: Reading, name: str, 
     path = tmp_path / name
     copy = duckdb.connect()
     rows_ = "SELECT i AS who, md5(i::VARCHAR) AS what, i AS when FROM range(20000) t(i)"
-    copy.execute(
-        f"COPY ({rows_}) TO '{path}'" + (" (FORMAT json, COMPRESSION gzip)" if "jsonl" in name else "")
-    )
+    copy.execute(f"COPY ({rows_}) TO '{path}'" + (" (FORMAT json, COMPRESSION gzip)" if "jsonl" in name else ""))
     path.write_bytes(path.read_bytes()[:-4000] if damage == "cut short" else b"who,what,when\n1,2,3\n")
     with pytest.raises(ValueError, match=f"cannot read .*{name}.*cut short"):
         reading("files", {"columns": MAPPING}, interactions=path)

@@ -116,9 +116,7 @@ def test_a_broken_download_resumes(tmp_path: Path, server: Server, cuts: int) ->
 
 def test_a_part_is_resumed_in_the_next_run(tmp_path: Path, server: Server) -> None:
     server.cuts, server.cut = 5, 20_000
-    conf = {
-        "files": {"interactions": {"name": "log.csv", "url": f"{server.url}/log.csv", "checksum": _sha(LOG)}}
-    }
+    conf = {"files": {"interactions": {"name": "log.csv", "url": f"{server.url}/log.csv", "checksum": _sha(LOG)}}}
     with pytest.raises(SourceMissingError, match="broke off"):
         fetch(conf, tmp_path)
     assert (tmp_path / "log.csv.part").stat().st_size == 100_000 and not (tmp_path / "log.csv").exists()
@@ -144,9 +142,7 @@ def test_a_wrong_checksum_is_reported_with_both_values(tmp_path: Path, server: S
     assert not (tmp_path / "log.csv").exists()
 
 
-def test_progress_includes_the_resumed_part(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_includes_the_resumed_part(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Progress] = []
 
     def watched(*args: Any, **options: Any) -> Progress:
@@ -196,9 +192,7 @@ def test_only_http(tmp_path: Path, url: str) -> None:
 def test_optional_files_may_be_absent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "log.csv").write_bytes(LOG)
     items = {"name": "items.json", "url": "http://127.0.0.1:9/items.json", "optional": True}
-    assert list(fetch({"files": {"interactions": "log.csv", "items": items}}, tmp_path)["files"]) == [
-        "interactions"
-    ]
+    assert list(fetch({"files": {"interactions": "log.csv", "items": items}}, tmp_path)["files"]) == ["interactions"]
     assert "going on without items.json" in caplog.text
 
 

@@ -17,9 +17,7 @@ def test_a_line_beyond_the_limit_is_a_bad_row(
     good = {"username": "a", "product_id": "1", "date": "2017-12-17"}
     reviews = [good, {"username": "b" * 5000, "product_id": "1", "date": "2017-12-17"}, good]
     log = rows(
-        reading(
-            "steam", {}, interactions=write_gzip(tmp_path / "r.json.gz", reviews, literal=True)
-        ).interactions
+        reading("steam", {}, interactions=write_gzip(tmp_path / "r.json.gz", reviews, literal=True)).interactions
     )
     assert [bool(row["problem"]) for row in log] == [False, True, False]
 

@@ -33,9 +33,7 @@ def test_amazon_2014(tmp_path: Path, reading: Reading) -> None:
         items=write_gzip(tmp_path / "m.json.gz", products, literal=True),
     )
     log = rows(tables.interactions)
-    assert [
-        (row["user_id"], row["item_id"], row["timestamp"], row["rating"]) for row in log if not row["problem"]
-    ] == [
+    assert [(row["user_id"], row["item_id"], row["timestamp"], row["rating"]) for row in log if not row["problem"]] == [
         ("A1", "0001", 1369699200, 5.0),
         ("A2", "0002", 1369699201, 1.0),
     ]
@@ -51,9 +49,7 @@ def test_amazon_2014(tmp_path: Path, reading: Reading) -> None:
 
 
 def test_amazon_2018(tmp_path: Path, reading: Reading) -> None:
-    reviews = [
-        {"overall": 4.0, "verified": True, "reviewerID": "A1", "asin": "B1", "unixReviewTime": 1445040000}
-    ]
+    reviews = [{"overall": 4.0, "verified": True, "reviewerID": "A1", "asin": "B1", "unixReviewTime": 1445040000}]
     products = [{"asin": "B1", "title": "Game", "brand": "", "category": ["Video Games", "PC"],
                  "description": ["one", "two"], "feature": [], "imageURL": ["http://s"],
                  "imageURLHighRes": ["http://l"], "price": ""}]  # fmt: skip

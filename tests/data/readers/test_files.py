@@ -19,9 +19,7 @@ EVENTS = [("u1", "a,1", 10), ("u2", "b", 20), ("u1", "c", 30)]
 EXPECTED = [("u1", "a,1", 10, 0), ("u2", "b", 20, 1), ("u1", "c", 30, 2)]
 
 
-@pytest.mark.parametrize(
-    "suffix", ["csv", "csv.gz", "csv.zst", "tsv", "parquet", "jsonl", "jsonl.gz", "jsonl.zst"]
-)
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "csv.zst", "tsv", "parquet", "jsonl", "jsonl.gz", "jsonl.zst"])
 def test_formats(tmp_path: Path, reading: Reading, suffix: str) -> None:
     path = tmp_path / f"log.{suffix}"
     table = pa.table(dict(zip(("who", "what", "when"), map(list, zip(*EVENTS, strict=True)), strict=True)))
@@ -34,24 +32,18 @@ def test_formats(tmp_path: Path, reading: Reading, suffix: str) -> None:
         "parquet": "FORMAT parquet",
         "jsonl": "FORMAT json",
     }
-    packed = {"gz": ", COMPRESSION gzip", "zst": ", COMPRESSION zstd"}.get(
-        suffix.rsplit(".", maxsplit=1)[-1], ""
-    )
+    packed = {"gz": ", COMPRESSION gzip", "zst": ", COMPRESSION zstd"}.get(suffix.rsplit(".", maxsplit=1)[-1], "")
     copy.execute(f"COPY events TO '{path}' ({how[kind]}{packed})")
     assert log_tuples(reading("files", {"columns": MAPPING}, interactions=path)) == EXPECTED
 
 
-def test_several_files_are_read_in_the_order_of_their_names(
-    tmp_path: Path, read_log: ReadLog, con: Backend
-) -> None:
+def test_several_files_are_read_in_the_order_of_their_names(tmp_path: Path, read_log: ReadLog, con: Backend) -> None:
     con.raw_sql("SET preserve_insertion_order = false")
     paths = [tmp_path / f"part-{number}.csv" for number in range(5)]
     for number, path in enumerate(paths):
         path.write_text("who,what,when\n" + "".join(f"u,{number}-{line},1\n" for line in range(3000)))
     log = read_log({"columns": MAPPING}, paths)
-    assert [row["item_id"] for row in log] == [
-        f"{number}-{line}" for number in range(5) for line in range(3000)
-    ]
+    assert [row["item_id"] for row in log] == [f"{number}-{line}" for number in range(5) for line in range(3000)]
     assert con.raw_sql("SELECT current_setting('preserve_insertion_order')").fetchall() == [(False,)]
 
 
@@ -162,9 +154,7 @@ AWKWARD = ["a,b", "Toy Story", "[x]", "O'Brien", 'say "so"', "back\\slash", "(1)
     ],
     ids=["JSON", "Python list", "Python tuple", "no brackets", "a number among them"],
 )
-def test_quoted_items_keep_their_spaces_commas_and_brackets(
-    tmp_path: Path, read_log: ReadLog, text: str
-) -> None:
+def test_quoted_items_keep_their_spaces_commas_and_brackets(tmp_path: Path, read_log: ReadLog, text: str) -> None:
     pq.write_table(pa.table({"user": ["7", "8"], "items": [text, "3 9"]}), tmp_path / "log.parquet")
     options = {"columns": {"user_id": "user", "item_id": "items"}, "sequence_per_row": True}
     log = read_log(options, tmp_path / "log.parquet")
@@ -200,9 +190,7 @@ def test_real_amazon_beauty(shared: Path, reading: Reading) -> None:
     folder = shared / "amazon-beauty"
     options = {"columns": {"user_id": "user_id", "item_id": "item_id", "order": "pos"},
                "items": {"columns": {"item_id": "item_id", "text": ["title", "categories"]}}}  # fmt: skip
-    tables = reading(
-        "files", options, interactions=folder / "interactions.parquet", items=folder / "items.parquet"
-    )
+    tables = reading("files", options, interactions=folder / "interactions.parquet", items=folder / "items.parquet")
     log = tables.interactions
     assert (log.user_id.nunique().execute(), log.item_id.nunique().execute(), log.count().execute()) == (
         22_363,

@@ -59,12 +59,8 @@ def test_double_colons(tmp_path: Path, reading: Reading, layout: str, encoding: 
 
 
 def test_csv(tmp_path: Path, reading: Reading) -> None:
-    (tmp_path / "ratings.csv").write_text(
-        "userId,movieId,rating,timestamp\n1,11,4.0,964982703\n1,99,4.0,964981247\n"
-    )
-    (tmp_path / "movies.csv").write_text(
-        'movieId,title,genres\n11,"American President, The (1995)",Comedy|Romance\n'
-    )
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,11,4.0,964982703\n1,99,4.0,964981247\n")
+    (tmp_path / "movies.csv").write_text('movieId,title,genres\n11,"American President, The (1995)",Comedy|Romance\n')
     tables = reading(
         "movielens", {"layout": "csv"}, interactions=tmp_path / "ratings.csv", items=tmp_path / "movies.csv"
     )
@@ -124,9 +120,7 @@ def test_real_1m(unpacked: Path, reading: Reading) -> None:
     log = tables.interactions
     frequent = log.group_by("item_id").mutate(n=log.count()).filter(lambda t: t.n >= 5)
     ordered = (
-        frequent.order_by(frequent.user_id.cast("int"), "timestamp", "order")
-        .select("user_id", "item_id")
-        .to_pyarrow()
+        frequent.order_by(frequent.user_id.cast("int"), "timestamp", "order").select("user_id", "item_id").to_pyarrow()
     )
     sequences: dict[str, list[str]] = {}
     for user, item in zip(*(column.to_pylist() for column in ordered.columns), strict=True):

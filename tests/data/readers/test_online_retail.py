@@ -36,9 +36,7 @@ def test_lines_other_than_purchases_have_a_reason(tmp_path: Path, reading: Readi
         _invoice(StockCode="22222"),
     ]
     pq.write_table(pa.Table.from_pylist(lines), tmp_path / "t.parquet")
-    log = rows(
-        reading("online_retail", {"not_goods": ["22222"]}, interactions=tmp_path / "t.parquet").interactions
-    )
+    log = rows(reading("online_retail", {"not_goods": ["22222"]}, interactions=tmp_path / "t.parquet").interactions)
     assert [row["problem"] for row in log] == [
         None, "cancellation", "no customer", "quantity not positive", "not goods: POST", None,
         "not goods: 22222",

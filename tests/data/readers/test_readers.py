@@ -54,13 +54,9 @@ def test_the_uncommented_template_reads_a_log(tmp_path: Path, reading: Any) -> N
     template = yaml.safe_load("\n".join(line[2:] for line in text[start:end].splitlines()))
     values = block_of("my_log", merge(FILES, to_tree(template, "my_log.yml")))
     readers.check(values, where="my_log")
-    (tmp_path / "e.csv").write_text(
-        "visitor;sku;happened_at;stars;quantity\nv;1;2024-05-01T12:30:00+02:00;5;2\n"
-    )
+    (tmp_path / "e.csv").write_text("visitor;sku;happened_at;stars;quantity\nv;1;2024-05-01T12:30:00+02:00;5;2\n")
     (tmp_path / "p.csv").write_text("sku,name,brand,description,picture_url\n1,Cup,B,big,http://x\n")
-    tables = reading(
-        values["source"], values["options"], interactions=tmp_path / "e.csv", items=tmp_path / "p.csv"
-    )
+    tables = reading(values["source"], values["options"], interactions=tmp_path / "e.csv", items=tmp_path / "p.csv")
     log, items = tables.interactions.to_pyarrow().to_pylist(), tables.items.to_pyarrow().to_pylist()
     assert (log[0]["timestamp"], log[0]["rating"], log[0]["weight"], log[0]["problem"]) == (
         1714559400,

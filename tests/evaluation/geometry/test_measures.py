@@ -30,9 +30,7 @@ from recpipe.evaluation.geometry.measures import (
     unit,
 )
 
-CORRELATED = (
-    np.random.default_rng(0).normal(size=(200, 12)) @ np.random.default_rng(1).normal(size=(12, 12)) + 3
-)
+CORRELATED = np.random.default_rng(0).normal(size=(200, 12)) @ np.random.default_rng(1).normal(size=(12, 12)) + 3
 
 
 def test_eigenvalues_are_those_of_principal_components() -> None:

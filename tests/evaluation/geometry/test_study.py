@@ -110,9 +110,7 @@ def test_pairs_are_compared_on_their_common_items(result, bundles, encoder) -> N
     one = bundles["svd/seed_1"]().model.factors[1:].numpy()[both].astype(float)
     other = encoder.tables["text encoder"][both].astype(float)
     a, b = names.index("svd input"), names.index("text encoder")
-    assert result["agreement"]["overlap"][a][b] == pytest.approx(
-        overlap(nearest(one, 10), nearest(other, 10)).mean()
-    )
+    assert result["agreement"]["overlap"][a][b] == pytest.approx(overlap(nearest(one, 10), nearest(other, 10)).mean())
     assert result["agreement"]["cka"][b][a] == pytest.approx(linear_cka(one, other))
     assert result["agreement"]["overlap_by_chance"][a][b] == pytest.approx(10 / (both.sum() - 1), abs=0.05)
     assert result["agreement"]["cka"][a][a] == 1
@@ -186,9 +184,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_bundles_of_other_data_are_problems_and_the_rest_is_measured(case: str) -> None:
     broken, message = BROKEN[case]
-    result = measure_geometry(
-        on_disk(svd=broken, sasrec=bundle("sasrec")), [], ABOUT, seed=1, settings=SETTINGS
-    )
+    result = measure_geometry(on_disk(svd=broken, sasrec=bundle("sasrec")), [], ABOUT, seed=1, settings=SETTINGS)
     (problem,) = result["problems"]
     assert re.match(message, problem), problem
     assert [each["name"] for each in result["tables"]] == ["sasrec input"]
@@ -222,18 +218,14 @@ def test_an_unreadable_bundle_is_a_problem_and_another_seed_takes_its_place(tmp_
 def test_too_few_items_are_a_problem(n: int) -> None:
     few_items = replace(ABOUT, events=np.where(np.arange(ITEMS) < n, EVENTS + 1, 0))
     result = measure_geometry(on_disk(sasrec=bundle("sasrec")), [], few_items, seed=1, settings=SETTINGS)
-    assert result["problems"] == [
-        f"sasrec input is left out: {n} items have a vector; geometry needs at least 12"
-    ]
+    assert result["problems"] == [f"sasrec input is left out: {n} items have a vector; geometry needs at least 12"]
     assert (result["tables"], result["map"], result["nearest"], result["stability"]) == ([], None, [], [])
 
 
 def test_a_catalogue_of_one_popularity_and_nothing_on_disk() -> None:
     same = replace(ABOUT, events=np.full(ITEMS, 3))
     result = measure_geometry(on_disk(sasrec=bundle("sasrec")), [], same, seed=1, settings=SETTINGS)
-    assert result["tables"][0]["values"]["norm_popularity"] is None and list(
-        result["tables"][0]["groups"]
-    ) == ["mid"]
+    assert result["tables"][0]["values"]["norm_popularity"] is None and list(result["tables"][0]["groups"]) == ["mid"]
     assert len(result["tables"][0]["norms"]["events"]) == 1
     none = measure_geometry({}, [], ABOUT, seed=1, settings=SETTINGS)
     assert (none["tables"], none["map"], none["agreement"]["names"]) == ([], None, [])
@@ -276,9 +268,7 @@ def test_the_map_has_the_popular_items_and_others_with_their_titles() -> None:
 
 def test_nearest_items_are_the_nearest_of_both_tables() -> None:
     other = ItemVectors(VECTORS[::-1].copy(), np.arange(5, 155))
-    result = nearest_items(
-        {"a": TABLE, "b": other}, MAP_TITLES, MAP_EVENTS, MAP_GROUPS, per_group=2, k=3, seed=0
-    )
+    result = nearest_items({"a": TABLE, "b": other}, MAP_TITLES, MAP_EVENTS, MAP_GROUPS, per_group=2, k=3, seed=0)
     assert [each["group"] for each in result] == sorted(each["group"] for each in result)
     assert {each["group"] for each in result} == {"head", "mid", "tail"} and len(result) <= 6
     for each in result:

@@ -60,9 +60,7 @@ def test_an_untrained_copy_has_the_content_vectors_of_the_bundle() -> None:
     for trained in (False, True):
         side = side_of(DATA, ITEMS, vectors="text", train_vectors=trained)
         model = build("sasrec", {"dim": 8}, n_items=ITEMS, max_length=10, side=side)
-        loaded = build(
-            "sasrec", {"dim": 8}, n_items=ITEMS, max_length=10, side=type(side).from_dict(side.to_dict())
-        )
+        loaded = build("sasrec", {"dim": 8}, n_items=ITEMS, max_length=10, side=type(side).from_dict(side.to_dict()))
         loaded.load_tensors(model.state_dict())
         again = untrained_copy(loaded, "sasrec", 1)
         torch.testing.assert_close(again.items.vectors["of_text"].given, model.items.vectors["of_text"].given)

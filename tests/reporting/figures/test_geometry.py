@@ -34,9 +34,7 @@ def geometry():
     vocabulary = Vocabulary(np.array([f"i{n}" for n in range(ITEMS)], object))
     items = Items(vocabulary, titles, events, Protocol(dataset="shop"))
     sources = [source(name, seed) for seed, name in enumerate(NAMES)]
-    settings = GeometryConfig(
-        models="all", k=10, nulls=4, items=5000, map=ITEMS, examples=3, nearest=5, beside=4
-    )
+    settings = GeometryConfig(models="all", k=10, nulls=4, items=5000, map=ITEMS, examples=3, nearest=5, beside=4)
     result = measure_geometry({}, sources, items, seed=1, settings=settings)
     stability = {
         "name": "deep input",
@@ -64,9 +62,7 @@ def test_every_value_has_a_null_band(geometry) -> None:
     value = table["values"]["norm_popularity"]
     assert (cell.value, cell.inside) == (f"{value:.2f}", False) and value > high
     assert cell.band == f"{low:.2f} to {high:.2f}".replace("-", "\u2212")
-    assert (
-        np.mean([cell.inside for cell in section.rows[0][2]]) >= 0.8
-    )  # random numbers against random numbers
+    assert np.mean([cell.inside for cell in section.rows[0][2]]) >= 0.8  # random numbers against random numbers
     assert section.rows[0][2][0].value.endswith(f" of {WIDTH}")
     assert len(section.group_rows) == 3 * len(NAMES) and section.problems == []
     percents = [f"{n}.0\u202f%" for n in (40, 10, 60)] + ["\u2013", "20.0\u202f%"]

@@ -135,9 +135,7 @@ def test_the_smallest_catalogues_are_drawn(n, sizes):
     assert len(usage_heatmap(codes, sizes).data[0].z) == len(sizes)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda c, t: usage_heatmap(c, (9, 9, 9)), sunburst], ids=["heat map", "sunburst"]
-)
+@pytest.mark.parametrize("make", [lambda c, t: usage_heatmap(c, (9, 9, 9)), sunburst], ids=["heat map", "sunburst"])
 def test_figures_leave_the_theme_to_the_page(make):
     """script.html colours texts and axes for light and dark mode, so a figure needs both axes and no font."""
     figure = make(*make_codes(200, (9, 9, 9)))

@@ -68,8 +68,7 @@ def section(board, contexts=(), studies=()):
     protocol = board["protocol"][0]
     context_loaders = {f"{model}/seed_42": (lambda m=model: context(m, protocol)) for model in contexts}
     study_loaders = {
-        f"{model}/seed_42/studies/{name}": (lambda m=model, n=name: study(m, protocol, n))
-        for model, name in studies
+        f"{model}/seed_42/studies/{name}": (lambda m=model, n=name: study(m, protocol, n)) for model, name in studies
     }
     return study_section(context_loaders, study_loaders, board, protocol=protocol)
 

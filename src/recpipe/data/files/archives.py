@@ -70,9 +70,7 @@ def _unzip(archive: Path, folder: Path, patterns: list[str], limit: int) -> list
 def _safe_path(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in member.filename or not path.parts:
-        raise ValueError(
-            f"{archive} is refused: it holds {member.filename!r}, which would land outside its folder"
-        )
+        raise ValueError(f"{archive} is refused: it holds {member.filename!r}, which would land outside its folder")
     if stat.S_ISLNK(member.external_attr >> 16):
         raise ValueError(f"{archive} is refused: it holds a link, {member.filename!r}")
     if member.flag_bits & 1:

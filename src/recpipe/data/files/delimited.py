@@ -69,9 +69,7 @@ def _header(paths: Sequence[str], delimiter: str, *, encoding: str, quote: str) 
     headers = [_split(_first_line(path, encoding), delimiter, quote) for path in paths]
     for path, header in zip(paths, headers, strict=True):
         if header != headers[0]:
-            raise ValueError(
-                f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(headers[0])}"
-            )
+            raise ValueError(f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(headers[0])}")
     names = [name or f"column{place}" for place, name in enumerate(headers[0])]
     if len(names) == 1:
         raise ValueError(
@@ -95,9 +93,7 @@ def _first_line(path: str, encoding: str) -> str:
         with pa.input_stream(path, compression="detect") as stream:
             head = stream.read(MAX_HEADER_BYTES)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"cannot read {path}: {error}. It is cut short or is not what its name says"
-        ) from error
+        raise ValueError(f"cannot read {path}: {error}. It is cut short or is not what its name says") from error
     try:
         line = io.TextIOWrapper(io.BytesIO(head), encoding=encoding, newline=None, errors="strict").readline()
     except (UnicodeDecodeError, LookupError) as error:

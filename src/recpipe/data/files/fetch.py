@@ -68,9 +68,7 @@ class DatasetFile(NamedTuple):
             files = sorted(path for path in folder.rglob(self.pattern) if path.is_file())
             files = [path for path in files if not _is_hidden(path.relative_to(folder))]
         if len(files) > 1 and not any(sign in self.pattern for sign in "*?["):
-            raise ValueError(
-                f"{self.pattern} lies in several places: {', '.join(map(str, files))}. Keep one of them"
-            )
+            raise ValueError(f"{self.pattern} lies in several places: {', '.join(map(str, files))}. Keep one of them")
         is_archive_checksum = self.url and files and _name(self.url) != files[0].name
         if len(files) == 1 and not is_archive_checksum:
             _verify(files[0], self.checksum)
@@ -165,9 +163,7 @@ def _request_rest(url: str, part: Path, *, name: str) -> None:
             raise HTTPError("the file has changed on the server")
         response.raise_for_status()
         start = size if response.status_code == 206 and content_range.startswith(f"bytes {size}-") else 0
-        _etag_file(part).write_text(
-            response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        )
+        _etag_file(part).write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         with (
@@ -203,9 +199,7 @@ class _DatasetFolder:
             except OSError as error:
                 if error.errno is not None and not isinstance(error, ConnectionError):
                     raise  # such as a full disk
-                raise SourceMissingError(
-                    self.missing_message(f"{url} cannot be downloaded ({error})")
-                ) from error
+                raise SourceMissingError(self.missing_message(f"{url} cannot be downloaded ({error})")) from error
         if path.suffix in SUFFIXES:
             unpack(path, self.path, patterns=[file.pattern for file in self.files.values()])
 
@@ -227,9 +221,7 @@ def _fill_category(template: str | None, conf: Mapping[str, Any]) -> str | None:
         return template
     category = str((conf.get("options") or {}).get("category", ""))
     if not category or not all(sign.isalnum() or sign in "_-" for sign in category):
-        raise ValueError(
-            f"category {category!r} must be a name such as Video_Games: set `options: {{category: ...}}`"
-        )
+        raise ValueError(f"category {category!r} must be a name such as Video_Games: set `options: {{category: ...}}`")
     return template.replace("{category}", category)
 
 
@@ -250,9 +242,7 @@ def _verify(path: Path, checksum: str | None) -> None:
     algorithm, _, expected = checksum.rpartition(":")
     algorithm, expected = algorithm or "sha256", expected.lower()
     if algorithm not in ("md5", "sha1", "sha256", "sha512"):
-        raise ValueError(
-            f"unknown checksum {algorithm!r}: write `md5:...`, `sha1:...`, `sha256:...` or `sha512:...`"
-        )
+        raise ValueError(f"unknown checksum {algorithm!r}: write `md5:...`, `sha1:...`, `sha256:...` or `sha512:...`")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream, progress(path.stat().st_size, f"check {path.name}", unit=BYTES) as bar:
         while chunk := stream.read(CHUNK):

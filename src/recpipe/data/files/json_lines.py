@@ -34,14 +34,10 @@ logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 16 << 20  # far above any review or product
 SAMPLE_LINES = 100
-INVALID = (
-    "_unread"  # key of a record that stands for a line without a literal; its value is the line's beginning
-)
+INVALID = "_unread"  # key of a record that stands for a line without a literal; its value is the line's beginning
 
 
-def json_source(
-    con: Backend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
-) -> Source:
+def json_source(con: Backend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
     """Create a source with a JSON column per key, null where a record lacks it; read values with ``json_text``.
 
     Raises ValueError if none of the first records has one of the required keys.
@@ -130,9 +126,7 @@ def _records(path: str) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     yield _parse_literal(line)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
-                f"cannot read {path}: {error}. It is cut short or is not what its name says"
-            ) from error
+            raise ValueError(f"cannot read {path}: {error}. It is cut short or is not what its name says") from error
 
 
 def _limited_lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -126,9 +126,7 @@ def timestamp_seconds(text: str, unit: str) -> str:
     if unit == "iso":
         # A cast to TIMESTAMPTZ reads an offset, but without one uses the session's time zone; TIMESTAMP does neither.
         # An offset follows the minutes at the earliest; these tests look at bytes, and cost next to nothing.
-        offset = (
-            f"(strlen({text}) > 16 AND (suffix({text}, 'Z') OR contains({text}, '+') OR {text} LIKE '%:%-%'))"
-        )
+        offset = f"(strlen({text}) > 16 AND (suffix({text}, 'Z') OR contains({text}, '+') OR {text} LIKE '%:%-%'))"
         zoned = f"epoch_us(TRY_CAST({text} AS TIMESTAMPTZ))"
         naive = f"epoch_us(TRY_CAST({text} AS TIMESTAMP))"
         return f"(CASE WHEN {offset} THEN {zoned} ELSE {naive} END) // 1000000"

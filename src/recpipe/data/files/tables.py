@@ -54,9 +54,7 @@ class Source(NamedTuple):
         """Raise ValueError for a column that the source does not have."""
         for column in columns:
             if column not in self.types:
-                raise ValueError(
-                    f"{self.where} has no column {column!r}; found: {', '.join(self.types)}{hint}"
-                )
+                raise ValueError(f"{self.where} has no column {column!r}; found: {', '.join(self.types)}{hint}")
 
 
 @dataclass(frozen=True)
@@ -174,9 +172,7 @@ def _append_rejects(con: Backend, table: str, source: Source) -> None:
     rejected = scalar(con, f"SELECT count(*) FROM {source.rejects}")
     if rejected and not scalar(con, f"SELECT count(*) FROM {table} WHERE user_id IS NOT NULL"):
         columns = ", ".join(source.types)
-        raise ValueError(
-            f"cannot read {source.where}: no line has the columns {columns}. Is the delimiter right?"
-        )
+        raise ValueError(f"cannot read {source.where}: no line has the columns {columns}. Is the delimiter right?")
 
 
 def _check_encoding(con: Backend, source: Source) -> None:

@@ -59,9 +59,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.edition not in EDITIONS:
-            raise ValueError(
-                f"unknown Amazon edition {self.edition!r}: one of {', '.join(map(str, EDITIONS))}"
-            )
+            raise ValueError(f"unknown Amazon edition {self.edition!r}: one of {', '.join(map(str, EDITIONS))}")
 
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:

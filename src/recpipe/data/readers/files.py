@@ -135,9 +135,7 @@ def _source(options: TableOptions, paths: Sequence[str], con: Backend) -> Source
         return basket_source(paths, delimiter=options.delimiter or " ", encoding=options.encoding)
     if file_format in ("csv", "tsv"):
         if not options.header and not options.names:
-            raise ValueError(
-                f"{paths[0]} has no header: name its columns, `names: [user, item, time]`, in the options"
-            )
+            raise ValueError(f"{paths[0]} has no header: name its columns, `names: [user, item, time]`, in the options")
         tabs = file_format == "tsv"
         return delimited_source(
             con,
@@ -174,9 +172,7 @@ def _format(path: str) -> str:
     suffixes = [suffix.lower() for suffix in PurePath(path).suffixes]
     suffixes = [suffix for suffix in suffixes if suffix not in (".gz", ".zst", ".bz2")]
     if not suffixes or suffixes[-1] not in FORMATS:
-        raise ValueError(
-            f"cannot tell the format of {path}: set `format` to csv, tsv, parquet, jsonl or lines"
-        )
+        raise ValueError(f"cannot tell the format of {path}: set `format` to csv, tsv, parquet, jsonl or lines")
     return FORMATS[suffixes[-1]]
 
 
@@ -251,9 +247,7 @@ def _list(column: str, source: Source, delimiter: str | None) -> str:
     if kind.endswith("[]"):
         return sql
     if kind not in ("VARCHAR", "JSON"):
-        raise ValueError(
-            f"column {column!r} is {kind}, no sequence: leave `sequence_per_row` out or map another"
-        )
+        raise ValueError(f"column {column!r} is {kind}, no sequence: leave `sequence_per_row` out or map another")
     text = f"CAST({sql} AS VARCHAR)"
     if delimiter is not None:
         return f"CASE WHEN {text} <> '' THEN string_split({text}, {literal(delimiter)}) END"

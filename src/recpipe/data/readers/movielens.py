@@ -57,9 +57,7 @@ def _ratings(layout: str, paths: Sequence[str], con: Backend) -> ibis.Table:
         columns = LogColumns("userId", "movieId", timestamp="timestamp", rating="rating")
         source.check_columns(("userId", "movieId", "rating", "timestamp"))
     else:
-        source = delimited_source(
-            con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote=""
-        )
+        source = delimited_source(con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote="")
         columns = LogColumns('"user"', "item", timestamp="timestamp", rating="rating")
     return create_log(con, source, columns)
 
@@ -71,9 +69,7 @@ def _films(layout: str, paths: Sequence[str], con: Backend, *, log: ibis.Table) 
         item = "movieId"
     elif layout == "100k":
         source = delimited_source(con, paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
-        flags = ", ".join(
-            f"CASE WHEN {identifier(name)} = '1' THEN {literal(name)} END" for name in GENRES_100K
-        )
+        flags = ", ".join(f"CASE WHEN {identifier(name)} = '1' THEN {literal(name)} END" for name in GENRES_100K)
         genres = f"list_filter([{flags}], lambda genre: genre IS NOT NULL)"
     else:
         encoding = "latin-1" if layout == "1m" else "utf-8"

@@ -42,9 +42,7 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> 
     source = Source(sql, column_types(con, sql, where=where), where)
     source.check_columns(COLUMNS)
     problems = _not_purchases(options)
-    log_columns = LogColumns(
-        "CustomerID", CODE, "InvoiceDate", unit=TYPED, weight="Quantity", problems=problems
-    )
+    log_columns = LogColumns("CustomerID", CODE, "InvoiceDate", unit=TYPED, weight="Quantity", problems=problems)
     log = create_log(con, source, log_columns)
     columns = {"item_id": "code", "title": "title", "text": "title", "price": "price"}
     items = create_entities(con, _products(source, options), columns, key="item_id", log=log)

@@ -179,9 +179,7 @@ def _exact_search(x_ID: Floats, offset_I: Floats, k: int, of: Indices | None) ->
     """Find the rows y with the highest x · y - offset of y."""
     n = len(x_ID)
     if not 1 <= k < n:
-        raise ValueError(
-            f"k is {k}; among {n} items there are at most {n - 1} neighbours, and k is at least 1"
-        )
+        raise ValueError(f"k is {k}; among {n} items there are at most {n - 1} neighbours, and k is at least 1")
     table, offset = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (x_ID, offset_I))
     rows = torch.arange(n) if of is None else torch.from_numpy(of)
     parts = []

@@ -108,9 +108,7 @@ class _Study:
     measurements: list[dict[str, Any]] = field(default_factory=list)
     tables: list[TableAndNull] = field(default_factory=list)
     stabilities: list[dict[str, Any]] = field(default_factory=list)
-    full_tables: dict[str, ItemVectors] = field(
-        default_factory=dict
-    )  # of all items with events, not a sample
+    full_tables: dict[str, ItemVectors] = field(default_factory=dict)  # of all items with events, not a sample
     without_vectors: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -234,17 +232,13 @@ def with_null_bands(measures: VectorMeasures, nulls: Sequence[VectorMeasures]) -
     }
 
 
-def _bands(
-    values: Mapping[str, float], nulls: Sequence[Mapping[str, float]]
-) -> dict[str, tuple[float, float] | None]:
+def _bands(values: Mapping[str, float], nulls: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float] | None]:
     return {name: null_band([null[name] for null in nulls]) for name in values}
 
 
 def _curves(spectrum_D: Floats, nulls: Sequence[Floats]) -> dict[str, Any]:
     """Eigenvalues over their mean and cumulative variance at the places 1 .. D, thinned out for large D."""
-    place = np.unique(
-        np.linspace(0, len(spectrum_D) - 1, min(SPECTRUM_POINTS, len(spectrum_D))).round().astype(int)
-    )
+    place = np.unique(np.linspace(0, len(spectrum_D) - 1, min(SPECTRUM_POINTS, len(spectrum_D))).round().astype(int))
     curves: dict[str, Any] = {"place": place + 1}
     for name, spectra in (("own", [spectrum_D]), ("chance", list(nulls))):
         relative = np.mean([x / x.mean() if x.any() else x for x in spectra], axis=0)
@@ -328,9 +322,7 @@ def nearest_items(
     ]
 
 
-def _nearest_lists(
-    table: ItemVectors, rows: Indices, titles: Sequence[str], k: int
-) -> list[list[dict[str, Any]]]:
+def _nearest_lists(table: ItemVectors, rows: Indices, titles: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
     directions, positions = unit(table.vectors), np.searchsorted(table.rows, rows)
     near = nearest(table.vectors, min(k, len(table.rows) - 1), of=positions)
     cosines = np.einsum("nd,nkd->nk", directions[positions], directions[near])

@@ -187,9 +187,7 @@ def agreement_matrices(tables: Sequence[TableAndNull], k: int) -> dict[str, Any]
     """Compare all pairs: ``overlap``, ``cka`` and both by chance, each (T, T); NaN without common items."""
     names = [table.name for table in tables]
     shape = (len(names), len(names))
-    matrices = {
-        key: np.full(shape, np.nan) for key in ("overlap", "overlap_by_chance", "cka", "cka_by_chance")
-    }
+    matrices = {key: np.full(shape, np.nan) for key in ("overlap", "overlap_by_chance", "cka", "cka_by_chance")}
     for key in ("overlap", "cka"):
         np.fill_diagonal(matrices[key], 1.0)
     for a, b in combinations(range(len(names)), 2):
@@ -217,8 +215,6 @@ def stability(tables: Sequence[TableAndNull], groups_I: Indices, k: int) -> dict
         "cka": np.mean([pair.cka for pair in pairs]),
         "cka_by_chance": np.mean([pair.null_cka for pair in pairs]),
         "groups": {
-            name: shares[groups == code].mean()
-            for code, name in enumerate(POPULARITY)
-            if (groups == code).any()
+            name: shares[groups == code].mean() for code, name in enumerate(POPULARITY) if (groups == code).any()
         },
     }

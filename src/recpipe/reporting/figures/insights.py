@@ -116,9 +116,7 @@ def _certainty(certainty: Mapping[str, Any] | None, board: pl.DataFrame, metric:
         return None
     estimates = [certainty["estimates"][name] for name in names]
     differences = [certainty["differences"].get(name) for name in names]
-    filled = [
-        difference is None or difference["p_holm"] > 1 - certainty["level"] for difference in differences
-    ]
+    filled = [difference is None or difference["p_holm"] > 1 - certainty["level"] for difference in differences]
     points = go.Scatter(
         x=[estimate["mean"] for estimate in estimates],
         y=[escape(name) for name in names],
@@ -136,8 +134,7 @@ def _certainty(certainty: Mapping[str, Any] | None, board: pl.DataFrame, metric:
             "symbol": ["circle" if is_filled else "circle-open" for is_filled in filled],
         },
         customdata=[
-            _comparison(*columns, certainty["baseline"])
-            for columns in zip(names, estimates, differences, strict=True)
+            _comparison(*columns, certainty["baseline"]) for columns in zip(names, estimates, differences, strict=True)
         ],
         hovertemplate="%{customdata}<extra></extra>",
     )
@@ -146,9 +143,7 @@ def _certainty(certainty: Mapping[str, Any] | None, board: pl.DataFrame, metric:
     return figure([points], x=title, x_axis=FROM_ZERO, y_axis=y_axis, height=height)
 
 
-def _comparison(
-    name: str, estimate: Mapping[str, Any], difference: Mapping[str, Any] | None, baseline: str
-) -> str:
+def _comparison(name: str, estimate: Mapping[str, Any], difference: Mapping[str, Any] | None, baseline: str) -> str:
     text = f"{escape(name)}: {estimate['mean']:.4f}, {estimate['low']:.4f} to {estimate['high']:.4f}"
     if difference is None:
         return text
@@ -262,9 +257,7 @@ def _calibration(calibrations: Mapping[str, Mapping[str, Any]], board: pl.DataFr
         for name, pairs in points.items()
     ]
     axis = {**LOG, "tickformat": "~%"}
-    return figure(
-        [diagonal, *traces], x="predicted probability", y="observed frequency", x_axis=axis, y_axis=axis
-    )
+    return figure([diagonal, *traces], x="predicted probability", y="observed frequency", x_axis=axis, y_axis=axis)
 
 
 def _list_cell(key: str, values: Mapping[str, Any]) -> str:

@@ -115,9 +115,7 @@ def _quality_by_seconds(board: pl.DataFrame, metric: str) -> go.Figure | None:
         for row in rows.iter_rows(named=True)
     ]
     title = f"test {metric_title(metric)}"
-    return figure(
-        traces, x="training time (s)", y=title, x_axis={**LOG, "tickformat": "~g"}, y_axis=FROM_ZERO
-    )
+    return figure(traces, x="training time (s)", y=title, x_axis={**LOG, "tickformat": "~g"}, y_axis=FROM_ZERO)
 
 
 def _seed_errors(row: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
@@ -164,9 +162,7 @@ def _events_over_time(data: Mapping[str, Any] | None) -> go.Figure | None:
 def _events_per_user(data: Mapping[str, Any] | None) -> go.Figure | None:
     if not data:
         return None
-    first = next(
-        bin_ for bin_, users in enumerate(data["counts"]) if users
-    )  # a k-core has no shorter history
+    first = next(bin_ for bin_, users in enumerate(data["counts"]) if users)  # a k-core has no shorter history
     bins, counts = [*pairwise(data["edges"])][first:], data["counts"][first:]
     labels = [str(low) if high - low == 1 else f"{low}\u2013{high - 1}" for low, high in bins]
     powers_of_two = [bin_ for bin_, (low, _) in enumerate(bins) if low & (low - 1) == 0]

@@ -72,9 +72,7 @@ def study_section(contexts: Loaders, studies: Loaders, board: pl.DataFrame, *, p
     return StudySection(drop_missing(figures), tables, captions, problems)
 
 
-def _read(
-    loaders: Loaders, kind: str, protocol: str, board: pl.DataFrame, problems: list[str]
-) -> list[dict[str, Any]]:
+def _read(loaders: Loaders, kind: str, protocol: str, board: pl.DataFrame, problems: list[str]) -> list[dict[str, Any]]:
     """Usable results under ``protocol``, in the order of the board, each with a ``label``."""
     results = []
     for run, load in loaders.items():
@@ -90,9 +88,7 @@ def _read(
             results.append(result)
     names = board["name"].to_list() if board.height else []
     order = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    results.sort(
-        key=lambda result: (order.get(result["model"], len(order)), result["model"], result.get("seed") or 0)
-    )
+    results.sort(key=lambda result: (order.get(result["model"], len(order)), result["model"], result.get("seed") or 0))
     seeds: dict[str, set[Any]] = {}
     for result in results:
         seeds.setdefault(result["model"], set()).add(result.get("seed"))
@@ -215,9 +211,7 @@ def _attribution(contexts: Sequence[Result]) -> go.Figure | None:
     rows = [(context["label"], group) for context in contexts for group in context["attribution"]]
     if not rows:
         return None
-    lengths = [
-        position for _, group in rows for position, share in enumerate(group["shares"], 1) if share > 0
-    ]
+    lengths = [position for _, group in rows for position, share in enumerate(group["shares"], 1) if share > 0]
     width = max(lengths, default=1)
     heatmap = go.Heatmap(
         z=[group["shares"][:width] for _, group in rows],

@@ -77,9 +77,7 @@ def loss_class(name: str | None) -> type[Loss]:
         if issubclass(value, Loss) and value.__module__ == module.__name__
     ]
     if len(classes) != 1:
-        raise ValueError(
-            f"{module.__name__} must define one Loss, it defines {[c.__name__ for c in classes]}"
-        )
+        raise ValueError(f"{module.__name__} must define one Loss, it defines {[c.__name__ for c in classes]}")
     return classes[0]
 
 

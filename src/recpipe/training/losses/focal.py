@@ -26,9 +26,7 @@ class Focal(NegativeSamplingLoss):
     ) -> None:
         super().__init__(negatives, **options)  # type: ignore[arg-type]
         if gamma < 0 or not (alpha is None or 0 < alpha < 1):
-            raise ValueError(
-                f"gamma is {gamma} and alpha {alpha}; gamma is at least 0, alpha null or in (0, 1)"
-            )
+            raise ValueError(f"gamma is {gamma} and alpha {alpha}; gamma is at least 0, alpha null or in (0, 1)")
         self.gamma = gamma
         self.weights = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
 

@@ -44,9 +44,7 @@ class NegativeSamplingLoss(Loss):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; it must be more than 0")
-        self.negatives = NegativeSampler(
-            negatives, item_counts=item_counts, power=power, with_expected=self.log_q
-        )
+        self.negatives = NegativeSampler(negatives, item_counts=item_counts, power=power, with_expected=self.log_q)
         self.shared, self.temperature = shared, temperature
 
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
@@ -54,9 +52,7 @@ class NegativeSamplingLoss(Loss):
         hidden = hidden / self.temperature if self.temperature != 1 else hidden
         positive_N = at_least_float32((hidden * F.embedding(targets, table)).sum(-1))
         vectors = F.embedding(items, table)  # (K, D) or (N, K, D)
-        negative_NK = at_least_float32(
-            hidden @ vectors.T if self.shared else (hidden[:, None] * vectors).sum(-1)
-        )
+        negative_NK = at_least_float32(hidden @ vectors.T if self.shared else (hidden[:, None] * vectors).sum(-1))
         if expected is not None:
             negative_NK = negative_NK - expected.log().to(negative_NK.dtype)
         return self.combine(positive_N, negative_NK, items != targets[:, None], len(table) - 1)

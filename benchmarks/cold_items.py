@@ -84,13 +84,7 @@ def latest_bundles(folder: Path, seed: int, names: list[str] | None, protocol: P
 
 
 def print_row(
-    bundle: Bundle,
-    fold: Fold,
-    protocol: Protocol,
-    ranking: Ranking,
-    share: float,
-    slots: ContentSlots | None,
-    k: int,
+    bundle: Bundle, fold: Fold, protocol: Protocol, ranking: Ranking, share: float, slots: ContentSlots | None, k: int
 ) -> None:
     """Print the metrics of a model with content slots."""
     if slots is not None:

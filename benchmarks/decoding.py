@@ -280,15 +280,7 @@ def of_peer(arguments: argparse.Namespace, beam: int, batch: int) -> tuple[float
             "BENCH_THREADS": str(torch.get_num_threads()),
         }
         sizes = ["--n1", "8", "--n8", "16", "--n32", "32", "--reps", "6"]
-        command = [
-            arguments.peer,
-            "hf_tiger_generate.py",
-            "bench",
-            "--beams",
-            str(beam),
-            "--batches",
-            str(batch),
-        ]
+        command = [arguments.peer, "hf_tiger_generate.py", "bench", "--beams", str(beam), "--batches", str(batch)]
         subprocess.run([*command, *sizes], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         result = json.loads((Path(folder) / "hf_tiger_generate.json").read_text())
     row = result["rows"][0]
@@ -303,10 +295,7 @@ def parallel_table(seconds: float, sizes: Sizes, k: int = 20) -> None:
     torch.manual_seed(0)
     encoder, decoder = Encoder(T5Shape()).eval(), Decoder(T5Shape(), causal=False).eval()
     fast, queries = FastEncoder(encoder), torch.randn(1, LEVELS, 128)
-    heads, codes = (
-        FastLinear(torch.randn(LEVELS * CODES, 128) * 128**-0.5),
-        torch.from_numpy(random_tree(items)[0]),
-    )
+    heads, codes = (FastLinear(torch.randn(LEVELS * CODES, 128) * 128**-0.5), torch.from_numpy(random_tree(items)[0]))
     for batch in batches:
         lengths = torch.randint(3, 21, (batch,)).sort().values
         events, mask = torch.randn(batch, 20, 128), torch.arange(20) < lengths[:, None]

@@ -29,15 +29,7 @@ from recpipe.content.text_embeddings import TextEncoderConfig, embed_texts
 
 ITEMS = Path("data/03_primary/amazon-beauty/items.parquet")
 SOURCE = "sentence-transformers/all-MiniLM-L6-v2"
-HEADER = (
-    ("seconds", 9),
-    ("cpu", 8),
-    ("texts/s", 9),
-    ("others", 8),
-    ("max diff", 10),
-    ("cosine", 9),
-    ("same", 7),
-)
+HEADER = (("seconds", 9), ("cpu", 8), ("texts/s", 9), ("others", 8), ("max diff", 10), ("cosine", 9), ("same", 7))
 
 
 def main(argv: list[str] | None = None) -> None:

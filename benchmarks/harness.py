@@ -26,26 +26,9 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).parents[1] / "conf"
 NOT_INSTALLED = "not installed"
-ALLOCATOR = {
-    "MALLOC_TOP_PAD_": "268435456",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-}
+ALLOCATOR = {"MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BENCH_THREADS")
-WORDS = (
-    "red",
-    "blue",
-    "small",
-    "large",
-    "cup",
-    "plate",
-    "lamp",
-    "clock",
-    "glass",
-    "wood",
-    "garden",
-    "kitchen",
-)
+WORDS = ("red", "blue", "small", "large", "cup", "plate", "lamp", "clock", "glass", "wood", "garden", "kitchen")
 
 
 def command_line(doc: str | None) -> argparse.ArgumentParser:
@@ -194,10 +177,7 @@ def generated_data(folder: Path, dataset: str, *, held_out_items: float = 0.0) -
     generated_embeddings(folder / "04_feature" / dataset / "text_embeddings.parquet")
     protocol = replace(protocol_of(dataset), held_out_items=held_out_items)
     sequences, vocabulary = build_sequences(log, ties=protocol.ties, seed=protocol.seed)
-    protocol, parts = (
-        replace(protocol, fingerprint=sequences.fingerprint()),
-        split(sequences, protocol, vocabulary),
-    )
+    protocol, parts = (replace(protocol, fingerprint=sequences.fingerprint()), split(sequences, protocol, vocabulary))
     place = folder / "05_model_input" / dataset
     place.mkdir(parents=True)
     parts.train.write(place / "train_set.parquet")

@@ -19,15 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from harness import (
-    NOT_INSTALLED,
-    command_line,
-    configuration,
-    generated_log,
-    measure_alone,
-    protocol_of,
-    run_alone,
-)
+from harness import NOT_INSTALLED, command_line, configuration, generated_log, measure_alone, protocol_of, run_alone
 
 DATASET = "ml-100k"
 LOG = Path(f"data/03_primary/{DATASET}/interactions.parquet")
@@ -83,14 +75,7 @@ def run_recpipe(arguments: argparse.Namespace) -> dict:
 
 def run_recbole(arguments: argparse.Namespace) -> dict:
     """Measure RecBole's epochs with the script of the peers' folder."""
-    command = [
-        str(arguments.peer.absolute()),
-        "recbole_lightgcn.py",
-        "--dataset",
-        "ml-100k",
-        "--anomaly",
-        "off",
-    ]
+    command = [str(arguments.peer.absolute()), "recbole_lightgcn.py", "--dataset", "ml-100k", "--anomaly", "off"]
     command += ["--epochs", str(arguments.epochs), "--batch", str(NET["batch"]), "--tag", "_recpipe"]
     _, others = run_alone(command, cwd=arguments.peers)
     results = json.loads(

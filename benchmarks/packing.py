@@ -73,11 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     for size in arguments.rows:
         layouts[f"packed, rows of {size}"] = PackedBatches(data.lengths, size=size, tokens=TOKENS, seed=0)
-    losses = {
-        "body": None,
-        "sampled": sampled(len(vocabulary)),
-        "full": make_loss({"name": "full_softmax"}, None),
-    }
+    losses = {"body": None, "sampled": sampled(len(vocabulary)), "full": make_loss({"name": "full_softmax"}, None)}
     speeds: dict[tuple[str, str], list[float]] = {}
     for index in range(arguments.rounds):
         for loss_name, criterion in losses.items():

@@ -112,11 +112,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     log = folder / "log.tsv"
     generate(log, args.rows, args.threads)
     print(f"{args.rows:,} rows, {log.stat().st_size / 2**20:,.0f} MiB, {args.threads} threads, limit {args.memory}")
-    engine = {
-        "memory_limit": args.memory,
-        "threads": args.threads,
-        "spill_folder": str(folder / "spill"),
-    }
+    engine = {"memory_limit": args.memory, "threads": args.threads, "spill_folder": str(folder / "spill")}
     names, best = [OURS, *BARE], {}
     targets = {name: folder / f"{number}.parquet" for number, name in enumerate(names)}
     for _ in range(args.rounds):

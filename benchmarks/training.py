@@ -122,8 +122,7 @@ def measure_peer(arguments: argparse.Namespace) -> dict:
     command = [str(arguments.peer.absolute()), "rectools_sasrec.py", "--dataset", DATASET]
     _, others = run_alone([*command, "--epochs", str(arguments.epochs)], cwd=arguments.peers)
     newest = max(
-        (arguments.peers / "results").glob(f"rectools_sasrec*_{DATASET}*.json"),
-        key=lambda path: path.stat().st_mtime,
+        (arguments.peers / "results").glob(f"rectools_sasrec*_{DATASET}*.json"), key=lambda path: path.stat().st_mtime
     )
     result = json.loads(newest.read_text())
     return {

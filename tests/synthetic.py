@@ -87,13 +87,7 @@ def catalogue(items: int, *, width: int = 6, seed: int = 0) -> tuple[dict, dict]
 
 
 def train_until(
-    model: Recommender,
-    batch: Batch,
-    done: Callable[[float], bool],
-    *,
-    rate: float,
-    at_most: int = 1000,
-    every: int = 1,
+    model: Recommender, batch: Batch, done: Callable[[float], bool], *, rate: float, at_most: int = 1000, every: int = 1
 ) -> list[float]:
     """Losses of Adam's steps on one batch, until ``done(loss)`` of every so many steps says that it is learned.
 

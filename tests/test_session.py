@@ -74,26 +74,14 @@ def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(project
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (
-            {"dataset": "online_retai"},
-            r"unknown dataset 'online_retai' \(did you mean 'online_retail'\?\).*ml-1m",
-        ),
+        ({"dataset": "online_retai"}, r"unknown dataset 'online_retai' \(did you mean 'online_retail'\?\).*ml-1m"),
         ({"model": "sasrek"}, r"unknown model 'sasrek' \(did you mean 'sasrec'\?\)"),
         ({"model": "popular+sasrek"}, "unknown model 'sasrek'"),
         ({"model": "all+sasrec"}, "unknown model 'all'"),
         ({"model": ""}, "unknown model ''"),
-        (
-            {"evaluate": {"recomend": 3}},
-            r"unknown parameter 'evaluate.recomend' .*\(did you mean 'recommend'",
-        ),
-        (
-            {"models": {"tiger": {"dropuot": 0.3}}},
-            r"\(did you mean 'dropout'\?\); it belongs in conf/base/.*tiger.yml",
-        ),
-        (
-            {"models": {"tiger": {"dropout": 0.3}}},
-            r"models.tiger \(command line\).*models sasrec; add model=tiger",
-        ),
+        ({"evaluate": {"recomend": 3}}, r"unknown parameter 'evaluate.recomend' .*\(did you mean 'recommend'"),
+        ({"models": {"tiger": {"dropuot": 0.3}}}, r"\(did you mean 'dropout'\?\); it belongs in conf/base/.*tiger.yml"),
+        ({"models": {"tiger": {"dropout": 0.3}}}, r"models.tiger \(command line\).*models sasrec; add model=tiger"),
         ({"datasets": {"ml-1m": {"bad_rows": "drop"}}}, r"datasets.ml-1m .*changes nothing.*dataset=ml-1m"),
         ({"model": "popular", "side": {"vectors": "text"}}, "no side information is read by popular"),
         ({"model": "popular+svd", "train": {"max_epochs": 3}}, "no gradient descent trains popular, svd"),
@@ -141,10 +129,7 @@ def test_no_model_may_have_the_name_of_a_pipeline_or_of_a_kind_of_ids(project_co
     file = project_copy / f"conf/local/parameters/models/{name}.yml"
     file.parent.mkdir(parents=True)
     file.write_text(f"models: {{{name}: {{extends: popular}}}}")
-    with (
-        session_in(project_copy) as session,
-        pytest.raises(ValueError, match=f"no model can be called '{name}'"),
-    ):
+    with session_in(project_copy) as session, pytest.raises(ValueError, match=f"no model can be called '{name}'"):
         session.run(pipeline_names=["ingest"])
 
 
@@ -185,21 +170,12 @@ def test_what_is_no_seed_is_refused(seeds) -> None:
     ("pipelines", "expected"),
     [
         (["train", "evaluate"], [(1, ["train", "evaluate"]), (2, ["train", "evaluate"])]),
-        (
-            ["ingest", "train", "report"],
-            [(1, ["ingest", "train"]), (2, ["train"]), (1, ["report"])],
-        ),
+        (["ingest", "train", "report"], [(1, ["ingest", "train"]), (2, ["train"]), (1, ["report"])]),
         (None, [(1, None), (2, ["train", "evaluate"]), (1, ["report"])]),
         (["__default__"], [(1, None), (2, ["train", "evaluate"]), (1, ["report"])]),
         (["report"], [(1, ["report"])]),
-        (
-            ["geometry", "train", "report"],
-            [(1, ["train"]), (2, ["train"]), (1, ["geometry", "report"])],
-        ),
-        (
-            ["__default__", "geometry"],
-            [(1, None), (2, ["train", "evaluate"]), (1, ["geometry", "report"])],
-        ),
+        (["geometry", "train", "report"], [(1, ["train"]), (2, ["train"]), (1, ["geometry", "report"])]),
+        (["__default__", "geometry"], [(1, None), (2, ["train", "evaluate"]), (1, ["geometry", "report"])]),
         (["ingest"], [(1, ["ingest"])]),
     ],
 )
@@ -210,10 +186,7 @@ def test_nothing_that_no_seed_changes_runs_twice_and_the_report_comes_last(pipel
 def test_one_seed_or_chosen_nodes_run_as_asked() -> None:
     assert plan_runs([5], ["ingest", "report"]) == [(5, ["ingest", "report"])]
     assert plan_runs([5], None) == [(5, None)]
-    assert plan_runs([1, 2], ["train", "report"], filtered=True) == [
-        (1, ["train", "report"]),
-        (2, ["train", "report"]),
-    ]
+    assert plan_runs([1, 2], ["train", "report"], filtered=True) == [(1, ["train", "report"]), (2, ["train", "report"])]
 
 
 @pytest.fixture

@@ -7,15 +7,7 @@ from collections.abc import Callable
 from kedro.pipeline import Pipeline
 
 from recpipe.hooks.errors import one_line_errors
-from recpipe.pipelines import (
-    embed,
-    evaluate,
-    ingest,
-    report,
-    semantic_ids,
-    study,
-    train,
-)
+from recpipe.pipelines import embed, evaluate, ingest, report, semantic_ids, study, train
 from recpipe.pipelines.wiring import STAGES, WHOLE, Wiring, command_wiring, current, wiring_of_model
 
 FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {

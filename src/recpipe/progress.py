@@ -146,14 +146,7 @@ class Progress:
     """Progress of some work, as a context manager; `add` is cheap enough for inner loops."""
 
     def __init__(
-        self,
-        total: int | None,
-        what: str,
-        *,
-        unit: str,
-        at_most: bool,
-        clock: Clock,
-        stream: TextIO | None,
+        self, total: int | None, what: str, *, unit: str, at_most: bool, clock: Clock, stream: TextIO | None
     ) -> None:
         self.total, self.what, self.unit, self.at_most = total, what, unit, at_most
         self.done = 0

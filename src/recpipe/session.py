@@ -34,11 +34,7 @@ class RecpipeConfigLoader(OmegaConfigLoader):
     """Kedro's loader of catalog, credentials and mlflow.yml; parameters and globals come from ``Configuration``."""
 
     def __init__(
-        self,
-        conf_source: str,
-        env: str | None = None,
-        runtime_params: Mapping[str, Any] | None = None,
-        **options: Any,
+        self, conf_source: str, env: str | None = None, runtime_params: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
         conf = Path(conf_source).resolve()
         project = find_kedro_project(conf) or find_kedro_project(Path.cwd())

@@ -56,15 +56,9 @@ def test_an_environment_wins_key_by_key(tmp_path: Path) -> None:
     [
         ("train: {a: 1", r"conf/base/parameters/b.yml, line 2, column \d+: broken YAML"),
         ("train:\n  a: 1\n  a: 2\n", r"b.yml, line 2, .*the key 'a' stands twice in one block"),
-        (
-            "train: {z: 1}\n",
-            "train.z stands in two files, conf/base/parameters/a.yml and conf/base/parameters/b.yml",
-        ),
+        ("train: {z: 1}\n", "train.z stands in two files, conf/base/parameters/a.yml and conf/base/parameters/b.yml"),
         ("- a\n- b\n", "b.yml holds a list; it must hold keys with values"),
-        (
-            "train: {y: '${globals:seed}'}",
-            r"b.yml: train.y is '\$\{globals:seed\}'; parameters have no interpolation",
-        ),
+        ("train: {y: '${globals:seed}'}", r"b.yml: train.y is '\$\{globals:seed\}'; parameters have no interpolation"),
         ("train: {y: !!python/object:os.system x}", "b.yml.*broken YAML"),
     ],
 )
@@ -83,16 +77,7 @@ def test_folders_and_environments_that_are_not_there(tmp_path: Path) -> None:
 
 def test_values_are_those_of_yaml_with_plain_floats_and_dates_as_text() -> None:
     text = "a: 1e-3\nb: 2.5E4\nc: 2011-10-01\nd: [1, 2e1]\ne: true\nf: null\ng: 'x'\nh: .5\n"
-    values = {
-        "a": 1e-3,
-        "b": 2.5e4,
-        "c": "2011-10-01",
-        "d": [1, 20.0],
-        "e": True,
-        "f": None,
-        "g": "x",
-        "h": 0.5,
-    }
+    values = {"a": 1e-3, "b": 2.5e4, "c": "2011-10-01", "d": [1, 20.0], "e": True, "f": None, "g": "x", "h": 0.5}
     assert read_yaml(text) == values
     assert yaml.safe_load("c: 2011-10-01")["c"] != "2011-10-01"
     anchors = "a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}\n"

@@ -49,18 +49,12 @@ def test_what_exists_is_accepted(overrides: dict[str, Any]) -> None:
         ({"baselines": "popular"}, "baselines .* cannot be 'popular'"),
         ({"models": {"nett": {"dim": 3}}}, r"'models.nett' .*\(did you mean 'net'\?\)"),
         ({"models": {"net": {"dims": 3}}}, r"'models.net.dims' .*\(did you mean 'dim'\?\)"),
-        (
-            {"models": {"net": {"train": {"epoch": 3}}}},
-            r"'models.net.train.epoch' .*\(did you mean 'epochs'\?\)",
-        ),
+        ({"models": {"net": {"train": {"epoch": 3}}}}, r"'models.net.train.epoch' .*\(did you mean 'epochs'\?\)"),
         ({"models": {"net": {"bias": 3}}}, "models.net.bias .* cannot be 3: conf has False"),
         ({"models": {"net": {"datasets": {"film": {"dim": 3}}}}}, r"\(did you mean 'films'\?\)"),
         ({"datasets": {"films": {"protocol": {"histry": 1}}}}, r"\(did you mean 'history'\?\)"),
         ({"datasets": {"film": {"source": "x"}}}, r"'datasets.film' .*\(did you mean 'films'\?\)"),
-        (
-            {"semantic_ids": {"kinds": {"txt": {"levels": 2}}}},
-            r"'semantic_ids.kinds.txt' .*\(did you mean 'text'\?\)",
-        ),
+        ({"semantic_ids": {"kinds": {"txt": {"levels": 2}}}}, r"'semantic_ids.kinds.txt' .*\(did you mean 'text'\?\)"),
         ({"semantic_ids": {"kinds": {"text": {"level": 2}}}}, r"\(did you mean 'levels'\?\)"),
     ],
 )

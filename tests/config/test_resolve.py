@@ -59,8 +59,7 @@ def test_every_layer_wins_over_those_below_it_and_no_other() -> None:
         ("models", "net", "datasets", "films", "train"),
     ]
     bare = to_tree(
-        {**FILES, "train": {"epochs": 0}, "models": {"net": {"type": "net"}, "popular": {"type": "popular"}}},
-        "conf",
+        {**FILES, "train": {"epochs": 0}, "models": {"net": {"type": "net"}, "popular": {"type": "popular"}}}, "conf"
     )
     for size in range(1, len(layers) + 1):
         for chosen in combinations(range(len(layers)), size):
@@ -139,15 +138,9 @@ def test_every_value_knows_where_it_comes_from() -> None:
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (
-            {"a": {"extends": "b"}, "b": {"extends": "c"}, "c": {"extends": "a"}},
-            "circle: a extends b extends c",
-        ),
+        ({"a": {"extends": "b"}, "b": {"extends": "c"}, "c": {"extends": "a"}}, "circle: a extends b extends c"),
         ({"a": {"extends": "a"}}, "circle: a extends a"),
-        (
-            {"a": {"extends": "nett"}, "net": {"type": "net"}},
-            r"'nett', an unknown model \(did you mean 'net'\?\)",
-        ),
+        ({"a": {"extends": "nett"}, "net": {"type": "net"}}, r"'nett', an unknown model \(did you mean 'net'\?\)"),
         ({"a": {"dim": 3}}, "models.a has no type"),
         (
             {"a": {"type": "net", "profiles": {"dens": {}}}},

@@ -43,10 +43,7 @@ def test_diff_shows_only_what_differs(capsys) -> None:
     ("params", "message"),
     [
         ("model=tigr", "did you mean 'tiger'?"),
-        (
-            "models.tiger.dropuot=.3",
-            "did you mean 'dropout'?); it belongs in conf/base/parameters/models/tiger.yml",
-        ),
+        ("models.tiger.dropuot=.3", "did you mean 'dropout'?); it belongs in conf/base/parameters/models/tiger.yml"),
         ("dataset=ml-1", "did you mean 'ml-1m'?"),
     ],
 )

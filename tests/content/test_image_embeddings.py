@@ -551,10 +551,7 @@ def test_a_model_without_a_pooling_head(shop: Shop, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"precision": "fp16"}, "precision is 'fp16'; allowed: auto, fp32, bf16"),
-        ({"device": "tpu"}, "device is 'tpu'"),
-    ],
+    [({"precision": "fp16"}, "precision is 'fp16'; allowed: auto, fp32, bf16"), ({"device": "tpu"}, "device is 'tpu'")],
 )
 def test_settings_that_do_not_exist(shop: Shop, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

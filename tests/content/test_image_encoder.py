@@ -59,14 +59,7 @@ def test_other_formats_are_not_opened_at_all(format_: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [
-        b"",
-        b"%PDF-1.7 this is a text called a.jpg",
-        b"%!PS-Adobe-3.0 EPSF-3.0\n",
-        b"<svg/>",
-        b"\xff\xd8\xff",
-        b"RIFF",
-    ],
+    [b"", b"%PDF-1.7 this is a text called a.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", b"\xff\xd8\xff", b"RIFF"],
     ids=["empty", "pdf", "postscript", "svg", "three bytes of a JPEG", "four of a WebP"],
 )
 def test_what_is_no_image(data: bytes) -> None:

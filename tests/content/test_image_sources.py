@@ -103,8 +103,7 @@ def test_a_file_that_is_not_there_is_no_refusal(raw: Path, reference: str) -> No
 
 
 @pytest.mark.parametrize(
-    "reference",
-    ["../secret.jpg", "pictures/../../secret.jpg", "..\\secret.jpg", "/etc/passwd", "C:\\a.jpg", "a\0.jpg"],
+    "reference", ["../secret.jpg", "pictures/../../secret.jpg", "..\\secret.jpg", "/etc/passwd", "C:\\a.jpg", "a\0.jpg"]
 )
 def test_paths_that_leave_the_folder(raw: Path, reference: str) -> None:
     assert refusal(image_reader(PATHS, raw), reference) == "a path that leaves the folder"

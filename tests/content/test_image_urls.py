@@ -17,13 +17,7 @@ import pytest
 from urllib3.util import parse_url
 
 from recpipe.content import image_urls
-from recpipe.content.image_urls import (
-    TransientError,
-    UnreachableHostError,
-    UnusableImageError,
-    fetch,
-    public_addresses,
-)
+from recpipe.content.image_urls import TransientError, UnreachableHostError, UnusableImageError, fetch, public_addresses
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 get = partial(fetch, max_bytes=1000, timeout=2.0, retries=2, private=True, backoff=0.01)

@@ -22,17 +22,7 @@ from recpipe.content.pretrained import model_folder
 from recpipe.content.text_embeddings import TextEncoder, TextEncoderConfig, embed_texts, length_batches
 
 MINILM = TextEncoderConfig("sentence-transformers/all-MiniLM-L6-v2", precision="fp32")
-WORDS = [
-    "one",
-    "two words",
-    "a, b. c",
-    "Zebra",
-    "x" * 30,
-    "one two three four five six seven",
-    "a",
-    "bb",
-    "b b",
-]
+WORDS = ["one", "two words", "a, b. c", "Zebra", "x" * 30, "one two three four five six seven", "a", "bb", "b b"]
 WORDS += ["u" * 27, "v" * 28, "w" * 29]  # near enough in length to share a padded batch
 REAL = [
     "OPI Nail Lacquer, Simmer and Shimmer, 0.5-Fluid Ounce",
@@ -105,10 +95,7 @@ def test_bf16_is_near_and_the_same_space(tmp_path: Path) -> None:
 def test_pooling_against_one_text_at_a_time(
     pooling: str, normalise: bool, tiny: TextEncoderConfig, bert_folder: Path, tmp_path: Path
 ) -> None:
-    model, tokenizer = (
-        BertModel.from_pretrained(bert_folder).eval(),
-        AutoTokenizer.from_pretrained(bert_folder),
-    )
+    model, tokenizer = (BertModel.from_pretrained(bert_folder).eval(), AutoTokenizer.from_pretrained(bert_folder))
     expected = []
     for text in WORDS:
         with torch.no_grad():
@@ -132,10 +119,7 @@ def dense_t5(t5_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_sentence_t5_uses_the_encoder_only(dense_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = (
-        T5EncoderModel.from_pretrained(dense_t5).eval(),
-        AutoTokenizer.from_pretrained(dense_t5),
-    )
+    model, tokenizer = (T5EncoderModel.from_pretrained(dense_t5).eval(), AutoTokenizer.from_pretrained(dense_t5))
     weight = load_file(dense_t5 / "2_Dense" / "model.safetensors")["linear.weight"]
     expected = []
     for text in WORDS:
@@ -277,9 +261,7 @@ def harmed(folder: Path, place: Path, change: Any) -> TextEncoderConfig:
 
 def test_encoder_that_gives_nan_is_refused(bert_folder: Path, tmp_path: Path) -> None:
     config = harmed(
-        bert_folder,
-        tmp_path / "nan",
-        lambda weights: weights["embeddings.word_embeddings.weight"].fill_(np.nan),
+        bert_folder, tmp_path / "nan", lambda weights: weights["embeddings.word_embeddings.weight"].fill_(np.nan)
     )
     with pytest.raises(ValueError, match="new vectors hold NaN"):
         embed(WORDS, config, tmp_path / "cache")
@@ -333,12 +315,7 @@ def test_space_is_all_that_decides_a_vector(tiny: TextEncoderConfig, bert_folder
         other,
         *(
             replace(tiny, **change)
-            for change in [
-                {"pooling": "cls"},
-                {"prefix": "q: "},
-                {"normalise": False},
-                {"max_length": 31},
-            ]
+            for change in [{"pooling": "cls"}, {"prefix": "q: "}, {"normalise": False}, {"max_length": 31}]
         ),
     ]
     spaces = [embed(WORDS[:2], config, tmp_path / "cache").space for config in [tiny, *changed]]
@@ -412,9 +389,7 @@ def test_wrong_settings_are_named(setting: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting",
-    [{"precision": "fp8"}, {"device": "abacus"}, {"device": "meta"}],
-    ids=lambda s: str(*s.values()),
+    "setting", [{"precision": "fp8"}, {"device": "abacus"}, {"device": "meta"}], ids=lambda s: str(*s.values())
 )
 def test_wrong_machine_settings_are_named(setting: dict[str, Any], tiny: TextEncoderConfig, tmp_path: Path) -> None:
     name, value = next(iter(setting.items()))

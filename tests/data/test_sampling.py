@@ -292,10 +292,7 @@ def test_time_window_takes_dates_as_utc(duckdb_engine: Any) -> None:
         ({"step": "k_core"}, "give users, items or both"),
         ({"step": "duplicates", "by": ["item"]}, "choose from the columns"),
         ({"step": "stratified", "share": 0.5, "by": "country", "seed": 1}, "by is one of .*user_activity"),
-        (
-            {"step": "stratified", "share": 0.5, "by": "rating", "seed": 1, "of": "users"},
-            "goes with user_activity",
-        ),
+        ({"step": "stratified", "share": 0.5, "by": "rating", "seed": 1, "of": "users"}, "goes with user_activity"),
     ],
 )
 def test_a_wrong_step_is_refused(duckdb_engine: Any, step: dict[str, Any], message: str) -> None:
@@ -366,10 +363,7 @@ def test_spark_writes_the_same_parquet(
 ) -> None:
     rows = random_log(11, rows=400)
     rows[5]["user_id"], rows[9]["timestamp"], rows[12]["item_id"] = " ", -4, "null\0byte"
-    here, there = (
-        ingest(raw(duckdb_engine, rows), steps),
-        ingest(raw(duckdb_engine, rows), steps, engine=spark),
-    )
+    here, there = (ingest(raw(duckdb_engine, rows), steps), ingest(raw(duckdb_engine, rows), steps, engine=spark))
     for name in ("interactions", "quarantine", "items", "users"):
         for engine, done in (("duckdb", here), ("spark", there)):
             write_parquet(getattr(done, name), tmp_path / f"{name}-{engine}.parquet")

@@ -50,10 +50,7 @@ def test_no_training_event_follows_or_is_a_target_of_its_user(rule):
 
 @pytest.mark.parametrize(
     ("rule", "targets"),
-    [
-        ("leave_one_out", "next"),
-        *((rule, n) for rule in ("ratio", "temporal", "cold_users") for n in ("next", "all")),
-    ],
+    [("leave_one_out", "next"), *((rule, n) for rule in ("ratio", "temporal", "cold_users") for n in ("next", "all"))],
 )
 def test_validation_targets_follow_the_training_events_of_their_user(rule, targets):
     data = random_sequences(200, 40, longest=30, shortest=1)
@@ -150,10 +147,7 @@ CATALOGUE = Vocabulary(np.array([f"item {i}" for i in range(1, 41)], dtype=objec
 
 @pytest.mark.parametrize(
     ("rule", "targets"),
-    [
-        ("leave_one_out", "next"),
-        *((rule, n) for rule in ("ratio", "temporal", "cold_users") for n in ("next", "all")),
-    ],
+    [("leave_one_out", "next"), *((rule, n) for rule in ("ratio", "temporal", "cold_users") for n in ("next", "all"))],
 )
 def test_held_out_items_are_removed_from_training_and_validation_only(rule, targets):
     """Against the usual split, without_held_out of these items one event after the other."""

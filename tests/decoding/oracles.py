@@ -83,11 +83,7 @@ def cases(draw):
     seed = draw(st.integers(0, 2**31))
     allowed = None if shape is None else np.random.default_rng(seed).random(shape) < draw(st.floats(0, 1))
     return Case(
-        np.array(rows, np.int64).reshape(N, -1),
-        sizes,
-        seed,
-        draw(st.sampled_from([seen, [[]] * USERS])),
-        allowed,
+        np.array(rows, np.int64).reshape(N, -1), sizes, seed, draw(st.sampled_from([seen, [[]] * USERS])), allowed
     )
 
 

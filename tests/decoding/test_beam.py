@@ -114,11 +114,7 @@ def test_a_restricted_tree_is_the_mask(way):
     for beam in (2, 50):
         results = [
             beam_search(model(case.sizes), tree, beam=beam, seen=seen, allowed=mask)
-            for tree, mask in (
-                (restricted, None),
-                (case.tree, allowed),
-                (case.tree, allowed.expand(USERS, -1)),
-            )
+            for tree, mask in ((restricted, None), (case.tree, allowed), (case.tree, allowed.expand(USERS, -1)))
         ]
         for other in results[1:]:
             assert all(torch.equal(mine, theirs) for mine, theirs in zip(results[0], other, strict=True))
@@ -253,12 +249,7 @@ def test_temperature_and_limits_change_what_is_sampled_from(decoder):
     allowed = torch.tensor([True, True, False, True, True, False])
     cold = draws(decoder, 1, temperatures=(1e-3, 1e-3), allowed=allowed).items[:, 0]
     best = beam_search(
-        decoder,
-        PrefixTree.build(CODES, (4, 3)),
-        beam=6,
-        allowed=allowed,
-        temperatures=(1e-3, 1e-3),
-        renormalise=True,
+        decoder, PrefixTree.build(CODES, (4, 3)), beam=6, allowed=allowed, temperatures=(1e-3, 1e-3), renormalise=True
     )
     assert (cold == best.items[0, 0]).float().mean() > 0.999
     hot = draws(decoder, 1, temperatures=(1e3, 1e3), allowed=allowed).items[:, 0]

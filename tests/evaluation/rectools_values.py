@@ -31,13 +31,7 @@ def case(seed):
 
 def main():
     import pandas as pd
-    from rectools.metrics import (
-        AvgRecPopularity,
-        CatalogCoverage,
-        IntraListDiversity,
-        MeanInvUserFreq,
-        Serendipity,
-    )
+    from rectools.metrics import AvgRecPopularity, CatalogCoverage, IntraListDiversity, MeanInvUserFreq, Serendipity
     from rectools.metrics.distances import PairwiseDistanceCalculator
 
     class Cosine(PairwiseDistanceCalculator):

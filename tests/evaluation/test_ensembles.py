@@ -99,10 +99,7 @@ def test_a_member_with_constant_scores_has_no_influence():
     data, flat = fold(1), Table(torch.ones(ITEMS + 1, ITEMS + 1))
     for method in ("zscore", "softmax"):
         both = rank_fold(
-            Ensemble([table(1, 9), flat], Ensemble.Config(method, (0.5, 0.5))),
-            data,
-            exclude_seen=True,
-            k=3,
+            Ensemble([table(1, 9), flat], Ensemble.Config(method, (0.5, 0.5))), data, exclude_seen=True, k=3
         )
         single = rank_fold(table(1, 9), data, exclude_seen=True, k=3)
         assert (both.rank == single.rank).all()
@@ -143,10 +140,7 @@ def test_a_model_with_beam_search_may_be_a_member():
     one_target_each = Fold(data, sequences([[1 + n % ITEMS] for n in range(12)]))
     single = rank_fold(tiger, one_target_each, exclude_seen=True, k=5)
     got = rank_fold(
-        Ensemble([tiger, popular], Ensemble.Config("rrf", (1.0, 0.0))),
-        one_target_each,
-        exclude_seen=True,
-        k=5,
+        Ensemble([tiger, popular], Ensemble.Config("rrf", (1.0, 0.0))), one_target_each, exclude_seen=True, k=5
     )
     assert (got.items == single.items).all()
     assert (got.rank[single.rank > 0] == single.rank[single.rank > 0]).all()

@@ -6,13 +6,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import ndcg_score
 
-from recpipe.evaluation.metrics import (
-    calibration,
-    coverage,
-    metrics_from_ranks,
-    user_metrics,
-    warm_and_cold_items,
-)
+from recpipe.evaluation.metrics import calibration, coverage, metrics_from_ranks, user_metrics, warm_and_cold_items
 
 CUTOFFS = (1, 3, 5, 10)
 RANX = {
@@ -93,11 +87,7 @@ def test_ndcg_of_every_user_equals_scikit_learn():
 def test_by_hand():
     # a: targets at 2 and 5, one was no candidate; b: one target at 1; c: one target at 11
     ranks = pa.table(
-        {
-            "user_id": ["b", "a", "c", "a", "a"],
-            "rank": [1, 5, 11, 0, 2],
-            "cold": [False, False, True, True, False],
-        }
+        {"user_id": ["b", "a", "c", "a", "a"], "rank": [1, 5, 11, 0, 2], "cold": [False, False, True, True, False]}
     )
     got = metrics_from_ranks(ranks, cutoffs=[10, 1])
     assert got["recall@10"] == pytest.approx((2 / 3 + 1 + 0) / 3)
@@ -168,11 +158,7 @@ def test_invalid_cutoffs_are_errors(cutoffs):
 
 def test_coverage_counts_distinct_items_of_the_top_k():
     items = np.array([[1, 2, 3], [1, 4, 0], [0, 0, 0]])
-    assert coverage(items, catalogue=10, cutoffs=[1, 2, 3]) == {
-        "coverage@1": 0.1,
-        "coverage@2": 0.3,
-        "coverage@3": 0.4,
-    }
+    assert coverage(items, catalogue=10, cutoffs=[1, 2, 3]) == {"coverage@1": 0.1, "coverage@2": 0.3, "coverage@3": 0.4}
     with pytest.raises(ValueError, match="coverage@4 needs"):
         coverage(items, catalogue=10, cutoffs=[4])
     with pytest.raises(ValueError, match="catalogue is 1…3"):

@@ -64,11 +64,7 @@ def test_ranks_equal_a_sort_of_the_whole_catalogue(exclude_seen, targets_each, l
         ranked = sorted(allowed, key=lambda i: (-table[history[-1], i].item(), order[i]))
         for target in data.targets.row(u):
             expected = ranked.index(target) + 1 if target in ranked else 0
-            assert (ranking.user[place], ranking.rank[place], ranking.candidates[place]) == (
-                u,
-                expected,
-                len(allowed),
-            )
+            assert (ranking.user[place], ranking.rank[place], ranking.candidates[place]) == (u, expected, len(allowed))
             place += 1
         assert ranking.items[u].tolist() == (ranked + [0] * 6)[:6]
         assert ranking.log_normalizer[u] == pytest.approx(

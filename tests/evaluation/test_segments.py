@@ -60,12 +60,7 @@ def test_a_segment_of_whole_users_is_the_metric_of_these_users():
 
 def test_activity_quarters_hold_a_quarter_of_the_users_each_and_never_part_equals():
     n = 80
-    columns = {
-        "user_id": [f"u{u}" for u in range(n)],
-        "target": ["i0"] * n,
-        "rank": [1] * n,
-        "cold": [False] * n,
-    }
+    columns = {"user_id": [f"u{u}" for u in range(n)], "target": ["i0"] * n, "rank": [1] * n, "cold": [False] * n}
     events = np.ones(ITEMS, int)
 
     def users(history):

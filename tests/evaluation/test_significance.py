@@ -36,10 +36,7 @@ def test_intervals_are_those_of_scipy():
     data = values()
     got = compare(of(data), baseline="a", resamples=2000, level=0.9, seed=3)
     for m, name in enumerate("abc"):
-        for column, result in (
-            (data[:, m], got.estimates[name]),
-            (data[:, m] - data[:, 0], got.differences.get(name)),
-        ):
+        for column, result in ((data[:, m], got.estimates[name]), (data[:, m] - data[:, 0], got.differences.get(name))):
             if result is not None:
                 expected = stats.bootstrap(
                     (column,),
@@ -162,12 +159,7 @@ def test_different_protocols_users_and_targets_are_errors():
 def test_text_types_of_polars_are_the_same_text():
     large = ranks_table([1, 2]).cast(
         pa.schema(
-            [
-                ("user_id", pa.large_string()),
-                ("target", pa.large_string()),
-                ("rank", pa.int32()),
-                ("cold", pa.bool_()),
-            ]
+            [("user_id", pa.large_string()), ("target", pa.large_string()), ("rank", pa.int32()), ("cold", pa.bool_())]
         )
     )
     assert UserMetric.of({"a": [large], "b": [ranks_table([2, 1])]}, metric="ndcg@1").values_UM.tolist() == [

@@ -22,10 +22,7 @@ from recpipe.pipelines.ingest import ingest_log
 
 BLOCK: dict[str, Any] = {
     "source": "files",
-    "files": {
-        "interactions": {"name": "log.csv", "url": "https://example.org/log.csv"},
-        "items": "items.csv",
-    },
+    "files": {"interactions": {"name": "log.csv", "url": "https://example.org/log.csv"}, "items": "items.csv"},
     "options": {"columns": {"user_id": "u", "item_id": "i"}},
     "bad_rows": "drop",
     "steps": [],
@@ -63,11 +60,7 @@ def test_the_files_of_the_project_pass_for_every_data_set_and_model(project: Pat
     [
         ("train.yml", "train: {log_every: many}", "models.sasrec.train.log_every {file} cannot be 'many'"),
         ("models/sasrec.yml", "models: {sasrec: {train: {ema: high}}}", "sasrec.train.ema {file}"),
-        (
-            "train.yml",
-            "train: {loss: full_softmax}",
-            "models.sasrec.train.loss {file} cannot be 'full_softmax'",
-        ),
+        ("train.yml", "train: {loss: full_softmax}", "models.sasrec.train.loss {file} cannot be 'full_softmax'"),
         ("side.yml", "side: {items: 3}", "models.sasrec.side.items {file} cannot be 3"),
         ("report.yml", "report: {examples: 0}", "report.examples {file} cannot be 0"),
         ("evaluate.yml", "evaluate: {recommend: '20'}", "evaluate.recommend {file} cannot be '20'"),
@@ -125,17 +118,9 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_key_and_file(check_files,
             "models: {sasrec: {side: {vector: text}}}",
             "unknown setting 'models.sasrec.side.vector' {file} (did you mean 'vectors'?)",
         ),
-        (
-            "report.yml",
-            "report: {example: 3}",
-            "unknown setting 'report.example' {file} (did you mean 'examples'?)",
-        ),
+        ("report.yml", "report: {example: 3}", "unknown setting 'report.example' {file} (did you mean 'examples'?)"),
         ("protocol.yml", "protocol: {splits: ratio}", "'protocol.splits' {file} (did you mean 'split'?)"),
-        (
-            "cold_users.yml",
-            "cold_users: {segment: none}",
-            "'cold_users.segment' {file} (did you mean 'segments'?)",
-        ),
+        ("cold_users.yml", "cold_users: {segment: none}", "'cold_users.segment' {file} (did you mean 'segments'?)"),
         (
             "datasets/online_retail.yml",
             "datasets: {online_retail: {cold_users: {noveltie: 1.0}}}",
@@ -146,11 +131,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_key_and_file(check_files,
             "semantic_ids: {kinds: {text: {collision: keep}}}",
             "'semantic_ids.kinds.text.collision' {file} (did you mean 'collisions'?)",
         ),
-        (
-            "studies.yml",
-            "studies: {length: {value: 3}}",
-            "'studies.length.value' {file} (did you mean 'values'?)",
-        ),
+        ("studies.yml", "studies: {length: {value: 3}}", "'studies.length.value' {file} (did you mean 'values'?)"),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_file_and_the_nearest(check_files, file, text, message) -> None:
@@ -189,20 +170,11 @@ def test_a_right_block_passes() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"bad_rows": "dorp"},
-            r"datasets\.mine\.bad_rows 'dorp' \(did you mean 'drop'\?\); choose quarantine, drop",
-        ),
+        ({"bad_rows": "dorp"}, r"datasets\.mine\.bad_rows 'dorp' \(did you mean 'drop'\?\); choose quarantine, drop"),
         ({"bad_rows": None}, r"datasets\.mine\.bad_rows cannot be None"),
         ({"source": "movielense"}, r"'movielense' \(did you mean 'movielens'\?\).*amazon, files, movielens"),
-        (
-            {"options": {"colums": {}}},
-            r"unknown option of source files 'colums' \(did you mean 'columns'\?\)",
-        ),
-        (
-            {"files": {"interactions": {"name": "a", "checksums": "md5:0"}}},
-            r"interactions 'checksums' .*'checksum'",
-        ),
+        ({"options": {"colums": {}}}, r"unknown option of source files 'colums' \(did you mean 'columns'\?\)"),
+        ({"files": {"interactions": {"name": "a", "checksums": "md5:0"}}}, r"interactions 'checksums' .*'checksum'"),
         ({"files": {"interactions": {"url": "https://example.org/a"}}}, "files.interactions names no file"),
         ({"files": {"interactions": "a", "item": "b"}}, r"role in datasets\.mine\.files 'item' .*'items'"),
         ({"steps": [{"step": "min_event"}]}, r"unknown step 'min_event' \(did you mean 'min_events'\?\)"),
@@ -224,10 +196,7 @@ def test_an_empty_block_is_refused() -> None:
     ("engine", "message"),
     [
         ({"memory_limits": "4GB"}, r"ingest.engine 'memory_limits' \(did you mean 'memory_limit'\?\)"),
-        (
-            {"name": "duckbd"},
-            r"unknown ingest.engine.name 'duckbd' \(did you mean 'duckdb'\?\); choose duckdb, spark",
-        ),
+        ({"name": "duckbd"}, r"unknown ingest.engine.name 'duckbd' \(did you mean 'duckdb'\?\); choose duckdb, spark"),
     ],
 )
 def test_a_wrong_engine_is_refused(engine: dict[str, Any], message: str) -> None:
@@ -342,10 +311,7 @@ def test_wrong_settings_of_semantic_ids_are_refused(project: Path, change: dict,
             "models: {sasrec: {train: {loss: {chunks: 3}}}}",
             r"argument of full_softmax .* 'chunks' \(did you mean 'chunk'\?\);.*\(conf/local/parameters/own.yml\)",
         ),
-        (
-            "models: {sasrec: {dim: wide}}",
-            r"models.sasrec.dim cannot be 'wide'.*\(conf/local/parameters/own.yml\)",
-        ),
+        ("models: {sasrec: {dim: wide}}", r"models.sasrec.dim cannot be 'wide'.*\(conf/local/parameters/own.yml\)"),
         (
             "models: {sasrec: {dropuot: 0.3}}",
             r"'models.sasrec.dropuot' \(did you mean 'dropout'\?\);.*\(conf/local/parameters/own.yml\)",

@@ -117,11 +117,7 @@ def test_every_step_has_one_line_when_it_ends_and_the_run_one(clock, lines, cata
 
 def test_progress_in_a_node_belongs_to_its_step(clock, lines, catalog) -> None:
     seen: list[str] = []
-    run(
-        ConsoleHooks(clock=clock),
-        three_steps(clock, last=lambda _: seen.append(current_step()) or 1),
-        catalog,
-    )
+    run(ConsoleHooks(clock=clock), three_steps(clock, last=lambda _: seen.append(current_step()) or 1), catalog)
     assert seen == ["train sasrec"] and current_step() == ""
 
 
@@ -182,11 +178,7 @@ def test_a_step_that_takes_long_is_mentioned_while_it_runs(clock, lines) -> None
         return 1
 
     run(ConsoleHooks(clock=clock), Pipeline([Node(slow, None, "a", name="ingest_log")]), DataCatalog())
-    assert lines() == [
-        "[1/1] ingest log: running for 5 s",
-        "[1/1] ingest log           5.0 s",
-        "1 step in 5.0 s",
-    ]
+    assert lines() == ["[1/1] ingest log: running for 5 s", "[1/1] ingest log           5.0 s", "1 step in 5.0 s"]
 
 
 def test_steps_in_several_threads(clock, lines) -> None:
@@ -212,15 +204,7 @@ def test_kedro_run_shows_steps_and_no_node_signatures(whole_run: tuple[Path, Com
     assert [int(re.search(r"\[ ?(\d+)/", line)[1]) for line in steps] == list(range(1, total + 1))
     assert any("] train sasrec  " in line for line in steps)
     assert any(re.search(rf"INFO +{total} steps in ", line) for line in shown)
-    for of_kedro in (
-        "]) -> [",
-        "Running node",
-        "Completed",
-        "tasks",
-        "kedro.",
-        "Kedro project",
-        "mlflow.store",
-    ):
+    for of_kedro in ("]) -> [", "Running node", "Completed", "tasks", "kedro.", "Kedro project", "mlflow.store"):
         assert of_kedro not in done.stderr, of_kedro
 
 

@@ -70,12 +70,7 @@ def _nodes(name: str) -> list[Node]:
 
 @pytest.fixture
 def conf() -> dict:
-    return {
-        "enabled": True,
-        "tracking_uri": "sqlite:///db/m.db",
-        "artifacts": "mlruns",
-        "experiment_prefix": "t-",
-    }
+    return {"enabled": True, "tracking_uri": "sqlite:///db/m.db", "artifacts": "mlruns", "experiment_prefix": "t-"}
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +148,7 @@ def test_a_parent_and_one_nested_run_per_model_for_train_and_evaluate_together(p
     expected = {"test/ndcg_at_10": 0.25, "test/users": 7, "valid/ndcg_at_10": 0.5, "cost/train_seconds": 1.5}
     assert expected.items() <= one.data.metrics.items()
     assert not any(math.isnan(value) for value in one.data.metrics.values())
-    assert {
-        "protocol": "abcd1234",
-        "seed": "3",
-        "model": "one",
-        "dataset": "shop",
-    }.items() <= one.data.tags.items()
+    assert {"protocol": "abcd1234", "seed": "3", "model": "one", "dataset": "shop"}.items() <= one.data.tags.items()
     assert "commit" not in one.data.tags
     losses = [(point.step, point.value) for point in client.get_metric_history(one.info.run_id, "curve/loss")]
     assert losses == [(5, 2.0), (10, 1.0)]

@@ -167,12 +167,7 @@ def test_objects_preview_their_first_rows_without_vectors(tmp_path) -> None:
     dataset.save(data)
     assert dataset.preview(2)["data"] == [["x"], ["y"]]
     vectors = Embeddings(
-        np.array(["x"], object),
-        np.ones((1, 3), np.float32),
-        np.ones(1, bool),
-        np.array(["aa"], object),
-        "s",
-        {},
+        np.array(["x"], object), np.ones((1, 3), np.float32), np.ones(1, bool), np.array(["aa"], object), "s", {}
     )
     dataset = ObjectDataset(filepath=str(tmp_path / "e.parquet"), holds="embeddings")
     dataset.save(vectors)

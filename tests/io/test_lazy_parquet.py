@@ -42,11 +42,7 @@ def test_loads_a_path_for_what_reads_parquet_itself(table: Any, tmp_path: Path) 
 def test_previews_the_first_rows(table: Any, tmp_path: Path) -> None:
     dataset = LazyParquetDataset(filepath=str(tmp_path / "log.parquet"))
     dataset.save(table)
-    assert dataset.preview(nrows=2) == {
-        "index": [0, 1],
-        "columns": ["user_id", "order"],
-        "data": [["a", 2], ["b", 0]],
-    }
+    assert dataset.preview(nrows=2) == {"index": [0, 1], "columns": ["user_id", "order"], "data": [["a", 2], ["b", 0]]}
     dataset.save(table.limit(0))
     assert dataset.preview()["data"] == []
 

@@ -12,14 +12,7 @@ from tests.models.generative import BOTH, ITEMS, create
 from tests.synthetic import sequences
 
 from recpipe.data.batches import Batch
-from recpipe.layers.code_tokens import (
-    ItemCodes,
-    attended_by_target,
-    causal,
-    targets_of,
-    user_tokens,
-    within_target,
-)
+from recpipe.layers.code_tokens import ItemCodes, attended_by_target, causal, targets_of, user_tokens, within_target
 from recpipe.semantic_ids.ids import CatalogueIds, SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 

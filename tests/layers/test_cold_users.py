@@ -35,10 +35,7 @@ def skewed(users: int = USERS, *, items: int = ITEMS) -> Sequences:
 
 
 def described(data: Sequences, **columns: list) -> Sequences:
-    table = {
-        "user_id": pa.array(data.users, pa.string()),
-        **{name: pa.array(c) for name, c in columns.items()},
-    }
+    table = {"user_id": pa.array(data.users, pa.string()), **{name: pa.array(c) for name, c in columns.items()}}
     return data.with_profiles(pa.table(table))
 
 
@@ -209,14 +206,8 @@ def test_training_of_the_caller_keeps_its_random_numbers():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (
-            {"segments": "contry"},
-            "cold_users.segments asks for contry; columns there are: age, country, height",
-        ),
-        (
-            {"segments": "cluster", "cluster_by": "x+age"},
-            "cold_users.cluster_by asks for x; columns there are",
-        ),
+        ({"segments": "contry"}, "cold_users.segments asks for contry; columns there are: age, country, height"),
+        ({"segments": "cluster", "cluster_by": "x+age"}, "cold_users.cluster_by asks for x; columns there are"),
         ({"novelty": 1.5}, "novelty is 1.5"),
         ({"smoothing": 0}, "smoothing is 0"),
         ({"bins": 1}, "bins is 1"),

@@ -42,10 +42,7 @@ def part_by_loop(items: ItemInput, i: int) -> list[np.ndarray | None]:
         weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
         actual.append(weight @ np.array(vector) + bias if there else None)
     for column in items.side.items:
-        value, weight = (
-            values[f"items.{column.name}"][i],
-            items.columns[f"of_{column.name}"].weight.detach().numpy(),
-        )
+        value, weight = (values[f"items.{column.name}"][i], items.columns[f"of_{column.name}"].weight.detach().numpy())
         codes = [code for code in value if code > 0]
         if column.categorical:
             actual.append(np.mean([weight[code] for code in codes], axis=0) if codes else None)

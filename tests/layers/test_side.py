@@ -81,11 +81,7 @@ def test_the_fingerprint_changes_with_settings_encodings_and_values():
         side_of(DATA, ITEMS, vectors="image", **FULL),
         Side.of(side.config, DATA, COLUMNS, {"text": (2 * text[0], text[1])}, n_items=ITEMS),
         Side.of(
-            side.config,
-            DATA.select(np.arange(9), np.zeros(9, int), DATA.lengths[:9]),
-            COLUMNS,
-            VECTORS,
-            n_items=ITEMS,
+            side.config, DATA.select(np.arange(9), np.zeros(9, int), DATA.lengths[:9]), COLUMNS, VECTORS, n_items=ITEMS
         ),
     ]
     assert side_of(DATA, ITEMS, vectors="text", **FULL).fingerprint() == side.fingerprint()
@@ -99,11 +95,7 @@ def test_the_fingerprint_changes_with_settings_encodings_and_values():
         ({"items": "colour"}, {}, r"side\.items asks for colour; columns there are: genres, price"),
         ({"users": "gender"}, {}, r"side\.users asks for gender; columns there are: age, country"),
         ({"events": "rating"}, {"ratings": None}, "asks for rating and this data set has none"),
-        (
-            {"events": "hour+rating"},
-            {"timestamps": None},
-            "asks for hour and this data set has no timestamps",
-        ),
+        ({"events": "hour+rating"}, {"timestamps": None}, "asks for hour and this data set has no timestamps"),
         ({"events": "minute"}, {}, r"side\.events has \['minute'\]; allowed: none, rating, hour"),
         ({"combine": "sum"}, {}, "side.combine is 'sum'; allowed: add, concat, alone"),
         ({"combine": "alone"}, {}, "neither side.vectors nor side.items"),

@@ -7,15 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recpipe.layers.t5 import (
-    Encoder,
-    RelativeBias,
-    T5Shape,
-    attend,
-    attention_mask,
-    from_transformers,
-    fused_attention,
-)
+from recpipe.layers.t5 import Encoder, RelativeBias, T5Shape, attend, attention_mask, from_transformers, fused_attention
 from recpipe.layers.t5_decoder import Decoder, KVCache
 
 VOCABULARY = 50
@@ -240,11 +232,7 @@ def test_dropout_is_of_training_only():
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [
-        ({"dim": 0}, "dim is 0"),
-        ({"buckets": 6}, "buckets is 6"),
-        ({"max_distance": 16}, "max_distance is 16"),
-    ],
+    [({"dim": 0}, "dim is 0"), ({"buckets": 6}, "buckets is 6"), ({"max_distance": 16}, "max_distance is 16")],
 )
 def test_wrong_sizes_are_named(sizes, message):
     with pytest.raises(ValueError, match=message):

@@ -85,12 +85,7 @@ def test_candidates_hold_for_the_fallback_too(name):
 @pytest.mark.parametrize("name", types())
 def test_anybody_is_answered_in_external_ids(name):
     model = build_model(name)
-    histories = {
-        "new": ["item 3", "not ours", "item 5"],
-        "stranger": ["not ours"],
-        "one": ["item 9"],
-        "long": [],
-    }
+    histories = {"new": ["item 3", "not ours", "item 5"], "stranger": ["not ours"], "one": ["item 9"], "long": []}
     histories["long"] = [f"item {1 + n % 6}" for n in range(3 * WINDOW)]
     table = recommend(bundle(model, name), histories, 4)
     encoded = sequences([[3, 5], [], [9], [1 + n % 6 for n in range(3 * WINDOW)]])

@@ -80,8 +80,7 @@ def test_a_model_without_its_vectors_or_with_more_than_them_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
-    [({"last": 0}, "last is 0"), ({"decay": 0.0}, "decay is 0"), ({"decay": 1.1}, "1.1")],
+    ("config", "message"), [({"last": 0}, "last is 0"), ({"decay": 0.0}, "decay is 0"), ({"decay": 1.1}, "1.1")]
 )
 def test_settings_that_cannot_be_are_refused(config, message):
     with pytest.raises(ValueError, match=message):

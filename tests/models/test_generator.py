@@ -15,9 +15,7 @@ from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.batch_samplers import length_buckets
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.ranking import rank_fold
-from recpipe.layers.code_tokens import (
-    targets_of,
-)
+from recpipe.layers.code_tokens import targets_of
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.generator import BEAMS_GPU, EVENTS_CPU, EVENTS_GPU, Generator, search_buckets
 from recpipe.semantic_ids import tree_tensors

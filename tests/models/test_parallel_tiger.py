@@ -10,9 +10,7 @@ import torch
 from tests.models.generative import BOTH, DATA, ITEMS, TINY, WINDOW, create, without
 from tests.synthetic import random_sequences, sequences, train_until
 
-from recpipe.layers.code_tokens import (
-    LevelRelativeBias,
-)
+from recpipe.layers.code_tokens import LevelRelativeBias
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.models.registry import build
 from recpipe.training.losses.full_softmax import FullSoftmax

@@ -205,13 +205,7 @@ def test_report_alone_does_without_the_metrics_of_most_models(whole_run, session
     (reporting(folder) / "sasrec").rename(folder / "aside")
     with session_in(folder, env="test") as session:
         session.run(pipeline_names=["report"])
-    assert set(pl.read_parquet(reporting(folder) / "leaderboard.parquet")["model"]) == {
-        "popular",
-        "popular_recent",
-    }
+    assert set(pl.read_parquet(reporting(folder) / "leaderboard.parquet")["model"]) == {"popular", "popular_recent"}
     missing = session_in(folder, env="test", runtime_params={"dataset": "ml-1m"})
-    with (
-        missing,
-        pytest.raises(DatasetError, match="protocol.json is missing; run `kedro run --pipelines=train`"),
-    ):
+    with missing, pytest.raises(DatasetError, match="protocol.json is missing; run `kedro run --pipelines=train`"):
         missing.run(pipeline_names=["report"])

@@ -82,14 +82,7 @@ def test_without_a_command_stages_are_those_of_the_default_model_and_its_baselin
 
 def test_a_models_pipeline_is_its_whole_path_and_nothing_else(registered) -> None:
     names = {node.name.split(".")[-1] for node in registered["tiger"].nodes}
-    assert {
-        "fetch_source",
-        "embed_text",
-        "fit_quantizer",
-        "build_tree",
-        "train_model",
-        "write_report",
-    } <= names
+    assert {"fetch_source", "embed_text", "fit_quantizer", "build_tree", "train_model", "write_report"} <= names
     groups = {node.namespace.split(".")[0] for node in registered["tiger"].nodes if node.namespace}
     assert groups - {"ingest", "report"} == {"text", "tiger"}
     names = {node.name.split(".")[-1] for node in registered["svd"].nodes}

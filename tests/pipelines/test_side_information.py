@@ -69,10 +69,7 @@ def test_the_command_line_wins_over_files_for_side_as_for_train(project_copy: Pa
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (
-            {"side": {"vectors": "txt"}},
-            r"unknown vectors of models.sasrec.side 'txt'.*choose text, image, text_image",
-        ),
+        ({"side": {"vectors": "txt"}}, r"unknown vectors of models.sasrec.side 'txt'.*choose text, image, text_image"),
         (
             {"model": "popular", "models": {"popular": {"side": {"items": "price"}}}},
             "models of type popular read no side information; drop `side`",

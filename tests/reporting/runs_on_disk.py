@@ -14,12 +14,7 @@ from recpipe.reporting.run_store import RunStore
 VERSION = "2026-11-20T10.00.00.000Z"
 USERS, ITEMS, PLACES = 150, 40, 10
 IDS = np.array([f"i{n}" for n in range(ITEMS)], dtype=object)
-MODELS = {
-    "sasrec": 0.3,
-    "item_knn": 0.2,
-    "popular_recent": 0.1,
-    "popular": 0.02,
-}  # parameter of a geometric rank
+MODELS = {"sasrec": 0.3, "item_knn": 0.2, "popular_recent": 0.1, "popular": 0.02}  # parameter of a geometric rank
 
 
 def ranks_of(model, seed):

@@ -31,11 +31,7 @@ def test_insights_are_json_and_equal_to_those_of_the_evaluation_functions(make_r
     assert (certainty["baseline"], certainty["users"]) == (expected.baseline, 150)
     assert certainty["seeds"]["sasrec"] == 3
     for name, estimate in expected.estimates.items():
-        assert certainty["estimates"][name] == {
-            "mean": estimate.mean,
-            "low": estimate.low,
-            "high": estimate.high,
-        }
+        assert certainty["estimates"][name] == {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
     assert certainty["differences"]["popular"]["p_holm"] == expected.differences["popular"].p_holm
     items, ranks = catalogue(), ranks_of("item_knn", 42)
     expected = segments(ranks, item_ids=IDS, train_events=items.popularity.events, k=10)

@@ -8,14 +8,7 @@ from tests.reporting.runs_on_disk import catalogue, finished_runs
 
 from recpipe.reporting.formatting import MISSING
 from recpipe.reporting.insights import compute_insights
-from recpipe.reporting.leaderboard import (
-    README_END,
-    README_START,
-    leaderboard,
-    to_markdown,
-    to_text,
-    update_readme,
-)
+from recpipe.reporting.leaderboard import README_END, README_START, leaderboard, to_markdown, to_text, update_readme
 
 
 def test_seeds_are_averaged_and_models_ranked(runs):

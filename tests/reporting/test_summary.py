@@ -18,10 +18,7 @@ def test_the_summary_fits_a_terminal(runs, users):
 
 @pytest.mark.parametrize("title", ["\x1b[31mRED\x1b[0m\nSECOND LINE", "茶" * 90, "e\u0301" * 90, ""])
 def test_titles_cannot_break_the_layout(title):
-    items = (
-        RecommendedItem(1, "i", title, 1.0, 0.5, True),
-        RecommendedItem(2, "j", "plain", 0.5, None, False),
-    )
+    items = (RecommendedItem(1, "i", title, 1.0, 0.5, True), RecommendedItem(2, "j", "plain", 0.5, None, False))
     history, targets = (ExampleItem("i", title, "3 Dec 2010"),), (ExampleItem("i", title),)
     example = Example("u", 1, history, targets, {"model": items})
     text = format_summary(leaderboard([]), [example], title="x", links={})

@@ -31,12 +31,7 @@ def catalogue(n: int, *, absent: tuple[int, ...] = (), space: str = "a" * 64, wi
 def fitted(embeddings: Embeddings, **changed) -> quantizers.Quantizer:
     quantizer = quantizers.build_quantizer(TYPE, {**SETTINGS, **changed})
     quantizer.fit(embeddings.vectors[embeddings.present], seed=3)
-    quantizer.about = {
-        "space": embeddings.space,
-        "embeddings": embeddings.hash,
-        "seed": 3,
-        "modality": "text",
-    }
+    quantizer.about = {"space": embeddings.space, "embeddings": embeddings.hash, "seed": 3, "modality": "text"}
     return quantizer
 
 
@@ -203,11 +198,7 @@ MINILM = {"source": "minilm", "prefix": "", "precision": "fp32"}
     [
         (MINILM, {**MINILM, "source": "e5", "prefix": "q:"}, "source is e5, was minilm; prefix is q:, was "),
         ("siglip", "siglip2", "source is siglip2, was siglip"),
-        (
-            MINILM,
-            {**MINILM, "precision": "bf16"},
-            None,
-        ),  # precision is not part of a space: other weights it is
+        (MINILM, {**MINILM, "precision": "bf16"}, None),  # precision is not part of a space: other weights it is
         (None, MINILM, None),
         (MINILM, None, None),
     ],

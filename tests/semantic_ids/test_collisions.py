@@ -95,10 +95,7 @@ def cases(draw):
     room = math.prod(sizes)
     earlier = draw(st.integers(0, room // 2))
     toy = Toy(
-        sizes,
-        draw(st.integers(0, room - earlier)),
-        draw(st.integers(0, 9999)),
-        spread=draw(st.sampled_from([1, 4])),
+        sizes, draw(st.integers(0, room - earlier)), draw(st.integers(0, 9999)), spread=draw(st.sampled_from([1, 4]))
     )
     every = np.array(list(itertools.product(*map(range, sizes))), np.int32)
     rng = np.random.default_rng(draw(st.integers(0, 9999)))

@@ -277,12 +277,7 @@ def test_prefixes_and_collisions_are_those_of_sets_and_counters():
     ]
     counts = Counter(items)
     sharing = sum(count for count in counts.values() if count > 1)
-    expected = {
-        "distinct": len(counts),
-        "sharing": sharing,
-        "share": sharing / 3179,
-        "largest": max(counts.values()),
-    }
+    expected = {"distinct": len(counts), "sharing": sharing, "share": sharing / 3179, "largest": max(counts.values())}
     assert found["collisions"]["before"] == expected
     assert found["collisions"]["after"] == {"distinct": 3179, "sharing": 0, "share": 0.0, "largest": 1}
 

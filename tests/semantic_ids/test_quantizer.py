@@ -21,15 +21,7 @@ from recpipe.semantic_ids.quantizer import (
     save_quantizer,
 )
 
-SMALL = {
-    "levels": 3,
-    "codes": 8,
-    "latent": 6,
-    "widths": [16],
-    "least_steps": 60,
-    "most_steps": 60,
-    "batch": 64,
-}
+SMALL = {"levels": 3, "codes": 8, "latent": 6, "widths": [16], "least_steps": 60, "most_steps": 60, "batch": 64}
 
 
 def clusters(rows: int = 200, width: int = 12, *, seed: int = 0) -> np.ndarray:
@@ -60,8 +52,7 @@ def test_every_class_knows_its_own_type():
 
 def test_unknown_setting_is_named_with_the_known_ones():
     with pytest.raises(
-        ValueError,
-        match=r"argument of quantizer type rqvae 'level' \(did you mean 'levels'\?\); choose levels, codes",
+        ValueError, match=r"argument of quantizer type rqvae 'level' \(did you mean 'levels'\?\); choose levels, codes"
     ):
         build_quantizer("rqvae", {"level": 3})
 
@@ -197,10 +188,7 @@ def test_saved_and_loaded_is_the_same(fitted: Quantizer, tmp_path: Path):
     assert (again.level_distances(x, codes, 1) == fitted.level_distances(x, codes, 1)).all()
     for name in ("hash", "settings", "sizes", "about", "history", "config"):
         assert getattr(again, name) == getattr(fitted, name), name
-    assert sorted(path.name for path in (tmp_path / "quantizer").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
+    assert sorted(path.name for path in (tmp_path / "quantizer").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_hash_stands_for_settings_and_tensors(fitted: Quantizer):

@@ -130,15 +130,7 @@ def test_without_standardising_small_dimensions_are_lost():
     assert errors[0] < 0.7 * errors[1]
 
 
-SMALL_PQVAE = {
-    "levels": 3,
-    "codes": 8,
-    "latent": 8,
-    "widths": [16],
-    "warm_up": 0.25,
-    "batch": 64,
-    **steps(120),
-}
+SMALL_PQVAE = {"levels": 3, "codes": 8, "latent": 8, "widths": [16], "warm_up": 0.25, "batch": 64, **steps(120)}
 
 
 def scaled_noise(rows: int = 300) -> np.ndarray:

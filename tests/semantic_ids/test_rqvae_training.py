@@ -38,13 +38,7 @@ def overfit(**settings: object) -> Training:
     torch.manual_seed(0)
     model = QuantizedAutoencoder(Autoencoder(10, 6, config.widths))
     training = Training(
-        config,
-        model,
-        (8, 8, 8),
-        torch.ones(3, 6),
-        noise(120, 0),
-        noise(100, 1),
-        torch.Generator().manual_seed(0),
+        config, model, (8, 8, 8), torch.ones(3, 6), noise(120, 0), noise(100, 1), torch.Generator().manual_seed(0)
     )
     training.run()
     return training
@@ -67,13 +61,7 @@ def test_one_epoch_is_enough_to_get_codes():
 def test_no_reset_leaves_codes_dead_and_a_reset_does_not():
     used = []
     for until in (0.0, 0.7):
-        values = {
-            **SMALL,
-            **steps(60),
-            "codes": 64,
-            "warm_up": 0.0,
-            "dead_codes": {"every": 1, "until": until},
-        }
+        values = {**SMALL, **steps(60), "codes": 64, "warm_up": 0.0, "dead_codes": {"every": 1, "until": until}}
         quantizer = build_quantizer("rqvae", values)
         quantizer.fit(clusters(), seed=0)
         used.append(len(np.unique(quantizer.encode(clusters())[:, 2])))

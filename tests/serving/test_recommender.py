@@ -21,15 +21,7 @@ from recpipe.serving.recommender import bundle_folder
 from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
 
 ITEMS = 20
-TINY = {
-    "dim": 16,
-    "heads": 2,
-    "head_dim": 8,
-    "feed_forward": 32,
-    "layers": 1,
-    "decoder_layers": 1,
-    "beam": 12,
-}
+TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1, "beam": 12}
 
 
 VOCABULARY = Vocabulary(np.array([f"i{n:02}" for n in range(ITEMS)], object))
@@ -103,8 +95,7 @@ def test_slots_recommend_items_without_training_events(tmp_path, capsys):
         folder = tmp_path / name
         folder.mkdir()
         save_bundle(
-            Bundle(name, name, model.eval(), VOCABULARY, [None] * ITEMS, events, Protocol(dataset="tiny")),
-            folder,
+            Bundle(name, name, model.eval(), VOCABULARY, [None] * ITEMS, events, Protocol(dataset="tiny")), folder
         )
     request = [tmp_path / "popular", "--items", "i02", "--top", 10]
     plain = json_rows(capsys, *request)

@@ -9,11 +9,7 @@ from recpipe.training.checkpoint import load_tree, save_tree
 
 
 def test_saved_trees_are_loaded_unchanged(tmp_path):
-    tree = {
-        "a": [1, 2.5, None, True, "x"],
-        3: {"t": torch.arange(4), "u": (torch.ones(2, 2), "y")},
-        "__tensor__": 1,
-    }
+    tree = {"a": [1, 2.5, None, True, "x"], 3: {"t": torch.arange(4), "u": (torch.ones(2, 2), "y")}, "__tensor__": 1}
     save_tree(tree, tmp_path / "c.safetensors")
     loaded = load_tree(tmp_path / "c.safetensors")
     assert torch.equal(loaded[3]["t"], tree[3]["t"]) and torch.equal(loaded[3]["u"][0], tree[3]["u"][0])

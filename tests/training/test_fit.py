@@ -122,11 +122,7 @@ def test_the_seed_decides_all_weights(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"schedule": {"name": "cosine", "warmup_steps": 3}},
-        {"layout": "packed", "max_epochs": 6},
-    ],
+    [{}, {"schedule": {"name": "cosine", "warmup_steps": 3}}, {"layout": "packed", "max_epochs": 6}],
     ids=["default", "cosine", "packed"],
 )
 def test_a_resumed_training_equals_one_without_interruption(tmp_path, changes):
@@ -153,10 +149,7 @@ def test_a_resumed_training_equals_one_without_interruption(tmp_path, changes):
                 "log_q": True,
             }
         },
-        {
-            "loss": {"name": "gbce", "negatives": {"uniform": 4}, "shared": False},
-            "optimiser": {"name": "rmsprop"},
-        },
+        {"loss": {"name": "gbce", "negatives": {"uniform": 4}, "shared": False}, "optimiser": {"name": "rmsprop"}},
         {
             "loss": {"name": "amince", "tail": 0.5, "second_stage_after": 1},
             "schedule": {"name": "plateau", "patience": 0},

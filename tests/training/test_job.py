@@ -76,13 +76,7 @@ def test_item_inputs_are_read_from_arguments_by_name():
     model = bundle("sasrec", 6)
     items = pa.table({"item_id": ["i0"], "title": ["t"]})
     vectors, ids, tree = object(), object(), object()
-    inputs = {
-        "items": items,
-        "text_embeddings": vectors,
-        "image_ids": ids,
-        "image_tree": tree,
-        "collaborative": model,
-    }
+    inputs = {"items": items, "text_embeddings": vectors, "image_ids": ids, "image_tree": tree, "collaborative": model}
     assert ItemInputs.of(inputs) == ItemInputs(items, {"text": vectors}, {"image": (ids, tree)}, model)
     assert ItemInputs.of({"items": items}) == ItemInputs(items)
 

@@ -75,12 +75,7 @@ def bpr(s: Tensor, negatives: list[Tensor], options: dict) -> Tensor:
 
 
 FORMULAS = {"sampled_softmax": sampled_softmax, "bce": bce, "gbce": gbce, "focal": focal, "bpr": bpr}
-SOURCES = [
-    {"uniform": 7},
-    {"popularity": 7},
-    {"in_batch": 7},
-    {"uniform": 5, "in_batch": 6, "popularity": 4},
-]
+SOURCES = [{"uniform": 7}, {"popularity": 7}, {"in_batch": 7}, {"uniform": 5, "in_batch": 6, "popularity": 4}]
 CASES = [
     ("sampled_softmax", {}),
     ("sampled_softmax", {"temperature": 0.3}),
@@ -117,8 +112,7 @@ def test_log_q_takes_the_log_of_the_expected_count_from_every_negative(shared):
     hidden, table, targets = batch()
     sources = {"uniform": 9, "popularity": 5, "in_batch": 6}
     loss = make_loss(
-        {"name": "sampled_softmax", "negatives": sources, "log_q": True, "power": 0.75, "shared": shared},
-        COUNTS,
+        {"name": "sampled_softmax", "negatives": sources, "log_q": True, "power": 0.75, "shared": shared}, COUNTS
     )
     smooth, plain = COUNTS.double() ** 0.75, COUNTS.double()
     expected = 9 / ITEMS + 5 * smooth / smooth.sum() + 6 * plain / plain.sum()

@@ -102,8 +102,7 @@ def test_on_epoch_gets_the_rows_of_the_curve(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("validate_every", "log_every", "epochs"),
-    [(1, 1, [1, 2, 3, 4, 5, 6]), (1, 4, [1, 5]), (2, 3, [2, 6])],
+    ("validate_every", "log_every", "epochs"), [(1, 1, [1, 2, 3, 4, 5, 6]), (1, 4, [1, 5]), (2, 3, [2, 6])]
 )
 def test_validated_epochs_are_logged_every_so_often(tmp_path, caplog, validate_every, log_every, epochs):
     with caplog.at_level("INFO", logger="recpipe.training.module"):

@@ -38,10 +38,7 @@ def descend(model: nn.Module, optimiser: torch.optim.Optimizer, steps: int = 20)
             {"name": "sgd", "momentum": 0.9, "nesterov": True},
             lambda w: torch.optim.SGD(w, RATE, momentum=0.9, nesterov=True),
         ),
-        (
-            {"name": "adafactor", "eps": [None, 0.01]},
-            lambda w: torch.optim.Adafactor(w, RATE, eps=(None, 0.01)),
-        ),
+        ({"name": "adafactor", "eps": [None, 0.01]}, lambda w: torch.optim.Adafactor(w, RATE, eps=(None, 0.01))),
         ({"name": "rmsprop", "alpha": 0.9}, lambda w: torch.optim.RMSprop(w, RATE, alpha=0.9)),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",

@@ -71,8 +71,7 @@ def test_a_model_without_the_setting_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    "block",
-    [{}, {"setting": "dim"}, {"values": "1"}, {"setting": "dim", "values": 1, "without": {"a": {"b": 1}}}],
+    "block", [{}, {"setting": "dim"}, {"values": "1"}, {"setting": "dim", "values": 1, "without": {"a": {"b": 1}}}]
 )
 def test_a_study_has_values_or_removals(block):
     with pytest.raises(ValueError, match="a study has a setting with values"):

@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.layers.t5 import (
-    EPS,
-    Encoder,
-    EncoderLayer,
-    FeedForward,
-    SelfAttention,
-    attention_mask,
-    with_heads,
-)
+from recpipe.layers.t5 import EPS, Encoder, EncoderLayer, FeedForward, SelfAttention, attention_mask, with_heads
 
 ROWS = 256  # typical rows of a product, by which oneDNN chooses a layout
 

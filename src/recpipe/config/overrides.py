@@ -22,12 +22,7 @@ from recpipe.config.run_config import (
 if TYPE_CHECKING:
     from recpipe.config.resolve import Configuration
 
-ARGUMENT_BLOCKS = (
-    "options",
-    "columns",
-    "settings",
-    *CHOICES,
-)  # their keys are checked by the code that takes them
+ARGUMENT_BLOCKS = ("options", "columns", "settings", *CHOICES)  # their keys are checked by the code that takes them
 OPTIONAL = ("profile", "baselines")  # keys that a data set may lack
 
 

@@ -43,10 +43,7 @@ from recpipe.config.run_config import (
 
 
 def resolve(
-    conf: Tree,
-    dataset: str | None = None,
-    model: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    conf: Tree, dataset: str | None = None, model: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> RunConfig:
     """Return the configuration of one model on one data set, by default those that ``conf`` names.
 

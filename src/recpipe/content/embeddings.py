@@ -155,12 +155,7 @@ def embed_from_file(items: pa.Table, raw_folder: Path, config: VectorFileConfig,
     ids = items.select(["item_id"])
     check_unique(ids["item_id"].to_pylist())
     table = join_file(
-        ids,
-        raw_folder,
-        config.file,
-        columns=[config.column],
-        item_id=config.item_id,
-        setting="an encoder of kind file",
+        ids, raw_folder, config.file, columns=[config.column], item_id=config.item_id, setting="an encoder of kind file"
     )
     vectors_ND = _vectors_of_column(table[config.column].combine_chunks(), config)
     present: NDArray[np.bool_] = np.any(vectors_ND != 0, axis=1)

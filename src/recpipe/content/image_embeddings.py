@@ -86,10 +86,7 @@ def embed_images(
     job = EncodingJob(references, contents, keys, config, reader, LazyEncoder(folder, device, precision))
     rows = np.flatnonzero(keys != "")
     is_usable, vectors = embed_missing(
-        keys[rows],
-        lambda at: job.run(rows[at], at),
-        VectorCache(cache_folder / precision),
-        label="embed images",
+        keys[rows], lambda at: job.run(rows[at], at), VectorCache(cache_folder / precision), label="embed images"
     )
     present = np.zeros(len(item_ids), bool)
     present[rows] = is_usable
@@ -228,8 +225,6 @@ def _count_outcomes(
     if with_reference and counts["not_found"] == with_reference:
         example = next(reference for reference in references if reference is not None)
         log.warning(
-            "none of %s images exists, such as %r: check the data set's `content.image`",
-            with_reference,
-            example,
+            "none of %s images exists, such as %r: check the data set's `content.image`", with_reference, example
         )
     return counts

@@ -182,11 +182,7 @@ def _connect(target: Url, addresses: list[str], timeout: float) -> HTTPConnectio
     for address in addresses:
         if target.scheme == "https":
             connection: HTTPConnection = HTTPSConnection(
-                address,
-                _port(target),
-                timeout=timeout,
-                server_hostname=_hostname(target),
-                ssl_context=_ssl_context(),
+                address, _port(target), timeout=timeout, server_hostname=_hostname(target), ssl_context=_ssl_context()
             )
         else:
             connection = HTTPConnection(address, _port(target), timeout=timeout)

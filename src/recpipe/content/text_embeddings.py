@@ -131,11 +131,7 @@ def resolve_config(config: TextEncoderConfig, folder: Path) -> TextEncoderConfig
 
 
 def _cached_vectors(
-    keys: NDArray[np.object_],
-    texts: list[str],
-    config: TextEncoderConfig,
-    folder: Path,
-    cache_folder: Path,
+    keys: NDArray[np.object_], texts: list[str], config: TextEncoderConfig, folder: Path, cache_folder: Path
 ) -> tuple[NDArray[np.float32], dict[str, int]]:
     """Return vectors (N, D), and the numbers of tokens and of cut texts."""
     if not len(keys):
@@ -193,13 +189,7 @@ class TextEncoder:
     """Encoder whose vector of a text does not depend on the other texts of a batch."""
 
     def __init__(
-        self,
-        tokenizer: Any,
-        model: nn.Module,
-        dense: nn.Module,
-        pooling: str,
-        normalise: bool,
-        device: torch.device,
+        self, tokenizer: Any, model: nn.Module, dense: nn.Module, pooling: str, normalise: bool, device: torch.device
     ) -> None:
         self._tokenizer, self._pooling, self._normalise, self._device = tokenizer, pooling, normalise, device
         self._model, self._dense = model.to(device).eval(), dense.to(device).eval()
@@ -338,11 +328,7 @@ def _sentence_pooling(folder: Path) -> str:
         modes, names = [str(config["pooling_mode"])], {"mean": "mean", "cls": "cls", "lasttoken": "last"}
     else:
         modes = sorted(name for name, value in config.items() if name.startswith("pooling_mode_") and value is True)
-        names = {
-            "pooling_mode_mean_tokens": "mean",
-            "pooling_mode_cls_token": "cls",
-            "pooling_mode_lasttoken": "last",
-        }
+        names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     if len(modes) != 1 or modes[0] not in names:
         raise ValueError(f"{path} pools by {', '.join(modes)}: set `pooling` to one of {', '.join(POOLINGS)}")
     pooling = names[modes[0]]

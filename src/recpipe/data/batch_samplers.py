@@ -23,14 +23,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self,
-        lengths: np.ndarray,
-        *,
-        tokens: int,
-        seed: int,
-        minimum: int = 1,
-        steps: int | None = None,
-        parts: int = 8,
+        self, lengths: np.ndarray, *, tokens: int, seed: int, minimum: int = 1, steps: int | None = None, parts: int = 8
     ) -> None:
         longest = int(lengths.max(initial=0))
         if longest > tokens:
@@ -94,14 +87,7 @@ class PackedBatches(TrainingBatches):
     """
 
     def __init__(
-        self,
-        lengths: np.ndarray,
-        *,
-        size: int,
-        tokens: int,
-        seed: int,
-        minimum: int = 2,
-        steps: int | None = None,
+        self, lengths: np.ndarray, *, size: int, tokens: int, seed: int, minimum: int = 2, steps: int | None = None
     ) -> None:
         super().__init__(lengths, tokens=tokens, seed=seed, minimum=max(minimum, 2), steps=steps)
         if (longest := int(lengths.max()) - 1) > size:

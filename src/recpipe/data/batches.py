@@ -182,13 +182,7 @@ class DeviceSequences:
         return torch.where(mask[..., None], values[flat], 0)
 
     def pack(
-        self,
-        users: np.ndarray,
-        row: np.ndarray,
-        start: np.ndarray,
-        segment: np.ndarray,
-        *,
-        shape: tuple[int, int],
+        self, users: np.ndarray, row: np.ndarray, start: np.ndarray, segment: np.ndarray, *, shape: tuple[int, int]
     ) -> Batch:
         """Pack all but the last event of the users (n,) into rows (B, T), each user at ``start`` of its ``row``.
 

@@ -16,16 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import ibis
 import ibis.expr.types as ir
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    StrictInt,
-    ValidationError,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StrictInt, ValidationError, create_model
 
 from recpipe.config import check_known
 from recpipe.data.event_log import (
@@ -104,10 +95,7 @@ def _argument_model(name: str) -> type[BaseModel]:
 
 
 def duplicates(
-    log: EventLog,
-    *,
-    keep: Literal["first", "last", "none"] = "first",
-    by: tuple[str, ...] = ("user_id", "item_id"),
+    log: EventLog, *, keep: Literal["first", "last", "none"] = "first", by: tuple[str, ...] = ("user_id", "item_id")
 ) -> EventLog:
     """Keep the first, the last or none of the events with equal values in the columns ``by``."""
     rows = log.rows
@@ -134,10 +122,7 @@ def min_rating(log: EventLog, *, at_least: float) -> EventLog:
 
 
 def time_window(
-    log: EventLog,
-    *,
-    start: date | datetime | StrictInt | None = None,
-    end: date | datetime | StrictInt | None = None,
+    log: EventLog, *, start: date | datetime | StrictInt | None = None, end: date | datetime | StrictInt | None = None
 ) -> EventLog:
     """Keep events from ``start`` (inclusive) to ``end`` (exclusive); events without a time are dropped.
 

@@ -133,10 +133,7 @@ class Sequences:
 
     def to_table(self, prefix: str = "") -> pa.Table:
         """Convert to a table with a row per user: ``user_id``, lists of event values, profiles as ``user.<column>``."""
-        columns = {
-            "user_id": pa.array(self.users, pa.string()),
-            f"{prefix}items": _lists(self.offsets, self.items),
-        }
+        columns = {"user_id": pa.array(self.users, pa.string()), f"{prefix}items": _lists(self.offsets, self.items)}
         for name in EVENT_COLUMNS:
             if (values := getattr(self, name)) is not None:
                 columns[f"{prefix}{name}"] = _lists(self.offsets, values)

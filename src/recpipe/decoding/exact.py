@@ -214,7 +214,5 @@ def search_error(beams: Beams, exact: Beams) -> SearchError:
     missed = exists & ~(exact.items[:, :, None] == beams.items[:, None]).any(2)
     lost = (exact.scores - beams.scores)[exists & (beams.items >= 0)]
     return SearchError(
-        float(missed.sum() / exists.sum().clamp(min=1)),
-        float(missed.any(1).float().mean()),
-        float(lost.mean()),
+        float(missed.sum() / exists.sum().clamp(min=1)), float(missed.any(1).float().mean()), float(lost.mean())
     )

@@ -24,12 +24,7 @@ class Candidates(NamedTuple):
 
 
 def fuse(
-    lists: Sequence[tuple[Tensor, Tensor]],
-    k: int,
-    *,
-    rule: str,
-    weights: Sequence[float],
-    levels: Sequence[int],
+    lists: Sequence[tuple[Tensor, Tensor]], k: int, *, rule: str, weights: Sequence[float], levels: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """The best ``k`` items (B, k) and scores, from M ``lists`` of items (B, K), 0 for none, and log-probabilities.
 
@@ -52,10 +47,7 @@ def fuse(
     best, places = total.topk(min(k, total.shape[1]))
     chosen = torch.where(best > -torch.inf, items.gather(1, places), 0)
     missing = (0, k - chosen.shape[1])
-    return (
-        torch.nn.functional.pad(chosen, missing),
-        torch.nn.functional.pad(best, missing, value=-torch.inf),
-    )
+    return (torch.nn.functional.pad(chosen, missing), torch.nn.functional.pad(best, missing, value=-torch.inf))
 
 
 def _mixture(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:

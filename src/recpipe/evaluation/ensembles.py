@@ -174,12 +174,7 @@ class Ensemble(Scorer):
 
     @torch.inference_mode()
     def score_batches(
-        self,
-        histories: Sequences,
-        *,
-        exclude_seen: bool,
-        candidates: Tensor | None = None,
-        tokens: int = 1 << 15,
+        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None, tokens: int = 1 << 15
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (rows (B,), scores (B, I + 1)) as `Scorer.score_batches`; -inf where all members have -inf."""
         weights = self.weighted(self.config.weights).config.weights

@@ -45,13 +45,7 @@ class Evaluation:
 
 
 def evaluate(
-    bundle: Bundle,
-    valid: Fold,
-    test: Fold,
-    protocol: Protocol,
-    *,
-    k: int = 20,
-    slots: ContentSlots | None = None,
+    bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, k: int = 20, slots: ContentSlots | None = None
 ) -> Evaluation:
     """Rank both folds with a trained model and recommend ``k`` items to every test user.
 
@@ -95,10 +89,7 @@ def evaluate(
         **{name: _metrics(*pair, bundle, protocol) for name, pair in rankings.items()},
         **warm_and_cold_items(ranks, cutoffs=protocol.cutoffs),
         **_search_error(bundle.model, test, protocol),
-        "cold_users": {
-            **_metrics(*cold_users, bundle, protocol),
-            **_fallback(bundle.model, no_history.histories),
-        },
+        "cold_users": {**_metrics(*cold_users, bundle, protocol), **_fallback(bundle.model, no_history.histories)},
         "cost": {
             **bundle.training.get("cost", {}),
             "inference_users_per_second": len(test) / ranking.seconds,

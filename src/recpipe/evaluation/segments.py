@@ -43,10 +43,7 @@ class Targets:
         ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))[np.minimum(per_user, k) - 1]
         gain = np.where(hit, 1 / np.log2(np.maximum(rank, 1) + 1), 0)
         return cls(
-            user,
-            1 / per_user[user] / len(per_user),
-            hit.astype(np.float64),
-            gain * per_user[user] / ideal[user],
+            user, 1 / per_user[user] / len(per_user), hit.astype(np.float64), gain * per_user[user] / ideal[user]
         )
 
 

@@ -13,15 +13,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from recpipe.config import (
-    ID_KINDS,
-    VECTORS,
-    ConfigError,
-    Configuration,
-    RunConfig,
-    build_config,
-    check_known,
-)
+from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, build_config, check_known
 from recpipe.config.schema import (
     ContextConfig,
     DatasetConfig,

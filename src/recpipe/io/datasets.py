@@ -248,12 +248,7 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
     """Figures by name, each in ``<name><suffix>`` of the folder ``path``; ``preview`` is shown in kedro-viz."""
 
     def __init__(
-        self,
-        *,
-        path: str,
-        preview: str,
-        suffix: str = ".json",
-        metadata: dict[str, Any] | None = None,
+        self, *, path: str, preview: str, suffix: str = ".json", metadata: dict[str, Any] | None = None
     ) -> None:
         self._path, self._preview, self._suffix = Path(path), preview, suffix
         self.metadata = metadata

@@ -161,13 +161,7 @@ class MQL4GRec(Generator):
         return {self.names[0]: best}
 
     def _next_item_loss(
-        self,
-        encoded: EncodedHistory,
-        targets: Tensor,
-        real: Tensor,
-        goal: int,
-        tokens: Tensor,
-        criterion: Criterion,
+        self, encoded: EncodedHistory, targets: Tensor, real: Tensor, goal: int, tokens: Tensor, criterion: Criterion
     ) -> Tensor:
         """The next item in modality ``goal``; 0 where no target has an id there."""
         book = self.book(self.names[goal])

@@ -27,13 +27,7 @@ from torch.nn import functional as F
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
-from recpipe.decoding.exact import (
-    BEAM_FACTOR,
-    IndependentLevels,
-    SearchError,
-    exact_scores,
-    normalise_over_items,
-)
+from recpipe.decoding.exact import BEAM_FACTOR, IndependentLevels, SearchError, exact_scores, normalise_over_items
 from recpipe.layers.code_tokens import (
     CodeInput,
     ItemCodes,
@@ -200,10 +194,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
             scores[:, rows] = sums.log_softmax(1) if config.softmax == "items" else sums
             return scores
         beams = beam_search(
-            IndependentLevels(log_probs),
-            self.codes.tree,
-            beam=config.beam,
-            renormalise=config.renormalise,
+            IndependentLevels(log_probs), self.codes.tree, beam=config.beam, renormalise=config.renormalise
         )
         items, values = items_of(beams, self.codes)
         return scores.scatter_(1, items, values)

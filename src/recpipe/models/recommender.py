@@ -113,13 +113,7 @@ class Recommender(nn.Module):
         return items, scores
 
     def mask_scores(
-        self,
-        scores: Tensor,
-        histories: Sequences,
-        rows: np.ndarray,
-        *,
-        exclude_seen: bool,
-        candidates: Tensor | None,
+        self, scores: Tensor, histories: Sequences, rows: np.ndarray, *, exclude_seen: bool, candidates: Tensor | None
     ) -> Tensor:
         """Set ``scores`` (B, I + 1) of users ``rows`` to -inf, in place, for padding, non-candidates and seen items."""
         scores[:, 0] = -torch.inf
@@ -211,12 +205,7 @@ class Scorer(Recommender):
 
     @torch.inference_mode()
     def score_batches(
-        self,
-        histories: Sequences,
-        *,
-        exclude_seen: bool,
-        candidates: Tensor | None = None,
-        tokens: int = 1 << 15,
+        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None, tokens: int = 1 << 15
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield rows (B,) and scores (B, I + 1) float32 over all users, in batches of similar length.
 

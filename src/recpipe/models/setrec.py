@@ -184,12 +184,7 @@ class SETRec(Scorer):
         return collaborative.mul_(1 - beta).add_(semantic.mul_(beta))
 
     def score_batches(
-        self,
-        histories: Sequences,
-        *,
-        exclude_seen: bool,
-        candidates: Tensor | None = None,
-        tokens: int = 1 << 15,
+        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None, tokens: int = 1 << 15
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         yield from super().score_batches(
             histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens // self.items.count

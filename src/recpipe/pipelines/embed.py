@@ -50,11 +50,7 @@ def _encoder(modality: str, name: str, encoders: Encoders, kinds: Mapping[str, t
 
 
 def embed_text(
-    items: DataFrame,
-    dataset: DatasetConfig,
-    embed: EmbedConfig,
-    text_encoders: dict[str, Any],
-    paths: DataPaths,
+    items: DataFrame, dataset: DatasetConfig, embed: EmbedConfig, text_encoders: dict[str, Any], paths: DataPaths
 ) -> Embeddings:
     """Embed the items' texts; the encoder is loaded only for texts that are not in the cache."""
     from recpipe.content.embeddings import VectorFileConfig, embed_from_file
@@ -80,11 +76,7 @@ def embed_text(
 
 
 def embed_images(
-    items: DataFrame,
-    dataset: DatasetConfig,
-    embed: EmbedConfig,
-    image_encoders: dict[str, Any],
-    paths: DataPaths,
+    items: DataFrame, dataset: DatasetConfig, embed: EmbedConfig, image_encoders: dict[str, Any], paths: DataPaths
 ) -> tuple[DataFrame, Embeddings]:
     """Embed the items' images; return also the quarantine of images that cannot be used."""
     import polars as pl

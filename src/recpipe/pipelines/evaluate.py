@@ -123,12 +123,7 @@ def evaluate_model(
         _prepare(content_model, training_data, evaluate)
         slots = ContentSlots(evaluate.content_slots.share, content_model)
     evaluation = evaluate_bundle(
-        bundle,
-        training_data.valid_set,
-        test_set,
-        protocol,
-        k=max(evaluate.recommend, layout.top),
-        slots=slots,
+        bundle, training_data.valid_set, test_set, protocol, k=max(evaluate.recommend, layout.top), slots=slots
     )
     evaluation.metrics["commit"] = commit()
     for part in ("test", "warm_items", "cold_items"):
@@ -170,11 +165,7 @@ def _prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConf
 
 
 def evaluate_ensemble(
-    training_data: TrainingData,
-    test_set: Fold,
-    evaluate: EvaluateConfig,
-    ensemble: EnsembleConfig,
-    **models: Bundle,
+    training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig, ensemble: EnsembleConfig, **models: Bundle
 ) -> Evaluation:
     """Choose weights on the validation fold and evaluate the members as one model; metrics include the weights.
 
@@ -211,13 +202,7 @@ def permute_ties(
     if bundle.put_back:
         train_set = with_validation(train_set, training_data.valid_set)
     result = tie_sensitivity(
-        bundle,
-        test_set,
-        train_set,
-        protocol,
-        metric=ties.metric,
-        permutations=ties.permutations,
-        seed=ties.seed,
+        bundle, test_set, train_set, protocol, metric=ties.metric, permutations=ties.permutations, seed=ties.seed
     )
     log.info(
         "%s: test %s %.4f as ordered, %.4f to %.4f over %s permutations of equal timestamps",

@@ -23,11 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def vary_model(
-    study: StudyConfig,
-    config: RunConfig,
-    training_data: TrainingData,
-    paths: DataPaths,
-    **inputs: Any,
+    study: StudyConfig, config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any
 ) -> dict[str, Any]:
     """Train a variant for every value of the study; return a row of numbers for each.
 
@@ -77,12 +73,7 @@ def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
         row: dict[str, Any] = saved["row"]
         return row
     bundle = job.train(folder=variant_folder)
-    row = {
-        "name": variant.name,
-        "value": variant.value,
-        "changed": dict(variant.overrides),
-        **_numbers(bundle, job),
-    }
+    row = {"name": variant.name, "value": variant.value, "changed": dict(variant.overrides), **_numbers(bundle, job)}
     variant_folder.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"about": identity, "row": row}))
     return row

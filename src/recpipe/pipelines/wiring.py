@@ -16,15 +16,7 @@ from pathlib import Path
 
 from kedro.utils import find_kedro_project
 
-from recpipe.config import (
-    ID_KINDS,
-    ConfigError,
-    Configuration,
-    ModelInfo,
-    RunConfig,
-    check_known,
-    split_names,
-)
+from recpipe.config import ID_KINDS, ConfigError, Configuration, ModelInfo, RunConfig, check_known, split_names
 from recpipe.pipelines import content_kinds
 
 log = logging.getLogger(__name__)
@@ -34,12 +26,7 @@ WHOLE = "__default__"
 STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
 ON_REQUEST = ("ensemble", "ties", "context", "study", "geometry")  # no part of a run of the whole project
 RESERVED = (ALL, WHOLE, *STAGES, *ON_REQUEST, *ID_KINDS)  # names that no model may have
-RESULTS = {
-    "evaluate": "evaluation",
-    "ties": "tie_sensitivity",
-    "context": "context",
-    "study": "study",
-}  # by pipeline
+RESULTS = {"evaluate": "evaluation", "ties": "tie_sensitivity", "context": "context", "study": "study"}  # by pipeline
 
 
 @dataclass(frozen=True)

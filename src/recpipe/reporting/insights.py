@@ -114,12 +114,7 @@ def _ranks(run: Run, outputs: RunOutputs, metric: str, problems: list[str]) -> p
 
 
 def _certainty(
-    groups: Mapping[str, RunGroup],
-    ranks: Ranks,
-    metric: str,
-    baseline: str,
-    resamples: int,
-    problems: list[str],
+    groups: Mapping[str, RunGroup], ranks: Ranks, metric: str, baseline: str, resamples: int, problems: list[str]
 ) -> dict[str, Any] | None:
     """Bootstrap intervals and comparisons with the baseline, of the models of one protocol."""
     all_tables = {name: [ranks[run.name] for run in group.runs] for name, group in groups.items()}

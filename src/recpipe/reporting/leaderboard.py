@@ -15,15 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recpipe.reporting.formatting import (
-    INTERVAL,
-    MISSING,
-    duration,
-    interval,
-    mean_and_std,
-    metric_title,
-    percent,
-)
+from recpipe.reporting.formatting import INTERVAL, MISSING, duration, interval, mean_and_std, metric_title, percent
 from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
 
 log = logging.getLogger(__name__)
@@ -39,14 +31,7 @@ COST = (
     "inference_latency_ms_p95",
 )
 COUNTS = ("users", "targets", "unrankable", "cold_targets")
-METRICS = (
-    "recall",
-    "hit_rate",
-    "ndcg",
-    "mrr",
-    "map",
-    "coverage",
-)  # columns of the printed tables, in this order
+METRICS = ("recall", "hit_rate", "ndcg", "mrr", "map", "coverage")  # columns of the printed tables, in this order
 WARM_AND_COLD = ("warm_recall", "cold_recall")  # printed where at least COLD_SHARE of the targets are cold
 COLD_SHARE = 0.01
 README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"

@@ -35,14 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPTIONAL = {
-    "hit_rate_at_cutoffs",
-    "recall_at_cutoffs",
-    "coverage_at_cutoffs",
-    "segments_warmth",
-    "usage",
-    "sunburst",
-}
+OPTIONAL = {"hit_rate_at_cutoffs", "recall_at_cutoffs", "coverage_at_cutoffs", "segments_warmth", "usage", "sunburst"}
 FIGURES = tuple(name for name in CAPTIONS if name not in OPTIONAL)  # of every report
 OTHER_STEPS = (
     "The log was ingested again with other steps after it was split: the profile and the steps below do not describe "

@@ -67,10 +67,7 @@ class Run:
     def test_metrics(self) -> dict[str, float]:
         """``test`` and the metrics of warm and cold items, the latter as ``warm_recall@10``, ``cold_recall@10``."""
         parts = (("warm", self.warm_items), ("cold", self.cold_items))
-        return {
-            **self.test,
-            **{f"{kind}_{name}": part[name] for kind, part in parts for name in part if "@" in name},
-        }
+        return {**self.test, **{f"{kind}_{name}": part[name] for kind, part in parts for name in part if "@" in name}}
 
 
 @dataclass(frozen=True)

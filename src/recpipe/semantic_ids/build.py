@@ -126,11 +126,7 @@ def _read(read: Callable[[Path], T], folder: Path | None, name: str, *, refit: b
 
 
 def fit_quantizer(
-    embeddings: Embeddings,
-    earlier: EarlierResults,
-    config: SemanticIdsConfig,
-    *,
-    on_epoch: OnEpoch | None = None,
+    embeddings: Embeddings, earlier: EarlierResults, config: SemanticIdsConfig, *, on_epoch: OnEpoch | None = None
 ) -> Quantizer:
     """Return the quantizer of ``quantizer_from``, or that of an earlier run with the same settings, or a new one.
 
@@ -259,10 +255,7 @@ def build_tree(ids: SemanticIds, gate: Mapping[str, Any]) -> PrefixTree:
 
 
 def _fit_new(
-    embeddings: Embeddings,
-    others: Mapping[str, Embeddings],
-    config: SemanticIdsConfig,
-    on_epoch: OnEpoch | None,
+    embeddings: Embeddings, others: Mapping[str, Embeddings], config: SemanticIdsConfig, on_epoch: OnEpoch | None
 ) -> Quantizer:
     started = time.perf_counter()
     quantizer = build_quantizer(*config.type_and_settings())

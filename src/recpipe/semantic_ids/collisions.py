@@ -26,13 +26,7 @@ UNIQUE = ("extra_digit", "reallocate")  # policies after which no two items shar
 BLOCK_SIZE = 1 << 23  # numbers in one block of distances
 MAX_KEY = 1 << 62
 ROUNDS = 20  # of sinkhorn, as LC-Rec
-EPSILONS = (
-    0.02,
-    0.01,
-    0.005,
-    0.0025,
-    0.0015,
-)  # shares of a group's largest cost; LC-Rec ends at .0015 in this unit
+EPSILONS = (0.02, 0.01, 0.005, 0.0025, 0.0015)  # shares of a group's largest cost; LC-Rec ends at .0015 in this unit
 SWEEPS = 10  # per epsilon: 50 in all, as LC-Rec
 TINY = 1e-300
 

@@ -181,12 +181,7 @@ class CatalogueIds:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the codes, which are among a model's tensors."""
-        return {
-            "sizes": list(self.sizes),
-            "source": self.source,
-            "quantizer": self.quantizer,
-            "digest": self.digest,
-        }
+        return {"sizes": list(self.sizes), "source": self.source, "quantizer": self.quantizer, "digest": self.digest}
 
     @classmethod
     def empty(cls, fields: Mapping[str, Any], n_items: int) -> CatalogueIds:

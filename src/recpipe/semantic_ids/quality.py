@@ -124,11 +124,7 @@ def _reconstruction(vectors_ND: Vectors, reconstructed_ND: Vectors) -> dict[str,
 
 
 def _neighbours(
-    vectors_ND: Vectors,
-    prefixes: list[Rows],
-    k: int,
-    sample: int,
-    generator: np.random.Generator,
+    vectors_ND: Vectors, prefixes: list[Rows], k: int, sample: int, generator: np.random.Generator
 ) -> Check | None:
     """Share of the k nearest items by cosine with the same first d codes, beside that of random pairs of items."""
     n = len(vectors_ND)
@@ -345,14 +341,7 @@ class _Checks:
         return self.check("purity", "category by first code, above chance", value, advice, least=True)
 
     def check(
-        self,
-        name: str,
-        what: str,
-        value: float | None,
-        advice: str,
-        *,
-        least: bool = False,
-        lower_bound: float = 0.0,
+        self, name: str, what: str, value: float | None, advice: str, *, least: bool = False, lower_bound: float = 0.0
     ) -> Check | None:
         threshold = getattr(self.gate, name)
         if value is None or threshold is None:

@@ -17,10 +17,7 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  #
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that compute."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "lightning", "numpy")},
-    }
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "lightning", "numpy")}}
 
 
 def model_size(model: Recommender, device: str) -> dict[str, float]:

@@ -38,13 +38,7 @@ from recpipe.training.module import (
     training_windows,
 )
 from recpipe.training.optimisers import INDEPENDENT_OF_LENGTH
-from recpipe.training.settings import (
-    PRECISIONS,
-    TrainSettings,
-    check_settings,
-    choose_device,
-    choose_precision,
-)
+from recpipe.training.settings import PRECISIONS, TrainSettings, check_settings, choose_device, choose_precision
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +266,4 @@ def _tune(model: Recommender, validate: Validate, settings: TrainSettings) -> di
     if not choices:
         return {}
     log.info("chosen on the validation fold: %s, of %s", choices, [round(value, 4) for value in values])
-    return {
-        **{f"tuned_{name}": value for name, value in choices.items()},
-        f"tuned_{metric}": max(values),
-    }
+    return {**{f"tuned_{name}": value for name, value in choices.items()}, f"tuned_{metric}": max(values)}

@@ -163,12 +163,7 @@ class TrainingJob:
             settings["train"] = asdict(self.settings)
         elif self.settings.put_back:
             settings["train"] = {"put_back": True}
-        description = {
-            "seed": config.seed,
-            "settings": settings,
-            "cost": trained.cost,
-            "versions": trained.versions,
-        }
+        description = {"seed": config.seed, "settings": settings, "cost": trained.cost, "versions": trained.versions}
         if side is not None and side.widths:
             description["embeddings"] = {modality: vectors[modality].hash for modality in side.widths}
         if ids:

@@ -162,14 +162,7 @@ def test_without_a_network_the_error_says_what_to_put_where(tmp_path: Path) -> N
     url = "http://127.0.0.1:9/set.zip"
     with pytest.raises(SourceMissingError) as error:
         fetch(_conf(url, homepage="https://example.org/set"), tmp_path / "raw" / "set")
-    for part in (
-        "Test set",
-        "set.zip",
-        "log.csv",
-        str(tmp_path / "raw" / "set"),
-        url,
-        "https://example.org/set",
-    ):
+    for part in ("Test set", "set.zip", "log.csv", str(tmp_path / "raw" / "set"), url, "https://example.org/set"):
         assert part in str(error.value)
 
 
@@ -200,10 +193,7 @@ def test_patterns_nested_folders_and_the_category(tmp_path: Path) -> None:
     for name in ("b/part-2.csv", "a/part-1.csv", ".hidden/part-3.csv", "meta_Games.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    conf = {
-        "files": {"interactions": "part-*.csv", "items": "meta_{category}.json"},
-        "options": {"category": "Games"},
-    }
+    conf = {"files": {"interactions": "part-*.csv", "items": "meta_{category}.json"}, "options": {"category": "Games"}}
     files = fetch(conf, tmp_path)["files"]
     assert files["interactions"] == [str(tmp_path / "a/part-1.csv"), str(tmp_path / "b/part-2.csv")]
     assert files["items"] == [str(tmp_path / "meta_Games.json")]
@@ -217,12 +207,7 @@ def test_patterns_nested_folders_and_the_category(tmp_path: Path) -> None:
 def test_licence_is_shown_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "log.csv").write_bytes(LOG)
     caplog.set_level(logging.INFO)
-    conf = {
-        "title": "Test set",
-        "files": {"interactions": "log.csv"},
-        "licence": "CC BY 4.0",
-        "citation": "Us",
-    }
+    conf = {"title": "Test set", "files": {"interactions": "log.csv"}, "licence": "CC BY 4.0", "citation": "Us"}
     fetch(conf, tmp_path)
     fetch(conf, tmp_path)
     assert caplog.text.count("Test set: CC BY 4.0") == 1 and caplog.text.count("Please cite: Us") == 1

@@ -48,11 +48,7 @@ def test_ratings_and_weights_must_be_numbers(tmp_path: Path, read_log: ReadLog) 
     (tmp_path / "log.csv").write_text("who,what,stars,n\nu,i,4.5,2\nu,i,good,1\nu,i,,inf\n")
     columns = {"user_id": "who", "item_id": "what", "rating": "stars", "weight": "n"}
     log = read_log({"columns": columns}, tmp_path / "log.csv")
-    assert [row["problem"] for row in log] == [
-        None,
-        "rating not a number: 'good'",
-        "weight not a number: 'inf'",
-    ]
+    assert [row["problem"] for row in log] == [None, "rating not a number: 'good'", "weight not a number: 'inf'"]
     assert (log[0]["rating"], log[0]["weight"], log[0]["timestamp"]) == (4.5, 2.0, None)
 
 
@@ -80,8 +76,7 @@ def test_an_order_must_be_a_whole_number(
 
 
 @pytest.mark.parametrize(
-    ("values", "problem"),
-    [([1.0, None], "order is empty"), ([1.0, 90.4], "order is not a whole number: '90.4'")],
+    ("values", "problem"), [([1.0, None], "order is empty"), ([1.0, 90.4], "order is not a whole number: '90.4'")]
 )
 def test_an_order_of_floats(tmp_path: Path, read_log: ReadLog, values: list[float], problem: str) -> None:
     pq.write_table(pa.table({"who": ["u", "u"], "what": ["i", "j"], "pos": values}), tmp_path / "log.parquet")

@@ -9,13 +9,7 @@ from tests.data.conftest import Reading, rows, write_gzip
 
 def test_amazon_2014(tmp_path: Path, reading: Reading) -> None:
     reviews = [
-        {
-            "reviewerID": "A1",
-            "asin": "0001",
-            "overall": 5.0,
-            "unixReviewTime": 1369699200,
-            "reviewText": "héh",
-        },
+        {"reviewerID": "A1", "asin": "0001", "overall": 5.0, "unixReviewTime": 1369699200, "reviewText": "héh"},
         "{ broken",
         {"reviewerID": "A2", "asin": "0002", "overall": 1.0, "unixReviewTime": 1369699201},
     ]

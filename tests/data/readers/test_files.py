@@ -59,11 +59,7 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path: Path, read
         (b"who,what\nu,i\n", {"columns": MAPPING}, "no column 'when'; found: who, what"),
         (b"who,what,when\nu,i,1\n", {"columns": {"item_id": "what"}}, "no column is mapped to user_id"),
         (b"who,what,when\nu,i,1\n", {"columns": {"user": "who"}}, "unknown column .*'user'"),
-        (
-            b"who,what,when\nu,i,1\n",
-            {"columns": MAPPING, "timestamp": "minutes"},
-            "unknown timestamp unit 'minutes'",
-        ),
+        (b"who,what,when\nu,i,1\n", {"columns": MAPPING, "timestamp": "minutes"}, "unknown timestamp unit 'minutes'"),
         (b"who,what,when\nu,i,1\n", {"colums": MAPPING}, "unknown option of source files 'colums'"),
         (b"who,what,when\nu,i,1\n", {"columns": MAPPING, "format": "xlsx"}, "unknown format 'xlsx'"),
         (b"who,what,when\nu,caf\xe9,1\n", {"columns": MAPPING}, "encoding: latin-1"),
@@ -145,13 +141,7 @@ AWKWARD = ["a,b", "Toy Story", "[x]", "O'Brien", 'say "so"', "back\\slash", "(1)
 
 @pytest.mark.parametrize(
     "text",
-    [
-        json.dumps(AWKWARD),
-        repr(AWKWARD),
-        repr(tuple(AWKWARD)),
-        repr(AWKWARD)[1:-1],
-        repr(AWKWARD).replace("'3'", "3"),
-    ],
+    [json.dumps(AWKWARD), repr(AWKWARD), repr(tuple(AWKWARD)), repr(AWKWARD)[1:-1], repr(AWKWARD).replace("'3'", "3")],
     ids=["JSON", "Python list", "Python tuple", "no brackets", "a number among them"],
 )
 def test_quoted_items_keep_their_spaces_commas_and_brackets(tmp_path: Path, read_log: ReadLog, text: str) -> None:

@@ -95,11 +95,7 @@ def _counts(log: ibis.Table) -> tuple[int, int, int]:
 def test_real_100k(unpacked: Path, reading: Reading) -> None:
     raw = unpacked / "ml-100k"
     tables = reading(
-        "movielens",
-        {"layout": "100k"},
-        interactions=raw / "u.data",
-        items=raw / "u.item",
-        users=raw / "u.user",
+        "movielens", {"layout": "100k"}, interactions=raw / "u.data", items=raw / "u.item", users=raw / "u.user"
     )
     assert _counts(tables.interactions) == (943, 1682, 100_000)
     assert len(rows(tables.items)) == 1682 and len(rows(tables.users)) == 943

@@ -58,21 +58,9 @@ def test_the_uncommented_template_reads_a_log(tmp_path: Path, reading: Any) -> N
     (tmp_path / "p.csv").write_text("sku,name,brand,description,picture_url\n1,Cup,B,big,http://x\n")
     tables = reading(values["source"], values["options"], interactions=tmp_path / "e.csv", items=tmp_path / "p.csv")
     log, items = tables.interactions.to_pyarrow().to_pylist(), tables.items.to_pyarrow().to_pylist()
-    assert (log[0]["timestamp"], log[0]["rating"], log[0]["weight"], log[0]["problem"]) == (
-        1714559400,
-        5.0,
-        2.0,
-        None,
-    )
+    assert (log[0]["timestamp"], log[0]["rating"], log[0]["weight"], log[0]["problem"]) == (1714559400, 5.0, 2.0, None)
     assert items == [
-        {
-            "item_id": "1",
-            "title": "Cup",
-            "text": "Cup. B. big",
-            "image": "http://x",
-            "brand": "B",
-            "description": "big",
-        }
+        {"item_id": "1", "title": "Cup", "text": "Cup. B. big", "image": "http://x", "brand": "B", "description": "big"}
     ]
 
 

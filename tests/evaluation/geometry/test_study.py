@@ -16,13 +16,7 @@ from recpipe.config.schema import GeometryConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.evaluation.geometry.measures import linear_cka, measure_vectors, nearest, overlap
-from recpipe.evaluation.geometry.study import (
-    Items,
-    item_map,
-    measure_geometry,
-    nearest_items,
-    tsne,
-)
+from recpipe.evaluation.geometry.study import Items, item_map, measure_geometry, nearest_items, tsne
 from recpipe.evaluation.geometry.tables import ItemVectors, encoder_source
 from recpipe.evaluation.segments import popularity_groups
 from recpipe.models.registry import build, model_class
@@ -35,11 +29,7 @@ WARM = EVENTS > 0
 VOCABULARY = Vocabulary(np.array([f"i{n}" for n in range(ITEMS)], object))
 ABOUT = Items(VOCABULARY, [f"title {n}" for n in range(ITEMS)], EVENTS, Protocol(dataset="shop"))
 SETTINGS = GeometryConfig(models="all", k=10, nulls=3, items=5000, map=40, examples=2, nearest=2, beside=4)
-CONFIGS = {
-    "sasrec": {"dim": 8},
-    "hstu": {"dim": 8},
-    "tiger": {"dim": 8, "heads": 1, "head_dim": 8, "feed_forward": 8},
-}
+CONFIGS = {"sasrec": {"dim": 8}, "hstu": {"dim": 8}, "tiger": {"dim": 8, "heads": 1, "head_dim": 8, "feed_forward": 8}}
 
 
 def bundle(name: str, seed: int = 1, n: int = ITEMS, **changed) -> Bundle:
@@ -80,12 +70,7 @@ def test_it_is_json_with_the_best_models_first_and_encoders_last(result) -> None
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     names = [each["name"] for each in result["tables"]]
     assert names == ["sasrec input", "svd input", "tiger codes", "text encoder"]
-    assert [each["null"] for each in result["tables"]] == [
-        "untrained",
-        "random numbers",
-        "untrained",
-        "random numbers",
-    ]
+    assert [each["null"] for each in result["tables"]] == ["untrained", "random numbers", "untrained", "random numbers"]
     assert result["without"] == ["popular"] and result["problems"] == []
     assert result["tables"][0]["run"] == "sasrec/seed_1"  # the requested seed
     assert (result["items"], result["with_events"]) == (WARM.sum(), WARM.sum())
@@ -145,12 +130,7 @@ def test_untrained_models_that_read_the_same_codes_agree_by_more_than_chance() -
 
 def test_map_and_nearest_items_are_of_the_best_model(result) -> None:
     assert result["map"]["name"] == "sasrec input" and len(result["map"]["x"]) == 40
-    assert list(result["nearest"][0]["nearest"]) == [
-        "sasrec input",
-        "svd input",
-        "tiger codes",
-        "text encoder",
-    ]
+    assert list(result["nearest"][0]["nearest"]) == ["sasrec input", "svd input", "tiger codes", "text encoder"]
     assert all(len(each["nearest"]["svd input"]) == 2 for each in result["nearest"])
 
 
@@ -165,10 +145,7 @@ def nan(model):
 
 
 BROKEN = {
-    "catalogue": (
-        bundle("svd", n=ITEMS + 1),
-        r"svd/seed_1 is left out: svd was trained on another catalogue",
-    ),
+    "catalogue": (bundle("svd", n=ITEMS + 1), r"svd/seed_1 is left out: svd was trained on another catalogue"),
     "data set": (
         bundle("svd", protocol=Protocol(dataset="other")),
         "svd/seed_1 is left out: it is a bundle of other, not of shop",

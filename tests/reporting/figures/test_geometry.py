@@ -97,12 +97,7 @@ def test_the_page_has_all_figures_and_is_escaped(geometry) -> None:
 
 def test_missing_parts_have_messages(geometry) -> None:
     assert geometry_section(None, "p") is None
-    partial = geometry | {
-        "stability": [],
-        "map": None,
-        "nearest": [],
-        "problems": [f"svd is left out {EVIL}"],
-    }
+    partial = geometry | {"stability": [], "map": None, "nearest": [], "problems": [f"svd is left out {EVIL}"]}
     words = Page(page(partial, "other")).words
     for expected in ("Measured on another split", f"svd is left out {EVIL}", "seeds=42+123", "Too few items"):
         assert expected in words, expected

@@ -37,14 +37,7 @@ def test_heatmap_shows_every_code_most_used_first():
     codes = np.array([[0, 1], [0, 2], [0, 1], [3, 1]], np.int32)
     figure = usage_heatmap(codes, (4, 6))
     first, second = figure.data[0].z
-    assert list(first) == [
-        3.0,
-        1.0,
-        0,
-        0,
-        None,
-        None,
-    ]  # 3, 1, 0, 0 items; even usage is 1; two cells do not exist
+    assert list(first) == [3.0, 1.0, 0, 0, None, None]  # 3, 1, 0, 0 items; even usage is 1; two cells do not exist
     assert list(second) == [4.0, 1.5, 0, 0, 0, 0]  # 3 items are 4.5 times even usage, clipped to 4
     assert list(figure.data[0].y) == ["level 1<br>2 of 4", "level 2<br>2 of 6"]
     assert list(figure.data[0].text[1][:3]) == ["code 1: 3", "code 2: 1", "code 0: 0"]
@@ -173,10 +166,7 @@ QUALITY = {
     "added": 0,
     "sizes": [256, 256, 256, 256],
     "policy": "extra_digit",
-    "levels": [
-        {"level": 1, "size": 256, "used": 256, "usage": 1.0},
-        {"level": 2, "size": 256, "usage": 0.75},
-    ],
+    "levels": [{"level": 1, "size": 256, "used": 256, "usage": 1.0}, {"level": 2, "size": 256, "usage": 0.75}],
     "collisions": {
         "before": {"distinct": 3100, "sharing": 140, "share": 0.044, "largest": 5},
         "after": {"distinct": 3179, "sharing": 0, "share": 0.0, "largest": 1},

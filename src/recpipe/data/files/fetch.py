@@ -166,10 +166,7 @@ def _request_rest(url: str, part: Path, *, name: str) -> None:
         _etag_file(part).write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        with (
-            part.open("ab" if start else "wb") as out,
-            progress(total, f"download {name}", unit=BYTES) as bar,
-        ):
+        with part.open("ab" if start else "wb") as out, progress(total, f"download {name}", unit=BYTES) as bar:
             bar.skip(start)
             for chunk in response.raw.stream(CHUNK, decode_content=False):
                 out.write(chunk)

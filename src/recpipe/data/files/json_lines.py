@@ -14,14 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from recpipe.data.files.sql import (
-    errors_with_file,
-    identifier,
-    literal,
-    literals,
-    path_summary,
-    reason_with_value,
-)
+from recpipe.data.files.sql import errors_with_file, identifier, literal, literals, path_summary, reason_with_value
 from recpipe.data.files.tables import Source
 from recpipe.progress import BYTES, progress
 

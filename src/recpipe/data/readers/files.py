@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from recpipe.config import check_known
 from recpipe.data.files.delimited import basket_source, delimited_source
-from recpipe.data.files.sql import (
-    TYPED,
-    column_types,
-    identifier,
-    literal,
-    literals,
-    path_summary,
-    reason_with_value,
-)
+from recpipe.data.files.sql import TYPED, column_types, identifier, literal, literals, path_summary, reason_with_value
 from recpipe.data.files.tables import LogColumns, RawTables, Source, create_entities, create_log
 
 if TYPE_CHECKING:
@@ -103,12 +95,7 @@ def _log(options: Options, paths: Sequence[str], con: Backend) -> ibis.Table:
 
 
 def _entities(
-    key: str,
-    values: Mapping[str, Any] | None,
-    paths: Sequence[str] | None,
-    con: Backend,
-    *,
-    log: ibis.Table | None,
+    key: str, values: Mapping[str, Any] | None, paths: Sequence[str] | None, con: Backend, *, log: ibis.Table | None
 ) -> ibis.Table | None:
     if not paths:
         return None

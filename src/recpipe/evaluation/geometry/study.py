@@ -43,12 +43,7 @@ if TYPE_CHECKING:
 
 SPECTRUM_POINTS = 49  # of a curve, at most
 PERPLEXITY = 30.0
-UNREADABLE = (
-    ValueError,
-    OSError,
-    KeyError,
-    TypeError,
-)  # errors of a folder that is no bundle of this version
+UNREADABLE = (ValueError, OSError, KeyError, TypeError)  # errors of a folder that is no bundle of this version
 BundleLoaders = Mapping[str, Callable[[], Bundle]]
 
 log = logging.getLogger(__name__)

@@ -27,16 +27,7 @@ from recpipe.reporting.figures import (
     model_colour,
     model_marker,
 )
-from recpipe.reporting.formatting import (
-    INTERVAL,
-    MISSING,
-    count,
-    decimals,
-    interval,
-    metric_title,
-    p_value,
-    percent,
-)
+from recpipe.reporting.formatting import INTERVAL, MISSING, count, decimals, interval, metric_title, p_value, percent
 from recpipe.reporting.leaderboard import COLD_SHARE
 
 MAX_MODELS = 8  # the best ones, so that figures stay readable
@@ -155,11 +146,7 @@ def _comparison(name: str, estimate: Mapping[str, Any], difference: Mapping[str,
 
 
 def _segments(
-    rows: Mapping[str, list[Mapping[str, Any]]],
-    by: str,
-    order: Sequence[str],
-    board: pl.DataFrame,
-    metric: str,
+    rows: Mapping[str, list[Mapping[str, Any]]], by: str, order: Sequence[str], board: pl.DataFrame, metric: str
 ) -> go.Figure | None:
     """A line per model over the segments with enough users; None with fewer than two segments."""
     name = "recall" if metric.startswith("recall") else "ndcg"

@@ -167,12 +167,7 @@ def _events_per_user(data: Mapping[str, Any] | None) -> go.Figure | None:
     labels = [str(low) if high - low == 1 else f"{low}\u2013{high - 1}" for low, high in bins]
     powers_of_two = [bin_ for bin_, (low, _) in enumerate(bins) if low & (low - 1) == 0]
     ticks = powers_of_two[:: 1 + len(powers_of_two) // 9]
-    x_axis = {
-        **CATEGORIES,
-        "tickvals": ticks,
-        "ticktext": [str(bins[bin_][0]) for bin_ in ticks],
-        "tickangle": 0,
-    }
+    x_axis = {**CATEGORIES, "tickvals": ticks, "ticktext": [str(bins[bin_][0]) for bin_ in ticks], "tickangle": 0}
     trace = bars(labels, counts, colour=COLOURS[0], hover="%{x} interactions: %{y:,} users")
     return figure([trace], x="interactions per user (lower bound)", y="users", x_axis=x_axis)
 

@@ -28,12 +28,7 @@ FULL_CIRCLE = 10**9  # integer angles, as Plotly draws nothing where children ex
 UNUSED = "rgba(140,140,140,0.22)"
 LOW, EVEN, HIGH = (f"rgba(34,131,200,{alpha})" for alpha in (0.22, 0.5, 1))
 USAGE_COLOURS = [[0, UNUSED], [0.001, UNUSED], [0.001, LOW], [1 / MAX_USAGE, EVEN], [1, HIGH]]
-MODALITIES = {
-    "text": "text",
-    "image": "images",
-    "text_image": "text and images",
-    "text_parts": "parts of text vectors",
-}
+MODALITIES = {"text": "text", "image": "images", "text_image": "text and images", "text_parts": "parts of text vectors"}
 COLLISION_POLICIES = {
     "extra_digit": "one more digit",
     "reallocate": "the nearest free code",

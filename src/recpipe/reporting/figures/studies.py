@@ -33,10 +33,7 @@ COST_PANELS = {  # lower panel by setting: key and axis title
     "train.window": ("seconds_per_epoch", "s / epoch"),
     "dim": ("used_dimensions", "dimensions used"),
 }
-REQUIRED = {
-    "context": ("model", "protocol", "effective", "attribution", "gap"),
-    "study": ("study", "model", "rows"),
-}
+REQUIRED = {"context": ("model", "protocol", "effective", "attribution", "gap"), "study": ("study", "model", "rows")}
 
 
 @dataclass(frozen=True)

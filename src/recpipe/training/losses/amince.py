@@ -50,11 +50,7 @@ class AMINCE(Loss):
         item_counts: Tensor | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("views", views, 1),
-            ("tail_views", tail_views, 0),
-            ("candidates", candidates, 1),
-        ):
+        for name, value, least in (("views", views, 1), ("tail_views", tail_views, 0), ("candidates", candidates, 1)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not temperature > 0 or not 0 <= dropout < 1:

@@ -17,12 +17,7 @@ class Focal(NegativeSamplingLoss):
     """
 
     def __init__(
-        self,
-        negatives: Mapping[str, int],
-        *,
-        gamma: float = 2.0,
-        alpha: float | None = None,
-        **options: object,
+        self, negatives: Mapping[str, int], *, gamma: float = 2.0, alpha: float | None = None, **options: object
     ) -> None:
         super().__init__(negatives, **options)  # type: ignore[arg-type]
         if gamma < 0 or not (alpha is None or 0 < alpha < 1):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recpipe.data.batches import Batch
-from recpipe.layers.recurrent import Recurrent
+from recpipe.layers.recurrent import RecurrentConfig
 from recpipe.models.registry import build
 
 ITEMS = 11
@@ -77,6 +77,6 @@ def test_recurrent_weights_start_orthogonal_and_the_head_near_uniform(name):
 def test_a_size_below_one_is_named(setting):
     sizes = {"dim": 4, "hidden": 4, "layers": 1, setting: 0}
     with pytest.raises(ValueError, match=f"{setting} is 0"):
-        Recurrent(torch.nn.GRU, dropout=0.0, **sizes)
+        RecurrentConfig(**sizes)
     with pytest.raises(ValueError, match=f"{setting} is 0"):
         build("lstm", {setting: 0}, n_items=5, max_length=5)

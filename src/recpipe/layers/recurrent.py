@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
+
+from recpipe.config import check_at_least
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """``dim``: width of the item table. ``hidden``: width of the recurrent state."""
+
+    dim: int = 64
+    hidden: int = 128
+    layers: int = 1
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "dim", "hidden", "layers")
 
 
 class Recurrent(nn.Module):
     """Dropout, ``layers`` of torch's ``cell``, LayerNorm, and a projection to ``dim``.
 
-    ``dropout`` acts on the input, between layers and before the projection. Raises ValueError for a size below 1.
+    ``dropout`` acts on the input, between layers and before the projection.
     """
 
-    def __init__(
-        self, cell: type[nn.GRU] | type[nn.LSTM], *, dim: int, hidden: int, layers: int, dropout: float
-    ) -> None:
+    def __init__(self, cell: type[nn.GRU] | type[nn.LSTM], config: RecurrentConfig) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; a recurrent network needs at least 1")
+        dim, hidden, layers, dropout = config.dim, config.hidden, config.layers, config.dropout
         between_layers = dropout if layers > 1 else 0.0  # torch warns for a single layer
         self.dropout = nn.Dropout(dropout)
         self.cells = cell(dim, hidden, layers, batch_first=True, dropout=between_layers)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from recpipe.data.batches import Batch
-from recpipe.layers.recurrent import Recurrent
+from recpipe.layers.recurrent import Recurrent, RecurrentConfig
 from recpipe.layers.side import Side
 from recpipe.models.recommender import NextItem
 
@@ -26,21 +26,14 @@ class GRU4Rec(NextItem):
     """Causal GRU network."""
 
     @dataclass(frozen=True)
-    class Config:
-        """``dim``: width of the item table. ``hidden``: width of the recurrent state."""
-
-        dim: int = 64
-        hidden: int = 128
-        layers: int = 1
-        dropout: float = 0.2
+    class Config(RecurrentConfig):
+        """Settings of the recurrent network."""
 
     config: Config
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
-        self.encoder = Recurrent(
-            nn.GRU, dim=config.dim, hidden=config.hidden, layers=config.layers, dropout=config.dropout
-        )
+        self.encoder = Recurrent(nn.GRU, config)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         return self.encoder(x_BTD * math.sqrt(self.config.dim))

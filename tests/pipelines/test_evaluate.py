@@ -119,7 +119,7 @@ def test_content_slots_are_filled_by_a_content_model_of_the_same_run(project_cop
         "protocol": {"held_out_items": 0.1},
         "evaluate": {"content_slots": {"share": 0.2}},
     }
-    run(project_copy, session_in, "ingest", "embed", "train", "evaluate", **params)
+    run(project_copy, session_in, "ingest", "embed", "train", "evaluate", "report", **params)
     metrics = metrics_of(project_copy, "popular")
     assert metrics["content_slots"] == {"share": 0.2, "model": "text_knn"}
     assert metrics["cold_items"]["recall@10"] > 0

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-MODEL = "model"
-SOURCES = (MODEL, "cold_users", "content_slots")  # who recommends: the model, its fallback or a content model
+COLD_USERS, CONTENT_SLOTS = "cold_users", "content_slots"
+SOURCES = ("model", COLD_USERS, CONTENT_SLOTS)  # of a recommendation: the model, its fallback or a content model
 ROLES = {
     "user": ("user", "items"),
     "recommendation": ("user", "item", "rank", "title", "logit", "probability", "source"),
@@ -52,7 +52,7 @@ def recommendations_table(
         values = np.exp(scores[row, column].astype(np.float64) - log_normalizer.astype(np.float64)[row])
         probability = pa.array(values, pa.float32(), from_pandas=True)  # NaN becomes null
     source = np.zeros(len(row), np.int64) if cold is None else cold[row].astype(np.int64)
-    source[np.isnan(logit)] = SOURCES.index("content_slots")
+    source[np.isnan(logit)] = SOURCES.index(CONTENT_SLOTS)
     return pa.table(
         {
             "user_id": pa.array(users, pa.string()).take(pa.array(row)),
@@ -114,9 +114,12 @@ def submission_csv(recommendations: pa.Table, layout: SubmissionLayout, *, users
     without, the users of `recommendations` in their order.
     """
     table = recommendations.filter(pc.less_equal(recommendations["rank"], layout.top))
-    rows: Iterable[Sequence[Any]] = (
-        _per_user(table, layout, users) if layout.one_row_per == "user" else _per_recommendation(table, layout)
-    )
+    rows: Iterable[Sequence[Any]]
+    if layout.one_row_per == "user":
+        rows = _per_user(table, layout, users)
+    else:
+        columns = [table[COLUMN_OF_ROLE.get(role, role)].to_pylist() for role in layout.columns]
+        rows = zip(*columns, strict=True)
     text = io.StringIO()
     writer = csv.writer(text, delimiter=layout.delimiter, lineterminator="\n")
     if layout.header:
@@ -143,8 +146,3 @@ def _per_user(table: pa.Table, layout: SubmissionLayout, users: Sequence[str] | 
     for user, items in lists.items():
         cells = {"user": user, "items": layout.separator.join(items)}
         yield [cells[role] for role in layout.columns]
-
-
-def _per_recommendation(table: pa.Table, layout: SubmissionLayout) -> Iterable[tuple[Any, ...]]:
-    columns = [table[COLUMN_OF_ROLE.get(role, role)].to_pylist() for role in layout.columns]
-    return zip(*columns, strict=True)

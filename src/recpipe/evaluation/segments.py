@@ -73,8 +73,8 @@ def segments(ranks: pa.Table, *, item_ids: NDArray[np.object_], train_events: ND
 def popularity_groups(train_events: NDArray[np.integer]) -> Codes:
     """Group items (I,) into head, mid and tail; Abdollahpouri et al., UMAP 2021 (arXiv 2103.06364).
 
-    The head is the most popular items with 20 % of the training events, the tail the least popular ones. Items with
-    equally many events share a group, which may exceed 20 %; a level at both ends is mid. Without events: tail.
+    The head is the most popular items with 20 % of the training events, the tail the least popular ones and those
+    without events. Items with equally many events share a group, which may exceed 20 %; a level at both ends is mid.
     """
     counts = np.asarray(train_events, np.int64)
     levels, level, items = np.unique(counts, return_inverse=True, return_counts=True)

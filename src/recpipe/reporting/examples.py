@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from recpipe.data.sequences import Sequences
-from recpipe.evaluation.recommendations import MODEL, titles_of
+from recpipe.evaluation.recommendations import COLD_USERS, titles_of
 from recpipe.reporting.formatting import day
 
 
@@ -33,7 +33,7 @@ class RecommendedItem:
     rank: int
     item_id: str
     title: str
-    logit: float
+    logit: float | None  # None for an item of a content slot
     probability: float | None
     hit: bool
     fallback: bool = False  # from the cold-user fallback instead of the model
@@ -134,7 +134,7 @@ def _list(rows: list[dict[str, Any]], targets: list[str]) -> tuple[RecommendedIt
         RecommendedItem(
             **{name: row[name] for name in names},
             hit=row["item_id"] in targets,
-            fallback=row.get("source", MODEL) != MODEL,  # tables of older versions have no source
+            fallback=row.get("source") == COLD_USERS,  # tables of older versions have no source
         )
         for row in rows
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from recpipe.evaluation.content_slots import ContentSlots
+from recpipe.evaluation.recommendations import COLD_USERS
 from recpipe.serving.recommender import bundle_folder, items_titled, recommend
 from recpipe.training.bundle import Bundle, load_bundle
 
@@ -101,7 +102,7 @@ def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:
         ids = "  ".join("-" if row[name] is None else ".".join(map(str, row[name])) for name in codes)
         title = row["title"][:TITLE_WIDTH]
         print(f"{row['rank']:>4} {row['item_id']:>12}  {title:{TITLE_WIDTH}} {chance:>11}  {ids}")
-    if "cold_users" in table["source"].to_pylist():
+    if COLD_USERS in table["source"].to_pylist():
         print("No known item in the history: these are recommendations for users without history.")
 
 

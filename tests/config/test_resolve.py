@@ -63,8 +63,8 @@ def test_every_layer_wins_over_those_below_it_and_no_other() -> None:
     )
     for size in range(1, len(layers) + 1):
         for chosen in combinations(range(len(layers)), size):
-            said = [nested(layers[number], {"epochs": number + 1}) for number in chosen]
-            tree = merge(bare, *(to_tree(each, "conf") for each in said))
+            overrides = [nested(layers[number], {"epochs": number + 1}) for number in chosen]
+            tree = merge(bare, *(to_tree(each, "conf") for each in overrides))
             assert resolve(tree).train["epochs"] == max(chosen) + 1
     paths = [path for path in layers if path != layers[0]]
     for path in [("train",), *paths]:

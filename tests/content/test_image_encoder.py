@@ -1,4 +1,4 @@
-"""Bytes to RGB pixels: every mode and format that is taken, everything that is not, and memory that is bounded."""
+"""Decoding of images: formats, modes, damaged and oversized files, bounded memory."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def pixels(data: bytes, max_pixels: float = 1e6) -> np.ndarray:
 
 
 def refusal(data: bytes, max_pixels: float = 1e6) -> str:
-    with pytest.raises(UnusableImageError) as caught:
+    with pytest.raises(UnusableImageError) as raised:
         pixels(data, max_pixels)
-    return str(caught.value)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "BMP", "WEBP", "JPEG"])
@@ -48,8 +48,8 @@ def test_formats(format_: str) -> None:
         {"lossless": True} if format_ == "WEBP" else {"quality": 100, "subsampling": 0} if format_ == "JPEG" else {}
     )
     image = noise().resize((80, 60), Image.Resampling.BICUBIC)
-    found = pixels(encoded(image, format_, **options)).astype(int)
-    assert abs(found - np.asarray(image).astype(int)).mean() <= (1 if format_ == "JPEG" else 0)
+    rgb = pixels(encoded(image, format_, **options)).astype(int)
+    assert abs(rgb - np.asarray(image).astype(int)).mean() <= (1 if format_ == "JPEG" else 0)
 
 
 @pytest.mark.parametrize("format_", ["TIFF", "ICO", "PPM", "TGA"])
@@ -77,9 +77,9 @@ def test_truncated_files(format_: str, share: float) -> None:
 def test_random_damage_never_escapes_as_another_error() -> None:
     rng = np.random.default_rng(0)
     for format_ in ("PNG", "WEBP", "JPEG", "GIF", "BMP"):
-        whole = np.frombuffer(encoded(noise(), format_), np.uint8)
+        intact = np.frombuffer(encoded(noise(), format_), np.uint8)
         for _ in range(60):
-            damaged = whole.copy()
+            damaged = intact.copy()
             where = rng.integers(0, min(len(damaged), 120), 4)
             damaged[where] = rng.integers(0, 256, 4)
             with suppress(UnusableImageError):
@@ -171,8 +171,8 @@ def test_transparency_lies_over_white() -> None:
 
 def test_cmyk() -> None:
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    found = pixels(encoded(image, "JPEG", quality=100)).astype(int)
-    assert abs(found - np.array(RED)).max() < 12
+    rgb = pixels(encoded(image, "JPEG", quality=100)).astype(int)
+    assert abs(rgb - np.array(RED)).max() < 12
 
 
 def test_black_and_white_and_grey() -> None:
@@ -221,15 +221,15 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
 def test_large_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many threads there are: the pixels decoded at one time stay under the limit, or are one image's."""
     monkeypatch.setattr(image_encoder, "_budget", PixelBudget(2000))
-    lock, now, most = threading.Lock(), 0, 0
+    lock, now, peak = threading.Lock(), 0, 0
 
     def work(data: bytes, size: int) -> None:
-        nonlocal now, most
+        nonlocal now, peak
         for _ in range(5):
             with open_image(data, max_pixels=1e6):
                 with lock:
                     now += size
-                    most = max(most, now)
+                    peak = max(peak, now)
                 threading.Event().wait(0.002)
                 with lock:
                     now -= size
@@ -242,4 +242,4 @@ def test_large_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     for thread in threads:
         thread.join(10)
     assert not any(thread.is_alive() for thread in threads)
-    assert most == 3000
+    assert peak == 3000

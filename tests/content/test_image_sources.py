@@ -1,4 +1,4 @@
-"""Where images lie: templates and columns, and everything that must not be read though somebody asks for it."""
+"""Sources of images: templates, columns, folders, zips, and paths that must not be read."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def raw(tmp_path: Path) -> Path:
 
 
 def refusal(read: Callable[[str], bytes], reference: str) -> str:
-    with pytest.raises(UnusableImageError) as caught:
+    with pytest.raises(UnusableImageError) as raised:
         read(reference)
-    return str(caught.value)
+    return str(raised.value)
 
 
 def test_a_template_fills_plain_fields_and_skips_items_that_lack_one() -> None:
@@ -160,11 +160,11 @@ def test_a_source_that_is_missing_or_neither_folder_nor_zip(raw: Path) -> None:
         image_reader(ImageSourceConfig(source="other.zip", name="{item_id}.jpg"), raw)
 
 
-def packed(raw: Path, **more: Callable[[zipfile.ZipInfo], None]) -> Callable[[str], bytes]:
+def packed(raw: Path, **entries: Callable[[zipfile.ZipInfo], None]) -> Callable[[str], bytes]:
     """A zip with `a.jpg` and further entries, each changed by a function before it is written."""
     with zipfile.ZipFile(raw / "posters.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images/a.jpg", b"picture a")
-        for name, change in more.items():
+        for name, change in entries.items():
             info = zipfile.ZipInfo(f"images/{name}.jpg")
             change(info)
             archive.writestr(info, b"target")
@@ -281,11 +281,11 @@ def test_a_small_entry_that_unpacks_to_much_and_lies_about_it(raw: Path) -> None
 
 
 def test_addresses_are_fetched_with_the_settings_of_the_block(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict = {}
-    monkeypatch.setattr(image_urls, "fetch", lambda url, **settings: asked.update(url=url, **settings) or b"x")
+    requests: dict = {}
+    monkeypatch.setattr(image_urls, "fetch", lambda url, **settings: requests.update(url=url, **settings) or b"x")
     read = image_reader(ImageSourceConfig(column="image", timeout=3, retries=1), raw, raw / "cache")
     assert read("https://example.com/a.jpg", max_bytes=7) == b"x"
-    assert asked == {
+    assert requests == {
         "url": "https://example.com/a.jpg",
         "max_bytes": 7,
         "timeout": 3,
@@ -297,10 +297,10 @@ def test_addresses_are_fetched_with_the_settings_of_the_block(raw: Path, monkeyp
 
 def test_a_host_that_never_answers_is_given_up(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried hard once, then once per image, and after twenty images not at all; other hosts go on."""
-    asked: list[tuple[str, int]] = []
+    requests: list[tuple[str, int]] = []
 
     def fetch(url: str, *, retries: int, **_: object) -> bytes:
-        asked.append((url, retries))
+        requests.append((url, retries))
         if "down.example" in url:
             raise UnreachableHostError("silence")
         return b"x"
@@ -308,7 +308,7 @@ def test_a_host_that_never_answers_is_given_up(raw: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(image_urls, "fetch", fetch)
     read = image_reader(PATHS, raw)
     reasons = [refusal(read, f"http://down.example/{number}") for number in range(25)]
-    assert [retries for _, retries in asked] == [3] + [0] * 19
+    assert [retries for _, retries in requests] == [3] + [0] * 19
     assert reasons[19] == "silence"
     assert "down.example did not answer for 20 images in a row" in reasons[20]
     assert read("http://up.example/1") == b"x"
@@ -328,9 +328,9 @@ def test_a_host_that_has_no_such_image_did_answer(raw: Path, monkeypatch: pytest
     monkeypatch.setattr(image_urls, "fetch", fetch)
     read = image_reader(PATHS, raw)
     for number in range(60):
-        with pytest.raises((UnusableImageError, FileNotFoundError)) as caught:
+        with pytest.raises((UnusableImageError, FileNotFoundError)) as raised:
             read(f"http://shop.example/{number}")
-        assert "in a row" not in str(caught.value)
+        assert "in a row" not in str(raised.value)
 
 
 def test_addresses_of_other_schemes_are_not_paths(raw: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fetching images: a loopback server that misbehaves in every agreed way, and addresses that are never asked."""
+"""Download of images from a loopback server that misbehaves, and addresses that are never contacted."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ get = partial(fetch, max_bytes=1000, timeout=2.0, retries=2, private=True, backo
 
 
 class Site:
-    """A server whose pages are functions; `asked` counts requests per path, `agents` who asked."""
+    """A server whose pages are functions; it counts requests per path."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Answer] = {}
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.agents: set[str] = set()
         self.hosts: set[str] = set()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                site.asked[self.path] += 1
+                site.requests[self.path] += 1
                 site.agents.add(self.headers["User-Agent"])
                 site.hosts.add(self.headers["Host"])
                 site.pages[self.path](self)
@@ -64,7 +64,7 @@ def site() -> Iterator[Site]:
     site.server.server_close()
 
 
-def says(body: bytes = b"pixels", status: int = 200, length: bool = True, **headers: str) -> Answer:
+def respond(body: bytes = b"pixels", status: int = 200, length: bool = True, **headers: str) -> Answer:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
         for name, value in headers.items():
@@ -87,22 +87,22 @@ def in_turn(*answers: Answer) -> Answer:
 
 
 def test_a_body_comes_back_and_we_say_who_asks(site: Site) -> None:
-    site.pages["/a.jpg?size=2&x=%C3%BC"] = says()
+    site.pages["/a.jpg?size=2&x=%C3%BC"] = respond()
     assert get(site.url("/a.jpg?size=2&x=ü")) == b"pixels"
     assert site.agents == {"recpipe"}
     assert site.hosts == {f"127.0.0.1:{site.port}"}
 
 
 def test_the_second_time_it_comes_from_the_cache(site: Site, tmp_path: Path) -> None:
-    site.pages |= {"/a.jpg": says(b"first"), "/b.jpg": says(b"second")}
+    site.pages |= {"/a.jpg": respond(b"first"), "/b.jpg": respond(b"second")}
     bodies = [get(site.url(path), cache_folder=tmp_path) for path in ("/a.jpg", "/a.jpg", "/b.jpg")]
     assert bodies == [b"first", b"first", b"second"]
-    assert site.asked == {"/a.jpg": 1, "/b.jpg": 1}
+    assert site.requests == {"/a.jpg": 1, "/b.jpg": 1}
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
 
 
 def test_a_refused_answer_is_not_kept(site: Site, tmp_path: Path) -> None:
-    site.pages["/a.jpg"] = in_turn(says(b"<html>", Content_Type="text/html; charset=utf-8"), says())
+    site.pages["/a.jpg"] = in_turn(respond(b"<html>", Content_Type="text/html; charset=utf-8"), respond())
     with pytest.raises(UnusableImageError, match="text/html"):
         get(site.url(), cache_folder=tmp_path)
     assert get(site.url(), cache_folder=tmp_path) == b"pixels"
@@ -110,16 +110,16 @@ def test_a_refused_answer_is_not_kept(site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [True, False], ids=["announced", "not announced"])
 def test_more_bytes_than_allowed(site: Site, length: bool) -> None:
-    site.pages |= {"/a.jpg": says(b"x" * 1001, length=length), "/b.jpg": says(b"x" * 1000, length=length)}
+    site.pages |= {"/a.jpg": respond(b"x" * 1001, length=length), "/b.jpg": respond(b"x" * 1000, length=length)}
     with pytest.raises(UnusableImageError, match="more than max_bytes 1,000"):
         get(site.url())
     assert len(get(site.url("/b.jpg"))) == 1000
-    assert site.asked["/a.jpg"] == 1
+    assert site.requests["/a.jpg"] == 1
 
 
 def test_an_endless_answer_is_left_after_max_bytes(site: Site) -> None:
     def endless(request: BaseHTTPRequestHandler) -> None:
-        says(b"", length=False)(request)
+        respond(b"", length=False)(request)
         while True:
             request.wfile.write(b"x" * 4096)
 
@@ -130,36 +130,36 @@ def test_an_endless_answer_is_left_after_max_bytes(site: Site) -> None:
 
 @pytest.mark.parametrize("status", [404, 410])
 def test_nothing_there_is_a_missing_file_and_is_asked_once(site: Site, status: int) -> None:
-    site.pages["/a.jpg"] = says(status=status)
+    site.pages["/a.jpg"] = respond(status=status)
     with pytest.raises(FileNotFoundError):
         get(site.url())
-    assert site.asked["/a.jpg"] == 1
+    assert site.requests["/a.jpg"] == 1
 
 
 def test_forbidden_is_refused_at_once(site: Site) -> None:
-    site.pages["/a.jpg"] = says(status=403)
-    with pytest.raises(UnusableImageError, match="403") as caught:
+    site.pages["/a.jpg"] = respond(status=403)
+    with pytest.raises(UnusableImageError, match="403") as raised:
         get(site.url())
-    assert site.asked["/a.jpg"] == 1
-    assert not isinstance(caught.value, UnreachableHostError)
+    assert site.requests["/a.jpg"] == 1
+    assert not isinstance(raised.value, UnreachableHostError)
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_a_busy_server_is_asked_again(site: Site, status: int) -> None:
-    site.pages["/a.jpg"] = in_turn(says(status=status), says(status=status), says())
+    site.pages["/a.jpg"] = in_turn(respond(status=status), respond(status=status), respond())
     assert get(site.url()) == b"pixels"
-    assert site.asked["/a.jpg"] == 3
+    assert site.requests["/a.jpg"] == 3
 
 
 def test_a_server_that_stays_busy_is_unreachable(site: Site) -> None:
-    site.pages["/a.jpg"] = says(status=502)
+    site.pages["/a.jpg"] = respond(status=502)
     with pytest.raises(UnreachableHostError, match=r"502 \(tries: 3\)"):
         get(site.url())
-    assert site.asked["/a.jpg"] == 3
+    assert site.requests["/a.jpg"] == 3
 
 
 def test_retry_after_is_heeded(site: Site) -> None:
-    site.pages["/a.jpg"] = in_turn(says(status=429, Retry_After="1"), says())
+    site.pages["/a.jpg"] = in_turn(respond(status=429, Retry_After="1"), respond())
     start = time.perf_counter()
     get(site.url())
     assert 0.9 < time.perf_counter() - start < 3
@@ -172,7 +172,7 @@ def test_a_broken_off_answer_is_asked_for_again(site: Site) -> None:
         request.end_headers()
         request.wfile.write(b"half")
 
-    site.pages["/a.jpg"] = in_turn(broken, says())
+    site.pages["/a.jpg"] = in_turn(broken, respond())
     assert get(site.url()) == b"pixels"
 
 
@@ -215,26 +215,26 @@ def test_a_drip_of_bytes_is_cut_off(site: Site, stage: str) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_followed(site: Site, status: int) -> None:
-    site.pages |= {"/a.jpg": says(status=status, Location="deeper/b.jpg"), "/deeper/b.jpg": says()}
+    site.pages |= {"/a.jpg": respond(status=status, Location="deeper/b.jpg"), "/deeper/b.jpg": respond()}
     assert get(site.url()) == b"pixels"
 
 
 def test_at_most_five_redirects(site: Site) -> None:
     for hop in range(7):
-        site.pages[f"/{hop}"] = says(status=302, Location=f"/{hop + 1}")
-    site.pages |= {"/5": says(), "/round": says(status=302, Location="/round")}
+        site.pages[f"/{hop}"] = respond(status=302, Location=f"/{hop + 1}")
+    site.pages |= {"/5": respond(), "/round": respond(status=302, Location="/round")}
     assert get(site.url("/0")) == b"pixels"
     with pytest.raises(UnusableImageError, match="more than 5 redirects"):
         get(site.url("/round"))
-    assert site.asked["/round"] == 6
+    assert site.requests["/round"] == 6
 
 
 def test_every_hop_is_checked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first hop passes as public; the redirect to the machine's own address does not."""
     monkeypatch.setattr(image_urls, "_is_public", lambda address: address == "127.0.0.1")
     site.pages |= {
-        "/a.jpg": says(status=302, Location="http://169.254.169.254/latest/meta-data"),
-        "/b.jpg": says(status=302, Location="file:///etc/passwd"),
+        "/a.jpg": respond(status=302, Location="http://169.254.169.254/latest/meta-data"),
+        "/b.jpg": respond(status=302, Location="file:///etc/passwd"),
     }
     with pytest.raises(UnusableImageError, match=r"169\.254\.169\.254, which is not public"):
         get(site.url(), private=False)
@@ -245,22 +245,22 @@ def test_every_hop_is_checked(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_connection_goes_to_the_address_that_was_checked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that resolves to another address the second time (DNS rebinding) is resolved only once."""
     answers = [[(2, 1, 6, "", ("127.0.0.1", site.port))], [(2, 1, 6, "", ("192.0.2.1", site.port))]]
-    real = image_urls.socket.getaddrinfo
+    getaddrinfo = image_urls.socket.getaddrinfo
 
-    def rebound(host: str, *args: object, **more: object) -> list:
-        return answers.pop(0) if host == "pictures.example" else real(host, *args, **more)
+    def rebound(host: str, *args: object, **options: object) -> list:
+        return answers.pop(0) if host == "pictures.example" else getaddrinfo(host, *args, **options)
 
     monkeypatch.setattr(image_urls.socket, "getaddrinfo", rebound)
     monkeypatch.setattr(image_urls, "_is_public", lambda address: address == "127.0.0.1")
-    site.pages["/a.jpg"] = says()
+    site.pages["/a.jpg"] = respond()
     assert get(site.url(host="pictures.example"), private=False) == b"pixels"
     assert site.hosts == {f"pictures.example:{site.port}"}
     assert len(answers) == 1
 
 
 def test_one_address_among_several_that_is_not_public_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [(2, 1, 6, "", ("93.184.216.34", 80)), (2, 1, 6, "", ("10.0.0.7", 80))]
-    monkeypatch.setattr(image_urls.socket, "getaddrinfo", lambda *_, **__: found)
+    addresses = [(2, 1, 6, "", ("93.184.216.34", 80)), (2, 1, 6, "", ("10.0.0.7", 80))]
+    monkeypatch.setattr(image_urls.socket, "getaddrinfo", lambda *_, **__: addresses)
     with pytest.raises(UnusableImageError, match=r"10\.0\.0\.7"):
         public_addresses(parse_url("http://shop.example/a.jpg"))
 
@@ -298,13 +298,13 @@ def test_one_address_among_several_that_is_not_public_is_enough(monkeypatch: pyt
 )
 def test_addresses_that_are_not_public_are_refused(host: str) -> None:
     try:
-        found = public_addresses(parse_url(f"http://{host}/a.jpg"))
-    except UnusableImageError as refused:
-        assert "not public" in str(refused)
+        addresses = public_addresses(parse_url(f"http://{host}/a.jpg"))
+    except UnusableImageError as error:
+        assert "not public" in str(error)
     except TransientError:
         pytest.skip(f"this machine's resolver does not know {host}")  # so nothing would be fetched either
     else:
-        pytest.fail(f"{host} was taken for public: {found}")
+        pytest.fail(f"{host} was taken for public: {addresses}")
 
 
 @pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "[64:ff9b::808:808]", "134744072"])
@@ -330,7 +330,7 @@ def test_addresses_that_are_no_web_pages(url: str, reason: str) -> None:
 
 
 def test_packed_answers_are_refused(site: Site) -> None:
-    site.pages["/a.jpg"] = says(Content_Encoding="gzip")
+    site.pages["/a.jpg"] = respond(Content_Encoding="gzip")
     with pytest.raises(UnusableImageError, match="gzip"):
         get(site.url())
 
@@ -354,9 +354,9 @@ def secure(site: Site, tmp_path: Path) -> Path:
 def test_tls_is_checked_against_the_name_not_the_address(
     site: Site, secure: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_home = [(2, 1, 6, "", ("127.0.0.1", site.port))]
-    monkeypatch.setattr(image_urls.socket, "getaddrinfo", lambda *_, **__: at_home)
-    site.pages["/a.jpg"] = says()
+    loopback = [(2, 1, 6, "", ("127.0.0.1", site.port))]
+    monkeypatch.setattr(image_urls.socket, "getaddrinfo", lambda *_, **__: loopback)
+    site.pages["/a.jpg"] = respond()
     with pytest.raises(UnusableImageError, match="certificate"):  # nobody vouches for it
         get(f"https://shop.example:{site.port}/a.jpg")
     monkeypatch.setattr(image_urls, "_ssl_context", lambda: ssl.create_default_context(cafile=str(secure)))

@@ -128,8 +128,8 @@ ITEMS = pa.table({"item_id": ["007", "42", "x"], "title": ["Bond", "Answer", "x"
 CSV = 'sku,other,plot\n007,1,"0010, and\nmore"\n9,2,nobody\n42,3,null\n'
 
 
-def plots(folder: Path, file: str, **more: Any) -> list[str | None]:
-    settings = {"item_id": "sku", "columns": ["plot"], **more}
+def plots(folder: Path, file: str, **settings: Any) -> list[str | None]:
+    settings = {"item_id": "sku", "columns": ["plot"], **settings}
     plot: list[str | None] = join_file(ITEMS, folder, file, **settings)["plot"].to_pylist()
     return plot
 

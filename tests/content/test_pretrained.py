@@ -1,4 +1,4 @@
-"""Folders of encoders: where they are found, what makes them whole, what their fingerprint covers."""
+"""Folders of pretrained encoders: lookup, completeness, fingerprint."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def ids(texts: list[Any]) -> list[str]:
     return [f"i{n}" for n in range(len(texts))]
 
 
-def embed(texts: list[str | None], config: TextEncoderConfig, folder: Path, **more: Any) -> Any:
-    return embed_texts(ids(texts), texts, config, cache_folder=folder, **more)
+def embed(texts: list[str | None], config: TextEncoderConfig, folder: Path, **options: Any) -> Any:
+    return embed_texts(ids(texts), texts, config, cache_folder=folder, **options)
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def tiny(bert_folder: Path) -> TextEncoderConfig:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every text that an encoder is given."""
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts that are encoded."""
     seen, tokenise = list[str](), TextEncoder.tokenise
 
-    def spying(self: TextEncoder, texts: list[str], max_length: int) -> Any:
+    def record(self: TextEncoder, texts: list[str], max_length: int) -> Any:
         seen.extend(texts)
         return tokenise(self, texts, max_length)
 
-    monkeypatch.setattr(TextEncoder, "tokenise", spying)
+    monkeypatch.setattr(TextEncoder, "tokenise", record)
     return seen
 
 
@@ -127,7 +127,7 @@ def test_sentence_t5_uses_the_encoder_only(dense_t5: Path, tmp_path: Path, monke
             hidden = model(tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         expected.append(torch.nn.functional.normalize(weight @ hidden.mean(0), dim=0).numpy())
     loaded, load = [], text_embeddings._load_model
-    monkeypatch.setattr(text_embeddings, "_load_model", lambda *given: loaded.append(load(*given)) or loaded[0])
+    monkeypatch.setattr(text_embeddings, "_load_model", lambda *args: loaded.append(load(*args)) or loaded[0])
     config = TextEncoderConfig(str(dense_t5), pooling="mean_dense", max_length=32, precision="fp32", device="cpu")
     ours = embed(WORDS, config, tmp_path / "cache")
     np.testing.assert_allclose(ours.vectors, expected, atol=1e-5)
@@ -166,11 +166,11 @@ def test_nothing_changed_loads_no_encoder(tiny: TextEncoderConfig, tmp_path: Pat
     assert again.hash == first.hash and again.about == first.about
 
 
-def test_one_changed_item_is_embedded_alone(tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]) -> None:
+def test_one_changed_item_is_embedded_alone(tiny: TextEncoderConfig, tmp_path: Path, encoded: list[str]) -> None:
     first = embed(WORDS, tiny, tmp_path)
-    asked.clear()
+    encoded.clear()
     second = embed([*WORDS[:3], "changed", *WORDS[4:]], tiny, tmp_path)
-    assert asked == ["changed"]
+    assert encoded == ["changed"]
     differing = (first.vectors != second.vectors).any(axis=1)
     assert np.flatnonzero(differing).tolist() == [3] and first.hash != second.hash
 
@@ -185,39 +185,39 @@ def test_order_of_items_does_not_matter(tiny: TextEncoderConfig, tmp_path: Path,
 
 
 def test_killed_run_goes_on(
-    tiny: TextEncoderConfig, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny: TextEncoderConfig, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = TextEncoder.encode
 
-    def dying(self: TextEncoder, *given: Any) -> Iterator[Any]:
-        for number, part in enumerate(encode(self, *given)):
+    def interrupt(self: TextEncoder, *arguments: Any) -> Iterator[Any]:
+        for number, part in enumerate(encode(self, *arguments)):
             if number == 3:
                 raise KeyboardInterrupt
             yield part
 
     config = replace(tiny, batch_tokens=1)  # a batch per text
     with monkeypatch.context() as patched:
-        patched.setattr(TextEncoder, "encode", dying)
+        patched.setattr(TextEncoder, "encode", interrupt)
         with pytest.raises(KeyboardInterrupt):
             embed(WORDS, config, tmp_path / "killed")
-    asked.clear()
+    encoded.clear()
     second = embed(WORDS, config, tmp_path / "killed")
-    assert len(asked) == len(WORDS) - 3
-    whole = embed(WORDS, config, tmp_path / "whole")
-    np.testing.assert_array_equal(second.vectors, whole.vectors)
-    assert second.about == whole.about
+    assert len(encoded) == len(WORDS) - 3
+    complete = embed(WORDS, config, tmp_path / "whole")
+    np.testing.assert_array_equal(second.vectors, complete.vectors)
+    assert second.about == complete.about
 
 
-def test_equal_texts_are_encoded_once(tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]) -> None:
-    made = embed(["same", "other", " same\n"], tiny, tmp_path)
-    assert sorted(asked) == ["other", "same"] and made.about["distinct_texts"] == 2
-    np.testing.assert_array_equal(made.vectors[0], made.vectors[2])
+def test_equal_texts_are_encoded_once(tiny: TextEncoderConfig, tmp_path: Path, encoded: list[str]) -> None:
+    embeddings = embed(["same", "other", " same\n"], tiny, tmp_path)
+    assert sorted(encoded) == ["other", "same"] and embeddings.about["distinct_texts"] == 2
+    np.testing.assert_array_equal(embeddings.vectors[0], embeddings.vectors[2])
 
 
-def test_items_without_text_are_masked(tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]) -> None:
-    made = embed([None, "a", "", " \t\n\u3000"], tiny, tmp_path)
-    assert made.present.tolist() == [False, True, False, False] and asked == ["a"]
-    assert not made.vectors[~made.present].any() and made.about["without_text"] == 3
+def test_items_without_text_are_masked(tiny: TextEncoderConfig, tmp_path: Path, encoded: list[str]) -> None:
+    embeddings = embed([None, "a", "", " \t\n\u3000"], tiny, tmp_path)
+    assert embeddings.present.tolist() == [False, True, False, False] and encoded == ["a"]
+    assert not embeddings.vectors[~embeddings.present].any() and embeddings.about["without_text"] == 3
 
 
 @pytest.mark.parametrize("texts", [[None, " "], []], ids=["blank", "no items"])
@@ -225,20 +225,20 @@ def test_no_text_at_all_needs_no_encoder(
     texts: list[str | None], tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any
 ) -> None:
     no_encoder()
-    made = embed(texts, tiny, tmp_path)
-    assert made.vectors.shape == (len(texts), 0) and not made.present.any()
+    embeddings = embed(texts, tiny, tmp_path)
+    assert embeddings.vectors.shape == (len(texts), 0) and not embeddings.present.any()
 
 
 def test_long_text_is_cut_and_counted(tiny: TextEncoderConfig, tmp_path: Path) -> None:
     long = "ab " * 33_334
-    made = embed([long, "ab " * 15, "ab " * 15 + "c"], tiny, tmp_path)  # 30 letters and two special tokens fit
-    assert len(long) > 100_000 and made.about["cut"] == 2
-    np.testing.assert_allclose(made.vectors[0], made.vectors[1], atol=1e-6)
+    embeddings = embed([long, "ab " * 15, "ab " * 15 + "c"], tiny, tmp_path)  # 30 letters and two special tokens fit
+    assert len(long) > 100_000 and embeddings.about["cut"] == 2
+    np.testing.assert_allclose(embeddings.vectors[0], embeddings.vectors[1], atol=1e-6)
 
 
 def test_text_of_unknown_signs_only(tiny: TextEncoderConfig, tmp_path: Path) -> None:
-    made = embed(["漢字", "\u200b\ufeff", "🙂"], tiny, tmp_path)
-    assert made.present.all() and np.isfinite(made.vectors).all()
+    embeddings = embed(["漢字", "\u200b\ufeff", "🙂"], tiny, tmp_path)
+    assert embeddings.present.all() and np.isfinite(embeddings.vectors).all()
 
 
 def test_duplicate_ids_are_refused(tiny: TextEncoderConfig, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_one_text_per_item(tiny: TextEncoderConfig, tmp_path: Path) -> None:
         embed_texts(["a", "b"], ["x"], tiny, cache_folder=tmp_path)
 
 
-def harmed(folder: Path, place: Path, change: Any) -> TextEncoderConfig:
+def damaged(folder: Path, place: Path, change: Any) -> TextEncoderConfig:
     copied = Path(shutil.copytree(folder, place))
     weights = load_file(copied / "model.safetensors")
     change(weights)
@@ -260,7 +260,7 @@ def harmed(folder: Path, place: Path, change: Any) -> TextEncoderConfig:
 
 
 def test_encoder_that_gives_nan_is_refused(bert_folder: Path, tmp_path: Path) -> None:
-    config = harmed(
+    config = damaged(
         bert_folder, tmp_path / "nan", lambda weights: weights["embeddings.word_embeddings.weight"].fill_(np.nan)
     )
     with pytest.raises(ValueError, match="new vectors hold NaN"):
@@ -270,7 +270,7 @@ def test_encoder_that_gives_nan_is_refused(bert_folder: Path, tmp_path: Path) ->
 
 def test_missing_weight_is_not_made_up(bert_folder: Path, tmp_path: Path) -> None:
     name = "encoder.layer.1.output.dense.weight"
-    config = harmed(bert_folder, tmp_path / "less", lambda weights: weights.pop(name))
+    config = damaged(bert_folder, tmp_path / "less", lambda weights: weights.pop(name))
     with pytest.raises(ValueError, match=f"lacks weights of bert: {name}"):
         embed(WORDS, config, tmp_path / "cache")
 
@@ -295,7 +295,7 @@ def test_files_that_are_there_but_bad_are_one_sentence(name: str, bert_folder: P
 
 def test_weights_of_another_model_are_named(bert_folder: Path, tmp_path: Path) -> None:
     name = "encoder.layer.1.output.dense.weight"
-    config = harmed(bert_folder, tmp_path / "bad", lambda w: w.update({name: torch.zeros(3, 5)}))
+    config = damaged(bert_folder, tmp_path / "bad", lambda w: w.update({name: torch.zeros(3, 5)}))
     with pytest.raises(ValueError, match=rf"holds {name} of shape \(3, 5\), but .* \(32, 64\)"):
         embed(WORDS, config, tmp_path / "cache")
 
@@ -310,7 +310,7 @@ def test_a_dense_layer_that_is_not_whole(name: str, dense_t5: Path, tmp_path: Pa
 
 
 def test_space_is_all_that_decides_a_vector(tiny: TextEncoderConfig, bert_folder: Path, tmp_path: Path) -> None:
-    other = harmed(bert_folder, tmp_path / "other", lambda weights: weights["pooler.dense.bias"].add_(1))
+    other = damaged(bert_folder, tmp_path / "other", lambda weights: weights["pooler.dense.bias"].add_(1))
     changed = [
         other,
         *(
@@ -325,18 +325,18 @@ def test_space_is_all_that_decides_a_vector(tiny: TextEncoderConfig, bert_folder
 
 
 def test_a_machine_of_another_precision_shares_the_space_and_not_the_cache(
-    tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]
+    tiny: TextEncoderConfig, tmp_path: Path, encoded: list[str]
 ) -> None:
     fine, rough = (embed(WORDS[:2], replace(tiny, precision=name), tmp_path) for name in ("fp32", "bf16"))
-    assert len(asked) == 4
+    assert len(encoded) == 4
     assert fine.hash == rough.hash and not np.array_equal(fine.vectors, rough.vectors)
 
 
-def test_prefix_goes_before_every_text(tiny: TextEncoderConfig, tmp_path: Path, asked: list[str]) -> None:
-    made = embed(["a", None], replace(tiny, prefix="query: "), tmp_path)
+def test_prefix_goes_before_every_text(tiny: TextEncoderConfig, tmp_path: Path, encoded: list[str]) -> None:
+    embeddings = embed(["a", None], replace(tiny, prefix="query: "), tmp_path)
     plain = embed(["query: a"], tiny, tmp_path)
-    assert asked == ["query: a", "query: a"] and made.present.tolist() == [True, False]
-    np.testing.assert_array_equal(made.vectors[0], plain.vectors[0])
+    assert encoded == ["query: a", "query: a"] and embeddings.present.tolist() == [True, False]
+    np.testing.assert_array_equal(embeddings.vectors[0], plain.vectors[0])
 
 
 def test_template_changes_the_space_but_not_the_cache(tiny: TextEncoderConfig, tmp_path: Path, no_encoder: Any) -> None:
@@ -365,10 +365,10 @@ def test_null_reads_the_models_own_settings(
         (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
     config = TextEncoderConfig(str(folder), pooling=None, max_length=None, precision="fp32")
-    own = embed(WORDS, config, tmp_path / "a")
-    said = embed(WORDS, replace(config, pooling=pooling, max_length=16), tmp_path / "b")
-    np.testing.assert_array_equal(own.vectors, said.vectors)
-    assert own.space == said.space
+    implicit = embed(WORDS, config, tmp_path / "a")
+    explicit = embed(WORDS, replace(config, pooling=pooling, max_length=16), tmp_path / "b")
+    np.testing.assert_array_equal(implicit.vectors, explicit.vectors)
+    assert implicit.space == explicit.space
 
 
 def test_own_pooling_that_is_unknown_is_refused(bert_folder: Path, tmp_path: Path) -> None:

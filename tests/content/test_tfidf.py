@@ -23,8 +23,8 @@ def corpus(n: int = 60) -> list[str]:
     return [" ".join(rng.choice([f"w{i}" for i in range(40)], 6)) for _ in range(n)]
 
 
-def embed(texts: list[str | None], folder: Path, config: TfidfConfig = CONFIG, **more: Any) -> Any:
-    return embed_tfidf([f"i{n}" for n in range(len(texts))], texts, config, state_folder=folder, **more)
+def embed(texts: list[str | None], folder: Path, config: TfidfConfig = CONFIG, **options: Any) -> Any:
+    return embed_tfidf([f"i{n}" for n in range(len(texts))], texts, config, state_folder=folder, **options)
 
 
 def test_equals_scikit_learn(tmp_path: Path) -> None:
@@ -46,23 +46,23 @@ def test_known_items_keep_their_vectors_when_others_arrive(tmp_path: Path, monke
 @pytest.mark.parametrize("change", ["width", "seed", "template", "refit", "harmed"])
 def test_fitted_anew_only_for_a_reason(change: str, tmp_path: Path) -> None:
     first = embed(corpus(), tmp_path)
-    config, more = CONFIG, dict[str, Any]()
+    config, options = CONFIG, dict[str, Any]()
     if change == "width":
         config = replace(CONFIG, width=7)
     elif change == "harmed":
         state = tmp_path / tfidf.STATE / tfidf.TENSORS
         state.write_bytes(state.read_bytes()[:-5])
     else:
-        more = {change: {"seed": 1, "template": "{title}", "refit": True}[change]}
-    again = embed([*corpus(), "quite new words"], tmp_path, config, **more)
+        options = {change: {"seed": 1, "template": "{title}", "refit": True}[change]}
+    again = embed([*corpus(), "quite new words"], tmp_path, config, **options)
     assert again.present[-1], "a new fit knows the new words"
     assert again.space != first.space
 
 
 def test_no_pickle_on_disk(tmp_path: Path) -> None:
     embed(corpus(), tmp_path)
-    found = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {".json", ".safetensors"}
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
 
 
 @pytest.mark.parametrize(
@@ -72,36 +72,36 @@ def test_width_shrinks_with_few_items_or_terms(
     texts: list[str], width: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        made = embed(texts, tmp_path)
-    assert made.vectors.shape == (len(texts), width) and f"width of {width}, not 8" in caplog.text
-    np.testing.assert_allclose(np.linalg.norm(made.vectors, axis=1), 1, atol=1e-5)
+        embeddings = embed(texts, tmp_path)
+    assert embeddings.vectors.shape == (len(texts), width) and f"width of {width}, not 8" in caplog.text
+    np.testing.assert_allclose(np.linalg.norm(embeddings.vectors, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("ngrams", ["word", "char"])
 def test_other_scripts(ngrams: str, tmp_path: Path) -> None:
     texts = ["шампунь для волос", "シャンプー 詰め替え", "شامبو للشعر", "шампунь детский", "시원한 샴푸"]
-    made = embed(texts, tmp_path, replace(CONFIG, ngrams=ngrams, width=4))
-    similar = made.vectors @ made.vectors.T
-    assert made.present.all() and np.argsort(-similar[0])[1] == 3
+    embeddings = embed(texts, tmp_path, replace(CONFIG, ngrams=ngrams, width=4))
+    similar = embeddings.vectors @ embeddings.vectors.T
+    assert embeddings.present.all() and np.argsort(-similar[0])[1] == 3
 
 
 def test_character_ngrams_see_parts_of_unbroken_text(tmp_path: Path) -> None:
     texts = ["深层清洁洗发水", "滋养洗发水", "口红套装", "哑光口红"]
-    made = embed(texts, tmp_path, TfidfConfig(width=3, ngrams="char", min_count=1))
-    similar = made.vectors @ made.vectors.T
+    embeddings = embed(texts, tmp_path, TfidfConfig(width=3, ngrams="char", min_count=1))
+    similar = embeddings.vectors @ embeddings.vectors.T
     assert similar[0, 1] > similar[0, 2] and similar[2, 3] > similar[1, 3]
 
 
 def test_items_without_text_or_known_terms_are_masked(tmp_path: Path) -> None:
     embed(corpus(), tmp_path)
-    made = embed(["w1", None, "  ", "unheard"], tmp_path)
-    assert made.present.tolist() == [True, False, False, False]
-    assert (made.about["without_text"], made.about["without_known_term"]) == (2, 1)
+    embeddings = embed(["w1", None, "  ", "unheard"], tmp_path)
+    assert embeddings.present.tolist() == [True, False, False, False]
+    assert (embeddings.about["without_text"], embeddings.about["without_known_term"]) == (2, 1)
 
 
 def test_no_text_at_all(tmp_path: Path) -> None:
-    made = embed([None, ""], tmp_path)
-    assert made.vectors.shape == (2, 0) and not made.present.any() and not list(tmp_path.iterdir())
+    embeddings = embed([None, ""], tmp_path)
+    assert embeddings.vectors.shape == (2, 0) and not embeddings.present.any() and not list(tmp_path.iterdir())
 
 
 def test_rare_terms_only_name_min_count(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The cache of vectors: what is kept, what is lost, and who is asked to compute."""
+"""The cache of vectors: storage, interrupted runs, and which contents are computed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def keys(*names: str) -> np.ndarray:
     return content_keys("s", names)
 
 
-class Computing:
+class Computation:
     """Vector of position p is (p, 2 p), two positions at a time; fails after ``good`` of them."""
 
     def __init__(self, good: int = 10**9) -> None:
-        self.good, self.asked = good, list[int]()
+        self.good, self.positions = good, list[int]()
 
     def __call__(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        self.asked += positions.tolist()
+        self.positions += positions.tolist()
         for start in range(0, len(positions), 2):
             if start >= self.good:
                 raise KeyboardInterrupt
@@ -38,7 +38,7 @@ class Computing:
 
 
 def never(positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    raise AssertionError(f"asked for {positions}")
+    raise AssertionError(f"computed {positions}")
 
 
 def expected(n: int) -> np.ndarray:
@@ -56,43 +56,43 @@ def test_get_finds_what_was_added_in_any_order(tmp_path: Path) -> None:
     cache.add(keys("a", "b", "c"), np.eye(3, dtype=np.float32))
     cache.add(keys("d"), np.full((1, 3), 7, np.float32))
     for again in (cache, VectorCache(tmp_path), VectorCache(tmp_path, 3)):
-        found, vectors = again.get(keys("d", "?", "b", "b"))
-        assert found.tolist() == [True, False, True, True]
+        is_cached, vectors = again.get(keys("d", "?", "b", "b"))
+        assert is_cached.tolist() == [True, False, True, True]
         assert vectors.tolist() == [[7, 7, 7], [0, 0, 0], [0, 1, 0], [0, 1, 0]]
 
 
 def test_many_keys_against_a_dictionary(tmp_path: Path) -> None:
     names = [str(i) for i in range(3000)]
-    known, cache = dict[str, float](), VectorCache(tmp_path)
+    expected_values, cache = dict[str, float](), VectorCache(tmp_path)
     for part in np.array_split(np.random.default_rng(0).permutation(2500), 7):
         cache.add(keys(*(names[i] for i in part)), part[:, None].astype(np.float32))
-        known |= {names[i]: float(i) for i in part}
-    found, vectors = cache.get(keys(*names))
-    assert found.tolist() == [name in known for name in names]
-    assert vectors[:, 0].tolist() == [known.get(name, 0.0) for name in names]
+        expected_values |= {names[i]: float(i) for i in part}
+    is_cached, vectors = cache.get(keys(*names))
+    assert is_cached.tolist() == [name in expected_values for name in names]
+    assert vectors[:, 0].tolist() == [expected_values.get(name, 0.0) for name in names]
 
 
 def test_empty_folder_and_no_keys(tmp_path: Path) -> None:
-    found, vectors = VectorCache(tmp_path / "not there", 4).get(keys("a"))
-    assert not found.any() and vectors.shape == (1, 4)
+    is_cached, vectors = VectorCache(tmp_path / "not there", 4).get(keys("a"))
+    assert not is_cached.any() and vectors.shape == (1, 4)
     assert VectorCache(tmp_path).get([])[1].shape == (0, 0)
 
 
 def test_computed_once(tmp_path: Path) -> None:
-    computing = Computing()
+    computation = Computation()
     names = keys("a", "b", "a", "c", "b")
-    vectors = embed(names, computing, VectorCache(tmp_path))
-    assert computing.asked == [0, 1, 3]
+    vectors = embed(names, computation, VectorCache(tmp_path))
+    assert computation.positions == [0, 1, 3]
     assert vectors[:, 0].tolist() == [0, 1, 0, 3, 1]
     np.testing.assert_array_equal(embed(names, never, VectorCache(tmp_path)), vectors)
     np.testing.assert_array_equal(embed(names[::-1], never, VectorCache(tmp_path)), vectors[::-1])
 
 
 def test_only_new_content_is_computed(tmp_path: Path) -> None:
-    embed(keys("a", "b", "c"), Computing(), VectorCache(tmp_path))
-    computing = Computing()
-    vectors = embed(keys("a", "changed", "c"), computing, VectorCache(tmp_path))
-    assert computing.asked == [1]
+    embed(keys("a", "b", "c"), Computation(), VectorCache(tmp_path))
+    computation = Computation()
+    vectors = embed(keys("a", "changed", "c"), computation, VectorCache(tmp_path))
+    assert computation.positions == [1]
     np.testing.assert_array_equal(vectors, expected(3))
 
 
@@ -100,41 +100,41 @@ def test_only_new_content_is_computed(tmp_path: Path) -> None:
 def test_interrupted_run_goes_on(tmp_path: Path, rows: int) -> None:
     names = keys(*"abcdefgh")
     with pytest.raises(KeyboardInterrupt):
-        embed(names, Computing(good=4), VectorCache(tmp_path), rows=rows)
-    computing = Computing()
-    vectors = embed(names, computing, VectorCache(tmp_path))
-    assert computing.asked == [4, 5, 6, 7]
+        embed(names, Computation(good=4), VectorCache(tmp_path), rows=rows)
+    computation = Computation()
+    vectors = embed(names, computation, VectorCache(tmp_path))
+    assert computation.positions == [4, 5, 6, 7]
     np.testing.assert_array_equal(vectors, expected(8))
 
 
 def test_shards_by_rows_and_by_time(tmp_path: Path) -> None:
     names = keys(*"abcdefgh")
     for folder, settings, shards in [("r", {"rows": 4}, 2), ("t", {"seconds": -1.0}, 4), ("n", {}, 1)]:
-        embed(names, Computing(), VectorCache(tmp_path / folder), **settings)
+        embed(names, Computation(), VectorCache(tmp_path / folder), **settings)
         assert len(list((tmp_path / folder).iterdir())) == shards
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "text"])
 def test_shard_that_is_not_whole_is_computed_again(harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = keys(*"abcd")
-    embed(names, Computing(), VectorCache(tmp_path), rows=2)
+    embed(names, Computation(), VectorCache(tmp_path), rows=2)
     shard = next(tmp_path.iterdir())
     content = {"cut": shard.read_bytes()[:-3], "emptied": b"", "text": b"no tensors in here, only text"}
     shard.write_bytes(content[harm])
-    computing = Computing()
+    computation = Computation()
     with caplog.at_level(logging.WARNING):
-        vectors = embed(names, computing, VectorCache(tmp_path))
+        vectors = embed(names, computation, VectorCache(tmp_path))
     assert shard.name in caplog.text and not shard.exists()
-    assert len(computing.asked) == 2
+    assert len(computation.positions) == 2
     np.testing.assert_array_equal(vectors, expected(4))
 
 
 def test_shard_that_goes_while_in_use_is_computed_again(tmp_path: Path) -> None:
     names = keys(*"abcd")
-    embed(names, Computing(), VectorCache(tmp_path))
+    embed(names, Computation(), VectorCache(tmp_path))
     cache = VectorCache(tmp_path)
     next(tmp_path.iterdir()).unlink()
-    np.testing.assert_array_equal(embed(names, Computing(), cache), expected(4))
+    np.testing.assert_array_equal(embed(names, Computation(), cache), expected(4))
 
 
 def test_leftover_of_a_killed_write_is_no_shard(tmp_path: Path) -> None:
@@ -164,14 +164,14 @@ def test_compact_keeps_vectors_and_widths(tmp_path: Path) -> None:
 
 def test_many_shards_are_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recpipe.content.vector_cache.MAX_SHARDS", 3)
-    embed(keys(*"abcdefgh"), Computing(), VectorCache(tmp_path), rows=2)
+    embed(keys(*"abcdefgh"), Computation(), VectorCache(tmp_path), rows=2)
     assert len(list(tmp_path.iterdir())) == 1
     np.testing.assert_array_equal(embed(keys(*"abcdefgh"), never, VectorCache(tmp_path)), expected(8))
 
 
 def test_what_is_new_is_said_and_that_nothing_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        embed(keys(*"abca"), Computing(), VectorCache(tmp_path), label="embed texts")
+        embed(keys(*"abca"), Computation(), VectorCache(tmp_path), label="embed texts")
         embed(keys(*"abca"), never, VectorCache(tmp_path), label="embed texts")
     assert [record.message for record in caplog.records] == [
         "embed texts: 3 of 3 contents are new",
@@ -196,12 +196,12 @@ def test_progress_is_logged_where_there_is_no_terminal(
     slow = partial(progress, clock=lambda: next(seconds), stream=io.StringIO())
     monkeypatch.setattr("recpipe.content.vector_cache.progress", slow)
     with caplog.at_level(logging.INFO):
-        embed(keys(*"abcde"), Computing(), VectorCache(tmp_path), seconds=1e9)
-    said = [record.message.split(",")[0] for record in caplog.records if record.name == "recpipe.progress"]
-    assert said == [f"embed: {n} of 5 contents" for n in (2, 4, 5)]
+        embed(keys(*"abcde"), Computation(), VectorCache(tmp_path), seconds=1e9)
+    messages = [record.message.split(",")[0] for record in caplog.records if record.name == "recpipe.progress"]
+    assert messages == [f"embed: {n} of 5 contents" for n in (2, 4, 5)]
 
 
 def test_progress_is_not_logged_of_a_short_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        embed(keys(*"abcde"), Computing(), VectorCache(tmp_path))
+        embed(keys(*"abcde"), Computation(), VectorCache(tmp_path))
     assert not [record for record in caplog.records if record.name == "recpipe.progress"]

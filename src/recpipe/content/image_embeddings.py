@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recpipe.config import check_at_least
 from recpipe.content.embeddings import Embeddings, check_items, content_keys, digest, unit_rows
 from recpipe.content.image_encoder import DECODING, Inputs, LazyEncoder, model_type, open_image
 from recpipe.content.image_sources import MAX_BYTES, ImageReader
@@ -55,10 +56,7 @@ class ImageEncoderConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.max_bytes, self.max_pixels) < 1:
-            raise ValueError(
-                f"batch {self.batch}, max_bytes {self.max_bytes} and max_pixels {self.max_pixels} must be positive"
-            )
+        check_at_least(1, self, "batch", "max_bytes", "max_pixels")
 
 
 def embed_images(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from recpipe.config import check_at_least
 from recpipe.content.embeddings import Embeddings, check_items, content_keys, digest, text_space
 from recpipe.content.pretrained import (
     DTYPES,
@@ -62,10 +63,8 @@ class TextEncoderConfig:
     def __post_init__(self) -> None:
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}; allowed: {', '.join(POOLINGS)}, null")
-        if self.max_length is not None and self.max_length < 3:
-            raise ValueError(f"max_length is {self.max_length}; it must be at least 3 tokens")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise ValueError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
+        check_at_least(3, self, "max_length")
+        check_at_least(1, self, "batch_tokens")
 
 
 def embed_texts(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from recpipe.config import check_at_least, check_choices
 from recpipe.content.embeddings import Embeddings, check_items, content_keys, digest, unit_rows
 from recpipe.data.atomic import atomic_folder
 
@@ -47,11 +48,8 @@ class TfidfConfig:
     max_features: int = 50_000
 
     def __post_init__(self) -> None:
-        if self.ngrams not in ANALYSERS:
-            raise ValueError(f"ngrams is {self.ngrams!r}; allowed: {', '.join(ANALYSERS)}")
-        for name in ("width", "min_count", "max_features"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_choices(self, ngrams=ANALYSERS)
+        check_at_least(1, self, "width", "min_count", "max_features")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_diff_shows_only_what_differs(capsys) -> None:
 )
 def test_faults_are_one_line(params: str, message: str, capsys) -> None:
     assert run("show", "--params", params) == 1
-    said = capsys.readouterr()
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""

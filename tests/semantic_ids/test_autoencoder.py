@@ -197,8 +197,8 @@ def test_losses_and_gradients_against_a_reference(pushed: bool):
     if pushed:
         overrides = CodeOverrides(torch.randint(4, (11, 3)), torch.arange(11) % 3 == 0, 8.0)
         codes, weights[::3] = torch.where(overrides.mask[:, None], overrides.codes, codes), 8.0
-    found = model.losses(x, overrides=overrides)
-    (found.reconstruction + 0.25 * found.commitment).backward()
+    losses = model.losses(x, overrides=overrides)
+    (losses.reconstruction + 0.25 * losses.commitment).backward()
     mine = [weight.grad.clone() for weight in model.network.parameters()]
 
     model.network.zero_grad()
@@ -212,8 +212,8 @@ def test_losses_and_gradients_against_a_reference(pushed: bool):
         commitment += (weights[:, None] * left**2).mean()
         toward += 0.25 * weights[:, None] * 2 * left / left.numel()
     z.backward(toward)  # the gradient at the codes goes straight to the latent
-    torch.testing.assert_close(found.reconstruction, reconstruction)
-    torch.testing.assert_close(found.commitment, commitment)
+    torch.testing.assert_close(losses.reconstruction, reconstruction)
+    torch.testing.assert_close(losses.commitment, commitment)
     torch.testing.assert_close(mine, [weight.grad for weight in model.network.parameters()])
 
 

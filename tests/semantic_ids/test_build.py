@@ -37,7 +37,7 @@ def changed(**fields) -> SemanticIdsConfig:
     return CONFIG.model_copy(update=fields)
 
 
-def made(count: int, template: str = TEMPLATE, encoder: str = "minilm", seed: int = 0) -> Embeddings:
+def catalogue(count: int, template: str = TEMPLATE, encoder: str = "minilm", seed: int = 0) -> Embeddings:
     """Every fifth item has no content."""
     rng = np.random.default_rng(seed)
     items = np.array([f"i{number}" for number in range(count)], object)
@@ -50,16 +50,16 @@ def made(count: int, template: str = TEMPLATE, encoder: str = "minilm", seed: in
 
 @pytest.fixture
 def embeddings() -> Embeddings:
-    return made(300)
+    return catalogue(300)
 
 
 @pytest.fixture
 def folder(tmp_path, embeddings) -> Path:
     """Where an earlier run left its quantizer and ids."""
-    return kept(tmp_path / "text_ids", embeddings)
+    return earlier_run(tmp_path / "text_ids", embeddings)
 
 
-def kept(folder: Path, embeddings: Embeddings, others: dict[str, Path] | None = None) -> Path:
+def earlier_run(folder: Path, embeddings: Embeddings, others: dict[str, Path] | None = None) -> Path:
     (folder / "quantizer").mkdir(parents=True)
     earlier = EarlierResults(joint_paths=others or {})
     quantizer = build.fit_quantizer(embeddings, earlier, CONFIG)
@@ -68,7 +68,7 @@ def kept(folder: Path, embeddings: Embeddings, others: dict[str, Path] | None = 
     return folder
 
 
-def written(path: Path, embeddings: Embeddings) -> Path:
+def write(path: Path, embeddings: Embeddings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     embeddings.write(path)
     return path
@@ -101,8 +101,8 @@ def test_categories_stand_beside_their_ids_in_whatever_order_items_are(embedding
     quantizer = build.fit_quantizer(embeddings, EarlierResults(), CONFIG)
     ids = build.assign_ids(embeddings, quantizer, EarlierResults(), CONFIG)
     items, category = items_of(embeddings), Category(column="kinds")
-    found = build.categories_of(ids, items, category)
-    assert found == [None if item == "i299" else f"kind {int(item[1:]) % 3}" for item in ids.item_ids.tolist()]
+    categories = build.categories_of(ids, items, category)
+    assert categories == [None if item == "i299" else f"kind {int(item[1:]) % 3}" for item in ids.item_ids.tolist()]
     assert build.column_of(ids, items, "title").to_pylist()[:2] == ["title of i1", "title of i2"]
     quality = build.measure_ids(embeddings, quantizer, ids, items, CONFIG, category=category)
     assert quality["purity"]["items"] == 239
@@ -125,9 +125,9 @@ def test_a_quantizer_and_ids_of_an_earlier_run_are_reused(folder, embeddings) ->
     earlier = EarlierResults(folder)
     quantizer = build.fit_quantizer(embeddings, earlier, CONFIG)
     assert quantizer is earlier.quantizer
-    more = made(310)  # its first 300 items have other vectors
-    more.vectors[:300] = embeddings.vectors
-    ids = build.assign_ids(more, quantizer, earlier, CONFIG)
+    larger = catalogue(310)  # its first 300 items have other vectors
+    larger.vectors[:300] = embeddings.vectors
+    ids = build.assign_ids(larger, quantizer, earlier, CONFIG)
     before = earlier.ids
     assert before is not None and len(ids) == 248
     np.testing.assert_array_equal(ids.codes[: len(before)], before.codes)
@@ -173,32 +173,34 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path) -> None:
 
 
 def test_a_quantizer_of_two_data_sets_is_that_of_all_their_vectors(tmp_path) -> None:
-    own, other = made(200), made(100, "{title}. {brand}", seed=1)
-    others = {"e": written(tmp_path / "e" / "text_embeddings.parquet", other)}
-    alone = build.fit_quantizer(own, EarlierResults(), CONFIG)
-    joint = build.fit_quantizer(own, EarlierResults(joint_paths=others), CONFIG)
-    everything = np.concatenate([own.vectors[own.present], other.vectors[other.present]])
+    shop, other = catalogue(200), catalogue(100, "{title}. {brand}", seed=1)
+    others = {"e": write(tmp_path / "e" / "text_embeddings.parquet", other)}
+    alone = build.fit_quantizer(shop, EarlierResults(), CONFIG)
+    joint = build.fit_quantizer(shop, EarlierResults(joint_paths=others), CONFIG)
+    everything = np.concatenate([shop.vectors[shop.present], other.vectors[other.present]])
     items, keys = np.arange(240).astype(str).astype(object), np.array(["k"] * 240, object)
-    whole = Embeddings(items, everything, np.ones(240, bool), keys, own.space, own.about)
+    whole = Embeddings(items, everything, np.ones(240, bool), keys, shop.space, shop.about)
     assert joint.hash == build.fit_quantizer(whole, EarlierResults(), CONFIG).hash != alone.hash
-    together = kept(tmp_path / "together", own, others)
+    together = earlier_run(tmp_path / "together", shop, others)
     for named in ({}, others):  # a run that does not name the other, or names it again
         earlier = EarlierResults(together, joint_paths=named)
-        assert build.fit_quantizer(own, earlier, CONFIG) is earlier.quantizer
-    apart = EarlierResults(kept(tmp_path / "apart", own), joint_paths=others)
-    assert build.fit_quantizer(own, apart, CONFIG).hash == joint.hash
+        assert build.fit_quantizer(shop, earlier, CONFIG) is earlier.quantizer
+    apart = EarlierResults(earlier_run(tmp_path / "apart", shop), joint_paths=others)
+    assert build.fit_quantizer(shop, apart, CONFIG).hash == joint.hash
     lent = build.fit_quantizer(other, EarlierResults(source_dataset="d", source_folder=together), CONFIG)
     assert lent.hash == joint.hash and lent.about["lent_by"] == "d"
-    foreign = {"f": written(tmp_path / "f" / "text_embeddings.parquet", made(50, TEMPLATE, "e5"))}
+    foreign = {"f": write(tmp_path / "f" / "text_embeddings.parquet", catalogue(50, TEMPLATE, "e5"))}
     with pytest.raises(ValueError, match="quantizer_with=f: its vectors are not of one encoder with these"):
-        build.fit_quantizer(own, EarlierResults(joint_paths=foreign), CONFIG)
+        build.fit_quantizer(shop, EarlierResults(joint_paths=foreign), CONFIG)
     with pytest.raises(ValueError, match="set one of them"):
-        build.fit_quantizer(own, EarlierResults(source_dataset="d", source_folder=together, joint_paths=others), CONFIG)
+        build.fit_quantizer(
+            shop, EarlierResults(source_dataset="d", source_folder=together, joint_paths=others), CONFIG
+        )
 
 
 def test_a_source_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder(tmp_path) -> None:
-    lender = made(300, "{title}. {brand}")
-    lent = EarlierResults(source_dataset="lender", source_folder=kept(tmp_path / "lender", lender))
+    lender = catalogue(300, "{title}. {brand}")
+    lent = EarlierResults(source_dataset="lender", source_folder=earlier_run(tmp_path / "lender", lender))
     other = replace(lender, vectors=np.where(lender.present[:, None], lender.vectors[::-1], 0))
     other = replace(other, vectors=other.vectors.astype(np.float32))
     assert build.fit_quantizer(other, lent, CONFIG).hash == lent.source_quantizer.hash
@@ -206,14 +208,14 @@ def test_a_source_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder
     elsewhere = replace(other, space=text_space("minilm", TEMPLATE), about=about)
     moved = build.fit_quantizer(elsewhere, lent, CONFIG)
     assert moved.hash == lent.source_quantizer.hash
-    assert lent.source_quantizer.about["space"] == lender.space  # the lender's own is as it was
+    assert lent.source_quantizer.about["space"] == lender.space  # the original does not change
     ids = build.assign_ids(elsewhere, moved, lent, CONFIG)
     assert len(ids) == 240
     quality = build.measure_ids(elsewhere, moved, ids, items_of(elsewhere), CONFIG)
     assert quality["quantizer"]["lent_by"] == "lender"
-    (tmp_path / "own" / "quantizer").mkdir(parents=True)
-    save_quantizer(moved, tmp_path / "own" / "quantizer")
-    again = EarlierResults(tmp_path / "own")
+    (tmp_path / "shop" / "quantizer").mkdir(parents=True)
+    save_quantizer(moved, tmp_path / "shop" / "quantizer")
+    again = EarlierResults(tmp_path / "shop")
     assert build.fit_quantizer(elsewhere, again, CONFIG) is again.quantizer  # a run without a lender keeps it
     weights = {**elsewhere.about, "fingerprint": "of other weights"}
     for unlike in (
@@ -239,8 +241,8 @@ def test_what_can_be_reused_lies_in_the_data_folder(tmp_path) -> None:
     lent = named(tmp_path, quantizer_from="ml-1m")
     assert lent.source_dataset == "ml-1m"
     assert lent.source_folder == tmp_path / "05_model_input" / "ml-1m" / "semantic_ids" / "text_parts_ids"
-    vectors = made(5)
-    written(tmp_path / "04_feature" / "ml-1m" / "text_embeddings.parquet", vectors)
+    vectors = catalogue(5)
+    write(tmp_path / "04_feature" / "ml-1m" / "text_embeddings.parquet", vectors)
     assert named(tmp_path, quantizer_with="ml-1m").joint_embeddings["ml-1m"].hash == vectors.hash
     with pytest.raises(ValueError, match="steam has no text_embeddings.parquet; run `kedro run"):
         _ = named(tmp_path, quantizer_with="ml-1m+steam").joint_embeddings

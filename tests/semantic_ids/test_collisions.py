@@ -47,36 +47,36 @@ class Toy:
 
 def brute_reallocate(toy: Toy, taken: np.ndarray) -> list[tuple[int, ...]]:
     sizes, codes = toy.sizes, [tuple(c) for c in toy.codes.tolist()]
-    held = {tuple(c) for c in taken.tolist()}
+    used = {tuple(c) for c in taken.tolist()}
     nearness = [toy.one(row, code[:-1])[code[-1]] for row, code in enumerate(codes)]
     movers, keepers = [], set()
     for row in sorted(range(len(codes)), key=lambda r: (nearness[r], r)):
-        if codes[row] in held | keepers:
+        if codes[row] in used | keepers:
             movers.append(row)
         else:
             keepers.add(codes[row])
-    held |= keepers
+    used |= keepers
     while movers:
         left = []
         for row in movers:
             prefix = codes[row][:-1]
-            free = [v for v in range(sizes[-1]) if (*prefix, v) not in held]
+            free = [v for v in range(sizes[-1]) if (*prefix, v) not in used]
             if free:
                 costs = toy.one(row, prefix)
                 codes[row] = (*prefix, min(free, key=lambda v: (costs[v], v)))
-                held.add(codes[row])
+                used.add(codes[row])
             else:
                 left.append(row)
         for row in left:
-            codes[row] = brute_rehome(toy, row, codes[row], held)
+            codes[row] = brute_rehome(toy, row, codes[row], used)
         movers = left
     return codes
 
 
-def brute_rehome(toy: Toy, row: int, code: tuple[int, ...], held: set) -> tuple[int, ...]:
+def brute_rehome(toy: Toy, row: int, code: tuple[int, ...], used: set) -> tuple[int, ...]:
     def full(prefix):
         room = math.prod(toy.sizes[len(prefix) :])
-        return sum(h[: len(prefix)] == prefix for h in held) >= room
+        return sum(h[: len(prefix)] == prefix for h in used) >= room
 
     last = len(toy.sizes) - 1
     top = max(d for d in range(last) if not full(code[:d]))

@@ -30,9 +30,9 @@ def vectors(n: int = 600, width: int = 24, *, seed: int = 0) -> np.ndarray:
 
 def fitted(type_: str, x: np.ndarray, *, seed: int = 1, **settings) -> Quantizer:
     fast = {key: value for key, value in FAST.items() if key != "rotations" or type_ == "opq"}
-    found = build_quantizer(type_, {"levels": 3, "codes": 16, **fast, **settings})
-    found.fit(x, seed=seed)
-    return found
+    quantizer = build_quantizer(type_, {"levels": 3, "codes": 16, **fast, **settings})
+    quantizer.fit(x, seed=seed)
+    return quantizer
 
 
 def lost(x: np.ndarray, decoded: np.ndarray) -> np.ndarray:
@@ -99,9 +99,9 @@ def test_level_distances_are_those_of_a_plain_loop(type_, standardise):
                 begin = sum(b.shape[1] for b in ours.books[:level])
                 part = row[begin : begin + book.shape[1]]
             expected[i] = ((part - book.numpy()) ** 2).sum(1)
-        found = ours.level_distances(x, codes, level)
-        assert np.allclose(found, expected, rtol=1e-3, atol=1e-3)
-        assert (found.argmin(1) == codes[:, level]).mean() > 0.98
+        distances = ours.level_distances(x, codes, level)
+        assert np.allclose(distances, expected, rtol=1e-3, atol=1e-3)
+        assert (distances.argmin(1) == codes[:, level]).mean() > 0.98
 
 
 @pytest.mark.parametrize("type_", TYPES)
@@ -109,13 +109,13 @@ def test_level_distances_are_those_of_a_plain_loop(type_, standardise):
 def test_any_width_and_any_number_of_codes(type_, width, levels, codes):
     x = vectors(300, width)
     ours = fitted(type_, x, levels=levels, codes=codes)
-    found = ours.encode(x)
+    codes_NL = ours.encode(x)
     assert ours.sizes == tuple([codes] * levels if isinstance(codes, int) else codes)
-    assert [len(np.unique(column)) for column in found.T] == list(ours.sizes)  # every code is used
+    assert [len(np.unique(column)) for column in codes_NL.T] == list(ours.sizes)  # every code is used
     spread = lost(x, x.mean(0)).sum()
-    assert lost(x, ours.decode(found)).sum() < 0.8 * spread
-    again = ours.decode(ours.encode(ours.decode(found)))
-    assert lost(ours.decode(found), again).sum() < 0.05 * spread
+    assert lost(x, ours.decode(codes_NL)).sum() < 0.8 * spread
+    again = ours.decode(ours.encode(ours.decode(codes_NL)))
+    assert lost(ours.decode(codes_NL), again).sum() < 0.05 * spread
 
 
 @pytest.mark.parametrize("type_", ["pq", "opq"])

@@ -81,10 +81,10 @@ def test_find_is_a_dictionary_look_up(drawn, seed):
     first = {}
     for row, item in enumerate(map(tuple, codes.tolist())):
         first.setdefault(item, row)
-    asked = np.random.default_rng(seed).integers(-1, np.array(sizes) + 1, (80, len(sizes)))
-    asked = np.concatenate([asked, codes])
-    found = PrefixTree.build(codes, sizes, shared=True).find(asked)
-    assert found.tolist() == [first.get(tuple(item), -1) for item in asked.tolist()]
+    queries = np.random.default_rng(seed).integers(-1, np.array(sizes) + 1, (80, len(sizes)))
+    queries = np.concatenate([queries, codes])
+    rows = PrefixTree.build(codes, sizes, shared=True).find(queries)
+    assert rows.tolist() == [first.get(tuple(item), -1) for item in queries.tolist()]
 
 
 @given(catalogues(unique=False))
@@ -128,17 +128,17 @@ def walked_children(tree, level, node):
 
 def codes_of(tree):
     """(N, L) all ids of the tree, by walking it."""
-    found = []
+    prefixes = []
 
     def go(node, prefix):
         if isinstance(node, dict):
             for code, below in node.items():
                 go(below, (*prefix, code))
         else:
-            found.append(prefix)
+            prefixes.append(prefix)
 
     go(walked(tree), ())
-    return np.array(found)
+    return np.array(prefixes)
 
 
 def test_nodes_of_a_prefix_lead_to_its_items():

@@ -34,11 +34,11 @@ class Ids:
     categories: list[str | None] | None
     after: np.ndarray | None = None
 
-    def judged(self, **gate):
+    def gate_result(self, **gate):
         after = np.arange(len(self.codes))[:, None] if self.after is None else self.after
         sizes = (*self.sizes, len(self.codes))[: self.codes.shape[1] + 1]
         codes = np.concatenate([self.codes, after], axis=1).astype(np.int32)
-        found = measure_quality(
+        quality = measure_quality(
             codes,
             self.codes,
             sizes,
@@ -47,7 +47,7 @@ class Ids:
             categories=self.categories,
             seed=3,
         )
-        return apply_gate(found, Gate(**gate))
+        return apply_gate(quality, Gate(**gate))
 
 
 def healthy(n: int, size: int, seed: int = 0) -> Ids:
@@ -106,7 +106,7 @@ def nothing_kept(ids: Ids) -> Ids:
 
 
 def codes_of_other_items(ids: Ids) -> Ids:
-    """Purity is kept, the neighbours are not."""
+    """Purity stays, the neighbours change."""
     order = np.random.default_rng(1).permutation(len(ids.codes))
     return replace(ids, codes=ids.codes[order], categories=[ids.categories[row] for row in order])
 
@@ -133,27 +133,27 @@ COLLAPSES = [
 ]
 
 
-def failed(judged) -> set[str]:
-    return {check["name"] for check in judged["checks"] if not check["passed"]}
+def failed(result) -> set[str]:
+    return {check["name"] for check in result["checks"] if not check["passed"]}
 
 
 @pytest.mark.parametrize(("collapse", "expected"), COLLAPSES, ids=[each[0].__name__ for each in COLLAPSES])
 def test_each_collapse_fails_its_own_checks_and_no_other(collapse, expected):
-    judged = collapse(SHOP).judged()
-    assert failed(judged) == expected
-    assert judged["passed"] is False
+    result = collapse(SHOP).gate_result()
+    assert failed(result) == expected
+    assert result["passed"] is False
 
 
 @pytest.mark.parametrize("ids", [SHOP, CORNER_SHOP], ids=["3,179 items", "100 items"])
 @pytest.mark.parametrize("seed", range(3))
 def test_healthy_ids_pass(ids, seed):
-    judged = healthy(len(ids.codes), ids.sizes[0], seed).judged()
-    assert (failed(judged), judged["passed"]) == (set(), True)
+    result = healthy(len(ids.codes), ids.sizes[0], seed).gate_result()
+    assert (failed(result), result["passed"]) == (set(), True)
 
 
 @pytest.mark.parametrize("collapse", [all_one, dead_level, one_large_group, codes_of_other_items])
 def test_a_small_catalogue_collapses_too(collapse):
-    assert collapse(CORNER_SHOP).judged()["passed"] is False
+    assert collapse(CORNER_SHOP).gate_result()["passed"] is False
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -164,22 +164,22 @@ def test_kmeans_of_real_shape_passes_with_the_defaults(seed):
     n, codes = [(2000, 64), (300, 32), (100, 6), (40, 4)][seed]
     x = (generator.normal(size=(n // 5, 24))[generator.integers(0, n // 5, n)]).astype(np.float32)
     x += 0.5 * generator.normal(size=x.shape).astype(np.float32)
-    rest, found = x.copy(), []
+    rest, columns = x.copy(), []
     for _ in range(3):
         means = faiss.Kmeans(24, codes, seed=seed + 1, min_points_per_centroid=1)
         means.train(rest)
-        found.append(means.index.search(rest, 1)[1][:, 0])
-        rest = rest - means.centroids[found[-1]]
-    ids = Ids(np.stack(found, axis=1).astype(np.int32), (codes,) * 3, x, x - rest, None)
-    assert failed(ids.judged()) == set()
+        columns.append(means.index.search(rest, 1)[1][:, 0])
+        rest = rest - means.centroids[columns[-1]]
+    ids = Ids(np.stack(columns, axis=1).astype(np.int32), (codes,) * 3, x, x - rest, None)
+    assert failed(ids.gate_result()) == set()
 
 
 def test_ids_shared_after_resolution_are_judged_if_asked():
-    assert "sharing_after" not in {check["name"] for check in left_shared(SHOP).judged()["checks"]}
-    judged = left_shared(SHOP).judged(sharing_after=0.0, largest=None)
-    assert failed(judged) == {"sharing_after"}
-    assert "semantic_ids.collisions" in judged["checks"][-4]["advice"]
-    assert failed(SHOP.judged(sharing_after=0.0)) == set()
+    assert "sharing_after" not in {check["name"] for check in left_shared(SHOP).gate_result()["checks"]}
+    result = left_shared(SHOP).gate_result(sharing_after=0.0, largest=None)
+    assert failed(result) == {"sharing_after"}
+    assert "semantic_ids.collisions" in result["checks"][-4]["advice"]
+    assert failed(SHOP.gate_result(sharing_after=0.0)) == set()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_ids_shared_after_resolution_are_judged_if_asked():
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_advice_names_the_conf_key_to_change(collapse, name, key):
-    checks = {check["name"]: check for check in collapse(SHOP).judged()["checks"]}
+    checks = {check["name"]: check for check in collapse(SHOP).gate_result()["checks"]}
     assert key in checks[name]["advice"]
 
 
@@ -207,7 +207,7 @@ def test_advice_names_the_conf_key_to_change(collapse, name, key):
 )
 def test_advice_names_settings_that_the_quantizer_has(kind, collapse):
     settings = {field.name for field in fields(quantizer_class(kind).Config)}
-    checks = apply_gate(collapse(SHOP).judged(), Gate(), quantizer="mine", kind=kind)["checks"]
+    checks = apply_gate(collapse(SHOP).gate_result(), Gate(), quantizer="mine", kind=kind)["checks"]
     text = " ".join(check["advice"] for check in checks)
     named = re.findall(r"(?:semantic_ids.quantizers.mine|[ (])\.([a-z_]+)", text)
     assert "codes" in named and set(named) <= settings
@@ -216,7 +216,7 @@ def test_advice_names_settings_that_the_quantizer_has(kind, collapse):
 
 
 def test_a_lent_quantizer_is_no_quantizer_to_change():
-    checks = apply_gate(few_codes_used(SHOP).judged(), Gate(), kind="rqvae", lent_by="beauty")["checks"]
+    checks = apply_gate(few_codes_used(SHOP).gate_result(), Gate(), kind="rqvae", lent_by="beauty")["checks"]
     advice = {check["name"]: check["advice"] for check in checks}["usage"]
     assert "the quantizer of beauty" in advice and "semantic_ids.gate.usage" in advice
     assert "semantic_ids.quantizers" not in advice
@@ -227,7 +227,7 @@ def test_advice_on_levels_that_have_nothing_left_to_tell_apart():
     n = 60
     x = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
     codes = np.stack([np.arange(n), np.zeros(n), np.zeros(n)], axis=1).astype(np.int32)
-    checks = {check["name"]: check for check in Ids(codes, (64,) * 3, x, x, None).judged()["checks"]}
+    checks = {check["name"]: check for check in Ids(codes, (64,) * 3, x, x, None).gate_result()["checks"]}
     assert not checks["usage"]["passed"]
     assert "lower semantic_ids.quantizers.<name>.codes" in checks["usage"]["advice"]
 
@@ -236,20 +236,20 @@ def test_advice_on_a_code_for_nearly_every_item():
     n = 300
     x = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
     codes = np.stack([np.arange(n) % 256, np.arange(n)[::-1] % 256], axis=1).astype(np.int32)
-    checks = {check["name"]: check for check in Ids(codes, (256, 256), x, x, None).judged()["checks"]}
+    checks = {check["name"]: check for check in Ids(codes, (256, 256), x, x, None).gate_result()["checks"]}
     assert not checks["neighbours"]["passed"]
     assert checks["neighbours"]["advice"].endswith("lower semantic_ids.quantizers.<name>.codes")
 
 
-def test_neighbours_and_purity_are_not_judged_where_chance_decides():
-    names = [{check["name"] for check in healthy(n, 8).judged()["checks"]} for n in (49, 50, 999, 1000)]
+def test_neighbours_and_purity_are_not_checked_where_chance_decides():
+    names = [{check["name"] for check in healthy(n, 8).gate_result()["checks"]} for n in (49, 50, 999, 1000)]
     assert ["neighbours" in each for each in names] == [False, True, True, True]
     assert ["purity" in each for each in names] == [False, False, False, True]
-    assert failed(all_one(healthy(30, 4)).judged()) >= {"usage", "sharing"}
+    assert failed(all_one(healthy(30, 4)).gate_result()) >= {"usage", "sharing"}
 
 
 def test_a_threshold_of_none_is_no_check():
-    names = {check["name"] for check in all_one(SHOP).judged(**dict.fromkeys(asdict(Gate())))["checks"]}
+    names = {check["name"] for check in all_one(SHOP).gate_result(**dict.fromkeys(asdict(Gate())))["checks"]}
     assert names == set()
 
 
@@ -260,8 +260,8 @@ def test_a_threshold_is_a_share(value):
 
 
 def test_perplexity_is_exp_of_scipys_entropy():
-    found = one_code_takes_nearly_all(SHOP).judged()["levels"]
-    for at, row in enumerate(found):
+    quality = one_code_takes_nearly_all(SHOP).gate_result()["levels"]
+    for at, row in enumerate(quality):
         counts = np.bincount(one_code_takes_nearly_all(SHOP).codes[:, at], minlength=64)
         assert row["perplexity"] == pytest.approx(np.exp(entropy(counts)))
         assert (row["level"], row["size"], row["used"]) == (at + 1, 64, int((counts > 0).sum()))
@@ -270,88 +270,88 @@ def test_perplexity_is_exp_of_scipys_entropy():
 
 def test_prefixes_and_collisions_are_those_of_sets_and_counters():
     ids = everyone_shares(SHOP)
-    found = ids.judged()
+    quality = ids.gate_result()
     items = [tuple(row) for row in ids.codes.tolist()]
-    assert found["prefixes"] == [
+    assert quality["prefixes"] == [
         {"depth": depth, "distinct": len({item[:depth] for item in items})} for depth in (1, 2, 3)
     ]
     counts = Counter(items)
     sharing = sum(count for count in counts.values() if count > 1)
     expected = {"distinct": len(counts), "sharing": sharing, "share": sharing / 3179, "largest": max(counts.values())}
-    assert found["collisions"]["before"] == expected
-    assert found["collisions"]["after"] == {"distinct": 3179, "sharing": 0, "share": 0.0, "largest": 1}
+    assert quality["collisions"]["before"] == expected
+    assert quality["collisions"]["after"] == {"distinct": 3179, "sharing": 0, "share": 0.0, "largest": 1}
 
 
 def test_reconstruction_is_what_r2_lacks_of_one():
-    found = SHOP.judged()["reconstruction"]
+    quality = SHOP.gate_result()["reconstruction"]
     r2 = r2_score(SHOP.vectors, SHOP.reconstructed, multioutput="variance_weighted")
-    assert found["relative"] == pytest.approx(1 - r2, rel=1e-4)
-    assert found["mse"] == pytest.approx(0.01, rel=0.05)  # the noise of `healthy`
+    assert quality["relative"] == pytest.approx(1 - r2, rel=1e-4)
+    assert quality["mse"] == pytest.approx(0.01, rel=0.05)  # the noise of `healthy`
 
 
 def test_overlap_is_that_of_sklearns_neighbours():
     search = NearestNeighbors(n_neighbors=11, metric="cosine", algorithm="brute").fit(SHOP.vectors)
     near = search.kneighbors(SHOP.vectors, return_distance=False)[:, 1:]
     same = SHOP.codes[near] == SHOP.codes[:, None]
-    found = measured(SHOP, sample=10_000)["neighbours"]
-    assert (found["k"], found["sample"]) == (10, 3179)
-    for depth, row in enumerate(found["by_depth"], 1):
+    quality = quality_of(SHOP, sample=10_000)["neighbours"]
+    assert (quality["k"], quality["sample"]) == (10, 3179)
+    for depth, row in enumerate(quality["by_depth"], 1):
         assert row["overlap"] == pytest.approx(same[:, :, :depth].all(-1).mean(), abs=1e-4)
-    assert measured(SHOP, sample=500)["neighbours"]["by_depth"][0]["overlap"] == pytest.approx(
-        found["by_depth"][0]["overlap"], abs=0.05
+    assert quality_of(SHOP, sample=500)["neighbours"]["by_depth"][0]["overlap"] == pytest.approx(
+        quality["by_depth"][0]["overlap"], abs=0.05
     )
 
 
 def test_random_overlap_is_the_mean_over_shuffled_codes():
     ids = CORNER_SHOP
-    found = measured(ids)["neighbours"]["by_depth"]
+    quality = quality_of(ids)["neighbours"]["by_depth"]
     generator, overlaps = np.random.default_rng(0), []
     for _ in range(400):
         shuffled = replace(ids, codes=generator.permutation(ids.codes))
-        overlaps.append([row["overlap"] for row in measured(shuffled)["neighbours"]["by_depth"]])
+        overlaps.append([row["overlap"] for row in quality_of(shuffled)["neighbours"]["by_depth"]])
     spread = np.std(overlaps, axis=0) / 20
     for depth in range(3):
-        assert abs(found[depth]["random"] - np.mean(overlaps, axis=0)[depth]) < 4 * spread[depth] + 1e-6
-    assert found[0]["random"] > 0.1  # not a number that any small one would equal
+        assert abs(quality[depth]["random"] - np.mean(overlaps, axis=0)[depth]) < 4 * spread[depth] + 1e-6
+    assert quality[0]["random"] > 0.1  # not a number that any small one would equal
 
 
 def test_purity_is_the_share_of_each_codes_main_category():
     kinds = np.random.default_rng(2).choice(["a", "b", "c", None], 3179, p=[0.5, 0.3, 0.1, 0.1]).tolist()
     ids = replace(SHOP, categories=kinds)
-    found = ids.judged()["purity"]
-    known = [(code, kind) for code, kind in zip(ids.codes[:, 0], kinds, strict=True) if kind]
-    per_code = {code: Counter(kind for its, kind in known if its == code) for code in range(64)}
-    expected = sum(counts.most_common(1)[0][1] for counts in per_code.values()) / len(known)
-    assert found["first_code"] == pytest.approx(expected)
-    assert (found["categories"], found["items"]) == (3, len(known))
-    assert found["shuffled"] == pytest.approx(expected, abs=0.02)  # the kinds were drawn at random
+    quality = ids.gate_result()["purity"]
+    labelled = [(code, kind) for code, kind in zip(ids.codes[:, 0], kinds, strict=True) if kind]
+    per_code = {code: Counter(kind for its, kind in labelled if its == code) for code in range(64)}
+    expected = sum(counts.most_common(1)[0][1] for counts in per_code.values()) / len(labelled)
+    assert quality["first_code"] == pytest.approx(expected)
+    assert (quality["categories"], quality["items"]) == (3, len(labelled))
+    assert quality["shuffled"] == pytest.approx(expected, abs=0.02)  # the kinds were drawn at random
 
 
-def measured(ids: Ids, **options):
-    given = {"vectors_ND": ids.vectors, "reconstructed_ND": ids.reconstructed, "seed": 0, **options}
-    return measure_quality(ids.codes, ids.codes, ids.sizes, categories=ids.categories, **given)
+def quality_of(ids: Ids, **changes):
+    options = {"vectors_ND": ids.vectors, "reconstructed_ND": ids.reconstructed, "seed": 0, **changes}
+    return measure_quality(ids.codes, ids.codes, ids.sizes, categories=ids.categories, **options)
 
 
 def test_measured_is_json_and_the_same_for_a_seed():
-    once, again, other = (SHOP.judged(), SHOP.judged(), measured(SHOP, seed=9))
+    once, again, other = (SHOP.gate_result(), SHOP.gate_result(), quality_of(SHOP, seed=9))
     assert json.loads(json.dumps(once, allow_nan=False)) == once == again
-    assert other["neighbours"] != measured(SHOP, seed=8)["neighbours"]
+    assert other["neighbours"] != quality_of(SHOP, seed=8)["neighbours"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_smallest_catalogues_are_measured(n):
     ids = Ids(np.arange(n)[:, None].astype(np.int32), (4,), np.eye(4, dtype=np.float32)[:n], np.eye(4)[:n], None)
-    judged = ids.judged()
-    json.dumps(judged, allow_nan=False)
-    assert judged["neighbours"] is None or judged["neighbours"]["k"] == n - 1
-    assert (judged["purity"], judged["items"]) == (None, n)
+    result = ids.gate_result()
+    json.dumps(result, allow_nan=False)
+    assert result["neighbours"] is None or result["neighbours"]["k"] == n - 1
+    assert (result["purity"], result["items"]) == (None, n)
 
 
 def test_equal_vectors_have_no_relative_error():
     ids = replace(CORNER_SHOP, vectors=np.full((100, 16), 0.1, np.float32))
-    judged = ids.judged()
-    assert judged["reconstruction"]["relative"] is None
-    assert "reconstruction" not in {check["name"] for check in judged["checks"]}
+    result = ids.gate_result()
+    assert result["reconstruction"]["relative"] is None
+    assert "reconstruction" not in {check["name"] for check in result["checks"]}
 
 
 @pytest.mark.parametrize(
@@ -365,18 +365,18 @@ def test_equal_vectors_have_no_relative_error():
     ids=["rows", "categories", "widths", "nan"],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    given = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0, **change}
+    options = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0, **change}
     with pytest.raises(ValueError, match=message):
-        measure_quality(SHOP.codes, SHOP.codes, SHOP.sizes, **given)
+        measure_quality(SHOP.codes, SHOP.codes, SHOP.sizes, **options)
 
 
 def test_no_ids_and_sizes_that_do_not_fit_are_refused():
     none = np.zeros((0, 3), np.int32)
     with pytest.raises(ValueError, match="no semantic ids"):
         measure_quality(none, none, (4, 4, 4), vectors_ND=np.zeros((0, 2)), reconstructed_ND=np.zeros((0, 2)), seed=0)
-    given = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0}
+    options = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0}
     with pytest.raises(ValueError, match="2 sizes"):
-        measure_quality(SHOP.codes, SHOP.codes, (64, 64), **given)
+        measure_quality(SHOP.codes, SHOP.codes, (64, 64), **options)
 
 
 @pytest.mark.parametrize("items", [260, 300, 700])
@@ -388,9 +388,9 @@ def test_a_small_catalogue_passes_with_the_default_codes(items, kind):
     quantizer = build_quantizer(kind, settings)
     quantizer.fit(x, seed=1)
     codes = quantizer.encode(x)
-    given = {"vectors_ND": x, "reconstructed_ND": quantizer.decode(codes), "seed": 1}
+    options = {"vectors_ND": x, "reconstructed_ND": quantizer.decode(codes), "seed": 1}
     assert quantizer.sizes == (items // 4,) * 3
-    assert failed(apply_gate(measure_quality(codes, codes, quantizer.sizes, **given), gate_of_conf())) == set()
+    assert failed(apply_gate(measure_quality(codes, codes, quantizer.sizes, **options), gate_of_conf())) == set()
 
 
 def clustered(items: int) -> np.ndarray:
@@ -426,8 +426,8 @@ def test_letters_published_ids_have_their_published_purity():
     codes = np.array([[int(text[3:-1]) for text in row] for row in texts], np.int32)
     vectors = np.random.default_rng(0).normal(size=(len(codes), 8)).astype(np.float32)
     categories = leaf_categories(items["categories"])
-    given = {"vectors_ND": vectors, "reconstructed_ND": vectors, "seed": 0}
-    found = measure_quality(codes, codes, (256,) * 4, categories=categories, **given)
-    assert found["purity"]["first_code"] == pytest.approx(0.31, abs=0.005)
-    assert found["purity"]["shuffled"] == pytest.approx(0.08, abs=0.005)
-    assert found["prefixes"][-1]["distinct"] == 12_088
+    options = {"vectors_ND": vectors, "reconstructed_ND": vectors, "seed": 0}
+    quality = measure_quality(codes, codes, (256,) * 4, categories=categories, **options)
+    assert quality["purity"]["first_code"] == pytest.approx(0.31, abs=0.005)
+    assert quality["purity"]["shuffled"] == pytest.approx(0.08, abs=0.005)
+    assert quality["prefixes"][-1]["distinct"] == 12_088

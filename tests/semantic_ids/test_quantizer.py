@@ -248,9 +248,9 @@ def test_an_empty_folder_names_both_files(tmp_path: Path):
 
 
 def test_the_curve_is_told_as_it_grows():
-    told: list[dict] = []
+    rows: list[dict] = []
     quantizer = build_quantizer("rqvae", SMALL)
-    quantizer.fit(clusters(), seed=0, on_epoch=told.append)
-    assert told == quantizer.history and len(told) > 3
-    assert {"epoch", "step", "seconds", "loss", "reconstruction", "valid_reconstruction", "usage_1"} <= set(told[-1])
-    json.dumps(told, allow_nan=False)
+    quantizer.fit(clusters(), seed=0, on_epoch=rows.append)
+    assert rows == quantizer.history and len(rows) > 3
+    assert {"epoch", "step", "seconds", "loss", "reconstruction", "valid_reconstruction", "usage_1"} <= set(rows[-1])
+    json.dumps(rows, allow_nan=False)

@@ -171,8 +171,8 @@ def test_every_level_takes_the_nearest_code_of_its_slice(fitted_pqvae: PQVAE):
         own = mask == 1
         expected = torch.cdist(z[:, own], book[:, own].double())
         assert (expected.argmin(1).numpy() == codes[:, level]).all()
-        found = fitted_pqvae.level_distances(scaled_noise(), codes, level)
-        np.testing.assert_allclose(found, expected.square(), atol=1e-3)
+        distances = fitted_pqvae.level_distances(scaled_noise(), codes, level)
+        np.testing.assert_allclose(distances, expected.square(), atol=1e-3)
 
 
 def test_other_levels_do_not_matter(fitted_pqvae: PQVAE):

@@ -1,1 +1,1 @@
-"""From item vectors to semantic ids: quantizers, resolved collisions, the prefix tree, and how good the ids are."""
+"""Semantic ids from item vectors: quantizers, collision policies, prefix tree, quality gate."""

@@ -15,14 +15,22 @@ import pyarrow as pa
 
 from recpipe.semantic_ids.collisions import Codes, Rows, Vectors, row_groups
 
-Check = dict[str, Any]
-
 SIMILARITIES = 1 << 24  # numbers of one similarity matrix
 SHUFFLES = 5
 ALLOWED_GROUP = 20  # items that may always share an id: in a small catalogue a large share
 ITEMS_PER_NEIGHBOUR = 5  # below, most items are neighbours
 MIN_PURITY_ITEMS = 1000  # items with a category; below, chance alone moves purity by the threshold
 LEARNED = ("rqvae", "pqvae")  # types with an encoder, which may collapse in training
+CHECKS = {
+    "usage": ("used codes, least used level", "at least"),
+    "perplexity": ("evenness of use, most uneven level", "at least"),
+    "sharing": ("items that share their codes", "at most"),
+    "largest": ("items with the same codes, largest group", "at most"),
+    "sharing_after": ("items that share an id after resolution", "at most"),
+    "reconstruction": ("variance lost in the codes", "at most"),
+    "neighbours": ("neighbours by first code, above chance", "at least"),
+    "purity": ("category by first code, above chance", "at least"),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def _reconstruction(vectors_ND: Vectors, reconstructed_ND: Vectors) -> dict[str,
 
 def _neighbours(
     vectors_ND: Vectors, prefixes: list[Rows], k: int, sample: int, generator: np.random.Generator
-) -> Check | None:
+) -> dict[str, Any] | None:
     """Share of the k nearest items by cosine with the same first d codes, beside that of random pairs of items."""
     n = len(vectors_ND)
     k = min(k, n - 1)
@@ -155,7 +163,7 @@ def _nearest(vectors_ND: Vectors, rows: Rows, k: int) -> Rows:
     return torch.cat(nearest).numpy()
 
 
-def _purity(first: Codes, categories: list[str | None] | None, generator: np.random.Generator) -> Check | None:
+def _purity(first: Codes, categories: list[str | None] | None, generator: np.random.Generator) -> dict[str, Any] | None:
     """Share of items in the main category of their first code, beside its mean over shuffled codes."""
     present = np.array([each is not None for each in categories or ()], bool)
     names, numbers = np.unique(np.array(categories or (), object)[present].astype(str), return_inverse=True)
@@ -188,15 +196,11 @@ def _check_inputs(
     reconstructed_ND: Vectors,
     categories: list[str | None] | None,
 ) -> None:
-    n = len(codes_NL)
-    if not n:
-        raise ValueError("there are no semantic ids to measure: no item has content; look at the embed pipeline")
-    lengths = {
-        "quantized": len(quantized_NLq),
-        "vectors": len(vectors_ND),
-        "reconstructed": len(reconstructed_ND),
-        "categories": n if categories is None else len(categories),
-    }
+    if not (n := len(codes_NL)):
+        raise ValueError("there are no semantic ids to measure: no item has content; run the embed pipeline")
+    lengths = {"quantized": len(quantized_NLq), "vectors": len(vectors_ND), "reconstructed": len(reconstructed_ND)}
+    if categories is not None:
+        lengths["categories"] = len(categories)
     if wrong := {name: length for name, length in lengths.items() if length != n}:
         raise ValueError(f"{n} items have ids, but rows are {wrong}")
     if vectors_ND.shape != reconstructed_ND.shape:
@@ -220,149 +224,126 @@ def apply_gate(
     Values that were not measured and thresholds of None make no check. The advice of a check names settings of the
     ``quantizer`` (its name in the conf) of type ``kind``, which another data set may have lent.
     """
-    checks = _Checks(quality, gate, f"semantic_ids.quantizers.{quantizer}", kind, lent_by).all()
+    results, checks = _Results(quality, f"semantic_ids.quantizers.{quantizer}", kind, lent_by), []
+    for name, (what, asks) in CHECKS.items():
+        threshold, (value, advice) = getattr(gate, name), getattr(results, name)()
+        if value is None or threshold is None:
+            continue
+        if name == "largest":
+            threshold = max(threshold, min(1.0, ALLOWED_GROUP / quality["items"]))
+        passed = value >= threshold if asks == "at least" else value <= threshold
+        check = {"value": float(value), "threshold": float(threshold), "passed": bool(passed), "advice": advice}
+        checks.append({"name": name, "what": what, "asks": asks, **check})
     return {**quality, "checks": checks, "passed": all(check["passed"] for check in checks)}
 
 
+Result = tuple[float | None, str]
+
+
 @dataclass(frozen=True)
-class _Checks:
-    """Checks of measurements against a gate, with advice in terms of the conf."""
+class _Results:
+    """Value and advice of each check in ``CHECKS``; the value is None where chance alone would decide."""
 
     quality: Mapping[str, Any]
-    gate: Gate
     settings: str  # conf key of the quantizer's settings
     kind: str | None  # type of the quantizer, None if unknown
     lent_by: str | None
 
-    def all(self) -> list[dict[str, Any]]:
-        checks = [self.usage(), self.perplexity(), self.sharing(), self.largest(), self.sharing_after()]
-        checks += [self.reconstruction(), self.neighbours(), self.purity()]
-        return [check for check in checks if check is not None]
-
-    def usage(self) -> Check | None:
-        level = min(self.quality["levels"], key=lambda level: self.relative(level, "used"))
-        advice = f"level {level['level']} uses {level['used']:,} of its {level['size']:,} codes: "
+    def usage(self) -> Result:
+        level, value = self._lowest_level("used")
         distinct = [1, *(prefix["distinct"] for prefix in self.quality["prefixes"])]
         if self.lent_by is not None:
-            advice += (
+            advice = (
                 f"if this catalogue is a small part of what the quantizer of {self.lent_by} was fitted to, lower "
                 "semantic_ids.gate.usage; if it was not fitted to this catalogue at all, fit one with quantizer_with"
             )
         elif distinct[level["level"] - 1] / self.quality["items"] > 0.9:
-            advice += f"the earlier levels separate the items already, so lower {self.settings}.codes or .levels"
+            advice = f"the earlier levels separate the items already, so lower {self.settings}.codes or .levels"
         else:
-            advice += (
+            advice = (
                 f"keep {self.settings}.standardise on; "
-                f"{self.if_learned('lower .dead_codes.every, to reset dead codes more often; ')}"
+                f"{self._if_learned('lower .dead_codes.every, to reset dead codes more often; ')}"
                 "lower .codes if the catalogue is small or its items are alike"
             )
-        value = self.relative(level, "used")
-        return self.check("usage", "used codes, least used level", value, advice, least=True)
+        return (value, f"level {level['level']} uses {level['used']:,} of its {level['size']:,} codes: {advice}")
 
-    def perplexity(self) -> Check | None:
-        level = min(self.quality["levels"], key=lambda level: self.relative(level, "perplexity"))
-        advice = (
+    def perplexity(self) -> Result:
+        level, value = self._lowest_level("perplexity")
+        return value, (
             f"level {level['level']} is used as unevenly as if it had {level['perplexity']:.1f} codes: keep "
-            f"{self.settings}.standardise on, {self.if_learned('balance the level with .sinkhorn, ')}or lower .codes"
+            f"{self.settings}.standardise on, {self._if_learned('balance the level with .sinkhorn, ')}or lower .codes"
         )
-        value = self.relative(level, "perplexity")
-        return self.check("perplexity", "evenness of use, most uneven level", value, advice, least=True)
 
-    def sharing(self) -> Check | None:
+    def sharing(self) -> Result:
         before = self.quality["collisions"]["before"]
-        advice = (
+        return before["share"], (
             f"{before['sharing']:,} of {self.quality['items']:,} items have the codes of another: raise "
             f"{self.settings}.codes or .levels; items with the same text cannot differ: give content.text.template "
             "more columns"
         )
-        return self.check("sharing", "items that share their codes", before["share"], advice)
 
-    def largest(self) -> Check | None:
-        items, largest = self.quality["items"], self.quality["collisions"]["before"]["largest"]
-        advice = (
+    def largest(self) -> Result:
+        largest = self.quality["collisions"]["before"]["largest"]
+        return largest / self.quality["items"], (
             f"{largest:,} items have the same codes: check whether their content is the same, as where a text is "
-            "missing (content.text.template); if not, the quantizer collapsed: raise "
-            f"{self.settings}.codes or .levels, or take another semantic_ids.seed"
+            f"missing (content.text.template); if not, the quantizer collapsed: raise {self.settings}.codes or "
+            ".levels, or take another semantic_ids.seed"
         )
-        name, limit = "items with the same codes, largest group", min(1.0, ALLOWED_GROUP / items)
-        return self.check("largest", name, largest / items, advice, lower_bound=limit)
 
-    def sharing_after(self) -> Check | None:
+    def sharing_after(self) -> Result:
         after = self.quality["collisions"]["after"]
-        advice = (
+        return after["share"], (
             f"{after['sharing']:,} items share their id after resolution: set semantic_ids.collisions to extra_digit "
             "or reallocate, which leave none"
         )
-        return self.check("sharing_after", "items that share an id after resolution", after["share"], advice)
 
-    def reconstruction(self) -> Check | None:
-        advice = (
+    def reconstruction(self) -> Result:
+        return self.quality["reconstruction"]["relative"], (
             "the codes carry little more information than the mean of all items: keep "
             f"{self.settings}.standardise on; "
-            f"{self.if_learned('train longer (.epochs, .least_steps) or with another .lr; ')}raise .codes or .levels"
+            f"{self._if_learned('train longer (.epochs, .least_steps) or with another .lr; ')}raise .codes or .levels"
         )
-        value = self.quality["reconstruction"]["relative"]
-        return self.check("reconstruction", "variance lost in the codes", value, advice)
 
-    def neighbours(self) -> Check | None:
+    def neighbours(self) -> Result:
         neighbours, items = self.quality["neighbours"], self.quality["items"]
         if not neighbours or items < ITEMS_PER_NEIGHBOUR * neighbours["k"]:
-            return None
+            return None, ""
         first = neighbours["by_depth"][0]
-        advice = (
-            f"{first['overlap']:.1%} of the nearest neighbours share the first code, by chance {first['random']:.1%}: "
-        )
         if self.quality["levels"][0]["used"] > items / 2:
-            advice += f"level 1 has a code for nearly every item, so lower {self.settings}.codes"
+            advice = f"level 1 has a code for nearly every item, so lower {self.settings}.codes"
         else:
-            reason = "gives the first code the whole vector"
-            if self.kind in (None, *LEARNED):
-                reason = "has no encoder to collapse"
+            learned = self.kind in (None, *LEARNED)
+            reason = "has no encoder to collapse" if learned else "gives the first code the whole vector"
             other = f"use semantic_ids.quantizer=residual_kmeans, which {reason}; "
-            advice += (
-                f"the ids do not follow the vectors; {self.if_learned('take another semantic_ids.seed; ')}"
+            advice = (
+                f"the ids do not follow the vectors; {self._if_learned('take another semantic_ids.seed; ')}"
                 f"{'' if self.kind == 'residual_kmeans' else other}change {self.settings}.codes; ids of many short "
                 "levels may need semantic_ids.gate.neighbours=null"
             )
-        value = _above_chance(first["overlap"], first["random"])
-        return self.check("neighbours", "neighbours by first code, above chance", value, advice, least=True)
+        return _above_chance(first["overlap"], first["random"]), (
+            f"{first['overlap']:.1%} of the nearest neighbours share the first code, by chance "
+            f"{first['random']:.1%}: {advice}"
+        )
 
-    def purity(self) -> Check | None:
+    def purity(self) -> Result:
         purity = self.quality["purity"]
         if not purity or purity["items"] < MIN_PURITY_ITEMS:
-            return None
-        advice = (
+            return None, ""
+        return _above_chance(purity["first_code"], purity["shuffled"]), (
             f"{purity['first_code']:.1%} of items are of the main category of their first code, by chance "
             f"{purity['shuffled']:.1%}: if the check of neighbours passes, the vectors themselves do not reflect the "
             "category: put it into content.text.template, take another encoder (embed), or set "
             "semantic_ids.gate.purity=null"
         )
-        value = _above_chance(purity["first_code"], purity["shuffled"])
-        return self.check("purity", "category by first code, above chance", value, advice, least=True)
 
-    def check(
-        self, name: str, what: str, value: float | None, advice: str, *, least: bool = False, lower_bound: float = 0.0
-    ) -> Check | None:
-        threshold = getattr(self.gate, name)
-        if value is None or threshold is None:
-            return None
-        threshold = max(float(threshold), lower_bound)
-        return {
-            "name": name,
-            "what": what,
-            "asks": "at least" if least else "at most",
-            "value": float(value),
-            "threshold": threshold,
-            "passed": bool(value >= threshold if least else value <= threshold),
-            "advice": advice,
-        }
+    def _lowest_level(self, key: str) -> tuple[Mapping[str, Any], float]:
+        """Level with the lowest share of the codes that it can use, and that share."""
+        items = self.quality["items"]
+        shares = [level[key] / min(level["size"], items) for level in self.quality["levels"]]
+        return self.quality["levels"][shares.index(min(shares))], min(shares)
 
-    def relative(self, level: Mapping[str, Any], key: str) -> float:
-        """Value of a level as a share of the codes that it can use."""
-        return level[key] / min(level["size"], self.quality["items"])
-
-    def if_learned(self, advice: str) -> str:
-        """Return ``advice`` for types with an encoder, nothing for others."""
+    def _if_learned(self, advice: str) -> str:
+        """``advice`` for types with an encoder, nothing for others."""
         if self.kind is None:
             return f"for {' and '.join(LEARNED)} {advice}"
         return advice if self.kind in LEARNED else ""

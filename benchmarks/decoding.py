@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness import ALLOCATOR, NOT_INSTALLED, OtherLoad, command_line, peak_gib, random_ids
+from recpipe.accelerate.allocator import keep_freed_memory
 from recpipe.accelerate.t5_decoder import FastDecoder
 from recpipe.accelerate.t5_encoder import FastEncoder, FastLinear
 from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", default=["fast", "no end", "plain"])
     arguments = parser.parse_args(argv)
     sizes = QUICK if arguments.quick else FULL
+    keep_freed_memory()  # as a training does; the peer gets the same settings
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.quick:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from recpipe.accelerate.allocator import keep_freed_memory
 from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, build_config, split_names
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.content.embeddings import Embeddings
@@ -102,6 +103,8 @@ class TrainingJob:
                 accelerate=config.accelerate,
             )
             protocol.check_time(model.requires_time, model=config.name)
+            if config.accelerate and not model.closed_form:
+                keep_freed_memory()
             if config.init_from != "none":
                 count = load_initial_weights(
                     model, self.initial_bundle, data.vocabulary, where=f"init_from={config.init_from}"

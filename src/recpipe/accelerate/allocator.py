@@ -1,6 +1,6 @@
 """Allocator settings of glibc that keep freed memory in the process: a step frees what the next one allocates.
 
-Set by a training. Evaluation of TIGER (paper's size, batches of 128) in the same process takes 4.3 instead of 4.8 ms per
+Set by a training. Evaluation of TIGER (paper's size, batches of 128) in the same process takes 4.3 instead of 4.8 ms a
 user, a training step 1 to 5 % less time; numbers are the same.
 """
 

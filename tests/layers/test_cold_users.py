@@ -1,4 +1,4 @@
-"""Popularity per segment against a count by hand, the dial, the clusters, and what is not known of a user."""
+"""Fallback for cold users: popularity by segment against loops, novelty, clusters, incomplete profiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entrance of every network: embeddings put together by hand, moments against datetime, who gets gradients."""
+"""Input layer: embeddings against loops, time codes against datetime, gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def batch_of(items: ItemInput, rows: np.ndarray) -> Batch:
 
 
 def part_by_loop(items: ItemInput, i: int) -> list[np.ndarray | None]:
-    """What each source knows of item i, None for nothing."""
+    """Embedding of item i by each source, None for a missing value."""
     values, actual = items.side.values, []
     for name in items.side.widths:
         *vector, there = standardise(values[f"vectors.{name}"])[i]

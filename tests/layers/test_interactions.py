@@ -1,4 +1,4 @@
-"""Pairs, counts and drawn items against plain loops."""
+"""Pairs, counts and negatives against loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Side learns from a catalogue and training sequences, and what it gives for histories."""
+"""Side information: fitted columns, vectors, and features of histories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our Mamba-2 against its recurrence, event by event, and against transformers on the same weights."""
+"""Mamba-2 against its recurrence and against transformers with the same weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIM = 24
 
 
 def inputs(T: int, kind: torch.dtype = torch.float64, *, B: int = 3, H: int = 2) -> list[Tensor]:
-    """x, dt, A, B, C, D with decays from next to none to almost all within an event."""
+    """x, dt, A, B, C, D with weak and strong decays."""
     g = torch.Generator().manual_seed(T)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     dt = torch.nn.functional.softplus(draw(B, T, H) * 2 - 1)

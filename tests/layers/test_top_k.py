@@ -1,3 +1,5 @@
+"""Top-k lists and ranks against a sort by score and tie order."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""BERT4Rec against transformers' BERT, and its masks against what the settings say."""
+"""BERT4Rec against transformers' BERT, and its masks against the settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def encoded(model, items: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 
 
 def bert_with_weights_of(model, *, types: bool):
-    """transformers' BertForMaskedLM, random, and ours filled with its weights."""
+    """Random BertForMaskedLM of transformers; copies its weights into ``model``."""
     transformers = pytest.importorskip("transformers", reason="the peer is transformers' BERT")
     peer = transformers.BertForMaskedLM(
         transformers.BertConfig(
@@ -116,7 +116,7 @@ def test_the_next_item_is_a_mask_after_the_last_event():
 
 
 def test_places_counted_from_the_end_are_the_same_table_read_backwards():
-    """For each length another order of one table: the event that is asked for always has its first place."""
+    """The last event always has position 0."""
     start, end = build_model(), build_model(count_from="end")
     batch = batch_of(8)
     assert len(set(batch.lengths.tolist())) > 3

@@ -1,4 +1,4 @@
-"""Every model leaves users without history to the same fallback, in lists, ranks, files and metrics."""
+"""Contract of all models for cold users: the fallback answers in lists, ranks, files and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Content kNN against a loop over events, and its neighbours by faiss against the matrix product."""
+"""Content kNN against a loop over events; its nearest items against the matrix product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT: its block against transformers' GPT-2, packed against padded, generation against a loop over users."""
+"""GPT: block against transformers' GPT-2, packed against padded rows, generation against a loop over users."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def steps(size: int = 2 * WINDOW, data=DATA):
 
 
 def by_sequence(model: NextItem, batch) -> dict[tuple, torch.Tensor]:
-    """Hidden states by what had been read of a user up to there, one per user."""
+    """Hidden states by the prefix of a user's history."""
     inputs, targets = batch.inputs_and_targets()
     hidden = model.hidden(inputs)
     places = inputs.positions.expand_as(inputs.items)
@@ -116,7 +116,7 @@ def test_dropout_on_attention_weights_keeps_to_the_mask(monkeypatch):
 
 
 def test_a_block_is_that_of_gpt2():
-    """On the same weights as transformers' GPT2Block, with its biases and the exact GELU."""
+    """With the weights of transformers' GPT2Block, biases and the exact GELU."""
     from transformers import GPT2Config
     from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
@@ -160,7 +160,7 @@ def test_weights_begin_as_nanogpt_has_them():
 
 
 def generated(model: NextItem, history: list[int], n: int, allowed: set[int]) -> list[int]:
-    """One user, one item at a time, each time through a model that answers once."""
+    """Items of one user, decoded one at a time by a model without ``generate``."""
     actual, order = [], tie_order(ITEMS + 1).numpy()
     for _ in range(n):
         (_, scores), *_ = model.score_batches(sequences([[*history, *actual]]), exclude_seen=False)
@@ -198,7 +198,7 @@ def test_generation_is_a_loop_over_users(exclude_seen):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_train_packed_with_clipping_and_dropout_and_read_images_where_named(name, project):
-    """Whether they build and train at all is in tests/config/test_models.py."""
+    """tests/config/test_models.py builds and trains them."""
     files = read_parameters(project / "conf", "base")
     for dataset in files["datasets"]:
         run = Configuration(files, {"dataset": dataset}).run(name)

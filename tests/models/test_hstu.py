@@ -1,4 +1,4 @@
-"""HSTU against its equations in loops, and what it takes from time; what every model must do is in test_models.py."""
+"""HSTU against its equations in loops, and its use of time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODES = ("none", "last_item", "query")
 
 
 def build_model(**config) -> HSTU:
-    """Small, in float64, with weights that are not all tiny."""
+    """A small model in float64 with random weights."""
     torch.manual_seed(0)
     sizes = {"dim": 6, "layers": 2, "heads": 2, "qk_dim": 4, "v_dim": 3, **config}
     model = build("hstu", sizes, n_items=ITEMS, max_length=N).double()

@@ -1,4 +1,4 @@
-"""Similarities and both neighbourhood models against scipy's distances and plain loops."""
+"""Similarities, item_knn and user_knn against scipy's distances and loops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def counts(data, profile: str = "count") -> np.ndarray:
 
 
 def similar(name: str, x: np.ndarray, y: np.ndarray, shrinkage: float = 0.0) -> float:
-    """0 without anything in common; the shrinkage as the docstring of similarities says."""
+    """Similarity with shrinkage as in recpipe.layers.interactions; 0 without common features."""
     common = ((x > 0) & (y > 0)).sum()
     if common == 0:
         return 0.0

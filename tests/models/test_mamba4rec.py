@@ -1,4 +1,4 @@
-"""Mamba4Rec written once more from the paper around transformers' Mamba-2, and packed rows."""
+"""Mamba4Rec against the paper's network around transformers' Mamba-2, and packed rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix factorisation: losses against loops, fold-in against least squares solved otherwise."""
+"""Matrix factorisation: losses against loops, user factors against numpy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATA = random_sequences(50, ITEMS, longest=15, seed=3)
 
 
 def model_with_factors(loss: str, **config):
-    """As it is after training, with random factors of 50 users and 20 items."""
+    """A model with random factors of 50 users and 20 items."""
     model = build("mf", {"loss": loss, "dim": DIM, **config}, n_items=ITEMS, max_length=20)
     generator = torch.Generator().manual_seed(1)
     users, items = (torch.randn(n, DIM, generator=generator) for n in (len(DATA), ITEMS + 1))

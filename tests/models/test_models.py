@@ -1,4 +1,4 @@
-"""The contract that every model under models/ keeps. A model is covered by being there."""
+"""Contract of all models; a new file under models/ is tested without further code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RATES = {"setrec": 1e-3, "tiger": 2e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3
 
 
 def untrained_model(name: str, **config) -> Recommender:
-    """As the registry builds it; a search is as wide as the catalogue, so that it is exhaustive."""
+    """A small model from the registry; a beam is as wide as the catalogue, so that search is exhaustive."""
     cls = model_class(name)
     wide = {"beam": ITEMS} if issubclass(cls, Generator) else {}
     small = TINY if cls.reads_ids else {}
@@ -41,7 +41,7 @@ def untrained_model(name: str, **config) -> Recommender:
 
 
 def build_model(name: str, *, seed: int = 0, **config) -> Recommender:
-    """A model as it is after training began: closed forms fitted, networks with weights that are not all tiny."""
+    """A fitted closed-form model, or a network with random weights."""
     torch.manual_seed(seed)
     model = untrained_model(name, **config)
     if model.closed_form:
@@ -173,7 +173,7 @@ def test_users_are_learned_by_heart(name):
 
 
 def test_what_is_to_be_learned_by_heart_does_not_contradict_itself():
-    """No history is the beginning of one that goes on otherwise, as a causal network cannot learn both."""
+    """No history is a prefix of one with another continuation, which a causal network could not learn."""
     follows = {}
     for user in range(len(HISTORIES)):
         row = HISTORIES.row(user).tolist()

@@ -1,4 +1,4 @@
-"""Non-negative factorisation: fold-in against scikit-learn's transform and scipy's non-negative least squares."""
+"""NMF: users against scikit-learn's transform and scipy's non-negative least squares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SASRec's blocks and variants; what every model must do is in test_models.py."""
+"""Blocks and variants of SASRec."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def noisy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def attention_by_hand(layer: Attention, x: torch.Tensor) -> torch.Tensor:
-    """One sequence (T, D): for every place and head the softmax over what is not later."""
+    """Causal attention of one sequence (T, D) in loops."""
     q, k, v = layer.qkv(x).chunk(3, -1)
     T, D = x.shape
     width, out = D // layer.heads, torch.zeros_like(x)
@@ -53,7 +53,7 @@ def test_dropout_on_attention_weights_has_a_mean_of_no_dropout():
 
 
 def test_a_ligr_block_is_its_equations():
-    """x + sigmoid(W1 x) * MHA(LN x), then x + sigmoid(W2 x) * SwiGLU(LN x); the gates read the stream as it is."""
+    """x + sigmoid(W1 x) * MHA(LN x), then x + sigmoid(W2 x) * SwiGLU(LN x); the gates read the residual stream."""
     block = noisy(LiGRBlock(SASRec.Config(dim=8, feed_forward=2))).double().eval()
     x = torch.randn(6, 8, dtype=torch.float64)
     sigmoid = lambda z: 1 / (1 + (-z).exp())  # noqa: E731

@@ -1,4 +1,4 @@
-"""What every network that reads side information keeps to when it is given all there is."""
+"""Contract of all networks that read side information."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_users_of_whom_only_items_are_known_get_finite_scores(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_alone_a_cold_item_is_scored_by_its_vector_and_by_no_id(name):
-    """An item that training never saw, with the vector of one that it saw, scores like that one."""
+    """An item without training events scores like a trained item with the same vector."""
     side = full(combine="alone", items="none")
     twin, cold = 3, 20
     values = {key: value.copy() for key, value in side.values.items()}

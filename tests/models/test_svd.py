@@ -1,4 +1,4 @@
-"""PureSVD against numpy's and scikit-learn's decompositions of the same matrix, built here by loops."""
+"""PureSVD against decompositions of numpy and scikit-learn of the same matrix, built in loops."""
 
 from __future__ import annotations
 

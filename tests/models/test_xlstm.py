@@ -1,4 +1,4 @@
-"""Our xLSTM against the library's own recurrent step, one event at a time with its state."""
+"""xLSTM against the package's recurrent step, one event at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_model(**config):
 
 
 def library_block(block: ours.MatrixBlock) -> mLSTMBlock:
-    """The library's block with our weights, in its step-by-step mode."""
+    """The package's block with our weights, in recurrent mode."""
     settings = {**block.config.__dict__, "mode": "inference"}
     whole = mLSTMBlock(xLSTMLargeConfig(**settings)).eval()
     whole.load_state_dict(block.state_dict(), strict=True)
@@ -45,7 +45,7 @@ def hidden(model, items_BT: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def step_by_step(model, items_BT: torch.Tensor) -> torch.Tensor:
-    """What the library gives for every position when it is fed one event at a time."""
+    """Hidden states of the package, one event at a time."""
     x_BTD = F.embedding(items_BT, model.items.table()) * math.sqrt(model.config.dim)
     for block in model.blocks:
         outputs, state = [], None
@@ -97,7 +97,7 @@ def test_chunks_hold_every_length_and_obey_the_librarys_rules_for_triton(monkeyp
 
 
 def triton_rules(monkeypatch):
-    """The library's check of lengths: the file needs no Triton, importing its package does."""
+    """The package's check of lengths, loaded from its file since importing the package needs Triton."""
     folder = Path(importlib.util.find_spec("mlstm_kernels").submodule_search_locations[0]) / "triton/chunkwise"
     spec = importlib.util.spec_from_file_location("triton_rules", folder / "kernel_param_heuristics.py")
     module = importlib.util.module_from_spec(spec)
@@ -147,7 +147,7 @@ def test_settings_that_cannot_be_are_refused(config, message):
 
 
 def test_the_package_is_imported_where_there_is_a_card_and_no_toolkit():
-    """It asks torch for the toolkit's headers when it sees a card, and torch raises where there are none."""
+    """The package asks torch for the toolkit if there is a GPU; torch raises if there is none."""
     code = (
         "import os, torch; from torch.utils import cpp_extension; torch.cuda.is_available = lambda: True; "
         "cpp_extension.CUDA_HOME = None; {}; "
@@ -162,7 +162,7 @@ def test_the_package_is_imported_where_there_is_a_card_and_no_toolkit():
 
 
 def test_the_kernels_own_way_back_is_right_where_a_norm_follows():
-    """It takes the normaliser for a constant, which a norm of each head cancels; Triton's do the same."""
+    """Custom kernels treat the normaliser as constant; a norm per head cancels the difference."""
 
     def gradients(name, normed):
         generator = torch.Generator().manual_seed(0)

@@ -67,12 +67,6 @@ class KMeansQuantizer(Quantizer):
     def _centroids(self, z_ND: Tensor, level: int, seed: int) -> Tensor:
         return faiss_kmeans(z_ND, self.sizes[level], self.config, seed=seed + level)
 
-    def _scaled(self, x_ND: Vectors) -> Tensor:
-        return (torch.from_numpy(x_ND) - self.mean) / self.scale
-
-    def _unscaled(self, z_ND: Tensor) -> Vectors:
-        return (z_ND * self.scale + self.mean).numpy()
-
     def tensors(self) -> dict[str, Tensor]:
         books = {f"codebooks.{level}": book for level, book in enumerate(self.books)}
         return {"mean": self.mean, "scale": self.scale, **books}

@@ -77,6 +77,8 @@ class Quantizer(ABC):
     """Quantizer of vectors to L codes. Public methods check their input, subclasses implement the private ones."""
 
     type: ClassVar[str]
+    mean: Tensor  # (D,) set by fitting, as is the scale
+    scale: Tensor  # (D,)
     Config: ClassVar[builtins.type[QuantizerConfig]] = QuantizerConfig
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -152,6 +154,12 @@ class Quantizer(ABC):
         """Hex digest of type, settings, sizes and tensors."""
         content = [self.type, self.settings, self.sizes, self.width, _digest(self.tensors())]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _scaled(self, x_ND: Vectors) -> Tensor:
+        return (torch.from_numpy(x_ND) - self.mean) / self.scale
+
+    def _unscaled(self, z_ND: Tensor) -> Vectors:
+        return (z_ND * self.scale + self.mean).numpy()
 
     def _fitted_width(self) -> int:
         if not self.sizes:

@@ -66,14 +66,14 @@ class AutoencoderQuantizer(Quantizer):
             self.history = training.history
 
     def _encode(self, x_ND: Vectors) -> Codes:
-        return self.model.encode(self._standardise(x_ND)).int().numpy()
+        return self.model.encode(self._scaled(x_ND)).int().numpy()
 
     def _decode(self, codes_NL: Codes) -> Vectors:
-        return (self.model.decode(torch.from_numpy(codes_NL).long()) * self.scale + self.mean).numpy()
+        return self._unscaled(self.model.decode(torch.from_numpy(codes_NL).long()))
 
     def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
         codes = torch.from_numpy(codes_NL).long()
-        return self.model.distances(self._standardise(x_ND), codes, level).numpy()
+        return self.model.distances(self._scaled(x_ND), codes, level).numpy()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return mean, scale, book_1 .. book_L and the network's state dict."""
@@ -103,9 +103,6 @@ class AutoencoderQuantizer(Quantizer):
             return x_ND, x_ND
         order = torch.randperm(len(x_ND), generator=generator)
         return x_ND[order[:held_out]], x_ND[order[held_out:]]
-
-    def _standardise(self, x_ND: Vectors) -> Tensor:
-        return (torch.from_numpy(x_ND) - self.mean) / self.scale
 
 
 class RQVAE(AutoencoderQuantizer):

@@ -284,7 +284,7 @@ def broken(shop: Shop) -> dict[str, str]:
     shop.names[5] = "../secret.png"
     (shop.raw / "6.png").write_bytes(b"")
     return {
-        "i0": "not a whole image",
+        "i0": "damaged image",
         "i1": "not an image",
         "i2": "a link that leaves the folder",
         "i3": "104,857,600 bytes, more than max_bytes 20,971,520",
@@ -504,7 +504,7 @@ def test_an_encoder_that_cannot_be_used(shop: Shop, siglip: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("preprocessor_config.json", '{"size": [', "preprocessor_config.json is not whole JSON"),
+        ("preprocessor_config.json", '{"size": [', "preprocessor_config.json is not valid JSON"),
         ("preprocessor_config.json", '{"size": "large"}', "cannot be loaded as an image encoder.*size"),
         ("config.json", '{"model_type": "siglip", "vision_config": {"hidden_size": "x"}}', "hidden_size"),
     ],

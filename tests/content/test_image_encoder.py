@@ -63,14 +63,14 @@ def test_other_formats_are_not_opened_at_all(format_: str) -> None:
     ids=["empty", "pdf", "postscript", "svg", "three bytes of a JPEG", "four of a WebP"],
 )
 def test_what_is_no_image(data: bytes) -> None:
-    assert "not a" in refusal(data)
+    assert "image" in refusal(data)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "BMP", "WEBP", "JPEG", "GIF"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_truncated_files(format_: str, share: float) -> None:
     data = encoded(noise(), format_)
-    assert "not a" in refusal(data[: int(len(data) * share)])
+    assert "image" in refusal(data[: int(len(data) * share)])
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about sizes

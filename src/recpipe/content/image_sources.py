@@ -99,11 +99,9 @@ def image_reader(config: ImageSourceConfig, raw_folder: Path, cache_folder: Path
     elif source.is_file() and zipfile.is_zipfile(source):
         read_local = _zip_reader(source)
     elif source.exists():
-        raise ValueError(f"content.image: {source} is neither a folder nor a whole zip file; fetch it again")
+        raise ValueError(f"content.image: {source} is neither a folder nor a complete zip file; download it again")
     else:
-        raise ValueError(
-            f"content.image: {source} is missing; put the folder or zip of images there (`from` in the conf)"
-        )
+        raise ValueError(f"content.image: {source} is missing; put the folder or zip of images there, or change `from`")
     read_web = _web_reader(config, cache_folder)
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -147,7 +145,7 @@ def _zip_reader(archive: Path) -> ImageReader:
     try:
         packed = zipfile.ZipFile(archive)  # stays open for as long as the reader lives
     except ZIP_ERRORS as error:
-        raise ValueError(f"content.image: {archive} is not a whole zip file ({error}); fetch it again") from error
+        raise ValueError(f"content.image: {archive} is not a complete zip file ({error}); download it again") from error
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         try:
@@ -162,7 +160,7 @@ def _zip_reader(archive: Path) -> ImageReader:
             with packed.open(entry) as stream:
                 return _read_limited(stream, entry.file_size, max_bytes)
         except ZIP_ERRORS as error:
-            raise UnusableImageError(f"not whole in the zip: {error}") from error
+            raise UnusableImageError(f"damaged in the zip: {error}") from error
 
     return read
 

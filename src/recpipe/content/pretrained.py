@@ -94,9 +94,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not whole JSON ({error}): put a whole copy of the model there") from error
+        raise ValueError(f"{path} is not valid JSON ({error}): copy the complete model there") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object: put a whole copy of the model there")
+        raise ValueError(f"{path} holds no JSON object: copy the complete model there")
     return value
 
 
@@ -115,7 +115,7 @@ def quiet_loading(folder: Path, what: str) -> Iterator[None]:
     except Exception as error:  # damaged files raise anything, in tokenizers a bare Exception
         reason = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
         raise ValueError(
-            f"{folder} cannot be loaded as {what}, its files are not whole or not of one model: {reason}"
+            f"{folder} cannot be loaded as {what}, its files are damaged or of different models: {reason}"
         ) from error
     finally:
         logging.set_verbosity(level)
@@ -132,7 +132,7 @@ def check_weights(folder: Path, report: Mapping[str, Any], *, part: str, ignore:
         if not name.startswith(ignore):
             raise ValueError(
                 f"{folder} holds {name} of shape {tuple(shape)}, but its config.json describes {tuple(expected)}: "
-                "they are not of one model, put a whole copy there"
+                "they are of different models, copy the complete model there"
             )
 
 
@@ -190,7 +190,7 @@ def _snapshot(source: str, revision: str | None, *, local: bool) -> Path:
 def _check_folder(folder: Path, source: str, files: Sequence[str]) -> Path:
     """Return the folder. Raises ValueError if a file is missing or damaged, or asks to run code."""
     is_local = Path(source).expanduser() == folder
-    remedy = "put a whole copy of the model there" if is_local else f"fetch {source} again"
+    remedy = "copy the complete model there" if is_local else f"download {source} again"
     for alternatives in files:
         names = alternatives.split("|")
         if any(path.is_file() for name in names for path in folder.glob(name)):
@@ -203,7 +203,7 @@ def _check_folder(folder: Path, source: str, files: Sequence[str]) -> Path:
                 "model.safetensors, or convert it once with transformers' save_pretrained"
             )
         others = f" (or {', '.join(names[1:])})" if names[1:] else ""
-        raise ValueError(f"{folder} lacks {names[0]}{others}, so it is no whole encoder: {remedy}")
+        raise ValueError(f"{folder} lacks {names[0]}{others}, so the encoder is incomplete: {remedy}")
     for index in folder.glob("*.safetensors.index.json"):
         for name in sorted(set(read_json(index).get("weight_map", {}).values())):
             if not (folder / name).is_file():
@@ -212,7 +212,7 @@ def _check_folder(folder: Path, source: str, files: Sequence[str]) -> Path:
         try:
             safe_open(path, framework="numpy").__exit__(None, None, None)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not whole ({error}): {remedy}") from error
+            raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
     for path in (folder / name for name in CONFIGS):
         if path.is_file() and "auto_map" in read_json(path):
             raise ValueError(

@@ -165,5 +165,5 @@ def _read(folder: Path, settings: dict[str, Any]) -> TfidfState | None:
         tensors = load_file(folder / TENSORS)
         return TfidfState(vocabulary, tensors["idf"], tensors["components"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        log.warning("%s is not whole (%s): TF-IDF is fitted again", folder, error)
+        log.warning("%s is damaged (%s): TF-IDF is fitted again", folder, error)
         return None

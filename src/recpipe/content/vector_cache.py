@@ -184,7 +184,7 @@ def _read(path: Path, name: str) -> NDArray[Any] | None:
                 raise ValueError(f"its shapes are {keys} and {vectors}")
             return shard.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
-        log.warning("%s is not whole (%s): deleted, its vectors are computed again", path, error)
+        log.warning("%s is damaged (%s): deleted, its vectors are computed again", path, error)
         path.unlink(missing_ok=True)
         return None
 

@@ -12,11 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recpipe.semantic_ids.collisions import reallocate
+from recpipe.semantic_ids.collisions import Codes, Rows, Vectors, reallocate
 from recpipe.semantic_ids.quantizer import nearest, squared_distances
 
 CHUNK = 8192  # rows that go through the network at once after training
@@ -119,7 +118,7 @@ class QuantizedAutoencoder:
             return None
         nearest_NL = codebooks.encode(z).numpy().astype(np.int32)
 
-        def distances(rows: NDArray, codes_RL: NDArray, level: int) -> NDArray[np.float32]:
+        def distances(rows: Rows, codes_RL: Codes, level: int) -> Vectors:
             return codebooks.distances(z[rows], torch.from_numpy(codes_RL).long(), level).numpy()
 
         codes_NL = reallocate(nearest_NL, sizes, distances, nearest_NL[:0])

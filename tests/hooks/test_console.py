@@ -198,7 +198,7 @@ def test_nothing_is_said_where_nothing_is_logged(clock, catalog, caplog) -> None
 def test_kedro_run_shows_steps_and_no_node_signatures(whole_run: tuple[Path, CompletedProcess]) -> None:
     _, done = whole_run
     shown = done.stderr.splitlines()
-    steps = [line for line in shown if re.search(r"\[ ?\d+/\d+\] .*\d\.\d s$", line)]
+    steps = [line for line in shown if re.search(r"\[ ?\d+/\d+\] [^:]+  +(\d+\.\d|\d+ min \d+) s$", line)]
     total = int(re.search(r"/(\d+)\]", steps[0])[1])
     assert len(steps) == total > 10
     assert [int(re.search(r"\[ ?(\d+)/", line)[1]) for line in steps] == list(range(1, total + 1))

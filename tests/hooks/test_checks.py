@@ -227,6 +227,8 @@ CLOCK = replace(SASREC, name="clock", type="hstu", settings={"time_mode": "last_
         ({"settings": {"dropuot": 0.1}}, r"'models.sasrec.dropuot' \(did you mean 'dropout'\?\)"),
         ({"settings": {"dim": "wide"}}, "models.sasrec.dim cannot be 'wide'"),
         ({"settings": {"dim": 10, "heads": 3}}, "not a multiple of heads"),
+        ({"settings": {"norm": "past"}}, r"^models\.sasrec\.norm is 'past'; allowed: pre, post"),
+        ({"type": "svd", "settings": {"factors": 0}}, r"^models\.sasrec\.factors is 0; it must be at least 1"),
         ({"train": {"optimiser": {"name": "adam", "learning_rat": 0.1}}}, "learning_rat"),
         ({"train": {"optimiser": {"name": "adan"}}}, r"'adan'.*adam"),
         ({"train": {"loss": {"name": "full_softmax", "chunks": 3}}}, "full_softmax .train.loss. 'chunks'"),

@@ -50,11 +50,11 @@ def check_known(name: object, choices: Iterable[object], *, what: str, hint: str
 def check_choices(config: object, *, where: str = "", **allowed: Iterable[str]) -> None:
     """Raise ValueError for a setting of the dataclass ``config`` that is not among the allowed values.
 
-    ``where``: path of the block in the message, the name of the class by default.
+    ``where``: path of the block; ``build_config`` adds it otherwise.
     """
     for name, choices in allowed.items():
         if (value := getattr(config, name)) not in choices:
-            path = f"{where or type(config).__qualname__}.{name}"
+            path = f"{where}.{name}" if where else name
             raise ValueError(f"{path} is {value!r}; allowed: {', '.join(choices)}")
 
 
@@ -62,8 +62,7 @@ def check_at_least(minimum: float, config: object, *names: str) -> None:
     """Raise ValueError for a setting of the dataclass ``config`` below ``minimum``; None is allowed."""
     for name in names:
         if (value := getattr(config, name)) is not None and value < minimum:
-            path = f"{type(config).__qualname__}.{name}"
-            raise ValueError(f"{path} is {value}; it must be at least {minimum}")
+            raise ValueError(f"{name} is {value}; it must be at least {minimum}")
 
 
 def check_arguments(
@@ -105,7 +104,7 @@ def build_config(cls: type[T], values: object, *, where: str, file_hint: FileHin
     """Build ``cls(**values)``, a dataclass or a pydantic model; ``where`` is the dotted path of the block.
 
     Raises ConfigError for the first key that is unknown, missing or of the wrong type, with its file and the allowed
-    values.
+    values, and for ValueError of the constructor; ``where`` precedes a message that begins with a field.
     """
     fields = field_names(cls)
     if not isinstance(values, Mapping):
@@ -121,7 +120,8 @@ def build_config(cls: type[T], values: object, *, where: str, file_hint: FileHin
     try:
         return cls(**values)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        name = str(error).split(" ")[0]
+        raise (ConfigError(f"{where}.{error}", name) if name in fields else ConfigError(str(error))) from error
 
 
 def field_names(cls: type) -> list[str]:

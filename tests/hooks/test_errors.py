@@ -187,7 +187,7 @@ def test_kedro_run_names_what_is_wrong_and_ends_with_1(project_copy: Path, proje
         env=os.environ | {"PYTHONPATH": str(project / "src")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 1

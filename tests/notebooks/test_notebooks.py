@@ -35,7 +35,7 @@ def executed(request, project_folder, project, tmp_path_factory) -> nbformat.Not
         for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name)))
         patch.setenv("PYTHONPATH", str(project / "src"))
-        NotebookClient(book, timeout=120, kernel_name="python3", resources=resources).execute()
+        NotebookClient(book, timeout=600, kernel_name="python3", resources=resources).execute()
     return book
 
 

@@ -29,7 +29,7 @@ class RenderedPage:
 def open_page(path: Path, folder: Path) -> RenderedPage:
     """Open a page; ``folder`` is the profile of the browser."""
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "--virtual-time-budget=10000", "--dump-dom"]
-    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=90, check=True)
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     parts = re.split(r'<div class="plot[^"]*" id="(\w+)"', done.stdout)
     bodies = (body.split('<script type="application/json"', 1)[0] for body in parts[2::2])
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

@@ -284,7 +284,7 @@ def broken(shop: Shop) -> dict[str, str]:
     shop.names[5] = "../secret.png"
     (shop.raw / "6.png").write_bytes(b"")
     return {
-        "i0": "damaged image",
+        "i0": "not a whole image",
         "i1": "not an image",
         "i2": "a link that leaves the folder",
         "i3": "104,857,600 bytes, more than max_bytes 20,971,520",

@@ -235,7 +235,7 @@ def test_a_damaged_entry(raw: Path) -> None:
     with zipfile.ZipFile(raw / "posters.zip", "w") as archive:
         archive.writestr("a.jpg", b"picture a")
     read = patched(raw, b"picture a", b"picture b")
-    assert "damaged in the zip" in refusal(read, "a.jpg")
+    assert "not whole in the zip" in refusal(read, "a.jpg")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
@@ -250,7 +250,7 @@ def test_damage_of_any_kind_refuses_that_entry_alone(raw: Path, method: int, at:
     data[start : start + 9] = bytes(byte ^ 0x5A for byte in data[start : start + 9])
     path.write_bytes(data)
     read = image_reader(ImageSourceConfig(source="posters.zip", column="image"), raw)
-    assert "damaged in the zip" in refusal(read, "a.jpg")
+    assert "not whole in the zip" in refusal(read, "a.jpg")
     assert read("b.jpg") == b"picture b"
 
 
@@ -262,7 +262,7 @@ def test_what_zipfile_raises_is_a_refusal(raw: Path, error: Exception, monkeypat
         raise error
 
     monkeypatch.setattr(zipfile.ZipFile, "open", fail)
-    assert refusal(read, "images/a.jpg") == "damaged in the zip: x"
+    assert refusal(read, "images/a.jpg") == "not whole in the zip: x"
 
 
 def test_a_small_entry_that_unpacks_to_much(raw: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_small_entry_that_unpacks_to_much_and_lies_about_it(raw: Path) -> None
     with zipfile.ZipFile(raw / "posters.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", bytes(30 << 20))
     read = patched(raw, (30 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little"))
-    assert "damaged in the zip" in refusal(read, "a.jpg")
+    assert "not whole in the zip" in refusal(read, "a.jpg")
 
 
 def test_addresses_are_fetched_with_the_settings_of_the_block(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def open_image(data: bytes, *, max_pixels: float) -> Iterator[Image.Image]:
     except MemoryError:
         raise
     except Exception as error:  # each format fails in its own ways
-        raise UnusableImageError(f"damaged image: {error}") from error
+        raise UnusableImageError(f"not a whole image: {error}") from error
     with image:
         _check_size(image.size, max_pixels)
         with _budget.reserve(image.width * image.height):
@@ -90,7 +90,7 @@ def _decode(image: Image.Image) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise UnusableImageError(f"damaged image: {error}") from error
+        raise UnusableImageError(f"not a whole image: {error}") from error
     with suppress(Exception):  # damaged EXIF of an undamaged image
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255

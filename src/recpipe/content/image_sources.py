@@ -160,7 +160,7 @@ def _zip_reader(archive: Path) -> ImageReader:
             with packed.open(entry) as stream:
                 return _read_limited(stream, entry.file_size, max_bytes)
         except ZIP_ERRORS as error:
-            raise UnusableImageError(f"damaged in the zip: {error}") from error
+            raise UnusableImageError(f"not whole in the zip: {error}") from error
 
     return read
 
@@ -190,7 +190,7 @@ def _web_reader(config: ImageSourceConfig, cache_folder: Path | None) -> ImageRe
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         host = reference.split("://", 1)[1].split("/", 1)[0].lower()
         if silent[host] >= MAX_SILENT:
-            raise UnreachableHostError(f"{host} did not answer for {MAX_SILENT} images in a row")
+            raise UnreachableHostError(f"{host} did not answer for {MAX_SILENT} images in a row: not asked")
         try:
             data = image_urls.fetch(
                 reference,

@@ -124,7 +124,7 @@ def public_addresses(target: Url, *, private: bool = False) -> list[str]:
     try:
         entries = socket.getaddrinfo(host, _port(target), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise TransientError(f"host {host} cannot be resolved ({error})") from error
+        raise TransientError(f"host {host} is not known ({error})") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
     hidden = [address for address in addresses if not _is_public(address)]
     if hidden and not private:

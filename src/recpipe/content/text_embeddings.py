@@ -33,7 +33,7 @@ from recpipe.content.pretrained import (
 from recpipe.content.vector_cache import Positions, VectorCache, embed_missing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    pass
 
 log = logging.getLogger(__name__)
 

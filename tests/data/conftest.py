@@ -14,7 +14,8 @@ import ibis
 import pytest
 from ibis.backends.duckdb import Backend
 
-from recpipe.data.readers import RawTables, read
+from recpipe.data.files.tables import RawTables
+from recpipe.data.readers import read
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 

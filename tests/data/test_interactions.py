@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from recpipe.data.engines import connect
+from recpipe.data.files.tables import RawTables
 from recpipe.data.interactions import ingest
-from recpipe.data.readers import RawTables
 
 NOW = 1_700_000_000
 

@@ -18,8 +18,8 @@ import pytest
 
 from recpipe.data import sampling
 from recpipe.data.engines import connect, write_parquet
+from recpipe.data.files.tables import RawTables
 from recpipe.data.interactions import ingest
-from recpipe.data.readers import RawTables
 
 Row = dict[str, Any]
 Rows = list[Row]

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -19,9 +19,7 @@ from recpipe.config import check_known
 from recpipe.data import sampling
 from recpipe.data.engines import connect, transfer
 from recpipe.data.event_log import EventLog, materialize, n_events, single_row, step_statistics
-
-if TYPE_CHECKING:
-    from recpipe.data.readers import RawTables
+from recpipe.data.files.tables import RawTables
 
 logger = logging.getLogger(__name__)
 

@@ -1,25 +1,31 @@
 """Fetching of a data set's raw files: use those in its folder, download, verify and unpack the others.
 
 Downloads resume: incomplete files wait as ``<name>.part`` beside their ETag. Why this is ours: docs/decisions/0035.
+Archives unpack safely: nothing outside the folder, no links, a size limit, all files or none.
 """
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import logging
 import os
+import stat
 import time
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pooch
 import requests
 from urllib3.exceptions import HTTPError
 
-from recpipe.data.files.archives import SUFFIXES, unpack
 from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)
@@ -30,6 +36,9 @@ ATTEMPTS = 5
 LICENCE_SHOWN = ".licence-shown"
 FULL_HASH_BYTES = 1 << 30  # fingerprints of larger files hash only both ends
 END_BYTES = 64 << 20
+ARCHIVES = (".zip", ".bz2")
+MAX_GROWTH = 100  # unpacked size over archive size: ratings have a factor of 5, zip bombs of 1000
+ALLOWED_BYTES = 64 << 20  # unpacked size that is allowed for every archive
 
 
 class SourceMissingError(ValueError):
@@ -40,7 +49,7 @@ class DatasetFile(NamedTuple):
     """File of a data set: name or pattern in its folder, and its own address if it is not in the common archive."""
 
     pattern: str
-    url: str | None
+    url: str
     checksum: str | None
     optional: bool
 
@@ -48,9 +57,7 @@ class DatasetFile(NamedTuple):
     def of(cls, entry: str | Mapping[str, Any], conf: Mapping[str, Any]) -> DatasetFile:
         """Create from an entry of ``files``, with the category filled in."""
         fields = {"name": entry} if isinstance(entry, str) else entry
-        pattern = _fill_category(fields["name"], conf)
-        assert pattern is not None
-        url = _fill_category(fields.get("url"), conf)
+        pattern, url = _fill_category(fields["name"], conf), _fill_category(fields.get("url"), conf)
         return cls(pattern, url, fields.get("checksum"), bool(fields.get("optional")))
 
     def find(self, folder: Path) -> list[Path]:
@@ -64,9 +71,9 @@ class DatasetFile(NamedTuple):
         else:
             paths = folder.glob(self.pattern)
         files = sorted(path for path in paths if path.is_file())
-        if not files and not pattern.is_absolute() and folder.is_dir():
+        if not files and not pattern.is_absolute():
             files = sorted(path for path in folder.rglob(self.pattern) if path.is_file())
-            files = [path for path in files if not _is_hidden(path.relative_to(folder))]
+            files = [path for path in files if "/." not in f"/{path.relative_to(folder).as_posix()}"]
         if len(files) > 1 and not any(sign in self.pattern for sign in "*?["):
             raise ValueError(f"{self.pattern} lies in several places: {', '.join(map(str, files))}. Keep one of them")
         is_archive_checksum = self.url and files and _name(self.url) != files[0].name
@@ -87,9 +94,9 @@ def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     files = {role: DatasetFile.of(entry, conf) for role, entry in (conf.get("files") or {}).items()}
     if "interactions" not in files:
         raise ValueError("a data set's `files` must name its log: `files: {interactions: <name or pattern>}`")
-    dataset_folder = _DatasetFolder(folder, conf, files)
-    paths = {role: file.find(folder) for role, file in files.items()}
     url = _fill_category(conf.get("url"), conf)
+    dataset_folder = _DatasetFolder(folder, conf, files, url)
+    paths = {role: file.find(folder) for role, file in files.items()}
     if url and any(not paths[role] and not file.optional for role, file in files.items()):
         dataset_folder.obtain(url, conf.get("checksum"))
     for role, file in files.items():
@@ -132,6 +139,34 @@ def download(url: str, path: Path, *, checksum: str | None) -> Path:
         if not part.exists():
             _etag_file(part).unlink(missing_ok=True)
     return path
+
+
+def unpack(archive: Path, folder: Path, *, patterns: Iterable[str]) -> list[Path]:
+    """Unpack the members of a zip that match a name or pattern, and READMEs and licences; or the file of a bz2.
+
+    A folder that contains all members is left out of the paths. Raises ValueError for a damaged archive, a member
+    outside the folder, a link, a password, and more bytes than ``MAX_GROWTH`` times the archive's.
+    """
+    limit = max(ALLOWED_BYTES, MAX_GROWTH * archive.stat().st_size)
+    with TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
+        try:
+            if archive.suffix == ".bz2":
+                paths = [Path(archive.stem)]
+                with bz2.open(archive) as stream:
+                    _copy(stream, Path(temporary) / archive.stem, limit, label=archive.name)
+            else:
+                patterns = [*patterns, "README*", "LICENSE*", "LICENCE*"]
+                paths = _unzip(archive, Path(temporary), patterns, limit)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise ValueError(
+                f"{archive} is not a whole {archive.suffix[1:]} file ({error}): delete it and fetch it again"
+            ) from error
+        for path in paths:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(temporary) / path, folder / path)
+    return [folder / path for path in paths]
 
 
 def _download_part(url: str, part: Path, *, name: str) -> None:
@@ -184,6 +219,7 @@ class _DatasetFolder:
     path: Path
     conf: Mapping[str, Any]
     files: Mapping[str, DatasetFile]
+    url: str  # of an archive of all files
 
     def obtain(self, url: str, checksum: str | None) -> None:
         """Take the file of an address from the folder or download it, verify it, and unpack it if it is an archive."""
@@ -197,25 +233,24 @@ class _DatasetFolder:
                 if error.errno is not None and not isinstance(error, ConnectionError):
                     raise  # such as a full disk
                 raise SourceMissingError(self.missing_message(f"{url} cannot be downloaded ({error})")) from error
-        if path.suffix in SUFFIXES:
+        if path.suffix in ARCHIVES:
             unpack(path, self.path, patterns=[file.pattern for file in self.files.values()])
 
     def missing_message(self, reason: str) -> str:
         """Compose an error message with the files to put into the folder and their addresses."""
         names = ", ".join(file.pattern for file in self.files.values() if not file.optional)
-        url = _fill_category(self.conf.get("url"), self.conf)
-        needed = f"{_name(url)}, or {names} out of it," if url else names
-        addresses = [url, *(file.url for file in self.files.values()), self.conf.get("homepage")]
-        unique = dict.fromkeys(address for address in addresses if address)
+        needed = f"{_name(self.url)}, or {names} out of it," if self.url else names
+        addresses = [self.url, *(file.url for file in self.files.values()), self.conf.get("homepage")]
+        unique = dict.fromkeys(filter(None, addresses))
         where = f" It comes from {' , '.join(unique)}" if unique else ""
         title = self.conf.get("title", "the data set")
         return f"{title} is not there: {reason}. Put {needed} into {self.path}.{where}"
 
 
-def _fill_category(template: str | None, conf: Mapping[str, Any]) -> str | None:
-    """Replace ``{category}`` in a name or address."""
-    if template is None or "{category}" not in template:
-        return template
+def _fill_category(template: str | None, conf: Mapping[str, Any]) -> str:
+    """Replace ``{category}`` in a name or address; None becomes empty."""
+    if not template or "{category}" not in template:
+        return template or ""
     category = str((conf.get("options") or {}).get("category", ""))
     if not category or not all(sign.isalnum() or sign in "_-" for sign in category):
         raise ValueError(f"category {category!r} must be a name such as Video_Games: set `options: {{category: ...}}`")
@@ -227,10 +262,6 @@ def _name(url: str) -> str:
     if not name or name.startswith("."):
         raise ValueError(f"{url} does not end in the name of a file")
     return name
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _verify(path: Path, checksum: str | None) -> None:
@@ -286,3 +317,47 @@ def _manifest(paths: Mapping[str, list[Path]]) -> dict[str, Any]:
         "bytes": size,
         "fingerprint": digest.hexdigest(),
     }
+
+
+def _unzip(archive: Path, folder: Path, patterns: list[str], limit: int) -> list[Path]:
+    paths = []
+    with zipfile.ZipFile(archive) as packed:
+        members = [member for member in packed.infolist() if not member.is_dir()]
+        targets = {member.filename: _safe_path(member, archive) for member in members}
+        roots = {target.parts[0] for target in targets.values() if len(target.parts) > 1}
+        has_root = len(roots) == 1 and all(len(target.parts) > 1 for target in targets.values())
+        for member in members:
+            target = targets[member.filename]
+            inner = PurePosixPath(*target.parts[1:]) if has_root else target
+            if any(fnmatch(inner.name, pattern) or fnmatch(str(inner), pattern) for pattern in patterns):
+                (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+                with packed.open(member) as stream:
+                    limit -= _copy(stream, folder / inner, limit, label=inner.name, total=member.file_size)
+                paths.append(Path(inner))
+    return paths
+
+
+def _safe_path(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in member.filename or not path.parts:
+        raise ValueError(f"{archive} is refused: it holds {member.filename!r}, which would land outside its folder")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise ValueError(f"{archive} is refused: it holds a link, {member.filename!r}")
+    if member.flag_bits & 1:
+        raise ValueError(f"{archive} is locked with a password: unpack it by hand beside it")
+    return path
+
+
+def _copy(stream: IO[bytes] | Any, path: Path, limit: int, *, label: str, total: int | None = None) -> int:
+    """Copy a stream and return its size, counted in bytes read: the size in a header may be wrong."""
+    size = 0
+    with path.open("wb") as out, progress(total, f"unpack {label}", unit=BYTES) as bar:
+        while chunk := stream.read(CHUNK):
+            size += len(chunk)
+            if size > limit:
+                raise ValueError(
+                    f"{label} is refused: more than {limit:,} bytes come out, {MAX_GROWTH} times its archive"
+                )
+            out.write(chunk)
+            bar.add(len(chunk))
+    return size

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import duckdb
+import ibis
 from ibis.util import gen_name
-
-if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
-
-# ruff: noqa: S608 -- names and constants are quoted
 
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 TYPED = "typed"  # the unit of a column that is a date or timestamp already
@@ -47,29 +42,34 @@ def path_summary(paths: Sequence[str]) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
-def column_types(con: Backend, source: str, *, where: str) -> dict[str, str]:
+def column_types(con: ibis.BaseBackend, source: str, *, where: str) -> dict[str, str]:
     """Return column names and DuckDB types of a FROM clause."""
     with errors_with_file(where):
         columns = con.raw_sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
     return {str(column[0]): str(column[1]) for column in columns}
 
 
-def create_table(con: Backend, select: str, *, where: str) -> str:
+def create_table(con: ibis.BaseBackend, select: str, *, where: str) -> str:
     """Store the result of a query in a temporary table in row order; return the quoted table name."""
     name = identifier(gen_name("raw"))
-    with errors_with_file(where), _insertion_order(con):
-        con.raw_sql(f"CREATE TEMP TABLE {name} AS {select}")
+    before = con.raw_sql("SELECT current_setting('preserve_insertion_order')").fetchall()[0][0]
+    con.raw_sql("SET preserve_insertion_order = true")
+    try:
+        with errors_with_file(where):
+            con.raw_sql(f"CREATE TEMP TABLE {name} AS {select}")
+    finally:
+        con.raw_sql(f"SET preserve_insertion_order = {before}")
     return name
 
 
-def create_view(con: Backend, select: str) -> str:
+def create_view(con: ibis.BaseBackend, select: str) -> str:
     """Create a temporary view of a query; return its name, unquoted, for ``con.table``."""
     name: str = gen_name("source")
     con.raw_sql(f"CREATE TEMP VIEW {identifier(name)} AS {select}")
     return name
 
 
-def scalar(con: Backend, query: str) -> int:
+def scalar(con: ibis.BaseBackend, query: str) -> int:
     """Run a query with a single integer as its result."""
     return int(con.raw_sql(query).fetchall()[0][0])
 
@@ -84,11 +84,9 @@ def errors_with_file(where: str) -> Iterator[None]:
     """Convert DuckDB errors to a ValueError that names the file; out of memory or disk space passes unchanged."""
     try:
         yield
-    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
-        raise
     except duckdb.Error as error:
         text = str(error)
-        if "No space left" in text:
+        if isinstance(error, duckdb.OutOfMemoryException | duckdb.InterruptException) or "No space left" in text:
             raise
         reason = " ".join(text.split("\n\n", maxsplit=1)[0].split())
         hint = ""
@@ -97,17 +95,6 @@ def errors_with_file(where: str) -> Iterator[None]:
         elif any(sign in text for sign in ("GZIP", "magic bytes", "ZSTD", "zstd", "footer")):
             hint = ". The file is cut short or is not what its name says: fetch it again"
         raise ValueError(f"cannot read {where}: {reason}{hint}") from error
-
-
-@contextmanager
-def _insertion_order(con: Backend) -> Iterator[None]:
-    """Preserve insertion order, so that row numbers are the source's order; restores the connection's setting."""
-    before = con.raw_sql("SELECT current_setting('preserve_insertion_order')").fetchall()[0][0]
-    con.raw_sql("SET preserve_insertion_order = true")
-    try:
-        yield
-    finally:
-        con.raw_sql(f"SET preserve_insertion_order = {'true' if before else 'false'}")
 
 
 def timestamp_seconds(text: str, unit: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import ibis
 
 from recpipe.data.files.sql import (
     ENCODING_HINT,
@@ -17,12 +19,6 @@ from recpipe.data.files.sql import (
     timestamp_checks,
     timestamp_seconds,
 )
-
-if TYPE_CHECKING:
-    import ibis
-    from ibis.backends.duckdb import Backend
-
-# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +61,14 @@ class LogColumns:
     item: str
     timestamp: str | None = None
     unit: str = "s"
-    rating: str | None = None
-    weight: str | None = None
+    numbers: Mapping[str, str] = field(default_factory=dict)  # rating and weight
     order: str | None = None  # by default the row number
     problems: Sequence[str] = ()  # CASE arms of the reader, evaluated before the general ones
 
 
-def create_log(con: Backend, source: Source, columns: LogColumns) -> ibis.Table:
+def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ibis.Table:
     """Parse the log once into a temporary table with the columns of ``RawTables.interactions``."""
-    numbers = {"rating": columns.rating, "weight": columns.weight}
-    values = "".join(f", TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in numbers.items() if sql)
+    values = "".join(f", TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in columns.numbers.items())
     position = f", {_integer(columns.order)} AS position" if columns.order else ""
     time = timestamp_seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
     select = f"""
@@ -93,7 +87,7 @@ def create_log(con: Backend, source: Source, columns: LogColumns) -> ibis.Table:
 
 
 def create_entities(
-    con: Backend, source: Source, columns: Mapping[str, str], *, key: str, log: ibis.Table | None
+    con: ibis.BaseBackend, source: Source, columns: Mapping[str, str], *, key: str, log: ibis.Table | None
 ) -> ibis.Table:
     """Create a table of items or users with one row per id, the first in the source.
 
@@ -104,8 +98,7 @@ def create_entities(
     table = create_table(con, f"SELECT {selection} FROM {source.sql} AS source", where=source.where)
     if source.rejects:
         _check_encoding(con, source)
-        rejected = scalar(con, f"SELECT count(DISTINCT (file_id, line)) FROM {source.rejects}")
-        if rejected:
+        if rejected := scalar(con, f"SELECT count(DISTINCT (file_id, line)) FROM {source.rejects}"):
             logger.warning("%s: %d lines left out, they do not have its columns", source.where, rejected)
     _warn_of_repeats(con, table, key, source.where)
     first = f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY rowid) = 1"
@@ -119,14 +112,14 @@ def create_entities(
     return con.table(create_view(con, f"SELECT * FROM {create_table(con, union, where=source.where)}"))
 
 
-def _warn_of_repeats(con: Backend, table: str, key: str, where: str) -> None:
+def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str) -> None:
     """Log the number of rows with an id that an earlier row has, and the first of these ids."""
     repeats = f"""SELECT {key} AS id, count(*) - 1 AS dropped, min(rowid) AS place FROM {table}
         WHERE trim({key}) <> '' GROUP BY id HAVING count(*) > 1"""
     query = f"SELECT sum(dropped), count(*), list(id ORDER BY place)[:3] FROM ({repeats})"
     total, ids, first = con.raw_sql(query).fetchall()[0]
-    what = {"item_id": "items repeat an item_id", "user_id": "users repeat a user_id"}[key]
     if total:
+        what = {"item_id": "items repeat an item_id", "user_id": "users repeat a user_id"}[key]
         examples = ", ".join(first) + (", …" if ids > 3 else "")
         logger.warning("%s: %s rows of %s, the first of each counts: %s", where, f"{total:,}", what, examples)
 
@@ -137,16 +130,14 @@ def _problem(source: Source, columns: LogColumns) -> str:
     arms += columns.problems
     if columns.timestamp:
         arms += timestamp_checks(columns.timestamp, columns.unit, "__time")
-    for name, sql in (("rating", columns.rating), ("weight", columns.weight)):
-        if sql:
-            finite = f"coalesce(isfinite(TRY_CAST({sql} AS DOUBLE)), false)"
-            reason = reason_with_value(f"{name} not a number", sql)
-            arms.append(f"WHEN {sql} IS NOT NULL AND NOT {finite} THEN {reason}")
+    for name, sql in columns.numbers.items():
+        finite = f"coalesce(isfinite(TRY_CAST({sql} AS DOUBLE)), false)"
+        arms.append(f"WHEN {sql} IS NOT NULL AND NOT {finite} THEN {reason_with_value(f'{name} not a number', sql)}")
     if columns.order:
         text = f"CAST({columns.order} AS VARCHAR)"
         arms.append(f"WHEN {columns.order} IS NULL OR {text} = '' THEN 'order is empty'")
-        reason = reason_with_value("order is not a whole number", text)
-        arms.append(f"WHEN {_integer(columns.order)} IS NULL THEN {reason}")
+        not_whole = reason_with_value("order is not a whole number", text)
+        arms.append(f"WHEN {_integer(columns.order)} IS NULL THEN {not_whole}")
     return f"CASE {' '.join(arms)} END" if arms else "NULL"
 
 
@@ -157,10 +148,17 @@ def _integer(sql: str) -> str:
     return f"CASE WHEN {value} = floor({value}) THEN TRY_CAST({text} AS BIGINT) END"
 
 
-def _append_rejects(con: Backend, table: str, source: Source) -> None:
+def _append_rejects(con: ibis.BaseBackend, table: str, source: Source) -> None:
     """Append the lines that the parser rejected, with a reason each, after the good rows."""
     _check_encoding(con, source)
-    _check_quotes(con, source)
+    # An unclosed quotation mark swallows all lines up to the next one
+    swallowed = "error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') AND contains(csv_line, chr(10))"
+    line = con.raw_sql(f"SELECT min(line) FROM {source.rejects} WHERE {swallowed}").fetchall()[0][0]
+    if line is not None:
+        raise ValueError(
+            f"cannot read {source.where}: a quotation mark opens near line {line} and is not closed. "
+            "Set `quote: ''` in the options of the data set if the file does not quote"
+        )
     kind = "lower(replace(CAST(error_type AS VARCHAR), '_', ' '))"
     reason = f"{kind} || ': ' || chr(39) || left(csv_line, 60) || chr(39)"
     con.raw_sql(
@@ -175,20 +173,6 @@ def _append_rejects(con: Backend, table: str, source: Source) -> None:
         raise ValueError(f"cannot read {source.where}: no line has the columns {columns}. Is the delimiter right?")
 
 
-def _check_encoding(con: Backend, source: Source) -> None:
-    undecoded = scalar(con, f"SELECT count(*) FROM {source.rejects} WHERE error_type = 'INVALID ENCODING'")
-    if undecoded:
-        raise ValueError(
-            f"cannot read {source.where}: {undecoded} lines are not in the encoding expected. {ENCODING_HINT}"
-        )
-
-
-def _check_quotes(con: Backend, source: Source) -> None:
-    """Raise ValueError for an unclosed quotation mark, which swallows all lines up to the next one."""
-    swallowed = "error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') AND contains(csv_line, chr(10))"
-    line = con.raw_sql(f"SELECT min(line) FROM {source.rejects} WHERE {swallowed}").fetchall()[0][0]
-    if line is not None:
-        raise ValueError(
-            f"cannot read {source.where}: a quotation mark opens near line {line} and is not closed. "
-            "Set `quote: ''` in the options of the data set if the file does not quote"
-        )
+def _check_encoding(con: ibis.BaseBackend, source: Source) -> None:
+    if lines := scalar(con, f"SELECT count(*) FROM {source.rejects} WHERE error_type = 'INVALID ENCODING'"):
+        raise ValueError(f"cannot read {source.where}: {lines} lines are not in the encoding expected. {ENCODING_HINT}")

@@ -10,15 +10,12 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ibis
 
 from recpipe.config import check_known
 from recpipe.data.files.tables import RawTables
-
-if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
-
-__all__ = ["KEYS", "RawTables", "check", "read", "reader_names"]
 
 KEYS = (
     "title", "source", "homepage", "url", "checksum", "licence", "citation", "files", "options", "bad_rows",
@@ -46,7 +43,7 @@ def check(conf: Mapping[str, Any], *, where: str) -> None:
     _options(_reader(conf), conf)
 
 
-def read(conf: Mapping[str, Any], manifest: Mapping[str, Any], con: Backend) -> RawTables:
+def read(conf: Mapping[str, Any], manifest: Mapping[str, Any], con: ibis.BaseBackend) -> RawTables:
     """Read the files that ``fetch`` listed into tables on a DuckDB connection.
 
     A bad row raises nothing: its reason is in the column ``problem``. Raises ValueError for files that cannot be read

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from recpipe.data.files.json_lines import json_source, json_text, json_words, literal_source
+import ibis
+
+from recpipe.data.files.sql import identifier
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
-
-if TYPE_CHECKING:
-    import ibis
-    from ibis.backends.duckdb import Backend
-
-# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
+from recpipe.data.files.text import json_source, json_text, json_words, literal_source
 
 
 class Edition(NamedTuple):
@@ -36,8 +33,7 @@ class Edition(NamedTuple):
 
 EDITIONS = {
     2014: Edition(
-        "reviewerID", "asin", "overall", "unixReviewTime", "s", "brand", "categories",
-        ("imUrl",), "description",
+        "reviewerID", "asin", "overall", "unixReviewTime", "s", "brand", "categories", ("imUrl",), "description"
     ),
     2018: Edition(
         "reviewerID", "asin", "overall", "unixReviewTime", "s", "brand", "category",
@@ -62,7 +58,7 @@ class Options:
             raise ValueError(f"unknown Amazon edition {self.edition!r}: one of {', '.join(map(str, EDITIONS))}")
 
 
-def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
+def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read reviews with ratings and the reviewed products: title, brand, categories, description, image address.
 
     The edition of 2023 has milliseconds and groups variants of a product by ``parent_asin``, the item id; those of 2014
@@ -72,12 +68,12 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> 
     keys = (edition.user, edition.item, edition.rating, edition.timestamp)
     user, item, rating, timestamp = map(json_text, keys)
     source = json_source(con, files["interactions"], keys=keys, required=keys)
-    log = create_log(con, source, LogColumns(user, item, timestamp, unit=edition.unit, rating=rating))
+    log = create_log(con, source, LogColumns(user, item, timestamp, unit=edition.unit, numbers={"rating": rating}))
     products = _products(options.edition, files["items"], con, log=log) if files.get("items") else None
     return RawTables(log, products)
 
 
-def _products(year: int, paths: Sequence[str], con: Backend, *, log: ibis.Table) -> ibis.Table:
+def _products(year: int, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> ibis.Table:
     """Read the products in the log; the metadata files describe every product of a category, reviewed or not."""
     edition = EDITIONS[year]
     images = [path.split("[")[0] for path in edition.images]
@@ -91,8 +87,7 @@ def _products(year: int, paths: Sequence[str], con: Backend, *, log: ibis.Table)
     ) as source:
         logged = f"SELECT item_id FROM {log.get_name()} WHERE problem IS NULL"
         reviewed = f"(SELECT * FROM {source.sql} WHERE {json_text(edition.item)} IN ({logged}))"
-        columns = _product_columns(edition)
-        return create_entities(con, source._replace(sql=reviewed), columns, key="item_id", log=log)
+        return create_entities(con, source._replace(sql=reviewed), _product_columns(edition), key="item_id", log=log)
 
 
 def _product_columns(edition: Edition) -> dict[str, str]:
@@ -102,7 +97,10 @@ def _product_columns(edition: Edition) -> dict[str, str]:
     categories = _plain(json_words(edition.categories, separator=", "))
     description = _plain(json_words("description"))
     parts = dict.fromkeys((title, brand, categories, description, _plain(json_words(edition.features))))
-    images = ", ".join(_image(path) for path in edition.images)
+    images = ", ".join(
+        f"nullif({identifier(key)} ->> '${bracket}{inside}', '')"
+        for key, bracket, inside in (path.partition("[") for path in edition.images)
+    )
     return {
         "item_id": json_text(edition.item),
         "title": title,
@@ -113,11 +111,6 @@ def _product_columns(edition: Edition) -> dict[str, str]:
         "description": description,
         "price": json_text("price"),
     }
-
-
-def _image(path: str) -> str:
-    key, _, inside = path.partition("[")
-    return f"nullif({json_text(key)}, '')" if not inside else f"""nullif("{key}" ->> '$[{inside}', '')"""
 
 
 def _plain(sql: str) -> str:

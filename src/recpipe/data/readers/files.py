@@ -10,18 +10,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ibis
 
 from recpipe.config import check_known
-from recpipe.data.files.delimited import basket_source, delimited_source
 from recpipe.data.files.sql import TYPED, column_types, identifier, literal, literals, path_summary, reason_with_value
 from recpipe.data.files.tables import LogColumns, RawTables, Source, create_entities, create_log
-
-if TYPE_CHECKING:
-    import ibis
-    from ibis.backends.duckdb import Backend
-
-# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
+from recpipe.data.files.text import basket_source, delimited_source
 
 FORMATS = {
     ".csv": "csv", ".txt": "csv", ".dat": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
@@ -61,15 +57,15 @@ class Options(TableOptions):
     users: Mapping[str, Any] | None = None
 
 
-def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
+def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read the log, and items and users where the configuration names files of these roles."""
     log = _log(options, files["interactions"], con)
-    items = _entities("item_id", options.items, files.get("items"), con, log=log)
-    users = _entities("user_id", options.users, files.get("users"), con, log=None)
+    items = _entities("item_id", options.items, files.get("items", ()), con, log=log)
+    users = _entities("user_id", options.users, files.get("users", ()), con, log=None)
     return RawTables(log, items, users)
 
 
-def _log(options: Options, paths: Sequence[str], con: Backend) -> ibis.Table:
+def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table:
     mapping = {name: column for name, column in options.columns.items() if column is not None}
     for name in mapping:
         check_known(name, LOG_COLUMNS, what="column in the mapping of the log")
@@ -89,13 +85,13 @@ def _log(options: Options, paths: Sequence[str], con: Backend) -> ibis.Table:
     sql = {name: identifier(column) for name, column in mapping.items()}
     columns = LogColumns(
         _id_text(mapping["user_id"], source), _id_text(mapping["item_id"], source), sql.get("timestamp"), unit,
-        rating=sql.get("rating"), weight=sql.get("weight"), order=sql.get("order"),
+        numbers={name: sql[name] for name in ("rating", "weight") if name in sql}, order=sql.get("order"),
     )  # fmt: skip
     return create_log(con, source, columns)
 
 
 def _entities(
-    key: str, values: Mapping[str, Any] | None, paths: Sequence[str] | None, con: Backend, *, log: ibis.Table | None
+    key: str, values: Mapping[str, Any] | None, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table | None
 ) -> ibis.Table | None:
     if not paths:
         return None
@@ -116,22 +112,18 @@ def _entities(
     return create_entities(con, source, columns | others, key=key, log=log)
 
 
-def _source(options: TableOptions, paths: Sequence[str], con: Backend) -> Source:
+def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) -> Source:
     file_format = options.format or _format(paths[0])
     if file_format == "lines":
         return basket_source(paths, delimiter=options.delimiter or " ", encoding=options.encoding)
     if file_format in ("csv", "tsv"):
         if not options.header and not options.names:
             raise ValueError(f"{paths[0]} has no header: name its columns, `names: [user, item, time]`, in the options")
-        tabs = file_format == "tsv"
-        return delimited_source(
-            con,
-            paths,
-            delimiter=options.delimiter or ("\t" if tabs else ","),
-            columns=None if options.header else options.names,
-            encoding=options.encoding,
-            quote=options.quote if options.quote is not None else ("" if tabs else '"'),
-        )
+        delimiter, quote = ("\t", "") if file_format == "tsv" else (",", '"')
+        delimiter = options.delimiter or delimiter
+        quote = quote if options.quote is None else options.quote
+        columns = () if options.header else options.names or ()
+        return delimited_source(paths, delimiter=delimiter, columns=columns, encoding=options.encoding, quote=quote)
     if file_format == "jsonl":
         return _json_source(paths, con)
     if file_format != "parquet":
@@ -141,7 +133,7 @@ def _source(options: TableOptions, paths: Sequence[str], con: Backend) -> Source
     return Source(sql, column_types(con, sql, where=where), where)
 
 
-def _json_source(paths: Sequence[str], con: Backend) -> Source:
+def _json_source(paths: Sequence[str], con: ibis.BaseBackend) -> Source:
     """Create a source of JSON lines with values as text: types of the first records would lose later values."""
     where = path_summary(paths)
     layout = f"{literals(paths)}, format = 'newline_delimited', ignore_errors = true"
@@ -156,8 +148,7 @@ def _json_source(paths: Sequence[str], con: Backend) -> Source:
 
 
 def _format(path: str) -> str:
-    suffixes = [suffix.lower() for suffix in PurePath(path).suffixes]
-    suffixes = [suffix for suffix in suffixes if suffix not in (".gz", ".zst", ".bz2")]
+    suffixes = [suffix for suffix in PurePath(path.lower()).suffixes if suffix not in (".gz", ".zst", ".bz2")]
     if not suffixes or suffixes[-1] not in FORMATS:
         raise ValueError(f"cannot tell the format of {path}: set `format` to csv, tsv, parquet, jsonl or lines")
     return FORMATS[suffixes[-1]]
@@ -203,29 +194,30 @@ def explode_sequences(
     lists = {name: _list(column, source, delimiter) for name, column in columns.items()}
     user = identifier(mapping["user_id"]) if "user_id" in mapping else "CAST(row_number() OVER () AS VARCHAR)"
     sequences = ", ".join(f"{sql} AS {name}s" for name, sql in lists.items())
-    reasons = ", ".join(_not_a_list(columns[name], sql, source) for name, sql in lists.items())
+    reasons = ["NULL"]
+    for name, column in columns.items():
+        if not source.types[column].endswith("[]"):
+            text = f"CAST({identifier(column)} AS VARCHAR)"
+            reason = reason_with_value("not a list of values", text)
+            reasons.append(f"CASE WHEN {text} <> '' AND ({lists[name]}) IS NULL THEN {reason} END")
     lengths = [f"len({name}s) IS DISTINCT FROM len(item_ids)" for name in lists if name != "item_id"]
     rows = (
         f"SELECT *, ({' OR '.join(lengths) or 'false'}) AS uneven FROM (SELECT {user} AS user_id, {sequences}, "
-        f"CAST(coalesce({reasons}) AS VARCHAR) AS unread FROM {source.sql})"
+        f"CAST(coalesce({', '.join(reasons)}) AS VARCHAR) AS unread FROM {source.sql})"
     )
     values = ", ".join(
         f"unnest(CASE WHEN uneven OR coalesce(len({name}s), 0) = 0 THEN [NULL] ELSE {name}s END) AS {name}"
         for name in lists
     )
+    kinds = {name: source.types[column] for name, column in columns.items()}
     types = {"user_id": source.types.get(mapping.get("user_id", ""), "VARCHAR")}
-    for name, column in columns.items():
-        kind = source.types[column]
-        types[name] = kind[:-2] if kind.endswith("[]") else "VARCHAR"
-    types |= {"uneven": "BOOLEAN", "unread": "VARCHAR"}
-    exploded = source._replace(
-        sql=f"(SELECT user_id, uneven, unread, {values} FROM ({rows}))",
-        types=types,
-        problem="CASE WHEN unread IS NOT NULL THEN unread "
-        "WHEN uneven THEN 'not as many times as items in the row' "
-        "WHEN item_id IS NULL THEN 'empty sequence' END",
+    types |= {name: kind[:-2] if kind.endswith("[]") else "VARCHAR" for name, kind in kinds.items()}
+    problem = (
+        "CASE WHEN unread IS NOT NULL THEN unread WHEN uneven THEN 'not as many times as items in the row' "
+        "WHEN item_id IS NULL THEN 'empty sequence' END"
     )
-    return exploded, {name: name for name in ("user_id", *lists)}
+    sql = f"(SELECT user_id, uneven, unread, {values} FROM ({rows}))"
+    return source._replace(sql=sql, types=types, problem=problem), {name: name for name in types}
 
 
 def _list(column: str, source: Source, delimiter: str | None) -> str:
@@ -240,31 +232,14 @@ def _list(column: str, source: Source, delimiter: str | None) -> str:
         return f"CASE WHEN {text} <> '' THEN string_split({text}, {literal(delimiter)}) END"
     bare = f"regexp_replace({text}, '[\\[\\]()]', '', 'g')"
     loose = f"list_filter(regexp_split_to_array({bare}, '[\\s,;]+'), lambda item: item <> '')"
-    return (
-        f"CASE WHEN NOT regexp_matches({text}, {literal(QUOTES)}) THEN {loose} "
-        f"WHEN json_valid({text}) AND json_type(TRY_CAST({text} AS JSON)) = 'ARRAY' THEN {_json_list(text)} "
-        f"WHEN regexp_full_match({text}, {literal(QUOTED)}) THEN {_python_list(text)} END"
-    )
-
-
-def _json_list(text: str) -> str:
-    """Return SQL of the values of a JSON list; null where one of them is a list or an object."""
     json = f"TRY_CAST({text} AS JSON)"
-    nested = f"list_has_any(json_type({json}, '$[*]'), ['ARRAY', 'OBJECT'])"
-    return f"CASE WHEN NOT {nested} THEN json_extract_string({json}, '$[*]') END"
-
-
-def _python_list(text: str) -> str:
-    """Return SQL of the values of a list in Python notation, without quotation marks and backslashes."""
+    is_flat = f"NOT list_has_any(json_type({json}, '$[*]'), ['ARRAY', 'OBJECT'])"
     unescaped = "regexp_replace(item[2:-2], '\\\\(.)', '\\1', 'g')"
     value = f"CASE WHEN regexp_matches(item[1], {literal(QUOTES)}) THEN {unescaped} ELSE item END"
-    return f"list_transform(regexp_extract_all({text}, {literal(VALUE)}), lambda item: {value})"
-
-
-def _not_a_list(column: str, values: str, source: Source) -> str:
-    """Return SQL of the reason why a column's text is not a list, null where it is."""
-    if source.types[column].endswith("[]"):
-        return "NULL"
-    text = f"CAST({identifier(column)} AS VARCHAR)"
-    reason = reason_with_value("not a list of values", text)
-    return f"CASE WHEN {text} <> '' AND ({values}) IS NULL THEN {reason} END"
+    python = f"list_transform(regexp_extract_all({text}, {literal(VALUE)}), lambda item: {value})"
+    return (
+        f"CASE WHEN NOT regexp_matches({text}, {literal(QUOTES)}) THEN {loose} "
+        f"WHEN json_valid({text}) AND json_type({json}) = 'ARRAY' "
+        f"THEN CASE WHEN {is_flat} THEN json_extract_string({json}, '$[*]') END "
+        f"WHEN regexp_full_match({text}, {literal(QUOTED)}) THEN {python} END"
+    )

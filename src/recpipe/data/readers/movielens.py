@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import ibis
 
 from recpipe.config import check_known
-from recpipe.data.files.delimited import delimited_source
 from recpipe.data.files.sql import identifier, literal, literals
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
-
-if TYPE_CHECKING:
-    import ibis
-    from ibis.backends.duckdb import Backend
+from recpipe.data.files.text import delimited_source
 
 LAYOUTS = ("100k", "1m", "10m", "csv")
 GENRES_100K = (
@@ -30,6 +27,8 @@ OCCUPATIONS_1M = (
     "tradesman/craftsman", "unemployed", "writer",
 )  # fmt: skip
 RATING = ("user", "item", "rating", "timestamp")
+USER_100K = ("id", "age", "gender", "occupation", "zip_code")
+USER_1M = ("id", "gender", "age", "occupation", "zip_code")
 MOVIE_100K = ("item", "title", "released", "released_on_video", "url", *GENRES_100K)
 
 
@@ -43,7 +42,7 @@ class Options:
         check_known(self.layout, LAYOUTS, what="MovieLens layout")
 
 
-def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
+def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read ratings, films with genres, and for 100K and 1M users with age, gender and occupation."""
     log = _ratings(options.layout, files["interactions"], con)
     items = _films(options.layout, files["items"], con, log=log) if files.get("items") else None
@@ -51,44 +50,42 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> 
     return RawTables(log, items, users)
 
 
-def _ratings(layout: str, paths: Sequence[str], con: Backend) -> ibis.Table:
+def _ratings(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table:
     if layout == "csv":
-        source = delimited_source(con, paths, delimiter=",")
-        columns = LogColumns("userId", "movieId", timestamp="timestamp", rating="rating")
-        source.check_columns(("userId", "movieId", "rating", "timestamp"))
+        source = delimited_source(paths, delimiter=",")
+        user, item = "userId", "movieId"
+        source.check_columns((user, item, "rating", "timestamp"))
     else:
-        source = delimited_source(con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote="")
-        columns = LogColumns('"user"', "item", timestamp="timestamp", rating="rating")
-    return create_log(con, source, columns)
+        source = delimited_source(paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote="")
+        user, item = '"user"', "item"
+    return create_log(con, source, LogColumns(user, item, timestamp="timestamp", numbers={"rating": "rating"}))
 
 
-def _films(layout: str, paths: Sequence[str], con: Backend, *, log: ibis.Table) -> ibis.Table:
-    item, title, genres = "item", "title", "string_split(genres, '|')"
+def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> ibis.Table:
+    item, genres = "item", "string_split(genres, '|')"
     if layout == "csv":
-        source = delimited_source(con, paths, delimiter=",")
+        source = delimited_source(paths, delimiter=",")
         item = "movieId"
     elif layout == "100k":
-        source = delimited_source(con, paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
+        source = delimited_source(paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
         flags = ", ".join(f"CASE WHEN {identifier(name)} = '1' THEN {literal(name)} END" for name in GENRES_100K)
         genres = f"list_filter([{flags}], lambda genre: genre IS NOT NULL)"
     else:
         encoding = "latin-1" if layout == "1m" else "utf-8"
         names = ("item", "title", "genres")
-        source = delimited_source(con, paths, delimiter="::", columns=names, encoding=encoding, quote="")
+        source = delimited_source(paths, delimiter="::", columns=names, encoding=encoding, quote="")
     genres = f"list_filter({genres}, lambda genre: genre NOT IN ('', 'unknown', '(no genres listed)'))"
-    text = f"concat_ws('. ', {title}, nullif(array_to_string({genres}, ', '), ''))"
-    columns = {"item_id": item, "title": title, "text": text, "genres": genres}
+    text = f"concat_ws('. ', title, nullif(array_to_string({genres}, ', '), ''))"
+    columns = {"item_id": item, "title": "title", "text": text, "genres": genres}
     return create_entities(con, source, columns, key="item_id", log=log)
 
 
-def _users(layout: str, paths: Sequence[str], con: Backend) -> ibis.Table | None:
+def _users(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table | None:
+    occupation = "occupation"
     if layout == "100k":
-        names = ("id", "age", "gender", "occupation", "zip_code")
-        source = delimited_source(con, paths, delimiter="|", columns=names, quote="")
-        occupation = "occupation"
+        source = delimited_source(paths, delimiter="|", columns=USER_100K, quote="")
     elif layout == "1m":
-        names = ("id", "gender", "age", "occupation", "zip_code")
-        source = delimited_source(con, paths, delimiter="::", columns=names, quote="")
+        source = delimited_source(paths, delimiter="::", columns=USER_1M, quote="")
         occupation = f"{literals(OCCUPATIONS_1M)}[TRY_CAST(occupation AS INTEGER) + 1]"
     else:
         return None

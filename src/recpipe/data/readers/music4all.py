@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from recpipe.data.files.delimited import delimited_source
+import ibis
+
 from recpipe.data.files.tables import LogColumns, RawTables, create_log
-
-if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
+from recpipe.data.files.text import delimited_source
 
 
 @dataclass(frozen=True)
@@ -23,9 +21,9 @@ class Options:
     timestamp: str = "iso"
 
 
-def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
+def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read the plays. Tracks have no titles: the texts of the songs are under another licence."""
-    source = delimited_source(con, files["interactions"], delimiter="\t", quote="")
+    source = delimited_source(files["interactions"], delimiter="\t", quote="")
     source.check_columns(("user_id", "track_id", "timestamp"))
     columns = LogColumns("user_id", "track_id", timestamp='"timestamp"', unit=options.timestamp)
     return RawTables(create_log(con, source, columns))

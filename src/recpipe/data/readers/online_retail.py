@@ -7,19 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import ibis
 
 from recpipe.data.files.sql import TYPED, column_types, literal, literals, path_summary
 from recpipe.data.files.tables import LogColumns, RawTables, Source, create_entities, create_log
 
-if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
-
-# ruff: noqa: S608 -- names and constants are quoted by sql.identifier and sql.literal
-
-COLUMNS = (
-    "InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"
-)  # fmt: skip
+COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
 CODE = "upper(trim(StockCode))"  # a few lines have the letter of a code in lower case
 
 
@@ -31,7 +25,7 @@ class Options:
     not_goods: Sequence[str] = ()
 
 
-def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
+def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read purchases with quantities as weights, stock codes with descriptions, customers with countries.
 
     Lines other than purchases of goods by an identified customer have a reason in ``problem``. The shop's local time is
@@ -41,23 +35,19 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> 
     sql, where = f"read_parquet({literals(paths)})", path_summary(paths)
     source = Source(sql, column_types(con, sql, where=where), where)
     source.check_columns(COLUMNS)
-    problems = _not_purchases(options)
-    log_columns = LogColumns("CustomerID", CODE, "InvoiceDate", unit=TYPED, weight="Quantity", problems=problems)
-    log = create_log(con, source, log_columns)
-    columns = {"item_id": "code", "title": "title", "text": "title", "price": "price"}
-    items = create_entities(con, _products(source, options), columns, key="item_id", log=log)
-    columns = {"user_id": "id", "country": "country"}
-    users = create_entities(con, _customers(source), columns, key="user_id", log=None)
-    return RawTables(log, items, users)
-
-
-def _not_purchases(options: Options) -> list[str]:
-    return [
+    problems = [
         "WHEN CustomerID IS NULL THEN 'no customer'",
         "WHEN InvoiceNo LIKE 'C%' THEN 'cancellation'",
         "WHEN Quantity IS NULL OR Quantity <= 0 THEN 'quantity not positive'",
         f"WHEN NOT ({_goods(options)}) THEN 'not goods: ' || {CODE}",
     ]
+    numbers = {"weight": "Quantity"}
+    log = create_log(con, source, LogColumns("CustomerID", CODE, "InvoiceDate", TYPED, numbers, problems=problems))
+    columns = {"item_id": "code", "title": "title", "text": "title", "price": "price"}
+    items = create_entities(con, _products(source, options), columns, key="item_id", log=log)
+    columns = {"user_id": "id", "country": "country"}
+    users = create_entities(con, _customers(source), columns, key="user_id", log=None)
+    return RawTables(log, items, users)
 
 
 def _goods(options: Options) -> str:

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from recpipe.data.files.json_lines import json_text, json_words, literal_source
+import ibis
+
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
+from recpipe.data.files.text import json_text, json_words, literal_source
 
-if TYPE_CHECKING:
-    import ibis
-    from ibis.backends.duckdb import Backend
-
-GAME_KEYS = (
-    "id", "app_name", "title", "genres", "tags", "specs", "developer", "publisher", "release_date", "price"
-)  # fmt: skip
+LIST_KEYS = ("genres", "tags", "specs")
+TEXT_KEYS = ("developer", "publisher", "release_date", "price")
+GAME_KEYS = ("id", "app_name", "title", *LIST_KEYS, *TEXT_KEYS)
 
 
 @dataclass(frozen=True)
@@ -28,26 +25,26 @@ class Options:
     user: str = "username"
 
 
-def read(options: Options, files: Mapping[str, Sequence[str]], con: Backend) -> RawTables:
+def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read reviews with days as time and hours played as weight; games with title, tags and developer."""
     keys = (options.user, "product_id", "date", "hours")
     with literal_source(con, files["interactions"], keys=keys, required=keys[:3]) as source:
         user, item, date, hours = map(json_text, keys)
-        columns = LogColumns(user, item, date, unit="iso", weight=hours)
+        columns = LogColumns(user, item, date, unit="iso", numbers={"weight": hours})
         log = create_log(con, source, columns)
     return RawTables(log, _games(files["items"], con, log=log) if files.get("items") else None)
 
 
-def _games(paths: Sequence[str], con: Backend, *, log: ibis.Table) -> ibis.Table:
+def _games(paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> ibis.Table:
     title = f"coalesce(nullif({json_text('app_name')}, ''), nullif({json_text('title')}, ''))"
-    lists = {name: json_words(name, separator=", ") for name in ("genres", "tags", "specs")}
+    lists = {name: json_words(name, separator=", ") for name in LIST_KEYS}
     parts = [title, *lists.values(), json_text("developer")]
     columns = {
         "item_id": json_text("id"),
         "title": title,
         "text": f"nullif(concat_ws('. ', {', '.join(parts)}), '')",
         **lists,
-        **{name: json_text(name) for name in ("developer", "publisher", "release_date", "price")},
+        **{name: json_text(name) for name in TEXT_KEYS},
     }
     with literal_source(con, paths, keys=GAME_KEYS, required=("id",)) as source:
         return create_entities(con, source, columns, key="item_id", log=log)

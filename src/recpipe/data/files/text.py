@@ -1,0 +1,216 @@
+"""Text files as sources: delimited lines (CSV, TSV, ``::``), baskets, JSON lines, lines of Python literals.
+
+Literals are parsed without evaluation and converted to JSON.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import io
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+import ibis
+import pyarrow as pa
+from ibis.util import gen_name
+
+from recpipe.data.files.sql import (
+    ENCODING_HINT,
+    errors_with_file,
+    identifier,
+    literal,
+    literals,
+    path_summary,
+    reason_with_value,
+)
+from recpipe.data.files.tables import Source
+from recpipe.progress import BYTES, progress
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_LINE_BYTES = 16 << 20  # far above any review or product
+SAMPLE_LINES = 100
+INVALID = "_unread"  # key of a record that stands for a line without a literal; its value is the line's beginning
+
+
+def delimited_source(
+    paths: Sequence[str], *, delimiter: str, columns: Sequence[str] = (), encoding: str = "utf-8", quote: str = '"'
+) -> Source:
+    """Create a source of text columns. columns: names in files without a header.
+
+    Lines with another number of columns go to the source's table of rejects. Raises ValueError for an empty file, a
+    header that cannot be decoded or has only one column, and files with different headers.
+    """
+    if not 1 <= len(delimiter.encode()) <= 4:
+        raise ValueError(f"delimiter {delimiter!r} must have one to four characters")
+    if columns:
+        _first_line(paths[0], encoding)
+    names = list(columns) if columns else _header(paths, delimiter, encoding=encoding, quote=quote)
+    rejects = gen_name("rejects")
+    types = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    sql = (
+        f"read_csv({literals(paths)}, auto_detect = false, header = {'false' if columns else 'true'}, "
+        f"delim = {literal(delimiter)}, quote = {literal(quote)}, escape = {literal(quote)}, "
+        f"encoding = {literal(encoding)}, columns = {{{types}}}, store_rejects = true, "
+        f"rejects_table = {literal(rejects)}, rejects_scan = {literal(rejects + '_scan')})"
+    )
+    return Source(sql, dict.fromkeys(names, "VARCHAR"), path_summary(paths), rejects=identifier(rejects))
+
+
+def basket_source(paths: Sequence[str], *, delimiter: str, encoding: str = "utf-8") -> Source:
+    """Create a source of lines with a user and a varying number of items: text columns user_id and items."""
+    _first_line(paths[0], encoding)
+    lines = (
+        f"read_csv({literals(paths)}, auto_detect = false, header = false, "
+        f"delim = {literal(chr(31) + chr(30))}, quote = '', escape = '', "
+        f"encoding = {literal(encoding)}, columns = {{'line': 'VARCHAR'}})"
+    )
+    user = f"split_part(line, {literal(delimiter)}, 1)"
+    items = f"substr(line, length({user}) + {len(delimiter) + 1})"
+    sql = f"(SELECT {user} AS user_id, {items} AS items FROM {lines})"
+    return Source(sql, {"user_id": "VARCHAR", "items": "VARCHAR"}, path_summary(paths))
+
+
+def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
+    """Create a source with a JSON column per key, null where a record lacks it; read values with ``json_text``.
+
+    Raises ValueError if none of the first records has one of the required keys.
+    """
+    where = path_summary(paths)
+    layout = f"format = 'newline_delimited', ignore_errors = true, maximum_object_size = {MAX_LINE_BYTES}"
+    if required:
+        records = f"read_json({literals(paths[:1])}, {layout}, records = false, columns = {{'json': 'JSON'}})"
+        query = f"SELECT json_keys(json) FROM {records} WHERE json_type(json) = 'OBJECT' LIMIT {SAMPLE_LINES}"
+        with errors_with_file(where):
+            sample = con.raw_sql(query).fetchall()
+        _check_keys(required, {key for row in sample for key in row[0] or ()}, where)
+    columns = ", ".join(f"{literal(key)}: 'JSON'" for key in keys)
+    empty = " AND ".join(f"{identifier(key)} IS NULL" for key in keys)
+    invalid = json_text(INVALID) if INVALID in keys else "NULL"
+    problem = (
+        f"CASE WHEN {invalid} IS NOT NULL THEN {reason_with_value('not a Python literal', invalid)} "
+        f"WHEN {empty} THEN 'not a JSON object with the columns expected' END"
+    )
+    sql = f"read_json({literals(paths)}, {layout}, columns = {{{columns}}})"
+    return Source(sql, dict.fromkeys(keys, "JSON"), where, problem=problem)
+
+
+@contextmanager
+def literal_source(
+    con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
+) -> Iterator[Source]:
+    """Create a ``json_source`` of Python literals through a temporary JSON file with these keys.
+
+    The file is deleted when the context ends: create tables from the source inside it.
+    """
+    with TemporaryDirectory(prefix="recpipe-") as folder:
+        converted = Path(folder) / "records.jsonl"
+        sample: set[str] = set()
+        with converted.open("w", encoding="utf-8") as out:
+            for number, record in enumerate(record for path in paths for record in _records(path)):
+                if number < SAMPLE_LINES:
+                    sample |= record.keys() - {INVALID}
+                values = {key: record[key] for key in (*keys, INVALID) if key in record}
+                out.write(json.dumps(values, default=str, skipkeys=True) + "\n")
+        _check_keys(required, sample, path_summary(paths))
+        source = json_source(con, [str(converted)], keys=[*keys, INVALID], required=())
+        yield source._replace(where=path_summary(paths))
+
+
+def json_text(key: str) -> str:
+    """Return SQL of a key's value as text."""
+    return f"({identifier(key)} ->> '$')"
+
+
+def json_words(key: str, *, separator: str = " ") -> str:
+    """Return SQL of a key's text; a list or a list of lists is joined. Null where there is no text."""
+    flat, nested = (f"json_extract_string({identifier(key)}, '{path}')" for path in ("$[*]", "$[*][*]"))
+    plain = f"CASE WHEN json_type({identifier(key)}) = 'VARCHAR' THEN {json_text(key)} END"
+    return (
+        f"nullif(trim(CASE WHEN len({nested}) > 0 THEN array_to_string({nested}, {literal(separator)}) "
+        f"WHEN len({flat}) > 0 THEN array_to_string({flat}, {literal(separator)}) ELSE {plain} END), '')"
+    )
+
+
+def _header(paths: Sequence[str], delimiter: str, *, encoding: str, quote: str) -> list[str]:
+    lines = [_first_line(path, encoding) for path in paths]
+    if len(delimiter) > 1 or not quote:
+        headers = [line.split(delimiter) for line in lines]
+    else:
+        headers = [next(csv.reader([line], delimiter=delimiter, quotechar=quote)) for line in lines]
+    for path, header in zip(paths, headers, strict=True):
+        if header != headers[0]:
+            raise ValueError(f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(headers[0])}")
+    names = [name or f"column{place}" for place, name in enumerate(headers[0])]
+    if len(names) == 1:
+        raise ValueError(
+            f"{paths[0]} has one column, {names[0][:80]!r}, when split at {delimiter!r}: "
+            "set `delimiter` in the options of the data set to the one the file uses"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{paths[0]} names a column twice: {', '.join(names)}")
+    return names
+
+
+def _first_line(path: str, encoding: str) -> str:
+    """Read the first line, decompressed and decoded, without line end and byte order mark."""
+    try:
+        with pa.input_stream(path, compression="detect") as stream:
+            head = stream.read(MAX_HEADER_BYTES)
+        line = io.TextIOWrapper(io.BytesIO(head), encoding=encoding, newline=None, errors="strict").readline()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"cannot read {path}: {error}. It is cut short or is not what its name says") from error
+    except (UnicodeDecodeError, LookupError) as error:
+        raise ValueError(f"cannot read {path} as {encoding}: {error}. {ENCODING_HINT}") from error
+    if not head:
+        raise ValueError(f"{path} is empty")
+    return line.rstrip("\r\n").removeprefix("\ufeff")
+
+
+def _check_keys(required: Sequence[str], keys: set[str], where: str) -> None:
+    missing = [key for key in required if key not in keys]
+    if missing:
+        present = ", ".join(sorted(map(str, keys))[:40]) or "no records in its first lines"
+        raise ValueError(f"{where} has no {missing[0]!r}; found: {present}")
+
+
+def _records(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the dictionaries of a file; a line without one gives ``{INVALID: its beginning}``."""
+    size = Path(path).stat().st_size
+    with open(path, "rb") as raw, progress(size, f"read {Path(path).name}", unit=BYTES) as bar:
+        stream: BinaryIO = gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore[assignment]  # noqa: SIM115
+        try:
+            for line in _limited_lines(stream):
+                bar.add(raw.tell() - bar.done)
+                if line.strip():
+                    yield _parse_literal(line)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"cannot read {path}: {error}. It is cut short or is not what its name says") from error
+
+
+def _limited_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines up to ``MAX_LINE_BYTES``; only the beginning of a longer one, which then is no literal."""
+    buffered = io.BufferedReader(stream, 1 << 20)  # type: ignore[type-var]
+    while line := buffered.readline(MAX_LINE_BYTES):
+        beginning = line
+        while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = buffered.readline(MAX_LINE_BYTES)
+        yield beginning
+
+
+def _parse_literal(line: bytes) -> dict[str, Any]:
+    try:
+        value = ast.literal_eval(line.decode("utf-8").strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        logger.debug("not a literal: %s", error)
+        value = None
+    return value if isinstance(value, dict) else {INVALID: line[:60].decode("utf-8", "replace")}

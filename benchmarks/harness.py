@@ -13,6 +13,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from recpipe.config import Configuration
     from recpipe.data.protocol import Protocol
 
@@ -201,3 +205,28 @@ def train_on_generated(data: Path, dataset: str, name: str, settings: dict[str, 
 
     run = configuration(dataset, models={name: settings or {}}).run(name)
     train(run, DataFolder(data, dataset))
+
+
+def from_transformers(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
+    """State dict of our T5's ``side``, encoder or decoder, from that of transformers' T5ForConditionalGeneration."""
+    import torch
+
+    state = {
+        "relative.table.weight": tensors[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"],
+        "norm.weight": tensors[f"{side}.final_layer_norm.weight"],
+    }
+    parts: list[tuple[str, str, dict[str, Sequence[str]]]] = [
+        ("attention", "SelfAttention", {"qkv": "qkv", "out": "o"}),
+        ("cross", "EncDecAttention", {"q": "q", "kv": "kv", "out": "o"}),
+        ("feed", "DenseReluDense", {"up": ["wi"], "down": ["wo"]}),
+    ]
+    if side == "encoder":
+        del parts[1]
+    blocks = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(f"{side}.block."))
+    for block, (place, (part, source, weights)) in product(range(blocks), enumerate(parts)):
+        stem, target = f"{side}.block.{block}.layer.{place}", f"layers.{block}.{part}"
+        state[f"{target}.norm.weight"] = tensors[f"{stem}.layer_norm.weight"]
+        for name, sources in weights.items():
+            joined = [tensors[f"{stem}.{source}.{each}.weight"] for each in sources]
+            state[f"{target}.{name}.weight"] = torch.cat(joined)
+    return state

@@ -12,7 +12,7 @@ from tests.models.generative import BOTH, ITEMS, create
 from tests.synthetic import sequences
 
 from recpipe.data.batches import Batch
-from recpipe.layers.code_tokens import ItemCodes, attended_by_target, causal, targets_of, user_tokens, within_target
+from recpipe.layers.code_tokens import ItemCodes, causal, decoder_masks, targets_of, user_tokens
 from recpipe.semantic_ids.ids import CatalogueIds, SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
@@ -30,8 +30,9 @@ def test_the_shorter_of_two_rows_has_its_own_last_event_as_target():
 def test_masks_say_what_sees_what():
     event = torch.tensor([-1, 0, 0, 1, 1])
     assert causal(event).int().tolist() == [[1, 0, 0, 0, 0], *[[1, 1, 1, 0, 0]] * 2, *[[1, 1, 1, 1, 1]] * 2]
-    assert attended_by_target(event, 2, 2).int().tolist() == [*[[1, 1, 1, 0, 0]] * 2, *[[1, 1, 1, 1, 1]] * 2]
-    assert within_target(2, 2, event.device).int().tolist() == [*[[1, 1, 0, 0]] * 2, *[[0, 0, 1, 1]] * 2]
+    masks = decoder_masks(event, 2, 2, by_target=True)
+    assert masks["cross"].int().tolist() == [*[[1, 1, 1, 0, 0]] * 2, *[[1, 1, 1, 1, 1]] * 2]
+    assert masks["attention"].int().tolist() == [*[[1, 1, 0, 0]] * 2, *[[0, 0, 1, 1]] * 2]
 
 
 def test_users_are_hashed_alike_everywhere():

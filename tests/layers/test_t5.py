@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks.harness import from_transformers
 from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recpipe.layers.t5 import Encoder, RelativeBias, T5Shape, attend, attention_mask, from_transformers, fused_attention
+from recpipe.layers.t5 import Encoder, RelativeBias, T5Shape, attend, attention_mask, fused_attention
 from recpipe.layers.t5_decoder import Decoder, KVCache
 
 VOCABULARY = 50

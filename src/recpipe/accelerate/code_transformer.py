@@ -18,10 +18,7 @@ from recpipe.layers.code_transformer import CodeTransformer, StepDecoder
 
 
 class T5Accelerator:
-    """Makes the fast version of a ``CodeTransformer``; computes it anew when a weight has changed.
-
-    Deriving the weights takes longer than a search for one user.
-    """
+    """Fast version of a ``CodeTransformer``, cached: deriving its weights takes longer than a search for one user."""
 
     def __init__(self) -> None:
         self.cache: WeightCache[FastCodeTransformer] = WeightCache()

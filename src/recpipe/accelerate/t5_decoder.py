@@ -10,7 +10,6 @@ see code_transformer.py.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -33,18 +32,14 @@ USERS = 4  # in a part of the memory
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """Memory of a few users: per layer y Wk Wq' and y Wv Wo, and the bias of cross-attention."""
+    """Memory of ``USERS`` users: per layer y Wk Wq' and y Wv Wo, and the bias of cross-attention.
+
+    As long as the longest of them: in cache, with little padding if lengths are sorted.
+    """
 
     users: int
     layers: list[tuple[Tensor, Tensor]]  # both (b, H * S, D), heads one after the other
     bias: Tensor | None  # (b, 1, H * S)
-
-
-@dataclass(frozen=True)
-class FastMemory:
-    """Users in parts, each as long as its longest: in cache, with little padding if lengths are sorted."""
-
-    parts: list[MemoryPart]
 
 
 class Past(NamedTuple):
@@ -67,8 +62,7 @@ class RowCache:
         """(B, K, t): the rows of every new position's past, its own the last; ``parents`` as in ``Decoder.step``."""
         first = self.layers[0].used
         rows = torch.arange(first, first + B * K).view(B, K, 1)
-        if self.past is not None:
-            past = self.past
+        if (past := self.past) is not None:
             if parents_BK is not None:
                 past = past.gather(1, parents_BK[..., None].expand(-1, -1, past.shape[2]))
             rows = torch.cat([past, rows], 2)
@@ -84,10 +78,9 @@ class _GrowingMatrix:
         """All rows so far; a new buffer has room for three times as many more."""
         before, self.used = self.used, self.used + len(rows)
         if self.used > len(self.buffer):
-            buffer = rows.new_empty(self.used + 3 * len(rows), rows.shape[1])
+            smaller, self.buffer = self.buffer, rows.new_empty(self.used + 3 * len(rows), rows.shape[1])
             if before:
-                buffer[:before] = self.buffer[:before]
-            self.buffer = buffer
+                self.buffer[:before] = smaller[:before]
         self.buffer[before : self.used] = rows
         return self.buffer[: self.used]
 
@@ -98,7 +91,7 @@ class FastDecoder:
     def __init__(self, decoder: Decoder) -> None:
         self.shape, self.relative, self.recency = decoder.shape, decoder.relative, decoder.recency
         self.heads = torch.arange(decoder.shape.heads)[:, None]
-        self.biases: dict[int, Tensor] = {}
+        self.biases: dict[int, Tensor] = {}  # (H, t) of the last of t positions
         self.scale = norm_scale(decoder.norm.weight)
         layers = cast(list[DecoderLayer], list(decoder.layers))
         self.layers = [(FastAttention(layer.attention), FastFeedForward(layer.feed)) for layer in layers]
@@ -109,53 +102,49 @@ class FastDecoder:
         return RowCache(len(self.layers))
 
     @torch.no_grad()
-    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor | None = None) -> FastMemory:
+    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor | None = None) -> list[MemoryPart]:
         """Memory of encoded users, with padding on the right; users that are all padding give zeros.
 
         ``events_S`` as in ``Memory``.
         """
+        H, D = self.shape.heads, self.shape.dim
         y_RD = without_padding(encoded_BSD, mask_BS)
-        y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])  # a row for the padding
-        parts, rows, start = [], [], 0
+        y_RD = torch.cat([y_RD, y_RD.new_zeros(1, D)])  # a row for the padding
+        parts, rows, first = [], [], 0
         for lengths in mask_BS.sum(1).split(USERS):
-            rows.append(self._memory_rows(lengths, start, len(y_RD) - 1))
-            parts.append(MemoryPart(len(lengths), [], self._memory_bias(lengths, events_S)))
-            start += int(lengths.sum())
+            places = torch.arange(max(int(lengths.max()), 1))
+            real_BS = places < lengths[:, None]
+            tokens_BS = torch.where(real_BS, (first + lengths.cumsum(0) - lengths)[:, None] + places, len(y_RD) - 1)
+            keys = (tokens_BS[:, None] * (2 * H) + self.heads).flatten()
+            rows.append((keys, keys + H))
+            parts.append(MemoryPart(len(lengths), [], self._memory_bias(real_BS, events_S)))
+            first += int(lengths.sum())
         for project in self.cross:
-            projected = project(y_RD).view(-1, self.shape.dim)  # (R * 2 * H, D)
+            projected = project(y_RD).view(-1, D)  # (R * 2 * H, D)
             for part, (keys, values) in zip(parts, rows, strict=True):
-                k, v = (
-                    projected.index_select(0, chosen).view(part.users, -1, self.shape.dim) for chosen in (keys, values)
-                )
+                k, v = (projected.index_select(0, places).view(part.users, -1, D) for places in (keys, values))
                 part.layers.append((k, v))
-        return FastMemory(parts)
+        return parts
 
-    def _memory_rows(self, lengths: Tensor, start: int, padding: int) -> tuple[Tensor, Tensor]:
-        """(B * H * S,) each: the rows of (R * 2 * H, D) that are keys and values of users, from token ``start``."""
-        H, places = self.shape.heads, torch.arange(max(int(lengths.max()), 1))
-        row = (start + lengths.cumsum(0) - lengths)[:, None] + places
-        row = torch.where(places < lengths[:, None], row, padding)
-        keys = (row[:, None] * (2 * H) + self.heads).flatten()
-        return keys, keys + H
-
-    def _memory_bias(self, lengths: Tensor, events_S: Tensor | None) -> Tensor | None:
-        """Bias of cross-attention (B, 1, H * S); None for zeros."""
-        B, H, S = len(lengths), self.shape.heads, max(int(lengths.max()), 1)
-        real = torch.arange(S) < lengths[:, None]
-        if self.recency is None and bool(real.all()):
+    def _memory_bias(self, real_BS: Tensor, events_S: Tensor | None) -> Tensor | None:
+        """Bias of cross-attention (B, 1, H * S) for ``real`` tokens; None for zeros."""
+        (B, S), H = real_BS.shape, self.shape.heads
+        if self.recency is None and bool(real_BS.all()):
             return None
         bias = torch.zeros(B, 1, S, dtype=self.scale.dtype)
         if self.recency is not None:
             if events_S is None:
                 raise ValueError("a decoder with recency needs the events of its memory")
-            last = last_event(real, events_S[:S])[:, None]
+            last = last_event(real_BS, events_S[:S])[:, None]
             bias = self.recency(last, events_S[:S].expand(B, -1))[:, :, 0]
-        bias = bias.masked_fill(~real[:, None], -torch.inf)
-        bias[lengths == 0] = 0  # their values are all 0
+        bias = bias.masked_fill(~real_BS[:, None], -torch.inf)
+        bias[~real_BS.any(1)] = 0  # the values of these users are all 0
         return bias.expand(B, H, S).reshape(B, 1, H * S)
 
     @torch.no_grad()
-    def step(self, x_BKD: Tensor, memory: FastMemory, cache: RowCache, parents_BK: Tensor | None = None) -> Tensor:
+    def step(
+        self, x_BKD: Tensor, memory: list[MemoryPart], cache: RowCache, parents_BK: Tensor | None = None
+    ) -> Tensor:
         """(B, K, D) as from ``Decoder.step``."""
         B, K, D = x_BKD.shape
         past = self._past(cache.advance(B, K, parents_BK))
@@ -173,16 +162,12 @@ class FastDecoder:
         t, H = rows_BKt.shape[2], self.shape.heads
         if t == 1:
             return None
-        keys = (rows_BKt[:, :, None] * (2 * H) + self.heads).flatten()
-        bias = self._bias(t).repeat(rows_BKt.shape[0] * rows_BKt.shape[1], 1)
-        return Past(keys, keys + H, torch.arange(0, len(keys), t), bias)
-
-    def _bias(self, t: int) -> Tensor:
-        """(H, t) bias of the last of t positions."""
         if t not in self.biases:
             places = torch.arange(t)
             self.biases[t] = self.relative(places[-1:], places)[:, 0]
-        return self.biases[t]
+        keys = (rows_BKt[:, :, None] * (2 * H) + self.heads).flatten()
+        bias = self.biases[t].repeat(rows_BKt.shape[0] * rows_BKt.shape[1], 1)
+        return Past(keys, keys + H, torch.arange(0, len(keys), t), bias)
 
     def _attend(self, q: Tensor, kv: Tensor, past: Past) -> Tensor:
         """(M, H * P): every beam over its own past, by sums of a few rows instead of a product."""
@@ -193,25 +178,21 @@ class FastDecoder:
         mixed = torch.embedding_bag(table, past.values, past.first, per_sample_weights=weights.flatten())[0]
         return mixed.view(len(q), -1)
 
-    def _cross_attend(self, x_BKD: Tensor, memory: FastMemory, layer: int) -> Tensor:
+    def _cross_attend(self, x_BKD: Tensor, memory: list[MemoryPart], layer: int) -> Tensor:
         """x + cross-attention: all heads, and all beams of a user, in one product."""
-        queries = normalise(x_BKD)
-        if len(memory.parts) == 1:
-            return self._cross_attend_part(x_BKD, queries, memory.parts[0], layer)
-        parts = zip(memory.parts, x_BKD.split(USERS), queries.split(USERS), strict=True)
-        return torch.cat([self._cross_attend_part(x, q, part, layer) for part, x, q in parts])
-
-    def _cross_attend_part(self, x: Tensor, queries: Tensor, part: MemoryPart, layer: int) -> Tensor:
-        keys, values = part.layers[layer]
-        scores = torch.bmm(queries, keys.mT) if part.bias is None else torch.baddbmm(part.bias, queries, keys.mT)
-        weights = scores.unflatten(-1, (self.shape.heads, -1)).softmax(-1).flatten(2)
-        return torch.baddbmm(x, weights, values)
+        outputs = []
+        for part, x, q in zip(memory, x_BKD.split(USERS), normalise(x_BKD).split(USERS), strict=True):
+            keys, values = part.layers[layer]
+            scores = torch.bmm(q, keys.mT) if part.bias is None else torch.baddbmm(part.bias, q, keys.mT)
+            weights = scores.unflatten(-1, (self.shape.heads, -1)).softmax(-1).flatten(2)
+            outputs.append(torch.baddbmm(x, weights, values))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _folded_cross_attention(layer: CrossAttention) -> FastLinear:
     """Projection of encoded tokens to the memory, heads side by side: (R, 2 * H * D)."""
     H = layer.heads
-    q = (layer.q.weight * (layer.norm.weight * math.sqrt(len(layer.norm.weight)))).unflatten(0, (H, -1))
+    q = (layer.q.weight * norm_scale(layer.norm.weight)).unflatten(0, (H, -1))
     k, v = layer.kv.weight.unflatten(0, (2, H, -1))  # (H, P, D)
     out = layer.out.weight.unflatten(1, (H, -1))  # (D, H, P)
     keys = torch.einsum("hpd,hpe->hde", q, k)

@@ -24,19 +24,14 @@ class FastLinear:
 
     def __init__(self, weight: Tensor, *, norm: Tensor | None = None) -> None:
         """``norm``: the scale of the RMSNorm before it, for inputs normalised by ``normalise``."""
-        weight = weight.detach()
-        if norm is not None:
-            weight = weight * (norm.detach() * math.sqrt(len(norm)))
-        weight = weight.contiguous()
+        weight = (weight.detach() if norm is None else weight.detach() * norm_scale(norm)).contiguous()
         self.packed = _packed(weight)
         self.weight = weight if self.packed is None else None  # one of the two
 
     def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
         if self.weight is not None:
-            y = F.linear(x, self.weight)
-            return y.relu_() if relu else y
-        after = "relu" if relu else "none"
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, after, [], "")
+            return F.linear(x, self.weight).relu_() if relu else F.linear(x, self.weight)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "relu" if relu else "none", [], "")
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
         """``residual`` + x W'."""
@@ -46,7 +41,7 @@ class FastLinear:
 
 
 def _packed(weight: Tensor) -> Tensor | None:
-    """The weight in oneDNN's layout; None where there is none, for torch's own product."""
+    """Convert to oneDNN's layout; None where that is not available, for torch's own product."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
     try:
@@ -137,9 +132,8 @@ class FastEncoder:
         mixed = qkv.new_empty(len(qkv), H, P)
         biases = bias.expand(len(lengths), -1, -1, -1)
         for part, output, user_bias in zip(qkv.split(lengths), mixed.split(lengths), biases, strict=True):
-            T = len(part)
-            q, k, v = part.view(T, 3, H, P).permute(1, 2, 0, 3)
-            weights = torch.baddbmm(user_bias[:, :T, :T], q, k.mT).softmax(-1)
+            q, k, v = part.view(-1, 3, H, P).permute(1, 2, 0, 3)
+            weights = torch.baddbmm(user_bias[:, : len(part), : len(part)], q, k.mT).softmax(-1)
             output.copy_(torch.bmm(weights, v).transpose(0, 1))
         return mixed.flatten(1)
 

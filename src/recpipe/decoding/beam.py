@@ -67,8 +67,7 @@ def beam_search(
     normalised over the whole level. ``stochastic``: a sample without replacement, in the order of the draw, from the
     distribution of ``renormalise``, which it implies.
 
-    Raises ValueError for k > beam, for a tree in which items share ids, for log-probabilities of another width than
-    the level's codes and for NaN among them.
+    Raises ValueError for k > beam, items that share ids, log-probabilities of another shape, and NaN among them.
     """
     _check(tree, beam, k, temperatures)
     log_probs = decoder.step(0, None, None)
@@ -76,7 +75,9 @@ def beam_search(
     whole = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
     constraints = Constraints.of(whole, B, seen, allowed)
     tree = constraints.tree
-    state, is_nan = _root(B, device, stochastic), []
+    nodes, scores = torch.zeros(B, 1, dtype=torch.int64, device=device), torch.zeros(B, 1, device=device)
+    priority = scores if stochastic is None else gumbel(scores.shape, stochastic).to(device)
+    state, is_nan = BeamState(nodes, nodes, scores, priority), []
     for level in range(tree.depth if len(tree.leaves) else 0):
         if level:
             log_probs = decoder.step(level, tree.children[level - 1][state.nodes], state.parents)
@@ -86,7 +87,9 @@ def beam_search(
             log_probs = (log_probs / temperatures[level]).log_softmax(-1)
         state = _expand(state, constraints, level, log_probs, beam, renormalise, stochastic)
         is_nan.append(state.priority.isnan().any())
-    _check_nan(is_nan)
+    # checked once at the end, since a GPU waits for each check
+    if is_nan and (levels := torch.stack(is_nan).nonzero().flatten().tolist()):
+        raise ValueError(f"log-probabilities of level {levels[0] + 1} are NaN; the model's weights are not usable")
     return _result(tree, state, min(k or beam, tree.n_items))
 
 
@@ -97,13 +100,6 @@ class BeamState(NamedTuple):
     parents: Tensor
     scores: Tensor  # log-probabilities
     priority: Tensor  # what they are ranked by: scores, or perturbed ones
-
-
-def _root(B: int, device: torch.device, stochastic: torch.Generator | None) -> BeamState:
-    nodes = torch.zeros(B, 1, dtype=torch.int64, device=device)
-    scores = torch.zeros(B, 1, device=device)
-    priority = scores if stochastic is None else gumbel(scores.shape, stochastic).to(device)
-    return BeamState(nodes, nodes, scores, priority)
 
 
 def _expand(
@@ -139,8 +135,7 @@ class Children(NamedTuple):
 def children(constraints: Constraints, level: int, nodes_BK: Tensor, log_probs_BKV: Tensor) -> Children:
     """Children of beams at ``nodes`` of depth ``level``, from the log-probabilities of all codes.
 
-    Where nodes have many children, a place is a code, and a table masks the codes that do not follow; where they have
-    few, only these are read.
+    Where nodes have many, a place is a code, and a table masks codes that do not follow; else only children are read.
     """
     tree = constraints.tree
     table = tree.child_mask(level, wide_only=True) if constraints.live is None else None
@@ -188,20 +183,15 @@ def gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
 def perturbed(parents_BK: Tensor, log_probs_BKW: Tensor, generator: torch.Generator) -> Tensor:
     """Perturbed log-probabilities (B, K, W) float64 of children, given that the greatest of each beam's is ``parents``.
 
-    -inf where ``log_probs`` is. ``log_probs`` are those of whole prefixes; those of a prefix's children sum to its own
-    (appendix B.3 of the paper).
+    -inf where ``log_probs`` is. These are of whole prefixes and sum to that of the parent (the paper's appendix B.3).
     """
     free = log_probs_BKW.double() + gumbel(log_probs_BKW.shape, generator).to(log_probs_BKW.device)
-    difference = free - free.amax(-1, keepdim=True)
+    x = free - free.amax(-1, keepdim=True)
+    log1mexp = torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))  # log(1 - exp(x))
     parents = parents_BK[..., None]
-    v = parents - free + _log1mexp(difference)
+    v = parents - free + log1mexp
     shifted = parents - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
     return shifted.masked_fill_(log_probs_BKW == -torch.inf, -torch.inf)
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x <= 0, exact at both ends."""
-    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def _check(tree: PrefixTree | TreeTensors, beam: int, k: int | None, temperatures: Sequence[float] | None) -> None:
@@ -227,12 +217,6 @@ def _check_shape(log_probs: Tensor, level: int, state: BeamState, sizes: Sequenc
             f"log-probabilities of level {level + 1} are {tuple(log_probs.shape)}; for {beams} beams of {users} users "
             f"and {sizes[level]} codes they are {(users, beams, sizes[level])}"
         )
-
-
-def _check_nan(is_nan: list[Tensor]) -> None:
-    """Raise ValueError for NaN at any level; checked once at the end, since a GPU waits for each check."""
-    if is_nan and (levels := torch.stack(is_nan).nonzero().flatten().tolist()):
-        raise ValueError(f"log-probabilities of level {levels[0] + 1} are NaN; the model's weights are not usable")
 
 
 def _result(tree: TreeTensors, state: BeamState, k: int) -> Beams:

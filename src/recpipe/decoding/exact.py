@@ -37,8 +37,7 @@ def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
             scores += log_probs[level].index_select(1, codes_NL[:, level])
         return scores
     table = torch.cat(list(log_probs), 1).T.contiguous()  # (sum V, B): a code is a row of all users
-    sizes = [0, *(each.shape[1] for each in log_probs[:-1])]
-    first = torch.tensor(sizes, dtype=codes_NL.dtype).cumsum(0, dtype=codes_NL.dtype)
+    first = torch.tensor([0, *(each.shape[1] for each in log_probs[:-1])]).cumsum(0).to(codes_NL.dtype)
     scores = table.new_empty(B, N)
     for start in range(0, N, size := max(CHUNK // B, 1)):
         rows = codes_NL[start : start + size] + first
@@ -69,8 +68,7 @@ def exact_top(
 
     A beam search gives k items, the worst of which is the bound: a prefix is followed only if it can still reach that
     with the best code of every remaining level. Of equal scores the lower row of the catalogue is first. Faster than
-    ``exact_scores`` from about a million items on; not for flat distributions, where nothing can be pruned. ``seen``,
-    ``allowed`` and errors as in ``beam_search``.
+    ``exact_scores`` from about a million items on, except for flat distributions. Otherwise as ``beam_search``.
     """
     device = log_probs[0].device
     log_probs = [each.float() for each in log_probs]
@@ -103,10 +101,6 @@ class Nodes(NamedTuple):
     nodes: Tensor
     scores: Tensor
 
-    def select(self, chosen: Tensor) -> Nodes:
-        """The pairs of a mask or of places."""
-        return Nodes(self.users[chosen], self.nodes[chosen], self.scores[chosen])
-
 
 class BranchAndBound(NamedTuple):
     """Visit of the tree level by level, without nodes that cannot reach ``bound`` (B,)."""
@@ -120,8 +114,7 @@ class BranchAndBound(NamedTuple):
         """All leaves that reach the bound."""
         tree = self.constraints.tree
         counts = [1, *map(len, tree.children)]
-        shallow = max(counts[-1] // SHALLOW, counts[1])
-        depth = max(d for d, count in enumerate(counts) if d == 0 or count <= shallow)
+        depth = max(d for d, count in enumerate(counts) if d == 0 or count <= max(counts[-1] // SHALLOW, counts[1]))
         users = torch.arange(len(self.bound), device=self.bound.device)
         parts = users.split(max(MAX_NODES // counts[depth], 1)) if counts[-1] else users[:0].split(1)
         nodes = _concatenate([self._at(depth, part) for part in parts])
@@ -132,11 +125,10 @@ class BranchAndBound(NamedTuple):
     def _at(self, depth: int, users: Tensor) -> Nodes:
         """The nodes of a depth that reach the bound, for some users."""
         needed = (self.bound - self.best_remaining[depth])[users, None]
+        scores = torch.zeros_like(needed)
         if depth:
             prefixes = self.constraints.tree.prefixes(depth)
             scores = exact_scores([each[users] for each in self.log_probs[:depth]], prefixes)
-        else:
-            scores = torch.zeros_like(needed)
         user, node = ((scores >= needed) & (scores > -torch.inf)).nonzero(as_tuple=True)
         reached = Nodes(users[user], node, scores[user, node])
         return self._free(reached, depth - 1) if depth else reached
@@ -167,7 +159,8 @@ class BranchAndBound(NamedTuple):
         return self._free(reached, level)
 
     def _free(self, nodes: Nodes, level: int) -> Nodes:
-        return nodes.select(self.constraints.is_free(level, nodes.users, nodes.nodes))
+        is_free = self.constraints.is_free(level, nodes.users, nodes.nodes)
+        return Nodes(*(values[is_free] for values in nodes))
 
 
 def _concatenate(parts: Sequence[Nodes]) -> Nodes:
@@ -193,10 +186,8 @@ def _sorted(leaves: Nodes, tree: TreeTensors, like: Beams) -> Beams:
     rank = torch.arange(len(users), device=users.device) - (count.cumsum(0) - count)[users]
     top = rank < like.items.shape[1]
     place = users[top], rank[top]
-    empty = (-1, -torch.inf, -1)
-    result = Beams(*(torch.full_like(each, value) for each, value in zip(like, empty, strict=True)))
-    result.items[place], result.scores[place] = rows[top], scores[top]
-    result.codes[place] = tree.codes(nodes[top])
+    result = Beams(*map(torch.full_like, like, (-1, -torch.inf, -1)))
+    result.items[place], result.scores[place], result.codes[place] = rows[top], scores[top], tree.codes(nodes[top])
     return result
 
 

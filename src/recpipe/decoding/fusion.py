@@ -1,4 +1,4 @@
-"""Fusion of several ranked lists into one, such as those found by text ids and by image ids.
+"""Fusion of several ranked lists into one, such as those of text ids and of image ids.
 
 B users, K places of a list, M lists, J = M * K candidates.
 """
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 DAMPING = 60  # of reciprocal ranks: Cormack, Clarke, Büttcher, SIGIR 2009
 BONUS = 1.0  # of items that all lists have: MQL4GRec, section 3.4
@@ -43,25 +44,24 @@ def fuse(
         rank = 1 + torch.where(match, torch.arange(scores.shape[1], device=scores.device), 0).sum(-1)
         candidates.append(Candidates(match.any(-1), log_probs, rank))
     total = RULES[rule](candidates, weights, levels)
-    total = torch.where(~_is_repetition(items) & (items > 0), total, -torch.inf)
+    same = items[:, :, None] == items[:, None]
+    is_repetition = (same & torch.ones_like(same[0]).tril(-1)).any(-1)  # of an item further left
+    total = torch.where(~is_repetition & (items > 0), total, -torch.inf)
     best, places = total.topk(min(k, total.shape[1]))
-    chosen = torch.where(best > -torch.inf, items.gather(1, places), 0)
-    missing = (0, k - chosen.shape[1])
-    return (torch.nn.functional.pad(chosen, missing), torch.nn.functional.pad(best, missing, value=-torch.inf))
+    best_items = torch.where(best > -torch.inf, items.gather(1, places), 0)
+    missing = (0, k - best.shape[1])
+    return F.pad(best_items, missing), F.pad(best, missing, value=-torch.inf)
 
 
 def _mixture(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:
-    weighted = [
-        each.log_probs + torch.log(torch.tensor(weight, dtype=each.log_probs.dtype)).item()
-        for each, weight in zip(lists, weights, strict=True)
-    ]
-    return torch.stack(weighted).logsumexp(0)
+    log_weights = torch.tensor(weights, dtype=lists[0].log_probs.dtype).log().tolist()
+    parts = [each.log_probs + log_weight for each, log_weight in zip(lists, log_weights, strict=True)]
+    return torch.stack(parts).logsumexp(0)
 
 
 def _reciprocal(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:
     parts = [weight * each.present / (DAMPING + each.rank) for each, weight in zip(lists, weights, strict=True)]
-    total = torch.stack(parts).sum(0)
-    return torch.where(total > 0, total, -torch.inf)
+    return torch.where((total := torch.stack(parts).sum(0)) > 0, total, -torch.inf)
 
 
 def _paper(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:
@@ -73,9 +73,3 @@ def _paper(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequen
 
 Rule = Callable[[Sequence[Candidates], Sequence[float], Sequence[int]], Tensor]
 RULES: dict[str, Rule] = {"mixture": _mixture, "reciprocal": _reciprocal, "paper": _paper}
-
-
-def _is_repetition(items_BJ: Tensor) -> Tensor:
-    """(B, J): whether an item occurs further left."""
-    same = items_BJ[:, :, None] == items_BJ[:, None]
-    return (same & torch.ones_like(same[0]).tril(-1)).any(-1)

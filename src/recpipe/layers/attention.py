@@ -31,9 +31,8 @@ def causal_mask(batch: Batch, like: Tensor) -> Mask:
         return None
     if like.device.type == "cuda":
         return block_mask(segments)
-    T = segments.shape[1]
     allowed = (segments[:, :, None] == segments[:, None, :]).tril_()[:, None]
-    return torch.where(allowed, 0.0, -torch.inf).to(like.dtype).view(-1, 1, T, T)
+    return torch.where(allowed, 0.0, -torch.inf).to(like.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: nn.Dropout | None = None) -> Tensor:
@@ -48,11 +47,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: nn.Dropo
         return flex_attend(q, k, v, mask)
     if p > 0 and dropout is not None and q.device.type == "cpu":  # torch has no fused kernel for this on a CPU
         scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
-        if mask is None:
-            T = q.shape[-2]
-            scores = scores.masked_fill_(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf)
-        else:
-            scores = scores + mask
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill_(future, -torch.inf) if mask is None else scores + mask
         return dropout(scores.softmax(-1)) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=p)
 

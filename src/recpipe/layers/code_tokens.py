@@ -1,10 +1,8 @@
 """Semantic ids inside a model: the codes of its catalogue, their numbers as tokens, and histories of tokens.
 
 Tokens are numbered from 1, level after level: code c of level l is ``first[l] + c``; 0 is padding. After all codes
-there is one token per level for items without an id.
-
-B batch, T events, W targets of a row, L levels, S tokens of the encoder, I items, N items with an id, D width,
-H heads, U users.
+there is one token per level for items without an id. B batch, T events, W targets of a row, L levels, S tokens of the
+encoder, I items, N items with an id, D width, H heads, U users.
 """
 
 from __future__ import annotations
@@ -33,6 +31,8 @@ class ItemCodes(nn.Module):
     ``tree`` raises ValueError, if ``unique``, where items share an id.
     """
 
+    codes: Tensor  # (I + 1, L), negative without an id
+
     def __init__(self, ids: CatalogueIds, *, unique: bool = True) -> None:
         super().__init__()
         self.ids, self.unique = ids, unique
@@ -40,7 +40,6 @@ class ItemCodes(nn.Module):
         self.first = tuple(int(each) for each in 1 + np.cumsum((0, *ids.sizes[:-1])))
         self.size = sum(ids.sizes)  # tokens of codes
         self._subtree: tuple[Tensor, PrefixTree, Tensor] | None = None
-        self.codes: Tensor
         self.register_buffer("codes", torch.from_numpy(ids.codes.copy()))
 
     @property
@@ -64,16 +63,20 @@ class ItemCodes(nn.Module):
 
     @cached_property
     def tree(self) -> PrefixTree:
-        """Prefix tree of the items with an id. Raises ValueError where items share one and must not."""
+        """Prefix tree of the items with an id."""
         codes = self.codes.cpu().numpy()[self.rows]
         return PrefixTree.build(codes, self.sizes, source=self.ids.source, shared=not self.unique)
 
     @cached_property
     def row_of(self) -> Tensor:
         """(I + 1,) row of the tree of every item, -1 without one."""
-        row = np.full(len(self.codes), -1, np.int64)
-        row[self.rows] = np.arange(len(self.rows))
-        return torch.from_numpy(row)
+        return self._positions(self.rows)
+
+    def _positions(self, items: np.ndarray) -> Tensor:
+        """(I + 1,) position of every item in ``items``, -1 for others."""
+        positions = np.full(len(self.codes), -1, np.int64)
+        positions[items] = np.arange(len(items))
+        return torch.from_numpy(positions)
 
     def tree_of(self, items: Tensor | None) -> tuple[PrefixTree, Tensor]:
         """The tree over those of ``items`` (I + 1,) bool that have an id, None: all; and the rows (I + 1,) in it.
@@ -84,10 +87,8 @@ class ItemCodes(nn.Module):
             return self.tree, self.row_of
         if self._subtree is None or self._subtree[0] is not items:
             inside = self.rows[items.cpu().numpy()[self.rows]]
-            row = np.full(len(self.codes), -1, np.int64)
-            row[inside] = np.arange(len(inside))
             tree = PrefixTree.build(self.codes.cpu().numpy()[inside], self.sizes, shared=not self.unique)
-            self._subtree = items, tree, torch.from_numpy(row)
+            self._subtree = items, tree, self._positions(inside)
         return self._subtree[1:]
 
     def forget(self) -> None:
@@ -151,7 +152,10 @@ class CodeInput(nn.Module):
 
     def forward(self, batch: Batch, tokens: Tensor) -> EmbeddedHistory:
         """Embed the histories of ``batch``; ``tokens`` (I + 1, L) of every item."""
-        return self.embed_history(tokens[batch.items], batch.mask, self.first_tokens(batch))
+        first = torch.full((len(batch.items),), self.begin, device=batch.items.device)
+        if self.users:
+            first = first + 1 + batch.features[USER][:, 0, 0]
+        return self.embed_history(tokens[batch.items], batch.mask, first)
 
     def embed_history(self, tokens_BTL: Tensor, mask_BT: Tensor, first_B: Tensor) -> EmbeddedHistory:
         """Embed the tokens of every event, and the first token of each history."""
@@ -166,11 +170,6 @@ class CodeInput(nn.Module):
             torch.cat([mask.new_ones(size, 1), mask], 1),
             place.div(per_event, rounding_mode="floor")[per_event - 1 :],
         )
-
-    def first_tokens(self, batch: Batch) -> Tensor:
-        """(B,) first token of each history."""
-        begin = torch.full((len(batch.items),), self.begin, device=batch.items.device)
-        return begin + 1 + batch.features[USER][:, 0, 0] if self.users else begin
 
     def features(self, users: np.ndarray) -> dict[str, np.ndarray]:
         """Features of ``users`` (U,) that batches need."""
@@ -228,17 +227,12 @@ def causal(event_S: Tensor) -> Tensor:
     return event_S[None, :] <= event_S[:, None]
 
 
-def attended_by_target(event_S: Tensor, width: int, queries: int) -> Tensor:
-    """(width * queries, S) bool: the ``queries`` of the target after event t, t < width, attend to events up to t."""
-    return event_S[None, :] <= target_of_query(width, queries, event_S.device)[:, None]
+def decoder_masks(event_S: Tensor, width: int, queries: int, *, by_target: bool) -> dict[str, Tensor]:
+    """Masks and positions for ``Decoder.forward``: ``queries`` of each of ``width`` targets, apart from each other.
 
-
-def within_target(width: int, queries: int, device: torch.device) -> Tensor:
-    """(width * queries, width * queries) bool: queries of one target attend to each other only."""
-    target = target_of_query(width, queries, device)
-    return target[None, :] == target[:, None]
-
-
-def target_of_query(width: int, queries: int, device: torch.device) -> Tensor:
-    """(width * queries,) the target of each query, which is also the last event before it."""
-    return torch.arange(width, device=device).repeat_interleave(queries)
+    ``by_target``: those of the target after event t attend to events up to t, otherwise to all.
+    """
+    target = torch.arange(width, device=event_S.device).repeat_interleave(queries)  # also the last event before it
+    positions = torch.arange(queries, device=event_S.device).repeat(width)
+    masks = {"attention": target[None, :] == target[:, None], "positions": positions}
+    return masks | {"cross": event_S[None, :] <= target[:, None], "events_Q": target} if by_target else masks

@@ -1,6 +1,4 @@
-"""Encoder–decoder over the codes of semantic ids: reads histories of tokens and writes ids token by token.
-
-The network of TIGER and MQL4GRec, its losses, and its decoding steps for beam search.
+"""Encoder–decoder over the codes of semantic ids: the network of TIGER and MQL4GRec, its losses and decoding steps.
 
 B batch, K beams, W targets of a row, L levels, S tokens of the encoder, D width, V codes of a level.
 """
@@ -15,17 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from recpipe.config import check_choices
 from recpipe.data.batches import Batch
-from recpipe.layers.code_tokens import (
-    CodeInput,
-    EmbeddedHistory,
-    ItemCodes,
-    attended_by_target,
-    causal,
-    loss_items,
-    target_of_query,
-    within_target,
-)
+from recpipe.layers.code_tokens import CodeInput, EmbeddedHistory, ItemCodes, causal, decoder_masks, loss_items
 from recpipe.layers.softmax import tree_cross_entropy
 from recpipe.layers.t5 import Encoder, T5Shape
 from recpipe.layers.t5_decoder import Decoder, Memory
@@ -67,9 +57,9 @@ class CodeShape(T5Shape):
     """Settings of a ``CodeTransformer``.
 
     ``users``: number of groups that users are hashed into, 0: none. ``one_pass``: tokens attend to no later event, so
-    that one encoding serves all targets of a row. ``recency``: cross-attention knows how many events ago something
-    was, see ``recpipe.layers.t5_decoder.Decoder``. ``softmax``: ``all``, over the tokens of all levels, as in T5;
-    ``children``, over the codes that may follow in the catalogue, which needs ``renormalise`` of the beam search.
+    that one encoding serves all targets of a row. ``recency``: see ``recpipe.layers.t5_decoder.Decoder``. ``softmax``:
+    ``all``, over the tokens of all levels, as in T5; ``children``, over the codes that may follow in the catalogue,
+    which needs ``renormalise`` of the beam search.
     """
 
     users: int = 0
@@ -80,8 +70,7 @@ class CodeShape(T5Shape):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.softmax not in ("all", "children"):
-            raise ValueError(f"softmax is {self.softmax!r}; allowed: all, children")
+        check_choices(self, softmax=("all", "children"))
         if self.softmax == "children" and not self.renormalise:
             raise ValueError("softmax is children, so a search has to renormalise: set renormalise: true")
 
@@ -139,17 +128,13 @@ class CodeTransformer(nn.Module):
         memory, history = encoded
         assert isinstance(memory, Memory)  # training does not run inside ``cached_weights``
         width, levels = targets_BWL.shape[1:]
-        device = targets_BWL.device
         begin = torch.full_like(targets_BWL[..., :1], self.input.extra + kind)
         shifted = torch.cat([begin, targets_BWL[..., :-1]], -1)
         by_target = self.one_pass if by_target is None else by_target
         hidden = self.decoder(
             self.input.embed(shifted).flatten(1, 2),
             memory,
-            cross=attended_by_target(history.event, width, levels) if by_target else None,
-            attention=within_target(width, levels, device),
-            positions=torch.arange(levels, device=device).repeat(width),
-            events_Q=target_of_query(width, levels, device) if by_target else None,
+            **decoder_masks(history.event, width, levels, by_target=by_target),
         )
         return hidden.unflatten(1, (width, levels)) * self.scale
 

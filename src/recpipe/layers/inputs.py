@@ -48,11 +48,11 @@ class ItemInput(nn.Module):
         self.vectors, self.columns = nn.ModuleDict(), nn.ModuleDict()
         self.users, self.events, self.moments = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, width in self.side.widths.items():
-            values = self._item_values(f"vectors.{name}", width + 1, np.float32)
+            values = item_values(self.side, n_items, f"vectors.{name}", width + 1)
             self.vectors[_module_name(name)] = ProjectedVectors(values, dim, trained=config.train_vectors)
         for column in self.side.items:
             width, dtype = (column.per_row, np.int32) if column.categorical else (2, np.float32)
-            values = self._item_values(f"items.{column.name}", width, dtype)
+            values = item_values(self.side, n_items, f"items.{column.name}", width, dtype)
             self.columns[_module_name(column.name)] = _embedding(column, dim, values)
         for modules, columns in ((self.users, self.side.users), (self.events, self.side.events)):
             for column in columns:
@@ -64,13 +64,6 @@ class ItemInput(nn.Module):
         self.joined = nn.Linear(width, dim, bias=False) if config.combine == "concat" else None
         if self.joined is not None:
             nn.init.normal_(self.joined.weight, std=1 / math.sqrt(width))
-
-    def _item_values(self, name: str, width: int, dtype: type) -> Tensor:
-        """Values of the catalogue (I + 1, width); zeros while a bundle is being loaded."""
-        values = self.side.values.get(name)
-        if values is None:
-            return torch.from_numpy(np.zeros((self.n_items + 1, width), dtype))
-        return torch.from_numpy(standardise(values) if name.startswith("vectors.") else values.copy())
 
     @contextmanager
     def cached_weights(self) -> Iterator[None]:
@@ -126,6 +119,14 @@ class ItemInput(nn.Module):
         return x_BTD
 
 
+def item_values(side: Side, n_items: int, name: str, width: int, dtype: type = np.float32) -> Tensor:
+    """Return ``side.values[name]`` (I + 1, width), vectors standardised; zeros while a bundle is being loaded."""
+    values = side.values.get(name)
+    if values is None:
+        return torch.from_numpy(np.zeros((n_items + 1, width), dtype))
+    return torch.from_numpy(standardise(values) if name.startswith("vectors.") else values.copy())
+
+
 def time_codes(name: str, batch: Batch) -> Tensor:
     """Return codes (B, T) of event times, 0 at padding and for unknown times.
 
@@ -174,31 +175,21 @@ class ProjectedVectors(nn.Module):
         return self.present[:, 0] > 0
 
 
-class CategoryEmbedding(nn.Module):
-    """Embeddings of codes 1..n, averaged over the values of a row; code 0 adds nothing.
+class ColumnEmbedding(nn.Module):
+    """Embedding (..., D) of the encoded values (..., M) of a column; missing values, which are 0, add nothing.
 
-    ``values`` (I + 1, M): codes of the catalogue, for a column of items.
+    ``rows`` of the weight. ``values`` (I + 1, M): those of the catalogue, for a column of items.
     """
 
     given: Tensor | None
 
-    def __init__(self, n: int, dim: int, values: Tensor | None = None) -> None:
+    def __init__(self, rows: int, dim: int, values: Tensor | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n + 1, dim).normal_(std=STD))
-        with torch.no_grad():
-            self.weight[0].zero_()
+        self.weight = nn.Parameter(torch.empty(rows, dim).normal_(std=STD))
         self.register_buffer("given", values)
 
-    def look_up(self, codes: Tensor) -> Tensor:
-        """Return embeddings (…, D) of codes (…, M)."""
-        is_code = (codes > 0).to(self.weight.dtype)
-        M = codes.shape[-1]
-        if M == 1:
-            return F.embedding(codes[..., 0], self.weight) * is_code
-        mean = (is_code / is_code.sum(-1, keepdim=True).clamp(min=1.0)).reshape(-1, M)
-        # bags need no memory for (…, M, D)
-        bags = F.embedding_bag(codes.reshape(-1, M), self.weight, per_sample_weights=mean, mode="sum")
-        return bags.view(*codes.shape[:-1], -1)
+    def look_up(self, values: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def forward(self) -> Tensor:
         assert self.given is not None
@@ -210,31 +201,33 @@ class CategoryEmbedding(nn.Module):
         return self.given.gt(0).any(1)
 
 
-class NumberEmbedding(nn.Module):
-    """Embedding of a number as a learned direction and offset; a missing one adds nothing.
+class CategoryEmbedding(ColumnEmbedding):
+    """Embeddings of codes 1..n, averaged over the values of a row."""
 
-    ``values`` (I + 1, 2): standardised values of the catalogue, and 1 where there is one, for a column of items.
-    """
+    def __init__(self, n: int, dim: int, values: Tensor | None = None) -> None:
+        super().__init__(n + 1, dim, values)
+        with torch.no_grad():
+            self.weight[0].zero_()
 
-    given: Tensor | None
+    def look_up(self, codes: Tensor) -> Tensor:
+        is_code = (codes > 0).to(self.weight.dtype)
+        M = codes.shape[-1]
+        if M == 1:
+            return F.embedding(codes[..., 0], self.weight) * is_code
+        mean = (is_code / is_code.sum(-1, keepdim=True).clamp(min=1.0)).reshape(-1, M)
+        # bags need no memory for (…, M, D)
+        bags = F.embedding_bag(codes.reshape(-1, M), self.weight, per_sample_weights=mean, mode="sum")
+        return bags.view(*codes.shape[:-1], -1)
+
+
+class NumberEmbedding(ColumnEmbedding):
+    """Embedding of a standardised number as a learned direction and offset; M = 2, the second value is 1."""
 
     def __init__(self, dim: int, values: Tensor | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(2, dim).normal_(std=STD))
-        self.register_buffer("given", values)
+        super().__init__(2, dim, values)
 
     def look_up(self, values: Tensor) -> Tensor:
-        """Return embeddings (…, D) of values (…, 2)."""
         return values.to(self.weight.dtype) @ self.weight
-
-    def forward(self) -> Tensor:
-        assert self.given is not None
-        return self.look_up(self.given)
-
-    def is_present(self) -> Tensor:
-        """Return (I + 1,) bool: items with a value."""
-        assert self.given is not None
-        return self.given[:, 1] > 0
 
 
 def _module_name(name: str) -> str:
@@ -243,12 +236,10 @@ def _module_name(name: str) -> str:
 
 
 def _embedding(column: Column, dim: int, values: Tensor | None = None) -> nn.Module:
-    if column.categorical:
-        return CategoryEmbedding(len(column.values), dim, values)
-    return NumberEmbedding(dim, values)
+    return CategoryEmbedding(len(column.values), dim, values) if column.categorical else NumberEmbedding(dim, values)
 
 
 def _look_up(embedding: nn.Module, values: Tensor, masked: Tensor | None) -> Tensor:
-    assert isinstance(embedding, CategoryEmbedding | NumberEmbedding)
+    assert isinstance(embedding, ColumnEmbedding)
     x_BTD = embedding.look_up(values)
     return x_BTD if masked is None else x_BTD.masked_fill(masked[..., None], 0.0)

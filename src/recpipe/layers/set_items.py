@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recpipe.layers.inputs import STD, ProjectedVectors
-from recpipe.layers.side import Side, standardise
+from recpipe.layers.inputs import STD, ProjectedVectors, item_values
+from recpipe.layers.side import Side
 
 COLLABORATIVE = "collaborative"  # name of the item vectors of a trained model
 
@@ -77,16 +76,16 @@ class SetItems(nn.Module):
         widths_by_name = {} if side is None else dict(side.widths)
         trained = widths_by_name.pop(COLLABORATIVE, None)
         if side is None or not widths_by_name:
-            raise ValueError(
-                "the semantic tokens are computed from item vectors; set some, such as `side: {vectors: text}`"
-            )
-        tables = [_vectors(side, name, n_items) for name in widths_by_name]
+            raise ValueError("semantic tokens are computed from item vectors; set some, as in `side: {vectors: text}`")
+        tables = [item_values(side, n_items, f"vectors.{name}", V + 1) for name, V in widths_by_name.items()]
         self.sizes = tuple(widths_by_name.values())
         self.register_buffer("vectors", torch.cat([table[:, :-1] for table in tables], 1))
         self.register_buffer("present", torch.cat([table[:, -1:] for table in tables], 1))
         self.auto_encoder = AutoEncoder(sum(self.sizes), dim, tokens=tokens, widths=widths)
-        vectors = None if trained is None else _vectors(side, COLLABORATIVE, n_items)
-        self.collaborative = None if vectors is None else ProjectedVectors(vectors, dim, trained=False)
+        self.collaborative: ProjectedVectors | None = None
+        if trained is not None:
+            vectors = item_values(side, n_items, f"vectors.{COLLABORATIVE}", trained + 1)
+            self.collaborative = ProjectedVectors(vectors, dim, trained=False)
         self.missing = nn.Parameter(torch.empty(tokens + (trained is not None), dim).normal_(std=STD))
         self.cache: TokenCache | None = None
         self._step: tuple[tuple[int, ...], Tensor] | None = None  # versions of the weights, and their tokens
@@ -122,7 +121,10 @@ class SetItems(nn.Module):
             return self._compute_tokens()
         sources = [self.auto_encoder.encoder, *([] if self.collaborative is None else [self.collaborative])]
         weights = [self.missing, *(weight for module in sources for weight in module.parameters())]
-        return self.cache.get(self._contiguous_tokens, weights, self.buffers())
+        # with each of the M tables contiguous: scoring a user takes as long as reading them
+        return self.cache.get(
+            lambda: self._compute_tokens().transpose(0, 1).contiguous().transpose(0, 1), weights, self.buffers()
+        )
 
     def step_tokens(self) -> Tensor:
         """``tokens``, computed once for all parts of a training step: until a backward pass or a weight update."""
@@ -146,14 +148,8 @@ class SetItems(nn.Module):
         real = torch.arange(len(tokens), device=tokens.device) > 0
         return torch.where(present[..., None], tokens, self.missing) * real[:, None, None]
 
-    def _contiguous_tokens(self) -> Tensor:
-        """``_compute_tokens`` with each of the M tables contiguous: scoring a user takes as long as reading them."""
-        return self._compute_tokens().transpose(0, 1).contiguous().transpose(0, 1)
-
     def reconstruction(self, tokens: Tensor, sample: int | None = None) -> Tensor:
-        """Mean squared error of the vectors decoded from ``tokens`` (I + 1, M, D), over all items with content or over
-        ``sample`` random ones.
-        """
+        """Mean squared error of the vectors decoded from ``tokens`` (I + 1, M, D), over ``sample`` items or all."""
         rows = self.has_content().nonzero()[:, 0]
         if sample is not None and sample < len(rows):
             rows = rows[torch.randperm(len(rows), device=rows.device)[:sample]]
@@ -161,11 +157,3 @@ class SetItems(nn.Module):
         sizes = torch.tensor(self.sizes, device=rows.device)
         weight = self.present[rows].repeat_interleave(sizes, 1, output_size=sum(self.sizes))
         return ((decoded - self.vectors[rows]).square() * weight).sum() / weight.sum()
-
-
-def _vectors(side: Side, name: str, n_items: int) -> Tensor:
-    """(I + 1, V + 1) as in ``Side.values``, standardised; zeros where a bundle is being loaded."""
-    values = side.values.get(f"vectors.{name}")
-    if values is None:
-        return torch.from_numpy(np.zeros((n_items + 1, side.widths[name] + 1), np.float32))
-    return torch.from_numpy(standardise(values))

@@ -1,5 +1,5 @@
 """T5's encoder: Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer,
-JMLR 2020. In plain torch; the decoder is in t5_decoder.py.
+JMLR 2020. The decoder is in t5_decoder.py.
 
 B batch, T queries of attention, S keys, Q queries of the decoder, K beams, D width, H heads, P width of a head,
 V tokens.
@@ -13,10 +13,8 @@ and queries decoded in parallel.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -24,15 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from recpipe.config import check_at_least
+
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class T5Shape:
-    """Sizes of an encoder of ``layers`` and a decoder of ``decoder_layers``; the defaults are TIGER's.
-
-    Distances from ``max_distance`` on share a bucket.
-    """
+    """Sizes of encoder and decoder; the defaults are TIGER's. Distances from ``max_distance`` on share a bucket."""
 
     dim: int = 128
     heads: int = 6
@@ -45,9 +42,7 @@ class T5Shape:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "head_dim", "feed_forward", "layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it needs at least 1")
+        check_at_least(1, self, "dim", "heads", "head_dim", "feed_forward", "layers", "decoder_layers")
         if self.buckets < 4 or self.buckets % 4:
             raise ValueError(f"buckets is {self.buckets}; it must be a multiple of 4")
         if self.max_distance <= self.buckets // 2:
@@ -68,8 +63,7 @@ class AttentionMask(NamedTuple):
 
 def attention_mask(bias: Tensor, *masks: Tensor | None) -> AttentionMask:
     """Combine ``bias`` and bool ``masks``, all broadcast to (B, H, T, S); None allows everything."""
-    present = [mask for mask in masks if mask is not None]
-    if not present:
+    if not (present := [mask for mask in masks if mask is not None]):
         return AttentionMask(bias)
     allowed = reduce(torch.bitwise_and, present)
     alive = allowed.any(-1, keepdim=True)
@@ -135,8 +129,8 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(shape.dim, 3 * shape.inner, bias=False)
         self.out = nn.Linear(shape.inner, shape.dim, bias=False)
         self.dropout = nn.Dropout(shape.dropout)
-        _initialise(self.qkv, std=shape.dim**-0.5)
-        _initialise(self.out, std=shape.inner**-0.5)
+        nn.init.normal_(self.qkv.weight, std=shape.dim**-0.5)
+        nn.init.normal_(self.out.weight, std=shape.inner**-0.5)
         with torch.no_grad():
             self.qkv.weight[: shape.inner] *= shape.head_dim**-0.5
 
@@ -146,8 +140,7 @@ class SelfAttention(nn.Module):
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, H, T, P)."""
-        split = self.qkv(self.norm(x_BTD)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = split.permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm(x_BTD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def add(self, x_BTD: Tensor, mixed: Tensor) -> Tensor:
@@ -166,9 +159,9 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(shape.dim, 2 * shape.inner, bias=False)
         self.out = nn.Linear(shape.inner, shape.dim, bias=False)
         self.dropout = nn.Dropout(shape.dropout)
-        _initialise(self.q, std=(shape.dim * shape.head_dim) ** -0.5)
-        _initialise(self.kv, std=shape.dim**-0.5)
-        _initialise(self.out, std=shape.inner**-0.5)
+        nn.init.normal_(self.q.weight, std=(shape.dim * shape.head_dim) ** -0.5)
+        nn.init.normal_(self.kv.weight, std=shape.dim**-0.5)
+        nn.init.normal_(self.out.weight, std=shape.inner**-0.5)
 
     def memory(self, encoded_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each (B, H, S, P)."""
@@ -189,8 +182,8 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(shape.dim, shape.feed_forward, bias=False)
         self.down = nn.Linear(shape.feed_forward, shape.dim, bias=False)
         self.dropout = nn.Dropout(shape.dropout)
-        _initialise(self.up, std=shape.dim**-0.5)
-        _initialise(self.down, std=shape.feed_forward**-0.5)
+        nn.init.normal_(self.up.weight, std=shape.dim**-0.5)
+        nn.init.normal_(self.down.weight, std=shape.feed_forward**-0.5)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return x_BTD + self.dropout(self.down(self.dropout(F.relu(self.up(self.norm(x_BTD))))))
@@ -230,12 +223,10 @@ class Encoder(nn.Module):
         """Encode embedded tokens (B, T, D).
 
         ``mask_BT`` is False in the padding. ``attention`` bool, (T, T) or (B, T, T): which token (row) may attend to
-        which (column); a token that may attend to none gets zeros. ``positions`` integers, (T,) or (B, T): from which
-        distances are computed, by default 0 .. T - 1. ``bias``, broadcast to (B, H, T, T), is added to that of the
-        distances.
+        which (column); a token that may attend to none gets zeros. ``positions`` integers, (T,) or (B, T), by default
+        0 .. T - 1, from which distances are computed. ``bias``, broadcast to (B, H, T, T), is added to theirs.
         """
-        if positions is None:
-            positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        positions = torch.arange(x_BTD.shape[1], device=x_BTD.device) if positions is None else positions
         distances = self.relative(positions, positions)
         padding = None if mask_BT is None else mask_BT[:, None, None]
         mask = attention_mask(distances if bias is None else distances + bias, padding, with_heads(attention))
@@ -248,33 +239,3 @@ class Encoder(nn.Module):
 def with_heads(attention: Tensor | None) -> Tensor | None:
     """(T, S) or (B, T, S) as (…, 1, T, S)."""
     return None if attention is None else attention[..., None, :, :]
-
-
-def _initialise(linear: nn.Linear, *, std: float) -> None:
-    nn.init.normal_(linear.weight, std=std)
-
-
-def from_transformers(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
-    """State dict of ``Encoder`` or ``Decoder`` from that of transformers' T5ForConditionalGeneration.
-
-    ``side`` is encoder or decoder. Without embeddings and head (``shared.weight``, ``lm_head.weight``).
-    """
-    state = {
-        "relative.table.weight": tensors[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"],
-        "norm.weight": tensors[f"{side}.final_layer_norm.weight"],
-    }
-    parts: list[tuple[str, str, dict[str, Sequence[str]]]] = [
-        ("attention", "SelfAttention", {"qkv": "qkv", "out": "o"}),
-        ("cross", "EncDecAttention", {"q": "q", "kv": "kv", "out": "o"}),
-        ("feed", "DenseReluDense", {"up": ["wi"], "down": ["wo"]}),
-    ]
-    if side == "encoder":
-        del parts[1]
-    blocks = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(f"{side}.block."))
-    for block, (place, (part, source, weights)) in product(range(blocks), enumerate(parts)):
-        stem, target = f"{side}.block.{block}.layer.{place}", f"layers.{block}.{part}"
-        state[f"{target}.norm.weight"] = tensors[f"{stem}.layer_norm.weight"]
-        for name, sources in weights.items():
-            joined = [tensors[f"{stem}.{source}.{each}.weight"] for each in sources]
-            state[f"{target}.{name}.weight"] = torch.cat(joined)
-    return state

@@ -32,12 +32,10 @@ from recpipe.layers.code_tokens import (
     CodeInput,
     ItemCodes,
     LevelRelativeBias,
-    attended_by_target,
     causal,
+    decoder_masks,
     loss_items,
-    target_of_query,
     targets_of,
-    within_target,
 )
 from recpipe.layers.softmax import item_cross_entropy
 from recpipe.layers.t5 import Encoder, T5Shape
@@ -252,14 +250,10 @@ class ParallelTIGER(Scorer, TreeSearcher):
         if tokens_BWL is not None and config.masked and self.training:
             is_query = self._random_queries(tokens_BWL)
             x = torch.where(is_query[..., None], x, self.input.embed(tokens_BWL))
-        by_target = config.one_pass and tokens_BWL is not None
         hidden = self.decoder(
             x.flatten(1, 2),
             self.decoder.memory(encoded, history.mask, history.event),
-            cross=attended_by_target(history.event, width, levels) if by_target else None,
-            attention=within_target(width, levels, x.device),
-            positions=torch.arange(levels, device=x.device).repeat(width),
-            events_Q=target_of_query(width, levels, x.device) if by_target else None,
+            **decoder_masks(history.event, width, levels, by_target=config.one_pass and tokens_BWL is not None),
         )
         return hidden.unflatten(1, (width, levels)), is_query
 

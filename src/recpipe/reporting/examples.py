@@ -78,15 +78,9 @@ def pick_examples(
         newest_first = np.arange(max(start, stop - history), stop)[::-1]
         ids = [str(item_ids[index - 1]) for index in histories.items[newest_first]]
         times = None if histories.timestamps is None else histories.timestamps[newest_first].tolist()
-        result.append(
-            Example(
-                user=user,
-                length=stop - start,
-                history=_with_titles(ids, items, times),
-                targets=_with_titles(targets, items),
-                recommendations={model: _list(by_user[user][:k], targets) for model, by_user in lists.items()},
-            )
-        )
+        events, targets_with_titles = _with_titles(ids, items, times), _with_titles(targets, items)
+        shown = {model: _list(by_user[user][:k], targets) for model, by_user in lists.items()}
+        result.append(Example(user, stop - start, events, targets_with_titles, shown))
     return result
 
 
@@ -106,8 +100,9 @@ def _draw_users(ranks: pa.Table, histories: Sequences, *, users: int, k: int, se
     hit_rows = ranks.filter(pc.and_(pc.greater(ranks["rank"], 0), pc.less_equal(ranks["rank"], k)))
     is_hit = pc.is_in(candidates, hit_rows["user_id"].unique())
     generator = np.random.default_rng(seed)
-    hits = generator.permutation(candidates.filter(is_hit).to_pylist()).tolist()
-    misses = generator.permutation(candidates.filter(pc.invert(is_hit)).to_pylist()).tolist()
+    hits, misses = (
+        generator.permutation(candidates.filter(mask).to_pylist()).tolist() for mask in (is_hit, pc.invert(is_hit))
+    )
     chosen = hits[: max((users + 1) // 2, users - len(misses))]
     chosen += misses[: users - len(chosen)]
     return [str(user) for user in generator.permutation(chosen)]
@@ -116,8 +111,7 @@ def _draw_users(ranks: pa.Table, histories: Sequences, *, users: int, k: int, se
 def _by_user(table: pa.Table, users: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Rows of these users, by rank."""
     rows: dict[str, list[dict[str, Any]]] = {user: [] for user in users}
-    selected = table.filter(pc.is_in(table["user_id"], pa.array(users, pa.string()))).sort_by("rank")
-    for row in selected.to_pylist():
+    for row in table.filter(pc.is_in(table["user_id"], pa.array(users, pa.string()))).sort_by("rank").to_pylist():
         rows[row["user_id"]].append(row)
     return rows
 
@@ -129,12 +123,9 @@ def _with_titles(ids: list[str], items: pa.Table, times: list[int] | None = None
 
 
 def _list(rows: list[dict[str, Any]], targets: list[str]) -> tuple[RecommendedItem, ...]:
-    names = ("rank", "item_id", "title", "logit", "probability")
-    return tuple(
-        RecommendedItem(
-            **{name: row[name] for name in names},
-            hit=row["item_id"] in targets,
-            fallback=row.get("source") == COLD_USERS,  # tables of older versions have no source
-        )
-        for row in rows
-    )
+    items = []
+    for row in rows:
+        values = {name: row[name] for name in ("rank", "item_id", "title", "logit", "probability")}
+        fallback = row.get("source") == COLD_USERS  # tables of older versions have no source
+        items.append(RecommendedItem(**values, hit=row["item_id"] in targets, fallback=fallback))
+    return tuple(items)

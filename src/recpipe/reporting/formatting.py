@@ -40,8 +40,6 @@ def count(value: float | None) -> str:
 
 def number(value: float | None) -> str:
     """Format with one decimal, whole numbers without."""
-    if value is None:
-        return MISSING
     return f"{value:.1f}" if isinstance(value, float) and value % 1 else count(value)
 
 
@@ -63,10 +61,8 @@ def p_value(p: float) -> str:
 
 def duration(seconds: float | None) -> str:
     """Format seconds as s, min or h."""
-    if seconds is None:
-        return MISSING
-    if seconds < 0.1:
-        return "< 0.1 s"
+    if seconds is None or seconds < 0.1:
+        return MISSING if seconds is None else "< 0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -37,22 +37,14 @@ def geometry_of_runs(
     ``protocol`` is that of the split. Raises ValueError for models in the config that are not trained.
     """
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    catalogue = Items(
-        vocabulary,
-        [titles.get(item) or str(item) for item in vocabulary.ids],
-        Popularity.of(train_set, len(vocabulary)).events,
-        Protocol.from_dict(protocol),
-    )
-    names = _model_names(runs, config.models, str(protocol["dataset"]))
+    names = [titles.get(item) or str(item) for item in vocabulary.ids]
+    events = Popularity.of(train_set, len(vocabulary)).events
+    catalogue = Items(vocabulary, names, events, Protocol.from_dict(protocol))
+    models = _model_names(runs, config.models, str(protocol["dataset"]))
     encoders, problems = _encoders(runs, vocabulary)
-    result = measure_geometry(
-        {run: load for run, load in runs.bundles.loaders().items() if run.split("/")[0] in names},
-        encoders,
-        catalogue,
-        quality=_quality(runs, metric, protocol["id"]),
-        seed=seed,
-        settings=config,
-    )
+    bundles = {run: load for run, load in runs.bundles.loaders().items() if run.split("/")[0] in models}
+    quality = _quality(runs, metric, protocol["id"])
+    result = measure_geometry(bundles, encoders, catalogue, quality=quality, seed=seed, settings=config)
     result |= {"protocol": protocol["id"], "seed": seed, "problems": [*problems, *result["problems"]]}
     for problem in result["problems"]:
         log.warning("%s", problem)

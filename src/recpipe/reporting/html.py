@@ -32,7 +32,6 @@ from recpipe.reporting.leaderboard import COUNTS, footnotes, leaderboard, split_
 from recpipe.reporting.run_store import Run, read_runs
 
 DATASET_FIELDS = ("title", "name", "homepage", "licence", "citation")
-USER_EVENTS = ("events_min", "events_mean", "events_max")
 
 
 def render_page(
@@ -101,14 +100,11 @@ def render_page(
 
 
 def sizes_table(steps: pa.Table | pl.DataFrame | None) -> Table | None:
-    """Compare the raw log with the data after all steps; None with fewer than two steps.
-
-    Step tables of older versions have no median.
-    """
+    """Compare the raw log with the data after all steps; None with fewer than two steps."""
     table = _step_table(steps)
-    if table.height < 2:
+    if len(table) < 2:
         return None
-    raw, final = (_sizes(table.row(row, named=True)) for row in (0, -1))
+    raw, final = _sizes(table[0]), _sizes(table[-1])
     return ["", "raw log", "after all steps"], [[name, raw[name], final[name]] for name in raw]
 
 
@@ -125,10 +121,9 @@ def _sizes(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _step_table(steps: pa.Table | pl.DataFrame | None) -> pl.DataFrame:
-    if steps is None:
-        return pl.DataFrame()
-    return (steps if isinstance(steps, pl.DataFrame) else pl.DataFrame(steps)).sort("step")
+def _step_table(steps: pa.Table | pl.DataFrame | None) -> list[dict[str, Any]]:
+    """Rows of the step table; those of older versions have no median."""
+    return [] if steps is None else pl.DataFrame(steps).sort("step").to_dicts()
 
 
 def _steps(steps: pa.Table | pl.DataFrame | None) -> list[dict[str, str]]:
@@ -139,9 +134,9 @@ def _steps(steps: pa.Table | pl.DataFrame | None) -> list[dict[str, str]]:
             "detail": _step_arguments(row.get("detail")),
             **{name: count(row[name]) for name in ("rows", "users", "items")},
             "time": date_range(row.get("first_timestamp"), row.get("last_timestamp")),
-            "per_user": " / ".join(number(row.get(name)) for name in USER_EVENTS),
+            "per_user": " / ".join(number(row.get(f"events_{name}")) for name in ("min", "mean", "max")),
         }
-        for row in _step_table(steps).iter_rows(named=True)
+        for row in _step_table(steps)
     ]
 
 
@@ -167,36 +162,29 @@ def _setting(value: object) -> str:
 
 def _lead(board: pl.DataFrame, metric: str) -> dict[str, Any] | None:
     """First and second model of the largest protocol, and all models that share the first rank."""
-    if not board.height:
-        return None
-    rows = split_by_protocol(board)[0][2].filter(pl.col("rank").is_not_null()).to_dicts()
+    largest = split_by_protocol(board)[0][2].to_dicts() if board.height else []
+    rows = [row for row in largest if row["rank"] is not None]
     if not rows:
         return None
-    models = [
-        {"model": row["model"], "value": formatting.mean_and_std(row, metric), "seeds": row["seeds"]}
-        for row in rows[:2]
-    ]
-    return {
-        "metric": formatting.metric_title(metric),
-        "ties": [row["model"] for row in rows if row["rank"] == 1],
-        "first": models[0],
-        "second": models[1] if len(models) > 1 else None,
-    }
+    first, second = (
+        {"model": row["model"], "value": formatting.mean_and_std(row, metric), "seeds": row["seeds"]} if row else None
+        for row in (rows[0], rows[1] if len(rows) > 1 else None)
+    )
+    ties = [row["model"] for row in rows if row["rank"] == 1]
+    return {"metric": formatting.metric_title(metric), "ties": ties, "first": first, "second": second}
 
 
 def _board(protocol: str, part: pl.DataFrame, runs: list[Run], metric: str) -> dict[str, Any]:
     """The table of one protocol, its fields with their meanings, and its counts."""
     head, rows = table_cells(part, metric)
-    values = next(run.protocol for run in runs if run.protocol_id == protocol)
+    fields = dict(next(run.protocol for run in runs if run.protocol_id == protocol))
+    del fields["id"]
+    meanings = TEXTS["protocol_fields"]
     return {
         "protocol": protocol,
         "head": head,
         "rows": rows,
-        "fields": [
-            (name, _setting(value), TEXTS["protocol_fields"].get(name, ""))
-            for name, value in values.items()
-            if name != "id"
-        ],
+        "fields": [(name, _setting(value), meanings.get(name, "")) for name, value in fields.items()],
         "counts": {name: part[name].max() for name in COUNTS if name in part.columns},
         "footnotes": footnotes(part),
     }
@@ -243,11 +231,9 @@ def _run(run: Run) -> dict[str, str]:
 
 def _versions(runs: list[Run]) -> list[tuple[str, str]]:
     """Versions of the software of all runs, several where runs differ."""
-    versions: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for name, version in run.versions.items():
-            versions.setdefault(name, {})[str(version)] = None
-    return [(name, ", ".join(values)) for name, values in sorted(versions.items())]
+    names = sorted({name for run in runs for name in run.versions})
+    values = {name: dict.fromkeys(str(run.versions[name]) for run in runs if name in run.versions) for name in names}
+    return [(name, ", ".join(versions)) for name, versions in values.items()]
 
 
 @lru_cache(maxsize=1)

@@ -57,9 +57,8 @@ def compute_insights(
 ) -> dict[str, Any]:
     """Compute the insights of runs, by the ``model`` of their leaderboard rows.
 
-    ``certainty`` is by protocol and over all seeds. The rest is for runs under ``protocol``, which the catalogue
-    belongs to, and of one run per row: that of ``seed``, or else the first. ``ranked`` names the runs whose ranks on
-    disk match their metrics.
+    ``certainty`` is by protocol and over all seeds. The rest is under ``protocol``, that of the catalogue, of one run
+    per row: that of ``seed``, or else the first. ``ranked`` names runs whose ranks on disk match their metrics.
     """
     runs, _ = read_runs(metrics)
     problems: list[str] = []
@@ -72,11 +71,21 @@ def compute_insights(
         for name, members in groups.items()
         if (values := _certainty(members, ranks, metric, baseline, resamples, problems))
     }
-    chosen = {name: _representative(group, ranks, seed) for name, group in groups.get(protocol, {}).items()}
+    representatives: dict[str, Run] = {}  # by model: the run of the seed, or else the first one with ranks
+    for name, group in groups.get(protocol, {}).items():
+        if with_ranks := [run for run in group.runs if ranks[run.name] is not None]:
+            representatives[name] = next((run for run in with_ranks if run.seed == seed), with_ranks[0])
     k = int(metric.partition("@")[2])
 
     def by_model(measure: Callable[[Run], Any]) -> dict[str, Any]:
-        return _measure_runs(chosen, measure, problems)
+        """Values by model, without runs that have none or raise ValueError."""
+        values = {}
+        for name, run in representatives.items():
+            try:
+                values[name] = measure(run)
+            except ValueError as error:
+                problems.append(_with_run_name(run, error))
+        return {name: value for name, value in values.items() if value is not None}
 
     result: dict[str, Any] = {
         "metric": metric,
@@ -90,9 +99,8 @@ def compute_insights(
         "calibration": by_model(lambda run: _calibration(run, ranks, outputs)),
         "ties": by_model(lambda run: _ties(run, outputs, metric)),
     }
-    problems += [
-        f"{name} recommends no item to any user" for name, values in result["lists"].items() if not values["users"]
-    ]
+    lists = result["lists"].items()
+    problems += [f"{name} recommends no item to any user" for name, values in lists if not values["users"]]
     return {**_to_json(result), "problems": list(dict.fromkeys(problems))}
 
 
@@ -117,9 +125,10 @@ def _certainty(
     groups: Mapping[str, RunGroup], ranks: Ranks, metric: str, baseline: str, resamples: int, problems: list[str]
 ) -> dict[str, Any] | None:
     """Bootstrap intervals and comparisons with the baseline, of the models of one protocol."""
-    all_tables = {name: [ranks[run.name] for run in group.runs] for name, group in groups.items()}
-    tables = {name: [table for table in values if table is not None] for name, values in all_tables.items()}
-    tables = {name: values for name, values in tables.items() if values}
+    tables = {}
+    for name, group in groups.items():
+        if values := [table for run in group.runs if (table := ranks[run.name]) is not None]:
+            tables[name] = values
     if not tables:
         return None
     protocols = {name: [run.protocol_id for run in groups[name].runs] for name in tables}
@@ -135,42 +144,15 @@ def _certainty(
     return {**asdict(comparison), "resamples": resamples, "seeds": seeds}
 
 
-def _representative(group: RunGroup, ranks: Ranks, seed: int) -> Run | None:
-    """The run of ``seed``, or else the first one with ranks."""
-    runs = [run for run in group.runs if ranks.get(run.name) is not None]
-    return next((run for run in runs if run.seed == seed), runs[0] if runs else None)
-
-
-def _measure_runs(runs: Mapping[str, Run | None], measure: Callable[[Run], Any], problems: list[str]) -> dict[str, Any]:
-    """Values by model, without runs that have none or raise ValueError."""
-    values = {}
-    for name, run in runs.items():
-        if run is None:
-            continue
-        try:
-            value = measure(run)
-        except ValueError as error:
-            problems.append(_with_run_name(run, error))
-            continue
-        if value is not None:
-            values[name] = value
-    return values
-
-
-def _segments(ranks: pa.Table | None, catalogue: Catalogue, k: int) -> list[dict[str, Any]] | None:
-    if ranks is None:
-        return None
-    table = segments(ranks, item_ids=catalogue.item_ids, train_events=catalogue.popularity.events, k=k)
-    return table.to_pylist()
+def _segments(ranks: pa.Table, catalogue: Catalogue, k: int) -> list[dict[str, Any]]:
+    return segments(ranks, item_ids=catalogue.item_ids, train_events=catalogue.popularity.events, k=k).to_pylist()
 
 
 def _lists(run: Run, ranks: Ranks, outputs: RunOutputs, catalogue: Catalogue, k: int) -> dict[str, Any] | None:
     if run.name not in outputs.recommendations:
         return None
-    item_ids = catalogue.item_ids
-    lists = Lists.of(outputs.recommendations[run.name](), item_ids, k)
-    popularity, vectors = catalogue.popularity, catalogue.vectors
-    return list_metrics(lists, popularity, ranks[run.name], item_ids=item_ids, vectors=vectors)
+    lists, ids = Lists.of(outputs.recommendations[run.name](), catalogue.item_ids, k), catalogue.item_ids
+    return list_metrics(lists, catalogue.popularity, ranks[run.name], item_ids=ids, vectors=catalogue.vectors)
 
 
 def _training_popularity(catalogue: Catalogue) -> dict[str, Any]:
@@ -200,13 +182,11 @@ def _ties(run: Run, outputs: RunOutputs, metric: str) -> dict[str, Any] | None:
 
 
 def _test_metric(run: Run, metric: str) -> float:
-    value = run.test.get(metric)
-    return math.nan if value is None else value
+    return math.nan if (value := run.test.get(metric)) is None else value
 
 
 def _with_run_name(run: Run, error: ValueError) -> str:
-    message = str(error)
-    return message if run.name in message else f"{run.name}: {message}"
+    return str(error) if run.name in str(error) else f"{run.name}: {error}"
 
 
 def _to_json(value: Any) -> Any:

@@ -20,16 +20,8 @@ from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
 
 log = logging.getLogger(__name__)
 
-COST = (
-    "train_seconds",
-    "seconds_per_epoch",
-    "epochs",
-    "parameters",
-    "peak_memory_mib",
-    "inference_users_per_second",
-    "inference_latency_ms_p50",
-    "inference_latency_ms_p95",
-)
+TRAINING_COST = ("train_seconds", "seconds_per_epoch", "epochs", "parameters", "peak_memory_mib")
+INFERENCE_COST = ("inference_users_per_second", "inference_latency_ms_p50", "inference_latency_ms_p95")
 COUNTS = ("users", "targets", "unrankable", "cold_targets")
 METRICS = ("recall", "hit_rate", "ndcg", "mrr", "map", "coverage")  # columns of the printed tables, in this order
 WARM_AND_COLD = ("warm_recall", "cold_recall")  # printed where at least COLD_SHARE of the targets are cold
@@ -47,42 +39,35 @@ def leaderboard(
     """Build the table of all readable runs from their metrics.json dicts; the others are logged and left out.
 
     Columns: rank, dataset, protocol, model, name, settings, seeds, members, search, commit, test metrics with their
-    sample standard deviation ``_std``, counts, costs. ``rank`` follows the test ``metric`` within data set and
-    protocol; a model without the metric has no rank and comes last. ``model`` is ``name`` with the settings id where a
-    protocol has several settings of one model. ``certainty`` (see ``compute_insights``) adds the interval of
-    ``metric`` as ``_low`` and ``_high``.
+    sample standard deviation ``_std``, counts, costs. ``rank`` is by the test ``metric`` within data set and protocol,
+    null without the metric. ``model`` is ``name``, with the settings id where a protocol has several settings of it.
+    ``certainty`` (see ``compute_insights``) adds the interval of ``metric`` as ``_low`` and ``_high``.
     """
     runs, problems = read_runs(metrics)
     for problem in problems:
         log.warning("%s", problem)
-    names = _metric_names(runs, metric)
+    cutoff = metric.partition("@")[2]
+    names = sorted(  # the metric, the others at its cutoff, the rest
+        dict.fromkeys([metric, *(name for run in runs for name in run.test_metrics if name not in COUNTS)]),
+        key=lambda name: (name != metric, name.partition("@")[2] != cutoff),
+    )
     rows = [_row(group, names) | _bounds(group, metric, certainty or {}) for group in group_runs(runs)]
     if not rows:
-        return pl.DataFrame(
-            schema={"rank": pl.UInt32, **dict.fromkeys(("dataset", "protocol", "model", "name"), pl.String)}
-        )
-    board = pl.DataFrame(rows, infer_schema_length=None)
-    group_columns = ["dataset", "protocol"]
-    rank = pl.col(metric).rank("min", descending=True).over(group_columns).cast(pl.UInt32).alias("rank")
-    return (
-        board.with_columns(
-            pl.col(metric).cast(pl.Float64), pl.col("settings", "members", "search", "commit").cast(pl.String)
-        )
-        .with_columns(rank, pl.len().over(group_columns).alias("_size"))
-        .sort(
-            ["dataset", "_size", "protocol", "rank", "model"],
-            descending=[False, True, False, False, False],
-            nulls_last=True,
-        )
-        .select("rank", *board.columns)
+        names = ["dataset", "protocol", "model", "name"]
+        return pl.DataFrame(schema={"rank": pl.UInt32, **dict.fromkeys(names, pl.String)})
+    board = pl.DataFrame(rows, infer_schema_length=None).with_columns(
+        pl.col(metric).cast(pl.Float64), pl.col("settings", "members", "search", "commit").cast(pl.String)
     )
+    part = ["dataset", "protocol"]
+    rank, size = pl.col(metric).rank("min", descending=True).over(part).cast(pl.UInt32), pl.len().over(part)
+    order = {"dataset": False, "_size": True, "protocol": False, "rank": False, "model": False}  # True: descending
+    ranked = board.with_columns(rank=rank, _size=size).sort([*order], descending=[*order.values()], nulls_last=True)
+    return ranked.select("rank", *board.columns)
 
 
 def split_by_protocol(board: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:
     """Split a leaderboard into (data set, protocol id, rows), in the order of the board."""
-    if not board.height:
-        return []
-    parts = board.partition_by(["dataset", "protocol"], maintain_order=True)
+    parts = board.partition_by(["dataset", "protocol"], maintain_order=True) if board.height else []
     return [(part["dataset"][0], part["protocol"][0], part) for part in parts]
 
 
@@ -114,13 +99,9 @@ def to_text(board: pl.DataFrame, *, metric: str = "ndcg@10", width: int = 100) -
             for row in table:
                 row.pop(-3)  # the last metric, in front of training time and seeds
             widths.pop(-3)
-        head_line, *lines = [
-            "  ".join(
-                value.ljust(size) if column == 1 else value.rjust(size)
-                for column, (value, size) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in table
-        ]
+        alignment = [">", "<", *">" * (len(widths) - 2)]
+        form = "  ".join(f"{{:{side}{size}}}" for side, size in zip(alignment, widths, strict=True))
+        head_line, *lines = [form.format(*row) for row in table]
         rule = "─" * max(len(head_line), *map(len, lines))
         title = f"{dataset} · test · protocol {protocol}"
         parts.append("\n".join([title, rule, head_line, rule, *lines, rule, *footnotes(part)]))
@@ -128,12 +109,8 @@ def to_text(board: pl.DataFrame, *, metric: str = "ndcg@10", width: int = 100) -
 
 
 def table_cells(part: pl.DataFrame, metric: str) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of one protocol's table as text: rank, model, metrics, training time, seeds.
-
-    The interval of ``metric`` comes behind it, where there is one.
-    """
-    names = shown_metrics(part, metric)
-    low, high = f"{metric}_low", f"{metric}_high"
+    """Return head and rows of one protocol's table as text: rank, model, metrics, training time, seeds."""
+    names, low, high = shown_metrics(part, metric), f"{metric}_low", f"{metric}_high"
     has_interval = low in part.columns and part[low].null_count() < part.height and names[:1] == [metric]
     rows = []
     for row in part.iter_rows(named=True):
@@ -168,19 +145,13 @@ def shown_metrics(board: pl.DataFrame, metric: str = "ndcg@10") -> list[str]:
 
 def footnotes(part: pl.DataFrame) -> list[str]:
     """Return a line for each ensemble, and for each model with exact scores about the error of beam search."""
-    return [
-        f"{row['model']}: {row[name]}"
-        for name in ("members", "search")
-        if name in part.columns
-        for row in part.filter(pl.col(name).is_not_null()).iter_rows(named=True)
-    ]
+    rows = part.to_dicts()
+    return [f"{row['model']}: {row[name]}" for name in ("members", "search") for row in rows if row.get(name)]
 
 
 def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
     """Return whether both columns exist and are equal up to rounding."""
-    if not {a, b} <= set(board.columns):
-        return False
-    return bool(((board[a] - board[b]).abs().fill_null(0) < 1e-12).all())
+    return {a, b} <= {*board.columns} and bool(((board[a] - board[b]).abs().fill_null(0) < 1e-12).all())
 
 
 def update_readme(text: str, boards: list[pl.DataFrame]) -> str:
@@ -213,13 +184,6 @@ def main() -> None:
     args.readme.write_text(update_readme(args.readme.read_text(), boards))
 
 
-def _metric_names(runs: list[Run], metric: str) -> list[str]:
-    """``metric``, the others at its cutoff, the rest."""
-    names = dict.fromkeys([metric, *(name for run in runs for name in run.test_metrics if name not in COUNTS)])
-    cutoff = metric.partition("@")[2]
-    return sorted(names, key=lambda name: (name != metric, name.partition("@")[2] != cutoff))
-
-
 def _row(group: RunGroup, names: list[str]) -> dict[str, Any]:
     runs = group.runs
     row: dict[str, Any] = {
@@ -237,7 +201,7 @@ def _row(group: RunGroup, names: list[str]) -> dict[str, Any]:
     row |= {name: _mean([values.get(name) for values in metrics]) for name in names}
     row |= {f"{name}_std": _std([values.get(name) for values in metrics]) for name in names}
     row |= {name: _mean([run.test.get(name) for run in runs]) for name in COUNTS}
-    row |= {name: _mean([run.cost.get(name) for run in runs]) for name in COST}
+    row |= {name: _mean([run.cost.get(name) for run in runs]) for name in (*TRAINING_COST, *INFERENCE_COST)}
     return row | {"finished": max(run.finished for run in runs)}
 
 
@@ -254,10 +218,9 @@ def _members(runs: Sequence[Run]) -> str | None:
 def _search_error(search: Mapping[str, Any]) -> str | None:
     if not search:
         return None
-    return (
-        f"exact scores; beam search with {search['beam']} beams would miss {percent(search['missed'])} of the "
-        f"first {search['k']} items, for {percent(search['users'])} of users"
-    )
+    missed, users = percent(search["missed"]), percent(search["users"])
+    beams = f"exact scores; beam search with {search['beam']} beams"
+    return f"{beams} would miss {missed} of the first {search['k']} items, for {users} of users"
 
 
 def _bounds(group: RunGroup, metric: str, certainty: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
@@ -268,13 +231,11 @@ def _bounds(group: RunGroup, metric: str, certainty: Mapping[str, Mapping[str, A
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    finite = _finite(values)
-    return float(np.mean(finite)) if finite else None
+    return float(np.mean(finite)) if (finite := _finite(values)) else None
 
 
 def _std(values: Iterable[float | None]) -> float | None:
-    finite = _finite(values)
-    return float(np.std(finite, ddof=1)) if len(finite) > 1 else None
+    return float(np.std(finite, ddof=1)) if len(finite := _finite(values)) > 1 else None
 
 
 def _finite(values: Iterable[float | None]) -> list[float]:

@@ -61,10 +61,10 @@ def analyse(
     dataset = str(split["dataset"])
     metrics = _dataset_metrics(runs, dataset)
     popularity = Popularity.of(train_set, len(vocabulary))
-    ties, tie_loaders = runs.tie_sensitivity.readable(), runs.tie_sensitivity.loaders()
+    ties = {run: runs.tie_sensitivity.loaders()[run] for run in runs.tie_sensitivity.readable()}
     result = compute_insights(
         list(metrics.values()),
-        RunOutputs(runs.ranks.loaders(), runs.recommendations.loaders(), {run: tie_loaders[run] for run in ties}),
+        RunOutputs(runs.ranks.loaders(), runs.recommendations.loaders(), ties),
         Catalogue(vocabulary.ids, popularity, _item_vectors(runs, vocabulary)),
         protocol=_page_protocol(_protocols(metrics), models, seed, split),
         seed=seed,
@@ -73,9 +73,8 @@ def analyse(
         resamples=report.resamples,
     )
     problems = [*result["problems"], *runs.metrics.problems, *runs.tie_sensitivity.problems]
-    for run, values in runs.metrics.readable().items():
-        if run not in metrics:
-            problems.append(f"{run} holds a run of {values['dataset']}, not of {dataset}: it is left out")
+    others = {run: values for run, values in runs.metrics.readable().items() if run not in metrics}
+    problems += [f"{run} holds a run of {others[run]['dataset']}, not of {dataset}: it is left out" for run in others]
     for problem in problems:
         log.warning("%s", problem)
     return {
@@ -126,15 +125,14 @@ def pick(
     items: pa.Table,
     report: ReportConfig,
 ) -> list[Example]:
-    """Pick example users with recommendations of each model; empty where no run has ranks and recommendations.
-
-    Requested models come first, then the others by rank.
-    """
+    """Pick example users with the lists of each model, requested ones first, then by rank; empty without any list."""
     protocols = _protocols(_dataset_metrics(runs, insights["dataset"]))
     comparable = {run for run, protocol in protocols.items() if protocol["id"] == insights["protocol"]}
     candidates = comparable & runs.ranks.keys() & runs.recommendations.keys() & {*insights["ranked"]}
     lists: dict[str, pa.Table] = {}
-    for model in _model_order(board, insights):
+    ranked = _page_board(board, insights)["name"].to_list()
+    requested = [name for name in insights["requested"] if name in ranked]
+    for model in dict.fromkeys([*requested, *ranked]):
         run = f"{model}/seed_{insights['seed']}"
         if run in candidates:
             try:
@@ -169,10 +167,12 @@ def write(
 ) -> tuple[str, str]:
     """Write the HTML page of the data set, and the summary for the terminal."""
     name, metric, protocol = insights["dataset"], insights["metric"], insights["protocol"]
-    metrics = _dataset_metrics(runs, name)
-    curves, studies = _curves(runs), _studies(runs, _page_board(board, insights), insights)
+    metrics, curves = _dataset_metrics(runs, name), _curves(runs)
     ids, id_problems = _id_sections(runs)
     problems = dict.fromkeys([*insights["problems"], *runs.curves.problems])
+    notes = [OTHER_STEPS] if list(steps_of(steps)) != list(insights["split"]["steps"]) else []
+    for note in notes:
+        log.warning("%s", note)
     page = render_page(
         {"name": name, **dataset.model_dump()},
         metrics.values(),
@@ -182,9 +182,9 @@ def write(
         examples=examples,
         semantic_ids=ids,
         insights={**insights, "problems": list(problems)},
-        studies=studies,
+        studies=_studies(runs, _page_board(board, insights), insights),
         geometry=geometry_section(geometry, insights["split"]["id"]),
-        notes=[*_notes(steps, insights["split"]), *id_problems],
+        notes=[*notes, *id_problems],
         metric=metric,
     )
     count = sum(fields["id"] == protocol for fields in _protocols(metrics).values())
@@ -241,13 +241,6 @@ def _page_board(board: pl.DataFrame, insights: Mapping[str, Any]) -> pl.DataFram
     return board.filter(board["protocol"] == insights["protocol"])
 
 
-def _model_order(board: pl.DataFrame, insights: Mapping[str, Any]) -> list[str]:
-    """Models under the protocol of the page: requested ones first, then the rest by rank."""
-    ranked = _page_board(board, insights)["name"].to_list()
-    requested = [name for name in insights["requested"] if name in ranked]
-    return list(dict.fromkeys([*requested, *ranked]))
-
-
 def _curves(runs: RunStore) -> dict[str, pa.Table]:
     """Curves by "model · seed 42", without the empty ones of closed-form models."""
     curves = runs.curves.readable()
@@ -255,8 +248,8 @@ def _curves(runs: RunStore) -> dict[str, pa.Table]:
 
 
 def _studies(runs: RunStore, page_board: pl.DataFrame, insights: Mapping[str, Any]) -> StudySection:
-    protocol = insights["protocol"]
-    return study_section(runs.contexts.loaders(), runs.studies.loaders(), page_board, protocol=protocol)
+    loaders = runs.contexts.loaders(), runs.studies.loaders()
+    return study_section(*loaders, page_board, protocol=insights["protocol"])
 
 
 def _id_sections(runs: RunStore) -> tuple[list[IdSection], list[str]]:
@@ -271,11 +264,3 @@ def _id_sections(runs: RunStore) -> tuple[list[IdSection], list[str]]:
             problems.append(f"The quality of {kind}_ids is of another version ({error}): run semantic_ids again")
         problems += figures.problems
     return sections, problems
-
-
-def _notes(steps: pl.DataFrame, split: Mapping[str, Any]) -> list[str]:
-    """A warning where the data were ingested with other steps than those that were split."""
-    if list(steps_of(steps)) == list(split["steps"]):
-        return []
-    log.warning("%s", OTHER_STEPS)
-    return [OTHER_STEPS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -106,7 +107,9 @@ def read_runs(metrics: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str
     names = [item.name for item in fields(Run)]
     for number, values in enumerate(metrics, start=1):
         if problem := check_metrics(values):
-            problems.append(f"run {number} ({_label(values)}) is left out: {problem}")
+            parts = [values.get(name) for name in REQUIRED[:3]] if isinstance(values, Mapping) else []
+            label = ", ".join(str(part) for part in parts if part is not None) or "?"
+            problems.append(f"run {number} ({label}) is left out: {problem}")
             continue
         run = Run(**{name: values[name] for name in names if values.get(name) is not None})
         key = (run.dataset, run.protocol_id, run.model, run.settings_id or "", str(run.seed))
@@ -126,12 +129,6 @@ def check_metrics(values: object) -> str | None:
         return "its protocol has no id: run `evaluate` again"
     wrong = [name for name in OBJECTS if not isinstance(values.get(name) or {}, Mapping)]
     return f"its {wrong[0]} is not an object: run `evaluate` again" if wrong else None
-
-
-def _label(values: object) -> str:
-    names = ("dataset", "model", "seed")
-    parts = [str(values[name]) for name in names if values.get(name) is not None] if isinstance(values, Mapping) else []
-    return ", ".join(parts) or "?"
 
 
 class DamagedFileError(ValueError):
@@ -174,21 +171,17 @@ class RunFiles(Mapping[str, T]):
         path = self._paths[name]
         if name not in self._errors:
             try:
-                value = self._check_columns(name, self._read(path))
-            except DamagedFileError as error:
-                self._errors[name] = str(error)
+                value: Any = self._read(path)
+                missing = [column for column in self._columns if column not in value.column_names]
             except READ_ERRORS as error:
-                self._errors[name] = f"the {self._kind} of {name} cannot be read: {_one_line(error)}"
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                self._errors[name] = f"the {self._kind} of {name} cannot be read: {reason}"
             else:
-                if self._cache:
-                    self._values[name] = value
-                return value
+                if not missing:
+                    self._values |= {name: value} if self._cache else {}
+                    return value
+                self._errors[name] = f"the {self._kind} of {name} have no {', '.join(missing)}: run it again"
         raise DamagedFileError(self._errors[name])
-
-    def _check_columns(self, name: str, value: Any) -> T:
-        if missing := [column for column in self._columns if column not in value.column_names]:
-            raise DamagedFileError(f"the {self._kind} of {name} have no {', '.join(missing)}: run it again")
-        return value
 
     @property
     def problems(self) -> list[str]:
@@ -199,10 +192,8 @@ class RunFiles(Mapping[str, T]):
         """Read all files; damaged ones are left out and named in ``problems``."""
         values = {}
         for name in self:
-            try:
+            with suppress(DamagedFileError):
                 values[name] = self[name]
-            except DamagedFileError:
-                continue
         return values
 
     def loaders(self) -> dict[str, Callable[[], T]]:
@@ -297,10 +288,8 @@ class RunStore:
     @property
     def problems(self) -> list[str]:
         """Messages of damaged files accessed so far, without bundles and figures."""
-        tables = (self.ranks, self.recommendations, self.curves)
-        results = (self.contexts, self.studies, self.qualities, self.vectors)
-        kinds: tuple[RunFiles[Any], ...] = (self.metrics, self.tie_sensitivity, *tables, *results)
-        return [problem for files in kinds for problem in files.problems]
+        kinds = ("metrics", "tie_sensitivity", "ranks", "recommendations", "curves", "contexts", "studies", "qualities")
+        return [problem for kind in (*kinds, "vectors") for problem in getattr(self, kind).problems]
 
 
 def read_json(path: Path) -> Any:
@@ -351,7 +340,3 @@ def _existing(paths: Mapping[str, Path]) -> dict[str, Path]:
 
 def _name(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -12,9 +12,8 @@ from recpipe.reporting.examples import Example, ExampleItem, RecommendedItem
 from recpipe.reporting.formatting import percent
 from recpipe.reporting.leaderboard import to_text
 
-WIDTH = 100
-GAP = 3
-COLUMN = (WIDTH - GAP) // 2
+WIDTH, GAP = 100, "   "
+COLUMN = (WIDTH - len(GAP)) // 2
 LINES = 5  # per user
 
 
@@ -28,10 +27,9 @@ def format_summary(
     users: int = 3,
     metric: str = "ndcg@10",
 ) -> str:
-    """Format plain text of 100 columns.
+    """Format plain text of 100 columns, with the first ``users`` examples and the lists of their first model.
 
-    The first ``users`` examples are shown with the recommendations of their first model. ``ids`` are lines about
-    semantic ids, ``links`` places by name, as in {"report": path}.
+    ``ids`` are lines about semantic ids, ``links`` places by name, as in {"report": path}.
     """
     parts = [_heading(title), to_text(board, metric=metric, width=WIDTH).rstrip()]
     if examples:
@@ -55,9 +53,9 @@ def _user(example: Example, model: str) -> str:
     left = [_event(item) for item in example.history[:LINES]]
     right = [_recommendation(item) for item in recommended[:LINES]] or ["nothing"]
     title = _fit(f"user {example.user}: newest of {example.length} events", COLUMN)
-    lines = [f"{title}{' ' * GAP}recommended", "─" * COLUMN + " " * GAP + "─" * COLUMN]
+    lines = [f"{title}{GAP}recommended", "─" * COLUMN + GAP + "─" * COLUMN]
     for event, recommendation in zip_longest(left, right, fillvalue=""):
-        lines.append(f"{event or ' ' * COLUMN}{' ' * GAP}{recommendation}".rstrip())
+        lines.append(f"{event or ' ' * COLUMN}{GAP}{recommendation}".rstrip())
     ranks = {item.item_id: item.rank for item in recommended}
     for item in example.targets[:LINES]:
         rank = ranks.get(item.item_id)
@@ -88,5 +86,5 @@ def _fit(text: str, size: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Terminal columns: East Asian characters have two, combining ones none."""
+    """Number of terminal columns: East Asian characters have two, combining ones none."""
     return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,21 +37,17 @@ class WeightAverage(nn.Module):
         for index, weight in enumerate(self._weights):
             self.register_buffer(str(index), weight.detach().clone())
 
-    @property
-    def _averages(self) -> list[Tensor]:
-        return list(self.buffers())
-
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after ``step`` steps, counted from 1."""
         average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
-        average(self._averages, self._weights, step)
+        average([*self.buffers()], self._weights, step)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the weights of the model and the averages."""
-        averages = [average.clone() for average in self._averages]
-        torch._foreach_copy_(self._averages, self._weights)
+        averages = [average.clone() for average in self.buffers()]
+        torch._foreach_copy_([*self.buffers()], self._weights)
         torch._foreach_copy_(self._weights, averages)
 
     @contextmanager
@@ -75,10 +71,9 @@ class SecondStage(Callback):
     """Start of a loss's second stage after ``after`` validations without a new best; patience is counted anew."""
 
     def __init__(self, begin: Callable[[], None], metric: str, *, after: int, patience: Patience) -> None:
-        if not 0 < after < patience.patience:
-            raise ValueError(
-                f"train.loss.second_stage_after is {after}; it must be less than train.patience {patience.patience}"
-            )
+        limit = patience.patience
+        if not 0 < after < limit:
+            raise ValueError(f"train.loss.second_stage_after is {after}; it must be less than train.patience {limit}")
         self._begin, self._metric, self._after, self._patience = begin, metric, after, patience
         self.best, self.bad, self.begun = -math.inf, 0, False
 
@@ -109,23 +104,14 @@ class ProgressBar(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar.skip(trainer.global_step)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Mapping[str, Tensor],
-        batch: object,
-        batch_idx: int,
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: object, batch_idx: int
     ) -> None:
         self._bar.add(1, loss=outputs["loss"])
 
 
 def curve_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
-    """Build the loggers of training curves.
-
-    Without its package, tensorboard is replaced by a CSV file (a machine with only torch and lightning), and wandb
-    raises ValueError.
-    """
+    """Build the loggers of training curves. Without its package tensorboard is a CSV file, wandb raises ValueError."""
     loggers: list[Logger] = []
     for name in dict.fromkeys(names):
         if name == "tensorboard" and find_spec("tensorboard") is not None:

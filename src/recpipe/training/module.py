@@ -181,17 +181,11 @@ class TrainingModule(pl.LightningModule):
         if not self.curve or self.curve[-1]["epoch"] != self._epoch:
             self._seconds += time.perf_counter() - self._start_time
             self._tokens += self._tokens_per_epoch
-            self.curve.append(
-                {
-                    **gpu_state(self.device),
-                    "epoch": self._epoch,
-                    "step": self.global_step,
-                    "seconds": self._seconds,
-                    "loss": float(self._loss) / max(self._steps, 1),
-                    "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
-                    "gradient_norm": float(torch.stack(self._norms).mean()),
-                }
-            )
+            row = {**gpu_state(self.device), "epoch": self._epoch, "step": self.global_step, "seconds": self._seconds}
+            row["loss"] = float(self._loss) / max(self._steps, 1)
+            row["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+            row["gradient_norm"] = float(torch.stack(self._norms).mean())
+            self.curve.append(row)
         return self.curve[-1]
 
     def _check_loss(self) -> None:
@@ -214,8 +208,7 @@ class TrainingModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["recpipe"]
         self.curve, self._seconds, self._tokens = state["curve"], state["train_seconds"], state["tokens_seen"]
-        self._hardware = state.get("ran", [])
-        self._random_state = state["random"]
+        self._hardware, self._random_state = state.get("ran", []), state["random"]
 
     @property
     def best_row(self) -> dict[str, Any] | None:

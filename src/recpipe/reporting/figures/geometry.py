@@ -9,29 +9,14 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from recpipe.evaluation.segments import POPULARITY
-from recpipe.reporting.figures import (
-    CATEGORIES,
-    COLOURS,
-    FROM_ZERO,
-    GREY,
-    LOG,
-    PERCENT,
-    REVERSED_CATEGORIES,
-    TEXTS,
-    Table,
-    drop_missing,
-    escape,
-    figure,
-    line,
-)
+from recpipe.reporting.figures import COLOURS, GREY, TEXTS, Axis, Table, escape, figure, line
 from recpipe.reporting.formatting import MISSING, count, percent
 
-Cells = list[float | None]
 Measures = Mapping[str, Any]  # of one table, as JSON
 MAX_LINES, MAX_CELLS = 6, 12  # tables in a figure of lines, rows and columns of a matrix
 TITLE_LENGTH = 80
-PALE, STRONG = "#edf4f9", "#2283c8"
 FULL_COLOUR = {"overlap": 0.2, "cka": 0.5}  # smallest maximum of the colour scale
+INTRO = {"measured": "items", "all": "with_events", "k": "k", "nulls": "nulls"}  # counts by name in the page
 COMMAND = "kedro run --pipelines=geometry,report"
 COLUMNS: dict[str, list[str]] = TEXTS["geometry_columns"]  # head and meaning by measure
 GROUP_COLUMNS = {
@@ -75,9 +60,8 @@ def geometry_section(geometry: Mapping[str, Any] | None, split: str) -> Geometry
         return None
     tables, problems = geometry["tables"], list(geometry["problems"])
     if geometry["protocol"] != split:
-        problems.insert(
-            0, f"Measured on another split than that on disk ({geometry['protocol']}): run `{COMMAND}` again"
-        )
+        message = f"Measured on another split than that on disk ({geometry['protocol']}): run `{COMMAND}` again"
+        problems.insert(0, message)
     return GeometrySection(
         head=["table", *(head for head, _ in COLUMNS.values())],
         rows=[_row(table, geometry["items"]) for table in tables],
@@ -86,12 +70,7 @@ def geometry_section(geometry: Mapping[str, Any] | None, split: str) -> Geometry
         group_rows=[row for table in tables for row in _group_rows(table)],
         stability=_stability(geometry["stability"]),
         examples=geometry["nearest"],
-        intro={
-            "measured": count(geometry["items"]),
-            "all": count(geometry["with_events"]),
-            "k": count(geometry["k"]),
-            "nulls": count(geometry["nulls"]),
-        },
+        intro={key: count(geometry[source]) for key, source in INTRO.items()},
         without=geometry["without"],
         problems=problems,
         figures=geometry_figures(geometry),
@@ -104,17 +83,16 @@ def geometry_figures(geometry: Mapping[str, Any] | None) -> dict[str, go.Figure]
         return {}
     tables = _select(geometry["tables"], MAX_LINES)
     groups = [{**tables[0], "name": name, **group} for name, group in tables[0]["groups"].items()]
-    return drop_missing(
-        {
-            "geometry_variance": _curves(tables, "cumulative"),
-            "geometry_spectrum": _curves(tables, "eigenvalues"),
-            "geometry_groups": _curves(groups, "cumulative"),
-            "geometry_norms": _norms(tables),
-            "geometry_overlap": _matrix(geometry, "overlap", "neighbours in common", ".0%"),
-            "geometry_cka": _matrix(geometry, "cka", "CKA", ".2f"),
-            "geometry_map": _map(geometry["map"]),
-        }
-    )
+    figures = {
+        "geometry_variance": _curves(tables, "cumulative"),
+        "geometry_spectrum": _curves(tables, "eigenvalues"),
+        "geometry_groups": _curves(groups, "cumulative"),
+        "geometry_norms": _norms(tables),
+        "geometry_overlap": _matrix(geometry, "overlap", "neighbours in common", ".0%"),
+        "geometry_cka": _matrix(geometry, "cka", "CKA", ".2f"),
+        "geometry_map": _map(geometry["map"]),
+    }
+    return {name: drawing for name, drawing in figures.items() if drawing is not None}
 
 
 def _select(tables: Sequence[Measures], limit: int) -> list[Measures]:
@@ -129,60 +107,41 @@ def _curves(tables: Sequence[Measures], kind: str) -> go.Figure:
     cumulative = kind == "cumulative"
     traces = []
     for colour, table in zip(COLOURS, tables, strict=False):
-        name = escape(table["name"])
-        for source, label, style in (
-            ("own", name, {"width": 2}),
-            ("chance", f"{name}, {table['null']}", {"width": 1, "dash": "dot"}),
-        ):
+        name, curves = escape(table["name"]), table["curves"]
+        for source, label in (("own", name), ("chance", f"{name}, {table['null']}")):
             points = [
                 (round(place / table["width"], 4), float(f"{value:.4g}"))
-                for place, value in zip(table["curves"]["place"], table["curves"][source][kind], strict=True)
+                for place, value in zip(curves["place"], curves[source][kind], strict=True)
                 if value is not None and (cumulative or value > 1e-6)
             ]
-            traces.append(
-                line(
-                    [x for x, _ in points],
-                    [y for _, y in points],
-                    name=label,
-                    mode="lines",
-                    colour=colour,
-                    hover=f"{label}: %{{y:{'.1%' if cumulative else '.3g'}}}",
-                    showlegend=source == "own",
-                    **style,
-                )
-            )
-    return figure(
-        traces,
-        x="share of the dimensions, largest first",
-        y="share of the variance" if cumulative else "variance, mean = 1",
-        x_axis=PERCENT,
-        y_axis=PERCENT | FROM_ZERO if cumulative else LOG,
-        height=340 + 17 * max(len(tables) - 3, 0),
-    )
+            x, y = [x for x, _ in points], [y for _, y in points]
+            is_own = source == "own"
+            hover = f"{label}: %{{y:{'.1%' if cumulative else '.3g'}}}"
+            style = {"width": 2 if is_own else 1, "dash": None if is_own else "dot", "showlegend": is_own}
+            traces.append(line(x, y, name=label, mode="lines", colour=colour, hover=hover, **style))
+    title, y_axis = "variance, mean = 1", Axis.LOG
+    if cumulative:
+        title, y_axis = "share of the variance", Axis.PERCENT | Axis.FROM_ZERO
+    x_title, height = "share of the dimensions, largest first", 340 + 17 * max(len(tables) - 3, 0)
+    return figure(traces, x=x_title, y=title, x_axis=Axis.PERCENT, y_axis=y_axis, height=height)
 
 
 def _norms(tables: Sequence[Measures]) -> go.Figure | None:
     """Norms by popularity, without tables whose norms are all equal."""
-    traces = [
-        line(
-            [round(value, 2) for value in table["norms"]["events"]],
-            [round(value, 4) for value in table["norms"]["norms"]],
-            name=escape(table["name"]),
-            colour=colour,
-            hover=f"{escape(table['name'])}: %{{y:.2f}} of the mean<br>"
-            "%{customdata:,} items with about %{x:.3~s} events",
-            data=table["norms"]["items"],
-        )
-        for colour, table in zip(COLOURS, tables, strict=False)
-        if table["values"]["norm_popularity"] is not None and len(table["norms"]["events"]) > 1
-    ]
+    traces = []
+    for colour, table in zip(COLOURS, tables, strict=False):
+        name, norms = escape(table["name"]), table["norms"]
+        if table["values"]["norm_popularity"] is not None and len(norms["events"]) > 1:
+            x, y = [round(value, 2) for value in norms["events"]], [round(value, 4) for value in norms["norms"]]
+            hover = f"{name}: %{{y:.2f}} of the mean<br>%{{customdata:,}} items with about %{{x:.3~s}} events"
+            traces.append(line(x, y, name=name, colour=colour, hover=hover, customdata=norms["items"]))
     if not traces:
         return None
     events = [value for trace in traces for value in trace.x]
     steps = [step * 10**power for power in range(9) for step in (1, 2, 5)]
     ticks = [tick for tick in steps if min(events) / 1.5 <= tick <= max(events) * 1.5]
-    x_axis = {"type": "log", "tickvals": ticks, "ticktext": [count(tick) for tick in ticks]}
-    drawing = figure(traces, x="training events", y="norm, mean = 1", x_axis=x_axis, y_axis=FROM_ZERO)
+    x_axis = {"type": "log", "tickvals": ticks, "ticktext": [*map(count, ticks)]}
+    drawing = figure(traces, x="training events", y="norm, mean = 1", x_axis=x_axis, y_axis=Axis.FROM_ZERO)
     return drawing.add_hline(y=1, line={"color": GREY, "width": 1, "dash": "dot"})
 
 
@@ -194,18 +153,20 @@ def _matrix(geometry: Mapping[str, Any], kind: str, label: str, form: str) -> go
     if len(rows) < 2:
         return None
 
-    def cells(key: str) -> list[Cells]:
-        return [[None if a == b else agreement[key][a][b] for b in rows] for a in rows]
+    def cells(key: str) -> list[list[float | None]]:
+        table = agreement[key]
+        return [[None if a == b or table[a][b] is None else round(table[a][b], 4) for b in rows] for a in rows]
 
-    values, labels = cells(kind), [escape(name) for name in names]
+    values = [agreement[kind][a][b] for a in rows for b in rows if a != b]
+    labels = [escape(name) for name in names]
     heatmap = go.Heatmap(
         x=labels,
         y=labels,
-        z=_round(values),
-        customdata=_round(cells(f"{kind}_by_chance")),
-        colorscale=[[0, PALE], [1, STRONG]],
+        z=cells(kind),
+        customdata=cells(f"{kind}_by_chance"),
+        colorscale=[[0, "#edf4f9"], [1, COLOURS[0]]],
         zmin=0,
-        zmax=max(FULL_COLOUR[kind], *(value for row in values for value in row if value is not None)),
+        zmax=max(FULL_COLOUR[kind], *(value for value in values if value is not None)),
         showscale=False,
         xgap=2,
         ygap=2,
@@ -213,49 +174,34 @@ def _matrix(geometry: Mapping[str, Any], kind: str, label: str, form: str) -> go
         hoverongaps=False,
         hovertemplate=f"%{{y}}, %{{x}}<br>%{{z:{form}}} {label}, untrained %{{customdata:{form}}}<extra></extra>",
     )
-    x_axis = CATEGORIES | {"tickangle": -30, "showline": False}
-    y_axis = REVERSED_CATEGORIES | {"showgrid": False}
+    x_axis, y_axis = (
+        Axis.CATEGORIES | {"tickangle": -30, "showline": False},
+        Axis.REVERSED_CATEGORIES | {"showgrid": False},
+    )
     return figure([heatmap], x_axis=x_axis, y_axis=y_axis, height=max(340, 140 + 34 * len(names)))
-
-
-def _round(cells: list[Cells]) -> list[Cells]:
-    return [[None if value is None else round(value, 4) for value in row] for row in cells]
 
 
 def _map(item_map: Mapping[str, Any] | None) -> go.Figure | None:
     """A dot per item, popular items on top."""
     if not item_map:
         return None
+    titles = [t if len(t) <= TITLE_LENGTH else t[: TITLE_LENGTH - 1] + "…" for t in item_map["titles"]]
     traces = []
     for code, group in reversed(list(enumerate(POPULARITY))):
-        rows = [row for row, name in enumerate(item_map["groups"]) if name == group]
-        if not rows:
-            continue
-        traces.append(
-            go.Scatter(
-                x=[item_map["x"][row] for row in rows],
-                y=[item_map["y"][row] for row in rows],
-                name=group,
-                mode="markers",
-                marker={"color": COLOURS[code], "size": (9, 6, 5)[code], "opacity": (0.9, 0.7, 0.5)[code]},
-                customdata=[[_short(item_map["titles"][row]), item_map["events"][row]] for row in rows],
-                hovertemplate="%{customdata[0]}<br>%{customdata[1]:,} events, " + group + "<extra></extra>",
+        if rows := [row for row, name in enumerate(item_map["groups"]) if name == group]:
+            traces.append(
+                go.Scatter(
+                    x=[item_map["x"][row] for row in rows],
+                    y=[item_map["y"][row] for row in rows],
+                    name=group,
+                    mode="markers",
+                    marker={"color": COLOURS[code], "size": (9, 6, 5)[code], "opacity": (0.9, 0.7, 0.5)[code]},
+                    customdata=[[escape(titles[row]), item_map["events"][row]] for row in rows],
+                    hovertemplate="%{customdata[0]}<br>%{customdata[1]:,} events, " + group + "<extra></extra>",
+                )
             )
-        )
-    hidden = {"visible": False}
-    return figure(
-        traces,
-        x_axis=hidden,
-        y_axis={**hidden, "scaleanchor": "x"},
-        height=520,
-        showlegend=True,
-        legend_traceorder="reversed",
-        hovermode="closest",
-    )
-
-
-def _short(title: str) -> str:
-    return escape(title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1] + "…")
+    axis, legend = {"visible": False}, {"showlegend": True, "legend_traceorder": "reversed"}
+    return figure(traces, x_axis=axis, y_axis=axis | {"scaleanchor": "x"}, height=520, hovermode="closest", **legend)
 
 
 def _row(table: Measures, items: int) -> Row:
@@ -269,14 +215,11 @@ def _row(table: Measures, items: int) -> Row:
 
 def _group_rows(table: Measures) -> list[Row]:
     groups = {name: table["groups"][name] for name in POPULARITY if table["groups"].get(name) is not None}
-    return [
-        (
-            f"{table['name']}, {name}",
-            f"{count(group['values']['items'])} items",
-            [_cell(key, group["values"][key], group["bands"][key]) for key in GROUP_COLUMNS],
-        )
-        for name, group in groups.items()
-    ]
+    rows = []
+    for name, group in groups.items():
+        cells = [_cell(key, group["values"][key], group["bands"][key]) for key in GROUP_COLUMNS]
+        rows.append((f"{table['name']}, {name}", f"{count(group['values']['items'])} items", cells))
+    return rows
 
 
 def _cell(key: str, value: float | None, band: Sequence[float] | None) -> Cell:
@@ -292,25 +235,17 @@ def _number(key: str, value: float | None) -> str:
         return MISSING
     if key == "orphans":
         return f"{100 * max(value, 0):.1f}\u202f%"
-    if key in ("participation_ratio", "effective_rank", "intrinsic_dimension"):
-        return f"{value:.1f}".replace("-", "\u2212")
-    return f"{value:.2f}".replace("-", "\u2212") if abs(value) >= 0.005 else "0.00"
+    digits = 1 if key in ("participation_ratio", "effective_rank", "intrinsic_dimension") else 2
+    return f"{value:.{digits}f}".replace("-", "\u2212") if digits == 1 or abs(value) >= 0.005 else "0.00"
 
 
 def _stability(models: Sequence[Mapping[str, Any]]) -> Table | None:
     """Agreement between seeds of one model."""
     if not models:
         return None
-    rows = [
-        [
-            model["name"],
-            str(model["seeds"]),
-            percent(model["overlap"]),
-            percent(model["by_chance"]),
-            *(percent(model["groups"].get(name)) for name in POPULARITY),
-            _number("cka", model["cka"]),
-            _number("cka", model["cka_by_chance"]),
-        ]
-        for model in models
-    ]
+    rows = []
+    for model in models:
+        overlaps = [model["overlap"], model["by_chance"], *(model["groups"].get(name) for name in POPULARITY)]
+        cka = [_number("cka", model[key]) for key in ("cka", "cka_by_chance")]
+        rows.append([model["name"], str(model["seeds"]), *map(percent, overlaps), *cka])
     return ["table", "seeds", "same neighbours", "untrained", *POPULARITY, "CKA", "untrained"], rows

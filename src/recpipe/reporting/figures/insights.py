@@ -9,24 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from recpipe.evaluation.segments import POPULARITY, WARMTH, length_names
-from recpipe.reporting.figures import (
-    CATEGORIES,
-    COLOURS,
-    FROM_ZERO,
-    GREY,
-    LOG,
-    PERCENT,
-    REVERSED_CATEGORIES,
-    TEXTS,
-    Table,
-    bars,
-    drop_missing,
-    escape,
-    figure,
-    line,
-    model_colour,
-    model_marker,
-)
+from recpipe.reporting.figures import COLOURS, GREY, TEXTS, Axis, Table, bars, escape, figure, model_line
 from recpipe.reporting.formatting import INTERVAL, MISSING, count, decimals, interval, metric_title, p_value, percent
 from recpipe.reporting.leaderboard import COLD_SHARE
 
@@ -38,10 +21,7 @@ LIST_COLUMNS: dict[str, list[str]] = TEXTS["list_columns"]  # head and meaning b
 
 
 def certainty_table(insights: Mapping[str, Any], board: pl.DataFrame) -> Table | None:
-    """Compare the models of one protocol with the baseline, best first; with the range over orders of ties, if any.
-
-    None without intervals.
-    """
+    """Compare models of one protocol with the baseline, with the range over orders of ties; None without intervals."""
     protocol = board["protocol"][0] if board.height else None
     certainty = (insights.get("certainty") or {}).get(protocol)
     if not certainty:
@@ -88,16 +68,15 @@ def insight_figures(
         {name: insights[part][name] for name in best if name in insights[part]}
         for part in ("segments", "lists", "calibration")
     )
-    return drop_missing(
-        {
-            "certainty": _certainty(insights["certainty"].get(board["protocol"][0]), board, metric),
-            "segments_popularity": _segments(rows, "popularity", POPULARITY, board, metric),
-            "segments_history": _segments(rows, "history", length_names(), board, metric),
-            "segments_warmth": _segments(rows, "warmth", WARMTH, board, metric),
-            "popularity_of_lists": _popularity(lists, insights["training"]),
-            "calibration": _calibration(calibrations, board),
-        }
-    )
+    figures = {
+        "certainty": _certainty(insights["certainty"].get(board["protocol"][0]), board, metric),
+        "segments_popularity": _segments(rows, "popularity", POPULARITY, board, metric),
+        "segments_history": _segments(rows, "history", length_names(), board, metric),
+        "segments_warmth": _segments(rows, "warmth", WARMTH, board, metric),
+        "popularity_of_lists": _popularity(lists, insights["training"]),
+        "calibration": _calibration(calibrations, board),
+    }
+    return {name: drawing for name, drawing in figures.items() if drawing is not None}
 
 
 def _certainty(certainty: Mapping[str, Any] | None, board: pl.DataFrame, metric: str) -> go.Figure | None:
@@ -108,81 +87,71 @@ def _certainty(certainty: Mapping[str, Any] | None, board: pl.DataFrame, metric:
     estimates = [certainty["estimates"][name] for name in names]
     differences = [certainty["differences"].get(name) for name in names]
     filled = [difference is None or difference["p_holm"] > 1 - certainty["level"] for difference in differences]
+    errors = {
+        "array": [estimate["high"] - estimate["mean"] for estimate in estimates],
+        "arrayminus": [estimate["mean"] - estimate["low"] for estimate in estimates],
+    }
+    colours = [COLOURS[0] if is_filled else GREY for is_filled in filled]
+    symbols = ["circle" if is_filled else "circle-open" for is_filled in filled]
     points = go.Scatter(
         x=[estimate["mean"] for estimate in estimates],
         y=[escape(name) for name in names],
         mode="markers",
-        error_x={
-            "array": [estimate["high"] - estimate["mean"] for estimate in estimates],
-            "arrayminus": [estimate["mean"] - estimate["low"] for estimate in estimates],
-            "thickness": 2,
-            "width": 5,
-            "color": GREY,
-        },
-        marker={
-            "size": 11,
-            "color": [COLOURS[0] if is_filled else GREY for is_filled in filled],
-            "symbol": ["circle" if is_filled else "circle-open" for is_filled in filled],
-        },
+        error_x={**errors, "thickness": 2, "width": 5, "color": GREY},
+        marker={"size": 11, "color": colours, "symbol": symbols},
         customdata=[
-            _comparison(*columns, certainty["baseline"]) for columns in zip(names, estimates, differences, strict=True)
+            _comparison(*row, certainty["baseline"]) for row in zip(names, estimates, differences, strict=True)
         ],
         hovertemplate="%{customdata}<extra></extra>",
     )
-    y_axis = {**REVERSED_CATEGORIES, "showgrid": False}
-    title, height = f"test {metric_title(metric)}", max(340, 90 + 34 * len(names))
-    return figure([points], x=title, x_axis=FROM_ZERO, y_axis=y_axis, height=height)
+    y_axis, height = Axis.REVERSED_CATEGORIES | {"showgrid": False}, max(340, 90 + 34 * len(names))
+    return figure([points], x=f"test {metric_title(metric)}", x_axis=Axis.FROM_ZERO, y_axis=y_axis, height=height)
 
 
 def _comparison(name: str, estimate: Mapping[str, Any], difference: Mapping[str, Any] | None, baseline: str) -> str:
     text = f"{escape(name)}: {estimate['mean']:.4f}, {estimate['low']:.4f} to {estimate['high']:.4f}"
     if difference is None:
         return text
-    low, high = difference["low"], difference["high"]
-    return (
-        f"{text}<br>{difference['mean']:+.4f} against {escape(baseline)}, {low:+.4f} to {high:+.4f}"
-        f"<br>p {p_value(difference['p_holm'])} (Holm)"
-    )
+    low, high, p = difference["low"], difference["high"], p_value(difference["p_holm"])
+    change = f"{difference['mean']:+.4f} against {escape(baseline)}, {low:+.4f} to {high:+.4f}"
+    return f"{text}<br>{change}<br>p {p} (Holm)"
 
 
 def _segments(
     rows: Mapping[str, list[Mapping[str, Any]]], by: str, order: Sequence[str], board: pl.DataFrame, metric: str
 ) -> go.Figure | None:
     """A line per model over the segments with enough users; None with fewer than two segments."""
-    name = "recall" if metric.startswith("recall") else "ndcg"
-    models = {
-        model: {row["segment"]: row for row in values if row["by"] == by and row["users"] >= MIN_USERS}
-        for model, values in rows.items()
-    }
-    weights: dict[str, float] = {}
-    for segments in models.values():
-        for segment, row in segments.items():
-            weights.setdefault(segment, row["weight"])
-    shares = {segment: weights[segment] for segment in order if segment in weights}
+    stem = "recall" if metric.startswith("recall") else "ndcg"
+    models = {}
+    for model, values in rows.items():
+        segments = [row for row in values if row["by"] == by and row["users"] >= MIN_USERS and row["segment"] in order]
+        models[model] = sorted(segments, key=lambda row: order.index(row["segment"]))
+    shares = {row["segment"]: row["weight"] for segments in reversed(models.values()) for row in segments}
     if len(shares) < 2 or (by == "warmth" and shares[WARMTH[1]] < COLD_SHARE):
         return None
-    traces = []
-    for model, segments in models.items():
-        drawn = [segment for segment in shares if segment in segments]
-        traces.append(
-            line(
-                [f"{segment}<br>{_whole_percent(shares[segment])}" for segment in drawn],
-                [segments[segment][name] for segment in drawn],
-                name=escape(model),
-                colour=model_colour(model, board),
-                hover=f"{escape(model)}: %{{y:.4f}}<br>%{{customdata[0]:,}} users, %{{customdata[1]:,}} targets",
-                data=[[segments[segment]["users"], segments[segment]["targets"]] for segment in drawn],
-                marker=model_marker(model, board),
-            )
+    labels = {
+        name: f"{name}<br>" + (f"{100 * share:.0f}\u202f%" if share >= 0.01 else "< 1\u202f%")
+        for name, share in shares.items()
+    }
+    traces = [
+        model_line(
+            [labels[row["segment"]] for row in segments],
+            [row[stem] for row in segments],
+            model,
+            board,
+            hover="%{y:.4f}<br>%{customdata[0]:,} users, %{customdata[1]:,} targets",
+            customdata=[[row["users"], row["targets"]] for row in segments],
         )
+        for model, segments in models.items()
+    ]
     titles = {
         "popularity": "popularity of the target, share of targets",
         "history": "events before the target, share of users",
         "warmth": "target, share of targets",
     }
     x_axis = {"tickangle": 0, "tickfont": {"size": 11}, "title": {"text": titles[by], "standoff": 16}}
-    title = f"test {metric_title(name)}@{metric.partition('@')[2]}"
-    return figure(traces, y=title, x_axis=CATEGORIES | x_axis, y_axis=FROM_ZERO)
+    title = f"test {metric_title(stem)}@{metric.partition('@')[2]}"
+    return figure(traces, y=title, x_axis=Axis.CATEGORIES | x_axis, y_axis=Axis.FROM_ZERO)
 
 
 def _popularity(lists: Mapping[str, Mapping[str, Any]], training: Mapping[str, Any]) -> go.Figure | None:
@@ -191,59 +160,32 @@ def _popularity(lists: Mapping[str, Mapping[str, Any]], training: Mapping[str, A
     if len(rows) < 2:
         return None
     names = [escape(name) for name in rows]
-    traces = [
-        bars(
-            [row[group] for row in rows.values()],
-            names,
-            name=group,
-            colour=colour,
-            hover=f"%{{y}}: %{{x:.1%}} {group}",
-            horizontal=True,
-        )
-        for group, colour in zip(POPULARITY, COLOURS, strict=False)
-    ]
-    return figure(
-        traces,
-        x="share",
-        x_axis={**PERCENT, "range": [0, 1]},
-        y_axis=REVERSED_CATEGORIES,
-        legend_traceorder="normal",
-        barmode="stack",
-        height=max(340, 110 + 34 * len(rows)),
-    )
+    traces = []
+    for group, colour in zip(POPULARITY, COLOURS, strict=False):
+        shares, hover = [row[group] for row in rows.values()], f"%{{y}}: %{{x:.1%}} {group}"
+        traces.append(bars(shares, names, name=group, colour=colour, hover=hover, orientation="h"))
+    x_axis, height = Axis.PERCENT | {"range": [0, 1]}, max(340, 110 + 34 * len(rows))
+    options = {"legend_traceorder": "normal", "barmode": "stack", "height": height}
+    return figure(traces, x="share", x_axis=x_axis, y_axis=Axis.REVERSED_CATEGORIES, **options)
 
 
 def _calibration(calibrations: Mapping[str, Mapping[str, Any]], board: pl.DataFrame) -> go.Figure | None:
     """Observed frequency against predicted probability, without bins that a logarithmic axis cannot show."""
     points = {
-        name: [pair for pair in zip(row["probability"], row["frequency"], strict=True) if min(pair) > 0]
+        name: pairs
         for name, row in calibrations.items()
+        if (pairs := [pair for pair in zip(row["probability"], row["frequency"], strict=True) if min(pair) > 0])
     }
-    points = {name: pairs for name, pairs in points.items() if pairs}
     if not points:
         return None
     values = [value for pairs in points.values() for pair in pairs for value in pair]
-    ends = [min(values), max(values)]
-    diagonal = go.Scatter(
-        x=ends,
-        y=ends,
-        name="calibrated",
-        mode="lines",
-        line={"color": GREY, "width": 1, "dash": "dot"},
-        hoverinfo="skip",
-    )
+    ends, style = [min(values), max(values)], {"color": GREY, "width": 1, "dash": "dot"}
+    diagonal = go.Scatter(x=ends, y=ends, name="calibrated", mode="lines", line=style, hoverinfo="skip")
     traces = [
-        line(
-            [probability for probability, _ in pairs],
-            [frequency for _, frequency in pairs],
-            name=escape(name),
-            colour=model_colour(name, board),
-            hover=f"{escape(name)}: predicted %{{x:.2%}}, observed %{{y:.2%}}",
-            marker=model_marker(name, board),
-        )
+        model_line(*zip(*pairs, strict=True), name, board, hover="predicted %{x:.2%}, observed %{y:.2%}")
         for name, pairs in points.items()
     ]
-    axis = {**LOG, "tickformat": "~%"}
+    axis = Axis.LOG | {"tickformat": "~%"}
     return figure([diagonal, *traces], x="predicted probability", y="observed frequency", x_axis=axis, y_axis=axis)
 
 
@@ -251,19 +193,14 @@ def _list_cell(key: str, values: Mapping[str, Any]) -> str:
     value = values.get(key)
     if value is None:
         return MISSING
-    if key == "arp":
-        return count(value) if value >= 100 else f"{value:.1f}"
     if key == "said":
         return f"{percent(value)} / {percent(values['so'])}"
     if key in ("coverage", "error"):
         return percent(value)
-    if key == "serendipity":
-        return f"{1000 * value:.2f}"
-    return f"{value:.2f}" if key == "novelty" else f"{value:.3f}"
-
-
-def _whole_percent(share: float) -> str:
-    return f"{100 * share:.0f}\u202f%" if share >= 0.01 else "< 1\u202f%"
+    if key == "arp" and value >= 100:
+        return count(value)
+    digits = {"arp": 1, "serendipity": 2, "novelty": 2}.get(key, 3)
+    return f"{1000 * value if key == 'serendipity' else value:.{digits}f}"
 
 
 def _signed(value: float) -> str:

@@ -10,21 +10,7 @@ import plotly.graph_objects as go
 import polars as pl
 import pyarrow as pa
 
-from recpipe.reporting.figures import (
-    CATEGORIES,
-    COLOURS,
-    FROM_ZERO,
-    LOG,
-    PERCENT,
-    REVERSED_CATEGORIES,
-    bars,
-    drop_missing,
-    escape,
-    figure,
-    line,
-    model_colour,
-    model_marker,
-)
+from recpipe.reporting.figures import COLOURS, Axis, bars, escape, figure, line, model_colour, model_line, model_marker
 from recpipe.reporting.formatting import metric_title, percent
 from recpipe.reporting.leaderboard import leaderboard, same_column, split_by_protocol
 
@@ -47,15 +33,14 @@ def run_figures(
     board = leaderboard(metrics, metric=metric)
     board = split_by_protocol(board)[0][2] if board.height else board
     tables = {name: _to_polars(table) for name, table in (curves or {}).items()}
-    return drop_missing(
-        {
-            **{f"{name}_at_cutoffs": _at_cutoffs(board, name) for name in CUTOFF_METRICS},
-            "quality_seconds": _quality_by_seconds(board, metric),
-            "training_loss": _training(tables, "loss", board),
-            "training_metric": _training(tables, f"valid_{metric}", board),
-            "gradient_norm": _training(tables, "gradient_norm", board),
-        }
-    )
+    figures = {
+        **{f"{name}_at_cutoffs": _at_cutoffs(board, name) for name in CUTOFF_METRICS},
+        "quality_seconds": _quality_by_seconds(board, metric),
+        "training_loss": _training(tables, "loss", board),
+        "training_metric": _training(tables, f"valid_{metric}", board),
+        "gradient_norm": _training(tables, "gradient_norm", board),
+    }
+    return {name: drawing for name, drawing in figures.items() if drawing is not None}
 
 
 def data_figures(
@@ -63,38 +48,34 @@ def data_figures(
 ) -> dict[str, go.Figure]:
     """Draw the profile of the data set and the table of ingest steps, by name; without those that lack data."""
     profile = profile or {}
-    return drop_missing(
-        {
-            "events_over_time": _events_over_time(profile.get("events_over_time")),
-            "events_per_user": _events_per_user(profile.get("events_per_user")),
-            "popularity": _popularity(profile.get("popularity")),
-            "steps": None if steps is None else _steps(_to_polars(steps)),
-        }
-    )
+    drawings = {"events_over_time": _events_over_time, "events_per_user": _events_per_user, "popularity": _popularity}
+    figures = {name: draw(profile[name]) for name, draw in drawings.items() if profile.get(name)}
+    if steps is not None and len(steps) > 1:
+        figures["steps"] = _steps(_to_polars(steps).sort("step"))
+    return figures
 
 
 def _at_cutoffs(board: pl.DataFrame, name: str) -> go.Figure | None:
-    columns = (column.partition("@") for column in board.columns)
-    cutoffs = sorted(int(cutoff) for stem, _, cutoff in columns if stem == name and cutoff.isdigit())
+    parts = (column.partition("@") for column in board.columns)
+    cutoffs = sorted(int(cutoff) for stem, _, cutoff in parts if stem == name and cutoff.isdigit())
+    columns = [f"{name}@{k}" for k in cutoffs]
     if not cutoffs or not board.height:
         return None
     if name == "recall" and all(same_column(board, f"recall@{k}", f"hit_rate@{k}") for k in cutoffs):
         return None  # with one target per user both are equal
     traces = [
-        line(
+        model_line(
             [str(k) for k in cutoffs],
-            [row[f"{name}@{k}"] for k in cutoffs],
-            name=escape(row["model"]),
-            colour=model_colour(row["model"], board),
-            hover=f"{escape(row['model'])}: %{{y:.4f}} at %{{x}}",
-            marker=model_marker(row["model"], board),
-            error_y=_seed_errors(row, [f"{name}@{k}" for k in cutoffs]),
+            [row[column] for column in columns],
+            row["model"],
+            board,
+            hover="%{y:.4f} at %{x}",
+            error_y=_seed_errors(row, columns),
         )
         for row in board.iter_rows(named=True)
     ]
-    title = metric_title(name)
-    title = title if title.isupper() else title.lower()
-    return figure(traces, x="list length", y=f"test {title}", x_axis=CATEGORIES, y_axis=FROM_ZERO)
+    title = metric_title(name) if name == "ndcg" else metric_title(name).lower()
+    return figure(traces, x="list length", y=f"test {title}", x_axis=Axis.CATEGORIES, y_axis=Axis.FROM_ZERO)
 
 
 def _quality_by_seconds(board: pl.DataFrame, metric: str) -> go.Figure | None:
@@ -114,8 +95,8 @@ def _quality_by_seconds(board: pl.DataFrame, metric: str) -> go.Figure | None:
         )
         for row in rows.iter_rows(named=True)
     ]
-    title = f"test {metric_title(metric)}"
-    return figure(traces, x="training time (s)", y=title, x_axis={**LOG, "tickformat": "~g"}, y_axis=FROM_ZERO)
+    title, x_axis = f"test {metric_title(metric)}", Axis.LOG | {"tickformat": "~g"}
+    return figure(traces, x="training time (s)", y=title, x_axis=x_axis, y_axis=Axis.FROM_ZERO)
 
 
 def _seed_errors(row: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
@@ -142,7 +123,7 @@ def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFra
                     colour=model_colour(models[number], board),
                     dash=DASHES[models[:number].count(models[number]) % len(DASHES)],
                     hover=f"{escape(name)}: %{{y:.4f}}<br>epoch %{{{epoch}}}, %{{{seconds}:.0f}} s",
-                    data=points[other].to_list(),
+                    customdata=points[other].to_list(),
                 )
             )
     if not traces:
@@ -152,29 +133,23 @@ def _training(curves: Mapping[str, pl.DataFrame], column: str, board: pl.DataFra
     return figure(traces, x="epoch" if by_epoch else "training time (s)", y=title, y_axis=y_axis)
 
 
-def _events_over_time(data: Mapping[str, Any] | None) -> go.Figure | None:
-    if not data:
-        return None
+def _events_over_time(data: Mapping[str, Any]) -> go.Figure:
     trace = bars(data["start"], data["events"], colour=COLOURS[0], hover="%{x}: %{y:,}")
     return figure([trace], y=f"interactions per {data['period']}", x_axis={"type": "date"})
 
 
-def _events_per_user(data: Mapping[str, Any] | None) -> go.Figure | None:
-    if not data:
-        return None
+def _events_per_user(data: Mapping[str, Any]) -> go.Figure:
     first = next(bin_ for bin_, users in enumerate(data["counts"]) if users)  # a k-core has no shorter history
     bins, counts = [*pairwise(data["edges"])][first:], data["counts"][first:]
     labels = [str(low) if high - low == 1 else f"{low}\u2013{high - 1}" for low, high in bins]
     powers_of_two = [bin_ for bin_, (low, _) in enumerate(bins) if low & (low - 1) == 0]
     ticks = powers_of_two[:: 1 + len(powers_of_two) // 9]
-    x_axis = {**CATEGORIES, "tickvals": ticks, "ticktext": [str(bins[bin_][0]) for bin_ in ticks], "tickangle": 0}
+    x_axis = {**Axis.CATEGORIES, "tickvals": ticks, "ticktext": [str(bins[bin_][0]) for bin_ in ticks], "tickangle": 0}
     trace = bars(labels, counts, colour=COLOURS[0], hover="%{x} interactions: %{y:,} users")
     return figure([trace], x="interactions per user (lower bound)", y="users", x_axis=x_axis)
 
 
-def _popularity(data: Mapping[str, Any] | None) -> go.Figure | None:
-    if not data:
-        return None
+def _popularity(data: Mapping[str, Any]) -> go.Figure:
     trace = line(
         data["rank"],
         data["events"],
@@ -182,15 +157,12 @@ def _popularity(data: Mapping[str, Any] | None) -> go.Figure | None:
         colour=COLOURS[0],
         width=2.5,
         hover="item %{x:,}: %{y:,} interactions<br>the first %{x:,} items have %{customdata} of all",
-        data=[percent(share) for share in data["share"]],
+        customdata=[percent(share) for share in data["share"]],
     )
-    return figure([trace], x="items by popularity", y="interactions", x_axis=LOG, y_axis=LOG)
+    return figure([trace], x="items by popularity", y="interactions", x_axis=Axis.LOG, y_axis=Axis.LOG)
 
 
-def _steps(steps: pl.DataFrame) -> go.Figure | None:
-    if steps.height < 2:
-        return None
-    steps = steps.sort("step")
+def _steps(steps: pl.DataFrame) -> go.Figure:
     names = [f"{row['step']} {escape(row['name'])}" for row in steps.iter_rows(named=True)]
     traces = [
         bars(
@@ -199,13 +171,13 @@ def _steps(steps: pl.DataFrame) -> go.Figure | None:
             name=column,
             colour=colour,
             hover=f"%{{y}}: %{{customdata:,}} {column}, %{{x:.1%}} of the raw log",
-            data=steps[column].to_list(),
-            horizontal=True,
+            customdata=steps[column].to_list(),
+            orientation="h",
         )
         for column, colour in zip(("rows", "users", "items"), COLOURS, strict=False)
     ]
     height = max(260, 90 + 58 * steps.height)
-    return figure(traces, x="share of the raw log", x_axis=PERCENT, y_axis=REVERSED_CATEGORIES, height=height)
+    return figure(traces, x="share of the raw log", x_axis=Axis.PERCENT, y_axis=Axis.REVERSED_CATEGORIES, height=height)
 
 
 def _to_polars(table: pa.Table | pl.DataFrame) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 import polars as pl
 from numpy.typing import NDArray
 
-from recpipe.reporting.figures import COLOURS, base_layout, escape
+from recpipe.reporting.figures import COLOURS, Axis, base_layout, escape
 from recpipe.reporting.formatting import codes_per_level, count, percent
 
 MAX_USAGE = 4.0  # multiple of even usage that gets the full colour
@@ -53,16 +53,16 @@ class IdSection:
 def id_section(quality: Mapping[str, Any], figures: Mapping[str, Any]) -> IdSection:
     """Build a section from quality.json and the figures that the pipeline semantic_ids wrote."""
     modality = str(quality["modality"])
-    rows = zip(quality_rows(quality), quality["checks"], strict=True)
+    checks = []
+    for (name, value, limit, passed), check in zip(quality_rows(quality), quality["checks"], strict=True):
+        advice = str(check["advice"])
+        checks.append({"name": name, "value": value, "threshold": limit, "passed": passed, "advice": advice})
     return IdSection(
         name=f"{modality}_ids",
         title=f"Semantic ids from {MODALITIES.get(modality, modality)}",
         passed=bool(quality["passed"]),
         facts=_facts(quality),
-        checks=[
-            {"name": name, "value": value, "threshold": limit, "passed": ok, "advice": str(check["advice"])}
-            for (name, value, limit, ok), check in rows
-        ],
+        checks=checks,
         figures=figures,
         line=_summary_line(quality),
     )
@@ -71,15 +71,11 @@ def id_section(quality: Mapping[str, Any], figures: Mapping[str, Any]) -> IdSect
 def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Return a row per check of the quality gate: measure, value, limit, whether it passed."""
     signs = {"at least": "≥", "at most": "≤"}
-    return [
-        (
-            str(check["what"]),
-            f"{check['value']:.3f}",
-            f"{signs[check['asks']]} {check['threshold']:.3f}",
-            bool(check["passed"]),
-        )
-        for check in quality["checks"]
-    ]
+    rows = []
+    for check in quality["checks"]:
+        value, limit = f"{check['value']:.3f}", f"{signs[check['asks']]} {check['threshold']:.3f}"
+        rows.append((str(check["what"]), value, limit, bool(check["passed"])))
+    return rows
 
 
 def usage_heatmap(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> go.Figure:
@@ -87,31 +83,19 @@ def usage_heatmap(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> go.Fig
 
     Unused codes are grey; ``sizes`` may have more levels than the codes.
     """
-    levels = codes_NL.shape[1]
-    width = max(sizes[:levels])
+    levels, width = codes_NL.shape[1], max(sizes[: codes_NL.shape[1]])
     usage, hover, names = [], [], []
     for level in range(levels):
         counts = np.bincount(codes_NL[:, level], minlength=sizes[level])
-        order = np.argsort(-counts, kind="stable")
-        even = len(codes_NL) / sizes[level]
+        order, even = np.argsort(-counts, kind="stable"), len(codes_NL) / sizes[level]
         blank = [None] * (width - sizes[level])
         relative = np.minimum(counts[order] / even, MAX_USAGE).round(3)
         usage.append([*relative.tolist(), *blank])
         hover.append([*(f"code {code}: {count(counts[code])}" for code in order), *blank])
         names.append(f"level {level + 1}<br>{int((counts > 0).sum())} of {sizes[level]}")
-    colour_bar = {
-        "title": {"text": "1: even usage, grey: unused", "side": "top", "font": {"size": 12}},
-        "orientation": "h",
-        "thickness": 8,
-        "len": 1,
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.02,
-        "yanchor": "bottom",
-        "outlinewidth": 0,
-        "tickvals": [0, 1, 2, 3, 4],
-        "ticktext": ["0", "1", "2", "3", "≥ 4"],
-    }
+    above = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "len": 1}
+    title = {"text": "1: even usage, grey: unused", "side": "top", "font": {"size": 12}}
+    ticks = {"tickvals": [0, 1, 2, 3, 4], "ticktext": ["0", "1", "2", "3", "≥ 4"]}
     heatmap = go.Heatmap(
         z=usage,
         y=names,
@@ -122,13 +106,13 @@ def usage_heatmap(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> go.Fig
         zmax=MAX_USAGE,
         ygap=6,
         hoverongaps=False,
-        colorbar=colour_bar,
+        colorbar={**above, **ticks, "title": title, "thickness": 8, "outlinewidth": 0},
     )
-    axis = {"automargin": True, "zeroline": False, "showgrid": False}
+    axis = Axis.DEFAULT | {"showgrid": False}
     layout = base_layout(
         height=max(HEIGHT, 150 + 45 * levels),
         xaxis={**axis, "title": {"text": "codes by usage"}, "range": [-0.5, width - 0.5]},
-        yaxis={**axis, "autorange": "reversed", "type": "category", "ticklabelstandoff": 6},
+        yaxis={**axis, **Axis.REVERSED_CATEGORIES, "ticklabelstandoff": 6},
     )
     return go.Figure([heatmap], layout)
 
@@ -153,42 +137,35 @@ def sunburst(
         raise ValueError(f"{len(codes_NL)} items have codes, but there are {len(titles)} titles{suffix}")
     depth = min(depth, codes_NL.shape[1])
     columns: dict[str, Any] = {f"c{level}": codes_NL[:, level] for level in range(depth)}
-    columns |= {"title": pl.Series([*titles], dtype=pl.String).fill_null("")}
-    columns |= {"category": pl.Series([*(categories or [None] * len(titles))], dtype=pl.String)}
+    columns["title"] = pl.Series([*titles], dtype=pl.String).fill_null("")
+    columns["category"] = pl.Series([*(categories or [None] * len(titles))], dtype=pl.String)
     items = pl.DataFrame(columns).with_row_index("row")
-    sectors = _sectors(items, [first_codes, *[next_codes] * (depth - 1)])
+    sectors = _sectors(items, [first_codes, *[next_codes] * (depth - 1)]).to_dict(as_series=False)
     ring = go.Sunburst(
-        ids=sectors["id"].to_list(),
-        parents=sectors["parent"].to_list(),
-        values=sectors["angle"].to_list(),
-        labels=sectors["label"].to_list(),
-        customdata=sectors["hover"].to_list(),
+        ids=sectors["id"],
+        parents=sectors["parent"],
+        values=sectors["angle"],
+        labels=sectors["label"],
+        customdata=sectors["hover"],
         branchvalues="total",
         maxdepth=3,
         sort=False,
         rotation=90,
         insidetextorientation="auto",
-        marker={"colors": sectors["colour"].to_list(), "line": {"width": 0.5, "color": "rgba(0,0,0,0)"}},
+        marker={"colors": sectors["colour"], "line": {"width": 0.5, "color": "rgba(0,0,0,0)"}},
         leaf={"opacity": 1},
         hovertemplate="%{customdata}<extra></extra>",
     )
-    invisible = {"visible": False}
-    text = {"minsize": 8, "mode": "hide"}
+    invisible, text = {"visible": False}, {"minsize": 8, "mode": "hide"}
     return go.Figure([ring], base_layout(height=HEIGHT, xaxis=invisible, yaxis=invisible, uniformtext=text))
 
 
 def _sectors(items: pl.DataFrame, ring_sizes: list[int]) -> pl.DataFrame:
     """One row per sector, parents before children: id, parent, angle, label, hover, colour."""
     first_codes = items["c0"].n_unique()
-    root = {
-        "id": "all",
-        "parent": "",
-        "angle": FULL_CIRCLE,
-        "label": f"{min(ring_sizes[0], first_codes)} of {count(first_codes)}<br>first codes",
-        "hover": f"{count(items.height)} items",
-        "colour": "rgba(0,0,0,0)",
-    }
-    rings = [pl.DataFrame([root])]
+    label = f"{min(ring_sizes[0], first_codes)} of {count(first_codes)}<br>first codes"
+    root = {"id": "all", "parent": "", "angle": FULL_CIRCLE, "label": label, "hover": f"{count(items.height)} items"}
+    rings = [pl.DataFrame([{**root, "colour": "rgba(0,0,0,0)"}])]
     items = items.with_columns(parent=pl.lit("all"))
     for level, size in enumerate(ring_sizes):
         largest = _largest(items, f"c{level}", size)
@@ -233,12 +210,10 @@ def _ring(sectors: pl.DataFrame, inner: pl.DataFrame, level: int) -> pl.DataFram
 def _labels(items: pl.DataFrame) -> pl.DataFrame:
     """Per sector ``id`` its main category and the title whose words occur in most other titles of the sector."""
     pattern = rf"\w{{{MIN_WORD_LENGTH},}}"
-    words = items.select("id", "row", "title").with_columns(
-        pl.concat_list(  # with an empty word, so that titles without words stay
-            pl.lit(""), pl.col("title").str.to_lowercase().str.extract_all(pattern).list.unique()
-        ).alias("word")
-    )
-    words = words.explode("word").with_columns(shared=pl.len().over("id", "word"))
+    words_of_title = pl.col("title").str.to_lowercase().str.extract_all(pattern).list.unique()
+    word = pl.concat_list(pl.lit(""), words_of_title)  # with an empty word, so that titles without words stay
+    words = items.select("id", "row", "title", word=word).explode("word")
+    words = words.with_columns(shared=pl.len().over("id", "word"))
     typical = (
         words.group_by("id", "row", "title")
         .agg(score=pl.col("shared").filter(pl.col("word") != "").sum() / (pl.len() + 1))
@@ -285,6 +260,7 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
     before, after = quality["collisions"]["before"], quality["collisions"]["after"]
     depths = (quality["neighbours"] or {}).get("by_depth") or [{}]
     purity = quality.get("purity") or {}
+    collisions = f"{count(before['sharing'])}; {count(before['largest'])} items"
     facts = [
         ("items with an id", count(quality["items"])),
         ("items without content and so without an id", count(quality["without_content"])),
@@ -292,7 +268,7 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("codes per level", codes_per_level(quality["sizes"])),
         ("codes used on the least used level", _least_usage(quality)),
         ("distinct ids before collisions were resolved", count(before["distinct"])),
-        ("items in a collision before; largest collision", _collisions(before)),
+        ("items in a collision before; largest collision", collisions),
         ("collisions resolved by", COLLISION_POLICIES.get(quality["policy"], quality["policy"])),
         ("items in a collision now", count(after["sharing"])),
         ("variance of the vectors lost in the codes", percent(quality["reconstruction"]["relative"])),
@@ -302,15 +278,9 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _collisions(collisions: Mapping[str, Any]) -> str:
-    return f"{count(collisions['sharing'])}; {count(collisions['largest'])} items"
-
-
 def _with_chance(values: Mapping[str, Any], name: str, chance: str) -> str:
     """Format as ``31 %, by chance 8 %``; empty without a value."""
-    if values.get(name) is None:
-        return ""
-    return f"{percent(values[name])}, by chance {percent(values[chance])}"
+    return "" if values.get(name) is None else f"{percent(values[name])}, by chance {percent(values[chance])}"
 
 
 def _least_usage(quality: Mapping[str, Any]) -> str:
@@ -319,10 +289,9 @@ def _least_usage(quality: Mapping[str, Any]) -> str:
 
 def _summary_line(quality: Mapping[str, Any]) -> str:
     verdict = "passed the gate" if quality["passed"] else "did NOT pass the gate"
-    distinct = count(quality["collisions"]["before"]["distinct"])
-    items, codes = count(quality["items"]), codes_per_level(quality["sizes"])
+    codes, distinct = codes_per_level(quality["sizes"]), count(quality["collisions"]["before"]["distinct"])
     return (
-        f"{quality['modality']}: {items} items, {codes} codes; {verdict}\n"
+        f"{quality['modality']}: {count(quality['items'])} items, {codes} codes; {verdict}\n"
         f"   codes used on the least used level: {_least_usage(quality)}; "
         f"distinct ids before collisions were resolved: {distinct}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,21 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from recpipe.reporting.figures import (
-    CAPTIONS,
-    CATEGORIES,
-    COLOURS,
-    FROM_ZERO,
-    PERCENT,
-    REVERSED_CATEGORIES,
-    Table,
-    bars,
-    drop_missing,
-    escape,
-    figure,
-    line,
-    model_colour,
-)
+from recpipe.reporting.figures import CAPTIONS, COLOURS, Axis, Table, bars, escape, figure, line, model_colour
 from recpipe.reporting.formatting import MISSING, count, decimals, duration, metric_title, percent
 
 Loaders = Mapping[str, Callable[[], Any]]
@@ -60,13 +47,12 @@ def study_section(contexts: Loaders, studies: Loaders, board: pl.DataFrame, *, p
     for name in dict.fromkeys(result["study"] for result in study_results):
         results = [result for result in study_results if result["study"] == name]
         key = f"study_{name}"
-        figures[key] = _study_figure(results, board)
-        tables[key] = _study_table(results)
-        default = {"title": f"Study {name}", "text": CAPTIONS["study_length"]["text"]}
-        captions[key] = CAPTIONS.get(key, default)
+        figures[key], tables[key] = _study_figure(results, board), _study_table(results)
+        captions[key] = CAPTIONS.get(key, {"title": f"Study {name}", "text": CAPTIONS["study_length"]["text"]})
     if context_results:
         tables["effective_context"] = _context_table(context_results)
-    return StudySection(drop_missing(figures), tables, captions, problems)
+    drawings = {name: drawing for name, drawing in figures.items() if drawing is not None}
+    return StudySection(drawings, tables, captions, problems)
 
 
 def _read(loaders: Loaders, kind: str, protocol: str, board: pl.DataFrame, problems: list[str]) -> list[dict[str, Any]]:
@@ -82,22 +68,14 @@ def _read(loaders: Loaders, kind: str, protocol: str, board: pl.DataFrame, probl
         if not isinstance(result, dict) or any(key not in result for key in REQUIRED[kind]):
             problems.append(f"the {kind} of {run} is of another version: run the pipeline {kind} again")
         elif result.get("protocol") == protocol:
-            results.append(result)
-    names = board["name"].to_list() if board.height else []
-    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+            results.append(dict(result))
+    names = dict.fromkeys(board["name"] if board.height else [])
+    order = {name: number for number, name in enumerate(names)}
     results.sort(key=lambda result: (order.get(result["model"], len(order)), result["model"], result.get("seed") or 0))
-    seeds: dict[str, set[Any]] = {}
+    seeds = Counter(model for model, _ in {(result["model"], result.get("seed")) for result in results})
     for result in results:
-        seeds.setdefault(result["model"], set()).add(result.get("seed"))
-    return [
-        {
-            **result,
-            "label": result["model"]
-            if len(seeds[result["model"]]) == 1
-            else f"{result['model']}, seed {result['seed']}",
-        }
-        for result in results
-    ]
+        result["label"] = result["model"] + (f", seed {result['seed']}" if seeds[result["model"]] > 1 else "")
+    return results
 
 
 def _study_figure(results: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
@@ -115,38 +93,24 @@ def _setting(results: Sequence[Result], setting: str, board: pl.DataFrame) -> go
     traces = []
     for result in results:
         rows, label = result["rows"], escape(result["label"])
-        options: dict[str, Any] = {
-            "colour": _colour(result, results, board),
-            "hover": "%{customdata}",
-            "data": [
-                f"{label}, {escape(setting)} {row['name']}: {row[metric]:.4f}<br>"
-                f"{duration(row['seconds_per_epoch'])} per epoch, {row['epochs']} epochs"
-                for row in rows
-            ],
-        }
-        x = [str(row["value"]) for row in rows]
+        texts = [
+            f"{label}, {escape(setting)} {row['name']}: {row[metric]:.4f}<br>"
+            f"{duration(row['seconds_per_epoch'])} per epoch, {row['epochs']} epochs"
+            for row in rows
+        ]
+        colour, x = _colour(result, results, board), [str(row["value"]) for row in rows]
+        options: dict[str, Any] = {"colour": colour, "hover": "%{customdata}", "customdata": texts}
         traces.append(line(x, [row[metric] for row in rows], name=label, **options))
         traces.append(line(x, [row.get(cost) for row in rows], yaxis="y2", showlegend=False, **options))
     values = sorted({row["value"] for result in results for row in result["rows"]})
     x_axis = {"categoryorder": "array", "categoryarray": [str(value) for value in values], "anchor": "y2"}
-    lower_axis = {
-        "domain": [0, 0.3],
-        "title": {"text": unit, "standoff": 12},
-        "automargin": True,
-        "zeroline": False,
-        "ticklabelstandoff": 4,
-        **FROM_ZERO,
+    axes = {
+        "x_axis": Axis.CATEGORIES | x_axis,
+        "y_axis": {"domain": [0.4, 1]},
+        "yaxis2": Axis.VERTICAL | Axis.FROM_ZERO | {"domain": [0, 0.3], "title": {"text": unit, "standoff": 12}},
     }
-    return figure(
-        traces,
-        x=escape(setting),
-        y=f"validation {metric_title(metric)}",
-        x_axis=CATEGORIES | x_axis,
-        y_axis={"domain": [0.4, 1]},
-        yaxis2=lower_axis,
-        height=460,
-        showlegend=len(results) > 1,
-    )
+    y = f"validation {metric_title(metric)}"
+    return figure(traces, x=escape(setting), y=y, **axes, height=460, showlegend=len(results) > 1)
 
 
 def _ablation(results: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
@@ -162,20 +126,16 @@ def _ablation(results: Sequence[Result], board: pl.DataFrame) -> go.Figure | Non
                 name=escape(result["label"]),
                 colour=_colour(result, results, board),
                 hover="%{customdata}",
-                data=[f"{row['name']}: {row[metric]:.4f} instead of {full[metric]:.4f}" for row in parts],
-                horizontal=True,
+                customdata=[f"{row['name']}: {row[metric]:.4f} instead of {full[metric]:.4f}" for row in parts],
+                orientation="h",
             )
         )
     if not traces:
         return None
-    rows = max(len(result["rows"]) - 1 for result in results)
-    return figure(
-        traces,
-        x=f"change of validation {metric_title(results[0]['metric'])}",
-        x_axis={"tickformat": "+.3f", "nticks": 6, "zeroline": True},
-        y_axis=REVERSED_CATEGORIES,
-        height=max(260, 110 + (20 + 18 * len(traces)) * rows),
-    )
+    height = max(260, 110 + (20 + 18 * len(traces)) * max(len(result["rows"]) - 1 for result in results))
+    title = f"change of validation {metric_title(results[0]['metric'])}"
+    x_axis = {"tickformat": "+.3f", "nticks": 6, "zeroline": True}
+    return figure(traces, x=title, x_axis=x_axis, y_axis=Axis.REVERSED_CATEGORIES, height=height)
 
 
 def _effective_context(contexts: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
@@ -193,13 +153,13 @@ def _effective_context(contexts: Sequence[Result], board: pl.DataFrame) -> go.Fi
                     colour=_colour(context, contexts, board),
                     dash=dash,
                     hover=f"{label}, last %{{x}} events, {meaning}: %{{y:.0%}} (%{{customdata:.4f}})",
-                    data=[row[kind] for row in rows],
+                    customdata=[row[kind] for row in rows],
                 )
             )
     if not traces:
         return None
-    y_axis = PERCENT | FROM_ZERO
-    return figure(traces, x="last events", y="share of the metric", x_axis=CATEGORIES, y_axis=y_axis)
+    axes = {"x_axis": Axis.CATEGORIES, "y_axis": Axis.PERCENT | Axis.FROM_ZERO}
+    return figure(traces, x="last events", y="share of the metric", **axes)
 
 
 def _attribution(contexts: Sequence[Result]) -> go.Figure | None:
@@ -220,7 +180,7 @@ def _attribution(contexts: Sequence[Result]) -> go.Figure | None:
         hovertemplate="%{y} events, position %{x} from the end: %{z:.1%}<extra></extra>",
     )
     title, height = "position from the end (1: last event)", max(260, 110 + 26 * len(rows))
-    return figure([heatmap], x=title, y_axis=REVERSED_CATEGORIES, height=height)
+    return figure([heatmap], x=title, y_axis=Axis.REVERSED_CATEGORIES, height=height)
 
 
 def _gap(contexts: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
@@ -237,36 +197,27 @@ def _gap(contexts: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
                     colour=_colour(context, contexts, board),
                     dash=dash,
                     hover=f"{label}, %{{x}} events, {fold}: %{{y:.4f}}<br>%{{customdata:,}} users",
-                    data=[group[f"{key}_users"] for group in groups],
+                    customdata=[group[f"{key}_users"] for group in groups],
                 )
             )
     if not traces:
         return None
-    x_axis = CATEGORIES | {"title": {"text": "events before the target", "standoff": 16}}
-    return figure(traces, y=metric_title(contexts[0]["metric"]), x_axis=x_axis, y_axis=FROM_ZERO)
+    x_axis = Axis.CATEGORIES | {"title": {"text": "events before the target", "standoff": 16}}
+    return figure(traces, y=metric_title(contexts[0]["metric"]), x_axis=x_axis, y_axis=Axis.FROM_ZERO)
 
 
 def _study_table(results: Sequence[Result]) -> Table:
     metric = results[0]["metric"] or "ndcg@10"
     head = ["variant", "model", f"validation {metric_title(metric)}", "epochs", "s / epoch", "tokens / s"]
-    head += ["parameters", "dimensions used"]
     rows = []
     for result in results:
+        prefix = "" if result["setting"] is None else f"{result['setting']} "
         for row in result["rows"]:
-            dimensions = row.get("used_dimensions")
-            rows.append(
-                [
-                    row["name"] if result["setting"] is None else f"{result['setting']} {row['name']}",
-                    result["label"],
-                    decimals(row[metric]),
-                    count(row["epochs"]),
-                    duration(row["seconds_per_epoch"]),
-                    count(row["tokens_per_second"]),
-                    count(row["parameters"]),
-                    MISSING if dimensions is None else f"{dimensions:.1f}",
-                ]
-            )
-    return head, rows
+            speed = [count(row["epochs"]), duration(row["seconds_per_epoch"]), count(row["tokens_per_second"])]
+            dimensions = MISSING if row.get("used_dimensions") is None else f"{row['used_dimensions']:.1f}"
+            size = [count(row["parameters"]), dimensions]
+            rows.append([f"{prefix}{row['name']}", result["label"], decimals(row[metric]), *speed, *size])
+    return [*head, "parameters", "dimensions used"], rows
 
 
 def _context_table(contexts: Sequence[Result]) -> Table:

@@ -77,7 +77,9 @@ class AMINCE(Loss):
 
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         if self.tail_only:
-            places = self._second_stage_places(targets)
+            tail = self.is_tail[targets]
+            order = torch.rand(len(targets), device=targets.device).masked_fill(tail, -1.0).argsort()
+            places = order[: 2 * int(tail.sum())]  # of all tail targets and of as many random others
             if len(places) == 0:
                 return hidden.sum() * 0.0
             hidden, targets = hidden[places], targets[places]
@@ -104,12 +106,6 @@ class AMINCE(Loss):
 
     def _view(self, vectors: Tensor) -> Tensor:
         return F.dropout(vectors, self.dropout, self.training)
-
-    def _second_stage_places(self, targets: Tensor) -> Tensor:
-        """Places (n,) of all tail targets and of as many random others."""
-        tail = self.is_tail[targets]
-        order = torch.rand(len(targets), device=targets.device).masked_fill(tail, -1.0).argsort()
-        return order[: 2 * int(tail.sum())]
 
 
 def tail_of(counts: Tensor, tail: int | float) -> Tensor:

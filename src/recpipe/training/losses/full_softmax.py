@@ -41,10 +41,8 @@ class FullSoftmax(Loss):
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         if self.candidate_mask is not None and self.candidates is not None:
             if len(table) != len(self.candidate_mask):
-                raise ValueError(
-                    f"loss.items: trained leaves out items, and this softmax is over {len(table) - 1} codes; set "
-                    "softmax: children or items"
-                )
+                reason = f"loss.items: trained leaves out items, and this softmax is over {len(table) - 1} codes"
+                raise ValueError(f"{reason}; set softmax: children or items")
             table = torch.cat([table[:1], table[self.candidates]])
             targets = self.candidate_mask.cumsum(0)[targets]
         kind = hidden.device.type

@@ -104,7 +104,7 @@ class NegativeSampler(nn.Module):
         sources. Negatives may contain repeats and the target.
         """
         N, rows, device = len(targets), () if shared else (len(targets),), targets.device
-        parts, means = [], {}
+        parts = {}
         for source, n in self.sources.items():
             if source == "uniform" and n >= n_items:
                 items = torch.arange(1, n_items + 1, device=device).expand(*rows, n_items)
@@ -112,19 +112,17 @@ class NegativeSampler(nn.Module):
                 items = torch.randint(1, n_items + 1, (*rows, n), device=device)
             elif source == "popularity":
                 place = torch.rand(*rows, n, device=device, dtype=torch.float64)
-                items = torch.searchsorted(self.cumulated, place * self.cumulated[-1], right=True)
-                items = items.clamp(max=n_items)
+                items = torch.searchsorted(self.cumulated, place * self.cumulated[-1], right=True).clamp(max=n_items)
             elif shared:
                 items = targets[torch.randperm(N, device=device)[:n]]
             else:
                 items = targets[torch.randint(N, (N, n), device=device)]
-            parts.append(items)
-            means[source] = float(items.shape[-1])
-        items = torch.cat(parts, -1)
-        return items, self._expected(items, means, n_items) if self.with_expected else None
-
-    def _expected(self, items: Tensor, means: Mapping[str, float], n_items: int) -> Tensor:
-        expected = torch.zeros(items.shape, dtype=torch.float64, device=items.device)
-        for source, n in means.items():
+            parts[source] = items
+        items = torch.cat([*parts.values()], -1)
+        if not self.with_expected:
+            return items, None
+        expected = torch.zeros(items.shape, dtype=torch.float64, device=device)
+        for source, part in parts.items():
+            n = float(part.shape[-1])
             expected += n / n_items if source == "uniform" else n * getattr(self, source)[items]
-        return expected
+        return items, expected

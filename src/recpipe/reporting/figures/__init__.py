@@ -18,19 +18,19 @@ COLOURS = ("#2283c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 GREY = COLOURS[-1]
 SYMBOLS = ("circle", "diamond-open", "square-open", "x-thin-open", "triangle-up-open")
 Values = Sequence[Any]
-Layout = dict[str, Any] | None
+Layout = Mapping[str, Any] | None
 
 
 class Axis:
     """Settings of axes, which ``|`` combines."""
 
-    CATEGORIES: ClassVar = {"type": "category"}
-    REVERSED_CATEGORIES: ClassVar = {"autorange": "reversed", "type": "category"}
-    FROM_ZERO: ClassVar = {"rangemode": "tozero"}
-    LOG: ClassVar = {"type": "log", "dtick": 1}
-    PERCENT: ClassVar = {"tickformat": ".0%"}
-    DEFAULT: ClassVar = {"automargin": True, "zeroline": False}
-    VERTICAL: ClassVar = DEFAULT | {"ticklabelstandoff": 4}
+    CATEGORIES: ClassVar[dict[str, Any]] = {"type": "category"}
+    REVERSED_CATEGORIES: ClassVar[dict[str, Any]] = {"autorange": "reversed", "type": "category"}
+    FROM_ZERO: ClassVar[dict[str, Any]] = {"rangemode": "tozero"}
+    LOG: ClassVar[dict[str, Any]] = {"type": "log", "dtick": 1}
+    PERCENT: ClassVar[dict[str, Any]] = {"tickformat": ".0%"}
+    DEFAULT: ClassVar[dict[str, Any]] = {"automargin": True, "zeroline": False}
+    VERTICAL: ClassVar[dict[str, Any]] = DEFAULT | {"ticklabelstandoff": 4}
 
 
 def figure(
@@ -42,8 +42,8 @@ def figure(
         "showlegend": len(traces) > 1,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         "bargap": 0.12,
-        "xaxis": Axis.DEFAULT | {"title": {"text": x}, "showgrid": False} | (x_axis or {}),
-        "yaxis": Axis.VERTICAL | {"title": {"text": y, "standoff": 12}} | (y_axis or {}),
+        "xaxis": {**Axis.DEFAULT, "title": {"text": x}, "showgrid": False, **(x_axis or {})},
+        "yaxis": {**Axis.VERTICAL, "title": {"text": y, "standoff": 12}, **(y_axis or {})},
     }
     return go.Figure(traces, base_layout(**defaults | layout))
 

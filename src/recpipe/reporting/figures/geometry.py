@@ -117,7 +117,7 @@ def _curves(tables: Sequence[Measures], kind: str) -> go.Figure:
             x, y = [x for x, _ in points], [y for _, y in points]
             is_own = source == "own"
             hover = f"{label}: %{{y:{'.1%' if cumulative else '.3g'}}}"
-            style = {"width": 2 if is_own else 1, "dash": None if is_own else "dot", "showlegend": is_own}
+            style: dict[str, Any] = {"showlegend": is_own} | ({} if is_own else {"width": 1, "dash": "dot"})
             traces.append(line(x, y, name=label, mode="lines", colour=colour, hover=hover, **style))
     title, y_axis = "variance, mean = 1", Axis.LOG
     if cumulative:
@@ -200,8 +200,9 @@ def _map(item_map: Mapping[str, Any] | None) -> go.Figure | None:
                     hovertemplate="%{customdata[0]}<br>%{customdata[1]:,} events, " + group + "<extra></extra>",
                 )
             )
-    axis, legend = {"visible": False}, {"showlegend": True, "legend_traceorder": "reversed"}
-    return figure(traces, x_axis=axis, y_axis=axis | {"scaleanchor": "x"}, height=520, hovermode="closest", **legend)
+    x_axis, y_axis = {"visible": False}, {"visible": False, "scaleanchor": "x"}
+    options: dict[str, Any] = {"showlegend": True, "legend_traceorder": "reversed", "hovermode": "closest"}
+    return figure(traces, x_axis=x_axis, y_axis=y_axis, height=520, **options)
 
 
 def _row(table: Measures, items: int) -> Row:

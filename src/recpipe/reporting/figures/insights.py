@@ -165,25 +165,25 @@ def _popularity(lists: Mapping[str, Mapping[str, Any]], training: Mapping[str, A
         shares, hover = [row[group] for row in rows.values()], f"%{{y}}: %{{x:.1%}} {group}"
         traces.append(bars(shares, names, name=group, colour=colour, hover=hover, orientation="h"))
     x_axis, height = Axis.PERCENT | {"range": [0, 1]}, max(340, 110 + 34 * len(rows))
-    options = {"legend_traceorder": "normal", "barmode": "stack", "height": height}
+    options: dict[str, Any] = {"legend_traceorder": "normal", "barmode": "stack", "height": height}
     return figure(traces, x="share", x_axis=x_axis, y_axis=Axis.REVERSED_CATEGORIES, **options)
 
 
 def _calibration(calibrations: Mapping[str, Mapping[str, Any]], board: pl.DataFrame) -> go.Figure | None:
     """Observed frequency against predicted probability, without bins that a logarithmic axis cannot show."""
     points = {
-        name: pairs
+        name: tuple(zip(*pairs, strict=True))
         for name, row in calibrations.items()
         if (pairs := [pair for pair in zip(row["probability"], row["frequency"], strict=True) if min(pair) > 0])
     }
     if not points:
         return None
-    values = [value for pairs in points.values() for pair in pairs for value in pair]
+    values = [value for columns in points.values() for column in columns for value in column]
     ends, style = [min(values), max(values)], {"color": GREY, "width": 1, "dash": "dot"}
     diagonal = go.Scatter(x=ends, y=ends, name="calibrated", mode="lines", line=style, hoverinfo="skip")
     traces = [
-        model_line(*zip(*pairs, strict=True), name, board, hover="predicted %{x:.2%}, observed %{y:.2%}")
-        for name, pairs in points.items()
+        model_line(predicted, observed, name, board, hover="predicted %{x:.2%}, observed %{y:.2%}")
+        for name, (predicted, observed) in points.items()
     ]
     axis = Axis.LOG | {"tickformat": "~%"}
     return figure([diagonal, *traces], x="predicted probability", y="observed frequency", x_axis=axis, y_axis=axis)

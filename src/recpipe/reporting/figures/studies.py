@@ -104,7 +104,7 @@ def _setting(results: Sequence[Result], setting: str, board: pl.DataFrame) -> go
         traces.append(line(x, [row.get(cost) for row in rows], yaxis="y2", showlegend=False, **options))
     values = sorted({row["value"] for result in results for row in result["rows"]})
     x_axis = {"categoryorder": "array", "categoryarray": [str(value) for value in values], "anchor": "y2"}
-    axes = {
+    axes: dict[str, Any] = {
         "x_axis": Axis.CATEGORIES | x_axis,
         "y_axis": {"domain": [0.4, 1]},
         "yaxis2": Axis.VERTICAL | Axis.FROM_ZERO | {"domain": [0, 0.3], "title": {"text": unit, "standoff": 12}},

@@ -71,8 +71,8 @@ def loss_class(name: str | None) -> type[Loss]:
     """Return the class in ``losses/<name>.py``. Raises ConfigError with the nearest spelling for an unknown name."""
     check_known(name, loss_names(), what="loss", hint=" (train.loss.name)")
     module = importlib.import_module(f"{__name__}.{name}")
-    classes = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__]
-    classes = [cls for cls in classes if issubclass(cls, Loss)]
+    members = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__]
+    classes = [cls for cls in members if issubclass(cls, Loss)]
     if len(classes) != 1:
         raise ValueError(f"{module.__name__} must define one Loss, it defines {[c.__name__ for c in classes]}")
     return classes[0]

@@ -123,6 +123,6 @@ class NegativeSampler(nn.Module):
             return items, None
         expected = torch.zeros(items.shape, dtype=torch.float64, device=device)
         for source, part in parts.items():
-            n = float(part.shape[-1])
-            expected += n / n_items if source == "uniform" else n * getattr(self, source)[items]
+            size = float(part.shape[-1])
+            expected += size / n_items if source == "uniform" else size * getattr(self, source)[items]
         return items, expected

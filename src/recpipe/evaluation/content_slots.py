@@ -43,11 +43,10 @@ class ContentSlots:
         return {"share": self.share, "model": self.content.name}
 
     def apply(self, ranking: Ranking, fold: Fold, bundle: Bundle, *, exclude_seen: bool) -> Ranking:
-        """Fill the slots of a ranking by ``bundle``.
+        """Fill the slots of a ranking by ``bundle``; scores of slot items are NaN.
 
-        Scores of slot items are NaN. The rank of a target is its place in the list; beyond the list it is the rank by
-        the model plus the number of slots. Raises ValueError for lists that are too short to have a slot, for a content
-        model of another catalogue, and without a cold item that has a vector.
+        The rank of a target is its place in the list; beyond the list, the rank by the model plus the number of slots.
+        Raises ValueError for lists too short for a slot, another catalogue, and without a cold item that has a vector.
         """
         self.content.check_catalogue(bundle.vocabulary)
         slot = slot_places(self.share, ranking.items.shape[1])
@@ -56,9 +55,7 @@ class ContentSlots:
                 f"content_slots.share is {self.share} and lists have {len(slot)} items, so there is no slot; "
                 f"give at least {1 / len(slot):.4f}"
             )
-        content = self.cold_lists(
-            fold.histories, bundle.train_events, ranking.items.shape[1], exclude_seen=exclude_seen
-        )
+        content = self.cold_lists(fold.histories, bundle.train_events, len(slot), exclude_seen=exclude_seen)
         items, from_content = fill_slots(ranking.items, content, slot)
         place = list_ranks(items[ranking.user], fold.targets.items)
         beyond = np.where(ranking.rank > 0, ranking.rank + slot.sum(), 0)
@@ -69,10 +66,7 @@ class ContentSlots:
         return replace(ranking, items=items, rank=rank, scores=scores)
 
     def cold_lists(self, histories: Sequences, train_events: np.ndarray, k: int, *, exclude_seen: bool) -> np.ndarray:
-        """List the ``k`` items without ``train_events`` (I,) nearest to each user (U, k), 0 for none.
-
-        Lists of users without a vector in the window of the content model are empty.
-        """
+        """List the ``k`` items without ``train_events`` (I,) nearest to each user (U, k); 0 for none and no vector."""
         model = self.content.model
         assert isinstance(model, ContentKNN)
         present, cold = model.present.cpu().numpy(), np.concatenate([[False], train_events == 0])
@@ -92,15 +86,13 @@ class ContentSlots:
 
 def slot_places(share: float, k: int) -> np.ndarray:
     """Mark the slots among the first k places (k,): place j is one if floor(share j) > floor(share (j - 1))."""
-    slots: np.ndarray = np.diff(np.floor(np.arange(k + 1) * share + 1e-9)) > 0
-    return slots
+    return np.asarray(np.diff(np.floor(np.arange(k + 1) * share + 1e-9)) > 0)
 
 
 def fill_slots(items: np.ndarray, content: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merge lists: places of ``slot`` (K,) from ``content`` (U, C), others from ``items`` (U, K), without duplicates.
+    """Merge lists in order: places of ``slot`` (K,) from ``content`` (U, C), others from ``items`` (U, K), each once.
 
-    Both keep their order. Where one is exhausted, the other fills the place; 0 is none. Returns the lists (U, K) and
-    a mask (U, K) of the items from ``content``.
+    Where one is exhausted, the other fills the place. Returns the lists (U, K) and a mask of items from ``content``.
     """
     sources = [items.copy(), content.copy()]
     merged, from_content = np.zeros_like(items), np.zeros(items.shape, bool)

@@ -1,7 +1,6 @@
 """Use of history by a trained model: effective context length, attribution by position, gap to training targets.
 
-Everything is measured on the validation fold, whose histories are the training events.
-Shapes: B batch, T time, D width, P positions from the end, U users.
+Measured on the validation fold. Shapes: B batch, T time, D width, P positions from the end, U users.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,9 +39,9 @@ class ContextStudy:
     protocol: Protocol
     metric: str
 
-    def value(self, fold: Fold | None = None) -> float:
-        """Compute the metric of ``fold``, by default of the fold of the study."""
-        return fold_metric(self.model, self.fold if fold is None else fold, self.protocol, self.metric)
+    def value(self, histories: Sequences) -> float:
+        """Compute the metric of the fold with other ``histories``."""
+        return fold_metric(self.model, replace(self.fold, histories=histories), self.protocol, self.metric)
 
 
 def context_study(
@@ -58,8 +56,8 @@ def context_study(
 ) -> dict[str, Any]:
     """Measure ``effective`` context, ``attribution`` by position and the ``gap`` between training and validation.
 
-    For at most ``users`` random users, the same for every model. ``train`` is the training set of the model.
-    ``attribution`` is None for a model without item embeddings. Raises ValueError for an unknown metric.
+    Of at most ``users`` random users, the same for all models. ``train`` is the training set of the model. The
+    ``attribution`` of a model without item embeddings is None. Raises ValueError for an unknown metric.
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(valid))[:users])
     study = ContextStudy(model, valid.select(rows), protocol, metric)
@@ -75,23 +73,20 @@ def context_study(
 def effective_context(study: ContextStudy, *, seed: int = 0) -> dict[str, Any]:
     """Measure the metric for ``whole`` histories and per number of last ``events``.
 
-    ``truncated``: only these events are read. ``shuffled``: the events before them are in random order.
-    ``shuffled_all``: all events are. ``longer``: share of users with more events. Seen items of the whole history stay
-    excluded.
+    ``truncated``: only these events are read, but all seen items stay excluded. ``shuffled``: the events before them
+    are in random order, ``shuffled_all``: all events are. ``longer``: share of users with more events.
     """
     histories = study.fold.histories
-
-    def shuffled(events: int) -> float:
-        return study.value(replace(study.fold, histories=shuffle_before(histories, events, seed)))
-
     longest = min(study.model.max_length, int(histories.lengths.max(initial=0)))
     rows = []
     for events in (n for n in CONTEXT_LENGTHS if n < longest):
         with truncated_context(study.model, events):
-            truncated = study.value()
+            truncated = study.value(histories)
+        shuffled = study.value(shuffle_before(histories, events, seed))
         longer = float((histories.lengths > events).mean())
-        rows.append({"events": events, "truncated": truncated, "shuffled": shuffled(events), "longer": longer})
-    return {"whole": study.value(), "shuffled_all": shuffled(0), "longest": longest, "rows": rows}
+        rows.append({"events": events, "truncated": truncated, "shuffled": shuffled, "longer": longer})
+    shuffled_all = study.value(shuffle_before(histories, 0, seed))
+    return {"whole": study.value(histories), "shuffled_all": shuffled_all, "longest": longest, "rows": rows}
 
 
 @contextmanager
@@ -108,10 +103,9 @@ def truncated_context(model: Recommender, events: int) -> Iterator[None]:
 def shuffle_before(histories: Sequences, events: int, seed: int) -> Sequences:
     """Shuffle all but the last ``events`` of every history; timestamps stay in place."""
     owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    place = np.arange(len(owner))
-    from_end = histories.offsets[owner + 1] - place
-    draw = np.random.default_rng(seed).random(len(owner))
-    order = np.lexsort((np.where(from_end <= events, 1 + place, draw), owner))  # draws are below 1
+    place, draw = np.arange(len(owner)), np.random.default_rng(seed).random(len(owner))
+    is_last = histories.offsets[owner + 1] - place <= events
+    order = np.lexsort((np.where(is_last, 1 + place, draw), owner))  # draws are below 1
     ratings = None if histories.ratings is None else histories.ratings[order]
     return replace(histories, items=histories.items[order], ratings=ratings)
 
@@ -125,8 +119,7 @@ def attribution(model: NextItem, fold: Fold, protocol: Protocol) -> list[dict[st
     fold = fold.with_query_times(protocol)
     model.eval()
     data = model.on_device(fold.histories, window=model.max_length)
-    lengths = data.lengths
-    shares = np.zeros((len(fold), model.max_length))
+    lengths, shares = data.lengths, np.zeros((len(fold), model.max_length))
     targets = fold.targets.items[np.minimum(fold.targets.offsets[:-1], len(fold.targets.items) - 1)]
     users = np.flatnonzero((lengths > 0) & (fold.targets.lengths > 0))
     max_rows = max(SCORES_AT_ONCE // (model.n_items + 1), 1)
@@ -134,15 +127,17 @@ def attribution(model: NextItem, fold: Fold, protocol: Protocol) -> list[dict[st
         for rows in np.split(bucket, range(max_rows, len(bucket), max_rows)):
             target = torch.from_numpy(targets[rows].astype(np.int64)).to(model.device)
             saliency = _saliency(model, data.batch(rows), target).cpu().numpy()
-            _add_shares(shares, rows, saliency, lengths[rows])
-    groups = length_groups(lengths)
-    result = []
+            place = lengths[rows, None] - 1 - np.arange(saliency.shape[1])  # 0 for the last event
+            row, column = np.nonzero(place >= 0)
+            total = saliency.sum(1, keepdims=True)
+            share = np.divide(saliency, total, out=np.zeros_like(saliency), where=total > 0)
+            shares[rows[row], place[row, column]] = share[row, column]
+    groups, result = length_groups(lengths), []
     for code, name in enumerate(length_names()):
-        members = users[groups[users] == code]
-        if len(members) >= MIN_USERS:
+        if len(members := users[groups[users] == code]) >= MIN_USERS:
             mean = shares[members].mean(0)
-            row = {"history": name, "users": len(members), "shares": mean[:POSITIONS].tolist()}
-            result.append({**row, "older": float(mean[POSITIONS:].sum())})
+            counts = {"history": name, "users": len(members)}
+            result.append({**counts, "shares": mean[:POSITIONS].tolist(), "older": float(mean[POSITIONS:].sum())})
     return result
 
 
@@ -158,32 +153,16 @@ def _saliency(model: NextItem, batch: Batch, target: Tensor) -> Tensor:
     return (gradient * x_BTD.detach()).sum(-1).abs() * batch.mask
 
 
-def _add_shares(
-    shares_UT: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    saliency_BT: NDArray[np.floating],
-    lengths: NDArray[np.int64],
-) -> None:
-    """Write the saliency of a batch as shares of each row's sum, last event first."""
-    place = lengths[:, None] - 1 - np.arange(saliency_BT.shape[1])
-    row, column = np.nonzero(place >= 0)
-    total = saliency_BT.sum(1, keepdims=True)
-    share = np.divide(saliency_BT, total, out=np.zeros_like(saliency_BT), where=total > 0)
-    shares_UT[rows[row], place[row, column]] = share[row, column]
-
-
 def gap_by_length(study: ContextStudy, train: Sequences, *, users: int, seed: int) -> list[dict[str, Any]]:
     """Compare the metric for the last event of ``train``, a target of the training, with that of the validation fold.
 
     Returns a row per group of history lengths: ``train``, ``valid``, and the number of users of each.
     """
-    lengths = train.lengths
-    several = np.flatnonzero(lengths > 1)
+    several = np.flatnonzero(train.lengths > 1)
     rows = np.sort(several[np.random.default_rng(seed).permutation(len(several))[:users]])
-    last_events = Fold(
-        train.select(rows, np.zeros(len(rows), np.int64), lengths[rows] - 1),
-        train.select(rows, lengths[rows] - 1, lengths[rows]),
-    )
+    ends = train.lengths[rows]
+    histories, targets = train.select(rows, np.zeros(len(rows), np.int64), ends - 1), train.select(rows, ends - 1, ends)
+    last_events = Fold(histories, targets)
     values = {"train": _metric_by_length(study, last_events), "valid": _metric_by_length(study, study.fold)}
     return [
         {
@@ -199,8 +178,7 @@ def gap_by_length(study: ContextStudy, train: Sequences, *, users: int, seed: in
 def _metric_by_length(study: ContextStudy, fold: Fold) -> dict[str, tuple[float, int]]:
     """The metric and the number of users of each group."""
     ranks = fold_ranks(study.model, fold, study.protocol)
-    groups, owner = length_groups(fold.histories.lengths), ranks["user_id"].to_numpy()
-    result = {}
+    groups, owner, result = length_groups(fold.histories.lengths), ranks["user_id"].to_numpy(), {}
     for code, name in enumerate(length_names()):
         members = ranks.filter(groups[owner] == code)
         if (count := int((groups == code).sum())) >= MIN_USERS and len(members):

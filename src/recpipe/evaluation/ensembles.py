@@ -61,7 +61,11 @@ def ensemble_bundle(
     training = {
         "seed": first.training.get("seed"),
         "settings": _settings(bundles, ensemble, weights),
-        "cost": _total_cost(bundles),
+        "cost": {
+            key: sum(bundle.training["cost"][key] for bundle in bundles)
+            for key in ("train_seconds", "parameters")
+            if all(bundle.training.get("cost", {}).get(key) is not None for bundle in bundles)
+        },
         "versions": first.training.get("versions", {}),
     }
     items = (first.vocabulary, first.titles, first.train_events)
@@ -99,14 +103,6 @@ def _settings(bundles: Sequence[Bundle], ensemble: Ensemble, weights: str | Sequ
     }
 
 
-def _total_cost(bundles: Sequence[Bundle]) -> dict[str, float]:
-    costs = [bundle.training.get("cost", {}) for bundle in bundles]
-    names = ("train_seconds", "parameters")
-    return {
-        name: sum(cost[name] for cost in costs) for name in names if all(cost.get(name) is not None for cost in costs)
-    }
-
-
 class Ensemble(Scorer):
     """Weighted sum of what the members give each item.
 
@@ -120,10 +116,8 @@ class Ensemble(Scorer):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """``weights``: one per member, none negative."""
-
         method: str = "rrf"
-        weights: Weights = ()
+        weights: Weights = ()  # one per member, none negative
         constant: float = 60.0
 
     def __init__(self, members: Sequence[Recommender], config: Config) -> None:
@@ -178,9 +172,8 @@ class Ensemble(Scorer):
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (rows (B,), scores (B, I + 1)) as `Scorer.score_batches`; -inf where all members have -inf."""
         weights = self.weighted(self.config.weights).config.weights
-        for rows, parts_MBI, allowed_BI in self.member_batches(
-            histories, exclude_seen=exclude_seen, candidates=candidates
-        ):
+        batches = self.member_batches(histories, exclude_seen=exclude_seen, candidates=candidates)
+        for rows, parts_MBI, allowed_BI in batches:
             scores = _weighted_sum(weights, parts_MBI)
             if self.config.method == "softmax":
                 scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
@@ -192,9 +185,8 @@ class Ensemble(Scorer):
         """Yield rows (B,), normalised scores of the members (M, B, I + 1) and a mask of allowed items (B, I + 1)."""
         max_rows = max(SCORES_AT_ONCE // (self.n_items + 1) // len(self.members), 1)
         by_length = np.argsort(histories.lengths, kind="stable")
-        for rows in np.split(by_length, range(max_rows, len(by_length), max_rows)):
-            if len(rows) == 0:
-                continue
+        for start in range(0, len(by_length), max_rows):
+            rows = by_length[start : start + max_rows]
             batch = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
             scores = [
                 _member_scores(member, batch, exclude_seen=exclude_seen, candidates=candidates)
@@ -206,7 +198,12 @@ class Ensemble(Scorer):
     def _normalise(self, scores_BI: Tensor) -> Tensor:
         finite = scores_BI > -torch.inf
         if self.config.method == "rrf":
-            return torch.where(finite, 1 / (self.config.constant + _all_ranks(scores_BI)), 0)
+            # ranks (B, I) from 1 in the strict order of `layers.top_k`
+            by_tie_order = torch.argsort(tie_order(scores_BI.shape[1], scores_BI.device))
+            order = by_tie_order[torch.argsort(scores_BI[:, by_tie_order], dim=1, descending=True, stable=True)]
+            places = torch.arange(1, scores_BI.shape[1] + 1, device=scores_BI.device, dtype=scores_BI.dtype)
+            ranks = torch.empty_like(scores_BI).scatter_(1, order, places.expand_as(scores_BI))
+            return torch.where(finite, 1 / (self.config.constant + ranks), 0)
         if self.config.method == "softmax":
             return scores_BI.softmax(1).nan_to_num(0)  # NaN for a user without candidates
         count = finite.sum(1, keepdim=True).clamp(min=1)
@@ -239,14 +236,6 @@ def _member_scores(
     return scores
 
 
-def _all_ranks(scores_BI: Tensor) -> Tensor:
-    """Ranks (B, I) from 1 in the strict order of `layers.top_k`."""
-    by_tie_order = torch.argsort(tie_order(scores_BI.shape[1], scores_BI.device))
-    order = by_tie_order[torch.argsort(scores_BI[:, by_tie_order], dim=1, descending=True, stable=True)]
-    ranks = torch.arange(1, scores_BI.shape[1] + 1, device=scores_BI.device, dtype=scores_BI.dtype)
-    return torch.empty_like(scores_BI).scatter_(1, order, ranks.expand_as(scores_BI))
-
-
 def choose_weights(
     ensemble: Ensemble, valid: Fold, *, exclude_seen: bool, metric: str = "ndcg@10"
 ) -> tuple[Weights, dict[Weights, float]]:
@@ -263,11 +252,8 @@ def choose_weights(
             ranks[w, positions] = target_ranks(scores, batch_rows, valid.targets.items[positions])
     user = pa.array(np.repeat(np.arange(len(valid)), valid.targets.lengths))
     tables = [pa.table({"user_id": user, "rank": row, "cold": row < 0}) for row in ranks]
-    values = {
-        weights: metric_value(table, metric, setting="ensemble.metric")
-        for weights, table in zip(grid, tables, strict=True)
-    }
-    return max(values, key=lambda weights: values[weights]), values
+    values = [metric_value(table, metric, setting="ensemble.metric") for table in tables]
+    return grid[int(np.argmax(values))], dict(zip(grid, values, strict=True))
 
 
 def weight_grid(members: int) -> list[Weights]:

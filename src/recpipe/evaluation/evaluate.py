@@ -50,10 +50,8 @@ def evaluate(
     """Rank both folds with a trained model and recommend ``k`` items to every test user.
 
     With ``slots``, lists and metrics have content slots; throughput and latency are those of the model alone. A model
-    that was also trained on the validation fold (``train.put_back``) has no ``valid`` metrics.
-
-    Raises ValueError if the model was trained on another split than that of ``protocol``, if it uses times that the
-    protocol does not allow, and for NaN scores.
+    that was also trained on the validation fold (``train.put_back``) has no ``valid`` metrics. Raises ValueError for a
+    model of another split, or one that uses times that the protocol does not allow, and for NaN scores.
     """
     if differing := bundle.protocol.data_differences(protocol):
         raise ValueError(
@@ -73,8 +71,10 @@ def evaluate(
     list_length = max(k, *protocol.cutoffs)
     rankings = {name: rank(fold, protocol, list_length) for name, fold in folds.items()}
     ranking, ranks = rankings["test"]
-    no_history = _without_history(test)
+    none = np.zeros(len(test), np.int64)
+    no_history = Fold(test.histories.select(np.arange(len(test)), none, none), test.targets)
     cold_users = rank(no_history, dataclasses.replace(protocol, exclude_seen=False), max(protocol.cutoffs))
+    fallback = bundle.model.cold_users
     settings = bundle.training.get("settings")
     if settings and slots is not None:
         settings = {**settings, "content_slots": slots.to_dict()}
@@ -89,7 +89,11 @@ def evaluate(
         **{name: _metrics(*pair, bundle, protocol) for name, pair in rankings.items()},
         **warm_and_cold_items(ranks, cutoffs=protocol.cutoffs),
         **_search_error(bundle.model, test, protocol),
-        "cold_users": {**_metrics(*cold_users, bundle, protocol), **_fallback(bundle.model, no_history.histories)},
+        "cold_users": {
+            **_metrics(*cold_users, bundle, protocol),
+            "falls_back": int(bundle.model.needs_fallback(no_history.histories).sum()),
+            "settings": None if fallback is None else dataclasses.asdict(fallback.config),
+        },
         "cost": {
             **bundle.training.get("cost", {}),
             "inference_users_per_second": len(test) / ranking.seconds,
@@ -114,17 +118,6 @@ def _metrics(ranking: Ranking, ranks: pa.Table, bundle: Bundle, protocol: Protoc
     cutoffs = [k for k in protocol.cutoffs if k <= ranking.items.shape[1]]
     covered = coverage(ranking.items, catalogue=len(bundle.vocabulary), cutoffs=cutoffs) if cutoffs else {}
     return {**metrics_from_ranks(ranks, cutoffs=protocol.cutoffs), **covered}
-
-
-def _without_history(fold: Fold) -> Fold:
-    none = np.zeros(len(fold), np.int64)
-    return Fold(fold.histories.select(np.arange(len(fold)), none, none), fold.targets)
-
-
-def _fallback(model: Recommender, histories: Sequences) -> dict[str, Any]:
-    """Count the users that the model leaves to its fallback, with the settings of the fallback."""
-    config = None if model.cold_users is None else dataclasses.asdict(model.cold_users.config)
-    return {"falls_back": int(model.needs_fallback(histories).sum()), "settings": config}
 
 
 @runtime_checkable
@@ -152,15 +145,11 @@ def settings_id(settings: Mapping[str, Any]) -> str:
     for name in ("max_minutes", "ema"):  # absent from runs of older versions
         if train.get(name) is None:
             train.pop(name, None)
-    text = json.dumps({**settings, "train": train}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps({**settings, "train": train}, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def latency(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users: int = 30) -> dict[str, float]:
-    """Measure milliseconds to recommend ``k`` items to a single user: median and 95th percentile.
-
-    Over the same random ``users`` of ``fold`` each time; empty for a fold without users.
-    """
+    """Measure milliseconds to recommend ``k`` items to one user: percentiles over the same random ``users``, if any."""
     rows = np.random.default_rng(0).permutation(len(fold))[:users]
     queries = [fold.select(rows[at : at + 1]).histories for at in range(len(rows))]
     milliseconds = []
@@ -175,9 +164,9 @@ def latency(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users
 def validator(
     fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None
 ) -> Callable[[Recommender], dict[str, float]]:
-    """Return the function that selects checkpoints: full ranking of the validation fold under the protocol.
+    """Return the function that selects checkpoints: full ranking of ``fold``, or always the same ``users`` of it.
 
-    With ``users``, of the same random sample each time. It raises ValueError for an unknown metric.
+    It raises ValueError for an unknown metric.
     """
     fold = fold.with_query_times(protocol)
     if users is not None and users < len(fold):

@@ -1,7 +1,7 @@
 """Beyond-accuracy metrics of top-k lists: popularity, novelty, diversity, serendipity, coverage.
 
-Definitions and values of ARP, novelty, diversity and serendipity equal those of RecTools. Shapes: U users, K places,
-I items, D width; item indices count from 1, 0 is none.
+ARP, novelty, diversity and serendipity equal those of RecTools.
+Shapes: U users, K places, I items, D width; item indices count from 1, 0 is none.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ class Popularity:
     @classmethod
     def of(cls, train: Sequences, n_items: int) -> Popularity:
         """Count events and users of the training sequences."""
-        owner = np.repeat(np.arange(len(train)), train.lengths)
-        pairs = np.unique(owner * (n_items + 1) + train.items)
-        events, users = (
-            np.bincount(items, minlength=n_items + 1)[1:] for items in (train.items, pairs % (n_items + 1))
-        )
+        base, owner = n_items + 1, np.repeat(np.arange(len(train)), train.lengths)
+        pairs = np.unique(owner * base + train.items)
+        events, users = (np.bincount(items, minlength=base)[1:] for items in (train.items, pairs % base))
         return cls(events, users, len(np.unique(owner)))
 
 
@@ -141,8 +139,7 @@ def diversity(lists: Lists, vectors_ID: Floats, present_I: NDArray[np.bool_]) ->
     unit[present] = vectors_ID[present[1:]] / norms[present[1:], None]
     values = []
     step = max(ELEMENTS_PER_CHUNK // (lists.items_UK.shape[1] * vectors_ID.shape[1]), 1)
-    for start in range(0, len(lists.items_UK), step):
-        items_BK = lists.items_UK[start : start + step]
+    for items_BK in np.split(lists.items_UK, range(step, len(lists.items_UK), step)):
         n = present[items_BK].sum(1)
         pairs = n * (n - 1)
         cosines = (unit[items_BK].sum(1) ** 2).sum(1) - n  # of ordered pairs: the square of a sum
@@ -160,10 +157,7 @@ def gini(counts: NDArray[np.integer]) -> float | None:
 
 
 def divergence(counts: NDArray[np.integer], events: NDArray[np.integer]) -> float | None:
-    """Compute the Jensen-Shannon divergence in bits between recommendations and training events; Lin 1991.
-
-    0 for equal shares of the items, 1 for disjoint items.
-    """
+    """Compute the Jensen-Shannon divergence of recommendations and training events in bits, 0 to 1; Lin 1991."""
     if counts.sum() == 0 or events.sum() == 0:
         return None
     p, q = counts / counts.sum(), events / events.sum()

@@ -1,7 +1,7 @@
 """Ranking metrics from a table of ranks, coverage of the catalogue, and calibration of probabilities.
 
-A ranks table has one row per (user, target) with user_id, target, rank and cold. Ranks are strict: ties are broken
-before. Shapes: U users, K results.
+A ranks table has a row per (user, target): user_id, target, rank (strict, ties are broken before), cold.
+Shapes: U users, K results.
 """
 
 from __future__ import annotations
@@ -48,22 +48,17 @@ def metric_value(ranks: pa.Table, metric: str, *, setting: str = "metric") -> fl
 def warm_and_cold_items(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, dict[str, float | int]]:
     """Compute recall and NDCG for targets with training events, `warm_items`, and without, `cold_items`.
 
-    The candidates are all items in both. Means are over users who have such a target, counting only these targets.
-    Empty where all targets have training events.
+    All items are candidates in both. Means are over users who have such a target, counting only these targets. Empty
+    where all targets have training events.
     """
-    cold = ranks["cold"]
+    cold, result = ranks["cold"], {}
     if not pc.any(cold).as_py():
         return {}
-    parts = {"warm_items": ranks.filter(pc.invert(cold)), "cold_items": ranks.filter(cold)}
-    return {
-        name: {
-            metric: value
-            for metric, value in metrics_from_ranks(part, cutoffs=cutoffs).items()
-            if metric.partition("@")[0] in SUBSET_METRICS
-        }
-        for name, part in parts.items()
-        if part.num_rows
-    }
+    for name, part in (("warm_items", ranks.filter(pc.invert(cold))), ("cold_items", ranks.filter(cold))):
+        if part.num_rows:
+            values = metrics_from_ranks(part, cutoffs=cutoffs)
+            result[name] = {key: value for key, value in values.items() if key.partition("@")[0] in SUBSET_METRICS}
+    return result
 
 
 def user_metrics(ranks: pa.Table, *, cutoffs: Sequence[int]) -> pa.Table:
@@ -90,9 +85,8 @@ def user_metrics(ranks: pa.Table, *, cutoffs: Sequence[int]) -> pa.Table:
     columns: dict[str, pa.Array | NDArray[np.float64]] = {"user_id": users}
     for k in sorted(set(cutoffs)):
         hit = rank <= k
-        user, r, j = code[hit], rank[hit], nth[hit]
+        user, r, j, first = code[hit], rank[hit], nth[hit], nth[hit] == 1
         hits = np.bincount(user, minlength=len(users))
-        first = j == 1
         gain = np.bincount(user, weights=1 / np.log2(r + 1), minlength=len(users))
         ideal_gain = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))[np.minimum(targets, k) - 1]
         columns[f"recall@{k}"] = hits / targets
@@ -111,9 +105,9 @@ def _hits_in_order(
     code, rank = codes[rank > 0], rank[rank > 0]
     order = np.lexsort((rank, code))
     code, rank = code[order], rank[order]
-    twice = (code[1:] == code[:-1]) & (rank[1:] == rank[:-1])
-    if twice.any():
-        at = int(np.flatnonzero(twice)[0])
+    twice = np.flatnonzero((code[1:] == code[:-1]) & (rank[1:] == rank[:-1]))
+    if len(twice):
+        at = int(twice[0])
         raise ValueError(
             f"user {users[int(code[at])].as_py()!r} has two targets at rank {rank[at]}: "
             "ranks are strict, so a target is listed twice; keep one row per (user, target)"
@@ -145,33 +139,23 @@ def coverage(items: NDArray[np.integer], *, catalogue: int, cutoffs: Sequence[in
     """Compute the share of the catalogue in the top k of any user; `items` (U, K) counts from 1, 0 is none."""
     _check_cutoffs(cutoffs)
     if items.ndim != 2 or items.shape[1] < max(cutoffs):
-        raise ValueError(
-            f"items has shape {items.shape}; coverage@{max(cutoffs)} needs (users, at least {max(cutoffs)})"
-        )
+        raise ValueError(f"items has shape {items.shape}; coverage@{max(cutoffs)} needs (users, ≥ {max(cutoffs)})")
     if items.size and (items.min() < 0 or items.max() > catalogue):
         raise ValueError(f"items holds {items.min()}…{items.max()}, but the catalogue is 1…{catalogue}")
-    shares = {}
-    for k in sorted(set(cutoffs)):
-        seen = np.zeros(catalogue + 1, dtype=bool)
-        seen[items[:, :k].ravel()] = True
-        shares[f"coverage@{k}"] = float(seen[1:].sum() / catalogue)
-    return shares
+    counts = {k: np.bincount(items[:, :k].ravel(), minlength=catalogue + 1)[1:] for k in sorted(set(cutoffs))}
+    return {f"coverage@{k}": float((count > 0).sum() / catalogue) for k, count in counts.items()}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Reliability diagram in bins of equally many recommendations, least probable first.
-
-    ``error`` is the expected calibration error (Naeini et al., AAAI 2015). ``said`` is the expected number of hits per
-    user by the sum of the probabilities, ``so`` the observed number.
-    """
+    """Reliability diagram in bins of equally many recommendations, least probable first."""
 
     recommendations: list[int]  # in each bin
     probability: list[float]  # mean of the bin
     frequency: list[float]  # share of hits in the bin
-    error: float
-    said: float
-    so: float
+    error: float  # expected calibration error; Naeini et al., AAAI 2015
+    said: float  # hits per user expected by the sum of the probabilities
+    so: float  # and observed
 
 
 def calibration(recommendations: pa.Table, ranks: pa.Table, *, bins: int = 10) -> Calibration | None:
@@ -184,10 +168,9 @@ def calibration(recommendations: pa.Table, ranks: pa.Table, *, bins: int = 10) -
     if not table.num_rows or len(pc.unique(users)) < len(users):
         return None
     row = pc.index_in(table["user_id"].cast(pa.string()), users.combine_chunks())
-    target = ranks["target"].cast(pa.string()).take(row)
-    is_hit = pc.fill_null(pc.equal(target, table["item_id"].cast(pa.string())), False)
+    is_hit = pc.equal(ranks["target"].cast(pa.string()).take(row), table["item_id"].cast(pa.string()))
     probability = table["probability"].to_numpy().astype(np.float64)
-    hit = is_hit.to_numpy(zero_copy_only=False).astype(np.float64)
+    hit = pc.fill_null(is_hit, False).to_numpy(zero_copy_only=False).astype(np.float64)
     edges = np.unique(np.quantile(probability, np.arange(1, bins) / bins))
     # equal probabilities share a bin, and no bin is empty
     bin_of = np.unique(np.searchsorted(edges, probability, side="left"), return_inverse=True)[1]

@@ -21,11 +21,10 @@ CURVE_POINTS = 60
 
 
 def profile(path: Path) -> dict[str, Any]:
-    """Profile the interactions Parquet at `path`, a file or a folder, as JSON.
+    """Profile the interactions in a Parquet file or folder. Raises ValueError for an empty log.
 
     `tied.interactions` is the share of interactions with another one of the same user and second; `tied.last` the share
-    of users with several in their last second, whose test item depends on `protocol.ties`. Raises ValueError for an
-    empty log.
+    of users with several in their last second, whose test item depends on `protocol.ties`.
     """
     user, item, timestamp, timed = _columns(path)
     if not len(user):
@@ -54,26 +53,19 @@ def profile(path: Path) -> dict[str, Any]:
 
 def _columns(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
     """Read user codes, item codes, timestamps (0 for null) and a mask of the non-null ones."""
-    source = ds.dataset(path, format="parquet")
-    codes: dict[str, list[NDArray[np.int32]]] = {"user_id": [], "item_id": []}
+    empty = np.empty(0, np.int32)
+    codes = {"user_id": [empty], "item_id": [empty]}
     code_of: dict[str, dict[str, int]] = {"user_id": {}, "item_id": {}}
-    times, timed = [], []
-    for batch in source.to_batches(columns=["user_id", "item_id", "timestamp"]):
+    times, timed = [np.empty(0, np.int64)], [np.empty(0, bool)]
+    for batch in ds.dataset(path, format="parquet").to_batches(columns=["user_id", "item_id", "timestamp"]):
         for name, table in code_of.items():
             column = batch[name].cast(pa.string()).dictionary_encode()
             local = [table.setdefault(value, len(table)) for value in column.dictionary.to_pylist()]
             codes[name].append(np.asarray(local, np.int32)[column.indices.to_numpy()])
         times.append(pc.fill_null(batch["timestamp"], 0).to_numpy(zero_copy_only=False).astype(np.int64))
         timed.append(batch["timestamp"].is_valid().to_numpy(zero_copy_only=False))
-    if not times:
-        times, timed = [np.empty(0, np.int64)], [np.empty(0, bool)]
-        codes = {name: [np.empty(0, np.int32)] for name in codes}
-    return (
-        np.concatenate(codes["user_id"]),
-        np.concatenate(codes["item_id"]),
-        np.concatenate(times),
-        np.concatenate(timed),
-    )
+    users, items = (np.concatenate(parts) for parts in codes.values())
+    return users, items, np.concatenate(times), np.concatenate(timed)
 
 
 def _histogram(counts: NDArray[np.int64]) -> dict[str, Any]:
@@ -113,9 +105,8 @@ def _over_time(at: NDArray[np.int64]) -> dict[str, Any] | None:
     days = (at.max() - at.min()) / DAY
     period, unit = ("day", "D") if days <= 62 else ("month", "M") if days <= 3660 else ("year", "Y")
     index = at.astype("datetime64[s]").astype(f"datetime64[{unit}]")
-    first = index.min()
-    events = np.bincount((index - first).astype(np.int64))
-    starts = [str(first + step) for step in range(len(events))]
+    events = np.bincount((index - index.min()).astype(np.int64))
+    starts = [str(index.min() + step) for step in range(len(events))]
     return {"period": period, "start": starts, "events": events.tolist()}
 
 

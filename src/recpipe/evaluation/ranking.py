@@ -68,8 +68,7 @@ def rank_fold(
         return _rank_lists(model, fold, exclude_seen=exclude_seen, k=k, candidates=candidates)
     if not isinstance(model, Scorer):
         raise TypeError(f"{type(model).__name__} neither scores the catalogue nor generates lists")
-    started = time.perf_counter()
-    targets, k = fold.targets, min(k, model.n_items)
+    started, targets, k = time.perf_counter(), fold.targets, min(k, model.n_items)
     owner = np.repeat(np.arange(len(fold)), targets.lengths)
     rank, n_candidates = np.zeros(len(owner), np.int32), np.zeros(len(fold), np.int32)
     items, values = np.zeros((len(fold), k), np.int32), np.full((len(fold), k), -np.inf, np.float32)
@@ -91,16 +90,14 @@ def _rank_lists(
     model: Generator, fold: Fold, *, exclude_seen: bool, k: int, candidates: torch.Tensor | None
 ) -> Ranking:
     """Rank by lists as long as the beam; scores are log-probabilities of items, so their normalizer is 0."""
-    started = time.perf_counter()
-    targets, histories = fold.targets, fold.histories
-    owner = np.repeat(np.arange(len(fold)), targets.lengths)
+    started, k, histories = time.perf_counter(), min(k, model.n_items), fold.histories
+    owner = np.repeat(np.arange(len(fold)), fold.targets.lengths)
     length = min(max(k, model.config.beam), model.n_items)
     items, values = model.recommend(histories, length, exclude_seen=exclude_seen, candidates=candidates)
-    rank = list_ranks(items[owner], targets.items)
+    rank = list_ranks(items[owner], fold.targets.items)
     allowed = model.allowed_count(histories, exclude_seen=exclude_seen, candidates=candidates).astype(np.int32)
     seconds = time.perf_counter() - started
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
-    k = min(k, model.n_items)
     return Ranking(owner, rank, allowed[owner], items[:, :k], values[:, :k], normalizer, seconds)
 
 
@@ -113,8 +110,7 @@ def list_ranks(lists_NK: np.ndarray, targets_N: np.ndarray) -> np.ndarray:
 def target_positions(targets: Sequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the flat positions (n,) of all targets of the users ``rows``, and the index into ``rows`` of each."""
     lengths = targets.lengths[rows]
-    ends = np.cumsum(lengths)
-    positions = np.arange(lengths.sum()) + np.repeat(targets.offsets[rows] - (ends - lengths), lengths)
+    positions = np.arange(lengths.sum()) + np.repeat(targets.offsets[rows] + lengths - np.cumsum(lengths), lengths)
     return positions, np.repeat(np.arange(len(rows)), lengths)
 
 
@@ -162,9 +158,9 @@ def tie_sensitivity(
 ) -> TieSensitivity:
     """Evaluate a trained model on permuted test folds; equal seeds give all models the same permutations.
 
-    The target is swapped with a random event of the same second that ``train``, the data of the bundle, does not hold;
-    events of one second in the history are shuffled. The effect on training itself takes a training with
-    ``protocol.ties: shuffle``. Raises ValueError without timestamps and for fewer than one permutation.
+    The target is swapped with a random event of the same second outside ``train``, the training data of the bundle;
+    events of one second in the history are shuffled. Training itself is not repeated, see ``protocol.ties: shuffle``.
+    Raises ValueError without timestamps and for fewer than one permutation.
     """
     times = test.histories.timestamps
     if times is None or test.targets.timestamps is None:
@@ -204,8 +200,7 @@ def exchangeable_events(fold: Fold, unseen: Ints) -> Ints:
     assert histories.timestamps is not None and targets.timestamps is not None
     owner = np.repeat(np.arange(len(fold)), histories.lengths)
     from_end = histories.offsets[owner + 1] - np.arange(len(owner))
-    second = np.full(len(fold), np.iinfo(np.int64).min)
-    single = targets.lengths == 1
+    second, single = np.full(len(fold), np.iinfo(np.int64).min), targets.lengths == 1
     second[single] = targets.timestamps[targets.offsets[:-1][single]]
     same = (histories.timestamps == second[owner]) & (from_end <= unseen[owner])
     return np.bincount(owner[same], minlength=len(fold))
@@ -216,25 +211,22 @@ def shuffle_ties(fold: Fold, unseen: Ints, seed: int) -> Fold:
     rng = np.random.default_rng(seed)
     back = rng.integers(0, exchangeable_events(fold, unseen) + 1)  # n: the n-th event from the end, 0: no swap
     users = np.flatnonzero(back)
-    swaps = fold.histories.offsets[users + 1] - back[users], fold.targets.offsets[users]
+    position, target_position = fold.histories.offsets[users + 1] - back[users], fold.targets.offsets[users]
     owner = np.repeat(np.arange(len(fold)), fold.histories.lengths)
     assert fold.histories.timestamps is not None
     order = np.lexsort((rng.random(len(owner)), fold.histories.timestamps, owner))
-    items = _swap(fold.histories.items, fold.targets.items, *swaps)
-    ratings: tuple[np.ndarray | None, np.ndarray | None] = (None, fold.targets.ratings)
-    if (before := fold.histories.ratings) is not None:
-        missing = np.full(len(fold.targets.items), np.nan, before.dtype)
-        history, target = _swap(before, missing if ratings[1] is None else ratings[1], *swaps)
-        ratings = history[order], target
+
+    def swap(history: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        history, target = history.copy(), target.copy()
+        history[position], target[target_position] = target[target_position], history[position]
+        return history[order], target
+
+    items, target_items = swap(fold.histories.items, fold.targets.items)
+    ratings, target_ratings = fold.histories.ratings, fold.targets.ratings
+    if ratings is not None:
+        missing = np.full(len(target_items), np.nan, ratings.dtype)
+        ratings, target_ratings = swap(ratings, missing if target_ratings is None else target_ratings)
     return Fold(
-        replace(fold.histories, items=items[0][order], ratings=ratings[0]),
-        replace(fold.targets, items=items[1], ratings=ratings[1]),
+        replace(fold.histories, items=items, ratings=ratings),
+        replace(fold.targets, items=target_items, ratings=target_ratings),
     )
-
-
-def _swap(
-    history: np.ndarray, target: np.ndarray, positions: np.ndarray, target_positions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    history, target = history.copy(), target.copy()
-    history[positions], target[target_positions] = target[target_positions], history[positions]
-    return history, target

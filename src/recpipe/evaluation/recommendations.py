@@ -34,10 +34,10 @@ def recommendations_table(
 ) -> pa.Table:
     """Return a row per recommendation, best first: user_id, rank, item_id, title, logit, probability, source.
 
-    `items` (U, K) index `item_ids` from 1; 0 leaves no row. `scores` (U, K) are logits, and `log_normalizer` (U,) the
-    log of the sum of exp(score) over all candidates of the user; without it the probability is null. `titles` has
-    `item_id` and `title`; an item without a title shows its id. The source is `model`, `cold_users` for the users
-    `cold` (U,), and `content_slots` for items whose score is NaN, which have neither logit nor probability.
+    `items` (U, K) index `item_ids` from 1; 0 leaves no row. `scores` (U, K) are logits, `log_normalizer` (U,) the log
+    of the sum of exp(score) over all candidates of the user; without it the probability is null. `titles` has `item_id`
+    and `title`, by default the id. The source is `model`, `cold_users` for the users `cold` (U,), and `content_slots`
+    for items whose score is NaN, which have neither logit nor probability.
     """
     if items.shape != scores.shape or items.ndim != 2 or len(items) != len(users):
         raise ValueError(f"{len(users)} users, items {items.shape} and scores {scores.shape} do not belong together")
@@ -75,30 +75,23 @@ def titles_of(item_ids: pa.Array, titles: pa.Table) -> pa.Array:
 
 @dataclass(frozen=True)
 class SubmissionLayout:
-    """Layout of a submission file; the fields are the keys of `evaluate.submission` in the configuration.
+    """Layout of a submission file, from `evaluate.submission` in the configuration."""
 
-    `columns` maps the content of a column to its name in the header, in the order of the file. One row per `user` has
-    `user` and `items` (ids joined by `separator`); one row per `recommendation` has `user`, `item`, `rank`, `title`,
-    `logit`, `probability` and `source`. `top` limits the recommendations per user.
-    """
-
+    # names in the header by content (one of `ROLES`), in the order of the file
     columns: Mapping[str, str] = field(default_factory=lambda: {"user": "user_id", "items": "item_ids"})
-    one_row_per: str = "user"
-    separator: str = " "
+    one_row_per: str = "user"  # or recommendation
+    separator: str = " "  # of the ids in `items`
     delimiter: str = ","
-    top: int = 10
+    top: int = 10  # recommendations per user, at most
     header: bool = True
 
     def __post_init__(self) -> None:
         if self.one_row_per not in ROLES:
             raise ValueError(f"submission.one_row_per is {self.one_row_per!r}; allowed: {', '.join(ROLES)}")
-        allowed = ROLES[self.one_row_per]
-        unknown = [role for role in self.columns if role not in allowed]
+        allowed = f"one row per {self.one_row_per} offers: {', '.join(ROLES[self.one_row_per])}"
+        unknown = [role for role in self.columns if role not in ROLES[self.one_row_per]]
         if unknown or not self.columns:
-            raise ValueError(
-                f"submission.columns has {unknown or 'no column'}; "
-                f"one row per {self.one_row_per} offers: {', '.join(allowed)}"
-            )
+            raise ValueError(f"submission.columns has {unknown or 'no column'}; {allowed}")
         if self.top < 1:
             raise ValueError(f"submission.top is {self.top!r}; a whole number from 1 is needed")
         if len(self.delimiter) != 1:
@@ -110,8 +103,8 @@ class SubmissionLayout:
 def submission_csv(recommendations: pa.Table, layout: SubmissionLayout, *, users: Sequence[str] | None = None) -> str:
     """Write the submission as CSV text; fields with the delimiter, a quote or a line break are quoted.
 
-    With `users`, files with a row per user have exactly these, in this order, with an empty cell for an empty list;
-    without, the users of `recommendations` in their order.
+    Files with a row per user have exactly `users` in this order, also those without a list, by default the users of
+    `recommendations`.
     """
     table = recommendations.filter(pc.less_equal(recommendations["rank"], layout.top))
     rows: Iterable[Sequence[Any]]
@@ -136,10 +129,10 @@ def _per_user(table: pa.Table, layout: SubmissionLayout, users: Sequence[str] | 
             f"item id {example!r} contains the separator {layout.separator!r}, so the list could not be read "
             "back: set another `evaluate.submission.separator`"
         )
-    lists: dict[str, list[str]] = {user: [] for user in users or ()}
-    ordered = table.sort_by("rank") if table.num_rows else table
     if users is None:
-        lists = {user: [] for user in table["user_id"].unique().to_pylist()}
+        users = table["user_id"].unique().to_pylist()
+    lists: dict[str, list[str]] = {user: [] for user in users}
+    ordered = table.sort_by("rank") if table.num_rows else table
     for user, item in zip(ordered["user_id"].to_pylist(), ordered["item_id"].to_pylist(), strict=True):
         if user in lists:
             lists[user].append(item)

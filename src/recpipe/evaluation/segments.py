@@ -1,7 +1,6 @@
 """Recall and NDCG by segment: popularity of the target, history length, user activity, warm and cold targets.
 
-Every target contributes a share of its user's metric, so that the weighted segments of a kind sum to the overall
-metric. Shapes: N targets, I items.
+Weighted segments of a kind sum to the overall metric. Shapes: N targets, I items.
 """
 
 from __future__ import annotations
@@ -42,9 +41,8 @@ class Targets:
         hit = (rank > 0) & (rank <= k)
         ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))[np.minimum(per_user, k) - 1]
         gain = np.where(hit, 1 / np.log2(np.maximum(rank, 1) + 1), 0)
-        return cls(
-            user, 1 / per_user[user] / len(per_user), hit.astype(np.float64), gain * per_user[user] / ideal[user]
-        )
+        weight = 1 / per_user[user] / len(per_user)
+        return cls(user, weight, hit.astype(np.float64), gain * per_user[user] / ideal[user])
 
 
 def segments(ranks: pa.Table, *, item_ids: NDArray[np.object_], train_events: NDArray[np.integer], k: int) -> pa.Table:
@@ -60,10 +58,12 @@ def segments(ranks: pa.Table, *, item_ids: NDArray[np.object_], train_events: ND
         unknown = ranks["target"].filter(pc.is_null(item))[0].as_py()
         raise ValueError(f"target {unknown!r} is not in the catalogue of {len(item_ids)} items: ranks of other data?")
     history = ranks["history"].to_numpy()
+    per_user = history[np.unique(targets.user, return_index=True)[1]]
+    quarter = np.searchsorted(np.quantile(per_user, [0.25, 0.5, 0.75]), per_user, side="left")  # equal ones share it
     codes: dict[str, tuple[Codes, Sequence[str]]] = {
         "popularity": (popularity_groups(train_events)[item.to_numpy().astype(np.int64)], POPULARITY),
         "history": (length_groups(history), length_names()),
-        "activity": (_quarters(history, targets.user), QUARTERS),
+        "activity": (quarter[targets.user], QUARTERS),
         "warmth": (ranks["cold"].to_numpy(zero_copy_only=False).astype(np.int64), WARMTH),
     }
     rows = [row for by, (code, names) in codes.items() for row in _rows(by, code, names, targets)]
@@ -98,22 +98,11 @@ def length_names() -> list[str]:
     return [f"{a}+" if b is None else str(a) if b == a + 1 else f"{a}\u2013{b - 1}" for a, b in pairs]
 
 
-def _quarters(history: NDArray[np.integer], user: Codes) -> Codes:
-    """Group targets by activity of the user; users with equally many events share a quarter."""
-    _, first = np.unique(user, return_index=True)
-    per_user = history[first]
-    edges = np.quantile(per_user, [0.25, 0.5, 0.75])
-    return np.searchsorted(edges, per_user, side="left").astype(np.int64)[user]
-
-
 def _rows(by: str, code: Codes, names: Sequence[str], targets: Targets) -> list[dict[str, object]]:
-    weight = np.bincount(code, weights=targets.weight, minlength=len(names))
-    users = np.bincount(np.unique(np.stack([code, targets.user]), axis=1)[0], minlength=len(names))
-    count = np.bincount(code, minlength=len(names))
-    recall, ndcg = (
-        np.bincount(code, weights=targets.weight * values, minlength=len(names))
-        for values in (targets.recall, targets.ndcg)
-    )
+    n, weights = len(names), targets.weight
+    users = np.bincount(np.unique(np.stack([code, targets.user]), axis=1)[0], minlength=n)
+    count, weight = np.bincount(code, minlength=n), np.bincount(code, weights=weights, minlength=n)
+    recall, ndcg = (np.bincount(code, weights=weights * x, minlength=n) for x in (targets.recall, targets.ndcg))
     return [
         {
             "by": by,

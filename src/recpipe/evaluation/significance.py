@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -41,22 +42,21 @@ class UserMetric:
 
         Raises ValueError for different protocols, users or targets, and for an unknown metric.
         """
-        _check_protocols(protocols or {})
-        cutoff = int(metric.partition("@")[2] or 0)
-        first: tuple[str, pa.Table] | None = None
-        columns, users = [], None
-        for model, tables in ranks.items():
-            for table in tables:
-                first = first or (model, _user_targets(table))
-                _check_same_targets(first, (model, _user_targets(table)))
+        names = {protocol: model for model, ids in (protocols or {}).items() for protocol in ids}
+        if len(names) > 1:
+            pairs = ", ".join(f"{model} by {protocol}" for protocol, model in sorted(names.items()))
+            raise ValueError(f"models evaluated under different protocols cannot be compared: {pairs}")
+        if not ranks:
+            raise ValueError("no model to compare: give the ranks of at least one")
+        _check_same_targets([(model, table) for model, tables in ranks.items() for table in tables])
+        cutoff, columns = int(metric.partition("@")[2] or 0), []
+        for tables in ranks.values():
             seeds = [user_metrics(table, cutoffs=[cutoff]).sort_by("user_id") for table in tables]
             if metric not in seeds[0].column_names:
                 allowed = ", ".join(name for name in seeds[0].column_names if name != "user_id")
                 raise ValueError(f"unknown metric {metric!r}; ranks give {allowed}")
-            users = seeds[0]["user_id"].to_numpy(zero_copy_only=False)
             columns.append(np.mean([seed[metric].to_numpy() for seed in seeds], axis=0))
-        if users is None:
-            raise ValueError("no model to compare: give the ranks of at least one")
+        users = seeds[0]["user_id"].to_numpy(zero_copy_only=False)
         return cls(tuple(ranks), users, np.stack(columns, axis=1))
 
 
@@ -137,24 +137,21 @@ def bootstrap_means(values_UM: Floats, *, resamples: int, seed: int) -> Floats:
 
 
 def sign_flip(differences_UM: Floats, *, resamples: int, seed: int) -> Floats:
-    """Compute two-sided p-values (M,) of Fisher's randomisation test for pairs.
+    """Compute two-sided p-values (M,) of Fisher's randomisation test for pairs; 1 without differences.
 
     All 2^n signs of the n users who differ are enumerated where these are at most ``resamples``. Otherwise they are
-    drawn, and the observed signs count as one more draw, so that p > 0 (Phipson & Smyth 2010). Without differences p is
-    1.
+    drawn, and the observed signs count as one more draw, so that p > 0 (Phipson & Smyth 2010).
     """
     differences_UM = differences_UM[(differences_UM != 0).any(axis=1)]
     n_users, n_models = differences_UM.shape
     if n_users == 0 or n_models == 0:
         return np.ones(n_models)
-    exact = 2**n_users <= resamples
-    rng = np.random.default_rng(seed)
-    patterns = iter(np.arange(2**n_users)) if exact else None
+    exact, rng = 2**n_users <= resamples, np.random.default_rng(seed)
+    patterns = iter(range(2**n_users if exact else 0))
 
     def signs(rows: int) -> Floats:
-        if patterns is not None:
-            codes = np.array([next(patterns) for _ in range(rows)])
-            bits = (codes[:, None] >> np.arange(n_users)) & 1
+        if exact:
+            bits = np.array(list(islice(patterns, rows)))[:, None] >> np.arange(n_users) & 1
         else:
             bits = rng.integers(0, 2, (rows, n_users), dtype=np.int8)
         return bits.astype(np.float64) * 2 - 1
@@ -194,22 +191,19 @@ def _interval(means_R: Floats, mean: float, level: float, single: bool) -> tuple
     return float(mean), float(low), float(high)
 
 
-def _check_protocols(protocols: Mapping[str, Sequence[str]]) -> None:
-    names = {protocol: model for model, ids in protocols.items() for protocol in ids}
-    if len(names) > 1:
-        pairs = ", ".join(f"{model} by {protocol}" for protocol, model in sorted(names.items()))
-        raise ValueError(f"models evaluated under different protocols cannot be compared: {pairs}")
+def _check_same_targets(ranks: Sequence[tuple[str, pa.Table]]) -> None:
+    """Raise ValueError for ranks tables, with their models, that differ in users or targets from the first."""
 
+    def user_targets(table: pa.Table) -> pa.Table:
+        columns = {name: table[name].cast(pa.string()) for name in ("user_id", "target")}
+        return pa.table(columns).sort_by([("user_id", "ascending"), ("target", "ascending")])
 
-def _user_targets(ranks: pa.Table) -> pa.Table:
-    columns = {name: ranks[name].cast(pa.string()) for name in ("user_id", "target")}
-    return pa.table(columns).sort_by([("user_id", "ascending"), ("target", "ascending")])
-
-
-def _check_same_targets(first: tuple[str, pa.Table], other: tuple[str, pa.Table]) -> None:
-    if not first[1].equals(other[1]):
-        users, other_users = (set(table["user_id"].to_pylist()) for _, table in (first, other))
-        what = f"{len(users ^ other_users)} users" if users != other_users else "targets of the same users"
-        raise ValueError(
-            f"{first[0]} and {other[0]} cannot be compared: they differ in {what}. Evaluate both on one split"
-        )
+    model, table = ranks[0]
+    first = user_targets(table)
+    for other, table in ranks[1:]:
+        if not first.equals(targets := user_targets(table)):
+            different = set(first["user_id"].to_pylist()) ^ set(targets["user_id"].to_pylist())
+            what = f"{len(different)} users" if different else "targets of the same users"
+            raise ValueError(
+                f"{model} and {other} cannot be compared: they differ in {what}. Evaluate both on one split"
+            )

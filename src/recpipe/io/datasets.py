@@ -64,9 +64,7 @@ class ObjectDataset(AbstractDataset[Any, Any]):
     def __init__(self, *, filepath: str, holds: str, metadata: dict[str, Any] | None = None) -> None:
         if holds not in CLASSES:
             raise DatasetError(f"holds is {holds!r} in the catalog; allowed: {', '.join(sorted(CLASSES))}")
-        self._filepath = Path(filepath)
-        self._holds = holds
-        self.metadata = metadata
+        self._filepath, self._holds, self.metadata = Path(filepath), holds, metadata
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "holds": self._holds}
@@ -91,9 +89,9 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         if self._filepath.suffix != ".parquet":
             return TablePreview({"index": [], "columns": [], "data": []})
         table = pl.scan_parquet(self._filepath).head(nrows).collect()
-        columns = [name for name in table.columns if name != "vector"]
-        rows = [[value if value is None else str(value)[:120] for value in row] for row in table.select(columns).rows()]
-        return TablePreview({"index": list(range(len(rows))), "columns": columns, "data": rows})
+        table = table.select(pl.exclude("vector"))
+        rows = [[value if value is None else str(value)[:120] for value in row] for row in table.rows()]
+        return TablePreview({"index": list(range(len(rows))), "columns": table.columns, "data": rows})
 
     def _exists(self) -> bool:
         return self._filepath.exists()
@@ -102,9 +100,8 @@ class ObjectDataset(AbstractDataset[Any, Any]):
 class BundleDataset(AbstractVersionedDataset[Any, Any]):
     """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
 
-    `optional` loads None where there is no bundle. `accelerate` is the setting of that name.
-    `curves` is the file of the training curve, written as `{path: ...}`
-    in the catalog, where Kedro makes paths absolute; without it the curve is not saved.
+    `optional` loads None where there is no bundle. `accelerate` is the setting of that name. `curves` is the file of
+    the training curve, if any, as `{path: ...}`, which Kedro makes absolute.
     """
 
     def __init__(
@@ -133,7 +130,10 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
         if not folder.is_dir():
             if self._optional:
                 return None
-            raise DatasetError(f"{folder} does not exist: {_training_command(folder)}")
+            dataset, model, seed = folder.parts[-4:-1]  # of <dataset>/<model>/seed_<seed>/bundle
+            params = f"dataset={dataset},model={model},seed={seed.removeprefix('seed_')}"
+            command = f"kedro run --pipelines=train,evaluate --params {params}"
+            raise DatasetError(f"{folder} does not exist: `{command}` trains it")
         return load_bundle(Path(self._get_load_path()), device=self._device, accelerate=self._accelerate)
 
     def save(self, data: Any) -> None:
@@ -151,19 +151,11 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
         return Path(self._get_load_path()).is_dir()
 
 
-def _training_command(folder: Path) -> str:
-    """The command that trains the bundle ``<dataset>/<model>/seed_<seed>/bundle``, as advice."""
-    dataset, model, seed = folder.parts[-4:-1]
-    params = f"dataset={dataset},model={model},seed={seed.removeprefix('seed_')}"
-    return f"`kedro run --pipelines=train,evaluate --params {params}` trains it"
-
-
 class QuantizerDataset(AbstractDataset[Any, Any]):
     """A quantizer as a folder of safetensors and JSON."""
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        self._filepath = Path(filepath)
-        self.metadata = metadata
+        self._filepath, self.metadata = Path(filepath), metadata
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath)}
@@ -190,8 +182,8 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
     """Files of an ``Evaluation``; loads its metrics.
 
     ``filepath`` is metrics.json, which is versioned and written last: a run is complete when it exists. The folder
-    ``output`` has ranks.parquet and submission.csv of the latest evaluation, and all versions of
-    recommendations.parquet. It is written as ``{path: ...}`` in the catalog, where Kedro makes paths absolute.
+    ``output``, as ``{path: ...}``, which Kedro makes absolute, has ranks.parquet and submission.csv of the latest
+    evaluation, and all versions of recommendations.parquet.
     """
 
     def __init__(
@@ -210,18 +202,14 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
         return {"filepath": str(self._filepath), "output": str(self._output), "version": self._version}
 
     def load(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = json.loads(Path(self._get_load_path()).read_text(encoding="utf-8"))
-        return metrics
+        return dict(json.loads(Path(self._get_load_path()).read_text(encoding="utf-8")))
 
     def save(self, data: Evaluation) -> None:
         import pyarrow.parquet as pq
 
-        metrics = Path(self._get_save_path())
-        name = "recommendations.parquet"
-        for file, table in (
-            (self._output / "ranks.parquet", data.ranks),
-            (self._output / name / metrics.parent.name / name, data.recommendations),
-        ):
+        metrics, name = Path(self._get_save_path()), "recommendations.parquet"
+        recommendations = self._output / name / metrics.parent.name / name
+        for file, table in {self._output / "ranks.parquet": data.ranks, recommendations: data.recommendations}.items():
             with atomic_file(file) as part:
                 pq.write_table(table, part, compression="zstd")
         with atomic_file(self._output / "submission.csv") as part:
@@ -250,8 +238,7 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
     def __init__(
         self, *, path: str, preview: str, suffix: str = ".json", metadata: dict[str, Any] | None = None
     ) -> None:
-        self._path, self._preview, self._suffix = Path(path), preview, suffix
-        self.metadata = metadata
+        self._path, self._preview, self._suffix, self.metadata = Path(path), preview, suffix, metadata
 
     def _describe(self) -> dict[str, Any]:
         return {"path": str(self._path), "suffix": self._suffix}
@@ -280,10 +267,9 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
 
 
 class RunsDataset(AbstractDataset[dict[str, Any], "RunStore"]):
-    """A ``RunStore`` over the folders of a data set; saves nothing to disk, where every run has its own files.
+    """A ``RunStore`` over the folders of a data set, each as ``{path: ...}``, which Kedro makes absolute.
 
-    ``save`` takes metrics of this command by run name, which later loads prefer to those on disk. Folders are written
-    as ``{path: ...}`` in the catalog, where Kedro makes paths absolute.
+    ``save`` takes metrics of this command by run name, which later loads prefer to those on disk; it writes no file.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A table that is computed while it is written: an Ibis expression in, a whole Parquet file or none out."""
+"""Ibis tables as Parquet files, which are written by streaming: complete or absent."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any, Literal
 from kedro.io.core import AbstractDataset, DatasetError
 from kedro_datasets._typing import TablePreview
 
-PREVIEW_ROWS = 20
-
 
 class LazyParquetDataset(AbstractDataset[Any, Any]):
-    """Saves an Ibis table by streaming it from its engine; nobody ever holds all of its rows.
+    """An Ibis table, never completely in memory.
 
-    `load_as: path` (default) gives the file, for what reads Parquet itself; `load_as: table` an unread Ibis
-    table on a DuckDB of its own, whose memory_limit, threads and spill_folder are in `engine`.
+    `load_as: path` loads the path of the file; `load_as: table` an unread Ibis table on a DuckDB of its own, whose
+    memory_limit, threads and spill_folder are in `engine`.
     """
 
     def __init__(
@@ -28,10 +26,7 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
     ) -> None:
         if load_as not in ("path", "table"):
             raise DatasetError(f"load_as is {load_as!r} in the catalog; allowed: path, table")
-        self._filepath = Path(filepath)
-        self._load_as = load_as
-        self._engine = engine
-        self.metadata = metadata
+        self._filepath, self._load_as, self._engine, self.metadata = Path(filepath), load_as, engine, metadata
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "load_as": self._load_as, "engine": self._engine}
@@ -58,8 +53,8 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
     def _exists(self) -> bool:
         return self._filepath.is_file()
 
-    def preview(self, nrows: int = PREVIEW_ROWS) -> TablePreview:
-        """The first rows, as kedro-viz shows them; reads no more of the file than that takes."""
+    def preview(self, nrows: int = 20) -> TablePreview:
+        """Read only the first rows, for kedro-viz."""
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self._filepath) as file:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
 from recpipe.config import ConfigError, DataPaths, build_config
 from recpipe.config.schema import DatasetConfig, EmbedConfig, select_block
 from recpipe.pipelines.content_kinds import IMAGE, TEXT, TEXT_IMAGE
 from recpipe.pipelines.types import DataFrame, Embeddings
-from recpipe.pipelines.wiring import Wiring
+from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 if TYPE_CHECKING:
     from recpipe.content.embeddings import VectorFileConfig
@@ -112,22 +112,13 @@ def join_embeddings(text_embeddings: Embeddings, image_embeddings: Embeddings) -
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Nodes for the modalities whose vectors the command needs."""
-    shared = ["items", f"params:datasets.{wiring.dataset}", "params:embed"]
-    texts = [*shared, "params:text_encoders", "params:paths"]
-    images = [*shared, "params:image_encoders", "params:paths"]
-    outputs = ["image_quarantine", "image_embeddings"]
-    both = ["text_embeddings", "image_embeddings"]
+    """Create nodes for the modalities whose vectors the command needs."""
+    shared = node_inputs("items", params=("embed", "paths")) | {"dataset": f"params:datasets.{wiring.dataset}"}
+    texts, images = (shared | node_inputs(params=(f"{modality}_encoders",)) for modality in (TEXT, IMAGE))
+    both = node_inputs("text_embeddings", "image_embeddings")
     nodes = [
-        Node(embed_text, texts, "text_embeddings", name="embed_text", namespace=TEXT, tags=TEXT),
-        Node(embed_images, images, outputs, name="embed_images", namespace=IMAGE, tags=IMAGE),
-        Node(
-            join_embeddings,
-            both,
-            "text_image_embeddings",
-            name="join_embeddings",
-            namespace=TEXT_IMAGE,
-            tags=TEXT_IMAGE,
-        ),
+        create_node(embed_text, texts, "text_embeddings", TEXT),
+        create_node(embed_images, images, ["image_quarantine", "image_embeddings"], IMAGE),
+        create_node(join_embeddings, both, "text_image_embeddings", TEXT_IMAGE),
     ]
     return Pipeline([node for node in nodes if node.namespace in wiring.vectors])

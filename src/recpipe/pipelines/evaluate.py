@@ -10,88 +10,56 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
-from recpipe.config import build_config
-from recpipe.config.schema import (
-    ContextConfig,
-    EnsembleConfig,
-    EvaluateConfig,
-    GeometryConfig,
-    ReportConfig,
-    TiesConfig,
-)
+from recpipe.config import build_config, schema
+from recpipe.config.schema import EvaluateConfig
 from recpipe.data.protocol import Protocol
-from recpipe.pipelines.report import GROUP, collect_node
+from recpipe.pipelines.report import collect_node, report_node
 from recpipe.pipelines.types import Bundle, DataFrame, Evaluation, Fold, RunStore, TrainingData
-from recpipe.pipelines.wiring import Wiring
+from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 log = logging.getLogger(__name__)
 
 LOG_METRICS = ("ndcg@10", "recall@10", "coverage@10")
-ENSEMBLE = "ensemble"
 
 
 def create_evaluate(wiring: Wiring) -> Pipeline:
     """Create ``evaluate_model`` in the namespace of every model."""
-    inputs = {"test_set": "test_set", "evaluate": "params:evaluate", **_content_model(wiring)}
-    return _model_nodes(wiring, evaluate_model, "evaluation", **inputs)
+    inputs = node_inputs("training_data", "test_set", params=("evaluate",)) | _content_model(wiring)
+    return _model_nodes(wiring, evaluate_model, "evaluation", inputs)
 
 
 def create_ensemble(wiring: Wiring) -> Pipeline:
     """Create ``evaluate_ensemble`` in a namespace of its own; its results are stored like those of a model."""
-    inputs = {
-        "training_data": "training_data",
-        "test_set": "test_set",
-        "evaluate": "params:evaluate",
-        "ensemble": "params:ensemble",
-        **_content_model(wiring),
-        **{name: f"{name}_bundle" for name in wiring.members},
-    }
-    output = f"{ENSEMBLE}_evaluation"
-    return Pipeline(
-        [Node(evaluate_ensemble, inputs, output, name="evaluate_ensemble", namespace=ENSEMBLE, tags=ENSEMBLE)]
-    )
+    inputs = node_inputs("training_data", "test_set", params=("evaluate", "ensemble")) | _content_model(wiring)
+    inputs |= {name: f"{name}_bundle" for name in wiring.members}
+    return Pipeline([create_node(evaluate_ensemble, inputs, "ensemble_evaluation", "ensemble")])
 
 
 def create_ties(wiring: Wiring) -> Pipeline:
     """Create ``permute_ties`` in the namespace of every model."""
-    inputs = {"test_set": "test_set", "evaluate": "params:evaluate", "ties": "params:ties"}
-    return _model_nodes(wiring, permute_ties, "tie_sensitivity", **inputs)
+    inputs = node_inputs("training_data", "test_set", params=("evaluate", "ties"))
+    return _model_nodes(wiring, permute_ties, "tie_sensitivity", inputs)
 
 
 def create_context(wiring: Wiring) -> Pipeline:
     """Create ``measure_context`` in the namespace of every model."""
-    inputs = {"evaluate": "params:evaluate", "context": "params:context"}
-    return _model_nodes(wiring, measure_context, "context", **inputs)
+    inputs = node_inputs("training_data", params=("evaluate", "context"))
+    return _model_nodes(wiring, measure_context, "context", inputs)
 
 
 def create_geometry(wiring: Wiring) -> Pipeline:
     """Create ``collect_runs``, as in the report, and ``measure_geometry``, whose output the report shows."""
-    inputs = {
-        "runs": "runs",
-        "training_data": "training_data",
-        "items": "items",
-        "geometry": "params:geometry",
-        "report": "params:report",
-        "seed": "params:seed",
-    }
-    node = Node(measure_geometry, inputs, "geometry", name="measure_geometry", namespace=GROUP)
-    return Pipeline([collect_node(wiring), node])
+    inputs = node_inputs("runs", "training_data", "items", params=("geometry", "report", "seed"))
+    return Pipeline([collect_node(wiring), report_node(measure_geometry, inputs, "geometry")])
 
 
-def _model_nodes(wiring: Wiring, function: Callable[..., Any], output: str, **inputs: str) -> Pipeline:
-    """Create a node per model that reads its bundle, the training data and ``inputs``."""
+def _model_nodes(wiring: Wiring, function: Callable[..., Any], output: str, inputs: dict[str, str]) -> Pipeline:
+    """Create a node per model that reads its bundle and ``inputs``."""
     return Pipeline(
         [
-            Node(
-                function,
-                {"bundle": f"{model}_bundle", "training_data": "training_data", **inputs},
-                f"{model}_{output}",
-                name=function.__name__,
-                namespace=model,
-                tags=model,
-            )
+            create_node(function, {"bundle": f"{model}_bundle", **inputs}, f"{model}_{output}", model)
             for model in wiring.models
         ]
     )
@@ -108,10 +76,7 @@ def evaluate_model(
     evaluate: EvaluateConfig,
     content_model: Bundle | None = None,
 ) -> Evaluation:
-    """Evaluate a trained model: ranks of the test fold, recommendations for its users, a submission file, metrics.
-
-    ``content_model`` fills the content slots of ``evaluate.content_slots``.
-    """
+    """Evaluate a trained model, with ``content_model`` for content slots."""
     from recpipe.evaluation.content_slots import ContentSlots
     from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
     from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
@@ -165,7 +130,11 @@ def _prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConf
 
 
 def evaluate_ensemble(
-    training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig, ensemble: EnsembleConfig, **models: Bundle
+    training_data: TrainingData,
+    test_set: Fold,
+    evaluate: EvaluateConfig,
+    ensemble: schema.EnsembleConfig,
+    **models: Bundle,
 ) -> Evaluation:
     """Choose weights on the validation fold and evaluate the members as one model; metrics include the weights.
 
@@ -191,18 +160,17 @@ def evaluate_ensemble(
 
 
 def permute_ties(
-    bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig, ties: TiesConfig
+    bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig, ties: schema.TiesConfig
 ) -> dict[str, Any]:
     """Evaluate a trained model under seeded permutations of events with equal timestamps."""
     from recpipe.data.splits import with_validation
     from recpipe.evaluation.ranking import tie_sensitivity
 
     protocol = _prepare(bundle, training_data, evaluate)
-    train_set = training_data.train_set
-    if bundle.put_back:
-        train_set = with_validation(train_set, training_data.valid_set)
+    train = training_data.train_set
+    train = with_validation(train, training_data.valid_set) if bundle.put_back else train
     result = tie_sensitivity(
-        bundle, test_set, train_set, protocol, metric=ties.metric, permutations=ties.permutations, seed=ties.seed
+        bundle, test_set, train, protocol, metric=ties.metric, permutations=ties.permutations, seed=ties.seed
     )
     log.info(
         "%s: test %s %.4f as ordered, %.4f to %.4f over %s permutations of equal timestamps",
@@ -217,7 +185,7 @@ def permute_ties(
 
 
 def measure_context(
-    bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig, context: ContextConfig
+    bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig, context: schema.ContextConfig
 ) -> dict[str, Any]:
     """Measure how much of a history the model uses, on the validation fold.
 
@@ -236,14 +204,8 @@ def measure_context(
             f"{bundle.name} was trained on another split ({', '.join(differing)} differ): run "
             f"`kedro run --pipelines=train,evaluate --params model={bundle.name}`"
         )
-    result = context_study(
-        bundle.model,
-        training_data.train_set,
-        training_data.valid_set,
-        protocol,
-        metric=context.metric,
-        users=context.users,
-    )
+    train, valid = training_data.train_set, training_data.valid_set
+    result = context_study(bundle.model, train, valid, protocol, metric=context.metric, users=context.users)
     return {**_run_of(bundle, protocol), **result}
 
 
@@ -255,20 +217,13 @@ def measure_geometry(
     runs: RunStore,
     training_data: TrainingData,
     items: DataFrame,
-    geometry: GeometryConfig,
-    report: ReportConfig,
+    geometry: schema.GeometryConfig,
+    report: schema.ReportConfig,
     seed: int,
 ) -> dict[str, Any]:
     """Measure the item vectors of every model and encoder on disk, and random ones for comparison."""
     from recpipe.reporting.geometry import geometry_of_runs
 
-    return geometry_of_runs(
-        runs,
-        training_data.vocabulary,
-        training_data.train_set,
-        items.to_arrow(),
-        training_data.protocol_fields,
-        config=geometry,
-        metric=report.metric,
-        seed=seed,
-    )
+    data = training_data
+    inputs = data.vocabulary, data.train_set, items.to_arrow(), data.protocol_fields
+    return geometry_of_runs(runs, *inputs, config=geometry, metric=report.metric, seed=seed)

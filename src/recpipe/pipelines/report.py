@@ -6,7 +6,7 @@ comes last in a combined command, and alone it needs only the files on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
@@ -14,38 +14,40 @@ from kedro.pipeline import Node, Pipeline
 from recpipe.config import split_names
 from recpipe.config.schema import DatasetConfig, ReportConfig
 from recpipe.pipelines.types import DataFrame, Figure, Fold, RunStore, TrainingData
-from recpipe.pipelines.wiring import Wiring
-
-__all__ = ["create_pipeline"]
-GROUP = "report"
+from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Six nodes that all models share."""
+    """Create the six nodes that all models share."""
     # without the pipeline geometry in this command, the report reads its results from disk
     geometry = {"geometry": "geometry"} if "geometry" in wiring.requested else {}
     dataset = {"dataset": f"params:datasets.{wiring.dataset}"}
-    data = ["data_profile", "ingest_steps"]
-    ranking = ["runs", "insights", "leaderboard"]
-    analysis = _inputs("runs", "training_data", params=("model", "seed", "report"))
-    examples = _inputs(*ranking, "training_data", "test_set", "items", params=("report",))
-    page = _inputs(*ranking, "examples", *data) | dataset | geometry
-    boards = ["leaderboard", "leaderboard_markdown"]
+    data, ranking, report = ("data_profile", "ingest_steps"), ("runs", "insights", "leaderboard"), ("report",)
+    analysis = node_inputs("runs", "training_data", params=("model", "seed", "report"))
+    boards = node_inputs("runs", "insights", params=report)
+    figures = node_inputs(*ranking, *data, params=report) | geometry
+    examples = node_inputs(*ranking, "training_data", "test_set", "items", params=report)
+    page = node_inputs(*ranking, "examples", *data) | dataset | geometry
     return Pipeline(
         [
             collect_node(wiring),
-            _node(analyse_runs, analysis, "insights"),
-            _node(rank_runs, _inputs("runs", "insights", params=("report",)), boards),
-            _node(draw_figures, _inputs(*ranking, *data, params=("report",)) | geometry, "figures"),
-            _node(pick_examples, examples, "examples"),
-            _node(write_report, page, ["report_html", "summary"]),
+            report_node(analyse_runs, analysis, "insights"),
+            report_node(rank_runs, boards, ["leaderboard", "leaderboard_markdown"]),
+            report_node(draw_figures, figures, "figures"),
+            report_node(pick_examples, examples, "examples"),
+            report_node(write_report, page, ["report_html", "summary"]),
         ]
     )
 
 
 def collect_node(wiring: Wiring) -> Node:
-    """The node ``collect_runs``, equal in all pipelines that read ``runs``, so that a command has it once."""
-    return _node(collect_runs, _inputs(*wiring.results), "runs")
+    """Create ``collect_runs``, equal in all pipelines that read ``runs``, so that a command has it once."""
+    return report_node(collect_runs, node_inputs(*wiring.results), "runs")
+
+
+def report_node(function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str]) -> Node:
+    """Create a node of the group ``report``."""
+    return create_node(function, inputs, outputs, "report", has_tag=False)
 
 
 def collect_runs(**results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -68,8 +70,7 @@ def analyse_runs(
     """Compute confidence intervals, metrics per user segment and properties of the recommended lists."""
     from recpipe.reporting.report import analyse
 
-    data = training_data
-    models = split_names(model)
+    data, models = training_data, split_names(model)
     return analyse(runs, data.train_set, data.vocabulary, data.protocol_fields, models=models, seed=seed, report=report)
 
 
@@ -92,15 +93,8 @@ def draw_figures(
     """Draw the figures of the report by name; those without data are empty."""
     from recpipe.reporting.report import draw
 
-    return draw(
-        runs,
-        insights,
-        leaderboard,
-        profile=data_profile,
-        steps=ingest_steps,
-        geometry=geometry or runs.geometry,
-        metric=report.metric,
-    )
+    geometry, metric = geometry or runs.geometry, report.metric
+    return draw(runs, insights, leaderboard, profile=data_profile, steps=ingest_steps, geometry=geometry, metric=metric)
 
 
 def pick_examples(
@@ -134,22 +128,5 @@ def write_report(
     from recpipe.reporting.examples import from_json
     from recpipe.reporting.report import write
 
-    return write(
-        runs,
-        insights,
-        leaderboard,
-        from_json(examples),
-        dataset=dataset,
-        profile=data_profile,
-        steps=ingest_steps,
-        geometry=geometry or runs.geometry,
-    )
-
-
-def _inputs(*datasets: str, params: Iterable[str] = ()) -> dict[str, str]:
-    """Datasets and parameters by argument of the same name."""
-    return {**{name: name for name in datasets}, **{name: f"params:{name}" for name in params}}
-
-
-def _node(function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str]) -> Node:
-    return Node(function, inputs, outputs, name=function.__name__, namespace=GROUP)
+    results, geometry = (runs, insights, leaderboard, from_json(examples)), geometry or runs.geometry
+    return write(*results, dataset=dataset, profile=data_profile, steps=ingest_steps, geometry=geometry)

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
 from recpipe.config import DataPaths, RunConfig, build_config
 from recpipe.config.schema import StudyConfig
 from recpipe.pipelines.train import training_inputs, training_job
 from recpipe.pipelines.types import Bundle, TrainingData, TrainingJob
-from recpipe.pipelines.wiring import Wiring
+from recpipe.pipelines.wiring import Wiring, create_node
 
 if TYPE_CHECKING:
     from recpipe.training.variants import Study, Variant
@@ -27,8 +27,7 @@ def vary_model(
 ) -> dict[str, Any]:
     """Train a variant for every value of the study; return a row of numbers for each.
 
-    ``inputs`` are those of ``train_model``. Every row is saved in the folder of the study, so that an interrupted study
-    resumes.
+    ``inputs`` are those of ``train_model``. Rows are saved in the folder of the study, which resumes from them.
     """
     from recpipe.training.variants import variants
 
@@ -40,8 +39,7 @@ def vary_model(
     selection = [variant for variant in candidates if variant.name not in too_long]
     for name, reason in left_out.items():
         log.info("%s of %s: left out, as %s", name, config.name, reason)
-    folder = paths.studies(config.name, config.seed) / study.name
-    rows = []
+    folder, rows = paths.studies(config.name, config.seed) / study.name, []
     for number, variant in enumerate(selection, 1):
         log.info("study %s of %s, %s of %s: %s", study.name, config.name, number, len(selection), variant.name)
         rows.append(_row(variant, replace(job, config=variant.config), folder))
@@ -67,11 +65,9 @@ def study_settings(study: StudyConfig) -> Study:
 def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
     """Train a variant, or read its row from a file with the same settings and data."""
     variant_folder = folder / "".join(sign if sign.isalnum() else "_" for sign in variant.name)
-    result = variant_folder / "result.json"
-    identity = json.loads(json.dumps(job.identity()))
+    result, identity = variant_folder / "result.json", json.loads(json.dumps(job.identity()))
     if result.is_file() and (saved := json.loads(result.read_text()))["about"] == identity:
-        row: dict[str, Any] = saved["row"]
-        return row
+        return dict(saved["row"])
     bundle = job.train(folder=variant_folder)
     row = {"name": variant.name, "value": variant.value, "changed": dict(variant.overrides), **_numbers(bundle, job)}
     variant_folder.mkdir(parents=True, exist_ok=True)
@@ -101,14 +97,7 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     study = {"study": f"params:studies.{wiring.study}"}
     return Pipeline(
         [
-            Node(
-                vary_model,
-                study | training_inputs(run),
-                f"{model}_study",
-                name="vary_model",
-                namespace=model,
-                tags=model,
-            )
+            create_node(vary_model, study | training_inputs(run), f"{model}_study", model)
             for model, run in wiring.runs.items()
         ]
     )

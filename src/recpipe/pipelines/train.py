@@ -11,7 +11,7 @@ from kedro.pipeline import Node, Pipeline
 from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, DataPaths, RunConfig
 from recpipe.data.protocol import Protocol
 from recpipe.pipelines.types import Bundle, DataFrame, Fold, TrainingData, TrainingJob
-from recpipe.pipelines.wiring import Wiring
+from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,7 @@ def split_sequences(
 
 
 def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> Bundle:
-    """Train or fit one model.
-
-    ``inputs``: those of ``ItemInputs.of``, and ``start``, the bundle of the run ``init_from``.
-    """
+    """Train or fit a model; ``inputs`` are those of ``ItemInputs.of``, and ``start``, the bundle of ``init_from``."""
     from recpipe.progress import report_epoch
 
     return training_job(config, training_data, paths, **inputs).train(on_epoch=report_epoch)
@@ -66,25 +63,18 @@ def training_job(config: RunConfig, training_data: TrainingData, paths: DataPath
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """The shared split, and ``train_model`` in the namespace of every model."""
-    log = ["interactions", "users", "ingest_steps", "params:protocol"]
-    split = Node(split_sequences, log, ["training_data", "test_set"], name="split_sequences")
-    training = [
-        Node(train_model, training_inputs(run), f"{name}_bundle", name="train_model", namespace=name, tags=name)
-        for name, run in wiring.runs.items()
-    ]
-    return Pipeline([split, *training])
+    """Create the shared split, and ``train_model`` in the namespace of every model."""
+    inputs = node_inputs("interactions", "users", "ingest_steps", params=("protocol",))
+    split = Node(split_sequences, inputs, ["training_data", "test_set"], name="split_sequences")
+    runs = wiring.runs.items()
+    return Pipeline([split, *(create_node(train_model, training_inputs(run), f"{m}_bundle", m) for m, run in runs)])
 
 
 def training_inputs(run: RunConfig) -> dict[str, str]:
-    """Datasets by argument of ``train_model``: the split, and the item inputs that this model reads."""
-    inputs = {
-        "config": f"params:models.{run.name}",
-        "training_data": "training_data",
-        "paths": "params:paths",
-        "items": "items",
-    }
-    inputs |= {f"{name}_embeddings": f"{name}_embeddings" for name in VECTORS if name in run.vectors}
+    """Return the datasets by argument of ``train_model``: the split, and the item inputs that this model reads."""
+    vectors = (f"{name}_embeddings" for name in VECTORS if name in run.vectors)
+    inputs = node_inputs("training_data", "items", *vectors, params=("paths",))
+    inputs["config"] = f"params:models.{run.name}"
     for kind in (kind for kind in ID_KINDS if kind in run.ids):
         inputs |= {f"{kind}_ids": f"{kind}_semantic_ids", f"{kind}_tree": f"{kind}_prefix_tree"}
     if run.item_model is not None:
@@ -92,6 +82,3 @@ def training_inputs(run: RunConfig) -> dict[str, str]:
     if run.init_from != "none":
         inputs["start"] = "start"
     return inputs
-
-
-__all__ = ["create_pipeline"]

@@ -1,19 +1,22 @@
 """Choice of what the pipelines of a command are built for: models, semantic ids, item vectors, results.
 
-Kedro calls ``register_pipelines`` without arguments. So the config loader leaves its configuration in this module, and
-the session the wiring of its command.
+Kedro calls ``register_pipelines`` without arguments, so the config loader and the session leave configuration and
+wiring in this module.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from kedro.pipeline import Node
 from kedro.utils import find_kedro_project
 
 from recpipe.config import ID_KINDS, ConfigError, Configuration, ModelInfo, RunConfig, check_known, split_names
@@ -31,21 +34,16 @@ RESULTS = {"evaluate": "evaluation", "ties": "tie_sensitivity", "context": "cont
 
 @dataclass(frozen=True)
 class Wiring:
-    """What pipelines are built for.
-
-    ``runs``: configurations of the models, in order. ``kinds``: kinds of semantic ids to build. ``vectors``: modalities
-    to embed. ``requested``: pipelines that run in the same command. ``members``: models of the ensemble. ``study``: a
-    name in the parameter ``studies``. ``content_model``: the model that fills content slots.
-    """
+    """Models and content that pipelines are built for."""
 
     dataset: str
-    runs: Mapping[str, RunConfig]
-    kinds: tuple[str, ...] = ()
-    vectors: tuple[str, ...] = ()
-    requested: tuple[str, ...] = STAGES
-    members: tuple[str, ...] = ()
-    study: str = "length"
-    content_model: str | None = None
+    runs: Mapping[str, RunConfig]  # by model, in order
+    kinds: tuple[str, ...] = ()  # of semantic ids to build
+    vectors: tuple[str, ...] = ()  # modalities to embed
+    requested: tuple[str, ...] = STAGES  # pipelines that run in the same command
+    members: tuple[str, ...] = ()  # models of the ensemble
+    study: str = "length"  # a name in the parameter `studies`
+    content_model: str | None = None  # that fills content slots
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -70,6 +68,26 @@ def model_info(type_: str) -> ModelInfo:
     from recpipe.models.registry import model_info as info
 
     return info(type_)
+
+
+def node_inputs(*datasets: str, params: Iterable[str] = ()) -> dict[str, str]:
+    """Return the datasets and parameters of a node by argument of the same name."""
+    return {**{name: name for name in datasets}, **{name: f"params:{name}" for name in params}}
+
+
+def create_node(
+    function: Callable[..., Any],
+    inputs: dict[str, str],
+    outputs: str | list[str],
+    namespace: str,
+    *,
+    has_tag: bool = True,
+) -> Node:
+    """Create a node in the namespace of a model, kind of vectors or group, by default with a tag of this name."""
+    # Kedro reads the types of inputs by position, so they get the order of the signature
+    inputs = {name: inputs[name] for name in inspect.signature(function).parameters if name in inputs} | inputs
+    tags = namespace if has_tag else None
+    return Node(function, inputs, outputs, name=function.__name__, namespace=namespace, tags=tags)
 
 
 # Of the process, like Kedro's pipelines: in notebooks and servers another cell or thread may build them.
@@ -181,10 +199,13 @@ def command_wiring(configuration: Configuration, pipelines: Iterable[str], filte
     whole = not pipelines or WHOLE in pipelines
     if whole:
         baselines = configuration["baselines"] or ()
-        for each in [baselines] if isinstance(baselines, str) else baselines:
-            models += chosen_models(configuration, each)
+        for choice in [baselines] if isinstance(baselines, str) else baselines:
+            models += chosen_models(configuration, choice)
     all_models = configuration.model_names
-    models += [name for name in all_models if name in pipelines or any(_is_of(word, name) for word in filters)]
+    # nodes, groups, tags and datasets of a model: `svd.train_model`, `svd`, `svd_bundle`
+    datasets = {f"{model}_{result}": model for model in all_models for result in ("bundle", *RESULTS.values())}
+    selected = {*pipelines, *(datasets.get(word) for word in filters), *(word.partition(".")[0] for word in filters)}
+    models += [name for name in all_models if name in selected]
     model_pipelines = [name for name in pipelines if name in all_models]
     if model_pipelines and pipelines == model_pipelines and not configuration.is_overridden("model"):
         models = model_pipelines
@@ -210,9 +231,3 @@ def _check_used(configuration: Configuration, wiring: Wiring) -> None:
         raise ConfigError(f"side (command line) changes nothing: no side information is read by {models}")
     if "train" in overrides and not any(info.by_gradient for info in infos):
         raise ConfigError(f"train (command line) changes nothing: no gradient descent trains {models}")
-
-
-def _is_of(name: str, model: str) -> bool:
-    """Whether a node, group, tag or dataset belongs to a model: ``svd.train_model``, ``svd``, ``svd_bundle``."""
-    datasets = [f"{model}_{each}" for each in ("bundle", *RESULTS.values())]
-    return name.partition(".")[0] == model or name in datasets

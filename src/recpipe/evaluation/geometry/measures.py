@@ -1,7 +1,7 @@
 """Measures of a table of item vectors: spectrum, isotropy, norms, nearest neighbours, intrinsic dimension.
 
-Shapes: I items, D and E widths, K neighbours, P points of a curve. A row of zeros has no direction. A measure that is
-undefined for a table is NaN.
+A row of zeros has no direction. Undefined measures are NaN.
+Shapes: I items, D and E widths, K neighbours, P points of a curve.
 """
 
 from __future__ import annotations
@@ -117,10 +117,7 @@ def unit(x_ID: Floats) -> Floats:
 
 
 def mean_cosine(x_ID: Floats) -> float:
-    """Compute the mean cosine of all pairs of different items, exactly; Ethayarajh, EMNLP 2019 (anisotropy).
-
-    NaN for fewer than two directions.
-    """
+    """Compute the mean cosine of all pairs of different items, exactly; Ethayarajh, EMNLP 2019 (anisotropy)."""
     directions = unit(x_ID)
     squares = np.square(directions).sum(1)  # 1, or 0 without a direction
     n = squares.sum()
@@ -201,9 +198,8 @@ def hubness(counts_I: Indices) -> dict[str, float]:
     Skewness, the third standardised moment, is far above 0 where a few hubs are near everything, 0 where all counts
     are equal; Radovanović et al., JMLR 2010.
     """
-    deviation = counts_I - counts_I.mean()
+    deviation, inequality = counts_I - counts_I.mean(), gini(counts_I)
     spread = np.sqrt(np.square(deviation).mean())
-    inequality = gini(counts_I)
     return {
         "skewness": float((deviation**3).mean() / spread**3) if spread > 0 else 0.0,
         "gini": np.nan if inequality is None else inequality,
@@ -213,15 +209,14 @@ def hubness(counts_I: Indices) -> dict[str, float]:
 
 def overlap(one_IK: Indices, other_IK: Indices) -> Floats:
     """Compute the share (I,) of each item's K neighbours that both tables have; K / (I - 1) by chance."""
-    shared: Floats = (one_IK[:, :, None] == other_IK[:, None, :]).any(2).mean(1)
-    return shared
+    return np.asarray((one_IK[:, :, None] == other_IK[:, None, :]).any(2).mean(1))
 
 
 def linear_cka(x_ID: Floats, y_IE: Floats) -> float:
     """Compute ‖Y'X‖² / (‖X'X‖ ‖Y'Y‖) of centred columns (Frobenius norms); Kornblith et al., ICML 2019, equation 4.
 
-    1 for tables that are equal up to rotation and scale. Independent tables are above 0, the more so the wider they
-    are: compare with random tables. NaN where one is constant. Raises ValueError for unequal numbers of rows.
+    1 up to rotation and scale; independent tables are above 0, the more so the wider they are: compare with random
+    ones. Raises ValueError for unequal numbers of rows.
     """
     if len(x_ID) != len(y_IE):
         raise ValueError(f"the tables have {len(x_ID)} and {len(y_IE)} rows; they must be of the same items")
@@ -231,10 +226,10 @@ def linear_cka(x_ID: Floats, y_IE: Floats) -> float:
 
 
 def two_nn(x_ID: Floats) -> float:
-    """Estimate the intrinsic dimension by TwoNN, Facco et al., Scientific Reports 7, 2017.
+    """Estimate the intrinsic dimension of ten or more distinct rows by TwoNN, Facco et al., Scientific Reports 7, 2017.
 
     The slope through 0 of -log(1 - F(μ)) against log μ, where μ is the distance to the second neighbour over that to
-    the first. Duplicates count once. NaN for fewer than ten distinct rows.
+    the first.
     """
     points = np.unique(x_ID, axis=0)
     if len(points) < 10:

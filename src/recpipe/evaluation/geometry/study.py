@@ -1,14 +1,15 @@
 """Geometry of all item tables of a data set: measures with null bands, agreement, a map, nearest items.
 
-Tables that cannot be measured are named under ``problems``. Shapes: I items, D width, K neighbours, N items on the map.
+Tables that cannot be measured are named under ``problems``. Shapes: I items, D width, N items on the map.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from recpipe.evaluation.geometry.measures import (
 )
 from recpipe.evaluation.geometry.tables import (
     ItemVectors,
-    Neighbours,
     TableAndNull,
     VectorSource,
     agreement_matrices,
@@ -68,11 +68,10 @@ def measure_geometry(
     quality: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure all item tables as JSON.
+    """Measure all item tables as JSON, for items with training events: other vectors were never trained.
 
     ``bundles`` are keyed like `sasrec/seed_42`. Of several seeds of a model, ``seed`` or else the first is measured;
     the others give the stability. ``quality`` has a value per bundle; the best model comes first and gets the map.
-    Only items with training events are measured, as the vectors of others were never trained.
     """
     study = _Study(items, settings, seed)
     for model, runs in _runs_by_model(bundles, quality or {}, seed).items():
@@ -80,8 +79,7 @@ def measure_geometry(
     for source in encoders:
         for name in source.tables:
             study.add_table(name, "", name, source)
-    result: dict[str, Any] = _to_json(study.result())
-    return result
+    return dict(_to_json(study.result()))
 
 
 def _runs_by_model(bundles: BundleLoaders, quality: Mapping[str, float], seed: int) -> dict[str, list[str]]:
@@ -151,18 +149,16 @@ class _Study:
             table = ItemVectors.of(source.tables[name], self.sample)
             arguments = self.items.events[table.rows], self.groups[table.rows], self.settings.k
             measures = measure_vectors(table.vectors, *arguments)
-            null_tables = [
-                _null_table(source, name, table.rows, f"{title} {run} {number}")
-                for number in range(self.settings.nulls)
-            ]
+            keys = [f"{title} {run} {number}" for number in range(self.settings.nulls)]
+            null_tables = [_null_table(source, name, table.rows, key) for key in keys]
             nulls = [measure_vectors(null.vectors, *arguments) for null in null_tables]
         except ValueError as error:
             self.problems.append(f"{title} is left out: {error}")
             return []
         head = {"name": title, "run": run, "null": source.null, "items": len(table.rows)}
         self.measurements.append({**head, **with_null_bands(measures, nulls)})
-        null = Neighbours(null_tables[0], nulls[0].neighbours)
-        self.tables.append(TableAndNull(title, Neighbours(table, measures.neighbours), null))
+        null = replace(null_tables[0], neighbours=nulls[0].neighbours)
+        self.tables.append(TableAndNull(title, replace(table, neighbours=measures.neighbours), null))
         self.full_tables[title] = ItemVectors.of(source.tables[name], self.warm)
         return [self.tables[-1]]
 
@@ -170,7 +166,7 @@ class _Study:
         try:
             table = ItemVectors.of(source.tables[name], self.sample)
             null = _null_table(source, name, table.rows, f"{title} {run} 0")
-            pair = [Neighbours(part, nearest(part.vectors, self.settings.k)) for part in (table, null)]
+            pair = [replace(part, neighbours=nearest(part.vectors, self.settings.k)) for part in (table, null)]
         except ValueError as error:
             self.problems.append(f"{title} of {run} is left out: {error}")
             return []
@@ -182,9 +178,10 @@ class _Study:
         tables = dict(list(self.full_tables.items())[: settings.beside])
         catalogue = items.titles, items.events, self.groups
         best_map = None
-        if tables and len(next(iter(tables.values())).rows) >= 4:
-            name, table = next(iter(tables.items()))
-            best_map = {"name": name, **item_map(table, *catalogue, limit=settings.map, seed=self.seed)}
+        for name, table in list(tables.items())[:1]:
+            if len(table.rows) >= 4:
+                best_map = {"name": name, **item_map(table, *catalogue, limit=settings.map, seed=self.seed)}
+        lists = nearest_items(tables, *catalogue, per_group=settings.examples, k=settings.nearest, seed=self.seed)
         return {
             "k": settings.k,
             "nulls": settings.nulls,
@@ -194,9 +191,7 @@ class _Study:
             "agreement": agreement_matrices(self.tables, settings.k),
             "stability": self.stabilities,
             "map": best_map,
-            "nearest": nearest_items(
-                tables, *catalogue, per_group=settings.examples, k=settings.nearest, seed=self.seed
-            ),
+            "nearest": lists,
             "without": self.without_vectors,
             "problems": self.problems,
         }
@@ -209,14 +204,14 @@ def _null_table(source: VectorSource, name: str, rows: Indices, key: str) -> Ite
 
 def with_null_bands(measures: VectorMeasures, nulls: Sequence[VectorMeasures]) -> dict[str, Any]:
     """Return values with null bands, for the table and its groups, and curves with the mean of the random tables."""
-    groups = {}
-    for name, values in measures.groups.items():
-        bands = _bands(values, [null.groups[name] for null in nulls])
-        groups[name] = {
+    groups = {
+        name: {
             "values": values,
-            "bands": {key: bands[key] for key in bands if key != "items"},
+            "bands": _bands(values, [null.groups[name] for null in nulls]),
             "curves": _curves(measures.spectra[name], [null.spectra[name] for null in nulls]),
         }
+        for name, values in measures.groups.items()
+    }
     return {
         "width": len(measures.spectrum),
         "values": measures.values,
@@ -228,7 +223,7 @@ def with_null_bands(measures: VectorMeasures, nulls: Sequence[VectorMeasures]) -
 
 
 def _bands(values: Mapping[str, float], nulls: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float] | None]:
-    return {name: null_band([null[name] for null in nulls]) for name in values}
+    return {name: null_band([null[name] for null in nulls]) for name in values if name != "items"}
 
 
 def _curves(spectrum_D: Floats, nulls: Sequence[Floats]) -> dict[str, Any]:
@@ -253,8 +248,7 @@ def tsne(x_ND: Floats, seed: int) -> Floats:
     perplexity = min(PERPLEXITY, (len(x_ND) - 1) / 3)
     init = "pca" if x_ND.shape[1] > 1 else "random"
     model = TSNE(2, perplexity=perplexity, init=init, random_state=seed)
-    positions: Floats = model.fit_transform(unit(x_ND).astype(np.float32))
-    return positions
+    return np.asarray(model.fit_transform(unit(x_ND).astype(np.float32)))
 
 
 def item_map(
@@ -296,13 +290,10 @@ def nearest_items(
     tables = {name: table for name, table in tables.items() if len(table.rows) > 1}
     if not tables:
         return []
-    common = next(iter(tables.values())).rows
-    for table in tables.values():
-        common = np.intersect1d(common, table.rows)
+    common = functools.reduce(np.intersect1d, (table.rows for table in tables.values()))
     rng = np.random.default_rng(seed)
-    queries = np.concatenate(
-        [rng.permutation(common[groups_I[common] == code])[:per_group] for code in range(len(POPULARITY))]
-    ).astype(np.int64)
+    groups = [common[groups_I[common] == code] for code in range(len(POPULARITY))]
+    queries = np.concatenate([rng.permutation(group)[:per_group] for group in groups])
     if not len(queries):
         return []
     lists = {name: _nearest_lists(table, queries, titles, k) for name, table in tables.items()}

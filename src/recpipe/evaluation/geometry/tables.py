@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student
-from torch import nn
 
 from recpipe.evaluation.geometry.measures import Floats, Indices, linear_cka, nearest, overlap
 from recpipe.evaluation.segments import POPULARITY
@@ -32,15 +31,11 @@ Tables = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class VectorSource:
-    """Item tables (I, D) of a model or encoder by name, with a generator of random ones.
+    """Item tables (I, D) of a model or encoder by name, with a generator of random ones of the same shapes."""
 
-    An item without a vector has a row of zeros. ``null_tables(seed)`` returns random tables of the same names and
-    shapes; ``null`` says which: those of the model before training, or random numbers.
-    """
-
-    tables: Tables
-    null: str
-    null_tables: Callable[[int], Tables]
+    tables: Tables  # an item without a vector has a row of zeros
+    null: str  # kind of the random tables: those of the model before training, or random numbers
+    null_tables: Callable[[int], Tables]  # by seed
 
 
 def bundle_vectors(bundle: Bundle) -> VectorSource:
@@ -63,6 +58,7 @@ def tables_of(model: Recommender) -> Tables:
     return {name: table[1:].float().cpu().numpy() for name, table in model.item_tables().items()}
 
 
+@torch.no_grad()
 def untrained(model: Recommender, type_: str, seed: int) -> Recommender:
     """Build ``model`` again with other random weights and the same content vectors and semantic ids.
 
@@ -78,20 +74,15 @@ def untrained(model: Recommender, type_: str, seed: int) -> Recommender:
             side=model.side,
             ids={name: codes.ids for name, codes in model.item_codes().items()},
         )
-    _copy_inputs(model, copy)
-    for codes in copy.item_codes().values():
-        codes.forget()
-    return copy.eval()
-
-
-@torch.no_grad()
-def _copy_inputs(model: nn.Module, copy: nn.Module) -> None:
     buffers, modules = dict(model.named_buffers()), dict(model.named_modules())
     for name, buffer in copy.named_buffers():
         buffer.copy_(buffers[name])
     for name, module in copy.named_modules():
         if isinstance(module, ProjectedVectors):
             module.given.copy_(modules[name].given)
+    for codes in copy.item_codes().values():
+        codes.forget()
+    return copy.eval()
 
 
 def random_tables(tables: Mapping[str, NDArray[np.float32]], seed: int) -> Tables:
@@ -102,10 +93,7 @@ def random_tables(tables: Mapping[str, NDArray[np.float32]], seed: int) -> Table
 
 
 def null_band(values: Sequence[float]) -> tuple[float, float] | None:
-    """Compute Student's 95 % prediction interval of one more value: mean ± t s √(1 + 1/n).
-
-    None for fewer than two finite values.
-    """
+    """Compute Student's 95 % prediction interval of one more value: mean ± t s √(1 + 1/n); None for n < 2."""
     finite = np.array([value for value in values if math.isfinite(value)])
     if (n := len(finite)) < 2:
         return None
@@ -115,10 +103,11 @@ def null_band(values: Sequence[float]) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """Vectors of some items: ``rows`` (n,) of 0 .. I - 1, ascending."""
+    """Vectors (n, D) of some items."""
 
-    vectors: Floats  # (n, D)
-    rows: Indices
+    vectors: Floats
+    rows: Indices  # (n,) of 0 .. I - 1, ascending
+    neighbours: Indices | None = None  # (n, K), as positions in the table
 
     @classmethod
     def of(cls, table_ID: NDArray[np.float32], subset_I: NDArray[np.bool_]) -> ItemVectors:
@@ -132,17 +121,11 @@ class ItemVectors:
         """Return the vectors of ``rows``, a subset of the rows of the table."""
         return self.vectors[np.searchsorted(self.rows, rows)]
 
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Item vectors and the neighbours (n, K) of each, as positions in the table."""
-
-    items: ItemVectors
-    near: Indices
-
-    def among(self, rows: Indices, k: int) -> Indices:
-        """Return the ``k`` neighbours within the subset ``rows``."""
-        return self.near if len(rows) == len(self.items.rows) else nearest(self.items.select(rows), k)
+    def nearest(self, rows: Indices, k: int) -> Indices:
+        """Return the ``k`` neighbours of each of ``rows`` among them, as positions in ``rows``."""
+        if self.neighbours is not None and len(rows) == len(self.rows):
+            return self.neighbours
+        return nearest(self.select(rows), k)
 
 
 @dataclass(frozen=True)
@@ -150,59 +133,47 @@ class TableAndNull:
     """A table and a random one of its kind, for the same items."""
 
     name: str
-    table: Neighbours
-    null: Neighbours
+    table: ItemVectors
+    null: ItemVectors
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of two tables on their common items ``rows``, and that of their random tables (``null_…``).
-
-    Random tables overlap by K / (I - 1), or by more where both are made of the same codes or vectors.
-    """
+    """Agreement of two tables on their common items ``rows``, and of their random tables."""
 
     rows: Indices
     overlap: Floats  # (n,)
-    null_overlap: float
+    null_overlap: float  # K / (I - 1), or more where both are made of the same codes or vectors
     cka: float
     null_cka: float
 
 
 def agreement(one: TableAndNull, other: TableAndNull, k: int) -> Agreement | None:
     """Compare two tables; None where fewer than k + 2 items have a vector in both."""
-    rows = np.intersect1d(one.table.items.rows, other.table.items.rows)
+    rows = np.intersect1d(one.table.rows, other.table.rows)
     if len(rows) < k + 2:
         return None
-    pair, nulls = (one.table, other.table), (one.null, other.null)
-    return Agreement(
-        rows,
-        overlap(*(part.among(rows, k) for part in pair)),
-        float(overlap(*(part.among(rows, k) for part in nulls)).mean()),
-        linear_cka(*(part.items.select(rows) for part in pair)),
-        linear_cka(*(part.items.select(rows) for part in nulls)),
-    )
+    overlaps, ckas = [], []
+    for a, b in ((one.table, other.table), (one.null, other.null)):
+        overlaps.append(overlap(a.nearest(rows, k), b.nearest(rows, k)))
+        ckas.append(linear_cka(a.select(rows), b.select(rows)))
+    return Agreement(rows, overlaps[0], float(overlaps[1].mean()), *ckas)
 
 
 def agreement_matrices(tables: Sequence[TableAndNull], k: int) -> dict[str, Any]:
     """Compare all pairs: ``overlap``, ``cka`` and both by chance, each (T, T); NaN without common items."""
-    names = [table.name for table in tables]
-    shape = (len(names), len(names))
-    matrices = {key: np.full(shape, np.nan) for key in ("overlap", "overlap_by_chance", "cka", "cka_by_chance")}
-    for key in ("overlap", "cka"):
-        np.fill_diagonal(matrices[key], 1.0)
-    for a, b in combinations(range(len(names)), 2):
+    keys = ("overlap", "overlap_by_chance", "cka", "cka_by_chance")
+    matrices = np.full((4, len(tables), len(tables)), np.nan)
+    matrices[::2, range(len(tables)), range(len(tables))] = 1.0
+    for a, b in combinations(range(len(tables)), 2):
         if (pair := agreement(tables[a], tables[b], k)) is not None:
             values = (pair.overlap.mean(), pair.null_overlap, pair.cka, pair.null_cka)
-            for matrix, value in zip(matrices.values(), values, strict=True):
-                matrix[a, b] = matrix[b, a] = value
-    return {"names": names, **matrices}
+            matrices[:, a, b] = matrices[:, b, a] = values
+    return {"names": [table.name for table in tables], **dict(zip(keys, matrices, strict=True))}
 
 
 def stability(tables: Sequence[TableAndNull], groups_I: Indices, k: int) -> dict[str, Any] | None:
-    """Average the agreement over pairs of seeds of one model; None for fewer than two seeds.
-
-    ``groups`` is the overlap by group of `popularity_groups`.
-    """
+    """Average the agreement over pairs of seeds of one model, also by group; None for fewer than two seeds."""
     pairs = [pair for one, other in combinations(tables, 2) if (pair := agreement(one, other, k)) is not None]
     if not pairs:
         return None

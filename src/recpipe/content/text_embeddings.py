@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +31,6 @@ from recpipe.content.pretrained import (
     read_json,
 )
 from recpipe.content.vector_cache import Positions, VectorCache, embed_missing
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -88,21 +85,17 @@ def embed_texts(
     stripped = [text.strip() or None if text is not None else None for text in texts]
     folder = model_folder(config.source, revision=config.revision)
     config = resolve_config(config, folder)
-    encoder = digest(
-        "encoder", 1, fingerprint(folder), config.pooling, config.prefix, config.normalise, config.max_length
-    )
+    settings = config.pooling, config.prefix, config.normalise, config.max_length
+    encoder = digest("encoder", 1, fingerprint(folder), *settings)
     keys = content_keys(encoder, stripped)
     present = keys != ""
-    vectors, counts = _cached_vectors(
-        keys[present], [text for text in stripped if text], config, folder, Path(cache_folder)
-    )
+    vectors, counts = _cached_vectors(keys[present], [text for text in stripped if text], config, folder, cache_folder)
     out = np.zeros((len(keys), vectors.shape[1]), np.float32)
     out[present] = vectors
-    settings = {key: value for key, value in asdict(config).items() if key not in ("device", "batch_tokens")}
     about = {
         "modality": "text",
         "template": template,
-        "encoder": settings,
+        "encoder": {key: value for key, value in asdict(config).items() if key not in ("device", "batch_tokens")},
         "items": len(keys),
         "without_text": int((~present).sum()),
         "distinct_texts": len(set(keys.tolist()) - {""}),
@@ -119,8 +112,9 @@ def embed_texts(
 def resolve_config(config: TextEncoderConfig, folder: Path) -> TextEncoderConfig:
     """Replace null and auto by values. Raises ValueError for a length above the model's number of positions."""
     device = choose_device(config.device)
-    limit = _max_positions(folder)
-    length = config.max_length or _sentence_length(folder) or min(limit or DEFAULT_LENGTH, DEFAULT_LENGTH)
+    limit, path = _max_positions(folder), folder / "sentence_bert_config.json"
+    model_length = read_json(path).get("max_seq_length") if path.is_file() else None
+    length = config.max_length or model_length or min(limit or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if limit is not None and length > limit:
         raise ValueError(f"max_length is {length}; {config.source} reads at most {limit} tokens: lower it")
     return replace(
@@ -177,24 +171,20 @@ def load_encoder(folder: Path, config: TextEncoderConfig) -> TextEncoder:
     with quiet_loading(folder, "a text encoder"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     model = _load_model(folder, DTYPES[config.precision])
-    pooling = config.pooling or "mean"
-    dense = [_load_dense(part) for part in _dense_folders(folder)] if pooling == "mean_dense" else []
-    if pooling == "mean_dense" and not dense:
+    dense = [_load_dense(part) for part in _dense_folders(folder)] if config.pooling == "mean_dense" else []
+    if config.pooling == "mean_dense" and not dense:
         raise ValueError(f"{folder} lacks 2_Dense, which pooling mean_dense applies: set `pooling: mean`")
     if not tokenizer.is_fast:
         raise ValueError(f"{folder} has no tokenizer.json: save its tokenizer with transformers' save_pretrained")
-    device = torch.device(config.device)
-    return TextEncoder(tokenizer, model, nn.Sequential(*dense), pooling, config.normalise, device)
+    return TextEncoder(tokenizer, model, nn.Sequential(*dense), config)
 
 
 class TextEncoder:
     """Encoder whose vector of a text does not depend on the other texts of a batch."""
 
-    def __init__(
-        self, tokenizer: Any, model: nn.Module, dense: nn.Module, pooling: str, normalise: bool, device: torch.device
-    ) -> None:
-        self._tokenizer, self._pooling, self._normalise, self._device = tokenizer, pooling, normalise, device
-        self._model, self._dense = model.to(device).eval(), dense.to(device).eval()
+    def __init__(self, tokenizer: Any, model: nn.Module, dense: nn.Module, config: TextEncoderConfig) -> None:
+        self._tokenizer, self._config, self._device = tokenizer, config, torch.device(config.device)
+        self._model, self._dense = model.to(self._device).eval(), dense.to(self._device).eval()
         self._pad = tokenizer.pad_token_id or 0
 
     def tokenise(self, texts: list[str], max_length: int) -> Tokens:
@@ -222,8 +212,8 @@ class TextEncoder:
         for rows in length_batches(tokens.lengths, budget):
             ids_BT, mask_BT = self._pad_batch(tokens, rows)
             hidden_BTD = self._model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
-            vectors_BD = self._dense(_pool(hidden_BTD, mask_BT, self._pooling))
-            if self._normalise:
+            vectors_BD = self._dense(_pool(hidden_BTD, mask_BT, self._config.pooling))
+            if self._config.normalise:
                 vectors_BD = nn.functional.normalize(vectors_BD, dim=-1)
             yield rows, vectors_BD.cpu().numpy()
 
@@ -256,7 +246,7 @@ def length_batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[
         start = stop
 
 
-def _pool(hidden_BTD: Tensor, mask_BT: Tensor | None, pooling: str) -> Tensor:
+def _pool(hidden_BTD: Tensor, mask_BT: Tensor | None, pooling: str | None) -> Tensor:
     """Return a vector per text (B, D) in fp32: of the first token, of the last, or the mean of all."""
     if pooling == "cls":
         return hidden_BTD[:, 0].float()
@@ -284,7 +274,7 @@ def _load_dense(folder: Path) -> nn.Module:
     return nn.Sequential(layer, getattr(nn, activation)())
 
 
-def _load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
+def _load_model(folder: Path, dtype: str) -> nn.Module:
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
@@ -316,11 +306,6 @@ def _max_positions(folder: Path) -> int | None:
         return None
     is_roberta = config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet")
     return positions - 2 if is_roberta else positions  # they number positions from the padding index on
-
-
-def _sentence_length(folder: Path) -> int | None:
-    path = folder / "sentence_bert_config.json"
-    return read_json(path).get("max_seq_length") if path.is_file() else None
 
 
 def _sentence_pooling(folder: Path) -> str:

@@ -1,16 +1,13 @@
 """Progress of long work: a bar with the remaining time on a terminal, else a log line every ten seconds.
 
-Work that takes less than three seconds shows nothing. Nested progress shares one line: the innermost that has run for
-three seconds is shown. What is not logged (`recpipe.progress` at INFO) is not drawn either, so that logging is the
-only switch::
+Nested progress shares one line, of the innermost work that has run for three seconds. Logging of `recpipe.progress` at
+INFO switches both on::
 
     with progress(len(users), "rank users", unit="users") as bar:
         for rows in batches:
-            ...
             bar.add(len(rows))
 
-``report_epoch`` sends rows of a training curve to the function that ``set_epoch_listener`` was called with: Kedro's own
-hooks are called at the end of a node only.
+``report_epoch`` sends rows of a training curve to a listener, as Kedro calls its hooks at the end of a node only.
 """
 
 from __future__ import annotations
@@ -64,15 +61,12 @@ def current_step() -> str:
 
 
 class Display:
-    """The line on current work: redrawn in place on a terminal, else logged at intervals.
-
-    `due` is the clock's time from which on `show` is worth calling.
-    """
+    """The line on current work: redrawn in place on a terminal, else logged at intervals."""
 
     def __init__(self, *, clock: Clock, stream: TextIO | None = None) -> None:
         self.clock, self.stream = clock, stream or sys.stderr
         self.terminal = _is_terminal(self.stream)
-        self.due = clock() + LONG
+        self.due = clock() + LONG  # the time from which on `show` is worth calling
         self._silence = 1.0 if self.terminal else LINES
         self._silent_until = self.due + GRACE
         self._bar: Any = None
@@ -116,10 +110,7 @@ class Display:
 
 
 class Step:
-    """A step of a pipeline, which encloses its progress; `name` is shown before it, `[ 3/14] embed text`.
-
-    `enter` and `close` are separate calls, as hooks have them; `enter` is called in the thread that does the work.
-    """
+    """A step of a pipeline, which encloses its progress; `name` is shown before it, `[ 3/14] embed text`."""
 
     def __init__(
         self, label: str, *, name: str = "", clock: Clock = time.monotonic, stream: TextIO | None = None
@@ -132,7 +123,7 @@ class Step:
             self.display.draw(f"{self.name} …")
 
     def enter(self) -> None:
-        """Attach the progress of this thread to this step."""
+        """Attach the progress of the calling thread to this step."""
         _innermost.set(self)
 
     def close(self) -> None:
@@ -154,31 +145,36 @@ class Progress:
         self.outer = _innermost.get()
         self._clock, self._stream = clock, stream
         self._notes: dict[str, Any] = {}
-        self._display: Display | None = None
+        self.display: Display | None = None
         self._closing = ExitStack()
 
     def __enter__(self) -> Progress:
         self.started = self._clock()
         if log.isEnabledFor(logging.INFO):
-            self._display = self._shared_display() or self._own_display()
+            self.display = None if self.outer is None else self.outer.display
+            if self.display is None:
+                self.display = Display(clock=self._clock, stream=self._stream)
+                self._closing.callback(self.display.close)
+                if self.display.terminal:
+                    self._closing.enter_context(logging_above_bars())
         _innermost.set(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         if _innermost.get() is self:
             _innermost.set(self.outer)
-        self._display = None
+        self.display = None
         self._closing.close()
 
     def add(self, count: int = 1, **notes: Any) -> None:
         """Add `count` finished units; `notes` such as `loss=2.31` (numbers or tensors) are shown behind them."""
         self.done += count
-        if self._display is None:
+        if self.display is None:
             return
         now = self._clock()
         if self._first is None:
             self._first = now, self.done
-        if now >= self._display.due:
+        if now >= self.display.due:
             self._notes = notes
             self._show(now)
 
@@ -220,27 +216,14 @@ class Progress:
         return min(self.done / self.total, 1.0) if self.total else 0.0
 
     def _show(self, now: float) -> None:
-        assert self._display is not None
+        assert self.display is not None
         if now - self.started < LONG and not isinstance(self.outer, Progress):
-            self._display.due = self.started + LONG
+            self.display.due = self.started + LONG
             return
         scope = self
         while isinstance(scope.outer, Progress) and now - scope.started < LONG:
             scope = scope.outer
-        self._display.show(scope.name, scope.text(now), None if scope.total is None else scope.share)
-
-    def _shared_display(self) -> Display | None:
-        outer = self.outer
-        if isinstance(outer, Step):
-            return outer.display
-        return None if outer is None else outer._display
-
-    def _own_display(self) -> Display:
-        display = Display(clock=self._clock, stream=self._stream)
-        self._closing.callback(display.close)
-        if display.terminal:
-            self._closing.enter_context(logging_above_bars())
-        return display
+        self.display.show(scope.name, scope.text(now), None if scope.total is None else scope.share)
 
 
 def progress(
@@ -252,10 +235,9 @@ def progress(
     clock: Clock = time.monotonic,
     stream: TextIO | None = None,
 ) -> Progress:
-    """Progress of `total` units of work, or of an unknown number.
+    """Create progress of `total` units of work, or of an unknown number.
 
-    `at_most`: the work may end early, so the time left is a bound. `unit="bytes"` is shown in MB. `stream` is the error
-    stream where not given.
+    `at_most`: the work may end early, so the time left is a bound. `unit="bytes"` is shown in MB.
     """
     return Progress(total, what, unit=unit, at_most=at_most, clock=clock, stream=stream)
 
@@ -293,11 +275,8 @@ def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-_innermost: ContextVar[Step | Progress | None] = ContextVar("innermost step or progress", default=None)
-
-
 Listener = Callable[[Mapping[str, Any]], None]
-
+_innermost: ContextVar[Step | Progress | None] = ContextVar("innermost step or progress", default=None)
 _listener: ContextVar[Listener | None] = ContextVar("listener to epochs", default=None)
 
 
@@ -308,6 +287,5 @@ def set_epoch_listener(listener: Listener | None) -> None:
 
 def report_epoch(row: Mapping[str, Any]) -> None:
     """Send a row of a training curve to the listener."""
-    listener = _listener.get()
-    if listener is not None:
+    if (listener := _listener.get()) is not None:
         listener(row)

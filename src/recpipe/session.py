@@ -1,7 +1,6 @@
 """Kedro session and config loader of the project, and the plan of runs over several seeds.
 
-``recpipe.config`` reads and checks the configuration once. Kedro gets its parameters from there, and the globals for
-the paths of the catalog. Pipelines are built for the models of a run.
+``recpipe.config`` reads and checks the configuration once; Kedro gets its parameters and globals from there.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class RecpipeConfigLoader(OmegaConfigLoader):
         super().__init__(conf_source, env=env, runtime_params=dict(runtime_params or {}), **options)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """As in Kedro. ``globals`` are all scalars of the top level, such as ``dataset``, ``seed`` and ``data``."""
+        """As in Kedro; ``globals`` are all scalars of the top level, such as ``dataset`` and ``seed``."""
         if key == "globals":
             return self.configuration.scalars()
         if key == "parameters":
@@ -61,7 +60,7 @@ class RecpipeSession(SessionWithOneLoader):
 
     @property
     def configuration(self) -> Configuration:
-        """The configuration of the files and ``--params``."""
+        """Configuration of the files and ``--params``."""
         loader = self.config_loader
         assert isinstance(loader, RecpipeConfigLoader)
         return loader.configuration
@@ -69,7 +68,11 @@ class RecpipeSession(SessionWithOneLoader):
     def run(self, *args: Any, **options: Any) -> dict[str, Any]:
         """As KedroSession.run. Raises ConfigError for unknown names and wrong types before the first node."""
         options = dict(inspect.signature(super().run).bind(*args, **options).arguments)
-        options["pipeline_names"] = _pipeline_names(options)
+        names = [
+            options.pop("pipeline_name", None),
+            *(options.get("pipeline_names") or ()),
+        ]  # Kedro deprecates the first
+        options["pipeline_names"] = [name for name in names if name]
         if seeds := requested_seeds(self.configuration):
             return self._run_seeds(seeds, options)
         filters = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
@@ -91,14 +94,8 @@ class RecpipeSession(SessionWithOneLoader):
         return outputs
 
 
-def _pipeline_names(options: dict[str, Any]) -> list[str]:
-    """Names of pipelines, from the plural option and the singular one, which Kedro deprecates."""
-    names = [options.pop("pipeline_name", None), *(options.get("pipeline_names") or ())]
-    return [name for name in names if name]
-
-
 def requested_seeds(configuration: Configuration) -> list[int]:
-    """The seeds to run one after the other, empty for a single run.
+    """Return the seeds to run one after the other, empty for a single run.
 
     Raises ConfigError for values that are no seeds, and where the command line sets both ``seed`` and ``seeds``.
     """
@@ -127,7 +124,7 @@ def parse_seeds(seeds: Any) -> list[int]:
 
 
 def plan_runs(seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered: bool = False) -> Plan:
-    """Seed and pipelines of each run, in order; pipelines are None for the whole project.
+    """Return seed and pipelines of each run, in order; pipelines are None for the whole project.
 
     ``filtered``: the command selects nodes, so every seed runs the same pipelines.
     """
@@ -136,13 +133,9 @@ def plan_runs(seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered
         return [(seed, list(pipelines) if pipelines else None) for seed in seeds]
     ends = [name for name in pipelines or () if name in LAST]
     if not pipelines or WHOLE in pipelines:
-        return [
-            (first, None),
-            *((seed, PER_SEED) for seed in others),
-            (first, [*(name for name in ends if name != REPORT), REPORT]),
-        ]
+        ends = [*(name for name in ends if name != REPORT), REPORT]
+        return [(first, None), *((seed, PER_SEED) for seed in others), (first, ends)]
     begins = [name for name in pipelines if name not in LAST]
     again = [name for name in begins if name not in ONCE]
-    runs: Plan = [(first, begins)] if begins else []
-    runs += [(seed, again) for seed in others if again]
-    return [*runs, (first, ends)] if ends else runs
+    runs = [(first, begins), *((seed, again) for seed in others), (first, ends)]
+    return [(seed, names) for seed, names in runs if names]

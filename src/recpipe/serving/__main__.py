@@ -18,7 +18,6 @@ from recpipe.evaluation.recommendations import COLD_USERS
 from recpipe.serving.recommender import bundle_folder, items_titled, recommend
 from recpipe.training.bundle import Bundle, load_bundle
 
-USER = "user"
 TITLE_WIDTH = 60
 TITLES_SHOWN = 50
 
@@ -29,7 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         bundle = load_bundle(bundle_folder(options.run))
         if options.find is not None:
-            return _print_titles(bundle, options.find)
+            hits = items_titled(bundle, options.find)
+            for item, title in hits[:TITLES_SHOWN]:
+                print(f"{item:>12}  {title}")
+            if len(hits) > TITLES_SHOWN:
+                print(f"and {len(hits) - TITLES_SHOWN} more")
+            return 0 if hits else 1
         slots = None
         if options.slots:
             if options.content is None:
@@ -37,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             slots = ContentSlots(options.slots, load_bundle(bundle_folder(options.content)))
         table = recommend(
             bundle,
-            {USER: options.items},
+            {"user": options.items},
             options.top,
             exclude_seen=bundle.protocol.exclude_seen if options.seen is None else not options.seen,
             candidates=options.candidates,
@@ -78,15 +82,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _print_titles(bundle: Bundle, text: str) -> int:
-    hits = items_titled(bundle, text)
-    for item, title in hits[:TITLES_SHOWN]:
-        print(f"{item:>12}  {title}")
-    if len(hits) > TITLES_SHOWN:
-        print(f"and {len(hits) - TITLES_SHOWN} more")
-    return 0 if hits else 1
 
 
 def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:

@@ -30,10 +30,10 @@ def recommend(
     candidates: Sequence[str] | None = None,
     slots: ContentSlots | None = None,
 ) -> pa.Table:
-    """Recommend at most ``k`` items to each user of ``histories`` (item ids, oldest event first).
+    """Recommend at most ``k`` items to each user of ``histories`` (item ids, oldest event first), who may be new.
 
-    Returns the table of `recommendations_table`, for a model with semantic ids with a column ``<kind>_codes`` each.
-    Users may be new. Unknown items are left out of a history; an empty history gets the list for users without history.
+    Returns the table of `recommendations_table`, with a column ``<kind>_codes`` for each kind of semantic ids, null
+    where an item has none. Unknown items are left out of a history; an empty one gets the list for users without.
     ``timestamps``: seconds of every event, for models that read time. ``profiles``: ``user_id`` and columns of users.
     ``candidates``: the only items that may be recommended. ``slots``: rule of content slots.
 
@@ -49,8 +49,13 @@ def recommend(
         sequences = sequences.with_profiles(profiles)
     no_targets = Sequences(sequences.users, np.zeros(0, np.int32), None, np.zeros(len(sequences) + 1, np.int64))
     fold = Fold(sequences, no_targets)
-    candidate_mask = None if candidates is None else _candidate_mask(bundle, candidates)
-    k = min(k, len(bundle.vocabulary))
+    k, candidate_mask = min(k, len(bundle.vocabulary)), None
+    if candidates is not None:
+        items = bundle.vocabulary.encode(list(candidates))
+        if not (items > 0).any():
+            raise ValueError(f"none of the {len(candidates)} candidates is in the catalogue of {bundle.name}")
+        candidate_mask = torch.zeros(len(bundle.vocabulary) + 1, dtype=torch.bool)  # (I + 1,)
+        candidate_mask[torch.from_numpy(items[items > 0].astype(np.int64))] = True
     ranking = rank_fold(bundle.model, fold, exclude_seen=exclude_seen, k=k, candidates=candidate_mask)
     if slots is not None:
         ranking = slots.apply(ranking, fold, bundle, exclude_seen=exclude_seen)
@@ -63,25 +68,9 @@ def recommend(
         titles=bundle.title_table(),
         cold=bundle.model.needs_fallback(sequences),
     )
-    return _with_codes(bundle, table)
-
-
-def _candidate_mask(bundle: Bundle, candidates: Sequence[str]) -> torch.Tensor:
-    """Mark the candidates (I + 1,)."""
-    items = bundle.vocabulary.encode(list(candidates))
-    if not (items > 0).any():
-        raise ValueError(f"none of the {len(candidates)} candidates is in the catalogue of {bundle.name}")
-    mask = torch.zeros(len(bundle.vocabulary) + 1, dtype=torch.bool)
-    mask[torch.from_numpy(items[items > 0].astype(np.int64))] = True
-    return mask
-
-
-def _with_codes(bundle: Bundle, table: pa.Table) -> pa.Table:
-    """Append the semantic ids, null for an item without one."""
     items = bundle.vocabulary.encode(table["item_id"].to_pylist())
     for name, codes in bundle.model.item_codes().items():
-        rows = codes.codes.cpu().numpy()[items]
-        lists = [None if row[0] < 0 else row.tolist() for row in rows]
+        lists = [None if row[0] < 0 else row.tolist() for row in codes.codes.cpu().numpy()[items]]
         table = table.append_column(f"{name}_codes", pa.array(lists, pa.list_(pa.int32())))
     return table
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from harness import command_line, generated_embeddings, generated_items
 from recpipe.semantic_ids.quality import leaf_categories
-from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_types, scaling
+from recpipe.semantic_ids.quantizer import TYPES, build_quantizer, scaling
 
 BITS = 8
 QUICK = {"least_steps": 20, "epochs": 2, "widths": (32,), "latent": 8, "batch": 64}  # of the autoencoders
@@ -55,7 +55,7 @@ def _arguments(argv: list[str] | None, folder: Path) -> argparse.Namespace:
     parser.add_argument("--categories", default="categories", help="column of lists, ending in the category")
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--only", nargs="*", choices=["faiss", *quantizer_types()])
+    parser.add_argument("--only", nargs="*", choices=["faiss", *TYPES])
     arguments = parser.parse_args(argv)
     arguments.bits, arguments.settings = BITS, {}
     if arguments.quick:
@@ -94,7 +94,7 @@ def _vectors(arguments: argparse.Namespace, table: pa.Table) -> NDArray[np.float
 def _fits(arguments: argparse.Namespace, x: NDArray[np.float32]) -> Iterator[Result]:
     """Results of faiss and our quantizers, with the mean squared error of standardised vectors."""
     mean, scale = (part.numpy() for part in scaling(torch.from_numpy(x), True))
-    for name in ("faiss", *quantizer_types()):
+    for name in ("faiss", *TYPES):
         if arguments.only and name not in arguments.only:
             continue
         started = time.perf_counter()

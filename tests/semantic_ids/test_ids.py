@@ -86,7 +86,7 @@ def bad_code(row: int, level: int, code: int) -> np.ndarray:
         ({"codes": ids(5).codes}, r"6 items with 3 sizes need codes \(6, 3\)"),
         ({"sizes": (4, 8)}, r"6 items with 2 sizes need codes \(6, 2\)"),
         ({"added": np.zeros(5, bool)}, r"added and keys \(6,\)"),
-        ({"quantized": np.zeros((6, 4), np.int32)}, "4 quantized levels, but only 3 sizes"),
+        ({"quantized": np.zeros((6, 4), np.int32)}, r"quantized \(6, ≤3\).* \(6, 4\)"),
     ],
     ids=["duplicate", "too large", "negative", "quantized", "fewer rows", "fewer sizes", "added", "levels"],
 )

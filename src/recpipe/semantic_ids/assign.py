@@ -1,7 +1,7 @@
 """Assignment of semantic ids to a catalogue, and rules for reusing a quantizer with other embeddings.
 
-A quantizer stores the vector space that it was fitted in; other vectors fit it if the same encoder made them, also from
-texts of another template. So a model trained on one data set can continue with another, as MQL4GRec pretrains.
+Vectors fit a quantizer if the same encoder made them, also from texts of another template: a model trained on one data
+set can continue with another, as MQL4GRec pretrains.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recpipe.config import check_known
 from recpipe.content.embeddings import Embeddings, text_space
-from recpipe.semantic_ids.collisions import check_policy, resolve
+from recpipe.semantic_ids.collisions import POLICIES, resolve
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build_quantizer
 
@@ -31,13 +32,17 @@ def assign(
 ) -> SemanticIds:
     """Assign ids to all items with content.
 
-    Rows of ``earlier`` come first and do not change, also those of items that left the catalogue or whose content is
-    missing or different now (``about["counts"]["changed"]``). Items without a row are appended. Raises ValueError for
-    a quantizer of another vector space, for ``earlier`` ids of another quantizer, policy or sizes, and for more items
-    than ids.
+    Rows of ``earlier`` come first and do not change, also where the item left the catalogue or its content changed.
+    Raises ValueError for a quantizer of another vector space, for ``earlier`` ids of another quantizer, policy or
+    sizes, and for more items than ids.
     """
-    check_policy(policy)
-    _check_space(embeddings, quantizer)
+    check_known(policy, POLICIES, what="policy for collisions")
+    if (space := quantizer.about.get("space")) != embeddings.space:
+        raise ValueError(
+            f"the quantizer is stale: it was fitted to embeddings of space {space}, these are of "
+            f"{embeddings.space} (another encoder or its settings); fit anew with `{COMMAND}`, which gives new ids, or "
+            "embed as before"
+        )
     if earlier is not None:
         _check_earlier(earlier, quantizer, policy, extra_codes)
     earlier_rows = np.full(len(embeddings), -1) if earlier is None else earlier.rows(embeddings.item_ids)
@@ -52,7 +57,7 @@ def assign(
         extra_codes=extra_codes,
         taken=None if earlier is None else earlier.codes,
     )
-    counts = {**_counts(embeddings, earlier, earlier_rows, len(new)), **resolution.counts}
+    counts = _counts(embeddings, earlier, earlier_rows, len(new)) | resolution.counts
     log.info("semantic ids: %s", ", ".join(f"{n} {what}" for what, n in counts.items()))
     ids = SemanticIds(
         embeddings.item_ids[new],
@@ -73,15 +78,6 @@ def assign(
     return ids if earlier is None else earlier.append(ids)
 
 
-def _check_space(embeddings: Embeddings, quantizer: Quantizer) -> None:
-    if (space := quantizer.about.get("space")) != embeddings.space:
-        raise ValueError(
-            f"the quantizer is stale: it was fitted to embeddings of space {space}, these are of "
-            f"{embeddings.space} (another encoder or its settings); fit anew with `{COMMAND}`, which gives new ids, or "
-            "embed as before"
-        )
-
-
 def _check_earlier(earlier: SemanticIds, quantizer: Quantizer, policy: str, extra_codes: int) -> None:
     sizes = (*quantizer.sizes, extra_codes) if policy == "extra_digit" else quantizer.sizes
     previous = {**earlier.about, "sizes": earlier.sizes}
@@ -94,8 +90,7 @@ def _check_earlier(earlier: SemanticIds, quantizer: Quantizer, policy: str, extr
 
 
 def _counts(embeddings: Embeddings, earlier: SemanticIds | None, rows: NDArray[np.int64], new: int) -> dict[str, int]:
-    has_id, present = rows >= 0, embeddings.present
-    changed = 0
+    has_id, present, changed = rows >= 0, embeddings.present, 0
     if earlier is not None:
         before, after = earlier.keys[rows[has_id & present]], embeddings.keys[has_id & present]
         changed = int(((before != "") & (before != after)).sum())
@@ -125,10 +120,8 @@ def reuse_obstacle(
     config = build_quantizer(type_, settings)
     if config.type != quantizer.type:
         return f"type is {config.type}, the fitted one is {quantizer.type}"
-    differing = [key for key, value in config.settings.items() if quantizer.settings.get(key) != value]
-    if differing:
-        changes = (f"{key} is {config.settings[key]}, was {quantizer.settings.get(key)}" for key in differing)
-        return f"other settings: {'; '.join(changes)}"
+    if changes := _changes(config.settings, quantizer.settings):
+        return f"other settings: {changes}"
     if (old_seed := quantizer.about.get("seed")) != seed:
         return f"seed is {seed}, was {old_seed}"
     if others and (fitted_to := sorted(quantizer.about.get("with") or {})) != sorted(others):
@@ -140,12 +133,15 @@ def reuse_obstacle(
 def space_difference(quantizer: Quantizer, embeddings: Embeddings) -> str:
     """Describe which encoder settings differ, or the fingerprints where either side is not described."""
     now, before = _encoder_settings(embeddings.about), _encoder_settings(quantizer.about)
-    differing = [key for key in now if key in before and now[key] != before[key]]
-    if differing:
-        changes = "; ".join(f"{key} is {now[key]}, was {before[key]}" for key in differing)
+    if changes := _changes({key: now[key] for key in now if key in before}, before):
         return f"the encoder or its settings differ: {changes}"
     space = str(quantizer.about.get("space"))
     return f"the embeddings' space is {embeddings.space[:12]}, the quantizer was fitted in {space[:12]}"
+
+
+def _changes(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    changed = (key for key, value in now.items() if before.get(key) != value)
+    return "; ".join(f"{key} is {now[key]}, was {before.get(key)}" for key in changed)
 
 
 def _encoder_settings(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,23 +159,7 @@ def same_encoder(embeddings: Embeddings, about: Mapping[str, Any], space: str) -
     """
     if embeddings.space == space:
         return True
-    encoder = embeddings.about.get("fingerprint")
-    template, other_template = embeddings.about.get("template"), about.get("template")
-    if encoder is None or template is None or other_template is None:
+    encoder, template = embeddings.about.get("fingerprint"), embeddings.about.get("template")
+    if encoder is None or template is None or (other_template := about.get("template")) is None:
         return False
     return (text_space(encoder, template), text_space(encoder, other_template)) == (embeddings.space, space)
-
-
-def joint_vectors(embeddings: Embeddings, others: Mapping[str, Embeddings]) -> NDArray[np.float32]:
-    """(N, D) vectors of all items with content, of the data set and then of ``others`` (by name).
-
-    Raises ValueError for vectors of another encoder.
-    """
-    for name, other in others.items():
-        if not same_encoder(embeddings, other.about, other.space):
-            raise ValueError(
-                f"quantizer_with={name}: its vectors are not of one encoder with these "
-                f"({other.about.get('encoder')}, here {embeddings.about.get('encoder')}); if an earlier version "
-                "embedded them, run the pipeline embed once more"
-            )
-    return np.concatenate([each.vectors[each.present] for each in (embeddings, *others.values())])

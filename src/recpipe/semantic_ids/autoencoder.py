@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recpipe.semantic_ids.collisions import Codes, Rows, Vectors, reallocate
+from recpipe.semantic_ids.collisions import reallocate
 from recpipe.semantic_ids.quantizer import nearest, squared_distances
 
 CHUNK = 8192  # rows that go through the network at once after training
@@ -108,20 +108,18 @@ class QuantizedAutoencoder:
         return F.mse_loss(self.decode(self.encode(x_ND)), x_ND).item()
 
     def separating_codes(self, x_ND: Tensor, *, weight: float) -> CodeOverrides | None:
-        """Reallocate colliding rows to free codes; None where less than half of all codes would stay free.
-
-        Rows must be distinct.
-        """
+        """Reallocate colliding, distinct rows to free codes; None where less than half of all codes would stay free."""
         codebooks, z = self._codebooks(), self.latent(x_ND)
         sizes = tuple(len(book) for book in codebooks.books)
         if 2 * len(x_ND) > math.prod(sizes):
             return None
         nearest_NL = codebooks.encode(z).numpy().astype(np.int32)
-
-        def distances(rows: Rows, codes_RL: Codes, level: int) -> Vectors:
-            return codebooks.distances(z[rows], torch.from_numpy(codes_RL).long(), level).numpy()
-
-        codes_NL = reallocate(nearest_NL, sizes, distances, nearest_NL[:0])
+        codes_NL = reallocate(
+            nearest_NL,
+            sizes,
+            lambda rows, codes, level: codebooks.distances(z[rows], torch.from_numpy(codes).long(), level).numpy(),
+            nearest_NL[:0],
+        )
         moved_N = (codes_NL != nearest_NL).any(1)
         return CodeOverrides(torch.from_numpy(codes_NL).long(), torch.from_numpy(moved_N), weight)
 
@@ -131,10 +129,9 @@ class QuantizedAutoencoder:
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder, each the sum of an MLP and a linear path.
+    """Encoder (N, D) to (N, Z) and decoder back, each the sum of an MLP, as in TIGER, and a linear path.
 
-    The MLP alone is TIGER's. The linear path starts as the principal components, so that training refines a good code
-    instead of searching for it: a quarter less error on Amazon Beauty at equal steps.
+    The linear path starts as the principal components: a quarter less error on Amazon Beauty at equal steps.
     """
 
     def __init__(self, width: int, latent: int, hidden: tuple[int, ...]) -> None:
@@ -145,11 +142,9 @@ class Autoencoder(nn.Module):
         self.outward = nn.Linear(latent, width, bias=False)
 
     def encode(self, x_ND: Tensor) -> Tensor:
-        """(N, Z)"""
         return self.inward(x_ND) + self.encoder(x_ND)
 
     def decode(self, z_NZ: Tensor) -> Tensor:
-        """(N, D)"""
         return self.outward(z_NZ) + self.decoder(z_NZ)
 
     @torch.no_grad()
@@ -301,6 +296,4 @@ def _sample_by_error(x_NZ: Tensor, near_NZ: Tensor, count: int, generator: torch
     """Up to ``count`` distinct row numbers, with probabilities proportional to the squared error."""
     error = (x_NZ - near_NZ).square().sum(1)
     count = min(count, int((error > 0).sum()))
-    if not count:
-        return torch.empty(0, dtype=torch.int64)
-    return torch.multinomial(error, count, generator=generator)
+    return torch.multinomial(error, count, generator=generator) if count else torch.empty(0, dtype=torch.int64)

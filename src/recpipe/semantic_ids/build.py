@@ -17,15 +17,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recpipe.config import DataPaths, build_config, split_names
 from recpipe.content.embeddings import Embeddings
-from recpipe.semantic_ids.assign import assign, joint_vectors, reuse_obstacle, same_encoder, space_difference
+from recpipe.semantic_ids.assign import assign, reuse_obstacle, same_encoder, space_difference
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.quality import Gate, apply_gate, leaf_categories, measure_quality
@@ -49,7 +51,7 @@ class QualityGateError(ValueError):
 
 @dataclass(eq=False)
 class EarlierResults:
-    """Reusable results for one kind of ids, read at first use; None where they do not exist.
+    """Results for one kind of ids, read at first use; None where they do not exist.
 
     Unreadable files raise UnreadableError; with ``refit`` those in ``folder`` count as missing.
     """
@@ -62,11 +64,7 @@ class EarlierResults:
 
     @classmethod
     def of(cls, paths: DataPaths, config: SemanticIdsConfig) -> EarlierResults:
-        """Locate the files that ``config`` refers to.
-
-        Raises ValueError for invalid names, several data sets in ``quantizer_from``, and the data set itself in
-        ``quantizer_with``.
-        """
+        """Locate the files that ``config`` refers to. Raises ValueError for its invalid names of data sets."""
         sources, joint = split_names(config.quantizer_from), split_names(config.quantizer_with)
         for name in (*sources, *joint):
             if name in ("", ".", "..") or Path(name).name != name:
@@ -86,17 +84,14 @@ class EarlierResults:
 
     @cached_property
     def quantizer(self) -> Quantizer | None:
-        """Quantizer of an earlier run."""
         return _read(load_quantizer, self.folder, QUANTIZER, refit=self.refit)
 
     @cached_property
     def ids(self) -> SemanticIds | None:
-        """Ids of an earlier run."""
         return _read(SemanticIds.read, self.folder, IDS, refit=self.refit)
 
     @cached_property
     def source_quantizer(self) -> Quantizer | None:
-        """Quantizer of ``source_dataset``."""
         return _read(load_quantizer, self.source_folder, QUANTIZER)
 
     @cached_property
@@ -141,9 +136,10 @@ def fit_quantizer(
     if previous is None:
         log.info("fitting %s: there is none yet", config.quantizer)
         return _fit_new(embeddings, others, config, on_epoch)
-    reason = "semantic_ids.refit is set" if config.refit else None
-    type_, settings = config.type_and_settings()
-    reason = reason or reuse_obstacle(previous, embeddings, type_, settings, seed=config.seed, others=sorted(others))
+    reason: str | None = "semantic_ids.refit is set"
+    if not config.refit:
+        settings = config.type_and_settings()
+        reason = reuse_obstacle(previous, embeddings, *settings, seed=config.seed, others=sorted(others))
     if reason:
         log.warning("fitting %s anew, all ids may change: %s", config.quantizer, reason)
         return _fit_new(embeddings, others, config, on_epoch)
@@ -176,15 +172,13 @@ def measure_ids(
     # An item that has left the catalogue, or has lost its content, keeps its id but has no vector any more.
     present = (rows >= 0) & embeddings.present[rows]
     categories = categories_of(ids, items, category)
-    if categories is not None:
-        categories = [name for name, is_present in zip(categories, present, strict=True) if is_present]
     quality = measure_quality(
         ids.codes[present],
         ids.quantized[present],
         ids.sizes,
         vectors_ND=embeddings.vectors[rows[present]],
         reconstructed_ND=quantizer.decode(ids.quantized[present]),
-        categories=categories,
+        categories=None if categories is None else [*compress(categories, present)],
         seed=config.seed,
     )
     quality = apply_gate(
@@ -225,15 +219,11 @@ def column_of(ids: SemanticIds, items: pa.Table, column: str) -> pa.ChunkedArray
 def check_ids(quality: Mapping[str, Any], dataset: str = "<data set>") -> dict[str, Any]:
     """Return the gate's result for ``build_tree``, as JSON. Raises QualityGateError for failed checks."""
     if failed := [check for check in quality["checks"] if not check["passed"]]:
-        lines = [
-            f"  {check['name']} is {check['value']:.3g}, allowed is {check['asks']} {check['threshold']:.3g}: "
-            f"{check['advice']}"
-            for check in failed
-        ]
+        line = "  {name} is {value:.3g}, allowed is {asks} {threshold:.3g}: {advice}\n"
         raise QualityGateError(
             f"the {quality['modality']} ids did not pass the quality gate (semantic_ids.gate):\n"
-            + "\n".join(lines)
-            + f"\n  Figures and numbers: data/08_reporting/{dataset}/semantic_ids, or `make viz`"
+            f"{''.join(line.format_map(check) for check in failed)}"
+            f"  Figures and numbers: data/08_reporting/{dataset}/semantic_ids, or `make viz`"
         )
     log.info(
         "%s ids passed the quality gate: codes per level %s, least used level %.1f %%, %s distinct of %s before "
@@ -258,8 +248,16 @@ def _fit_new(
     embeddings: Embeddings, others: Mapping[str, Embeddings], config: SemanticIdsConfig, on_epoch: OnEpoch | None
 ) -> Quantizer:
     started = time.perf_counter()
+    for name, other in others.items():
+        if not same_encoder(embeddings, other.about, other.space):
+            raise ValueError(
+                f"quantizer_with={name}: its vectors are not of one encoder with these "
+                f"({other.about.get('encoder')}, here {embeddings.about.get('encoder')}); if an earlier version "
+                "embedded them, run the pipeline embed once more"
+            )
+    vectors_ND = np.concatenate([each.vectors[each.present] for each in (embeddings, *others.values())])
     quantizer = build_quantizer(*config.type_and_settings())
-    quantizer.fit(joint_vectors(embeddings, others), seed=config.seed, on_epoch=on_epoch)
+    quantizer.fit(vectors_ND, seed=config.seed, on_epoch=on_epoch)
     quantizer.about = {
         "space": embeddings.space,
         "embeddings": embeddings.hash,
@@ -301,6 +299,5 @@ def _ids_obstacle(ids: SemanticIds, quantizer: Quantizer, config: SemanticIdsCon
         return "semantic_ids.refit is set"
     if ids.about["quantizer"] != quantizer.hash:
         return "the quantizer is another one"
-    if ids.about["policy"] != config.collisions:
-        return f"collisions is {config.collisions}, was {ids.about['policy']}"
-    return None
+    policy = ids.about["policy"]
+    return None if policy == config.collisions else f"collisions is {config.collisions}, was {policy}"

@@ -1,7 +1,7 @@
 """Collisions of codes: detection, and the policies extra digit, reallocation, Sinkhorn balancing and keeping them.
 
-Every policy treats the codes of earlier items (``taken``) as fixed. Shape letters: N items, M items with fixed codes,
-L levels, P groups, V codes per level.
+Codes of earlier items (``taken``) are fixed. Shape letters: N items, M items with fixed codes, L levels, P groups,
+V codes per level.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def resolve(
 
     Raises ValueError for an unknown policy and for more items than ids.
     """
-    check_policy(policy)
+    check_known(policy, POLICIES, what="policy for collisions")
     new_sizes = (*sizes, extra_codes) if policy == "extra_digit" else tuple(sizes)
     taken = np.zeros((0, len(new_sizes)), np.int32) if taken is None else taken
     counts = {"colliding": int(colliding(codes_NL, taken[:, : len(sizes)]).sum())}
@@ -61,7 +61,9 @@ def resolve(
     if policy == "extra_digit":
         codes = _extra_digit(codes_NL, distances, taken, extra_codes)
     elif policy == "reallocate":
-        _check_room(len(codes_NL) + len(taken), new_sizes)
+        if (items := len(codes_NL) + len(taken)) > (room := math.prod(sizes)):
+            shape = "x".join(map(str, sizes))
+            raise ValueError(f"{items} items do not fit into {room} ids ({shape}); use more levels or codes")
         codes = reallocate(codes_NL, new_sizes, distances, taken)
     elif policy == "sinkhorn":
         codes, rounds["rounds"] = _balance(codes_NL, new_sizes, distances, taken)
@@ -71,11 +73,6 @@ def resolve(
     counts["left"] = int(colliding(codes, taken).sum())
     assert not counts["left"] or policy not in UNIQUE, f"{counts['left']} items share an id after {policy}"
     return Resolution(codes, new_sizes, counts | rounds)
-
-
-def check_policy(policy: str) -> None:
-    """Raise ValueError with the nearest spelling for an unknown policy."""
-    check_known(policy, POLICIES, what="policy for collisions")
 
 
 def check_codes(
@@ -150,17 +147,20 @@ def reallocate(codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, ta
     Returns (N, L) codes, no two rows equal and none in ``taken_ML``; ``sizes`` must have room for all.
 
     1. Of the items with equal codes the one nearest its last-level code keeps them (ties: the first row), unless they
-       are taken. All others move, ordered by that distance, then by row. Codes that stay are not free.
+       are taken. All others move, ordered by that distance, then by row.
     2. In this order every mover takes the nearest free last-level code below its own prefix. (In MQL4GRec the i-th
        item starts at the i-th nearest code; starting at the nearest is never farther.)
     3. Below a full prefix, the mover takes the nearest code of the level before that has room below it, or of the
        level before that, with distances computed anew (MQL4GRec reuses the old ones); then 2 again.
     4. This repeats until all have moved: MQL4GRec stops after two rounds and may leave collisions.
     """
-    codes, movers = codes_NL.copy(), _movers(codes_NL, distances, taken_ML)
-    stays = np.ones(len(codes), bool)
-    stays[movers] = False
-    used = np.concatenate([taken_ML, codes[stays]])
+    joint = row_groups(np.concatenate([codes_NL, taken_ML]))
+    group, taken_group = joint[: len(codes_NL)], joint[len(codes_NL) :]
+    rows = np.flatnonzero(np.bincount(joint)[group] > 1)
+    nearness = _code_distances(distances, rows, codes_NL[rows], codes_NL.shape[1] - 1)
+    moves = (_ranks_in_group(group[rows], nearness) > 0) | np.isin(group[rows], taken_group)
+    codes, movers = codes_NL.copy(), rows[moves][np.argsort(nearness[moves], kind="stable")]
+    used = np.concatenate([taken_ML, np.delete(codes, movers, axis=0)])
     while len(movers):
         assigned = _assign_free_codes(movers, codes, used, sizes[-1], distances)
         used, movers = np.concatenate([used, codes[movers[assigned]]]), movers[~assigned]
@@ -168,20 +168,10 @@ def reallocate(codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, ta
     return codes
 
 
-def _movers(codes_NL: Codes, distances: Distances, taken_ML: Codes) -> Rows:
-    """Rows that must change their codes, the nearest to its code first."""
-    joint = row_groups(np.concatenate([codes_NL, taken_ML]))
-    group, taken_group = joint[: len(codes_NL)], joint[len(codes_NL) :]
-    rows = np.flatnonzero(np.bincount(joint)[group] > 1)
-    nearness = _code_distances(distances, rows, codes_NL[rows], codes_NL.shape[1] - 1)
-    moves = (_ranks_in_group(group[rows], nearness) > 0) | np.isin(group[rows], taken_group)
-    return rows[moves][np.argsort(nearness[moves], kind="stable")]
-
-
 def _assign_free_codes(rows: Rows, codes: Codes, used: Codes, size: int, distances: Distances) -> NDArray[np.bool_]:
-    """Set ``codes`` of ``rows``, in order, to the nearest free last-level code of their prefix.
+    """Set ``codes`` of ``rows``, in order, to the nearest free last-level code; return the mask of rows that got one.
 
-    Returns the mask of rows that got one. Prefixes are independent: the n-th row of every prefix chooses in round n.
+    Prefixes are independent: the n-th row of every prefix chooses in round n.
     """
     last = codes.shape[1] - 1
     assigned = np.zeros(len(rows), bool)
@@ -208,38 +198,29 @@ def _assign_open_prefixes(rows: Rows, codes: Codes, used: Codes, sizes: tuple[in
             return
         prefix, counts = _count_children(codes[rows, :first], used, sizes[first])
         fits = counts.min(1)[prefix] < math.prod(sizes[first + 1 :])
+        movers, rows = rows[fits], rows[~fits]
         for level in range(first, last):
-            _assign_open_codes(rows[fits], codes, used, sizes, level, distances)
-        rows = rows[~fits]
+            prefix, counts = _count_children(codes[movers, :level], used, sizes[level])
+            full = counts >= math.prod(sizes[level + 1 :])
+            for block in _group_blocks(prefix, sizes[level]):
+                costs = distances(movers[block], codes[movers[block]], level)
+                codes[movers[block], level] = np.where(full[prefix[block]], np.inf, costs).argmin(1)
     assert not len(rows), f"no room for {len(rows)} items"
-
-
-def _assign_open_codes(
-    rows: Rows, codes: Codes, used: Codes, sizes: tuple[int, ...], level: int, distances: Distances
-) -> None:
-    prefix, counts = _count_children(codes[rows, :level], used, sizes[level])
-    full = counts >= math.prod(sizes[level + 1 :])
-    for block in _group_blocks(prefix, sizes[level]):
-        costs = distances(rows[block], codes[rows[block]], level)
-        codes[rows[block], level] = np.where(full[prefix[block]], np.inf, costs).argmin(1)
 
 
 def _balance(codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, taken_ML: Codes) -> tuple[Codes, int]:
     """Reassign colliding items at the last level by entropic transport, after LC-Rec (Zheng et al. 2024).
 
-    Returns (N, L) codes and the number of rounds, at most 20. Each round reassigns all colliding items below one
-    prefix together, and every item takes its largest share. Items may still collide, but never more than before.
-    Deviations from LC-Rec: codes of items that do not collide are not available (so a round makes no new collisions),
-    and a code holds *at most* one item, where LC-Rec fills all codes equally and sends the items of a small group far
-    away. Items with equal vectors stay together.
+    Returns (N, L) codes and the number of rounds. Each round reassigns all colliding items below one prefix together,
+    and every item takes its largest share. Items may still collide, but never more than before. Deviations from
+    LC-Rec: codes of items that do not collide are not available (so a round makes no new collisions), and a code holds
+    *at most* one item, where LC-Rec fills all codes equally and sends the items of a small group far away.
     """
     codes = codes_NL.copy()
     for completed in range(ROUNDS):
         rows = np.flatnonzero(colliding(codes, taken_ML))
-        before = codes[rows]
-        stays = np.ones(len(codes), bool)
-        stays[rows] = False
-        prefix, counts = _count_children(before[:, :-1], np.concatenate([taken_ML, codes[stays]]), sizes[-1])
+        before, used = codes[rows], np.concatenate([taken_ML, np.delete(codes, rows, axis=0)])
+        prefix, counts = _count_children(before[:, :-1], used, sizes[-1])
         free = counts == 0
         movable = np.flatnonzero(free.any(1)[prefix])
         for block in _group_blocks(prefix[movable], sizes[-1]):
@@ -252,18 +233,12 @@ def _balance(codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, take
 
 
 def transport(
-    costs_MV: Vectors,
-    free_MV: NDArray[np.bool_],
-    group_M: Rows,
-    *,
-    sweeps: int = SWEEPS,
-    epsilons: tuple[float, ...] = EPSILONS,
+    costs_MV: Vectors, free_MV: NDArray[np.bool_], group_M: Rows, *, sweeps: int = SWEEPS
 ) -> NDArray[np.float64]:
     """(M, V) shares of the codes for the items of each group (sorted group numbers).
 
     Rows sum to 1 and, after enough sweeps, columns of a group to at most 1: Sinkhorn with the column condition as an
-    inequality, so that a column's factor never exceeds 1. Columns keep their dual prices from one epsilon to the next,
-    so that few sweeps suffice.
+    inequality. Columns keep their dual prices from one epsilon to the next, so that few sweeps suffice.
     """
     first = np.unique(_run_starts(group_M))
     group = np.searchsorted(first, np.arange(len(group_M)), "right") - 1
@@ -272,7 +247,7 @@ def transport(
     spread = np.where(np.isfinite(costs), costs, 0).max(1)
     spread = np.maximum(np.maximum.reduceat(spread, first), 1e-30)[group, None]
     columns = np.ones((len(first), costs.shape[1]))
-    for previous, epsilon in zip((epsilons[0], *epsilons), epsilons, strict=False):
+    for previous, epsilon in zip((EPSILONS[0], *EPSILONS), EPSILONS, strict=False):
         kernel = np.exp(-costs / (epsilon * spread))
         columns = np.maximum(columns ** (previous / epsilon), TINY)
         for _ in range(sweeps):
@@ -325,10 +300,3 @@ def _code_distances(distances: Distances, rows: Rows, codes_NL: Codes, level: in
         part = codes_NL[start : start + step]
         parts.append(distances(rows[start : start + step], part, level)[np.arange(len(part)), part[:, level]])
     return np.concatenate(parts)
-
-
-def _check_room(items: int, sizes: tuple[int, ...]) -> None:
-    if items > (room := math.prod(sizes)):
-        raise ValueError(
-            f"{items} items do not fit into {room} ids ({'x'.join(map(str, sizes))}); use more levels or codes"
-        )

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +25,10 @@ from recpipe.semantic_ids.quantizer import (
     nearest,
     scaling,
     squared_distances,
+    thread_limit,
 )
+
+MAX_SEED = 1 << 31  # of faiss
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class KMeansConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("iterations", "steps", "sample", "beam", "rotations"):  # the last two only of some types
+        for name in ("iterations", "steps", "sample", "beam", "rotations"):  # the last two only in some types
             value, least = getattr(self, name, 1), max(self.sizes) if name == "sample" else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")
@@ -63,9 +65,6 @@ class KMeansQuantizer(Quantizer):
             rows = np.random.default_rng(seed).choice(len(x), self.config.sample, replace=False)
             x = x[torch.from_numpy(np.sort(rows))]
         self.books = self._learn((x - self.mean) / self.scale, seed)
-
-    def _centroids(self, z_ND: Tensor, level: int, seed: int) -> Tensor:
-        return faiss_kmeans(z_ND, self.sizes[level], self.config, seed=seed + level)
 
     def tensors(self) -> dict[str, Tensor]:
         books = {f"codebooks.{level}": book for level, book in enumerate(self.books)}
@@ -102,8 +101,8 @@ class ResidualKMeans(KMeansQuantizer):
 
     def _learn(self, z_ND: Tensor, seed: int) -> list[Tensor]:
         books: list[Tensor] = []
-        for level in range(len(self.sizes)):
-            books.append(book := self._centroids(z_ND, level, seed))
+        for level, size in enumerate(self.sizes):
+            books.append(book := faiss_kmeans(z_ND, size, self.config, seed=seed + level))
             z_ND = z_ND - book[nearest(z_ND, book)]
         return books
 
@@ -142,26 +141,19 @@ class PQ(KMeansQuantizer):
         super()._fit(x_ND, seed=seed, on_epoch=on_epoch)
 
     def _learn(self, z_ND: Tensor, seed: int) -> list[Tensor]:
-        return [self._centroids(piece, level, seed) for level, piece in enumerate(self._pieces(z_ND))]
+        levels = enumerate(zip(self._pieces(z_ND), self.sizes, strict=True))
+        return [faiss_kmeans(piece, size, self.config, seed=seed + level) for level, (piece, size) in levels]
 
     def _encode(self, x_ND: Vectors) -> Codes:
-        pieces = self._pieces(self._transform(x_ND))
-        codes = [nearest(piece, book) for piece, book in zip(pieces, self.books, strict=True)]
-        return torch.stack(codes, 1).int().numpy()
+        pieces = self._pieces(self._scaled(x_ND))
+        return torch.stack([*map(nearest, pieces, self.books)], 1).int().numpy()
 
     def _decode(self, codes_NL: Codes) -> Vectors:
         codes = torch.from_numpy(codes_NL).long()
-        pieces = [book[codes[:, level]] for level, book in enumerate(self.books)]
-        return self._inverse(torch.cat(pieces, 1))
+        return self._unscaled(torch.cat([book[codes[:, level]] for level, book in enumerate(self.books)], 1))
 
     def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
-        return squared_distances(self._pieces(self._transform(x_ND))[level], self.books[level]).numpy()
-
-    def _transform(self, x_ND: Vectors) -> Tensor:
-        return self._scaled(x_ND)
-
-    def _inverse(self, z_ND: Tensor) -> Vectors:
-        return self._unscaled(z_ND)
+        return squared_distances(self._pieces(self._scaled(x_ND))[level], self.books[level]).numpy()
 
     def _pieces(self, z_ND: Tensor) -> tuple[Tensor, ...]:
         return z_ND.tensor_split(len(self.sizes), dim=1)
@@ -193,11 +185,11 @@ class OPQ(PQ):
         self.rotation = opq_rotation(z_ND, self.sizes, **settings)
         return super()._learn(z_ND @ self.rotation.T, seed)
 
-    def _transform(self, x_ND: Vectors) -> Tensor:
-        return F.pad(self._scaled(x_ND), (0, self._padded_width - self.width)) @ self.rotation.T
+    def _scaled(self, x_ND: Vectors) -> Tensor:
+        return F.pad(super()._scaled(x_ND), (0, self._padded_width - self.width)) @ self.rotation.T
 
-    def _inverse(self, z_ND: Tensor) -> Vectors:
-        return self._unscaled((z_ND @ self.rotation)[:, : self.width])
+    def _unscaled(self, z_ND: Tensor) -> Vectors:
+        return super()._unscaled((z_ND @ self.rotation)[:, : self.width])
 
     @property
     def _padded_width(self) -> int:
@@ -213,9 +205,7 @@ class OPQ(PQ):
         super().load_tensors(tensors)
         self.rotation = tensors["rotation"]
         if self.rotation.shape != (self._padded_width, self._padded_width):
-            raise RuntimeError(
-                f"a rotation of shape {tuple(self.rotation.shape)}, expected {self._padded_width} square"
-            )
+            raise RuntimeError(f"a rotation of {tuple(self.rotation.shape)}, expected {self._padded_width} square")
 
 
 def faiss_kmeans(x_ND: Tensor, codes: int, config: KMeansConfig, *, seed: int) -> Tensor:
@@ -228,7 +218,7 @@ def faiss_kmeans(x_ND: Tensor, codes: int, config: KMeansConfig, *, seed: int) -
 
     settings = {
         "niter": config.iterations,
-        "seed": _faiss_seed(seed),
+        "seed": seed % MAX_SEED,
         "min_points_per_centroid": 1,
         "max_points_per_centroid": max(1, math.ceil(config.sample / codes)),
     }
@@ -249,7 +239,7 @@ def opq_rotation(x_ND: Tensor, sizes: tuple[int, ...], *, iterations: int, sampl
 
     width, levels = x_ND.shape[1], len(sizes)
     pq = faiss.ProductQuantizer(width, levels, min(sizes).bit_length() - 1)
-    pq.cp.min_points_per_centroid, pq.cp.seed = 1, _faiss_seed(seed)
+    pq.cp.min_points_per_centroid, pq.cp.seed = 1, seed % MAX_SEED
     opq = faiss.OPQMatrix(width, levels)
     opq.pq, opq.niter, opq.max_train_points = pq, iterations, max(sample, width)
     # With fewer rows than dimensions faiss 1.15 writes out of bounds; repeated rows give the same rotation.
@@ -259,21 +249,11 @@ def opq_rotation(x_ND: Tensor, sizes: tuple[int, ...], *, iterations: int, sampl
     return torch.from_numpy(faiss.vector_to_array(opq.A).reshape(width, width).copy())
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """Run faiss on one thread: repeatable, and 2.4 times as fast as two threads beside torch's OpenMP."""
     import faiss
 
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def _faiss_seed(seed: int) -> int:
-    return seed % (1 << 31)
+    return thread_limit(faiss.omp_get_max_threads, faiss.omp_set_num_threads, 1)
 
 
 def _beam_encode(x_ND: Tensor, books: list[Tensor], width: int) -> Tensor:

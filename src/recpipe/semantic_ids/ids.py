@@ -45,7 +45,13 @@ class SemanticIds:
         if not len(self.keys):
             object.__setattr__(self, "keys", np.full(len(self.item_ids), "", object))
         object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
-        self._check_shapes()
+        n, levels = len(self.item_ids), len(self.sizes)
+        shapes = (self.codes.shape, self.quantized.shape[:1], self.added.shape, self.keys.shape)
+        if shapes != ((n, levels), (n,), (n,), (n,)) or self.quantized.ndim != 2 or self.quantized.shape[1] > levels:
+            raise ValueError(
+                f"{n} items with {levels} sizes need codes ({n}, {levels}), quantized ({n}, ≤{levels}), added and keys "
+                f"({n},); got {self.codes.shape}, {self.quantized.shape}, {self.added.shape}, {self.keys.shape}"
+            )
         counts = pc.value_counts(pa.array(self.item_ids, pa.string()))
         duplicates = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         if len(duplicates):
@@ -57,17 +63,6 @@ class SemanticIds:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    def _check_shapes(self) -> None:
-        n, levels = len(self.item_ids), len(self.sizes)
-        shapes = (self.codes.shape, self.quantized.shape[:1], self.added.shape, self.keys.shape)
-        if shapes != ((n, levels), (n,), (n,), (n,)) or self.quantized.ndim != 2:
-            raise ValueError(
-                f"{n} items with {levels} sizes need codes ({n}, {levels}), quantized ({n}, ≤{levels}), added and keys "
-                f"({n},); got {self.codes.shape}, {self.quantized.shape}, {self.added.shape}, {self.keys.shape}"
-            )
-        if self.quantized.shape[1] > levels:
-            raise ValueError(f"{self.quantized.shape[1]} quantized levels, but only {levels} sizes")
-
     @property
     def unique(self) -> bool:
         """Whether no two items share all their codes."""
@@ -76,10 +71,8 @@ class SemanticIds:
     @property
     def hash(self) -> str:
         """Hex digest of items, codes, sizes and the quantizer, in the order of the rows."""
-        digest = hashlib.sha256(json.dumps([self.sizes, self.about.get("quantizer")]).encode())
-        digest.update(json.dumps(self.item_ids.tolist()).encode())
-        digest.update(np.ascontiguousarray(self.codes, "<i4").tobytes())
-        return digest.hexdigest()
+        header = json.dumps([self.sizes, self.about.get("quantizer")]) + json.dumps(self.item_ids.tolist())
+        return hashlib.sha256(header.encode() + np.ascontiguousarray(self.codes, "<i4").tobytes()).hexdigest()
 
     def rows(self, item_ids: NDArray[np.object_] | list[str]) -> NDArray[np.int64]:
         """(n,) row of each item, -1 for items without an id."""
@@ -88,24 +81,21 @@ class SemanticIds:
 
     def append(self, new: SemanticIds) -> SemanticIds:
         """Append the rows of ``new``; ``about`` is that of ``new``."""
-        arrays = {
-            name: np.concatenate([getattr(self, name), getattr(new, name)])
-            for name in ("item_ids", "codes", "quantized", "added", "keys")
-        }
+        names = ("item_ids", "codes", "quantized", "added", "keys")
+        arrays = {name: np.concatenate([getattr(self, name), getattr(new, name)]) for name in names}
         return SemanticIds(**arrays, sizes=self.sizes, about=new.about)
 
     def write(self, path: Path) -> None:
         """Write a Parquet file: item_id, codes, quantized, added, key; sizes and about as JSON in its metadata."""
         header = {"format": 1, "sizes": self.sizes, "levels": self.quantized.shape[1], "about": self.about}
-        table = pa.table(
-            {
-                "item_id": pa.array(self.item_ids, pa.string()),
-                "codes": _to_lists(self.codes),
-                "quantized": _to_lists(self.quantized),
-                "added": pa.array(self.added, pa.bool_()),
-                "key": pa.array(self.keys, pa.string()),
-            }
-        ).replace_schema_metadata({METADATA: json.dumps(header)})
+        columns = {
+            "item_id": pa.array(self.item_ids, pa.string()),
+            "codes": _to_lists(self.codes),
+            "quantized": _to_lists(self.quantized),
+            "added": pa.array(self.added, pa.bool_()),
+            "key": pa.array(self.keys, pa.string()),
+        }
+        table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(header)})
         with atomic_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
@@ -115,11 +105,10 @@ class SemanticIds:
         try:
             table = pq.read_table(path, partitioning=None)
             header = json.loads((table.schema.metadata or {})[METADATA])
-            sizes, about = header["sizes"], header["about"]
             item_ids, keys = (np.array(table[name].to_pylist(), object) for name in ("item_id", "key"))
-            codes = _from_lists(table["codes"], len(sizes))
+            codes = _from_lists(table["codes"], len(sizes := header["sizes"]))
             quantized = _from_lists(table["quantized"], header["levels"])
-            return cls(item_ids, codes, quantized, table["added"].to_numpy(), sizes, about, keys)
+            return cls(item_ids, codes, quantized, table["added"].to_numpy(), sizes, header["about"], keys)
         except (OSError, KeyError, TypeError, pa.ArrowException, ValueError) as error:
             raise ValueError(f"{path} is not a file of semantic ids ({error}); run `{COMMAND}`") from error
 
@@ -139,16 +128,12 @@ def _from_lists(column: pa.ChunkedArray, levels: int) -> NDArray[np.int32]:
 
 @dataclass(frozen=True, eq=False)
 class CatalogueIds:
-    """Semantic ids in vocabulary order: row i is item i, row 0 is padding, items without an id have -1 throughout.
-
-    ``source`` is the hash of the SemanticIds, ``quantizer`` that of their quantizer: ids of equal quantizers have the
-    same meaning, also in different catalogues.
-    """
+    """Semantic ids in vocabulary order: row i is item i, row 0 is padding, items without an id have -1 throughout."""
 
     codes: NDArray[np.int64]  # (I + 1, L)
     sizes: tuple[int, ...]  # (L,) codes per level
-    source: str = ""
-    quantizer: str = ""
+    source: str = ""  # hash of the SemanticIds
+    quantizer: str = ""  # hash of their quantizer; equal ones give ids the same meaning, also in different catalogues
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.shape[1] != len(self.sizes) or len(self.codes) < 2:
@@ -159,10 +144,7 @@ class CatalogueIds:
 
     @classmethod
     def of(cls, ids: SemanticIds, item_ids: NDArray[np.object_], tree: PrefixTree | None = None) -> CatalogueIds:
-        """Look up the ids of ``item_ids`` (I,).
-
-        Raises ValueError for a ``tree`` of other ids, and if no item has an id.
-        """
+        """Look up ``item_ids`` (I,). Raises ValueError for a ``tree`` of other ids, and if no item has an id."""
         if tree is not None:
             tree.check_source(ids.hash)
         rows = ids.rows(item_ids)
@@ -175,9 +157,8 @@ class CatalogueIds:
     @property
     def digest(self) -> str:
         """Hex digest of codes and sizes."""
-        digest = hashlib.sha256(json.dumps(self.sizes).encode())
-        digest.update(np.ascontiguousarray(self.codes, "<i8").tobytes())
-        return digest.hexdigest()
+        content = json.dumps(self.sizes).encode() + np.ascontiguousarray(self.codes, "<i8").tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the codes, which are among a model's tensors."""

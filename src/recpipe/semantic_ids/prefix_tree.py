@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,23 +52,20 @@ class PrefixTree:
     leaf_offsets: Ints  # (E_{L-1} + 1,)
     sizes: tuple[int, ...]  # (L,) codes per level
     source: str = ""  # hash of the SemanticIds it was built from
+    _tensors: dict[str, TreeTensors] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def build(
         cls, codes_NL: NDArray[np.integer], sizes: Sequence[int], *, source: str = "", shared: bool = False
     ) -> PrefixTree:
-        """Build the tree of ``codes_NL``.
-
-        Raises ValueError for codes out of range, and unless ``shared`` for equal ids, with their rows.
-        """
+        """Build from ``codes_NL``. Raises ValueError for codes out of range and, unless ``shared``, for equal ids."""
         sizes = tuple(int(size) for size in sizes)
         check_codes(codes_NL, sizes)
         if not len(codes_NL) or not sizes:
             raise ValueError(f"no item has codes; run `{COMMAND}` on items with content")
         order = _sorted_rows(codes_NL, sizes)
         codes_NL = codes_NL[order]
-        is_new = np.zeros(len(order), bool)  # whether a row's prefix differs from that of the row before
-        is_new[0] = True
+        is_new = np.arange(len(order)) == 0  # whether a row's prefix differs from that of the row before
         starts, offsets, children = np.array([0, len(order)]), [], []
         for level in range(len(sizes)):
             is_new[1:] |= codes_NL[1:, level] != codes_NL[:-1, level]
@@ -77,7 +74,14 @@ class PrefixTree:
             children.append(codes_NL[rows, level].astype(np.int32))
             starts = np.append(rows, len(order))
         if not shared and len(starts) <= len(order):
-            raise ValueError(_describe_equal_codes(codes_NL, order, is_new))
+            equal = ~is_new
+            equal[:-1] |= ~is_new[1:]
+            rows, first = order[equal], tuple(codes_NL[np.argmax(equal)].tolist())
+            names = ", ".join(map(str, rows[:8].tolist())) + (", …" if len(rows) > 8 else "")
+            raise ValueError(
+                f"{len(rows)} rows share their codes with another ({names}; the first have {first}): set "
+                "semantic_ids.collisions to extra_digit or reallocate, or build with shared=True"
+            )
         return cls(tuple(offsets), tuple(children), order, starts.astype(np.int64), sizes, source)
 
     @property
@@ -138,24 +142,13 @@ class PrefixTree:
 
         from recpipe.semantic_ids.tree_tensors import TreeTensors
 
-        def tensor(array: NDArray[Any]) -> torch.Tensor:
-            return torch.tensor(array, dtype=torch.int64, device=device)
-
-        if str(device) not in self._tensors:
-            self._tensors[str(device)] = TreeTensors(
-                tuple(map(tensor, self.offsets)),
-                tuple(map(tensor, self.children)),
-                tuple(map(tensor, self.spans)),
-                tensor(self.leaves),
-                self.max_children,
-                self.sizes,
-                self.n_items,
-            )
-        return self._tensors[str(device)]
-
-    @cached_property
-    def _tensors(self) -> dict[str, TreeTensors]:
-        return {}
+        if (key := str(device)) not in self._tensors:
+            tensor = partial(torch.tensor, dtype=torch.int64, device=device)
+            levels = (self.offsets, self.children, self.spans)
+            offsets, children, spans = (tuple(map(tensor, arrays)) for arrays in levels)
+            constants = (self.max_children, self.sizes, self.n_items)
+            self._tensors[key] = TreeTensors(offsets, children, spans, tensor(self.leaves), *constants)
+        return self._tensors[key]
 
     def check_source(self, source: str) -> None:
         """Raise ValueError if the tree was built from other ids than those with this hash."""
@@ -191,9 +184,9 @@ class PrefixTree:
             tree = cls(offsets, children, arrays["leaves"], arrays["leaf_offsets"], sizes, header["source"])
             if tree.hash != header["hash"]:
                 raise ValueError("its hash differs from that of the written tree")
+            return tree
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a complete prefix tree ({error}); run `{COMMAND}`") from error
-        return tree
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         offsets = {f"offsets.{level}": array for level, array in enumerate(self.offsets)}
@@ -203,8 +196,8 @@ class PrefixTree:
     def _follow(self, level: int, nodes: Ints, codes: NDArray[np.integer]) -> Ints:
         """Child of each node by code, -1 where there is none: one binary search for all."""
         offsets, children = self.offsets[level], self.children[level]
-        low, end = offsets[nodes.clip(0)], offsets[nodes.clip(0) + 1]
-        high = end
+        low, high = offsets[nodes.clip(0)], offsets[nodes.clip(0) + 1]
+        end = high
         for _ in range(self.max_children[level].bit_length()):
             middle = (low + high) // 2
             right = (low < high) & (children[middle.clip(max=len(children) - 1)] < codes)
@@ -220,14 +213,3 @@ def _sorted_rows(codes_NL: NDArray[np.integer], sizes: tuple[int, ...]) -> Ints:
         return np.lexsort(codes_NL.T[::-1]).astype(np.int64)
     weights = np.array(products[-2::-1], np.int64)
     return np.argsort(codes_NL.astype(np.int64) @ weights, kind="stable").astype(np.int64)
-
-
-def _describe_equal_codes(codes_NL: NDArray[np.integer], order: Ints, is_new: NDArray[np.bool_]) -> str:
-    equal = ~is_new
-    equal[:-1] |= ~is_new[1:]
-    rows, first = order[equal], tuple(codes_NL[np.argmax(equal)].tolist())
-    names = ", ".join(map(str, rows[:8].tolist())) + (", …" if len(rows) > 8 else "")
-    return (
-        f"{len(rows)} rows share their codes with another ({names}; the first have {first}): set "
-        "semantic_ids.collisions to extra_digit or reallocate, or build with shared=True"
-    )

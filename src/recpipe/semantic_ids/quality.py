@@ -74,13 +74,24 @@ def measure_quality(
     Neighbours are those of a ``sample`` of the items among all. ``neighbours`` is None for fewer than two items,
     ``purity`` for fewer than two categories. Raises ValueError for empty ids and inputs of different lengths.
     """
-    _check_inputs(codes_NL, quantized_NLq, sizes, vectors_ND, reconstructed_ND, categories)
+    if not (n := len(codes_NL)):
+        raise ValueError("there are no semantic ids to measure: no item has content; run the embed pipeline")
+    lengths = {"quantized": len(quantized_NLq), "vectors": len(vectors_ND), "reconstructed": len(reconstructed_ND)}
+    lengths |= {} if categories is None else {"categories": len(categories)}
+    if wrong := {name: length for name, length in lengths.items() if length != n}:
+        raise ValueError(f"{n} items have ids, but rows are {wrong}")
+    if vectors_ND.shape != reconstructed_ND.shape:
+        raise ValueError(f"vectors are {vectors_ND.shape}, reconstructed ones {reconstructed_ND.shape}")
+    if not 1 <= quantized_NLq.shape[1] <= len(sizes) or codes_NL.shape[1] != len(sizes):
+        raise ValueError(f"{len(sizes)} sizes, but codes {codes_NL.shape} and quantized {quantized_NLq.shape}")
+    if not (np.isfinite(vectors_ND).all() and np.isfinite(reconstructed_ND).all()):
+        raise ValueError("vectors or their reconstructions have NaN or infinity; fit the quantizer anew")
     depths = range(1, quantized_NLq.shape[1] + 1)
     prefixes = [row_groups(quantized_NLq[:, :depth]) for depth in depths]
     generator = np.random.default_rng(seed)
     return {
         "format": 1,
-        "items": len(codes_NL),
+        "items": n,
         "levels": [{"level": depth, **_usage(quantized_NLq[:, depth - 1], int(sizes[depth - 1]))} for depth in depths],
         "prefixes": [{"depth": depth, "distinct": int(prefixes[depth - 1].max()) + 1} for depth in depths],
         "collisions": {"before": _collisions(prefixes[-1]), "after": _collisions(row_groups(codes_NL))},
@@ -111,9 +122,8 @@ def leaf_categories(column: pa.ChunkedArray | pa.Array, of_list: str = "last") -
 def _usage(codes: Codes, size: int) -> dict[str, Any]:
     counts = np.bincount(codes, minlength=size)
     share = counts[counts > 0] / len(codes)
-    used = len(share)
     perplexity = float(np.exp(-(share * np.log(share)).sum()))
-    return {"size": size, "used": used, "usage": used / size, "perplexity": perplexity}
+    return {"size": size, "used": len(share), "usage": len(share) / size, "perplexity": perplexity}
 
 
 def _collisions(group_N: Rows) -> dict[str, Any]:
@@ -136,8 +146,7 @@ def _neighbours(
 ) -> dict[str, Any] | None:
     """Share of the k nearest items by cosine with the same first d codes, beside that of random pairs of items."""
     n = len(vectors_ND)
-    k = min(k, n - 1)
-    if k < 1:
+    if (k := min(k, n - 1)) < 1:
         return None
     rows = generator.permutation(n)[:sample]
     near_SK = _nearest(vectors_ND, rows, k)
@@ -186,29 +195,6 @@ def _main_share(first: Codes, numbers: Rows) -> float:
     largest = np.zeros(int(first.max()) + 1, np.int64)
     np.maximum.at(largest, pairs // n_categories, counts)
     return float(largest.sum() / len(first))
-
-
-def _check_inputs(
-    codes_NL: Codes,
-    quantized_NLq: Codes,
-    sizes: Sequence[int],
-    vectors_ND: Vectors,
-    reconstructed_ND: Vectors,
-    categories: list[str | None] | None,
-) -> None:
-    if not (n := len(codes_NL)):
-        raise ValueError("there are no semantic ids to measure: no item has content; run the embed pipeline")
-    lengths = {"quantized": len(quantized_NLq), "vectors": len(vectors_ND), "reconstructed": len(reconstructed_ND)}
-    if categories is not None:
-        lengths["categories"] = len(categories)
-    if wrong := {name: length for name, length in lengths.items() if length != n}:
-        raise ValueError(f"{n} items have ids, but rows are {wrong}")
-    if vectors_ND.shape != reconstructed_ND.shape:
-        raise ValueError(f"vectors are {vectors_ND.shape}, reconstructed ones {reconstructed_ND.shape}")
-    if not 1 <= quantized_NLq.shape[1] <= len(sizes) or codes_NL.shape[1] != len(sizes):
-        raise ValueError(f"{len(sizes)} sizes, but codes {codes_NL.shape} and quantized {quantized_NLq.shape}")
-    if not (np.isfinite(vectors_ND).all() and np.isfinite(reconstructed_ND).all()):
-        raise ValueError("vectors or their reconstructions have NaN or infinity; fit the quantizer anew")
 
 
 def apply_gate(

@@ -12,7 +12,8 @@ import importlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,11 +32,11 @@ FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 COMMAND = "kedro run --pipelines=semantic_ids --params semantic_ids.refit=true"
 TYPES = {
-    "rqvae": "recpipe.semantic_ids.rqvae.RQVAE",
+    "opq": "recpipe.semantic_ids.faiss_quantizers.OPQ",
+    "pq": "recpipe.semantic_ids.faiss_quantizers.PQ",
     "pqvae": "recpipe.semantic_ids.rqvae.PQVAE",
     "residual_kmeans": "recpipe.semantic_ids.faiss_quantizers.ResidualKMeans",
-    "pq": "recpipe.semantic_ids.faiss_quantizers.PQ",
-    "opq": "recpipe.semantic_ids.faiss_quantizers.OPQ",
+    "rqvae": "recpipe.semantic_ids.rqvae.RQVAE",
 }
 ITEMS_PER_CODE = 4  # at least: with a code for nearly every item, later levels carry no information
 DEAD_DIMENSION = 1e-4  # spread, as a share of the typical one, below which a dimension holds rounding errors only
@@ -60,8 +61,7 @@ class QuantizerConfig:
             raise ValueError(f"few_items is {self.few_items!r}; allowed: shrink, refuse")
         if not isinstance(self.levels, int) or self.levels < 1:
             raise ValueError(f"levels is {self.levels!r}; a whole number of at least 1 is needed")
-        valid = all(isinstance(size, int) and size >= 2 for size in self.sizes)
-        if len(self.sizes) != self.levels or not valid:
+        if len(self.sizes) != self.levels or not all(isinstance(size, int) and size >= 2 for size in self.sizes):
             raise ValueError(
                 f"codes is {self.codes!r}; with levels {self.levels} give one number, or {self.levels} of them, "
                 "of at least 2"
@@ -94,7 +94,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def _encode(self, x_ND: Vectors) -> Codes:
-        """(N, L) codes."""
+        """(N, L)"""
 
     @abstractmethod
     def _decode(self, codes_NL: Codes) -> Vectors:
@@ -114,20 +114,29 @@ class Quantizer(ABC):
 
     def fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None = None) -> None:
         """Fit to all rows. Raises ValueError for fewer than 2 rows, NaN or infinity, or equal rows only."""
-        x_ND = _check_training_vectors(x_ND)
+        x_ND = _finite_matrix(x_ND)
+        where = "see content in the data set's conf"
+        if not x_ND.size:
+            raise ValueError(f"no item has content: nothing to quantize; {where}")
+        if len(x_ND) < 2:
+            raise ValueError(f"only one item has content, a quantizer needs at least 2; {where}")
+        if (x_ND == x_ND[0]).all():
+            raise ValueError(
+                f"all {len(x_ND)} vectors are equal, so all items have the same text or the same image: see which "
+                "columns content.text.template or content.image of the data set's conf reads"
+            )
         self.sizes = fitting_sizes(x_ND, self.config.sizes, few_items=self.config.few_items)
         self.width, self.history = x_ND.shape[1], []
         self._fit(x_ND, seed=seed, on_epoch=on_epoch)
 
     def encode(self, x_ND: Vectors) -> Codes:
         """(N, L) codes, level 1 first."""
-        return self._encode(_check_vectors(x_ND, self._fitted_width()))
+        return self._encode(_finite_matrix(x_ND, self._fitted_width()))
 
     def decode(self, codes_NL: Codes) -> Vectors:
         """(N, D) reconstruction in the units of the vectors."""
         self._fitted_width()
-        codes_NL = np.asarray(codes_NL)
-        check_codes(codes_NL, self.sizes)
+        check_codes(codes_NL := np.asarray(codes_NL), self.sizes)
         return self._decode(codes_NL.astype(np.int32, copy=False))
 
     def level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
@@ -135,11 +144,10 @@ class Quantizer(ABC):
 
         Columns of ``codes_NL`` from ``level`` on are ignored and may be absent.
         """
-        x_ND = _check_vectors(x_ND, self._fitted_width())
+        x_ND = _finite_matrix(x_ND, self._fitted_width())
         if not 0 <= level < len(self.sizes):
             raise ValueError(f"level is {level}; allowed: 0 to {len(self.sizes) - 1}")
-        earlier = np.asarray(codes_NL)[:, :level]
-        check_codes(earlier, self.sizes[:level])
+        check_codes(earlier := np.asarray(codes_NL)[:, :level], self.sizes[:level])
         if len(earlier) != len(x_ND):
             raise ValueError(f"{len(x_ND)} vectors, but codes of {len(earlier)} items")
         return self._level_distances(x_ND, earlier.astype(np.int32, copy=False), level)
@@ -167,14 +175,9 @@ class Quantizer(ABC):
         return self.width
 
 
-def quantizer_types() -> list[str]:
-    """List all quantizer types."""
-    return sorted(TYPES)
-
-
 def quantizer_class(type_: str) -> type[Quantizer]:
     """Return the class of a type. Raises ValueError with the nearest spelling for an unknown one."""
-    check_known(type_, quantizer_types(), what="quantizer type")
+    check_known(type_, TYPES, what="quantizer type")
     module, name = TYPES[type_].rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
 
@@ -221,16 +224,26 @@ def load_quantizer(folder: Path) -> Quantizer:
         if description["format"] != FORMAT:
             raise ValueError(f"format {description['format']!r}, this version reads {FORMAT}")
         quantizer = build_quantizer(description["type"], description["config"])
-        quantizer.sizes = tuple(description["sizes"])
-        quantizer.width = description["width"]
+        quantizer.sizes, quantizer.width = tuple(description["sizes"]), description["width"]
         quantizer.about, quantizer.history = description["about"], description["history"]
         tensors = load_file(folder / WEIGHTS)
         if _digest(tensors) != description["tensors"]:
             raise ValueError(f"{WEIGHTS} is not the file that {DESCRIPTION} was written with")
         quantizer.load_tensors(tensors)
+        return quantizer
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a complete quantizer ({error}); run `{COMMAND}`") from error
-    return quantizer
+
+
+@contextmanager
+def thread_limit(get: Callable[[], int], set_: Callable[[int], None], number: int) -> Iterator[None]:
+    """Run with ``number`` threads of a library, by its functions that get and set them."""
+    before = get()
+    set_(number)
+    try:
+        yield
+    finally:
+        set_(before)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -256,8 +269,8 @@ def nearest(x_ND: Tensor, book_VD: Tensor) -> Tensor:
 def scaling(x_ND: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
     """(D,) mean and standard deviation per dimension; zeros and ones without ``standardise``.
 
-    Dead dimensions have scale 1: MiniLM has some whose values are rounding errors of 1e-9 and 1e-33, which differ
-    from machine to machine and would otherwise weigh as much as all others.
+    Dead dimensions have scale 1: MiniLM has some whose values are rounding errors of 1e-9 and 1e-33, which differ from
+    machine to machine.
     """
     if not standardise:
         return torch.zeros(x_ND.shape[1]), torch.ones(x_ND.shape[1])
@@ -272,14 +285,12 @@ def fitting_sizes(x_ND: Vectors, sizes: tuple[int, ...], *, few_items: str = "sh
     ``few_items="refuse"`` keeps the sizes and raises ValueError for fewer distinct rows than codes of a level.
     """
     distinct = len(np.unique(_row_hashes(x_ND)))
-    if few_items == "refuse":
-        if distinct < max(sizes):
-            raise ValueError(
-                f"{distinct:,} distinct vectors are fewer than the {max(sizes)} codes of a level: lower codes, or set "
-                "few_items=shrink"
-            )
-        return sizes
-    if distinct >= ITEMS_PER_CODE * max(sizes):
+    if few_items == "refuse" and distinct < max(sizes):
+        raise ValueError(
+            f"{distinct:,} distinct vectors are fewer than the {max(sizes)} codes of a level: lower codes, or set "
+            "few_items=shrink"
+        )
+    if few_items == "refuse" or distinct >= ITEMS_PER_CODE * max(sizes):
         return sizes
     largest = max(2, distinct // ITEMS_PER_CODE)
     shrunk = tuple(min(size, largest) for size in sizes)
@@ -303,40 +314,16 @@ def _row_hashes(x_ND: Vectors) -> NDArray[np.uint64]:
     return np.concatenate([(chunk.view(np.uint32) * odd).sum(1, dtype=np.uint64) for chunk in chunks])
 
 
-def _check_training_vectors(x_ND: Vectors) -> Vectors:
-    x_ND = _as_matrix(x_ND)
-    if not x_ND.size:
-        raise ValueError("no item has content: nothing to quantize; see content in the data set's conf")
-    if len(x_ND) < 2:
-        raise ValueError("only one item has content, a quantizer needs at least 2; see content in the data set's conf")
-    _check_finite(x_ND)
-    if (x_ND == x_ND[0]).all():
-        raise ValueError(
-            f"all {len(x_ND)} vectors are equal, so all items have the same text or the same image: see which columns "
-            "content.text.template or content.image of the data set's conf reads"
-        )
-    return x_ND
-
-
-def _check_vectors(x_ND: Vectors, width: int) -> Vectors:
-    x_ND = _as_matrix(x_ND)
-    if x_ND.shape[1] != width:
+def _finite_matrix(x_ND: Vectors, width: int | None = None) -> Vectors:
+    x_ND = np.ascontiguousarray(x_ND, np.float32)
+    if x_ND.ndim != 2:
+        raise ValueError(f"vectors must have shape (N, D), got {x_ND.shape}")
+    if width not in (None, x_ND.shape[1]):
         raise ValueError(
             f"vectors have width {x_ND.shape[1]}, the quantizer was fitted to width {width}: other embeddings? "
             "Fit anew with semantic_ids.refit=true"
         )
-    _check_finite(x_ND)
-    return x_ND
-
-
-def _as_matrix(x_ND: Vectors) -> Vectors:
-    x_ND = np.ascontiguousarray(x_ND, np.float32)
-    if x_ND.ndim != 2:
-        raise ValueError(f"vectors must have shape (N, D), got {x_ND.shape}")
-    return x_ND
-
-
-def _check_finite(x_ND: Vectors) -> None:
     bad = np.flatnonzero(~np.isfinite(x_ND).all(1))
     if len(bad):
         raise ValueError(f"{len(bad)} of {len(x_ND)} vectors have NaN or infinity: rows {', '.join(map(str, bad[:5]))}")
+    return x_ND

@@ -22,8 +22,7 @@ Deviations from the papers, for both (measurements: LOG.md):
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from recpipe.semantic_ids.autoencoder import Autoencoder, LearnedCodebooks, QuantizedAutoencoder
 from recpipe.semantic_ids.collisions import Codes, Vectors
-from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig, scaling
+from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig, scaling, thread_limit
 from recpipe.semantic_ids.rqvae_training import RQVAEConfig, Training
 
 MIN_HELD_OUT_ITEMS = 20  # catalogues below this size hold out no items
@@ -52,11 +51,14 @@ class AutoencoderQuantizer(Quantizer):
         """(Z,) latent dimension in which the first, second, … principal component starts."""
 
     def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
-        with _torch_threads(self.config.threads):
+        with thread_limit(torch.get_num_threads, torch.set_num_threads, self.config.threads):
             generator = torch.Generator().manual_seed(seed)
-            x = torch.from_numpy(x_ND)
-            self.mean, self.scale = scaling(x, self.config.standardise)
-            held_out, train = self._split((x - self.mean) / self.scale, generator)
+            self.mean, self.scale = scaling(torch.from_numpy(x_ND), self.config.standardise)
+            held_out = train = self._scaled(x_ND)
+            count = int(self.config.held_out * len(train))
+            if count and len(train) >= MIN_HELD_OUT_ITEMS:
+                order = torch.randperm(len(train), generator=generator)
+                held_out, train = train[order[:count]], train[order[count:]]
             self.model = QuantizedAutoencoder(self._network(seed), bf16=_use_bf16(self.config.precision))
             self.model.network.init_components(train, self._order())
             training = Training(
@@ -72,17 +74,14 @@ class AutoencoderQuantizer(Quantizer):
         return self._unscaled(self.model.decode(torch.from_numpy(codes_NL).long()))
 
     def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
-        codes = torch.from_numpy(codes_NL).long()
-        return self.model.distances(self._scaled(x_ND), codes, level).numpy()
+        return self.model.distances(self._scaled(x_ND), torch.from_numpy(codes_NL).long(), level).numpy()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return mean, scale, book_1 .. book_L and the network's state dict."""
         assert self.model.codebooks is not None
         books = {f"book_{level}": book for level, book in enumerate(self.model.codebooks.books, 1)}
         return {"mean": self.mean, "scale": self.scale, **books, **self.model.network.state_dict()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore ``tensors()``. Raises KeyError or RuntimeError for tensors that do not fit."""
         weights = dict(tensors)
         self.mean, self.scale = weights.pop("mean"), weights.pop("scale")
         books = [weights.pop(f"book_{level}") for level in range(1, len(self.sizes) + 1)]
@@ -96,13 +95,6 @@ class AutoencoderQuantizer(Quantizer):
         with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
             torch.manual_seed(seed)
             return Autoencoder(self.width, self.config.latent, self.config.widths)
-
-    def _split(self, x_ND: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        held_out = int(self.config.held_out * len(x_ND))
-        if not held_out or len(x_ND) < MIN_HELD_OUT_ITEMS:
-            return x_ND, x_ND
-        order = torch.randperm(len(x_ND), generator=generator)
-        return x_ND[order[:held_out]], x_ND[order[held_out:]]
 
 
 class RQVAE(AutoencoderQuantizer):
@@ -133,18 +125,7 @@ class PQVAE(AutoencoderQuantizer):
 
     def _order(self) -> Tensor:
         slices = self._slices()
-        turns = [part[turn] for turn in range(len(slices[0])) for part in slices if turn < len(part)]
-        return torch.stack(turns)
-
-
-@contextmanager
-def _torch_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return torch.stack([part[turn] for turn in range(len(slices[0])) for part in slices if turn < len(part)])
 
 
 def _use_bf16(precision: str) -> bool:

@@ -115,9 +115,8 @@ class Training:
         self.epochs = math.ceil(steps / self.batches)
         self.steps = self.epochs * self.batches
         self.step = self.revived = 0
-        self.optimizer = torch.optim.AdamW(
-            self.model.network.parameters(), conf.lr, weight_decay=conf.weight_decay, fused=True
-        )
+        weights = self.model.network.parameters()
+        self.optimizer = torch.optim.AdamW(weights, conf.lr, weight_decay=conf.weight_decay, fused=True)
         self.distinct, self.group = map(torch.from_numpy, distinct_rows(self.train_ND.numpy()))
         self.separated = torch.zeros(len(self.distinct), dtype=torch.bool)
 
@@ -129,6 +128,7 @@ class Training:
     def _epochs(self, bar: Progress) -> None:
         started, best = time.perf_counter(), _BestState()
         evaluate_every = max(1, round(self.epochs / EVALUATIONS))
+        reset_every = min(self.config.dead_codes.every, max(1, RESET_STEPS // self.batches))
         for epoch in range(1, self.epochs + 1):
             warm = self.step >= self.config.warm_up * self.steps or epoch == self.epochs
             if self.model.codebooks is None and warm:
@@ -136,7 +136,10 @@ class Training:
                     self.model.latent(self._sample()), self.sizes, self.masks_LZ, generator=self.generator
                 )
             row = {"epoch": epoch, **self._epoch(bar)}
-            self._revive(epoch)
+            reset = epoch % reset_every == 0 and self.step <= self.config.dead_codes.until * self.steps
+            if self.model.codebooks is not None and reset:
+                latent = self.model.latent(self._sample())
+                self.revived += self.model.codebooks.revive(latent, generator=self.generator)
             if epoch % evaluate_every and epoch < self.epochs:
                 continue
             if self.model.codebooks is not None:
@@ -159,9 +162,12 @@ class Training:
         order = torch.randperm(len(self.train_ND), generator=self.generator)
         overrides, means, codes = self._separating_codes(), torch.zeros(2), []
         for rows in order[: size * self.batches].view(self.batches, size):
+            x_BD, dropped_BD = self.train_ND[rows], None
+            if self.config.dropout:
+                dropped_BD = torch.rand(x_BD.shape, generator=self.generator) < self.config.dropout
             losses = self.model.losses(
-                self.train_ND[rows],
-                dropped_BD=self._dropout_mask(rows),
+                x_BD,
+                dropped_BD=dropped_BD,
                 sinkhorn_epsilons=self.config.sinkhorn,
                 overrides=None if overrides is None else overrides[rows],
             )
@@ -193,26 +199,13 @@ class Training:
 
         Equal vectors share their codes.
         """
-        if self.model.codebooks is None or not self.config.separate or len(self.distinct) > MAX_SEPARABLE:
+        weight = self.config.separate
+        if self.model.codebooks is None or not weight or len(self.distinct) > MAX_SEPARABLE:
             return None
-        overrides = self.model.separating_codes(self.train_ND[self.distinct], weight=self.config.separate)
-        if overrides is None:
+        if (overrides := self.model.separating_codes(self.train_ND[self.distinct], weight=weight)) is None:
             return None
         self.separated |= overrides.mask
         return replace(overrides, mask=self.separated)[self.group]
-
-    def _dropout_mask(self, rows: Tensor) -> Tensor | None:
-        if not self.config.dropout:
-            return None
-        return torch.rand(len(rows), self.train_ND.shape[1], generator=self.generator) < self.config.dropout
-
-    def _revive(self, epoch: int) -> None:
-        schedule = self.config.dead_codes
-        every = min(schedule.every, max(1, RESET_STEPS // self.batches))
-        if self.model.codebooks is None or epoch % every or self.step > schedule.until * self.steps:
-            return
-        latent = self.model.latent(self._sample())
-        self.revived += self.model.codebooks.revive(latent, generator=self.generator)
 
     def _sample(self) -> Tensor:
         if len(self.train_ND) <= SAMPLE:

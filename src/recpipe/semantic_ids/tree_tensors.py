@@ -5,7 +5,7 @@ Shape letters: N items of the tree, L levels, V codes per level, E edges, P node
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -30,6 +30,8 @@ class TreeTensors:
     max_children: tuple[int, ...]
     sizes: tuple[int, ...]
     n_items: int  # of the whole catalogue
+    _prefixes: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _child_masks: dict[int, Tensor | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def depth(self) -> int:
@@ -79,7 +81,11 @@ class TreeTensors:
         if wide_only and self.max_children[level] <= NARROW:
             return None
         if level not in self._child_masks:
-            self._child_masks[level] = self._child_mask(level)
+            shape, mask = (len(self.offsets[level]) - 1, self.sizes[level]), None
+            if shape[0] * shape[1] <= MASK_SIZE:
+                mask = torch.full(shape, -torch.inf, device=self.leaves.device)
+                mask[self.parents[level], self.children[level]] = 0
+            self._child_masks[level] = mask
         return self._child_masks[level]
 
     def follow(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
@@ -88,9 +94,9 @@ class TreeTensors:
         return torch.searchsorted(edges, nodes * size + codes).clamp_(max=len(edges) - 1)
 
     def restrict(self, allowed_I: Tensor) -> TreeTensors:
-        """Build the tree of the items allowed by a bool mask (n_items,); items keep their rows.
+        """Build the tree of the items allowed by a bool mask (n_items,), such as those in stock; items keep their rows.
 
-        Meant for a mask that many searches share, such as items in stock. Raises ValueError for another shape or type.
+        Meant for a mask that many searches share. Raises ValueError for another shape or type.
         """
         if allowed_I.dtype != torch.bool or allowed_I.shape != (self.n_items,):
             raise ValueError(
@@ -115,22 +121,6 @@ class TreeTensors:
         """(L) of (E_l,): parent * V + code, ascending."""
         levels = zip(self.parents, self.sizes, self.children, strict=True)
         return tuple(parents * size + children for parents, size, children in levels)
-
-    @cached_property
-    def _prefixes(self) -> dict[int, Tensor]:
-        return {}
-
-    @cached_property
-    def _child_masks(self) -> dict[int, Tensor | None]:
-        return {}
-
-    def _child_mask(self, level: int) -> Tensor | None:
-        shape = (len(self.offsets[level]) - 1, self.sizes[level])
-        if shape[0] * shape[1] > MASK_SIZE:
-            return None
-        mask = torch.full(shape, -torch.inf, device=self.leaves.device)
-        mask[self.parents[level], self.children[level]] = 0
-        return mask
 
 
 def any_child(offsets: Tensor, live: Tensor) -> Tensor:

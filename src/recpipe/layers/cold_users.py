@@ -14,9 +14,9 @@ U users, S segments, I items, V values of an encoded profile, K clusters.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,7 @@ Profiles = Mapping[str, Any]
 
 
 class ColdUsers(nn.Module):
-    """Popularity by segment of users. Buffers store counts, ``columns`` and ``edges`` the encoding of profiles.
-
-    ``fit`` learns both; ``from_dict`` and the buffers restore a fitted one.
-    """
+    """Popularity by segment of users. Buffers store counts, ``columns`` and ``edges`` the encoding of profiles."""
 
     counts: Tensor  # (I + 1,) int64, training events
     keys: Tensor  # (S,) int64, ascending: the combination of codes, or the cluster, of a segment
@@ -72,31 +69,22 @@ class ColdUsers(nn.Module):
         self.register_buffer("centres", torch.zeros(0, 0))
 
     def fit(self, train: Sequences, *, seed: int = 0) -> ColdUsers:
-        """Learn segments and counts from training events; ``seed`` is that of the clusters.
+        """Learn segments, none without user profiles, and counts from training events; ``seed`` is of the clusters.
 
-        Without user profiles there are no segments. Raises ValueError for missing columns, and for ``recent_days``
-        without timestamps.
+        Raises ValueError for missing columns, and for ``recent_days`` without timestamps.
         """
         self._fit_profiles(train, seed)
         user_keys = self._keys(train)
         keys = np.unique(user_keys[user_keys >= 0])
         segment = np.where(user_keys >= 0, np.searchsorted(keys, user_keys), len(keys))
-        owner, item = np.repeat(segment, train.lengths), train.items.astype(np.int64)
-        is_counted = self._is_recent(train) & (item > 0)
-        owner, item = owner[is_counted], item[is_counted]
-        width = self.n_items + 1
+        is_counted, width = self._is_recent(train) & (train.items > 0), self.n_items + 1
+        owner, item = np.repeat(segment, train.lengths)[is_counted], train.items[is_counted].astype(np.int64)
         has_segment = owner < len(keys)
         pair, times = np.unique(owner[has_segment] * width + item[has_segment], return_counts=True)
         offsets = np.searchsorted(pair, np.arange(len(keys) + 1) * width)
-        device = self.counts.device
-        for name, value in (
-            ("counts", np.bincount(item, minlength=width)),
-            ("keys", keys),
-            ("offsets", np.append(offsets, offsets[-1])),
-            ("items", pair % width),
-            ("times", times),
-        ):
-            setattr(self, name, torch.from_numpy(value.astype(np.int64)).to(device))
+        arrays = (np.bincount(item, minlength=width), keys, np.append(offsets, offsets[-1]), pair % width, times)
+        for name, value in zip(("counts", "keys", "offsets", "items", "times"), arrays, strict=True):
+            setattr(self, name, torch.from_numpy(value.astype(np.int64)).to(self.counts.device))
         return self
 
     def segments(self, users: Sequences) -> np.ndarray:
@@ -110,11 +98,11 @@ class ColdUsers(nn.Module):
     def scores(self, segments: np.ndarray) -> Tensor:
         """Return scores (U, I + 1) float32 of ``segments`` (U,); column 0 is -inf."""
         unique, inverse = np.unique(segments, return_inverse=True)
-        offsets = self.offsets.cpu().numpy()
-        start, stop = offsets[unique].tolist(), offsets[unique + 1].tolist()
+        offsets = self.offsets.tolist()
         rows = torch.zeros(len(unique), self.n_items + 1, device=self.counts.device)
-        for row, (a, b) in enumerate(zip(start, stop, strict=True)):
-            rows[row, self.items[a:b]] = self.times[a:b].float()
+        for row, segment in enumerate(unique.tolist()):
+            part = slice(offsets[segment], offsets[segment + 1])
+            rows[row, self.items[part]] = self.times[part].float()
         popularity = (self.counts + 1 / self.n_items) / (self.counts.sum() + 1)
         m = self.config.smoothing
         rows = torch.log((rows + m * popularity) / (rows.sum(1, keepdim=True) + m))
@@ -127,24 +115,20 @@ class ColdUsers(nn.Module):
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the tensors."""
         columns = [column.to_dict() for column in self.columns]
-        return {"config": dataclasses.asdict(self.config), "columns": columns, "edges": self.edges}
+        return {"config": asdict(self.config), "columns": columns, "edges": self.edges}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], *, n_items: int) -> ColdUsers:
         """Invert ``to_dict``; the counts are loaded with the tensors."""
-        columns = [Column.from_dict(column) for column in fields["columns"]]
-        config = ColdUsersConfig(**fields["config"])
-        return cls(config, n_items=n_items, columns=columns, edges=fields["edges"])
+        columns = tuple(map(Column.from_dict, fields["columns"]))
+        return cls(ColdUsersConfig(**fields["config"]), n_items=n_items, columns=columns, edges=fields["edges"])
 
     def _is_recent(self, train: Sequences) -> np.ndarray:
         if self.config.recent_days is None:
             return np.ones(len(train.items), bool)
         if train.timestamps is None:
-            raise ValueError(
-                "cold_users.recent_days needs timestamps and this data set has only an order; set it to null"
-            )
-        last = train.timestamps.max(initial=0)
-        return train.timestamps > last - self.config.recent_days * DAY
+            raise ValueError("cold_users.recent_days needs timestamps, and this data set has none; set it to null")
+        return train.timestamps > train.timestamps.max(initial=0) - self.config.recent_days * DAY
 
     def _fit_profiles(self, train: Sequences, seed: int) -> None:
         """Fit the encoding of profiles, and the clusters."""
@@ -156,8 +140,8 @@ class ColdUsers(nn.Module):
             log.warning("cold_users.segments is %s and nothing is known of the users: no segments", segments)
             return
         if segments == CLUSTER:
-            names, by_all = split_names(self.config.cluster_by), self.config.cluster_by == "all"
-            if names == ("all",):
+            by_all, names = self.config.cluster_by == "all", split_names(self.config.cluster_by)
+            if by_all:
                 names = tuple(name for name, column in profiles.items() if column.null_count < len(column))
             columns = fit_columns(names, profiles, where="cold_users.cluster_by")
             self.columns = tuple(c for c in columns if not by_all or len(c.values) <= MAX_CATEGORIES)
@@ -177,8 +161,7 @@ class ColdUsers(nn.Module):
 
     def _keys(self, users: Sequences) -> np.ndarray:
         """Segment keys (U,) int64, -1 for an incomplete profile."""
-        n = len(users)
-        profiles = {column.name: users.profiles.get(column.name) for column in self.columns}
+        n, profiles = len(users), {column.name: users.profiles.get(column.name) for column in self.columns}
         if n == 0 or not profiles or any(values is None for values in profiles.values()):
             return np.full(n, -1)
         keys = self._nearest_clusters if self.config.segments == CLUSTER else self._combined_codes
@@ -210,14 +193,13 @@ class ColdUsers(nn.Module):
         """
         blocks = []
         for column in self.columns:
-            values = column.encode(profiles[column.name].take(pa.array(rows)))
-            if not column.categorical:
-                blocks.append(values)
-                continue
-            block = np.zeros((len(rows), len(column.values) + 1), np.float32)
-            np.put_along_axis(block, values.astype(np.int64), 1.0, axis=1)
-            block[:, 0] = 0.0
-            blocks.append(block / np.sqrt(2 * np.maximum(block.sum(1, keepdims=True), 1)))
+            block = values = column.encode(profiles[column.name].take(pa.array(rows)))
+            if column.categorical:
+                block = np.zeros((len(rows), len(column.values) + 1), np.float32)
+                np.put_along_axis(block, values.astype(np.int64), 1.0, axis=1)
+                block[:, 0] = 0.0
+                block = block / np.sqrt(2 * np.maximum(block.sum(1, keepdims=True), 1))
+            blocks.append(block)
         return np.concatenate(blocks, 1).astype(np.float32)
 
 
@@ -234,8 +216,7 @@ def k_means(points_nV: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 def squared_distances(points_nV: Tensor, centres_KV: Tensor) -> Tensor:
     """Return squared Euclidean distances (n, K)."""
-    products = points_nV @ centres_KV.T
-    return points_nV.square().sum(1, keepdim=True) - 2 * products + centres_KV.square().sum(1)
+    return points_nV.square().sum(1, keepdim=True) - 2 * (points_nV @ centres_KV.T) + centres_KV.square().sum(1)
 
 
 def _lloyd(points_nV: Tensor, centres_KV: Tensor) -> Tensor:

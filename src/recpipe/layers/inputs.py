@@ -39,8 +39,7 @@ class ItemInput(nn.Module):
         self._cached_table: Tensor | None = None
         config = self.side.config
         alone = config.combine == "alone"
-        rows = extra if alone else n_items + 1 + extra
-        self.weight = nn.Parameter(torch.empty(rows, dim).normal_(std=STD))
+        self.weight = nn.Parameter(torch.empty(extra if alone else n_items + 1 + extra, dim).normal_(std=STD))
         if not alone:
             with torch.no_grad():
                 self.weight[0].zero_()
@@ -95,8 +94,7 @@ class ItemInput(nn.Module):
 
     def head(self, table: Tensor) -> Tensor:
         """Return the output table (I + 1, D), given ``table``."""
-        source = self.weight if self.side.config.head == "ids" else table
-        return source[: self.n_items + 1]
+        return (self.weight if self.side.config.head == "ids" else table)[: self.n_items + 1]
 
     def tables(self) -> dict[str, Tensor]:
         """Return tables for ``Recommender.item_tables``, with projected vectors by modality."""

@@ -63,9 +63,8 @@ class SetItems(nn.Module):
     """Tokens of the catalogue (I + 1, M, D) from the item vectors of ``side``, which are frozen and standardised.
 
     The vectors named ``collaborative`` give one token, all others together ``tokens`` more. An item without the vector
-    of a token has a learned one in its place. ``cache``, where it is set, caches the tokens in evaluation.
-
-    Raises ValueError without content vectors.
+    of a token has a learned one in its place. ``cache``, where it is set, caches the tokens in evaluation. Raises
+    ValueError without content vectors.
     """
 
     vectors: Tensor  # (I + 1, V), zero where there is none
@@ -106,9 +105,7 @@ class SetItems(nn.Module):
 
     def has_collaborative(self) -> Tensor:
         """(I + 1,) bool: items with a collaborative vector."""
-        if self.collaborative is None:
-            return self.has_content().new_zeros(len(self.present))
-        return self.collaborative.is_present()
+        return torch.zeros_like(self.has_content()) if self.collaborative is None else self.collaborative.is_present()
 
     def train(self, mode: bool = True) -> SetItems:
         if mode and self.cache is not None:
@@ -133,12 +130,9 @@ class SetItems(nn.Module):
             tokens = self.tokens()
             if not tokens.requires_grad:
                 return tokens
-            tokens.register_hook(self._clear_step)
+            tokens.register_hook(lambda _: setattr(self, "_step", None))
             self._step = versions, tokens
         return self._step[1]
-
-    def _clear_step(self, _: Tensor) -> None:
-        self._step = None
 
     def _compute_tokens(self) -> Tensor:
         tokens, present = self.auto_encoder(self.vectors), self.has_content()[:, None].expand(-1, self.count)
@@ -150,10 +144,10 @@ class SetItems(nn.Module):
 
     def reconstruction(self, tokens: Tensor, sample: int | None = None) -> Tensor:
         """Mean squared error of the vectors decoded from ``tokens`` (I + 1, M, D), over ``sample`` items or all."""
-        rows = self.has_content().nonzero()[:, 0]
-        if sample is not None and sample < len(rows):
-            rows = rows[torch.randperm(len(rows), device=rows.device)[:sample]]
-        decoded = self.auto_encoder.decode(tokens[rows, self.first_semantic :])
-        sizes = torch.tensor(self.sizes, device=rows.device)
-        weight = self.present[rows].repeat_interleave(sizes, 1, output_size=sum(self.sizes))
-        return ((decoded - self.vectors[rows]).square() * weight).sum() / weight.sum()
+        items = self.has_content().nonzero()[:, 0]
+        if sample is not None and sample < len(items):
+            items = items[torch.randperm(len(items), device=items.device)[:sample]]
+        decoded = self.auto_encoder.decode(tokens[items, self.first_semantic :])
+        sizes = torch.tensor(self.sizes, device=items.device)
+        weight = self.present[items].repeat_interleave(sizes, 1, output_size=sum(self.sizes))
+        return ((decoded - self.vectors[items]).square() * weight).sum() / weight.sum()

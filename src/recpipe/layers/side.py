@@ -1,15 +1,14 @@
-"""Side information: what models read of items, users and events besides item ids. I items, V width of a vector.
+"""Side information of items, users and events besides item ids, embedded by recpipe.layers.inputs.
 
-The block ``side`` of a model's conf, the same for every neural model; recpipe.layers.inputs embeds it.
+The block ``side`` of every neural model's conf. I items, V width of a vector.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,8 +66,7 @@ class Side:
     """Side information of one data set: settings, fitted columns, and the catalogue's values.
 
     ``widths``: V by kind of vectors. ``values``: ``items.<column>`` (I + 1, M or 2) and ``vectors.<kind>`` (I + 1,
-    V + 1) with 1 in the last column for items that have one; empty while a bundle is being loaded, when tensors replace
-    them.
+    V + 1) with 1 in the last column for items that have one; empty while a bundle is being loaded.
     """
 
     config: SideConfig = field(default_factory=SideConfig)
@@ -96,10 +94,7 @@ class Side:
         """
         items = fit_columns(split_names(config.items), item_columns, where="side.items")
         users = fit_columns(split_names(config.users), train.profiles, where="side.users")
-        values: dict[str, np.ndarray] = {
-            f"items.{column.name}": np.concatenate([column.missing(1), column.encode(item_columns[column.name])])
-            for column in items
-        }
+        values = {f"items.{c.name}": np.concatenate([c.missing(1), c.encode(item_columns[c.name])]) for c in items}
         widths = {}
         for name in split_names(config.vectors):
             if name not in vectors:
@@ -107,25 +102,20 @@ class Side:
                     f"side.vectors asks for {name}; available: {', '.join(vectors) or 'none'}. "
                     f"Run `kedro run --pipelines=embed --params modality={name}`"
                 )
-            values[f"vectors.{name}"] = _vector_table(*vectors[name])
-            widths[name] = values[f"vectors.{name}"].shape[1] - 1
+            values[f"vectors.{name}"], widths[name] = _vector_table(*vectors[name]), vectors[name][0].shape[1]
         return cls(config, items, users, _event_columns(config, train), widths, n_items, values)
 
     def encode(self, sequences: Sequences) -> dict[str, np.ndarray]:
         """Return features by name: ``user.<column>`` (U, M or 2) and ``event.rating`` (N, 1)."""
-        features = {}
-        for column in self.users:
-            profiles = sequences.profiles.get(column.name)
-            features[f"user.{column.name}"] = (
-                column.missing(len(sequences)) if profiles is None else column.encode(profiles)
-            )
-        for column in self.events:
-            features[f"event.{column.name}"] = (
-                column.missing(len(sequences.items))
-                if sequences.ratings is None
-                else column.encode(pa.array(sequences.ratings, from_pandas=True))
-            )
-        return features
+
+        def encode(column: Column, values: pa.Array | None, n: int) -> np.ndarray:
+            return column.missing(n) if values is None else column.encode(values)
+
+        users = {f"user.{c.name}": encode(c, sequences.profiles.get(c.name), len(sequences)) for c in self.users}
+        ratings = (
+            pa.array(sequences.ratings, from_pandas=True) if self.events and sequences.ratings is not None else None
+        )
+        return users | {f"event.{c.name}": encode(c, ratings, len(sequences.items)) for c in self.events}
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of a hash of settings, encodings and the catalogue's values."""
@@ -137,8 +127,7 @@ class Side:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the values."""
         columns = {kind: [column.to_dict() for column in getattr(self, kind)] for kind in COLUMNS}
-        sizes = {"widths": dict(self.widths), "n_items": self.n_items}
-        return {"config": dataclasses.asdict(self.config), **columns, **sizes}
+        return {"config": asdict(self.config), **columns, "widths": dict(self.widths), "n_items": self.n_items}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Side:

@@ -1,12 +1,11 @@
 """Mamba-2 in plain torch: Dao & Gu, Transformers are SSMs, ICML 2024 (state-space duality, SSD).
 
-B batch, T time, D width, H heads, P width of a head, N state, K chunks, C events of a chunk (S as source).
-
 The recurrence of a head, with input x (P), state S (P, N), and B, C (N) shared by all heads:
 ``S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T``, ``y_t = S_t C_t + D x_t``. Within a chunk it is a masked product as in
 attention; between chunks only states are passed on: four matrix products and a loop over chunks, no custom kernel.
+Weights have the names and shapes of ``mamba_ssm`` and ``transformers``.
 
-One group of B and C. Weights have the names and shapes of ``mamba_ssm`` and ``transformers``.
+B batch, T time, D width, H heads, P width of a head, N state, K chunks, C events of a chunk (S as source).
 """
 
 from __future__ import annotations
@@ -108,7 +107,6 @@ def ssd(
     decay_BKHC = _to_chunks(dt_BTH * A_H, length, C).cumsum(2).mT.contiguous()  # log, from the chunk's start
     log_dt = dt_BTH.clamp(min=torch.finfo(dtype).tiny).log()
     log_dt_BKHC = _to_chunks(log_dt, length, C, value=-torch.inf).mT.contiguous()
-
     mask = _causal_mask(C, decay_BKHC, segments_BKC)
     M_BKHCS = _DecayedProducts.apply(C_BKCN @ B_BKCN.mT, decay_BKHC, decay_BKHC - log_dt_BKHC, mask, D_H)
     if x.shape[1] == 1:
@@ -125,7 +123,10 @@ def ssd(
             through = through * (end == start)
         state_BKHNP = (B_BKCN[:, :, None] * to_end[..., None]).mT @ x_BKHCP  # of each chunk alone
         read_BKHCN = C_BKCN[:, :, None] * from_start[..., None]
-        incoming_BKHNP = _incoming_states(state_BKHNP, through[..., None])
+        incoming = [torch.zeros_like(state_BKHNP[:, 0])]  # the state before each chunk
+        for state, decay in zip(state_BKHNP.unbind(1)[:-1], through[..., None].unbind(1)[:-1], strict=True):
+            incoming.append(torch.addcmul(state, incoming[-1], decay))
+        incoming_BKHNP = torch.stack(incoming, 1)
         within = M_BKHCS.flatten(0, 2) @ x_BKHCP.flatten(0, 2)
         y = torch.baddbmm(within, read_BKHCN.flatten(0, 2), incoming_BKHNP.flatten(0, 2))
         y_BKHCP = y.unflatten(0, M_BKHCS.shape[:3])
@@ -232,18 +233,9 @@ class _DecayedProducts(torch.autograd.Function):
         return (dM * L).sum(2), dE.sum(-1), dE.sum(-2).neg_(), None, diagonal.sum((0, 1, 3))
 
 
-def _incoming_states(state_BKHNP: Tensor, through_BKH11: Tensor) -> Tensor:
-    """The state before every chunk, from the states of each chunk alone and their decays."""
-    states = [torch.zeros_like(state_BKHNP[:, 0])]
-    for state, through in zip(state_BKHNP.unbind(1)[:-1], through_BKH11.unbind(1)[:-1], strict=True):
-        states.append(torch.addcmul(state, states[-1], through))
-    return torch.stack(states, 1)
-
-
 def _to_chunks(values: Tensor, length: int, chunk: int, *, value: float = 0.0) -> Tensor:
     """(B, T, ...) -> (B, K, C, ...), padded at the end: events with dt = 0 change no state."""
-    padding = length - values.shape[1]
-    if padding:
+    if padding := length - values.shape[1]:
         values = F.pad(values, (0, 0) * (values.dim() - 2) + (0, padding), value=value)
     return values.unflatten(1, (-1, chunk))
 

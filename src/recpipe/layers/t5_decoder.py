@@ -88,8 +88,8 @@ class Decoder(nn.Module):
     """Stack of decoder layers.
 
     ``causal``: a query attends to itself and to those before it; otherwise to all, with two-sided distances.
-    ``recency``, which T5 has not: cross-attention has a bias by how many events before the target a token lies. Queries
-    of several targets that share one causal encoding cannot tell otherwise which event is the latest they may see.
+    ``recency``, which T5 has not: cross-attention has a bias by how many events before the target a token lies, so that
+    queries of several targets that share one causal encoding can tell which event is the latest they may see.
     """
 
     def __init__(self, shape: T5Shape, causal: bool = True, recency: bool = False) -> None:
@@ -122,9 +122,8 @@ class Decoder(nn.Module):
         """Hidden states (B, Q, D) of embedded targets, shifted right, or of queries.
 
         ``cross`` bool, (Q, S) or (B, Q, S): which tokens of the memory each query may attend to. ``attention`` bool,
-        (Q, Q) or (B, Q, Q): which queries, in addition to ``causal``. ``positions`` integers, (Q,) or (B, Q): from
-        which distances are computed, by default 0 .. Q - 1. ``events_Q``, for ``recency``: the last event before each
-        query's target, by default the last event of the row. Queries that may attend to nothing get zeros.
+        (Q, Q) or (B, Q, Q): which queries, in addition to ``causal``. ``positions`` as in ``Encoder``. ``events_Q``,
+        for ``recency``: the last event before each query's target, by default the last of the row.
         """
         places = torch.arange(x_BQD.shape[1], device=x_BQD.device)
         positions = places if positions is None else positions
@@ -161,19 +160,15 @@ class Decoder(nn.Module):
     def _cross_mask(
         self, memory: Memory, like: Tensor, cross: Tensor | None = None, events_Q: Tensor | None = None
     ) -> AttentionMask:
-        padding = None if memory.mask_BS is None else memory.mask_BS[:, None, None]
-        return attention_mask(self._cross_bias(memory, like, events_Q), padding, cross)
-
-    def _cross_bias(self, memory: Memory, like: Tensor, events_Q: Tensor | None) -> Tensor:
-        """Bias of cross-attention, broadcast to (B, H, Q, S)."""
-        if self.recency is None:
-            return like.new_zeros(1, 1, 1, 1)
         events_S, mask_BS = memory.events_S, memory.mask_BS
+        padding = None if mask_BS is None else mask_BS[:, None, None]
+        if self.recency is None:
+            return attention_mask(like.new_zeros(1, 1, 1, 1), padding, cross)
         if events_S is None or mask_BS is None:
             raise ValueError("a decoder with recency needs the events of its memory and its mask")
-        if events_Q is not None:
-            return self.recency(events_Q, events_S)
-        return self.recency(last_event(mask_BS, events_S)[:, None], events_S.expand(len(mask_BS), -1))
+        if events_Q is None:
+            events_Q, events_S = last_event(mask_BS, events_S)[:, None], events_S.expand(len(mask_BS), -1)
+        return attention_mask(self.recency(events_Q, events_S), padding, cross)
 
 
 def last_event(mask_BS: Tensor, events_S: Tensor) -> Tensor:

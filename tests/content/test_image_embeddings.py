@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from recpipe.content import image_embeddings as module
 from recpipe.content.embeddings import Embeddings
 from recpipe.content.image_embeddings import ImageEncoderConfig, embed_images
-from recpipe.content.image_encoder import ImageEncoder, LazyEncoder, open_image
+from recpipe.content.image_encoder import ImageEncoder, open_image
 from recpipe.content.image_sources import ImageSourceConfig, image_reader, image_references
 
 POSTERS = Path(__file__).parents[3] / "shared" / "data" / "ml-1m-posters-128px.zip"
@@ -153,7 +153,7 @@ def test_vectors_are_those_of_transformers_for_siglip_2(shop: Shop, siglip2: Pat
 
 
 def test_only_the_vision_half_is_loaded(siglip: Path, caplog: pytest.LogCaptureFixture) -> None:
-    encoder = LazyEncoder(siglip, torch.device("cpu"), "fp32").get()
+    encoder = ImageEncoder(siglip, torch.device("cpu"), "fp32")
     names = [name for name, _ in encoder._model.named_parameters()]
     assert names
     assert not any("text" in name or "logit" in name for name in names)
@@ -416,12 +416,9 @@ def test_few_images_are_held_at_a_time(shop: Shop, monkeypatch: pytest.MonkeyPat
     assert peak <= module.THREADS * module.PREFETCH + shop.config.batch
 
 
-def test_a_reader_that_returns_too_much(shop: Shop) -> None:
-    data = (shop.raw / "0.png").read_bytes()
-    _, quarantine = shop.embed(
-        replace(shop.config, max_bytes=len(data)),
-        read=lambda reference, *, max_bytes: data + b" " * (reference == "3.png"),
-    )
+def test_max_bytes_of_the_encoder(shop: Shop) -> None:
+    (shop.raw / "3.png").write_bytes((shop.raw / "3.png").read_bytes() + b" " * 100_000)
+    _, quarantine = shop.embed(replace(shop.config, max_bytes=100_000))
     assert quarantine["item_id"].to_pylist() == ["i3"]
 
 

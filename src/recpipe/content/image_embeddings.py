@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from recpipe.config import check_at_least
 from recpipe.content.embeddings import Embeddings, check_items, content_keys, digest, unit_rows
-from recpipe.content.image_encoder import DECODING, Inputs, LazyEncoder, model_type, open_image
+from recpipe.content.image_encoder import DECODING, ImageEncoder, Inputs, model_type, open_image
 from recpipe.content.image_sources import MAX_BYTES, ImageReader
 from recpipe.content.image_urls import UnusableImageError
 from recpipe.content.pretrained import choose_device, choose_precision, fingerprint, model_folder
@@ -77,11 +78,10 @@ def embed_images(
     precision = choose_precision(config.precision, device)
     space = digest("image", fingerprint(folder), config.normalise, DECODING)
     encoder_type = model_type(folder)
-
     hashes = _hash_images(references, reader, config.max_bytes)
     contents = [value if isinstance(value, str) else None for value in hashes]
     keys = content_keys(space, contents)
-    job = EncodingJob(references, contents, keys, config, reader, LazyEncoder(folder, device, precision))
+    job = EncodingJob(references, contents, keys, config, reader, lambda: ImageEncoder(folder, device, precision))
     rows = np.flatnonzero(keys != "")
     is_usable, vectors = embed_missing(
         keys[rows], lambda at: job.run(rows[at], at), VectorCache(cache_folder / precision), label="embed images"
@@ -90,7 +90,6 @@ def embed_images(
     present[rows] = is_usable
     vectors_ND = np.zeros((len(item_ids), vectors.shape[1]), np.float32)
     vectors_ND[rows] = vectors
-
     reasons = [
         job.reasons.get(key) or (str(value) if isinstance(value, UnusableImageError) else None)
         for key, value in zip(keys, hashes, strict=True)
@@ -112,7 +111,7 @@ def _hash_images(references: Sequence[str | None], reader: ImageReader, max_byte
 
     def read(reference: str) -> str | UnusableImageError | None:
         try:
-            return hashlib.sha256(_read(reader, reference, max_bytes)).hexdigest()
+            return hashlib.sha256(reader(reference, max_bytes=max_bytes)).hexdigest()
         except FileNotFoundError:
             return None
         except UnusableImageError as error:
@@ -134,10 +133,12 @@ class EncodingJob:
     keys: NDArray[np.object_]
     config: ImageEncoderConfig
     reader: ImageReader
-    encoder: LazyEncoder
+    load_encoder: Callable[[], ImageEncoder]  # called for the first image that can be decoded
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.reasons: dict[str, str] = {}
+        self._encoder: ImageEncoder | None = None
+        self._lock = threading.Lock()
 
     def run(self, rows: NDArray[np.int64], positions: Positions) -> Iterator[tuple[Positions, NDArray[np.float32]]]:
         """Yield positions (B,) and vectors (B, D) of the usable images among ``rows``."""
@@ -155,11 +156,11 @@ class EncodingJob:
 
     def _preprocess(self, row: int) -> Inputs | UnusableImageError:
         try:
-            data = _read(self.reader, self.references[row] or "", self.config.max_bytes)
+            data = self.reader(self.references[row] or "", max_bytes=self.config.max_bytes)
             if hashlib.sha256(data).hexdigest() != self.contents[row]:
                 return UnusableImageError("changed while it was read")
             with open_image(data, max_pixels=self.config.max_pixels) as image:
-                return self.encoder.get().preprocess(image)
+                return self._loaded_encoder().preprocess(image)
         except FileNotFoundError:
             return UnusableImageError("went away while it was read")
         except UnusableImageError as error:
@@ -167,8 +168,13 @@ class EncodingJob:
 
     def _encode(self, batch: list[tuple[int, Inputs]]) -> tuple[Positions, NDArray[np.float32]]:
         positions, inputs = zip(*batch, strict=True)
-        vectors_BD = self.encoder.get().encode(list(inputs))
+        vectors_BD = self._loaded_encoder().encode(list(inputs))
         return np.array(positions), unit_rows(vectors_BD) if self.config.normalise else vectors_BD
+
+    def _loaded_encoder(self) -> ImageEncoder:
+        with self._lock:
+            self._encoder = self._encoder or self.load_encoder()
+            return self._encoder
 
 
 def _map_threads(function: Callable[[In], Out], values: Iterable[In]) -> Iterator[Out]:
@@ -185,21 +191,12 @@ def _map_threads(function: Callable[[In], Out], values: Iterable[In]) -> Iterato
         pool.shutdown(cancel_futures=True)
 
 
-def _read(reader: ImageReader, reference: str, max_bytes: int) -> bytes:
-    data = reader(reference, max_bytes=max_bytes)
-    if len(data) > max_bytes:
-        raise UnusableImageError(f"{len(data):,} bytes, more than max_bytes {max_bytes:,}")
-    return data
-
-
 def quarantine_table(
     item_ids: Sequence[str], references: Sequence[str | None], reasons: Sequence[str | None]
 ) -> pa.Table:
     """Return item_id, image and reason of the items that have a reason."""
-    names = ("item_id", "image", "reason")
-    columns = (pa.array(column, pa.string()) for column in (item_ids, references, reasons))
-    table = pa.table(dict(zip(names, columns, strict=True)))
-    return table.filter(pc.is_valid(table["reason"]))
+    columns = [pa.array(column, pa.string()) for column in (item_ids, references, reasons)]
+    return pa.table(columns, ["item_id", "image", "reason"]).filter(pc.is_valid(columns[2]))
 
 
 def _count_outcomes(

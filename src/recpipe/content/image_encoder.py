@@ -124,8 +124,7 @@ def _check_webp(data: bytes, max_pixels: float) -> None:
 def model_type(folder: Path) -> str:
     """Return ``model_type`` of ``config.json``. Raises ValueError if it is not one of ``CLASSES``."""
     config = read_json(folder / "config.json")
-    name = config.get("model_type")
-    if name not in CLASSES:
+    if (name := config.get("model_type")) not in CLASSES:
         raise ValueError(f"{folder} holds a model of type {name!r}; images are encoded by {', '.join(CLASSES)}")
     if config.get("vision_config", config).get("vision_use_head") is False:
         raise ValueError(f"{folder} holds a vision model without a pooling head: it has no vector per image")
@@ -135,7 +134,7 @@ def model_type(folder: Path) -> str:
 class ImageEncoder:
     """Vision tower and image processor. Raises ValueError where a weight is missing."""
 
-    def __init__(self, folder: Path, *, device: torch.device, precision: str) -> None:
+    def __init__(self, folder: Path, device: torch.device, precision: str) -> None:
         import transformers
 
         tower_class, processor_class = (getattr(transformers, name) for name in CLASSES[model_type(folder)])
@@ -166,22 +165,4 @@ class ImageEncoder:
         batch = {
             name: torch.from_numpy(np.stack([arrays[name] for arrays in inputs])).to(self._device) for name in inputs[0]
         }
-        pooled_BD = self._model(**batch).pooler_output
-        return pooled_BD.float().cpu().numpy()
-
-
-class LazyEncoder:
-    """ImageEncoder that is loaded at first use; thread-safe."""
-
-    def __init__(self, folder: Path, device: torch.device, precision: str) -> None:
-        self._settings = folder, device, precision
-        self._encoder: ImageEncoder | None = None
-        self._lock = threading.Lock()
-
-    def get(self) -> ImageEncoder:
-        """Return the encoder, the same one for all threads."""
-        with self._lock:
-            if self._encoder is None:
-                folder, device, precision = self._settings
-                self._encoder = ImageEncoder(folder, device=device, precision=precision)
-            return self._encoder
+        return self._model(**batch).pooler_output.float().cpu().numpy()

@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
@@ -77,13 +78,19 @@ class ImageSourceConfig:
 
 def image_references(items: pa.Table, config: ImageSourceConfig) -> list[str | None]:
     """Return the path or address of each item's image, None where a column of it is null or empty."""
+
+    def column(name: str) -> pa.ChunkedArray:
+        if name not in items.column_names:
+            raise ValueError(f"content.image: there is no column {name!r}; there are {', '.join(items.column_names)}")
+        return items[name]
+
     if config.column is not None:
-        return [_first(value) for value in _column(items, config.column).to_pylist()]
+        return [_first_entry(value) for value in column(config.column).to_pylist()]
     parts: list[pa.Scalar | pa.ChunkedArray] = []
     for text, field in _template_parts(config.name or ""):
         parts.append(pa.scalar(text))
         if field is not None:
-            values = pc.cast(_column(items, field), pa.string())
+            values = pc.cast(column(field), pa.string())
             parts.append(pc.if_else(pc.equal(values, ""), None, values))
     return pc.binary_join_element_wise(*parts, "").to_pylist()
 
@@ -94,14 +101,11 @@ def image_reader(config: ImageSourceConfig, raw_folder: Path, cache_folder: Path
     Raises ValueError if ``config.source`` does not exist or is neither a folder nor a zip archive.
     """
     source = Path(raw_folder) / (config.source or "")
-    if source.is_dir():
-        read_local = _folder_reader(source)
-    elif source.is_file() and zipfile.is_zipfile(source):
-        read_local = _zip_reader(source)
-    elif source.exists():
-        raise ValueError(f"content.image: {source} is neither a folder nor a complete zip file; download it again")
-    else:
+    if not source.exists():
         raise ValueError(f"content.image: {source} is missing; put the folder or zip of images there, or change `from`")
+    if not source.is_dir() and not (source.is_file() and zipfile.is_zipfile(source)):
+        raise ValueError(f"content.image: {source} is neither a folder nor a complete zip file; download it again")
+    read_local = _folder_reader(source) if source.is_dir() else _zip_reader(source)
     read_web = _web_reader(config, cache_folder)
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -129,8 +133,8 @@ def _folder_reader(folder: Path) -> ImageReader:
 
 def _read_file(path: Path, max_bytes: int) -> bytes:
     # A link at a resolved path was put there afterwards; and opening a pipe must not block.
-    names = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
-    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in names))
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    descriptor = os.open(path, flags)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -186,20 +190,14 @@ def _read_limited(stream: IO[bytes], size: int, max_bytes: int) -> bytes:
 def _web_reader(config: ImageSourceConfig, cache_folder: Path | None) -> ImageReader:
     silent: Counter[str] = Counter()  # consecutive images without an answer, by host
     lock = threading.Lock()
+    fetch = partial(image_urls.fetch, timeout=config.timeout, private=config.private, cache_folder=cache_folder)
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         host = reference.split("://", 1)[1].split("/", 1)[0].lower()
         if silent[host] >= MAX_SILENT:
             raise UnreachableHostError(f"{host} did not answer for {MAX_SILENT} images in a row: not asked")
         try:
-            data = image_urls.fetch(
-                reference,
-                max_bytes=max_bytes,
-                timeout=config.timeout,
-                retries=0 if silent[host] else config.retries,
-                cache_folder=cache_folder,
-                private=config.private,
-            )
+            data = fetch(reference, max_bytes=max_bytes, retries=0 if silent[host] else config.retries)
         except UnreachableHostError:
             with lock:
                 silent[host] += 1
@@ -223,13 +221,7 @@ def _template_parts(template: str) -> list[tuple[str, str | None]]:
     return [(text, field) for text, field, _, _ in parts]
 
 
-def _column(items: pa.Table, name: str) -> pa.ChunkedArray:
-    if name not in items.column_names:
-        raise ValueError(f"content.image: there is no column {name!r}; there are {', '.join(items.column_names)}")
-    return items[name]
-
-
-def _first(value: object) -> str | None:
+def _first_entry(value: object) -> str | None:
     """Return the first non-empty entry of nested lists as text."""
     while isinstance(value, list):
         value = next((entry for entry in value if entry), None)

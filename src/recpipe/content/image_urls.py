@@ -13,9 +13,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urljoin
@@ -126,8 +126,7 @@ def public_addresses(target: Url, *, private: bool = False) -> list[str]:
     except (OSError, UnicodeError) as error:
         raise TransientError(f"host {host} is not known ({error})") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
-    hidden = [address for address in addresses if not _is_public(address)]
-    if hidden and not private:
+    if not private and (hidden := [address for address in addresses if not _is_public(address)]):
         raise UnusableImageError(f"host {host} has the address {hidden[0]}, which is not public")
     return addresses
 
@@ -151,8 +150,15 @@ def _is_public(text: str) -> bool:
 def _response(target: Url, addresses: list[str], timeout: float) -> Iterator[BaseHTTPResponse]:
     """Yield the response of the first address that accepts a connection; a timer shuts the socket down."""
     connection = _connect(target, addresses, timeout)
-    is_late = threading.Event()
-    timer = threading.Timer(TOTAL_TIMEOUTS * timeout, _shut_down, (connection.sock, is_late))
+    sock, is_late = connection.sock, threading.Event()
+
+    def shut_down() -> None:
+        is_late.set()
+        with suppress(OSError):
+            # close() would not wake a thread that waits for bytes; the method of an SSL socket would wait as well
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(TOTAL_TIMEOUTS * timeout, shut_down)
     timer.daemon = True
     timer.start()
     try:
@@ -170,30 +176,20 @@ def _response(target: Url, addresses: list[str], timeout: float) -> Iterator[Bas
         raise TransientError(f"still coming after {TOTAL_TIMEOUTS * timeout:.0f} s")
 
 
-def _shut_down(sock: socket.socket, is_late: threading.Event) -> None:
-    is_late.set()
-    with suppress(OSError):
-        # close() would not wake a thread that waits for bytes, and the method of an SSL socket would wait as well
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
 def _connect(target: Url, addresses: list[str], timeout: float) -> HTTPConnection:
+    connect: Callable[..., HTTPConnection] = HTTPConnection
+    if target.scheme == "https":
+        connect = partial(HTTPSConnection, server_hostname=_hostname(target), ssl_context=_ssl_context())
     errors = []
     for address in addresses:
-        if target.scheme == "https":
-            connection: HTTPConnection = HTTPSConnection(
-                address, _port(target), timeout=timeout, server_hostname=_hostname(target), ssl_context=_ssl_context()
-            )
-        else:
-            connection = HTTPConnection(address, _port(target), timeout=timeout)
+        connection = connect(address, _port(target), timeout=timeout)
         try:
             connection.connect()
             return connection
-        except ssl.SSLCertVerificationError as error:
-            connection.close()
-            raise UnusableImageError(f"its certificate is not good for {target.host}: {error}") from error
         except (HTTPError, OSError) as error:
             connection.close()
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise UnusableImageError(f"its certificate is not good for {target.host}: {error}") from error
             errors.append(_describe(error))
     raise TransientError("; ".join(errors))
 

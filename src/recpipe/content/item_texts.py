@@ -11,7 +11,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -44,8 +44,7 @@ def build_texts(items: pa.Table, template: str, *, max_chars: int = 20_000) -> l
     """
     fields = _parse_template(template, items.column_names)
     texts = _fill(fields, {name: _strings(items[name]) for _, name, _ in fields})
-    long = pc.sum(pc.greater(pc.utf8_length(texts), max_chars)).as_py() or 0
-    if long:
+    if long := pc.sum(pc.greater(pc.utf8_length(texts), max_chars)).as_py():
         log.warning("%s texts are longer than %s characters and were cut", f"{long:,}", f"{max_chars:,}")
     texts = pc.utf8_trim_whitespace(pc.utf8_slice_codeunits(texts, 0, max_chars))
     return [text or None for text in texts.to_pylist()]
@@ -133,7 +132,9 @@ def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
     """Read columns of a file. Those of CSV and TSV stay text, so that the id 007 does."""
-    file_format = _format(path)
+    suffix = next((part for part in reversed(path.suffixes) if part.lower() not in COMPRESSION), "").lower()
+    if (file_format := FORMATS.get(suffix)) is None:
+        raise ValueError(f"cannot tell the format of {path.name}: name it {', '.join(FORMATS)}, plain or .gz")
     try:
         if file_format == "parquet":
             source = pq.ParquetFile(path)
@@ -146,24 +147,15 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
         raise ValueError(f"cannot read {path.name} as {file_format}: {error}; its text must be utf-8") from error
 
 
-def _format(path: PurePath) -> str:
-    suffix = next((part for part in reversed(path.suffixes) if part.lower() not in COMPRESSION), "").lower()
-    if suffix not in FORMATS:
-        raise ValueError(f"cannot tell the format of {path.name}: name it {', '.join(FORMATS)}, plain or .gz")
-    return FORMATS[suffix]
-
-
 def _read_csv(path: Path, columns: list[str], *, tabs: bool) -> pa.Table:
     """Read CSV, where quotation marks quote, or TSV, where they are text."""
     read_options = csv.ReadOptions(block_size=BLOCK)
-    parse_options = csv.ParseOptions(
-        delimiter="\t" if tabs else ",", quote_char=False if tabs else '"', newlines_in_values=not tabs
-    )
+    delimiter, quote = ("\t", False) if tabs else (",", '"')
+    parse_options = csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=not tabs)
     with csv.open_csv(path, read_options, parse_options) as reader:
         _require(columns, reader.schema.names, path)
-    types = dict.fromkeys(columns, pa.string())
-    convert_options = csv.ConvertOptions(column_types=types, include_columns=columns)
-    return csv.read_csv(path, read_options, parse_options, convert_options)
+    strings = csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=columns)
+    return csv.read_csv(path, read_options, parse_options, strings)
 
 
 def _read_json(path: Path, columns: list[str]) -> pa.Table:
@@ -213,7 +205,7 @@ def _check_field(template: str, name: str, columns: list[str], *, is_plain: bool
 
 
 def _fill(fields: list[tuple[str, str, str]], values: dict[str, pa.Array]) -> pa.Array:
-    out = pa.array([""] * len(next(iter(values.values()))), pa.large_string())
+    out = pa.repeat(_scalar(""), len(next(iter(values.values()))))
     for position, (before, name, after) in enumerate(fields):
         value, trimmed = values[name], before.lstrip(SEPARATORS) if position else before
         joint = pc.if_else(pc.equal(out, ""), _scalar(trimmed), _scalar(before))
@@ -222,20 +214,15 @@ def _fill(fields: list[tuple[str, str, str]], values: dict[str, pa.Array]) -> pa
     return out
 
 
-def _strings(column: pa.ChunkedArray) -> pa.Array:
-    """Convert a column to clean text, "" where it is empty."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # some versions of Arrow, for a column without rows
+def _strings(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Convert a column to clean text, "" where it is empty; "5.0" to "5"."""
+    if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    return _array_strings(array)
-
-
-def _array_strings(array: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = array.type
     if pa.types.is_null(kind):
-        return pa.array([""] * len(array), pa.large_string())
+        return pa.repeat(_scalar(""), len(array))
     if pa.types.is_fixed_size_list(kind):
         array = array.cast(pa.large_list(kind.value_type))
         kind = array.type
@@ -243,25 +230,20 @@ def _array_strings(array: pa.Array) -> pa.Array:
         return _join_lists(array)
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raise ValueError(f"a column of type {kind} has no text: use one of strings, numbers or lists of them")
-    return _clean(_to_text(array))
+    if pa.types.is_floating(kind):
+        array = pc.if_else(pc.is_nan(array), None, array)
+    return _clean(array.cast(pa.large_string()))
 
 
 def _join_lists(array: pa.Array) -> pa.Array:
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     rows = np.repeat(np.arange(len(array)), lengths)
-    parts = _array_strings(pc.list_flatten(array))
+    parts = _strings(pc.list_flatten(array))
     has_text = pc.not_equal(parts, "")
     counts = np.bincount(rows[has_text.to_numpy(zero_copy_only=False)], minlength=len(array))
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     lists = pa.ListArray.from_arrays(offsets, parts.filter(has_text))
     return pc.binary_join(lists, _scalar(", "))
-
-
-def _to_text(array: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Convert values to strings, 5.0 to 5; null and NaN to null."""
-    if pa.types.is_floating(array.type):
-        array = pc.if_else(pc.is_nan(array), None, array)
-    return array.cast(pa.large_string())
 
 
 def _clean(array: pa.Array) -> pa.Array:

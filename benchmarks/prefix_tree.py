@@ -22,8 +22,7 @@ import numpy as np
 import torch
 
 from harness import command_line, random_ids
-from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.semantic_ids.tree_tensors import TreeTensors
+from recpipe.semantic_ids.prefix_tree import PrefixTree, TreeTensors
 
 SIZES = (256, 256, 256, 256)
 USERS, BEAMS = 256, 20

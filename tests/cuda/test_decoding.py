@@ -9,7 +9,7 @@ from tests.decoding.oracles import USERS, Model, lists, model, random_case
 
 from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
 from recpipe.decoding.exact import IndependentLevels
-from recpipe.semantic_ids import tree_tensors
+from recpipe.semantic_ids import prefix_tree
 
 SIZES, MANY = (256, 256, 256), 12_101
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
@@ -18,7 +18,7 @@ NEAR = {"rtol": 1e-4, "atol": 1e-4}
 @pytest.fixture(params=[0, 16], ids=["tables", "windows"])
 def narrow(request, monkeypatch):
     """Both ways to read the children of small trees."""
-    monkeypatch.setattr(tree_tensors, "NARROW", request.param)
+    monkeypatch.setattr(prefix_tree, "NARROW", request.param)
 
 
 def limits(seed: int, items: int) -> list[dict]:

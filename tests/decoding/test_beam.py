@@ -14,14 +14,14 @@ from tests.decoding.oracles import USERS, Model, cases, lists, model, random_cas
 
 from recpipe.decoding import beam_search
 from recpipe.decoding.beam import gumbel, perturbed
-from recpipe.semantic_ids import tree_tensors
+from recpipe.semantic_ids import prefix_tree
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
 
 @pytest.fixture(params=[0, 16], ids=["masks", "windows"])
 def way(request, monkeypatch):
     """Both ways to read the children of small trees."""
-    monkeypatch.setattr(tree_tensors, "NARROW", request.param)
+    monkeypatch.setattr(prefix_tree, "NARROW", request.param)
 
 
 @given(cases())

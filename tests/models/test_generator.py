@@ -18,7 +18,7 @@ from recpipe.evaluation.ranking import rank_fold
 from recpipe.layers.code_tokens import targets_of
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.generator import BEAMS_GPU, EVENTS_CPU, EVENTS_GPU, Generator, search_buckets
-from recpipe.semantic_ids import tree_tensors
+from recpipe.semantic_ids import prefix_tree
 from recpipe.training.losses.full_softmax import FullSoftmax
 
 
@@ -47,7 +47,7 @@ def test_fast_versions_and_a_cache_until_weights_change_give_the_same_lists(name
 def test_the_loss_among_children_is_that_of_the_lists_scores(recency, tables, monkeypatch):
     """What a search that renormalises says of an item is what training asks for; it sums to 1 over the catalogue."""
     if not tables:  # as for a catalogue whose tables would be too large
-        monkeypatch.setattr(tree_tensors, "MASK_SIZE", 0)
+        monkeypatch.setattr(prefix_tree, "MASK_SIZE", 0)
     model = create("tiger", softmax="children", renormalise=True, beam=ITEMS, dropout=0.0, recency=recency)
     histories = [[3, 7, 9], [1, 4]]
     items, scores = model.recommend(sequences(histories), ITEMS, exclude_seen=False)

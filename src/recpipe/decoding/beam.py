@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.decoding.constraints import Constraints
-from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.semantic_ids.tree_tensors import TreeTensors
+from recpipe.semantic_ids.prefix_tree import PrefixTree, TreeTensors
 
 
 class LevelDecoder(Protocol):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recpipe.semantic_ids.tree_tensors import TreeTensors, any_child
+from recpipe.semantic_ids.prefix_tree import TreeTensors, any_child
 
 MAX_COUNTS = 1 << 24  # entries that are counted at once
 

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from recpipe.decoding.beam import Beams, beam_search
 from recpipe.decoding.constraints import Constraints
-from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.semantic_ids.tree_tensors import TreeTensors
+from recpipe.semantic_ids.prefix_tree import PrefixTree, TreeTensors
 
 MIN_USERS = 16  # from which on values are gathered in rows of all users instead of one by one
 CHUNK = 1 << 18  # values that stay in cache until they are transposed

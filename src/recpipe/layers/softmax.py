@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from recpipe.semantic_ids.tree_tensors import TreeTensors
+from recpipe.semantic_ids.prefix_tree import TreeTensors
 
 MAX_SCORES = 1 << 22  # scores in memory at once
 

@@ -80,19 +80,16 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "train_events": pa.array(bundle.train_events, pa.int64()),
     }
     pq.write_table(pa.table(items), folder / ITEMS, compression="zstd")
-    ids = {name: codes.description() for name, codes in bundle.model.item_codes().items()}
-    config = {
-        "format": 1,
-        "name": bundle.name,
-        "type": bundle.type,
-        "config": dataclasses.asdict(bundle.model.config),
-        "max_length": bundle.model.max_length,
-        **({} if bundle.model.side is None else {"side": bundle.model.side.to_dict()}),
-        **({"ids": ids} if ids else {}),
-        **({} if bundle.model.cold_users is None else {"cold_users": bundle.model.cold_users.to_dict()}),
-        "protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()},
-        "training": bundle.training,
-    }
+    model = bundle.model
+    config: dict[str, Any] = {"format": 1, "name": bundle.name, "type": bundle.type}
+    config |= {"config": dataclasses.asdict(model.config), "max_length": model.max_length}
+    if model.side is not None:
+        config["side"] = model.side.to_dict()
+    if ids := {name: codes.description() for name, codes in model.item_codes().items()}:
+        config["ids"] = ids
+    if model.cold_users is not None:
+        config["cold_users"] = model.cold_users.to_dict()
+    config |= {"protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()}, "training": bundle.training}
     (folder / CONFIG).write_text(json.dumps(config, indent=2))
 
 

@@ -77,13 +77,12 @@ def train(
 ) -> TrainingResult:
     """Train a model on ``data`` (training events only); return it in the state of its best validation.
 
-    ``validate(model)`` returns ``{"valid_<metric>": ...}``; it selects the best state and tunes the model at
-    the end. With ``settings.put_back``, ``data`` has the validation events too: nothing is validated, an epoch has the
-    steps of ``steps_from``, the training set alone, and the last state is returned. ``folder`` is for checkpoints and
-    curves; a checkpoint in it is resumed if it has the same ``fingerprint`` (of data), settings and seed.
-    ``cold_users`` is fitted apart from the model, its cost and its checkpoints; without it the model itself recommends
-    to users without history. Raises NonFiniteLossError, ValueError for bad settings, and KeyboardInterrupt after
-    Ctrl-C, when the last checkpoint is complete.
+    ``validate`` selects the best state and tunes the model at the end. With ``settings.put_back``, ``data`` has the
+    validation events too: nothing is validated, an epoch has the steps of ``steps_from``, the training set alone, and
+    the last state is returned. ``folder`` is for checkpoints and curves; a checkpoint in it is resumed if it has the
+    same ``fingerprint`` (of data), settings and seed. ``cold_users`` is fitted apart from the model, its cost and its
+    checkpoints. Raises NonFiniteLossError, ValueError for bad settings, and KeyboardInterrupt after Ctrl-C, when the
+    last checkpoint is complete.
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
@@ -92,15 +91,13 @@ def train(
         raise ValueError("train.put_back needs the training set alone as well, for the number of its steps")
     model = model_factory()
     check_settings(settings, type(model))
-    fallback = None
-    if cold_users is not None:
-        fallback = ColdUsers(cold_users, n_items=model.n_items).fit(data, seed=seed)
+    fallback = None if cold_users is None else ColdUsers(cold_users, n_items=model.n_items).fit(data, seed=seed)
     curve: list[dict[str, Any]] = []
     if model.closed_form:
         start = time.perf_counter()
         model.to(device).fit(data)
-        cost = {"train_seconds": time.perf_counter() - start, "epochs": 0, "device": device}
-        cost |= model_size(model, device)
+        seconds = time.perf_counter() - start
+        cost = {"train_seconds": seconds, "epochs": 0, "device": device, **model_size(model, device)}
     else:
         fingerprint = run_fingerprint(fingerprint, settings, seed, model)
         validate = _with_fallback(validate, fallback)
@@ -120,14 +117,9 @@ def run_fingerprint(data: str, settings: TrainSettings, seed: int, model: Recomm
     if settings.ema is None:
         ignored.add("ema")
     parts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in ignored}
-    shape: list[Any] = [
-        type(model).__name__,
-        dataclasses.asdict(model.config),
-        model.n_items,
-        model.max_length,
-        *([] if model.side is None else [model.side.fingerprint()]),
-        *(codes.description()["digest"] for codes in model.item_codes().values()),
-    ]
+    shape = [type(model).__name__, dataclasses.asdict(model.config), model.n_items, model.max_length]
+    shape += [] if model.side is None else [model.side.fingerprint()]
+    shape += [codes.description()["digest"] for codes in model.item_codes().values()]
     return hashlib.sha256(json.dumps([data, parts, seed, shape], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -157,18 +149,12 @@ def _training_module(
     device_data = model.on_device(data, window=model.max_length + 1)
     options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
     if settings.put_back and steps_from is not None:
-        lengths = training_windows(steps_from, model, settings).lengths
-        lengths = np.minimum(lengths, model.max_length + 1)
+        lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
         options["steps"] = make_batches(lengths, settings, **options).steps
-    criterion = make_loss(settings.loss, target_counts(data, model), trained_items(data, model))
+    criterion = make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device)
+    batches = make_batches(device_data.lengths, settings, **options)
     return TrainingModule(
-        model,
-        criterion.to(model.device),
-        settings,
-        data=device_data,
-        batches=make_batches(device_data.lengths, settings, **options),
-        validate=validate,
-        on_epoch=on_epoch,
+        model, criterion, settings, data=device_data, batches=batches, validate=validate, on_epoch=on_epoch
     )
 
 
@@ -214,8 +200,8 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
         close_loggers(trainer.loggers)
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
-    out_of_patience = patience.wait_count >= patience.patience
-    module.log_summary(out_of_patience=out_of_patience and not settings.put_back)
+    out_of_patience = patience.wait_count >= patience.patience and not settings.put_back
+    module.log_summary(out_of_patience=out_of_patience)
     if module.is_interrupted:
         raise interruption
     module.load_state_dict(load_tree(folder / BEST)["state_dict"])
@@ -226,11 +212,11 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
 
 def _callbacks(module: TrainingModule, patience: Patience, device: str, folder: Path) -> list[Callback]:
     settings = module.settings
+    callbacks = module.criterion.callbacks(module.metric, None if settings.put_back else patience)
     if settings.put_back:  # without a metric the latest state counts as the best
-        callbacks = [*module.criterion.callbacks(module.metric, None), Checkpoints(folder, monitor=None)]
+        callbacks += [Checkpoints(folder, monitor=None)]
     else:
-        first = module.criterion.callbacks(module.metric, patience)
-        callbacks = [*first, patience, Checkpoints(folder, monitor=module.metric)]
+        callbacks += [patience, Checkpoints(folder, monitor=module.metric)]
     return [*callbacks, DeviceStatsMonitor()] if device == "cuda" and settings.loggers else callbacks
 
 

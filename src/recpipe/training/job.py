@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from recpipe.accelerate.allocator import keep_freed_memory
 from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, build_config, split_names
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 Validator = Callable[..., Validate]
 """``recpipe.evaluation.evaluate.validator``: (validation fold, protocol, metric, users=) -> Validate."""
+Vectors = Mapping[str, Embeddings]  # by modality
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class ItemInputs:
     """
 
     items: pa.Table
-    vectors: Mapping[str, Embeddings] = field(default_factory=dict)
+    vectors: Vectors = field(default_factory=dict)
     ids: Mapping[str, tuple[SemanticIds, PrefixTree]] = field(default_factory=dict)
     collaborative: Bundle | None = None
 
@@ -106,9 +108,8 @@ class TrainingJob:
             if config.accelerate and not model.closed_form:
                 keep_freed_memory()
             if config.init_from != "none":
-                count = load_initial_weights(
-                    model, self.initial_bundle, data.vocabulary, where=f"init_from={config.init_from}"
-                )
+                where = f"init_from={config.init_from}"
+                count = load_initial_weights(model, self.initial_bundle, data.vocabulary, where=where)
                 log.info("%s starts from %s tensors of %s", config.name, count, config.init_from)
             return model
 
@@ -147,11 +148,7 @@ class TrainingJob:
         return {**config, "protocol": self.data.protocol.id, "inputs": hashes}
 
     def _description(
-        self,
-        trained: fit.TrainingResult,
-        side: Side | None,
-        ids: Mapping[str, CatalogueIds],
-        vectors: Mapping[str, Embeddings],
+        self, trained: fit.TrainingResult, side: Side | None, ids: Mapping[str, CatalogueIds], vectors: Vectors
     ) -> dict[str, Any]:
         """Settings in effect, cost, versions and hashes of the inputs."""
         config = self.config
@@ -177,9 +174,8 @@ class TrainingJob:
 def load_initial_weights(model: Recommender, initial: Bundle | None, vocabulary: Vocabulary, *, where: str) -> int:
     """Load the weights of another run into ``model``, whose catalogue is ``vocabulary``; return the number of tensors.
 
-    A model that reads semantic ids keeps its own codes; both runs need ids of the same quantizer. Other models need
-    the same catalogue. The fallback for users without history is not loaded. Raises ValueError where ``initial`` is
-    None or does not fit; ``where`` is the setting that names it.
+    A model of semantic ids keeps its own codes, which need the same quantizer; other models need the same catalogue.
+    The fallback for new users is not loaded. Raises ValueError where ``initial``, of setting ``where``, does not fit.
     """
     if initial is None:
         raise ValueError(f"{where}: there is no such run; give <dataset>/<model>/seed_<seed> of a trained model")
@@ -190,21 +186,16 @@ def load_initial_weights(model: Recommender, initial: Bundle | None, vocabulary:
     if not codes and not np.array_equal(initial.vocabulary.ids, vocabulary.ids):
         raise ValueError(f"{where} has another catalogue; {type(model).__name__} needs the same one")
     own_codes = {f"{part}.codes" for part, module in model.named_modules() if module in codes.values()}
-    own, tensors = (
-        {
-            name: tensor
-            for name, tensor in each.state_dict().items()
-            if name not in own_codes and not name.startswith("cold_users.")
-        }
-        for each in (model, initial.model)
-    )
-    own_shapes, shapes = ({name: tuple(t.shape) for name, t in each.items()} for each in (own, tensors))
-    differing = [name for name in own.keys() | tensors.keys() if own_shapes.get(name) != shapes.get(name)]
-    if differing:
+
+    def weights(recommender: Recommender) -> dict[str, Tensor]:
+        tensors = recommender.state_dict().items()
+        return {name: t for name, t in tensors if name not in own_codes and not name.startswith("cold_users.")}
+
+    tensors = weights(initial.model)
+    here, there = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights(model), tensors))
+    if differing := [name for name in here.keys() | there.keys() if here.get(name) != there.get(name)]:
         name = min(differing)
-        raise ValueError(
-            f"{where} has other settings: {name} is {shapes.get(name)} there and {own_shapes.get(name)} here"
-        )
+        raise ValueError(f"{where} has other settings: {name} is {there.get(name)} there and {here.get(name)} here")
     model.load_state_dict(tensors, strict=False)
     return len(tensors)
 
@@ -223,11 +214,7 @@ def _check_quantizers(own: Mapping[str, ItemCodes], initial: Mapping[str, ItemCo
 
 
 def build_side(
-    config: SideConfig,
-    train_set: Sequences,
-    vocabulary: Vocabulary,
-    items: pa.Table,
-    embeddings: Mapping[str, Embeddings],
+    config: SideConfig, train_set: Sequences, vocabulary: Vocabulary, items: pa.Table, embeddings: Vectors
 ) -> Side | None:
     """Build side information from columns of ``items`` and ``embeddings``; None if ``config`` has none."""
     if config.empty:

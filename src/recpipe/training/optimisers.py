@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from recpipe.config import ConfigError, check_arguments, check_known
 
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+OPTIMISERS: dict[str, Callable[..., Optimizer]] = {
     "adafactor": torch.optim.Adafactor,  # steps in proportion to each tensor's size, as T5 and TIGER were trained
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -25,7 +26,7 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+def make_optimiser(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> Optimizer:
     """Build ``{"name": ..., "learning_rate": ..., "decay_vectors": true, <torch's own arguments>}``.
 
     ``decay_vectors: false`` exempts parameters of one dimension (biases, norms) from ``weight_decay``; frozen ones are
@@ -42,18 +43,17 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: Mapping[str, An
     trainable = [weight for weight in parameters if weight.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trainable}]
     if not arguments.pop("decay_vectors", True):
-        groups = [
-            {"params": [weight for weight in trainable if weight.ndim > 1]},
-            {"params": [weight for weight in trainable if weight.ndim < 2], "weight_decay": 0.0},
-        ]
+        matrices = [weight for weight in trainable if weight.ndim > 1]
+        vectors = [weight for weight in trainable if weight.ndim < 2]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     try:
         return OPTIMISERS[name]([group for group in groups if group["params"]], foreach=True, **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimiser {name} (train.optimiser): {error}") from None
 
 
+# (step, steps, steps of an epoch) -> factor of the full rate; steps count from the end of the warm-up
 Shape = Callable[[int, int, int], float]
-"""(step, steps, steps of an epoch) -> factor of the full rate; steps count from the end of the warm-up."""
 
 
 def constant(step: int, steps: int, epoch_steps: int) -> float:
@@ -125,16 +125,13 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "one_cycle": one_cycle,
     "plateau": Plateau,
 }
-INDEPENDENT_OF_LENGTH = ("constant", "step", "plateau")
-"""Schedules that do not depend on the number of epochs."""
+INDEPENDENT_OF_LENGTH = ("constant", "step", "plateau")  # schedules that ignore the number of epochs
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
     """A shape after ``warmup`` steps that rise linearly to its first factor; stepped after every optimiser step."""
 
-    def __init__(
-        self, optimiser: torch.optim.Optimizer, shape: Shape, *, warmup: int, steps: int, epoch_steps: int
-    ) -> None:
+    def __init__(self, optimiser: Optimizer, shape: Shape, *, warmup: int, steps: int, epoch_steps: int) -> None:
         self.shape, self.warmup, self.steps, self.epoch_steps = shape, warmup, steps, epoch_steps
         super().__init__(optimiser, self.factor)
 
@@ -157,16 +154,12 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
         return state | {"shape": asdict(self.shape) if isinstance(self.shape, Plateau) else {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = dict(state_dict)
-        shape = state.pop("shape")
         if isinstance(self.shape, Plateau):
-            vars(self.shape).update(shape)
-        vars(self).update(state)
+            vars(self.shape).update(state_dict["shape"])
+        vars(self).update({key: value for key, value in state_dict.items() if key != "shape"})
 
 
-def make_schedule(
-    optimiser: torch.optim.Optimizer, settings: Mapping[str, Any], steps: int, epoch_steps: int = 1
-) -> Schedule:
+def make_schedule(optimiser: Optimizer, settings: Mapping[str, Any], steps: int, epoch_steps: int = 1) -> Schedule:
     """Build ``{"name": ..., "warmup_steps": 0, <shape's arguments>}`` for ``steps`` steps, ``epoch_steps`` an epoch.
 
     Raises ConfigError for an unknown name or argument.

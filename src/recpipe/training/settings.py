@@ -70,17 +70,14 @@ class TrainSettings:
         if unknown := set(self.loggers) - set(LOGGERS):
             raise ValueError(f"train.loggers has {sorted(unknown)}; allowed: {', '.join(LOGGERS)}")
         self._check_numbers()
-        if self.stride is not None and self.windows != "all":
-            raise ValueError(
-                f"train.stride is {self.stride} with train.windows {self.windows}; set windows: all, or null"
-            )
+        stride, windows, validate_every, max_epochs = self.stride, self.windows, self.validate_every, self.max_epochs
+        if stride is not None and windows != "all":
+            raise ValueError(f"train.stride is {stride} with train.windows {windows}; set windows: all, or null")
         if self.put_back and self.schedule.get("name") == "plateau":
             raise ValueError("train.put_back leaves no validation for train.schedule plateau; choose another")
-        if self.validate_every > self.max_epochs:
-            raise ValueError(
-                f"train.validate_every is {self.validate_every}, more than train.max_epochs {self.max_epochs}: "
-                "no epoch would be validated"
-            )
+        if validate_every > max_epochs:
+            numbers = f"train.validate_every is {validate_every}, more than train.max_epochs {max_epochs}"
+            raise ValueError(f"{numbers}: no epoch would be validated")
 
     def _check_numbers(self) -> None:
         for name in (*COUNTS, *OPTIONAL):
@@ -113,10 +110,7 @@ def check_model(run: RunConfig, protocol: Protocol | None = None) -> None:
 
 
 def check_settings(settings: TrainSettings, model: type[Recommender]) -> None:
-    """Raise ValueError for a layout or a loss that a model class is not trained with, and for unknown arguments.
-
-    Arguments are those of the loss, the optimiser and the schedule. Closed-form models have no such settings.
-    """
+    """Raise ValueError for a layout or loss unfit for a model, and bad arguments of loss, optimiser or schedule."""
     import torch
 
     from recpipe.training.losses import make_loss
@@ -125,10 +119,8 @@ def check_settings(settings: TrainSettings, model: type[Recommender]) -> None:
     if model.closed_form:
         return
     if settings.layout not in model.layouts:
-        raise ValueError(
-            f"train.layout is {settings.layout} and {model.__name__} reads {', '.join(model.layouts)}; "
-            f"set train.layout={model.layouts[0]} for it"
-        )
+        reason = f"train.layout is {settings.layout} and {model.__name__} reads {', '.join(model.layouts)}"
+        raise ValueError(f"{reason}; set train.layout={model.layouts[0]} for it")
     name = settings.loss.get("name")
     if model.losses and name not in model.losses:
         raise ValueError(

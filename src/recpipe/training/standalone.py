@@ -160,32 +160,22 @@ class DataFolder:
                 f"{split} holds no split; run `kedro run --pipelines=train --params dataset={self.dataset},"
                 "model=popular` where Kedro is, and copy the folder"
             )
-        return TrainingJob(
-            config=config,
-            data=TrainingData.read(split),
-            inputs=self._item_inputs(config),
-            work_folder=self.results.work(config.name, self.seed),
-            validator=validator,
-        )
+        data, inputs = TrainingData.read(split), self._item_inputs(config)
+        folder = self.results.work(config.name, self.seed)
+        return TrainingJob(config=config, data=data, inputs=inputs, work_folder=folder, validator=validator)
 
     def _item_inputs(self, config: RunConfig) -> ItemInputs:
         paths = self.inputs
-        ids = {}
+        ids, vectors = {}, {}
         for kind in config.ids:
-            folder = paths.ids(kind)
-            ids[kind] = (
-                SemanticIds.read(_existing(folder / "semantic_ids.parquet", "semantic_ids")),
-                PrefixTree.read(_existing(folder / "prefix_tree.safetensors", "semantic_ids")),
-            )
-        return ItemInputs(
-            items=pq.read_table(_existing(paths.primary / "items.parquet", "ingest")),
-            vectors={
-                name: Embeddings.read(_existing(paths.features / f"{name}_embeddings.parquet", "embed"))
-                for name in config.vectors
-            },
-            ids=ids,
-            collaborative=None if config.item_model is None else self._bundle(config.item_model, config.name),
-        )
+            codes = SemanticIds.read(_existing(paths.ids(kind) / "semantic_ids.parquet", "semantic_ids"))
+            tree = PrefixTree.read(_existing(paths.ids(kind) / "prefix_tree.safetensors", "semantic_ids"))
+            ids[kind] = codes, tree
+        items = pq.read_table(_existing(paths.primary / "items.parquet", "ingest"))
+        for name in config.vectors:
+            vectors[name] = Embeddings.read(_existing(paths.features / f"{name}_embeddings.parquet", "embed"))
+        collaborative = None if config.item_model is None else self._bundle(config.item_model, config.name)
+        return ItemInputs(items, vectors, ids, collaborative)
 
     def _bundle(self, model: str, reader: str) -> Bundle:
         """The latest bundle of a model among inputs and results."""
@@ -193,10 +183,8 @@ class DataFolder:
         bundles = (bundle for folder in folders for bundle in folder.glob("bundle/*/bundle"))
         latest = max(bundles, key=lambda bundle: bundle.parent.name, default=None)
         if latest is None:
-            raise ValueError(
-                f"{self.dataset} has no trained {model} of seed {self.seed}, whose item vectors {reader} "
-                "reads: train it first"
-            )
+            reason = f"{self.dataset} has no trained {model} of seed {self.seed}"
+            raise ValueError(f"{reason}, whose item vectors {reader} reads: train it first")
         return load_bundle(latest)
 
 
@@ -207,11 +195,8 @@ def _existing(file: Path, pipeline: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recpipe.training.standalone",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m recpipe.training.standalone", description=__doc__, formatter_class=form)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--models", nargs="+", required=True, help="names of files in the conf's models folder")
     parser.add_argument("--data", type=Path, default=Path("data"), help="what Kedro prepared")

@@ -51,9 +51,8 @@ def variants(study: Study, config: RunConfig) -> tuple[list[Variant], dict[str, 
     settings = _all_settings(config)
     if study.setting is not None:
         if study.setting not in settings:
-            raise ValueError(
-                f"models of type {config.type} have no setting {study.setting}; there are {', '.join(sorted(settings))}"
-            )
+            names = ", ".join(sorted(settings))
+            raise ValueError(f"models of type {config.type} have no setting {study.setting}; there are {names}")
         return [_variant(str(value), value, {study.setting: value}, config) for value in study.value_list()], {}
     selection, left_out = [_variant(AS_CONFIGURED, None, {}, config)], {}
     for name, removal in study.without.items():

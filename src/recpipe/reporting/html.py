@@ -1,7 +1,4 @@
-"""HTML page of a data set: one file for any screen and paper, which loads nothing from the network.
-
-Plotly's script is embedded with gzip (a third of its size) and unpacked by the browser.
-"""
+"""HTML page of a data set: one file that loads nothing from the network; Plotly's script is embedded with gzip."""
 
 from __future__ import annotations
 
@@ -17,14 +14,13 @@ from typing import Any
 import jinja2
 import plotly.offline
 import polars as pl
-import pyarrow as pa
 
 from recpipe.reporting import formatting
 from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import CAPTIONS, TEXTS, Table
 from recpipe.reporting.figures.geometry import GeometrySection
 from recpipe.reporting.figures.insights import TIES, certainty_table, insight_figures, lists_table
-from recpipe.reporting.figures.runs import data_figures, run_figures
+from recpipe.reporting.figures.runs import Frame, data_figures, run_figures
 from recpipe.reporting.figures.semantic_ids import IdSection
 from recpipe.reporting.figures.studies import StudySection
 from recpipe.reporting.formatting import MISSING, count, date_range, day, duration, number, percent
@@ -39,8 +35,8 @@ def render_page(
     metrics: Iterable[Mapping[str, Any]],
     *,
     profile: Mapping[str, Any] | None = None,
-    steps: pa.Table | pl.DataFrame | None = None,
-    curves: Mapping[str, pa.Table | pl.DataFrame] | None = None,
+    steps: Frame | None = None,
+    curves: Mapping[str, Frame] | None = None,
     examples: Sequence[Example] = (),
     semantic_ids: Sequence[IdSection] = (),
     insights: Mapping[str, Any] | None = None,
@@ -52,8 +48,7 @@ def render_page(
 ) -> str:
     """Render the page; sections without data say so or are left out. Everything from outside is escaped.
 
-    ``dataset`` is the configuration of the data set, ``metrics`` are metrics.json dicts, ``notes`` warnings about the
-    data. The others are as in ``run_figures`` and ``data_figures``.
+    ``dataset`` is the configuration of the data set, ``notes`` are warnings about the data; others as in the figures.
     """
     metrics, insights, studies = list(metrics), insights or {}, studies or StudySection()
     runs, problems = read_runs(metrics)
@@ -99,7 +94,7 @@ def render_page(
     return text.lstrip()
 
 
-def sizes_table(steps: pa.Table | pl.DataFrame | None) -> Table | None:
+def sizes_table(steps: Frame | None) -> Table | None:
     """Compare the raw log with the data after all steps; None with fewer than two steps."""
     table = _step_table(steps)
     if len(table) < 2:
@@ -121,12 +116,12 @@ def _sizes(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _step_table(steps: pa.Table | pl.DataFrame | None) -> list[dict[str, Any]]:
+def _step_table(steps: Frame | None) -> list[dict[str, Any]]:
     """Rows of the step table; those of older versions have no median."""
     return [] if steps is None else pl.DataFrame(steps).sort("step").to_dicts()
 
 
-def _steps(steps: pa.Table | pl.DataFrame | None) -> list[dict[str, str]]:
+def _steps(steps: Frame | None) -> list[dict[str, str]]:
     """Rows of the step table as text."""
     return [
         {

@@ -1,7 +1,4 @@
-"""Insights: confidence intervals, metrics by segment, properties of lists, calibration and tie sensitivity, as JSON.
-
-Computed from the outputs of runs on disk. Problems with outputs are listed, the rest is computed.
-"""
+"""Insights of runs on disk, as JSON: intervals, metrics by segment, properties of lists, calibration, ties."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
 
 log = logging.getLogger(__name__)
 
+Certainty = Mapping[str, Mapping[str, Any]]  # by protocol
 TRAINING_COST = ("train_seconds", "seconds_per_epoch", "epochs", "parameters", "peak_memory_mib")
 INFERENCE_COST = ("inference_users_per_second", "inference_latency_ms_p50", "inference_latency_ms_p95")
 COUNTS = ("users", "targets", "unrankable", "cold_targets")
@@ -31,10 +32,7 @@ NO_RUNS = "No finished run yet.\n"
 
 
 def leaderboard(
-    metrics: Iterable[Mapping[str, Any]],
-    *,
-    metric: str = "ndcg@10",
-    certainty: Mapping[str, Mapping[str, Any]] | None = None,
+    metrics: Iterable[Mapping[str, Any]], *, metric: str = "ndcg@10", certainty: Certainty | None = None
 ) -> pl.DataFrame:
     """Build the table of all readable runs from their metrics.json dicts; the others are logged and left out.
 
@@ -155,10 +153,7 @@ def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
 
 
 def update_readme(text: str, boards: list[pl.DataFrame]) -> str:
-    """Replace the tables of these data sets between the markers in ``text``; those of other data sets stay.
-
-    Tables of new data sets come last. Raises ValueError unless each marker occurs once.
-    """
+    """Replace the tables of these data sets between the markers in ``text``; ValueError unless each occurs once."""
     pattern = re.compile(f"{re.escape(README_START)}\n?(.*?){re.escape(README_END)}", re.DOTALL)
     blocks = pattern.findall(text)
     if len(blocks) != 1:
@@ -223,7 +218,7 @@ def _search_error(search: Mapping[str, Any]) -> str | None:
     return f"{beams} would miss {missed} of the first {search['k']} items, for {users} of users"
 
 
-def _bounds(group: RunGroup, metric: str, certainty: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+def _bounds(group: RunGroup, metric: str, certainty: Certainty) -> dict[str, float | None]:
     if not certainty:
         return {}
     estimate = certainty.get(group.protocol, {}).get("estimates", {}).get(group.model, {})

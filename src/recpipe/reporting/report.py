@@ -55,8 +55,7 @@ def analyse(
 ) -> dict[str, Any]:
     """Compute the insights (see ``compute_insights``) and the scope of the page.
 
-    ``split`` is the protocol of the split on disk. The page shows the protocol of the first of ``models`` that has a
-    run of ``seed`` on this split, or else that of the split.
+    Its protocol is that of the first of ``models`` that has a run of ``seed`` on ``split``, or else that of ``split``.
     """
     dataset = str(split["dataset"])
     metrics = _dataset_metrics(runs, dataset)

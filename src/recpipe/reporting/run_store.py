@@ -1,8 +1,4 @@
-"""Finished runs of a data set: their files on disk, read at first use, and their metrics, checked and grouped by seed.
-
-A run is called ``<model>/seed_<seed>``. Files are where conf/base/catalog puts them. Damaged files are left out and
-reported.
-"""
+"""Finished runs of a data set: files on disk (see conf/base/catalog) and metrics, by name ``<model>/seed_<n>``."""
 
 from __future__ import annotations
 
@@ -97,10 +93,9 @@ def group_runs(runs: Iterable[Run]) -> list[RunGroup]:
 
 
 def read_runs(metrics: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:
-    """Parse metrics.json dicts; returns runs and a message for each that is left out.
+    """Parse metrics.json dicts; return runs and a message for each that is left out.
 
-    Of several runs of one data set, protocol, model, settings and seed the latest by ``finished`` counts. Runs are
-    sorted by these keys.
+    Runs are sorted by data set, protocol, model, settings and seed; of several with one key the latest counts.
     """
     latest: dict[tuple[str, ...], Run] = {}
     problems = []
@@ -203,18 +198,14 @@ class RunFiles(Mapping[str, T]):
 
 @dataclass(eq=False)
 class RunStore:
-    """All runs of a data set, from its folders in 08_reporting, 07_model_output, 06_models and 04_feature.
-
-    Versioned files are read in their latest version. ``results``: metrics of this command by run name, which replace
-    those on disk.
-    """
+    """All runs of a data set, from its folders in 08_reporting, 07_model_output, 06_models and 04_feature."""
 
     reporting: Path
     output: Path
     models: Path
     features: Path
     _: KW_ONLY
-    results: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)  # metrics of this command, which replace those on disk
 
     @cached_property
     def metrics(self) -> RunFiles[Any]:
@@ -257,9 +248,11 @@ class RunStore:
     @cached_property
     def bundles(self) -> RunFiles[Bundle]:
         """Trained models, on the CPU; not cached."""
+        from recpipe.training.bundle import load_bundle
+
         folders = sorted(self.models.glob("*/seed_*/bundle/*/bundle"))  # the latest version comes last
         paths = {_name(self.models, folder.parents[2]): folder for folder in folders}
-        return RunFiles(paths, read_bundle, "bundle", cache=False)
+        return RunFiles(paths, load_bundle, "bundle", cache=False)
 
     @cached_property
     def qualities(self) -> RunFiles[Any]:
@@ -269,15 +262,19 @@ class RunStore:
 
     def id_figures(self, kind: str) -> RunFiles[Figure]:
         """Figures of semantic ids by name, ``usage`` and ``sunburst``."""
+        from plotly.io import from_json
+
         folder = self.reporting / "semantic_ids" / f"{kind}_ids"
         paths = {path.name.removesuffix("_figure.json"): path for path in folder.glob("*_figure.json")}
-        return RunFiles(paths, read_figure, f"{kind}_ids figure")
+        return RunFiles(paths, lambda path: from_json(path.read_text(encoding="utf-8")), f"{kind}_ids figure")
 
     @cached_property
     def vectors(self) -> RunFiles[Embeddings]:
         """Item vectors by modality."""
+        from recpipe.content.embeddings import Embeddings
+
         paths = {name: self.features / f"{name}_embeddings.parquet" for name in VECTORS}
-        return RunFiles(_existing(paths), read_embeddings, "vectors")
+        return RunFiles(_existing(paths), Embeddings.read, "vectors")
 
     @cached_property
     def geometry(self) -> dict[str, Any] | None:
@@ -301,27 +298,6 @@ def read_table(path: Path) -> pa.Table:
     """Read a Parquet file."""
     with pq.ParquetFile(path) as file:
         return file.read()
-
-
-def read_figure(path: Path) -> Figure:
-    """Read a plotly figure from JSON."""
-    import plotly.io
-
-    return plotly.io.from_json(path.read_text(encoding="utf-8"))
-
-
-def read_bundle(folder: Path) -> Bundle:
-    """Read a trained model, on the CPU."""
-    from recpipe.training.bundle import load_bundle
-
-    return load_bundle(folder)
-
-
-def read_embeddings(path: Path) -> Embeddings:
-    """Read item vectors."""
-    from recpipe.content.embeddings import Embeddings
-
-    return Embeddings.read(path)
 
 
 def _runs(folder: Path, file: str) -> dict[str, Path]:

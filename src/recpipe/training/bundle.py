@@ -29,11 +29,7 @@ WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 
 @dataclass
 class Bundle:
-    """Trained model with its vocabulary, titles, protocol, and description of its training.
-
-    ``training``: seed, settings, versions, cost, best metric, hashes of the inputs. ``curve``: a row per epoch; it is
-    saved in a file of its own and is empty in a loaded bundle.
-    """
+    """Trained model with its vocabulary, titles, protocol, and description of its training."""
 
     name: str
     type: str
@@ -42,8 +38,8 @@ class Bundle:
     titles: list[str | None]  # (I,) beside vocabulary.ids
     train_events: np.ndarray  # (I,) int64, training events per item; 0 marks a cold item
     protocol: Protocol
-    training: dict[str, Any] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)  # seed, settings, versions, cost, hashes of the inputs
+    curve: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch; empty in a loaded bundle
 
     @property
     def put_back(self) -> bool:

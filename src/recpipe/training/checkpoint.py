@@ -62,10 +62,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
 
 def save_tree(tree: Any, path: Path) -> None:
-    """Write nested dicts, lists, tuples, numbers, strings and tensors atomically.
-
-    Raises TypeError for anything else, which would need pickle.
-    """
+    """Write nested dicts, lists, tuples, numbers, strings and tensors atomically; raise TypeError for anything else."""
     tensors: dict[str, Tensor] = {}
     layout = json.dumps(_pack(tree, tensors))
     with atomic_file(path) as temporary:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
 
 from recpipe.config.run_config import ColdUsersConfig
@@ -26,17 +25,7 @@ from recpipe.progress import progress
 from recpipe.training.callbacks import Patience, ProgressBar, close_loggers, curve_loggers, lock_folder
 from recpipe.training.checkpoint import BEST, LAST, Checkpoints, SafetensorsCheckpointIO, load_tree
 from recpipe.training.cost import model_size, reset_peak_memory, versions
-from recpipe.training.losses import make_loss
-from recpipe.training.module import (
-    OnEpoch,
-    TrainingModule,
-    Validate,
-    make_batches,
-    target_counts,
-    trained_items,
-    training_label,
-    training_windows,
-)
+from recpipe.training.module import OnEpoch, TrainingModule, Validate, training_label, training_module
 from recpipe.training.optimisers import INDEPENDENT_OF_LENGTH
 from recpipe.training.settings import PRECISIONS, TrainSettings, check_settings, choose_device, choose_precision
 
@@ -101,7 +90,7 @@ def train(
     else:
         fingerprint = run_fingerprint(fingerprint, settings, seed, model)
         validate = _with_fallback(validate, fallback)
-        module = _training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)
+        module = training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)
         with lock_folder(folder):
             _train_by_gradient(module, device, folder, fingerprint)
         curve, cost = module.curve, {**module.cost(device), **_tune(model, validate, settings)}
@@ -136,33 +125,8 @@ def _with_fallback(validate: Validate, fallback: ColdUsers | None) -> Validate:
     return validate_with_fallback
 
 
-def _training_module(
-    model: Recommender,
-    data: Sequences,
-    validate: Validate,
-    settings: TrainSettings,
-    seed: int,
-    on_epoch: OnEpoch | None,
-    steps_from: Sequences | None,
-) -> TrainingModule:
-    data = training_windows(data, model, settings)
-    device_data = model.on_device(data, window=model.max_length + 1)
-    options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
-    if settings.put_back and steps_from is not None:
-        lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
-        options["steps"] = make_batches(lengths, settings, **options).steps
-    criterion = make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device)
-    batches = make_batches(device_data.lengths, settings, **options)
-    return TrainingModule(
-        model, criterion, settings, data=device_data, batches=batches, validate=validate, on_epoch=on_epoch
-    )
-
-
 def _train_by_gradient(module: TrainingModule, device: str, folder: Path, fingerprint: str) -> None:
-    """Train, or resume, and load the best state; remove the checkpoints.
-
-    Raises KeyboardInterrupt, with checkpoints in place, after Ctrl-C and where ``on_epoch`` ended training.
-    """
+    """Train or resume, and load the best state. An interruption raises KeyboardInterrupt and leaves the checkpoints."""
     settings = module.settings
     resume = _resumable(folder, fingerprint, settings)
     (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))

@@ -36,22 +36,18 @@ from recpipe.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
-Validator = Callable[..., Validate]
-"""``recpipe.evaluation.evaluate.validator``: (validation fold, protocol, metric, users=) -> Validate."""
+Validator = Callable[..., Validate]  # evaluation.evaluate.validator: (fold, protocol, metric, users=) -> Validate
 Vectors = Mapping[str, Embeddings]  # by modality
 
 
 @dataclass(frozen=True)
 class ItemInputs:
-    """Item inputs: table of items, embeddings by modality, semantic ids and prefix tree by kind.
-
-    ``collaborative`` is a trained model, for models that read its item vectors.
-    """
+    """Table of items, embeddings by modality, semantic ids and prefix tree by kind."""
 
     items: pa.Table
     vectors: Vectors = field(default_factory=dict)
     ids: Mapping[str, tuple[SemanticIds, PrefixTree]] = field(default_factory=dict)
-    collaborative: Bundle | None = None
+    collaborative: Bundle | None = None  # a trained model whose item vectors are read
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> ItemInputs:

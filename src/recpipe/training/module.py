@@ -25,7 +25,7 @@ from recpipe.progress import current_step, duration
 from recpipe.training.callbacks import WeightAverage
 from recpipe.training.checkpoint import random_state, set_random_state
 from recpipe.training.cost import gpu_state, model_size
-from recpipe.training.losses import Loss
+from recpipe.training.losses import Loss, make_loss
 from recpipe.training.optimisers import make_optimiser, make_schedule
 from recpipe.training.settings import TrainSettings
 
@@ -36,11 +36,8 @@ SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows lea
 NORM_EVERY = 10  # steps between gradient norms
 CHECK_EVERY = 50  # steps between checks for a finite loss on a GPU, each of which synchronises
 
-Validate = Callable[[Recommender], dict[str, float]]
-"""Function from a model to its metrics on the validation fold, ``valid_<metric>``."""
-
-OnEpoch = Callable[[Mapping[str, Any]], bool | None]
-"""Callback with an epoch's row of the curve; True interrupts training after this epoch."""
+Validate = Callable[[Recommender], dict[str, float]]  # model -> metrics on the validation fold, valid_<metric>
+OnEpoch = Callable[[Mapping[str, Any]], bool | None]  # of a row of the curve; True interrupts training after the epoch
 
 
 class NonFiniteLossError(RuntimeError):
@@ -262,6 +259,29 @@ class BatchLoader:
 def training_label(model: Recommender) -> str:
     """Return the prefix of log lines: the step that runs, such as `train sasrec`, or the class."""
     return current_step() or f"train {type(model).__name__}"
+
+
+def training_module(
+    model: Recommender,
+    data: Sequences,
+    validate: Validate,
+    settings: TrainSettings,
+    seed: int,
+    on_epoch: OnEpoch | None,
+    steps_from: Sequences | None,
+) -> TrainingModule:
+    """Build the module, batches and loss; with ``put_back`` an epoch has as many steps as with ``steps_from`` alone."""
+    data = training_windows(data, model, settings)
+    device_data = model.on_device(data, window=model.max_length + 1)
+    options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
+    if settings.put_back and steps_from is not None:
+        lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
+        options["steps"] = make_batches(lengths, settings, **options).steps
+    criterion = make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device)
+    batches = make_batches(device_data.lengths, settings, **options)
+    return TrainingModule(
+        model, criterion, settings, data=device_data, batches=batches, validate=validate, on_epoch=on_epoch
+    )
 
 
 def make_batches(

@@ -79,10 +79,9 @@ def _finished(run: RunConfig, data: DataFolder, ends: float) -> bool:
 
 
 def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> Bundle:
-    """Train one model; write its bundle and curve where Kedro looks for them.
+    """Train one model, or return the previous bundle of the same settings and data; write bundle and curve.
 
-    Returns the previous bundle if settings and data are the same. Raises KeyboardInterrupt where ``on_epoch``
-    interrupts training, which the same call resumes.
+    Raises KeyboardInterrupt where ``on_epoch`` interrupts training, which the same call resumes.
     """
     job = data.job(run, validator)
     identity = json.loads(json.dumps(job.identity()))
@@ -115,10 +114,7 @@ def epoch_logger(name: str, ends: float) -> OnEpoch:
 
 @dataclass(frozen=True)
 class DataFolder:
-    """Data folder of a data set and a seed; results go to ``into``, by default the same folder.
-
-    Paths are those of conf/base/catalog and have to change with it.
-    """
+    """Data folder of a data set and a seed, with the paths of conf/base/catalog; ``into``: another one for results."""
 
     data: Path
     dataset: str
@@ -148,10 +144,7 @@ class DataFolder:
         return Fold.read(self.inputs.split / "test_set.parquet")
 
     def job(self, config: RunConfig, validator: Validator) -> TrainingJob:
-        """Return the training job of a model, with the embeddings and ids that it reads.
-
-        Raises ValueError for a missing file, with the command that makes it.
-        """
+        """Return the training job of a model. Raises ValueError for a missing file, with the command that makes it."""
         if config.init_from != "none":
             raise ValueError(f"init_from={config.init_from}: only `kedro run` begins with another run's weights")
         split = self.inputs.split

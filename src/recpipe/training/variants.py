@@ -44,10 +44,7 @@ class Variant:
 
 
 def variants(study: Study, config: RunConfig) -> tuple[list[Variant], dict[str, str]]:
-    """Return the variants of a model in ``study``, and by name why others are left out: parts that it does not have.
-
-    Raises ValueError for a setting that the model does not have.
-    """
+    """Return the variants of a model in ``study``, and why others are left out. Raises ValueError without the setting."""
     settings = _all_settings(config)
     if study.setting is not None:
         if study.setting not in settings:

@@ -14,25 +14,22 @@ from recpipe.reporting.figures import COLOURS, Axis, bars, escape, figure, line,
 from recpipe.reporting.formatting import metric_title, percent
 from recpipe.reporting.leaderboard import leaderboard, same_column, split_by_protocol
 
+Frame = pa.Table | pl.DataFrame
 DASHES = ("solid", "dash", "dot", "dashdot")
 BY_EPOCH = {"loss": "training loss", "gradient_norm": "gradient norm"}
 CUTOFF_METRICS = ("ndcg", "hit_rate", "recall", "coverage")
 
 
 def run_figures(
-    metrics: Iterable[Mapping[str, Any]] = (),
-    *,
-    curves: Mapping[str, pa.Table | pl.DataFrame] | None = None,
-    metric: str = "ndcg@10",
+    metrics: Iterable[Mapping[str, Any]] = (), *, curves: Mapping[str, Frame] | None = None, metric: str = "ndcg@10"
 ) -> dict[str, go.Figure]:
     """Draw metrics by cutoff, quality against time and training curves, by name; without those that lack data.
 
-    ``metrics`` are metrics.json dicts, of which the largest protocol is drawn. Keys of ``curves`` are ``model`` or
-    ``model · seed 42``.
+    Of ``metrics`` (metrics.json) the largest protocol is drawn. Keys of ``curves``: ``model`` or ``model · seed 42``.
     """
     board = leaderboard(metrics, metric=metric)
     board = split_by_protocol(board)[0][2] if board.height else board
-    tables = {name: _to_polars(table) for name, table in (curves or {}).items()}
+    tables = {name: pl.DataFrame(table) for name, table in (curves or {}).items()}
     figures = {
         **{f"{name}_at_cutoffs": _at_cutoffs(board, name) for name in CUTOFF_METRICS},
         "quality_seconds": _quality_by_seconds(board, metric),
@@ -43,15 +40,13 @@ def run_figures(
     return {name: drawing for name, drawing in figures.items() if drawing is not None}
 
 
-def data_figures(
-    profile: Mapping[str, Any] | None = None, steps: pa.Table | pl.DataFrame | None = None
-) -> dict[str, go.Figure]:
+def data_figures(profile: Mapping[str, Any] | None = None, steps: Frame | None = None) -> dict[str, go.Figure]:
     """Draw the profile of the data set and the table of ingest steps, by name; without those that lack data."""
     profile = profile or {}
     drawings = {"events_over_time": _events_over_time, "events_per_user": _events_per_user, "popularity": _popularity}
     figures = {name: draw(profile[name]) for name, draw in drawings.items() if profile.get(name)}
     if steps is not None and len(steps) > 1:
-        figures["steps"] = _steps(_to_polars(steps).sort("step"))
+        figures["steps"] = _steps(pl.DataFrame(steps).sort("step"))
     return figures
 
 
@@ -178,7 +173,3 @@ def _steps(steps: pl.DataFrame) -> go.Figure:
     ]
     height = max(260, 90 + 58 * steps.height)
     return figure(traces, x="share of the raw log", x_axis=Axis.PERCENT, y_axis=Axis.REVERSED_CATEGORIES, height=height)
-
-
-def _to_polars(table: pa.Table | pl.DataFrame) -> pl.DataFrame:
-    return table if isinstance(table, pl.DataFrame) else pl.DataFrame(table)

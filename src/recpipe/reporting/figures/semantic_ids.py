@@ -79,10 +79,7 @@ def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]
 
 
 def usage_heatmap(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> go.Figure:
-    """Draw a row per level and a cell per code, by usage: number of items relative to even usage.
-
-    Unused codes are grey; ``sizes`` may have more levels than the codes.
-    """
+    """Draw a row per level and a cell per code, by usage relative to even usage; ``sizes`` may have more levels."""
     levels, width = codes_NL.shape[1], max(sizes[: codes_NL.shape[1]])
     usage, hover, names = [], [], []
     for level in range(levels):
@@ -128,9 +125,8 @@ def sunburst(
 ) -> go.Figure:
     """Draw the most frequent first codes as a ring, and outside each its most frequent next codes, down to ``depth``.
 
-    Angles are shares among the sectors shown; hover texts have the numbers of items. The label is the most typical
-    title of a sector, in the first ring the main category where there are ``categories``.
-    Raises ValueError unless titles and categories have a value per item.
+    Angles are shares among the sectors shown. The label is the most typical title of a sector, in the first ring its
+    main category if any. Raises ValueError unless titles and categories have a value per item.
     """
     if len(titles) != len(codes_NL) or (categories is not None and len(categories) != len(codes_NL)):
         suffix = "" if categories is None else f" and {len(categories)} categories"

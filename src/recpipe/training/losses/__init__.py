@@ -1,7 +1,6 @@
 """Losses, found by file name: ``losses/<name>.py`` defines the one ``Loss`` of ``train.loss.name``.
 
-A new loss is one such file and a line of configuration. Every loss works with every model that learns by gradient,
-unless the model's ``losses`` says otherwise.
+Every loss works with every model that learns by gradient, unless the model's ``losses`` says otherwise.
 """
 
 from __future__ import annotations
@@ -42,23 +41,17 @@ class Loss(nn.Module, ABC):
         self.register_buffer("candidate_mask", None, persistent=False)
 
     def forward(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        """hidden (N, D), item table (I + 1, D) whose row 0 is padding, targets (N,) in 1..I -> scalar.
-
-        Raises ValueError for N = 0.
-        """
+        """Return the loss of hidden (N, D), table (I + 1, D) with padding in row 0, and targets (N,) in 1..I, N > 0."""
         if len(targets) == 0:
             raise ValueError("a batch without a target has no loss")
         return self.compute(hidden, table, targets)
 
     @abstractmethod
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        """Compute ``forward`` for N > 0."""
+        """Compute ``forward``, N > 0."""
 
     def callbacks(self, metric: str, patience: Patience | None) -> list[Callback]:
-        """Return the trainer's callbacks for this loss; ``patience`` is None in a training without validation.
-
-        Raises ValueError if the loss depends on a validation that does not take place.
-        """
+        """Return callbacks for the trainer. Raises ValueError if the loss needs ``patience`` and it is None."""
         return []
 
 

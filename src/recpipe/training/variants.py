@@ -44,7 +44,7 @@ class Variant:
 
 
 def variants(study: Study, config: RunConfig) -> tuple[list[Variant], dict[str, str]]:
-    """Return the variants of a model in ``study``, and why others are left out. Raises ValueError without the setting."""
+    """Return the variants of a model in ``study``, and why others are left out; ValueError without the setting."""
     settings = _all_settings(config)
     if study.setting is not None:
         if study.setting not in settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import plotly.graph_objects as go
 import polars as pl
@@ -14,7 +14,7 @@ from recpipe.reporting.figures import COLOURS, Axis, bars, escape, figure, line,
 from recpipe.reporting.formatting import metric_title, percent
 from recpipe.reporting.leaderboard import leaderboard, same_column, split_by_protocol
 
-Frame = pa.Table | pl.DataFrame
+Frame: TypeAlias = "pa.Table | pl.DataFrame"
 DASHES = ("solid", "dash", "dot", "dashdot")
 BY_EPOCH = {"loss": "training loss", "gradient_norm": "gradient norm"}
 CUTOFF_METRICS = ("ndcg", "hit_rate", "recall", "coverage")

@@ -36,19 +36,14 @@ Item = TypeVar("Item")
 
 def duration(seconds: float) -> str:
     """`0.4 s`, `42.0 s`, `1 min 20 s`, `2 h 5 min`."""
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    return time_left(seconds)
+    return f"{seconds:.1f} s" if round(seconds, 1) < 60 else time_left(seconds)
 
 
 def time_left(seconds: float) -> str:
     """Like `duration`, in whole seconds."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s"
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
 
 
@@ -201,8 +196,7 @@ class Progress:
         """`1,240 of 3,900 steps, 32 %, at most 1 min 20 s left, loss 5.31`."""
         notes = [f"{key} {float(value):.4g}" for key, value in self._notes.items()]
         if self.total is None:
-            so_far = f"{time_left(now - self.started)} so far"
-            return ", ".join([_amount(self.done, self.unit), so_far, *notes])
+            return ", ".join([_amount(self.done, self.unit), f"{time_left(now - self.started)} so far", *notes])
         parts = [_amount(self.done, self.unit, self.total), f"{100 * self.share:.0f} %"]
         if self._first is not None and self.done > self._first[1]:
             seconds, units = now - self._first[0], self.done - self._first[1]

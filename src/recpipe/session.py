@@ -95,10 +95,7 @@ class RecpipeSession(SessionWithOneLoader):
 
 
 def requested_seeds(configuration: Configuration) -> list[int]:
-    """Return the seeds to run one after the other, empty for a single run.
-
-    Raises ConfigError for values that are no seeds, and where the command line sets both ``seed`` and ``seeds``.
-    """
+    """Return the seeds to run, [] for a single run. Raises ConfigError for other values, and for seed with seeds."""
     try:
         seeds = parse_seeds(configuration["seeds"])
     except ValueError as error:
@@ -124,10 +121,7 @@ def parse_seeds(seeds: Any) -> list[int]:
 
 
 def plan_runs(seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered: bool = False) -> Plan:
-    """Return seed and pipelines of each run, in order; pipelines are None for the whole project.
-
-    ``filtered``: the command selects nodes, so every seed runs the same pipelines.
-    """
+    """Return seed and pipelines (None: all) of each run in order; a ``filtered`` command repeats its own."""
     first, *others = seeds
     if filtered or not others:
         return [(seed, list(pipelines) if pipelines else None) for seed in seeds]

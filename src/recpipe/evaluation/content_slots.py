@@ -1,8 +1,7 @@
 """Content slots: places of a list that are filled with cold items, nearest to the user's last events by content.
 
-Models that learn items by their ids cannot recommend an item without training events. Of the first k places,
-floor(share k) are slots, whatever k; the others keep the order of the model.
-Shapes: U users, K results, C content results, I items.
+Of the first k places, floor(share k) are slots, whatever k; the others keep the order of the model, which cannot
+recommend items without training events. Shapes: U users, K results, C content results, I items.
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ from recpipe.training.bundle import Bundle
 
 @dataclass(frozen=True)
 class ContentSlots:
-    """Rule of content slots: the share of the places, and the content model, such as text_knn, that fills them.
-
-    Raises ValueError for a share outside 0 .. 1 and for another type of model.
-    """
+    """Rule of content slots: their share of the places, and the model of type content_knn that fills them."""
 
     share: float
     content: Bundle

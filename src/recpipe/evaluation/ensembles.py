@@ -239,10 +239,7 @@ def _member_scores(
 def choose_weights(
     ensemble: Ensemble, valid: Fold, *, exclude_seen: bool, metric: str = "ndcg@10"
 ) -> tuple[Weights, dict[Weights, float]]:
-    """Return the weights with the highest ``metric`` on the validation fold, and the value of every weighting tried.
-
-    Equal weights come first and win ties; the grid includes every member alone.
-    """
+    """Return the weights with the highest ``metric`` on the validation fold, the first on ties, and all values."""
     grid = weight_grid(len(ensemble.members))
     ranks = np.zeros((len(grid), len(valid.targets.items)), np.int64)
     for rows, parts_MBI, allowed_BI in ensemble.member_batches(valid.histories, exclude_seen=exclude_seen):

@@ -1,7 +1,4 @@
-"""Evaluation of a trained model on the validation and test fold: metrics, ranks, recommendations, latency.
-
-Shapes: U users, I items, K results.
-"""
+"""Evaluation of a trained model on the validation and test fold: metrics, ranks, recommendations, latency."""
 
 from __future__ import annotations
 
@@ -53,11 +50,7 @@ def evaluate(
     that was also trained on the validation fold (``train.put_back``) has no ``valid`` metrics. Raises ValueError for a
     model of another split, or one that uses times that the protocol does not allow, and for NaN scores.
     """
-    if differing := bundle.protocol.data_differences(protocol):
-        raise ValueError(
-            f"{bundle.name} was trained under another protocol; {', '.join(differing)} differ. "
-            f"Run `kedro run --pipelines=train,evaluate --params model={bundle.name}`"
-        )
+    bundle.check_split(protocol)
     protocol.check_time(bundle.model.requires_time, model=bundle.name)
     warm = np.concatenate([[False], bundle.train_events > 0])
 
@@ -164,10 +157,7 @@ def latency(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users
 def validator(
     fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None
 ) -> Callable[[Recommender], dict[str, float]]:
-    """Return the function that selects checkpoints: full ranking of ``fold``, or always the same ``users`` of it.
-
-    It raises ValueError for an unknown metric.
-    """
+    """Return the function that selects checkpoints: a metric of ``fold``, or always of the same ``users`` of it."""
     fold = fold.with_query_times(protocol)
     if users is not None and users < len(fold):
         fold = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:users]))

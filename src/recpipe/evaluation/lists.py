@@ -65,10 +65,9 @@ def list_metrics(
     item_ids: NDArray[np.object_],
     vectors: tuple[Floats, NDArray[np.bool_]] | None = None,
 ) -> dict[str, float | None]:
-    """Compute all metrics of this module, None where undefined.
+    """Compute all metrics of this module, None where undefined, and the shares of `head`, `mid` and `tail`.
 
-    ``vectors`` are (I, D) and a mask (I,) of the items that have one. `head`, `mid` and `tail` are the shares of these
-    groups (see `popularity_groups`) in the recommendations.
+    ``vectors`` are (I, D) and a mask (I,) of the items that have one.
     """
     if not len(lists.users):
         names = ("coverage", "gini", "arp", "novelty", "serendipity", "diversity", "divergence", *POPULARITY)

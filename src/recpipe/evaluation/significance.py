@@ -121,10 +121,7 @@ def compare(
 
 
 def bootstrap_means(values_UM: Floats, *, resamples: int, seed: int) -> Floats:
-    """Draw means (R, M) over users with replacement, the same users for every model.
-
-    A chunk is one matrix product of the counts of the users and the values, without copies of the values.
-    """
+    """Draw means (R, M) over users with replacement, the same users for every model, as one product per chunk."""
     n_users, rng = len(values_UM), np.random.default_rng(seed)
 
     def weights(rows: int) -> Floats:

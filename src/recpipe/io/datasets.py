@@ -1,7 +1,6 @@
 """Kedro datasets: stock ones with atomic writes, and those of the library's own objects and folders.
 
-A file or folder is complete or absent. Paths, versions and previews of stock datasets are those of kedro-datasets.
-Heavy libraries (torch, plotly, the reader of runs) are imported at the first load or save.
+A file or folder is complete or absent. Heavy libraries (torch, plotly) are imported at the first load or save.
 """
 
 from __future__ import annotations
@@ -27,6 +26,10 @@ if TYPE_CHECKING:
 
     from recpipe.evaluation.evaluate import Evaluation
     from recpipe.reporting.run_store import RunStore
+
+
+Metadata = dict[str, Any] | None
+Folder = Mapping[str, str]  # `{path: ...}` in the catalog, where Kedro makes this path absolute
 
 
 class JSONDataset(WholeFile, StockJSON):
@@ -61,7 +64,7 @@ CLASSES = {
 class ObjectDataset(AbstractDataset[Any, Any]):
     """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`."""
 
-    def __init__(self, *, filepath: str, holds: str, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(self, *, filepath: str, holds: str, metadata: Metadata = None) -> None:
         if holds not in CLASSES:
             raise DatasetError(f"holds is {holds!r} in the catalog; allowed: {', '.join(sorted(CLASSES))}")
         self._filepath, self._holds, self.metadata = Path(filepath), holds, metadata
@@ -101,7 +104,7 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
     """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
 
     `optional` loads None where there is no bundle. `accelerate` is the setting of that name. `curves` is the file of
-    the training curve, if any, as `{path: ...}`, which Kedro makes absolute.
+    the training curve, if any.
     """
 
     def __init__(
@@ -111,14 +114,13 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
         device: str = "cpu",
         optional: bool = False,
         accelerate: str | bool = "auto",
-        curves: dict[str, str] | None = None,
+        curves: Folder | None = None,
         version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
+        metadata: Metadata = None,
     ) -> None:
         super().__init__(filepath=PurePosixPath(filepath), version=version)
         self._device, self._optional, self._accelerate = device, optional, is_accelerated(accelerate)
-        self._curves = None if curves is None else Path(curves["path"])
-        self.metadata = metadata
+        self._curves, self.metadata = None if curves is None else Path(curves["path"]), metadata
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "device": self._device, "version": self._version}
@@ -154,7 +156,7 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
 class QuantizerDataset(AbstractDataset[Any, Any]):
     """A quantizer as a folder of safetensors and JSON."""
 
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(self, *, filepath: str, metadata: Metadata = None) -> None:
         self._filepath, self.metadata = Path(filepath), metadata
 
     def _describe(self) -> dict[str, Any]:
@@ -175,28 +177,18 @@ class QuantizerDataset(AbstractDataset[Any, Any]):
         return self._filepath.is_dir()
 
 
-PREVIEW_BLOCKS = ("test", "valid", "cost")
-
-
 class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
     """Files of an ``Evaluation``; loads its metrics.
 
-    ``filepath`` is metrics.json, which is versioned and written last: a run is complete when it exists. The folder
-    ``output``, as ``{path: ...}``, which Kedro makes absolute, has ranks.parquet and submission.csv of the latest
-    evaluation, and all versions of recommendations.parquet.
+    ``filepath`` is metrics.json, which is versioned and written last: a run is complete when it exists. ``output`` has
+    ranks.parquet and submission.csv of the latest evaluation, and all versions of recommendations.parquet.
     """
 
     def __init__(
-        self,
-        *,
-        filepath: str,
-        output: dict[str, str],
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
+        self, *, filepath: str, output: Folder, version: Version | None = None, metadata: Metadata = None
     ) -> None:
         super().__init__(filepath=PurePosixPath(filepath), version=version)
-        self._output = Path(output["path"])
-        self.metadata = metadata
+        self._output, self.metadata = Path(output["path"]), metadata
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "output": str(self._output), "version": self._version}
@@ -220,12 +212,8 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
     def preview(self) -> TablePreview:
         """The numbers of metrics.json, a row each."""
         metrics = self.load()
-        rows = [
-            [part, name, value]
-            for part in PREVIEW_BLOCKS
-            for name, value in (metrics.get(part) or {}).items()
-            if isinstance(value, int | float | str)
-        ]
+        numbers = [(part, *pair) for part in ("test", "valid", "cost") for pair in (metrics.get(part) or {}).items()]
+        rows = [list(row) for row in numbers if isinstance(row[-1], int | float | str)]
         return TablePreview({"index": list(range(len(rows))), "columns": ["part", "name", "value"], "data": rows})
 
     def _exists(self) -> bool:
@@ -235,9 +223,7 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
 class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
     """Figures by name, each in ``<name><suffix>`` of the folder ``path``; ``preview`` is shown in kedro-viz."""
 
-    def __init__(
-        self, *, path: str, preview: str, suffix: str = ".json", metadata: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, *, path: str, preview: str, suffix: str = ".json", metadata: Metadata = None) -> None:
         self._path, self._preview, self._suffix, self.metadata = Path(path), preview, suffix, metadata
 
     def _describe(self) -> dict[str, Any]:
@@ -267,19 +253,10 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
 
 
 class RunsDataset(AbstractDataset[dict[str, Any], "RunStore"]):
-    """A ``RunStore`` over the folders of a data set, each as ``{path: ...}``, which Kedro makes absolute.
-
-    ``save`` takes metrics of this command by run name, which later loads prefer to those on disk; it writes no file.
-    """
+    """A ``RunStore``; ``save`` takes metrics by run name, which later loads prefer to files, and writes nothing."""
 
     def __init__(
-        self,
-        *,
-        reporting: Mapping[str, str],
-        output: Mapping[str, str],
-        models: Mapping[str, str],
-        features: Mapping[str, str],
-        metadata: dict[str, Any] | None = None,
+        self, *, reporting: Folder, output: Folder, models: Folder, features: Folder, metadata: Metadata = None
     ) -> None:
         folders = {"reporting": reporting, "output": output, "models": models, "features": features}
         self._folders = {name: Path(folder["path"]) for name, folder in folders.items()}

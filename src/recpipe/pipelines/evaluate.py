@@ -111,17 +111,12 @@ def commit() -> str | None:
 
 
 def _git(*words: str) -> str:
-    process = subprocess.run(
-        ["git", *words], cwd=Path(__file__).parent, check=True, capture_output=True, text=True, timeout=10
-    )
-    return process.stdout.strip()
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
 
 
 def _prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig) -> Protocol:
-    """Move the model to the device of ``evaluate``; return the protocol that it is evaluated under.
-
-    Raises ValueError for a model of another catalogue, and for a protocol that splits the data differently.
-    """
+    """Move the model to its device; return the protocol of the evaluation. Raises ValueError for other data."""
     from recpipe.training.settings import choose_device
 
     bundle.check_catalogue(training_data.vocabulary)
@@ -136,10 +131,7 @@ def evaluate_ensemble(
     ensemble: schema.EnsembleConfig,
     **models: Bundle,
 ) -> Evaluation:
-    """Choose weights on the validation fold and evaluate the members as one model; metrics include the weights.
-
-    ``models``: the members by name, and ``content_model``, see `evaluate_model`.
-    """
+    """Choose weights on the validation fold and evaluate the members, and ``content_model``, as one model."""
     from recpipe.evaluation.ensembles import ensemble_bundle
 
     bundles = [models[name] for name in ensemble.names()]
@@ -172,25 +164,15 @@ def permute_ties(
     result = tie_sensitivity(
         bundle, test_set, train, protocol, metric=ties.metric, permutations=ties.permutations, seed=ties.seed
     )
-    log.info(
-        "%s: test %s %.4f as ordered, %.4f to %.4f over %s permutations of equal timestamps",
-        bundle.name,
-        ties.metric,
-        result.as_ordered,
-        result.low,
-        result.high,
-        ties.permutations,
-    )
+    values = (bundle.name, ties.metric, result.as_ordered, result.low, result.high, ties.permutations)
+    log.info("%s: test %s %.4f as ordered, %.4f to %.4f over %s permutations of equal timestamps", *values)
     return {**_run_of(bundle, protocol), **asdict(result), "values": list(result.values)}
 
 
 def measure_context(
     bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig, context: schema.ContextConfig
 ) -> dict[str, Any]:
-    """Measure how much of a history the model uses, on the validation fold.
-
-    Raises ValueError for a model that was trained on the validation fold too, and for one of another split.
-    """
+    """Measure how much of a history the model uses, on the validation fold, which it must not be trained on."""
     from recpipe.evaluation.context import context_study
 
     protocol = _prepare(bundle, training_data, evaluate)
@@ -199,11 +181,7 @@ def measure_context(
             f"{bundle.name} was trained on the validation events (train.put_back), which context is measured on; "
             "choose another model"
         )
-    if differing := bundle.protocol.data_differences(protocol):
-        raise ValueError(
-            f"{bundle.name} was trained on another split ({', '.join(differing)} differ): run "
-            f"`kedro run --pipelines=train,evaluate --params model={bundle.name}`"
-        )
+    bundle.check_split(protocol)
     train, valid = training_data.train_set, training_data.valid_set
     result = context_study(bundle.model, train, valid, protocol, metric=context.metric, users=context.users)
     return {**_run_of(bundle, protocol), **result}

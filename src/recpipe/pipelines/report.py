@@ -47,14 +47,11 @@ def collect_node(wiring: Wiring) -> Node:
 
 def report_node(function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str]) -> Node:
     """Create a node of the group ``report``."""
-    return create_node(function, inputs, outputs, "report", has_tag=False)
+    return create_node(function, inputs, outputs, "report", tag=False)
 
 
 def collect_runs(**results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Collect the metrics of this command by run name.
-
-    Other ``results``, such as the quality of ids, only make this node wait; the report reads them from disk.
-    """
+    """Collect the metrics of this command by run name; other ``results`` only make this node wait."""
     from recpipe.reporting.run_store import check_metrics
 
     return {

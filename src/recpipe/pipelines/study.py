@@ -25,10 +25,7 @@ log = logging.getLogger(__name__)
 def vary_model(
     study: StudyConfig, config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any
 ) -> dict[str, Any]:
-    """Train a variant for every value of the study; return a row of numbers for each.
-
-    ``inputs`` are those of ``train_model``. Rows are saved in the folder of the study, which resumes from them.
-    """
+    """Train a variant for every value of the study, or read its row from disk; ``inputs`` as for ``train_model``."""
     from recpipe.training.variants import variants
 
     job = training_job(config, training_data, paths, **inputs)

@@ -26,19 +26,3 @@ if TYPE_CHECKING:
 else:
     Bundle = DataFrame = Embeddings = Evaluation = Figure = Fold = IbisTable = PrefixTree = Any
     Quantizer = RunStore = SemanticIds = TrainingData = TrainingJob = Any
-
-__all__ = [
-    "Bundle",
-    "DataFrame",
-    "Embeddings",
-    "Evaluation",
-    "Figure",
-    "Fold",
-    "IbisTable",
-    "PrefixTree",
-    "Quantizer",
-    "RunStore",
-    "SemanticIds",
-    "TrainingData",
-    "TrainingJob",
-]

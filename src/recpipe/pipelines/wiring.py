@@ -76,18 +76,13 @@ def node_inputs(*datasets: str, params: Iterable[str] = ()) -> dict[str, str]:
 
 
 def create_node(
-    function: Callable[..., Any],
-    inputs: dict[str, str],
-    outputs: str | list[str],
-    namespace: str,
-    *,
-    has_tag: bool = True,
+    function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str], namespace: str, *, tag: bool = True
 ) -> Node:
     """Create a node in the namespace of a model, kind of vectors or group, by default with a tag of this name."""
     # Kedro reads the types of inputs by position, so they get the order of the signature
     inputs = {name: inputs[name] for name in inspect.signature(function).parameters if name in inputs} | inputs
-    tags = namespace if has_tag else None
-    return Node(function, inputs, outputs, name=function.__name__, namespace=namespace, tags=tags)
+    name, tags = function.__name__, namespace if tag else None
+    return Node(function, inputs, outputs, name=name, namespace=namespace, tags=tags)
 
 
 # Of the process, like Kedro's pipelines: in notebooks and servers another cell or thread may build them.
@@ -112,7 +107,7 @@ def use_wiring(wiring: Wiring) -> Iterator[None]:
 
 
 def current() -> tuple[Configuration, Wiring | None]:
-    """The configuration and wiring to build pipelines for; without a session those of the project, and no wiring."""
+    """Return configuration and wiring to build pipelines for; without a session those of the project, and no wiring."""
     if _latest:
         return _latest[0], _wiring.get()
     from kedro.framework.project import settings
@@ -165,25 +160,17 @@ def chosen_models(configuration: Configuration, choice: str) -> list[str]:
         for name in names:
             check_known(name, all_models, what="model", hint=f", or several as a+b, or {ALL}")
         return names
-    kinds = content_kinds.buildable_kinds(configuration)
-    runnable = [
-        name
-        for name in all_models
-        if allowed_by_time(configuration, name) and content_kinds.has_inputs(configuration.run(name), kinds)
-    ]
+    from recpipe.data.protocol import TIME_CHOICES
+
+    kinds, time = content_kinds.buildable_kinds(configuration), configuration["protocol"]["time"]
+    # an unknown time is an error when the protocol is checked
+    forbidden = TIME_CHOICES[TIME_CHOICES.index(time) + 1 :] if time in TIME_CHOICES else ()
+    runs = {name: configuration.run(name) for name in all_models}
+    allowed = [name for name, run in runs.items() if run.settings.get("time_mode") not in forbidden]
+    runnable = [name for name in allowed if content_kinds.has_inputs(runs[name], kinds)]
     if excluded := [name for name in all_models if name not in runnable]:
         log.info("left out of all, for want of vectors or of time: %s", ", ".join(excluded))
     return runnable
-
-
-def allowed_by_time(configuration: Configuration, model: str) -> bool:
-    """Whether the protocol allows the model's ``time_mode``."""
-    from recpipe.data.protocol import TIME_CHOICES
-
-    time = configuration["protocol"]["time"]
-    if time not in TIME_CHOICES:  # refused by name when the protocol is checked
-        return True
-    return configuration.run(model).settings.get("time_mode") not in TIME_CHOICES[TIME_CHOICES.index(time) + 1 :]
 
 
 def command_wiring(configuration: Configuration, pipelines: Iterable[str], filters: Iterable[str] = ()) -> Wiring:

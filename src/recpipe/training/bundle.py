@@ -54,6 +54,14 @@ class Bundle:
                 f"({len(vocabulary)} items); run `kedro run --pipelines=train,evaluate --params model={self.name}`"
             )
 
+    def check_split(self, protocol: Protocol) -> None:
+        """Raise ValueError unless ``protocol`` gives the training data of the model."""
+        if differing := self.protocol.data_differences(protocol):
+            raise ValueError(
+                f"{self.name} was trained on another split ({', '.join(differing)} differ); "
+                f"run `kedro run --pipelines=train,evaluate --params model={self.name}`"
+            )
+
     def title_table(self) -> pa.Table:
         """Return ``item_id`` and ``title`` of every item, in the order of the vocabulary."""
         ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))

@@ -234,9 +234,7 @@ def item_vectors(bundle: Bundle, protocol: Protocol, vocabulary: Vocabulary) -> 
     Raises ValueError for a model of another catalogue or split, or without item vectors.
     """
     bundle.check_catalogue(vocabulary)
-    if differing := bundle.protocol.data_differences(protocol):
-        again = f"run `kedro run --pipelines=train --params model={bundle.name}`"
-        raise ValueError(f"{bundle.name} was trained on another split ({', '.join(differing)} differ): {again}")
+    bundle.check_split(protocol)
     weights, present = bundle.model.item_vectors()[1:].detach().cpu().float().numpy(), bundle.train_events > 0
     vectors = np.where(present[:, None], weights, np.float32(0))
     keys = np.where(present, vocabulary.ids, "").astype(object)

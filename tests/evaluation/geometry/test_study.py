@@ -152,7 +152,7 @@ BROKEN = {
     ),
     "split": (
         bundle("svd", protocol=Protocol(dataset="shop", split="ratio")),
-        r"svd/seed_1 is left out: trained on another split \(split",
+        r"svd/seed_1 is left out: svd was trained on another split \(split",
     ),
     "numbers": (bundle("svd", model=nan(bundle("svd").model)), "svd input is left out: its vectors hold NaN"),
 }

@@ -39,10 +39,7 @@ class VectorMeasures:
 
 
 def measure_vectors(x_ID: Floats, events_I: Indices, groups_I: Indices, k: int) -> VectorMeasures:
-    """Measure a table whose items have ``events_I`` training events and ``groups_I`` of `popularity_groups`.
-
-    Raises ValueError for fewer than k + 2 items.
-    """
+    """Measure a table with training events and groups by item. Raises ValueError for fewer than k + 2 items."""
     if len(x_ID) < k + 2:
         raise ValueError(f"{len(x_ID)} items have a vector; geometry needs at least {k + 2}")
     eigenvalues, norms, neighbours = spectrum(x_ID), relative_norms(x_ID), nearest(x_ID, k)
@@ -152,10 +149,7 @@ def norm_popularity(norms_I: Floats, events_I: NDArray[np.integer]) -> float:
 
 
 def norm_curve(norms_I: Floats, events_I: NDArray[np.integer]) -> dict[str, list[float]]:
-    """Compute mean ``events`` and ``norms`` (P,) of groups of about equally many ``items``, least popular first.
-
-    Items with equal events share a group, so there are at most ``CURVE_POINTS`` points.
-    """
+    """Compute mean ``events`` and ``norms`` of up to 12 groups of about equally many ``items``, least popular first."""
     edges = np.unique(np.quantile(events_I, np.linspace(0, 1, CURVE_POINTS + 1)[1:-1]))
     group = np.searchsorted(edges, events_I, side="left")
     items = np.bincount(group)
@@ -165,10 +159,7 @@ def norm_curve(norms_I: Floats, events_I: NDArray[np.integer]) -> dict[str, list
 
 
 def nearest(x_ID: Floats, k: int, *, of: Indices | None = None) -> Indices:
-    """Find the ``k`` most similar other rows by cosine (I, K), nearest first, for all rows or for ``of`` (n,).
-
-    Exact, in float32. Raises ValueError for k outside 1 .. I - 1.
-    """
+    """Find exactly the ``k`` nearest other rows by cosine (I, K), nearest first, of all rows or of ``of`` (n,)."""
     return _exact_search(unit(x_ID), np.zeros(len(x_ID)), k, of)
 
 

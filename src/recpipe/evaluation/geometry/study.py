@@ -17,23 +17,15 @@ from numpy.typing import NDArray
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
-from recpipe.evaluation.geometry.measures import (
-    Floats,
-    Indices,
-    VectorMeasures,
-    cumulative_variance,
-    measure_vectors,
-    nearest,
-    unit,
-)
+from recpipe.evaluation.geometry.measures import Floats, Indices, measure_vectors, nearest, unit
 from recpipe.evaluation.geometry.tables import (
     ItemVectors,
     TableAndNull,
     VectorSource,
     agreement_matrices,
     bundle_vectors,
-    null_band,
     stability,
+    with_null_bands,
 )
 from recpipe.evaluation.segments import HEAD, POPULARITY, popularity_groups
 from recpipe.training.bundle import Bundle
@@ -41,7 +33,6 @@ from recpipe.training.bundle import Bundle
 if TYPE_CHECKING:
     from recpipe.config.schema import GeometryConfig  # pydantic, which the library does without
 
-SPECTRUM_POINTS = 49  # of a curve, at most
 PERPLEXITY = 30.0
 UNREADABLE = (ValueError, OSError, KeyError, TypeError)  # errors of a folder that is no bundle of this version
 BundleLoaders = Mapping[str, Callable[[], Bundle]]
@@ -134,8 +125,7 @@ class _Study:
             if bundle.protocol.dataset != protocol.dataset:
                 raise ValueError(f"it is a bundle of {bundle.protocol.dataset}, not of {protocol.dataset}")
             bundle.check_catalogue(self.items.vocabulary)
-            if differing := bundle.protocol.data_differences(protocol):
-                raise ValueError(f"trained on another split ({', '.join(differing)} differ): train it again")
+            bundle.check_split(protocol)
             return bundle_vectors(bundle)
         except UNREADABLE as error:
             reason = error if isinstance(error, ValueError | OSError) else f"it cannot be read ({error!r})"
@@ -177,10 +167,10 @@ class _Study:
         settings, items = self.settings, self.items
         tables = dict(list(self.full_tables.items())[: settings.beside])
         catalogue = items.titles, items.events, self.groups
+        name, best = next(iter(tables.items()), ("", None))
         best_map = None
-        for name, table in list(tables.items())[:1]:
-            if len(table.rows) >= 4:
-                best_map = {"name": name, **item_map(table, *catalogue, limit=settings.map, seed=self.seed)}
+        if best is not None and len(best.rows) >= 4:
+            best_map = {"name": name, **item_map(best, *catalogue, limit=settings.map, seed=self.seed)}
         lists = nearest_items(tables, *catalogue, per_group=settings.examples, k=settings.nearest, seed=self.seed)
         return {
             "k": settings.k,
@@ -202,45 +192,8 @@ def _null_table(source: VectorSource, name: str, rows: Indices, key: str) -> Ite
     return ItemVectors(source.null_tables(zlib.crc32(key.encode()))[name][rows].astype(np.float64), rows)
 
 
-def with_null_bands(measures: VectorMeasures, nulls: Sequence[VectorMeasures]) -> dict[str, Any]:
-    """Return values with null bands, for the table and its groups, and curves with the mean of the random tables."""
-    groups = {
-        name: {
-            "values": values,
-            "bands": _bands(values, [null.groups[name] for null in nulls]),
-            "curves": _curves(measures.spectra[name], [null.spectra[name] for null in nulls]),
-        }
-        for name, values in measures.groups.items()
-    }
-    return {
-        "width": len(measures.spectrum),
-        "values": measures.values,
-        "bands": _bands(measures.values, [null.values for null in nulls]),
-        "groups": groups,
-        "curves": _curves(measures.spectrum, [null.spectrum for null in nulls]),
-        "norms": {**measures.norms, "chance": np.mean([null.norms["norms"] for null in nulls], axis=0)},
-    }
-
-
-def _bands(values: Mapping[str, float], nulls: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float] | None]:
-    return {name: null_band([null[name] for null in nulls]) for name in values if name != "items"}
-
-
-def _curves(spectrum_D: Floats, nulls: Sequence[Floats]) -> dict[str, Any]:
-    """Eigenvalues over their mean and cumulative variance at the places 1 .. D, thinned out for large D."""
-    place = np.unique(np.linspace(0, len(spectrum_D) - 1, min(SPECTRUM_POINTS, len(spectrum_D))).round().astype(int))
-    curves: dict[str, Any] = {"place": place + 1}
-    for name, spectra in (("own", [spectrum_D]), ("chance", list(nulls))):
-        relative = np.mean([x / x.mean() if x.any() else x for x in spectra], axis=0)
-        curves[name] = {"eigenvalues": relative[place], "cumulative": cumulative_variance(relative)[place]}
-    return curves
-
-
 def tsne(x_ND: Floats, seed: int) -> Floats:
-    """Compute a t-SNE map (N, 2) of directions; van der Maaten & Hinton, JMLR 2008.
-
-    Starts from principal components (Kobak & Berens, Nature Communications 2019). Raises ValueError for N < 4.
-    """
+    """Compute a t-SNE map (N, 2); van der Maaten & Hinton 2008, from a PCA as Kobak & Berens, Nat. Commun. 2019."""
     from sklearn.manifold import TSNE
 
     if len(x_ND) < 4:
@@ -254,10 +207,7 @@ def tsne(x_ND: Floats, seed: int) -> Floats:
 def item_map(
     table: ItemVectors, titles: Sequence[str], events_I: Indices, groups_I: Indices, *, limit: int, seed: int
 ) -> dict[str, Any]:
-    """Draw at most ``limit`` items on a map with their titles, events and groups.
-
-    At most half are of the head, which is complete where it fits; the others are random.
-    """
+    """Draw at most ``limit`` items on a map: up to half of them are of the head, the others are random."""
     order = np.random.default_rng(seed).permutation(len(table.rows))
     is_head = groups_I[table.rows[order]] == HEAD
     head = order[is_head][: limit // 2]

@@ -17,7 +17,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from recpipe.evaluation.geometry.measures import Floats, Indices, linear_cka, nearest, overlap
+from recpipe.evaluation.geometry.measures import (
+    Floats,
+    Indices,
+    VectorMeasures,
+    cumulative_variance,
+    linear_cka,
+    nearest,
+    overlap,
+)
 from recpipe.evaluation.segments import POPULARITY
 from recpipe.layers.inputs import ProjectedVectors
 from recpipe.models.recommender import Recommender
@@ -25,6 +33,7 @@ from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
 
 LEVEL = 0.95
+SPECTRUM_POINTS = 49  # of a curve, at most
 UNTRAINED, RANDOM_NUMBERS = "untrained", "random numbers"
 Tables = dict[str, NDArray[np.float32]]
 
@@ -90,6 +99,40 @@ def random_tables(tables: Mapping[str, NDArray[np.float32]], seed: int) -> Table
     rng = np.random.default_rng(seed)
     draws = {name: rng.standard_normal(table.shape, np.float32) for name, table in tables.items()}
     return {name: np.abs(draw) if tables[name].min() >= 0 else draw for name, draw in draws.items()}
+
+
+def with_null_bands(measures: VectorMeasures, nulls: Sequence[VectorMeasures]) -> dict[str, Any]:
+    """Return values with null bands, for the table and its groups, and curves with the mean of the random tables."""
+    groups = {
+        name: {
+            "values": values,
+            "bands": _bands(values, [null.groups[name] for null in nulls]),
+            "curves": _curves(measures.spectra[name], [null.spectra[name] for null in nulls]),
+        }
+        for name, values in measures.groups.items()
+    }
+    return {
+        "width": len(measures.spectrum),
+        "values": measures.values,
+        "bands": _bands(measures.values, [null.values for null in nulls]),
+        "groups": groups,
+        "curves": _curves(measures.spectrum, [null.spectrum for null in nulls]),
+        "norms": {**measures.norms, "chance": np.mean([null.norms["norms"] for null in nulls], axis=0)},
+    }
+
+
+def _bands(values: Mapping[str, float], nulls: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float] | None]:
+    return {name: null_band([null[name] for null in nulls]) for name in values if name != "items"}
+
+
+def _curves(spectrum_D: Floats, nulls: Sequence[Floats]) -> dict[str, Any]:
+    """Eigenvalues over their mean and cumulative variance at the places 1 .. D, thinned out for large D."""
+    place = np.unique(np.linspace(0, len(spectrum_D) - 1, min(SPECTRUM_POINTS, len(spectrum_D))).round().astype(int))
+    curves: dict[str, Any] = {"place": place + 1}
+    for name, spectra in (("own", [spectrum_D]), ("chance", list(nulls))):
+        relative = np.mean([x / x.mean() if x.any() else x for x in spectra], axis=0)
+        curves[name] = {"eigenvalues": relative[place], "cumulative": cumulative_variance(relative)[place]}
+    return curves
 
 
 def null_band(values: Sequence[float]) -> tuple[float, float] | None:

@@ -52,7 +52,13 @@ class Embeddings:
                 f"vectors are {self.vectors.dtype} {self.vectors.shape}; they must be float32 (items, width)"
             )
         check_unique(self.item_ids)
-        _check_finite(self.vectors, self.item_ids)
+        bad = ~np.isfinite(self.vectors.sum(axis=1, dtype=np.float64))
+        if bad.any():
+            names = ", ".join(repr(name) for name in self.item_ids[bad][:3])
+            raise ValueError(
+                f"vectors of {int(bad.sum())} items hold NaN or infinity, such as those of {names}; an encoder in fp32 "
+                "gives finite ones: set `precision: fp32`"
+            )
         if self.vectors[~self.present].any() or (self.keys[~self.present] != "").any():
             raise ValueError("items that are not present must have a zero vector and an empty key")
 
@@ -195,10 +201,9 @@ def _vectors_of_column(column: pa.Array, config: VectorFileConfig) -> NDArray[np
     if values.null_count:
         raise ValueError(f"{where} has vectors in which numbers are missing; leave such items out")
     vectors_ND = np.zeros((len(column), widths[0] if widths else 0), np.float32)
+    present = column.is_valid().to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):  # an overflow is reported below
-        vectors_ND[column.is_valid().to_numpy(zero_copy_only=False)] = values.to_numpy(zero_copy_only=False).reshape(
-            len(lists), -1
-        )
+        vectors_ND[present] = values.to_numpy(zero_copy_only=False).reshape(len(lists), -1)
     if not np.isfinite(vectors_ND).all():
         raise ValueError(f"{where} has numbers that are not finite in float32; leave such items out")
     return vectors_ND
@@ -248,14 +253,4 @@ def check_unique(item_ids: Sequence[str] | NDArray[np.object_]) -> None:
         names = ", ".join(repr(name) for name in repeated[:3].to_pylist())
         raise ValueError(
             f"{len(repeated)} item ids occur more than once in the items table, such as {names}; ids must be unique"
-        )
-
-
-def _check_finite(x_ND: NDArray[np.float32], item_ids: NDArray[np.object_]) -> None:
-    bad = ~np.isfinite(x_ND.sum(axis=1, dtype=np.float64)) if x_ND.size else np.zeros(len(x_ND), bool)
-    if bad.any():
-        names = ", ".join(repr(name) for name in item_ids[bad][:3])
-        raise ValueError(
-            f"vectors of {int(bad.sum())} items hold NaN or infinity, such as those of {names}; an encoder in fp32 "
-            "gives finite ones: set `precision: fp32`"
         )

@@ -83,18 +83,23 @@ def embed_tfidf(
     ValueError for repeated ids and if no term is frequent enough.
     """
     check_items(item_ids, texts, "texts")
-    has_text = np.array([text is not None and bool(text.strip()) for text in texts], bool)
-    non_empty = [text for text in texts if text is not None and text.strip()]
+    has_text = np.array([bool(text and text.strip()) for text in texts], bool)
+    non_empty = [text for text in texts if text and text.strip()]
     settings = {"format": 1, **asdict(config), "seed": seed, "template": template}
     folder = Path(state_folder) / STATE
     state = None if refit else _read(folder, settings)
     if state is None and non_empty:
         state = _fit(non_empty, config, seed)
-        _write(folder, state, settings)
+        with atomic_folder(folder) as temporary:
+            (temporary / CONFIG).write_text(json.dumps(settings, indent=2))
+            (temporary / VOCABULARY).write_text(json.dumps(state.vocabulary, ensure_ascii=False), encoding="utf-8")
+            save_file({"idf": state.idf_V, "components": state.components_DV}, temporary / TENSORS)
     width = len(state.components_DV) if state else 0
     vectors = np.zeros((len(texts), width), np.float32)
     if state and non_empty:
-        vectors[has_text] = _transform(non_empty, state, config)
+        vectorizer = _vectorizer(config, vocabulary={term: i for i, term in enumerate(state.vocabulary)})
+        vectorizer.idf_ = state.idf_V
+        vectors[has_text] = unit_rows(vectorizer.transform(non_empty) @ state.components_DV.T)
     present: NDArray[np.bool_] = np.asarray(vectors.any(axis=1))
     space = digest("tfidf", state.hash if state else "", settings)
     keys = content_keys(space, [text if p else None for text, p in zip(texts, present, strict=True)])
@@ -134,23 +139,10 @@ def _fit(texts: list[str], config: TfidfConfig, seed: int) -> TfidfState:
     return TfidfState(names, vectorizer.idf_.astype(np.float32), np.ascontiguousarray(components, np.float32))
 
 
-def _transform(texts: list[str], state: TfidfState, config: TfidfConfig) -> NDArray[np.float32]:
-    vectorizer = _vectorizer(config, vocabulary={term: i for i, term in enumerate(state.vocabulary)})
-    vectorizer.idf_ = state.idf_V
-    return unit_rows(vectorizer.transform(texts) @ state.components_DV.T)
-
-
 def _vectorizer(config: TfidfConfig, **settings: object) -> TfidfVectorizer:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(**ANALYSERS[config.ngrams], **settings, sublinear_tf=True, dtype=np.float32)
-
-
-def _write(folder: Path, state: TfidfState, settings: dict[str, Any]) -> None:
-    with atomic_folder(folder) as temporary:
-        (temporary / CONFIG).write_text(json.dumps(settings, indent=2))
-        (temporary / VOCABULARY).write_text(json.dumps(state.vocabulary, ensure_ascii=False), encoding="utf-8")
-        save_file({"idf": state.idf_V, "components": state.components_DV}, temporary / TENSORS)
 
 
 def _read(folder: Path, settings: dict[str, Any]) -> TfidfState | None:

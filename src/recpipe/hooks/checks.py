@@ -30,8 +30,6 @@ from recpipe.data.protocol import Protocol
 from recpipe.pipelines.wiring import current
 
 DATASETS, MODELS, KINDS, STUDIES = "datasets.", "models.", "semantic_ids.kinds.", "studies."
-
-
 SECTIONS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
@@ -53,15 +51,13 @@ def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None
     from recpipe.layers.side import SideConfig
     from recpipe.training.settings import TrainSettings
 
-    runs, values = list(runs), configuration.parameters()
-    names = [run.name for run in runs]
-    dataset = f"datasets.{configuration.dataset}"
+    runs, values, dataset = list(runs), configuration.parameters(), configuration.dataset
+    names, kinds = [run.name for run in runs], values["semantic_ids"]["kinds"]
     blocks: dict[str, tuple[type, Any]] = {name: (cls, values[name]) for name, cls in SECTIONS.items()}
     blocks["cold_users"] = (ColdUsersConfig, values["cold_users"])
-    blocks[dataset] = (DatasetConfig, values["datasets"][configuration.dataset])
-    blocks |= {f"studies.{name}": (StudyConfig, block) for name, block in values["studies"].items()}
-    for kind, block in values["semantic_ids"]["kinds"].items():
-        blocks[f"semantic_ids.kinds.{kind}"] = (SemanticIdsConfig, block)
+    blocks[f"{DATASETS}{dataset}"] = (DatasetConfig, values["datasets"][dataset])
+    blocks |= {f"{STUDIES}{name}": (StudyConfig, block) for name, block in values["studies"].items()}
+    blocks |= {f"{KINDS}{kind}": (SemanticIdsConfig, block) for kind, block in kinds.items()}
     for run in runs:
         blocks[f"models.{run.name}.train"] = (TrainSettings, run.train)
         blocks[f"models.{run.name}.side"] = (SideConfig, run.side)
@@ -85,7 +81,11 @@ class ChecksHooks:
 
             with _file_in_error("ingest"):
                 engines.check(catalog.load("params:ingest").get("engine") or {})
-        protocol = _protocol(names, catalog)
+        protocol: Protocol | None = None  # a run that needs none
+        if "protocol" in names:
+            protocol = catalog.load("params:protocol")
+        elif "evaluate" in names:
+            protocol = Protocol.from_dict(catalog.load("params:evaluate").protocol)
         if "embed" in names:
             _check_encoders(names, catalog)
         for kind, config in _parameters(names, KINDS, catalog):
@@ -131,14 +131,6 @@ def _parameters(names: list[str], prefix: str, catalog: Any) -> Iterator[tuple[s
             yield name.removeprefix(prefix), catalog.load(f"params:{name}")
 
 
-def _protocol(names: list[str], catalog: Any) -> Protocol | None:
-    """The protocol of the run, None in a run that needs none."""
-    if "protocol" in names:
-        protocol: Protocol = catalog.load("params:protocol")
-        return protocol
-    return Protocol.from_dict(catalog.load("params:evaluate").protocol) if "evaluate" in names else None
-
-
 def _check_dataset(name: str, dataset: DatasetConfig) -> None:
     from recpipe.data import readers as sources
     from recpipe.data.interactions import POLICIES
@@ -148,9 +140,14 @@ def _check_dataset(name: str, dataset: DatasetConfig) -> None:
     check_known(dataset.bad_rows, POLICIES, what=f"datasets.{name}.bad_rows")
     with _file_in_error(f"datasets.{name}.steps"):
         check(dataset.steps or [])
-    if dataset.content is not None and dataset.content.image is not None and "from" not in dataset.content.image:
-        from recpipe.content.image_sources import ImageSourceConfig
+    if dataset.content is not None and "from" not in (dataset.content.image or {}):
+        _check_image_source(dataset)
 
+
+def _check_image_source(dataset: DatasetConfig) -> None:
+    from recpipe.content.image_sources import ImageSourceConfig
+
+    if dataset.content is not None and dataset.content.image is not None:
         ImageSourceConfig.from_block(dataset.content.image)
 
 
@@ -163,12 +160,9 @@ def _check_encoders(names: list[str], catalog: CatalogProtocol) -> None:
         text_encoder(embed.text, catalog.load("params:text_encoders"))
     if "image_encoders" in names:
         encoder = image_encoder(embed.image, catalog.load("params:image_encoders"))
-        if not isinstance(encoder, VectorFileConfig):
-            from recpipe.content.image_sources import ImageSourceConfig
-
-            for _, dataset in _parameters(names, DATASETS, catalog):
-                if dataset.content is not None and dataset.content.image is not None:
-                    ImageSourceConfig.from_block(dataset.content.image)
+        datasets = [] if isinstance(encoder, VectorFileConfig) else _parameters(names, DATASETS, catalog)
+        for _, dataset in datasets:
+            _check_image_source(dataset)
 
 
 def _check_on_disk(inputs: set[str], catalog: Any) -> None:

@@ -131,15 +131,12 @@ class ConsoleHooks:
         with self._lock:
             if (running := self._steps.get(node.name)) is None:
                 self._begun += 1
-                running = self._steps[node.name] = _RunningStep(node, self._number(), clock=self._clock)
+                number = ""  # a process of Kedro's ParallelRunner has only its own nodes
+                if self._pipeline is not None and self._process == os.getpid():
+                    total = str(len(self._pipeline.nodes))
+                    number = f"[{self._begun:>{len(total)}}/{total}] "
+                running = self._steps[node.name] = _RunningStep(node, number, clock=self._clock)
         return running
-
-    def _number(self) -> str:
-        """The prefix `[ 3/14] `; empty in a process of Kedro's ParallelRunner, which has only its own nodes."""
-        if self._pipeline is None or self._process != os.getpid():
-            return ""
-        total = str(len(self._pipeline.nodes))
-        return f"[{self._begun:>{len(total)}}/{total}] "
 
     def _end(self, node: Node) -> None:
         running = self._steps.pop(node.name)
@@ -159,7 +156,7 @@ class _RunningStep:
         label = step_label(node.name)
         self.step = Step(label, name=f"{number}{label}", clock=clock)
         self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._say_that_it_runs, name=f"console: {label}", daemon=True)
+        self._watch = threading.Thread(target=self._show, name=f"console: {label}", daemon=True)
         if self.step.display is not None:
             self._watch.start()
 
@@ -174,7 +171,7 @@ class _RunningStep:
             self._watch.join()
         self.step.close()
 
-    def _say_that_it_runs(self) -> None:
+    def _show(self) -> None:
         display = self.step.display
         while display is not None and not self._ended.wait(WATCH):
             display.beat(self.step.name, self.seconds())
@@ -189,13 +186,6 @@ class SummaryHooks:
         if SUMMARY not in pipeline.all_outputs():
             return
         summary_log.info("%s", catalog.load(SUMMARY))
-        if (page := _file(catalog, PAGE)) is not None:
-            summary_log.info("Report  %s", page)
-
-
-def _file(catalog: Any, name: str) -> Path | None:
-    """The file of a catalog entry, relative to the working directory where it is inside."""
-    path = file_of(catalog.get(name))
-    if path is None:
-        return None
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        if (page := file_of(catalog.get(PAGE))) is not None:
+            is_inside = page.is_relative_to(Path.cwd())
+            summary_log.info("Report  %s", page.relative_to(Path.cwd()) if is_inside else page)

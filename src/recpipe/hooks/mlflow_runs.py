@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ class MlflowRuns:
     def __init__(self) -> None:
         self.where = ""  # experiment and run, for the summary
         self._client: Any = None
-        self._experiment = ""
-        self._parent = ""
+        self._experiment = self._parent = ""
         self._tags: dict[str, str] = {}
         self._nested: dict[str, str] = {}
         self._points: set[tuple[str | None, str, int]] = set()
@@ -71,7 +70,11 @@ class MlflowRuns:
         """Open the parent run in the experiment of the data set."""
         from mlflow import MlflowClient
 
-        uri = _in_project(conf["tracking_uri"], project)
+        uri = conf["tracking_uri"]
+        if uri.startswith(SQLITE):  # its path is relative to the project, not to the working directory
+            path = project / uri.removeprefix(SQLITE)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            uri = f"{SQLITE}{path}"
         self._client = client = MlflowClient(tracking_uri=uri)
         title = f"{conf['experiment_prefix'] or ''}{tags['dataset']}"
         experiment = client.get_experiment_by_name(title)
@@ -91,33 +94,35 @@ class MlflowRuns:
             self._client.log_batch(self._run(model), params=rows[start : start + PARAMS_AT_ONCE])
 
     def metrics(self, model: str | None, data: dict[str, Any]) -> None:
-        """Log the numbers of a metrics.json; its protocol, seed and commit become tags."""
-        from mlflow.entities import Metric, RunTag
+        """Log a metrics.json: protocol, seed and commit as tags, settings in effect (with defaults) as parameters."""
+        from mlflow.entities import RunTag
 
-        now = int(time.time() * 1000)
-        rows = [Metric(name, value, now, 0) for name, value in metric_values(data).items()]
+        self._log_metrics(model, ((name, value, 0) for name, value in metric_values(data).items()))
         about = {"protocol": data["protocol"]["id"], "seed": data["seed"], "commit": data.get("commit")}
         tags = [RunTag(name, str(value)) for name, value in about.items() if value is not None]
-        self._client.log_batch(self._run(model), metrics=rows, tags=tags)
+        self._client.log_batch(self._run(model), tags=tags)
+        if settings := data.get("settings"):
+            self.params(model, flat(settings, "settings"))
 
     def numbers(self, model: str | None, data: dict[str, Any]) -> None:
         """Log every number of nested JSON under its path."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        rows = [Metric(name, value, now, 0) for name, value in numbers(data).items()]
-        for start in range(0, len(rows), METRICS_AT_ONCE):
-            self._client.log_batch(self._run(model), metrics=rows[start : start + METRICS_AT_ONCE])
+        self._log_metrics(model, ((name, value, 0) for name, value in numbers(data).items()))
 
     def curves(self, model: str | None, rows: Any) -> None:
         """Log a curve, or some rows of it, by step; points that were logged before are skipped."""
-        from mlflow.entities import Metric
-
-        now, metrics = int(time.time() * 1000), []
+        points = []
         for name, value, step in curve_points(rows):
             if (model, name, step) not in self._points:
                 self._points.add((model, name, step))
-                metrics.append(Metric(name, value, now, step))
+                points.append((name, value, step))
+        self._log_metrics(model, points)
+
+    def _log_metrics(self, model: str | None, points: Iterable[tuple[str, float, int]]) -> None:
+        """Log (name, value, step)."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value, step in points]
         for start in range(0, len(metrics), METRICS_AT_ONCE):
             self._client.log_batch(self._run(model), metrics=metrics[start : start + METRICS_AT_ONCE])
 
@@ -149,18 +154,8 @@ class MlflowRuns:
         if model not in self._nested:
             tags = {name: value for name, value in self._tags.items() if name != "models"}
             tags |= {"mlflow.parentRunId": self._parent, "model": model}
-            run = self._client.create_run(self._experiment, run_name=model, tags=tags)
-            self._nested[model] = run.info.run_id
+            self._nested[model] = self._client.create_run(self._experiment, run_name=model, tags=tags).info.run_id
         return self._nested[model]
-
-
-def _in_project(uri: str, project: Path) -> str:
-    """Make the path of `sqlite:///mlflow.db` relative to the project, not to the working directory."""
-    if not uri.startswith(SQLITE):
-        return uri
-    path = project / uri.removeprefix(SQLITE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f"{SQLITE}{path}"
 
 
 def flat(value: Any, name: str) -> dict[str, str]:

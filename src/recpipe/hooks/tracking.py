@@ -73,7 +73,7 @@ class TrackingHooks:
         for name, value in inputs.items():
             if name.startswith("params:"):
                 params |= flat(value, name.removeprefix("params:"))
-        group = self._group(node.namespace)
+        group = node.namespace if node.namespace in self._groups else None
         runs.guard(lambda: runs.params(group, params))
         set_epoch_listener(lambda row: runs.guard(lambda: runs.curves(group, [row])))
 
@@ -84,10 +84,6 @@ class TrackingHooks:
             self._tags = None
             runs.guard(lambda: runs.start(self._conf, self._project, tags))
         return runs
-
-    def _group(self, name: str | None) -> str | None:
-        """The nested run of a namespace: that of a model or of a kind of ids; None for the parent."""
-        return name if name in self._groups else None
 
     @hook_impl
     def after_node_run(self) -> None:
@@ -100,18 +96,23 @@ class TrackingHooks:
         if (runs := self._runs) is None:
             return
         dataset = self._catalog.get(dataset_name)
-        kind = (getattr(dataset, "metadata", None) or {}).get("mlflow")
-        model = self._group(node.namespace)
+        if (kind := (getattr(dataset, "metadata", None) or {}).get("mlflow")) is None:
+            return
+        model = node.namespace if node.namespace in self._groups else None
+
+        def log_figures() -> None:
+            for name, figure in data.items():
+                if figure.data:
+                    runs.artifact(model, dataset.file(name), folder="figures")
+
         actions: dict[str, Callable[[], None]] = {
-            "metrics": lambda: _metrics(runs, model, data.metrics),
+            "metrics": lambda: runs.metrics(model, data.metrics),
             "protocol": lambda: runs.json(model, data.protocol_fields, "protocol.json"),
             "numbers": lambda: runs.numbers(model, data),
             "curves": lambda: runs.curves(model, data.curve),
             "artifact": lambda: runs.artifact(model, loaded_file(dataset)),
-            "figures": lambda: _figures(runs, model, data, dataset),
+            "figures": log_figures,
         }
-        if kind is None:
-            return
         if kind not in actions:
             raise ValueError(
                 f"metadata.mlflow of {dataset_name} in the catalog is {kind!r}; allowed: {', '.join(actions)}"
@@ -134,17 +135,3 @@ class TrackingHooks:
         set_epoch_listener(None)
         if runs is not None:
             runs.close("FAILED", reason=f"{type(error).__name__}: {error}")
-
-
-def _metrics(runs: MlflowRuns, model: str | None, data: dict[str, Any]) -> None:
-    """Log metrics, and the settings in effect, which include defaults of the code."""
-    runs.metrics(model, data)
-    if settings := data.get("settings"):
-        runs.params(model, flat(settings, "settings"))
-
-
-def _figures(runs: MlflowRuns, model: str | None, figures: dict[str, Any], dataset: Any) -> None:
-    """Log figures as JSON in the folder `figures`, without empty ones."""
-    for name, figure in figures.items():
-        if figure.data:
-            runs.artifact(model, dataset.file(name), folder="figures")

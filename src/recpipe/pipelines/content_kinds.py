@@ -18,14 +18,9 @@ CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), TEXT_IMAGE: (TEXT, IMAGE), TEXT_PARTS
 AUTO, NONE = "auto", "none"
 
 
-def vector_modality(kind: str) -> str:
-    """Return the modality of the vectors that ids of ``kind`` are built from."""
-    return TEXT if kind == TEXT_PARTS else kind
-
-
 def embeddings_dataset(kind: str) -> str:
-    """Return the Kedro dataset with the vectors of ``kind``, such as ``text_embeddings``."""
-    return f"{vector_modality(kind)}_embeddings"
+    """Return the Kedro dataset with the vectors that ids of ``kind`` are built from, such as ``text_embeddings``."""
+    return f"{TEXT if kind == TEXT_PARTS else kind}_embeddings"
 
 
 def selected_kinds(configuration: Configuration) -> tuple[str, ...]:
@@ -53,7 +48,7 @@ def buildable_kinds(configuration: Configuration) -> tuple[str, ...]:
     if configuration["modality"] != AUTO:
         return kinds
     content = {key for kind in kinds for key in CONTENT[kind]}
-    return kinds + tuple(kind for kind in ID_KINDS if kind not in kinds and content.issuperset(CONTENT[kind]))
+    return tuple(dict.fromkeys([*kinds, *_kinds_of_content(content)]))
 
 
 def kinds_of_command(
@@ -76,8 +71,7 @@ def kinds_of_command(
         )
     read_vectors: list[str] = []
     if configuration["modality"] == AUTO:
-        content = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
-        buildable = [kind for kind in ID_KINDS if content.issuperset(CONTENT[kind])]
+        buildable = _kinds_of_content({key for key in (TEXT, IMAGE) if _content(configuration).get(key)})
         kinds += tuple(kind for run in runs for kind in run.ids if kind in buildable)
         read_vectors = [name for run in runs for name in run.vectors if name in buildable]
     return tuple(dict.fromkeys(kinds)), _modalities([*kinds, *read_vectors])
@@ -90,8 +84,12 @@ def kinds_of_model(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _modalities(kinds: list[str]) -> tuple[str, ...]:
-    parts = {part for kind in kinds for part in (*CONTENT[kind], vector_modality(kind))}
+    parts = {part for kind in kinds for part in (*CONTENT[kind], kind)}
     return tuple(name for name in VECTORS if name in parts)
+
+
+def _kinds_of_content(content: set[str]) -> list[str]:
+    return [kind for kind in ID_KINDS if content.issuperset(CONTENT[kind])]
 
 
 def has_inputs(run: RunConfig, kinds: Iterable[str]) -> bool:

@@ -23,7 +23,6 @@ from recpipe.semantic_ids.quantizer import (
     Quantizer,
     QuantizerConfig,
     nearest,
-    scaling,
     squared_distances,
     thread_limit,
 )
@@ -35,7 +34,6 @@ MAX_SEED = 1 << 31  # of faiss
 class KMeansConfig(QuantizerConfig):
     """Settings of all quantizers learned by k-means."""
 
-    standardise: bool = True  # every dimension to mean 0 and variance 1 first
     iterations: int = 10  # of k-means at each of its steps
     steps: int = 10  # k-means in growing numbers of principal components; 1: plain k-means
     sample: int = 65_536  # rows for k-means at most
@@ -59,12 +57,10 @@ class KMeansQuantizer(Quantizer):
         """Codebooks (V, D) of each level for scaled vectors."""
 
     def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
-        x = torch.from_numpy(x_ND)
-        self.mean, self.scale = scaling(x, self.config.standardise)
-        if len(x) > self.config.sample:
-            rows = np.random.default_rng(seed).choice(len(x), self.config.sample, replace=False)
-            x = x[torch.from_numpy(np.sort(rows))]
-        self.books = self._learn((x - self.mean) / self.scale, seed)
+        if len(x_ND) > self.config.sample:
+            rows = np.random.default_rng(seed).choice(len(x_ND), self.config.sample, replace=False)
+            x_ND = x_ND[np.sort(rows)]
+        self.books = self._learn((torch.from_numpy(x_ND) - self.mean) / self.scale, seed)
 
     def tensors(self) -> dict[str, Tensor]:
         books = {f"codebooks.{level}": book for level, book in enumerate(self.books)}

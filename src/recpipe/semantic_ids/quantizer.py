@@ -52,6 +52,7 @@ class QuantizerConfig:
     levels: int = 3
     codes: int | tuple[int, ...] = 256  # of every level, or one number per level
     few_items: str = "shrink"  # below 4 distinct items per code, with a warning; refuse: an error below 1
+    standardise: bool = True  # every dimension to mean 0 and variance 1; without it, learned codebooks collapse
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # YAML has lists, a frozen config tuples
@@ -77,7 +78,7 @@ class Quantizer(ABC):
     """Quantizer of vectors to L codes. Public methods check their input, subclasses implement the private ones."""
 
     type: ClassVar[str]
-    mean: Tensor  # (D,) set by fitting, as is the scale
+    mean: Tensor  # (D,) set by `fit`, as is the scale, before `_fit`
     scale: Tensor  # (D,)
     Config: ClassVar[builtins.type[QuantizerConfig]] = QuantizerConfig
 
@@ -127,6 +128,7 @@ class Quantizer(ABC):
             )
         self.sizes = fitting_sizes(x_ND, self.config.sizes, few_items=self.config.few_items)
         self.width, self.history = x_ND.shape[1], []
+        self.mean, self.scale = scaling(torch.from_numpy(x_ND), self.config.standardise)
         self._fit(x_ND, seed=seed, on_epoch=on_epoch)
 
     def encode(self, x_ND: Vectors) -> Codes:

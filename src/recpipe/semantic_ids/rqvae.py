@@ -17,23 +17,102 @@ Deviations from the papers, for both (measurements: LOG.md):
 - dropout of the input;
 - optional Sinkhorn balancing of levels (LC-Rec), in training only;
 - the state with the lowest reconstruction error of held-out items is restored.
+
+Shape letters: N items, B batch, D width, L levels, Z latent width.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
+import math
+import time
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from recpipe.semantic_ids.autoencoder import Autoencoder, LearnedCodebooks, QuantizedAutoencoder
+from recpipe.config import check_arguments
+from recpipe.progress import Progress, progress
+from recpipe.semantic_ids.autoencoder import Autoencoder, CodeOverrides, LearnedCodebooks, Losses, QuantizedAutoencoder
 from recpipe.semantic_ids.collisions import Codes, Vectors
-from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig, scaling, thread_limit
-from recpipe.semantic_ids.rqvae_training import RQVAEConfig, Training
+from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig, distinct_rows, thread_limit
+
+log = logging.getLogger(__name__)
 
 MIN_HELD_OUT_ITEMS = 20  # catalogues below this size hold out no items
+EVALUATIONS = 50  # on held-out items, approximately
+WARMUP_STEPS = 20  # of the learning rate
+MIN_RATE = 0.02  # share of the highest learning rate
+SAMPLE = 65_536  # rows for k-means and the reset of dead codes
+RESET_STEPS = 200  # steps at most between resets of dead codes, or one epoch where that is longer
+MAX_SEPARABLE = 100_000  # items up to which collisions are separated: reallocation each epoch is costly
+
+
+@dataclass(frozen=True)
+class DeadCodes:
+    """Schedule for moving unused codes onto badly reconstructed items."""
+
+    every: int = 5  # epochs
+    until: float = 0.7  # share of the steps; 0: never
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 <= self.until <= 1:
+            raise ValueError(
+                f"dead_codes are every {self.every!r}, until {self.until!r}; allowed: at least 1, and from 0 to 1"
+            )
+
+
+@dataclass(frozen=True)
+class RQVAEConfig(QuantizerConfig):
+    """Settings of RQ-VAE and PQ-VAE. Defaults were chosen on Amazon Beauty (12,101 items), see LOG.md."""
+
+    widths: tuple[int, ...] = (512, 256, 128)  # hidden layers of the encoder; the decoder mirrors them
+    latent: int = 16  # fewer: items differ in more prefixes; more: vectors are reconstructed better
+    beta: float = 0.25  # weight of the commitment loss
+    decay: float = 0.95  # of the codebooks' moving averages
+    batch: int = 512
+    epochs: int = 140
+    least_steps: int = 600  # bounds for very small and very large catalogues
+    most_steps: int = 10_000
+    warm_up: float = 0.07  # share of the steps without codes, before k-means
+    lr: float = 5e-3  # highest value: a short warm-up, then cosine decay
+    weight_decay: float = 1e-4
+    dropout: float = 0.1  # of the encoder's input
+    dead_codes: DeadCodes = DeadCodes()
+    separate: float = 4.0  # commitment weight of colliding items to free codes; 0: off
+    sinkhorn: tuple[float, ...] | None = None  # epsilon per level, 0: none; LC-Rec has [0, 0, 0.003]
+    settle: float = 0.25  # share of the steps before the best state is tracked
+    held_out: float = 0.05  # share of the items that choose the best state; 0: all items do
+    patience: int = 15  # evaluations without improvement
+    precision: str = "auto"  # fp32, bf16; auto: bf16 where the processor has AMX
+    threads: int = 1  # 1 is repeatable on any machine
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.dead_codes, DeadCodes):
+            check_arguments(DeadCodes, self.dead_codes, what="dead_codes")
+            object.__setattr__(self, "dead_codes", DeadCodes(**self.dead_codes))
+        for name in ("latent", "batch", "epochs", "least_steps", "most_steps", "patience", "threads"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("latent", self.latent >= self.levels, f"at least levels, {self.levels}")
+        for name in ("decay", "held_out", "warm_up", "dropout", "settle"):
+            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        for name in ("beta", "weight_decay", "separate"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("lr", self.lr > 0, "above 0")
+        self._check("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32, bf16")
+        self._check("widths", all(width >= 1 for width in self.widths), "at least 1 each")
+        if self.sinkhorn is not None:
+            valid = len(self.sinkhorn) == self.levels and min(self.sinkhorn) >= 0
+            self._check("sinkhorn", valid, f"null, or {self.levels} numbers of at least 0")
+
+    def _check(self, name: str, valid: bool, allowed: str) -> None:
+        if not valid:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
 
 class AutoencoderQuantizer(Quantizer):
@@ -53,7 +132,6 @@ class AutoencoderQuantizer(Quantizer):
     def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
         with thread_limit(torch.get_num_threads, torch.set_num_threads, self.config.threads):
             generator = torch.Generator().manual_seed(seed)
-            self.mean, self.scale = scaling(torch.from_numpy(x_ND), self.config.standardise)
             held_out = train = self._scaled(x_ND)
             count = int(self.config.held_out * len(train))
             if count and len(train) >= MIN_HELD_OUT_ITEMS:
@@ -126,6 +204,147 @@ class PQVAE(AutoencoderQuantizer):
     def _order(self) -> Tensor:
         slices = self._slices()
         return torch.stack([part[turn] for turn in range(len(slices[0])) for part in slices if turn < len(part)])
+
+
+@dataclass
+class Training:
+    """One fit. ``run`` leaves the state with the lowest held-out reconstruction error in ``model``."""
+
+    config: RQVAEConfig
+    model: QuantizedAutoencoder
+    sizes: tuple[int, ...]
+    masks_LZ: Tensor
+    train_ND: Tensor  # standardised
+    held_out_ND: Tensor
+    generator: torch.Generator
+    on_epoch: OnEpoch | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        conf = self.config
+        self.batches = max(1, round(len(self.train_ND) / conf.batch))
+        steps = min(max(conf.epochs * self.batches, conf.least_steps), conf.most_steps)
+        self.epochs = math.ceil(steps / self.batches)
+        self.steps = self.epochs * self.batches
+        self.step = self.revived = 0
+        weights = self.model.network.parameters()
+        self.optimizer = torch.optim.AdamW(weights, conf.lr, weight_decay=conf.weight_decay, fused=True)
+        self.distinct, self.group = map(torch.from_numpy, distinct_rows(self.train_ND.numpy()))
+        self.separated = torch.zeros(len(self.distinct), dtype=torch.bool)
+
+    def run(self) -> None:
+        """Warm up without codes, initialise codebooks by k-means, then train both until steps or patience end."""
+        with progress(self.steps, "fit quantizer", at_most=True) as bar:
+            self._epochs(bar)
+
+    def _epochs(self, bar: Progress) -> None:
+        started, best = time.perf_counter(), _BestState()
+        evaluate_every = max(1, round(self.epochs / EVALUATIONS))
+        reset_every = min(self.config.dead_codes.every, max(1, RESET_STEPS // self.batches))
+        for epoch in range(1, self.epochs + 1):
+            warm = self.step >= self.config.warm_up * self.steps or epoch == self.epochs
+            if self.model.codebooks is None and warm:
+                self.model.codebooks = LearnedCodebooks.from_kmeans(
+                    self.model.latent(self._sample()), self.sizes, self.masks_LZ, generator=self.generator
+                )
+            row = {"epoch": epoch, **self._epoch(bar)}
+            reset = epoch % reset_every == 0 and self.step <= self.config.dead_codes.until * self.steps
+            if self.model.codebooks is not None and reset:
+                latent = self.model.latent(self._sample())
+                self.revived += self.model.codebooks.revive(latent, generator=self.generator)
+            if epoch % evaluate_every and epoch < self.epochs:
+                continue
+            if self.model.codebooks is not None:
+                error = self.model.reconstruction_error(self.held_out_ND)
+                row |= {"valid_reconstruction": error, "revived": self.revived}
+                if self.step >= self.config.settle * self.steps:
+                    best.update(self.model, error)
+            row |= {"step": self.step, "seconds": round(time.perf_counter() - started, 3)}
+            self.history.append(row)
+            if self.on_epoch is not None:
+                self.on_epoch(row)
+            if best.age >= self.config.patience:
+                log.info("stopped at step %d: no improvement in %d evaluations", self.step, best.age)
+                break
+        best.restore(self.model)
+
+    def _epoch(self, bar: Progress) -> dict[str, float]:
+        """Mean losses over the steps, and the share of codes per level that any item chose."""
+        size = len(self.train_ND) // self.batches  # equal batches; the remaining rows are left out of this epoch
+        order = torch.randperm(len(self.train_ND), generator=self.generator)
+        overrides, means, codes = self._separating_codes(), torch.zeros(2), []
+        for rows in order[: size * self.batches].view(self.batches, size):
+            x_BD, dropped_BD = self.train_ND[rows], None
+            if self.config.dropout:
+                dropped_BD = torch.rand(x_BD.shape, generator=self.generator) < self.config.dropout
+            losses = self.model.losses(
+                x_BD,
+                dropped_BD=dropped_BD,
+                sinkhorn_epsilons=self.config.sinkhorn,
+                overrides=None if overrides is None else overrides[rows],
+            )
+            self._optimizer_step(losses)
+            bar.add(1, loss=losses.reconstruction.detach())
+            means += torch.stack([losses.reconstruction, losses.commitment]).detach() / self.batches
+            codes += [] if losses.codes is None else [losses.codes]
+        reconstruction, commitment = means.tolist()
+        row = {"loss": reconstruction + self.config.beta * commitment, "reconstruction": reconstruction}
+        if codes:
+            row["commitment"] = commitment
+            for level, used in enumerate(torch.cat(codes).unbind(1), 1):
+                row[f"usage_{level}"] = len(used.unique()) / self.sizes[level - 1]
+        return row
+
+    def _optimizer_step(self, losses: Losses) -> None:
+        self.step += 1
+        cosine = 0.5 + 0.5 * math.cos(math.pi * self.step / self.steps)
+        rate = max(MIN_RATE, min(1.0, self.step / WARMUP_STEPS) * cosine)
+        self.optimizer.param_groups[0]["lr"] = self.config.lr * rate
+        self.optimizer.zero_grad()
+        (losses.reconstruction + self.config.beta * losses.commitment).backward()
+        self.optimizer.step()
+        if self.model.codebooks is not None and losses.codes is not None:
+            self.model.codebooks.update(losses.latent, losses.codes, decay=self.config.decay)
+
+    def _separating_codes(self) -> CodeOverrides | None:
+        """Collision-free codes for all items that ever had to move: without that memory they drift back.
+
+        Equal vectors share their codes.
+        """
+        weight = self.config.separate
+        if self.model.codebooks is None or not weight or len(self.distinct) > MAX_SEPARABLE:
+            return None
+        if (overrides := self.model.separating_codes(self.train_ND[self.distinct], weight=weight)) is None:
+            return None
+        self.separated |= overrides.mask
+        return replace(overrides, mask=self.separated)[self.group]
+
+    def _sample(self) -> Tensor:
+        if len(self.train_ND) <= SAMPLE:
+            return self.train_ND
+        return self.train_ND[torch.randperm(len(self.train_ND), generator=self.generator)[:SAMPLE]]
+
+
+@dataclass
+class _BestState:
+    """State with the lowest error, and the number of evaluations since then."""
+
+    error: float = math.inf
+    age: int = 0
+    state: tuple[dict[str, Tensor], LearnedCodebooks] | None = None
+
+    def update(self, model: QuantizedAutoencoder, error: float) -> None:
+        self.age += 1
+        if error < self.error:
+            assert model.codebooks is not None
+            self.error, self.age = error, 0
+            self.state = (copy.deepcopy(model.network.state_dict()), model.codebooks.copy())
+
+    def restore(self, model: QuantizedAutoencoder) -> None:
+        if self.state is None:
+            raise ValueError("the quantizer diverged: no finite reconstruction error; lower lr")
+        model.network.load_state_dict(self.state[0])
+        model.codebooks = self.state[1]
 
 
 def _use_bf16(precision: str) -> bool:

@@ -16,10 +16,10 @@ MAX_PADDED_SIZE = 1 << 16  # positions of a part of a step, so that padding fits
 class TrainingBatches:
     """Steps of random users with about ``tokens`` events, each cut into parts of similar length to reduce padding.
 
-    Iteration yields a step as a list of user rows (B,). The loss of a step covers all its parts, so a step is a random
-    sample of users of all lengths. The order depends on ``seed`` and ``epoch`` only, so a resumed run repeats it.
-    ``steps`` per epoch follow from ``tokens`` by default. More ``parts`` per step mean less padding and more kernel
-    launches. Raises ValueError if a sequence exceeds ``tokens`` or no user has ``minimum`` events.
+    Iteration yields a step as a list of user rows (B,). The loss of a step covers all its parts. The order depends on
+    ``seed`` and ``epoch`` only, so a resumed run repeats it. ``steps`` per epoch follow from ``tokens`` by default.
+    More ``parts`` per step mean less padding and more kernel launches. Raises ValueError if a sequence exceeds
+    ``tokens`` or no user has ``minimum`` events.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class TrainingBatches:
         self.steps = min(steps or int(np.ceil(lengths[self.rows].sum() / tokens)), len(self.rows))
 
     def __len__(self) -> int:
-        """Steps per epoch."""
         return self.steps
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
@@ -59,8 +58,7 @@ class TrainingBatches:
         """Sort ``rows`` by length and cut them into parts with about the same number of events."""
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         events = np.cumsum(self.lengths[rows])
-        longest = int(self.lengths[rows[0]])
-        parts = max(self.parts, -(-len(rows) * longest // MAX_PADDED_SIZE))
+        parts = max(self.parts, -(-len(rows) * int(self.lengths[rows[0]]) // MAX_PADDED_SIZE))
         part = np.minimum((events - 1) * parts // max(int(events[-1]), 1), parts - 1)
         return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
 
@@ -106,19 +104,16 @@ class PackedBatches(TrainingBatches):
 def length_buckets(lengths: np.ndarray, rows: np.ndarray, tokens: int) -> list[np.ndarray]:
     """Sort ``rows`` by length, longest first, and cut them where the padded size would exceed ``tokens``."""
     rows = rows[np.argsort(lengths[rows], kind="stable")][::-1]
-    batches, start = [], 0
-    while start < len(rows):
-        count = max(tokens // max(int(lengths[rows[start]]), 1), 1)
-        batches.append(rows[start : start + count].copy())
-        start += count
+    batches = []
+    while len(rows):
+        count = max(tokens // max(int(lengths[rows[0]]), 1), 1)
+        batches.append(rows[:count].copy())
+        rows = rows[count:]
     return batches
 
 
 def pack_rows(users: np.ndarray, lengths: np.ndarray, size: int) -> PackedRows:
-    """Pack ``users`` (n,) of ``lengths`` (n,), each 1 to ``size``, by first-fit decreasing.
-
-    Users of equal length stay in their order.
-    """
+    """Pack ``users`` (n,) of ``lengths`` (n,), each 1 to ``size``, by first-fit decreasing, stable in their order."""
     length, row_counts = _first_fit(lengths, size)
     packed = np.empty(len(users), np.int64)
     packed[np.argsort(-length, kind="stable")] = users[np.argsort(-lengths, kind="stable")]

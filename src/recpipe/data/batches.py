@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recpipe.data.sequences import Sequences
@@ -23,8 +25,7 @@ class Batch:
     lengths: Tensor  # (B,) int64, each >= 0
     timestamps: Tensor | None  # (B, T) int64 seconds, 0 at padding
     n_targets: int = 0  # number of targets in the batch, its weight in the loss of a step
-    # "event.*" (B, T, M), "user.*" (B, 1 or T, M)
-    features: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Mapping[str, Tensor] = field(default_factory=dict)  # "event.*" (B, T, M), "user.*" (B, 1 or T, M)
     # (B, T) int64 seconds, 0 at padding: time of the next event, after the last event that of the query
     query_times: Tensor | None = None
     segments: Tensor | None = None  # (B, T) int64, 1, 2, … along a row, 0 at padding
@@ -54,11 +55,11 @@ class Batch:
 
         The event has the time of the last one and no features. Not for packed rows.
         """
-        longer = self.pad(1)
-        rows, place = torch.arange(len(items), device=items.device), self.lengths
-        last = (place - 1).clamp(min=0)
+        longer, place = self.pad(1), self.lengths
+        rows = torch.arange(len(items), device=items.device)
         longer.items[rows, place] = items
         if longer.timestamps is not None:
+            last = (place - 1).clamp(min=0)
             longer.timestamps[rows, place] = torch.where(items > 0, longer.timestamps[rows, last], 0)
         lengths = place + (items > 0)
         over, width = lengths > window, min(longer.items.shape[1], window)
@@ -66,26 +67,18 @@ class Batch:
         def cut(values: Tensor) -> Tensor:
             return torch.where(over.view(-1, *[1] * (values.dim() - 1)), values[:, -width:], values[:, :width])
 
-        shifted = longer._map_events(cut)
-        return replace(shifted, lengths=lengths.clamp(max=window), query_times=longer.query_times)
+        return replace(longer._map_events(cut), lengths=lengths.clamp(max=window), query_times=longer.query_times)
 
     def pad(self, n: int) -> Batch:
         """Append ``n`` positions of padding to every row. Not for packed rows."""
-        return self._map_events(
-            lambda values: torch.cat([values, values.new_zeros(len(values), n, *values.shape[2:])], 1)
-        )
+        return self._map_events(lambda values: F.pad(values, (0, 0) * (values.dim() - 2) + (0, n)))
 
     def _map_events(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to all tensors (B, T) and (B, T, M) of an unpacked batch."""
-        return replace(
-            self,
-            items=function(self.items),
-            timestamps=None if self.timestamps is None else function(self.timestamps),
-            query_times=None if self.query_times is None else function(self.query_times),
-            features={
-                name: function(value) if name.startswith("event.") else value for name, value in self.features.items()
-            },
-        )
+        columns = {name: getattr(self, name) for name in ("items", "timestamps", "query_times")}
+        events: dict[str, Any] = {name: function(values) for name, values in columns.items() if values is not None}
+        features = {name: function(x) if name.startswith("event.") else x for name, x in self.features.items()}
+        return replace(self, **events, features=features)
 
     def inputs_and_targets(self) -> tuple[Batch, Tensor]:
         """Return all events but the last, and the next item of each (B, T - 1), 0 where there is none.
@@ -94,26 +87,15 @@ class Batch:
         """
         if self.next_items is not None:
             return self, self.next_items
-        width = self.items.shape[1]
-        targets = self.items[:, 1:]
+        width, targets, times = self.items.shape[1], self.items[:, 1:], self.timestamps
         if self.context is not None:
             place = torch.arange(1, width, device=targets.device)
             targets = torch.where(place >= self.context[:, None], targets, 0)
-        if self.segments is not None:
-            targets = torch.where(self.segments[:, 1:] == self.segments[:, :-1], targets, 0)
-        times = self.timestamps
         inputs = replace(
-            self,
-            items=self.items[:, :-1],
+            self._map_events(lambda values: values[:, :-1]),
             lengths=self.lengths.clamp(max=width - 1),
-            timestamps=None if times is None else times[:, :-1],
             query_times=None if times is None else torch.where(targets > 0, times[:, 1:], 0),
-            features={  # those of users have width 1
-                name: value[:, :-1] if value.shape[1] == width else value for name, value in self.features.items()
-            },
             context=None,
-            segments=None if self.segments is None else self.segments[:, :-1],
-            segment_positions=None if self.segment_positions is None else self.segment_positions[:, :-1],
         )
         return inputs, targets
 
@@ -135,8 +117,7 @@ class DeviceSequences:
         def to_device(values: np.ndarray | None) -> Tensor | None:
             return None if values is None else torch.from_numpy(values.copy()).to(device)
 
-        self.lengths = np.minimum(sequences.lengths, window)
-        self.device = torch.device(device)
+        self.lengths, self.device = np.minimum(sequences.lengths, window), torch.device(device)
         context = np.ones_like(self.lengths) if sequences.context is None else sequences.context
         self.n_targets = np.maximum(self.lengths - np.maximum(context, 1), 0)  # (U,)
         self._stop = torch.from_numpy(sequences.offsets[1:].copy()).to(device)
@@ -162,24 +143,23 @@ class DeviceSequences:
         if self._query_times is not None and times is not None:
             is_last = place == lengths[:, None] - 1
             query_times = torch.where(is_last, self._query_times[index][:, None], times.roll(-1, 1)) * mask
+        features = {}
+        for name, values in self._features.items():
+            if name.startswith("user."):
+                features[name] = values[index][:, None]
+            elif len(values) == 0:
+                features[name] = values.new_zeros(*flat.shape, values.shape[1])
+            else:
+                features[name] = torch.where(mask[..., None], values[flat], 0)
         return Batch(
             torch.where(mask, self._items[flat], 0) if len(self._items) else flat,
             lengths,
             times,
             int(self.n_targets[rows].sum()),
-            {name: self._feature(name, index, flat, mask) for name in self._features},
+            features,
             query_times,
             context=None if self._context is None else self._context[index],
         )
-
-    def _feature(self, name: str, index: Tensor, flat: Tensor, mask: Tensor) -> Tensor:
-        """Gather a feature: (B, 1, M) of users, or (B, T, M) of events, 0 at padding."""
-        values = self._features[name]
-        if name.startswith("user."):
-            return values[index][:, None]
-        if len(values) == 0:
-            return values.new_zeros(*flat.shape, values.shape[1])
-        return torch.where(mask[..., None], values[flat], 0)
 
     def pack(
         self, users: np.ndarray, row: np.ndarray, start: np.ndarray, segment: np.ndarray, *, shape: tuple[int, int]
@@ -188,8 +168,8 @@ class DeviceSequences:
 
         ``segments`` are None where every row has one user from its first position on.
         """
-        count, total = self.lengths[users] - 1, int((self.lengths[users] - 1).sum())
-        ends = np.cumsum(count)
+        count = self.lengths[users] - 1
+        ends, total = np.cumsum(count), int(count.sum())
         row_lengths = np.zeros(shape[0], np.int64)
         np.maximum.at(row_lengths, row, start + count)
         table = np.stack([users, row * shape[1] + start, ends - count, segment, count])
@@ -213,10 +193,7 @@ class DeviceSequences:
             torch.from_numpy(row_lengths).to(self.device),
             None if self._times is None else scatter(self._times[source]),
             int(self.n_targets[users].sum()),
-            {
-                name: scatter(values[user] if name.startswith("user.") else values[source])
-                for name, values in self._features.items()
-            },
+            {name: scatter(x[user if name.startswith("user.") else source]) for name, x in self._features.items()},
             segments=scatter(part[owner]) if several else None,
             segment_positions=scatter(place) if several else None,
             query_times=None if self._times is None else scatter(self._times[source + 1]),

@@ -23,7 +23,6 @@ from recpipe.config import check_known
 from recpipe.data.atomic import atomic_file
 
 KEYS = ("name", "memory_limit", "spill_folder", "threads", "master", "settings")
-NAMES = ("duckdb", "spark")
 
 
 def connect(engine: Mapping[str, Any] | None = None) -> BaseBackend:
@@ -37,14 +36,11 @@ def connect(engine: Mapping[str, Any] | None = None) -> BaseBackend:
 
 
 def check(engine: Mapping[str, Any]) -> str:
-    """Validate engine settings without opening the engine; return its name.
-
-    Raises ValueError for an unknown key or name.
-    """
+    """Return the engine's name without opening it. Raises ValueError for an unknown key or name."""
     for key in engine:
         check_known(key, KEYS, what="setting of ingest.engine")
     name = str(engine.get("name") or "duckdb")
-    check_known(name, NAMES, what="ingest.engine.name")
+    check_known(name, ("duckdb", "spark"), what="ingest.engine.name")
     return name
 
 
@@ -59,9 +55,9 @@ def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:
     # checkpoint_threshold: dropping a small table would otherwise compress all others, which takes seconds.
     # async_threads: with any, a COPY that fails late waits forever in DuckDB 2.0.0, about one time in ten.
     tuned = {"checkpoint_threshold": "1TB", "async_threads": 0, "enable_progress_bar": sys.stderr.isatty()}
-    available = {row[0] for row in con.raw_sql("SELECT name FROM duckdb_settings()").fetchall()}
-    for name in tuned.keys() & available:
-        con.settings[name] = tuned[name]
+    for (name,) in con.raw_sql("SELECT name FROM duckdb_settings()").fetchall():
+        if name in tuned:
+            con.settings[name] = tuned[name]
     weakref.finalize(con, shutil.rmtree, spill, ignore_errors=True)
     return con
 
@@ -76,34 +72,26 @@ def _spark(engine: Mapping[str, Any]) -> BaseBackend:
         "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
         "spark.local.dir": str(_spill_folder(engine).absolute()),
         "spark.sql.parquet.compression.codec": "zstd",
-        **({"spark.driver.memory": _jvm_size(engine["memory_limit"])} if engine.get("memory_limit") else {}),
-        **(engine.get("settings") or {}),
     }
+    if limit := engine.get("memory_limit"):  # from DuckDB's notation, 512MiB, to Java's, 512m
+        size = str(limit).strip().lower().removesuffix("b").removesuffix("i").replace(" ", "")
+        if not size[:-1].replace(".", "").isdigit() or size[-1] not in "kmgt":
+            raise ValueError(f"ingest.engine.memory_limit {limit!r}: write a number and KB, MB, GB or TB, as in 4GB")
+        settings["spark.driver.memory"] = size
+    settings |= engine.get("settings") or {}
     builder = SparkSession.builder.master(engine.get("master") or f"local[{engine.get('threads') or '*'}]")
     session = builder.appName("recpipe").config(map=settings).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return ibis.pyspark.connect(session)
 
 
-def _jvm_size(limit: str) -> str:
-    """Convert a size from DuckDB's notation to Java's: ``4GB`` to ``4g``, ``512MiB`` to ``512m``."""
-    size = str(limit).strip().lower().removesuffix("b").removesuffix("i").replace(" ", "")
-    if not size[:-1].replace(".", "").isdigit() or size[-1] not in "kmgt":
-        raise ValueError(f"ingest.engine.memory_limit {limit!r}: write a number and KB, MB, GB or TB, as in 4GB")
-    return size
-
-
 def read_parquet(path: Path, engine: Mapping[str, Any] | None = None) -> ir.Table:
     """Open a Parquet file as a lazy table on its own DuckDB connection."""
-    con = connect({**(engine or {}), "name": "duckdb"})
-    return con.read_parquet(str(path))
+    return connect({**(engine or {}), "name": "duckdb"}).read_parquet(str(path))
 
 
 def write_parquet(table: ir.Table, path: Path) -> None:
-    """Stream a table into one Parquet file (ZSTD), which appears under its name only when complete.
-
-    Raises OSError (ENOSPC) where the disk is full.
-    """
+    """Stream a table into one Parquet file (ZSTD), atomically. Raises OSError (ENOSPC) where the disk is full."""
     con = ibis.get_backend(table)
     with atomic_file(Path(path)) as part:
         if con.name == "duckdb":

@@ -64,8 +64,7 @@ class EventLog:
 
     def materialized(self) -> EventLog:
         """Store the events of the log on the engine."""
-        users = self.users.select("user_id", "events", "first", "last")
-        return EventLog(materialize(self.rows), users, self.items)
+        return EventLog(materialize(self.rows), self.users.select("user_id", "events", "first", "last"), self.items)
 
 
 def materialize(table: ir.Table) -> ir.Table:
@@ -99,10 +98,7 @@ def step_statistics(log: EventLog) -> dict[str, Any]:
             users=users.user_id.count(),
             first_timestamp=users["first"].min(),
             last_timestamp=users["last"].max(),
-            events_min=users.events.min(),
-            events_mean=users.events.mean(),
-            events_median=users.events.median(),
-            events_max=users.events.max(),
+            **{f"events_{name}": getattr(users.events, name)() for name in ("min", "mean", "median", "max")},
         )
     )
     items = single_row(log.items.aggregate(items=log.items.item_id.count(), rows=log.items.events.sum()))

@@ -41,7 +41,8 @@ class Column:
         owner, flat = _flatten(column)
         if len(flat) == 0:
             raise ValueError(f"column {name!r} has no value; drop it from `side`")
-        if _is_number(flat.type) and pc.count_distinct(flat).as_py() > MAX_CATEGORICAL_NUMBERS:
+        kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+        if any(is_kind(flat.type) for is_kind in kinds) and pc.count_distinct(flat).as_py() > MAX_CATEGORICAL_NUMBERS:
             numbers = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
             return cls(name, mean=float(numbers.mean()), deviation=float(numbers.std()) or 1.0)
         frequencies = pc.value_counts(flat.cast(pa.string()))
@@ -59,8 +60,7 @@ class Column:
         encoded = self.missing(len(column))
         if not self.categorical:
             numbers = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
-            encoded[owner, 0] = (numbers - self.mean) / self.deviation
-            encoded[owner, 1] = 1.0
+            encoded[owner, 0], encoded[owner, 1] = (numbers - self.mean) / self.deviation, 1.0
             return encoded
         index = pc.index_in(flat.cast(pa.string()), value_set=pa.array(self.values, pa.string()))
         code = pc.fill_null(index, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
@@ -96,10 +96,6 @@ def align_rows(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray) -> pa
     """Take one row of ``table`` per id (N,), all null for ids that its column ``key`` does not contain."""
     keys = table[key].cast(pa.string()).combine_chunks()
     return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=keys))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _flatten(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

@@ -79,17 +79,16 @@ def ingest(
 def _without_bad_rows(events: ir.Table, policy: str) -> tuple[EventLog, ir.Table, list[dict[str, Any]]]:
     """Return the log of good rows, the quarantine table, and the first two rows of the step table."""
     log = raw_log = EventLog.of(events)
-    rows = n_events(raw_log)
-    if not rows:
+    if not (rows := n_events(raw_log)):
         raise ValueError("the raw log has no rows; look at the files in the folder of the data set under data/01_raw")
     bad = _bad_rows(events)
     bad = materialize(bad) if _may_have_bad_rows(raw_log) else bad.limit(0)
     counts = _reason_counts(bad)
     if n_bad := sum(counts.values()):
-        if policy == "fail" or 2 * n_bad > rows:
-            raise ValueError(_bad_rows_message(bad, counts, rows))
-        log = EventLog.of(events.filter(_check_number(events) == 0))
         reasons = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
+        if policy == "fail" or 2 * n_bad > rows:
+            raise ValueError(f"{n_bad:,} of {rows:,} rows are bad ({reasons}). {_examples(bad, reasons)}")
+        log = EventLog.of(events.filter(_check_number(events) == 0))
         logger.warning("bad rows (%s): %s of %s. %s", policy, f"{n_bad:,}", f"{rows:,}", reasons)
     if "problem" in events.columns:  # the reader's column ends with this stage
         log = replace(log, source=log.source.drop("problem"))
@@ -111,10 +110,8 @@ def _checks(events: ir.Table) -> list[tuple[ir.BooleanValue, ir.StringValue]]:
     """Return the conditions that make a row unusable, each with its reason; a null condition counts as false."""
     checks = [(events.problem.notnull(), events.problem)] if "problem" in events.columns else []
     for name in ("user_id", "item_id"):
-        checks += [
-            (_blank(events[name]), ibis.literal(f"empty {name}")),
-            (_with_null_byte(events[name]), ibis.literal(f"null byte in {name}")),
-        ]
+        checks.append((_blank(events[name]), ibis.literal(f"empty {name}")))
+        checks.append((_with_null_byte(events[name]), ibis.literal(f"null byte in {name}")))
     checks.append((events.timestamp < 0, ibis.literal("negative timestamp")))
     for factor, unit in ((10**6, "nanoseconds"), (10**3, "microseconds"), (1, "milliseconds")):
         checks.append((events.timestamp > LATEST * factor, ibis.literal(f"timestamp looks like {unit}")))
@@ -125,13 +122,12 @@ def _may_have_bad_rows(log: EventLog) -> bool:
     """Test cheaply, before the full check: every distinct id once, first and last time per user."""
     users, items, events = log.users, log.items, log.source
     tests = [
-        users.aggregate(bad=(_blank(users.user_id) | _with_null_byte(users.user_id)).any()),
-        items.aggregate(bad=(_blank(items.item_id) | _with_null_byte(items.item_id)).any()),
-        users.aggregate(bad=((users["first"] < 0) | (users["last"] > LATEST)).any()),
+        (users, _blank(users.user_id) | _with_null_byte(users.user_id)),
+        (items, _blank(items.item_id) | _with_null_byte(items.item_id)),
+        (users, (users["first"] < 0) | (users["last"] > LATEST)),
+        *([(events, events.problem.notnull())] if "problem" in events.columns else []),
     ]
-    if "problem" in events.columns:
-        tests.append(events.aggregate(bad=events.problem.notnull().any()))
-    return any(single_row(test)["bad"] for test in tests)
+    return any(single_row(table.aggregate(bad=is_bad.any()))["bad"] for table, is_bad in tests)
 
 
 def _check_number(events: ir.Table) -> ir.IntegerColumn:
@@ -166,17 +162,14 @@ def _reason_counts(bad: ir.Table) -> dict[str, int]:
     return {row["kind"]: row["rows"] for row in ordered}
 
 
-def _bad_rows_message(bad: ir.Table, counts: dict[str, int], rows: int) -> str:
-    """Compose an error message with the counts by reason and the first three bad rows."""
+def _examples(bad: ir.Table, reasons: str) -> str:
+    """Compose the end of an error message: the first three bad rows, and advice."""
     examples = []
     for row in bad.order_by("order").limit(3).to_pyarrow().to_pylist():
         values = ", ".join(f"{key}={value!r}" for key, value in row.items() if key not in ("order", "reason"))
         examples.append(f"row {row['order']}: {values}: {row['reason']}")
-    reasons = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
-    text = f"{sum(counts.values()):,} of {rows:,} rows are bad ({reasons}). The first: {' | '.join(examples)}."
-    if any("looks like" in reason for reason in counts):
-        text += " Give the unit of the timestamps under `options` of the data set's conf."
-    return text
+    advice = " Give the unit of the timestamps under `options` of the data set's conf."
+    return f"The first: {' | '.join(examples)}.{advice if 'looks like' in reasons else ''}"
 
 
 def _one_row_per_id(ids: ir.Table, table: ir.Table | None, title: str | None = None) -> ir.Table:

@@ -11,15 +11,11 @@ from typing import Any
 
 from recpipe.config import check_choices, check_known
 
-SPLITS = ("leave_one_out", "temporal", "ratio", "cold_users")
 TIME_CHOICES = ("none", "last_item", "query")  # each allows what the previous ones allow
 CHOICES = {
-    "split": SPLITS,
-    "targets": ("next", "all"),
-    "ties": ("source", "shuffle"),
-    "candidates": ("full",),
-    "time": TIME_CHOICES,
-}
+    "split": ("leave_one_out", "temporal", "ratio", "cold_users"), "targets": ("next", "all"),
+    "ties": ("source", "shuffle"), "candidates": ("full",), "time": TIME_CHOICES,
+}  # fmt: skip
 DERIVED_FIELDS = ("id", "sizes")  # of a split on disk
 EVALUATION_FIELDS = ("exclude_seen", "candidates", "time", "cutoffs")
 
@@ -99,9 +95,10 @@ class Protocol:
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
         """Create from conf or JSON. Raises ValueError for an unknown key, with the nearest spelling."""
         allowed = {field.name for field in dataclasses.fields(cls)}
-        for name in sorted(set(fields) - allowed - set(DERIVED_FIELDS)):
+        fields = {key: value for key, value in fields.items() if key not in DERIVED_FIELDS}
+        for name in sorted(set(fields) - allowed):
             check_known(name, sorted(allowed), what="protocol key")
-        return cls(**{key: value for key, value in fields.items() if key not in DERIVED_FIELDS})
+        return cls(**fields)
 
     def with_evaluation_fields(self, requested: Protocol) -> Protocol:
         """Combine this protocol of a split on disk with the ``EVALUATION_FIELDS`` of ``requested``.
@@ -119,5 +116,5 @@ class Protocol:
     def data_differences(self, other: Protocol) -> list[str]:
         """List the fields that give models other training data under ``other``."""
         mine, theirs = self._used_fields(), other._used_fields()
-        names = dict.fromkeys((*mine, *theirs))
-        return [name for name in names if name not in EVALUATION_FIELDS and mine.get(name) != theirs.get(name)]
+        names = [name for name in dict.fromkeys((*mine, *theirs)) if name not in EVALUATION_FIELDS]
+        return [name for name in names if mine.get(name) != theirs.get(name)]

@@ -158,8 +158,7 @@ def k_core(log: EventLog, *, users: PositiveInt = 1, items: PositiveInt = 1) -> 
     """
     if users == items == 1:
         raise ValueError("k_core: give users, items or both, at least 2, as in {step: k_core, users: 5, items: 5}")
-    core_users = materialize(log.users.filter(log.users.events >= users))
-    core_items = log.items
+    core_users, core_items = materialize(log.users.filter(log.users.events >= users)), log.items
     while True:
         n_users = _n_rows(core_users)
         core_items = item_counts(log.rows.semi_join(core_users, "user_id").semi_join(core_items, "item_id"))
@@ -322,10 +321,8 @@ def hash_below(text: ir.StringValue, share: float) -> ir.BooleanValue:
     return text.hexdigest("md5").substr(0, 8) < f"{limit:08x}" if limit < 2**32 else ibis.literal(True)
 
 
-STEPS: dict[str, Callable[..., EventLog]] = {
-    step.__name__: step
-    for step in (
-        duplicates, min_rating, min_events, k_core, time_window, last, cap_per_user, hash_users, random_rows,
-        stratified, systematic,
-    )
-}  # fmt: skip
+STEP_FUNCTIONS: tuple[Callable[..., EventLog], ...] = (
+    duplicates, min_rating, min_events, k_core, time_window, last, cap_per_user, hash_users, random_rows, stratified,
+    systematic,
+)  # fmt: skip
+STEPS = {step.__name__: step for step in STEP_FUNCTIONS}

@@ -144,19 +144,16 @@ class Sequences:
     def from_table(cls, table: pa.Table, prefix: str = "") -> Sequences:
         """Invert ``to_table``."""
         lists = table[f"{prefix}items"].combine_chunks()
-        events = {
-            name: table[f"{prefix}{name}"].combine_chunks().flatten().to_numpy()
-            for name in EVENT_COLUMNS
-            if f"{prefix}{name}" in table.column_names
-        }
-        profiles = [name for name in table.column_names if name.startswith(PROFILE)]
+        columns = {name: f"{prefix}{name}" for name in EVENT_COLUMNS if f"{prefix}{name}" in table.column_names}
+        events = {name: table[column].combine_chunks().flatten().to_numpy() for name, column in columns.items()}
+        profiles = [name for name in table.column_names if name.startswith(PROFILE) and not prefix]
         return cls(
             _strings(table["user_id"]),
             lists.flatten().to_numpy(),
             events.get("timestamps"),
             np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())]).astype(np.int64),
             events.get("ratings"),
-            {} if prefix else {name.removeprefix(PROFILE): table[name].combine_chunks() for name in profiles},
+            {name.removeprefix(PROFILE): table[name].combine_chunks() for name in profiles},
         )
 
     def write(self, path: Path) -> None:
@@ -225,7 +222,10 @@ def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple
     table = pq.read_table(path, columns=columns)
     user_ids, users = _codes(table["user_id"])
     item_ids, items = _codes(table["item_id"])
-    times = _timestamps(table["timestamp"])
+    missing = table["timestamp"].null_count
+    if 0 < missing < len(table):
+        raise ValueError(f"{missing} of {len(table)} interactions have no timestamp; give all of them one or none")
+    times = None if missing == len(table) else table["timestamp"].to_numpy()
     order = table["order"].to_numpy()
     keys = (order, users) if times is None else (order, times, users)
     index = np.lexsort(keys)
@@ -233,28 +233,16 @@ def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple
         shuffled = np.random.default_rng(seed).permutation(len(index))
         index = index[np.lexsort((shuffled, times[index], users[index]))]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64)
-    ordered = None if times is None else times[index]
     ratings = table["rating"].cast(pa.float32()).to_numpy()[index] if with_ratings else None
     if ratings is not None and np.isnan(ratings).all():
         ratings = None
-    sequences = Sequences(user_ids, (items[index] + 1).astype(np.int32), ordered, offsets, ratings)
-    return sequences, Vocabulary(item_ids)
+    ordered = None if times is None else times[index]
+    return Sequences(user_ids, (items[index] + 1).astype(np.int32), ordered, offsets, ratings), Vocabulary(item_ids)
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-
-
-def _timestamps(column: pa.ChunkedArray) -> np.ndarray | None:
-    if column.null_count == len(column):
-        return None
-    if column.null_count:
-        raise ValueError(
-            f"{column.null_count} of {len(column)} interactions have no timestamp; give all of them one or none"
-        )
-    times: np.ndarray = column.to_numpy()
-    return times
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

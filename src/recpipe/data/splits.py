@@ -125,12 +125,13 @@ def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | Non
     cuts = RULES[protocol.split](sequences, protocol)
     rows = np.arange(len(sequences))
     train = _without_items(sequences.select(rows, np.zeros_like(rows), cuts.train_stop), held_out)
-    valid = _fold(sequences, cuts.valid_start, cuts.valid_stop, protocol.targets)
+    next_only = protocol.targets == "next"
+    valid = _fold(sequences, cuts.valid_start, cuts.valid_stop, next_only=next_only)
     valid = Fold(_without_items(valid.histories, held_out), _without_items(valid.targets, held_out))
     result = Split(
         train.select_users(np.flatnonzero(train.lengths > 0)),
         valid.select(np.flatnonzero((valid.histories.lengths > 0) & (valid.targets.lengths > 0))),
-        _fold(sequences, cuts.test_start, cuts.test_stop, protocol.targets),
+        _fold(sequences, cuts.test_start, cuts.test_stop, next_only=next_only),
         held_out,
     )
     for name, part in (("training", result.train), ("validation", result.valid), ("test", result.test)):
@@ -173,10 +174,8 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
         values = [getattr(part, name) for part in parts]
         if all(value is None for value in values):
             return None
-        for i, part in enumerate(parts):
-            if values[i] is None:
-                values[i] = np.full(len(part.items), np.nan, np.float32)
-        return np.concatenate(values)[order]
+        missing = (np.full(len(part.items), np.nan, np.float32) for part in parts)
+        return np.concatenate([fill if x is None else x for x, fill in zip(values, missing, strict=True)])[order]
 
     items = np.concatenate([part.items for part in parts])[order]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]).astype(np.int64)
@@ -201,8 +200,7 @@ class _Cuts:
 def _leave_one_out(sequences: Sequences, protocol: Protocol) -> _Cuts:
     """Last event: test; the one before: validation. Users with fewer than three events are in training only."""
     n = sequences.lengths
-    long = n >= 3
-    valid_at, test_at = np.where(long, n - 2, n), np.where(long, n - 1, n)
+    valid_at, test_at = np.where(n >= 3, n - 2, n), np.where(n >= 3, n - 1, n)
     return _Cuts(valid_at, valid_at, test_at, test_at, n)
 
 
@@ -239,37 +237,24 @@ def _cold_users(sequences: Sequences, protocol: Protocol) -> _Cuts:
     valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
     is_test, is_valid = hashes < test, (hashes >= test) & (hashes < test + valid)
     last, zero = np.maximum(n - 1, 0), np.zeros_like(n)
-    return _Cuts(
-        np.where(is_test | is_valid, 0, n),
-        np.where(is_valid, last, zero),
-        np.where(is_valid, n, zero),
-        np.where(is_test, last, zero),
-        np.where(is_test, n, zero),
-    )
+    train_stop = np.where(is_test | is_valid, 0, n)
+    valid_and_test = (np.where(group, place, zero) for group in (is_valid, is_test) for place in (last, n))
+    return _Cuts(train_stop, *valid_and_test)
 
 
 RULES: dict[str, Callable[[Sequences, Protocol], _Cuts]] = {
-    "leave_one_out": _leave_one_out,
-    "ratio": _ratio,
-    "temporal": _temporal,
-    "cold_users": _cold_users,
-}
+    "leave_one_out": _leave_one_out, "ratio": _ratio, "temporal": _temporal, "cold_users": _cold_users,
+}  # fmt: skip
 
 
-def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, targets: str) -> Fold:
+def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, *, next_only: bool) -> Fold:
+    """Create a fold without repeated targets of a user, since a list contains an item once."""
     rows = np.flatnonzero((start > 0) & (stop > start))
-    start, stop = start[rows], stop[rows]
-    if targets == "next":
-        stop = start + 1
-    histories = sequences.select(rows, np.zeros_like(start), start)
-    return Fold(histories, _distinct_items(sequences.select(rows, start, stop)))
-
-
-def _distinct_items(targets: Sequences) -> Sequences:
-    """Remove repeated targets of each user, since a list contains an item once."""
+    start, stop = start[rows], (start + 1 if next_only else stop)[rows]
+    histories, targets = sequences.select(rows, np.zeros_like(start), start), sequences.select(rows, start, stop)
     owner = np.repeat(np.arange(len(targets)), targets.lengths)
     _, first = np.unique(np.stack([owner, targets.items]), axis=1, return_index=True)
-    return _filter_events(targets, np.isin(np.arange(len(owner)), first))
+    return Fold(histories, _filter_events(targets, np.isin(np.arange(len(owner)), first)))
 
 
 def _without_items(sequences: Sequences, items: np.ndarray) -> Sequences:

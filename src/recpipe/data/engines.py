@@ -67,7 +67,7 @@ def _spark(engine: Mapping[str, Any]) -> BaseBackend:
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ValueError("engine spark needs pyspark and Java 17 or newer: pip install 'recpipe[spark]'") from error
-    settings = {
+    settings: dict[str, Any] = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
         "spark.local.dir": str(_spill_folder(engine).absolute()),

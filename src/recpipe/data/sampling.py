@@ -11,12 +11,11 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
-from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
 import ibis
 import ibis.expr.types as ir
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StrictInt, ValidationError, create_model
+from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, ValidationError, create_model
 
 from recpipe.config import check_known
 from recpipe.data.event_log import (
@@ -59,7 +58,7 @@ def apply(
 
 
 def check(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Validate steps without running them; return the name and the typed arguments of each.
+    """Validate steps by the functions' signatures; return the name and the typed arguments of each.
 
     Raises ValueError for an unknown step, an unknown argument or a value outside the range of its type.
     """
@@ -70,7 +69,10 @@ def check(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]
         name = str(step["step"])
         check_known(name, list(STEPS), what="step")
         arguments = {key: value for key, value in step.items() if key != "step"}
-        model = _argument_model(name)
+        hints = get_type_hints(STEPS[name], include_extras=True)
+        parameters = list(inspect.signature(STEPS[name]).parameters.values())[1:]
+        fields: Any = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
+        model = create_model(name, **fields)
         for argument in arguments:
             check_known(argument, list(model.model_fields), what=f"argument of {name}")
         try:
@@ -80,15 +82,6 @@ def check(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]
             raise ValueError(f"step {name}: {wrong}. It takes {', '.join(model.model_fields)}") from None
         checked.append((name, {key: getattr(values, key) for key in arguments}))
     return checked
-
-
-@cache
-def _argument_model(name: str) -> type[BaseModel]:
-    """Create a pydantic model of a step's arguments from its signature."""
-    hints = get_type_hints(STEPS[name], include_extras=True)
-    parameters = list(inspect.signature(STEPS[name]).parameters.values())[1:]
-    fields: Any = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
 
 
 # Filters -----------------------------------------------------------------------------------------------------------

@@ -57,41 +57,23 @@ class Split:
 
 
 class TrainingData:
-    """Protocol, vocabulary, training set and validation fold; parts of a folder are read when first used."""
+    """Protocol, vocabulary, training set and validation fold; parts of a folder are read when first used.
+
+    ``protocol_fields``: the protocol as JSON, with its ``id`` and the ``sizes`` of the parts.
+    """
 
     _folder: Path
+    protocol_fields = cached_property(lambda self: json.loads((self._folder / PROTOCOL).read_text("utf-8")))
+    protocol = cached_property(lambda self: Protocol.from_dict(self.protocol_fields))
+    vocabulary = cached_property(lambda self: Vocabulary.read(self._folder / VOCABULARY))
+    train_set = cached_property(lambda self: Sequences.read(self._folder / TRAIN))
+    valid_set = cached_property(lambda self: Fold.read(self._folder / VALID))
 
     def __init__(
         self, protocol_fields: dict[str, Any], vocabulary: Vocabulary, train_set: Sequences, valid_set: Fold
     ) -> None:
         self.protocol_fields, self.vocabulary = protocol_fields, vocabulary
         self.train_set, self.valid_set = train_set, valid_set
-
-    @cached_property
-    def protocol_fields(self) -> dict[str, Any]:
-        """The protocol as JSON, with its ``id`` and the ``sizes`` of the parts."""
-        fields: dict[str, Any] = json.loads((self._folder / PROTOCOL).read_text(encoding="utf-8"))
-        return fields
-
-    @cached_property
-    def protocol(self) -> Protocol:
-        """Protocol of the split."""
-        return Protocol.from_dict(self.protocol_fields)
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """Items in the order of their indices."""
-        return Vocabulary.read(self._folder / VOCABULARY)
-
-    @cached_property
-    def train_set(self) -> Sequences:
-        """Training events of all users."""
-        return Sequences.read(self._folder / TRAIN)
-
-    @cached_property
-    def valid_set(self) -> Fold:
-        """Validation fold, for model selection only."""
-        return Fold.read(self._folder / VALID)
 
     @classmethod
     def read(cls, folder: Path) -> TrainingData:

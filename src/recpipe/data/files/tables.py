@@ -1,26 +1,26 @@
-"""Tables that every reader returns: the log with a problem per bad row, and one row per item and per user."""
+"""Tables that every reader returns, the log with a problem per bad row, and the SQL that they are built with.
+
+Names and constants enter a statement only through ``identifier`` and ``literal``.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import duckdb
 import ibis
-
-from recpipe.data.files.sql import (
-    ENCODING_HINT,
-    create_table,
-    create_view,
-    identifier,
-    reason_with_value,
-    scalar,
-    timestamp_checks,
-    timestamp_seconds,
-)
+from ibis.util import gen_name
 
 logger = logging.getLogger(__name__)
+
+UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+TYPED = "typed"  # the unit of a column that is a date or timestamp already
+ENCODING_HINT = "Say how the file is encoded: `encoding: latin-1`, or utf-16, in the options of the data set"
+EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE = 315_532_800, 4_102_444_800  # 1980 and 2100: beyond, the unit is wrong
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ib
     """Parse the log once into a temporary table with the columns of ``RawTables.interactions``."""
     values = "".join(f", TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in columns.numbers.items())
     position = f", {_integer(columns.order)} AS position" if columns.order else ""
-    time = timestamp_seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
+    time = _timestamp_seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
     select = f"""
         SELECT __user AS user_id, __item AS item_id, __time AS timestamp{values}{position},
             CAST({_problem(source, columns)} AS VARCHAR) AS problem
@@ -80,10 +80,9 @@ def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ib
             FROM {source.sql} AS source
         )"""
     table = create_table(con, select, where=source.where)
-    if source.rejects:
-        _append_rejects(con, table, source)
+    _append_rejects(con, table, source)
     order, hidden = ("coalesce(position, rowid)", " EXCLUDE (position)") if position else ("rowid", "")
-    return con.table(create_view(con, f'SELECT *{hidden}, CAST({order} AS BIGINT) AS "order" FROM {table}'))
+    return _view(con, f'SELECT *{hidden}, CAST({order} AS BIGINT) AS "order" FROM {table}')
 
 
 def create_entities(
@@ -98,18 +97,18 @@ def create_entities(
     table = create_table(con, f"SELECT {selection} FROM {source.sql} AS source", where=source.where)
     if source.rejects:
         _check_encoding(con, source)
-        if rejected := scalar(con, f"SELECT count(DISTINCT (file_id, line)) FROM {source.rejects}"):
+        if rejected := _count(con, source.rejects, "DISTINCT (file_id, line)"):
             logger.warning("%s: %d lines left out, they do not have its columns", source.where, rejected)
     _warn_of_repeats(con, table, key, source.where)
     first = f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY rowid) = 1"
     described = f"SELECT * FROM {table} WHERE trim({key}) <> '' {first}"
     if log is None:
-        return con.table(create_view(con, described))
+        return _view(con, described)
     logged = f"SELECT DISTINCT item_id FROM {identifier(log.get_name())} WHERE problem IS NULL AND trim(item_id) <> ''"
     missing = f"SELECT * FROM ({logged}) ANTI JOIN ({described}) USING (item_id)"
     titled = "* REPLACE (coalesce(title, item_id) AS title)" if "title" in columns else "*, item_id AS title"
     union = f"SELECT {titled} FROM ({described} UNION ALL BY NAME ({missing})) ORDER BY item_id"
-    return con.table(create_view(con, f"SELECT * FROM {create_table(con, union, where=source.where)}"))
+    return _view(con, f"SELECT * FROM {create_table(con, union, where=source.where)}")
 
 
 def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str) -> None:
@@ -129,7 +128,7 @@ def _problem(source: Source, columns: LogColumns) -> str:
     arms = [f"WHEN ({source.problem}) IS NOT NULL THEN {source.problem}"] if source.problem != "NULL" else []
     arms += columns.problems
     if columns.timestamp:
-        arms += timestamp_checks(columns.timestamp, columns.unit, "__time")
+        arms += _timestamp_checks(columns.timestamp, columns.unit, "__time")
     for name, sql in columns.numbers.items():
         finite = f"coalesce(isfinite(TRY_CAST({sql} AS DOUBLE)), false)"
         arms.append(f"WHEN {sql} IS NOT NULL AND NOT {finite} THEN {reason_with_value(f'{name} not a number', sql)}")
@@ -148,8 +147,51 @@ def _integer(sql: str) -> str:
     return f"CASE WHEN {value} = floor({value}) THEN TRY_CAST({text} AS BIGINT) END"
 
 
+def _timestamp_seconds(text: str, unit: str) -> str:
+    """Return SQL of int64 seconds since 1970 UTC, null where ``text`` (SQL too) is no timestamp in ``unit``.
+
+    unit: s, ms, us, ns since 1970; iso; a strptime format; or ``TYPED``. Times without an offset are UTC, whatever the
+    connection's time zone. Raises ValueError for another unit.
+    """
+    if unit == TYPED:
+        return f"epoch_us({text}) // 1000000"
+    if unit in UNITS:
+        integer = f"TRY_CAST({text} AS BIGINT)"
+        fraction = f"TRY_CAST(floor(TRY_CAST({text} AS DOUBLE)) AS BIGINT)"  # '12.7' as BIGINT would be 13
+        value = f"CASE WHEN contains(CAST({text} AS VARCHAR), '.') THEN {fraction} ELSE {integer} END"
+        return value if unit == "s" else f"({value}) // {UNITS[unit]}"
+    if unit == "iso":
+        # A cast to TIMESTAMPTZ reads an offset, but without one uses the session's time zone; TIMESTAMP does neither.
+        # An offset follows the minutes at the earliest; these tests look at bytes, and cost next to nothing.
+        offset = f"(strlen({text}) > 16 AND (suffix({text}, 'Z') OR contains({text}, '+') OR {text} LIKE '%:%-%'))"
+        zoned = f"epoch_us(TRY_CAST({text} AS TIMESTAMPTZ))"
+        naive = f"epoch_us(TRY_CAST({text} AS TIMESTAMP))"
+        return f"(CASE WHEN {offset} THEN {zoned} ELSE {naive} END) // 1000000"
+    if "%" not in unit:
+        raise ValueError(f"unknown timestamp unit {unit!r}: s, ms, us, ns, iso or a format, '%Y-%m-%d %H:%M'")
+    return f"epoch_us(try_strptime({text}, {literal(unit)})) // 1000000"
+
+
+def _timestamp_checks(text: str, unit: str, time: str) -> list[str]:
+    """Return CASE arms with the reasons for a bad timestamp. text: the raw value, time: its seconds (both SQL)."""
+    expected = "timestamp not a number" if unit in UNITS else f"timestamp not as {unit} has it"
+    late = f"timestamp after 2100, in another unit than {unit}"
+    early = f"timestamp before 1980, in another unit than {unit}"
+    arms = [
+        f"WHEN {text} IS NULL OR CAST({text} AS VARCHAR) = '' THEN 'timestamp is empty'",
+        f"WHEN {time} IS NULL THEN {reason_with_value(expected, text)}",
+        f"WHEN {time} < 0 THEN {reason_with_value('timestamp before 1970', text)}",
+        f"WHEN {time} >= {LATEST_PLAUSIBLE} THEN {reason_with_value(late, text)}",
+    ]
+    if unit in UNITS and unit != "s":
+        arms.append(f"WHEN {time} < {EARLIEST_PLAUSIBLE} THEN {reason_with_value(early, text)}")
+    return arms
+
+
 def _append_rejects(con: ibis.BaseBackend, table: str, source: Source) -> None:
     """Append the lines that the parser rejected, with a reason each, after the good rows."""
+    if not source.rejects:
+        return
     _check_encoding(con, source)
     # An unclosed quotation mark swallows all lines up to the next one
     swallowed = "error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') AND contains(csv_line, chr(10))"
@@ -167,12 +209,76 @@ def _append_rejects(con: ibis.BaseBackend, table: str, source: Source) -> None:
             FROM {source.rejects} GROUP BY file_id, line
         ) ORDER BY file_id, line"""
     )
-    rejected = scalar(con, f"SELECT count(*) FROM {source.rejects}")
-    if rejected and not scalar(con, f"SELECT count(*) FROM {table} WHERE user_id IS NOT NULL"):
+    if _count(con, source.rejects) and not _count(con, f"{table} WHERE user_id IS NOT NULL"):
         columns = ", ".join(source.types)
         raise ValueError(f"cannot read {source.where}: no line has the columns {columns}. Is the delimiter right?")
 
 
 def _check_encoding(con: ibis.BaseBackend, source: Source) -> None:
-    if lines := scalar(con, f"SELECT count(*) FROM {source.rejects} WHERE error_type = 'INVALID ENCODING'"):
+    if lines := _count(con, f"{source.rejects} WHERE error_type = 'INVALID ENCODING'"):
         raise ValueError(f"cannot read {source.where}: {lines} lines are not in the encoding expected. {ENCODING_HINT}")
+
+
+def _view(con: ibis.BaseBackend, select: str) -> ibis.Table:
+    name = gen_name("source")
+    con.raw_sql(f"CREATE TEMP VIEW {identifier(name)} AS {select}")
+    return con.table(name)
+
+
+def _count(con: ibis.BaseBackend, selection: str, what: str = "*") -> int:
+    return int(con.raw_sql(f"SELECT count({what}) FROM {selection}").fetchall()[0][0])
+
+
+def identifier(name: str) -> str:
+    """Quote a column or table name. Raises ValueError for a name that no column can have."""
+    if not isinstance(name, str) or not name or "\x00" in name:
+        raise ValueError(f"{name!r} is not a column name: give the name as text, as the file's header has it")
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Quote a string constant. Raises ValueError for a null byte, at which a statement would end."""
+    if "\x00" in text:
+        raise ValueError(f"{text!r} holds a null byte")
+    return "'" + text.replace("'", "''") + "'"
+
+
+def literals(texts: Iterable[str]) -> str:
+    """Quote string constants as an SQL list."""
+    return "[" + ", ".join(literal(text) for text in texts) + "]"
+
+
+def create_table(con: ibis.BaseBackend, select: str, *, where: str) -> str:
+    """Store the result of a query in a temporary table in row order; return the quoted table name."""
+    name = identifier(gen_name("raw"))
+    before = con.raw_sql("SELECT current_setting('preserve_insertion_order')").fetchall()[0][0]
+    con.raw_sql("SET preserve_insertion_order = true")
+    try:
+        with errors_with_file(where):
+            con.raw_sql(f"CREATE TEMP TABLE {name} AS {select}")
+    finally:
+        con.raw_sql(f"SET preserve_insertion_order = {before}")
+    return name
+
+
+def reason_with_value(reason: str, value: str) -> str:
+    """Return SQL of a reason followed by a value (SQL too), cut to 60 characters and in quotation marks."""
+    return f"{literal(reason + ': ')} || chr(39) || left(CAST({value} AS VARCHAR), 60) || chr(39)"
+
+
+@contextmanager
+def errors_with_file(where: str) -> Iterator[None]:
+    """Convert DuckDB errors to a ValueError that names the file; out of memory or disk space passes unchanged."""
+    try:
+        yield
+    except duckdb.Error as error:
+        text = str(error)
+        if isinstance(error, duckdb.OutOfMemoryException | duckdb.InterruptException) or "No space left" in text:
+            raise
+        reason = " ".join(text.split("\n\n", maxsplit=1)[0].split())
+        hint = ""
+        if "unicode" in text or "utf-8" in text.lower() or "encod" in text.lower():
+            hint = f". {ENCODING_HINT}"
+        elif any(sign in text for sign in ("GZIP", "magic bytes", "ZSTD", "zstd", "footer")):
+            hint = ". The file is cut short or is not what its name says: fetch it again"
+        raise ValueError(f"cannot read {where}: {reason}{hint}") from error

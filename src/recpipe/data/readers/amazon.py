@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import ibis
 
-from recpipe.data.files.sql import identifier
-from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
-from recpipe.data.files.text import json_source, json_text, json_words, literal_source
+from recpipe.data.files.sources import json_source, json_text, json_words, literal_source
+from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, identifier
 
 
 class Edition(NamedTuple):

@@ -15,9 +15,18 @@ from typing import Any
 import ibis
 
 from recpipe.config import check_known
-from recpipe.data.files.sql import TYPED, column_types, identifier, literal, literals, path_summary, reason_with_value
-from recpipe.data.files.tables import LogColumns, RawTables, Source, create_entities, create_log
-from recpipe.data.files.text import basket_source, delimited_source
+from recpipe.data.files.sources import basket_source, delimited_source, parquet_source, typed_json_source
+from recpipe.data.files.tables import (
+    TYPED,
+    LogColumns,
+    RawTables,
+    Source,
+    create_entities,
+    create_log,
+    identifier,
+    literal,
+    reason_with_value,
+)
 
 FORMATS = {
     ".csv": "csv", ".txt": "csv", ".dat": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
@@ -125,26 +134,10 @@ def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) 
         columns = () if options.header else options.names or ()
         return delimited_source(paths, delimiter=delimiter, columns=columns, encoding=options.encoding, quote=quote)
     if file_format == "jsonl":
-        return _json_source(paths, con)
+        return typed_json_source(con, paths)
     if file_format != "parquet":
         raise ValueError(f"unknown format {file_format!r}: csv, tsv, parquet, jsonl or lines")
-    sql = f"read_parquet({literals(paths)}, union_by_name = true)"
-    where = path_summary(paths)
-    return Source(sql, column_types(con, sql, where=where), where)
-
-
-def _json_source(paths: Sequence[str], con: ibis.BaseBackend) -> Source:
-    """Create a source of JSON lines with values as text: types of the first records would lose later values."""
-    where = path_summary(paths)
-    layout = f"{literals(paths)}, format = 'newline_delimited', ignore_errors = true"
-    types = column_types(con, f"read_json({layout}, union_by_name = true)", where=where)
-    for name, kind in types.items():
-        if not kind.startswith(("STRUCT", "MAP", "JSON")):
-            types[name] = "VARCHAR" + "[]" * kind.count("[]")
-    columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items())
-    empty = " AND ".join(f"{identifier(name)} IS NULL" for name in types)
-    problem = f"CASE WHEN {empty} THEN 'not a JSON object' END"
-    return Source(f"read_json({layout}, columns = {{{columns}}})", types, where, problem=problem)
+    return parquet_source(con, paths)
 
 
 def _format(path: str) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import ibis
 
 from recpipe.config import check_known
-from recpipe.data.files.sql import identifier, literal, literals
-from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
-from recpipe.data.files.text import delimited_source
+from recpipe.data.files.sources import delimited_source
+from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, identifier, literal, literals
 
 LAYOUTS = ("100k", "1m", "10m", "csv")
 GENRES_100K = (

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import ibis
 
-from recpipe.data.files.sql import TYPED, column_types, literal, literals, path_summary
-from recpipe.data.files.tables import LogColumns, RawTables, Source, create_entities, create_log
+from recpipe.data.files.sources import parquet_source
+from recpipe.data.files.tables import TYPED, LogColumns, RawTables, create_entities, create_log, literal, literals
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
 CODE = "upper(trim(StockCode))"  # a few lines have the letter of a code in lower case
@@ -31,9 +31,7 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBac
     Lines other than purchases of goods by an identified customer have a reason in ``problem``. The shop's local time is
     read as UTC.
     """
-    paths = files["interactions"]
-    sql, where = f"read_parquet({literals(paths)})", path_summary(paths)
-    source = Source(sql, column_types(con, sql, where=where), where)
+    source = parquet_source(con, files["interactions"])
     source.check_columns(COLUMNS)
     problems = [
         "WHEN CustomerID IS NULL THEN 'no customer'",
@@ -44,9 +42,9 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBac
     numbers = {"weight": "Quantity"}
     log = create_log(con, source, LogColumns("CustomerID", CODE, "InvoiceDate", TYPED, numbers, problems=problems))
     columns = {"item_id": "code", "title": "title", "text": "title", "price": "price"}
-    items = create_entities(con, _products(source, options), columns, key="item_id", log=log)
+    items = create_entities(con, source._replace(sql=_products(source.sql, options)), columns, key="item_id", log=log)
     columns = {"user_id": "id", "country": "country"}
-    users = create_entities(con, _customers(source), columns, key="user_id", log=None)
+    users = create_entities(con, source._replace(sql=_customers(source.sql)), columns, key="user_id", log=None)
     return RawTables(log, items, users)
 
 
@@ -55,22 +53,21 @@ def _goods(options: Options) -> str:
     return f"regexp_matches({CODE}, {literal(options.goods)}){excluded}"
 
 
-def _products(source: Source, options: Options) -> Source:
-    """Find the most frequent description and median price per code, on lines of sales (others say ``damaged``)."""
+def _products(table: str, options: Options) -> str:
+    """Return SQL of the most frequent description and median price per code, on lines of sales, not ``damaged``."""
     sold = (
-        f"SELECT {CODE} AS code, trim(Description) AS words, UnitPrice FROM {source.sql} "
+        f"SELECT {CODE} AS code, trim(Description) AS words, UnitPrice FROM {table} "
         f"WHERE Quantity > 0 AND UnitPrice > 0 AND {_goods(options)}"
     )
     counted = f"SELECT code, words, count(*) AS n FROM ({sold}) WHERE words <> '' GROUP BY code, words"
     titles = f"SELECT code, first(words ORDER BY n DESC, words) AS title FROM ({counted}) GROUP BY code"
     prices = f"SELECT code, median(UnitPrice) AS price FROM ({sold}) GROUP BY code"
-    return source._replace(sql=f"(SELECT * FROM ({titles}) JOIN ({prices}) USING (code))")
+    return f"(SELECT * FROM ({titles}) JOIN ({prices}) USING (code))"
 
 
-def _customers(source: Source) -> Source:
-    """Find the most frequent country per customer."""
-    customers = f"SELECT * FROM {source.sql} WHERE CustomerID IS NOT NULL"
+def _customers(table: str) -> str:
+    """Return SQL of the most frequent country per customer."""
+    customers = f"SELECT * FROM {table} WHERE CustomerID IS NOT NULL"
     counted = f"SELECT CustomerID, Country, count(*) AS n FROM ({customers}) GROUP BY ALL"
     commonest = "first(Country ORDER BY n DESC, Country) AS country"
-    located = f"SELECT CAST(CustomerID AS VARCHAR) AS id, {commonest} FROM ({counted}) GROUP BY id"
-    return source._replace(sql=f"({located})")
+    return f"(SELECT CAST(CustomerID AS VARCHAR) AS id, {commonest} FROM ({counted}) GROUP BY id)"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import ibis
 
+from recpipe.data.files.sources import json_text, json_words, literal_source
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
-from recpipe.data.files.text import json_text, json_words, literal_source
 
 LIST_KEYS = ("genres", "tags", "specs")
 TEXT_KEYS = ("developer", "publisher", "release_date", "price")

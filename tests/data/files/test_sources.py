@@ -8,7 +8,7 @@ import duckdb
 import pytest
 from tests.data.conftest import MAPPING, Reading, rows, write_gzip
 
-from recpipe.data.files import text as text_files
+from recpipe.data.files import sources
 
 
 def test_an_open_quotation_mark_is_an_error(tmp_path: Path, reading: Reading) -> None:
@@ -37,7 +37,7 @@ def test_damaged_files_are_refused(tmp_path: Path, reading: Reading, name: str, 
 def test_a_line_beyond_the_limit_is_a_bad_row(
     tmp_path: Path, reading: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000)
     good = {"username": "a", "product_id": "1", "date": "2017-12-17"}
     reviews = [good, {"username": "b" * 5000, "product_id": "1", "date": "2017-12-17"}, good]
     log = rows(

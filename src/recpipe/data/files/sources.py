@@ -1,4 +1,4 @@
-"""Text files as sources: delimited lines (CSV, TSV, ``::``), baskets, JSON lines, lines of Python literals.
+"""Files as sources: Parquet, delimited lines (CSV, TSV, ``::``), baskets, JSON lines, lines of Python literals.
 
 Literals are parsed without evaluation and converted to JSON.
 """
@@ -22,16 +22,15 @@ import ibis
 import pyarrow as pa
 from ibis.util import gen_name
 
-from recpipe.data.files.sql import (
+from recpipe.data.files.tables import (
     ENCODING_HINT,
+    Source,
     errors_with_file,
     identifier,
     literal,
     literals,
-    path_summary,
     reason_with_value,
 )
-from recpipe.data.files.tables import Source
 from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,12 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20  # far above any review or product
 SAMPLE_LINES = 100
 INVALID = "_unread"  # key of a record that stands for a line without a literal; its value is the line's beginning
+
+
+def parquet_source(con: ibis.BaseBackend, paths: Sequence[str]) -> Source:
+    """Create a source with the columns and types of Parquet files."""
+    sql, where = f"read_parquet({literals(paths)}, union_by_name = true)", _path_summary(paths)
+    return Source(sql, _column_types(con, sql, where=where), where)
 
 
 def delimited_source(
@@ -63,7 +68,7 @@ def delimited_source(
         f"encoding = {literal(encoding)}, columns = {{{types}}}, store_rejects = true, "
         f"rejects_table = {literal(rejects)}, rejects_scan = {literal(rejects + '_scan')})"
     )
-    return Source(sql, dict.fromkeys(names, "VARCHAR"), path_summary(paths), rejects=identifier(rejects))
+    return Source(sql, dict.fromkeys(names, "VARCHAR"), _path_summary(paths), rejects=identifier(rejects))
 
 
 def basket_source(paths: Sequence[str], *, delimiter: str, encoding: str = "utf-8") -> Source:
@@ -77,7 +82,21 @@ def basket_source(paths: Sequence[str], *, delimiter: str, encoding: str = "utf-
     user = f"split_part(line, {literal(delimiter)}, 1)"
     items = f"substr(line, length({user}) + {len(delimiter) + 1})"
     sql = f"(SELECT {user} AS user_id, {items} AS items FROM {lines})"
-    return Source(sql, {"user_id": "VARCHAR", "items": "VARCHAR"}, path_summary(paths))
+    return Source(sql, {"user_id": "VARCHAR", "items": "VARCHAR"}, _path_summary(paths))
+
+
+def typed_json_source(con: ibis.BaseBackend, paths: Sequence[str]) -> Source:
+    """Create a source of JSON lines with all columns as text: types of the first records would lose later values."""
+    where = _path_summary(paths)
+    layout = f"{literals(paths)}, format = 'newline_delimited', ignore_errors = true"
+    types = _column_types(con, f"read_json({layout}, union_by_name = true)", where=where)
+    for name, kind in types.items():
+        if not kind.startswith(("STRUCT", "MAP", "JSON")):
+            types[name] = "VARCHAR" + "[]" * kind.count("[]")
+    columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items())
+    empty = " AND ".join(f"{identifier(name)} IS NULL" for name in types)
+    problem = f"CASE WHEN {empty} THEN 'not a JSON object' END"
+    return Source(f"read_json({layout}, columns = {{{columns}}})", types, where, problem=problem)
 
 
 def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
@@ -85,7 +104,7 @@ def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[s
 
     Raises ValueError if none of the first records has one of the required keys.
     """
-    where = path_summary(paths)
+    where = _path_summary(paths)
     layout = f"format = 'newline_delimited', ignore_errors = true, maximum_object_size = {MAX_LINE_BYTES}"
     if required:
         records = f"read_json({literals(paths[:1])}, {layout}, records = false, columns = {{'json': 'JSON'}})"
@@ -121,9 +140,9 @@ def literal_source(
                     sample |= record.keys() - {INVALID}
                 values = {key: record[key] for key in (*keys, INVALID) if key in record}
                 out.write(json.dumps(values, default=str, skipkeys=True) + "\n")
-        _check_keys(required, sample, path_summary(paths))
+        _check_keys(required, sample, _path_summary(paths))
         source = json_source(con, [str(converted)], keys=[*keys, INVALID], required=())
-        yield source._replace(where=path_summary(paths))
+        yield source._replace(where=_path_summary(paths))
 
 
 def json_text(key: str) -> str:
@@ -139,6 +158,18 @@ def json_words(key: str, *, separator: str = " ") -> str:
         f"nullif(trim(CASE WHEN len({nested}) > 0 THEN array_to_string({nested}, {literal(separator)}) "
         f"WHEN len({flat}) > 0 THEN array_to_string({flat}, {literal(separator)}) ELSE {plain} END), '')"
     )
+
+
+def _path_summary(paths: Sequence[str]) -> str:
+    """Summarise paths for an error message: the first and the number of others."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _column_types(con: ibis.BaseBackend, source: str, *, where: str) -> dict[str, str]:
+    """Return column names and DuckDB types of a FROM clause."""
+    with errors_with_file(where):
+        columns = con.raw_sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
+    return {str(column[0]): str(column[1]) for column in columns}
 
 
 def _header(paths: Sequence[str], delimiter: str, *, encoding: str, quote: str) -> list[str]:

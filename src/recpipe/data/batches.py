@@ -13,6 +13,8 @@ from torch import Tensor
 
 from recpipe.data.sequences import Sequences
 
+Features = Mapping[str, np.ndarray]  # by name: "user.*" (U, M), "event.*" (N, M)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -101,18 +103,10 @@ class Batch:
 
 
 class DeviceSequences:
-    """Flat sequences on a device, from which batches are gathered.
-
-    ``window`` is the number of last events per user. ``features`` by name: ``user.*`` (U, M), ``event.*`` (N, M).
-    """
+    """Flat sequences on a device, the last ``window`` events per user, from which batches are gathered."""
 
     def __init__(
-        self,
-        sequences: Sequences,
-        *,
-        window: int,
-        device: torch.device | str,
-        features: Mapping[str, np.ndarray] | None = None,
+        self, sequences: Sequences, *, window: int, device: torch.device | str, features: Features | None = None
     ) -> None:
         def to_device(values: np.ndarray | None) -> Tensor | None:
             return None if values is None else torch.from_numpy(values.copy()).to(device)

@@ -1,7 +1,6 @@
 """Encoding of item and user columns as network inputs: codes of categories, standardised numbers. N rows, M values.
 
-A column is categorical if it contains text, booleans or lists of them, or at most 50 distinct numbers; a row of a list
-column may have several values. A fitted ``Column`` consists of plain JSON types, for bundles.
+A column is categorical if it contains text, booleans or lists of them, or at most 50 distinct numbers.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,11 +45,7 @@ class Ingested:
 
 
 def ingest(
-    raw: RawTables,
-    steps: Sequence[Mapping[str, Any]],
-    *,
-    bad_rows: str = "quarantine",
-    engine: Mapping[str, Any] | None = None,
+    raw: RawTables, steps: sampling.Steps, *, bad_rows: str = "quarantine", engine: Mapping[str, Any] | None = None
 ) -> Ingested:
     """Clean and sample a raw log on its DuckDB connection or, for ``name: spark``, on Spark.
 
@@ -59,20 +55,18 @@ def ingest(
     check_known(bad_rows, POLICIES, what="bad_rows of the data set")
     sampling.check(steps)
     engine = engine or {}
-    tables = [raw.interactions, raw.items, raw.users]
     if engine.get("name") == "spark":
         con = connect(engine)
-        tables = [None if table is None else transfer(table, con, engine) for table in tables]
-    events, items, users = tables
-    assert events is not None
-    log, quarantine, rows = _without_bad_rows(events, bad_rows)
+        tables = (raw.interactions, raw.items, raw.users)
+        raw = RawTables(*(table if table is None else transfer(table, con, engine) for table in tables))
+    log, quarantine, rows = _without_bad_rows(raw.interactions, bad_rows)
     log, step_rows = sampling.apply(log, steps, rows[-1])
     return Ingested(
         interactions=log.rows.order_by("order"),
         quarantine=quarantine,
         steps=pa.Table.from_pylist(rows + step_rows, schema=STEP_TABLE),
-        items=_one_row_per_id(log.items.select("item_id"), items, title="title"),
-        users=_one_row_per_id(log.users.select("user_id"), users),
+        items=_one_row_per_id(log.items.select("item_id"), raw.items, title="title"),
+        users=_one_row_per_id(log.users.select("user_id"), raw.users),
     )
 
 

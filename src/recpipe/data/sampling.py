@@ -31,13 +31,13 @@ from recpipe.data.event_log import (
 
 logger = logging.getLogger(__name__)
 
+Steps = Sequence[Mapping[str, Any]]
 Share = Annotated[float, Field(gt=0, le=1)]
+SampleUnit = Literal["rows", "users"]
 PARTS = 64  # time spans into which a long history is divided, see `_nth_events`
 
 
-def apply(
-    log: EventLog, steps: Sequence[Mapping[str, Any]], before: Mapping[str, Any]
-) -> tuple[EventLog, list[dict[str, Any]]]:
+def apply(log: EventLog, steps: Steps, before: Mapping[str, Any]) -> tuple[EventLog, list[dict[str, Any]]]:
     """Apply all steps; return the log and one row of the step table per step. ``before`` is the last row so far.
 
     Raises ValueError for an unknown step or argument and for a step that leaves no rows.
@@ -57,7 +57,7 @@ def apply(
     return log, rows[1:]
 
 
-def check(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+def check(steps: Steps) -> list[tuple[str, dict[str, Any]]]:
     """Validate steps by the functions' signatures; return the name and the typed arguments of each.
 
     Raises ValueError for an unknown step, an unknown argument or a value outside the range of its type.
@@ -258,13 +258,7 @@ def systematic(log: EventLog, *, every: PositiveInt, offset: NonNegativeInt = 0)
 
 
 def stratified(
-    log: EventLog,
-    *,
-    share: Share,
-    by: str,
-    seed: StrictInt,
-    of: Literal["rows", "users"] = "rows",
-    strata: PositiveInt = 10,
+    log: EventLog, *, share: Share, by: str, seed: StrictInt, of: SampleUnit = "rows", strata: PositiveInt = 10
 ) -> EventLog:
     """Keep the same share of every stratum, rounded to the nearest integer, at least one row.
 

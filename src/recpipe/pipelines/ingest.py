@@ -51,17 +51,17 @@ def profile_data(interactions: Path) -> dict[str, Any]:
 
 
 GROUP = "ingest"
-TABLES = ["interactions", "items", "users", "quarantine", "ingest_steps"]
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
     """Assemble the three nodes, which all models share."""
     dataset = f"params:datasets.{wiring.dataset}"
     files = ["source_files", dataset, "params:ingest", "params:paths"]
+    tables = ["interactions", "items", "users", "quarantine", "ingest_steps"]
     return Pipeline(
         [
             Node(fetch_source, [dataset, "params:paths"], "source_files", name="fetch_source", namespace=GROUP),
-            Node(ingest_log, files, TABLES, name="ingest_log", namespace=GROUP),
+            Node(ingest_log, files, tables, name="ingest_log", namespace=GROUP),
             Node(profile_data, "interactions", "data_profile", name="profile_data", namespace=GROUP),
         ]
     )

@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 CHUNK = 1 << 20
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two chunks
 ATTEMPTS = 5
-LICENCE_SHOWN = ".licence-shown"
 FULL_HASH_BYTES = 1 << 30  # fingerprints of larger files hash only both ends
 END_BYTES = 64 << 20
 ARCHIVES = (".zip", ".bz2")
@@ -66,11 +65,8 @@ class DatasetFile(NamedTuple):
         Raises ValueError for a name in several subfolders and for a wrong checksum.
         """
         pattern = Path(self.pattern)
-        if pattern.is_absolute():
-            paths = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
-        else:
-            paths = folder.glob(self.pattern)
-        files = sorted(path for path in paths if path.is_file())
+        root = Path(pattern.anchor) if pattern.is_absolute() else folder
+        files = sorted(path for path in root.glob(str(pattern.relative_to(pattern.anchor))) if path.is_file())
         if not files and not pattern.is_absolute():
             files = sorted(path for path in folder.rglob(self.pattern) if path.is_file())
             files = [path for path in files if "/." not in f"/{path.relative_to(folder).as_posix()}"]
@@ -285,7 +281,7 @@ def _verify(path: Path, checksum: str | None) -> None:
 
 
 def _show_licence(conf: Mapping[str, Any], folder: Path) -> None:
-    marker = folder / LICENCE_SHOWN
+    marker = folder / ".licence-shown"
     if not conf.get("licence") or marker.exists():
         return
     logger.info("%s: %s", conf.get("title", folder.name), " ".join(str(conf["licence"]).split()))
@@ -322,12 +318,10 @@ def _manifest(paths: Mapping[str, list[Path]]) -> dict[str, Any]:
 def _unzip(archive: Path, folder: Path, patterns: list[str], limit: int) -> list[Path]:
     paths = []
     with zipfile.ZipFile(archive) as packed:
-        members = [member for member in packed.infolist() if not member.is_dir()]
-        targets = {member.filename: _safe_path(member, archive) for member in members}
-        roots = {target.parts[0] for target in targets.values() if len(target.parts) > 1}
-        has_root = len(roots) == 1 and all(len(target.parts) > 1 for target in targets.values())
-        for member in members:
-            target = targets[member.filename]
+        targets = {member: _safe_path(member, archive) for member in packed.infolist() if not member.is_dir()}
+        has_root = all(len(path.parts) > 1 for path in targets.values())
+        has_root &= len({path.parts[0] for path in targets.values()}) == 1
+        for member, target in targets.items():
             inner = PurePosixPath(*target.parts[1:]) if has_root else target
             if any(fnmatch(inner.name, pattern) or fnmatch(str(inner), pattern) for pattern in patterns):
                 (folder / inner).parent.mkdir(parents=True, exist_ok=True)

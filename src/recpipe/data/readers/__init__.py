@@ -17,27 +17,13 @@ import ibis
 from recpipe.config import check_known
 from recpipe.data.files.tables import RawTables
 
-KEYS = (
-    "title", "source", "homepage", "url", "checksum", "licence", "citation", "files", "options", "bad_rows",
-    "steps", "profile", "content",
-)  # fmt: skip
-ROLES = ("interactions", "items", "users")
-FILE_KEYS = ("name", "url", "checksum", "optional")
-
 
 def check(conf: Mapping[str, Any], *, where: str) -> None:
-    """Validate the block of a data set without opening files.
-
-    Raises ValueError for an unknown key, role, reader or option, and for a role without a file name.
-    """
-    if not isinstance(conf, Mapping):
-        raise ValueError(f"{where} must be a block with {', '.join(KEYS)}, not {conf!r}")
-    for key in conf:
-        check_known(key, KEYS, what=f"key of {where}")
+    """Raise ValueError for an unknown role, reader or option, and for a role without a file name; opens no files."""
     for role, entry in (conf.get("files") or {}).items():
-        check_known(role, ROLES, what=f"role in {where}.files")
+        check_known(role, ("interactions", "items", "users"), what=f"role in {where}.files")
         for key in entry if isinstance(entry, Mapping) else ():
-            check_known(key, FILE_KEYS, what=f"key of {where}.files.{role}")
+            check_known(key, ("name", "url", "checksum", "optional"), what=f"key of {where}.files.{role}")
         if not (entry.get("name") if isinstance(entry, Mapping) else entry):
             raise ValueError(f"{where}.files.{role} names no file: give its name, or {{name: ..., url: ...}}")
     _options(_reader(conf), conf)

@@ -79,9 +79,8 @@ def materialize(table: ir.Table) -> ir.Table:
 
 def user_counts(rows: ir.Table) -> ir.Table:
     """Count events per user, with the first and last timestamp."""
-    return rows.group_by("user_id").aggregate(
-        events=rows.count(), first=rows.timestamp.min(), last=rows.timestamp.max()
-    )
+    time = rows.timestamp
+    return rows.group_by("user_id").aggregate(events=rows.count(), first=time.min(), last=time.max())
 
 
 def item_counts(rows: ir.Table) -> ir.Table:

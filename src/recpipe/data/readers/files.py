@@ -108,17 +108,15 @@ def _entities(
     for name in values or {}:
         check_known(name, allowed, what=f"option of a table of {key}s")
     options = TableOptions(**(values or {}))
-    mapping = {
-        name: [column] if isinstance(column, str) else list(column)
-        for name, column in {key: key, **options.columns}.items()
-    }
+    mapping = {key: key, **options.columns}
+    parts = {name: [column] if isinstance(column, str) else list(column) for name, column in mapping.items()}
     source = _source(options, paths, con)
-    source.check_columns((name for columns in mapping.values() for name in columns), COLUMNS_HINT)
-    columns = {name: _joined_text(parts, source) for name, parts in mapping.items()}
-    columns[key] = _id_text(options.columns.get(key, key), source)
-    mapped = {column for column in options.columns.values() if isinstance(column, str)} | {key, *columns}
+    source.check_columns((column for columns in parts.values() for column in columns), COLUMNS_HINT)
+    sql = {name: _joined_text(columns, source) for name, columns in parts.items()}
+    sql[key] = _id_text(mapping[key], source)
+    mapped = {column for column in mapping.values() if isinstance(column, str)} | mapping.keys()
     others = {name: identifier(name) for name in source.types if name not in mapped}
-    return create_entities(con, source, columns | others, key=key, log=log)
+    return create_entities(con, source, sql | others, key=key, log=log)
 
 
 def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) -> Source:

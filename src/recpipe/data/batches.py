@@ -145,15 +145,10 @@ class DeviceSequences:
                 features[name] = values.new_zeros(*flat.shape, values.shape[1])
             else:
                 features[name] = torch.where(mask[..., None], values[flat], 0)
-        return Batch(
-            torch.where(mask, self._items[flat], 0) if len(self._items) else flat,
-            lengths,
-            times,
-            int(self.n_targets[rows].sum()),
-            features,
-            query_times,
-            context=None if self._context is None else self._context[index],
-        )
+        items = torch.where(mask, self._items[flat], 0) if len(self._items) else flat
+        n_targets = int(self.n_targets[rows].sum())
+        context = None if self._context is None else self._context[index]
+        return Batch(items, lengths, times, n_targets, features, query_times, context=context)
 
     def pack(
         self, users: np.ndarray, row: np.ndarray, start: np.ndarray, segment: np.ndarray, *, shape: tuple[int, int]

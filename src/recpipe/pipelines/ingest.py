@@ -65,6 +65,3 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
             Node(profile_data, "interactions", "data_profile", name="profile_data", namespace=GROUP),
         ]
     )
-
-
-__all__ = ["create_pipeline"]

@@ -32,12 +32,10 @@ from torch import Tensor
 
 from harness import ALLOCATOR, NOT_INSTALLED, OtherLoad, command_line, from_transformers, peak_gib, random_ids
 from recpipe.accelerate.allocator import keep_freed_memory
-from recpipe.accelerate.t5_decoder import FastDecoder
-from recpipe.accelerate.t5_encoder import FastEncoder, FastLinear
+from recpipe.accelerate.t5 import FastDecoder, FastEncoder, FastLinear
 from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
 from recpipe.decoding.exact import IndependentLevels
-from recpipe.layers.t5 import Encoder, T5Shape
-from recpipe.layers.t5_decoder import Decoder
+from recpipe.layers.t5 import Decoder, Encoder, T5Shape
 from recpipe.layers.top_k import top_k
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 

@@ -6,7 +6,7 @@ import torch
 from tests.cuda.small_models import HISTORIES, ITEMS, fresh
 
 from recpipe.accelerate.code_transformer import FastCodeTransformer
-from recpipe.accelerate.t5_encoder import FastLinear
+from recpipe.accelerate.t5 import FastLinear
 
 
 def test_encoder_and_decoder_on_the_card_are_the_models_own():

@@ -7,11 +7,9 @@ import torch
 from tests.decoding.oracles import random_case
 from torch.nn import functional as F
 
-from recpipe.accelerate.t5_decoder import FastDecoder
-from recpipe.accelerate.t5_encoder import FastEncoder
+from recpipe.accelerate.t5 import FastDecoder, FastEncoder
 from recpipe.decoding import beam_search
-from recpipe.layers.t5 import Encoder, T5Shape
-from recpipe.layers.t5_decoder import Decoder
+from recpipe.layers.t5 import Decoder, Encoder, T5Shape
 
 SHAPE = T5Shape(dim=24, heads=3, head_dim=8, feed_forward=32, layers=2, decoder_layers=2)
 SIZES, USERS = (5, 6, 4), 4

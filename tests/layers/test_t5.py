@@ -8,8 +8,7 @@ from benchmarks.harness import from_transformers
 from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recpipe.layers.t5 import Encoder, RelativeBias, T5Shape, attend, attention_mask, fused_attention
-from recpipe.layers.t5_decoder import Decoder, KVCache
+from recpipe.layers.t5 import Decoder, Encoder, KVCache, RelativeBias, T5Shape, attend, attention_mask, fused_attention
 
 VOCABULARY = 50
 SHAPES = {

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from recpipe.accelerate.t5_decoder import FastDecoder
-from recpipe.accelerate.t5_encoder import FastEncoder, FastLinear
+from recpipe.accelerate.t5 import FastDecoder, FastEncoder, FastLinear
 from recpipe.accelerate.weight_cache import WeightCache
 from recpipe.layers.code_transformer import CodeTransformer, StepDecoder
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.decoding.beam import Beams, beam_search
-from recpipe.decoding.constraints import Constraints
+from recpipe.decoding.beam import Beams, Constraints, beam_search
 from recpipe.semantic_ids.prefix_tree import PrefixTree, TreeTensors
 
 MIN_USERS = 16  # from which on values are gathered in rows of all users instead of one by one

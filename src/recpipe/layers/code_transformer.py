@@ -17,8 +17,7 @@ from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.layers.code_tokens import CodeInput, EmbeddedHistory, ItemCodes, causal, decoder_masks, loss_items
 from recpipe.layers.softmax import tree_cross_entropy
-from recpipe.layers.t5 import Encoder, T5Shape
-from recpipe.layers.t5_decoder import Decoder, Memory
+from recpipe.layers.t5 import Decoder, Encoder, Memory, T5Shape
 
 
 class EncodedHistory(NamedTuple):
@@ -57,9 +56,9 @@ class CodeShape(T5Shape):
     """Settings of a ``CodeTransformer``.
 
     ``users``: number of groups that users are hashed into, 0: none. ``one_pass``: tokens attend to no later event, so
-    that one encoding serves all targets of a row. ``recency``: see ``recpipe.layers.t5_decoder.Decoder``. ``softmax``:
-    ``all``, over the tokens of all levels, as in T5; ``children``, over the codes that may follow in the catalogue,
-    which needs ``renormalise`` of the beam search.
+    that one encoding serves all targets of a row. ``recency``: see ``recpipe.layers.t5.Decoder``. ``softmax``: ``all``,
+    over the tokens of all levels, as in T5; ``children``, over the codes that may follow in the catalogue, which needs
+    ``renormalise`` of the beam search.
     """
 
     users: int = 0

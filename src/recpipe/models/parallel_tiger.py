@@ -38,8 +38,7 @@ from recpipe.layers.code_tokens import (
     targets_of,
 )
 from recpipe.layers.softmax import item_cross_entropy
-from recpipe.layers.t5 import Encoder, T5Shape
-from recpipe.layers.t5_decoder import Decoder
+from recpipe.layers.t5 import Decoder, Encoder, T5Shape
 from recpipe.models.generator import SearchRequest, TreeSearcher, items_of, search_buckets
 from recpipe.models.recommender import Criterion, Lists, Scorer
 from recpipe.semantic_ids.ids import CatalogueIds

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recpipe.accelerate import t5_encoder
-from recpipe.accelerate.t5_decoder import FastDecoder
-from recpipe.accelerate.t5_encoder import FastEncoder, FastLinear
-from recpipe.layers.t5 import Encoder, T5Shape
-from recpipe.layers.t5_decoder import Decoder
+from recpipe.accelerate import t5
+from recpipe.accelerate.t5 import FastDecoder, FastEncoder, FastLinear
+from recpipe.layers.t5 import Decoder, Encoder, T5Shape
 
 SHAPE = T5Shape(dim=32, heads=3, head_dim=8, feed_forward=40, layers=2, decoder_layers=3)
 
@@ -18,7 +16,7 @@ SHAPE = T5Shape(dim=32, heads=3, head_dim=8, feed_forward=40, layers=2, decoder_
 def packed(request, monkeypatch):
     """With oneDNN's products and without."""
     if not request.param:
-        monkeypatch.setattr(t5_encoder, "_packed", lambda weight: None)
+        monkeypatch.setattr(t5, "_packed", lambda weight: None)
 
 
 def modules(shape: T5Shape = SHAPE, *, recency: bool = False) -> tuple[Encoder, Decoder]:
@@ -105,5 +103,5 @@ def test_products_end_with_what_follows_them():
     torch.testing.assert_close(product(x), x @ weight.T)
     torch.testing.assert_close(product(x, relu=True), (x @ weight.T).relu())
     torch.testing.assert_close(product.add(to, x), to + x @ weight.T)
-    expected = torch.nn.functional.rms_norm(x, (5,), norm, t5_encoder.EPS) @ weight.T
-    torch.testing.assert_close(FastLinear(weight, norm=norm)(t5_encoder.normalise(x)), expected)
+    expected = torch.nn.functional.rms_norm(x, (5,), norm, t5.EPS) @ weight.T
+    torch.testing.assert_close(FastLinear(weight, norm=norm)(t5.normalise(x)), expected)

@@ -21,7 +21,6 @@ from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.metrics import coverage, metric_value, metrics_from_ranks, warm_and_cold_items
 from recpipe.evaluation.ranking import Ranking, fold_ranks, rank_fold
-from recpipe.evaluation.recommendations import recommendations_table
 from recpipe.models.recommender import Recommender
 from recpipe.training.bundle import Bundle
 
@@ -95,16 +94,7 @@ def evaluate(
         "versions": bundle.training.get("versions", {}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    recommendations = recommendations_table(
-        test.histories.users,
-        ranking.items[:, :k],
-        ranking.scores[:, :k],
-        ranking.log_normalizer,
-        item_ids=bundle.vocabulary.ids,
-        titles=bundle.title_table(),
-        cold=bundle.model.needs_fallback(test.histories),
-    )
-    return Evaluation(metrics, ranks, recommendations)
+    return Evaluation(metrics, ranks, ranking.recommendations(test, bundle, k))
 
 
 def _metrics(ranking: Ranking, ranks: pa.Table, bundle: Bundle, protocol: Protocol) -> dict[str, float | int]:

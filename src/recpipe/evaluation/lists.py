@@ -78,18 +78,14 @@ def list_metrics(
         "users": len(lists.users),
         "coverage": float((counts > 0).mean()),
         "gini": gini(counts),
-        "arp": mean_popularity(lists, popularity),
+        # average recommendation popularity: training events per item; Yin et al., VLDB 2012
+        "arp": _mean_of_lists(lists, popularity.events.astype(np.float64)),
         "novelty": novelty(lists, popularity),
         "serendipity": serendipity(lists, popularity, ranks, item_ids),
         "diversity": None if vectors is None else diversity(lists, *vectors),
         "divergence": divergence(counts, popularity.events),
         **{name: float(counts[groups == code].sum() / counts.sum()) for code, name in enumerate(POPULARITY)},
     }
-
-
-def mean_popularity(lists: Lists, popularity: Popularity) -> float:
-    """Compute ARP: training events per item, averaged over lists, then users; Yin et al., VLDB 2012."""
-    return _mean_of_lists(lists, popularity.events.astype(np.float64))
 
 
 def novelty(lists: Lists, popularity: Popularity) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.evaluation.metrics import metric_value
+from recpipe.evaluation.recommendations import recommendations_table
 from recpipe.layers.top_k import rank_of, top_k
 from recpipe.models.generator import Generator
 from recpipe.models.recommender import Recommender, Scorer
@@ -54,6 +55,18 @@ class Ranking:
                 "history": pa.array(fold.histories.lengths[self.user], pa.int32()),
                 "cold": pa.array(np.zeros(len(targets), bool) if warm is None else ~warm[targets]),
             }
+        )
+
+    def recommendations(self, fold: Fold, bundle: Bundle, k: int) -> pa.Table:
+        """Return the first ``k`` places of all lists as `recommendations_table` of the bundle that ranked them."""
+        return recommendations_table(
+            fold.histories.users,
+            self.items[:, :k],
+            self.scores[:, :k],
+            self.log_normalizer,
+            item_ids=bundle.vocabulary.ids,
+            titles=bundle.title_table(),
+            cold=bundle.model.needs_fallback(fold.histories),
         )
 
 

@@ -5,7 +5,6 @@ Nodes of a kind are in a namespace of its name, such as text; they call ``recpip
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
@@ -14,9 +13,7 @@ from recpipe.config import DataPaths
 from recpipe.config.schema import DatasetConfig, SemanticIdsConfig
 from recpipe.pipelines.content_kinds import embeddings_dataset
 from recpipe.pipelines.types import DataFrame, Embeddings, Figure, PrefixTree, Quantizer, SemanticIds
-from recpipe.pipelines.wiring import Wiring
-
-__all__ = ["create_pipeline"]
+from recpipe.pipelines.wiring import Wiring, create_node
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
@@ -34,15 +31,12 @@ def _nodes(kind: str, dataset: str) -> list[Node]:
     # The quality comes second: the report waits for it and then reads the figures.
     results = [f"{kind}.id_figures", quality]
 
-    def node(function: Callable[..., Any], inputs: dict[str, str], outputs: str | list[str]) -> Node:
-        return Node(function, inputs, outputs, name=function.__name__, namespace=kind, tags=kind)
-
     return [
-        node(fit_quantizer, {**common, **paths}, quantizer),
-        node(assign_ids, {**common, **paths, "quantizer": quantizer}, ids),
-        node(measure_ids, {**common, "quantizer": quantizer, "ids": ids, **table}, results),
-        node(check_ids, {"quality": quality, "dataset_name": "params:dataset"}, gate),
-        node(build_tree, {"ids": ids, "gate": gate}, tree),
+        create_node(fit_quantizer, {**common, **paths}, quantizer, kind),
+        create_node(assign_ids, {**common, **paths, "quantizer": quantizer}, ids, kind),
+        create_node(measure_ids, {**common, "quantizer": quantizer, "ids": ids, **table}, results, kind),
+        create_node(check_ids, {"quality": quality, "dataset_name": "params:dataset"}, gate, kind),
+        create_node(build_tree, {"ids": ids, "gate": gate}, tree, kind),
     ]
 
 

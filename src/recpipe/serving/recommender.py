@@ -13,7 +13,6 @@ import torch
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.ranking import rank_fold
-from recpipe.evaluation.recommendations import recommendations_table
 from recpipe.training.bundle import CONFIG, Bundle
 
 log = logging.getLogger(__name__)
@@ -59,15 +58,7 @@ def recommend(
     ranking = rank_fold(bundle.model, fold, exclude_seen=exclude_seen, k=k, candidates=candidate_mask)
     if slots is not None:
         ranking = slots.apply(ranking, fold, bundle, exclude_seen=exclude_seen)
-    table = recommendations_table(
-        sequences.users,
-        ranking.items,
-        ranking.scores,
-        ranking.log_normalizer,
-        item_ids=bundle.vocabulary.ids,
-        titles=bundle.title_table(),
-        cold=bundle.model.needs_fallback(sequences),
-    )
+    table = ranking.recommendations(fold, bundle, k)
     items = bundle.vocabulary.encode(table["item_id"].to_pylist())
     for name, codes in bundle.model.item_codes().items():
         lists = [None if row[0] < 0 else row.tolist() for row in codes.codes.cpu().numpy()[items]]

@@ -190,7 +190,7 @@ def test_items_without_an_id_are_read_and_never_recommended(name):
 
 @pytest.mark.parametrize("at_once", [1 << 25, ITEMS + 1])
 def test_cold_users_get_the_list_of_their_fallback(at_once, monkeypatch):
-    monkeypatch.setattr("recpipe.models.generator.SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr("recpipe.models.recommender.SCORES_AT_ONCE", at_once)
     model = create("tiger", beam=10)
     model.cold_users = ColdUsers(ColdUsersConfig(), n_items=ITEMS).fit(DATA, seed=0)
     both, _ = model.recommend(sequences([[], [], []]), 5)

@@ -206,7 +206,7 @@ def test_the_future_does_not_reach_the_past(name):
 def test_unknown_types_and_settings_are_named():
     with pytest.raises(ValueError, match="did you mean 'sasrec'"):
         build("sasrek", {}, n_items=3, max_length=3)
-    with pytest.raises(ValueError, match=r"unknown setting 'model type sasrec.drop_out' \(did you mean 'dropout'\?\)"):
+    with pytest.raises(ValueError, match=r"unknown setting 'sasrec.drop_out' \(did you mean 'dropout'\?\)"):
         build("sasrec", {"drop_out": 0.1}, n_items=3, max_length=3)
     with pytest.raises(ValueError, match="not a multiple of heads"):
         build("sasrec", {"dim": 10, "heads": 3}, n_items=3, max_length=3)

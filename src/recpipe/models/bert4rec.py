@@ -3,12 +3,11 @@
 B batch, T time, D width, H heads, I items.
 
 Deviations:
-- Masks are drawn anew at every step (authors: ten fixed copies, and one with only the last item masked, for which
-  ``last_share`` stands).
+- Masks are drawn anew at every step (authors: ten fixed copies, and one with only the last item masked, which
+  ``last_share`` replaces). Masked events always become [MASK]; ``random_share`` and ``kept_share`` are BERT's other
+  replacements. One position more than the history has events, so that the appended [MASK] displaces none.
 - Positions count from a row's first event; ``count_from: end`` is the authors' left-padding.
 - No output bias: scores are a product with the item table, as in every other model.
-- Masked events are always replaced by [MASK]; ``random_share`` and ``kept_share`` are BERT's other replacements.
-- One position more than the history has events, so that the appended [MASK] displaces none.
 - LayerNorm before each branch; ``norm_first: false`` is BERT's block.
 """
 
@@ -36,8 +35,7 @@ class Attention(nn.Module):
     def __init__(self, config: BERT4Rec.Config) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.attention_dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.qkv, self.out = nn.Linear(config.dim, 3 * config.dim), nn.Linear(config.dim, config.dim)
 
     def forward(self, x_BTD: Tensor, keys_BT: Tensor) -> Tensor:
         """``keys_BT``: True at the positions that may be attended to."""
@@ -83,12 +81,11 @@ class BERT4Rec(Scorer):
 
         ``mask_share``: share of a row's events that are masked. ``last_share``: share of rows in which only the last
         event is masked. ``random_share``, ``kept_share``: share of masked events that are replaced by a random item,
-        or left unchanged (BERT: 0.1 each).
-        ``type_embedding``: add BERT's token types, 0 for events and 1 for masked ones (authors: 0 for all).
-        ``norm_first``: pre-normalisation; false: BERT's blocks. ``scale``: multiply embeddings by √dim as in SASRec, if
-        ``norm_first``. ``initial``: bert (truncated normal, 0.02) or xavier. ``dropout_inside``: also in the
-        feed-forward and, if ``norm_first``, on the output of a block. RecTools' model: ``scale`` false, the other three
-        as in the profile dense-small.
+        or left unchanged (BERT: 0.1 each). ``type_embedding``: add BERT's token types, 0 for events and 1 for masked
+        ones (authors: 0 for all). ``norm_first``: pre-normalisation; false: BERT's blocks. ``scale``: multiply
+        embeddings by √dim as in SASRec, if ``norm_first``. ``initial``: bert (truncated normal, 0.02) or xavier.
+        ``dropout_inside``: also in the feed-forward and, if ``norm_first``, on the output of a block. RecTools' model:
+        ``scale`` false, the other three as in the profile dense-small.
         ``count_from``: the event at position 0, the first of a row (start) or its last (end).
         """
 
@@ -134,12 +131,14 @@ class BERT4Rec(Scorer):
         self.norm = nn.LayerNorm(config.dim, eps=EPSILON)  # after the last block, or BERT's before the first
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.transform = nn.Sequential(
-            nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim, eps=EPSILON)
-        )
-        for name, module in self.named_children():
-            if name != "items":
-                module.apply(_initialise)
+        norm = nn.LayerNorm(config.dim, eps=EPSILON)
+        self.transform = nn.Sequential(nn.Linear(config.dim, config.dim), nn.GELU(), norm)
+        modules = (module for name, child in self.named_children() if name != "items" for module in child.modules())
+        for module in modules:
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
         if config.initial == "xavier":
             for weight in self.parameters():
                 if weight.ndim > 1:
@@ -165,8 +164,7 @@ class BERT4Rec(Scorer):
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         masks_BT = self.draw_masks(batch)
-        inputs = replace(batch, items=self.mask_items(batch.items, masks_BT))
-        table = self.items.table()
+        inputs, table = replace(batch, items=self.mask_items(batch.items, masks_BT)), self.items.table()
         hidden = self.transform(self.encode(inputs, table)[masks_BT])
         return criterion(hidden, self.items.head(table), batch.items[masks_BT])
 
@@ -191,23 +189,12 @@ class BERT4Rec(Scorer):
         return torch.where(draw < random_share, random_items, masked)
 
     def score(self, batch: Batch) -> Tensor:
-        rows, table = torch.arange(len(batch.items), device=batch.items.device), self.items.table()
-        hidden = self.encode(self.append_mask(batch), table)[rows, batch.lengths]  # (B, D)
+        """Return scores (B, I + 1) of the items in place of a [MASK] that is appended to every row."""
+        padded, table = batch.pad(1), self.items.table()
+        items = padded.items.scatter(1, batch.lengths[:, None], self.mask_item)
+        hidden = self.encode(replace(padded, items=items, lengths=batch.lengths + 1), table)
+        hidden = hidden[torch.arange(len(items), device=items.device), batch.lengths]  # (B, D)
         return self.transform(hidden) @ self.items.head(table).T
 
     def item_tables(self) -> dict[str, Tensor]:
         return self.items.tables()
-
-    def append_mask(self, batch: Batch) -> Batch:
-        """Append [MASK] to every row."""
-        longer = batch.pad(1)
-        items = longer.items.scatter(1, batch.lengths[:, None], self.mask_item)
-        return replace(longer, items=items, lengths=batch.lengths + 1)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Initialise as BERT does: truncated normal, biases zero."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)

@@ -17,11 +17,11 @@ from recpipe.config import check_at_least, split_names
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side
-from recpipe.models.recommender import Scorer
+from recpipe.models.recommender import ClosedForm
 from recpipe.semantic_ids.faiss_quantizers import one_thread
 
 
-class ContentKNN(Scorer):
+class ContentKNN(ClosedForm):
     """Scores items by the inner product of their vector with the mean vector of the latest events."""
 
     @dataclass(frozen=True)
@@ -39,8 +39,6 @@ class ContentKNN(Scorer):
             if not 0 < self.decay <= 1:
                 raise ValueError(f"decay is {self.decay}; it must be more than 0 and at most 1")
 
-    closed_form = True
-    probabilistic = False
     takes_side = True
     required_side = ("vectors",)
     config: Config
@@ -56,8 +54,8 @@ class ContentKNN(Scorer):
                 raise ValueError(f"content_knn reads item vectors only; set side.{key}=none for this model")
         self.register_buffer("vectors", torch.zeros(n_items + 1, sum(side.widths.values())))
         self.register_buffer("present", torch.zeros(n_items + 1, dtype=torch.bool))
-        keys = [f"vectors.{name}" for name in side.widths]
-        if tables := [torch.from_numpy(side.values[key]) for key in keys if key in side.values]:
+        values = [side.values.get(f"vectors.{name}") for name in side.widths]
+        if tables := [torch.from_numpy(value) for value in values if value is not None]:
             parts = [F.normalize(table[:, :-1]) if config.normalise else table[:, :-1] for table in tables]
             self.vectors = torch.cat(parts, 1) / len(parts) ** 0.5
             self.present = torch.stack([table[:, -1] > 0 for table in tables]).any(0)
@@ -88,8 +86,7 @@ class ContentKNN(Scorer):
         """
         import faiss
 
-        rows = np.flatnonzero(self.present.cpu().numpy())
-        vectors = self.vectors.cpu().numpy()
+        rows, vectors = np.flatnonzero(self.present.cpu().numpy()), self.vectors.cpu().numpy()
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors[rows])
         with one_thread():

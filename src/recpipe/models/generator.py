@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,88 +21,71 @@ from recpipe.decoding import Beams, LevelDecoder, beam_search
 from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.code_transformer import CodeShape, CodeTransformer
 from recpipe.layers.top_k import top_k
-from recpipe.models.recommender import SCORES_AT_ONCE, Lists, Recommender
+from recpipe.models.recommender import Lists, Recommender
 
 EVENTS_CPU = 1 << 12  # events of histories in a batch, which fit a CPU's cache
 EVENTS_GPU = 1 << 15
 BEAMS_GPU = 1 << 15  # in a batch: some 110 KiB each in TIGER of the paper's size, 3.5 GiB
 
 
-class TreeConstraints(TypedDict):
-    """Arguments of the searches in ``recpipe.decoding``."""
-
-    seen: tuple[Tensor, Tensor] | None
-    allowed: Tensor | None
-
-
 class SearchRequest(NamedTuple):
-    """Which items a batch of users may get: none of ``seen``, offsets (B + 1,) and items (n,); ``candidates`` (I + 1,).
+    """Constraints of a search for a batch of users. ``stochastic``: a sample instead of the best items."""
 
-    ``stochastic``: a sample instead of the best.
-    """
-
-    seen: tuple[Tensor, Tensor] | None
-    candidates: Tensor | None
+    seen: tuple[Tensor, Tensor] | None  # excluded: offsets (B + 1,) and items (n,)
+    candidates: Tensor | None  # (I + 1,) bool
     stochastic: torch.Generator | None = None
 
-    def constraints(self, codes: ItemCodes) -> TreeConstraints:
-        """The same by the rows of the tree of ``codes``."""
-        seen, allowed = None, None
-        if self.seen is not None:
-            offsets, items = self.seen
-            seen = (offsets, codes.row_of.to(items.device)[items])
-        if self.candidates is not None:
-            allowed = self.candidates[torch.from_numpy(codes.rows).to(self.candidates.device)]
-        return {"seen": seen, "allowed": allowed}
+    def seen_rows(self, codes: ItemCodes) -> tuple[Tensor, Tensor] | None:
+        """Return ``seen`` with rows of the tree of ``codes`` instead of items."""
+        return None if self.seen is None else (self.seen[0], codes.row_of.to(self.seen[1].device)[self.seen[1]])
+
+    def allowed_rows(self, codes: ItemCodes) -> Tensor | None:
+        """Return the candidates among the rows of the tree of ``codes``, bool."""
+        mask = self.candidates
+        return None if mask is None else mask[torch.from_numpy(codes.rows).to(mask.device)]
 
 
 def items_of(beams: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
-    """Items (B, k), 0 for none, and scores of the results of a search in the tree of ``codes``."""
+    """Return items (B, k), 0 for none, and scores of the results of a search in the tree of ``codes``."""
     rows = torch.from_numpy(codes.rows).to(beams.items.device)
     return torch.where(beams.items >= 0, rows[beams.items.clamp(min=0)], 0), beams.scores.float()
 
 
 def search_buckets(lengths: np.ndarray, rows: np.ndarray, device: torch.device, *, beams: int) -> list[np.ndarray]:
-    """``rows`` in batches of similar length, as large as a search with ``beams`` per user is fast with."""
+    """Split ``rows`` into batches of similar length, of a size at which search with ``beams`` per user is fast."""
     if device.type == "cpu":
         return length_buckets(lengths + 1, rows, EVENTS_CPU)
     size, large = max(BEAMS_GPU // beams, 1), length_buckets(lengths + 1, rows, EVENTS_GPU)
-    return [part for each in large for part in np.split(each, range(size, len(each), size))]
+    return [bucket[start : start + size] for bucket in large for start in range(0, len(bucket), size)]
 
 
 class TreeSearcher(Recommender):
-    """A model that searches the tree of its ids, user by user."""
+    """Model that searches the tree of its ids, user by user."""
 
     def cached_weights(self) -> AbstractContextManager[None]:
-        """Context in which weights must not change."""
+        """Return a context in which weights must not change."""
         return nullcontext()
 
     @abstractmethod
     def beams(self, k: int) -> int:
-        """Number of beams per user in a search for ``k`` items."""
+        """Return the number of beams per user in a search for ``k`` items. Raises ValueError for too many items."""
 
     @abstractmethod
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
-        """The best ``k`` items (B, k), 0 for none, and their scores."""
-
-    def top_k_batches(
-        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
-    ) -> Lists:
-        yield from self.search_batches(histories, k, exclude_seen=exclude_seen, candidates=candidates)
+        """Return the best ``k`` items (B, k), 0 for none, and their scores."""
 
     @torch.inference_mode()
-    def search_batches(
+    def top_k_batches(
         self,
         histories: Sequences,
         k: int,
         *,
-        exclude_seen: bool,
-        candidates: Tensor | None,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
         stochastic: torch.Generator | None = None,
     ) -> Lists:
-        """Yield (rows (B,), items (B, k), scores (B, k)) over all users, in batches of similar length.
+        """Yield lists in batches of similar length. ``stochastic``: a sample without replacement instead of the best.
 
-        Item 0 with score -inf where there are fewer. ``stochastic``: a sample without replacement instead of the best.
         Cold users get log-probabilities of their segment. Raises ValueError for NaN.
         """
         self.eval()
@@ -111,21 +94,17 @@ class TreeSearcher(Recommender):
         candidates = None if candidates is None else candidates.to(self.device)
         with self.cached_weights():
             for rows in search_buckets(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k)):
-                seen = self._seen(histories, rows) if exclude_seen else None
+                seen = None
+                if exclude_seen:
+                    chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
+                    items = torch.from_numpy(chosen.items.astype(np.int64)).to(self.device)
+                    seen = torch.from_numpy(chosen.offsets).to(self.device), items
                 request = SearchRequest(seen, candidates, stochastic)
-                items, scores = self.search_batch(data.batch(rows), k, request)
-                yield rows, *_padded(items.cpu().numpy().astype(np.int32), scores.cpu().numpy(), k)
-        rows, size = np.flatnonzero(cold), max(SCORES_AT_ONCE // (self.n_items + 1), 1)
-        for part in np.split(rows, range(size, len(rows), size)) if len(rows) else ():
-            scores = self.cold_scores(histories, part)
-            self.mask_scores(scores, histories, part, exclude_seen=exclude_seen, candidates=candidates)
-            best, values = top_k(scores, k)
-            yield part, *_padded(best.cpu().numpy().astype(np.int32), values.cpu().numpy(), k)
-
-    def _seen(self, histories: Sequences, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
-        items = torch.from_numpy(chosen.items.astype(np.int64)).to(self.device)
-        return torch.from_numpy(chosen.offsets).to(self.device), items
+                yield rows, *_pad(*self.search_batch(data.batch(rows), k, request), k)
+        for rows in self.score_blocks(np.flatnonzero(cold)):
+            scores = self.cold_scores(histories, rows)
+            self.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
+            yield rows, *_pad(*top_k(scores, k), k)
 
 
 @dataclass(frozen=True)
@@ -136,12 +115,12 @@ class GeneratorConfig(CodeShape):
 
     @property
     def level_temperatures(self) -> tuple[float, ...] | None:
-        """A temperature for each code level; None: 1."""
+        """Temperature of each code level; None: 1."""
         return None
 
 
 class Generator(TreeSearcher):
-    """A model that generates ids level by level, by constrained beam search; subclasses write ``steps``.
+    """Model that generates ids level by level, by constrained beam search over ``steps``, which subclasses implement.
 
     Scores are log-probabilities of items. Items without an id cannot be recommended.
     """
@@ -164,48 +143,35 @@ class Generator(TreeSearcher):
 
     @abstractmethod
     def steps(self, batch: Batch) -> LevelDecoder:
-        """Decoding steps for the users of ``batch``."""
+        """Return the decoding steps for the users of ``batch``."""
 
     def beams(self, k: int) -> int:
+        if k > self.config.beam:
+            raise ValueError(f"k is {k} and the beam {self.config.beam}; set models.<name>.beam to {k} or more")
         return self.config.beam
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
         return self.search(self.codes, self.steps(batch), k, request)
 
     def search(self, codes: ItemCodes, steps: LevelDecoder, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
-        """The best ``k`` items (B, k) by their ``codes``, 0 for none, and log-probabilities."""
+        """Return the best ``k`` items (B, k) by their ``codes``, 0 for none, and log-probabilities."""
         beams = beam_search(
             steps,
             codes.tree,
             beam=self.config.beam,
             k=k,
-            **request.constraints(codes),
+            seen=request.seen_rows(codes),
+            allowed=request.allowed_rows(codes),
             temperatures=self.config.level_temperatures,
             renormalise=self.config.renormalise,
             stochastic=request.stochastic,
         )
         return items_of(beams, codes)
 
-    def top_k_batches(
-        self,
-        histories: Sequences,
-        k: int,
-        *,
-        exclude_seen: bool = True,
-        candidates: Tensor | None = None,
-        stochastic: torch.Generator | None = None,
-    ) -> Lists:
-        """``stochastic``: a sample instead of the best. Raises ValueError for k above the beam."""
-        if k > self.config.beam:
-            raise ValueError(f"k is {k} and the beam {self.config.beam}; set models.<name>.beam to {k} or more")
-        yield from self.search_batches(
-            histories, k, exclude_seen=exclude_seen, candidates=candidates, stochastic=stochastic
-        )
-
     def allowed_count(
         self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
     ) -> np.ndarray:
-        """(U,) int64: number of items that each user's list is chosen from."""
+        """Return the number (U,) int64 of items that each user's list is chosen from."""
         free = np.zeros(self.n_items + 1, bool)
         for codes in self.item_codes().values():
             free[codes.rows] = True
@@ -219,6 +185,8 @@ class Generator(TreeSearcher):
         return count
 
 
-def _padded(items: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    missing = ((0, 0), (0, k - items.shape[1]))
-    return np.pad(items, missing), np.pad(scores, missing, constant_values=-np.inf)
+def _pad(items: Tensor, scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pad lists to ``k`` items with item 0 and score -inf."""
+    padding = ((0, 0), (0, k - items.shape[1]))
+    padded_items = np.pad(items.cpu().numpy().astype(np.int32), padding)
+    return padded_items, np.pad(scores.cpu().numpy(), padding, constant_values=-np.inf)

@@ -3,8 +3,7 @@
 B batch, T time, D width, H heads, I items.
 
 Deviations from GPT-2:
-- No biases by default; exact GELU.
-- Item embeddings times √D, without which it learns slowly (LOG.md).
+- No biases by default; exact GELU. Item embeddings times √D, without which it learns slowly (LOG.md).
 - Dropout after the embeddings and on each branch, not on attention weights.
 - Users are the documents: packed into rows, positions restart and attention stays within a user.
 
@@ -33,13 +32,11 @@ class Block(nn.Module):
 
     def __init__(self, config: GPT.Config) -> None:
         super().__init__()
-        D, bias = config.dim, config.bias
-        self.heads = config.heads
+        D, inner, bias = config.dim, config.feed_forward * config.dim, config.bias
         self.norm_attention, self.norm_feed = nn.LayerNorm(D, bias=bias), nn.LayerNorm(D, bias=bias)
         self.qkv, self.out = nn.Linear(D, 3 * D, bias=bias), nn.Linear(D, D, bias=bias)
-        inner = config.feed_forward * D
         self.up, self.down = nn.Linear(D, inner, bias=bias), nn.Linear(inner, D, bias=bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.heads, self.dropout = config.heads, nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), mask))
@@ -58,10 +55,8 @@ class GPT(NextItem):
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward``: inner width in multiples of ``dim``.
-
-        ``generate``: number of items at the head of a list that are decoded one by one, each appended to the history
-        before the next is scored; 0 takes the whole list from one pass.
+        """``feed_forward``: inner width in multiples of ``dim``. ``generate``: number of items at the head of a list
+        that are decoded one by one, each appended to the history before the next is scored; 0: one pass for all.
         """
 
         dim: int = 64

@@ -10,9 +10,8 @@ A layer, with n = LN(x) and no feed-forward:
 Deviations:
 - The time of a query is the setting ``time_mode``. The paper reads the time of the event to be predicted (``query``),
   which makes it incomparable to models that do not; ``last_item`` reads that of the last event, ``none`` no time.
-- N is ``max_length`` (authors: eleven more positions for output).
+- N is ``max_length`` (authors: eleven more positions for output). Without ``normalise`` the output is not normalised.
 - The loss is a training setting, full softmax by default (authors: sampled, 128 negatives).
-- Without ``normalise`` the output is not normalised.
 """
 
 from __future__ import annotations
@@ -42,10 +41,9 @@ class HSTU(NextItem):
     class Config:
         """``qk_dim``, ``v_dim``: widths of a head. ``dropout``: of the input and of each layer's gated output.
 
-        ``positions``: add position embeddings. ``position_bias``: attention bias per distance in events.
-        ``time_mode``: attention bias by the log-bucketed seconds from the key's event to the last event
-        (``last_item``) or to the time of the request (``query``); ``none``: no such bias.
-        ``normalise``: cosine similarity divided by ``temperature`` instead of the dot product.
+        ``positions``: add position embeddings. ``position_bias``: attention bias per distance in events. ``time_mode``:
+        attention bias by the log-bucketed seconds from the key's event to the last event (``last_item``) or to the time
+        of the request (``query``). ``normalise``: cosine similarity over ``temperature`` instead of the dot product.
         """
 
         dim: int = 64
@@ -79,8 +77,7 @@ class HSTU(NextItem):
         x_BTD = x_BTD * math.sqrt(self.config.dim)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(batch.positions)
-        x_BTD, buckets = self.dropout(x_BTD), self._buckets(batch)
-        T = batch.items.shape[1]
+        x_BTD, buckets, T = self.dropout(x_BTD), self._buckets(batch), batch.items.shape[1]
         mask = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).triu(1)
         if batch.segments is not None:
             mask = mask | (batch.segments[:, :, None] != batch.segments[:, None, :])
@@ -117,8 +114,7 @@ class Layer(nn.Module):
     def __init__(self, config: HSTU.Config, max_length: int) -> None:
         super().__init__()
         self.heads, self.max_length = config.heads, max_length
-        widths = (config.v_dim, config.v_dim, config.qk_dim, config.qk_dim)
-        self.widths = [config.heads * width for width in widths]
+        self.widths = [config.heads * width for width in (config.v_dim, config.v_dim, config.qk_dim, config.qk_dim)]
         self.uvqk = nn.Linear(config.dim, sum(self.widths), bias=False)
         self.out = nn.Linear(self.widths[0], config.dim)
         lags, buckets = max_length * config.position_bias, BUCKETS * (config.time_mode != "none")
@@ -132,8 +128,7 @@ class Layer(nn.Module):
     def forward(self, x_BTD: Tensor, mask: Tensor, buckets: Tensor | None) -> Tensor:
         """``mask`` (T, S) or (B, T, S) is True where a query must not read; ``buckets`` (B, T, S)."""
         B, T, D = x_BTD.shape
-        n_BTD = F.layer_norm(x_BTD, (D,), eps=EPS)
-        u, v, q, k = F.silu(self.uvqk(n_BTD)).split(self.widths, -1)
+        u, v, q, k = F.silu(self.uvqk(F.layer_norm(x_BTD, (D,), eps=EPS))).split(self.widths, -1)
         v, q, k = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (v, q, k))
         bias = self._bias(mask, buckets)
         scores = (q @ k.transpose(-2, -1)).add_(bias if bias.ndim == 2 else bias[:, None])  # (B, H, T, S)
@@ -143,9 +138,8 @@ class Layer(nn.Module):
 
     def _bias(self, mask: Tensor, buckets: Tensor | None) -> Tensor:
         """Bias (T, S) or (B, T, S) of all heads, with the mask."""
-        if self.by_lag is None:
-            bias = torch.zeros_like(mask, dtype=self.out.weight.dtype)
-        else:
+        bias = torch.zeros_like(mask, dtype=self.out.weight.dtype)
+        if self.by_lag is not None:
             position = torch.arange(mask.shape[-1], device=mask.device)
             bias = self.by_lag[(position[:, None] - position).clamp(min=0)]
         bias = bias.masked_fill(mask, MASKED)

@@ -6,7 +6,6 @@ history. I items, U users, B batch, T time, K neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,18 +15,16 @@ from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import DENSE, NeighbourConfig, Profiles, csr, item_counts, user_item_pairs
-from recpipe.models.recommender import Scorer
+from recpipe.models.recommender import ClosedForm
 from recpipe.progress import progress
 
 
-class ItemKNN(Scorer):
+class ItemKNN(ClosedForm):
     """Scores items by their similarity to the items of the history."""
 
     @dataclass(frozen=True)
     class Config(NeighbourConfig):
-        """The profile of an item is its users. ``last``: number of latest events of a history that are used; null: all
-        of the window.
-        """
+        """The profile of an item is its users. ``last``: number of latest events that are used; null: the window."""
 
         last: int | None = None
 
@@ -35,8 +32,6 @@ class ItemKNN(Scorer):
             super().__post_init__()
             check_at_least(1, self, "last")
 
-    closed_form = True
-    probabilistic = False
     config: Config
     near: Tensor
     similarity: Tensor
@@ -45,7 +40,6 @@ class ItemKNN(Scorer):
         super().__init__(config, n_items=n_items, max_length=max_length)
         self.register_buffer("near", torch.zeros(n_items + 1, 0, dtype=torch.int64))  # (I + 1, K)
         self.register_buffer("similarity", torch.zeros(n_items + 1, 0))
-        self._matrix: Tensor | None = None
 
     def fit(self, train: Sequences) -> None:
         pairs = user_item_pairs(train, self.n_items, self.device)
@@ -61,8 +55,7 @@ class ItemKNN(Scorer):
                 neighbours.append(torch.topk(similarities, min(self.config.neighbours, self.n_items), dim=1))
                 bar.add(len(items))
         self.similarity = torch.cat([part.values for part in neighbours])
-        self.near = torch.cat([part.indices for part in neighbours])
-        self._matrix = None
+        self.near, self._cache = torch.cat([part.indices for part in neighbours]), None
 
     def score(self, batch: Batch) -> Tensor:
         items_BT = batch.items
@@ -70,13 +63,8 @@ class ItemKNN(Scorer):
             position = torch.arange(items_BT.shape[1], device=items_BT.device)
             items_BT = torch.where(position >= batch.lengths[:, None] - self.config.last, items_BT, 0)
         in_history = (item_counts(items_BT, self.n_items) > 0).float()
-        if self._matrix is None or self._matrix.device != in_history.device:
+        if self._cache is None or self._cache.device != in_history.device:
             size = self.n_items + 1  # rows: candidates, columns: items of the history
             column = torch.arange(size, device=self.near.device)[:, None].expand_as(self.near)
-            near, similarity = self.near.flatten(), self.similarity.flatten()
-            self._matrix = csr(near, column.flatten(), similarity, (size, size))
-        return (self._matrix @ in_history.T).T.contiguous()
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        super().load_tensors(tensors)
-        self._matrix = None
+            self._cache = csr(self.near.flatten(), column.flatten(), self.similarity.flatten(), (size, size))
+        return (self._cache @ in_history.T).T.contiguous()

@@ -24,11 +24,11 @@ from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import PairBatches, Pairs, csr, item_counts, user_item_pairs
-from recpipe.models.recommender import Scorer
+from recpipe.models.recommender import ClosedForm
 from recpipe.progress import progress
 
 
-class LightGCN(Scorer):
+class LightGCN(ClosedForm):
     """Graph convolution, trained by its own loop on samples of pairs."""
 
     @dataclass(frozen=True)
@@ -46,8 +46,6 @@ class LightGCN(Scorer):
         def __post_init__(self) -> None:
             check_at_least(1, self, "dim", "layers", "batch", "epochs")
 
-    closed_form = True
-    probabilistic = False
     config: Config
     items: Tensor
     given: Tensor

@@ -8,7 +8,6 @@ Deviations:
 - Two layers by default (paper: one, and two in an ablation); the residual around the mixer also with one layer.
 - Initial weights of the mixer as in Mamba, not N(0, 0.02); epsilon of LayerNorm 1e-5, not 1e-12.
 - The loss is a training setting, at every position (paper: softmax, at the last position of every prefix).
-- ``norm: before`` is pre-normalisation.
 """
 
 from __future__ import annotations
@@ -45,19 +44,10 @@ class Layer(nn.Module):
 
     def __init__(self, config: Mamba4Rec.Config) -> None:
         super().__init__()
-        self.before = config.norm == "before"
-        self.mamba = Mamba2(
-            config.dim,
-            state=config.state,
-            conv=config.conv,
-            expand=config.expand,
-            head_dim=config.head_dim,
-            chunk=config.chunk,
-            kernel=config.kernel,
-        )
-        self.feed = FeedForward(config)
+        settings = {name: getattr(config, name) for name in ("state", "conv", "expand", "head_dim", "chunk", "kernel")}
+        self.mamba, self.feed = Mamba2(config.dim, **settings), FeedForward(config)
         self.norm_mamba, self.norm_feed = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.before, self.dropout = config.norm == "before", nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
         if self.before:
@@ -74,8 +64,8 @@ class Mamba4Rec(NextItem):
     class Config:
         """``feed_forward``, ``expand``: in multiples of ``dim``. ``state``: per channel. ``conv``: width in events.
 
-        ``norm``: after (paper) or before. ``kernel``: auto, torch or mamba_ssm. ``chunk``: events per chunk of the
-        scan, 0 chooses by device.
+        ``norm``: after each branch (paper) or before (pre-normalisation). ``kernel``: auto, torch or mamba_ssm.
+        ``chunk``: events per chunk of the scan, 0 chooses by device.
         """
 
         dim: int = 64

@@ -25,14 +25,14 @@ from recpipe.config import check_at_least, check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import PairBatches, Pairs, item_counts, user_item_pairs
-from recpipe.models.recommender import Scorer
+from recpipe.models.recommender import ClosedForm
 from recpipe.progress import progress
 
 RIDGE = 1e-3  # of the map from histories to factors, relative to the mean square of its inputs
 SYSTEMS = 1 << 24  # elements of the systems of equations solved at once
 
 
-class MF(Scorer):
+class MF(ClosedForm):
     """Matrix factorisation, trained by its own loop on samples of pairs."""
 
     @dataclass(frozen=True)
@@ -53,8 +53,6 @@ class MF(Scorer):
             if self.penalty <= 0:
                 raise ValueError(f"penalty is {self.penalty}; it must be greater than 0")
 
-    closed_form = True
-    probabilistic = False
     config: Config
     items: Tensor
     fold: Tensor
@@ -62,8 +60,7 @@ class MF(Scorer):
     def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)
         self.register_buffer("items", torch.zeros(n_items + 1, config.dim))
-        rows = config.dim + (config.loss == "bpr")
-        self.register_buffer("fold", torch.eye(rows, config.dim))  # of ``user_factors``
+        self.register_buffer("fold", torch.eye(config.dim + (config.loss == "bpr"), config.dim))  # of ``user_factors``
 
     def fit(self, train: Sequences) -> None:
         with progress(self.config.epochs, "train", unit="epochs") as bar:
@@ -104,9 +101,8 @@ class MF(Scorer):
         """Store the item factors and fit the map from histories to user factors."""
         config, self.items = self.config, items_ID.clone()
         self.items[0] = 0.0
-        one = torch.eye(config.dim, device=self.device)
         if config.loss == "squared":
-            gram = self.items.T @ self.items
+            one, gram = torch.eye(config.dim, device=self.device), self.items.T @ self.items
             self.fold = config.negatives / self.n_items * gram + config.penalty / 2 * one
         else:
             lengths = torch.bincount(pairs.user, minlength=pairs.users)

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from recpipe.config import check_at_least, check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import item_counts, user_item_pairs
-from recpipe.models.recommender import Scorer
+from recpipe.models.recommender import ClosedForm
 
 SEED = 0  # of the initialisation, scikit-learn's nndsvda
 SWEEPS = 20  # of the coordinate descent for a user: exact to about 1e-3
 
 
-class NMF(Scorer):
+class NMF(ClosedForm):
     """Represents a user as a non-negative mixture of ``factors`` parts of the catalogue."""
 
     @dataclass(frozen=True)
@@ -48,8 +49,6 @@ class NMF(Scorer):
             if self.l1_ratio > 1:
                 raise ValueError(f"l1_ratio is {self.l1_ratio}; allowed: 0 to 1")
 
-    closed_form = True
-    probabilistic = False
     config: Config
     parts: Tensor
 
@@ -76,9 +75,7 @@ class NMF(Scorer):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` is a limit
             fitted.fit(matrix)
-        parts = torch.zeros(fitted.n_components_, self.n_items + 1)
-        parts[:, 1:] = torch.from_numpy(fitted.components_)
-        self.parts = parts.to(self.device)
+        self.parts = F.pad(torch.from_numpy(fitted.components_).float(), (1, 0)).to(self.device)
 
     def item_tables(self) -> dict[str, Tensor]:
         return {"input": self.parts.T}

@@ -4,12 +4,10 @@ After N. Nguyen's efficient_generative_reco (2025, no paper): an encoder of T5's
 item, and L queries attend to it together; query l gives the distribution of code l.
 
 Deviations from the original:
-
 - Given the history the levels are independent, so the score of an item, the sum over l of log p_l(its code l), is exact
   for the whole catalogue (``search: exact``). The original's constrained beam, ``search: beam``, is there for
   comparison and normalises before it masks (``renormalise: true``: after, as there).
-- Weights start at random instead of from t5-small.
-- Training examples, one for every prefix or one pass for all targets of a row: as in TIGER.
+- Weights start at random instead of from t5-small. Training examples are those of TIGER.
 
 B batch, T events, W targets of a row, L levels, I items, D width, V codes of a level, N items with an id, M targets.
 """
@@ -18,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recpipe.config import check_choices
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
@@ -45,19 +45,12 @@ from recpipe.semantic_ids.ids import CatalogueIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
 MIN_BRANCH_AND_BOUND = 1_000_000  # items from which on branch and bound is faster than scoring all, for few users
-CHOICES = {
-    "aggregate": ("sum", "flatten"),
-    "softmax": ("level", "all", "items"),
-    "head": ("tokens", "mlp"),
-    "search": ("exact", "beam"),
-}
 
 
 class ParallelTIGER(Scorer, TreeSearcher):
     """Scores are log-probabilities of ids; items without an id cannot be recommended.
 
-    Lists from a catalogue of more than ``MIN_BRANCH_AND_BOUND`` items are computed by branch and bound over the prefix
-    tree, with the same result as scoring all items.
+    Branch and bound over the prefix tree computes the lists of more than ``MIN_BRANCH_AND_BOUND`` items, the same ones.
     """
 
     reads_ids = True
@@ -69,11 +62,11 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
         ``aggregate``: an item is the sum of its tokens, or one token per code (flatten); with flatten,
         ``item_distance`` puts tokens of one item at distance 0 and ``level_distance`` adds a bias by the levels of
-        query and key. ``softmax``: over the codes of a level, the tokens of all levels, or the items, one cross-entropy
-        of the whole id among those of the catalogue. ``head``: ``tokens``, the embedded ones, or ``mlp``, with a hidden
-        layer per level. ``weights`` (L,) of the levels' losses, in the original [1, .3315, .1935, .1113]. ``masked``:
-        share of targets of which a random part of the queries is replaced by the target's codes and only the others
-        are trained. ``beam`` and ``renormalise`` belong to ``search: beam``.
+        query and key. ``softmax``: over the codes of a level, the tokens of all levels, or the items (cross-entropy of
+        whole ids). ``head``: ``tokens``, the embedded ones, or ``mlp``, with a hidden layer per level. ``weights``
+        (L,) of the levels' losses, in the original [1, .3315, .1935, .1113]. ``masked``: share of targets of which a
+        random part of the queries is replaced by the target's codes and only the others are trained. ``beam`` and
+        ``renormalise`` belong to ``search: beam``.
         """
 
         users: int = 0
@@ -92,12 +85,11 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
         def __post_init__(self) -> None:
             T5Shape.__post_init__(self)
-            for name, allowed in CHOICES.items():
-                if (value := getattr(self, name)) not in allowed:
-                    raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+            check_choices(self, aggregate=("sum", "flatten"), softmax=("level", "all", "items"))
+            check_choices(self, head=("tokens", "mlp"), search=("exact", "beam"))
             if self.level_distance and self.aggregate != "flatten":
                 raise ValueError(
-                    "level_distance is between codes, and aggregate: sum has one token per item; set aggregate: flatten"
+                    "level_distance is between codes; set aggregate: flatten (sum has one token per item)"
                 )
             if self.head == "mlp" and self.softmax == "all":
                 raise ValueError("head is mlp, one for each level; softmax cannot be all: set level or items")
@@ -114,18 +106,16 @@ class ParallelTIGER(Scorer, TreeSearcher):
             raise ValueError(f"ParallelTIGER reads ids of one modality, not of {', '.join(ids)}")
         ((self.modality, catalogue_ids),) = ids.items()
         self.codes = ItemCodes(catalogue_ids, unique=config.search == "beam")
-        levels = self.codes.levels
+        levels, summed = self.codes.levels, config.aggregate == "sum"
         if config.weights is not None and len(config.weights) != levels:
             raise ValueError(f"weights are {config.weights}; the ids have {levels} levels")
-        summed = config.aggregate == "sum"
         self.input = CodeInput(self.codes.size, levels, config.dim, users=config.users, summed=summed)
-        self.between = None
-        if config.level_distance:
-            self.between = LevelRelativeBias(levels, config.heads, std=config.dim**-0.5)
+        std = config.dim**-0.5
+        self.between = LevelRelativeBias(levels, config.heads, std=std) if config.level_distance else None
         self.encoder, self.decoder = Encoder(config), Decoder(config, causal=False, recency=config.recency)
         self.queries = nn.Parameter(torch.empty(levels, config.dim).normal_())
-        mlp = config.head == "mlp"
-        self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(levels if mlp else 0))
+        hidden_layers = levels if config.head == "mlp" else 0
+        self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(hidden_layers))
 
     def item_codes(self) -> dict[str, ItemCodes]:
         return {self.modality: self.codes}
@@ -150,8 +140,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
             hidden, tokens = hidden_BWLD[:, :, level][chosen], tokens_BWL[..., level][chosen]
             if len(tokens):
                 hidden, table, offset = self._head(hidden, level)
-                total = total + weight * criterion(hidden, table, tokens - offset)
-                total_weight += weight
+                total, total_weight = total + weight * criterion(hidden, table, tokens - offset), total_weight + weight
         return total / max(total_weight, 1e-9)
 
     def _item_loss(self, hidden_MLD: Tensor, items_M: Tensor, among: Tensor | None) -> Tensor:
@@ -164,14 +153,14 @@ class ParallelTIGER(Scorer, TreeSearcher):
         return item_cross_entropy(logits, self.codes.codes[items], items.cumsum(0)[items_M] - 1)
 
     def log_probabilities(self, batch: Batch) -> list[Tensor]:
-        """(L) of (B, V_l): of every code of the next item; the sum at an item's codes is its log-probability."""
+        """Return L log-probabilities (B, V_l) of the next item's codes; they sum to the log-probability of an item."""
         log_probs = self._level_log_probs(batch)
         if self.config.softmax == "items":
             return normalise_over_items(log_probs, self.codes.codes[self.codes.has_id])
         return log_probs
 
     def _level_log_probs(self, batch: Batch) -> list[Tensor]:
-        """The same normalised for each level alone; with ``softmax: items`` up to a constant per user."""
+        """Log-probabilities normalised for each level alone; with ``softmax: items`` up to a constant per user."""
         batch = batch if batch.items.shape[1] else batch.pad(1)
         hidden_BWLD, _ = self._decode(batch, None)
         log_probs = []
@@ -182,61 +171,55 @@ class ParallelTIGER(Scorer, TreeSearcher):
         return log_probs
 
     def score(self, batch: Batch) -> Tensor:
-        config, exact = self.config, self.config.search == "exact"
-        log_probs = self._level_log_probs(batch) if exact else self.log_probabilities(batch)
+        config = self.config
+        log_probs = self._level_log_probs(batch) if config.search == "exact" else self.log_probabilities(batch)
         scores = log_probs[0].new_full((len(log_probs[0]), self.n_items + 1), -torch.inf)
-        if exact:
+        if config.search == "exact":
             rows = torch.from_numpy(self.codes.rows).to(scores.device)
             sums = exact_scores(log_probs, self.codes.codes[rows])
             scores[:, rows] = sums.log_softmax(1) if config.softmax == "items" else sums
             return scores
-        beams = beam_search(
-            IndependentLevels(log_probs), self.codes.tree, beam=config.beam, renormalise=config.renormalise
-        )
-        items, values = items_of(beams, self.codes)
-        return scores.scatter_(1, items, values)
+        levels = IndependentLevels(log_probs)
+        beams = beam_search(levels, self.codes.tree, beam=config.beam, renormalise=config.renormalise)
+        return scores.scatter_(1, *items_of(beams, self.codes))
 
     def beams(self, k: int) -> int:
         return BEAM_FACTOR * k
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
         log_probs, k = self.log_probabilities(batch), min(k, len(self.codes.rows))
-        return items_of(exact_top(log_probs, self.codes.tree, k, **request.constraints(self.codes)), self.codes)
+        seen, allowed = request.seen_rows(self.codes), request.allowed_rows(self.codes)
+        return items_of(exact_top(log_probs, self.codes.tree, k, seen=seen, allowed=allowed), self.codes)
 
-    def top_k_batches(
-        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
-    ) -> Lists:
+    def top_k_batches(self, histories: Sequences, k: int, **options: Any) -> Lists:
         large = self.config.search == "exact" and len(self.codes.rows) > MIN_BRANCH_AND_BOUND
-        base = TreeSearcher if large and self._distinct() else Scorer
-        yield from base.top_k_batches(self, histories, k, exclude_seen=exclude_seen, candidates=candidates)
+        base = TreeSearcher if large and self._is_unique() else Scorer
+        yield from base.top_k_batches(self, histories, k, **options)
 
-    def _distinct(self) -> bool:
+    def _is_unique(self) -> bool:
         """Whether no two items share an id."""
         codes = self.codes.codes[self.codes.has_id]
         return len(torch.unique(codes, dim=0)) == len(codes)
 
     @torch.inference_mode()
     def beam_error(self, histories: Sequences, k: int) -> SearchError:
-        """What the original's beam search misses of the exact best ``k`` items; items that share an id count once."""
+        """Compare the original's beam search with the exact best ``k`` items; items that share an id count once."""
         self.eval()
-        tree = self.codes.tree
-        if not self._distinct():
+        tree, width = self.codes.tree, self.config.beam
+        if not self._is_unique():
             codes = self.codes.codes[self.codes.has_id].cpu().numpy()
             tree = PrefixTree.build(np.unique(codes, axis=0), self.codes.sizes)
-        data, tensors = self.on_device(histories, window=self.max_length), tree.tensors(self.device)
-        beam, exact, width = list[Beams](), list[Beams](), self.config.beam
-        rows, widest = np.arange(len(histories)), max(width, self.beams(min(k, width)))
-        for part in search_buckets(data.lengths, rows, self.device, beams=widest):
+        data, tensors, k = self.on_device(histories, window=self.max_length), tree.tensors(self.device), min(k, width)
+        beam, exact = list[Beams](), list[Beams]()
+        rows = np.arange(len(histories))
+        for part in search_buckets(data.lengths, rows, self.device, beams=max(width, self.beams(k))):
             log_probs = self.log_probabilities(data.batch(part))
-            beam.append(beam_search(IndependentLevels(log_probs), tensors, beam=width, k=min(k, width)))
-            exact.append(exact_top(log_probs, tensors, min(k, width)))
-        return search_error(*(Beams(*map(torch.cat, zip(*each, strict=True))) for each in (beam, exact)))
+            beam.append(beam_search(IndependentLevels(log_probs), tensors, beam=width, k=k))
+            exact.append(exact_top(log_probs, tensors, k))
+        return search_error(*(Beams(*map(torch.cat, zip(*results, strict=True))) for results in (beam, exact)))
 
     def _decode(self, inputs: Batch, tokens_BWL: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, W, L, D) hidden states that codes are predicted from, and which of them (B, W, L) were queries.
-
-        Without the targets' ``tokens_BWL``: one target, that of the whole history.
-        """
+        """Hidden states (B, W, L, D) and which of them (B, W, L) were queries; W = 1 without ``tokens_BWL``."""
         config, levels = self.config, self.codes.levels
         history = self.input(inputs, self.codes.tokens)
         positions = (history.event + 1) if config.item_distance else None
@@ -257,7 +240,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
         return hidden.unflatten(1, (width, levels)), is_query
 
     def _random_queries(self, tokens_BWL: Tensor) -> Tensor:
-        """(B, W, L): a random part of 1 .. L queries for the share ``masked`` of targets, all for the others."""
+        """Mask (B, W, L) of a random 1 .. L queries for the share ``masked`` of targets, of all for the others."""
         draw = torch.rand(tokens_BWL.shape, device=tokens_BWL.device)
         count = torch.randint(1, tokens_BWL.shape[2] + 1, (*tokens_BWL.shape[:2], 1), device=draw.device)
         all_queries = torch.rand(count.shape, device=draw.device) >= self.config.masked

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.models.recommender import Scorer
+from recpipe.models.recommender import ClosedForm
 
 DAY = 86_400
 
 
-class Popular(Scorer):
+class Popular(ClosedForm):
     """Scores items by their number of training events."""
 
     @dataclass(frozen=True)
@@ -27,8 +27,6 @@ class Popular(Scorer):
 
         days: float | None = None
 
-    closed_form = True
-    probabilistic = False
     config: Config
     counts: Tensor
 
@@ -40,13 +38,10 @@ class Popular(Scorer):
         items = train.items
         if self.config.days is not None:
             if train.timestamps is None:
-                raise ValueError(
-                    f"days is {self.config.days} and this data set has no timestamps; "
-                    "set `baselines: [popular]` in its conf file"
-                )
+                problem = f"days is {self.config.days} and this data set has no timestamps"
+                raise ValueError(f"{problem}; set `baselines: [popular]` in its conf file")
             items = items[train.timestamps > train.timestamps.max() - self.config.days * DAY]
-        counts = np.bincount(items, minlength=self.n_items + 1).astype(np.float32)
-        self.counts.copy_(torch.from_numpy(counts))
+        self.counts.copy_(torch.from_numpy(np.bincount(items, minlength=self.n_items + 1).astype(np.float32)))
 
     def score(self, batch: Batch) -> Tensor:
         return self.counts.repeat(len(batch.items), 1)

@@ -1,7 +1,6 @@
-"""Base classes of all models.
+"""Base classes: Recommender (interface), Scorer (of the whole catalogue), ClosedForm, NextItem (causal networks).
 
-``Recommender``: interface of every model. ``Scorer``: models that score the whole catalogue. ``NextItem``: causal
-networks. B batch, T time, I items (column 0 of scores is padding), N targets, D width, K results, U users.
+B batch, T time, I items (column 0 of scores is padding), N targets, D width, K results, U users.
 """
 
 from __future__ import annotations
@@ -41,15 +40,13 @@ class Recommender(nn.Module):
     """A model that ranks the catalogue for histories.
 
     ``config`` is a frozen dataclass ``Config`` whose fields are the keys of the model's conf block. ``cold_users``,
-    if set, recommends to users without history. Class attributes declare what a model can do and what it reads:
+    if set, recommends to users without history. Class attributes declare abilities and inputs:
 
     - ``closed_form``: trained by ``fit``; otherwise by gradient on ``loss``.
     - ``probabilistic``: the softmax of the scores is the model's probability of the next item.
-    - ``takes_side``: reads side information (the block ``side``), which includes content vectors and the item vectors
-      of another trained model. ``required_side``: keys of ``side`` that must be set.
-    - ``reads_ids``: reads semantic ids of items.
-    - ``losses``: names of the losses it can be trained with; empty for all.
-    - ``layouts``: layouts of training batches it can read (padded, packed).
+    - ``takes_side``: reads side information (block ``side``: features, content vectors, item vectors of another model).
+      ``required_side``: keys of ``side`` that must be set. ``reads_ids``: reads semantic ids of items.
+    - ``losses``: names of the losses it can be trained with, empty for all; ``layouts``: of training batches.
 
     A setting ``time_mode`` says which times the model reads, with the values of ``Protocol.time``.
     """
@@ -84,7 +81,7 @@ class Recommender(nn.Module):
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
         """Choose settings on the validation fold after training and return them by name; none by default.
 
-        ``validate()`` returns the validation metric of the model with its current settings; higher is better.
+        ``validate()`` returns the validation metric with the current settings; higher is better.
         """
         return {}
 
@@ -103,9 +100,9 @@ class Recommender(nn.Module):
         """
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least one item")
-        items = np.zeros((len(histories), min(k, self.n_items)), np.int32)
+        k = min(k, self.n_items)
+        items = np.zeros((len(histories), k), np.int32)
         scores = np.full(items.shape, -np.inf, np.float32)
-        k = items.shape[1]
         with progress(len(histories), "rank users", unit="users") as bar:
             for rows, *lists in self.top_k_batches(histories, k, exclude_seen=exclude_seen, candidates=candidates):
                 items[rows], scores[rows] = lists
@@ -125,10 +122,7 @@ class Recommender(nn.Module):
         return scores
 
     def needs_fallback(self, histories: Sequences) -> np.ndarray:
-        """Return (U,) bool: True for users without an item of the vocabulary in their last ``max_length`` events.
-
-        False for all if there is no fallback ``cold_users``.
-        """
+        """Return (U,) bool: users without a vocabulary item in the last ``max_length`` events; needs ``cold_users``."""
         if self.cold_users is None:
             return np.zeros(len(histories), bool)
         counts = np.concatenate([[0], np.cumsum(histories.items > 0)])
@@ -141,23 +135,24 @@ class Recommender(nn.Module):
         none = np.zeros(len(rows), np.int64)
         return self.cold_users.scores(self.cold_users.segments(histories.select(rows, none, none)))
 
+    def score_blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Split ``rows`` so that the score matrix of a block has at most ``SCORES_AT_ONCE`` elements."""
+        size = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         """Move ``sequences`` to the model's device, with the features it reads."""
         features = self.side.encode(sequences) if self.side is not None else {}
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
     def item_vectors(self) -> Tensor:
-        """Return the table (I + 1, D) that items are scored with; row 0 is padding.
-
-        Raises ValueError for a model without such a table.
-        """
+        """Return the table (I + 1, D) that items are scored with, row 0 padding. Raises ValueError without a table."""
         raise ValueError(f"{type(self).__name__} has no vectors of items that another model could read")
 
     def item_tables(self) -> dict[str, Tensor]:
-        """Return tables of item vectors (I + 1, D) for analysis, empty for a model without any.
+        """Return tables of item vectors (I + 1, D) for analysis, zero for padding and items without a vector.
 
         ``input``: for reading histories. ``output``: for scoring, if different. Further entries are parts of them.
-        Row 0 is padding; items without a vector have zeros.
         """
         try:
             return {"output": self.item_vectors()}
@@ -185,8 +180,9 @@ class Recommender(nn.Module):
         """Load a state dict strictly; buffers take the shapes of the saved tensors."""
         for name, buffer in list(self.named_buffers()):
             if name in tensors and buffer.shape != tensors[name].shape:
-                owner = self.get_submodule(name.rpartition(".")[0])
-                owner.register_buffer(name.rpartition(".")[2], torch.empty_like(tensors[name], device=buffer.device))
+                owner, _, key = name.rpartition(".")
+                empty = torch.empty_like(tensors[name], device=buffer.device)
+                self.get_submodule(owner).register_buffer(key, empty)
         self.load_state_dict(dict(tensors), strict=True)
         for codes in self.item_codes().values():
             codes.forget()
@@ -207,27 +203,20 @@ class Scorer(Recommender):
     def score_batches(
         self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None, tokens: int = 1 << 15
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield rows (B,) and scores (B, I + 1) float32 over all users, in batches of similar length.
+        """Yield rows (B,) and scores (B, I + 1) float32 over all users, in batches of at most ``tokens`` events.
 
-        Scores are -inf for padding, items outside ``candidates`` and, with ``exclude_seen``, all items of the whole
-        history, also beyond ``max_length``. Users who need the fallback get its scores. ``tokens`` limits the events
-        of a batch. Raises ValueError for NaN scores.
+        Scores are -inf for padding, items outside ``candidates`` and, with ``exclude_seen``, all items of the history,
+        also beyond ``max_length``. Users who need the fallback get its scores. Raises ValueError for NaN scores.
         """
         self.eval()
         data = self.on_device(histories, window=self.max_length)
-        max_rows = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
         cold = self.needs_fallback(histories)
         buckets = (*length_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold))
         with ExitStack() as stack:
             for module in self.modules():
                 if isinstance(module, ItemInput):
                     stack.enter_context(module.cached_weights())
-            for rows in (
-                part
-                for bucket in buckets
-                for part in np.split(bucket, range(max_rows, len(bucket), max_rows))
-                if len(part)
-            ):
+            for rows in chain.from_iterable(map(self.score_blocks, buckets)):
                 batch = None if cold[rows[0]] else data.batch(rows)
                 scores = self.cold_scores(histories, rows) if batch is None else self.score(batch).float()
                 if torch.isnan(scores).any():
@@ -241,6 +230,18 @@ class Scorer(Recommender):
         for rows, scores in self.score_batches(histories, exclude_seen=exclude_seen, candidates=candidates):
             items, values = top_k(scores, k)
             yield rows, items.cpu().numpy(), values.cpu().numpy()
+
+
+class ClosedForm(Scorer):
+    """Base class of models that are fitted without gradients and whose scores are not log-probabilities."""
+
+    closed_form = True
+    probabilistic = False
+    _cache: Any = None  # computed from the buffers at the first ``score``
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_tensors(tensors)
+        self._cache = None
 
 
 class NextItem(Scorer):
@@ -272,12 +273,10 @@ class NextItem(Scorer):
 
     def score(self, batch: Batch) -> Tensor:
         batch = batch if batch.items.shape[1] else batch.pad(1)
-        table = self.items.table()
-        last = (batch.lengths - 1).clamp(min=0)
-        hidden = self.encode(self.items.embed(batch, table), batch)
-        last_hidden = hidden[torch.arange(len(last), device=last.device), last]
-        last_hidden, head = self.output(last_hidden, self.items.head(table))
-        return last_hidden @ head.T
+        table, last = self.items.table(), (batch.lengths - 1).clamp(min=0)
+        hidden = self.encode(self.items.embed(batch, table), batch)[torch.arange(len(last), device=last.device), last]
+        hidden, head = self.output(hidden, self.items.head(table))
+        return hidden @ head.T
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states (B, T, D) of events, oldest first."""

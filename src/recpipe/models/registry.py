@@ -41,19 +41,14 @@ def model_class(type_: str) -> type[Recommender]:
 
 def model_info(type_: str) -> ModelInfo:
     """Return what configuration needs of a model class; the default of a setting without one is None."""
-    cls = model_class(type_)
-    defaults = {
-        field.name: None if field.default is dataclasses.MISSING else field.default
-        for field in dataclasses.fields(cls.Config)
-    }
+    cls, missing = model_class(type_), dataclasses.MISSING
+    fields = dataclasses.fields(cls.Config)
+    defaults = {field.name: None if field.default is missing else field.default for field in fields}
     return ModelInfo(defaults, cls.takes_side, not cls.closed_form)
 
 
 def side_config(type_: str, side: Mapping[str, Any], *, where: str) -> SideConfig:
-    """Build the block ``side`` of a model.
-
-    Raises ConfigError for unknown keys, side information that the model does not read, and missing required keys.
-    """
+    """Build the block ``side`` of a model. Raises ConfigError for unknown or missing keys, and for a model without."""
     cls = model_class(type_)
     config = build_config(SideConfig, side, where=f"{where}.side")
     if not cls.takes_side:
@@ -74,20 +69,17 @@ def build(
     ids: Mapping[str, CatalogueIds] | None = None,
     accelerate: bool = True,
 ) -> Recommender:
-    """Build an untrained model. ``ids``: semantic ids by modality, for a model that reads them.
-
-    ``accelerate`` installs the faster CPU versions of ``recpipe.accelerate``.
+    """Build an untrained model. ``ids``: semantic ids by modality; ``accelerate``: install ``recpipe.accelerate``.
 
     Raises ConfigError for unknown settings, ValueError for missing or superfluous inputs.
     """
     cls = model_class(type_)
-    settings = build_config(cls.Config, config, where=f"model type {type_}")
+    settings = build_config(cls.Config, config, where=type_)
     _check_required_side(cls, SideConfig() if side is None else side.config, f"model type {type_}")
     if bool(ids) != cls.reads_ids:
         problem = "need semantic ids, such as `ids: text`" if cls.reads_ids else "read no semantic ids"
         raise ValueError(f"models of type {type_} {problem}; see their block in conf/base/parameters/models")
-    inputs: dict[str, Any] = {"side": side} if cls.takes_side else {}
-    inputs |= {"ids": ids} if cls.reads_ids else {}
+    inputs: dict[str, Any] = ({"side": side} if cls.takes_side else {}) | ({"ids": ids} if cls.reads_ids else {})
     model = cls(settings, n_items=n_items, max_length=max_length, **inputs)
     if accelerate:
         install(model)

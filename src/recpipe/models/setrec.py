@@ -6,7 +6,6 @@ other; M learned queries attend to the history independently, and query m is mul
 Scores are of the whole catalogue: no beam, no tree, and a new item needs no more than its vectors.
 
 Deviations from the paper:
-
 - One learned token before the history instead of an instruction.
 - No self-attention in the decoder, as queries see only themselves. Cross-attention has T5's distance bias, since a
   query of a causal encoding cannot tell otherwise what is latest.
@@ -33,52 +32,43 @@ from torch.nn import functional as F
 from recpipe.config import split_names
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
+from recpipe.layers import t5
 from recpipe.layers.inputs import STD
 from recpipe.layers.set_items import SetItems
 from recpipe.layers.side import Side
-from recpipe.layers.t5 import (
-    EPS,
-    AttentionMask,
-    CrossAttention,
-    Encoder,
-    FeedForward,
-    RelativeBias,
-    T5Shape,
-    attention_mask,
-)
 from recpipe.models.recommender import Criterion, Scorer
 
 
 class QueryLayer(nn.Module):
     """Layer of T5's decoder without self-attention."""
 
-    def __init__(self, shape: T5Shape) -> None:
+    def __init__(self, shape: t5.T5Shape) -> None:
         super().__init__()
-        self.cross, self.feed = CrossAttention(shape), FeedForward(shape)
+        self.cross, self.feed = t5.CrossAttention(shape), t5.FeedForward(shape)
 
-    def forward(self, x_BQD: Tensor, encoded_BSD: Tensor, mask: AttentionMask) -> Tensor:
+    def forward(self, x_BQD: Tensor, encoded_BSD: Tensor, mask: t5.AttentionMask) -> Tensor:
         return self.feed(self.cross(x_BQD, *self.cross.memory(encoded_BSD), mask))
 
 
 class Queries(nn.Module):
     """Decoder of M learned queries at several places of a history."""
 
-    def __init__(self, shape: T5Shape, count: int) -> None:
+    def __init__(self, shape: t5.T5Shape, count: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(count, shape.dim).normal_())
-        self.recency = RelativeBias(shape, bidirectional=False)
+        self.recency = t5.RelativeBias(shape, bidirectional=False)
         self.layers = nn.ModuleList(QueryLayer(shape) for _ in range(shape.decoder_layers))
-        self.norm, self.dropout = nn.RMSNorm(shape.dim, EPS), nn.Dropout(shape.dropout)
+        self.norm, self.dropout = nn.RMSNorm(shape.dim, t5.EPS), nn.Dropout(shape.dropout)
 
     def forward(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor, places: Tensor) -> Tensor:
-        """Hidden states (B, P, M, D) after the first ``places`` (P,) or (B, P) events of a history.
+        """Return hidden states (B, P, M, D) after the first ``places`` (P,) or (B, P) events of a history.
 
         ``events_S``: the event of each token, from 1; 0 for the first token.
         """
         places = places.expand(len(encoded_BSD), -1) if places.ndim == 1 else places
         visible = (events_S <= places[..., None]) & mask_BS[:, None]  # (B, P, S)
-        mask = attention_mask(self.recency(places + 1, events_S), visible[:, None])
-        mask = AttentionMask(mask.bias.repeat_interleave(len(self.queries), 2))
+        mask = t5.attention_mask(self.recency(places + 1, events_S), visible[:, None])
+        mask = t5.AttentionMask(mask.bias.repeat_interleave(len(self.queries), 2))
         x_BQD = self.dropout(self.queries.repeat(places.shape[1], 1).expand(len(places), -1, -1))
         for layer in self.layers:
             x_BQD = layer(x_BQD, encoded_BSD, mask)
@@ -89,7 +79,7 @@ class SETRec(Scorer):
     """Predicts every token of the next item independently."""
 
     @dataclass(frozen=True)
-    class Config(T5Shape):
+    class Config(t5.T5Shape):
         """``tokens``: semantic tokens of an item; ``widths`` of the auto-encoder, whose loss has the weight ``alpha``.
 
         ``one_pass``: the encoder attends to no later item, and one pass serves all targets of a sequence. Without, it
@@ -126,7 +116,7 @@ class SETRec(Scorer):
             raise ValueError("setrec reads item vectors only; set side.items, side.users and side.events to none")
         self.start = nn.Parameter(torch.empty(config.dim).normal_(std=STD))
         self.items = SetItems(n_items, config.dim, side, tokens=config.tokens, widths=config.widths)
-        self.encoder = Encoder(config)
+        self.encoder = t5.Encoder(config)
         self.queries = Queries(config, self.items.count)
         self.register_buffer("beta", torch.tensor(float(config.beta)))
 
@@ -134,8 +124,7 @@ class SETRec(Scorer):
         inputs, targets = batch.inputs_and_targets()
         tokens = self.items.step_tokens()
         if self.config.one_pass:
-            real = targets > 0
-            places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+            real, places = targets > 0, torch.arange(1, targets.shape[1] + 1, device=targets.device)
             hidden, targets = self.hidden(inputs.items, places, tokens)[real], targets[real]
         else:
             items, lengths, targets = prefixes(inputs.items, targets)
@@ -146,7 +135,7 @@ class SETRec(Scorer):
         return torch.stack(parts).mean() + self.config.alpha * error
 
     def hidden(self, items_BT: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-        """Hidden states (B, P, M, D) of the queries after the first ``places`` (P,) or (B, P) events."""
+        """Return hidden states (B, P, M, D) of the queries after the first ``places`` (P,) or (B, P) events."""
         (B, T), M = items_BT.shape, self.items.count
         events_S = F.pad(torch.arange(1, T + 1, device=items_BT.device).repeat_interleave(M), (1, 0))
         mask_BS = F.pad((items_BT > 0).repeat_interleave(M, 1), (1, 0), value=True)
@@ -157,14 +146,12 @@ class SETRec(Scorer):
         return self.queries(encoded, mask_BS, events_S, places)
 
     def parts(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """Log-probabilities (B, I + 1) of the collaborative query, if any, and the mean of the semantic ones."""
-        tokens = self.items.tokens()
+        """Return log-probabilities (B, I + 1) of the collaborative query, if any, and the mean of the semantic ones."""
+        tokens, first = self.items.tokens(), self.items.first_semantic
         hidden = self.hidden(batch.items, batch.lengths[:, None], tokens)[:, 0]
-        first, semantic = self.items.first_semantic, None
-        for m in range(first, self.items.count):
-            scores = log_probabilities(hidden[:, m], tokens[:, m])
-            semantic = scores if semantic is None else semantic.add_(scores)
-        assert semantic is not None
+        semantic = log_probabilities(hidden[:, first], tokens[:, first])
+        for m in range(first + 1, self.items.count):
+            semantic.add_(log_probabilities(hidden[:, m], tokens[:, m]))
         collaborative = log_probabilities(hidden[:, 0], tokens[:, 0]) if first else None
         return collaborative, semantic.div_(self.items.count - first)
 
@@ -204,13 +191,13 @@ class SETRec(Scorer):
 
 
 def between_items(events_S: Tensor, *, causal: bool) -> Tensor:
-    """(S, S) bool attention mask: a token attends to itself and to those of other items, or of earlier ones only."""
+    """Return the attention mask (S, S) bool: a token attends to itself and to other items, or to earlier ones only."""
     other = events_S[:, None] > events_S if causal else events_S[:, None] != events_S
     return other | torch.eye(len(events_S), dtype=torch.bool, device=events_S.device)
 
 
 def prefixes(items_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every target as an example: items (N, T), zero from the target on, lengths (N,), and targets (N,)."""
+    """Make every target an example: items (N, T), zero from the target on, lengths (N,), and targets (N,)."""
     row, place = (targets_BT > 0).nonzero(as_tuple=True)
     lengths = place + 1
     before = torch.arange(items_BT.shape[1], device=row.device) < lengths[:, None]
@@ -218,6 +205,6 @@ def prefixes(items_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def log_probabilities(hidden: Tensor, table: Tensor) -> Tensor:
-    """(B, I + 1) of hidden states (B, D) and item table (I + 1, D); the padding of row 0 gets no probability."""
+    """Return (B, I + 1) of hidden states (B, D) and item table (I + 1, D); row 0, padding, gets no probability."""
     scores = (hidden @ table.T).float()
     return scores.sub_(scores[:, 1:].logsumexp(1, keepdim=True))

@@ -17,13 +17,13 @@ from torch import Tensor
 from recpipe.config import check_at_least, check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import Pairs, item_counts, user_item_pairs
-from recpipe.models.recommender import Scorer
+from recpipe.layers.interactions import item_counts, user_item_pairs
+from recpipe.models.recommender import ClosedForm
 
 OVERSAMPLING, ITERATIONS, SEED = 16, 10, 0  # of the randomised SVD: exact to about 1e-4
 
 
-class SVD(Scorer):
+class SVD(ClosedForm):
     """Projects histories on the first right singular vectors."""
 
     @dataclass(frozen=True)
@@ -45,8 +45,6 @@ class SVD(Scorer):
             check_choices(self, scaling=("binary", "log", "tfidf", "popularity"))
             check_at_least(1, self, "factors")
 
-    closed_form = True
-    probabilistic = False
     config: Config
     factors: Tensor
     weight: Tensor
@@ -59,7 +57,12 @@ class SVD(Scorer):
     def fit(self, train: Sequences) -> None:
         # on the CPU, so that the factors do not depend on the device
         pairs = user_item_pairs(train, self.n_items, torch.device("cpu"))
-        weight = self._item_weights(pairs)
+        owners = torch.bincount(pairs.item, minlength=pairs.width).float()
+        weight = torch.ones_like(owners)
+        if self.config.scaling == "tfidf":
+            weight = 1 + ((1 + pairs.users) / (1 + owners)).log()
+        elif self.config.scaling == "popularity":
+            weight = owners.clamp(min=1) ** ((self.config.exponent - 1) / 2)
         matrix = pairs.matrix(self._scale(pairs.count) * weight[pairs.item])
         factors = min(self.config.factors, self.n_items, pairs.users)
         with torch.random.fork_rng(devices=[]):
@@ -81,12 +84,3 @@ class SVD(Scorer):
         if self.config.scaling == "tfidf":
             return torch.where(counts > 0, 1 + counts.clamp(min=1).log(), 0)
         return (counts > 0).float()
-
-    def _item_weights(self, pairs: Pairs) -> Tensor:
-        """Factor of an entry that depends on its item, (I + 1,)."""
-        owners = torch.bincount(pairs.item, minlength=pairs.width).float()
-        if self.config.scaling == "tfidf":
-            return 1 + ((1 + pairs.users) / (1 + owners)).log()
-        if self.config.scaling == "popularity":
-            return owners.clamp(min=1) ** ((self.config.exponent - 1) / 2)
-        return torch.ones_like(owners)

@@ -9,7 +9,6 @@ where seen items may be recommended).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,18 +17,16 @@ from torch import Tensor
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import DENSE, NeighbourConfig, Pairs, Profiles, item_counts, user_item_pairs
-from recpipe.models.recommender import Scorer
+from recpipe.models.recommender import ClosedForm
 
 
-class UserKNN(Scorer):
+class UserKNN(ClosedForm):
     """Scores items by the similarities of the neighbours who have them."""
 
     @dataclass(frozen=True)
     class Config(NeighbourConfig):
         """The profile of a user is his items."""
 
-    closed_form = True
-    probabilistic = False
     config: Config
     offsets: Tensor
     items: Tensor
@@ -40,7 +37,6 @@ class UserKNN(Scorer):
         self.register_buffer("offsets", torch.zeros(1, dtype=torch.int64))  # (U + 1,)
         self.register_buffer("items", torch.zeros(0, dtype=torch.int32))  # (N,) distinct items of each user
         self.register_buffer("counts", torch.zeros(0))  # (N,)
-        self._cache: tuple[Profiles, Tensor] | None = None
 
     def fit(self, train: Sequences) -> None:
         pairs = user_item_pairs(train, self.n_items, self.device)
@@ -50,19 +46,13 @@ class UserKNN(Scorer):
 
     def score(self, batch: Batch) -> Tensor:
         profiles, items_of_users = self._matrices()
-        counts = item_counts(batch.items, self.n_items)
         scores = []
-        for part in counts.split(max(DENSE // max(profiles.shape), 1)):
+        for part in item_counts(batch.items, self.n_items).split(max(DENSE // max(profiles.shape), 1)):
             similarities = profiles.similarities(part)  # (U, B)
-            neighbours = min(self.config.neighbours, len(similarities))
-            best = torch.topk(similarities.T.contiguous(), neighbours, dim=1)
+            best = torch.topk(similarities.T.contiguous(), min(self.config.neighbours, len(similarities)), dim=1)
             weights = torch.zeros_like(similarities).scatter_(0, best.indices.T, best.values.T)
             scores.append((items_of_users @ weights).T.contiguous())
         return torch.cat(scores)
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        super().load_tensors(tensors)
-        self._cache = None
 
     def _matrices(self) -> tuple[Profiles, Tensor]:
         """Profiles of the users, and the binary matrix (I + 1, U) of their items."""
@@ -70,6 +60,6 @@ class UserKNN(Scorer):
             users = len(self.offsets) - 1
             owner = torch.arange(users, device=self.items.device).repeat_interleave(self.offsets.diff())
             pairs = Pairs(owner, self.items.long(), self.counts, users, self.n_items + 1)
-            items_of_users = pairs.by_item(torch.ones_like(pairs.count))
-            self._cache = Profiles(pairs, self.config, of_items=False), items_of_users
-        return self._cache
+            self._cache = Profiles(pairs, self.config, of_items=False), pairs.by_item(torch.ones_like(pairs.count))
+        profiles, items_of_users = self._cache
+        return profiles, items_of_users

@@ -88,9 +88,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
             check_choices(self, aggregate=("sum", "flatten"), softmax=("level", "all", "items"))
             check_choices(self, head=("tokens", "mlp"), search=("exact", "beam"))
             if self.level_distance and self.aggregate != "flatten":
-                raise ValueError(
-                    "level_distance is between codes; set aggregate: flatten (sum has one token per item)"
-                )
+                raise ValueError("level_distance is between codes; set aggregate: flatten (sum has one token per item)")
             if self.head == "mlp" and self.softmax == "all":
                 raise ValueError("head is mlp, one for each level; softmax cannot be all: set level or items")
             if not 0 <= self.masked <= 1:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -31,11 +30,10 @@ class GRU4Rec(NextItem):
         """Settings of the recurrent network."""
 
     config: Config
-    cell: ClassVar[type[nn.GRU] | type[nn.LSTM]] = nn.GRU
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
-        self.encoder = Recurrent(self.cell, config)
+        self.encoder = Recurrent(nn.GRU, config)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         return self.encoder(x_BTD * math.sqrt(self.config.dim))

@@ -1,16 +1,35 @@
 """LSTM: Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 1997; forget gate of Gers et al. 2000.
 
+B batch, T time, D width, I items.
+
 GRU4Rec (Hidasi et al., ICLR 2016) with another cell, and with the deviations of models/gru4rec.py. No peepholes.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from dataclasses import dataclass
 
-from recpipe.models.gru4rec import GRU4Rec
+from torch import Tensor, nn
+
+from recpipe.data.batches import Batch
+from recpipe.layers.recurrent import Recurrent, RecurrentConfig
+from recpipe.layers.side import Side
+from recpipe.models.recommender import NextItem
 
 
-class LSTM(GRU4Rec):
+class LSTM(NextItem):
     """Causal LSTM network."""
 
-    cell = nn.LSTM
+    @dataclass(frozen=True)
+    class Config(RecurrentConfig):
+        """Settings of the recurrent network."""
+
+    config: Config
+
+    def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
+        super().__init__(config, n_items=n_items, max_length=max_length, side=side)
+        self.encoder = Recurrent(nn.LSTM, config)
+
+    def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        return self.encoder(x_BTD * math.sqrt(self.config.dim))

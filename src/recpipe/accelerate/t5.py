@@ -163,14 +163,11 @@ def without_padding(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """Memory of ``USERS`` users: per layer y Wk Wq' and y Wv Wo, and the bias of cross-attention.
-
-    As long as the longest of them: in cache, with little padding if lengths are sorted.
-    """
+    """Memory of ``USERS`` users, as long as the longest: in cache, with little padding if lengths are sorted."""
 
     users: int
-    layers: list[tuple[Tensor, Tensor]]  # both (b, H * S, D), heads one after the other
-    bias: Tensor | None  # (b, 1, H * S)
+    layers: list[tuple[Tensor, Tensor]]  # y Wk Wq' and y Wv Wo, both (b, H * S, D), heads one after the other
+    bias: Tensor | None  # (b, 1, H * S) of cross-attention
 
 
 class Past(NamedTuple):
@@ -234,10 +231,7 @@ class FastDecoder:
 
     @torch.no_grad()
     def memory(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor | None = None) -> list[MemoryPart]:
-        """Memory of encoded users, with padding on the right; users that are all padding give zeros.
-
-        ``events_S`` as in ``Memory``.
-        """
+        """Memory of encoded users, with padding on the right; users that are all padding give zeros."""
         H, D = self.shape.heads, self.shape.dim
         y_RD = without_padding(encoded_BSD, mask_BS)
         y_RD = torch.cat([y_RD, y_RD.new_zeros(1, D)])  # a row for the padding

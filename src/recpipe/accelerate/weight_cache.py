@@ -26,9 +26,8 @@ class Entry(NamedTuple, Generic[T]):
 class WeightCache(Generic[T]):
     """One value that outlives the call it was computed in. Copies of a model have caches of their own.
 
-    Weights are compared by value with copies: an optimiser, ``load_state_dict`` and ``.to`` leave traces of different
-    kinds, and writing to ``weight.data`` leaves none. Constants, which may be a hundred times as large, are compared by
-    identity and version counter.
+    Weights are compared by value with copies, since writing to ``weight.data`` leaves no trace. Constants, which may be
+    a hundred times as large, are compared by identity and version counter.
     """
 
     def __init__(self) -> None:

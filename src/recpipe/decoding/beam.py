@@ -198,10 +198,9 @@ def perturbed(parents_BK: Tensor, log_probs_BKW: Tensor, generator: torch.Genera
 
 
 def _check(tree: PrefixTree | TreeTensors, beam: int, k: int | None, temperatures: Sequence[float] | None) -> None:
-    if k is not None and k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")
-    if beam < 1:
-        raise ValueError(f"beam is {beam}; it must be at least 1")
+    for name, value in (("k", k), ("beam", beam)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
     if k is not None and k > beam:
         raise ValueError(f"k is {k} and beam {beam}; a search returns no more items than it has beams")
     if (ids := len(tree.children[-1])) < len(tree.leaves):

@@ -1,7 +1,4 @@
-"""Fusion of several ranked lists into one, such as those of text ids and of image ids.
-
-B users, K places of a list, M lists, J = M * K candidates.
-"""
+"""Fusion of several ranked lists into one. B users, K places of a list, M lists, J = M * K candidates."""
 
 from __future__ import annotations
 
@@ -31,8 +28,7 @@ def fuse(
 
     ``mixture``: log of the weighted sum of probabilities, 0 where a list lacks the item. ``reciprocal``: weighted sum
     of 1 / (60 + rank). ``paper``: mean log-probability per code (``levels``: codes of each list's ids), averaged over
-    lists and with 1 added where all lists have the item. Item 0 with score -inf where there are fewer.
-    Raises ValueError for an unknown rule.
+    lists and with 1 added where all have the item. Missing ones are item 0, score -inf. Raises ValueError for ``rule``.
     """
     if rule not in RULES:
         raise ValueError(f"ensemble is {rule!r}; allowed: {', '.join(RULES)}")

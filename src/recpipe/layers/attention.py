@@ -1,7 +1,4 @@
-"""Causal self-attention within each user's events, for padded and packed rows.
-
-B batch, T time, H heads, D width of a head.
-"""
+"""Causal self-attention within users, for padded and packed rows. B batch, T time, H heads, D width of a head."""
 
 from __future__ import annotations
 
@@ -36,10 +33,7 @@ def causal_mask(batch: Batch, like: Tensor) -> Mask:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: nn.Dropout | None = None) -> Tensor:
-    """Return causal attention (B, H, T, D) of queries, keys and values (B, H, T, D) under ``mask``.
-
-    Raises ValueError for dropout of attention weights with FlexAttention.
-    """
+    """Return causal attention under ``mask``, all (B, H, T, D). Raises ValueError for dropout with FlexAttention."""
     p = dropout.p if dropout is not None and dropout.training else 0.0
     if mask is not None and not isinstance(mask, Tensor):
         if p > 0:

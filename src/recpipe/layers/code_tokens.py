@@ -26,10 +26,7 @@ USER = "user.token"  # the feature with the hashed user, 0-based
 
 
 class ItemCodes(nn.Module):
-    """The codes of the catalogue, saved with the weights.
-
-    ``tree`` raises ValueError, if ``unique``, where items share an id.
-    """
+    """Codes of the catalogue, saved with the weights. If ``unique``, ``tree`` raises ValueError for shared ids."""
 
     codes: Tensor  # (I + 1, L), negative without an id
 
@@ -79,10 +76,7 @@ class ItemCodes(nn.Module):
         return torch.from_numpy(positions)
 
     def tree_of(self, items: Tensor | None) -> tuple[PrefixTree, Tensor]:
-        """The tree over those of ``items`` (I + 1,) bool that have an id, None: all; and the rows (I + 1,) in it.
-
-        The tree of the previous ``items`` is cached.
-        """
+        """Tree, and its rows (I + 1,), of ``items`` (I + 1,) bool that have an id, None: all. The last is cached."""
         if items is None:
             return self.tree, self.row_of
         if self._subtree is None or self._subtree[0] is not items:
@@ -122,8 +116,7 @@ class CodeInput(nn.Module):
     """Embeds histories (B, T) of items: a first token, then L tokens per event, or their sum.
 
     ``tokens`` of codes and ``levels``, both counted over all kinds of ids. They are followed by the first token of
-    histories, ``users`` first tokens for groups of users where there are any (by hash, as in TIGER), and ``extra``
-    tokens for the model, from number ``self.extra`` on.
+    histories, ``users`` ones for groups of users (by hash, as in TIGER), and from number ``self.extra`` on ``extra``.
     """
 
     def __init__(
@@ -177,10 +170,9 @@ class CodeInput(nn.Module):
 
 
 class LevelRelativeBias(nn.Module):
-    """Bias of self-attention by the code levels of query and key, whatever their items.
+    """Bias of self-attention by the code levels of query and key; the first token of a history has none.
 
-    The codebook-relative bias of N. Nguyen's efficient_generative_reco. The first token of a history has no level and
-    no bias.
+    The codebook-relative bias of N. Nguyen's efficient_generative_reco.
     """
 
     def __init__(self, levels: int, heads: int, *, std: float) -> None:
@@ -211,8 +203,8 @@ def loss_items(criterion: Callable[..., Tensor]) -> Tensor | None:
 def targets_of(batch: Batch, has_id: Tensor, *, one_pass: bool) -> tuple[Batch, Tensor, Tensor]:
     """Inputs, targets (B, W), and which of them are real (B, W): items that ``has_id`` (I + 1,).
 
-    ``one_pass``: every event of a row is the target of those before it, and inputs may hold events that no target
-    follows. Otherwise the last event is the only target, W = 1, and inputs are the events before it.
+    ``one_pass``: every event of a row is the target of those before it; inputs may have events that no target follows.
+    Otherwise the last event is the only target, W = 1, and inputs are the events before it.
     """
     inputs, targets = batch.inputs_and_targets()
     if one_pass:

@@ -46,24 +46,20 @@ class Inference(Protocol):
     @property
     def decoder(self) -> StepDecoder: ...
 
-    def logits(self, hidden: Tensor, rows: slice) -> Tensor:
-        """Logits (..., n) of hidden states (..., D) for some ``rows`` of the tokens, counted from 0."""
-        ...
+    def logits(self, hidden: Tensor, rows: slice) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class CodeShape(T5Shape):
     """Settings of a ``CodeTransformer``.
 
-    ``users``: number of groups that users are hashed into, 0: none. ``one_pass``: tokens attend to no later event, so
-    that one encoding serves all targets of a row. ``recency``: see ``recpipe.layers.t5.Decoder``. ``softmax``: ``all``,
-    over the tokens of all levels, as in T5; ``children``, over the codes that may follow in the catalogue, which needs
-    ``renormalise`` of the beam search.
+    ``softmax``: ``all``, over the tokens of all levels, as in T5; ``children``, over the codes that may follow in the
+    catalogue, which needs ``renormalise`` of the beam search.
     """
 
-    users: int = 0
-    one_pass: bool = True
-    recency: bool = False
+    users: int = 0  # groups that users are hashed into, 0: none
+    one_pass: bool = True  # tokens attend to no later event, so that one encoding serves all targets of a row
+    recency: bool = False  # see ``recpipe.layers.t5.Decoder``
     softmax: str = "all"
     renormalise: bool = False
 
@@ -130,11 +126,8 @@ class CodeTransformer(nn.Module):
         begin = torch.full_like(targets_BWL[..., :1], self.input.extra + kind)
         shifted = torch.cat([begin, targets_BWL[..., :-1]], -1)
         by_target = self.one_pass if by_target is None else by_target
-        hidden = self.decoder(
-            self.input.embed(shifted).flatten(1, 2),
-            memory,
-            **decoder_masks(history.event, width, levels, by_target=by_target),
-        )
+        masks = decoder_masks(history.event, width, levels, by_target=by_target)
+        hidden = self.decoder(self.input.embed(shifted).flatten(1, 2), memory, **masks)
         return hidden.unflatten(1, (width, levels)) * self.scale
 
     def loss(
@@ -159,18 +152,12 @@ class CodeSteps:
     """Decoding steps of a beam search: a ``recpipe.decoding.LevelDecoder``."""
 
     def __init__(
-        self,
-        model: CodeTransformer,
-        encoded: EncodedHistory,
-        first: Sequence[int],
-        sizes: Sequence[int],
-        *,
-        kind: int = 0,
+        self, model: CodeTransformer, encoded: EncodedHistory, first: Sequence[int], sizes: Sequence[int], kind: int = 0
     ) -> None:
         """``first`` token and ``sizes`` (L,) of every level; ``kind`` of ids, as in ``CodeTransformer.decode``."""
         self.model, self.inference, (self.memory, history) = model, model.inference, encoded
         self.first, self.sizes = first, sizes
-        self.by_level = model.softmax == "children"
+        self.by_level = model.softmax == "children"  # a search over children renormalises anyway
         self.cache = self.inference.decoder.cache()
         self.begin = torch.full((len(history.x), 1), model.input.extra + kind, device=history.x.device)
 
@@ -181,9 +168,7 @@ class CodeSteps:
         return self.log_probs(level, self.inference.decoder.step(x_BKD, self.memory, self.cache, parents_BK))
 
     def log_probs(self, level: int, hidden: Tensor) -> Tensor:
-        """(..., V_level) of hidden states (..., D): of the softmax over the tokens of all levels, or, in a search that
-        renormalises over children anyway, over the tokens of the level.
-        """
+        """(..., V_level) of hidden states (..., D), normalised over all tokens, or this level's if ``by_level``."""
         rows = slice(self.first[level] - 1, self.first[level] - 1 + self.sizes[level])
         if self.by_level:
             return self.inference.logits(hidden, rows).float().log_softmax(-1)

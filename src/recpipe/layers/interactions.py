@@ -68,8 +68,7 @@ def user_item_pairs(train: Sequences, n_items: int, device: torch.device) -> Pai
     """Return the distinct pairs of all events."""
     owner = np.repeat(np.arange(len(train), dtype=np.int64), train.lengths)
     unique, counts = np.unique(owner * (n_items + 1) + train.items, return_counts=True)
-    keys = torch.from_numpy(unique).to(device)
-    count = torch.from_numpy(counts.astype(np.float32)).to(device)
+    keys, count = torch.from_numpy(unique).to(device), torch.from_numpy(counts.astype(np.float32)).to(device)
     return Pairs(keys // (n_items + 1), keys % (n_items + 1), count, len(train), n_items + 1)
 
 
@@ -88,10 +87,9 @@ def csr(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> 
 
 
 class PairBatches:
-    """Batches of all pairs in random order, with uniform negatives that the user has no event of.
+    """Batches of all pairs in random order: users (n,), items (n,) and uniform negatives (n, negatives).
 
-    A negative that the user has is drawn again up to ``TRIES`` times, so users of nearly the whole catalogue may get
-    one. Yields users (n,), items (n,) and negatives (n, negatives).
+    A negative that the user has an event of is drawn again up to ``TRIES`` times; users of all items may get one.
     """
 
     TRIES = 8
@@ -123,16 +121,12 @@ class PairBatches:
 
 @dataclass(frozen=True)
 class NeighbourConfig:
-    """Settings of neighbourhood models, and their similarity measure.
+    """Settings of neighbourhood models, and their similarity measure, see the docstring of this module."""
 
-    ``neighbours``: K. ``similarity``, ``shrinkage``: see the docstring of this module. ``profile``: features are 1
-    (binary) or the number of events (count).
-    """
-
-    neighbours: int = 100
+    neighbours: int = 100  # K
     similarity: str = "cosine"
-    profile: str = "binary"
-    shrinkage: float = 10.0
+    profile: str = "binary"  # features are 1 (binary) or the number of events (count)
+    shrinkage: float = 10.0  # h
 
     def __post_init__(self) -> None:
         check_choices(self, similarity=SIMILARITIES, profile=PROFILES)
@@ -194,17 +188,16 @@ class Profiles:
     """Sparse profiles (N, columns) of the users or ``of_items`` of ``pairs``, for comparison with dense blocks."""
 
     def __init__(self, pairs: Pairs, measure: NeighbourConfig, *, of_items: bool) -> None:
-        row, column = (pairs.item, pairs.user) if of_items else (pairs.user, pairs.item)
+        row, matrix = (pairs.item, pairs.by_item) if of_items else (pairs.user, pairs.matrix)
         self.shape = (pairs.width, pairs.users) if of_items else (pairs.users, pairs.width)
         self.measure, self.features = measure, pairs.users if of_items else pairs.width - 1
         x = measure.values(pairs.count)
         total = torch.zeros(self.shape[0], device=x.device).index_add_(0, row, x)
         first, second = measure.encode(x, total[row], self.features)
         self.sums = Sums(total, torch.zeros_like(total).index_add_(0, row, first * second))
-        self._first = csr(row, column, first, self.shape)
-        self._second = csr(row, column, second, self.shape) if measure.similarity == "kl" else None
+        self._first, self._second = matrix(first), matrix(second) if measure.similarity == "kl" else None
         counts_shared = measure.profile == "binary" and measure.similarity not in ("bhattacharyya", "kl")
-        self._support = None if counts_shared else csr(row, column, torch.ones_like(x), self.shape)
+        self._support = None if counts_shared else matrix(torch.ones_like(x))
 
     def similarities(self, counts_BF: Tensor) -> Tensor:
         """Return similarities (N, B) of every profile to every row of ``counts_BF``."""

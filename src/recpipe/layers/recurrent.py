@@ -11,10 +11,10 @@ from recpipe.config import check_at_least
 
 @dataclass(frozen=True)
 class RecurrentConfig:
-    """``dim``: width of the item table. ``hidden``: width of the recurrent state."""
+    """Settings of LSTM and GRU4Rec."""
 
-    dim: int = 64
-    hidden: int = 128
+    dim: int = 64  # of the item table
+    hidden: int = 128  # width of the recurrent state
     layers: int = 1
     dropout: float = 0.2
 
@@ -23,10 +23,7 @@ class RecurrentConfig:
 
 
 class Recurrent(nn.Module):
-    """Dropout, ``layers`` of torch's ``cell``, LayerNorm, and a projection to ``dim``.
-
-    ``dropout`` acts on the input, between layers and before the projection.
-    """
+    """Dropout, ``layers`` of torch's ``cell`` with dropout between them, LayerNorm, dropout, projection to ``dim``."""
 
     def __init__(self, cell: type[nn.GRU] | type[nn.LSTM], config: RecurrentConfig) -> None:
         super().__init__()

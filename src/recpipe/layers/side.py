@@ -26,20 +26,17 @@ COLUMNS = ("items", "users", "events")
 class SideConfig:
     """The conf block ``side``; several names are written a+b, ``none`` is empty.
 
-    ``vectors``: item vectors by kind (text, image, text_image, collaborative). ``train_vectors``: train them instead of
-    freezing them. ``items``, ``users``: columns of these tables. ``events``: rating, hour, weekday, gap (time since the
-    previous event). ``combine``: vectors and columns of items are added to the embedding of the id (add), concatenated
-    with it (concat), or replace it (alone), so that items without training events can be scored. ``head``: the output
-    table has ``all`` of an item's inputs or its ``ids`` only.
+    ``combine``: vectors and columns of items are added to the embedding of the id (add), concatenated with it (concat),
+    or replace it (alone), so that items without training events can be scored.
     """
 
-    vectors: str = "none"
+    vectors: str = "none"  # of items, by kind: text, image, text_image, collaborative
     combine: str = "add"
-    train_vectors: bool = False
-    items: str = "none"
-    users: str = "none"
-    events: str = "none"
-    head: str = "all"
+    train_vectors: bool = False  # or freeze them
+    items: str = "none"  # columns of this table
+    users: str = "none"  # columns of this table
+    events: str = "none"  # rating, hour, weekday, gap (time since the previous event)
+    head: str = "all"  # inputs of an item that the output table has: all, or ids only
 
     def __post_init__(self) -> None:
         check_choices(self, where="side", combine=("add", "concat", "alone"), head=("all", "ids"))

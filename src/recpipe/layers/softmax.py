@@ -22,8 +22,7 @@ def item_cross_entropy(logits: Sequence[Tensor], codes_NL: Tensor, rows_M: Tenso
     """Mean cross-entropy of the target items ``rows_M`` of the catalogue ``codes_NL``.
 
     ``logits`` (L) of (M, V_l): an item's score is the sum of its codes' logits, as in product quantisation (Jegou,
-    Douze and Schmid, 2011, section III). Scores and gradients are in float32 at least, for a part of the targets at a
-    time.
+    Douze and Schmid, 2011, section III). In float32 at least, for a part of the targets at a time.
     """
     sizes = [each.shape[1] for each in logits]
     wide = torch.promote_types(logits[0].dtype, torch.float32)
@@ -82,10 +81,8 @@ def tree_cross_entropy(hidden_MLD: Tensor, tables: Sequence[Tensor], rows_M: Ten
 
 
 def child_mask(tree: TreeTensors, level: int, nodes: Tensor) -> Tensor:
-    """(M, V) float32: 0 for the codes of ``level`` that may follow each of ``nodes`` (M,), -inf for the others.
-
-    Read from the tree's table where it has one, which needs no synchronisation with a GPU.
-    """
+    """(M, V) float32: 0 for the codes of ``level`` that may follow each of ``nodes`` (M,), -inf for the others."""
+    # a table needs no synchronisation with a GPU
     if (table := tree.child_mask(level)) is not None:
         return table[nodes]
     first = tree.offsets[level][nodes]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from recpipe.config import check_at_least
 
 EPS = 1e-6
+KeysValues: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: nn.Mod
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: nn.Module) -> Tensor:
-    """(B, H, T, P) by torch's fused attention, which stores no (B, H, T, S) weights for the backward pass.
-
-    Not by cuDNN's kernel: with it a step of TIGER took 156 ms on an H100, with plain products 46 (torch 2.11).
-    """
+    """(B, H, T, P) by torch's fused attention, which stores no (B, H, T, S) weights for the backward pass."""
+    # not by cuDNN's kernel: with it a step of TIGER took 156 ms on an H100, with plain products 46 (torch 2.11)
     bias = mask.bias.expand(len(q), q.shape[1], q.shape[2], k.shape[2])
     p = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
@@ -162,7 +161,7 @@ class CrossAttention(nn.Module):
         nn.init.normal_(self.kv.weight, std=shape.dim**-0.5)
         nn.init.normal_(self.out.weight, std=shape.inner**-0.5)
 
-    def memory(self, encoded_BSD: Tensor) -> tuple[Tensor, Tensor]:
+    def memory(self, encoded_BSD: Tensor) -> KeysValues:
         """Keys and values, each (B, H, S, P)."""
         k, v = self.kv(encoded_BSD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return k, v
@@ -237,21 +236,18 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Memory:
-    """Encoded users as cross-attention reads them: keys and values of every layer, each (B, H, S, P).
+    """Encoded users as cross-attention reads them: keys and values of every layer, each (B, H, S, P)."""
 
-    ``events_S``: the event that each token belongs to, for a decoder with ``recency``.
-    """
-
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: tuple[KeysValues, ...]
     mask_BS: Tensor | None = None
-    events_S: Tensor | None = None
+    events_S: Tensor | None = None  # of each token, for a decoder with ``recency``
 
 
 @dataclass
 class KVCache:
     """Keys and values of the levels decoded so far, (B, H, K, t, P) per layer."""
 
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    layers: list[KeysValues] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -274,19 +270,12 @@ class DecoderLayer(nn.Module):
         self.attention, self.cross = SelfAttention(shape), CrossAttention(shape)
         self.feed = FeedForward(shape)
 
-    def forward(
-        self, x_BQD: Tensor, mask: AttentionMask, memory: tuple[Tensor, Tensor], cross_mask: AttentionMask
-    ) -> Tensor:
+    def forward(self, x_BQD: Tensor, mask: AttentionMask, memory: KeysValues, cross_mask: AttentionMask) -> Tensor:
         return self.feed(self.cross(self.attention(x_BQD, mask), *memory, cross_mask))
 
     def step(
-        self,
-        x_BKD: Tensor,
-        bias: Tensor,
-        past: tuple[Tensor, Tensor] | None,
-        memory: tuple[Tensor, Tensor],
-        cross_mask: AttentionMask,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self, x_BKD: Tensor, bias: Tensor, past: KeysValues | None, memory: KeysValues, cross_mask: AttentionMask
+    ) -> tuple[Tensor, KeysValues]:
         """``forward`` for the last position of every beam; returns the extended keys and values too."""
         q, k, v = self.attention.project(x_BKD)  # (B, H, K, P)
         k, v = k[:, :, :, None], v[:, :, :, None]
@@ -294,8 +283,7 @@ class DecoderLayer(nn.Module):
             k, v = torch.cat([past[0], k], 3), torch.cat([past[1], v], 3)
         weights = ((q[:, :, :, None] @ k.mT).squeeze(3) + bias).softmax(-1)  # (B, H, K, t)
         mixed = (weights[:, :, :, None] @ v).squeeze(3).transpose(1, 2).flatten(2)
-        x_BKD = self.attention.add(x_BKD, mixed)
-        return self.feed(self.cross(x_BKD, *memory, cross_mask)), (k, v)
+        return self.feed(self.cross(self.attention.add(x_BKD, mixed), *memory, cross_mask)), (k, v)
 
 
 class Decoder(nn.Module):
@@ -350,10 +338,9 @@ class Decoder(nn.Module):
         return self.dropout(self.norm(x_BQD))
 
     def step(self, x_BKD: Tensor, memory: Memory, cache: KVCache, parents_BK: Tensor | None = None) -> Tensor:
-        """Hidden states (B, K, D) of the next position of all beams, which is added to ``cache``.
+        """``forward`` (B, K, D) without dropout for the next position of all beams, which is added to ``cache``.
 
-        ``parents_BK``: the beam of the previous step that each one continues; None: the same one. Equal to the last
-        position of ``forward`` over the whole beam, without dropout.
+        ``parents_BK``: the beam of the previous step that each one continues; None: the same one.
         """
         if parents_BK is not None and cache.length:
             cache.reorder(parents_BK)

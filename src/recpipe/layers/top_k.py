@@ -38,17 +38,13 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def rank_of(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
-    """Return the ranks (N,) int64, from 1, of the pairs (rows, items) in ``scores`` (B, I); 0 for a score of -inf.
-
-    Counts the greater scores and the tied ones that come before, without a sort.
-    """
+    """Return the ranks (N,) int64, from 1, of the pairs (rows, items) in ``scores`` (B, I); 0 for a score of -inf."""
     same_rows = len(rows) == len(scores) and bool((rows == torch.arange(len(scores), device=rows.device)).all())
     compared = scores if same_rows else scores[rows]
     target = compared.gather(1, items[:, None])
     greater = (compared > target).sum(1)
     equal = (compared >= target).sum(1) - greater
-    tied = torch.nonzero(equal > 1).flatten()
-    if len(tied):
+    if len(tied := torch.nonzero(equal > 1).flatten()):
         order = tie_order(scores.shape[1], scores.device)
         before = (compared[tied] == target[tied]) & (order < order[items[tied]][:, None])
         greater[tied] += before.sum(1)

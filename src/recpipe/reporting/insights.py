@@ -112,10 +112,10 @@ def _ranks(run: Run, outputs: RunOutputs, metric: str, problems: list[str]) -> p
     except ValueError as error:
         problems.append(_with_run_name(run, error))
         return None
-    if value is None or not math.isclose(value, _test_metric(run, metric), abs_tol=1e-9):
-        problems.append(f"the ranks of {run.name} on disk do not match its metrics: run `evaluate` again")
-        return None
-    return table
+    if value is not None and math.isclose(value, _test_metric(run, metric), abs_tol=1e-9):
+        return table
+    problems.append(f"the ranks of {run.name} on disk do not match its metrics: run `evaluate` again")
+    return None
 
 
 def _certainty(

@@ -76,13 +76,8 @@ def analyse(
     problems += [f"{run} holds a run of {others[run]['dataset']}, not of {dataset}: it is left out" for run in others]
     for problem in problems:
         log.warning("%s", problem)
-    return {
-        **result,
-        "dataset": dataset,
-        "requested": list(models),
-        "split": {"id": split["id"], "steps": list(split["steps"])},
-        "problems": problems,
-    }
+    scope = {"dataset": dataset, "requested": list(models), "problems": problems}
+    return {**result, **scope, "split": {"id": split["id"], "steps": list(split["steps"])}}
 
 
 def rank(runs: RunStore, insights: Mapping[str, Any], *, metric: str) -> tuple[pl.DataFrame, str]:
@@ -103,8 +98,7 @@ def draw(
     metric: str,
 ) -> dict[str, go.Figure]:
     """Draw all ``FIGURES`` by name; those without data are empty."""
-    page_board = _page_board(board, insights)
-    metrics = _dataset_metrics(runs, insights["dataset"]).values()
+    page_board, metrics = _page_board(board, insights), _dataset_metrics(runs, insights["dataset"]).values()
     figures = {
         **run_figures(metrics, curves=_curves(runs), metric=metric),
         **data_figures(profile, steps),

@@ -159,17 +159,10 @@ def _popularity(data: Mapping[str, Any]) -> go.Figure:
 
 def _steps(steps: pl.DataFrame) -> go.Figure:
     names = [f"{row['step']} {escape(row['name'])}" for row in steps.iter_rows(named=True)]
-    traces = [
-        bars(
-            [value / max(steps[column][0], 1) for value in steps[column]],
-            names,
-            name=column,
-            colour=colour,
-            hover=f"%{{y}}: %{{customdata:,}} {column}, %{{x:.1%}} of the raw log",
-            customdata=steps[column].to_list(),
-            orientation="h",
-        )
-        for column, colour in zip(("rows", "users", "items"), COLOURS, strict=False)
-    ]
+    traces = []
+    for column, colour in zip(("rows", "users", "items"), COLOURS, strict=False):
+        counts, hover = steps[column].to_list(), f"%{{y}}: %{{customdata:,}} {column}, %{{x:.1%}} of the raw log"
+        x = [value / max(counts[0], 1) for value in counts]
+        traces.append(bars(x, names, name=column, colour=colour, hover=hover, customdata=counts, orientation="h"))
     height = max(260, 90 + 58 * steps.height)
     return figure(traces, x="share of the raw log", x_axis=Axis.PERCENT, y_axis=Axis.REVERSED_CATEGORIES, height=height)

@@ -53,16 +53,14 @@ class IdSection:
 def id_section(quality: Mapping[str, Any], figures: Mapping[str, Any]) -> IdSection:
     """Build a section from quality.json and the figures that the pipeline semantic_ids wrote."""
     modality = str(quality["modality"])
-    checks = []
-    for (name, value, limit, passed), check in zip(quality_rows(quality), quality["checks"], strict=True):
-        advice = str(check["advice"])
-        checks.append({"name": name, "value": value, "threshold": limit, "passed": passed, "advice": advice})
+    keys = ("name", "value", "threshold", "passed", "advice")
+    rows = zip(quality_rows(quality), quality["checks"], strict=True)
     return IdSection(
         name=f"{modality}_ids",
         title=f"Semantic ids from {MODALITIES.get(modality, modality)}",
         passed=bool(quality["passed"]),
         facts=_facts(quality),
-        checks=checks,
+        checks=[dict(zip(keys, (*row, str(check["advice"])), strict=True)) for row, check in rows],
         figures=figures,
         line=_summary_line(quality),
     )

@@ -119,17 +119,10 @@ def _ablation(results: Sequence[Result], board: pl.DataFrame) -> go.Figure | Non
     traces = []
     for result in results:
         metric, (full, *parts) = result["metric"], result["rows"]
-        traces.append(
-            bars(
-                [row[metric] - full[metric] for row in parts],
-                [escape(row["name"]) for row in parts],
-                name=escape(result["label"]),
-                colour=_colour(result, results, board),
-                hover="%{customdata}",
-                customdata=[f"{row['name']}: {row[metric]:.4f} instead of {full[metric]:.4f}" for row in parts],
-                orientation="h",
-            )
-        )
+        x, y = [row[metric] - full[metric] for row in parts], [escape(row["name"]) for row in parts]
+        texts = [f"{row['name']}: {row[metric]:.4f} instead of {full[metric]:.4f}" for row in parts]
+        name, colour = escape(result["label"]), _colour(result, results, board)
+        traces.append(bars(x, y, name=name, colour=colour, hover="%{customdata}", customdata=texts, orientation="h"))
     if not traces:
         return None
     height = max(260, 110 + (20 + 18 * len(traces)) * max(len(result["rows"]) - 1 for result in results))
@@ -144,18 +137,11 @@ def _effective_context(contexts: Sequence[Result], board: pl.DataFrame) -> go.Fi
     for context in contexts:
         full, rows = context["effective"]["whole"], context["effective"]["rows"]
         for kind, dash, meaning in kinds if full and rows else ():
-            label = escape(context["label"])
-            traces.append(
-                line(
-                    [str(row["events"]) for row in rows],
-                    [row[kind] / full for row in rows],
-                    name=f"{label}, {meaning}",
-                    colour=_colour(context, contexts, board),
-                    dash=dash,
-                    hover=f"{label}, last %{{x}} events, {meaning}: %{{y:.0%}} (%{{customdata:.4f}})",
-                    customdata=[row[kind] for row in rows],
-                )
-            )
+            x, y = [str(row["events"]) for row in rows], [row[kind] / full for row in rows]
+            label, values = escape(context["label"]), [row[kind] for row in rows]
+            hover = f"{label}, last %{{x}} events, {meaning}: %{{y:.0%}} (%{{customdata:.4f}})"
+            style = {"name": f"{label}, {meaning}", "colour": _colour(context, contexts, board), "dash": dash}
+            traces.append(line(x, y, hover=hover, customdata=values, **style))
     if not traces:
         return None
     axes = {"x_axis": Axis.CATEGORIES, "y_axis": Axis.PERCENT | Axis.FROM_ZERO}
@@ -189,17 +175,10 @@ def _gap(contexts: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
     for context in contexts:
         groups, label = context["gap"], escape(context["label"])
         for key, dash, fold in folds if groups else ():
-            traces.append(
-                line(
-                    [group["history"] for group in groups],
-                    [group[key] for group in groups],
-                    name=f"{label}, {fold}",
-                    colour=_colour(context, contexts, board),
-                    dash=dash,
-                    hover=f"{label}, %{{x}} events, {fold}: %{{y:.4f}}<br>%{{customdata:,}} users",
-                    customdata=[group[f"{key}_users"] for group in groups],
-                )
-            )
+            x, y, users = ([group[name] for group in groups] for name in ("history", key, f"{key}_users"))
+            hover = f"{label}, %{{x}} events, {fold}: %{{y:.4f}}<br>%{{customdata:,}} users"
+            style = {"name": f"{label}, {fold}", "colour": _colour(context, contexts, board), "dash": dash}
+            traces.append(line(x, y, hover=hover, customdata=users, **style))
     if not traces:
         return None
     x_axis = Axis.CATEGORIES | {"title": {"text": "events before the target", "standoff": 16}}

@@ -161,12 +161,11 @@ def _lead(board: pl.DataFrame, metric: str) -> dict[str, Any] | None:
     rows = [row for row in largest if row["rank"] is not None]
     if not rows:
         return None
-    first, second = (
-        {"model": row["model"], "value": formatting.mean_and_std(row, metric), "seeds": row["seeds"]} if row else None
-        for row in (rows[0], rows[1] if len(rows) > 1 else None)
-    )
+    values = [formatting.mean_and_std(row, metric) for row in rows[:2]]
+    best = [{**row, "value": value} for row, value in zip(rows, values, strict=False)]
     ties = [row["model"] for row in rows if row["rank"] == 1]
-    return {"metric": formatting.metric_title(metric), "ties": ties, "first": first, "second": second}
+    second = best[1] if len(best) > 1 else None
+    return {"metric": formatting.metric_title(metric), "ties": ties, "first": best[0], "second": second}
 
 
 def _board(protocol: str, part: pl.DataFrame, runs: list[Run], metric: str) -> dict[str, Any]:

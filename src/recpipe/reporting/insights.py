@@ -72,7 +72,7 @@ def compute_insights(
     for name, group in groups.get(protocol, {}).items():
         if with_ranks := [run for run in group.runs if ranks[run.name] is not None]:
             representatives[name] = next((run for run in with_ranks if run.seed == seed), with_ranks[0])
-    k = int(metric.partition("@")[2])
+    k, ids, events = int(metric.partition("@")[2]), catalogue.item_ids, catalogue.popularity.events
 
     def by_model(measure: Callable[[Run], Any]) -> dict[str, Any]:
         """Values by model, without runs that have none or raise ValueError."""
@@ -90,7 +90,7 @@ def compute_insights(
         "seed": seed,
         "ranked": [name for name, table in ranks.items() if table is not None],
         "certainty": certainty,
-        "segments": by_model(lambda run: _segments(ranks[run.name], catalogue, k)),
+        "segments": by_model(lambda run: segments(ranks[run.name], item_ids=ids, train_events=events, k=k).to_pylist()),
         "lists": by_model(lambda run: _lists(run, ranks, outputs, catalogue, k)),
         "training": _training_popularity(catalogue),
         "calibration": by_model(lambda run: _calibration(run, ranks, outputs)),
@@ -139,10 +139,6 @@ def _certainty(
     comparison = compare(user_metric, baseline=baselines[0] if baselines else BEST, resamples=resamples)
     seeds = {name: len(values) for name, values in tables.items()}
     return {**asdict(comparison), "resamples": resamples, "seeds": seeds}
-
-
-def _segments(ranks: pa.Table, catalogue: Catalogue, k: int) -> list[dict[str, Any]]:
-    return segments(ranks, item_ids=catalogue.item_ids, train_events=catalogue.popularity.events, k=k).to_pylist()
 
 
 def _lists(run: Run, ranks: Ranks, outputs: RunOutputs, catalogue: Catalogue, k: int) -> dict[str, Any] | None:

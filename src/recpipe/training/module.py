@@ -194,13 +194,8 @@ class TrainingModule(pl.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["recpipe"] = {
-            "curve": self.curve,
-            "train_seconds": self._seconds,
-            "tokens_seen": self._tokens,
-            "ran": self._hardware,
-            "random": random_state(),
-        }
+        state = {"curve": self.curve, "train_seconds": self._seconds, "tokens_seen": self._tokens}
+        checkpoint["recpipe"] = {**state, "ran": self._hardware, "random": random_state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["recpipe"]

@@ -174,10 +174,8 @@ def _matrix(geometry: Mapping[str, Any], kind: str, label: str, form: str) -> go
         hoverongaps=False,
         hovertemplate=f"%{{y}}, %{{x}}<br>%{{z:{form}}} {label}, untrained %{{customdata:{form}}}<extra></extra>",
     )
-    x_axis, y_axis = (
-        Axis.CATEGORIES | {"tickangle": -30, "showline": False},
-        Axis.REVERSED_CATEGORIES | {"showgrid": False},
-    )
+    x_axis = Axis.CATEGORIES | {"tickangle": -30, "showline": False}
+    y_axis = Axis.REVERSED_CATEGORIES | {"showgrid": False}
     return figure([heatmap], x_axis=x_axis, y_axis=y_axis, height=max(340, 140 + 34 * len(names)))
 
 

@@ -122,13 +122,6 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate:
         raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG} or is incomplete: {error}") from error
     for name, codes in model.item_codes().items():
         codes.check(config["ids"][name]["digest"])
-    return Bundle(
-        config["name"],
-        config["type"],
-        model.to(device).eval(),
-        vocabulary,
-        items["title"].to_pylist(),
-        items["train_events"].to_numpy(),
-        Protocol.from_dict(config["protocol"]),
-        config["training"],
-    )
+    titles, train_events = items["title"].to_pylist(), items["train_events"].to_numpy()
+    protocol, model = Protocol.from_dict(config["protocol"]), model.to(device).eval()
+    return Bundle(config["name"], config["type"], model, vocabulary, titles, train_events, protocol, config["training"])

@@ -80,21 +80,21 @@ class TrainingJob:
     def train(self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None) -> Bundle:
         """Train the model; ``folder`` is for checkpoints, by default ``work_folder``."""
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
-        fitting_set, items = data.train_set, self.inputs.items
+        fitting_set, items, vocabulary = data.train_set, self.inputs.items, data.vocabulary
         if settings.put_back:
             fitting_set = with_validation(data.train_set, data.valid_set)
         vectors = dict(self.inputs.vectors)
         if self.inputs.collaborative is not None:
-            vectors[COLLABORATIVE] = item_vectors(self.inputs.collaborative, protocol, data.vocabulary)
+            vectors[COLLABORATIVE] = item_vectors(self.inputs.collaborative, protocol, vocabulary)
         side_settings = side_config(config.type, config.side, where=f"models.{config.name}")
-        side = build_side(side_settings, fitting_set, data.vocabulary, items, vectors)
-        ids = build_catalogue_ids(config.ids, self.inputs.ids, data.vocabulary)
+        side = build_side(side_settings, fitting_set, vocabulary, items, vectors)
+        ids = build_catalogue_ids(config.ids, self.inputs.ids, vocabulary)
 
         def build_untrained() -> Recommender:
             model = build_model(
                 config.type,
                 config.settings,
-                n_items=len(data.vocabulary),
+                n_items=len(vocabulary),
                 max_length=min(protocol.history, settings.window or protocol.history),
                 side=side,
                 ids=ids,
@@ -105,7 +105,7 @@ class TrainingJob:
                 keep_freed_memory()
             if config.init_from != "none":
                 where = f"init_from={config.init_from}"
-                count = load_initial_weights(model, self.initial_bundle, data.vocabulary, where=where)
+                count = load_initial_weights(model, self.initial_bundle, vocabulary, where=where)
                 log.info("%s starts from %s tensors of %s", config.name, count, config.init_from)
             return model
 
@@ -121,17 +121,12 @@ class TrainingJob:
             cold_users=build_config(ColdUsersConfig, config.cold_users, where="cold_users"),
             steps_from=data.train_set,
         )
-        titles = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
+        titles_by_id = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
+        titles = [titles_by_id.get(item) for item in vocabulary.ids]
+        train_events = np.bincount(fitting_set.items, minlength=len(vocabulary) + 1)[1:]
+        training, curve = self._description(trained, side, ids, vectors), trained.curve
         return Bundle(
-            name=config.name,
-            type=config.type,
-            model=trained.model,
-            vocabulary=data.vocabulary,
-            titles=[titles.get(item) for item in data.vocabulary.ids],
-            train_events=np.bincount(fitting_set.items, minlength=len(data.vocabulary) + 1)[1:],
-            protocol=protocol,
-            training=self._description(trained, side, ids, vectors),
-            curve=trained.curve,
+            config.name, config.type, trained.model, vocabulary, titles, train_events, protocol, training, curve
         )
 
     def identity(self) -> dict[str, Any]:

@@ -140,8 +140,8 @@ def _effective_context(contexts: Sequence[Result], board: pl.DataFrame) -> go.Fi
             x, y = [str(row["events"]) for row in rows], [row[kind] / full for row in rows]
             label, values = escape(context["label"]), [row[kind] for row in rows]
             hover = f"{label}, last %{{x}} events, {meaning}: %{{y:.0%}} (%{{customdata:.4f}})"
-            style = {"name": f"{label}, {meaning}", "colour": _colour(context, contexts, board), "dash": dash}
-            traces.append(line(x, y, hover=hover, customdata=values, **style))
+            name, colour = f"{label}, {meaning}", _colour(context, contexts, board)
+            traces.append(line(x, y, name=name, colour=colour, dash=dash, hover=hover, customdata=values))
     if not traces:
         return None
     axes = {"x_axis": Axis.CATEGORIES, "y_axis": Axis.PERCENT | Axis.FROM_ZERO}
@@ -175,10 +175,10 @@ def _gap(contexts: Sequence[Result], board: pl.DataFrame) -> go.Figure | None:
     for context in contexts:
         groups, label = context["gap"], escape(context["label"])
         for key, dash, fold in folds if groups else ():
-            x, y, users = ([group[name] for group in groups] for name in ("history", key, f"{key}_users"))
+            x, y, users = ([group[column] for group in groups] for column in ("history", key, f"{key}_users"))
             hover = f"{label}, %{{x}} events, {fold}: %{{y:.4f}}<br>%{{customdata:,}} users"
-            style = {"name": f"{label}, {fold}", "colour": _colour(context, contexts, board), "dash": dash}
-            traces.append(line(x, y, hover=hover, customdata=users, **style))
+            name, colour = f"{label}, {fold}", _colour(context, contexts, board)
+            traces.append(line(x, y, name=name, colour=colour, dash=dash, hover=hover, customdata=users))
     if not traces:
         return None
     x_axis = Axis.CATEGORIES | {"title": {"text": "events before the target", "standoff": 16}}

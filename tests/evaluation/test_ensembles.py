@@ -44,9 +44,11 @@ class Listing(Recommender):
         super().__init__(self.Config(), n_items=ITEMS, max_length=5)
         self.table, self.length = table, length
 
+    def top_k_batches(self, histories, k, *, exclude_seen=True, candidates=None):
+        yield np.arange(len(histories)), *self.recommend(histories, k, exclude_seen=exclude_seen)
+
     def recommend(self, histories, k, *, exclude_seen=True, candidates=None):
-        items, scores = self.table.recommend(histories, self.length, exclude_seen=exclude_seen)
-        return items, scores
+        return self.table.recommend(histories, self.length, exclude_seen=exclude_seen)
 
 
 def scores_of(model, histories, exclude_seen=True):

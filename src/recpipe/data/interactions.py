@@ -94,7 +94,7 @@ def _without_bad_rows(events: ir.Table, policy: str) -> tuple[EventLog, ir.Table
     return log, bad if policy == "quarantine" else bad.limit(0), step_rows
 
 
-@ibis.udf.scalar.builtin
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
 def url_decode(text: str) -> str:
     """Decode a URL on the engine: a query cannot contain a null byte, but ``%00``."""
     raise NotImplementedError

@@ -43,7 +43,9 @@ class TrackingHooks:
         self._conf = context.config_loader["mlflow"]
 
     @hook_impl
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any]
+    ) -> None:
         """Choose names and tags of the runs; the first node opens them."""
         if self._runs is not None:  # stopped by Ctrl-C, of which Kedro tells no hook
             self._runs.close("KILLED")

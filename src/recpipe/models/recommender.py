@@ -6,7 +6,7 @@ B batch, T time, I items (column 0 of scores is padding), N targets, D width, K 
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
@@ -36,7 +36,7 @@ Lists = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 SCORES_AT_ONCE = 1 << 25  # elements of a score matrix: 128 MiB
 
 
-class Recommender(nn.Module):
+class Recommender(nn.Module, ABC):
     """A model that ranks the catalogue for histories.
 
     ``config`` is a frozen dataclass ``Config`` whose fields are the keys of the model's conf block. ``cold_users``,

@@ -30,8 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         models = configuration.model_names if names == "all" else list(split_names(names))
         for name in models:
             configuration.run(name)
-        lines = (show if options.command == "show" else diff)(configuration, models)
-        sys.stdout.writelines(f"{line}\n" for line in _select(lines, options.keys))
+        lines, keys = (show if options.command == "show" else diff)(configuration, models), options.keys
+        prefixes = tuple(f"{key}." for key in keys)
+        selection = [line for key, line in lines.items() if not keys or f"{key}.".startswith(prefixes)]
+        if keys and not selection:
+            raise ConfigError(f"nothing is called {' or '.join(keys)}; give no key to see all of them")
+        sys.stdout.writelines(f"{line}\n" for line in selection)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -42,8 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show(configuration: Configuration, models: list[str]) -> dict[str, str]:
     """Return lines by key; ``train`` and ``side`` only as blocks of models, settings common to all id kinds once."""
-    origins = configuration.origins(models)
-    return {key: _line(key, leaf) for key, leaf in origins.items() if not _is_repeated(key, leaf, origins)}
+    origins, lines = configuration.origins(models), {}
+    for key, leaf in origins.items():
+        if not _is_repeated(key, leaf, origins):
+            place = leaf.file if leaf.file == COMMAND_LINE else leaf.origin
+            lines[key] = f"{key:45} {_text(leaf.value):{VALUE_WIDTH}}  # {place}"
+    return lines
 
 
 def diff(configuration: Configuration, models: list[str]) -> dict[str, str]:
@@ -72,21 +80,8 @@ def _is_repeated(key: str, leaf: Leaf, origins: dict[str, Leaf]) -> bool:
     return parts[:2] == ["semantic_ids", "kinds"] and origins.get(common_key) == leaf
 
 
-def _line(key: str, leaf: Leaf) -> str:
-    place = leaf.file if leaf.file == COMMAND_LINE else leaf.origin
-    return f"{key:45} {_text(leaf.value):{VALUE_WIDTH}}  # {place}"
-
-
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _select(lines: dict[str, str], keys: list[str]) -> list[str]:
-    prefixes = tuple(f"{key}." for key in keys)
-    selection = [line for key, line in lines.items() if not keys or f"{key}.".startswith(prefixes)]
-    if keys and not selection:
-        raise ConfigError(f"nothing is called {' or '.join(keys)}; give no key to see all of them")
-    return selection
 
 
 def _model_info(type_: str) -> ModelInfo:

@@ -43,8 +43,8 @@ def check_known(name: object, choices: Iterable[object], *, what: str, hint: str
     """Raise ConfigError with the nearest spelling and the choices, unless ``choices`` contains ``name``."""
     names = [str(choice) for choice in choices]
     if str(name) not in names:
-        message = f"unknown {what} {str(name)!r}{nearest(name, names)}; choose {', '.join(names) or 'nothing'}"
-        raise ConfigError(f"{message}{hint}", str(name))
+        message = f"unknown {what} {str(name)!r}{nearest(name, names)}; choose {', '.join(names) or 'nothing'}{hint}"
+        raise ConfigError(message, str(name))
 
 
 def check_choices(config: object, *, where: str = "", **allowed: Iterable[str]) -> None:
@@ -115,7 +115,13 @@ def build_config(cls: type[T], values: object, *, where: str, file_hint: FileHin
             suggestion = f"{nearest(key, fields)}; there are {', '.join(fields)}"
             raise ConfigError(f"unknown setting {path!r}{file_hint(path)}{suggestion}", key)
     if not dataclasses.is_dataclass(cls):
-        return _validate(cls, values, where, file_hint)
+        from pydantic import ValidationError
+
+        try:
+            config: T = cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined]
+            return config
+        except ValidationError as errors:
+            raise ConfigError(_first_error(errors, where, file_hint)) from errors
     _check_types(cls, values, where, file_hint)
     try:
         return cls(**values)
@@ -131,31 +137,19 @@ def field_names(cls: type) -> list[str]:
     return list(cls.model_fields)  # type: ignore[attr-defined]
 
 
-def _validate(cls: type[T], values: Mapping[str, Any], where: str, file_hint: FileHint) -> T:
-    from pydantic import ValidationError
-
-    try:
-        config: T = cls.model_validate_json(json.dumps(values), strict=True)  # type: ignore[attr-defined]
-        return config
-    except ValidationError as errors:
-        raise ConfigError(_first_error(errors, where, file_hint)) from errors
-
-
 def _check_types(cls: type, values: Mapping[str, Any], where: str, file_hint: FileHint) -> None:
     """Check the fields of a dataclass by pydantic; without pydantic log a warning instead."""
     if not _has_pydantic():
         return
     from pydantic import ValidationError
 
-    for field in dataclasses.fields(cls):
-        if field.name in values:
-            try:
-                _adapter(cls, field.name).validate_json(json.dumps(values[field.name]), strict=True)
-            except ValidationError as errors:
-                message = _first_error(errors, f"{where}.{field.name}", file_hint)
-                raise ConfigError(message, field.name) from errors
-            except TypeError:  # not JSON, so it comes from code and not from a file
-                continue
+    for name in (name for name in field_names(cls) if name in values):
+        try:
+            _adapter(cls, name).validate_json(json.dumps(values[name]), strict=True)
+        except ValidationError as errors:
+            raise ConfigError(_first_error(errors, f"{where}.{name}", file_hint), name) from errors
+        except TypeError:  # not JSON, so it comes from code and not from a file
+            continue
 
 
 @cache

@@ -79,16 +79,12 @@ def merge(*trees: Tree) -> Tree:
     for tree in trees:
         for name, above in tree.items():
             below = result.get(name)
-            if isinstance(below, dict) and isinstance(above, dict) and not _replaces(name, below, above):
-                result[name] = merge(below, above)
-            else:
-                result[name] = above
+            result[name] = above
+            if isinstance(below, dict) and isinstance(above, dict):
+                names = [leaf.value for entry in (below, above) if isinstance(leaf := entry.get("name"), Leaf)]
+                if name not in CHOICES or len(names) < 2 or names[0] == names[1]:
+                    result[name] = merge(below, above)
     return result
-
-
-def _replaces(block_name: str, below: Tree, above: Tree) -> bool:
-    names = [leaf.value for tree in (below, above) if isinstance(leaf := tree.get("name"), Leaf)]
-    return block_name in CHOICES and len(names) == 2 and names[0] != names[1]
 
 
 def block(tree: Tree, *path: str) -> Tree:
@@ -146,7 +142,7 @@ def read_yaml(text: str) -> Any:
 def parse_overrides(text: str) -> dict[str, Any]:
     """Read ``dataset=ml-1m,train.window=50`` as nested values, like ``kedro run --params``. Raises ConfigError."""
     nested: dict[str, Any] = {}
-    for pair in filter(None, (part.strip() for part in text.split(","))):
+    for pair in filter(None, map(str.strip, text.split(","))):
         path, sign, value = pair.partition("=")
         if not sign:
             raise ConfigError(f"{pair!r} is no setting; write key=value, several separated by commas")
@@ -190,8 +186,11 @@ def _read_environment(conf: Path, env: str) -> Tree:
     environment: Tree = {}
     origins: dict[str, Leaf] = {}
     for file in _files(conf / env):
-        name = file.relative_to(conf.parent).as_posix()
-        tree = to_tree(_read(file, name), name)
+        name, stat = file.relative_to(conf.parent).as_posix(), file.stat()
+        values = _parse(file.resolve(), (stat.st_mtime_ns, stat.st_size), name)
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"{name} holds a {type(values).__name__}; it must hold keys with values")
+        tree = to_tree(values or {}, name)
         for key, leaf in leaves(tree):
             if isinstance(leaf.value, str) and "${" in leaf.value:
                 raise ConfigError(f"{leaf.origin} is {leaf.value!r}; parameters have no interpolation, the catalog has")
@@ -211,16 +210,6 @@ def _files(folder: Path) -> Iterator[Path]:
         is_selected = is_parameters or parts == ("globals.yml",)
         if is_selected and not is_hidden and file.suffix in SUFFIXES and file.is_file():
             yield file
-
-
-def _read(file: Path, name: str) -> dict[Any, Any]:
-    stat = file.stat()
-    values = _parse(file.resolve(), (stat.st_mtime_ns, stat.st_size), name)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name} holds a {type(values).__name__}; it must hold keys with values")
-    return values
 
 
 @cache

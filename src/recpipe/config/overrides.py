@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,7 @@ def check_names(configuration: Configuration) -> None:
     _check_blocks(block(files, "datasets"))
     _check_blocks(block(files, "models"))
     datasets, profiles, profile = block(files, "datasets"), block(files, "profiles"), configuration.profile
-    hint = " (files in conf/base/parameters/datasets)"
-    check_known(configuration.dataset, datasets, what="dataset", hint=hint)
+    check_known(configuration.dataset, datasets, what="dataset", hint=" (files in conf/base/parameters/datasets)")
     for tree in (files, *(block(datasets, name) for name in datasets)):
         _check_blocks(tree, BY_DATASET)
         for kind in block(tree, "semantic_ids", "kinds"):
@@ -81,8 +81,8 @@ def check_inputs(config: RunConfig, models: Iterable[str]) -> None:
         raise ConfigError(f"seed is {config.seed!r}; give a whole number from 0")
     where, vectors = f"models.{config.name}", split_names(config.side.get("vectors"))
     for name in vectors:
-        what = f"vectors of {where}.side"
-        check_known(name, (*VECTORS, COLLABORATIVE), what=what, hint=", several as a+b, or none")
+        choices, what = (*VECTORS, COLLABORATIVE), f"vectors of {where}.side"
+        check_known(name, choices, what=what, hint=", several as a+b, or none")
     for name in config.ids:
         check_known(name, ID_KINDS, what=f"ids of {where}", hint=", several as a+b")
     others = [name for name in models if name != config.name]
@@ -189,27 +189,19 @@ def same_kind(value: object, current: object) -> bool:
         return True
     if isinstance(current, bool) or isinstance(value, bool):
         return isinstance(current, bool) and isinstance(value, bool)
-    if isinstance(current, float):
-        return isinstance(value, int | float) or _is_date(value)
-    return isinstance(value, int)
-
-
-def _is_date(value: object) -> bool:
-    try:
-        date.fromisoformat(str(value))
-    except ValueError:
-        return False
-    return True
+    if isinstance(value, int) or not isinstance(current, float):
+        return isinstance(value, int)
+    with suppress(ValueError):
+        return isinstance(value, float) or bool(date.fromisoformat(str(value)))
+    return False
 
 
 def _unknown(path: str, choices: Mapping[str, Any], tree: Tree | None = None) -> ConfigError:
     blocks, _, name = path.rpartition(".")
-    hint = nearest(name, choices)
-    place = ""
+    hint, place = nearest(name, choices), ""
     if blocks and tree:
         entries = [tree[key] for key in tree if f"{key!r}" in hint] or list(tree.values())[-1:]
-        file = first_file(entries[0])
-        place = f"; it belongs in {file}" if file else ""
-    return ConfigError(
-        f"unknown parameter {path!r} (command line){hint}{place}; there are {', '.join(map(str, choices))}"
-    )
+        if file := first_file(entries[0]):
+            place = f"; it belongs in {file}"
+    names = ", ".join(map(str, choices))
+    return ConfigError(f"unknown parameter {path!r} (command line){hint}{place}; there are {names}")

@@ -80,8 +80,8 @@ class Configuration:
         project: Path | None = None,
     ) -> Configuration:
         """Read and check a conf folder. ``project`` is by default the folder that ``conf`` is in."""
-        files = read_parameters(conf, env)
-        configuration = cls(files, dict(overrides or {}), model_info, project or conf.resolve().parent)
+        project = project or conf.resolve().parent
+        configuration = cls(read_parameters(conf, env), dict(overrides or {}), model_info, project)
         configuration.check()
         return configuration
 
@@ -121,11 +121,8 @@ class Configuration:
         protocol, each kind of ids with its name and lending data sets. ``paths`` are the fields of DataPaths.
         """
         values: dict[str, Any] = to_values(self._top)
-        values["paths"] = {
-            "data_root": str(self.project / str(self["data"])),
-            "raw_root": str(self.project / str(self["raw"])),
-            "dataset": self.dataset,
-        }
+        data, raw = (str(self.project / str(self[name])) for name in ("data", "raw"))
+        values["paths"] = {"data_root": data, "raw_root": raw, "dataset": self.dataset}
         values["protocol"]["dataset"] = self.dataset
         values["evaluate"]["protocol"] = dict(values["protocol"])
         for name in ("ties", "context"):
@@ -179,10 +176,8 @@ class Configuration:
     def tree(self, model: str) -> Tree:
         """Return all settings of a model on the data set with their origins; ``train`` and ``side`` are complete."""
         common: Tree = {name: block(self._top, name) for name in BY_MODEL}
-        overrides = merge(
-            pick_blocks(self._command_line, BY_MODEL),
-            pick_blocks(block(self._command_line, "datasets", self.dataset), BY_MODEL),
-        )
+        of_dataset = block(self._command_line, "datasets", self.dataset)
+        overrides = merge(*(pick_blocks(tree, BY_MODEL) for tree in (self._command_line, of_dataset)))
         if not self._reads_common_side(model):
             common["side"] = {}
             overrides.pop("side", None)
@@ -238,17 +233,14 @@ class Configuration:
 
     def _model_tree(self, model: str) -> Tree:
         """Return settings of a model and of those that it extends, from the files, without the common blocks."""
-        names = reversed(self._ancestors(model))
-        return merge(*(layer for name in names for layer in self._layers(self.files, name)))
+        return merge(*(layer for name in reversed(self._ancestors(model)) for layer in self._layers(self.files, name)))
 
     def _layers(self, source: Tree, model: str) -> list[Tree]:
         """Return the settings of a model in ``source``: for all data sets, for the profile, for the data set."""
         entry = block(source, "models", model)
-        special = ("extends", "profiles", "datasets")
-        general = {name: value for name, value in entry.items() if name not in special}
+        general = {name: value for name, value in entry.items() if name not in ("extends", "profiles", "datasets")}
         by_profile = block(entry, "profiles", self.profile) if self.profile else {}
-        layers = (general, by_profile, block(entry, "datasets", self.dataset))
-        return [drop_null(layer, BY_MODEL) for layer in layers]
+        return [drop_null(layer, BY_MODEL) for layer in (general, by_profile, block(entry, "datasets", self.dataset))]
 
     def _ancestors(self, model: str) -> list[str]:
         """Return the model, the one that it extends, and so on."""

@@ -97,17 +97,22 @@ class ColdUsersConfig:
             check(name, isinstance(getattr(self, name), str), "write columns as a+b")
         for name, minimum in (("bins", 2), ("clusters", 1)):
             value = getattr(self, name)
-            is_integer = isinstance(value, int) and not isinstance(value, bool)
-            check(name, is_integer and value >= minimum, f"give a whole number from {minimum}")
-        check("smoothing", _is_number(self.smoothing) and self.smoothing > 0, "give a number above 0")
-        check("novelty", _is_number(self.novelty) and 0 <= self.novelty <= 1, "give a number from 0 to 1")
+            check(name, type(value) is int and value >= minimum, f"give a whole number from {minimum}")
+        numbers = (int, float)
+        check("smoothing", type(self.smoothing) in numbers and self.smoothing > 0, "give a number above 0")
+        check("novelty", type(self.novelty) in numbers and 0 <= self.novelty <= 1, "give a number from 0 to 1")
         days = self.recent_days
-        is_positive = days is None or (_is_number(days) and days > 0)
-        check("recent_days", is_positive, "give a number above 0, or null")
+        check("recent_days", days is None or (type(days) in numbers and days > 0), "give a number above 0, or null")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+class _Layer:
+    """Descriptor of the data set's folder in a layer of ``data_root``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, paths: DataPaths, owner: type[DataPaths]) -> Path:
+        return paths.data_root / self.name / paths.dataset
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,13 @@ class DataPaths:
         for name in ("data_root", "raw_root"):  # strings in the conf
             object.__setattr__(self, name, Path(getattr(self, name)))
 
+    intermediate = _Layer("02_intermediate")
+    primary = _Layer("03_primary")  # interactions, items, users
+    features = _Layer("04_feature")  # item vectors
+    split = _Layer("05_model_input")  # protocol, vocabulary, training set and folds
+    models = _Layer("06_models")  # bundles and checkpoints
+    reporting = _Layer("08_reporting")  # metrics, figures and the report
+
     @property
     def raw(self) -> Path:
         """Files of the raw log."""
@@ -130,32 +142,7 @@ class DataPaths:
     @property
     def spill(self) -> Path:
         """Temporary files of an SQL engine that runs out of memory."""
-        return self.data_root / "02_intermediate" / self.dataset / "spill"
-
-    @property
-    def primary(self) -> Path:
-        """Interactions, items, users."""
-        return self.data_root / "03_primary" / self.dataset
-
-    @property
-    def features(self) -> Path:
-        """Item vectors."""
-        return self.data_root / "04_feature" / self.dataset
-
-    @property
-    def split(self) -> Path:
-        """Protocol, vocabulary, training set and folds."""
-        return self.data_root / "05_model_input" / self.dataset
-
-    @property
-    def models(self) -> Path:
-        """Bundles and checkpoints."""
-        return self.data_root / "06_models" / self.dataset
-
-    @property
-    def reporting(self) -> Path:
-        """Metrics, figures and the report."""
-        return self.data_root / "08_reporting" / self.dataset
+        return self.intermediate / "spill"
 
     def cache(self, modality: str) -> Path:
         """Cache of vectors by content, for one modality."""

@@ -26,8 +26,7 @@ def _nodes(kind: str, dataset: str) -> list[Node]:
     ids, tree, quality = f"{kind}_semantic_ids", f"{kind}_prefix_tree", f"{kind}_ids_quality"
     quantizer, gate = f"{kind}.quantizer", f"{kind}.gate"
     common = {"embeddings": embeddings_dataset(kind), "config": f"params:semantic_ids.kinds.{kind}"}
-    paths = {"paths": "params:paths"}
-    table = {"items": "items", "dataset": f"params:datasets.{dataset}"}
+    paths, table = {"paths": "params:paths"}, {"items": "items", "dataset": f"params:datasets.{dataset}"}
     # The quality comes second: the report waits for it and then reads the figures.
     results = [f"{kind}.id_figures", quality]
 
@@ -73,11 +72,8 @@ def measure_ids(
     table = items.to_arrow()
     category = None if dataset.content is None else dataset.content.category
     quality = build.measure_ids(embeddings, quantizer, ids, table, config, category=category)
-    sunburst = id_figures.sunburst(
-        ids.quantized,
-        build.column_of(ids, table, "title").to_pylist(),
-        categories=build.categories_of(ids, table, category),
-    )
+    titles, categories = build.column_of(ids, table, "title"), build.categories_of(ids, table, category)
+    sunburst = id_figures.sunburst(ids.quantized, titles.to_pylist(), categories=categories)
     return {"usage": id_figures.usage_heatmap(ids.quantized, ids.sizes), "sunburst": sunburst}, quality
 
 

@@ -1,12 +1,6 @@
-"""Semantic ids in five steps, as the pipeline runs them: quantizer, ids, quality, gate, prefix tree.
+"""Semantic ids in five steps: ``fit_quantizer``, ``assign_ids``, ``measure_ids``, ``check_ids``, ``build_tree``.
 
-Results of an earlier run are reused where they fit::
-
-    earlier = EarlierResults(folder)
-    quantizer = fit_quantizer(embeddings, earlier, config)
-    ids = assign_ids(embeddings, quantizer, earlier, config)
-    quality = measure_ids(embeddings, quantizer, ids, items, config)
-    tree = build_tree(ids, check_ids(quality))
+Results of an earlier run are reused where they fit.
 """
 
 from __future__ import annotations
@@ -133,18 +127,39 @@ def fit_quantizer(
     if earlier.source_dataset is not None:
         return _lent_quantizer(earlier.source_dataset, earlier.source_quantizer, embeddings)
     others, previous = earlier.joint_embeddings, earlier.quantizer
+    type_, settings = config.type_and_settings()
     if previous is None:
         log.info("fitting %s: there is none yet", config.quantizer)
-        return _fit_new(embeddings, others, config, on_epoch)
-    reason: str | None = "semantic_ids.refit is set"
-    if not config.refit:
-        settings = config.type_and_settings()
-        reason = reuse_obstacle(previous, embeddings, *settings, seed=config.seed, others=sorted(others))
-    if reason:
+    elif config.refit:
+        log.warning("fitting %s anew, all ids may change: semantic_ids.refit is set", config.quantizer)
+    elif reason := reuse_obstacle(previous, embeddings, type_, settings, seed=config.seed, others=sorted(others)):
         log.warning("fitting %s anew, all ids may change: %s", config.quantizer, reason)
-        return _fit_new(embeddings, others, config, on_epoch)
-    log.info("reusing %s of an earlier run", config.quantizer)
-    return previous
+    else:
+        log.info("reusing %s of an earlier run", config.quantizer)
+        return previous
+    started = time.perf_counter()
+    for name, other in others.items():
+        if not same_encoder(embeddings, other.about, other.space):
+            raise ValueError(
+                f"quantizer_with={name}: its vectors are not of one encoder with these "
+                f"({other.about.get('encoder')}, here {embeddings.about.get('encoder')}); if an earlier version "
+                "embedded them, run the pipeline embed once more"
+            )
+    vectors_ND = np.concatenate([each.vectors[each.present] for each in (embeddings, *others.values())])
+    quantizer = build_quantizer(type_, settings)
+    quantizer.fit(vectors_ND, seed=config.seed, on_epoch=on_epoch)
+    quantizer.about = {
+        "space": embeddings.space,
+        "embeddings": embeddings.hash,
+        "modality": embeddings.about.get("modality"),
+        "items": int(embeddings.present.sum()),
+        "seed": config.seed,
+        "encoder": embeddings.about.get("encoder"),
+        "template": embeddings.about.get("template"),
+        "seconds": time.perf_counter() - started,
+        **({"with": {name: other.hash for name, other in sorted(others.items())}} if others else {}),
+    }
+    return quantizer
 
 
 def assign_ids(
@@ -242,34 +257,6 @@ def build_tree(ids: SemanticIds, gate: Mapping[str, Any]) -> PrefixTree:
     if gate["ids"] != ids.hash:
         raise ValueError("the gate passed other ids than those on disk: run `kedro run --pipelines=semantic_ids` again")
     return PrefixTree.build(ids.codes, ids.sizes, source=ids.hash, shared=not ids.unique)
-
-
-def _fit_new(
-    embeddings: Embeddings, others: Mapping[str, Embeddings], config: SemanticIdsConfig, on_epoch: OnEpoch | None
-) -> Quantizer:
-    started = time.perf_counter()
-    for name, other in others.items():
-        if not same_encoder(embeddings, other.about, other.space):
-            raise ValueError(
-                f"quantizer_with={name}: its vectors are not of one encoder with these "
-                f"({other.about.get('encoder')}, here {embeddings.about.get('encoder')}); if an earlier version "
-                "embedded them, run the pipeline embed once more"
-            )
-    vectors_ND = np.concatenate([each.vectors[each.present] for each in (embeddings, *others.values())])
-    quantizer = build_quantizer(*config.type_and_settings())
-    quantizer.fit(vectors_ND, seed=config.seed, on_epoch=on_epoch)
-    quantizer.about = {
-        "space": embeddings.space,
-        "embeddings": embeddings.hash,
-        "modality": embeddings.about.get("modality"),
-        "items": int(embeddings.present.sum()),
-        "seed": config.seed,
-        "encoder": embeddings.about.get("encoder"),
-        "template": embeddings.about.get("template"),
-        "seconds": time.perf_counter() - started,
-        **({"with": {name: other.hash for name, other in sorted(others.items())}} if others else {}),
-    }
-    return quantizer
 
 
 def _lent_quantizer(name: str, quantizer: Quantizer | None, embeddings: Embeddings) -> Quantizer:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.semantic_ids.collisions import Codes, Vectors
+from recpipe.semantic_ids.collisions import Vectors
 from recpipe.semantic_ids.quantizer import (
     CHUNK,
     OnEpoch,
@@ -102,22 +102,17 @@ class ResidualKMeans(KMeansQuantizer):
             z_ND = z_ND - book[nearest(z_ND, book)]
         return books
 
-    def _encode(self, x_ND: Vectors) -> Codes:
-        parts = self._scaled(x_ND).split(CHUNK)
-        return torch.cat([_beam_encode(part, self.books, self.config.beam) for part in parts]).int().numpy()
+    def _encode(self, z_ND: Tensor) -> Tensor:
+        return torch.cat([_beam_encode(part, self.books, self.config.beam) for part in z_ND.split(CHUNK)])
 
-    def _decode(self, codes_NL: Codes) -> Vectors:
-        return self._unscaled(self._sum(codes_NL))
-
-    def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
-        return squared_distances(self._scaled(x_ND) - self._sum(codes_NL), self.books[level]).numpy()
-
-    def _sum(self, codes_NL: Codes) -> Tensor:
-        """(N, D) sum of the vectors of the first codes, of any number of levels."""
-        codes, total = torch.from_numpy(codes_NL).long(), torch.zeros(len(codes_NL), self.width)
-        for level in range(codes.shape[1]):
-            total += self.books[level][codes[:, level]]
+    def _decode(self, codes_NL: Tensor) -> Tensor:
+        total = torch.zeros(len(codes_NL), self.width)
+        for level in range(codes_NL.shape[1]):  # the first ones may be all
+            total += self.books[level][codes_NL[:, level]]
         return total
+
+    def _level_distances(self, z_ND: Tensor, codes_NL: Tensor, level: int) -> Tensor:
+        return squared_distances(z_ND - self._decode(codes_NL), self.books[level])
 
 
 class PQ(KMeansQuantizer):
@@ -140,16 +135,14 @@ class PQ(KMeansQuantizer):
         levels = enumerate(zip(self._pieces(z_ND), self.sizes, strict=True))
         return [faiss_kmeans(piece, size, self.config, seed=seed + level) for level, (piece, size) in levels]
 
-    def _encode(self, x_ND: Vectors) -> Codes:
-        pieces = self._pieces(self._scaled(x_ND))
-        return torch.stack([*map(nearest, pieces, self.books)], 1).int().numpy()
+    def _encode(self, z_ND: Tensor) -> Tensor:
+        return torch.stack([*map(nearest, self._pieces(z_ND), self.books)], 1)
 
-    def _decode(self, codes_NL: Codes) -> Vectors:
-        codes = torch.from_numpy(codes_NL).long()
-        return self._unscaled(torch.cat([book[codes[:, level]] for level, book in enumerate(self.books)], 1))
+    def _decode(self, codes_NL: Tensor) -> Tensor:
+        return torch.cat([book[codes_NL[:, level]] for level, book in enumerate(self.books)], 1)
 
-    def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
-        return squared_distances(self._pieces(self._scaled(x_ND))[level], self.books[level]).numpy()
+    def _level_distances(self, z_ND: Tensor, codes_NL: Tensor, level: int) -> Tensor:
+        return squared_distances(self._pieces(z_ND)[level], self.books[level])
 
     def _pieces(self, z_ND: Tensor) -> tuple[Tensor, ...]:
         return z_ND.tensor_split(len(self.sizes), dim=1)
@@ -184,8 +177,8 @@ class OPQ(PQ):
     def _scaled(self, x_ND: Vectors) -> Tensor:
         return F.pad(super()._scaled(x_ND), (0, self._padded_width - self.width)) @ self.rotation.T
 
-    def _unscaled(self, z_ND: Tensor) -> Vectors:
-        return super()._unscaled((z_ND @ self.rotation)[:, : self.width])
+    def _decode(self, codes_NL: Tensor) -> Tensor:
+        return (super()._decode(codes_NL) @ self.rotation)[:, : self.width]
 
     @property
     def _padded_width(self) -> int:

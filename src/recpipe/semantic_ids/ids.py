@@ -114,9 +114,8 @@ class SemanticIds:
 
 
 def _to_lists(codes_NL: NDArray[np.int32]) -> pa.Array:
-    offsets = np.arange(len(codes_NL) + 1, dtype=np.int32) * codes_NL.shape[1]
-    values = np.ascontiguousarray(codes_NL, np.int32).reshape(-1)
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()))
+    offsets = np.arange(len(codes_NL) + 1) * codes_NL.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(codes_NL.reshape(-1), pa.int32()))
 
 
 def _from_lists(column: pa.ChunkedArray, levels: int) -> NDArray[np.int32]:

@@ -71,8 +71,8 @@ def measure_quality(
 ) -> dict[str, Any]:
     """Measure ids (``codes_NL`` after, ``quantized_NLq`` before resolution) for ``apply_gate``, as JSON.
 
-    Neighbours are those of a ``sample`` of the items among all. ``neighbours`` is None for fewer than two items,
-    ``purity`` for fewer than two categories. Raises ValueError for empty ids and inputs of different lengths.
+    ``neighbours``, of a ``sample`` of the items, is None for fewer than two items, ``purity`` for fewer than two
+    categories. Raises ValueError for empty ids and inputs of different lengths.
     """
     if not (n := len(codes_NL)):
         raise ValueError("there are no semantic ids to measure: no item has content; run the embed pipeline")
@@ -149,8 +149,7 @@ def _neighbours(
     if (k := min(k, n - 1)) < 1:
         return None
     rows = generator.permutation(n)[:sample]
-    near_SK = _nearest(vectors_ND, rows, k)
-    by_depth = []
+    near_SK, by_depth = _nearest(vectors_ND, rows, k), []
     for depth, prefix in enumerate(prefixes, 1):
         overlap = float((prefix[near_SK] == prefix[rows][:, None]).mean())
         counts = np.bincount(prefix).astype(np.float64)

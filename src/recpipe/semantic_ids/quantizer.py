@@ -94,15 +94,15 @@ class Quantizer(ABC):
         """Learn codebooks of ``self.sizes``; append rows to ``self.history`` and pass them to ``on_epoch``."""
 
     @abstractmethod
-    def _encode(self, x_ND: Vectors) -> Codes:
-        """(N, L)"""
+    def _encode(self, z_ND: Tensor) -> Tensor:
+        """(N, L) codes of scaled vectors."""
 
     @abstractmethod
-    def _decode(self, codes_NL: Codes) -> Vectors:
-        """(N, D) vectors in the units of x."""
+    def _decode(self, codes_NL: Tensor) -> Tensor:
+        """(N, D) scaled vectors."""
 
     @abstractmethod
-    def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
+    def _level_distances(self, z_ND: Tensor, codes_NL: Tensor, level: int) -> Tensor:
         """(N, V) squared distances to the codes of ``level``."""
 
     @abstractmethod
@@ -133,13 +133,13 @@ class Quantizer(ABC):
 
     def encode(self, x_ND: Vectors) -> Codes:
         """(N, L) codes, level 1 first."""
-        return self._encode(_finite_matrix(x_ND, self._fitted_width()))
+        return self._encode(self._scaled(_finite_matrix(x_ND, self._fitted_width()))).int().numpy()
 
     def decode(self, codes_NL: Codes) -> Vectors:
         """(N, D) reconstruction in the units of the vectors."""
         self._fitted_width()
         check_codes(codes_NL := np.asarray(codes_NL), self.sizes)
-        return self._decode(codes_NL.astype(np.int32, copy=False))
+        return (self._decode(torch.from_numpy(codes_NL.astype(np.int64))) * self.scale + self.mean).numpy()
 
     def level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
         """(N, V) squared distances to the codes of ``level`` (0-based), after the codes of the earlier levels.
@@ -152,7 +152,7 @@ class Quantizer(ABC):
         check_codes(earlier := np.asarray(codes_NL)[:, :level], self.sizes[:level])
         if len(earlier) != len(x_ND):
             raise ValueError(f"{len(x_ND)} vectors, but codes of {len(earlier)} items")
-        return self._level_distances(x_ND, earlier.astype(np.int32, copy=False), level)
+        return self._level_distances(self._scaled(x_ND), torch.from_numpy(earlier.astype(np.int64)), level).numpy()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -167,9 +167,6 @@ class Quantizer(ABC):
 
     def _scaled(self, x_ND: Vectors) -> Tensor:
         return (torch.from_numpy(x_ND) - self.mean) / self.scale
-
-    def _unscaled(self, z_ND: Tensor) -> Vectors:
-        return (z_ND * self.scale + self.mean).numpy()
 
     def _fitted_width(self) -> int:
         if not self.sizes:

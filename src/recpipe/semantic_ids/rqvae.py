@@ -30,6 +30,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain, zip_longest
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +39,7 @@ from torch import Tensor
 from recpipe.config import check_arguments
 from recpipe.progress import Progress, progress
 from recpipe.semantic_ids.autoencoder import Autoencoder, CodeOverrides, LearnedCodebooks, Losses, QuantizedAutoencoder
-from recpipe.semantic_ids.collisions import Codes, Vectors
+from recpipe.semantic_ids.collisions import Vectors
 from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig, distinct_rows, thread_limit
 
 log = logging.getLogger(__name__)
@@ -122,12 +123,8 @@ class AutoencoderQuantizer(Quantizer):
     config: RQVAEConfig
 
     @abstractmethod
-    def _masks(self) -> Tensor:
-        """(L, Z) 1 for the latent dimensions of a level, 0 elsewhere."""
-
-    @abstractmethod
-    def _order(self) -> Tensor:
-        """(Z,) latent dimension in which the first, second, … principal component starts."""
+    def _dimensions(self) -> list[list[int]]:
+        """(L) latent dimensions that each level quantizes."""
 
     def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
         with thread_limit(torch.get_num_threads, torch.set_num_threads, self.config.threads):
@@ -135,8 +132,8 @@ class AutoencoderQuantizer(Quantizer):
             held_out = train = self._scaled(x_ND)
             count = int(self.config.held_out * len(train))
             if count and len(train) >= MIN_HELD_OUT_ITEMS:
-                order = torch.randperm(len(train), generator=generator)
-                held_out, train = train[order[:count]], train[order[count:]]
+                rows = torch.randperm(len(train), generator=generator)
+                held_out, train = train[rows[:count]], train[rows[count:]]
             self.model = QuantizedAutoencoder(self._network(seed), bf16=_use_bf16(self.config.precision))
             self.model.network.init_components(train, self._order())
             training = Training(
@@ -145,14 +142,14 @@ class AutoencoderQuantizer(Quantizer):
             training.run()
             self.history = training.history
 
-    def _encode(self, x_ND: Vectors) -> Codes:
-        return self.model.encode(self._scaled(x_ND)).int().numpy()
+    def _encode(self, z_ND: Tensor) -> Tensor:
+        return self.model.encode(z_ND)
 
-    def _decode(self, codes_NL: Codes) -> Vectors:
-        return self._unscaled(self.model.decode(torch.from_numpy(codes_NL).long()))
+    def _decode(self, codes_NL: Tensor) -> Tensor:
+        return self.model.decode(codes_NL)
 
-    def _level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
-        return self.model.distances(self._scaled(x_ND), torch.from_numpy(codes_NL).long(), level).numpy()
+    def _level_distances(self, z_ND: Tensor, codes_NL: Tensor, level: int) -> Tensor:
+        return self.model.distances(z_ND, codes_NL, level)
 
     def tensors(self) -> dict[str, Tensor]:
         assert self.model.codebooks is not None
@@ -174,17 +171,26 @@ class AutoencoderQuantizer(Quantizer):
             torch.manual_seed(seed)
             return Autoencoder(self.width, self.config.latent, self.config.widths)
 
+    def _order(self) -> Tensor:
+        """(Z,) latent dimension in which the first, second, … principal component starts: the levels take turns."""
+        turns = chain.from_iterable(zip_longest(*self._dimensions()))
+        return torch.tensor([*dict.fromkeys(dimension for dimension in turns if dimension is not None)])
+
+    def _masks(self) -> Tensor:
+        """(L, Z) 1 for the latent dimensions of a level, 0 elsewhere."""
+        masks = torch.zeros(self.config.levels, self.config.latent)
+        for mask, dimensions in zip(masks, self._dimensions(), strict=True):
+            mask[dimensions] = 1
+        return masks
+
 
 class RQVAE(AutoencoderQuantizer):
     """Residual quantization: every level sees the whole latent."""
 
     type = "rqvae"
 
-    def _masks(self) -> Tensor:
-        return torch.ones(self.config.levels, self.config.latent)
-
-    def _order(self) -> Tensor:
-        return torch.arange(self.config.latent)
+    def _dimensions(self) -> list[list[int]]:
+        return [[*range(self.config.latent)]] * self.config.levels
 
 
 class PQVAE(AutoencoderQuantizer):
@@ -192,18 +198,8 @@ class PQVAE(AutoencoderQuantizer):
 
     type = "pqvae"
 
-    def _slices(self) -> tuple[Tensor, ...]:
-        return torch.arange(self.config.latent).tensor_split(self.config.levels)
-
-    def _masks(self) -> Tensor:
-        masks = torch.zeros(self.config.levels, self.config.latent)
-        for mask, dimensions in zip(masks, self._slices(), strict=True):
-            mask[dimensions] = 1
-        return masks
-
-    def _order(self) -> Tensor:
-        slices = self._slices()
-        return torch.stack([part[turn] for turn in range(len(slices[0])) for part in slices if turn < len(part)])
+    def _dimensions(self) -> list[list[int]]:
+        return [part.tolist() for part in torch.arange(self.config.latent).tensor_split(self.config.levels)]
 
 
 @dataclass
@@ -234,38 +230,35 @@ class Training:
 
     def run(self) -> None:
         """Warm up without codes, initialise codebooks by k-means, then train both until steps or patience end."""
-        with progress(self.steps, "fit quantizer", at_most=True) as bar:
-            self._epochs(bar)
-
-    def _epochs(self, bar: Progress) -> None:
         started, best = time.perf_counter(), _BestState()
         evaluate_every = max(1, round(self.epochs / EVALUATIONS))
         reset_every = min(self.config.dead_codes.every, max(1, RESET_STEPS // self.batches))
-        for epoch in range(1, self.epochs + 1):
-            warm = self.step >= self.config.warm_up * self.steps or epoch == self.epochs
-            if self.model.codebooks is None and warm:
-                self.model.codebooks = LearnedCodebooks.from_kmeans(
-                    self.model.latent(self._sample()), self.sizes, self.masks_LZ, generator=self.generator
-                )
-            row = {"epoch": epoch, **self._epoch(bar)}
-            reset = epoch % reset_every == 0 and self.step <= self.config.dead_codes.until * self.steps
-            if self.model.codebooks is not None and reset:
-                latent = self.model.latent(self._sample())
-                self.revived += self.model.codebooks.revive(latent, generator=self.generator)
-            if epoch % evaluate_every and epoch < self.epochs:
-                continue
-            if self.model.codebooks is not None:
-                error = self.model.reconstruction_error(self.held_out_ND)
-                row |= {"valid_reconstruction": error, "revived": self.revived}
-                if self.step >= self.config.settle * self.steps:
-                    best.update(self.model, error)
-            row |= {"step": self.step, "seconds": round(time.perf_counter() - started, 3)}
-            self.history.append(row)
-            if self.on_epoch is not None:
-                self.on_epoch(row)
-            if best.age >= self.config.patience:
-                log.info("stopped at step %d: no improvement in %d evaluations", self.step, best.age)
-                break
+        with progress(self.steps, "fit quantizer", at_most=True) as bar:
+            for epoch in range(1, self.epochs + 1):
+                warm = self.step >= self.config.warm_up * self.steps or epoch == self.epochs
+                if self.model.codebooks is None and warm:
+                    self.model.codebooks = LearnedCodebooks.from_kmeans(
+                        self.model.latent(self._sample()), self.sizes, self.masks_LZ, generator=self.generator
+                    )
+                row = {"epoch": epoch, **self._epoch(bar)}
+                reset = epoch % reset_every == 0 and self.step <= self.config.dead_codes.until * self.steps
+                if self.model.codebooks is not None and reset:
+                    latent = self.model.latent(self._sample())
+                    self.revived += self.model.codebooks.revive(latent, generator=self.generator)
+                if epoch % evaluate_every and epoch < self.epochs:
+                    continue
+                if self.model.codebooks is not None:
+                    error = self.model.reconstruction_error(self.held_out_ND)
+                    row |= {"valid_reconstruction": error, "revived": self.revived}
+                    if self.step >= self.config.settle * self.steps:
+                        best.update(self.model, error)
+                row |= {"step": self.step, "seconds": round(time.perf_counter() - started, 3)}
+                self.history.append(row)
+                if self.on_epoch is not None:
+                    self.on_epoch(row)
+                if best.age >= self.config.patience:
+                    log.info("stopped at step %d: no improvement in %d evaluations", self.step, best.age)
+                    break
         best.restore(self.model)
 
     def _epoch(self, bar: Progress) -> dict[str, float]:

@@ -188,10 +188,7 @@ class Ensemble(Scorer):
         for start in range(0, len(by_length), max_rows):
             rows = by_length[start : start + max_rows]
             batch = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
-            scores = [
-                _member_scores(member, batch, exclude_seen=exclude_seen, candidates=candidates)
-                for member in self.members
-            ]
+            scores = [_member_scores(member, batch, exclude_seen, candidates) for member in self.members]
             allowed_BI = torch.stack([part > -torch.inf for part in scores]).any(0)
             yield rows, torch.stack([self._normalise(part) for part in scores]), allowed_BI
 
@@ -219,9 +216,7 @@ def _weighted_sum(weights: Weights, parts_MBI: Tensor) -> Tensor:
     return torch.einsum("m,mbi->bi", torch.tensor(weights, device=parts_MBI.device), parts_MBI)
 
 
-def _member_scores(
-    member: Recommender, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None
-) -> Tensor:
+def _member_scores(member: Recommender, histories: Sequences, exclude_seen: bool, candidates: Tensor | None) -> Tensor:
     """Scores (B, I + 1), -inf for excluded items and, of a model that gives lists, for items outside them."""
     scores = torch.full((len(histories), member.n_items + 1), -torch.inf, device=member.device)
     if isinstance(member, Scorer):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 SUBSET_METRICS = ("recall", "ndcg", "users", "targets", "unrankable")  # of `warm_and_cold_items`
+Ints = NDArray[np.int64]
 
 
 def metrics_from_ranks(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, float | int]:
@@ -98,9 +99,7 @@ def user_metrics(ranks: pa.Table, *, cutoffs: Sequence[int]) -> pa.Table:
     return pa.table(columns)
 
 
-def _hits_in_order(
-    codes: NDArray[np.int64], rank: NDArray[np.int64], users: pa.Array
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _hits_in_order(codes: Ints, rank: Ints, users: pa.Array) -> tuple[Ints, Ints, Ints]:
     """Return (user code, rank, j) of ranked targets, where each is the j-th best of its user."""
     code, rank = codes[rank > 0], rank[rank > 0]
     order = np.lexsort((rank, code))

@@ -116,6 +116,5 @@ def _tied(user: NDArray[np.int32], at: NDArray[np.int64]) -> dict[str, float] | 
     order = np.lexsort((at, user))
     user, at = user[order], at[order]
     same = (user[1:] == user[:-1]) & (at[1:] == at[:-1])  # as the one before
-    tied = np.append(False, same) | np.append(same, False)
-    last = np.append(user[1:] != user[:-1], True)
+    tied, last = np.append(False, same) | np.append(same, False), np.append(user[1:] != user[:-1], True)
     return {"interactions": float(tied.mean()), "last": float(tied[last].mean())}

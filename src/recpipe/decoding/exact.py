@@ -24,7 +24,8 @@ SHALLOW = 8  # a depth is visited as a whole where it has fewer nodes than items
 
 
 def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
-    """(B, N) log-probability of every item: the sum of ``log_probs`` (L) of (B, V_l) at its codes, in level order."""
+    """(B, N) log-probability of every item: the sum of ``log_probs`` (L) of (B, V_l) at its codes."""
+    # summed in the order of the levels, so that equal summands give equal sums
     B, N = len(log_probs[0]), len(codes_NL)
     if B < MIN_USERS or log_probs[0].device.type != "cpu":
         scores = log_probs[0].index_select(1, codes_NL[:, 0])

@@ -28,7 +28,7 @@ def fuse(
 
     ``mixture``: log of the weighted sum of probabilities, 0 where a list lacks the item. ``reciprocal``: weighted sum
     of 1 / (60 + rank). ``paper``: mean log-probability per code (``levels``: codes of each list's ids), averaged over
-    lists and with 1 added where all have the item. Missing ones are item 0, score -inf. Raises ValueError for ``rule``.
+    lists, plus 1 where all have the item. Missing ones: item 0, score -inf. Raises ValueError for an unknown rule.
     """
     if rule not in RULES:
         raise ValueError(f"ensemble is {rule!r}; allowed: {', '.join(RULES)}")

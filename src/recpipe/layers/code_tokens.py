@@ -116,7 +116,7 @@ class CodeInput(nn.Module):
     """Embeds histories (B, T) of items: a first token, then L tokens per event, or their sum.
 
     ``tokens`` of codes and ``levels``, both counted over all kinds of ids. They are followed by the first token of
-    histories, ``users`` ones for groups of users (by hash, as in TIGER), and from number ``self.extra`` on ``extra``.
+    histories, ``users`` more for groups of users (by hash, as in TIGER), and ``extra`` for the model.
     """
 
     def __init__(

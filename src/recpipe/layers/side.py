@@ -109,10 +109,9 @@ class Side:
             return column.missing(n) if values is None else column.encode(values)
 
         users = {f"user.{c.name}": encode(c, sequences.profiles.get(c.name), len(sequences)) for c in self.users}
-        ratings = (
-            pa.array(sequences.ratings, from_pandas=True) if self.events and sequences.ratings is not None else None
-        )
-        return users | {f"event.{c.name}": encode(c, ratings, len(sequences.items)) for c in self.events}
+        ratings = sequences.ratings if self.events else None
+        events = None if ratings is None else pa.array(ratings, from_pandas=True)
+        return users | {f"event.{c.name}": encode(c, events, len(sequences.items)) for c in self.events}
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of a hash of settings, encodings and the catalogue's values."""

@@ -16,9 +16,8 @@ MAX_PADDED_SIZE = 1 << 16  # positions of a part of a step, so that padding fits
 class TrainingBatches:
     """Steps of random users with about ``tokens`` events, each cut into parts of similar length to reduce padding.
 
-    Iteration yields a step as a list of user rows (B,). The loss of a step covers all its parts. The order depends on
-    ``seed`` and ``epoch`` only, so a resumed run repeats it. ``steps`` per epoch follow from ``tokens`` by default.
-    More ``parts`` per step mean less padding and more kernel launches. Raises ValueError if a sequence exceeds
+    Iteration yields a step as a list of user rows (B,). The order depends on ``seed`` and ``epoch`` only, so a resumed
+    run repeats it. More ``parts`` mean less padding and more kernel launches. Raises ValueError if a sequence exceeds
     ``tokens`` or no user has ``minimum`` events.
     """
 

@@ -101,10 +101,7 @@ class Protocol:
         return cls(**fields)
 
     def with_evaluation_fields(self, requested: Protocol) -> Protocol:
-        """Combine this protocol of a split on disk with the ``EVALUATION_FIELDS`` of ``requested``.
-
-        Raises ValueError where ``requested`` would split the data differently.
-        """
+        """Return ``requested`` for this split on disk. Raises ValueError where it would split the data differently."""
         combined = dataclasses.replace(requested, fingerprint=self.fingerprint, steps=self.steps)
         if differing := self.data_differences(combined):
             raise ValueError(

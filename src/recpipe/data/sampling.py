@@ -38,10 +38,7 @@ PARTS = 64  # time spans into which a long history is divided, see `_nth_events`
 
 
 def apply(log: EventLog, steps: Steps, before: Mapping[str, Any]) -> tuple[EventLog, list[dict[str, Any]]]:
-    """Apply all steps; return the log and one row of the step table per step. ``before`` is the last row so far.
-
-    Raises ValueError for an unknown step or argument and for a step that leaves no rows.
-    """
+    """Apply steps; return log and step table after its row ``before``. Raises ValueError if a step leaves no rows."""
     rows = [dict(before)]
     for number, (name, arguments) in enumerate(check(steps), start=before["step"] + 1):
         log = STEPS[name](log, **arguments)
@@ -58,10 +55,7 @@ def apply(log: EventLog, steps: Steps, before: Mapping[str, Any]) -> tuple[Event
 
 
 def check(steps: Steps) -> list[tuple[str, dict[str, Any]]]:
-    """Validate steps by the functions' signatures; return the name and the typed arguments of each.
-
-    Raises ValueError for an unknown step, an unknown argument or a value outside the range of its type.
-    """
+    """Return name and typed arguments of each step. Raises ValueError for unknown names and values out of range."""
     checked = []
     for step in steps:
         if not isinstance(step, Mapping) or "step" not in step:
@@ -145,10 +139,7 @@ def min_events(log: EventLog, *, users: PositiveInt) -> EventLog:
 
 
 def k_core(log: EventLog, *, users: PositiveInt = 1, items: PositiveInt = 1) -> EventLog:
-    """Keep the largest sublog with at least ``users`` events per user and ``items`` events per item.
-
-    Each round reads the log twice and materializes only the remaining users and items.
-    """
+    """Keep the largest sublog with at least ``users`` events per user and ``items`` events per item."""
     if users == items == 1:
         raise ValueError("k_core: give users, items or both, at least 2, as in {step: k_core, users: 5, items: 5}")
     core_users, core_items = materialize(log.users.filter(log.users.events >= users)), log.items
@@ -236,8 +227,7 @@ def _nth_events(log: EventLog, n: int, sign: int) -> ir.Table:
 def hash_users(log: EventLog, *, share: Share, salt: str = "") -> EventLog:
     """Keep complete histories of the users whose hash is below ``share``.
 
-    The hash is the first 8 hexadecimal digits of md5(user_id + salt), divided by 2³². It depends on no other row, and
-    a larger share contains a smaller one.
+    The hash is the first 8 hexadecimal digits of md5(user_id + salt) / 2³²; a larger share contains a smaller one.
     """
     return log.select_users(log.users.filter(hash_below(log.users.user_id + salt, share)))
 
@@ -299,12 +289,9 @@ def _row_hash(rows: ir.Table, seed: int) -> ir.StringValue:
 
 
 def hash_below(text: ir.StringValue, share: float) -> ir.BooleanValue:
-    """Test whether the first 8 hexadecimal digits of the MD5 of ``text``, divided by 2³², are below ``share``.
-
-    Digits are compared as text, which has the same order and works alike on every engine.
-    """
+    """Test whether the first 8 hexadecimal digits of the MD5 of ``text``, divided by 2³², are below ``share``."""
     numerator, denominator = share.as_integer_ratio()
-    limit = -(-numerator * 2**32 // denominator)  # rounded up, without rounding error
+    limit = -(-numerator * 2**32 // denominator)  # rounded up exactly; text has the order of its digits
     return text.hexdigest("md5").substr(0, 8) < f"{limit:08x}" if limit < 2**32 else ibis.literal(True)
 
 

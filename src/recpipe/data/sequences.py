@@ -181,10 +181,7 @@ class Fold:
         return Fold(self.histories.select_users(rows), self.targets.select_users(rows))
 
     def with_query_times(self, protocol: Protocol) -> Fold:
-        """Set the query time of histories to the time of the first target if ``protocol.time`` is query, else to None.
-
-        Raises ValueError for query on a data set without timestamps.
-        """
+        """Set query times to those of first targets, None unless ``protocol.time`` is query, which needs timestamps."""
         if protocol.time != "query":
             return replace(self, histories=replace(self.histories, query_times=None))
         times = self.targets.timestamps

@@ -29,10 +29,7 @@ NO_ITEMS = np.zeros(0, np.int32)
 
 @dataclass(frozen=True)
 class Split:
-    """Training set, validation fold for model selection, and test fold.
-
-    Neither ``train`` nor ``valid`` has an event of the items ``held_out`` (n,).
-    """
+    """Training set, validation fold, test fold; only the last has events of the items ``held_out`` (n,)."""
 
     train: Sequences
     valid: Fold
@@ -57,10 +54,7 @@ class Split:
 
 
 class TrainingData:
-    """Protocol, vocabulary, training set and validation fold; parts of a folder are read when first used.
-
-    ``protocol_fields``: the protocol as JSON, with its ``id`` and the ``sizes`` of the parts.
-    """
+    """Protocol (JSON with ``id`` and ``sizes``), vocabulary, training set, validation fold; read when first used."""
 
     _folder: Path
     protocol_fields = cached_property(lambda self: json.loads((self._folder / PROTOCOL).read_text("utf-8")))

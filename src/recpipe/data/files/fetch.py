@@ -60,10 +60,7 @@ class DatasetFile(NamedTuple):
         return cls(pattern, url, fields.get("checksum"), bool(fields.get("optional")))
 
     def find(self, folder: Path) -> list[Path]:
-        """Find files of the name or pattern, sorted; if there are none, in subfolders, where archives often leave them.
-
-        Raises ValueError for a name in several subfolders and for a wrong checksum.
-        """
+        """Find files, if need be in subfolders; raise ValueError for a name in several and for a wrong checksum."""
         pattern = Path(self.pattern)
         root = Path(pattern.anchor) if pattern.is_absolute() else folder
         files = sorted(path for path in root.glob(str(pattern.relative_to(pattern.anchor))) if path.is_file())

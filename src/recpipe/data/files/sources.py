@@ -1,7 +1,4 @@
-"""Files as sources: Parquet, delimited lines (CSV, TSV, ``::``), baskets, JSON lines, lines of Python literals.
-
-Literals are parsed without evaluation and converted to JSON.
-"""
+"""Files as sources: Parquet, delimited text, baskets, JSON lines, Python literals (parsed without evaluation)."""
 
 from __future__ import annotations
 
@@ -100,10 +97,7 @@ def typed_json_source(con: ibis.BaseBackend, paths: Sequence[str]) -> Source:
 
 
 def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
-    """Create a source with a JSON column per key, null where a record lacks it; read values with ``json_text``.
-
-    Raises ValueError if none of the first records has one of the required keys.
-    """
+    """Create a source with a JSON column per key. Raises ValueError for a required key that no first record has."""
     where = _path_summary(paths)
     layout = f"format = 'newline_delimited', ignore_errors = true, maximum_object_size = {MAX_LINE_BYTES}"
     if required:
@@ -127,10 +121,7 @@ def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[s
 def literal_source(
     con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
 ) -> Iterator[Source]:
-    """Create a ``json_source`` of Python literals through a temporary JSON file with these keys.
-
-    The file is deleted when the context ends: create tables from the source inside it.
-    """
+    """Create a ``json_source`` of Python literals through a temporary file, deleted when the context ends."""
     with TemporaryDirectory(prefix="recpipe-") as folder:
         converted = Path(folder) / "records.jsonl"
         sample: set[str] = set()

@@ -1,7 +1,6 @@
 """Generic reader: CSV, TSV, Parquet, JSON lines or baskets, plain or compressed, one file or many.
 
-The configuration maps columns to the columns of the log; a row may also contain a user's whole sequence. See
-conf/base/parameters/datasets/my_log.yml for every option.
+A row may also contain a user's whole sequence. Every option: conf/base/parameters/datasets/my_log.yml.
 """
 
 from __future__ import annotations

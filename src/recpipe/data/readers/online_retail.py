@@ -28,8 +28,7 @@ class Options:
 def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read purchases with quantities as weights, stock codes with descriptions, customers with countries.
 
-    Lines other than purchases of goods by an identified customer have a reason in ``problem``. The shop's local time is
-    read as UTC.
+    Lines other than purchases of goods by a customer have a reason in ``problem``. Local time is read as UTC.
     """
     source = parquet_source(con, files["interactions"])
     source.check_columns(COLUMNS)

@@ -147,11 +147,10 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
 
     def merge(name: str) -> np.ndarray | None:
         """Merge values of all parts: None if no part has any, NaN for a part without."""
-        values = [getattr(part, name) for part in parts]
-        if all(value is None for value in values):
+        values = [(getattr(part, name), len(part.items)) for part in parts]
+        if all(value is None for value, _ in values):
             return None
-        missing = (np.full(len(part.items), np.nan, np.float32) for part in parts)
-        return np.concatenate([fill if x is None else x for x, fill in zip(values, missing, strict=True)])[order]
+        return np.concatenate([np.full(n, np.nan, np.float32) if x is None else x for x, n in values])[order]
 
     items = np.concatenate([part.items for part in parts])[order]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]).astype(np.int64)

@@ -14,7 +14,6 @@ from recpipe.config import check_known
 from recpipe.data.files.sources import delimited_source
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, identifier, literal, literals
 
-LAYOUTS = ("100k", "1m", "10m", "csv")
 GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
@@ -38,7 +37,7 @@ class Options:
     layout: str = "csv"
 
     def __post_init__(self) -> None:
-        check_known(self.layout, LAYOUTS, what="MovieLens layout")
+        check_known(self.layout, ("100k", "1m", "10m", "csv"), what="MovieLens layout")
 
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
@@ -70,8 +69,7 @@ def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibi
         flags = ", ".join(f"CASE WHEN {identifier(name)} = '1' THEN {literal(name)} END" for name in GENRES_100K)
         genres = f"list_filter([{flags}], lambda genre: genre IS NOT NULL)"
     else:
-        encoding = "latin-1" if layout == "1m" else "utf-8"
-        names = ("item", "title", "genres")
+        encoding, names = "latin-1" if layout == "1m" else "utf-8", ("item", "title", "genres")
         source = delimited_source(paths, delimiter="::", columns=names, encoding=encoding, quote="")
     genres = f"list_filter({genres}, lambda genre: genre NOT IN ('', 'unknown', '(no genres listed)'))"
     text = f"concat_ws('. ', title, nullif(array_to_string({genres}, ', '), ''))"

@@ -1,8 +1,6 @@
 """BERT4Rec: Sun et al., Sequential Recommendation with Bidirectional Encoder Representations, CIKM 2019.
 
-B batch, T time, D width, H heads, I items.
-
-Deviations:
+B batch, T time, D width, H heads, I items. Deviations:
 - Masks are drawn anew at every step (authors: ten fixed copies, and one with only the last item masked, which
   ``last_share`` replaces). Masked events always become [MASK]; ``random_share`` and ``kept_share`` are BERT's other
   replacements. One position more than the history has events, so that the appended [MASK] displaces none.

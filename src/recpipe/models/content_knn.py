@@ -80,10 +80,7 @@ class ContentKNN(ClosedForm):
         return torch.where(self.present, scores, scores.amin(1, keepdim=True) - 1.0)
 
     def nearest(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ``k`` nearest other items of ``items`` (n,) and their inner products, both (n, k).
-
-        Item 0 with score -inf where there are fewer, and for items without a vector.
-        """
+        """Return the ``k`` nearest other items of ``items`` (n,) and their scores, (n, k); 0 and -inf for none."""
         import faiss
 
         rows, vectors = np.flatnonzero(self.present.cpu().numpy()), self.vectors.cpu().numpy()

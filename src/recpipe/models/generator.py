@@ -62,6 +62,12 @@ def search_buckets(lengths: np.ndarray, rows: np.ndarray, device: torch.device, 
 class TreeSearcher(Recommender):
     """Model that searches the tree of its ids, user by user."""
 
+    codes: ItemCodes  # of the ids that are searched
+    modality: str
+
+    def item_codes(self) -> dict[str, ItemCodes]:
+        return {self.modality: self.codes}
+
     def cached_weights(self) -> AbstractContextManager[None]:
         """Return a context in which weights must not change."""
         return nullcontext()
@@ -113,11 +119,6 @@ class GeneratorConfig(CodeShape):
 
     beam: int = 20
 
-    @property
-    def level_temperatures(self) -> tuple[float, ...] | None:
-        """Temperature of each code level; None: 1."""
-        return None
-
 
 class Generator(TreeSearcher):
     """Model that generates ids level by level, by constrained beam search over ``steps``, which subclasses implement.
@@ -127,8 +128,6 @@ class Generator(TreeSearcher):
 
     reads_ids = True
     config: GeneratorConfig
-    codes: ItemCodes  # of the ids that are searched
-    modality: str
     transformer: CodeTransformer
 
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
@@ -137,9 +136,6 @@ class Generator(TreeSearcher):
 
     def cached_weights(self) -> AbstractContextManager[None]:
         return self.transformer.cached_weights()
-
-    def item_codes(self) -> dict[str, ItemCodes]:
-        return {self.modality: self.codes}
 
     @abstractmethod
     def steps(self, batch: Batch) -> LevelDecoder:
@@ -162,7 +158,7 @@ class Generator(TreeSearcher):
             k=k,
             seen=request.seen_rows(codes),
             allowed=request.allowed_rows(codes),
-            temperatures=self.config.level_temperatures,
+            temperatures=getattr(self.config, "temperatures", None),
             renormalise=self.config.renormalise,
             stochastic=request.stochastic,
         )

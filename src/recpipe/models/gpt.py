@@ -1,8 +1,6 @@
 """GPT: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2), 2019, in nanoGPT's form.
 
-B batch, T time, D width, H heads, I items.
-
-Deviations from GPT-2:
+B batch, T time, D width, H heads, I items. Deviations from GPT-2:
 - No biases by default; exact GELU. Item embeddings times √D, without which it learns slowly (LOG.md).
 - Dropout after the embeddings and on each branch, not on attention weights.
 - Users are the documents: packed into rows, positions restart and attention stays within a user.

@@ -1,8 +1,6 @@
 """GRU4Rec: Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, ICLR 2016.
 
-B batch, T time, D width, I items.
-
-Deviations:
+B batch, T time, D width, I items. Deviations:
 - One item table for input and output (paper: one-hot input, separate output layer).
 - Whole histories in padded batches (paper: session-parallel mini-batches with truncated gradients).
 - The loss is a training setting, full softmax by default (paper: BPR or TOP1 over the items of the batch).

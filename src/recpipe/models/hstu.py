@@ -99,10 +99,8 @@ class HSTU(NextItem):
         if times is None:
             raise ValueError(f"time_mode is {mode} and these histories have no timestamps; set time_mode: none")
         if mode == "query" and query_times is None:
-            raise ValueError(
-                "time_mode is query and these histories have no query times: use --params protocol.time=query "
-                "for folds, set Sequences.query_times for other histories"
-            )
+            fix = "use --params protocol.time=query for folds, set Sequences.query_times for other histories"
+            raise ValueError(f"time_mode is query and these histories have no query times: {fix}")
         queries = times if mode == "last_item" or query_times is None else query_times
         seconds = (queries[:, :, None] - times[:, None, :]).abs_().to(torch.float32)
         return seconds.clamp_(min=1).log_().div_(BUCKET_WIDTH).clamp_(max=BUCKETS - 1).long()
@@ -130,17 +128,14 @@ class Layer(nn.Module):
         B, T, D = x_BTD.shape
         u, v, q, k = F.silu(self.uvqk(F.layer_norm(x_BTD, (D,), eps=EPS))).split(self.widths, -1)
         v, q, k = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (v, q, k))
-        bias = self._bias(mask, buckets)
+        bias = torch.zeros_like(mask, dtype=self.out.weight.dtype)  # (T, S) or (B, T, S)
+        if self.by_lag is not None:
+            position = torch.arange(T, device=mask.device)
+            bias = self.by_lag[(position[:, None] - position).clamp(min=0)]
+        bias = bias.masked_fill(mask, MASKED)
+        if buckets is not None and self.by_bucket is not None:
+            bias = self.by_bucket[buckets].add_(bias)
         scores = (q @ k.transpose(-2, -1)).add_(bias if bias.ndim == 2 else bias[:, None])  # (B, H, T, S)
         mixed = (F.silu(scores) @ v).transpose(1, 2).reshape(B, T, -1) / self.max_length
         mixed = F.layer_norm(mixed, mixed.shape[-1:], eps=EPS)
         return x_BTD + self.out(self.dropout(u * mixed))
-
-    def _bias(self, mask: Tensor, buckets: Tensor | None) -> Tensor:
-        """Bias (T, S) or (B, T, S) of all heads, with the mask."""
-        bias = torch.zeros_like(mask, dtype=self.out.weight.dtype)
-        if self.by_lag is not None:
-            position = torch.arange(mask.shape[-1], device=mask.device)
-            bias = self.by_lag[(position[:, None] - position).clamp(min=0)]
-        bias = bias.masked_fill(mask, MASKED)
-        return bias if buckets is None or self.by_bucket is None else self.by_bucket[buckets].add_(bias)

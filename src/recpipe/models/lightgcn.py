@@ -113,8 +113,7 @@ class LightGCN(ClosedForm):
 
 def adjacency(pairs: Pairs) -> Tensor:
     """Return D^-½ A D^-½ of the bipartite graph, CSR (N, N): users, then items 0 (without edges) to I."""
-    nodes = pairs.users + pairs.width
-    user, item = pairs.user, pairs.item + pairs.users
+    user, item, nodes = pairs.user, pairs.item + pairs.users, pairs.users + pairs.width
     row, column = torch.cat([user, item]), torch.cat([item, user])
     degree = torch.bincount(row, minlength=nodes).float()
     return csr(row, column, (degree[row] * degree[column]).rsqrt(), (nodes, nodes))

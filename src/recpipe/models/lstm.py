@@ -1,8 +1,7 @@
 """LSTM: Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 1997; forget gate of Gers et al. 2000.
 
-B batch, T time, D width, I items.
-
 GRU4Rec (Hidasi et al., ICLR 2016) with another cell, and with the deviations of models/gru4rec.py. No peepholes.
+B batch, T time, D width, I items.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Mamba4Rec: Liu et al., Mamba4Rec: Towards Efficient Sequential Recommendation with Selective SSMs, 2024.
 
-B batch, T time, D width, I items.
-
-Deviations:
+B batch, T time, D width, I items. Deviations:
 - The mixer is Mamba-2 (Dao & Gu, ICML 2024): one decay per head and event (Mamba-1: per channel and state), so that it
   consists of matrix products, also on a CPU.
 - Two layers by default (paper: one, and two in an ablation); the residual around the mixer also with one layer.

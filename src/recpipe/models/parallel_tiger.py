@@ -115,9 +115,6 @@ class ParallelTIGER(Scorer, TreeSearcher):
         hidden_layers = levels if config.head == "mlp" else 0
         self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(hidden_layers))
 
-    def item_codes(self) -> dict[str, ItemCodes]:
-        return {self.modality: self.codes}
-
     def item_tables(self) -> dict[str, Tensor]:
         return {"codes": self.input.items(self.codes.tokens, self.codes.has_id)}
 
@@ -228,7 +225,10 @@ class ParallelTIGER(Scorer, TreeSearcher):
         x = self.queries.expand(len(encoded), width, levels, config.dim)
         is_query = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device)
         if tokens_BWL is not None and config.masked and self.training:
-            is_query = self._random_queries(tokens_BWL)
+            draw = torch.rand(tokens_BWL.shape, device=x.device)
+            count = torch.randint(1, levels + 1, (*tokens_BWL.shape[:2], 1), device=x.device)
+            all_queries = torch.rand(count.shape, device=x.device) >= config.masked
+            is_query = (draw.argsort(-1).argsort(-1) < count) | all_queries
             x = torch.where(is_query[..., None], x, self.input.embed(tokens_BWL))
         hidden = self.decoder(
             x.flatten(1, 2),
@@ -236,13 +236,6 @@ class ParallelTIGER(Scorer, TreeSearcher):
             **decoder_masks(history.event, width, levels, by_target=config.one_pass and tokens_BWL is not None),
         )
         return hidden.unflatten(1, (width, levels)), is_query
-
-    def _random_queries(self, tokens_BWL: Tensor) -> Tensor:
-        """Mask (B, W, L) of a random 1 .. L queries for the share ``masked`` of targets, of all for the others."""
-        draw = torch.rand(tokens_BWL.shape, device=tokens_BWL.device)
-        count = torch.randint(1, tokens_BWL.shape[2] + 1, (*tokens_BWL.shape[:2], 1), device=draw.device)
-        all_queries = torch.rand(count.shape, device=draw.device) >= self.config.masked
-        return (draw.argsort(-1).argsort(-1) < count) | all_queries
 
     def _head(self, hidden: Tensor, level: int) -> tuple[Tensor, Tensor, int]:
         """Hidden states (n, D), output table after a row of padding, and the first token of the table less 1."""

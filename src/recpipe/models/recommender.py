@@ -79,10 +79,7 @@ class Recommender(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
-        """Choose settings on the validation fold after training and return them by name; none by default.
-
-        ``validate()`` returns the validation metric with the current settings; higher is better.
-        """
+        """Choose settings by ``validate()``, a metric of the validation fold, after training; return them by name."""
         return {}
 
     @abstractmethod

@@ -1,8 +1,6 @@
 """SASRec: Kang & McAuley, Self-Attentive Sequential Recommendation, ICDM 2018.
 
-B batch, T time, D width, H heads, I items.
-
-Deviations:
+B batch, T time, D width, H heads, I items. Deviations:
 - LayerNorm before each block on query, key and value (paper: query only).
 - The loss is a training setting, full softmax by default (paper: one negative per positive).
 - Right-padding; positions count from the first event of a window.
@@ -34,14 +32,12 @@ class Attention(nn.Module):
     def __init__(self, config: SASRec.Config) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, nn.Dropout(config.attention_dropout)
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.qkv, self.out = nn.Linear(config.dim, 3 * config.dim), nn.Linear(config.dim, config.dim)
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v, mask, self.dropout)  # (B, H, T, D / H)
-        return self.out(mixed.transpose(1, 2).reshape(B, T, D))
+        return self.out(attend(q, k, v, mask, self.dropout).transpose(1, 2).reshape(B, T, D))
 
 
 class Block(nn.Module):
@@ -49,10 +45,10 @@ class Block(nn.Module):
 
     def __init__(self, config: SASRec.Config) -> None:
         super().__init__()
-        inner = config.feed_forward * config.dim
-        self.norm_attention, self.norm_feed = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
+        D, inner = config.dim, config.feed_forward * config.dim
+        self.norm_attention, self.norm_feed = nn.LayerNorm(D), nn.LayerNorm(D)
         self.attention = Attention(config)
-        self.up, self.down = nn.Linear(config.dim, inner), nn.Linear(inner, config.dim)
+        self.up, self.down = nn.Linear(D, inner), nn.Linear(inner, D)
         self.dropout, self.post = nn.Dropout(config.dropout), config.norm == "post"
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
@@ -131,8 +127,7 @@ class SASRec(NextItem):
             module.apply(init_normal)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
-        post = self.config.norm == "post"
-        x_BTD = x_BTD * math.sqrt(self.config.dim)
+        post, x_BTD = self.config.norm == "post", x_BTD * math.sqrt(self.config.dim)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(batch.positions)
         x_BTD = self.dropout(self.norm(x_BTD) if post else x_BTD)

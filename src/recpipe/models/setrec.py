@@ -173,9 +173,8 @@ class SETRec(Scorer):
     def score_batches(
         self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None, tokens: int = 1 << 15
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        yield from super().score_batches(
-            histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens // self.items.count
-        )
+        tokens //= self.items.count
+        yield from super().score_batches(histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens)
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
         """Choose the weight of ``betas`` for which ``validate``, a metric of the validation fold, is highest."""

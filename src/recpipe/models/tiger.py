@@ -3,7 +3,6 @@
 An encoder–decoder of T5's shape reads the semantic ids of a history and writes that of the next item, code by code.
 
 Deviations from the paper:
-
 - Search is constrained to the catalogue's prefix tree, so that no invalid id is generated.
 - A history begins with one learned token, or that of the hashed user. T5's layers are our own.
 - With ``one_pass: true`` tokens of the encoder attend to their own item and earlier ones only, in training and
@@ -36,10 +35,6 @@ class TIGER(Generator):
         """``temperatures``, one for each level, of the beam search."""
 
         temperatures: tuple[float, ...] | None = None
-
-        @property
-        def level_temperatures(self) -> tuple[float, ...] | None:
-            return self.temperatures
 
     config: Config
 

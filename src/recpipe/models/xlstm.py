@@ -1,10 +1,7 @@
 """xLSTM: Beck et al., Extended Long Short-Term Memory, NeurIPS 2024; blocks of Beck et al., xLSTM 7B, ICML 2025.
 
-B batch, T time, D width, H heads, I items.
-
 The blocks are those of the package ``xlstm`` (its kernels, ``mlstm_kernels``, are under the NXAI Community License).
-
-Deviations from its language model:
+B batch, T time, D width, H heads, I items. Deviations from its language model:
 - One item table for input and output, with small weights, instead of two of N(0, 1).
 - Dropout on the embeddings and on both branches of a block; no cap on the logits; forget gates start open.
 - ``slstm_at`` chooses blocks that are the sLSTM of the first paper, in plain torch.
@@ -30,8 +27,7 @@ from recpipe.layers.ssd import equal_chunks
 from recpipe.models.recommender import NextItem
 
 with ExitStack() as _stack:
-    # On a machine with a GPU the package asks for a CUDA toolkit at import, for a kernel that is not used here; without
-    # a toolkit torch would raise OSError.
+    # With a GPU the package asks for a CUDA toolkit at import, for an unused kernel; without one torch raises OSError.
     if cpp_extension.CUDA_HOME is None:
         _stack.enter_context(patch.object(cpp_extension, "CUDA_HOME", os.path.join(os.sep, "no_cuda_toolkit")))
         _stack.enter_context(patch.dict(os.environ))  # the package sets CUDA_LIB
@@ -40,7 +36,6 @@ with ExitStack() as _stack:
     from xlstm.components.feedforward import FeedForwardConfig
     from xlstm.xlstm_large.components import RMSNorm
     from xlstm.xlstm_large.model import mLSTMBlock, xLSTMLargeConfig
-
 
 TRITON, NATIVE = "chunkwise--triton_xl_chunk", "chunkwise--native_autograd"
 TRITON_CHUNK = 64  # events per chunk: the kernel's minimum for long sequences
@@ -51,7 +46,7 @@ MIN_TRITON_WIDTH = 16  # of a head
 class PaddedKernel(nn.Module):
     """Chunkwise mLSTM kernel of the package, chosen by device, for sequences of any length.
 
-    Replaces the package's backend, which fixes the kernel at construction and takes multiples of the chunk only.
+    The package's backend fixes the kernel at construction and takes multiples of the chunk only.
     """
 
     def __init__(self) -> None:
@@ -72,7 +67,7 @@ class PaddedKernel(nn.Module):
             dtype = torch.get_autocast_dtype(device_type) if autocast else torch.float32
             return kernel(q, k, v, i, f, chunk_size=chunk, autocast_kernel_dtype=dtype)[:, :, :T], None
         with torch.autocast(device_type, enabled=False):  # exponential gates need float32
-            outputs = kernel(q.float(), k.float(), v.float(), i.float(), f.float(), chunk_size=chunk)
+            outputs = kernel(*(x.float() for x in (q, k, v, i, f)), chunk_size=chunk)
         return outputs[:, :, :T].to(q.dtype), None
 
 
@@ -117,14 +112,9 @@ class ScalarBlock(sLSTMBlock):
     """The package's block of sLSTM and gated feed-forward, with dropout; loops over time in plain torch."""
 
     def __init__(self, config: xLSTM.Config, index: int) -> None:
-        super().__init__(
-            sLSTMBlockConfig(
-                slstm=sLSTMLayerConfig(embedding_dim=config.dim, num_heads=config.heads, backend="vanilla"),
-                feedforward=FeedForwardConfig(embedding_dim=config.dim),
-                _num_blocks=config.layers,
-                _block_idx=index,
-            )
-        )
+        slstm = sLSTMLayerConfig(embedding_dim=config.dim, num_heads=config.heads, backend="vanilla")
+        feed_forward = FeedForwardConfig(embedding_dim=config.dim)
+        super().__init__(sLSTMBlockConfig(slstm, feed_forward, _num_blocks=config.layers, _block_idx=index))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -151,10 +141,8 @@ class xLSTM(NextItem):
             object.__setattr__(self, "slstm_at", tuple(self.slstm_at))  # conf gives a list
             for width in (self.dim, int(self.dim * self.qk_dim_factor)):
                 if width < 1 or width % self.heads:
-                    raise ValueError(
-                        f"a width of {width} (dim {self.dim}, qk_dim_factor {self.qk_dim_factor}) "
-                        f"is not a multiple of heads {self.heads}"
-                    )
+                    settings = f"dim {self.dim}, qk_dim_factor {self.qk_dim_factor}"
+                    raise ValueError(f"a width of {width} ({settings}) is not a multiple of heads {self.heads}")
             if self.slstm_at and self.dim // self.heads < 2:
                 raise ValueError(f"dim is {self.dim} and heads {self.heads}; an sLSTM head must be at least 2 wide")
             if invalid := [index for index in self.slstm_at if not 0 <= index < self.layers]:
@@ -166,8 +154,7 @@ class xLSTM(NextItem):
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            ScalarBlock(config, index) if index in config.slstm_at else MatrixBlock(config)
-            for index in range(config.layers)
+            ScalarBlock(config, i) if i in config.slstm_at else MatrixBlock(config) for i in range(config.layers)
         )
         self.norm = RMSNorm(config.dim)
 

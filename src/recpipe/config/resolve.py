@@ -178,7 +178,9 @@ class Configuration:
         common: Tree = {name: block(self._top, name) for name in BY_MODEL}
         of_dataset = block(self._command_line, "datasets", self.dataset)
         overrides = merge(*(pick_blocks(tree, BY_MODEL) for tree in (self._command_line, of_dataset)))
-        if not self._reads_common_side(model):
+        side = to_values(common["side"])
+        is_side_set = any(split_names(side.get(part)) for part in ("vectors", "items", "users", "events"))
+        if is_side_set and self.model_info is not None and not self.model_info(self.type_of(model)).takes_side:
             common["side"] = {}
             overrides.pop("side", None)
         return merge(common, self._model_tree(model), overrides, *self._layers(self._command_line, model))
@@ -256,11 +258,3 @@ class Configuration:
                 )
             chain.append(parent)
         return chain
-
-    def _reads_common_side(self, model: str) -> bool:
-        """Return whether the common ``side`` block applies to a model; loads its code only if the block is set."""
-        side = to_values(block(self._top, "side"))
-        is_set = any(split_names(side.get(part)) for part in ("vectors", "items", "users", "events"))
-        if self.model_info is None or not is_set:
-            return True
-        return self.model_info(self.type_of(model)).takes_side

@@ -19,17 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recpipe.config import check_at_least
+from recpipe.content import pretrained
 from recpipe.content.embeddings import Embeddings, check_items, content_keys, digest, text_space
-from recpipe.content.pretrained import (
-    DTYPES,
-    check_weights,
-    choose_device,
-    choose_precision,
-    fingerprint,
-    model_folder,
-    quiet_loading,
-    read_json,
-)
 from recpipe.content.vector_cache import Positions, VectorCache, embed_missing
 
 log = logging.getLogger(__name__)
@@ -83,10 +74,10 @@ def embed_texts(
     """
     check_items(item_ids, texts, "texts")
     stripped = [text.strip() or None if text is not None else None for text in texts]
-    folder = model_folder(config.source, revision=config.revision)
+    folder = pretrained.model_folder(config.source, revision=config.revision)
     config = resolve_config(config, folder)
     settings = config.pooling, config.prefix, config.normalise, config.max_length
-    encoder = digest("encoder", 1, fingerprint(folder), *settings)
+    encoder = digest("encoder", 1, pretrained.fingerprint(folder), *settings)
     keys = content_keys(encoder, stripped)
     present = keys != ""
     vectors, counts = _cached_vectors(keys[present], [text for text in stripped if text], config, folder, cache_folder)
@@ -111,9 +102,9 @@ def embed_texts(
 
 def resolve_config(config: TextEncoderConfig, folder: Path) -> TextEncoderConfig:
     """Replace null and auto by values. Raises ValueError for a length above the model's number of positions."""
-    device = choose_device(config.device)
+    device = pretrained.choose_device(config.device)
     limit, path = _max_positions(folder), folder / "sentence_bert_config.json"
-    model_length = read_json(path).get("max_seq_length") if path.is_file() else None
+    model_length = pretrained.read_json(path).get("max_seq_length") if path.is_file() else None
     length = config.max_length or model_length or min(limit or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if limit is not None and length > limit:
         raise ValueError(f"max_length is {length}; {config.source} reads at most {limit} tokens: lower it")
@@ -121,7 +112,7 @@ def resolve_config(config: TextEncoderConfig, folder: Path) -> TextEncoderConfig
         config,
         pooling=config.pooling or _sentence_pooling(folder),
         max_length=length,
-        precision=choose_precision(config.precision, device),
+        precision=pretrained.choose_precision(config.precision, device),
         device=str(device),
     )
 
@@ -168,9 +159,9 @@ def load_encoder(folder: Path, config: TextEncoderConfig) -> TextEncoder:
     """Load a resolved encoder. Raises ValueError for an unusable file and a missing weight."""
     from transformers import AutoTokenizer
 
-    with quiet_loading(folder, "a text encoder"):
+    with pretrained.quiet_loading(folder, "a text encoder"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    model = _load_model(folder, DTYPES[config.precision])
+    model = _load_model(folder, pretrained.DTYPES[config.precision])
     dense = [_load_dense(part) for part in _dense_folders(folder)] if config.pooling == "mean_dense" else []
     if config.pooling == "mean_dense" and not dense:
         raise ValueError(f"{folder} lacks 2_Dense, which pooling mean_dense applies: set `pooling: mean`")
@@ -263,7 +254,7 @@ def _dense_folders(folder: Path) -> list[Path]:
 
 
 def _load_dense(folder: Path) -> nn.Module:
-    with quiet_loading(folder, "a dense layer"):
+    with pretrained.quiet_loading(folder, "a dense layer"):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "model.safetensors")
         activation = str(config.get("activation_function", "")).rsplit(".", 1)[-1]
@@ -278,12 +269,12 @@ def _load_model(folder: Path, dtype: str) -> nn.Module:
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
-    with quiet_loading(folder, "a text encoder"):
+    with pretrained.quiet_loading(folder, "a text encoder"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     has_text_encoder = config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES  # T5 without its decoder
     if config.is_encoder_decoder and not has_text_encoder:
         raise ValueError(f"{folder} holds a {config.model_type} model, which has no encoder of its own")
-    with quiet_loading(folder, "a text encoder"):
+    with pretrained.quiet_loading(folder, "a text encoder"):
         model, report = (AutoModelForTextEncoding if has_text_encoder else AutoModel).from_pretrained(
             folder,
             config=config,
@@ -294,13 +285,13 @@ def _load_model(folder: Path, dtype: str) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported by check_weights with their names
         )
-    check_weights(folder, report, part=config.model_type, ignore="pooler.")
+    pretrained.check_weights(folder, report, part=config.model_type, ignore="pooler.")
     return model
 
 
 def _max_positions(folder: Path) -> int | None:
     """Return the number of learned positions; None for a model without them, such as one with rotary ones."""
-    config = read_json(folder / "config.json")
+    config = pretrained.read_json(folder / "config.json")
     positions = config.get("max_position_embeddings")
     if not positions or "rope_theta" in config or "rope_parameters" in config:
         return None
@@ -310,7 +301,7 @@ def _max_positions(folder: Path) -> int | None:
 
 def _sentence_pooling(folder: Path) -> str:
     path = folder / "1_Pooling" / "config.json"
-    config: dict[str, Any] = read_json(path) if path.is_file() else {"pooling_mode_mean_tokens": True}
+    config: dict[str, Any] = pretrained.read_json(path) if path.is_file() else {"pooling_mode_mean_tokens": True}
     if "pooling_mode" in config:  # sentence-transformers 6
         modes, names = [str(config["pooling_mode"])], {"mean": "mean", "cls": "cls", "lasttoken": "last"}
     else:

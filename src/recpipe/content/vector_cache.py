@@ -39,10 +39,11 @@ class VectorCache:
 
     def __init__(self, folder: Path, width: int | None = None) -> None:
         self.folder, self.width = Path(folder), width
-        self._shards: list[tuple[Path, NDArray[np.bytes_]]] = []
-        for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []:
-            if not path.name.startswith(".") and (keys := _read(path, "keys")) is not None:
-                self._shards.append((path, _to_bytes(keys)))
+        self._shards: list[tuple[Path, NDArray[np.bytes_]]] = [
+            (path, _to_bytes(keys))
+            for path in sorted(self.folder.glob("[!.]*.safetensors"))
+            if (keys := _read(path, "keys")) is not None
+        ]
 
     def __len__(self) -> int:
         return sum(len(keys) for _, keys in self._shards)
@@ -50,26 +51,22 @@ class VectorCache:
     def get(self, keys: Keys) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Return which keys are cached (N,), and their vectors (N, D), zero for the others."""
         shard_of, row_of = self._locate(_from_hex(keys))
-        width, parts = self.width, []
+        out = np.zeros((len(shard_of), self.width or 0), np.float32)
         for shard in np.unique(shard_of[shard_of >= 0]):
-            at = np.flatnonzero(shard_of == shard)
-            vectors = _read(self._shards[shard][0], "vectors")
-            if vectors is None or (width is not None and vectors.shape[1] != width):
+            at, vectors = shard_of == shard, _read(self._shards[shard][0], "vectors")
+            if vectors is not None and not out.shape[1]:
+                out = np.zeros((len(out), vectors.shape[1]), np.float32)
+            if vectors is None or vectors.shape[1] != out.shape[1]:
                 shard_of[at] = -1
-                continue
-            width = vectors.shape[1]
-            parts.append((at, vectors[row_of[at]]))
-        out = np.zeros((len(shard_of), width or 0), np.float32)
-        for at, vectors in parts:
-            out[at] = vectors
+            else:
+                out[at] = vectors[row_of[at]]
         return shard_of >= 0, out
 
     def add(self, keys: Keys, vectors_ND: NDArray[np.float32]) -> None:
         """Write a shard. Raises ValueError if a vector is not finite."""
         if not len(keys):
             return
-        bad = len(keys) - np.count_nonzero(np.isfinite(vectors_ND).all(axis=1))
-        if bad:
+        if bad := len(keys) - np.count_nonzero(np.isfinite(vectors_ND).all(axis=1)):
             raise ValueError(
                 f"{bad} of {len(keys)} new vectors hold NaN or infinity and are not stored; "
                 "if they were made in bf16, set `precision: fp32`"
@@ -111,9 +108,9 @@ class VectorCache:
             if keys is not None and vectors is not None:
                 by_width.setdefault(vectors.shape[1], []).append((_to_bytes(keys), vectors))
         for parts in by_width.values():
-            distinct, first = np.unique(np.concatenate([keys for keys, _ in parts]), return_index=True)
-            vectors = np.concatenate([vectors for _, vectors in parts])[first]
-            self._shards.append(self._write(distinct, vectors))
+            keys, vectors = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            distinct, first = np.unique(keys, return_index=True)
+            self._shards.append(self._write(distinct, vectors[first]))
         for path in paths:
             path.unlink(missing_ok=True)
 

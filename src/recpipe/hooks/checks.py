@@ -13,31 +13,19 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, build_config, check_known
-from recpipe.config.schema import (
-    ContextConfig,
-    DatasetConfig,
-    EmbedConfig,
-    EnsembleConfig,
-    EvaluateConfig,
-    GeometryConfig,
-    ReportConfig,
-    SemanticIdsConfig,
-    StudyConfig,
-    TiesConfig,
-)
+from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, build_config, check_known, schema
 from recpipe.data.protocol import Protocol
 from recpipe.pipelines.wiring import current
 
 DATASETS, MODELS, KINDS, STUDIES = "datasets.", "models.", "semantic_ids.kinds.", "studies."
 SECTIONS: dict[str, type] = {
-    "evaluate": EvaluateConfig,
-    "report": ReportConfig,
-    "ensemble": EnsembleConfig,
-    "ties": TiesConfig,
-    "context": ContextConfig,
-    "geometry": GeometryConfig,
-    "embed": EmbedConfig,
+    "evaluate": schema.EvaluateConfig,
+    "report": schema.ReportConfig,
+    "ensemble": schema.EnsembleConfig,
+    "ties": schema.TiesConfig,
+    "context": schema.ContextConfig,
+    "geometry": schema.GeometryConfig,
+    "embed": schema.EmbedConfig,
     "protocol": Protocol,
 }
 
@@ -55,9 +43,9 @@ def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None
     names, kinds = [run.name for run in runs], values["semantic_ids"]["kinds"]
     blocks: dict[str, tuple[type, Any]] = {name: (cls, values[name]) for name, cls in SECTIONS.items()}
     blocks["cold_users"] = (ColdUsersConfig, values["cold_users"])
-    blocks[f"{DATASETS}{dataset}"] = (DatasetConfig, values["datasets"][dataset])
-    blocks |= {f"{STUDIES}{name}": (StudyConfig, block) for name, block in values["studies"].items()}
-    blocks |= {f"{KINDS}{kind}": (SemanticIdsConfig, block) for kind, block in kinds.items()}
+    blocks[f"{DATASETS}{dataset}"] = (schema.DatasetConfig, values["datasets"][dataset])
+    blocks |= {f"{STUDIES}{name}": (schema.StudyConfig, block) for name, block in values["studies"].items()}
+    blocks |= {f"{KINDS}{kind}": (schema.SemanticIdsConfig, block) for kind, block in kinds.items()}
     for run in runs:
         blocks[f"models.{run.name}.train"] = (TrainSettings, run.train)
         blocks[f"models.{run.name}.side"] = (SideConfig, run.side)
@@ -131,7 +119,7 @@ def _parameters(names: list[str], prefix: str, catalog: Any) -> Iterator[tuple[s
             yield name.removeprefix(prefix), catalog.load(f"params:{name}")
 
 
-def _check_dataset(name: str, dataset: DatasetConfig) -> None:
+def _check_dataset(name: str, dataset: schema.DatasetConfig) -> None:
     from recpipe.data import readers as sources
     from recpipe.data.interactions import POLICIES
     from recpipe.data.sampling import check
@@ -144,7 +132,7 @@ def _check_dataset(name: str, dataset: DatasetConfig) -> None:
         _check_image_source(dataset)
 
 
-def _check_image_source(dataset: DatasetConfig) -> None:
+def _check_image_source(dataset: schema.DatasetConfig) -> None:
     from recpipe.content.image_sources import ImageSourceConfig
 
     if dataset.content is not None and dataset.content.image is not None:
@@ -155,7 +143,7 @@ def _check_encoders(names: list[str], catalog: CatalogProtocol[Any]) -> None:
     from recpipe.content.embeddings import VectorFileConfig
     from recpipe.pipelines.embed import image_encoder, text_encoder
 
-    embed: EmbedConfig = catalog.load("params:embed")
+    embed: schema.EmbedConfig = catalog.load("params:embed")
     if "text_encoders" in names:
         text_encoder(embed.text, catalog.load("params:text_encoders"))
     if "image_encoders" in names:

@@ -32,9 +32,7 @@ STAGES = ("ingest", "report")  # namespaces that are left out of labels
 
 
 def step_label(node_name: str) -> str:
-    """`train sasrec` of `sasrec.train_model`, `fit quantizer (text)` of `text.fit_quantizer`, `embed text` of
-    `embed_text`.
-    """
+    """Return `train sasrec` for `sasrec.train_model`, `fit quantizer (text)` for `text.fit_quantizer`."""
     namespace, _, short = node_name.rpartition(".")
     if namespace and short.endswith(MODEL):
         return f"{short.removesuffix(MODEL).replace('_', ' ')} {namespace}"

@@ -118,7 +118,7 @@ class QuantizedAutoencoder:
             nearest_NL,
             sizes,
             lambda rows, codes, level: codebooks.distances(z[rows], torch.from_numpy(codes).long(), level).numpy(),
-            nearest_NL[:0],
+            taken_ML=nearest_NL[:0],
         )
         moved_N = (codes_NL != nearest_NL).any(1)
         return CodeOverrides(torch.from_numpy(codes_NL).long(), torch.from_numpy(moved_N), weight)

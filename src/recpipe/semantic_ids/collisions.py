@@ -214,7 +214,8 @@ def _balance(codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, take
     Returns (N, L) codes and the number of rounds. Each round reassigns all colliding items below one prefix together,
     and every item takes its largest share. Items may still collide, but never more than before. Deviations from
     LC-Rec: codes of items that do not collide are not available (so a round makes no new collisions), and a code holds
-    *at most* one item, where LC-Rec fills all codes equally and sends the items of a small group far away.
+    *at most* one item, where LC-Rec fills all codes equally and sends the items of a small group far away. Items with
+    equal vectors stay together.
     """
     codes = codes_NL.copy()
     for completed in range(ROUNDS):

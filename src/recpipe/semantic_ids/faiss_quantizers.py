@@ -169,12 +169,23 @@ class OPQ(PQ):
     config: Config
 
     def _learn(self, z_ND: Tensor, seed: int) -> list[Tensor]:
-        z_ND = F.pad(z_ND, (0, self._padded_width - self.width))
-        settings = {"iterations": self.config.rotations, "sample": self.config.sample, "seed": seed}
-        self.rotation = opq_rotation(z_ND, self.sizes, **settings)
+        import faiss
+
+        width, levels = self._padded_width, len(self.sizes)
+        z_ND = F.pad(z_ND, (0, width - self.width))
+        # Faiss needs powers of two: the smallest size is rounded down to one.
+        pq = faiss.ProductQuantizer(width, levels, min(self.sizes).bit_length() - 1)
+        pq.cp.min_points_per_centroid, pq.cp.seed = 1, seed % MAX_SEED
+        opq = faiss.OPQMatrix(width, levels)
+        opq.pq, opq.niter, opq.max_train_points = pq, self.config.rotations, max(self.config.sample, width)
+        # With fewer rows than dimensions faiss 1.15 writes out of bounds; repeated rows give the same rotation.
+        with one_thread():
+            opq.train(np.ascontiguousarray(z_ND.repeat(math.ceil(width / len(z_ND)), 1).numpy()))
+        self.rotation = torch.from_numpy(faiss.vector_to_array(opq.A).reshape(width, width).copy())
         return super()._learn(z_ND @ self.rotation.T, seed)
 
     def _scaled(self, x_ND: Vectors) -> Tensor:
+        """(N, D') scaled, padded and rotated; ``_decode`` undoes the last two."""
         return F.pad(super()._scaled(x_ND), (0, self._padded_width - self.width)) @ self.rotation.T
 
     def _decode(self, codes_NL: Tensor) -> Tensor:
@@ -217,25 +228,6 @@ def faiss_kmeans(x_ND: Tensor, codes: int, config: KMeansConfig, *, seed: int) -
     with one_thread():
         clustering.train(np.ascontiguousarray(x_ND.numpy()))
     return torch.from_numpy(np.array(clustering.centroids, np.float32).reshape(codes, -1))
-
-
-def opq_rotation(x_ND: Tensor, sizes: tuple[int, ...], *, iterations: int, sample: int, seed: int) -> Tensor:
-    """(D, D) orthonormal R; the sub-vectors of ``x @ R.T`` suit a product quantizer (Ge et al. 2013).
-
-    D must be a multiple of the levels. Faiss needs powers of two: the smallest size is rounded down to one.
-    """
-    import faiss
-
-    width, levels = x_ND.shape[1], len(sizes)
-    pq = faiss.ProductQuantizer(width, levels, min(sizes).bit_length() - 1)
-    pq.cp.min_points_per_centroid, pq.cp.seed = 1, seed % MAX_SEED
-    opq = faiss.OPQMatrix(width, levels)
-    opq.pq, opq.niter, opq.max_train_points = pq, iterations, max(sample, width)
-    # With fewer rows than dimensions faiss 1.15 writes out of bounds; repeated rows give the same rotation.
-    x_ND = x_ND.repeat(math.ceil(width / len(x_ND)), 1)
-    with one_thread():
-        opq.train(np.ascontiguousarray(x_ND.numpy()))
-    return torch.from_numpy(faiss.vector_to_array(opq.A).reshape(width, width).copy())
 
 
 def one_thread() -> AbstractContextManager[None]:

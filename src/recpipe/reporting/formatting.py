@@ -61,8 +61,10 @@ def p_value(p: float) -> str:
 
 def duration(seconds: float | None) -> str:
     """Format seconds as s, min or h."""
-    if seconds is None or seconds < 0.1:
-        return MISSING if seconds is None else "< 0.1 s"
+    if seconds is None:
+        return MISSING
+    if seconds < 0.1:
+        return "< 0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

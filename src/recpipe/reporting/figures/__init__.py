@@ -18,7 +18,7 @@ COLOURS = ("#2283c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 GREY = COLOURS[-1]
 SYMBOLS = ("circle", "diamond-open", "square-open", "x-thin-open", "triangle-up-open")
 Values = Sequence[Any]
-Layout = Mapping[str, Any] | None
+Layout = Mapping[str, Any] | None  # settings of an axis
 
 
 class Axis:
@@ -58,7 +58,7 @@ def base_layout(**layout: Any) -> go.Layout:
 def line(
     x: Values, y: Values, *, colour: str, hover: str, dash: str | None = None, width: float = 2, **options: Any
 ) -> go.Scatter:
-    """Build a line with markers; ``name`` must be escaped, ``hover`` may use ``customdata``."""
+    """Build a line, by default with markers; ``name`` must be escaped, ``hover`` may use ``customdata``."""
     style = {"color": colour, "width": width, "dash": dash}
     options = {"mode": "lines+markers"} | options
     return go.Scatter(x=x, y=y, line=style, hovertemplate=f"{hover}<extra></extra>", **options)

@@ -153,7 +153,7 @@ def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
 
 
 def update_readme(text: str, boards: list[pl.DataFrame]) -> str:
-    """Replace tables between the markers in ``text``, data set by data set; ValueError unless each marker occurs once."""
+    """Replace the tables of these data sets between the markers in ``text``; ValueError unless each occurs once."""
     pattern = re.compile(f"{re.escape(README_START)}\n?(.*?){re.escape(README_END)}", re.DOTALL)
     blocks = pattern.findall(text)
     if len(blocks) != 1:

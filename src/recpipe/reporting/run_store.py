@@ -173,7 +173,8 @@ class RunFiles(Mapping[str, T]):
                 self._errors[name] = f"the {self._kind} of {name} cannot be read: {reason}"
             else:
                 if not missing:
-                    self._values |= {name: value} if self._cache else {}
+                    if self._cache:
+                        self._values[name] = value
                     return value
                 self._errors[name] = f"the {self._kind} of {name} have no {', '.join(missing)}: run it again"
         raise DamagedFileError(self._errors[name])

@@ -56,7 +56,7 @@ class SessionWithOneLoader(KedroSession):
         )
 
 
-def nodes_to_resume_from(pipeline: Pipeline, unfinished: set[Node], catalog: CatalogProtocol[Any]) -> set[str]:
+def nodes_to_resume_from(pipeline: Pipeline, unfinished: set[Node], catalog: CatalogProtocol[Any, Any]) -> set[str]:
     """Names of the nodes for ``--from-nodes`` after an error, chosen so that all they read is on disk."""
     from kedro.runner import runner
 

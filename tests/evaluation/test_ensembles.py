@@ -219,7 +219,7 @@ def test_explicit_weights_are_normalised_and_need_no_validation():
 
 def test_weights_cannot_be_chosen_on_a_fold_that_a_member_was_trained_on():
     seen = named("b", 2)
-    seen.training["settings"]["train"] = {"put_back": True}
+    seen.training["settings"]["train"] = {"train_on_validation": True}
     with pytest.raises(ValueError, match="b was trained on the validation fold"):
         ensemble_bundle([named("a", 1), seen], fold(1), PROTOCOL)
     combined, _ = ensemble_bundle([named("a", 1), seen], fold(1), PROTOCOL, weights="equal")

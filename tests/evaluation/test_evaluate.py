@@ -95,11 +95,11 @@ def test_unrankable_and_cold_targets_are_counted():
 
 def test_a_model_trained_on_validation_has_no_validation_metrics_and_a_row_on_the_leaderboard():
     data, trained = fold(1), bundle()
-    trained.training["settings"] = {"type": "popular", "train": {"put_back": True}}
+    trained.training["settings"] = {"type": "popular", "train": {"train_on_validation": True}}
     metrics = evaluate(trained, data, data, Protocol(dataset="x")).metrics
     honest = evaluate(bundle(), data, data, Protocol(dataset="x")).metrics
-    assert metrics["put_back"] is True and "valid" not in metrics
-    assert metrics["test"] == honest["test"] and "put_back" not in honest and honest["valid"]["targets"] > 0
+    assert metrics["train_on_validation"] is True and "valid" not in metrics
+    assert metrics["test"] == honest["test"] and "train_on_validation" not in honest and honest["valid"]["targets"] > 0
     (run,), problems = read_runs([metrics])
     assert run.valid == {} and not problems
     assert leaderboard([metrics])["rank"].to_list() == [1]

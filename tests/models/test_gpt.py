@@ -207,7 +207,7 @@ def test_variants_train_packed_with_clipping_and_dropout_and_read_images_where_n
         assert build(run.type, run.settings, n_items=30, max_length=10).config.dropout > 0
         side = side_config(run.type, run.side, where=name)
         assert side.vectors == ("image" if name in VARIANTS[3:] else "none")
-        assert settings.put_back == (name == "all_data")
+        assert settings.train_on_validation == (name == "all_data")
 
 
 def test_settings_that_cannot_be_are_named():

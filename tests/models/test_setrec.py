@@ -340,17 +340,17 @@ def test_beta_is_that_of_the_best_validation_and_is_saved():
     assert other.beta.item() == 0.75
 
 
-@pytest.mark.parametrize("put_back", [False, True])
-def test_training_ends_with_the_choice_of_beta(put_back, tmp_path):
+@pytest.mark.parametrize("train_on_validation", [False, True])
+def test_training_ends_with_the_choice_of_beta(train_on_validation, tmp_path):
     betas = []
 
     def validate(model: SETRec) -> dict[str, float]:
         betas.append(round(model.beta.item(), 2))
         return {"valid_ndcg@10": 1.0 - abs(betas[-1] - 0.2)}
 
-    settings = fit.TrainSettings(max_epochs=1, put_back=put_back, loggers=[], device="cpu")
+    settings = fit.TrainSettings(max_epochs=1, train_on_validation=train_on_validation, loggers=[], device="cpu")
     done = fit.train(create, DATA, validate, settings, seed=1, folder=tmp_path, steps_from=DATA)
-    if put_back:
+    if train_on_validation:
         assert betas == [] and "tuned_beta" not in done.cost
     else:
         assert betas == [0.5, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0]

@@ -98,9 +98,9 @@ def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(
 @pytest.mark.parametrize("type_", ["popular", "sasrec"])
 def test_validation_is_put_back_where_the_settings_say_so(type_, tmp_path) -> None:
     data = training_data(targets=[8] * 8)  # an item that only validation has
-    bundle = train(tmp_path, type_, data, {}, train={**FAST, "put_back": True})
+    bundle = train(tmp_path, type_, data, {}, train={**FAST, "train_on_validation": True})
     assert bundle.train_events[7] == 8
-    assert bundle.training["settings"]["train"]["put_back"] is True
+    assert bundle.training["settings"]["train"]["train_on_validation"] is True
     assert not [name for row in bundle.curve for name in row if "valid" in name]
 
 

@@ -229,7 +229,7 @@ def test_max_minutes_end_training_at_the_next_validated_epoch(tmp_path):
 
 
 def never(model):
-    raise AssertionError("a training with put_back was validated")
+    raise AssertionError("a training with train_on_validation was validated")
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -248,7 +248,7 @@ def test_put_back_trains_on_validation_events_for_the_same_steps_and_returns_the
         validate=never,
         on_epoch=lambda row: states.append(flat(models[-1])),
         steps_from=DATA.train,
-        put_back=True,
+        train_on_validation=True,
         layout=layout,
         max_epochs=4,
     )
@@ -263,12 +263,12 @@ def test_put_back_trains_on_validation_events_for_the_same_steps_and_returns_the
 
 def test_put_back_is_refused_without_what_it_needs(tmp_path):
     with pytest.raises(ValueError, match="schedule plateau"):
-        settings(put_back=True, schedule={"name": "plateau"})
+        settings(train_on_validation=True, schedule={"name": "plateau"})
     with pytest.raises(ValueError, match="number of its steps"):
-        run(tmp_path, put_back=True)
+        run(tmp_path, train_on_validation=True)
     stage = {"name": "amince", "tail": 0.5, "second_stage_after": 1}
     with pytest.raises(ValueError, match=r"train\.loss\.second_stage_after"):
-        run(tmp_path, put_back=True, steps_from=DATA.train, loss=stage)
+        run(tmp_path, train_on_validation=True, steps_from=DATA.train, loss=stage)
 
 
 def test_closed_form_models_are_fitted_without_epochs(tmp_path):

@@ -52,7 +52,7 @@ def ensemble_bundle(
     values: dict[Weights, float] = {}
     chosen: Sequence[float] = [1.0] * len(bundles) if isinstance(weights, str) else weights
     if weights == VALID:
-        if seen := [bundle.name for bundle in bundles if bundle.put_back]:
+        if seen := [bundle.name for bundle in bundles if bundle.train_on_validation]:
             raise ValueError(f"{seen[0]} was trained on the validation fold: give ensemble.weights, or equal")
         chosen, values = choose_weights(
             ensemble, valid.with_query_times(protocol), exclude_seen=protocol.exclude_seen, metric=metric
@@ -99,7 +99,7 @@ def _settings(bundles: Sequence[Bundle], ensemble: Ensemble, weights: str | Sequ
         "method": ensemble.config.method,
         "weights": weights if isinstance(weights, str) else list(ensemble.config.weights),
         "constant": ensemble.config.constant,
-        **({"train": {"put_back": True}} if any(bundle.put_back for bundle in bundles) else {}),
+        **({"train": {"train_on_validation": True}} if any(bundle.train_on_validation for bundle in bundles) else {}),
     }
 
 

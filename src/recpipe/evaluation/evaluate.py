@@ -46,8 +46,8 @@ def evaluate(
     """Rank both folds with a trained model and recommend ``k`` items to every test user.
 
     With ``slots``, lists and metrics have content slots; throughput and latency are those of the model alone. A model
-    that was also trained on the validation fold (``train.put_back``) has no ``valid`` metrics. Raises ValueError for a
-    model of another split, or one that uses times that the protocol does not allow, and for NaN scores.
+    that was also trained on the validation fold (``train.train_on_validation``) has no ``valid`` metrics. Raises
+    ValueError for a model of another split, for one that uses times that the protocol does not allow, and for NaN.
     """
     bundle.check_split(protocol)
     protocol.check_time(bundle.model.requires_time, model=bundle.name)
@@ -59,7 +59,7 @@ def evaluate(
             ranking = slots.apply(ranking, fold, bundle, exclude_seen=protocol.exclude_seen)
         return ranking, ranking.table(fold, bundle.vocabulary, warm=warm)
 
-    folds = {"test": test} if bundle.put_back else {"valid": valid, "test": test}
+    folds = {"test": test} if bundle.train_on_validation else {"valid": valid, "test": test}
     list_length = max(k, *protocol.cutoffs)
     rankings = {name: rank(fold, protocol, list_length) for name, fold in folds.items()}
     ranking, ranks = rankings["test"]
@@ -76,7 +76,7 @@ def evaluate(
         "seed": bundle.training.get("seed"),
         "protocol": {"id": protocol.id, **protocol.to_dict()},
         **({"settings": settings, "settings_id": settings_id(settings)} if settings else {}),
-        **({"put_back": True} if bundle.put_back else {}),
+        **({"train_on_validation": True} if bundle.train_on_validation else {}),
         **({"content_slots": slots.to_dict()} if slots is not None else {}),
         **{name: _metrics(*pair, bundle, protocol) for name, pair in rankings.items()},
         **warm_and_cold_items(ranks, cutoffs=protocol.cutoffs),

@@ -57,7 +57,7 @@ class ChecksHooks:
     """Checks of the parameters that the pipeline reads, against the code that takes them."""
 
     @hook_impl(tryfirst=True)
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any]) -> None:
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         """Raise ConfigError with the key and the allowed values."""
         inputs = pipeline.inputs()
         names = sorted(name.removeprefix("params:") for name in inputs if name.startswith("params:"))
@@ -139,7 +139,7 @@ def _check_image_source(dataset: schema.DatasetConfig) -> None:
         ImageSourceConfig.from_block(dataset.content.image)
 
 
-def _check_encoders(names: list[str], catalog: CatalogProtocol[Any]) -> None:
+def _check_encoders(names: list[str], catalog: CatalogProtocol[Any, Any]) -> None:
     from recpipe.content.embeddings import VectorFileConfig
     from recpipe.pipelines.embed import image_encoder, text_encoder
 

@@ -64,7 +64,7 @@ class ConsoleHooks:
         self._terminal = ExitStack()
 
     @hook_impl(trylast=True)
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any]) -> None:
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         """Count the steps, after all checks."""
         self.close()
         self._reset()
@@ -179,7 +179,7 @@ class SummaryHooks:
     """Hook that shows the summary which the report pipeline wrote."""
 
     @hook_impl
-    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any]) -> None:
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         """Log the summary, if this run wrote it."""
         if SUMMARY not in pipeline.all_outputs():
             return

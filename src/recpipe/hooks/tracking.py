@@ -44,7 +44,7 @@ class TrackingHooks:
 
     @hook_impl
     def before_pipeline_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any]
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
     ) -> None:
         """Choose names and tags of the runs; the first node opens them."""
         if self._runs is not None:  # stopped by Ctrl-C, of which Kedro tells no hook

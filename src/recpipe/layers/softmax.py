@@ -26,7 +26,7 @@ def item_cross_entropy(logits: Sequence[Tensor], codes_NL: Tensor, rows_M: Tenso
     """
     sizes = [each.shape[1] for each in logits]
     wide = torch.promote_types(logits[0].dtype, torch.float32)
-    loss: Tensor = _ItemCrossEntropy.apply(torch.cat(list(logits), 1).to(wide), codes_NL, rows_M, sizes)
+    loss: Tensor = _ItemCrossEntropy.apply(torch.cat(list(logits), 1).to(wide), codes_NL, rows_M, sizes)  # type: ignore[no-untyped-call]
     return loss
 
 

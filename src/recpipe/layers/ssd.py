@@ -108,7 +108,7 @@ def ssd(
     log_dt = dt_BTH.clamp(min=torch.finfo(dtype).tiny).log()
     log_dt_BKHC = _to_chunks(log_dt, length, C, value=-torch.inf).mT.contiguous()
     mask = _causal_mask(C, decay_BKHC, segments_BKC)
-    M_BKHCS = _DecayedProducts.apply(C_BKCN @ B_BKCN.mT, decay_BKHC, decay_BKHC - log_dt_BKHC, mask, D_H)
+    M_BKHCS = _DecayedProducts.apply(C_BKCN @ B_BKCN.mT, decay_BKHC, decay_BKHC - log_dt_BKHC, mask, D_H)  # type: ignore[no-untyped-call]
     if x.shape[1] == 1:
         y_BKHCP = M_BKHCS @ x_BKHCP
     else:

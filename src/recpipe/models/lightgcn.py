@@ -121,7 +121,7 @@ def adjacency(pairs: Pairs) -> Tensor:
 
 def propagate(x_ND: Tensor, graph: Tensor, layers: int) -> Tensor:
     """Return the mean of ``graph``^l x over l = 0..layers; ``graph`` is symmetric."""
-    mean: Tensor = _Propagation.apply(x_ND, graph, layers)
+    mean: Tensor = _Propagation.apply(x_ND, graph, layers)  # type: ignore[no-untyped-call]
     return mean
 
 

@@ -160,7 +160,7 @@ def permute_ties(
 
     protocol = _prepare(bundle, training_data, evaluate)
     train = training_data.train_set
-    train = with_validation(train, training_data.valid_set) if bundle.put_back else train
+    train = with_validation(train, training_data.valid_set) if bundle.train_on_validation else train
     result = tie_sensitivity(
         bundle, test_set, train, protocol, metric=ties.metric, permutations=ties.permutations, seed=ties.seed
     )
@@ -176,10 +176,10 @@ def measure_context(
     from recpipe.evaluation.context import context_study
 
     protocol = _prepare(bundle, training_data, evaluate)
-    if bundle.put_back:
+    if bundle.train_on_validation:
         raise ValueError(
-            f"{bundle.name} was trained on the validation events (train.put_back), which context is measured on; "
-            "choose another model"
+            f"{bundle.name} was trained on the validation events (train.train_on_validation), which context is "
+            "measured on; choose another model"
         )
     bundle.check_split(protocol)
     train, valid = training_data.train_set, training_data.valid_set

@@ -42,9 +42,10 @@ class Bundle:
     curve: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch; empty in a loaded bundle
 
     @property
-    def put_back(self) -> bool:
-        """Whether the model was trained on the validation events too (``train.put_back``)."""
-        return bool((self.training.get("settings") or {}).get("train", {}).get("put_back"))
+    def train_on_validation(self) -> bool:
+        """Whether the model was trained on the validation events too (``train.train_on_validation``)."""
+        train = (self.training.get("settings") or {}).get("train", {})
+        return bool(train.get("train_on_validation") or train.get("put_back"))  # the name until November 2026
 
     def check_catalogue(self, vocabulary: Vocabulary) -> None:
         """Raise ValueError unless ``vocabulary`` has the same items in the same order."""

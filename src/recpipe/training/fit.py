@@ -66,18 +66,18 @@ def train(
 ) -> TrainingResult:
     """Train a model on ``data`` (training events only); return it in the state of its best validation.
 
-    ``validate`` selects the best state and tunes the model at the end. With ``settings.put_back``, ``data`` has the
-    validation events too: nothing is validated, an epoch has the steps of ``steps_from``, the training set alone, and
-    the last state is returned. ``folder`` is for checkpoints and curves; a checkpoint in it is resumed if it has the
-    same ``fingerprint`` (of data), settings and seed. ``cold_users`` is fitted apart from the model, its cost and its
-    checkpoints. Raises NonFiniteLossError, ValueError for bad settings, and KeyboardInterrupt after Ctrl-C, when the
-    last checkpoint is complete.
+    ``validate`` selects the best state and tunes the model at the end. With ``settings.train_on_validation``,
+    ``data`` has the validation events too: nothing is validated, an epoch has the steps of ``steps_from``, the
+    training set alone, and the last state is returned. ``folder`` is for checkpoints and curves; a checkpoint in it
+    is resumed if it has the same ``fingerprint`` (of data), settings and seed. ``cold_users`` is fitted apart from
+    the model, its cost and its checkpoints. Raises NonFiniteLossError, ValueError for bad settings, and
+    KeyboardInterrupt after Ctrl-C, when the last checkpoint is complete.
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
     reset_peak_memory(device)
-    if settings.put_back and steps_from is None:
-        raise ValueError("train.put_back needs the training set alone as well, for the number of its steps")
+    if settings.train_on_validation and steps_from is None:
+        raise ValueError("train.train_on_validation needs the training set alone as well, for the number of its steps")
     model = model_factory()
     check_settings(settings, type(model))
     fallback = None if cold_users is None else ColdUsers(cold_users, n_items=model.n_items).fit(data, seed=seed)
@@ -139,7 +139,7 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
         precision=PRECISIONS[choose_precision(settings.precision, device)],  # type: ignore[arg-type]
         max_epochs=settings.max_epochs,
         check_val_every_n_epoch=settings.validate_every,
-        limit_val_batches=0 if settings.put_back else 1,
+        limit_val_batches=0 if settings.train_on_validation else 1,
         gradient_clip_val=settings.gradient_clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -164,7 +164,7 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
         close_loggers(trainer.loggers)
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
-    out_of_patience = patience.wait_count >= patience.patience and not settings.put_back
+    out_of_patience = patience.wait_count >= patience.patience and not settings.train_on_validation
     module.log_summary(out_of_patience=out_of_patience)
     if module.is_interrupted:
         raise interruption
@@ -176,8 +176,8 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
 
 def _callbacks(module: TrainingModule, patience: Patience, device: str, folder: Path) -> list[Callback]:
     settings = module.settings
-    callbacks = module.criterion.callbacks(module.metric, None if settings.put_back else patience)
-    if settings.put_back:  # without a metric the latest state counts as the best
+    callbacks = module.criterion.callbacks(module.metric, None if settings.train_on_validation else patience)
+    if settings.train_on_validation:  # without a metric the latest state counts as the best
         callbacks += [Checkpoints(folder, monitor=None)]
     else:
         callbacks += [patience, Checkpoints(folder, monitor=module.metric)]
@@ -203,7 +203,7 @@ def _remove_checkpoints(folder: Path) -> None:
 
 def _tune(model: Recommender, validate: Validate, settings: TrainSettings) -> dict[str, float]:
     """Settings that the model chose on the validation fold, and its metric with them."""
-    if settings.put_back:
+    if settings.train_on_validation:
         return {}
     metric = f"valid_{settings.metric}"
     values: list[float] = []

@@ -81,7 +81,7 @@ class TrainingJob:
         """Train the model; ``folder`` is for checkpoints, by default ``work_folder``."""
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
         fitting_set, items, vocabulary = data.train_set, self.inputs.items, data.vocabulary
-        if settings.put_back:
+        if settings.train_on_validation:
             fitting_set = with_validation(data.train_set, data.valid_set)
         vectors = dict(self.inputs.vectors)
         if self.inputs.collaborative is not None:
@@ -152,8 +152,8 @@ class TrainingJob:
             settings["init_from"] = config.init_from
         if not trained.model.closed_form:
             settings["train"] = asdict(self.settings)
-        elif self.settings.put_back:
-            settings["train"] = {"put_back": True}
+        elif self.settings.train_on_validation:
+            settings["train"] = {"train_on_validation": True}
         description = {"seed": config.seed, "settings": settings, "cost": trained.cost, "versions": trained.versions}
         if side is not None and side.widths:
             description["embeddings"] = {modality: vectors[modality].hash for modality in side.widths}

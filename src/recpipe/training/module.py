@@ -265,11 +265,11 @@ def training_module(
     on_epoch: OnEpoch | None,
     steps_from: Sequences | None,
 ) -> TrainingModule:
-    """Build the module, batches and loss; with ``put_back`` an epoch has as many steps as with ``steps_from`` alone."""
+    """Build the module, batches and loss; with ``train_on_validation`` an epoch has the steps of ``steps_from``."""
     data = training_windows(data, model, settings)
     device_data = model.on_device(data, window=model.max_length + 1)
     options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
-    if settings.put_back and steps_from is not None:
+    if settings.train_on_validation and steps_from is not None:
         lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
         options["steps"] = make_batches(lengths, settings, **options).steps
     criterion = make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device)

@@ -28,7 +28,7 @@ class TrainSettings:
         default without overlap; events of an overlap are context only).
     layout: ``padded``, a history per row, or ``packed``, several per row of ``row`` events (by default a window).
     batch_tokens: events of a step.
-    put_back: train on training and validation events, for as many steps as without, and keep the last state.
+    train_on_validation: train on training and validation events, for as many steps as without, and keep the last state.
     patience: validations without a new best ``metric`` that end training; ``validate_users`` limits them to this number
         of users, always the same.
     max_minutes: end training, without the time of validations, at the next epoch that is validated.
@@ -46,7 +46,7 @@ class TrainSettings:
     stride: int | None = None
     layout: str = "padded"
     row: int | None = None
-    put_back: bool = False
+    train_on_validation: bool = False
     batch_tokens: int = 12_800
     max_epochs: int = 100
     max_minutes: float | None = None
@@ -73,8 +73,10 @@ class TrainSettings:
         stride, windows, validate_every, max_epochs = self.stride, self.windows, self.validate_every, self.max_epochs
         if stride is not None and windows != "all":
             raise ValueError(f"train.stride is {stride} with train.windows {windows}; set windows: all, or null")
-        if self.put_back and self.schedule.get("name") == "plateau":
-            raise ValueError("train.put_back leaves no validation for train.schedule plateau; choose another")
+        if self.train_on_validation and self.schedule.get("name") == "plateau":
+            raise ValueError(
+                "train.train_on_validation leaves no validation for train.schedule plateau; choose another"
+            )
         if validate_every > max_epochs:
             numbers = f"train.validate_every is {validate_every}, more than train.max_epochs {max_epochs}"
             raise ValueError(f"{numbers}: no epoch would be validated")

@@ -72,7 +72,9 @@ class AMINCE(Loss):
         if self.second_stage_after is None:
             return []
         if patience is None:
-            raise ValueError("train.put_back leaves no validation for train.loss.second_stage_after: set null")
+            raise ValueError(
+                "train.train_on_validation leaves no validation for train.loss.second_stage_after: set null"
+            )
         return [SecondStage(self.begin_second_stage, metric, after=self.second_stage_after, patience=patience)]
 
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class FullSoftmax(Loss):
             targets = self.candidate_mask.cumsum(0)[targets]
         kind = hidden.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        loss: Tensor = _ChunkedCrossEntropy.apply(hidden, table, targets, self.chunk, low)
+        loss: Tensor = _ChunkedCrossEntropy.apply(hidden, table, targets, self.chunk, low)  # type: ignore[no-untyped-call]
         return loss
 
 

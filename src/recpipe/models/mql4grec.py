@@ -139,7 +139,6 @@ class MQL4GRec(Generator):
         return fuse(lists, k, rule=self.config.ensemble, weights=self.weights.tolist(), levels=levels)
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
-        """Choose the weight of ``choices`` for which ``validate``, a metric of the validation fold, is highest."""
         if len(self.names) != 2 or self.config.ensemble == "paper" or not self.config.choices:
             return {}
         metrics = {}

@@ -51,12 +51,10 @@ def side_config(type_: str, side: Mapping[str, Any], *, where: str) -> SideConfi
     """Build the block ``side`` of a model. Raises ConfigError for unknown or missing keys, and for a model without."""
     cls = model_class(type_)
     config = build_config(SideConfig, side, where=f"{where}.side")
-    if not cls.takes_side:
-        if not config.empty:
-            raise ConfigError(f"{where}: models of type {type_} read no side information; drop `side`")
-        return SideConfig()
+    if not cls.takes_side and not config.empty:
+        raise ConfigError(f"{where}: models of type {type_} read no side information; drop `side`")
     _check_required_side(cls, config, where)
-    return config
+    return config if cls.takes_side else SideConfig()
 
 
 def build(

@@ -67,8 +67,8 @@ class Queries(nn.Module):
         """
         places = places.expand(len(encoded_BSD), -1) if places.ndim == 1 else places
         visible = (events_S <= places[..., None]) & mask_BS[:, None]  # (B, P, S)
-        mask = t5.attention_mask(self.recency(places + 1, events_S), visible[:, None])
-        mask = t5.AttentionMask(mask.bias.repeat_interleave(len(self.queries), 2))
+        bias = t5.attention_mask(self.recency(places + 1, events_S), visible[:, None]).bias
+        mask = t5.AttentionMask(bias.repeat_interleave(len(self.queries), 2))
         x_BQD = self.dropout(self.queries.repeat(places.shape[1], 1).expand(len(places), -1, -1))
         for layer in self.layers:
             x_BQD = layer(x_BQD, encoded_BSD, mask)
@@ -177,7 +177,6 @@ class SETRec(Scorer):
         yield from super().score_batches(histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens)
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
-        """Choose the weight of ``betas`` for which ``validate``, a metric of the validation fold, is highest."""
         if self.items.collaborative is None or not self.config.betas:
             return {}
         metrics = {}

@@ -17,7 +17,7 @@ demo: $(VENV)/.stamp-recpipe  ## from the bundled log to compared recommenders, 
 	$(KEDRO) run
 
 test: $(VENV)/.stamp-dev  ## every test, on all cores
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --durations=10
 
 lint: $(VENV)/.stamp-dev  ## ruff, mypy and the rules of who may import whom
 	$(BIN)/ruff check .

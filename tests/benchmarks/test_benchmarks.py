@@ -12,6 +12,8 @@ from tests.conftest import PROJECT
 
 from recpipe.models.registry import model_class, types
 
+pytestmark = pytest.mark.slow
+
 FOLDER = PROJECT / "benchmarks"
 OTHER = {"harness", "poster_vectors"}  # shared code; a converter of image files
 BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in OTHER)

@@ -15,6 +15,8 @@ from tests.reporting.browser import open_page
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
+pytestmark = pytest.mark.slow
+
 DATASET = "online_retail"
 
 

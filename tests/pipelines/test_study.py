@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DATASET = "online_retail"
 LENGTH = {"model": "sasrec", "study": "length", "studies": {"length": {"values": "2+4+500"}}}
 

@@ -22,6 +22,8 @@ from recpipe.models.registry import model_info
 from recpipe.training.bundle import Bundle, load_bundle
 from recpipe.training.standalone import DataFolder, main
 
+pytestmark = pytest.mark.slow
+
 DATASET = "online_retail"
 
 

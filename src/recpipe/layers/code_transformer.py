@@ -96,7 +96,7 @@ class CodeTransformer(nn.Module):
 
     @property
     def inference(self) -> Inference:
-        """What evaluates the network: the faster version inside ``cached_weights``, otherwise this module."""
+        """Network of evaluation: the faster version inside ``cached_weights``, otherwise this module."""
         return self if self.cache is None else self.cache
 
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:

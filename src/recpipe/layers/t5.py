@@ -55,7 +55,7 @@ class T5Shape:
 
 
 class AttentionMask(NamedTuple):
-    """What attention adds to its scores, -inf where it must not look, and which rows may look at anything."""
+    """Bias of attention scores, -inf where attention is not allowed, and a mask of rows with anything allowed."""
 
     bias: Tensor  # broadcast to (B, H, T, S)
     alive: Tensor | None = None  # broadcast to (B, H, T, 1); other rows give 0

@@ -288,13 +288,20 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_tampered_arrays_are_refused(written, what):
+@pytest.mark.parametrize("forged", [False, True], ids=["hash as written", "hash forged"])
+def test_tampered_arrays_are_refused(written, what, forged, monkeypatch):
+    """The hash detects every change; with a forged hash, arrays that are no tree are still refused."""
     arrays, header = load_file(written), PrefixTree.read(written)
     name, change = TAMPERED[what]
     changed = arrays[name].copy()
     change(changed)
     metadata = {"format": 1, "sizes": header.sizes, "source": "ids", "hash": header.hash}
     save_file(arrays | {name: changed}, written, {METADATA: json.dumps(metadata)})
+    if forged:
+        monkeypatch.setattr(PrefixTree, "hash", header.hash)
+    if forged and what == "two leaves swapped":
+        assert PrefixTree.read(written).leaves[0] == arrays["leaves"][1]  # a tree, but of another order
+        return
     with pytest.raises(ValueError, match="is not a complete prefix tree"):
         PrefixTree.read(written)
 

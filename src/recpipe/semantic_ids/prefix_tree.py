@@ -180,9 +180,27 @@ class PrefixTree:
             tree = cls(offsets, children, arrays["leaves"], arrays["leaf_offsets"], sizes, header["source"])
             if tree.hash != header["hash"]:
                 raise ValueError("its hash differs from that of the written tree")
+            tree._check_structure()
             return tree
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a complete prefix tree ({error}); run `{COMMAND}`") from error
+
+    def _check_structure(self) -> None:
+        """Raise ValueError for arrays that are no tree, whatever hash the file has."""
+        nodes, leaves = 1, self.leaves
+        edges = [len(codes) for codes in self.children] + [len(leaves)]
+        for level, offsets in enumerate((*self.offsets, self.leaf_offsets)):
+            steps = np.diff(offsets) if offsets.dtype == np.int64 and offsets.shape == (nodes + 1,) else np.zeros(1)
+            if not (steps > 0).all() or offsets[0] != 0 or offsets[-1] != edges[level]:
+                raise ValueError(f"offsets of level {level + 1} do not fit {nodes} nodes and {edges[level]} edges")
+            nodes = edges[level]
+        for level, (offsets, codes) in enumerate(zip(self.offsets, self.children, strict=True)):
+            ascending = codes[1:] > codes[:-1]
+            ascending[offsets[1:-1] - 1] = True  # the first code of a node
+            if codes.dtype != np.int32 or codes.min() < 0 or codes.max() >= self.sizes[level] or not ascending.all():
+                raise ValueError(f"codes of level {level + 1} are out of range or order")
+        if leaves.dtype != np.int64 or not np.array_equal(np.sort(leaves), np.arange(len(leaves))):
+            raise ValueError("the leaves are not all items of the catalogue, each once")
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         offsets = {f"offsets.{level}": array for level, array in enumerate(self.offsets)}

@@ -75,8 +75,8 @@ def beam_search(
     _check(tree, beam, k, temperatures)
     log_probs = decoder.step(0, None, None)
     B, device = len(log_probs), log_probs.device
-    whole = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
-    constraints = Constraints.of(whole, B, seen, allowed)
+    catalogue_tree = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
+    constraints = Constraints.of(catalogue_tree, B, seen, allowed)
     tree = constraints.tree
     nodes, scores = torch.zeros(B, 1, dtype=torch.int64, device=device), torch.zeros(B, 1, device=device)
     priority = scores if stochastic is None else gumbel(scores.shape, stochastic).to(device)

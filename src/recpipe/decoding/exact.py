@@ -68,10 +68,10 @@ def exact_top(
     """
     device = log_probs[0].device
     log_probs = [each.float() for each in log_probs]
-    whole = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
-    beam = max(k, min(BEAM_FACTOR * k, whole.n_items))
-    beams = beam_search(IndependentLevels(log_probs), whole, beam=beam, k=k, seen=seen, allowed=allowed)
-    constraints = Constraints.of(whole, len(beams.items), seen, allowed)
+    catalogue_tree = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
+    beam = max(k, min(BEAM_FACTOR * k, catalogue_tree.n_items))
+    beams = beam_search(IndependentLevels(log_probs), catalogue_tree, beam=beam, k=k, seen=seen, allowed=allowed)
+    constraints = Constraints.of(catalogue_tree, len(beams.items), seen, allowed)
     worst = beams.scores[:, -1]
     bound = worst - MARGIN * (1 + worst.abs())
     branches = BranchAndBound(log_probs, constraints, bound, _best_remaining(log_probs, constraints.tree))

@@ -183,10 +183,12 @@ def load_initial_weights(model: Recommender, initial: Bundle | None, vocabulary:
         return {name: t for name, t in tensors if name not in own_codes and not name.startswith("cold_users.")}
 
     tensors = weights(initial.model)
-    here, there = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights(model), tensors))
-    if differing := [name for name in here.keys() | there.keys() if here.get(name) != there.get(name)]:
+    shapes, initial_shapes = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights(model), tensors))
+    names = shapes.keys() | initial_shapes.keys()
+    if differing := [name for name in names if shapes.get(name) != initial_shapes.get(name)]:
         name = min(differing)
-        raise ValueError(f"{where} has other settings: {name} is {there.get(name)} there and {here.get(name)} here")
+        sizes = f"{initial_shapes.get(name)} there and {shapes.get(name)} here"
+        raise ValueError(f"{where} has other settings: {name} is {sizes}")
     model.load_state_dict(tensors, strict=False)
     return len(tensors)
 

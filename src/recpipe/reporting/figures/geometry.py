@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from recpipe.evaluation.segments import POPULARITY
-from recpipe.reporting.figures import COLOURS, GREY, TEXTS, Axis, Table, escape, figure, line
+from recpipe.reporting.figures import COLOURS, GREY, TEXTS, Axis, Table, drop_missing, escape, figure, line
 from recpipe.reporting.formatting import MISSING, count, percent
 
 Measures = Mapping[str, Any]  # of one table, as JSON
@@ -92,7 +92,7 @@ def geometry_figures(geometry: Mapping[str, Any] | None) -> dict[str, go.Figure]
         "geometry_cka": _matrix(geometry, "cka", "CKA", ".2f"),
         "geometry_map": _map(geometry["map"]),
     }
-    return {name: drawing for name, drawing in figures.items() if drawing is not None}
+    return drop_missing(figures)
 
 
 def _select(tables: Sequence[Measures], limit: int) -> list[Measures]:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from recpipe.evaluation.segments import POPULARITY, WARMTH, length_names
-from recpipe.reporting.figures import COLOURS, GREY, TEXTS, Axis, Table, bars, escape, figure, model_line
+from recpipe.reporting.figures import COLOURS, GREY, TEXTS, Axis, Table, bars, drop_missing, escape, figure, model_line
 from recpipe.reporting.formatting import INTERVAL, MISSING, count, decimals, interval, metric_title, p_value, percent
 from recpipe.reporting.leaderboard import COLD_SHARE
 
@@ -76,7 +76,7 @@ def insight_figures(
         "popularity_of_lists": _popularity(lists, insights["training"]),
         "calibration": _calibration(calibrations, board),
     }
-    return {name: drawing for name, drawing in figures.items() if drawing is not None}
+    return drop_missing(figures)
 
 
 def _certainty(certainty: Mapping[str, Any] | None, board: pl.DataFrame, metric: str) -> go.Figure | None:

@@ -10,7 +10,18 @@ import plotly.graph_objects as go
 import polars as pl
 import pyarrow as pa
 
-from recpipe.reporting.figures import COLOURS, Axis, bars, escape, figure, line, model_colour, model_line, model_marker
+from recpipe.reporting.figures import (
+    COLOURS,
+    Axis,
+    bars,
+    drop_missing,
+    escape,
+    figure,
+    line,
+    model_colour,
+    model_line,
+    model_marker,
+)
 from recpipe.reporting.formatting import metric_title, percent
 from recpipe.reporting.leaderboard import leaderboard, same_column, split_by_protocol
 
@@ -37,7 +48,7 @@ def run_figures(
         "training_metric": _training(tables, f"valid_{metric}", board),
         "gradient_norm": _training(tables, "gradient_norm", board),
     }
-    return {name: drawing for name, drawing in figures.items() if drawing is not None}
+    return drop_missing(figures)
 
 
 def data_figures(profile: Mapping[str, Any] | None = None, steps: Frame | None = None) -> dict[str, go.Figure]:

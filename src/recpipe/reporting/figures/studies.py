@@ -10,7 +10,18 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from recpipe.reporting.figures import CAPTIONS, COLOURS, Axis, Table, bars, escape, figure, line, model_colour
+from recpipe.reporting.figures import (
+    CAPTIONS,
+    COLOURS,
+    Axis,
+    Table,
+    bars,
+    drop_missing,
+    escape,
+    figure,
+    line,
+    model_colour,
+)
 from recpipe.reporting.formatting import MISSING, count, decimals, duration, metric_title, percent
 
 Loaders = Mapping[str, Callable[[], Any]]
@@ -51,8 +62,7 @@ def study_section(contexts: Loaders, studies: Loaders, board: pl.DataFrame, *, p
         captions[key] = CAPTIONS.get(key, {"title": f"Study {name}", "text": CAPTIONS["study_length"]["text"]})
     if context_results:
         tables["effective_context"] = _context_table(context_results)
-    drawings = {name: drawing for name, drawing in figures.items() if drawing is not None}
-    return StudySection(drawings, tables, captions, problems)
+    return StudySection(drop_missing(figures), tables, captions, problems)
 
 
 def _read(loaders: Loaders, kind: str, protocol: str, board: pl.DataFrame, problems: list[str]) -> list[dict[str, Any]]:

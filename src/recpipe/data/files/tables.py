@@ -6,6 +6,7 @@ Names and constants enter a statement only through ``identifier`` and ``literal`
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -282,3 +283,20 @@ def errors_with_file(where: str) -> Iterator[None]:
         elif any(sign in text for sign in ("GZIP", "magic bytes", "ZSTD", "zstd", "footer")):
             hint = ". The file is cut short or is not what its name says: fetch it again"
         raise ValueError(f"cannot read {where}: {reason}{hint}") from error
+
+
+def file_list(paths: Iterable[str]) -> str:
+    """Quote file paths as an SQL list in which brackets, ``*`` and ``?`` are no patterns."""
+    return literals(re.sub(r"[*?\[]", r"[\g<0>]", path) for path in paths)
+
+
+def path_summary(paths: Sequence[str]) -> str:
+    """Summarise paths for an error message: the first and the number of others."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def column_types(con: ibis.BaseBackend, source: str, *, where: str) -> dict[str, str]:
+    """Return column names and DuckDB types of a FROM clause."""
+    with errors_with_file(where):
+        columns = con.raw_sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
+    return {str(column[0]): str(column[1]) for column in columns}

@@ -14,7 +14,8 @@ from typing import Any
 import ibis
 
 from recpipe.config import check_known
-from recpipe.data.files.sources import basket_source, delimited_source, parquet_source, typed_json_source
+from recpipe.data.files.json_files import typed_json_source
+from recpipe.data.files.parquet_files import parquet_source
 from recpipe.data.files.tables import (
     TYPED,
     LogColumns,
@@ -26,6 +27,7 @@ from recpipe.data.files.tables import (
     literal,
     reason_with_value,
 )
+from recpipe.data.files.text_files import basket_source, delimited_source
 
 FORMATS = {
     ".csv": "csv", ".txt": "csv", ".dat": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",

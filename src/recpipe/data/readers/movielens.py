@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import ibis
 
 from recpipe.config import check_known
-from recpipe.data.files.sources import delimited_source
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, identifier, literal, literals
+from recpipe.data.files.text_files import delimited_source
 
 GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",

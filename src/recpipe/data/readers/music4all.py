@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import ibis
 
-from recpipe.data.files.sources import delimited_source
 from recpipe.data.files.tables import LogColumns, RawTables, create_log
+from recpipe.data.files.text_files import delimited_source
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import ibis
 
-from recpipe.data.files.sources import parquet_source
+from recpipe.data.files.parquet_files import parquet_source
 from recpipe.data.files.tables import TYPED, LogColumns, RawTables, create_entities, create_log, literal, literals
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")

@@ -1,9 +1,8 @@
-"""Files as sources: Parquet, delimited text, baskets, JSON lines, Python literals (parsed without evaluation)."""
+"""JSON lines and lines of Python literals (parsed without evaluation) as sources."""
 
 from __future__ import annotations
 
 import ast
-import csv
 import gzip
 import io
 import json
@@ -16,77 +15,31 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import ibis
-import pyarrow as pa
-from ibis.util import gen_name
 
 from recpipe.data.files.tables import (
-    ENCODING_HINT,
     Source,
+    column_types,
     errors_with_file,
+    file_list,
     identifier,
     literal,
-    literals,
+    path_summary,
     reason_with_value,
 )
 from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20  # far above any review or product
 SAMPLE_LINES = 100
 INVALID = "_unread"  # key of a record that stands for a line without a literal; its value is the line's beginning
 
 
-def parquet_source(con: ibis.BaseBackend, paths: Sequence[str]) -> Source:
-    """Create a source with the columns and types of Parquet files."""
-    sql, where = f"read_parquet({literals(paths)}, union_by_name = true)", _path_summary(paths)
-    return Source(sql, _column_types(con, sql, where=where), where)
-
-
-def delimited_source(
-    paths: Sequence[str], *, delimiter: str, columns: Sequence[str] = (), encoding: str = "utf-8", quote: str = '"'
-) -> Source:
-    """Create a source of text columns. columns: names in files without a header.
-
-    Lines with another number of columns go to the source's table of rejects. Raises ValueError for an empty file, a
-    header that cannot be decoded or has only one column, and files with different headers.
-    """
-    if not 1 <= len(delimiter.encode()) <= 4:
-        raise ValueError(f"delimiter {delimiter!r} must have one to four characters")
-    if columns:
-        _first_line(paths[0], encoding)
-    names = list(columns) if columns else _header(paths, delimiter, encoding=encoding, quote=quote)
-    rejects = gen_name("rejects")
-    types = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
-    sql = (
-        f"read_csv({literals(paths)}, auto_detect = false, header = {'false' if columns else 'true'}, "
-        f"delim = {literal(delimiter)}, quote = {literal(quote)}, escape = {literal(quote)}, "
-        f"encoding = {literal(encoding)}, columns = {{{types}}}, store_rejects = true, "
-        f"rejects_table = {literal(rejects)}, rejects_scan = {literal(rejects + '_scan')})"
-    )
-    return Source(sql, dict.fromkeys(names, "VARCHAR"), _path_summary(paths), rejects=identifier(rejects))
-
-
-def basket_source(paths: Sequence[str], *, delimiter: str, encoding: str = "utf-8") -> Source:
-    """Create a source of lines with a user and a varying number of items: text columns user_id and items."""
-    _first_line(paths[0], encoding)
-    lines = (
-        f"read_csv({literals(paths)}, auto_detect = false, header = false, "
-        f"delim = {literal(chr(31) + chr(30))}, quote = '', escape = '', "
-        f"encoding = {literal(encoding)}, columns = {{'line': 'VARCHAR'}})"
-    )
-    user = f"split_part(line, {literal(delimiter)}, 1)"
-    items = f"substr(line, length({user}) + {len(delimiter) + 1})"
-    sql = f"(SELECT {user} AS user_id, {items} AS items FROM {lines})"
-    return Source(sql, {"user_id": "VARCHAR", "items": "VARCHAR"}, _path_summary(paths))
-
-
 def typed_json_source(con: ibis.BaseBackend, paths: Sequence[str]) -> Source:
     """Create a source of JSON lines with all columns as text: types of the first records would lose later values."""
-    where = _path_summary(paths)
-    layout = f"{literals(paths)}, format = 'newline_delimited', ignore_errors = true"
-    types = _column_types(con, f"read_json({layout}, union_by_name = true)", where=where)
+    where = path_summary(paths)
+    layout = f"{file_list(paths)}, format = 'newline_delimited', hive_partitioning = false, ignore_errors = true"
+    types = column_types(con, f"read_json({layout}, union_by_name = true)", where=where)
     for name, kind in types.items():
         if not kind.startswith(("STRUCT", "MAP", "JSON")):
             types[name] = "VARCHAR" + "[]" * kind.count("[]")
@@ -98,10 +51,13 @@ def typed_json_source(con: ibis.BaseBackend, paths: Sequence[str]) -> Source:
 
 def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
     """Create a source with a JSON column per key. Raises ValueError for a required key that no first record has."""
-    where = _path_summary(paths)
-    layout = f"format = 'newline_delimited', ignore_errors = true, maximum_object_size = {MAX_LINE_BYTES}"
+    where = path_summary(paths)
+    layout = (
+        "format = 'newline_delimited', hive_partitioning = false, ignore_errors = true, "
+        f"maximum_object_size = {MAX_LINE_BYTES}"
+    )
     if required:
-        records = f"read_json({literals(paths[:1])}, {layout}, records = false, columns = {{'json': 'JSON'}})"
+        records = f"read_json({file_list(paths[:1])}, {layout}, records = false, columns = {{'json': 'JSON'}})"
         query = f"SELECT json_keys(json) FROM {records} WHERE json_type(json) = 'OBJECT' LIMIT {SAMPLE_LINES}"
         with errors_with_file(where):
             sample = con.raw_sql(query).fetchall()
@@ -113,7 +69,7 @@ def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[s
         f"CASE WHEN {invalid} IS NOT NULL THEN {reason_with_value('not a Python literal', invalid)} "
         f"WHEN {empty} THEN 'not a JSON object with the columns expected' END"
     )
-    sql = f"read_json({literals(paths)}, {layout}, columns = {{{columns}}})"
+    sql = f"read_json({file_list(paths)}, {layout}, columns = {{{columns}}})"
     return Source(sql, dict.fromkeys(keys, "JSON"), where, problem=problem)
 
 
@@ -131,9 +87,9 @@ def literal_source(
                     sample |= record.keys() - {INVALID}
                 values = {key: record[key] for key in (*keys, INVALID) if key in record}
                 out.write(json.dumps(values, default=str, skipkeys=True) + "\n")
-        _check_keys(required, sample, _path_summary(paths))
+        _check_keys(required, sample, path_summary(paths))
         source = json_source(con, [str(converted)], keys=[*keys, INVALID], required=())
-        yield source._replace(where=_path_summary(paths))
+        yield source._replace(where=path_summary(paths))
 
 
 def json_text(key: str) -> str:
@@ -149,53 +105,6 @@ def json_words(key: str, *, separator: str = " ") -> str:
         f"nullif(trim(CASE WHEN len({nested}) > 0 THEN array_to_string({nested}, {literal(separator)}) "
         f"WHEN len({flat}) > 0 THEN array_to_string({flat}, {literal(separator)}) ELSE {plain} END), '')"
     )
-
-
-def _path_summary(paths: Sequence[str]) -> str:
-    """Summarise paths for an error message: the first and the number of others."""
-    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-
-
-def _column_types(con: ibis.BaseBackend, source: str, *, where: str) -> dict[str, str]:
-    """Return column names and DuckDB types of a FROM clause."""
-    with errors_with_file(where):
-        columns = con.raw_sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
-    return {str(column[0]): str(column[1]) for column in columns}
-
-
-def _header(paths: Sequence[str], delimiter: str, *, encoding: str, quote: str) -> list[str]:
-    lines = [_first_line(path, encoding) for path in paths]
-    if len(delimiter) > 1 or not quote:
-        headers = [line.split(delimiter) for line in lines]
-    else:
-        headers = [next(csv.reader([line], delimiter=delimiter, quotechar=quote)) for line in lines]
-    for path, header in zip(paths, headers, strict=True):
-        if header != headers[0]:
-            raise ValueError(f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(headers[0])}")
-    names = [name or f"column{place}" for place, name in enumerate(headers[0])]
-    if len(names) == 1:
-        raise ValueError(
-            f"{paths[0]} has one column, {names[0][:80]!r}, when split at {delimiter!r}: "
-            "set `delimiter` in the options of the data set to the one the file uses"
-        )
-    if len(set(names)) < len(names):
-        raise ValueError(f"{paths[0]} names a column twice: {', '.join(names)}")
-    return names
-
-
-def _first_line(path: str, encoding: str) -> str:
-    """Read the first line, decompressed and decoded, without line end and byte order mark."""
-    try:
-        with pa.input_stream(path, compression="detect") as stream:
-            head = stream.read(MAX_HEADER_BYTES)
-        line = io.TextIOWrapper(io.BytesIO(head), encoding=encoding, newline=None, errors="strict").readline()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"cannot read {path}: {error}. It is cut short or is not what its name says") from error
-    except (UnicodeDecodeError, LookupError) as error:
-        raise ValueError(f"cannot read {path} as {encoding}: {error}. {ENCODING_HINT}") from error
-    if not head:
-        raise ValueError(f"{path} is empty")
-    return line.rstrip("\r\n").removeprefix("\ufeff")
 
 
 def _check_keys(required: Sequence[str], keys: set[str], where: str) -> None:

@@ -51,3 +51,11 @@ def test_an_appended_event_drops_the_first_beyond_the_window():
     assert batch.timestamps.tolist() == [[100, 200, 200], [0, 0, 0], [0, 0, 0], [0, 100, 0]]
     longer = data.batch(np.arange(4)).append_event(torch.tensor([7, 8, 9, 0]), 4)
     assert longer.items[0].tolist() == [1, 2, 3, 7] and longer.lengths.tolist() == [4, 2, 1, 2]
+
+
+def test_context_items_are_the_events_that_are_no_targets():
+    data = DeviceSequences(sequences([[1, 2, 3, 4], [5], [], [6, 7]]), window=3, device="cpu")
+    inputs, targets = data.batch(np.array([0, 1, 2, 3])).inputs_and_targets()
+    assert inputs.context_items(targets).tolist() == [2, 5, 6]
+    later_targets = torch.where(targets == 3, 0, targets)
+    assert inputs.context_items(later_targets).tolist() == [2, 3, 5, 6]

@@ -263,16 +263,19 @@ def test_infonce_is_a_softmax_over_the_other_targets_of_the_batch():
     same(loss(hidden, table, targets), torch.stack(rows).mean(), hidden, table)
 
 
-def amince_by_hand(hidden, table, targets, *, tail, views, tail_views, temperature=1.0) -> Tensor:
+def amince_by_hand(
+    hidden, table, targets, *, tail, views, tail_views, temperature=1.0, context=(), per_target=False
+) -> Tensor:
     """No dropout: a view is its item's vector. Sums over all places of the batch, as in the paper."""
     rows = []
     for h, y in zip(hidden, targets.tolist(), strict=True):
         above = below = torch.zeros((), dtype=h.dtype)
-        for j in targets.tolist():
-            e = (views + tail_views * (j in tail)) * (h @ table[j] / temperature).exp()
+        for j in [*targets.tolist(), *context]:
+            n_views = views + tail_views * (j in tail and j in targets.tolist())
+            e = n_views * (h @ table[j] / temperature).exp()
             above, below = above + e * (j == y), below + e
         rows.append(-(above / below).log())
-    return torch.stack(rows).mean()
+    return torch.stack(rows) if per_target else torch.stack(rows).mean()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
@@ -282,6 +285,28 @@ def test_amince_over_the_whole_batch_equals_its_formula(temperature):
     loss = make_loss({"name": "amince", "tail": 12, "dropout": 0.0, "candidates": 1000, **options}, COUNTS)
     theirs = amince_by_hand(hidden, table, targets, tail=set(range(1, 13)), **options)
     same(loss(hidden, table, targets), theirs, hidden, table)
+    first_events = [*range(1, ITEMS + 1, 3), int(targets[0])]
+    theirs = amince_by_hand(hidden, table, targets, tail=set(range(1, 13)), context=first_events, **options)
+    same(loss(hidden, table, targets, context=torch.tensor(first_events)), theirs, hidden, table)
+
+
+def test_the_second_stage_of_amince_is_the_formula_over_the_tail_with_all_places_as_candidates():
+    hidden, table, targets = batch()
+    targets[: N // 2] = torch.arange(N // 2) % 5 + 1  # as many tail targets as others: no random choice among these
+    targets[N // 2 :] = 6 + torch.arange(N - N // 2) % (ITEMS - 5)
+    options = {"views": 3, "tail_views": 2}
+    loss = make_loss({"name": "amince", "tail": 5, "dropout": 0.0, "candidates": 1000, **options}, COUNTS)
+    loss.begin_second_stage()
+    theirs = amince_by_hand(hidden, table, targets, tail=set(range(1, 6)), context=[1, 7, 9], **options)
+    same(loss(hidden, table, targets, context=torch.tensor([1, 7, 9])), theirs, hidden, table)
+    fewer = targets.clone()
+    fewer[3 : N // 2] = 8  # three tail targets, the others are drawn
+    ours = loss(hidden, table, fewer)
+    loss.tail_only = False
+    used = torch.autograd.grad(ours, hidden, retain_graph=True)[0].abs().sum(1) > 0
+    rows = amince_by_hand(hidden, table, fewer, tail=set(range(1, 6)), per_target=True, **options)
+    assert used.sum() == 6 and used[:3].all()
+    same(ours, rows[used].mean(), hidden, table)
 
 
 def test_amince_favours_the_tail_and_its_views_differ():

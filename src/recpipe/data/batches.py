@@ -101,6 +101,11 @@ class Batch:
         )
         return inputs, targets
 
+    def context_items(self, targets: Tensor) -> Tensor:
+        """Return the events of inputs (B, T) that are not among their ``targets`` (B, T), such as first events (C,)."""
+        follows_target = F.pad(targets[:, :-1] > 0, (1, 0))
+        return self.items[self.mask & (self.starts | ~follows_target)]
+
 
 class DeviceSequences:
     """Flat sequences on a device, the last ``window`` events per user, from which batches are gathered."""

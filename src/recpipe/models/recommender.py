@@ -266,7 +266,8 @@ class NextItem(Scorer):
         table = self.items.table()
         is_target = targets > 0
         hidden = self.encode(self.items.embed(inputs, table), inputs)[is_target]
-        return criterion(*self.output(hidden, self.items.head(table)), targets[is_target])
+        context = {"context": inputs.context_items(targets)} if getattr(criterion, "uses_context", False) else {}
+        return criterion(*self.output(hidden, self.items.head(table)), targets[is_target], **context)
 
     def score(self, batch: Batch) -> Tensor:
         batch = batch if batch.items.shape[1] else batch.pad(1)

@@ -30,21 +30,26 @@ class Loss(nn.Module, ABC):
 
     ``needs``: statistics of the training set that the constructor takes as keyword arguments, ``item_counts`` (I + 1,),
     how often each item is a training target, and ``trained_items`` (I + 1,) bool, the items with training events.
-    ``candidate_mask`` (I + 1,) bool: the items that targets are compared with; None for all.
+    ``candidate_mask`` (I + 1,) bool: the items that targets are compared with; None for all. ``uses_context``: whether
+    ``compute`` takes ``context`` (C,), the events of the batch that are no targets.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    uses_context: ClassVar[bool] = False
     candidate_mask: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("candidate_mask", None, persistent=False)
 
-    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of hidden (N, D), table (I + 1, D) with padding in row 0, and targets (N,) in 1..I, N > 0."""
+    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, **context: Tensor) -> Tensor:
+        """Return the loss of hidden (N, D), table (I + 1, D) with padding in row 0, and targets (N,) in 1..I, N > 0.
+
+        context: the items ``context`` (C,), for losses with ``uses_context``.
+        """
         if len(targets) == 0:
             raise ValueError("a batch without a target has no loss")
-        return self.compute(hidden, table, targets)
+        return self.compute(hidden, table, targets, **context)
 
     @abstractmethod
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:

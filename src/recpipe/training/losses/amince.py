@@ -2,10 +2,12 @@
 
 N targets, M views of candidates, D width, V views of a target's own item.
 
-A view of a place of the batch is its item's vector under dropout; a place has ``views`` of them. The positives of a
-target are all views of all places with its item, the candidates all views of all places:
+A view of a place of the batch is its item's vector under dropout; a place has ``views`` of them. Places are all events
+of the batch: the targets and, for next-item models, the first events of the histories. The positives of a target are
+all views of all places with its item, the candidates all views of all places:
 loss = log sum over candidates of exp(s / temperature) - log sum over positives of exp(s / temperature).
-Asymmetry: places of tail items have ``tail_views`` more. Second stage: only tail targets and as many others.
+Asymmetry: places of tail items that are targets in the batch have ``tail_views`` more. Second stage: the mean over the
+tail targets and as many others; the candidates stay the same.
 
 Deviations: candidates are at most ``candidates`` places of the batch besides a target's own; the paper multiplies by
 tau (.1 to .6), which is 1 / temperature; its views also differ in how attributes are fused; its memory bank and
@@ -35,6 +37,7 @@ class AMINCE(Loss):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"item_counts"})
+    uses_context: ClassVar[bool] = True
     is_tail: Tensor  # (I + 1,) bool
 
     def __init__(
@@ -77,34 +80,43 @@ class AMINCE(Loss):
             )
         return [SecondStage(self.begin_second_stage, metric, after=self.second_stage_after, patience=patience)]
 
-    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, context: Tensor | None = None) -> Tensor:
+        rows = torch.arange(len(targets), device=targets.device)
         if self.tail_only:
             tail = self.is_tail[targets]
             order = torch.rand(len(targets), device=targets.device).masked_fill(tail, -1.0).argsort()
-            places = order[: 2 * int(tail.sum())]  # of all tail targets and of as many random others
-            if len(places) == 0:
+            rows = order[: 2 * int(tail.sum())]  # all tail targets and as many random others
+            if len(rows) == 0:
                 return hidden.sum() * 0.0
-            hidden, targets = hidden[places], targets[places]
         hidden = hidden / self.temperature if self.temperature != 1 else hidden
-        own_NV, other_NM, same_NM = self._scores(hidden, table, targets)
+        places = targets if context is None else torch.cat([targets, context])
+        own_NV, other_NM, same_NM = self._scores(hidden[rows], table, targets, rows, places)
         candidates = torch.cat([own_NV, other_NM], 1).logsumexp(1)
         positives = torch.cat([own_NV, other_NM.masked_fill(~same_NM, -torch.inf)], 1).logsumexp(1)
         return (candidates - positives).mean()
 
-    def _scores(self, hidden: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of views of a target's own place (N, V) and of other places (N, M), mask (N, M) of the same item."""
-        N = len(targets)
-        chosen = torch.randperm(N, device=targets.device)[: self.candidates]
-        tail = chosen[self.is_tail[targets[chosen]]]
-        place_M = torch.cat([chosen.repeat(self.views), tail.repeat(self.tail_views)])
-        view_MD = self._view(F.embedding(targets[place_M], table))
+    def _scores(
+        self, hidden: Tensor, table: Tensor, targets: Tensor, rows: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of views of a target's own place (N, V) and of other places (N, M), mask (N, M) of the same item.
+
+        rows (N,): the places of the targets in the loss; places: items of all places, those of ``targets`` first.
+        """
+        chosen = torch.randperm(len(places), device=targets.device)[: self.candidates]
+        items = places[chosen]
+        has_tail_views = self.is_tail[items]
+        if len(places) > len(targets):
+            has_tail_views = has_tail_views & torch.isin(items, targets)
+        place_M = torch.cat([chosen.repeat(self.views), chosen[has_tail_views].repeat(self.tail_views)])
+        view_MD = self._view(F.embedding(places[place_M], table))
         other_NM = at_least_float32(hidden @ view_MD.T)
-        itself = place_M == torch.arange(N, device=targets.device)[:, None]
+        itself = place_M == rows[:, None]
+        targets = targets[rows]
         own_NVD = F.embedding(targets, table)[:, None].expand(-1, self.views + self.tail_views, -1)
         own_NV = at_least_float32((hidden[:, None] * self._view(own_NVD)).sum(-1))
         is_tail_view = torch.arange(own_NV.shape[1], device=targets.device) >= self.views
         own_NV = own_NV.masked_fill(is_tail_view & ~self.is_tail[targets][:, None], -torch.inf)
-        return own_NV, other_NM.masked_fill(itself, -torch.inf), targets[place_M] == targets[:, None]
+        return own_NV, other_NM.masked_fill(itself, -torch.inf), places[place_M] == targets[:, None]
 
     def _view(self, vectors: Tensor) -> Tensor:
         return F.dropout(vectors, self.dropout, self.training)

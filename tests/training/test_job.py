@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,18 +11,20 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences
 
-from recpipe.config.run_config import ColdUsersConfig
+from recpipe.config.run_config import ColdUsersConfig, RunConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
+from recpipe.data.splits import TrainingData
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.registry import build
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.bundle import Bundle
-from recpipe.training.job import ItemInputs, build_catalogue_ids, item_vectors, load_initial_weights
+from recpipe.training.job import ItemInputs, TrainingJob, build_catalogue_ids, item_vectors, load_initial_weights
 
 TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1}
 WHERE = "init_from=toys/tiger/seed_42"
+TRAINED_ON_VALIDATION = {"settings": {"train": {"train_on_validation": True}}}
 DEFAULTS = {"sasrec": {"dim": 8, "layers": 1}, "popular": {}}
 
 
@@ -120,3 +123,46 @@ def test_initial_weights_of_a_model_without_ids_need_the_same_catalogue():
     renamed = Vocabulary(np.array([f"j{number}" for number in range(9)], object))
     with pytest.raises(ValueError, match="another catalogue"):
         load_initial_weights(other, bundle(one), renamed, where=WHERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"protocol": Protocol(dataset="d", history=50, exclude_seen=False)}, None),
+        ({"protocol": Protocol(dataset="other", split="ratio"), "training": TRAINED_ON_VALIDATION}, None),
+        ({"protocol": Protocol(dataset="d", split="ratio")}, "another split.*split"),
+        ({"protocol": Protocol(dataset="d", fingerprint="of other steps")}, "another split.*fingerprint"),
+        ({"training": TRAINED_ON_VALIDATION}, "m was trained with train_on_validation"),
+        ({"training": {"settings": {"train": {"put_back": True}}}}, "train_on_validation"),
+    ],
+)
+def test_bundles_that_saw_held_out_events_are_refused(changes, message):
+    earlier, protocol = replace(bundle("sasrec", 6), **changes), Protocol(dataset="d")
+    check = partial(Bundle.check_held_out, protocol=protocol, where=WHERE)
+    if message is None:
+        check(earlier, train_on_validation=False)
+    else:
+        with pytest.raises(ValueError, match=f"{WHERE}: .*{message}"):
+            check(earlier, train_on_validation=False)
+        # so are the weights of another data set that came from this bundle
+        runs = {"earlier_runs": earlier.training_runs()}
+        through_another = replace(bundle("sasrec", 6), protocol=Protocol(dataset="other"), training=runs)
+        with pytest.raises(ValueError, match=message):
+            check(through_another, train_on_validation=False)
+    if "training" in changes:
+        check(earlier, train_on_validation=True)
+
+
+@pytest.mark.parametrize("inputs", [{"initial_bundle": True}, {"collaborative": True}])
+def test_a_training_job_checks_the_bundles_it_reads(inputs):
+    earlier = replace(bundle("sasrec", 6), training=TRAINED_ON_VALIDATION)
+    blocks = {key: {} for key in ("settings", "train", "side", "cold_users")}
+    config = RunConfig(name="m", type="sasrec", dataset="d", init_from="d/m/seed_1", collaborative="m", **blocks)
+    fields = Protocol(dataset="d").to_dict()
+    data = TrainingData(fields, vocabulary(6), random_sequences(5, 6, longest=4), None)
+    items = ItemInputs(pa.table({"item_id": []}), collaborative=earlier if "collaborative" in inputs else None)
+    start = earlier if "initial_bundle" in inputs else None
+    job = TrainingJob(config=config, data=data, inputs=items, work_folder=None, validator=None, initial_bundle=start)
+    with pytest.raises(ValueError, match="train_on_validation"):
+        job.train()

@@ -63,6 +63,36 @@ class Bundle:
                 f"run `kedro run --pipelines=train,evaluate --params model={self.name}`"
             )
 
+    def training_runs(self) -> list[dict[str, Any]]:
+        """List all training that the weights come from: its own, and that of bundles it began with or read vectors of.
+
+        Each has ``name``, ``protocol`` and ``train_on_validation``.
+        """
+        own = {"name": self.name, "protocol": self.protocol.to_dict(), "train_on_validation": self.train_on_validation}
+        return [own, *self.training.get("earlier_runs", [])]
+
+    def check_held_out(self, protocol: Protocol, *, train_on_validation: bool, where: str) -> None:
+        """Raise ValueError if the weights may know events that a run under ``protocol`` holds out.
+
+        Training on another data set is allowed, and on the same one under the same split, without its validation events
+        unless that run trains on them too. where: the setting that names this bundle.
+        """
+        for run in self.training_runs():
+            other = Protocol.from_dict(run["protocol"])
+            if other.dataset != protocol.dataset:
+                continue
+            differing = [name for name in other.data_differences(protocol) if name != "history"]
+            if differing:
+                saw = f"trained on {other.dataset} under another split ({', '.join(differing)} differ), so it may know"
+            elif run["train_on_validation"] and not train_on_validation:
+                saw = "trained with train_on_validation, so it knows"
+            else:
+                continue
+            raise ValueError(
+                f"{where}: {run['name']} was {saw} validation or test events of this run; "
+                "name a run that was trained under this protocol, or on another data set"
+            )
+
     def title_table(self) -> pa.Table:
         """Return ``item_id`` and ``title`` of every item, in the order of the vocabulary."""
         ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))

@@ -81,6 +81,9 @@ class TrainingJob:
         """Train the model; ``folder`` is for checkpoints, by default ``work_folder``."""
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
         fitting_set, items, vocabulary = data.train_set, self.inputs.items, data.vocabulary
+        earlier = self._earlier_bundles()
+        for where, bundle in earlier.items():
+            bundle.check_held_out(protocol, train_on_validation=settings.train_on_validation, where=where)
         if settings.train_on_validation:
             fitting_set = with_validation(data.train_set, data.valid_set)
         vectors = dict(self.inputs.vectors)
@@ -125,9 +128,20 @@ class TrainingJob:
         titles = [titles_by_id.get(item) for item in vocabulary.ids]
         train_events = np.bincount(fitting_set.items, minlength=len(vocabulary) + 1)[1:]
         training, curve = self._description(trained, side, ids, vectors), trained.curve
+        if earlier:
+            training["earlier_runs"] = [run for bundle in earlier.values() for run in bundle.training_runs()]
         return Bundle(
             config.name, config.type, trained.model, vocabulary, titles, train_events, protocol, training, curve
         )
+
+    def _earlier_bundles(self) -> dict[str, Bundle]:
+        """Return the bundles that training begins with or reads item vectors of, by the setting that names them."""
+        config, bundles = self.config, {}
+        if self.initial_bundle is not None:
+            bundles[f"init_from={config.init_from}"] = self.initial_bundle
+        if self.inputs.collaborative is not None:
+            bundles[f"models.{config.name}.{COLLABORATIVE}"] = self.inputs.collaborative
+        return bundles
 
     def identity(self) -> dict[str, Any]:
         """Settings and content hashes that determine the result, apart from versions and hardware."""

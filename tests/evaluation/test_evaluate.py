@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.evaluation.test_ranking import ITEMS, fold
@@ -91,6 +92,15 @@ def test_unrankable_and_cold_targets_are_counted():
     assert ranks[0]["rank"] == 0 and ranks[1]["rank"] == ITEMS - 1
     assert result.recommendations.num_rows == 15
     assert result.recommendations["probability"].null_count == 15
+    assert (test["outside_candidates"], test["missed_by_beam"]) == (1, 0)
+
+
+def test_lists_say_in_their_file_that_they_are_for_the_comparison_of_models(tmp_path):
+    data = Fold(sequences([[1, 2], [3], [4, 5]]), sequences([[2], [ITEMS], [6]]))
+    lists = evaluate(bundle(), data, data, Protocol(dataset="x"), k=5).recommendations
+    pq.write_table(lists, tmp_path / "lists.parquet")
+    metadata = pq.read_metadata(tmp_path / "lists.parquet").metadata
+    assert b"do not show them to users" in metadata[b"description"] and metadata[b"model"] == b"popular"
 
 
 def test_a_model_trained_on_validation_has_no_validation_metrics_and_a_row_on_the_leaderboard():

@@ -14,6 +14,7 @@ from recpipe.data.batches import Batch
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.evaluation.evaluate import evaluate
+from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import (
     exchangeable_events,
     fold_metric,
@@ -220,3 +221,13 @@ def test_missing_timestamps_and_permutations_are_errors():
         tie_sensitivity(fixed_bundle(FixedScores()), bare, TRAIN, PROTOCOL)
     with pytest.raises(ValueError, match="permutations is 0"):
         tie_sensitivity(fixed_bundle(FixedScores()), FOLD, TRAIN, PROTOCOL, permutations=0)
+
+
+def test_a_model_that_scores_the_catalogue_misses_no_candidate():
+    table = torch.rand(ITEMS + 1, ITEMS + 1, generator=torch.Generator().manual_seed(1))
+    data = fold(3)
+    seen = sum(target in data.histories.row(u) for u in range(len(data)) for target in data.targets.row(u))
+    ranking = rank_fold(Table(table), data, exclude_seen=True, k=4)
+    ids_of_items = Vocabulary(np.array([f"i{i}" for i in range(ITEMS)], dtype=object))
+    values = metrics_from_ranks(ranking.table(data, ids_of_items), cutoffs=[4])
+    assert (values["outside_candidates"], values["missed_by_beam"]) == (seen, 0) and seen > 0

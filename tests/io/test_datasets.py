@@ -264,19 +264,21 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_evaluation_is_four_files_and_loads_as_its_metrics(tmp_path) -> None:
+def test_an_evaluation_is_five_files_and_loads_as_its_metrics(tmp_path) -> None:
     assert not dataset(tmp_path).exists()
     dataset(tmp_path, FIRST).save(evaluation(1))
     assert dataset(tmp_path).exists()
     assert dataset(tmp_path).load() == {**METRICS, "seed": 1}
     assert files(tmp_path) == {
         f"reporting/metrics.json/{FIRST}/metrics.json",
-        f"output/recommendations.parquet/{FIRST}/recommendations.parquet",
+        f"output/test_recommendations.parquet/{FIRST}/test_recommendations.parquet",
         "output/ranks.parquet",
         "output/submission.csv",
+        "output/README.md",
     }
     assert pq.read_table(tmp_path / "output" / "ranks.parquet").equals(RANKS.slice(0, 1))
     assert (tmp_path / "output" / "submission.csv").read_text() == "user_id,item_ids\n1\n"
+    assert "do not show them to users" in (tmp_path / "output" / "README.md").read_text()
 
 
 def test_metrics_and_recommendations_have_versions_and_the_latest_is_loaded(tmp_path) -> None:
@@ -289,7 +291,7 @@ def test_metrics_and_recommendations_have_versions_and_the_latest_is_loaded(tmp_
         version=Version(FIRST, None),
     )
     assert earlier.load()["seed"] == 1
-    lists = {path.parent.name for path in (tmp_path / "output").rglob("recommendations.parquet") if path.is_file()}
+    lists = {path.parent.name for path in (tmp_path / "output").rglob("test_recommendations.parquet") if path.is_file()}
     assert lists == {FIRST, SECOND}
     assert pq.read_table(tmp_path / "output" / "ranks.parquet").num_rows == 2
 
@@ -317,9 +319,10 @@ def test_nothing_but_the_metrics_is_missing_when_they_fail(tmp_path) -> None:
     with pytest.raises(DatasetError):
         dataset(tmp_path, FIRST).save(Evaluation({"odd": Unwritable()}, RANKS, LISTS, "text"))
     assert files(tmp_path) == {
-        f"output/recommendations.parquet/{FIRST}/recommendations.parquet",
+        f"output/test_recommendations.parquet/{FIRST}/test_recommendations.parquet",
         "output/ranks.parquet",
         "output/submission.csv",
+        "output/README.md",
     }
 
 

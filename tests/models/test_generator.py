@@ -13,7 +13,8 @@ from tests.synthetic import sequences
 
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.batch_samplers import length_buckets
-from recpipe.data.sequences import Fold, Sequences
+from recpipe.data.sequences import Fold, Sequences, Vocabulary
+from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.layers.code_tokens import targets_of
 from recpipe.layers.cold_users import ColdUsers
@@ -249,3 +250,23 @@ def test_a_sample_has_no_item_twice_and_changes_with_the_seed():
         assert all(len(set(row)) == 8 for row in items.tolist())
         lists.append(items.tolist())
     assert lists[0] == lists[2] != lists[1]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_targets_that_a_beam_missed_are_told_from_those_outside_the_candidates(name, exclude_seen):
+    """A candidate has an id and is not in the history; the beam misses it where it is in no list."""
+    options = {"search": "beam"} if name == "parallel_tiger" else {}
+    model = create(name, {"text": without(BOTH["text"], [1, 2])}, beam=4, **options)
+    targets = sequences([[1 + (7 * u) % ITEMS, 1 + (3 * u + 1) % ITEMS] for u in range(len(DATA))])
+    ranking = rank_fold(model, Fold(DATA, targets), exclude_seen=exclude_seen, k=4)
+    vocabulary = Vocabulary(np.array([f"i{i}" for i in range(ITEMS)], dtype=object))
+    values = metrics_from_ranks(ranking.table(Fold(DATA, targets), vocabulary), cutoffs=[4])
+    outside = missed = 0
+    for user, (target, rank) in zip(ranking.user, zip(targets.items, ranking.rank, strict=True), strict=True):
+        is_candidate = target > 2 and not (exclude_seen and target in DATA.row(user))
+        outside += not is_candidate
+        missed += is_candidate and rank == 0
+    assert missed > 0 and outside > 0
+    assert (values["outside_candidates"], values["missed_by_beam"]) == (outside, missed)
+    assert values["unrankable"] == outside + missed

@@ -141,7 +141,7 @@ def test_unusable_metrics_have_messages_and_the_rest_is_shown(folder, session_in
     copy_run(folder, "nmf", lambda metrics: {**metrics, "cost": [1.5]})
     copy_run(folder, "bpr", lambda metrics: {**metrics, "test": {**metrics["test"], "ndcg@10": None}})
     set_ranks(folder, "sasrec", 0)
-    file = newest(layer(folder, name="07_model_output") / "sasrec" / SEED, "recommendations.parquet")
+    file = newest(layer(folder, name="07_model_output") / "sasrec" / SEED, "test_recommendations.parquet")
     pl.read_parquet(file).head(0).write_parquet(file)
     words = run_report(folder, session_in, tmp_path / "browser")
     for expected in (
@@ -163,7 +163,7 @@ def test_damaged_files_have_messages_and_the_rest_is_shown(folder, session_in, t
     reporting, output = layer(folder), layer(folder, name="07_model_output")
     newest(reporting / "svd" / SEED, "metrics.json").write_text('{"dataset": ')
     (output / "mf" / SEED / "ranks.parquet").write_bytes(b"PAR1 no more")
-    file = newest(output / "nmf" / SEED, "recommendations.parquet")
+    file = newest(output / "nmf" / SEED, "test_recommendations.parquet")
     pl.read_parquet(file).drop("probability").write_parquet(file)
     (reporting / "bpr" / SEED / "tie_sensitivity.json").write_text("[1, 2]")
     (reporting / "sasrec" / SEED / "curves.parquet").write_bytes(b"")

@@ -8,7 +8,15 @@ from tests.reporting.runs_on_disk import catalogue, finished_runs
 
 from recpipe.reporting.formatting import MISSING
 from recpipe.reporting.insights import compute_insights
-from recpipe.reporting.leaderboard import README_END, README_START, leaderboard, to_markdown, to_text, update_readme
+from recpipe.reporting.leaderboard import (
+    README_END,
+    README_START,
+    footnotes,
+    leaderboard,
+    to_markdown,
+    to_text,
+    update_readme,
+)
 
 
 def test_seeds_are_averaged_and_models_ranked(runs):
@@ -216,3 +224,14 @@ def test_members_of_an_ensemble_are_a_footnote(make_run):
     assert "\n\nsasrec: 0.50 a + 0.50 b\\|c, by rrf\n" in to_markdown(board)
     assert f"\nsasrec: {members}\n" in to_text(board)
     assert ", by" not in to_text(leaderboard(runs[:1]))
+
+
+def test_targets_that_a_beam_missed_are_a_footnote_of_their_model(make_run):
+    runs = [make_run("tiger", 42), make_run("popular", 42)]
+    for run, missed in zip(runs, (123, 0), strict=True):
+        run["test"] |= {"unrankable": 3 + missed, "outside_candidates": 3, "missed_by_beam": missed}
+    board = leaderboard(runs)
+    (line,) = footnotes(board)
+    assert line.startswith("tiger: ") and "123 of 4\u202f338 targets" in line and "models.tiger.beam" in line
+    assert line in to_text(board, width=200) and board["outside_candidates"].to_list() == [3, 3]
+    assert not {"missed_by_beam_std", "outside_candidates_std"} & {*board.columns}

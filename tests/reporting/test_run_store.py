@@ -75,6 +75,18 @@ def test_files_are_read_at_access_and_once(tmp_path, monkeypatch):
     assert read[2:] == ["recommendations.parquet"] * 2
 
 
+def test_lists_of_earlier_versions_are_read_until_the_run_has_newer_ones(tmp_path):
+    lists = pa.table({"user_id": ["u"], "rank": [1], "item_id": ["old"], "probability": [0.5]})
+    folder = tmp_path / "07_model_output" / "shop"
+    for model in ("a", "b"):
+        write_table(folder / model / "seed_1/recommendations.parquet/v2/recommendations.parquet", lists)
+    newer = lists.set_column(2, "item_id", pa.array(["new"]))
+    write_table(folder / "a/seed_1/test_recommendations.parquet/v1/test_recommendations.parquet", newer)
+    runs = store(tmp_path)
+    items = {run: table["item_id"].to_pylist() for run, table in runs.recommendations.readable().items()}
+    assert items == {"a/seed_1": ["new"], "b/seed_1": ["old"]}
+
+
 DAMAGED = [
     ("metrics", "08_reporting/shop/a/seed_1/metrics.json/v1/metrics.json", "the metrics of a/seed_1"),
     ("ranks", "07_model_output/shop/a/seed_1/ranks.parquet", "the ranks of a/seed_1"),

@@ -180,6 +180,14 @@ class Fold:
         """Select the users ``rows`` (n,)."""
         return Fold(self.histories.select_users(rows), self.targets.select_users(rows))
 
+    def seen_targets(self) -> np.ndarray:
+        """Mark the targets (N,) that are in the user's own history."""
+        pairs = []
+        for part in (self.targets, self.histories):
+            user, item = part.events(np.arange(len(self)))
+            pairs.append(user << 32 | item)
+        return np.isin(*pairs)
+
     def with_query_times(self, protocol: Protocol) -> Fold:
         """Set query times to those of first targets, None unless ``protocol.time`` is query, which needs timestamps."""
         if protocol.time != "query":

@@ -144,6 +144,13 @@ class Ensemble(Scorer):
         """Members in the order of the weights."""
         return [member for member in self.modules_of_members if isinstance(member, Recommender)]
 
+    @property
+    def searches(self) -> bool:
+        return all(member.searches for member in self.members)
+
+    def items_with_ids(self) -> np.ndarray:
+        return np.asarray(np.any([member.items_with_ids() for member in self.members], axis=0))
+
     def weighted(self, weights: Sequence[float]) -> Ensemble:
         """Return the same members with other weights. Raises ValueError for a wrong number of them or negative ones."""
         if len(weights) != len(self.members) or min(weights) < 0 or sum(weights) <= 0:

@@ -21,6 +21,7 @@ from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.metrics import coverage, metric_value, metrics_from_ranks, warm_and_cold_items
 from recpipe.evaluation.ranking import Ranking, fold_ranks, rank_fold
+from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.models.recommender import Recommender
 from recpipe.training.bundle import Bundle
 
@@ -94,7 +95,8 @@ def evaluate(
         "versions": bundle.training.get("versions", {}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return Evaluation(metrics, ranks, ranking.recommendations(test, bundle, k))
+    about = {"description": TEST_LISTS, "dataset": protocol.dataset, "model": bundle.name, "protocol": protocol.id}
+    return Evaluation(metrics, ranks, ranking.recommendations(test, bundle, k).replace_schema_metadata(about))
 
 
 def _metrics(ranking: Ranking, ranks: pa.Table, bundle: Bundle, protocol: Protocol) -> dict[str, float | int]:

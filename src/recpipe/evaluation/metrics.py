@@ -14,15 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-SUBSET_METRICS = ("recall", "ndcg", "users", "targets", "unrankable")  # of `warm_and_cold_items`
+MISSES = ("unrankable", "outside_candidates", "missed_by_beam")
+SUBSET_METRICS = ("recall", "ndcg", "users", "targets", *MISSES)  # of `warm_and_cold_items`
 Ints = NDArray[np.int64]
 
 
 def metrics_from_ranks(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, float | int]:
     """Average the columns of `user_metrics` over users, and count what they were computed on.
 
-    `users` and `targets` count rows, `unrankable` the targets that were no candidate (rank 0, a miss), `cold_targets`
-    those without training events, which are ranked like all others.
+    `users` and `targets` count rows, `cold_targets` the targets without training events, which are ranked like all
+    others. `unrankable` are misses without a rank, the sum of `outside_candidates` (seen by the user, or not in the
+    model's catalogue) and `missed_by_beam` (candidates that a beam search did not reach). Tables of older versions have
+    no column `is_candidate`, and then only the sum is known.
     """
     table = user_metrics(ranks, cutoffs=cutoffs)
     means = {name: float(np.mean(table[name].to_numpy())) for name in table.column_names if name != "user_id"}
@@ -33,6 +36,10 @@ def metrics_from_ranks(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, 
         "unrankable": int((rank == 0).sum()),
         "cold_targets": int(pc.sum(ranks["cold"]).as_py() or 0),
     }
+    if "is_candidate" in ranks.column_names:
+        is_candidate = ranks["is_candidate"].to_numpy()
+        counts["outside_candidates"] = int((~is_candidate).sum())
+        counts["missed_by_beam"] = int((is_candidate & (rank == 0)).sum())
     return means | counts
 
 
@@ -63,7 +70,7 @@ def warm_and_cold_items(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str,
 
 
 def user_metrics(ranks: pa.Table, *, cutoffs: Sequence[int]) -> pa.Table:
-    """Compute the metrics of every user in `ranks` (rank 1 is best, 0 is a target that was no candidate).
+    """Compute the metrics of every user in `ranks` (rank 1 is best, 0 is a miss without a rank).
 
     With T the number of a user's targets (misses included) and r_1 < r_2 < … the ranks of the hits, at k:
 

@@ -32,7 +32,8 @@ class Ranking:
     """Ranks of all targets of a fold and top-k lists of all users."""
 
     user: np.ndarray  # (N,) int64, row of the fold
-    rank: np.ndarray  # (N,) int32, 1-based; 0 for a target that is no candidate or, of a generator, in no list
+    rank: np.ndarray  # (N,) int32, 1-based; 0 for a target that is no candidate or that a beam search missed
+    is_candidate: np.ndarray  # (N,) bool, whether the model could have recommended the target
     candidates: np.ndarray  # (N,) int32, number of candidates of the user
     items: np.ndarray  # (U, K) int32, 0 for none
     scores: np.ndarray  # (U, K) float32
@@ -54,6 +55,7 @@ class Ranking:
                 "candidates": pa.array(self.candidates, pa.int32()),
                 "history": pa.array(fold.histories.lengths[self.user], pa.int32()),
                 "cold": pa.array(np.zeros(len(targets), bool) if warm is None else ~warm[targets]),
+                "is_candidate": pa.array(self.is_candidate | (self.rank > 0)),
             }
         )
 
@@ -96,7 +98,11 @@ def rank_fold(
             positions, batch_rows = target_positions(targets, rows)
             rank[positions] = target_ranks(scores, batch_rows, targets.items[positions])
             bar.add(len(rows))
-    return Ranking(owner, rank, n_candidates[owner], items, values, normalizer, time.perf_counter() - started)
+    is_candidate = rank > 0
+    if model.searches:
+        is_candidate = candidate_targets(model, fold, exclude_seen=exclude_seen, candidates=candidates)
+    seconds = time.perf_counter() - started
+    return Ranking(owner, rank, is_candidate, n_candidates[owner], items, values, normalizer, seconds)
 
 
 def _rank_lists(
@@ -111,7 +117,19 @@ def _rank_lists(
     allowed = model.allowed_count(histories, exclude_seen=exclude_seen, candidates=candidates).astype(np.int32)
     seconds = time.perf_counter() - started
     normalizer = np.zeros(len(fold), np.float32) if model.probabilistic else None
-    return Ranking(owner, rank, allowed[owner], items[:, :k], values[:, :k], normalizer, seconds)
+    is_candidate = candidate_targets(model, fold, exclude_seen=exclude_seen, candidates=candidates)
+    return Ranking(owner, rank, is_candidate, allowed[owner], items[:, :k], values[:, :k], normalizer, seconds)
+
+
+def candidate_targets(
+    model: Recommender, fold: Fold, *, exclude_seen: bool, candidates: torch.Tensor | None
+) -> np.ndarray:
+    """Mark the targets (N,) that a search could reach: with an id, among ``candidates``, not excluded as seen."""
+    allowed = model.items_with_ids()
+    if candidates is not None:
+        allowed &= candidates.cpu().numpy()
+    mask = allowed[fold.targets.items]
+    return mask & ~fold.seen_targets() if exclude_seen else mask
 
 
 def list_ranks(lists_NK: np.ndarray, targets_N: np.ndarray) -> np.ndarray:

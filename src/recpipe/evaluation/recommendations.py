@@ -19,6 +19,10 @@ ROLES = {
     "user": ("user", "items"),
     "recommendation": ("user", "item", "rank", "title", "logit", "probability", "source"),
 }
+TEST_LISTS = (
+    "These lists are for the comparison of models. They come from histories without the events of the test fold, so "
+    "they lack the latest events of the users: do not show them to users."
+)
 COLUMN_OF_ROLE = {"user": "user_id", "item": "item_id"}  # other roles are names of columns
 
 

@@ -19,6 +19,7 @@ from kedro_datasets.text import TextDataset as StockText
 
 from recpipe.config.run_config import is_accelerated
 from recpipe.data.atomic import atomic_file, atomic_folder
+from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.kedro_compat import WholeFile, unwrapped
 
 if TYPE_CHECKING:
@@ -177,11 +178,25 @@ class QuantizerDataset(AbstractDataset[Any, Any]):
         return self._filepath.is_dir()
 
 
+OUTPUT_README = f"""\
+# Lists and ranks of the test fold
+
+{TEST_LISTS}
+
+| file | content |
+|---|---|
+| test_recommendations.parquet | a folder for each evaluation, with the top-k lists of all test users |
+| ranks.parquet | rank of every test target in the latest evaluation |
+| submission.csv | the lists of the latest evaluation in the layout of `evaluate.submission` |
+"""
+
+
 class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
     """Files of an ``Evaluation``; loads its metrics.
 
     ``filepath`` is metrics.json, which is versioned and written last: a run is complete when it exists. ``output`` has
-    ranks.parquet and submission.csv of the latest evaluation, and all versions of recommendations.parquet.
+    ranks.parquet and submission.csv of the latest evaluation, all versions of test_recommendations.parquet, and a
+    README that says which histories the lists come from.
     """
 
     def __init__(
@@ -199,13 +214,14 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
     def save(self, data: Evaluation) -> None:
         import pyarrow.parquet as pq
 
-        metrics, name = Path(self._get_save_path()), "recommendations.parquet"
+        metrics, name = Path(self._get_save_path()), "test_recommendations.parquet"
         recommendations = self._output / name / metrics.parent.name / name
         for file, table in {self._output / "ranks.parquet": data.ranks, recommendations: data.recommendations}.items():
             with atomic_file(file) as part:
                 pq.write_table(table, part, compression="zstd")
-        with atomic_file(self._output / "submission.csv") as part:
-            part.write_text(data.submission, encoding="utf-8")
+        for name, text in {"submission.csv": data.submission, "README.md": OUTPUT_README}.items():
+            with atomic_file(self._output / name) as part:
+                part.write_text(text, encoding="utf-8")
         with atomic_file(metrics) as part:
             part.write_text(json.dumps(data.metrics, indent=4), encoding="utf-8")
 

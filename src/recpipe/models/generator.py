@@ -127,6 +127,7 @@ class Generator(TreeSearcher):
     """
 
     reads_ids = True
+    search_settings = ("beam", "renormalise", "temperatures")
     config: GeneratorConfig
     transformer: CodeTransformer
 
@@ -136,6 +137,10 @@ class Generator(TreeSearcher):
 
     def cached_weights(self) -> AbstractContextManager[None]:
         return self.transformer.cached_weights()
+
+    @property
+    def searches(self) -> bool:
+        return True
 
     @abstractmethod
     def steps(self, batch: Batch) -> LevelDecoder:
@@ -168,9 +173,7 @@ class Generator(TreeSearcher):
         self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
     ) -> np.ndarray:
         """Return the number (U,) int64 of items that each user's list is chosen from."""
-        free = np.zeros(self.n_items + 1, bool)
-        for codes in self.item_codes().values():
-            free[codes.rows] = True
+        free = self.items_with_ids()
         if candidates is not None:
             free &= candidates.cpu().numpy()
         count = np.full(len(histories), int(free.sum()))

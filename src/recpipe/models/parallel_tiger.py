@@ -96,6 +96,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
             if self.softmax == "items" and (self.masked or self.weights is not None):
                 raise ValueError("softmax is items, of whole ids; weights and masked, of levels, cannot be set")
 
+    search_settings = ("beam", "renormalise")
     config: Config
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
@@ -177,6 +178,10 @@ class ParallelTIGER(Scorer, TreeSearcher):
         levels = IndependentLevels(log_probs)
         beams = beam_search(levels, self.codes.tree, beam=config.beam, renormalise=config.renormalise)
         return scores.scatter_(1, *items_of(beams, self.codes))
+
+    @property
+    def searches(self) -> bool:
+        return self.config.search == "beam"
 
     def beams(self, k: int) -> int:
         return BEAM_FACTOR * k

@@ -47,6 +47,7 @@ class Recommender(nn.Module, ABC):
     - ``takes_side``: reads side information (block ``side``: features, content vectors, item vectors of another model).
       ``required_side``: keys of ``side`` that must be set. ``reads_ids``: reads semantic ids of items.
     - ``losses``: names of the losses it can be trained with, empty for all; ``layouts``: of training batches.
+    - ``search_settings``: settings that training does not read, so that a trained model can take other values.
 
     A setting ``time_mode`` says which times the model reads, with the values of ``Protocol.time``.
     """
@@ -62,6 +63,7 @@ class Recommender(nn.Module, ABC):
     reads_ids: ClassVar[bool] = False
     losses: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[tuple[str, ...]] = ("padded",)
+    search_settings: ClassVar[tuple[str, ...]] = ()
     config: Any
     cold_users: ColdUsers | None
 
@@ -105,6 +107,18 @@ class Recommender(nn.Module, ABC):
                 items[rows], scores[rows] = lists
                 bar.add(len(rows))
         return items, scores
+
+    @property
+    def searches(self) -> bool:
+        """Whether ranks come from a beam search, which may miss candidates."""
+        return False
+
+    def items_with_ids(self) -> np.ndarray:
+        """Mark the items (I + 1,) that have semantic ids of any kind."""
+        mask = np.zeros(self.n_items + 1, bool)
+        for codes in self.item_codes().values():
+            mask[codes.rows] = True
+        return mask
 
     def mask_scores(
         self, scores: Tensor, histories: Sequences, rows: np.ndarray, *, exclude_seen: bool, candidates: Tensor | None

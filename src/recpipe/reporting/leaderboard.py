@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recpipe.reporting.formatting import INTERVAL, MISSING, duration, interval, mean_and_std, metric_title, percent
+from recpipe.evaluation.metrics import MISSES
+from recpipe.reporting.formatting import (
+    INTERVAL,
+    MISSING,
+    count,
+    duration,
+    interval,
+    mean_and_std,
+    metric_title,
+    percent,
+)
 from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
 
 log = logging.getLogger(__name__)
@@ -23,7 +33,7 @@ log = logging.getLogger(__name__)
 Certainty = Mapping[str, Mapping[str, Any]]  # by protocol
 TRAINING_COST = ("train_seconds", "seconds_per_epoch", "epochs", "parameters", "peak_memory_mib")
 INFERENCE_COST = ("inference_users_per_second", "inference_latency_ms_p50", "inference_latency_ms_p95")
-COUNTS = ("users", "targets", "unrankable", "cold_targets")
+COUNTS = ("users", "targets", *MISSES, "cold_targets")
 METRICS = ("recall", "hit_rate", "ndcg", "mrr", "map", "coverage")  # columns of the printed tables, in this order
 WARM_AND_COLD = ("warm_recall", "cold_recall")  # printed where at least COLD_SHARE of the targets are cold
 COLD_SHARE = 0.01
@@ -142,9 +152,17 @@ def shown_metrics(board: pl.DataFrame, metric: str = "ndcg@10") -> list[str]:
 
 
 def footnotes(part: pl.DataFrame) -> list[str]:
-    """Return a line for each ensemble, and for each model with exact scores about the error of beam search."""
+    """Return a line for each ensemble, for each model whose beam search missed targets, and on errors of beams."""
     rows = part.to_dicts()
-    return [f"{row['model']}: {row[name]}" for name in ("members", "search") for row in rows if row.get(name)]
+    lines = [f"{row['model']}: {row[name]}" for name in ("members", "search") for row in rows if row.get(name)]
+    for row in rows:
+        if missed := row.get("missed_by_beam"):
+            setting = "" if row.get("members") else f" (models.{row['name']}.beam)"
+            missed_of = f"{count(missed)} of {count(row['targets'])} targets, which count as misses"
+            lines.append(
+                f"{row['model']}: the beam search did not reach {missed_of}; a wider beam{setting} reaches more"
+            )
+    return lines
 
 
 def same_column(board: pl.DataFrame, a: str, b: str) -> bool:

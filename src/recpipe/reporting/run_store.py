@@ -221,7 +221,8 @@ class RunStore:
     @cached_property
     def recommendations(self) -> RunFiles[pa.Table]:
         """Recommended items per test user; not cached, as many models would fill the memory."""
-        paths = _latest(self.output, "recommendations.parquet")
+        old, new = (_latest(self.output, f"{prefix}recommendations.parquet") for prefix in ("", "test_"))
+        paths = {**old, **new}  # version 0.1 wrote the name without test
         return RunFiles(paths, read_table, "recommendations", columns=RECOMMENDATIONS, cache=False)
 
     @cached_property

@@ -53,6 +53,15 @@ def test_an_appended_event_drops_the_first_beyond_the_window():
     assert longer.items[0].tolist() == [1, 2, 3, 7] and longer.lengths.tolist() == [4, 2, 1, 2]
 
 
+def test_query_times_follow_an_appended_event():
+    timed = replace(sequences([[1, 2, 3], [4], [], [5, 6]]), query_times=np.array([900, 50, 7, 400]))
+    batch = DeviceSequences(timed, window=3, device="cpu").batch(np.arange(4))
+    assert batch.query_times.tolist() == [[100, 200, 900], [50, 0, 0], [0, 0, 0], [100, 400, 0]]
+    batch = batch.append_event(torch.tensor([7, 8, 9, 0]), 3)
+    assert batch.query_times.tolist() == [[200, 200, 900], [0, 50, 0], [0, 0, 0], [100, 400, 0]]
+    assert batch.timestamps.tolist() == [[100, 200, 200], [0, 0, 0], [0, 0, 0], [0, 100, 0]]
+
+
 def test_context_items_are_the_events_that_are_no_targets():
     data = DeviceSequences(sequences([[1, 2, 3, 4], [5], [], [6, 7]]), window=3, device="cpu")
     inputs, targets = data.batch(np.array([0, 1, 2, 3])).inputs_and_targets()

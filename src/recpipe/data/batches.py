@@ -55,21 +55,25 @@ class Batch:
     def append_event(self, items: Tensor, window: int) -> Batch:
         """Append an event (B,) to every row, 0 for none; beyond ``window`` the first event is dropped.
 
-        The event has the time of the last one and no features. Not for packed rows.
+        The event has the time of the last one, which the query now follows, and no features. Not for packed rows.
         """
         longer, place = self.pad(1), self.lengths
         rows = torch.arange(len(items), device=items.device)
         longer.items[rows, place] = items
+        last = (place - 1).clamp(min=0)
         if longer.timestamps is not None:
-            last = (place - 1).clamp(min=0)
             longer.timestamps[rows, place] = torch.where(items > 0, longer.timestamps[rows, last], 0)
+            if longer.query_times is not None:
+                query, follows = longer.query_times[rows, last], (items > 0) & (place > 0)
+                longer.query_times[rows, last] = torch.where(follows, longer.timestamps[rows, place], query)
+                longer.query_times[rows, place] = torch.where(items > 0, query, 0)
         lengths = place + (items > 0)
         over, width = lengths > window, min(longer.items.shape[1], window)
 
         def cut(values: Tensor) -> Tensor:
             return torch.where(over.view(-1, *[1] * (values.dim() - 1)), values[:, -width:], values[:, :width])
 
-        return replace(longer._map_events(cut), lengths=lengths.clamp(max=window), query_times=longer.query_times)
+        return replace(longer._map_events(cut), lengths=lengths.clamp(max=window))
 
     def pad(self, n: int) -> Batch:
         """Append ``n`` positions of padding to every row. Not for packed rows."""

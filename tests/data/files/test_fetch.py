@@ -1,15 +1,14 @@
-"""Fetching from a local server: resume, checksums, unpacking, damaged archives, messages without a network."""
+"""Fetching from a local server: resume, checksums, paths of files, damaged files, messages without a network."""
 
 from __future__ import annotations
 
 import bz2
+import gzip
 import hashlib
 import http.server
 import logging
 import os
-import stat
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import pytest
 from tests.data.conftest import zip_bytes
 
 from recpipe.data.files import fetch as module
-from recpipe.data.files.fetch import SourceMissingError, download, fetch, unpack
+from recpipe.data.files.archives import read_verified
+from recpipe.data.files.fetch import SourceMissingError, download, fetch
 from recpipe.progress import Progress, progress
 
 LOG = b"user,item\n" + b"".join(b"%d,%d\n" % (n, n * 7919 % 10007) for n in range(40_000))
@@ -223,45 +223,86 @@ def test_a_bz2_of_a_single_file(tmp_path: Path, server: Server) -> None:
     assert fetch({"files": {"interactions": file}}, tmp_path)["bytes"] == len(LOG)
 
 
-@pytest.mark.parametrize("name", ["../log.csv", "/tmp/log.csv", "a/../../log.csv", "..\\log.csv", "C:\\log.csv"])
-def test_nothing_is_unpacked_outside_the_folder(tmp_path: Path, name: str) -> None:
-    (tmp_path / "bad.zip").write_bytes(zip_bytes({name: b"x"}))
-    folder = tmp_path / "inner"
-    folder.mkdir()
-    with pytest.raises(ValueError, match="outside its folder"):
-        unpack(tmp_path / "bad.zip", folder, patterns=["*"])
-    assert list(folder.iterdir()) == []
+def _names(pattern: str, folder: Path) -> list[str]:
+    paths = fetch({"files": {"interactions": pattern}}, folder)["files"]["interactions"]
+    return [Path(path).relative_to(folder).as_posix() for path in paths]
 
 
-def test_links_in_archives_are_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
-        link = zipfile.ZipInfo("log.csv")
-        link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(link, "/etc/passwd")
-    with pytest.raises(ValueError, match="a link"):
-        unpack(tmp_path / "bad.zip", tmp_path, patterns=["log.csv"])
+def _write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"user,item\n{name},1\n")
 
 
-@pytest.mark.parametrize("kind", ["zip", "bz2"])
-def test_zip_bombs_are_refused_by_their_unpacked_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setattr(module, "ALLOWED_BYTES", 1 << 20)
-    zeros = bytes(5 << 20)
-    path = tmp_path / f"log.csv.{kind}"
-    path.write_bytes(zip_bytes({"log.csv": zeros}) if kind == "zip" else bz2.compress(zeros))
-    with pytest.raises(ValueError, match="is refused"):
-        unpack(path, tmp_path, patterns=["log.csv"])
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name], "nothing half-unpacked stays"
+@pytest.mark.parametrize("name", ["events[1].csv", "[2024] logs/events.csv", "a*/b?.csv", "part-*.csv"])
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
+    _write(tmp_path, name, "events1.csv", "2 logs/events.csv", "ab/bc.csv", "part-1.csv")
+    assert _names(name, tmp_path) == [name]
 
 
-@pytest.mark.parametrize("kind", ["zip", "bz2"])
-@pytest.mark.parametrize("damage", ["cut short", "something else", "flipped"])
-def test_damaged_archives_are_refused(tmp_path: Path, kind: str, damage: str) -> None:
-    path = tmp_path / f"log.csv.{kind}"
-    whole = zip_bytes({"log.csv": os.urandom(50_000)}) if kind == "zip" else bz2.compress(os.urandom(50_000))
-    middle = whole[:20_000] + bytes([whole[20_000] ^ 255]) + whole[20_001:]
-    path.write_bytes({"cut short": whole[:-9000], "something else": b"<html>", "flipped": middle}[damage])
-    with pytest.raises(ValueError, match="not a whole"):
-        unpack(path, tmp_path, patterns=["log.csv"])
-    assert not (tmp_path / "log.csv").exists()
+def test_brackets_in_a_folder_above_a_pattern_are_literal(tmp_path: Path) -> None:
+    _write(tmp_path, "a[12]/e-1.csv", "a[12]/e-2.csv", "a1/e-3.csv", "deep/down/log[1].csv", "deep/down/log1.csv")
+    assert _names("a[12]/e-*.csv", tmp_path) == ["a[12]/e-1.csv", "a[12]/e-2.csv"]
+    assert _names("log[1].csv", tmp_path) == ["deep/down/log[1].csv"], "in a subfolder too"
+    assert _names("e-[13].csv", tmp_path) == ["a1/e-3.csv", "a[12]/e-1.csv"]
+    absolute = fetch({"files": {"interactions": str(tmp_path / "a[12]" / "e-*.csv")}}, tmp_path / "a1")["files"]
+    assert len(absolute["interactions"]) == 2
+
+
+def test_a_pattern_leaves_out_what_is_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = ["._part-0.csv", ".part-0.csv.crc", "_SUCCESS", "part-1.csv.part", "part-1.csv.crc", ".~lock.part-0.csv#"]
+    others += ["_temporary/0/part-2.csv", "__MACOSX/part-0.csv", "part-0.csv~"]
+    _write(tmp_path, "part-0.csv", "part-1.csv", *others)
+    for pattern in ("part-*", "*", "**/*"):
+        assert _names(pattern, tmp_path) == ["part-0.csv", "part-1.csv"]
+    assert "left out" in caplog.text and "_SUCCESS" in caplog.text
+    _write(tmp_path / "only", "_SUCCESS", ".part-0.csv.crc")
+    with pytest.raises(SourceMissingError, match="is not there"):
+        _names("*", tmp_path / "only")
+    assert _names(".part-*", tmp_path / "only") == [".part-0.csv.crc"], "unless the pattern asks for them"
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_file_under_two_names_is_read_once(tmp_path: Path, link: Any, caplog: pytest.LogCaptureFixture) -> None:
+    _write(tmp_path, "part-1.csv")
+    link(tmp_path / "part-1.csv", tmp_path / "part-0.csv")
+    expected = "part-1.csv" if link is os.symlink else "part-0.csv"
+    assert _names("part-*.csv", tmp_path) == [expected]
+    assert "links to one that is read" in caplog.text
+
+
+def test_copies_among_the_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("part-1.csv", "part-1 (copy).csv"):
+        (tmp_path / name).write_bytes(LOG)
+    assert len(_names("part-*.csv", tmp_path)) == 2
+    assert "part-1.csv is a copy of" in caplog.text
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    _write(tmp_path, "log.csv/part-0.csv")
+    with pytest.raises(ValueError, match=r"is a folder: name the files in it, such as `log.csv/\*"):
+        _names("log.csv", tmp_path)
+
+
+def test_the_manifest_has_hash_and_size_of_every_file(tmp_path: Path) -> None:
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(LOG))
+    (tmp_path / "items.csv").write_bytes(LOG)
+    manifest = fetch({"files": {"interactions": "log.csv.gz", "items": "items.csv"}}, tmp_path)["manifest"]
+    assert [(entry["role"], entry["checksums"]) for entry in manifest] == [("interactions", "gzip"), ("items", None)]
+    for entry in manifest:
+        content = Path(entry["path"]).read_bytes()
+        assert (entry["bytes"], f"sha256:{entry['sha256']}") == (len(content), _sha(content))
+
+
+def test_a_present_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.csv").write_bytes(LOG)
+    reads = []
+
+    def watched(path: Path, *args: Any, **options: Any) -> str | None:
+        reads.append(path.name)
+        return read_verified(path, *args, **options)
+
+    monkeypatch.setattr(module, "read_verified", watched)
+    file = {"name": "log.csv", "url": "http://127.0.0.1:9/log.csv", "checksum": f"md5:{hashlib.md5(LOG).hexdigest()}"}
+    fetch({"files": {"interactions": file}}, tmp_path)
+    assert reads == ["log.csv"]

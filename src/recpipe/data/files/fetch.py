@@ -1,43 +1,39 @@
 """Fetching of a data set's raw files: use those in its folder, download, verify and unpack the others.
 
 Downloads resume: incomplete files wait as ``<name>.part`` beside their ETag. Why this is ours: docs/decisions/0035.
-Archives unpack safely: nothing outside the folder, no links, a size limit, all files or none.
+All files are hashed and verified before they are read, see `archives`.
 """
 
 from __future__ import annotations
 
-import bz2
+import glob
 import hashlib
 import logging
 import os
-import stat
+import re
 import time
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pooch
 import requests
 from urllib3.exceptions import HTTPError
 
+from recpipe.data.files.archives import CHUNK, read_verified, unpack
 from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1 << 20
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two chunks
 ATTEMPTS = 5
-FULL_HASH_BYTES = 1 << 30  # fingerprints of larger files hash only both ends
-END_BYTES = 64 << 20
 ARCHIVES = (".zip", ".bz2")
-MAX_GROWTH = 100  # unpacked size over archive size: ratings have a factor of 5, zip bombs of 1000
-ALLOWED_BYTES = 64 << 20  # unpacked size that is allowed for every archive
+NO_DATA = re.compile(  # paths that a pattern leaves out: hidden ones, those of Spark and macOS, unfinished downloads
+    r"/\.|/_SUCCESS$|/_(common_)?metadata$|/_(committed|started)_|/(_temporary|_delta_log|__MACOSX)/"
+    r"|\.(part|partial|crdownload|tmp|etag|crc)$|~$"
+)
 
 
 class SourceMissingError(ValueError):
@@ -60,19 +56,47 @@ class DatasetFile(NamedTuple):
         return cls(pattern, url, fields.get("checksum"), bool(fields.get("optional")))
 
     def find(self, folder: Path) -> list[Path]:
-        """Find files, if need be in subfolders; raise ValueError for a name in several and for a wrong checksum."""
-        pattern = Path(self.pattern)
-        root = Path(pattern.anchor) if pattern.is_absolute() else folder
-        files = sorted(path for path in root.glob(str(pattern.relative_to(pattern.anchor))) if path.is_file())
-        if not files and not pattern.is_absolute():
-            files = sorted(path for path in folder.rglob(self.pattern) if path.is_file())
-            files = [path for path in files if "/." not in f"/{path.relative_to(folder).as_posix()}"]
-        if len(files) > 1 and not any(sign in self.pattern for sign in "*?["):
+        """Find files, if need be in subfolders; raise ValueError for a name in several places.
+
+        A path that exists is taken literally, whatever brackets it contains. A pattern leaves out hidden files and
+        those that programs put beside data, and takes a file once under all its links.
+        """
+        root, rest = folder, list(Path(self.pattern).parts)
+        while rest and (root / rest[0]).exists():
+            root /= rest.pop(0)
+        if not rest:
+            if root.is_dir():
+                raise ValueError(f"{root} is a folder: name the files in it, such as `{self.pattern}/*.csv`")
+            return [root]
+        pattern = str(Path(*rest))
+        if Path(pattern).is_absolute():
+            return []
+        files = list(root.glob(pattern))
+        if not files and not Path(self.pattern).is_absolute():
+            root = folder
+            files = list(root.rglob(glob.escape(self.pattern))) or list(root.rglob(self.pattern))
+        files = self._unique([path for path in sorted(files) if path.is_file()], root)
+        if len(files) > 1 and not glob.has_magic(self.pattern):
             raise ValueError(f"{self.pattern} lies in several places: {', '.join(map(str, files))}. Keep one of them")
-        is_archive_checksum = self.url and files and _name(self.url) != files[0].name
-        if len(files) == 1 and not is_archive_checksum:
-            _verify(files[0], self.checksum)
         return files
+
+    def _unique(self, paths: list[Path], root: Path) -> list[Path]:
+        """Leave out files that are no data, and second names of a file, with a line in the log."""
+        wants_hidden = "/." in f"/{self.pattern}"
+        data = [path for path in paths if wants_hidden or not NO_DATA.search(f"/{path.relative_to(root).as_posix()}")]
+        files: dict[tuple[int, int], Path] = {}
+        for path in sorted(data, key=Path.is_symlink):
+            status = path.stat()
+            files.setdefault((status.st_dev, status.st_ino), path)
+        unique = sorted(files.values())
+        if others := [path for path in paths if path not in unique]:
+            logger.warning(
+                "%s: %d files left out, no data (hidden, of a marker or unfinished) or links to one that is read: %s",
+                self.pattern,
+                len(others),
+                ", ".join(str(path.relative_to(root)) for path in others[:5]) + (", …" if others[5:] else ""),
+            )
+        return unique
 
 
 def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -80,8 +104,9 @@ def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     conf: block of the data set with ``files``, role to name, pattern or {name, url, checksum, optional}; ``url`` and
     ``checksum`` of an archive of all files. ``{category}`` in them is replaced by the option of that name. Returns
-    {"files": {role: paths}, "bytes": total size, "fingerprint": sha256 of names and contents}. Raises
-    SourceMissingError for files that cannot be downloaded, ValueError for a wrong checksum or archive.
+    {"files": {role: paths}, "manifest": [{role, path, bytes, sha256, checksums}], "bytes": total size, "fingerprint":
+    sha256 of names and contents}; checksums: the kind of those verified inside the file, or null. Raises
+    SourceMissingError for files that cannot be downloaded, ValueError for a wrong checksum and a damaged file.
     """
     folder = Path(folder)
     files = {role: DatasetFile.of(entry, conf) for role, entry in (conf.get("files") or {}).items()}
@@ -93,7 +118,7 @@ def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if url and any(not paths[role] and not file.optional for role, file in files.items()):
         dataset_folder.obtain(url, conf.get("checksum"))
     for role, file in files.items():
-        paths[role] = file.find(folder)
+        paths[role] = paths[role] or file.find(folder)
         if not paths[role] and file.url:
             try:
                 dataset_folder.obtain(file.url, file.checksum)
@@ -106,7 +131,7 @@ def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         reason = "not in its archive" if url else "nothing to download it from"
         raise SourceMissingError(dataset_folder.missing_message(reason))
     _show_licence(conf, folder)
-    return _manifest({role: paths[role] for role in paths if paths[role]})
+    return _manifest({role: paths[role] for role in paths if paths[role]}, files)
 
 
 def download(url: str, path: Path, *, checksum: str | None) -> Path:
@@ -132,34 +157,6 @@ def download(url: str, path: Path, *, checksum: str | None) -> Path:
         if not part.exists():
             _etag_file(part).unlink(missing_ok=True)
     return path
-
-
-def unpack(archive: Path, folder: Path, *, patterns: Iterable[str]) -> list[Path]:
-    """Unpack the members of a zip that match a name or pattern, and READMEs and licences; or the file of a bz2.
-
-    A folder that contains all members is left out of the paths. Raises ValueError for a damaged archive, a member
-    outside the folder, a link, a password, and more bytes than ``MAX_GROWTH`` times the archive's.
-    """
-    limit = max(ALLOWED_BYTES, MAX_GROWTH * archive.stat().st_size)
-    with TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
-        try:
-            if archive.suffix == ".bz2":
-                paths = [Path(archive.stem)]
-                with bz2.open(archive) as stream:
-                    _copy(stream, Path(temporary) / archive.stem, limit, label=archive.name)
-            else:
-                patterns = [*patterns, "README*", "LICENSE*", "LICENCE*"]
-                paths = _unzip(archive, Path(temporary), patterns, limit)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise ValueError(
-                f"{archive} is not a whole {archive.suffix[1:]} file ({error}): delete it and fetch it again"
-            ) from error
-        for path in paths:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(temporary) / path, folder / path)
-    return [folder / path for path in paths]
 
 
 def _download_part(url: str, part: Path, *, name: str) -> None:
@@ -218,7 +215,8 @@ class _DatasetFolder:
         """Take the file of an address from the folder or download it, verify it, and unpack it if it is an archive."""
         path = self.path / _name(url)
         if path.exists():
-            _verify(path, checksum)
+            if checksum:
+                _verify(path, checksum, contents=False)
         else:
             try:
                 download(url, path, checksum=checksum)
@@ -226,8 +224,9 @@ class _DatasetFolder:
                 if error.errno is not None and not isinstance(error, ConnectionError):
                     raise  # such as a full disk
                 raise SourceMissingError(self.missing_message(f"{url} cannot be downloaded ({error})")) from error
-        if path.suffix in ARCHIVES:
-            unpack(path, self.path, patterns=[file.pattern for file in self.files.values()])
+        patterns = [file.pattern for file in self.files.values()]
+        if path.suffix.lower() in ARCHIVES and path.name not in patterns:
+            unpack(path, self.path, patterns=patterns)
 
     def missing_message(self, reason: str) -> str:
         """Compose an error message with the files to put into the folder and their addresses."""
@@ -257,24 +256,29 @@ def _name(url: str) -> str:
     return name
 
 
-def _verify(path: Path, checksum: str | None) -> None:
-    if not checksum:
-        return
+def _checksum(checksum: str) -> tuple[str, str]:
+    """Split ``md5:...`` into algorithm and digest; SHA-256 without one."""
     algorithm, _, expected = checksum.rpartition(":")
-    algorithm, expected = algorithm or "sha256", expected.lower()
+    algorithm = algorithm or "sha256"
     if algorithm not in ("md5", "sha1", "sha256", "sha512"):
         raise ValueError(f"unknown checksum {algorithm!r}: write `md5:...`, `sha1:...`, `sha256:...` or `sha512:...`")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as stream, progress(path.stat().st_size, f"check {path.name}", unit=BYTES) as bar:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-            bar.add(len(chunk))
-    if digest.hexdigest() != expected:
+    return algorithm, expected.lower()
+
+
+def _verify(path: Path, checksum: str | None, *, contents: bool = True) -> dict[str, Any]:
+    """Verify a file's checksum and, with ``contents``, those inside it; return its entry in the manifest."""
+    algorithm, expected = _checksum(checksum) if checksum else ("sha256", "")
+    digests = {name: hashlib.new(name, usedforsecurity=False) for name in {"sha256", algorithm}}
+    verified = read_verified(path, digests.values(), contents=contents)
+    digest = digests[algorithm].hexdigest()
+    if expected and digest != expected:
         raise ValueError(
-            f"{path} is not the file expected: its {algorithm} is {digest.hexdigest()}, not {expected}. "
+            f"{path} is not the file expected: its {algorithm} is {digest}, not {expected}. "
             "Delete it to have it downloaded again; to use a copy that you trust, unpack it there, "
             "or set `checksum: null` for the data set"
         )
+    sha256 = digests["sha256"].hexdigest()
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256, "checksums": verified}
 
 
 def _show_licence(conf: Mapping[str, Any], folder: Path) -> None:
@@ -290,65 +294,30 @@ def _show_licence(conf: Mapping[str, Any], folder: Path) -> None:
         logger.debug("%s not written: %s", marker, error)
 
 
-def _manifest(paths: Mapping[str, list[Path]]) -> dict[str, Any]:
-    """Return paths by role, their total size and a fingerprint of names and contents."""
+def _manifest(paths: Mapping[str, list[Path]], files: Mapping[str, DatasetFile]) -> dict[str, Any]:
+    """Read and verify all files; return paths by role, an entry per file, total size and fingerprint."""
+    entries = []
+    for role, role_paths in sorted(paths.items()):
+        for path in role_paths:
+            is_archive_checksum = files[role].url and _name(files[role].url) != path.name
+            checksum = None if len(role_paths) > 1 or is_archive_checksum else files[role].checksum
+            entries.append({"role": role, **_verify(path, checksum)})
+    _warn_of_copies(entries)
     digest = hashlib.sha256()
-    size = 0
-    for role, files in sorted(paths.items()):
-        for path in files:
-            length = path.stat().st_size
-            size += length
-            digest.update(f"{role}/{path.name}/{length}/".encode())
-            with path.open("rb") as stream:
-                if length > FULL_HASH_BYTES:
-                    digest.update(stream.read(END_BYTES))
-                    stream.seek(-END_BYTES, 2)
-                while chunk := stream.read(CHUNK):
-                    digest.update(chunk)
+    for entry in entries:
+        digest.update(f"{entry['role']}/{Path(entry['path']).name}/{entry['sha256']}/".encode())
     return {
-        "files": {role: [str(path) for path in files] for role, files in paths.items()},
-        "bytes": size,
+        "files": {role: [str(path) for path in role_paths] for role, role_paths in paths.items()},
+        "manifest": entries,
+        "bytes": sum(entry["bytes"] for entry in entries),
         "fingerprint": digest.hexdigest(),
     }
 
 
-def _unzip(archive: Path, folder: Path, patterns: list[str], limit: int) -> list[Path]:
-    paths = []
-    with zipfile.ZipFile(archive) as packed:
-        targets = {member: _safe_path(member, archive) for member in packed.infolist() if not member.is_dir()}
-        has_root = all(len(path.parts) > 1 for path in targets.values())
-        has_root &= len({path.parts[0] for path in targets.values()}) == 1
-        for member, target in targets.items():
-            inner = PurePosixPath(*target.parts[1:]) if has_root else target
-            if any(fnmatch(inner.name, pattern) or fnmatch(str(inner), pattern) for pattern in patterns):
-                (folder / inner).parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(member) as stream:
-                    limit -= _copy(stream, folder / inner, limit, label=inner.name, total=member.file_size)
-                paths.append(Path(inner))
-    return paths
-
-
-def _safe_path(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
-    path = PurePosixPath(member.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in member.filename or not path.parts:
-        raise ValueError(f"{archive} is refused: it holds {member.filename!r}, which would land outside its folder")
-    if stat.S_ISLNK(member.external_attr >> 16):
-        raise ValueError(f"{archive} is refused: it holds a link, {member.filename!r}")
-    if member.flag_bits & 1:
-        raise ValueError(f"{archive} is locked with a password: unpack it by hand beside it")
-    return path
-
-
-def _copy(stream: IO[bytes] | Any, path: Path, limit: int, *, label: str, total: int | None = None) -> int:
-    """Copy a stream and return its size, counted in bytes read: the size in a header may be wrong."""
-    size = 0
-    with path.open("wb") as out, progress(total, f"unpack {label}", unit=BYTES) as bar:
-        while chunk := stream.read(CHUNK):
-            size += len(chunk)
-            if size > limit:
-                raise ValueError(
-                    f"{label} is refused: more than {limit:,} bytes come out, {MAX_GROWTH} times its archive"
-                )
-            out.write(chunk)
-            bar.add(len(chunk))
-    return size
+def _warn_of_copies(entries: list[dict[str, Any]]) -> None:
+    """Log the files of a role that have the content of another one: their rows count twice."""
+    first: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        original = first.setdefault((entry["role"], entry["sha256"]), entry["path"])
+        if original != entry["path"] and entry["bytes"]:
+            logger.warning("%s is a copy of %s, and its rows count again: delete one", entry["path"], original)

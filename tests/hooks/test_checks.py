@@ -343,3 +343,25 @@ def test_a_wrong_file_stops_a_run_before_anything_is_written(
     with session_in(project_copy) as session, pytest.raises(ValueError, match=message):
         session.run(pipeline_names=["ingest", "train"])
     assert sorted(path.name for path in (project_copy / "data").iterdir()) == ["01_raw"]
+
+
+@pytest.mark.parametrize(
+    ("params", "setting"),
+    [
+        ({"evaluate": {"recommend": 50}}, "evaluate.recommend is 50 and the beam of tiger 20"),
+        ({"evaluate": {"submission": {"top": 30}}}, "evaluate.submission.top is 30 and the beam of tiger 20"),
+        ({"protocol": {"cutoffs": [10, 100]}}, "the largest of protocol.cutoffs is 100 and the beam of tiger 20"),
+        ({"models": {"tiger": {"beam": 10}}}, "evaluate.recommend is 20 and the beam of tiger 10"),
+        ({"evaluate": {"recommend": 50}, "models": {"tiger": {"beam": 50}}}, "nodes ran"),
+        ({"evaluate": {"recommend": 50}, "model": "sasrec"}, "nodes ran"),
+    ],
+)
+def test_lists_longer_than_the_beam_are_refused_before_training(project_copy, session_in, monkeypatch, params, setting):
+    def run(*_: object, **__: object) -> None:
+        raise ValueError("nodes ran")
+
+    monkeypatch.setattr(SequentialRunner, "run", run)
+    params = {"model": "tiger", **params}
+    pipelines = ["ingest", "embed", "semantic_ids", "train", "evaluate"]
+    with session_in(project_copy, runtime_params=params) as session, pytest.raises(ValueError, match=setting):
+        session.run(pipeline_names=pipelines)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from tests.models.generative import DATA, create
 from tests.synthetic import random_sequences
 
 from recpipe.data.atomic import atomic_folder
@@ -64,3 +67,17 @@ def test_a_failed_save_leaves_the_old_folder(tmp_path, bundle):
         fail()
     assert load_bundle(tmp_path / "b").name == "knn"
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_beam_can_be_changed_after_training_and_nothing_else(bundle):
+    model = create("tiger", beam=4)
+    training = {"settings": {"type": "tiger", "beam": 4, "dim": 16}}
+    trained = replace(bundle, name="tiger", type="tiger", model=model, training=training)
+    assert trained.with_search_settings({"beam": 4, "dim": 99}) is trained
+    wide = trained.with_search_settings({"beam": 12, "dim": 99})
+    assert (wide.model.config.beam, wide.model.config.dim, model.config.beam) == (12, 16, 4)
+    assert wide.training["settings"] == {"type": "tiger", "beam": 12, "dim": 16}
+    np.testing.assert_array_equal(wide.model.recommend(DATA, 12)[0], create("tiger", beam=12).recommend(DATA, 12)[0])
+    with pytest.raises(ValueError, match="models.tiger.beam cannot be 'wide'"):
+        trained.with_search_settings({"beam": "wide"})
+    assert bundle.with_search_settings({"beam": 4}) is bundle

@@ -15,6 +15,7 @@ from kedro.pipeline import Pipeline
 
 from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, build_config, check_known, schema
 from recpipe.data.protocol import Protocol
+from recpipe.pipelines.evaluate import evaluate_model
 from recpipe.pipelines.wiring import current
 
 DATASETS, MODELS, KINDS, STUDIES = "datasets.", "models.", "semantic_ids.kinds.", "studies."
@@ -89,6 +90,8 @@ class ChecksHooks:
 
             with _file_in_error(f"{MODELS}{run.name}"):
                 check_model(run, protocol)
+        evaluated = {node.namespace for node in pipeline.nodes if node.func is evaluate_model}
+        _check_list_lengths([run for run in runs if run.name in evaluated], catalog)
         for _, study in _parameters(names, STUDIES, catalog):
             from recpipe.pipelines.study import study_settings
             from recpipe.training.variants import variants
@@ -151,6 +154,30 @@ def _check_encoders(names: list[str], catalog: CatalogProtocol[Any, Any]) -> Non
         datasets = [] if isinstance(encoder, VectorFileConfig) else _parameters(names, DATASETS, catalog)
         for _, dataset in datasets:
             _check_image_source(dataset)
+
+
+def _check_list_lengths(runs: Iterable[RunConfig], catalog: Any) -> None:
+    """Raise ConfigError for models whose beam is narrower than the lists that the evaluation needs."""
+    for run in runs:
+        from recpipe.models.generator import Generator
+        from recpipe.models.registry import model_class
+
+        cls = model_class(run.type)
+        if not issubclass(cls, Generator):
+            continue
+        evaluate: schema.EvaluateConfig = catalog.load("params:evaluate")
+        config: Any = build_config(cls.Config, run.settings, where=f"{MODELS}{run.name}")
+        lengths = {
+            "evaluate.recommend": evaluate.recommend,
+            "evaluate.submission.top": evaluate.submission.get("top", 0),
+            "the largest of protocol.cutoffs": max(Protocol.from_dict(evaluate.protocol).cutoffs),
+        }
+        name, length = max(lengths.items(), key=lambda pair: pair[1])
+        if length > config.beam:
+            raise ConfigError(
+                f"{name} is {length} and the beam of {run.name} {config.beam}; a beam search lists no more items than "
+                f"it has beams: set models.{run.name}.beam={length}, or shorter lists"
+            )
 
 
 def _check_on_disk(inputs: set[str], catalog: Any) -> None:

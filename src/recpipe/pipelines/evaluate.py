@@ -12,7 +12,7 @@ from typing import Any
 
 from kedro.pipeline import Pipeline
 
-from recpipe.config import build_config, schema
+from recpipe.config import RunConfig, build_config, schema
 from recpipe.config.schema import EvaluateConfig
 from recpipe.data.protocol import Protocol
 from recpipe.pipelines.report import collect_node, report_node
@@ -56,13 +56,12 @@ def create_geometry(wiring: Wiring) -> Pipeline:
 
 
 def _model_nodes(wiring: Wiring, function: Callable[..., Any], output: str, inputs: dict[str, str]) -> Pipeline:
-    """Create a node per model that reads its bundle and ``inputs``."""
-    return Pipeline(
-        [
-            create_node(function, {"bundle": f"{model}_bundle", **inputs}, f"{model}_{output}", model)
-            for model in wiring.models
-        ]
-    )
+    """Create a node per model that reads its bundle, its configuration and ``inputs``."""
+    nodes = []
+    for model in wiring.models:
+        own = {"bundle": f"{model}_bundle", "config": f"params:models.{model}"}
+        nodes.append(create_node(function, {**own, **inputs}, f"{model}_{output}", model))
+    return Pipeline(nodes)
 
 
 def _content_model(wiring: Wiring) -> dict[str, str]:
@@ -74,9 +73,17 @@ def evaluate_model(
     training_data: TrainingData,
     test_set: Fold,
     evaluate: EvaluateConfig,
+    config: RunConfig,
     content_model: Bundle | None = None,
 ) -> Evaluation:
-    """Evaluate a trained model, with ``content_model`` for content slots."""
+    """Evaluate a trained model with the search settings of ``config``, and ``content_model`` for content slots."""
+    bundle = _with_search_settings(bundle, config)
+    return _evaluate(bundle, training_data, test_set, evaluate, content_model)
+
+
+def _evaluate(
+    bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig, content_model: Bundle | None
+) -> Evaluation:
     from recpipe.evaluation.content_slots import ContentSlots
     from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
     from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
@@ -115,6 +122,16 @@ def _git(*words: str) -> str:
     return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
 
 
+def _with_search_settings(bundle: Bundle, config: RunConfig) -> Bundle:
+    """Apply the settings of the configuration that only a search reads; those of training are the bundle's."""
+    changed = bundle.with_search_settings(config.settings)
+    for name in changed.model.search_settings if changed is not bundle else ():
+        new, old = (getattr(each.model.config, name, None) for each in (changed, bundle))
+        if new != old:
+            log.info("%s: %s is %s as configured; it was %s in training", bundle.name, name, new, old)
+    return changed
+
+
 def _prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig) -> Protocol:
     """Move the model to its device; return the protocol of the evaluation. Raises ValueError for other data."""
     from recpipe.training.settings import choose_device
@@ -147,17 +164,23 @@ def evaluate_ensemble(
     )
     weights = zip(ensemble.names(), description["weights"], strict=True)
     log.info("ensemble by %s: %s", ensemble.method, ", ".join(f"{name} {weight:.2f}" for name, weight in weights))
-    evaluation = evaluate_model(bundle, training_data, test_set, evaluate, models.get("content_model"))
+    evaluation = _evaluate(bundle, training_data, test_set, evaluate, models.get("content_model"))
     return replace(evaluation, metrics={**evaluation.metrics, "ensemble": description})
 
 
 def permute_ties(
-    bundle: Bundle, training_data: TrainingData, test_set: Fold, evaluate: EvaluateConfig, ties: schema.TiesConfig
+    bundle: Bundle,
+    training_data: TrainingData,
+    test_set: Fold,
+    evaluate: EvaluateConfig,
+    ties: schema.TiesConfig,
+    config: RunConfig,
 ) -> dict[str, Any]:
     """Evaluate a trained model under seeded permutations of events with equal timestamps."""
     from recpipe.data.splits import with_validation
     from recpipe.evaluation.ranking import tie_sensitivity
 
+    bundle = _with_search_settings(bundle, config)
     protocol = _prepare(bundle, training_data, evaluate)
     train = training_data.train_set
     train = with_validation(train, training_data.valid_set) if bundle.train_on_validation else train
@@ -170,11 +193,16 @@ def permute_ties(
 
 
 def measure_context(
-    bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConfig, context: schema.ContextConfig
+    bundle: Bundle,
+    training_data: TrainingData,
+    evaluate: EvaluateConfig,
+    context: schema.ContextConfig,
+    config: RunConfig,
 ) -> dict[str, Any]:
     """Measure how much of a history the model uses, on the validation fold, which it must not be trained on."""
     from recpipe.evaluation.context import context_study
 
+    bundle = _with_search_settings(bundle, config)
     protocol = _prepare(bundle, training_data, evaluate)
     if bundle.train_on_validation:
         raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from recpipe.config import build_config
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
@@ -92,6 +95,22 @@ class Bundle:
                 f"{where}: {run['name']} was {saw} validation or test events of this run; "
                 "name a run that was trained under this protocol, or on another data set"
             )
+
+    def with_search_settings(self, settings: Mapping[str, Any]) -> Bundle:
+        """Return the bundle with the values of ``settings`` that only a search reads, such as ``beam``.
+
+        Weights are shared. Raises ConfigError for values that are not allowed.
+        """
+        values = {name: settings[name] for name in self.model.search_settings if name in settings}
+        fields = {**json.loads(json.dumps(dataclasses.asdict(self.model.config))), **values}
+        config = build_config(type(self.model.config), fields, where=f"models.{self.name}")
+        if config == self.model.config:
+            return self
+        model, training = copy.copy(self.model), dict(self.training)
+        model.config = config
+        if "settings" in training:
+            training["settings"] = {**training["settings"], **{name: getattr(config, name) for name in values}}
+        return dataclasses.replace(self, model=model, training=training)
 
     def title_table(self) -> pa.Table:
         """Return ``item_id`` and ``title`` of every item, in the order of the vocabulary."""

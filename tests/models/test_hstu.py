@@ -208,6 +208,18 @@ def test_an_empty_history_can_be_asked_about_at_any_time():
         assert (items[0] > 0).all() and np.isfinite(scores[0]).all()
 
 
+def test_untied_items_are_scored_by_output_weights_of_their_own():
+    batch, query_times = irregular()
+    model = build_model(tied=False)
+    scores, output = model.score(batch).detach().numpy(), model.output_items.detach().numpy()
+    for b, n in enumerate(batch.lengths.tolist()):
+        items, times = batch.items[b, :n].tolist(), batch.timestamps[b, :n].tolist()
+        np.testing.assert_allclose(scores[b], output @ by_hand(model, items, times, query_times[b])[-1], atol=1e-9)
+    assert torch.equal(model.item_vectors(), model.item_tables()["output"])
+    model.train().loss(batch, lambda hidden, table, targets: (hidden @ table.T).square().mean()).backward()
+    assert model.output_items.grad.abs().sum() > 0 and model.items.weight.grad.abs().sum() > 0
+
+
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="time_mode is 'now'; allowed: none, last_item, query"):
         HSTU.Config(time_mode="now")

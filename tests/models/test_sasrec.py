@@ -78,6 +78,33 @@ def test_ligr_blocks_keep_the_order_of_time_and_learn_by_heart():
     assert all(weight.grad.abs().sum() > 0 for weight in model.parameters())
 
 
-def test_unknown_blocks_are_named():
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("scale", [True, False])
+def test_activation_and_scale_are_those_of_torch_layers(activation, scale):
+    settings = {"dim": 8, "heads": 2, "feed_forward": 3, "activation": activation, "scale_embeddings": scale}
+    model = noisy(build("sasrec", settings, n_items=9, max_length=5)).eval()
+    batch = DeviceSequences(random_sequences(4, 9, longest=5), window=5, device="cpu").batch(np.arange(4))
+    x = (
+        model.items.weight[batch.items] * (math.sqrt(8) if scale else 1)
+        + model.positions.weight[: batch.items.shape[1]]
+    )
+    for block in model.blocks:
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 24, 0, activation, batch_first=True, norm_first=True)
+        names = {
+            "self_attn.in_proj_": block.attention.qkv, "self_attn.out_proj.": block.attention.out,
+            "linear1.": block.up, "linear2.": block.down, "norm1.": block.norm_attention, "norm2.": block.norm_feed,
+        }  # fmt: skip
+        layer.load_state_dict({f"{name}{kind}": getattr(part, kind) for name, part in names.items()
+                               for kind in ("weight", "bias")})  # fmt: skip
+        causal = torch.nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        x = layer(x, src_mask=causal, is_causal=True)
+    torch.testing.assert_close(model.hidden(batch)[batch.mask], model.norm(x)[batch.mask])
+
+
+def test_unknown_blocks_and_activations_are_named():
     with pytest.raises(ValueError, match="block is 'hstu'; allowed: sasrec, ligr"):
         SASRec.Config(block="hstu")
+    with pytest.raises(ValueError, match="activation is 'swish'; allowed: relu, gelu"):
+        SASRec.Config(activation="swish")
+    with pytest.raises(ValueError, match="activation is gelu and block ligr"):
+        SASRec.Config(activation="gelu", block="ligr")

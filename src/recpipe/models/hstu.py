@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.protocol import TIME_CHOICES
+from recpipe.layers.inputs import STD
 from recpipe.layers.side import Side
 from recpipe.models.recommender import NextItem
 
@@ -44,6 +45,7 @@ class HSTU(NextItem):
         ``positions``: add position embeddings. ``position_bias``: attention bias per distance in events. ``time_mode``:
         attention bias by the log-bucketed seconds from the key's event to the last event (``last_item``) or to the time
         of the request (``query``). ``normalise``: cosine similarity over ``temperature`` instead of the dot product.
+        ``tied``: score items by the table that embeds them; otherwise by output weights of their own.
         """
 
         dim: int = 64
@@ -57,6 +59,7 @@ class HSTU(NextItem):
         time_mode: str = "none"
         normalise: bool = False
         temperature: float = 0.05
+        tied: bool = True
 
         def __post_init__(self) -> None:
             check_choices(self, time_mode=TIME_CHOICES)
@@ -72,6 +75,9 @@ class HSTU(NextItem):
             nn.init.trunc_normal_(self.positions.weight, std=math.sqrt(1 / config.dim))
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config, max_length) for _ in range(config.layers))
+        self.output_items: nn.Parameter | None = None
+        if not config.tied:
+            self.output_items = nn.Parameter(torch.empty(n_items + 1, config.dim).normal_(std=STD))
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         x_BTD = x_BTD * math.sqrt(self.config.dim)
@@ -86,10 +92,18 @@ class HSTU(NextItem):
         return x_BTD
 
     def output(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        table = table if self.output_items is None else self.output_items
         if not self.config.normalise:
             return hidden, table
         hidden, table = (F.normalize(values, dim=-1, eps=EPS) for values in (hidden, table))
         return hidden / self.config.temperature, table
+
+    def item_vectors(self) -> Tensor:
+        return super().item_vectors() if self.output_items is None else self.output_items
+
+    def item_tables(self) -> dict[str, Tensor]:
+        tables = super().item_tables()
+        return tables if self.output_items is None else tables | {"output": self.output_items}
 
     def _buckets(self, batch: Batch) -> Tensor | None:
         """Time bucket of every pair of query and key, (B, T, S)."""

@@ -13,6 +13,7 @@ second one for the output). eSASRec (RecSys 2025) uses LiGR blocks and a sampled
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ class Block(nn.Module):
         self.norm_attention, self.norm_feed = nn.LayerNorm(D), nn.LayerNorm(D)
         self.attention = Attention(config)
         self.up, self.down = nn.Linear(D, inner), nn.Linear(inner, D)
-        self.dropout, self.post = nn.Dropout(config.dropout), config.norm == "post"
+        self.dropout, self.post, self.activation = nn.Dropout(config.dropout), config.norm == "post", config.activation
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
         if self.post:
@@ -59,7 +60,7 @@ class Block(nn.Module):
         return x_BTD + self.feed_forward(self.norm_feed(x_BTD))
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
-        return self.dropout(self.down(F.relu(self.up(x_BTD))))
+        return self.dropout(self.down(ACTIVATIONS[self.activation](self.up(x_BTD))))
 
 
 class LiGRBlock(nn.Module):
@@ -82,6 +83,7 @@ class LiGRBlock(nn.Module):
         return x_BTD + torch.sigmoid(self.gate_feed(x_BTD)) * feed_forward
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 BLOCKS: dict[str, type[nn.Module]] = {"sasrec": Block, "ligr": LiGRBlock}
 
 
@@ -95,7 +97,8 @@ class SASRec(NextItem):
         """``feed_forward``: inner width in multiples of ``dim`` (paper: 1). ``positions``: add position embeddings.
 
         ``norm`` of the block sasrec: pre normalises the input of a branch; post, as in RecBole, the sum of branch and
-        input, and the embedded events instead of the last states.
+        input, and the embedded events instead of the last states. ``activation`` of the block sasrec: relu (paper) or
+        gelu. ``scale_embeddings``: multiply embedded events by sqrt(dim), as the authors' code.
         """
 
         dim: int = 64
@@ -107,11 +110,14 @@ class SASRec(NextItem):
         block: str = "sasrec"
         norm: str = "pre"
         positions: bool = True
+        activation: str = "relu"
+        scale_embeddings: bool = True
 
         def __post_init__(self) -> None:
-            check_choices(self, norm=("pre", "post"), block=BLOCKS)
-            if self.norm == "post" and self.block != "sasrec":
-                raise ValueError(f"norm is post and block {self.block}; post needs block: sasrec")
+            check_choices(self, norm=("pre", "post"), block=BLOCKS, activation=ACTIVATIONS)
+            for name, default in (("norm", "pre"), ("activation", "relu")):
+                if (value := getattr(self, name)) != default and self.block != "sasrec":
+                    raise ValueError(f"{name} is {value} and block {self.block}; {value} needs block: sasrec")
             if self.dim % self.heads:
                 raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 
@@ -127,7 +133,9 @@ class SASRec(NextItem):
             module.apply(init_normal)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
-        post, x_BTD = self.config.norm == "post", x_BTD * math.sqrt(self.config.dim)
+        post = self.config.norm == "post"
+        if self.config.scale_embeddings:
+            x_BTD = x_BTD * math.sqrt(self.config.dim)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(batch.positions)
         x_BTD = self.dropout(self.norm(x_BTD) if post else x_BTD)

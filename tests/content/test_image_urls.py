@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import random
 import socket
 import ssl
 import subprocess
@@ -231,7 +233,7 @@ def test_at_most_five_redirects(site: Site) -> None:
 
 def test_every_hop_is_checked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first hop passes as public; the redirect to the machine's own address does not."""
-    monkeypatch.setattr(image_urls, "_is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(image_urls, "is_public", lambda address: address == "127.0.0.1")
     site.pages |= {
         "/a.jpg": respond(status=302, Location="http://169.254.169.254/latest/meta-data"),
         "/b.jpg": respond(status=302, Location="file:///etc/passwd"),
@@ -251,7 +253,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(site: Site, monkeyp
         return answers.pop(0) if host == "pictures.example" else getaddrinfo(host, *args, **options)
 
     monkeypatch.setattr(image_urls.socket, "getaddrinfo", rebound)
-    monkeypatch.setattr(image_urls, "_is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(image_urls, "is_public", lambda address: address == "127.0.0.1")
     site.pages["/a.jpg"] = respond()
     assert get(site.url(host="pictures.example"), private=False) == b"pixels"
     assert site.hosts == {f"pictures.example:{site.port}"}
@@ -305,6 +307,48 @@ def test_addresses_that_are_not_public_are_refused(host: str) -> None:
         pytest.skip(f"this machine's resolver does not know {host}")  # so nothing would be fetched either
     else:
         pytest.fail(f"{host} was taken for public: {addresses}")
+
+
+PRIVATE_IPV4 = ["127.0.0.1", "10.0.0.7", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"]
+IPV4_IN_IPV6: dict[str, Callable[[int], int]] = {
+    "mapped": lambda ip: 0xFFFF << 32 | ip,
+    "compatible": lambda ip: ip,
+    "translated": lambda ip: 0xFFFF << 48 | ip,
+    "NAT64": lambda ip: 0x0064FF9B << 96 | ip,
+    "local NAT64": lambda ip: 0x0064FF9B0001 << 80 | ip,
+    "local NAT64, prefix of 48 bits": lambda ip: 0x0064FF9B0001 << 80 | (ip >> 16) << 64 | (ip & 0xFFFF) << 40,
+    "6to4": lambda ip: 0x2002 << 112 | ip << 80 | 1,
+    "Teredo client": lambda ip: 0x20010000 << 96 | 0x08080808 << 64 | (ip ^ 0xFFFFFFFF),
+    "Teredo server": lambda ip: 0x20010000 << 96 | ip << 64 | (0x08080808 ^ 0xFFFFFFFF),
+    "ISATAP": lambda ip: 0x26064700 << 96 | 0x5EFE << 32 | ip,
+    "ISATAP, of a public interface": lambda ip: 0x26064700 << 96 | 0x02005EFE << 32 | ip,
+}
+
+
+@pytest.mark.parametrize("form", IPV4_IN_IPV6)
+@pytest.mark.parametrize("address", PRIVATE_IPV4)
+def test_a_private_address_in_an_ipv6_one_is_refused(monkeypatch: pytest.MonkeyPatch, form: str, address: str) -> None:
+    text = str(ipaddress.IPv6Address(IPV4_IN_IPV6[form](int(ipaddress.IPv4Address(address)))))
+    monkeypatch.setattr(image_urls.socket, "getaddrinfo", lambda *_, **__: [(10, 1, 6, "", (text, 80, 0, 0))])
+    with pytest.raises(UnusableImageError, match="not public"):
+        public_addresses(parse_url("http://shop.example/a.jpg"))
+
+
+@pytest.mark.parametrize("form", ["mapped", "NAT64", "6to4", "ISATAP"])
+def test_a_public_address_in_an_ipv6_one_is_taken(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    text = str(ipaddress.IPv6Address(IPV4_IN_IPV6[form](int(ipaddress.IPv4Address("8.8.8.8")))))
+    monkeypatch.setattr(image_urls.socket, "getaddrinfo", lambda *_, **__: [(10, 1, 6, "", (text, 80, 0, 0))])
+    assert public_addresses(parse_url("http://shop.example/a.jpg")) == [text]
+
+
+def test_whatever_the_standard_library_calls_private_is_refused() -> None:
+    numbers = random.Random(3)
+    v4 = [ipaddress.IPv4Address(numbers.getrandbits(32)) for _ in range(5_000)]
+    v6 = [ipaddress.IPv6Address(numbers.getrandbits(128)) for _ in range(5_000)]
+    for address in [*v4, *v6]:
+        if not address.is_global or address.is_multicast or (address.version == 6 and address.is_reserved):
+            assert not image_urls.is_public(str(address)), address
+    assert sum(image_urls.is_public(str(address)) for address in v4) > 4_000
 
 
 @pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "[64:ff9b::808:808]", "134744072"])

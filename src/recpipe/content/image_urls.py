@@ -36,7 +36,11 @@ TOTAL_TIMEOUTS = 6  # the whole response may take this many times `timeout`
 MAX_RETRY_AFTER = 30.0  # seconds
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {"User-Agent": "recpipe", "Accept": "image/*", "Accept-Encoding": "identity"}
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052, with an IPv4 address at its end
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # beyond: local NAT64 (64:ff9b:1::/48), IPv4-compatible ::10.0.0.1
+SPECIAL = [  # not public, which Python knows from 3.11.9 on
+    ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")
+]
 
 
 class UnusableImageError(Exception):
@@ -126,21 +130,26 @@ def public_addresses(target: Url, *, private: bool = False) -> list[str]:
     except (OSError, UnicodeError) as error:
         raise TransientError(f"host {host} is not known ({error})") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
-    if not private and (hidden := [address for address in addresses if not _is_public(address)]):
+    if not private and (hidden := [address for address in addresses if not is_public(address)]):
         raise UnusableImageError(f"host {host} has the address {hidden[0]}, which is not public")
     return addresses
 
 
-def _is_public(text: str) -> bool:
+def is_public(text: str) -> bool:
     """Whether an address, and every IPv4 address embedded in an IPv6 one, is public."""
     address = ipaddress.ip_address(text.partition("%")[0])
     targets: list[ipaddress.IPv4Address | ipaddress.IPv6Address | None] = [address]
     if isinstance(address, ipaddress.IPv6Address):
-        targets += [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in NAT64:
-            targets.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if address in NAT64 or address.ipv4_mapped is not None:
+            targets = [last]
+        elif address not in GLOBAL_UNICAST:
+            return False
+        else:
+            is_isatap = (int(address) >> 32) & 0xFDFFFFFF == 0x5EFE  # RFC 5214
+            targets += [address.sixtofour, *(address.teredo or ()), last if is_isatap else None]
     return all(
-        target.is_global and not target.is_multicast and not getattr(target, "is_site_local", False)
+        target.is_global and not target.is_multicast and not any(target in network for network in SPECIAL)
         for target in targets
         if target is not None
     )

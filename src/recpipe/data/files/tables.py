@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 TYPED = "typed"  # the unit of a column that is a date or timestamp already
-ENCODING_HINT = "Say how the file is encoded: `encoding: latin-1`, or utf-16, in the options of the data set"
+ENCODING_HINT = "Say how the file is encoded: `encoding: cp1252`, latin-1 or utf-16, in the options of the data set"
 EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE = 315_532_800, 4_102_444_800  # 1980 and 2100: beyond, the unit is wrong
 
 

@@ -27,7 +27,7 @@ from recpipe.data.files.tables import (
     literal,
     reason_with_value,
 )
-from recpipe.data.files.text_files import basket_source, delimited_source
+from recpipe.data.files.text_files import COMPRESSION_SUFFIXES, basket_source, delimited_source
 
 FORMATS = {
     ".csv": "csv", ".txt": "csv", ".dat": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
@@ -123,7 +123,7 @@ def _entities(
 def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) -> Source:
     file_format = options.format or _format(paths[0])
     if file_format == "lines":
-        return basket_source(paths, delimiter=options.delimiter or " ", encoding=options.encoding)
+        return basket_source(con, paths, delimiter=options.delimiter or " ", encoding=options.encoding)
     if file_format in ("csv", "tsv"):
         if not options.header and not options.names:
             raise ValueError(f"{paths[0]} has no header: name its columns, `names: [user, item, time]`, in the options")
@@ -131,7 +131,9 @@ def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) 
         delimiter = options.delimiter or delimiter
         quote = quote if options.quote is None else options.quote
         columns = () if options.header else options.names or ()
-        return delimited_source(paths, delimiter=delimiter, columns=columns, encoding=options.encoding, quote=quote)
+        return delimited_source(
+            con, paths, delimiter=delimiter, columns=columns, encoding=options.encoding, quote=quote
+        )
     if file_format == "jsonl":
         return typed_json_source(con, paths)
     if file_format != "parquet":
@@ -140,7 +142,7 @@ def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) 
 
 
 def _format(path: str) -> str:
-    suffixes = [suffix for suffix in PurePath(path.lower()).suffixes if suffix not in (".gz", ".zst", ".bz2")]
+    suffixes = [suffix for suffix in PurePath(path.lower()).suffixes if suffix not in COMPRESSION_SUFFIXES]
     if not suffixes or suffixes[-1] not in FORMATS:
         raise ValueError(f"cannot tell the format of {path}: set `format` to csv, tsv, parquet, jsonl or lines")
     return FORMATS[suffixes[-1]]

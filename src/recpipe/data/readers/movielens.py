@@ -50,11 +50,11 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBac
 
 def _ratings(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table:
     if layout == "csv":
-        source = delimited_source(paths, delimiter=",")
+        source = delimited_source(con, paths, delimiter=",")
         user, item = "userId", "movieId"
         source.check_columns((user, item, "rating", "timestamp"))
     else:
-        source = delimited_source(paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote="")
+        source = delimited_source(con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote="")
         user, item = '"user"', "item"
     return create_log(con, source, LogColumns(user, item, timestamp="timestamp", numbers={"rating": "rating"}))
 
@@ -62,15 +62,15 @@ def _ratings(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.T
 def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> ibis.Table:
     item, genres = "item", "string_split(genres, '|')"
     if layout == "csv":
-        source = delimited_source(paths, delimiter=",")
+        source = delimited_source(con, paths, delimiter=",")
         item = "movieId"
     elif layout == "100k":
-        source = delimited_source(paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
+        source = delimited_source(con, paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
         flags = ", ".join(f"CASE WHEN {identifier(name)} = '1' THEN {literal(name)} END" for name in GENRES_100K)
         genres = f"list_filter([{flags}], lambda genre: genre IS NOT NULL)"
     else:
         encoding, names = "latin-1" if layout == "1m" else "utf-8", ("item", "title", "genres")
-        source = delimited_source(paths, delimiter="::", columns=names, encoding=encoding, quote="")
+        source = delimited_source(con, paths, delimiter="::", columns=names, encoding=encoding, quote="")
     genres = f"list_filter({genres}, lambda genre: genre NOT IN ('', 'unknown', '(no genres listed)'))"
     text = f"concat_ws('. ', title, nullif(array_to_string({genres}, ', '), ''))"
     columns = {"item_id": item, "title": "title", "text": text, "genres": genres}
@@ -80,9 +80,9 @@ def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibi
 def _users(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table | None:
     occupation = "occupation"
     if layout == "100k":
-        source = delimited_source(paths, delimiter="|", columns=USER_100K, quote="")
+        source = delimited_source(con, paths, delimiter="|", columns=USER_100K, quote="")
     elif layout == "1m":
-        source = delimited_source(paths, delimiter="::", columns=USER_1M, quote="")
+        source = delimited_source(con, paths, delimiter="::", columns=USER_1M, quote="")
         occupation = f"{literals(OCCUPATIONS_1M)}[TRY_CAST(occupation AS INTEGER) + 1]"
     else:
         return None

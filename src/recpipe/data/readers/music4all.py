@@ -23,7 +23,7 @@ class Options:
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read the plays. Tracks have no titles: the texts of the songs are under another licence."""
-    source = delimited_source(files["interactions"], delimiter="\t", quote="")
+    source = delimited_source(con, files["interactions"], delimiter="\t", quote="")
     source.check_columns(("user_id", "track_id", "timestamp"))
     columns = LogColumns("user_id", "track_id", timestamp='"timestamp"', unit=options.timestamp)
     return RawTables(create_log(con, source, columns))

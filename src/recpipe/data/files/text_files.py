@@ -23,7 +23,7 @@ import ibis
 import pyarrow as pa
 from ibis.util import gen_name
 
-from recpipe.data.files.fetch import ALLOWED_BYTES, MAX_GROWTH
+from recpipe.data.files.archives import ALLOWED_BYTES, MAX_GROWTH
 from recpipe.data.files.tables import Source, file_list, identifier, literal, path_summary
 from recpipe.progress import BYTES, progress
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from recpipe.config import build_config
-from recpipe.evaluation.recommendations import SubmissionLayout, recommendations_table, submission_csv
+from recpipe.evaluation.recommendations import SeparatorError, SubmissionLayout, recommendations_table, submission_csv
 
 IDS = np.array(["7", "x,1", "9"], dtype=object)
 TITLES = pa.table({"item_id": ["9", "7", "x,1"], "title": ["Nine", None, "  "]})
@@ -106,8 +106,46 @@ def test_order_in_the_cell_is_the_rank_not_the_row(table):
 
 
 def test_a_separator_inside_an_id_is_an_error(table):
-    with pytest.raises(ValueError, match="'x,1' contains the separator"):
+    with pytest.raises(SeparatorError, match="'x,1' contain the separator"):
         submission_csv(table, SubmissionLayout(separator=","))
+
+
+@pytest.mark.parametrize(
+    ("ids", "separator"),
+    [
+        (["7", "8"], " "),
+        (["7", "The Band"], "|"),
+        (["a|b", "The Band"], ";"),
+        (["a|b;c", "The Band"], ","),
+        (["a|b;c", "Tea, green"], "\t"),
+    ],
+)
+def test_the_separator_is_one_that_no_id_of_the_catalogue_contains(ids, separator):
+    lists = pa.table({"user_id": ["u"] * 2, "item_id": ids, "rank": [1, 2]})
+    _, row = csv.reader(io.StringIO(submission_csv(lists, SubmissionLayout())))
+    assert row == ["u", separator.join(ids)]
+    only_first = lists.slice(0, 1)  # as others of the catalogue are in the lists of other models
+    assert submission_csv(lists, SubmissionLayout(top=1)) == submission_csv(
+        only_first, SubmissionLayout(), item_ids=ids
+    )
+    with pytest.raises(SeparatorError, match="one_row_per=recommendation"):
+        submission_csv(lists, SubmissionLayout(), item_ids=[*ids, " |;,\t"])
+
+
+def test_cells_that_a_spreadsheet_would_run_are_quoted_on_request():
+    ids = ["=1+1", "@sum", "+7", "-7", "plain"]
+    lists = pa.table({"user_id": ["=cmd"] * 5, "item_id": ids, "rank": range(1, 6), "logit": [-1.5] * 5})
+    columns = {"user": "u", "item": "i", "logit": "score"}
+
+    def rows(**options):
+        layout = SubmissionLayout(columns=columns, one_row_per="recommendation", header=False, **options)
+        return list(csv.reader(io.StringIO(submission_csv(lists, layout))))
+
+    assert rows() == [["=cmd", item, "-1.5"] for item in ids]
+    assert rows(spreadsheet_safe=True) == [
+        ["'=cmd", item, "-1.5"] for item in ("'=1+1", "'@sum", "'+7", "'-7", "plain")
+    ]
+    assert submission_csv(lists, SubmissionLayout(spreadsheet_safe=True, top=2)).splitlines()[1] == "'=cmd,'=1+1 @sum"
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,12 @@ def test_an_evaluation_is_five_files_and_loads_as_its_metrics(tmp_path) -> None:
     assert "do not show them to users" in (tmp_path / "output" / "README.md").read_text()
 
 
+def test_an_evaluation_without_a_submission_leaves_none_of_an_earlier_one(tmp_path) -> None:
+    dataset(tmp_path, FIRST).save(evaluation(1))
+    dataset(tmp_path, SECOND).save(replace(evaluation(2), submission=None))
+    assert "output/submission.csv" not in files(tmp_path) and dataset(tmp_path).load()["seed"] == 2
+
+
 def test_metrics_and_recommendations_have_versions_and_the_latest_is_loaded(tmp_path) -> None:
     for number, version in enumerate((FIRST, SECOND), 1):
         dataset(tmp_path, version).save(evaluation(number))

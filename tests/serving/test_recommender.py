@@ -77,6 +77,21 @@ def test_candidates_restrict_and_seen_items_are_an_option(run, capsys):
     assert {row["item_id"] for row in rows} == {"i02", "i05"}
 
 
+def test_ids_with_commas_and_leading_blanks_are_one_option_each(tmp_path, capsys):
+    ids = ["a,b", " lead", "--item", *(f"i{n}" for n in range(9))]
+    model = build("item_knn", {}, n_items=12, max_length=6)
+    data = sequences([[1, 2, 4], [1, 2, 4], [3, 5, 6], [3, 5, 6]])
+    model.fit(data)
+    events = np.bincount(data.items, minlength=13)[1:]
+    vocabulary = Vocabulary(np.array(ids, dtype=object))
+    save_bundle(Bundle("knn", "item_knn", model, vocabulary, [None] * 12, events, Protocol(dataset="tiny")), tmp_path)
+    best = json_rows(capsys, tmp_path, "--item", "a,b", "--item", " lead")[0]
+    assert (best["item_id"], best["source"]) == ("i0", "model")
+    assert json_rows(capsys, tmp_path, "--item=--item")[0]["item_id"] in ("i1", "i2")
+    rows = json_rows(capsys, tmp_path, "--items", "i0", "--candidate", "a,b", "--candidate", " lead")
+    assert {row["item_id"] for row in rows} == {"a,b", " lead"}
+
+
 @pytest.mark.parametrize("items", ["", "what,that"])
 def test_an_empty_history_gets_the_list_of_users_without_history(run, capsys, items):
     assert main([str(run), "--items", items, "--top", "2"]) == 0

@@ -38,7 +38,7 @@ class Evaluation:
     metrics: dict[str, Any]  # content of metrics.json
     ranks: pa.Table  # of the test fold, see `Ranking.table`
     recommendations: pa.Table  # of the test fold, see `recommendations_table`
-    submission: str = ""  # the recommendations as CSV
+    submission: str | None = None  # the recommendations as CSV
 
 
 def evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+log = logging.getLogger(__name__)
+
 COLD_USERS, CONTENT_SLOTS = "cold_users", "content_slots"
 SOURCES = ("model", COLD_USERS, CONTENT_SLOTS)  # of a recommendation: the model, its fallback or a content model
 ROLES = {
     "user": ("user", "items"),
     "recommendation": ("user", "item", "rank", "title", "logit", "probability", "source"),
 }
+SEPARATORS = (" ", "|", ";", ",", "\t")  # of submissions
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, CSV injection
 TEST_LISTS = (
     "These lists are for the comparison of models. They come from histories without the events of the test fold, so "
     "they lack the latest events of the users: do not show them to users."
@@ -84,10 +89,11 @@ class SubmissionLayout:
     # names in the header by content (one of `ROLES`), in the order of the file
     columns: Mapping[str, str] = field(default_factory=lambda: {"user": "user_id", "items": "item_ids"})
     one_row_per: str = "user"  # or recommendation
-    separator: str = " "  # of the ids in `items`
+    separator: str | None = None  # of the ids in `items`; None: the first of `SEPARATORS` that no id contains
     delimiter: str = ","
     top: int = 10  # recommendations per user, at most
     header: bool = True
+    spreadsheet_safe: bool = False  # an apostrophe before text that a spreadsheet would read as a formula
 
     def __post_init__(self) -> None:
         if self.one_row_per not in ROLES:
@@ -100,20 +106,32 @@ class SubmissionLayout:
             raise ValueError(f"submission.top is {self.top!r}; a whole number from 1 is needed")
         if len(self.delimiter) != 1:
             raise ValueError(f"submission.delimiter is {self.delimiter!r}; one character is needed")
-        if not self.separator:
-            raise ValueError("submission.separator is empty; at least one character is needed")
+        if self.separator == "":
+            raise ValueError("submission.separator is empty; at least one character is needed, or null")
 
 
-def submission_csv(recommendations: pa.Table, layout: SubmissionLayout, *, users: Sequence[str] | None = None) -> str:
+class SeparatorError(ValueError):
+    """No separator of a submission can be told from the item ids."""
+
+
+def submission_csv(
+    recommendations: pa.Table,
+    layout: SubmissionLayout,
+    *,
+    users: Sequence[str] | None = None,
+    item_ids: Sequence[str] | NDArray[Any] | None = None,
+) -> str:
     """Write the submission as CSV text; fields with the delimiter, a quote or a line break are quoted.
 
     Files with a row per user have exactly `users` in this order, also those without a list, by default the users of
-    `recommendations`.
+    `recommendations`. Their separator is chosen for `item_ids`, by default the items of `recommendations`. Raises
+    SeparatorError where ids contain it.
     """
     table = recommendations.filter(pc.less_equal(recommendations["rank"], layout.top))
     rows: Iterable[Sequence[Any]]
     if layout.one_row_per == "user":
-        rows = _per_user(table, layout, users)
+        ids = recommendations["item_id"] if item_ids is None else pa.array(item_ids, pa.string())
+        rows = _per_user(table, layout, users, choose_separator(ids, layout.separator))
     else:
         columns = [table[COLUMN_OF_ROLE.get(role, role)].to_pylist() for role in layout.columns]
         rows = zip(*columns, strict=True)
@@ -121,18 +139,37 @@ def submission_csv(recommendations: pa.Table, layout: SubmissionLayout, *, users
     writer = csv.writer(text, delimiter=layout.delimiter, lineterminator="\n")
     if layout.header:
         writer.writerow(layout.columns.values())
-    writer.writerows(rows)
+    writer.writerows(map(_without_formulas, rows) if layout.spreadsheet_safe else rows)
     return text.getvalue()
 
 
-def _per_user(table: pa.Table, layout: SubmissionLayout, users: Sequence[str] | None) -> Iterable[list[str]]:
-    ambiguous = pc.match_substring(table["item_id"], layout.separator)
-    if pc.any(ambiguous).as_py():
-        example = table["item_id"].filter(ambiguous)[0].as_py()
-        raise ValueError(
-            f"item id {example!r} contains the separator {layout.separator!r}, so the list could not be read "
-            "back: set another `evaluate.submission.separator`"
-        )
+def choose_separator(item_ids: pa.Array | pa.ChunkedArray, separator: str | None) -> str:
+    """Return `separator`, or for None the first of `SEPARATORS`, that no id contains. Raises SeparatorError."""
+    example = ""
+    for choice in SEPARATORS if separator is None else (separator,):
+        ambiguous = pc.match_substring(item_ids, choice)
+        if not pc.any(ambiguous).as_py():
+            if choice != (separator or SEPARATORS[0]):
+                log.info(
+                    "lists in submission.csv are separated by %r: item ids such as %r have spaces", choice, example
+                )
+            return choice
+        example = item_ids.filter(ambiguous)[0].as_py()
+    tried = "all of " + " ".join(map(repr, SEPARATORS)) if separator is None else repr(separator)
+    raise SeparatorError(
+        f"item ids such as {example!r} contain the separator ({tried}), so a list of them could not be read back: set "
+        "another evaluate.submission.separator, or evaluate.submission.one_row_per=recommendation"
+    )
+
+
+def _without_formulas(row: Sequence[Any]) -> list[Any]:
+    is_formula = [isinstance(cell, str) and cell.startswith(FORMULA_STARTS) for cell in row]
+    return [f"'{cell}" if unsafe else cell for cell, unsafe in zip(row, is_formula, strict=True)]
+
+
+def _per_user(
+    table: pa.Table, layout: SubmissionLayout, users: Sequence[str] | None, separator: str
+) -> Iterable[list[str]]:
     if users is None:
         users = table["user_id"].unique().to_pylist()
     lists: dict[str, list[str]] = {user: [] for user in users}
@@ -141,5 +178,5 @@ def _per_user(table: pa.Table, layout: SubmissionLayout, users: Sequence[str] | 
         if user in lists:
             lists[user].append(item)
     for user, items in lists.items():
-        cells = {"user": user, "items": layout.separator.join(items)}
+        cells = {"user": user, "items": separator.join(items)}
         yield [cells[role] for role in layout.columns]

@@ -220,6 +220,9 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
             with atomic_file(file) as part:
                 pq.write_table(table, part, compression="zstd")
         for name, text in {"submission.csv": data.submission, "README.md": OUTPUT_README}.items():
+            if text is None:  # one of an earlier evaluation would not fit the metrics
+                (self._output / name).unlink(missing_ok=True)
+                continue
             with atomic_file(self._output / name) as part:
                 part.write_text(text, encoding="utf-8")
         with atomic_file(metrics) as part:

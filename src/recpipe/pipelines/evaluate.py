@@ -86,7 +86,7 @@ def _evaluate(
 ) -> Evaluation:
     from recpipe.evaluation.content_slots import ContentSlots
     from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
-    from recpipe.evaluation.recommendations import SubmissionLayout, submission_csv
+    from recpipe.evaluation.recommendations import SeparatorError, SubmissionLayout, submission_csv
 
     layout = build_config(SubmissionLayout, evaluate.submission, where="evaluate.submission")
     protocol = _prepare(bundle, training_data, evaluate)
@@ -102,7 +102,12 @@ def _evaluate(
         values = evaluation.metrics.get(part, {})
         if texts := [f"{name} {values[name]:.4f}" for name in LOG_METRICS if name in values]:
             log.info("%s, %s, %s targets: %s", bundle.name, part, f"{values['targets']:,}", ", ".join(texts))
-    submission = submission_csv(evaluation.recommendations, layout, users=list(test_set.histories.users))
+    users, ids = list(test_set.histories.users), bundle.vocabulary.ids
+    try:
+        submission = submission_csv(evaluation.recommendations, layout, users=users, item_ids=ids)
+    except SeparatorError as error:
+        log.warning("%s has no submission.csv: %s", bundle.name, error)
+        return evaluation
     return replace(evaluation, submission=submission)
 
 

@@ -2,6 +2,7 @@
 
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --find lantern
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754,85123A --top 5
+python -m recpipe.serving data/06_models/my_log/sasrec/seed_42 --item 'Tea, green' --item ' 7'
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ TITLES_SHOWN = 50
 def main(arguments: list[str] | None = None) -> int:
     """Print recommendations as a table or as JSON lines; exit status 2 for an invalid request."""
     options = _parser().parse_args(arguments)
+    history = [*options.items, *options.item]
+    candidates = [*(options.candidates or ()), *(options.candidate or ())]
     try:
         bundle = load_bundle(bundle_folder(options.run))
         if options.find is not None:
@@ -41,10 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
             slots = ContentSlots(options.slots, load_bundle(bundle_folder(options.content)))
         table = recommend(
             bundle,
-            {"user": options.items},
+            {"user": history},
             options.top,
             exclude_seen=bundle.protocol.exclude_seen if options.seen is None else not options.seen,
-            candidates=options.candidates,
+            candidates=None if options.candidates is options.candidate is None else candidates,
             slots=slots,
         )
     except ValueError as error:
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         for row in table.drop_columns(["user_id"]).to_pylist():
             print(json.dumps(row, ensure_ascii=False))
     else:
-        _print_table(bundle, options.items, table)
+        _print_table(bundle, history, table)
     return 0
 
 
@@ -66,8 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--items", type=_ids, default=[], help="ids of the history, oldest first, as a,b,c; none: a new user"
     )
+    parser.add_argument(
+        "--item", action="append", default=[], help="one id of the history as it is, also with commas; repeatable"
+    )
     parser.add_argument("--top", type=int, default=10, help="number of recommendations (10)")
     parser.add_argument("--candidates", type=_ids, help="ids that may be recommended, as a,b,c; all by default")
+    parser.add_argument("--candidate", action="append", help="one such id as it is, also with commas; repeatable")
     parser.add_argument(
         "--slots", type=float, default=0.0, help="share of places for items without training events, as 0.2"
     )

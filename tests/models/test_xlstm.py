@@ -71,15 +71,18 @@ def test_any_length_equals_the_librarys_recurrent_step(length, slstm_at):
         torch.testing.assert_close(hidden(model, items), step_by_step(model, items), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", [("auto", None), ("native_autograd", 7), ("native_custbw", None)])
 @pytest.mark.parametrize("length", [3, 40, 97])
-def test_gradients_do_not_depend_on_how_the_length_is_cut(length):
+def test_gradients_do_not_depend_on_how_the_length_is_cut(length, kernel):
     generator = torch.Generator().manual_seed(1)
     shapes = [(2, 2, length, 8), (2, 2, length, 8), (2, 2, length, 16), (2, 2, length), (2, 2, length)]
     inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     weight = torch.randn(shapes[2], generator=generator)
     whole = get_mlstm_kernel(ours.NATIVE)(*inputs, chunk_size=length)  # a single chunk: the parallel form
-    cut, _ = ours.PaddedKernel()(*inputs)
+    cut, _ = ours.PaddedKernel(*kernel)(*inputs)
     torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-4)
+    if "custbw" in kernel[0]:  # its gradient is right before a norm, which the block has
+        cut, whole = (torch.nn.functional.rms_norm(outputs, outputs.shape[-1:]) for outputs in (cut, whole))
     expected = torch.autograd.grad((whole * weight).sum(), inputs)
     for got, wanted in zip(torch.autograd.grad((cut * weight).sum(), inputs), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
@@ -137,6 +140,8 @@ def test_our_module_and_the_package_of_the_same_name_are_two():
     ("config", "message"),
     [
         ({"dim": 30, "heads": 4}, "width of 30 .* not a multiple of heads 4"),
+        ({"kernel": "fast"}, "kernel is 'fast'; allowed: auto, native_autograd"),
+        ({"chunk": 0}, "chunk is 0"),
         ({"slstm_at": [2]}, r"slstm_at has \[2\]; allowed: 0 to 1"),
         ({"dim": 4, "heads": 4, "qk_dim_factor": 1.0, "slstm_at": [0]}, "at least 2 wide"),
     ],
@@ -144,6 +149,15 @@ def test_our_module_and_the_package_of_the_same_name_are_two():
 def test_settings_that_cannot_be_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         build("xlstm", config, n_items=5, max_length=5)
+
+
+def test_a_triton_kernel_trains_on_a_gpu_only_and_is_used_on_a_cpu_with_the_native_one():
+    model = build_model(kernel="triton_xl_chunk")
+    items = torch.randint(1, ITEMS + 1, (3, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(hidden(model, items), hidden(build_model(), items))
+    with pytest.raises(ValueError, match="trains on a GPU only; set kernel: auto"):
+        hidden(model.train(), items)
 
 
 def test_the_package_is_imported_where_there_is_a_card_and_no_toolkit():

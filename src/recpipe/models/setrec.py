@@ -14,6 +14,10 @@ Deviations from the paper:
 - A part that an item lacks is replaced by the other one, so that a cold item, whose collaborative token is not trained,
   is scored by its content.
 
+The authors' T5 code differs from their paper: its encoder has a padding mask only, so that the tokens of an item attend
+to each other, and the mask of its queries is an identity matrix that is added to the scores (+1 on the diagonal, never
+-inf), so that the queries attend to each other. Only their Qwen code has the paper's masks, as this file has.
+
 B batch, T time, P places with queries, I items, M tokens of an item and queries alike, S tokens of a history,
 N targets, D width, H heads.
 """

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import cpp_extension
 
+from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.layers.side import Side
 from recpipe.layers.ssd import equal_chunks
@@ -37,6 +38,8 @@ with ExitStack() as _stack:
     from xlstm.xlstm_large.components import RMSNorm
     from xlstm.xlstm_large.model import mLSTMBlock, xLSTMLargeConfig
 
+AUTO, NATIVE_KERNELS = "auto", ("native_autograd", "native_custbw")
+TRITON_KERNELS = ("triton_xl_chunk", "triton_limit_chunk")
 TRITON, NATIVE = "chunkwise--triton_xl_chunk", "chunkwise--native_autograd"
 TRITON_CHUNK = 64  # events per chunk: the kernel's minimum for long sequences
 NATIVE_CHUNK = 40  # events per chunk: the fastest on a CPU
@@ -44,25 +47,36 @@ MIN_TRITON_WIDTH = 16  # of a head
 
 
 class PaddedKernel(nn.Module):
-    """Chunkwise mLSTM kernel of the package, chosen by device, for sequences of any length.
+    """Chunkwise mLSTM kernel of the package, for sequences of any length; ``kernel``, ``chunk`` as in xLSTM.Config.
 
-    The package's backend fixes the kernel at construction and takes multiples of the chunk only.
+    The package's backend fixes the kernel at construction and takes multiples of the chunk only. A Triton kernel runs
+    on a GPU; what was trained with it is also used on a CPU, with the native one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: str = AUTO, chunk: int | None = None) -> None:
         super().__init__()
-        self.on_cuda = TRITON if TRITON in get_available_mlstm_kernels() else NATIVE
+        available = get_available_mlstm_kernels()
+        self.on_cuda, self.on_cpu, self.chunk = TRITON if TRITON in available else NATIVE, NATIVE, chunk
+        if kernel != AUTO:
+            self.on_cuda = name = f"chunkwise--{kernel}"
+            if kernel in TRITON_KERNELS and torch.cuda.is_available() and name not in available:
+                raise ValueError(f"kernel is {kernel}, which this installation of mlstm_kernels lacks; set auto")
+            self.on_cpu = NATIVE if kernel in TRITON_KERNELS else name
+        self.needs_gpu = kernel in TRITON_KERNELS
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, **_: None) -> tuple[Tensor, None]:
         """Return outputs (B, H, T, Dv) and no state, of q, k (B, H, T, Dqk), v (B, H, T, Dv), i, f (B, H, T)."""
         T, device_type = q.shape[2], q.device.type
         is_wide = min(q.shape[-1], v.shape[-1]) >= MIN_TRITON_WIDTH
-        name = self.on_cuda if device_type == "cuda" and is_wide else NATIVE
-        chunk, length = triton_chunks(T) if name == TRITON else equal_chunks(T, NATIVE_CHUNK)
+        if self.needs_gpu and self.training and device_type == "cpu":
+            raise ValueError("kernel names a Triton kernel, which trains on a GPU only; set kernel: auto")
+        name = self.on_cpu if device_type == "cpu" else self.on_cuda if is_wide else NATIVE
+        uses_triton = "triton" in name
+        chunk, length = triton_chunks(T) if uses_triton else equal_chunks(T, self.chunk or NATIVE_CHUNK)
         q, k, v = (F.pad(x, (0, 0, 0, length - T)) for x in (q, k, v))
         i, f = (F.pad(x, (0, length - T)) for x in (i, f))
         kernel = get_mlstm_kernel(name)
-        if name == TRITON:
+        if uses_triton:
             autocast = torch.is_autocast_enabled(device_type)
             dtype = torch.get_autocast_dtype(device_type) if autocast else torch.float32
             return kernel(q, k, v, i, f, chunk_size=chunk, autocast_kernel_dtype=dtype)[:, :, :T], None
@@ -97,7 +111,7 @@ class MatrixBlock(mLSTMBlock):
                 step_kernel="native",
             )
         )
-        self.mlstm_layer.mlstm_backend = PaddedKernel()
+        self.mlstm_layer.mlstm_backend = PaddedKernel(config.kernel, config.chunk)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.zeros_(self.mlstm_layer.igate_preact.bias)
         with torch.no_grad():
@@ -127,7 +141,12 @@ class xLSTM(NextItem):
 
     @dataclass(frozen=True)
     class Config:
-        """``slstm_at``: indices, from 0, of sLSTM blocks among the ``layers``; the others are mLSTM."""
+        """``slstm_at``: indices, from 0, of sLSTM blocks among the ``layers``; the others are mLSTM.
+
+        ``kernel``: of the package's chunkwise mLSTM kernels, native_autograd, native_custbw (the gradient by hand), or
+        for a GPU triton_xl_chunk or triton_limit_chunk; auto is triton_xl_chunk where it runs, else native_autograd.
+        ``chunk``: events per chunk of a native kernel, by default about 40.
+        """
 
         dim: int = 64
         layers: int = 2
@@ -136,9 +155,14 @@ class xLSTM(NextItem):
         feed_forward: float = 2.667
         dropout: float = 0.2
         slstm_at: tuple[int, ...] = ()
+        kernel: str = AUTO
+        chunk: int | None = None
 
         def __post_init__(self) -> None:
             object.__setattr__(self, "slstm_at", tuple(self.slstm_at))  # conf gives a list
+            check_choices(self, kernel=(AUTO, *NATIVE_KERNELS, *TRITON_KERNELS))
+            if self.chunk is not None and self.chunk < 1:
+                raise ValueError(f"chunk is {self.chunk}; it is a number of events, at least 1, or null")
             for width in (self.dim, int(self.dim * self.qk_dim_factor)):
                 if width < 1 or width % self.heads:
                     settings = f"dim {self.dim}, qk_dim_factor {self.qk_dim_factor}"

@@ -24,7 +24,8 @@ from recpipe.data.interactions import ingest
 Row = dict[str, Any]
 Rows = list[Row]
 TYPES = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()}
-SCHEMA = pa.schema(TYPES | {"rating": pa.float64(), "order": pa.int64()})
+SCHEMA = pa.schema(TYPES | {"rating": pa.float64(), "event": pa.string(), "order": pa.int64()})
+EVENTS = ("view", "view", "cart", "it's")
 
 
 def random_log(seed: int, *, rows: int = 300, untimed: float = 0.1) -> Rows:
@@ -41,6 +42,7 @@ def random_log(seed: int, *, rows: int = 300, untimed: float = 0.1) -> Rows:
                 if timed
                 else None,
                 "rating": draw.choice([1.0, 2.0, 2.5, 4.0, 5.0, None]),
+                "event": EVENTS[order * 7 % 4],
                 "order": order,
             }
         )
@@ -118,9 +120,14 @@ def first_share(group: Rows, share: float, key: Callable[[Row], Any]) -> Rows:
     return sorted(group, key=key)[: max(1, math.floor(len(group) * share + 0.5))]
 
 
+CONDITIONS: dict[str, Callable[[Row], bool]] = {
+    "rating >= 2.5": lambda r: r["rating"] is not None and r["rating"] >= 2.5,
+    "event in ['cart', \"it's\"] or rating is null": lambda r: r["event"] != "view" or r["rating"] is None,
+}
 ORACLES: dict[str, Callable[..., Rows]] = {
     "duplicates": duplicates,
     "min_rating": lambda rows, at_least: [r for r in rows if r["rating"] is not None and r["rating"] >= at_least],
+    "where": lambda rows, condition: [r for r in rows if CONDITIONS[condition](r)],
     "min_events": lambda rows, users: [r for g in groups(rows, "user_id") if len(g) >= users for r in g],
     "k_core": k_core,
     "last": lambda rows, k: cap_per_user(rows, n=k),
@@ -139,6 +146,7 @@ STEPS: list[dict[str, Any]] = [
     {"step": "duplicates", "keep": "none"},
     {"step": "duplicates", "keep": "last", "by": ["user_id", "timestamp"]},
     {"step": "min_rating", "at_least": 2.5},
+    *({"step": "where", "condition": condition} for condition in CONDITIONS),
     {"step": "min_events", "users": 8},
     {"step": "k_core", "users": 5, "items": 8},
     {"step": "k_core", "items": 9},
@@ -290,6 +298,14 @@ def test_time_window_takes_dates_as_utc(duckdb_engine: Any) -> None:
         ({"step": "time_window", "start": 9, "end": 9}, "start 9 is not before end 9"),
         ({"step": "time_window"}, "give start, end or both"),
         ({"step": "k_core"}, "give users, items or both"),
+        ({"step": "where", "condition": "rating = 4"}, "where: condition is 'rating = 4': .*position 8"),
+        ({"step": "where", "condition": "stars > 4"}, "no column 'stars', only user_id, .*extra_columns"),
+        ({"step": "weights", "events": {"view": 1}}, r"no weight for the event types 'cart' \(\d+ rows\), \"it's\""),
+        ({"step": "weights", "events": {"view": -1}}, "events.view: .*greater than or equal to 0, not -1"),
+        ({"step": "weights", "events": {}}, "events: .*at least 1 item"),
+        ({"step": "sessions", "gap": "soon"}, "gap is 'soon': give seconds or a number with a unit, as in 30m"),
+        ({"step": "sessions", "gap": "0m"}, "gap is '0m'"),
+        ({"step": "sessions", "gap": "30m"}, "sessions: 2 events have no timestamp"),
         ({"step": "duplicates", "by": ["item"]}, "choose from the columns"),
         ({"step": "stratified", "share": 0.5, "by": "country", "seed": 1}, "by is one of .*user_activity"),
         ({"step": "stratified", "share": 0.5, "by": "rating", "seed": 1, "of": "users"}, "goes with user_activity"),
@@ -318,6 +334,46 @@ def test_repeated_orders_are_refused(duckdb_engine: Any) -> None:
         sampled(duckdb_engine, [row, row, row], [{"step": "last", "k": 2}])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_event_types_multiply_weights(duckdb_engine: Any, weighted: bool) -> None:
+    rows = random_log(5, rows=50)
+    columns: Row = {"weight": pa.array([None if n % 5 == 0 else n / 2 for n in range(50)], pa.float64())}
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    if weighted:
+        table = table.append_column("weight", columns["weight"])
+    log = RawTables(duckdb_engine.create_table(f"weights_{weighted}", table))
+    step = {"step": "weights", "events": {"view": 0.25, "cart": 3, "absent": 1}, "other": 0}
+    got = ingest(log, [step]).interactions.to_pyarrow().to_pylist()
+    factors = {"view": 0.25, "cart": 3.0, "it's": 0.0}
+    expected = [
+        factors[row["event"]] * (1.0 if not weighted or weight is None else weight)
+        for row, weight in zip(rows, columns["weight"].to_pylist(), strict=True)
+    ]
+    assert [row["weight"] for row in got] == expected
+
+
+@pytest.mark.parametrize(("gap", "seconds"), [("30m", 1800), ("2h", 7200), (600, 600), ("1d", 86_400)])
+def test_users_are_cut_into_sessions_at_long_pauses(duckdb_engine: Any, gap: Any, seconds: int) -> None:
+    rows = random_log(6, untimed=0.0)
+    expected = {}
+    for user in groups(rows, "user_id"):
+        number, before = 0, -(10**9)
+        for row in sorted(user, key=when):
+            number += row["timestamp"] - before > seconds or not number
+            before = row["timestamp"]
+            expected[row["order"]] = f"{row['user_id']}#{number}"
+    users = pa.table({"user_id": sorted({row["user_id"] for row in rows}), "age": range(len(groups(rows, "user_id")))})
+    log = RawTables(raw(duckdb_engine, rows).interactions, users=duckdb_engine.create_table(f"users_{seconds}", users))
+    done = ingest(log, [{"step": "sessions", "gap": gap}])
+    got = done.interactions.to_pyarrow()
+    assert got.column_names == SCHEMA.names
+    assert dict(zip(got["order"].to_pylist(), got["user_id"].to_pylist(), strict=True)) == expected
+    ages = dict(zip(*users.to_pydict().values(), strict=True))
+    profiles = done.users.to_pyarrow().to_pylist()
+    assert [row["user_id"] for row in profiles] == sorted(set(expected.values()))
+    assert all(row["age"] == ages[row["user_id"].rpartition("#")[0]] for row in profiles)
+
+
 # Spark ---------------------------------------------------------------------------------------------------------------
 
 CHAINS = [
@@ -336,6 +392,13 @@ CHAINS = [
         {"step": "stratified", "share": 0.7, "by": "rating", "seed": 2},
         {"step": "systematic", "every": 2},
         {"step": "min_rating", "at_least": 2},
+    ],
+    [
+        {"step": "time_window", "start": 1_500_000_001},
+        {"step": "where", "condition": "rating > 1 or event in ['cart', 'x']"},
+        {"step": "weights", "events": {"view": 0.5}, "other": 2},
+        {"step": "sessions", "gap": "20m"},
+        {"step": "last", "k": 3},
     ],
 ]
 
@@ -357,7 +420,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", CHAINS, ids=["users", "rows"])
+@pytest.mark.parametrize("steps", CHAINS, ids=["users", "rows", "events"])
 def test_spark_writes_the_same_parquet(
     duckdb_engine: Any, spark: dict[str, Any], tmp_path: Path, steps: list[dict[str, Any]]
 ) -> None:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LATEST = 10**11  # seconds: the year 5138. Today in milliseconds is 1.7 × 10¹²
 POLICIES = ("quarantine", "drop", "fail")
+COLUMNS = ("user_id", "item_id", "timestamp", "rating", "weight", "event", "order")  # without those for steps only
 COUNTS = ("rows", "users", "items", "first_timestamp", "last_timestamp", "events_min")
 STEP_TABLE = pa.schema(  # detail is JSON; events_* are statistics of events per user
     [("step", pa.int32()), ("name", pa.string()), ("detail", pa.string())]
@@ -62,11 +63,11 @@ def ingest(
     log, quarantine, rows = _without_bad_rows(raw.interactions, bad_rows)
     log, step_rows = sampling.apply(log, steps, rows[-1])
     return Ingested(
-        interactions=log.rows.order_by("order"),
+        interactions=log.rows.select([name for name in log.rows.columns if name in COLUMNS]).order_by("order"),
         quarantine=quarantine,
         steps=pa.Table.from_pylist(rows + step_rows, schema=STEP_TABLE),
         items=_one_row_per_id(log.items.select("item_id"), raw.items, title="title"),
-        users=_one_row_per_id(log.users.select("user_id"), raw.users),
+        users=_users(log, raw.users),
     )
 
 
@@ -164,6 +165,16 @@ def _examples(bad: ir.Table, reasons: str) -> str:
         examples.append(f"row {row['order']}: {values}: {row['reason']}")
     advice = " Give the unit of the timestamps under `options` of the data set's conf."
     return f"The first: {' | '.join(examples)}.{advice if 'looks like' in reasons else ''}"
+
+
+def _users(log: EventLog, table: ir.Table | None) -> ir.Table:
+    """Select one row of ``table`` per user of the log; a session has the row of its user."""
+    if table is None or "owner" not in log.rows.columns:
+        return _one_row_per_id(log.users.select("user_id"), table)
+    sessions = log.rows.select("user_id", "owner").distinct()
+    columns = [name for name in table.columns if name != "user_id"]
+    owners = table.rename(owner="user_id")
+    return sessions.left_join(owners, "owner").select("user_id", *columns).order_by("user_id")
 
 
 def _one_row_per_id(ids: ir.Table, table: ir.Table | None, title: str | None = None) -> ir.Table:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal, get_type_hints
 
 import ibis
 import ibis.expr.types as ir
-from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, ValidationError, create_model
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, StrictInt, ValidationError, create_model
 
 from recpipe.config import check_known
+from recpipe.data.conditions import Condition, as_number, condition_expression
 from recpipe.data.event_log import (
     EventLog,
     at_or_beyond,
@@ -34,6 +36,24 @@ logger = logging.getLogger(__name__)
 Steps = Sequence[Mapping[str, Any]]
 Share = Annotated[float, Field(gt=0, le=1)]
 SampleUnit = Literal["rows", "users"]
+TypeWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _duration(gap: object) -> int:
+    """Parse seconds, or a number with a unit, as 30m. Raises ValueError."""
+    match = re.fullmatch(r"(\d+) ?([smhd]?)", str(gap))
+    seconds = int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]] if match else 0
+    if isinstance(gap, bool) or seconds < 1:
+        raise ValueError("give seconds or a number with a unit, as in 30m, 2h or 1d")
+    return seconds
+
+
+def _with_text_keys(values: object) -> object:
+    return {str(key): value for key, value in values.items()} if isinstance(values, Mapping) else values
+
+
+Gap = Annotated[int, BeforeValidator(_duration)]
+TypeWeights = Annotated[dict[str, TypeWeight], Field(min_length=1), BeforeValidator(_with_text_keys)]
 PARTS = 64  # time spans into which a long history is divided, see `_nth_events`
 
 
@@ -72,10 +92,16 @@ def check(steps: Steps) -> list[tuple[str, dict[str, Any]]]:
         try:
             values = model(**arguments)
         except ValidationError as error:
-            wrong = "; ".join(f"{e['loc'][0]}: {e['msg']}, not {e['input']!r}" for e in error.errors())
+            wrong = "; ".join(_error(e) for e in error.errors())
             raise ValueError(f"step {name}: {wrong}. It takes {', '.join(model.model_fields)}") from None
         checked.append((name, {key: getattr(values, key) for key in arguments}))
     return checked
+
+
+def _error(error: Mapping[str, Any]) -> str:
+    if error["type"] == "value_error":  # of a function above, with the value
+        return f"{error['loc'][0]} is {error['input']!r}: {error['ctx']['error']}"
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}, not {error['input']!r}"
 
 
 # Filters -----------------------------------------------------------------------------------------------------------
@@ -96,6 +122,24 @@ def duplicates(
     window = ibis.window(group_by=by, order_by=order if keep == "first" else [key.desc() for key in order])
     rows = rows.mutate(earlier=ibis.row_number().over(window))
     return EventLog.of(materialize(rows.filter(rows.earlier == 0).drop("earlier")))
+
+
+def where(log: EventLog, *, condition: Condition) -> EventLog:
+    """Keep events for which ``condition`` is true: ``quantity > 0 and event in ['cart', 'purchase']``.
+
+    A comparison with a missing value, or of text that is no number with a number, is not true.
+    """
+    rows = log.rows
+    expression, as_numbers = condition_expression(condition, rows)
+    for name in as_numbers:
+        other = rows.filter(rows[name].notnull() & as_number(rows[name]).isnull())
+        found = single_row(other.aggregate(rows=other.count(), example=other[name].min()))
+        if found["rows"]:
+            logger.warning(
+                "where: %s rows have a %s that is no number, such as %r; they do not match",
+                f"{found['rows']:,}", name, found["example"],
+            )  # fmt: skip
+    return EventLog.of(rows.filter(expression))
 
 
 def min_rating(log: EventLog, *, at_least: float) -> EventLog:
@@ -156,6 +200,53 @@ def k_core(log: EventLog, *, users: PositiveInt = 1, items: PositiveInt = 1) -> 
 
 def _n_rows(table: ir.Table) -> int:
     return int(single_row(table.aggregate(rows=table.count()))["rows"])
+
+
+# Weights and sessions ------------------------------------------------------------------------------------------------
+
+
+def weights(log: EventLog, *, events: TypeWeights, other: TypeWeight | None = None) -> EventLog:
+    """Multiply the weight of every event, 1 without one, by that of its type; ``other`` is for types not in ``events``.
+
+    Raises ValueError for a type without a weight.
+    """
+    rows = log.rows
+    if "event" not in rows.columns:
+        raise ValueError("weights: the log has no column event; map one, `columns: {event: <name in the file>}`")
+    counts = rows.group_by("event").aggregate(rows=rows.count()).order_by(ibis.desc("rows"), "event")
+    types = {str(row["event"]): row["rows"] for row in counts.to_pyarrow().to_pylist()}
+    if other is None and (unknown := [f"{name!r} ({n:,} rows)" for name, n in types.items() if name not in events]):
+        raise ValueError(
+            f"weights: no weight for the event types {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}; add "
+            "them to `events`, or `other: 0` for all other types"
+        )
+    if absent := [name for name in events if name not in types]:
+        logger.warning("weights: no event has the type %s; the log has %s", ", ".join(absent), ", ".join(types))
+    factor = ibis.cases(*((rows.event == name, float(value)) for name, value in events.items()), else_=other or 0.0)
+    factor = factor.cast("float64")  # Spark's constants are decimals
+    weight = rows.weight.fill_null(1.0) * factor if "weight" in rows.columns else factor
+    return EventLog.of(rows.mutate(weight=weight))
+
+
+def sessions(log: EventLog, *, gap: Gap) -> EventLog:
+    """Cut every user into sessions at pauses longer than ``gap``: seconds, or 30m, 2h, 1d.
+
+    The user ids of the sessions are ``user#1``, ``user#2``, … in order of time; users of the users file are joined to
+    all of their sessions.
+    """
+    rows = log.rows
+    if untimed := single_row(rows.aggregate(rows=rows.timestamp.isnull().sum()))["rows"]:
+        raise ValueError(f"sessions: {untimed:,} events have no timestamp; map one, or drop them by time_window")
+    order = [rows.timestamp, rows.order]
+    pause = rows.timestamp - rows.timestamp.lag().over(ibis.window(group_by="user_id", order_by=order))
+    rows = rows.mutate(
+        begins=ibis.ifelse(pause > gap, 1, 0), owner=rows["owner" if "owner" in rows.columns else "user_id"]
+    )
+    number = rows.begins.sum().over(
+        ibis.window(group_by="user_id", order_by=[rows.timestamp, rows.order], rows=(None, 0))
+    )
+    rows = rows.mutate(user_id=rows.user_id + "#" + (number + 1).cast("string"))
+    return EventLog.of(materialize(rows.drop("begins")))
 
 
 # Caps on histories -------------------------------------------------------------------------------------------------
@@ -296,7 +387,7 @@ def hash_below(text: ir.StringValue, share: float) -> ir.BooleanValue:
 
 
 STEP_FUNCTIONS: tuple[Callable[..., EventLog], ...] = (
-    duplicates, min_rating, min_events, k_core, time_window, last, cap_per_user, hash_users, random_rows, stratified,
-    systematic,
+    duplicates, where, min_rating, min_events, k_core, time_window, weights, sessions, last, cap_per_user, hash_users,
+    random_rows, stratified, systematic,
 )  # fmt: skip
 STEPS = {step.__name__: step for step in STEP_FUNCTIONS}

@@ -194,3 +194,44 @@ def test_real_amazon_beauty(shared: Path, reading: Reading) -> None:
     assert [row["pos"] for row in raw if row["user_id"] == 17] == [
         row["order"] for row in rows(log) if row["user_id"] == "17"
     ]
+
+
+def test_event_types_sessions_and_extra_columns_are_read(tmp_path: Path, reading: Reading, con: Backend) -> None:
+    table = pa.table(
+        {
+            "u": ["a", "a#1", "a", " "], "s": ["1", "2", "1#2", "3"], "i": ["x", "y", "z", "w"],
+            "type": [" view", "cart", None, "view"], "qty": [1.5, float("nan"), 2.0, 1.0], "note": ["1", "b", "c", "d"],
+        }
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "log.parquet")
+    options = {
+        "columns": {"user_id": "u", "session_id": "s", "item_id": "i", "event": "type"},
+        "extra_columns": {"quantity": "qty", "remark": "note"},
+    }
+    log = rows(reading("files", options, interactions=tmp_path / "log.parquet").interactions)
+    assert [row["user_id"] for row in log] == ["a#1", "a#1#2", "a#1%232", None]
+    assert [row["owner"] for row in log] == ["a", "a#1", "a", None]
+    assert [row["event"] for row in log] == ["view", "cart", None, "view"]
+    assert [row["problem"] for row in log] == [None, None, "event is empty", None]
+    assert [row["quantity"] for row in log] == [1.5, None, 2.0, 1.0] and log[0]["remark"] == "1"
+    alone = {"columns": {"session_id": "s", "item_id": "i"}}
+    log = rows(reading("files", alone, interactions=tmp_path / "log.parquet").interactions)
+    assert [row["user_id"] for row in log] == ["1", "2", "1#2", "3"] and "owner" not in log[0]
+    for extra, message in (
+        ({"rating": "qty"}, "a name of the log itself"),
+        ({"n": "no"}, "no column 'no'.*`extra_col"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reading("files", options | {"extra_columns": extra}, interactions=tmp_path / "log.parquet")
+
+
+def test_a_row_with_a_sequence_may_be_a_session_and_have_event_types(tmp_path: Path, read_log: ReadLog) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text('visit,items,types\nv1,"3 9","view cart"\nv2,4,view\n')
+    options = {"columns": {"session_id": "visit", "item_id": "items", "event": "types"}, "sequence_per_row": True}
+    log = [(row["user_id"], row["item_id"], row["event"]) for row in read_log(options, path)]
+    assert log == [("v1", "3", "view"), ("v1", "9", "cart"), ("v2", "4", "view")]
+    with pytest.raises(ValueError, match="user_id or session_id, not both"):
+        read_log(options | {"columns": options["columns"] | {"user_id": "visit"}}, path)
+    with pytest.raises(ValueError, match="extra_columns do not go with sequence_per_row"):
+        read_log(options | {"extra_columns": {"a": "visit"}}, path)

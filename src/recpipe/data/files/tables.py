@@ -29,8 +29,9 @@ class RawTables:
     """Lazy tables of a raw log.
 
     interactions: user_id, item_id string; timestamp int64 seconds UTC, null where the source has only an order;
-    order int64, the position in the source; rating, weight float64 where the source has them; problem string, null for
-    a good row. items, users: one row per id.
+    order int64, the position in the source; problem string, null for a good row. Where the source has them: rating,
+    weight float64; event string, the type of the event; owner string, the user of a session; columns for steps only.
+    items, users: one row per id.
     """
 
     interactions: ibis.Table
@@ -64,12 +65,16 @@ class LogColumns:
     unit: str = "s"
     numbers: Mapping[str, str] = field(default_factory=dict)  # rating and weight
     order: str | None = None  # by default the row number
+    event: str | None = None  # type of the event
+    extra: Mapping[str, str] = field(default_factory=dict)  # further columns, for the steps
     problems: Sequence[str] = ()  # CASE arms of the reader, evaluated before the general ones
 
 
 def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ibis.Table:
     """Parse the log once into a temporary table with the columns of ``RawTables.interactions``."""
     values = "".join(f", TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in columns.numbers.items())
+    values += f", {columns.event} AS event" if columns.event else ""
+    values += "".join(f", {sql} AS {identifier(name)}" for name, sql in columns.extra.items())
     position = f", {_integer(columns.order)} AS position" if columns.order else ""
     time = _timestamp_seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
     select = f"""
@@ -133,6 +138,8 @@ def _problem(source: Source, columns: LogColumns) -> str:
     for name, sql in columns.numbers.items():
         finite = f"coalesce(isfinite(TRY_CAST({sql} AS DOUBLE)), false)"
         arms.append(f"WHEN {sql} IS NOT NULL AND NOT {finite} THEN {reason_with_value(f'{name} not a number', sql)}")
+    if columns.event:
+        arms.append(f"WHEN coalesce(trim({columns.event}), '') = '' THEN 'event is empty'")
     if columns.order:
         text = f"CAST({columns.order} AS VARCHAR)"
         arms.append(f"WHEN {columns.order} IS NULL OR {text} = '' THEN 'order is empty'")

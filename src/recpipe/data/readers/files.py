@@ -33,9 +33,10 @@ FORMATS = {
     ".csv": "csv", ".txt": "csv", ".dat": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
     ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
 }  # fmt: skip
-LOG_COLUMNS = ("user_id", "item_id", "timestamp", "rating", "weight", "order")
+LOG_COLUMNS = ("user_id", "session_id", "item_id", "timestamp", "rating", "weight", "event", "order")
 COLUMNS_HINT = ". Change `columns` in the options of the data set"
-SEQUENCE_COLUMNS = ("item_id", "timestamp", "rating", "weight")  # may contain one value per event
+WIDE_INTEGERS = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT", "UHUGEINT")
+SEQUENCE_COLUMNS = ("item_id", "timestamp", "rating", "weight", "event")  # may contain one value per event
 
 # Regular expressions of a text list with quoted values
 QUOTES = """["']"""
@@ -62,6 +63,7 @@ class Options(TableOptions):
     """Options of the log, and of an items file and a users file."""
 
     timestamp: str = "s"
+    extra_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # for the steps, by name
     sequence_per_row: bool | Mapping[str, Any] = False
     items: Mapping[str, Any] | None = None
     users: Mapping[str, Any] | None = None
@@ -83,21 +85,62 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
     if options.sequence_per_row:
         mapping = mapping or {"user_id": "user_id", "item_id": "items"}
         source.check_columns(mapping.values(), COLUMNS_HINT)
+        mapping = _session_per_row(mapping, options)
         arguments = options.sequence_per_row if isinstance(options.sequence_per_row, Mapping) else {}
         source, mapping = explode_sequences(source, mapping, **arguments)
     for name in ("user_id", "item_id"):
-        if name not in mapping:
+        if name not in mapping and not (name == "user_id" and "session_id" in mapping):
             raise ValueError(f"no column is mapped to {name}: set `columns: {{{name}: <name in the file>}}`")
     source.check_columns(mapping.values(), COLUMNS_HINT)
     unit = options.timestamp
     if "timestamp" in mapping and source.types[mapping["timestamp"]].startswith(("TIMESTAMP", "DATE")):
         unit = TYPED
     sql = {name: identifier(column) for name, column in mapping.items()}
+    source.check_columns(options.extra_columns.values(), ". Change `extra_columns` in the options of the data set")
+    user, extra = _sequence_id(mapping, source)
+    extra |= {name: _extra_column(name, column, source) for name, column in options.extra_columns.items()}
     columns = LogColumns(
-        _id_text(mapping["user_id"], source), _id_text(mapping["item_id"], source), sql.get("timestamp"), unit,
+        user, _id_text(mapping["item_id"], source), sql.get("timestamp"), unit,
         numbers={name: sql[name] for name in ("rating", "weight") if name in sql}, order=sql.get("order"),
+        event=f"trim({_id_text(mapping['event'], source)})" if "event" in mapping else None, extra=extra,
     )  # fmt: skip
     return create_log(con, source, columns)
+
+
+def _session_per_row(mapping: Mapping[str, str], options: Options) -> dict[str, str]:
+    """Name every row with a sequence by its session. Raises ValueError for columns that such rows cannot have."""
+    if options.extra_columns:
+        raise ValueError("extra_columns do not go with sequence_per_row: leave one of the two out")
+    if "session_id" not in mapping:
+        return dict(mapping)
+    if "user_id" in mapping:
+        raise ValueError("with sequence_per_row a row is a user or a session: map user_id or session_id, not both")
+    return {"user_id" if name == "session_id" else name: column for name, column in mapping.items()}
+
+
+def _sequence_id(mapping: Mapping[str, str], source: Source) -> tuple[str, dict[str, str]]:
+    """Return SQL of the id of an event's sequence, and of the user as ``owner`` where it has a session as well.
+
+    The sequence is the user, the session, or, with both, ``user#session``, where the last ``#`` separates them.
+    """
+    ids = [_id_text(mapping[name], source) for name in ("user_id", "session_id") if name in mapping]
+    if len(ids) == 1:
+        return ids[0], {}
+    user, session = (f"nullif(trim({sql}), '')" for sql in ids)
+    return f"{user} || '#' || replace(replace({session}, '%', '%25'), '#', '%23')", {"owner": user}
+
+
+def _extra_column(name: str, column: str, source: Source) -> str:
+    """Return SQL of a column for the steps: integers, finite doubles, booleans, or text."""
+    if name in (*LOG_COLUMNS, "owner", "problem"):
+        raise ValueError(f"extra_columns has {name!r}, a name of the log itself: map it under `columns`, or rename it")
+    sql, kind = identifier(column), source.types[column]
+    if kind in ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT"):
+        return sql
+    if kind in ("FLOAT", "DOUBLE", *WIDE_INTEGERS) or kind.startswith("DECIMAL"):
+        number = f"CAST({sql} AS DOUBLE)"  # DuckDB 2.0.0 folds isnan to false by the statistics of a Parquet file
+        return f"CASE WHEN isfinite({number}) THEN {number} END"
+    return f"CAST({sql} AS VARCHAR)"
 
 
 def _entities(

@@ -222,8 +222,11 @@ def weights(log: EventLog, *, events: TypeWeights, other: TypeWeight | None = No
         )
     if absent := [name for name in events if name not in types]:
         logger.warning("weights: no event has the type %s; the log has %s", ", ".join(absent), ", ".join(types))
-    factor = ibis.cases(*((rows.event == name, float(value)) for name, value in events.items()), else_=other or 0.0)
-    factor = factor.cast("float64")  # Spark's constants are decimals
+
+    def double(value: float) -> ir.FloatingValue:  # Spark's constants are decimals
+        return ibis.literal(repr(value)).cast("float64")
+
+    factor = ibis.cases(*((rows.event == name, double(w)) for name, w in events.items()), else_=double(other or 0.0))
     weight = rows.weight.fill_null(1.0) * factor if "weight" in rows.columns else factor
     return EventLog.of(rows.mutate(weight=weight))
 

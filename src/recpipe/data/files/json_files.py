@@ -1,100 +1,99 @@
-"""JSON lines and lines of Python literals (parsed without evaluation) as sources."""
+"""JSON as a source: lines, arrays, objects one after another; plain or compressed."""
 
 from __future__ import annotations
 
-import ast
-import gzip
 import io
 import json
 import logging
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import BinaryIO
 
 import ibis
+import pyarrow as pa
 
 from recpipe.data.files.tables import (
     Source,
-    column_types,
     errors_with_file,
     file_list,
     identifier,
     literal,
+    literals,
     path_summary,
     reason_with_value,
 )
-from recpipe.progress import BYTES, progress
+from recpipe.data.files.text_files import readable_paths, temporary_folder
 
 logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 16 << 20  # far above any review or product
-SAMPLE_LINES = 100
+MAX_KEYS = 1000  # columns of a table; more keys are ids rather than names
+HEAD_BYTES = 1 << 20  # by which the layout of a file is recognised
+SAMPLE_LINES = 1000
 INVALID = "_unread"  # key of a record that stands for a line without a literal; its value is the line's beginning
+ADVICE = "Write one record per line, with pandas `to_json(path, orient='records', lines=True)`"
+NESTED_RECORDS = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(\[\s*\{|\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[^\s\[{])')
 
 
-def typed_json_source(con: ibis.BaseBackend, paths: Sequence[str]) -> Source:
-    """Create a source of JSON lines with all columns as text: types of the first records would lose later values."""
+def typed_json_source(
+    con: ibis.BaseBackend, paths: Sequence[str], *, requested: Sequence[str] = (), encoding: str = "utf-8"
+) -> Source:
+    """Create a source of all keys, whatever the record that they first stand in: text, lists of text, or JSON.
+
+    Scalars are text, the same whatever their JSON type: 1, 1.0 and "1" are one value. Keys with objects, nested lists,
+    lists beside scalars, or numbers that JSON does not hold exactly are of type JSON. requested: keys that are columns
+    in any case, where others differ from them only in case or keys are too many. Raises ValueError for files that
+    hold no records.
+    """
     where = path_summary(paths)
-    layout = f"{file_list(paths)}, format = 'newline_delimited', hive_partitioning = false, ignore_errors = true"
-    types = column_types(con, f"read_json({layout}, union_by_name = true)", where=where)
-    for name, kind in types.items():
-        if not kind.startswith(("STRUCT", "MAP", "JSON")):
-            types[name] = "VARCHAR" + "[]" * kind.count("[]")
-    columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items())
-    empty = " AND ".join(f"{identifier(name)} IS NULL" for name in types)
-    problem = f"CASE WHEN {empty} THEN 'not a JSON object' END"
-    return Source(f"read_json({layout}, columns = {{{columns}}})", types, where, problem=problem)
+    paths = readable_paths(con, paths, encoding=encoding)
+    records, hint = _records(paths), _layout_hint(paths[0], where)
+    try:
+        kinds = _json_types(con, records, requested, where)
+    except ValueError as error:
+        if "maximum_object_size" not in str(error):
+            raise
+        records = _records(_short_lines(con, paths))
+        kinds = _json_types(con, records, requested, where)
+    types = _column_types(con, records, kinds, where)
+    values = [f"{_value(place, kinds[key], types[key])} AS {identifier(key)}" for place, key in enumerate(types, 1)]
+    return _source(records, list(types), values, types, where)._replace(hint=hint)
 
 
 def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
-    """Create a source with a JSON column per key. Raises ValueError for a required key that no first record has."""
+    """Create a source with a JSON column per key. Raises ValueError for a required key that no record has."""
     where = path_summary(paths)
-    layout = (
-        "format = 'newline_delimited', hive_partitioning = false, ignore_errors = true, "
-        f"maximum_object_size = {MAX_LINE_BYTES}"
-    )
+    records = _records(readable_paths(con, paths))
+    objects = f"FROM {records} WHERE json_type(json) = 'OBJECT'"
     if required:
-        records = f"read_json({file_list(paths[:1])}, {layout}, records = false, columns = {{'json': 'JSON'}})"
-        query = f"SELECT json_keys(json) FROM {records} WHERE json_type(json) = 'OBJECT' LIMIT {SAMPLE_LINES}"
         with errors_with_file(where):
-            sample = con.raw_sql(query).fetchall()
-        _check_keys(required, {key for row in sample for key in row[0] or ()}, where)
-    columns = ", ".join(f"{literal(key)}: 'JSON'" for key in keys)
-    empty = " AND ".join(f"{identifier(key)} IS NULL" for key in keys)
+            sample = con.raw_sql(f"SELECT json_keys(json) {objects} LIMIT {SAMPLE_LINES}").fetchall()
+            present = {key for row in sample for key in row[0]}
+            if not present.issuperset(required):
+                query = f"SELECT DISTINCT unnest(json_keys(json)) {objects} LIMIT {MAX_KEYS}"
+                present |= {key for (key,) in con.raw_sql(query).fetchall()}
+        check_keys(required, present, where)
+    values = [f"raw[{place}] AS {identifier(key)}" for place, key in enumerate(keys, 1)]
+    source = _source(records, keys, values, dict.fromkeys(keys, "JSON"), where)
+    empty = " AND ".join(f"{json_text(key)} IS NULL" for key in keys)
     invalid = json_text(INVALID) if INVALID in keys else "NULL"
     problem = (
         f"CASE WHEN {invalid} IS NOT NULL THEN {reason_with_value('not a Python literal', invalid)} "
         f"WHEN {empty} THEN 'not a JSON object with the columns expected' END"
     )
-    sql = f"read_json({file_list(paths)}, {layout}, columns = {{{columns}}})"
-    return Source(sql, dict.fromkeys(keys, "JSON"), where, problem=problem)
-
-
-@contextmanager
-def literal_source(
-    con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
-) -> Iterator[Source]:
-    """Create a ``json_source`` of Python literals through a temporary file, deleted when the context ends."""
-    with TemporaryDirectory(prefix="recpipe-") as folder:
-        converted = Path(folder) / "records.jsonl"
-        sample: set[str] = set()
-        with converted.open("w", encoding="utf-8") as out:
-            for number, record in enumerate(record for path in paths for record in _records(path)):
-                if number < SAMPLE_LINES:
-                    sample |= record.keys() - {INVALID}
-                values = {key: record[key] for key in (*keys, INVALID) if key in record}
-                out.write(json.dumps(values, default=str, skipkeys=True) + "\n")
-        _check_keys(required, sample, path_summary(paths))
-        source = json_source(con, [str(converted)], keys=[*keys, INVALID], required=())
-        yield source._replace(where=path_summary(paths))
+    return source._replace(problem=problem)
 
 
 def json_text(key: str) -> str:
     """Return SQL of a key's value as text."""
     return f"({identifier(key)} ->> '$')"
+
+
+def json_is_exact_scalar(key: str) -> str:
+    """Return SQL of whether a key's value is text, a boolean or a number that is exact; false for lists and objects."""
+    value = identifier(key)
+    return f"(json_type({value}) NOT IN ('ARRAY', 'OBJECT') AND NOT {_inexact(f'CAST({value} AS VARCHAR)')})"
 
 
 def json_words(key: str, *, separator: str = " ") -> str:
@@ -107,29 +106,95 @@ def json_words(key: str, *, separator: str = " ") -> str:
     )
 
 
-def _check_keys(required: Sequence[str], keys: set[str], where: str) -> None:
+# Records of files ---------------------------------------------------------------------------------------------------
+
+
+def _records(paths: Sequence[str]) -> str:
+    """Return SQL of a table of all records in order, with a column json, null for a line that is no JSON."""
+    parts = []
+    for layout, group in groupby(paths, key=_layout):
+        errors = ", ignore_errors = true" if layout == "newline_delimited" else ""
+        parts.append(
+            f"SELECT json FROM read_json({file_list(group)}, format = '{layout}', records = false, "
+            f"columns = {{'json': 'JSON'}}, hive_partitioning = false, maximum_object_size = {MAX_LINE_BYTES}{errors})"
+        )
+    return f"({' UNION ALL '.join(parts)})"
+
+
+def _head(path: str) -> str:
+    """Read the beginning of a file as text, without white space and byte order mark before its first record."""
+    try:
+        with pa.input_stream(path, compression="detect") as stream:
+            return stream.read(HEAD_BYTES).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")  # type: ignore[no-any-return]
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"cannot read {path}: {error}. It is cut short or is not what its name says") from error
+
+
+def _layout(path: str) -> str:
+    """Return DuckDB's name of a JSON file's layout."""
+    head = _head(path)
+    line, _, rest = head.partition("\n")
+    if _is_json(line) and (rest.strip() or not head.startswith("[")):
+        return "newline_delimited"
+    if re.match(r"\[\s*[\[{\]]", head):
+        return "array"
+    try:
+        _, end = json.JSONDecoder().raw_decode(head)
+    except (ValueError, RecursionError):
+        return "newline_delimited"
+    return "unstructured" if "\n" in head[:end].strip() else "newline_delimited"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _layout_hint(path: str, where: str) -> str:
+    """Return advice for a file that is one object with the records inside; raise ValueError for columns as records."""
+    head = _head(path)
+    try:
+        value, end = json.JSONDecoder().raw_decode(head)
+    except (ValueError, RecursionError):
+        nested = NESTED_RECORDS.match(head) if "\n" not in head or head[1:2] in "\r\n" else None
+        if nested is None:
+            return ""
+        value, end = {nested[1]: [{}] if nested[2].startswith("[") else {"0": 0}}, len(head)
+    if not isinstance(value, dict) or not value or head[end:].strip():
+        return ""
+    indices = [list(column) if isinstance(column, dict) else [] for column in value.values()]
+    if (indices[0] and indices.count(indices[0]) == len(indices)) or value.keys() >= {"columns", "data"}:
+        raise ValueError(f"{where} is one object of columns or rows, as pandas writes by default. {ADVICE}")
+    lists = [key for key, records in value.items() if isinstance(records, list) and isinstance([*records, 0][0], dict)]
+    return f". {where} is one object with records in its list {lists[0]!r}. {ADVICE}" if lists else ""
+
+
+def _short_lines(con: ibis.BaseBackend, paths: Sequence[str]) -> list[str]:
+    """Copy files of lines with overlong lines cut off, so that they are bad rows; the copies go with ``con``."""
+    folder = temporary_folder(con)
+    copies = []
+    for number, path in enumerate(paths):
+        copy = folder / f"{number}.jsonl"
+        copies.append(path if _layout(path) != "newline_delimited" else str(copy))
+        with pa.input_stream(path, compression="detect") as stream, copy.open("wb") as out:
+            for line in limited_lines(stream):
+                out.write(line if len(line) < MAX_LINE_BYTES else line[:60] + b"\n")
+    return copies
+
+
+def check_keys(required: Sequence[str], keys: set[str], where: str) -> None:
+    """Raise ValueError for a required key that is missing."""
     missing = [key for key in required if key not in keys]
     if missing:
-        present = ", ".join(sorted(map(str, keys))[:40]) or "no records in its first lines"
+        present = ", ".join(sorted(keys)[:40]) or "no records"
         raise ValueError(f"{where} has no {missing[0]!r}; found: {present}")
 
 
-def _records(path: str) -> Iterator[dict[str, Any]]:
-    """Yield the dictionaries of a file; a line without one gives ``{INVALID: its beginning}``."""
-    size = Path(path).stat().st_size
-    with open(path, "rb") as raw, progress(size, f"read {Path(path).name}", unit=BYTES) as bar:
-        stream: BinaryIO = gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore[assignment]  # noqa: SIM115
-        try:
-            for line in _limited_lines(stream):
-                bar.add(raw.tell() - bar.done)
-                if line.strip():
-                    yield _parse_literal(line)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"cannot read {path}: {error}. It is cut short or is not what its name says") from error
-
-
-def _limited_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines up to ``MAX_LINE_BYTES``; only the beginning of a longer one, which then is no literal."""
+def limited_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines up to ``MAX_LINE_BYTES``; only the beginning of a longer one."""
     buffered = io.BufferedReader(stream, 1 << 20)  # type: ignore[type-var]
     while line := buffered.readline(MAX_LINE_BYTES):
         beginning = line
@@ -138,10 +203,93 @@ def _limited_lines(stream: BinaryIO) -> Iterator[bytes]:
         yield beginning
 
 
-def _parse_literal(line: bytes) -> dict[str, Any]:
-    try:
-        value = ast.literal_eval(line.decode("utf-8").strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        logger.debug("not a literal: %s", error)
-        value = None
-    return value if isinstance(value, dict) else {INVALID: line[:60].decode("utf-8", "replace")}
+# Keys and types -----------------------------------------------------------------------------------------------------
+
+
+def _pointer(key: str) -> str:
+    return "/" + key.replace("~", "~0").replace("/", "~1")
+
+
+def _json_types(con: ibis.BaseBackend, records: str, requested: Sequence[str], where: str) -> dict[str, set[str]]:
+    """Return the JSON types of all keys' values, keys in the order of the first records."""
+    objects = f"FROM {records} WHERE json_type(json) = 'OBJECT'"
+    pairs = f"SELECT unnest(json_keys(json)) AS key, unnest(json_type(json, '$.*')) AS kind {objects}"
+    first = f"list_contains({literals(requested)}, key) DESC, " if requested else ""
+    with errors_with_file(where):
+        rows = con.raw_sql(
+            f"SELECT key, list(DISTINCT kind) FROM ({pairs}) WHERE key <> '' AND NOT contains(key, chr(0)) "
+            f"GROUP BY key ORDER BY {first}count(*) DESC, key LIMIT {MAX_KEYS + 1}"
+        ).fetchall()
+        sample = con.raw_sql(f"SELECT json_keys(json) {objects} LIMIT {SAMPLE_LINES}").fetchall()
+    if len(rows) > MAX_KEYS:
+        logger.warning("%s has more than %d keys: those in the fewest records are left out", where, MAX_KEYS)
+    kinds = {key: {*kinds} - {"NULL"} for key, kinds in rows[:MAX_KEYS]}
+    ordered = dict.fromkeys(key for row in sample for key in row[0] if key in kinds) | dict.fromkeys(sorted(kinds))
+    return {key: kinds[key] for key in _distinct(list(ordered), requested, where)}
+
+
+def _distinct(keys: Sequence[str], requested: Sequence[str], where: str) -> list[str]:
+    """Leave out keys that differ from another only in case, which SQL does not tell apart."""
+    by_name: dict[str, str] = {}
+    for key in sorted(keys, key=lambda key: key not in requested):
+        other = by_name.setdefault(key.lower(), key)
+        if other == key:
+            continue
+        if key in requested:
+            raise ValueError(
+                f"{where} has the keys {other!r} and {key!r}, which differ only in case: rename one of them"
+            )
+        logger.warning("%s: the key %r is left out, it differs from %r only in case", where, key, other)
+    return [key for key in keys if by_name[key.lower()] == key]
+
+
+def _column_types(con: ibis.BaseBackend, records: str, kinds: Mapping[str, set[str]], where: str) -> dict[str, str]:
+    """Return VARCHAR, VARCHAR[] or JSON per key, by a second look at lists and at floating-point numbers."""
+    types = {key: "VARCHAR" if not kind & {"ARRAY", "OBJECT"} else "JSON" for key, kind in kinds.items()}
+    flags = {}
+    for key, kind in kinds.items():
+        value = f"json_extract(json, {literal(_pointer(key))})"
+        if kind == {"ARRAY"}:
+            flags[key] = f"NOT list_has_any(json_type({value}, '$[*]'), ['ARRAY', 'OBJECT', 'DOUBLE'])", "VARCHAR[]"
+        elif "DOUBLE" in kind:
+            flags[key] = f"NOT {_inexact(f'CAST({value} AS VARCHAR)')}", types[key]
+    if flags:
+        tests = ", ".join(f"coalesce(bool_and({test}), true)" for test, _ in flags.values())
+        with errors_with_file(where):
+            passed = con.raw_sql(f"SELECT {tests} FROM {records} WHERE json_type(json) = 'OBJECT'").fetchall()[0]
+        for (key, (_, simple)), is_simple in zip(flags.items(), passed, strict=True):
+            types[key] = simple if is_simple else "JSON"
+    return types
+
+
+def _inexact(number: str) -> str:
+    """Return SQL of whether JSON text is a whole number written as a float, with too many digits for one."""
+    return f"(suffix({number}, '.0') AND abs(TRY_CAST({number} AS DOUBLE)) >= 9007199254740992)"
+
+
+def _value(place: int, kinds: set[str], column_type: str) -> str:
+    """Return SQL of the value of the key at a place of the lists ``raw`` (JSON) and ``text``, of one type per key."""
+    raw, text = f"CAST(raw[{place}] AS VARCHAR)", f"text[{place}]"
+    if column_type == "VARCHAR[]":
+        return f"CASE WHEN {text} IS NOT NULL THEN json_extract_string(raw[{place}], '$[*]') END"
+    whole = f"CASE {raw} WHEN '-0.0' THEN '0' ELSE {raw}[:-3] END"
+    if column_type == "JSON":
+        value = (
+            f"CASE WHEN suffix({raw}, '.0') AND NOT {_inexact(raw)} THEN CAST({whole} AS JSON) ELSE raw[{place}] END"
+        )
+        return f"CASE WHEN {text} IS NOT NULL THEN {value if 'DOUBLE' in kinds else f'raw[{place}]'} END"
+    return f"CASE WHEN suffix({raw}, '.0') THEN {whole} ELSE {text} END" if "DOUBLE" in kinds else text
+
+
+def _source(records: str, keys: Sequence[str], values: Sequence[str], types: Mapping[str, str], where: str) -> Source:
+    """Create a source of values, SQL over the lists ``raw`` (JSON) and ``text`` of the keys, with a hidden column."""
+    hidden = "_record"
+    while hidden in map(str.lower, types):
+        hidden += "_"
+    pointers = literals(map(_pointer, keys or [""]))
+    problem = "CASE WHEN json_type(json) IS DISTINCT FROM 'OBJECT' THEN 'not a JSON object' END"
+    sql = (
+        f"(SELECT {', '.join([*values, f'{problem} AS {hidden}'])} FROM (SELECT json, json_extract(json, {pointers}) "
+        f"AS raw, json_extract_string(json, {pointers}) AS text FROM {records}))"
+    )
+    return Source(sql, types, where, problem=hidden)

@@ -47,12 +47,15 @@ class Source(NamedTuple):
     where: str  # the file, for messages
     rejects: str | None = None  # DuckDB's table of rejected lines
     problem: str = "NULL"  # SQL of the reason why a row is not a record
+    hint: str = ""  # on the layout of the file, where a column is missing
 
     def check_columns(self, columns: Iterable[str], hint: str = "") -> None:
         """Raise ValueError for a column that the source does not have."""
         for column in columns:
             if column not in self.types:
-                raise ValueError(f"{self.where} has no column {column!r}; found: {', '.join(self.types)}{hint}")
+                raise ValueError(
+                    f"{self.where} has no column {column!r}; found: {', '.join(self.types)}{hint}{self.hint}"
+                )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import ibis
 
 from recpipe.config import check_known
-from recpipe.data.files.json_files import typed_json_source
+from recpipe.data.files.json_files import json_is_exact_scalar, json_text, json_words, typed_json_source
 from recpipe.data.files.parquet_files import parquet_source
 from recpipe.data.files.tables import (
     TYPED,
@@ -103,6 +103,7 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
         user, _id_text(mapping["item_id"], source), sql.get("timestamp"), unit,
         numbers={name: sql[name] for name in ("rating", "weight") if name in sql}, order=sql.get("order"),
         event=f"trim({_id_text(mapping['event'], source)})" if "event" in mapping else None, extra=extra,
+        problems=[arm for name in ("user_id", "session_id", "item_id") for arm in _json_id_checks(name, mapping, source)],
     )  # fmt: skip
     return create_log(con, source, columns)
 
@@ -140,7 +141,7 @@ def _extra_column(name: str, column: str, source: Source) -> str:
     if kind in ("FLOAT", "DOUBLE", *WIDE_INTEGERS) or kind.startswith("DECIMAL"):
         number = f"CAST({sql} AS DOUBLE)"  # DuckDB 2.0.0 folds isnan to false by the statistics of a Parquet file
         return f"CASE WHEN isfinite({number}) THEN {number} END"
-    return f"CAST({sql} AS VARCHAR)"
+    return json_text(column) if kind == "JSON" else f"CAST({sql} AS VARCHAR)"
 
 
 def _entities(
@@ -153,13 +154,17 @@ def _entities(
         check_known(name, allowed, what=f"option of a table of {key}s")
     options = TableOptions(**(values or {}))
     mapping = {key: key, **options.columns}
-    parts = {name: [column] if isinstance(column, str) else list(column) for name, column in mapping.items()}
+    parts = {name: _names(columns) for name, columns in mapping.items()}
     source = _source(options, paths, con)
     source.check_columns((column for columns in parts.values() for column in columns), COLUMNS_HINT)
     sql = {name: _joined_text(columns, source) for name, columns in parts.items()}
     sql[key] = _id_text(mapping[key], source)
     mapped = {column for column in mapping.values() if isinstance(column, str)} | mapping.keys()
-    others = {name: identifier(name) for name in source.types if name not in mapped}
+    others = {
+        name: _joined_text([name], source) if kind == "JSON" else identifier(name)
+        for name, kind in source.types.items()
+        if name not in mapped
+    }
     return create_entities(con, source, sql | others, key=key, log=log)
 
 
@@ -178,7 +183,9 @@ def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) 
             con, paths, delimiter=delimiter, columns=columns, encoding=options.encoding, quote=quote
         )
     if file_format == "jsonl":
-        return typed_json_source(con, paths)
+        requested = [column for columns in options.columns.values() for column in _names(columns)]
+        requested += getattr(options, "extra_columns", {}).values()
+        return typed_json_source(con, paths, requested=requested, encoding=options.encoding)
     if file_format != "parquet":
         raise ValueError(f"unknown format {file_format!r}: csv, tsv, parquet, jsonl or lines")
     return parquet_source(con, paths)
@@ -197,13 +204,33 @@ def _id_text(column: str, source: Source) -> str:
     if source.types[column] in ("DOUBLE", "FLOAT"):
         integer = f"CAST(CAST({sql} AS HUGEINT) AS VARCHAR)"
         return f"CASE WHEN {sql} = floor({sql}) THEN {integer} ELSE CAST({sql} AS VARCHAR) END"
+    if source.types[column] == "JSON":
+        return f"CASE WHEN {json_is_exact_scalar(column)} THEN {json_text(column)} END"
     return f"CAST({sql} AS VARCHAR)"
+
+
+def _json_id_checks(name: str, mapping: Mapping[str, str], source: Source) -> list[str]:
+    """Return CASE arms for a list, an object and a number that is not exact in place of an id."""
+    column = mapping.get(name, "")
+    if source.types.get(column) != "JSON":
+        return []
+    reason = reason_with_value(f"{name} is a list, an object or a number that is not exact", identifier(column))
+    return [f"WHEN NOT {json_is_exact_scalar(column)} THEN {reason}"]
+
+
+def _names(columns: str | Sequence[str] | None) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns or ())
 
 
 def _joined_text(columns: Sequence[str], source: Source) -> str:
     """Return SQL of columns joined to one text, lists flattened."""
     parts = []
     for column in columns:
+        if source.types[column] == "JSON":
+            list_text = json_words(column, separator=", ")
+            is_list = f"json_type({identifier(column)}) = 'ARRAY'"
+            parts.append(f"CASE WHEN {is_list} THEN {list_text} ELSE {json_text(column)} END")
+            continue
         sql, depth = identifier(column), source.types[column].count("[]")
         for _ in range(depth - 1):
             sql = f"flatten({sql})"

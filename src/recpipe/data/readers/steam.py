@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import ibis
 
-from recpipe.data.files.json_files import json_text, json_words, literal_source
+from recpipe.data.files.json_files import json_text, json_words
+from recpipe.data.files.python_literals import literal_source
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
 
 LIST_KEYS = ("genres", "tags", "specs")

@@ -99,11 +99,12 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
     source.check_columns(options.extra_columns.values(), ". Change `extra_columns` in the options of the data set")
     user, extra = _sequence_id(mapping, source)
     extra |= {name: _extra_column(name, column, source) for name, column in options.extra_columns.items()}
+    ids = ("user_id", "session_id", "item_id")
     columns = LogColumns(
         user, _id_text(mapping["item_id"], source), sql.get("timestamp"), unit,
         numbers={name: sql[name] for name in ("rating", "weight") if name in sql}, order=sql.get("order"),
         event=f"trim({_id_text(mapping['event'], source)})" if "event" in mapping else None, extra=extra,
-        problems=[arm for name in ("user_id", "session_id", "item_id") for arm in _json_id_checks(name, mapping, source)],
+        problems=[arm for name in ids for arm in _json_id_checks(name, mapping, source)],
     )  # fmt: skip
     return create_log(con, source, columns)
 

@@ -88,6 +88,23 @@ def test_temporal_cuts_all_users_at_one_moment():
     assert dated.test.targets.timestamps.min() >= 1200
 
 
+@pytest.mark.parametrize("last_day", [100, 97, 60])
+def test_coarse_times_that_leave_no_training_are_refused(last_day):
+    day = 86_400
+    data = sequences([[1, 2, 3, 4]] * 25)
+    data = replace(data, timestamps=np.sort(np.where(np.arange(100) < 100 - last_day, 0, day)) + 19_783 * day)
+    with pytest.raises(ValueError, match=f"{last_day}% of the events share the moment 2024-03-0[12] 00:00:00"):
+        split(data, Protocol(dataset="x", split="temporal"))
+
+
+def test_a_part_far_larger_than_its_share_is_warned_of(caplog):
+    data = sequences([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]] * 10)
+    data = replace(data, timestamps=np.tile([0, 1, 2, 3, 4, 5, 6, 7, 7, 7], 10))
+    cut = split(data, Protocol(dataset="x", split="temporal", valid=0.1, test=0.1))
+    assert cut.test.targets.timestamps.min() == 7 and cut.valid.targets.timestamps.tolist() == [6] * 10
+    assert "protocol.test is 30% of the events instead of 10%" in caplog.text
+
+
 def test_cold_users_share_no_event_with_training():
     cut = split(random_sequences(300, 20), Protocol(dataset="x", split="cold_users", valid=0.2, test=0.2, seed=5))
     parts = [set(part.users) for part in (cut.train, cut.valid.histories, cut.test.histories)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ import pyarrow.compute as pc
 from recpipe.data.atomic import atomic_file
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
+
+log = logging.getLogger(__name__)
 
 PROTOCOL, VOCABULARY = "protocol.json", "vocabulary.parquet"
 TRAIN, VALID = "train_set.parquet", "valid_set.parquet"
@@ -261,7 +264,27 @@ def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float)
         except ValueError:
             raise ValueError(f"protocol.{name} is {value!r}; give an ISO date such as 2011-10-01 or a share") from None
         return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    return int(np.quantile(times, 1 - after - _share(value, name), method="higher"))
+    share = _share(value, name)
+    moment = int(np.quantile(times, max(1 - after - share, 0), method="higher"))
+    actual = float(np.mean(times >= moment)) - after
+    if moment == times.min():
+        moments, counts = np.unique(times, return_counts=True)
+        same, when = counts.max() / len(times), _iso(moments[counts.argmax()])
+        raise ValueError(
+            f"protocol.{name} is {share:g} of the events and no event is left before that part: {same:.0%} of the "
+            f"events share the moment {when}, too many for a temporal split by shares; use protocol.split=leave_one_out "
+            "or ratio, or ISO dates for protocol.valid and protocol.test"
+        )
+    if actual > 1.5 * share:
+        log.warning(
+            "protocol.%s is %.0f%% of the events instead of %.0f%%, as many events share the moment %s",
+            name, 100 * actual, 100 * share, _iso(moment),
+        )  # fmt: skip
+    return moment
+
+
+def _iso(seconds: int) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _unit_hash(key: str, seed: int) -> float:

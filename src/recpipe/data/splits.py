@@ -272,7 +272,7 @@ def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float)
         same, when = counts.max() / len(times), _iso(moments[counts.argmax()])
         raise ValueError(
             f"protocol.{name} is {share:g} of the events and no event is left before that part: {same:.0%} of the "
-            f"events share the moment {when}, too many for a temporal split by shares; use protocol.split=leave_one_out "
+            f"events share the moment {when}, too many for a temporal split by shares; use split: leave_one_out "
             "or ratio, or ISO dates for protocol.valid and protocol.test"
         )
     if actual > 1.5 * share:

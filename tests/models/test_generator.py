@@ -246,10 +246,35 @@ def test_a_sample_has_no_item_twice_and_changes_with_the_seed():
     lists = []
     for seed in (0, 1, 0):
         drawn = torch.Generator().manual_seed(seed)
-        ((_, items, _),) = model.top_k_batches(Sequences.last(DATA, WINDOW), 8, stochastic=drawn)
+        ((users, items, _),) = model.top_k_batches(Sequences.last(DATA, WINDOW), 8, stochastic=drawn)
         assert all(len(set(row)) == 8 for row in items.tolist())
-        lists.append(items.tolist())
+        lists.append(items[np.argsort(users)].tolist())
     assert lists[0] == lists[2] != lists[1]
+    by_settings = create("tiger", beam=10, stochastic=True, sample_seed=1)
+    assert by_settings.recommend(Sequences.last(DATA, WINDOW), 8)[0].tolist() == lists[1]
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_temperatures_and_samples_are_settings_of_a_search(name):
+    options = {"search": "beam"} if name == "parallel_tiger" else {}
+    cold, warm = create(name, beam=12, **options), create(name, beam=12, **options)
+    levels = next(iter(cold.item_codes().values())).levels
+    config = replace(cold.config, temperatures=(1.0,) * levels)
+    cold.config, before = config, warm.recommend(DATA, 6)
+    np.testing.assert_array_equal(cold.recommend(DATA, 6)[0], before[0])
+    cold.config = replace(config, temperatures=(0.2,) * levels)
+    assert not np.allclose(cold.recommend(DATA, 6)[1], before[1])
+    cold.config = replace(config, stochastic=True)
+    sample = cold.recommend(DATA, 6)[0]
+    assert (sample != before[0]).any() and (sample == cold.recommend(DATA, 6)[0]).all()
+    cold.config = replace(config, temperatures=(1.0,) * (levels + 1))
+    with pytest.raises(ValueError, match=f"set {levels} of them"):
+        cold.recommend(DATA, 6)
+
+
+def test_an_exact_search_refuses_settings_of_a_beam_search():
+    with pytest.raises(ValueError, match="search is exact.*set search: beam"):
+        create("parallel_tiger", stochastic=True)
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])

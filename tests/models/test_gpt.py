@@ -196,6 +196,25 @@ def test_generation_is_a_loop_over_users(exclude_seen):
     assert once.probabilistic and not model.probabilistic
 
 
+def test_sampled_items_are_drawn_from_the_best_by_their_softmax():
+    history = sequences([[3, 7, 2]] * 4000)
+    once = build_model()
+    ((_, scores), *_) = once.score_batches(sequences([[3, 7, 2]]), exclude_seen=True)
+    best = scores[0].topk(3)
+    chances = dict(zip(best.indices.tolist(), best.values.softmax(0).tolist(), strict=True))
+    model = build_model(generate=1, sample_from=3)
+    first = model.recommend(history, 2)[0][:, 0].tolist()
+    assert set(first) == set(chances)
+    for item, chance in chances.items():
+        assert first.count(item) / len(first) == pytest.approx(chance, abs=0.03)
+    long = build_model(generate=4, sample_from=3).recommend(DATA, ITEMS)[0]
+    assert all(len(set(row[row > 0])) == (row > 0).sum() for row in long)
+    assert (long == build_model(generate=4, sample_from=3).recommend(DATA, ITEMS)[0]).all()
+    assert (long != build_model(generate=4, sample_from=3, sample_seed=1).recommend(DATA, ITEMS)[0]).any()
+    with pytest.raises(ValueError, match="sample_from is 0"):
+        GPT.Config(sample_from=0)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_train_packed_with_clipping_and_dropout_and_read_images_where_named(name, project):
     """tests/config/test_models.py builds and trains them."""

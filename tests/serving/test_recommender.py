@@ -70,6 +70,22 @@ def test_recommendations_are_those_of_the_model(run, capsys):
         assert 0 < row["probability"] < 1
 
 
+def test_settings_of_the_search_are_an_option(run, capsys):
+    if load_bundle(bundle_folder(run)).type == "parallel_tiger":
+        assert main([str(run), "--search", "stochastic=true"]) == 2
+        assert "search is exact" in capsys.readouterr().err
+        run_options = ["--search", "search=beam"]
+        assert main([str(run), *run_options]) == 2  # chosen when the model is built
+        assert "search setting of parallel_tiger" in capsys.readouterr().err
+        return
+    best = json_rows(capsys, run, "--items", "i02")
+    options = ("--search", "stochastic=true", "--search")
+    samples = [json_rows(capsys, run, "--items", "i02", *options, f"sample_seed={seed}") for seed in (1, 1, 2)]
+    assert samples[0] == samples[1] != samples[2] and samples[0] != best
+    assert main([str(run), "--search", "beams=3"]) == 2
+    assert "beam" in capsys.readouterr().err
+
+
 def test_candidates_restrict_and_seen_items_are_an_option(run, capsys):
     rows = json_rows(capsys, run, "--items", "i02", "--candidates", "i02,i05,what")
     assert [row["item_id"] for row in rows] == ["i05"]

@@ -76,6 +76,10 @@ class TreeSearcher(Recommender):
     def beams(self, k: int) -> int:
         """Return the number of beams per user in a search for ``k`` items. Raises ValueError for too many items."""
 
+    def sampler(self) -> torch.Generator | None:
+        """Return the random generator of a stochastic search, None for the best items."""
+        return None
+
     @abstractmethod
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
         """Return the best ``k`` items (B, k), 0 for none, and their scores."""
@@ -92,9 +96,11 @@ class TreeSearcher(Recommender):
     ) -> Lists:
         """Yield lists in batches of similar length. ``stochastic``: a sample without replacement instead of the best.
 
-        Cold users get log-probabilities of their segment. Raises ValueError for NaN.
+        By default as the model is configured. Cold users get log-probabilities of their segment. Raises ValueError for
+        NaN.
         """
         self.eval()
+        stochastic = self.sampler() if stochastic is None else stochastic
         data = self.on_device(histories, window=self.max_length)
         cold = self.needs_fallback(histories)
         candidates = None if candidates is None else candidates.to(self.device)
@@ -115,9 +121,16 @@ class TreeSearcher(Recommender):
 
 @dataclass(frozen=True)
 class GeneratorConfig(CodeShape):
-    """Settings of an encoder–decoder and of the beam search over it; see ``recpipe.decoding.beam_search``."""
+    """Settings of an encoder–decoder and of the beam search over it; see ``recpipe.decoding.beam_search``.
+
+    ``temperatures``: one for each level. ``stochastic``: lists are a sample without replacement, drawn with
+    ``sample_seed``, instead of the best items.
+    """
 
     beam: int = 20
+    temperatures: tuple[float, ...] | None = None
+    stochastic: bool = False
+    sample_seed: int = 0
 
 
 class Generator(TreeSearcher):
@@ -127,7 +140,7 @@ class Generator(TreeSearcher):
     """
 
     reads_ids = True
-    search_settings = ("beam", "renormalise", "temperatures")
+    search_settings = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
     config: GeneratorConfig
     transformer: CodeTransformer
 
@@ -151,6 +164,9 @@ class Generator(TreeSearcher):
             raise ValueError(f"k is {k} and the beam {self.config.beam}; set models.<name>.beam to {k} or more")
         return self.config.beam
 
+    def sampler(self) -> torch.Generator | None:
+        return torch.Generator().manual_seed(self.config.sample_seed) if self.config.stochastic else None
+
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
         return self.search(self.codes, self.steps(batch), k, request)
 
@@ -163,7 +179,7 @@ class Generator(TreeSearcher):
             k=k,
             seen=request.seen_rows(codes),
             allowed=request.allowed_rows(codes),
-            temperatures=getattr(self.config, "temperatures", None),
+            temperatures=self.config.temperatures,
             renormalise=self.config.renormalise,
             stochastic=request.stochastic,
         )

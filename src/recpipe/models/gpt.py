@@ -55,6 +55,8 @@ class GPT(NextItem):
     class Config:
         """``feed_forward``: inner width in multiples of ``dim``. ``generate``: number of items at the head of a list
         that are decoded one by one, each appended to the history before the next is scored; 0: one pass for all.
+        ``sample_from``: each is drawn from this number of best items by their softmax, with ``sample_seed``; 1: the
+        best one.
         """
 
         dim: int = 64
@@ -64,12 +66,16 @@ class GPT(NextItem):
         dropout: float = 0.1
         bias: bool = False
         generate: int = 0
+        sample_from: int = 1
+        sample_seed: int = 0
 
         def __post_init__(self) -> None:
             if self.dim % self.heads:
                 raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
             check_at_least(0, self, "generate")
+            check_at_least(1, self, "sample_from")
 
+    search_settings = ("sample_from", "sample_seed")
     config: Config
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
@@ -94,10 +100,14 @@ class GPT(NextItem):
 
     def refine(self, batch: Batch, scores: Tensor) -> Tensor:
         """Decode ``generate`` items and raise their scores above all others, in order of decoding."""
+        generator = torch.Generator(scores.device).manual_seed(self.config.sample_seed)
         highest, refined = scores.amax(1, keepdim=True), scores.clone()
         allowed, step_scores = scores > -torch.inf, scores
         for n in range(self.config.generate):
-            item, _ = top_k(step_scores, 1)
+            item, values = top_k(step_scores, self.config.sample_from)
+            if self.config.sample_from > 1:  # rows without an allowed item have NaN here, and item 0 in every place
+                chances = values.softmax(1).nan_to_num(1.0)
+                item = item.gather(1, torch.multinomial(chances, 1, generator=generator))
             score = torch.where(item > 0, highest + (self.config.generate - n), -torch.inf)
             refined.scatter_(1, item, score)
             allowed.scatter_(1, item, False)

@@ -65,8 +65,9 @@ class ParallelTIGER(Scorer, TreeSearcher):
         query and key. ``softmax``: over the codes of a level, the tokens of all levels, or the items (cross-entropy of
         whole ids). ``head``: ``tokens``, the embedded ones, or ``mlp``, with a hidden layer per level. ``weights``
         (L,) of the levels' losses, in the original [1, .3315, .1935, .1113]. ``masked``: share of targets of which a
-        random part of the queries is replaced by the target's codes and only the others are trained. ``beam`` and
-        ``renormalise`` belong to ``search: beam``.
+        random part of the queries is replaced by the target's codes and only the others are trained. ``beam``,
+        ``renormalise``, ``temperatures`` (L,), ``stochastic`` and ``sample_seed``, as in TIGER, belong to
+        ``search: beam``.
         """
 
         users: int = 0
@@ -82,6 +83,9 @@ class ParallelTIGER(Scorer, TreeSearcher):
         search: str = "exact"
         beam: int = 20
         renormalise: bool = False
+        temperatures: tuple[float, ...] | None = None
+        stochastic: bool = False
+        sample_seed: int = 0
 
         def __post_init__(self) -> None:
             T5Shape.__post_init__(self)
@@ -91,12 +95,14 @@ class ParallelTIGER(Scorer, TreeSearcher):
                 raise ValueError("level_distance is between codes; set aggregate: flatten (sum has one token per item)")
             if self.head == "mlp" and self.softmax == "all":
                 raise ValueError("head is mlp, one for each level; softmax cannot be all: set level or items")
+            if self.search == "exact" and (self.stochastic or self.temperatures is not None):
+                raise ValueError("search is exact; stochastic and temperatures are of a beam search: set search: beam")
             if not 0 <= self.masked <= 1:
                 raise ValueError(f"masked is {self.masked}; it is a share from 0 to 1")
             if self.softmax == "items" and (self.masked or self.weights is not None):
                 raise ValueError("softmax is items, of whole ids; weights and masked, of levels, cannot be set")
 
-    search_settings = ("beam", "renormalise")
+    search_settings = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
     config: Config
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
@@ -176,7 +182,14 @@ class ParallelTIGER(Scorer, TreeSearcher):
             scores[:, rows] = sums.log_softmax(1) if config.softmax == "items" else sums
             return scores
         levels = IndependentLevels(log_probs)
-        beams = beam_search(levels, self.codes.tree, beam=config.beam, renormalise=config.renormalise)
+        beams = beam_search(
+            levels,
+            self.codes.tree,
+            beam=config.beam,
+            renormalise=config.renormalise,
+            temperatures=config.temperatures,
+            stochastic=torch.Generator().manual_seed(config.sample_seed) if config.stochastic else None,
+        )
         return scores.scatter_(1, *items_of(beams, self.codes))
 
     @property

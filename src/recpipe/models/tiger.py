@@ -32,9 +32,7 @@ class TIGER(Generator):
 
     @dataclass(frozen=True)
     class Config(GeneratorConfig):
-        """``temperatures``, one for each level, of the beam search."""
-
-        temperatures: tuple[float, ...] | None = None
+        """Settings of the encoder–decoder and of its beam search."""
 
     config: Config
 

@@ -3,6 +3,7 @@
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --find lantern
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754,85123A --top 5
 python -m recpipe.serving data/06_models/my_log/sasrec/seed_42 --item 'Tea, green' --item ' 7'
+python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754 --search stochastic=true
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.recommendations import COLD_USERS
@@ -49,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             exclude_seen=bundle.protocol.exclude_seen if options.seen is None else not options.seen,
             candidates=None if options.candidates is options.candidate is None else candidates,
             slots=slots,
+            search=dict(options.search),
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
         "--slots", type=float, default=0.0, help="share of places for items without training events, as 0.2"
     )
     parser.add_argument("--content", type=Path, help="run of the model that fills them, such as text_knn")
+    parser.add_argument(
+        "--search",
+        metavar="KEY=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="setting of the search, such as beam=50, stochastic=true, temperatures=[1,1,2,2]; repeatable",
+    )
     seen = parser.add_mutually_exclusive_group()
     seen.add_argument("--seen", action="store_true", default=None, help="include items of the history")
     seen.add_argument("--unseen", dest="seen", action="store_false", help="exclude them; default: as in the protocol")
@@ -89,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} has no value; write beam=50")
+    return key, yaml.safe_load(value)
 
 
 def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:

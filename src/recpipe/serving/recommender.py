@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from recpipe.config import check_known
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.ranking import rank_fold
@@ -28,21 +30,26 @@ def recommend(
     profiles: pa.Table | None = None,
     candidates: Sequence[str] | None = None,
     slots: ContentSlots | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> pa.Table:
     """Recommend at most ``k`` items to each user of ``histories`` (item ids, oldest event first), who may be new.
 
     Returns the table of `recommendations_table`, with a column ``<kind>_codes`` for each kind of semantic ids, null
     where an item has none. Unknown items are left out of a history; an empty one gets the list for users without.
     ``timestamps``: seconds of every event, for models that read time. ``profiles``: ``user_id`` and columns of users.
-    ``candidates``: the only items that may be recommended. ``slots``: rule of content slots.
+    ``candidates``: the only items that may be recommended. ``slots``: rule of content slots. ``search``: settings of
+    the search in place of the bundle's, such as ``beam``, ``temperatures`` or ``stochastic`` of generative models.
 
-    Raises ValueError for k < 1, for candidates that are all unknown, for timestamps that do not match the events, and
-    for slots together with candidates.
+    Raises ValueError for k < 1, for unknown search settings, for candidates that are all unknown, for timestamps that
+    do not match the events, and for slots together with candidates.
     """
     if k < 1:
         raise ValueError(f"k is {k}; at least one item is needed")
     if slots is not None and candidates is not None:
         raise ValueError("content slots choose among all cold items: give either slots or candidates")
+    for name in search or ():
+        check_known(name, bundle.model.search_settings, what=f"search setting of {bundle.name}")
+    bundle = bundle.with_search_settings(search or {})
     sequences = _sequences(bundle, histories, timestamps)
     if profiles is not None:
         sequences = sequences.with_profiles(profiles)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.synthetic import random_sequences, sequences, write_log
 
@@ -24,8 +26,6 @@ def test_build_equals_a_stable_sort_of_every_user(tmp_path):
 
 
 def test_build_does_not_depend_on_the_order_of_rows_in_the_file(tmp_path):
-    import pyarrow.parquet as pq
-
     path = write_log(tmp_path / "log.parquet", random_rows(1))
     table = pq.read_table(path)
     pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), tmp_path / "mixed.parquet")
@@ -128,3 +128,29 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         random_sequences(5, 5, seed=1).write(path)
     assert Sequences.read(path).fingerprint() == old.fingerprint()
     assert [file.name for file in tmp_path.iterdir()] == ["s.parquet"]
+
+
+def test_weights_follow_their_events_and_a_missing_one_is_one(tmp_path):
+    rows = random_rows(5)
+    path = write_log(tmp_path / "log.parquet", rows)
+    table, weights = pq.read_table(path), [None if n % 5 == 0 else n / 8 for n in range(len(rows))]
+    pq.write_table(table.append_column("weight", pa.array(weights, pa.float64())), path)
+    built, _ = build_sequences(path)
+    for u, user in enumerate(built.users):
+        mine = sorted((t, n) for n, (name, _, t) in enumerate(rows) if name == user)
+        part = built.weights[built.offsets[u] : built.offsets[u + 1]]
+        assert part.tolist() == [1.0 if weights[n] is None else weights[n] for _, n in mine]
+    built.write(tmp_path / "sequences.parquet")
+    assert np.array_equal(Sequences.read(tmp_path / "sequences.parquet").weights, built.weights)
+    for unusable in (-1.0, float("nan"), float("inf"), 1e300):
+        pq.write_table(table.append_column("weight", pa.array([unusable, *weights[1:]], pa.float64())), path)
+        with pytest.raises(ValueError, match=r"1 weights that are negative or no number.*`weight`"):
+            build_sequences(path)
+
+
+def test_a_log_with_weights_has_the_fingerprint_of_one_without(tmp_path):
+    path = write_log(tmp_path / "log.parquet", random_rows(6))
+    before, _ = build_sequences(path)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("weight", pa.array(np.arange(len(table)), pa.float64())), path)
+    assert build_sequences(path)[0].fingerprint() == before.fingerprint()

@@ -68,12 +68,13 @@ def test_validation_targets_follow_the_training_events_of_their_user(rule, targe
         assert all(rows(both)[user] == whole[user][:-1] for user in test)
 
 
-def test_ratings_and_profiles_are_merged_with_validation():
+def test_ratings_weights_and_profiles_are_merged_with_validation():
     data = sequences([[1, 2, 3, 4], [5, 6]])
     data = replace(data, ratings=np.arange(1, 7, dtype=np.float32), profiles={"age": pa.array([30, 40])})
+    data = replace(data, weights=10 * data.ratings)
     cut = split(data, Protocol(dataset="x"))
     both = with_validation(cut.train, cut.valid)
-    assert both.ratings.tolist() == [1, 2, 3, 5, 6]
+    assert both.ratings.tolist() == [1, 2, 3, 5, 6] and both.weights.tolist() == [10, 20, 30, 50, 60]
     assert both.profiles["age"].to_pylist() == [30, 40]
 
 

@@ -154,13 +154,14 @@ def test_every_allowed_order_comes_equally_often_and_no_other():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_times_users_and_items_stay_and_ratings_go_with_their_items(seed):
+def test_times_users_and_items_stay_and_ratings_and_weights_go_with_their_items(seed):
     draw = np.random.default_rng(seed)
     times = [np.sort(draw.integers(0, 4, draw.integers(1, 9))).tolist() for _ in range(30)]
     items = [draw.integers(1, TIE_ITEMS + 1, len(row)).tolist() for row in times]
     histories = timed(items, times)
-    histories = replace(histories, ratings=(histories.items / 10).astype(np.float32))
+    histories = replace(histories, ratings=(histories.items / 10).astype(np.float32), weights=2.0 * histories.items)
     targets = timed([[int(draw.integers(1, TIE_ITEMS + 1))] for _ in range(30)], [[max(3, *row)] for row in times])
+    targets = replace(targets, weights=2.0 * targets.items)
     for ratings in (None, (targets.items / 10).astype(np.float32)):
         fold = Fold(histories, replace(targets, ratings=ratings))
         one = shuffle_ties(fold, draw.integers(0, 4, 30), seed)
@@ -168,6 +169,7 @@ def test_times_users_and_items_stay_and_ratings_go_with_their_items(seed):
         for user in range(30):
             before, after = ([*part.histories.row(user), *part.targets.row(user)] for part in (fold, one))
             assert Counter(before) == Counter(after)
+        assert all((part.weights == 2 * part.items).all() for part in (one.histories, one.targets))
         history_ratings = one.histories.ratings
         matches = np.isclose(history_ratings, one.histories.items / 10)
         assert matches.all() if ratings is not None else (matches | np.isnan(history_ratings)).all()

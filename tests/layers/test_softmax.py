@@ -30,6 +30,20 @@ def test_loss_and_gradients_are_those_of_all_scores(max_scores, monkeypatch):
         torch.testing.assert_close(mine, other)
 
 
+def test_targets_have_weights(monkeypatch):
+    monkeypatch.setattr(softmax, "MAX_SCORES", 4 * ITEMS)
+    torch.manual_seed(1)
+    codes = torch.stack([torch.randint(size, (ITEMS,)) for size in SIZES], 1)
+    rows, weights = torch.randint(ITEMS, (TARGETS,)), 2 * torch.rand(TARGETS, dtype=torch.float64)
+    logits = [torch.randn(TARGETS, size, dtype=torch.float64, requires_grad=True) for size in SIZES]
+    scores = sum(each[:, codes[:, level]] for level, each in enumerate(logits))
+    expected = (weights * F.cross_entropy(scores, rows, reduction="none")).mean()
+    loss = item_cross_entropy(logits, codes, rows, weights)
+    torch.testing.assert_close(loss, expected)
+    for mine, other in zip(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_scores_of_lower_precision_are_summed_in_float32():
     torch.manual_seed(0)
     codes = torch.stack([torch.randint(size, (ITEMS,)) for size in SIZES], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,17 @@ def steps(size: int = 2 * WINDOW, data=DATA):
     users = TrainingBatches(held.lengths, tokens=10_000, seed=0, minimum=2)
     (parts,), (padded,) = rows, users
     return rows.gather(held, parts[0]), [users.gather(held, part) for part in padded]
+
+
+def test_packed_targets_have_their_weights():
+    data = replace(DATA, weights=np.random.default_rng(0).integers(0, 5, len(DATA.items)).astype(np.float32))
+    packed, padded = steps(data=data)
+    model, criterion = build_model(), FullSoftmax()
+    whole = sum(part.n_targets for part in padded)
+    expected = sum(model.loss(part, criterion) * (part.n_targets / whole) for part in padded)
+    torch.testing.assert_close(model.loss(packed, criterion), expected, rtol=1e-5, atol=1e-6)
+    alike = model.loss(replace(packed, next_weights=None), criterion)
+    assert abs(alike.item() - expected.item()) > 0.1
 
 
 def by_sequence(model: NextItem, batch) -> dict[tuple, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from recpipe.layers.top_k import tie_order
 from recpipe.models.generator import Generator
 from recpipe.models.recommender import NextItem, Recommender, Scorer
 from recpipe.models.registry import build, model_class, types
+from recpipe.training.losses.full_softmax import FullSoftmax
 
 ITEMS, WINDOW = 25, 10
 DATA = random_sequences(60, ITEMS, longest=16, seed=1)
@@ -181,6 +184,35 @@ def test_what_is_to_be_learned_by_heart_does_not_contradict_itself():
             follows.setdefault(tuple(row[:length]), set()).add(row[length])
     histories = [tuple(HISTORIES.row(user)[:-1].tolist()) for user in range(len(HISTORIES))]
     assert all(len(follows[history]) == 1 for history in histories)
+
+
+WEIGHTED = {
+    **{name: (name, {}) for name in NEURAL},
+    "bert4rec": ("bert4rec", {"last_share": 1.0}),
+    "setrec": ("setrec", {"alpha": 0.0}),
+    "setrec by prefixes": ("setrec", {"alpha": 0.0, "one_pass": False}),
+    "mql4grec": ("mql4grec", {"alignment": 0.0}),
+    "tiger of children": ("tiger", {"softmax": "children", "renormalise": True}),
+    "tiger of last targets": ("tiger", {"one_pass": False}),
+    "parallel_tiger of items": ("parallel_tiger", {"softmax": "items"}),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTED)
+def test_the_loss_has_the_weights_of_the_targets(case):
+    """Weights of last events only leave the loss of these, which is also that of batches with no other target."""
+    name, config = WEIGHTED[case]
+    torch.manual_seed(0)
+    model = untrained_model(name, dropout=0.0, **config)
+    model.uses_weights = True
+    users, weights = np.arange(8), np.zeros(len(DATA.items), np.float32)
+    weights[DATA.offsets[1:] - 1] = 1 + np.arange(len(DATA)) % 3
+    batch = model.on_device(replace(DATA, weights=weights), window=WINDOW + 1).batch(users)
+    count = len(users) if "last" in case or name == "bert4rec" else batch.n_targets
+    singles = [model.on_device(DATA, window=WINDOW + 1).batch(users[u : u + 1]) for u in users]
+    terms = [model.loss(replace(row, context=row.lengths - 1), FullSoftmax()) for row in singles]
+    expected = sum((1 + u % 3) * term for u, term in enumerate(terms)) / count
+    torch.testing.assert_close(model.loss(batch, FullSoftmax()), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NEURAL)

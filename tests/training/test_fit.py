@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tests.synthetic import described, random_sequences, side_of
@@ -23,8 +25,10 @@ from tests.training.runs import (
     weights,
 )
 
+from recpipe.data.sequences import Sequences
 from recpipe.data.splits import with_validation
 from recpipe.models.registry import build
+from recpipe.models.sasrec import SASRec
 from recpipe.progress import Progress, progress
 from recpipe.training import losses
 from recpipe.training.checkpoint import LAST, load_tree
@@ -72,7 +76,7 @@ class Weighted(Loss):
         super().__init__()
         self.register_buffer("weights", item_counts.clamp(min=1.0) ** power, persistent=False)
 
-    def compute(self, hidden, table, targets):
+    def compute(self, hidden, table, targets, weights):
         return F.cross_entropy(hidden @ table[1:].T, targets - 1, self.weights[1:])
 
     def callbacks(self, metric, patience):
@@ -301,3 +305,36 @@ def test_the_work_folder_has_the_fingerprint_and_curves(tmp_path):
     run(tmp_path, max_epochs=2)
     assert list(tmp_path.glob("tensorboard/events.out.tfevents.*"))
     assert json.loads((tmp_path / "run.json").read_text())["fingerprint"]
+
+
+def weighted(value=None) -> Sequences:
+    values = np.random.default_rng(0).integers(1, 9, len(DATA.train.items)) if value is None else value
+    return replace(DATA.train, weights=np.broadcast_to(np.float32(values), DATA.train.items.shape).copy())
+
+
+def test_equal_weights_change_nothing_and_the_scale_of_others_neither(tmp_path):
+    plain, equal = run(tmp_path / "plain"), run(tmp_path / "equal", data=weighted(1.0))
+    assert torch.equal(weights(plain), weights(equal)) and column(plain) == column(equal)
+    one = run(tmp_path / "one", data=weighted())
+    eight = run(tmp_path / "eight", data=replace(weighted(), weights=8 * weighted().weights))
+    assert torch.equal(weights(one), weights(eight)) and not torch.equal(weights(one), weights(plain))
+    off = run(tmp_path / "off", data=weighted(), weights=False)
+    assert torch.equal(weights(off), weights(plain)) and one.model.uses_weights and not off.model.uses_weights
+
+
+def test_weights_of_zero_only_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="weight 0"):
+        run(tmp_path, data=weighted(0.0))
+
+
+def test_a_checkpoint_of_other_weights_is_not_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, validate=StopAfter(2), data=weighted())
+    other = run(tmp_path, data=replace(weighted(), weights=weighted().weights[::-1].copy()))
+    assert column(other, "epoch") == [1, 2, 3, 4, 5]
+
+
+def test_a_model_that_does_not_use_weights_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(SASRec, "takes_weights", False)
+    assert torch.equal(weights(run(tmp_path / "a", data=weighted())), weights(run(tmp_path / "b")))
+    assert "SASRec does not use the weights of events" in caplog.text

@@ -417,3 +417,23 @@ def test_bad_settings_are_refused_by_name(settings, message):
 def test_a_batch_without_a_target_is_refused(name):
     with pytest.raises(ValueError, match="without a target"):
         default_loss(name)(torch.ones(0, 2), torch.ones(3, 2), torch.ones(0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_weight_multiplies_the_term_of_its_target(name):
+    hidden, table, targets = batch(scale=0.5)
+    loss, weights = default_loss(name), torch.rand(N, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for factors, row in ((torch.ones(N, dtype=torch.float64), None), (weights, weights)):
+        terms = [seeded(loss, hidden, table, targets, one) for one in torch.eye(N, dtype=torch.float64)]
+        expected = sum(factor * term for factor, term in zip(factors, terms, strict=True))
+        same(seeded(loss, hidden, table, targets, row), expected, hidden, table)
+
+
+@pytest.mark.parametrize("chunk", [512, 5])
+def test_a_whole_weight_is_a_target_that_occurs_as_often(chunk):
+    hidden, table, targets = batch()
+    times = torch.arange(N) % 4
+    scores = (hidden @ table[1:].T).repeat_interleave(times, 0)
+    expected = F.cross_entropy(scores, targets.repeat_interleave(times) - 1, reduction="sum")
+    weights = times / times.double().mean()
+    same(FullSoftmax(chunk)(hidden, table, targets, weights), expected / times.sum(), hidden, table)

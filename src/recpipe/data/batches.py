@@ -34,6 +34,8 @@ class Batch:
     segment_positions: Tensor | None = None  # (B, T) int64, position in the segment
     context: Tensor | None = None  # (B,) int64, number of first events that are no targets, at least 1
     next_items: Tensor | None = None  # (B, T) int64, targets of packed rows, which lack the last events
+    weights: Tensor | None = None  # (B, T) float32 of events, 0 at padding
+    next_weights: Tensor | None = None  # (B, T) float32 of the next event, of inputs
 
     @property
     def mask(self) -> Tensor:
@@ -55,7 +57,8 @@ class Batch:
     def append_event(self, items: Tensor, window: int) -> Batch:
         """Append an event (B,) to every row, 0 for none; beyond ``window`` the first event is dropped.
 
-        The event has the time of the last one, which the query now follows, and no features. Not for packed rows.
+        The event has the time of the last one, which the query now follows, the weight 1 and no features. Not for
+        packed rows.
         """
         longer, place = self.pad(1), self.lengths
         rows = torch.arange(len(items), device=items.device)
@@ -67,6 +70,8 @@ class Batch:
                 query, follows = longer.query_times[rows, last], (items > 0) & (place > 0)
                 longer.query_times[rows, last] = torch.where(follows, longer.timestamps[rows, place], query)
                 longer.query_times[rows, place] = torch.where(items > 0, query, 0)
+        if longer.weights is not None:
+            longer.weights[rows, place] = (items > 0).float()
         lengths = place + (items > 0)
         over, width = lengths > window, min(longer.items.shape[1], window)
 
@@ -81,7 +86,7 @@ class Batch:
 
     def _map_events(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to all tensors (B, T) and (B, T, M) of an unpacked batch."""
-        columns = {name: getattr(self, name) for name in ("items", "timestamps", "query_times")}
+        columns = {name: getattr(self, name) for name in ("items", "timestamps", "query_times", "weights")}
         events: dict[str, Any] = {name: function(values) for name, values in columns.items() if values is not None}
         features = {name: function(x) if name.startswith("event.") else x for name, x in self.features.items()}
         return replace(self, **events, features=features)
@@ -89,7 +94,7 @@ class Batch:
     def inputs_and_targets(self) -> tuple[Batch, Tensor]:
         """Return all events but the last, and the next item of each (B, T - 1), 0 where there is none.
 
-        Query times of the inputs are the times of their targets, 0 without a target.
+        Query times of the inputs are the times of their targets, 0 without a target; ``next_weights`` their weights.
         """
         if self.next_items is not None:
             return self, self.next_items
@@ -102,8 +107,13 @@ class Batch:
             lengths=self.lengths.clamp(max=width - 1),
             query_times=None if times is None else torch.where(targets > 0, times[:, 1:], 0),
             context=None,
+            next_weights=None if self.weights is None else self.weights[:, 1:],
         )
         return inputs, targets
+
+    def target_weights(self, mask: Tensor) -> Tensor | None:
+        """Return the weights (N,) of the targets where ``mask`` (B, T) is True; None if all count alike. Of inputs."""
+        return None if self.next_weights is None else self.next_weights[mask]
 
     def context_items(self, targets: Tensor) -> Tensor:
         """Return the events of inputs (B, T) that are not among their ``targets`` (B, T), such as first events (C,)."""
@@ -129,6 +139,7 @@ class DeviceSequences:
         self._context = to_device(sequences.context)
         self._times = to_device(sequences.timestamps)
         self._query_times = to_device(sequences.query_times)
+        self._weights = to_device(sequences.weights)
         self._features = {name: torch.from_numpy(value).to(device) for name, value in (features or {}).items()}
 
     def __len__(self) -> int:
@@ -157,7 +168,10 @@ class DeviceSequences:
         items = torch.where(mask, self._items[flat], 0) if len(self._items) else flat
         n_targets = int(self.n_targets[rows].sum())
         context = None if self._context is None else self._context[index]
-        return Batch(items, lengths, times, n_targets, features, query_times, context=context)
+        weights = None
+        if self._weights is not None:
+            weights = torch.where(mask, self._weights[flat], 0) if len(self._weights) else flat.float()
+        return Batch(items, lengths, times, n_targets, features, query_times, context=context, weights=weights)
 
     def pack(
         self, users: np.ndarray, row: np.ndarray, start: np.ndarray, segment: np.ndarray, *, shape: tuple[int, int]
@@ -196,4 +210,5 @@ class DeviceSequences:
             segment_positions=scatter(place) if several else None,
             query_times=None if self._times is None else scatter(self._times[source + 1]),
             next_items=scatter(next_items),
+            next_weights=None if self._weights is None else scatter(self._weights[source + 1]),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from recpipe.data.atomic import atomic_file
 from recpipe.data.features import align_rows
 from recpipe.data.protocol import Protocol
 
-EVENT_COLUMNS = ("timestamps", "ratings")  # fields of Sequences with a value per event, besides items
+log = logging.getLogger(__name__)
+
+EVENT_COLUMNS = ("timestamps", "ratings", "weights")  # fields of Sequences with a value per event, besides items
 PROFILE = "user."  # prefix of profile columns in files
 
 
@@ -56,6 +59,7 @@ class Sequences:
     profiles: Mapping[str, pa.Array] = field(default_factory=dict)  # user columns, each (U,)
     query_times: np.ndarray | None = None  # (U,) int64 seconds, time of the query where the protocol allows it
     context: np.ndarray | None = None  # (U,) int64, number of first events that are inputs only, not targets
+    weights: np.ndarray | None = None  # (N,) float32, at least 0: how much an event counts in training
 
     def __len__(self) -> int:
         return len(self.users)
@@ -84,6 +88,7 @@ class Sequences:
             {name: column.take(pa.array(rows)) for name, column in self.profiles.items()},
             None if self.query_times is None else self.query_times[rows],
             None if self.context is None else np.clip(self.context[rows] - start, 0, None),
+            None if self.weights is None else self.weights[index],
         )
 
     def select_users(self, rows: np.ndarray) -> Sequences:
@@ -154,6 +159,7 @@ class Sequences:
             np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())]).astype(np.int64),
             events.get("ratings"),
             {name.removeprefix(PROFILE): table[name].combine_chunks() for name in profiles},
+            weights=events.get("weights"),
         )
 
     def write(self, path: Path) -> None:
@@ -217,14 +223,16 @@ class Fold:
 def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple[Sequences, Vocabulary]:
     """Build sequences and vocabulary from a Parquet file of interactions (user_id, item_id, timestamp, order).
 
+    The columns ``rating`` and ``weight`` may be there too; an event without a weight has the weight 1.
+
     ``ties`` orders events of a user with equal timestamps: ``source`` by ``order``, ``shuffle`` randomly with ``seed``.
-    Without timestamps, ``order`` alone decides. Raises ValueError if only some of the rows have a timestamp.
+    Without timestamps, ``order`` alone decides. Raises ValueError if only some of the rows have a timestamp, and for a
+    weight that is negative or no number.
     """
     if ties not in ("source", "shuffle"):
         raise ValueError(f"ties is {ties!r}; allowed: source, shuffle (conf: protocol.ties)")
-    with_ratings = "rating" in pq.read_schema(path).names
-    columns = ["user_id", "item_id", "timestamp", "order", *(["rating"] if with_ratings else [])]
-    table = pq.read_table(path, columns=columns)
+    optional = [name for name in ("rating", "weight") if name in pq.read_schema(path).names]
+    table = pq.read_table(path, columns=["user_id", "item_id", "timestamp", "order", *optional])
     user_ids, users = _codes(table["user_id"])
     item_ids, items = _codes(table["item_id"])
     missing = table["timestamp"].null_count
@@ -238,11 +246,31 @@ def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple
         shuffled = np.random.default_rng(seed).permutation(len(index))
         index = index[np.lexsort((shuffled, times[index], users[index]))]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64)
-    ratings = table["rating"].cast(pa.float32()).to_numpy()[index] if with_ratings else None
+    ratings = table["rating"].cast(pa.float32()).to_numpy()[index] if "rating" in optional else None
     if ratings is not None and np.isnan(ratings).all():
         ratings = None
     ordered = None if times is None else times[index]
-    return Sequences(user_ids, (items[index] + 1).astype(np.int32), ordered, offsets, ratings), Vocabulary(item_ids)
+    weights = None if "weight" not in optional else _weights(table["weight"], path)
+    weights = None if weights is None else weights[index]
+    item_index = (items[index] + 1).astype(np.int32)
+    return Sequences(user_ids, item_index, ordered, offsets, ratings, weights=weights), Vocabulary(item_ids)
+
+
+def _weights(column: pa.ChunkedArray, path: Path) -> np.ndarray | None:
+    """Return weights (N,) float32, 1 where missing; None if all are missing."""
+    if column.null_count == len(column):
+        return None
+    if column.null_count:
+        log.warning("%s of %s events have no weight: they count 1", f"{column.null_count:,}", f"{len(column):,}")
+    with np.errstate(over="ignore"):  # infinite values are refused below
+        weights: np.ndarray = column.cast(pa.float64()).fill_null(1.0).to_numpy().astype(np.float32)
+    if len(unusable := np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))):
+        value = column[int(unusable[0])].as_py()
+        raise ValueError(
+            f"{path} has {len(unusable)} weights that are negative or no number, such as {value}; a weight is a number "
+            "from 0. Map another column to `weight` in the data set's options, or none, and run the pipeline ingest"
+        )
+    return weights
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:

@@ -161,7 +161,8 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
         name: pa.concat_arrays([column, histories.profiles[name].cast(column.type)])
         for name, column in train.profiles.items()
     }
-    return Sequences(users, items, merge("timestamps"), offsets, merge("ratings"), profiles)
+    times, ratings, weights = map(merge, EVENT_COLUMNS)
+    return Sequences(users, items, times, offsets, ratings, profiles, weights=weights)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -253,11 +254,11 @@ def shuffle_ties(fold: Fold, unseen: Ints, seed: int) -> Fold:
         return history[order], target
 
     items, target_items = swap(fold.histories.items, fold.targets.items)
-    ratings, target_ratings = fold.histories.ratings, fold.targets.ratings
-    if ratings is not None:
-        missing = np.full(len(target_items), np.nan, ratings.dtype)
-        ratings, target_ratings = swap(ratings, missing if target_ratings is None else target_ratings)
-    return Fold(
-        replace(fold.histories, items=items, ratings=ratings),
-        replace(fold.targets, items=target_items, ratings=target_ratings),
-    )
+    columns: dict[str, Any] = {"items": items}
+    target_columns: dict[str, Any] = {"items": target_items}
+    for name in ("ratings", "weights"):
+        values, target_values = getattr(fold.histories, name), getattr(fold.targets, name)
+        if values is not None:
+            missing = np.full(len(target_items), np.nan, values.dtype)
+            columns[name], target_columns[name] = swap(values, missing if target_values is None else target_values)
+    return Fold(replace(fold.histories, **columns), replace(fold.targets, **target_columns))

@@ -204,14 +204,17 @@ def targets_of(batch: Batch, has_id: Tensor, *, one_pass: bool) -> tuple[Batch, 
     """Inputs, targets (B, W), and which of them are real (B, W): items that ``has_id`` (I + 1,).
 
     ``one_pass``: every event of a row is the target of those before it; inputs may have events that no target follows.
-    Otherwise the last event is the only target, W = 1, and inputs are the events before it.
+    Otherwise the last event is the only target, W = 1, and inputs are the events before it. ``next_weights`` of the
+    inputs (B, W) are those of the targets.
     """
     inputs, targets = batch.inputs_and_targets()
     if one_pass:
         return inputs, targets, has_id[targets]
     place = torch.arange(targets.shape[1], device=targets.device)
     last = ((targets > 0) * place).amax(1)
-    return replace(inputs, lengths=last + 1), (target := targets.gather(1, last[:, None])), has_id[target]
+    target, weights = targets.gather(1, last[:, None]), inputs.next_weights
+    weights = None if weights is None else weights.gather(1, last[:, None])
+    return replace(inputs, lengths=last + 1, next_weights=weights), target, has_id[target]
 
 
 def causal(event_S: Tensor) -> Tensor:

@@ -135,17 +135,22 @@ class CodeTransformer(nn.Module):
         hidden_NLD: Tensor,
         items_N: Tensor,
         codes: ItemCodes,
-        criterion: Callable[[Tensor, Tensor, Tensor], Tensor],
+        criterion: Callable[..., Tensor],
         *,
+        weights: Tensor | None = None,
         offset: int = 0,
     ) -> Tensor:
-        """Loss of the ids ``codes`` of the target items; ``offset``: tokens of other kinds before these."""
+        """Loss of the ids ``codes`` of the target items with ``weights`` (N,): all tokens of an item have its weight.
+
+        ``offset``: tokens of other kinds before these.
+        """
         if self.softmax == "children":
             tree, row_of = codes.tree_of(loss_items(criterion))
             rows = row_of.to(items_N.device)[items_N]
             tables = self.input.weight[1 + offset : 1 + offset + codes.size].split(codes.sizes)
-            return tree_cross_entropy(hidden_NLD, tables, rows, tree.tensors(items_N.device))
-        return criterion(hidden_NLD.flatten(0, 1), self.input.head, codes.tokens[items_N].flatten() + offset)
+            return tree_cross_entropy(hidden_NLD, tables, rows, tree.tensors(items_N.device), weights)
+        weights = None if weights is None else weights.repeat_interleave(hidden_NLD.shape[1])
+        return criterion(hidden_NLD.flatten(0, 1), self.input.head, codes.tokens[items_N].flatten() + offset, weights)
 
 
 class CodeSteps:

@@ -18,15 +18,18 @@ from recpipe.semantic_ids.prefix_tree import TreeTensors
 MAX_SCORES = 1 << 22  # scores in memory at once
 
 
-def item_cross_entropy(logits: Sequence[Tensor], codes_NL: Tensor, rows_M: Tensor) -> Tensor:
-    """Mean cross-entropy of the target items ``rows_M`` of the catalogue ``codes_NL``.
+def item_cross_entropy(
+    logits: Sequence[Tensor], codes_NL: Tensor, rows_M: Tensor, weights_M: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of the target items ``rows_M`` of the catalogue ``codes_NL``, with ``weights_M`` of targets.
 
     ``logits`` (L) of (M, V_l): an item's score is the sum of its codes' logits, as in product quantisation (Jegou,
     Douze and Schmid, 2011, section III). In float32 at least, for a part of the targets at a time.
     """
     sizes = [each.shape[1] for each in logits]
     wide = torch.promote_types(logits[0].dtype, torch.float32)
-    loss: Tensor = _ItemCrossEntropy.apply(torch.cat(list(logits), 1).to(wide), codes_NL, rows_M, sizes)  # type: ignore[no-untyped-call]
+    logits_MV = torch.cat(list(logits), 1).to(wide)
+    loss: Tensor = _ItemCrossEntropy.apply(logits_MV, codes_NL, rows_M, weights_M, sizes)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -34,7 +37,9 @@ class _ItemCrossEntropy(torch.autograd.Function):
     """Gradients are computed in the forward pass, while the scores of a part exist."""
 
     @staticmethod
-    def forward(ctx: Any, logits_MV: Tensor, codes_NL: Tensor, rows_M: Tensor, sizes: list[int]) -> Tensor:
+    def forward(
+        ctx: Any, logits_MV: Tensor, codes_NL: Tensor, rows_M: Tensor, weights_M: Tensor | None, sizes: list[int]
+    ) -> Tensor:
         M, N = len(rows_M), len(codes_NL)
         first = torch.tensor([0, *sizes[:-1]], device=codes_NL.device).cumsum(0)
         places_NL = codes_NL + first
@@ -50,10 +55,13 @@ class _ItemCrossEntropy(torch.autograd.Function):
             target_scores = scores_NB[targets, users]
             highest = scores_NB.amax(0)
             sums = scores_NB.sub_(highest).exp_().sum(0)
-            total += (sums.log() + highest - target_scores).sum()
+            losses = sums.log() + highest - target_scores
+            total += (losses if weights_M is None else losses * weights_M[part]).sum()
             if grad_MV is not None:
                 scores_NB /= sums * M
                 scores_NB[targets, users] -= 1 / M
+                if weights_M is not None:
+                    scores_NB *= weights_M[part]
                 grad_MV[part] = F.embedding_bag(by_code, scores_NB, bag_starts, mode="sum").T
         if grad_MV is not None:
             ctx.save_for_backward(grad_MV)
@@ -61,14 +69,17 @@ class _ItemCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * grad, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.saved_tensors[0] * grad, None, None, None, None
 
 
-def tree_cross_entropy(hidden_MLD: Tensor, tables: Sequence[Tensor], rows_M: Tensor, tree: TreeTensors) -> Tensor:
+def tree_cross_entropy(
+    hidden_MLD: Tensor, tables: Sequence[Tensor], rows_M: Tensor, tree: TreeTensors, weights_M: Tensor | None = None
+) -> Tensor:
     """Mean over targets and levels of the cross-entropy of each code among the children of the prefix before it.
 
-    ``tables`` (L) of (V_l, D): output embeddings of a level's codes; ``rows_M``: targets as rows of the catalogue.
+    ``tables`` (L) of (V_l, D): output embeddings of a level's codes; ``rows_M``: targets as rows of the catalogue,
+    ``weights_M`` their weights.
     exp(-L times a target's mean) is its probability among all items of the tree.
     """
     nodes = tree.leaf_positions[rows_M]
@@ -76,7 +87,11 @@ def tree_cross_entropy(hidden_MLD: Tensor, tables: Sequence[Tensor], rows_M: Ten
     for level in reversed(range(tree.depth)):
         codes, nodes = tree.children[level][nodes], tree.parents[level][nodes]
         logits = hidden_MLD[:, level] @ tables[level].T
-        total = total + F.cross_entropy(logits + child_mask(tree, level, nodes), codes)
+        logits = logits + child_mask(tree, level, nodes)
+        if weights_M is None:
+            total = total + F.cross_entropy(logits, codes)
+        else:
+            total = total + (weights_M * F.cross_entropy(logits, codes, reduction="none")).mean()
     return total / tree.depth
 
 

@@ -72,6 +72,7 @@ class BERT4Rec(Scorer):
     """Bidirectional transformer that predicts masked events; the next item is a [MASK] after the last event."""
 
     takes_side = True
+    takes_weights = True
 
     @dataclass(frozen=True)
     class Config:
@@ -164,7 +165,8 @@ class BERT4Rec(Scorer):
         masks_BT = self.draw_masks(batch)
         inputs, table = replace(batch, items=self.mask_items(batch.items, masks_BT)), self.items.table()
         hidden = self.transform(self.encode(inputs, table)[masks_BT])
-        return criterion(hidden, self.items.head(table), batch.items[masks_BT])
+        weights = None if batch.weights is None else batch.weights[masks_BT]
+        return criterion(hidden, self.items.head(table), batch.items[masks_BT], weights)
 
     def draw_masks(self, batch: Batch) -> Tensor:
         """Draw the masked events (B, T) bool, at least one in every row that has events."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -141,11 +141,13 @@ class Generator(TreeSearcher):
 
     reads_ids = True
     search_settings = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
+    takes_weights = True
     config: GeneratorConfig
     transformer: CodeTransformer
 
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         features = self.transformer.input.features(sequences.users)
+        sequences = sequences if self.uses_weights else replace(sequences, weights=None)
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
     def cached_weights(self) -> AbstractContextManager[None]:

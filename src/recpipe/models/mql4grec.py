@@ -117,7 +117,7 @@ class MQL4GRec(Generator):
         encoded = [self.transformer.encode(inputs, item_tokens) for item_tokens in tokens]
         for source, goal in product(range(len(tokens)), repeat=2):
             if weight := 1.0 if source == goal else self.config.fusion:
-                task = self._next_item_loss(encoded[source], targets, real, goal, tokens[goal], criterion)
+                task = self._next_item_loss(encoded[source], inputs, targets, real, goal, tokens[goal], criterion)
                 total, total_weight = total + weight * task, total_weight + weight
         if len(tokens) > 1 and (weight := self.config.alignment):
             items = targets[real].unique()
@@ -150,7 +150,14 @@ class MQL4GRec(Generator):
         return {self.names[0]: best}
 
     def _next_item_loss(
-        self, encoded: EncodedHistory, targets: Tensor, real: Tensor, goal: int, tokens: Tensor, criterion: Criterion
+        self,
+        encoded: EncodedHistory,
+        inputs: Batch,
+        targets: Tensor,
+        real: Tensor,
+        goal: int,
+        tokens: Tensor,
+        criterion: Criterion,
     ) -> Tensor:
         """The next item in modality ``goal``; 0 where no target has an id there."""
         book = self.book(self.names[goal])
@@ -158,7 +165,8 @@ class MQL4GRec(Generator):
         if not real.any():
             return self.weights.new_zeros(())
         hidden = self.transformer.decode(encoded, tokens[targets], kind=goal)
-        return self.transformer.loss(hidden[real], targets[real], book, criterion, offset=self.offsets[goal])
+        weights, offset = inputs.target_weights(real), self.offsets[goal]
+        return self.transformer.loss(hidden[real], targets[real], book, criterion, weights=weights, offset=offset)
 
     def _alignment_loss(
         self, items: Tensor, source: int, goal: int, tokens: list[Tensor], criterion: Criterion

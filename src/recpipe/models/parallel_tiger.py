@@ -134,7 +134,8 @@ class ParallelTIGER(Scorer, TreeSearcher):
         tokens_BWL = self.codes.tokens[targets]
         hidden_BWLD, is_query_BWL = self._decode(inputs, tokens_BWL)
         if self.config.softmax == "items":
-            return self._item_loss(hidden_BWLD[real], targets[real], loss_items(criterion))
+            weights = inputs.target_weights(real)
+            return self._item_loss(hidden_BWLD[real], targets[real], loss_items(criterion), weights)
         is_query_BWL = is_query_BWL & real[..., None]
         total, total_weight = hidden_BWLD.new_zeros(()), 0.0
         for level, weight in enumerate(self.config.weights or [1.0] * self.codes.levels):
@@ -142,17 +143,18 @@ class ParallelTIGER(Scorer, TreeSearcher):
             hidden, tokens = hidden_BWLD[:, :, level][chosen], tokens_BWL[..., level][chosen]
             if len(tokens):
                 hidden, table, offset = self._head(hidden, level)
-                total, total_weight = total + weight * criterion(hidden, table, tokens - offset), total_weight + weight
+                loss = criterion(hidden, table, tokens - offset, inputs.target_weights(chosen))
+                total, total_weight = total + weight * loss, total_weight + weight
         return total / max(total_weight, 1e-9)
 
-    def _item_loss(self, hidden_MLD: Tensor, items_M: Tensor, among: Tensor | None) -> Tensor:
+    def _item_loss(self, hidden_MLD: Tensor, items_M: Tensor, among: Tensor | None, weights_M: Tensor | None) -> Tensor:
         """Cross-entropy of M targets among the items ``among`` (I + 1,) bool; 0, with gradients of 0, without any."""
         if not len(items_M):
             return hidden_MLD.sum()
         heads = (self._head(hidden_MLD[:, level], level) for level in range(self.codes.levels))
         logits = [hidden @ table[1:].T for hidden, table, _ in heads]
         items = self.codes.has_id if among is None else self.codes.has_id & among
-        return item_cross_entropy(logits, self.codes.codes[items], items.cumsum(0)[items_M] - 1)
+        return item_cross_entropy(logits, self.codes.codes[items], items.cumsum(0)[items_M] - 1, weights_M)
 
     def log_probabilities(self, batch: Batch) -> list[Tensor]:
         """Return L log-probabilities (B, V_l) of the next item's codes; they sum to the log-probability of an item."""

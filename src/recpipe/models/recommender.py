@@ -27,8 +27,8 @@ from recpipe.layers.side import Side
 from recpipe.layers.top_k import top_k
 from recpipe.progress import progress
 
-Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(hidden (N, D), item table (I + 1, D), targets (N,) in 1..I) -> scalar loss."""
+Criterion = Callable[..., Tensor]
+"""(hidden (N, D), item table (I + 1, D), targets (N,) in 1..I, their weights (N,) or None) -> scalar loss."""
 
 Lists = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Batches of top-k lists: rows of users (B,), items (B, K), scores (B, K)."""
@@ -46,6 +46,7 @@ class Recommender(nn.Module, ABC):
     - ``probabilistic``: the softmax of the scores is the model's probability of the next item.
     - ``takes_side``: reads side information (block ``side``: features, content vectors, item vectors of another model).
       ``required_side``: keys of ``side`` that must be set. ``reads_ids``: reads semantic ids of items.
+    - ``takes_weights``: events count by their weight; ``uses_weights`` says whether this model was trained so.
     - ``losses``: names of the losses it can be trained with, empty for all; ``layouts``: of training batches.
     - ``search_settings``: settings that training does not read, so that a trained model can take other values.
 
@@ -61,6 +62,7 @@ class Recommender(nn.Module, ABC):
     takes_side: ClassVar[bool] = False
     required_side: ClassVar[tuple[str, ...]] = ()
     reads_ids: ClassVar[bool] = False
+    takes_weights: ClassVar[bool] = False
     losses: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[tuple[str, ...]] = ("padded",)
     search_settings: ClassVar[tuple[str, ...]] = ()
@@ -71,6 +73,7 @@ class Recommender(nn.Module, ABC):
         super().__init__()
         self.config, self.n_items, self.max_length, self.side = config, n_items, max_length, side
         self.cold_users = None
+        self.uses_weights = False
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         """Return the training loss of a batch of training sequences (at most ``max_length + 1`` events each)."""
@@ -152,8 +155,9 @@ class Recommender(nn.Module, ABC):
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
-        """Move ``sequences`` to the model's device, with the features it reads."""
+        """Move ``sequences`` to the model's device, with the features it reads; weights only if it ``uses_weights``."""
         features = self.side.encode(sequences) if self.side is not None else {}
+        sequences = sequences if self.uses_weights else dataclasses.replace(sequences, weights=None)
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
     def item_vectors(self) -> Tensor:
@@ -262,6 +266,7 @@ class NextItem(Scorer):
     """
 
     takes_side = True
+    takes_weights = True
 
     def __init__(self, config: object, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
@@ -281,7 +286,8 @@ class NextItem(Scorer):
         is_target = targets > 0
         hidden = self.encode(self.items.embed(inputs, table), inputs)[is_target]
         context = {"context": inputs.context_items(targets)} if getattr(criterion, "uses_context", False) else {}
-        return criterion(*self.output(hidden, self.items.head(table)), targets[is_target], **context)
+        hidden, head = self.output(hidden, self.items.head(table))
+        return criterion(hidden, head, targets[is_target], inputs.target_weights(is_target), **context)
 
     def score(self, batch: Batch) -> Tensor:
         batch = batch if batch.items.shape[1] else batch.pad(1)

@@ -109,6 +109,7 @@ class SETRec(Scorer):
 
     probabilistic = False
     takes_side = True
+    takes_weights = True
     required_side = ("vectors",)
     config: Config
     beta: Tensor  # scalar
@@ -126,7 +127,7 @@ class SETRec(Scorer):
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         inputs, targets = batch.inputs_and_targets()
-        tokens = self.items.step_tokens()
+        weights, tokens = inputs.target_weights(targets > 0), self.items.step_tokens()
         if self.config.one_pass:
             real, places = targets > 0, torch.arange(1, targets.shape[1] + 1, device=targets.device)
             hidden, targets = self.hidden(inputs.items, places, tokens)[real], targets[real]
@@ -134,7 +135,7 @@ class SETRec(Scorer):
             items, lengths, targets = prefixes(inputs.items, targets)
             hidden = self.hidden(items, lengths[:, None], tokens)[:, 0]
         pairs = zip(hidden.unbind(1), tokens.unbind(1), strict=True)
-        parts = [criterion(queries, table, targets) for queries, table in pairs]
+        parts = [criterion(queries, table, targets, weights) for queries, table in pairs]
         error = self.items.reconstruction(tokens, sample=len(targets))
         return torch.stack(parts).mean() + self.config.alpha * error
 

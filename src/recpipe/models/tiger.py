@@ -50,7 +50,8 @@ class TIGER(Generator):
         hidden = self.transformer.decode(self.transformer.encode(inputs, tokens), tokens[targets])
         if not real.any():
             return hidden.sum() * 0
-        return self.transformer.loss(hidden[real], targets[real], self.codes, criterion)
+        weights = inputs.target_weights(real)
+        return self.transformer.loss(hidden[real], targets[real], self.codes, criterion, weights=weights)
 
     def item_tables(self) -> dict[str, Tensor]:
         return {"codes": self.transformer.input.items(self.codes.tokens, self.codes.has_id)}

@@ -137,6 +137,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     model = bundle.model
     config: dict[str, Any] = {"format": 1, "name": bundle.name, "type": bundle.type}
     config |= {"config": dataclasses.asdict(model.config), "max_length": model.max_length}
+    if model.uses_weights:
+        config["uses_weights"] = True
     if model.side is not None:
         config["side"] = model.side.to_dict()
     if ids := {name: codes.description() for name, codes in model.item_codes().items()}:
@@ -164,6 +166,7 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate:
         ids={name: CatalogueIds.empty(fields, len(vocabulary)) for name, fields in config.get("ids", {}).items()},
         accelerate=accelerate,
     )
+    model.uses_weights = config.get("uses_weights", False)
     if "cold_users" in config:  # absent in old bundles
         model.cold_users = ColdUsers.from_dict(config["cold_users"], n_items=len(vocabulary))
     try:

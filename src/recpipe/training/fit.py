@@ -10,11 +10,12 @@ import signal
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
 
 from recpipe.config.run_config import ColdUsersConfig
@@ -80,6 +81,7 @@ def train(
         raise ValueError("train.train_on_validation needs the training set alone as well, for the number of its steps")
     model = model_factory()
     check_settings(settings, type(model))
+    data = _with_weights(model, data, settings)
     fallback = None if cold_users is None else ColdUsers(cold_users, n_items=model.n_items).fit(data, seed=seed)
     curve: list[dict[str, Any]] = []
     if model.closed_form:
@@ -88,6 +90,8 @@ def train(
         seconds = time.perf_counter() - start
         cost = {"train_seconds": seconds, "epochs": 0, "device": device, **model_size(model, device)}
     else:
+        if data.weights is not None:
+            fingerprint = f"{fingerprint} weights {weights_digest(data)}"
         fingerprint = run_fingerprint(fingerprint, settings, seed, model)
         validate = _with_fallback(validate, fallback)
         module = training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)
@@ -98,9 +102,29 @@ def train(
     return TrainingResult(model.to(device), curve, cost, versions())
 
 
+def _with_weights(model: Recommender, data: Sequences, settings: TrainSettings) -> Sequences:
+    """Return ``data`` with the weights of events if the model uses them, else without, and mark the model."""
+    if data.weights is None or not settings.weights:
+        return replace(data, weights=None)
+    if not model.takes_weights:
+        log.warning("%s does not use the weights of events: all count alike", training_label(model))
+        return replace(data, weights=None)
+    if not data.weights.any():
+        raise ValueError("all training events have the weight 0: map another column, or set train.weights=false")
+    log.info("%s: events count by their weight (train.weights=false: all alike)", training_label(model))
+    model.uses_weights = True
+    return data
+
+
+def weights_digest(data: Sequences) -> str:
+    """Hash the weights of events to twelve hex digits."""
+    assert data.weights is not None
+    return hashlib.sha256(np.ascontiguousarray(data.weights).tobytes()).hexdigest()[:12]
+
+
 def run_fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:
     """Hash everything that must be equal to resume from a checkpoint; epochs and patience may differ."""
-    ignored = {"patience", "max_minutes", "resume", "log_every", "device", "loggers"}
+    ignored = {"patience", "max_minutes", "resume", "log_every", "device", "loggers", "weights"}
     if settings.schedule.get("name") in INDEPENDENT_OF_LENGTH:
         ignored.add("max_epochs")
     if settings.ema is None:

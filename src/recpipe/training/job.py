@@ -31,6 +31,7 @@ from recpipe.semantic_ids.ids import CatalogueIds, SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training import fit
 from recpipe.training.bundle import Bundle
+from recpipe.training.fit import weights_digest
 from recpipe.training.module import OnEpoch, Validate
 from recpipe.training.settings import TrainSettings
 
@@ -148,6 +149,8 @@ class TrainingJob:
         config = asdict(self.config)
         if config["accelerate"]:  # the default; older records lack it
             del config["accelerate"]
+        if config["train"].pop("weights", True) and self.data.train_set.weights is not None:
+            config["train"]["weights"] = weights_digest(self.data.train_set)
         hashes = {name: embeddings.hash for name, embeddings in self.inputs.vectors.items()}
         hashes |= {f"{kind} ids": ids.hash for kind, (ids, _) in self.inputs.ids.items()}
         return {**config, "protocol": self.data.protocol.id, "inputs": hashes}
@@ -164,10 +167,14 @@ class TrainingJob:
             settings["ids"] = {kind: codes.digest[:12] for kind, codes in ids.items()}
         if config.init_from != "none":
             settings["init_from"] = config.init_from
-        if not trained.model.closed_form:
-            settings["train"] = asdict(self.settings)
-        elif self.settings.train_on_validation:
-            settings["train"] = {"train_on_validation": True}
+        train = asdict(self.settings) if not trained.model.closed_form else {}
+        train.pop("weights", None)  # recorded where they were used, so that other runs have the settings of older ones
+        if trained.model.closed_form and self.settings.train_on_validation:
+            train["train_on_validation"] = True
+        if trained.model.uses_weights:
+            train["weights"] = True
+        if train:
+            settings["train"] = train
         description = {"seed": config.seed, "settings": settings, "cost": trained.cost, "versions": trained.versions}
         if side is not None and side.widths:
             description["embeddings"] = {modality: vectors[modality].hash for modality in side.widths}

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -267,6 +268,7 @@ def training_module(
 ) -> TrainingModule:
     """Build the module, batches and loss; with ``train_on_validation`` an epoch has the steps of ``steps_from``."""
     data = training_windows(data, model, settings)
+    data = replace(data, weights=relative_weights(data, model))
     device_data = model.on_device(data, window=model.max_length + 1)
     options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
     if settings.train_on_validation and steps_from is not None:
@@ -304,10 +306,32 @@ def training_windows(data: Sequences, model: Recommender, settings: TrainSetting
 def target_counts(data: Sequences, model: Recommender) -> Tensor:
     """Count how often each item is a training target in an epoch (I + 1,): every event of a window but the first."""
     window = data.last(model.max_length + 1)
+    return torch.from_numpy(np.bincount(window.items[_target_mask(window)], minlength=model.n_items + 1))
+
+
+def relative_weights(data: Sequences, model: Recommender) -> np.ndarray | None:
+    """Return weights (N,) of mean 1 over the training targets; None where all targets have the same weight.
+
+    Raises ValueError where all targets have the weight 0.
+    """
+    if data.weights is None:
+        return None
+    window = data.last(model.max_length + 1)
+    assert window.weights is not None
+    targets = window.weights[_target_mask(window)].astype(np.float64)
+    if len(targets) and not targets.any():
+        raise ValueError("all training targets have the weight 0: no event after a user's first one counts")
+    if len(targets) == 0 or targets.min() == targets.max():
+        return None
+    relative: np.ndarray = data.weights / targets.mean()
+    return relative.astype(np.float32)
+
+
+def _target_mask(window: Sequences) -> np.ndarray:
+    """Return (N,) bool: events that are training targets, all but the first or the context of a window."""
     context = np.ones(len(window), np.int64) if window.context is None else window.context
     place = np.arange(len(window.items)) - np.repeat(window.offsets[:-1], window.lengths)
-    targets = window.items[place >= np.repeat(context, window.lengths)]
-    return torch.from_numpy(np.bincount(targets, minlength=model.n_items + 1))
+    return np.asarray(place >= np.repeat(context, window.lengths))
 
 
 def trained_items(data: Sequences, model: Recommender) -> Tensor:

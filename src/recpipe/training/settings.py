@@ -28,6 +28,7 @@ class TrainSettings:
         default without overlap; events of an overlap are context only).
     layout: ``padded``, a history per row, or ``packed``, several per row of ``row`` events (by default a window).
     batch_tokens: events of a step.
+    weights: use the weights of events, where the log has the column ``weight``; false: all events count alike.
     train_on_validation: train on training and validation events, for as many steps as without, and keep the last state.
     patience: validations without a new best ``metric`` that end training; ``validate_users`` limits them to this number
         of users, always the same.
@@ -46,6 +47,7 @@ class TrainSettings:
     stride: int | None = None
     layout: str = "padded"
     row: int | None = None
+    weights: bool = True
     train_on_validation: bool = False
     batch_tokens: int = 12_800
     max_epochs: int = 100
@@ -82,6 +84,8 @@ class TrainSettings:
             raise ValueError(f"{numbers}: no epoch would be validated")
 
     def _check_numbers(self) -> None:
+        if not isinstance(self.weights, bool):
+            raise ValueError(f"train.weights is {self.weights!r}; allowed: true, false")
         for name in (*COUNTS, *OPTIONAL):
             value, or_null = getattr(self, name), ", or null" if name in OPTIONAL else ""
             if value is None and or_null:

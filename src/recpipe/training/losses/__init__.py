@@ -42,18 +42,21 @@ class Loss(nn.Module, ABC):
         super().__init__()
         self.register_buffer("candidate_mask", None, persistent=False)
 
-    def forward(self, hidden: Tensor, table: Tensor, targets: Tensor, **context: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None, **context: Tensor
+    ) -> Tensor:
         """Return the loss of hidden (N, D), table (I + 1, D) with padding in row 0, and targets (N,) in 1..I, N > 0.
 
+        weights (N,): factors of the targets' terms, of mean 1 over the training set.
         context: the items ``context`` (C,), for losses with ``uses_context``.
         """
         if len(targets) == 0:
             raise ValueError("a batch without a target has no loss")
-        return self.compute(hidden, table, targets, **context)
+        return self.compute(hidden, table, targets, weights, **context)
 
     @abstractmethod
-    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        """Compute ``forward``, N > 0."""
+    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Compute ``forward``, N > 0: a mean over targets, see ``weighted_mean``."""
 
     def callbacks(self, metric: str, patience: Patience | None) -> list[Callback]:
         """Return callbacks for the trainer. Raises ValueError if the loss needs ``patience`` and it is None."""
@@ -92,6 +95,14 @@ def make_loss(
         return cls(**arguments, **{need: statistics[need] for need in cls.needs})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"loss {name} (train.loss): {error}") from None
+
+
+def weighted_mean(losses_N: Tensor, weights_N: Tensor | None) -> Tensor:
+    """Return (1 / N) Σ w_n loss_n, with w = 1 for None: a weight of 2 is a target that occurs twice.
+
+    Since weights have mean 1 over the training set, the learning rate means the same with and without them.
+    """
+    return losses_N.mean() if weights_N is None else (weights_N * losses_N).mean()
 
 
 def at_least_float32(scores: Tensor) -> Tensor:

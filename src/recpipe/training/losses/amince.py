@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.training.losses import Loss, at_least_float32
+from recpipe.training.losses import Loss, at_least_float32, weighted_mean
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -80,7 +80,9 @@ class AMINCE(Loss):
             )
         return [SecondStage(self.begin_second_stage, metric, after=self.second_stage_after, patience=patience)]
 
-    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, context: Tensor | None = None) -> Tensor:
+    def compute(
+        self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None, context: Tensor | None = None
+    ) -> Tensor:
         rows = torch.arange(len(targets), device=targets.device)
         if self.tail_only:
             tail = self.is_tail[targets]
@@ -93,7 +95,7 @@ class AMINCE(Loss):
         own_NV, other_NM, same_NM = self._scores(hidden[rows], table, targets, rows, places)
         candidates = torch.cat([own_NV, other_NM], 1).logsumexp(1)
         positives = torch.cat([own_NV, other_NM.masked_fill(~same_NM, -torch.inf)], 1).logsumexp(1)
-        return (candidates - positives).mean()
+        return weighted_mean(candidates - positives, None if weights is None else weights[rows])
 
     def _scores(
         self, hidden: Tensor, table: Tensor, targets: Tensor, rows: Tensor, places: Tensor

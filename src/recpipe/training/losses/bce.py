@@ -14,7 +14,7 @@ class BinaryCrossEntropy(NegativeSamplingLoss):
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
         weight = self.positive_weight(negative_NK.shape[1], n_items)
         negative_N = (F.softplus(negative_NK) * mask_NK).sum(1)
-        return ((weight * F.softplus(-positive_N) + negative_N) / (1 + mask_NK.sum(1))).mean()
+        return (weight * F.softplus(-positive_N) + negative_N) / (1 + mask_NK.sum(1))
 
     def positive_weight(self, k: int, n_items: int) -> float:
         """Return the weight of the positive's term."""

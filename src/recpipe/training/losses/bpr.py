@@ -13,4 +13,4 @@ class BPR(NegativeSamplingLoss):
 
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
         pairs_NK = F.softplus(negative_NK - positive_N[:, None]) * mask_NK
-        return (pairs_NK.sum(1) / mask_NK.sum(1).clamp(min=1)).mean()
+        return pairs_NK.sum(1) / mask_NK.sum(1).clamp(min=1)

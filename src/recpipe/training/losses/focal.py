@@ -28,7 +28,7 @@ class Focal(NegativeSamplingLoss):
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
         positive_N = self.weights[0] * self._term(positive_N)
         negative_N = self.weights[1] * (self._term(-negative_NK) * mask_NK).sum(1)
-        return ((positive_N + negative_N) / (1 + mask_NK.sum(1))).mean()
+        return (positive_N + negative_N) / (1 + mask_NK.sum(1))
 
     def _term(self, logit: Tensor) -> Tensor:
         """Return -(1 - p) ** gamma log p for the logit of p."""

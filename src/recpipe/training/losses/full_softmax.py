@@ -38,7 +38,7 @@ class FullSoftmax(Loss):
         candidates = None if self.candidate_mask is None else self.candidate_mask.nonzero()[:, 0]
         self.register_buffer("candidates", candidates, persistent=False)
 
-    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if self.candidate_mask is not None and self.candidates is not None:
             if len(table) != len(self.candidate_mask):
                 reason = f"loss.items: trained leaves out items, and this softmax is over {len(table) - 1} codes"
@@ -47,14 +47,21 @@ class FullSoftmax(Loss):
             targets = self.candidate_mask.cumsum(0)[targets]
         kind = hidden.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        loss: Tensor = _ChunkedCrossEntropy.apply(hidden, table, targets, self.chunk, low)  # type: ignore[no-untyped-call]
+        settings = (weights, self.chunk, low)
+        loss: Tensor = _ChunkedCrossEntropy.apply(hidden, table, targets, *settings)  # type: ignore[no-untyped-call]
         return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, chunk: int, low: torch.dtype | None
+        ctx: Any,
+        hidden: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        chunk: int,
+        low: torch.dtype | None,
     ) -> Tensor:
         N, device = len(targets), hidden.device
         h, w = hidden.detach(), table.detach()[1:]
@@ -71,10 +78,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             out, p = logits[: len(hc)], softmax[: len(hc)]
             torch.mm(hc, w.T, out=out)
             torch.log_softmax(out, 1, dtype=p.dtype, out=p)
-            total -= p.gather(1, yc).sum()
+            log_probs = p.gather(1, yc)
+            wc = None if weights is None else weights[start : start + chunk, None].to(p.dtype)
+            total -= (log_probs if wc is None else log_probs * wc).sum()
             if dh is not None and dw is not None:
                 p.exp_().scatter_add_(1, yc, p.new_full((1, 1), -1.0).expand_as(yc))
-                g = p.to(h.dtype)
+                g = (p if wc is None else p.mul_(wc)).to(h.dtype)
                 torch.mm(g, w, out=dh[start : start + chunk])
                 dw += torch.mm(g.T, hc)
         if dh is not None and dw is not None:
@@ -84,7 +93,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         dh, dw = ctx.saved_tensors
         dtable = torch.cat([dw.new_zeros(1, dw.shape[1]), dw])
-        return dh.to(ctx.types).mul(grad), dtable.mul_(grad), None, None, None
+        return dh.to(ctx.types).mul(grad), dtable.mul_(grad), None, None, None, None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recpipe.training.losses import Loss, at_least_float32
+from recpipe.training.losses import Loss, at_least_float32, weighted_mean
 
 SOURCES = ("uniform", "popularity", "in_batch")
 
@@ -47,7 +47,7 @@ class NegativeSamplingLoss(Loss):
         self.negatives = NegativeSampler(negatives, item_counts=item_counts, power=power, with_expected=self.log_q)
         self.shared, self.temperature = shared, temperature
 
-    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         items, expected = self.negatives(targets, len(table) - 1, shared=self.shared)
         hidden = hidden / self.temperature if self.temperature != 1 else hidden
         positive_N = at_least_float32((hidden * F.embedding(targets, table)).sum(-1))
@@ -55,11 +55,12 @@ class NegativeSamplingLoss(Loss):
         negative_NK = at_least_float32(hidden @ vectors.T if self.shared else (hidden[:, None] * vectors).sum(-1))
         if expected is not None:
             negative_NK = negative_NK - expected.log().to(negative_NK.dtype)
-        return self.combine(positive_N, negative_NK, items != targets[:, None], len(table) - 1)
+        losses = self.combine(positive_N, negative_NK, items != targets[:, None], len(table) - 1)
+        return weighted_mean(losses, weights)
 
     @abstractmethod
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
-        """Return the scalar loss; ``mask_NK`` is False where a negative equals the target."""
+        """Return the loss (N,) of each target; ``mask_NK`` is False where a negative equals the target."""
 
 
 class NegativeSampler(nn.Module):

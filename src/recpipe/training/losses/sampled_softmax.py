@@ -26,4 +26,4 @@ class SampledSoftmax(NegativeSamplingLoss):
 
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
         logits = torch.cat([positive_N[:, None], negative_NK.masked_fill(~mask_NK, -torch.inf)], 1)
-        return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+        return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")

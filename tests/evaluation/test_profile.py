@@ -1,5 +1,6 @@
 """The profile of a log against counting with a Counter, and against published facts of MovieLens 100K."""
 
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -8,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.synthetic import random_sequences
 
-from recpipe.evaluation.profile import profile
+from recpipe.data.protocol import Protocol
+from recpipe.data.splits import split
+from recpipe.evaluation.profile import profile, profile_warnings, split_warnings
 
 ML_100K = Path(__file__).parents[3] / "shared" / "data" / "ml-100k.zip"
 
@@ -65,6 +69,66 @@ def test_a_log_without_time(tmp_path):
     got = profile(write(tmp_path / "log.parquet", ["a", "b"], ["x", "x"], [None, None]))
     assert got["untimed"] == 2
     assert got["events_over_time"] is got["tied"] is got["first_timestamp"] is None
+
+
+def test_unknown_times_copies_and_repeats_are_counted(tmp_path):
+    """Against loops over the events in order of time, then of the file."""
+    draw = np.random.default_rng(1)
+    users = [f"u{i}" for i in draw.integers(0, 12, 150)]
+    items = [f"i{i}" for i in draw.integers(0, 8, 150)]
+    times = [0 if i % 10 == 0 else 1_500_000_000 + int(i) // 4 for i in draw.permutation(150)]
+    got = profile(write(tmp_path / "log.parquet", users, items, times))
+    events = sorted(zip(users, times, range(150), items, strict=True))
+    histories = {user: [item for u, *_, item in events if u == user] for user in users}
+    several = [history for history in histories.values() if len(history) > 1]
+    assert got["zero"] == got["early"] == times.count(0) == 15
+    assert got["copies"] == 150 - len({*zip(users, items, times, strict=True)}) > 0
+    assert got["last_repeats"] == pytest.approx(np.mean([history[-1] in history[:-1] for history in several]))
+    assert got["future"] == 0
+
+
+WARNINGS = {
+    "unknown": ([0, 1_500_000_000, 1_500_000_001], "1 of 3 events are before 1980, 1 of them at 0, .*time_window"),
+    "days": ([17_000, 17_001, 17_002], "all events are before 1980.*set `timestamp`"),
+    "future": ([1_500_000_000, 1_500_000_001, 99_999_999_999], "1 of 3 events are in the future.*time_window"),
+    "fine": ([1_500_000_000, 1_500_000_001, 1_500_000_002], None),
+}
+
+
+@pytest.mark.parametrize(("times", "message"), WARNINGS.values(), ids=[*WARNINGS])
+def test_times_that_cannot_be_right_have_a_warning_with_the_setting(tmp_path, times, message):
+    got = profile(write(tmp_path / "log.parquet", ["a", "a", "b"], ["x", "y", "x"], times))
+    warnings = profile_warnings(got, exclude_seen=True)
+    assert not warnings if message is None else re.search(message, "".join(warnings)) and len(warnings) == 1
+
+
+def test_repeats_have_a_warning_only_where_seen_items_are_excluded(tmp_path):
+    log = write(tmp_path / "log.parquet", ["a"] * 4 + ["b"] * 4, list("xyxxpqqr"), list(range(10**9, 10**9 + 8)))
+    got = profile(log)
+    (warning,) = profile_warnings(got, exclude_seen=True)
+    assert "38% of the events repeat an item" in warning and "last events of 50% of the users" in warning
+    assert "protocol.exclude_seen=false" in warning and "duplicates" in warning
+    assert profile_warnings(got, exclude_seen=False) == []
+    copies = profile(write(tmp_path / "copies.parquet", ["a", "a"], ["x", "x"], [10**9] * 2))
+    assert "1 of 2 events are copies" in profile_warnings(copies, exclude_seen=False)[0]
+    older = {name: got[name] for name in ("rows", "untimed", "repeats", "tied")}  # a file of an earlier version
+    assert len(profile_warnings(older, exclude_seen=True)) == 1
+
+
+@pytest.mark.parametrize("targets", ["next", "all"])
+def test_targets_in_their_own_history_are_counted_and_named_with_the_setting(targets):
+    data = random_sequences(40, 9, seed=2, longest=15)
+    protocol = Protocol(dataset="x", split="ratio", valid=0.2, test=0.3, targets=targets)
+    parts = split(data, protocol)
+    sizes = parts.sizes()
+    for name, fold in (("valid", parts.valid), ("test", parts.test)):
+        seen = [t in fold.histories.row(u) for u in range(len(fold)) for t in fold.targets.row(u)]
+        assert sizes[f"{name}_seen_targets"] == sum(seen) > 0
+    warnings = split_warnings(sizes, exclude_seen=True)
+    numbers = f"{sizes['test_seen_targets']} of {sizes['test_targets']} test targets"
+    assert [numbers in warning for warning in warnings] == [False, True]
+    assert all("protocol.exclude_seen=false" in each for each in warnings)
+    assert split_warnings(sizes, exclude_seen=False) == split_warnings({"test_targets": 5}, exclude_seen=True) == []
 
 
 def test_an_empty_log_is_an_error(tmp_path):

@@ -96,7 +96,12 @@ def test_a_report_of_finished_runs(folder):
     assert result.board["name"].to_list() == ["sasrec", "item_knn", "popular_recent", "popular"]
     assert result.insights["ranked"] == [f"{name}/seed_42" for name in sorted(result.board["name"].to_list())]
     assert (result.insights["dataset"], result.insights["requested"]) == ("shop", ["sasrec"])
-    assert result.insights["split"] == {"id": SPLIT.id, "steps": list(SPLIT.steps)}
+    assert result.insights["split"] == {
+        "id": SPLIT.id,
+        "steps": list(SPLIT.steps),
+        "exclude_seen": SPLIT.exclude_seen,
+        "warnings": [],
+    }
     assert (result.insights["problems"], len(result.examples)) == ([], 4)
     assert set(result.figures) == set(report.FIGURES)
     assert result.figures["certainty"].data and not result.figures["geometry_map"].data

@@ -1,10 +1,11 @@
 """The terminal summary fits 100 columns, whatever titles are like."""
 
+import polars as pl
 import pytest
 
 from recpipe.reporting.examples import Example, ExampleItem, RecommendedItem
 from recpipe.reporting.leaderboard import leaderboard
-from recpipe.reporting.summary import format_summary
+from recpipe.reporting.summary import format_log, format_summary
 
 
 def test_the_summary_fits_a_terminal(runs, users):
@@ -27,6 +28,51 @@ def test_titles_cannot_break_the_layout(title):
     assert "✓ 1" in next(line for line in lines if " 3 Dec 2010" in line)
     widths = [sum(2 if "一" <= char <= "鿿" else char != "\u0301" for char in line) for line in lines]
     assert max(widths) <= 100
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x9b", "\x07", "\r", "\u202e", "\u2066", "\x00", "\u200b", "\ue000"])
+def test_nothing_that_a_terminal_obeys_is_shown(character):
+    items = (RecommendedItem(1, "i", f"a{character}b", 1.0, 0.5, True),)
+    example = Example(f"u{character}", 1, (), (ExampleItem("i", f"a{character}b"),), {"model": items})
+    warnings = [f"about {character}"]
+    text = format_summary(leaderboard([]), [example], title=f"x{character}y", links={}, warnings=warnings)
+    assert character not in text
+    assert "👩\u200d🔬" in format_summary(leaderboard([]), [], title="👩\u200d🔬", links={})
+
+
+def test_the_log_after_ingest_is_one_block():
+    steps = pl.DataFrame(
+        {
+            "step": [0, 1, 2],
+            "name": ["raw", "bad_rows", "k_core"],
+            "detail": [
+                "{}",
+                '{"policy": "quarantine", "reasons": {"empty user_id": 7, "null byte in item_id": 3}}',
+                "{}",
+            ],
+            "rows": [1010, 1000, 900],
+        }
+    )
+    per_user = {"min": 5, "median": 8.0, "max": 90}
+    profile = {"rows": 900, "users": 80, "items": 70, "events_per_user": per_user, "span_days": 365.0}
+    times = {"first_timestamp": 1_500_000_000, "last_timestamp": 1_531_536_000}
+    lines = dict(line.split(None, 1) for line in format_log({**profile, **times}, steps, title="shop").splitlines()[1:])
+    assert lines == {
+        "events": "900 of 1,010 rows",
+        "unusable": "10 rows (quarantine): empty user_id 7, null byte in item_id 3",
+        "users": "80",
+        "items": "70",
+        "per": "user  5 to 90 events, median 8",
+        "time": "14 Jul 2017 \u2013 14 Jul 2018 (365 days)",
+    }
+    untimed = {**profile, **dict.fromkeys([*times, "span_days"])}
+    assert "no timestamps" in format_log(untimed, steps.head(1), title="shop")
+
+
+def test_warnings_about_the_data_follow_the_leaderboard():
+    warning = "54 of 60 test targets are in the history of their user and cannot be hit " * 2
+    text = format_summary(leaderboard([]), [], title="x", links={}, warnings=[warning])
+    assert "Warning: 54 of 60 test targets" in text and max(map(len, text.splitlines())) <= 100
 
 
 def test_an_empty_summary():

@@ -40,7 +40,7 @@ class Split:
     held_out: np.ndarray = field(default_factory=lambda: NO_ITEMS)
 
     def sizes(self) -> dict[str, int]:
-        """Count users and events of every part, cold test targets, held-out items and their test users."""
+        """Count users and events of every part, seen and cold targets, held-out items and their test users."""
         test_targets = self.test.targets.items
         owner = np.repeat(np.arange(len(self.test)), self.test.targets.lengths)
         return {
@@ -48,8 +48,10 @@ class Split:
             "train_events": len(self.train.items),
             "valid_users": len(self.valid),
             "valid_targets": len(self.valid.targets.items),
+            "valid_seen_targets": int(self.valid.seen_targets().sum()),
             "test_users": len(self.test),
             "test_targets": len(test_targets),
+            "test_seen_targets": int(self.test.seen_targets().sum()),
             "cold_test_targets": int(np.isin(test_targets, self.train.items, invert=True).sum()),
             "held_out_items": len(self.held_out),
             "held_out_test_users": len(np.unique(owner[np.isin(test_targets, self.held_out)])),

@@ -1,10 +1,12 @@
-"""Profile of an interaction log as JSON: sizes, activity, popularity, time, ties and repeats.
+"""Profile of an interaction log as JSON: sizes, activity, popularity, time, ties and repeats; warnings about it.
 
 Three columns are read batch by batch and stored as integer codes: about 16 bytes per interaction.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,31 @@ from numpy.typing import NDArray
 from recpipe.evaluation.lists import gini
 
 DAY = 86_400
+EARLIEST = 315_532_800  # 1 January 1980: times before it are rather unknown or in another unit
+WARN_SHARE = 0.05  # of repeats, copies and seen targets
+WARN_TIES = 0.2  # of users with a tie at the last timestamp
 CURVE_POINTS = 60
+REPEATS_ADVICE = (
+    "Set protocol.exclude_seen=false where repeats are to be recommended, or keep the first of each with the step "
+    "{step: duplicates, by: [user_id, item_id]}"
+)
 
 
 def profile(path: Path) -> dict[str, Any]:
     """Profile the interactions in a Parquet file or folder. Raises ValueError for an empty log.
 
     `tied.interactions` is the share of interactions with another one of the same user and second; `tied.last` the share
-    of users with several in their last second, whose test item depends on `protocol.ties`.
+    of users with several in their last second, whose test item depends on `protocol.ties`. `copies` counts events with
+    the user, item and second of an earlier one, `repeats` is the share with its user and item, and `last_repeats` that
+    of users with several events whose last item is one of their earlier ones. `early` and `future` count events before
+    1980 and after tomorrow.
     """
     user, item, timestamp, timed = _columns(path)
     if not len(user):
         raise ValueError(f"{path} holds no interaction: nothing to profile; look at the step table of `ingest`")
     users, items = int(user.max()) + 1, int(item.max()) + 1
-    pairs = len(np.unique(user.astype(np.int64) * items + item))
+    pair = user.astype(np.int64) * items + item
+    pairs = len(np.unique(pair))
     per_item = np.sort(np.bincount(item))[::-1]
     at = timestamp[timed]
     return {
@@ -39,7 +52,12 @@ def profile(path: Path) -> dict[str, Any]:
         "items": items,
         "density": pairs / (users * items),
         "repeats": 1 - pairs / len(user),
+        "last_repeats": _last_repeats(user, pair, timestamp),
+        "copies": _copies(pair[timed], at),
         "untimed": int((~timed).sum()),
+        "zero": int((at == 0).sum()),
+        "early": int((at < EARLIEST).sum()),
+        "future": int((at > time.time() + DAY).sum()),
         "first_timestamp": int(at.min()) if len(at) else None,
         "last_timestamp": int(at.max()) if len(at) else None,
         "span_days": float((at.max() - at.min()) / DAY) if len(at) else None,
@@ -49,6 +67,83 @@ def profile(path: Path) -> dict[str, Any]:
         "events_over_time": _over_time(at),
         "tied": _tied(user[timed], at),
     }
+
+
+def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[str]:
+    """Name faults of the data that change results, each with its count and the setting that mends it.
+
+    Profiles of older versions lack some counts, about which nothing is said.
+    """
+    names = ("rows", "untimed", "early", "future", "copies", "repeats", "last_repeats")
+    rows, untimed, early, future, copies, repeats, last = (profile.get(name) or 0 for name in names)
+    result = []
+    if early and early == rows - untimed:
+        result.append(
+            "all events are before 1980: if their times are no seconds since 1970, set `timestamp` in the options of "
+            "the data set, or map a counter as `order` instead"
+        )
+    elif early:
+        zero = f", {profile['zero']:,} of them at 0," if profile["zero"] else ""
+        result.append(
+            f"{early:,} of {rows:,} events are before 1980{zero} and count as the first of their users: if these times "
+            "are unknown, remove the events with the step {step: time_window, start: 1980-01-01}"
+        )
+    if future:
+        result.append(
+            f"{future:,} of {rows:,} events are in the future and count as the last of their users, which are test "
+            "targets: remove them with the step {step: time_window, end: <date>}"
+        )
+    if copies and copies >= WARN_SHARE * rows:
+        result.append(
+            f"{copies:,} of {rows:,} events are copies of another with the same user, item and time: if they are no "
+            "events of their own, add the step {step: duplicates, by: [user_id, item_id, timestamp]}"
+        )
+    if exclude_seen and max(last, repeats) >= WARN_SHARE:
+        result.append(
+            f"{_percent(repeats)} of the events repeat an item of their user, as do the last events of "
+            f"{_percent(last)} of the users: such targets cannot be hit while protocol.exclude_seen is true. "
+            f"{REPEATS_ADVICE}"
+        )
+    if (tied := (profile.get("tied") or {}).get("last", 0.0)) >= WARN_TIES:
+        result.append(
+            f"{_percent(tied)} of the users have several events in their last second, and the order of the file "
+            "decides which one is the target: the pipeline ties measures how much that matters (protocol.ties)"
+        )
+    return result
+
+
+def split_warnings(sizes: Mapping[str, int], *, exclude_seen: bool) -> list[str]:
+    """Name folds with targets that cannot be hit, from the sizes of a split; nothing for splits of older versions."""
+    result = []
+    for fold, prefix in (("validation", "valid"), ("test", "test")):
+        targets, seen = (sizes.get(f"{prefix}_{name}", 0) for name in ("targets", "seen_targets"))
+        if exclude_seen and seen and seen >= WARN_SHARE * targets:
+            result.append(
+                f"{seen:,} of {targets:,} {fold} targets are in the history of their user and cannot be hit, as "
+                f"protocol.exclude_seen is true. {REPEATS_ADVICE}"
+            )
+    return result
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}"
+
+
+def _copies(pair: NDArray[np.int64], at: NDArray[np.int64]) -> int:
+    order = np.lexsort((at, pair))
+    pair, at = pair[order], at[order]
+    return int(((pair[1:] == pair[:-1]) & (at[1:] == at[:-1])).sum())
+
+
+def _last_repeats(user: NDArray[np.int32], pair: NDArray[np.int64], timestamp: NDArray[np.int64]) -> float | None:
+    """Share of the users with several events whose last pair occurred before; events are in source order."""
+    order = np.lexsort((timestamp, user))  # stable
+    user, pair = user[order], pair[order]
+    is_first = np.zeros(len(user), bool)
+    is_first[np.unique(pair, return_index=True)[1]] = True
+    several = np.append(False, user[1:] == user[:-1])  # not the first event of its user
+    last = np.append(user[1:] != user[:-1], True) & several
+    return float(1 - is_first[last].mean()) if last.any() else None
 
 
 def _columns(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:

@@ -5,6 +5,7 @@ Tables stay on the SQL engine until the catalog writes them.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from kedro.pipeline import Node, Pipeline
 
 from recpipe.config import DataPaths
 from recpipe.config.schema import DatasetConfig
+from recpipe.data.protocol import Protocol
 from recpipe.pipelines.types import DataFrame, IbisTable
 from recpipe.pipelines.wiring import Wiring
+
+log = logging.getLogger(__name__)
+summary_log = logging.getLogger("recpipe.summary")  # conf/logging.yml shows it without time and level
 
 
 def fetch_source(dataset: DatasetConfig, paths: DataPaths) -> dict[str, Any]:
@@ -43,11 +48,16 @@ def ingest_log(
     return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps
 
 
-def profile_data(interactions: Path) -> dict[str, Any]:
-    """Compute statistics of the data for the report: sizes, activity, popularity, time, ties."""
-    from recpipe.evaluation.profile import profile
+def profile_data(interactions: Path, ingest_steps: DataFrame, dataset_name: str, protocol: Protocol) -> dict[str, Any]:
+    """Compute statistics of the data for the report: sizes, activity, popularity, time, ties; show them."""
+    from recpipe.evaluation.profile import profile, profile_warnings
+    from recpipe.reporting.summary import format_log
 
-    return profile(interactions)
+    result = profile(interactions)
+    summary_log.info("%s", format_log(result, ingest_steps, title=dataset_name))
+    for warning in profile_warnings(result, exclude_seen=protocol.exclude_seen):
+        log.warning("%s", warning)
+    return result
 
 
 GROUP = "ingest"
@@ -58,10 +68,11 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     dataset = f"params:datasets.{wiring.dataset}"
     files = ["source_files", dataset, "params:ingest", "params:paths"]
     tables = ["interactions", "items", "users", "quarantine", "ingest_steps"]
+    profile_inputs = ["interactions", "ingest_steps", "params:dataset", "params:protocol"]
     return Pipeline(
         [
             Node(fetch_source, [dataset, "params:paths"], "source_files", name="fetch_source", namespace=GROUP),
             Node(ingest_log, files, tables, name="ingest_log", namespace=GROUP),
-            Node(profile_data, "interactions", "data_profile", name="profile_data", namespace=GROUP),
+            Node(profile_data, profile_inputs, "data_profile", name="profile_data", namespace=GROUP),
         ]
     )

@@ -24,6 +24,7 @@ def split_sequences(
 
     from recpipe.data.sequences import build_sequences
     from recpipe.data.splits import TrainingData, split
+    from recpipe.evaluation.profile import split_warnings
 
     sequences, vocabulary = build_sequences(interactions, ties=protocol.ties, seed=protocol.seed)
     steps = tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
@@ -36,6 +37,8 @@ def split_sequences(
         protocol.id,
         *(f"{sizes[name]:,}" for name in ("train_events", "train_users", "valid_users", "test_users")),
     )
+    for warning in split_warnings(sizes, exclude_seen=protocol.exclude_seen):
+        log.warning("%s", warning)
     fields = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes}
     return TrainingData(fields, vocabulary, parts.train, parts.valid), parts.test
 

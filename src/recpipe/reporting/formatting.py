@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 MISSING = "\u2013"  # an en dash
+JOINERS = "\u200c\u200d"  # zero-width
 INTERVAL = "95\u202f% interval"  # over users
 
 
@@ -74,6 +75,15 @@ def latencies(p50: float | None, p95: float | None) -> str:
     """Format two latencies in milliseconds: 3.1 / 12."""
     values = [f"{value:.1f}" if value < 10 else count(value) for value in (p50, p95) if value is not None]
     return " / ".join(values) or MISSING
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would obey: escape and control codes, line breaks, changes of writing direction.
+
+    Joiners stay, which emoji and several scripts need.
+    """
+    characters = " ".join(text.split())
+    return "".join(char if char.isprintable() or char in JOINERS else "\ufffd" for char in characters)
 
 
 def day(timestamp: int | None) -> str | None:

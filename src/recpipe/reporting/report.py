@@ -16,6 +16,7 @@ import pyarrow as pa
 from recpipe.config import ID_KINDS
 from recpipe.data.protocol import DERIVED_FIELDS, EVALUATION_FIELDS
 from recpipe.evaluation.lists import Popularity
+from recpipe.evaluation.profile import profile_warnings, split_warnings
 from recpipe.reporting.examples import Example, pick_examples
 from recpipe.reporting.figures import CAPTIONS
 from recpipe.reporting.figures.geometry import geometry_figures, geometry_section
@@ -61,11 +62,13 @@ def analyse(
     metrics = _dataset_metrics(runs, dataset)
     popularity = Popularity.of(train_set, len(vocabulary))
     ties = {run: runs.tie_sensitivity.loaders()[run] for run in runs.tie_sensitivity.readable()}
+    protocols = _protocols(metrics)
+    page = _page_protocol(protocols, models, seed, split)
     result = compute_insights(
         list(metrics.values()),
         RunOutputs(runs.ranks.loaders(), runs.recommendations.loaders(), ties),
         Catalogue(vocabulary.ids, popularity, _item_vectors(runs, vocabulary)),
-        protocol=_page_protocol(_protocols(metrics), models, seed, split),
+        protocol=page,
         seed=seed,
         metric=report.metric,
         baseline=report.baseline,
@@ -77,7 +80,10 @@ def analyse(
     for problem in problems:
         log.warning("%s", problem)
     scope = {"dataset": dataset, "requested": list(models), "problems": problems}
-    return {**result, **scope, "split": {"id": split["id"], "steps": list(split["steps"])}}
+    exclude_seen = next((p["exclude_seen"] for p in protocols.values() if p["id"] == page), split["exclude_seen"])
+    warnings = split_warnings(split.get("sizes") or {}, exclude_seen=exclude_seen)
+    about_split = {"id": split["id"], "steps": list(split["steps"]), "exclude_seen": exclude_seen, "warnings": warnings}
+    return {**result, **scope, "split": about_split}
 
 
 def rank(runs: RunStore, insights: Mapping[str, Any], *, metric: str) -> tuple[pl.DataFrame, str]:
@@ -166,6 +172,8 @@ def write(
     notes = [OTHER_STEPS] if list(steps_of(steps)) != list(insights["split"]["steps"]) else []
     for note in notes:
         log.warning("%s", note)
+    split_notes, exclude_seen = insights["split"]["warnings"], insights["split"]["exclude_seen"]
+    notes += [*split_notes, *profile_warnings(profile, exclude_seen=exclude_seen and not split_notes)]
     page = render_page(
         {"name": name, **dataset.model_dump()},
         metrics.values(),
@@ -183,7 +191,10 @@ def write(
     count = sum(fields["id"] == protocol for fields in _protocols(metrics).values())
     title = f"{dataset.title or name}: {count} runs under protocol {protocol}"
     lines = [section.line for section in ids]
-    return page, format_summary(board, examples, title=title, links={}, ids=lines, metric=metric)
+    ranked = _page_board(board, insights)["name"].to_list()
+    best = next((model for model in ranked if examples and model in examples[0].recommendations), "")
+    options = {"ids": lines, "warnings": notes, "model": best, "metric": metric}
+    return page, format_summary(board, examples, title=title, links={}, **options)
 
 
 def steps_of(ingest_steps: pl.DataFrame) -> tuple[str, ...]:

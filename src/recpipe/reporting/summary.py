@@ -1,15 +1,18 @@
-"""Terminal summary: leaderboard, recommendations of a few users, semantic ids, links."""
+"""Terminal summaries: the log after ingest; leaderboard, recommendations of a few users, semantic ids, links."""
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 from unicodedata import combining, east_asian_width
 
 import polars as pl
 
 from recpipe.reporting.examples import Example, ExampleItem, RecommendedItem
-from recpipe.reporting.formatting import percent
+from recpipe.reporting.formatting import JOINERS, date_range, number, percent, printable
 from recpipe.reporting.leaderboard import to_text
 
 WIDTH, GAP = 100, "   "
@@ -24,16 +27,20 @@ def format_summary(
     title: str,
     links: Mapping[str, str],
     ids: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    model: str = "",
     users: int = 3,
     metric: str = "ndcg@10",
 ) -> str:
-    """Format plain text of 100 columns, with the first ``users`` examples and the lists of their first model.
+    """Format plain text of 100 columns, with the first ``users`` examples and the lists of ``model`` or the first one.
 
-    ``ids`` are lines about semantic ids, ``links`` places by name, as in {"report": path}.
+    ``ids`` are lines about semantic ids, ``warnings`` sentences about the data, ``links`` places by name, as in
+    {"report": path}.
     """
     parts = [_heading(title), to_text(board, metric=metric, width=WIDTH).rstrip()]
+    parts += [_paragraph(f"Warning: {warning}") for warning in warnings]
     if examples:
-        model = next(iter(examples[0].recommendations), "")
+        model = model or next(iter(examples[0].recommendations), "")
         parts.append(_heading(f"Recommendations of {model}"))
         parts += [_user(example, model) for example in examples[:users]]
     if ids:
@@ -43,7 +50,30 @@ def format_summary(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def format_log(profile: Mapping[str, Any], steps: pl.DataFrame, *, title: str) -> str:
+    """Format the result of ingest: events, users, items, time span, events per user, and unusable rows by reason."""
+    rows = {row["name"]: row for row in steps.sort("step").to_dicts()}
+    raw, per_user = rows["raw"]["rows"], profile["events_per_user"]
+    bad = json.loads(rows["bad_rows"]["detail"]) if "bad_rows" in rows else {}
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in (bad.get("reasons") or {}).items())
+    unusable = raw - rows.get("bad_rows", rows["raw"])["rows"]
+    values = {
+        "events": f"{profile['rows']:,} of {raw:,} rows",
+        "unusable": f"{unusable:,} rows ({bad.get('policy')}): {reasons}" if unusable else "no row",
+        "users": f"{profile['users']:,}",
+        "items": f"{profile['items']:,}",
+        "per user": f"{per_user['min']} to {per_user['max']:,} events, median {number(per_user['median'])}",
+        "time": "no timestamps",
+    }
+    if profile["span_days"] is not None:
+        span = date_range(profile["first_timestamp"], profile["last_timestamp"])
+        values["time"] = f"{span} ({number(round(profile['span_days'], 1))} days)"
+    size = max(map(len, values))
+    return "\n".join([_heading(title), *(f"{name:<{size}}  {printable(value)}" for name, value in values.items()), ""])
+
+
 def _heading(text: str) -> str:
+    text = printable(text)
     return f"━━ {text} " + "━" * max(WIDTH - len(text) - 4, 0)
 
 
@@ -76,8 +106,8 @@ def _recommendation(item: RecommendedItem) -> str:
 
 
 def _fit(text: str, size: int) -> str:
-    """Cut or pad to ``size`` terminal columns; line breaks and control codes are removed."""
-    text = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
+    """Cut or pad cleaned text to ``size`` terminal columns."""
+    text = printable(text)
     if _width(text) > size:
         while _width(text) > size - 1:
             text = text[:-1]
@@ -85,6 +115,10 @@ def _fit(text: str, size: int) -> str:
     return text + " " * (size - _width(text))
 
 
+def _paragraph(text: str) -> str:
+    return textwrap.fill(printable(text), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def _width(text: str) -> int:
     """Number of terminal columns: East Asian characters have two, combining ones none."""
-    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+    return sum(0 if combining(char) or char in JOINERS else 2 if east_asian_width(char) in "WF" else 1 for char in text)

@@ -106,7 +106,7 @@ def test_repeats_have_a_warning_only_where_seen_items_are_excluded(tmp_path):
     log = write(tmp_path / "log.parquet", ["a"] * 4 + ["b"] * 4, list("xyxxpqqr"), list(range(10**9, 10**9 + 8)))
     got = profile(log)
     (warning,) = profile_warnings(got, exclude_seen=True)
-    assert "38% of the events repeat an item" in warning and "last events of 50% of the users" in warning
+    assert "38% of the events, and the last events of 50% of the users, repeat an item" in warning
     assert "protocol.exclude_seen=false" in warning and "duplicates" in warning
     assert profile_warnings(got, exclude_seen=False) == []
     copies = profile(write(tmp_path / "copies.parquet", ["a", "a"], ["x", "x"], [10**9] * 2))
@@ -124,10 +124,9 @@ def test_targets_in_their_own_history_are_counted_and_named_with_the_setting(tar
     for name, fold in (("valid", parts.valid), ("test", parts.test)):
         seen = [t in fold.histories.row(u) for u in range(len(fold)) for t in fold.targets.row(u)]
         assert sizes[f"{name}_seen_targets"] == sum(seen) > 0
-    warnings = split_warnings(sizes, exclude_seen=True)
-    numbers = f"{sizes['test_seen_targets']} of {sizes['test_targets']} test targets"
-    assert [numbers in warning for warning in warnings] == [False, True]
-    assert all("protocol.exclude_seen=false" in each for each in warnings)
+    (warning,) = split_warnings(sizes, exclude_seen=True)
+    assert f"{sizes['test_seen_targets']} of {sizes['test_targets']} test targets are in the history" in warning
+    assert "protocol.exclude_seen=false" in warning
     assert split_warnings(sizes, exclude_seen=False) == split_warnings({"test_targets": 5}, exclude_seen=True) == []
 
 

@@ -100,8 +100,8 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
         )
     if exclude_seen and max(last, repeats) >= WARN_SHARE:
         result.append(
-            f"{_percent(repeats)} of the events repeat an item of their user, as do the last events of "
-            f"{_percent(last)} of the users: such targets cannot be hit while protocol.exclude_seen is true. "
+            f"{_percent(repeats)} of the events, and the last events of {_percent(last)} of the users, repeat an "
+            f"item of their user: such targets cannot be hit while protocol.exclude_seen is true. "
             f"{REPEATS_ADVICE}"
         )
     if (tied := (profile.get("tied") or {}).get("last", 0.0)) >= WARN_TIES:
@@ -114,15 +114,15 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
 
 def split_warnings(sizes: Mapping[str, int], *, exclude_seen: bool) -> list[str]:
     """Name folds with targets that cannot be hit, from the sizes of a split; nothing for splits of older versions."""
-    result = []
+    parts = []
     for fold, prefix in (("validation", "valid"), ("test", "test")):
         targets, seen = (sizes.get(f"{prefix}_{name}", 0) for name in ("targets", "seen_targets"))
         if exclude_seen and seen and seen >= WARN_SHARE * targets:
-            result.append(
-                f"{seen:,} of {targets:,} {fold} targets are in the history of their user and cannot be hit, as "
-                f"protocol.exclude_seen is true. {REPEATS_ADVICE}"
-            )
-    return result
+            parts.append(f"{seen:,} of {targets:,} {fold} targets")
+    if not parts:
+        return []
+    reason = "are in the history of their user and cannot be hit, as protocol.exclude_seen is true"
+    return [f"{' and '.join(parts)} {reason}. {REPEATS_ADVICE}"]
 
 
 def _percent(share: float) -> str:

@@ -59,7 +59,7 @@ def format_log(profile: Mapping[str, Any], steps: pl.DataFrame, *, title: str) -
     unusable = raw - rows.get("bad_rows", rows["raw"])["rows"]
     values = {
         "events": f"{profile['rows']:,} of {raw:,} rows",
-        "unusable": f"{unusable:,} rows ({bad.get('policy')}): {reasons}" if unusable else "no row",
+        "unusable": f"{unusable:,} rows ({bad.get('policy')}): {reasons}" if unusable else "none",
         "users": f"{profile['users']:,}",
         "items": f"{profile['items']:,}",
         "per user": f"{per_user['min']} to {per_user['max']:,} events, median {number(per_user['median'])}",
@@ -69,7 +69,13 @@ def format_log(profile: Mapping[str, Any], steps: pl.DataFrame, *, title: str) -
         span = date_range(profile["first_timestamp"], profile["last_timestamp"])
         values["time"] = f"{span} ({number(round(profile['span_days'], 1))} days)"
     size = max(map(len, values))
-    return "\n".join([_heading(title), *(f"{name:<{size}}  {printable(value)}" for name, value in values.items()), ""])
+    return "\n".join(
+        [
+            _heading(f"{title}: log after ingest"),
+            *(f"{name:<{size}}  {printable(value)}" for name, value in values.items()),
+            "",
+        ]
+    )
 
 
 def _heading(text: str) -> str:

@@ -36,13 +36,14 @@ STEP_TABLE = pa.schema(  # detail is JSON; events_* are statistics of events per
 
 @dataclass(frozen=True)
 class Ingested:
-    """Lazy tables of an ingested log, and the step table: raw log, log without bad rows, log after every step."""
+    """Lazy tables of an ingested log, the step table (raw log, without bad rows, after every step), rows per file."""
 
     interactions: ir.Table
     quarantine: ir.Table
     steps: pa.Table
     items: ir.Table
     users: ir.Table
+    file_rows: list[dict[str, Any]]  # rows read and rows taken of each file of the log; file is None for a single one
 
 
 def ingest(
@@ -60,7 +61,7 @@ def ingest(
         con = connect(engine)
         tables = (raw.interactions, raw.items, raw.users)
         raw = RawTables(*(table if table is None else transfer(table, con, engine) for table in tables))
-    log, quarantine, rows = _without_bad_rows(raw.interactions, bad_rows)
+    log, quarantine, rows, file_rows = _without_bad_rows(raw.interactions, bad_rows)
     log, step_rows = sampling.apply(log, steps, rows[-1])
     return Ingested(
         interactions=log.rows.select([name for name in log.rows.columns if name in COLUMNS]).order_by("order"),
@@ -68,11 +69,14 @@ def ingest(
         steps=pa.Table.from_pylist(rows + step_rows, schema=STEP_TABLE),
         items=_one_row_per_id(log.items.select("item_id"), raw.items, title="title"),
         users=_users(log, raw.users),
+        file_rows=file_rows,
     )
 
 
-def _without_bad_rows(events: ir.Table, policy: str) -> tuple[EventLog, ir.Table, list[dict[str, Any]]]:
-    """Return the log of good rows, the quarantine table, and the first two rows of the step table."""
+def _without_bad_rows(
+    events: ir.Table, policy: str
+) -> tuple[EventLog, ir.Table, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the log of good rows, the quarantine table, the first two rows of the step table, and rows per file."""
     log = raw_log = EventLog.of(events)
     if not (rows := n_events(raw_log)):
         raise ValueError("the raw log has no rows; look at the files in the folder of the data set under data/01_raw")
@@ -85,14 +89,26 @@ def _without_bad_rows(events: ir.Table, policy: str) -> tuple[EventLog, ir.Table
             raise ValueError(f"{n_bad:,} of {rows:,} rows are bad ({reasons}). {_examples(bad, reasons)}")
         log = EventLog.of(events.filter(_check_number(events) == 0))
         logger.warning("bad rows (%s): %s of %s. %s", policy, f"{n_bad:,}", f"{rows:,}", reasons)
-    if "problem" in events.columns:  # the reader's column ends with this stage
-        log = replace(log, source=log.source.drop("problem"))
+    file_rows = _rows_per_file(events, bad, rows, n_bad)
+    if names := [name for name in ("problem", "source_file") if name in events.columns]:  # they end with this stage
+        log = replace(log, source=log.source.drop(*names))
     detail = json.dumps({"policy": policy, "reasons": counts}, ensure_ascii=False)
     step_rows = [
         {"step": 0, "name": "raw", "detail": "{}"} | step_statistics(raw_log),
         {"step": 1, "name": "bad_rows", "detail": detail} | step_statistics(log),
     ]
-    return log, bad if policy == "quarantine" else bad.limit(0), step_rows
+    return log, bad if policy == "quarantine" else bad.limit(0), step_rows, file_rows
+
+
+def _rows_per_file(events: ir.Table, bad: ir.Table, rows: int, n_bad: int) -> list[dict[str, Any]]:
+    """Count the rows that were read and taken from each file of the log."""
+    if "source_file" not in events.columns:
+        return [{"file": None, "rows_read": rows, "rows_taken": rows - n_bad}]
+    read, bad_rows = (
+        {row["source_file"]: row["rows"] for row in table.to_pyarrow().to_pylist()}
+        for table in (each.group_by("source_file").aggregate(rows=each.count()) for each in (events, bad))
+    )
+    return [{"file": file, "rows_read": n, "rows_taken": n - bad_rows.get(file, 0)} for file, n in read.items()]
 
 
 @ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]

@@ -31,8 +31,8 @@ def fetch_source(dataset: DatasetConfig, paths: DataPaths) -> dict[str, Any]:
 
 def ingest_log(
     source_files: dict[str, Any], dataset: DatasetConfig, ingest: dict[str, Any], paths: DataPaths
-) -> tuple[IbisTable, DataFrame, DataFrame, IbisTable, DataFrame]:
-    """Clean and sample the raw log; return interactions, items, users, quarantine and step table."""
+) -> tuple[IbisTable, DataFrame, DataFrame, IbisTable, DataFrame, dict[str, Any]]:
+    """Clean and sample the raw log; return interactions, items, users, quarantine, step table and manifest."""
     import polars as pl
 
     from recpipe.data import engines, readers
@@ -44,8 +44,19 @@ def ingest_log(
     con = engines.connect({key: engine.get(key) for key in keys})
     raw = readers.read(dataset.model_dump(exclude_unset=True), source_files, con)
     result = ingest_tables(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
-    steps = pl.DataFrame(result.steps)
-    return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps
+    steps, manifest = pl.DataFrame(result.steps), _manifest(source_files["manifest"], result.file_rows)
+    return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps, manifest
+
+
+def _manifest(entries: list[dict[str, Any]], file_rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add the rows read and taken to the entries of the log's files; null where only their sum is known."""
+    counts = {row["file"]: row for row in file_rows}
+    log = [entry for entry in entries if entry["role"] == "interactions"]
+    for entry in log:
+        row = counts.get(None if len(log) == 1 else entry["path"], {})
+        missing = None if None in counts else 0  # a file without rows has no counts
+        entry |= {name: row.get(name, missing) for name in ("rows_read", "rows_taken")}
+    return {"files": entries}
 
 
 def profile_data(interactions: Path, ingest_steps: DataFrame, dataset_name: str, protocol: Protocol) -> dict[str, Any]:
@@ -67,8 +78,8 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     """Assemble the three nodes, which all models share."""
     dataset = f"params:datasets.{wiring.dataset}"
     files = ["source_files", dataset, "params:ingest", "params:paths"]
-    tables = ["interactions", "items", "users", "quarantine", "ingest_steps"]
     profile_inputs = ["interactions", "ingest_steps", "params:dataset", "params:protocol"]
+    tables = ["interactions", "items", "users", "quarantine", "ingest_steps", "ingest_manifest"]
     return Pipeline(
         [
             Node(fetch_source, [dataset, "params:paths"], "source_files", name="fetch_source", namespace=GROUP),

@@ -30,7 +30,8 @@ class RawTables:
 
     interactions: user_id, item_id string; timestamp int64 seconds UTC, null where the source has only an order;
     order int64, the position in the source; problem string, null for a good row. Where the source has them: rating,
-    weight float64; event string, the type of the event; owner string, the user of a session; columns for steps only.
+    weight float64; event string, the type of the event; owner string, the user of a session; columns for steps only;
+    source_file string, the path of the row's file among several.
     items, users: one row per id.
     """
 
@@ -48,6 +49,15 @@ class Source(NamedTuple):
     rejects: str | None = None  # DuckDB's table of rejected lines
     problem: str = "NULL"  # SQL of the reason why a row is not a record
     hint: str = ""  # on the layout of the file, where a column is missing
+    files: Sequence[str] = ()  # paths by `file_index`, a column that rows of several files then have
+
+    @property
+    def file_sql(self) -> str | None:
+        """SQL of the path that a row comes from; None for a single file."""
+        if len(self.files) < 2 or "file_index" in map(str.lower, self.types):
+            return None
+        names = ", ".join(map(literal, dict.fromkeys(self.files)))
+        return f"CAST({literals(self.files)}[CAST(file_index AS BIGINT) + 1] AS ENUM({names}))"
 
     def check_columns(self, columns: Iterable[str], hint: str = "") -> None:
         """Raise ValueError for a column that the source does not have."""
@@ -80,12 +90,15 @@ def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ib
     values += "".join(f", {sql} AS {identifier(name)}" for name, sql in columns.extra.items())
     position = f", {_integer(columns.order)} AS position" if columns.order else ""
     time = _timestamp_seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
+    file, file_sql = (
+        ("", "") if source.file_sql is None else (", __file AS source_file", f", {source.file_sql} AS __file")
+    )
     select = f"""
-        SELECT __user AS user_id, __item AS item_id, __time AS timestamp{values}{position},
+        SELECT __user AS user_id, __item AS item_id, __time AS timestamp{values}{position}{file},
             CAST({_problem(source, columns)} AS VARCHAR) AS problem
         FROM (
             SELECT *, CAST({columns.user} AS VARCHAR) AS __user, CAST({columns.item} AS VARCHAR) AS __item,
-                {time} AS __time
+                {time} AS __time{file_sql}
             FROM {source.sql} AS source
         )"""
     table = create_table(con, select, where=source.where)
@@ -214,11 +227,12 @@ def _append_rejects(con: ibis.BaseBackend, table: str, source: Source) -> None:
         )
     kind = "lower(replace(CAST(error_type AS VARCHAR), '_', ' '))"
     reason = f"{kind} || ': ' || chr(39) || left(csv_line, 60) || chr(39)"
+    file = "" if source.file_sql is None else f", {source.file_sql} AS source_file"
     con.raw_sql(
-        f"""INSERT INTO {table} BY NAME SELECT problem FROM (
-            SELECT file_id, line, first({reason} ORDER BY column_idx) AS problem
+        f"""INSERT INTO {table} BY NAME SELECT problem{file} FROM (
+            SELECT file_id AS file_index, line, first({reason} ORDER BY column_idx) AS problem
             FROM {source.rejects} GROUP BY file_id, line
-        ) ORDER BY file_id, line"""
+        ) ORDER BY file_index, line"""
     )
     if _count(con, source.rejects) and not _count(con, f"{table} WHERE user_id IS NOT NULL"):
         columns = ", ".join(source.types)

@@ -76,7 +76,7 @@ def delimited_source(
         f"columns = {{{types}}}, store_rejects = true, "
         f"rejects_table = {literal(rejects)}, rejects_scan = {literal(rejects + '_scan')})"
     )
-    return Source(sql, dict.fromkeys(names, "VARCHAR"), where, rejects=identifier(rejects))
+    return Source(sql, dict.fromkeys(names, "VARCHAR"), where, rejects=identifier(rejects), files=paths)
 
 
 def basket_source(con: ibis.BaseBackend, paths: Sequence[str], *, delimiter: str, encoding: str = "utf-8") -> Source:
@@ -89,8 +89,8 @@ def basket_source(con: ibis.BaseBackend, paths: Sequence[str], *, delimiter: str
     )
     user = f"split_part(line, {literal(delimiter)}, 1)"
     items = f"substr(line, length({user}) + {len(delimiter) + 1})"
-    sql = f"(SELECT {user} AS user_id, {items} AS items FROM {lines})"
-    return Source(sql, {"user_id": "VARCHAR", "items": "VARCHAR"}, path_summary(paths))
+    sql = f"(SELECT {user} AS user_id, {items} AS items, file_index FROM {lines})"
+    return Source(sql, {"user_id": "VARCHAR", "items": "VARCHAR"}, path_summary(paths), files=paths)
 
 
 def _header(paths: Sequence[str], readable: Sequence[str], delimiter: str, *, quote: str) -> list[str]:

@@ -134,7 +134,7 @@ def _sequence_id(mapping: Mapping[str, str], source: Source) -> tuple[str, dict[
 
 def _extra_column(name: str, column: str, source: Source) -> str:
     """Return SQL of a column for the steps: integers, finite doubles, booleans, or text."""
-    if name in (*LOG_COLUMNS, "owner", "problem"):
+    if name in (*LOG_COLUMNS, "owner", "problem", "source_file"):
         raise ValueError(f"extra_columns has {name!r}, a name of the log itself: map it under `columns`, or rename it")
     sql, kind = identifier(column), source.types[column]
     if kind in ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT"):
@@ -266,8 +266,9 @@ def explode_sequences(
             reason = reason_with_value("not a list of values", text)
             reasons.append(f"CASE WHEN {text} <> '' AND ({lists[name]}) IS NULL THEN {reason} END")
     lengths = [f"len({name}s) IS DISTINCT FROM len(item_ids)" for name in lists if name != "item_id"]
+    file = "" if source.file_sql is None else ", file_index"
     rows = (
-        f"SELECT *, ({' OR '.join(lengths) or 'false'}) AS uneven FROM (SELECT {user} AS user_id, {sequences}, "
+        f"SELECT *, ({' OR '.join(lengths) or 'false'}) AS uneven FROM (SELECT {user} AS user_id{file}, {sequences}, "
         f"CAST(coalesce({', '.join(reasons)}) AS VARCHAR) AS unread FROM {source.sql})"
     )
     values = ", ".join(
@@ -281,8 +282,9 @@ def explode_sequences(
         "CASE WHEN unread IS NOT NULL THEN unread WHEN uneven THEN 'not as many times as items in the row' "
         "WHEN item_id IS NULL THEN 'empty sequence' END"
     )
-    sql = f"(SELECT user_id, uneven, unread, {values} FROM ({rows}))"
-    return source._replace(sql=sql, types=types, problem=problem), {name: name for name in types}
+    sql = f"(SELECT user_id, uneven, unread{file}, {values} FROM ({rows}))"
+    source = source._replace(sql=sql, types=types, problem=problem, files=source.files if file else ())
+    return source, {name: name for name in types}
 
 
 def _list(column: str, source: Source, delimiter: str | None) -> str:

@@ -1,0 +1,75 @@
+"""Nodes of ingest on files of one's own: the manifest of the raw files."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recpipe.config import DataPaths
+from recpipe.config.schema import DatasetConfig
+from recpipe.pipelines.ingest import fetch_source, ingest_log
+
+
+def manifest_of(tmp_path: Path, pattern: str, **options: Any) -> dict[str, dict[str, Any]]:
+    """Return the manifest's entries by file name."""
+    paths = DataPaths(tmp_path / "data", tmp_path, "raw")
+    dataset = DatasetConfig(title="T", source="files", files={"interactions": pattern}, options=options)
+    files = fetch_source(dataset, paths)
+    *_, manifest = ingest_log(files, dataset, {"engine": {"threads": 1, "memory_limit": "500MB"}}, paths)
+    return {Path(entry["path"]).name: entry for entry in manifest["files"]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "raw").mkdir()
+    return tmp_path / "raw"
+
+
+COLUMNS = {"user_id": "u", "item_id": "i", "timestamp": "t"}
+
+
+def test_rows_read_and_taken_of_every_text_file(tmp_path: Path, folder: Path) -> None:
+    parts = {"part-'1'.csv": (30, 3, 2), "part-[2].csv": (20, 0, 1), "part-3.csv": (10, 0, 0)}
+    for name, (good, without_user, too_long) in parts.items():
+        lines = ["u,i,t", *(f"u{n},i{n},{n + 10**9}" for n in range(good))]
+        lines += ["  ,i1,1000000000"] * without_user + ["u1,i1,1000000000,9,9"] * too_long
+        (folder / name).write_text("\n".join(lines) + "\n")
+    manifest = manifest_of(tmp_path, "part-*.csv", columns=COLUMNS)
+    for name, (good, without_user, too_long) in parts.items():
+        entry = manifest[name]
+        assert (entry["rows_read"], entry["rows_taken"]) == (good + without_user + too_long, good)
+        content = (folder / name).read_bytes()
+        assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_rows_of_parquet_files_and_of_a_single_file(tmp_path: Path, folder: Path) -> None:
+    for number in (1, 2):
+        table = pa.table({"u": [f"u{n}" for n in range(9)], "i": ["i"] * 8 + [""], "t": [10**9 + number] * 9})
+        pq.write_table(table, folder / f"part-{number}.parquet", write_page_checksum=True)
+    manifest = manifest_of(tmp_path, "part-*.parquet", columns=COLUMNS)
+    counts = [(entry["rows_read"], entry["rows_taken"], entry["checksums"]) for entry in manifest.values()]
+    assert counts == [(9, 8, "parquet")] * 2
+    single = manifest_of(tmp_path, "part-1.parquet", columns=COLUMNS)["part-1.parquet"]
+    assert (single["rows_read"], single["rows_taken"]) == (9, 8)
+
+
+def test_rows_of_sequences_are_events(tmp_path: Path, folder: Path) -> None:
+    for number in (1, 2):
+        (folder / f"part-{number}.txt").write_text(f"u{number} a b c\n" * number)
+    manifest = manifest_of(tmp_path, "part-*.txt", format="lines", sequence_per_row=True)
+    assert [entry["rows_taken"] for entry in manifest.values()] == [3, 6]
+
+
+def test_a_damaged_file_is_refused_before_it_is_read(tmp_path: Path, folder: Path) -> None:
+    text = "u,i,t\n" + "".join(f"u{n % 70},i{n * 7919 % 997},{10**9 + n}\n" for n in range(5000))
+    content = bytearray(gzip.compress(text.encode()))
+    content[len(content) // 2] ^= 1
+    (folder / "log.csv.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"log\.csv\.gz is damaged or cut short: gzip"):
+        manifest_of(tmp_path, "log.csv.gz", columns=COLUMNS)

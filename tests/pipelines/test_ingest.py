@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def test_rows_of_parquet_files_and_of_a_single_file(tmp_path: Path, folder: Path
     assert counts == [(9, 8, "parquet")] * 2
     single = manifest_of(tmp_path, "part-1.parquet", columns=COLUMNS)["part-1.parquet"]
     assert (single["rows_read"], single["rows_taken"]) == (9, 8)
+
+
+def test_rows_of_json_files_of_several_layouts(tmp_path: Path, folder: Path) -> None:
+    records = [{"u": "u", "i": n, "t": 10**9 + n} for n in range(5)]
+    (folder / "part-1.json").write_text(json.dumps(records))
+    (folder / "part-2.json").write_text("\n".join(map(json.dumps, records[:3])))
+    manifest = manifest_of(tmp_path, "part-?.json", columns=COLUMNS)
+    assert [entry["rows_read"] for entry in manifest.values()] == [5, 3]
 
 
 def test_rows_of_sequences_are_events(tmp_path: Path, folder: Path) -> None:

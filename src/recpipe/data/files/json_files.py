@@ -46,7 +46,7 @@ def typed_json_source(
     in any case, where others differ from them only in case or keys are too many. Raises ValueError for files that
     hold no records.
     """
-    where = path_summary(paths)
+    where, files = path_summary(paths), paths
     paths = readable_paths(con, paths, encoding=encoding)
     records, hint = _records(paths), _layout_hint(paths[0], where)
     try:
@@ -58,7 +58,7 @@ def typed_json_source(
         kinds = _json_types(con, records, requested, where)
     types = _column_types(con, records, kinds, where)
     values = [f"{_value(place, kinds[key], types[key])} AS {identifier(key)}" for place, key in enumerate(types, 1)]
-    return _source(records, list(types), values, types, where)._replace(hint=hint)
+    return _source(records, list(types), values, types, where)._replace(hint=hint, files=files)
 
 
 def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
@@ -82,7 +82,7 @@ def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[s
         f"CASE WHEN {invalid} IS NOT NULL THEN {reason_with_value('not a Python literal', invalid)} "
         f"WHEN {empty} THEN 'not a JSON object with the columns expected' END"
     )
-    return source._replace(problem=problem)
+    return source._replace(problem=problem, files=paths)
 
 
 def json_text(key: str) -> str:
@@ -110,14 +110,17 @@ def json_words(key: str, *, separator: str = " ") -> str:
 
 
 def _records(paths: Sequence[str]) -> str:
-    """Return SQL of a table of all records in order, with a column json, null for a line that is no JSON."""
-    parts = []
-    for layout, group in groupby(paths, key=_layout):
+    """Return SQL of all records in order: columns json, null for a line that is no JSON, and file_index."""
+    parts, n_files = [], 0
+    for layout, members in groupby(paths, key=_layout):
+        group = list(members)
         errors = ", ignore_errors = true" if layout == "newline_delimited" else ""
         parts.append(
-            f"SELECT json FROM read_json({file_list(group)}, format = '{layout}', records = false, "
+            f"SELECT json, file_index + {n_files} AS file_index FROM read_json({file_list(group)}, "
+            f"format = '{layout}', records = false, "
             f"columns = {{'json': 'JSON'}}, hive_partitioning = false, maximum_object_size = {MAX_LINE_BYTES}{errors})"
         )
+        n_files += len(group)
     return f"({' UNION ALL '.join(parts)})"
 
 
@@ -288,8 +291,9 @@ def _source(records: str, keys: Sequence[str], values: Sequence[str], types: Map
         hidden += "_"
     pointers = literals(map(_pointer, keys or [""]))
     problem = "CASE WHEN json_type(json) IS DISTINCT FROM 'OBJECT' THEN 'not a JSON object' END"
+    columns = [*values, f"{problem} AS {hidden}", *(() if "file_index" in map(str.lower, types) else ["file_index"])]
     sql = (
-        f"(SELECT {', '.join([*values, f'{problem} AS {hidden}'])} FROM (SELECT json, json_extract(json, {pointers}) "
+        f"(SELECT {', '.join(columns)} FROM (SELECT json, file_index, json_extract(json, {pointers}) "
         f"AS raw, json_extract_string(json, {pointers}) AS text FROM {records}))"
     )
     return Source(sql, types, where, problem=hidden)

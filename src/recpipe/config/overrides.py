@@ -158,13 +158,13 @@ def _check(
             defaults = extra(prefix.rstrip("."), model)
             if key not in defaults:
                 raise _unknown(path, {**tree, **dict.fromkeys(defaults)}, tree)
-            _check_kind(path, value, defaults[key])
+            _check_kind(path, value, defaults[key], any_number=True)
             continue
         current = tree[key]
         if isinstance(current, Leaf):
             if isinstance(value, Mapping) and current.value is None:
                 continue
-            _check_kind(path, value, current.value)
+            _check_kind(path, value, current.value, any_number=model is not None)
         elif isinstance(value, Mapping):
             if current and key not in ARGUMENT_BLOCKS:
                 _check(value, current, f"{path}.", extra, model=model)
@@ -172,7 +172,11 @@ def _check(
             raise ConfigError(f"{path} is a block; give one of its keys: {', '.join(current)}")
 
 
-def _check_kind(path: str, value: object, current: object) -> None:
+def _check_kind(path: str, value: object, current: object, *, any_number: bool = False) -> None:
+    """Raise ConfigError for a value of another kind. ``any_number``: the model's dataclass tells 3 from 2.5 later."""
+    is_number = isinstance(value, int | float) and isinstance(current, int | float)
+    if any_number and is_number and isinstance(value, bool) == isinstance(current, bool):
+        return
     if not same_kind(value, current):
         raise ConfigError(f"{path} (command line) cannot be {value!r}: conf has {current!r}, give that kind of value")
 

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from harness import command_line, generated_data, train_on_generated
+from recpipe.data.atomic import latest_version
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold
 from recpipe.evaluation.content_slots import ContentSlots
@@ -71,7 +72,7 @@ def latest_bundles(folder: Path, seed: int, names: list[str] | None, protocol: P
     """Load the latest bundle of each model trained on the split of ``protocol``. Raises ValueError without any."""
     bundles = []
     for name in names or sorted(path.name for path in folder.glob("*")):
-        if latest := max((folder / name / f"seed_{seed}" / "bundle").glob("*/bundle"), default=None):
+        if latest := latest_version(folder / name / f"seed_{seed}" / "bundle"):
             bundle = load_bundle(latest)
             if differing := bundle.protocol.data_differences(protocol):
                 print(f"{name} is left out: trained under another protocol ({', '.join(differing)})")

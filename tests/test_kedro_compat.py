@@ -10,6 +10,7 @@ from kedro.framework.session import KedroSession
 from kedro.io import AbstractDataset, DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from kedro_datasets.json import JSONDataset
+from tests.artefacts import names
 
 from recpipe import pipeline_registry
 from recpipe.kedro_compat import (
@@ -95,4 +96,4 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="not JSON serializable"):
         dataset.save({"a": 2, "b": object()})
     assert dataset.load() == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert names(tmp_path) == ["a.json"]

@@ -9,10 +9,12 @@ from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.io import CatalogProtocol
+from kedro.io.core import VersionNotFoundError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from recpipe.data.atomic import atomic_file
+from recpipe.data.atomic import atomic_file, latest_version
+from recpipe.data.digests import verified
 
 REGISTRY = "recpipe.pipeline_registry"
 
@@ -79,17 +81,36 @@ def unwrapped(method: Any) -> Any:
     return method.__wrapped__
 
 
+class LatestVersion:
+    """Mixin before a versioned dataset: the latest version is the one that was written last, whatever its name."""
+
+    def _fetch_latest_load_version(self) -> str:
+        path = file_of(self)
+        file = None if path is None else latest_version(path)
+        if file is None:
+            raise VersionNotFoundError(f"{path} has no version")
+        return file.parent.name
+
+
 class WholeFile:
     """Mixin before a stock dataset: ``save`` writes a temporary file and renames it when it is complete.
 
-    Stock datasets get the path that they write to from ``_get_save_path``.
+    ``load`` checks the digest that ``save`` wrote, unless ``has_digest`` is false. Stock datasets
+    get the path that they write to from ``_get_save_path``.
     """
 
+    has_digest = True
     _part: Path | None = None
+
+    def load(self) -> Any:
+        stock: Any = super()
+        if self.has_digest:
+            verified(Path(stock._get_load_path()))
+        return unwrapped(stock.load)(self)
 
     def save(self, data: Any) -> None:
         stock: Any = super()
-        with atomic_file(Path(stock._get_save_path())) as part:
+        with atomic_file(Path(stock._get_save_path()), digest=self.has_digest) as part:
             self._part = part
             try:
                 unwrapped(stock.save)(self, data)

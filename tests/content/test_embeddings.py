@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.artefacts import names
 
 from recpipe.content.embeddings import (
     Embeddings,
@@ -38,7 +39,7 @@ def test_written_and_read(embeddings: Embeddings, tmp_path: Path) -> None:
     for name in ("item_ids", "vectors", "present", "keys"):
         np.testing.assert_array_equal(getattr(read, name), getattr(embeddings, name))
     assert (read.space, read.about, read.hash) == (embeddings.space, embeddings.about, embeddings.hash)
-    assert [path.name for path in tmp_path.iterdir()] == ["e.parquet"]
+    assert names(tmp_path) == ["e.parquet"]
 
 
 def test_absent_vector_is_null_in_the_file(tmp_path: Path) -> None:

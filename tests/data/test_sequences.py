@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.artefacts import names
 from tests.synthetic import random_sequences, sequences, write_log
 
 from recpipe.data.sequences import Fold, Sequences, Vocabulary, build_sequences
@@ -127,7 +128,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         random_sequences(5, 5, seed=1).write(path)
     assert Sequences.read(path).fingerprint() == old.fingerprint()
-    assert [file.name for file in tmp_path.iterdir()] == ["s.parquet"]
+    assert names(tmp_path) == ["s.parquet"]
 
 
 def test_weights_follow_their_events_and_a_missing_one_is_one(tmp_path):

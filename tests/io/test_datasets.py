@@ -15,6 +15,7 @@ import pytest
 from kedro.io import DataCatalog
 from kedro.io.core import DatasetError, Version
 from polars.testing import assert_frame_equal
+from tests.artefacts import names
 from tests.reporting.runs_on_disk import VERSION, write_json
 
 from recpipe.data.protocol import Protocol
@@ -37,10 +38,6 @@ FRAME = pl.DataFrame({"user_id": ["a", "b"], "items": [[1, 2], [3]]})
 
 class Unwritable:
     """Nothing that JSON, polars or a text file can hold."""
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 FILES = [
@@ -261,16 +258,17 @@ def evaluation(number: int) -> Evaluation:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
 
 
-def test_an_evaluation_is_five_files_and_loads_as_its_metrics(tmp_path) -> None:
+def test_an_evaluation_is_five_files_with_a_record_of_the_latest_and_loads_as_its_metrics(tmp_path) -> None:
     assert not dataset(tmp_path).exists()
     dataset(tmp_path, FIRST).save(evaluation(1))
     assert dataset(tmp_path).exists()
     assert dataset(tmp_path).load() == {**METRICS, "seed": 1}
     assert files(tmp_path) == {
         f"reporting/metrics.json/{FIRST}/metrics.json",
+        "reporting/metrics.json/latest.json",
         f"output/test_recommendations.parquet/{FIRST}/test_recommendations.parquet",
         "output/ranks.parquet",
         "output/submission.csv",

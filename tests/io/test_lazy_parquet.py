@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from kedro.io import DataCatalog
 from kedro.io.core import DatasetError
+from tests.artefacts import names
 
 from recpipe.data.engines import connect
 from recpipe.io.lazy_parquet import LazyParquetDataset
@@ -53,7 +54,7 @@ def test_a_failed_save_leaves_what_was_there(table: Any, tmp_path: Path) -> None
     with pytest.raises(DatasetError, match="Could not convert string 'a'"):
         dataset.save(table.mutate(user_id=table.user_id.cast("int64")))
     assert dataset.preview()["data"][0] == ["a", 2]
-    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
+    assert names(tmp_path) == ["log.parquet"]
 
 
 def test_says_what_it_takes_and_what_is_missing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from tests.artefacts import forget_digest
 from tests.reporting.browser import CHROMIUM, open_page
 
 from recpipe.evaluation.metrics import metrics_from_ranks
@@ -111,6 +112,7 @@ def folder(whole_run, tmp_path) -> Path:
 def change_metrics(folder: Path, model: str, change: Callable[[dict], object]) -> None:
     path = newest(layer(folder) / model / SEED, "metrics.json")
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    forget_digest(path)
 
 
 def copy_run(folder: Path, model: str, change: Callable[[dict], object] = lambda metrics: metrics) -> None:
@@ -125,6 +127,7 @@ def set_ranks(folder: Path, model: str, rank: int) -> None:
     path = layer(folder, name="07_model_output") / model / SEED / "ranks.parquet"
     table = pl.read_parquet(path).with_columns(rank=pl.lit(rank, pl.Int32))
     table.write_parquet(path)
+    forget_digest(path)
     test = metrics_from_ranks(table.to_arrow(), cutoffs=(1, 5, 10, 20))
     change_metrics(folder, model, lambda metrics: {**metrics, "test": test})
 
@@ -143,6 +146,7 @@ def test_unusable_metrics_have_messages_and_the_rest_is_shown(folder, session_in
     set_ranks(folder, "sasrec", 0)
     file = newest(layer(folder, name="07_model_output") / "sasrec" / SEED, "test_recommendations.parquet")
     pl.read_parquet(file).head(0).write_parquet(file)
+    forget_digest(file)
     words = run_report(folder, session_in, tmp_path / "browser")
     for expected in (
         "svd/seed_42 holds a run of ml-1m, not of online_retail",
@@ -165,6 +169,7 @@ def test_damaged_files_have_messages_and_the_rest_is_shown(folder, session_in, t
     (output / "mf" / SEED / "ranks.parquet").write_bytes(b"PAR1 no more")
     file = newest(output / "nmf" / SEED, "test_recommendations.parquet")
     pl.read_parquet(file).drop("probability").write_parquet(file)
+    forget_digest(file)
     (reporting / "bpr" / SEED / "tie_sensitivity.json").write_text("[1, 2]")
     (reporting / "sasrec" / SEED / "curves.parquet").write_bytes(b"")
     words = run_report(folder, session_in, tmp_path / "browser")

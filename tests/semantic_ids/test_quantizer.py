@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.artefacts import forget_digest, names
 
 from recpipe.semantic_ids.quantizer import (
     TYPES,
@@ -188,7 +189,7 @@ def test_saved_and_loaded_is_the_same(fitted: Quantizer, tmp_path: Path):
     assert (again.level_distances(x, codes, 1) == fitted.level_distances(x, codes, 1)).all()
     for name in ("hash", "settings", "sizes", "about", "history", "config"):
         assert getattr(again, name) == getattr(fitted, name), name
-    assert sorted(path.name for path in (tmp_path / "quantizer").iterdir()) == ["config.json", "model.safetensors"]
+    assert names(tmp_path / "quantizer") == ["config.json", "model.safetensors"]
 
 
 def test_hash_stands_for_settings_and_tensors(fitted: Quantizer):
@@ -238,6 +239,7 @@ def spoil(folder: Path, how: str) -> None:
 def test_a_folder_that_is_not_whole_is_refused(fitted: Quantizer, tmp_path: Path, how: str, message: str):
     save_quantizer(fitted, tmp_path)
     spoil(tmp_path, how)
+    forget_digest(tmp_path)
     with pytest.raises(ValueError, match=message):
         load_quantizer(tmp_path)
 

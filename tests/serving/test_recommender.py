@@ -11,6 +11,7 @@ import torch
 from tests.synthetic import catalogue, catalogue_ids, random_sequences, sequences
 
 from recpipe.config.run_config import ColdUsersConfig
+from recpipe.data.digests import write_manifest
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
@@ -173,5 +174,6 @@ def test_weights_with_other_ids_are_an_error(run):
     described["ids"]["text"]["digest"] = "0" * 64
     (folder / CONFIG).write_text(json.dumps(described))
     assert (folder / WEIGHTS).is_file()
+    write_manifest(folder)
     with pytest.raises(ValueError, match="do not belong together"):
         load_bundle(folder)

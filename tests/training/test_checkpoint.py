@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.artefacts import forget_digest
 
 from recpipe.training.checkpoint import load_tree, save_tree
 
@@ -23,5 +24,8 @@ def test_objects_that_need_pickle_and_incomplete_files_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
     save_tree({"t": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="c.safetensors is damaged .*; delete it to start training anew"):
+        load_tree(path)
+    forget_digest(path)
     with pytest.raises(ValueError, match="not a complete checkpoint"):
         load_tree(path)

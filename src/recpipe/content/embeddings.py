@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from recpipe.content.item_texts import join_file
 from recpipe.data.atomic import atomic_file
+from recpipe.data.digests import verified
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ class Embeddings:
 
     @classmethod
     def read(cls, path: Path) -> Embeddings:
-        """Read the file of ``write``. Raises ValueError for any other Parquet file."""
-        table = pq.read_table(path)
+        """Read the file of ``write``. Raises ValueError for a damaged file and any other Parquet file."""
+        table = pq.read_table(verified(path, "run `kedro run --pipelines=embed`"))
         metadata = json.loads((table.schema.metadata or {}).get(METADATA, b"null"))
         if metadata is None:
             raise ValueError(f"{path} holds no embeddings of recpipe; make them with `kedro run --pipelines=embed`")

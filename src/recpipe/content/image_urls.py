@@ -90,7 +90,7 @@ def fetch(
             log.debug("%s: %s; retry in %.1f s", url, failure, wait)
             time.sleep(wait)
     if cached:
-        with atomic_file(cached) as temporary:
+        with atomic_file(cached, digest=False) as temporary:
             temporary.write_bytes(body)
     return body
 

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from recpipe.config import check_at_least, check_choices
 from recpipe.content.embeddings import Embeddings, check_items, content_keys, digest, unit_rows
-from recpipe.data.atomic import atomic_folder
+from recpipe.data.atomic import atomic_folder, recover
+from recpipe.data.digests import verify_folder, write_manifest
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -94,6 +95,7 @@ def embed_tfidf(
             (temporary / CONFIG).write_text(json.dumps(settings, indent=2))
             (temporary / VOCABULARY).write_text(json.dumps(state.vocabulary, ensure_ascii=False), encoding="utf-8")
             save_file({"idf": state.idf_V, "components": state.components_DV}, temporary / TENSORS)
+            write_manifest(temporary)
     width = len(state.components_DV) if state else 0
     vectors = np.zeros((len(texts), width), np.float32)
     if state and non_empty:
@@ -147,9 +149,11 @@ def _vectorizer(config: TfidfConfig, **settings: object) -> TfidfVectorizer:
 
 def _read(folder: Path, settings: dict[str, Any]) -> TfidfState | None:
     """Read the state that was fitted with these settings, None if there is none."""
+    recover(folder)
     if not folder.is_dir():
         return None
     try:
+        verify_folder(folder)
         if json.loads((folder / CONFIG).read_text()) != settings:
             log.info("TF-IDF is fitted again: its settings changed")
             return None

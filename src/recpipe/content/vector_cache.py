@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from recpipe.data.atomic import atomic_file
+from recpipe.data.atomic import atomic_file, remove
+from recpipe.data.digests import verified
 from recpipe.progress import progress
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class VectorCache:
             distinct, first = np.unique(keys, return_index=True)
             self._shards.append(self._write(distinct, vectors[first]))
         for path in paths:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def _write(self, keys: NDArray[np.bytes_], vectors_ND: NDArray[np.float32]) -> tuple[Path, NDArray[np.bytes_]]:
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
@@ -175,14 +176,14 @@ def embed_missing(
 def _read(path: Path, name: str) -> NDArray[Any] | None:
     """Read a tensor of a shard; delete a damaged shard with a warning and return None."""
     try:
-        with safe_open(path, framework="numpy") as shard:
+        with safe_open(verified(path), framework="numpy") as shard:
             keys, vectors = (shard.get_slice(part).get_shape() for part in ("keys", "vectors"))
             if len(vectors) != 2 or keys != [vectors[0], 32]:
                 raise ValueError(f"its shapes are {keys} and {vectors}")
             return shard.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         log.warning("%s is damaged (%s): deleted, its vectors are computed again", path, error)
-        path.unlink(missing_ok=True)
+        remove(path)
         return None
 
 

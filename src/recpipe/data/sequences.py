@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recpipe.data.atomic import atomic_file
+from recpipe.data.digests import verified
 from recpipe.data.features import align_rows
 from recpipe.data.protocol import Protocol
 
@@ -44,7 +45,7 @@ class Vocabulary:
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
         """Read a file of ``write``."""
-        return cls(_strings(pq.read_table(path)["item_id"]))
+        return cls(_strings(_read_parquet(path)["item_id"]))
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Sequences:
     @classmethod
     def read(cls, path: Path) -> Sequences:
         """Read a file of ``write``."""
-        return cls.from_table(pq.read_table(path))
+        return cls.from_table(_read_parquet(path))
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class Fold:
     @classmethod
     def read(cls, path: Path) -> Fold:
         """Read a file of ``write``."""
-        table = pq.read_table(path)
+        table = _read_parquet(path)
         return cls(Sequences.from_table(table), Sequences.from_table(table, "target_"))
 
 
@@ -231,6 +232,7 @@ def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple
     """
     if ties not in ("source", "shuffle"):
         raise ValueError(f"ties is {ties!r}; allowed: source, shuffle (conf: protocol.ties)")
+    verified(path, "run `kedro run --pipelines=ingest`")
     optional = [name for name in ("rating", "weight") if name in pq.read_schema(path).names]
     table = pq.read_table(path, columns=["user_id", "item_id", "timestamp", "order", *optional])
     user_ids, users = _codes(table["user_id"])
@@ -276,6 +278,10 @@ def _weights(column: pa.ChunkedArray, path: Path) -> np.ndarray | None:
 def _write_parquet(table: pa.Table, path: Path) -> None:
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    return pq.read_table(verified(path, "run `kedro run --pipelines=train`"))
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

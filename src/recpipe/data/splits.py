@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recpipe.data.atomic import atomic_file
+from recpipe.data.digests import verified
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
 
@@ -62,7 +63,7 @@ class TrainingData:
     """Protocol (JSON with ``id`` and ``sizes``), vocabulary, training set, validation fold; read when first used."""
 
     _folder: Path
-    protocol_fields = cached_property(lambda self: json.loads((self._folder / PROTOCOL).read_text("utf-8")))
+    protocol_fields = cached_property(lambda self: json.loads(verified(self._folder / PROTOCOL).read_text("utf-8")))
     protocol = cached_property(lambda self: Protocol.from_dict(self.protocol_fields))
     vocabulary = cached_property(lambda self: Vocabulary.read(self._folder / VOCABULARY))
     train_set = cached_property(lambda self: Sequences.read(self._folder / TRAIN))

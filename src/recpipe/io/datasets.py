@@ -18,9 +18,10 @@ from kedro_datasets.polars import EagerPolarsDataset as StockTable
 from kedro_datasets.text import TextDataset as StockText
 
 from recpipe.config.run_config import is_accelerated
-from recpipe.data.atomic import atomic_file, atomic_folder
+from recpipe.data.atomic import atomic_file, atomic_folder, record_version, recover
+from recpipe.data.digests import verified
 from recpipe.evaluation.recommendations import TEST_LISTS
-from recpipe.kedro_compat import WholeFile, unwrapped
+from recpipe.kedro_compat import LatestVersion, WholeFile
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 Metadata = dict[str, Any] | None
+EVALUATE = "run `kedro run --pipelines=evaluate`"
 Folder = Mapping[str, str]  # `{path: ...}` in the catalog, where Kedro makes this path absolute
 
 
@@ -38,11 +40,13 @@ class JSONDataset(WholeFile, StockJSON):
 
 
 class TextDataset(WholeFile, StockText):
-    """A text file, previewed in kedro-viz by its first lines."""
+    """A text file for people, without a digest; previewed in kedro-viz by its first lines."""
+
+    has_digest = False
 
     def preview(self, lines: int = 60) -> HTMLPreview:
         """kedro-viz takes this for Markdown: as a block of code, indented since it reads # as a heading even there."""
-        text = str(unwrapped(super().load)(self))
+        text = str(self.load())
         return HTMLPreview("\n".join(["```", *(f" {line}" for line in text.splitlines()[:lines]), "```"]))
 
 
@@ -101,7 +105,7 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         return self._filepath.exists()
 
 
-class BundleDataset(AbstractVersionedDataset[Any, Any]):
+class BundleDataset(LatestVersion, AbstractVersionedDataset[Any, Any]):
     """A trained model as a folder of safetensors and JSON, one folder per version, complete or absent.
 
     `optional` loads None where there is no bundle. `accelerate` is the setting of that name. `curves` is the file of
@@ -147,8 +151,11 @@ class BundleDataset(AbstractVersionedDataset[Any, Any]):
 
             with atomic_file(self._curves) as part:
                 pq.write_table(curve_table(data), part)
-        with atomic_folder(Path(self._get_save_path())) as folder:
+        target = Path(self._get_save_path())
+        with atomic_folder(target) as folder:
             save_bundle(data, folder)
+        if self._version is not None:
+            record_version(Path(self._filepath), target.parent.name)
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_dir()
@@ -175,6 +182,7 @@ class QuantizerDataset(AbstractDataset[Any, Any]):
             save_quantizer(data, folder)
 
     def _exists(self) -> bool:
+        recover(self._filepath)
         return self._filepath.is_dir()
 
 
@@ -191,7 +199,7 @@ OUTPUT_README = f"""\
 """
 
 
-class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
+class EvaluationDataset(LatestVersion, AbstractVersionedDataset["Evaluation", dict[str, Any]]):
     """Files of an ``Evaluation``; loads its metrics.
 
     ``filepath`` is metrics.json, which is versioned and written last: a run is complete when it exists. ``output`` has
@@ -209,7 +217,7 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
         return {"filepath": str(self._filepath), "output": str(self._output), "version": self._version}
 
     def load(self) -> dict[str, Any]:
-        return dict(json.loads(Path(self._get_load_path()).read_text(encoding="utf-8")))
+        return dict(json.loads(verified(Path(self._get_load_path()), EVALUATE).read_text(encoding="utf-8")))
 
     def save(self, data: Evaluation) -> None:
         import pyarrow.parquet as pq
@@ -223,10 +231,12 @@ class EvaluationDataset(AbstractVersionedDataset["Evaluation", dict[str, Any]]):
             if text is None:  # one of an earlier evaluation would not fit the metrics
                 (self._output / name).unlink(missing_ok=True)
                 continue
-            with atomic_file(self._output / name) as part:
+            with atomic_file(self._output / name, digest=False) as part:
                 part.write_text(text, encoding="utf-8")
         with atomic_file(metrics) as part:
             part.write_text(json.dumps(data.metrics, indent=4), encoding="utf-8")
+        if self._version is not None:
+            record_version(Path(self._filepath), metrics.parent.name)
 
     def preview(self) -> TablePreview:
         """The numbers of metrics.json, a row each."""
@@ -256,7 +266,7 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
         import plotly.io
 
         files = sorted(self._path.glob(f"*{self._suffix}"))
-        return {file.name.removesuffix(self._suffix): plotly.io.read_json(file) for file in files}
+        return {file.name.removesuffix(self._suffix): plotly.io.read_json(verified(file)) for file in files}
 
     def save(self, data: dict[str, Figure]) -> None:
         for name, figure in data.items():

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from kedro.io.core import AbstractDataset, DatasetError
 from kedro_datasets._typing import TablePreview
 
+from recpipe.data.digests import verified
+
 
 class LazyParquetDataset(AbstractDataset[Any, Any]):
     """An Ibis table, never completely in memory.
@@ -35,6 +37,7 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
         if not self._exists():
             command = f"kedro run --pipelines=ingest --params dataset={self._filepath.parent.name}"
             raise DatasetError(f"{self._filepath} does not exist; `{command}` writes it")
+        verified(self._filepath, "run `kedro run --pipelines=ingest`")
         if self._load_as == "path":
             return self._filepath
         from recpipe.data.engines import read_parquet

@@ -12,6 +12,8 @@ from kedro.pipeline import Pipeline
 
 from recpipe.config import DataPaths, RunConfig, build_config
 from recpipe.config.schema import StudyConfig
+from recpipe.data.atomic import atomic_file
+from recpipe.data.digests import verified
 from recpipe.pipelines.train import training_inputs, training_job
 from recpipe.pipelines.types import Bundle, TrainingData, TrainingJob
 from recpipe.pipelines.wiring import Wiring, create_node
@@ -63,12 +65,12 @@ def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
     """Train a variant, or read its row from a file with the same settings and data."""
     variant_folder = folder / "".join(sign if sign.isalnum() else "_" for sign in variant.name)
     result, identity = variant_folder / "result.json", json.loads(json.dumps(job.identity()))
-    if result.is_file() and (saved := json.loads(result.read_text()))["about"] == identity:
+    if result.is_file() and (saved := json.loads(verified(result).read_text()))["about"] == identity:
         return dict(saved["row"])
     bundle = job.train(folder=variant_folder)
     row = {"name": variant.name, "value": variant.value, "changed": dict(variant.overrides), **_numbers(bundle, job)}
-    variant_folder.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps({"about": identity, "row": row}))
+    with atomic_file(result) as part:
+        part.write_text(json.dumps({"about": identity, "row": row}))
     return row
 
 

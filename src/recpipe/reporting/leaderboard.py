@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recpipe.data.digests import verified
 from recpipe.evaluation.metrics import MISSES
 from recpipe.reporting.formatting import (
     INTERVAL,
@@ -193,7 +194,7 @@ def main() -> None:
     names = args.datasets or [path.parent.name for path in paths]
     if not names:
         parser.error(f"no leaderboard under {args.reporting}; run `kedro run` first")
-    boards = [pl.read_parquet(args.reporting / name / "leaderboard.parquet") for name in names]
+    boards = [pl.read_parquet(verified(args.reporting / name / "leaderboard.parquet")) for name in names]
     args.readme.write_text(update_readme(args.readme.read_text(), boards))
 
 

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recpipe.config import ID_KINDS, VECTORS
+from recpipe.data.atomic import latest_version
+from recpipe.data.digests import verified
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -169,7 +171,7 @@ class RunFiles(Mapping[str, T]):
                 value: Any = self._read(path)
                 missing = [column for column in self._columns if column not in value.column_names]
             except READ_ERRORS as error:
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                reason = " ".join(str(error).split())[:500] or type(error).__name__
                 self._errors[name] = f"the {self._kind} of {name} cannot be read: {reason}"
             else:
                 if not missing:
@@ -221,8 +223,12 @@ class RunStore:
     @cached_property
     def recommendations(self) -> RunFiles[pa.Table]:
         """Recommended items per test user; not cached, as many models would fill the memory."""
-        old, new = (_latest(self.output, f"{prefix}recommendations.parquet") for prefix in ("", "test_"))
-        paths = {**old, **new}  # version 0.1 wrote the name without test
+        names = ("recommendations.parquet", "test_recommendations.parquet")  # version 0.1 wrote the first
+        paths = {run: path for name in names for run, path in _latest(self.output, name).items()}
+        for run, metrics in _latest(self.reporting, "metrics.json").items():  # lists of the same evaluation
+            for name in names:
+                if (file := self.output / run / name / metrics.parent.name / name).is_file():
+                    paths[run] = file
         return RunFiles(paths, read_table, "recommendations", columns=RECOMMENDATIONS, cache=False)
 
     @cached_property
@@ -252,9 +258,7 @@ class RunStore:
         """Trained models, on the CPU; not cached."""
         from recpipe.training.bundle import load_bundle
 
-        folders = sorted(self.models.glob("*/seed_*/bundle/*/bundle"))  # the latest version comes last
-        paths = {_name(self.models, folder.parents[2]): folder for folder in folders}
-        return RunFiles(paths, load_bundle, "bundle", cache=False)
+        return RunFiles(_latest(self.models, "bundle"), load_bundle, "bundle", cache=False)
 
     @cached_property
     def qualities(self) -> RunFiles[Any]:
@@ -268,7 +272,7 @@ class RunStore:
 
         folder = self.reporting / "semantic_ids" / f"{kind}_ids"
         paths = {path.name.removesuffix("_figure.json"): path for path in folder.glob("*_figure.json")}
-        return RunFiles(paths, lambda path: from_json(path.read_text(encoding="utf-8")), f"{kind}_ids figure")
+        return RunFiles(paths, lambda path: from_json(verified(path).read_text(encoding="utf-8")), f"{kind}_ids figure")
 
     @cached_property
     def vectors(self) -> RunFiles[Embeddings]:
@@ -293,12 +297,12 @@ class RunStore:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises ValueError for other text."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(verified(path).read_text(encoding="utf-8"))
 
 
 def read_table(path: Path) -> pa.Table:
     """Read a Parquet file."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(verified(path)) as file:
         return file.read()
 
 
@@ -307,9 +311,9 @@ def _runs(folder: Path, file: str) -> dict[str, Path]:
 
 
 def _latest(folder: Path, file: str) -> dict[str, Path]:
-    """Latest versions by run: Kedro writes ``file/<version>/file``, and version names sort by time."""
-    versions = sorted(folder.glob(f"*/seed_*/{file}/*/{file}"))
-    return {_name(folder, path.parents[2]): path for path in versions}
+    """Latest versions by run: Kedro writes ``file/<version>/file``."""
+    versions = {_name(folder, path.parent): latest_version(path) for path in folder.glob(f"*/seed_*/{file}")}
+    return {run: path for run, path in versions.items() if path is not None}
 
 
 def _existing(paths: Mapping[str, Path]) -> dict[str, Path]:

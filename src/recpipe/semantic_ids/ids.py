@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recpipe.data.atomic import atomic_file
+from recpipe.data.digests import verified
 from recpipe.semantic_ids.collisions import check_codes, row_groups
 from recpipe.semantic_ids.prefix_tree import COMMAND, PrefixTree
 
@@ -103,7 +104,7 @@ class SemanticIds:
     def read(cls, path: Path) -> SemanticIds:
         """Read a file of ``write``. Raises ValueError for a missing, damaged or foreign file."""
         try:
-            table = pq.read_table(path, partitioning=None)
+            table = pq.read_table(verified(path), partitioning=None)
             header = json.loads((table.schema.metadata or {})[METADATA])
             item_ids, keys = (np.array(table[name].to_pylist(), object) for name in ("item_id", "key"))
             codes = _from_lists(table["codes"], len(sizes := header["sizes"]))

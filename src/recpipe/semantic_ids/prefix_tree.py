@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.data.atomic import atomic_file
+from recpipe.data.digests import verified
 from recpipe.semantic_ids.collisions import check_codes
 
 Ints = NDArray[np.int64]
@@ -168,7 +169,7 @@ class PrefixTree:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, "numpy") as file:
+            with safe_open(verified(path), "numpy") as file:
                 header = json.loads((file.metadata() or {})[METADATA])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if header["format"] != 1:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recpipe.config import check_arguments, check_known
+from recpipe.data.atomic import recover
+from recpipe.data.digests import verify_folder, write_manifest
 from recpipe.semantic_ids.collisions import Codes, Vectors, check_codes
 
 log = logging.getLogger(__name__)
@@ -208,6 +210,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, allow_nan=False), encoding="utf-8")
+    write_manifest(folder)
 
 
 def load_quantizer(folder: Path) -> Quantizer:
@@ -215,10 +218,11 @@ def load_quantizer(folder: Path) -> Quantizer:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(folder)
+    recover(folder := Path(folder))
     if missing := [name for name in (DESCRIPTION, WEIGHTS) if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is not a quantizer: {' and '.join(missing)} missing; run `{COMMAND}`")
     try:
+        verify_folder(folder)
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if description["format"] != FORMAT:
             raise ValueError(f"format {description['format']!r}, this version reads {FORMAT}")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from recpipe.config import check_known
+from recpipe.data.atomic import latest_version
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.ranking import rank_fold
@@ -92,15 +93,15 @@ def _sequences(
 
 
 def bundle_folder(run: Path) -> Path:
-    """Find the bundle of a run: the folder itself, or the newest version. Raises ValueError where there is none."""
+    """Find the bundle of a run: the folder itself, or the latest version. Raises ValueError where there is none."""
     if (run / CONFIG).is_file():
         return run
-    versions = sorted(config.parent for config in (run / "bundle").glob(f"*/*/{CONFIG}"))
-    if not versions:
+    latest = latest_version(run / "bundle")
+    if latest is None:
         raise ValueError(
             f"there is no bundle in {run}; train one with `kedro run --pipelines=train --params model=<name>`"
         )
-    return versions[-1]
+    return latest
 
 
 def items_titled(bundle: Bundle, text: str) -> list[tuple[str, str]]:

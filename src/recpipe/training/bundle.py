@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recpipe.config import build_config
+from recpipe.data.digests import MANIFEST, verify_folder, write_manifest
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
@@ -28,6 +29,8 @@ from recpipe.semantic_ids.ids import CatalogueIds
 
 CURVE_COLUMNS = dict.fromkeys(("epoch", "step", "seconds", "loss", "lr", "gradient_norm"))
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
+FORMATS = (1, 2)  # 2 has a manifest
+HINT = "run `kedro run --pipelines=train`"
 
 
 @dataclass
@@ -135,7 +138,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     }
     pq.write_table(pa.table(items), folder / ITEMS, compression="zstd")
     model = bundle.model
-    config: dict[str, Any] = {"format": 1, "name": bundle.name, "type": bundle.type}
+    config: dict[str, Any] = {"format": FORMATS[-1], "name": bundle.name, "type": bundle.type}
     config |= {"config": dataclasses.asdict(model.config), "max_length": model.max_length}
     if model.uses_weights:
         config["uses_weights"] = True
@@ -147,14 +150,24 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         config["cold_users"] = model.cold_users.to_dict()
     config |= {"protocol": {"id": bundle.protocol.id, **bundle.protocol.to_dict()}, "training": bundle.training}
     (folder / CONFIG).write_text(json.dumps(config, indent=2))
+    write_manifest(folder)
 
 
 def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate: bool = True) -> Bundle:
-    """Read a folder of ``save_bundle``. Raises ValueError for missing or incomplete files."""
+    """Read a folder of ``save_bundle``. Raises ValueError for missing, damaged or foreign files."""
     missing = [name for name in (WEIGHTS, CONFIG, ITEMS) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{folder} is not a bundle: {', '.join(missing)} missing; run `kedro run --pipelines=train`")
-    config = json.loads((folder / CONFIG).read_text())
+        raise ValueError(f"{folder} is not a bundle: {', '.join(missing)} missing; {HINT}")
+    has_manifest = verify_folder(folder, HINT)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        format_ = config["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error}); {HINT}") from error
+    if format_ not in FORMATS:
+        raise ValueError(f"{folder / CONFIG} has format {format_!r}; this version reads 1 and 2; {HINT}")
+    if format_ > 1 and not has_manifest:
+        raise ValueError(f"{folder} has lost its {MANIFEST}, by which its files are checked; {HINT}")
     items = pq.read_table(folder / ITEMS)
     vocabulary = Vocabulary(items["item_id"].to_numpy(zero_copy_only=False))
     model = build(

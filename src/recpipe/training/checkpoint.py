@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recpipe.data.atomic import atomic_file
+from recpipe.data.atomic import atomic_file, remove
+from recpipe.data.digests import verified
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 TENSOR, PAIRS, TUPLE = "__tensor__", "__pairs__", "__tuple__"
@@ -58,7 +59,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
         return dict(load_tree(Path(path)))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        Path(path).unlink(missing_ok=True)
+        remove(Path(path))
 
 
 def save_tree(tree: Any, path: Path) -> None:
@@ -70,7 +71,8 @@ def save_tree(tree: Any, path: Path) -> None:
 
 
 def load_tree(path: Path) -> Any:
-    """Read a file of ``save_tree``, tensors on the CPU. Raises ValueError for an incomplete file."""
+    """Read a file of ``save_tree``, tensors on the CPU. Raises ValueError for a damaged file."""
+    verified(path, "delete it to start training anew")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

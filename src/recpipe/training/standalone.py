@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 
 from recpipe.config import Configuration, DataPaths, RunConfig, parse_overrides
 from recpipe.content.embeddings import Embeddings
-from recpipe.data.atomic import atomic_file, atomic_folder
+from recpipe.data.atomic import atomic_file, atomic_folder, latest_version, record_version
+from recpipe.data.digests import verified
 from recpipe.data.sequences import Fold
 from recpipe.data.splits import TrainingData
 from recpipe.evaluation.evaluate import validator
@@ -86,7 +87,7 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
     job = data.job(run, validator)
     identity = json.loads(json.dumps(job.identity()))
     record, bundles = job.work_folder / "done.json", data.bundle_folder(run.name)
-    previous = json.loads(record.read_text()) if record.is_file() else {}
+    previous = json.loads(verified(record).read_text()) if record.is_file() else {}
     folder = bundles / previous.get("version", "") / "bundle"
     if previous.get("identity") == identity and folder.is_dir():
         log.info("%s was trained with the same settings before: %s", run.name, folder)
@@ -95,6 +96,7 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
     version = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")[:-3] + "Z"  # Kedro's form, and its order
     with atomic_folder(bundles / version / "bundle") as temporary:
         save_bundle(bundle, temporary)
+    record_version(bundles, version)
     with atomic_file(data.curves_file(run.name)) as curves:
         pq.write_table(curve_table(bundle), curves)
     with atomic_file(record) as file:
@@ -164,7 +166,7 @@ class DataFolder:
             codes = SemanticIds.read(_existing(paths.ids(kind) / "semantic_ids.parquet", "semantic_ids"))
             tree = PrefixTree.read(_existing(paths.ids(kind) / "prefix_tree.safetensors", "semantic_ids"))
             ids[kind] = codes, tree
-        items = pq.read_table(_existing(paths.primary / "items.parquet", "ingest"))
+        items = pq.read_table(verified(_existing(paths.primary / "items.parquet", "ingest")))
         for name in config.vectors:
             vectors[name] = Embeddings.read(_existing(paths.features / f"{name}_embeddings.parquet", "embed"))
         collaborative = None if config.item_model is None else self._bundle(config.item_model, config.name)
@@ -172,8 +174,8 @@ class DataFolder:
 
     def _bundle(self, model: str, reader: str) -> Bundle:
         """The latest bundle of a model among inputs and results."""
-        folders = {paths.models / model / f"seed_{self.seed}" for paths in (self.inputs, self.results)}
-        bundles = (bundle for folder in folders for bundle in folder.glob("bundle/*/bundle"))
+        folders = {paths.models / model / f"seed_{self.seed}" / "bundle" for paths in (self.inputs, self.results)}
+        bundles = [bundle for folder in folders if (bundle := latest_version(folder)) is not None]
         latest = max(bundles, key=lambda bundle: bundle.parent.name, default=None)
         if latest is None:
             reason = f"{self.dataset} has no trained {model} of seed {self.seed}"

@@ -8,11 +8,13 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import PurePath
 from typing import BinaryIO
 
 import ibis
 import pyarrow as pa
 
+from recpipe.data.files.parquet_files import check_folder_keys, folder_keys
 from recpipe.data.files.tables import (
     Source,
     errors_with_file,
@@ -37,7 +39,12 @@ NESTED_RECORDS = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(\[\s*\{|\{\s*"(?:[
 
 
 def typed_json_source(
-    con: ibis.BaseBackend, paths: Sequence[str], *, requested: Sequence[str] = (), encoding: str = "utf-8"
+    con: ibis.BaseBackend,
+    paths: Sequence[str],
+    *,
+    requested: Sequence[str] = (),
+    encoding: str = "utf-8",
+    folder_columns: bool = False,
 ) -> Source:
     """Create a source of all keys, whatever the record that they first stand in: text, lists of text, or JSON.
 
@@ -48,17 +55,19 @@ def typed_json_source(
     """
     where, files = path_summary(paths), paths
     paths = readable_paths(con, paths, encoding=encoding)
-    records, hint = _records(paths), _layout_hint(paths[0], where)
+    folders = folder_keys(paths) if folder_columns else []
+    records, hint = _records(paths, folders), _layout_hint(paths[0], where)
     try:
         kinds = _json_types(con, records, requested, where)
     except ValueError as error:
         if "maximum_object_size" not in str(error):
             raise
-        records = _records(_short_lines(con, paths))
+        records = _records(_short_lines(con, paths), folders)
         kinds = _json_types(con, records, requested, where)
     types = _column_types(con, records, kinds, where)
     values = [f"{_value(place, kinds[key], types[key])} AS {identifier(key)}" for place, key in enumerate(types, 1)]
-    return _source(records, list(types), values, types, where)._replace(hint=hint, files=files)
+    check_folder_keys(folders, [*types, "json", "file_index"], where)
+    return _source(records, list(types), values, types, where, folders)._replace(hint=hint, files=files)
 
 
 def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
@@ -109,16 +118,17 @@ def json_words(key: str, *, separator: str = " ") -> str:
 # Records of files ---------------------------------------------------------------------------------------------------
 
 
-def _records(paths: Sequence[str]) -> str:
-    """Return SQL of all records in order: columns json, null for a line that is no JSON, and file_index."""
-    parts, n_files = [], 0
+def _records(paths: Sequence[str], folders: Sequence[str] = ()) -> str:
+    """Return SQL of all records in order: columns json, null for a line that is no JSON, file_index, and folders."""
+    columns, parts, n_files = "".join(f", {identifier(name)}" for name in folders), [], 0
     for layout, members in groupby(paths, key=_layout):
         group = list(members)
         errors = ", ignore_errors = true" if layout == "newline_delimited" else ""
         parts.append(
-            f"SELECT json, file_index + {n_files} AS file_index FROM read_json({file_list(group)}, "
-            f"format = '{layout}', records = false, "
-            f"columns = {{'json': 'JSON'}}, hive_partitioning = false, maximum_object_size = {MAX_LINE_BYTES}{errors})"
+            f"SELECT json, file_index + {n_files} AS file_index{columns} FROM read_json({file_list(group)}, "
+            f"format = '{layout}', records = false, columns = {{'json': 'JSON'}}, "
+            f"hive_partitioning = {bool(folders)}, hive_types_autocast = false, "
+            f"maximum_object_size = {MAX_LINE_BYTES}{errors})"
         )
         n_files += len(group)
     return f"({' UNION ALL '.join(parts)})"
@@ -180,7 +190,9 @@ def _short_lines(con: ibis.BaseBackend, paths: Sequence[str]) -> list[str]:
     folder = temporary_folder(con)
     copies = []
     for number, path in enumerate(paths):
-        copy = folder / f"{number}.jsonl"
+        keys = [part for part in PurePath(path).parent.parts if "=" in part]  # may become columns
+        copy = folder.joinpath(str(number), *keys, "short.jsonl")
+        copy.parent.mkdir(parents=True)
         copies.append(path if _layout(path) != "newline_delimited" else str(copy))
         with pa.input_stream(path, compression="detect") as stream, copy.open("wb") as out:
             for line in limited_lines(stream):
@@ -253,7 +265,7 @@ def _column_types(con: ibis.BaseBackend, records: str, kinds: Mapping[str, set[s
     for key, kind in kinds.items():
         value = f"json_extract(json, {literal(_pointer(key))})"
         if kind == {"ARRAY"}:
-            flags[key] = f"NOT list_has_any(json_type({value}, '$[*]'), ['ARRAY', 'OBJECT', 'DOUBLE'])", "VARCHAR[]"
+            flags[key] = f"NOT list_has_any(json_type({value}, '$[*]'), ['ARRAY', 'OBJECT'])", "VARCHAR[]"
         elif "DOUBLE" in kind:
             flags[key] = f"NOT {_inexact(f'CAST({value} AS VARCHAR)')}", types[key]
     if flags:
@@ -270,12 +282,20 @@ def _inexact(number: str) -> str:
     return f"(suffix({number}, '.0') AND abs(TRY_CAST({number} AS DOUBLE)) >= 9007199254740992)"
 
 
+def _whole(number: str) -> str:
+    """Return SQL of the digits of JSON text of a whole number written as a float."""
+    return f"CASE {number} WHEN '-0.0' THEN '0' ELSE {number}[:-3] END"
+
+
 def _value(place: int, kinds: set[str], column_type: str) -> str:
     """Return SQL of the value of the key at a place of the lists ``raw`` (JSON) and ``text``, of one type per key."""
     raw, text = f"CAST(raw[{place}] AS VARCHAR)", f"text[{place}]"
     if column_type == "VARCHAR[]":
-        return f"CASE WHEN {text} IS NOT NULL THEN json_extract_string(raw[{place}], '$[*]') END"
-    whole = f"CASE {raw} WHEN '-0.0' THEN '0' ELSE {raw}[:-3] END"
+        element = "CAST(element AS VARCHAR)"
+        values = f"CASE WHEN suffix({element}, '.0') THEN {_whole(element)} ELSE element ->> '$' END"
+        elements = f"json_extract(raw[{place}], '$[*]')"
+        return f"CASE WHEN {text} IS NOT NULL THEN list_transform({elements}, lambda element: {values}) END"
+    whole = _whole(raw)
     if column_type == "JSON":
         value = (
             f"CASE WHEN suffix({raw}, '.0') AND NOT {_inexact(raw)} THEN CAST({whole} AS JSON) ELSE raw[{place}] END"
@@ -284,16 +304,24 @@ def _value(place: int, kinds: set[str], column_type: str) -> str:
     return f"CASE WHEN suffix({raw}, '.0') THEN {whole} ELSE {text} END" if "DOUBLE" in kinds else text
 
 
-def _source(records: str, keys: Sequence[str], values: Sequence[str], types: Mapping[str, str], where: str) -> Source:
+def _source(
+    records: str,
+    keys: Sequence[str],
+    values: Sequence[str],
+    types: Mapping[str, str],
+    where: str,
+    folders: Sequence[str] = (),
+) -> Source:
     """Create a source of values, SQL over the lists ``raw`` (JSON) and ``text`` of the keys, with a hidden column."""
     hidden = "_record"
     while hidden in map(str.lower, types):
         hidden += "_"
     pointers = literals(map(_pointer, keys or [""]))
     problem = "CASE WHEN json_type(json) IS DISTINCT FROM 'OBJECT' THEN 'not a JSON object' END"
-    columns = [*values, f"{problem} AS {hidden}", *(() if "file_index" in map(str.lower, types) else ["file_index"])]
+    columns = [*values, *map(identifier, folders), f"{problem} AS {hidden}"]
+    columns += [] if "file_index" in map(str.lower, types) else ["file_index"]
     sql = (
-        f"(SELECT {', '.join(columns)} FROM (SELECT json, file_index, json_extract(json, {pointers}) "
-        f"AS raw, json_extract_string(json, {pointers}) AS text FROM {records}))"
+        f"(SELECT {', '.join(columns)} FROM (SELECT *, json_extract(json, {pointers}) AS raw, "
+        f"json_extract_string(json, {pointers}) AS text FROM {records}))"
     )
-    return Source(sql, types, where, problem=hidden)
+    return Source(sql, {**types, **dict.fromkeys(folders, "VARCHAR")}, where, problem=hidden)

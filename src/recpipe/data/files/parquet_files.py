@@ -1,16 +1,209 @@
-"""Parquet files as sources."""
+"""Parquet files as sources; the files may differ in columns and types."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import PurePath
+from typing import NamedTuple
 
 import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from recpipe.data.files.tables import Source, column_types, file_list, path_summary
+from recpipe.data.files.tables import Source, column_types, errors_with_file, file_list, identifier, path_summary
+
+logger = logging.getLogger(__name__)
+
+INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
+EXACT_BELOW = {"DOUBLE": 1 << 53, "FLOAT": 1 << 24}  # whole numbers that a type tells apart
+TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
+RECORDS = ("STRUCT", "MAP", "UNION", "VARIANT", '"NULL"')  # types with these in their names become JSON
+NULL = '"NULL"'  # DuckDB's type of a column that pyarrow or pandas wrote with nulls only
 
 
-def parquet_source(con: ibis.BaseBackend, paths: Sequence[str]) -> Source:
-    """Create a source with the columns and types of Parquet files."""
+class _Part(NamedTuple):
+    """Consecutive files of one schema. columns: name to SQL and type, in lower case for comparison."""
+
+    where: str
+    n_files: int
+    sql: str
+    columns: dict[str, tuple[str, str]]
+
+
+def parquet_source(
+    con: ibis.BaseBackend, paths: Sequence[str], *, requested: Sequence[str] = (), folder_columns: bool = False
+) -> Source:
+    """Create a source with the columns of all files; a file without one of them has nulls there.
+
+    Where files differ in a column's type, whole numbers stay exact: they become doubles only if all of them fit, and
+    text otherwise. Structs and maps are JSON, binary columns text if they are UTF-8. requested: the columns in use.
+    Raises ValueError for a file that is not whole, and for a requested column that a file has twice, that is a
+    duration, or whose numbers are no longer exact.
+    """
     where = path_summary(paths)
-    sql = f"read_parquet({file_list(paths)}, hive_partitioning = false, union_by_name = true)"
-    return Source(sql, column_types(con, sql, where=where), where, files=paths)
+    keys = folder_keys(paths) if folder_columns else []
+    names: dict[str, str] = {}
+    parts = []
+    for schema, group in groupby(paths, key=_schema):
+        files = list(group)
+        sql = f"read_parquet({file_list(files)}, hive_partitioning = {bool(keys)}, hive_types_autocast = false)"
+        types = column_types(con, sql, where=path_summary(files))
+        columns = _columns(schema, types, keys, requested, path_summary(files))
+        names |= {name.lower(): name for name in columns if name.lower() not in names or name in requested}
+        part = _Part(path_summary(files), len(files), sql, {name.lower(): value for name, value in columns.items()})
+        parts.append(_without_bytes(con, part, requested))
+    names = {key: name for key, name in names.items() if any(key in part.columns for part in parts)}
+    types = {name: _common_type(con, key, name, parts, requested) for key, name in names.items()}
+    with_index = "file_index" not in names
+    selections, n_files = [], 0
+    for part in parts:
+        values = ", ".join(
+            f"{_cast(*part.columns[key], types[name])} AS {identifier(name)}"
+            for key, name in names.items()
+            if key in part.columns
+        )
+        index = f", file_index + {n_files} AS file_index" if with_index else ""
+        selections.append(f"SELECT {values}{index} FROM {part.sql}")
+        n_files += part.n_files
+    return Source(f"({' UNION ALL BY NAME '.join(selections)})", types, where, files=paths)
+
+
+def folder_keys(paths: Sequence[str]) -> list[str]:
+    """Return the names of the folders ``name=value`` that all paths lie in. Raises ValueError where paths differ."""
+    keys = [sorted(part.partition("=")[0] for part in PurePath(path).parent.parts if "=" in part) for path in paths]
+    for path, names in zip(paths, keys, strict=True):
+        if not names or names != keys[0]:
+            raise ValueError(
+                f"{path} lies in the folders {names} and {paths[0]} in {keys[0]}, of the form name=value: with "
+                "`folder_columns: true` in the options of a data set all files need the same"
+            )
+    return keys[0]
+
+
+def check_folder_keys(keys: Iterable[str], columns: Iterable[str], where: str) -> None:
+    """Raise ValueError for a folder whose name is that of a column of the file."""
+    names = {column.lower() for column in columns}
+    for key in keys:
+        if key.lower() in names:
+            raise ValueError(
+                f"{where} has a column {key!r} and lies in a folder {key}=...: rename the folder, or set "
+                "`folder_columns: false` in the options of the data set"
+            )
+
+
+def _schema(path: str) -> pa.Schema:
+    try:
+        with open(path, "rb") as file:
+            return pq.read_schema(file).remove_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"cannot read {path}: {error}. It is cut short or no Parquet file: fetch it again") from error
+
+
+def _columns(
+    schema: pa.Schema, types: Mapping[str, str], keys: Sequence[str], requested: Sequence[str], where: str
+) -> dict[str, tuple[str, str]]:
+    """Return SQL and type by name of the columns of files of one schema.
+
+    DuckDB renames the second of two names that differ only in case; the columns keep their place.
+    """
+    check_folder_keys(keys, schema.names, where)
+    columns: dict[str, tuple[str, str]] = {}
+    spellings: dict[str, str] = {}
+    engine_names = list(types)
+    fields = zip([*schema.names, *engine_names[len(schema.names) :]], engine_names, strict=True)
+    for name, engine_name in sorted(fields, key=lambda pair: pair[0] not in requested):
+        other = spellings.setdefault(name.lower(), name)
+        if name.lower() in map(str.lower, columns) or not name or "\0" in name:
+            if name in requested:
+                raise ValueError(f"{where} has the columns {other!r} and {name!r}: rename one of them")
+            logger.warning("%s: the column %r is left out, it has a name of another column or none", where, name)
+            continue
+        if name in requested and any(pa.types.is_duration(field.type) for field in schema if field.name == name):
+            raise ValueError(f"{where}: column {name!r} is a duration, neither a time nor an id: write it as integers")
+        columns[name] = identifier(engine_name), types[engine_name]
+    return {name: columns[name] for name in [*schema.names, *keys] if name in columns}
+
+
+def _without_bytes(con: ibis.BaseBackend, part: _Part, requested: Sequence[str]) -> _Part:
+    """Decode binary columns that are UTF-8, as old Spark and Impala write text; leave out others unless in use."""
+    binary = {key: sql for key, (sql, kind) in part.columns.items() if kind == "BLOB"}
+    if not binary:
+        return part
+    tests = ", ".join(f"count({sql}) = count(TRY(decode({sql})))" for sql in binary.values())
+    with errors_with_file(part.where):
+        is_text = dict(zip(binary, con.raw_sql(f"SELECT {tests} FROM {part.sql}").fetchall()[0], strict=True))
+    columns = dict(part.columns)
+    for key, sql in binary.items():
+        if is_text[key]:
+            columns[key] = f"decode({sql})", "VARCHAR"
+        elif key not in map(str.lower, requested):
+            logger.warning("%s: the binary column %s is left out", part.where, sql)
+            del columns[key]
+    return part._replace(columns=columns)
+
+
+def _common_type(con: ibis.BaseBackend, key: str, name: str, parts: Sequence[_Part], requested: Sequence[str]) -> str:
+    """Return the type that holds a column's values in all parts."""
+    kinds = {part.columns[key][1] for part in parts if key in part.columns}
+    kinds = kinds - {NULL, f"{NULL}[]"} or ({"VARCHAR[]"} if f"{NULL}[]" in kinds else {"VARCHAR"})
+    is_list = [kind.count("[]") for kind in kinds]
+    if any(word in kind for kind in kinds for word in RECORDS) or (
+        len(kinds) > 1 and any(is_list) and set(is_list) != {1}
+    ):
+        return "JSON"
+    if len(kinds) == 1:
+        return kinds.pop()
+    if kinds <= {*INTEGERS}:
+        return "HUGEINT" if kinds & {"UBIGINT", "HUGEINT"} else "BIGINT"
+    if kinds <= {*TIMES}:
+        return "TIMESTAMP_NS" if kinds.isdisjoint({"DATE", "TIMESTAMP WITH TIME ZONE"}) else "TIMESTAMP"
+    if all(kind in INTEGERS or kind in EXACT_BELOW or kind.startswith("DECIMAL") for kind in kinds):
+        return _number_type(con, key, name, parts, requested)
+    return "VARCHAR[]" if any(is_list) else "VARCHAR"
+
+
+def _number_type(con: ibis.BaseBackend, key: str, name: str, parts: Sequence[_Part], requested: Sequence[str]) -> str:
+    """Return DOUBLE if all whole numbers fit, else VARCHAR. Raises ValueError for requested floats that are too large.
+
+    pandas writes integers as floating-point numbers where one is missing; above 2^53 neighbours are then one number.
+    """
+    result = "DOUBLE"
+    for part in parts:
+        sql, kind = part.columns.get(key, ("NULL", NULL))
+        limit = EXACT_BELOW.get(kind, EXACT_BELOW["DOUBLE"])
+        is_large = f"abs(CAST({sql} AS DOUBLE)) >= {limit} AND abs(CAST({sql} AS DOUBLE)) < 'inf'::DOUBLE"
+        with errors_with_file(part.where):
+            query = f"SELECT min({sql}) FROM {part.sql} WHERE {is_large}"
+            example = con.raw_sql(query).fetchall()[0][0] if kind != NULL else None
+        if example is not None and kind in EXACT_BELOW and name in requested:
+            raise ValueError(
+                f"{part.where}: column {name!r} has numbers of type {kind.lower()} such as {example}, which are not "
+                "exact from 2^53 (float: 2^24), and other files have integers. Write the column as integers or text"
+            )
+        result = "VARCHAR" if example is not None else result
+    return result
+
+
+def _cast(sql: str, kind: str, target: str) -> str:
+    """Return SQL that converts a value to the common type; equal numbers become equal text."""
+    if kind == target:
+        return sql
+    if target == "JSON":
+        return f"to_json({sql})"
+    if kind == "TIMESTAMP WITH TIME ZONE" and target.startswith("TIMESTAMP"):
+        return f"timezone('UTC', {sql})"
+    if target == "VARCHAR":
+        return _text(sql, kind)
+    if target == "VARCHAR[]" and kind.endswith("[]") and kind != f"{NULL}[]":
+        return f"list_transform({sql}, lambda value: {_text('value', kind[:-2])})"
+    return f"CAST({sql} AS {target})"
+
+
+def _text(sql: str, kind: str) -> str:
+    text = f"CAST({sql} AS VARCHAR)"
+    if kind in EXACT_BELOW:
+        is_whole = f"{sql} = floor({sql}) AND abs({sql}) < {EXACT_BELOW[kind]}"
+        return f"CASE WHEN {is_whole} THEN CAST(CAST({sql} AS BIGINT) AS VARCHAR) ELSE {text} END"
+    return f"rtrim(rtrim({text}, '0'), '.')" if kind.startswith("DECIMAL") and not kind.endswith(",0)") else text

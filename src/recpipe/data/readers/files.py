@@ -55,6 +55,7 @@ class TableOptions:
     names: Sequence[str] | None = None  # of the columns in a file without a header
     encoding: str = "utf-8"
     quote: str | None = None
+    folder_columns: bool = False  # folders `name=value` become columns
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -170,7 +171,9 @@ def _entities(
 
 
 def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) -> Source:
-    file_format = options.format or _format(paths[0])
+    file_format, folders = options.format or _format(paths[0]), options.folder_columns
+    if folders and file_format not in ("jsonl", "parquet"):
+        raise ValueError("folder_columns go with JSON and Parquet, not with text files")
     if file_format == "lines":
         return basket_source(con, paths, delimiter=options.delimiter or " ", encoding=options.encoding)
     if file_format in ("csv", "tsv"):
@@ -183,13 +186,13 @@ def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) 
         return delimited_source(
             con, paths, delimiter=delimiter, columns=columns, encoding=options.encoding, quote=quote
         )
+    requested = [column for columns in options.columns.values() for column in _names(columns)]
+    requested += getattr(options, "extra_columns", {}).values()
     if file_format == "jsonl":
-        requested = [column for columns in options.columns.values() for column in _names(columns)]
-        requested += getattr(options, "extra_columns", {}).values()
-        return typed_json_source(con, paths, requested=requested, encoding=options.encoding)
+        return typed_json_source(con, paths, requested=requested, encoding=options.encoding, folder_columns=folders)
     if file_format != "parquet":
         raise ValueError(f"unknown format {file_format!r}: csv, tsv, parquet, jsonl or lines")
-    return parquet_source(con, paths)
+    return parquet_source(con, paths, requested=requested, folder_columns=folders)
 
 
 def _format(path: str) -> str:

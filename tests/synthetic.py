@@ -66,6 +66,23 @@ def described(data: Sequences, *, seed: int = 0) -> Sequences:
     return replace(data, ratings=ratings, timestamps=times, profiles=profiles)
 
 
+def weighted(data: Sequences, *, seed: int = 0) -> Sequences:
+    """`data` with weights of its events, some of them 0."""
+    draw = np.random.default_rng(seed)
+    return replace(data, weights=draw.choice([0, 0.25, 1, 1.5, 4], len(data.items)).astype(np.float32))
+
+
+def weights_by_pair(data: Sequences, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and maximum of the weights of each user's events of each item, both (U, I), 0 for none."""
+    total, largest = np.zeros((len(data), items)), np.zeros((len(data), items))
+    for u in range(len(data)):
+        for n in range(data.offsets[u], data.offsets[u + 1]):
+            place, weight = (u, data.items[n] - 1), float(data.weights[n])
+            total[place] += weight
+            largest[place] = max(largest[place], weight)
+    return total, largest
+
+
 def catalogue(items: int, *, width: int = 6, seed: int = 0) -> tuple[dict, dict]:
     """Columns (`price`, `genres`) and vectors (`text`, `image`) of items; many lack some, the last one all, and the
     vectors `plot` and `collaborative` no other.

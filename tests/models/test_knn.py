@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences
+from tests.synthetic import random_sequences, sequences, weighted, weights_by_pair
 
 from recpipe.layers.interactions import PROFILES, SETS, SIMILARITIES, SMOOTHING, NeighbourConfig
 from recpipe.models.registry import build
@@ -97,6 +98,45 @@ def test_user_knn_lets_the_most_similar_users_vote(name, profile, shrinkage):
     profiles, queries = counts(DATA, profile), counts(NEW, profile)
     table = np.array([[similar(name, x, y, shrinkage) for y in profiles] for x in queries])
     np.testing.assert_allclose(scores(model, NEW), table @ counts(DATA, "binary"), rtol=1e-4, atol=1e-4)
+
+
+def tanimoto(x: np.ndarray, y: np.ndarray) -> float:
+    return x @ y / (x @ x + y @ y - x @ y) if x @ y else 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"), [("jaccard", "binary"), *((s, p) for s, p in KINDS if s not in SETS and s != "kl")]
+)
+def test_profiles_hold_the_weights_of_events(name, profile):
+    """The largest of a pair, or their sum; items of the history and votes count by the largest."""
+    data, new = weighted(DATA), weighted(NEW, seed=1)
+    (total, largest), (new_total, new_largest) = weights_by_pair(data, ITEMS), weights_by_pair(new, ITEMS)
+    x, queries = (total, new_total) if profile == "count" else (largest, new_largest)
+    measure = tanimoto if name == "jaccard" else lambda a, b: similar(name, a, b)
+    expected = {}
+    table = np.array([[measure(a, b) for b in x.T] for a in x.T])
+    np.fill_diagonal(table, 0)
+    expected["item_knn"] = new_largest @ table
+    votes = np.array([[measure(a, b) if a.any() and b.any() else 0.0 for b in x] for a in queries])
+    expected["user_knn"] = votes @ largest
+    for type_, values in expected.items():
+        config = {"neighbours": 99, "similarity": name, "profile": profile, "shrinkage": 0.0}
+        model = build(type_, config, n_items=ITEMS, max_length=20)
+        model.uses_weights = True
+        model.fit(data)
+        np.testing.assert_allclose(scores(model, new), values, rtol=1e-4, atol=1e-4)
+        other = build(type_, config, n_items=ITEMS, max_length=20)
+        other.uses_weights = True
+        other.load_tensors(model.state_dict())
+        np.testing.assert_array_equal(scores(model, new), scores(other, new))
+
+
+def test_tiny_weights_whose_products_vanish_are_no_neighbours():
+    data = replace(sequences([[1, 2], [1, 2], [2, 3]]), weights=np.full(6, 1e-30, np.float32))
+    for type_ in ("item_knn", "user_knn"):
+        model = build(type_, {"similarity": "euclidean"}, n_items=3, max_length=5)
+        model.fit(data)
+        assert np.isfinite(model.recommend(sequences([[1]]), 3)[1][0, :2]).all()
 
 
 @pytest.mark.parametrize("neighbours", [1, 7])

@@ -135,3 +135,11 @@ def test_a_model_can_be_asked_after_every_epoch_and_keeps_no_users():
 def test_bad_settings_are_refused(config):
     with pytest.raises(ValueError, match=f"{next(iter(config))} is"):
         build("lightgcn", config, n_items=ITEMS, max_length=20)
+
+
+def test_a_whole_weight_is_a_pair_that_occurs_as_often_but_for_the_penalty():
+    model = build("lightgcn", {"dim": DIM, "penalty": 0.0}, n_items=ITEMS, max_length=20)
+    ego = torch.randn(NODES, DIM, generator=torch.Generator().manual_seed(0))
+    nodes, times = torch.tensor([[0, 1, 2], [13, 14, 15], [16, 17, 18]]), torch.tensor([3, 0, 2])
+    expected = model.bpr(ego, adjacency(PAIRS), nodes.repeat_interleave(times, 1)) * times.sum() / 3
+    torch.testing.assert_close(model.bpr(ego, adjacency(PAIRS), nodes, times), expected)

@@ -86,3 +86,24 @@ def test_a_model_can_be_asked_after_every_epoch():
 def test_bad_settings_are_refused(config):
     with pytest.raises(ValueError, match=f"{next(iter(config))} is"):
         build("mf", config, n_items=ITEMS, max_length=20)
+
+
+@pytest.mark.parametrize("loss", ["squared", "bpr"])
+def test_a_whole_weight_is_a_pair_that_occurs_as_often(loss):
+    model, users, items = model_with_factors(loss)
+    user, offered, times = np.array([3, 7, 4]), np.array([[1, 2, 9], [4, 5, 6], [8, 8, 1]]), np.array([3, 0, 2])
+    repeated = (users[user.repeat(times)], items[offered.repeat(times, 0)])
+    expected = model.pair_loss(*map(torch.from_numpy, repeated)) * (times.sum() / 3)
+    ours = model.pair_loss(torch.from_numpy(users[user]), torch.from_numpy(items[offered]), torch.from_numpy(times))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_squared_folds_in_by_weighted_least_squares():
+    model, _, items = model_with_factors("squared", negatives=3, penalty=0.2)
+    rows, weights = torch.tensor([[5, 2, 5, 11], [7, 0, 0, 0]]), torch.tensor([[0.5, 2, 3, 0.1], [0.01, 0, 0, 0]])
+    folded = model.user_factors(rows, weights).numpy()
+    for own, w, factors in (([2, 5, 11], np.array([2, 3, 0.1]), folded[0]), ([7], np.array([0.01]), folded[1])):
+        drawn, prior = math.sqrt(3 * w.sum() / ITEMS) * items[1:], math.sqrt(w.sum() * 0.2 / 2) * np.eye(DIM)
+        system = np.concatenate([np.sqrt(w)[:, None] * items[own], drawn, prior])
+        expected = np.linalg.lstsq(system, np.concatenate([np.sqrt(w), np.zeros(ITEMS + DIM)]))[0]
+        np.testing.assert_allclose(factors, expected, rtol=1e-3, atol=1e-5)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences, train_until, untrained
+from tests.synthetic import random_sequences, sequences, train_until, untrained, weighted
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
@@ -213,6 +213,38 @@ def test_the_loss_has_the_weights_of_the_targets(case):
     terms = [model.loss(replace(row, context=row.lengths - 1), FullSoftmax()) for row in singles]
     expected = sum((1 + u % 3) * term for u, term in enumerate(terms)) / count
     torch.testing.assert_close(model.loss(batch, FullSoftmax()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_content_knn_does_not_use_weights():
+    assert [name for name in types() if not model_class(name).takes_weights] == ["content_knn"]
+
+
+@pytest.mark.parametrize("name", [name for name in types() if name not in NEURAL and name != "content_knn"])
+def test_equal_weights_of_one_change_nothing_and_others_something(name):
+    config = {"epochs": 2} if name in ("mf", "lightgcn") else {}
+    result = {}
+    for kind, weights in (("none", None), ("ones", np.ones(len(DATA.items))), ("others", weighted(DATA).weights)):
+        torch.manual_seed(0)
+        model = untrained_model(name, **config)
+        model.uses_weights = weights is not None
+        data = replace(DATA, weights=None if weights is None else weights.astype(np.float32))
+        model.fit(data)
+        result[kind] = scores(model, data)
+    np.testing.assert_array_equal(result["ones"], result["none"])
+    assert not np.allclose(result["others"], result["none"])
+
+
+@pytest.mark.parametrize("name", ["popular", "svd", "mf", "lightgcn"])
+def test_the_scale_of_weights_does_not_order_items_otherwise(name):
+    config, lists = {"epochs": 2} if name in ("mf", "lightgcn") else {}, []
+    for scale in (1, 64):
+        torch.manual_seed(0)
+        model, data = untrained_model(name, **config), weighted(DATA)
+        data = replace(data, weights=scale * data.weights)
+        model.uses_weights = True
+        model.fit(data)
+        lists.append(model.recommend(data, 5)[0])
+    assert (lists[0] == lists[1]).mean() > 0.99  # but for rounding
 
 
 @pytest.mark.parametrize("name", NEURAL)

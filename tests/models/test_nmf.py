@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences
+from tests.synthetic import random_sequences, weighted, weights_by_pair
 
 from recpipe.layers.interactions import item_counts
 from recpipe.models.registry import build
@@ -76,3 +76,15 @@ def test_an_empty_history_and_a_dead_part_do_no_harm():
 def test_bad_settings_are_refused(config):
     with pytest.raises(ValueError, match=f"{next(iter(config))} is"):
         fitted(**config)
+
+
+@pytest.mark.parametrize("scaling", ["binary", "log"])
+def test_weights_are_the_entries_of_the_matrix(scaling):
+    data = weighted(DATA)
+    model = build("nmf", {"factors": 6, "scaling": scaling}, n_items=ITEMS, max_length=20)
+    model.uses_weights = True
+    model.fit(data)
+    total, largest = weights_by_pair(data, ITEMS)
+    x = np.log1p(total) if scaling == "log" else largest
+    reference = sklearn.NMF(6, init="nndsvda", random_state=0, max_iter=200).fit(x)
+    np.testing.assert_allclose(model.parts[:, 1:], reference.components_, rtol=1e-3, atol=1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.synthetic import random_sequences, sequences
+from tests.synthetic import random_sequences, sequences, weighted, weights_by_pair
 
 from recpipe.models.registry import build
 
@@ -80,3 +80,21 @@ def test_the_exponent_one_is_binary():
 def test_bad_settings_are_refused(config):
     with pytest.raises(ValueError, match=f"{next(iter(config))} is"):
         fitted(**config)
+
+
+@pytest.mark.parametrize("scaling", ["binary", "log", "popularity"])
+def test_weights_are_the_entries_of_the_matrix(scaling):
+    data = weighted(DATA)
+    model = build("svd", {"factors": 5, "scaling": scaling, "exponent": 0.3}, n_items=ITEMS, max_length=20)
+    model.uses_weights = True
+    model.fit(data)
+    total, largest = weights_by_pair(data, ITEMS)
+    lengths = np.linalg.norm(largest, axis=0)  # of the columns
+
+    def matrix_of(total: np.ndarray, largest: np.ndarray) -> np.ndarray:
+        return {"binary": largest, "log": np.log(1 + total), "popularity": largest * lengths**-0.7}[scaling]
+
+    _, _, Vt = np.linalg.svd(matrix_of(total, largest))
+    for part in (data, weighted(random_sequences(30, ITEMS, seed=77), seed=5)):
+        expected = matrix_of(*weights_by_pair(part, ITEMS)) @ Vt[:5].T @ Vt[:5]
+        np.testing.assert_allclose(scores(model, part), expected, rtol=1e-3, atol=1e-4)

@@ -17,8 +17,11 @@ c = |x ∧ y| the number of common features, p = x / Σx. The shrinkage h ≥ 0 
 w = c / (c + h) is significance weighting (Koren, KDD 2008, eq. 2); p̃ = (1 − λ) p + λ / F with λ = ``SMOOTHING`` keeps
 J finite (Jelinek & Mercer 1980). Without common features, or with negative correlation, the similarity is 0.
 
-All are computed from products of sparse with dense matrices and sums per profile. For kl,
+All are computed from products of sparse matrices, on the CPU, and sums per profile. For kl,
 J = (1 − λ) Σ (p_x − p_y)(L_x − L_y) with L = ln(p̃ F / λ), which is 0 wherever p is.
+
+Events may have weights. The features of a pair are then the largest weight of its events (binary) or their sum (count);
+measures of sets read ‖x‖² for |x|, x·y for c, so that jaccard is the Tanimoto coefficient. A weight of 0 is no event.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from recpipe.config import check_at_least, check_choices
+from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 
 SETS = ("jaccard", "hamming", "manhattan")
@@ -39,7 +44,7 @@ RATIOS = ("cosine", "jaccard", "correlation")  # shrunk in the denominator, the 
 SIMILARITIES = ("cosine", "correlation", *SETS, "euclidean", "bhattacharyya", "kl")
 PROFILES = ("binary", "count")
 SMOOTHING = 0.1
-DENSE = 1 << 26  # elements of the dense block of one product: 256 MiB
+DENSE = 1 << 24  # elements of a block of similarities: 64 MiB, in a product that shares all pairs about 1 GiB
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,10 @@ class Pairs:
 
     user: Tensor  # (N,) int64
     item: Tensor  # (N,) int64
-    count: Tensor  # (N,) float32, events of the pair
+    count: Tensor  # (N,) float32, number of events of the pair, or the sum of their weights
     users: int
     width: int  # I + 1
+    weight: Tensor | None = None  # (N,) float32, largest weight of the pair's events; None where events have none
 
     def __len__(self) -> int:
         return len(self.user)
@@ -59,23 +65,66 @@ class Pairs:
         """Return ``values`` (N,) as a CSR matrix (U, I + 1)."""
         return csr(self.user, self.item, values, (self.users, self.width))
 
-    def by_item(self, values: Tensor) -> Tensor:
-        """Return ``values`` (N,) as a CSR matrix (I + 1, U)."""
-        return csr(self.item, self.user, values, (self.width, self.users))
+    def relative_weight(self) -> Tensor | None:
+        """Return weights (N,) of mean 1; None where all are equal."""
+        if self.weight is None or len(self) == 0 or self.weight.min() == self.weight.max():
+            return None
+        return (self.weight / self.weight.double().mean()).float()
 
 
 def user_item_pairs(train: Sequences, n_items: int, device: torch.device) -> Pairs:
-    """Return the distinct pairs of all events."""
-    owner = np.repeat(np.arange(len(train), dtype=np.int64), train.lengths)
-    unique, counts = np.unique(owner * (n_items + 1) + train.items, return_counts=True)
-    keys, count = torch.from_numpy(unique).to(device), torch.from_numpy(counts.astype(np.float32)).to(device)
-    return Pairs(keys // (n_items + 1), keys % (n_items + 1), count, len(train), n_items + 1)
+    """Return the distinct pairs of all events, without events of weight 0."""
+    keys = np.repeat(np.arange(len(train), dtype=np.int64), train.lengths) * (n_items + 1) + train.items
+    weight = None
+    if train.weights is None:
+        unique, counts = np.unique(keys, return_counts=True)
+    else:
+        is_event = train.weights > 0
+        unique, place = np.unique(keys[is_event], return_inverse=True)
+        counts = np.bincount(place, train.weights[is_event], minlength=len(unique))
+        largest = np.zeros(len(unique), np.float32)
+        np.maximum.at(largest, place, train.weights[is_event])
+        weight = torch.from_numpy(largest).to(device)
+    pairs, count = torch.from_numpy(unique).to(device), torch.from_numpy(counts.astype(np.float32)).to(device)
+    return Pairs(pairs // (n_items + 1), pairs % (n_items + 1), count, len(train), n_items + 1, weight)
 
 
-def item_counts(items_BT: Tensor, n_items: int) -> Tensor:
-    """Return the number of events (B, I + 1) of each item in right-padded histories; column 0 is 0."""
+def item_counts(items_BT: Tensor, n_items: int, weights_BT: Tensor | None = None) -> Tensor:
+    """Return the number of events (B, I + 1), or their summed weights, of each item in right-padded histories.
+
+    Column 0 is 0.
+    """
     counts = torch.zeros(len(items_BT), n_items + 1, device=items_BT.device)
-    return counts.scatter_add_(1, items_BT, (items_BT > 0).float())
+    values = (items_BT > 0).float() if weights_BT is None else weights_BT * (items_BT > 0)
+    return counts.scatter_add_(1, items_BT, values)
+
+
+def history_values(batch: Batch, n_items: int, scaling: str) -> Tensor:
+    """Return ``pair_values`` (B, I + 1) of the items of histories, 0 for others."""
+    counts, weights = item_counts(batch.items, n_items, batch.weights), None
+    if batch.weights is not None:
+        weights = largest_weights(batch.items, batch.weights, n_items)
+    return pair_values(counts, weights, scaling)
+
+
+def largest_weights(items_BT: Tensor, weights_BT: Tensor, n_items: int) -> Tensor:
+    """Return the largest weight (B, I + 1) of the events of each item in right-padded histories; column 0 is 0."""
+    largest = torch.zeros(len(items_BT), n_items + 1, device=items_BT.device)
+    return largest.scatter_reduce_(1, items_BT, weights_BT * (items_BT > 0), "amax")
+
+
+def pair_values(counts: Tensor, weights: Tensor | None, scaling: str) -> Tensor:
+    """Return the entries of a user × item matrix, 0 where the count is.
+
+    With c the sum of the weights of the pair's events and w the largest (without weights c their number, w = 1):
+    binary: w; count: c; log: ln(1 + c); tfidf: w (1 + ln(c / w)).
+    """
+    if scaling == "count":
+        return counts
+    if scaling == "log":
+        return counts.log1p()
+    largest = (counts > 0).float() if weights is None else weights
+    return largest * (1 + (counts / _nonzero(largest)).clamp(min=1).log()) if scaling == "tfidf" else largest
 
 
 def csr(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -87,8 +136,9 @@ def csr(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> 
 
 
 class PairBatches:
-    """Batches of all pairs in random order: users (n,), items (n,) and uniform negatives (n, negatives).
+    """Batches of all pairs in random order: users (n,), items (n,), uniform negatives (n, negatives), weights (n,).
 
+    Weights have mean 1 over all pairs; None where pairs have the same.
     A negative that the user has an event of is drawn again up to ``TRIES`` times; users of all items may get one.
     """
 
@@ -99,11 +149,12 @@ class PairBatches:
         self._owner = pairs.user[:, None].expand(-1, negatives) * pairs.width
         self._keys = pairs.user * pairs.width + pairs.item
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        negatives = self._negatives()
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        negatives, weights = self._negatives(), self.pairs.relative_weight()
         order = torch.randperm(len(self.pairs), generator=self.generator).to(self._keys.device)
         for batch in order.split(self.size):
-            yield self.pairs.user[batch], self.pairs.item[batch], negatives[batch]
+            weight = None if weights is None else weights[batch]
+            yield self.pairs.user[batch], self.pairs.item[batch], negatives[batch], weight
 
     def _negatives(self) -> Tensor:
         """Negatives of all pairs, drawn in the order of the keys: the search then stays in the CPU's cache."""
@@ -135,13 +186,9 @@ class NeighbourConfig:
         check_at_least(0, self, "shrinkage")
         check_at_least(1, self, "neighbours")
 
-    def values(self, counts: Tensor) -> Tensor:
-        """Return the features of a profile from numbers of events."""
-        return (counts > 0).float() if self.profile == "binary" else counts
-
     def encode(self, x: Tensor, total: Tensor, features: int) -> tuple[Tensor, Tensor]:
         """Return the two values per feature that the measure multiplies, 0 wherever ``x`` is; ``total`` is Σx."""
-        p = x / total.clamp(min=1)
+        p = x / _nonzero(total)
         if self.similarity == "bhattacharyya":
             return p.sqrt(), p.sqrt()
         if self.similarity == "kl":
@@ -149,8 +196,8 @@ class NeighbourConfig:
         return x, x
 
     def combine(self, cross: Tensor, shared: Tensor, rows: Sums, columns: Sums, features: int) -> Tensor:
-        """Return similarities (N, B) from products (N, B), numbers of common features (N, B) and sums."""
-        norms, other_norms, h = rows.norm[:, None], columns.norm, self.shrinkage
+        """Return similarities of pairs of profiles from products, numbers of common features and sums, all (n,)."""
+        norms, other_norms, h = rows.norm, columns.norm, self.shrinkage
         difference = (norms + other_norms - 2 * cross).clamp(min=0)
         match self.similarity:
             case "cosine":
@@ -158,9 +205,9 @@ class NeighbourConfig:
             case "jaccard":
                 values = cross / _nonzero(norms + other_norms - cross + h)
             case "correlation":
-                mean, other_mean = rows.total[:, None] / features, columns.total / features
-                variance = (norms - rows.total[:, None] * mean) * (other_norms - columns.total * other_mean)
-                covariance = cross - rows.total[:, None] * other_mean
+                mean, other_mean = rows.total / features, columns.total / features
+                variance = (norms - rows.total * mean) * (other_norms - columns.total * other_mean)
+                covariance = cross - rows.total * other_mean
                 values = covariance / _nonzero(variance.clamp(min=0).sqrt() + h)
             case "euclidean":
                 values = 1 / (1 + difference.sqrt())
@@ -183,33 +230,64 @@ class Sums:
     total: Tensor
     norm: Tensor
 
+    def at(self, index: Tensor) -> Sums:
+        """Return the sums of the profiles ``index`` (n,)."""
+        return Sums(self.total[index], self.norm[index])
+
 
 class Profiles:
-    """Sparse profiles (N, columns) of the users or ``of_items`` of ``pairs``, for comparison with dense blocks."""
+    """Sparse profiles (N, F) of the users or ``of_items`` of ``pairs``, for comparison with blocks of others."""
 
     def __init__(self, pairs: Pairs, measure: NeighbourConfig, *, of_items: bool) -> None:
-        row, matrix = (pairs.item, pairs.by_item) if of_items else (pairs.user, pairs.matrix)
-        self.shape = (pairs.width, pairs.users) if of_items else (pairs.users, pairs.width)
+        row, column = (pairs.item, pairs.user) if of_items else (pairs.user, pairs.item)
+        shape = (pairs.width, pairs.users) if of_items else (pairs.users, pairs.width)
+        x = pair_values(pairs.count, pairs.weight, measure.profile)
         self.measure, self.features = measure, pairs.users if of_items else pairs.width - 1
-        x = measure.values(pairs.count)
-        total = torch.zeros(self.shape[0], device=x.device).index_add_(0, row, x)
-        first, second = measure.encode(x, total[row], self.features)
-        self.sums = Sums(total, torch.zeros_like(total).index_add_(0, row, first * second))
-        self._first, self._second = matrix(first), matrix(second) if measure.similarity == "kl" else None
-        counts_shared = measure.profile == "binary" and measure.similarity not in ("bhattacharyya", "kl")
-        self._support = None if counts_shared else matrix(torch.ones_like(x))
+        self.matrix = csr_matrix((x.numpy(), (row.numpy(), column.numpy())), shape)
+        is_set = measure.profile == "binary" and pairs.weight is None
+        self._counts_shared = is_set and measure.similarity not in ("bhattacharyya", "kl")
+        first, second, self.sums = self._encode(self.matrix)
+        self._first, self._second, self._support = first.T.tocsr(), second.T.tocsr(), _support(self.matrix).T.tocsr()
 
-    def similarities(self, counts_BF: Tensor) -> Tensor:
-        """Return similarities (N, B) of every profile to every row of ``counts_BF``."""
-        x = self.measure.values(counts_BF)
-        total = x.sum(1)
-        first, second = self.measure.encode(x, total[:, None], self.features)
-        cross = self._first @ second.T
-        if self._second is not None:
-            cross += self._second @ first.T
-        shared = cross if self._support is None else self._support @ (counts_BF > 0).float().T
-        sums = Sums(total, (first * second).sum(1))
-        return self.measure.combine(cross, shared, self.sums, sums, self.features)
+    def similarities(self, x_BF: csr_matrix) -> csr_matrix:
+        """Return similarities (B, N) of the profiles ``x_BF`` to all profiles, of those with common features."""
+        first, second, sums = self._encode(x_BF)
+        cross = second @ self._first
+        if self.measure.similarity == "kl":
+            cross = cross + first @ self._second
+        cross.sort_indices()
+        row, column = (torch.from_numpy(index.astype(np.int64)) for index in (_rows(cross), cross.indices))
+        values = torch.from_numpy(cross.data)
+        shared = values if self._counts_shared else torch.from_numpy(self._number_shared(x_BF, cross))
+        cross.data = self.measure.combine(values, shared, self.sums.at(column), sums.at(row), self.features).numpy()
+        return cross
+
+    def _number_shared(self, x_BF: csr_matrix, cross: csr_matrix) -> np.ndarray:
+        """Numbers of common features at the entries of ``cross``."""
+        shared = _support(x_BF) @ self._support
+        if shared.nnz != cross.nnz:  # products that are 0 in float32
+            shared = shared.multiply(_support(cross)).tocsr()
+        shared.sort_indices()
+        return np.asarray(shared.data)
+
+    def _encode(self, x: csr_matrix) -> tuple[csr_matrix, csr_matrix, Sums]:
+        """The two encodings of profiles (n, F), and their sums."""
+        row, data = torch.from_numpy(_rows(x).astype(np.int64)), torch.from_numpy(x.data)
+        total = torch.zeros(x.shape[0]).index_add_(0, row, data)
+        first, second = self.measure.encode(data, total[row], self.features)
+        norm = torch.zeros_like(total).index_add_(0, row, first * second)
+        matrices = (csr_matrix((values.numpy(), x.indices, x.indptr), x.shape) for values in (first, second))
+        return *matrices, Sums(total, norm)
+
+
+def _rows(x: csr_matrix) -> np.ndarray:
+    """Row (n,) of each entry."""
+    return np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+
+
+def _support(x: csr_matrix) -> csr_matrix:
+    """1 at every entry of ``x``."""
+    return csr_matrix((np.ones_like(x.data), x.indices, x.indptr), x.shape)
 
 
 def _nonzero(x: Tensor) -> Tensor:

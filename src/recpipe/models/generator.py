@@ -62,6 +62,7 @@ def search_buckets(lengths: np.ndarray, rows: np.ndarray, device: torch.device, 
 class TreeSearcher(Recommender):
     """Model that searches the tree of its ids, user by user."""
 
+    takes_weights = True
     codes: ItemCodes  # of the ids that are searched
     modality: str
 
@@ -141,7 +142,6 @@ class Generator(TreeSearcher):
 
     reads_ids = True
     search_settings = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
-    takes_weights = True
     config: GeneratorConfig
     transformer: CodeTransformer
 

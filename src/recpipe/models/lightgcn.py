@@ -6,7 +6,8 @@ pair and L2 on E⁰ (eq. 15). N nodes (users, then items), D width, B batch, I i
 
 Deviations: histories are anonymous, so every user is computed from his history by one propagation,
 e_u^l = Σ_i e_i^(l-1) / √(n_u n_i) with n the degrees and e_u⁰ = 0, and no users are stored. ``user_embeddings: false``
-trains without E⁰ of users, too, so that training and serving agree.
+trains without E⁰ of users, too, so that training and serving agree. Where events have weights, the BPR term of a pair
+has the largest weight of the pair over their mean; the graph and histories have none.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class LightGCN(ClosedForm):
         def __post_init__(self) -> None:
             check_at_least(1, self, "dim", "layers", "batch", "epochs")
 
+    takes_weights = True
     config: Config
     items: Tensor
     given: Tensor
@@ -74,10 +76,10 @@ class LightGCN(ClosedForm):
         optimiser = torch.optim.Adam([ego_ND], config.learning_rate, fused=True)
         for _ in range(config.epochs):
             total = torch.zeros((), device=self.device)
-            for user, item, negative in batches:
+            for user, item, negative, weights in batches:
                 optimiser.zero_grad()
                 nodes = torch.stack([user, item + pairs.users, negative[:, 0] + pairs.users])  # (3, B)
-                loss = self.bpr(ego_ND, graph, nodes)
+                loss = self.bpr(ego_ND, graph, nodes, weights)
                 loss.backward()
                 if not config.user_embeddings and ego_ND.grad is not None:
                     ego_ND.grad[: pairs.users] = 0.0
@@ -86,10 +88,11 @@ class LightGCN(ClosedForm):
             self.set_tables(ego_ND.detach(), graph, pairs)
             yield float(total)
 
-    def bpr(self, ego_ND: Tensor, graph: Tensor, nodes: Tensor) -> Tensor:
-        """Return equation 15 per pair for ``nodes`` (3, B): users, their items, negatives."""
+    def bpr(self, ego_ND: Tensor, graph: Tensor, nodes: Tensor, weights_B: Tensor | None = None) -> Tensor:
+        """Return equation 15 per pair for ``nodes`` (3, B): users, their items, negatives; ``weights_B`` of pairs."""
         user, item, negative = F.embedding(nodes, propagate(ego_ND, graph, self.config.layers))
-        bpr = F.softplus((user * (negative - item)).sum(1)).mean()
+        terms = F.softplus((user * (negative - item)).sum(1))
+        bpr = terms.mean() if weights_B is None else (weights_B * terms).mean()
         times = torch.bincount(nodes.flatten(), minlength=len(ego_ND))
         squares = ego_ND.square().sum(1) @ times.to(ego_ND.dtype)
         return bpr + self.config.penalty * squares / (2 * nodes.shape[1])

@@ -9,6 +9,9 @@ For squared they minimise the training loss of that history with fixed items (ri
 their expectation). BPR has no closed form: the factors are a linear map of the sum of the items' factors divided by
 the root of their number, fitted by ridge regression to the trained users.
 
+Where events have weights, the term of a pair, with its negatives and penalty, has the largest weight of the pair over
+their mean; so has an item of a history for squared. The map of BPR reads histories without weights.
+
 B batch, T time, I items, U users, D width.
 """
 
@@ -24,7 +27,7 @@ from torch.nn import functional as F
 from recpipe.config import check_at_least, check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import PairBatches, Pairs, item_counts, user_item_pairs
+from recpipe.layers.interactions import PairBatches, Pairs, item_counts, largest_weights, user_item_pairs
 from recpipe.models.recommender import ClosedForm
 from recpipe.progress import progress
 
@@ -53,6 +56,7 @@ class MF(ClosedForm):
             if self.penalty <= 0:
                 raise ValueError(f"penalty is {self.penalty}; it must be greater than 0")
 
+    takes_weights = True
     config: Config
     items: Tensor
     fold: Tensor
@@ -77,25 +81,26 @@ class MF(ClosedForm):
         optimiser = torch.optim.Adam([users_UD, items_ID], config.learning_rate, fused=True)
         for _ in range(config.epochs):
             total = torch.zeros((), device=self.device)
-            for user, item, negatives in batches:
+            for user, item, negatives, weights in batches:
                 optimiser.zero_grad()
                 items = torch.cat([item[:, None], negatives], 1)  # (B, 1 + negatives)
-                loss = self.pair_loss(F.embedding(user, users_UD), F.embedding(items, items_ID))
+                loss = self.pair_loss(F.embedding(user, users_UD), F.embedding(items, items_ID), weights)
                 loss.backward()
                 optimiser.step()
                 total += loss.detach() * (len(user) / len(pairs))
             self.set_factors(users_UD.detach(), items_ID.detach(), pairs)
             yield float(total)
 
-    def pair_loss(self, users_BD: Tensor, items_BND: Tensor) -> Tensor:
-        """Return the mean loss of pairs; items N are the positive one, then the negatives."""
+    def pair_loss(self, users_BD: Tensor, items_BND: Tensor, weights_B: Tensor | None = None) -> Tensor:
+        """Return the mean loss of pairs with ``weights_B``; items N are the positive one, then the negatives."""
         scores = (users_BD[:, None] * items_BND).sum(2)
         if self.config.loss == "bpr":
             error = F.softplus(scores[:, 1:] - scores[:, :1]).sum(1)
         else:
             error = (scores[:, 0] - 1).square() + scores[:, 1:].square().sum(1)
         squares = users_BD.square().sum(1) + items_BND.square().sum((1, 2))
-        return (error + self.config.penalty / 2 * squares).mean()
+        terms = error + self.config.penalty / 2 * squares
+        return terms.mean() if weights_B is None else (weights_B * terms).mean()
 
     def set_factors(self, users_UD: Tensor, items_ID: Tensor, pairs: Pairs) -> None:
         """Store the item factors and fit the map from histories to user factors."""
@@ -117,18 +122,23 @@ class MF(ClosedForm):
 
     def score(self, batch: Batch) -> Tensor:
         step = max(SYSTEMS // self.config.dim**2, 1)
-        return torch.cat([self.user_factors(part) for part in batch.items.split(step)]) @ self.items.T
+        weights = torch.ones_like(batch.items, dtype=torch.float32) if batch.weights is None else batch.weights
+        parts = zip(batch.items.split(step), weights.split(step), strict=True)
+        return torch.cat([self.user_factors(*part) for part in parts]) @ self.items.T
 
-    def user_factors(self, items_BT: Tensor) -> Tensor:
-        """Return factors (B, D) of users with right-padded histories; a repeated item counts once."""
+    def user_factors(self, items_BT: Tensor, weights_BT: Tensor | None = None) -> Tensor:
+        """Return factors (B, D) of users with right-padded histories; a repeated item has its largest weight, once."""
         counts = item_counts(items_BT, self.n_items).gather(1, items_BT)
         weights = torch.where(items_BT > 0, 1 / counts.clamp(min=1), 0)
+        if weights_BT is not None and self.config.loss == "squared":
+            weights = weights * largest_weights(items_BT, weights_BT, self.n_items).gather(1, items_BT)
         items_BTD = F.embedding(items_BT, self.items)
         weighted = items_BTD * weights[:, :, None]
         sums, lengths = weighted.sum(1), weights.sum(1)[:, None]
         if self.config.loss == "bpr":
             return _history_features(sums, lengths) @ self.fold
-        normal = weighted.transpose(1, 2) @ items_BTD + lengths.clamp(min=1)[:, :, None] * self.fold
+        lengths = torch.where(lengths > 0, lengths, 1)
+        normal = weighted.transpose(1, 2) @ items_BTD + lengths[:, :, None] * self.fold
         return torch.linalg.solve(normal, sums)
 
 

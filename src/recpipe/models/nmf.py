@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from recpipe.config import check_at_least, check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import item_counts, user_item_pairs
+from recpipe.layers.interactions import history_values, pair_values, user_item_pairs
 from recpipe.models.recommender import ClosedForm
 
 SEED = 0  # of the initialisation, scikit-learn's nndsvda
@@ -31,7 +31,8 @@ class NMF(ClosedForm):
 
     @dataclass(frozen=True)
     class Config:
-        """``scaling``: entry of X for c events of an item, 1 (binary) or ln(1 + c) (log).
+        """``scaling``: entry of X for c events of an item, 1 (binary) or ln(1 + c) (log); with weights of events, the
+        largest of the pair or ln(1 + their sum).
 
         ``penalty``: scikit-learn's alpha_W = alpha_H, with the share ``l1_ratio`` of L1. ``iterations``: at most.
         """
@@ -49,6 +50,7 @@ class NMF(ClosedForm):
             if self.l1_ratio > 1:
                 raise ValueError(f"l1_ratio is {self.l1_ratio}; allowed: 0 to 1")
 
+    takes_weights = True
     config: Config
     parts: Tensor
 
@@ -63,7 +65,8 @@ class NMF(ClosedForm):
 
         pairs = user_item_pairs(train, self.n_items, torch.device("cpu"))
         coordinates = (pairs.user.numpy(), pairs.item.numpy() - 1)
-        matrix = csr_matrix((self._scale(pairs.count).numpy(), coordinates), (pairs.users, self.n_items))
+        values = pair_values(pairs.count, pairs.weight, self.config.scaling)
+        matrix = csr_matrix((values.numpy(), coordinates), (pairs.users, self.n_items))
         fitted = Factorisation(
             min(self.config.factors, *matrix.shape),
             init="nndsvda",
@@ -81,7 +84,7 @@ class NMF(ClosedForm):
         return {"input": self.parts.T}
 
     def score(self, batch: Batch) -> Tensor:
-        return self.mixture(self._scale(item_counts(batch.items, self.n_items))) @ self.parts
+        return self.mixture(history_values(batch, self.n_items, self.config.scaling)) @ self.parts
 
     def mixture(self, x: Tensor) -> Tensor:
         """Return w ≥ 0 (B, K) that minimises, for x (B, I + 1),
@@ -96,6 +99,3 @@ class NMF(ClosedForm):
             for k in nonzero_parts:
                 w[:, k] = (w[:, k] + (target[:, k] - w @ gram[k]) / gram[k, k]).clamp(min=0)
         return w
-
-    def _scale(self, counts: Tensor) -> Tensor:
-        return counts.log1p() if self.config.scaling == "log" else (counts > 0).float()

@@ -19,7 +19,7 @@ DAY = 86_400
 
 
 class Popular(ClosedForm):
-    """Scores items by their number of training events."""
+    """Scores items by their number of training events, or the sum of the weights of these."""
 
     @dataclass(frozen=True)
     class Config:
@@ -27,6 +27,7 @@ class Popular(ClosedForm):
 
         days: float | None = None
 
+    takes_weights = True
     config: Config
     counts: Tensor
 
@@ -35,13 +36,15 @@ class Popular(ClosedForm):
         self.register_buffer("counts", torch.zeros(n_items + 1))
 
     def fit(self, train: Sequences) -> None:
-        items = train.items
+        items, weights = train.items, train.weights
         if self.config.days is not None:
             if train.timestamps is None:
                 problem = f"days is {self.config.days} and this data set has no timestamps"
                 raise ValueError(f"{problem}; set `baselines: [popular]` in its conf file")
-            items = items[train.timestamps > train.timestamps.max() - self.config.days * DAY]
-        self.counts.copy_(torch.from_numpy(np.bincount(items, minlength=self.n_items + 1).astype(np.float32)))
+            is_recent = train.timestamps > train.timestamps.max() - self.config.days * DAY
+            items, weights = items[is_recent], None if weights is None else weights[is_recent]
+        counts = np.bincount(items, weights, minlength=self.n_items + 1)
+        self.counts.copy_(torch.from_numpy(counts.astype(np.float32)))
 
     def score(self, batch: Batch) -> Tensor:
         return self.counts.repeat(len(batch.items), 1)

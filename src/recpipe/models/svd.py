@@ -3,7 +3,7 @@
 X ≈ P V' by a truncated SVD of the user × item matrix X with zeros for missing entries; a user with row x is scored by
 x V V'. B batch, I items, K factors.
 
-Deviations: X holds events, not ratings, weighted by ``scaling``; every user is projected from his history, so that no
+Deviations: X holds events, not ratings, scaled by ``scaling``; every user is projected from his history, so that no
 training users are stored.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from recpipe.config import check_at_least, check_choices
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import item_counts, user_item_pairs
+from recpipe.layers.interactions import history_values, pair_values, user_item_pairs
 from recpipe.models.recommender import ClosedForm
 
 OVERSAMPLING, ITERATIONS, SEED = 16, 10, 0  # of the randomised SVD: exact to about 1e-4
@@ -35,6 +35,9 @@ class SVD(ClosedForm):
         - tfidf: (1 + ln c) · (1 + ln((1 + U) / (1 + n))), scikit-learn's smoothed form with sublinear counts
         - popularity: n^((exponent - 1) / 2), EigenRec's scaling (Nikolakopoulos et al., Inf. Sci. 2019): 1 is binary,
           less weakens popular items
+
+        Where events have weights, c is their sum and w the largest weight of the pair: binary w, log ln(1 + c), tfidf
+        w (1 + ln(c / w)) times the same factor, popularity w · n^((exponent - 1) / 2) with n = Σ w² over the users.
         """
 
         factors: int = 64
@@ -45,6 +48,7 @@ class SVD(ClosedForm):
             check_choices(self, scaling=("binary", "log", "tfidf", "popularity"))
             check_at_least(1, self, "factors")
 
+    takes_weights = True
     config: Config
     factors: Tensor
     weight: Tensor
@@ -62,8 +66,11 @@ class SVD(ClosedForm):
         if self.config.scaling == "tfidf":
             weight = 1 + ((1 + pairs.users) / (1 + owners)).log()
         elif self.config.scaling == "popularity":
-            weight = owners.clamp(min=1) ** ((self.config.exponent - 1) / 2)
-        matrix = pairs.matrix(self._scale(pairs.count) * weight[pairs.item])
+            squares = owners
+            if pairs.weight is not None:
+                squares = torch.zeros_like(owners).index_add_(0, pairs.item, pairs.weight.square())
+            weight = torch.where(squares > 0, squares, 1) ** ((self.config.exponent - 1) / 2)
+        matrix = pairs.matrix(pair_values(pairs.count, pairs.weight, self.config.scaling) * weight[pairs.item])
         factors = min(self.config.factors, self.n_items, pairs.users)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
@@ -74,13 +81,5 @@ class SVD(ClosedForm):
         return {"input": self.factors}
 
     def score(self, batch: Batch) -> Tensor:
-        x = self._scale(item_counts(batch.items, self.n_items)) * self.weight
+        x = history_values(batch, self.n_items, self.config.scaling) * self.weight
         return (x @ self.factors) @ self.factors.T
-
-    def _scale(self, counts: Tensor) -> Tensor:
-        """Factor of an entry that depends on its number of events; 0 for none."""
-        if self.config.scaling == "log":
-            return counts.log1p()
-        if self.config.scaling == "tfidf":
-            return torch.where(counts > 0, 1 + counts.clamp(min=1).log(), 0)
-        return (counts > 0).float()

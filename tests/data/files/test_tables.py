@@ -43,7 +43,7 @@ def test_rows_without_an_id_end_in_quarantine(tmp_path: Path, reading: Reading) 
     result = ingest(reading("files", {"columns": MAPPING}, interactions=tmp_path / "log.csv"), [])
     assert result.interactions.count().execute() == 9
     assert sorted(reason.split(":")[0] for reason in result.quarantine.reason.execute()) == [
-        "empty item_id", "empty user_id", "missing columns", "null byte in item_id",
+        "empty item_id", "empty user_id", "missing columns", "null byte",
     ]  # fmt: skip
 
 

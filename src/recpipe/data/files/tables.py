@@ -116,7 +116,11 @@ def create_entities(
     contains get a row too, and an item without a title gets its id as title.
     """
     selection = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in columns.items())
-    table = create_table(con, f"SELECT {selection} FROM {source.sql} AS source", where=source.where)
+    select = f"SELECT {selection} FROM {source.sql} AS source"
+    if source.problem != "NULL":
+        _warn_of_problems(con, source)
+        select += f" WHERE ({source.problem}) IS NULL"
+    table = create_table(con, select, where=source.where)
     if source.rejects:
         _check_encoding(con, source)
         if rejected := _count(con, source.rejects, "DISTINCT (file_id, line)"):
@@ -131,6 +135,20 @@ def create_entities(
     titled = "* REPLACE (coalesce(title, item_id) AS title)" if "title" in columns else "*, item_id AS title"
     union = f"SELECT {titled} FROM ({described} UNION ALL BY NAME ({missing})) ORDER BY item_id"
     return _view(con, f"SELECT * FROM {create_table(con, union, where=source.where)}")
+
+
+def _warn_of_problems(con: ibis.BaseBackend, source: Source) -> None:
+    """Log the number of rows that are no record, by reason, with an example each."""
+    problems = f"SELECT {source.problem} AS problem FROM {source.sql} AS source"
+    query = (
+        f"SELECT count(*), first(problem) FROM ({problems}) WHERE problem IS NOT NULL "
+        "GROUP BY split_part(problem, ':', 1) ORDER BY 1 DESC, 2"
+    )
+    with errors_with_file(source.where):
+        rows = con.raw_sql(query).fetchall()
+    if rows:
+        reasons = "; ".join(f"{n:,} times {problem}" for n, problem in rows)
+        logger.warning("%s: %s rows left out: %s", source.where, f"{sum(n for n, _ in rows):,}", reasons)
 
 
 def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str) -> None:

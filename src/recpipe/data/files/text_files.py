@@ -6,14 +6,14 @@ Compression is detected by content: gzip, bz2, zstd, and a zip of one file. Enco
 from __future__ import annotations
 
 import codecs
-import csv
+import logging
 import re
 import shutil
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
@@ -23,24 +23,33 @@ import ibis
 import pyarrow as pa
 from ibis.util import gen_name
 
-from recpipe.data.files.archives import ALLOWED_BYTES, MAX_GROWTH
+from recpipe.data.files.archives import ALLOWED_BYTES, CHUNK, MAX_GROWTH, compression, decompressed
+from recpipe.data.files.delimited_rows import (
+    PROBLEM,
+    SEPARATOR,
+    Dialect,
+    Part,
+    Records,
+    RowsFile,
+    TextError,
+    decoded_lines,
+    is_plain,
+    long_values,
+)
 from recpipe.data.files.tables import Source, file_list, identifier, literal, path_summary
-from recpipe.progress import BYTES, progress
+from recpipe.progress import BYTES, Progress, progress
 
-CHUNK = 1 << 20
-MAX_HEADER_BYTES = 1 << 20
-COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bz2",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-    b"PK\x05\x06": "zip",
-}
+logger = logging.getLogger(__name__)
+
+MAX_HEADER_LETTERS = 1 << 20
+NAMES_HINT = "If there is no header, set `header: false` and `names: [...]` in the options of the data set"
+REPEATED_HEADER = "header in the middle of the file"
 NO_TEXT = {
-    b"\xfd7zXZ\x00": "an xz file", b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a rar archive",
-    b"PAR1": "a Parquet file", b"\xd0\xcf\x11\xe0": "an Excel file", b"\x04\x22\x4d\x18": "an lz4 file",
-    b"SQLite format 3": "a SQLite database",
+    b"PAR1": "a Parquet file", b"\xd0\xcf\x11\xe0": "an Excel file", b"SQLite format 3": "a SQLite database",
+    b"\xfd7zXZ\0": "an xz file", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a rar archive",
+    b"\x04\x22\x4d\x18": "an lz4 file",
 }  # fmt: skip
+PACKED = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"BZh91AY")
 C1_CONTROL = re.compile("[\x80-\x9f]")
 COMPRESSION_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".zip")
 DUCKDB_SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}  # by which DuckDB knows a compressed file
@@ -50,79 +59,194 @@ def delimited_source(
     con: ibis.BaseBackend,
     paths: Sequence[str],
     *,
-    delimiter: str,
+    dialect: Dialect,
     columns: Sequence[str] = (),
     encoding: str = "utf-8",
-    quote: str = '"',
+    mapped: Collection[str] = (),
+    single_line: Collection[str] = (),
 ) -> Source:
     """Create a source of text columns. columns: names in files without a header.
 
-    Lines with another number of columns go to the source's table of rejects. Raises ValueError for an empty file, a
-    header that cannot be decoded or has only one column, and files with different headers.
+    mapped: columns that are used, by their exact names; of others that differ by case only, or are named twice, one is
+    renamed. single_line: columns whose values have no line break, such as ids. Parts may have their columns in another
+    order; empty parts do not count. Lines that are no record have a problem. Raises ValueError if all parts are empty
+    or all lines bad, and for a header that cannot be decoded, has one column or other columns than the first part's.
     """
-    if not 1 <= len(delimiter.encode()) <= 4:
-        raise ValueError(f"delimiter {delimiter!r} must have one to four characters")
-    where = path_summary(paths)
-    readable = readable_paths(con, paths, encoding=encoding)
-    if columns:
-        _first_line(paths[0], readable[0])
-    names = list(columns) if columns else _header(paths, readable, delimiter, quote=quote)
+    _check_dialect(dialect)
+    parts = _parts(con, paths, dialect, encoding=encoding)
+    header = list(columns) if columns else _common_header(parts, dialect)
+    names = _unique_names(header, mapped, path_summary(paths))
+    source = _source(con, parts, names, dialect, header=() if columns else header, single_line=single_line)
+    return source._replace(files=_files(parts, paths))
+
+
+def basket_source(con: ibis.BaseBackend, paths: Sequence[str], *, dialect: Dialect, encoding: str = "utf-8") -> Source:
+    """Create a source of lines with a user and a varying number of items: text columns user_id and items."""
+    _check_dialect(dialect)
+    whole_lines = Dialect(None, comment=dialect.comment)
+    parts = _parts(con, paths, whole_lines, encoding=encoding)
+    source = _source(con, parts, ["line"], whole_lines)
+    user = f"split_part(line, {literal(dialect.delimiter or ' ')}, 1)"
+    items = f"substr(line, length({user}) + {len(dialect.delimiter or ' ') + 1})"
+    problem = "" if source.problem == "NULL" else f", {source.problem}"
+    sql = f"(SELECT {user} AS user_id, {items} AS items, file_index{problem} FROM {source.sql})"
+    return source._replace(sql=sql, types={"user_id": "VARCHAR", "items": "VARCHAR"}, files=_files(parts, paths))
+
+
+def _files(parts: Sequence[Part], paths: Sequence[str]) -> list[str]:
+    """Return the paths in the order of ``file_index``, those of empty files last."""
+    present = [part.path for part in parts]
+    return present + [path for path in paths if path not in set(present)]
+
+
+def _parts(con: ibis.BaseBackend, paths: Sequence[str], dialect: Dialect, *, encoding: str) -> list[Part]:
+    """Return the parts that are not empty."""
+    parts = []
+    for path, copy in zip(paths, readable_paths(con, paths, encoding=encoding), strict=True):
+        with long_values():
+            first, problem = next(iter(Records(decoded_lines(byte_chunks(copy)), dialect)), (None, None))
+        if problem:
+            start = next(byte_chunks(copy), b"")[:1000]
+            hint = encoding_hint(start) if problem.startswith(("not UTF-8", "null byte")) else ""
+            raise ValueError(f"cannot read {path}: its first line is bad, {problem}. {hint}")
+        if first is not None:
+            parts.append(Part(path, copy, first, is_plain(byte_chunks(copy), dialect)))
+    if not parts:
+        raise ValueError(f"{path_summary(paths)} is empty")
+    if len(parts) < len(paths):
+        logger.info("%s: %d of %d files are empty", path_summary(paths), len(paths) - len(parts), len(paths))
+    return parts
+
+
+def _common_header(parts: Sequence[Part], dialect: Dialect) -> list[str]:
+    """Return the header of the first part. Raises ValueError for a part with other columns."""
+    path, header = parts[0].path, parts[0].first
+    if sum(map(len, header)) > MAX_HEADER_LETTERS:
+        raise ValueError(
+            f"{path} has a first line of more than {MAX_HEADER_LETTERS:,} letters: no header. {NAMES_HINT}"
+        )
+    if len(header) == 1:
+        comment = " If comments stand before the header, set `comment: '#'`" if header[0].startswith("#") else ""
+        raise ValueError(
+            f"{path} has one column, {header[0][:80]!r}, when split at {dialect.delimiter!r}: "
+            f"set `delimiter` in the options of the data set to the one the file uses.{comment}"
+        )
+    for part in parts:
+        if sorted(part.first) != sorted(header) or (part.first != header and len(set(header)) < len(header)):
+            raise ValueError(
+                f"{part.path} has the columns {', '.join(part.first)[:200]}, but {path} has {', '.join(header)[:200]}. "
+                f"{NAMES_HINT}; lines that repeat the names are then left out"
+            )
+    return header
+
+
+def _unique_names(header: Sequence[str], mapped: Collection[str], where: str) -> list[str]:
+    """Return column names that differ by more than case, as SQL needs; mapped columns have theirs."""
+    header = [name or f"column{place}" for place, name in enumerate(header)]
+    names: dict[int, str] = {}
+    used: set[str] = set()
+    for place in sorted(range(len(header)), key=lambda place: header[place] not in mapped):
+        name, number = header[place], 2
+        while name.lower() in used:
+            if header[place] in mapped:
+                raise ValueError(
+                    f"{where} names a column twice, or in upper and lower case: {', '.join(header)[:500]}. Rename one, "
+                    f"or: {NAMES_HINT}"
+                )
+            name, number = f"{header[place]}_{number}", number + 1
+        if name != header[place]:
+            logger.info("%s: column %d, %r, is called %r here", where, place + 1, header[place], name)
+        names[place] = name
+        used.add(name.lower())
+    return [names[place] for place in range(len(header))]
+
+
+def _source(
+    con: ibis.BaseBackend, parts: Sequence[Part], names: Sequence[str], dialect: Dialect, *,
+    header: Sequence[str] = (), single_line: Collection[str] = (),
+) -> Source:  # fmt: skip
+    """Create a source that DuckDB reads from the text where all parts are plain, else from converted rows.
+
+    header: the first record of every part, its columns in any order; empty for parts without.
+    """
+    where = path_summary([part.path for part in parts])
+    types = dict.fromkeys(names, "VARCHAR")
+    are_plain = all(
+        part.is_plain and (part.first == list(header) if header else part.first != list(names)) for part in parts
+    )
+    if not are_plain:
+        path = temporary_folder(con) / "rows.parquet"
+        rows = RowsFile(path, names)
+        for part in parts:
+            _convert(part, rows, dialect, header=header or names, has_header=bool(header), single_line=single_line)
+            rows.next_file()
+        rows.close()
+        if rows.problem and not rows.n_good:
+            columns = ", ".join(names)
+            raise ValueError(
+                f"cannot read {where}: no line has the columns {columns}. The first is bad for {rows.problem}. "
+                "Is the delimiter right?"
+            )
+        return Source(f"read_parquet({file_list([str(path)])})", types, where, problem=identifier(PROBLEM))
     rejects = gen_name("rejects")
-    types = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
     sql = (
-        f"read_csv({file_list(readable)}, auto_detect = false, hive_partitioning = false, "
-        f"header = {'false' if columns else 'true'}, delim = {literal(delimiter)}, "
-        f"quote = {literal(quote)}, escape = {literal(quote)}, "
-        f"columns = {{{types}}}, store_rejects = true, "
+        f"read_csv({file_list(part.copy for part in parts)}, auto_detect = false, hive_partitioning = false, "
+        f"header = {'true' if header else 'false'}, delim = {literal(dialect.delimiter or SEPARATOR + chr(30))}, "
+        f"quote = '', escape = '', columns = {{{columns}}}, store_rejects = true, "
         f"rejects_table = {literal(rejects)}, rejects_scan = {literal(rejects + '_scan')})"
     )
-    return Source(sql, dict.fromkeys(names, "VARCHAR"), where, rejects=identifier(rejects), files=paths)
-
-
-def basket_source(con: ibis.BaseBackend, paths: Sequence[str], *, delimiter: str, encoding: str = "utf-8") -> Source:
-    """Create a source of lines with a user and a varying number of items: text columns user_id and items."""
-    readable = readable_paths(con, paths, encoding=encoding)
-    _first_line(paths[0], readable[0])
-    lines = (
-        f"read_csv({file_list(readable)}, auto_detect = false, hive_partitioning = false, header = false, "
-        f"delim = {literal(chr(31) + chr(30))}, quote = '', escape = '', columns = {{'line': 'VARCHAR'}})"
+    is_repeated = " AND ".join(
+        f"{identifier(name)} = {literal(column)}" for name, column in zip(names, header or names, strict=True) if column
     )
-    user = f"split_part(line, {literal(delimiter)}, 1)"
-    items = f"substr(line, length({user}) + {len(delimiter) + 1})"
-    sql = f"(SELECT {user} AS user_id, {items} AS items, file_index FROM {lines})"
-    return Source(sql, {"user_id": "VARCHAR", "items": "VARCHAR"}, path_summary(paths), files=paths)
+    problem = f"CASE WHEN {is_repeated} THEN {literal(REPEATED_HEADER)} END" if dialect.delimiter else "NULL"
+    return Source(sql, types, where, rejects=identifier(rejects), problem=problem)
 
 
-def _header(paths: Sequence[str], readable: Sequence[str], delimiter: str, *, quote: str) -> list[str]:
-    lines = [_first_line(path, copy) for path, copy in zip(paths, readable, strict=True)]
-    if len(delimiter) > 1 or not quote:
-        headers = [line.split(delimiter) for line in lines]
-    else:
-        headers = [next(csv.reader([line], delimiter=delimiter, quotechar=quote)) for line in lines]
-    for path, header in zip(paths, headers, strict=True):
-        if header != headers[0]:
-            raise ValueError(f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(headers[0])}")
-    names = [name or f"column{place}" for place, name in enumerate(headers[0])]
-    if len(names) == 1:
-        raise ValueError(
-            f"{paths[0]} has one column, {names[0][:80]!r}, when split at {delimiter!r}: "
-            "set `delimiter` in the options of the data set to the one the file uses"
-        )
-    if len(set(names)) < len(names):
-        raise ValueError(f"{paths[0]} names a column twice: {', '.join(names)}")
-    return names
+def _convert(
+    part: Part, rows: RowsFile, dialect: Dialect, *,
+    header: Sequence[str], has_header: bool, single_line: Collection[str],
+) -> None:  # fmt: skip
+    """Add the records of a part to ``rows``, with its columns in the order of ``header``."""
+    order = [part.first.index(name) for name in header] if has_header and part.first != list(header) else None
+    columns = part.first if order else list(header)
+    places = [place for place, name in enumerate(columns) if name in single_line]
+    name, size = PurePosixPath(part.path).name, Path(part.copy).stat().st_size
+    with progress(size, f"read {name}", unit=BYTES, at_most=True) as bar, long_values():
+        lines = decoded_lines(_counted(byte_chunks(part.copy), bar))
+        records = Records(lines, dialect, n_columns=len(header), single_line=places)
+        try:
+            for number, (values, problem) in enumerate(records):
+                is_header = values == columns and problem is None and dialect.delimiter is not None
+                if is_header and number == 0:
+                    continue
+                row = [values[place] for place in order] if order and problem is None else values
+                rows.add(row, REPEATED_HEADER if is_header else problem)
+        except TextError as error:
+            hint = f". {encoding_hint(error.sample)}" if error.sample else ""
+            raise ValueError(f"cannot read {part.path}: {error}{hint}") from error
+    if records.n_comments:
+        logger.info("%s: %d comment lines left out", part.path, records.n_comments)
 
 
-def _first_line(path: str, readable: str) -> str:
-    """Read the first line of a readable path, without line end and byte order mark. path: the file, for messages."""
-    head = next(byte_chunks(readable), b"")[:MAX_HEADER_BYTES]
-    if not head:
-        raise ValueError(f"{path} is empty")
-    line = head.splitlines()[0]
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path} as utf-8: {error}. {encoding_hint(line)}") from error
+def _counted(chunks: Iterable[bytes], bar: Progress) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        bar.add(len(chunk))
+
+
+def _check_dialect(dialect: Dialect) -> None:
+    """Raise ValueError for signs that cannot be told apart."""
+    delimiter = dialect.delimiter or ""
+    if not 1 <= len(delimiter.encode()) <= 4 or any(sign in delimiter for sign in "\r\n\0"):
+        raise ValueError(f"delimiter {delimiter!r} must have one to four characters, and no line end")
+    for option, sign in (("quote", dialect.quote), ("escape", dialect.escape)):
+        if len(sign) > 1 or sign in ("\r", "\n", "\0") or (sign and sign in delimiter):
+            raise ValueError(f"{option} {sign!r} must be one character that is not in the delimiter, or '' for none")
+    if dialect.quote and dialect.quote == dialect.escape:
+        raise ValueError(f"escape {dialect.escape!r} must not be the quote: doubled quotation marks are read anyway")
+    if dialect.escape and not dialect.quote and dialect.escape == dialect.comment:
+        raise ValueError(f"comment {dialect.comment!r} must not be the escape")
 
 
 # Bytes and encodings -------------------------------------------------------------------------------------------------
@@ -138,9 +262,9 @@ def readable_paths(con: ibis.BaseBackend, paths: Sequence[str], *, encoding: str
     folder: Path | None = None
     readable = []
     for number, path in enumerate(paths):
-        compression = compression_of(path)
-        named = next((kind for kind, suffix in DUCKDB_SUFFIXES.items() if path.lower().endswith(suffix)), None)
-        if codec == "utf-8" and compression == named:
+        kind = compression(path)
+        named = next((name for name, suffix in DUCKDB_SUFFIXES.items() if path.lower().endswith(suffix)), None)
+        if codec == "utf-8" and kind == named:
             readable.append(path)
             continue
         if folder is None:
@@ -169,26 +293,20 @@ def temporary_folder(con: ibis.BaseBackend) -> Path:
     return folder
 
 
-def compression_of(path: str) -> str | None:
-    """Return the compression of a file by its first bytes: gzip, bz2, zstd, zip or None."""
-    with open(path, "rb") as stream:
-        return _by_first_bytes(stream.read(16), COMPRESSIONS)
-
-
 def byte_chunks(path: str) -> Iterator[bytes]:
     """Yield the decompressed bytes of a file in chunks of 1 MiB.
 
     Raises ValueError for a damaged or nested archive, a zip of several files, a file that is no text, and more bytes
     than ``MAX_GROWTH`` times the file's.
     """
-    compression, total = compression_of(path), 0
+    kind, total = compression(path), 0
     limit = max(ALLOWED_BYTES, MAX_GROWTH * Path(path).stat().st_size)
-    with _damage_errors(path), _open(path, compression) as stream:
+    with _damage_errors(path), _opened(path, kind) as stream:
         while chunk := stream.read(CHUNK):
             if not total:
-                _check_text(path, chunk, is_unpacked=compression is not None)
+                _check_text(path, chunk, is_unpacked=kind is not None)
             total += len(chunk)
-            if compression and total > limit:
+            if kind and total > limit:
                 raise ValueError(f"{path} is refused: more than {limit:,} bytes come out, {MAX_GROWTH} times its size")
             yield chunk
 
@@ -219,15 +337,22 @@ def text_chunks(path: str, encoding: str) -> Iterator[str]:
 
 def encoding_hint(sample: bytes) -> str:
     """Compose advice for bytes that are no UTF-8: encodings in which they can be read."""
-    candidates = ["utf-16"] if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else []
-    for codec in () if candidates else ("cp1252", "gbk", "shift_jis", "utf-16"):
-        try:
-            sample.decode(codec)
-        except UnicodeDecodeError:
-            continue
-        candidates.append(codec)
-    names = " or ".join(f"`encoding: {name}`" for name in candidates or ["latin-1"])
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        candidates = ["utf-16"]
+    elif b"\0" in sample:
+        candidates = ["utf-16-le", "utf-16-be"]
+    else:
+        candidates = [codec for codec in ("cp1252", "gbk", "shift_jis") if _is_readable(sample, codec)]
+    names = " or ".join(f"`encoding: {name}`" for name in candidates or ["big5"])
     return f"Say how the file is encoded, in the options of the data set: {names}, or another name that Python knows"
+
+
+def _is_readable(sample: bytes, codec: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(codec)().decode(sample)  # the end may be half a letter
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _codec(encoding: str) -> str:
@@ -244,9 +369,9 @@ def _codec(encoding: str) -> str:
 
 
 def _check_text(path: str, beginning: bytes, *, is_unpacked: bool) -> None:
-    kind = _by_first_bytes(beginning, NO_TEXT)
-    if is_unpacked and _by_first_bytes(beginning, COMPRESSIONS):
+    if is_unpacked and beginning.startswith(PACKED):
         raise ValueError(f"{path} is compressed twice: unpack it once, and name the result in `files`")
+    kind = next((kind for magic, kind in NO_TEXT.items() if beginning.startswith(magic)), None)
     if beginning[257:262] == b"ustar":
         kind = "a tar archive"
     if kind:
@@ -255,15 +380,15 @@ def _check_text(path: str, beginning: bytes, *, is_unpacked: bool) -> None:
         )
 
 
-def _by_first_bytes(beginning: bytes, kinds: Mapping[bytes, str]) -> str | None:
-    return next((kind for magic, kind in kinds.items() if beginning.startswith(magic)), None)
-
-
-def _open(path: str, compression: str | None) -> AbstractContextManager[IO[bytes]]:
-    if compression == "zip":
-        return _zip_member(path)
-    stream = pa.input_stream(path, compression=compression)
-    return cast(AbstractContextManager[IO[bytes]], stream)
+@contextmanager
+def _opened(path: str, kind: str | None) -> Iterator[IO[bytes]]:
+    """Open a file's decompressed bytes."""
+    if kind == "zip":
+        with _zip_member(path) as member:
+            yield member
+        return
+    with open(path, "rb") as file:
+        yield cast(IO[bytes], decompressed(file, kind)) if kind in ("gzip", "bzip2", "zstd") else file
 
 
 @contextmanager

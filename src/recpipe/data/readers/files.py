@@ -6,7 +6,7 @@ A row may also contain a user's whole sequence. Every option: conf/base/paramete
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import ibis
 
 from recpipe.config import check_known
+from recpipe.data.files.delimited_rows import Dialect
 from recpipe.data.files.json_files import json_is_exact_scalar, json_text, json_words, typed_json_source
 from recpipe.data.files.parquet_files import parquet_source
 from recpipe.data.files.tables import (
@@ -54,7 +55,9 @@ class TableOptions:
     header: bool = True
     names: Sequence[str] | None = None  # of the columns in a file without a header
     encoding: str = "utf-8"
-    quote: str | None = None
+    quote: str | None = None  # by default double quotation marks, none in TSV; '' for none
+    escape: str = ""  # stands before quotation marks and delimiters inside values, in place of doubling them
+    comment: str = ""  # lines that begin with it are left out
     folder_columns: bool = False  # folders `name=value` become columns
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -82,7 +85,7 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
     mapping = {name: column for name, column in options.columns.items() if column is not None}
     for name in mapping:
         check_known(name, LOG_COLUMNS, what="column in the mapping of the log")
-    source = _source(options, paths, con)
+    source = _source(options, paths, con, ids=_names(list(mapping.values())))
     if options.sequence_per_row:
         mapping = mapping or {"user_id": "user_id", "item_id": "items"}
         source.check_columns(mapping.values(), COLUMNS_HINT)
@@ -157,7 +160,7 @@ def _entities(
     options = TableOptions(**(values or {}))
     mapping = {key: key, **options.columns}
     parts = {name: _names(columns) for name, columns in mapping.items()}
-    source = _source(options, paths, con)
+    source = _source(options, paths, con, ids=parts[key])
     source.check_columns((column for columns in parts.values() for column in columns), COLUMNS_HINT)
     sql = {name: _joined_text(columns, source) for name, columns in parts.items()}
     sql[key] = _id_text(mapping[key], source)
@@ -170,29 +173,40 @@ def _entities(
     return create_entities(con, source, sql | others, key=key, log=log)
 
 
-def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend) -> Source:
+def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
+    """Create a source. ids: columns whose values have no line break."""
+    requested = [column for columns in options.columns.values() for column in _names(columns)]
+    requested += getattr(options, "extra_columns", {}).values()
     file_format, folders = options.format or _format(paths[0]), options.folder_columns
     if folders and file_format not in ("jsonl", "parquet"):
         raise ValueError("folder_columns go with JSON and Parquet, not with text files")
-    if file_format == "lines":
-        return basket_source(con, paths, delimiter=options.delimiter or " ", encoding=options.encoding)
-    if file_format in ("csv", "tsv"):
+    if file_format in ("csv", "tsv", "lines"):
+        dialect = _dialect(options, file_format)
+        if file_format == "lines":
+            return basket_source(con, paths, dialect=dialect, encoding=options.encoding)
         if not options.header and not options.names:
             raise ValueError(f"{paths[0]} has no header: name its columns, `names: [user, item, time]`, in the options")
-        delimiter, quote = ("\t", "") if file_format == "tsv" else (",", '"')
-        delimiter = options.delimiter or delimiter
-        quote = quote if options.quote is None else options.quote
         columns = () if options.header else options.names or ()
         return delimited_source(
-            con, paths, delimiter=delimiter, columns=columns, encoding=options.encoding, quote=quote
+            con,
+            paths,
+            dialect=dialect,
+            columns=columns,
+            encoding=options.encoding,
+            mapped=[*requested, *ids],
+            single_line=ids,
         )
-    requested = [column for columns in options.columns.values() for column in _names(columns)]
-    requested += getattr(options, "extra_columns", {}).values()
     if file_format == "jsonl":
         return typed_json_source(con, paths, requested=requested, encoding=options.encoding, folder_columns=folders)
     if file_format != "parquet":
         raise ValueError(f"unknown format {file_format!r}: csv, tsv, parquet, jsonl or lines")
     return parquet_source(con, paths, requested=requested, folder_columns=folders)
+
+
+def _dialect(options: TableOptions, file_format: str) -> Dialect:
+    delimiter, quote = {"csv": (",", '"'), "tsv": ("\t", ""), "lines": (" ", "")}[file_format]
+    delimiter = delimiter if options.delimiter is None else options.delimiter.replace("\\t", "\t")  # YAML's '\t'
+    return Dialect(delimiter, quote if options.quote is None else options.quote, options.escape, options.comment)
 
 
 def _format(path: str) -> str:
@@ -262,7 +276,7 @@ def explode_sequences(
     lists = {name: _list(column, source, delimiter) for name, column in columns.items()}
     user = identifier(mapping["user_id"]) if "user_id" in mapping else "CAST(row_number() OVER () AS VARCHAR)"
     sequences = ", ".join(f"{sql} AS {name}s" for name, sql in lists.items())
-    reasons = ["NULL"]
+    reasons = [source.problem]
     for name, column in columns.items():
         if not source.types[column].endswith("[]"):
             text = f"CAST({identifier(column)} AS VARCHAR)"

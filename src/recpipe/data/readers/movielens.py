@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import ibis
 
 from recpipe.config import check_known
+from recpipe.data.files.delimited_rows import Dialect
 from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, identifier, literal, literals
 from recpipe.data.files.text_files import delimited_source
 
@@ -24,6 +25,7 @@ OCCUPATIONS_1M = (
     "programmer", "retired", "sales/marketing", "scientist", "self-employed", "technician/engineer",
     "tradesman/craftsman", "unemployed", "writer",
 )  # fmt: skip
+CSV = Dialect(",", quote='"')
 RATING = ("user", "item", "rating", "timestamp")
 USER_100K = ("id", "age", "gender", "occupation", "zip_code")
 USER_1M = ("id", "gender", "age", "occupation", "zip_code")
@@ -50,11 +52,11 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBac
 
 def _ratings(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table:
     if layout == "csv":
-        source = delimited_source(con, paths, delimiter=",")
+        source = delimited_source(con, paths, dialect=CSV, single_line=("userId", "movieId", "rating", "timestamp"))
         user, item = "userId", "movieId"
         source.check_columns((user, item, "rating", "timestamp"))
     else:
-        source = delimited_source(con, paths, delimiter="\t" if layout == "100k" else "::", columns=RATING, quote="")
+        source = delimited_source(con, paths, dialect=Dialect("\t" if layout == "100k" else "::"), columns=RATING)
         user, item = '"user"', "item"
     return create_log(con, source, LogColumns(user, item, timestamp="timestamp", numbers={"rating": "rating"}))
 
@@ -62,15 +64,15 @@ def _ratings(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.T
 def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> ibis.Table:
     item, genres = "item", "string_split(genres, '|')"
     if layout == "csv":
-        source = delimited_source(con, paths, delimiter=",")
+        source = delimited_source(con, paths, dialect=CSV, single_line=("movieId",))
         item = "movieId"
     elif layout == "100k":
-        source = delimited_source(con, paths, delimiter="|", columns=MOVIE_100K, encoding="latin-1", quote="")
+        source = delimited_source(con, paths, dialect=Dialect("|"), columns=MOVIE_100K, encoding="latin-1")
         flags = ", ".join(f"CASE WHEN {identifier(name)} = '1' THEN {literal(name)} END" for name in GENRES_100K)
         genres = f"list_filter([{flags}], lambda genre: genre IS NOT NULL)"
     else:
         encoding, names = "latin-1" if layout == "1m" else "utf-8", ("item", "title", "genres")
-        source = delimited_source(con, paths, delimiter="::", columns=names, encoding=encoding, quote="")
+        source = delimited_source(con, paths, dialect=Dialect("::"), columns=names, encoding=encoding)
     genres = f"list_filter({genres}, lambda genre: genre NOT IN ('', 'unknown', '(no genres listed)'))"
     text = f"concat_ws('. ', title, nullif(array_to_string({genres}, ', '), ''))"
     columns = {"item_id": item, "title": "title", "text": text, "genres": genres}
@@ -80,9 +82,9 @@ def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibi
 def _users(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table | None:
     occupation = "occupation"
     if layout == "100k":
-        source = delimited_source(con, paths, delimiter="|", columns=USER_100K, quote="")
+        source = delimited_source(con, paths, dialect=Dialect("|"), columns=USER_100K)
     elif layout == "1m":
-        source = delimited_source(con, paths, delimiter="::", columns=USER_1M, quote="")
+        source = delimited_source(con, paths, dialect=Dialect("::"), columns=USER_1M)
         occupation = f"{literals(OCCUPATIONS_1M)}[TRY_CAST(occupation AS INTEGER) + 1]"
     else:
         return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import ibis
 
+from recpipe.data.files.delimited_rows import Dialect
 from recpipe.data.files.tables import LogColumns, RawTables, create_log
 from recpipe.data.files.text_files import delimited_source
 
@@ -23,7 +24,7 @@ class Options:
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read the plays. Tracks have no titles: the texts of the songs are under another licence."""
-    source = delimited_source(con, files["interactions"], delimiter="\t", quote="")
+    source = delimited_source(con, files["interactions"], dialect=Dialect("\t"))
     source.check_columns(("user_id", "track_id", "timestamp"))
     columns = LogColumns("user_id", "track_id", timestamp='"timestamp"', unit=options.timestamp)
     return RawTables(create_log(con, source, columns))

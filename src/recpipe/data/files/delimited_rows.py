@@ -1,0 +1,362 @@
+"""Delimited text that DuckDB cannot split line by line, converted to Parquet with a reason for every bad line.
+
+Quotation marks, mixed line ends, null bytes, bytes that are no UTF-8: one bad line must not take others with it. Every
+line that is not blank becomes a row, part of a quoted value with line breaks, or a row with a problem. A quoted value
+with line breaks counts only where it is plausible; else its first line is bad and the next is read by itself.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recpipe.data.files.archives import CHUNK
+
+MAX_LINE_BYTES = 16 << 20  # of a line, and of a record with line breaks
+BATCH_ROWS, BATCH_LETTERS = 20_000, 32 << 20
+FREE_RETRIES, RETRIES_PER_LINE = 1_000_000, 10  # lines that are read again after quotation marks that do not match
+INVALID_SHARE = 1000  # one line in so many may be no UTF-8
+SEPARATOR = "\x1f"  # stands for a delimiter of several characters: Python's csv has one
+STRAY_QUOTE = "quotation mark stray or not closed, see option quote"
+ESCAPED_QUOTE = "quotation mark after a backslash, see option escape"
+PROBLEM = "__problem"  # column with the reason why a line is bad
+BOM = "\ufeff"
+
+Record = tuple[list[str], str | None]  # values, problem
+
+
+class TextError(ValueError):
+    """Text that cannot be read: a message, and bytes that are no UTF-8 if that is why."""
+
+    def __init__(self, message: str, sample: bytes = b"") -> None:
+        super().__init__(message)
+        self.sample = sample
+
+
+class BadLine(str):
+    """A line that cannot be used, as far as it can be shown; ``problem`` says why."""
+
+    problem: str
+
+    @classmethod
+    def of(cls, line: bytes, problem: str) -> BadLine:
+        """Create from bytes."""
+        text = cls(line[:200].decode("utf-8", "replace").replace("\0", "\ufffd").rstrip("\r\n"))
+        text.problem = problem
+        return text
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file separates values. delimiter None: a line is one value. quote, escape, comment: empty for none."""
+
+    delimiter: str | None
+    quote: str = ""
+    escape: str = ""
+    comment: str = ""
+
+    @property
+    def separator(self) -> str:
+        """Delimiter of one character."""
+        return self.delimiter if self.delimiter and len(self.delimiter) == 1 else SEPARATOR
+
+    def well_formed(self) -> re.Pattern[str]:
+        """Return a pattern of records whose quotation marks enclose whole values or are escaped."""
+        quote, separator, escape = (re.escape(sign) for sign in (self.quote, self.separator, self.escape))
+        pair = f"|{escape}." if escape else ""
+        quoted = f"{quote}(?:[^{quote}{escape}]|{quote}{quote}{pair})*+{quote}"
+        return re.compile(f"(?:{quoted}|(?:[^{quote}{separator}{escape}]{pair})*+)(?:{separator}|[\r\n]*$)", re.DOTALL)
+
+    def foreign_escapes(self) -> re.Pattern[str]:
+        """Return a pattern whose group 1 is an escaped quote, delimiter or escape; without it, a literal escape."""
+        escape = re.escape(self.escape)
+        signs = "".join(re.escape(sign) for sign in (self.quote, self.separator, self.escape))
+        return re.compile(f"({escape}[{signs}\r\n])|{escape}")
+
+
+class Part(NamedTuple):
+    """File of a source: its path, a readable copy, its first record, and whether DuckDB splits it line by line."""
+
+    path: str
+    copy: str
+    first: list[str]
+    is_plain: bool
+
+
+class Records:
+    """Iterator over the records of a file.
+
+    n_columns: 0 takes records of any length. single_line: places of columns in which a value has no line break and no
+    quotation mark that is not escaped, such as ids. Raises TextError where quotation marks match in few lines.
+    """
+
+    def __init__(
+        self, lines: Iterator[str], dialect: Dialect, *, n_columns: int = 0, single_line: Sequence[int] = ()
+    ) -> None:
+        self._lines, self._dialect = lines, dialect
+        self._n_columns, self._single_line = n_columns, single_line
+        self._pending: deque[str] = deque()  # lines that are read again
+        self._record: list[str] = []  # lines of the current record
+        self.n_lines, self._n_retries, self.n_comments = 0, 0, 0
+        self._well_formed = dialect.well_formed() if dialect.quote else None
+        self._foreign_escapes = dialect.foreign_escapes() if dialect.escape else None
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield records; lines after the first of a bad record are read again, each by itself."""
+        reader, record = self._reader(), self._record
+        while True:
+            record.clear()
+            error = False
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:
+                values, error = [], True
+            if not record:  # pragma: no cover
+                return
+            if not error and not values:
+                continue
+            problem = self._problem(values, error=error)
+            if problem is None:
+                yield values, None
+                continue
+            yield values, f"{problem}: '{record[0][:60].rstrip()}'"
+            self._retry()
+            reader = self._reader()
+
+    def _retry(self) -> None:
+        self._pending.extendleft(reversed(self._record[1:]))
+        self._n_retries += len(self._record) - 1
+        if self._n_retries > FREE_RETRIES + RETRIES_PER_LINE * self.n_lines:
+            raise TextError(
+                "quotation marks match in few lines. Set `quote: ''` in the options of the data set if the file does "
+                "not quote, or `escape` if it does not double quotation marks inside values"
+            )
+
+    def _reader(self) -> Iterator[list[str]]:
+        dialect = self._dialect
+        if dialect.delimiter is None:
+            return ([text] if (text := line.rstrip("\r\n")) else [] for line in self._feed())
+        reader = csv.reader(
+            self._feed(), strict=True, delimiter=dialect.separator, quotechar=dialect.quote or None,
+            escapechar=dialect.escape or None, quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+        )  # fmt: skip
+        if dialect.separator == dialect.delimiter:
+            return reader
+        return ([value.replace(SEPARATOR, dialect.delimiter or "") for value in values] for values in reader)
+
+    def _feed(self) -> Iterator[str]:
+        """Yield lines as Python's csv is to see them, and add them to the current record."""
+        size = 0
+        for line in self._next_lines():
+            if not self._record:
+                size = 0
+                if self._dialect.comment and line.startswith(self._dialect.comment):
+                    self.n_comments += 1
+                    continue
+            self._record.append(line)
+            size += len(line)
+            if size > MAX_LINE_BYTES and len(self._record) > 1:
+                raise csv.Error("a record of so many lines is an open quotation mark")
+            yield self._translated(line)
+
+    def _next_lines(self) -> Iterator[str]:
+        while True:
+            if self._pending:
+                yield self._pending.popleft()
+            elif (line := next(self._lines, None)) is not None:
+                self.n_lines += 1
+                yield line
+            else:
+                return
+
+    def _translated(self, line: str) -> str:
+        if self._dialect.delimiter and self._dialect.separator != self._dialect.delimiter:
+            line = line.replace(self._dialect.delimiter, SEPARATOR)
+        if self._foreign_escapes and self._dialect.escape in line:
+            line = self._foreign_escapes.sub(lambda match: match[1] or self._dialect.escape * 2, line)
+        return line
+
+    def _problem(self, values: list[str], *, error: bool) -> str | None:
+        """Return the reason why a record is bad, without its value."""
+        record, n_columns, quote = self._record, self._n_columns, self._dialect.quote
+        wrong_length = bool(n_columns) and len(values) != n_columns
+        if isinstance(record[0], BadLine):
+            return record[0].problem
+        if quote and (error or len(record) > 1) and self._dialect.escape != "\\" and f"\\{quote}" in record[0]:
+            return ESCAPED_QUOTE
+        if error or (wrong_length and len(record) > 1):
+            return STRAY_QUOTE
+        if wrong_length:
+            return "missing columns" if len(values) < n_columns else "too many columns"
+        return self._line_break_problem(values) if len(record) > 1 else self._quote_problem(values)
+
+    def _quote_problem(self, values: list[str]) -> str | None:
+        """Return the reason why a record of one line is bad: a stray quotation mark in an id."""
+        quote, line = self._dialect.quote, self._record[0]
+        if quote and quote in line and any(quote in values[place] for place in self._single_line):
+            return None if self._is_well_formed(line) else STRAY_QUOTE
+        return None
+
+    def _is_well_formed(self, line: str) -> bool:
+        assert self._well_formed is not None
+        text, place = self._translated(line), 0
+        for _ in range(self._n_columns):
+            match = self._well_formed.match(text, place)
+            if match is None:
+                return False
+            place = match.end()
+        return place == len(text)
+
+    def _line_break_problem(self, values: list[str]) -> str | None:
+        """Return the reason why a record of several lines is bad: a line break in an id, or lines that are records."""
+        if any("\n" in values[place] or "\r" in values[place] for place in self._single_line):
+            return "line break inside a value that must have none, see option quote"
+        for line in self._record[1:]:
+            if isinstance(line, BadLine):
+                return STRAY_QUOTE
+            parts = line.rstrip("\r\n").split(self._dialect.delimiter)
+            if self._single_line and len(parts) == self._n_columns and all(
+                _signs(parts[place]) == _signs(values[place]) for place in self._single_line
+            ):  # fmt: skip
+                return "quotation mark that encloses other lines, see option quote"
+        return None
+
+
+def _signs(value: str) -> set[str]:
+    """Return the kinds of characters of a value."""
+    return {"digit" if sign.isdigit() else "letter" if sign.isalpha() else sign for sign in value.strip('"')}
+
+
+def decoded_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Yield lines with their ends (LF, CRLF or CR) of UTF-8 bytes; bad ones as ``BadLine``.
+
+    Raises TextError where too many lines are no UTF-8 for a few damaged bytes: they are in another encoding.
+    """
+    n_lines, n_letters, invalid, sample = 0, 0, 0, b""
+    for line in _byte_lines(chunks):
+        n_lines += 1
+        if len(line) > MAX_LINE_BYTES:
+            yield BadLine.of(line, f"line of more than {MAX_LINE_BYTES >> 20} MiB")
+            continue
+        if b"\0" in line:
+            yield BadLine.of(line, "null byte")
+            continue
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            invalid, sample = invalid + 1, (sample + line)[: 1 << 16]
+            yield BadLine.of(line, "not UTF-8")
+            continue
+        n_letters += len(text) < len(line)
+        yield text.removeprefix(BOM)
+    if invalid > max(n_letters, n_lines // INVALID_SHARE):
+        raise TextError(f"{invalid:,} of {n_lines:,} lines are not UTF-8", sample)
+
+
+def _byte_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines with their ends; of a line above ``MAX_LINE_BYTES`` only a beginning of one byte more."""
+    rest, is_overlong = b"", False
+    for chunk in chunks:
+        start = chunk.find(b"\n") + 1 if is_overlong else 0
+        if is_overlong and not start:
+            continue
+        is_overlong = False
+        lines = (rest + chunk[start:]).splitlines(keepends=True)
+        rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""  # CR at the end may be half of CRLF
+        yield from lines
+        if len(rest) > MAX_LINE_BYTES:
+            yield rest[: MAX_LINE_BYTES + 1]
+            rest, is_overlong = b"", True
+    if rest:
+        yield rest
+
+
+def is_plain(chunks: Iterable[bytes], dialect: Dialect) -> bool:
+    """Whether text is UTF-8 with one kind of line ends, no overlong line, no quotes, escapes, comments, null bytes."""
+    signs = [sign.encode() for sign in (dialect.quote, dialect.escape, dialect.comment, "\0") if sign]
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    n_lf = n_cr = n_crlf = 0
+    last = b""
+    for chunk in chunks:
+        if any(sign in chunk for sign in signs) or codecs.BOM_UTF8 in chunk[0 if last else 3 :]:
+            return False
+        if (not last and chunk[:1] in (b"\n", b"\r")) or (len(chunk) == CHUNK and b"\n" not in chunk):
+            return False
+        try:
+            decoder.decode(chunk)
+        except UnicodeDecodeError:
+            return False
+        n_lf, n_cr = n_lf + chunk.count(b"\n"), n_cr + chunk.count(b"\r")
+        n_crlf += chunk.count(b"\r\n") + (last == b"\r" and chunk[:1] == b"\n")
+        last = chunk[-1:]
+    return not decoder.getstate()[0] and (n_cr == 0 or n_cr == n_crlf == n_lf)
+
+
+@contextmanager
+def long_values() -> Iterator[None]:
+    """Let Python's csv read values up to ``MAX_LINE_BYTES``."""
+    before = csv.field_size_limit(2 * MAX_LINE_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+class RowsFile:
+    """Parquet file of text columns, ``PROBLEM`` and, if no column has its name, ``file_index``; written in batches."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self._width = len(names)
+        self._has_index = "file_index" not in map(str.lower, names)
+        schema = pa.schema([(name, pa.string()) for name in (*names, PROBLEM)])
+        self._schema = schema.append(pa.field("file_index", pa.int64())) if self._has_index else schema
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._index = 0
+        self._rows: list[Record] = []
+        self._letters = 0
+        self.n_good = 0
+        self.problem: str | None = None  # of the first bad record
+
+    def add(self, values: list[str], problem: str | None) -> None:
+        """Add a record; empty values become nulls."""
+        self._rows.append((values, problem))
+        self._letters += sum(map(len, values)) + 50
+        if problem is None:
+            self.n_good += 1
+        else:
+            self.problem = self.problem or problem
+        if len(self._rows) >= BATCH_ROWS or self._letters >= BATCH_LETTERS:
+            self._write()
+
+    def next_file(self) -> None:
+        """Count the records that follow to the next file."""
+        self._write()
+        self._index += 1
+
+    def close(self) -> None:
+        """Write the last batch."""
+        self._write()
+        self._writer.close()
+
+    def _write(self) -> None:
+        empty = [""] * self._width
+        rows = [empty if problem else values for values, problem in self._rows]
+        columns = [pa.array([value or None for value in column], pa.string()) for column in zip(*rows, strict=True)]
+        columns = columns or [pa.array([], pa.string())] * self._width
+        columns.append(pa.array([problem for _, problem in self._rows], pa.string()))
+        if self._has_index:
+            columns.append(pa.array([self._index] * len(rows), pa.int64()))
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._rows, self._letters = [], 0

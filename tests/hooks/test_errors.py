@@ -6,11 +6,13 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import duckdb
 import pytest
 from click.testing import CliRunner
 from kedro.config import MissingConfigException
@@ -24,6 +26,7 @@ from recpipe.config import ConfigError
 from recpipe.data.files.fetch import SourceMissingError
 from recpipe.hooks import ConsoleHooks, errors
 from recpipe.hooks.errors import RunError, RunInterrupted, error_message, one_line_errors
+from recpipe.progress import duration
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +86,49 @@ def test_what_a_user_can_change_has_no_traceback(error) -> None:
 
 
 @pytest.mark.parametrize("kind", [TypeError, KeyError, AssertionError, AttributeError, RuntimeError])
-def test_faults_of_the_program_stay_as_they_are(kind) -> None:
-    with pytest.raises(kind), one_line_errors():
+def test_a_fault_of_the_program_is_one_line_with_its_kind_and_the_way_to_the_traceback(kind) -> None:
+    with pytest.raises(RunError) as caught, one_line_errors():
         raise kind("of the program")
+    assert caught.value.message.startswith(kind.__name__) and "of the program" in caught.value.message
+    assert "--verbose" in caught.value.message and "\n" not in caught.value.message
+
+
+def test_a_fault_of_the_program_names_the_function_of_ours_where_it_occurred() -> None:
+    with pytest.raises(RunError, match=r"^TypeError in recpipe\.progress\.duration: "), one_line_errors():
+        duration("long")
+
+
+def test_messages_cannot_command_a_terminal() -> None:
+    with pytest.raises(RunError) as caught, one_line_errors():
+        raise ValueError("item '\x1b[2Ja\u202eb\nc' is odd" + "x" * 5000)
+    assert not set("\x1b\u202e\n") & {*caught.value.message} and len(caught.value.message) < 1100
+
+
+def interrupted_query() -> None:
+    con = duckdb.connect()
+    threading.Timer(0.2, con.interrupt).start()
+    con.execute("SELECT count(*) FROM range(1000000000000) t WHERE hash(t.range) % 3 = 1").fetchall()
+
+
+def test_ctrl_c_in_a_query_is_no_error_of_duckdb(console) -> None:
+    def save() -> None:
+        try:
+            interrupted_query()
+        except Exception as error:
+            raise DatasetError("Failed while saving data") from error
+
+    for action in (interrupted_query, save):
+        with pytest.raises(RunInterrupted, match="stopped; run the same command again"), one_line_errors():
+            action()
+    with pytest.raises(RunInterrupted), one_line_errors():  # as DuckDB ends where Python gets the signal
+        raise RuntimeError("Query interrupted")
+
+
+@pytest.mark.parametrize("query", ["SELECT 'x'::INT", "SELECT * FROM missing"])
+def test_an_error_of_the_engine_is_one_line_and_no_bug(query) -> None:
+    with pytest.raises(RunError) as caught, one_line_errors():
+        duckdb.connect().execute(query)
+    assert "\n" not in caught.value.message and "fault of the program" not in caught.value.message
 
 
 def test_what_was_said_well_already_stays(console) -> None:
@@ -124,17 +167,17 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path) -> None:
     catalog = DataCatalog({"items": EagerPolarsDataset(filepath=path, file_format="parquet")})
     error = of(lambda: catalog.load("items"))
     message = error_message(error)
-    assert errors.is_for_users(error)
+    assert not errors.is_bug(error)
     assert message.startswith(f"{path}: ") and message.count("items.parquet") == 1
     assert "Dataset(" not in message and "\n" not in message
 
 
-def test_a_fault_while_loading_keeps_its_traceback(tmp_path) -> None:
+def test_a_fault_while_loading_is_one_of_the_program() -> None:
     class Faulty(MemoryDataset):
         def load(self):
             return None + 1
 
-    assert not errors.is_for_users(of(lambda: DataCatalog({"items": Faulty(1)}).load("items")))
+    assert errors.is_bug(of(lambda: DataCatalog({"items": Faulty(1)}).load("items")))
 
 
 def test_pydantic_is_put_in_plain_words() -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import click
@@ -15,9 +16,22 @@ from kedro.framework.project import settings
 from kedro.io import DatasetError
 
 from recpipe.hooks.console import ConsoleHooks
+from recpipe.reporting.formatting import printable
 
 # packages with error messages for users
 USER_FACING = {"recpipe", "kedro", "yaml", "omegaconf", "pydantic_core"}
+DATA_LIBRARIES = {
+    "duckdb",
+    "_duckdb",
+    "ibis",
+    "polars",
+    "pyarrow",
+    "safetensors",
+    "sqlglot",
+    "zipfile",
+    "zlib",
+    "mlflow",
+}
 PROGRAMMING_ERRORS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
 VALIDATOR = "kedro.validation.parameter_validator"
 KEDRO_LOGGERS = ("kedro", "kedro.pipeline.node", "kedro.runner", VALIDATOR)  # which conf/logging.yml mutes
@@ -30,6 +44,8 @@ SIMPLIFICATIONS = (  # what Kedro and pydantic say, without what only a programm
     (re.compile(r" \[type=\w+, input_value=(.+?), input_type=\w+\]"), r", not \1"),
     (re.compile(r" For further information visit \S+"), ";"),
 )
+LONGEST = 1000  # characters of a message
+STOPPED = "stopped; run the same command again"
 INTERRUPTED = 130  # what shells give for a command that ended by Ctrl-C
 
 
@@ -49,28 +65,27 @@ class RunInterrupted(click.ClickException):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn errors of the user into `RunError` and Ctrl-C into `RunInterrupted`, which click shows without traceback.
+    """Turn errors into `RunError` and Ctrl-C into `RunInterrupted`, which click shows without traceback.
 
-    Errors of the user are ValueError, OSError and those of recpipe, Kedro and the YAML readers. Others, such as
-    TypeError, are bugs and keep their traceback; with `is_verbose` all do.
+    With `is_verbose` errors keep their traceback.
     """
     try:
         yield
     except (click.ClickException, click.exceptions.Exit):
         raise
-    except KeyboardInterrupt as stop:
-        if (console := _console_hooks()) is not None:
-            console.close()
-        message = str(stop) or "stopped; run the same command again"
-        if console is not None and (argument := console.resume_argument()):
-            message += f", with {argument} to skip the steps that are done"
-        raise RunInterrupted(message) from stop
-    except Exception as error:
-        if is_verbose() or not is_for_users(error):
+    except (Exception, KeyboardInterrupt) as error:
+        console = _console_hooks()
+        argument = None if console is None else console.resume_argument()
+        if is_interruption(error):
+            if console is not None:
+                console.close()
+            message = str(error) if isinstance(error, KeyboardInterrupt) and str(error) else STOPPED
+            message += f", with {argument} to skip the steps that are done" if argument else ""
+            raise RunInterrupted(message) from error
+        if is_verbose():
             raise
-        message, console = error_message(error), _console_hooks()
-        if console is not None and (argument := console.resume_argument()):
-            message += f"\nOnce that is mended, the same command goes on from here with {argument}"
+        message = error_message(error)
+        message += f"\nOnce that is mended, the same command goes on from here with {argument}" if argument else ""
         raise RunError(message) from error
 
 
@@ -85,36 +100,51 @@ def is_verbose() -> bool:
     return KedroCliError.VERBOSE_ERROR or logging.getLogger("kedro").isEnabledFor(logging.INFO)
 
 
-def is_for_users(error: BaseException) -> bool:
-    """Whether `error` is one of the user, and not a bug."""
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether Ctrl-C caused `error`, which DuckDB turns into an error of its own."""
+    while error is not None:
+        is_query = str(error) == "Query interrupted" or type(error).__name__ == "InterruptException"
+        if is_query or isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether `error` is rather a fault of the program than of data, settings or machine."""
     cause = _root_cause(error)
-    if cause is not error:  # of a file that cannot be read or written
-        return not isinstance(cause, PROGRAMMING_ERRORS)
-    return isinstance(cause, ValueError | OSError) or _package(type(cause).__module__) in USER_FACING
+    is_own = _package(type(cause).__module__) in {*USER_FACING, *DATA_LIBRARIES}
+    return isinstance(cause, PROGRAMMING_ERRORS) or not (
+        is_own or isinstance(cause, ValueError | OSError | MemoryError)
+    )
 
 
 def error_message(error: BaseException) -> str:
-    """The innermost message on one line, with a hint to `--verbose` where another library wrote it."""
+    """The innermost message on one line, with its place for a bug and for what another library wrote."""
     cause = _root_cause(error)
     text = _text(cause)
     if cause is not error and (match := DATASET.search(str(error))) and Path(match["path"]).name not in text:
         text = f"{match['path']}: {text}"
-    trace = cause.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    if {_package(type(cause).__module__), _package(raised_in)} & USER_FACING:
+    frames = [frame for frame, _ in walk_tb(cause.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__", "")) for frame in frames]
+    if is_bug(error):
+        own = [f"{module}.{frame.f_code.co_name}" for module, frame in zip(modules, frames, strict=True)]
+        place = next((f" in {name}" for name in reversed(own) if _package(name) == "recpipe"), "")
+        kind = type(cause).__name__
+        return f"{kind}{place}: {text}. This may be a fault of the program; --verbose shows the traceback"
+    if {_package(type(cause).__module__), *map(_package, modules[-1:])} & USER_FACING or isinstance(cause, OSError):
         return text
-    return text if isinstance(cause, OSError) else f"{text} ({type(cause).__name__}; --verbose shows where)"
+    return f"{text} ({type(cause).__name__}; --verbose shows where)"
 
 
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(str(error)) or type(error).__name__
     for pattern, plain in SIMPLIFICATIONS:
         text = pattern.sub(plain, text)
-    return text.rstrip("; ")
+    text = text.rstrip("; ")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _root_cause(error: BaseException) -> BaseException:

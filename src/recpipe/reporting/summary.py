@@ -69,13 +69,8 @@ def format_log(profile: Mapping[str, Any], steps: pl.DataFrame, *, title: str) -
         span = date_range(profile["first_timestamp"], profile["last_timestamp"])
         values["time"] = f"{span} ({number(round(profile['span_days'], 1))} days)"
     size = max(map(len, values))
-    return "\n".join(
-        [
-            _heading(f"{title}: log after ingest"),
-            *(f"{name:<{size}}  {printable(value)}" for name, value in values.items()),
-            "",
-        ]
-    )
+    lines = [f"{name:<{size}}  {printable(value)}" for name, value in values.items()]
+    return "\n".join([_heading(f"{title}: log after ingest"), *lines, ""])
 
 
 def _heading(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+import random
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,6 +54,120 @@ def test_ratings_and_weights_must_be_numbers(tmp_path: Path, read_log: ReadLog) 
     log = read_log({"columns": columns}, tmp_path / "log.csv")
     assert [row["problem"] for row in log] == [None, "rating not a number: 'good'", "weight not a number: 'inf'"]
     assert (log[0]["rating"], log[0]["weight"], log[0]["timestamp"]) == (4.5, 2.0, None)
+
+
+def test_negative_infinite_and_huge_numbers_are_bad_rows(tmp_path: Path, read_log: ReadLog) -> None:
+    weights = [1.0, -1.0, float("nan"), float("inf"), 1e300, None, 0.0]
+    table = pa.table({"who": ["u"] * 7, "what": ["i"] * 7, "n": weights, "stars": [1.0] + [-1.0] * 6})
+    pq.write_table(table, tmp_path / "log.parquet")
+    columns = {"user_id": "who", "item_id": "what", "weight": "n", "rating": "stars"}
+    problems = [row["problem"] for row in read_log({"columns": columns}, tmp_path / "log.parquet")]
+    assert [problem and problem.split(":")[0] for problem in problems] == [
+        None, "weight is negative", "weight not a number", "weight not a number", "weight above 1e+15", None, None,
+    ]  # fmt: skip
+
+
+def test_a_number_with_underscores_or_a_date_is_no_weight(tmp_path: Path, read_log: ReadLog) -> None:
+    (tmp_path / "log.csv").write_text("who,what,n\nu,i,1_000\n")
+    options = {"columns": {"user_id": "who", "item_id": "what", "weight": "n"}}
+    assert [row["problem"] for row in read_log(options, tmp_path / "log.csv")] == ["weight not a number: '1_000'"]
+    pq.write_table(pa.table({"who": ["u"], "what": ["i"], "n": [date(2020, 1, 1)]}), tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match="column 'n' is DATE, no number"):
+        read_log(options, tmp_path / "log.parquet")
+
+
+SHUFFLED = ["d", "b", "c", "a"]  # in the file; by time they are in alphabetical order
+SUBSECONDS = {
+    "ms": ["1500001000300", "1500001000100", "1500001000200", "1500001000000"],
+    "us": ["1500001000000003", "1500001000000001", "1500001000000002", "1500001000000000"],
+    "ns": ["1500001000000000003", "1500001000000000001", "1500001000000000002", "1500001000000000000"],
+    "s": ["1500001000.3", "1500001000.1", "1500001000.2", "1500001000"],
+    "iso": [f"2017-07-14T02:56:40.{digits}Z" for digits in ("000000003", "000000001", "000000002", "0")],
+    "%Y-%m-%d %H:%M:%S.%g": [f"2017-07-14 02:56:40.{digits}" for digits in ("300", "100", "200", "000")],
+}
+
+
+@pytest.mark.parametrize("unit", SUBSECONDS)
+def test_events_of_one_second_are_in_the_order_of_their_fractions(tmp_path: Path, read_log: ReadLog, unit: str) -> None:
+    lines = [f"{u},{item},{time}\n" for item, time in zip(SHUFFLED, SUBSECONDS[unit], strict=True) for u in "uv"]
+    (tmp_path / "log.csv").write_text("who,what,when\n" + ",bad,1\n" + "".join(lines))
+    log = read_log({"columns": MAPPING, "timestamp": unit}, tmp_path / "log.csv")
+    by_time = sorted(log[1:], key=lambda row: (row["timestamp"], row["order"]))
+    assert [row["item_id"] for row in by_time if row["user_id"] == "u"] == ["a", "b", "c", "d"]
+    assert [row["item_id"] for row in by_time if row["user_id"] == "v"] == ["a", "b", "c", "d"]
+    assert {row["timestamp"] for row in log[1:]} == {1500001000}
+    assert (log[0]["item_id"], sorted(row["order"] for row in log)) == ("bad", list(range(9)))
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ms"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.float64()])
+def test_fractions_of_typed_columns_count(tmp_path: Path, read_log: ReadLog, kind: pa.DataType) -> None:
+    seconds = [1500001000.75, 1500001000.25, 1500001000.5, 1500001000.0]
+    times = pa.array(seconds)
+    if kind != pa.float64():
+        times = pa.array([int(second * 1000) for second in seconds]).cast(pa.timestamp("ms")).cast(kind)
+    pq.write_table(pa.table({"who": ["u"] * 4, "what": SHUFFLED, "when": times}), tmp_path / "log.parquet")
+    log = read_log({"columns": MAPPING}, tmp_path / "log.parquet")
+    assert [row["item_id"] for row in log] == ["a", "b", "c", "d"]
+    assert [row["order"] for row in log] == [0, 1, 2, 3]
+
+
+def test_the_time_counts_before_a_column_of_the_order(tmp_path: Path, read_log: ReadLog) -> None:
+    (tmp_path / "log.csv").write_text(
+        "who,what,when,pos\nu,b,1500001000200,10\nu,a,1500001000100,30\nu,c,1500001000200,20\n"
+    )
+    log = read_log({"columns": MAPPING | {"order": "pos"}, "timestamp": "ms"}, tmp_path / "log.csv")
+    assert [(row["item_id"], row["order"]) for row in log] == [("a", 10), ("b", 20), ("c", 30)]
+
+
+def test_random_orders_are_those_of_a_sort_by_time(tmp_path: Path, read_log: ReadLog) -> None:
+    draw = random.Random(5)
+    times = [1_500_001_000_000 + draw.randrange(5_000) for _ in range(2_000)]
+    lines = [f"u{draw.randrange(3)},{n},{time}\n" for n, time in enumerate(times)]
+    (tmp_path / "log.csv").write_text("who,what,when\n" + "".join(lines))
+    log = read_log({"columns": MAPPING, "timestamp": "ms"}, tmp_path / "log.csv")
+    by_order = sorted(log, key=lambda row: (row["timestamp"], row["order"]))
+    assert [int(row["item_id"]) for row in by_order] == sorted(range(2_000), key=lambda n: (times[n], n))
+
+
+def test_time_zero_is_reported_and_can_be_quarantined(
+    tmp_path: Path, read_log: ReadLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = "".join(f"u{n % 7},i{n},{0 if n % 10 == 0 else 1500000000 + n}\n" for n in range(50))
+    (tmp_path / "log.csv").write_text("who,what,when\n" + lines)
+    assert all(row["problem"] is None for row in read_log({"columns": MAPPING}, tmp_path / "log.csv"))
+    assert "5 of 50 rows have the time 1970-01-01 00:00:00" in caplog.text
+    assert "null_times" in caplog.text
+    caplog.clear()
+    log = read_log({"columns": MAPPING, "null_times": [0]}, tmp_path / "log.csv")
+    assert [row["problem"] for row in log if row["problem"]] == ["timestamp stands for no time: '0'"] * 5
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match="null_times.*'never' is no time"):
+        read_log({"columns": MAPPING, "null_times": ["never"]}, tmp_path / "log.csv")
+
+
+def test_one_time_far_more_frequent_than_others_is_reported(
+    tmp_path: Path, read_log: ReadLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    options, path = {"columns": MAPPING, "timestamp": "iso"}, tmp_path / "log.csv"
+    for minutes, warning in ((10, ""), (540, "60 of 600 rows have the time 2000-01-01 00:00:00")):
+        usual = [f"2020-01-01 {n % minutes // 60:02}:{n % minutes % 60:02}" for n in range(540)]
+        times = [*usual, *["2000-01-01"] * 60]
+        path.write_text("who,what,when\n" + "".join(f"u,i{n},{time}\n" for n, time in enumerate(times)))
+        caplog.clear()
+        read_log(options, path)
+        assert (warning in caplog.text) and (warning or not caplog.text)
+    caplog.clear()
+    log = read_log(options | {"null_times": [date(2000, 1, 1)]}, path)
+    assert (sum(row["problem"] is not None for row in log), caplog.text) == (60, "")
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63) + 1, 2**63 - 2, -(2**63), 4102444800 * 10**6])
+def test_a_timestamp_out_of_range_is_one_bad_row(tmp_path: Path, read_log: ReadLog, value: int) -> None:
+    times = pa.array([value, 1500000000 * 10**6], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(pa.table({"who": ["u", "u"], "what": ["i", "j"], "when": times}), tmp_path / "log.parquet")
+    bad, good = read_log({"columns": MAPPING}, tmp_path / "log.parquet")
+    assert bad["problem"].startswith("timestamp")
+    assert (good["problem"], good["timestamp"]) == (None, 1500000000)
 
 
 @pytest.mark.parametrize(

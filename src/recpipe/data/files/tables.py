@@ -10,16 +10,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import duckdb
 import ibis
 from ibis.util import gen_name
 
+from recpipe.data.files.times import NANOSECONDS, TYPED, UNITS, Time, time_sql
+
 logger = logging.getLogger(__name__)
 
-UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-TYPED = "typed"  # the unit of a column that is a date or timestamp already
+MAX_NUMBER = 1e15  # of ratings and weights: squares of more would not fit into a float32
+MIN_PLACEHOLDERS = 20  # rows of one time, from which it can be suspected
 ENCODING_HINT = "Say how the file is encoded: `encoding: cp1252`, latin-1 or utf-16, in the options of the data set"
 EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE = 315_532_800, 4_102_444_800  # 1980 and 2100: beyond, the unit is wrong
 
@@ -81,30 +84,106 @@ class LogColumns:
     event: str | None = None  # type of the event
     extra: Mapping[str, str] = field(default_factory=dict)  # further columns, for the steps
     problems: Sequence[str] = ()  # CASE arms of the reader, evaluated before the general ones
+    time_type: str = "VARCHAR"  # DuckDB type of the timestamp; a date or timestamp needs no unit
+    null_words: Sequence[str] = ()  # ids that mean "no id"
+    null_times: Sequence[object] = ()  # times that mean "unknown"
 
 
 def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ibis.Table:
-    """Parse the log once into a temporary table with the columns of ``RawTables.interactions``."""
-    values = "".join(f", TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in columns.numbers.items())
-    values += f", {columns.event} AS event" if columns.event else ""
-    values += "".join(f", {sql} AS {identifier(name)}" for name, sql in columns.extra.items())
-    position = f", {_integer(columns.order)} AS position" if columns.order else ""
-    time = _timestamp_seconds(columns.timestamp, columns.unit) if columns.timestamp else "CAST(NULL AS BIGINT)"
-    file, file_sql = (
-        ("", "") if source.file_sql is None else (", __file AS source_file", f", {source.file_sql} AS __file")
+    """Parse the log once into a temporary table with the columns of ``RawTables.interactions``.
+
+    Events of one second exchange their values of ``order``, so that (timestamp, order) follows the source's full
+    resolution.
+    """
+    names = ("user", "item", "ticks", "file", "position", "fraction", "place")  # none that a column of the source has
+    user, item, ticks, file, position, fraction, place = (identifier(gen_name(name)) for name in names)
+    time = _time(columns) if columns.timestamp else Time("CAST(NULL AS BIGINT)", 1, "NULL")
+    seconds = f"{ticks} // {time.per_second}"
+    below = f"{ticks} % {time.per_second} * {NANOSECONDS // time.per_second} + {time.part or 0}"
+    selection = [f"TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in columns.numbers.items()]
+    selection += [f"{columns.event} AS event"] if columns.event else []
+    selection += [f"{sql} AS {identifier(name)}" for name, sql in columns.extra.items()]
+    selection += [f"{file} AS source_file"] if source.file_sql else []
+    hidden = {position: _integer(columns.order)} if columns.order else {}
+    hidden |= {fraction: f"CAST({below} AS INTEGER)", place: "CAST(NULL AS BIGINT)"} if time.resolution else {}
+    selection += [f"{sql} AS {name}" for name, sql in hidden.items()]
+    problem = _problem(
+        source, columns, time, user=user, item=item, seconds=seconds, unknown=_null_seconds(con, columns)
     )
     select = f"""
-        SELECT __user AS user_id, __item AS item_id, __time AS timestamp{values}{position}{file},
-            CAST({_problem(source, columns)} AS VARCHAR) AS problem
+        SELECT {user} AS user_id, {item} AS item_id, {seconds} AS timestamp, {"".join(f"{sql}, " for sql in selection)}
+            CAST({problem} AS VARCHAR) AS problem
         FROM (
-            SELECT *, CAST({columns.user} AS VARCHAR) AS __user, CAST({columns.item} AS VARCHAR) AS __item,
-                {time} AS __time{file_sql}
+            SELECT *, CAST({columns.user} AS VARCHAR) AS {user}, CAST({columns.item} AS VARCHAR) AS {item},
+                {time.ticks} AS {ticks}, {source.file_sql or "NULL"} AS {file}
             FROM {source.sql} AS source
         )"""
     table = create_table(con, select, where=source.where)
     _append_rejects(con, table, source)
-    order, hidden = ("coalesce(position, rowid)", " EXCLUDE (position)") if position else ("rowid", "")
-    return _view(con, f'SELECT *{hidden}, CAST({order} AS BIGINT) AS "order" FROM {table}')
+    order = f"coalesce({position}, rowid)" if columns.order else "rowid"
+    if time.resolution:
+        _order_within_seconds(con, table, order, fraction=fraction, place=place)
+        order = f"coalesce({place}, {order})"
+    if columns.timestamp:
+        _warn_of_placeholders(con, table, source.where)
+    shown = f"* EXCLUDE ({', '.join(hidden)})" if hidden else "*"
+    return _view(con, f'SELECT {shown}, CAST({order} AS BIGINT) AS "order" FROM {table}')
+
+
+def _time(columns: LogColumns, value: object = None) -> Time:
+    """Return the SQL of the timestamp, or of a value of the configuration in the same notation."""
+    if value is None:
+        return time_sql(str(columns.timestamp), columns.time_type, columns.unit, literal(columns.unit))
+    unit = "iso" if columns.time_type.startswith(TYPED) else columns.unit
+    return time_sql(literal(str(value)), "VARCHAR", unit, literal(unit))
+
+
+def _null_seconds(con: ibis.BaseBackend, columns: LogColumns) -> list[int]:
+    """Return the seconds of ``null_times``. Raises ValueError for a value that is no time in the log's notation."""
+    seconds = []
+    for value in columns.null_times:
+        time = _time(columns, value)
+        number = con.raw_sql(f"SELECT {time.ticks} // {time.per_second}").fetchall()[0][0]
+        if number is None:
+            raise ValueError(f"null_times of the data set's options: {value!r} is no time as `timestamp` has it")
+        seconds.append(int(number))
+    return seconds
+
+
+def _order_within_seconds(con: ibis.BaseBackend, table: str, order: str, *, fraction: str, place: str) -> None:
+    """Store in ``place`` the order of good rows whose fractions of a second contradict their order."""
+    good = "problem IS NULL AND user_id <> '' AND item_id <> ''"
+    seconds = f"SELECT timestamp FROM {table} WHERE {good} GROUP BY timestamp HAVING min({fraction}) < max({fraction})"
+    con.raw_sql(
+        f"""UPDATE {table} SET {place} = moved.place FROM (
+            WITH events AS (
+                SELECT rowid AS event, timestamp, {order} AS place,
+                    row_number() OVER (PARTITION BY timestamp ORDER BY {order}, rowid) AS old,
+                    row_number() OVER (PARTITION BY timestamp ORDER BY {fraction}, {order}, rowid) AS new
+                FROM {table} SEMI JOIN ({seconds}) USING (timestamp) WHERE {good}
+            )
+            SELECT events.event, other.place FROM events
+            JOIN events AS other ON events.timestamp = other.timestamp AND events.new = other.old
+            WHERE events.new <> events.old
+        ) AS moved WHERE {table}.rowid = moved.event"""
+    )
+
+
+def _warn_of_placeholders(con: ibis.BaseBackend, table: str, where: str) -> None:
+    """Log times that stand for unknown ones: 0, or one that is far more frequent than all others."""
+    counts = f"SELECT timestamp, count(*) AS n FROM {table} WHERE problem IS NULL GROUP BY timestamp"
+    query = f"SELECT timestamp, n, sum(n) OVER () AS total FROM ({counts}) ORDER BY timestamp = 0 DESC, n DESC LIMIT 2"
+    rows = con.raw_sql(query).fetchall()
+    if not rows:
+        return
+    (time, n, total), second = rows[0], rows[1][1] if len(rows) > 1 else 0
+    outlier = time != 0 and len(rows) > 1 and n >= MIN_PLACEHOLDERS and n > total / 20 and n > 10 * second
+    if time == 0 or outlier:
+        logger.warning(
+            "%s: %s of %s rows have the time %s, as if it were unknown. `null_times: [<the value>]` in the options of "
+            "the data set puts them into quarantine",
+            where, f"{n:,}", f"{total:,}", datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        )  # fmt: skip
 
 
 def create_entities(
@@ -163,15 +242,31 @@ def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str) ->
         logger.warning("%s: %s rows of %s, the first of each counts: %s", where, f"{total:,}", what, examples)
 
 
-def _problem(source: Source, columns: LogColumns) -> str:
-    """Return SQL of the reason why a row is bad by its raw values; ids are checked later, in `interactions`."""
+def _problem(
+    source: Source, columns: LogColumns, time: Time, *, user: str, item: str, seconds: str, unknown: Sequence[int]
+) -> str:
+    """Return SQL of the reason why a row is bad by its raw values; ids are checked further in `interactions`.
+
+    user, item, seconds: SQL of the values read; unknown: seconds that stand for no time.
+    """
     arms = [f"WHEN ({source.problem}) IS NOT NULL THEN {source.problem}"] if source.problem != "NULL" else []
     arms += columns.problems
+    if words := list(map(str, columns.null_words)):
+        shortest, longest = (choose(len(word.encode()) for word in words) for choose in (min, max))
+        for name, sql in (("user_id", user), ("item_id", item)):
+            test = f"strlen({sql}) BETWEEN {shortest} AND {longest} AND {sql} IN ({', '.join(map(literal, words))})"
+            arms.append(f"WHEN {test} THEN {reason_with_value(f'{name} is a word for null', sql)}")
     if columns.timestamp:
-        arms += _timestamp_checks(columns.timestamp, columns.unit, "__time")
+        arms += _timestamp_checks(columns, time, seconds, unknown)
     for name, sql in columns.numbers.items():
-        finite = f"coalesce(isfinite(TRY_CAST({sql} AS DOUBLE)), false)"
-        arms.append(f"WHEN {sql} IS NOT NULL AND NOT {finite} THEN {reason_with_value(f'{name} not a number', sql)}")
+        value = f"TRY_CAST({sql} AS DOUBLE)"
+        infinite = f"NOT coalesce(isfinite({value}), false)"
+        python = f"(typeof({sql}) = 'VARCHAR' AND contains(CAST({sql} AS VARCHAR), '_'))"
+        no_number = reason_with_value(f"{name} not a number", sql)
+        arms.append(f"WHEN {sql} IS NOT NULL AND ({infinite} OR {python}) THEN {no_number}")
+        arms.append(f"WHEN abs({value}) > {MAX_NUMBER} THEN {reason_with_value(f'{name} above {MAX_NUMBER:.0e}', sql)}")
+        if name == "weight":
+            arms.append(f"WHEN {value} < 0 THEN {reason_with_value('weight is negative', sql)}")
     if columns.event:
         arms.append(f"WHEN coalesce(trim({columns.event}), '') = '' THEN 'event is empty'")
     if columns.order:
@@ -189,44 +284,28 @@ def _integer(sql: str) -> str:
     return f"CASE WHEN {value} = floor({value}) THEN TRY_CAST({text} AS BIGINT) END"
 
 
-def _timestamp_seconds(text: str, unit: str) -> str:
-    """Return SQL of int64 seconds since 1970 UTC, null where ``text`` (SQL too) is no timestamp in ``unit``.
-
-    unit: s, ms, us, ns since 1970; iso; a strptime format; or ``TYPED``. Times without an offset are UTC, whatever the
-    connection's time zone. Raises ValueError for another unit.
-    """
-    if unit == TYPED:
-        return f"epoch_us({text}) // 1000000"
-    if unit in UNITS:
-        integer = f"TRY_CAST({text} AS BIGINT)"
-        fraction = f"TRY_CAST(floor(TRY_CAST({text} AS DOUBLE)) AS BIGINT)"  # '12.7' as BIGINT would be 13
-        value = f"CASE WHEN contains(CAST({text} AS VARCHAR), '.') THEN {fraction} ELSE {integer} END"
-        return value if unit == "s" else f"({value}) // {UNITS[unit]}"
-    if unit == "iso":
-        # A cast to TIMESTAMPTZ reads an offset, but without one uses the session's time zone; TIMESTAMP does neither.
-        # An offset follows the minutes at the earliest; these tests look at bytes, and cost next to nothing.
-        offset = f"(strlen({text}) > 16 AND (suffix({text}, 'Z') OR contains({text}, '+') OR {text} LIKE '%:%-%'))"
-        zoned = f"epoch_us(TRY_CAST({text} AS TIMESTAMPTZ))"
-        naive = f"epoch_us(TRY_CAST({text} AS TIMESTAMP))"
-        return f"(CASE WHEN {offset} THEN {zoned} ELSE {naive} END) // 1000000"
-    if "%" not in unit:
-        raise ValueError(f"unknown timestamp unit {unit!r}: s, ms, us, ns, iso or a format, '%Y-%m-%d %H:%M'")
-    return f"epoch_us(try_strptime({text}, {literal(unit)})) // 1000000"
-
-
-def _timestamp_checks(text: str, unit: str, time: str) -> list[str]:
-    """Return CASE arms with the reasons for a bad timestamp. text: the raw value, time: its seconds (both SQL)."""
-    expected = "timestamp not a number" if unit in UNITS else f"timestamp not as {unit} has it"
-    late = f"timestamp after 2100, in another unit than {unit}"
+def _timestamp_checks(columns: LogColumns, time: Time, seconds: str, unknown: Sequence[int]) -> list[str]:
+    """Return CASE arms with the reasons for a bad timestamp."""
+    unit = columns.unit
+    if columns.time_type.startswith(TYPED):
+        expected, late = "timestamp is infinite", "timestamp after 2100"
+    else:
+        expected = "timestamp not a number" if unit in UNITS else f"timestamp not as {unit} has it"
+        late = f"timestamp after 2100, in another unit than {unit}"
     early = f"timestamp before 1980, in another unit than {unit}"
     arms = [
-        f"WHEN {text} IS NULL OR CAST({text} AS VARCHAR) = '' THEN 'timestamp is empty'",
-        f"WHEN {time} IS NULL THEN {reason_with_value(expected, text)}",
-        f"WHEN {time} < 0 THEN {reason_with_value('timestamp before 1970', text)}",
-        f"WHEN {time} >= {LATEST_PLAUSIBLE} THEN {reason_with_value(late, text)}",
+        f"WHEN {columns.timestamp} IS NULL OR {time.blank} THEN 'timestamp is empty'",
+        f"WHEN {seconds} IS NULL THEN {reason_with_value(expected, time.text)}",
     ]
-    if unit in UNITS and unit != "s":
-        arms.append(f"WHEN {time} < {EARLIEST_PLAUSIBLE} THEN {reason_with_value(early, text)}")
+    if unknown:
+        placeholder = reason_with_value("timestamp stands for no time", time.text)
+        arms.append(f"WHEN {seconds} IN ({', '.join(map(str, unknown))}) THEN {placeholder}")
+    arms += [
+        f"WHEN {seconds} < 0 THEN {reason_with_value('timestamp before 1970', time.text)}",
+        f"WHEN {seconds} >= {LATEST_PLAUSIBLE} THEN {reason_with_value(late, time.text)}",
+    ]
+    if unit in UNITS and unit != "s" and not columns.time_type.startswith(TYPED):
+        arms.append(f"WHEN {seconds} < {EARLIEST_PLAUSIBLE} THEN {reason_with_value(early, time.text)}")
     return arms
 
 

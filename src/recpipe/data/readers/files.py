@@ -15,10 +15,10 @@ import ibis
 
 from recpipe.config import check_known
 from recpipe.data.files.delimited_rows import Dialect
-from recpipe.data.files.json_files import json_is_exact_scalar, json_text, json_words, typed_json_source
+from recpipe.data.files.ids import id_problems, id_text
+from recpipe.data.files.json_files import json_text, json_words, typed_json_source
 from recpipe.data.files.parquet_files import parquet_source
 from recpipe.data.files.tables import (
-    TYPED,
     LogColumns,
     RawTables,
     Source,
@@ -26,9 +26,11 @@ from recpipe.data.files.tables import (
     create_log,
     identifier,
     literal,
+    literals,
     reason_with_value,
 )
 from recpipe.data.files.text_files import COMPRESSION_SUFFIXES, basket_source, delimited_source
+from recpipe.data.files.times import INTEGERS
 
 FORMATS = {
     ".csv": "csv", ".txt": "csv", ".dat": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
@@ -37,6 +39,7 @@ FORMATS = {
 LOG_COLUMNS = ("user_id", "session_id", "item_id", "timestamp", "rating", "weight", "event", "order")
 COLUMNS_HINT = ". Change `columns` in the options of the data set"
 WIDE_INTEGERS = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT", "UHUGEINT")
+NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "\\N", "NA", "N/A", "<NA>")
 SEQUENCE_COLUMNS = ("item_id", "timestamp", "rating", "weight", "event")  # may contain one value per event
 
 # Regular expressions of a text list with quoted values
@@ -60,6 +63,7 @@ class TableOptions:
     comment: str = ""  # lines that begin with it are left out
     folder_columns: bool = False  # folders `name=value` become columns
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    null_words: Sequence[str] = NULL_WORDS  # words that mean "no value"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Options(TableOptions):
     """Options of the log, and of an items file and a users file."""
 
     timestamp: str = "s"
+    null_times: Sequence[Any] = ()  # times that mean "unknown"
     extra_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # for the steps, by name
     sequence_per_row: bool | Mapping[str, Any] = False
     items: Mapping[str, Any] | None = None
@@ -96,21 +101,43 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
         if name not in mapping and not (name == "user_id" and "session_id" in mapping):
             raise ValueError(f"no column is mapped to {name}: set `columns: {{{name}: <name in the file>}}`")
     source.check_columns(mapping.values(), COLUMNS_HINT)
-    unit = options.timestamp
-    if "timestamp" in mapping and source.types[mapping["timestamp"]].startswith(("TIMESTAMP", "DATE")):
-        unit = TYPED
+    ids = [name for name in ("user_id", "session_id", "item_id") if name in mapping]
+    _check_ids(mapping, ids)
     sql = {name: identifier(column) for name, column in mapping.items()}
     source.check_columns(options.extra_columns.values(), ". Change `extra_columns` in the options of the data set")
-    user, extra = _sequence_id(mapping, source)
+    texts = {name: id_text(con, source, mapping[name]) for name in (*ids, "event") if name in mapping}
+    user, extra = _sequence_id(texts, options.null_words)
     extra |= {name: _extra_column(name, column, source) for name, column in options.extra_columns.items()}
-    ids = ("user_id", "session_id", "item_id")
     columns = LogColumns(
-        user, _id_text(mapping["item_id"], source), sql.get("timestamp"), unit,
-        numbers={name: sql[name] for name in ("rating", "weight") if name in sql}, order=sql.get("order"),
-        event=f"trim({_id_text(mapping['event'], source)})" if "event" in mapping else None, extra=extra,
-        problems=[arm for name in ids for arm in _json_id_checks(name, mapping, source)],
+        user, texts["item_id"], sql.get("timestamp"), options.timestamp,
+        numbers={name: _number(name, mapping[name], source) for name in ("rating", "weight") if name in mapping},
+        order=sql.get("order"), event=texts.get("event"), extra=extra,
+        problems=[arm for name in ids for arm in id_problems(name, source, mapping[name])],
+        time_type=source.types[mapping["timestamp"]] if "timestamp" in mapping else "VARCHAR",
+        null_words=options.null_words, null_times=options.null_times,
     )  # fmt: skip
     return create_log(con, source, columns)
+
+
+def _check_ids(mapping: Mapping[str, str], ids: Sequence[str]) -> None:
+    """Raise ValueError where a column of ids is mapped to another column of the log as well."""
+    for name in ids:
+        for other in mapping:
+            if other != name and mapping[other] == mapping[name]:
+                raise ValueError(
+                    f"`columns` in the options of the data set maps {name} and {other} to the same column "
+                    f"{mapping[name]!r}: name two columns"
+                )
+
+
+def _number(name: str, column: str, source: Source) -> str:
+    """Return SQL of a column of numbers. Raises ValueError for a type that holds none, such as a date."""
+    sql, kind = identifier(column), source.types[column]
+    if kind == "JSON":
+        return json_text(column)
+    if kind not in ("VARCHAR", "BOOLEAN", "FLOAT", "DOUBLE", *INTEGERS) and not kind.startswith(("DECIMAL", "ENUM")):
+        raise ValueError(f"{source.where}: column {column!r} is {kind[:80]}, no number: map another one to {name}")
+    return f"CAST({sql} AS VARCHAR)" if kind.startswith("ENUM") else sql
 
 
 def _session_per_row(mapping: Mapping[str, str], options: Options) -> dict[str, str]:
@@ -124,16 +151,17 @@ def _session_per_row(mapping: Mapping[str, str], options: Options) -> dict[str, 
     return {"user_id" if name == "session_id" else name: column for name, column in mapping.items()}
 
 
-def _sequence_id(mapping: Mapping[str, str], source: Source) -> tuple[str, dict[str, str]]:
+def _sequence_id(texts: Mapping[str, str], null_words: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return SQL of the id of an event's sequence, and of the user as ``owner`` where it has a session as well.
 
     The sequence is the user, the session, or, with both, ``user#session``, where the last ``#`` separates them.
     """
-    ids = [_id_text(mapping[name], source) for name in ("user_id", "session_id") if name in mapping]
+    ids = [texts[name] for name in ("user_id", "session_id") if name in texts]
     if len(ids) == 1:
         return ids[0], {}
-    user, session = (f"nullif(trim({sql}), '')" for sql in ids)
-    return f"{user} || '#' || replace(replace({session}, '%', '%25'), '#', '%23')", {"owner": user}
+    no_id = literals(["", *map(str, null_words)])
+    user, session = (f"CASE WHEN NOT list_contains({no_id}, {sql}) THEN {sql} END" for sql in ids)
+    return f"({user}) || '#' || replace(replace({session}, '%', '%25'), '#', '%23')", {"owner": user}
 
 
 def _extra_column(name: str, column: str, source: Source) -> str:
@@ -163,7 +191,7 @@ def _entities(
     source = _source(options, paths, con, ids=parts[key])
     source.check_columns((column for columns in parts.values() for column in columns), COLUMNS_HINT)
     sql = {name: _joined_text(columns, source) for name, columns in parts.items()}
-    sql[key] = _id_text(mapping[key], source)
+    sql[key] = id_text(con, source, mapping[key])
     mapped = {column for column in mapping.values() if isinstance(column, str)} | mapping.keys()
     others = {
         name: _joined_text([name], source) if kind == "JSON" else identifier(name)
@@ -214,26 +242,6 @@ def _format(path: str) -> str:
     if not suffixes or suffixes[-1] not in FORMATS:
         raise ValueError(f"cannot tell the format of {path}: set `format` to csv, tsv, parquet, jsonl or lines")
     return FORMATS[suffixes[-1]]
-
-
-def _id_text(column: str, source: Source) -> str:
-    """Return SQL of an id as text; integers that pandas stored as floats lose their ``.0``."""
-    sql = identifier(column)
-    if source.types[column] in ("DOUBLE", "FLOAT"):
-        integer = f"CAST(CAST({sql} AS HUGEINT) AS VARCHAR)"
-        return f"CASE WHEN {sql} = floor({sql}) THEN {integer} ELSE CAST({sql} AS VARCHAR) END"
-    if source.types[column] == "JSON":
-        return f"CASE WHEN {json_is_exact_scalar(column)} THEN {json_text(column)} END"
-    return f"CAST({sql} AS VARCHAR)"
-
-
-def _json_id_checks(name: str, mapping: Mapping[str, str], source: Source) -> list[str]:
-    """Return CASE arms for a list, an object and a number that is not exact in place of an id."""
-    column = mapping.get(name, "")
-    if source.types.get(column) != "JSON":
-        return []
-    reason = reason_with_value(f"{name} is a list, an object or a number that is not exact", identifier(column))
-    return [f"WHEN NOT {json_is_exact_scalar(column)} THEN {reason}"]
 
 
 def _names(columns: str | Sequence[str] | None) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ibis
 
 from recpipe.data.files.parquet_files import parquet_source
-from recpipe.data.files.tables import TYPED, LogColumns, RawTables, create_entities, create_log, literal, literals
+from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, literal, literals
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
 CODE = "upper(trim(StockCode))"  # a few lines have the letter of a code in lower case
@@ -39,7 +39,9 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBac
         f"WHEN NOT ({_goods(options)}) THEN 'not goods: ' || {CODE}",
     ]
     numbers = {"weight": "Quantity"}
-    log = create_log(con, source, LogColumns("CustomerID", CODE, "InvoiceDate", TYPED, numbers, problems=problems))
+    time_type = source.types["InvoiceDate"]
+    log_columns = LogColumns("CustomerID", CODE, "InvoiceDate", numbers=numbers, problems=problems, time_type=time_type)
+    log = create_log(con, source, log_columns)
     columns = {"item_id": "code", "title": "title", "text": "title", "price": "price"}
     items = create_entities(con, source._replace(sql=_products(source.sql, options)), columns, key="item_id", log=log)
     columns = {"user_id": "id", "country": "country"}

@@ -230,7 +230,23 @@ def test_work_without_progress_is_mentioned_ever_more_seldom(clock, lines) -> No
     assert lines[0] == "ingest log: running for 4 s"
     seconds = [4, *[_seconds(line) for line in lines[1:]]]
     gaps = [later - earlier for earlier, later in itertools.pairwise(seconds)]
-    assert gaps == sorted(gaps) and gaps[0] <= 15 and gaps[-1] <= 62
+    assert gaps == sorted(gaps) and gaps[0] <= 15 and gaps[-1] <= 30
+
+
+def test_a_long_step_has_a_line_every_30_seconds_also_where_its_progress_stands_still(clock, lines) -> None:
+    times: list[float] = []
+    step = Step("train", clock=clock, stream=io.StringIO())
+    step.enter()
+    with progress(400, "train", clock=clock) as bar:
+        for second in range(1, 401):
+            clock.now = float(second)
+            before = len(lines)
+            if not 50 < second < 300:
+                bar.add()
+            step.display.beat("train", clock.now)
+            times += [clock.now] * (len(lines) > before)
+    step.close()
+    assert max(later - earlier for earlier, later in itertools.pairwise([0.0, *times, 400.0])) <= 30
 
 
 def test_work_with_progress_needs_no_mention(clock, lines) -> None:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 LONG = 3.0  # seconds, from which on work is shown
 LINES = 10.0  # seconds between two lines of a log
 REDRAWS = 0.2  # seconds between two looks of a bar
-SILENCE = 60.0  # seconds, at most, between two lines on work that reports no progress
+SILENCE = 28.0  # seconds, at most and without `GRACE`, between two lines on work that reports no progress
 GRACE = 1.0  # seconds that a line on progress may come late before a line without takes its place
 BYTES = "bytes"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import time
@@ -214,3 +215,20 @@ def test_training_ends_with_one_line_on_what_it_came_to(whole_run: tuple[Path, C
         r"train sasrec: \d+ epochs in [^,]+, best valid_ndcg@10 0\.\d{4} in epoch \d+; ended by max_epochs \d+",
         done.stderr,
     )
+
+
+def test_log_lines_cannot_command_a_terminal(clock, catalog, capsys) -> None:
+    """Whatever titles and ids they quote; line breaks and thin spaces stay."""
+    factory = logging.getLogRecordFactory()
+    try:
+        run(ConsoleHooks(clock=clock), three_steps(clock), catalog)
+        handler = logging.StreamHandler(stream := io.StringIO())
+        logger = logging.getLogger("recpipe.of_a_test")
+        logger.addHandler(handler)
+        logger.warning("title %s", "a\x1b[2J\x9b31m\u202eb\r\u2066c\ud800")
+        logger.warning("1\u202f000 rows\nof %s", "b")
+        logger.removeHandler(handler)
+    finally:
+        logging.setLogRecordFactory(factory)
+    replaced = "a\ufffd[2J\ufffd31m\ufffdb\ufffd\ufffdc\ufffd"
+    assert stream.getvalue() == f"title {replaced}\n1\u202f000 rows\nof b\n"

@@ -101,12 +101,17 @@ def test_ids_with_commas_and_leading_blanks_are_one_option_each(tmp_path, capsys
     model.fit(data)
     events = np.bincount(data.items, minlength=13)[1:]
     vocabulary = Vocabulary(np.array(ids, dtype=object))
-    save_bundle(Bundle("knn", "item_knn", model, vocabulary, [None] * 12, events, Protocol(dataset="tiny")), tmp_path)
+    titles = [None, *["\x1b[2Jtitle\u202e"] * 11]
+    save_bundle(Bundle("knn", "item_knn", model, vocabulary, titles, events, Protocol(dataset="tiny")), tmp_path)
     best = json_rows(capsys, tmp_path, "--item", "a,b", "--item", " lead")[0]
     assert (best["item_id"], best["source"]) == ("i0", "model")
     assert json_rows(capsys, tmp_path, "--item=--item")[0]["item_id"] in ("i1", "i2")
     rows = json_rows(capsys, tmp_path, "--items", "i0", "--candidate", "a,b", "--candidate", " lead")
     assert {row["item_id"] for row in rows} == {"a,b", " lead"}
+    for request in (["--item", " lead"], ["--find", "title"]):
+        assert main([str(tmp_path), *request]) == 0
+        printed = capsys.readouterr().out
+        assert "title" in printed and not {"\x1b", "\u202e"} & {*printed}
 
 
 @pytest.mark.parametrize("items", ["", "what,that"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from contextlib import ExitStack
@@ -29,6 +30,19 @@ WATCH = 0.5  # seconds between two checks of the thread that reports a running s
 LABEL = 40  # characters that labels are padded to, at most
 MODEL = "_model"  # suffix of node names that the model of the namespace completes
 STAGES = ("ingest", "report")  # namespaces that are left out of labels
+
+
+CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+class PlainLogRecord(logging.LogRecord):
+    """Log record without control codes and changes of writing direction, which data may contain."""
+
+    def getMessage(self) -> str:
+        """Return the message as a terminal may show it."""
+        return CONTROLS.sub("\ufffd", super().getMessage())
 
 
 def step_label(node_name: str) -> str:
@@ -71,6 +85,7 @@ class ConsoleHooks:
         self._pipeline, self._catalog = pipeline, catalog
         labels = [step_label(node.name) for node in pipeline.nodes]
         self._width = min(max(map(len, labels), default=0), LABEL)
+        logging.setLogRecordFactory(PlainLogRecord)
         self._terminal.enter_context(logging_above_bars())
 
     @hook_impl

@@ -20,18 +20,8 @@ from recpipe.reporting.formatting import printable
 
 # packages with error messages for users
 USER_FACING = {"recpipe", "kedro", "yaml", "omegaconf", "pydantic_core"}
-DATA_LIBRARIES = {
-    "duckdb",
-    "_duckdb",
-    "ibis",
-    "polars",
-    "pyarrow",
-    "safetensors",
-    "sqlglot",
-    "zipfile",
-    "zlib",
-    "mlflow",
-}
+# packages whose errors come from data, files or the machine
+DATA_LIBRARIES = {"duckdb", "_duckdb", "ibis", "mlflow", "polars", "pyarrow", "safetensors", "zipfile", "zlib"}
 PROGRAMMING_ERRORS = (TypeError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError)
 VALIDATOR = "kedro.validation.parameter_validator"
 KEDRO_LOGGERS = ("kedro", "kedro.pipeline.node", "kedro.runner", VALIDATOR)  # which conf/logging.yml mutes
@@ -113,10 +103,10 @@ def is_interruption(error: BaseException | None) -> bool:
 def is_bug(error: BaseException) -> bool:
     """Whether `error` is rather a fault of the program than of data, settings or machine."""
     cause = _root_cause(error)
-    is_own = _package(type(cause).__module__) in {*USER_FACING, *DATA_LIBRARIES}
-    return isinstance(cause, PROGRAMMING_ERRORS) or not (
-        is_own or isinstance(cause, ValueError | OSError | MemoryError)
-    )
+    if isinstance(cause, PROGRAMMING_ERRORS):
+        return True
+    is_known = _package(type(cause).__module__) in {*USER_FACING, *DATA_LIBRARIES}
+    return not is_known and not isinstance(cause, ValueError | OSError | MemoryError)
 
 
 def error_message(error: BaseException) -> str:
@@ -139,7 +129,7 @@ def error_message(error: BaseException) -> str:
 
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        return printable(f"{error.filename}: {error.strerror}")
     text = printable(str(error)) or type(error).__name__
     for pattern, plain in SIMPLIFICATIONS:
         text = pattern.sub(plain, text)

@@ -19,6 +19,7 @@ import yaml
 
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.recommendations import COLD_USERS
+from recpipe.reporting.formatting import printable
 from recpipe.serving.recommender import bundle_folder, items_titled, recommend
 from recpipe.training.bundle import Bundle, load_bundle
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.find is not None:
             hits = items_titled(bundle, options.find)
             for item, title in hits[:TITLES_SHOWN]:
-                print(f"{item:>12}  {title}")
+                print(f"{printable(item):>12}  {printable(title)}")
             if len(hits) > TITLES_SHOWN:
                 print(f"and {len(hits) - TITLES_SHOWN} more")
             return 0 if hits else 1
@@ -115,14 +116,14 @@ def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:
     print(f"{bundle.name} on {bundle.protocol.dataset}, protocol {bundle.protocol.id}")
     for item in history:
         title = titles.get(item) or ("no title" if item in titles else "unknown to this model, left out")
-        print(f"history {item:>9}  {title[:TITLE_WIDTH]}")
+        print(f"history {printable(item):>9}  {printable(title)[:TITLE_WIDTH]}")
     codes = [name for name in table.column_names if name.endswith("_codes")]
     print(f"{'rank':>4} {'item':>12}  {'title':{TITLE_WIDTH}} {'probability':>11}  {'  '.join(codes)}")
     for row in table.to_pylist():
         chance = "" if row["probability"] is None else f"{row['probability']:.2%}"
         ids = "  ".join("-" if row[name] is None else ".".join(map(str, row[name])) for name in codes)
-        title = row["title"][:TITLE_WIDTH]
-        print(f"{row['rank']:>4} {row['item_id']:>12}  {title:{TITLE_WIDTH}} {chance:>11}  {ids}")
+        item, title = printable(row["item_id"]), printable(row["title"])[:TITLE_WIDTH]
+        print(f"{row['rank']:>4} {item:>12}  {title:{TITLE_WIDTH}} {chance:>11}  {ids}")
     if COLD_USERS in table["source"].to_pylist():
         print("No known item in the history: these are recommendations for users without history.")
 

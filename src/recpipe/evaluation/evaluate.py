@@ -29,6 +29,12 @@ WARM_UP_USERS = 3  # of latency: the first calls fill caches
 PERCENTILES = (50, 95)
 SEARCH_ERROR_USERS = 1000
 NOT_IN_SETTINGS_ID = {"device", "resume", "log_every"}  # train settings that do not change the model
+# Settings that runs of older versions lack, with the value that gives the same model: it is left out of the id
+NEWER_SETTINGS = {
+    "activation": "relu", "scale_embeddings": True, "tied": True, "kernel": "auto", "chunk": None,
+    "sample_from": 1, "sample_seed": 0, "stochastic": False,
+}  # fmt: skip
+NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None}
 
 
 @dataclass(frozen=True)
@@ -127,10 +133,14 @@ def _search_error(model: Recommender, fold: Fold, protocol: Protocol) -> dict[st
 def settings_id(settings: Mapping[str, Any]) -> str:
     """Hash the settings of a model and its training, without the seed, to eight hex digits."""
     train = {key: value for key, value in settings.get("train", {}).items() if key not in NOT_IN_SETTINGS_ID}
-    for name in ("max_minutes", "ema"):  # absent from runs of older versions
-        if train.get(name) is None:
-            train.pop(name, None)
-    return hashlib.sha256(json.dumps({**settings, "train": train}, sort_keys=True).encode()).hexdigest()[:8]
+    newer = NEWER_SETTINGS if settings.get("type") == "tiger" else NEWER_SETTINGS | {"temperatures": None}
+    fields = _without(settings, newer) | {"train": _without(train, NEWER_TRAIN_SETTINGS)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _without(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the settings that have the same value in ``values``."""
+    return {key: value for key, value in settings.items() if key not in values or value != values[key]}
 
 
 def latency(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users: int = 30) -> dict[str, float]:

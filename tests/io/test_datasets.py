@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import plotly.graph_objects as go
@@ -32,6 +33,7 @@ from recpipe.io.datasets import (
 )
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
+from recpipe.training.checkpoint import BEST, LAST, save_tree
 
 FRAME = pl.DataFrame({"user_id": ["a", "b"], "items": [[1, 2], [3]]})
 
@@ -207,6 +209,21 @@ def test_a_bundle_is_saved_as_a_version_with_its_curve_beside_it(tmp_path, bundl
     assert table.column_names == ["epoch", "step", "loss", "valid_ndcg@10"]
     assert table["loss"].to_pylist() == [2.0, 1.5] and table["valid_ndcg@10"].to_pylist() == [None, None]
     assert names(curves.parent) == ["curves.parquet"]
+
+
+def test_checkpoints_live_until_the_bundle_is_on_disk(tmp_path, bundle, monkeypatch) -> None:
+    import recpipe.training.bundle
+
+    work = tmp_path / "work"
+    for name in (BEST, LAST):
+        save_tree({}, work / name)
+    dataset = BundleDataset(filepath=str(tmp_path / "bundle"))
+    with monkeypatch.context() as patch, pytest.raises(DatasetError, match="No space left"):
+        patch.setattr(recpipe.training.bundle, "write_manifest", Mock(side_effect=OSError(28, "No space left")))
+        dataset.save(replace(bundle, work_folder=work))
+    assert names(work) == [BEST, LAST]
+    dataset.save(replace(bundle, work_folder=work))
+    assert list(work.iterdir()) == []
 
 
 def test_the_curve_of_a_model_that_has_none_has_no_rows(tmp_path, bundle) -> None:

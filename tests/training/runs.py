@@ -42,6 +42,7 @@ def run(
     data=DATA.train,
     on_epoch=None,
     steps_from=None,
+    keep_checkpoints=False,
     **changes,
 ) -> TrainingResult:
     return train(
@@ -53,6 +54,7 @@ def run(
         folder=folder,
         on_epoch=on_epoch,
         steps_from=steps_from,
+        keep_checkpoints=keep_checkpoints,
     )
 
 

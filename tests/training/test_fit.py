@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.artefacts import flip_bit
 from tests.synthetic import described, random_sequences, side_of
 from tests.training.runs import (
     ADAM,
@@ -31,7 +32,7 @@ from recpipe.models.registry import build
 from recpipe.models.sasrec import SASRec
 from recpipe.progress import Progress, progress
 from recpipe.training import losses
-from recpipe.training.checkpoint import LAST, load_tree
+from recpipe.training.checkpoint import BEST, LAST, load_tree
 from recpipe.training.fit import run_fingerprint
 from recpipe.training.settings import TrainSettings
 
@@ -141,6 +142,48 @@ def test_a_resumed_training_equals_one_without_interruption(tmp_path, changes):
     if "schedule" in changes:
         assert column(full, "lr") == sorted(column(full, "lr"), reverse=True)
         assert column(full, "lr")[0] > 0.9e-3 and column(full, "lr")[-1] < 0.05e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_epochs": 4},
+        {"max_epochs": 40, "patience": 2, "optimiser": ADAM},
+        {"max_epochs": 40, "patience": 2, "optimiser": ADAM, "ema": 0.9, "schedule": {"name": "plateau"}},
+        {"max_epochs": 3, "train_on_validation": True},
+    ],
+    ids=["epochs", "patience", "average", "on validation"],
+)
+def test_a_training_whose_bundle_was_not_stored_gives_the_same_again_without_an_epoch(tmp_path, changes):
+    steps_from = DATA.train if "train_on_validation" in changes else None
+    first, again = (
+        run(tmp_path, seed=3, keep_checkpoints=is_first, steps_from=steps_from, **changes) for is_first in (True, False)
+    )
+    assert again.curve == first.curve and torch.equal(weights(again), weights(first))
+    assert not (tmp_path / LAST).exists() and not (tmp_path / BEST).exists()
+    if "patience" in changes:
+        assert len(first.curve) < changes["max_epochs"]
+
+
+def test_a_finished_training_goes_on_with_more_epochs(tmp_path):
+    run(tmp_path / "more", seed=3, keep_checkpoints=True, max_epochs=3)
+    more, whole = run(tmp_path / "more", seed=3, max_epochs=5), run(tmp_path / "whole", seed=3, max_epochs=5)
+    assert column(more) == column(whole) and torch.equal(weights(more), weights(whole))
+
+
+@pytest.mark.parametrize(("name", "message"), [(LAST, "last.safetensors"), ("run.json", "run.json")])
+def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path, name, message):
+    run(tmp_path, keep_checkpoints=True, max_epochs=2)
+    flip_bit(tmp_path / name, 5)
+    with pytest.raises(ValueError, match=f"{message} is damaged .*delete it to start training anew"):
+        run(tmp_path, max_epochs=2)
+
+
+def test_a_last_checkpoint_without_a_best_one_is_not_resumed(tmp_path):
+    """As a kill leaves them while they are deleted; without the best one the end could not be returned."""
+    first = run(tmp_path, keep_checkpoints=True, max_epochs=2)
+    (tmp_path / BEST).unlink()
+    assert torch.equal(weights(run(tmp_path, max_epochs=2)), weights(first))
 
 
 @pytest.mark.parametrize(

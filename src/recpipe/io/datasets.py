@@ -156,6 +156,7 @@ class BundleDataset(LatestVersion, AbstractVersionedDataset[Any, Any]):
             save_bundle(data, folder)
         if self._version is not None:
             record_version(Path(self._filepath), target.parent.name)
+        data.remove_checkpoints()
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_dir()

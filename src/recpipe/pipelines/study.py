@@ -67,10 +67,11 @@ def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
     result, identity = variant_folder / "result.json", json.loads(json.dumps(job.identity()))
     if result.is_file() and (saved := json.loads(verified(result).read_text()))["about"] == identity:
         return dict(saved["row"])
-    bundle = job.train(folder=variant_folder)
+    bundle = job.train(folder=variant_folder, keep_checkpoints=True)
     row = {"name": variant.name, "value": variant.value, "changed": dict(variant.overrides), **_numbers(bundle, job)}
     with atomic_file(result) as part:
         part.write_text(json.dumps({"about": identity, "row": row}))
+    bundle.remove_checkpoints()
     return row
 
 

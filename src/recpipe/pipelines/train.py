@@ -47,7 +47,7 @@ def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths
     """Train or fit a model; ``inputs`` are those of ``ItemInputs.of``, and ``start``, the bundle of ``init_from``."""
     from recpipe.progress import report_epoch
 
-    return training_job(config, training_data, paths, **inputs).train(on_epoch=report_epoch)
+    return training_job(config, training_data, paths, **inputs).train(on_epoch=report_epoch, keep_checkpoints=True)
 
 
 def training_job(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> TrainingJob:

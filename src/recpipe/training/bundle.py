@@ -46,6 +46,7 @@ class Bundle:
     protocol: Protocol
     training: dict[str, Any] = field(default_factory=dict)  # seed, settings, versions, cost, hashes of the inputs
     curve: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch; empty in a loaded bundle
+    work_folder: Path | None = None  # checkpoints of the training that the bundle comes from
 
     @property
     def train_on_validation(self) -> bool:
@@ -114,6 +115,13 @@ class Bundle:
         if "settings" in training:
             training["settings"] = {**training["settings"], **{name: getattr(config, name) for name in values}}
         return dataclasses.replace(self, model=model, training=training)
+
+    def remove_checkpoints(self) -> None:
+        """Delete the checkpoints of the training; call it when the bundle is on disk."""
+        from recpipe.training.checkpoint import remove_checkpoints  # with Lightning, which serving does not need
+
+        if self.work_folder is not None:
+            remove_checkpoints(self.work_folder)
 
     def title_table(self) -> pa.Table:
         """Return ``item_id`` and ``title`` of every item, in the order of the vocabulary."""

@@ -61,7 +61,12 @@ class WeightAverage(nn.Module):
 
 
 class Patience(EarlyStopping):
-    """Early stopping; a resumed run uses the patience of its current settings."""
+    """Early stopping; a resumed run uses the patience of its current settings, and does not go on where it is out."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.wait_count >= self.patience:  # the process ended between the last checkpoint and the bundle
+            trainer.should_stop = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})

@@ -62,6 +62,12 @@ class SafetensorsCheckpointIO(CheckpointIO):
         remove(Path(path))
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a training, the one that is resumed first."""
+    for name in (LAST, BEST):
+        remove(folder / name)
+
+
 def save_tree(tree: Any, path: Path) -> None:
     """Write nested dicts, lists, tuples, numbers, strings and tensors atomically; raise TypeError for anything else."""
     tensors: dict[str, Tensor] = {}

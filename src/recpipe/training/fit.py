@@ -19,12 +19,14 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
 
 from recpipe.config.run_config import ColdUsersConfig
+from recpipe.data.atomic import atomic_file
+from recpipe.data.digests import verified
 from recpipe.data.sequences import Sequences
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.recommender import Recommender
 from recpipe.progress import progress
 from recpipe.training.callbacks import Patience, ProgressBar, close_loggers, curve_loggers, lock_folder
-from recpipe.training.checkpoint import BEST, LAST, Checkpoints, SafetensorsCheckpointIO, load_tree
+from recpipe.training.checkpoint import BEST, LAST, Checkpoints, SafetensorsCheckpointIO, load_tree, remove_checkpoints
 from recpipe.training.cost import model_size, reset_peak_memory, versions
 from recpipe.training.module import OnEpoch, TrainingModule, Validate, training_label, training_module
 from recpipe.training.optimisers import INDEPENDENT_OF_LENGTH
@@ -64,6 +66,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     cold_users: ColdUsersConfig | None = None,
     steps_from: Sequences | None = None,
+    keep_checkpoints: bool = False,
 ) -> TrainingResult:
     """Train a model on ``data`` (training events only); return it in the state of its best validation.
 
@@ -71,8 +74,10 @@ def train(
     ``data`` has the validation events too: nothing is validated, an epoch has the steps of ``steps_from``, the
     training set alone, and the last state is returned. ``folder`` is for checkpoints and curves; a checkpoint in it
     is resumed if it has the same ``fingerprint`` (of data), settings and seed. ``cold_users`` is fitted apart from
-    the model, its cost and its checkpoints. Raises NonFiniteLossError, ValueError for bad settings, and
-    KeyboardInterrupt after Ctrl-C, when the last checkpoint is complete.
+    the model, its cost and its checkpoints. With ``keep_checkpoints`` the caller deletes them, by
+    ``remove_checkpoints``, when he has stored the model: until then the same call returns the same. Raises
+    NonFiniteLossError, ValueError for bad settings, and KeyboardInterrupt after Ctrl-C, when the last checkpoint is
+    complete.
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
@@ -97,6 +102,8 @@ def train(
         module = training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)
         with lock_folder(folder):
             _train_by_gradient(module, device, folder, fingerprint)
+            if not keep_checkpoints:
+                remove_checkpoints(folder)
         curve, cost = module.curve, {**module.cost(device), **_tune(model, validate, settings)}
     model.cold_users = fallback
     return TrainingResult(model.to(device), curve, cost, versions())
@@ -153,7 +160,8 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
     """Train or resume, and load the best state. An interruption raises KeyboardInterrupt and leaves the checkpoints."""
     settings = module.settings
     resume = _resumable(folder, fingerprint, settings)
-    (folder / "run.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    with atomic_file(folder / "run.json") as part:
+        part.write_text(json.dumps({"fingerprint": fingerprint}))
     patience = Patience(module.metric, mode="max", patience=settings.patience, check_finite=True, strict=True)
     callbacks = _callbacks(module, patience, device, folder)
     bar = progress(settings.max_epochs * module.steps, training_label(module.model), at_most=True)
@@ -195,7 +203,6 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
     module.load_state_dict(load_tree(folder / BEST)["state_dict"])
     if module.average is not None:
         module.average.swap()
-    _remove_checkpoints(folder)
 
 
 def _callbacks(module: TrainingModule, patience: Patience, device: str, folder: Path) -> list[Callback]:
@@ -211,18 +218,14 @@ def _callbacks(module: TrainingModule, patience: Patience, device: str, folder: 
 def _resumable(folder: Path, fingerprint: str, settings: TrainSettings) -> Path | None:
     """The checkpoint to resume from; removes those of other settings."""
     last, identity = folder / LAST, folder / "run.json"
-    if last.is_file() and identity.is_file() and settings.resume:
-        if json.loads(identity.read_text()).get("fingerprint") == fingerprint:
+    if last.is_file() and (folder / BEST).is_file() and identity.is_file() and settings.resume:
+        record = json.loads(verified(identity, "delete it to start training anew").read_text())
+        if record.get("fingerprint") == fingerprint:
             log.info("resuming from %s (train.resume=false starts anew)", last)
             return last
         log.info("%s has other data or settings; starting anew", last)
-    _remove_checkpoints(folder)
+    remove_checkpoints(folder)
     return None
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    for name in (BEST, LAST):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _tune(model: Recommender, validate: Validate, settings: TrainSettings) -> dict[str, float]:

@@ -78,8 +78,15 @@ class TrainingJob:
         """The ``train`` block of the model."""
         return build_config(TrainSettings, self.config.train, where=f"models.{self.config.name}.train")
 
-    def train(self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None) -> Bundle:
-        """Train the model; ``folder`` is for checkpoints, by default ``work_folder``."""
+    def train(
+        self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None, keep_checkpoints: bool = False
+    ) -> Bundle:
+        """Train the model; ``folder`` is for checkpoints, by default ``work_folder``.
+
+        With ``keep_checkpoints`` they stay until ``Bundle.remove_checkpoints``, which the caller calls when the bundle
+        is on disk.
+        """
+        folder = self.work_folder if folder is None else folder
         config, settings, data, protocol = self.config, self.settings, self.data, self.data.protocol
         fitting_set, items, vocabulary = data.train_set, self.inputs.items, data.vocabulary
         earlier = self._earlier_bundles()
@@ -119,11 +126,12 @@ class TrainingJob:
             self.validator(data.valid_set, protocol, settings.metric, users=settings.validate_users),
             settings,
             seed=config.seed,
-            folder=self.work_folder if folder is None else folder,
+            folder=folder,
             fingerprint=protocol.id if config.init_from == "none" else f"{protocol.id} {config.init_from}",
             on_epoch=on_epoch,
             cold_users=build_config(ColdUsersConfig, config.cold_users, where="cold_users"),
             steps_from=data.train_set,
+            keep_checkpoints=keep_checkpoints,
         )
         titles_by_id = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
         titles = [titles_by_id.get(item) for item in vocabulary.ids]
@@ -132,7 +140,16 @@ class TrainingJob:
         if earlier:
             training["earlier_runs"] = [run for bundle in earlier.values() for run in bundle.training_runs()]
         return Bundle(
-            config.name, config.type, trained.model, vocabulary, titles, train_events, protocol, training, curve
+            config.name,
+            config.type,
+            trained.model,
+            vocabulary,
+            titles,
+            train_events,
+            protocol,
+            training,
+            curve,
+            work_folder=folder if keep_checkpoints else None,
         )
 
     def _earlier_bundles(self) -> dict[str, Bundle]:

@@ -92,7 +92,7 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
     if previous.get("identity") == identity and folder.is_dir():
         log.info("%s was trained with the same settings before: %s", run.name, folder)
         return load_bundle(folder, accelerate=run.accelerate)
-    bundle = job.train(on_epoch=on_epoch)
+    bundle = job.train(on_epoch=on_epoch, keep_checkpoints=True)
     version = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")[:-3] + "Z"  # Kedro's form, and its order
     with atomic_folder(bundles / version / "bundle") as temporary:
         save_bundle(bundle, temporary)
@@ -101,6 +101,7 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
         pq.write_table(curve_table(bundle), curves)
     with atomic_file(record) as file:
         file.write_text(json.dumps({"identity": identity, "version": version}))
+    bundle.remove_checkpoints()
     return bundle
 
 

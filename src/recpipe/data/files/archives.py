@@ -20,10 +20,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from recpipe.data.files.tables import errors_with_file, file_list
 from recpipe.progress import BYTES, Progress, progress
 
 CHUNK = 1 << 20
@@ -153,15 +155,19 @@ def _verify_zip(path: Path) -> None:
 
 
 def _has_page_checksums(path: Path) -> bool:
-    """Whether the first page of any column chunk has a checksum: the fourth field of its Thrift header."""
-    metadata = pq.read_metadata(path)
+    """Whether the first page of any column chunk has a checksum: the fourth field of its Thrift header.
+
+    DuckDB reads the offsets: pyarrow ends the process at some damaged footers.
+    """
+    offset = "coalesce(nullif(dictionary_page_offset, 0), data_page_offset)"
+    query = f"SELECT {offset} FROM parquet_metadata({file_list([str(path)])})"
+    with errors_with_file(str(path)), duckdb.connect() as con:
+        offsets = con.execute(query).fetchall()
     with path.open("rb") as file:
-        for group in range(metadata.num_row_groups):
-            for column in range(metadata.num_columns):
-                chunk = metadata.row_group(group).column(column)
-                file.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
-                if _has_crc(file.read(32)):
-                    return True
+        for (offset,) in offsets:
+            file.seek(max(offset, 0))
+            if _has_crc(file.read(32)):
+                return True
     return False
 
 

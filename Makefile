@@ -32,10 +32,10 @@ leaderboard: $(VENV)/.stamp-recpipe  ## the results tables of README.md, from ru
 	$(BIN)/python -m recpipe.reporting.leaderboard
 
 viz: $(VENV)/.stamp-dev  ## the pipelines as a picture, in the browser
-	$(KEDRO) viz run
+	$(KEDRO) viz run --host 127.0.0.1
 
 mlflow: $(VENV)/.stamp-recpipe  ## the tracking UI on http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db
 
 clean:  ## remove .venv, caches and what runs wrote (raw data stays)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis mlruns mlflow.db

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +35,26 @@ def _run(*args: Any, verbose: bool, **options: Any) -> Any:
         options |= {"pipeline": None, "pipelines": [options["pipeline"]]}
     callback = kedro_run.callback
     assert callback is not None
-    with one_line_errors():
+    with one_line_errors(), stop_at_sigterm():
         return callback(*args, **options)
+
+
+@contextmanager
+def stop_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM stop a run as Ctrl-C does, which closes its MLflow runs; the second one ends the process at once."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt("stopped by SIGTERM; run the same command again")
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _use_project_logging() -> None:

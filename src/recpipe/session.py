@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ class RecpipeConfigLoader(OmegaConfigLoader):
     ) -> None:
         conf = Path(conf_source).resolve()
         project = find_kedro_project(conf) or find_kedro_project(Path.cwd())
+        check_path(conf)
+        check_path(project or conf)
         self.configuration = Configuration.read(conf, env, runtime_params, model_info, project)
         remember(self.configuration)
         reload_pipelines()  # those of an earlier session in this process are of other models
@@ -53,6 +56,15 @@ class RecpipeConfigLoader(OmegaConfigLoader):
             return self._parameters
         restore_globals(self)
         return super().__getitem__(key)
+
+
+def check_path(path: Path) -> None:
+    """Raise ConfigError for a folder that Kedro reads as a pattern: one with braces, brackets, ``*`` or ``?``."""
+    if path.exists() and ("{" in str(path) or "}" in str(path) or glob.glob(str(path)) != [str(path)]):
+        raise ConfigError(
+            f"Kedro cannot work in {path}: it reads braces, brackets, * and ? in the path of a project as a pattern. "
+            "Rename the folder"
+        )
 
 
 class RecpipeSession(SessionWithOneLoader):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +23,7 @@ from kedro.runner import SequentialRunner
 from pydantic import BaseModel
 
 from recpipe.config import RunConfig
+from recpipe.data.atomic import process_start
 from recpipe.evaluation.evaluate import Evaluation
 from recpipe.hooks import TrackingHooks
 from recpipe.hooks.mlflow_runs import allowed, flat, metric_values, numbers
@@ -252,6 +258,54 @@ def test_runs_that_ctrl_c_left_open_are_marked_killed_by_the_next_run_of_the_pro
     run(models_of("one"), conf, place, hooks=hooks)
     _, runs = found(place)
     assert sorted(each.info.status for each in runs) == ["FINISHED", "FINISHED", "KILLED"]
+
+
+def test_runs_of_dead_processes_are_marked_killed_and_those_of_live_ones_are_not(place, conf) -> None:
+    run(models_of("one"), conf, place)
+    client, (finished, *_) = found(place)
+    here = platform.node()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    processes = {
+        "ended": f"{here} {ended.pid} 7",
+        "another process under the same id": f"{here} {os.getpid()} 1",
+        "live": f"{here} {os.getpid()} {process_start(os.getpid())}",
+        "another machine": f"not-{here} {ended.pid} 7",
+    }
+    for name, process in processes.items():
+        client.create_run(finished.info.experiment_id, run_name=name, tags={"process": process})
+    client.create_run(finished.info.experiment_id, run_name="of an earlier version")
+    run(models_of("one"), conf, place)
+    status = {each.info.run_name: each.info.status for each in found(place)[1]}
+    assert {name for name, value in status.items() if value == "KILLED"} == {*list(processes)[:2]}
+    assert {name for name, value in status.items() if value == "RUNNING"} == {
+        *list(processes)[2:],
+        "of an earlier version",
+    }
+
+
+def test_a_deleted_experiment_says_how_to_restore_it(place, conf, caplog) -> None:
+    run(models_of("one"), conf, place)
+    client, runs = found(place)
+    client.delete_experiment(runs[0].info.experiment_id)
+    caplog.clear()
+    run(models_of("one"), conf, place)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "mlflow experiments restore --experiment-id 1" in message and "tracking_uri in conf" not in message
+    client.restore_experiment(runs[0].info.experiment_id)
+    run(models_of("one"), conf, place)
+    assert len(found(place)[1]) == 2 * len(runs)
+
+
+@pytest.mark.parametrize("name", ["pct%41b", "q?x", "a#b c+d;e'f&g=ü", "a@b:c"])
+def test_the_database_lies_in_the_project_whatever_its_name(tmp_path, database, conf, name) -> None:
+    place = tmp_path / name
+    (place / "db").mkdir(parents=True)
+    (place / "db" / "m.db").write_bytes(database.read_bytes())
+    run(models_of("one"), conf, place)
+    rows = sqlite3.connect(place / "db" / "m.db").execute("SELECT name, status FROM runs").fetchall()
+    assert sorted(rows) == [("one", "FINISHED"), ("train+evaluate one", "FINISHED")]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [name]
 
 
 def test_an_unknown_kind_of_tracking_in_the_catalog_is_an_error(place, conf) -> None:

@@ -11,14 +11,18 @@ import atexit
 import dataclasses
 import logging
 import math
+import os
+import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recpipe.config import RunConfig
+from recpipe.data.atomic import process_start
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,11 @@ SQLITE = "sqlite:///"
 LONGEST_VALUE = 500  # MLflow's own limit for old servers; longer values are cut
 BLOCKS = ("test", "valid", "warm_items", "cold_items", "cold_users", "cost")  # of metrics.json, with numbers
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 500  # MLflow's limits per request are 100 and 1000
+PROCESS = "process"  # tag with host, process id and start of the process that logs a run
+
+
+class DeletedExperimentError(ValueError):
+    """The experiment of the data set was deleted in MLflow; the message says how to restore it."""
 
 
 class MlflowRuns:
@@ -57,6 +66,9 @@ class MlflowRuns:
             return
         try:
             action()
+        except DeletedExperimentError as error:
+            self._down = True
+            log.warning("MLflow tracking is off for this run; results are not affected. %s", error)
         except Exception as error:  # whatever a tracking server may raise
             self._down = True
             log.warning(
@@ -70,20 +82,34 @@ class MlflowRuns:
         """Open the parent run in the experiment of the data set."""
         from mlflow import MlflowClient
 
-        uri = conf["tracking_uri"]
-        if uri.startswith(SQLITE):  # its path is relative to the project, not to the working directory
-            path = project / uri.removeprefix(SQLITE)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            uri = f"{SQLITE}{path}"
+        uri = tracking_uri(conf["tracking_uri"], project)
         self._client = client = MlflowClient(tracking_uri=uri)
         title = f"{conf['experiment_prefix'] or ''}{tags['dataset']}"
         experiment = client.get_experiment_by_name(title)
+        _remove_quoted_folder(uri)
+        if experiment and experiment.lifecycle_stage == "deleted":
+            shown = uri if uri.startswith(SQLITE) else "<tracking_uri>"  # another one may hold a password
+            raise DeletedExperimentError(
+                f"Its experiment {title!r} was deleted in MLflow: restore it with `MLFLOW_TRACKING_URI='{shown}' "
+                f"mlflow experiments restore --experiment-id {experiment.experiment_id}`, or set another "
+                "experiment_prefix in conf/base/mlflow.yml"
+            )
         files = None if uri.startswith("http") else (project / conf["artifacts"]).resolve().as_uri()
         self._experiment = experiment.experiment_id if experiment else client.create_experiment(title, files)
-        self._tags = tags
+        self._end_dead_runs(conf["experiment_prefix"] or "")
+        self._tags = tags = tags | {PROCESS: f"{platform.node()} {os.getpid()} {process_start(os.getpid())}"}
         name = f"{tags['pipelines']} {tags['models'].replace(' ', '+')}".strip()
         self._parent = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
         self.where = f"experiment {title}, run {name} ({self._parent})"
+
+    def _end_dead_runs(self, prefix: str) -> None:
+        """Mark runs as killed that are still running in MLflow, and whose process on this machine is gone."""
+        experiments = [each.experiment_id for each in self._client.search_experiments() if each.name.startswith(prefix)]
+        running = f"attributes.status = 'RUNNING' AND tags.{PROCESS} LIKE '{platform.node()} %'"
+        for run in self._client.search_runs(experiments, running) if experiments else ():
+            pid, start = run.data.tags[PROCESS].split()[-2:]
+            if str(process_start(int(pid))) != start:
+                self._client.set_terminated(run.info.run_id, status="KILLED")
 
     def params(self, model: str | None, values: dict[str, str]) -> None:
         """Log parameters; a second node of the same model may repeat them."""
@@ -156,6 +182,25 @@ class MlflowRuns:
             tags |= {"mlflow.parentRunId": self._parent, "model": model}
             self._nested[model] = self._client.create_run(self._experiment, run_name=model, tags=tags).info.run_id
         return self._nested[model]
+
+
+def tracking_uri(uri: str, project: Path) -> str:
+    """Return MLflow's URI; the path of an SQLite file is relative to ``project``, and its folder is created."""
+    from sqlalchemy import URL, make_url
+
+    if not uri.startswith(SQLITE):
+        return uri
+    path = project / uri.removeprefix(SQLITE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_plain = make_url(f"{SQLITE}{path}").database == str(path)
+    return f"{SQLITE}{path}" if is_plain else URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _remove_quoted_folder(uri: str) -> None:
+    """Remove the empty folder that MLflow creates beside a project with ``%`` or ``?`` in its path, by quoted name."""
+    if uri.startswith(SQLITE) and "%" in uri:
+        with suppress(OSError):  # it is the project's own, or not empty
+            os.removedirs(Path(uri.removeprefix(SQLITE)).parent)
 
 
 def flat(value: Any, name: str) -> dict[str, str]:

@@ -1,0 +1,42 @@
+"""Signals and folders that end a command before its first node."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from recpipe.cli import stop_at_sigterm
+from recpipe.config import ConfigError
+from recpipe.session import check_path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a signal")
+def test_sigterm_stops_like_ctrl_c_and_the_second_one_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM; run the same command again"), stop_at_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("name", ["br{ace}", "br [2024] x", "sta*r", "ques?tion"])
+def test_folders_that_kedro_takes_for_patterns_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "conf").mkdir(parents=True)
+    if "{" not in name:  # another folder that the pattern matches
+        (tmp_path / {"br [2024] x": "br 2 x", "sta*r": "star", "ques?tion": "quesXtion"}[name] / "conf").mkdir(
+            parents=True
+        )
+    with pytest.raises(ConfigError, match="reads braces, brackets, .* as a pattern. Rename the folder"):
+        check_path(tmp_path / name / "conf")
+
+
+@pytest.mark.parametrize("name", ["pct%41b", "with space", "a#b'c", "ümlaut"])
+def test_other_folders_are_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    check_path(tmp_path / name)
+    check_path(tmp_path / "missing [1]")

@@ -260,3 +260,49 @@ def test_a_data_set_is_not_fitted_together_with_itself_or_lent_by_two(tmp_path) 
         named(tmp_path, quantizer_with="ml-1m+shop")
     with pytest.raises(ValueError, match=r"quantizer_from=a\+b: name one data set"):
         named(tmp_path, quantizer_from="a+b")
+
+
+def alike(share: float, groups: int) -> Embeddings:
+    """A catalogue in which a share of the items with content have the vector of one of ``groups`` items."""
+    whole = catalogue(1000)
+    rows = np.flatnonzero(whole.present)
+    same = rows[: round(share * len(rows))]
+    vectors = whole.vectors.copy()
+    vectors[same] = vectors[same[np.arange(len(same)) % groups]]
+    return replace(whole, vectors=vectors)
+
+
+def test_items_with_the_same_text_are_counted_before_a_quantizer_is_fitted(caplog) -> None:
+    build.fit_quantizer(alike(0.5, groups=100), EarlierResults(), CONFIG)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "400 of 800 items have the same text as others, the largest group is 4 such as 'i" in warning
+    assert "add columns to content.text.template" in warning and "extra_digit" in warning
+    caplog.clear()
+    build.fit_quantizer(catalogue(1000), EarlierResults(), changed(kind="image"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "config", "message"),
+    [
+        (alike(0.95, groups=300), CONFIG, "760 of 800 items .*semantic_ids.gate.sharing"),
+        (
+            alike(0.2, groups=1),
+            changed(collisions="keep"),
+            "the largest group is 160 such as .*semantic_ids.gate.largest",
+        ),
+        (alike(0.09, groups=1), CONFIG, "raise semantic_ids.extra_codes .64."),
+    ],
+    ids=["sharing", "largest", "extra digit"],
+)
+def test_ids_that_the_gate_would_refuse_for_equal_texts_are_refused_before_the_fit(
+    vectors, config, message, monkeypatch
+) -> None:
+    monkeypatch.setattr(build, "build_quantizer", lambda *_: pytest.fail("fitted"))
+    with pytest.raises(ValueError, match=message):
+        build.fit_quantizer(vectors, EarlierResults(), config)
+
+
+def test_equal_texts_are_no_error_where_the_gate_allows_them() -> None:
+    config = changed(gate={"neighbours": None, "largest": None, "sharing": None}, extra_codes=1024)
+    build.fit_quantizer(alike(0.95, groups=1), EarlierResults(), config)

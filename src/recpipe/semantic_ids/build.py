@@ -24,7 +24,7 @@ from recpipe.content.embeddings import Embeddings
 from recpipe.semantic_ids.assign import assign, reuse_obstacle, same_encoder, space_difference
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.semantic_ids.quality import Gate, apply_gate, leaf_categories, measure_quality
+from recpipe.semantic_ids.quality import ALLOWED_GROUP, Gate, apply_gate, leaf_categories, measure_quality
 from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, build_quantizer, load_quantizer
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+WARN_SHARED = 0.01  # of the items
 QUANTIZER, IDS = "quantizer", "semantic_ids.parquet"  # in the folder of a kind of ids
 
 
@@ -120,10 +121,11 @@ def fit_quantizer(
     """Return the quantizer of ``quantizer_from``, or that of an earlier run with the same settings, or a new one.
 
     A new quantizer is fitted to these embeddings and those of ``quantizer_with``. Raises ValueError if
-    ``quantizer_from`` and ``quantizer_with`` are both set.
+    ``quantizer_from`` and ``quantizer_with`` are both set, and QualityGateError where too many items are alike.
     """
     if earlier.joint_paths and earlier.source_dataset is not None:
         raise ValueError("quantizer_with fits a quantizer, and quantizer_from lends one; set one of them")
+    check_shared_content(embeddings, config)
     if earlier.source_dataset is not None:
         return _lent_quantizer(earlier.source_dataset, earlier.source_quantizer, embeddings)
     others, previous = earlier.joint_embeddings, earlier.quantizer
@@ -257,6 +259,35 @@ def build_tree(ids: SemanticIds, gate: Mapping[str, Any]) -> PrefixTree:
     if gate["ids"] != ids.hash:
         raise ValueError("the gate passed other ids than those on disk: run `kedro run --pipelines=semantic_ids` again")
     return PrefixTree.build(ids.codes, ids.sizes, source=ids.hash, shared=not ids.unique)
+
+
+def check_shared_content(embeddings: Embeddings, config: SemanticIdsConfig) -> None:
+    """Warn of items with equal vectors, whose codes must be equal.
+
+    Raises QualityGateError, before anything is fitted, where they alone exceed ``sharing`` or ``largest`` of the gate.
+    """
+    present = np.flatnonzero(embeddings.present)
+    if not len(present):
+        return
+    hashes = np.array([hash(vector.tobytes()) for vector in embeddings.vectors[present]])
+    _, group, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    shared, largest = int(counts[counts > 1].sum()), int(counts.max())
+    if shared / len(present) < WARN_SHARED:
+        return
+    what = {"image": "image", "text_image": "text and image"}.get(config.kind, "text")
+    advice = "" if what == "image" else "; add columns to content.text.template of the data set"
+    names = ", ".join(map(repr, embeddings.item_ids[present[group == counts.argmax()][:3]]))
+    message = (
+        f"{shared:,} of {len(present):,} items have the same {what} as others, the largest group is {largest:,} such "
+        f"as {names}: no quantizer can tell them apart"
+    )
+    gate = build_config(Gate, config.gate, where=f"semantic_ids.kinds.{config.kind}.gate")
+    limit = len(present) if gate.largest is None else max(gate.largest * len(present), ALLOWED_GROUP)
+    if config.collisions == "extra_digit" and largest > config.extra_codes:
+        raise ValueError(f"{message}{advice}, or raise semantic_ids.extra_codes ({config.extra_codes})")
+    if largest > limit or (gate.sharing is not None and shared > gate.sharing * len(present)):
+        raise QualityGateError(f"{message}{advice}, or raise semantic_ids.gate.sharing and semantic_ids.gate.largest")
+    log.warning("%s, only the resolution of collisions (%s) can%s", message, config.collisions, advice)
 
 
 def _lent_quantizer(name: str, quantizer: Quantizer | None, embeddings: Embeddings) -> Quantizer:

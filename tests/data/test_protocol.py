@@ -96,3 +96,14 @@ def test_published_ids_are_stable_and_held_out_items_change_them(protocol_id):
     assert len({usual.id, held_out.id, replace(held_out, seed=1).id, replace(held_out, held_out_items=0.04).id}) == 4
     assert usual.data_differences(held_out) == held_out.data_differences(usual) == ["seed", "held_out_items"]
     assert Protocol.from_dict({"id": held_out.id, **held_out.to_dict()}) == held_out
+
+
+def test_target_events_change_the_id_only_where_they_are_set():
+    plain, bought = Protocol(dataset="x"), Protocol(dataset="x", target_events=["cart", "buy"])
+    old = {key: value for key, value in plain.to_dict().items() if key != "target_events"}
+    assert Protocol.from_dict(old).id == plain.id == Protocol(dataset="x", target_events="none").id
+    assert bought.id != plain.id and bought.target_events == ("buy", "cart")
+    assert Protocol.from_dict(bought.to_dict()) == bought == Protocol(dataset="x", target_events="cart+buy")
+    assert plain.data_differences(bought) == ["target_events"]
+    with pytest.raises(ValueError, match="target_events is empty"):
+        Protocol(dataset="x", target_events=[])

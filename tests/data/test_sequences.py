@@ -155,3 +155,21 @@ def test_a_log_with_weights_has_the_fingerprint_of_one_without(tmp_path):
     table = pq.read_table(path)
     pq.write_table(table.append_column("weight", pa.array(np.arange(len(table)), pa.float64())), path)
     assert build_sequences(path)[0].fingerprint() == before.fingerprint()
+
+
+def test_event_types_select_the_targets(tmp_path):
+    rows = [("u", "a", 1), ("u", "b", 2), ("u", "a", 3), ("v", "b", 1), ("v", "c", 2)]
+    path = write_log(tmp_path / "log.parquet", rows)
+    with pytest.raises(ValueError, match="the log has no event types: map the column"):
+        build_sequences(path, target_events=["buy"])
+    table = pq.read_table(path).append_column("event", pa.array(["view", "buy", "cart", None, "buy"]))
+    pq.write_table(table.take([4, 2, 0, 1, 3]), path)
+    data, _ = build_sequences(path, target_events=["buy", "cart"])
+    assert data.is_target.tolist() == [False, True, True, False, True]
+    assert data.target_mask().tolist() == [False, True, True, False, True]
+    assert data.target_counts().tolist() == [2, 1]
+    assert data.target_positions(np.array([2, 2])).tolist() == [1, 2]  # the second user has only one
+    assert Sequences.from_table(data.to_table()).is_target.tolist() == data.is_target.tolist()
+    assert data.fingerprint() != build_sequences(path)[0].fingerprint()
+    with pytest.raises(ValueError, match=r"unknown event type in protocol.target_events 'by' \(did you mean 'buy'"):
+        build_sequences(path, target_events=["by"])

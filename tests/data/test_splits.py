@@ -89,6 +89,84 @@ def test_temporal_cuts_all_users_at_one_moment():
     assert dated.test.targets.timestamps.min() >= 1200
 
 
+SPLITS = [("leave_one_out", "next"), *((rule, n) for rule in ("ratio", "temporal") for n in ("next", "all"))]
+
+
+def targets_by_brute_force(events, protocol, cut_times):
+    """(training, validation, test) of one user, events (item, time, is_target); folds as (history, targets) or None."""
+    places = [p for p, (_, _, is_target) in enumerate(events) if is_target]
+    items = [item for item, _, _ in events]
+    if protocol.split == "leave_one_out":
+        if len(places) < 2 or places[-2] == 0:
+            return items, None, None
+        valid, test, stop = places[-2:-1], places[-1:], places[-2]
+    elif protocol.split == "ratio":
+        n_test, n_valid = (int(len(places) * share + 0.5) for share in (protocol.test, protocol.valid))
+        test = places[len(places) - n_test :]
+        valid = places[max(len(places) - n_test - n_valid, 0) : len(places) - n_test]
+        stop = min([*valid, *test, len(events)])
+    else:
+        valid_from, test_from = cut_times
+        valid = [p for p in places if valid_from <= events[p][1] < test_from]
+        test = [p for p in places if events[p][1] >= test_from]
+        stop = sum(time < valid_from for _, time, _ in events)
+
+    def fold(places):
+        if not places or places[0] == 0:
+            return None
+        targets = places[:1] if protocol.targets == "next" else places
+        return items[: places[0]], list(dict.fromkeys(items[p] for p in targets))
+
+    return items[:stop], fold(valid), fold(test)
+
+
+@pytest.mark.parametrize(
+    ("rule", "targets"), [("leave_one_out", "next"), *((r, t) for r in ("ratio", "temporal") for t in ("next", "all"))]
+)
+@pytest.mark.parametrize("share", [0.3, 0.8, 1.0])
+def test_target_events_are_held_out_and_histories_have_all_events(rule, targets, share):
+    data = random_sequences(150, 40, longest=25, shortest=1, seed=3)
+    rng = np.random.default_rng(1)
+    data = replace(data, timestamps=data.timestamps + np.repeat(rng.integers(0, 2000, len(data)), data.lengths))
+    data = replace(data, is_target=rng.random(len(data.items)) < share)
+    dates = ("1970-01-01T00:30:00", "1970-01-01T00:40:00") if rule == "temporal" else (0.2, 0.2)
+    protocol = Protocol(dataset="x", split=rule, targets=targets, valid=dates[0], test=dates[1])
+    cut = split(data, protocol)
+    expected = {}
+    for u, user in enumerate(data.users):
+        part = slice(*data.offsets[u : u + 2])
+        events = [
+            *zip(data.items[part].tolist(), data.timestamps[part].tolist(), data.is_target[part].tolist(), strict=True)
+        ]
+        expected[user] = targets_by_brute_force(events, protocol, (1800, 2400))
+    assert rows(cut.train) == {user: train for user, (train, _, _) in expected.items() if train}
+    assert pairs(cut.valid) == {user: valid for user, (_, valid, _) in expected.items() if valid}
+    assert pairs(cut.test) == {user: test for user, (_, _, test) in expected.items() if test}
+    assert cut.valid.targets.is_target.all() and cut.test.targets.is_target.all()
+    both = rows(with_validation(cut.train, cut.valid))
+    assert both == {
+        user: valid[0] + valid[1] if valid else train for user, (train, valid, _) in expected.items() if train or valid
+    }
+    if share == 1.0:  # the same split as without event types
+        plain = split(replace(data, is_target=None), protocol)
+        assert (rows(plain.train), pairs(plain.valid), pairs(plain.test)) == (
+            rows(cut.train),
+            pairs(cut.valid),
+            pairs(cut.test),
+        )
+
+
+def test_the_last_target_event_of_cold_users_is_held_out():
+    data = random_sequences(200, 20, seed=2)
+    data = replace(data, is_target=np.random.default_rng(0).random(len(data.items)) < 0.4)
+    cut = split(data, Protocol(dataset="x", split="cold_users", valid=0.2, test=0.2))
+    whole = {user: slice(*data.offsets[u : u + 2]) for u, user in enumerate(data.users)}
+    for fold in (cut.valid, cut.test):
+        for user, (history, targets) in pairs(fold).items():
+            last = np.flatnonzero(data.is_target[whole[user]])[-1]
+            assert history + targets == data.items[whole[user]][: last + 1].tolist() and len(targets) == 1
+
+
 @pytest.mark.parametrize("last_day", [100, 97, 60])
 def test_coarse_times_that_leave_no_training_are_refused(last_day):
     day = 86_400

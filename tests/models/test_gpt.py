@@ -55,6 +55,16 @@ def test_packed_targets_have_their_weights():
     assert abs(alike.item() - expected.item()) > 0.1
 
 
+def test_packed_targets_are_target_events_only():
+    data = replace(DATA, is_target=np.random.default_rng(0).random(len(DATA.items)) < 0.4)
+    packed, padded = steps(data=data)
+    model, whole = build_model(), sum(part.n_targets for part in padded)
+    assert packed.n_targets == whole == data.last(WINDOW + 1).target_mask().sum() == (packed.next_items > 0).sum()
+    parts = [part for part in padded if part.n_targets]
+    expected = sum(model.loss(part, FullSoftmax()) * (part.n_targets / whole) for part in parts)
+    torch.testing.assert_close(model.loss(packed, FullSoftmax()), expected, rtol=1e-5, atol=1e-6)
+
+
 def by_sequence(model: NextItem, batch) -> dict[tuple, torch.Tensor]:
     """Hidden states by the prefix of a user's history."""
     inputs, targets = batch.inputs_and_targets()

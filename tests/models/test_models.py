@@ -247,6 +247,21 @@ def test_the_scale_of_weights_does_not_order_items_otherwise(name):
     assert (lists[0] == lists[1]).mean() > 0.99  # but for rounding
 
 
+@pytest.mark.parametrize("case", WEIGHTED)
+def test_the_loss_is_of_target_events_only(case):
+    """Where only last events may be targets, the loss is that of batches with no other target."""
+    name, config = WEIGHTED[case]
+    torch.manual_seed(0)
+    model = untrained_model(name, dropout=0.0, **config)
+    is_target = np.zeros(len(DATA.items), bool)
+    is_target[DATA.offsets[1:] - 1] = True
+    batch = model.on_device(replace(DATA, is_target=is_target), window=WINDOW + 1).batch(np.arange(8))
+    singles = [model.on_device(DATA, window=WINDOW + 1).batch(np.array([u])) for u in range(8)]
+    terms = [model.loss(replace(row, context=row.lengths - 1), FullSoftmax()) for row in singles]
+    assert batch.n_targets == 8
+    torch.testing.assert_close(model.loss(batch, FullSoftmax()), sum(terms) / 8, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NEURAL)
 def test_nan_weights_are_refused(name):
     model = build_model(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,25 @@ def test_target_counts_are_those_of_the_targets_in_an_epoch():
                 expected[item] += 1
         data = training_windows(DATA.train, model, settings(windows=windows))
         assert torch.equal(target_counts(data, model), expected)
+
+
+@pytest.mark.parametrize("windows", ["last", "all"])
+def test_windows_without_a_target_event_are_left_out(windows):
+    model = build("sasrec", {"dim": 8}, n_items=ITEMS, max_length=4)
+    marks = replace(DATA.train, is_target=np.random.default_rng(0).random(len(DATA.train.items)) < 0.2)
+    whole = marks.windows(4) if windows == "all" else marks.last(5)
+    data = training_windows(marks, model, settings(windows=windows))
+    expected = [u for u in range(len(whole)) if whole.is_target[whole.offsets[u] + 1 : whole.offsets[u + 1]].any()]
+    assert 0 < len(expected) < len(whole)
+    assert [data.last(5).row(u).tolist() for u in range(len(data))] == [whole.row(u).tolist() for u in expected]
+    places = [place for u in expected for place in range(whole.offsets[u] + 1, whole.offsets[u + 1])]
+    items = [whole.items[place] for place in places if whole.is_target[place]]
+    assert target_counts(data, model).tolist() == np.bincount(items, minlength=ITEMS + 1).tolist()
+    device_data = DeviceSequences(data, window=5, device="cpu")
+    assert device_data.n_targets.min() >= 1 and device_data.n_targets.sum() == len(items)
+    none = replace(marks, is_target=np.zeros_like(marks.is_target))
+    with pytest.raises(ValueError, match="protocol.target_events"):
+        training_windows(none, model, settings(windows=windows))
 
 
 def test_on_epoch_gets_the_rows_of_the_curve(tmp_path):

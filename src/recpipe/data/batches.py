@@ -36,6 +36,7 @@ class Batch:
     next_items: Tensor | None = None  # (B, T) int64, targets of packed rows, which lack the last events
     weights: Tensor | None = None  # (B, T) float32 of events, 0 at padding
     next_weights: Tensor | None = None  # (B, T) float32 of the next event, of inputs
+    is_target: Tensor | None = None  # (B, T) bool, events that may be targets by their type; None: all
 
     @property
     def mask(self) -> Tensor:
@@ -86,7 +87,7 @@ class Batch:
 
     def _map_events(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to all tensors (B, T) and (B, T, M) of an unpacked batch."""
-        columns = {name: getattr(self, name) for name in ("items", "timestamps", "query_times", "weights")}
+        columns = {name: getattr(self, name) for name in ("items", "timestamps", "query_times", "weights", "is_target")}
         events: dict[str, Any] = {name: function(values) for name, values in columns.items() if values is not None}
         features = {name: function(x) if name.startswith("event.") else x for name, x in self.features.items()}
         return replace(self, **events, features=features)
@@ -102,6 +103,8 @@ class Batch:
         if self.context is not None:
             place = torch.arange(1, width, device=targets.device)
             targets = torch.where(place >= self.context[:, None], targets, 0)
+        if self.is_target is not None:
+            targets = torch.where(self.is_target[:, 1:], targets, 0)
         inputs = replace(
             self._map_events(lambda values: values[:, :-1]),
             lengths=self.lengths.clamp(max=width - 1),
@@ -133,6 +136,9 @@ class DeviceSequences:
         self.lengths, self.device = np.minimum(sequences.lengths, window), torch.device(device)
         context = np.ones_like(self.lengths) if sequences.context is None else sequences.context
         self.n_targets = np.maximum(self.lengths - np.maximum(context, 1), 0)  # (U,)
+        if sequences.is_target is not None:
+            last = sequences.last(window)
+            self.n_targets = np.diff(np.concatenate([[0], np.cumsum(last.target_mask())])[last.offsets])
         self._stop = torch.from_numpy(sequences.offsets[1:].copy()).to(device)
         self._lengths = torch.from_numpy(self.lengths).to(device)
         self._items = torch.from_numpy(sequences.items.astype(np.int64)).to(device)
@@ -140,6 +146,7 @@ class DeviceSequences:
         self._times = to_device(sequences.timestamps)
         self._query_times = to_device(sequences.query_times)
         self._weights = to_device(sequences.weights)
+        self._is_target = to_device(sequences.is_target)
         self._features = {name: torch.from_numpy(value).to(device) for name, value in (features or {}).items()}
 
     def __len__(self) -> int:
@@ -171,7 +178,10 @@ class DeviceSequences:
         weights = None
         if self._weights is not None:
             weights = torch.where(mask, self._weights[flat], 0) if len(self._weights) else flat.float()
-        return Batch(items, lengths, times, n_targets, features, query_times, context=context, weights=weights)
+        batch = Batch(items, lengths, times, n_targets, features, query_times, context=context, weights=weights)
+        if self._is_target is None:
+            return batch
+        return replace(batch, is_target=mask & self._is_target[flat] if len(self._items) else mask)
 
     def pack(
         self, users: np.ndarray, row: np.ndarray, start: np.ndarray, segment: np.ndarray, *, shape: tuple[int, int]
@@ -194,6 +204,8 @@ class DeviceSequences:
         next_items = self._items[source + 1]
         if self._context is not None:
             next_items = torch.where(place + 1 >= self._context[user], next_items, 0)
+        if self._is_target is not None:
+            next_items = torch.where(self._is_target[source + 1], next_items, 0)
 
         def scatter(values: Tensor) -> Tensor:
             empty = values.new_zeros(shape[0] * shape[1], *values.shape[1:])

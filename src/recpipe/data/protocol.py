@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recpipe.config import check_choices, check_known
+from recpipe.config import check_choices, check_known, split_names
 
 TIME_CHOICES = ("none", "last_item", "query")  # each allows what the previous ones allow
 CHOICES = {
@@ -28,7 +28,9 @@ class Protocol:
     at which the part begins; ``leave_one_out`` ignores them. ``seed`` affects shuffled ties, cold users and held-out
     items: ``held_out_items`` is the share of the catalogue that training and validation never see. ``time`` is what a
     model may know about time: ``none``; ``last_item``, ages relative to the last event; ``query``, ages relative to the
-    time of the query, which folds contain only then. Raises ValueError for a value that is not allowed.
+    time of the query, which folds contain only then. ``target_events`` are the types of events that may be targets, of
+    training too, while histories contain all events before the target; None: all types. Raises ValueError for a value
+    that is not allowed.
     """
 
     dataset: str
@@ -38,6 +40,7 @@ class Protocol:
     valid: float | str = 0.1
     test: float | str = 0.1
     targets: str = "next"
+    target_events: tuple[str, ...] | None = None
     ties: str = "source"
     seed: int = 42
     held_out_items: float = 0.0
@@ -50,6 +53,11 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("steps", "cutoffs"):  # lists in conf and JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.target_events is not None:  # a list, or several as a+b
+            names = split_names(self.target_events) if isinstance(self.target_events, str) else self.target_events
+            if not names and not isinstance(self.target_events, str):
+                raise ValueError("protocol.target_events is empty; name types of events, or null for all of them")
+            object.__setattr__(self, "target_events", tuple(sorted({str(name) for name in names})) or None)
         check_choices(self, where="protocol", **CHOICES)
         if self.history < 1:
             raise ValueError(f"protocol.history is {self.history}; it is the number of events a model sees, at least 1")
@@ -84,6 +92,8 @@ class Protocol:
             fields["seed"] = None
         if not self.held_out_items:
             del fields["held_out_items"]
+        if self.target_events is None:
+            del fields["target_events"]
         return fields
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recpipe.config import check_known
 from recpipe.data.atomic import atomic_file
 from recpipe.data.digests import verified
 from recpipe.data.features import align_rows
@@ -19,7 +20,7 @@ from recpipe.data.protocol import Protocol
 
 log = logging.getLogger(__name__)
 
-EVENT_COLUMNS = ("timestamps", "ratings", "weights")  # fields of Sequences with a value per event, besides items
+EVENT_COLUMNS = ("timestamps", "ratings", "weights", "is_target")  # fields of Sequences per event, besides items
 PROFILE = "user."  # prefix of profile columns in files
 
 
@@ -61,6 +62,7 @@ class Sequences:
     query_times: np.ndarray | None = None  # (U,) int64 seconds, time of the query where the protocol allows it
     context: np.ndarray | None = None  # (U,) int64, number of first events that are inputs only, not targets
     weights: np.ndarray | None = None  # (N,) float32, at least 0: how much an event counts in training
+    is_target: np.ndarray | None = None  # (N,) bool, events of a type in protocol.target_events; None: all
 
     def __len__(self) -> int:
         return len(self.users)
@@ -90,6 +92,7 @@ class Sequences:
             None if self.query_times is None else self.query_times[rows],
             None if self.context is None else np.clip(self.context[rows] - start, 0, None),
             None if self.weights is None else self.weights[index],
+            None if self.is_target is None else self.is_target[index],
         )
 
     def select_users(self, rows: np.ndarray) -> Sequences:
@@ -129,12 +132,38 @@ class Sequences:
         windows = self.select(rows, start, stop)
         return windows if stride == n else replace(windows, context=np.maximum(stop - start - stride, 1))
 
+    def target_mask(self) -> np.ndarray:
+        """Return (N,) bool: training targets, of ``is_target`` all but the first event or the context of a user."""
+        context = 1 if self.context is None else np.repeat(np.maximum(self.context, 1), self.lengths)
+        place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+        mask = np.asarray(place >= context)
+        return mask if self.is_target is None else mask & self.is_target
+
+    def target_counts(self) -> np.ndarray:
+        """Count the events of ``is_target`` of every user (U,)."""
+        if self.is_target is None:
+            return self.lengths
+        return np.diff(np.concatenate([[0], np.cumsum(self.is_target)])[self.offsets])
+
+    def target_positions(self, nth: np.ndarray) -> np.ndarray:
+        """Return the position (U,) of the ``nth`` (U,) last event of ``is_target``, the length for 0 or too many."""
+        lengths, counts = self.lengths, self.target_counts()
+        if self.is_target is None:
+            return np.where(nth <= counts, lengths - nth, lengths)
+        is_found = (nth > 0) & (nth <= counts)
+        places = np.flatnonzero(self.is_target)[(np.cumsum(counts) - nth)[is_found]]
+        positions = lengths.copy()
+        positions[is_found] = places - self.offsets[:-1][is_found]
+        return positions
+
     def fingerprint(self) -> str:
         """Hash users, item indices, times and order, without external item ids, to twelve hex digits."""
         digest = hashlib.sha256()
         for part in (self.offsets, self.items, self.timestamps):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
         digest.update("\0".join(self.users.tolist()).encode())
+        if self.is_target is not None:
+            digest.update(self.is_target.tobytes())
         return digest.hexdigest()[:12]
 
     def to_table(self, prefix: str = "") -> pa.Table:
@@ -151,7 +180,8 @@ class Sequences:
         """Invert ``to_table``."""
         lists = table[f"{prefix}items"].combine_chunks()
         columns = {name: f"{prefix}{name}" for name in EVENT_COLUMNS if f"{prefix}{name}" in table.column_names}
-        events = {name: table[column].combine_chunks().flatten().to_numpy() for name, column in columns.items()}
+        lists_of = {name: table[column].combine_chunks() for name, column in columns.items()}
+        events = {name: column.flatten().to_numpy(zero_copy_only=False) for name, column in lists_of.items()}
         profiles = [name for name in table.column_names if name.startswith(PROFILE) and not prefix]
         return cls(
             _strings(table["user_id"]),
@@ -161,6 +191,7 @@ class Sequences:
             events.get("ratings"),
             {name.removeprefix(PROFILE): table[name].combine_chunks() for name in profiles},
             weights=events.get("weights"),
+            is_target=events.get("is_target"),
         )
 
     def write(self, path: Path) -> None:
@@ -221,14 +252,17 @@ class Fold:
         return cls(Sequences.from_table(table), Sequences.from_table(table, "target_"))
 
 
-def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple[Sequences, Vocabulary]:
+def build_sequences(
+    path: Path, *, ties: str = "source", seed: int = 0, target_events: Sequence[str] | None = None
+) -> tuple[Sequences, Vocabulary]:
     """Build sequences and vocabulary from a Parquet file of interactions (user_id, item_id, timestamp, order).
 
     The columns ``rating`` and ``weight`` may be there too; an event without a weight has the weight 1.
 
     ``ties`` orders events of a user with equal timestamps: ``source`` by ``order``, ``shuffle`` randomly with ``seed``.
-    Without timestamps, ``order`` alone decides. Raises ValueError if only some of the rows have a timestamp, and for a
-    weight that is negative or no number.
+    Without timestamps, ``order`` alone decides. ``target_events``: types of the events that may be targets; None: all.
+    Raises ValueError if only some of the rows have a timestamp, for a weight that is negative or no number, and for
+    types that the log does not have.
     """
     if ties not in ("source", "shuffle"):
         raise ValueError(f"ties is {ties!r}; allowed: source, shuffle (conf: protocol.ties)")
@@ -254,8 +288,25 @@ def build_sequences(path: Path, *, ties: str = "source", seed: int = 0) -> tuple
     ordered = None if times is None else times[index]
     weights = None if "weight" not in optional else _weights(table["weight"], path)
     weights = None if weights is None else weights[index]
+    is_target = None if target_events is None else _is_target(path, target_events)[index]
     item_index = (items[index] + 1).astype(np.int32)
-    return Sequences(user_ids, item_index, ordered, offsets, ratings, weights=weights), Vocabulary(item_ids)
+    sequences = Sequences(user_ids, item_index, ordered, offsets, ratings, weights=weights, is_target=is_target)
+    return sequences, Vocabulary(item_ids)
+
+
+def _is_target(path: Path, target_events: Sequence[str]) -> np.ndarray:
+    """Return (N,) bool: events of the types ``target_events``."""
+    if "event" not in pq.read_schema(path).names:
+        raise ValueError(
+            f"protocol.target_events is {list(target_events)} and the log has no event types: map the column of the "
+            "type, `columns: {event: <name in the file>}`, in the data set's options, and run the pipeline ingest"
+        )
+    column = pq.read_table(path, columns=["event"])["event"]
+    types = sorted(value for value in column.unique().to_pylist() if value is not None)
+    for name in target_events:
+        check_known(name, types, what="event type in protocol.target_events")
+    mask = pa.compute.is_in(column, value_set=pa.array(target_events, column.type))
+    return np.asarray(mask.to_numpy(zero_copy_only=False), bool)
 
 
 def _weights(column: pa.ChunkedArray, path: Path) -> np.ndarray | None:

@@ -99,7 +99,8 @@ def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | Non
     """Split sequences by ``protocol.split`` and remove the held-out items from training and validation.
 
     Every rule gives each user two cuts, valid_at <= test_at: events before the first are training, those between are
-    validation targets, the others test targets. A user without a history or a target in a fold is left out of it.
+    validation targets, the others test targets; of them only events of ``protocol.target_events`` are targets, and the
+    history is everything before the first target. A user without a history or a target in a fold is left out of it.
     ``vocabulary`` is needed for held-out items, which are chosen by their ids. Raises ValueError for an empty part, and
     for held-out items that are no test targets.
     """
@@ -142,12 +143,13 @@ def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndar
 
 
 def with_validation(train: Sequences, valid: Fold) -> Sequences:
-    """Append the targets of ``valid`` to the events of their users; users that only ``valid`` has come last."""
+    """Append histories and targets of ``valid`` to the events of their users; users of ``valid`` alone come last."""
     histories = valid.histories.select_users(np.flatnonzero(~np.isin(valid.histories.users, train.users)))
-    parts = (train, histories, valid.targets)
     users = np.concatenate([train.users, histories.users])
-    target_rows = pc.index_in(pa.array(valid.targets.users, pa.string()), pa.array(users, pa.string()))
-    rows = (np.arange(len(train)), len(train) + np.arange(len(histories)), target_rows.to_numpy())
+    rows_of_fold = pc.index_in(pa.array(valid.histories.users, pa.string()), pa.array(users, pa.string())).to_numpy()
+    trained = np.concatenate([train.lengths, np.zeros(len(histories), np.int64)])[rows_of_fold]
+    between = valid.histories.select(np.arange(len(valid)), trained, valid.histories.lengths)  # after training events
+    parts, rows = (train, between, valid.targets), (np.arange(len(train)), rows_of_fold, rows_of_fold)
     owner = np.concatenate([np.repeat(row, part.lengths) for row, part in zip(rows, parts, strict=True)])
     order = np.argsort(owner, kind="stable")
 
@@ -164,8 +166,8 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
         name: pa.concat_arrays([column, histories.profiles[name].cast(column.type)])
         for name, column in train.profiles.items()
     }
-    times, ratings, weights = map(merge, EVENT_COLUMNS)
-    return Sequences(users, items, times, offsets, ratings, profiles, weights=weights)
+    events = {name: merge(name) for name in EVENT_COLUMNS}
+    return Sequences(users, items, offsets=offsets, profiles=profiles, **events)
 
 
 @dataclass(frozen=True)
@@ -180,45 +182,58 @@ class _Cuts:
 
 
 def _leave_one_out(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """Last event: test; the one before: validation. Users with fewer than three events are in training only."""
-    n = sequences.lengths
-    valid_at, test_at = np.where(n >= 3, n - 2, n), np.where(n >= 3, n - 1, n)
+    """Last target event: test; the one before: validation. Users without two, or with nothing before, only train."""
+    n, one = sequences.lengths, np.ones_like(sequences.lengths)
+    valid_at, test_at = sequences.target_positions(2 * one), sequences.target_positions(one)
+    is_held_out = (sequences.target_counts() >= 2) & (valid_at > 0)
+    valid_at, test_at = np.where(is_held_out, valid_at, n), np.where(is_held_out, test_at, n)
     return _Cuts(valid_at, valid_at, test_at, test_at, n)
 
 
 def _ratio(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """The last ``test`` share of each user's events is test, the ``valid`` share before it validation."""
-    n = sequences.lengths
+    """The last ``test`` share of each user's target events is test, the ``valid`` share before it validation."""
+    n = sequences.target_counts()
     valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
-    test_at = n - np.floor(n * test + 0.5).astype(np.int64)
-    valid_at = np.maximum(test_at - np.floor(n * valid + 0.5).astype(np.int64), 0)
-    return _Cuts(valid_at, valid_at, test_at, test_at, n)
+    n_test, n_valid = (np.floor(n * share + 0.5).astype(np.int64) for share in (test, valid))
+    n_test = np.minimum(n_test, n)
+    test_at = sequences.target_positions(n_test)
+    valid_at = sequences.target_positions(np.minimum(n_test + n_valid, n))
+    return _Cuts(valid_at, valid_at, test_at, test_at, sequences.lengths)
 
 
 def _temporal(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """One point in time for all users: a date, or the share of all events that come after it."""
+    """One point in time for all users: a date, or the share of all target events that come after it.
+
+    Histories go on until the user's first target event after that point.
+    """
     times = sequences.timestamps
     if times is None:
         raise ValueError("the temporal split needs timestamps and this data set has only an order; use leave_one_out")
-    test_from = _cut_time(times, protocol.test, "test", after=0.0)
-    share_after = float(np.mean(times >= test_from))
-    valid_from = _cut_time(times, protocol.valid, "valid", after=share_after)
+    target_times = times if sequences.is_target is None else times[sequences.is_target]
+    test_from = _cut_time(target_times, protocol.test, "test", after=0.0)
+    share_after = float(np.mean(target_times >= test_from))
+    valid_from = _cut_time(target_times, protocol.valid, "valid", after=share_after)
     if not valid_from < test_from:
         raise ValueError(
             f"protocol.valid begins at {valid_from}, not before protocol.test at {test_from} (epoch seconds)"
         )
     owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
     valid_at, test_at = (np.bincount(owner[times < cut], minlength=len(sequences)) for cut in (valid_from, test_from))
-    return _Cuts(valid_at, valid_at, test_at, test_at, sequences.lengths)
+    valid_start, test_start = valid_at, test_at
+    if sequences.is_target is not None:  # the first target event after each point
+        later = [sequences.is_target & (times >= moment) for moment in (valid_from, test_from)]
+        counts = [np.bincount(owner[mask], minlength=len(sequences)) for mask in later]
+        valid_start, test_start = map(sequences.target_positions, counts)
+    return _Cuts(valid_at, valid_start, test_at, test_start, sequences.lengths)
 
 
 def _cold_users(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """All events of test and validation users, chosen by hash, are held out; their last event is the target."""
+    """All events of test and validation users, chosen by hash, are held out; their last target event is the target."""
     n = sequences.lengths
     hashes = np.array([_unit_hash(user, protocol.seed) for user in sequences.users.tolist()])
     valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
     is_test, is_valid = hashes < test, (hashes >= test) & (hashes < test + valid)
-    last, zero = np.maximum(n - 1, 0), np.zeros_like(n)
+    last, zero = np.where(n > 0, sequences.target_positions(np.ones_like(n)), 0), np.zeros_like(n)
     train_stop = np.where(is_test | is_valid, 0, n)
     valid_and_test = (np.where(group, place, zero) for group in (is_valid, is_test) for place in (last, n))
     return _Cuts(train_stop, *valid_and_test)
@@ -234,6 +249,8 @@ def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, *, next_onl
     rows = np.flatnonzero((start > 0) & (stop > start))
     start, stop = start[rows], (start + 1 if next_only else stop)[rows]
     histories, targets = sequences.select(rows, np.zeros_like(start), start), sequences.select(rows, start, stop)
+    if targets.is_target is not None:
+        targets = _filter_events(targets, targets.is_target)
     owner = np.repeat(np.arange(len(targets)), targets.lengths)
     _, first = np.unique(np.stack([owner, targets.items]), axis=1, return_index=True)
     return Fold(histories, _filter_events(targets, np.isin(np.arange(len(owner)), first)))
@@ -269,9 +286,9 @@ def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float)
             raise ValueError(f"protocol.{name} is {value!r}; give an ISO date such as 2011-10-01 or a share") from None
         return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     share = _share(value, name)
-    moment = int(np.quantile(times, max(1 - after - share, 0), method="higher"))
-    actual = float(np.mean(times >= moment)) - after
-    if moment == times.min():
+    start = int(np.quantile(times, max(1 - after - share, 0), method="higher"))
+    actual = float(np.mean(times >= start)) - after
+    if start == times.min():
         moments, counts = np.unique(times, return_counts=True)
         same, when = counts.max() / len(times), _iso(moments[counts.argmax()])
         raise ValueError(
@@ -282,9 +299,9 @@ def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float)
     if actual > 1.5 * share:
         log.warning(
             "protocol.%s is %.0f%% of the events instead of %.0f%%, as many events share the moment %s",
-            name, 100 * actual, 100 * share, _iso(moment),
+            name, 100 * actual, 100 * share, _iso(start),
         )  # fmt: skip
-    return moment
+    return start
 
 
 def _iso(seconds: int) -> str:

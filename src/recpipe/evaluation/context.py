@@ -158,9 +158,10 @@ def gap_by_length(study: ContextStudy, train: Sequences, *, users: int, seed: in
 
     Returns a row per group of history lengths: ``train``, ``valid``, and the number of users of each.
     """
-    several = np.flatnonzero(train.lengths > 1)
+    last = train.target_positions(np.ones_like(train.lengths))
+    several = np.flatnonzero((last > 0) & (last < train.lengths))
     rows = np.sort(several[np.random.default_rng(seed).permutation(len(several))[:users]])
-    ends = train.lengths[rows]
+    ends = last[rows] + 1
     histories, targets = train.select(rows, np.zeros(len(rows), np.int64), ends - 1), train.select(rows, ends - 1, ends)
     last_events = Fold(histories, targets)
     values = {"train": _metric_by_length(study, last_events), "valid": _metric_by_length(study, study.fold)}

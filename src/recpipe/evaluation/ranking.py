@@ -197,6 +197,8 @@ def tie_sensitivity(
     times = test.histories.timestamps
     if times is None or test.targets.timestamps is None:
         raise ValueError(f"{protocol.dataset} has no timestamps, so there are no events with equal ones")
+    if protocol.target_events is not None:
+        raise ValueError("ties are permuted without event types: set protocol.target_events to null, or leave out ties")
     if permutations < 1:
         raise ValueError(f"permutations is {permutations}; at least 1 is needed")
     unseen = unseen_events(test.histories, train)

@@ -169,11 +169,12 @@ class BERT4Rec(Scorer):
         return criterion(hidden, self.items.head(table), batch.items[masks_BT], weights)
 
     def draw_masks(self, batch: Batch) -> Tensor:
-        """Draw the masked events (B, T) bool, at least one in every row that has events."""
-        is_event, rows = batch.mask, len(batch.items)
+        """Draw the masked events (B, T) bool among those that may be targets, at least one in every row with any."""
+        is_event, rows = batch.mask if batch.is_target is None else batch.mask & batch.is_target, len(batch.items)
         draw = torch.rand(is_event.shape, device=is_event.device).masked_fill(~is_event, 2.0)
         spread = (draw < self.config.mask_share) | (draw == draw.amin(1, keepdim=True))
-        last = torch.arange(is_event.shape[1], device=is_event.device) == batch.lengths[:, None] - 1
+        place = torch.arange(is_event.shape[1], device=is_event.device)
+        last = place == (place * is_event).amax(1, keepdim=True)
         only_last = torch.rand(rows, 1, device=is_event.device) < self.config.last_share
         return torch.where(only_last, last, spread) & is_event
 

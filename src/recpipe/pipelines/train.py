@@ -26,7 +26,9 @@ def split_sequences(
     from recpipe.data.splits import TrainingData, split
     from recpipe.evaluation.profile import split_warnings
 
-    sequences, vocabulary = build_sequences(interactions, ties=protocol.ties, seed=protocol.seed)
+    sequences, vocabulary = build_sequences(
+        interactions, ties=protocol.ties, seed=protocol.seed, target_events=protocol.target_events
+    )
     steps = tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
     protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=steps)
     parts = split(sequences.with_profiles(users.to_arrow()), protocol, vocabulary)

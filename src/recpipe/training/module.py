@@ -299,14 +299,24 @@ def make_batches(
 
 
 def training_windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
-    """Return all windows of the sequences if ``settings.windows`` is ``all``, else the sequences."""
-    return data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
+    """Return all windows of the sequences if ``settings.windows`` is ``all``, else the sequences.
+
+    Under ``protocol.target_events`` only those with a target. Raises ValueError if there is none.
+    """
+    windows = data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
+    if windows.is_target is None:
+        return windows
+    last = windows.last(model.max_length + 1)
+    rows = np.unique(np.repeat(np.arange(len(last)), last.lengths)[last.target_mask()])
+    if len(rows) == 0:
+        raise ValueError("no training event after a user's first has a type in protocol.target_events; add types to it")
+    return windows.select_users(rows)
 
 
 def target_counts(data: Sequences, model: Recommender) -> Tensor:
     """Count how often each item is a training target in an epoch (I + 1,): every event of a window but the first."""
     window = data.last(model.max_length + 1)
-    return torch.from_numpy(np.bincount(window.items[_target_mask(window)], minlength=model.n_items + 1))
+    return torch.from_numpy(np.bincount(window.items[window.target_mask()], minlength=model.n_items + 1))
 
 
 def relative_weights(data: Sequences, model: Recommender) -> np.ndarray | None:
@@ -318,20 +328,13 @@ def relative_weights(data: Sequences, model: Recommender) -> np.ndarray | None:
         return None
     window = data.last(model.max_length + 1)
     assert window.weights is not None
-    targets = window.weights[_target_mask(window)].astype(np.float64)
+    targets = window.weights[window.target_mask()].astype(np.float64)
     if len(targets) and not targets.any():
         raise ValueError("all training targets have the weight 0: no event after a user's first one counts")
     if len(targets) == 0 or targets.min() == targets.max():
         return None
     relative: np.ndarray = data.weights / targets.mean()
     return relative.astype(np.float32)
-
-
-def _target_mask(window: Sequences) -> np.ndarray:
-    """Return (N,) bool: events that are training targets, all but the first or the context of a window."""
-    context = np.ones(len(window), np.int64) if window.context is None else window.context
-    place = np.arange(len(window.items)) - np.repeat(window.offsets[:-1], window.lengths)
-    return np.asarray(place >= np.repeat(context, window.lengths))
 
 
 def trained_items(data: Sequences, model: Recommender) -> Tensor:

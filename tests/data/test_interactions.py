@@ -32,6 +32,7 @@ BAD = {
     "null user_id": {"user_id": None},
     "blank item_id": {"item_id": " \t"},
     "null byte": {"item_id": "a\0b"},
+    "line break": {"item_id": "a\nb"},
     "negative": {"timestamp": -1},
     "milliseconds": {"timestamp": NOW * 10**3},
     "microseconds": {"timestamp": NOW * 10**6},
@@ -45,6 +46,7 @@ REASONS = [
     "empty user_id",
     "empty item_id",
     "null byte in item_id",
+    "line break in item_id",
     "negative timestamp",
     "timestamp looks like milliseconds",
     "timestamp looks like microseconds",
@@ -77,30 +79,30 @@ def test_every_kind_of_bad_row_is_quarantined_with_its_reason(con: Any) -> None:
     done = ingest(raw(con, mixed()), [])
     aside = sorted(done.quarantine.to_pyarrow().to_pylist(), key=lambda row: row["order"])
     assert [row["reason"] for row in aside] == REASONS
-    assert [row["order"] for row in aside] == list(range(1, 18, 2))
-    assert aside[5]["timestamp"] == str(NOW * 1000)  # as text, as it was
+    assert [row["order"] for row in aside] == list(range(1, 20, 2))
+    assert aside[6]["timestamp"] == str(NOW * 1000)  # as text, as it was
     assert "problem" not in aside[0]
     log = done.interactions.to_pyarrow()
-    assert log["order"].to_pylist() == [*range(0, 18, 2), 18]
+    assert log["order"].to_pylist() == [*range(0, 20, 2), 20]
     assert log.column_names == ["user_id", "item_id", "timestamp", "order"]
 
 
 def test_the_step_table_counts_bad_rows_by_reason(con: Any) -> None:
     before, after = ingest(raw(con, mixed()), []).steps.to_pylist()
-    assert (before["name"], before["rows"], before["last_timestamp"]) == ("raw", 19, NOW * 10**9)
-    assert (after["name"], after["rows"], after["last_timestamp"]) == ("bad_rows", 10, NOW)
+    assert (before["name"], before["rows"], before["last_timestamp"]) == ("raw", 21, NOW * 10**9)
+    assert (after["name"], after["rows"], after["last_timestamp"]) == ("bad_rows", 11, NOW)
     detail = json.loads(after["detail"])
     assert detail["policy"] == "quarantine"
     assert detail["reasons"]["empty user_id"] == 2
     assert detail["reasons"]["timestamp not a number"] == 1  # one kind, whatever the value was
-    assert sum(detail["reasons"].values()) == 9
+    assert sum(detail["reasons"].values()) == 10
 
 
 def test_dropped_rows_are_counted_but_not_stored(con: Any) -> None:
     done = ingest(raw(con, mixed()), [], bad_rows="drop")
     assert done.quarantine.count().to_pyarrow().as_py() == 0
     assert done.quarantine.columns == ("order", "user_id", "item_id", "timestamp", "reason")
-    assert done.steps["rows"].to_pylist() == [19, 10]
+    assert done.steps["rows"].to_pylist() == [21, 11]
 
 
 def test_policy_fail_reports_counts_and_examples(con: Any) -> None:
@@ -115,6 +117,14 @@ def test_a_log_in_milliseconds_is_refused_under_every_policy(con: Any, policy: s
     rows = [good(n) | {"timestamp": NOW * 1000} for n in range(4)] + [good(5)]
     with pytest.raises(ValueError, match=r"4 of 5 .*looks like milliseconds: 4.*options"):
         ingest(raw(con, rows), [], bad_rows=policy)
+
+
+def test_rows_of_guests_may_be_most_of_the_log_but_not_all(con: Any) -> None:
+    guests = [good(n) | {"user_id": None} for n in range(8)]
+    assert ingest(raw(con, [*guests, good(8), good(9)]), []).steps["rows"].to_pylist() == [10, 2]
+    con.drop_table("log")
+    with pytest.raises(ValueError, match=r"8 of 8 rows are bad \(empty user_id: 8\)"):
+        ingest(raw(con, guests), [])
 
 
 def test_empty_logs_and_unknown_policies_are_refused(con: Any) -> None:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 LATEST = 10**11  # seconds: the year 5138. Today in milliseconds is 1.7 × 10¹²
 POLICIES = ("quarantine", "drop", "fail")
 COLUMNS = ("user_id", "item_id", "timestamp", "rating", "weight", "event", "order")  # without those for steps only
+NO_ID = tuple(f"{reason} {name}" for name in ("user_id", "item_id") for reason in ("empty", "word for null as"))
 COUNTS = ("rows", "users", "items", "first_timestamp", "last_timestamp", "events_min")
 STEP_TABLE = pa.schema(  # detail is JSON; events_* are statistics of events per user
     [("step", pa.int32()), ("name", pa.string()), ("detail", pa.string())]
@@ -52,7 +53,8 @@ def ingest(
     """Clean and sample a raw log on its DuckDB connection or, for ``name: spark``, on Spark.
 
     bad_rows: ``quarantine`` (stored in a table of their own), ``drop`` (only counted) or ``fail``. Raises ValueError
-    if more than half of the rows are bad or a step leaves no rows.
+    if more than half of the rows are bad, not counting rows without an id, such as those of guests; if all are; or if
+    a step leaves no rows.
     """
     check_known(bad_rows, POLICIES, what="bad_rows of the data set")
     sampling.check(steps)
@@ -85,7 +87,8 @@ def _without_bad_rows(
     counts = _reason_counts(bad)
     if n_bad := sum(counts.values()):
         reasons = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
-        if policy == "fail" or 2 * n_bad > rows:
+        n_unreadable = n_bad - sum(counts.get(reason, 0) for reason in NO_ID)
+        if policy == "fail" or 2 * n_unreadable > rows or n_bad == rows:
             raise ValueError(f"{n_bad:,} of {rows:,} rows are bad ({reasons}). {_examples(bad, reasons)}")
         log = EventLog.of(events.filter(_check_number(events) == 0))
         logger.warning("bad rows (%s): %s of %s. %s", policy, f"{n_bad:,}", f"{rows:,}", reasons)
@@ -123,6 +126,7 @@ def _checks(events: ir.Table) -> list[tuple[ir.BooleanValue, ir.StringValue]]:
     for name in ("user_id", "item_id"):
         checks.append((_blank(events[name]), ibis.literal(f"empty {name}")))
         checks.append((_with_null_byte(events[name]), ibis.literal(f"null byte in {name}")))
+        checks.append((_with_line_break(events[name]), ibis.literal(f"line break in {name}")))
     checks.append((events.timestamp < 0, ibis.literal("negative timestamp")))
     for factor, unit in ((10**6, "nanoseconds"), (10**3, "microseconds"), (1, "milliseconds")):
         checks.append((events.timestamp > LATEST * factor, ibis.literal(f"timestamp looks like {unit}")))
@@ -133,8 +137,8 @@ def _may_have_bad_rows(log: EventLog) -> bool:
     """Test cheaply, before the full check: every distinct id once, first and last time per user."""
     users, items, events = log.users, log.items, log.source
     tests = [
-        (users, _blank(users.user_id) | _with_null_byte(users.user_id)),
-        (items, _blank(items.item_id) | _with_null_byte(items.item_id)),
+        (users, _blank(users.user_id) | _with_null_byte(users.user_id) | _with_line_break(users.user_id)),
+        (items, _blank(items.item_id) | _with_null_byte(items.item_id) | _with_line_break(items.item_id)),
         (users, (users["first"] < 0) | (users["last"] > LATEST)),
         *([(events, events.problem.notnull())] if "problem" in events.columns else []),
     ]
@@ -163,6 +167,10 @@ def _blank(ids: ir.StringColumn) -> ir.BooleanColumn:
 
 def _with_null_byte(ids: ir.StringColumn) -> ir.BooleanColumn:
     return ids.contains(url_decode("%00"))
+
+
+def _with_line_break(ids: ir.StringColumn) -> ir.BooleanColumn:
+    return ids.contains("\n") | ids.contains("\r")
 
 
 def _reason_counts(bad: ir.Table) -> dict[str, int]:

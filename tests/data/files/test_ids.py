@@ -100,13 +100,13 @@ def test_words_for_null_are_quarantined_and_counted(tmp_path: Path, reading: Rea
     done = ingest(reading("files", {"columns": MAPPING}, interactions=tmp_path / "log.csv"), [])
     assert sorted(done.interactions.user_id.execute()) == sorted(f"u{n}" for n in range(20))
     reasons = json.loads(done.steps["detail"][1].as_py())["reasons"]
-    assert reasons == {"user_id is a word for null": 10, "item_id is a word for null": 1}
+    assert reasons == {"word for null as user_id": 10, "word for null as item_id": 1}
 
 
 def test_words_for_null_can_be_ids(tmp_path: Path, read_log: ReadLog) -> None:
     (tmp_path / "log.csv").write_text("who,what,when\nNA,i,5\nnobody,i,5\n")
     log = read_log({"columns": MAPPING, "null_words": ["nobody"]}, tmp_path / "log.csv")
-    assert [row["problem"] for row in log] == [None, "user_id is a word for null: 'nobody'"]
+    assert [row["problem"] for row in log] == [None, "word for null as user_id: 'nobody'"]
 
 
 def test_a_column_is_not_user_and_item_at_once(tmp_path: Path, read_log: ReadLog) -> None:

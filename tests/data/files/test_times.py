@@ -16,7 +16,7 @@ from recpipe.data.files.times import time_sql
 def seconds(con: Backend, texts: list[str], unit: str) -> list[float | None]:
     """Read texts in a time zone that must not matter; return seconds with fractions."""
     con.raw_sql("SET TimeZone = 'America/New_York'")
-    time = time_sql("x", "VARCHAR", unit, literal(unit))
+    time = time_sql("x", "VARCHAR", unit)
     values = ", ".join(f"({n}, {literal(text)})" for n, text in enumerate(texts))
     query = f"SELECT {time.ticks}, {time.part or 0} FROM (VALUES {values}) AS t(n, x) ORDER BY n"
     rows = con.raw_sql(query).fetchall()
@@ -138,7 +138,7 @@ def test_strptime_formats_heed_zones_and_refuse_other_words(
 )  # fmt: skip
 def test_types_that_are_no_times_are_refused(kind: str, unit: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        time_sql("x", kind, unit, literal(unit))
+        time_sql("x", kind, unit)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,6 @@ def test_types_that_are_no_times_are_refused(kind: str, unit: str, message: str)
     ],
 )
 def test_typed_columns(con: Backend, value: str, kind: str, unit: str, expected: float | None) -> None:
-    time = time_sql("x", kind, unit, literal(unit))
+    time = time_sql("x", kind, unit)
     ((ticks, part),) = con.raw_sql(f"SELECT {time.ticks}, {time.part or 0} FROM (SELECT {value} AS x)").fetchall()
     assert expected == (None if ticks is None else pytest.approx(ticks / time.per_second + part / 1e9, abs=1e-6))

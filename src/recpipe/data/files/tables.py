@@ -1,4 +1,4 @@
-"""Tables that every reader returns, the log with a problem per bad row, and the SQL that they are built with.
+"""Tables that every reader returns, the sources that they are read from, and the SQL that they are built with.
 
 Names and constants enter a statement only through ``identifier`` and ``literal``.
 """
@@ -9,22 +9,16 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import duckdb
 import ibis
 from ibis.util import gen_name
 
-from recpipe.data.files.times import NANOSECONDS, TYPED, UNITS, Time, time_sql
-
 logger = logging.getLogger(__name__)
 
-MAX_NUMBER = 1e15  # of ratings and weights: squares of more would not fit into a float32
-MIN_PLACEHOLDERS = 20  # rows of one time, from which it can be suspected
 ENCODING_HINT = "Say how the file is encoded: `encoding: cp1252`, latin-1 or utf-16, in the options of the data set"
-EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE = 315_532_800, 4_102_444_800  # 1980 and 2100: beyond, the unit is wrong
 
 
 @dataclass(frozen=True)
@@ -71,121 +65,6 @@ class Source(NamedTuple):
                 )
 
 
-@dataclass(frozen=True)
-class LogColumns:
-    """SQL expressions over a source for the columns of the log."""
-
-    user: str
-    item: str
-    timestamp: str | None = None
-    unit: str = "s"
-    numbers: Mapping[str, str] = field(default_factory=dict)  # rating and weight
-    order: str | None = None  # by default the row number
-    event: str | None = None  # type of the event
-    extra: Mapping[str, str] = field(default_factory=dict)  # further columns, for the steps
-    problems: Sequence[str] = ()  # CASE arms of the reader, evaluated before the general ones
-    time_type: str = "VARCHAR"  # DuckDB type of the timestamp; a date or timestamp needs no unit
-    null_words: Sequence[str] = ()  # ids that mean "no id"
-    null_times: Sequence[object] = ()  # times that mean "unknown"
-
-
-def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ibis.Table:
-    """Parse the log once into a temporary table with the columns of ``RawTables.interactions``.
-
-    Events of one second exchange their values of ``order``, so that (timestamp, order) follows the source's full
-    resolution.
-    """
-    names = ("user", "item", "ticks", "file", "position", "fraction", "place")  # none that a column of the source has
-    user, item, ticks, file, position, fraction, place = (identifier(gen_name(name)) for name in names)
-    time = _time(columns) if columns.timestamp else Time("CAST(NULL AS BIGINT)", 1, "NULL")
-    seconds = f"{ticks} // {time.per_second}"
-    below = f"{ticks} % {time.per_second} * {NANOSECONDS // time.per_second} + {time.part or 0}"
-    selection = [f"TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in columns.numbers.items()]
-    selection += [f"{columns.event} AS event"] if columns.event else []
-    selection += [f"{sql} AS {identifier(name)}" for name, sql in columns.extra.items()]
-    selection += [f"{file} AS source_file"] if source.file_sql else []
-    hidden = {position: _integer(columns.order)} if columns.order else {}
-    hidden |= {fraction: f"CAST({below} AS INTEGER)", place: "CAST(NULL AS BIGINT)"} if time.resolution else {}
-    selection += [f"{sql} AS {name}" for name, sql in hidden.items()]
-    problem = _problem(
-        source, columns, time, user=user, item=item, seconds=seconds, unknown=_null_seconds(con, columns)
-    )
-    select = f"""
-        SELECT {user} AS user_id, {item} AS item_id, {seconds} AS timestamp, {"".join(f"{sql}, " for sql in selection)}
-            CAST({problem} AS VARCHAR) AS problem
-        FROM (
-            SELECT *, CAST({columns.user} AS VARCHAR) AS {user}, CAST({columns.item} AS VARCHAR) AS {item},
-                {time.ticks} AS {ticks}, {source.file_sql or "NULL"} AS {file}
-            FROM {source.sql} AS source
-        )"""
-    table = create_table(con, select, where=source.where)
-    _append_rejects(con, table, source)
-    order = f"coalesce({position}, rowid)" if columns.order else "rowid"
-    if time.resolution:
-        _order_within_seconds(con, table, order, fraction=fraction, place=place)
-        order = f"coalesce({place}, {order})"
-    if columns.timestamp:
-        _warn_of_placeholders(con, table, source.where)
-    shown = f"* EXCLUDE ({', '.join(hidden)})" if hidden else "*"
-    return _view(con, f'SELECT {shown}, CAST({order} AS BIGINT) AS "order" FROM {table}')
-
-
-def _time(columns: LogColumns, value: object = None) -> Time:
-    """Return the SQL of the timestamp, or of a value of the configuration in the same notation."""
-    if value is None:
-        return time_sql(str(columns.timestamp), columns.time_type, columns.unit, literal(columns.unit))
-    unit = "iso" if columns.time_type.startswith(TYPED) else columns.unit
-    return time_sql(literal(str(value)), "VARCHAR", unit, literal(unit))
-
-
-def _null_seconds(con: ibis.BaseBackend, columns: LogColumns) -> list[int]:
-    """Return the seconds of ``null_times``. Raises ValueError for a value that is no time in the log's notation."""
-    seconds = []
-    for value in columns.null_times:
-        time = _time(columns, value)
-        number = con.raw_sql(f"SELECT {time.ticks} // {time.per_second}").fetchall()[0][0]
-        if number is None:
-            raise ValueError(f"null_times of the data set's options: {value!r} is no time as `timestamp` has it")
-        seconds.append(int(number))
-    return seconds
-
-
-def _order_within_seconds(con: ibis.BaseBackend, table: str, order: str, *, fraction: str, place: str) -> None:
-    """Store in ``place`` the order of good rows whose fractions of a second contradict their order."""
-    good = "problem IS NULL AND user_id <> '' AND item_id <> ''"
-    seconds = f"SELECT timestamp FROM {table} WHERE {good} GROUP BY timestamp HAVING min({fraction}) < max({fraction})"
-    con.raw_sql(
-        f"""UPDATE {table} SET {place} = moved.place FROM (
-            WITH events AS (
-                SELECT rowid AS event, timestamp, {order} AS place,
-                    row_number() OVER (PARTITION BY timestamp ORDER BY {order}, rowid) AS old,
-                    row_number() OVER (PARTITION BY timestamp ORDER BY {fraction}, {order}, rowid) AS new
-                FROM {table} SEMI JOIN ({seconds}) USING (timestamp) WHERE {good}
-            )
-            SELECT events.event, other.place FROM events
-            JOIN events AS other ON events.timestamp = other.timestamp AND events.new = other.old
-            WHERE events.new <> events.old
-        ) AS moved WHERE {table}.rowid = moved.event"""
-    )
-
-
-def _warn_of_placeholders(con: ibis.BaseBackend, table: str, where: str) -> None:
-    """Log times that stand for unknown ones: 0, or one that is far more frequent than all others."""
-    counts = f"SELECT timestamp, count(*) AS n FROM {table} WHERE problem IS NULL GROUP BY timestamp"
-    query = f"SELECT timestamp, n, sum(n) OVER () AS total FROM ({counts}) ORDER BY timestamp = 0 DESC, n DESC LIMIT 2"
-    rows = con.raw_sql(query).fetchall()
-    if not rows:
-        return
-    (time, n, total), second = rows[0], rows[1][1] if len(rows) > 1 else 0
-    outlier = time != 0 and len(rows) > 1 and n >= MIN_PLACEHOLDERS and n > total / 20 and n > 10 * second
-    if time == 0 or outlier:
-        logger.warning(
-            "%s: %s of %s rows have the time %s, as if it were unknown. `null_times: [<the value>]` in the options of "
-            "the data set puts them into quarantine",
-            where, f"{n:,}", f"{total:,}", datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        )  # fmt: skip
-
-
 def create_entities(
     con: ibis.BaseBackend, source: Source, columns: Mapping[str, str], *, key: str, log: ibis.Table | None
 ) -> ibis.Table:
@@ -201,19 +80,19 @@ def create_entities(
         select += f" WHERE ({source.problem}) IS NULL"
     table = create_table(con, select, where=source.where)
     if source.rejects:
-        _check_encoding(con, source)
-        if rejected := _count(con, source.rejects, "DISTINCT (file_id, line)"):
+        check_encoding(con, source)
+        if rejected := count_rows(con, source.rejects, "DISTINCT (file_id, line)"):
             logger.warning("%s: %d lines left out, they do not have its columns", source.where, rejected)
     _warn_of_repeats(con, table, key, source.where)
     first = f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY rowid) = 1"
     described = f"SELECT * FROM {table} WHERE trim({key}) <> '' {first}"
     if log is None:
-        return _view(con, described)
+        return create_view(con, described)
     logged = f"SELECT DISTINCT item_id FROM {identifier(log.get_name())} WHERE problem IS NULL AND trim(item_id) <> ''"
     missing = f"SELECT * FROM ({logged}) ANTI JOIN ({described}) USING (item_id)"
     titled = "* REPLACE (coalesce(title, item_id) AS title)" if "title" in columns else "*, item_id AS title"
     union = f"SELECT {titled} FROM ({described} UNION ALL BY NAME ({missing})) ORDER BY item_id"
-    return _view(con, f"SELECT * FROM {create_table(con, union, where=source.where)}")
+    return create_view(con, f"SELECT * FROM {create_table(con, union, where=source.where)}")
 
 
 def _warn_of_problems(con: ibis.BaseBackend, source: Source) -> None:
@@ -242,112 +121,18 @@ def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str) ->
         logger.warning("%s: %s rows of %s, the first of each counts: %s", where, f"{total:,}", what, examples)
 
 
-def _problem(
-    source: Source, columns: LogColumns, time: Time, *, user: str, item: str, seconds: str, unknown: Sequence[int]
-) -> str:
-    """Return SQL of the reason why a row is bad by its raw values; ids are checked further in `interactions`.
-
-    user, item, seconds: SQL of the values read; unknown: seconds that stand for no time.
-    """
-    arms = [f"WHEN ({source.problem}) IS NOT NULL THEN {source.problem}"] if source.problem != "NULL" else []
-    arms += columns.problems
-    if words := list(map(str, columns.null_words)):
-        shortest, longest = (choose(len(word.encode()) for word in words) for choose in (min, max))
-        for name, sql in (("user_id", user), ("item_id", item)):
-            test = f"strlen({sql}) BETWEEN {shortest} AND {longest} AND {sql} IN ({', '.join(map(literal, words))})"
-            arms.append(f"WHEN {test} THEN {reason_with_value(f'{name} is a word for null', sql)}")
-    if columns.timestamp:
-        arms += _timestamp_checks(columns, time, seconds, unknown)
-    for name, sql in columns.numbers.items():
-        value = f"TRY_CAST({sql} AS DOUBLE)"
-        infinite = f"NOT coalesce(isfinite({value}), false)"
-        python = f"(typeof({sql}) = 'VARCHAR' AND contains(CAST({sql} AS VARCHAR), '_'))"
-        no_number = reason_with_value(f"{name} not a number", sql)
-        arms.append(f"WHEN {sql} IS NOT NULL AND ({infinite} OR {python}) THEN {no_number}")
-        arms.append(f"WHEN abs({value}) > {MAX_NUMBER} THEN {reason_with_value(f'{name} above {MAX_NUMBER:.0e}', sql)}")
-        if name == "weight":
-            arms.append(f"WHEN {value} < 0 THEN {reason_with_value('weight is negative', sql)}")
-    if columns.event:
-        arms.append(f"WHEN coalesce(trim({columns.event}), '') = '' THEN 'event is empty'")
-    if columns.order:
-        text = f"CAST({columns.order} AS VARCHAR)"
-        arms.append(f"WHEN {columns.order} IS NULL OR {text} = '' THEN 'order is empty'")
-        not_whole = reason_with_value("order is not a whole number", text)
-        arms.append(f"WHEN {_integer(columns.order)} IS NULL THEN {not_whole}")
-    return f"CASE {' '.join(arms)} END" if arms else "NULL"
-
-
-def _integer(sql: str) -> str:
-    """Return SQL of an integer, null for anything else; a cast alone would round."""
-    text = f"CAST({sql} AS VARCHAR)"
-    value = f"TRY_CAST({text} AS DOUBLE)"
-    return f"CASE WHEN {value} = floor({value}) THEN TRY_CAST({text} AS BIGINT) END"
-
-
-def _timestamp_checks(columns: LogColumns, time: Time, seconds: str, unknown: Sequence[int]) -> list[str]:
-    """Return CASE arms with the reasons for a bad timestamp."""
-    unit = columns.unit
-    if columns.time_type.startswith(TYPED):
-        expected, late = "timestamp is infinite", "timestamp after 2100"
-    else:
-        expected = "timestamp not a number" if unit in UNITS else f"timestamp not as {unit} has it"
-        late = f"timestamp after 2100, in another unit than {unit}"
-    early = f"timestamp before 1980, in another unit than {unit}"
-    arms = [
-        f"WHEN {columns.timestamp} IS NULL OR {time.blank} THEN 'timestamp is empty'",
-        f"WHEN {seconds} IS NULL THEN {reason_with_value(expected, time.text)}",
-    ]
-    if unknown:
-        placeholder = reason_with_value("timestamp stands for no time", time.text)
-        arms.append(f"WHEN {seconds} IN ({', '.join(map(str, unknown))}) THEN {placeholder}")
-    arms += [
-        f"WHEN {seconds} < 0 THEN {reason_with_value('timestamp before 1970', time.text)}",
-        f"WHEN {seconds} >= {LATEST_PLAUSIBLE} THEN {reason_with_value(late, time.text)}",
-    ]
-    if unit in UNITS and unit != "s" and not columns.time_type.startswith(TYPED):
-        arms.append(f"WHEN {seconds} < {EARLIEST_PLAUSIBLE} THEN {reason_with_value(early, time.text)}")
-    return arms
-
-
-def _append_rejects(con: ibis.BaseBackend, table: str, source: Source) -> None:
-    """Append the lines that the parser rejected, with a reason each, after the good rows."""
-    if not source.rejects:
-        return
-    _check_encoding(con, source)
-    # An unclosed quotation mark swallows all lines up to the next one
-    swallowed = "error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') AND contains(csv_line, chr(10))"
-    line = con.raw_sql(f"SELECT min(line) FROM {source.rejects} WHERE {swallowed}").fetchall()[0][0]
-    if line is not None:
-        raise ValueError(
-            f"cannot read {source.where}: a quotation mark opens near line {line} and is not closed. "
-            "Set `quote: ''` in the options of the data set if the file does not quote"
-        )
-    kind = "lower(replace(CAST(error_type AS VARCHAR), '_', ' '))"
-    reason = f"{kind} || ': ' || chr(39) || left(csv_line, 60) || chr(39)"
-    file = "" if source.file_sql is None else f", {source.file_sql} AS source_file"
-    con.raw_sql(
-        f"""INSERT INTO {table} BY NAME SELECT problem{file} FROM (
-            SELECT file_id AS file_index, line, first({reason} ORDER BY column_idx) AS problem
-            FROM {source.rejects} GROUP BY file_id, line
-        ) ORDER BY file_index, line"""
-    )
-    if _count(con, source.rejects) and not _count(con, f"{table} WHERE user_id IS NOT NULL"):
-        columns = ", ".join(source.types)
-        raise ValueError(f"cannot read {source.where}: no line has the columns {columns}. Is the delimiter right?")
-
-
-def _check_encoding(con: ibis.BaseBackend, source: Source) -> None:
-    if lines := _count(con, f"{source.rejects} WHERE error_type = 'INVALID ENCODING'"):
+def check_encoding(con: ibis.BaseBackend, source: Source) -> None:
+    if lines := count_rows(con, f"{source.rejects} WHERE error_type = 'INVALID ENCODING'"):
         raise ValueError(f"cannot read {source.where}: {lines} lines are not in the encoding expected. {ENCODING_HINT}")
 
 
-def _view(con: ibis.BaseBackend, select: str) -> ibis.Table:
+def create_view(con: ibis.BaseBackend, select: str) -> ibis.Table:
     name = gen_name("source")
     con.raw_sql(f"CREATE TEMP VIEW {identifier(name)} AS {select}")
     return con.table(name)
 
 
-def _count(con: ibis.BaseBackend, selection: str, what: str = "*") -> int:
+def count_rows(con: ibis.BaseBackend, selection: str, what: str = "*") -> int:
     return int(con.raw_sql(f"SELECT count({what}) FROM {selection}").fetchall()[0][0])
 
 

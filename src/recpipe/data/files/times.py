@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from recpipe.data.files.tables import literal
+
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 NANOSECONDS = 1_000_000_000
 INTEGERS = tuple(sign + name for sign in ("", "U") for name in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"))
@@ -49,8 +51,8 @@ class Time(NamedTuple):
         return self.per_second > 1 or self.part is not None
 
 
-def time_sql(column: str, kind: str, unit: str, unit_literal: str) -> Time:
-    """Return the SQL of a time column. column: SQL; kind: its DuckDB type; unit_literal: ``unit`` as an SQL constant.
+def time_sql(column: str, kind: str, unit: str) -> Time:
+    """Return the SQL of a time column. column: SQL; kind: its DuckDB type.
 
     unit: s, ms, us, ns since 1970; iso; or a strptime format. A column of dates or timestamps needs none. Times without
     a zone are UTC, whatever the connection's. Raises ValueError for another unit and for a type that is no time.
@@ -76,7 +78,7 @@ def time_sql(column: str, kind: str, unit: str, unit_literal: str) -> Time:
     blank = f"trim({text}) = ''"
     if unit in UNITS:
         return _number_text(text, UNITS[unit], blank)
-    return _iso(text, blank) if unit == "iso" else _strptime(text, unit, unit_literal, blank)
+    return _iso(text, blank) if unit == "iso" else _strptime(text, unit, blank)
 
 
 def _text(column: str, kind: str) -> str:
@@ -193,21 +195,21 @@ def _offset(zone: str) -> str:
     )
 
 
-def _strptime(text: str, unit: str, unit_literal: str, blank: str) -> Time:
+def _strptime(text: str, unit: str, blank: str) -> Time:
     """Read times in a strptime format; ``%Z`` takes the zones of ``ZONES`` and of the IANA database."""
     nanoseconds = "%n" in unit
     epoch, per_second = ("epoch_ns", NANOSECONDS) if nanoseconds else ("epoch_us", 1_000_000)
-    value = f"try_strptime({text}, {unit_literal})"
+    value = f"try_strptime({text}, {literal(unit)})"
     ticks = f"{epoch}({value})"
     if "%Z" in unit:
         zone = rf"regexp_extract({text}, '(?:^|\s|\d)({'|'.join(ZONES)})(?:\s|$)', 1)"
         offsets = " ".join(f"WHEN '{name}' THEN '{_numeric(hours)}'" for name, hours in ZONES.items())
         numeric = f"replace({text}, {zone}, CASE {zone} {offsets} END)"
         city = f"regexp_matches({text}, '{CITY}')"
-        fixed = f"try_strptime({numeric}, replace({unit_literal}, '%Z', '%z'))"
+        fixed = f"try_strptime({numeric}, {literal(unit.replace('%Z', '%z'))})"
         ticks = f"CASE WHEN {zone} <> '' THEN {epoch}({fixed}) WHEN {city} THEN {ticks} END"
     elif unit.endswith("%z"):
-        utc = f"try_strptime(regexp_replace({text}, '(?:Z|UTC|GMT)\\s*$', '+00'), {unit_literal})"
+        utc = f"try_strptime(regexp_replace({text}, '(?:Z|UTC|GMT)\\s*$', '+00'), {literal(unit)})"
         ticks = f"CASE WHEN regexp_matches({text}, '[A-Z]\\s*$') THEN {epoch}({utc}) ELSE {ticks} END"
     return Time(ticks, per_second, text, None, blank)
 

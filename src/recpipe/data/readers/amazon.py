@@ -13,8 +13,9 @@ from typing import NamedTuple
 import ibis
 
 from recpipe.data.files.json_files import json_source, json_text, json_words
+from recpipe.data.files.log_table import LogColumns, create_log
 from recpipe.data.files.python_literals import literal_source
-from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, identifier
+from recpipe.data.files.tables import RawTables, create_entities, identifier
 
 
 class Edition(NamedTuple):

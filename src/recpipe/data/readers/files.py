@@ -15,15 +15,13 @@ import ibis
 
 from recpipe.config import check_known
 from recpipe.data.files.delimited_rows import Dialect
-from recpipe.data.files.ids import id_problems, id_text
 from recpipe.data.files.json_files import json_text, json_words, typed_json_source
+from recpipe.data.files.log_table import LogColumns, create_log, id_problems, id_text
 from recpipe.data.files.parquet_files import parquet_source
 from recpipe.data.files.tables import (
-    LogColumns,
     RawTables,
     Source,
     create_entities,
-    create_log,
     identifier,
     literal,
     literals,

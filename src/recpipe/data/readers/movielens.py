@@ -12,7 +12,8 @@ import ibis
 
 from recpipe.config import check_known
 from recpipe.data.files.delimited_rows import Dialect
-from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, identifier, literal, literals
+from recpipe.data.files.log_table import LogColumns, create_log
+from recpipe.data.files.tables import RawTables, create_entities, identifier, literal, literals
 from recpipe.data.files.text_files import delimited_source
 
 GENRES_100K = (

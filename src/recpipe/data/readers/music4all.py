@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import ibis
 
 from recpipe.data.files.delimited_rows import Dialect
-from recpipe.data.files.tables import LogColumns, RawTables, create_log
+from recpipe.data.files.log_table import LogColumns, create_log
+from recpipe.data.files.tables import RawTables
 from recpipe.data.files.text_files import delimited_source
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import ibis
 
+from recpipe.data.files.log_table import LogColumns, create_log
 from recpipe.data.files.parquet_files import parquet_source
-from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log, literal, literals
+from recpipe.data.files.tables import RawTables, create_entities, literal, literals
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
 CODE = "upper(trim(StockCode))"  # a few lines have the letter of a code in lower case

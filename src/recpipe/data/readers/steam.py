@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import ibis
 
 from recpipe.data.files.json_files import json_text, json_words
+from recpipe.data.files.log_table import LogColumns, create_log
 from recpipe.data.files.python_literals import literal_source
-from recpipe.data.files.tables import LogColumns, RawTables, create_entities, create_log
+from recpipe.data.files.tables import RawTables, create_entities
 
 LIST_KEYS = ("genres", "tags", "specs")
 TEXT_KEYS = ("developer", "publisher", "release_date", "price")

@@ -215,7 +215,7 @@ def test_backslashes_escape_by_an_option_and_without_it_the_reason_names_it(tmp_
         ('1" pan, red', "B\\N"), ("pan, 2", "\\N"), ("C:\\new", "B3"), ("a\\", "B4"),
     ]  # fmt: skip
     (tmp_path / "log.csv").write_text('who,what,when\nu,"the \\"1\\" thing",1\n')
-    with pytest.raises(ValueError, match="quotation mark after a backslash, see option escape"):
+    with pytest.raises(ValueError, match="quotation mark after a backslash, set option escape"):
         reading("files", {"columns": MAPPING}, interactions=tmp_path / "log.csv")
 
 
@@ -252,6 +252,14 @@ def test_a_part_without_header_is_named_and_the_advice_works(tmp_path: Path, rea
         read_log({"columns": MAPPING}, paths)
     log = read_log({"columns": MAPPING, "header": False, "names": ["who", "what", "when"]}, paths)
     assert [(row["user_id"], row["problem"]) for row in log] == [("u1", None), ("u2", None)]
+
+
+def test_a_row_in_place_of_the_header_is_recognised_and_the_advice_works(tmp_path: Path, read_log: ReadLog) -> None:
+    (tmp_path / "log.csv").write_text("1,1,5\n1,2,6\n")
+    with pytest.raises(ValueError, match="no column 'who'; found: 1, 1_2, 5.*values of a row.*`header: false`"):
+        read_log({"columns": MAPPING}, tmp_path / "log.csv")
+    log = read_log({"columns": MAPPING, "header": False, "names": ["who", "what", "when"]}, tmp_path / "log.csv")
+    assert [row["item_id"] for row in log] == ["1", "2"]
 
 
 def test_columns_that_differ_by_case_are_chosen_by_their_exact_name(tmp_path: Path, read_log: ReadLog) -> None:
@@ -312,7 +320,9 @@ def test_a_few_lines_that_are_no_utf8_are_bad_and_many_are_another_encoding(tmp_
     lines[2000] = b"u2000,i\xff,2000"
     (tmp_path / "log.csv").write_bytes(b"who,what,when\n" + b"\n".join(lines))
     log = read_log({"columns": MAPPING}, tmp_path / "log.csv")
-    assert [row["problem"] for row in log if row["problem"]] == ["not UTF-8: 'u2000,i\ufffd,2000'"] and len(log) == 3000
+    assert [row["problem"] for row in log if row["problem"]] == [
+        "not UTF-8, see option encoding: 'u2000,i\ufffd,2000'"
+    ] and len(log) == 3000
     lines[1000:1010] = [b"u,caf\xe9,1"] * 10
     (tmp_path / "log.csv").write_bytes(b"who,what,when\n" + b"\n".join(lines))
     with pytest.raises(ValueError, match="11 of 3,001 lines are not UTF-8.*`encoding: cp1252`"):

@@ -25,10 +25,11 @@ from recpipe.data.files.archives import CHUNK
 MAX_LINE_BYTES = 16 << 20  # of a line, and of a record with line breaks
 BATCH_ROWS, BATCH_LETTERS = 20_000, 32 << 20
 FREE_RETRIES, RETRIES_PER_LINE = 1_000_000, 10  # lines that are read again after quotation marks that do not match
-INVALID_SHARE = 1000  # one line in so many may be no UTF-8
+INVALID_SHARE, INVALID_LINES = 1000, 3  # one line in so many may be no UTF-8, and so many in any file of ten times that
 SEPARATOR = "\x1f"  # stands for a delimiter of several characters: Python's csv has one
+NOT_UTF8 = "not UTF-8, see option encoding"
 STRAY_QUOTE = "quotation mark stray or not closed, see option quote"
-ESCAPED_QUOTE = "quotation mark after a backslash, see option escape"
+ESCAPED_QUOTE = "quotation mark after a backslash, set option escape"
 PROBLEM = "__problem"  # column with the reason why a line is bad
 BOM = "\ufeff"
 
@@ -257,11 +258,11 @@ def decoded_lines(chunks: Iterable[bytes]) -> Iterator[str]:
             text = line.decode()
         except UnicodeDecodeError:
             invalid, sample = invalid + 1, (sample + line)[: 1 << 16]
-            yield BadLine.of(line, "not UTF-8")
+            yield BadLine.of(line, NOT_UTF8)
             continue
         n_letters += len(text) < len(line)
         yield text.removeprefix(BOM)
-    if invalid > max(n_letters, n_lines // INVALID_SHARE):
+    if invalid > max(n_letters, n_lines // INVALID_SHARE, min(INVALID_LINES, n_lines // 10)):
         raise TextError(f"{invalid:,} of {n_lines:,} lines are not UTF-8", sample)
 
 

@@ -25,8 +25,11 @@ from ibis.util import gen_name
 
 from recpipe.data.files.archives import ALLOWED_BYTES, CHUNK, MAX_GROWTH, compression, decompressed
 from recpipe.data.files.delimited_rows import (
+    ESCAPED_QUOTE,
+    NOT_UTF8,
     PROBLEM,
     SEPARATOR,
+    STRAY_QUOTE,
     Dialect,
     Part,
     Records,
@@ -77,7 +80,7 @@ def delimited_source(
     header = list(columns) if columns else _common_header(parts, dialect)
     names = _unique_names(header, mapped, path_summary(paths))
     source = _source(con, parts, names, dialect, header=() if columns else header, single_line=single_line)
-    return source._replace(files=_files(parts, paths))
+    return source._replace(files=_files(parts, paths), hint="" if columns else _header_hint(header))
 
 
 def basket_source(con: ibis.BaseBackend, paths: Sequence[str], *, dialect: Dialect, encoding: str = "utf-8") -> Source:
@@ -107,7 +110,7 @@ def _parts(con: ibis.BaseBackend, paths: Sequence[str], dialect: Dialect, *, enc
             first, problem = next(iter(Records(decoded_lines(byte_chunks(copy)), dialect)), (None, None))
         if problem:
             start = next(byte_chunks(copy), b"")[:1000]
-            hint = encoding_hint(start) if problem.startswith(("not UTF-8", "null byte")) else ""
+            hint = encoding_hint(start) if problem.startswith((NOT_UTF8, "null byte")) else ""
             raise ValueError(f"cannot read {path}: its first line is bad, {problem}. {hint}")
         if first is not None:
             parts.append(Part(path, copy, first, is_plain(byte_chunks(copy), dialect)))
@@ -138,6 +141,14 @@ def _common_header(parts: Sequence[Part], dialect: Dialect) -> list[str]:
                 f"{NAMES_HINT}; lines that repeat the names are then left out"
             )
     return header
+
+
+def _header_hint(header: Sequence[str]) -> str:
+    """Compose advice for a header without the columns that are mapped."""
+    if header[0].startswith("#"):
+        return ". If comments stand before the header, set `comment: '#'`"
+    is_row = any(sign.isdigit() for name in header for sign in name)
+    return f". If these are values of a row: {NAMES_HINT[0].lower()}{NAMES_HINT[1:]}" if is_row else ""
 
 
 def _unique_names(header: Sequence[str], mapped: Collection[str], where: str) -> list[str]:
@@ -182,10 +193,9 @@ def _source(
             rows.next_file()
         rows.close()
         if rows.problem and not rows.n_good:
-            columns = ", ".join(names)
+            hint = "" if rows.problem.startswith((ESCAPED_QUOTE, STRAY_QUOTE)) else ". Is the delimiter right?"
             raise ValueError(
-                f"cannot read {where}: no line has the columns {columns}. The first is bad for {rows.problem}. "
-                "Is the delimiter right?"
+                f"cannot read {where}: no line has the columns {', '.join(names)[:500]}: {rows.problem}{hint}"
             )
         return Source(f"read_parquet({file_list([str(path)])})", types, where, problem=identifier(PROBLEM))
     rejects = gen_name("rejects")

@@ -21,10 +21,11 @@ def test_ranks_and_top_k_follow_one_strict_order(levels):
     scores[scores == 0] = rng.choice([0.0, -0.0], (scores == 0).sum())
     scores[rng.random(scores.shape) < 0.1] = -np.inf
     expected = strict(scores)
-    items, _ = top_k(torch.tensor(scores), 7)
-    for u, order in enumerate(expected):
-        best = [i if np.isfinite(scores[u, i]) else 0 for i in order[:7]]
-        assert items[u].tolist() == best
+    for k in (1, 7, 30):
+        items, values = top_k(torch.tensor(scores), k)
+        for u, order in enumerate(expected):
+            assert items[u].tolist() == [i if np.isfinite(scores[u, i]) else 0 for i in order[:k]]
+            assert values[u].tolist() == scores[u, order[:k]].tolist()
     rows, columns = np.divmod(np.arange(scores.size), scores.shape[1])
     ranks = rank_of(torch.tensor(scores), torch.tensor(rows), torch.tensor(columns)).numpy().reshape(scores.shape)
     for u, order in enumerate(expected):

@@ -18,7 +18,7 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.evaluation.metrics import metric_value
 from recpipe.evaluation.recommendations import recommendations_table
-from recpipe.layers.top_k import rank_of, top_k
+from recpipe.layers.top_k import count_true, rank_of, top_k
 from recpipe.models.generator import Generator
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.progress import progress
@@ -93,7 +93,7 @@ def rank_fold(
         for rows, scores in model.score_batches(fold.histories, exclude_seen=exclude_seen, candidates=candidates):
             best, best_scores = top_k(scores, k)
             items[rows], values[rows] = best.cpu().numpy(), best_scores.cpu().numpy()
-            n_candidates[rows] = (scores > -torch.inf).sum(1).cpu().numpy()
+            n_candidates[rows] = count_true(scores > -torch.inf).cpu().numpy()
             if normalizer is not None:
                 normalizer[rows] = scores.logsumexp(1).cpu().numpy()
             positions, batch_rows = target_positions(targets, rows)

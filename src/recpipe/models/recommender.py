@@ -234,7 +234,7 @@ class Scorer(Recommender):
             for rows in chain.from_iterable(map(self.score_blocks, buckets)):
                 batch = None if cold[rows[0]] else data.batch(rows)
                 scores = self.cold_scores(histories, rows) if batch is None else self.score(batch).float()
-                if torch.isnan(scores).any():
+                if torch.isnan(scores.amax()):
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
                 self.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
                 yield rows, scores if batch is None else self.refine(batch, scores)

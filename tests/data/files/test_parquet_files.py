@@ -161,7 +161,7 @@ def write_rows(path: Path, **columns: list[Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_folders_are_columns_only_if_asked_for(tmp_path: Path, read_log: ReadLog, suffix: str) -> None:
     paths = [
         write_rows(tmp_path / f"user={n}" / f"day=2024-05-0{n}" / f"log.{suffix}", user=[f"00{n}"], item=["i"])
@@ -182,7 +182,10 @@ def test_folders_are_columns_only_if_asked_for(tmp_path: Path, read_log: ReadLog
     log = read_log({**options, "folder_columns": True}, targets)
     assert [(row["user_id"], row["timestamp"]) for row in log] == [("1 y", 1714521600), ("2 y", 1714608000)]
     with pytest.raises(ValueError, match="all files need the same"):
-        read_log({**options, "folder_columns": True}, [*targets, write_rows(tmp_path / f"z.{suffix}", item=["i"])])
+        read_log(
+            {**options, "folder_columns": True},
+            [*targets, write_rows(tmp_path / f"z.{suffix}", user=["u"], item=["i"])],
+        )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

@@ -8,13 +8,11 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import PurePath
 from typing import BinaryIO
 
 import ibis
 import pyarrow as pa
 
-from recpipe.data.files.parquet_files import check_folder_keys, folder_keys
 from recpipe.data.files.tables import (
     Source,
     errors_with_file,
@@ -39,12 +37,7 @@ NESTED_RECORDS = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(\[\s*\{|\{\s*"(?:[
 
 
 def typed_json_source(
-    con: ibis.BaseBackend,
-    paths: Sequence[str],
-    *,
-    requested: Sequence[str] = (),
-    encoding: str = "utf-8",
-    folder_columns: bool = False,
+    con: ibis.BaseBackend, paths: Sequence[str], *, requested: Sequence[str] = (), encoding: str = "utf-8"
 ) -> Source:
     """Create a source of all keys, whatever the record that they first stand in: text, lists of text, or JSON.
 
@@ -55,19 +48,17 @@ def typed_json_source(
     """
     where, files = path_summary(paths), paths
     paths = readable_paths(con, paths, encoding=encoding)
-    folders = folder_keys(paths) if folder_columns else []
-    records, hint = _records(paths, folders), _layout_hint(paths[0], where)
+    records, hint = _records(paths), _layout_hint(paths[0], where)
     try:
         kinds = _json_types(con, records, requested, where)
     except ValueError as error:
         if "maximum_object_size" not in str(error):
             raise
-        records = _records(_short_lines(con, paths), folders)
+        records = _records(_short_lines(con, paths))
         kinds = _json_types(con, records, requested, where)
     types = _column_types(con, records, kinds, where)
     values = [f"{_value(place, kinds[key], types[key])} AS {identifier(key)}" for place, key in enumerate(types, 1)]
-    check_folder_keys(folders, [*types, "json", "file_index"], where)
-    return _source(records, list(types), values, types, where, folders)._replace(hint=hint, files=files)
+    return _source(records, list(types), values, types, where)._replace(hint=hint, files=files)
 
 
 def json_source(con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]) -> Source:
@@ -118,17 +109,16 @@ def json_words(key: str, *, separator: str = " ") -> str:
 # Records of files ---------------------------------------------------------------------------------------------------
 
 
-def _records(paths: Sequence[str], folders: Sequence[str] = ()) -> str:
-    """Return SQL of all records in order: columns json, null for a line that is no JSON, file_index, and folders."""
-    columns, parts, n_files = "".join(f", {identifier(name)}" for name in folders), [], 0
+def _records(paths: Sequence[str]) -> str:
+    """Return SQL of all records in order: columns json, null for a line that is no JSON, and file_index."""
+    parts, n_files = [], 0
     for layout, members in groupby(paths, key=_layout):
         group = list(members)
         errors = ", ignore_errors = true" if layout == "newline_delimited" else ""
         parts.append(
-            f"SELECT json, file_index + {n_files} AS file_index{columns} FROM read_json({file_list(group)}, "
+            f"SELECT json, file_index + {n_files} AS file_index FROM read_json({file_list(group)}, "
             f"format = '{layout}', records = false, columns = {{'json': 'JSON'}}, "
-            f"hive_partitioning = {bool(folders)}, hive_types_autocast = false, "
-            f"maximum_object_size = {MAX_LINE_BYTES}{errors})"
+            f"hive_partitioning = false, maximum_object_size = {MAX_LINE_BYTES}{errors})"
         )
         n_files += len(group)
     return f"({' UNION ALL '.join(parts)})"
@@ -190,9 +180,7 @@ def _short_lines(con: ibis.BaseBackend, paths: Sequence[str]) -> list[str]:
     folder = temporary_folder(con)
     copies = []
     for number, path in enumerate(paths):
-        keys = [part for part in PurePath(path).parent.parts if "=" in part]  # may become columns
-        copy = folder.joinpath(str(number), *keys, "short.jsonl")
-        copy.parent.mkdir(parents=True)
+        copy = folder / f"{number}.jsonl"
         copies.append(path if _layout(path) != "newline_delimited" else str(copy))
         with pa.input_stream(path, compression="detect") as stream, copy.open("wb") as out:
             for line in limited_lines(stream):
@@ -304,24 +292,17 @@ def _value(place: int, kinds: set[str], column_type: str) -> str:
     return f"CASE WHEN suffix({raw}, '.0') THEN {whole} ELSE {text} END" if "DOUBLE" in kinds else text
 
 
-def _source(
-    records: str,
-    keys: Sequence[str],
-    values: Sequence[str],
-    types: Mapping[str, str],
-    where: str,
-    folders: Sequence[str] = (),
-) -> Source:
+def _source(records: str, keys: Sequence[str], values: Sequence[str], types: Mapping[str, str], where: str) -> Source:
     """Create a source of values, SQL over the lists ``raw`` (JSON) and ``text`` of the keys, with a hidden column."""
     hidden = "_record"
     while hidden in map(str.lower, types):
         hidden += "_"
     pointers = literals(map(_pointer, keys or [""]))
     problem = "CASE WHEN json_type(json) IS DISTINCT FROM 'OBJECT' THEN 'not a JSON object' END"
-    columns = [*values, *map(identifier, folders), f"{problem} AS {hidden}"]
+    columns = [*values, f"{problem} AS {hidden}"]
     columns += [] if "file_index" in map(str.lower, types) else ["file_index"]
     sql = (
         f"(SELECT {', '.join(columns)} FROM (SELECT *, json_extract(json, {pointers}) AS raw, "
         f"json_extract_string(json, {pointers}) AS text FROM {records}))"
     )
-    return Source(sql, {**types, **dict.fromkeys(folders, "VARCHAR")}, where, problem=hidden)
+    return Source(sql, types, where, problem=hidden)

@@ -1,18 +1,28 @@
-"""Parquet files as sources; the files may differ in columns and types."""
+"""Parquet files, which may differ in columns and types, as sources; folders ``name=value`` as columns of any source."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePath
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recpipe.data.files.tables import Source, column_types, errors_with_file, file_list, identifier, path_summary
+from recpipe.data.files.tables import (
+    Source,
+    column_types,
+    errors_with_file,
+    file_list,
+    identifier,
+    literal,
+    literals,
+    path_summary,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +42,7 @@ class _Part(NamedTuple):
     columns: dict[str, tuple[str, str]]
 
 
-def parquet_source(
-    con: ibis.BaseBackend, paths: Sequence[str], *, requested: Sequence[str] = (), folder_columns: bool = False
-) -> Source:
+def parquet_source(con: ibis.BaseBackend, paths: Sequence[str], *, requested: Sequence[str] = ()) -> Source:
     """Create a source with the columns of all files; a file without one of them has nulls there.
 
     Where files differ in a column's type, whole numbers stay exact: they become doubles only if all of them fit, and
@@ -43,14 +51,13 @@ def parquet_source(
     duration, or whose numbers are no longer exact.
     """
     where = path_summary(paths)
-    keys = folder_keys(paths) if folder_columns else []
     names: dict[str, str] = {}
     parts = []
     for schema, group in groupby(paths, key=_schema):
         files = list(group)
-        sql = f"read_parquet({file_list(files)}, hive_partitioning = {bool(keys)}, hive_types_autocast = false)"
+        sql = f"read_parquet({file_list(files)}, hive_partitioning = false)"
         types = column_types(con, sql, where=path_summary(files))
-        columns = _columns(schema, types, keys, requested, path_summary(files))
+        columns = _columns(schema, types, requested, path_summary(files))
         names |= {name.lower(): name for name in columns if name.lower() not in names or name in requested}
         part = _Part(path_summary(files), len(files), sql, {name.lower(): value for name, value in columns.items()})
         parts.append(_without_bytes(con, part, requested))
@@ -70,27 +77,34 @@ def parquet_source(
     return Source(f"({' UNION ALL BY NAME '.join(selections)})", types, where, files=paths)
 
 
-def folder_keys(paths: Sequence[str]) -> list[str]:
-    """Return the names of the folders ``name=value`` that all paths lie in. Raises ValueError where paths differ."""
-    keys = [sorted(part.partition("=")[0] for part in PurePath(path).parent.parts if "=" in part) for path in paths]
-    for path, names in zip(paths, keys, strict=True):
-        if not names or names != keys[0]:
+def with_folder_columns(source: Source, paths: Sequence[str]) -> Source:
+    """Add a text column for every folder ``name=value`` of the paths, percent-decoded as Hive and Spark write them.
+
+    Raises ValueError where the files lie in folders of different names, and for the name of a column.
+    """
+    folders = {path: dict(part.split("=", 1) for part in PurePath(path).parts[:-1] if "=" in part) for path in paths}
+    names = list(folders[paths[0]])
+    for path, values in folders.items():
+        if not values or values.keys() != {*names}:
             raise ValueError(
-                f"{path} lies in the folders {names} and {paths[0]} in {keys[0]}, of the form name=value: with "
+                f"{path} lies in the folders {list(values)} and {paths[0]} in {names}, of the form name=value: with "
                 "`folder_columns: true` in the options of a data set all files need the same"
             )
-    return keys[0]
-
-
-def check_folder_keys(keys: Iterable[str], columns: Iterable[str], where: str) -> None:
-    """Raise ValueError for a folder whose name is that of a column of the file."""
-    names = {column.lower() for column in columns}
-    for key in keys:
-        if key.lower() in names:
-            raise ValueError(
-                f"{where} has a column {key!r} and lies in a folder {key}=...: rename the folder, or set "
-                "`folder_columns: false` in the options of the data set"
-            )
+    columns = {column.lower() for column in source.types}
+    if clashes := [name for name in names if name.lower() in columns | {"file_index"}]:
+        raise ValueError(
+            f"{source.where} has a column {clashes[0]!r} and lies in a folder {clashes[0]}=...: rename the folder, or "
+            "set `folder_columns: false` in the options of the data set"
+        )
+    if "file_index" in columns:
+        raise ValueError(f"{source.where} has a column 'file_index', which folder_columns need: rename it")
+    texts = []
+    for name in names:
+        by_file = [unquote(folders[path][name]) for path in source.files]
+        nulls = literal("__HIVE_DEFAULT_PARTITION__")
+        texts.append(f"nullif({literals(by_file)}[CAST(file_index AS BIGINT) + 1], {nulls}) AS {identifier(name)}")
+    sql = f"(SELECT *, file_index, {', '.join(texts)} FROM {source.sql})"
+    return source._replace(sql=sql, types={**source.types, **dict.fromkeys(names, "VARCHAR")})
 
 
 def _schema(path: str) -> pa.Schema:
@@ -102,18 +116,15 @@ def _schema(path: str) -> pa.Schema:
 
 
 def _columns(
-    schema: pa.Schema, types: Mapping[str, str], keys: Sequence[str], requested: Sequence[str], where: str
+    schema: pa.Schema, types: Mapping[str, str], requested: Sequence[str], where: str
 ) -> dict[str, tuple[str, str]]:
     """Return SQL and type by name of the columns of files of one schema.
 
     DuckDB renames the second of two names that differ only in case; the columns keep their place.
     """
-    check_folder_keys(keys, schema.names, where)
     columns: dict[str, tuple[str, str]] = {}
     spellings: dict[str, str] = {}
-    engine_names = list(types)
-    fields = zip([*schema.names, *engine_names[len(schema.names) :]], engine_names, strict=True)
-    for name, engine_name in sorted(fields, key=lambda pair: pair[0] not in requested):
+    for name, engine_name in sorted(zip(schema.names, types, strict=True), key=lambda pair: pair[0] not in requested):
         other = spellings.setdefault(name.lower(), name)
         if name.lower() in map(str.lower, columns) or not name or "\0" in name:
             if name in requested:
@@ -123,7 +134,7 @@ def _columns(
         if name in requested and any(pa.types.is_duration(field.type) for field in schema if field.name == name):
             raise ValueError(f"{where}: column {name!r} is a duration, neither a time nor an id: write it as integers")
         columns[name] = identifier(engine_name), types[engine_name]
-    return {name: columns[name] for name in [*schema.names, *keys] if name in columns}
+    return {name: columns[name] for name in schema.names if name in columns}
 
 
 def _without_bytes(con: ibis.BaseBackend, part: _Part, requested: Sequence[str]) -> _Part:

@@ -279,9 +279,7 @@ def readable_paths(con: ibis.BaseBackend, paths: Sequence[str], *, encoding: str
             continue
         if folder is None:
             folder = temporary_folder(con)
-        keys = [part for part in PurePosixPath(path).parent.parts if "=" in part]  # may become columns
-        copy = folder.joinpath(str(number), *keys, "decoded.txt")
-        copy.parent.mkdir(parents=True)
+        copy = folder / f"{number}.txt"
         with copy.open("wb") as out:
             chunks = byte_chunks(path) if codec == "utf-8" else (text.encode() for text in text_chunks(path, encoding))
             with progress(None, f"unpack and decode {PurePosixPath(path).name}", unit=BYTES) as bar:

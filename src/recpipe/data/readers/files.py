@@ -17,7 +17,7 @@ from recpipe.config import check_known
 from recpipe.data.files.delimited_rows import Dialect
 from recpipe.data.files.json_files import json_text, json_words, typed_json_source
 from recpipe.data.files.log_table import LogColumns, create_log, id_problems, id_text
-from recpipe.data.files.parquet_files import parquet_source
+from recpipe.data.files.parquet_files import parquet_source, with_folder_columns
 from recpipe.data.files.tables import (
     RawTables,
     Source,
@@ -201,11 +201,14 @@ def _entities(
 
 def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
     """Create a source. ids: columns whose values have no line break."""
+    source = _file_source(options, paths, con, ids=ids)
+    return with_folder_columns(source, paths) if options.folder_columns else source
+
+
+def _file_source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
     requested = [column for columns in options.columns.values() for column in _names(columns)]
     requested += getattr(options, "extra_columns", {}).values()
-    file_format, folders = options.format or _format(paths[0]), options.folder_columns
-    if folders and file_format not in ("jsonl", "parquet"):
-        raise ValueError("folder_columns go with JSON and Parquet, not with text files")
+    file_format = options.format or _format(paths[0])
     if file_format in ("csv", "tsv", "lines"):
         dialect = _dialect(options, file_format)
         if file_format == "lines":
@@ -223,10 +226,10 @@ def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, 
             single_line=ids,
         )
     if file_format == "jsonl":
-        return typed_json_source(con, paths, requested=requested, encoding=options.encoding, folder_columns=folders)
+        return typed_json_source(con, paths, requested=requested, encoding=options.encoding)
     if file_format != "parquet":
         raise ValueError(f"unknown format {file_format!r}: csv, tsv, parquet, jsonl or lines")
-    return parquet_source(con, paths, requested=requested, folder_columns=folders)
+    return parquet_source(con, paths, requested=requested)
 
 
 def _dialect(options: TableOptions, file_format: str) -> Dialect:

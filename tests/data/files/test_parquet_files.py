@@ -40,6 +40,8 @@ def write_parts(folder: Path, parts: list[pa.Array]) -> list[Path]:
         ([pa.array([BIG, BIG + 1]), pa.array([5.0, None, 7.0])], [str(BIG), str(BIG + 1), "5", None, "7"]),
         ([pa.array([1, 2]), pa.array([2.0, 2.5])], ["1", "2", "2", "2.5"]),
         ([pa.array([1], pa.int32()), pa.array([2**64 - 1], pa.uint64())], ["1", str(2**64 - 1)]),
+        ([pa.array([1, BIG]), pa.array([2.0, float("nan")]), pa.array([float("inf"), 3.0])],
+         ["1", str(BIG), "2", None, None, "3"]),
         ([pa.array([1]), pa.array(["1", "007"]), pa.array([1.0])], ["1", "1", "007", "1"]),
         ([pa.array([1]), pa.nulls(1), pa.array([BIG])], ["1", None, str(BIG)]),
         ([pa.array([1]), pa.array([Decimal("1.00"), Decimal("2.50")])], ["1", "1", "2.5"]),

@@ -13,6 +13,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recpipe.data.files.ids import EXACT, number_text
 from recpipe.data.files.tables import (
     Source,
     column_types,
@@ -23,11 +24,10 @@ from recpipe.data.files.tables import (
     literals,
     path_summary,
 )
+from recpipe.data.files.times import INTEGERS
 
 logger = logging.getLogger(__name__)
 
-INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
-EXACT_BELOW = {"DOUBLE": 1 << 53, "FLOAT": 1 << 24}  # whole numbers that a type tells apart
 TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
 RECORDS = ("STRUCT", "MAP", "UNION", "VARIANT", '"NULL"')  # types with these in their names become JSON
 NULL = '"NULL"'  # DuckDB's type of a column that pyarrow or pandas wrote with nulls only
@@ -167,10 +167,10 @@ def _common_type(con: ibis.BaseBackend, key: str, name: str, parts: Sequence[_Pa
     if len(kinds) == 1:
         return kinds.pop()
     if kinds <= {*INTEGERS}:
-        return "HUGEINT" if kinds & {"UBIGINT", "HUGEINT"} else "BIGINT"
+        return "BIGINT" if kinds.isdisjoint({"UBIGINT", "HUGEINT", "UHUGEINT"}) else "HUGEINT"
     if kinds <= {*TIMES}:
         return "TIMESTAMP_NS" if kinds.isdisjoint({"DATE", "TIMESTAMP WITH TIME ZONE"}) else "TIMESTAMP"
-    if all(kind in INTEGERS or kind in EXACT_BELOW or kind.startswith("DECIMAL") for kind in kinds):
+    if all(kind in INTEGERS or kind in EXACT or kind.startswith("DECIMAL") for kind in kinds):
         return _number_type(con, key, name, parts, requested)
     return "VARCHAR[]" if any(is_list) else "VARCHAR"
 
@@ -183,12 +183,12 @@ def _number_type(con: ibis.BaseBackend, key: str, name: str, parts: Sequence[_Pa
     result = "DOUBLE"
     for part in parts:
         sql, kind = part.columns.get(key, ("NULL", NULL))
-        limit = EXACT_BELOW.get(kind, EXACT_BELOW["DOUBLE"])
-        is_large = f"abs(CAST({sql} AS DOUBLE)) >= {limit} AND abs(CAST({sql} AS DOUBLE)) < 'inf'::DOUBLE"
+        limit = EXACT.get(kind, EXACT["DOUBLE"])
+        is_large = f"isfinite(CAST({sql} AS DOUBLE)) AND abs(CAST({sql} AS DOUBLE)) >= {limit}"
         with errors_with_file(part.where):
             query = f"SELECT min({sql}) FROM {part.sql} WHERE {is_large}"
             example = con.raw_sql(query).fetchall()[0][0] if kind != NULL else None
-        if example is not None and kind in EXACT_BELOW and name in requested:
+        if example is not None and kind in EXACT and name in requested:
             raise ValueError(
                 f"{part.where}: column {name!r} has numbers of type {kind.lower()} such as {example}, which are not "
                 "exact from 2^53 (float: 2^24), and other files have integers. Write the column as integers or text"
@@ -198,7 +198,7 @@ def _number_type(con: ibis.BaseBackend, key: str, name: str, parts: Sequence[_Pa
 
 
 def _cast(sql: str, kind: str, target: str) -> str:
-    """Return SQL that converts a value to the common type; equal numbers become equal text."""
+    """Return SQL that converts a value to the common type; equal numbers become equal text, inexact ones null."""
     if kind == target:
         return sql
     if target == "JSON":
@@ -206,15 +206,7 @@ def _cast(sql: str, kind: str, target: str) -> str:
     if kind == "TIMESTAMP WITH TIME ZONE" and target.startswith("TIMESTAMP"):
         return f"timezone('UTC', {sql})"
     if target == "VARCHAR":
-        return _text(sql, kind)
+        return number_text(sql, kind)
     if target == "VARCHAR[]" and kind.endswith("[]") and kind != f"{NULL}[]":
-        return f"list_transform({sql}, lambda value: {_text('value', kind[:-2])})"
+        return f"list_transform({sql}, lambda value: {number_text('value', kind[:-2])})"
     return f"CAST({sql} AS {target})"
-
-
-def _text(sql: str, kind: str) -> str:
-    text = f"CAST({sql} AS VARCHAR)"
-    if kind in EXACT_BELOW:
-        is_whole = f"{sql} = floor({sql}) AND abs({sql}) < {EXACT_BELOW[kind]}"
-        return f"CASE WHEN {is_whole} THEN CAST(CAST({sql} AS BIGINT) AS VARCHAR) ELSE {text} END"
-    return f"rtrim(rtrim({text}, '0'), '.')" if kind.startswith("DECIMAL") and not kind.endswith(",0)") else text

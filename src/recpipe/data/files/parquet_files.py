@@ -13,7 +13,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recpipe.data.files.ids import EXACT, number_text
+from recpipe.data.files.log_table import EXACT, number_text
 from recpipe.data.files.tables import (
     Source,
     column_types,

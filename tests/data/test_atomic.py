@@ -19,10 +19,10 @@ from tests.artefacts import names
 
 from recpipe.data import atomic
 from recpipe.data.atomic import (
-    LATEST,
     atomic_file,
     atomic_folder,
     clean_leftovers,
+    clean_versions,
     latest_version,
     process_start,
     record_version,
@@ -218,9 +218,9 @@ def test_without_a_record_versions_of_the_future_count_only_alone(tmp_path) -> N
     assert latest(path) == past
 
 
-def test_a_killed_version_is_cleaned_when_the_next_is_recorded(tmp_path) -> None:
+def test_a_killed_version_is_cleaned_before_the_next_is_written(tmp_path) -> None:
     path = versions(tmp_path, "v2")
     (path / "v1").mkdir()
     dead_name(path / "v1" / "bundle", "part").mkdir()
-    record_version(path, "v2")
-    assert names(path) == [LATEST, "v2"]
+    clean_versions(path)
+    assert names(path) == ["v2"]

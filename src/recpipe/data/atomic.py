@@ -131,15 +131,19 @@ def clean_leftovers(folder: Path) -> int:
     return count
 
 
-def record_version(path: Path, version: str) -> None:
-    """Record that ``version`` of ``path`` was written last; clean up after killed writers of other versions.
-
-    Versions are ``<path>/<version>/<name of path>``, and their names times, as in Kedro.
-    """
-    for folder in (entry for entry in path.iterdir() if entry.is_dir()):
+def clean_versions(path: Path) -> None:
+    """Delete what killed writers left of other versions of ``path``."""
+    for folder in (entry for entry in path.glob("*") if entry.is_dir()):
         if clean_leftovers(folder):
             with suppress(OSError):  # not empty
                 folder.rmdir()
+
+
+def record_version(path: Path, version: str) -> None:
+    """Record that ``version`` of ``path`` was written last.
+
+    Versions are ``<path>/<version>/<name of path>``, and their names times, as in Kedro.
+    """
     others = [name for name in version_names(path) if name != version]
     with atomic_file(path / LATEST) as part:
         part.write_text(json.dumps({"version": version, "others": others}), encoding="utf-8")

@@ -20,7 +20,7 @@ import ibis.expr.types as ir
 from ibis.backends import BaseBackend
 
 from recpipe.config import check_known
-from recpipe.data.atomic import atomic_file
+from recpipe.data.atomic import atomic_file, clean_leftovers, remove, temporary_path
 
 KEYS = ("name", "memory_limit", "spill_folder", "threads", "master", "settings")
 
@@ -45,7 +45,10 @@ def check(engine: Mapping[str, Any]) -> str:
 
 
 def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:
-    spill = _spill_folder(engine) / uuid.uuid4().hex[:12]  # concurrent engines must not share a folder
+    parent = _spill_folder(engine)
+    if parent.is_dir():
+        clean_leftovers(parent)
+    spill = temporary_path(parent / "duckdb", "part")  # concurrent engines must not share a folder
     settings = {key: engine[key] for key in ("memory_limit", "threads") if engine.get(key) is not None}
     settings |= engine.get("settings") or {}
     try:
@@ -110,7 +113,7 @@ def transfer(table: ir.Table, con: BaseBackend, engine: Mapping[str, Any]) -> ir
     """Copy a table to the engine ``con`` through a Parquet file in the spill folder, deleted with ``con``."""
     path = _spill_folder(engine).absolute() / f"{uuid.uuid4().hex[:12]}.parquet"
     write_parquet(table, path)
-    weakref.finalize(con, path.unlink, missing_ok=True)
+    weakref.finalize(con, remove, path)
     return con.read_parquet(str(path))
 
 

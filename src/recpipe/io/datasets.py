@@ -18,7 +18,7 @@ from kedro_datasets.polars import EagerPolarsDataset as StockTable
 from kedro_datasets.text import TextDataset as StockText
 
 from recpipe.config.run_config import is_accelerated
-from recpipe.data.atomic import atomic_file, atomic_folder, record_version, recover
+from recpipe.data.atomic import atomic_file, atomic_folder, clean_versions, record_version, recover
 from recpipe.data.digests import verified
 from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.kedro_compat import LatestVersion, WholeFile
@@ -152,6 +152,7 @@ class BundleDataset(LatestVersion, AbstractVersionedDataset[Any, Any]):
             with atomic_file(self._curves) as part:
                 pq.write_table(curve_table(data), part)
         target = Path(self._get_save_path())
+        clean_versions(Path(self._filepath))
         with atomic_folder(target) as folder:
             save_bundle(data, folder)
         if self._version is not None:
@@ -225,6 +226,8 @@ class EvaluationDataset(LatestVersion, AbstractVersionedDataset["Evaluation", di
 
         metrics, name = Path(self._get_save_path()), "test_recommendations.parquet"
         recommendations = self._output / name / metrics.parent.name / name
+        for path in (Path(self._filepath), self._output / name):
+            clean_versions(path)
         for file, table in {self._output / "ranks.parquet": data.ranks, recommendations: data.recommendations}.items():
             with atomic_file(file) as part:
                 pq.write_table(table, part, compression="zstd")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
+import io
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,8 @@ from ibis.backends.duckdb import Backend
 from tests.data.conftest import MAPPING, Reading, ReadLog, log_tuples, rows, zip_bytes
 
 from recpipe.data.engines import connect
+from recpipe.data.files import text_files
+from recpipe.data.files.delimited_rows import Dialect
 from recpipe.data.files.text_files import readable_paths
 
 LOG = b"who,what,when\nu1,i1,1\nu2,i2,2\n"
@@ -351,3 +356,24 @@ def test_damaged_files_are_refused(tmp_path: Path, reading: Reading, name: str, 
     path.write_bytes(path.read_bytes()[:-4000] if damage == "cut short" else b"who,what,when\n1,2,3\n")
     with pytest.raises(ValueError, match=f"cannot read .*{name}.*cut short"):
         reading("files", {"columns": MAPPING}, interactions=path)
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+@pytest.mark.parametrize("delimiter", [",", "::"])
+def test_lines_with_quotes_around_whole_values_are_read_as_by_pythons_csv_and_by_duckdb(
+    tmp_path: Path, con: Backend, quoting: int, delimiter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(0)
+    records = [["".join(draw.choices('ab,:" \u00e9', k=draw.randint(0, 6))) for _ in range(3)] for _ in range(300)]
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter[0], quoting=quoting).writerows([["x", "y", "z"], *records])
+    content = text.getvalue()
+    if delimiter == "::":
+        records = [[value.replace(":", "") for value in record] for record in records]
+        quoted = [['"' + value.replace('"', '""') + '"' for value in record] for record in records]
+        content = "\n".join(delimiter.join(record) for record in [["x", "y", "z"], *quoted]) + "\n"
+    (tmp_path / "log.csv").write_text(content, encoding="utf-8", newline="")
+    monkeypatch.setattr(text_files, "_convert", None)  # only DuckDB reads
+    source = text_files.delimited_source(con, [str(tmp_path / "log.csv")], dialect=Dialect(delimiter, '"'))
+    actual = con.raw_sql(f"SELECT x, y, z FROM {source.sql}").fetchall()
+    assert actual == [tuple(value or None for value in record) for record in records]

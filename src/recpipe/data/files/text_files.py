@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import IO, cast
 
+import duckdb
 import ibis
 import pyarrow as pa
 from ibis.util import gen_name
@@ -36,7 +37,7 @@ from recpipe.data.files.delimited_rows import (
     RowsFile,
     TextError,
     decoded_lines,
-    is_plain,
+    inspect,
     long_values,
 )
 from recpipe.data.files.tables import Source, file_list, identifier, literal, path_summary
@@ -113,7 +114,7 @@ def _parts(con: ibis.BaseBackend, paths: Sequence[str], dialect: Dialect, *, enc
             hint = encoding_hint(start) if problem.startswith((NOT_UTF8, "null byte")) else ""
             raise ValueError(f"cannot read {path}: its first line is bad, {problem}. {hint}")
         if first is not None:
-            parts.append(Part(path, copy, first, is_plain(byte_chunks(copy), dialect)))
+            parts.append(Part(path, copy, first, *inspect(byte_chunks(copy), dialect)))
     if not parts:
         raise ValueError(f"{path_summary(paths)} is empty")
     if len(parts) < len(paths):
@@ -185,7 +186,8 @@ def _source(
     are_plain = all(
         part.is_plain and (part.first == list(header) if header else part.first != list(names)) for part in parts
     )
-    if not are_plain:
+    quoted = [part.copy for part in parts if part.has_quotes]
+    if not are_plain or (quoted and not _are_well_quoted(con, quoted, dialect)):
         path = temporary_folder(con) / "rows.parquet"
         rows = RowsFile(path, names)
         for part in parts:
@@ -198,12 +200,12 @@ def _source(
                 f"cannot read {where}: no line has the columns {', '.join(names)[:500]}: {rows.problem}{hint}"
             )
         return Source(f"read_parquet({file_list([str(path)])})", types, where, problem=identifier(PROBLEM))
-    rejects = gen_name("rejects")
+    rejects, quote = gen_name("rejects"), literal(dialect.quote if quoted else "")
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
     sql = (
         f"read_csv({file_list(part.copy for part in parts)}, auto_detect = false, hive_partitioning = false, "
         f"header = {'true' if header else 'false'}, delim = {literal(dialect.delimiter or SEPARATOR + chr(30))}, "
-        f"quote = '', escape = '', columns = {{{columns}}}, store_rejects = true, "
+        f"quote = {quote}, escape = {quote}, columns = {{{columns}}}, store_rejects = true, "
         f"rejects_table = {literal(rejects)}, rejects_scan = {literal(rejects + '_scan')})"
     )
     is_repeated = " AND ".join(
@@ -211,6 +213,22 @@ def _source(
     )
     problem = f"CASE WHEN {is_repeated} THEN {literal(REPEATED_HEADER)} END" if dialect.delimiter else "NULL"
     return Source(sql, types, where, rejects=identifier(rejects), problem=problem)
+
+
+def _are_well_quoted(con: ibis.BaseBackend, paths: Sequence[str], dialect: Dialect) -> bool:
+    """Whether the quotation marks of every line enclose whole values, or are doubled, so that lines are records."""
+    quote, delimiter = re.escape(dialect.quote), re.escape(dialect.delimiter or SEPARATOR)
+    value = f"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|[^{quote}]*?)"
+    lines = (
+        f"read_csv({file_list(paths)}, auto_detect = false, hive_partitioning = false, header = false, quote = '', "
+        f"escape = '', delim = {literal(SEPARATOR + chr(30))}, columns = {{'line': 'VARCHAR'}})"
+    )
+    pattern = literal(f"{value}(?:{delimiter}{value})*")
+    try:
+        bad = con.raw_sql(f"SELECT 1 FROM {lines} WHERE NOT regexp_full_match(line, {pattern}) LIMIT 1").fetchall()
+    except duckdb.InvalidInputException:  # such as a line with the delimiter of this query
+        return False
+    return not bad
 
 
 def _convert(

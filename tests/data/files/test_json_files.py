@@ -194,8 +194,9 @@ def test_an_overlong_line_is_a_bad_row(tmp_path: Path, read_log: ReadLog) -> Non
     assert [row["problem"] for row in log] == [None, "not a JSON object", None]
 
 
-def test_a_damaged_array_is_refused_by_name(tmp_path: Path, read_log: ReadLog) -> None:
-    (tmp_path / "log.json").write_text(json.dumps(EVENTS)[:-30])
+@pytest.mark.parametrize("end", [-30, -1, json.dumps(EVENTS).index(", {") + 2])
+def test_an_array_that_is_cut_short_is_refused_by_name(tmp_path: Path, read_log: ReadLog, end: int) -> None:
+    (tmp_path / "log.json").write_text(json.dumps(EVENTS)[:end])
     with pytest.raises(ValueError, match=r"cannot read .*log\.json"):
         read_log(OPTIONS, tmp_path / "log.json")
 

@@ -23,7 +23,7 @@ from recpipe.data.files.tables import (
     path_summary,
     reason_with_value,
 )
-from recpipe.data.files.text_files import readable_paths, temporary_folder
+from recpipe.data.files.text_files import byte_chunks, readable_paths, temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +140,22 @@ def _layout(path: str) -> str:
     if _is_json(line) and (rest.strip() or not head.startswith("[")):
         return "newline_delimited"
     if re.match(r"\[\s*[\[{\]]", head):
+        _check_array_end(path)
         return "array"
     try:
         _, end = json.JSONDecoder().raw_decode(head)
     except (ValueError, RecursionError):
         return "newline_delimited"
     return "unstructured" if "\n" in head[:end].strip() else "newline_delimited"
+
+
+def _check_array_end(path: str) -> None:
+    """Raise ValueError for an array without its closing bracket; DuckDB reads one that ends behind a comma."""
+    end = b""
+    for chunk in byte_chunks(path):
+        end = (end + chunk)[-1000:] if chunk.isspace() else chunk[-1000:]
+    if not end.rstrip().endswith(b"]"):
+        raise ValueError(f"cannot read {path}: its array has no closing bracket. It is cut short: fetch it again")
 
 
 def _is_json(text: str) -> bool:

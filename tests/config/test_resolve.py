@@ -198,3 +198,35 @@ def test_a_model_that_reads_the_items_of_another_names_one_that_exists() -> None
         Configuration(files(models=models)).run("reader")
     with pytest.raises(ConfigError, match="unknown vectors of models.net.side 'txt'"):
         Configuration(files(), {"side": {"vectors": "txt"}}).run("net")
+
+
+def test_a_data_set_that_is_like_another_has_its_settings_below_its_own() -> None:
+    films = {
+        "source": "files", "files": {"interactions": "f.csv"}, "options": {"a": 1}, "profile": "dense",
+        "steps": [{"step": "last", "k": 3}], "baselines": ["net"], "protocol": {"history": 50, "time": "query"},
+        "content": {"text": {}},
+    }  # fmt: skip
+    mine = {"source": "files", "like": "films", "protocol": {"history": 7}, "train": None, "steps": None}
+    tree = files(datasets={"films": films, "mine": mine, "shop": {"source": "files", "like": "mine"}})
+    configuration = Configuration(tree, {"dataset": "mine"})
+    configuration.check()
+    assert configuration["protocol"] == {"split": "leave_one_out", "history": 7, "time": "query"}
+    assert configuration["baselines"] == ["net"] and configuration.profile == "dense"
+    assert configuration["datasets"]["mine"] == {
+        "source": "files", "like": "films", "profile": "dense", "steps": [{"step": "last", "k": 3}]
+    }  # fmt: skip
+    assert configuration.run("net").train["epochs"] == 7  # models.net.datasets.films
+    assert configuration.run("net").settings["dim"] == 128  # models.net.profiles.dense
+    own = {"dataset": "mine", "datasets": {"mine": {"profile": None, "steps": [], "protocol": {"time": "none"}}}}
+    changed = Configuration(tree, own)
+    changed.check()
+    assert changed.profile is None and changed["protocol"]["time"] == "none"
+    assert changed["datasets"]["mine"]["steps"] == []
+    assert Configuration(tree, {"dataset": "films"})["protocol"]["history"] == 50
+    for name, like, message in (
+        ("mine", "film", r"unknown data set 'film' \(did you mean 'films'\?\)"),
+        ("mine", "mine", "unknown data set 'mine'"),
+        ("shop", "mine", "which is like another data set itself"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Configuration(tree, {"dataset": name, "datasets": {name: {"like": like}}}).check()

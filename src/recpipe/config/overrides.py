@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from recpipe.config.resolve import Configuration
 
 ARGUMENT_BLOCKS = ("options", "columns", "settings", *CHOICES)  # their keys are checked by the code that takes them
-OPTIONAL = ("profile", "baselines")  # keys that a data set may lack
+OPTIONAL = ("profile", "baselines", "like")  # keys that a data set may lack
 
 
 def check_names(configuration: Configuration) -> None:

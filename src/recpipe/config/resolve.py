@@ -1,9 +1,10 @@
 """Configuration of a run: parameter files and the command line merged in one order of precedence.
 
 Later layers win, key by key at any depth: defaults < data set < model < model x profile < model x data set < command
-line. A data set overrides the blocks of ``BY_DATASET``. A model overrides those of ``BY_MODEL`` and its own settings,
-per ``profile`` (a kind of data set, which the data set names) and per data set. ``extends: other`` takes all settings
-of another model on this data set and changes those that follow.
+line. A data set overrides the blocks of ``BY_DATASET``; ``like: other`` puts the settings of another one below its own.
+A model overrides those of ``BY_MODEL`` and its own settings, per ``profile`` (a kind of data set, which the data set
+names) and per data set. ``extends: other`` takes all settings of another model on this data set and changes those that
+follow.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from recpipe.config.run_config import (
     is_accelerated,
     with_kinds,
 )
+
+LIKE_KEYS = ("steps", "profile", "baselines", "bad_rows")  # taken by ``like``, besides the blocks of BY_DATASET
 
 
 def resolve(
@@ -218,7 +221,27 @@ class Configuration:
 
     @cached_property
     def _dataset_tree(self) -> Tree:
-        return merge(*(block(source, "datasets", self.dataset) for source in (self.files, self._command_line)))
+        return merge(self._dataset_files, block(self._command_line, "datasets", self.dataset))
+
+    @cached_property
+    def _dataset_files(self) -> Tree:
+        """The data set's block in the files, over the settings of the one that it is ``like``."""
+        other = block(self.files, "datasets", self.like) if self.like else {}
+        taken: Tree = {name: entry for name, entry in other.items() if name in (*BY_DATASET, *LIKE_KEYS)}
+        return merge(taken, drop_null(block(self.files, "datasets", self.dataset), (*BY_DATASET, "steps")))
+
+    @cached_property
+    def like(self) -> str | None:
+        """The data set whose settings this one takes. Raises ConfigError for an unknown one."""
+        sources = (self._command_line, self.files)
+        leaf = next((leaf for source in sources if (leaf := block(source, "datasets", self.dataset).get("like"))), None)
+        if not isinstance(leaf, Leaf) or leaf.value is None:
+            return None
+        others = [name for name in block(self.files, "datasets") if name != self.dataset]
+        check_known(leaf.value, others, what="data set", hint=f" ({leaf.origin})")
+        if "like" in block(self.files, "datasets", str(leaf.value)):
+            raise ConfigError(f"{leaf.origin} is {leaf.value!r}, which is like another data set itself; name that one")
+        return str(leaf.value)
 
     @cached_property
     def _top(self) -> Tree:
@@ -226,7 +249,8 @@ class Configuration:
         top: Tree = {}
         for source in (self.files, self._command_line):
             common = {name: entry for name, entry in source.items() if name not in ("models", "datasets")}
-            top = merge(top, common, pick_blocks(block(source, "datasets", self.dataset), BY_DATASET))
+            dataset = self._dataset_files if source is self.files else block(source, "datasets", self.dataset)
+            top = merge(top, common, pick_blocks(dataset, BY_DATASET))
         dataset = {name: entry for name, entry in self._dataset_tree.items() if name not in BY_DATASET}
         if (baselines := dataset.pop("baselines", None)) and "baselines" not in self._command_line:
             top["baselines"] = baselines
@@ -242,7 +266,8 @@ class Configuration:
         entry = block(source, "models", model)
         general = {name: value for name, value in entry.items() if name not in ("extends", "profiles", "datasets")}
         by_profile = block(entry, "profiles", self.profile) if self.profile else {}
-        return [drop_null(layer, BY_MODEL) for layer in (general, by_profile, block(entry, "datasets", self.dataset))]
+        by_dataset = [block(entry, "datasets", name) for name in (self.like, self.dataset) if name]
+        return [drop_null(layer, BY_MODEL) for layer in (general, by_profile, *by_dataset)]
 
     def _ancestors(self, model: str) -> list[str]:
         """Return the model, the one that it extends, and so on."""

@@ -145,6 +145,7 @@ class DatasetConfig(Block):
 
     title: str | None = None
     source: str
+    like: str | None = None  # a data set whose settings are taken, see ``Configuration``
     profile: str | None = None
     homepage: str | None = None
     url: str | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ from ibis.backends.duckdb import Backend
 
 from recpipe.config import Configuration, build_config, read_parameters
 from recpipe.config.files import Tree, block, merge, to_tree
+from recpipe.config.run_config import BY_DATASET
 from recpipe.config.schema import DatasetConfig
-from recpipe.data import readers
+from recpipe.data import readers, sampling
 from recpipe.data.files.fetch import SourceMissingError, fetch
-from recpipe.data.readers import read, reader_names
+from recpipe.data.readers import files, read, reader_names
 
 CONF = Path(__file__).parents[3] / "conf"
 FOLDER = CONF / "base/parameters/datasets"
@@ -62,6 +66,20 @@ def test_the_uncommented_template_reads_a_log(tmp_path: Path, reading: Any) -> N
     assert items == [
         {"item_id": "1", "title": "Cup", "text": "Cup. B. big", "image": "http://x", "brand": "B", "description": "big"}
     ]
+
+
+def test_the_template_names_every_key_column_step_and_argument() -> None:
+    text = (FOLDER / "my_log.yml").read_text()
+    options = [field.name for field in dataclasses.fields(files.Options)]
+    keys = [*options, *files.LOG_COLUMNS, *DatasetConfig.model_fields, *BY_DATASET, *block(FILES, "protocol")]
+    assert [name for name in keys if not re.search(rf"\b{name}\b", text)] == []
+    for name, step in sampling.STEPS.items():
+        lines = [line for line in text.splitlines() if re.search(rf"step: {name}\b.*}} +# \w", line)]
+        assert lines, name
+        for argument in list(inspect.signature(step).parameters)[1:]:
+            assert any(f" {argument}: " in line for line in lines), (name, argument)
+        example = yaml.safe_load(lines[0][lines[0].index("{") :])
+        sampling.check([example])
 
 
 def test_an_unknown_source_is_refused(con: Backend) -> None:

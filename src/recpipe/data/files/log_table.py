@@ -20,6 +20,7 @@ from recpipe.data.files.tables import (
     errors_with_file,
     identifier,
     literal,
+    literals,
     reason_with_value,
 )
 from recpipe.data.files.times import INTEGERS, NANOSECONDS, TYPED, UNITS, Time, time_sql
@@ -177,7 +178,8 @@ def _problem(
         if name == "weight":
             arms.append(f"WHEN {value} < 0 THEN {reason_with_value('weight is negative', sql)}")
     if columns.event:
-        arms.append(f"WHEN coalesce(trim({columns.event}), '') = '' THEN 'event is empty'")
+        empty = literals(["", *map(str, columns.null_words)])
+        arms.append(f"WHEN list_contains({empty}, coalesce(trim({columns.event}), '')) THEN 'event is empty'")
     if columns.order:
         text = f"CAST({columns.order} AS VARCHAR)"
         arms.append(f"WHEN {columns.order} IS NULL OR {text} = '' THEN 'order is empty'")

@@ -105,7 +105,8 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
     source.check_columns(options.extra_columns.values(), ". Change `extra_columns` in the options of the data set")
     texts = {name: id_text(con, source, mapping[name]) for name in (*ids, "event") if name in mapping}
     user, extra = _sequence_id(texts, options.null_words)
-    extra |= {name: _extra_column(name, column, source) for name, column in options.extra_columns.items()}
+    words = literals(map(str, options.null_words))
+    extra |= {name: _extra_column(name, column, source, words) for name, column in options.extra_columns.items()}
     columns = LogColumns(
         user, texts["item_id"], sql.get("timestamp"), options.timestamp,
         numbers={name: _number(name, mapping[name], source) for name in ("rating", "weight") if name in mapping},
@@ -162,8 +163,8 @@ def _sequence_id(texts: Mapping[str, str], null_words: Sequence[str]) -> tuple[s
     return f"({user}) || '#' || replace(replace({session}, '%', '%25'), '#', '%23')", {"owner": user}
 
 
-def _extra_column(name: str, column: str, source: Source) -> str:
-    """Return SQL of a column for the steps: integers, finite doubles, booleans, or text."""
+def _extra_column(name: str, column: str, source: Source, null_words: str) -> str:
+    """Return SQL of a column for the steps: integers, finite doubles, booleans, or text without ``null_words``."""
     if name in (*LOG_COLUMNS, "owner", "problem", "source_file"):
         raise ValueError(f"extra_columns has {name!r}, a name of the log itself: map it under `columns`, or rename it")
     sql, kind = identifier(column), source.types[column]
@@ -172,7 +173,8 @@ def _extra_column(name: str, column: str, source: Source) -> str:
     if kind in ("FLOAT", "DOUBLE", *WIDE_INTEGERS) or kind.startswith("DECIMAL"):
         number = f"CAST({sql} AS DOUBLE)"  # DuckDB 2.0.0 folds isnan to false by the statistics of a Parquet file
         return f"CASE WHEN isfinite({number}) THEN {number} END"
-    return json_text(column) if kind == "JSON" else f"CAST({sql} AS VARCHAR)"
+    text = json_text(column) if kind == "JSON" else f"CAST({sql} AS VARCHAR)"
+    return f"CASE WHEN NOT list_contains({null_words}, trim({text})) THEN {text} END"
 
 
 def _entities(

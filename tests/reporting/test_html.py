@@ -4,12 +4,15 @@ import base64
 import gzip
 import json
 import re
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-from tests.reporting.browser import open_page
+from PIL import Image
+from tests.reporting.browser import CHROMIUM, FLAGS, open_page
 from tests.reporting.runs_on_disk import catalogue, finished_runs
 
 from recpipe.reporting.figures import CAPTIONS
@@ -235,3 +238,18 @@ def test_the_browser_check_detects_empty_figures_and_script_errors(text, tmp_pat
     rendered = open_page(path, tmp_path / "user")
     assert rendered.empty == ["quality_seconds"]
     assert "nothing is not defined" in rendered.console[0]
+
+
+@pytest.mark.browser
+def test_tables_and_navigation_that_scroll_on_a_phone_show_it_at_the_edge(text, tmp_path):
+    """A column of pixels at the right edge of the content, without scripts and with nothing else there."""
+    path, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    rows = {}
+    for name, css in (("shadows", ""), ("none", "<style>.scroll, nav { background: none }</style>")):
+        path.write_text(re.sub("<script.*?</script>", "", text, flags=re.DOTALL).replace("</head>", f"{css}</head>"))
+        size = ["--window-size=390,1000", "--hide-scrollbars", f"--screenshot={shot}"]
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'user'}", *size, path.as_uri()]
+        subprocess.run(command, capture_output=True, timeout=120, check=True)
+        pixels = np.asarray(Image.open(shot).convert("L"))[:, 373].astype(int)
+        rows[name] = pixels < pixels.max() - 30
+    assert rows["shadows"].sum() > rows["none"].sum() + 150

@@ -158,11 +158,9 @@ def footnotes(part: pl.DataFrame) -> list[str]:
     lines = [f"{row['model']}: {row[name]}" for name in ("members", "search") for row in rows if row.get(name)]
     for row in rows:
         if missed := row.get("missed_by_beam"):
-            setting = "" if row.get("members") else f" (models.{row['name']}.beam)"
-            missed_of = f"{count(missed)} of {count(row['targets'])} targets, which count as misses"
-            lines.append(
-                f"{row['model']}: the beam search did not reach {missed_of}; a wider beam{setting} reaches more"
-            )
+            advice = "" if row.get("members") else f"; models.{row['name']}.beam widens it"
+            reach = f"{count(missed)} of {count(row['targets'])}"
+            lines.append(f"{row['model']}: the beam did not reach {reach} targets{advice}")
     return lines
 
 

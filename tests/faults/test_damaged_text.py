@@ -123,7 +123,7 @@ def _values(line: bytes) -> Row | None:
         return None
     if len(values) != 3 or any('"' in value for value in values) or not re.fullmatch("[0-9]+", values[2].strip()):
         return None
-    return values[0], values[1], int(values[2])
+    return values[0].strip(), values[1].strip(), int(values[2])
 
 
 def _run(n_files: int, folder: Path, *, seed: int) -> Counter[str]:

@@ -20,7 +20,7 @@ from tests.data.conftest import MAPPING, Reading, ReadLog, log_tuples, rows, zip
 from recpipe.data.engines import connect
 from recpipe.data.files import text_files
 from recpipe.data.files.delimited_rows import Dialect
-from recpipe.data.files.text_files import readable_paths
+from recpipe.data.files.raw_text import readable_paths
 
 LOG = b"who,what,when\nu1,i1,1\nu2,i2,2\n"
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

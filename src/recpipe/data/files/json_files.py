@@ -13,6 +13,7 @@ from typing import BinaryIO
 import ibis
 import pyarrow as pa
 
+from recpipe.data.files.raw_text import byte_chunks, readable_paths, temporary_folder
 from recpipe.data.files.tables import (
     Source,
     errors_with_file,
@@ -23,7 +24,6 @@ from recpipe.data.files.tables import (
     path_summary,
     reason_with_value,
 )
-from recpipe.data.files.text_files import byte_chunks, readable_paths, temporary_folder
 
 logger = logging.getLogger(__name__)
 

@@ -85,6 +85,7 @@ def test_all_leaves_out_what_the_protocol_or_the_data_set_does_not_allow(project
         ({"datasets": {"ml-1m": {"bad_rows": "drop"}}}, r"datasets.ml-1m .*changes nothing.*dataset=ml-1m"),
         ({"model": "popular", "side": {"vectors": "text"}}, "no side information is read by popular"),
         ({"model": "popular+svd", "train": {"max_epochs": 3}}, "no gradient descent trains popular, svd"),
+        ({"model": "svd", "train": {"weights": False, "ema": 0.5}}, "no gradient descent trains svd"),
     ],
 )
 def test_a_run_is_refused_before_anything_is_written(project_copy, session_in, params, message) -> None:
@@ -101,6 +102,16 @@ def test_a_run_takes_what_the_command_line_says(project: Path, session_in, monke
         found = session.run(pipeline_names=["train"])
     assert found["models"]["sasrec"].train["max_epochs"] == 7
     assert found["protocol"].exclude_seen is True
+
+
+def test_settings_of_training_that_every_model_reads_are_taken_for_models_without_gradients(
+    project: Path, session_in, monkeypatch
+) -> None:
+    params = {"model": "svd", "train": {"weights": False, "train_on_validation": True}}
+    monkeypatch.setattr(KedroSession, "run", wraps(KedroSession.run)(lambda self, **_: self.load_context().params))
+    with session_in(project, runtime_params=params) as session:
+        train = session.run(pipeline_names=["train"])["models"]["svd"].train
+    assert (train["weights"], train["train_on_validation"]) == (False, True)
 
 
 def test_the_conf_is_read_once_in_a_run(project_copy, session_in, monkeypatch) -> None:

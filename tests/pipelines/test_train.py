@@ -17,7 +17,7 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.data.splits import TrainingData
 from recpipe.pipelines.train import split_sequences, train_model
-from recpipe.training.bundle import Bundle
+from recpipe.training.bundle import Bundle, load_bundle, save_bundle
 from recpipe.training.fit import TrainSettings
 
 STEPS = pl.DataFrame(
@@ -104,6 +104,27 @@ def test_validation_is_put_back_where_the_settings_say_so(type_, tmp_path) -> No
     assert not [name for row in bundle.curve for name in row if "valid" in name]
 
 
+@pytest.mark.parametrize(("type_", "settings"), [("svd", {"factors": 2}), ("sasrec", {"dim": 8})])
+def test_a_bundle_records_whether_weights_were_used(type_, settings, tmp_path) -> None:
+    data = training_data()
+    other = replace(DATA, weights=np.arange(len(DATA.items), dtype=np.float32))
+    targets = replace(data.valid_set.targets, weights=np.ones(8, np.float32))
+    fold = Fold(other, targets)
+    weighted = TrainingData(data.protocol_fields, data.vocabulary, other, fold)
+    lists = {}
+    for name, part, use in (("plain", data, True), ("weighted", weighted, True), ("off", weighted, False)):
+        bundle = train(tmp_path / name, type_, part, settings, train={**FAST, "weights": use})
+        recorded = bundle.training["settings"].get("train", {}).get("weights")
+        assert (recorded, bundle.model.uses_weights) == ((True, True) if name == "weighted" else (None, False))
+        (tmp_path / name / "bundle").mkdir(parents=True)
+        save_bundle(bundle, tmp_path / name / "bundle")
+        loaded = load_bundle(tmp_path / name / "bundle").model
+        lists[name] = bundle.model.recommend(fold.histories, 7)[1]
+        np.testing.assert_array_equal(loaded.recommend(fold.histories, 7)[1], lists[name])
+    np.testing.assert_array_equal(lists["plain"], lists["off"])
+    assert not np.array_equal(lists["plain"], lists["weighted"])
+
+
 @pytest.mark.parametrize(("window", "seen"), [(3, 3), (None, 200), (500, 200)])
 def test_a_model_reads_its_window_and_never_more_than_the_protocols_history(window, seen, tmp_path) -> None:
     bundle = train(tmp_path, "sasrec", training_data(), {"dim": 8}, train={**FAST, "window": window})
@@ -123,7 +144,7 @@ def test_a_bundle_holds_the_settings_in_force(type_, tmp_path) -> None:
     else:
         assert (found["dim"], found["layers"], found["heads"]) == (8, 1, 1)
         expected = TrainSettings(device="cpu", batch_tokens=640, patience=3, max_epochs=1)
-        assert found["train"] == asdict(expected)
+        assert found["train"] == {name: value for name, value in asdict(expected).items() if name != "weights"}
         assert [row["epoch"] for row in bundle.curve] == [1]
 
 

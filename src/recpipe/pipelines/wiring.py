@@ -216,5 +216,7 @@ def _check_used(configuration: Configuration, wiring: Wiring) -> None:
     infos = [model_info(run.type) for run in wiring.runs.values()] if overrides.keys() & {"side", "train"} else []
     if "side" in overrides and not any(info.takes_side for info in infos):
         raise ConfigError(f"side (command line) changes nothing: no side information is read by {models}")
-    if "train" in overrides and not any(info.by_gradient for info in infos):
+    train = overrides.get("train", {})
+    reads_all = isinstance(train, Mapping) and set(train) <= {"weights", "train_on_validation"}  # of every model
+    if "train" in overrides and not reads_all and not any(info.by_gradient for info in infos):
         raise ConfigError(f"train (command line) changes nothing: no gradient descent trains {models}")

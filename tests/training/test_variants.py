@@ -63,6 +63,13 @@ def test_only_parts_that_a_model_has_are_removed():
     assert variants(Study(without=parts), with_side)[0][-1].config.side == SIDE
 
 
+def test_closed_form_models_are_studied_with_and_without_weights():
+    selection, _ = variants(Study("train.weights", "true+false"), of_type("svd"))
+    assert [each.config.train["weights"] for each in selection] == [True, False]
+    with pytest.raises(ValueError, match=r"content_knn have no setting train.weights"):
+        variants(Study("train.weights", "false"), of_type("content_knn"))
+
+
 def test_a_model_without_the_setting_is_refused_by_name():
     with pytest.raises(ValueError, match=r"models of type svd have no setting train.window; there are .*factors"):
         variants(Study("train.window", "8"), of_type("svd"))

@@ -71,12 +71,14 @@ def _variant(name: str, value: Any, overrides: Mapping[str, Any], config: RunCon
 
 
 def _all_settings(config: RunConfig) -> dict[str, Any]:
-    """All settings of a model, by names as in `Study`."""
+    """All settings of a model, by names as in `Study`; of ``train`` a closed-form model reads the weights of events."""
     cls = model_class(config.type)
     settings = {each.name: each.default for each in fields(cls.Config)} | dict(config.settings)
     if not cls.closed_form:
         train = dict.fromkeys(each.name for each in fields(TrainSettings)) | dict(config.train)
         settings |= {f"train.{key}": value for key, value in train.items()}
+    elif cls.takes_weights:
+        settings["train.weights"] = config.train.get("weights", True)
     if cls.takes_side:
         settings |= {f"side.{key}": value for key, value in config.side.items()}
     return settings

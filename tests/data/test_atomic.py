@@ -169,6 +169,17 @@ def test_a_full_disk_is_named_with_the_file_and_changes_nothing(tmp_path, error)
     assert path.read_text() == "old" and names(tmp_path) == ["f"]
 
 
+def test_a_read_only_disk_is_named_with_the_file(tmp_path, monkeypatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    for method in ("touch", "unlink"):
+        monkeypatch.setattr(Path, method, refuse)
+    message = f"Read-only file system; nothing was written: '{tmp_path / 'f'}'"
+    with pytest.raises(OSError, match=message), atomic_file(tmp_path / "f"):
+        pass
+
+
 def test_an_error_of_another_file_keeps_its_name(tmp_path) -> None:
     with pytest.raises(PermissionError, match="/raw/log.csv"), atomic_file(tmp_path / "f"):
         raise PermissionError(errno.EACCES, "Permission denied", "/raw/log.csv")

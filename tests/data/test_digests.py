@@ -155,8 +155,8 @@ def test_missing_and_foreign_files_of_a_folder_are_refused(folder) -> None:
 
 
 def test_a_manifest_of_a_later_version_is_refused(folder) -> None:
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "format": 2}))
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**content, "format": 2}))
     with pytest.raises(DigestError, match="its format is 2, this version reads 1"):
         verify_folder(folder)
 

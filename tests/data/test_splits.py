@@ -325,7 +325,7 @@ def test_parts_are_read_lazily(data: TrainingData, tmp_path: Path, monkeypatch) 
     assert len(again.valid_set) == len(data.valid_set)
 
 
-def test_a_crash_while_saving_leaves_the_new_protocol(data, tmp_path, monkeypatch) -> None:
+def test_a_folder_with_parts_of_two_splits_is_refused(data, tmp_path, monkeypatch) -> None:
     data.write(tmp_path)
     other = TrainingData(
         {**data.protocol_fields, "fingerprint": "other"}, data.vocabulary, data.train_set, data.valid_set
@@ -333,6 +333,10 @@ def test_a_crash_while_saving_leaves_the_new_protocol(data, tmp_path, monkeypatc
     monkeypatch.setattr(Vocabulary, "write", lambda self, path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         other.write(tmp_path)
+    with pytest.raises(ValueError, match=r"protocol.json is damaged .*run `kedro run --pipelines=train`"):
+        TrainingData.read(tmp_path)
+    monkeypatch.undo()
+    other.write(tmp_path)
     assert TrainingData.read(tmp_path).protocol.data_differences(data.protocol) == ["fingerprint"]
 
 

@@ -211,6 +211,17 @@ def test_a_bundle_is_saved_as_a_version_with_its_curve_beside_it(tmp_path, bundl
     assert names(curves.parent) == ["curves.parquet"]
 
 
+def test_the_bundle_just_saved_is_loaded_also_beside_one_of_the_future(tmp_path, bundle) -> None:
+    path = str(tmp_path / "bundle")
+    for version in ("2999-01-01T00.00.00.000Z", FIRST):
+        dataset = BundleDataset(filepath=path, version=Version(None, version))
+        dataset.save(replace(bundle, training={"seed": version}))
+        assert dataset.load().training == {"seed": version}
+    assert BundleDataset(filepath=path, version=Version(None, None)).load().training == {"seed": FIRST}
+    chosen = BundleDataset(filepath=path, version=Version("2999-01-01T00.00.00.000Z", None))
+    assert chosen.load().training == {"seed": "2999-01-01T00.00.00.000Z"}
+
+
 def test_checkpoints_live_until_the_bundle_is_on_disk(tmp_path, bundle, monkeypatch) -> None:
     import recpipe.training.bundle
 

@@ -68,7 +68,8 @@ def atomic_file(path: Path, *, digest: bool = True) -> Iterator[Path]:
             with folder_lock(path.parent, exclusive=True):
                 _replace_file(temporary, path, digest=digest)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a read-only disk, which would hide the error
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -61,29 +61,35 @@ def _warn_unchecked(name: str) -> None:
     log.warning("%s has no digest, as of an earlier version or made by hand: read without a check for damage", name)
 
 
+def manifest(files: Mapping[str, Path]) -> str:
+    """Return the text of a manifest: size and digest of each file by name."""
+    entries = {name: {"size": file.stat().st_size, "sha256": file_digest(file)} for name, file in files.items()}
+    return json.dumps({"format": 1, "files": entries}, indent=1)
+
+
 def write_manifest(folder: Path) -> None:
-    """Write size and digest of every file of ``folder``; call it after all other writes."""
-    entries = {
-        name: {"size": file.stat().st_size, "sha256": file_digest(file)} for name, file in folder_files(folder).items()
-    }
-    (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1), encoding="utf-8")
+    """Write the manifest of all files of ``folder``; call it after all other writes."""
+    (folder / MANIFEST).write_text(manifest(folder_files(folder)), encoding="utf-8")
 
 
-def verify_folder(folder: Path, hint: str = HINT) -> bool:
+def verify_folder(folder: Path, hint: str = HINT, *, allow_others: bool = False) -> bool:
     """Check a folder by its manifest; return whether it has one.
 
-    Raises DigestError, with ``hint``, for files that are damaged, missing or not in the manifest.
+    Raises DigestError, with ``hint``, for files that are damaged, missing or, without ``allow_others``, not in the
+    manifest.
     """
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != 1:
-            raise ValueError(f"its format is {manifest['format']!r}, this version reads 1")
-        entries = {str(name): (int(entry["size"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if content["format"] != 1:
+            raise ValueError(f"its format is {content['format']!r}, this version reads 1")
+        entries = {str(name): (int(entry["size"]), entry["sha256"]) for name, entry in content["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DigestError(f"{folder / MANIFEST} is damaged ({error}); {hint}") from error
-    files = folder_files(folder)
+    files = {name: folder / name for name in entries if (folder / name).is_file()}
+    if not allow_others:
+        files |= folder_files(folder)
     for name in sorted(entries.keys() | files.keys()):
         if name not in files:
             raise DigestError(f"{folder / name} is missing, which {MANIFEST} names; {hint}")
@@ -140,7 +146,8 @@ def write_digests(path: Path, digests: list[str], temporary: Path) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, digest_path(path))
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

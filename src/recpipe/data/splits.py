@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recpipe.data.atomic import atomic_file
-from recpipe.data.digests import verified
+from recpipe.data.digests import MANIFEST, manifest, verified, verify_folder
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
 
@@ -77,22 +77,29 @@ class TrainingData:
 
     @classmethod
     def read(cls, folder: Path) -> TrainingData:
-        """Open a folder. Raises FileNotFoundError for a missing file, with the command that writes it."""
+        """Open a folder. Raises FileNotFoundError for a missing file, with the command that writes it.
+
+        Raises DigestError where a file is damaged, or of another split than the others.
+        """
         for name in (PROTOCOL, VOCABULARY, TRAIN, VALID):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} is missing; run `kedro run --pipelines=train`")
+        verify_folder(folder, "run `kedro run --pipelines=train`, or copy all files of the split", allow_others=True)
         data = cls.__new__(cls)
         data._folder = folder
         return data
 
     def write(self, folder: Path) -> None:
-        """Write a folder, the protocol first: after a crash, bundles of the previous split do not match it."""
+        """Write a folder, the manifest last: after a crash, parts of two splits do not match it."""
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / PROTOCOL) as part:
             part.write_text(json.dumps(self.protocol_fields, indent=4), encoding="utf-8")
         self.vocabulary.write(folder / VOCABULARY)
         self.train_set.write(folder / TRAIN)
         self.valid_set.write(folder / VALID)
+        files = {name: folder / name for name in (PROTOCOL, VOCABULARY, TRAIN, VALID)}
+        with atomic_file(folder / MANIFEST, digest=False) as part:
+            part.write_text(manifest(files), encoding="utf-8")
 
 
 def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | None = None) -> Split:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MAX_NUMBER = 1e15  # of ratings and weights: squares of more would not fit into a float32
 MIN_PLACEHOLDERS = 20  # rows of one time, from which it can be suspected
+PLACEHOLDER_SAMPLE = 100_000  # rows in which such a time is sought
 EARLIEST_PLAUSIBLE, LATEST_PLAUSIBLE = 315_532_800, 4_102_444_800  # 1980 and 2100: beyond, the unit is wrong
 BLANKS = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u200b\ufeff" + "".join(
     chr(code) for code in range(0x2000, 0x200B)
@@ -65,8 +66,11 @@ def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ib
     user, item, ticks, file, position, fraction, place = (identifier(gen_name(name)) for name in names)
     time = _time(columns) if columns.timestamp else Time("CAST(NULL AS BIGINT)", 1, "NULL")
     seconds = f"{ticks} // {time.per_second}"
-    below = f"{ticks} % {time.per_second} * {NANOSECONDS // time.per_second} + {time.part or 0}"
-    selection = [f"TRY_CAST({sql} AS DOUBLE) AS {name}" for name, sql in columns.numbers.items()]
+    below = time.part or "0"
+    if time.per_second > 1:
+        below = f"{ticks} % {time.per_second} * {NANOSECONDS // time.per_second} + {below}"
+    numbers = {name: identifier(gen_name(name)) for name in columns.numbers}
+    selection = [f"{number} AS {name}" for name, number in numbers.items()]
     selection += [f"{columns.event} AS event"] if columns.event else []
     selection += [f"{sql} AS {identifier(name)}" for name, sql in columns.extra.items()]
     selection += [f"{file} AS source_file"] if source.file_sql else []
@@ -74,7 +78,14 @@ def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ib
     hidden |= {fraction: f"CAST({below} AS INTEGER)", place: "CAST(NULL AS BIGINT)"} if time.resolution else {}
     selection += [f"{sql} AS {name}" for name, sql in hidden.items()]
     problem = _problem(
-        source, columns, time, user=user, item=item, seconds=seconds, unknown=_null_seconds(con, columns)
+        source,
+        columns,
+        time,
+        user=user,
+        item=item,
+        seconds=seconds,
+        numbers=numbers,
+        unknown=_null_seconds(con, columns),
     )
     select = f"""
         SELECT {user} AS user_id, {item} AS item_id, {seconds} AS timestamp, {"".join(f"{sql}, " for sql in selection)}
@@ -82,6 +93,7 @@ def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ib
         FROM (
             SELECT *, CAST({columns.user} AS VARCHAR) AS {user}, CAST({columns.item} AS VARCHAR) AS {item},
                 {time.ticks} AS {ticks}, {source.file_sql or "NULL"} AS {file}
+                {"".join(f", TRY_CAST({columns.numbers[name]} AS DOUBLE) AS {sql}" for name, sql in numbers.items())}
             FROM {source.sql} AS source
         )"""
     table = create_table(con, select, where=source.where)
@@ -136,15 +148,19 @@ def _order_within_seconds(con: ibis.BaseBackend, table: str, order: str, *, frac
 
 
 def _warn_of_placeholders(con: ibis.BaseBackend, table: str, where: str) -> None:
-    """Log times that stand for unknown ones: 0, or one that is far more frequent than all others."""
-    counts = f"SELECT timestamp, count(*) AS n FROM {table} WHERE problem IS NULL GROUP BY timestamp"
-    query = f"SELECT timestamp, n, sum(n) OVER () AS total FROM ({counts}) ORDER BY timestamp = 0 DESC, n DESC LIMIT 2"
-    rows = con.raw_sql(query).fetchall()
-    if not rows:
-        return
-    (time, n, total), second = rows[0], rows[1][1] if len(rows) > 1 else 0
-    outlier = time != 0 and len(rows) > 1 and n >= MIN_PLACEHOLDERS and n > total / 20 and n > 10 * second
-    if time == 0 or outlier:
+    """Log times that stand for unknown ones: 0, or one that is far more frequent than all others of a sample."""
+    good = f"FROM {table} WHERE problem IS NULL"
+    total, zeros = con.raw_sql(f"SELECT count(*), count(*) FILTER (timestamp = 0) {good}").fetchall()[0]
+    time, n = 0, zeros
+    if not zeros:
+        sample = f"SELECT timestamp {good} AND rowid % {1 + total // PLACEHOLDER_SAMPLE} = 0"
+        query = f"SELECT timestamp, count(*) AS n FROM ({sample}) GROUP BY timestamp ORDER BY n DESC LIMIT 2"
+        (time, n), (_, second) = [*con.raw_sql(query).fetchall(), (0, 0), (0, 0)][:2]
+        if second and n >= MIN_PLACEHOLDERS and n > min(total, PLACEHOLDER_SAMPLE) / 20 and n > 10 * second:
+            n = count_rows(con, f"{table} WHERE problem IS NULL AND timestamp = {time}")
+        else:
+            n = 0
+    if n:
         logger.warning(
             "%s: %s of %s rows have the time %s, as if it were unknown. `null_times: [<the value>]` in the options of "
             "the data set puts them into quarantine",
@@ -153,14 +169,21 @@ def _warn_of_placeholders(con: ibis.BaseBackend, table: str, where: str) -> None
 
 
 def _problem(
-    source: Source, columns: LogColumns, time: Time, *, user: str, item: str, seconds: str, unknown: Sequence[int]
+    source: Source,
+    columns: LogColumns,
+    time: Time,
+    *,
+    user: str,
+    item: str,
+    seconds: str,
+    numbers: Mapping[str, str],
+    unknown: Sequence[int],
 ) -> str:
     """Return SQL of the reason why a row is bad by its raw values; ids are checked further in `interactions`.
 
-    user, item, seconds: SQL of the values read; unknown: seconds that stand for no time.
+    user, item, seconds, numbers: SQL of the values read; unknown: seconds that stand for no time.
     """
-    arms = [f"WHEN ({source.problem}) IS NOT NULL THEN {source.problem}"] if source.problem != "NULL" else []
-    arms += columns.problems
+    arms = list(columns.problems)
     if words := list(map(str, columns.null_words)):
         shortest, longest = (choose(len(word.encode()) for word in words) for choose in (min, max))
         for name, sql in (("user_id", user), ("item_id", item)):
@@ -169,7 +192,7 @@ def _problem(
     if columns.timestamp:
         arms += _timestamp_checks(columns, time, seconds, unknown)
     for name, sql in columns.numbers.items():
-        value = f"TRY_CAST({sql} AS DOUBLE)"
+        value = numbers[name]
         infinite = f"NOT coalesce(isfinite({value}), false)"
         python = f"(typeof({sql}) = 'VARCHAR' AND contains(CAST({sql} AS VARCHAR), '_'))"
         no_number = reason_with_value(f"{name} not a number", sql)
@@ -185,7 +208,8 @@ def _problem(
         arms.append(f"WHEN {columns.order} IS NULL OR {text} = '' THEN 'order is empty'")
         not_whole = reason_with_value("order is not a whole number", text)
         arms.append(f"WHEN {_integer(columns.order)} IS NULL THEN {not_whole}")
-    return f"CASE {' '.join(arms)} END" if arms else "NULL"
+    first_reason = f"CASE {' '.join(arms)} END" if arms else "NULL"
+    return f"coalesce({source.problem}, {first_reason})"
 
 
 def _integer(sql: str) -> str:
@@ -205,8 +229,8 @@ def _timestamp_checks(columns: LogColumns, time: Time, seconds: str, unknown: Se
         late = f"timestamp after 2100, in another unit than {unit}"
     early = f"timestamp before 1980, in another unit than {unit}"
     arms = [
-        f"WHEN {columns.timestamp} IS NULL OR {time.blank} THEN 'timestamp is empty'",
-        f"WHEN {seconds} IS NULL THEN {reason_with_value(expected, time.text)}",
+        f"WHEN {seconds} IS NULL THEN CASE WHEN {columns.timestamp} IS NULL OR {time.blank} THEN 'timestamp is empty' "
+        f"ELSE {reason_with_value(expected, time.text)} END"
     ]
     if unknown:
         placeholder = reason_with_value("timestamp stands for no time", time.text)
@@ -321,6 +345,6 @@ def id_problems(name: str, source: Source, column: str) -> list[str]:
 
 
 def _trimmed(text: str) -> str:
-    """Return SQL of a text without blanks around it. Trimming is slow: first and last character tell most ids apart."""
-    ends = " OR ".join(f"{end} < '!' OR {end} > '~'" for end in (text, f"({text})[-1]"))
-    return f"CASE WHEN {ends} THEN trim({text}, {literal(BLANKS)}) ELSE {text} END"
+    """Return SQL of a text without blanks around it. Trimming is slow: most ids are ASCII and end in no blank."""
+    suspect = f"{text} < '!' OR ({text})[-1] < '!' OR strlen({text}) <> length({text})"
+    return f"CASE WHEN {suspect} THEN trim({text}, {literal(BLANKS)}) ELSE {text} END"

@@ -112,7 +112,7 @@ def _warn_of_problems(con: ibis.BaseBackend, source: Source) -> None:
 def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str) -> None:
     """Log the number of rows with an id that an earlier row has, and the first of these ids."""
     repeats = f"""SELECT {key} AS id, count(*) - 1 AS dropped, min(rowid) AS place FROM {table}
-        WHERE trim({key}) <> '' GROUP BY id HAVING count(*) > 1"""
+        WHERE trim({key}) <> '' GROUP BY {key} HAVING count(*) > 1"""
     query = f"SELECT sum(dropped), count(*), list(id ORDER BY place)[:3] FROM ({repeats})"
     total, ids, first = con.raw_sql(query).fetchall()[0]
     if total:

@@ -18,7 +18,7 @@ from recpipe.config.schema import DatasetConfig, EmbedConfig, SemanticIdsConfig,
 from recpipe.data.protocol import Protocol
 from recpipe.hooks import ChecksHooks
 from recpipe.hooks.checks import check_types
-from recpipe.pipelines.ingest import ingest_log
+from recpipe.pipelines.ingest import fetch_source, ingest_log
 
 BLOCK: dict[str, Any] = {
     "source": "files",
@@ -205,13 +205,13 @@ def test_a_wrong_engine_is_refused(engine: dict[str, Any], message: str) -> None
 
 
 def test_the_settings_of_the_engine_reach_the_connection_that_reads(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    path.write_text("u,i\na,1\na,2\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "log.csv").write_text("u,i\na,1\na,2\n")
+    (tmp_path / "mine" / "items.csv").write_text("item_id,title\n1,One\n")
     engine = {"threads": 1, "settings": {"default_null_order": "nulls_first"}}
-    manifest = {"files": {"interactions": [str(path)]}}
     dataset = build_config(DatasetConfig, BLOCK, where="datasets.mine")
     paths = DataPaths(tmp_path, tmp_path, "mine")
-    log = ingest_log(manifest, dataset, {"engine": engine}, paths)[0]
+    log = ingest_log(fetch_source(dataset, paths), dataset, {"engine": engine}, paths)[0]
     (found,) = ibis.get_backend(log).raw_sql("SELECT current_setting('default_null_order')").fetchall()
     assert str(found[0]).lower() == "nulls_first"
 

@@ -14,7 +14,7 @@ import pytest
 from recpipe.config import DataPaths, build_config
 from recpipe.config.schema import DatasetConfig, EmbedConfig
 from recpipe.pipelines.embed import embed_images, embed_text
-from recpipe.pipelines.ingest import ingest_log
+from recpipe.pipelines.ingest import fetch_source, ingest_log
 
 EMBED = EmbedConfig(text="counts", image="none", refit=False)
 ENCODERS = {"counts": {"kind": "tfidf", "width": 4, "ngrams": "char", "min_count": 1}}
@@ -24,7 +24,9 @@ LOG = "user_id,item_id,timestamp\n" + "".join(f"u{n % 3},s{n % 5},{n}\n" for n i
 
 def dataset(**content: Any) -> DatasetConfig:
     columns = {name: name for name in ("user_id", "item_id", "timestamp")}
-    block = {"source": "files", "title": "Shop", "options": {"columns": columns}, "content": content}
+    files = {"interactions": "log.csv", "items": "items.csv"}
+    options = {"columns": columns}
+    block = {"source": "files", "title": "Shop", "files": files, "options": options, "content": content}
     return build_config(DatasetConfig, block, where="datasets.shop")
 
 
@@ -37,8 +39,8 @@ def items(folder: Path, items: str) -> pl.DataFrame:
     """Items of a log of s0 to s4, through ingest."""
     (folder / "log.csv").write_text(LOG)
     (folder / "items.csv").write_text(items)
-    files = {"interactions": [str(folder / "log.csv")], "items": [str(folder / "items.csv")]}
-    table: pl.DataFrame = ingest_log({"files": files}, dataset(), {"engine": ENGINE}, paths(folder))[1]
+    files = fetch_source(dataset(), paths(folder))
+    table: pl.DataFrame = ingest_log(files, dataset(), {"engine": ENGINE}, paths(folder))[1]
     return table
 
 

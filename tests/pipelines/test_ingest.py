@@ -49,6 +49,19 @@ def test_rows_read_and_taken_of_every_text_file(tmp_path: Path, folder: Path) ->
         assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
 
 
+def test_rows_of_parts_of_every_kind_of_text(tmp_path: Path, folder: Path) -> None:
+    lines = ["café,i1,1000000000", '"a b",i2,1000000001', "u3,i3,1000000002"]
+    (folder / "part-0.csv").write_text("")
+    (folder / "part-1.csv").write_text("u,i,t\n")
+    (folder / "part-2.csv").write_bytes("\r\n".join(["u,i,t", *lines]).encode())
+    (folder / "part-3.csv.gz").write_bytes(gzip.compress("\n".join(["u,i,t", *lines[1:]]).encode()))
+    (folder / "part-4.csv").write_text("\n".join(["t,u,i", "1000000004,u4,i4"]))
+    (folder / "part-5.csv").write_text("\n".join(["u,i,t", 'u5,"i5', 'i6",1000000005', "u7,i7,1000000006"]))
+    manifest = manifest_of(tmp_path, "part-*", columns=COLUMNS)
+    assert [entry["rows_taken"] for entry in manifest.values()] == [0, 0, 3, 2, 1, 1]
+    assert [entry["rows_read"] for entry in manifest.values()][:5] == [0, 0, 3, 2, 1]
+
+
 def test_rows_of_parquet_files_and_of_a_single_file(tmp_path: Path, folder: Path) -> None:
     for number in (1, 2):
         table = pa.table({"u": [f"u{n}" for n in range(9)], "i": ["i"] * 8 + [""], "t": [10**9 + number] * 9})
@@ -73,6 +86,19 @@ def test_rows_of_sequences_are_events(tmp_path: Path, folder: Path) -> None:
         (folder / f"part-{number}.txt").write_text(f"u{number} a b c\n" * number)
     manifest = manifest_of(tmp_path, "part-*.txt", format="lines", sequence_per_row=True)
     assert [entry["rows_taken"] for entry in manifest.values()] == [3, 6]
+
+
+def test_a_file_that_changed_after_its_verification_is_refused(tmp_path: Path, folder: Path) -> None:
+    paths = DataPaths(tmp_path / "data", tmp_path, "raw")
+    dataset = DatasetConfig(source="files", files={"interactions": "log.csv"}, options={"columns": COLUMNS})
+    (folder / "log.csv").write_text("u,i,t\nu1,i1,1000000000\n")
+    files = fetch_source(dataset, paths)
+    (folder / "log.csv").write_text("u,i,t\nu1,i1,1000000000\nu2,i2,1000000000\n")
+    for listing in (files, {"files": files["files"]}):  # the second by an earlier version
+        with pytest.raises(
+            ValueError, match=r"log\.csv was not verified or has changed since: run the pipeline ingest"
+        ):
+            ingest_log(listing, dataset, {"engine": {"threads": 1}}, paths)
 
 
 def test_a_damaged_file_is_refused_before_it_is_read(tmp_path: Path, folder: Path) -> None:

@@ -38,14 +38,27 @@ def ingest_log(
     from recpipe.data import engines, readers
     from recpipe.data.interactions import ingest as ingest_tables
 
+    entries = _verified_entries(source_files)
     engine = {**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(paths.spill)}
     keys = ["memory_limit", "threads", "spill_folder"]
     keys += ["settings"] if engines.check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
     con = engines.connect({key: engine.get(key) for key in keys})
     raw = readers.read(dataset.model_dump(exclude_unset=True), source_files, con)
     result = ingest_tables(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
-    steps, manifest = pl.DataFrame(result.steps), _manifest(source_files["manifest"], result.file_rows)
+    steps, manifest = pl.DataFrame(result.steps), _manifest(entries, result.file_rows)
     return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps, manifest
+
+
+def _verified_entries(source_files: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the manifest's entries. Raises ValueError for files of another size than at their verification."""
+    entries: list[dict[str, Any]] = source_files.get("manifest", [])
+    verified = {entry["path"]: entry["bytes"] for entry in entries}
+    for path in (path for paths in source_files["files"].values() for path in paths):
+        if verified.get(path) != Path(path).stat().st_size:
+            raise ValueError(
+                f"{path} was not verified or has changed since: run the pipeline ingest from its first node"
+            )
+    return entries
 
 
 def _manifest(entries: list[dict[str, Any]], file_rows: list[dict[str, Any]]) -> dict[str, Any]:

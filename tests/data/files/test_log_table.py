@@ -228,6 +228,22 @@ def test_timestamps_in_every_unit(
     assert (row["timestamp"], row["problem"]) == (expected, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("2017-07-14 02:40:00 CST", "timestamp in an unknown or ambiguous zone"),
+        ("2017-07-14 02:40:00 AST", "timestamp in an unknown or ambiguous zone"),
+        ("2017-07-14 13:40 PM", "timestamp not as iso has it"),
+        ("2017-07-14 02:40:00 ?", "timestamp not as iso has it"),
+        ("  ", "timestamp is empty"),
+    ],
+)
+def test_a_time_in_an_ambiguous_zone_says_so(tmp_path: Path, read_log: ReadLog, text: str, reason: str) -> None:
+    (tmp_path / "log.csv").write_text(f"who,what,when\nu,i,{text}\nu,j,2017-07-14\n")
+    log = read_log({"columns": MAPPING, "timestamp": "iso"}, tmp_path / "log.csv")
+    assert [(row["problem"] or "").split(":")[0] for row in log] == [reason, ""]
+
+
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
 def test_datetime_columns(tmp_path: Path, read_log: ReadLog, con: Backend, zone: str | None) -> None:
     con.raw_sql("SET TimeZone = 'America/New_York'")

@@ -23,7 +23,7 @@ from recpipe.data.files.tables import (
     literals,
     reason_with_value,
 )
-from recpipe.data.files.times import INTEGERS, NANOSECONDS, TYPED, UNITS, Time, time_sql
+from recpipe.data.files.times import INTEGERS, NANOSECONDS, TYPED, UNITS, UNKNOWN_ZONE, Time, time_sql
 
 logger = logging.getLogger(__name__)
 
@@ -228,10 +228,11 @@ def _timestamp_checks(columns: LogColumns, time: Time, seconds: str, unknown: Se
         expected = "timestamp not a number" if unit in UNITS else f"timestamp not as {unit} has it"
         late = f"timestamp after 2100, in another unit than {unit}"
     early = f"timestamp before 1980, in another unit than {unit}"
-    arms = [
-        f"WHEN {seconds} IS NULL THEN CASE WHEN {columns.timestamp} IS NULL OR {time.blank} THEN 'timestamp is empty' "
-        f"ELSE {reason_with_value(expected, time.text)} END"
-    ]
+    reasons = f"WHEN {columns.timestamp} IS NULL OR {time.blank} THEN 'timestamp is empty'"
+    if unit not in UNITS:
+        zone = reason_with_value("timestamp in an unknown or ambiguous zone", time.text)
+        reasons += f" WHEN regexp_matches({time.text}, '{UNKNOWN_ZONE}') THEN {zone}"
+    arms = [f"WHEN {seconds} IS NULL THEN CASE {reasons} ELSE {reason_with_value(expected, time.text)} END"]
     if unknown:
         placeholder = reason_with_value("timestamp stands for no time", time.text)
         arms.append(f"WHEN {seconds} IN ({', '.join(map(str, unknown))}) THEN {placeholder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,29 @@ def by_hand(users: list[int], *, smoothing: float, since: int | None = None) -> 
         p = (everyone[i] + 1 / ITEMS) / (total + 1)
         actual.append(np.log((segment[i] + smoothing * p) / (size + smoothing)))
     return np.array(actual)
+
+
+def test_counts_are_sums_of_weights_over_their_mean():
+    """Whole weights are events that occur as often, but for the scale."""
+    times = RNG.integers(0, 4, len(DATA.items))
+    rows = [DATA.row(u).repeat(times[DATA.offsets[u] : DATA.offsets[u + 1]]).tolist() for u in range(USERS)]
+    repeated = fitted(described(sequences(rows), country=COUNTRY), segments="country")
+    model = fitted(replace(DATA, weights=times.astype(np.float32)), segments="country")
+    torch.testing.assert_close(model.counts, (repeated.counts / times.mean()).float())
+    assert model.items[model.times > 0].tolist() == repeated.items.tolist()
+    torch.testing.assert_close(model.times[model.times > 0], (repeated.times / times.mean()).float())
+    equal = fitted(replace(DATA, weights=np.full(len(DATA.items), 7, np.float32)), segments="country")
+    for user in (cold_user(country="N"), cold_user(country=None)):
+        np.testing.assert_array_equal(answer(equal, user), answer(fitted(segments="country"), user))
+    knn = build("item_knn", {}, n_items=ITEMS, max_length=5)
+    knn.fit(DATA)
+    knn.cold_users = model
+    other = build("item_knn", {}, n_items=ITEMS, max_length=5)
+    other.cold_users = ColdUsers.from_dict(model.to_dict(), n_items=ITEMS)
+    other.load_tensors(knn.state_dict())
+    np.testing.assert_array_equal(
+        answer(other.cold_users, cold_user(country="D")), answer(model, cold_user(country="D"))
+    )
 
 
 def test_without_segments_it_is_the_popularity_of_all_and_ordered_as_popular_orders():

@@ -5,6 +5,8 @@ With n_i the training events of item i, N their sum and I items, p(i) = (n_i + 1
     p_s(i) = (n_si + smoothing · p(i)) / (N_s + smoothing)        a Dirichlet prior of ``smoothing`` events
     score  = log p_s(i) - c(novelty) · x(i)                       x(i) = I · p(i), popularity relative to the mean
 
+Where events have weights, counts are sums of these divided by their mean.
+
 The penalty is the log-probability that a user has not met the item if he meets it c · x(i) times on average.
 c(d) = (m^d - 1) / (m - 1), with m the largest x, is 0 at novelty d = 0 (most popular items first) and 1 at d = 1
 (items of mean popularity first). The mean popularity of the first k items never rises with d, for any k.
@@ -44,11 +46,11 @@ Profiles = Mapping[str, Any]
 class ColdUsers(nn.Module):
     """Popularity by segment of users. Buffers store counts, ``columns`` and ``edges`` the encoding of profiles."""
 
-    counts: Tensor  # (I + 1,) int64, training events
+    counts: Tensor  # (I + 1,) int64, training events; float32 where they have weights
     keys: Tensor  # (S,) int64, ascending: the combination of codes, or the cluster, of a segment
     offsets: Tensor  # (S + 2,) int64: items[offsets[s]:offsets[s + 1]] are those of segment s; segment S is empty
     items: Tensor  # (n,) int64
-    times: Tensor  # (n,) int64, events of the segment with the item
+    times: Tensor  # (n,) as counts, events of the segment with the item
     centres: Tensor  # (K, V) float32
 
     def __init__(
@@ -80,11 +82,22 @@ class ColdUsers(nn.Module):
         is_counted, width = self._is_recent(train) & (train.items > 0), self.n_items + 1
         owner, item = np.repeat(segment, train.lengths)[is_counted], train.items[is_counted].astype(np.int64)
         has_segment = owner < len(keys)
-        pair, times = np.unique(owner[has_segment] * width + item[has_segment], return_counts=True)
+        pair, place = np.unique(owner[has_segment] * width + item[has_segment], return_inverse=True)
+        weights = None if train.weights is None else train.weights[is_counted]
+        if weights is not None:
+            weights = weights / (weights.mean(dtype=np.float64) or 1.0)
+        times = np.bincount(place, None if weights is None else weights[has_segment], minlength=len(pair))
         offsets = np.searchsorted(pair, np.arange(len(keys) + 1) * width)
-        arrays = (np.bincount(item, minlength=width), keys, np.append(offsets, offsets[-1]), pair % width, times)
+        arrays = (
+            np.bincount(item, weights, minlength=width),
+            keys,
+            np.append(offsets, offsets[-1]),
+            pair % width,
+            times,
+        )
         for name, value in zip(("counts", "keys", "offsets", "items", "times"), arrays, strict=True):
-            setattr(self, name, torch.from_numpy(value.astype(np.int64)).to(self.counts.device))
+            dtype = np.int64 if value.dtype.kind == "i" else np.float32
+            setattr(self, name, torch.from_numpy(value.astype(dtype)).to(self.counts.device))
         return self
 
     def segments(self, users: Sequences) -> np.ndarray:

@@ -192,9 +192,9 @@ class Recommender(nn.Module, ABC):
         return torch.device("cpu") if first is None else first.device
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load a state dict strictly; buffers take the shapes of the saved tensors."""
+        """Load a state dict strictly; buffers take the shapes and types of the saved tensors."""
         for name, buffer in list(self.named_buffers()):
-            if name in tensors and buffer.shape != tensors[name].shape:
+            if name in tensors and (buffer.shape, buffer.dtype) != (tensors[name].shape, tensors[name].dtype):
                 owner, _, key = name.rpartition(".")
                 empty = torch.empty_like(tensors[name], device=buffer.device)
                 self.get_submodule(owner).register_buffer(key, empty)

@@ -67,7 +67,7 @@ class DatasetFile(NamedTuple):
         if not rest:
             if root.is_dir():
                 raise ValueError(f"{root} is a folder: name the files in it, such as `{self.pattern}/*.csv`")
-            return [root]
+            return [root] if root.is_file() else []
         pattern = str(Path(*rest))
         if Path(pattern).is_absolute():
             return []

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,8 +116,54 @@ class Records:
 
     def __iter__(self) -> Iterator[Record]:
         """Yield records; lines after the first of a bad record are read again, each by itself."""
-        reader, record = self._reader(), self._record
-        while True:
+        while batch := self._batch():
+            self.n_lines += len(batch)
+            values = self._values_of_lines(batch)
+            if values is None:
+                self._pending.extend(batch)
+                yield from self._line_by_line()
+            else:
+                yield from zip(values, repeat(None))
+
+    def first(self) -> Record | None:
+        """Return the first record, None where there is none."""
+        self._pending.extend(islice(self._lines, 1))
+        while self._pending:
+            for record in self._line_by_line():
+                return record
+            self._pending.extend(islice(self._lines, 1))
+        return None
+
+    def _batch(self) -> list[str]:
+        batch, letters = [], 0
+        for line in self._lines:
+            batch.append(line)
+            letters += len(line)
+            if letters > CHUNK:
+                break
+        return batch
+
+    def _values_of_lines(self, lines: list[str]) -> list[list[str]] | None:
+        """Return the values of lines of which every one is a good record, else None; for speed."""
+        quote = self._dialect.quote
+        if self._dialect.separator != self._dialect.delimiter or self._dialect.escape or self._dialect.comment:
+            return None
+        if any(type(line) is BadLine for line in lines):
+            return None
+        try:
+            values = list(self._reader(lines))
+        except csv.Error:
+            return None
+        if len(values) != len(lines) or set(map(len, values)) != {self._n_columns}:
+            return None
+        if quote and any(quote in row[place] for place in self._single_line for row in values):
+            return None
+        return values
+
+    def _line_by_line(self) -> Iterator[Record]:
+        """Yield the records of pending lines, and of lines that follow where a record goes on."""
+        reader, record = self._reader(self._feed()), self._record
+        while self._pending:
             record.clear()
             error = False
             try:
@@ -125,8 +172,6 @@ class Records:
                 return
             except csv.Error:
                 values, error = [], True
-            if not record:  # pragma: no cover
-                return
             if not error and not values:
                 continue
             problem = self._problem(values, error=error)
@@ -135,7 +180,7 @@ class Records:
                 continue
             yield values, f"{problem}: '{record[0][:60].rstrip()}'"
             self._retry()
-            reader = self._reader()
+            reader = self._reader(self._feed())
 
     def _retry(self) -> None:
         self._pending.extendleft(reversed(self._record[1:]))
@@ -146,12 +191,12 @@ class Records:
                 "not quote, or `escape` if it does not double quotation marks inside values"
             )
 
-    def _reader(self) -> Iterator[list[str]]:
+    def _reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
         dialect = self._dialect
         if dialect.delimiter is None:
-            return ([text] if (text := line.rstrip("\r\n")) else [] for line in self._feed())
+            return ([text] if (text := line.rstrip("\r\n")) else [] for line in lines)
         reader = csv.reader(
-            self._feed(), strict=True, delimiter=dialect.separator, quotechar=dialect.quote or None,
+            lines, strict=True, delimiter=dialect.separator, quotechar=dialect.quote or None,
             escapechar=dialect.escape or None, quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
         )  # fmt: skip
         if dialect.separator == dialect.delimiter:
@@ -196,6 +241,8 @@ class Records:
         wrong_length = bool(n_columns) and len(values) != n_columns
         if isinstance(record[0], BadLine):
             return record[0].problem
+        if self._dialect.delimiter and self._dialect.separator != self._dialect.delimiter and SEPARATOR in record[0]:
+            return "control character 0x1f"
         if quote and (error or len(record) > 1) and self._dialect.escape != "\\" and f"\\{quote}" in record[0]:
             return ESCAPED_QUOTE
         if error or (wrong_length and len(record) > 1):

@@ -87,7 +87,7 @@ def _parts(con: ibis.BaseBackend, paths: Sequence[str], dialect: Dialect, *, enc
     parts = []
     for path, copy in zip(paths, readable_paths(con, paths, encoding=encoding), strict=True):
         with long_values():
-            first, problem = next(iter(Records(decoded_lines(byte_chunks(copy)), dialect)), (None, None))
+            first, problem = Records(decoded_lines(byte_chunks(copy)), dialect).first() or (None, None)
         if problem:
             start = next(byte_chunks(copy), b"")[:1000]
             hint = encoding_hint(start) if problem.startswith((NOT_UTF8, "null byte")) else ""

@@ -258,3 +258,47 @@ def test_two_seeds_are_one_row_of_the_leaderboard_with_a_deviation(project_copy:
     assert board["mf"]["ndcg@10"] == pytest.approx(sum(values) / 2)
     assert board["mf"]["ndcg@10_std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert board["popular"]["ndcg@10_std"] == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "expected"),
+    [
+        ({}, {"pipeline_names": ["ingest"]}, [(["ingest"], "auto")]),
+        ({}, {"pipeline_names": ["ingest", "train"]}, [(["ingest"], "auto"), (["train"], "sparse")]),
+        ({}, {"pipeline_names": ["train"]}, [(["train"], "sparse")]),
+        ({}, {}, [(["ingest"], "auto"), ([], "sparse")]),
+        (
+            {"datasets": {"mine": {"profile": "dense-large"}}},
+            {"pipeline_names": ["train"]},
+            [(["train"], "dense-large")],
+        ),
+    ],
+)
+def test_the_profile_is_chosen_from_the_ingested_log(
+    project_copy: Path, session_in, monkeypatch, caplog, params, options, expected
+) -> None:
+    file = project_copy / "conf/local/parameters/datasets/mine.yml"
+    file.parent.mkdir(parents=True)
+    file.write_text("datasets: {mine: {source: files, profile: auto, files: {interactions: a.csv}}}")
+    seen = []
+
+    @wraps(KedroSession.run)
+    def record(self, pipeline_names=None):
+        seen.append((pipeline_names, self.configuration.profile))
+        if "ingest" in pipeline_names:
+            statistics = project_copy / "data/08_reporting/mine/data_profile.json"
+            statistics.parent.mkdir(parents=True, exist_ok=True)
+            statistics.write_text(json.dumps({"rows": 900, "users": 100}))
+        return {}
+
+    monkeypatch.setattr(KedroSession, "run", record)
+    if options.get("pipeline_names") == ["train"]:
+        with session_in(project_copy, runtime_params={"dataset": "mine"}) as session:
+            session.run(pipeline_names=["ingest"])
+        seen.clear()
+    with session_in(project_copy, runtime_params={"dataset": "mine", **params}) as session, caplog.at_level("INFO"):
+        session.run(**options)
+    assert seen == expected
+    if expected[-1][1] == "sparse":
+        assert "profile auto: sparse, as the log has 900 events, 9.0 a user" in caplog.text
+        assert "sasrec: steps of 2048 events, histories of 200, dropout 0.5" in caplog.text

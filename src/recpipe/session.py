@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import inspect
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,8 @@ from typing import Any
 from kedro.config import OmegaConfigLoader
 from kedro.utils import find_kedro_project
 
-from recpipe.config import ConfigError, Configuration, split_names
+from recpipe.config import ConfigError, Configuration, DataPaths, split_names
+from recpipe.config.run_config import AUTO
 from recpipe.hooks.checks import check_types
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals
 from recpipe.pipelines.wiring import WHOLE, command_wiring, model_info, remember, use_wiring
@@ -90,9 +93,41 @@ class RecpipeSession(SessionWithOneLoader):
         filters = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
         wiring = command_wiring(self.configuration, options["pipeline_names"], filters)
         check_types(self.configuration, wiring.runs.values())
+        if self.configuration.profile == AUTO and wiring.requested != ("ingest",):
+            return self._run_with_profile(options, ingest_first="ingest" in wiring.requested and not filters)
         with use_wiring(wiring):
             reload_pipelines()
             return super().run(**options)
+
+    def _run_with_profile(self, options: dict[str, Any], *, ingest_first: bool) -> dict[str, Any]:
+        """Run in a session with the profile that the statistics of the log give, after a session that ingests it."""
+        from recpipe.data.digests import verified
+        from recpipe.evaluation.profile import choose_profile
+
+        pipelines, params = options["pipeline_names"], self.store.get("runtime_params") or {}
+        dataset = self.configuration.dataset
+        if ingest_first:
+            with self.sibling(dict(params)) as session:
+                session.run(**{"pipeline_names": ["ingest"]})
+            pipelines = [name for name in pipelines if name != "ingest"]
+        paths = DataPaths(**self.configuration.parameters()["paths"])
+        if (file := paths.reporting / "data_profile.json").is_file():
+            statistics = json.loads(verified(file).read_text(encoding="utf-8"))
+            profile = choose_profile(statistics, self.configuration["profiles"])
+            log.info(
+                "profile auto: %s, as the log has %s events, %.1f a user",
+                profile or "none", f"{statistics['rows']:,}", statistics["rows"] / statistics["users"],
+            )  # fmt: skip
+        else:
+            profile = None
+            log.warning("profile auto: none, as %s has no statistics yet; run the pipeline ingest", dataset)
+        datasets = dict(params.get("datasets") or {})
+        datasets[dataset] = {**(datasets.get(dataset) or {}), "profile": profile}
+        params = {**params, "datasets": datasets}
+        log_settings(dataclasses.replace(self.configuration, overrides=params), pipelines)
+        with self.sibling(params) as session:
+            outputs: dict[str, Any] = session.run(**{**options, "pipeline_names": pipelines})
+        return outputs
 
     def _run_seeds(self, seeds: list[int], options: dict[str, Any]) -> dict[str, Any]:
         """Run a session for each seed, since Kedro allows one run in each; return the outputs of the last one."""
@@ -104,6 +139,16 @@ class RecpipeSession(SessionWithOneLoader):
             with self.sibling(params) as session:
                 outputs = session.run(**{**options, "pipeline_names": pipelines or []})
         return outputs
+
+
+def log_settings(configuration: Configuration, pipelines: Sequence[str]) -> None:
+    """Log batch size, history length and dropout of the models of a command that are trained by gradient."""
+    for run in command_wiring(configuration, pipelines).runs.values():
+        if model_info(run.type).by_gradient:
+            window = run.train["window"] or configuration["protocol"]["history"]
+            dropout = run.settings.get("dropout", model_info(run.type).settings.get("dropout"))
+            tokens = run.train["batch_tokens"]
+            log.info("%s: steps of %s events, histories of %s, dropout %s", run.name, tokens, window, dropout)
 
 
 def requested_seeds(configuration: Configuration) -> list[int]:

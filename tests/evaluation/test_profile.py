@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from tests.synthetic import random_sequences
 
+from recpipe.config import read_parameters
+from recpipe.config.files import block, to_values
 from recpipe.data.protocol import Protocol
 from recpipe.data.splits import split
-from recpipe.evaluation.profile import profile, profile_warnings, split_warnings
+from recpipe.evaluation.profile import choose_profile, profile, profile_warnings, split_warnings
 
 ML_100K = Path(__file__).parents[3] / "shared" / "data" / "ml-100k.zip"
 
@@ -145,3 +147,29 @@ def test_movielens_100k(tmp_path):
     assert (got["users"], got["items"], got["rows"]) == (943, 1682, 100_000)
     assert got["tied"]["interactions"] == pytest.approx(0.758, abs=5e-4)  # reference/sequential.md §2.5, measured apart
     assert got["tied"]["last"] == pytest.approx(0.44, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("events", "users", "expected"),
+    [  # as published, and as the data sets of conf name their profile
+        (100_000, 943, "dense-small"),  # ml-100k
+        (100_836, 610, "dense-small"),  # ml-latest-small
+        (1_000_209, 6_040, None),  # ml-1m
+        (10_000_054, 69_878, "dense-large"),  # ml-10m
+        (20_000_263, 138_493, "dense-large"),  # ml-20m
+        (25_000_095, 162_541, "dense-large"),  # ml-25m
+        (32_000_204, 200_948, "dense-large"),  # ml-32m
+        (198_502, 22_363, "sparse"),  # amazon-beauty
+        (1000, 100, None),  # 10 a user
+        (1000, 101, "sparse"),
+        (300_000, 3_000, None),
+    ],
+)
+def test_known_data_sets_get_the_profile_that_they_name(events, users, expected):
+    classes = to_values(block(read_parameters(Path(__file__).parents[2] / "conf", "base"), "profiles"))
+    assert choose_profile({"rows": events, "users": users}, classes) == expected
+
+
+def test_unknown_limits_of_a_profile_are_refused():
+    with pytest.raises(ValueError, match=r"unknown limit 'max_event' \(did you mean 'max_events'\?\)"):
+        choose_profile({"rows": 1, "users": 1}, {"small": {"about": "x", "max_event": 3}})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recpipe.config.checks import ConfigError, check_known, nearest, split_names
 from recpipe.config.files import CHOICES, COMMAND_LINE, Leaf, Tree, block, first_file, merge, pick_blocks
 from recpipe.config.run_config import (
+    AUTO,
     BY_DATASET,
     BY_MODEL,
     COLLABORATIVE,
@@ -45,9 +46,9 @@ def check_names(configuration: Configuration) -> None:
         for kind in block(tree, "semantic_ids", "kinds"):
             check_known(kind, ID_KINDS, what="kind of semantic ids")
         if isinstance(leaf := tree.get("profile"), Leaf) and leaf.value is not None:
-            check_known(leaf.value, profiles, what="profile", hint=_in_parentheses(leaf.origin))
+            check_known(leaf.value, (*profiles, AUTO), what="profile", hint=_in_parentheses(leaf.origin))
     if profile is not None:
-        check_known(profile, profiles, what="profile", hint=_in_parentheses(COMMAND_LINE))
+        check_known(profile, (*profiles, AUTO), what="profile", hint=_in_parentheses(COMMAND_LINE))
     for model in configuration.model_names:
         entry = block(files, "models", model)
         _check_blocks(entry, ("profiles", "datasets", *BY_MODEL))

@@ -156,7 +156,7 @@ class Configuration:
 
     @property
     def profile(self) -> str | None:
-        """The kind of data set, ``datasets.<name>.profile``."""
+        """The kind of data set, ``datasets.<name>.profile``; AUTO until the session has chosen one."""
         leaf = self._dataset_tree.get("profile")
         return None if leaf is None else to_values(leaf)
 

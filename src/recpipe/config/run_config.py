@@ -23,6 +23,7 @@ BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side"
 BY_MODEL = ("train", "side")
 MODEL_KEYS = ("type", "ids", "collaborative", *BY_MODEL)  # other keys are settings of the model's own Config
 VECTORS = ("text", "image", "text_image")
+AUTO = "auto"  # profile of a data set that is chosen from its statistics
 COLLABORATIVE = "collaborative"  # item vectors of another trained model
 ID_KINDS = (*VECTORS, "text_parts")
 

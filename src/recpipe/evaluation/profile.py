@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from recpipe.config import check_known
 from recpipe.evaluation.lists import gini
 
 DAY = 86_400
@@ -67,6 +68,25 @@ def profile(path: Path) -> dict[str, Any]:
         "events_over_time": _over_time(at),
         "tied": _tied(user[timed], at),
     }
+
+
+def choose_profile(profile: Mapping[str, Any], classes: Mapping[str, Any]) -> str | None:
+    """Return the first of ``classes`` (conf block ``profiles``) whose limits a log keeps, None without one.
+
+    Limits are ``min_<measure>``, inclusive, and ``max_<measure>``, exclusive, of ``events`` and ``events_per_user``.
+    """
+    measures = {"events": profile["rows"], "events_per_user": profile["rows"] / profile["users"]}
+    for name, entry in classes.items():
+        limits = {key: value for key, value in entry.items() if key != "about"}
+        for key in limits:
+            check_known(key, [f"{bound}_{measure}" for bound in ("min", "max") for measure in measures], what="limit")
+        inside = [
+            measures[key[4:]] >= value if key.startswith("min") else measures[key[4:]] < value
+            for key, value in limits.items()
+        ]
+        if inside and all(inside):
+            return str(name)
+    return None
 
 
 def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[str]:

@@ -217,6 +217,15 @@ def test_training_ends_with_one_line_on_what_it_came_to(whole_run: tuple[Path, C
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "ending"), [(RuntimeError("Query interrupted"), "stopped after"), (ValueError("no"), "failed after")]
+)
+def test_a_query_that_ctrl_c_ended_is_stopped_and_did_not_fail(clock, catalog, lines, error, ending) -> None:
+    with pytest.raises(type(error)):
+        run(ConsoleHooks(clock=clock), three_steps(clock, last=clock.during(5, error)), catalog)
+    assert f"{ending} 5.0 s" in lines()[-1]
+
+
 def test_log_lines_cannot_command_a_terminal(clock, catalog, capsys) -> None:
     """Whatever titles and ids they quote; line breaks and thin spaces stay."""
     factory = logging.getLogRecordFactory()

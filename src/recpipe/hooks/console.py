@@ -45,6 +45,16 @@ class PlainLogRecord(logging.LogRecord):
         return CONTROLS.sub("\ufffd", super().getMessage())
 
 
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether Ctrl-C caused `error`, which DuckDB turns into an error of its own."""
+    while error is not None:
+        is_query = str(error) == "Query interrupted" or type(error).__name__ == "InterruptException"
+        if is_query or isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def step_label(node_name: str) -> str:
     """Return `train sasrec` for `sasrec.train_model`, `fit quantizer (text)` for `text.fit_quantizer`."""
     namespace, _, short = node_name.rpartition(".")
@@ -121,9 +131,9 @@ class ConsoleHooks:
         log.info("%s %s in %s", count, "step" if count == 1 else "steps", seconds)
 
     @hook_impl
-    def on_pipeline_error(self) -> None:
-        """Log which step failed."""
-        self.close("failed after")
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Log which step failed or was stopped."""
+        self.close("stopped after" if is_interruption(error) else "failed after")
 
     def close(self, ending: str = "stopped after") -> None:
         """Remove running steps from the terminal and log how they ended."""

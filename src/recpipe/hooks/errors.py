@@ -15,7 +15,7 @@ from kedro.framework.cli.utils import KedroCliError
 from kedro.framework.project import settings
 from kedro.io import DatasetError
 
-from recpipe.hooks.console import ConsoleHooks
+from recpipe.hooks.console import ConsoleHooks, is_interruption
 from recpipe.reporting.formatting import printable
 
 # packages with error messages for users
@@ -88,16 +88,6 @@ def be_verbose() -> None:
 def is_verbose() -> bool:
     """Whether Kedro's own logging is at INFO, by `--verbose` or conf/logging.yml."""
     return KedroCliError.VERBOSE_ERROR or logging.getLogger("kedro").isEnabledFor(logging.INFO)
-
-
-def is_interruption(error: BaseException | None) -> bool:
-    """Whether Ctrl-C caused `error`, which DuckDB turns into an error of its own."""
-    while error is not None:
-        is_query = str(error) == "Query interrupted" or type(error).__name__ == "InterruptException"
-        if is_query or isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def is_bug(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from recpipe.config import ID_KINDS
+from recpipe.hooks.console import is_interruption
 from recpipe.hooks.mlflow_runs import MlflowRuns, flat
 from recpipe.kedro_compat import loaded_file
 from recpipe.pipelines.wiring import STAGES
@@ -136,4 +137,5 @@ class TrackingHooks:
         runs, self._runs = self._started_runs(), None
         set_epoch_listener(None)
         if runs is not None:
-            runs.close("FAILED", reason=f"{type(error).__name__}: {error}")
+            status = "KILLED" if is_interruption(error) else "FAILED"
+            runs.close(status, reason=f"{type(error).__name__}: {error}")

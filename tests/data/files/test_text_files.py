@@ -175,6 +175,8 @@ SWALLOWED = "quotation mark that encloses other lines, see option quote"
             [("u1", "i1", 5), ("u2", "i2", 6)],
             ["header in the middle of the file"],
         ),
+        ("u1,i1,5,\nu2,i2,6\n", [("u1", "i1", 5), ("u2", "i2", 6)], []),
+        ('u1,"i1",5,\nu2,i2,6\r\n', [("u1", "i1", 5), ("u2", "i2", 6)], []),
         ("\n\nu1,i1,5\n\n\n", [("u1", "i1", 5)], []),
         ("u1,i1,5\n\ufeffu2,i2,6", [("u1", "i1", 5), ("u2", "i2", 6)], []),
     ],

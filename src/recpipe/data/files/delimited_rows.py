@@ -174,6 +174,8 @@ class Records:
                 values, error = [], True
             if not error and not values:
                 continue
+            if self._n_columns and len(values) == self._n_columns + 1 and not values[-1]:
+                values.pop()  # a delimiter at the end, as DuckDB takes it
             problem = self._problem(values, error=error)
             if problem is None:
                 yield values, None

@@ -107,5 +107,5 @@ def test_damaged_files_are_refused(tmp_path: Path, reading: Reading, damage: str
         path.write_text("{'a': 1}\n")
     else:
         write_gzip(path, [{"a": 1}], literal=True)
-    with pytest.raises(ValueError, match="found: a" if damage == "other keys" else r"r\.json\.gz.*cut short"):
+    with pytest.raises(ValueError, match=r"found: a" if damage != "truncated" else r"r\.json\.gz.*cut short"):
         reading("steam", {}, interactions=path)

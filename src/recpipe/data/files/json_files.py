@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import BinaryIO
 
 import ibis
@@ -32,6 +32,7 @@ MAX_KEYS = 1000  # columns of a table; more keys are ids rather than names
 HEAD_BYTES = 1 << 20  # by which the layout of a file is recognised
 SAMPLE_LINES = 1000
 INVALID = "_unread"  # key of a record that stands for a line without a literal; its value is the line's beginning
+KINDS = ["NULL", "BOOLEAN", "BIGINT", "UBIGINT", "DOUBLE", "INEXACT", "VARCHAR", "ARRAY", "NESTED", "OBJECT"]
 ADVICE = "Write one record per line, with pandas `to_json(path, orient='records', lines=True)`"
 NESTED_RECORDS = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(\[\s*\{|\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[^\s\[{])')
 
@@ -56,7 +57,7 @@ def typed_json_source(
             raise
         records = _records(_short_lines(con, paths))
         kinds = _json_types(con, records, requested, where)
-    types = _column_types(con, records, kinds, where)
+    types = {key: _column_type(kind) for key, kind in kinds.items()}
     values = [f"{_value(place, kinds[key], types[key])} AS {identifier(key)}" for place, key in enumerate(types, 1)]
     return _source(records, list(types), values, types, where)._replace(hint=hint, files=files)
 
@@ -153,8 +154,8 @@ def _check_array_end(path: str) -> None:
     """Raise ValueError for an array without its closing bracket; DuckDB reads one that ends behind a comma."""
     end = b""
     for chunk in byte_chunks(path):
-        end = (end + chunk)[-1000:] if chunk.isspace() else chunk[-1000:]
-    if not end.rstrip().endswith(b"]"):
+        end = chunk.rstrip()[-1:] or end
+    if end != b"]":
         raise ValueError(f"cannot read {path}: its array has no closing bracket. It is cut short: fetch it again")
 
 
@@ -188,11 +189,12 @@ def _layout_hint(path: str, where: str) -> str:
 def _short_lines(con: ibis.BaseBackend, paths: Sequence[str]) -> list[str]:
     """Copy files of lines with overlong lines cut off, so that they are bad rows; the copies go with ``con``."""
     folder = temporary_folder(con)
-    copies = []
+    copies = list(paths)
     for number, path in enumerate(paths):
-        copy = folder / f"{number}.jsonl"
-        copies.append(path if _layout(path) != "newline_delimited" else str(copy))
-        with pa.input_stream(path, compression="detect") as stream, copy.open("wb") as out:
+        if _layout(path) != "newline_delimited":
+            continue
+        copies[number] = str(folder / f"{number}.jsonl")
+        with pa.input_stream(path, compression="detect") as stream, open(copies[number], "wb") as out:
             for line in limited_lines(stream):
                 out.write(line if len(line) < MAX_LINE_BYTES else line[:60] + b"\n")
     return copies
@@ -224,21 +226,33 @@ def _pointer(key: str) -> str:
 
 
 def _json_types(con: ibis.BaseBackend, records: str, requested: Sequence[str], where: str) -> dict[str, set[str]]:
-    """Return the JSON types of all keys' values, keys in the order of the first records."""
+    """Return the JSON types of all keys' values, keys in the order of the first records.
+
+    INEXACT is a whole number beyond what a float holds, NESTED a list of lists or objects.
+    """
     objects = f"FROM {records} WHERE json_type(json) = 'OBJECT'"
-    pairs = f"SELECT unnest(json_keys(json)) AS key, unnest(json_type(json, '$.*')) AS kind {objects}"
+    kind = f"""CASE kind WHEN 'DOUBLE' THEN CASE WHEN {_inexact("CAST(value AS VARCHAR)")} THEN 'INEXACT' ELSE kind END
+        WHEN 'ARRAY' THEN
+            CASE WHEN list_has_any(json_type(value, '$[*]'), ['ARRAY', 'OBJECT']) THEN 'NESTED' ELSE kind END
+        ELSE kind END"""
+    values = f"""SELECT unnest(json_keys(json)) AS key, unnest(json_type(json, '$.*')) AS kind,
+        unnest(json_extract(json, '$.*')) AS value {objects}"""
     first = f"list_contains({literals(requested)}, key) DESC, " if requested else ""
     with errors_with_file(where):
         rows = con.raw_sql(
-            f"SELECT key, list(DISTINCT kind) FROM ({pairs}) WHERE key <> '' AND NOT contains(key, chr(0)) "
-            f"GROUP BY key ORDER BY {first}count(*) DESC, key LIMIT {MAX_KEYS + 1}"
+            f"SELECT key, {kind} AS kind FROM ({values}) GROUP BY key, {kind} "
+            f"ORDER BY {first}sum(count(*)) OVER (PARTITION BY key) DESC, key LIMIT {len(KINDS) * (MAX_KEYS + 1)}"
         ).fetchall()
         sample = con.raw_sql(f"SELECT json_keys(json) {objects} LIMIT {SAMPLE_LINES}").fetchall()
-    if len(rows) > MAX_KEYS:
+    kinds: dict[str, set[str]] = {}
+    for key, kind in rows:
+        if key and "\0" not in key:
+            kinds.setdefault(key, set()).add(kind)
+    if len(kinds) > MAX_KEYS:
         logger.warning("%s has more than %d keys: those in the fewest records are left out", where, MAX_KEYS)
-    kinds = {key: {*kinds} - {"NULL"} for key, kinds in rows[:MAX_KEYS]}
+        kinds = dict(islice(kinds.items(), MAX_KEYS))
     ordered = dict.fromkeys(key for row in sample for key in row[0] if key in kinds) | dict.fromkeys(sorted(kinds))
-    return {key: kinds[key] for key in _distinct(list(ordered), requested, where)}
+    return {key: kinds[key] - {"NULL"} for key in _distinct(list(ordered), requested, where)}
 
 
 def _distinct(keys: Sequence[str], requested: Sequence[str], where: str) -> list[str]:
@@ -256,23 +270,10 @@ def _distinct(keys: Sequence[str], requested: Sequence[str], where: str) -> list
     return [key for key in keys if by_name[key.lower()] == key]
 
 
-def _column_types(con: ibis.BaseBackend, records: str, kinds: Mapping[str, set[str]], where: str) -> dict[str, str]:
-    """Return VARCHAR, VARCHAR[] or JSON per key, by a second look at lists and at floating-point numbers."""
-    types = {key: "VARCHAR" if not kind & {"ARRAY", "OBJECT"} else "JSON" for key, kind in kinds.items()}
-    flags = {}
-    for key, kind in kinds.items():
-        value = f"json_extract(json, {literal(_pointer(key))})"
-        if kind == {"ARRAY"}:
-            flags[key] = f"NOT list_has_any(json_type({value}, '$[*]'), ['ARRAY', 'OBJECT'])", "VARCHAR[]"
-        elif "DOUBLE" in kind:
-            flags[key] = f"NOT {_inexact(f'CAST({value} AS VARCHAR)')}", types[key]
-    if flags:
-        tests = ", ".join(f"coalesce(bool_and({test}), true)" for test, _ in flags.values())
-        with errors_with_file(where):
-            passed = con.raw_sql(f"SELECT {tests} FROM {records} WHERE json_type(json) = 'OBJECT'").fetchall()[0]
-        for (key, (_, simple)), is_simple in zip(flags.items(), passed, strict=True):
-            types[key] = simple if is_simple else "JSON"
-    return types
+def _column_type(kinds: set[str]) -> str:
+    if kinds == {"ARRAY"}:
+        return "VARCHAR[]"
+    return "VARCHAR" if kinds.isdisjoint({"ARRAY", "NESTED", "OBJECT", "INEXACT"}) else "JSON"
 
 
 def _inexact(number: str) -> str:

@@ -19,6 +19,7 @@ import ibis
 
 from recpipe.data.files.json_files import INVALID, SAMPLE_LINES, check_keys, json_source, limited_lines
 from recpipe.data.files.tables import Source, path_summary
+from recpipe.data.files.text_files import readable_paths
 from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,12 @@ def literal_source(
     con: ibis.BaseBackend, paths: Sequence[str], *, keys: Sequence[str], required: Sequence[str]
 ) -> Iterator[Source]:
     """Create a ``json_source`` of Python literals through a temporary file, deleted when the context ends."""
+    readable = readable_paths(con, paths)
     with TemporaryDirectory(prefix="recpipe-") as folder:
         converted = Path(folder) / "records.jsonl"
         present: set[str] = set()
         with converted.open("w", encoding="utf-8", errors="surrogatepass") as out:
-            for number, record in enumerate(record for path in paths for record in _records(path)):
+            for number, record in enumerate(record for path in readable for record in _records(path)):
                 if number < SAMPLE_LINES or not present.issuperset(required):
                     present |= record.keys() - {INVALID}
                 values = {key: record[key] for key in (*keys, INVALID) if key in record}
@@ -114,7 +116,7 @@ def _records(path: str) -> Iterator[dict[str, Any]]:
     """Yield the dictionaries of a file; a line without one gives ``{INVALID: its beginning}``."""
     size = Path(path).stat().st_size
     with open(path, "rb") as raw, progress(size, f"read {Path(path).name}", unit=BYTES) as bar:
-        stream: BinaryIO = gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore[assignment]  # noqa: SIM115
+        stream: BinaryIO = gzip.open(raw) if path.lower().endswith(".gz") else raw  # type: ignore[assignment]  # noqa: SIM115
         try:
             for line in limited_lines(stream):
                 bar.add(raw.tell() - bar.done)

@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 LATEST = 10**11  # seconds: the year 5138. Today in milliseconds is 1.7 × 10¹²
 POLICIES = ("quarantine", "drop", "fail")
 COLUMNS = ("user_id", "item_id", "timestamp", "rating", "weight", "event", "order")  # without those for steps only
-NO_ID = tuple(f"{reason} {name}" for name in ("user_id", "item_id") for reason in ("empty", "word for null as"))
+NO_VALUE = (  # reasons that may be those of most rows: guests, unknown times
+    "empty user_id", "empty item_id", "word for null as user_id", "word for null as item_id",
+    "timestamp stands for no time",
+)  # fmt: skip
 COUNTS = ("rows", "users", "items", "first_timestamp", "last_timestamp", "events_min")
 STEP_TABLE = pa.schema(  # detail is JSON; events_* are statistics of events per user
     [("step", pa.int32()), ("name", pa.string()), ("detail", pa.string())]
@@ -53,8 +56,8 @@ def ingest(
     """Clean and sample a raw log on its DuckDB connection or, for ``name: spark``, on Spark.
 
     bad_rows: ``quarantine`` (stored in a table of their own), ``drop`` (only counted) or ``fail``. Raises ValueError
-    if more than half of the rows are bad, not counting rows without an id, such as those of guests; if all are; or if
-    a step leaves no rows.
+    if more than half of the rows are bad, not counting those without an id or time, such as those of guests; if all
+    are; or if a step leaves no rows.
     """
     check_known(bad_rows, POLICIES, what="bad_rows of the data set")
     sampling.check(steps)
@@ -87,7 +90,7 @@ def _without_bad_rows(
     counts = _reason_counts(bad)
     if n_bad := sum(counts.values()):
         reasons = "; ".join(f"{reason}: {n:,}" for reason, n in counts.items())
-        n_unreadable = n_bad - sum(counts.get(reason, 0) for reason in NO_ID)
+        n_unreadable = n_bad - sum(counts.get(reason, 0) for reason in NO_VALUE)
         if policy == "fail" or 2 * n_unreadable > rows or n_bad == rows:
             raise ValueError(f"{n_bad:,} of {rows:,} rows are bad ({reasons}). {_examples(bad, reasons)}")
         log = EventLog.of(events.filter(_check_number(events) == 0))
@@ -175,7 +178,7 @@ def _with_line_break(ids: ir.StringColumn) -> ir.BooleanColumn:
 
 def _reason_counts(bad: ir.Table) -> dict[str, int]:
     """Count rows per reason, without the value after its colon, the most frequent reason first."""
-    kinds = bad.mutate(kind=bad.reason.split(":")[0])
+    kinds = bad.mutate(kind=bad.reason.split(": ")[0])
     counts = kinds.group_by("kind").aggregate(rows=kinds.count())
     ordered = counts.order_by(counts.rows.desc(), counts.kind).to_pyarrow().to_pylist()
     return {row["kind"]: row["rows"] for row in ordered}

@@ -1,4 +1,4 @@
-"""Generic reader: CSV, TSV, Parquet, JSON lines or baskets, plain or compressed, one file or many.
+"""Generic reader: CSV, TSV, Parquet, JSON or baskets, plain or compressed, one file or many.
 
 A row may also contain a user's whole sequence. Every option: conf/base/parameters/datasets/my_log.yml.
 """

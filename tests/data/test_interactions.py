@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
 )
 
 
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "empty user_id": {"user_id": ""},
     "null user_id": {"user_id": None},
     "blank item_id": {"item_id": " \t"},

@@ -64,7 +64,7 @@ def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ib
     """
     names = ("user", "item", "ticks", "file", "position", "fraction", "place")  # none that a column of the source has
     user, item, ticks, file, position, fraction, place = (identifier(gen_name(name)) for name in names)
-    time = _time(columns) if columns.timestamp else Time("CAST(NULL AS BIGINT)", 1, "NULL")
+    time = _time(columns, source.where) if columns.timestamp else Time("CAST(NULL AS BIGINT)", 1, "NULL")
     seconds = f"{ticks} // {time.per_second}"
     below = time.part or "0"
     if time.per_second > 1:
@@ -108,10 +108,13 @@ def create_log(con: ibis.BaseBackend, source: Source, columns: LogColumns) -> ib
     return create_view(con, f'SELECT {shown}, CAST({order} AS BIGINT) AS "order" FROM {table}')
 
 
-def _time(columns: LogColumns, value: object = None) -> Time:
+def _time(columns: LogColumns, where: str, value: object = None) -> Time:
     """Return the SQL of the timestamp, or of a value of the configuration in the same notation."""
     if value is None:
-        return time_sql(str(columns.timestamp), columns.time_type, columns.unit)
+        try:
+            return time_sql(str(columns.timestamp), columns.time_type, columns.unit)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     unit = "iso" if columns.time_type.startswith(TYPED) else columns.unit
     return time_sql(literal(str(value)), "VARCHAR", unit)
 
@@ -120,7 +123,7 @@ def _null_seconds(con: ibis.BaseBackend, columns: LogColumns) -> list[int]:
     """Return the seconds of ``null_times``. Raises ValueError for a value that is no time in the log's notation."""
     seconds = []
     for value in columns.null_times:
-        time = _time(columns, value)
+        time = _time(columns, "", value)
         number = con.raw_sql(f"SELECT {time.ticks} // {time.per_second}").fetchall()[0][0]
         if number is None:
             raise ValueError(f"null_times of the data set's options: {value!r} is no time as `timestamp` has it")

@@ -7,7 +7,6 @@ with line breaks counts only where it is plausible; else its first line is bad a
 
 from __future__ import annotations
 
-import codecs
 import csv
 import re
 from collections import deque
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,16 +82,6 @@ class Dialect:
         escape = re.escape(self.escape)
         signs = "".join(re.escape(sign) for sign in (self.quote, self.separator, self.escape))
         return re.compile(f"({escape}[{signs}\r\n])|{escape}")
-
-
-class Part(NamedTuple):
-    """File of a source: its path, a readable copy, its first record, and whether it has plain lines and quotes."""
-
-    path: str
-    copy: str
-    first: list[str]
-    is_plain: bool  # apart from quotes
-    has_quotes: bool
 
 
 class Records:
@@ -332,32 +320,6 @@ def _byte_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
             rest, is_overlong = b"", True
     if rest:
         yield rest
-
-
-def inspect(chunks: Iterable[bytes], dialect: Dialect) -> tuple[bool, bool]:
-    """Return whether text is plain and whether it has quotes.
-
-    Plain is UTF-8 with one kind of line ends, no overlong line, no escapes, comments and null bytes.
-    """
-    signs = [sign.encode() for sign in (dialect.escape, dialect.comment, "\0") if sign]
-    quote, has_quotes = dialect.quote.encode(), False
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    n_lf = n_cr = n_crlf = 0
-    last = b""
-    for chunk in chunks:
-        if any(sign in chunk for sign in signs) or codecs.BOM_UTF8 in chunk[0 if last else 3 :]:
-            return False, has_quotes
-        if (not last and chunk[:1] in (b"\n", b"\r")) or (len(chunk) == CHUNK and b"\n" not in chunk):
-            return False, has_quotes
-        has_quotes = has_quotes or (bool(quote) and quote in chunk)
-        try:
-            decoder.decode(chunk)
-        except UnicodeDecodeError:
-            return False, has_quotes
-        n_lf, n_cr = n_lf + chunk.count(b"\n"), n_cr + chunk.count(b"\r")
-        n_crlf += chunk.count(b"\r\n") + (last == b"\r" and chunk[:1] == b"\n")
-        last = chunk[-1:]
-    return not decoder.getstate()[0] and (n_cr == 0 or n_cr == n_crlf == n_lf), has_quotes
 
 
 @contextmanager

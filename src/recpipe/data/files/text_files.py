@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import duckdb
 import ibis
 from ibis.util import gen_name
 
+from recpipe.data.files.archives import CHUNK
 from recpipe.data.files.delimited_rows import (
     ESCAPED_QUOTE,
     NOT_UTF8,
@@ -18,12 +21,10 @@ from recpipe.data.files.delimited_rows import (
     SEPARATOR,
     STRAY_QUOTE,
     Dialect,
-    Part,
     Records,
     RowsFile,
     TextError,
     decoded_lines,
-    inspect,
     long_values,
 )
 from recpipe.data.files.raw_text import byte_chunks, encoding_hint, readable_paths, temporary_folder
@@ -36,6 +37,16 @@ MAX_HEADER_LETTERS = 1 << 20
 NAMES_HINT = "If there is no header, set `header: false` and `names: [...]` in the options of the data set"
 REPEATED_HEADER = "header in the middle of the file"
 COMPRESSION_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".zip")
+
+
+class Part(NamedTuple):
+    """File of a source: its path, a readable copy, its first record, and whether it has plain lines and quotes."""
+
+    path: str
+    copy: str
+    first: list[str]
+    is_plain: bool  # apart from quotes
+    has_quotes: bool
 
 
 def delimited_source(
@@ -93,12 +104,38 @@ def _parts(con: ibis.BaseBackend, paths: Sequence[str], dialect: Dialect, *, enc
             hint = encoding_hint(start) if problem.startswith((NOT_UTF8, "null byte")) else ""
             raise ValueError(f"cannot read {path}: its first line is bad, {problem}. {hint}")
         if first is not None:
-            parts.append(Part(path, copy, first, *inspect(byte_chunks(copy), dialect)))
+            parts.append(Part(path, copy, first, *_inspect(byte_chunks(copy), dialect)))
     if not parts:
         raise ValueError(f"{path_summary(paths)} is empty")
     if len(parts) < len(paths):
         logger.info("%s: %d of %d files are empty", path_summary(paths), len(paths) - len(parts), len(paths))
     return parts
+
+
+def _inspect(chunks: Iterable[bytes], dialect: Dialect) -> tuple[bool, bool]:
+    """Return whether text is plain and whether it has quotes.
+
+    Plain is UTF-8 with one kind of line ends, no overlong line, no escapes, comments and null bytes.
+    """
+    signs = [sign.encode() for sign in (dialect.escape, dialect.comment, "\0") if sign]
+    quote, has_quotes = dialect.quote.encode(), False
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    n_lf = n_cr = n_crlf = 0
+    last = b""
+    for chunk in chunks:
+        if any(sign in chunk for sign in signs) or codecs.BOM_UTF8 in chunk[0 if last else 3 :]:
+            return False, has_quotes
+        if (not last and chunk[:1] in (b"\n", b"\r")) or (len(chunk) == CHUNK and b"\n" not in chunk):
+            return False, has_quotes
+        has_quotes = has_quotes or (bool(quote) and quote in chunk)
+        try:
+            decoder.decode(chunk)
+        except UnicodeDecodeError:
+            return False, has_quotes
+        n_lf, n_cr = n_lf + chunk.count(b"\n"), n_cr + chunk.count(b"\r")
+        n_crlf += chunk.count(b"\r\n") + (last == b"\r" and chunk[:1] == b"\n")
+        last = chunk[-1:]
+    return not decoder.getstate()[0] and (n_cr == 0 or n_cr == n_crlf == n_lf), has_quotes
 
 
 def _common_header(parts: Sequence[Part], dialect: Dialect) -> list[str]:

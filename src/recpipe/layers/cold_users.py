@@ -88,13 +88,8 @@ class ColdUsers(nn.Module):
             weights = weights / (weights.mean(dtype=np.float64) or 1.0)
         times = np.bincount(place, None if weights is None else weights[has_segment], minlength=len(pair))
         offsets = np.searchsorted(pair, np.arange(len(keys) + 1) * width)
-        arrays = (
-            np.bincount(item, weights, minlength=width),
-            keys,
-            np.append(offsets, offsets[-1]),
-            pair % width,
-            times,
-        )
+        counts, ends = np.bincount(item, weights, minlength=width), np.append(offsets, offsets[-1])
+        arrays = (counts, keys, ends, pair % width, times)
         for name, value in zip(("counts", "keys", "offsets", "items", "times"), arrays, strict=True):
             dtype = np.int64 if value.dtype.kind == "i" else np.float32
             setattr(self, name, torch.from_numpy(value.astype(dtype)).to(self.counts.device))

@@ -47,6 +47,7 @@ class Recommender(nn.Module, ABC):
     - ``takes_side``: reads side information (block ``side``: features, content vectors, item vectors of another model).
       ``required_side``: keys of ``side`` that must be set. ``reads_ids``: reads semantic ids of items.
     - ``takes_weights``: events count by their weight; ``uses_weights`` says whether this model was trained so.
+      Histories without weights, as in serving, have the weight 1 throughout.
     - ``losses``: names of the losses it can be trained with, empty for all; ``layouts``: of training batches.
     - ``search_settings``: settings that training does not read, so that a trained model can take other values.
 

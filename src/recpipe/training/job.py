@@ -189,7 +189,7 @@ class TrainingJob:
         if trained.model.closed_form and self.settings.train_on_validation:
             train["train_on_validation"] = True
         if trained.model.uses_weights:
-            train["weights"] = True
+            train["weights"] = weights_digest(self.data.train_set)
         if train:
             settings["train"] = train
         description = {"seed": config.seed, "settings": settings, "cost": trained.cost, "versions": trained.versions}

@@ -17,7 +17,14 @@ VALUES: dict[str, list[Any]] = {
 }  # fmt: skip
 ROWS = [dict(zip(VALUES, values, strict=True)) for values in itertools.product(*VALUES.values())]
 SCHEMA = pa.schema(
-    {"event": pa.string(), "rating": pa.float64(), "quantity": pa.string(), "paid": pa.bool_(), "row": pa.int64()}
+    {
+        "timestamp": pa.int64(),
+        "event": pa.string(),
+        "rating": pa.float64(),
+        "quantity": pa.string(),
+        "paid": pa.bool_(),
+        "row": pa.int64(),
+    }
 )
 
 
@@ -98,9 +105,13 @@ def test_a_text_that_is_no_condition_is_refused_with_its_place(condition: str, m
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("event == 'ü' and raiting > 3", "position 18, 'raiting > 3': the log has no column 'raiting', only event, r"),
+        (
+            "event == 'ü' and raiting > 3",
+            "position 18, 'raiting > 3': the log has no column 'raiting', only timestamp, event, r",
+        ),
         ("event == view", "no column 'view'.*text stands in quotation marks"),
         ("rating > '4'", "position 10.*is text and the column has numbers"),
+        ("timestamp >= '2024-01-01'", "position 14.*seconds since 1970; the step time_window takes dates"),
         ("event == 7", "position 1.*event is text; write the value in quotation marks"),
         ("quantity == 90071992547409930", "not exact"),
         ("event in 'view'", "needs a list"),

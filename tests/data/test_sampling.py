@@ -328,6 +328,14 @@ def test_min_rating_needs_ratings(duckdb_engine: Any) -> None:
         ingest(log, [{"step": "min_rating", "at_least": 3}])
 
 
+def test_duplicates_across_event_types_are_warned_of(duckdb_engine: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rows = random_log(1, rows=20)
+    sampled(duckdb_engine, rows, [{"step": "duplicates", "by": ["user_id", "item_id", "event"]}])
+    assert "add event to `by`" not in caplog.text
+    sampled(duckdb_engine, rows, [{"step": "duplicates"}])
+    assert "add event to `by`" in caplog.text
+
+
 def test_repeated_orders_are_refused(duckdb_engine: Any) -> None:
     row = {"user_id": "u", "item_id": "i", "timestamp": 5, "rating": None, "order": 1}
     with pytest.raises(ValueError, match="`order` of its own"):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import recpipe.training.standalone as command
-from recpipe.config import Configuration
+from recpipe.config import ConfigError, Configuration
 from recpipe.evaluation.evaluate import validator
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
@@ -46,6 +46,12 @@ def latest_bundle(root: Path, model: str) -> Bundle:
 
 def latest_folder(root: Path, model: str) -> Path:
     return max((root / "06_models" / DATASET / model / "seed_42/bundle").glob("*/bundle"))
+
+
+def test_a_profile_that_only_kedro_resolves_is_refused(tmp_path, project):
+    folder = ["--data", str(tmp_path), "--conf", str(project / "conf"), "--dataset", DATASET, "--models", "popular"]
+    with pytest.raises(ConfigError, match=r"profile is auto, which `kedro run` resolves.*profile=sparse"):
+        main([*folder, "--params", f"datasets.{DATASET}.profile=auto"])
 
 
 @pytest.mark.parametrize("model", ["popular", "sasrec"])

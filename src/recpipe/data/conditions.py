@@ -147,6 +147,8 @@ class _Builder:
             place = kinds.index("text")
             node, value, number = nodes[place], values[place], values[1 - place]
             name = node.id if isinstance(node, ast.Name) else ""
+            if not isinstance(value, ir.Value) and getattr(nodes[1 - place], "id", "") == "timestamp":
+                raise self.error(node, "timestamp has seconds since 1970; the step time_window takes dates")
             if not isinstance(value, ir.Value):
                 raise self.error(node, f"{value!r} is text and the column has numbers; leave out the quotation marks")
             if name in TEXT_COLUMNS:

@@ -115,6 +115,8 @@ def duplicates(
     missing = [name for name in by if name not in rows.columns]
     if missing or not by:
         raise ValueError(f"duplicates: by {missing or list(by)}: choose from the columns {list(rows.columns)}")
+    if "event" in rows.columns and "event" not in by:
+        logger.warning("duplicates: events of different types count as equal; add event to `by` to tell them apart")
     if keep == "none":
         rows = rows.mutate(copies=rows.count().over(ibis.window(group_by=by)))
         return EventLog.of(materialize(rows.filter(rows.copies == 1).drop("copies")))

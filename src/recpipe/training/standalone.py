@@ -28,7 +28,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recpipe.config import Configuration, DataPaths, RunConfig, parse_overrides
+from recpipe.config import ConfigError, Configuration, DataPaths, RunConfig, parse_overrides
+from recpipe.config.run_config import AUTO
 from recpipe.content.embeddings import Embeddings
 from recpipe.data.atomic import atomic_file, atomic_folder, latest_version, record_version
 from recpipe.data.digests import verified
@@ -55,6 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     data = DataFolder(options.data, options.dataset, options.seed, options.into)
     overrides = {**parse_overrides(options.params), "dataset": options.dataset, "seed": options.seed}
     configuration = Configuration.read(options.conf, options.env, overrides, model_info)
+    if configuration.profile == AUTO:
+        raise ConfigError(
+            f"datasets.{options.dataset}.profile is auto, which `kedro run` resolves: give the profile that it "
+            f"logged, or null, as --params datasets.{options.dataset}.profile=sparse"
+        )
     runs = [configuration.run(name) for name in options.models]
     for run in runs:  # an error in the last one is reported before the first is trained
         check_model(run)

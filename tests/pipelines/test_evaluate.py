@@ -6,12 +6,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from kedro.io import DatasetError
 from tests.artefacts import forget_digest
+from tests.models.generative import BOTH, DATA, ITEMS, create
 
+from recpipe.config import schema
 from recpipe.config.schema import EnsembleConfig
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Vocabulary
+from recpipe.data.splits import TrainingData, split
+from recpipe.pipelines.evaluate import evaluate_ensemble
+from recpipe.training.bundle import Bundle
 
 BLOCK = {"members": "a+b", "method": "rrf", "weights": "valid", "constant": 60.0, "metric": "ndcg@10"}
 DATASET = "online_retail"
@@ -190,3 +198,27 @@ def test_what_is_broken_or_of_another_split_is_named_in_the_report(project, sess
     forget_digest(reporting(project) / "geometry.json")
     run(project, session_in, "report")
     assert "Measured on another split" in (reporting(project) / "report.html").read_text()
+
+
+def test_the_beams_of_the_configuration_count_in_an_ensemble_of_trained_models() -> None:
+    vocabulary, protocol = Vocabulary(np.array([f"i{n}" for n in range(ITEMS)], dtype=object)), Protocol(dataset="tiny")
+    parts = split(DATA, protocol, vocabulary)
+    fields = {"id": protocol.id, **protocol.to_dict()}
+    training_data = TrainingData(fields, vocabulary, parts.train, parts.valid)
+    events = np.bincount(parts.train.items, minlength=ITEMS + 1)[1:]
+    models = {"a": create("tiger", beam=4), "b": create("mql4grec", BOTH, beam=4)}
+    bundles = {
+        name: Bundle(name, "tiger", model, vocabulary, [None] * ITEMS, events, protocol)
+        for name, model in models.items()
+    }
+    evaluate = schema.EvaluateConfig(
+        recommend=4, content_slots={"share": 0.0, "model": ""}, device="cpu", submission={}, protocol=protocol.to_dict()
+    )
+    ensemble = EnsembleConfig(**{**BLOCK, "weights": "equal"})
+
+    def misses(beam: int) -> int:
+        configs = {name: {"settings": {"beam": beam}} for name in models}
+        result = evaluate_ensemble(training_data, parts.test, evaluate, ensemble, configs, **bundles)
+        return result.metrics["test"]["missed_by_beam"]
+
+    assert misses(4) > misses(12) > 0 == misses(ITEMS)

@@ -33,6 +33,7 @@ def create_evaluate(wiring: Wiring) -> Pipeline:
 def create_ensemble(wiring: Wiring) -> Pipeline:
     """Create ``evaluate_ensemble`` in a namespace of its own; its results are stored like those of a model."""
     inputs = node_inputs("training_data", "test_set", params=("evaluate", "ensemble")) | _content_model(wiring)
+    inputs |= {"configs": "params:models"}
     inputs |= {name: f"{name}_bundle" for name in wiring.members}
     return Pipeline([create_node(evaluate_ensemble, inputs, "ensemble_evaluation", "ensemble")])
 
@@ -127,9 +128,9 @@ def _git(*words: str) -> str:
     return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
 
 
-def _with_search_settings(bundle: Bundle, config: RunConfig) -> Bundle:
+def _with_search_settings(bundle: Bundle, config: RunConfig | dict[str, Any]) -> Bundle:
     """Apply the settings of the configuration that only a search reads; those of training are the bundle's."""
-    changed = bundle.with_search_settings(config.settings)
+    changed = bundle.with_search_settings(config["settings"] if isinstance(config, dict) else config.settings)
     for name in changed.model.search_settings if changed is not bundle else ():
         new, old = (getattr(each.model.config, name, None) for each in (changed, bundle))
         if new != old:
@@ -151,12 +152,13 @@ def evaluate_ensemble(
     test_set: Fold,
     evaluate: EvaluateConfig,
     ensemble: schema.EnsembleConfig,
+    configs: dict[str, Any],
     **models: Bundle,
 ) -> Evaluation:
     """Choose weights on the validation fold and evaluate the members, and ``content_model``, as one model."""
     from recpipe.evaluation.ensembles import ensemble_bundle
 
-    bundles = [models[name] for name in ensemble.names()]
+    bundles = [_with_search_settings(models[name], configs[name]) for name in ensemble.names()]
     protocol = [_prepare(bundle, training_data, evaluate) for bundle in bundles][-1]
     bundle, description = ensemble_bundle(
         bundles,

@@ -40,3 +40,11 @@ def test_column_names_are_quoted(tmp_path: Path, reading: Reading, con: Backend)
         ("u", "i", None, 0)
     ]
     assert con.raw_sql("SELECT count(*) FROM other").fetchall() == [(1,)]
+
+
+def test_a_column_called_id_may_stand_beside_the_id_of_an_item(tmp_path: Path, reading: Reading) -> None:
+    (tmp_path / "log.csv").write_text("who,what,when\nu,901,1\n")
+    (tmp_path / "items.csv").write_text("row,id,name\n901,x,Thing\n901,y,Other\n")
+    options = {"columns": MAPPING, "items": {"columns": {"item_id": "row", "title": "name"}}}
+    tables = reading("files", options, interactions=tmp_path / "log.csv", items=tmp_path / "items.csv")
+    assert [(row["item_id"], row["title"], row["id"]) for row in rows(tables.items)] == [("901", "Thing", "x")]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
+import ibis
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
@@ -31,6 +32,7 @@ from recpipe.io.datasets import (
     QuantizerDataset,
     RunsDataset,
 )
+from recpipe.io.lazy_parquet import LazyParquetDataset
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
 from recpipe.training.checkpoint import BEST, LAST, save_tree
@@ -89,6 +91,33 @@ def test_a_failed_version_is_no_version(tmp_path) -> None:
     latest = datasets.JSONDataset(filepath=path, version=Version(None, None))
     assert latest.load() == {"run": 1}
     assert latest.list_versions(full_path=False) == ["2026-01-01T00.00.00.000Z"]
+
+
+def test_tables_of_two_ingests_are_refused_and_the_next_ingest_mends_that(tmp_path) -> None:
+    folder = tmp_path / "primary" / "shop"
+    log = LazyParquetDataset(filepath=str(folder / "interactions.parquet"))
+    manifest = datasets.IngestManifestDataset(
+        filepath=str(tmp_path / "ingest_manifest.json"), tables={"path": str(folder)}
+    )
+    items = datasets.TableDataset(filepath=str(folder / "items.parquet"), file_format="parquet")
+
+    def save(*outputs: object) -> None:
+        for output in outputs:
+            frame = pl.DataFrame({"number": [number]})
+            if output is log:
+                log.save(ibis.duckdb.connect().create_table("t", frame.to_arrow()))
+            else:
+                output.save(frame if output is items else {"number": number})
+
+    for number in (1, 2):
+        save(log, items, manifest)
+        assert log.load() == folder / "interactions.parquet" and manifest.load() == {"number": number}
+    number = 3
+    save(log)
+    with pytest.raises(DatasetError, match=r"interactions.parquet is damaged .*run `kedro run --pipelines=ingest`"):
+        log.load()
+    save(log, items, manifest)
+    assert log.load() and items.load()["number"].to_list() == [3]
 
 
 def test_text_is_previewed_as_text(tmp_path) -> None:

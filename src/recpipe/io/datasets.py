@@ -19,9 +19,9 @@ from kedro_datasets.text import TextDataset as StockText
 
 from recpipe.config.run_config import is_accelerated
 from recpipe.data.atomic import atomic_file, atomic_folder, clean_versions, record_version, recover
-from recpipe.data.digests import verified
+from recpipe.data.digests import MANIFEST, manifest, verified
 from recpipe.evaluation.recommendations import TEST_LISTS
-from recpipe.kedro_compat import LatestVersion, WholeFile
+from recpipe.kedro_compat import LatestVersion, WholeFile, unwrapped
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -31,12 +31,30 @@ if TYPE_CHECKING:
 
 
 Metadata = dict[str, Any] | None
+INGEST_TABLES = ("interactions", "items", "users", "ingest_steps")
 EVALUATE = "run `kedro run --pipelines=evaluate`"
 Folder = Mapping[str, str]  # `{path: ...}` in the catalog, where Kedro makes this path absolute
 
 
 class JSONDataset(WholeFile, StockJSON):
     """Any JSON value."""
+
+
+class IngestManifestDataset(JSONDataset):
+    """The JSON manifest of an ingest, its last output; ``save`` also writes the manifest of the folder ``tables``.
+
+    By that, tables of two ingests are refused, such as a kill between two of them leaves.
+    """
+
+    def __init__(self, *, tables: Folder, **options: Any) -> None:
+        super().__init__(**options)
+        self._tables = Path(tables["path"])
+
+    def save(self, data: Any) -> None:
+        unwrapped(super().save)(self, data)
+        files = {path.name: path for name in INGEST_TABLES if (path := self._tables / f"{name}.parquet").is_file()}
+        with atomic_file(self._tables / MANIFEST, digest=False) as part:
+            part.write_text(manifest(files), encoding="utf-8")
 
 
 class TextDataset(WholeFile, StockText):

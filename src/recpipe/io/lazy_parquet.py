@@ -8,7 +8,7 @@ from typing import Any, Literal
 from kedro.io.core import AbstractDataset, DatasetError
 from kedro_datasets._typing import TablePreview
 
-from recpipe.data.digests import verified
+from recpipe.data.digests import verified, verify_folder
 
 
 class LazyParquetDataset(AbstractDataset[Any, Any]):
@@ -37,7 +37,9 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
         if not self._exists():
             command = f"kedro run --pipelines=ingest --params dataset={self._filepath.parent.name}"
             raise DatasetError(f"{self._filepath} does not exist; `{command}` writes it")
-        verified(self._filepath, "run `kedro run --pipelines=ingest`")
+        hint = "run `kedro run --pipelines=ingest`"
+        verified(self._filepath, hint)
+        verify_folder(self._filepath.parent, hint, allow_others=True)
         if self._load_as == "path":
             return self._filepath
         from recpipe.data.engines import read_parquet

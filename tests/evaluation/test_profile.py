@@ -89,6 +89,12 @@ def test_unknown_times_copies_and_repeats_are_counted(tmp_path):
     assert got["future"] == 0
 
 
+def test_events_of_other_types_are_no_copies(tmp_path):
+    columns = {"user_id": ["a"] * 4, "item_id": ["x"] * 4, "timestamp": [10**9] * 4}
+    pq.write_table(pa.table({**columns, "event": ["view", "cart", None, "view"]}), tmp_path / "log.parquet")
+    assert profile(tmp_path / "log.parquet")["copies"] == 1
+
+
 WARNINGS = {
     "unknown": ([0, 1_500_000_000, 1_500_000_001], "1 of 3 events are before 1980, 1 of them at 0, .*time_window"),
     "days": ([17_000, 17_001, 17_002], "all events are before 1980.*set `timestamp`"),

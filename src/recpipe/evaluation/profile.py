@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from recpipe.config import check_known
 from recpipe.evaluation.lists import gini
 
+Times = NDArray[np.int64]
 DAY = 86_400
 EARLIEST = 315_532_800  # 1 January 1980: times before it are rather unknown or in another unit
 WARN_SHARE = 0.05  # of repeats, copies and seen targets
 WARN_TIES = 0.2  # of users with a tie at the last timestamp
 CURVE_POINTS = 60
 REPEATS_ADVICE = (
-    "Set protocol.exclude_seen=false where repeats are to be recommended, or keep the first of each with the step "
-    "{step: duplicates, by: [user_id, item_id]}"
+    "Set protocol.exclude_seen=false where repeats are to be recommended, or views come before purchases; or, in a log "
+    "of one type of event, keep the first of each with the step {step: duplicates, by: [user_id, item_id]}"
 )
 
 
@@ -35,11 +36,11 @@ def profile(path: Path) -> dict[str, Any]:
 
     `tied.interactions` is the share of interactions with another one of the same user and second; `tied.last` the share
     of users with several in their last second, whose test item depends on `protocol.ties`. `copies` counts events with
-    the user, item and second of an earlier one, `repeats` is the share with its user and item, and `last_repeats` that
-    of users with several events whose last item is one of their earlier ones. `early` and `future` count events before
-    1980 and after tomorrow.
+    the user, item, event type and second of an earlier one. `repeats` is the share with its user and item, and
+    `last_repeats` that of users with several events whose last item is one of their earlier ones. `early` and `future`
+    count events before 1980 and after tomorrow.
     """
-    user, item, timestamp, timed = _columns(path)
+    user, item, event, timestamp, timed = _columns(path)
     if not len(user):
         raise ValueError(f"{path} holds no interaction: nothing to profile; look at the step table of `ingest`")
     users, items = int(user.max()) + 1, int(item.max()) + 1
@@ -54,7 +55,7 @@ def profile(path: Path) -> dict[str, Any]:
         "density": pairs / (users * items),
         "repeats": 1 - pairs / len(user),
         "last_repeats": _last_repeats(user, pair, timestamp),
-        "copies": _copies(pair[timed], at),
+        "copies": _copies((pair * (int(event.max()) + 1) + event)[timed], at),
         "untimed": int((~timed).sum()),
         "zero": int((at == 0).sum()),
         "early": int((at < EARLIEST).sum()),
@@ -106,7 +107,8 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
         zero = f", {profile['zero']:,} of them at 0," if profile["zero"] else ""
         result.append(
             f"{early:,} of {rows:,} events are before 1980{zero} and count as the first of their users: if these times "
-            "are unknown, remove the events with the step {step: time_window, start: 1980-01-01}"
+            "are unknown, name them in `null_times` of the options, or add the step "
+            "{step: time_window, start: 1980-01-01}"
         )
     if future:
         result.append(
@@ -115,8 +117,8 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
         )
     if copies and copies >= WARN_SHARE * rows:
         result.append(
-            f"{copies:,} of {rows:,} events are copies of another with the same user, item and time: if they are no "
-            "events of their own, add the step {step: duplicates, by: [user_id, item_id, timestamp]}"
+            f"{copies:,} of {rows:,} events are copies of another with the same user, item, type and second: if they "
+            "are no events of their own, add the step {step: duplicates, by: [user_id, item_id, timestamp]}"
         )
     if exclude_seen and max(last, repeats) >= WARN_SHARE:
         result.append(
@@ -166,21 +168,25 @@ def _last_repeats(user: NDArray[np.int32], pair: NDArray[np.int64], timestamp: N
     return float(1 - is_first[last].mean()) if last.any() else None
 
 
-def _columns(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Read user codes, item codes, timestamps (0 for null) and a mask of the non-null ones."""
-    empty = np.empty(0, np.int32)
-    codes = {"user_id": [empty], "item_id": [empty]}
-    code_of: dict[str, dict[str, int]] = {"user_id": {}, "item_id": {}}
+def _columns(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], Times, NDArray[np.bool_]]:
+    """Read codes of users, items and event types, timestamps (0 for null) and a mask of the non-null ones."""
+    source = ds.dataset(path, format="parquet")
+    code_of: dict[str, dict[str | None, int]] = {"user_id": {}, "item_id": {}, "event": {}}
+    codes: dict[str, list[NDArray[np.int32]]] = {name: [np.empty(0, np.int32)] for name in code_of}
     times, timed = [np.empty(0, np.int64)], [np.empty(0, bool)]
-    for batch in ds.dataset(path, format="parquet").to_batches(columns=["user_id", "item_id", "timestamp"]):
+    columns = [name for name in (*code_of, "timestamp") if name in source.schema.names]
+    for batch in source.to_batches(columns=columns):
         for name, table in code_of.items():
-            column = batch[name].cast(pa.string()).dictionary_encode()
+            if name not in columns:
+                codes[name].append(np.zeros(len(batch), np.int32))
+                continue
+            column = batch[name].cast(pa.string()).dictionary_encode(null_encoding="encode")
             local = [table.setdefault(value, len(table)) for value in column.dictionary.to_pylist()]
             codes[name].append(np.asarray(local, np.int32)[column.indices.to_numpy()])
         times.append(pc.fill_null(batch["timestamp"], 0).to_numpy(zero_copy_only=False).astype(np.int64))
         timed.append(batch["timestamp"].is_valid().to_numpy(zero_copy_only=False))
-    users, items = (np.concatenate(parts) for parts in codes.values())
-    return users, items, np.concatenate(times), np.concatenate(timed)
+    users, items, events = (np.concatenate(parts) for parts in codes.values())
+    return users, items, events, np.concatenate(times), np.concatenate(timed)
 
 
 def _histogram(counts: NDArray[np.int64]) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def test_event_types_sessions_and_extra_columns_are_read(tmp_path: Path, reading
     table = pa.table(
         {
             "u": ["a", "a#1", "a", " "], "s": ["1", "2", "1#2", "3"], "i": ["x", "y", "z", "w"],
-            "type": [" view", "cart", None, "view"], "qty": [1.5, float("nan"), 2.0, 1.0], "note": ["1", "b", "c", "d"],
+            "type": [" view", "cart", "NULL", "view"], "qty": [1.5, float("nan"), 2.0, 1.0], "note": ["1", "NULL", "c", "d"],
         }
     )  # fmt: skip
     pq.write_table(table, tmp_path / "log.parquet")
@@ -211,9 +211,12 @@ def test_event_types_sessions_and_extra_columns_are_read(tmp_path: Path, reading
     log = rows(reading("files", options, interactions=tmp_path / "log.parquet").interactions)
     assert [row["user_id"] for row in log] == ["a#1", "a#1#2", "a#1%232", None]
     assert [row["owner"] for row in log] == ["a", "a#1", "a", None]
-    assert [row["event"] for row in log] == ["view", "cart", None, "view"]
+    assert [row["event"] for row in log] == ["view", "cart", "NULL", "view"]
     assert [row["problem"] for row in log] == [None, None, "event is empty", None]
-    assert [row["quantity"] for row in log] == [1.5, None, 2.0, 1.0] and log[0]["remark"] == "1"
+    assert [row["quantity"] for row in log] == [1.5, None, 2.0, 1.0] and [row["remark"] for row in log[:2]] == [
+        "1",
+        None,
+    ]
     alone = {"columns": {"session_id": "s", "item_id": "i"}}
     log = rows(reading("files", alone, interactions=tmp_path / "log.parquet").interactions)
     assert [row["user_id"] for row in log] == ["1", "2", "1#2", "3"] and "owner" not in log[0]

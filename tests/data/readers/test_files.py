@@ -200,7 +200,8 @@ def test_event_types_sessions_and_extra_columns_are_read(tmp_path: Path, reading
     table = pa.table(
         {
             "u": ["a", "a#1", "a", " "], "s": ["1", "2", "1#2", "3"], "i": ["x", "y", "z", "w"],
-            "type": [" view", "cart", "NULL", "view"], "qty": [1.5, float("nan"), 2.0, 1.0], "note": ["1", "NULL", "c", "d"],
+            "type": [" view", "cart", "NULL", "view"], "qty": [1.5, float("nan"), 2.0, 1.0],
+            "note": ["1", "NULL", "c", "d"],
         }
     )  # fmt: skip
     pq.write_table(table, tmp_path / "log.parquet")

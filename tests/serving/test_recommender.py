@@ -105,6 +105,9 @@ def test_ids_with_commas_and_leading_blanks_are_one_option_each(tmp_path, capsys
     save_bundle(Bundle("knn", "item_knn", model, vocabulary, titles, events, Protocol(dataset="tiny")), tmp_path)
     best = json_rows(capsys, tmp_path, "--item", "a,b", "--item", " lead")[0]
     assert (best["item_id"], best["source"]) == ("i0", "model")
+    assert json_rows(capsys, tmp_path, "--item", "a,b", "--item", " i0 ") == json_rows(
+        capsys, tmp_path, "--item", "a,b", "--item", "i0"
+    )
     assert json_rows(capsys, tmp_path, "--item=--item")[0]["item_id"] in ("i1", "i2")
     rows = json_rows(capsys, tmp_path, "--items", "i0", "--candidate", "a,b", "--candidate", " lead")
     assert {row["item_id"] for row in rows} == {"a,b", " lead"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ TITLES_SHOWN = 50
 def main(arguments: list[str] | None = None) -> int:
     """Print recommendations as a table or as JSON lines; exit status 2 for an invalid request."""
     options = _parser().parse_args(arguments)
-    history = [*options.items, *options.item]
-    candidates = [*(options.candidates or ()), *(options.candidate or ())]
     try:
         bundle = load_bundle(bundle_folder(options.run))
+        history = [*options.items, *_trimmed(options.item, bundle)]
+        candidates = [*(options.candidates or ()), *_trimmed(options.candidate or (), bundle)]
         if options.find is not None:
             hits = items_titled(bundle, options.find)
             for item, title in hits[:TITLES_SHOWN]:
@@ -109,6 +110,12 @@ def _setting(text: str) -> tuple[str, Any]:
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} has no value; write beam=50")
     return key, yaml.safe_load(value)
+
+
+def _trimmed(ids: Iterable[str], bundle: Bundle) -> list[str]:
+    """Remove the blanks around unknown ids, as ingest does."""
+    known = {*bundle.vocabulary.ids.tolist()}
+    return [item if item in known else item.strip() for item in ids]
 
 
 def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:

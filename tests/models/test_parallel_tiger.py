@@ -132,6 +132,7 @@ def test_items_that_share_an_id_count_once_in_what_a_beam_would_miss():
         {"softmax": "items"},
         {"head": "mlp"},
         {"aggregate": "flatten", "item_distance": True, "level_distance": True},
+        {"cross_level_distance": True, "aggregate": "flatten"},
         {"masked": 1.0, "weights": [1.0, 0.5, 0.25]},
         {"users": 7},
     ],
@@ -195,18 +196,43 @@ def test_attention_adds_both_biases_where_it_may_look(item_distance, one_pass):
             )
 
 
-def test_a_table_of_zeros_is_the_model_without():
-    model, without = with_bias(item_distance=True), with_bias(item_distance=True, level_distance=False)
-    without.load_state_dict({n: w for n, w in model.state_dict().items() if n != "between.table"})
+@pytest.mark.parametrize("recency", [True, False])
+def test_cross_attention_adds_the_bias_of_a_query_s_level_and_a_code_s(recency):
+    """For every query of every target; the first token has none."""
+    model, levels, calls = with_bias(cross_level_distance=True, recency=recency, users=3), 3, []
+    for layer in model.decoder.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[3].bias))
+    targets = torch.tensor([[6, 7, 8]])
+    batch = model.on_device(sequences([[5, 6, 7]]), window=WINDOW).batch(np.zeros(1, int))
+    model._decode(batch, model.codes.tokens[targets])
+    table, distances = model.across.table, model.decoder.recency
+    for place in range(3 * levels):
+        target, level = divmod(place, levels)
+        for k in range(1 + 3 * levels):
+            item_k, level_k = divmod(k - 1, levels)
+            expected = table[level_k - level + levels - 1] if k else torch.zeros(TINY["heads"])
+            if recency:
+                expected = expected + distances.table(distances.bucket(torch.tensor(item_k - target)))
+            if item_k > target:
+                expected = torch.full_like(expected, -torch.inf)
+            for bias in calls:
+                torch.testing.assert_close(bias[0, :, place, k], expected)
+
+
+@pytest.mark.parametrize(("setting", "table"), [("level_distance", "between"), ("cross_level_distance", "across")])
+def test_a_table_of_zeros_is_the_model_without(setting, table):
+    model = with_bias(item_distance=True, **{"level_distance": False, setting: True})
+    without = with_bias(item_distance=True, level_distance=False)
+    without.load_state_dict({n: w for n, w in model.state_dict().items() if n != f"{table}.table"})
     assert np.abs(scores(model) - scores(without)).max() > 1e-3
     with torch.no_grad():
-        model.between.table.zero_()
+        getattr(model, table).table.zero_()
     np.testing.assert_array_equal(scores(model), scores(without))
 
 
 @pytest.mark.parametrize("recency", [True, False])
 def test_one_pass_trains_on_what_every_prefix_alone_would_give(recency):
-    model = with_bias(item_distance=True, recency=recency)
+    model = with_bias(item_distance=True, recency=recency, cross_level_distance=True)
     rows = [SHORT.row(u).tolist() for u in range(6)]
     whole = model.on_device(sequences(rows), window=WINDOW + 1)
     prefixes = [row[:end] for row in rows for end in range(2, len(row) + 1)]
@@ -216,7 +242,7 @@ def test_one_pass_trains_on_what_every_prefix_alone_would_give(recency):
     together = model.loss(whole.batch(np.arange(len(rows))), FullSoftmax())
     torch.testing.assert_close(model.loss(single, FullSoftmax()), together)
     together.backward()
-    assert (model.between.table.grad != 0).all()
+    assert (model.between.table.grad != 0).all() and (model.across.table.grad != 0).all()
 
 
 def test_the_future_does_not_reach_the_past():
@@ -230,6 +256,7 @@ def test_the_future_does_not_reach_the_past():
     assert (one[:, 1 + 3 * 3 :] - other[:, 1 + 3 * 3 :]).abs().max() > 1e-3
 
 
-def test_sums_of_codes_have_no_levels():
-    with pytest.raises(ValueError, match="set aggregate: flatten"):
-        with_bias(aggregate="sum")
+@pytest.mark.parametrize("setting", ["level_distance", "cross_level_distance"])
+def test_sums_of_codes_have_no_levels(setting):
+    with pytest.raises(ValueError, match=rf"\b{setting} is between codes; set aggregate: flatten"):
+        with_bias(aggregate="sum", **{"level_distance": False, setting: True})

@@ -170,7 +170,7 @@ class CodeInput(nn.Module):
 
 
 class LevelRelativeBias(nn.Module):
-    """Bias of self-attention by the code levels of query and key; the first token of a history has none.
+    """Attention bias by the code levels of query and key; the first token of a history has none.
 
     The codebook-relative bias of N. Nguyen's efficient_generative_reco.
     """
@@ -180,12 +180,17 @@ class LevelRelativeBias(nn.Module):
         self.levels = levels
         self.table = nn.Parameter(torch.empty(2 * levels - 1, heads).normal_(std=std))
 
-    def forward(self, event_S: Tensor) -> Tensor:
-        """(H, S, S) for L codes per event, by the key's level less the query's, from 1 - L to L - 1."""
+    def forward(self, event_S: Tensor, level_Q: Tensor | None = None) -> Tensor:
+        """(H, Q, S) for keys of L codes per event, by the key's level less the query's, from 1 - L to L - 1.
+
+        ``level_Q``: levels of the queries of a decoder; None: the tokens of the history are the queries, Q = S.
+        """
         level_S = torch.arange(-1, len(event_S) - 1, device=event_S.device) % self.levels
-        difference_SS = level_S[None, :] - level_S[:, None] + self.levels - 1
-        coded_S = event_S >= 0
-        return (F.embedding(difference_SS, self.table) * (coded_S[:, None] & coded_S)[..., None]).movedim(-1, 0)
+        coded_QS = coded_S = event_S >= 0
+        if level_Q is None:
+            level_Q, coded_QS = level_S, coded_S[:, None] & coded_S
+        difference_QS = level_S[None, :] - level_Q[:, None] + self.levels - 1
+        return (F.embedding(difference_QS, self.table) * coded_QS[..., None]).movedim(-1, 0)
 
 
 def user_tokens(users: np.ndarray, groups: int) -> np.ndarray:

@@ -320,18 +320,20 @@ class Decoder(nn.Module):
         attention: Tensor | None = None,
         positions: Tensor | None = None,
         events_Q: Tensor | None = None,
+        cross_bias: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, Q, D) of embedded targets, shifted right, or of queries.
 
         ``cross`` bool, (Q, S) or (B, Q, S): which tokens of the memory each query may attend to. ``attention`` bool,
         (Q, Q) or (B, Q, Q): which queries, in addition to ``causal``. ``positions`` as in ``Encoder``. ``events_Q``,
-        for ``recency``: the last event before each query's target, by default the last of the row.
+        for ``recency``: the last event before each query's target, by default the last of the row. ``cross_bias``,
+        broadcast to (B, H, Q, S), is added to the scores of cross-attention.
         """
         places = torch.arange(x_BQD.shape[1], device=x_BQD.device)
         positions = places if positions is None else positions
         past = (places <= places[:, None])[None, None] if self.causal else None
         mask = attention_mask(self.relative(positions, positions), past, with_heads(attention))
-        cross_mask = self._cross_mask(memory, x_BQD, with_heads(cross), events_Q)
+        cross_mask = self._cross_mask(memory, x_BQD, with_heads(cross), events_Q, cross_bias)
         x_BQD = self.dropout(x_BQD)
         for layer, kv in zip(self.layers, memory.layers, strict=True):
             x_BQD = layer(x_BQD, mask, kv, cross_mask)
@@ -359,17 +361,23 @@ class Decoder(nn.Module):
         return cast(list[DecoderLayer], list(self.layers))
 
     def _cross_mask(
-        self, memory: Memory, like: Tensor, cross: Tensor | None = None, events_Q: Tensor | None = None
+        self,
+        memory: Memory,
+        like: Tensor,
+        cross: Tensor | None = None,
+        events_Q: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> AttentionMask:
         events_S, mask_BS = memory.events_S, memory.mask_BS
         padding = None if mask_BS is None else mask_BS[:, None, None]
+        bias = like.new_zeros(1, 1, 1, 1) if bias is None else bias
         if self.recency is None:
-            return attention_mask(like.new_zeros(1, 1, 1, 1), padding, cross)
+            return attention_mask(bias, padding, cross)
         if events_S is None or mask_BS is None:
             raise ValueError("a decoder with recency needs the events of its memory and its mask")
         if events_Q is None:
             events_Q, events_S = last_event(mask_BS, events_S)[:, None], events_S.expand(len(mask_BS), -1)
-        return attention_mask(self.recency(events_Q, events_S), padding, cross)
+        return attention_mask(self.recency(events_Q, events_S) + bias, padding, cross)
 
 
 def last_event(mask_BS: Tensor, events_S: Tensor) -> Tensor:

@@ -61,13 +61,13 @@ class ParallelTIGER(Scorer, TreeSearcher):
         """``users``, ``one_pass`` and ``recency`` as in TIGER.
 
         ``aggregate``: an item is the sum of its tokens, or one token per code (flatten); with flatten,
-        ``item_distance`` puts tokens of one item at distance 0 and ``level_distance`` adds a bias by the levels of
-        query and key. ``softmax``: over the codes of a level, the tokens of all levels, or the items (cross-entropy of
-        whole ids). ``head``: ``tokens``, the embedded ones, or ``mlp``, with a hidden layer per level. ``weights``
-        (L,) of the levels' losses, in the original [1, .3315, .1935, .1113]. ``masked``: share of targets of which a
-        random part of the queries is replaced by the target's codes and only the others are trained. ``beam``,
-        ``renormalise``, ``temperatures`` (L,), ``stochastic`` and ``sample_seed``, as in TIGER, belong to
-        ``search: beam``.
+        ``item_distance`` puts tokens of one item at distance 0, ``level_distance`` adds a bias by the levels of query
+        and key, and ``cross_level_distance`` one between the decoder's queries and the codes of the history.
+        ``softmax``: over the codes of a level, the tokens of all levels, or the items (cross-entropy of whole ids).
+        ``head``: ``tokens``, the embedded ones, or ``mlp``, with a hidden layer per level. ``weights`` (L,) of the
+        levels' losses, in the original [1, .3315, .1935, .1113]. ``masked``: share of targets of which a random part of
+        the queries is replaced by the target's codes and only the others are trained. ``beam``, ``renormalise``,
+        ``temperatures`` (L,), ``stochastic`` and ``sample_seed``, as in TIGER, belong to ``search: beam``.
         """
 
         users: int = 0
@@ -76,6 +76,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
         aggregate: str = "sum"
         item_distance: bool = False
         level_distance: bool = False
+        cross_level_distance: bool = False
         softmax: str = "level"
         head: str = "tokens"
         weights: tuple[float, ...] | None = None
@@ -91,8 +92,9 @@ class ParallelTIGER(Scorer, TreeSearcher):
             T5Shape.__post_init__(self)
             check_choices(self, aggregate=("sum", "flatten"), softmax=("level", "all", "items"))
             check_choices(self, head=("tokens", "mlp"), search=("exact", "beam"))
-            if self.level_distance and self.aggregate != "flatten":
-                raise ValueError("level_distance is between codes; set aggregate: flatten (sum has one token per item)")
+            for name in ("level_distance", "cross_level_distance"):
+                if getattr(self, name) and self.aggregate != "flatten":
+                    raise ValueError(f"{name} is between codes; set aggregate: flatten (sum has one token per item)")
             if self.head == "mlp" and self.softmax == "all":
                 raise ValueError("head is mlp, one for each level; softmax cannot be all: set level or items")
             if self.search == "exact" and (self.stochastic or self.temperatures is not None):
@@ -117,6 +119,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
         self.input = CodeInput(self.codes.size, levels, config.dim, users=config.users, summed=summed)
         std = config.dim**-0.5
         self.between = LevelRelativeBias(levels, config.heads, std=std) if config.level_distance else None
+        self.across = LevelRelativeBias(levels, config.heads, std=std) if config.cross_level_distance else None
         self.encoder, self.decoder = Encoder(config), Decoder(config, causal=False, recency=config.recency)
         self.queries = nn.Parameter(torch.empty(levels, config.dim).normal_())
         hidden_layers = levels if config.head == "mlp" else 0
@@ -250,9 +253,11 @@ class ParallelTIGER(Scorer, TreeSearcher):
             all_queries = torch.rand(count.shape, device=x.device) >= config.masked
             is_query = (draw.argsort(-1).argsort(-1) < count) | all_queries
             x = torch.where(is_query[..., None], x, self.input.embed(tokens_BWL))
+        level_Q = torch.arange(levels, device=x.device).repeat(width)
         hidden = self.decoder(
             x.flatten(1, 2),
             self.decoder.memory(encoded, history.mask, history.event),
+            cross_bias=None if self.across is None else self.across(history.event, level_Q),
             **decoder_masks(history.event, width, levels, by_target=config.one_pass and tokens_BWL is not None),
         )
         return hidden.unflatten(1, (width, levels)), is_query

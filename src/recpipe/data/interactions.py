@@ -64,8 +64,10 @@ def ingest(
     engine = engine or {}
     if engine.get("name") == "spark":
         con = connect(engine)
-        tables = (raw.interactions, raw.items, raw.users)
-        raw = RawTables(*(table if table is None else transfer(table, con, engine) for table in tables))
+        tables = {name: getattr(raw, name) for name in ("interactions", "items", "users")}
+        raw = replace(
+            raw, **{name: transfer(table, con, engine) for name, table in tables.items() if table is not None}
+        )
     log, quarantine, rows, file_rows = _without_bad_rows(raw.interactions, bad_rows)
     log, step_rows = sampling.apply(log, steps, rows[-1])
     return Ingested(

@@ -63,8 +63,8 @@ def test_mixed_columns_of_items_become_text(tmp_path: Path, reading: Reading) ->
     }
     path = write_lines(tmp_path / "items.jsonl", items)
     table = rows(reading("files", options, interactions=tmp_path / "log.csv", items=path).items)
-    assert [row["title"] for row in table] == ["Thing 1", "Thing 2, x", "7", "4", "5"]
-    assert [row["text"] for row in table] == ["Thing 1", "Thing 2, x", "7. Acme", "Acme", None]
+    assert [row["title"] for row in table] == ["Thing 1", "Thing 2, x", "7", "4"]
+    assert [row["text"] for row in table] == ["Thing 1", "Thing 2, x", "7. Acme", "Acme"]
     assert [row["tags"] for row in table[:3]] == [["x", "y"], None, []]
     assert (table[0]["size"], table[2]["path"]) == ('{"cm":3}', "a, b, c")
 

@@ -33,13 +33,12 @@ def test_amazon_2014(tmp_path: Path, reading: Reading) -> None:
     ]
     assert [row["problem"] for row in log][1] == "not a JSON object with the columns expected"
     items = {row["item_id"]: row for row in rows(tables.items)}
-    assert set(items) == {"0001", "0002"}
+    assert set(items) == {"0001"}, "a call is no literal: it is neither run nor taken"
     assert items["0001"] | {"text": None} == {
         "item_id": "0001", "title": "Bath & Body's", "brand": "B", "categories": "Beauty, Bath, Gifts",
         "text": None, "description": 'It\'s "so" good', "image": "http://x/1.jpg", "price": "5.35",
     }  # fmt: skip
     assert items["0001"]["text"] == "Bath & Body's. B. Beauty, Bath, Gifts. It's \"so\" good"
-    assert items["0002"]["title"] == "0002", "a call is no literal: it is neither run nor taken"
 
 
 def test_amazon_2018(tmp_path: Path, reading: Reading) -> None:

@@ -64,9 +64,7 @@ def test_csv(tmp_path: Path, reading: Reading) -> None:
     tables = reading(
         "movielens", {"layout": "csv"}, interactions=tmp_path / "ratings.csv", items=tmp_path / "movies.csv"
     )
-    films = {row["item_id"]: row for row in rows(tables.items)}
-    assert films["11"]["title"] == "American President, The (1995)"
-    assert films["99"]["title"] == "99", "an item that only the log knows gets a row, titled by its id"
+    assert [(row["item_id"], row["title"]) for row in rows(tables.items)] == [("11", "American President, The (1995)")]
 
 
 def test_a_csv_with_other_columns_is_refused(tmp_path: Path, reading: Reading) -> None:

@@ -5,20 +5,40 @@ Names and constants enter a statement only through ``identifier`` and ``literal`
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import duckdb
 import ibis
+import pyarrow as pa
 from ibis.util import gen_name
+
+from recpipe.config import check_known
 
 logger = logging.getLogger(__name__)
 
+TEXTS = ("title", "text", "image")  # columns of items that are text whatever their values
+WHOLE = "-?(0|[1-9][0-9]{0,18})"  # a leading zero makes an id or a postal code
+NUMBER = r"-?(0|[1-9][0-9]{0,14})?(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?"  # longer ones would not be exact
+KINDS = {"varchar": "text"} | dict.fromkeys(
+    ("integer", "uinteger", "float", "double", "decimal"), "number"
+)  # in the log
+MAX_SHOWN = 20  # columns of a table in the log
+
 ENCODING_HINT = "Say how the file is encoded: `encoding: cp1252`, latin-1 or utf-16, in the options of the data set"
+
+
+class Entities(NamedTuple):
+    """Items or users of a raw log, one row per id."""
+
+    table: ibis.Table
+    where: str  # the file, for messages
+    file_rows: Sequence[Mapping[str, Any]] = ()  # rows read and rows taken of each file; file is None for a single one
 
 
 @dataclass(frozen=True)
@@ -29,12 +49,25 @@ class RawTables:
     order int64, the position in the source; problem string, null for a good row. Where the source has them: rating,
     weight float64; event string, the type of the event; owner string, the user of a session; columns for steps only;
     source_file string, the path of the row's file among several.
-    items, users: one row per id.
+    items, users: one row per id. files: their files for messages, file_rows: rows of each file, by "items" and "users".
     """
 
     interactions: ibis.Table
     items: ibis.Table | None = None
     users: ibis.Table | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    file_rows: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, interactions: ibis.Table, items: Entities | None = None, users: Entities | None = None) -> RawTables:
+        """Combine a log with the tables of its items and users."""
+        parts = {name: part for name, part in (("items", items), ("users", users)) if part is not None}
+        return cls(
+            interactions,
+            **{name: part.table for name, part in parts.items()},
+            files={name: part.where for name, part in parts.items()},
+            file_rows={name: part.file_rows for name, part in parts.items()},
+        )
 
 
 class Source(NamedTuple):
@@ -66,37 +99,146 @@ class Source(NamedTuple):
 
 
 def create_entities(
-    con: ibis.BaseBackend, source: Source, columns: Mapping[str, str], *, key: str, log: ibis.Table | None
-) -> ibis.Table:
-    """Create a table of items or users with one row per id, the first in the source.
+    con: ibis.BaseBackend,
+    source: Source,
+    columns: Mapping[str, str],
+    *,
+    key: str,
+    types: Mapping[str, str] | None = None,
+    null_words: Sequence[str] = (),
+) -> Entities:
+    """Create a table of items or users with one row per id, the first in the source; log what its columns hold.
 
-    columns: SQL per column, including the id under the name ``key``. With a log (for items), ids that only the log
-    contains get a row too, and an item without a title gets its id as title.
+    columns: SQL per column, including the id under the name ``key``. An item without a title gets its id as title.
+    types: ``number``, ``text`` or ``boolean`` by column. If not None, columns of text without one become numbers or
+    booleans where all values are, ``null_words`` and blanks are null, and titles and texts lose their HTML entities.
     """
-    selection = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in columns.items())
-    select = f"SELECT {selection} FROM {source.sql} AS source"
+    _check_types(types or {}, columns, key, source.where)
+    names = {name: gen_name(name) if name.lower() == "rowid" else name for name in columns}
+    file = identifier(gen_name("file"))
+    selection = ", ".join(f"{sql} AS {identifier(names[name])}" for name, sql in columns.items())
+    select = f"SELECT {selection}, {source.file_sql or 'NULL'} AS {file} FROM {source.sql} AS source"
+    n_problems = 0
     if source.problem != "NULL":
-        _warn_of_problems(con, source)
+        n_problems = _warn_of_problems(con, source)
         select += f" WHERE ({source.problem}) IS NULL"
-    table = create_table(con, select, where=source.where)
+    raw = create_table(con, select, where=source.where)
     if source.rejects:
         check_encoding(con, source)
         if rejected := count_rows(con, source.rejects, "DISTINCT (file_id, line)"):
             logger.warning("%s: %d lines left out, they do not have its columns", source.where, rejected)
-    _warn_of_repeats(con, table, key, source.where)
-    first = f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY rowid) = 1"
-    described = f"SELECT * FROM {table} WHERE trim({key}) <> '' {first}"
-    if log is None:
-        return create_view(con, described)
-    logged = f"SELECT DISTINCT item_id FROM {identifier(log.get_name())} WHERE problem IS NULL AND trim(item_id) <> ''"
-    missing = f"SELECT * FROM ({logged}) ANTI JOIN ({described}) USING (item_id)"
-    titled = "* REPLACE (coalesce(title, item_id) AS title)" if "title" in columns else "*, item_id AS title"
-    union = f"SELECT {titled} FROM ({described} UNION ALL BY NAME ({missing})) ORDER BY item_id"
-    return create_view(con, f"SELECT * FROM {create_table(con, union, where=source.where)}")
+    words = literals(["", *map(str, null_words)])
+    has_id = f"NOT list_contains({words}, coalesce(trim({key}), ''))"
+    if without_id := count_rows(con, f"{raw} WHERE NOT ({has_id})"):
+        logger.warning("%s: %s rows left out, they have no %s", source.where, f"{without_id:,}", key)
+    _warn_of_repeats(con, raw, key, source.where, has_id)
+    first = f"(SELECT min(rowid) FROM {raw} WHERE {has_id} GROUP BY {key})"
+    file_rows = _rows_per_file(con, source, f"SELECT {file} AS file, rowid IN {first} AS taken FROM {raw}", n_problems)
+    values = {name: identifier(stored) for name, stored in names.items() if name != key}
+    if types is not None:
+        kinds = column_types(con, raw, where=source.where)
+        texts = [name for name in values if kinds[names[name]] == "VARCHAR"]
+        for name in texts:
+            is_value = f"NOT list_contains({words}, trim({values[name]}))"
+            values[name] = f"CASE WHEN {is_value} THEN {values[name]} END"
+            if name in ("title", "text"):
+                values[name] = _without_entities(con, values[name])
+            elif name != "image":
+                values[name] = _typed(con, raw, name, values[name], types.get(name), source.where)
+    if key == "item_id":
+        values["title"] = f"coalesce({values['title']}, {key})" if "title" in values else key
+    selection = ", ".join([key, *(f"{sql} AS {identifier(name)}" for name, sql in values.items())])
+    table = create_table(con, f"SELECT {selection} FROM {raw} WHERE rowid IN {first}", where=source.where)
+    con.raw_sql(f"DROP TABLE {raw}")
+    _log_columns(con, table, key, source.where)
+    return Entities(create_view(con, f"SELECT * FROM {table}"), source.where, file_rows)
 
 
-def _warn_of_problems(con: ibis.BaseBackend, source: Source) -> None:
-    """Log the number of rows that are no record, by reason, with an example each."""
+def _check_types(types: Mapping[str, str], columns: Iterable[str], key: str, where: str) -> None:
+    """Raise ValueError for a type or a column that there is not, and for another type than text of ids and texts."""
+    for name, kind in types.items():
+        check_known(name, columns, what=f"column in `types` of {where}")
+        check_known(kind, ("number", "text", "boolean"), what=f"type of the column {name} of {where}")
+        if name in (key, *TEXTS) and kind != "text":
+            raise ValueError(f"`types` of {where}: {name} is always text; leave it out")
+
+
+def _typed(con: ibis.BaseBackend, table: str, name: str, text: str, kind: str | None, where: str) -> str:
+    """Return SQL of a column of text (SQL, too) as number or boolean, by its type or because all values are.
+
+    Raises ValueError where no value is of the type.
+    """
+    number, boolean = f"TRY_CAST({text} AS DOUBLE)", f"TRY_CAST({text} AS BOOLEAN)"
+    number = f"CASE WHEN isfinite({number}) THEN {number} END"
+    whole = f"TRY_CAST(trim({text}) AS BIGINT)"
+    tests = (
+        f"regexp_full_match(trim({text}), {literal(WHOLE)}) AND {whole} IS NOT NULL",
+        f"regexp_full_match(trim({text}), {literal(NUMBER)}) AND {number} IS NOT NULL",
+        f"lower(trim({text})) IN ('true', 'false')",
+    )
+    target = {"number": number, "boolean": boolean}.get(kind or "", text)
+    misfit = f"{text} IS NOT NULL AND ({target}) IS NULL"
+    selection = [f"bool_and({test}) FILTER ({text} IS NOT NULL)" for test in tests]
+    selection += [f"count({text})", f"count(*) FILTER ({misfit})", f"first({text} ORDER BY rowid) FILTER ({misfit})"]
+    query = f"SELECT {', '.join(selection)} FROM {table}"
+    is_whole, is_number, is_boolean, values, misfits, example = con.raw_sql(query).fetchall()[0]
+    if misfits:
+        message = f"{where}: {misfits:,} of {values:,} values of {name} are no {kind}, such as {example[:60]!r}"
+        if misfits == values:
+            raise ValueError(f"{message}. Change `types` in the options of the table")
+        logger.warning("%s: they count as empty", message)
+    if is_whole and kind in ("number", None):
+        return whole
+    if kind is not None:
+        return target
+    return number if is_number else boolean if is_boolean else text
+
+
+def _without_entities(con: ibis.BaseBackend, sql: str) -> str:
+    """Return SQL of a text with HTML entities decoded once."""
+    name = gen_name("html_unescape")
+
+    def decode(texts: pa.ChunkedArray) -> pa.Array:
+        return pa.array([html.unescape(text) for text in texts.to_pylist()], pa.string())
+
+    con.con.create_function(name, decode, ["VARCHAR"], "VARCHAR", type="arrow")
+    return f"CASE WHEN contains({sql}, '&') THEN {name}({sql}) ELSE {sql} END"
+
+
+def _rows_per_file(con: ibis.BaseBackend, source: Source, rows: str, n_problems: int) -> list[dict[str, Any]]:
+    """Count rows read and rows taken by file. rows: SQL of the records, with columns file and taken."""
+    file = source.file_sql or "NULL"
+    if source.rejects:
+        lines = f"(SELECT DISTINCT file_id AS file_index, line FROM {source.rejects})"
+        rows += f" UNION ALL SELECT {file}, false FROM {lines}"
+    if n_problems:
+        rows += f" UNION ALL SELECT {file}, false FROM {source.sql} AS source WHERE ({source.problem}) IS NOT NULL"
+    query = f"SELECT CAST(file AS VARCHAR), count(*), count(*) FILTER (taken) FROM ({rows}) GROUP BY ALL"
+    counts = con.raw_sql(query).fetchall()
+    return [{"file": path, "rows_read": read, "rows_taken": taken} for path, read, taken in counts]
+
+
+def _log_columns(con: ibis.BaseBackend, table: str, key: str, where: str) -> None:
+    """Log the number of rows, and the kind, distinct values and empty values of each column."""
+    kinds = {name: kind for name, kind in column_types(con, table, where=where).items() if name != key}
+    n_rows = count_rows(con, table)
+    shown = list(kinds)[:MAX_SHOWN]
+    counts = [f"count({sql}), count(DISTINCT hash({sql}))" for sql in map(identifier, shown)]
+    numbers = con.raw_sql(f"SELECT {', '.join(['1', *counts])} FROM {table}").fetchall()[0][1:]
+    parts = []
+    for name, filled, distinct in zip(shown, numbers[::2], numbers[1::2], strict=True):
+        kind = "list" if kinds[name].endswith("]") else kinds[name].split("(")[0].lower()
+        kind = KINDS.get(kind, "number" if kind.endswith("int") else kind)
+        details = [f"{distinct - (filled < n_rows):,} values"] if kind == "text" and name not in TEXTS else []
+        details += [f"{n_rows - filled:,} empty"] if filled < n_rows else []
+        parts.append(f"{name} {kind}" + (f" ({', '.join(details)})" if details else ""))
+    parts += [f"{len(kinds) - MAX_SHOWN} more columns"] if len(kinds) > MAX_SHOWN else []
+    what = {"item_id": "items", "user_id": "users"}[key]
+    logger.info("%s: %s %s: %s", where, f"{n_rows:,}", what, ", ".join(parts) or "ids alone")
+
+
+def _warn_of_problems(con: ibis.BaseBackend, source: Source) -> int:
+    """Log the number of rows that are no record, by reason, with an example each; return it."""
     problems = f"SELECT {source.problem} AS problem FROM {source.sql} AS source"
     query = (
         f"SELECT count(*), first(problem) FROM ({problems}) WHERE problem IS NOT NULL "
@@ -104,15 +246,17 @@ def _warn_of_problems(con: ibis.BaseBackend, source: Source) -> None:
     )
     with errors_with_file(source.where):
         rows = con.raw_sql(query).fetchall()
+    total = sum(int(n) for n, _ in rows)
     if rows:
         reasons = "; ".join(f"{n:,} times {problem}" for n, problem in rows)
-        logger.warning("%s: %s rows left out: %s", source.where, f"{sum(n for n, _ in rows):,}", reasons)
+        logger.warning("%s: %s rows left out: %s", source.where, f"{total:,}", reasons)
+    return total
 
 
-def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str) -> None:
+def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str, has_id: str) -> None:
     """Log the number of rows with an id that an earlier row has, and the first of these ids."""
     repeats = f"""SELECT {key} AS id, count(*) - 1 AS dropped, min(rowid) AS place FROM {table}
-        WHERE trim({key}) <> '' GROUP BY {key} HAVING count(*) > 1"""
+        WHERE {has_id} GROUP BY {key} HAVING count(*) > 1"""
     query = f"SELECT sum(dropped), count(*), list(id ORDER BY place)[:3] FROM ({repeats})"
     total, ids, first = con.raw_sql(query).fetchall()[0]
     if total:

@@ -15,7 +15,7 @@ import ibis
 from recpipe.data.files.json_files import json_source, json_text, json_words
 from recpipe.data.files.log_table import LogColumns, create_log
 from recpipe.data.files.python_literals import literal_source
-from recpipe.data.files.tables import RawTables, create_entities, identifier
+from recpipe.data.files.tables import Entities, RawTables, create_entities, identifier
 
 
 class Edition(NamedTuple):
@@ -71,10 +71,10 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBac
     source = json_source(con, files["interactions"], keys=keys, required=keys)
     log = create_log(con, source, LogColumns(user, item, timestamp, unit=edition.unit, numbers={"rating": rating}))
     products = _products(options.edition, files["items"], con, log=log) if files.get("items") else None
-    return RawTables(log, products)
+    return RawTables.of(log, products)
 
 
-def _products(year: int, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> ibis.Table:
+def _products(year: int, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> Entities:
     """Read the products in the log; the metadata files describe every product of a category, reviewed or not."""
     edition = EDITIONS[year]
     images = [path.split("[")[0] for path in edition.images]
@@ -88,7 +88,7 @@ def _products(year: int, paths: Sequence[str], con: ibis.BaseBackend, *, log: ib
     ) as source:
         logged = f"SELECT item_id FROM {log.get_name()} WHERE problem IS NULL"
         reviewed = f"(SELECT * FROM {source.sql} WHERE {json_text(edition.item)} IN ({logged}))"
-        return create_entities(con, source._replace(sql=reviewed), _product_columns(edition), key="item_id", log=log)
+        return create_entities(con, source._replace(sql=reviewed), _product_columns(edition), key="item_id")
 
 
 def _product_columns(edition: Edition) -> dict[str, str]:

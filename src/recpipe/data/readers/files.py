@@ -6,6 +6,7 @@ A row may also contain a user's whole sequence. Every option: conf/base/paramete
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -16,9 +17,10 @@ import ibis
 from recpipe.config import check_known
 from recpipe.data.files.delimited_rows import Dialect
 from recpipe.data.files.json_files import json_text, json_words, typed_json_source
-from recpipe.data.files.log_table import LogColumns, create_log, id_problems, id_text
+from recpipe.data.files.log_table import EXACT, LogColumns, create_log, id_problems, id_text, number_text
 from recpipe.data.files.parquet_files import parquet_source, with_folder_columns
 from recpipe.data.files.tables import (
+    Entities,
     RawTables,
     Source,
     create_entities,
@@ -29,6 +31,8 @@ from recpipe.data.files.tables import (
 )
 from recpipe.data.files.text_files import COMPRESSION_SUFFIXES, basket_source, delimited_source
 from recpipe.data.files.times import INTEGERS
+
+logger = logging.getLogger(__name__)
 
 FORMATS = {
     ".csv": "csv", ".txt": "csv", ".dat": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
@@ -65,6 +69,13 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
+class EntityOptions(TableOptions):
+    """Options of an items file or a users file."""
+
+    types: Mapping[str, str] = dataclasses.field(default_factory=dict)  # number, text or boolean; by default by values
+
+
+@dataclass(frozen=True)
 class Options(TableOptions):
     """Options of the log, and of an items file and a users file."""
 
@@ -79,9 +90,9 @@ class Options(TableOptions):
 def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read the log, and items and users where the configuration names files of these roles."""
     log = _log(options, files["interactions"], con)
-    items = _entities("item_id", options.items, files.get("items", ()), con, log=log)
-    users = _entities("user_id", options.users, files.get("users", ()), con, log=None)
-    return RawTables(log, items, users)
+    items = _entities("item_id", options, files.get("items", ()), con)
+    users = _entities("user_id", options, files.get("users", ()), con)
+    return RawTables.of(log, items, users)
 
 
 def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table:
@@ -177,28 +188,44 @@ def _extra_column(name: str, column: str, source: Source, null_words: str) -> st
     return f"CASE WHEN NOT list_contains({null_words}, trim({text})) THEN {text} END"
 
 
-def _entities(
-    key: str, values: Mapping[str, Any] | None, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table | None
-) -> ibis.Table | None:
+def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> Entities | None:
     if not paths:
         return None
-    allowed = [field.name for field in dataclasses.fields(TableOptions)]
-    for name in values or {}:
+    values = (log_options.items if key == "item_id" else log_options.users) or {}
+    allowed = [field.name for field in dataclasses.fields(EntityOptions)]
+    for name in values:
         check_known(name, allowed, what=f"option of a table of {key}s")
-    options = TableOptions(**(values or {}))
+    options = EntityOptions(**{"null_words": log_options.null_words, **values})
     mapping = {key: key, **options.columns}
     parts = {name: _names(columns) for name, columns in mapping.items()}
     source = _source(options, paths, con, ids=parts[key])
     source.check_columns((column for columns in parts.values() for column in columns), COLUMNS_HINT)
-    sql = {name: _joined_text(columns, source) for name, columns in parts.items()}
+    sql = {name: (_addresses if name == "image" else _joined_text)(columns, source) for name, columns in parts.items()}
     sql[key] = id_text(con, source, mapping[key])
-    mapped = {column for column in mapping.values() if isinstance(column, str)} | mapping.keys()
-    others = {
-        name: _joined_text([name], source) if kind == "JSON" else identifier(name)
-        for name, kind in source.types.items()
-        if name not in mapped
-    }
-    return create_entities(con, source, sql | others, key=key, log=log)
+    mapped = {column for column in mapping.values() if isinstance(column, str)}
+    for name in source.types:
+        if name in mapped:
+            continue
+        if name.lower() in map(str.lower, mapping):
+            logger.info("%s: the column %s is left out, `columns` maps another one to it", source.where, name)
+        else:
+            sql[name] = _attribute(name, source, options.types.get(name))
+    return create_entities(con, source, sql, key=key, types=options.types, null_words=options.null_words)
+
+
+def _attribute(name: str, source: Source, kind: str | None) -> str:
+    """Return SQL of a column that the configuration does not map, as text where its type or name asks for it."""
+    column_type = source.types[name]
+    is_number = column_type in (*INTEGERS, *EXACT) or column_type.startswith("DECIMAL")
+    if kind is not None and ("[" in column_type or column_type == "JSON"):
+        raise ValueError(f"{source.where}: {name} holds lists or records, no {kind}: leave it out of `types`")
+    if (
+        name in ("title", "text")
+        or column_type == "JSON"
+        or (kind is not None and not (kind == "number" and is_number))
+    ):
+        return number_text(identifier(name), column_type) if is_number else _joined_text([name], source)
+    return identifier(name)
 
 
 def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
@@ -265,6 +292,23 @@ def _joined_text(columns: Sequence[str], source: Source) -> str:
             sql = f"flatten({sql})"
         parts.append(f"array_to_string({sql}, ', ')" if depth else f"CAST({sql} AS VARCHAR)")
     return parts[0] if len(parts) == 1 else f"nullif(concat_ws('. ', {', '.join(parts)}), '')"
+
+
+def _addresses(columns: Sequence[str], source: Source) -> str:
+    """Return SQL of an image's addresses: text, or a list for columns of lists or several columns."""
+    lists = []
+    for column in columns:
+        sql, kind = identifier(column), source.types[column]
+        if kind.endswith("[]"):
+            lists.append(f"CAST({'flatten(' * (kind.count('[]') - 1)}{sql}{')' * (kind.count('[]') - 1)} AS VARCHAR[])")
+        elif kind == "JSON":
+            elements = f"json_extract_string({sql}, '$[*]')"
+            lists.append(f"CASE WHEN json_type({sql}) = 'ARRAY' THEN {elements} ELSE [{json_text(column)}] END")
+        elif len(columns) == 1:
+            return f"CAST({sql} AS VARCHAR)"
+        else:
+            lists.append(f"[CAST({sql} AS VARCHAR)]")
+    return f"flatten([{', '.join(lists)}])"
 
 
 # One sequence per row ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import ibis
 from recpipe.config import check_known
 from recpipe.data.files.delimited_rows import Dialect
 from recpipe.data.files.log_table import LogColumns, create_log
-from recpipe.data.files.tables import RawTables, create_entities, identifier, literal, literals
+from recpipe.data.files.tables import Entities, RawTables, create_entities, identifier, literal, literals
 from recpipe.data.files.text_files import delimited_source
 
 GENRES_100K = (
@@ -46,9 +46,9 @@ class Options:
 def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:
     """Read ratings, films with genres, and for 100K and 1M users with age, gender and occupation."""
     log = _ratings(options.layout, files["interactions"], con)
-    items = _films(options.layout, files["items"], con, log=log) if files.get("items") else None
+    items = _films(options.layout, files["items"], con) if files.get("items") else None
     users = _users(options.layout, files["users"], con) if files.get("users") else None
-    return RawTables(log, items, users)
+    return RawTables.of(log, items, users)
 
 
 def _ratings(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table:
@@ -62,7 +62,7 @@ def _ratings(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.T
     return create_log(con, source, LogColumns(user, item, timestamp="timestamp", numbers={"rating": "rating"}))
 
 
-def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> ibis.Table:
+def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> Entities:
     item, genres = "item", "string_split(genres, '|')"
     if layout == "csv":
         source = delimited_source(con, paths, dialect=CSV, single_line=("movieId",))
@@ -77,10 +77,10 @@ def _films(layout: str, paths: Sequence[str], con: ibis.BaseBackend, *, log: ibi
     genres = f"list_filter({genres}, lambda genre: genre NOT IN ('', 'unknown', '(no genres listed)'))"
     text = f"concat_ws('. ', title, nullif(array_to_string({genres}, ', '), ''))"
     columns = {"item_id": item, "title": "title", "text": text, "genres": genres}
-    return create_entities(con, source, columns, key="item_id", log=log)
+    return create_entities(con, source, columns, key="item_id")
 
 
-def _users(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Table | None:
+def _users(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> Entities | None:
     occupation = "occupation"
     if layout == "100k":
         source = delimited_source(con, paths, dialect=Dialect("|"), columns=USER_100K)
@@ -91,4 +91,4 @@ def _users(layout: str, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.Tab
         return None
     columns = {"user_id": "id", "age": "TRY_CAST(age AS INTEGER)", "gender": "gender"}
     columns |= {"occupation": occupation, "zip_code": "zip_code"}
-    return create_entities(con, source, columns, key="user_id", log=None)
+    return create_entities(con, source, columns, key="user_id")

@@ -44,10 +44,10 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBac
     log_columns = LogColumns("CustomerID", CODE, "InvoiceDate", numbers=numbers, problems=problems, time_type=time_type)
     log = create_log(con, source, log_columns)
     columns = {"item_id": "code", "title": "title", "text": "title", "price": "price"}
-    items = create_entities(con, source._replace(sql=_products(source.sql, options)), columns, key="item_id", log=log)
+    items = create_entities(con, source._replace(sql=_products(source.sql, options)), columns, key="item_id")
     columns = {"user_id": "id", "country": "country"}
-    users = create_entities(con, source._replace(sql=_customers(source.sql)), columns, key="user_id", log=None)
-    return RawTables(log, items, users)
+    users = create_entities(con, source._replace(sql=_customers(source.sql)), columns, key="user_id")
+    return RawTables.of(log, items, users)
 
 
 def _goods(options: Options) -> str:

@@ -13,7 +13,7 @@ import ibis
 from recpipe.data.files.json_files import json_text, json_words
 from recpipe.data.files.log_table import LogColumns, create_log
 from recpipe.data.files.python_literals import literal_source
-from recpipe.data.files.tables import RawTables, create_entities
+from recpipe.data.files.tables import Entities, RawTables, create_entities
 
 LIST_KEYS = ("genres", "tags", "specs")
 TEXT_KEYS = ("developer", "publisher", "release_date", "price")
@@ -34,10 +34,10 @@ def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBac
         user, item, date, hours = map(json_text, keys)
         columns = LogColumns(user, item, date, unit="iso", numbers={"weight": hours})
         log = create_log(con, source, columns)
-    return RawTables(log, _games(files["items"], con, log=log) if files.get("items") else None)
+    return RawTables.of(log, _games(files["items"], con) if files.get("items") else None)
 
 
-def _games(paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> ibis.Table:
+def _games(paths: Sequence[str], con: ibis.BaseBackend) -> Entities:
     title = f"coalesce(nullif({json_text('app_name')}, ''), nullif({json_text('title')}, ''))"
     lists = {name: json_words(name, separator=", ") for name in LIST_KEYS}
     parts = [title, *lists.values(), json_text("developer")]
@@ -49,4 +49,4 @@ def _games(paths: Sequence[str], con: ibis.BaseBackend, *, log: ibis.Table) -> i
         **{name: json_text(name) for name in TEXT_KEYS},
     }
     with literal_source(con, paths, keys=GAME_KEYS, required=("id",)) as source:
-        return create_entities(con, source, columns, key="item_id", log=log)
+        return create_entities(con, source, columns, key="item_id")

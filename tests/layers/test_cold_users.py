@@ -148,6 +148,62 @@ def test_a_combination_that_training_never_saw_gets_what_is_popular_overall():
     assert model.segments(described(sequences([[], []]), a=["x", "y"], b=["q", "q"])).tolist() == [2, 1]
 
 
+def loops(data: Sequences, chain: list[list[int]], smoothing: float) -> np.ndarray:
+    """log p, smoothed from the whole catalogue down a chain of groups of users, by loops over events."""
+    total = Counter(int(item) for u in range(USERS) for item in data.row(u))
+    p = {i: (total[i] + 1 / ITEMS) / (total.total() + 1) for i in range(1, ITEMS + 1)}
+    for users in chain:
+        group = Counter(int(item) for u in users for item in data.row(u))
+        p = {i: (group[i] + smoothing * p[i]) / (group.total() + smoothing) for i in p}
+    return np.log(list(p.values()))
+
+
+@pytest.mark.parametrize("smoothing", [2.0, 100.0])
+def test_with_a_hierarchy_a_segment_is_smoothed_towards_its_parent_and_that_towards_all(smoothing):
+    """Three columns; users who lack one, or whose combination is new, are in the deepest segment there is."""
+    left = [n % 4 != 0 for n in range(USERS)]
+    data = described(skewed(), country=COUNTRY, age=AGE, left=left)
+    model = fitted(data, segments="country+age+left", bins=3, smoothing=smoothing, hierarchy=True)
+    edges = np.quantile([age for age in AGE if age is not None], [1 / 3, 2 / 3])
+    ages = [None if age is None else int(np.searchsorted(edges, age)) for age in AGE]
+    countries = [u for u in range(USERS) if COUNTRY[u] == "D"]
+    old = [u for u in countries if ages[u] == 2]
+    right = [u for u in old if not left[u]]
+    assert 0 < len(right) < len(old) < len(countries)
+    top = {"country": "D", "age": 99, "left": False}
+    for profile, chain in (
+        (top, [countries, old, right]),
+        (top | {"left": None}, [countries, old]),
+        (top | {"age": None}, [countries]),  # the last column alone is no segment
+        ({"country": "D"}, [countries]),
+        (top | {"country": None}, []),
+        (top | {"country": "X"}, []),
+    ):
+        np.testing.assert_allclose(answer(model, cold_user(**profile)), loops(data, chain, smoothing), rtol=2e-5)
+    assert (model.scores(model.segments(data))[:, 1:].exp().sum(1) - 1).abs().max() < 1e-5
+
+
+def test_a_pair_that_training_lacks_is_in_the_segment_of_its_first_column():
+    data = described(sequences([[1, 2], [3, 3], [4]]), a=["x", "y", "y"], b=["p", "q", None])
+    model = fitted(data, segments="a+b", hierarchy=True, smoothing=1e-6)
+    for profile, best in ((("x", "q"), {1, 2}), (("y", "p"), {3}), (("y", "q"), {3}), (("x", "p"), {1, 2})):
+        row = answer(model, cold_user(a=profile[0], b=profile[1]))
+        assert set((np.flatnonzero(row > row.max() - 1e-3) + 1).tolist()) == best
+    assert answer(model, cold_user(a="y", b="p"))[3] == pytest.approx(np.log(1 / 3), abs=1e-3)  # events of all in y
+    assert answer(model, cold_user(a="y", b="q"))[3] < -10
+
+
+def test_one_column_has_the_same_numbers_with_a_hierarchy_and_without():
+    plain, tree = fitted(segments="country"), fitted(segments="country", hierarchy=True)
+    np.testing.assert_allclose(tree.scores(tree.segments(DATA)), plain.scores(plain.segments(DATA)), rtol=1e-5)
+
+
+def test_columns_of_more_combinations_than_numbers_are_refused():
+    columns = {f"c{n}": [f"{n} {u}" for u in range(USERS)] for n in range(12)}
+    with pytest.raises(ValueError, match="name fewer columns"):
+        fitted(described(skewed(), **columns), segments="+".join(columns))
+
+
 @pytest.mark.parametrize("segments", ["none", "country", "country+age", "cluster"])
 def test_the_dial_lowers_popularity_and_begins_at_the_most_popular(segments):
     counts = np.bincount(DATA.items, minlength=ITEMS + 1)
@@ -208,11 +264,13 @@ def test_k_means_against_scikit_learn():
     assert len(k_means(points[:1].repeat(9, 1), 4, torch.Generator().manual_seed(0))) == 1
 
 
-@pytest.mark.parametrize("segments", ["none", "country+age", "cluster"])
-def test_restored_it_answers_the_same(segments):
+@pytest.mark.parametrize(
+    "config", [{}, {"segments": "country+age"}, {"segments": "country+age", "hierarchy": True}, {"segments": "cluster"}]
+)
+def test_restored_it_answers_the_same(config):
     import json
 
-    model = fitted(segments=segments, novelty=0.3)
+    model = fitted(novelty=0.3, **config)
     other = ColdUsers.from_dict(json.loads(json.dumps(model.to_dict())), n_items=ITEMS)
     for name, tensor in model.named_buffers():
         other.register_buffer(name, tensor.clone())
@@ -235,6 +293,9 @@ def test_training_of_the_caller_keeps_its_random_numbers():
         ({"novelty": 1.5}, "novelty is 1.5"),
         ({"smoothing": 0}, "smoothing is 0"),
         ({"bins": 1}, "bins is 1"),
+        ({"hierarchy": True}, "set segments to columns"),
+        ({"hierarchy": True, "segments": "cluster"}, "set segments to columns"),
+        ({"hierarchy": "yes", "segments": "country"}, "hierarchy is 'yes'"),
         ({"clusters": True}, "clusters is True"),
         ({"recent_days": -1}, "recent_days is -1"),
         ({"segments": None}, "segments is None"),

@@ -75,13 +75,15 @@ class RunConfig:
 class ColdUsersConfig:
     """The conf block ``cold_users``.
 
-    segments: none, columns of the users as a+b, or cluster. bins: quantiles of a column of many different numbers.
+    segments: none, columns of the users as a+b, or cluster. hierarchy: segments a+b are smoothed towards a, and that
+    towards the whole catalogue, instead of at once towards this. bins: quantiles of a column of many different numbers.
     clusters: number of clusters of users by the columns ``cluster_by`` (a+b, or all). smoothing: events of the whole
     catalogue's popularity that are mixed into a segment's. novelty in [0, 1]. recent_days: count only events of that
     many days before the last training event; null counts all.
     """
 
     segments: str = "none"
+    hierarchy: bool = False
     bins: int = 4
     clusters: int = 8
     cluster_by: str = "all"
@@ -99,6 +101,12 @@ class ColdUsersConfig:
         for name, minimum in (("bins", 2), ("clusters", 1)):
             value = getattr(self, name)
             check(name, type(value) is int and value >= minimum, f"give a whole number from {minimum}")
+        check("hierarchy", type(self.hierarchy) is bool, "give true or false")
+        if self.hierarchy and self.segments in ("none", "cluster"):
+            raise ValueError(
+                f"cold_users.hierarchy is true and segments {self.segments}, which have no parents: "
+                "set segments to columns of the users, such as country+age, or hierarchy: false"
+            )
         numbers = (int, float)
         check("smoothing", type(self.smoothing) in numbers and self.smoothing > 0, "give a number above 0")
         check("novelty", type(self.novelty) in numbers and 0 <= self.novelty <= 1, "give a number from 0 to 1")

@@ -33,7 +33,6 @@ NOT_IN_SETTINGS_ID = {"device", "resume", "log_every"}  # train settings that do
 NEWER_SETTINGS = {
     "activation": "relu", "scale_embeddings": True, "tied": True, "kernel": "auto", "chunk": None,
     "sample_from": 1, "sample_seed": 0, "stochastic": False, "cross_level_distance": False, "modality_weights": None,
-    "modality_choices": [0.0, 0.25, 0.5, 0.75, 1.0],
 }  # fmt: skip
 NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None}
 

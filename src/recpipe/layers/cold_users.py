@@ -5,6 +5,9 @@ With n_i the training events of item i, N their sum and I items, p(i) = (n_i + 1
     p_s(i) = (n_si + smoothing · p(i)) / (N_s + smoothing)        a Dirichlet prior of ``smoothing`` events
     score  = log p_s(i) - c(novelty) · x(i)                       x(i) = I · p(i), popularity relative to the mean
 
+With ``hierarchy``, the segment country+age of a user is smoothed towards p_s of his country, and that towards p(i); a
+user without age, or of a pair that training lacks, is in the segment of his country.
+
 Where events have weights, counts are sums of these divided by their mean.
 
 The penalty is the log-probability that a user has not met the item if he meets it c · x(i) times on average.
@@ -17,6 +20,7 @@ U users, S segments, I items, V values of an encoded profile, K clusters.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -37,6 +41,7 @@ DAY = 86_400
 CLUSTER = "cluster"
 USERS_AT_ONCE = 1 << 14  # users whose profiles are encoded together
 MAX_CATEGORIES = 50  # of a column for `cluster_by: all`; columns with more are names or codes
+MAX_COMBINATIONS = 1 << 60  # of the values of all columns, whose numbers are int64
 ITERATIONS, RESTARTS = 100, 10  # of k-means
 
 Profiles = Mapping[str, Any]
@@ -47,7 +52,7 @@ class ColdUsers(nn.Module):
     """Popularity by segment of users. Buffers store counts, ``columns`` and ``edges`` the encoding of profiles."""
 
     counts: Tensor  # (I + 1,) int64, training events; float32 where they have weights
-    keys: Tensor  # (S,) int64, ascending: the combination of codes, or the cluster, of a segment
+    keys: Tensor  # (S,) int64, ascending: the combination of codes, or cluster, of a segment
     offsets: Tensor  # (S + 2,) int64: items[offsets[s]:offsets[s + 1]] are those of segment s; segment S is empty
     items: Tensor  # (n,) int64
     times: Tensor  # (n,) as counts, events of the segment with the item
@@ -78,15 +83,18 @@ class ColdUsers(nn.Module):
         self._fit_profiles(train, seed)
         user_keys = self._keys(train)
         keys = np.unique(user_keys[user_keys >= 0])
-        segment = np.where(user_keys >= 0, np.searchsorted(keys, user_keys), len(keys))
+        segments = np.where(user_keys >= 0, np.searchsorted(keys, user_keys), len(keys))
         is_counted, width = self._is_recent(train) & (train.items > 0), self.n_items + 1
-        owner, item = np.repeat(segment, train.lengths)[is_counted], train.items[is_counted].astype(np.int64)
-        has_segment = owner < len(keys)
-        pair, place = np.unique(owner[has_segment] * width + item[has_segment], return_inverse=True)
+        item = train.items[is_counted].astype(np.int64)
         weights = None if train.weights is None else train.weights[is_counted]
         if weights is not None:
             weights = weights / (weights.mean(dtype=np.float64) or 1.0)
-        times = np.bincount(place, None if weights is None else weights[has_segment], minlength=len(pair))
+        depths = segments.shape[1]  # an event counts in the segments of every depth
+        owner = np.concatenate([np.repeat(column, train.lengths)[is_counted] for column in segments.T])
+        has_segment = owner < len(keys)
+        pair, place = np.unique((owner * width + np.tile(item, depths))[has_segment], return_inverse=True)
+        pair_weights = None if weights is None else np.tile(weights, depths)[has_segment]
+        times = np.bincount(place, pair_weights, minlength=len(pair))
         offsets = np.searchsorted(pair, np.arange(len(keys) + 1) * width)
         counts, ends = np.bincount(item, weights, minlength=width), np.append(offsets, offsets[-1])
         arrays = (counts, keys, ends, pair % width, times)
@@ -96,29 +104,49 @@ class ColdUsers(nn.Module):
         return self
 
     def segments(self, users: Sequences) -> np.ndarray:
-        """Return the segment (U,) int64 of every user; S for an incomplete profile or one that training lacks."""
+        """Return the segment (U,) int64 of every user, the deepest that training has; S without one."""
         user_keys, keys = self._keys(users), self.keys.cpu().numpy()
         index = np.searchsorted(keys, user_keys)
         exists = index < len(keys)
         exists[exists] = keys[index[exists]] == user_keys[exists]
-        return np.where(exists, index, len(keys))
+        depth = exists.sum(1)  # a segment's parents exist
+        return np.where(depth > 0, index[np.arange(len(index)), np.maximum(depth - 1, 0)], len(keys))
 
     def scores(self, segments: np.ndarray) -> Tensor:
         """Return scores (U, I + 1) float32 of ``segments`` (U,); column 0 is -inf."""
         unique, inverse = np.unique(segments, return_inverse=True)
-        offsets = self.offsets.tolist()
-        rows = torch.zeros(len(unique), self.n_items + 1, device=self.counts.device)
-        for row, segment in enumerate(unique.tolist()):
-            part = slice(offsets[segment], offsets[segment + 1])
-            rows[row, self.items[part]] = self.times[part].float()
         popularity = (self.counts + 1 / self.n_items) / (self.counts.sum() + 1)
-        m = self.config.smoothing
-        rows = torch.log((rows + m * popularity) / (rows.sum(1, keepdim=True) + m))
+        rows = torch.log(self._probabilities(unique, popularity))
         relative, novelty = self.n_items * popularity, self.config.novelty
         maximum = float(relative.max())
         rows -= relative * ((maximum**novelty - 1) / (maximum - 1) if maximum > 1 else novelty)
         rows[:, 0] = -torch.inf
         return rows[torch.from_numpy(inverse).to(rows.device)]
+
+    def _probabilities(self, segments: np.ndarray, popularity: Tensor) -> Tensor:
+        """Return p_s (n, I + 1) of ``segments`` (n,)."""
+        offsets, prior, m = self.offsets.tolist(), popularity, self.config.smoothing
+        if self.config.hierarchy and (segments < len(self.keys)).any():
+            parents, inverse = np.unique(self._parents(segments), return_inverse=True)
+            prior = self._probabilities(parents, popularity)[torch.from_numpy(inverse).to(popularity.device)]
+        rows = torch.zeros(len(segments), self.n_items + 1, device=self.counts.device)
+        for row, segment in enumerate(segments.tolist()):
+            part = slice(offsets[segment], offsets[segment + 1])
+            rows[row, self.items[part]] = self.times[part].float()
+        return (rows + m * prior) / (rows.sum(1, keepdim=True) + m)
+
+    def _parents(self, segments: np.ndarray) -> np.ndarray:
+        """Return the parents (n,) of ``segments`` (n,): those without the last column; S for one column."""
+        keys, sizes = self.keys.cpu().numpy(), np.array(self._sizes())
+        first = np.concatenate([[0], np.cumprod(sizes)[:-1].cumsum()])  # key of every depth
+        segment_keys = keys[np.minimum(segments, len(keys) - 1)]
+        depth = np.searchsorted(first, segment_keys, side="right") - 1
+        parent_keys = first[depth - 1] + (segment_keys - first[depth]) // sizes[depth]
+        return np.where((segments < len(keys)) & (depth > 0), np.searchsorted(keys, parent_keys), len(keys))
+
+    def _sizes(self) -> list[int]:
+        """Return the number of different codes of every column."""
+        return [len(c.values) if c.categorical else len(self.edges[c.name]) + 1 for c in self.columns]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the tensors."""
@@ -166,33 +194,45 @@ class ColdUsers(nn.Module):
                 numbers = column.encode(profiles[column.name])
                 quantiles = np.arange(1, self.config.bins) / self.config.bins
                 self.edges[column.name] = np.quantile(numbers[numbers[:, 1] > 0, 0], quantiles).tolist()
+        if (combinations := math.prod(self._sizes())) > MAX_COMBINATIONS:
+            raise ValueError(f"cold_users.segments is {segments}, {combinations:.1e} combinations; name fewer columns")
 
     def _keys(self, users: Sequences) -> np.ndarray:
-        """Segment keys (U,) int64, -1 for an incomplete profile."""
+        """Segment keys (U, 1) int64, -1 for an incomplete profile; with ``hierarchy`` (U, columns), one per depth."""
         n, profiles = len(users), {column.name: users.profiles.get(column.name) for column in self.columns}
-        if n == 0 or not profiles or any(values is None for values in profiles.values()):
-            return np.full(n, -1)
+        lacks_column = any(values is None for values in profiles.values()) and not self.config.hierarchy
+        if n == 0 or not profiles or lacks_column:
+            return np.full((n, 1), -1)
         keys = self._nearest_clusters if self.config.segments == CLUSTER else self._combined_codes
         parts = (np.arange(first, min(first + USERS_AT_ONCE, n)) for first in range(0, n, USERS_AT_ONCE))
         return np.concatenate([keys(profiles, rows) for rows in parts])
 
     def _combined_codes(self, profiles: Profiles, rows: np.ndarray) -> np.ndarray:
-        """One number for the combination of a user's values; the first value of a list counts."""
+        """One number for the combination of a user's values; the first value of a list counts.
+
+        With ``hierarchy``, numbers of the first columns, of the first two and so on, each above those before.
+        """
         key, is_complete = np.zeros(len(rows), np.int64), np.ones(len(rows), bool)
-        for column in self.columns:
-            values = column.encode(profiles[column.name].take(pa.array(rows)))
-            if column.categorical:
-                code, exists, size = values[:, 0] - 1, values[:, 0] > 0, len(column.values)
+        keys, first, combinations = [], 0, 1
+        for column, size in zip(self.columns, self._sizes(), strict=True):
+            if (column_values := profiles[column.name]) is None:
+                code, exists = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
             else:
-                edges = self.edges[column.name]
-                code, exists, size = np.searchsorted(edges, values[:, 0]), values[:, 1] > 0, len(edges) + 1
+                values = column.encode(column_values.take(pa.array(rows)))
+                if column.categorical:
+                    code, exists = values[:, 0] - 1, values[:, 0] > 0
+                else:
+                    code, exists = np.searchsorted(self.edges[column.name], values[:, 0]), values[:, 1] > 0
             key, is_complete = key * size + code, is_complete & exists
-        return np.where(is_complete, key, -1)
+            keys.append(np.where(is_complete, first + key, -1))
+            combinations *= size
+            first += combinations if self.config.hierarchy else 0
+        return np.stack(keys if self.config.hierarchy else keys[-1:], 1)
 
     def _nearest_clusters(self, profiles: Profiles, rows: np.ndarray) -> np.ndarray:
         encoded = self._encode(profiles, rows)
         nearest = squared_distances(torch.from_numpy(encoded), self.centres.cpu()).argmin(1).numpy()
-        return np.where(encoded.any(1), nearest, -1)
+        return np.where(encoded.any(1), nearest, -1)[:, None]
 
     def _encode(self, profiles: Profiles, rows: np.ndarray) -> np.ndarray:
         """Encode profiles as (n, V) float32: standardised numbers; 1 / √(2 · values in the row) for a category.

@@ -78,12 +78,14 @@ def test_an_empty_digest_file_is_no_digest_of_anything(file) -> None:
         verified(file)
 
 
-def test_a_file_without_a_digest_is_read_with_one_warning(file, caplog) -> None:
+def test_files_without_a_digest_are_read_with_one_warning(file, caplog, monkeypatch) -> None:
     forget_digest(file)
-    digests._warn_unchecked.cache_clear()
+    other = file.with_name("other.csv")
+    other.touch()
+    monkeypatch.setattr(digests, "_unchecked", set())
     with caplog.at_level(logging.WARNING):
-        assert [verified(file), verified(file)] == [file, file]
-    assert [record.message.split(",")[0] for record in caplog.records] == ["log.csv has no digest"]
+        assert [verified(path) for path in (file, file, other)] == [file, file, other]
+    assert [record.message.split(",")[0] for record in caplog.records] == [f"{file} has no digest"]
 
 
 def test_a_missing_file_is_left_to_its_reader(tmp_path) -> None:

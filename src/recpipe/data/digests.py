@@ -10,11 +10,10 @@ import hashlib
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 try:
@@ -26,8 +25,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 HINT = "run the pipeline that writes it again"
-HASH_NAME = re.compile(r"[0-9a-f]{32}")  # of a shard of a cache
 RECENT = 2 * 10**9  # nanoseconds in which a file can change without a new time of change
+_unchecked: set[Path] = set()  # files without a digest that this process read
 
 
 class DigestError(ValueError):
@@ -37,8 +36,8 @@ class DigestError(ValueError):
 def verified(path: Path, hint: str = HINT) -> Path:
     """Return ``path`` after a check of its digest. Raises DigestError, with ``hint``, for a damaged file.
 
-    A file without a digest, of an earlier version or made by hand, is accepted, with one warning per file name. A
-    missing file is left to the reader.
+    A file without a digest, of an earlier version or made by hand, is accepted, with one warning per process. A missing
+    file is left to the reader.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,7 +46,7 @@ def verified(path: Path, hint: str = HINT) -> Path:
         digests = read_digests(path)
         is_intact = digests is not None and file_digest(path) in digests
     if digests is None:
-        _warn_unchecked(path.parent.name if HASH_NAME.match(path.name) else path.name)
+        _warn_unchecked(path)
     elif not is_intact:
         raise DigestError(
             f"{path} is damaged or was changed by hand: its content differs from the digest in "
@@ -56,9 +55,13 @@ def verified(path: Path, hint: str = HINT) -> Path:
     return path
 
 
-@cache
-def _warn_unchecked(name: str) -> None:
-    log.warning("%s has no digest, as of an earlier version or made by hand: read without a check for damage", name)
+def _warn_unchecked(path: Path) -> None:
+    reason = "has no digest, as of an earlier version or made by hand: read without a check for damage"
+    if not _unchecked:
+        log.warning("%s %s; so may be other files", path, reason)
+    elif path not in _unchecked:
+        log.debug("%s %s", path, reason)
+    _unchecked.add(path)
 
 
 def manifest(files: Mapping[str, Path]) -> str:
@@ -80,6 +83,8 @@ def verify_folder(folder: Path, hint: str = HINT, *, allow_others: bool = False)
     """
     if not (folder / MANIFEST).is_file():
         return False
+    if allow_others:
+        hint = f"{hint}, or delete {MANIFEST} to read all files as they are"
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if content["format"] != 1:

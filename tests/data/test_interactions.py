@@ -159,6 +159,21 @@ def test_tables_have_one_row_per_item_and_user_of_the_log(con: Any) -> None:
     assert done.users.to_pyarrow().to_pylist() == [{"user_id": u} for u in ("u0", "u1", "u2")]
 
 
+def test_users_of_sessions_may_have_a_column_called_owner(con: Any) -> None:
+    rows = [good(0) | {"user_id": "ann#1", "owner": "ann", "order": 0}]
+    log = con.create_table("log", pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("owner", pa.string()))))
+    users = con.create_table("users", pa.table({"user_id": ["ann", "bob"], "owner": ["x", "y"], "age": [20, 30]}))
+    done = ingest(RawTables(log, users=users), [])
+    assert done.users.to_pyarrow().to_pylist() == [{"user_id": "ann#1", "owner": "x", "age": 20}]
+    assert [(join["ids"], join["matched"]) for join in done.joins] == [(1, 1)]
+
+
+def test_items_without_a_row_or_without_text_are_counted(con: Any) -> None:
+    items = pa.table({"item_id": ["i1", "i9", "i0"], "text": ["One", None, " "]})
+    done = ingest(raw(con, [good(0), good(1), good(2)], items=items), [])
+    assert done.joins == [{"table": "items", "file": "the table of items", "ids": 3, "matched": 2, "without_text": 1}]
+
+
 def test_items_without_a_table_have_their_id_as_title(con: Any) -> None:
     done = ingest(raw(con, [good(0), good(0), good(3)]), [])
     assert done.items.to_pyarrow().to_pylist() == [{"item_id": i, "title": i} for i in ("i0", "i3")]

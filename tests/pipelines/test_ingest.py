@@ -1,19 +1,23 @@
-"""Nodes of ingest on files of one's own: the manifest of the raw files."""
+"""Nodes of ingest on files of one's own: the manifest of the raw files, and how their ids join."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import json
+from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from recpipe.config import DataPaths
 from recpipe.config.schema import DatasetConfig
+from recpipe.evaluation.profile import join_warnings
 from recpipe.pipelines.ingest import fetch_source, ingest_log
 
 
@@ -108,3 +112,106 @@ def test_a_damaged_file_is_refused_before_it_is_read(tmp_path: Path, folder: Pat
     (folder / "log.csv.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"log\.csv\.gz is damaged or cut short: gzip"):
         manifest_of(tmp_path, "log.csv.gz", columns=COLUMNS)
+
+
+def write(path: Path, table: pl.DataFrame) -> str:
+    if path.suffix == ".parquet":
+        table.write_parquet(path)
+    elif path.suffix == ".jsonl":
+        table.write_ndjson(path)
+    else:
+        table.write_csv(path)
+    return path.name
+
+
+def joins_of(
+    tmp_path: Path,
+    log: pl.DataFrame,
+    items: pl.DataFrame,
+    *,
+    suffixes: Sequence[str] = (".csv", ".csv"),
+    table: str = "items",
+) -> dict[str, Any]:
+    """Return the entry of the manifest about the join of a log and a table with the columns id, name."""
+    paths = DataPaths(tmp_path / "data", tmp_path, "raw")
+    files: dict[str, Any] = {"interactions": write(tmp_path / "raw" / f"log{suffixes[0]}", log)}
+    files[table] = write(tmp_path / "raw" / f"{table}{suffixes[1]}", items)
+    columns = {"item_id": "id", "title": "name"} if table == "items" else {"user_id": "id"}
+    options = {"columns": {"user_id": "u", "item_id": "i"}, table: {"columns": columns}}
+    dataset = DatasetConfig(title="T", source="files", files=files, options=options)
+    *_, manifest = ingest_log(fetch_source(dataset, paths), dataset, {"engine": {"threads": 1}}, paths)
+    (join,) = manifest["joins"]
+    return join  # type: ignore[no-any-return]
+
+
+FORMS = {
+    "zeros that Parquet dropped": (["010877", "010878"], [10877, 10878], (".csv", ".parquet"), "leading zeros"),
+    "case": (["b00x", "b01x"], ["B00X", "B01X"], (".csv", ".csv"), "in lower case"),
+    "floats as text": (["1.0", "2.0"], ["1", "2"], (".csv", ".csv"), "without `.0`"),
+    "letters": (["1", "2"], ["U1", "U2"], (".csv", ".csv"), "first letters"),
+    "blanks inside": (["a b", "c d"], ["ab", "cd"], (".csv", ".csv"), "without blanks"),
+    "nothing in common": (["x", "y"], ["1", "2"], (".csv", ".csv"), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("log_ids", "file_ids", "suffixes", "hint"), FORMS.values(), ids=FORMS)
+def test_ids_of_another_form_are_warned_of_with_the_form(
+    tmp_path: Path, folder: Path, log_ids: list[Any], file_ids: list[Any], suffixes: tuple[str, str], hint: str
+) -> None:
+    log, items = pl.DataFrame({"u": ["1"] * 2, "i": log_ids}), pl.DataFrame({"id": file_ids, "name": ["One", "Two"]})
+    join = joins_of(tmp_path, log, items, suffixes=suffixes)
+    assert (join["ids"], join["matched"], join["log_examples"], join["file_examples"]) == (
+        2, 0, log_ids, list(map(str, file_ids))
+    )  # fmt: skip
+    assert hint in join["hint"] and (hint or not join["hint"])
+    (warning,) = join_warnings([join])
+    assert (
+        f"0 of 2 items of the log are in items{suffixes[1]}: the log has {log_ids[0]!r}" in warning and hint in warning
+    )
+
+
+@pytest.mark.parametrize(
+    ("log_ids", "file_ids", "suffixes"),
+    [
+        ([Decimal(1), Decimal(2)], ["1", "2"], (".parquet", ".csv")),
+        ([1.0, 2.0], ["1", "2"], (".jsonl", ".csv")),
+        ([" a", "b\t"], ["a ", "\u00a0b"], (".csv", ".csv")),
+        ([1, 2], [1.0, 2.0], (".csv", ".parquet")),
+    ],
+    ids=["decimals", "floats in JSON", "blanks", "floats in Parquet"],
+)
+def test_ids_of_other_types_join(
+    tmp_path: Path, folder: Path, log_ids: list[Any], file_ids: list[Any], suffixes: tuple[str, str]
+) -> None:
+    log, items = pl.DataFrame({"u": ["1"] * 2, "i": log_ids}), pl.DataFrame({"id": file_ids, "name": ["One", "Two"]})
+    join = joins_of(tmp_path, log, items, suffixes=suffixes)
+    assert (join["ids"], join["matched"]) == (2, 2) and join_warnings([join]) == []
+
+
+def test_a_table_of_users_and_a_wrong_column_are_warned_of(tmp_path: Path, folder: Path) -> None:
+    log = pl.DataFrame({"u": ["1", "2", "3"], "i": ["a", "b", "c"]})
+    users = pl.DataFrame({"id": ["U1", "U2", "U3"], "age": [21, 22, 23]})
+    (warning,) = join_warnings([joins_of(tmp_path, log, users, table="users")])
+    assert "0 of 3 users of the log are in users.csv: the log has '1', '2', the file 'U1', 'U2'" in warning
+    items = pl.DataFrame({"id": ["901", "902", "903"], "name": ["A", "B", "C"], "sku": ["a", "b", "c"]})
+    (warning,) = join_warnings([joins_of(tmp_path, log, items)])
+    assert "the column 'sku' has 3 of 3: perhaps set `columns: {item_id: sku}`" in warning
+    half = pl.DataFrame({"id": ["a", "b"], "name": ["A", "B"]})
+    assert join_warnings([joins_of(tmp_path, log, half)]) == []
+
+
+def test_rows_of_the_files_of_items_and_users(tmp_path: Path, folder: Path) -> None:
+    paths = DataPaths(tmp_path / "data", tmp_path, "raw")
+    (folder / "log.csv").write_text("u,i,t\nu1,i1,1000000000\n")
+    (folder / "items-1.csv").write_text("id,name\ni1,One\ni2,Two\n,None\nNA,x\ni1,again\ni3,too,long\n")
+    (folder / "items-2.csv").write_text("id,name\ni2,Other\ni4,Four\n")
+    (folder / "items-3.csv").write_text("id,name\n")
+    (folder / "users.jsonl").write_text('{"id": "u1"}\n[1]\n{"id": "u2"}\n')
+    options = {"columns": COLUMNS, "items": {"columns": {"item_id": "id"}}, "users": {"columns": {"user_id": "id"}}}
+    files = {"interactions": "log.csv", "items": "items-*.csv", "users": "users.jsonl"}
+    dataset = DatasetConfig(title="T", source="files", files=files, options=options)
+    *_, manifest = ingest_log(fetch_source(dataset, paths), dataset, {"engine": {"threads": 1}}, paths)
+    counts = {Path(entry["path"]).name: (entry["rows_read"], entry["rows_taken"]) for entry in manifest["files"]}
+    assert counts == {
+        "log.csv": (1, 1), "items-1.csv": (6, 2), "items-2.csv": (2, 1), "items-3.csv": (0, 0), "users.jsonl": (3, 2),
+    }  # fmt: skip

@@ -65,6 +65,9 @@ def test_the_log_after_ingest_is_one_block():
         "per": "user  5 to 90 events, median 8",
         "time": "14 Jul 2017 \u2013 14 Jul 2018 (365 days)",
     }
+    joins = [{"table": "items", "file": "items.csv", "ids": 70, "matched": 68, "without_text": 2}]
+    text = format_log({**profile, **times, "joins": joins}, steps, title="shop")
+    assert "68 of 70 items are in items.csv, 2 of these without text" in text
     untimed = {**profile, **dict.fromkeys([*times, "span_days"])}
     assert "no timestamps" in format_log(untimed, steps.head(1), title="shop")
 

@@ -1,4 +1,4 @@
-"""Encoding of item and user columns as network inputs: codes of categories, standardised numbers. N rows, M values.
+"""Item and user columns as network inputs: codes of categories, standardised numbers; joins by id. N rows, M values.
 
 A column is categorical if it contains text, booleans or lists of them, or at most 50 distinct numbers.
 """
@@ -6,7 +6,8 @@ A column is categorical if it contains text, booleans or lists of them, or at mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,16 @@ import pyarrow.compute as pc
 MAX_CATEGORICAL_NUMBERS = 50  # distinct numbers up to which a column is categorical
 MAX_CATEGORIES = 10_000  # the most frequent ones
 MAX_VALUES_PER_ROW = 16  # the first ones
+
+ID_FORMS: dict[str, Callable[[str], str]] = {  # in which ids of two files may be the same
+    "in lower case": str.casefold,
+    "without leading zeros": lambda text: text.lstrip("0") or "0",
+    "without `.0` at their end": lambda text: re.sub(r"\.0*$", "", text),
+    "without blanks": lambda text: "".join(text.split()),
+    "without quotation marks": lambda text: text.strip("'\""),
+    "without their first letters": lambda text: re.sub(r"^\D+(?=\d)", "", text),
+    "without punctuation": lambda text: re.sub(r"[\W_]+", "", text),
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,18 @@ def align_rows(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray) -> pa
     """Take one row of ``table`` per id (N,), all null for ids that its column ``key`` does not contain."""
     keys = table[key].cast(pa.string()).combine_chunks()
     return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=keys))
+
+
+def id_form_hint(ids: Sequence[str], other_ids: Sequence[str]) -> str:
+    """Name the form in which most of ``ids`` are among ``other_ids``, which have none of them; empty without one."""
+    counts = {}
+    for phrase, form in ID_FORMS.items():
+        forms = {form(text) for text in other_ids}
+        counts[phrase] = sum(form(text) in forms for text in ids)
+    phrase = max(counts, key=lambda phrase: counts[phrase])
+    if not counts[phrase]:
+        return ""
+    return f"{counts[phrase]:,} of {len(ids):,} are the same {phrase}: write the ids in one form in both files"
 
 
 def _flatten(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 import ibis
@@ -19,11 +20,13 @@ from recpipe.config import check_known
 from recpipe.data import sampling
 from recpipe.data.engines import connect, transfer
 from recpipe.data.event_log import EventLog, materialize, n_events, single_row, step_statistics
-from recpipe.data.files.tables import RawTables
+from recpipe.data.features import id_form_hint
+from recpipe.data.files.tables import TEXTS, RawTables
 
 logger = logging.getLogger(__name__)
 
 LATEST = 10**11  # seconds: the year 5138. Today in milliseconds is 1.7 × 10¹²
+MAX_COMPARED_IDS = 100_000  # ids without a row, and rows without an id, in which a common form is sought
 POLICIES = ("quarantine", "drop", "fail")
 COLUMNS = ("user_id", "item_id", "timestamp", "rating", "weight", "event", "order")  # without those for steps only
 NO_VALUE = (  # reasons that may be those of most rows: guests, unknown times
@@ -48,6 +51,7 @@ class Ingested:
     items: ir.Table
     users: ir.Table
     file_rows: list[dict[str, Any]]  # rows read and rows taken of each file of the log; file is None for a single one
+    joins: list[dict[str, Any]]  # how many ids of the log the tables of items and users have
 
 
 def ingest(
@@ -77,6 +81,7 @@ def ingest(
         items=_one_row_per_id(log.items.select("item_id"), raw.items, title="title"),
         users=_users(log, raw.users),
         file_rows=file_rows,
+        joins=_joins(log, raw),
     )
 
 
@@ -196,14 +201,63 @@ def _examples(bad: ir.Table, reasons: str) -> str:
     return f"The first: {' | '.join(examples)}.{advice if 'looks like' in reasons else ''}"
 
 
+def _joins(log: EventLog, raw: RawTables) -> list[dict[str, Any]]:
+    """Count the ids of the log that the tables of items and users have; below half with examples and a hint."""
+    owners = log.rows.select(user_id="owner").distinct() if "owner" in log.rows.columns else log.users.select("user_id")
+    tables = {"items": (log.items.select("item_id"), raw.items), "users": (owners, raw.users)}
+    joins = []
+    for name, (ids, table) in tables.items():
+        if table is not None:
+            file = PurePath(raw.files.get(name, f"the table of {name}")).name
+            joins.append({"table": name, "file": file} | _join(ids, table))
+    return joins
+
+
+def _join(ids: ir.Table, table: ir.Table) -> dict[str, Any]:
+    (key,) = ids.columns
+    joined = table.semi_join(ids, key)
+    aggregates = {"matched": joined.count()}
+    if "text" in table.columns:
+        aggregates["without_text"] = (joined.text.isnull() | (joined.text.cast("string").strip() == "")).sum()
+    join = single_row(ids.aggregate(ids=ids.count())) | single_row(joined.aggregate(**aggregates))
+    if 2 * join["matched"] >= join["ids"]:
+        return join
+    missing, others = (
+        rows.select(key).order_by(key).limit(MAX_COMPARED_IDS).to_pyarrow()[key].to_pylist()
+        for rows in (ids.anti_join(table, key), table.anti_join(ids, key))
+    )
+    hint = _column_hint(missing, table, key) or id_form_hint(missing, others)
+    return join | {"log_examples": missing[:2], "file_examples": others[:2], "hint": hint}
+
+
+def _column_hint(ids: list[str], table: ir.Table, key: str) -> str:
+    """Name the column of a table that has at least half of ``ids``; empty without one."""
+    sample = ids[:1000]
+    columns = {
+        f"column_{place}": table[name].cast("string")
+        for place, (name, kind) in enumerate(table.schema().items())
+        if name not in (key, *TEXTS) and (kind.is_string() or kind.is_integer())
+    }
+    if not columns:
+        return ""
+    numbers = {name: column.nunique(where=column.isin(sample)) for name, column in columns.items()}
+    counts = single_row(table.aggregate(**numbers))
+    best = max(counts, key=lambda name: counts[name])
+    if 2 * counts[best] < len(sample):
+        return ""
+    column = table.columns[int(best.removeprefix("column_"))]
+    return f"the column {column!r} has {counts[best]:,} of {len(sample):,}: perhaps set `columns: {{{key}: {column}}}`"
+
+
 def _users(log: EventLog, table: ir.Table | None) -> ir.Table:
     """Select one row of ``table`` per user of the log; a session has the row of its user."""
     if table is None or "owner" not in log.rows.columns:
         return _one_row_per_id(log.users.select("user_id"), table)
     sessions = log.rows.select("user_id", "owner").distinct()
-    columns = [name for name in table.columns if name != "user_id"]
-    owners = table.rename(owner="user_id")
-    return sessions.left_join(owners, "owner").select("user_id", *columns).order_by("user_id")
+    columns = {name: f"column_{place}" for place, name in enumerate(table.columns)}  # `owner` may be one of them
+    owners = table.rename({new: name for name, new in columns.items()})
+    rows = sessions.left_join(owners, sessions.owner == owners[columns.pop("user_id")])
+    return rows.select("user_id", **{name: rows[new] for name, new in columns.items()}).order_by("user_id")
 
 
 def _one_row_per_id(ids: ir.Table, table: ir.Table | None, title: str | None = None) -> ir.Table:

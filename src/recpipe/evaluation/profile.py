@@ -6,7 +6,7 @@ Three columns are read batch by batch and stored as integer codes: about 16 byte
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
     """
     names = ("rows", "untimed", "early", "future", "copies", "repeats", "last_repeats")
     rows, untimed, early, future, copies, repeats, last = (profile.get(name) or 0 for name in names)
-    result = []
+    result = join_warnings(profile.get("joins") or ())
     if early and early == rows - untimed:
         result.append(
             "all events are before 1980: if their times are no seconds since 1970, set `timestamp` in the options of "
@@ -131,6 +131,20 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
             f"{_percent(tied)} of the users have several events in their last second, and the order of the file "
             "decides which one is the target: the pipeline ties measures how much that matters (protocol.ties)"
         )
+    return result
+
+
+def join_warnings(joins: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name tables that have less than half of the log's ids, with examples of both sides."""
+    result = []
+    for join in joins:
+        if 2 * join["matched"] < join["ids"]:
+            log, file = (", ".join(map(repr, join[f"{side}_examples"])) or "no others" for side in ("log", "file"))
+            hint = f". Of the ids that are missing, {join['hint']}" if join["hint"] else ""
+            result.append(
+                f"{join['matched']:,} of {join['ids']:,} {join['table']} of the log are in {join['file']}: the log has "
+                f"{log}, the file {file}{hint}"
+            )
     return result
 
 

@@ -6,6 +6,7 @@ Tables stay on the SQL engine until the catalog writes them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def ingest_log(
     con = engines.connect({key: engine.get(key) for key in keys})
     raw = readers.read(dataset.model_dump(exclude_unset=True), source_files, con)
     result = ingest_tables(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
-    steps, manifest = pl.DataFrame(result.steps), _manifest(entries, result.file_rows)
+    steps = pl.DataFrame(result.steps)
+    manifest = _manifest(entries, {"interactions": result.file_rows, **raw.file_rows}) | {"joins": result.joins}
     return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps, manifest
 
 
@@ -61,23 +63,26 @@ def _verified_entries(source_files: dict[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
-def _manifest(entries: list[dict[str, Any]], file_rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add the rows read and taken to the entries of the log's files; null where only their sum is known."""
-    counts = {row["file"]: row for row in file_rows}
-    log = [entry for entry in entries if entry["role"] == "interactions"]
-    for entry in log:
-        row = counts.get(None if len(log) == 1 else entry["path"], {})
-        missing = None if None in counts else 0  # a file without rows has no counts
-        entry |= {name: row.get(name, missing) for name in ("rows_read", "rows_taken")}
+def _manifest(entries: list[dict[str, Any]], file_rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Add the rows read and taken to the entries of files, by role; null where only their sum is known."""
+    for role, rows in file_rows.items():
+        counts = {row["file"]: row for row in rows}
+        files = [entry for entry in entries if entry["role"] == role]
+        for entry in files:
+            row = counts.get(None if len(files) == 1 else entry["path"], {})
+            missing = None if None in counts else 0  # a file without rows has no counts
+            entry |= {name: row.get(name, missing) for name in ("rows_read", "rows_taken")}
     return {"files": entries}
 
 
-def profile_data(interactions: Path, ingest_steps: DataFrame, dataset_name: str, protocol: Protocol) -> dict[str, Any]:
-    """Compute statistics of the data for the report: sizes, activity, popularity, time, ties; show them."""
+def profile_data(
+    interactions: Path, ingest_steps: DataFrame, ingest_manifest: dict[str, Any], dataset_name: str, protocol: Protocol
+) -> dict[str, Any]:
+    """Compute statistics of the data for the report: sizes, activity, popularity, time, ties, joins; show them."""
     from recpipe.evaluation.profile import profile, profile_warnings
     from recpipe.reporting.summary import format_log
 
-    result = profile(interactions)
+    result = profile(interactions) | {"joins": ingest_manifest.get("joins", [])}
     summary_log.info("%s", format_log(result, ingest_steps, title=dataset_name))
     for warning in profile_warnings(result, exclude_seen=protocol.exclude_seen):
         log.warning("%s", warning)
@@ -91,7 +96,7 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     """Assemble the three nodes, which all models share."""
     dataset = f"params:datasets.{wiring.dataset}"
     files = ["source_files", dataset, "params:ingest", "params:paths"]
-    profile_inputs = ["interactions", "ingest_steps", "params:dataset", "params:protocol"]
+    profile_inputs = ["interactions", "ingest_steps", "ingest_manifest", "params:dataset", "params:protocol"]
     tables = ["interactions", "items", "users", "quarantine", "ingest_steps", "ingest_manifest"]
     return Pipeline(
         [

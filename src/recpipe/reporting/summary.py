@@ -51,7 +51,7 @@ def format_summary(
 
 
 def format_log(profile: Mapping[str, Any], steps: pl.DataFrame, *, title: str) -> str:
-    """Format the result of ingest: events, users, items, time span, events per user, and unusable rows by reason."""
+    """Format the result of ingest: events, users, items, time span, events per user, unusable rows by reason, joins."""
     rows = {row["name"]: row for row in steps.sort("step").to_dicts()}
     raw, per_user = rows["raw"]["rows"], profile["events_per_user"]
     bad = json.loads(rows["bad_rows"]["detail"]) if "bad_rows" in rows else {}
@@ -68,6 +68,11 @@ def format_log(profile: Mapping[str, Any], steps: pl.DataFrame, *, title: str) -
     if profile["span_days"] is not None:
         span = date_range(profile["first_timestamp"], profile["last_timestamp"])
         values["time"] = f"{span} ({number(round(profile['span_days'], 1))} days)"
+    for join in profile.get("joins") or ():
+        text = f", {join['without_text']:,} of these without text" if join.get("without_text") else ""
+        values[f"{join['table']} file"] = (
+            f"{join['matched']:,} of {join['ids']:,} {join['table']} are in {join['file']}{text}"
+        )
     size = max(map(len, values))
     lines = [f"{name:<{size}}  {printable(value)}" for name, value in values.items()]
     return "\n".join([_heading(f"{title}: log after ingest"), *lines, ""])

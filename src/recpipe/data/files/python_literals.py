@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import ibis
 
 from recpipe.data.files.json_files import INVALID, SAMPLE_LINES, check_keys, json_source, limited_lines
+from recpipe.data.files.raw_text import readable_paths
 from recpipe.data.files.tables import Source, path_summary
-from recpipe.data.files.text_files import readable_paths
 from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)

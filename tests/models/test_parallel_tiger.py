@@ -13,6 +13,7 @@ from tests.synthetic import random_sequences, sequences, train_until
 from recpipe.layers.code_tokens import LevelRelativeBias
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.models.registry import build
+from recpipe.semantic_ids.ids import CatalogueIds
 from recpipe.training.losses.full_softmax import FullSoftmax
 
 SHORT = random_sequences(20, ITEMS, longest=WINDOW, seed=3)
@@ -260,3 +261,115 @@ def test_the_future_does_not_reach_the_past():
 def test_sums_of_codes_have_no_levels(setting):
     with pytest.raises(ValueError, match=rf"\b{setting} is between codes; set aggregate: flatten"):
         with_bias(aggregate="sum", **{"level_distance": False, setting: True})
+
+
+KINDS = {"text": without(BOTH["text"], [4, 9]), "image": without(BOTH["image"], [9, 12])}  # item 9 has no id
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "flatten"])
+@pytest.mark.parametrize("softmax", ["level", "items", "all"])
+def test_scores_of_several_kinds_are_the_mixture_of_the_probabilities_by_each(softmax, aggregate):
+    """By loops over items, kinds and levels, from the hidden states of the queries."""
+    weights = {"text": 0.3, "image": 0.7}
+    settings = {"softmax": softmax, "aggregate": aggregate, "modality_weights": [3.0, 7.0]}
+    model = create("parallel_tiger", KINDS, dropout=0.0, **settings)
+    histories = sequences([[3, 4, 9], [12, 1], [5, 5, 2, 8]])
+    hidden = model._decode(model.on_device(histories, window=WINDOW).batch(np.arange(3)), None)[0][:, 0]
+    assert hidden.shape[1] == 6
+    expected, first, levels = torch.zeros(3, ITEMS + 1), 1, 0
+    for kind, ids in KINDS.items():
+        logits = []
+        for size in ids.sizes:
+            h = hidden[:, levels] / TINY["dim"] ** 0.5
+            logits.append(h @ model.input.weight[first : first + size].T)
+            if softmax == "all":
+                logits[-1] = logits[-1] - (h @ model.input.weight[1:25].T).logsumexp(1, keepdim=True)
+            elif softmax == "level":
+                logits[-1] = logits[-1].log_softmax(1)
+            first, levels = first + size, levels + 1
+        items = [item for item in range(1, ITEMS + 1) if ids.codes[item, 0] >= 0]
+        p = torch.stack([sum(x[:, code] for x, code in zip(logits, ids.codes[i], strict=True)) for i in items], 1)
+        expected[:, items] += weights[kind] * (p.softmax(1) if softmax == "items" else p.exp())
+    for rows, values in model.score_batches(histories, exclude_seen=False):
+        torch.testing.assert_close(values[:, 1:].exp(), expected[rows][:, 1:], rtol=1e-4, atol=1e-9)
+        assert torch.isneginf(values[:, 9]).all() and torch.isfinite(values[:, [4, 12]]).all()
+        if softmax == "items":
+            torch.testing.assert_close(values.exp().sum(1), torch.ones(len(rows)))
+
+
+def test_an_item_without_a_kind_of_id_is_a_target_of_the_other_and_has_tokens_of_its_own():
+    """The loss is the mean over kinds of the cross-entropies that the lists of each kind say."""
+    model = create("parallel_tiger", KINDS, softmax="items", dropout=0.0)
+    batch = model.on_device(sequences([[3, 7, 4], [1, 2, 12], [6, 5]]), window=WINDOW + 1).batch(np.arange(3))
+    single = replace(batch, context=torch.tensor([2, 2, 1]))
+    histories = model.on_device(sequences([[3, 7], [1, 2], [6]]), window=WINDOW).batch(np.arange(3))
+    log_probs, losses = model.log_probabilities(histories), []
+    for m, ids in enumerate(KINDS.values()):
+        rows = [(row, item) for row, item in enumerate([4, 12, 5]) if ids.codes[item, 0] >= 0]
+        levels = log_probs[3 * m : 3 * m + 3]
+        log_p = [sum(x[row, c] for x, c in zip(levels, ids.codes[item], strict=True)) for row, item in rows]
+        assert len(log_p) == 2
+        losses.append(-sum(log_p) / len(log_p))
+    torch.testing.assert_close(model.loss(single, FullSoftmax()), sum(losses) / 2)
+    tokens = model.tokens
+    assert tokens[4, :3].tolist() == [25, 26, 27] and tokens[12, 3:].tolist() == [28, 29, 30]
+    assert not set(tokens[1:, :3].flatten().tolist()) & set(tokens[1:, 3:].flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"softmax": "items"}, {"softmax": "level", "masked": 0.5}, {"aggregate": "flatten", "item_distance": True}],
+    ids=str,
+)
+def test_several_kinds_are_trained_and_listed(config):
+    torch.manual_seed(0)
+    settings = {**TINY, "dropout": 0.0, **config}
+    model = build("parallel_tiger", settings, n_items=ITEMS, max_length=WINDOW, ids=KINDS)
+    batch = model.on_device(DATA, window=WINDOW + 1).batch(np.arange(12))
+    losses = train_until(model, batch, lambda loss: loss < 1, rate=1e-2, at_most=300)
+    assert losses[0] > 1.5 and losses[-1] < 1
+    assert (model.queries.grad != 0).any(1).all()
+    items, _ = model.eval().recommend(DATA, 5)
+    assert (items > 0).all() and not (items == 9).any()
+
+
+def test_the_weight_of_two_kinds_is_chosen_by_validation_unless_it_is_set():
+    model = create("parallel_tiger", KINDS)
+    assert model.modality_weights.tolist() == [0.5, 0.5]
+    assert model.tune(lambda: float(model.modality_weights[0] == 0.75)) == {"text": 0.75}
+    assert model.modality_weights.tolist() == [0.75, 0.25]
+    one, first = create("parallel_tiger", KINDS, modality_weights=[1.0, 0.0]), None
+    assert one.tune(lambda: 1.0) == {} and create("parallel_tiger").tune(lambda: 1.0) == {}
+    for _, values in one.score_batches(DATA, exclude_seen=False):
+        first = values if first is None else first
+    assert torch.isneginf(first[:, 4]).all() and torch.isfinite(first[:, 12]).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"search": "beam"}, "the model reads text, image: set search: exact"),
+        ({"aggregate": "flatten", "level_distance": True}, "level_distance is between levels of one kind of ids"),
+        ({"aggregate": "flatten", "cross_level_distance": True}, "cross_level_distance is between levels of one kind"),
+        ({"modality_weights": [1.0]}, "the model reads text, image"),
+        ({"modality_weights": [0.0, 0.0]}, "each is at least 0, and one is above"),
+        ({"modality_weights": [-1.0, 2.0]}, "each is at least 0, and one is above"),
+    ],
+)
+def test_settings_that_several_kinds_cannot_have_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        create("parallel_tiger", KINDS, **config)
+
+
+def test_several_kinds_have_no_beam_to_measure():
+    with pytest.raises(ValueError, match="over ids of one kind; the model reads text, image"):
+        create("parallel_tiger", KINDS).beam_error(DATA, 3)
+
+
+def test_a_model_of_several_kinds_is_loaded_with_its_codes_and_weights():
+    model = create("parallel_tiger", KINDS, softmax="items", modality_weights=[3.0, 7.0])
+    empty = {name: CatalogueIds.empty(codes.description(), ITEMS) for name, codes in model.item_codes().items()}
+    other = create("parallel_tiger", empty, softmax="items")
+    other.load_tensors(model.state_dict())
+    for one, two in zip(model.recommend(DATA, 5), other.recommend(DATA, 5), strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -49,6 +49,17 @@ def fuse(
     return F.pad(best_items, missing), F.pad(best, missing, value=-torch.inf)
 
 
+def tune_mixture(weights: Tensor, choices: Sequence[float], validate: Callable[[], float]) -> float:
+    """Set ``weights`` (2,) in place to the best by ``validate()``; the first is one of ``choices``, and is returned."""
+    metrics = {}
+    for choice in choices:
+        weights.copy_(torch.tensor([choice, 1 - choice]))
+        metrics[choice] = validate()
+    best = max(metrics, key=metrics.__getitem__)
+    weights.copy_(torch.tensor([best, 1 - best]))
+    return best
+
+
 def _mixture(lists: Sequence[Candidates], weights: Sequence[float], levels: Sequence[int]) -> Tensor:
     log_weights = torch.tensor(weights, dtype=lists[0].log_probs.dtype).log().tolist()
     parts = [each.log_probs + log_weight for each, log_weight in zip(lists, log_weights, strict=True)]

@@ -122,7 +122,7 @@ class ExactSearch(TypedProtocol):
 
 
 def _search_error(model: Recommender, fold: Fold, protocol: Protocol) -> dict[str, Any]:
-    if not isinstance(model, ExactSearch):
+    if not isinstance(model, ExactSearch) or len(model.item_codes()) > 1:  # a beam is over ids of one kind
         return {}
     sample = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCH_ERROR_USERS]))
     k = min(protocol.cutoffs, key=lambda cutoff: abs(cutoff - 10))

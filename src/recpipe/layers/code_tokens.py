@@ -8,7 +8,7 @@ encoder, I items, N items with an id, D width, H heads, U users.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -102,6 +102,17 @@ class ItemCodes(nn.Module):
                 f"the weights were saved with the ids {present[:12]}, beside them is written {digest[:12]}; they do "
                 "not belong together: train the model again"
             )
+
+
+def tokens_of_kind(books: Sequence[ItemCodes], m: int) -> Tensor:
+    """Tokens (I + 1, L) of every item in kind ``m`` of several, which are numbered one kind after the other.
+
+    Codes of all kinds come first, then tokens for items without an id.
+    """
+    tokens, size = books[m].tokens, books[m].size
+    earlier, behind = sum(book.size for book in books[:m]), sum(book.size for book in books) - size
+    without_id = tokens + behind + sum(book.levels for book in books[:m])
+    return torch.where(tokens > size, without_id, tokens + earlier) * (tokens > 0)
 
 
 class EmbeddedHistory(NamedTuple):

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from recpipe.config import check_choices
 from recpipe.data.batches import Batch
-from recpipe.decoding.fusion import RULES, fuse
-from recpipe.layers.code_tokens import ItemCodes, targets_of
+from recpipe.decoding.fusion import RULES, fuse, tune_mixture
+from recpipe.layers.code_tokens import ItemCodes, targets_of, tokens_of_kind
 from recpipe.layers.code_transformer import CodeSteps, CodeTransformer, EncodedHistory
 from recpipe.models.generator import Generator, GeneratorConfig, SearchRequest
 from recpipe.models.recommender import Criterion
@@ -73,7 +73,6 @@ class MQL4GRec(Generator):
         books = [self.book(name) for name in self.names]
         sizes, levels = [book.size for book in books], [book.levels for book in books]
         self.offsets = [sum(sizes[:m]) for m in range(len(books))]  # tokens of earlier modalities
-        self.without_id = [sum(sizes) + sum(levels[:m]) for m in range(len(books))]
         self.transformer = CodeTransformer(config, sum(sizes), sum(levels), kinds=len(books), extra=1)
         weights = config.weights or [1 / len(books)] * len(books)
         if len(weights) != len(books):
@@ -105,9 +104,7 @@ class MQL4GRec(Generator):
 
     def tokens(self, m: int) -> Tensor:
         """Return tokens (I + 1, L) of every item in modality ``m``, numbered over all modalities."""
-        tokens, size = self.book(self.names[m]).tokens, self.book(self.names[m]).size
-        without_id = tokens - size + self.without_id[m]
-        return torch.where(tokens > size, without_id, tokens + self.offsets[m]) * (tokens > 0)
+        return tokens_of_kind([self.book(name) for name in self.names], m)
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         is_item = torch.arange(self.n_items + 1, device=self.device) > 0
@@ -141,13 +138,7 @@ class MQL4GRec(Generator):
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
         if len(self.names) != 2 or self.config.ensemble == "paper" or not self.config.choices:
             return {}
-        metrics = {}
-        for weight in self.config.choices:
-            self.weights.copy_(torch.tensor([weight, 1 - weight]))
-            metrics[weight] = validate()
-        best = max(metrics, key=metrics.__getitem__)
-        self.weights.copy_(torch.tensor([best, 1 - best]))
-        return {self.names[0]: best}
+        return {self.names[0]: tune_mixture(self.weights, self.config.choices, validate)}
 
     def _next_item_loss(
         self,

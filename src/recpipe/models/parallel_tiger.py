@@ -7,16 +7,19 @@ Deviations from the original:
 - Given the history the levels are independent, so the score of an item, the sum over l of log p_l(its code l), is exact
   for the whole catalogue (``search: exact``). The original's constrained beam, ``search: beam``, is there for
   comparison and normalises before it masks (``renormalise: true``: after, as there).
+- With several kinds of ids, which the original prepares and does not read, an item is the tokens of all kinds, each
+  kind has its L queries, and the probability of an item is a mixture of those of its ids, 0 where it has none of a
+  kind: exact over the catalogue. The loss is the mean over the kinds.
 - Weights start at random instead of from t5-small. Training examples are those of TIGER.
 
-B batch, T events, W targets of a row, L levels, I items, D width, V codes of a level, N items with an id, M targets.
+B batch, T events, W targets of a row, L levels of all kinds of ids, I items, D width, V codes of a level, M targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
 from recpipe.decoding.exact import BEAM_FACTOR, IndependentLevels, SearchError, exact_scores, normalise_over_items
+from recpipe.decoding.fusion import tune_mixture
 from recpipe.layers.code_tokens import (
     CodeInput,
     ItemCodes,
@@ -36,6 +40,7 @@ from recpipe.layers.code_tokens import (
     decoder_masks,
     loss_items,
     targets_of,
+    tokens_of_kind,
 )
 from recpipe.layers.softmax import item_cross_entropy
 from recpipe.layers.t5 import Decoder, Encoder, T5Shape
@@ -44,11 +49,12 @@ from recpipe.models.recommender import Criterion, Lists, Scorer
 from recpipe.semantic_ids.ids import CatalogueIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
+MODALITY_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the first of two kinds of ids, for ``tune``
 MIN_BRANCH_AND_BOUND = 1_000_000  # items from which on branch and bound is faster than scoring all, for few users
 
 
 class ParallelTIGER(Scorer, TreeSearcher):
-    """Scores are log-probabilities of ids; items without an id cannot be recommended.
+    """Scores are log-probabilities of items by their ids; items without any id cannot be recommended.
 
     Branch and bound over the prefix tree computes the lists of more than ``MIN_BRANCH_AND_BOUND`` items, the same ones.
     """
@@ -68,6 +74,8 @@ class ParallelTIGER(Scorer, TreeSearcher):
         levels' losses, in the original [1, .3315, .1935, .1113]. ``masked``: share of targets of which a random part of
         the queries is replaced by the target's codes and only the others are trained. ``beam``, ``renormalise``,
         ``temperatures`` (L,), ``stochastic`` and ``sample_seed``, as in TIGER, belong to ``search: beam``.
+        ``modality_weights``: of the mixture of several kinds of ids, in their order; None: even, and of two kinds
+        chosen on the validation fold after training.
         """
 
         users: int = 0
@@ -87,6 +95,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
         temperatures: tuple[float, ...] | None = None
         stochastic: bool = False
         sample_seed: int = 0
+        modality_weights: tuple[float, ...] | None = None
 
         def __post_init__(self) -> None:
             T5Shape.__post_init__(self)
@@ -99,6 +108,8 @@ class ParallelTIGER(Scorer, TreeSearcher):
                 raise ValueError("head is mlp, one for each level; softmax cannot be all: set level or items")
             if self.search == "exact" and (self.stochastic or self.temperatures is not None):
                 raise ValueError("search is exact; stochastic and temperatures are of a beam search: set search: beam")
+            if (parts := self.modality_weights) is not None and (min(parts, default=0) < 0 or sum(parts) <= 0):
+                raise ValueError(f"modality_weights are {parts}; each is at least 0, and one is above")
             if not 0 <= self.masked <= 1:
                 raise ValueError(f"masked is {self.masked}; it is a share from 0 to 1")
             if self.softmax == "items" and (self.masked or self.weights is not None):
@@ -106,17 +117,34 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
     search_settings = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
     config: Config
+    modality_weights: Tensor  # (kinds of ids,), of several
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)
-        if len(ids) != 1:
-            raise ValueError(f"ParallelTIGER reads ids of one modality, not of {', '.join(ids)}")
-        ((self.modality, catalogue_ids),) = ids.items()
-        self.codes = ItemCodes(catalogue_ids, unique=config.search == "beam")
-        levels, summed = self.codes.levels, config.aggregate == "sum"
+        self.modality, *others = self.names = tuple(ids)
+        kinds = ", ".join(self.names)
+        if others and config.search == "beam":
+            raise ValueError(f"search is beam, over ids of one kind; the model reads {kinds}: set search: exact")
+        for name in ("level_distance", "cross_level_distance"):
+            if others and getattr(config, name):
+                raise ValueError(f"{name} is between levels of one kind of ids; the model reads {kinds}: set it false")
+        self.codes = ItemCodes(ids[self.modality], unique=config.search == "beam")
+        self.other_codes = nn.ModuleDict({name: ItemCodes(ids[name], unique=False) for name in others})
+        books, summed = self.books, config.aggregate == "sum"
+        starts = np.cumsum([0, *(book.size for book in books)]).tolist()
+        self.first = [first + start for book, start in zip(books, starts, strict=False) for first in book.first]
+        self.sizes = [size for book in books for size in book.sizes]
+        self.levels = levels = len(self.sizes)
+        stops = np.cumsum([book.levels for book in books]).tolist()
+        self.spans = [slice(stop - book.levels, stop) for book, stop in zip(books, stops, strict=True)]
         if config.weights is not None and len(config.weights) != levels:
             raise ValueError(f"weights are {config.weights}; the ids have {levels} levels")
-        self.input = CodeInput(self.codes.size, levels, config.dim, users=config.users, summed=summed)
+        weights = config.modality_weights or [1.0] * len(books)
+        if len(weights) != len(books):
+            raise ValueError(f"modality_weights are {config.modality_weights}; the model reads {kinds}")
+        if others:
+            self.register_buffer("modality_weights", torch.tensor(weights, dtype=torch.float32) / sum(weights))
+        self.input = CodeInput(sum(self.sizes), levels, config.dim, users=config.users, summed=summed)
         std = config.dim**-0.5
         self.between = LevelRelativeBias(levels, config.heads, std=std) if config.level_distance else None
         self.across = LevelRelativeBias(levels, config.heads, std=std) if config.cross_level_distance else None
@@ -125,45 +153,85 @@ class ParallelTIGER(Scorer, TreeSearcher):
         hidden_layers = levels if config.head == "mlp" else 0
         self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(hidden_layers))
 
+    @property
+    def books(self) -> list[ItemCodes]:
+        """Codes of every kind of ids."""
+        return [self.codes, *(cast("ItemCodes", codes) for codes in self.other_codes.values())]
+
+    @property
+    def tokens(self) -> Tensor:
+        """(I + 1, L): tokens of every item in all kinds of ids."""
+        books = self.books
+        return torch.cat([tokens_of_kind(books, m) for m in range(len(books))], 1)
+
+    def item_codes(self) -> dict[str, ItemCodes]:
+        return dict(zip(self.names, self.books, strict=True))
+
     def item_tables(self) -> dict[str, Tensor]:
-        return {"codes": self.input.items(self.codes.tokens, self.codes.has_id)}
+        tokens = self.tokens
+        tables = [self.input.items(tokens[:, span], book.has_id) for book, span in self._kinds()]
+        names = ["codes"] if len(tables) == 1 else [f"{name} codes" for name in self.names]
+        return dict(zip(names, tables, strict=True))
 
     def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
         features = self.input.features(sequences.users)
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
-        inputs, targets, real = targets_of(batch, self.codes.has_id, one_pass=self.config.one_pass)
-        tokens_BWL = self.codes.tokens[targets]
+        has_id = torch.stack([book.has_id for book in self.books])
+        inputs, targets, real = targets_of(batch, has_id.any(0), one_pass=self.config.one_pass)
+        tokens_BWL = self.tokens[targets]
         hidden_BWLD, is_query_BWL = self._decode(inputs, tokens_BWL)
-        if self.config.softmax == "items":
-            weights = inputs.target_weights(real)
-            return self._item_loss(hidden_BWLD[real], targets[real], loss_items(criterion), weights)
-        is_query_BWL = is_query_BWL & real[..., None]
         total, total_weight = hidden_BWLD.new_zeros(()), 0.0
-        for level, weight in enumerate(self.config.weights or [1.0] * self.codes.levels):
-            chosen = is_query_BWL[..., level]
-            hidden, tokens = hidden_BWLD[:, :, level][chosen], tokens_BWL[..., level][chosen]
-            if len(tokens):
-                hidden, table, offset = self._head(hidden, level)
-                loss = criterion(hidden, table, tokens - offset, inputs.target_weights(chosen))
-                total, total_weight = total + weight * loss, total_weight + weight
+        if self.config.softmax == "items":
+            for book, span in self._kinds():
+                chosen = real & book.has_id[targets]
+                weights, among = inputs.target_weights(chosen), loss_items(criterion)
+                loss = self._item_loss(hidden_BWLD[:, :, span][chosen], targets[chosen], book, span, among, weights)
+                total, total_weight = total + loss, total_weight + bool(chosen.any())
+            return total / max(total_weight, 1.0)
+        level_weights = self.config.weights or [1.0] * self.levels
+        for book, span in self._kinds():
+            has_code_BW = real & book.has_id[targets]
+            for level in range(span.start, span.stop):
+                chosen, weight = is_query_BWL[..., level] & has_code_BW, level_weights[level]
+                hidden, tokens = hidden_BWLD[:, :, level][chosen], tokens_BWL[..., level][chosen]
+                if len(tokens):
+                    hidden, table, offset = self._head(hidden, level)
+                    loss = criterion(hidden, table, tokens - offset, inputs.target_weights(chosen))
+                    total, total_weight = total + weight * loss, total_weight + weight
         return total / max(total_weight, 1e-9)
 
-    def _item_loss(self, hidden_MLD: Tensor, items_M: Tensor, among: Tensor | None, weights_M: Tensor | None) -> Tensor:
+    def _kinds(self) -> list[tuple[ItemCodes, slice]]:
+        """Codes and levels of every kind of ids."""
+        return list(zip(self.books, self.spans, strict=True))
+
+    def _item_loss(
+        self,
+        hidden_MLD: Tensor,
+        items_M: Tensor,
+        book: ItemCodes,
+        span: slice,
+        among: Tensor | None,
+        weights_M: Tensor | None,
+    ) -> Tensor:
         """Cross-entropy of M targets among the items ``among`` (I + 1,) bool; 0, with gradients of 0, without any."""
         if not len(items_M):
             return hidden_MLD.sum()
-        heads = (self._head(hidden_MLD[:, level], level) for level in range(self.codes.levels))
+        heads = (self._head(hidden_MLD[:, place], span.start + place) for place in range(book.levels))
         logits = [hidden @ table[1:].T for hidden, table, _ in heads]
-        items = self.codes.has_id if among is None else self.codes.has_id & among
-        return item_cross_entropy(logits, self.codes.codes[items], items.cumsum(0)[items_M] - 1, weights_M)
+        items = book.has_id if among is None else book.has_id & among
+        return item_cross_entropy(logits, book.codes[items], items.cumsum(0)[items_M] - 1, weights_M)
 
     def log_probabilities(self, batch: Batch) -> list[Tensor]:
-        """Return L log-probabilities (B, V_l) of the next item's codes; they sum to the log-probability of an item."""
+        """Return L log-probabilities (B, V_l) of the next item's codes.
+
+        Those of a kind of ids sum to the log-probability of an item by its id of this kind.
+        """
         log_probs = self._level_log_probs(batch)
         if self.config.softmax == "items":
-            return normalise_over_items(log_probs, self.codes.codes[self.codes.has_id])
+            kinds = (normalise_over_items(log_probs[span], book.codes[book.has_id]) for book, span in self._kinds())
+            return [level for kind in kinds for level in kind]
         return log_probs
 
     def _level_log_probs(self, batch: Batch) -> list[Tensor]:
@@ -171,21 +239,21 @@ class ParallelTIGER(Scorer, TreeSearcher):
         batch = batch if batch.items.shape[1] else batch.pad(1)
         hidden_BWLD, _ = self._decode(batch, None)
         log_probs = []
-        for level, size in enumerate(self.codes.sizes):
+        for level, size in enumerate(self.sizes):
             hidden, table, offset = self._head(hidden_BWLD[:, 0, level], level)
-            start = self.codes.first[level] - 1 - offset
+            start = self.first[level] - 1 - offset
             log_probs.append((hidden @ table[1:].T).log_softmax(-1)[:, start : start + size])
         return log_probs
 
     def score(self, batch: Batch) -> Tensor:
         config = self.config
         log_probs = self._level_log_probs(batch) if config.search == "exact" else self.log_probabilities(batch)
-        scores = log_probs[0].new_full((len(log_probs[0]), self.n_items + 1), -torch.inf)
         if config.search == "exact":
-            rows = torch.from_numpy(self.codes.rows).to(scores.device)
-            sums = exact_scores(log_probs, self.codes.codes[rows])
-            scores[:, rows] = sums.log_softmax(1) if config.softmax == "items" else sums
-            return scores
+            parts = [self._item_scores(log_probs[span], book) for book, span in self._kinds()]
+            if len(parts) == 1:
+                return parts[0]
+            return (torch.stack(parts) + self.modality_weights.log()[:, None, None]).logsumexp(0)
+        scores = log_probs[0].new_full((len(log_probs[0]), self.n_items + 1), -torch.inf)
         levels = IndependentLevels(log_probs)
         beams = beam_search(
             levels,
@@ -196,6 +264,19 @@ class ParallelTIGER(Scorer, TreeSearcher):
             stochastic=torch.Generator().manual_seed(config.sample_seed) if config.stochastic else None,
         )
         return scores.scatter_(1, *items_of(beams, self.codes))
+
+    def _item_scores(self, log_probs: list[Tensor], book: ItemCodes) -> Tensor:
+        """Log-probabilities (B, I + 1) of items by their ids in ``book``, -inf without one."""
+        scores = log_probs[0].new_full((len(log_probs[0]), self.n_items + 1), -torch.inf)
+        rows = torch.from_numpy(book.rows).to(scores.device)
+        sums = exact_scores(log_probs, book.codes[rows])
+        scores[:, rows] = sums.log_softmax(1) if self.config.softmax == "items" else sums
+        return scores
+
+    def tune(self, validate: Callable[[], float]) -> dict[str, float]:
+        if len(self.names) != 2 or self.config.modality_weights is not None:
+            return {}
+        return {self.modality: tune_mixture(self.modality_weights, MODALITY_WEIGHTS, validate)}
 
     @property
     def searches(self) -> bool:
@@ -211,7 +292,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
     def top_k_batches(self, histories: Sequences, k: int, **options: Any) -> Lists:
         large = self.config.search == "exact" and len(self.codes.rows) > MIN_BRANCH_AND_BOUND
-        base = TreeSearcher if large and self._is_unique() else Scorer
+        base = TreeSearcher if large and len(self.names) == 1 and self._is_unique() else Scorer
         yield from base.top_k_batches(self, histories, k, **options)
 
     def _is_unique(self) -> bool:
@@ -221,7 +302,12 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
     @torch.inference_mode()
     def beam_error(self, histories: Sequences, k: int) -> SearchError:
-        """Compare the original's beam search with the exact best ``k`` items; items that share an id count once."""
+        """Compare the original's beam search with the exact best ``k`` items; items that share an id count once.
+
+        Raises ValueError for several kinds of ids, which no beam search covers.
+        """
+        if len(self.names) > 1:
+            raise ValueError(f"a beam search is over ids of one kind; the model reads {', '.join(self.names)}")
         self.eval()
         tree, width = self.codes.tree, self.config.beam
         if not self._is_unique():
@@ -238,8 +324,8 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
     def _decode(self, inputs: Batch, tokens_BWL: Tensor | None) -> tuple[Tensor, Tensor]:
         """Hidden states (B, W, L, D) and which of them (B, W, L) were queries; W = 1 without ``tokens_BWL``."""
-        config, levels = self.config, self.codes.levels
-        history = self.input(inputs, self.codes.tokens)
+        config, levels = self.config, self.levels
+        history = self.input(inputs, self.tokens)
         positions = (history.event + 1) if config.item_distance else None
         attention = causal(history.event) if config.one_pass else None
         bias = None if self.between is None else self.between(history.event)
@@ -264,7 +350,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
     def _head(self, hidden: Tensor, level: int) -> tuple[Tensor, Tensor, int]:
         """Hidden states (n, D), output table after a row of padding, and the first token of the table less 1."""
-        first, size = self.codes.first[level], self.codes.sizes[level]
+        first, size = self.first[level], self.sizes[level]
         hidden = F.relu(self.mlp[level](hidden)) if len(self.mlp) else hidden * self.config.dim**-0.5
         if self.config.softmax == "all":
             return hidden, self.input.head, 0

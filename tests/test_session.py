@@ -8,6 +8,9 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import os
+import subprocess
+import sys
 from functools import wraps
 from pathlib import Path
 
@@ -302,3 +305,19 @@ def test_the_profile_is_chosen_from_the_ingested_log(
     if expected[-1][1] == "sparse":
         assert "profile auto: sparse, as the log has 900 events, 9.0 a user" in caplog.text
         assert "sasrec: steps of 2048 events, histories of 200, dropout 0.5" in caplog.text
+
+
+@pytest.mark.slow
+def test_models_train_and_are_evaluated_in_processes_of_a_parallel_runner(project_copy) -> None:
+    names = ["--runner=ParallelRunner", "--env=test", "--pipelines=ingest,train,evaluate", "--params=model=popular+svd"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    command = [sys.executable, "-m", "kedro", "run", *names]
+    done = subprocess.run(
+        command, cwd=project_copy, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "MLflow tracking is off for this run" in done.stderr and "8 steps in" in done.stderr
+    for model in ("popular", "svd"):
+        folder = project_copy / f"data/test/08_reporting/online_retail/{model}/seed_42/metrics.json"
+        (file,) = folder.glob("*/metrics.json")
+        assert json.loads(file.read_text())["model"] == model

@@ -212,7 +212,8 @@ def test_kedro_run_shows_steps_and_no_node_signatures(whole_run: tuple[Path, Com
 def test_training_ends_with_one_line_on_what_it_came_to(whole_run: tuple[Path, CompletedProcess]) -> None:
     _, done = whole_run
     assert re.search(
-        r"train sasrec: \d+ epochs in [^,]+, best valid_ndcg@10 0\.\d{4} in epoch \d+; ended by max_epochs \d+",
+        r"train sasrec: \d+ epochs in [^,]+, best valid_ndcg@10 0\.\d{4} in epoch \d+, "
+        r"last 0\.\d{4} with loss \d+\.\d{4}; ended by max_epochs \d+",
         done.stderr,
     )
 

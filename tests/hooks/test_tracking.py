@@ -19,7 +19,7 @@ import pytest
 from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
-from kedro.runner import SequentialRunner
+from kedro.runner import ParallelRunner, SequentialRunner
 from pydantic import BaseModel
 
 from recpipe.config import RunConfig
@@ -160,6 +160,17 @@ def test_a_parent_and_one_nested_run_per_model_for_train_and_evaluate_together(p
     assert losses == [(5, 2.0), (10, 1.0)]
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["steps.txt"]
     assert (place / "mlruns").is_dir()
+
+
+def test_processes_of_a_parallel_runner_are_not_tracked_and_a_warning_says_so(place, conf, caplog) -> None:
+    hooks = TrackingHooks()
+    hooks.after_context_created(SimpleNamespace(project_path=place, config_loader={"mlflow": conf}))
+    pipeline, params = models_of("one"), {"pipeline_names": ["train"], "runner": str(ParallelRunner())}
+    hooks.before_pipeline_run(params, pipeline, catalog_in(place))
+    hooks.before_node_run(pipeline.nodes[0], {})
+    hooks.after_pipeline_run()
+    assert "MLflow tracking is off for this run: ParallelRunner" in caplog.text
+    assert found(place)[1] == []
 
 
 def test_figures_are_artifacts_in_a_folder_and_empty_ones_are_none(place, conf) -> None:

@@ -42,6 +42,17 @@ def test_a_bundle_is_asked_and_the_report_shows_it(trained, session_in) -> None:
     assert len(figure["data"]) == 4  # two models, two ways
 
 
+def assert_lists(row: dict, *, cutoff: int) -> None:
+    """Shares of the places sum to 1, and recall by popularity, weighted by its targets, to that of all."""
+    lists, groups = row["lists"], row["popularity"]
+    assert lists["length"] == cutoff
+    assert 0 < lists["coverage"] <= 1 and lists["arp"] >= 1
+    assert lists["head"] + lists["mid"] + lists["tail"] == pytest.approx(1)
+    targets = sum(group["targets"] for group in groups)
+    ndcg = sum(group["ndcg"] * group["targets"] for group in groups) / targets  # one target a user
+    assert ndcg == pytest.approx(row[f"ndcg@{cutoff}"])
+
+
 def test_each_value_is_trained_once_and_a_study_goes_on_where_it_stopped(trained, session_in, monkeypatch) -> None:
     from recpipe.training import fit
 
@@ -67,6 +78,8 @@ def test_each_value_is_trained_once_and_a_study_goes_on_where_it_stopped(trained
         assert 0 <= row[found["metric"]] <= 1
         assert row["used_dimensions"] > 1
         assert row["epochs"] >= 1
+        assert 0 < row["gradient_norm"] <= row["gradient_norm_max"]
+        assert_lists(row, cutoff=int(found["metric"].partition("@")[2]))
     assert 'id="study_length-data"' in (reporting(trained) / "report.html").read_text()
     run(trained, session_in, "study", **{**LENGTH, "train": {"max_epochs": 1}})
     assert made == ["2", "4", "2", "4"]  # other settings are another study

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from filelock import FileLock
-from tests.training.runs import Series, run
+from tests.training.runs import DATA, PROTOCOL, Series, run
 
+from recpipe.evaluation.ranking import fold_metric
 from recpipe.training.callbacks import curve_loggers
 from recpipe.training.losses.amince import AMINCE
 
@@ -34,6 +35,27 @@ def test_curves_go_to_the_configured_loggers(tmp_path):
     assert list((tmp_path / "two" / "tensorboard").iterdir())
     run(tmp_path / "none", max_epochs=1, loggers=[])
     assert not {"csv", "tensorboard"} & {path.name for path in (tmp_path / "none").iterdir()}
+
+
+def test_tensorboard_has_every_column_of_the_curve_and_the_number_of_parameters(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(tmp_path, max_epochs=3, loggers=["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    scalars = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    names = {"loss": "train_loss", "lr": "learning_rate"}
+    for name in result.curve[0]:
+        values = pytest.approx([row[name] for row in result.curve])
+        assert scalars[names.get(name, name)] == values or name == "epoch"  # which Lightning logs too
+    weights = sum(tensor.numel() for tensor in result.model.state_dict().values())
+    assert scalars["parameters"] == [weights] * 3
+
+
+@pytest.mark.parametrize("name", ["ndcg", "recall", "hit_rate", "mrr"])
+def test_validation_metrics_of_the_best_epoch_are_those_of_the_trained_model(tmp_path, name):
+    result = run(tmp_path, max_epochs=3, loggers=[])
+    value = fold_metric(result.model, DATA.valid, PROTOCOL, f"{name}@10")
+    assert result.curve[result.cost["best_epoch"] - 1][f"valid_{name}@10"] == pytest.approx(value, abs=1e-12)
 
 
 def test_without_tensorboard_curves_go_to_a_csv_file(tmp_path, monkeypatch):

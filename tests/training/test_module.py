@@ -39,6 +39,7 @@ def test_the_recorded_norm_is_that_of_the_full_gradient_before_clipping(tmp_path
     model.loss(batch, FullSoftmax()).backward()
     squares = sum(float(w.grad.square().sum()) for w in model.parameters() if w.grad is not None)
     assert result.curve[0]["gradient_norm"] == pytest.approx(squares**0.5, rel=1e-4)
+    assert result.curve[0]["gradient_norm_max"] == result.curve[0]["gradient_norm"]  # of one step
 
 
 def test_gradient_clip_limits_the_norm(tmp_path):
@@ -118,7 +119,9 @@ def test_on_epoch_gets_the_rows_of_the_curve(tmp_path):
     rows = []
     result = run(tmp_path, max_epochs=2, on_epoch=rows.append)
     assert rows == result.curve and [row["epoch"] for row in rows] == [1, 2]
-    assert set(rows[0]) == {"epoch", "step", "seconds", "loss", "lr", "gradient_norm", METRIC}
+    validated = {METRIC, *(f"valid_{name}@10" for name in ("recall", "hit_rate", "mrr"))}
+    columns = {"epoch", "step", "seconds", "loss", "lr", "gradient_norm", "gradient_norm_max", "peak_memory_mib"}
+    assert set(rows[0]) == columns | validated
 
 
 @pytest.mark.parametrize(
@@ -141,15 +144,32 @@ def test_validated_epochs_are_logged_every_so_often(tmp_path, caplog, validate_e
     ],
 )
 def test_the_end_of_training_is_logged_with_its_reason(tmp_path, caplog, changes, reason):
-    with caplog.at_level("INFO", logger="recpipe.training.module"):
+    with caplog.at_level("INFO", logger="recpipe.training.fit"):
         result = run(tmp_path, validate=Series(*(2.0**-n for n in range(1, 10))), **changes)
     (line,) = [line for line in caplog.messages if "ended by" in line]
-    assert line.startswith(f"train SASRec: {len(result.curve)} epochs in ")
-    assert line.endswith(f"best {METRIC} 0.5000 in epoch 1; ended by {reason}")
+    epochs, loss = len(result.curve), result.curve[-1]["loss"]
+    assert line.startswith(f"train SASRec: {epochs} epochs in ")
+    best = f"best {METRIC} 0.5000 in epoch 1"
+    assert line.endswith(f"{best}, last {2.0**-epochs:.4f} with loss {loss:.4f}; ended by {reason}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"validate": Series(0.5, 0.25)}, KeyboardInterrupt, "an interruption"),
+        ({"optimiser": {"name": "sgd", "learning_rate": 1e30}}, NonFiniteLossError, "a loss that is not finite"),
+    ],
+)
+def test_a_training_that_breaks_off_logs_its_reason_too(tmp_path, caplog, changes, error, reason):
+    with caplog.at_level("INFO", logger="recpipe.training.fit"), pytest.raises(error):
+        run(tmp_path, **changes)
+    (line,) = [line for line in caplog.messages if "ended by" in line]
+    assert line.endswith(f"; ended by {reason}")
+    assert ("best valid_ndcg@10 0.5000 in epoch 1, last" in line) == (error is KeyboardInterrupt)
 
 
 def test_an_interruption_by_on_epoch_is_logged(tmp_path, caplog):
-    with caplog.at_level("INFO", logger="recpipe.training.module"), pytest.raises(KeyboardInterrupt):
+    with caplog.at_level("INFO", logger="recpipe.training.fit"), pytest.raises(KeyboardInterrupt):
         run(tmp_path, on_epoch=lambda row: True)
     assert any("ended by on_epoch" in line for line in caplog.messages)
 

@@ -19,7 +19,7 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.content_slots import ContentSlots
-from recpipe.evaluation.metrics import coverage, metric_value, metrics_from_ranks, warm_and_cold_items
+from recpipe.evaluation.metrics import coverage, metric_values, metrics_from_ranks, warm_and_cold_items
 from recpipe.evaluation.ranking import Ranking, fold_ranks, rank_fold
 from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.models.recommender import Recommender
@@ -28,6 +28,7 @@ from recpipe.training.bundle import Bundle
 WARM_UP_USERS = 3  # of latency: the first calls fill caches
 PERCENTILES = (50, 95)
 SEARCH_ERROR_USERS = 1000
+CURVE_METRICS = ("ndcg", "recall", "hit_rate", "mrr")  # of the validation after an epoch
 NOT_IN_SETTINGS_ID = {"device", "resume", "log_every"}  # train settings that do not change the model
 # Settings that runs of older versions lack, with the value that gives the same model: it is left out of the id
 NEWER_SETTINGS = {
@@ -159,13 +160,17 @@ def latency(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users
 def validator(
     fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None
 ) -> Callable[[Recommender], dict[str, float]]:
-    """Return the function that selects checkpoints: a metric of ``fold``, or always of the same ``users`` of it."""
+    """Return the function that selects checkpoints by a metric of ``fold``, or always of the same ``users`` of it.
+
+    It returns the other metrics of the training curve too, at the same cut-off. Raises ValueError for an unknown one.
+    """
     fold = fold.with_query_times(protocol)
     if users is not None and users < len(fold):
         fold = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:users]))
 
     def validate(model: Recommender) -> dict[str, float]:
         ranks = fold_ranks(model, fold, protocol)
-        return {f"valid_{metric}": metric_value(ranks, metric, setting="train.metric")}
+        values = metric_values(ranks, metric, CURVE_METRICS, setting="train.metric")
+        return {f"valid_{name}": value for name, value in values.items()}
 
     return validate

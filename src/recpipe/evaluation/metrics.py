@@ -45,12 +45,22 @@ def metrics_from_ranks(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, 
 
 def metric_value(ranks: pa.Table, metric: str, *, setting: str = "metric") -> float:
     """Compute one metric at a cut-off, such as ndcg@10. Raises ValueError, naming ``setting``, for an unknown one."""
+    return metric_values(ranks, metric, setting=setting)[metric]
+
+
+def metric_values(
+    ranks: pa.Table, metric: str, others: Sequence[str] = (), *, setting: str = "metric"
+) -> dict[str, float]:
+    """Compute ``metric``, such as ndcg@10, and ``others``, such as recall, at its cut-off, by name.
+
+    Raises ValueError, naming ``setting``, for an unknown metric.
+    """
     cutoff = metric.partition("@")[2]
     values = metrics_from_ranks(ranks, cutoffs=[int(cutoff)]) if cutoff.isdigit() else {}
     if metric not in values:
         names = [name.partition("@")[0] for name in user_metrics(ranks, cutoffs=[1]).column_names[1:]]
         raise ValueError(f"{setting} is {metric!r}; allowed: {', '.join(names)}, each at a cut-off, such as ndcg@10")
-    return float(values[metric])
+    return {name: float(values[name]) for name in dict.fromkeys([metric, *(f"{other}@{cutoff}" for other in others)])}
 
 
 def warm_and_cold_items(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, dict[str, float | int]]:

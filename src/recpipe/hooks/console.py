@@ -123,11 +123,11 @@ class ConsoleHooks:
                 self._end(node)
 
     @hook_impl
-    def after_pipeline_run(self) -> None:
+    def after_pipeline_run(self, pipeline: Pipeline) -> None:
         """Log the number of steps and the seconds of the run."""
         seconds = duration(self._clock() - self._started)
         self.close()
-        count = len(self._done)
+        count = len(self._done) or len(pipeline.nodes)  # the processes of a ParallelRunner end all of them
         log.info("%s %s in %s", count, "step" if count == 1 else "steps", seconds)
 
     @hook_impl

@@ -23,6 +23,8 @@ from recpipe.kedro_compat import loaded_file
 from recpipe.pipelines.wiring import STAGES
 from recpipe.progress import set_epoch_listener
 
+log = logging.getLogger(__name__)
+
 SHARED = {"ingest", "report"}  # groups without a run of their own
 
 
@@ -52,6 +54,12 @@ class TrackingHooks:
             self._runs.close("KILLED")
         self._catalog, self._runs, self._tags = catalog, None, None
         if not self._conf["enabled"]:
+            return
+        if "ParallelRunner" in str(run_params.get("runner")):
+            log.warning(
+                "MLflow tracking is off for this run: ParallelRunner runs every step in a process of its own. Leave "
+                "out --runner, or use --runner=ThreadRunner, to track it"
+            )
             return
         groups = sorted({node.namespace for node in pipeline.nodes if node.namespace})
         self._groups = set(groups) - SHARED

@@ -19,7 +19,12 @@ from recpipe.pipelines.types import Bundle, TrainingData, TrainingJob
 from recpipe.pipelines.wiring import Wiring, create_node
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from recpipe.training.variants import Study, Variant
+
+    Vectors = tuple[NDArray[np.float64], NDArray[np.bool_]]  # (I, D), and a mask of the items that have one
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +43,10 @@ def vary_model(
     selection = [variant for variant in candidates if variant.name not in too_long]
     for name, reason in left_out.items():
         log.info("%s of %s: left out, as %s", name, config.name, reason)
-    folder, rows = paths.studies(config.name, config.seed) / study.name, []
+    folder, rows, vectors = paths.studies(config.name, config.seed) / study.name, [], content_vectors(job, paths)
     for number, variant in enumerate(selection, 1):
         log.info("study %s of %s, %s of %s: %s", study.name, config.name, number, len(selection), variant.name)
-        rows.append(_row(variant, replace(job, config=variant.config), folder))
+        rows.append(_row(variant, replace(job, config=variant.config), folder, vectors))
     return {
         "study": study.name,
         "model": config.name,
@@ -61,35 +66,86 @@ def study_settings(study: StudyConfig) -> Study:
     return build_config(Study, study.model_dump(exclude={"name"}), where=f"studies.{study.name}")
 
 
-def _row(variant: Variant, job: TrainingJob, folder: Path) -> dict[str, Any]:
+def content_vectors(job: TrainingJob, paths: DataPaths) -> Vectors | None:
+    """Read item vectors (text, else images) for diversity, the same for all variants; None where none are on disk."""
+    from recpipe.content.embeddings import Embeddings
+
+    for modality in ("text", "image"):
+        if (file := paths.features / f"{modality}_embeddings.parquet").is_file():
+            embeddings = Embeddings.read(file)
+            rows = embeddings.rows(job.data.vocabulary.ids)
+            return embeddings.vectors[rows].astype("float64"), (rows >= 0) & embeddings.present[rows]
+    log.info("no item vectors on disk, so diversity is left out; `kedro run --pipelines=embed` makes them")
+    return None
+
+
+def _row(variant: Variant, job: TrainingJob, folder: Path, vectors: Vectors | None) -> dict[str, Any]:
     """Train a variant, or read its row from a file with the same settings and data."""
     variant_folder = folder / "".join(sign if sign.isalnum() else "_" for sign in variant.name)
     result, identity = variant_folder / "result.json", json.loads(json.dumps(job.identity()))
     if result.is_file() and (saved := json.loads(verified(result).read_text()))["about"] == identity:
+        if "lists" not in saved["row"]:
+            log.info("%s of %s was measured without lists; delete %s to train it again", variant.name, folder, result)
         return dict(saved["row"])
     bundle = job.train(folder=variant_folder, keep_checkpoints=True)
-    row = {"name": variant.name, "value": variant.value, "changed": dict(variant.overrides), **_numbers(bundle, job)}
+    numbers = _numbers(bundle, job, vectors)
+    row = {"name": variant.name, "value": variant.value, "changed": dict(variant.overrides), **numbers}
     with atomic_file(result) as part:
         part.write_text(json.dumps({"about": identity, "row": row}))
     bundle.remove_checkpoints()
     return row
 
 
-def _numbers(bundle: Bundle, job: TrainingJob) -> dict[str, Any]:
-    """Validation metric, cost, and effective dimensions of the item vectors."""
-    from recpipe.evaluation.geometry.measures import participation_ratio, spectrum
-    from recpipe.evaluation.ranking import fold_metric
+def _numbers(bundle: Bundle, job: TrainingJob, vectors: Vectors | None) -> dict[str, Any]:
+    """Validation metric, lists, cost, gradient norms, and effective dimensions of the item vectors.
 
-    metric = job.settings.metric
-    value = fold_metric(bundle.model, job.data.valid_set, job.data.protocol, metric)
+    ``lists`` are the measures of ``list_metrics`` on the validation fold; ``popularity`` is recall and NDCG by
+    popularity of the target. Gradient norms are those before clipping, of every tenth step.
+    """
+    from recpipe.evaluation.geometry.measures import participation_ratio, spectrum
+
     try:
-        vectors = bundle.model.item_vectors()[1:].detach().cpu().double().numpy()
-        dimensions = participation_ratio(spectrum(vectors))
+        item_vectors = bundle.model.item_vectors()[1:].detach().cpu().double().numpy()
+        dimensions = participation_ratio(spectrum(item_vectors))
     except ValueError:  # no item vectors
         dimensions = None
     keys = ("train_seconds", "seconds_per_epoch", "tokens_per_second", "epochs", "best_epoch", "parameters")
     cost = bundle.training["cost"]
-    return {metric: value, "used_dimensions": dimensions, **{key: cost.get(key) for key in keys}}
+    norms = [row["gradient_norm"] for row in bundle.curve]
+    return {
+        **_list_numbers(bundle, job, vectors),
+        "used_dimensions": dimensions,
+        "gradient_norm": sum(norms) / len(norms) if norms else None,
+        "gradient_norm_max": max((row["gradient_norm_max"] for row in bundle.curve), default=None),
+        **{key: cost.get(key) for key in keys},
+    }
+
+
+def _list_numbers(bundle: Bundle, job: TrainingJob, vectors: Vectors | None) -> dict[str, Any]:
+    """Rank the validation fold: the metric of the training, measures of the lists, and recall by popularity."""
+    from recpipe.evaluation.lists import Lists, Popularity, list_metrics
+    from recpipe.evaluation.metrics import metric_value
+    from recpipe.evaluation.ranking import rank_fold
+    from recpipe.evaluation.segments import segments
+
+    metric, protocol, ids = job.settings.metric, job.data.protocol, bundle.vocabulary.ids
+    length = int(metric.partition("@")[2])
+    k = min(length, getattr(bundle.model.config, "beam", length))  # a beam search finds no more items
+    fold = job.data.valid_set.with_query_times(protocol)
+    ranking = rank_fold(bundle.model, fold, exclude_seen=protocol.exclude_seen, k=k)
+    ranks = ranking.table(fold, bundle.vocabulary)
+    lists = Lists.of(ranking.recommendations(fold, bundle, k), ids, k)
+    popularity = Popularity.of(job.data.train_set, len(ids))
+    by_popularity = [
+        {key: row[key] for key in ("segment", "targets", "recall", "ndcg")}
+        for row in segments(ranks, item_ids=ids, train_events=popularity.events, k=length).to_pylist()
+        if row["by"] == "popularity"
+    ]
+    return {
+        metric: metric_value(ranks, metric),
+        "lists": {"length": k, **list_metrics(lists, popularity, ranks, item_ids=ids, vectors=vectors)},
+        "popularity": by_popularity,
+    }
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:

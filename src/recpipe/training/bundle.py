@@ -27,7 +27,7 @@ from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
 from recpipe.semantic_ids.ids import CatalogueIds
 
-CURVE_COLUMNS = dict.fromkeys(("epoch", "step", "seconds", "loss", "lr", "gradient_norm"))
+CURVE_COLUMNS = dict.fromkeys(("epoch", "step", "seconds", "loss", "lr", "gradient_norm", "gradient_norm_max"))
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 FORMATS = (1, 2)  # 2 has a manifest
 HINT = "run `kedro run --pipelines=train`"

@@ -22,8 +22,12 @@ def versions() -> dict[str, str]:
 
 def model_size(model: Recommender, device: str) -> dict[str, float]:
     """Return the number of values in the state of the model, and the peak memory."""
-    parameters = sum(tensor.numel() for tensor in model.state_dict().values())
-    return {"parameters": parameters, "peak_memory_mib": peak_memory_mib(device)}
+    return {"parameters": n_parameters(model), "peak_memory_mib": peak_memory_mib(device)}
+
+
+def n_parameters(model: Recommender) -> int:
+    """Return the number of values in the state of the model, with those that are not trained."""
+    return sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 def reset_peak_memory(device: str) -> None:

@@ -28,7 +28,14 @@ from recpipe.progress import progress
 from recpipe.training.callbacks import Patience, ProgressBar, close_loggers, curve_loggers, lock_folder
 from recpipe.training.checkpoint import BEST, LAST, Checkpoints, SafetensorsCheckpointIO, load_tree, remove_checkpoints
 from recpipe.training.cost import model_size, reset_peak_memory, versions
-from recpipe.training.module import OnEpoch, TrainingModule, Validate, training_label, training_module
+from recpipe.training.module import (
+    NonFiniteLossError,
+    OnEpoch,
+    TrainingModule,
+    Validate,
+    training_label,
+    training_module,
+)
 from recpipe.training.optimisers import INDEPENDENT_OF_LENGTH
 from recpipe.training.settings import PRECISIONS, TrainSettings, check_settings, choose_device, choose_precision
 
@@ -191,13 +198,17 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
         with bar:
             trainer.fit(module, ckpt_path=resume)
     except SystemExit:  # how Lightning ends after Ctrl-C
+        log.info("%s", module.summary("an interruption"))
         raise interruption from None
+    except NonFiniteLossError:
+        log.info("%s", module.summary("a loss that is not finite"))
+        raise
     finally:
         close_loggers(trainer.loggers)
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
     out_of_patience = patience.wait_count >= patience.patience and not settings.train_on_validation
-    module.log_summary(out_of_patience=out_of_patience)
+    log.info("%s", module.summary(out_of_patience=out_of_patience))
     if module.is_interrupted:
         raise interruption
     module.load_state_dict(load_tree(folder / BEST)["state_dict"])

@@ -25,7 +25,7 @@ from recpipe.models.recommender import Recommender
 from recpipe.progress import current_step, duration
 from recpipe.training.callbacks import WeightAverage
 from recpipe.training.checkpoint import random_state, set_random_state
-from recpipe.training.cost import gpu_state, model_size
+from recpipe.training.cost import gpu_state, model_size, n_parameters, peak_memory_mib
 from recpipe.training.losses import Loss, make_loss
 from recpipe.training.optimisers import make_optimiser, make_schedule
 from recpipe.training.settings import TrainSettings
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PARTS = {"cpu": 8, "cuda": 1}  # batches of a step: padding is expensive on a CPU, kernel launches on a GPU
 SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
+LOGGER_NAMES = {"loss": "train_loss", "lr": "learning_rate"}  # of columns of the curve
 NORM_EVERY = 10  # steps between gradient norms
 CHECK_EVERY = 50  # steps between checks for a finite loss on a GPU, each of which synchronises
 
@@ -159,7 +160,7 @@ class TrainingModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._check_loss()
         row = self._curve_row()
-        self.log("train_loss", row["loss"], batch_size=1)
+        self._log_row(row)
         is_validated = self.metric in row or not self.trainer.limit_val_batches
         is_over = is_validated and self.out_of_time
         is_last = is_over or self._epoch == self.trainer.max_epochs
@@ -182,9 +183,17 @@ class TrainingModule(pl.LightningModule):
             row = {**gpu_state(self.device), "epoch": self._epoch, "step": self.global_step, "seconds": self._seconds}
             row["loss"] = float(self._loss) / max(self._steps, 1)
             row["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-            row["gradient_norm"] = float(torch.stack(self._norms).mean())
+            norms = torch.stack(self._norms)
+            row |= {"gradient_norm": float(norms.mean()), "gradient_norm_max": float(norms.max())}
+            row["peak_memory_mib"] = peak_memory_mib(self.device.type)
             self.curve.append(row)
         return self.curve[-1]
+
+    def _log_row(self, row: Mapping[str, Any]) -> None:
+        """Send a row of the curve to the loggers, with the number of parameters; Lightning sends the metrics."""
+        values = {LOGGER_NAMES.get(name, name): value for name, value in row.items() if not name.startswith("valid_")}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values | {"parameters": n_parameters(self.model)}, step=self.global_step)
 
     def _check_loss(self) -> None:
         step = int(self._non_finite_step)
@@ -223,19 +232,22 @@ class TrainingModule(pl.LightningModule):
             **model_size(self.model, device),
         }
 
-    def log_summary(self, *, out_of_patience: bool) -> None:
-        """Log epochs, seconds, the best epoch, and the setting that ended training."""
-        parts = [f"{len(self.curve)} epochs in {duration(self._seconds)}"]
+    def summary(self, reason: str | None = None, *, out_of_patience: bool = False) -> str:
+        """Return a line of epochs, seconds, best and last epoch, and what ended training: by default a setting."""
+        parts, settings = [f"{len(self.curve)} epochs in {duration(self._seconds)}"], self.settings
         if (best := self.best_row) is not None:
             parts.append(f"best {self.metric} {best[self.metric]:.4f} in epoch {best['epoch']}")
-        reason = f"max_epochs {self.settings.max_epochs}"
+        if self.curve:
+            last = self.curve[-1]
+            value = f"{last[self.metric]:.4f} with " if self.metric in last else ""
+            parts.append(f"last {value}loss {last['loss']:.4f}")
         if self.is_interrupted:
             reason = "on_epoch: interrupted, the same command continues"
-        elif self.out_of_time:
-            reason = f"max_minutes {self.settings.max_minutes:g}"
-        elif out_of_patience:
-            reason = f"patience {self.settings.patience}"
-        log.info("%s: %s; ended by %s", training_label(self.model), ", ".join(parts), reason)
+        elif reason is None and self.out_of_time:
+            reason = f"max_minutes {settings.max_minutes:g}"
+        elif reason is None:
+            reason = f"patience {settings.patience}" if out_of_patience else f"max_epochs {settings.max_epochs}"
+        return f"{training_label(self.model)}: {', '.join(parts)}; ended by {reason}"
 
 
 class BatchLoader:

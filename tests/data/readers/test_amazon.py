@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ibis.backends.duckdb import Backend
 from tests.data.conftest import Reading, rows, write_gzip
+from tests.data.readers.test_readers import block_of
+
+from recpipe.data.files.fetch import fetch
+from recpipe.data.interactions import ingest
+from recpipe.data.readers import read
 
 
 def test_amazon_2014(tmp_path: Path, reading: Reading) -> None:
@@ -81,3 +87,21 @@ def test_amazon_2023_counts_milliseconds(tmp_path: Path, reading: Reading) -> No
     assert bad["problem"] == "timestamp before 1980, in another unit than ms: '1588687728'"
     item = rows(tables.items)[0]
     assert (item["image"], item["text"]) == ("http://l", "Oil. Shop. f")
+
+
+def test_software_of_2018_has_the_users_with_eight_products(tmp_path: Path, con: Backend) -> None:
+    def review(user: str, number: int) -> dict[str, object]:
+        item, time = f"B{number:09}", 1445040000 + 86400 * number
+        return {"overall": 4.0, "vote": "7", "verified": True, "reviewTime": "10 17, 2015", "reviewerID": user,
+                "asin": item, "style": {"Platform:": " PC Disc"}, "unixReviewTime": time}  # fmt: skip
+
+    lines = [review("A8", number) for number in range(8)] + [review("A7", number) for number in range(7)]
+    write_gzip(tmp_path / "Software.json.gz", [*lines, lines[8]])  # the published files repeat reviews
+    product = {"asin": "B000000000", "title": "Office", "category": ["Software"]}
+    write_gzip(tmp_path / "meta_Software.json.gz", [product])
+    conf = block_of("amazon-2018-software")
+    result = ingest(read(conf, fetch(conf, tmp_path), con), conf["steps"])
+    log = rows(result.interactions)
+    assert [(row["user_id"], row["item_id"]) for row in log] == [("A8", f"B{number:09}") for number in range(8)]
+    titles = {row["item_id"]: row["title"] for row in rows(result.items)}
+    assert titles["B000000000"] == "Office" and set(titles) == {row["item_id"] for row in log}

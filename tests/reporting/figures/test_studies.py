@@ -3,6 +3,7 @@
 import pytest
 
 from recpipe.reporting.figures.studies import study_section
+from recpipe.reporting.formatting import MISSING
 from recpipe.reporting.html import render_page
 from recpipe.reporting.leaderboard import leaderboard
 
@@ -40,11 +41,21 @@ def study(model, protocol, name="length"):
         "parameters": 1234,
         "used_dimensions": 17.25,
     }
+    lists = {"length": 10, "coverage": 0.25, "arp": 40.5, "diversity": 0.8, "tail": 0.05}
+    popularity = [{"segment": "tail", "targets": 9, "recall": 0.125, "ndcg": 0.1}]
+    more = {"lists": lists, "popularity": popularity, "gradient_norm": 0.51, "gradient_norm_max": 12.0}
     values = {"length": [8, 64], "width": [16, 32], "ablation": [None, None]}[name]
     settings = {"length": "train.window", "width": "dim", "ablation": None}
     names = ["as configured", "without dropout"] if name == "ablation" else map(str, values)
     rows = [
-        {"name": label, "value": value, "changed": {}, "ndcg@10": 0.1 + 0.02 * number, **cost}
+        {
+            "name": label,
+            "value": value,
+            "changed": {},
+            "ndcg@10": 0.1 + 0.02 * number,
+            **cost,
+            **(more if number == 0 else {}),
+        }
         for number, (label, value) in enumerate(zip(names, values, strict=True))
     ]
     return {
@@ -86,7 +97,8 @@ def test_every_study_has_a_figure_with_data_and_a_table_row_per_training(board):
     length = result.tables["study_length"][1]
     assert len(length) == 4
     cells = ["train.window 8", "sasrec", ".1000", "2", "2.0 s", "900", "1\u202f234", "17.2"]
-    assert length[0] == cells
+    assert length[0] == [*cells, "25.0\u202f%", "40.5", "0.800", "5.00\u202f%", "12.5\u202f%", "0.51", "12"]
+    assert length[1][len(cells) :] == [MISSING] * 7  # a result of an older version
     assert [row[0] for row in result.tables["study_ablation"][1]] == ["as configured", "without dropout"]
     cells = ["sasrec", ".2000", ".1000", ".1900", ".0500 (25.0\u202f%)"]
     assert result.tables["effective_context"][1][0] == cells

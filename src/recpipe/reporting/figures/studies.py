@@ -22,7 +22,7 @@ from recpipe.reporting.figures import (
     line,
     model_colour,
 )
-from recpipe.reporting.formatting import MISSING, count, decimals, duration, metric_title, percent
+from recpipe.reporting.formatting import MISSING, count, decimals, duration, metric_title, number, percent
 
 Loaders = Mapping[str, Callable[[], Any]]
 Result = Mapping[str, Any]  # of one run, as JSON
@@ -205,8 +205,29 @@ def _study_table(results: Sequence[Result]) -> Table:
             speed = [count(row["epochs"]), duration(row["seconds_per_epoch"]), count(row["tokens_per_second"])]
             dimensions = MISSING if row.get("used_dimensions") is None else f"{row['used_dimensions']:.1f}"
             size = [count(row["parameters"]), dimensions]
-            rows.append([f"{prefix}{row['name']}", result["label"], decimals(row[metric]), *speed, *size])
-    return [*head, "parameters", "dimensions used"], rows
+            start = [f"{prefix}{row['name']}", result["label"], decimals(row[metric])]
+            rows.append([*start, *speed, *size, *_list_cells(row), *_gradient_cells(row)])
+    lists = ["coverage", "popularity of items", "diversity", "tail items", "recall of tail targets"]
+    return [*head, "parameters", "dimensions used", *lists, "gradient norm", "largest"], rows
+
+
+def _list_cells(row: Result) -> list[str]:
+    """Measures of the lists of a variant; missing in results of older versions."""
+    lists = row.get("lists") or {}
+    recall = {segment["segment"]: segment["recall"] for segment in row.get("popularity", [])}
+    diversity = lists.get("diversity")
+    return [
+        percent(lists.get("coverage")),
+        number(lists.get("arp")),
+        MISSING if diversity is None else f"{diversity:.3f}",
+        percent(lists.get("tail")),
+        percent(recall.get("tail")),
+    ]
+
+
+def _gradient_cells(row: Result) -> list[str]:
+    norms = (row.get(key) for key in ("gradient_norm", "gradient_norm_max"))
+    return [MISSING if norm is None else f"{norm:.3g}" for norm in norms]
 
 
 def _context_table(contexts: Sequence[Result]) -> Table:

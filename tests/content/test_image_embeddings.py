@@ -348,7 +348,7 @@ def test_no_image_at_all(shop: Shop, names: list[str | None], caplog: pytest.Log
     assert not embeddings.present.any()
     assert quarantine.num_rows == 0
     assert shop.loaded == 0
-    assert ("none of 2 images exists, such as 'x.png'" in caplog.text) == (names[0] is not None)
+    assert ("2 of 2 images do not exist, such as 'x.png'" in caplog.text) == (names[0] is not None)
 
 
 def test_no_items(shop: Shop) -> None:

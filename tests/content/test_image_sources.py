@@ -55,6 +55,31 @@ def test_a_column_of_names_or_of_lists() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "first", "last"),
+    [
+        (["a.jpg", "b.jpg"], "a.jpg", "b.jpg"),
+        ([" ", "b.jpg", None], "b.jpg", "b.jpg"),
+        ('["http://x/a,1.jpg", "http://x/b.jpg"]', "http://x/a,1.jpg", "http://x/b.jpg"),
+        ("['a.jpg', 'b.jpg']", "a.jpg", "b.jpg"),
+        ("[a.jpg, b.jpg]", "a.jpg", "b.jpg"),
+        ("[]", None, None),
+        ("a, b.jpg", "a, b.jpg", "a, b.jpg"),
+        ("[" * 100_000 + "]" * 100_000, None, None),
+    ],
+    ids=["list", "blanks", "JSON", "Python", "no quotes", "empty", "no list", "deep"],
+)
+def test_one_image_of_a_list_counts(value: object, first: str | None, last: str | None) -> None:
+    items = pa.table({"item_id": ["1"], "image": [value]})
+    assert image_references(items, PATHS) == [first]
+    assert image_references(items, ImageSourceConfig(column="image", of_list="last")) == [last]
+    template = ImageSourceConfig.from_block({"name": "x/{image}", "of_list": "last"})
+    if isinstance(value, list):
+        assert image_references(items, template) == [f"x/{last}"]
+    with pytest.raises(ValueError, match="of_list of content.image"):
+        ImageSourceConfig.from_block({"column": "image", "of_list": "middle"})
+
+
+@pytest.mark.parametrize(
     ("block", "message"),
     [
         ({}, "either `name` or `column`, not none"),

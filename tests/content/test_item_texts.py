@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,30 @@ def test_json_lines(tmp_path: Path, file: str) -> None:
 def test_numbers_as_ids_in_json(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"sku": 42, "plot": "p"}\n{"sku": 9007199254740993, "plot": "q"}\n')
     assert plots(tmp_path, "a.jsonl") == [None, "p", None]
+
+
+def test_few_common_ids_are_warned_of_with_the_form(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items = pa.table({"item_id": ["007", "042", "a"]})
+    (tmp_path / "plots.csv").write_text("sku,plot\n7,p\n42,q\n a ,r\n")
+    texts = join_file(items, tmp_path, "plots.csv", item_id="sku", columns=["plot"])
+    assert texts["plot"].to_pylist() == [None, None, "r"]
+    for part in (
+        "1 of 3 items found",
+        "are '007', '042'",
+        "an item '7', '42'",
+        "2 of 2 are the same without leading zeros",
+    ):
+        assert part in caplog.text
+
+
+def test_decimals_are_ids_without_their_zeros(tmp_path: Path) -> None:
+    ids = pa.array([Decimal("10.00"), Decimal("7.50")], pa.decimal128(10, 2))
+    pq.write_table(pa.table({"sku": ids, "plot": ["a", "b"]}), tmp_path / "plots.parquet")
+    items = pa.table({"item_id": ["10", "7.5"]})
+    assert join_file(items, tmp_path, "plots.parquet", item_id="sku", columns=["plot"])["plot"].to_pylist() == [
+        "a",
+        "b",
+    ]
 
 
 def test_no_overlap_is_refused_with_ids_of_both(tmp_path: Path) -> None:

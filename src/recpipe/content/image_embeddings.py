@@ -217,9 +217,11 @@ def _count_outcomes(
     if unusable:
         reason, times = Counter(quarantine["reason"].to_pylist()).most_common(1)[0]
         log.warning("%s images cannot be used, most often (%s times): %s", unusable, times, reason)
-    if with_reference and counts["not_found"] == with_reference:
-        example = next(reference for reference in references if reference is not None)
+    if 2 * counts["not_found"] > with_reference:
+        example = next(name for name, key in zip(references, keys, strict=True) if name is not None and not key)
+        other = next((name for name, key in zip(references, keys, strict=True) if key), None)
         log.warning(
-            "none of %s images exists, such as %r: check the data set's `content.image`", with_reference, example
-        )
+            "%s of %s images do not exist, such as %r%s: check the data set's `content.image`",
+            f"{counts['not_found']:,}", f"{with_reference:,}", example, f", unlike {other!r}" if other else "",
+        )  # fmt: skip
     return counts

@@ -5,8 +5,10 @@ A reader refuses paths and links that leave the source, and files that are large
 
 from __future__ import annotations
 
+import json
 import lzma
 import os
+import re
 import stat
 import string
 import threading
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,7 +32,8 @@ MAX_BYTES = 20 << 20
 MAX_SILENT = 20  # consecutive images without an answer, after which a host is not contacted again
 # Errors of zipfile and its decompressors; RuntimeError also for a method that this Python lacks.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
-KEYS = ("from", "name", "column", "private", "timeout", "retries")
+KEYS = ("from", "name", "column", "of_list", "private", "timeout", "retries")
+QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
 
 class ImageReader(Protocol):
@@ -46,6 +49,7 @@ class ImageSourceConfig:
     source: folder or zip inside the raw folder (``from`` in the conf), by default the raw folder.
     name: template of a path in the source, such as ``images/{item_id}.jpg``.
     column: instead of ``name``, the column of items with a path in the source, or a web address.
+    of_list: the entry of a list of images that counts, ``first`` or ``last``; a list may be text, ``["a.jpg", "b"]``.
     private: allow web addresses that are not public.
     timeout: seconds per web address; retries: further attempts after a failure that may pass.
     """
@@ -53,6 +57,7 @@ class ImageSourceConfig:
     source: str | None = None
     name: str | None = None
     column: str | None = None
+    of_list: Literal["first", "last"] = "first"
     private: bool = False
     timeout: float = 10.0
     retries: int = 3
@@ -63,6 +68,7 @@ class ImageSourceConfig:
                 f"content.image needs either `name` or `column`, not {'both' if self.name else 'none of them'}: "
                 "{from: posters.zip, name: 'images/{item_id}.jpg'} or {column: image}"
             )
+        check_known(self.of_list, ("first", "last"), what="of_list of content.image")
         if self.timeout <= 0 or self.retries < 0:
             raise ValueError(
                 f"content.image: timeout {self.timeout} must be above 0, retries {self.retries} at least 0"
@@ -85,13 +91,12 @@ def image_references(items: pa.Table, config: ImageSourceConfig) -> list[str | N
         return items[name]
 
     if config.column is not None:
-        return [_first_entry(value) for value in column(config.column).to_pylist()]
+        return [_entry(value, config.of_list) for value in column(config.column).to_pylist()]
     parts: list[pa.Scalar | pa.ChunkedArray] = []
     for text, field in _template_parts(config.name or ""):
         parts.append(pa.scalar(text))
         if field is not None:
-            values = pc.cast(column(field), pa.string())
-            parts.append(pc.if_else(pc.equal(values, ""), None, values))
+            parts.append(pa.chunked_array([_texts(column(field), config.of_list)], pa.string()))
     return pc.binary_join_element_wise(*parts, "").to_pylist()
 
 
@@ -221,8 +226,30 @@ def _template_parts(template: str) -> list[tuple[str, str | None]]:
     return [(text, field) for text, field, _, _ in parts]
 
 
-def _first_entry(value: object) -> str | None:
-    """Return the first non-empty entry of nested lists as text."""
-    while isinstance(value, list):
-        value = next((entry for entry in value if entry), None)
-    return (str(value).strip() or None) if value is not None else None
+def _texts(column: pa.ChunkedArray, of_list: str) -> pa.Array:
+    """Convert a column to text, null where it is empty; of a list one entry counts."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pa.array([_entry(value, of_list) for value in column.to_pylist()], pa.string())
+    values = pc.cast(column, pa.string()).combine_chunks()
+    return pc.if_else(pc.equal(values, ""), None, values)
+
+
+def _entry(value: object, of_list: str) -> str | None:
+    """Return the first or last non-empty entry of nested lists, or of a text that is a list, as text."""
+    if isinstance(value, list):
+        entries = (_entry(entry, of_list) for entry in (value if of_list == "first" else reversed(value)))
+        return next((entry for entry in entries if entry), None)
+    text = "" if value is None else str(value).strip()
+    if text.startswith("[") and text.endswith("]"):
+        return _entry(_text_list(text), of_list)
+    return text or None
+
+
+def _text_list(text: str) -> list[str]:
+    """Split the text of a list: JSON, with single quotation marks as Python writes it, or without any."""
+    try:
+        values = json.loads(text)
+        return [value for value in values if isinstance(value, str) and value[:1] != "["]
+    except (ValueError, RecursionError):
+        quoted = ["".join(pair) for pair in QUOTED.findall(text)]
+        return quoted or text.strip("[] ").split(",")

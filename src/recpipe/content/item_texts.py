@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv, json
 
+from recpipe.data.features import id_form_hint
+
 log = logging.getLogger(__name__)
 
 FORMATS = {
@@ -27,6 +29,7 @@ FORMATS = {
 }  # fmt: skip
 COMPRESSION = (".gz", ".bz2", ".zst")
 BLOCK = 1 << 24  # bytes; no row may be longer
+MAX_COMPARED_IDS = 100_000  # in which a common form is sought
 SETTING = "content.text.tables"
 
 SCRIPT = r"(?is)<(?:script|style)\b.*?</(?:script|style)\s*>|<!--.*?-->"
@@ -104,14 +107,27 @@ def _join(items: pa.Table, table: pa.Table, file: str, item_id: str, setting: st
     if repeated := sorted(set(names) & set(items.column_names)):
         raise ValueError(f"items already have a column {repeated[0]!r}: leave it out of the columns of {setting}")
     item_ids, file_ids = _ids(items["item_id"]), _ids(table[item_id])
-    count = pc.sum(pc.is_in(item_ids, value_set=file_ids)).as_py() or 0
+    is_in_file = pc.is_in(item_ids, value_set=file_ids)
+    count = pc.sum(is_in_file).as_py() or 0
     if len(items) and not count:
         examples, expected = (", ".join(map(repr, ids[:3].to_pylist())) or "none" for ids in (file_ids, item_ids))
         raise ValueError(
             f"0 of {len(items):,} items found in {file}: its column {item_id!r} holds {examples}, while items are "
             f"{expected}; set `item_id` of {setting} to the column that holds the same ids"
         )
-    log.info("%s of %s items found in %s", f"{count:,}", f"{len(items):,}", file)
+    message = f"{count:,} of {len(items):,} items found in {file}"
+    if 2 * count < len(items):
+        missing, others = item_ids.filter(pc.invert(is_in_file)), file_ids.filter(pc.is_valid(file_ids))
+        others = others.filter(pc.invert(pc.is_in(others, value_set=item_ids)))
+        missing, others = (ids[:MAX_COMPARED_IDS].to_pylist() for ids in (missing, others))
+        hint = id_form_hint(missing, others)
+        log.warning(
+            "%s: items without a row are %s, rows without an item %s%s",
+            message, ", ".join(map(repr, missing[:2])), ", ".join(map(repr, others[:2])) or "none",
+            f". Of these items {hint}" if hint else "",
+        )  # fmt: skip
+    else:
+        log.info("%s", message)
     if duplicates := len(file_ids) - len(file_ids.unique()):
         log.warning("%s rows of %s repeat an id of %s: the first of each counts", f"{duplicates:,}", file, item_id)
     rows = pc.index_in(item_ids, value_set=file_ids)
@@ -121,13 +137,18 @@ def _join(items: pa.Table, table: pa.Table, file: str, item_id: str, setting: st
 
 
 def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Convert ids to text; whole numbers that pandas turned into floats lose their `.0`."""
+    """Convert ids to text without blanks around it; whole floats lose their `.0`, decimals their zeros."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         is_whole = pc.all(pc.equal(column, pc.floor(column))).as_py()
         if is_whole and (pc.max(pc.abs(column)).as_py() or 0) < 1 << 53:
             column = column.cast(pa.int64())
-    return column.cast(pa.large_string())
+    texts = column.cast(pa.large_string())
+    if pa.types.is_decimal(column.type) and column.type.scale > 0:
+        return pc.ascii_rtrim(pc.ascii_rtrim(texts, "0"), ".")
+    return pc.utf8_trim_whitespace(texts)
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:

@@ -128,8 +128,9 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
         )
     if (tied := (profile.get("tied") or {}).get("last", 0.0)) >= WARN_TIES:
         result.append(
-            f"{_percent(tied)} of the users have several events in their last second, and the order of the file "
-            "decides which one is the target: the pipeline ties measures how much that matters (protocol.ties)"
+            f"{_percent(tied)} of the users have several events in their last second; fractions of the second, and "
+            "where there are none the order of the file, decide which one is the target: the pipeline ties measures "
+            "how much that matters (protocol.ties)"
         )
     return result
 

@@ -18,7 +18,7 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.registry import build
 from recpipe.serving.__main__ import main
-from recpipe.serving.recommender import bundle_folder
+from recpipe.serving.recommender import bundle_folder, similar_items, similar_users
 from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
 
 ITEMS = 20
@@ -185,3 +185,73 @@ def test_weights_with_other_ids_are_an_error(run):
     write_manifest(folder)
     with pytest.raises(ValueError, match="do not belong together"):
         load_bundle(folder)
+
+
+def neural(name: str = "sasrec", *, untrained: tuple[int, ...] = ()) -> Bundle:
+    """Small model; items of the indices ``untrained`` have no training events."""
+    torch.manual_seed(0)
+    model = build(name, {"dim": 16}, n_items=ITEMS, max_length=6).eval()
+    events = np.ones(ITEMS, np.int64)
+    events[list(untrained)] = 0
+    return Bundle(name, name, model, VOCABULARY, [None, "A", *["B"] * (ITEMS - 2)], events, Protocol(dataset="tiny"))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def test_similar_items_are_the_nearest_vectors_of_trained_items():
+    bundle = neural(untrained=(4, 7))
+    vectors = bundle.model.item_vectors()[1:].detach().numpy()
+    rows = similar_items(bundle, "i02", ITEMS).to_pylist()
+    expected = {f"i{n:02}": cosine(vectors[2], vectors[n]) for n in range(ITEMS) if n not in (2, 4, 7)}
+    assert [row["item_id"] for row in rows] == sorted(expected, key=expected.__getitem__, reverse=True)
+    assert [row["similarity"] for row in rows] == pytest.approx([expected[row["item_id"]] for row in rows], abs=1e-6)
+    assert {row["item_id"]: row["title"] for row in rows}["i01"] == "A"
+    assert similar_items(bundle, "i02", 3).to_pylist() == rows[:3]
+
+
+def test_similar_items_of_semantic_ids_are_those_of_alike_codes(run, capsys):
+    bundle = load_bundle(bundle_folder(run))
+    table = torch.cat(list(bundle.model.item_tables().values()), 1)[1:].detach().numpy()
+    rows = json_rows(capsys, run, "--similar", "i03", "--top", 4)
+    expected = sorted((cosine(table[3], table[n]), f"i{n:02}") for n in range(ITEMS) if n != 3)[::-1][:4]
+    assert [row["similarity"] for row in rows] == pytest.approx([value for value, _ in expected], abs=1e-6)
+    assert {row["item_id"] for row in rows} == {item for _, item in expected}
+    assert main([str(run), "--similar", "i03", "--top", "2"]) == 0
+    assert f"{rows[0]['similarity']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+def test_similar_users_are_those_of_the_nearest_last_hidden_state(name):
+    bundle, data = neural(name), random_sequences(9, ITEMS, seed=2)
+    histories = {f"u{n}": [f"i{item - 1:02}" for item in data.row(n)] for n in range(9)}
+    histories |= {"new": [], "stranger": ["x"]}
+    states = {}
+    for user, items in histories.items():
+        if user not in ("new", "stranger"):
+            rows = sequences([[int(item[1:]) + 1 for item in items]])
+            batch = bundle.model.on_device(rows, window=6).batch(np.zeros(1, np.int64))
+            states[user] = bundle.model.hidden(batch)[0, batch.lengths[0] - 1].detach().numpy()
+    expected = {user: cosine(states["u3"], state) for user, state in states.items() if user != "u3"}
+    rows = similar_users(bundle, histories, "u3", 20).to_pylist()
+    assert [row["user_id"] for row in rows] == sorted(expected, key=expected.__getitem__, reverse=True)
+    assert [row["similarity"] for row in rows] == pytest.approx([expected[row["user_id"]] for row in rows], abs=1e-5)
+
+
+def test_similarity_that_a_model_cannot_tell_is_refused(run, capsys):
+    bundle = neural(untrained=(4,))
+    for item, message in (("i04", "no trained vector of item 'i04'"), ("zz", "'zz' is not in the catalogue")):
+        with pytest.raises(ValueError, match=message):
+            similar_items(bundle, item)
+    with pytest.raises(ValueError, match="k is 0"):
+        similar_items(bundle, "i01", 0)
+    for user, message in (("none", "'none' has no history"), ("new", "knows no item of the history of user 'new'")):
+        with pytest.raises(ValueError, match=message):
+            similar_users(bundle, {"new": ["x"], "u": ["i01"]}, user)
+    with pytest.raises(ValueError, match="no hidden states of histories"):
+        similar_users(load_bundle(bundle_folder(run)), {"u": ["i01"]}, "u")
+    bundle.model = build("item_knn", {}, n_items=ITEMS, max_length=6)
+    with pytest.raises(ValueError, match="has no vectors of items"):
+        similar_items(bundle, "i01")
+    assert main([str(run), "--similar", "zz"]) == 2 and "not in the catalogue" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --find lantern
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754,85123A --top 5
+python -m recpipe.serving data/06_models/online_retail/sasrec/seed_42 --similar 21754
 python -m recpipe.serving data/06_models/my_log/sasrec/seed_42 --item 'Tea, green' --item ' 7'
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754 --search stochastic=true
 """
@@ -21,7 +22,7 @@ import yaml
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.recommendations import COLD_USERS
 from recpipe.reporting.formatting import printable
-from recpipe.serving.recommender import bundle_folder, items_titled, recommend
+from recpipe.serving.recommender import bundle_folder, items_titled, recommend, similar_items
 from recpipe.training.bundle import Bundle, load_bundle
 
 TITLE_WIDTH = 60
@@ -42,6 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
             if len(hits) > TITLES_SHOWN:
                 print(f"and {len(hits) - TITLES_SHOWN} more")
             return 0 if hits else 1
+        if options.similar is not None:
+            (item,) = _trimmed([options.similar], bundle)
+            _print_similar(similar_items(bundle, item, options.top), options.json)
+            return 0
         slots = None
         if options.slots:
             if options.content is None:
@@ -97,8 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     seen.add_argument("--seen", action="store_true", default=None, help="include items of the history")
     seen.add_argument("--unseen", dest="seen", action="store_false", help="exclude them; default: as in the protocol")
     parser.add_argument("--find", metavar="TEXT", help="list items whose title contains it, instead")
+    parser.add_argument("--similar", metavar="ITEM", help="list items nearest to it by the model's vectors, instead")
     parser.add_argument("--json", action="store_true", help="one JSON object per recommendation")
     return parser
+
+
+def _print_similar(table: pa.Table, as_json: bool) -> None:
+    if not as_json:
+        print(f"{'item':>12}  {'title':{TITLE_WIDTH}} similarity")
+    for row in table.to_pylist():
+        item, title = printable(row["item_id"]), printable(row["title"] or "")[:TITLE_WIDTH]
+        line = f"{item:>12}  {title:{TITLE_WIDTH}} {row['similarity']:.3f}"
+        print(json.dumps(row, ensure_ascii=False) if as_json else line)
 
 
 def _ids(text: str) -> list[str]:

@@ -269,7 +269,7 @@ def test_two_seeds_are_one_row_of_the_leaderboard_with_a_deviation(project_copy:
         ({}, {"pipeline_names": ["ingest"]}, [(["ingest"], "auto")]),
         ({}, {"pipeline_names": ["ingest", "train"]}, [(["ingest"], "auto"), (["train"], "sparse")]),
         ({}, {"pipeline_names": ["train"]}, [(["train"], "sparse")]),
-        ({}, {}, [(["ingest"], "auto"), ([], "sparse")]),
+        ({}, {}, [(["ingest"], "auto"), (["embed", "semantic_ids", "train", "evaluate", "report"], "sparse")]),
         (
             {"datasets": {"mine": {"profile": "dense-large"}}},
             {"pipeline_names": ["train"]},
@@ -283,11 +283,13 @@ def test_the_profile_is_chosen_from_the_ingested_log(
     file = project_copy / "conf/local/parameters/datasets/mine.yml"
     file.parent.mkdir(parents=True)
     file.write_text("datasets: {mine: {source: files, profile: auto, files: {interactions: a.csv}}}")
-    seen = []
+    seen, models = [], ()
 
     @wraps(KedroSession.run)
     def record(self, pipeline_names=None):
+        nonlocal models
         seen.append((pipeline_names, self.configuration.profile))
+        models = current()[1].models
         if "ingest" in pipeline_names:
             statistics = project_copy / "data/08_reporting/mine/data_profile.json"
             statistics.parent.mkdir(parents=True, exist_ok=True)
@@ -302,6 +304,8 @@ def test_the_profile_is_chosen_from_the_ingested_log(
     with session_in(project_copy, runtime_params={"dataset": "mine", **params}) as session, caplog.at_level("INFO"):
         session.run(**options)
     assert seen == expected
+    if not options:
+        assert models == ("sasrec", "popular", "popular_recent")
     if expected[-1][1] == "sparse":
         assert "profile auto: sparse, as the log has 900 events, 9.0 a user" in caplog.text
         assert "sasrec: steps of 2048 events, histories of 200, dropout 0.5" in caplog.text

@@ -21,7 +21,7 @@ from recpipe.config import ConfigError, Configuration, DataPaths, split_names
 from recpipe.config.run_config import AUTO
 from recpipe.hooks.checks import check_types
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals
-from recpipe.pipelines.wiring import WHOLE, command_wiring, model_info, remember, use_wiring
+from recpipe.pipelines.wiring import WHOLE, Wiring, command_wiring, model_info, remember, use_wiring
 
 log = logging.getLogger(__name__)
 
@@ -94,21 +94,23 @@ class RecpipeSession(SessionWithOneLoader):
         wiring = command_wiring(self.configuration, options["pipeline_names"], filters)
         check_types(self.configuration, wiring.runs.values())
         if self.configuration.profile == AUTO and wiring.requested != ("ingest",):
-            return self._run_with_profile(options, ingest_first="ingest" in wiring.requested and not filters)
+            return self._run_with_profile(options, wiring, ingest_first="ingest" in wiring.requested and not filters)
         with use_wiring(wiring):
             reload_pipelines()
             return super().run(**options)
 
-    def _run_with_profile(self, options: dict[str, Any], *, ingest_first: bool) -> dict[str, Any]:
+    def _run_with_profile(self, options: dict[str, Any], wiring: Wiring, *, ingest_first: bool) -> dict[str, Any]:
         """Run in a session with the profile that the statistics of the log give, after a session that ingests it."""
         from recpipe.data.digests import verified
         from recpipe.evaluation.profile import choose_profile
 
-        pipelines, params = options["pipeline_names"], self.store.get("runtime_params") or {}
+        pipelines, params = options["pipeline_names"], dict(self.store.get("runtime_params") or {})
         dataset = self.configuration.dataset
         if ingest_first:
-            with self.sibling(dict(params)) as session:
+            with self.sibling(params) as session:
                 session.run(**{"pipeline_names": ["ingest"]})
+            if not pipelines or WHOLE in pipelines:  # its models, the baselines too, and no second ingest
+                params["model"], pipelines = "+".join(wiring.models), wiring.requested
             pipelines = [name for name in pipelines if name != "ingest"]
         paths = DataPaths(**self.configuration.parameters()["paths"])
         if (file := paths.reporting / "data_profile.json").is_file():

@@ -233,6 +233,10 @@ def test_timestamps_in_every_unit(
     [
         ("2017-07-14 02:40:00 CST", "timestamp in an unknown or ambiguous zone"),
         ("2017-07-14 02:40:00 AST", "timestamp in an unknown or ambiguous zone"),
+        ("2017-07-14 02:40:00.5 CST", "timestamp in an unknown or ambiguous zone"),
+        ("2017-13-14 02:40:00Z", "timestamp not as iso has it"),
+        ("2017-02-29 02:40:00 CET", "timestamp not as iso has it"),
+        ("2017-07-14T25:40 CST", "timestamp not as iso has it"),
         ("2017-07-14 13:40 PM", "timestamp not as iso has it"),
         ("2017-07-14 02:40:00 ?", "timestamp not as iso has it"),
         ("  ", "timestamp is empty"),

@@ -23,7 +23,7 @@ from recpipe.data.files.tables import (
     literals,
     reason_with_value,
 )
-from recpipe.data.files.times import INTEGERS, NANOSECONDS, TYPED, UNITS, UNKNOWN_ZONE, Time, time_sql
+from recpipe.data.files.times import CLOCK, INTEGERS, NANOSECONDS, TYPED, UNITS, UNKNOWN_ZONE, Time, time_sql
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,9 @@ def _timestamp_checks(columns: LogColumns, time: Time, seconds: str, unknown: Se
     reasons = f"WHEN {columns.timestamp} IS NULL OR {time.blank} THEN 'timestamp is empty'"
     if unit not in UNITS:
         zone = reason_with_value("timestamp in an unknown or ambiguous zone", time.text)
-        reasons += f" WHEN regexp_matches({time.text}, '{UNKNOWN_ZONE}') THEN {zone}"
+        clock = f"TRY_CAST(regexp_extract({time.text}, '{CLOCK}') AS TIMESTAMP)"
+        is_time = f" AND {clock} IS NOT NULL" if unit == "iso" else ""
+        reasons += f" WHEN regexp_matches({time.text}, '{UNKNOWN_ZONE}'){is_time} THEN {zone}"
     arms = [f"WHEN {seconds} IS NULL THEN CASE {reasons} ELSE {reason_with_value(expected, time.text)} END"]
     if unknown:
         placeholder = reason_with_value("timestamp stands for no time", time.text)

@@ -32,6 +32,8 @@ MOMENT = (
     r"^\s*(\d{4}[-/]\d{1,2}[-/]\d{1,2})(?:\s+|T)(\d{1,2}:\d{1,2}(?::\d{1,2}(?:\.\d{1,9})?)?)"
     rf"\s*([AaPp][Mm]\b)?\s*({OFFSET}|{CITY}|[A-Za-z]{{1,4}})?\s*(?:[\[(]({CITY}|[A-Za-z]{{1,4}})[\])])?\s*$"
 )
+# Day and clock, without fractions of a second and the zone
+CLOCK = r"^\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}(?:\s+|T)\d{1,2}:\d{1,2}(?::\d{1,2})?"
 UNKNOWN_ZONE = r"\d\s*(?:[B-OQ-Zb-oq-z]|[AaPp][A-LN-Za-ln-z])[A-Za-z]{0,4}\s*$"  # letters at the end, but AM and PM
 NUMBER = r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*"
 HALF_DAY = 12 * 3600 * 1_000_000  # microseconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from math import isnan
+from math import isfinite
 from statistics import fmean, pstdev
 
 import numpy as np
@@ -61,12 +61,12 @@ def test_booleans_and_nested_lists_are_categories():
 def test_many_numbers_are_standardised_with_a_flag_for_missing_values():
     rng = np.random.default_rng(0)
     values = [None if i % 9 == 0 else float(x) for i, x in enumerate(rng.normal(5, 3, 200))]
-    values[4] = float("nan")
-    valid = [v for v in values if v is not None and not isnan(v)]
+    values[4], values[5] = float("nan"), float("-inf")
+    valid = [v for v in values if v is not None and isfinite(v)]
     column = Column.of("c", pa.array(values))
     encoded = column.encode(pa.array(values))
     for value, (number, present) in zip(values, encoded, strict=True):
-        has_value = value is not None and not isnan(value)
+        has_value = value is not None and isfinite(value)
         assert present == has_value
         assert number == pytest.approx((value - fmean(valid)) / pstdev(valid) if has_value else 0.0, abs=1e-5)
 

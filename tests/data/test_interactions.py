@@ -174,6 +174,20 @@ def test_items_without_a_row_or_without_text_are_counted(con: Any) -> None:
     assert done.joins == [{"table": "items", "file": "the table of items", "ids": 3, "matched": 2, "without_text": 1}]
 
 
+def test_ids_that_stand_in_two_forms_are_counted(con: Any) -> None:
+    ids = ["1", "1.0", "2", "2.0", "03", "3", "Ab", "ab", "c d", "cd", "7.0", "0", "E"]
+    done = ingest(raw(con, [good(0) | {"item_id": item} for item in ids]), [])
+    counts = {
+        entry["form"]: (entry["table"], entry["ids"], entry["pairs"], entry["example"]) for entry in done.duplicate_ids
+    }
+    assert counts == {
+        "in lower case": ("items", 13, 1, "Ab"),
+        "without leading zeros": ("items", 13, 1, "03"),
+        "without `.0` at their end": ("items", 13, 2, "1.0"),
+        "without blanks": ("items", 13, 1, "c d"),
+    }
+
+
 def test_items_without_a_table_have_their_id_as_title(con: Any) -> None:
     done = ingest(raw(con, [good(0), good(0), good(3)]), [])
     assert done.items.to_pyarrow().to_pylist() == [{"item_id": i, "title": i} for i in ("i0", "i3")]

@@ -138,6 +138,14 @@ def test_targets_in_their_own_history_are_counted_and_named_with_the_setting(tar
     assert split_warnings(sizes, exclude_seen=False) == split_warnings({"test_targets": 5}, exclude_seen=True) == []
 
 
+def test_ids_in_two_forms_have_a_warning_from_one_percent(tmp_path):
+    got = profile(write(tmp_path / "log.parquet", ["u"], ["i"], [1_600_000_000]))
+    entry = {"table": "items", "ids": 200, "form": "without `.0` at their end", "pairs": 2, "example": "1.0"}
+    (warning,) = profile_warnings({**got, "duplicate_ids": [entry]}, exclude_seen=False)
+    assert "2 of 200 items of the log have the id of another without `.0` at their end, such as '1.0'" in warning
+    assert profile_warnings({**got, "duplicate_ids": [{**entry, "pairs": 1}]}, exclude_seen=False) == []
+
+
 def test_an_empty_log_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no interaction"):
         profile(write(tmp_path / "log.parquet", [], [], []))

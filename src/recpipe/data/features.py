@@ -121,7 +121,7 @@ def id_form_hint(ids: Sequence[str], other_ids: Sequence[str]) -> str:
 
 
 def _flatten(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Return row (n,) and value (n,) of all non-null values; nested lists are flattened."""
+    """Return row (n,) and value (n,) of all values but null, NaN and infinity; nested lists are flattened."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     owner = np.arange(len(column))
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -129,5 +129,5 @@ def _flatten(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
         owner, column = np.repeat(owner, lengths), column.drop_null().flatten()
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_floating(column.type):
-        valid &= ~np.isnan(pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False))
+        valid &= np.isfinite(pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False))
     return owner[valid], column.filter(pa.array(valid))

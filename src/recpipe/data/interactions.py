@@ -52,6 +52,7 @@ class Ingested:
     users: ir.Table
     file_rows: list[dict[str, Any]]  # rows read and rows taken of each file of the log; file is None for a single one
     joins: list[dict[str, Any]]  # how many ids of the log the tables of items and users have
+    duplicate_ids: list[dict[str, Any]]  # ids of the log that are another one of its ids in another form
 
 
 def ingest(
@@ -82,6 +83,9 @@ def ingest(
         users=_users(log, raw.users),
         file_rows=file_rows,
         joins=_joins(log, raw),
+        duplicate_ids=[
+            entry for key, ids in (("item_id", log.items), ("user_id", log.users)) for entry in _duplicate_ids(ids, key)
+        ],
     )
 
 
@@ -228,6 +232,28 @@ def _join(ids: ir.Table, table: ir.Table) -> dict[str, Any]:
     )
     hint = _column_hint(missing, table, key) or id_form_hint(missing, others)
     return join | {"log_examples": missing[:2], "file_examples": others[:2], "hint": hint}
+
+
+def _duplicate_ids(ids: ir.Table, key: str) -> list[dict[str, Any]]:
+    """Count ids that are another id in lower case, or without leading zeros, ``.0`` at their end, or blanks."""
+    column = ids[key]
+    forms = {
+        "in lower case": (column != column.lower(), column.lower()),
+        "without leading zeros": (column.startswith("0"), column.re_replace("^0+", "")),
+        "without `.0` at their end": (column.endswith(".0"), column.re_replace(r"\.0$", "")),
+        "without blanks": (column.contains(" "), column.replace(" ", "")),
+    }
+    tests = {f"form_{place}": test.sum() for place, (test, _) in enumerate(forms.values())}
+    counts = single_row(ids.aggregate(ids=ids.count(), **tests))
+    entries = []
+    for place, (phrase, (test, form)) in enumerate(forms.items()):
+        if not counts[f"form_{place}"]:
+            continue
+        others = ids.filter(test).select(other=column, form=form).semi_join(ids, [("form", key)])
+        pairs = single_row(others.aggregate(pairs=others.count(), example=others.other.min()))
+        if pairs["pairs"]:
+            entries.append({"table": f"{key[:-3]}s", "ids": counts["ids"], "form": phrase, **pairs})
+    return entries
 
 
 def _column_hint(ids: list[str], table: ir.Table, key: str) -> str:

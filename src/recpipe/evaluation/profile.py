@@ -23,6 +23,7 @@ Times = NDArray[np.int64]
 DAY = 86_400
 EARLIEST = 315_532_800  # 1 January 1980: times before it are rather unknown or in another unit
 WARN_SHARE = 0.05  # of repeats, copies and seen targets
+WARN_DUPLICATE_IDS = 0.01  # of users or items with the id of another in another form
 WARN_TIES = 0.2  # of users with a tie at the last timestamp
 CURVE_POINTS = 60
 REPEATS_ADVICE = (
@@ -98,6 +99,12 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
     names = ("rows", "untimed", "early", "future", "copies", "repeats", "last_repeats")
     rows, untimed, early, future, copies, repeats, last = (profile.get(name) or 0 for name in names)
     result = join_warnings(profile.get("joins") or ())
+    for ids in profile.get("duplicate_ids") or ():
+        if ids["pairs"] >= WARN_DUPLICATE_IDS * ids["ids"]:
+            result.append(
+                f"{ids['pairs']:,} of {ids['ids']:,} {ids['table']} of the log have the id of another "
+                f"{ids['form']}, such as {ids['example']!r}: if they are one, write their ids in one form"
+            )
     if early and early == rows - untimed:
         result.append(
             "all events are before 1980: if their times are no seconds since 1970, set `timestamp` in the options of "

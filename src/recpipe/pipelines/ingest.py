@@ -47,7 +47,10 @@ def ingest_log(
     raw = readers.read(dataset.model_dump(exclude_unset=True), source_files, con)
     result = ingest_tables(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
     steps = pl.DataFrame(result.steps)
-    manifest = _manifest(entries, {"interactions": result.file_rows, **raw.file_rows}) | {"joins": result.joins}
+    manifest = _manifest(entries, {"interactions": result.file_rows, **raw.file_rows}) | {
+        "joins": result.joins,
+        "duplicate_ids": result.duplicate_ids,
+    }
     return result.interactions, result.items.to_polars(), result.users.to_polars(), result.quarantine, steps, manifest
 
 
@@ -82,7 +85,7 @@ def profile_data(
     from recpipe.evaluation.profile import profile, profile_warnings
     from recpipe.reporting.summary import format_log
 
-    result = profile(interactions) | {"joins": ingest_manifest.get("joins", [])}
+    result = profile(interactions) | {name: ingest_manifest.get(name, []) for name in ("joins", "duplicate_ids")}
     summary_log.info("%s", format_log(result, ingest_steps, title=dataset_name))
     for warning in profile_warnings(result, exclude_seen=protocol.exclude_seen):
         log.warning("%s", warning)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -161,6 +163,30 @@ def test_columns_of_nulls_and_of_records_do_not_stop_a_run(tmp_path: Path, readi
     tables = reading("files", options, interactions=tmp_path / "log.csv", items=tmp_path / "items.parquet")
     table = rows(tables.items)
     assert [(row["item_id"], row["title"], row["nothing"]) for row in table] == [("1", "1", None), ("2", "2", None)]
+
+
+VALUES = {
+    "duration": (pa.array([timedelta(days=1)], pa.duration("us")), None),
+    "time": (pa.array([time(1, 2)], pa.time64("us")), "01:02:00"),
+    "date": (pa.array([date(2020, 1, 2)]), date(2020, 1, 2)),
+    "zone": (pa.array([datetime(2020, 1, 2)], pa.timestamp("us", "Europe/Berlin")), None),
+    "zone of pandas": (pa.array([datetime(2020, 1, 2)], pa.timestamp("ns", "Asia/Tokyo")), datetime(2020, 1, 2)),
+    "dictionary": (pa.array(["a"]).dictionary_encode(), "a"),
+    "vector": (pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)), [1.0, 2.0]),
+    "list of dates": (pa.array([[date(2020, 1, 2)]]), [date(2020, 1, 2)]),
+    "list of times": (pa.array([[time(1, 2)]], pa.list_(pa.time64("us"))), ["01:02:00"]),
+    "unsigned": (pa.array([2**64 - 1], pa.uint64()), 2**64 - 1),
+}
+
+
+@pytest.mark.parametrize(("values", "expected"), VALUES.values(), ids=VALUES)
+def test_columns_of_every_type_can_be_stored(tmp_path: Path, reading: Reading, values: pa.Array, expected: Any) -> None:
+    (tmp_path / "log.csv").write_text("who,what,when\nu,1,1\n")
+    pq.write_table(pa.table({"item_id": ["1"], "other": values}), tmp_path / "items.parquet")
+    tables = reading("files", {"columns": MAPPING}, interactions=tmp_path / "log.csv", items=tmp_path / "items.parquet")
+    assert tables.items is not None
+    stored = tables.items.to_polars()["other"][0]
+    assert expected is None or (stored.to_list() if isinstance(stored, pl.Series) else stored) == expected
 
 
 @pytest.mark.parametrize(

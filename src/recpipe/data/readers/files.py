@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -43,6 +44,11 @@ COLUMNS_HINT = ". Change `columns` in the options of the data set"
 WIDE_INTEGERS = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT", "UHUGEINT")
 NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "\\N", "NA", "N/A", "<NA>")
 SEQUENCE_COLUMNS = ("item_id", "timestamp", "rating", "weight", "event")  # may contain one value per event
+
+STORABLE = (  # types of columns that every later step can read
+    r"(BOOLEAN|VARCHAR|DATE|TIMESTAMP(_S|_MS|_NS| WITH TIME ZONE)?|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|"
+    r"U?(TINY|SMALL|BIG)?INT|U?INTEGER)(\[\d*\])*"
+)
 
 # Regular expressions of a text list with quoted values
 QUOTES = """["']"""
@@ -209,8 +215,8 @@ def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.Ba
         if name.lower() in map(str.lower, mapping):
             logger.info("%s: the column %s is left out, `columns` maps another one to it", source.where, name)
         else:
-            sql[name] = _attribute(name, source, options.types.get(name))
-    return create_entities(con, source, sql, key=key, types=options.types, null_words=options.null_words)
+            sql[name] = _attribute(name, source, (options.types or {}).get(name))
+    return create_entities(con, source, sql, key=key, types=options.types or {}, null_words=options.null_words)
 
 
 def _attribute(name: str, source: Source, kind: str | None) -> str:
@@ -225,7 +231,11 @@ def _attribute(name: str, source: Source, kind: str | None) -> str:
         or (kind is not None and not (kind == "number" and is_number))
     ):
         return number_text(identifier(name), column_type) if is_number else _joined_text([name], source)
-    return identifier(name)
+    if re.fullmatch(STORABLE, column_type):
+        return identifier(name)
+    if column_type == "TIMESTAMPTZ_NS":  # of pandas; DuckDB 2.0.0 converts it to no other type with a zone
+        return f"make_timestamp_ns(epoch_ns({identifier(name)}))"
+    return f"CAST({identifier(name)} AS VARCHAR{'[]' * column_type.count('[')})"
 
 
 def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:

@@ -28,6 +28,7 @@ VARIANTS = [
     ("mf", {"loss": "bpr"}),
     ("parallel_tiger", {"search": "beam", "recency": True}),
     ("parallel_tiger", {"softmax": "items"}),
+    ("parallel_tiger", {"aggregate": "flatten", "level_distance": True, "cross_level_distance": True}),
     ("sasrec", {"block": "ligr", "heads": 2}),
     ("tiger", {"recency": True, "softmax": "children", "renormalise": True}),
     ("xlstm", {"slstm_at": (1,)}),

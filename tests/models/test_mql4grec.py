@@ -35,6 +35,8 @@ def test_the_weight_of_modalities_is_chosen_by_validation():
     model = create("mql4grec", BOTH, beam=5)
     assert model.tune(lambda: float(model.weights[0] == 0.75)) == {"text": 0.75}
     assert model.weights.tolist() == [0.75, 0.25]
+    fixed = create("mql4grec", BOTH, beam=5, weights=[0.5, 0.5])
+    assert fixed.tune(lambda: float(fixed.weights[0] == 0.75)) == {} and fixed.weights.tolist() == [0.5, 0.5]
 
 
 def test_tokens_of_modalities_do_not_meet():

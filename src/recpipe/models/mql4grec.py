@@ -47,7 +47,8 @@ class MQL4GRec(Generator):
         """``fusion``, ``alignment``: weights of tasks between modalities and of single items; 1 is within a modality.
 
         ``ensemble``: mixture, reciprocal or paper, see ``recpipe.decoding.fusion``, with ``weights`` in the order of
-        ``ids``; that of the first of two is chosen from ``choices`` on the validation fold after training.
+        ``ids``; None: even, and that of the first of two is chosen from ``choices`` on the validation fold after
+        training.
         """
 
         fusion: float = 0.5
@@ -136,7 +137,9 @@ class MQL4GRec(Generator):
         return fuse(lists, k, rule=self.config.ensemble, weights=self.weights.tolist(), levels=levels)
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
-        if len(self.names) != 2 or self.config.ensemble == "paper" or not self.config.choices:
+        if self.config.weights is not None or len(self.names) != 2 or self.config.ensemble == "paper":
+            return {}
+        if not self.config.choices:
             return {}
         return {self.names[0]: tune_mixture(self.weights, self.config.choices, validate)}
 

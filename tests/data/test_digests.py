@@ -135,6 +135,13 @@ def test_a_file_that_people_edit_has_no_digest(file) -> None:
     assert not digest_path(file).exists() and file.read_text() == "new"
 
 
+def test_a_digest_goes_before_the_new_content_comes(file, monkeypatch) -> None:
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"), atomic_file(file, digest=False) as part:
+        part.write_text("new")
+    assert verified(file).read_text() != "new"
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("name", ["weights", "config.json", MANIFEST])
 def test_a_flipped_bit_in_any_file_of_a_folder_is_refused(folder, name, seed) -> None:

@@ -354,6 +354,10 @@ def test_a_wrong_file_stops_a_run_before_anything_is_written(
         ({"models": {"tiger": {"beam": 10}}}, "evaluate.recommend is 20 and the beam of tiger 10"),
         ({"evaluate": {"recommend": 50}, "models": {"tiger": {"beam": 50}}}, "nodes ran"),
         ({"evaluate": {"recommend": 50}, "model": "sasrec"}, "nodes ran"),
+        (
+            {"models": {"parallel_tiger": {"search": "beam", "beam": 10}}, "model": "parallel_tiger"},
+            "evaluate.recommend is 20 and the beam of parallel_tiger 10",
+        ),
     ],
 )
 def test_lists_longer_than_the_beam_are_refused_before_training(project_copy, session_in, monkeypatch, params, setting):

@@ -21,7 +21,7 @@ def test_ranks_and_top_k_follow_one_strict_order(levels):
     scores[scores == 0] = rng.choice([0.0, -0.0], (scores == 0).sum())
     scores[rng.random(scores.shape) < 0.1] = -np.inf
     expected = strict(scores)
-    for k in (1, 7, 30):
+    for k in (1, 7, 30, 50):
         items, values = top_k(torch.tensor(scores), k)
         for u, order in enumerate(expected):
             assert items[u].tolist() == [i if np.isfinite(scores[u, i]) else 0 for i in order[:k]]

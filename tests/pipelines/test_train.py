@@ -82,6 +82,21 @@ def test_the_split_gives_what_fitting_may_see_and_the_test_fold(tmp_path) -> Non
     assert bare["training_data"].protocol_fields["id"] == data.protocol_fields["id"]
 
 
+def test_the_test_fold_of_another_split_is_refused(tmp_path) -> None:
+    path = tmp_path / "interactions.parquet"
+    rows = [(f"u{u}", f"i{(u + n) % 6}", n, u * 9 + n) for u in range(9) for n in range(6)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "order"], orient="row").write_parquet(path)
+    users = pl.DataFrame({"user_id": ["u3"]})
+    for rule in ("leave_one_out", "ratio"):
+        data, test_set = split_sequences(path, users, STEPS, Protocol(dataset="shop", split=rule, valid=0.2, test=0.4))
+        data.write(tmp_path / rule)
+        test_set.write(tmp_path / rule / "test_set.parquet")
+    data = TrainingData.read(tmp_path / "ratio")
+    data.check_test_set(Fold.read(tmp_path / "ratio/test_set.parquet"))
+    with pytest.raises(ValueError, match="test_set.parquet is of another split .* run `kedro run --pipelines=train`"):
+        data.check_test_set(Fold.read(tmp_path / "leave_one_out/test_set.parquet"))
+
+
 def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(tmp_path) -> None:
     settings = {"dim": 8, "layers": 1, "time_mode": "query"}
 

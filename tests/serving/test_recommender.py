@@ -85,6 +85,9 @@ def test_settings_of_the_search_are_an_option(run, capsys):
     assert samples[0] == samples[1] != samples[2] and samples[0] != best
     assert main([str(run), "--search", "beams=3"]) == 2
     assert "beam" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(run), "--search", "temperatures=[1,2"])
+    assert "'temperatures=[1,2' cannot be read" in capsys.readouterr().err
 
 
 def test_candidates_restrict_and_seen_items_are_an_option(run, capsys):

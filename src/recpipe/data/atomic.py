@@ -218,8 +218,8 @@ def _is_leftover(path: Path) -> bool:
 def _replace_file(temporary: Path, path: Path, *, digest: bool) -> None:
     """Rename a file; until that is done, its digests are those of the old and of the new content."""
     if not digest:
+        digest_path(path).unlink(missing_ok=True)  # first: it would refuse the new content
         os.replace(temporary, path)
-        digest_path(path).unlink(missing_ok=True)
         return
     new, old = file_digest(temporary), list[str]()
     if path.is_file():

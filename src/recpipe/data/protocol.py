@@ -16,7 +16,7 @@ CHOICES = {
     "split": ("leave_one_out", "temporal", "ratio", "cold_users"), "targets": ("next", "all"),
     "ties": ("source", "shuffle"), "candidates": ("full",), "time": TIME_CHOICES,
 }  # fmt: skip
-DERIVED_FIELDS = ("id", "sizes")  # of a split on disk
+DERIVED_FIELDS = ("id", "sizes", "test_set")  # of a split on disk
 EVALUATION_FIELDS = ("exclude_seen", "candidates", "time", "cutoffs")
 
 

@@ -218,6 +218,10 @@ class Fold:
         """Select the users ``rows`` (n,)."""
         return Fold(self.histories.select_users(rows), self.targets.select_users(rows))
 
+    def fingerprint(self) -> str:
+        """Hash histories and targets, as ``Sequences.fingerprint``, to 24 hex digits."""
+        return self.histories.fingerprint() + self.targets.fingerprint()
+
     def seen_targets(self) -> np.ndarray:
         """Mark the targets (N,) that are in the user's own history."""
         pairs = []

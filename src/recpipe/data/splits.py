@@ -89,6 +89,14 @@ class TrainingData:
         data._folder = folder
         return data
 
+    def check_test_set(self, test_set: Fold) -> None:
+        """Raise ValueError for a test fold of another split; those of older versions are not told apart."""
+        fingerprint = self.protocol_fields.get("test_set")
+        if fingerprint is not None and test_set.fingerprint() != fingerprint:
+            raise ValueError(
+                "test_set.parquet is of another split than the training data beside it: run `kedro run --pipelines=train`"
+            )
+
     def write(self, folder: Path) -> None:
         """Write a folder, the manifest last: after a crash, parts of two splits do not match it."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -157,19 +157,20 @@ def _check_encoders(names: list[str], catalog: CatalogProtocol[Any, Any]) -> Non
 
 
 def _check_list_lengths(runs: Iterable[RunConfig], catalog: Any) -> None:
-    """Raise ConfigError for models whose beam is narrower than the lists that the evaluation needs."""
+    """Raise ConfigError for models whose beam is narrower than the lists of the evaluation."""
     for run in runs:
+        from recpipe.evaluation.recommendations import SubmissionLayout
         from recpipe.models.generator import Generator
         from recpipe.models.registry import model_class
 
         cls = model_class(run.type)
-        if not issubclass(cls, Generator):
+        config: Any = build_config(cls.Config, run.settings, where=f"{MODELS}{run.name}")
+        if not issubclass(cls, Generator) and getattr(config, "search", None) != "beam":
             continue
         evaluate: schema.EvaluateConfig = catalog.load("params:evaluate")
-        config: Any = build_config(cls.Config, run.settings, where=f"{MODELS}{run.name}")
         lengths = {
             "evaluate.recommend": evaluate.recommend,
-            "evaluate.submission.top": evaluate.submission.get("top", 0),
+            "evaluate.submission.top": evaluate.submission.get("top", SubmissionLayout.top),
             "the largest of protocol.cutoffs": max(Protocol.from_dict(evaluate.protocol).cutoffs),
         }
         name, length = max(lengths.items(), key=lambda pair: pair[1])

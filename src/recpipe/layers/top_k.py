@@ -22,7 +22,11 @@ def tie_order(size: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the best k items and their scores, both (B, K); item 0 where the score is -inf. ``scores`` is (B, I)."""
+    """Return the best k items and their scores, both (B, K); item 0 where the score is -inf. ``scores`` is (B, I).
+
+    K is k, or I if there are fewer items.
+    """
+    k = min(k, scores.shape[1])
     values, items = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
     same = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)
     is_cut = same[:, k - 1 :].any(1)  # ties that only partly fit the list

@@ -89,6 +89,7 @@ def _evaluate(
     from recpipe.evaluation.evaluate import evaluate as evaluate_bundle
     from recpipe.evaluation.recommendations import SeparatorError, SubmissionLayout, submission_csv
 
+    training_data.check_test_set(test_set)
     layout = build_config(SubmissionLayout, evaluate.submission, where="evaluate.submission")
     protocol = _prepare(bundle, training_data, evaluate)
     slots = None
@@ -187,6 +188,7 @@ def permute_ties(
     from recpipe.data.splits import with_validation
     from recpipe.evaluation.ranking import tie_sensitivity
 
+    training_data.check_test_set(test_set)
     bundle = _with_search_settings(bundle, config)
     protocol = _prepare(bundle, training_data, evaluate)
     train = training_data.train_set

@@ -41,7 +41,7 @@ def split_sequences(
     )
     for warning in split_warnings(sizes, exclude_seen=protocol.exclude_seen):
         log.warning("%s", warning)
-    fields = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes}
+    fields = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes, "test_set": parts.test.fingerprint()}
     return TrainingData(fields, vocabulary, parts.train, parts.valid), parts.test
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from recpipe.config import read_yaml
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.recommendations import COLD_USERS
 from recpipe.reporting.formatting import printable
@@ -35,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         bundle = load_bundle(bundle_folder(options.run))
         history = [*options.items, *_trimmed(options.item, bundle)]
-        candidates = [*(options.candidates or ()), *_trimmed(options.candidate or (), bundle)]
+        candidates = None
+        if options.candidates is not None or options.candidate is not None:
+            candidates = [*(options.candidates or ()), *_trimmed(options.candidate or (), bundle)]
         if options.find is not None:
             hits = items_titled(bundle, options.find)
             for item, title in hits[:TITLES_SHOWN]:
@@ -57,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             {"user": history},
             options.top,
             exclude_seen=bundle.protocol.exclude_seen if options.seen is None else not options.seen,
-            candidates=None if options.candidates is options.candidate is None else candidates,
+            candidates=candidates,
             slots=slots,
             search=dict(options.search),
         )
@@ -124,13 +127,16 @@ def _setting(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} has no value; write beam=50")
-    return key, yaml.safe_load(value)
+    try:
+        return key, read_yaml(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read; lists are written [1,1,2,2]") from error
 
 
 def _trimmed(ids: Iterable[str], bundle: Bundle) -> list[str]:
     """Remove the blanks around unknown ids, as ingest does."""
-    known = {*bundle.vocabulary.ids.tolist()}
-    return [item if item in known else item.strip() for item in ids]
+    vocabulary = {*bundle.vocabulary.ids.tolist()}
+    return [item if item in vocabulary else item.strip() for item in ids]
 
 
 def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:

@@ -149,8 +149,10 @@ class DataFolder:
         return self.results.reporting / model / f"seed_{self.seed}" / "curves.parquet"
 
     def test(self) -> Fold:
-        """Read the test fold, which no training reads."""
-        return Fold.read(self.inputs.split / "test_set.parquet")
+        """Read the test fold, which no training reads. Raises ValueError for that of another split."""
+        fold = Fold.read(self.inputs.split / "test_set.parquet")
+        TrainingData.read(self.inputs.split).check_test_set(fold)
+        return fold
 
     def job(self, config: RunConfig, validator: Validator) -> TrainingJob:
         """Return the training job of a model. Raises ValueError for a missing file, with the command that makes it."""

@@ -94,7 +94,7 @@ class TrainingData:
         fingerprint = self.protocol_fields.get("test_set")
         if fingerprint is not None and test_set.fingerprint() != fingerprint:
             raise ValueError(
-                "test_set.parquet is of another split than the training data beside it: run `kedro run --pipelines=train`"
+                "test_set.parquet is of another split than the training data: run `kedro run --pipelines=train`"
             )
 
     def write(self, folder: Path) -> None:

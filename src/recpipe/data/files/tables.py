@@ -109,9 +109,9 @@ def create_entities(
 ) -> Entities:
     """Create a table of items or users with one row per id, the first in the source; log what its columns hold.
 
-    columns: SQL per column, including the id under the name ``key``. An item without a title gets its id as title.
-    types: ``number``, ``text`` or ``boolean`` by column. If not None, columns of text without one become numbers or
-    booleans where all values are, ``null_words`` and blanks are null, and titles and texts lose their HTML entities.
+    columns: SQL per column, including the id under the name ``key``. An item without a title gets its id as title;
+    HTML entities of titles and texts are decoded. types: ``number``, ``text`` or ``boolean`` by column. If not None,
+    columns of text without one become numbers or booleans where all values are, ``null_words`` and blanks are null.
     """
     _check_types(types or {}, columns, key, source.where)
     names = {name: gen_name(name) if name.lower() == "rowid" else name for name in columns}
@@ -135,16 +135,15 @@ def create_entities(
     first = f"(SELECT min(rowid) FROM {raw} WHERE {has_id} GROUP BY {key})"
     file_rows = _rows_per_file(con, source, f"SELECT {file} AS file, rowid IN {first} AS taken FROM {raw}", n_problems)
     values = {name: identifier(stored) for name, stored in names.items() if name != key}
-    if types is not None:
-        kinds = column_types(con, raw, where=source.where)
-        texts = [name for name in values if kinds[names[name]] == "VARCHAR"]
-        for name in texts:
+    kinds = column_types(con, raw, where=source.where)
+    for name in (name for name in values if kinds[names[name]] == "VARCHAR"):
+        if types is not None:
             is_value = f"NOT list_contains({words}, trim({values[name]}))"
             values[name] = f"CASE WHEN {is_value} THEN {values[name]} END"
-            if name in ("title", "text"):
-                values[name] = _without_entities(con, values[name])
-            elif name != "image":
-                values[name] = _typed(con, raw, name, values[name], types.get(name), source.where)
+        if name in ("title", "text"):
+            values[name] = _without_entities(con, values[name])
+        elif types is not None and name != "image":
+            values[name] = _typed(con, raw, name, values[name], types.get(name), source.where)
     if key == "item_id":
         values["title"] = f"coalesce({values['title']}, {key})" if "title" in values else key
     selection = ", ".join([key, *(f"{sql} AS {identifier(name)}" for name, sql in values.items())])

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness import ALLOCATOR, NOT_INSTALLED, OtherLoad, command_line, from_transformers, peak_gib, random_ids
-from recpipe.accelerate.allocator import keep_freed_memory
+from recpipe.accelerate import keep_freed_memory
 from recpipe.accelerate.t5 import FastDecoder, FastEncoder, FastLinear
 from recpipe.decoding import Beams, beam_search, exact_scores, exact_top
 from recpipe.decoding.exact import IndependentLevels

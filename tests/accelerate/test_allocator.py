@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from recpipe.accelerate.allocator import keep_freed_memory
+from recpipe.accelerate import keep_freed_memory
 torch.set_num_threads(1)
 assert keep_freed_memory()
 for step in range(23):

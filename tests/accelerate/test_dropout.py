@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recpipe.accelerate.dropout import FastDropout
+from recpipe.accelerate import FastDropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.synthetic import catalogue_ids, random_sequences
 
-from recpipe.accelerate.dropout import FastDropout
+from recpipe.accelerate import FastDropout
 from recpipe.models.registry import build
 
 IDS = {"text": catalogue_ids(25)}

@@ -35,7 +35,6 @@ IMPORTS = (
     "recpipe.session",
     "recpipe.settings",
     "recpipe.io.datasets",
-    "recpipe.io.lazy_parquet",
     "recpipe.data.interactions",
     "recpipe.data.readers.files",
     "recpipe.evaluation.evaluate",

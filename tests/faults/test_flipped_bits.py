@@ -27,8 +27,7 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 from recpipe.data.splits import TrainingData
 from recpipe.evaluation.evaluate import Evaluation
-from recpipe.io.datasets import EvaluationDataset, FiguresDataset, JSONDataset, TableDataset
-from recpipe.io.lazy_parquet import LazyParquetDataset
+from recpipe.io.datasets import EvaluationDataset, FiguresDataset, JSONDataset, LazyParquetDataset, TableDataset
 from recpipe.models.registry import build
 from recpipe.reporting.run_store import RunStore
 from recpipe.semantic_ids.ids import SemanticIds

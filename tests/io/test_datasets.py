@@ -28,11 +28,11 @@ from recpipe.io.datasets import (
     BundleDataset,
     EvaluationDataset,
     FiguresDataset,
+    LazyParquetDataset,
     ObjectDataset,
     QuantizerDataset,
     RunsDataset,
 )
-from recpipe.io.lazy_parquet import LazyParquetDataset
 from recpipe.models.registry import build
 from recpipe.training.bundle import Bundle
 from recpipe.training.checkpoint import BEST, LAST, save_tree

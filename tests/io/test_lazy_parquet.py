@@ -12,7 +12,7 @@ from kedro.io.core import DatasetError
 from tests.artefacts import names
 
 from recpipe.data.engines import connect
-from recpipe.io.lazy_parquet import LazyParquetDataset
+from recpipe.io.datasets import LazyParquetDataset
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_saves_an_expression_and_loads_it_unread(table: Any, tmp_path: Path) -> 
 
 
 def test_loads_a_path_for_what_reads_parquet_itself(table: Any, tmp_path: Path) -> None:
-    entry = {"type": "recpipe.io.lazy_parquet.LazyParquetDataset", "filepath": str(tmp_path / "log.parquet")}
+    entry = {"type": "recpipe.io.datasets.LazyParquetDataset", "filepath": str(tmp_path / "log.parquet")}
     catalog = DataCatalog.from_config({"interactions": entry})
     catalog.save("interactions", table)
     assert catalog.load("interactions") == tmp_path / "log.parquet"

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kedro.io.core import AbstractDataset, AbstractVersionedDataset, DatasetError, Version
 from kedro_datasets._typing import HTMLPreview, PlotlyPreview, TablePreview
@@ -19,7 +19,7 @@ from kedro_datasets.text import TextDataset as StockText
 
 from recpipe.config.run_config import is_accelerated
 from recpipe.data.atomic import atomic_file, atomic_folder, clean_versions, record_version, recover
-from recpipe.data.digests import MANIFEST, manifest, verified
+from recpipe.data.digests import MANIFEST, manifest, verified, verify_folder
 from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.kedro_compat import LatestVersion, WholeFile, unwrapped
 
@@ -70,6 +70,64 @@ class TextDataset(WholeFile, StockText):
 
 class TableDataset(WholeFile, StockTable):
     """A polars DataFrame as Parquet or CSV (`file_format`)."""
+
+
+class LazyParquetDataset(AbstractDataset[Any, Any]):
+    """An Ibis table as a Parquet file that is written by streaming, never completely in memory.
+
+    `load_as: path` loads the path of the file; `load_as: table` an unread Ibis table on a DuckDB of its own, whose
+    memory_limit, threads and spill_folder are in `engine`.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        load_as: Literal["path", "table"] = "path",
+        engine: dict[str, Any] | None = None,
+        metadata: Metadata = None,
+    ) -> None:
+        if load_as not in ("path", "table"):
+            raise DatasetError(f"load_as is {load_as!r} in the catalog; allowed: path, table")
+        self._filepath, self._load_as, self._engine, self.metadata = Path(filepath), load_as, engine, metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "load_as": self._load_as, "engine": self._engine}
+
+    def load(self) -> Any:
+        if not self._exists():
+            command = f"kedro run --pipelines=ingest --params dataset={self._filepath.parent.name}"
+            raise DatasetError(f"{self._filepath} does not exist; `{command}` writes it")
+        hint = "run `kedro run --pipelines=ingest`"
+        verified(self._filepath, hint)
+        verify_folder(self._filepath.parent, hint, allow_others=True)
+        if self._load_as == "path":
+            return self._filepath
+        from recpipe.data.engines import read_parquet
+
+        return read_parquet(self._filepath, self._engine)
+
+    def save(self, data: Any) -> None:
+        import ibis.expr.types as ir
+
+        from recpipe.data.engines import write_parquet
+
+        if not isinstance(data, ir.Table):
+            raise DatasetError(f"{self._filepath} takes an Ibis table, not {type(data).__name__}")
+        write_parquet(data, self._filepath)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_file()
+
+    def preview(self, nrows: int = 20) -> TablePreview:
+        """Read only the first rows, for kedro-viz."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self._filepath) as file:
+            first = next(file.iter_batches(batch_size=nrows), None)
+            columns = file.schema_arrow.names
+        rows = [] if first is None else [list(row.values()) for row in first.to_pylist()]
+        return TablePreview({"index": list(range(len(rows))), "columns": columns, "data": rows})
 
 
 # Values of `holds`: classes with `write(path)` and a class method `read(path)`.

@@ -20,7 +20,7 @@ COLLABORATIVE = "collaborative"  # name of the item vectors of a trained model
 
 
 class TokenCache(Protocol):
-    """Cache of a tensor derived from weights and constants, such as ``recpipe.accelerate.weight_cache.WeightCache``."""
+    """Cache of a tensor derived from weights and constants, such as ``WeightCache`` of ``recpipe.accelerate``."""
 
     def get(self, compute: Callable[[], Tensor], weights: Iterable[Tensor], constants: Iterable[Tensor]) -> Tensor: ...
 

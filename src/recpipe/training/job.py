@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from recpipe.accelerate.allocator import keep_freed_memory
+from recpipe.accelerate import keep_freed_memory
 from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, RunConfig, build_config, split_names
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.content.embeddings import Embeddings

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from recpipe.accelerate.weight_cache import WeightCache
+from recpipe.accelerate.code_transformer import WeightCache
 
 
 def test_a_value_is_computed_once_for_equal_weights_and_anew_for_others():

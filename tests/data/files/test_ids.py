@@ -89,8 +89,8 @@ def test_lists_of_records_are_no_items(tmp_path: Path, reading: Reading) -> None
     items = pa.table({"user": ["a"], "items": [[{"aid": 1, "ts": 5}]]})
     pq.write_table(items, tmp_path / "log.parquet")
     options = {"columns": {"user_id": "user", "item_id": "items"}, "sequence_per_row": True}
-    with pytest.raises(ValueError, match=r"1 of 1 rows are bad.*not a list of values.*aid"):
-        ingest(reading("files", options, interactions=tmp_path / "log.parquet"), [])
+    with pytest.raises(ValueError, match=r"records with the fields aid, ts: map one.*item_id: items\.aid"):
+        reading("files", options, interactions=tmp_path / "log.parquet")
 
 
 def test_words_for_null_are_quarantined_and_counted(tmp_path: Path, reading: Reading) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from recpipe.data.files.raw_text import byte_chunks, readable_paths, temporary_folder
 from recpipe.data.files.tables import (
+    ENCODING_HINT,
     Source,
     errors_with_file,
     file_list,
@@ -57,6 +58,9 @@ def typed_json_source(
             raise
         records = _records(_short_lines(con, paths))
         kinds = _json_types(con, records, requested, where)
+    if not kinds and not hint and (head := _head(paths[0])) not in ("", "[]"):
+        advice = ENCODING_HINT if "\0" in head else ADVICE
+        raise ValueError(f"{where} holds no JSON objects with keys: it begins with {head[:40]!r}. {advice}")
     types = {key: _column_type(kind) for key, kind in kinds.items()}
     values = [f"{_value(place, kinds[key], types[key])} AS {identifier(key)}" for place, key in enumerate(types, 1)]
     return _source(records, list(types), values, types, where)._replace(hint=hint, files=files)
@@ -104,6 +108,42 @@ def json_words(key: str, *, separator: str = " ") -> str:
     return (
         f"nullif(trim(CASE WHEN len({nested}) > 0 THEN array_to_string({nested}, {literal(separator)}) "
         f"WHEN len({flat}) > 0 THEN array_to_string({flat}, {literal(separator)}) ELSE {plain} END), '')"
+    )
+
+
+def json_elements(value: str) -> str:
+    """Return SQL of an array's values as text, null for an array of lists or objects."""
+    is_flat = f"NOT list_has_any(json_type({value}, '$[*]'), ['ARRAY', 'OBJECT'])"
+    elements = f"json_extract({value}, '$[*]')"
+    return f"CASE WHEN {is_flat} THEN {_element_texts(elements)} END"
+
+
+def with_fields(source: Source, names: Sequence[str]) -> Source:
+    """Add a JSON column for every name ``column.field`` of records, or of lists of records, in a JSON column."""
+    columns = {}
+    for name in names:
+        column, _, path = name.partition(".")
+        if name not in source.types and path and source.types.get(column) == "JSON":
+            value, pointer = identifier(column), literal("".join(map(_pointer, path.split("."))))
+            field = f"json_extract({value}, {pointer})"
+            values = f"list_transform(json_extract({value}, '$[*]'), lambda record: json_extract(record, {pointer}))"
+            columns[name] = f"CASE json_type({value}) WHEN 'ARRAY' THEN to_json({values}) ELSE {_exact(field)} END"
+    if not columns:
+        return source
+    selection = "".join(f", {sql} AS {identifier(name)}" for name, sql in columns.items())
+    types = {**source.types, **dict.fromkeys(columns, "JSON")}
+    return source._replace(sql=f"(SELECT *{selection} FROM {source.sql})", types=types)
+
+
+def json_fields(con: ibis.BaseBackend, source: Source, column: str) -> list[str]:
+    """Return the keys of the first records of a JSON column, or of its lists of records; none for other values."""
+    value = identifier(column)
+    record = f"unnest(CASE json_type({value}) WHEN 'ARRAY' THEN json_extract({value}, '$[*]') ELSE [{value}] END)"
+    records = f"SELECT {record} AS record FROM {source.sql} WHERE {value} IS NOT NULL LIMIT 100"
+    with errors_with_file(source.where):
+        rows = con.raw_sql(f"SELECT json_type(record), json_keys(record) FROM ({records})").fetchall()
+    return (
+        list(dict.fromkeys(key for _, keys in rows for key in keys)) if {kind for kind, _ in rows} == {"OBJECT"} else []
     )
 
 
@@ -290,17 +330,25 @@ def _value(place: int, kinds: set[str], column_type: str) -> str:
     """Return SQL of the value of the key at a place of the lists ``raw`` (JSON) and ``text``, of one type per key."""
     raw, text = f"CAST(raw[{place}] AS VARCHAR)", f"text[{place}]"
     if column_type == "VARCHAR[]":
-        element = "CAST(element AS VARCHAR)"
-        values = f"CASE WHEN suffix({element}, '.0') THEN {_whole(element)} ELSE element ->> '$' END"
         elements = f"json_extract(raw[{place}], '$[*]')"
-        return f"CASE WHEN {text} IS NOT NULL THEN list_transform({elements}, lambda element: {values}) END"
-    whole = _whole(raw)
+        return f"CASE WHEN {text} IS NOT NULL THEN {_element_texts(elements)} END"
     if column_type == "JSON":
-        value = (
-            f"CASE WHEN suffix({raw}, '.0') AND NOT {_inexact(raw)} THEN CAST({whole} AS JSON) ELSE raw[{place}] END"
-        )
-        return f"CASE WHEN {text} IS NOT NULL THEN {value if 'DOUBLE' in kinds else f'raw[{place}]'} END"
-    return f"CASE WHEN suffix({raw}, '.0') THEN {whole} ELSE {text} END" if "DOUBLE" in kinds else text
+        value = _exact(f"raw[{place}]") if "DOUBLE" in kinds else f"raw[{place}]"
+        return f"CASE WHEN {text} IS NOT NULL THEN {value} END"
+    return f"CASE WHEN suffix({raw}, '.0') THEN {_whole(raw)} ELSE {text} END" if "DOUBLE" in kinds else text
+
+
+def _element_texts(elements: str) -> str:
+    """Return SQL of a list of JSON scalars as text."""
+    element = "CAST(element AS VARCHAR)"
+    text = f"CASE WHEN suffix({element}, '.0') THEN {_whole(element)} ELSE element ->> '$' END"
+    return f"list_transform({elements}, lambda element: {text})"
+
+
+def _exact(value: str) -> str:
+    """Return SQL of a JSON value, an exact whole number without ``.0``."""
+    text = f"CAST({value} AS VARCHAR)"
+    return f"CASE WHEN suffix({text}, '.0') AND NOT {_inexact(text)} THEN CAST({_whole(text)} AS JSON) ELSE {value} END"
 
 
 def _source(records: str, keys: Sequence[str], values: Sequence[str], types: Mapping[str, str], where: str) -> Source:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import ibis
 from ibis.util import gen_name
 
-from recpipe.data.files.json_files import json_is_exact_scalar, json_text
+from recpipe.data.files.json_files import json_fields, json_is_exact_scalar, json_text
 from recpipe.data.files.tables import (
     Source,
     check_encoding,
@@ -304,8 +304,12 @@ def id_text(con: ibis.BaseBackend, source: Source, column: str) -> str:
         "" if "TIMESTAMP" in kind else f", such as {_values(con, source, f'left(CAST({sql} AS VARCHAR), 60)', sql, 1)}"
     )
     advice = "name a column of single values"
-    if kind.endswith("]") or example.startswith(", such as ['["):
-        advice = "set `sequence_per_row: true` where a row holds a user's whole sequence, or name another column"
+    fields = json_fields(con, source, column) if kind == "JSON" else []
+    if fields and not example.startswith(", such as ['["):
+        advice = f"name a field of it, such as {column}.{fields[0]}"
+    elif kind.endswith("]") or example.startswith(", such as ['["):
+        advice = "name another column, or, where a row holds a user's whole sequence, map it to item_id and set "
+        advice += "`sequence_per_row: true`"
     what = "of lists or records" if kind == "JSON" else kind[:80]
     raise ValueError(
         f"{source.where}: column {column!r} is {what}, no id{example}. In `columns` of the options, {advice}"

@@ -169,10 +169,22 @@ def _common_type(con: ibis.BaseBackend, key: str, name: str, parts: Sequence[_Pa
     if kinds <= {*INTEGERS}:
         return "BIGINT" if kinds.isdisjoint({"UBIGINT", "HUGEINT", "UHUGEINT"}) else "HUGEINT"
     if kinds <= {*TIMES}:
-        return "TIMESTAMP_NS" if kinds.isdisjoint({"DATE", "TIMESTAMP WITH TIME ZONE"}) else "TIMESTAMP"
+        exact = kinds.isdisjoint({"DATE", "TIMESTAMP WITH TIME ZONE"}) and _fit_nanoseconds(con, key, parts)
+        return "TIMESTAMP_NS" if exact else "TIMESTAMP"
     if all(kind in INTEGERS or kind in EXACT or kind.startswith("DECIMAL") for kind in kinds):
         return _number_type(con, key, name, parts, requested)
     return "VARCHAR[]" if any(is_list) else "VARCHAR"
+
+
+def _fit_nanoseconds(con: ibis.BaseBackend, key: str, parts: Sequence[_Part]) -> bool:
+    """Whether no time of a column lies beyond 1677 to 2262, which nanoseconds span."""
+    for part in parts:
+        sql, kind = part.columns.get(key, ("NULL", NULL))
+        query = f"SELECT 1 FROM {part.sql} WHERE TRY_CAST({sql} AS TIMESTAMP_NS) IS NULL AND {sql} IS NOT NULL LIMIT 1"
+        with errors_with_file(part.where):
+            if kind != NULL and con.raw_sql(query).fetchall():
+                return False
+    return True
 
 
 def _number_type(con: ibis.BaseBackend, key: str, name: str, parts: Sequence[_Part], requested: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Lines of Python literals as a source. They are converted to JSON, never evaluated."""
+"""Lines of Python literals as a source, converted to JSON and never evaluated; lists of values in text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import ibis
 
 from recpipe.data.files.json_files import INVALID, SAMPLE_LINES, check_keys, json_source, limited_lines
 from recpipe.data.files.raw_text import readable_paths
-from recpipe.data.files.tables import Source, path_summary
+from recpipe.data.files.tables import Source, literal, path_summary
 from recpipe.progress import BYTES, progress
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,14 @@ ESCAPED = {
     "\\\\": "\\", "\\'": "'", '\\"': '"', "\\n": "\n", "\\r": "\r", "\\t": "\t", "\\a": "\a", "\\b": "\b",
     "\\f": "\f", "\\v": "\v", "\\\n": "",
 }  # fmt: skip
+
+# Regular expressions of a text list with quoted values
+QUOTES = """["']"""
+VALUE = r"""(?:'(?:[^'\\]|\\['"\\])*'|"(?:[^"\\]|\\['"\\])*"|[^\s,;\[\]()'"]+)"""
+VALUES = rf"\s*{VALUE}(?:(?:\s*[,;]\s*|\s+){VALUE})*\s*,?\s*"
+QUOTED = rf"(?:{VALUES}|\s*\[{VALUES}\]\s*|\s*\({VALUES}\)\s*)"
+UNBRACKETED = r"[^\[\](){}]*"  # what a list without quotation marks holds: `{1, 2}` and `array([1, 2])` are none
+UNQUOTED = rf"\s*(?:{UNBRACKETED}|\[{UNBRACKETED}\]|\({UNBRACKETED}\))\s*"
 
 
 @contextmanager
@@ -133,3 +141,26 @@ def _record(line: bytes) -> dict[str, Any]:
         logger.debug("not a literal: %s", error)
         value = None
     return value if isinstance(value, dict) else {INVALID: line[:60].decode("utf-8", "replace")}
+
+
+# Lists in text ---------------------------------------------------------------------------------------------------
+
+
+def text_list_sql(text: str, delimiter: str | None) -> str:
+    """Return SQL of the values of a text list, as ``1 2 3``, ``[1, 2]`` or ``['a, b']``; null where it is none."""
+    if delimiter is not None:
+        return f"CASE WHEN {text} <> '' THEN string_split({text}, {literal(delimiter)}) END"
+    bare = f"regexp_replace({text}, '[\\[\\]()]', '', 'g')"
+    loose = f"list_filter(regexp_split_to_array({bare}, '[\\s,;]+'), lambda item: item <> '')"
+    json = f"TRY_CAST({text} AS JSON)"
+    is_flat = f"NOT list_has_any(json_type({json}, '$[*]'), ['ARRAY', 'OBJECT'])"
+    unescaped = "regexp_replace(item[2:-2], '\\\\(.)', '\\1', 'g')"
+    value = f"CASE WHEN regexp_matches(item[1], {literal(QUOTES)}) THEN {unescaped} ELSE item END"
+    python = f"list_transform(regexp_extract_all({text}, {literal(VALUE)}), lambda item: {value})"
+    return (
+        f"CASE WHEN NOT regexp_matches({text}, {literal(QUOTES)}) "
+        f"THEN CASE WHEN regexp_full_match({text}, {literal(UNQUOTED)}) THEN {loose} END "
+        f"WHEN json_valid({text}) AND json_type({json}) = 'ARRAY' "
+        f"THEN CASE WHEN {is_flat} THEN json_extract_string({json}, '$[*]') END "
+        f"WHEN regexp_full_match({text}, {literal(QUOTED)}) THEN {python} END"
+    )

@@ -94,7 +94,7 @@ class Source(NamedTuple):
         for column in columns:
             if column not in self.types:
                 raise ValueError(
-                    f"{self.where} has no column {column!r}; found: {', '.join(self.types)}{hint}{self.hint}"
+                    f"{self.where} has no column {column!r}; found: {', '.join(self.types) or 'none'}{hint}{self.hint}"
                 )
 
 
@@ -312,8 +312,8 @@ def create_table(con: ibis.BaseBackend, select: str, *, where: str) -> str:
 
 
 def reason_with_value(reason: str, value: str) -> str:
-    """Return SQL of a reason followed by a value (SQL too), cut to 60 characters and in quotation marks."""
-    return f"{literal(reason + ': ')} || chr(39) || left(CAST({value} AS VARCHAR), 60) || chr(39)"
+    """Return SQL of a reason followed by a value (SQL too), cut to 60 characters and in quotation marks; never null."""
+    return f"{literal(reason + ': ')} || chr(39) || coalesce(left(CAST({value} AS VARCHAR), 60), '') || chr(39)"
 
 
 @contextmanager

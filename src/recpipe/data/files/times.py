@@ -29,12 +29,12 @@ CANONICAL = (
 DAY = r"\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}\s*"
 # Groups: day, clock, AM or PM, zone, a zone in brackets, as Java writes it behind an offset
 MOMENT = (
-    r"^\s*(\d{4}[-/]\d{1,2}[-/]\d{1,2})(?:\s+|T)(\d{1,2}:\d{1,2}(?::\d{1,2}(?:\.\d{1,9})?)?)"
+    r"^\s*(\d{4}[-/]\d{1,2}[-/]\d{1,2})(?:\s+|[Tt])(\d{1,2}:\d{1,2}(?::\d{1,2}(?:[.,]\d{1,9})?)?)"
     rf"\s*([AaPp][Mm]\b)?\s*({OFFSET}|{CITY}|[A-Za-z]{{1,4}})?\s*(?:[\[(]({CITY}|[A-Za-z]{{1,4}})[\])])?\s*$"
 )
 # Day and clock, without fractions of a second and the zone
-CLOCK = r"^\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}(?:\s+|T)\d{1,2}:\d{1,2}(?::\d{1,2})?"
-UNKNOWN_ZONE = r"\d\s*(?:[B-OQ-Zb-oq-z]|[AaPp][A-LN-Za-ln-z])[A-Za-z]{0,4}\s*$"  # letters at the end, but AM and PM
+CLOCK = r"^\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}(?:\s+|[Tt])\d{1,2}:\d{1,2}(?::\d{1,2})?"
+UNKNOWN_ZONE = r"\d\s*(?:[B-OQ-Yb-oq-y]|[AaPp][A-LN-Za-ln-z])[A-Za-z]{0,4}\s*$"  # letters at the end, but AM and PM
 NUMBER = r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*"
 HALF_DAY = 12 * 3600 * 1_000_000  # microseconds
 
@@ -91,7 +91,9 @@ def _text(column: str, kind: str) -> str:
         return f"""coalesce({json} ->> '$."$date"."$numberLong"', {json} ->> '$."$date"', {json} ->> '$')"""
     if kind == "DOUBLE" or kind.startswith("DECIMAL"):  # 20240131.0
         whole = f"isfinite(CAST({column} AS DOUBLE)) AND {column} = floor({column})"
-        return f"CASE WHEN {whole} THEN CAST(TRY_CAST({column} AS HUGEINT) AS VARCHAR) END"
+        return (
+            f"CASE WHEN {whole} THEN CAST(TRY_CAST({column} AS HUGEINT) AS VARCHAR) ELSE CAST({column} AS VARCHAR) END"
+        )
     if kind == "VARCHAR":
         return column
     if kind in INTEGERS or kind.startswith("ENUM"):
@@ -144,7 +146,7 @@ def _iso(text: str, blank: str) -> Time:
         f"CASE WHEN regexp_full_match({text}, '{CANONICAL}') THEN CASE WHEN {offset} THEN {zoned} ELSE {naive} END "
         f"WHEN regexp_full_match({text}, '{DAY}') THEN {naive} ELSE {_moment(text)} END"
     )
-    digits = rf"rpad(regexp_extract({text}, '\.\d{{6}}(\d{{1,3}})', 1), 3, '0')"
+    digits = rf"rpad(regexp_extract({text}, '[.,]\d{{6}}(\d{{1,3}})', 1), 3, '0')"
     part = f"CASE WHEN strlen({text}) > 26 THEN TRY_CAST({digits} AS BIGINT) ELSE 0 END"
     return Time(ticks, 1_000_000, text, part, blank)
 
@@ -153,8 +155,8 @@ def _moment(text: str) -> str:
     """Return SQL of microseconds of a time with blanks, AM or PM, or a zone by name; null for anything else."""
     parts = f"regexp_extract({text}, '{MOMENT}', ['day', 'clock', 'half', 'zone', 'bracket'])"
     moment = (
-        "{'clock': epoch_us(TRY_CAST(p.day || ' ' || p.clock AS TIMESTAMP)), 'half': upper(left(p.half, 1)), "
-        "'zone': coalesce(nullif(p.zone, ''), p.bracket)}"
+        "{'clock': epoch_us(TRY_CAST(p.day || ' ' || replace(p.clock, ',', '.') AS TIMESTAMP)), "
+        "'half': upper(left(p.half, 1)), 'zone': coalesce(nullif(p.zone, ''), p.bracket)}"
     )
     hour = f"m.clock % {2 * HALF_DAY} // {HALF_DAY // 12}"
     shift = (

@@ -17,16 +17,23 @@ import ibis
 
 from recpipe.config import check_known
 from recpipe.data.files.delimited_rows import Dialect
-from recpipe.data.files.json_files import json_text, json_words, typed_json_source
+from recpipe.data.files.json_files import (
+    json_elements,
+    json_fields,
+    json_text,
+    json_words,
+    typed_json_source,
+    with_fields,
+)  # fmt: skip
 from recpipe.data.files.log_table import EXACT, LogColumns, create_log, id_problems, id_text, number_text
 from recpipe.data.files.parquet_files import parquet_source, with_folder_columns
+from recpipe.data.files.python_literals import text_list_sql
 from recpipe.data.files.tables import (
     Entities,
     RawTables,
     Source,
     create_entities,
     identifier,
-    literal,
     literals,
     reason_with_value,
 )
@@ -49,12 +56,6 @@ STORABLE = (  # types of columns that every later step can read
     r"(BOOLEAN|VARCHAR|DATE|TIMESTAMP(_S|_MS|_NS| WITH TIME ZONE)?|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|"
     r"U?(TINY|SMALL|BIG)?INT|U?INTEGER)(\[\d*\])*"
 )
-
-# Regular expressions of a text list with quoted values
-QUOTES = """["']"""
-VALUE = r"""(?:'(?:[^'\\]|\\['"\\])*'|"(?:[^"\\]|\\['"\\])*"|[^\s,;\[\]()'"]+)"""
-VALUES = rf"\s*{VALUE}(?:(?:\s*[,;]\s*|\s+){VALUE})*\s*,?\s*"
-QUOTED = rf"(?:{VALUES}|\s*\[{VALUES}\]\s*|\s*\({VALUES}\)\s*)"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,12 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
         mapping = mapping or {"user_id": "user_id", "item_id": "items"}
         source.check_columns(mapping.values(), COLUMNS_HINT)
         mapping = _session_per_row(mapping, options)
+        for name, column in mapping.items():
+            if source.types[column] == "JSON" and (fields := json_fields(con, source, column)):
+                raise ValueError(
+                    f"{source.where}: column {column!r} holds records with the fields {', '.join(fields)[:300]}: map "
+                    f"one of them, `columns: {{{name}: {column}.{fields[0]}}}`, in the options of the data set"
+                )
         arguments = options.sequence_per_row if isinstance(options.sequence_per_row, Mapping) else {}
         source, mapping = explode_sequences(source, mapping, **arguments)
     for name in ("user_id", "item_id"):
@@ -241,12 +248,12 @@ def _attribute(name: str, source: Source, kind: str | None) -> str:
 def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
     """Create a source. ids: columns whose values have no line break."""
     source = _file_source(options, paths, con, ids=ids)
+    source = with_fields(source, [*_requested(options), *ids])
     return with_folder_columns(source, paths) if options.folder_columns else source
 
 
 def _file_source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
-    requested = [column for columns in options.columns.values() for column in _names(columns)]
-    requested += getattr(options, "extra_columns", {}).values()
+    requested = _requested(options)
     file_format = options.format or _format(paths[0])
     if file_format in ("csv", "tsv", "lines"):
         dialect = _dialect(options, file_format)
@@ -269,6 +276,11 @@ def _file_source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBack
     if file_format != "parquet":
         raise ValueError(f"unknown format {file_format!r}: csv, tsv, parquet, jsonl or lines")
     return parquet_source(con, paths, requested=requested)
+
+
+def _requested(options: TableOptions) -> list[str]:
+    requested = [column for columns in options.columns.values() for column in _names(columns)]
+    return [*requested, *getattr(options, "extra_columns", {}).values()]
 
 
 def _dialect(options: TableOptions, file_format: str) -> Dialect:
@@ -344,7 +356,7 @@ def explode_sequences(
     reasons = [source.problem]
     for name, column in columns.items():
         if not source.types[column].endswith("[]"):
-            text = f"CAST({identifier(column)} AS VARCHAR)"
+            text = json_text(column) if source.types[column] == "JSON" else identifier(column)
             reason = reason_with_value("not a list of values", text)
             reasons.append(f"CASE WHEN {text} <> '' AND ({lists[name]}) IS NULL THEN {reason} END")
     lengths = [f"len({name}s) IS DISTINCT FROM len(item_ids)" for name in lists if name != "item_id"]
@@ -376,19 +388,7 @@ def _list(column: str, source: Source, delimiter: str | None) -> str:
         return sql
     if kind not in ("VARCHAR", "JSON"):
         raise ValueError(f"column {column!r} is {kind}, no sequence: leave `sequence_per_row` out or map another")
-    text = f"CAST({sql} AS VARCHAR)"
-    if delimiter is not None:
-        return f"CASE WHEN {text} <> '' THEN string_split({text}, {literal(delimiter)}) END"
-    bare = f"regexp_replace({text}, '[\\[\\]()]', '', 'g')"
-    loose = f"list_filter(regexp_split_to_array({bare}, '[\\s,;]+'), lambda item: item <> '')"
-    json = f"TRY_CAST({text} AS JSON)"
-    is_flat = f"NOT list_has_any(json_type({json}, '$[*]'), ['ARRAY', 'OBJECT'])"
-    unescaped = "regexp_replace(item[2:-2], '\\\\(.)', '\\1', 'g')"
-    value = f"CASE WHEN regexp_matches(item[1], {literal(QUOTES)}) THEN {unescaped} ELSE item END"
-    python = f"list_transform(regexp_extract_all({text}, {literal(VALUE)}), lambda item: {value})"
-    return (
-        f"CASE WHEN NOT regexp_matches({text}, {literal(QUOTES)}) THEN {loose} "
-        f"WHEN json_valid({text}) AND json_type({json}) = 'ARRAY' "
-        f"THEN CASE WHEN {is_flat} THEN json_extract_string({json}, '$[*]') END "
-        f"WHEN regexp_full_match({text}, {literal(QUOTED)}) THEN {python} END"
-    )
+    if kind == "JSON":  # lists beside text
+        words = text_list_sql(json_text(column), delimiter)
+        return f"CASE WHEN json_type({sql}) = 'ARRAY' THEN {json_elements(sql)} ELSE {words} END"
+    return text_list_sql(sql, delimiter)

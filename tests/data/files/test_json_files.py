@@ -171,6 +171,22 @@ def test_objects_that_are_no_records_are_refused_with_advice(
         read_log(OPTIONS, path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'["u", 1]\n["u", 2]\n', "no JSON objects.*begins with.*one record per line"),
+        ('{"who": "u"}\n'.encode("utf-16"), "no JSON objects.*encoding: "),
+        (b"[]", "no column 'who'; found: none"),
+    ],
+)
+def test_files_without_objects_are_refused_with_advice(
+    tmp_path: Path, read_log: ReadLog, content: bytes, message: str
+) -> None:
+    (tmp_path / "log.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_log(OPTIONS, tmp_path / "log.jsonl")
+
+
 def test_damage_of_a_line_stays_in_its_row(tmp_path: Path, read_log: ReadLog) -> None:
     bad = [
         b'{"who": "u", "what": ', b"[1, 2]", b"5", b'"text"', b"null", b"\xff\xfe", b"\0\0",

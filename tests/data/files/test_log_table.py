@@ -257,3 +257,15 @@ def test_datetime_columns(tmp_path: Path, read_log: ReadLog, con: Backend, zone:
     pq.write_table(pa.table({"who": [1.0], "what": [2], "when": when}), tmp_path / "log.parquet")
     row = read_log({"columns": MAPPING}, tmp_path / "log.parquet")[0]
     assert (row["user_id"], row["item_id"], row["timestamp"]) == ("1", "2", 1700000000)
+
+
+def test_a_number_that_is_no_day_is_a_bad_row(tmp_path: Path, read_log: ReadLog) -> None:
+    """A day as a float has text only where it is whole: a reason without text must not make the row good."""
+    times = [20240501.0, 20240501.5, float("nan"), float("inf"), None]
+    pq.write_table(pa.table({"who": ["u"] * 5, "what": ["i"] * 5, "when": times}), tmp_path / "log.parquet")
+    log = read_log({"columns": MAPPING, "timestamp": "%Y%m%d"}, tmp_path / "log.parquet")
+    assert [(row["timestamp"], row["problem"]) for row in log] == [
+        (1_714_521_600, None), (None, "timestamp not as %Y%m%d has it: '20240501.5'"),
+        (None, "timestamp not as %Y%m%d has it: 'nan'"), (None, "timestamp not as %Y%m%d has it: 'inf'"),
+        (None, "timestamp is empty"),
+    ]  # fmt: skip

@@ -197,3 +197,33 @@ def test_names_are_taken_literally(tmp_path: Path, read_log: ReadLog, suffix: st
         write_rows(tmp_path / f"{decoy}.{suffix}", user=["other"], item=["i"])
     path = write_rows(tmp_path / f"{name}.{suffix}", user=["u"], item=["i"])
     assert [row["user_id"] for row in read_log(OPTIONS, path)] == ["u"]
+
+
+@pytest.mark.parametrize("other", [("s", None), ("us", "UTC"), ("ns", "Europe/Berlin"), ("ms", "+02:00")])
+@pytest.mark.parametrize("first", [("ns", "UTC"), ("us", "Asia/Tokyo"), ("ns", None)])
+def test_parts_may_differ_in_unit_and_zone_of_times(
+    tmp_path: Path, con: Backend, reading: Reading, first: tuple[str, str | None], other: tuple[str, str | None]
+) -> None:
+    con.raw_sql("SET TimeZone = 'America/New_York'")
+    paths = [
+        write(
+            tmp_path / f"{n}.parquet",
+            user=["u"],
+            item=["i"],
+            time=pa.array([second], pa.timestamp("s")).cast(pa.timestamp(*kind)),
+        )
+        for n, (kind, second) in enumerate([(first, 1_714_557_600), (other, 1_714_557_601)])
+    ]
+    options = {"columns": {**OPTIONS["columns"], "timestamp": "time"}}
+    log = rows(reading("files", options, interactions=paths).interactions)
+    assert [row["timestamp"] for row in log] == [1_714_557_600, 1_714_557_601]
+
+
+def test_a_far_time_beside_nanoseconds_is_a_bad_row(tmp_path: Path, read_log: ReadLog) -> None:
+    times = [datetime.datetime(9999, 12, 31), datetime.datetime(2024, 5, 1)]
+    paths = [
+        write(tmp_path / f"{unit}.parquet", user=["u"], item=["i"], time=pa.array([time], pa.timestamp(unit)))
+        for unit, time in zip(("us", "ns"), times, strict=True)
+    ]
+    log = read_log({"columns": {**OPTIONS["columns"], "timestamp": "time"}}, paths[::-1])
+    assert [row["problem"] for row in log] == [None, "timestamp after 2100: '9999-12-31 00:00:00'"]

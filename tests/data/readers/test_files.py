@@ -239,3 +239,68 @@ def test_a_row_with_a_sequence_may_be_a_session_and_have_event_types(tmp_path: P
         read_log(options | {"columns": options["columns"] | {"user_id": "visit"}}, path)
     with pytest.raises(ValueError, match="extra_columns do not go with sequence_per_row"):
         read_log(options | {"extra_columns": {"a": "visit"}}, path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[3, [4]]", "{3, 4}", "[3, 4", "array([3, 4])", "[np.int64(3), np.int64(4)]", "[Decimal('3')]", '[{"id": 3}]'],
+)
+def test_text_that_is_no_flat_list_is_one_bad_row(tmp_path: Path, read_log: ReadLog, text: str) -> None:
+    (tmp_path / "log.tsv").write_text(f"user\titems\n7\t{text}\n8\t3 4\n")
+    options = {"columns": {"user_id": "user", "item_id": "items"}, "sequence_per_row": True}
+    assert [(row["item_id"], row["problem"]) for row in read_log(options, tmp_path / "log.tsv")] == [
+        (None, f"not a list of values: '{text}'"), ("3", None), ("4", None),
+    ]  # fmt: skip
+
+
+def test_sequences_of_json_may_be_lists_or_text(tmp_path: Path, read_log: ReadLog) -> None:
+    values = ['[1, "2", 3.0]', '"1 2 3"', '"[1, 2, 3]"', '"1,2,3"', "7"]
+    (tmp_path / "log.jsonl").write_text("".join(f'{{"u": "a", "i": {value}}}\n' for value in values))
+    log = read_log({"columns": {"user_id": "u", "item_id": "i"}, "sequence_per_row": True}, tmp_path / "log.jsonl")
+    assert [row["item_id"] for row in log] == [*"123" * 4, "7"]
+
+
+SESSIONS = [
+    {
+        "session": 1,
+        "events": [{"aid": 2**60 + 1, "ts": 5000, "type": "clicks"}, {"aid": 2, "ts": 6000, "type": "carts"}],
+    },
+    {"session": 2, "events": [{"aid": 3, "ts": 7000, "type": "clicks"}]},
+]
+FIELDS = {"session_id": "session", "item_id": "events.aid", "timestamp": "events.ts", "event": "events.type"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_a_sequence_may_be_a_list_of_records(tmp_path: Path, read_log: ReadLog, suffix: str) -> None:
+    path = tmp_path / f"log.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(SESSIONS), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, SESSIONS)) if suffix == "jsonl" else json.dumps(SESSIONS, indent=1))
+    log = read_log({"columns": FIELDS, "timestamp": "ms", "sequence_per_row": True}, path)
+    assert [(row["user_id"], row["item_id"], row["event"]) for row in log] == [
+        ("1", str(2**60 + 1), "buy"), ("1", "2", "cart"), ("2", "3", "buy"),
+    ]  # fmt: skip
+
+
+def test_fields_of_records_are_columns(tmp_path: Path, reading: Reading) -> None:
+    """A record in place of the id is no id; neither is a field that holds one."""
+    (tmp_path / "log.jsonl").write_text(
+        '{"user": {"id": 7.0, "a.b": 1}, "_id": {"$oid": "507f"}}\n{"user": {"id": {}}, "_id": {"$oid": "5080"}}\n'
+    )
+    (tmp_path / "items.jsonl").write_text(
+        '{"id": "507f", "meta": {"name": "Pan"}, "images": [{"url": "a"}, {"url": "b"}]}'
+    )
+    options = {
+        "columns": {"user_id": "user.id", "item_id": "_id.$oid"},
+        "items": {"columns": {"item_id": "id", "title": "meta.name", "image": "images.url"}},
+    }
+    files = {"interactions": tmp_path / "log.jsonl", "items": tmp_path / "items.jsonl"}
+    tables = reading("files", options, **files)
+    assert [(row["user_id"], row["item_id"], bool(row["problem"])) for row in rows(tables.interactions)] == [
+        ("7", "507f", False), (None, "5080", True),
+    ]  # fmt: skip
+    (item,) = rows(tables.items)
+    assert (item["item_id"], item["title"], item["image"]) == ("507f", "Pan", ["a", "b"])
+    with pytest.raises(ValueError, match=r"'_id' is of lists or records, no id.*a field of it, such as _id\.\$oid"):
+        reading("files", {"columns": {"user_id": "user.id", "item_id": "_id"}}, interactions=files["interactions"])

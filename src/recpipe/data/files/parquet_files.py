@@ -28,7 +28,10 @@ from recpipe.data.files.times import INTEGERS
 
 logger = logging.getLogger(__name__)
 
-TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
+UTC = {  # SQL of types with a zone in UTC
+    "TIMESTAMP WITH TIME ZONE": "timezone('UTC', {})", "TIMESTAMPTZ_NS": "make_timestamp_ns(epoch_ns({}))",
+}  # fmt: skip
+TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", *UTC)
 RECORDS = ("STRUCT", "MAP", "UNION", "VARIANT", '"NULL"')  # types with these in their names become JSON
 NULL = '"NULL"'  # DuckDB's type of a column that pyarrow or pandas wrote with nulls only
 
@@ -169,7 +172,7 @@ def _common_type(con: ibis.BaseBackend, key: str, name: str, parts: Sequence[_Pa
     if kinds <= {*INTEGERS}:
         return "BIGINT" if kinds.isdisjoint({"UBIGINT", "HUGEINT", "UHUGEINT"}) else "HUGEINT"
     if kinds <= {*TIMES}:
-        exact = kinds.isdisjoint({"DATE", "TIMESTAMP WITH TIME ZONE"}) and _fit_nanoseconds(con, key, parts)
+        exact = any(kind.endswith("_NS") for kind in kinds) and _fit_nanoseconds(con, key, parts)
         return "TIMESTAMP_NS" if exact else "TIMESTAMP"
     if all(kind in INTEGERS or kind in EXACT or kind.startswith("DECIMAL") for kind in kinds):
         return _number_type(con, key, name, parts, requested)
@@ -180,9 +183,10 @@ def _fit_nanoseconds(con: ibis.BaseBackend, key: str, parts: Sequence[_Part]) ->
     """Whether no time of a column lies beyond 1677 to 2262, which nanoseconds span."""
     for part in parts:
         sql, kind = part.columns.get(key, ("NULL", NULL))
-        query = f"SELECT 1 FROM {part.sql} WHERE TRY_CAST({sql} AS TIMESTAMP_NS) IS NULL AND {sql} IS NOT NULL LIMIT 1"
+        test = f"TRY_CAST({UTC.get(kind, '{}').format(sql)} AS TIMESTAMP_NS) IS NULL AND {sql} IS NOT NULL"
+        query = f"SELECT 1 FROM {part.sql} WHERE {test} LIMIT 1"
         with errors_with_file(part.where):
-            if kind != NULL and con.raw_sql(query).fetchall():
+            if kind in TIMES and con.raw_sql(query).fetchall():
                 return False
     return True
 
@@ -215,8 +219,8 @@ def _cast(sql: str, kind: str, target: str) -> str:
         return sql
     if target == "JSON":
         return f"to_json({sql})"
-    if kind == "TIMESTAMP WITH TIME ZONE" and target.startswith("TIMESTAMP"):
-        return f"timezone('UTC', {sql})"
+    if kind in UTC and target in TIMES:
+        return f"CAST({UTC[kind].format(sql)} AS {target})"
     if target == "VARCHAR":
         return number_text(sql, kind)
     if target == "VARCHAR[]" and kind.endswith("[]") and kind != f"{NULL}[]":

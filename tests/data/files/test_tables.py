@@ -114,6 +114,37 @@ def test_the_configuration_decides_on_types(tmp_path: Path, reading: Reading, ca
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"types": "number"}, "types 'number' of a table are no mapping"),
+        ({"null_words": "NA"}, "null_words 'NA' is no list of words"),
+        ({"columns": {"title": 5}}, "5 is not a column name"),
+        ({"columns": {"item_id": ["item_id", "price"]}}, "is not a column name"),
+        ({"types": {"tags": "number"}}, "tags holds lists or records, no number"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_options_of_a_table_that_cannot_be_are_refused(
+    tmp_path: Path, reading: Reading, options: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "log.csv").write_text("who,what,when\nu,1,1\n")
+    (tmp_path / "items.jsonl").write_text('{"item_id": 1, "price": 2, "tags": ["a"]}\n')
+    files = {"interactions": tmp_path / "log.csv", "items": tmp_path / "items.jsonl"}
+    with pytest.raises(ValueError, match=message):
+        reading("files", {"columns": MAPPING, "items": options}, **files)
+    tables = reading("files", {"columns": MAPPING, "items": {"columns": {"title": None}}}, **files)
+    assert [(row["title"], row["price"]) for row in rows(tables.items)] == [("1", 2)]
+
+
+def test_many_columns_need_little_memory(tmp_path: Path, reading: Reading, con: Backend) -> None:
+    con.raw_sql("SET memory_limit = '100MB'")
+    (tmp_path / "log.csv").write_text("who,what,when\nu,1,1\n")
+    pl.DataFrame({"item_id": [1, 2], **{f"c{n}": [n, 5] for n in range(120)}}).write_csv(tmp_path / "items.csv")
+    tables = reading("files", {"columns": MAPPING}, interactions=tmp_path / "log.csv", items=tmp_path / "items.csv")
+    assert [(row["c0"], row["c119"]) for row in rows(tables.items)] == [(0, 119), (5, 5)]
+
+
 def test_rows_without_an_id_are_left_out(tmp_path: Path, reading: Reading, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "log.csv").write_text("who,what,when\nu,NA,1\n")
     (tmp_path / "items.csv").write_text("item_id,title\nNA,a\n  ,b\nnull,c\ns1,d\n")

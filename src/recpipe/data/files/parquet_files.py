@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePath
@@ -33,6 +34,10 @@ UTC = {  # SQL of types with a zone in UTC
 }  # fmt: skip
 TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", *UTC)
 RECORDS = ("STRUCT", "MAP", "UNION", "VARIANT", '"NULL"')  # types with these in their names become JSON
+STORABLE = (  # types of columns that every later step can read
+    r"(BOOLEAN|VARCHAR|DATE|TIMESTAMP(_S|_MS|_NS| WITH TIME ZONE)?|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|"
+    r"U?(TINY|SMALL|BIG)?INT|U?INTEGER)(\[\d*\])*"
+)
 NULL = '"NULL"'  # DuckDB's type of a column that pyarrow or pandas wrote with nulls only
 
 
@@ -108,6 +113,15 @@ def with_folder_columns(source: Source, paths: Sequence[str]) -> Source:
         texts.append(f"nullif({literals(by_file)}[CAST(file_index AS BIGINT) + 1], {nulls}) AS {identifier(name)}")
     sql = f"(SELECT *, file_index, {', '.join(texts)} FROM {source.sql})"
     return source._replace(sql=sql, types={**source.types, **dict.fromkeys(names, "VARCHAR")})
+
+
+def storable_column(name: str, kind: str) -> str:
+    """Return SQL of a column, as text where later steps cannot read its type."""
+    if re.fullmatch(STORABLE, kind):
+        return identifier(name)
+    if kind == "TIMESTAMPTZ_NS":  # of pandas; DuckDB 2.0.0 converts it to no other type with a zone
+        return f"make_timestamp_ns(epoch_ns({identifier(name)}))"
+    return f"CAST({identifier(name)} AS VARCHAR{'[]' * kind.count('[')})"
 
 
 def _schema(path: str) -> pa.Schema:

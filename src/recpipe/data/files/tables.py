@@ -127,8 +127,8 @@ def create_entities(
         check_encoding(con, source)
         if rejected := count_rows(con, source.rejects, "DISTINCT (file_id, line)"):
             logger.warning("%s: %d lines left out, they do not have its columns", source.where, rejected)
-    words = literals(["", *map(str, null_words)])
-    has_id = f"NOT list_contains({words}, coalesce(trim({key}), ''))"
+    words = literal("|".join(["", *map(re.escape, map(str, null_words))]))  # a list would cost memory per column
+    has_id = f"NOT regexp_full_match(coalesce(trim({key}), ''), {words})"
     if without_id := count_rows(con, f"{raw} WHERE NOT ({has_id})"):
         logger.warning("%s: %s rows left out, they have no %s", source.where, f"{without_id:,}", key)
     _warn_of_repeats(con, raw, key, source.where, has_id)
@@ -138,7 +138,7 @@ def create_entities(
     kinds = column_types(con, raw, where=source.where)
     for name in (name for name in values if kinds[names[name]] == "VARCHAR"):
         if types is not None:
-            is_value = f"NOT list_contains({words}, trim({values[name]}))"
+            is_value = f"NOT regexp_full_match(trim({values[name]}), {words})"
             values[name] = f"CASE WHEN {is_value} THEN {values[name]} END"
         if name in ("title", "text"):
             values[name] = _without_entities(con, values[name])

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -26,7 +25,7 @@ from recpipe.data.files.json_files import (
     with_fields,
 )  # fmt: skip
 from recpipe.data.files.log_table import EXACT, LogColumns, create_log, id_problems, id_text, number_text
-from recpipe.data.files.parquet_files import parquet_source, with_folder_columns
+from recpipe.data.files.parquet_files import parquet_source, storable_column, with_folder_columns
 from recpipe.data.files.python_literals import text_list_sql
 from recpipe.data.files.tables import (
     Entities,
@@ -52,11 +51,6 @@ WIDE_INTEGERS = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT", "UHU
 NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "\\N", "NA", "N/A", "<NA>")
 SEQUENCE_COLUMNS = ("item_id", "timestamp", "rating", "weight", "event")  # may contain one value per event
 
-STORABLE = (  # types of columns that every later step can read
-    r"(BOOLEAN|VARCHAR|DATE|TIMESTAMP(_S|_MS|_NS| WITH TIME ZONE)?|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|"
-    r"U?(TINY|SMALL|BIG)?INT|U?INTEGER)(\[\d*\])*"
-)
-
 
 @dataclass(frozen=True)
 class TableOptions:
@@ -74,12 +68,21 @@ class TableOptions:
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     null_words: Sequence[str] = NULL_WORDS  # words that mean "no value"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.null_words, str) or not isinstance(self.null_words, Sequence):
+            raise ValueError(f"null_words {self.null_words!r} is no list of words: ['NULL', 'N/A'], or [] for none")
+
 
 @dataclass(frozen=True)
 class EntityOptions(TableOptions):
     """Options of an items file or a users file."""
 
     types: Mapping[str, str] = dataclasses.field(default_factory=dict)  # number, text or boolean; by default by values
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.types, Mapping):
+            raise ValueError(f"types {self.types!r} of a table are no mapping: {{price: number, zip: text}}")
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.Ba
     for name in values:
         check_known(name, allowed, what=f"option of a table of {key}s")
     options = EntityOptions(**{"null_words": log_options.null_words, **values})
-    mapping = {key: key, **options.columns}
+    mapping = {key: key} | {name: columns for name, columns in options.columns.items() if columns is not None}
     parts = {name: _names(columns) for name, columns in mapping.items()}
     source = _source(options, paths, con, ids=parts[key])
     source.check_columns((column for columns in parts.values() for column in columns), COLUMNS_HINT)
@@ -222,8 +225,8 @@ def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.Ba
         if name.lower() in map(str.lower, mapping):
             logger.info("%s: the column %s is left out, `columns` maps another one to it", source.where, name)
         else:
-            sql[name] = _attribute(name, source, (options.types or {}).get(name))
-    return create_entities(con, source, sql, key=key, types=options.types or {}, null_words=options.null_words)
+            sql[name] = _attribute(name, source, options.types.get(name))
+    return create_entities(con, source, sql, key=key, types=options.types, null_words=options.null_words)
 
 
 def _attribute(name: str, source: Source, kind: str | None) -> str:
@@ -238,11 +241,7 @@ def _attribute(name: str, source: Source, kind: str | None) -> str:
         or (kind is not None and not (kind == "number" and is_number))
     ):
         return number_text(identifier(name), column_type) if is_number else _joined_text([name], source)
-    if re.fullmatch(STORABLE, column_type):
-        return identifier(name)
-    if column_type == "TIMESTAMPTZ_NS":  # of pandas; DuckDB 2.0.0 converts it to no other type with a zone
-        return f"make_timestamp_ns(epoch_ns({identifier(name)}))"
-    return f"CAST({identifier(name)} AS VARCHAR{'[]' * column_type.count('[')})"
+    return storable_column(name, column_type)
 
 
 def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
@@ -297,7 +296,10 @@ def _format(path: str) -> str:
 
 
 def _names(columns: str | Sequence[str] | None) -> list[str]:
-    return [columns] if isinstance(columns, str) else list(columns or ())
+    names = [columns] if isinstance(columns, str) or not isinstance(columns, Iterable) else list(columns)
+    for name in (name for name in names if name is not None):
+        identifier(name)  # raises ValueError for a name that no column can have
+    return [name for name in names if name is not None]
 
 
 def _joined_text(columns: Sequence[str], source: Source) -> str:

@@ -260,12 +260,10 @@ def test_sequences_of_json_may_be_lists_or_text(tmp_path: Path, read_log: ReadLo
     assert [row["item_id"] for row in log] == [*"123" * 4, "7"]
 
 
+TIME = 1_714_557_600_000
 SESSIONS = [
-    {
-        "session": 1,
-        "events": [{"aid": 2**60 + 1, "ts": 5000, "type": "clicks"}, {"aid": 2, "ts": 6000, "type": "carts"}],
-    },
-    {"session": 2, "events": [{"aid": 3, "ts": 7000, "type": "clicks"}]},
+    {"session": 1, "events": [{"aid": 2**60 + 1, "ts": TIME, "type": "buy"}, {"aid": 2, "ts": TIME, "type": "cart"}]},
+    {"session": 2, "events": [{"aid": 3, "ts": TIME, "type": "buy"}]},
 ]
 FIELDS = {"session_id": "session", "item_id": "events.aid", "timestamp": "events.ts", "event": "events.type"}
 
@@ -278,6 +276,7 @@ def test_a_sequence_may_be_a_list_of_records(tmp_path: Path, read_log: ReadLog, 
     else:
         path.write_text("\n".join(map(json.dumps, SESSIONS)) if suffix == "jsonl" else json.dumps(SESSIONS, indent=1))
     log = read_log({"columns": FIELDS, "timestamp": "ms", "sequence_per_row": True}, path)
+    assert {(row["timestamp"], row["problem"]) for row in log} == {(TIME // 1000, None)}
     assert [(row["user_id"], row["item_id"], row["event"]) for row in log] == [
         ("1", str(2**60 + 1), "buy"), ("1", "2", "cart"), ("2", "3", "buy"),
     ]  # fmt: skip

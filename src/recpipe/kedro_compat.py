@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,6 +57,15 @@ class SessionWithOneLoader(KedroSession):
             conf_source=self._conf_source,
             runtime_params=runtime_params,
         )
+
+
+def spawn_processes() -> None:
+    """Let ParallelRunner start new processes, unless KEDRO_MP_CONTEXT says otherwise, on Linux too.
+
+    A copy (fork) hangs where an earlier run of this process used polars, as with ``profile: auto``. Kedro calls no hooks
+    in new processes.
+    """
+    os.environ.setdefault("KEDRO_MP_CONTEXT", "spawn")
 
 
 def nodes_to_resume_from(pipeline: Pipeline, unfinished: set[Node], catalog: CatalogProtocol[Any, Any]) -> set[str]:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
+from kedro.runner import ParallelRunner
 from kedro.utils import find_kedro_project
 
 from recpipe.config import ConfigError, Configuration, DataPaths, split_names
 from recpipe.config.run_config import AUTO
 from recpipe.hooks.checks import check_types
-from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals
+from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals, spawn_processes
 from recpipe.pipelines.wiring import WHOLE, Wiring, command_wiring, model_info, remember, use_wiring
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ class RecpipeSession(SessionWithOneLoader):
             *(options.get("pipeline_names") or ()),
         ]  # Kedro deprecates the first
         options["pipeline_names"] = [name for name in names if name]
+        if isinstance(options.get("runner"), ParallelRunner):
+            spawn_processes()
         if seeds := requested_seeds(self.configuration):
             return self._run_seeds(seeds, options)
         filters = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]

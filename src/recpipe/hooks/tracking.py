@@ -57,8 +57,8 @@ class TrackingHooks:
             return
         if "ParallelRunner" in str(run_params.get("runner")):
             log.warning(
-                "MLflow tracking is off for this run: ParallelRunner runs every step in a process of its own. Leave "
-                "out --runner, or use --runner=ThreadRunner, to track it"
+                "ParallelRunner: no MLflow tracking and no line per step, as Kedro runs each one in a process of its own. "
+                "Leave out --runner, or use --runner=ThreadRunner, to have them"
             )
             return
         groups = sorted({node.namespace for node in pipeline.nodes if node.namespace})

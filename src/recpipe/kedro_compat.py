@@ -62,8 +62,8 @@ class SessionWithOneLoader(KedroSession):
 def spawn_processes() -> None:
     """Let ParallelRunner start new processes, unless KEDRO_MP_CONTEXT says otherwise, on Linux too.
 
-    A copy (fork) hangs where an earlier run of this process used polars, as with ``profile: auto``. Kedro calls no hooks
-    in new processes.
+    A copy (fork) hangs where an earlier run of this process used polars, as with ``profile: auto``. Kedro calls no
+    hooks in new processes.
     """
     os.environ.setdefault("KEDRO_MP_CONTEXT", "spawn")
 

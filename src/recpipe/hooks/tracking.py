@@ -57,7 +57,7 @@ class TrackingHooks:
             return
         if "ParallelRunner" in str(run_params.get("runner")):
             log.warning(
-                "ParallelRunner: no MLflow tracking and no line per step, as Kedro runs each one in a process of its own. "
+                "ParallelRunner: no MLflow tracking and no line per step, as Kedro runs each in a process of its own. "
                 "Leave out --runner, or use --runner=ThreadRunner, to have them"
             )
             return

@@ -84,10 +84,8 @@ class RecpipeSession(SessionWithOneLoader):
     def run(self, *args: Any, **options: Any) -> dict[str, Any]:
         """As KedroSession.run. Raises ConfigError for unknown names and wrong types before the first node."""
         options = dict(inspect.signature(super().run).bind(*args, **options).arguments)
-        names = [
-            options.pop("pipeline_name", None),
-            *(options.get("pipeline_names") or ()),
-        ]  # Kedro deprecates the first
+        # Kedro deprecates the first
+        names = [options.pop("pipeline_name", None), *(options.get("pipeline_names") or ())]
         options["pipeline_names"] = [name for name in names if name]
         if isinstance(options.get("runner"), ParallelRunner):
             spawn_processes()

@@ -184,6 +184,11 @@ def test_known_data_sets_get_the_profile_that_they_name(events, users, expected)
     assert choose_profile({"rows": events, "users": users}, classes) == expected
 
 
+def test_a_profile_without_limits_is_never_chosen():
+    classes = {"mine": "Our shops.", "other": {"about": "x"}, "small": {"max_events": 9}}
+    assert choose_profile({"rows": 5, "users": 1}, classes) == "small"
+
+
 def test_unknown_limits_of_a_profile_are_refused():
     with pytest.raises(ValueError, match=r"unknown limit 'max_event' \(did you mean 'max_events'\?\)"):
         choose_profile({"rows": 1, "users": 1}, {"small": {"about": "x", "max_event": 3}})

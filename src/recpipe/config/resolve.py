@@ -227,14 +227,14 @@ class Configuration:
     def _dataset_files(self) -> Tree:
         """The data set's block in the files, over the settings of the one that it is ``like``."""
         other = block(self.files, "datasets", self.like) if self.like else {}
-        taken: Tree = {name: entry for name, entry in other.items() if name in (*BY_DATASET, *LIKE_KEYS)}
-        return merge(taken, drop_null(block(self.files, "datasets", self.dataset), (*BY_DATASET, "steps")))
+        settings: Tree = {name: entry for name, entry in other.items() if name in (*BY_DATASET, *LIKE_KEYS)}
+        return merge(settings, drop_null(block(self.files, "datasets", self.dataset), (*BY_DATASET, "steps")))
 
     @cached_property
     def like(self) -> str | None:
         """The data set whose settings this one takes. Raises ConfigError for an unknown one."""
-        sources = (self._command_line, self.files)
-        leaf = next((leaf for source in sources if (leaf := block(source, "datasets", self.dataset).get("like"))), None)
+        sources = (block(source, "datasets", self.dataset) for source in (self.files, self._command_line))
+        leaf = merge(*sources).get("like")
         if not isinstance(leaf, Leaf) or leaf.value is None:
             return None
         others = [name for name in block(self.files, "datasets") if name != self.dataset]

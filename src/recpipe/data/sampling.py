@@ -135,11 +135,11 @@ def where(log: EventLog, *, condition: Condition) -> EventLog:
     expression, as_numbers = condition_expression(condition, rows)
     for name in as_numbers:
         other = rows.filter(rows[name].notnull() & as_number(rows[name]).isnull())
-        found = single_row(other.aggregate(rows=other.count(), example=other[name].min()))
-        if found["rows"]:
+        counts = single_row(other.aggregate(rows=other.count(), example=other[name].min()))
+        if counts["rows"]:
             logger.warning(
                 "where: %s rows have a %s that is no number, such as %r; they do not match",
-                f"{found['rows']:,}", name, found["example"],
+                f"{counts['rows']:,}", name, counts["example"],
             )  # fmt: skip
     return EventLog.of(rows.filter(expression))
 

@@ -150,10 +150,10 @@ class Sequences:
         lengths, counts = self.lengths, self.target_counts()
         if self.is_target is None:
             return np.where(nth <= counts, lengths - nth, lengths)
-        is_found = (nth > 0) & (nth <= counts)
-        places = np.flatnonzero(self.is_target)[(np.cumsum(counts) - nth)[is_found]]
+        exists = (nth > 0) & (nth <= counts)
+        places = np.flatnonzero(self.is_target)[(np.cumsum(counts) - nth)[exists]]
         positions = lengths.copy()
-        positions[is_found] = places - self.offsets[:-1][is_found]
+        positions[exists] = places - self.offsets[:-1][exists]
         return positions
 
     def fingerprint(self) -> str:

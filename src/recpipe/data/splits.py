@@ -90,7 +90,7 @@ class TrainingData:
         return data
 
     def check_test_set(self, test_set: Fold) -> None:
-        """Raise ValueError for a test fold of another split; those of older versions are not told apart."""
+        """Raise ValueError for a test fold of another split; those of older versions have no fingerprint."""
         fingerprint = self.protocol_fields.get("test_set")
         if fingerprint is not None and test_set.fingerprint() != fingerprint:
             raise ValueError(
@@ -162,9 +162,9 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
     histories = valid.histories.select_users(np.flatnonzero(~np.isin(valid.histories.users, train.users)))
     users = np.concatenate([train.users, histories.users])
     rows_of_fold = pc.index_in(pa.array(valid.histories.users, pa.string()), pa.array(users, pa.string())).to_numpy()
-    trained = np.concatenate([train.lengths, np.zeros(len(histories), np.int64)])[rows_of_fold]
-    between = valid.histories.select(np.arange(len(valid)), trained, valid.histories.lengths)  # after training events
-    parts, rows = (train, between, valid.targets), (np.arange(len(train)), rows_of_fold, rows_of_fold)
+    n_train = np.concatenate([train.lengths, np.zeros(len(histories), np.int64)])[rows_of_fold]
+    later = valid.histories.select(np.arange(len(valid)), n_train, valid.histories.lengths)  # after training events
+    parts, rows = (train, later, valid.targets), (np.arange(len(train)), rows_of_fold, rows_of_fold)
     owner = np.concatenate([np.repeat(row, part.lengths) for row, part in zip(rows, parts, strict=True)])
     order = np.argsort(owner, kind="stable")
 

@@ -1,6 +1,6 @@
 """Profile of an interaction log as JSON: sizes, activity, popularity, time, ties and repeats; warnings about it.
 
-Three columns are read batch by batch and stored as integer codes: about 16 bytes per interaction.
+Columns are read batch by batch and stored as integer codes: about 21 bytes per interaction.
 """
 
 from __future__ import annotations
@@ -75,18 +75,20 @@ def profile(path: Path) -> dict[str, Any]:
 def choose_profile(profile: Mapping[str, Any], classes: Mapping[str, Any]) -> str | None:
     """Return the first of ``classes`` (conf block ``profiles``) whose limits a log keeps, None without one.
 
-    Limits are ``min_<measure>``, inclusive, and ``max_<measure>``, exclusive, of ``events`` and ``events_per_user``.
+    Limits are ``min_<measure>``, inclusive, and ``max_<measure>``, exclusive, of ``events`` and ``events_per_user``. A
+    class without limits, such as one that is only a description, is never chosen.
     """
     measures = {"events": profile["rows"], "events_per_user": profile["rows"] / profile["users"]}
     for name, entry in classes.items():
-        limits = {key: value for key, value in entry.items() if key != "about"}
+        fields = entry if isinstance(entry, Mapping) else {}  # a description, as of version 0.1
+        limits = {key: value for key, value in fields.items() if key != "about"}
         for key in limits:
             check_known(key, [f"{bound}_{measure}" for bound in ("min", "max") for measure in measures], what="limit")
-        inside = [
+        within_limits = [
             measures[key[4:]] >= value if key.startswith("min") else measures[key[4:]] < value
             for key, value in limits.items()
         ]
-        if inside and all(inside):
+        if within_limits and all(within_limits):
             return str(name)
     return None
 

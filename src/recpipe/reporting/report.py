@@ -193,8 +193,10 @@ def write(
     lines = [section.line for section in ids]
     ranked = _page_board(board, insights)["name"].to_list()
     best = next((model for model in ranked if examples and model in examples[0].recommendations), "")
-    options = {"ids": lines, "warnings": notes, "model": best, "metric": metric}
-    return page, format_summary(board, examples, title=title, links={}, **options)
+    summary = format_summary(
+        board, examples, title=title, links={}, ids=lines, warnings=notes, model=best, metric=metric
+    )
+    return page, summary
 
 
 def steps_of(ingest_steps: pl.DataFrame) -> tuple[str, ...]:

@@ -270,13 +270,14 @@ def check_shared_content(embeddings: Embeddings, config: SemanticIdsConfig) -> N
     if not len(present):
         return
     hashes = np.array([hash(vector.tobytes()) for vector in embeddings.vectors[present]])
-    _, group, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    _, first, group, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     shared, largest = int(counts[counts > 1].sum()), int(counts.max())
     if shared / len(present) < WARN_SHARED:
         return
     what = {"image": "image", "text_image": "text and image"}.get(config.kind, "text")
     advice = "" if what == "image" else "; add columns to content.text.template of the data set"
-    names = ", ".join(map(repr, embeddings.item_ids[present[group == counts.argmax()][:3]]))
+    largest_group = group == group[first[counts == largest].min()]  # of equal ones the first: hashes differ by process
+    names = ", ".join(map(repr, embeddings.item_ids[present[largest_group][:3]]))
     message = (
         f"{shared:,} of {len(present):,} items have the same {what} as others, the largest group is {largest:,} such "
         f"as {names}: no quantizer can tell them apart"

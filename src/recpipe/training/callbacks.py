@@ -61,7 +61,7 @@ class WeightAverage(nn.Module):
 
 
 class Patience(EarlyStopping):
-    """Early stopping; a resumed run uses the patience of its current settings, and does not go on where it is out."""
+    """Early stopping; a resumed run uses the patience of its current settings, and ends at once if it has run out."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

@@ -150,13 +150,16 @@ def test_settings_id_depends_only_on_settings_that_change_the_model():
 
 def test_settings_that_older_versions_lack_leave_the_id_as_it_was_at_their_defaults():
     settings = {"type": "sasrec", "dim": 8, "train": {"max_epochs": 3}}
-    newer = {**settings, "activation": "relu", "scale_embeddings": True, "temperatures": None}
-    newer["train"] = {"max_epochs": 3, "ema": None}
+    newer = {**settings, "activation": "relu", "scale_embeddings": True, "train": {"max_epochs": 3, "ema": None}}
     assert settings_id(newer) == settings_id(settings)
-    for other in ({"activation": "gelu"}, {"scale_embeddings": False}, {"temperatures": [1.0]}, {"stochastic": True}):
+    for other in ({"activation": "gelu"}, {"scale_embeddings": False}):
         assert settings_id({**newer, **other}) != settings_id(settings)
-    tiger = {"type": "tiger", "train": {}}  # has always had temperatures
-    assert settings_id({**tiger, "temperatures": None, "stochastic": False}) != settings_id(tiger)
+    for name in ("tiger", "mql4grec"):  # tiger has always had temperatures
+        older = {"type": name, "train": {}}
+        is_older = settings_id({**older, "temperatures": None, "stochastic": False}) == settings_id(older)
+        assert is_older == (name == "mql4grec")
+    mamba = {"type": "mamba4rec", "train": {}}
+    assert settings_id({**mamba, "chunk": None}) != settings_id(mamba)
 
 
 class ClockedModel:

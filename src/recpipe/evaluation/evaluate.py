@@ -30,11 +30,17 @@ PERCENTILES = (50, 95)
 SEARCH_ERROR_USERS = 1000
 CURVE_METRICS = ("ndcg", "recall", "hit_rate", "mrr")  # of the validation after an epoch
 NOT_IN_SETTINGS_ID = {"device", "resume", "log_every"}  # train settings that do not change the model
-# Settings that runs of older versions lack, with the value that gives the same model: it is left out of the id
-NEWER_SETTINGS = {
-    "activation": "relu", "scale_embeddings": True, "tied": True, "kernel": "auto", "chunk": None,
-    "sample_from": 1, "sample_seed": 0, "stochastic": False, "cross_level_distance": False, "modality_weights": None,
-}  # fmt: skip
+# Settings by model type that runs of older versions lack, with the value that gives the same model: it is not in the id
+SAMPLES: dict[str, Any] = {"stochastic": False, "sample_seed": 0}
+NEWER_SETTINGS: dict[str, dict[str, Any]] = {
+    "sasrec": {"activation": "relu", "scale_embeddings": True},
+    "hstu": {"tied": True},
+    "xlstm": {"kernel": "auto", "chunk": None},
+    "gpt": {"sample_from": 1, "sample_seed": 0},
+    "tiger": SAMPLES,
+    "mql4grec": SAMPLES | {"temperatures": None},
+    "parallel_tiger": SAMPLES | {"temperatures": None, "cross_level_distance": False, "modality_weights": None},
+}
 NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None}
 
 
@@ -134,8 +140,8 @@ def _search_error(model: Recommender, fold: Fold, protocol: Protocol) -> dict[st
 def settings_id(settings: Mapping[str, Any]) -> str:
     """Hash the settings of a model and its training, without the seed, to eight hex digits."""
     train = {key: value for key, value in settings.get("train", {}).items() if key not in NOT_IN_SETTINGS_ID}
-    newer = NEWER_SETTINGS if settings.get("type") == "tiger" else NEWER_SETTINGS | {"temperatures": None}
-    fields = _without(settings, newer) | {"train": _without(train, NEWER_TRAIN_SETTINGS)}
+    fields = _without(settings, NEWER_SETTINGS.get(settings.get("type", ""), {}))
+    fields["train"] = _without(train, NEWER_TRAIN_SETTINGS)
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -141,6 +141,7 @@ def test_extremes():
     same = Lists(np.array(["a"], dtype=object), np.array([[1, 2]]))
     assert diversity(same, np.array([[1.0, 0], [3, 0]]), np.ones(2, bool)) == pytest.approx(0)
     assert diversity(same, np.array([[1.0, 0], [0, 0]]), np.ones(2, bool)) is None  # no vector at all
+    assert diversity(same, np.zeros((2, 0)), np.zeros(2, bool)) is None  # no item has content
 
 
 def test_empty_lists_and_items_of_another_catalogue():

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from recpipe.config import DataPaths
+from recpipe.content.embeddings import Embeddings
+from recpipe.data.sequences import Vocabulary
+from recpipe.pipelines.study import content_vectors
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +90,22 @@ def test_each_value_is_trained_once_and_a_study_goes_on_where_it_stopped(trained
     assert 'id="study_length-data"' in (reporting(trained) / "report.html").read_text()
     run(trained, session_in, "study", **{**LENGTH, "train": {"max_epochs": 1}})
     assert made == ["2", "4", "2", "4"]  # other settings are another study
+
+
+def test_diversity_is_by_the_content_vectors_on_disk_in_the_order_of_the_catalogue(tmp_path) -> None:
+    paths = DataPaths(tmp_path, tmp_path, "shop")
+    job = SimpleNamespace(data=SimpleNamespace(vocabulary=Vocabulary(np.array(["a", "b", "c"], object))))
+    assert content_vectors(job, paths) is None
+    for modality, value in (("image", 3.0), ("text", 1.0)):  # text counts before images
+        ids, present = np.array(["b", "a"], object), np.array([True, False])
+        vectors = np.array([[value, 2.0], [0.0, 0.0]], np.float32)
+        paths.features.mkdir(parents=True, exist_ok=True)
+        Embeddings(ids, vectors, present, np.array(["k", ""], object), "space").write(
+            paths.features / f"{modality}_embeddings.parquet"
+        )
+    vectors, present = content_vectors(job, paths)
+    assert present.tolist() == [False, True, False]
+    assert vectors[1].tolist() == [1.0, 2.0]
 
 
 def test_parts_are_taken_away_where_a_model_has_them(trained, session_in) -> None:

@@ -133,7 +133,7 @@ def diversity(lists: Lists, vectors_ID: Floats, present_I: NDArray[np.bool_]) ->
     unit = np.zeros((len(present), vectors_ID.shape[1]))
     unit[present] = vectors_ID[present[1:]] / norms[present[1:], None]
     values = []
-    step = max(ELEMENTS_PER_CHUNK // (lists.items_UK.shape[1] * vectors_ID.shape[1]), 1)
+    step = max(ELEMENTS_PER_CHUNK // (lists.items_UK.shape[1] * max(vectors_ID.shape[1], 1)), 1)
     for items_BK in np.split(lists.items_UK, range(step, len(lists.items_UK), step)):
         n = present[items_BK].sum(1)
         pairs = n * (n - 1)

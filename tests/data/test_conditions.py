@@ -93,6 +93,7 @@ def test_a_condition_equals_plain_python(condition: str, oracle: Any) -> None:
         ("rating > 3 # and paid", "position 12.*comment is not allowed"),
         ("(" * 500 + "paid" + ")" * 500, "nested too deeply|too many nested parentheses"),
         ("not " * 200 + "paid", "more than 100 comparisons"),
+        (" and ".join(["paid"] * 3000), "more than 100 comparisons"),
         ("paid == '" + "x" * 100_001 + "'", "100,011 characters; 100,000 are allowed"),
         ("", "cannot be read"),
     ],

@@ -271,7 +271,8 @@ def test_runs_that_ctrl_c_left_open_are_marked_killed_by_the_next_run_of_the_pro
     assert sorted(each.info.status for each in runs) == ["FINISHED", "FINISHED", "KILLED"]
 
 
-def test_runs_of_dead_processes_are_marked_killed_and_those_of_live_ones_are_not(place, conf) -> None:
+def test_runs_of_dead_processes_are_marked_killed_and_those_of_live_ones_are_not(place, conf, monkeypatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "gpu_1")
     run(models_of("one"), conf, place)
     client, (finished, *_) = found(place)
     here = platform.node()
@@ -282,6 +283,7 @@ def test_runs_of_dead_processes_are_marked_killed_and_those_of_live_ones_are_not
         "another process under the same id": f"{here} {os.getpid()} 1",
         "live": f"{here} {os.getpid()} {process_start(os.getpid())}",
         "another machine": f"not-{here} {ended.pid} 7",
+        "a machine of a similar name": f"gpu-1 {ended.pid} 7",
     }
     for name, process in processes.items():
         client.create_run(finished.info.experiment_id, run_name=name, tags={"process": process})

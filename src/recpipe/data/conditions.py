@@ -27,7 +27,7 @@ ALLOWED = (
 WORDS = {"null": None, "true": True, "false": False}
 GRAMMAR = "comparisons (==, !=, <, <=, >, >=, in [...], is null), and, or, not, numbers, 'texts' and names of columns"
 TEXT_COLUMNS = ("user_id", "item_id", "event")  # never compared as numbers
-LONGEST, MOST = 100_000, 100  # characters; comparisons and negations
+LONGEST, MOST = 100_000, 100  # characters; comparisons, negations and columns of booleans
 EXACT = 2**53  # integers from here on are not exact as doubles
 
 
@@ -75,7 +75,9 @@ def _parse(text: str) -> ast.expr:
     for node in nodes:
         if not isinstance(node, ALLOWED):
             raise _Builder(line).error(node, f"{type(node).__name__} is not allowed")
-    if sum(isinstance(node, ast.Compare | ast.UnaryOp) for node in nodes) > MOST:
+    parts = [part for node in nodes if isinstance(node, ast.BoolOp) for part in node.values]
+    booleans = [part for part in parts if isinstance(part, ast.Name)]  # columns that are conditions themselves
+    if sum(isinstance(node, ast.Compare | ast.UnaryOp) for node in nodes) + len(booleans) > MOST:
         raise ValueError(f"condition {line[:80]!r} has more than {MOST} comparisons; use `in [...]` or several steps")
     if "#" in (rest := line.encode()[tree.body.end_col_offset :].decode()):
         raise ValueError(_message(line, len(line) - len(rest) + rest.index("#") + 1, "a comment is not allowed"))

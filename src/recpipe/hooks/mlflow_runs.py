@@ -107,8 +107,8 @@ class MlflowRuns:
         experiments = [each.experiment_id for each in self._client.search_experiments() if each.name.startswith(prefix)]
         running = f"attributes.status = 'RUNNING' AND tags.{PROCESS} LIKE '{platform.node()} %'"
         for run in self._client.search_runs(experiments, running) if experiments else ():
-            pid, start = run.data.tags[PROCESS].split()[-2:]
-            if str(process_start(int(pid))) != start:
+            host, pid, start = run.data.tags[PROCESS].rsplit(" ", 2)
+            if host == platform.node() and str(process_start(int(pid))) != start:  # an underscore is any sign for LIKE
                 self._client.set_terminated(run.info.run_id, status="KILLED")
 
     def params(self, model: str | None, values: dict[str, str]) -> None:

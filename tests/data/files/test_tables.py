@@ -81,6 +81,25 @@ def test_columns_of_text_become_numbers_where_all_values_are(
             assert part in summary
 
 
+def test_columns_of_parquet_have_their_types_under_any_name(tmp_path: Path, reading: Reading) -> None:
+    table = {
+        "item_id": [1, 2],
+        "code": ["1", "2"],
+        "price": [1.5, 2.0],
+        "tags": [["a", "b"], None],
+        "word": ["NaN", ""],
+    }
+    (tmp_path / "log.csv").write_text("who,what,when\nu,1,1\n")
+    pq.write_table(pa.table(table), tmp_path / "items.parquet")
+    files = {"interactions": tmp_path / "log.csv", "items": tmp_path / "items.parquet"}
+    values = list(zip(table["code"], table["price"], table["tags"], [None, None], strict=True))
+    names = ("code", "price", "tags", "word")
+    for suffix in ("", "_2"):
+        items = {"columns": {name + suffix: name for name in names}}
+        stored = rows(reading("files", {"columns": MAPPING, "items": items}, **files).items)
+        assert [tuple(row[name + suffix] for name in names) for row in stored] == values
+
+
 def test_the_configuration_decides_on_types(tmp_path: Path, reading: Reading, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "log.csv").write_text("who,what,when\nu,1,1\n")
     (tmp_path / "items.csv").write_text("item_id,brand,code,stock,flag\n1,10,007,5,yes\n2,20,8,many,no\n")

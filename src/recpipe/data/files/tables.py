@@ -106,12 +106,14 @@ def create_entities(
     key: str,
     types: Mapping[str, str] | None = None,
     null_words: Sequence[str] = (),
+    infer: bool = False,
 ) -> Entities:
     """Create a table of items or users with one row per id, the first in the source; log what its columns hold.
 
     columns: SQL per column, including the id under the name ``key``. An item without a title gets its id as title;
     HTML entities of titles and texts are decoded. types: ``number``, ``text`` or ``boolean`` by column. If not None,
-    columns of text without one become numbers or booleans where all values are, ``null_words`` and blanks are null.
+    ``null_words`` and blanks are null in columns of text. infer: columns of text without a type become numbers or
+    booleans where all values are.
     """
     _check_types(types or {}, columns, key, source.where)
     names = {name: gen_name(name) if name.lower() == "rowid" else name for name in columns}
@@ -142,7 +144,7 @@ def create_entities(
             values[name] = f"CASE WHEN {is_value} THEN {values[name]} END"
         if name in ("title", "text"):
             values[name] = _without_entities(con, values[name])
-        elif types is not None and name != "image":
+        elif types is not None and name != "image" and (infer or name in types):
             values[name] = _typed(con, raw, name, values[name], types.get(name), source.where)
     if key == "item_id":
         values["title"] = f"coalesce({values['title']}, {key})" if "title" in values else key

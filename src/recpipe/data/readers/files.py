@@ -212,12 +212,18 @@ def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.Ba
     for name in values:
         check_known(name, allowed, what=f"option of a table of {key}s")
     options = EntityOptions(**{"null_words": log_options.null_words, **values})
-    mapping = {key: key} | {name: columns for name, columns in options.columns.items() if columns is not None}
+    mapping = {key: key} | {name: columns for name, columns in options.columns.items() if columns not in (None, [])}
     parts = {name: _names(columns) for name, columns in mapping.items()}
     source = _source(options, paths, con, ids=parts[key])
     source.check_columns((column for columns in parts.values() for column in columns), COLUMNS_HINT)
-    sql = {name: (_addresses if name == "image" else _joined_text)(columns, source) for name, columns in parts.items()}
-    sql[key] = id_text(con, source, mapping[key])
+    sql = {key: id_text(con, source, mapping[key])}
+    for name, columns in parts.items():
+        if name == "image":
+            sql[name] = _addresses(columns, source)
+        elif name in ("title", "text") or len(columns) != 1:
+            sql.setdefault(name, _joined_text(columns, source))
+        else:
+            sql.setdefault(name, _attribute(columns[0], source, options.types.get(name)))
     mapped = {column for column in mapping.values() if isinstance(column, str)}
     for name in source.types:
         if name in mapped:
@@ -226,20 +232,18 @@ def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.Ba
             logger.info("%s: the column %s is left out, `columns` maps another one to it", source.where, name)
         else:
             sql[name] = _attribute(name, source, options.types.get(name))
-    return create_entities(con, source, sql, key=key, types=options.types, null_words=options.null_words)
+    infer = (options.format or _format(paths[0])) != "parquet"
+    return create_entities(con, source, sql, key=key, types=options.types, null_words=options.null_words, infer=infer)
 
 
 def _attribute(name: str, source: Source, kind: str | None) -> str:
-    """Return SQL of a column that the configuration does not map, as text where its type or name asks for it."""
+    """Return SQL of a column of its own type, as text where ``kind``, its type or its name asks for it."""
     column_type = source.types[name]
     is_number = column_type in (*INTEGERS, *EXACT) or column_type.startswith("DECIMAL")
     if kind is not None and ("[" in column_type or column_type == "JSON"):
         raise ValueError(f"{source.where}: {name} holds lists or records, no {kind}: leave it out of `types`")
-    if (
-        name in ("title", "text")
-        or column_type == "JSON"
-        or (kind is not None and not (kind == "number" and is_number))
-    ):
+    converted = kind is not None and not (kind == "number" and is_number)
+    if converted or name in ("title", "text") or column_type == "JSON":
         return number_text(identifier(name), column_type) if is_number else _joined_text([name], source)
     return storable_column(name, column_type)
 

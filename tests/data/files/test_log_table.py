@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ibis.backends.duckdb import Backend
+from pyarrow.csv import write_csv
 from tests.data.conftest import MAPPING, Reading, ReadLog
 
 from recpipe.data.interactions import ingest
@@ -269,3 +270,21 @@ def test_a_number_that_is_no_day_is_a_bad_row(tmp_path: Path, read_log: ReadLog)
         (None, "timestamp not as %Y%m%d has it: 'nan'"), (None, "timestamp not as %Y%m%d has it: 'inf'"),
         (None, "timestamp is empty"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_order_of_the_rows_is_that_of_the_files_on_several_threads(
+    tmp_path: Path, reading: Reading, con: Backend, suffix: str
+) -> None:
+    con.raw_sql("SET threads = 4")
+    files = [tmp_path / f"part-{number}.{suffix}" for number in range(4)]
+    for number, file in enumerate(files):
+        table = pa.table({"who": [f"u{number}"] * 2000, "what": [str(row) for row in range(2000)]})
+        pq.write_table(table, file) if suffix == "parquet" else write_csv(table, file)
+    expected = [(f"u{number}", str(row)) for number in range(4) for row in range(2000)]
+    words = [f"no id {number}" for number in range(20)]  # so many that DuckDB prefers a join
+    options = {"columns": {"user_id": "who", "item_id": "what"}, "null_words": words, "null_times": []}
+    for _ in range(3):
+        log = reading("files", options, interactions=files).interactions.order_by("order").to_pyarrow()
+        assert list(zip(log["user_id"].to_pylist(), log["item_id"].to_pylist(), strict=True)) == expected
+    assert con.raw_sql("SELECT current_setting('disabled_optimizers')").fetchall() == [("",)]

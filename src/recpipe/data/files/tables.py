@@ -303,14 +303,20 @@ def literals(texts: Iterable[str]) -> str:
 def create_table(con: ibis.BaseBackend, select: str, *, where: str) -> str:
     """Store the result of a query in a temporary table in row order; return the quoted table name."""
     name = identifier(gen_name("raw"))
-    before = con.raw_sql("SELECT current_setting('preserve_insertion_order')").fetchall()[0][0]
-    con.raw_sql("SET preserve_insertion_order = true")
+    settings = {"preserve_insertion_order": True, "disabled_optimizers": "in_clause"}  # it joins, which loses the order
+    before = {key: con.raw_sql(f"SELECT current_setting('{key}')").fetchall()[0][0] for key in settings}
     try:
+        _set(con, settings)
         with errors_with_file(where):
             con.raw_sql(f"CREATE TEMP TABLE {name} AS {select}")
     finally:
-        con.raw_sql(f"SET preserve_insertion_order = {before}")
+        _set(con, before)
     return name
+
+
+def _set(con: ibis.BaseBackend, settings: Mapping[str, object]) -> None:
+    for key, value in settings.items():
+        con.raw_sql(f"SET {key} = {literal(str(value))}")
 
 
 def reason_with_value(reason: str, value: str) -> str:

@@ -83,7 +83,7 @@ class WeightCache(Generic[T]):
         return WeightCache, ()
 
     def get(self, compute: Callable[[], T], weights: Iterable[Tensor], constants: Iterable[Tensor] = ()) -> T:
-        """The value of ``compute`` for these tensors. For use without gradients, which the value has none of."""
+        """Return the value of ``compute`` for these tensors, which has no gradient."""
         weights, constants = list(weights), list(constants)
         if any(constant.is_inference() for constant in constants):  # these have no version counter
             return compute()

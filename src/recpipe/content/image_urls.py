@@ -136,7 +136,7 @@ def public_addresses(target: Url, *, private: bool = False) -> list[str]:
 
 
 def is_public(text: str) -> bool:
-    """Whether an address, and every IPv4 address embedded in an IPv6 one, is public."""
+    """Return whether an address, and every IPv4 address embedded in an IPv6 one, is public."""
     address = ipaddress.ip_address(text.partition("%")[0])
     targets: list[ipaddress.IPv4Address | ipaddress.IPv6Address | None] = [address]
     if isinstance(address, ipaddress.IPv6Address):

@@ -203,7 +203,7 @@ def _host() -> str:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether the process that wrote a temporary file is dead; of other machines, by age."""
+    """Return whether the process that wrote a temporary file is dead; for those of other machines, its age decides."""
     match = TEMPORARY.match(path.name)
     if match is None:
         return False

@@ -24,7 +24,7 @@ class Candidates(NamedTuple):
 def fuse(
     lists: Sequence[tuple[Tensor, Tensor]], k: int, *, rule: str, weights: Sequence[float], levels: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The best ``k`` items (B, k) and scores, from M ``lists`` of items (B, K), 0 for none, and log-probabilities.
+    """Return the best ``k`` items (B, k) and scores. ``lists``: M of items (B, K), 0 for none, and log-probabilities.
 
     ``mixture``: log of the weighted sum of probabilities, 0 where a list lacks the item. ``reciprocal``: weighted sum
     of 1 / (60 + rank). ``paper``: mean log-probability per code (``levels``: codes of each list's ids), averaged over

@@ -46,7 +46,7 @@ class PlainLogRecord(logging.LogRecord):
 
 
 def is_interruption(error: BaseException | None) -> bool:
-    """Whether Ctrl-C caused `error`, which DuckDB turns into an error of its own."""
+    """Return whether Ctrl-C caused `error`; DuckDB turns it into an error of its own."""
     while error is not None:
         is_query = str(error) == "Query interrupted" or type(error).__name__ == "InterruptException"
         if is_query or isinstance(error, KeyboardInterrupt):

@@ -86,12 +86,12 @@ def be_verbose() -> None:
 
 
 def is_verbose() -> bool:
-    """Whether Kedro's own logging is at INFO, by `--verbose` or conf/logging.yml."""
+    """Return whether Kedro's own logging is at INFO, by `--verbose` or conf/logging.yml."""
     return KedroCliError.VERBOSE_ERROR or logging.getLogger("kedro").isEnabledFor(logging.INFO)
 
 
 def is_bug(error: BaseException) -> bool:
-    """Whether `error` is rather a fault of the program than of data, settings or machine."""
+    """Return whether `error` is a fault of the program rather than of data, settings or machine."""
     cause = _root_cause(error)
     if isinstance(cause, PROGRAMMING_ERRORS):
         return True
@@ -100,7 +100,7 @@ def is_bug(error: BaseException) -> bool:
 
 
 def error_message(error: BaseException) -> str:
-    """The innermost message on one line, with its place for a bug and for what another library wrote."""
+    """Return the innermost message on one line, with the place of a bug and the type of another library's error."""
     cause = _root_cause(error)
     text = _text(cause)
     if cause is not error and (match := DATASET.search(str(error))) and Path(match["path"]).name not in text:

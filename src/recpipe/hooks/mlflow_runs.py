@@ -221,7 +221,7 @@ def flat(value: Any, name: str) -> dict[str, str]:
 
 
 def metric_values(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a metrics.json as `{"test/ndcg_at_10": 0.18}`."""
+    """Return the finite numbers of a metrics.json as `{"test/ndcg_at_10": 0.18}`."""
     return {
         allowed(f"{part}/{name}"): float(value)
         for part in BLOCKS

@@ -133,7 +133,7 @@ def wiring_of(configuration: Configuration, models: Iterable[str], requested: It
 
 
 def wiring_of_model(configuration: Configuration, model: str) -> Wiring:
-    """The wiring of one model's path from the raw log to the report."""
+    """Return the wiring of one model's path from the raw log to the report."""
     run = configuration.run(model)
     kinds = content_kinds.kinds_of_model(run)
     return Wiring(configuration.dataset, {model: run}, *kinds, content_model=_content_model(configuration))
@@ -174,7 +174,7 @@ def chosen_models(configuration: Configuration, choice: str) -> list[str]:
 
 
 def command_wiring(configuration: Configuration, pipelines: Iterable[str], filters: Iterable[str] = ()) -> Wiring:
-    """The wiring of ``kedro run``. Raises ConfigError for unknown models.
+    """Return the wiring of ``kedro run``. Raises ConfigError for unknown models.
 
     Models are those of the parameter ``model``, of pipelines called like a model, and of ``filters``, the values of
     Kedro's node filters; in a run of the whole project the baselines too.

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recpipe.content.item_texts import build_texts, clear_placeholder_texts, join_file
+from recpipe.content.item_texts import NULL_WORDS, build_texts, clear_placeholder_texts, join_file
+from recpipe.data.readers import files
 
 
 def items(**columns: list) -> pa.Table:
@@ -140,7 +141,7 @@ def test_csv_stays_text(tmp_path: Path, file: str, caplog: pytest.LogCaptureFixt
     content = CSV.encode()
     (tmp_path / file).write_bytes(gzip.compress(content) if file.endswith(".gz") else content)
     with caplog.at_level(logging.INFO):
-        assert plots(tmp_path, file) == ["0010, and\nmore", "null", None]
+        assert plots(tmp_path, file) == ["0010, and\nmore", None, None]
     assert f"2 of 3 items found in {file}" in caplog.text
 
 
@@ -268,6 +269,27 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, file: str, content:
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         plots(tmp_path, file)
+
+
+def test_words_for_null_are_no_text_of_an_item(tmp_path: Path) -> None:
+    assert NULL_WORDS == files.NULL_WORDS
+    words = ["", *NULL_WORDS, "nano"]
+    (tmp_path / "a.csv").write_text("sku,plot\n" + "".join(f"{n},{word}\n" for n, word in enumerate(words)))
+    items = pa.table({"item_id": [str(n) for n in range(len(words))]})
+    joined = join_file(items, tmp_path, "a.csv", columns=["plot"], item_id="sku")
+    assert joined["plot"].to_pylist() == [None] * (len(words) - 1) + ["nano"]
+
+
+def test_columns_of_every_parquet_type_are_joined_or_refused(tmp_path: Path) -> None:
+    items = pa.table({"item_id": ["1", "2"]})
+    small = pa.array([1.0, 2.0], pa.float32()).cast(pa.float16())
+    pq.write_table(pa.table({"sku": small, "plot": pa.array(["a", "b"], pa.string_view())}), tmp_path / "a.parquet")
+    joined = join_file(items, tmp_path, "a.parquet", columns=["plot"], item_id="sku")
+    assert joined["plot"].to_pylist() == ["a", "b"]
+    for ids in ([[1], [2]], [{"id": 1}, {"id": 2}]):
+        pq.write_table(pa.table({"sku": ids, "plot": ["a", "b"]}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=r"a\.parquet: the column 'sku' is (list|struct).*no id; set `item_id`"):
+            join_file(items, tmp_path, "a.parquet", columns=["plot"], item_id="sku")
 
 
 def test_stand_ins_are_null_and_counted(caplog: pytest.LogCaptureFixture) -> None:

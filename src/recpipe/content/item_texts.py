@@ -31,6 +31,7 @@ COMPRESSION = (".gz", ".bz2", ".zst")
 BLOCK = 1 << 24  # bytes; no row may be longer
 MAX_COMPARED_IDS = 100_000  # in which a common form is sought
 SETTING = "content.text.tables"
+NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "\\N", "NA", "N/A", "<NA>")  # as in the options of a data set
 
 SCRIPT = r"(?is)<(?:script|style)\b.*?</(?:script|style)\s*>|<!--.*?-->"
 TAG = r"</?[a-zA-Z][^<>]*>"  # a lone < as in "a < b" or "<3" is text
@@ -106,7 +107,7 @@ def _join(items: pa.Table, table: pa.Table, file: str, item_id: str, setting: st
     names = [name for name in table.column_names if name != item_id]
     if repeated := sorted(set(names) & set(items.column_names)):
         raise ValueError(f"items already have a column {repeated[0]!r}: leave it out of the columns of {setting}")
-    item_ids, file_ids = _ids(items["item_id"]), _ids(table[item_id])
+    item_ids, file_ids = _ids(items, "item_id"), _ids(table, item_id, file, setting)
     is_in_file = pc.is_in(item_ids, value_set=file_ids)
     count = pc.sum(is_in_file).as_py() or 0
     if len(items) and not count:
@@ -136,10 +137,18 @@ def _join(items: pa.Table, table: pa.Table, file: str, item_id: str, setting: st
     return items
 
 
-def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _ids(table: pa.Table, name: str, file: str = "items", setting: str = SETTING) -> pa.ChunkedArray:
     """Convert ids to text without blanks around it; whole floats lose their `.0`, decimals their zeros."""
+    column = table[name]
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_nested(column.type):
+        raise ValueError(
+            f"{file}: the column {name!r} is {str(column.type)[:80]}, no id; set `item_id` of {setting} to a column of "
+            "single values"
+        )
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         is_whole = pc.all(pc.equal(column, pc.floor(column))).as_py()
@@ -160,12 +169,18 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
         if file_format == "parquet":
             source = pq.ParquetFile(path)
             _require(columns, source.schema_arrow.names, path)
-            return source.read(columns=columns).select(columns)
+            table = source.read(columns=columns).select(columns)
+            views = {field.name for field in table.schema if pa.types.is_string_view(field.type)}
+            strings = [field.with_type(pa.large_string()) if field.name in views else field for field in table.schema]
+            return table.cast(pa.schema(strings))
         if file_format == "jsonl":
             return _read_json(path, columns)
         return _read_csv(path, columns, tabs=file_format == "tsv")
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"cannot read {path.name} as {file_format}: {error}; its text must be utf-8") from error
+        hint = {"jsonl": "write one record per line, each key of one type", "parquet": "fetch it again"}.get(
+            file_format, "its text must be utf-8, and every line have the columns of the header"
+        )
+        raise ValueError(f"cannot read {path.name} as {file_format}: {error}; {hint}") from error
 
 
 def _read_csv(path: Path, columns: list[str], *, tabs: bool) -> pa.Table:
@@ -175,7 +190,10 @@ def _read_csv(path: Path, columns: list[str], *, tabs: bool) -> pa.Table:
     parse_options = csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=not tabs)
     with csv.open_csv(path, read_options, parse_options) as reader:
         _require(columns, reader.schema.names, path)
-    strings = csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=columns)
+    strings = csv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.string()), include_columns=columns,
+        strings_can_be_null=True, null_values=["", *NULL_WORDS],
+    )  # fmt: skip
     return csv.read_csv(path, read_options, parse_options, strings)
 
 

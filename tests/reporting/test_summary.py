@@ -1,5 +1,7 @@
 """The terminal summary fits 100 columns, whatever titles are like."""
 
+import json
+
 import polars as pl
 import pytest
 
@@ -65,6 +67,12 @@ def test_the_log_after_ingest_is_one_block():
         "per": "user  5 to 90 events, median 8",
         "time": "14 Jul 2017 \u2013 14 Jul 2018 (365 days)",
     }
+    reasons = {f"timestamp in an unknown zone {number}": number for number in range(1, 9)}
+    detail = json.dumps({"policy": "quarantine", "reasons": reasons})
+    many = steps.with_columns(detail=pl.when(name="bad_rows").then(pl.lit(detail)).otherwise("detail"))
+    text = format_log({**profile, **times}, many, title="shop")
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(f"{reason} {n}" in " ".join(text.split()) for reason, n in reasons.items())
     joins = [{"table": "items", "file": "items.csv", "ids": 70, "matched": 68, "without_text": 2}]
     text = format_log({**profile, **times, "joins": joins}, steps, title="shop")
     assert "68 of 70 items are in items.csv, 2 of these without text" in text

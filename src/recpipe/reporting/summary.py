@@ -74,7 +74,7 @@ def format_log(profile: Mapping[str, Any], steps: pl.DataFrame, *, title: str) -
             f"{join['matched']:,} of {join['ids']:,} {join['table']} are in {join['file']}{text}"
         )
     size = max(map(len, values))
-    lines = [f"{name:<{size}}  {printable(value)}" for name, value in values.items()]
+    lines = [_paragraph(value, first=f"{name:<{size}}  ", indent=size + 2) for name, value in values.items()]
     return "\n".join([_heading(f"{title}: log after ingest"), *lines, ""])
 
 
@@ -121,8 +121,16 @@ def _fit(text: str, size: int) -> str:
     return text + " " * (size - _width(text))
 
 
-def _paragraph(text: str) -> str:
-    return textwrap.fill(printable(text), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+def _paragraph(text: str, *, first: str = "", indent: int = 2) -> str:
+    """Wrap cleaned text to the width, after ``first`` and with the other lines indented."""
+    return textwrap.fill(
+        printable(text),
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _width(text: str) -> int:

@@ -278,6 +278,12 @@ def test_copies_among_the_files_are_named(tmp_path: Path, caplog: pytest.LogCapt
     assert "part-1.csv is a copy of" in caplog.text
 
 
+def test_only_missing_files_are_named_beside_those_of_the_folder(tmp_path: Path) -> None:
+    _write(tmp_path, "part-1.csv", "products.csv")
+    with pytest.raises(SourceMissingError, match=r"product\.csv missing\. Put product\.csv into .*has part-1"):
+        fetch({"files": {"interactions": "part-*.csv", "items": "product.csv"}}, tmp_path)
+
+
 def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
     _write(tmp_path, "log.csv/part-0.csv")
     with pytest.raises(ValueError, match=r"is a folder: name the files in it, such as `log.csv/\*"):

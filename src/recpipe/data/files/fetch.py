@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -127,9 +127,9 @@ def fetch(conf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                     raise
                 logger.warning("going on without %s: %s", file.pattern, error)
             paths[role] = file.find(folder)
-    if any(not paths[role] and not file.optional for role, file in files.items()):
-        reason = "not in its archive" if url else "nothing to download it from"
-        raise SourceMissingError(dataset_folder.missing_message(reason))
+    if missing := [file.pattern for role, file in files.items() if not paths[role] and not file.optional]:
+        reason = f"{', '.join(missing)} {'not in its archive' if url else 'missing'}"
+        raise SourceMissingError(dataset_folder.missing_message(reason, missing))
     _show_licence(conf, folder)
     return _manifest({role: paths[role] for role in paths if paths[role]}, files)
 
@@ -228,15 +228,20 @@ class _DatasetFolder:
         if path.suffix.lower() in ARCHIVES and path.name not in patterns:
             unpack(path, self.path, patterns=patterns)
 
-    def missing_message(self, reason: str) -> str:
-        """Compose an error message with the files to put into the folder and their addresses."""
-        names = ", ".join(file.pattern for file in self.files.values() if not file.optional)
+    def missing_message(self, reason: str, missing: Sequence[str] = ()) -> str:
+        """Compose an error message with the files to put into the folder, what it has, and their addresses.
+
+        missing: patterns without a file; by default all of the data set.
+        """
+        names = ", ".join(missing or (file.pattern for file in self.files.values() if not file.optional))
         needed = f"{_name(self.url)}, or {names} out of it," if self.url else names
         addresses = [self.url, *(file.url for file in self.files.values()), self.conf.get("homepage")]
         unique = dict.fromkeys(filter(None, addresses))
         where = f" It comes from {' , '.join(unique)}" if unique else ""
         title = self.conf.get("title", "the data set")
-        return f"{title} is not there: {reason}. Put {needed} into {self.path}.{where}"
+        present = sorted(path.name for path in self.path.iterdir()) if missing and self.path.is_dir() else []
+        has = f", which has {', '.join(present[:9])}{', …' if present[9:] else ''}" if present else ""
+        return f"{title} is not there: {reason}. Put {needed} into {self.path}{has}.{where}"
 
 
 def _fill_category(template: str | None, conf: Mapping[str, Any]) -> str:

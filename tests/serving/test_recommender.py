@@ -18,7 +18,7 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.registry import build
 from recpipe.serving.__main__ import main
-from recpipe.serving.recommender import bundle_folder, similar_items, similar_users
+from recpipe.serving.recommender import bundle_folder, recommend, similar_items, similar_users
 from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
 
 ITEMS = 20
@@ -258,3 +258,11 @@ def test_similarity_that_a_model_cannot_tell_is_refused(run, capsys):
     with pytest.raises(ValueError, match="has no vectors of items"):
         similar_items(bundle, "i01")
     assert main([str(run), "--similar", "zz"]) == 2 and "not in the catalogue" in capsys.readouterr().err
+
+
+def test_search_settings_of_a_model_without_a_search_are_refused():
+    model = build("popular", {}, n_items=ITEMS, max_length=6)
+    titles, counts = [None] * ITEMS, np.ones(ITEMS, np.int64)
+    bundle = Bundle("popular", "popular", model, VOCABULARY, titles, counts, Protocol(dataset="tiny"))
+    with pytest.raises(ValueError, match="no search settings: leave out beam"):
+        recommend(bundle, {"u": ["i01"]}, k=2, search={"beam": 3})

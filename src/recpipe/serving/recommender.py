@@ -54,6 +54,8 @@ def recommend(
         raise ValueError(f"k is {k}; at least one item is needed")
     if slots is not None and candidates is not None:
         raise ValueError("content slots choose among all cold items: give either slots or candidates")
+    if search and not bundle.model.search_settings:
+        raise ValueError(f"{bundle.name} scores all items and has no search settings: leave out {', '.join(search)}")
     for name in search or ():
         check_known(name, bundle.model.search_settings, what=f"search setting of {bundle.name}")
     bundle = bundle.with_search_settings(search or {})

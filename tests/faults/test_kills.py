@@ -1,6 +1,6 @@
 """A run that is killed at any moment leaves complete files, and the next run gives what it would have given.
 
-``pytest tests/faults/test_kills.py`` kills 50 times; without the slow tests, three times.
+``KILLS=50 pytest tests/faults/test_kills.py`` kills 50 times; by default three times.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def kill(project: Path, seconds: float, number: signal.Signals) -> None:
         kill(project, 0.8 * seconds, number)
 
 
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 50))])
+@pytest.mark.parametrize("seed", range(int(os.environ.get("KILLS", "3"))))
 def test_a_killed_run_leaves_complete_files_and_the_next_one_gives_the_same(whole, tmp_path, seed) -> None:
     """Odd seeds begin with nothing, even ones with the files of a finished run."""
     reference, seconds, expected = whole

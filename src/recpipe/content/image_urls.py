@@ -143,11 +143,13 @@ def is_public(text: str) -> bool:
         last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if address in NAT64 or address.ipv4_mapped is not None:
             targets = [last]
+        elif address.sixtofour is not None:  # some versions of Python count all of them as private
+            targets = [address.sixtofour]
         elif address not in GLOBAL_UNICAST:
             return False
         else:
             is_isatap = (int(address) >> 32) & 0xFDFFFFFF == 0x5EFE  # RFC 5214
-            targets += [address.sixtofour, *(address.teredo or ()), last if is_isatap else None]
+            targets += [*(address.teredo or ()), last if is_isatap else None]
     return all(
         target.is_global and not target.is_multicast and not any(target in network for network in SPECIAL)
         for target in targets

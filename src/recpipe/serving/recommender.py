@@ -135,7 +135,7 @@ def similar_users(
     if not isinstance(model, NextItem):
         raise ValueError(f"{bundle.name} has no hidden states of histories; take a model such as sasrec or gru4rec")
     if user not in histories:
-        raise ValueError(f"user {user!r} has no history among the {len(histories)} given ones")
+        raise ValueError(f"user {user!r} has no history; there are {len(histories)} histories")
     data = model.eval().on_device(_sequences(bundle, histories, timestamps), window=model.max_length)
     has_history = data.lengths > 0
     if not has_history[index := list(histories).index(user)]:

@@ -116,7 +116,7 @@ def test_a_name_twice_is_refused_where_the_contents_differ(tmp_path: Path) -> No
             assert unpack(tmp_path / "log.zip", tmp_path, patterns=["log.csv"])[0].read_bytes() == LOG
 
 
-@pytest.mark.parametrize("name", ["../log.csv", "/tmp/log.csv", "a/../../log.csv", "..\\log.csv", "C:\\log.csv"])
+@pytest.mark.parametrize("name", ["../log.csv", "/log.csv", "a/../../log.csv", "..\\log.csv", "C:\\log.csv"])
 def test_nothing_is_unpacked_outside_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "bad.zip").write_bytes(zip_bytes({name: b"x"}))
     folder = tmp_path / "inner"

@@ -29,12 +29,15 @@ from recpipe.data.files.tables import errors_with_file, file_list
 from recpipe.progress import BYTES, Progress, progress
 
 CHUNK = 1 << 20
+MAX_LINE_BYTES = 16 << 20  # of a line of text, far above any review or product
 BATCH_ROWS = 1 << 16
 MAX_GROWTH = 100  # unpacked size over archive size: ratings have a factor of 5, zip bombs of 1000
 ALLOWED_BYTES = 64 << 20  # unpacked size that is allowed for every archive
 STREAMS = {"gzip": "gzip", "bzip2": "bz2", "zstd": "zstd"}  # kind to pyarrow's name of its codec
 SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd", ".zip": "zip"}
 SKIPPABLE = b"\x2a\x4d\x18"  # a zstd frame without data, after a first byte of 0x50 to 0x5f
+# What libraries raise for a damaged archive; an OSError with an errno is a fault of the disk
+DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, pa.ArrowException)
 PAGE_CRC = 4  # field of Parquet's PageHeader, after three integers
 
 
@@ -109,7 +112,7 @@ def _damage_errors(path: Path, kind: str | None) -> Iterator[None]:
     """Convert errors of decompression to a ValueError that names the file."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, pa.ArrowException) as error:
+    except DAMAGE_ERRORS as error:
         if (isinstance(error, OSError) and error.errno is not None) or kind is None:
             raise
         reason = " ".join(str(error).split())
@@ -215,7 +218,7 @@ def unpack(archive: Path, folder: Path, *, patterns: Iterable[str]) -> list[Path
             else:
                 patterns = [*patterns, "README*", "LICENSE*", "LICENCE*"]
                 paths = _unzip(archive, Path(temporary), patterns, limit)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        except DAMAGE_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise ValueError(

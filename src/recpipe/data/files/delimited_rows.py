@@ -19,9 +19,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recpipe.data.files.archives import CHUNK
+from recpipe.data.files.archives import CHUNK, MAX_LINE_BYTES
 
-MAX_LINE_BYTES = 16 << 20  # of a line, and of a record with line breaks
 BATCH_ROWS, BATCH_LETTERS = 20_000, 32 << 20
 FREE_RETRIES, RETRIES_PER_LINE = 1_000_000, 10  # lines that are read again after quotation marks that do not match
 INVALID_SHARE, INVALID_LINES = 1000, 3  # one line in so many may be no UTF-8, and so many in any file of ten times that

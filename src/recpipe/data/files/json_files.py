@@ -13,6 +13,7 @@ from typing import BinaryIO
 import ibis
 import pyarrow as pa
 
+from recpipe.data.files.archives import MAX_LINE_BYTES
 from recpipe.data.files.raw_text import byte_chunks, readable_paths, temporary_folder
 from recpipe.data.files.tables import (
     ENCODING_HINT,
@@ -28,7 +29,6 @@ from recpipe.data.files.tables import (
 
 logger = logging.getLogger(__name__)
 
-MAX_LINE_BYTES = 16 << 20  # far above any review or product
 MAX_KEYS = 1000  # columns of a table; more keys are ids rather than names
 HEAD_BYTES = 1 << 20  # by which the layout of a file is recognised
 SAMPLE_LINES = 1000

@@ -10,7 +10,6 @@ import re
 import shutil
 import weakref
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -19,9 +18,8 @@ from tempfile import mkdtemp
 from typing import IO, cast
 
 import ibis
-import pyarrow as pa
 
-from recpipe.data.files.archives import ALLOWED_BYTES, CHUNK, MAX_GROWTH, compression, decompressed
+from recpipe.data.files.archives import ALLOWED_BYTES, CHUNK, DAMAGE_ERRORS, MAX_GROWTH, compression, decompressed
 from recpipe.progress import BYTES, progress
 
 NO_TEXT = {
@@ -195,7 +193,7 @@ def _damage_errors(path: str) -> Iterator[None]:
     """Convert errors of damaged archives to a ValueError with the path."""
     try:
         yield
-    except (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowException, NotImplementedError) as error:
+    except DAMAGE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"cannot read {path}: {error}. It is cut short or is not what its name says") from error

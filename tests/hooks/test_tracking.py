@@ -110,6 +110,7 @@ def catalog_in(folder: Path) -> DataCatalog:
     for name in ("one", "two"):
         entries[f"{name}_evaluation"] = MemoryDataset(metadata={"mlflow": "metrics"}, copy_mode="assign")
         entries[f"{name}_bundle"] = MemoryDataset(metadata={"mlflow": "curves"}, copy_mode="assign")
+        entries[f"{name}_production"] = MemoryDataset(metadata={"mlflow": "production"}, copy_mode="assign")
     return DataCatalog(entries)
 
 
@@ -160,6 +161,37 @@ def test_a_parent_and_one_nested_run_per_model_for_train_and_evaluate_together(p
     assert losses == [(5, 2.0), (10, 1.0)]
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["steps.txt"]
     assert (place / "mlruns").is_dir()
+
+
+def test_a_production_bundle_has_a_run_of_its_own_that_names_what_it_stands_for_and_has_no_metrics(place, conf) -> None:
+    source = {"run": "shop/one/seed_3", "version": "v1", "protocol": "abcd1234", "metrics": {"ndcg@10": 0.25}}
+    training = {
+        "seed": 3,
+        "cost": {"train_seconds": 2.5},
+        "settings": {"dim": 8},
+        "production": {"made_by": "refit", "stands_for": source},
+    }
+
+    def refit(bundle: SimpleNamespace) -> SimpleNamespace:
+        report_epoch(CURVE[0])
+        return SimpleNamespace(curve=[{"step": 5, "loss": 3.0}], training=training)
+
+    run(
+        models_of("one") + Pipeline([Node(refit, "one_bundle", "one_production", name="refit", namespace="one")]),
+        conf,
+        place,
+    )
+    by_name = {each.info.run_name: each for each in found(place)[1]}
+    assert set(by_name) == {"train+evaluate one", "one", "one production"}
+    production, measured = by_name["one production"], by_name["one"]
+    assert {
+        "refit_of": "shop/one/seed_3",
+        "refit_of_version": "v1",
+        "model": "one",
+    }.items() <= production.data.tags.items()
+    assert "refit_of" not in measured.data.tags
+    assert set(production.data.metrics) == {"cost/train_seconds", "curve/loss"}
+    assert production.data.params["settings.dim"] == "8"
 
 
 def test_processes_of_a_parallel_runner_are_not_tracked_and_a_warning_says_so(place, conf, caplog) -> None:

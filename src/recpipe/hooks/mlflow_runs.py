@@ -38,7 +38,10 @@ class DeletedExperimentError(ValueError):
 
 
 class MlflowRuns:
-    """Runs of one command, opened by `start` and closed by `close`. `model` names a nested run, None the parent."""
+    """Runs of one command, opened by `start` and closed by `close`.
+
+    `model` names a nested run, as `sasrec` or `sasrec production`; None is the parent.
+    """
 
     def __init__(self) -> None:
         self.where = ""  # experiment and run, for the summary
@@ -143,6 +146,20 @@ class MlflowRuns:
                 points.append((name, value, step))
         self._log_metrics(model, points)
 
+    def production(self, model: str | None, training: Mapping[str, Any], curve: Any) -> None:
+        """Log a production bundle: curve, cost and settings in effect, and as tags the run that it stands for."""
+        from mlflow.entities import RunTag
+
+        self.curves(model, curve)
+        self.numbers(model, {"cost": training.get("cost") or {}})
+        if settings := training.get("settings"):
+            self.params(model, flat(settings, "settings"))
+        production = training["production"]
+        prefix, source = f"{production['made_by']}_of", production["stands_for"]
+        tags = {prefix: source["run"], f"{prefix}_version": source["version"], "seed": training.get("seed")}
+        rows = [RunTag(name, str(value)) for name, value in tags.items() if value is not None]
+        self._client.log_batch(self._run(model), tags=rows)
+
     def _log_metrics(self, model: str | None, points: Iterable[tuple[str, float, int]]) -> None:
         """Log (name, value, step)."""
         from mlflow.entities import Metric
@@ -179,7 +196,7 @@ class MlflowRuns:
             return self._parent
         if model not in self._nested:
             tags = {name: value for name, value in self._tags.items() if name != "models"}
-            tags |= {"mlflow.parentRunId": self._parent, "model": model}
+            tags |= {"mlflow.parentRunId": self._parent, "model": model.partition(" ")[0]}
             self._nested[model] = self._client.create_run(self._experiment, run_name=model, tags=tags).info.run_id
         return self._nested[model]
 

@@ -26,6 +26,7 @@ from recpipe.progress import set_epoch_listener
 log = logging.getLogger(__name__)
 
 SHARED = {"ingest", "report"}  # groups without a run of their own
+PRODUCTION = "_production"  # suffix of the datasets that hold production bundles
 
 
 class TrackingHooks:
@@ -84,9 +85,16 @@ class TrackingHooks:
         for name, value in inputs.items():
             if name.startswith("params:"):
                 params |= flat(value, name.removeprefix("params:"))
-        group = node.namespace if node.namespace in self._groups else None
+        group = self._run_of(node)
         runs.guard(lambda: runs.params(group, params))
         set_epoch_listener(lambda row: runs.guard(lambda: runs.curves(group, [row])))
+
+    def _run_of(self, node: Node) -> str | None:
+        """Name of the nested run of a node; None for the parent. A production bundle has one beside its model's."""
+        if node.namespace not in self._groups:
+            return None
+        is_production = any(name.endswith(PRODUCTION) for name in node.outputs)
+        return f"{node.namespace} production" if is_production else node.namespace
 
     def _started_runs(self) -> MlflowRuns | None:
         """The runs, opened at the first call. None where tracking is off."""
@@ -109,7 +117,7 @@ class TrackingHooks:
         dataset = self._catalog.get(dataset_name)
         if (kind := (getattr(dataset, "metadata", None) or {}).get("mlflow")) is None:
             return
-        model = node.namespace if node.namespace in self._groups else None
+        model = self._run_of(node)
 
         def log_figures() -> None:
             for name, figure in data.items():
@@ -121,6 +129,7 @@ class TrackingHooks:
             "protocol": lambda: runs.json(model, data.protocol_fields, "protocol.json"),
             "numbers": lambda: runs.numbers(model, data),
             "curves": lambda: runs.curves(model, data.curve),
+            "production": lambda: runs.production(model, data.training, data.curve),
             "artifact": lambda: runs.artifact(model, loaded_file(dataset)),
             "figures": log_figures,
         }

@@ -18,7 +18,7 @@ from kedro_datasets.polars import EagerPolarsDataset as StockTable
 from kedro_datasets.text import TextDataset as StockText
 
 from recpipe.config.run_config import is_accelerated
-from recpipe.data.atomic import atomic_file, atomic_folder, clean_versions, record_version, recover
+from recpipe.data.atomic import atomic_file, atomic_folder, clean_versions, latest_version, record_version, recover
 from recpipe.data.digests import MANIFEST, manifest, verified, verify_folder
 from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.kedro_compat import LatestVersion, WholeFile, unwrapped
@@ -210,9 +210,9 @@ class BundleDataset(LatestVersion, AbstractVersionedDataset[Any, Any]):
         from recpipe.training.bundle import load_bundle
 
         folder = Path(self._filepath)
+        if self._optional and latest_version(folder) is None:
+            return None
         if not folder.is_dir():
-            if self._optional:
-                return None
             dataset, model, seed = folder.parts[-4:-1]  # of <dataset>/<model>/seed_<seed>/bundle
             params = f"dataset={dataset},model={model},seed={seed.removeprefix('seed_')}"
             command = f"kedro run --pipelines=train,evaluate --params {params}"

@@ -16,26 +16,11 @@ import ibis
 
 from recpipe.config import check_known
 from recpipe.data.files.delimited_rows import Dialect
-from recpipe.data.files.json_files import (
-    json_elements,
-    json_fields,
-    json_text,
-    json_words,
-    typed_json_source,
-    with_fields,
-)  # fmt: skip
+from recpipe.data.files.json_files import json_fields, json_text, json_words, typed_json_source, with_fields
 from recpipe.data.files.log_table import EXACT, LogColumns, create_log, id_problems, id_text, number_text
 from recpipe.data.files.parquet_files import parquet_source, storable_column, with_folder_columns
-from recpipe.data.files.python_literals import text_list_sql
-from recpipe.data.files.tables import (
-    Entities,
-    RawTables,
-    Source,
-    create_entities,
-    identifier,
-    literals,
-    reason_with_value,
-)
+from recpipe.data.files.sequence_rows import explode_sequences
+from recpipe.data.files.tables import Entities, RawTables, Source, create_entities, identifier, literals
 from recpipe.data.files.text_files import COMPRESSION_SUFFIXES, basket_source, delimited_source
 from recpipe.data.files.times import INTEGERS
 
@@ -49,7 +34,6 @@ LOG_COLUMNS = ("user_id", "session_id", "item_id", "timestamp", "rating", "weigh
 COLUMNS_HINT = ". Change `columns` in the options of the data set"
 WIDE_INTEGERS = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT", "UHUGEINT")
 NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "\\N", "NA", "N/A", "<NA>")
-SEQUENCE_COLUMNS = ("item_id", "timestamp", "rating", "weight", "event")  # may contain one value per event
 
 
 @dataclass(frozen=True)
@@ -109,7 +93,7 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
     mapping = {name: column for name, column in options.columns.items() if column is not None}
     for name in mapping:
         check_known(name, LOG_COLUMNS, what="column in the mapping of the log")
-    source = _source(options, paths, con, ids=_names(list(mapping.values())))
+    source = open_source(options, paths, con, ids=_names(list(mapping.values())))
     if options.sequence_per_row:
         mapping = mapping or {"user_id": "user_id", "item_id": "items"}
         source.check_columns(mapping.values(), COLUMNS_HINT)
@@ -214,7 +198,7 @@ def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.Ba
     options = EntityOptions(**{"null_words": log_options.null_words, **values})
     mapping = {key: key} | {name: columns for name, columns in options.columns.items() if columns not in (None, [])}
     parts = {name: _names(columns) for name, columns in mapping.items()}
-    source = _source(options, paths, con, ids=parts[key])
+    source = open_source(options, paths, con, ids=parts[key])
     source.check_columns((column for columns in parts.values() for column in columns), COLUMNS_HINT)
     sql = {key: id_text(con, source, mapping[key])}
     for name, columns in parts.items():
@@ -248,7 +232,7 @@ def _attribute(name: str, source: Source, kind: str | None) -> str:
     return storable_column(name, column_type)
 
 
-def _source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
+def open_source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
     """Create a source. ids: columns whose values have no line break."""
     source = _file_source(options, paths, con, ids=ids)
     source = with_fields(source, [*_requested(options), *ids])
@@ -337,64 +321,3 @@ def _addresses(columns: Sequence[str], source: Source) -> str:
         else:
             lists.append(f"[CAST({sql} AS VARCHAR)]")
     return f"flatten([{', '.join(lists)}])"
-
-
-# One sequence per row ----------------------------------------------------------------------------------------------
-
-
-def explode_sequences(
-    source: Source, mapping: Mapping[str, str], *, delimiter: str | None = None
-) -> tuple[Source, dict[str, str]]:
-    """Convert rows with a sequence each to a source of single events; return it with the mapping of its columns.
-
-    A sequence is a list (Parquet, JSON) or text: ``1 2 3``, ``1,2,3``, ``[1, 2, 3]``, ``['a, b', 'c']``; with a
-    delimiter, text is split only there. Without a user column, every row is a user, named by its number. A row that
-    cannot be parsed, or with another number of times than of items, becomes one bad row.
-    """
-    if "item_id" not in mapping:
-        raise ValueError(
-            "no column is mapped to item_id: set `columns: {item_id: <the column that holds the sequences>}`"
-        )
-    columns = {name: mapping[name] for name in SEQUENCE_COLUMNS if name in mapping}
-    lists = {name: _list(column, source, delimiter) for name, column in columns.items()}
-    user = identifier(mapping["user_id"]) if "user_id" in mapping else "CAST(row_number() OVER () AS VARCHAR)"
-    sequences = ", ".join(f"{sql} AS {name}s" for name, sql in lists.items())
-    reasons = [source.problem]
-    for name, column in columns.items():
-        if not source.types[column].endswith("[]"):
-            text = json_text(column) if source.types[column] == "JSON" else identifier(column)
-            reason = reason_with_value("not a list of values", text)
-            reasons.append(f"CASE WHEN {text} <> '' AND ({lists[name]}) IS NULL THEN {reason} END")
-    lengths = [f"len({name}s) IS DISTINCT FROM len(item_ids)" for name in lists if name != "item_id"]
-    file = "" if source.file_sql is None else ", file_index"
-    rows = (
-        f"SELECT *, ({' OR '.join(lengths) or 'false'}) AS uneven FROM (SELECT {user} AS user_id{file}, {sequences}, "
-        f"CAST(coalesce({', '.join(reasons)}) AS VARCHAR) AS unread FROM {source.sql})"
-    )
-    values = ", ".join(
-        f"unnest(CASE WHEN uneven OR coalesce(len({name}s), 0) = 0 THEN [NULL] ELSE {name}s END) AS {name}"
-        for name in lists
-    )
-    kinds = {name: source.types[column] for name, column in columns.items()}
-    types = {"user_id": source.types.get(mapping.get("user_id", ""), "VARCHAR")}
-    types |= {name: kind[:-2] if kind.endswith("[]") else "VARCHAR" for name, kind in kinds.items()}
-    problem = (
-        "CASE WHEN unread IS NOT NULL THEN unread WHEN uneven THEN 'not as many times as items in the row' "
-        "WHEN item_id IS NULL THEN 'empty sequence' END"
-    )
-    sql = f"(SELECT user_id, uneven, unread{file}, {values} FROM ({rows}))"
-    source = source._replace(sql=sql, types=types, problem=problem, files=source.files if file else ())
-    return source, {name: name for name in types}
-
-
-def _list(column: str, source: Source, delimiter: str | None) -> str:
-    """Return SQL of a column's values as a list, null where text is not a list."""
-    sql, kind = identifier(column), source.types[column]
-    if kind.endswith("[]"):
-        return sql
-    if kind not in ("VARCHAR", "JSON"):
-        raise ValueError(f"column {column!r} is {kind}, no sequence: leave `sequence_per_row` out or map another")
-    if kind == "JSON":  # lists beside text
-        words = text_list_sql(json_text(column), delimiter)
-        return f"CASE WHEN json_type({sql}) = 'ARRAY' THEN {json_elements(sql)} ELSE {words} END"
-    return text_list_sql(sql, delimiter)

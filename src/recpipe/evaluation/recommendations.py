@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -127,20 +127,41 @@ def submission_csv(
     `recommendations`. Their separator is chosen for `item_ids`, by default the items of `recommendations`. Raises
     SeparatorError where ids contain it.
     """
-    table = recommendations.filter(pc.less_equal(recommendations["rank"], layout.top))
-    rows: Iterable[Sequence[Any]]
-    if layout.one_row_per == "user":
-        ids = recommendations["item_id"] if item_ids is None else pa.array(item_ids, pa.string())
-        rows = _per_user(table, layout, users, choose_separator(ids, layout.separator))
-    else:
-        columns = [table[COLUMN_OF_ROLE.get(role, role)].to_pylist() for role in layout.columns]
-        rows = zip(*columns, strict=True)
+    ids = recommendations["item_id"] if item_ids is None else pa.array(item_ids, pa.string())
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=layout.delimiter, lineterminator="\n")
-    if layout.header:
-        writer.writerow(layout.columns.values())
-    writer.writerows(map(_without_formulas, rows) if layout.spreadsheet_safe else rows)
+    writer = SubmissionWriter(text, layout, item_ids=ids)
+    writer.append(recommendations, users=recommendations["user_id"].unique() if users is None else users)
     return text.getvalue()
+
+
+class SubmissionWriter:
+    """Writer of a submission in parts, to an open text file with ``newline=""``; the header is written at once.
+
+    ``item_ids``: ids of the whole catalogue, which the separator of lists is chosen for. Raises SeparatorError where
+    they contain it.
+    """
+
+    def __init__(
+        self, stream: TextIO, layout: SubmissionLayout, *, item_ids: pa.Array | pa.ChunkedArray | None = None
+    ) -> None:
+        self.layout = layout
+        self._separator = ""
+        if layout.one_row_per == "user" and item_ids is not None:
+            self._separator = choose_separator(item_ids, layout.separator)
+        self._csv = csv.writer(stream, delimiter=layout.delimiter, lineterminator="\n")
+        if layout.header:
+            self._csv.writerow(layout.columns.values())
+
+    def append(self, recommendations: pa.Table, *, users: Sequence[str] | NDArray[Any] | pa.Array) -> None:
+        """Append lists of some users; a file with a row per user gets one for each of ``users``, in this order."""
+        table = recommendations.filter(pc.less_equal(recommendations["rank"], self.layout.top))
+        rows: Iterable[Sequence[Any]]
+        if self.layout.one_row_per == "user":
+            rows = _per_user(table, self.layout, pa.array(users, pa.string()), self._separator)
+        else:
+            columns = [_column(table, role).to_pylist() for role in self.layout.columns]
+            rows = zip(*columns, strict=True)
+        self._csv.writerows(map(_without_formulas, rows) if self.layout.spreadsheet_safe else rows)
 
 
 def choose_separator(item_ids: pa.Array | pa.ChunkedArray, separator: str | None) -> str:
@@ -167,16 +188,19 @@ def _without_formulas(row: Sequence[Any]) -> list[Any]:
     return [f"'{cell}" if unsafe else cell for cell, unsafe in zip(row, is_formula, strict=True)]
 
 
-def _per_user(
-    table: pa.Table, layout: SubmissionLayout, users: Sequence[str] | None, separator: str
-) -> Iterable[list[str]]:
-    if users is None:
-        users = table["user_id"].unique().to_pylist()
-    lists: dict[str, list[str]] = {user: [] for user in users}
-    ordered = table.sort_by("rank") if table.num_rows else table
-    for user, item in zip(ordered["user_id"].to_pylist(), ordered["item_id"].to_pylist(), strict=True):
-        if user in lists:
-            lists[user].append(item)
-    for user, items in lists.items():
-        cells = {"user": user, "items": separator.join(items)}
-        yield [cells[role] for role in layout.columns]
+def _column(table: pa.Table, role: str) -> pa.ChunkedArray:
+    """Return the column of a role; scores of serving are called ``score``."""
+    name = COLUMN_OF_ROLE.get(role, role)
+    return table["score" if name == "logit" and "score" in table.column_names else name]
+
+
+def _per_user(table: pa.Table, layout: SubmissionLayout, users: pa.Array, separator: str) -> Iterable[tuple[str, ...]]:
+    """Return a row for each of ``users``, of which repeats are left out, with the items in the order of their ranks."""
+    users = users.unique()
+    place = pc.index_in(table["user_id"].combine_chunks(), value_set=users)
+    table, place = table.filter(place.is_valid()), place.drop_null().to_numpy()
+    order = np.lexsort((table["rank"].to_numpy(), place))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=len(users)))]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), table["item_id"].combine_chunks().take(pa.array(order)))
+    cells = {"user": users.to_pylist(), "items": pc.binary_join(lists, separator).to_pylist()}
+    return zip(*(cells[role] for role in layout.columns), strict=True)

@@ -115,7 +115,7 @@ def _log(options: Options, paths: Sequence[str], con: ibis.BaseBackend) -> ibis.
     sql = {name: identifier(column) for name, column in mapping.items()}
     source.check_columns(options.extra_columns.values(), ". Change `extra_columns` in the options of the data set")
     texts = {name: id_text(con, source, mapping[name]) for name in (*ids, "event") if name in mapping}
-    user, extra = _sequence_id(texts, options.null_words)
+    user, extra = sequence_id(texts, options.null_words)
     words = literals(map(str, options.null_words))
     extra |= {name: _extra_column(name, column, source, words) for name, column in options.extra_columns.items()}
     columns = LogColumns(
@@ -161,7 +161,7 @@ def _session_per_row(mapping: Mapping[str, str], options: Options) -> dict[str, 
     return {"user_id" if name == "session_id" else name: column for name, column in mapping.items()}
 
 
-def _sequence_id(texts: Mapping[str, str], null_words: Sequence[str]) -> tuple[str, dict[str, str]]:
+def sequence_id(texts: Mapping[str, str], null_words: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return SQL of the id of an event's sequence, and of the user as ``owner`` where it has a session as well.
 
     The sequence is the user, the session, or, with both, ``user#session``, where the last ``#`` separates them.
@@ -216,7 +216,7 @@ def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.Ba
             logger.info("%s: the column %s is left out, `columns` maps another one to it", source.where, name)
         else:
             sql[name] = _attribute(name, source, options.types.get(name))
-    infer = (options.format or _format(paths[0])) != "parquet"
+    infer = (options.format or file_format(paths[0])) != "parquet"
     return create_entities(con, source, sql, key=key, types=options.types, null_words=options.null_words, infer=infer)
 
 
@@ -241,10 +241,10 @@ def open_source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBacke
 
 def _file_source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBackend, *, ids: Collection[str]) -> Source:
     requested = _requested(options)
-    file_format = options.format or _format(paths[0])
-    if file_format in ("csv", "tsv", "lines"):
-        dialect = _dialect(options, file_format)
-        if file_format == "lines":
+    kind = options.format or file_format(paths[0])
+    if kind in ("csv", "tsv", "lines"):
+        dialect = _dialect(options, kind)
+        if kind == "lines":
             return basket_source(con, paths, dialect=dialect, encoding=options.encoding)
         if not options.header and not options.names:
             raise ValueError(f"{paths[0]} has no header: name its columns, `names: [user, item, time]`, in the options")
@@ -258,10 +258,10 @@ def _file_source(options: TableOptions, paths: Sequence[str], con: ibis.BaseBack
             mapped=[*requested, *ids],
             single_line=ids,
         )
-    if file_format == "jsonl":
+    if kind == "jsonl":
         return typed_json_source(con, paths, requested=requested, encoding=options.encoding)
-    if file_format != "parquet":
-        raise ValueError(f"unknown format {file_format!r}: csv, tsv, parquet, jsonl or lines")
+    if kind != "parquet":
+        raise ValueError(f"unknown format {kind!r}: csv, tsv, parquet, jsonl or lines")
     return parquet_source(con, paths, requested=requested)
 
 
@@ -270,13 +270,14 @@ def _requested(options: TableOptions) -> list[str]:
     return [*requested, *getattr(options, "extra_columns", {}).values()]
 
 
-def _dialect(options: TableOptions, file_format: str) -> Dialect:
-    delimiter, quote = {"csv": (",", '"'), "tsv": ("\t", ""), "lines": (" ", "")}[file_format]
+def _dialect(options: TableOptions, kind: str) -> Dialect:
+    delimiter, quote = {"csv": (",", '"'), "tsv": ("\t", ""), "lines": (" ", "")}[kind]
     delimiter = delimiter if options.delimiter is None else options.delimiter.replace("\\t", "\t")  # YAML's '\t'
     return Dialect(delimiter, quote if options.quote is None else options.quote, options.escape, options.comment)
 
 
-def _format(path: str) -> str:
+def file_format(path: str) -> str:
+    """Return the format that a file's name says. Raises ValueError for a name that says none."""
     suffixes = [suffix for suffix in PurePath(path.lower()).suffixes if suffix not in COMPRESSION_SUFFIXES]
     if not suffixes or suffixes[-1] not in FORMATS:
         raise ValueError(f"cannot tell the format of {path}: set `format` to csv, tsv, parquet, jsonl or lines")

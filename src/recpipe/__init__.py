@@ -1,3 +1,30 @@
-"""recpipe: from a raw interaction log to compared, tracked and servable recommenders."""
+"""recpipe: from a raw interaction log to compared, tracked and servable recommenders.
+
+import recpipe
+model = recpipe.load_bundle("data/06_models/online_retail/sasrec")
+model.recommend({"ann": ["21754", "22423"]}, k=10)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recpipe.serving.model import ServingBundle, load_bundle
+    from recpipe.serving.rules import Rules
 
 __version__ = "0.1.0"
+__all__ = ["Rules", "ServingBundle", "__version__", "load_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public classes and functions at their first use, since they import torch."""
+    if name in ("load_bundle", "ServingBundle"):
+        from recpipe.serving import model
+
+        return getattr(model, name)
+    if name == "Rules":
+        from recpipe.serving.rules import Rules
+
+        return Rules
+    raise AttributeError(f"module 'recpipe' has no attribute {name!r}")

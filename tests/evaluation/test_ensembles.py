@@ -44,10 +44,10 @@ class Listing(Recommender):
         super().__init__(self.Config(), n_items=ITEMS, max_length=5)
         self.table, self.length = table, length
 
-    def top_k_batches(self, histories, k, *, exclude_seen=True, candidates=None):
+    def top_k_batches(self, histories, k, *, exclude_seen=True, candidates=None, excluded=None):
         yield np.arange(len(histories)), *self.recommend(histories, k, exclude_seen=exclude_seen)
 
-    def recommend(self, histories, k, *, exclude_seen=True, candidates=None):
+    def recommend(self, histories, k, *, exclude_seen=True, candidates=None, excluded=None):
         return self.table.recommend(histories, self.length, exclude_seen=exclude_seen)
 
 

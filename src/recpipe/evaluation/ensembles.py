@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch
 from recpipe.data.protocol import TIME_CHOICES, Protocol
 from recpipe.data.sequences import Fold, Sequences
+from recpipe.data.user_items import Candidates, UserItems, candidates_of
 from recpipe.evaluation.evaluate import settings_id
 from recpipe.evaluation.metrics import metric_value
 from recpipe.evaluation.ranking import target_positions, target_ranks
@@ -175,11 +176,17 @@ class Ensemble(Scorer):
 
     @torch.inference_mode()
     def score_batches(
-        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None, tokens: int = 1 << 15
+        self,
+        histories: Sequences,
+        *,
+        exclude_seen: bool,
+        candidates: Candidates | None = None,
+        excluded: UserItems | None = None,
+        tokens: int = 1 << 15,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (rows (B,), scores (B, I + 1)) as `Scorer.score_batches`; -inf where all members have -inf."""
         weights = self.weighted(self.config.weights).config.weights
-        batches = self.member_batches(histories, exclude_seen=exclude_seen, candidates=candidates)
+        batches = self.member_batches(histories, exclude_seen=exclude_seen, candidates=candidates, excluded=excluded)
         for rows, parts_MBI, allowed_BI in batches:
             scores = _weighted_sum(weights, parts_MBI)
             if self.config.method == "softmax":
@@ -187,7 +194,12 @@ class Ensemble(Scorer):
             yield rows, scores.masked_fill(~allowed_BI, -torch.inf)
 
     def member_batches(
-        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None
+        self,
+        histories: Sequences,
+        *,
+        exclude_seen: bool,
+        candidates: Candidates | None = None,
+        excluded: UserItems | None = None,
     ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Yield rows (B,), normalised scores of the members (M, B, I + 1) and a mask of allowed items (B, I + 1)."""
         max_rows = max(SCORES_AT_ONCE // (self.n_items + 1) // len(self.members), 1)
@@ -195,7 +207,12 @@ class Ensemble(Scorer):
         for start in range(0, len(by_length), max_rows):
             rows = by_length[start : start + max_rows]
             batch = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
-            scores = [_member_scores(member, batch, exclude_seen, candidates) for member in self.members]
+            restrictions = {
+                "exclude_seen": exclude_seen,
+                "candidates": candidates_of(candidates, rows),
+                "excluded": None if excluded is None else excluded.select(rows),
+            }
+            scores = [_member_scores(member, batch, restrictions) for member in self.members]
             allowed_BI = torch.stack([part > -torch.inf for part in scores]).any(0)
             yield rows, torch.stack([self._normalise(part) for part in scores]), allowed_BI
 
@@ -223,15 +240,15 @@ def _weighted_sum(weights: Weights, parts_MBI: Tensor) -> Tensor:
     return torch.einsum("m,mbi->bi", torch.tensor(weights, device=parts_MBI.device), parts_MBI)
 
 
-def _member_scores(member: Recommender, histories: Sequences, exclude_seen: bool, candidates: Tensor | None) -> Tensor:
+def _member_scores(member: Recommender, histories: Sequences, restrictions: dict[str, Any]) -> Tensor:
     """Scores (B, I + 1), -inf for excluded items and, of a model that gives lists, for items outside them."""
     scores = torch.full((len(histories), member.n_items + 1), -torch.inf, device=member.device)
     if isinstance(member, Scorer):
-        for rows, batch in member.score_batches(histories, exclude_seen=exclude_seen, candidates=candidates):
+        for rows, batch in member.score_batches(histories, **restrictions):
             scores[torch.from_numpy(rows).to(scores.device)] = batch
         return scores
     length = min(getattr(member.config, "beam", member.n_items), member.n_items)
-    items, values = member.recommend(histories, length, exclude_seen=exclude_seen, candidates=candidates)
+    items, values = member.recommend(histories, length, **restrictions)
     index = torch.from_numpy(items.astype(np.int64)).to(scores.device)
     scores.scatter_(1, index, torch.from_numpy(values).to(scores.device))
     scores[:, 0] = -torch.inf

@@ -17,6 +17,7 @@ from torch import Tensor
 from recpipe.data.batch_samplers import length_buckets
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
+from recpipe.data.user_items import Candidates, UserItems, candidates_of
 from recpipe.decoding import Beams, LevelDecoder, beam_search
 from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.code_transformer import CodeShape, CodeTransformer
@@ -32,7 +33,7 @@ class SearchRequest(NamedTuple):
     """Constraints of a search for a batch of users. ``stochastic``: a sample instead of the best items."""
 
     seen: tuple[Tensor, Tensor] | None  # excluded: offsets (B + 1,) and items (n,)
-    candidates: Tensor | None  # (I + 1,) bool
+    candidates: Tensor | None  # (I + 1,) or (B, I + 1) bool
     stochastic: torch.Generator | None = None
 
     def seen_rows(self, codes: ItemCodes) -> tuple[Tensor, Tensor] | None:
@@ -40,9 +41,9 @@ class SearchRequest(NamedTuple):
         return None if self.seen is None else (self.seen[0], codes.row_of.to(self.seen[1].device)[self.seen[1]])
 
     def allowed_rows(self, codes: ItemCodes) -> Tensor | None:
-        """Return the candidates among the rows of the tree of ``codes``, bool."""
+        """Return the candidates among the rows (N,) or (B, N) of the tree of ``codes``, bool."""
         mask = self.candidates
-        return None if mask is None else mask[torch.from_numpy(codes.rows).to(mask.device)]
+        return None if mask is None else mask[..., torch.from_numpy(codes.rows).to(mask.device)]
 
 
 def items_of(beams: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,8 @@ class TreeSearcher(Recommender):
         k: int,
         *,
         exclude_seen: bool = True,
-        candidates: Tensor | None = None,
+        candidates: Candidates | None = None,
+        excluded: UserItems | None = None,
         stochastic: torch.Generator | None = None,
     ) -> Lists:
         """Yield lists in batches of similar length. ``stochastic``: a sample without replacement instead of the best.
@@ -104,20 +106,32 @@ class TreeSearcher(Recommender):
         stochastic = self.sampler() if stochastic is None else stochastic
         data = self.on_device(histories, window=self.max_length)
         cold = self.needs_fallback(histories)
-        candidates = None if candidates is None else candidates.to(self.device)
+        seen = UserItems.of_histories(histories) if exclude_seen else excluded
+        seen = seen.joined(excluded) if seen is not None and exclude_seen else seen
         with self.cached_weights():
             for rows in search_buckets(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k)):
-                seen = None
-                if exclude_seen:
-                    chosen = histories.select(rows, np.zeros(len(rows), np.int64), histories.lengths[rows])
-                    items = torch.from_numpy(chosen.items.astype(np.int64)).to(self.device)
-                    seen = torch.from_numpy(chosen.offsets).to(self.device), items
-                request = SearchRequest(seen, candidates, stochastic)
+                request = SearchRequest(*self._restrictions(rows, seen, candidates), stochastic)
                 yield rows, *_pad(*self.search_batch(data.batch(rows), k, request), k)
         for rows in self.score_blocks(np.flatnonzero(cold)):
             scores = self.cold_scores(histories, rows)
-            self.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
+            self.mask_scores(scores, histories, rows, exclude_seen=False, candidates=candidates, excluded=seen)
             yield rows, *_pad(*top_k(scores, k), k)
+
+    def _restrictions(
+        self, rows: np.ndarray, seen: UserItems | None, candidates: Candidates | None
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """Excluded items and candidates of the users ``rows`` as tensors of a ``SearchRequest``."""
+        mask = candidates_of(candidates, rows)
+        if isinstance(mask, UserItems):
+            mask = mask.mask(self.n_items)
+        mask = None if mask is None else mask.to(self.device)
+        if seen is None:
+            return None, mask
+        selection = seen.select(rows)
+        return (
+            torch.from_numpy(selection.offsets).to(self.device),
+            torch.from_numpy(selection.items).to(self.device),
+        ), mask
 
 
 @dataclass(frozen=True)

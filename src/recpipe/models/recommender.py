@@ -20,6 +20,7 @@ from recpipe.data.batch_samplers import length_buckets
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.protocol import TIME_CHOICES
 from recpipe.data.sequences import Sequences
+from recpipe.data.user_items import Candidates, UserItems
 from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.inputs import ItemInput
@@ -90,24 +91,38 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def top_k_batches(
-        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        candidates: Candidates | None = None,
+        excluded: UserItems | None = None,
     ) -> Lists:
         """Yield batches of rows (B,), items (B, K) and scores (B, K) as in ``recommend``, over all users."""
 
     def recommend(
-        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        candidates: Candidates | None = None,
+        excluded: UserItems | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the top-k items and their scores, both (U, K); item 0 with score -inf where there are fewer.
 
-        ``candidates`` (I + 1,) bool restricts the catalogue. Raises ValueError for k < 1 and for NaN scores.
+        ``candidates`` restricts the catalogue, for all users or for each; ``excluded`` are items that a user must not
+        get, besides those of the history with ``exclude_seen``. Raises ValueError for k < 1 and for NaN scores.
         """
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least one item")
         k = min(k, self.n_items)
         items = np.zeros((len(histories), k), np.int32)
         scores = np.full(items.shape, -np.inf, np.float32)
+        restrictions: dict[str, Any] = {"exclude_seen": exclude_seen, "candidates": candidates, "excluded": excluded}
         with progress(len(histories), "rank users", unit="users") as bar:
-            for rows, *lists in self.top_k_batches(histories, k, exclude_seen=exclude_seen, candidates=candidates):
+            for rows, *lists in self.top_k_batches(histories, k, **restrictions):
                 items[rows], scores[rows] = lists
                 bar.add(len(rows))
         return items, scores
@@ -125,15 +140,31 @@ class Recommender(nn.Module, ABC):
         return mask
 
     def mask_scores(
-        self, scores: Tensor, histories: Sequences, rows: np.ndarray, *, exclude_seen: bool, candidates: Tensor | None
+        self,
+        scores: Tensor,
+        histories: Sequences,
+        rows: np.ndarray,
+        *,
+        exclude_seen: bool,
+        candidates: Candidates | None,
+        excluded: UserItems | None = None,
     ) -> Tensor:
-        """Set ``scores`` (B, I + 1) of users ``rows`` to -inf, in place, for padding, non-candidates and seen items."""
+        """Set ``scores`` (B, I + 1) of users ``rows`` to -inf, in place, for all items that they must not get.
+
+        These are padding, items outside ``candidates``, ``excluded`` and, with ``exclude_seen``, those of the history.
+        """
+        device = scores.device
         scores[:, 0] = -torch.inf
-        if candidates is not None:
-            scores.masked_fill_(~candidates.to(scores.device), -torch.inf)
-        if exclude_seen:
-            row, item = map(torch.from_numpy, histories.events(rows))
-            scores[row.to(scores.device), item.to(scores.device)] = -torch.inf
+        if isinstance(candidates, UserItems):
+            scores.masked_fill_(~candidates.select(rows).mask(self.n_items, device), -torch.inf)
+        elif candidates is not None:
+            scores.masked_fill_(~candidates.to(device), -torch.inf)
+        pairs = [histories.events(rows)] if exclude_seen else []
+        if excluded is not None:
+            selection = excluded.select(rows)
+            pairs.append((selection.owner, selection.items))
+        for row, item in (map(torch.from_numpy, pair) for pair in pairs):
+            scores[row.to(device), item.to(device)] = -torch.inf
         return scores
 
     def needs_fallback(self, histories: Sequences) -> np.ndarray:
@@ -217,16 +248,24 @@ class Scorer(Recommender):
 
     @torch.inference_mode()
     def score_batches(
-        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None, tokens: int = 1 << 15
+        self,
+        histories: Sequences,
+        *,
+        exclude_seen: bool,
+        candidates: Candidates | None = None,
+        excluded: UserItems | None = None,
+        tokens: int = 1 << 15,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield rows (B,) and scores (B, I + 1) float32 over all users, in batches of at most ``tokens`` events.
 
-        Scores are -inf for padding, items outside ``candidates`` and, with ``exclude_seen``, all items of the history,
-        also beyond ``max_length``. Users who need the fallback get its scores. Raises ValueError for NaN scores.
+        Scores are -inf for padding, items outside ``candidates``, ``excluded`` items and, with ``exclude_seen``, all
+        items of the history, also beyond ``max_length``. Users who need the fallback get its scores. Raises ValueError
+        for NaN scores.
         """
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         cold = self.needs_fallback(histories)
+        restrictions: dict[str, Any] = {"exclude_seen": exclude_seen, "candidates": candidates, "excluded": excluded}
         buckets = (*length_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold))
         with ExitStack() as stack:
             for module in self.modules():
@@ -237,13 +276,20 @@ class Scorer(Recommender):
                 scores = self.cold_scores(histories, rows) if batch is None else self.score(batch).float()
                 if torch.isnan(scores.amax()):
                     raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
-                self.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
+                self.mask_scores(scores, histories, rows, **restrictions)
                 yield rows, scores if batch is None else self.refine(batch, scores)
 
     def top_k_batches(
-        self, histories: Sequences, k: int, *, exclude_seen: bool = True, candidates: Tensor | None = None
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        candidates: Candidates | None = None,
+        excluded: UserItems | None = None,
     ) -> Lists:
-        for rows, scores in self.score_batches(histories, exclude_seen=exclude_seen, candidates=candidates):
+        restrictions: dict[str, Any] = {"exclude_seen": exclude_seen, "candidates": candidates, "excluded": excluded}
+        for rows, scores in self.score_batches(histories, **restrictions):
             items, values = top_k(scores, k)
             yield rows, items.cpu().numpy(), values.cpu().numpy()
 

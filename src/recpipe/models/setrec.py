@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,10 +177,9 @@ class SETRec(Scorer):
         return collaborative.mul_(1 - beta).add_(semantic.mul_(beta))
 
     def score_batches(
-        self, histories: Sequences, *, exclude_seen: bool, candidates: Tensor | None = None, tokens: int = 1 << 15
+        self, histories: Sequences, *, tokens: int = 1 << 15, **restrictions: Any
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        tokens //= self.items.count
-        yield from super().score_batches(histories, exclude_seen=exclude_seen, candidates=candidates, tokens=tokens)
+        yield from super().score_batches(histories, tokens=tokens // self.items.count, **restrictions)
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
         if self.items.collaborative is None or not self.config.betas:

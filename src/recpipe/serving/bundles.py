@@ -1,0 +1,49 @@
+"""Search for bundles on disk: the newest one of a run, of a model, or of all models of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recpipe.data.atomic import latest_version
+from recpipe.training.bundle import CONFIG
+
+KINDS = ("bundle", "production")  # measured by an evaluation; made for use by refit, update or add_items
+
+
+def newest_bundle(path: Path | str, kinds: tuple[str, ...] = KINDS) -> Path:
+    """Return the newest bundle in ``path``: a bundle, a folder of a seed, or that of a model, over all its seeds.
+
+    Versions are names of time, ``2026-01-31T12.00.00.000Z``. ``kinds``: measured bundles, production bundles or both.
+    Raises ValueError where there is none, with the command that makes one.
+    """
+    path = Path(path)
+    if (path / CONFIG).is_file():
+        return path
+    found = [version for folder in _version_folders(path, kinds) if (version := latest_version(folder)) is not None]
+    if not found:
+        reason = "there is no such folder" if not path.is_dir() else f"there is no {' and no '.join(kinds)} in it"
+        raise ValueError(
+            f"no bundle in {path}: {reason}; train one with `kedro run --pipelines=train --params model=<name>`"
+        )
+    return max(found, key=lambda version: version.parent.name)
+
+
+def newest_bundles(folder: Path | str, kinds: tuple[str, ...] = KINDS) -> dict[str, Path]:
+    """Return the newest bundle of every model in ``folder``, that of a data set such as data/06_models/ml-1m."""
+    bundles = {}
+    for model in sorted(Path(folder).glob("*/")):
+        try:
+            bundles[model.name] = newest_bundle(model, kinds)
+        except ValueError:  # a folder without any
+            continue
+    return bundles
+
+
+def version_of(bundle: Path) -> str:
+    """Return the version of a bundle's folder, its time; the name of a folder outside a run."""
+    return bundle.parent.name if bundle.name in KINDS else bundle.name
+
+
+def _version_folders(path: Path, kinds: tuple[str, ...]) -> list[Path]:
+    seeds = [path, *sorted(path.glob("seed_*/"))]
+    return [folder for seed in seeds for kind in kinds if (folder := seed / kind).is_dir()]

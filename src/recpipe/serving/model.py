@@ -1,0 +1,389 @@
+"""A trained model for use: recommend, score, similar items, search of items; external ids in, Arrow tables out.
+
+    model = recpipe.load_bundle("data/06_models/online_retail/sasrec")
+    model.recommend({"ann": ["21754", "22423"]}, k=10, rules={"where": "price < 20", "diversity": 0.3})
+
+U users, K places, I items; item 0 is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from recpipe.config import check_known
+from recpipe.data.sequences import Sequences
+from recpipe.data.user_items import Candidates, UserItems
+from recpipe.evaluation.recommendations import SOURCES, titles_of
+from recpipe.models.content_knn import ContentKNN
+from recpipe.models.recommender import Scorer
+from recpipe.serving.bundles import newest_bundle, version_of
+from recpipe.serving.lists import ListMaker, Lists, pool_size
+from recpipe.serving.ranking import rank
+from recpipe.serving.recommender import similar_items
+from recpipe.serving.rules import BundleRules, Rules
+from recpipe.training import bundle as bundles
+from recpipe.training.bundle import Bundle
+
+log = logging.getLogger(__name__)
+
+RULES_CACHED = 64  # sets of rules that are resolved once
+CANDIDATES_AT_ONCE = 256  # items whose ids a search scores together
+Ids = Sequence[str] | Mapping[str, Sequence[str]]  # of all users, or by user
+
+
+def load_bundle(
+    path: Path | str,
+    device: str | torch.device = "cpu",
+    *,
+    items: pa.Table | Path | str | None = None,
+    content: Path | str | None = None,
+    accelerate: bool = True,
+) -> ServingBundle:
+    """Load the newest bundle of ``path``: a model's folder, one of its seeds, or a bundle.
+
+    ``items``: a table or Parquet file with ``item_id`` and current columns for rules, such as what is in stock.
+    ``content``: bundle of a model of type content_knn, which ranks new items for models that cannot.
+
+    Raises ValueError where there is no bundle, and for a damaged one.
+    """
+    folder = newest_bundle(path)
+    loaded = bundles.load_bundle(folder, device, accelerate=accelerate)
+    fields = {each.name: getattr(loaded, each.name) for each in dataclasses.fields(Bundle)}
+    content_bundle = None if content is None else bundles.load_bundle(newest_bundle(content), device)
+    model = ServingBundle(**fields, folder=folder, version=version_of(folder), content=content_bundle)
+    return model if items is None else model.with_items(items)
+
+
+@dataclass
+class ServingBundle(Bundle):
+    """A bundle that recommends; ``version`` is the time at which it was made."""
+
+    folder: Path | None = None
+    version: str = ""
+    content: Bundle | None = None
+    _rules: OrderedDict[Rules, BundleRules] = field(default_factory=OrderedDict, repr=False)
+
+    @classmethod
+    def of(cls, bundle: Bundle, content: Bundle | None = None) -> ServingBundle:
+        """Wrap a bundle in memory."""
+        return cls(**{each.name: getattr(bundle, each.name) for each in dataclasses.fields(Bundle)}, content=content)
+
+    def with_items(self, items: pa.Table | Path | str) -> ServingBundle:
+        """Return the bundle with current item columns, by ``item_id``; null for items that ``items`` lacks."""
+        from pyarrow import parquet as pq
+
+        table = items if isinstance(items, pa.Table) else pq.read_table(items)
+        replaced = self.with_item_columns(table)  # type: ignore[attr-defined, unused-ignore]
+        result: ServingBundle = dataclasses.replace(replaced, _rules=OrderedDict())
+        return result
+
+    def recommend(
+        self,
+        histories: Mapping[str, Sequence[str]],
+        k: int = 10,
+        *,
+        rules: Rules | Mapping[str, Any] | None = None,
+        timestamps: Mapping[str, Sequence[int]] | None = None,
+        now: int | None = None,
+        profiles: pa.Table | None = None,
+        candidates: Ids | None = None,
+        exclude: Ids | None = None,
+        search: Mapping[str, Any] | None = None,
+    ) -> pa.Table:
+        """Recommend ``k`` items to each user of ``histories`` (item ids, oldest event first), who may be new.
+
+        Returns a row per recommendation: user_id, rank, item_id, title, score, probability (null for models without),
+        source, and ``<kind>_codes`` for each kind of semantic ids. Unknown items are left out of a history; a user
+        without known items gets what is popular, with the source ``cold_users``. A list is shorter than ``k`` only
+        where the rules leave fewer items.
+
+        ``timestamps``: seconds of every event, for models and rules that read time. ``now``: seconds since 1970, by
+        default the clock's. ``profiles``: ``user_id`` and columns of users. ``candidates`` and ``exclude``: item ids,
+        of all users or by user. ``search``: settings of the search in place of the bundle's, such as ``beam``.
+
+        Raises ValueError for k < 1, for wrong rules and search settings, for candidates that leave nothing, and for
+        timestamps that do not match the events.
+        """
+        sequences = self.sequences(histories, timestamps, profiles)
+        users = list(histories)
+        lists = self.lists(
+            sequences,
+            k,
+            rules=rules,
+            now=now,
+            candidates=self.candidates(candidates, users),
+            excluded=self.user_items(exclude, users),
+            search=search,
+        )
+        return self.lists_table(sequences.users, lists)
+
+    def lists(
+        self,
+        sequences: Sequences,
+        k: int,
+        *,
+        rules: Rules | Mapping[str, Any] | None = None,
+        now: int | None = None,
+        candidates: Candidates | None = None,
+        excluded: UserItems | None = None,
+        search: Mapping[str, Any] | None = None,
+    ) -> Lists:
+        """Return the lists of ``recommend`` as arrays, for item indices from 1."""
+        check_k(k)
+        now = int(time.time()) if now is None else now
+        if self.protocol.time == "query" and sequences.query_times is None:
+            sequences = dataclasses.replace(sequences, query_times=np.full(len(sequences), now, np.int64))
+        maker = ListMaker(
+            self._searcher(k, rules, search), self.rules(rules), None if self.content is None else self.content.model
+        )
+        return maker.lists(sequences, k, candidates=candidates, excluded=excluded, now=now)
+
+    def rules(self, rules: Rules | Mapping[str, Any] | None) -> BundleRules:
+        """Resolve rules for this bundle; the latest ones are cached. Raises ValueError for wrong ones."""
+        rules = Rules.of(rules)
+        if rules not in self._rules:
+            self._rules[rules] = self._resolved(rules)
+            while len(self._rules) > RULES_CACHED:
+                self._rules.popitem(last=False)
+        return self._rules[rules]
+
+    def _resolved(self, rules: Rules) -> BundleRules:
+        resolved = BundleRules.of(rules, self)
+        if resolved.is_new is None:
+            return resolved
+        is_new, ranks = resolved.is_new, np.ones(len(self.vocabulary) + 1, bool)
+        if self.content is not None:
+            self.content.check_catalogue(self.vocabulary)
+            if not isinstance(self.content.model, ContentKNN):
+                raise ValueError(f"content is {self.content.name}, which is not of type content_knn: take text_knn")
+            ranks = self.content.model.present.cpu().numpy()
+        elif self.model.item_codes():
+            ranks = self.model.items_with_ids()
+        elif not self.ranks_new_items:
+            ranks[1:] = self.train_events > 0
+        is_new = is_new & torch.from_numpy(ranks)
+        if not is_new.any():
+            raise ValueError(
+                f"new_items: {self.name} has learned nothing of the items that are new; load the bundle with content=, "
+                "the folder of a model such as text_knn, or take a model that reads item texts"
+            )
+        return dataclasses.replace(resolved, is_new=is_new)
+
+    @property
+    def ranks_new_items(self) -> bool:
+        """Whether scores of items without training events come from their content, not from an untrained vector."""
+        side = self.model.side
+        is_content = isinstance(self.model, ContentKNN) or bool(self.model.item_codes())
+        return is_content or (side is not None and bool(side.widths) and side.config.combine == "alone")
+
+    def _searcher(self, k: int, rules: Rules | Mapping[str, Any] | None, search: Mapping[str, Any] | None) -> Any:
+        """Return the model with the settings of the search, and a beam that is wide enough for lists and pools."""
+        settings, names = dict(search or {}), self.model.search_settings
+        if settings and not names:
+            raise ValueError(
+                f"{self.name} scores all items and has no search settings: leave out {', '.join(settings)}"
+            )
+        for name in settings:
+            check_known(name, names, what=f"search setting of {self.name}")
+        if not isinstance(self.model, Scorer) and "beam" in names:
+            needed = pool_size(k, self.model.n_items) if Rules.of(rules).picks else min(k, self.model.n_items)
+            settings["beam"] = max(settings.get("beam", self.model.config.beam), needed)
+        return self.with_search_settings(settings).model if settings else self.model
+
+    def lists_table(self, users: Sequence[str] | np.ndarray, lists: Lists) -> pa.Table:
+        """Return the table of ``recommend`` for the lists of ``users``."""
+        row, column = np.nonzero(lists.items)
+        items = lists.items[row, column]
+        place = pa.array(items.astype(np.int64) - 1)
+        probability: pa.Array = pa.nulls(len(row), pa.float32())
+        if lists.probabilities is not None:
+            probability = pa.array(lists.probabilities[row, column], pa.float32(), from_pandas=True)
+        columns = {
+            "user_id": pa.array(users, pa.string()).take(pa.array(row)),
+            "rank": pa.array((column + 1).astype(np.int32)),
+            "item_id": self.ids.take(place),
+            "title": self.shown_titles.take(place),
+            "score": pa.array(lists.scores[row, column], pa.float32(), from_pandas=True),
+            "probability": probability,
+            "source": pa.array(SOURCES, pa.string()).take(pa.array(lists.sources[row, column])),
+        }
+        return pa.table(columns | {f"{kind}_codes": codes.take(place) for kind, codes in self.codes.items()})
+
+    def score(self, histories: Mapping[str, Sequence[str]], candidates: Ids, **options: Any) -> pa.Table:
+        """Score items for users: user_id, item_id, title, score, probability, in the order of ``candidates``.
+
+        The probability is among the whole catalogue, null for models without; items that the model cannot score, such
+        as unknown ones, have neither. ``options``: ``timestamps`` and ``profiles`` of ``recommend``. Raises ValueError
+        for candidates that are all unknown.
+        """
+        sequences = self.sequences(histories, options.pop("timestamps", None), options.pop("profiles", None))
+        if options:
+            raise TypeError(f"score has no option {', '.join(options)}")
+        users = list(histories)
+        ids = [list(candidates.get(user, ()) if isinstance(candidates, Mapping) else candidates) for user in users]
+        encoded = [self.encode(each) for each in ids]
+        if users and not any(each.any() for each in encoded):
+            raise ValueError(f"no candidate is in the catalogue of {self.name}")
+        scores, probabilities = self.scores_of(sequences, UserItems.of_lists(encoded))
+        owner = np.repeat(np.arange(len(users)), [len(each) for each in ids])
+        flat = pa.array([item for each in ids for item in each], pa.string())
+        return pa.table(
+            {
+                "user_id": pa.array(users, pa.string()).take(pa.array(owner)),
+                "item_id": flat,
+                "title": titles_of(flat, self.title_table()),
+                "score": pa.array(scores, pa.float32(), from_pandas=True),
+                "probability": pa.array(probabilities, pa.float32(), from_pandas=True),
+            }
+        )
+
+    @torch.inference_mode()
+    def scores_of(self, sequences: Sequences, pairs: UserItems) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and probabilities (n,) of the items of every user; NaN where the model has none."""
+        scores, probabilities = (np.full(len(pairs.items), np.nan, np.float32) for _ in range(2))
+        if isinstance(self.model, Scorer):
+            for rows, values in self.model.score_batches(sequences, exclude_seen=False):
+                index, part = _positions(pairs, rows), pairs.select(rows)
+                normalizer = values.logsumexp(1).cpu().numpy()
+                chosen = values[
+                    torch.from_numpy(part.owner).to(values.device), torch.from_numpy(part.items).to(values.device)
+                ]
+                scores[index] = chosen.cpu().numpy()
+                if self.model.probabilistic:
+                    probabilities[index] = np.exp(scores[index] - normalizer[part.owner])
+        else:
+            for start in range(0, int(np.diff(pairs.offsets).max(initial=0)), CANDIDATES_AT_ONCE):
+                self._search_scores(sequences, pairs, start, scores)
+            probabilities = np.exp(scores) if self.model.probabilistic else probabilities
+        missing = ~np.isfinite(scores) | (pairs.items == 0)
+        scores[missing] = probabilities[missing] = np.nan
+        return scores, probabilities
+
+    def _search_scores(self, sequences: Sequences, pairs: UserItems, start: int, scores: np.ndarray) -> None:
+        """Set the scores of every user's items from place ``start`` on: a beam as wide as they are many is exact."""
+        place = np.arange(len(pairs.items)) - np.repeat(pairs.offsets[:-1], np.diff(pairs.offsets))
+        chosen = np.flatnonzero((place >= start) & (place < start + CANDIDATES_AT_ONCE) & (pairs.items > 0))
+        part = UserItems.of_pairs(pairs.owner[chosen], pairs.items[chosen], len(pairs))
+        settings = {
+            "beam": CANDIDATES_AT_ONCE,
+            **({"stochastic": False} if "stochastic" in self.model.search_settings else {}),
+        }
+        model, k = self.with_search_settings(settings).model, min(CANDIDATES_AT_ONCE, self.model.n_items)
+        ranking = rank(model, sequences, k, exclude_seen=False, candidates=part)
+        width = self.model.n_items + 1
+        listed = (np.arange(len(pairs))[:, None] * width + ranking.items).ravel()
+        order = np.argsort(listed, kind="stable")
+        keys = pairs.owner[chosen] * width + pairs.items[chosen]
+        found = np.searchsorted(listed[order], keys).clip(max=len(listed) - 1)
+        hit = listed[order][found] == keys
+        scores[chosen[hit]] = ranking.scores.ravel()[order][found[hit]]
+
+    def similar(self, item: str, k: int = 10) -> pa.Table:
+        """Return at most ``k`` items by cosine of item vectors: item_id, title, similarity; see ``similar_items``."""
+        check_k(k)
+        return similar_items(self, item, k)
+
+    def find_items(self, text: str, limit: int = 50) -> pa.Table:
+        """Return items with ``text`` in title or id, in any case, most frequent first: item_id, title, train_events."""
+        titles = pc.fill_null(pa.array(self.titles, pa.string()), "")
+        hits = pc.or_(*(pc.match_substring(column, text, ignore_case=True) for column in (titles, self.ids)))
+        rows = np.flatnonzero(hits.to_numpy(zero_copy_only=False))
+        rows = rows[np.argsort(-self.train_events[rows], kind="stable")][:limit]
+        place = pa.array(rows)
+        events = pa.array(self.train_events[rows], pa.int64())
+        return pa.table(
+            {"item_id": self.ids.take(place), "title": self.shown_titles.take(place), "train_events": events}
+        )
+
+    @cached_property
+    def ids(self) -> pa.Array:
+        """External ids of the items (I,)."""
+        return pa.array(self.vocabulary.ids, pa.string())
+
+    @cached_property
+    def shown_titles(self) -> pa.Array:
+        """Titles of the items (I,); the id where there is none."""
+        return titles_of(self.ids, self.title_table())
+
+    @cached_property
+    def codes(self) -> dict[str, pa.Array]:
+        """Semantic ids of the items (I,) by kind, null without one."""
+        tables = {name: codes.codes.cpu().numpy()[1:] for name, codes in self.model.item_codes().items()}
+        lists = {name: [None if row[0] < 0 else row.tolist() for row in table] for name, table in tables.items()}
+        return {name: pa.array(rows, pa.list_(pa.int32())) for name, rows in lists.items()}
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {item: row for row, item in enumerate(self.vocabulary.ids.tolist(), 1)}
+
+    def encode(self, items: Iterable[str]) -> np.ndarray:
+        """Convert item ids to indices (n,) int64 from 1, 0 for unknown ones."""
+        index = self._index
+        return np.array([index.get(item, 0) for item in items], np.int64)
+
+    def sequences(
+        self,
+        histories: Mapping[str, Sequence[str]],
+        timestamps: Mapping[str, Sequence[int]] | None = None,
+        profiles: pa.Table | None = None,
+    ) -> Sequences:
+        """Convert histories of item ids, oldest first; unknown ones are left out. Raises ValueError for wrong times."""
+        users = np.array(list(histories), dtype=object)
+        if text := next((user for user, items in histories.items() if isinstance(items, str)), None):
+            raise ValueError(f"the history of user {text!r} is a text; it is a list of item ids")
+        lengths = np.array([len(histories[user]) for user in users], np.int64)
+        items = self.encode(item for user in users for item in histories[user])
+        known, owner = items > 0, np.repeat(np.arange(len(users)), lengths)
+        if not known.all():
+            log.info("%s of %s events are of items unknown to %s", (~known).sum(), len(known), self.name)
+        times = None
+        if timestamps is not None:
+            if wrong := [user for user in users if len(timestamps.get(user, ())) != len(histories[user])]:
+                raise ValueError(f"timestamps of user {wrong[0]!r} are not one for each event of the history")
+            times = np.array([second for user in users for second in timestamps[user]], np.int64)[known]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(users)))]).astype(np.int64)
+        result = Sequences(users, items[known].astype(np.int32), times, offsets)
+        return result if profiles is None else result.with_profiles(profiles)
+
+    def candidates(self, candidates: Ids | None, users: Sequence[str]) -> Candidates | None:
+        """Convert candidates of ``recommend``. Raises ValueError where none of those of all users is known."""
+        if candidates is None or isinstance(candidates, Mapping):
+            return self.user_items(candidates, users)
+        items = self.encode(candidates)
+        if not (items > 0).any():
+            raise ValueError(f"none of the {len(items)} candidates is in the catalogue of {self.name}")
+        mask = torch.zeros(len(self.vocabulary) + 1, dtype=torch.bool)
+        mask[torch.from_numpy(items[items > 0])] = True
+        return mask
+
+    def user_items(self, items: Ids | None, users: Sequence[str]) -> UserItems | None:
+        """Convert item ids of all users, or by user, to the items of every user. None stays None."""
+        if items is None:
+            return None
+        if not isinstance(items, Mapping):
+            return UserItems.of_lists([self.encode(items)] * len(users))
+        return UserItems.of_lists([self.encode(items.get(user, ())) for user in users])
+
+
+def check_k(k: object) -> None:
+    """Raise ValueError unless ``k`` is a whole number from 1."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k is {k!r}; it is a whole number from 1")
+
+
+def _positions(pairs: UserItems, rows: np.ndarray) -> np.ndarray:
+    """Return the positions of the items of the users ``rows`` in the order of ``pairs.select(rows)``."""
+    return UserItems(pairs.offsets, np.arange(len(pairs.items))).select(rows).items

@@ -199,8 +199,8 @@ def bare_epochs(model: Recommender, train: Sequences, settings: TrainSettings, e
     """
     import torch
 
+    from recpipe.training.batches import make_batches, target_counts, trained_items, training_windows
     from recpipe.training.losses import make_loss
-    from recpipe.training.module import make_batches, target_counts, trained_items, training_windows
     from recpipe.training.optimisers import make_optimiser
 
     torch.manual_seed(0)

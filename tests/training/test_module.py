@@ -14,8 +14,9 @@ from recpipe.data.batch_samplers import TrainingBatches
 from recpipe.data.batches import DeviceSequences
 from recpipe.models.registry import build
 from recpipe.models.sasrec import SASRec
+from recpipe.training.batches import target_counts, training_windows
 from recpipe.training.losses.full_softmax import FullSoftmax
-from recpipe.training.module import NonFiniteLossError, target_counts, training_windows
+from recpipe.training.module import NonFiniteLossError
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_targets_however_it_is_cut_into_batches():

@@ -1,4 +1,4 @@
-"""Lightning module around a Recommender, and its training batches.
+"""Lightning module around a Recommender.
 
 One step of the optimiser is a list of batches of users of similar length; its loss is the mean over all their targets.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -18,11 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
+from recpipe.data.batch_samplers import TrainingBatches
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
 from recpipe.progress import current_step, duration
+from recpipe.training.batches import (
+    BatchLoader,
+    make_batches,
+    relative_weights,
+    target_counts,
+    trained_items,
+    training_windows,
+)
 from recpipe.training.callbacks import WeightAverage
 from recpipe.training.checkpoint import random_state, set_random_state
 from recpipe.training.cost import gpu_state, model_size, n_parameters, peak_memory_mib
@@ -32,8 +40,6 @@ from recpipe.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
-PARTS = {"cpu": 8, "cuda": 1}  # batches of a step: padding is expensive on a CPU, kernel launches on a GPU
-SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
 LOGGER_NAMES = {"loss": "train_loss", "lr": "learning_rate"}  # of columns of the curve
 NORM_EVERY = 10  # steps between gradient norms
 CHECK_EVERY = 50  # steps between checks for a finite loss on a GPU, each of which synchronises
@@ -250,20 +256,6 @@ class TrainingModule(pl.LightningModule):
         return f"{training_label(self.model)}: {', '.join(parts)}; ended by {reason}"
 
 
-class BatchLoader:
-    """Iterable of one epoch's steps, each a list of batches on the device."""
-
-    def __init__(self, data: DeviceSequences, batches: TrainingBatches) -> None:
-        self.data, self.batches = data, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        for parts in self.batches:
-            yield [self.batches.gather(self.data, part) for part in parts]
-
-
 def training_label(model: Recommender) -> str:
     """Return the prefix of log lines: the step that runs, such as `train sasrec`, or the class."""
     return current_step() or f"train {type(model).__name__}"
@@ -291,67 +283,3 @@ def training_module(
     return TrainingModule(
         model, criterion, settings, data=device_data, batches=batches, validate=validate, on_epoch=on_epoch
     )
-
-
-def make_batches(
-    lengths: np.ndarray,
-    settings: TrainSettings,
-    *,
-    window: int,
-    seed: int,
-    steps: int | None = None,
-    device: str = "cpu",
-) -> TrainingBatches:
-    """Build batches in ``settings.layout``; packed rows hold ``settings.row`` events, by default one window."""
-    tokens = settings.batch_tokens
-    if settings.layout == "padded":
-        return TrainingBatches(lengths, tokens=tokens, seed=seed, minimum=2, steps=steps, parts=PARTS[device])
-    size = settings.row or max(window, SHORTEST_ROW)
-    return PackedBatches(lengths, size=size, tokens=tokens, seed=seed, steps=steps)
-
-
-def training_windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
-    """Return all windows of the sequences if ``settings.windows`` is ``all``, else the sequences.
-
-    Under ``protocol.target_events`` only those with a target. Raises ValueError if there is none.
-    """
-    windows = data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
-    if windows.is_target is None:
-        return windows
-    last = windows.last(model.max_length + 1)
-    rows = np.unique(np.repeat(np.arange(len(last)), last.lengths)[last.target_mask()])
-    if len(rows) == 0:
-        raise ValueError("no training event after a user's first has a type in protocol.target_events; add types to it")
-    return windows.select_users(rows)
-
-
-def target_counts(data: Sequences, model: Recommender) -> Tensor:
-    """Count how often each item is a training target in an epoch (I + 1,): every event of a window but the first."""
-    window = data.last(model.max_length + 1)
-    return torch.from_numpy(np.bincount(window.items[window.target_mask()], minlength=model.n_items + 1))
-
-
-def relative_weights(data: Sequences, model: Recommender) -> np.ndarray | None:
-    """Return weights (N,) of mean 1 over the training targets; None where all targets have the same weight.
-
-    Raises ValueError where all targets have the weight 0.
-    """
-    if data.weights is None:
-        return None
-    window = data.last(model.max_length + 1)
-    assert window.weights is not None
-    targets = window.weights[window.target_mask()].astype(np.float64)
-    if len(targets) and not targets.any():
-        raise ValueError("all training targets have the weight 0: no event after a user's first one counts")
-    if len(targets) == 0 or targets.min() == targets.max():
-        return None
-    relative: np.ndarray = data.weights / targets.mean()
-    return relative.astype(np.float32)
-
-
-def trained_items(data: Sequences, model: Recommender) -> Tensor:
-    """Return a mask (I + 1,) of the items with events in the training windows."""
-    items = data.last(model.max_length + 1).items
-    mask = np.bincount(items, minlength=model.n_items + 1) > 0
-    mask[0] = False
-    return torch.from_numpy(mask)

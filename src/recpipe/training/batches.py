@@ -1,0 +1,96 @@
+"""Batches of a training: windows of the sequences, layout of a step, statistics of the targets for the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
+from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.sequences import Sequences
+from recpipe.models.recommender import Recommender
+from recpipe.training.settings import TrainSettings
+
+PARTS = {"cpu": 8, "cuda": 1}  # batches of a step: padding is expensive on a CPU, kernel launches on a GPU
+SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
+
+
+class BatchLoader:
+    """Iterable of one epoch's steps, each a list of batches on the device."""
+
+    def __init__(self, data: DeviceSequences, batches: TrainingBatches) -> None:
+        self.data, self.batches = data, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        for parts in self.batches:
+            yield [self.batches.gather(self.data, part) for part in parts]
+
+
+def make_batches(
+    lengths: np.ndarray,
+    settings: TrainSettings,
+    *,
+    window: int,
+    seed: int,
+    steps: int | None = None,
+    device: str = "cpu",
+) -> TrainingBatches:
+    """Build batches in ``settings.layout``; packed rows hold ``settings.row`` events, by default one window."""
+    tokens = settings.batch_tokens
+    if settings.layout == "padded":
+        return TrainingBatches(lengths, tokens=tokens, seed=seed, minimum=2, steps=steps, parts=PARTS[device])
+    size = settings.row or max(window, SHORTEST_ROW)
+    return PackedBatches(lengths, size=size, tokens=tokens, seed=seed, steps=steps)
+
+
+def training_windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
+    """Return all windows of the sequences if ``settings.windows`` is ``all``, else the sequences.
+
+    Under ``protocol.target_events`` only those with a target. Raises ValueError if there is none.
+    """
+    windows = data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
+    if windows.is_target is None:
+        return windows
+    last = windows.last(model.max_length + 1)
+    rows = np.unique(np.repeat(np.arange(len(last)), last.lengths)[last.target_mask()])
+    if len(rows) == 0:
+        raise ValueError("no training event after a user's first has a type in protocol.target_events; add types to it")
+    return windows.select_users(rows)
+
+
+def target_counts(data: Sequences, model: Recommender) -> Tensor:
+    """Count how often each item is a training target in an epoch (I + 1,): every event of a window but the first."""
+    window = data.last(model.max_length + 1)
+    return torch.from_numpy(np.bincount(window.items[window.target_mask()], minlength=model.n_items + 1))
+
+
+def relative_weights(data: Sequences, model: Recommender) -> np.ndarray | None:
+    """Return weights (N,) of mean 1 over the training targets; None where all targets have the same weight.
+
+    Raises ValueError where all targets have the weight 0.
+    """
+    if data.weights is None:
+        return None
+    window = data.last(model.max_length + 1)
+    assert window.weights is not None
+    targets = window.weights[window.target_mask()].astype(np.float64)
+    if len(targets) and not targets.any():
+        raise ValueError("all training targets have the weight 0: no event after a user's first one counts")
+    if len(targets) == 0 or targets.min() == targets.max():
+        return None
+    relative: np.ndarray = data.weights / targets.mean()
+    return relative.astype(np.float32)
+
+
+def trained_items(data: Sequences, model: Recommender) -> Tensor:
+    """Return a mask (I + 1,) of the items with events in the training windows."""
+    items = data.last(model.max_length + 1).items
+    mask = np.bincount(items, minlength=model.n_items + 1) > 0
+    mask[0] = False
+    return torch.from_numpy(mask)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from kedro.pipeline import Pipeline
 
 from recpipe.hooks.errors import one_line_errors
-from recpipe.pipelines import embed, evaluate, ingest, report, semantic_ids, study, train
-from recpipe.pipelines.wiring import STAGES, WHOLE, Wiring, command_wiring, current, wiring_of_model
+from recpipe.pipelines import embed, evaluate, ingest, refit, report, semantic_ids, study, train
+from recpipe.pipelines.wiring import WHOLE, Wiring, command_wiring, current, wiring_of_model
 
 FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
     "ingest": ingest.create_pipeline,
@@ -22,6 +22,7 @@ FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
     "context": evaluate.create_context,
     "study": study.create_pipeline,
     "geometry": evaluate.create_geometry,
+    "refit": refit.create_pipeline,
 }
 
 
@@ -43,5 +44,5 @@ def register_pipelines() -> dict[str, Pipeline]:
 
 
 def whole(wiring: Wiring) -> Pipeline:
-    """All stages of a whole run as one pipeline."""
-    return sum((FACTORIES[name](wiring) for name in STAGES), start=Pipeline([]))
+    """All stages of a whole run as one pipeline, without those of the folds where the protocol holds nothing out."""
+    return sum((FACTORIES[name](wiring) for name in wiring.stages), start=Pipeline([]))

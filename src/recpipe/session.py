@@ -22,7 +22,16 @@ from recpipe.config import ConfigError, Configuration, DataPaths, split_names
 from recpipe.config.run_config import AUTO
 from recpipe.hooks.checks import check_types
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals, spawn_processes
-from recpipe.pipelines.wiring import WHOLE, Wiring, command_wiring, model_info, remember, use_wiring
+from recpipe.pipelines.wiring import (
+    NEED_FOLDS,
+    WHOLE,
+    Wiring,
+    command_wiring,
+    holds_out,
+    model_info,
+    remember,
+    use_wiring,
+)
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +103,8 @@ class RecpipeSession(SessionWithOneLoader):
         filters = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
         wiring = command_wiring(self.configuration, options["pipeline_names"], filters)
         check_types(self.configuration, wiring.runs.values())
+        if not wiring.holds_out and (not options["pipeline_names"] or WHOLE in options["pipeline_names"]):
+            log.info("protocol.split is none: nothing is held out, so evaluate and report are left out")
         if self.configuration.profile == AUTO and wiring.requested != ("ingest",):
             return self._run_with_profile(options, wiring, ingest_first="ingest" in wiring.requested and not filters)
         with use_wiring(wiring):
@@ -136,12 +147,20 @@ class RecpipeSession(SessionWithOneLoader):
         """Run a session for each seed, since Kedro allows one run in each; return the outputs of the last one."""
         filtered = any(options.get(name) for name in NODE_FILTERS)
         outputs: dict[str, Any] = {}
-        for seed, pipelines in plan_runs(seeds, options["pipeline_names"], filtered=filtered):
+        plan = plan_runs(seeds, options["pipeline_names"], filtered=filtered)
+        whole = not options["pipeline_names"] or WHOLE in options["pipeline_names"]
+        for seed, pipelines in without_folds(plan) if whole and not holds_out(self.configuration) else plan:
             log.info("seed %s: %s", seed, ", ".join(pipelines or ["the whole project"]))
             params = {**(self.store.get("runtime_params") or {}), "seed": seed, "seeds": None}
             with self.sibling(params) as session:
                 outputs = session.run(**{**options, "pipeline_names": pipelines or []})
         return outputs
+
+
+def without_folds(plan: Plan) -> Plan:
+    """Return the runs of a whole project whose protocol holds nothing out."""
+    runs = [(seed, names and [name for name in names if name not in NEED_FOLDS]) for seed, names in plan]
+    return [(seed, names) for seed, names in runs if names is None or names]
 
 
 def log_settings(configuration: Configuration, pipelines: Sequence[str]) -> None:

@@ -165,6 +165,10 @@ class DataPaths:
         """Checkpoints and curves of an unfinished training."""
         return self.models / model / f"seed_{seed}" / "work"
 
+    def refit_work(self, model: str, seed: int) -> Path:
+        """Checkpoints and curves of an unfinished refit."""
+        return self.models / model / f"seed_{seed}" / "refit_work"
+
     def studies(self, model: str, seed: int) -> Path:
         """Checkpoints and finished variants of studies."""
         return self.models / model / f"seed_{seed}" / "studies"

@@ -13,7 +13,7 @@ from recpipe.config import check_choices, check_known, split_names
 
 TIME_CHOICES = ("none", "last_item", "query")  # each allows what the previous ones allow
 CHOICES = {
-    "split": ("leave_one_out", "temporal", "ratio", "cold_users"), "targets": ("next", "all"),
+    "split": ("leave_one_out", "temporal", "ratio", "cold_users", "none"), "targets": ("next", "all"),
     "ties": ("source", "shuffle"), "candidates": ("full",), "time": TIME_CHOICES,
 }  # fmt: skip
 DERIVED_FIELDS = ("id", "sizes", "test_set")  # of a split on disk
@@ -25,7 +25,8 @@ class Protocol:
     """Rules for splitting a data set into training, validation and test, and for evaluating a model on it.
 
     ``valid`` and ``test`` are shares for ``ratio``, ``cold_users`` and ``temporal``; for ``temporal`` also the ISO date
-    at which the part begins; ``leave_one_out`` ignores them. ``seed`` affects shuffled ties, cold users and held-out
+    at which the part begins; ``leave_one_out`` ignores them. ``none`` holds nothing out: all events are training
+    events, and no model is evaluated. ``seed`` affects shuffled ties, cold users and held-out
     items: ``held_out_items`` is the share of the catalogue that training and validation never see. ``time`` is what a
     model may know about time: ``none``; ``last_item``, ages relative to the last event; ``query``, ages relative to the
     time of the query, which folds contain only then. ``target_events`` are the types of events that may be targets, of
@@ -69,6 +70,20 @@ class Protocol:
         if self.split == "leave_one_out" and self.targets == "all":
             raise ValueError("protocol.targets=all has no meaning under leave_one_out, which has one target per user")
 
+        if not self.holds_out and self.held_out_items:
+            raise ValueError(
+                f"protocol.held_out_items is {share} and protocol.split none, which holds nothing out; set 0"
+            )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the split has a validation and a test fold."""
+        return self.split != "none"
+
+    def without_split(self) -> Protocol:
+        """Return the protocol of a model for use, trained on all events of the same sequences."""
+        return dataclasses.replace(self, split="none", held_out_items=0.0)
+
     def check_time(self, used: str, *, model: str) -> None:
         """Raise ValueError if this protocol does not allow a model to use time as ``used``."""
         if TIME_CHOICES.index(used) > TIME_CHOICES.index(self.time):
@@ -86,8 +101,10 @@ class Protocol:
     def _used_fields(self) -> dict[str, Any]:
         """Return the fields, null where the split ignores them; newer ones are left out at defaults to preserve ids."""
         fields = self.to_dict()
-        if self.split == "leave_one_out":
+        if self.split in ("leave_one_out", "none"):
             fields["valid"] = fields["test"] = None
+        if not self.holds_out:
+            fields["targets"] = None
         if self.ties != "shuffle" and self.split != "cold_users" and not self.held_out_items:
             fields["seed"] = None
         if not self.held_out_items:

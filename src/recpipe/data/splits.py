@@ -116,8 +116,8 @@ def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | Non
     Every rule gives each user two cuts, valid_at <= test_at: events before the first are training, those between are
     validation targets, the others test targets; of them only events of ``protocol.target_events`` are targets, and the
     history is everything before the first target. A user without a history or a target in a fold is left out of it.
-    ``vocabulary`` is needed for held-out items, which are chosen by their ids. Raises ValueError for an empty part, and
-    for held-out items that are no test targets.
+    ``vocabulary`` is needed for held-out items, which are chosen by their ids. The split ``none`` has empty folds.
+    Raises ValueError for an empty part of another, and for held-out items that are no test targets.
     """
     held_out = held_out_items(vocabulary, protocol)
     cuts = RULES[protocol.split](sequences, protocol)
@@ -133,7 +133,7 @@ def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | Non
         held_out,
     )
     for name, part in (("training", result.train), ("validation", result.valid), ("test", result.test)):
-        if len(part) == 0:
+        if len(part) == 0 and (protocol.holds_out or name == "training"):
             raise ValueError(
                 f"the {protocol.split} split leaves no user for {name}, of {len(sequences)} users with a median of "
                 f"{np.median(sequences.lengths):.0f} events; see protocol.split, .valid, .test and .held_out_items "
@@ -254,8 +254,14 @@ def _cold_users(sequences: Sequences, protocol: Protocol) -> _Cuts:
     return _Cuts(train_stop, *valid_and_test)
 
 
+def _none(sequences: Sequences, protocol: Protocol) -> _Cuts:
+    """All events are training events."""
+    n = sequences.lengths
+    return _Cuts(n, n, n, n, n)
+
+
 RULES: dict[str, Callable[[Sequences, Protocol], _Cuts]] = {
-    "leave_one_out": _leave_one_out, "ratio": _ratio, "temporal": _temporal, "cold_users": _cold_users,
+    "leave_one_out": _leave_one_out, "ratio": _ratio, "temporal": _temporal, "cold_users": _cold_users, "none": _none,
 }  # fmt: skip
 
 

@@ -63,6 +63,8 @@ def evaluate(
     that was also trained on the validation fold (``train.train_on_validation``) has no ``valid`` metrics. Raises
     ValueError for a model of another split, for one that uses times that the protocol does not allow, and for NaN.
     """
+    if not protocol.holds_out:
+        raise ValueError("protocol.split is none, so that there is no test fold to evaluate on: choose another split")
     bundle.check_split(protocol)
     protocol.check_time(bundle.model.requires_time, model=bundle.name)
     warm = np.concatenate([[False], bundle.train_events > 0])

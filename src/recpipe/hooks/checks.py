@@ -16,6 +16,7 @@ from kedro.pipeline import Pipeline
 from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, build_config, check_known, schema
 from recpipe.data.protocol import Protocol
 from recpipe.pipelines.evaluate import evaluate_model
+from recpipe.pipelines.refit import refit_model
 from recpipe.pipelines.wiring import current
 
 DATASETS, MODELS, KINDS, STUDIES = "datasets.", "models.", "semantic_ids.kinds.", "studies."
@@ -99,6 +100,7 @@ class ChecksHooks:
             for run in runs:
                 variants(study_settings(study), run)
         _check_on_disk(inputs, catalog)
+        _check_measured({str(node.namespace) for node in pipeline.nodes if node.func is refit_model}, inputs, catalog)
 
 
 @contextmanager
@@ -179,6 +181,23 @@ def _check_list_lengths(runs: Iterable[RunConfig], catalog: Any) -> None:
                 f"{name} is {length} and the beam of {run.name} {config.beam}; a beam search lists no more items than "
                 f"it has beams: set models.{run.name}.beam={length}, or shorter lists"
             )
+
+
+def _check_measured(models: set[str], inputs: set[str], catalog: Any) -> None:
+    """Raise ConfigError for models to refit that are not trained and evaluated, on disk or by this run."""
+    for model in sorted(models):
+        missing = [what for what in ("bundle", "evaluation") if _is_missing(f"{model}_{what}", inputs, catalog)]
+        if missing:
+            params = f"dataset={catalog.load('params:dataset')},model={model},seed={catalog.load('params:seed')}"
+            lack = "trained" if "bundle" in missing else "evaluated: it has no metrics.json"
+            raise ConfigError(
+                f"refit takes the settings and the length of a measured run, and {model} is not {lack}: "
+                f"`kedro run --pipelines=train,evaluate --params {params}` makes one"
+            )
+
+
+def _is_missing(entry: str, inputs: set[str], catalog: Any) -> bool:
+    return entry in inputs and not catalog.exists(entry)
 
 
 def _check_on_disk(inputs: set[str], catalog: Any) -> None:

@@ -41,6 +41,7 @@ class MQL4GRec(Generator):
     """Reads ids of one modality or several; with one, only TIGER's task is left."""
 
     losses = ("full_softmax",)
+    tuned = ("weights",)
 
     @dataclass(frozen=True)
     class Config(GeneratorConfig):

@@ -116,6 +116,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
                 raise ValueError("softmax is items, of whole ids; weights and masked, of levels, cannot be set")
 
     search_settings = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
+    tuned = ("modality_weights",)
     config: Config
     modality_weights: Tensor  # (kinds of ids,), of several
 

@@ -50,6 +50,7 @@ class Recommender(nn.Module, ABC):
     - ``takes_weights``: events count by their weight; ``uses_weights`` says whether this model was trained so.
       Histories without weights, as in serving, have the weight 1 throughout.
     - ``losses``: names of the losses it can be trained with, empty for all; ``layouts``: of training batches.
+    - ``tuned``: names of the buffers that ``tune`` sets, which training does not change.
     - ``search_settings``: settings that training does not read, so that a trained model can take other values.
 
     A setting ``time_mode`` says which times the model reads, with the values of ``Protocol.time``.
@@ -67,6 +68,7 @@ class Recommender(nn.Module, ABC):
     takes_weights: ClassVar[bool] = False
     losses: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[tuple[str, ...]] = ("padded",)
+    tuned: ClassVar[tuple[str, ...]] = ()
     search_settings: ClassVar[tuple[str, ...]] = ()
     config: Any
     cold_users: ColdUsers | None

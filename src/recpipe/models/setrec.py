@@ -112,6 +112,7 @@ class SETRec(Scorer):
     takes_side = True
     takes_weights = True
     required_side = ("vectors",)
+    tuned = ("beta",)
     config: Config
     beta: Tensor  # scalar
 

@@ -29,8 +29,7 @@ def split_sequences(
     sequences, vocabulary = build_sequences(
         interactions, ties=protocol.ties, seed=protocol.seed, target_events=protocol.target_events
     )
-    steps = tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
-    protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=steps)
+    protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=log_steps(ingest_steps))
     parts = split(sequences.with_profiles(users.to_arrow()), protocol, vocabulary)
     sizes = parts.sizes()
     log.info(
@@ -45,6 +44,11 @@ def split_sequences(
     return TrainingData(fields, vocabulary, parts.train, parts.valid), parts.test
 
 
+def log_steps(ingest_steps: DataFrame) -> tuple[str, ...]:
+    """Return the cleaning and sampling steps of the log as text, for the protocol."""
+    return tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
+
+
 def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> Bundle:
     """Train or fit a model; ``inputs`` are those of ``ItemInputs.of``, and ``start``, the bundle of ``init_from``."""
     from recpipe.progress import report_epoch
@@ -52,8 +56,10 @@ def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths
     return training_job(config, training_data, paths, **inputs).train(on_epoch=report_epoch, keep_checkpoints=True)
 
 
-def training_job(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> TrainingJob:
-    """Build the training job from the inputs of a node."""
+def training_job(
+    config: RunConfig, training_data: TrainingData, paths: DataPaths, *, folder: Path | None = None, **inputs: Any
+) -> TrainingJob:
+    """Build the training job from the inputs of a node; ``folder`` is for checkpoints, by default that of training."""
     from recpipe.evaluation.evaluate import validator
     from recpipe.training.job import ItemInputs, TrainingJob
 
@@ -61,7 +67,7 @@ def training_job(config: RunConfig, training_data: TrainingData, paths: DataPath
         config=config,
         data=training_data,
         inputs=ItemInputs.of(inputs),
-        work_folder=paths.work(config.name, config.seed),
+        work_folder=folder or paths.work(config.name, config.seed),
         validator=validator,
         initial_bundle=inputs.get("start"),
     )

@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 ALL = "all"
 WHOLE = "__default__"
 STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
-ON_REQUEST = ("ensemble", "ties", "context", "study", "geometry")  # no part of a run of the whole project
+ON_REQUEST = ("ensemble", "ties", "context", "study", "geometry", "refit")  # no part of a run of the whole project
+# pipelines that cannot run where the protocol holds out no events
+NEED_FOLDS = ("evaluate", "report", "ensemble", "ties", "context", "study", "refit")
 RESERVED = (ALL, WHOLE, *STAGES, *ON_REQUEST, *ID_KINDS)  # names that no model may have
 RESULTS = {"evaluate": "evaluation", "ties": "tie_sensitivity", "context": "context", "study": "study"}  # by pipeline
 
@@ -44,11 +46,17 @@ class Wiring:
     members: tuple[str, ...] = ()  # models of the ensemble
     study: str = "length"  # a name in the parameter `studies`
     content_model: str | None = None  # that fills content slots
+    holds_out: bool = True  # whether the protocol holds out events
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models."""
         return tuple(self.runs)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Pipelines of a whole run."""
+        return STAGES if self.holds_out else tuple(name for name in STAGES if name not in NEED_FOLDS)
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -128,15 +136,21 @@ def wiring_of(configuration: Configuration, models: Iterable[str], requested: It
         check_known(name, configuration.model_names, what="model in ensemble.members")
     study = configuration["study"]
     check_known(study, configuration["studies"], what="study", hint=" (conf/base/parameters/studies.yml)")
-    content_model = _content_model(configuration)
-    return Wiring(configuration.dataset, runs, kinds, vectors, requested, members, study, content_model)
+    content_model, held_out = _content_model(configuration), holds_out(configuration)
+    return Wiring(configuration.dataset, runs, kinds, vectors, requested, members, study, content_model, held_out)
 
 
 def wiring_of_model(configuration: Configuration, model: str) -> Wiring:
     """Return the wiring of one model's path from the raw log to the report."""
     run = configuration.run(model)
-    kinds = content_kinds.kinds_of_model(run)
-    return Wiring(configuration.dataset, {model: run}, *kinds, content_model=_content_model(configuration))
+    kinds, held_out = content_kinds.kinds_of_model(run), holds_out(configuration)
+    content_model = _content_model(configuration)
+    return Wiring(configuration.dataset, {model: run}, *kinds, content_model=content_model, holds_out=held_out)
+
+
+def holds_out(configuration: Configuration) -> bool:
+    """Return whether the protocol holds out events for validation and test."""
+    return bool(configuration["protocol"]["split"] != "none")
 
 
 def _content_model(configuration: Configuration) -> str | None:
@@ -190,17 +204,33 @@ def command_wiring(configuration: Configuration, pipelines: Iterable[str], filte
             models += chosen_models(configuration, choice)
     all_models = configuration.model_names
     # nodes, groups, tags and datasets of a model: `svd.train_model`, `svd`, `svd_bundle`
-    datasets = {f"{model}_{result}": model for model in all_models for result in ("bundle", *RESULTS.values())}
+    datasets = {
+        f"{model}_{result}": model for model in all_models for result in ("bundle", "production", *RESULTS.values())
+    }
     selected = {*pipelines, *(datasets.get(word) for word in filters), *(word.partition(".")[0] for word in filters)}
     models += [name for name in all_models if name in selected]
     model_pipelines = [name for name in pipelines if name in all_models]
     if model_pipelines and pipelines == model_pipelines and not configuration.is_overridden("model"):
         models = model_pipelines
-    stages = STAGES if whole or model_pipelines else ()
-    others = (name for name in pipelines if name not in (WHOLE, *model_pipelines))
+    others = [name for name in pipelines if name not in (WHOLE, *model_pipelines)]
+    _check_folds(configuration, others)
+    stages: tuple[str, ...] = STAGES if whole or model_pipelines else ()
+    if not holds_out(configuration):
+        stages = tuple(name for name in stages if name not in NEED_FOLDS)
     wiring = wiring_of(configuration, models, dict.fromkeys([*stages, *others]))
     _check_used(configuration, wiring)
     return wiring
+
+
+def _check_folds(configuration: Configuration, pipelines: Iterable[str]) -> None:
+    """Raise ConfigError for pipelines that need held-out events where the protocol holds none out."""
+    unable = [] if holds_out(configuration) else [name for name in pipelines if name in NEED_FOLDS]
+    if unable:
+        raise ConfigError(
+            f"protocol.split is none, so that nothing is held out to measure on, and {', '.join(unable)} cannot run: "
+            "leave it out, since train uses all events already, or choose another split, such as "
+            "--params protocol.split=leave_one_out"
+        )
 
 
 def _check_used(configuration: Configuration, wiring: Wiring) -> None:

@@ -63,8 +63,9 @@ class Bundle:
             )
 
     def check_split(self, protocol: Protocol) -> None:
-        """Raise ValueError unless ``protocol`` gives the training data of the model."""
-        if differing := self.protocol.data_differences(protocol):
+        """Raise ValueError unless ``protocol`` gives the training data of the model, or, without a split, more."""
+        own = self.protocol if protocol.holds_out else self.protocol.without_split()
+        if differing := own.data_differences(protocol):
             raise ValueError(
                 f"{self.name} was trained on another split ({', '.join(differing)} differ); "
                 f"run `kedro run --pipelines=train,evaluate --params model={self.name}`"
@@ -84,6 +85,8 @@ class Bundle:
         Training on another data set is allowed, and on the same one under the same split, without its validation events
         unless that run trains on them too. where: the setting that names this bundle.
         """
+        if not protocol.holds_out:
+            return
         for run in self.training_runs():
             other = Protocol.from_dict(run["protocol"])
             if other.dataset != protocol.dataset:

@@ -31,6 +31,7 @@ from recpipe.training.cost import model_size, reset_peak_memory, versions
 from recpipe.training.module import (
     NonFiniteLossError,
     OnEpoch,
+    Replay,
     TrainingModule,
     Validate,
     training_label,
@@ -64,7 +65,7 @@ class TrainingResult:
 def train(
     model_factory: Callable[[], Recommender],
     data: Sequences,
-    validate: Validate,
+    validate: Validate | None,
     settings: TrainSettings,
     *,
     seed: int,
@@ -73,24 +74,26 @@ def train(
     on_epoch: OnEpoch | None = None,
     cold_users: ColdUsersConfig | None = None,
     steps_from: Sequences | None = None,
+    replay: Replay | None = None,
     keep_checkpoints: bool = False,
 ) -> TrainingResult:
     """Train a model on ``data`` (training events only); return it in the state of its best validation.
 
-    ``validate`` selects the best state and tunes the model at the end. With ``settings.train_on_validation``,
-    ``data`` has the validation events too: nothing is validated, an epoch has the steps of ``steps_from``, the
-    training set alone, and the last state is returned. ``folder`` is for checkpoints and curves; a checkpoint in it
-    is resumed if it has the same ``fingerprint`` (of data), settings and seed. ``cold_users`` is fitted apart from
-    the model, its cost and its checkpoints. With ``keep_checkpoints`` the caller deletes them, by
-    ``remove_checkpoints``, when he has stored the model: until then the same call returns the same. Raises
-    NonFiniteLossError, ValueError for bad settings, and KeyboardInterrupt after Ctrl-C, when the last checkpoint is
-    complete.
+    ``validate`` selects the best state and tunes the model at the end; with None the last state is returned, after the
+    epochs of ``replay`` or ``settings.max_epochs``. With ``settings.train_on_validation``, ``data`` has the validation
+    events too: nothing is validated either, and an epoch has the steps of ``steps_from``, the training set alone.
+    ``folder`` is for checkpoints and curves; a checkpoint in it is resumed if it has the same ``fingerprint`` (of
+    data), settings and seed. ``cold_users`` is fitted apart from the model, its cost and its checkpoints. With
+    ``keep_checkpoints`` the caller deletes them, by ``remove_checkpoints``, when he has stored the model: until then
+    the same call returns the same. Raises NonFiniteLossError, ValueError for bad settings, and KeyboardInterrupt after
+    Ctrl-C, when the last checkpoint is complete.
     """
     pl.seed_everything(seed, verbose=False)
     device = choose_device(settings.device)
     reset_peak_memory(device)
     if settings.train_on_validation and steps_from is None:
         raise ValueError("train.train_on_validation needs the training set alone as well, for the number of its steps")
+    validate = None if settings.train_on_validation or replay is not None else validate
     model = model_factory()
     check_settings(settings, type(model))
     data = _with_weights(model, data, settings)
@@ -105,8 +108,11 @@ def train(
         if data.weights is not None:
             fingerprint = f"{fingerprint} weights {weights_digest(data)}"
         fingerprint = run_fingerprint(fingerprint, settings, seed, model)
-        validate = _with_fallback(validate, fallback)
-        module = training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from)
+        if validate is None:
+            _check_without_validation(settings, replay)
+        else:
+            validate = _with_fallback(validate, fallback)
+        module = training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from, replay)
         with lock_folder(folder):
             _train_by_gradient(module, device, folder, fingerprint)
             if not keep_checkpoints:
@@ -114,6 +120,18 @@ def train(
         curve, cost = module.curve, {**module.cost(device), **_tune(model, validate, settings)}
     model.cold_users = fallback
     return TrainingResult(model.to(device), curve, cost, versions())
+
+
+def _check_without_validation(settings: TrainSettings, replay: Replay | None) -> None:
+    """Raise ValueError for settings that follow validation metrics where there are none."""
+    if needs_metrics(settings) and not (replay and replay.metrics):
+        name = "schedule plateau" if settings.schedule.get("name") == "plateau" else "loss.second_stage_after"
+        raise ValueError(f"nothing is validated in this training, and train.{name} follows validations: choose another")
+
+
+def needs_metrics(settings: TrainSettings) -> bool:
+    """Return whether the schedule, or the second stage of the loss, follows the metrics of validations."""
+    return settings.schedule.get("name") == "plateau" or settings.loss.get("second_stage_after") is not None
 
 
 def _with_weights(model: Recommender, data: Sequences, settings: TrainSettings) -> Sequences:
@@ -171,14 +189,14 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
         part.write_text(json.dumps({"fingerprint": fingerprint}))
     patience = Patience(module.metric, mode="max", patience=settings.patience, check_finite=True, strict=True)
     callbacks = _callbacks(module, patience, device, folder)
-    bar = progress(settings.max_epochs * module.steps, training_label(module.model), at_most=True)
+    bar = progress(module.epochs * module.steps, training_label(module.model), at_most=True)
     trainer = pl.Trainer(
         accelerator=device,
         devices=1,
         precision=PRECISIONS[choose_precision(settings.precision, device)],  # type: ignore[arg-type]
-        max_epochs=settings.max_epochs,
+        max_epochs=module.epochs,
         check_val_every_n_epoch=settings.validate_every,
-        limit_val_batches=0 if settings.train_on_validation else 1,
+        limit_val_batches=int(module.has_metrics),
         gradient_clip_val=settings.gradient_clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -207,7 +225,7 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
         close_loggers(trainer.loggers)
         if handler is not None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
-    out_of_patience = patience.wait_count >= patience.patience and not settings.train_on_validation
+    out_of_patience = module.is_validated and patience.wait_count >= patience.patience
     log.info("%s", module.summary(out_of_patience=out_of_patience))
     if module.is_interrupted:
         raise interruption
@@ -218,11 +236,11 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
 
 def _callbacks(module: TrainingModule, patience: Patience, device: str, folder: Path) -> list[Callback]:
     settings = module.settings
-    callbacks = module.criterion.callbacks(module.metric, None if settings.train_on_validation else patience)
-    if settings.train_on_validation:  # without a metric the latest state counts as the best
-        callbacks += [Checkpoints(folder, monitor=None)]
-    else:
+    callbacks = module.criterion.callbacks(module.metric, patience if module.has_metrics else None)
+    if module.is_validated:
         callbacks += [patience, Checkpoints(folder, monitor=module.metric)]
+    else:  # without a metric the latest state counts as the best
+        callbacks += [Checkpoints(folder, monitor=None)]
     return [*callbacks, DeviceStatsMonitor()] if device == "cuda" and settings.loggers else callbacks
 
 
@@ -239,9 +257,9 @@ def _resumable(folder: Path, fingerprint: str, settings: TrainSettings) -> Path 
     return None
 
 
-def _tune(model: Recommender, validate: Validate, settings: TrainSettings) -> dict[str, float]:
+def _tune(model: Recommender, validate: Validate | None, settings: TrainSettings) -> dict[str, float]:
     """Settings that the model chose on the validation fold, and its metric with them."""
-    if settings.train_on_validation:
+    if validate is None:
         return {}
     metric = f"valid_{settings.metric}"
     values: list[float] = []

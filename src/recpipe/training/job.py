@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training import fit
 from recpipe.training.bundle import Bundle
 from recpipe.training.fit import weights_digest
-from recpipe.training.module import OnEpoch, Validate
+from recpipe.training.module import OnEpoch, Replay, Validate
 from recpipe.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -76,12 +76,22 @@ class TrainingJob:
     @cached_property
     def settings(self) -> TrainSettings:
         """The ``train`` block of the model."""
-        return build_config(TrainSettings, self.config.train, where=f"models.{self.config.name}.train")
+        settings = build_config(TrainSettings, self.config.train, where=f"models.{self.config.name}.train")
+        has_fold = self.data.protocol.holds_out
+        return settings if has_fold else replace(settings, train_on_validation=False)
 
     def train(
-        self, *, folder: Path | None = None, on_epoch: OnEpoch | None = None, keep_checkpoints: bool = False
+        self,
+        *,
+        folder: Path | None = None,
+        on_epoch: OnEpoch | None = None,
+        keep_checkpoints: bool = False,
+        replay: Replay | None = None,
     ) -> Bundle:
         """Train the model; ``folder`` is for checkpoints, by default ``work_folder``.
+
+        Without a validation fold (``protocol.split=none``) the last state is kept, after the epochs of ``replay`` or
+        ``max_epochs``.
 
         With ``keep_checkpoints`` they stay until ``Bundle.remove_checkpoints``, which the caller calls when the bundle
         is on disk.
@@ -123,14 +133,15 @@ class TrainingJob:
         trained = fit.train(
             build_untrained,
             fitting_set,
-            self.validator(data.valid_set, protocol, settings.metric, users=settings.validate_users),
+            self._validate(),
             settings,
             seed=config.seed,
             folder=folder,
-            fingerprint=protocol.id if config.init_from == "none" else f"{protocol.id} {config.init_from}",
+            fingerprint=self._fingerprint(replay),
             on_epoch=on_epoch,
             cold_users=build_config(ColdUsersConfig, config.cold_users, where="cold_users"),
             steps_from=data.train_set,
+            replay=replay,
             keep_checkpoints=keep_checkpoints,
         )
         titles_by_id = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
@@ -151,6 +162,22 @@ class TrainingJob:
             curve,
             work_folder=folder if keep_checkpoints else None,
         )
+
+    def _validate(self) -> Validate | None:
+        """Return the validation of the model; None where nothing is held out."""
+        protocol, settings = self.data.protocol, self.settings
+        if not protocol.holds_out:
+            return None
+        return self.validator(self.data.valid_set, protocol, settings.metric, users=settings.validate_users)
+
+    def _fingerprint(self, replay: Replay | None) -> str:
+        """Return the identity of data, initial weights and length, by which a checkpoint is resumed."""
+        parts = [self.data.protocol.id]
+        if self.config.init_from != "none":
+            parts.append(self.config.init_from)
+        if replay is not None:
+            parts.append(f"{replay.epochs} epochs")
+        return " ".join(parts)
 
     def _earlier_bundles(self) -> dict[str, Bundle]:
         """Return the bundles that training begins with or reads item vectors of, by the setting that names them."""

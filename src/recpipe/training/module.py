@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -48,6 +48,18 @@ Validate = Callable[[Recommender], dict[str, float]]  # model -> metrics on the 
 OnEpoch = Callable[[Mapping[str, Any]], bool | None]  # of a row of the curve; True interrupts training after the epoch
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Length of an earlier training, which this one repeats on other data, without validation.
+
+    epochs: after which training ends; the schedule is still that of ``max_epochs``.
+    metrics: by epoch the validation metric of the earlier training, for a plateau schedule or a loss of two stages.
+    """
+
+    epochs: int
+    metrics: Mapping[int, float] = field(default_factory=dict)
+
+
 class NonFiniteLossError(RuntimeError):
     """A training loss that is NaN or infinite."""
 
@@ -66,8 +78,9 @@ class TrainingModule(pl.LightningModule):
         *,
         data: DeviceSequences,
         batches: TrainingBatches,
-        validate: Validate,
+        validate: Validate | None,
         on_epoch: OnEpoch | None = None,
+        replay: Replay | None = None,
     ) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
@@ -76,6 +89,7 @@ class TrainingModule(pl.LightningModule):
         self.curve: list[dict[str, Any]] = []
         self.is_interrupted = False
         self._data, self._batches, self._validate, self._on_epoch = data, batches, validate, on_epoch
+        self._replay = replay
         self._tokens_per_epoch = int(data.n_targets[batches.rows].sum())
         self._max_seconds = math.inf if settings.max_minutes is None else 60 * settings.max_minutes
         self._seconds, self._tokens = 0.0, 0
@@ -89,13 +103,28 @@ class TrainingModule(pl.LightningModule):
         return len(self._batches)
 
     @property
+    def epochs(self) -> int:
+        """Epochs of this training, at most."""
+        return self.settings.max_epochs if self._replay is None else self._replay.epochs
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the model is validated."""
+        return self._validate is not None
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether there are validation metrics: of this model, or those of the replayed training."""
+        return self.is_validated or bool(self._replay and self._replay.metrics)
+
+    @property
     def out_of_time(self) -> bool:
         """Whether ``max_minutes`` of training are over."""
         return self._seconds >= self._max_seconds
 
     def configure_optimizers(self) -> Any:
         optimiser = make_optimiser(self.parameters(), self.settings.optimiser)
-        steps = self.steps * (self.trainer.max_epochs or 1)
+        steps = self.steps * self.settings.max_epochs
         self._schedule = make_schedule(optimiser, self.settings.schedule, steps, self.steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
@@ -152,6 +181,9 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: int, index: int) -> None:
         self._check_loss()
+        if self._validate is None:
+            self._replay_metric()
+            return
         with (
             nullcontext() if self.average is None else self.average.in_place(),
             torch.autocast(self.device.type, enabled=False),  # bf16 scores would tie, and ties decide ranks
@@ -163,11 +195,18 @@ class TrainingModule(pl.LightningModule):
         self._schedule.observe(metrics[self.metric])
         self.log_dict(metrics, batch_size=1)
 
+    def _replay_metric(self) -> None:
+        """Show the metric of the replayed training to the schedule and to callbacks; it is not this model's."""
+        assert self._replay is not None
+        metric = self._replay.metrics[self._epoch]
+        self._schedule.observe(metric)
+        self.log(self.metric, metric, batch_size=1, logger=False)
+
     def on_train_epoch_end(self) -> None:
         self._check_loss()
         row = self._curve_row()
         self._log_row(row)
-        is_validated = self.metric in row or not self.trainer.limit_val_batches
+        is_validated = self.metric in row or not self.is_validated
         is_over = is_validated and self.out_of_time
         is_last = is_over or self._epoch == self.trainer.max_epochs
         if self._on_epoch is not None and self._on_epoch(dict(row)) and not is_last:
@@ -252,7 +291,8 @@ class TrainingModule(pl.LightningModule):
         elif reason is None and self.out_of_time:
             reason = f"max_minutes {settings.max_minutes:g}"
         elif reason is None:
-            reason = f"patience {settings.patience}" if out_of_patience else f"max_epochs {settings.max_epochs}"
+            length = f"max_epochs {settings.max_epochs}" if self._replay is None else f"the {self.epochs} epochs to repeat"
+            reason = f"patience {settings.patience}" if out_of_patience else length
         return f"{training_label(self.model)}: {', '.join(parts)}; ended by {reason}"
 
 
@@ -264,11 +304,12 @@ def training_label(model: Recommender) -> str:
 def training_module(
     model: Recommender,
     data: Sequences,
-    validate: Validate,
+    validate: Validate | None,
     settings: TrainSettings,
     seed: int,
     on_epoch: OnEpoch | None,
     steps_from: Sequences | None,
+    replay: Replay | None,
 ) -> TrainingModule:
     """Build the module, batches and loss; with ``train_on_validation`` an epoch has the steps of ``steps_from``."""
     data = training_windows(data, model, settings)
@@ -281,5 +322,12 @@ def training_module(
     criterion = make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device)
     batches = make_batches(device_data.lengths, settings, **options)
     return TrainingModule(
-        model, criterion, settings, data=device_data, batches=batches, validate=validate, on_epoch=on_epoch
+        model,
+        criterion,
+        settings,
+        data=device_data,
+        batches=batches,
+        validate=validate,
+        on_epoch=on_epoch,
+        replay=replay,
     )

@@ -191,6 +191,7 @@ def test_what_is_no_seed_is_refused(seeds) -> None:
         (["geometry", "train", "report"], [(1, ["train"]), (2, ["train"]), (1, ["geometry", "report"])]),
         (["__default__", "geometry"], [(1, None), (2, ["train", "evaluate"]), (1, ["geometry", "report"])]),
         (["ingest"], [(1, ["ingest"])]),
+        (["refit"], [(1, ["refit"]), (2, ["refit"])]),
     ],
 )
 def test_nothing_that_no_seed_changes_runs_twice_and_the_report_comes_last(pipelines, expected) -> None:
@@ -232,6 +233,11 @@ def test_every_seed_is_a_run_of_its_own_with_its_own_folder_and_version(ran) -> 
         (2, None, ["train", "evaluate"], "seed_2"),
     ]
     assert len({row[4] for row in seen}) == 2
+
+
+def test_where_nothing_is_held_out_a_whole_run_with_seeds_trains_only(ran) -> None:
+    seen = ran({"seeds": "1+2", "model": "popular", "protocol": {"split": "none"}})
+    assert [row[:3] for row in seen] == [(1, None, []), (2, None, ["train"])]
 
 
 def test_without_seeds_there_is_one_run(ran) -> None:

@@ -26,6 +26,7 @@ def test_a_use_of_time_beyond_the_protocol_is_refused():
     [
         ({"split": "random"}, "allowed: leave_one_out, temporal, ratio, cold_users"),
         ({"targets": "all"}, "no meaning under leave_one_out"),
+        ({"split": "none", "held_out_items": 0.1}, "protocol.split none, which holds nothing out"),
         ({"history": 0}, "at least 1"),
         ({"cutoffs": ()}, "at least one cut-off"),
         ({"candidates": "sampled"}, "allowed: full"),
@@ -107,3 +108,17 @@ def test_target_events_change_the_id_only_where_they_are_set():
     assert plain.data_differences(bought) == ["target_events"]
     with pytest.raises(ValueError, match="target_events is empty"):
         Protocol(dataset="x", target_events=[])
+
+
+def test_without_a_split_the_id_depends_on_the_sequences_and_not_on_what_was_held_out():
+    splits = [
+        Protocol(dataset="x", held_out_items=0.1, seed=3),
+        Protocol(dataset="x", split="ratio", valid=0.3, targets="all"),
+        Protocol(dataset="x", split="temporal", test="2011-10-01"),
+        Protocol(dataset="x", split="none", test=0.4),
+    ]
+    whole = [protocol.without_split() for protocol in splits]
+    assert len({protocol.id for protocol in whole}) == 1 and not any(protocol.holds_out for protocol in whole)
+    assert not {protocol.id for protocol in whole} & {protocol.id for protocol in splits[:3]}
+    assert whole[0].data_differences(whole[1]) == []
+    assert Protocol(dataset="x", history=3).without_split().id != whole[0].id

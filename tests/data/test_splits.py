@@ -32,6 +32,21 @@ def test_leave_one_out_on_a_written_example():
     assert cut.sizes()["cold_test_targets"] == 2
 
 
+def test_without_a_split_all_events_are_training_events(tmp_path):
+    data = random_sequences(30, 20).with_profiles(pa.table({"user_id": ["u003"], "country": ["fr"]}))
+    protocol = Protocol(dataset="x", split="none")
+    cut = split(data, protocol)
+    assert rows(cut.train) == rows(data)
+    assert (len(cut.valid), len(cut.test), cut.sizes()["test_targets"]) == (0, 0, 0)
+    vocabulary = Vocabulary(np.array([f"i{n}" for n in range(20)], object))
+    TrainingData({"id": protocol.id, **protocol.to_dict()}, vocabulary, cut.train, cut.valid).write(tmp_path)
+    read = TrainingData.read(tmp_path)
+    assert read.train_set.fingerprint() == data.fingerprint() and len(read.valid_set) == 0
+    assert read.train_set.profiles["country"].to_pylist() == data.profiles["country"].to_pylist()
+    with pytest.raises(ValueError, match="the none split leaves no user for training"):
+        split(data.select_users(np.zeros(0, int)), protocol)
+
+
 @pytest.mark.parametrize("rule", ["leave_one_out", "ratio", "temporal", "cold_users"])
 def test_no_training_event_follows_or_is_a_target_of_its_user(rule):
     data = random_sequences(200, 40, longest=30)

@@ -153,6 +153,25 @@ def test_the_report_comes_after_all_that_this_command_writes_for_it(built) -> No
     assert {"ensemble.evaluate_ensemble", "text.measure_ids", "text.embed_text"} <= names
 
 
+def test_a_refit_comes_after_the_measurement_and_the_refit_of_the_model_whose_vectors_it_reads(built) -> None:
+    found = built({"model": "setrec+sasrec"}, "train", "evaluate", "refit")
+    pipeline = found["train"] + found["evaluate"] + found["refit"]
+    assert {"setrec.evaluate_model", "sasrec.refit_model"} <= before(pipeline, "setrec.refit_model")
+    alone = built({"model": "setrec"}, "refit")["refit"]
+    assert {"setrec_bundle", "setrec_evaluation", "sasrec_bundle", "sasrec_production"} <= alone.inputs()
+    assert alone.outputs() == {"setrec_production"}
+
+
+def test_without_held_out_events_stages_that_measure_are_left_out_and_refused_by_name(built) -> None:
+    params = {"model": "svd", "protocol": {"split": "none"}}
+    names = {node.name.split(".")[-1] for node in built(params)["__default__"].nodes}
+    assert {"split_sequences", "train_model"} <= names
+    assert not {"evaluate_model", "collect_runs", "write_report"} & names
+    for name in ("evaluate", "report", "ensemble", "ties", "context", "study", "refit"):
+        with pytest.raises(ConfigError, match=f"protocol.split is none.* {name} cannot run"):
+            built(params, "train", name)
+
+
 def test_geometry_comes_after_the_bundles_of_this_command_and_before_what_shows_it(built) -> None:
     found = built({"model": "sasrec"}, "train", "evaluate", "geometry", "report")
     pipeline = found["train"] + found["evaluate"] + found["geometry"] + found["report"]
@@ -232,13 +251,14 @@ def test_layers_never_turn_back(catalog, registered) -> None:
 
 
 def test_what_mlflow_gets_of_each_entry_is_of_a_known_kind(catalog, registered) -> None:
-    kinds = {"metrics", "protocol", "numbers", "curves", "artifact", "figures"}
+    kinds = {"metrics", "protocol", "numbers", "curves", "production", "artifact", "figures"}
     names = {name for pipeline in registered.values() for name in pipeline.all_outputs()}
     tracked = {name: (catalog.get(name).metadata or {}).get("mlflow") for name in names}
     assert {kind for kind in tracked.values() if kind is not None} == kinds
     expected = {
         "training_data": "protocol",
         "sasrec_bundle": "curves",
+        "sasrec_production": "production",
         "sasrec_evaluation": "metrics",
         "sasrec_tie_sensitivity": "numbers",
         "text_ids_quality": "numbers",

@@ -42,6 +42,7 @@ def run(
     data=DATA.train,
     on_epoch=None,
     steps_from=None,
+    replay=None,
     keep_checkpoints=False,
     **changes,
 ) -> TrainingResult:
@@ -54,6 +55,7 @@ def run(
         folder=folder,
         on_epoch=on_epoch,
         steps_from=steps_from,
+        replay=replay,
         keep_checkpoints=keep_checkpoints,
     )
 

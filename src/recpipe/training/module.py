@@ -291,7 +291,9 @@ class TrainingModule(pl.LightningModule):
         elif reason is None and self.out_of_time:
             reason = f"max_minutes {settings.max_minutes:g}"
         elif reason is None:
-            length = f"max_epochs {settings.max_epochs}" if self._replay is None else f"the {self.epochs} epochs to repeat"
+            length = (
+                f"max_epochs {settings.max_epochs}" if self._replay is None else f"the {self.epochs} epochs to repeat"
+            )
             reason = f"patience {settings.patience}" if out_of_patience else length
         return f"{training_label(self.model)}: {', '.join(parts)}; ended by {reason}"
 

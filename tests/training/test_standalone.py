@@ -68,6 +68,26 @@ def test_the_bundle_equals_that_of_kedro(project_folder, tmp_path, model):
     assert ours.training["settings"] == theirs.training["settings"]
 
 
+def test_a_refit_equals_that_of_kedro_and_is_made_once(project_folder, tmp_path, session_in, caplog):
+    caplog.set_level(logging.INFO)
+    with session_in(project_folder, env="test", runtime_params={"model": "sasrec+popular"}) as session:
+        session.run(pipeline_names=["refit"])
+    for _ in range(2):
+        assert train(project_folder, tmp_path, "sasrec", "popular", options=("--refit",)) == 0
+    assert caplog.text.count("was trained with the same settings before") == 2
+    for model in ("sasrec", "popular"):
+        folders = [
+            root / "06_models" / DATASET / model / "seed_42" for root in (tmp_path, project_folder / "data/test")
+        ]
+        (ours,), (theirs,) = ([*folder.glob("production/*/production")] for folder in folders)
+        ours, theirs = load_bundle(ours), load_bundle(theirs)
+        expected = theirs.model.state_dict()
+        assert all(tensor.equal(expected[name]) for name, tensor in ours.model.state_dict().items())
+        assert ours.training["production"] == theirs.training["production"]
+    with pytest.raises(ValueError, match=r"refit needs online_retail/svd/seed_42 trained .* and evaluated"):
+        train(project_folder, tmp_path, "svd", options=("--refit",))
+
+
 def test_kedro_evaluates_models_that_were_trained_without_it(project_folder, tmp_path, session_in):
     into = project_folder / "data/test"
     train(project_folder, into, "tiger")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,3 +142,8 @@ class Protocol:
         mine, theirs = self._used_fields(), other._used_fields()
         names = [name for name in dict.fromkeys((*mine, *theirs)) if name not in EVALUATION_FIELDS]
         return [name for name in names if mine.get(name) != theirs.get(name)]
+
+
+def log_steps(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the cleaning and sampling steps of a log, rows of the table ``ingest_steps``, for ``Protocol.steps``."""
+    return tuple(f"{row['name']} {row['detail']}".strip() for row in rows)

@@ -8,7 +8,8 @@ from typing import Any
 from kedro.pipeline import Pipeline
 
 from recpipe.config import COLLABORATIVE, ConfigError, DataPaths, RunConfig
-from recpipe.pipelines.train import log_steps, training_inputs, training_job
+from recpipe.data.protocol import log_steps
+from recpipe.pipelines.train import training_inputs, training_job
 from recpipe.pipelines.types import Bundle, DataFrame
 from recpipe.pipelines.wiring import Wiring, create_node
 
@@ -27,7 +28,6 @@ def refit_model(
 ) -> Bundle:
     """Train the model of ``bundle`` on all events, as long as it took to its best state; ``inputs`` as in train."""
     from recpipe.data.atomic import latest_version
-    from recpipe.data.sequences import build_sequences
     from recpipe.progress import report_epoch
     from recpipe.training import refit
 
@@ -35,12 +35,7 @@ def refit_model(
     version = latest_version(folder.parent / "bundle")
     assert version is not None  # the bundle was loaded from there
     measured = refit.MeasuredRun(bundle, evaluation, version.parent.name, training_curve(paths, config))
-    protocol = bundle.protocol
-    sequences, vocabulary = build_sequences(
-        interactions, ties=protocol.ties, seed=protocol.seed, target_events=protocol.target_events
-    )
-    measured.check_log(sequences, vocabulary, log_steps(ingest_steps))
-    data = measured.data(sequences.with_profiles(users.to_arrow()), vocabulary)
+    data = measured.whole_log(interactions, users.to_arrow(), log_steps(ingest_steps.to_dicts()))
     settings = measured.config(config)
     production = inputs.pop(ITEM_MODEL, None)
     if COLLABORATIVE in inputs:

@@ -9,7 +9,7 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, DataPaths, RunConfig
-from recpipe.data.protocol import Protocol
+from recpipe.data.protocol import Protocol, log_steps
 from recpipe.pipelines.types import Bundle, DataFrame, Fold, TrainingData, TrainingJob
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
@@ -29,7 +29,7 @@ def split_sequences(
     sequences, vocabulary = build_sequences(
         interactions, ties=protocol.ties, seed=protocol.seed, target_events=protocol.target_events
     )
-    protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=log_steps(ingest_steps))
+    protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=log_steps(ingest_steps.to_dicts()))
     parts = split(sequences.with_profiles(users.to_arrow()), protocol, vocabulary)
     sizes = parts.sizes()
     log.info(
@@ -42,11 +42,6 @@ def split_sequences(
         log.warning("%s", warning)
     fields = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes, "test_set": parts.test.fingerprint()}
     return TrainingData(fields, vocabulary, parts.train, parts.valid), parts.test
-
-
-def log_steps(ingest_steps: DataFrame) -> tuple[str, ...]:
-    """Return the cleaning and sampling steps of the log as text, for the protocol."""
-    return tuple(f"{row['name']} {row['detail']}".strip() for row in ingest_steps.to_dicts())
 
 
 def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> Bundle:

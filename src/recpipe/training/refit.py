@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 
 from recpipe.config import COLLABORATIVE, RunConfig, build_config
 from recpipe.config.run_config import ColdUsersConfig
-from recpipe.data.sequences import Sequences, Vocabulary
+from recpipe.data.sequences import Sequences, Vocabulary, build_sequences
 from recpipe.data.splits import TrainingData, split
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import model_class, side_config
@@ -91,6 +92,15 @@ class MeasuredRun:
                 f"the log of {protocol.dataset} has changed since {self.name} was trained ({', '.join(differing)} "
                 f"differ), so its metrics say nothing about it: {self.command('train,evaluate')}, then refit again"
             )
+
+    def whole_log(self, interactions: Path, users: pa.Table, steps: tuple[str, ...]) -> TrainingData:
+        """Read all events of the log as training data. Raises ValueError where it is not that of the run."""
+        protocol = self.bundle.protocol
+        sequences, vocabulary = build_sequences(
+            interactions, ties=protocol.ties, seed=protocol.seed, target_events=protocol.target_events
+        )
+        self.check_log(sequences, vocabulary, steps)
+        return self.data(sequences.with_profiles(users), vocabulary)
 
     def data(self, sequences: Sequences, vocabulary: Vocabulary) -> TrainingData:
         """Return all events of the log as training data."""

@@ -11,6 +11,9 @@ reads). Copy the folder --into back:
 After an interruption, by --minutes or otherwise, the same command continues. `--params` changes settings as in
 `kedro run`: `--params models.tiger.dropout=.3,models.tiger.train.max_epochs=60`. Only the validation fold is used for
 selection.
+
+With --refit, models that were trained and evaluated are trained on all events instead (see ``recpipe.training.refit``);
+it needs 03_primary, 06_models and 08_reporting of the data set too.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from recpipe.config.run_config import AUTO
 from recpipe.content.embeddings import Embeddings
 from recpipe.data.atomic import atomic_file, atomic_folder, latest_version, record_version
 from recpipe.data.digests import verified
+from recpipe.data.protocol import log_steps
 from recpipe.data.sequences import Fold
 from recpipe.data.splits import TrainingData
 from recpipe.evaluation.evaluate import validator
@@ -42,6 +46,8 @@ from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.bundle import Bundle, curve_table, load_bundle, save_bundle
 from recpipe.training.job import ItemInputs, TrainingJob, Validator
 from recpipe.training.module import OnEpoch
+from recpipe.training.refit import MeasuredRun, choose_item_model
+from recpipe.training.refit import refit as refit_measured
 from recpipe.training.settings import check_model
 
 log = logging.getLogger(__name__)
@@ -64,18 +70,19 @@ def main(arguments: list[str] | None = None) -> int:
     runs = [configuration.run(name) for name in options.models]
     for run in runs:  # an error in the last one is reported before the first is trained
         check_model(run)
-    unfinished = [run.name for run in runs if not _finished(run, data, ends)]
+    start = refit if options.refit else train
+    unfinished = [run.name for run in runs if not _finished(start, run, data, ends)]
     if unfinished:
         log.info("time is up; the same command continues with %s", ", ".join(unfinished))
     return int(bool(unfinished))
 
 
-def _finished(run: RunConfig, data: DataFolder, ends: float) -> bool:
-    """Train the model if necessary; return whether it is finished. Raises KeyboardInterrupt for Ctrl-C."""
+def _finished(start: Callable[..., Bundle], run: RunConfig, data: DataFolder, ends: float) -> bool:
+    """Train the model by ``start`` if necessary; return whether it is finished. Raises KeyboardInterrupt for Ctrl-C."""
     if time.perf_counter() > ends:
         return False
     try:
-        bundle = train(run, data, epoch_logger(run.name, ends))
+        bundle = start(run, data, epoch_logger(run.name, ends))
     except KeyboardInterrupt:
         if time.perf_counter() > ends:
             return False
@@ -91,20 +98,56 @@ def train(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
     Raises KeyboardInterrupt where ``on_epoch`` interrupts training, which the same call resumes.
     """
     job = data.job(run, validator)
-    identity = json.loads(json.dumps(job.identity()))
-    record, bundles = job.work_folder / "done.json", data.bundle_folder(run.name)
+
+    def train_job() -> Bundle:
+        return job.train(on_epoch=on_epoch, keep_checkpoints=True)
+
+    return _train_once(job, train_job, data.bundle_folder(run.name), {}, curves=data.curves_file(run.name))
+
+
+def refit(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> Bundle:
+    """Train a measured model on all events, as ``train``, and write a production bundle."""
+    measured = data.measured(run)
+    log_data, config = data.whole_log(measured), measured.config(run)
+    inputs = data.item_inputs(run)
+    if run.item_model is not None and inputs.collaborative is not None:
+        production = data.latest(run.item_model, "production")
+        loaded = None if production is None else load_bundle(production)
+        inputs = replace(inputs, collaborative=choose_item_model(inputs.collaborative, loaded, log_data))
+    work = data.results.refit_work(run.name, data.seed)
+    job = TrainingJob(config=config, data=log_data, inputs=inputs, work_folder=work, validator=validator)
+
+    def refit_job() -> Bundle:
+        return refit_measured(job, measured, on_epoch=on_epoch, keep_checkpoints=True)
+
+    folder = data.bundle_folder(run.name, "production")
+    return _train_once(job, refit_job, folder, {"refit_of": measured.version})
+
+
+def _train_once(
+    job: TrainingJob,
+    train_job: Callable[[], Bundle],
+    bundles: Path,
+    about: Mapping[str, str],
+    *,
+    curves: Path | None = None,
+) -> Bundle:
+    """Return the version among ``bundles`` with the identity of ``job`` and ``about``, or train it and write it."""
+    identity = json.loads(json.dumps({**job.identity(), **about}))
+    record = job.work_folder / "done.json"
     previous = json.loads(verified(record).read_text()) if record.is_file() else {}
-    folder = bundles / previous.get("version", "") / "bundle"
+    folder = bundles / previous.get("version", "") / bundles.name
     if previous.get("identity") == identity and folder.is_dir():
-        log.info("%s was trained with the same settings before: %s", run.name, folder)
-        return load_bundle(folder, accelerate=run.accelerate)
-    bundle = job.train(on_epoch=on_epoch, keep_checkpoints=True)
+        log.info("%s was trained with the same settings before: %s", job.config.name, folder)
+        return load_bundle(folder, accelerate=job.config.accelerate)
+    bundle = train_job()
     version = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")[:-3] + "Z"  # Kedro's form, and its order
-    with atomic_folder(bundles / version / "bundle") as temporary:
+    with atomic_folder(bundles / version / bundles.name) as temporary:
         save_bundle(bundle, temporary)
     record_version(bundles, version)
-    with atomic_file(data.curves_file(run.name)) as curves:
-        pq.write_table(curve_table(bundle), curves)
+    if curves is not None:
+        with atomic_file(curves) as file:
+            pq.write_table(curve_table(bundle), file)
     with atomic_file(record) as file:
         file.write_text(json.dumps({"identity": identity, "version": version}))
     bundle.remove_checkpoints()
@@ -140,9 +183,9 @@ class DataFolder:
         """Folders of the results."""
         return DataPaths(self.into or self.data, self.data, self.dataset)
 
-    def bundle_folder(self, model: str) -> Path:
-        """Return the folder with all versions of a model's bundle."""
-        return self.results.models / model / f"seed_{self.seed}" / "bundle"
+    def bundle_folder(self, model: str, kind: str = "bundle") -> Path:
+        """Return the folder with all versions of a model's bundle, or of its ``production`` bundle."""
+        return self.results.models / model / f"seed_{self.seed}" / kind
 
     def curves_file(self, model: str) -> Path:
         """Return the file of a model's training curve."""
@@ -164,11 +207,32 @@ class DataFolder:
                 f"{split} holds no split; run `kedro run --pipelines=train --params dataset={self.dataset},"
                 "model=popular` where Kedro is, and copy the folder"
             )
-        data, inputs = TrainingData.read(split), self._item_inputs(config)
+        data, inputs = TrainingData.read(split), self.item_inputs(config)
         folder = self.results.work(config.name, self.seed)
         return TrainingJob(config=config, data=data, inputs=inputs, work_folder=folder, validator=validator)
 
-    def _item_inputs(self, config: RunConfig) -> ItemInputs:
+    def measured(self, config: RunConfig) -> MeasuredRun:
+        """Return a trained and evaluated model. Raises ValueError where it is not on disk."""
+        run, folder = f"{config.name}/seed_{self.seed}", self.latest(config.name, "bundle")
+        metrics = latest_version(self.inputs.reporting / run / "metrics.json")
+        if config.init_from != "none" or folder is None or metrics is None:
+            raise ValueError(
+                f"refit needs {self.dataset}/{run} trained without init_from and evaluated; run "
+                f"`kedro run --pipelines=train,evaluate --params dataset={self.dataset},model={config.name},"
+                f"seed={self.seed}` where Kedro is, and copy its folders in 06_models and 08_reporting"
+            )
+        curves = self.inputs.reporting / run / "curves.parquet"
+        curve = pq.read_table(verified(curves)) if curves.is_file() else None
+        return MeasuredRun(load_bundle(folder), json.loads(verified(metrics).read_text()), folder.parent.name, curve)
+
+    def whole_log(self, measured: MeasuredRun) -> TrainingData:
+        """Read all events of the log. Raises ValueError where it is not that of ``measured``."""
+        tables = ("interactions", "users", "ingest_steps")
+        log, users, steps = (verified(_existing(self.inputs.primary / f"{t}.parquet", "ingest")) for t in tables)
+        return measured.whole_log(log, pq.read_table(users), log_steps(pq.read_table(steps).to_pylist()))
+
+    def item_inputs(self, config: RunConfig) -> ItemInputs:
+        """Read the table of items, and the vectors and ids that the model reads."""
         paths = self.inputs
         ids, vectors = {}, {}
         for kind in config.ids:
@@ -182,14 +246,18 @@ class DataFolder:
         return ItemInputs(items, vectors, ids, collaborative)
 
     def _bundle(self, model: str, reader: str) -> Bundle:
-        """The latest bundle of a model among inputs and results."""
-        folders = {paths.models / model / f"seed_{self.seed}" / "bundle" for paths in (self.inputs, self.results)}
-        bundles = [bundle for folder in folders if (bundle := latest_version(folder)) is not None]
-        latest = max(bundles, key=lambda bundle: bundle.parent.name, default=None)
+        """Load the latest bundle of a model, whose item vectors ``reader`` reads."""
+        latest = self.latest(model, "bundle")
         if latest is None:
             reason = f"{self.dataset} has no trained {model} of seed {self.seed}"
             raise ValueError(f"{reason}, whose item vectors {reader} reads: train it first")
         return load_bundle(latest)
+
+    def latest(self, model: str, kind: str) -> Path | None:
+        """Return the latest ``bundle`` or ``production`` bundle of a model among inputs and results."""
+        folders = {paths.models / model / f"seed_{self.seed}" / kind for paths in (self.inputs, self.results)}
+        bundles = [bundle for folder in folders if (bundle := latest_version(folder)) is not None]
+        return max(bundles, key=lambda bundle: bundle.parent.name, default=None)
 
 
 def _existing(file: Path, pipeline: str) -> Path:
@@ -209,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--env", default=None, help="the environment over base; by default local")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--minutes", type=float, default=1e9, help="training ends after the epoch then running")
+    parser.add_argument("--refit", action="store_true", help="train measured models on all events, for use")
     parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="settings, as in `kedro run`")
     return parser
 

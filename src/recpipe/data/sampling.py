@@ -19,7 +19,8 @@ import ibis.expr.types as ir
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, StrictInt, ValidationError, create_model
 
 from recpipe.config import check_known
-from recpipe.data.conditions import Condition, as_number, condition_expression
+from recpipe.data.conditions import Condition
+from recpipe.data.conditions.ibis_rows import as_number, condition_expression
 from recpipe.data.event_log import (
     EventLog,
     at_or_beyond,

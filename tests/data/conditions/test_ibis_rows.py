@@ -1,4 +1,4 @@
-"""Conditions of the step `where`: against plain Python on rows with every kind of value, and refused texts."""
+"""Conditions of the step `where`: against plain Python on rows with every kind of value, and columns refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import ibis
 import pyarrow as pa
 import pytest
 
-from recpipe.data.conditions import check_condition, condition_expression
+from recpipe.data.conditions import check_condition
+from recpipe.data.conditions.ibis_rows import condition_expression
 
 VALUES: dict[str, list[Any]] = {
     "event": ["view", "it's", None], "rating": [1.0, 4.0, None], "quantity": ["-2", "3.5", "many", None],
@@ -64,12 +65,14 @@ def either(a: bool | None, b: bool | None) -> bool | None:
         ("quantity == 'many'", lambda r: equal(r["quantity"], "many")),
         ("rating > quantity", lambda r: less(number(r["quantity"]), r["rating"])),
         ("event in ['view', \"it's\"]", lambda r: None if r["event"] is None else True),
-        ("event not in ('view',)", lambda r: inverse(equal(r["event"], "view"))),
+        ("event NOT IN ('view')", lambda r: inverse(equal(r["event"], "view"))),
         ("event is null and rating is not null", lambda r: r["event"] is None and r["rating"] is not None),
         (
             "not (event == 'view' or rating < 2)",
             lambda r: inverse(either(equal(r["event"], "view"), less(r["rating"], 2))),
         ),
+        ("event = 'it''s' AND NOT paid = TRUE or rating <> 4", lambda r: either(
+            both(equal(r["event"], "it's"), inverse(equal(r["paid"], True))), inverse(equal(r["rating"], 4)))),
         ("paid", lambda r: r["paid"]),
         ("paid == false and not rating == 1", lambda r: both(inverse(r["paid"]), inverse(equal(r["rating"], 1)))),
     ],
@@ -84,31 +87,9 @@ def test_a_condition_equals_plain_python(condition: str, oracle: Any) -> None:
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("rating = 4", "position 8, '= 4': cannot be read"),
-        ("rating >=", "position 10, '': cannot be read"),
-        ("__import__('os').system('ls')", "position 1.*Call is not allowed"),
-        ("rating.real > 1", "Attribute is not allowed"),
-        ("[x for x in rating]", "is not allowed"),
-        ("rating + 1 > 3", "BinOp is not allowed"),
-        ("rating > 3 # and paid", "position 12.*comment is not allowed"),
-        ("(" * 500 + "paid" + ")" * 500, "nested too deeply|too many nested parentheses"),
-        ("not " * 200 + "paid", "more than 100 comparisons"),
-        (" and ".join(["paid"] * 3000), "more than 100 comparisons"),
-        ("paid == '" + "x" * 100_001 + "'", "100,011 characters; 100,000 are allowed"),
-        ("", "cannot be read"),
-    ],
-)
-def test_a_text_that_is_no_condition_is_refused_with_its_place(condition: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_condition(condition)
-
-
-@pytest.mark.parametrize(
-    ("condition", "message"),
-    [
         (
             "event == 'ü' and raiting > 3",
-            "position 18, 'raiting > 3': the log has no column 'raiting', only timestamp, event, r",
+            "position 18, 'raiting > 3': the log has no column 'raiting' .did you mean 'rating'.., only timestamp, ev",
         ),
         ("event == view", "no column 'view'.*text stands in quotation marks"),
         ("rating > '4'", "position 10.*is text and the column has numbers"),
@@ -124,7 +105,7 @@ def test_a_text_that_is_no_condition_is_refused_with_its_place(condition: str, m
         ("paid == 1", "boolean and number cannot be compared"),
         ("rating", "is no condition"),
         ("1 < 2", "no column is compared"),
-        ("rating > 1e999", "not finite"),
+        ("rating > 1e999", "that large"),
     ],
 )
 def test_a_condition_that_does_not_fit_the_columns_is_refused(condition: str, message: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tests.models.generative import DATA, create
 from tests.synthetic import random_sequences
 
 from recpipe.data.atomic import atomic_folder
+from recpipe.data.conditions import condition_mask
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.models.registry import build
@@ -36,6 +38,34 @@ def test_a_loaded_bundle_recommends_the_same(tmp_path, bundle):
         assert getattr(loaded, name) == getattr(bundle, name)
     assert loaded.vocabulary.ids.tolist() == bundle.vocabulary.ids.tolist()
     assert loaded.train_events.tolist() == list(range(9))
+
+
+def test_a_bundle_keeps_its_item_columns_until_current_ones_replace_them(tmp_path, bundle):
+    assert load_saved(bundle, tmp_path / "without").item_columns is None
+    stock = pa.array([n % 3 for n in range(9)])
+    regions = pa.array([["DE", None], [], None] * 3, pa.large_list(pa.large_string()))
+    saved = replace(bundle, item_columns=pa.table({"stock": stock, "regions": regions}))
+    loaded = load_saved(saved, tmp_path / "with")
+    assert loaded.item_columns == saved.item_columns
+    assert loaded.item_table().column_names == ["item_id", "title", "train_events", "stock", "regions"]
+    in_stock = condition_mask("stock > 0 and train_events >= 4 and 'DE' not in regions", loaded.item_table())
+    assert loaded.vocabulary.ids[in_stock].tolist() == ["i4", "i7"]
+    current = loaded.with_item_columns(pa.table({"item_id": ["i3", "new"], "sale": [True, True]}))
+    assert current.model is loaded.model
+    assert loaded.vocabulary.ids[condition_mask("sale", current.item_table())].tolist() == ["i3"]
+    assert loaded.item_columns == saved.item_columns
+
+
+def load_saved(bundle, path):
+    with atomic_folder(path) as folder:
+        save_bundle(bundle, folder)
+    return load_bundle(path)
+
+
+def test_item_columns_of_another_number_of_items_are_refused(tmp_path, bundle):
+    save_bundle(replace(bundle, item_columns=pa.table({"stock": [1, 2]})), tmp_path)
+    with pytest.raises(ValueError, match="item_columns.parquet has 2 rows for 9 items"):
+        load_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("file", [CONFIG, WEIGHTS])

@@ -166,3 +166,14 @@ def test_a_training_job_checks_the_bundles_it_reads(inputs):
     job = TrainingJob(config=config, data=data, inputs=items, work_folder=None, validator=None, initial_bundle=start)
     with pytest.raises(ValueError, match="train_on_validation"):
         job.train()
+
+
+def test_a_trained_bundle_has_the_item_columns_in_the_order_of_its_vocabulary(tmp_path):
+    blocks = {key: {} for key in ("settings", "train", "side", "cold_users")}
+    config = RunConfig(name="m", type="popular", dataset="d", **blocks)
+    train_set = random_sequences(5, 6, longest=4)
+    data = TrainingData(Protocol(dataset="d").to_dict(), vocabulary(6), train_set, train_set)
+    items = pa.table({"item_id": ["i05", "i01"], "title": ["five", "one"], "price": [5.0, 1.0]})
+    inputs = ItemInputs(items)
+    job = TrainingJob(config=config, data=data, inputs=inputs, work_folder=tmp_path, validator=lambda *_, **__: None)
+    assert job.train().item_columns.to_pydict() == {"price": [None, 1.0, None, None, None, 5.0]}

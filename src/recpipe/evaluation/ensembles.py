@@ -75,7 +75,8 @@ def ensemble_bundle(
         "weights": list(ensemble.config.weights),
         "tried": [{"weights": list(w), f"valid_{metric}": value} for w, value in values.items()],
     }
-    return Bundle(name, "ensemble", ensemble, *items, first.protocol, training), description
+    columns = first.item_columns
+    return Bundle(name, "ensemble", ensemble, *items, first.protocol, training, item_columns=columns), description
 
 
 def _check_same_data(bundles: Sequence[Bundle]) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from recpipe.config import build_config
 from recpipe.data.digests import MANIFEST, verify_folder, write_manifest
+from recpipe.data.item_columns import current_item_columns
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
@@ -29,6 +30,7 @@ from recpipe.semantic_ids.ids import CatalogueIds
 
 CURVE_COLUMNS = dict.fromkeys(("epoch", "step", "seconds", "loss", "lr", "gradient_norm", "gradient_norm_max"))
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
+ITEM_COLUMNS = "item_columns.parquet"  # of items with columns beside their titles; older bundles have none
 FORMATS = (1, 2)  # 2 has a manifest
 HINT = "run `kedro run --pipelines=train`"
 
@@ -47,6 +49,7 @@ class Bundle:
     training: dict[str, Any] = field(default_factory=dict)  # seed, settings, versions, cost, hashes of the inputs
     curve: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch; empty in a loaded bundle
     work_folder: Path | None = None  # checkpoints of the training that the bundle comes from
+    item_columns: pa.Table | None = None  # (I, columns) without item_id and title, beside vocabulary.ids
 
     @property
     def train_on_validation(self) -> bool:
@@ -131,6 +134,26 @@ class Bundle:
         ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))
         return pa.table({"item_id": ids, "title": titles})
 
+    def item_table(self) -> pa.Table:
+        """Return item_id, title, train_events and the item columns, in the order of the vocabulary.
+
+        Conditions on items read it.
+        """
+        table = self.title_table().append_column("train_events", pa.array(self.train_events, pa.int64()))
+        columns = pa.table({}) if self.item_columns is None else self.item_columns
+        for name, column in zip(columns.column_names, columns.columns, strict=True):
+            table = table.append_column(name, column)
+        return table
+
+    def with_item_columns(self, items: pa.Table, *, where: str = "the table of items") -> Bundle:
+        """Return the bundle with the current columns of ``items``, joined by item_id, in place of its own.
+
+        Unknown items are ignored; items without a row have nulls. Weights are shared. ``where`` names the table in
+        errors. Raises ValueError for a table without item_id, for ids in several rows, and where no id is known.
+        """
+        columns = current_item_columns(items, self.vocabulary.ids, where=where)
+        return dataclasses.replace(self, item_columns=columns)
+
 
 def curve_table(bundle: Bundle) -> pa.Table:
     """Return the training curve; without rows for a closed-form model."""
@@ -148,6 +171,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "train_events": pa.array(bundle.train_events, pa.int64()),
     }
     pq.write_table(pa.table(items), folder / ITEMS, compression="zstd")
+    if bundle.item_columns is not None:
+        pq.write_table(bundle.item_columns, folder / ITEM_COLUMNS, compression="zstd")
     model = bundle.model
     config: dict[str, Any] = {"format": FORMATS[-1], "name": bundle.name, "type": bundle.type}
     config |= {"config": dataclasses.asdict(model.config), "max_length": model.max_length}
@@ -200,5 +225,23 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate:
     for name, codes in model.item_codes().items():
         codes.check(config["ids"][name]["digest"])
     titles, train_events = items["title"].to_pylist(), items["train_events"].to_numpy()
-    protocol, model = Protocol.from_dict(config["protocol"]), model.to(device).eval()
-    return Bundle(config["name"], config["type"], model, vocabulary, titles, train_events, protocol, config["training"])
+    return Bundle(
+        config["name"],
+        config["type"],
+        model.to(device).eval(),
+        vocabulary,
+        titles,
+        train_events,
+        Protocol.from_dict(config["protocol"]),
+        config["training"],
+        item_columns=_read_item_columns(folder, len(vocabulary)),
+    )
+
+
+def _read_item_columns(folder: Path, n_items: int) -> pa.Table | None:
+    if not (folder / ITEM_COLUMNS).is_file():
+        return None
+    table = pq.read_table(folder / ITEM_COLUMNS)
+    if len(table) != n_items:
+        raise ValueError(f"{folder / ITEM_COLUMNS} has {len(table)} rows for {n_items} items; {HINT}")
+    return table

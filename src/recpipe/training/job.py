@@ -19,6 +19,7 @@ from recpipe.config.run_config import ColdUsersConfig
 from recpipe.content.embeddings import Embeddings
 from recpipe.content.item_texts import clear_placeholder_texts
 from recpipe.data.features import align_rows
+from recpipe.data.item_columns import item_columns
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.data.splits import TrainingData, with_validation
@@ -161,6 +162,7 @@ class TrainingJob:
             training,
             curve,
             work_folder=folder if keep_checkpoints else None,
+            item_columns=item_columns(items, vocabulary.ids),
         )
 
     def _validate(self) -> Validate | None:

@@ -128,7 +128,7 @@ class Configuration:
         values["paths"] = {"data_root": data, "raw_root": raw, "dataset": self.dataset}
         values["protocol"]["dataset"] = self.dataset
         values["evaluate"]["protocol"] = dict(values["protocol"])
-        for name in ("ties", "context"):
+        for name in ("ties", "context", "register"):
             values[name]["metric"] = values[name]["metric"] or values["report"]["metric"]
         for kind, ids in values["semantic_ids"]["kinds"].items():
             ids |= {"kind": kind, **{name: values[name] for name in ("quantizer_from", "quantizer_with")}}

@@ -17,7 +17,7 @@ TOP_LEVEL = (
     "dataset", "model", "baselines", "modality", "seed", "seeds", "accelerate", "study", "data", "raw", "init_from",
     "quantizer_from", "quantizer_with", "datasets", "models", "profiles", "ingest", "protocol", "cold_users", "embed",
     "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report", "ensemble", "ties",
-    "context", "studies", "geometry",
+    "context", "studies", "geometry", "register",
 )  # fmt: skip
 BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate")
 BY_MODEL = ("train", "side")

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 ALL = "all"
 WHOLE = "__default__"
 STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
-ON_REQUEST = ("ensemble", "ties", "context", "study", "geometry", "refit")  # no part of a run of the whole project
+# no part of a run of the whole project
+ON_REQUEST = ("ensemble", "ties", "context", "study", "geometry", "refit", "register")
 # pipelines that cannot run where the protocol holds out no events
 NEED_FOLDS = ("evaluate", "report", "ensemble", "ties", "context", "study", "refit")
 RESERVED = (ALL, WHOLE, *STAGES, *ON_REQUEST, *ID_KINDS)  # names that no model may have

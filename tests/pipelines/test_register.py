@@ -13,6 +13,10 @@ from mlflow import MlflowClient
 
 import recpipe
 from recpipe.config.schema import RegisterConfig
+from recpipe.serving.bundles import newest_bundle
+from recpipe.training.bundle import load_bundle, save_bundle
+
+pytestmark = pytest.mark.slow
 
 DATASET = "online_retail"
 BLOCK = {"name": "{dataset}-{model}", "bundle": "newest", "champion": "better", "metric": "ndcg@10", "level": 0.95}
@@ -64,6 +68,31 @@ def test_the_registered_model_recommends_what_the_bundle_does(project, monkeypat
     assert found["item_id"].tolist() == expected["item_id"].to_pylist()
 
 
+def test_a_refit_of_the_champion_is_the_newest_bundle_and_takes_its_place(project, session_in) -> None:
+    run_folder = project / "data/test/06_models" / DATASET / "item_knn/seed_42"
+    measured = newest_bundle(run_folder)
+    bundle, tags = load_bundle(measured), store(project).get_model_version_by_alias("shop", "champion").tags
+    bundle.training["production"] = {
+        "made_by": "refit",
+        "stands_for": {
+            "run": f"{DATASET}/item_knn/seed_42",
+            "version": measured.parent.name,
+            "protocol": tags["protocol"],
+            "metrics": {"ndcg@10": registration(project, "item_knn")["difference"]},
+        },
+    }
+    refit = run_folder / "production/2099-01-01T00.00.00.000Z/production"
+    refit.mkdir(parents=True)
+    save_bundle(bundle, refit)
+    run(project, session_in, "register", model="item_knn")
+    found = registration(project, "item_knn")
+    assert (found["alias"], found["champion_before"], found["made_by"]) == ("champion", "2", "refit")
+    assert found["reason"] == f"made by refit from {DATASET}/item_knn/seed_42, the run that the champion stands for"
+    version = store(project).get_model_version_by_alias("shop", "champion")
+    assert version.tags["bundle_version"] == refit.parent.name
+    assert version.tags["measured_version"] == measured.parent.name
+
+
 def test_a_bundle_without_an_evaluation_of_its_own_is_refused(project, session_in) -> None:
     run(project, session_in, "train", model="popular")
     with pytest.raises(ValueError, match="has no evaluation of its own: run `kedro run --pipelines=evaluate,register"):
@@ -74,7 +103,7 @@ def test_a_model_without_a_bundle_is_named_with_the_command(project, session_in)
     with pytest.raises(ValueError, match="no newest bundle in .*`kedro run --pipelines=train,evaluate --params "):
         run(project, session_in, "register", model="svd")
     with pytest.raises(ValueError, match="no production bundle in .*`kedro run --pipelines=refit --params "):
-        run(project, session_in, "register", model="item_knn", register={"bundle": "production"})
+        run(project, session_in, "register", model="popular", register={"bundle": "production"})
 
 
 def test_without_mlflow_nothing_starts(project_copy, session_in) -> None:

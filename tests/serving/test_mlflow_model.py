@@ -84,6 +84,16 @@ def test_its_recommendations_are_those_of_the_bundle(model, bundle) -> None:
     assert len(model.predict(FRAME)) == 20  # k is 10 by default
 
 
+def test_candidates_by_user_and_rules_are_those_of_the_bundle(model, bundle) -> None:
+    candidates = {"ann": ["i01", "i04", "i08"], "new": ["i02", "i03"]}
+    rules = {"exclude": ["i04"], "seen": "exclude"}
+    expected = recpipe.load_bundle(bundle).recommend(HISTORIES, rules=rules, candidates=candidates)
+    frame = FRAME.assign(candidates=list(candidates.values()))
+    found = model.predict(frame, params={"rules": json.dumps(rules)})
+    pd.testing.assert_frame_equal(found, to_frame(expected))
+    assert set(zip(found["user_id"], found["item_id"], strict=True)) == {("ann", "i01"), ("new", "i02"), ("new", "i03")}
+
+
 def test_the_scoring_server_answers_json_with_null_where_there_is_no_probability(tmp_path, model) -> None:
     records = [{"user_id": user, "items": items} for user, items in HISTORIES.items()]
     body = {"dataframe_records": records, "params": {"k": 2}}

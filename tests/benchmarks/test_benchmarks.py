@@ -19,6 +19,7 @@ OTHER = {"harness", "poster_vectors"}  # shared code; a converter of image files
 BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in OTHER)
 MODELS = tuple(name for name in types() if not model_class(name).closed_form)
 ROWS = {  # a number in a row that starts with one of these words
+    "batch_lists": ("1,000 users x 10 events, sasrec:", "60 users x 50 items: evaluation"),
     "cold_items": ("item_knn", "popular"),
     "decoding": ("5 4 fast", "5 4 no end", "5 4 plain", "1,000"),
     "embedding": ("title ours, fp32", "title ours, bf16", "title ours, nothing changed"),

@@ -196,6 +196,17 @@ def test_the_file_of_users_says_who_gets_a_list_and_in_which_order(tmp_path, rea
     assert histories(read(Requests(log, users=users))) == {"bob": [], "nobody": [], "ann": ["i1"]}
 
 
+def test_the_delimiter_of_the_log_is_that_of_a_file_with_its_columns(tmp_path, read):
+    log = {"columns": {"user_id": "visitor", "item_id": "sku"}, "delimiter": ";"}
+    sessions = RequestFile(write(tmp_path / "r.csv", "visitor;sku\nann;i1\nbob;i2\n"), log=log)
+    sample = write(tmp_path / "sample.csv", "id,sku\nbob,\nann,\n")
+    found = read(Requests(Path("no log"), sessions, users=RequestFile(sample, log=log, user_names=["id"])))
+    assert [(row["user"], row["items"]) for row in found] == [("bob", ["i2"]), ("ann", ["i1"])]
+    for text, message in (("a;b\nbob;x\n", "set `delimiter`"), ("a,b\nbob,x\n", "no column of users")):
+        with pytest.raises(ValueError, match=message):
+            read(Requests(Path("no log"), sessions, users=RequestFile(write(sample, text), user_names=["id"])))
+
+
 def test_a_history_of_100_000_events_is_one_user(tmp_path, read):
     path = write(tmp_path / "r.csv", "user_id,item_id\n" + "".join(f"ann,i{n % 10}\n" for n in range(100_000)))
     (row,) = read(requests(path), events=1000)

@@ -128,7 +128,11 @@ class Configuration:
         values["paths"] = {"data_root": data, "raw_root": raw, "dataset": self.dataset}
         values["protocol"]["dataset"] = self.dataset
         values["evaluate"]["protocol"] = dict(values["protocol"])
-        for name in ("ties", "context", "register"):
+        recommend = values["recommend"]
+        recommend["requests"] = values["requests"] or recommend["requests"]
+        for name in ("requests", "users", "items"):
+            recommend[name] = None if recommend[name] is None else str(self.project / str(recommend[name]))
+        for name in ("ties", "context"):
             values[name]["metric"] = values[name]["metric"] or values["report"]["metric"]
         for kind, ids in values["semantic_ids"]["kinds"].items():
             ids |= {"kind": kind, **{name: values[name] for name in ("quantizer_from", "quantizer_with")}}

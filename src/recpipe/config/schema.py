@@ -44,6 +44,24 @@ class ReportConfig(Block):
     recommended: PositiveInt
 
 
+class RecommendConfig(Block):
+    """``recommend`` of conf/base/parameters/recommend.yml."""
+
+    requests: str | None
+    users: str | None
+    columns: dict[str, str | None]
+    options: dict[str, Any]
+    k: PositiveInt
+    bundle: Literal["newest", "measured", "production"]
+    rules: dict[str, Any]
+    items: str | None
+    content: str | None
+    now: NonNegativeInt | None
+    device: str
+    batch_users: PositiveInt
+    memory_limit: str
+
+
 class EnsembleConfig(Block):
     """conf/base/parameters/ensemble.yml."""
 
@@ -106,28 +124,6 @@ class GeometryConfig(Block):
     examples: PositiveInt
     nearest: PositiveInt
     beside: PositiveInt
-
-
-class RegisterConfig(Block):
-    """conf/base/parameters/register.yml."""
-
-    name: str
-    bundle: Literal["newest", "measured", "production"]
-    champion: Literal["better", "always", "never"]
-    metric: str
-    level: Annotated[float, Field(gt=0, lt=1)]
-    resamples: PositiveInt
-
-    def model_name(self, dataset: str, model: str) -> str:
-        """Name of the registered model. Raises ConfigError for one that MLflow does not allow."""
-        name = self.name.replace("{dataset}", dataset).replace("{model}", model)
-        if not name.strip() or set(name) & set("/:{}") or name in (".", ".."):
-            raise ConfigError(
-                f"register.name is {self.name!r}; give a name without / and :, in which {{dataset}} and {{model}} "
-                "stand for those of the run, such as shop-{model}",
-                "name",
-            )
-        return name
 
 
 class ItemTable(Block):

@@ -22,7 +22,6 @@ from recpipe.data.atomic import clean_leftovers, temporary_path
 from recpipe.data.bad_rows import NO_VALUE, bad_row_examples, check_number, count_reasons, select_bad_rows
 from recpipe.data.digests import verified
 from recpipe.data.engines import connect
-from recpipe.data.event_log import materialize
 from recpipe.data.files.archives import read_verified
 from recpipe.data.files.log_table import id_text
 from recpipe.data.files.sequence_rows import list_sql
@@ -37,6 +36,7 @@ log = logging.getLogger(__name__)
 EMPTY_HISTORY = "empty sequence"  # reason of the reader: a request of a user without history, and no bad row
 OPTIONS = tuple(each.name for each in dataclasses.fields(files.Options) if each.name not in ("items", "users"))
 OF_FORMAT = ("format", "delimiter", "header", "names", "quote", "escape", "comment", "encoding")
+ROLES = (*files.LOG_COLUMNS, "candidates")
 HINT = "; name the columns of the file in recommend.columns"
 
 
@@ -46,13 +46,14 @@ class RequestFile:
 
     columns: column of the file by role: those of a log, ``candidates``, and names of columns of the users.
     options: options of the reader, as of a data set with ``source: files``. log: options of the data set's own log,
-    whose values hold where the file has the same columns.
+    whose values hold where the file has the same columns. user_names: columns of a file of users that come first.
     """
 
     path: Path
     columns: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     log: Mapping[str, Any] = field(default_factory=dict)
+    user_names: Sequence[str] = ()
 
     def check(self) -> None:
         """Raise ValueError for a missing, empty or damaged file."""
@@ -68,24 +69,42 @@ class RequestFile:
         for name in self.options:
             check_known(name, OPTIONS, what="option in recommend.options")
         inherited = {key: value for key, value in self.log.items() if key in OPTIONS and key != "extra_columns"}
-        if not _same_format(self.path, inherited.get("format")):
-            inherited = {key: value for key, value in inherited.items() if key not in OF_FORMAT}
-        options = files.Options(**{**inherited, **self.options, "columns": {}})
         columns = {**(inherited.get("columns") or {}), **(self.options.get("columns") or {})}
-        types = files.open_source(options, [str(self.path)], con, ids=[]).types
+        options, types = self._layout(con, inherited, [*columns.values(), *self.columns.values()])
         chosen = {name: column for name, column in columns.items() if _is_column(column, types)}
-        roles = (*files.LOG_COLUMNS, "candidates")
-        chosen |= {
-            name: name for name in roles if name not in chosen and name in types and name not in columns.values()
-        }
+        used = {*chosen, *columns.values()}
+        chosen |= {name: name for name in ROLES if name in types and name not in used}
         for name, column in self.columns.items():
             if column is not None and not _is_column(column, types):
                 raise ValueError(f"{self.path} has no column {column!r} for {name}; found: {', '.join(types)}{HINT}")
-        chosen |= {name: column for name, column in self.columns.items() if column is not None}
-        return options, chosen
+        return options, chosen | {name: column for name, column in self.columns.items() if column is not None}
+
+    def _layout(
+        self, con: ibis.BaseBackend, inherited: Mapping[str, Any], columns: Sequence[Any]
+    ) -> tuple[files.Options, Mapping[str, str]]:
+        """Return options without ``columns`` and the types of the file's columns.
+
+        Delimiter, header and the like of the log hold if the file then has one of ``columns`` or one named as its role.
+        """
+        own = {key: value for key, value in inherited.items() if key not in OF_FORMAT}
+        layouts = [{**layout, **self.options, "columns": {}} for layout in (inherited, own)]
+        if not _has_format(self.path, inherited.get("format")):
+            del layouts[0]
+        for layout in layouts:
+            options = files.Options(**layout)
+            try:
+                types = files.open_source(options, [str(self.path)], con, ids=[]).types
+            except ValueError:
+                if layout is layouts[-1]:
+                    raise
+                continue
+            if layout is layouts[-1] or any(_is_column(name, types) for name in (*columns, *ROLES, *self.user_names)):
+                return options, types
+        raise AssertionError("the last layout is returned")
 
 
-def _same_format(path: Path, log_format: Any) -> bool:
+def _has_format(path: Path, log_format: Any) -> bool:
+    """Return whether a file may have the format of the log by its name."""
     try:
         return log_format is None or files.file_format(path.name) == log_format
     except ValueError:  # the name says nothing, so that the format of the log is the best guess
@@ -126,12 +145,21 @@ class Requests:
         folder = temporary_path(parent / "histories", "part")
         folder.mkdir()
         try:
-            con = connect(engine)
-            writer = HistoryWriter(con, vocabulary, folder)
-            users, columns = self._read(con, writer, quarantine)
-            yield writer.write(users, columns)
+            yield self._store(vocabulary, engine, folder, quarantine)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _store(
+        self, vocabulary: Vocabulary, engine: Mapping[str, Any], folder: Path, quarantine: Path | None
+    ) -> StoredHistories:
+        """Sort the histories into ``folder``, and free the memory of DuckDB."""
+        con = connect(engine)
+        try:
+            writer = HistoryWriter(con, vocabulary, folder)
+            users, columns = self._read(con, writer, quarantine)
+            return writer.write(users, columns)
+        finally:
+            con.disconnect()
 
     def _read(self, con: ibis.BaseBackend, writer: HistoryWriter, quarantine: Path | None) -> tuple[str, UserColumns]:
         """Create the table or view ``events``; return SQL of the users in order, and their columns."""
@@ -150,7 +178,8 @@ class Requests:
                 writer.copy(con.compile(bad), quarantine)
         if self.users is not None:
             users = _users_of_file(self.users, con)
-        return users, UserColumns(self.profile_columns, requested, self.profiles)
+        profiles = None if self.profiles is None else verified(self.profiles, "run `kedro run --pipelines=ingest`")
+        return users, UserColumns(self.profile_columns, requested, profiles)
 
 
 class _RequestReader:
@@ -166,16 +195,21 @@ class _RequestReader:
         """Create the table ``events`` of the usable rows; return SQL of all users in order, and the other rows."""
         of_log = {name: column for name, column in self.columns.items() if name in files.LOG_COLUMNS}
         options = dataclasses.replace(self.options, columns=of_log)
-        rows = materialize(files.read(options, {"interactions": [str(self.request.path)]}, self.con).interactions)
-        bad = materialize(select_bad_rows(rows).filter(ibis._.reason != EMPTY_HISTORY))
+        log_table = files.read(options, {"interactions": [str(self.request.path)]}, self.con).interactions
+        rows = self._table("request_rows", log_table)
+        bad = self._table("bad_rows", select_bad_rows(rows).filter(ibis._.reason != EMPTY_HISTORY))
         _check_rows(self.request.path, rows, bad)
-        good = self.con.compile(rows.filter(check_number(rows) == 0))
-        self.con.raw_sql(f"CREATE TEMP TABLE events AS {good}")
+        self._table("events", rows.filter(check_number(rows) == 0))
         words = literals(["", *map(str, options.null_words)])
         usable = f"NOT list_contains({words}, trim(user_id)) AND NOT regexp_matches(user_id, '[\\r\\n\\x00]')"
-        users = f'SELECT user_id, min("order") AS place FROM ({self.con.compile(rows)}) WHERE {usable} GROUP BY user_id'
+        users = f'SELECT user_id, min("order") AS place FROM request_rows WHERE {usable} GROUP BY user_id'
         self.con.raw_sql(f"CREATE TEMP TABLE users_of_requests AS SELECT user_id FROM ({users}) ORDER BY place")
         return "SELECT user_id FROM users_of_requests", bad
+
+    def _table(self, name: str, rows: ibis.Table) -> ibis.Table:
+        """Compute a table now, under a name of the connection, with which it ends."""
+        self.con.raw_sql(f"CREATE TEMP TABLE {identifier(name)} AS {self.con.compile(rows)}")
+        return self.con.table(name)
 
     def user_columns(self) -> Source | None:
         """Open the file once more for the columns of users: candidates and profiles. None where it has none."""
@@ -221,7 +255,9 @@ def _users_of_file(request: RequestFile, con: ibis.BaseBackend) -> str:
     request.check()
     options, columns = request.reader_options(con)
     source = files.open_source(options, [str(request.path)], con, ids=[])
-    column = columns.get("user_id") or (next(iter(source.types)) if len(source.types) == 1 else None)
+    only = next(iter(source.types)) if len(source.types) == 1 else None
+    names = [name for name in request.user_names if name in source.types]
+    column = next(iter(names), columns.get("user_id", only))
     if column is None:
         raise ValueError(f"{request.path} has no column of users; found: {', '.join(source.types)}{HINT}")
     words = literals(["", *map(str, options.null_words)])

@@ -23,11 +23,11 @@ DATASETS, MODELS, KINDS, STUDIES = "datasets.", "models.", "semantic_ids.kinds."
 SECTIONS: dict[str, type] = {
     "evaluate": schema.EvaluateConfig,
     "report": schema.ReportConfig,
+    "recommend": schema.RecommendConfig,
     "ensemble": schema.EnsembleConfig,
     "ties": schema.TiesConfig,
     "context": schema.ContextConfig,
     "geometry": schema.GeometryConfig,
-    "register": schema.RegisterConfig,
     "embed": schema.EmbedConfig,
     "protocol": Protocol,
 }

@@ -1,0 +1,168 @@
+"""Lists for many users: from histories on disk to a Parquet file and a submission, batch by batch.
+
+U users of a batch, K places.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recpipe.data.histories import HistoryBatch, StoredHistories
+from recpipe.data.user_items import UserItems
+from recpipe.evaluation.recommendations import COLD_USERS, SOURCES, SeparatorError, SubmissionLayout, SubmissionWriter
+from recpipe.progress import progress
+from recpipe.serving.lists import Lists
+from recpipe.serving.model import ServingBundle, check_k
+from recpipe.serving.rules import Rules
+
+log = logging.getLogger(__name__)
+
+LISTS, SUBMISSION, SUMMARY = "recommendations.parquet", "submission.csv", "summary.json"
+PLACES_AT_ONCE = 1 << 23  # of the lists of a batch
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """Lists of ``k`` items by a model, and the first ``layout.top`` of them as a submission.
+
+    now: seconds since 1970 at which the users ask, by default the clock's. batch_users: the most users at once.
+    about: description for the summary and the metadata of the Parquet file.
+    """
+
+    model: ServingBundle
+    k: int = 10
+    layout: SubmissionLayout = field(default_factory=SubmissionLayout)
+    rules: Rules | Mapping[str, Any] | None = None
+    now: int | None = None
+    batch_users: int = 8192
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        self.model.rules(self.rules)  # raises for wrong rules before anything is read
+
+    def write(self, histories: StoredHistories, folder: Path) -> dict[str, Any]:
+        """Write the lists of all users into ``folder``, an existing one; return the summary, which is a file too.
+
+        A submission is left out, with a warning, where no separator can be told from the item ids.
+        """
+        started, counts = time.perf_counter(), Counter[str]()
+        now = int(time.time()) if self.now is None else self.now
+        places = min(max(self.k, self.layout.top), len(self.model.vocabulary))
+        users = max(min(self.batch_users, PLACES_AT_ONCE // places), 1)
+        with ExitStack() as stack:
+            bar = stack.enter_context(progress(histories.n_users, "recommend", unit="users"))
+            writer, submission = _ParquetLists(stack, folder / LISTS, self.about), self._submission(stack, folder)
+            for batch in histories.batches(users):
+                lists = self._lists(batch, places, now)
+                ids = batch.sequences.users
+                table = self.model.lists_table(ids, lists)
+                writer.append(table.filter(pa.compute.less_equal(table["rank"], self.k)))
+                if submission is not None:
+                    submission.append(table, users=ids)
+                counts.update(_counts(lists, self.k))
+                bar.add(len(batch), **{"users/s": counts["users"] / (time.perf_counter() - started)})
+        summary = self._summary(histories, counts, time.perf_counter() - started)
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        return summary
+
+    def _submission(self, stack: ExitStack, folder: Path) -> SubmissionWriter | None:
+        """Open the submission; None where its lists could not be read back."""
+        path = folder / SUBMISSION
+        stream = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
+        try:
+            return SubmissionWriter(stream, self.layout, item_ids=self.model.ids)
+        except SeparatorError as error:
+            log.warning("%s has no submission.csv: %s", self.model.name, error)
+            path.unlink()
+            return None
+
+    def _lists(self, batch: HistoryBatch, places: int, now: int) -> Lists:
+        """Return the lists of a batch; users with candidates are ranked apart from those who may get any item."""
+        restricted = np.flatnonzero(batch.has_candidates)
+        candidates = UserItems(batch.candidate_offsets, batch.candidate_items)
+        if not len(restricted):
+            return self.model.lists(batch.sequences, places, rules=self.rules, now=now)
+        if len(restricted) == len(batch):
+            return self.model.lists(batch.sequences, places, rules=self.rules, now=now, candidates=candidates)
+        free = np.flatnonzero(~batch.has_candidates)
+        parts = [
+            self.model.lists(
+                batch.sequences.select_users(rows),
+                places,
+                rules=self.rules,
+                now=now,
+                candidates=candidates.select(rows) if rows is restricted else None,
+            )
+            for rows in (free, restricted)
+        ]
+        return _merged(parts, np.argsort(np.concatenate([free, restricted])))
+
+    def _summary(self, histories: StoredHistories, counts: Counter[str], seconds: float) -> dict[str, Any]:
+        """Return the summary; log what users and lists lack."""
+        unknown = {"unknown_events": histories.unknown_events, "unknown_candidates": histories.unknown_candidates}
+        for what, n in (("events", histories.unknown_events), ("candidates", histories.unknown_candidates)):
+            if n:
+                log.warning("%s: %s %s left out, the model does not know their items", self.model.name, f"{n:,}", what)
+        if without := counts["users_without_list"]:
+            log.warning("%s users have no list: candidates and rules leave no item", f"{without:,}")
+        log.info(
+            "%s: lists of %s users, %s of them by the fallback for users without history, %s users/s",
+            self.model.name, f"{counts['users']:,}", f"{counts['cold_users']:,}", f"{counts['users'] / seconds:,.0f}",
+        )  # fmt: skip
+        numbers = {"events": histories.n_events, **counts, **unknown}
+        speed = {"seconds": seconds, "users_per_second": counts["users"] / seconds}
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        return {**self.about, "k": self.k, **numbers, **speed, "finished": finished}
+
+
+class _ParquetLists:
+    """Parquet file that tables are appended to, a row group for each."""
+
+    def __init__(self, stack: ExitStack, path: Path, about: Mapping[str, Any]) -> None:
+        self._stack, self._path = stack, path
+        self._about = {key: json.dumps(value) for key, value in about.items()}
+        self._writer: pq.ParquetWriter | None = None
+
+    def append(self, table: pa.Table) -> None:
+        """Append a table; all have the same columns."""
+        if self._writer is None:
+            schema = table.schema.with_metadata(self._about)
+            self._writer = self._stack.enter_context(pq.ParquetWriter(self._path, schema, compression="zstd"))
+        self._writer.write_table(table.replace_schema_metadata(self._about))
+
+
+def _counts(lists: Lists, k: int) -> dict[str, int]:
+    """Count users, recommendations, users of the fallback, and users with less than ``k`` items or none."""
+    lengths = (lists.items[:, :k] > 0).sum(1)
+    is_cold = (lists.sources[:, 0] == SOURCES.index(COLD_USERS)) & (lengths > 0)
+    return {
+        "users": len(lengths),
+        "recommendations": int(lengths.sum()),
+        "cold_users": int(is_cold.sum()),
+        "users_with_short_list": int((lengths < k).sum()),
+        "users_without_list": int((lengths == 0).sum()),
+    }
+
+
+def _merged(parts: list[Lists], order: np.ndarray) -> Lists:
+    """Concatenate lists of several groups of users, and put the users into ``order``."""
+
+    def join(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else np.concatenate(values)[order]
+
+    return Lists(**{name: join(name) for name in ("items", "scores", "probabilities", "sources")})

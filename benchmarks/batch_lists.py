@@ -19,13 +19,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from recpipe.serving.model import ServingBundle, load_bundle
 
 from harness import command_line, generated_data, measure_alone, peak_gib, train_on_generated
 from recpipe.data.requests import Requests
 from recpipe.data.sequences import Fold, Sequences, build_sequences
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.serving.batch import BatchJob
+from recpipe.serving.model import ServingBundle, load_bundle
 
 DATASET, MODEL = "online_retail", "sasrec"
 EVENTS_PER_USER = 10

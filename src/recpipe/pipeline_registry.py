@@ -7,7 +7,7 @@ from collections.abc import Callable
 from kedro.pipeline import Pipeline
 
 from recpipe.hooks.errors import one_line_errors
-from recpipe.pipelines import embed, evaluate, ingest, recommend, refit, report, semantic_ids, study, train
+from recpipe.pipelines import embed, evaluate, ingest, recommend, refit, register, report, semantic_ids, study, train
 from recpipe.pipelines.wiring import WHOLE, Wiring, command_wiring, current, wiring_of_model
 
 FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
@@ -23,6 +23,7 @@ FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
     "study": study.create_pipeline,
     "geometry": evaluate.create_geometry,
     "refit": refit.create_pipeline,
+    "register": register.create_pipeline,
     "recommend": recommend.create_pipeline,
 }
 

@@ -6,9 +6,11 @@ import logging
 import math
 import os
 import platform
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -387,3 +389,13 @@ def test_names_and_values_are_what_mlflow_takes() -> None:
     assert allowed("hit@5 (all)") == "hit_at_5 _all_"
     assert metric_values({"test": {"a": True, "b": "x", "c": math.inf, "d": 1}}) == {"test/d": 1.0}
     assert numbers({"a": [{"b": 1}, {"b": True}], "c": {"d": 2.5, "e": "x"}}) == {"a/1/b": 1.0, "c/d": 2.5}
+
+
+def test_an_address_where_no_server_listens_costs_a_warning_at_once(place, conf, caplog) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    run(models_of("one"), conf | {"tracking_uri": f"http://user:secret@127.0.0.1:{port}"}, place)
+    assert f"no tracking server answers at 127.0.0.1:{port}" in caplog.text and "secret" not in caplog.text
+    assert time.monotonic() - started < 60  # MLflow's own seven tries take minutes

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from recpipe.serving.model import ServingBundle
 from tests.synthetic import catalogue_ids, random_sequences, write_log
 
 from recpipe.config.run_config import ColdUsersConfig
@@ -23,6 +22,7 @@ from recpipe.evaluation.recommendations import SubmissionLayout
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.registry import build
 from recpipe.serving.batch import BatchJob
+from recpipe.serving.model import ServingBundle
 from recpipe.training.bundle import Bundle
 
 ITEMS, USERS = 20, 30

@@ -132,7 +132,7 @@ class Configuration:
         recommend["requests"] = values["requests"] or recommend["requests"]
         for name in ("requests", "users", "items"):
             recommend[name] = None if recommend[name] is None else str(self.project / str(recommend[name]))
-        for name in ("ties", "context"):
+        for name in ("ties", "context", "register"):
             values[name]["metric"] = values[name]["metric"] or values["report"]["metric"]
         for kind, ids in values["semantic_ids"]["kinds"].items():
             ids |= {"kind": kind, **{name: values[name] for name in ("quantizer_from", "quantizer_with")}}

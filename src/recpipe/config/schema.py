@@ -126,6 +126,28 @@ class GeometryConfig(Block):
     beside: PositiveInt
 
 
+class RegisterConfig(Block):
+    """conf/base/parameters/register.yml."""
+
+    name: str
+    bundle: Literal["newest", "measured", "production"]
+    champion: Literal["better", "always", "never"]
+    metric: str
+    level: Annotated[float, Field(gt=0, lt=1)]
+    resamples: PositiveInt
+
+    def model_name(self, dataset: str, model: str) -> str:
+        """Name of the registered model. Raises ConfigError for one that MLflow does not allow."""
+        name = self.name.replace("{dataset}", dataset).replace("{model}", model)
+        if not name.strip() or set(name) & set("/:{}") or name in (".", ".."):
+            raise ConfigError(
+                f"register.name is {self.name!r}; give a name without / and :, in which {{dataset}} and {{model}} "
+                "stand for those of the run, such as shop-{model}",
+                "name",
+            )
+        return name
+
+
 class ItemTable(Block):
     """Additional item columns from a file in the folder of the raw data."""
 

@@ -28,6 +28,7 @@ SECTIONS: dict[str, type] = {
     "ties": schema.TiesConfig,
     "context": schema.ContextConfig,
     "geometry": schema.GeometryConfig,
+    "register": schema.RegisterConfig,
     "embed": schema.EmbedConfig,
     "protocol": Protocol,
 }

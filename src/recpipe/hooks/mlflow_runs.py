@@ -14,12 +14,15 @@ import math
 import os
 import platform
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from recpipe.config import RunConfig
 from recpipe.data.atomic import process_start
@@ -30,11 +33,17 @@ SQLITE = "sqlite:///"
 LONGEST_VALUE = 500  # MLflow's own limit for old servers; longer values are cut
 BLOCKS = ("test", "valid", "warm_items", "cold_items", "cold_users", "cost")  # of metrics.json, with numbers
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 500  # MLflow's limits per request are 100 and 1000
+PORTS = {"http": 80, "https": 443}
+CONNECT_SECONDS = 10
 PROCESS = "process"  # tag with host, process id and start of the process that logs a run
 
 
 class DeletedExperimentError(ValueError):
     """The experiment of the data set was deleted in MLflow; the message says how to restore it."""
+
+
+class TrackingError(ValueError):
+    """Tracking failed, and a node needs it."""
 
 
 class MlflowRuns:
@@ -57,6 +66,14 @@ class MlflowRuns:
     def guard(self, action: Callable[[], None]) -> None:
         """Queue `action`; after a failure the rest of the queue is skipped."""
         self._queue.submit(self._do, action)
+
+    def run_id(self, model: str) -> str:
+        """Return the id of a run after all queued actions. Raises TrackingError where tracking failed."""
+        ids: list[str] = []
+        self._queue.submit(self._do, lambda: ids.append(self._run(model))).result()
+        if not ids:
+            raise TrackingError(f"MLflow has no run for {model}: tracking failed, see the warning above")
+        return ids[0]
 
     def close(self, status: str, *, reason: str | None = None) -> None:
         """End the runs after all queued actions, and wait for that."""
@@ -86,6 +103,7 @@ class MlflowRuns:
         from mlflow import MlflowClient
 
         uri = tracking_uri(conf["tracking_uri"], project)
+        check_server(uri)
         self._client = client = MlflowClient(tracking_uri=uri)
         title = f"{conf['experiment_prefix'] or ''}{tags['dataset']}"
         experiment = client.get_experiment_by_name(title)
@@ -211,6 +229,18 @@ def tracking_uri(uri: str, project: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     is_plain = make_url(f"{SQLITE}{path}").database == str(path)
     return f"{SQLITE}{path}" if is_plain else URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def check_server(uri: str) -> None:
+    """Raise ConnectionError at once where no server listens at an http address: MLflow would try for minutes."""
+    address = urlsplit(uri)
+    if address.scheme not in PORTS or getproxies().get(address.scheme):
+        return
+    place = (address.hostname or "", address.port or PORTS[address.scheme])
+    try:
+        socket.create_connection(place, timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"no tracking server answers at {place[0]}:{place[1]} ({error})") from error
 
 
 def _remove_quoted_folder(uri: str) -> None:

@@ -12,14 +12,15 @@ from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
-from kedro.io import CatalogProtocol
+from kedro.io import CatalogProtocol, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from recpipe.config import ID_KINDS
+from recpipe.config import ID_KINDS, ConfigError
 from recpipe.hooks.console import is_interruption
-from recpipe.hooks.mlflow_runs import MlflowRuns, flat
+from recpipe.hooks.mlflow_runs import MlflowRuns, TrackingError, flat, tracking_uri
 from recpipe.kedro_compat import loaded_file
+from recpipe.pipelines.register import MLFLOW_RUN
 from recpipe.pipelines.wiring import STAGES
 from recpipe.progress import set_epoch_listener
 
@@ -54,9 +55,13 @@ class TrackingHooks:
         if self._runs is not None:  # stopped by Ctrl-C, of which Kedro tells no hook
             self._runs.close("KILLED")
         self._catalog, self._runs, self._tags = catalog, None, None
+        is_parallel = "ParallelRunner" in str(run_params.get("runner"))
+        if MLFLOW_RUN in pipeline.inputs():
+            self._check_registry(is_parallel)
+            catalog[MLFLOW_RUN] = MemoryDataset(self.model_run, copy_mode="assign")
         if not self._conf["enabled"]:
             return
-        if "ParallelRunner" in str(run_params.get("runner")):
+        if is_parallel:
             log.warning(
                 "ParallelRunner: no MLflow tracking and no line per step, as Kedro runs each in a process of its own. "
                 "Leave out --runner, or use --runner=ThreadRunner, to have them"
@@ -75,6 +80,21 @@ class TrackingHooks:
             "kedro_run": str(run_params.get("run_id")),
         }
         self._runs, self._tags = MlflowRuns(), tags
+
+    def _check_registry(self, is_parallel: bool) -> None:
+        """Raise ConfigError where the pipeline register cannot work."""
+        if not self._conf["enabled"]:
+            raise ConfigError(
+                "the pipeline register needs MLflow, which is off: set enabled: true in conf/base/mlflow.yml"
+            )
+        if is_parallel:
+            raise ConfigError("the pipeline register needs MLflow, which ParallelRunner does not have: omit --runner")
+
+    def model_run(self, model: str) -> tuple[str, str]:
+        """Return tracking URI and id of the run of ``model``, for the pipeline register."""
+        if (runs := self._started_runs()) is None:
+            raise TrackingError("no command is being tracked")
+        return tracking_uri(self._conf["tracking_uri"], self._project), runs.run_id(model)
 
     @hook_impl
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recpipe.config import build_config, check_known
+from recpipe.data.conditions import condition_mask
 from recpipe.training.bundle import Bundle
 
 SEEN = ("protocol", "exclude", "allow")
@@ -126,25 +127,6 @@ class BundleRules:
         )
 
 
-def item_table(bundle: Bundle) -> pa.Table:
-    """Return the columns that conditions read: item_id, title, train_events and those of the items, row by item."""
-    table = bundle.title_table().append_column("train_events", pa.array(bundle.train_events, pa.int64()))
-    columns = getattr(bundle, "item_columns", None)
-    if columns is not None:
-        for name in columns.column_names:
-            if name not in table.column_names:
-                table = table.append_column(name, columns[name])
-    return table
-
-
-def condition_mask(text: str, table: pa.Table) -> NDArray[np.bool_]:
-    """Rows (I,) of the table of items that fulfil a condition."""
-    from recpipe.data import conditions
-
-    mask: NDArray[np.bool_] = conditions.condition_mask(text, table)  # type: ignore[attr-defined, unused-ignore]
-    return mask
-
-
 def _candidates(rules: Rules, bundle: Bundle) -> Tensor | None:
     """Candidates for all users; None: the whole catalogue."""
     if rules.where is None and rules.candidates is None and not rules.exclude:
@@ -157,7 +139,7 @@ def _candidates(rules: Rules, bundle: Bundle) -> Tensor | None:
             raise ValueError(f"none of the {len(items)} candidates is in the catalogue of {bundle.name}")
         mask &= np.isin(np.arange(len(mask)), items[items > 0])
     if rules.where is not None:
-        mask[1:] &= condition_mask(rules.where, item_table(bundle))
+        mask[1:] &= condition_mask(rules.where, bundle.item_table())
     if rules.exclude:
         mask[bundle.vocabulary.encode(list(rules.exclude))] = False
     if not mask.any():
@@ -167,14 +149,14 @@ def _candidates(rules: Rules, bundle: Bundle) -> Tensor | None:
 
 
 def _new_items(new_items: NewItems, bundle: Bundle) -> Tensor:
-    mask = np.concatenate([[False], condition_mask(new_items.where, item_table(bundle))])
+    mask = np.concatenate([[False], condition_mask(new_items.where, bundle.item_table())])
     if not mask.any():
         raise ValueError(f"new_items: no item of {bundle.name} is new by {new_items.where!r}; give another condition")
     return torch.from_numpy(mask)
 
 
 def _categories(column: str, bundle: Bundle) -> NDArray[np.int64]:
-    table = item_table(bundle)
+    table = bundle.item_table()
     check_known(column, table.column_names, what=f"item column of {bundle.name}", hint=" (rules.category)")
     values = table[column].combine_chunks()
     if pa.types.is_nested(values.type):

@@ -1,0 +1,87 @@
+"""Events of single users of an ingested log, read from its Parquet files at the time of the question.
+
+Nothing is loaded beforehand: a look-up streams the columns that it needs and stops at its limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from recpipe.data.digests import verified
+
+COLUMNS = ("user_id", "item_id", "timestamp", "order")  # of interactions
+HINT = "run `kedro run --pipeline=ingest --params dataset=<name>`"
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """Last events of a user, oldest first."""
+
+    user_id: str
+    total: int  # events of the user in the log
+    items: list[str]
+    timestamps: list[int] | None  # seconds; None where an event has no time
+    titles: list[str | None]
+
+
+class UserHistories:
+    """Look-up of users in a folder with interactions.parquet, items.parquet and users.parquet."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the files. Raises ValueError for a folder without them, and for damaged or foreign ones."""
+        self._interactions = _open(folder / "interactions.parquet", COLUMNS)
+        self._users = _open(folder / "users.parquet", ("user_id",))
+        self._items = _open(folder / "items.parquet", ("item_id",))
+
+    def find(self, text: str, limit: int = 20) -> list[str]:
+        """Return at most ``limit`` users whose id contains ``text``; the id itself and its beginnings come first."""
+        column = pc.field("user_id")
+        found: dict[str, None] = {}
+        for condition in (
+            column == text,
+            pc.starts_with(column, text),
+            pc.match_substring(column, text, ignore_case=True),
+        ):
+            if len(found) < limit:
+                scanner = self._users.scanner(columns=["user_id"], filter=condition)
+                found |= dict.fromkeys(scanner.head(limit)["user_id"].to_pylist())
+        return list(found)[:limit]
+
+    def history(self, user: str, limit: int = 1000) -> UserHistory | None:
+        """Return the last ``limit`` events of ``user`` in the order that models are trained in, None without any."""
+        condition = pc.field("user_id") == user
+        events = self._interactions.to_table(columns=[*COLUMNS[1:]], filter=condition)
+        if not events.num_rows:
+            return None
+        timed = pa.types.is_integer(events["timestamp"].type) and not events["timestamp"].null_count
+        keys = [("timestamp", "ascending"), ("order", "ascending")] if timed else [("order", "ascending")]
+        last = events.sort_by(keys).slice(max(events.num_rows - limit, 0))
+        items = last["item_id"].cast(pa.string()).to_pylist()
+        times = last["timestamp"].to_pylist() if timed else None
+        return UserHistory(user, events.num_rows, items, times, self._titles(items))
+
+    def _titles(self, items: list[str]) -> list[str | None]:
+        if "title" not in self._items.schema.names:
+            return [None] * len(items)
+        condition = pc.field("item_id").isin(sorted(set(items)))
+        rows = self._items.to_table(columns=["item_id", "title"], filter=condition)
+        titles = dict(zip(rows["item_id"].to_pylist(), rows["title"].cast(pa.string()).to_pylist(), strict=True))
+        return [titles.get(item) for item in items]
+
+
+def _open(path: Path, columns: tuple[str, ...]) -> ds.Dataset:
+    """Open a Parquet file with the given columns as a dataset."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, so users cannot be looked up in this log; {HINT}")
+    try:
+        dataset = ds.dataset(verified(path, HINT), format="parquet")
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {HINT}") from error
+    if missing := [name for name in columns if name not in dataset.schema.names]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; {HINT}")
+    return dataset

@@ -317,6 +317,7 @@ def test_addresses_are_fetched_with_the_settings_of_the_block(raw: Path, monkeyp
         "retries": 1,
         "cache_folder": raw / "cache",
         "private": False,
+        "offline": False,
     }
 
 

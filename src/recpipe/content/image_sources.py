@@ -100,8 +100,10 @@ def image_references(items: pa.Table, config: ImageSourceConfig) -> list[str | N
     return pc.binary_join_element_wise(*parts, "").to_pylist()
 
 
-def image_reader(config: ImageSourceConfig, raw_folder: Path, cache_folder: Path | None = None) -> ImageReader:
-    """Return a thread-safe reader; images from the web are cached in ``cache_folder``.
+def image_reader(
+    config: ImageSourceConfig, raw_folder: Path, cache_folder: Path | None = None, *, offline: bool = False
+) -> ImageReader:
+    """Return a thread-safe reader; images from the web are cached in ``cache_folder``, ``offline``: only from there.
 
     Raises ValueError if ``config.source`` does not exist or is neither a folder nor a zip archive.
     """
@@ -111,7 +113,7 @@ def image_reader(config: ImageSourceConfig, raw_folder: Path, cache_folder: Path
     if not source.is_dir() and not (source.is_file() and zipfile.is_zipfile(source)):
         raise ValueError(f"content.image: {source} is neither a folder nor a complete zip file; download it again")
     read_local = _folder_reader(source) if source.is_dir() else _zip_reader(source)
-    read_web = _web_reader(config, cache_folder)
+    read_web = _web_reader(config, cache_folder, offline)
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         return (read_web if "://" in reference else read_local)(reference, max_bytes=max_bytes)
@@ -192,10 +194,11 @@ def _read_limited(stream: IO[bytes], size: int, max_bytes: int) -> bytes:
     return data
 
 
-def _web_reader(config: ImageSourceConfig, cache_folder: Path | None) -> ImageReader:
+def _web_reader(config: ImageSourceConfig, cache_folder: Path | None, offline: bool) -> ImageReader:
     silent: Counter[str] = Counter()  # consecutive images without an answer, by host
     lock = threading.Lock()
-    fetch = partial(image_urls.fetch, timeout=config.timeout, private=config.private, cache_folder=cache_folder)
+    options = {"timeout": config.timeout, "private": config.private, "offline": offline}
+    fetch = partial(image_urls.fetch, cache_folder=cache_folder, **options)
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         host = reference.split("://", 1)[1].split("/", 1)[0].lower()

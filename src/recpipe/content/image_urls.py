@@ -67,9 +67,10 @@ def fetch(
     retries: int = 3,
     cache_folder: Path | None = None,
     private: bool = False,
+    offline: bool = False,
     backoff: float = 0.5,
 ) -> bytes:
-    """Return the body of ``url``, from ``cache_folder`` where it was fetched before.
+    """Return the body of ``url``, from ``cache_folder`` where it was fetched before; ``offline``: only from there.
 
     ``timeout`` in seconds limits the connection and the pause between two packets; the whole response may take
     ``TOTAL_TIMEOUTS`` times as long. ``private`` allows addresses that are not public. Proxies of the environment are
@@ -79,6 +80,8 @@ def fetch(
     cached = cache_folder / name[:2] / name if cache_folder else None
     if cached and cached.is_file() and cached.stat().st_size <= max_bytes:
         return cached.read_bytes()
+    if offline:
+        raise FileNotFoundError(f"{url} has not been fetched before")
     for attempt in range(retries + 1):
         try:
             body = _follow_redirects(url, max_bytes, timeout, private)

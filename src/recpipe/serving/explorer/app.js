@@ -13,8 +13,13 @@ const LOADING = 1000; // milliseconds between looks at models that are being loa
 
 let service = null; // answer of GET /models
 
-const allModels = () => service?.models ?? [];
+// All models of the service, the default first.
+function allModels() {
+  const isOther = ({ name }) => name !== service.default;
+  return (service?.models ?? []).toSorted((a, b) => isOther(a) - isOther(b));
+}
 const chosenModels = () => allModels().filter(({ name }) => state.models.includes(name));
+const hasProbability = ({ abilities }) => abilities?.probability !== false;
 const withVectors = () => allModels().filter(({ abilities }) => abilities?.similar !== false);
 
 // Item columns of the chosen models, {name, type}, for conditions and categories.
@@ -95,12 +100,12 @@ function drawModels() {
 function readAddress() {
   fromHash(location.hash);
   const names = allModels().map(({ name }) => name);
-  const first = [service?.default, ...names].filter((name) => names.includes(name));
-  const known = (state.models ?? []).filter((name) => names.includes(name));
-  state.models =
-    state.models === null || (state.models.length && !known.length)
-      ? [...new Set(first)].slice(0, FIRST_MODELS)
-      : known;
+  const byAbility = allModels()
+    .slice(1)
+    .toSorted((a, b) => hasProbability(b) - hasProbability(a));
+  const first = [...names.slice(0, 1), ...byAbility.map(({ name }) => name)].slice(0, FIRST_MODELS);
+  const known = names.filter((name) => state.models?.includes(name));
+  state.models = state.models === null || (state.models.length && !known.length) ? first : known;
 }
 
 async function connect() {

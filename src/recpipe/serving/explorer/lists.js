@@ -34,7 +34,12 @@ async function refresh(model, actions) {
   column.controller?.abort();
   column.controller = new AbortController();
   const { signal } = column.controller;
-  Object.assign(column, { isLoading: true, explanations: null, explained: undefined, explanationError: undefined });
+  Object.assign(column, {
+    isLoading: true,
+    explanations: null,
+    explained: undefined,
+    explanationError: undefined,
+  });
   actions.draw();
   const rules = activeRules();
   const body = { model: name, k: state.k, users: [{ user_id: "explorer", ...historyFields() }] };
@@ -210,7 +215,8 @@ function row(model, column, item, scale, actions) {
 
 function bar(item, { highest, best }) {
   const hasChance = item.probability !== null && item.probability !== undefined;
-  const share = hasChance ? item.probability / highest : Math.max(item.score ?? 0, 0) / best;
+  if (!hasChance && !(item.score > 0)) return null; // log-probabilities of the fallback
+  const share = hasChance ? item.probability / highest : item.score / best;
   const fill = el("i", { class: hasChance ? "" : "score" });
   fill.style.width = `${100 * Math.min(share, 1)}%`;
   return el("span", { class: "bar", "aria-hidden": "true" }, fill);

@@ -10,6 +10,8 @@ const SEEN = [
   ["days", "allow again after some days"],
 ];
 
+const UNLIKE_CATEGORIES = ["item_id", "title", "text", "train_events"];
+
 let refusal = null; // message of the service about the rules
 
 // The message stands where the mistake was made: below the condition, or below all rules.
@@ -110,7 +112,8 @@ function seenField(rules, set) {
   );
 }
 
-function categoryField(rules, set, columns) {
+function categoryField(rules, set, allColumns) {
+  const columns = allColumns.filter(({ name }) => !UNLIKE_CATEGORIES.includes(name));
   if (!columns.length) return null;
   const number = el("input", {
     id: "max",
@@ -168,14 +171,17 @@ function whereField(rules, set, columns, error) {
     "data-focus": "where",
     "aria-describedby": "where-help",
     "aria-invalid": error ? "true" : null,
-    placeholder: columns.length ? `${columns[0].name} = …` : "train_events > 10",
+    placeholder: "train_events > 100",
+    oninput: ({ target }) => (rules.where = target.value), // kept when the panel is drawn again meanwhile
     onchange: ({ target }) => set("where", target.value),
   });
-  const insert = (name) => {
+  const insert = (name, type) => {
+    const isText = /string|list/.test(type ?? "");
     const text = rules.where.trim();
-    rules.where = text ? `${text} and ${name} = ` : `${name} = `;
-    input.value = rules.where;
+    input.value = `${text ? `${text} and ` : ""}${name} ${isText ? "= ''" : "> "}`;
+    rules.where = input.value;
     input.focus();
+    if (isText) input.setSelectionRange(input.value.length - 1, input.value.length - 1); // between the quotes
   };
   const chips = columns.map(({ name, type }) =>
     el(
@@ -185,7 +191,7 @@ function whereField(rules, set, columns, error) {
         class: "chip",
         title: type ? `type ${type}` : null,
         "data-focus": `column-${name}`,
-        onclick: () => insert(name),
+        onclick: () => insert(name, type),
       },
       name,
     ),

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from recpipe.serving.explorer import explorer_router
 from recpipe.serving.users import users_router
@@ -30,6 +30,9 @@ TITLES = {
     "long": "A" + "title without a space that goes on and on ".replace(" ", "") * 5, "23298": "SPOTTY BUNTING",
     "22197": "POPCORN HOLDER", "23203": "JUMBO BAG DOILEY PATTERNS", "20727": "LUNCH BAG BLACK SKULL", "untitled": None,
 }  # fmt: skip
+PICTURE = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle cx="4.5" cy="4.5" r="4" fill="#00629b"/></svg>'
+)
 MODELS = {
     "sasrec": {"version": "2026-11-29T02.10.00.000Z", "made_by": "refit", "metrics": {"ndcg@10": 0.1631}},
     "tiger": {"version": "2026-11-29T01.10.00.000Z", "made_by": "train", "metrics": {"ndcg@10": 0.1942}},
@@ -37,8 +40,8 @@ MODELS = {
 }
 
 
-def service(users: Path | None = None, *, key: str | None = None) -> FastAPI:
-    """The application; ``app.state.requests`` holds the path and body of every POST."""
+def service(users: Path | None = None, *, key: str | None = None, images: bool = False) -> FastAPI:
+    """The application; ``app.state.requests`` holds path and body of every POST. With images, every third has none."""
     app = FastAPI()
     app.state.requests = []
     app.include_router(explorer_router())
@@ -68,7 +71,13 @@ def service(users: Path | None = None, *, key: str | None = None) -> FastAPI:
              "abilities": abilities | ({"probability": False, "similar": False} if name == "item_knn" else {})}
             for name, fields in MODELS.items()
         ]  # fmt: skip
-        return {"default": "sasrec", "histories": users is not None, "models": rows}
+        return {"default": "sasrec", "histories": users is not None, "images": images, "models": rows}
+
+    @app.get("/images/{item_id:path}")
+    def image(item_id: str) -> Response:
+        if item_id not in TITLES or list(TITLES).index(item_id) % 3 == 2:
+            return error(404, "no image")
+        return Response(PICTURE, media_type="image/svg+xml")
 
     @app.get("/items")
     def items(

@@ -266,6 +266,31 @@ def test_rules_are_switches(page):
 
 
 @pytest.mark.browser
+def test_a_column_is_put_into_the_condition_ready_for_its_value(page):
+    tab, address, requests = page
+    tab.open(f"{address}/#h=21754&m=sasrec")
+    tab.run("document.querySelector('#rules').open = true")
+    tab.point("[data-focus='column-country']", click=True)
+    tab.type("France")
+    tab.point("[data-focus='column-price']", click=True)
+    tab.type("3")
+    tab.press("Enter")
+    rules_become(requests, {"where": "country = 'France' and price > 3"})
+
+
+@pytest.mark.browser
+def test_pictures_stand_beside_titles_where_there_are_any(tab):
+    tab.screen(390, 844)
+    with serving(service(images=True)) as address:
+        tab.open(f"{address}/#h=21754&h=85123A&m=sasrec&seen=allow")
+        tab.until("document.querySelectorAll('.events img').length === 1")  # the other has none
+        tab.until("document.querySelectorAll('.items img').length === 7")
+        assert tab.run("[...document.querySelectorAll('img')].every((e) => e.naturalWidth > 0 && e.alt === '')")
+        assert tab.run("document.documentElement.scrollWidth") == 390
+        tab.call("Page.navigate", url="about:blank")
+
+
+@pytest.mark.browser
 def test_one_model_that_fails_leaves_the_others_and_can_be_tried_again(page):
     tab, address, requests = page
     tab.open(f"{address}/#h=22197")

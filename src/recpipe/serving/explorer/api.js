@@ -47,6 +47,7 @@ async function request(method, path, body, signal) {
     throw new ServiceError(0, null);
   }
   const answer = await response.json().catch(() => null);
+  signal?.throwIfAborted(); // also where the body was cut off by it
   if (!response.ok)
     throw new ServiceError(response.status, answer, Number(response.headers.get("Retry-After")));
   return answer;

@@ -1,7 +1,7 @@
 // Explorer: the page of the service. Reads its state from the address, asks the service, draws.
 
 import { api, rememberKey } from "./api.js";
-import { announce, byId, debounce, el, plural, replace } from "./dom.js";
+import { announce, byId, debounce, el, plural, replace, whenSettled } from "./dom.js";
 import { add, drawHistory, fetchTitles, setUpHistory, showEffects } from "./history.js";
 import { drawLists, refreshLists, refusalOf } from "./lists.js";
 import { drawRules, showRefusal } from "./rules.js";
@@ -38,10 +38,7 @@ const context = {
 };
 
 const actions = {
-  draw: () => {
-    drawLists(chosenModels(), actions);
-    showRefusal(refusalOf(chosenModels()), change, itemColumns());
-  },
+  draw: () => whenSettled(drawAnswers),
   add: addItem,
   exclude: (id) => setItems("exclude", id),
   only: (id) => setItems("candidates", id),
@@ -49,6 +46,11 @@ const actions = {
   showEffects: (explanation) => showEffects(explanation, () => drawHistory(change, context)),
   images: context.images,
 };
+
+function drawAnswers() {
+  drawLists(chosenModels(), actions);
+  showRefusal(refusalOf(chosenModels()), change, itemColumns());
+}
 
 function addItem(id, title) {
   add(id, title, change);

@@ -75,7 +75,7 @@ export function combobox(input, list, { find, show, choose, stayOpen = false, no
       if (isWanted) take(0);
       isWanted = false;
     } catch (error) {
-      if (error.name === "AbortError") return;
+      if (signal.aborted) return;
       suggestions = [];
       isPending = isWanted = false;
       draw(error.message);

@@ -51,7 +51,10 @@ export function percent(value) {
 export const decimal = (value, digits = 2) =>
   value === null || value === undefined ? "" : value.toFixed(digits).replace("-", "\u2212");
 
-export const signed = (value) => `${value > 0 ? "+" : ""}${decimal(value)}`;
+export function signed(value) {
+  const text = decimal(value);
+  return Number(value.toFixed(2)) === 0 ? "0.00" : value > 0 ? `+${text}` : text;
+}
 
 export function debounce(run, milliseconds) {
   let timer;
@@ -59,6 +62,27 @@ export function debounce(run, milliseconds) {
     clearTimeout(timer);
     timer = setTimeout(() => run(...values), milliseconds);
   };
+}
+
+let isPressed = false;
+let waiting = [];
+for (const [kind, value] of [
+  ["pointerdown", true],
+  ["pointerup", false],
+  ["pointercancel", false],
+])
+  window.addEventListener(kind, () => ((isPressed = value), value || setTimeout(runWaiting)), true);
+
+function runWaiting() {
+  const runs = waiting;
+  waiting = [];
+  for (const run of runs) run();
+}
+
+// Runs a function when the focus has arrived and no button of the mouse is down: what is drawn anew between pressing
+// and releasing it loses the click.
+export function whenSettled(run) {
+  setTimeout(() => (isPressed ? waiting.push(run) : run()));
 }
 
 // A title as the page shows it: the id where there is none.

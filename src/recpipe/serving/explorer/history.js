@@ -2,12 +2,13 @@
 
 import { api } from "./api.js";
 import { combobox } from "./combobox.js";
-import { announce, byId, el, picture, plural, replace, signed, titled } from "./dom.js";
+import { announce, byId, el, picture, plural, replace, signed, titled, whenSettled } from "./dom.js";
 import { addEvent, isUntitled, present, remember, state, titleOf, useTimes } from "./state.js";
 
 const DAY = 86400;
 const SHOWN = 12; // latest events, until all are asked for
 const TITLES_AT_ONCE = 50;
+const SMALLEST = 0.05; // effect whose bar is full where no event has a larger one
 
 let isExpanded = false;
 let effects = null; // {title, of: Map(position -> effect)} of the item whose explanation is shown
@@ -123,7 +124,7 @@ export function drawHistory(change, context) {
     return;
   }
   const count = isExpanded ? events.length : Math.min(SHOWN, events.length);
-  const largest = Math.max(1e-9, ...[...(effects?.of.values() ?? [])].map((effect) => Math.abs(effect ?? 0)));
+  const largest = largestEffect([...(effects?.of.values() ?? [])]);
   const rows = Array.from({ length: count }, (_, n) => row(events.length - 1 - n, largest, change, context));
   const more = events.length > SHOWN && [
     el(
@@ -198,6 +199,8 @@ function row(place, largest, change, context) {
   );
 }
 
+export const largestEffect = (values) => Math.max(SMALLEST, ...values.map((effect) => Math.abs(effect ?? 0)));
+
 // The bar of an effect; an event further back than the explanation reaches has none.
 export function effectBar(effect, largest) {
   if (effect === undefined) return el("span", { class: "effect none" });
@@ -225,7 +228,7 @@ function days(event, place, change) {
     onchange: ({ target }) => {
       event.time = present() - Math.round(Math.min(Math.max(Number(target.value) || 0, 0), 36500) * DAY);
       state.events.sort((a, b) => a.time - b.time); // stable: the order of events at one time remains
-      setTimeout(change); // when the focus has arrived at the next field
+      whenSettled(change);
     },
   });
   return el("label", { class: "days" }, input, " days ago");

@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { byId, decimal, el, percent, picture, plural, replace, titled } from "./dom.js";
-import { effectBar } from "./history.js";
+import { effectBar, largestEffect } from "./history.js";
 import { activeRules, historyFields, present, remember, state, titleOf } from "./state.js";
 
 const EVENTS_SHOWN = 5; // of an explanation
@@ -52,7 +52,7 @@ async function refresh(model, actions) {
     for (const { item_id, title } of answer.lists[0].items) remember(item_id, title);
     Object.assign(column, { answer, error: null, milliseconds: performance.now() - started });
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (signal.aborted) return;
     Object.assign(column, { error, answer: null });
   }
   column.isLoading = false;
@@ -60,10 +60,15 @@ async function refresh(model, actions) {
   if (column.open.size) explanation(model, column).then(actions.draw);
 }
 
-// The first refusal of the shown models that is about the rules, or null.
+// The refusal that all shown models share and that is about the rules, or null.
 export function refusalOf(models) {
-  const errors = models.map((model) => columns.get(model.name)?.error);
-  return errors.find((error) => error?.status === 422 && Object.keys(activeRules()).length)?.message ?? null;
+  const messages = new Set(
+    models
+      .map((model) => columns.get(model.name)?.error)
+      .map((error) => error?.status === 422 && error.message),
+  );
+  const [message] = messages;
+  return messages.size === 1 && message && Object.keys(activeRules()).length ? message : null;
 }
 
 export function drawLists(models, actions) {
@@ -75,13 +80,14 @@ export function drawLists(models, actions) {
     .flatMap(({ name }) => columns.get(name)?.answer?.lists[0].items ?? [])
     .map((item) => item.probability ?? 0);
   const highest = Math.max(1e-12, ...chances);
+  const refusal = refusalOf(models);
   replace(
     byId("lists"),
-    models.map((model) => drawColumn(model, highest, actions)),
+    models.map((model) => drawColumn(model, { highest, refusal }, actions)),
   );
 }
 
-function drawColumn(model, highest, actions) {
+function drawColumn(model, { highest, refusal }, actions) {
   const column = columnOf(model.name);
   const list = column.answer?.lists[0];
   const heading = `list-${model.name}`;
@@ -90,7 +96,7 @@ function drawColumn(model, highest, actions) {
     { class: "list", "aria-labelledby": heading, "aria-busy": String(column.isLoading) },
     el("h3", { id: heading }, model.name),
     el("p", { class: "small muted meta" }, describe(model, column)),
-    column.error && failure(column.error, () => refresh(model, actions)),
+    column.error && failure(column.error, refusal, () => refresh(model, actions)),
     list && notices(list),
     list && items(model, column, list, highest, actions),
     !list &&
@@ -126,13 +132,10 @@ function describe(model, column) {
     .join(" · ");
 }
 
-function failure(error, retry) {
-  return el(
-    "div",
-    { class: "notice error", role: "alert" },
-    el("p", {}, error.message),
-    el("button", { type: "button", onclick: retry }, "Try again"),
-  );
+function failure(error, refusal, retry) {
+  if (refusal) return el("p", { class: "notice error" }, "Refused: see the rules above.");
+  const button = error.status !== 422 && el("button", { type: "button", onclick: retry }, "Try again");
+  return el("div", { class: "notice error", role: "alert" }, el("p", {}, error.message), button);
 }
 
 function notices(list) {
@@ -316,7 +319,7 @@ function because(column, item) {
   const strongest = [...events]
     .sort((a, b) => Math.abs(b.effect ?? 0) - Math.abs(a.effect ?? 0))
     .slice(0, EVENTS_SHOWN);
-  const largest = Math.max(1e-9, ...strongest.map((event) => Math.abs(event.effect ?? 0)));
+  const largest = largestEffect(strongest.map((event) => event.effect));
   const isCut = events.length > EVENTS_SHOWN;
   const unit = column.unit === "score" ? "score" : "log-probability";
   return [

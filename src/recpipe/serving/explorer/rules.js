@@ -1,10 +1,10 @@
 // Rules of a list as switches: seen items, a condition on item columns, categories, diversity, new items, single items.
 
-import { byId, el, percent, replace } from "./dom.js";
+import { byId, el, percent, replace, whenSettled } from "./dom.js";
 import { countRules, noRules, state, titleOf } from "./state.js";
 
 const SEEN = [
-  ["protocol", "as in the evaluation"],
+  ["protocol", "as evaluated"],
   ["exclude", "leave out"],
   ["allow", "allow"],
   ["days", "allow again after some days"],
@@ -26,7 +26,7 @@ export function drawRules(change, columns) {
   const { rules } = state;
   const set = (name, value) => {
     rules[name] = value;
-    setTimeout(change); // when the focus has arrived at the next field
+    whenSettled(change);
   };
   const count = countRules();
   byId("rules-count").hidden = count === 0;

@@ -21,6 +21,7 @@ from recpipe.config import build_config
 from recpipe.data.digests import MANIFEST, verify_folder, write_manifest
 from recpipe.data.item_columns import current_item_columns
 from recpipe.data.protocol import Protocol
+from recpipe.data.seen_events import SeenEvents
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side
@@ -31,6 +32,7 @@ from recpipe.semantic_ids.ids import CatalogueIds
 CURVE_COLUMNS = dict.fromkeys(("epoch", "step", "seconds", "loss", "lr", "gradient_norm", "gradient_norm_max"))
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 ITEM_COLUMNS = "item_columns.parquet"  # of items with columns beside their titles; older bundles have none
+SEEN_EVENTS = "seen_events.parquet"  # bundles of older versions have none
 FORMATS = (1, 2)  # 2 has a manifest
 HINT = "run `kedro run --pipelines=train`"
 
@@ -50,6 +52,7 @@ class Bundle:
     curve: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch; empty in a loaded bundle
     work_folder: Path | None = None  # checkpoints of the training that the bundle comes from
     item_columns: pa.Table | None = None  # (I, columns) without item_id and title, beside vocabulary.ids
+    seen_events: SeenEvents | None = None  # of the training; in a loaded bundle only if asked for
 
     @property
     def train_on_validation(self) -> bool:
@@ -173,6 +176,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     pq.write_table(pa.table(items), folder / ITEMS, compression="zstd")
     if bundle.item_columns is not None:
         pq.write_table(bundle.item_columns, folder / ITEM_COLUMNS, compression="zstd")
+    if bundle.seen_events is not None:
+        pq.write_table(bundle.seen_events.to_table(), folder / SEEN_EVENTS, compression="zstd")
     model = bundle.model
     config: dict[str, Any] = {"format": FORMATS[-1], "name": bundle.name, "type": bundle.type}
     config |= {"config": dataclasses.asdict(model.config), "max_length": model.max_length}
@@ -189,7 +194,9 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     write_manifest(folder)
 
 
-def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate: bool = True) -> Bundle:
+def load_bundle(
+    folder: Path, device: str | torch.device = "cpu", *, accelerate: bool = True, with_seen_events: bool = False
+) -> Bundle:
     """Read a folder of ``save_bundle``. Raises ValueError for missing, damaged or foreign files."""
     missing = [name for name in (WEIGHTS, CONFIG, ITEMS) if not (folder / name).is_file()]
     if missing:
@@ -225,6 +232,7 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate:
     for name, codes in model.item_codes().items():
         codes.check(config["ids"][name]["digest"])
     titles, train_events = items["title"].to_pylist(), items["train_events"].to_numpy()
+    has_seen_events = with_seen_events and (folder / SEEN_EVENTS).is_file()
     return Bundle(
         config["name"],
         config["type"],
@@ -235,6 +243,7 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu", *, accelerate:
         Protocol.from_dict(config["protocol"]),
         config["training"],
         item_columns=_read_item_columns(folder, len(vocabulary)),
+        seen_events=SeenEvents.from_table(pq.read_table(folder / SEEN_EVENTS)) if has_seen_events else None,
     )
 
 

@@ -21,6 +21,7 @@ from recpipe.content.item_texts import clear_placeholder_texts
 from recpipe.data.features import align_rows
 from recpipe.data.item_columns import item_columns
 from recpipe.data.protocol import Protocol
+from recpipe.data.seen_events import SeenEvents
 from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.data.splits import TrainingData, with_validation
 from recpipe.layers.code_tokens import ItemCodes
@@ -163,6 +164,7 @@ class TrainingJob:
             curve,
             work_folder=folder if keep_checkpoints else None,
             item_columns=item_columns(items, vocabulary.ids),
+            seen_events=SeenEvents.of(fitting_set),
         )
 
     def _validate(self) -> Validate | None:

@@ -1,0 +1,86 @@
+"""Record of the events that a model was trained on, per user, by which later events of a longer log are new.
+
+U users, N events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recpipe.data.sequences import Sequences
+
+COLUMNS = ("events", "last_timestamp", "events_at_last")
+
+
+@dataclass(frozen=True)
+class SeenEvents:
+    """Number of training events of every user, the time of the last one, and how many of them have this time.
+
+    An event of a longer log is new if it is later than the last one, or of the same time and behind as many as the
+    model has seen. Without timestamps it is new behind the first ``events``. Earlier events that were not in the log
+    before, such as those of an item that a k-core has taken in since, are not new.
+    """
+
+    users: np.ndarray  # (U,) of str
+    events: np.ndarray  # (U,) int64
+    last_timestamp: np.ndarray | None  # (U,) int64 seconds
+    events_at_last: np.ndarray | None  # (U,) int64
+
+    @classmethod
+    def of(cls, sequences: Sequences) -> SeenEvents:
+        """Record ``sequences``, without users who have no event."""
+        sequences = sequences.select_users(np.flatnonzero(sequences.lengths > 0))
+        times, lengths = sequences.timestamps, sequences.lengths
+        if times is None:
+            return cls(sequences.users, lengths, None, None)
+        last = times[sequences.offsets[1:] - 1]
+        is_last = times == np.repeat(last, lengths)
+        return cls(sequences.users, lengths, last, _counts(is_last, sequences.offsets))
+
+    def first_new(self, sequences: Sequences) -> np.ndarray:
+        """Return the position (U,) of the first new event of every user of ``sequences``, the length if there is none.
+
+        Raises ValueError where only one of the two has timestamps.
+        """
+        if (sequences.timestamps is None) != (self.last_timestamp is None):
+            raise ValueError(
+                "the model was trained on a log with timestamps and this one has none, or the other way round; train "
+                "it again: `kedro run --pipelines=train`"
+            )
+        index = pc.index_in(pa.array(sequences.users, pa.string()), pa.array(self.users, pa.string()))
+        rows = index.fill_null(-1).to_numpy(zero_copy_only=False)
+        known = rows >= 0
+        if sequences.timestamps is None or self.last_timestamp is None or self.events_at_last is None:
+            by_count: np.ndarray = np.minimum(np.where(known, self.events[rows], 0), sequences.lengths)
+            return by_count
+        if not len(self.users):
+            return np.zeros(len(sequences), np.int64)
+        last = np.repeat(self.last_timestamp[rows], sequences.lengths)
+        before, equal = (
+            _counts(mask, sequences.offsets) for mask in (sequences.timestamps < last, sequences.timestamps == last)
+        )
+        first: np.ndarray = np.where(known, before + np.minimum(equal, self.events_at_last[rows]), 0)
+        return first
+
+    def to_table(self) -> pa.Table:
+        """Convert to a table with a row per user."""
+        columns = {"user_id": pa.array(self.users, pa.string())}
+        values = ((name, getattr(self, name)) for name in COLUMNS)
+        return pa.table(columns | {name: pa.array(value) for name, value in values if value is not None})
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> SeenEvents:
+        """Invert ``to_table``."""
+        users = np.array(table["user_id"].to_pylist(), dtype=object)
+        last, count = (table[name].to_numpy() if name in table.column_names else None for name in COLUMNS[1:])
+        return cls(users, table["events"].to_numpy(), last, count)
+
+
+def _counts(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Count the True values of ``mask`` (N,) of every user."""
+    counts: np.ndarray = np.diff(np.concatenate([[0], np.cumsum(mask)])[offsets])
+    return counts

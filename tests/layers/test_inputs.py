@@ -11,7 +11,7 @@ from tests.synthetic import FULL, described, random_sequences, side_of
 
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.layers.inputs import ItemInput, time_codes
-from recpipe.layers.side import standardise
+from recpipe.layers.side import Scale
 
 ITEMS, DIM, WINDOW = 12, 8, 9
 DATA = described(random_sequences(70, ITEMS))
@@ -37,7 +37,8 @@ def part_by_loop(items: ItemInput, i: int) -> list[np.ndarray | None]:
     """Embedding of item i by each source, None for a missing value."""
     values, actual = items.side.values, []
     for name in items.side.widths:
-        *vector, there = standardise(values[f"vectors.{name}"])[i]
+        table = values[f"vectors.{name}"]
+        *vector, there = Scale.of(table).apply(table)[i]
         layer = items.vectors[f"of_{name}"].project
         weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
         actual.append(weight @ np.array(vector) + bias if there else None)

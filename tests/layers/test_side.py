@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from tests.synthetic import FULL, catalogue, described, random_sequences, side_of
 
-from recpipe.layers.side import Side, SideConfig, standardise
+from recpipe.layers.side import Scale, Side, SideConfig
 
 ITEMS = 12
 DATA = described(random_sequences(70, ITEMS))
@@ -35,7 +35,7 @@ def test_a_column_may_be_called_like_the_vectors():
 
 def test_standardised_vectors_have_mean_zero_variance_one_and_keep_who_is_absent():
     table = side_of(DATA, ITEMS, vectors="text").values["vectors.text"]
-    actual = standardise(table)
+    actual = Scale.of(table).apply(table)
     there = table[:, -1] > 0
     np.testing.assert_allclose(actual[there, :-1].mean(0), 0, atol=1e-6)
     assert np.square(actual[there, :-1]).mean() == pytest.approx(1, rel=1e-5)

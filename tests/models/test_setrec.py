@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.layers.set_items import COLLABORATIVE, SetItems
-from recpipe.layers.side import Side, SideConfig, standardise
+from recpipe.layers.side import Scale, Side, SideConfig
 from recpipe.models.registry import build
 from recpipe.models.setrec import SETRec, between_items, prefixes
 from recpipe.training import fit
@@ -127,7 +127,8 @@ def test_the_auto_encoder_is_a_network_and_its_mirror(sample):
         return x
 
     squares, count = 0.0, 0
-    tables = {name: standardise(info.values[f"vectors.{name}"]) for name in ("text", "image")}
+    raw = {name: info.values[f"vectors.{name}"] for name in ("text", "image")}
+    tables = {name: Scale.of(table).apply(table) for name, table in raw.items()}
     for i in range(1, ITEMS + 1):
         there = {name: table[i, -1] > 0 for name, table in tables.items()}
         x = np.concatenate([table[i, :-1] for table in tables.values()])

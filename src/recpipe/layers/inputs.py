@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from recpipe.config import split_names
 from recpipe.data.batches import Batch
 from recpipe.data.features import Column
-from recpipe.layers.side import Side, standardise
+from recpipe.layers.side import Side
 
 STD = 0.02  # of initial embeddings: logits begin near uniform
 PREFIX = "of_"  # of module names made from column names
@@ -63,6 +63,11 @@ class ItemInput(nn.Module):
         self.joined = nn.Linear(width, dim, bias=False) if config.combine == "concat" else None
         if self.joined is not None:
             nn.init.normal_(self.joined.weight, std=1 / math.sqrt(width))
+
+    @property
+    def is_content_alone(self) -> bool:
+        """Whether no item has learned weights of its own, by ``combine: alone`` with vectors that are not trained."""
+        return self.missing is not None and not self.side.config.train_vectors
 
     @contextmanager
     def cached_weights(self) -> Iterator[None]:
@@ -122,7 +127,8 @@ def item_values(side: Side, n_items: int, name: str, width: int, dtype: type = n
     values = side.values.get(name)
     if values is None:
         return torch.from_numpy(np.zeros((n_items + 1, width), dtype))
-    return torch.from_numpy(standardise(values) if name.startswith("vectors.") else values.copy())
+    group, _, kind = name.partition(".")
+    return torch.from_numpy(side.scales[kind].apply(values) if group == "vectors" else values.copy())
 
 
 def time_codes(name: str, batch: Batch) -> Tensor:

@@ -59,11 +59,35 @@ class SideConfig:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Mean (V,) and deviation of a catalogue's vectors, by which they and those of later items are standardised."""
+
+    mean: tuple[float, ...]
+    deviation: float
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> Scale:
+        """Measure a table (I + 1, V + 1): the mean of every dimension, and the deviation over all of them."""
+        vectors = table[table[:, -1] > 0, :-1].astype(np.float64)
+        mean = vectors.mean(0)
+        return cls(tuple(mean.tolist()), max(float(np.sqrt(np.square(vectors - mean).mean())), 1e-12))
+
+    def apply(self, table: np.ndarray) -> np.ndarray:
+        """Standardise the vectors of a table (I + 1, V + 1); items without one stay zero."""
+        present = table[:, -1] > 0
+        scaled = np.zeros_like(table)
+        scaled[present, :-1] = (table[present, :-1].astype(np.float64) - np.array(self.mean)) / self.deviation
+        scaled[:, -1] = table[:, -1]
+        return scaled
+
+
+@dataclass(frozen=True)
 class Side:
     """Side information of one data set: settings, fitted columns, and the catalogue's values.
 
     ``widths``: V by kind of vectors. ``values``: ``items.<column>`` (I + 1, M or 2) and ``vectors.<kind>`` (I + 1,
-    V + 1) with 1 in the last column for items that have one; empty while a bundle is being loaded.
+    V + 1) with 1 in the last column for items that have one; empty while a bundle is being loaded. ``scales``: by kind
+    of vectors, of the catalogue that the model was trained on; bundles of older versions have none.
     """
 
     config: SideConfig = field(default_factory=SideConfig)
@@ -73,6 +97,7 @@ class Side:
     widths: Mapping[str, int] = field(default_factory=dict)
     n_items: int = 0
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -92,15 +117,20 @@ class Side:
         items = fit_columns(split_names(config.items), item_columns, where="side.items")
         users = fit_columns(split_names(config.users), train.profiles, where="side.users")
         values = {f"items.{c.name}": np.concatenate([c.missing(1), c.encode(item_columns[c.name])]) for c in items}
-        widths = {}
+        widths, scales = {}, {}
         for name in split_names(config.vectors):
             if name not in vectors:
                 raise ValueError(
                     f"side.vectors asks for {name}; available: {', '.join(vectors) or 'none'}. "
                     f"Run `kedro run --pipelines=embed --params modality={name}`"
                 )
-            values[f"vectors.{name}"], widths[name] = _vector_table(*vectors[name]), vectors[name][0].shape[1]
-        return cls(config, items, users, _event_columns(config, train), widths, n_items, values)
+            table, widths[name] = vector_table(*vectors[name]), vectors[name][0].shape[1]
+            if not table[:, -1].any():
+                raise ValueError(
+                    "side.vectors: no item has a vector; check the folder of images or the texts of the data set"
+                )
+            values[f"vectors.{name}"], scales[name] = table, Scale.of(table)
+        return cls(config, items, users, _event_columns(config, train), widths, n_items, values, scales)
 
     def encode(self, sequences: Sequences) -> dict[str, np.ndarray]:
         """Return features by name: ``user.<column>`` (U, M or 2) and ``event.rating`` (N, 1)."""
@@ -115,7 +145,10 @@ class Side:
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of a hash of settings, encodings and the catalogue's values."""
-        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
+        fields = {
+            key: value for key, value in self.to_dict().items() if key != "scales"
+        }  # which follow from the values
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
         for name in sorted(self.values):
             digest.update(name.encode() + np.ascontiguousarray(self.values[name]).tobytes())
         return digest.hexdigest()[:16]
@@ -123,33 +156,26 @@ class Side:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the values."""
         columns = {kind: [column.to_dict() for column in getattr(self, kind)] for kind in COLUMNS}
-        return {"config": asdict(self.config), **columns, "widths": dict(self.widths), "n_items": self.n_items}
+        scales = {kind: asdict(scale) for kind, scale in self.scales.items()}
+        sizes = {"widths": dict(self.widths), "n_items": self.n_items}
+        return {"config": asdict(self.config), **columns, **sizes, "scales": scales}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Side:
         """Invert ``to_dict``; the values are loaded with the model's tensors."""
         items, users, events = (tuple(map(Column.from_dict, fields[kind])) for kind in COLUMNS)
-        return cls(SideConfig(**fields["config"]), items, users, events, fields["widths"], fields["n_items"])
+        scales = {
+            kind: Scale(tuple(each["mean"]), each["deviation"]) for kind, each in fields.get("scales", {}).items()
+        }
+        config, widths, n_items = SideConfig(**fields["config"]), fields["widths"], fields["n_items"]
+        return cls(config, items, users, events, widths, n_items, scales=scales)
 
 
-def _vector_table(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
+def vector_table(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Table (I + 1, V + 1) of vectors, zero where there is none, and 1 in the last column where there is one."""
-    if not present.any():
-        raise ValueError("side.vectors: no item has a vector; check the folder of images or the texts of the data set")
     table = np.zeros((len(vectors) + 1, vectors.shape[1] + 1), np.float32)
     table[1:, :-1], table[1:, -1] = np.where(present[:, None], vectors, 0.0), present
     return table
-
-
-def standardise(table: np.ndarray) -> np.ndarray:
-    """Scale the vectors of a table (I + 1, V + 1) to mean 0 in every dimension and variance 1 overall."""
-    present = table[:, -1] > 0
-    vectors = table[present, :-1].astype(np.float64)
-    centred = vectors - vectors.mean(0)
-    scaled = np.zeros_like(table)
-    scaled[present, :-1] = centred / max(float(np.sqrt(np.square(centred).mean())), 1e-12)
-    scaled[:, -1] = table[:, -1]
-    return scaled
 
 
 def _event_columns(config: SideConfig, train: Sequences) -> tuple[Column, ...]:

@@ -120,7 +120,7 @@ class Sequences:
 
         Every event except a user's first is a target once, after at most ``n`` events of input: the last ``stride``
         events of a window are its targets, those before are ``context``. A short stride gives longer inputs, at up to
-        n / stride times the cost.
+        n / stride times the cost. Events that are ``context`` stay so.
         """
         stride = n if stride is None else min(stride, n)
         lengths = self.lengths
@@ -130,7 +130,10 @@ class Sequences:
         stop = lengths[rows] - nth * stride
         start = np.maximum(stop - n - 1, 0)
         windows = self.select(rows, start, stop)
-        return windows if stride == n else replace(windows, context=np.maximum(stop - start - stride, 1))
+        if stride == n:
+            return windows
+        context = np.maximum(stop - start - stride, 1)
+        return replace(windows, context=context if windows.context is None else np.maximum(context, windows.context))
 
     def target_mask(self) -> np.ndarray:
         """Return (N,) bool: training targets, of ``is_target`` all but the first event or the context of a user."""

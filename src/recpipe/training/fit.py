@@ -75,6 +75,7 @@ def train(
     cold_users: ColdUsersConfig | None = None,
     steps_from: Sequences | None = None,
     replay: Replay | None = None,
+    statistics: Sequences | None = None,
     keep_checkpoints: bool = False,
 ) -> TrainingResult:
     """Train a model on ``data`` (training events only); return it in the state of its best validation.
@@ -83,7 +84,8 @@ def train(
     epochs of ``replay`` or ``settings.max_epochs``. With ``settings.train_on_validation``, ``data`` has the validation
     events too: nothing is validated either, and an epoch has the steps of ``steps_from``, the training set alone.
     ``folder`` is for checkpoints and curves; a checkpoint in it is resumed if it has the same ``fingerprint`` (of
-    data), settings and seed. ``cold_users`` is fitted apart from the model, its cost and its checkpoints. With
+    data), settings and seed. The loss takes how often items occur from ``statistics``, by default ``data``.
+    ``cold_users`` is fitted apart from the model, its cost and its checkpoints. With
     ``keep_checkpoints`` the caller deletes them, by ``remove_checkpoints``, when he has stored the model: until then
     the same call returns the same. Raises NonFiniteLossError, ValueError for bad settings, and KeyboardInterrupt after
     Ctrl-C, when the last checkpoint is complete.
@@ -112,7 +114,9 @@ def train(
             _check_without_validation(settings, replay)
         else:
             validate = _with_fallback(validate, fallback)
-        module = training_module(model.to(device), data, validate, settings, seed, on_epoch, steps_from, replay)
+        module = training_module(
+            model.to(device), data, validate, settings, seed, on_epoch, steps_from, replay, statistics
+        )
         with lock_folder(folder):
             _train_by_gradient(module, device, folder, fingerprint)
             if not keep_checkpoints:

@@ -312,8 +312,12 @@ def training_module(
     on_epoch: OnEpoch | None,
     steps_from: Sequences | None,
     replay: Replay | None,
+    statistics: Sequences | None = None,
 ) -> TrainingModule:
-    """Build the module, batches and loss; with ``train_on_validation`` an epoch has the steps of ``steps_from``."""
+    """Build the module, batches and loss; with ``train_on_validation`` an epoch has the steps of ``steps_from``.
+
+    The loss takes its counts of targets and items from ``statistics``, by default ``data``.
+    """
     data = training_windows(data, model, settings)
     data = replace(data, weights=relative_weights(data, model))
     device_data = model.on_device(data, window=model.max_length + 1)
@@ -321,7 +325,8 @@ def training_module(
     if settings.train_on_validation and steps_from is not None:
         lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
         options["steps"] = make_batches(lengths, settings, **options).steps
-    criterion = make_loss(settings.loss, target_counts(data, model), trained_items(data, model)).to(model.device)
+    counted = data if statistics is None else statistics
+    criterion = make_loss(settings.loss, target_counts(counted, model), trained_items(counted, model)).to(model.device)
     batches = make_batches(device_data.lengths, settings, **options)
     return TrainingModule(
         model,

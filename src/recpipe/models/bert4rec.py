@@ -197,5 +197,9 @@ class BERT4Rec(Scorer):
         hidden = hidden[torch.arange(len(items), device=items.device), batch.lengths]  # (B, D)
         return self.transform(hidden) @ self.items.head(table).T
 
+    @property
+    def scores_by_content(self) -> bool:
+        return self.items.is_content_alone
+
     def item_tables(self) -> dict[str, Tensor]:
         return self.items.tables()

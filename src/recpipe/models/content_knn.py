@@ -63,6 +63,10 @@ class ContentKNN(ClosedForm):
     def fit(self, train: Sequences) -> None:
         """Do nothing: the vectors are the model."""
 
+    @property
+    def scores_by_content(self) -> bool:
+        return True
+
     def query(self, batch: Batch) -> Tensor:
         """Return weighted means (B, V) of the latest events' vectors, zero where no event has one."""
         is_used_BT = self.present[batch.items]

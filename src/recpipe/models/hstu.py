@@ -98,6 +98,10 @@ class HSTU(NextItem):
         hidden, table = (F.normalize(values, dim=-1, eps=EPS) for values in (hidden, table))
         return hidden / self.config.temperature, table
 
+    @property
+    def scores_by_content(self) -> bool:
+        return super().scores_by_content and self.output_items is None
+
     def item_vectors(self) -> Tensor:
         return super().item_vectors() if self.output_items is None else self.output_items
 

@@ -194,6 +194,11 @@ class Recommender(nn.Module, ABC):
         sequences = sequences if self.uses_weights else dataclasses.replace(sequences, weights=None)
         return DeviceSequences(sequences, window=window, device=self.device, features=features)
 
+    @property
+    def scores_by_content(self) -> bool:
+        """Whether an item without training events is scored like any other, by its semantic id or its content."""
+        return bool(self.item_codes())
+
     def item_vectors(self) -> Tensor:
         """Return the table (I + 1, D) that items are scored with, row 0 padding. Raises ValueError without a table."""
         raise ValueError(f"{type(self).__name__} has no vectors of items that another model could read")
@@ -348,6 +353,10 @@ class NextItem(Scorer):
     def hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states (B, T, D) of events, oldest first."""
         return self.encode(self.items.embed(batch, self.items.table()), batch)
+
+    @property
+    def scores_by_content(self) -> bool:
+        return self.items.is_content_alone
 
     def item_vectors(self) -> Tensor:
         return self.items.head(self.items.table())

@@ -162,6 +162,10 @@ class SETRec(Scorer):
         collaborative = log_probabilities(hidden[:, 0], tokens[:, 0]) if first else None
         return collaborative, semantic.div_(self.items.count - first)
 
+    @property
+    def scores_by_content(self) -> bool:
+        return True
+
     def item_tables(self) -> dict[str, Tensor]:
         tokens, first = self.items.tokens(), self.items.first_semantic
         tables = {"semantic": tokens[:, first:].mean(1) * self.items.has_content()[:, None]}

@@ -7,7 +7,20 @@ from collections.abc import Callable
 from kedro.pipeline import Pipeline
 
 from recpipe.hooks.errors import one_line_errors
-from recpipe.pipelines import embed, evaluate, ingest, recommend, refit, register, report, semantic_ids, study, train
+from recpipe.pipelines import (
+    add_items,
+    embed,
+    evaluate,
+    ingest,
+    recommend,
+    refit,
+    register,
+    report,
+    semantic_ids,
+    study,
+    train,
+    update,
+)
 from recpipe.pipelines.wiring import WHOLE, Wiring, command_wiring, current, wiring_of_model
 
 FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
@@ -25,6 +38,8 @@ FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
     "refit": refit.create_pipeline,
     "register": register.create_pipeline,
     "recommend": recommend.create_pipeline,
+    "update": update.create_pipeline,
+    "add_items": add_items.create_pipeline,
 }
 
 

@@ -136,6 +136,7 @@ def test_the_new_bundle_is_one_on_disk_and_says_what_it_stands_for(tmp_path) -> 
         "made_by": "add_items", "stands_for": {"run": "tiny/m/seed_1"}, "items_before": OLD, "items": OLD + NEW,
     }  # fmt: skip
     assert loaded.titles[OLD:] == [f"title {n}" for n in range(OLD, OLD + NEW)]
+    assert loaded.item_columns["colour"].to_pylist()[OLD:] == [None, "red", "blue", None, "red"]
     assert loaded.train_events[OLD:].tolist() == [0] * NEW
     for one, other in zip(larger.model.recommend(DATA, 5), loaded.model.recommend(DATA, 5), strict=True):
         np.testing.assert_allclose(one, other)

@@ -17,7 +17,7 @@ TOP_LEVEL = (
     "dataset", "model", "baselines", "modality", "seed", "seeds", "accelerate", "study", "data", "raw", "init_from",
     "quantizer_from", "quantizer_with", "datasets", "models", "profiles", "ingest", "protocol", "cold_users", "embed",
     "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report", "ensemble", "ties",
-    "context", "studies", "geometry", "register", "requests", "recommend",
+    "context", "studies", "geometry", "register", "requests", "recommend", "update",
 )  # fmt: skip
 BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate", "recommend")
 BY_MODEL = ("train", "side")

@@ -42,11 +42,13 @@ def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None
     from recpipe.config.run_config import ColdUsersConfig
     from recpipe.layers.side import SideConfig
     from recpipe.training.settings import TrainSettings
+    from recpipe.training.update_data import UpdateSettings
 
     runs, values, dataset = list(runs), configuration.parameters(), configuration.dataset
     names, kinds = [run.name for run in runs], values["semantic_ids"]["kinds"]
     blocks: dict[str, tuple[type, Any]] = {name: (cls, values[name]) for name, cls in SECTIONS.items()}
     blocks["cold_users"] = (ColdUsersConfig, values["cold_users"])
+    blocks["update"] = (UpdateSettings, values["update"])
     blocks[f"{DATASETS}{dataset}"] = (schema.DatasetConfig, values["datasets"][dataset])
     blocks |= {f"{STUDIES}{name}": (schema.StudyConfig, block) for name, block in values["studies"].items()}
     blocks |= {f"{KINDS}{kind}": (schema.SemanticIdsConfig, block) for kind, block in kinds.items()}

@@ -28,7 +28,9 @@ ALL = "all"
 WHOLE = "__default__"
 STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
 # no part of a run of the whole project
-ON_REQUEST = ("ensemble", "ties", "context", "study", "geometry", "refit", "register", "recommend")
+ON_REQUEST = (
+    "ensemble", "ties", "context", "study", "geometry", "refit", "register", "recommend", "update", "add_items",
+)  # fmt: skip
 # pipelines that cannot run where the protocol holds out no events
 NEED_FOLDS = ("evaluate", "report", "ensemble", "ties", "context", "study", "refit")
 RESERVED = (ALL, WHOLE, *STAGES, *ON_REQUEST, *ID_KINDS)  # names that no model may have

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recpipe.data.item_columns import item_columns
 from recpipe.data.sequences import Vocabulary
 from recpipe.training.bundle import Bundle
 from recpipe.training.catalogue import extend_model, extended_titles, extended_vocabulary, has_content
@@ -50,6 +51,7 @@ def add_items(bundle: Bundle, inputs: ItemInputs, *, stands_for: dict[str, Any],
         titles=extended_titles(bundle, vocabulary, inputs.items),
         train_events=np.concatenate([bundle.train_events, np.zeros(added, np.int64)]),
         training={**bundle.training, "production": production},
+        item_columns=item_columns(inputs.items, vocabulary.ids),
         curve=[],
         work_folder=None,
     )

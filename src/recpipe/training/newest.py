@@ -1,0 +1,59 @@
+"""Newest bundle of a run, measured or for production, with the measured run that it stands for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recpipe.config import DataPaths, RunConfig
+from recpipe.data.atomic import latest_version
+from recpipe.data.digests import verified
+from recpipe.training.bundle import Bundle, load_bundle
+
+log = logging.getLogger(__name__)
+
+PRODUCTION, MEASURED = "production", "bundle"  # folders of a seed, each with a folder per version
+
+
+@dataclass(frozen=True)
+class NewestRun:
+    """A bundle, its version, and the measured run that it is or stands for, as in ``training["production"]``."""
+
+    bundle: Bundle
+    version: str
+    stands_for: dict[str, Any]
+
+
+def newest_run(paths: DataPaths, config: RunConfig) -> NewestRun:
+    """Load the newest bundle of a model and seed. Raises ValueError without one, with the command that trains it."""
+    seed = f"seed_{config.seed}"
+    folders = [latest_version(paths.models / config.name / seed / kind) for kind in (MEASURED, PRODUCTION)]
+    versions = [(folder.parent.name, folder) for folder in folders if folder is not None]
+    if not versions:
+        raise ValueError(
+            f"there is no bundle of {config.name} with seed {config.seed}: `kedro run --pipelines=train,evaluate "
+            f"--params dataset={config.dataset},model={config.name},seed={config.seed}` trains it"
+        )
+    version, folder = max(versions)
+    bundle = load_bundle(folder, accelerate=config.accelerate, with_seen_events=True)
+    log.info("%s: the newest bundle is %s/%s", config.name, folder.name, version)
+    production = bundle.training.get("production")
+    if production is not None:
+        return NewestRun(bundle, version, dict(production["stands_for"]))
+    metrics = _metrics(paths.reporting / config.name / seed / "metrics.json", bundle)
+    about = {"run": f"{config.dataset}/{config.name}/{seed}", "version": version, "protocol": bundle.protocol.id}
+    return NewestRun(bundle, version, {**about, "metrics": metrics})
+
+
+def _metrics(path: Path, bundle: Bundle) -> dict[str, Any]:
+    """Return the test metrics of the newest evaluation, none if there is none under the bundle's protocol."""
+    file = latest_version(path)
+    if file is not None:
+        metrics = json.loads(verified(file).read_text(encoding="utf-8"))
+        if metrics["protocol"]["id"] == bundle.protocol.id:
+            return dict(metrics["test"])
+    log.warning("%s has no metrics under its protocol %s: it was not evaluated", bundle.name, bundle.protocol.id)
+    return {}

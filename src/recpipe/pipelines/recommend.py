@@ -76,8 +76,13 @@ def recommend_to_users(
         if request is not None:
             request.check()
     model = _load_model(config, recommend, paths)
-    about = {"dataset": config.dataset, "model": config.name, "bundle": f"{_kind(model)} {model.version}"}
-    about |= {"protocol": model.protocol.id, "requests": recommend.requests, "users_file": recommend.users}
+    about: dict[str, Any] = {
+        "dataset": config.dataset,
+        "model": config.name,
+        "bundle": f"{_kind(model)} {model.version}",
+    }
+    about |= {"protocol": model.protocol.id}
+    about |= {"requests": recommend.requests, "users_file": recommend.users}
     job = BatchJob(
         model,
         recommend.k,
@@ -138,7 +143,8 @@ def _requests(
     of_log = dict(dataset.options or {}) if dataset.source == "files" else {}
     requests = users = None
     if recommend.requests is not None:
-        requests = RequestFile(Path(recommend.requests), recommend.columns, recommend.options, of_log)
+        columns = {role: column for role, column in recommend.columns.items() if column is not None}
+        requests = RequestFile(Path(recommend.requests), columns, recommend.options, of_log)
     if recommend.users is not None:
         names = [name for name in (recommend.columns.get("user_id"), layout.columns.get("user")) if name is not None]
         users = RequestFile(Path(recommend.users), options=recommend.options, log=of_log, user_names=names)

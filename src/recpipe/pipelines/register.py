@@ -130,8 +130,8 @@ def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str)
             f"{folder} has no evaluation of its own: run `kedro run --pipelines=evaluate,register --params "
             f"dataset={protocol.dataset},model={bundle.name},seed={bundle.training.get('seed')}`"
         )
-    metrics = {key: value for key, value in measured["test"].items() if isinstance(value, int | float)}
-    return Evidence(run, version, measured["protocol"]["id"], bundle_version=version, metrics=metrics, ranks=ranks)
+    id_, metrics = measured["protocol"]["id"], dict(measured["test"])
+    return Evidence(run, version, id_, bundle_version=version, metrics=metrics, ranks=ranks)
 
 
 def is_of(metrics: dict[str, Any], bundle: Bundle) -> bool:

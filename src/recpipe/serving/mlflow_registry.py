@@ -131,7 +131,8 @@ def evidence_tags(evidence: Evidence) -> dict[str, str]:
         "made_by": evidence.made_by,
         "bundle_version": evidence.bundle_version,
     }
-    return tags | {metric_tag(name): f"{value:.6g}" for name, value in evidence.metrics.items()}
+    numbers = {name: value for name, value in evidence.metrics.items() if isinstance(value, int | float)}
+    return tags | {metric_tag(name): f"{value:.6g}" for name, value in numbers.items()}
 
 
 def metric_tag(name: str) -> str:

@@ -106,15 +106,21 @@ def test_a_model_without_a_bundle_is_named_with_the_command(project, session_in)
         run(project, session_in, "register", model="popular", register={"bundle": "production"})
 
 
+def test_a_store_that_does_not_open_is_an_error_of_the_command(project, session_in) -> None:
+    conf = project / "conf" / "test" / "mlflow.yml"
+    text = conf.read_text()
+    conf.write_text("tracking_uri: sqlite:///conf/base/mlflow.yml/m.db\n")  # a folder that is a file
+    with pytest.raises(ValueError, match="MLflow has no run for item_knn: tracking failed"):
+        run(project, session_in, "register", model="item_knn")
+    conf.write_text(text)
+
+
 def test_without_mlflow_nothing_starts(project_copy, session_in) -> None:
     with pytest.raises(ValueError, match="omit --runner"):
         run(project_copy, session_in, "register", model="popular", runner=ParallelRunner())
     conf = project_copy / "conf" / "test" / "mlflow.yml"
     conf.write_text(conf.read_text() + "enabled: false\n")
     with pytest.raises(ValueError, match="set enabled: true in conf/base/mlflow.yml"):
-        run(project_copy, session_in, "register", model="popular")
-    conf.write_text("tracking_uri: sqlite:///conf/base/mlflow.yml/m.db\n")
-    with pytest.raises(ValueError, match="tracking failed"):
         run(project_copy, session_in, "register", model="popular")
 
 

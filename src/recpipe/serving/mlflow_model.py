@@ -24,7 +24,8 @@ import pandas as pd
 import pyarrow as pa
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array
 
 import recpipe
@@ -48,11 +49,12 @@ TYPES = {
     pa.float32(): DataType.float,
     pa.float64(): DataType.double,
 }
+ALWAYS = (USER, "rank", "item_id", "title", "source")  # columns of the output without null
 EXAMPLE_ITEMS, EXAMPLE_K = 3, 5
 PACKAGES = ("mlflow-skinny", "pandas")  # what MLflow needs to load and serve, besides what the bundle imports
 
 
-class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class BundleModel(PythonModel):
     """Recommendations of the bundle in the artifact ``bundle``; ``model_config`` may name a ``device``."""
 
     def load_context(self, context: Any) -> None:
@@ -62,15 +64,17 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Recommend to each row of ``model_input``; see ``signature`` for columns and parameters."""
-        values = {name: default for name, (_, default) in PARAMETERS.items()} | (params or {})
+        defaults: dict[str, Any] = {name: default for name, (_, default) in PARAMETERS.items()}
+        values = defaults | (params or {})
         try:
+            options: dict[str, Any] = {name: _by_user(model_input, name) for name in OPTIONAL if name in model_input}
             table = self.bundle.recommend(
                 _by_user(model_input, HISTORY),
                 k=values["k"],
                 rules=_parse_object(values["rules"], "rules"),
                 search=_parse_object(values["search"], "search"),
                 profiles=_profiles(model_input),
-                **{name: _by_user(model_input, name) for name in OPTIONAL if name in model_input},
+                **options,
             )
         except ValueError as error:  # a request that is not valid: MLflow answers 400 with this message
             raise MlflowException.invalid_parameter_value(str(error)) from error
@@ -121,9 +125,11 @@ def signature(bundle: Bundle, recommendations: pa.Table) -> ModelSignature:
     Columns of profiles that the bundle reads, and those of ``OPTIONAL``, may be left out.
     """
     optional = _profile_types(bundle) | OPTIONAL
-    inputs = [ColSpec(DataType.string, USER), ColSpec(Array(DataType.string), HISTORY)]
+    inputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, USER), ColSpec(Array(DataType.string), HISTORY)]
     inputs += [ColSpec(type_, name, required=False) for name, type_ in optional.items()]
-    outputs = [ColSpec(_mlflow_type(field.type), field.name) for field in recommendations.schema]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(_mlflow_type(field.type), field.name, required=field.name in ALWAYS) for field in recommendations.schema
+    ]
     params = [ParamSpec(name, type_, default) for name, (type_, default) in PARAMETERS.items()]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params))
 
@@ -132,7 +138,7 @@ def _profile_types(bundle: Bundle) -> dict[str, DataType | Array]:
     """Types of the user columns that the bundle reads, for side information or for users without history."""
     cold, side = bundle.model.cold_users, bundle.model.side
     columns = (*(() if cold is None else cold.columns), *(() if side is None else side.users))
-    words = {True: Array(DataType.string), False: DataType.string}
+    words: dict[bool, DataType | Array] = {True: Array(DataType.string), False: DataType.string}
     return {each.name: words[each.per_row > 1] if each.categorical else DataType.double for each in columns}
 
 

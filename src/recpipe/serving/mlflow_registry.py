@@ -34,6 +34,7 @@ VERSIONS_TAG = "mlflow.modelVersions"  # of a logged model: MLflow's page shows 
 EVALUATION = "evaluation"  # folder of artifacts of a version's run
 RANKS = f"{EVALUATION}/ranks.parquet"
 MEASURED_METRIC = "measured."  # prefix of tags with metrics of the measured run
+LOG_COLUMNS = {"user_id": "string", "item_id": "string", "timestamp": "long", "order": "long"}
 DESCRIPTION = "Recommendations of recpipe for users with and without history: a user a row in, an item a row out."
 
 
@@ -145,7 +146,7 @@ def _evidence(client: MlflowClient, version: ModelVersion) -> Evidence:
     tags, ranks = version.tags, None
     with tempfile.TemporaryDirectory(prefix="recpipe-") as temporary:
         try:
-            ranks = pq.read_table(client.download_artifacts(version.run_id, RANKS, temporary))
+            ranks = pq.read_table(client.download_artifacts(version.run_id or "", RANKS, temporary))
         except (MlflowException, OSError, pa.ArrowException) as error:
             log.warning("the ranks of %s version %s cannot be read: %s", version.name, version.version, error)
     names = ("measured_run", "measured_version", "protocol", "made_by", "bundle_version")
@@ -164,7 +165,7 @@ def dataset_input(bundle: Bundle) -> DatasetInput:
         digest=protocol.fingerprint or protocol.id,
         source_type="local",
         source=json.dumps(source),
-        schema=json.dumps({"mlflow_colspec": [{"name": name, "type": "string"} for name in ("user_id", "item_id")]}),
+        schema=json.dumps({"mlflow_colspec": [{"name": name, "type": type_} for name, type_ in LOG_COLUMNS.items()]}),
         profile=json.dumps(profile | steps),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

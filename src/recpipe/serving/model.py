@@ -86,8 +86,7 @@ class ServingBundle(Bundle):
         from pyarrow import parquet as pq
 
         table = items if isinstance(items, pa.Table) else pq.read_table(items)
-        result: ServingBundle = dataclasses.replace(self.with_item_columns(table), _rules=OrderedDict())  # type: ignore[type-var]
-        return result
+        return dataclasses.replace(self.with_item_columns(table), _rules=OrderedDict())
 
     def recommend(
         self,

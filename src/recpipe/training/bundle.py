@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +109,7 @@ class Bundle:
                 "name a run that was trained under this protocol, or on another data set"
             )
 
-    def with_search_settings(self, settings: Mapping[str, Any]) -> Bundle:
+    def with_search_settings(self, settings: Mapping[str, Any]) -> Self:
         """Return the bundle with the values of ``settings`` that only a search reads, such as ``beam``.
 
         Weights are shared. Raises ConfigError for values that are not allowed.
@@ -148,7 +148,7 @@ class Bundle:
             table = table.append_column(name, column)
         return table
 
-    def with_item_columns(self, items: pa.Table, *, where: str = "the table of items") -> Bundle:
+    def with_item_columns(self, items: pa.Table, *, where: str = "the table of items") -> Self:
         """Return the bundle with the current columns of ``items``, joined by item_id, in place of its own.
 
         Unknown items are ignored; items without a row have nulls. Weights are shared. ``where`` names the table in

@@ -183,6 +183,9 @@ def test_a_held_table_is_made_once_and_let_go():
     with items.cached_weights():
         held = items.table()
         assert items.table() is held
+        with items.cached_weights():
+            assert items.table() is held
+        assert items.table() is held
     with torch.no_grad():
         items.weight[1:] += 1.0
     torch.testing.assert_close(items.table()[1:], held[1:] + 1.0)

@@ -30,6 +30,7 @@ BY_HEART = {
     "parallel_tiger": DEEPER,
     "mql4grec": DEEPER,
 }
+PRODUCTS = {*CAUSAL, "bert4rec", "lightgcn", "mf", "nmf", "svd"}  # models whose scores are products of two vectors
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
 # T5's attention, which is not divided by the root of its width, learns slowly
 RATES = {"setrec": 1e-3, "tiger": 2e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
@@ -139,6 +140,44 @@ def test_tables_of_items_have_a_row_for_each_and_what_scores_is_among_them(name)
     except ValueError:
         return
     torch.testing.assert_close(tables.get("output", tables["input"]), vectors)
+
+
+@pytest.mark.parametrize("name", [name for name in types() if not issubclass(model_class(name), Generator)])
+def test_scores_by_product_are_the_products_of_query_and_output_vectors(name):
+    model = build_model(name)
+    assert isinstance(model, Scorer)
+    assert model.scores_by_product == (name in PRODUCTS)
+    if name not in PRODUCTS:
+        with pytest.raises(TypeError, match="no product of two vectors"):
+            model.output_vectors()
+        return
+    batch = model.on_device(DATA, window=WINDOW).batch(np.arange(len(DATA)))
+    with torch.inference_mode():
+        queries, vectors = model.query_vectors(batch).double().numpy(), model.output_vectors().double().numpy()
+    assert vectors.shape == (ITEMS + 1, queries.shape[1])
+    np.testing.assert_allclose((queries @ vectors.T)[:, 1:], scores(model, DATA)[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("hstu", {"normalise": True, "temperature": 0.1, "tied": False}),
+        ("bert4rec", {"norm_first": False, "count_from": "end"}),
+        ("mf", {"loss": "bpr"}),
+        ("sasrec", {"block": "ligr"}),
+    ],
+    ids=["hstu", "bert4rec", "mf", "sasrec"],
+)
+def test_products_hold_for_other_settings(name, config):
+    model = build_model(name, **config)
+    batch = model.on_device(DATA, window=WINDOW).batch(np.arange(len(DATA)))
+    with torch.inference_mode():
+        queries, vectors = model.query_vectors(batch).double().numpy(), model.output_vectors().double().numpy()
+    np.testing.assert_allclose((queries @ vectors.T)[:, 1:], scores(model, DATA)[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_lists_that_are_decoded_item_by_item_are_no_products():
+    assert not build_model("gpt", generate=2).scores_by_product
 
 
 @pytest.mark.parametrize("name", types())

@@ -147,8 +147,9 @@ def _saliency(model: NextItem, batch: Batch, target: Tensor) -> Tensor:
         table = model.items.table().detach()
         x_BTD = model.items.embed(batch, table).detach().requires_grad_()
         rows, last = torch.arange(len(target), device=target.device), batch.lengths - 1
-        hidden, head = model.output(model.encode(x_BTD, batch)[rows, last], model.items.head(table).detach())
-        log_probability = F.log_softmax(hidden @ head.T, -1)[rows, target].sum()
+        query = model.output_query(model.encode(x_BTD, batch)[rows, last])
+        output = model.output_table(model.items.head(table).detach())
+        log_probability = F.log_softmax(query @ output.T, -1)[rows, target].sum()
         (gradient,) = torch.autograd.grad(log_probability, x_BTD)
     return (gradient * x_BTD.detach()).sum(-1).abs() * batch.mask
 

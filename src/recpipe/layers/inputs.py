@@ -71,12 +71,12 @@ class ItemInput(nn.Module):
 
     @contextmanager
     def cached_weights(self) -> Iterator[None]:
-        """Compute the item table once inside the context, for inference with fixed weights."""
-        self._cached_table = self.table()
+        """Compute the item table once inside the outermost context, for inference with fixed weights."""
+        outer, self._cached_table = self._cached_table, self.table()
         try:
             yield
         finally:
-            self._cached_table = None
+            self._cached_table = outer
 
     def table(self) -> Tensor:
         """Return the item table (I + 1 + extra, D); row 0 is padding."""

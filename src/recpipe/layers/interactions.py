@@ -94,7 +94,7 @@ def item_counts(items_BT: Tensor, n_items: int, weights_BT: Tensor | None = None
 
     Column 0 is 0.
     """
-    counts = torch.zeros(len(items_BT), n_items + 1, device=items_BT.device)
+    counts = torch.zeros(items_BT.shape[0], n_items + 1, device=items_BT.device)
     values = (items_BT > 0).float() if weights_BT is None else weights_BT * (items_BT > 0)
     return counts.scatter_add_(1, items_BT, values)
 
@@ -109,7 +109,7 @@ def history_values(batch: Batch, n_items: int, scaling: str) -> Tensor:
 
 def largest_weights(items_BT: Tensor, weights_BT: Tensor, n_items: int) -> Tensor:
     """Return the largest weight (B, I + 1) of the events of each item in right-padded histories; column 0 is 0."""
-    largest = torch.zeros(len(items_BT), n_items + 1, device=items_BT.device)
+    largest = torch.zeros(items_BT.shape[0], n_items + 1, device=items_BT.device)
     return largest.scatter_reduce_(1, items_BT, weights_BT * (items_BT > 0), "amax")
 
 

@@ -189,13 +189,16 @@ class BERT4Rec(Scorer):
         masked = torch.where(draw < random_share + unchanged_share, items_BT, masked)
         return torch.where(draw < random_share, random_items, masked)
 
-    def score(self, batch: Batch) -> Tensor:
-        """Return scores (B, I + 1) of the items in place of a [MASK] that is appended to every row."""
+    def query_vectors(self, batch: Batch) -> Tensor:
+        """Return vectors (B, D) of a [MASK] that is appended to every row."""
         padded, table = batch.pad(1), self.items.table()
         items = padded.items.scatter(1, batch.lengths[:, None], self.mask_item)
         hidden = self.encode(replace(padded, items=items, lengths=batch.lengths + 1), table)
-        hidden = hidden[torch.arange(len(items), device=items.device), batch.lengths]  # (B, D)
-        return self.transform(hidden) @ self.items.head(table).T
+        hidden = hidden[torch.arange(items.shape[0], device=items.device), batch.lengths]  # (B, D)
+        return self.transform(hidden)
+
+    def output_vectors(self) -> Tensor:
+        return self.items.head(self.items.table())
 
     @property
     def scores_by_content(self) -> bool:

@@ -98,6 +98,10 @@ class GPT(NextItem):
             x_BTD = block(x_BTD, mask)
         return self.norm(x_BTD)
 
+    @property
+    def scores_by_product(self) -> bool:
+        return self.config.generate == 0  # otherwise ``refine`` reads and changes all scores
+
     def refine(self, batch: Batch, scores: Tensor) -> Tensor:
         """Decode ``generate`` items and raise their scores above all others, in order of decoding."""
         generator = torch.Generator(scores.device).manual_seed(self.config.sample_seed)

@@ -91,12 +91,14 @@ class HSTU(NextItem):
             x_BTD = layer(x_BTD, mask, buckets)
         return x_BTD
 
-    def output(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        table = table if self.output_items is None else self.output_items
+    def output_query(self, hidden: Tensor) -> Tensor:
         if not self.config.normalise:
-            return hidden, table
-        hidden, table = (F.normalize(values, dim=-1, eps=EPS) for values in (hidden, table))
-        return hidden / self.config.temperature, table
+            return hidden
+        return F.normalize(hidden, dim=-1, eps=EPS) / self.config.temperature
+
+    def output_table(self, table: Tensor) -> Tensor:
+        table = table if self.output_items is None else self.output_items
+        return F.normalize(table, dim=-1, eps=EPS) if self.config.normalise else table
 
     @property
     def scores_by_content(self) -> bool:

@@ -108,10 +108,12 @@ class LightGCN(ClosedForm):
     def item_tables(self) -> dict[str, Tensor]:
         return {"input": self.given, "output": self.items}
 
-    def score(self, batch: Batch) -> Tensor:
+    def query_vectors(self, batch: Batch) -> Tensor:
         in_history = (item_counts(batch.items, self.n_items) > 0).float()
-        users_BD = (in_history @ self.given) / in_history.sum(1, keepdim=True).clamp(min=1).sqrt()
-        return users_BD @ self.items.T
+        return (in_history @ self.given) / in_history.sum(1, keepdim=True).clamp(min=1).sqrt()
+
+    def output_vectors(self) -> Tensor:
+        return self.items
 
 
 def adjacency(pairs: Pairs) -> Tensor:

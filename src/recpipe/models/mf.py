@@ -120,11 +120,14 @@ class MF(ClosedForm):
     def item_tables(self) -> dict[str, Tensor]:
         return {"input": self.items}
 
-    def score(self, batch: Batch) -> Tensor:
+    def query_vectors(self, batch: Batch) -> Tensor:
         step = max(SYSTEMS // self.config.dim**2, 1)
         weights = torch.ones_like(batch.items, dtype=torch.float32) if batch.weights is None else batch.weights
         parts = zip(batch.items.split(step), weights.split(step), strict=True)
-        return torch.cat([self.user_factors(*part) for part in parts]) @ self.items.T
+        return torch.cat([self.user_factors(*part) for part in parts])
+
+    def output_vectors(self) -> Tensor:
+        return self.items
 
     def user_factors(self, items_BT: Tensor, weights_BT: Tensor | None = None) -> Tensor:
         """Return factors (B, D) of users with right-padded histories; a repeated item has its largest weight, once."""

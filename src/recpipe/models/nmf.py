@@ -83,8 +83,11 @@ class NMF(ClosedForm):
     def item_tables(self) -> dict[str, Tensor]:
         return {"input": self.parts.T}
 
-    def score(self, batch: Batch) -> Tensor:
-        return self.mixture(history_values(batch, self.n_items, self.config.scaling)) @ self.parts
+    def query_vectors(self, batch: Batch) -> Tensor:
+        return self.mixture(history_values(batch, self.n_items, self.config.scaling))
+
+    def output_vectors(self) -> Tensor:
+        return self.parts.T
 
     def mixture(self, x: Tensor) -> Tensor:
         """Return w ≥ 0 (B, K) that minimises, for x (B, I + 1),

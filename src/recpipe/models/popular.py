@@ -47,4 +47,4 @@ class Popular(ClosedForm):
         self.counts.copy_(torch.from_numpy(counts.astype(np.float32)))
 
     def score(self, batch: Batch) -> Tensor:
-        return self.counts.repeat(len(batch.items), 1)
+        return self.counts.repeat(batch.items.shape[0], 1)

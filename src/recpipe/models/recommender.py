@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -243,11 +243,27 @@ class Recommender(nn.Module, ABC):
 
 
 class Scorer(Recommender):
-    """Base class of models that score the whole catalogue at once; they implement ``score``."""
+    """Base class of models that score the whole catalogue at once.
 
-    @abstractmethod
+    They implement ``query_vectors`` and ``output_vectors`` if a score is a product of two vectors, otherwise ``score``.
+    """
+
+    def query_vectors(self, batch: Batch) -> Tensor:
+        """Return vectors (B, D) of histories, to be multiplied with ``output_vectors``."""
+        raise TypeError(f"{type(self).__name__} has no query vectors: its scores are no product of two vectors")
+
+    def output_vectors(self) -> Tensor:
+        """Return vectors (I + 1, D) of items, row 0 padding, whose products with ``query_vectors`` are the scores."""
+        raise TypeError(f"{type(self).__name__} has no output vectors: its scores are no product of two vectors")
+
     def score(self, batch: Batch) -> Tensor:
         """Return scores (B, I + 1) of every item as the next one; column 0 is ignored."""
+        return self.query_vectors(batch) @ self.output_vectors().T
+
+    @property
+    def scores_by_product(self) -> bool:
+        """Whether scores are products of ``query_vectors`` and ``output_vectors``, so that an index can search them."""
+        return type(self).score is Scorer.score
 
     def refine(self, batch: Batch, scores: Tensor) -> Tensor:
         """Adjust masked ``scores`` (B, I + 1); -inf must stay. Does nothing by default."""
@@ -269,22 +285,40 @@ class Scorer(Recommender):
         items of the history, also beyond ``max_length``. Users who need the fallback get its scores. Raises ValueError
         for NaN scores.
         """
+        restrictions: dict[str, Any] = {"exclude_seen": exclude_seen, "candidates": candidates, "excluded": excluded}
+        for rows, batch in self.history_batches(histories, tokens=tokens):
+            scores = self.cold_scores(histories, rows) if batch is None else self.score(batch).float()
+            if torch.isnan(scores.amax()):
+                raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
+            self.mask_scores(scores, histories, rows, **restrictions)
+            yield rows, scores if batch is None else self.refine(batch, scores)
+
+    def history_batches(
+        self, histories: Sequences, *, tokens: int = 1 << 15, all_scores: bool = True
+    ) -> Iterator[tuple[np.ndarray, Batch | None]]:
+        """Yield rows (B,) and batches of at most ``tokens`` events over all users; None: they need the fallback.
+
+        In evaluation mode and with cached weights. ``all_scores``: limit the rows so that scores (B, I + 1) fit in
+        memory; those of users who need the fallback always are.
+        """
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         cold = self.needs_fallback(histories)
-        restrictions: dict[str, Any] = {"exclude_seen": exclude_seen, "candidates": candidates, "excluded": excluded}
-        buckets = (*length_buckets(data.lengths, np.flatnonzero(~cold), tokens), np.flatnonzero(cold))
+        with self.cached_weights():
+            for bucket in length_buckets(data.lengths, np.flatnonzero(~cold), tokens):
+                for rows in self.score_blocks(bucket) if all_scores else [bucket]:
+                    yield rows, data.batch(rows)
+            for rows in self.score_blocks(np.flatnonzero(cold)):
+                yield rows, None
+
+    @contextmanager
+    def cached_weights(self) -> Iterator[None]:
+        """Compute item tables once inside the context, for inference with fixed weights."""
         with ExitStack() as stack:
             for module in self.modules():
                 if isinstance(module, ItemInput):
                     stack.enter_context(module.cached_weights())
-            for rows in chain.from_iterable(map(self.score_blocks, buckets)):
-                batch = None if cold[rows[0]] else data.batch(rows)
-                scores = self.cold_scores(histories, rows) if batch is None else self.score(batch).float()
-                if torch.isnan(scores.amax()):
-                    raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
-                self.mask_scores(scores, histories, rows, **restrictions)
-                yield rows, scores if batch is None else self.refine(batch, scores)
+            yield
 
     def top_k_batches(
         self,
@@ -330,9 +364,13 @@ class NextItem(Scorer):
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         """Return hidden states (B, T, D) of embedded events; position t depends on events up to t only."""
 
-    def output(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform hidden states (N, D) and item table (I + 1, D) before their product; identity by default."""
-        return hidden, table
+    def output_query(self, hidden: Tensor) -> Tensor:
+        """Transform hidden states (N, D) before their product with the output table; identity by default."""
+        return hidden
+
+    def output_table(self, table: Tensor) -> Tensor:
+        """Transform the item table (I + 1, D) before its product with hidden states; identity by default."""
+        return table
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         inputs, targets = batch.inputs_and_targets()
@@ -340,15 +378,18 @@ class NextItem(Scorer):
         is_target = targets > 0
         hidden = self.encode(self.items.embed(inputs, table), inputs)[is_target]
         context = {"context": inputs.context_items(targets)} if getattr(criterion, "uses_context", False) else {}
-        hidden, head = self.output(hidden, self.items.head(table))
+        hidden, head = self.output_query(hidden), self.output_table(self.items.head(table))
         return criterion(hidden, head, targets[is_target], inputs.target_weights(is_target), **context)
 
-    def score(self, batch: Batch) -> Tensor:
+    def query_vectors(self, batch: Batch) -> Tensor:
         batch = batch if batch.items.shape[1] else batch.pad(1)
         table, last = self.items.table(), (batch.lengths - 1).clamp(min=0)
-        hidden = self.encode(self.items.embed(batch, table), batch)[torch.arange(len(last), device=last.device), last]
-        hidden, head = self.output(hidden, self.items.head(table))
-        return hidden @ head.T
+        rows = torch.arange(last.shape[0], device=last.device)  # len() would fix the batch size of an exported graph
+        hidden = self.encode(self.items.embed(batch, table), batch)[rows, last]
+        return self.output_query(hidden)
+
+    def output_vectors(self) -> Tensor:
+        return self.output_table(self.items.head(self.items.table()))
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states (B, T, D) of events, oldest first."""

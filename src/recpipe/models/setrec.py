@@ -70,11 +70,11 @@ class Queries(nn.Module):
 
         ``events_S``: the event of each token, from 1; 0 for the first token.
         """
-        places = places.expand(len(encoded_BSD), -1) if places.ndim == 1 else places
+        places = places.expand(encoded_BSD.shape[0], -1) if places.ndim == 1 else places
         visible = (events_S <= places[..., None]) & mask_BS[:, None]  # (B, P, S)
         bias = t5.attention_mask(self.recency(places + 1, events_S), visible[:, None]).bias
         mask = t5.AttentionMask(bias.repeat_interleave(len(self.queries), 2))
-        x_BQD = self.dropout(self.queries.repeat(places.shape[1], 1).expand(len(places), -1, -1))
+        x_BQD = self.dropout(self.queries.repeat(places.shape[1], 1).expand(places.shape[0], -1, -1))
         for layer in self.layers:
             x_BQD = layer(x_BQD, encoded_BSD, mask)
         return self.dropout(self.norm(x_BQD)).unflatten(1, (-1, len(self.queries)))
@@ -201,7 +201,7 @@ class SETRec(Scorer):
 def between_items(events_S: Tensor, *, causal: bool) -> Tensor:
     """Return the attention mask (S, S) bool: a token attends to itself and to other items, or to earlier ones only."""
     other = events_S[:, None] > events_S if causal else events_S[:, None] != events_S
-    return other | torch.eye(len(events_S), dtype=torch.bool, device=events_S.device)
+    return other | torch.eye(events_S.shape[0], dtype=torch.bool, device=events_S.device)
 
 
 def prefixes(items_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:

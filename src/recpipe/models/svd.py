@@ -80,6 +80,9 @@ class SVD(ClosedForm):
     def item_tables(self) -> dict[str, Tensor]:
         return {"input": self.factors}
 
-    def score(self, batch: Batch) -> Tensor:
+    def query_vectors(self, batch: Batch) -> Tensor:
         x = history_values(batch, self.n_items, self.config.scaling) * self.weight
-        return (x @ self.factors) @ self.factors.T
+        return x @ self.factors
+
+    def output_vectors(self) -> Tensor:
+        return self.factors

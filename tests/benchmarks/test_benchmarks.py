@@ -25,6 +25,7 @@ ROWS = {  # a number in a row that starts with one of these words
     "embedding": ("title ours, fp32", "title ours, bf16", "title ours, nothing changed"),
     "evaluation": ("60 users x 50 items: median",),
     "generative": ("sasrec seen allowed", "tiger seen excluded", "parallel_tiger seen allowed"),
+    "item_index": ("clustered ivf", "clustered hnsw", "uniform ivf"),
     "large_catalogue": ("popular", "svd", "item_knn", "user_knn"),
     "lightgcn": ("recpipe LightGCN",),
     "mamba2": ("ours, chunk 10", "transformers, chunk 20", "sasrec", "mamba4rec"),

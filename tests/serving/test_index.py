@@ -13,6 +13,7 @@ import torch
 from tests.artefacts import flip_bit
 from tests.synthetic import random_sequences
 
+import recpipe
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.digests import MANIFEST, write_manifest
 from recpipe.data.protocol import Protocol
@@ -191,6 +192,7 @@ def test_settings_are_checked(setting):
 
 BUNDLE_ITEMS = 400
 DATA = random_sequences(80, BUNDLE_ITEMS, longest=16, seed=1)
+MMR = {"diversity": 0.3}
 CONFIG = replace(QUICK, queries=50, kind="ivf", list_size=32)
 
 
@@ -286,6 +288,24 @@ def test_an_index_that_does_not_fit_is_built_again(change, tmp_path, caplog):
     assert "building" not in caplog.text
     bundle_index(bundle, folder, replace(CONFIG, recall=0.9))
     assert "building" in caplog.text
+
+
+def test_a_served_bundle_lists_through_its_index_without_probabilities(tmp_path):
+    folder = saved_bundle(tmp_path / "bundle")
+    exact = recpipe.load_bundle(folder)
+    assert exact.index is None
+    served = recpipe.load_bundle(folder, index=CONFIG)
+    assert served.index.kind == "ivf"
+    served.index.settings = replace(served.index.settings, effort=BUNDLE_ITEMS)
+    histories = {f"u{u}": [f"i{item - 1}" for item in DATA.row(u)] for u in range(30)} | {"new": []}
+    for options in ({}, {"candidates": [f"i{n}" for n in range(0, 400, 3)]}, {"exclude": ["i5"]}, {"rules": MMR}):
+        table, expected = (model.recommend(histories, 5, **options) for model in (served, exact))
+        assert table["source"].to_pylist() == expected["source"].to_pylist()
+        np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-4, atol=1e-5)
+        assert table["probability"].null_count == len(table)
+    by_user = {"candidates": {"u0": ["i7", "i9"], "u1": ["i8"]}}
+    table, expected = (model.recommend({"u0": ["i1"], "u1": ["i2"]}, 5, **by_user) for model in (served, exact))
+    assert table.equals(expected)
 
 
 def test_small_catalogues_and_models_without_vectors_have_no_index(tmp_path):

@@ -33,7 +33,7 @@ from recpipe.data.digests import file_digest
 from recpipe.layers.inputs import TIME_CODES
 from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import Scorer
-from recpipe.serving.recommender import bundle_folder
+from recpipe.serving.bundles import newest_bundle
 from recpipe.training.bundle import Bundle, load_bundle
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        bundle = load_bundle(bundle_folder(options.bundle), accelerate=False)
+        bundle = load_bundle(newest_bundle(options.bundle), accelerate=False)
         result = export_bundle(bundle, options.into)
     except ValueError as error:
         log.error("error: %s", error)

@@ -25,9 +25,9 @@ from recpipe.data.atomic import atomic_folder
 from recpipe.data.digests import DigestError, file_digest, verify_folder, write_manifest
 from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.models.recommender import Scorer
+from recpipe.serving.bundles import newest_bundle
 from recpipe.serving.index_build import IndexConfig, build_index, sample_queries
 from recpipe.serving.item_index import KINDS, ItemIndex, SearchSettings
-from recpipe.serving.recommender import bundle_folder
 from recpipe.training.bundle import WEIGHTS, Bundle, load_bundle
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = ("kind", "recall", "k", "exact_below")
     try:
         config = IndexConfig(**{name: value for name in names if (value := getattr(options, name)) is not None})
-        folder = bundle_folder(options.bundle)
+        folder = newest_bundle(options.bundle)
         bundle = load_bundle(folder)
         index = bundle_index(bundle, folder, config)
     except ValueError as error:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from recpipe.data.sequences import Sequences
+from recpipe.data.user_items import UserItems
 from recpipe.layers.top_k import tie_order, top_k
 from recpipe.models.recommender import Lists, Scorer
 
@@ -185,23 +186,29 @@ def indexed_top_k(
     *,
     exclude_seen: bool = True,
     candidates: Tensor | None = None,
+    excluded: UserItems | None = None,
 ) -> Lists:
     """Yield what ``model.top_k_batches`` yields, through the index of its vectors.
 
     Users who need the fallback are scored exactly. There are no sums over the catalogue, so that no probability follows
     from the scores.
     """
-    k = min(k, model.n_items)
+    k, barred = min(k, model.n_items), UserItems.of_histories(histories) if exclude_seen else None
+    if excluded is not None:
+        barred = excluded.joined(barred)
     with torch.inference_mode():
         for rows, batch in model.history_batches(histories, all_scores=False):
             if batch is None:
                 scores = model.cold_scores(histories, rows)
-                model.mask_scores(scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates)
+                model.mask_scores(
+                    scores, histories, rows, exclude_seen=exclude_seen, candidates=candidates, excluded=excluded
+                )
                 items, values = top_k(scores, k)
                 yield rows, items.cpu().numpy(), values.cpu().numpy()
             else:
-                seen = Pairs(*histories.events(rows)) if exclude_seen else None
-                yield rows, *index.search(model.query_vectors(batch), k, excluded=seen, candidates=candidates)
+                part = None if barred is None else barred.select(rows)
+                pairs = None if part is None else Pairs(part.owner, part.items)
+                yield rows, *index.search(model.query_vectors(batch), k, excluded=pairs, candidates=candidates)
 
 
 def _share(candidates: Tensor) -> float:

@@ -14,6 +14,7 @@ from recpipe.data.sequences import Sequences
 from recpipe.data.user_items import Candidates, UserItems
 from recpipe.evaluation.recommendations import COLD_USERS, CONTENT_SLOTS, SOURCES
 from recpipe.models.recommender import Recommender
+from recpipe.serving.item_index import ItemIndex
 from recpipe.serving.places import Places
 from recpipe.serving.ranking import Floats, Ints, Ranking, Restrictions, intersection, rank
 from recpipe.serving.rules import BundleRules
@@ -34,11 +35,15 @@ class Lists:
 
 @dataclass(frozen=True)
 class ListMaker:
-    """Lists by one model under one set of rules. ``content`` ranks new items; by default the model itself."""
+    """Lists by one model under one set of rules. ``content`` ranks new items; by default the model itself.
+
+    ``index`` of the model's items: without probabilities, and faster in a large catalogue.
+    """
 
     model: Recommender
     rules: BundleRules
     content: Recommender | None = None
+    index: ItemIndex | None = None
 
     def lists(
         self,
@@ -56,7 +61,7 @@ class ListMaker:
         restrictions = Restrictions(exclude_seen, candidates, excluded)
         cold = self.model.needs_fallback(histories)
         if not self.rules.rules.picks:
-            ranking = rank(self.model, histories, k, **restrictions.arguments())
+            ranking = rank(self.model, histories, k, **restrictions.arguments(), index=self.index)
             return _lists(ranking, cold, np.zeros(ranking.items.shape, bool))
         users = np.arange(len(histories))
         parts = [users[start : start + USERS_AT_ONCE] for start in range(0, len(users), USERS_AT_ONCE)]
@@ -90,12 +95,12 @@ class ListMaker:
 
     def _pools(self, histories: Sequences, size: int, restrictions: Restrictions) -> list[Ranking]:
         """Ranking of all items, and with the rule ``new_items`` one of the new ones."""
-        pool = rank(self.model, histories, size, **restrictions.arguments())
+        pool = rank(self.model, histories, size, **restrictions.arguments(), index=self.index)
         if self.rules.is_new is None:
             return [pool]
         new = restrictions.among(self.rules.is_new)
         if self.content is None:
-            return [pool, rank(self.model, histories, size, **new.arguments())]
+            return [pool, rank(self.model, histories, size, **new.arguments(), index=self.index)]
         ranking = rank(self.content, histories, size, **new.arguments())
         ranking.items[self.content.needs_fallback(histories)] = 0
         return [pool, Ranking(ranking.items, np.full_like(ranking.scores, np.nan), None)]

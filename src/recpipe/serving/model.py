@@ -30,6 +30,8 @@ from recpipe.evaluation.recommendations import SOURCES, titles_of
 from recpipe.models.content_knn import ContentKNN
 from recpipe.models.recommender import Scorer
 from recpipe.serving.bundles import newest_bundle, version_of
+from recpipe.serving.index import IndexConfig, bundle_index
+from recpipe.serving.item_index import ItemIndex
 from recpipe.serving.lists import ListMaker, Lists, pool_size
 from recpipe.serving.ranking import rank
 from recpipe.serving.recommender import similar_items
@@ -40,6 +42,7 @@ from recpipe.training.bundle import Bundle
 log = logging.getLogger(__name__)
 
 RULES_CACHED = 64  # sets of rules that are resolved once
+AUTOMATIC_INDEX = IndexConfig()
 CANDIDATES_AT_ONCE = 256  # items whose ids a search scores together
 Ids = Sequence[str] | Mapping[str, Sequence[str]]  # of all users, or by user
 
@@ -51,11 +54,14 @@ def load_bundle(
     items: pa.Table | Path | str | None = None,
     content: Path | str | None = None,
     accelerate: bool = True,
+    index: IndexConfig | None = AUTOMATIC_INDEX,
 ) -> ServingBundle:
     """Load the newest bundle of ``path``: a model's folder, one of its seeds, or a bundle.
 
     ``items``: a table or Parquet file with ``item_id`` and current columns for rules, such as what is in stock.
-    ``content``: bundle of a model of type content_knn, which ranks new items for models that cannot.
+    ``content``: bundle of a model of type content_knn, which ranks new items for models that cannot. ``index``: when a
+    large catalogue on a CPU is searched by an index, which is built at the first load and gives no probabilities; None:
+    never.
 
     Raises ValueError where there is no bundle, and for a damaged one.
     """
@@ -64,6 +70,8 @@ def load_bundle(
     fields = {each.name: getattr(loaded, each.name) for each in dataclasses.fields(Bundle)}
     content_bundle = None if content is None else bundles.load_bundle(newest_bundle(content), device)
     model = ServingBundle(**fields, folder=folder, version=version_of(folder), content=content_bundle)
+    if index is not None and model.model.device.type == "cpu":
+        model.index = bundle_index(model, folder, index)
     return model if items is None else model.with_items(items)
 
 
@@ -74,6 +82,7 @@ class ServingBundle(Bundle):
     folder: Path | None = None
     version: str = ""
     content: Bundle | None = None
+    index: ItemIndex | None = None  # of a large catalogue
     _rules: OrderedDict[Rules, BundleRules] = field(default_factory=OrderedDict, repr=False)
 
     @classmethod
@@ -145,7 +154,10 @@ class ServingBundle(Bundle):
         if self.protocol.time == "query" and sequences.query_times is None:
             sequences = dataclasses.replace(sequences, query_times=np.full(len(sequences), now, np.int64))
         maker = ListMaker(
-            self._searcher(k, rules, search), self.rules(rules), None if self.content is None else self.content.model
+            self._searcher(k, rules, search),
+            self.rules(rules),
+            None if self.content is None else self.content.model,
+            self.index,
         )
         return maker.lists(sequences, k, candidates=candidates, excluded=excluded, now=now)
 

@@ -14,6 +14,7 @@ from recpipe.data.user_items import Candidates, UserItems, candidates_of
 from recpipe.layers.top_k import top_k
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.progress import progress
+from recpipe.serving.item_index import ItemIndex, indexed_top_k
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -36,8 +37,12 @@ def rank(
     exclude_seen: bool,
     candidates: Candidates | None = None,
     excluded: UserItems | None = None,
+    index: ItemIndex | None = None,
 ) -> Ranking:
     """Rank the first ``k`` items of every user, of the candidates that are not excluded.
+
+    ``index``: of the model's items, used unless users have candidates of their own. Then there is no normaliser, which
+    is a sum over all candidates: a probability needs exact search.
 
     Raises ValueError for NaN scores, and for a beam search of fewer than ``k`` beams.
     """
@@ -47,6 +52,10 @@ def rank(
         return Ranking(items, scores, np.zeros(len(items), np.float32) if model.probabilistic else None)
     items = np.zeros((len(histories), k), np.int32)
     scores = np.full(items.shape, -np.inf, np.float32)
+    if index is not None and index.index is not None and not isinstance(candidates, UserItems):
+        for rows, best_items, best_scores in indexed_top_k(model, index, histories, k, **restrictions):
+            items[rows], scores[rows] = best_items, best_scores
+        return Ranking(items, scores, None)
     normalizer = np.zeros(len(items), np.float32) if model.probabilistic else None
     with progress(len(histories), "rank users", unit="users") as bar:
         for rows, values in model.score_batches(histories, **restrictions):

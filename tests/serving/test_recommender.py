@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.synthetic import catalogue, catalogue_ids, random_sequences, sequences
 
+import recpipe
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.digests import write_manifest
 from recpipe.data.protocol import Protocol
@@ -62,7 +66,7 @@ def test_recommendations_are_those_of_the_model(run, capsys):
     rows = json_rows(capsys, run, "--items", "i02, i07,nothing", "--top", 4)
     items, scores = bundle.model.recommend(sequences([[3, 8]], times=False), 4)
     assert [row["item_id"] for row in rows] == [f"i{n - 1:02}" for n in items[0]]
-    np.testing.assert_allclose([row["logit"] for row in rows], scores[0], rtol=1e-5)
+    np.testing.assert_allclose([row["score"] for row in rows], scores[0], rtol=1e-5)
     assert [row["rank"] for row in rows] == [1, 2, 3, 4]
     for row, item in zip(rows, items[0], strict=True):
         for name, codes in bundle.model.item_codes().items():
@@ -163,15 +167,80 @@ def test_items_are_found_by_title(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--top", "0"], "at least one item"),
+        (["--top", "0"], "k is 0"),
         (["--candidates", "what"], "none of the 1 candidates"),
-        (["--slots", "0.2"], "--slots needs --content"),
+        (["--new-items", "0.2"], "no item of .* is new by 'train_events = 0'"),
+        (["--new-where", "train_events < 3"], "--new-where needs --new-items"),
+        (["--where", "prise > 3"], "position 1, 'prise > 3': the items have no column 'prise'"),
+        (["--where", "__import__('os').system('ls')"], "cannot be read"),
+        (["--diversity", "2"], "diversity is 2.0; it is a number from 0 and at most 1"),
+        (["--max-per-category", "brand=2"], "unknown item column of .* 'brand'"),
+        (["--max-per-category", "title=0"], "max_per_category is 0"),
+        (["--rules", "{seen: 30}"], "needs timestamps"),
+        (["--rules", "{sean: 30}"], "sean.*did you mean 'seen'"),
+        (["--times", "5,6"], "not one for each event"),
+        (["--current", "nothing.parquet"], "nothing.parquet"),
     ],
-    ids=["top", "candidates", "slots"],
 )
 def test_invalid_requests_are_one_line_errors(run, capsys, arguments, message):
     assert main([str(run), "--items", "i02", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--times now", "--max-per-category brand", "--rules [seen]", "--rules {seen", "--diversity x"]
+)
+def test_options_that_cannot_be_read_are_refused(run, capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(run), *arguments.split()])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("python -m recpipe.serving: error: argument --")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """Model with vectors of items, that the columns price and brand describe; the last two have no event."""
+    torch.manual_seed(0)
+    model = build("sasrec", {"dim": 16}, n_items=ITEMS, max_length=6).eval()
+    events = np.array([*range(1, ITEMS - 1), 0, 0])
+    columns = pa.table({"price": np.arange(ITEMS) / 2, "brand": [f"b{n % 3}" for n in range(ITEMS)]})
+    bundle = Bundle(
+        "sasrec", "sasrec", model, VOCABULARY, [None] * ITEMS, events, Protocol(dataset="tiny"), item_columns=columns
+    )
+    folder = tmp_path / "sasrec" / "seed_1" / "production" / "2026-01-01T00.00.00.000Z" / "production"
+    folder.mkdir(parents=True)
+    save_bundle(bundle, folder)
+    return tmp_path / "sasrec"
+
+
+@pytest.mark.parametrize(
+    ("options", "rules"),
+    [
+        ("--where|price < 5 and brand <> 'b1'", {"where": "price < 5 and brand <> 'b1'"}),
+        ("--exclude|i01,i02|--exclude-item|i03", {"exclude": ["i01", "i02", "i03"]}),
+        ("--max-per-category|brand=1", {"max_per_category": 1, "category": "brand"}),
+        ("--diversity|0.7", {"diversity": 0.7}),
+        ("--new-items|0.4|--new-where|train_events < 6", {"new_items": {"share": 0.4, "where": "train_events < 6"}}),
+        ("--rules|{seen: 1, exclude: [i09]}|--times|0,86400|--now|90000", {"seen": 1, "exclude": ["i09"]}),
+        ("--rules|{seen: exclude, diversity: 0.5}|--seen", {"seen": "allow", "diversity": 0.5}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_options_are_the_rules_of_the_same_names(shop, capsys, options, rules):
+    rows = json_rows(capsys, shop, "--items", "i02,i07", "--top", 5, *options.split("|"))
+    times = {"timestamps": {"user": [0, 86400]}, "now": 90000} if "--times" in options else {}
+    model = recpipe.load_bundle(shop)
+    expected = model.recommend({"user": ["i02", "i07"]}, 5, rules=rules, **times).drop_columns("user_id").to_pylist()
+    assert [row["item_id"] for row in rows] == [row["item_id"] for row in expected]
+    assert rows != model.recommend({"user": ["i02", "i07"]}, 5).drop_columns("user_id").to_pylist()
+
+
+def test_current_columns_replace_those_of_the_bundle(shop, tmp_path, capsys):
+    pq.write_table(pa.table({"item_id": ["i04", "i05", "other"], "stock": [0, 3, 9]}), tmp_path / "stock.parquet")
+    rows = json_rows(capsys, shop, "--current", tmp_path / "stock.parquet", "--where", "stock > 0")
+    assert [row["item_id"] for row in rows] == ["i05"]
+    assert main([str(shop), "--items", "i05", "--candidates", "i05", "--unseen"]) == 0
+    assert "No item is left by the rules and the history." in capsys.readouterr().out
 
 
 def test_a_folder_without_a_bundle_is_an_error(tmp_path, capsys):

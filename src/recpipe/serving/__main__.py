@@ -1,7 +1,11 @@
-"""Recommendations for one user, from any bundle.
+"""Recommendations for one user, from the newest bundle of a model or of a run.
 
-python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --find lantern
-python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754,85123A --top 5
+python -m recpipe.serving data/06_models/online_retail/tiger --find lantern
+python -m recpipe.serving data/06_models/online_retail/tiger --items 21754,85123A --top 5
+python -m recpipe.serving data/06_models/online_retail/tiger --items 21754 --where 'price < 5 and train_events > 20'
+python -m recpipe.serving data/06_models/my_log/sasrec --items 7,9 --max-per-category brand=2 --diversity 0.3
+python -m recpipe.serving data/06_models/my_log/sasrec --new-items 0.2 --content data/06_models/my_log/text_knn
+python -m recpipe.serving data/06_models/my_log/sasrec --items 7 --times 1764000000 --rules '{seen: 30, exclude: [8]}'
 python -m recpipe.serving data/06_models/online_retail/sasrec/seed_42 --similar 21754
 python -m recpipe.serving data/06_models/my_log/sasrec/seed_42 --item 'Tea, green' --item ' 7'
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754 --search stochastic=true
@@ -20,11 +24,9 @@ import pyarrow as pa
 import yaml
 
 from recpipe.config import read_yaml
-from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.recommendations import COLD_USERS
 from recpipe.reporting.formatting import printable
-from recpipe.serving.recommender import bundle_folder, items_titled, recommend, similar_items
-from recpipe.training.bundle import Bundle, load_bundle
+from recpipe.serving.model import ServingBundle, load_bundle
 
 TITLE_WIDTH = 60
 TITLES_SHOWN = 50
@@ -34,44 +36,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Print recommendations as a table or as JSON lines; exit status 2 for an invalid request."""
     options = _parser().parse_args(arguments)
     try:
-        bundle = load_bundle(bundle_folder(options.run))
-        history = [*options.items, *_trimmed(options.item, bundle)]
-        candidates = None
-        if options.candidates is not None or options.candidate is not None:
-            candidates = [*(options.candidates or ()), *_trimmed(options.candidate or (), bundle)]
+        model = load_bundle(options.run, items=options.current, content=options.content)
         if options.find is not None:
-            hits = items_titled(bundle, options.find)
-            for item, title in hits[:TITLES_SHOWN]:
-                print(f"{printable(item):>12}  {printable(title)}")
-            if len(hits) > TITLES_SHOWN:
-                print(f"and {len(hits) - TITLES_SHOWN} more")
-            return 0 if hits else 1
+            return _print_hits(model, options.find)
         if options.similar is not None:
-            (item,) = _trimmed([options.similar], bundle)
-            _print_similar(similar_items(bundle, item, options.top), options.json)
+            (item,) = _trimmed([options.similar], model)
+            _print_similar(model.similar(item, options.top), options.json)
             return 0
-        slots = None
-        if options.slots:
-            if options.content is None:
-                raise ValueError("--slots needs --content, the run of a model of type content_knn")
-            slots = ContentSlots(options.slots, load_bundle(bundle_folder(options.content)))
-        table = recommend(
-            bundle,
+        history = [*options.items, *_trimmed(options.item, model)]
+        table = model.recommend(
             {"user": history},
             options.top,
-            exclude_seen=bundle.protocol.exclude_seen if options.seen is None else not options.seen,
-            candidates=candidates,
-            slots=slots,
+            rules=_rules(options, model),
+            timestamps=None if options.times is None else {"user": options.times},
+            now=options.now,
             search=dict(options.search),
         )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     if options.json:
         for row in table.drop_columns(["user_id"]).to_pylist():
             print(json.dumps(row, ensure_ascii=False))
     else:
-        _print_table(bundle, history, table)
+        _print_table(model, history, table)
     return 0
 
 
@@ -79,20 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m recpipe.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="data/06_models/<dataset>/<model>/seed_<seed>, or a bundle")
+    parser.add_argument("run", type=Path, help="data/06_models/<dataset>/<model>, one of its seeds, or a bundle")
     parser.add_argument(
         "--items", type=_ids, default=[], help="ids of the history, oldest first, as a,b,c; none: a new user"
     )
     parser.add_argument(
         "--item", action="append", default=[], help="one id of the history as it is, also with commas; repeatable"
     )
+    parser.add_argument("--times", type=_seconds, help="seconds since 1970 of the history's events, as 1,2,3")
+    parser.add_argument("--now", type=int, help="seconds since 1970 at which the user asks; by default the clock's")
     parser.add_argument("--top", type=int, default=10, help="number of recommendations (10)")
-    parser.add_argument("--candidates", type=_ids, help="ids that may be recommended, as a,b,c; all by default")
-    parser.add_argument("--candidate", action="append", help="one such id as it is, also with commas; repeatable")
-    parser.add_argument(
-        "--slots", type=float, default=0.0, help="share of places for items without training events, as 0.2"
-    )
-    parser.add_argument("--content", type=Path, help="run of the model that fills them, such as text_knn")
     parser.add_argument(
         "--search",
         metavar="KEY=VALUE",
@@ -101,13 +85,72 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="setting of the search, such as beam=50, stochastic=true, temperatures=[1,1,2,2]; repeatable",
     )
-    seen = parser.add_mutually_exclusive_group()
-    seen.add_argument("--seen", action="store_true", default=None, help="include items of the history")
-    seen.add_argument("--unseen", dest="seen", action="store_false", help="exclude them; default: as in the protocol")
-    parser.add_argument("--find", metavar="TEXT", help="list items whose title contains it, instead")
+    parser.add_argument("--find", metavar="TEXT", help="list items whose title or id contains it, instead")
     parser.add_argument("--similar", metavar="ITEM", help="list items nearest to it by the model's vectors, instead")
     parser.add_argument("--json", action="store_true", help="one JSON object per recommendation")
+    _add_rules(parser.add_argument_group("rules", "which items a list may have, and how they are mixed"))
     return parser
+
+
+def _add_rules(group: argparse._ArgumentGroup) -> None:
+    """Add the options that become `Rules`."""
+    group.add_argument(
+        "--where", metavar="CONDITION", help="condition on item columns, as \"price < 5 and region in ['DE', 'AT']\""
+    )
+    group.add_argument("--candidates", type=_ids, help="ids that may be recommended, as a,b,c; all by default")
+    group.add_argument("--candidate", action="append", help="one such id as it is, also with commas; repeatable")
+    group.add_argument("--exclude", type=_ids, help="ids that must not be recommended, as a,b,c")
+    group.add_argument("--exclude-item", action="append", help="one such id as it is, also with commas; repeatable")
+    seen = group.add_mutually_exclusive_group()
+    seen.add_argument("--seen", action="store_const", const="allow", help="include items of the history")
+    seen.add_argument(
+        "--unseen", dest="seen", action="store_const", const="exclude", help="exclude them; default: as in the protocol"
+    )
+    group.add_argument(
+        "--max-per-category", metavar="COLUMN=N", type=_limit, help="most items of one value of the column, as brand=2"
+    )
+    group.add_argument(
+        "--new-items", "--slots", dest="new_items", metavar="SHARE", type=float, help="share of places for new items"
+    )
+    group.add_argument("--new-where", metavar="CONDITION", help="which items are new; by default train_events = 0")
+    group.add_argument("--content", type=Path, help="run of the model that ranks them, such as text_knn")
+    group.add_argument("--diversity", metavar="DIAL", type=float, help="from 0, the order of the model, to 1")
+    group.add_argument("--current", metavar="FILE", type=Path, help="Parquet file of item_id and current item columns")
+    group.add_argument(
+        "--rules", metavar="YAML", type=_mapping, default={}, help="rules as in the conf, as '{seen: 30}'"
+    )
+
+
+def _rules(options: argparse.Namespace, model: ServingBundle) -> dict[str, Any]:
+    """Return the rules of ``--rules`` and of the other options, which win."""
+    rules = dict(options.rules)
+    for key, ids, items in (
+        ("candidates", options.candidates, options.candidate),
+        ("exclude", options.exclude, options.exclude_item),
+    ):
+        if ids is not None or items is not None:
+            rules[key] = [*(ids or ()), *_trimmed(items or (), model)]
+    for key in ("where", "seen", "diversity"):
+        if (value := getattr(options, key)) is not None:
+            rules[key] = value
+    if options.max_per_category is not None:
+        rules["category"], rules["max_per_category"] = options.max_per_category
+    if options.new_items is not None:
+        rules["new_items"] = {"share": options.new_items}
+    if options.new_where is not None:
+        if not isinstance(rules.get("new_items"), dict):
+            raise ValueError("--new-where needs --new-items, the share of places for new items")
+        rules["new_items"] = {**rules["new_items"], "where": options.new_where}
+    return rules
+
+
+def _print_hits(model: ServingBundle, text: str) -> int:
+    hits = model.find_items(text, len(model.vocabulary)).to_pylist()
+    for hit in hits[:TITLES_SHOWN]:
+        print(f"{printable(hit['item_id']):>12}  {printable(hit['title'])}")
+    if len(hits) > TITLES_SHOWN:
+        print(f"and {len(hits) - TITLES_SHOWN} more")
+    return 0 if hits else 1
 
 
 def _print_similar(table: pa.Table, as_json: bool) -> None:
@@ -123,6 +166,30 @@ def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _seconds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole seconds, as 1764000000,1764086400") from error
+
+
+def _limit(text: str) -> tuple[str, int]:
+    column, _, number = text.rpartition("=")
+    if not column or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no column with a number; write brand=2")
+    return column, int(number)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        rules = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read; write '{{seen: 30}}'") from error
+    if not isinstance(rules, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no mapping; write '{{seen: 30}}'")
+    return rules
+
+
 def _setting(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator:
@@ -133,15 +200,15 @@ def _setting(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be read; lists are written [1,1,2,2]") from error
 
 
-def _trimmed(ids: Iterable[str], bundle: Bundle) -> list[str]:
+def _trimmed(ids: Iterable[str], model: ServingBundle) -> list[str]:
     """Remove the blanks around unknown ids, as ingest does."""
-    vocabulary = {*bundle.vocabulary.ids.tolist()}
+    vocabulary = {*model.vocabulary.ids.tolist()}
     return [item if item in vocabulary else item.strip() for item in ids]
 
 
-def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:
-    titles = dict(zip(bundle.vocabulary.ids.tolist(), bundle.titles, strict=True))
-    print(f"{bundle.name} on {bundle.protocol.dataset}, protocol {bundle.protocol.id}")
+def _print_table(model: ServingBundle, history: list[str], table: pa.Table) -> None:
+    titles = dict(zip(model.vocabulary.ids.tolist(), model.titles, strict=True))
+    print(f"{model.name} on {model.protocol.dataset}, protocol {model.protocol.id}")
     for item in history:
         title = titles.get(item) or ("no title" if item in titles else "unknown to this model, left out")
         print(f"history {printable(item):>9}  {printable(title)[:TITLE_WIDTH]}")
@@ -152,6 +219,8 @@ def _print_table(bundle: Bundle, history: list[str], table: pa.Table) -> None:
         ids = "  ".join("-" if row[name] is None else ".".join(map(str, row[name])) for name in codes)
         item, title = printable(row["item_id"]), printable(row["title"])[:TITLE_WIDTH]
         print(f"{row['rank']:>4} {item:>12}  {title:{TITLE_WIDTH}} {chance:>11}  {ids}")
+    if not len(table):
+        print("No item is left by the rules and the history.")
     if COLD_USERS in table["source"].to_pylist():
         print("No known item in the history: these are recommendations for users without history.")
 

@@ -111,8 +111,8 @@ def _lists(ranking: Ranking, cold: NDArray[np.bool_], from_content: NDArray[np.b
     sources = np.where(from_content, np.int8(SOURCES.index(CONTENT_SLOTS)), source[:, None])
     probabilities = None
     if ranking.log_normalizer is not None:
-        logs = ranking.scores.astype(np.float64) - ranking.log_normalizer.astype(np.float64)[:, None]
-        probabilities = np.exp(logs).astype(np.float32)
+        normalizer = np.where(ranking.items[:, 0] > 0, ranking.log_normalizer, 0.0)  # -inf without any item
+        probabilities = np.exp(ranking.scores.astype(np.float64) - normalizer[:, None]).astype(np.float32)
     return Lists(ranking.items, ranking.scores, probabilities, sources)
 
 

@@ -95,7 +95,8 @@ class ServingBundle(Bundle):
         from pyarrow import parquet as pq
 
         table = items if isinstance(items, pa.Table) else pq.read_table(items)
-        return dataclasses.replace(self.with_item_columns(table), _rules=OrderedDict())
+        where = "the table of items" if isinstance(items, pa.Table) else str(items)
+        return dataclasses.replace(self.with_item_columns(table, where=where), _rules=OrderedDict())
 
     def recommend(
         self,

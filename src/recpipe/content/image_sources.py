@@ -197,8 +197,9 @@ def _read_limited(stream: IO[bytes], size: int, max_bytes: int) -> bytes:
 def _web_reader(config: ImageSourceConfig, cache_folder: Path | None, offline: bool) -> ImageReader:
     silent: Counter[str] = Counter()  # consecutive images without an answer, by host
     lock = threading.Lock()
-    options = {"timeout": config.timeout, "private": config.private, "offline": offline}
-    fetch = partial(image_urls.fetch, cache_folder=cache_folder, **options)
+    fetch = partial(
+        image_urls.fetch, timeout=config.timeout, private=config.private, cache_folder=cache_folder, offline=offline
+    )
 
     def read(reference: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         host = reference.split("://", 1)[1].split("/", 1)[0].lower()

@@ -99,6 +99,24 @@ def test_the_only_event_of_a_model_without_probabilities_has_no_effect_to_tell()
     assert effect == pytest.approx(value(model, ["i03"], "i02") - value(model, [], "i02"), abs=1e-5)
 
 
+def test_a_model_that_reads_the_time_of_the_question_is_explained_at_that_time():
+    torch.manual_seed(0)
+    config = {"dim": 16, "time_mode": "query"}
+    model = build("hstu", config, n_items=ITEMS, max_length=6).eval()
+    vocabulary, protocol = Vocabulary(np.array(IDS, object)), Protocol(dataset="tiny", time="query")
+    bundle = ServingBundle.of(Bundle("hstu", "hstu", model, vocabulary, [None] * ITEMS, np.ones(ITEMS, int), protocol))
+    histories = {"all": ["i03", "i08", "i12"], "without": ["i08", "i12"]}
+    times, day = {"all": [100, 200, 300], "without": [200, 300]}, 86400
+
+    def effect(now: int) -> float:
+        rows = explain(bundle, histories["all"], ["i05"], timestamps=times["all"], now=now).to_pylist()
+        return next(row["effect"] for row in rows if row["position"] == 0)
+
+    table = bundle.score(histories, ["i05"], timestamps=times, now=400)
+    with_event, without = np.log(table["probability"].to_numpy())
+    assert effect(400) == pytest.approx(with_event - without, abs=1e-5) != effect(400 * day)
+
+
 @pytest.mark.parametrize("history", [[], ["unknown"]])
 def test_a_history_without_known_items_explains_nothing(history):
     answer = explain_response(model_of("sasrec"), history, ["i02", "i05"])

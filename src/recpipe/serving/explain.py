@@ -25,6 +25,7 @@ def explain(
     items: Sequence[str],
     *,
     timestamps: Sequence[int] | None = None,
+    now: int | None = None,
     last: int = MAX_EVENTS,
 ) -> pa.Table:
     """Return the effect of the ``last`` events of ``history`` (oldest first) on each of ``items``.
@@ -35,6 +36,9 @@ def explain(
     both sides cannot be compared: an item that cannot be scored, or the only event of a model without probabilities,
     whose fallback for empty histories scores on another scale.
 
+    ``timestamps``: seconds of every event. ``now``: seconds since 1970 for models that read the time of the question,
+    by default the clock's.
+
     Raises ValueError for unknown items and for timestamps that are not one per event.
     """
     events = _readable_events(model, history, timestamps)
@@ -44,7 +48,7 @@ def explain(
     if unknown := [item for item, index in zip(items, model.vocabulary.encode(items), strict=True) if not index]:
         raise ValueError(f"item {unknown[0]!r} is not in the catalogue of {model.name}, so nothing explains it")
     left_out = events[len(events) - min(last, len(events)) :]
-    scores = _scores(model, history, timestamps, events, left_out, items)
+    scores = _scores(model, history, events, left_out, items, timestamps=timestamps, now=now)
     effects = (scores[:1] - scores[1:]).T  # (items, events)
     if len(events) == 1 and not model.model.probabilistic and model.model.cold_users is not None:
         effects[:] = np.nan
@@ -57,10 +61,11 @@ def explain_response(
     items: Sequence[str],
     *,
     timestamps: Sequence[int] | None = None,
+    now: int | None = None,
     last: int = MAX_EVENTS,
 ) -> dict[str, Any]:
     """Return `explain` as the JSON of the HTTP service: a list of events per recommended item."""
-    table = explain(model, history, items, timestamps=timestamps, last=last)
+    table = explain(model, history, items, timestamps=timestamps, now=now, last=last)
     by_item: dict[str, list[dict[str, Any]]] = {item: [] for item in items}
     for row in table.to_pylist():
         by_item[row.pop("recommended_id")].append(row)
@@ -81,16 +86,18 @@ def _readable_events(model: ServingBundle, history: Sequence[str], timestamps: S
 def _scores(
     model: ServingBundle,
     history: Sequence[str],
-    timestamps: Sequence[int] | None,
     events: list[int],
     left_out: list[int],
     items: list[str],
+    *,
+    timestamps: Sequence[int] | None,
+    now: int | None,
 ) -> np.ndarray:
     """Score (1 + events, items) float64 for the whole history and for it without each event; NaN where impossible."""
     rows = {WHOLE: events} | {str(gap): [event for event in events if event != gap] for gap in left_out}
     histories = {name: [history[event] for event in kept] for name, kept in rows.items()}
     times = None if timestamps is None else {name: [timestamps[e] for e in kept] for name, kept in rows.items()}
-    table = model.score(histories, items, timestamps=times)
+    table = model.score(histories, items, timestamps=times, now=now)
     values = table["probability" if model.model.probabilistic else "score"].to_numpy().astype(np.float64)
     if model.model.probabilistic:
         with np.errstate(divide="ignore"):

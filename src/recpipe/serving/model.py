@@ -152,8 +152,7 @@ class ServingBundle(Bundle):
         """Return the lists of ``recommend`` as arrays, for item indices from 1."""
         check_k(k)
         now = int(time.time()) if now is None else now
-        if self.protocol.time == "query" and sequences.query_times is None:
-            sequences = dataclasses.replace(sequences, query_times=np.full(len(sequences), now, np.int64))
+        sequences = self._with_query_times(sequences, now)
         maker = ListMaker(
             self._searcher(k, rules, search),
             self.rules(rules),
@@ -161,6 +160,12 @@ class ServingBundle(Bundle):
             self.index,
         )
         return maker.lists(sequences, k, candidates=candidates, excluded=excluded, now=now)
+
+    def _with_query_times(self, sequences: Sequences, now: int) -> Sequences:
+        """Set the times of the queries to ``now`` for models that read them and histories that have none."""
+        if self.protocol.time != "query" or sequences.query_times is not None:
+            return sequences
+        return dataclasses.replace(sequences, query_times=np.full(len(sequences), now, np.int64))
 
     def rules(self, rules: Rules | Mapping[str, Any] | None) -> BundleRules:
         """Resolve rules for this bundle; the latest ones are cached. Raises ValueError for wrong ones."""
@@ -237,10 +242,12 @@ class ServingBundle(Bundle):
         """Score items for users: user_id, item_id, title, score, probability, in the order of ``candidates``.
 
         The probability is among the whole catalogue, null for models without; items that the model cannot score, such
-        as unknown ones, have neither. ``options``: ``timestamps`` and ``profiles`` of ``recommend``. Raises ValueError
-        for candidates that are all unknown.
+        as unknown ones, have neither. ``options``: ``timestamps``, ``profiles`` and ``now`` of ``recommend``. Raises
+        ValueError for candidates that are all unknown.
         """
         sequences = self.sequences(histories, options.pop("timestamps", None), options.pop("profiles", None))
+        now = options.pop("now", None)
+        sequences = self._with_query_times(sequences, int(time.time()) if now is None else now)
         if options:
             raise TypeError(f"score has no option {', '.join(options)}")
         users = list(histories)

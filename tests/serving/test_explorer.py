@@ -279,13 +279,17 @@ def test_a_column_is_put_into_the_condition_ready_for_its_value(page):
 
 
 @pytest.mark.browser
-def test_pictures_stand_beside_titles_where_there_are_any(tab):
+@pytest.mark.parametrize("key", [None, "secret"])
+def test_pictures_stand_beside_titles_where_there_are_any(tab, key):
     tab.screen(390, 844)
-    with serving(service(images=True)) as address:
+    with serving(service(images=True, key=key)) as address:
+        tab.call("Page.navigate", url=f"{address}/explorer/icon.svg")
+        tab.until(f"location.origin === '{address}'")
+        tab.run(f"sessionStorage.setItem('recpipe-api-key', {json.dumps(key or '')})")
         tab.open(f"{address}/#h=21754&h=85123A&m=sasrec&seen=allow")
         tab.until("document.querySelectorAll('.events img').length === 1")  # the other has none
         tab.until("document.querySelectorAll('.items img').length === 7")
-        assert tab.run("[...document.querySelectorAll('img')].every((e) => e.naturalWidth > 0 && e.alt === '')")
+        tab.until("[...document.querySelectorAll('img')].every((e) => e.naturalWidth > 0 && e.alt === '')")
         assert tab.run("document.documentElement.scrollWidth") == 390
         tab.call("Page.navigate", url="about:blank")
 

@@ -30,32 +30,44 @@ class UserHistory:
 
 
 class UserHistories:
-    """Look-up of users in a folder with interactions.parquet, items.parquet and users.parquet."""
+    """Look-up of users in a folder with interactions.parquet, items.parquet and users.parquet.
+
+    The files are opened at each look-up, so that those of a later ingest take their place.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Open the files. Raises ValueError for a folder without them, and for damaged or foreign ones."""
-        self._interactions = _open(folder / "interactions.parquet", COLUMNS)
-        self._users = _open(folder / "users.parquet", ("user_id",))
-        self._items = _open(folder / "items.parquet", ("item_id",))
+        """Check the files. Raises ValueError for a folder without them, and for damaged or foreign ones."""
+        self._folder = folder
+        for dataset in (self._interactions, self._users, self._items):
+            dataset()
+
+    def _interactions(self) -> ds.Dataset:
+        return _open(self._folder / "interactions.parquet", COLUMNS)
+
+    def _users(self) -> ds.Dataset:
+        return _open(self._folder / "users.parquet", ("user_id",))
+
+    def _items(self) -> ds.Dataset:
+        return _open(self._folder / "items.parquet", ("item_id",))
 
     def find(self, text: str, limit: int = 20) -> list[str]:
         """Return at most ``limit`` users whose id contains ``text``; the id itself and its beginnings come first."""
         column = pc.field("user_id")
-        found: dict[str, None] = {}
+        users, found = self._users(), dict[str, None]()
         for condition in (
             column == text,
             pc.starts_with(column, text),
             pc.match_substring(column, text, ignore_case=True),
         ):
             if len(found) < limit:
-                scanner = self._users.scanner(columns=["user_id"], filter=condition)
+                scanner = users.scanner(columns=["user_id"], filter=condition)
                 found |= dict.fromkeys(scanner.head(limit)["user_id"].to_pylist())
         return list(found)[:limit]
 
     def history(self, user: str, limit: int = 1000) -> UserHistory | None:
         """Return the last ``limit`` events of ``user`` in the order that models are trained in, None without any."""
         condition = pc.field("user_id") == user
-        events = self._interactions.to_table(columns=[*COLUMNS[1:]], filter=condition)
+        events = self._interactions().to_table(columns=[*COLUMNS[1:]], filter=condition)
         if not events.num_rows:
             return None
         timed = pa.types.is_integer(events["timestamp"].type) and not events["timestamp"].null_count
@@ -66,10 +78,11 @@ class UserHistories:
         return UserHistory(user, events.num_rows, items, times, self._titles(items))
 
     def _titles(self, items: list[str]) -> list[str | None]:
-        if "title" not in self._items.schema.names:
+        table = self._items()
+        if "title" not in table.schema.names:
             return [None] * len(items)
         condition = pc.field("item_id").isin(sorted(set(items)))
-        rows = self._items.to_table(columns=["item_id", "title"], filter=condition)
+        rows = table.to_table(columns=["item_id", "title"], filter=condition)
         titles = dict(zip(rows["item_id"].to_pylist(), rows["title"].cast(pa.string()).to_pylist(), strict=True))
         return [titles.get(item) for item in items]
 

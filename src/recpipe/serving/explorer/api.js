@@ -53,6 +53,16 @@ async function request(method, path, body, signal) {
   return answer;
 }
 
+// Address of an item's picture. An image element sends no key, so that with one the picture is fetched here.
+export async function pictureAddress(id) {
+  const path = `/images/${encodeURIComponent(id)}`;
+  const key = sessionStorage.getItem(KEY);
+  if (!key) return path;
+  const response = await fetch(path, { headers: { Authorization: `Bearer ${key}` } });
+  if (!response.ok) throw new ServiceError(response.status, null);
+  return URL.createObjectURL(await response.blob());
+}
+
 // A busy service (429, 503) is asked again after the time that it names.
 async function patiently(method, path, body, signal) {
   for (let attempt = 1; ; attempt++) {

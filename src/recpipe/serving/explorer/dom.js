@@ -1,5 +1,7 @@
 // Elements and text. Data of the service enters the page as text only: nothing here writes markup.
 
+import { pictureAddress } from "./api.js";
+
 const PROPERTIES = new Set(["checked", "disabled", "hidden", "value", "open"]);
 
 // el("button", {class: "plain", onclick: f}, "text", child): children are elements or text, or lists of them; null and
@@ -90,15 +92,15 @@ export function titled(title, id) {
   return title && title.trim() ? title : id;
 }
 
+const pictures = new Map(); // item id -> promise of an address
+
 // The picture of an item where the service has pictures; one that is missing disappears.
 export function picture(id, images) {
   if (!images) return null;
-  const image = el("img", {
-    class: "picture",
-    src: `/images/${encodeURIComponent(id)}`,
-    alt: "",
-    loading: "lazy",
-  });
-  image.addEventListener("error", () => image.remove());
+  const image = el("img", { class: "picture", alt: "", loading: "lazy" });
+  const drop = () => image.remove();
+  image.addEventListener("error", drop);
+  if (!pictures.has(id)) pictures.set(id, pictureAddress(id));
+  pictures.get(id).then((address) => (image.src = address), drop);
   return image;
 }

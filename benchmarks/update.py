@@ -33,7 +33,7 @@ from recpipe.data.sequences import Sequences, Vocabulary, build_sequences
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.registry import build
 from recpipe.training import fit
-from recpipe.training.bundle import Bundle
+from recpipe.training.bundle import Bundle, load_bundle, save_bundle
 from recpipe.training.job import ItemInputs
 from recpipe.training.settings import TrainSettings
 from recpipe.training.update import Update
@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="sasrec")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--month", type=int, default=1, help="counted from the end of the log")
+    parser.add_argument("--keep", type=Path, help="a folder for the two long trainings, which it keeps for other calls")
     parser.add_argument("--grid", action="store_true", help="try other settings of the update, without the refit")
     options = parser.parse_args(argv)
     with TemporaryDirectory() as folder:
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
             log = generated_log(Path(folder) / "interactions.parquet", users=300)
         if not log.is_file():
             parser.error(f"{log} is missing; run `kedro run --pipelines=ingest --params dataset={options.dataset}`")
+        options.keep = options.keep or Path(folder)
         compare(options, log, Path(folder))
 
 
@@ -114,7 +116,7 @@ def compare(options: argparse.Namespace, log: Path, folder: Path) -> None:
     users = {name: len(histories) for name, (histories, _) in queries.items()}
     print(f"events: {sizes[0]:,} before, {sizes[1] - sizes[0]:,} in the first half; queries {users}", flush=True)
     print(f"{'model':<44}{'NDCG@10 first':>15}{'any':>9}{'items':>8}{'seconds':>9}")
-    stale, seconds = trained(months, months.start, config, protocol, folder / "stale")
+    stale, seconds = trained(months, months.start, config, protocol, options.keep)
     print_row("stale", stale, queries, months, seconds)
     for settings in update_settings(conf["update"], grid=options.grid):
         name = ", ".join(f"{key} {getattr(settings, key)}" for key in GRID) if options.grid else ""
@@ -124,7 +126,7 @@ def compare(options: argparse.Namespace, log: Path, folder: Path) -> None:
         print_row(f"update {name}", bundle, queries, months, seconds)
         print(json.dumps({key: value for key, value in bundle.training["updates"][0].items() if key != "settings"}))
     if not options.grid:
-        refit, seconds = trained(months, months.middle, config, protocol, folder / "refit")
+        refit, seconds = trained(months, months.middle, config, protocol, options.keep)
         print_row("refit", refit, queries, months, seconds)
     print(f"cores used by others: {load.cores():.1f}")
 
@@ -146,29 +148,36 @@ def update_settings(block: dict, *, grid: bool) -> Iterator[UpdateSettings]:
         yield UpdateSettings(**{**block, **dict(zip(GRID, values, strict=True))})
 
 
-def trained(months: Months, moment: int, config: RunConfig, protocol: Protocol, folder: Path) -> tuple[Bundle, float]:
-    """Train on all events before ``moment`` for all epochs of the conf; return also the seconds."""
+def trained(months: Months, moment: int, config: RunConfig, protocol: Protocol, keep: Path) -> tuple[Bundle, float]:
+    """Train on all events before ``moment`` for all epochs of the conf, or read it from ``keep``; and the seconds."""
+    folder = keep / f"{config.name}_{config.seed}_{moment}"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        save_bundle(train_anew(months, moment, config, protocol, keep / "work"), folder)
+    bundle = load_bundle(folder, with_seen_events=True)
+    return bundle, bundle.training["seconds"]
+
+
+def train_anew(months: Months, moment: int, config: RunConfig, protocol: Protocol, work: Path) -> Bundle:
+    """Train on all events before ``moment``; nothing is validated."""
     data, vocabulary = catalogue(before(months.sequences, moment), months.vocabulary)
-    settings = TrainSettings(**{**config.train, "train_on_validation": True})
+    settings = TrainSettings(**config.train)
     window = min(protocol.history, settings.window or protocol.history)
     started = time.perf_counter()
     result = fit.train(
         lambda: build(config.type, config.settings, n_items=len(vocabulary), max_length=window),
         data,
-        lambda model: {},
+        None,
         settings,
         seed=config.seed,
-        folder=folder,
-        steps_from=data,
+        folder=work,
     )
-    seconds = time.perf_counter() - started
+    training = {"seconds": time.perf_counter() - started, "settings": {"train": dataclasses.asdict(settings)}}
     events = np.bincount(data.items, minlength=len(vocabulary) + 1)[1:]
-    training = {"settings": {"train": dataclasses.asdict(TrainSettings(**config.train))}}
-    bundle = Bundle(
+    return Bundle(
         config.name, config.type, result.model.eval(), vocabulary, [None] * len(vocabulary), events, protocol, training,
         seen_events=SeenEvents.of(data),
     )  # fmt: skip
-    return bundle, seconds
 
 
 def updated(

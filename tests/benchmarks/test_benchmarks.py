@@ -37,6 +37,7 @@ ROWS = {  # a number in a row that starts with one of these words
     "significance": ("bootstrap means", "sign flips", "all of compare()"),
     "training": ("recpipe SASRec, T 200, lightning loop", "recpipe SASRec, T 50, lightning loop"),
     "training --models all": MODELS,
+    "update": ("stale", "update", "refit"),
 }
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(\.\d+)?(e[-+]\d+)?%?(?![\w.])")
 

@@ -20,7 +20,7 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.top_k import rank_of, top_k
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build, types
-from recpipe.serving.recommender import recommend
+from recpipe.serving.model import ServingBundle
 from recpipe.training import fit
 from recpipe.training.bundle import Bundle, load_bundle, save_bundle
 from recpipe.training.settings import TrainSettings
@@ -87,22 +87,22 @@ def test_anybody_is_answered_in_external_ids(name):
     model = build_model(name)
     histories = {"new": ["item 3", "not ours", "item 5"], "stranger": ["not ours"], "one": ["item 9"], "long": []}
     histories["long"] = [f"item {1 + n % 6}" for n in range(3 * WINDOW)]
-    table = recommend(bundle(model, name), histories, 4)
+    table = ServingBundle.of(bundle(model, name)).recommend(histories, 4)
     encoded = sequences([[3, 5], [], [9], [1 + n % 6 for n in range(3 * WINDOW)]])
     items, scores = model.recommend(encoded, 4)
     for row, user in enumerate(histories):
         mine = table.filter(pa.compute.equal(table["user_id"], user))
         assert mine["item_id"].to_pylist() == [f"item {i}" for i in items[row]]
-        np.testing.assert_allclose(mine["logit"].to_numpy(), scores[row], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mine["score"].to_numpy(), scores[row], rtol=1e-5, atol=1e-5)
         assert set(mine["source"].to_pylist()) == {"cold_users" if user == "stranger" else "model"}
 
 
 def test_what_cannot_be_asked_is_named():
-    ours = bundle(build_model("popular"), "popular")
-    with pytest.raises(ValueError, match="at least one"):
-        recommend(ours, {"a": ["item 1"]}, 0)
+    ours = ServingBundle.of(bundle(build_model("popular"), "popular"))
+    with pytest.raises(ValueError, match="k is 0"):
+        ours.recommend({"a": ["item 1"]}, 0)
     with pytest.raises(ValueError, match="timestamps of user 'b'"):
-        recommend(ours, {"a": ["item 1"], "b": ["item 2"]}, 3, timestamps={"a": [1], "b": []})
+        ours.recommend({"a": ["item 1"], "b": ["item 2"]}, 3, timestamps={"a": [1], "b": []})
 
 
 @pytest.mark.parametrize("name", types())

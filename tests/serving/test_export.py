@@ -19,8 +19,8 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.generator import Generator
 from recpipe.models.registry import build, model_class, types
 from recpipe.serving.export import export_bundle, main
+from recpipe.serving.model import ServingBundle
 from recpipe.serving.onnx_model import OnnxModel, top_k
-from recpipe.serving.recommender import recommend
 from recpipe.training.bundle import Bundle, save_bundle
 
 pytest.importorskip("onnxscript", reason="pip install 'recpipe[onnx]'")
@@ -83,7 +83,7 @@ def assert_same_lists(table, expected) -> None:
     for name in ("item_id", "title"):  # but for items of nearly equal scores
         pairs = zip(table[name].to_pylist(), expected[name].to_pylist(), strict=True)
         assert np.mean([ours == theirs for ours, theirs in pairs]) > 0.98
-    np.testing.assert_allclose(table["score"], expected["logit"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-4, atol=1e-4)
     if expected["probability"].null_count:
         assert table["probability"].null_count == len(table)
     else:
@@ -97,7 +97,7 @@ def test_lists_of_the_graph_are_those_of_torch(name, tmp_path):
     result = export_bundle(bundle, tmp_path / f"{name}.onnx")
     assert result.difference < 1e-4
     table = OnnxModel(result.graph, threads=1).recommend(histories(), 7)
-    assert_same_lists(table, recommend(bundle, histories(), 7))
+    assert_same_lists(table, ServingBundle.of(bundle).recommend(histories(), 7))
 
 
 def test_sasrec_is_served_without_torch(tmp_path):
@@ -123,9 +123,11 @@ print(json.dumps({{"rows": table.to_pylist(), "modules": loaded}}))
     answer = json.loads(done.stdout)
     assert not {"torch", "lightning", "yaml", "kedro", "recpipe.training"} & {*answer["modules"]}
     assert answer["rows"] == OnnxModel(result.graph, threads=1).recommend(histories(), 7).to_pylist()
-    assert_same_lists(OnnxModel(result.graph).recommend(histories(), 7), recommend(bundle, histories(), 7))
+    assert_same_lists(
+        OnnxModel(result.graph).recommend(histories(), 7), ServingBundle.of(bundle).recommend(histories(), 7)
+    )
     seen = OnnxModel(result.graph).recommend(histories(), 99, exclude_seen=False)
-    assert_same_lists(seen, recommend(bundle, histories(), 99, exclude_seen=False))
+    assert_same_lists(seen, ServingBundle.of(bundle).recommend(histories(), 99, rules={"seen": "allow"}))
 
 
 @pytest.mark.parametrize("name", CANNOT)
@@ -162,7 +164,7 @@ def test_side_information_of_items_and_times_are_part_of_the_graph(tmp_path):
     assert result.difference < 1e-4
     times = {user: [1_600_000_000 + 5000 * n for n in range(len(items))] for user, items in histories().items()}
     served = OnnxModel(result.graph, threads=1)
-    expected = recommend(bundle, histories(), 5, timestamps=times)
+    expected = ServingBundle.of(bundle).recommend(histories(), 5, timestamps=times)
     assert_same_lists(served.recommend(histories(), 5, timestamps=times), expected)
     with pytest.raises(ValueError, match="give timestamps"):
         served.recommend(histories(), 5)
@@ -173,7 +175,7 @@ def test_side_information_of_items_and_times_are_part_of_the_graph(tmp_path):
 def test_a_model_without_fallback_scores_an_empty_history_itself(tmp_path):
     bundle = bundle_of("gru4rec", cold=False)
     served = OnnxModel(export_bundle(bundle, tmp_path / "model.onnx").graph, threads=1)
-    assert_same_lists(served.recommend({"new": []}, 4), recommend(bundle, {"new": []}, 4))
+    assert_same_lists(served.recommend({"new": []}, 4), ServingBundle.of(bundle).recommend({"new": []}, 4))
 
 
 def test_requests_are_checked(tmp_path):

@@ -25,7 +25,8 @@ from recpipe.data.user_items import UserItems
 from recpipe.evaluation.recommendations import COLD_USERS, SOURCES, SeparatorError, SubmissionLayout, SubmissionWriter
 from recpipe.progress import progress
 from recpipe.serving.lists import Lists
-from recpipe.serving.model import ServingBundle, check_k
+from recpipe.serving.model import ServingBundle
+from recpipe.serving.ranking import check_k
 from recpipe.serving.rules import Rules
 
 log = logging.getLogger(__name__)

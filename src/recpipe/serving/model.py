@@ -33,9 +33,10 @@ from recpipe.serving.bundles import newest_bundle, version_of
 from recpipe.serving.index import IndexConfig, bundle_index
 from recpipe.serving.item_index import ItemIndex
 from recpipe.serving.lists import ListMaker, Lists, pool_size
-from recpipe.serving.ranking import rank
-from recpipe.serving.recommender import similar_items
+from recpipe.serving.ranking import check_k
 from recpipe.serving.rules import BundleRules, Rules
+from recpipe.serving.scores import candidate_scores
+from recpipe.serving.similarity import similar_items, similar_users
 from recpipe.training import bundle as bundles
 from recpipe.training.bundle import Bundle
 
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 
 RULES_CACHED = 64  # sets of rules that are resolved once
 AUTOMATIC_INDEX = IndexConfig()
-CANDIDATES_AT_ONCE = 256  # items whose ids a search scores together
 Ids = Sequence[str] | Mapping[str, Sequence[str]]  # of all users, or by user
 
 
@@ -255,7 +255,7 @@ class ServingBundle(Bundle):
         encoded = [self.encode(each) for each in ids]
         if users and not any(each.any() for each in encoded):
             raise ValueError(f"no candidate is in the catalogue of {self.name}")
-        scores, probabilities = self.scores_of(sequences, UserItems.of_lists(encoded))
+        scores, probabilities = candidate_scores(self, sequences, UserItems.of_lists(encoded))
         owner = np.repeat(np.arange(len(users)), [len(each) for each in ids])
         flat = pa.array([item for each in ids for item in each], pa.string())
         return pa.table(
@@ -268,51 +268,20 @@ class ServingBundle(Bundle):
             }
         )
 
-    @torch.inference_mode()
-    def scores_of(self, sequences: Sequences, pairs: UserItems) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and probabilities (n,) of the items of every user; NaN where the model has none."""
-        scores, probabilities = (np.full(len(pairs.items), np.nan, np.float32) for _ in range(2))
-        if isinstance(self.model, Scorer):
-            for rows, values in self.model.score_batches(sequences, exclude_seen=False):
-                index, part = _positions(pairs, rows), pairs.select(rows)
-                normalizer = values.logsumexp(1).cpu().numpy()
-                chosen = values[
-                    torch.from_numpy(part.owner).to(values.device), torch.from_numpy(part.items).to(values.device)
-                ]
-                scores[index] = chosen.cpu().numpy()
-                if self.model.probabilistic:
-                    probabilities[index] = np.exp(scores[index] - normalizer[part.owner])
-        else:
-            for start in range(0, int(np.diff(pairs.offsets).max(initial=0)), CANDIDATES_AT_ONCE):
-                self._search_scores(sequences, pairs, start, scores)
-            probabilities = np.exp(scores) if self.model.probabilistic else probabilities
-        missing = ~np.isfinite(scores) | (pairs.items == 0)
-        scores[missing] = probabilities[missing] = np.nan
-        return scores, probabilities
-
-    def _search_scores(self, sequences: Sequences, pairs: UserItems, start: int, scores: np.ndarray) -> None:
-        """Set the scores of every user's items from place ``start`` on: a beam as wide as they are many is exact."""
-        place = np.arange(len(pairs.items)) - np.repeat(pairs.offsets[:-1], np.diff(pairs.offsets))
-        chosen = np.flatnonzero((place >= start) & (place < start + CANDIDATES_AT_ONCE) & (pairs.items > 0))
-        part = UserItems.of_pairs(pairs.owner[chosen], pairs.items[chosen], len(pairs))
-        settings = {
-            "beam": CANDIDATES_AT_ONCE,
-            **({"stochastic": False} if "stochastic" in self.model.search_settings else {}),
-        }
-        model, k = self.with_search_settings(settings).model, min(CANDIDATES_AT_ONCE, self.model.n_items)
-        ranking = rank(model, sequences, k, exclude_seen=False, candidates=part)
-        width = self.model.n_items + 1
-        listed = (np.arange(len(pairs))[:, None] * width + ranking.items).ravel()
-        order = np.argsort(listed, kind="stable")
-        keys = pairs.owner[chosen] * width + pairs.items[chosen]
-        found = np.searchsorted(listed[order], keys).clip(max=len(listed) - 1)
-        hit = listed[order][found] == keys
-        scores[chosen[hit]] = ranking.scores.ravel()[order][found[hit]]
-
     def similar(self, item: str, k: int = 10) -> pa.Table:
         """Return at most ``k`` items by cosine of item vectors: item_id, title, similarity; see ``similar_items``."""
-        check_k(k)
         return similar_items(self, item, k)
+
+    def similar_users(
+        self,
+        histories: Mapping[str, Sequence[str]],
+        user: str,
+        k: int = 10,
+        *,
+        timestamps: Mapping[str, Sequence[int]] | None = None,
+    ) -> pa.Table:
+        """Return at most ``k`` users by cosine of hidden states: user_id, similarity; see ``similar_users``."""
+        return similar_users(self, self.sequences(histories, timestamps), user, k)
 
     def find_items(self, text: str, limit: int = 50) -> pa.Table:
         """Return items with ``text`` in title or id, in any case, most frequent first: item_id, title, train_events."""
@@ -394,14 +363,3 @@ class ServingBundle(Bundle):
         if not isinstance(items, Mapping):
             return UserItems.of_lists([self.encode(items)] * len(users))
         return UserItems.of_lists([self.encode(items.get(user, ())) for user in users])
-
-
-def check_k(k: object) -> None:
-    """Raise ValueError unless ``k`` is a whole number from 1."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k is {k!r}; it is a whole number from 1")
-
-
-def _positions(pairs: UserItems, rows: np.ndarray) -> np.ndarray:
-    """Return the positions of the items of the users ``rows`` in the order of ``pairs.select(rows)``."""
-    return UserItems(pairs.offsets, np.arange(len(pairs.items))).select(rows).items

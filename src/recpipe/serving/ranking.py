@@ -101,3 +101,9 @@ def intersection(mask: Tensor | None, candidates: Candidates | None) -> Candidat
         return candidates & mask
     allowed = mask.numpy()[candidates.items]
     return UserItems.of_pairs(candidates.owner[allowed], candidates.items[allowed], len(candidates))
+
+
+def check_k(k: object) -> None:
+    """Raise ValueError unless ``k`` is a whole number from 1."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k is {k!r}; it is a whole number from 1")

@@ -22,7 +22,9 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.registry import build
 from recpipe.serving.__main__ import main
-from recpipe.serving.recommender import bundle_folder, recommend, similar_items, similar_users
+from recpipe.serving.bundles import newest_bundle
+from recpipe.serving.model import ServingBundle
+from recpipe.serving.similarity import similar_items
 from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
 
 ITEMS = 20
@@ -62,7 +64,7 @@ def json_rows(capsys: pytest.CaptureFixture, *arguments: object) -> list[dict]:
 
 
 def test_recommendations_are_those_of_the_model(run, capsys):
-    bundle = load_bundle(bundle_folder(run))
+    bundle = load_bundle(newest_bundle(run))
     rows = json_rows(capsys, run, "--items", "i02, i07,nothing", "--top", 4)
     items, scores = bundle.model.recommend(sequences([[3, 8]], times=False), 4)
     assert [row["item_id"] for row in rows] == [f"i{n - 1:02}" for n in items[0]]
@@ -76,7 +78,7 @@ def test_recommendations_are_those_of_the_model(run, capsys):
 
 
 def test_settings_of_the_search_are_an_option(run, capsys):
-    if load_bundle(bundle_folder(run)).type == "parallel_tiger":
+    if load_bundle(newest_bundle(run)).type == "parallel_tiger":
         assert main([str(run), "--search", "stochastic=true"]) == 2
         assert "search is exact" in capsys.readouterr().err
         run_options = ["--search", "search=beam"]
@@ -249,7 +251,7 @@ def test_a_folder_without_a_bundle_is_an_error(tmp_path, capsys):
 
 
 def test_weights_with_other_ids_are_an_error(run):
-    folder = bundle_folder(run)
+    folder = newest_bundle(run)
     described = json.loads((folder / CONFIG).read_text())
     described["ids"]["text"]["digest"] = "0" * 64
     (folder / CONFIG).write_text(json.dumps(described))
@@ -284,7 +286,7 @@ def test_similar_items_are_the_nearest_vectors_of_trained_items():
 
 
 def test_similar_items_of_semantic_ids_are_those_of_alike_codes(run, capsys):
-    bundle = load_bundle(bundle_folder(run))
+    bundle = load_bundle(newest_bundle(run))
     table = torch.cat(list(bundle.model.item_tables().values()), 1)[1:].detach().numpy()
     rows = json_rows(capsys, run, "--similar", "i03", "--top", 4)
     expected = sorted((cosine(table[3], table[n]), f"i{n:02}") for n in range(ITEMS) if n != 3)[::-1][:4]
@@ -306,7 +308,7 @@ def test_similar_users_are_those_of_the_nearest_last_hidden_state(name):
             batch = bundle.model.on_device(rows, window=6).batch(np.zeros(1, np.int64))
             states[user] = bundle.model.hidden(batch)[0, batch.lengths[0] - 1].detach().numpy()
     expected = {user: cosine(states["u3"], state) for user, state in states.items() if user != "u3"}
-    rows = similar_users(bundle, histories, "u3", 20).to_pylist()
+    rows = ServingBundle.of(bundle).similar_users(histories, "u3", 20).to_pylist()
     assert [row["user_id"] for row in rows] == sorted(expected, key=expected.__getitem__, reverse=True)
     assert [row["similarity"] for row in rows] == pytest.approx([expected[row["user_id"]] for row in rows], abs=1e-5)
 
@@ -320,9 +322,9 @@ def test_similarity_that_a_model_cannot_tell_is_refused(run, capsys):
         similar_items(bundle, "i01", 0)
     for user, message in (("none", "'none' has no history"), ("new", "knows no item of the history of user 'new'")):
         with pytest.raises(ValueError, match=message):
-            similar_users(bundle, {"new": ["x"], "u": ["i01"]}, user)
+            ServingBundle.of(bundle).similar_users({"new": ["x"], "u": ["i01"]}, user)
     with pytest.raises(ValueError, match="no hidden states of histories"):
-        similar_users(load_bundle(bundle_folder(run)), {"u": ["i01"]}, "u")
+        ServingBundle.of(load_bundle(newest_bundle(run))).similar_users({"u": ["i01"]}, "u")
     bundle.model = build("item_knn", {}, n_items=ITEMS, max_length=6)
     with pytest.raises(ValueError, match="has no vectors of items"):
         similar_items(bundle, "i01")
@@ -334,4 +336,4 @@ def test_search_settings_of_a_model_without_a_search_are_refused():
     titles, counts = [None] * ITEMS, np.ones(ITEMS, np.int64)
     bundle = Bundle("popular", "popular", model, VOCABULARY, titles, counts, Protocol(dataset="tiny"))
     with pytest.raises(ValueError, match="no search settings: leave out beam"):
-        recommend(bundle, {"u": ["i01"]}, k=2, search={"beam": 3})
+        ServingBundle.of(bundle).recommend({"u": ["i01"]}, k=2, search={"beam": 3})

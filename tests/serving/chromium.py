@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), " ": (32, " ")}
 KEYS |= {"ArrowDown": (40, ""), "ArrowUp": (38, "")}
 SHIFT = 8
-REFUSED = re.compile("status of (401|422|503) .*/(models|recommend)$")  # shown by the page
+REFUSED = re.compile("status of (401|422|503) .*/(models|ready|recommend)$")  # shown by the page
 
 
 class Tab:

@@ -10,6 +10,7 @@ import { fromHash, LENGTHS, state, toHash } from "./state.js";
 
 const FIRST_MODELS = 3; // shown side by side before a choice
 const LOADING = 1000; // milliseconds between looks at models that are being loaded
+const ATTEMPTS = 120;
 
 let service = null; // answer of GET /models
 
@@ -111,6 +112,7 @@ function readAddress() {
 }
 
 async function connect() {
+  const isComplete = await api.isReady(); // before the models: what is ready then is in the answer
   try {
     service = await api.models();
   } catch (error) {
@@ -130,28 +132,27 @@ async function connect() {
   showService();
   readAddress();
   draw();
-  waitForModels();
+  if (!isComplete) waitForModels();
   await Promise.all([refreshLists(chosenModels(), actions), fetchTitles(context.model(), draw)]);
   document.documentElement.dataset.ready = "yes";
 }
 
 // While the service loads models, it is asked again; those that have come are drawn.
-async function waitForModels() {
-  if (await api.isReady()) return;
-  byId("service").textContent += ", others are being loaded …";
-  setTimeout(async () => {
-    const answer = await api.models().catch(() => null);
-    if (!answer) return connect();
-    const isNew = answer.models.length !== allModels().length;
-    service = answer;
-    showService();
-    if (isNew) {
-      readAddress();
-      draw();
-      refreshLists(chosenModels(), actions);
-    }
-    waitForModels();
-  }, LOADING);
+async function waitForModels(attempts = ATTEMPTS) {
+  if (!service.refused?.length) byId("service").textContent += ", others are being loaded …";
+  await new Promise((done) => setTimeout(done, LOADING));
+  const isComplete = await api.isReady();
+  const answer = await api.models().catch(() => null);
+  if (!answer) return connect();
+  const isNew = answer.models.length !== allModels().length;
+  service = answer;
+  showService();
+  if (isNew) {
+    readAddress();
+    draw();
+    refreshLists(chosenModels(), actions);
+  }
+  if (!isComplete && attempts > 0) waitForModels(attempts - 1);
 }
 
 function showService() {
@@ -164,8 +165,10 @@ function showService() {
   ];
   byId("dataset").textContent = `Recommendations${datasets.length ? ` · ${datasets.join(", ")}` : ""}`;
   const items = allModels().find(({ items }) => typeof items === "number")?.items;
+  const names = (service.refused ?? []).map(({ name }) => name);
+  const refused = names.length ? `; refused: ${names.join(", ")}` : "";
   byId("service").textContent =
-    `${plural(allModels().length, "model")}${items ? `, ${plural(items, "item")}` : ""}`;
+    `${plural(allModels().length, "model")}${items ? `, ${plural(items, "item")}` : ""}${refused}`;
   byId("user-field").hidden = !service.histories;
 }
 

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--kinds", nargs="+", default=["ivf", "hnsw"])
-    parser.add_argument("--names", nargs="+", default=["clustered", "uniform"])
+    parser.add_argument("--names", nargs="*", default=["clustered", "uniform"])
     parser.add_argument("--bundle", type=Path, help="adds the distribution of its item vectors")
     arguments = parser.parse_args(argv)
     if arguments.quick:

@@ -56,6 +56,7 @@ class RecommendConfig(Block):
     rules: dict[str, Any]
     items: str | None
     content: str | None
+    index: dict[str, Any]
     now: NonNegativeInt | None
     device: str
     batch_users: PositiveInt

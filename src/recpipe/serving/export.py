@@ -194,8 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="folder of a model, of a run or of a bundle")
     parser.add_argument("--into", type=Path, required=True, help="file of the graph, such as sasrec.onnx")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("recpipe").setLevel(logging.INFO)
     try:
         bundle = load_bundle(newest_bundle(options.bundle), accelerate=False)
         result = export_bundle(bundle, options.into)

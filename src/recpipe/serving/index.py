@@ -124,7 +124,8 @@ def load_index(folder: Path, vectors: torch.Tensor, key: dict[str, Any]) -> Item
 def main(arguments: list[str] | None = None) -> int:
     """Build the index of a bundle, or say that the one on disk fits; exit status 2 for an invalid request."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("recpipe").setLevel(logging.INFO)
     names = ("kind", "recall", "k", "exact_below")
     try:
         config = IndexConfig(**{name: value for name in names if (value := getattr(options, name)) is not None})

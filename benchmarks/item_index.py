@@ -143,7 +143,7 @@ def like_trained(bundle: Path, items: int, rng: np.random.Generator) -> list[np.
     step = table[second] - table[first]
     noise = rng.standard_normal(step.shape).astype(np.float32) / step.shape[1] ** 0.5
     vectors = table[first] + rng.random((items, 1)) * step + 0.5 * np.linalg.norm(step, axis=1, keepdims=True) * noise
-    return [vectors, queries.numpy()]
+    return [vectors, rng.permutation(queries.numpy())]  # users come in the order of their ids
 
 
 def _distances(table: np.ndarray) -> np.ndarray:

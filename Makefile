@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench leaderboard viz mlflow clean
+.PHONY: help demo serve test lint bench leaderboard viz mlflow clean
 
 PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
@@ -15,6 +15,9 @@ help:  ## this list
 
 demo: $(VENV)/.stamp-recpipe  ## from the bundled log to compared recommenders, a few minutes on two cores
 	$(KEDRO) run
+
+serve: $(VENV)/.stamp-recpipe  ## HTTP API and explorer on http://127.0.0.1:8000, newest bundles of the data set
+	$(BIN)/python -m recpipe.serving.server
 
 test: $(VENV)/.stamp-dev  ## every test, on all cores
 	$(BIN)/python -m pytest -n auto --durations=10

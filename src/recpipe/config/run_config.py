@@ -18,6 +18,7 @@ TOP_LEVEL = (
     "quantizer_from", "quantizer_with", "datasets", "models", "profiles", "ingest", "protocol", "cold_users", "embed",
     "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report", "ensemble", "ties",
     "context", "studies", "geometry", "register", "requests", "recommend", "update",
+    "serve",
 )  # fmt: skip
 BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate", "recommend")
 BY_MODEL = ("train", "side")

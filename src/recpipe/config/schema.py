@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from recpipe.config.checks import ConfigError, check_known, split_names
 
@@ -147,6 +147,30 @@ class RegisterConfig(Block):
                 "name",
             )
         return name
+
+
+class ServeConfig(Block):
+    """conf/base/parameters/serve.yml."""
+
+    host: str
+    port: Annotated[int, Field(ge=0, le=65535)]
+    models: str
+    device: str
+    threads: PositiveInt | Literal["auto"]
+    poll_seconds: PositiveFloat
+    users: bool
+    batch_users: PositiveInt
+    queue_users: PositiveInt
+    timeout: PositiveFloat
+    client_timeout: PositiveFloat
+    shutdown_timeout: PositiveFloat
+    connections: PositiveInt
+    max_body: PositiveInt
+    max_users: PositiveInt
+    max_history: PositiveInt
+    max_k: PositiveInt
+    max_candidates: PositiveInt
+    max_items: PositiveInt
 
 
 class ItemTable(Block):

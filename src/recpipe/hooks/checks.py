@@ -30,6 +30,7 @@ SECTIONS: dict[str, type] = {
     "geometry": schema.GeometryConfig,
     "register": schema.RegisterConfig,
     "embed": schema.EmbedConfig,
+    "serve": schema.ServeConfig,
     "protocol": Protocol,
 }
 

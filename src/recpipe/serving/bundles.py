@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recpipe.data.atomic import latest_version
+from recpipe.data.atomic import latest_version, version_names
 from recpipe.training.bundle import CONFIG
 
 KINDS = ("bundle", "production")  # measured by an evaluation; made for use by refit, update or add_items
@@ -26,6 +26,18 @@ def newest_bundle(path: Path | str, kinds: tuple[str, ...] = KINDS) -> Path:
             f"no bundle in {path}: {reason}; train one with `kedro run --pipelines=train --params model=<name>`"
         )
     return max(found, key=lambda version: version.parent.name)
+
+
+def bundle_versions(path: Path | str, kinds: tuple[str, ...] = KINDS) -> list[Path]:
+    """Return all bundles of ``path``, newest first, to fall back to where the newest is damaged; see newest_bundle."""
+    newest = newest_bundle(path, kinds)
+    if newest == Path(path):
+        return [newest]
+    others = [
+        folder / name / folder.name for folder in _version_folders(Path(path), kinds) for name in version_names(folder)
+    ]
+    older = [version for version in others if version.parent.name < newest.parent.name]
+    return [newest, *sorted(older, key=lambda version: version.parent.name, reverse=True)]
 
 
 def newest_bundles(folder: Path | str, kinds: tuple[str, ...] = KINDS) -> dict[str, Path]:

@@ -1,0 +1,187 @@
+"""HTTP service of bundles.
+
+python -m recpipe.serving.server                                    newest bundles of the data set in conf
+python -m recpipe.serving.server --params dataset=ml-1m,model=tiger,serve.port=8001
+python -m recpipe.serving.server data/06_models/online_retail/sasrec shop=data/06_models/my_log/sasrec
+
+Folders are those of a model, a seed or a bundle, each with an optional name; only so are data sets mixed. Requests
+that name no model get that of conf, or the first. The environment variable RECPIPE_API_KEY, if set, is the key that
+clients must send. Settings: conf/base/parameters/serve.yml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from recpipe.config import ConfigError, Configuration, DataPaths, build_config, parse_overrides, split_names
+from recpipe.config.schema import ServeConfig
+from recpipe.serving.http_guard import is_loopback
+
+log = logging.getLogger(__name__)
+
+KEY_VARIABLE = "RECPIPE_API_KEY"
+MIN_KEY = 16  # characters
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM or Ctrl-C; return 2 for settings and folders that cannot be served."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    try:
+        configuration = Configuration.read(options.conf, options.env, parse_overrides(options.params))
+        config = build_config(ServeConfig, configuration["serve"], where="serve", file_hint=configuration.file_hint)
+        api_key = check_access(config.host, os.environ.get(KEY_VARIABLE))
+        paths = DataPaths(**configuration.parameters()["paths"])
+        find = model_finder(options.bundles, paths, config.models)
+        listener = open_socket(config.host, config.port)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    default = next(iter(split_names(configuration["model"])), None)
+    content = configuration["recommend"]["content"]
+    dataset = None if options.bundles else paths.dataset
+    serve(config, find, listener, paths=paths, dataset=dataset, default=default, content=content, api_key=api_key)
+    return 0
+
+
+def check_access(host: str, api_key: str | None) -> str | None:
+    """Return the API key. Raises ConfigError without one for addresses that others reach, and for a short one."""
+    if not api_key and not is_loopback(host):
+        raise ConfigError(
+            f"serve.host is {host}, which others can reach, and there is no API key: set the environment variable "
+            f"{KEY_VARIABLE}, or serve.host to 127.0.0.1"
+        )
+    if api_key and len(api_key) < MIN_KEY:
+        raise ConfigError(f"{KEY_VARIABLE} has {len(api_key)} characters; a key has at least {MIN_KEY}")
+    return api_key or None
+
+
+def model_finder(bundles: list[str], paths: DataPaths, models: str) -> Callable[[], dict[str, Path]]:
+    """Return a function that finds folders of models by name. Raises ConfigError where there is nothing to serve."""
+    find = partial(named_folders, bundles) if bundles else partial(model_folders, paths.models, models)
+    if not find():
+        raise ConfigError(
+            f"no model in {paths.models} has a bundle: train one with `kedro run --pipeline=train --params "
+            f"dataset={paths.dataset},model=sasrec`, or choose another data set with --params dataset=…"
+        )
+    return find
+
+
+def model_folders(models: Path, names: str) -> dict[str, Path]:
+    """Find the models of a data set that have a bundle; ``names``: all, or several as a+b."""
+    patterns = ("seed_*/bundle/*/bundle", "seed_*/production/*/production")
+    chosen = None if names == "all" else split_names(names)
+    folders = [folder for folder in sorted(models.glob("*")) if chosen is None or folder.name in chosen]
+    return {folder.name: folder for folder in folders if any(any(folder.glob(pattern)) for pattern in patterns)}
+
+
+def named_folders(bundles: list[str]) -> dict[str, Path]:
+    """Read ``name=folder`` and ``folder``, whose name is that of its bundle. Raises ConfigError."""
+    from recpipe.serving.bundles import newest_bundle
+    from recpipe.serving.model_loader import read_description
+
+    folders: dict[str, Path] = {}
+    for text in bundles:
+        name, separator, folder = text.rpartition("=")
+        newest = newest_bundle(Path(folder))
+        if not separator:
+            name = read_description(newest)["name"]
+        if name in folders:
+            raise ConfigError(f"two bundles are called {name}: give one of them a name, as in second={folder}")
+        folders[name] = Path(folder)
+    return folders
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Bind the address. Raises ConfigError where that is not possible."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be bound ({error.strerror}): choose another port, as --params serve.port=8001"
+        ) from error
+    return listener
+
+
+def serve(
+    config: ServeConfig,
+    find: Callable[[], dict[str, Path]],
+    listener: socket.socket,
+    *,
+    paths: DataPaths,
+    dataset: str | None,
+    default: str | None,
+    content: str | None,
+    api_key: str | None,
+) -> None:
+    """Run the service on a bound socket until a signal.
+
+    ``dataset``: refuse bundles of another one; None: any. ``content``: the model that ranks new items.
+    """
+    import torch
+    import uvicorn
+
+    from recpipe.serving.app import Service
+    from recpipe.serving.http_metrics import Metrics
+    from recpipe.serving.http_protocol import GracefulServer, protocol_class
+    from recpipe.serving.loaded_models import LoadedModels
+    from recpipe.serving.model_loader import ModelLoader
+
+    metrics = Metrics()
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    loader = ModelLoader(
+        config,
+        metrics,
+        dataset=dataset,
+        items=lambda name: paths.for_dataset(name).primary / "items.parquet",
+        content=None if content is None else lambda name: paths.for_dataset(name).models / content,
+    )
+    models = LoadedModels(find, loader.load, default=default, on_reload=metrics.reload)
+    has_log = dataset is not None and (paths.primary / "interactions.parquet").is_file()
+    users = paths.primary if config.users and has_log else None
+    service = Service(models, metrics, config, api_key=api_key, local=is_loopback(config.host), users=users)
+    settings = uvicorn.Config(
+        service.app,
+        http=protocol_class(client_timeout=config.client_timeout, connections=config.connections),
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(config.shutdown_timeout) or 1,
+    )
+    host, port = listener.getsockname()[:2]
+    log.info("http://%s:%s serves %s; stop with Ctrl-C", host, port, ", ".join(find()))
+    GracefulServer(settings).run(sockets=[listener])
+    log.info("the service has stopped")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m recpipe.serving.server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundles", nargs="*", metavar="[NAME=]FOLDER", help="by default all models of the data set")
+    parser.add_argument(
+        "--params", default="", metavar="KEY=VALUE,...", help="as in `kedro run`, such as serve.port=8001"
+    )
+    parser.add_argument("--env", default=None, help="environment over base; by default local")
+    parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder with base/")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

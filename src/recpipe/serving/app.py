@@ -10,18 +10,18 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client.core import Metric
 from starlette.exceptions import HTTPException
 
 from recpipe import __version__
 from recpipe.config.schema import ServeConfig
+from recpipe.serving.explorer import explorer_router
 from recpipe.serving.http_answers import Call, describe, explanation, item_rows, recommend_body
 from recpipe.serving.http_docs import docs_page
 from recpipe.serving.http_guard import OTHER, App, Guard, error_response
@@ -40,6 +40,7 @@ from recpipe.serving.http_requests import (
     shorten,
 )
 from recpipe.serving.loaded_models import LoadedModel, LoadedModels
+from recpipe.serving.users import users_router
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Service:
     """The service: models, metrics and routes.
 
     ``api_key``: what clients must send, None for no check. ``local``: whether it listens on loopback only.
-    ``users``: folder of a prepared log, whose users the explorer may look up.
+    ``users``: folder of a prepared log, whose users the explorer may look up. ``images``: route of item images.
     """
 
     def __init__(
@@ -83,8 +84,9 @@ class Service:
         api_key: str | None = None,
         local: bool = True,
         users: Path | None = None,
+        images: APIRouter | None = None,
     ) -> None:
-        self.models, self.config, self.users = models, config, users
+        self.models, self.config, self.users, self.images = models, config, users, images
         self.metrics = metrics
         metrics.add_gauges(self.state)
         self.is_stopping = False
@@ -169,15 +171,20 @@ class Service:
         _add_post_routes(api, self)
         _add_get_routes(api, self)
         _add_state_routes(api, self)
-        if find_spec("recpipe.serving.explorer") is not None:
-            from recpipe.serving.explorer import explorer_router
-
-            api.include_router(explorer_router())
-        if self.users is not None and find_spec("recpipe.serving.users") is not None:
-            from recpipe.serving.users import users_router
-
-            api.include_router(users_router(self.users))
+        self._add_explorer(api)
         return api
+
+    def _add_explorer(self, api: FastAPI) -> None:
+        """Add the page, and what it asks for beyond the models."""
+        api.include_router(explorer_router())
+        if self.images is not None:
+            api.include_router(self.images)
+        if self.users is not None:
+            try:
+                api.include_router(users_router(self.users))
+            except ValueError as error:
+                log.warning("users of the log cannot be looked up: %s", error)
+                self.users = None
 
 
 def _error(_: Request, error: Exception) -> Response:
@@ -265,11 +272,11 @@ def _add_get_routes(api: FastAPI, service: Service) -> None:
     @api.get("/models")
     async def list_models() -> Response:
         """Return the models that are served, what they stand for, and what they can do."""
-        histories = service.users is not None
         served = [{**describe(model), "error": models.errors.get(model.name)} for model in models]
         absent = sorted(set(models.errors) - {model.name for model in models})
         refused = [{"name": name, "error": models.errors[name]} for name in absent]
-        return json_response({"default": models.default, "histories": histories, "models": served, "refused": refused})
+        page = {"histories": service.users is not None, "images": service.images is not None}
+        return json_response({"default": models.default, **page, "models": served, "refused": refused})
 
 
 def _add_state_routes(api: FastAPI, service: Service) -> None:

@@ -8,17 +8,23 @@ small picture whatever the file holds.
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from recpipe.config import DataPaths
 from recpipe.content.image_encoder import open_image
 from recpipe.content.image_sources import ImageReader, ImageSourceConfig, image_reader, image_references
 from recpipe.content.image_urls import UnusableImageError
+
+log = logging.getLogger(__name__)
 
 SIDE = 160  # pixels of the longer side
 MAX_PIXELS = 1 << 26  # of an image before it is made smaller
@@ -68,3 +74,17 @@ def images_router(items: Path, config: ImageSourceConfig, raw_folder: Path, down
         return Response(content, media_type="image/jpeg", headers=HEADERS)
 
     return router
+
+
+def images_of_dataset(dataset: Mapping[str, Any], paths: DataPaths) -> APIRouter | None:
+    """Return the route for the conf of a data set; None without images, or with a warning where they are not there."""
+    block = (dataset.get("content") or {}).get("image") or {}
+    items = paths.primary / "items.parquet"
+    if not items.is_file() or not (block.keys() & {"name", "column"}):  # a file of vectors has neither
+        return None
+    try:
+        config = ImageSourceConfig.from_block(block)
+        return images_router(items, config, paths.raw, paths.cache("image") / "downloads")
+    except ValueError as error:
+        log.warning("the service shows no images: %s", error)
+        return None

@@ -16,9 +16,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from recpipe.config import ConfigError, Configuration, DataPaths, build_config, parse_overrides, split_names
 from recpipe.config.schema import ServeConfig
@@ -47,7 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
     default = next(iter(split_names(configuration["model"])), None)
     content = configuration["recommend"]["content"]
     dataset = None if options.bundles else paths.dataset
-    serve(config, find, listener, paths=paths, dataset=dataset, default=default, content=content, api_key=api_key)
+    block = {} if dataset is None else configuration.parameters()["datasets"][dataset]
+    serve(
+        config,
+        find,
+        listener,
+        paths=paths,
+        dataset=dataset,
+        default=default,
+        content=content,
+        api_key=api_key,
+        block=block,
+    )
     return 0
 
 
@@ -123,10 +135,12 @@ def serve(
     default: str | None,
     content: str | None,
     api_key: str | None,
+    block: Mapping[str, Any],
 ) -> None:
     """Run the service on a bound socket until a signal.
 
-    ``dataset``: refuse bundles of another one; None: any. ``content``: the model that ranks new items.
+    ``dataset``: refuse bundles of another one; None: any. ``content``: the model that ranks new items. ``block``: conf
+    of the data set, which says where images of items are.
     """
     import torch
     import uvicorn
@@ -134,6 +148,7 @@ def serve(
     from recpipe.serving.app import Service
     from recpipe.serving.http_metrics import Metrics
     from recpipe.serving.http_protocol import GracefulServer, protocol_class
+    from recpipe.serving.images import images_of_dataset
     from recpipe.serving.loaded_models import LoadedModels
     from recpipe.serving.model_loader import ModelLoader
 
@@ -150,7 +165,15 @@ def serve(
     models = LoadedModels(find, loader.load, default=default, on_reload=metrics.reload)
     has_log = dataset is not None and (paths.primary / "interactions.parquet").is_file()
     users = paths.primary if config.users and has_log else None
-    service = Service(models, metrics, config, api_key=api_key, local=is_loopback(config.host), users=users)
+    service = Service(
+        models,
+        metrics,
+        config,
+        api_key=api_key,
+        local=is_loopback(config.host),
+        users=users,
+        images=images_of_dataset(block, paths),
+    )
     settings = uvicorn.Config(
         service.app,
         http=protocol_class(client_timeout=config.client_timeout, connections=config.connections),

@@ -156,7 +156,7 @@ class ServeConfig(Block):
     port: Annotated[int, Field(ge=0, le=65535)]
     models: str
     device: str
-    threads: PositiveInt | Literal["auto"]
+    threads: NonNegativeInt
     poll_seconds: PositiveFloat
     users: bool
     batch_users: PositiveInt

@@ -153,7 +153,7 @@ def serve(
     from recpipe.serving.model_loader import ModelLoader
 
     metrics = Metrics()
-    if config.threads != "auto":
+    if config.threads:
         torch.set_num_threads(config.threads)
     loader = ModelLoader(
         config,

@@ -116,7 +116,7 @@ def _table(
     """Lay out ``effects`` (items, events), per item the largest first, null last."""
     order = np.argsort(np.where(np.isnan(effects), np.inf, -effects), axis=1, kind="stable")
     positions = np.array(left_out, np.int64)[order].ravel() if left_out else np.zeros(0, np.int64)
-    event_ids = pa.array([history[position] for position in positions], pa.string())
+    event_ids = pa.array([history[position] for position in positions.tolist()], pa.string())
     indices = model.vocabulary.encode(event_ids.to_pylist()) - 1
     return pa.table(
         {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +87,8 @@ def build_index(
     started = time.perf_counter()
     truth = exact.search(queries, config.k, excluded=excluded)[1]
     exact_seconds = (time.perf_counter() - started) / len(queries)
-    best, description = exact, {"kind": "exact", "exact_seconds": exact_seconds, "trials": {}}
+    trials_by_kind: dict[str, Any] = {}
+    best, description = exact, {"kind": "exact", "exact_seconds": exact_seconds, "trials": trials_by_kind}
     kinds = {"auto": KINDS, "exact": ()}.get(config.kind, (config.kind,))
     fastest = exact_seconds / max(config.speedup, 1e-9)
     for kind in kinds:
@@ -96,7 +98,7 @@ def build_index(
         index = ItemIndex(vectors, _faiss_index(exact.vectors, kind, config), kind=kind)
         seconds = time.perf_counter() - started
         trials = measure_efforts(index, queries, excluded, truth, config)
-        description["trials"][kind] = {"build_seconds": seconds, "efforts": [asdict(trial) for trial in trials]}
+        trials_by_kind[kind] = {"build_seconds": seconds, "efforts": [asdict(trial) for trial in trials]}
         enough = [trial for trial in trials if trial.recall - 2 * trial.error >= config.recall]
         if enough and enough[-1].seconds < fastest:
             fastest, trial = enough[-1].seconds, enough[-1]
@@ -135,16 +137,17 @@ def recall_of(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     last = np.where(np.isfinite(truth), truth, np.inf).min(1)
     slack = TOLERANCE * np.abs(truth[:, 0])
     found = (scores >= (last - np.where(np.isfinite(slack), slack, 0))[:, None]) & np.isfinite(scores)
-    return np.minimum(found.sum(1), counts) / np.maximum(counts, 1)
+    recall: np.ndarray = np.minimum(found.sum(1), counts) / np.maximum(counts, 1)
+    return recall
 
 
 def _lists(n_items: int, config: IndexConfig) -> int:
     return max(n_items // config.list_size, 1)
 
 
-def _faiss_index(vectors: Tensor, kind: str, config: IndexConfig) -> faiss.Index:
+def _faiss_index(vectors: Tensor, kind: str, config: IndexConfig) -> Any:
     """Build a faiss index of ``vectors`` (I + 1, D) without row 0."""
-    import faiss
+    faiss: Any = import_module("faiss")  # whose types lack attributes of indexes
 
     values = vectors[1:].numpy()
     width = values.shape[1]

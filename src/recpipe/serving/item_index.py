@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -171,8 +172,7 @@ class ItemIndex:
         return scores.masked_fill_(items == 0, -torch.inf)
 
     def _parameters(self, fetch: int) -> Any:
-        import faiss
-
+        faiss: Any = import_module("faiss")  # whose types lack the settings of a search
         if self.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=max(self.settings.effort, fetch))
         return faiss.SearchParametersIVF(nprobe=self.settings.effort)

@@ -107,7 +107,7 @@ class LoadedModels:
         current = self._models.get(name)
         try:
             versions = await asyncio.to_thread(bundle_versions, folder)
-            states = {version: _state(version, current and current.items) for version in versions}
+            states = {version: _state(version, None if current is None else current.items) for version in versions}
         except (OSError, ValueError) as error:
             self.errors[name] = str(error)
             return

@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from recpipe.models.recommender import Scorer
 from recpipe.progress import progress
 from recpipe.serving.item_index import KINDS, ItemIndex, Pairs, faiss_threads
 from recpipe.training.bundle import Bundle
-
-if TYPE_CHECKING:
-    import faiss
 
 log = logging.getLogger(__name__)
 

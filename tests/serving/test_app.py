@@ -123,6 +123,23 @@ def test_rules_candidates_and_exclusions_are_those_of_recommend(models):
     assert "no item is left" in nothing.json["lists"][0]["message"]
 
 
+def test_candidates_of_one_user_restrict_no_other_user_of_the_request(models):
+    users = [
+        {"user_id": "ann", "items": ["i03"], "candidates": ["i01", "i02"]},
+        {"user_id": "bob", "items": ["i03"], "exclude": ["i05"]},
+        {"user_id": "eve", "items": ["i03"], "candidates": []},
+    ]
+    for name in ("sasrec", "tiger"):
+        (answer,) = answers(
+            models, lambda client, name=name: client.post("/recommend", {"model": name, "users": users})
+        )
+        lists = {entry["user_id"]: [item["item_id"] for item in entry["items"]] for entry in answer.json["lists"]}
+        model = recpipe.load_bundle(models / name)
+        bob = model.recommend({"bob": ["i03"]}, exclude={"bob": ["i05"]})["item_id"].to_pylist()
+        assert set(lists["ann"]) == {"i01", "i02"} and lists["bob"] == bob and lists["eve"] == []
+        assert list(lists) == ["ann", "bob", "eve"]
+
+
 def test_a_user_without_known_items_gets_the_fallback_and_unknown_items_are_counted(models):
     users = [
         {"user_id": "new", "items": []},

@@ -15,6 +15,7 @@ from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.registry import build
+from recpipe.serving import lists
 from recpipe.serving.bundles import newest_bundle
 from recpipe.serving.model import ServingBundle
 from recpipe.training.bundle import Bundle, save_bundle
@@ -115,6 +116,22 @@ def test_no_category_has_more_items_than_allowed_and_no_place_is_empty(model):
                 expected.append(item)
                 counts[colour] = counts.get(colour, 0) + 1
         assert listed(model, k, {"max_per_category": limit, "category": "colour"}) == expected[:k]
+
+
+def test_lists_are_the_same_whatever_number_of_users_is_filled_at_once(model, monkeypatch):
+    histories = {f"u{n}": IDS[n : n + 3] for n in range(9)}
+    rules = {"max_per_category": 1, "category": "colour"}
+    expected = model.recommend(histories, 12, rules=rules)["item_id"].to_pylist()
+    monkeypatch.setattr(lists, "POOL", 1)  # short pools, so that many users need another one
+    for name in ("POOLED_AT_ONCE", "EXCLUDED_AT_ONCE"):
+        monkeypatch.setattr(lists, name, 1)
+        assert model.recommend(histories, 12, rules=rules)["item_id"].to_pylist() == expected
+
+
+def test_all_diversities_share_the_vectors_of_the_items():
+    model = bundle("sasrec")
+    vectors = [model.rules({"diversity": dial}).vectors for dial in (0.1, 0.2, 0.3)]
+    assert len({each.data_ptr() for each in vectors}) == 1
 
 
 @pytest.mark.parametrize("diversity", [0.3, 1.0])

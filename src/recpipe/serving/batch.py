@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -92,25 +91,15 @@ class BatchJob:
             return None
 
     def _lists(self, batch: HistoryBatch, places: int, now: int) -> Lists:
-        """Return the lists of a batch; users with candidates are ranked apart from those who may get any item."""
-        restricted = np.flatnonzero(batch.has_candidates)
-        candidates = UserItems(batch.candidate_offsets, batch.candidate_items)
-        if not len(restricted):
-            return self.model.lists(batch.sequences, places, rules=self.rules, now=now)
-        if len(restricted) == len(batch):
-            return self.model.lists(batch.sequences, places, rules=self.rules, now=now, candidates=candidates)
-        free = np.flatnonzero(~batch.has_candidates)
-        parts = [
-            self.model.lists(
-                batch.sequences.select_users(rows),
-                places,
-                rules=self.rules,
-                now=now,
-                candidates=candidates.select(rows) if rows is restricted else None,
-            )
-            for rows in (free, restricted)
-        ]
-        return _merged(parts, np.argsort(np.concatenate([free, restricted])))
+        """Return the lists of a batch."""
+        return self.model.lists(
+            batch.sequences,
+            places,
+            rules=self.rules,
+            now=now,
+            candidates=UserItems(batch.candidate_offsets, batch.candidate_items),
+            restricted=batch.has_candidates,
+        )
 
     def _summary(self, histories: StoredHistories, counts: Counter[str], seconds: float) -> dict[str, Any]:
         """Return the summary; log what users and lists lack."""
@@ -157,13 +146,3 @@ def _counts(lists: Lists, k: int) -> dict[str, int]:
         "users_with_short_list": int((lengths < k).sum()),
         "users_without_list": int((lengths == 0).sum()),
     }
-
-
-def _merged(parts: list[Lists], order: np.ndarray) -> Lists:
-    """Concatenate lists of several groups of users, and put the users into ``order``."""
-
-    def join(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else np.concatenate(values)[order]
-
-    return Lists(**{name: join(name) for name in ("items", "scores", "probabilities", "sources")})

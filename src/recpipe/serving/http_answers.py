@@ -56,7 +56,7 @@ class User:
     items: np.ndarray  # (T,) int64, known items only
     times: np.ndarray | None  # (T,) int64
     unknown_items: int
-    candidates: np.ndarray  # (n,), all items where the request names none
+    candidates: np.ndarray | None  # (n,)
     exclude: np.ndarray  # (n,)
     profile: dict[str, Any]
 
@@ -81,7 +81,6 @@ class ListAnswers:
             {"model": name or bundle.name, "version": bundle.version, "dataset": bundle.protocol.dataset}
         )[:-1]
         self._encoder = ListEncoder(ids, bundle.titles, codes)
-        self._all_items = np.arange(1, len(ids) + 1)
 
     def prepare(self, request: RecommendRequest) -> tuple[ListsKey, list[User]]:
         """Return the key of a request and its users. Raises RequestError for users who differ in what they give."""
@@ -92,7 +91,7 @@ class ListAnswers:
                 if (getattr(user, name) is None) != (getattr(first, name) is None):
                     raise RequestError(422, f"user {shorten(user.user_id)} differs in {name}", allowed="all or none")
         key = ListsKey(
-            k=min(request.k, len(self._all_items)),
+            k=min(request.k, len(self._bundle.vocabulary)),
             rules=_text(request.rules),
             search=_text(request.search),
             now=request.now,
@@ -113,7 +112,8 @@ class ListAnswers:
             key.k,
             rules=json.loads(key.rules) if key.rules else None,
             now=key.now,
-            candidates=UserItems.of_lists([user.candidates for user in users]) if key.has_candidates else None,
+            candidates=_candidates(users) if key.has_candidates else None,
+            restricted=np.array([user.candidates is not None for user in users]),
             excluded=UserItems.of_lists([user.exclude for user in users]) if key.has_exclude else None,
             search=json.loads(key.search) if key.search else None,
         )
@@ -131,7 +131,7 @@ class ListAnswers:
         times = None if user.timestamps is None else np.array(user.timestamps, np.int64)
         if unknown:
             items, times = items[known], None if times is None else times[known]
-        candidates = self._all_items if user.candidates is None else self._bundle.encode(user.candidates)
+        candidates = None if user.candidates is None else self._bundle.encode(user.candidates)
         return User(
             user.user_id, items, times, unknown, candidates, self._bundle.encode(user.exclude or ()), user.profile or {}
         )
@@ -140,6 +140,11 @@ class ListAnswers:
 def _text(values: dict[str, Any] | None) -> str:
     """Return rules or settings as JSON with sorted keys, empty for none."""
     return json.dumps(values, sort_keys=True) if values else ""
+
+
+def _candidates(users: Sequence[User]) -> UserItems:
+    none = np.zeros(0, np.int64)
+    return UserItems.of_lists([none if user.candidates is None else user.candidates for user in users])
 
 
 def _sequences(users: Sequence[User], key: ListsKey) -> Sequences:

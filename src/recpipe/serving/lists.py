@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recpipe.data.sequences import Sequences
-from recpipe.data.user_items import Candidates, UserItems
+from recpipe.data.user_items import Candidates, UserItems, candidates_of
 from recpipe.evaluation.recommendations import COLD_USERS, CONTENT_SLOTS, SOURCES
 from recpipe.models.recommender import Recommender
 from recpipe.serving.item_index import ItemIndex
@@ -21,6 +21,8 @@ from recpipe.serving.rules import BundleRules
 
 POOL = 5  # items ranked for a place, where places are filled by rules
 USERS_AT_ONCE = 1 << 10  # whose pools are compared with each other
+POOLED_AT_ONCE = 1 << 18  # items in the pools of these users, whose vectors lie in memory together
+EXCLUDED_AT_ONCE = 1 << 24  # items of full categories that users who need another pool must not get
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Lists:
 
     items: Ints  # (U, K), 1-based; 0 for none, at the end
     scores: Floats  # (U, K), -inf for none; NaN for items of another model in content slots
-    probabilities: Floats | None  # (U, K) among the candidates; None of models without
+    probabilities: Floats | None  # (U, K) among the candidates; None of models without; NaN where search was not exact
     sources: NDArray[np.int8]  # (U, K), index of SOURCES
 
 
@@ -51,10 +53,34 @@ class ListMaker:
         k: int,
         *,
         candidates: Candidates | None = None,
+        restricted: NDArray[np.bool_] | None = None,
         excluded: UserItems | None = None,
         now: int,
     ) -> Lists:
-        """Return lists of ``k`` items, shorter only where there are no more; ``now`` in seconds since 1970."""
+        """Return lists of ``k`` items, shorter only where there are no more; ``now`` in seconds since 1970.
+
+        ``restricted`` (U,): the users that ``candidates`` hold for, by default all; others may get any item.
+        """
+        if restricted is None or restricted.all():
+            return self._lists(histories, k, candidates, excluded, now)
+        if not restricted.any():
+            return self._lists(histories, k, None, excluded, now)
+        groups = np.flatnonzero(~restricted), np.flatnonzero(restricted)
+        parts = [
+            self._lists(
+                histories.select_users(rows),
+                k,
+                candidates_of(candidates, rows) if restricted[rows[0]] else None,
+                None if excluded is None else excluded.select(rows),
+                now,
+            )
+            for rows in groups
+        ]
+        return _in_order(_concatenate(parts), np.argsort(np.concatenate(groups)))
+
+    def _lists(
+        self, histories: Sequences, k: int, candidates: Candidates | None, excluded: UserItems | None, now: int
+    ) -> Lists:
         k = min(k, self.model.n_items)
         excluded, exclude_seen = self._excluded(histories, excluded, now)
         candidates = intersection(self.rules.candidates, candidates)
@@ -63,8 +89,8 @@ class ListMaker:
         if not self.rules.rules.picks:
             ranking = rank(self.model, histories, k, **restrictions.arguments(), index=self.index)
             return _lists(ranking, cold, np.zeros(ranking.items.shape, bool))
-        users = np.arange(len(histories))
-        parts = [users[start : start + USERS_AT_ONCE] for start in range(0, len(users), USERS_AT_ONCE)]
+        size = min(POOLED_AT_ONCE // pool_size(k, self.model.n_items), USERS_AT_ONCE)
+        parts = _blocks(np.arange(len(histories)), size)
         lists = [self._pick(histories.select_users(rows), k, restrictions.select(rows), cold[rows]) for rows in parts]
         return _concatenate(lists) if lists else _lists(_no_ranking(0, k), cold, np.zeros((0, k), bool))
 
@@ -83,14 +109,15 @@ class ListMaker:
     def _pick(self, histories: Sequences, k: int, restrictions: Restrictions, cold: NDArray[np.bool_]) -> Lists:
         """Fill the places of lists from pools; a user whose pool is exhausted gets another one."""
         places, size = Places.empty(len(histories), k), pool_size(k, self.model.n_items)
-        rows, normalizer = np.arange(len(histories)), None
-        while len(rows):
+        blocks, normalizer = [np.arange(len(histories))], None
+        while blocks:
+            rows = blocks.pop()
             part, allowed = histories.select_users(rows), restrictions.select(rows)
             allowed = allowed.without(places.taken(rows, self.rules))
             pools = self._pools(part, size, allowed)
             normalizer = pools[0].log_normalizer if normalizer is None else normalizer
-            waiting = places.fill(rows, pools, self.rules)
-            rows = rows[waiting]
+            waiting = rows[places.fill(rows, pools, self.rules)]
+            blocks += _blocks(waiting, EXCLUDED_AT_ONCE // self.model.n_items)
         return _lists(Ranking(places.items, places.scores, normalizer), cold, places.from_content)
 
     def _pools(self, histories: Sequences, size: int, restrictions: Restrictions) -> list[Ranking]:
@@ -125,11 +152,26 @@ def _no_ranking(users: int, k: int) -> Ranking:
     return Ranking(np.zeros((users, k), np.int32), np.zeros((users, k), np.float32), None)
 
 
+def _blocks(rows: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+    size = max(size, 1)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def _concatenate(parts: list[Lists]) -> Lists:
-    probabilities = [part.probabilities for part in parts if part.probabilities is not None]
+    probabilities = None
+    if any(part.probabilities is not None for part in parts):  # those of an index have none
+        blank = [np.full(part.items.shape, np.nan, np.float32) for part in parts]
+        probabilities = np.concatenate(
+            [nan if part.probabilities is None else part.probabilities for nan, part in zip(blank, parts, strict=True)]
+        )
     return Lists(
         np.concatenate([part.items for part in parts]),
         np.concatenate([part.scores for part in parts]),
-        np.concatenate(probabilities) if probabilities else None,
+        probabilities,
         np.concatenate([part.sources for part in parts]),
     )
+
+
+def _in_order(lists: Lists, order: NDArray[np.intp]) -> Lists:
+    probabilities = None if lists.probabilities is None else lists.probabilities[order]
+    return Lists(lists.items[order], lists.scores[order], probabilities, lists.sources[order])

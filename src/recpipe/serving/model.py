@@ -35,7 +35,7 @@ from recpipe.serving.index_build import IndexConfig
 from recpipe.serving.item_index import ItemIndex
 from recpipe.serving.lists import ListMaker, Lists, pool_size
 from recpipe.serving.ranking import check_k
-from recpipe.serving.rules import BundleRules, Rules
+from recpipe.serving.rules import BundleRules, Rules, unit_vectors
 from recpipe.serving.scores import candidate_scores
 from recpipe.serving.similarity import similar_items, similar_users
 from recpipe.training import bundle as bundles
@@ -147,10 +147,14 @@ class ServingBundle(Bundle):
         rules: Rules | Mapping[str, Any] | None = None,
         now: int | None = None,
         candidates: Candidates | None = None,
+        restricted: np.ndarray | None = None,
         excluded: UserItems | None = None,
         search: Mapping[str, Any] | None = None,
     ) -> Lists:
-        """Return the lists of ``recommend`` as arrays, for item indices from 1."""
+        """Return the lists of ``recommend`` as arrays, for item indices from 1.
+
+        ``restricted`` (U,) bool: the users that ``candidates`` hold for, by default all.
+        """
         check_k(k)
         now = int(time.time()) if now is None else now
         sequences = self._with_query_times(sequences, now)
@@ -160,7 +164,7 @@ class ServingBundle(Bundle):
             None if self.content is None else self.content.model,
             self.index,
         )
-        return maker.lists(sequences, k, candidates=candidates, excluded=excluded, now=now)
+        return maker.lists(sequences, k, candidates=candidates, restricted=restricted, excluded=excluded, now=now)
 
     def _with_query_times(self, sequences: Sequences, now: int) -> Sequences:
         """Set the times of the queries to ``now`` for models that read them and histories that have none."""
@@ -173,12 +177,13 @@ class ServingBundle(Bundle):
         rules = Rules.of(rules)
         if rules not in self._rules:
             self._rules[rules] = self._resolved(rules)
-            while len(self._rules) > RULES_CACHED:
-                self._rules.popitem(last=False)
+        self._rules.move_to_end(rules)
+        while len(self._rules) > RULES_CACHED:
+            self._rules.popitem(last=False)
         return self._rules[rules]
 
     def _resolved(self, rules: Rules) -> BundleRules:
-        resolved = BundleRules.of(rules, self)
+        resolved = BundleRules.of(rules, self, vectors=self.unit_vectors if rules.diversity > 0 else None)
         if resolved.is_new is None:
             return resolved
         is_new, ranks = resolved.is_new, np.ones(len(self.vocabulary) + 1, bool)
@@ -286,8 +291,8 @@ class ServingBundle(Bundle):
 
     def find_items(self, text: str, limit: int = 50) -> pa.Table:
         """Return items with ``text`` in title or id, in any case, most frequent first: item_id, title, train_events."""
-        titles = pc.fill_null(pa.array(self.titles, pa.string()), "")
-        hits = pc.or_(*(pc.match_substring(column, text, ignore_case=True) for column in (titles, self.ids)))
+        columns = (self.shown_titles, self.ids)
+        hits = pc.or_(*(pc.match_substring(column, text, ignore_case=True) for column in columns))
         rows = np.flatnonzero(hits.to_numpy(zero_copy_only=False))
         rows = rows[np.argsort(-self.train_events[rows], kind="stable")][:limit]
         place = pa.array(rows)
@@ -305,6 +310,11 @@ class ServingBundle(Bundle):
     def shown_titles(self) -> pa.Array:
         """Titles of the items (I,); the id where there is none."""
         return titles_of(self.ids, self.title_table())
+
+    @cached_property
+    def unit_vectors(self) -> torch.Tensor:
+        """Vectors of the items (I + 1, D) of length 1, 0 without one. Raises ValueError for a model without vectors."""
+        return unit_vectors(self)
 
     @cached_property
     def codes(self) -> dict[str, pa.Array]:

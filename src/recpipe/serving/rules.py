@@ -112,8 +112,11 @@ class BundleRules:
     vectors: Tensor | None = field(default=None, repr=False)  # (I + 1, D), of length 1 or 0
 
     @classmethod
-    def of(cls, rules: Rules, bundle: Bundle) -> BundleRules:
-        """Resolve ``rules``. Raises ValueError for unknown columns and items, and where no item is left."""
+    def of(cls, rules: Rules, bundle: Bundle, *, vectors: Tensor | None = None) -> BundleRules:
+        """Resolve ``rules``; ``vectors``, see ``unit_vectors``, are needed for diversity.
+
+        Raises ValueError for unknown columns and items, and where no item is left.
+        """
         seen = rules.seen
         days = None if isinstance(seen, str) else float(seen)
         return cls(
@@ -123,7 +126,7 @@ class BundleRules:
             candidates=_candidates(rules, bundle),
             is_new=None if rules.new_items is None else _new_items(rules.new_items, bundle),
             categories=None if rules.category is None else _categories(rules.category, bundle),
-            vectors=_unit_vectors(bundle) if rules.diversity > 0 else None,
+            vectors=vectors,
         )
 
 
@@ -165,7 +168,7 @@ def _categories(column: str, bundle: Bundle) -> NDArray[np.int64]:
     return np.concatenate([[0], codes.astype(np.int64) + 1])
 
 
-def _unit_vectors(bundle: Bundle) -> Tensor:
+def unit_vectors(bundle: Bundle) -> Tensor:
     """Return (I + 1, D) of length 1, 0 without a vector. Raises ValueError for a model without vectors of items."""
     tables = bundle.model.item_tables()
     if not tables:

@@ -7,7 +7,7 @@ The last month (30 days) of the log has two halves of equally many events. The s
 before the month, the update continues it on the first half, the refit is trained on everything before the second half
 as the stale model was. All are asked for the next item in the second half: after the events of each user before it
 (first), and after all events before a random event of it (any); histories are up to date for all three. ``--month 2``
-is the month before the last, on which conf/base/parameters/update.yml was chosen: ``--grid`` tries other values there.
+is the month before the last; ``--grid`` tries other values of conf/base/parameters/update.yml there.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from recpipe.training.bundle import CONFIG
 class ModelLoader:
     """Function from a bundle folder to a model that is ready to answer.
 
-    ``dataset``: the only data set whose bundles are served, None for any. ``items``: function from a data set to its
-    file of item columns, which may be newer than the bundle. ``content``: function from a data set to the folder of the
+    ``dataset``: the only data set whose bundles are served, None for any. ``items``: function from a bundle to its
+    file of item columns, which may be newer than the bundle. ``content``: function from a bundle to the folder of the
     model of type content_knn that ranks new items.
     """
 
@@ -30,16 +30,11 @@ class ModelLoader:
         metrics: Metrics,
         *,
         dataset: str | None,
-        items: Callable[[str], Path],
-        content: Callable[[str], Path] | None = None,
+        items: Callable[[Path], Path | None],
+        content: Callable[[Path], Path | None] = lambda bundle: None,
     ) -> None:
-        self._config, self._metrics, self._dataset, self._items, self._content = (
-            config,
-            metrics,
-            dataset,
-            items,
-            content,
-        )
+        self._config, self._metrics, self._dataset = config, metrics, dataset
+        self._items, self._content = items, content
 
     def load(self, name: str, folder: Path) -> LoadedModel:
         """Load a bundle and answer one request with it. Raises ValueError for one that cannot be served."""
@@ -51,8 +46,9 @@ class ModelLoader:
                 f"it is of the data set {dataset} and lies in the folder of {self._dataset}; to serve both, name the "
                 f"folders: python -m recpipe.serving.server {folder} …"
             )
-        items, content = self._items(dataset), None if self._content is None else self._content(dataset)
-        bundle = load_bundle(folder, self._config.device, items=items if items.is_file() else None, content=content)
+        items = self._items(folder)
+        columns = items if items is not None and items.is_file() else None
+        bundle = load_bundle(folder, self._config.device, items=columns, content=self._content(folder))
         answers = ListAnswers(bundle, name)
         _try_once(answers, bundle.vocabulary.ids[0])
         batcher: Batcher[Any] = Batcher(

@@ -111,6 +111,26 @@ def named_folders(bundles: list[str]) -> dict[str, Path]:
     return folders
 
 
+def items_file(bundle: Path) -> Path | None:
+    """Return the file of item columns of a bundle in a data folder, None for a bundle elsewhere."""
+    models = _models_folder(bundle)
+    return None if models is None else models.parents[1] / "03_primary" / models.name / "items.parquet"
+
+
+def beside(bundle: Path, model: str) -> Path:
+    """Return the folder of another model of the same data set. Raises ConfigError for a bundle outside a run."""
+    models = _models_folder(bundle)
+    if models is None:
+        raise ConfigError(f"{bundle} is not in a data folder, so that recommend.content={model} cannot be found")
+    return models / model
+
+
+def _models_folder(bundle: Path) -> Path | None:
+    """Return <data>/06_models/<dataset> of <data>/06_models/<dataset>/<model>/seed_<n>/<kind>/<version>/<kind>."""
+    parents = bundle.resolve().parents
+    return parents[4] if len(parents) > 6 and parents[5].name == "06_models" else None
+
+
 def open_socket(host: str, port: int) -> socket.socket:
     """Bind the address. Raises ConfigError where that is not possible."""
     try:
@@ -159,8 +179,8 @@ def serve(
         config,
         metrics,
         dataset=dataset,
-        items=lambda name: paths.for_dataset(name).primary / "items.parquet",
-        content=None if content is None else lambda name: paths.for_dataset(name).models / content,
+        items=items_file,
+        content=lambda bundle: None if content is None else beside(bundle, content),
     )
     models = LoadedModels(find, loader.load, default=default, on_reload=metrics.reload)
     has_log = dataset is not None and (paths.primary / "interactions.parquet").is_file()

@@ -15,7 +15,7 @@ from recpipe.models.registry import model_class, types
 pytestmark = pytest.mark.slow
 
 FOLDER = PROJECT / "benchmarks"
-OTHER = {"harness", "poster_vectors"}  # shared code; a converter of image files
+OTHER = {"harness", "http_load", "poster_vectors"}  # shared code; load on a service; a converter of image files
 BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in OTHER)
 MODELS = tuple(name for name in types() if not model_class(name).closed_form)
 ROWS = {  # a number in a row that starts with one of these words
@@ -34,6 +34,7 @@ ROWS = {  # a number in a row that starts with one of these words
     "refit": ("training", "refit", "refit / training, seconds per target:"),
     "sampling": ("recpipe", "bare, step by step", "bare, whole file to Parquet"),
     "semantic_ids": ("faiss", "opq", "pq", "residual_kmeans", "rqvae", "pqvae"),
+    "serving": ("recommend, batches of 64", "HTTP, one client", "HTTP, all clients", "HTTP, half load"),
     "significance": ("bootstrap means", "sign flips", "all of compare()"),
     "training": ("recpipe SASRec, T 200, lightning loop", "recpipe SASRec, T 50, lightning loop"),
     "training --models all": MODELS,

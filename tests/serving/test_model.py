@@ -145,7 +145,7 @@ def test_diversity_is_maximal_marginal_relevance(diversity):
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
     chosen: list[int] = []
     for _ in range(k):
-        similarity = np.max([np.zeros(30), *(unit @ unit[n] for n in chosen)], axis=0)
+        similarity = np.max([unit @ unit[n] for n in chosen], axis=0) if chosen else 0
         value = (1 - diversity) * relevance - diversity * similarity
         value[chosen] = -np.inf
         chosen.append(int(value.argmax()))

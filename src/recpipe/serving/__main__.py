@@ -5,7 +5,7 @@ python -m recpipe.serving data/06_models/online_retail/tiger --items 21754,85123
 python -m recpipe.serving data/06_models/online_retail/tiger --items 21754 --where 'price < 5 and train_events > 20'
 python -m recpipe.serving data/06_models/my_log/sasrec --items 7,9 --max-per-category brand=2 --diversity 0.3
 python -m recpipe.serving data/06_models/my_log/sasrec --new-items 0.2 --content data/06_models/my_log/text_knn
-python -m recpipe.serving data/06_models/my_log/sasrec --items 7 --times 1764000000 --rules '{seen: 30, exclude: [8]}'
+python -m recpipe.serving data/06_models/my_log/sasrec --items 7 --times 1764000000 --rules '{seen: 30, exclude: ["8"]}'
 python -m recpipe.serving data/06_models/online_retail/sasrec/seed_42 --similar 21754
 python -m recpipe.serving data/06_models/my_log/sasrec/seed_42 --item 'Tea, green' --item ' 7'
 python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754 --search stochastic=true

@@ -35,6 +35,7 @@ from recpipe.serving.index_build import IndexConfig
 from recpipe.serving.item_index import ItemIndex
 from recpipe.serving.lists import ListMaker, Lists, pool_size
 from recpipe.serving.ranking import check_k
+from recpipe.serving.request_checks import check_histories, check_now, check_profiles, event_times, item_indices
 from recpipe.serving.rules import BundleRules, Rules, unit_vectors
 from recpipe.serving.scores import candidate_scores
 from recpipe.serving.similarity import similar_items, similar_users
@@ -121,19 +122,23 @@ class ServingBundle(Bundle):
 
         ``timestamps``: seconds of every event, for models and rules that read time. ``now``: seconds since 1970, by
         default the clock's. ``profiles``: ``user_id`` and columns of users. ``candidates`` and ``exclude``: item ids,
-        of all users or by user. ``search``: settings of the search in place of the bundle's, such as ``beam``.
+        of all users or by user; users without an entry in ``candidates`` may get any. ``search``: settings of the
+        search in place of the bundle's, such as ``beam``.
 
         Raises ValueError for k < 1, for wrong rules and search settings, for candidates that leave nothing, and for
         timestamps that do not match the events.
         """
         sequences = self.sequences(histories, timestamps, profiles)
-        users = list(histories)
+        users, restricted = list(histories), None
+        if isinstance(candidates, Mapping):
+            restricted = np.array([user in candidates for user in users], bool)
         lists = self.lists(
             sequences,
             k,
             rules=rules,
             now=now,
             candidates=self.candidates(candidates, users),
+            restricted=restricted,
             excluded=self.user_items(exclude, users),
             search=search,
         )
@@ -157,6 +162,7 @@ class ServingBundle(Bundle):
         """
         check_k(k)
         now = int(time.time()) if now is None else now
+        check_now(now)
         sequences = self._with_query_times(sequences, now)
         maker = ListMaker(
             self._searcher(k, rules, search),
@@ -213,6 +219,8 @@ class ServingBundle(Bundle):
 
     def _searcher(self, k: int, rules: Rules | Mapping[str, Any] | None, search: Mapping[str, Any] | None) -> Any:
         """Return the model with the settings of the search, and a beam that is wide enough for lists and pools."""
+        if search is not None and not isinstance(search, Mapping):
+            raise ValueError(f"search is {search!r}; give a mapping of settings, such as beam: 50")
         settings, names = dict(search or {}), self.model.search_settings
         if settings and not names:
             raise ValueError(
@@ -222,7 +230,8 @@ class ServingBundle(Bundle):
             check_known(name, names, what=f"search setting of {self.name}")
         if not isinstance(self.model, Scorer) and "beam" in names:
             needed = pool_size(k, self.model.n_items) if Rules.of(rules).picks else min(k, self.model.n_items)
-            settings["beam"] = max(settings.get("beam", self.model.config.beam), needed)
+            beam = settings.get("beam", self.model.config.beam)
+            settings["beam"] = max(beam, needed) if type(beam) is int and beam >= 1 else beam
         return self.with_search_settings(settings).model if settings else self.model
 
     def lists_table(self, users: Sequence[str] | np.ndarray, lists: Lists) -> pa.Table:
@@ -328,9 +337,8 @@ class ServingBundle(Bundle):
         return {item: row for row, item in enumerate(self.vocabulary.ids.tolist(), 1)}
 
     def encode(self, items: Iterable[str]) -> np.ndarray:
-        """Convert item ids to indices (n,) int64 from 1, 0 for unknown ones."""
-        index = self._index
-        return np.array([index.get(item, 0) for item in items], np.int64)
+        """Convert item ids to indices (n,) int64 from 1, 0 for unknown ones. Raises ValueError for other than texts."""
+        return item_indices(items, self._index)
 
     def sequences(
         self,
@@ -339,22 +347,20 @@ class ServingBundle(Bundle):
         profiles: pa.Table | None = None,
     ) -> Sequences:
         """Convert histories of item ids, oldest first; unknown ones are left out. Raises ValueError for wrong times."""
+        check_histories(histories)
         users = np.array(list(histories), dtype=object)
-        if text := next((user for user, items in histories.items() if isinstance(items, str)), None):
-            raise ValueError(f"the history of user {text!r} is a text; it is a list of item ids")
         lengths = np.array([len(histories[user]) for user in users], np.int64)
         items = self.encode(item for user in users for item in histories[user])
         known, owner = items > 0, np.repeat(np.arange(len(users)), lengths)
         if not known.all():
             log.info("%s of %s events are of items unknown to %s", (~known).sum(), len(known), self.name)
-        times = None
-        if timestamps is not None:
-            if wrong := [user for user in users if len(timestamps.get(user, ())) != len(histories[user])]:
-                raise ValueError(f"timestamps of user {wrong[0]!r} are not one for each event of the history")
-            times = np.array([second for user in users for second in timestamps[user]], np.int64)[known]
+        times = None if timestamps is None else event_times(histories, timestamps)[known]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(users)))]).astype(np.int64)
         result = Sequences(users, items[known].astype(np.int32), times, offsets)
-        return result if profiles is None else result.with_profiles(profiles)
+        if profiles is None:
+            return result
+        check_profiles(profiles)
+        return result.with_profiles(profiles)
 
     def candidates(self, candidates: Ids | None, users: Sequence[str]) -> Candidates | None:
         """Convert candidates of ``recommend``. Raises ValueError where none of those of all users is known."""

@@ -95,7 +95,7 @@ class Pool:
     source: NDArray[np.int64]  # (M,), the pool of a column
     valid: NDArray[np.bool_]  # (U, M), items that may still be taken
     relevance: Floats  # (U, M), 0 to 1 in each pool
-    similarity: Floats  # (U, M), greatest cosine with an item of the list
+    similarity: Floats  # (U, M), greatest cosine with an item of the list, -1 without any
     vectors: Tensor | None  # (I + 1, D)
     diversity: float
 
@@ -107,7 +107,7 @@ class Pool:
         source = np.repeat(np.arange(len(pools)), [each.items.shape[1] for each in pools])
         relevance = np.concatenate([_relevance(each) for each in pools], 1)
         pool = cls(
-            items, scores, source, items > 0, relevance, np.zeros(items.shape, np.float32),
+            items, scores, source, items > 0, relevance, np.full(items.shape, -1, np.float32),
             rules.vectors, rules.rules.diversity,
         )  # fmt: skip
         for place in np.flatnonzero(chosen.any(0)):

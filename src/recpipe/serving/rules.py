@@ -6,13 +6,13 @@ I items, D width; index 0 is none.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +24,7 @@ from recpipe.training.bundle import Bundle
 
 SEEN = ("protocol", "exclude", "allow")
 DAY = 86_400
+MAX_DAYS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,9 @@ class Rules:
             object.__setattr__(self, name, None if values is None else tuple(values))
         if isinstance(self.new_items, Mapping):
             object.__setattr__(self, "new_items", build_config(NewItems, self.new_items, where="rules.new_items"))
-        is_days = isinstance(self.seen, int | float) and not isinstance(self.seen, bool)
-        if self.seen not in SEEN and not (is_days and math.isfinite(float(self.seen)) and float(self.seen) >= 0):
-            raise ValueError(f"seen is {self.seen!r}; allowed: {', '.join(SEEN)}, or a number of days from 0")
+        if self.seen not in SEEN and not _is_number_from_0(self.seen, MAX_DAYS):
+            days = f"a number of days from 0 to {MAX_DAYS:,}"
+            raise ValueError(f"seen is {self.seen!r}; allowed: {', '.join(SEEN)}, or {days}")
         if (self.max_per_category is None) != (self.category is None):
             raise ValueError("max_per_category and category, the item column that it counts, belong together")
         if self.max_per_category is not None and self.max_per_category < 1:
@@ -81,6 +82,8 @@ class Rules:
         """Build from a mapping. Raises ConfigError for unknown keys and for values that are not allowed."""
         if isinstance(rules, Rules):
             return rules
+        if rules is not None and not isinstance(rules, Mapping):
+            raise ValueError(f"rules are {rules!r}; give a mapping, such as diversity: 0.3")
         return build_config(cls, _lists_as_tuples(rules or {}), where="rules")
 
     @property
@@ -90,12 +93,20 @@ class Rules:
 
 
 def _lists_as_tuples(rules: Mapping[str, Any]) -> dict[str, Any]:
+    for name in ("candidates", "exclude"):
+        values = rules.get(name)
+        for value in values if isinstance(values, list | tuple) else ():
+            if not isinstance(value, str):
+                raise ValueError(f"rules.{name} has {value!r}; item ids are texts, in quotation marks")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in rules.items()}
 
 
+def _is_number_from_0(value: object, limit: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= limit
+
+
 def _check_share(name: str, value: float, *, above: bool = False) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= 1 or (above and value == 0):
+    if not _is_number_from_0(value, 1) or (above and value == 0):
         raise ValueError(f"{name} is {value!r}; it is a number {'above' if above else 'from'} 0 and at most 1")
 
 
@@ -164,6 +175,10 @@ def _categories(column: str, bundle: Bundle) -> NDArray[np.int64]:
     values = table[column].combine_chunks()
     if pa.types.is_nested(values.type):
         raise ValueError(f"category is {column!r}, a column of lists; take one with a single value for each item")
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
     codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return np.concatenate([[0], codes.astype(np.int64) + 1])
 

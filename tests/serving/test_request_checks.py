@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -90,6 +94,14 @@ def test_a_wrong_beam_is_an_error(beam: object) -> None:
         serving_bundle("tiger").recommend(HISTORY, search={"beam": beam})
 
 
+def test_a_bundle_without_item_columns_says_so() -> None:
+    for columns, hint in ((None, True), (COLUMNS, False)):
+        model = replace(serving_bundle(), item_columns=columns, _rules=OrderedDict())
+        with pytest.raises(ValueError, match="no column 'stock'") as error:
+            model.recommend(HISTORY, rules={"where": "stock > 0"})
+        assert ("trained without item columns" in str(error.value)) == hint
+
+
 def test_ids_may_be_arrays_and_times_numpy_integers() -> None:
     model = serving_bundle()
     items = np.array(HISTORY["ann"])
@@ -146,3 +158,20 @@ def test_categories_may_be_of_any_plain_type() -> None:
     assert (chosen.count("red"), chosen.count("blue")) == (1, 1) and None in chosen
     assert len(lists["same"]) == 1
     assert lists["nothing"] == model.recommend(HISTORY, 9)["item_id"].to_pylist()
+
+
+def test_threads_with_more_rules_than_the_cache_holds_get_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recpipe.serving.model.RULES_CACHED", 2)
+    model, interval = serving_bundle(), sys.getswitchinterval()
+    requests = [{"exclude": [item]} for item in IDS] * 40
+
+    def excluded(rules: dict[str, Any]) -> bool:
+        mask = model.rules(rules).candidates
+        return mask is not None and not mask[IDS.index(rules["exclude"][0]) + 1]
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(excluded, requests))
+    finally:
+        sys.setswitchinterval(interval)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.synthetic import random_sequences, untrained
+from tests.synthetic import catalogue_ids, random_sequences, untrained
 
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
@@ -22,7 +23,7 @@ from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.top_k import tie_order
 from recpipe.models.generator import Generator
-from recpipe.models.registry import model_class, types
+from recpipe.models.registry import build, model_class, types
 from recpipe.serving.model import ServingBundle
 from recpipe.training.bundle import Bundle
 
@@ -252,3 +253,37 @@ def test_a_narrow_beam_finds_as_many_valid_items_as_there_are(
         assert all(count <= limit for category, count in counts.items() if category is not None)
         most = sum(count if category is None else min(count, limit) for category, count in left.items())
         assert len(items) == min(request["k"], most)
+
+
+@pytest.mark.parametrize("name", ["popular", "sasrec", "tiger"])
+@pytest.mark.parametrize("limit", [1, 3])
+def test_lists_are_filled_where_most_of_the_best_items_are_of_one_category(name: str, limit: int) -> None:
+    items, k, rng = 400, 20, np.random.default_rng(limit)
+    ids = [f"i{n:03}" for n in range(items)]
+    torch.manual_seed(0)
+    data = random_sequences(60, items, longest=12, seed=1)
+    small = {**TINY, "beam": items} if name == "tiger" else {}
+    inputs = {"ids": {"text": catalogue_ids(items, sizes=(8, 8, 8))}} if name == "tiger" else {}
+    model = build(name, small, n_items=items, max_length=WINDOW, **inputs)
+    if model.closed_form:
+        model.fit(data)
+    bundle = Bundle(
+        name, name, model.eval(), Vocabulary(np.array(ids, object)), [None] * items, np.ones(items, int),
+        Protocol(dataset="tiny", exclude_seen=False),
+    )  # fmt: skip
+    histories = {"ann": ids[:3], "bob": ids[50:60]}
+    order: dict[str, list[str]] = {user: [] for user in histories}
+    for row in ServingBundle.of(bundle).recommend(histories, items).to_pylist():
+        order[row["user_id"]].append(row["item_id"])
+    best = {item for best in order.values() for item in best[:150]}
+    shelf = {item: "full" if item in best else str(rng.integers(30)) for item in ids}
+    model = ServingBundle.of(replace(bundle, item_columns=pa.table({"shelf": [shelf[item] for item in ids]})))
+    table = model.recommend(histories, k, rules={"category": "shelf", "max_per_category": limit})
+    for user, ranked in order.items():
+        counts: Counter[str] = Counter()
+        expected = []
+        for item in ranked:
+            counts[shelf[item]] += 1
+            expected += [item] if counts[shelf[item]] <= limit else []
+        listed = [row["item_id"] for row in table.to_pylist() if row["user_id"] == user]
+        assert listed == expected[:k]

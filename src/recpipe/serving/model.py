@@ -181,12 +181,11 @@ class ServingBundle(Bundle):
     def rules(self, rules: Rules | Mapping[str, Any] | None) -> BundleRules:
         """Resolve rules for this bundle; the latest ones are cached. Raises ValueError for wrong ones."""
         rules = Rules.of(rules)
-        if rules not in self._rules:
-            self._rules[rules] = self._resolved(rules)
-        self._rules.move_to_end(rules)
+        resolved = self._rules.pop(rules, None) or self._resolved(rules)
+        self._rules[rules] = resolved  # the latest; each step is whole for other threads
         while len(self._rules) > RULES_CACHED:
             self._rules.popitem(last=False)
-        return self._rules[rules]
+        return resolved
 
     def _resolved(self, rules: Rules) -> BundleRules:
         resolved = BundleRules.of(rules, self, vectors=self.unit_vectors if rules.diversity > 0 else None)

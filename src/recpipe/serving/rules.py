@@ -141,6 +141,15 @@ class BundleRules:
         )
 
 
+def _item_mask(condition: str, bundle: Bundle) -> NDArray[np.bool_]:
+    """Return the items (I,) that fulfil a condition. Raises ValueError for unknown columns."""
+    hint = "; the bundle was trained without item columns: give a table of current ones (items)"
+    mask: NDArray[np.bool_] = condition_mask(
+        condition, bundle.item_table(), hint=hint if bundle.item_columns is None else ""
+    )
+    return mask
+
+
 def _candidates(rules: Rules, bundle: Bundle) -> Tensor | None:
     """Candidates for all users; None: the whole catalogue."""
     if rules.where is None and rules.candidates is None and not rules.exclude:
@@ -153,7 +162,7 @@ def _candidates(rules: Rules, bundle: Bundle) -> Tensor | None:
             raise ValueError(f"none of the {len(items)} candidates is in the catalogue of {bundle.name}")
         mask &= np.isin(np.arange(len(mask)), items[items > 0])
     if rules.where is not None:
-        mask[1:] &= condition_mask(rules.where, bundle.item_table())
+        mask[1:] &= _item_mask(rules.where, bundle)
     if rules.exclude:
         mask[bundle.vocabulary.encode(list(rules.exclude))] = False
     if not mask.any():
@@ -163,7 +172,7 @@ def _candidates(rules: Rules, bundle: Bundle) -> Tensor | None:
 
 
 def _new_items(new_items: NewItems, bundle: Bundle) -> Tensor:
-    mask = np.concatenate([[False], condition_mask(new_items.where, bundle.item_table())])
+    mask = np.concatenate([[False], _item_mask(new_items.where, bundle)])
     if not mask.any():
         raise ValueError(f"new_items: no item of {bundle.name} is new by {new_items.where!r}; give another condition")
     return torch.from_numpy(mask)

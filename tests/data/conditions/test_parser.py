@@ -71,6 +71,8 @@ def test_every_text_can_be_compared_with(text: str) -> None:
         ("paid & event == 'view'", "position 6.*write `and`"),
         ("event in ['a' 'b']", "position 15.*a comma or ] is expected"),
         ("event == 'view", "position 10.*no end"),
+        ("price BETWEEN 1 and 2", "position 7.*two comparisons, as in 1 <= price <= 2"),
+        ("event like '%view%'", "position 7.*as a whole"),
         ("event in []", "at least one value"),
         ("event not 'view'", "`in` is expected"),
         ("(a == b) == c", "position 2.*belongs here"),

@@ -53,6 +53,11 @@ HINTS = {
     "\0": "a null byte is not allowed", **dict.fromkeys("+*/%^", "arithmetic is not allowed"),
 }  # fmt: skip
 
+UNKNOWN_WORDS = {
+    "between": "write two comparisons, as in 1 <= price <= 2",
+    **dict.fromkeys(("like", "ilike", "contains"), "texts are compared as a whole, by = and in [...]"),
+}
+
 
 @dataclass(frozen=True)
 class ParsedCondition:
@@ -104,7 +109,7 @@ class _Parser:
     def parse(self) -> Node:
         node = self._condition()
         if self._next.kind != "end":
-            self._fail(self._next, "`and` or `or` is expected here")
+            self._fail(self._next, UNKNOWN_WORDS.get(self._next.lower, "`and` or `or` is expected here"))
         return node
 
     def _tokens(self) -> list[_Token]:

@@ -94,7 +94,8 @@ class TrackingHooks:
         """Return tracking URI and id of the run of ``model``, for the pipeline register."""
         if (runs := self._started_runs()) is None:
             raise TrackingError("no command is being tracked")
-        return tracking_uri(self._conf["tracking_uri"], self._project), runs.run_id(model)
+        run_id = runs.run_id(model)  # raises first where the store does not open
+        return tracking_uri(self._conf["tracking_uri"], self._project), run_id
 
     @hook_impl
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:

@@ -109,11 +109,14 @@ def refit(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
     """Train a measured model on all events, as ``train``, and write a production bundle."""
     measured = data.measured(run)
     log_data, config = data.whole_log(measured), measured.config(run)
-    inputs = data.item_inputs(run)
+    inputs, about = data.item_inputs(run), {"refit_of": measured.version}
     if run.item_model is not None and inputs.collaborative is not None:
         production = data.latest(run.item_model, "production")
         loaded = None if production is None else load_bundle(production)
-        inputs = replace(inputs, collaborative=choose_item_model(inputs.collaborative, loaded, log_data))
+        chosen = choose_item_model(inputs.collaborative, loaded, log_data)
+        source = production if chosen is loaded else data.latest(run.item_model, "bundle")
+        assert source is not None  # one of the two was loaded
+        inputs, about["item_vectors"] = replace(inputs, collaborative=chosen), "/".join(source.parts[-2:])
     work = data.results.refit_work(run.name, data.seed)
     job = TrainingJob(config=config, data=log_data, inputs=inputs, work_folder=work, validator=validator)
 
@@ -121,7 +124,7 @@ def refit(run: RunConfig, data: DataFolder, on_epoch: OnEpoch | None = None) -> 
         return refit_measured(job, measured, on_epoch=on_epoch, keep_checkpoints=True)
 
     folder = data.bundle_folder(run.name, "production")
-    return _train_once(job, refit_job, folder, {"refit_of": measured.version})
+    return _train_once(job, refit_job, folder, about)
 
 
 def _train_once(

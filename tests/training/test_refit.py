@@ -231,3 +231,16 @@ def test_item_vectors_come_from_a_refit_of_the_same_log_if_there_is_one(tmp_path
     assert choose_item_model(measured.bundle, None, data) is measured.bundle
     protocol = replace(production.protocol, fingerprint="another log")
     assert choose_item_model(measured.bundle, replace(production, protocol=protocol), data) is measured.bundle
+
+
+def test_item_vectors_of_another_model_are_refused(tmp_path):
+    item_model = measured_run(tmp_path, "sasrec").bundle
+    inputs = replace(INPUTS, collaborative=item_model)
+    reader = replace(config("sasrec"), name="reader", side={"vectors": "collaborative"}, collaborative="m")
+    data = training_data(PROTOCOL)
+    bundle = replace(job(tmp_path / "reader", reader, data), inputs=inputs).train()
+    measured = MeasuredRun(bundle, {"cost": bundle.training["cost"], "protocol": {"id": PROTOCOL.id}, "test": {}}, "v1")
+    measured.check_inputs(reader, inputs)
+    for other, what in ((None, "none"), (replace(item_model, name="other"), "other")):
+        with pytest.raises(ValueError, match=rf"item vectors of m .* reads {what}: set models.reader.collaborative=m"):
+            measured.check_inputs(reader, replace(inputs, collaborative=other))

@@ -88,7 +88,7 @@ def test_a_refit_equals_that_of_kedro_and_is_made_once(project_folder, tmp_path,
         train(project_folder, tmp_path, "svd", options=("--refit",))
 
 
-def test_kedro_evaluates_models_that_were_trained_without_it(project_folder, tmp_path, session_in):
+def test_models_trained_without_kedro_are_evaluated_by_it_and_refitted_without_it(project_folder, tmp_path, session_in):
     into = project_folder / "data/test"
     train(project_folder, into, "tiger")
     train(project_folder, into, "setrec")  # reads the item vectors of the SASRec that Kedro trained
@@ -102,6 +102,10 @@ def test_kedro_evaluates_models_that_were_trained_without_it(project_folder, tmp
         ranks = rank_fold(bundle.model, DataFolder(into, DATASET).test(), exclude_seen=False, k=10).ranks()
         assert metrics["test"]["ndcg@10"] == pytest.approx(metrics_from_ranks(ranks, cutoffs=[10])["ndcg@10"])
         assert latest_bundle(into, model).training["cost"]["device"] == "cpu"
+    production = tmp_path / "06_models" / DATASET / "setrec/seed_42/production"
+    for models, versions in ((["setrec"], 1), (["setrec"], 1), (["sasrec", "setrec"], 2)):
+        train(project_folder, tmp_path, *models, options=("--refit",))
+        assert len([*production.glob("*/production")]) == versions  # anew where the SASRec that it reads is newer
 
 
 def test_the_same_command_continues_after_time_was_up(project_folder, tmp_path, caplog, monkeypatch):

@@ -145,12 +145,8 @@ class MeasuredRun:
     def check_inputs(self, config: RunConfig, inputs: ItemInputs) -> None:
         """Raise ValueError unless ``inputs`` are the embeddings and semantic ids that the run was trained with."""
         embeddings = dict(self.bundle.training.get("embeddings") or {})
-        source = embeddings.pop(COLLABORATIVE, "").rpartition(" ")[0]
-        if source and (inputs.collaborative is None or inputs.collaborative.name != source):
-            raise ValueError(
-                f"{self.name} was trained on the item vectors of {source}: set models.{config.name}.{COLLABORATIVE}"
-                f"={source}, or train and evaluate it anew"
-            )
+        if embeddings.pop(COLLABORATIVE, None) is not None:
+            self._check_item_model(inputs.collaborative)
         for name, hash_ in embeddings.items():
             if name not in inputs.vectors:
                 raise ValueError(
@@ -166,6 +162,20 @@ class MeasuredRun:
         digests = self.bundle.training["settings"].get("ids") or {}
         for kind, codes in build_catalogue_ids(config.ids, inputs.ids, self.bundle.vocabulary).items():
             self._check_equal(f"{kind} ids", codes.digest[:12], digests[kind])
+
+    def _check_item_model(self, item_model: Bundle | None) -> None:
+        """Raise ValueError unless ``item_model`` is the model, of any version, whose item vectors were read."""
+        names = [run["name"] for run in self.bundle.training.get("earlier_runs", [])]
+        if not names:  # bundles until 28 November 2026
+            raise ValueError(
+                f"{self.name} does not name the model of its item vectors: {self.command('train,evaluate')}"
+            )
+        if item_model is None or item_model.name not in names:
+            other = "none" if item_model is None else item_model.name
+            raise ValueError(
+                f"{self.name} was trained on the item vectors of {' or '.join(names)} and its configuration now reads "
+                f"{other}: set models.{self.bundle.name}.{COLLABORATIVE}={names[-1]}, or train and evaluate it anew"
+            )
 
     def _check_equal(self, what: str, hash_: str, recorded: str) -> None:
         if hash_ != recorded:
@@ -239,7 +249,7 @@ def refit(
         measured.name,
         f"{len(job.data.train_set.items):,}",
         f"{int(before):,}",
-        "" if replay is None else f", for {replay.epochs} epochs, as it was best after these",
+        "" if replay is None else f", up to epoch {replay.epochs}, in which it was best",
     )
     bundle = job.train(on_epoch=on_epoch, keep_checkpoints=keep_checkpoints, replay=replay)
     copy_tuned(measured.bundle.model, bundle.model)

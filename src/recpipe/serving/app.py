@@ -100,6 +100,7 @@ class Service:
             local=local,
             paths=lambda path: path if path in known else OTHER,
             observe=self.metrics.request,
+            direct={"/recommend": self.recommend},
         )
 
     async def start(self) -> None:
@@ -133,6 +134,19 @@ class Service:
         yield gauge("recpipe_queue_users", "Users that wait for a model", ["model"], waiting)
         failing = {(name,): 1 for name in self.models.errors}
         yield gauge("recpipe_model_refused", "1 while the newest bundle is refused", ["model"], failing)
+
+    async def recommend(self, body: bytes) -> bytes:
+        """Answer the body of POST /recommend."""
+        wanted = parse_request(RecommendRequest, body)
+        check_recommend(wanted, self.config)
+        model = self.models.get(wanted.model)
+        key, users = model.answers.prepare(wanted)
+        lists = await self.in_time(model.batcher.submit(key, users, users=len(users)))
+        for source, count in lists.sources.items():
+            self.metrics.users(model.name, source, count)
+        if lists.unknown_items:
+            self.metrics.unknown_items(model.name, lists.unknown_items)
+        return recommend_body(model, lists)
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """Await ``work`` within the time limit. Raises RequestError 503 after it."""
@@ -221,16 +235,7 @@ def _add_post_routes(api: FastAPI, service: Service) -> None:
 
         An empty history gets the list for users without history, whose source is cold_users.
         """
-        wanted = parse_request(RecommendRequest, await request.body())
-        check_recommend(wanted, config)
-        model = models.get(wanted.model)
-        key, users = model.answers.prepare(wanted)
-        lists = await service.in_time(model.batcher.submit(key, users, users=len(users)))
-        for source, count in lists.sources.items():
-            service.metrics.users(model.name, source, count)
-        if lists.unknown_items:
-            service.metrics.unknown_items(model.name, lists.unknown_items)
-        return Response(recommend_body(model, lists), media_type="application/json")
+        return Response(await service.recommend(await request.body()), media_type="application/json")
 
     @api.post("/similar", openapi_extra=_body_schema(SimilarRequest))
     async def similar(request: Request) -> Response:

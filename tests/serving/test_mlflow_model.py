@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickletools
@@ -13,6 +14,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -22,6 +24,7 @@ from tests.synthetic import random_sequences
 import recpipe
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
+from recpipe.data.seen_events import SeenEvents
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.registry import build
@@ -45,7 +48,8 @@ def write_bundle(folder: Path, name: str = "sasrec") -> Path:
     events = np.bincount(data.items, minlength=ITEMS + 1)[1:]
     folder.mkdir(parents=True)
     protocol = Protocol(dataset="tiny", fingerprint="f" * 12)
-    save_bundle(Bundle(name, name, model.eval(), vocabulary, [None] * ITEMS, events, protocol, {"seed": 1}), folder)
+    bundle = Bundle(name, name, model.eval(), vocabulary, [None] * ITEMS, events, protocol, {"seed": 1})
+    save_bundle(dataclasses.replace(bundle, seen_events=SeenEvents.of(data)), folder)
     return folder
 
 
@@ -114,6 +118,12 @@ def test_no_file_is_a_pickle(saved) -> None:
             with pytest.raises(ValueError):
                 list(pickletools.genops(content))
     assert "python_model:" not in (saved / "MLmodel").read_text()
+
+
+def test_users_of_the_log_stay_at_home(saved, bundle) -> None:
+    assert "u017" in pq.read_table(bundle / "seen_events.parquet")["user_id"].to_pylist()
+    assert not list(saved.rglob("seen_events*"))
+    assert not [path for path in saved.rglob("*") if path.is_file() and b"u017" in path.read_bytes()]
 
 
 def test_requirements_are_the_few_packages_that_serve_at_installed_versions(saved) -> None:

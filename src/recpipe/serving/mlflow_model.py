@@ -30,7 +30,7 @@ from mlflow.types.schema import Array
 
 import recpipe
 from recpipe.serving.packaging import copy_code, try_bundle
-from recpipe.training.bundle import Bundle
+from recpipe.training.bundle import Bundle, save_bundle
 
 log = logging.getLogger(__name__)
 
@@ -168,8 +168,10 @@ def save_mlflow_model(
     model = Model() if mlflow_model is None else mlflow_model
     with tempfile.TemporaryDirectory(prefix="recpipe-") as temporary:
         work = Path(temporary)
-        code = copy_code(work / "code")
-        trial = try_bundle(code, bundle_folder, histories, EXAMPLE_K, work)
+        code, copy = copy_code(work / "code"), work / "bundle"
+        copy.mkdir()
+        save_bundle(bundle, copy)  # without the users of the log, whom only training reads
+        trial = try_bundle(code, copy, histories, EXAMPLE_K, work)
         expected = bundle.recommend(histories, k=EXAMPLE_K)
         if not _same(expected, trial.recommendations):
             raise ValueError(f"{bundle_folder} recommends other items in a fresh interpreter; nothing is saved")
@@ -177,7 +179,7 @@ def save_mlflow_model(
         mlflow.pyfunc.save_model(
             path=str(path),
             python_model=str(SCRIPT),
-            artifacts={"bundle": str(bundle_folder)},
+            artifacts={"bundle": str(copy)},
             code_paths=[str(code)],
             mlflow_model=model,
             signature=signature(bundle, expected),

@@ -134,7 +134,7 @@ async def running(models: Path, *, dataset: str = "tiny", **options: Any) -> Asy
     def find() -> dict[str, Path]:
         return {folder.name: folder for folder in sorted(models.glob("*/"))}
 
-    loaded = LoadedModels(find, loader.load, on_reload=metrics.reload)
+    loaded = LoadedModels(find, loader.load, files=loader.files, on_reload=metrics.reload)
     service = Service(loaded, metrics, config, **of_service)
     await service.start()
     try:

@@ -46,7 +46,7 @@ def address(paths: DataPaths) -> Iterator[str]:
     config, metrics = serve_config(), Metrics()
     loader = ModelLoader(config, metrics, dataset="tiny", items=lambda _: paths.primary / "items.parquet")
     folders = {folder.name: folder for folder in sorted(paths.models.iterdir())}
-    models = LoadedModels(lambda: folders, loader.load, default="sasrec", on_reload=metrics.reload)
+    models = LoadedModels(lambda: folders, loader.load, files=loader.files, default="sasrec", on_reload=metrics.reload)
     images = images_of_dataset(IMAGES, paths)
     service = Service(models, metrics, config, users=paths.primary, images=images)
     with serving(service.app) as opened:

@@ -7,10 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tests.artefacts import flip_bit
 from tests.serving.small_service import IDS, VERSIONS, Client, running, until, write_bundle
 
 import recpipe
+from recpipe.serving.loaded_models import LoadedModel
+from recpipe.serving.model_loader import ModelLoader
 from recpipe.training.bundle import WEIGHTS
 
 BODY = {"items": IDS[:3], "k": 5}
@@ -135,30 +139,78 @@ def test_a_bundle_of_another_data_set_is_refused(tmp_path):
     asyncio.run(run())
 
 
+def write_stock(folder: Path, stocked: set[str]) -> None:
+    stock = [item in stocked for item in IDS]
+    pq.write_table(pa.table({"item_id": IDS, "in_stock": stock}), folder / "new.parquet")
+    (folder / "new.parquet").rename(folder / "items.parquet")
+
+
+async def items_in_stock(client: Client) -> set[str]:
+    rules = {"where": "in_stock = true", "seen": "allow"}
+    answer = await client.post("/recommend", {"items": IDS[:1], "k": 20, "rules": rules})
+    assert answer.status == 200, answer.body
+    return {item["item_id"] for item in answer.json["lists"][0]["items"]}
+
+
 def test_current_columns_of_items_reach_the_rules_without_a_restart(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     write_bundle(tmp_path / "sasrec", VERSIONS[0])
-
-    def write_stock(stocked: set[str]) -> None:
-        stock = [item in stocked for item in IDS]
-        pq.write_table(pa.table({"item_id": IDS, "in_stock": stock}), tmp_path / "new.parquet")
-        (tmp_path / "new.parquet").rename(tmp_path / "items.parquet")
-
-    async def items(client: Client) -> set[str]:
-        rules = {"where": "in_stock = true", "seen": "allow"}
-        answer = await client.post("/recommend", {"items": IDS[:1], "k": 20, "rules": rules})
-        assert answer.status == 200, answer.body
-        return {item["item_id"] for item in answer.json["lists"][0]["items"]}
 
     async def run() -> None:
         async with running(tmp_path) as client:
-            assert await items(client) == {"i04", "i05"}
-            write_stock({"i07", "i08", "i09"})
+            assert await items_in_stock(client) == {"i04", "i05"}
+            write_stock(tmp_path, {"i07", "i08", "i09"})
             model = next(iter(client.service.models))
             await until(lambda: next(iter(client.service.models)) is not model)
-            assert await items(client) == {"i07", "i08", "i09"}
+            assert await items_in_stock(client) == {"i07", "i08", "i09"}
 
-    write_stock({"i04", "i05"})
+    write_stock(tmp_path, {"i04", "i05"})
+    asyncio.run(run())
+
+
+def test_columns_that_change_while_a_bundle_is_loaded_are_read_again(tmp_path, monkeypatch):
+    write_bundle(tmp_path / "sasrec", VERSIONS[0])
+    write_stock(tmp_path, {"i04", "i05"})
+    changes, load = [{"i07", "i08"}], ModelLoader.load
+
+    def load_and_change(loader: ModelLoader, name: str, folder: Path) -> LoadedModel:
+        model = load(loader, name, folder)
+        if changes:
+            write_stock(tmp_path, changes.pop())
+        return model
+
+    async def run() -> None:
+        async with running(tmp_path) as client:
+            first = next(iter(client.service.models))
+            await until(lambda: next(iter(client.service.models)) is not first)
+            assert await items_in_stock(client) == {"i07", "i08"}
+
+    monkeypatch.setattr(ModelLoader, "load", load_and_change)
+    asyncio.run(run())
+
+
+def test_a_bundle_refused_for_its_item_columns_is_tried_again_when_they_are_whole(tmp_path):
+    write_bundle(tmp_path / "sasrec", VERSIONS[0])
+    (tmp_path / "items.parquet").write_bytes(b"half written")
+
+    async def run() -> None:
+        async with running(tmp_path) as client:
+            assert "sasrec" in client.service.models.errors
+            write_stock(tmp_path, {"i04"})
+            await until(lambda: client.service.models.is_complete)
+            assert await items_in_stock(client) == {"i04"} and client.service.models.errors == {}
+
+    asyncio.run(run())
+
+
+def test_the_error_of_a_model_that_is_removed_goes(tmp_path):
+    write_bundle(tmp_path / "sasrec", VERSIONS[0])
+    flip_bit(write_bundle(tmp_path / "popular", VERSIONS[0], name="popular") / WEIGHTS, 0)
+
+    async def run() -> None:
+        async with running(tmp_path) as client:
+            await until(lambda: "popular" in client.service.models.errors and any(client.service.models))
+            shutil.rmtree(tmp_path / "popular")
+            await until(lambda: client.service.models.is_complete)
+            assert client.service.models.errors == {}
+
     asyncio.run(run())

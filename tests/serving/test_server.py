@@ -16,8 +16,8 @@ import pytest
 from tests.conftest import PROJECT
 from tests.serving.small_service import IDS, VERSIONS, write_bundle
 
-from recpipe.config import ConfigError
-from recpipe.serving.server import check_access, main, model_folders, named_folders
+from recpipe.config import ConfigError, DataPaths
+from recpipe.serving.server import check_access, main, model_finder, model_folders, named_folders
 
 CHUNK = b"1000\r\n" + b" " * 4096 + b"\r\n"
 LIMITS = "serve.client_timeout=0.5,serve.connections=8,serve.max_body=5000,serve.shutdown_timeout=5.0"
@@ -166,6 +166,8 @@ def test_settings_that_cannot_be_served_are_one_line_errors(tmp_path, capsys, mo
         write_bundle(tmp_path / "sasrec", VERSIONS[0])
         assert main([str(tmp_path / "sasrec"), *conf, f"serve.port={other.getsockname()[1]}"]) == 2
     assert "choose another port" in capsys.readouterr().err
+    assert main([str(tmp_path / "sasrec"), *conf, "serve.port=0,serve.device=tpu"]) == 2
+    assert "serve.device is 'tpu'" in capsys.readouterr().err
 
 
 def test_models_are_found_by_folder_and_by_name(tmp_path):
@@ -174,6 +176,11 @@ def test_models_are_found_by_folder_and_by_name(tmp_path):
     (tmp_path / "unfinished" / "seed_1" / "work").mkdir(parents=True)
     assert model_folders(tmp_path, "all").keys() == {"sasrec", "popular"}
     assert model_folders(tmp_path, "popular+unfinished").keys() == {"popular"}
+    write_bundle(tmp_path / "06_models" / "tiny" / "sasrec", VERSIONS[0])
+    paths = DataPaths(str(tmp_path), str(tmp_path), "tiny")
+    assert model_finder([], paths, "sasrec")().keys() == {"sasrec"}
+    with pytest.raises(ConfigError, match="serve.models names tigr, .* bundles of sasrec"):
+        model_finder([], paths, "sasrec+tigr")
     folders = [str(tmp_path / "sasrec"), f"shop={tmp_path / 'sasrec'}"]
     assert named_folders(folders) == {"sasrec": tmp_path / "sasrec", "shop": tmp_path / "sasrec"}
     with pytest.raises(ConfigError, match="two bundles are called sasrec"):

@@ -144,7 +144,7 @@ def _prepare(bundle: Bundle, training_data: TrainingData, evaluate: EvaluateConf
     from recpipe.training.settings import choose_device
 
     bundle.check_catalogue(training_data.vocabulary)
-    bundle.model.to(choose_device(evaluate.device))
+    bundle.model.to(choose_device(evaluate.device, setting="evaluate.device"))
     return training_data.protocol.with_evaluation_fields(Protocol.from_dict(evaluate.protocol))
 
 

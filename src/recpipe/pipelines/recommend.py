@@ -108,7 +108,7 @@ def _load_model(config: RunConfig, recommend: RecommendConfig, paths: DataPaths)
     content = None if recommend.content is None else paths.models / recommend.content / f"seed_{config.seed}"
     model = load_bundle(
         newest_bundle(run, KINDS[recommend.bundle]),
-        choose_device(recommend.device),
+        choose_device(recommend.device, setting="recommend.device"),
         items=recommend.items,
         content=content,
         accelerate=config.accelerate,

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +79,7 @@ class ListAnswers:
         self.head = orjson.dumps(
             {"model": name or bundle.name, "version": bundle.version, "dataset": bundle.protocol.dataset}
         )[:-1]
+        self.description = describe_bundle(bundle)
         self._encoder = ListEncoder(ids, bundle.titles, codes)
 
     def prepare(self, request: RecommendRequest) -> tuple[ListsKey, list[User]]:
@@ -183,11 +183,14 @@ def _split(
 
 def describe(model: LoadedModel) -> dict[str, Any]:
     """Return what GET /models says of one model."""
-    bundle = model.bundle
+    loaded_at = datetime.fromtimestamp(model.loaded_at, UTC).isoformat(timespec="seconds")
+    return {"name": model.name, **model.answers.description, "loaded_at": loaded_at}
+
+
+def describe_bundle(bundle: ServingBundle) -> dict[str, Any]:
+    """Return what a bundle stands for and what it can do, for GET /models."""
     production = bundle.training.get("production")
-    searches = list(bundle.model.search_settings)
     return {
-        "name": model.name,
         "dataset": bundle.protocol.dataset,
         "type": bundle.type,
         "version": bundle.version,
@@ -200,10 +203,9 @@ def describe(model: LoadedModel) -> dict[str, Any]:
         "abilities": {
             "similar": bool(bundle.model.item_tables()),
             "probability": bool(bundle.model.probabilistic),
-            "explain": find_spec("recpipe.serving.explain") is not None,
-            "search": searches,
+            "explain": True,
+            "search": list(bundle.model.search_settings),
         },
-        "loaded_at": datetime.fromtimestamp(model.loaded_at, UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -36,7 +36,6 @@ class LoadedModel:
     answers: ListAnswers
     batcher: Batcher[Any]
     folder: Path
-    items: Path | None = None  # file of item columns whose change reloads the model
     state: State = ()
     loaded_at: float = field(default_factory=time.time)
 
@@ -45,8 +44,9 @@ class LoadedModels:
     """The models of the service.
 
     ``find``: model or bundle folders by name, called at each refresh. ``load``: (name, bundle folder) -> LoadedModel,
-    called in a thread; whatever it raises refuses the bundle. ``default``: the model of requests that name none.
-    ``on_reload``: called with name and result.
+    called in a thread; whatever it raises refuses the bundle. ``files``: bundle folder -> further files that ``load``
+    reads, whose change reloads the model. ``default``: the model of requests that name none. ``on_reload``: called with
+    name and result.
     """
 
     def __init__(
@@ -54,10 +54,11 @@ class LoadedModels:
         find: Callable[[], dict[str, Path]],
         load: Callable[[str, Path], LoadedModel],
         *,
+        files: Callable[[Path], list[Path]] = lambda folder: [],
         default: str | None = None,
         on_reload: Callable[[str, str], None] = lambda name, result: None,
     ) -> None:
-        self._find, self._load, self._on_reload = find, load, on_reload
+        self._find, self._load, self._files, self._on_reload = find, load, files, on_reload
         self._models: dict[str, LoadedModel] = {}
         self._refused: dict[str, dict[Path, State]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -100,17 +101,19 @@ class LoadedModels:
             log.error("the folder of the models cannot be read: %s", error)
             return
         self._names = sorted(folders)
+        for name in self.errors.keys() - folders.keys():
+            del self.errors[name]
         for name, folder in folders.items():
             await self._refresh(name, folder)
 
     async def _refresh(self, name: str, folder: Path) -> None:
         current = self._models.get(name)
         try:
-            versions = await asyncio.to_thread(bundle_versions, folder)
-            states = {version: _state(version, None if current is None else current.items) for version in versions}
+            states = await asyncio.to_thread(self._states, folder)
         except (OSError, ValueError) as error:
             self.errors[name] = str(error)
             return
+        versions = list(states)
         refused = {path: state for path, state in self._refused.get(name, {}).items() if path in states}
         self._refused[name] = refused
         for version, state in states.items():  # newest first
@@ -127,6 +130,10 @@ class LoadedModels:
             if current is not None and current.folder not in versions:
                 return  # what is in memory is gone from the disk; better than an older version
 
+    def _states(self, folder: Path) -> dict[Path, State]:
+        """Return the states of all bundles of a model, newest first."""
+        return {version: _state(version, self._files(version)) for version in bundle_versions(folder)}
+
     async def _try(self, name: str, folder: Path, state: State) -> bool:
         """Load a bundle and put it in place of the present one. Return whether that worked."""
         try:
@@ -142,7 +149,7 @@ class LoadedModels:
             )
             log.debug("traceback", exc_info=error)
             return False
-        model.state = _state(folder, model.items) if self._models.get(name) is None else state
+        model.state = state  # of before the load, so that what changed meanwhile is loaded again
         old = self._models.get(name)
         self._models[name] = model
         self._on_reload(name, "loaded")
@@ -163,9 +170,8 @@ class LoadedModels:
         await asyncio.gather(*self._closing)
 
 
-def _state(folder: Path, items: Path | None) -> State:
+def _state(folder: Path, others: list[Path]) -> State:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if items is not None and items.is_file():
-        files.append(items)
+    files += [path for path in others if path.is_file()]
     stats = [(str(path), path.stat()) for path in files]
     return (str(folder), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

@@ -9,11 +9,15 @@ from typing import Any
 
 from recpipe.config.schema import ServeConfig
 from recpipe.serving.batcher import Batcher
+from recpipe.serving.bundles import newest_bundle
 from recpipe.serving.http_answers import ListAnswers
 from recpipe.serving.http_metrics import Metrics
 from recpipe.serving.http_requests import RecommendRequest, UserRequest
+from recpipe.serving.index_build import IndexConfig
 from recpipe.serving.loaded_models import LoadedModel
+from recpipe.serving.model import AUTOMATIC_INDEX, load_bundle
 from recpipe.training.bundle import CONFIG
+from recpipe.training.settings import choose_device
 
 
 class ModelLoader:
@@ -21,7 +25,7 @@ class ModelLoader:
 
     ``dataset``: the only data set whose bundles are served, None for any. ``items``: function from a bundle to its
     file of item columns, which may be newer than the bundle. ``content``: function from a bundle to the folder of the
-    model of type content_knn that ranks new items.
+    model of type content_knn that ranks new items. ``index``: see ``load_bundle``.
     """
 
     def __init__(
@@ -32,14 +36,23 @@ class ModelLoader:
         dataset: str | None,
         items: Callable[[Path], Path | None],
         content: Callable[[Path], Path | None] = lambda bundle: None,
+        index: IndexConfig | None = AUTOMATIC_INDEX,
     ) -> None:
         self._config, self._metrics, self._dataset = config, metrics, dataset
-        self._items, self._content = items, content
+        self._items, self._content, self._index = items, content, index
+        self._device = choose_device(config.device, setting="serve.device")
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files besides a bundle that it is loaded with: current item columns, and the content model."""
+        try:
+            items, content = self._items(folder), self._content(folder)
+            files = [] if content is None else [newest_bundle(content) / CONFIG]
+        except ValueError:  # ``load`` raises it again, for this bundle alone
+            return []
+        return files if items is None else [items, *files]
 
     def load(self, name: str, folder: Path) -> LoadedModel:
         """Load a bundle and answer one request with it. Raises ValueError for one that cannot be served."""
-        from recpipe.serving.model import load_bundle
-
         dataset = read_description(folder)["dataset"]
         if self._dataset not in (None, dataset):
             raise ValueError(
@@ -47,8 +60,8 @@ class ModelLoader:
                 f"folders: python -m recpipe.serving.server {folder} …"
             )
         items = self._items(folder)
-        columns = items if items is not None and items.is_file() else None
-        bundle = load_bundle(folder, self._config.device, items=columns, content=self._content(folder))
+        current = items if items is not None and items.is_file() else None
+        bundle = load_bundle(folder, self._device, items=current, content=self._content(folder), index=self._index)
         answers = ListAnswers(bundle, name)
         _try_once(answers, bundle.vocabulary.ids[0])
         batcher: Batcher[Any] = Batcher(
@@ -58,7 +71,7 @@ class ModelLoader:
             name=name,
             on_batch=lambda users, seconds: self._metrics.batch(name, users),
         )
-        return LoadedModel(name, bundle, answers, batcher, folder, items)
+        return LoadedModel(name, bundle, answers, batcher, folder)
 
 
 def read_description(folder: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "RECPIPE_API_KEY"
 MIN_KEY = 16  # characters
+ALL = "all"  # value of serve.models
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,17 +50,23 @@ def main(arguments: list[str] | None = None) -> int:
     content = configuration["recommend"]["content"]
     dataset = None if options.bundles else paths.dataset
     block = {} if dataset is None else configuration.parameters()["datasets"][dataset]
-    serve(
-        config,
-        find,
-        listener,
-        paths=paths,
-        dataset=dataset,
-        default=default,
-        content=content,
-        api_key=api_key,
-        block=block,
-    )
+    try:
+        serve(
+            config,
+            find,
+            listener,
+            paths=paths,
+            dataset=dataset,
+            default=default,
+            content=content,
+            index=configuration["recommend"]["index"],
+            api_key=api_key,
+            block=block,
+        )
+    except ValueError as error:
+        log.debug("traceback", exc_info=error)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -78,10 +85,15 @@ def check_access(host: str, api_key: str | None) -> str | None:
 def model_finder(bundles: list[str], paths: DataPaths, models: str) -> Callable[[], dict[str, Path]]:
     """Return a function that finds folders of models by name. Raises ConfigError where there is nothing to serve."""
     find = partial(named_folders, bundles) if bundles else partial(model_folders, paths.models, models)
-    if not find():
+    if not (find() if bundles else model_folders(paths.models, ALL)):
         raise ConfigError(
             f"no model in {paths.models} has a bundle: train one with `kedro run --pipeline=train --params "
             f"dataset={paths.dataset},model=sasrec`, or choose another data set with --params dataset=…"
+        )
+    if absent := [] if bundles or models == ALL else sorted(set(split_names(models)) - find().keys()):
+        raise ConfigError(
+            f"serve.models names {', '.join(absent)}, of which {paths.models} has no bundle; there are bundles of "
+            f"{', '.join(model_folders(paths.models, ALL))}"
         )
     return find
 
@@ -89,7 +101,7 @@ def model_finder(bundles: list[str], paths: DataPaths, models: str) -> Callable[
 def model_folders(models: Path, names: str) -> dict[str, Path]:
     """Find the models of a data set that have a bundle; ``names``: all, or several as a+b."""
     patterns = ("seed_*/bundle/*/bundle", "seed_*/production/*/production")
-    chosen = None if names == "all" else split_names(names)
+    chosen = None if names == ALL else split_names(names)
     folders = [folder for folder in sorted(models.glob("*")) if chosen is None or folder.name in chosen]
     return {folder.name: folder for folder in folders if any(any(folder.glob(pattern)) for pattern in patterns)}
 
@@ -154,13 +166,14 @@ def serve(
     dataset: str | None,
     default: str | None,
     content: str | None,
+    index: Mapping[str, Any],
     api_key: str | None,
     block: Mapping[str, Any],
 ) -> None:
     """Run the service on a bound socket until a signal.
 
-    ``dataset``: refuse bundles of another one; None: any. ``content``: the model that ranks new items. ``block``: conf
-    of the data set, which says where images of items are.
+    ``dataset``: refuse bundles of another one; None: any. ``content``: the model that ranks new items. ``index``:
+    settings of the index of large catalogues. ``block``: conf of the data set, which says where images of items are.
     """
     import torch
     import uvicorn
@@ -169,6 +182,7 @@ def serve(
     from recpipe.serving.http_metrics import Metrics
     from recpipe.serving.http_protocol import GracefulServer, protocol_class
     from recpipe.serving.images import images_of_dataset
+    from recpipe.serving.index_build import IndexConfig
     from recpipe.serving.loaded_models import LoadedModels
     from recpipe.serving.model_loader import ModelLoader
 
@@ -181,8 +195,9 @@ def serve(
         dataset=dataset,
         items=items_file,
         content=lambda bundle: None if content is None else beside(bundle, content),
+        index=build_config(IndexConfig, index, where="recommend.index"),
     )
-    models = LoadedModels(find, loader.load, default=default, on_reload=metrics.reload)
+    models = LoadedModels(find, loader.load, files=loader.files, default=default, on_reload=metrics.reload)
     has_log = dataset is not None and (paths.primary / "interactions.parquet").is_file()
     users = paths.primary if config.users and has_log else None
     service = Service(

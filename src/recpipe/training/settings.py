@@ -138,16 +138,16 @@ def check_settings(settings: TrainSettings, model: type[Recommender]) -> None:
     make_schedule(optimiser, settings.schedule, steps=2, epoch_steps=1)
 
 
-def choose_device(device: str) -> str:
-    """Resolve ``auto`` to cuda if available, else cpu. Raises ValueError for cuda without a device."""
+def choose_device(device: str, *, setting: str = "train.device") -> str:
+    """Resolve ``auto`` to cuda or cpu. Raises ValueError about ``setting`` for cuda without a device."""
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"train.device is {device!r}; allowed: auto, cpu, cuda")
+        raise ValueError(f"{setting} is {device!r}; allowed: auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device is cuda and torch sees no CUDA device here; use --params train.device=cpu")
+        raise ValueError(f"{setting} is cuda and torch sees no CUDA device here; use --params {setting}=cpu")
     return device
 
 

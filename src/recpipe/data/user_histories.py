@@ -53,16 +53,16 @@ class UserHistories:
     def find(self, text: str, limit: int = 20) -> list[str]:
         """Return at most ``limit`` users whose id contains ``text``; the id itself and its beginnings come first."""
         column = pc.field("user_id")
-        users, found = self._users(), dict[str, None]()
+        users, matches = self._users(), dict[str, None]()
         for condition in (
             column == text,
             pc.starts_with(column, text),
             pc.match_substring(column, text, ignore_case=True),
         ):
-            if len(found) < limit:
+            if len(matches) < limit:
                 scanner = users.scanner(columns=["user_id"], filter=condition)
-                found |= dict.fromkeys(scanner.head(limit)["user_id"].to_pylist())
-        return list(found)[:limit]
+                matches |= dict.fromkeys(scanner.head(limit)["user_id"].to_pylist())
+        return list(matches)[:limit]
 
     def history(self, user: str, limit: int = 1000) -> UserHistory | None:
         """Return the last ``limit`` events of ``user`` in the order that models are trained in, None without any."""

@@ -240,20 +240,20 @@ def _add_post_routes(api: FastAPI, service: Service) -> None:
     @api.post("/similar", openapi_extra=_body_schema(SimilarRequest))
     async def similar(request: Request) -> Response:
         """Return the items nearest to one by the model's vectors."""
-        wanted = parse_request(SimilarRequest, await request.body())
-        check_k(wanted.k, config)
-        model = models.get(wanted.model)
-        table = await service.call(model, lambda: model.bundle.similar(wanted.item, wanted.k))
+        body = parse_request(SimilarRequest, await request.body())
+        check_k(body.k, config)
+        model = models.get(body.model)
+        table = await service.call(model, lambda: model.bundle.similar(body.item, body.k))
         return json_response({"model": model.name, "version": model.bundle.version, "items": table.to_pylist()})
 
     @api.post("/explain", openapi_extra=_body_schema(ExplainRequest))
     async def explain(request: Request) -> Response:
         """Return how much each event of a history matters for the recommendation of each candidate."""
-        wanted = parse_request(ExplainRequest, await request.body())
-        check_history(wanted.items, wanted.timestamps, config, user="of the history")
-        check_count(wanted.candidates, "candidates", config.max_k)
-        model = models.get(wanted.model)
-        answer = await service.call(model, lambda: explanation(model, wanted))
+        body = parse_request(ExplainRequest, await request.body())
+        check_history(body.items, body.timestamps, config, user="of the history")
+        check_count(body.candidates, "candidates", config.max_k)
+        model = models.get(body.model)
+        answer = await service.call(model, lambda: explanation(model, body))
         return json_response({"model": model.name, "version": model.bundle.version, **answer})
 
 

@@ -213,8 +213,8 @@ def item_rows(model: LoadedModel, text: str | None, ids: Sequence[str], limit: i
     """Return items by text, or the known ones of ``ids`` in their order."""
     bundle = model.bundle
     if text is not None:
-        found: list[dict[str, Any]] = bundle.find_items(text, limit).to_pylist()
-        return found
+        items: list[dict[str, Any]] = bundle.find_items(text, limit).to_pylist()
+        return items
     rows = [row - 1 for row in bundle.vocabulary.encode(list(ids)).tolist() if row]
     names = bundle.vocabulary.ids
     events = bundle.train_events

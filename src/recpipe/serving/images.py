@@ -17,12 +17,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from recpipe.config import DataPaths
 from recpipe.content.image_encoder import open_image
 from recpipe.content.image_sources import ImageReader, ImageSourceConfig, image_reader, image_references
 from recpipe.content.image_urls import UnusableImageError
+from recpipe.serving.http_guard import error_body
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ SIDE = 160  # pixels of the longer side
 MAX_PIXELS = 1 << 26  # of an image before it is made smaller
 REMEMBERED = 4096  # thumbnails in memory, some 5 KiB each
 HEADERS = {
-    "Cache-Control": "max-age=86400",
+    "Cache-Control": "private, max-age=86400",
     "Content-Security-Policy": "default-src 'none'",
     "X-Content-Type-Options": "nosniff",
 }
@@ -70,7 +71,7 @@ def images_router(items: Path, config: ImageSourceConfig, raw_folder: Path, down
         content = thumbnails.get(item_id)
         if content is None:
             message = f"item {item_id[:200]!r} has no image"
-            return JSONResponse({"error": {"message": message}}, status_code=404, headers=HEADERS)
+            return Response(error_body(message), 404, HEADERS, "application/json")
         return Response(content, media_type="image/jpeg", headers=HEADERS)
 
     return router

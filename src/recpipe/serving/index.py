@@ -27,7 +27,7 @@ from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.models.recommender import Scorer
 from recpipe.serving.bundles import newest_bundle
 from recpipe.serving.index_build import IndexConfig, build_index, sample_queries
-from recpipe.serving.item_index import KINDS, ItemIndex, SearchSettings
+from recpipe.serving.item_index import INDEX_KINDS, ItemIndex, SearchSettings
 from recpipe.training.bundle import WEIGHTS, Bundle, load_bundle
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m recpipe.serving.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path, help="folder of a model, of a run or of a bundle")
-    parser.add_argument("--kind", help=f"auto, exact, {' or '.join(KINDS)} ({defaults.kind})")
+    parser.add_argument("--kind", help=f"auto, exact, {' or '.join(INDEX_KINDS)} ({defaults.kind})")
     parser.add_argument("--recall", type=float, help=f"least recall of the first k items ({defaults.recall})")
     parser.add_argument("--k", type=int, help=f"items of a list whose recall is measured ({defaults.k})")
     parser.add_argument("--exact-below", type=int, help=f"items below which there is none ({defaults.exact_below:,})")

@@ -19,7 +19,7 @@ from recpipe.config import check_at_least, check_choices
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Scorer
 from recpipe.progress import progress
-from recpipe.serving.item_index import KINDS, ItemIndex, Pairs, faiss_threads
+from recpipe.serving.item_index import INDEX_KINDS, ItemIndex, Pairs, faiss_threads
 from recpipe.training.bundle import Bundle
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class IndexConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choices(self, kind=("auto", "exact", *KINDS))
+        check_choices(self, kind=("auto", "exact", *INDEX_KINDS))
         check_at_least(0, self, "exact_below", "speedup", "auto_speedup", "seed")
         check_at_least(1, self, "k", "queries", "links", "build_effort", "list_size", "train_per_list")
         if not 0 < self.recall <= 1:
@@ -86,7 +86,7 @@ def build_index(
     exact_seconds = (time.perf_counter() - started) / len(queries)
     trials_by_kind: dict[str, Any] = {}
     best, description = exact, {"kind": "exact", "exact_seconds": exact_seconds, "trials": trials_by_kind}
-    kinds = {"auto": KINDS, "exact": ()}.get(config.kind, (config.kind,))
+    kinds = {"auto": INDEX_KINDS, "exact": ()}.get(config.kind, (config.kind,))
     fastest = exact_seconds / max(config.speedup, 1e-9)
     for kind in kinds:
         if config.kind == "auto" and exact_seconds >= config.auto_speedup * fastest and best is not exact:

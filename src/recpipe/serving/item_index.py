@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SCORES_AT_ONCE = 1 << 25  # elements of a block of exact scores: 128 MiB
 ITEMS_AT_ONCE = 1 << 20  # items fetched from the index together
 VALUES_AT_ONCE = 1 << 23  # elements of fetched vectors whose scores are computed together: 32 MiB
-KINDS = ("ivf", "hnsw")
+INDEX_KINDS = ("ivf", "hnsw")
 
 
 class Pairs(NamedTuple):
@@ -193,9 +193,9 @@ def indexed_top_k(
     Users who need the fallback are scored exactly. There are no sums over the catalogue, so that no probability follows
     from the scores.
     """
-    k, barred = min(k, model.n_items), UserItems.of_histories(histories) if exclude_seen else None
+    k, all_excluded = min(k, model.n_items), UserItems.of_histories(histories) if exclude_seen else None
     if excluded is not None:
-        barred = excluded.joined(barred)
+        all_excluded = excluded.joined(all_excluded)
     with torch.inference_mode():
         for rows, batch in model.history_batches(histories, all_scores=False):
             if batch is None:
@@ -206,7 +206,7 @@ def indexed_top_k(
                 items, values = top_k(scores, k)
                 yield rows, items.cpu().numpy(), values.cpu().numpy()
             else:
-                part = None if barred is None else barred.select(rows)
+                part = None if all_excluded is None else all_excluded.select(rows)
                 pairs = None if part is None else Pairs(part.owner, part.items)
                 yield rows, *index.search(model.query_vectors(batch), k, excluded=pairs, candidates=candidates)
 

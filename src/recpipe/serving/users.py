@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from recpipe.data.user_histories import UserHistories
+from recpipe.serving.http_guard import error_body
 
 MAX_EVENTS = 1000  # of a history in an answer: its last ones
 MAX_USERS = 100
@@ -26,11 +27,11 @@ def users_router(folder: Path) -> APIRouter:
         return {"users": [{"user_id": user} for user in histories.find(q, limit)]}
 
     @router.get("/users/{user_id:path}", summary="Return the last events of a user of the log, oldest first")
-    def user_history(user_id: str, limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS) -> JSONResponse:
+    def user_history(user_id: str, limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS) -> Response:
         history = histories.history(user_id, limit)
         if history is None:
             message = f"user {user_id[:200]!r} has no events in this log; GET /users?q=<part of the id> finds users"
-            return JSONResponse({"error": {"message": message}}, status_code=404)
+            return Response(error_body(message), 404, media_type="application/json")
         events = {"items": history.items, "timestamps": history.timestamps, "titles": history.titles}
         return JSONResponse({"user_id": history.user_id, "total": history.total, **events})
 

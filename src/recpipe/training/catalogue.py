@@ -141,17 +141,17 @@ def _extended_ids(bundle: Bundle, vocabulary: Vocabulary, inputs: ItemInputs) ->
             raise ValueError(f"{bundle.name} reads {kind} ids, and its conf has none: set `ids` as in training")
         ids = CatalogueIds.of(inputs.ids[kind][0], vocabulary.ids, inputs.ids[kind][1])
         old = codes.codes.cpu().numpy()
-        kept = old[:, 0] >= 0
+        had_id = old[:, 0] >= 0
         present = ids.codes[: len(old)]
-        is_gone = kept & (present[:, 0] < 0)
-        differ = int((present != old).any(1)[kept & ~is_gone].sum())
+        is_gone = had_id & (present[:, 0] < 0)
+        differ = int((present != old).any(1)[had_id & ~is_gone].sum())
         if (ids.quantizer, ids.sizes) != (codes.ids.quantizer, codes.ids.sizes) or differ:
             raise ValueError(
                 f"the {kind} ids on disk are not those that {bundle.name} was trained with ({differ} items differ): "
                 f"restore them, or {_refit(bundle)}"
             )
         merged = ids.codes.copy()
-        merged[: len(old)] = np.where(kept[:, None], old, present)
+        merged[: len(old)] = np.where(had_id[:, None], old, present)
         extended[kind] = dataclasses.replace(ids, codes=merged)
     return extended
 

@@ -83,12 +83,12 @@ def update_data(
     rows, zero = np.arange(len(sequences)), np.zeros_like(lengths)
     new = replace(sequences, context=np.maximum(first, 1)).select(rows, np.maximum(first - window, 0), stop)
     new = _with_targets(new.windows(window, stride))
-    wanted = n_new * settings.replay / (1 - settings.replay)
+    n_old = n_new * settings.replay / (1 - settings.replay)
     old_rows = np.setdiff1d(old_users, watched)
     old = _with_targets(sequences.select(old_rows, zero[old_rows], first[old_rows]).windows(window, stride))
     order = generator.permutation(len(old))
     targets = np.cumsum(_target_counts(old)[order])
-    replay = old.select_users(np.sort(order[: int(np.searchsorted(targets, wanted))]))
+    replay = old.select_users(np.sort(order[: int(np.searchsorted(targets, n_old))]))
     return UpdateData(
         join(new, replay),
         _last_event_fold(sequences, held_out, lengths),

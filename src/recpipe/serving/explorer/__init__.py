@@ -10,7 +10,9 @@ import hashlib
 from importlib.resources import files
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
+
+from recpipe.serving.http_guard import error_body
 
 MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 PAGE = "index.html"
@@ -41,7 +43,7 @@ def explorer_router() -> APIRouter:
     @router.get("/explorer/{name}")
     async def asset(name: str, request: Request) -> Response:
         if name not in contents:
-            return JSONResponse({"error": {"message": f"the explorer has no file {name[:100]!r}"}}, status_code=404)
+            return Response(error_body(f"the explorer has no file {name[:100]!r}"), 404, media_type="application/json")
         return _answer(name, contents[name], request)
 
     return router

@@ -16,7 +16,7 @@ from tests.conftest import PROJECT
 from tests.synthetic import catalogue_ids, random_sequences
 
 from recpipe.config import read_yaml
-from recpipe.config.run_config import ColdUsersConfig
+from recpipe.config.run_config import BUNDLES, ColdUsersConfig
 from recpipe.config.schema import ServeConfig
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
@@ -134,7 +134,7 @@ async def running(models: Path, *, dataset: str = "tiny", **options: Any) -> Asy
     def find() -> dict[str, Path]:
         return {folder.name: folder for folder in sorted(models.glob("*/"))}
 
-    loaded = LoadedModels(find, loader.load, files=loader.files, on_reload=metrics.reload)
+    loaded = LoadedModels(find, loader.load, files=loader.files, kinds=BUNDLES[config.bundle], on_reload=metrics.reload)
     service = Service(loaded, metrics, config, **of_service)
     await service.start()
     try:

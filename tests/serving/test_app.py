@@ -204,6 +204,7 @@ ERRORS: list[tuple[dict[str, Any], int, str]] = [
     ({"items": [], "rules": {"candidates": ["zz"]}}, 422, "none of the 1 candidates"),
     ({"items": [], "rules": {"diversity": 7}}, 422, "diversity"),
     ({"items": ["i01"], "rules": {"seen": 3}}, 422, "timestamps"),
+    ({"users": [{"user_id": str(n)} for n in range(201)], "k": 500}, 422, "201 users with k 500 are 100500 places"),
     ({"items": [], "candidates": ["a"] * 10_001}, 422, "candidates of user 'user' has 10001 values"),
     ({"items": [], "search": {"beam": 20}}, 422, "no search settings"),
     ({"items": [], "model": "tiger", "search": {"beams": 20}}, 422, "did you mean 'beam'"),

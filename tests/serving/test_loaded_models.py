@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from tests.artefacts import flip_bit
 from tests.serving.small_service import IDS, VERSIONS, Client, running, until, write_bundle
 
@@ -118,6 +119,21 @@ def test_a_service_starts_with_the_newest_bundle_that_is_intact(tmp_path):
             await until(lambda: client.service.models.is_complete)
             assert (await version_and_scores(client))[0] == VERSIONS[0]
             assert VERSIONS[1] in client.service.models.errors["sasrec"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("kind", "version"), [("newest", 2), ("measured", 2), ("production", 1)])
+def test_an_experiment_need_not_replace_a_bundle_for_production(tmp_path, kind, version):
+    refit = write_bundle(tmp_path / "sasrec", VERSIONS[1])
+    production = tmp_path / "sasrec" / "seed_1" / "production" / VERSIONS[1] / "production"
+    production.parent.mkdir(parents=True)
+    shutil.move(refit, production)
+    write_bundle(tmp_path / "sasrec", VERSIONS[2], seed=1)
+
+    async def run() -> None:
+        async with running(tmp_path, bundle=kind) as client:
+            assert (await version_and_scores(client))[0] == VERSIONS[version]
 
     asyncio.run(run())
 

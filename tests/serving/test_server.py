@@ -17,6 +17,7 @@ from tests.conftest import PROJECT
 from tests.serving.small_service import IDS, VERSIONS, write_bundle
 
 from recpipe.config import ConfigError, DataPaths
+from recpipe.serving.bundles import KINDS
 from recpipe.serving.server import check_access, main, model_finder, model_folders, named_folders
 
 CHUNK = b"1000\r\n" + b" " * 4096 + b"\r\n"
@@ -174,13 +175,14 @@ def test_models_are_found_by_folder_and_by_name(tmp_path):
     for name in ("sasrec", "popular"):
         write_bundle(tmp_path / name, VERSIONS[0], name=name)
     (tmp_path / "unfinished" / "seed_1" / "work").mkdir(parents=True)
-    assert model_folders(tmp_path, "all").keys() == {"sasrec", "popular"}
-    assert model_folders(tmp_path, "popular+unfinished").keys() == {"popular"}
+    assert model_folders(tmp_path, "all", KINDS).keys() == {"sasrec", "popular"}
+    assert model_folders(tmp_path, "popular+unfinished", KINDS).keys() == {"popular"}
+    assert model_folders(tmp_path, "all", ("production",)) == {}
     write_bundle(tmp_path / "06_models" / "tiny" / "sasrec", VERSIONS[0])
     paths = DataPaths(str(tmp_path), str(tmp_path), "tiny")
-    assert model_finder([], paths, "sasrec")().keys() == {"sasrec"}
+    assert model_finder([], paths, "sasrec", KINDS)().keys() == {"sasrec"}
     with pytest.raises(ConfigError, match="serve.models names tigr, .* bundles of sasrec"):
-        model_finder([], paths, "sasrec+tigr")
+        model_finder([], paths, "sasrec+tigr", KINDS)
     folders = [str(tmp_path / "sasrec"), f"shop={tmp_path / 'sasrec'}"]
     assert named_folders(folders) == {"sasrec": tmp_path / "sasrec", "shop": tmp_path / "sasrec"}
     with pytest.raises(ConfigError, match="two bundles are called sasrec"):

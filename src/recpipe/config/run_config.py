@@ -22,6 +22,11 @@ TOP_LEVEL = (
 )  # fmt: skip
 BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate", "recommend")
 BY_MODEL = ("train", "side")
+BUNDLES = {  # folders of a seed that hold bundles, by value of serve.bundle, recommend.bundle and register.bundle
+    "newest": ("bundle", "production"),  # measured by an evaluation; made for use by refit, update or add_items
+    "measured": ("bundle",),
+    "production": ("production",),
+}
 MODEL_KEYS = ("type", "ids", "collaborative", *BY_MODEL)  # other keys are settings of the model's own Config
 VECTORS = ("text", "image", "text_image")
 AUTO = "auto"  # profile of a data set that is chosen from its statistics

@@ -155,6 +155,7 @@ class ServeConfig(Block):
     host: str
     port: Annotated[int, Field(ge=0, le=65535)]
     models: str
+    bundle: Literal["newest", "measured", "production"]
     device: str
     threads: NonNegativeInt
     poll_seconds: PositiveFloat
@@ -169,6 +170,7 @@ class ServeConfig(Block):
     max_users: PositiveInt
     max_history: PositiveInt
     max_k: PositiveInt
+    max_places: PositiveInt
     max_candidates: PositiveInt
     max_items: PositiveInt
 

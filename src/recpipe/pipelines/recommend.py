@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kedro.pipeline import Pipeline
 
 from recpipe.config import DataPaths, RunConfig, build_config, split_names
+from recpipe.config.run_config import BUNDLES
 from recpipe.config.schema import DatasetConfig, EvaluateConfig, RecommendConfig
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = {"newest": ("bundle", "production"), "measured": ("bundle",), "production": ("production",)}
 PRODUCERS = {"bundle": ("train",), "production": ("refit", "update", "add_items")}  # pipelines by kind of bundle
 
 
@@ -107,7 +107,7 @@ def _load_model(config: RunConfig, recommend: RecommendConfig, paths: DataPaths)
     run = paths.models / config.name / f"seed_{config.seed}"
     content = None if recommend.content is None else paths.models / recommend.content / f"seed_{config.seed}"
     model = load_bundle(
-        newest_bundle(run, KINDS[recommend.bundle]),
+        newest_bundle(run, BUNDLES[recommend.bundle]),
         choose_device(recommend.device, setting="recommend.device"),
         items=recommend.items,
         content=content,

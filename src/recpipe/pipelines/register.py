@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kedro.pipeline import Pipeline
 
 from recpipe.config import ConfigError, DataPaths, RunConfig
+from recpipe.config.run_config import BUNDLES
 from recpipe.config.schema import RegisterConfig
 from recpipe.pipelines.evaluate import commit
 from recpipe.pipelines.report import collect_node
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOR_USE = ("refit", "update", "add_items")  # pipelines that make bundles for use
-KINDS = {"newest": ("bundle", "production"), "measured": ("bundle",), "production": ("production",)}
 MLFLOW_RUN = "mlflow_run"  # dataset that recpipe.hooks.tracking adds: function from a model to URI and id of its run
 
 
@@ -96,7 +96,7 @@ def bundle_folder(run: Path, which: str) -> Path:
     from recpipe.serving.bundles import newest_bundle
 
     try:
-        return newest_bundle(run, KINDS[which])
+        return newest_bundle(run, BUNDLES[which])
     except ValueError as error:
         pipelines = "refit" if which == "production" else "train,evaluate"
         dataset, model, seed = run.parts[-3:]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from recpipe.config.run_config import BUNDLES
 from recpipe.data.atomic import latest_version, version_names
 from recpipe.training.bundle import CONFIG
 
-KINDS = ("bundle", "production")  # measured by an evaluation; made for use by refit, update or add_items
+KINDS = BUNDLES["newest"]
 
 
 def newest_bundle(path: Path | str, kinds: tuple[str, ...] = KINDS) -> Path:
@@ -19,13 +20,13 @@ def newest_bundle(path: Path | str, kinds: tuple[str, ...] = KINDS) -> Path:
     path = Path(path)
     if (path / CONFIG).is_file():
         return path
-    found = [version for folder in _version_folders(path, kinds) if (version := latest_version(folder)) is not None]
-    if not found:
+    versions = [version for folder in _version_folders(path, kinds) if (version := latest_version(folder)) is not None]
+    if not versions:
         reason = "there is no such folder" if not path.is_dir() else f"there is no {' and no '.join(kinds)} in it"
         raise ValueError(
             f"no bundle in {path}: {reason}; train one with `kedro run --pipelines=train --params model=<name>`"
         )
-    return max(found, key=lambda version: version.parent.name)
+    return max(versions, key=lambda version: version.parent.name)
 
 
 def bundle_versions(path: Path | str, kinds: tuple[str, ...] = KINDS) -> list[Path]:
@@ -38,17 +39,6 @@ def bundle_versions(path: Path | str, kinds: tuple[str, ...] = KINDS) -> list[Pa
     ]
     older = [version for version in others if version.parent.name < newest.parent.name]
     return [newest, *sorted(older, key=lambda version: version.parent.name, reverse=True)]
-
-
-def newest_bundles(folder: Path | str, kinds: tuple[str, ...] = KINDS) -> dict[str, Path]:
-    """Return the newest bundle of every model in ``folder``, that of a data set such as data/06_models/ml-1m."""
-    bundles = {}
-    for model in sorted(Path(folder).glob("*/")):
-        try:
-            bundles[model.name] = newest_bundle(model, kinds)
-        except ValueError:  # a folder without any
-            continue
-    return bundles
 
 
 def version_of(bundle: Path) -> str:

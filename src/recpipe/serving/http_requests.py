@@ -124,6 +124,9 @@ def check_recommend(request: RecommendRequest, limits: ServeConfig) -> None:
     users = request.user_requests()
     if not 1 <= len(users) <= limits.max_users:
         raise RequestError(422, f"the request has {len(users)} users", allowed=f"from 1 to {limits.max_users}")
+    if (places := len(users) * request.k) > limits.max_places:
+        most = f"at most {limits.max_places} (serve.max_places): send fewer users at once"
+        raise RequestError(422, f"{len(users)} users with k {request.k} are {places} places", allowed=most)
     if len({user.user_id for user in users}) < len(users):
         names = [user.user_id for user in users]
         repeated = next(name for name in names if names.count(name) > 1)

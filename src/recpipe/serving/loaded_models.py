@@ -16,7 +16,7 @@ from typing import Any
 
 from recpipe.config import nearest
 from recpipe.serving.batcher import Batcher
-from recpipe.serving.bundles import bundle_versions
+from recpipe.serving.bundles import KINDS, bundle_versions
 from recpipe.serving.http_answers import ListAnswers
 from recpipe.serving.http_requests import RequestError
 from recpipe.serving.model import ServingBundle
@@ -45,8 +45,8 @@ class LoadedModels:
 
     ``find``: model or bundle folders by name, called at each refresh. ``load``: (name, bundle folder) -> LoadedModel,
     called in a thread; whatever it raises refuses the bundle. ``files``: bundle folder -> further files that ``load``
-    reads, whose change reloads the model. ``default``: the model of requests that name none. ``on_reload``: called with
-    name and result.
+    reads, whose change reloads the model. ``kinds``: of bundles, see ``bundle_versions``. ``default``: the model of
+    requests that name none. ``on_reload``: called with name and result.
     """
 
     def __init__(
@@ -55,10 +55,12 @@ class LoadedModels:
         load: Callable[[str, Path], LoadedModel],
         *,
         files: Callable[[Path], list[Path]] = lambda folder: [],
+        kinds: tuple[str, ...] = KINDS,
         default: str | None = None,
         on_reload: Callable[[str, str], None] = lambda name, result: None,
     ) -> None:
         self._find, self._load, self._files, self._on_reload = find, load, files, on_reload
+        self._kinds = kinds
         self._models: dict[str, LoadedModel] = {}
         self._refused: dict[str, dict[Path, State]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -132,7 +134,7 @@ class LoadedModels:
 
     def _states(self, folder: Path) -> dict[Path, State]:
         """Return the states of all bundles of a model, newest first."""
-        return {version: _state(version, self._files(version)) for version in bundle_versions(folder)}
+        return {version: _state(version, self._files(version)) for version in bundle_versions(folder, self._kinds)}
 
     async def _try(self, name: str, folder: Path, state: State) -> bool:
         """Load a bundle and put it in place of the present one. Return whether that worked."""
@@ -143,9 +145,9 @@ class LoadedModels:
             self.errors[name] = f"{folder} was refused: {error}"
             self._refused[name][folder] = state
             self._on_reload(name, "refused")
-            kept = self._models.get(name)
+            present = self._models.get(name)
             log.error(
-                "%s: %s; %s", name, self.errors[name], f"{kept.folder} stays" if kept else "trying older versions"
+                "%s: %s; %s", name, self.errors[name], f"{present.folder} stays" if present else "trying older versions"
             )
             log.debug("traceback", exc_info=error)
             return False

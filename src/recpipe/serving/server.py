@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from recpipe.config import ConfigError, Configuration, DataPaths, build_config, parse_overrides, split_names
+from recpipe.config.run_config import BUNDLES
 from recpipe.config.schema import ServeConfig
 from recpipe.serving.http_guard import is_loopback
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = build_config(ServeConfig, configuration["serve"], where="serve", file_hint=configuration.file_hint)
         api_key = check_access(config.host, os.environ.get(KEY_VARIABLE))
         paths = DataPaths(**configuration.parameters()["paths"])
-        find = model_finder(options.bundles, paths, config.models)
+        find = model_finder(options.bundles, paths, config.models, BUNDLES[config.bundle])
         listener = open_socket(config.host, config.port)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -82,25 +83,28 @@ def check_access(host: str, api_key: str | None) -> str | None:
     return api_key or None
 
 
-def model_finder(bundles: list[str], paths: DataPaths, models: str) -> Callable[[], dict[str, Path]]:
+def model_finder(
+    bundles: list[str], paths: DataPaths, models: str, kinds: tuple[str, ...]
+) -> Callable[[], dict[str, Path]]:
     """Return a function that finds folders of models by name. Raises ConfigError where there is nothing to serve."""
-    find = partial(named_folders, bundles) if bundles else partial(model_folders, paths.models, models)
-    if not (find() if bundles else model_folders(paths.models, ALL)):
+    find = partial(named_folders, bundles) if bundles else partial(model_folders, paths.models, models, kinds)
+    if not (find() if bundles else model_folders(paths.models, ALL, kinds)):
         raise ConfigError(
             f"no model in {paths.models} has a bundle: train one with `kedro run --pipeline=train --params "
-            f"dataset={paths.dataset},model=sasrec`, or choose another data set with --params dataset=…"
+            f"dataset={paths.dataset},model=sasrec`, or choose another data set with --params dataset=…; "
+            f"searched: {', '.join(kinds)} (serve.bundle)"
         )
     if absent := [] if bundles or models == ALL else sorted(set(split_names(models)) - find().keys()):
         raise ConfigError(
             f"serve.models names {', '.join(absent)}, of which {paths.models} has no bundle; there are bundles of "
-            f"{', '.join(model_folders(paths.models, ALL))}"
+            f"{', '.join(model_folders(paths.models, ALL, kinds))}"
         )
     return find
 
 
-def model_folders(models: Path, names: str) -> dict[str, Path]:
-    """Find the models of a data set that have a bundle; ``names``: all, or several as a+b."""
-    patterns = ("seed_*/bundle/*/bundle", "seed_*/production/*/production")
+def model_folders(models: Path, names: str, kinds: tuple[str, ...]) -> dict[str, Path]:
+    """Find the models of a data set that have a bundle of the ``kinds``; ``names``: all, or several as a+b."""
+    patterns = [f"seed_*/{kind}/*/{kind}" for kind in kinds]
     chosen = None if names == ALL else split_names(names)
     folders = [folder for folder in sorted(models.glob("*")) if chosen is None or folder.name in chosen]
     return {folder.name: folder for folder in folders if any(any(folder.glob(pattern)) for pattern in patterns)}
@@ -197,7 +201,9 @@ def serve(
         content=lambda bundle: None if content is None else beside(bundle, content),
         index=build_config(IndexConfig, index, where="recommend.index"),
     )
-    models = LoadedModels(find, loader.load, files=loader.files, default=default, on_reload=metrics.reload)
+    models = LoadedModels(
+        find, loader.load, files=loader.files, kinds=BUNDLES[config.bundle], default=default, on_reload=metrics.reload
+    )
     has_log = dataset is not None and (paths.primary / "interactions.parquet").is_file()
     users = paths.primary if config.users and has_log else None
     service = Service(

@@ -137,10 +137,10 @@ class Service:
 
     async def recommend(self, body: bytes) -> bytes:
         """Answer the body of POST /recommend."""
-        wanted = parse_request(RecommendRequest, body)
-        check_recommend(wanted, self.config)
-        model = self.models.get(wanted.model)
-        key, users = model.answers.prepare(wanted)
+        request = parse_request(RecommendRequest, body)
+        check_recommend(request, self.config)
+        model = self.models.get(request.model)
+        key, users = model.answers.prepare(request)
         lists = await self.in_time(model.batcher.submit(key, users, users=len(users)))
         for source, count in lists.sources.items():
             self.metrics.users(model.name, source, count)

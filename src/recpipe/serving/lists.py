@@ -109,7 +109,8 @@ class ListMaker:
     def _pick(self, histories: Sequences, k: int, restrictions: Restrictions, cold: NDArray[np.bool_]) -> Lists:
         """Fill the places of lists from pools; a user whose pool is exhausted gets another one."""
         places, size = Places.empty(len(histories), k), pool_size(k, self.model.n_items)
-        blocks, normalizer = [np.arange(len(histories))], None
+        blocks: list[NDArray[np.integer]] = [np.arange(len(histories))]
+        normalizer: Floats | None = None
         while blocks:
             rows = blocks.pop()
             part, allowed = histories.select_users(rows), restrictions.select(rows)
@@ -152,7 +153,7 @@ def _no_ranking(users: int, k: int) -> Ranking:
     return Ranking(np.zeros((users, k), np.int32), np.zeros((users, k), np.float32), None)
 
 
-def _blocks(rows: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+def _blocks(rows: NDArray[np.integer], size: int) -> list[NDArray[np.integer]]:
     size = max(size, 1)
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -172,6 +173,6 @@ def _concatenate(parts: list[Lists]) -> Lists:
     )
 
 
-def _in_order(lists: Lists, order: NDArray[np.intp]) -> Lists:
+def _in_order(lists: Lists, order: NDArray[np.integer]) -> Lists:
     probabilities = None if lists.probabilities is None else lists.probabilities[order]
     return Lists(lists.items[order], lists.scores[order], probabilities, lists.sources[order])

@@ -87,7 +87,7 @@ def model_finder(
     bundles: list[str], paths: DataPaths, models: str, kinds: tuple[str, ...]
 ) -> Callable[[], dict[str, Path]]:
     """Return a function that finds folders of models by name. Raises ConfigError where there is nothing to serve."""
-    find = partial(named_folders, bundles) if bundles else partial(model_folders, paths.models, models, kinds)
+    find = partial(dict, named_folders(bundles)) if bundles else partial(model_folders, paths.models, models, kinds)
     if not (find() if bundles else model_folders(paths.models, ALL, kinds)):
         raise ConfigError(
             f"no model in {paths.models} has a bundle: train one with `kedro run --pipeline=train --params "

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from recpipe.config import DataPaths, RunConfig
+from recpipe.config.run_config import BUNDLES
 from recpipe.data.atomic import latest_version
 from recpipe.data.digests import verified
 from recpipe.training.bundle import Bundle, load_bundle
 
 log = logging.getLogger(__name__)
-
-PRODUCTION, MEASURED = "production", "bundle"  # folders of a seed, each with a folder per version
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class NewestRun:
 def newest_run(paths: DataPaths, config: RunConfig) -> NewestRun:
     """Load the newest bundle of a model and seed. Raises ValueError without one, with the command that trains it."""
     seed = f"seed_{config.seed}"
-    folders = [latest_version(paths.models / config.name / seed / kind) for kind in (MEASURED, PRODUCTION)]
+    folders = [latest_version(paths.models / config.name / seed / kind) for kind in BUNDLES["newest"]]
     versions = [(folder.parent.name, folder) for folder in folders if folder is not None]
     if not versions:
         raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -287,3 +288,70 @@ def test_lists_are_filled_where_most_of_the_best_items_are_of_one_category(name:
             expected += [item] if counts[shelf[item]] <= limit else []
         listed = [row["item_id"] for row in table.to_pylist() if row["user_id"] == user]
         assert listed == expected[:k]
+
+
+@pytest.mark.parametrize("name", ["sasrec", "svd", "tiger"])
+@pytest.mark.parametrize("diversity", [0, 0.5, 1.0])
+def test_a_list_does_not_depend_on_the_other_users(name: str, diversity: float) -> None:
+    model, rng = serving_bundle(name, **({"beam": ITEMS} if name == "tiger" else {})), np.random.default_rng(0)
+    histories = {f"u{n}": [IDS[item] for item in rng.integers(0, ITEMS, rng.integers(1, 9))] for n in range(40)}
+    rules = {"category": "brand", "max_per_category": 2, "diversity": diversity}
+    with patch("recpipe.serving.lists.pool_size", lambda k, n_items: k + 1):  # many need another pool
+        together = model.recommend(histories, 9, rules=rules).to_pylist()
+        for user, history in histories.items():
+            alone = model.recommend({user: history}, 9, rules=rules)["item_id"].to_pylist()
+            assert [row["item_id"] for row in together if row["user_id"] == user] == alone
+
+
+@pytest.mark.parametrize("name", ["popular", "sasrec", "tiger"])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(request=requests(), share=st.sampled_from([0.1, 0.34, 0.5, 1]))
+def test_places_of_new_items_are_filled_in_the_order_of_the_content_model(
+    name: str, request: dict[str, Any], share: float
+) -> None:
+    content = serving_bundle("content_knn", last=None)
+    model = replace(serving_bundle(name, **({"beam": ITEMS} if name == "tiger" else {})), content=content)
+    rules = {**request["rules"], "new_items": {"share": share}, "diversity": 0}
+    if leaves_nothing(model, {"rules": {**rules, "new_items": {"share": share, "where": "train_events < 9"}}}):
+        return
+    has_vector = content.model.present.tolist()
+    new = {item for n, item in enumerate(IDS, 1) if ROWS[item]["train_events"] == 0 and has_vector[n]}
+    arguments = {"timestamps": TIMES, "now": NOW, **request, "rules": rules}
+    rows = model.recommend(HISTORIES, **arguments).to_pylist()
+    free = {"seen": "allow", "candidates": sorted(new)}
+    by_content = content.recommend(HISTORIES, ITEMS, rules=free).to_pylist()
+    by_model = model.recommend(HISTORIES, ITEMS, rules={"seen": "allow"}).to_pylist()
+    for user in HISTORIES:
+        allowed = allowed_items({**request, "rules": rules}, user)
+        orders = [
+            [row["item_id"] for row in part if row["user_id"] == user and row["item_id"] in allowed and user != nobody]
+            for part, nobody in ((by_model, ""), (by_content, "new"))
+        ]
+        assert [
+            (row["item_id"], row["source"] == "content_slots") for row in rows if row["user_id"] == user
+        ] == filled_places(orders, share, rules, request["k"])
+
+
+def filled_places(orders: list[list[str]], share: float, rules: Mapping[str, Any], k: int) -> list[tuple[str, bool]]:
+    """Items of a list and whether the content model chose them; ``orders``: those of the model and of content."""
+    places: list[tuple[str, bool]] = []
+    counts: Counter[Any] = Counter()
+    for place in range(min(k, ITEMS)):
+        is_slot = math.floor(share * (place + 1) + 1e-9) > math.floor(share * place + 1e-9)
+        for from_content in (is_slot, not is_slot):
+            chosen = {item for item, _ in places}
+            best = next(
+                (
+                    item
+                    for item in orders[from_content]
+                    if item not in chosen
+                    and ((category := ROWS[item].get(rules.get("category"))) is None
+                         or counts[category] < rules["max_per_category"])
+                ),
+                None,
+            )  # fmt: skip
+            if best is not None:
+                places.append((best, from_content))
+                counts[ROWS[best].get(rules.get("category"))] += 1
+                break
+    return places

@@ -111,7 +111,8 @@ class Pool:
             rules.vectors, rules.rules.diversity,
         )  # fmt: skip
         for place in np.flatnonzero(chosen.any(0)):
-            pool.compare(np.arange(len(items)), chosen[:, place])
+            users = np.flatnonzero(chosen[:, place])
+            pool.compare(users, chosen[users, place])
         return pool
 
     def has(self, user: NDArray[np.integer]) -> NDArray[np.bool_]:

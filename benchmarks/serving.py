@@ -47,12 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mlflow", metavar="URI", help="the same bundle in the registry, for mlflow models serve")
     parser.add_argument("--litserve", action="store_true", help="the same bundle served by LitServe")
-    parser.add_argument("--measure", choices=("recommend", "litserve"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=("recommend",), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.measure:
-        measures = {"recommend": measure_recommend, "litserve": run_litserve}
-        print(json.dumps(measures[arguments.measure](arguments)))
+        print(json.dumps(measure_recommend(arguments)))
         return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.quick:
@@ -239,7 +238,7 @@ def show_litserve(arguments: argparse.Namespace, common: list[str], full: dict[s
         print(f"{'LitServe':34} {NOT_INSTALLED}")
         return
     port = free_port()
-    command = [sys.executable, __file__, "--measure", "litserve", *common, "--port", str(port)]
+    command = [sys.executable, str(Path(__file__).with_name("litserve_service.py")), str(arguments.model), str(port)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/health", process)
@@ -250,34 +249,6 @@ def show_litserve(arguments: argparse.Namespace, common: list[str], full: dict[s
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
-
-
-def run_litserve(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Serve a bundle by LitServe, with its own batching, until the process is ended."""
-    import litserve
-
-    import recpipe
-
-    class Lists(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.model = recpipe.load_bundle(arguments.model)
-
-        def decode_request(self, request: dict[str, Any]) -> tuple[str, list[str]]:
-            return request["user_id"], request["items"]
-
-        def predict(self, users: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
-            table = self.model.recommend({str(n): items for n, (_, items) in enumerate(users)}, K)
-            lists: list[dict[str, Any]] = [{"user_id": user, "items": []} for user, _ in users]
-            for row in table.select(["user_id", "rank", "item_id", "title", "score", "probability"]).to_pylist():
-                lists[int(row.pop("user_id"))]["items"].append(row)
-            return lists
-
-        def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-            return {"lists": [output]}
-
-    api = Lists(max_batch_size=BATCH, batch_timeout=0.002, api_path="/recommend")
-    litserve.LitServer(api, accelerator="cpu").run(port=arguments.port, host="127.0.0.1", generate_client_file=False)
-    return {}
 
 
 if __name__ == "__main__":

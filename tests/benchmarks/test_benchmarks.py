@@ -15,7 +15,7 @@ from recpipe.models.registry import model_class, types
 pytestmark = pytest.mark.slow
 
 FOLDER = PROJECT / "benchmarks"
-OTHER = {"harness", "http_load", "poster_vectors"}  # shared code; load on a service; a converter of image files
+OTHER = {"harness", "http_load", "litserve_service", "poster_vectors"}  # parts of others; a converter of image files
 BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in OTHER)
 MODELS = tuple(name for name in types() if not model_class(name).closed_form)
 ROWS = {  # a number in a row that starts with one of these words

@@ -104,9 +104,9 @@ class Batcher(Generic[Key]):
                 started = loop.time()
                 payloads = [job.payload for job in jobs]
                 outcomes = await loop.run_in_executor(self._thread, _compute_each, self._compute, key, payloads)
-                self._observe(sum(job.users for job in jobs), loop.time() - started)
                 for job, outcome in zip(jobs, outcomes, strict=True):
                     _set_outcome(job.result, outcome)
+                self._observe(sum(job.users for job in jobs), loop.time() - started)
         finally:
             self._worker = None
 

@@ -77,6 +77,14 @@ def test_a_list_is_the_head_of_all_items_by_score(model):
         assert sum(table["probability"].to_pylist()) == pytest.approx(1, abs=1e-4) or "tiger" in model.name
 
 
+def test_the_probability_of_a_scored_item_does_not_depend_on_the_other_candidates():
+    torch.manual_seed(0)
+    model = bundle("tiger").with_search_settings({"renormalise": True})
+    alone = [model.score(HISTORY, [item])["probability"][0].as_py() for item in IDS]
+    assert alone == pytest.approx(model.score(HISTORY, IDS)["probability"].to_pylist(), abs=1e-6)
+    assert sum(alone) == pytest.approx(1, abs=1e-4) and max(alone) < 0.5
+
+
 def test_conditions_lists_and_exclusions_restrict_the_catalogue(model):
     order = [item for item in by_score(model) if item not in HISTORY["ann"]]
     cheap = [item for item in order if int(item[1:]) < 20 and CATEGORIES[int(item[1:]) % 4] == "red"]

@@ -57,6 +57,7 @@ def beam_search(
     allowed: Tensor | None = None,
     temperatures: Sequence[float] | None = None,
     renormalise: bool = False,
+    whole_catalogue: bool = False,
     stochastic: torch.Generator | None = None,
 ) -> Beams:
     """The ``k`` best of the ``beam`` items that a beam search returns for every user, k = beam by default.
@@ -66,9 +67,10 @@ def beam_search(
     cheaper as ``tree.tensors().restrict(allowed)`` in place of the tree.
 
     A score is the model's log-probability of the item; with ``renormalise`` that among the remaining children of each
-    prefix, which favours prefixes with few of them. ``temperatures`` (L,) divide log-probabilities, which are then
-    normalised over the whole level. ``stochastic``: a sample without replacement, in the order of the draw, from the
-    distribution of ``renormalise``, which it implies.
+    prefix, which favours prefixes with few of them; with ``whole_catalogue`` too, among all children of each prefix, so
+    that the score of an item does not depend on what is excluded. ``temperatures`` (L,) divide log-probabilities, which
+    are then normalised over the whole level. ``stochastic``: a sample without replacement, in the order of the draw,
+    from the distribution of ``renormalise``, which it implies.
 
     Raises ValueError for k > beam, items that share ids, log-probabilities of another shape, and NaN among them.
     """
@@ -76,7 +78,10 @@ def beam_search(
     log_probs = decoder.step(0, None, None)
     B, device = len(log_probs), log_probs.device
     catalogue_tree = tree.tensors(device) if isinstance(tree, PrefixTree) else tree
+    if whole_catalogue and allowed is not None:
+        allowed = allowed.expand(B, -1)  # masks, where a restricted tree would lack the other children
     constraints = Constraints.of(catalogue_tree, B, seen, allowed)
+    among = Constraints(constraints.tree) if whole_catalogue else constraints
     tree = constraints.tree
     nodes, scores = torch.zeros(B, 1, dtype=torch.int64, device=device), torch.zeros(B, 1, device=device)
     priority = scores if stochastic is None else gumbel(scores.shape, stochastic).to(device)
@@ -88,7 +93,7 @@ def beam_search(
         log_probs = log_probs.float()
         if temperatures is not None and temperatures[level] != 1:
             log_probs = (log_probs / temperatures[level]).log_softmax(-1)
-        state = _expand(state, constraints, level, log_probs, beam, renormalise, stochastic)
+        state = _expand(state, constraints, level, log_probs, beam, among if renormalise else None, stochastic)
         is_nan.append(state.priority.isnan().any())
     # checked once at the end, since a GPU waits for each check
     if is_nan and (levels := torch.stack(is_nan).nonzero().flatten().tolist()):
@@ -111,13 +116,15 @@ def _expand(
     level: int,
     log_probs_BKV: Tensor,
     beam: int,
-    renormalise: bool,
+    among: Constraints | None,
     stochastic: torch.Generator | None,
 ) -> BeamState:
-    """The best children of all beams of a user, one level deeper."""
+    """The best children of all beams of a user, one level deeper; ``among``: children to renormalise over."""
     log_probs, node_of = children(constraints, level, state.nodes, log_probs_BKV)
-    if renormalise or stochastic is not None:
-        total = log_probs.logsumexp(-1, keepdim=True)
+    if among is not None or stochastic is not None:
+        is_same = among is None or among is constraints
+        free = log_probs if is_same else children(among, level, state.nodes, log_probs_BKV).log_probs
+        total = free.logsumexp(-1, keepdim=True)
         log_probs = log_probs - total.clamp_(min=torch.finfo(total.dtype).min)
     scores = log_probs.add_(state.scores[..., None])
     ranked = scores if stochastic is None else perturbed(state.priority, scores, stochastic)

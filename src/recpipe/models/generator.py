@@ -30,11 +30,15 @@ BEAMS_GPU = 1 << 15  # in a batch: some 110 KiB each in TIGER of the paper's siz
 
 
 class SearchRequest(NamedTuple):
-    """Constraints of a search for a batch of users. ``stochastic``: a sample instead of the best items."""
+    """Constraints of a search for a batch of users. ``stochastic``: a sample instead of the best items.
+
+    ``whole_catalogue``: probabilities among all items, not only those that a user may get.
+    """
 
     seen: tuple[Tensor, Tensor] | None  # excluded: offsets (B + 1,) and items (n,)
     candidates: Tensor | None  # (I + 1,) or (B, I + 1) bool
     stochastic: torch.Generator | None = None
+    whole_catalogue: bool = False
 
     def seen_rows(self, codes: ItemCodes) -> tuple[Tensor, Tensor] | None:
         """Return ``seen`` with rows of the tree of ``codes`` instead of items."""
@@ -96,11 +100,12 @@ class TreeSearcher(Recommender):
         candidates: Candidates | None = None,
         excluded: UserItems | None = None,
         stochastic: torch.Generator | None = None,
+        whole_catalogue: bool = False,
     ) -> Lists:
         """Yield lists in batches of similar length. ``stochastic``: a sample without replacement instead of the best.
 
-        By default as the model is configured. Cold users get log-probabilities of their segment. Raises ValueError for
-        NaN.
+        By default as the model is configured. ``whole_catalogue``: see ``SearchRequest``. Cold users get
+        log-probabilities of their segment. Raises ValueError for NaN.
         """
         self.eval()
         stochastic = self.sampler() if stochastic is None else stochastic
@@ -110,7 +115,7 @@ class TreeSearcher(Recommender):
         seen = seen.joined(excluded) if seen is not None and exclude_seen else seen
         with self.cached_weights():
             for rows in search_buckets(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k)):
-                request = SearchRequest(*self._restrictions(rows, seen, candidates), stochastic)
+                request = SearchRequest(*self._restrictions(rows, seen, candidates), stochastic, whole_catalogue)
                 yield rows, *_pad(*self.search_batch(data.batch(rows), k, request), k)
         for rows in self.score_blocks(np.flatnonzero(cold)):
             scores = self.cold_scores(histories, rows)
@@ -197,6 +202,7 @@ class Generator(TreeSearcher):
             allowed=request.allowed_rows(codes),
             temperatures=self.config.temperatures,
             renormalise=self.config.renormalise,
+            whole_catalogue=request.whole_catalogue,
             stochastic=request.stochastic,
         )
         return items_of(beams, codes)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from recpipe.data.sequences import Sequences
 from recpipe.data.user_items import UserItems
+from recpipe.models.generator import TreeSearcher
 from recpipe.models.recommender import Scorer
-from recpipe.serving.ranking import rank
 from recpipe.training.bundle import Bundle
 
 CANDIDATES_AT_ONCE = 256  # items whose ids a search scores together
@@ -54,11 +54,14 @@ def _search(bundle: Bundle, sequences: Sequences, pairs: UserItems, start: int, 
     if "stochastic" in bundle.model.search_settings:
         settings["stochastic"] = False
     model = bundle.with_search_settings(settings).model
-    ranking = rank(model, sequences, min(CANDIDATES_AT_ONCE, model.n_items), exclude_seen=False, candidates=part)
-    width = model.n_items + 1
-    listed = (np.arange(len(pairs))[:, None] * width + ranking.items).ravel()
+    assert isinstance(model, TreeSearcher)  # any other model is a Scorer
+    k, width = min(CANDIDATES_AT_ONCE, model.n_items), model.n_items + 1
+    items, values = np.zeros((len(pairs), k), np.int32), np.zeros((len(pairs), k), np.float32)
+    for rows, *lists in model.top_k_batches(sequences, k, exclude_seen=False, candidates=part, whole_catalogue=True):
+        items[rows], values[rows] = lists
+    listed = (np.arange(len(pairs))[:, None] * width + items).ravel()
     order = np.argsort(listed, kind="stable")
     keys = pairs.owner[chosen] * width + pairs.items[chosen]
     nearest = np.searchsorted(listed[order], keys).clip(max=len(listed) - 1)
     hit = listed[order][nearest] == keys
-    scores[chosen[hit]] = ranking.scores.ravel()[order][nearest[hit]]
+    scores[chosen[hit]] = values.ravel()[order][nearest[hit]]

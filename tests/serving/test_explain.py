@@ -19,7 +19,16 @@ from recpipe.training.bundle import Bundle
 ITEMS = 20
 IDS = [f"i{n:02}" for n in range(1, ITEMS + 1)]
 DATA = random_sequences(40, ITEMS, seed=1)
-TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1, "beam": 20}
+TINY = {
+    "dim": 16,
+    "heads": 2,
+    "head_dim": 8,
+    "feed_forward": 32,
+    "layers": 1,
+    "decoder_layers": 1,
+    "beam": 20,
+    "renormalise": True,
+}
 CONFIGS = {"item_knn": {}, "sasrec": {"dim": 16}, "popular": {}, "tiger": TINY}
 HISTORY = ["i03", "unknown", "i08", "i03", "i12", "i05", "i17", "i01"]
 

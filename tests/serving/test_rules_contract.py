@@ -290,7 +290,7 @@ def test_lists_are_filled_where_most_of_the_best_items_are_of_one_category(name:
         assert listed == expected[:k]
 
 
-@pytest.mark.parametrize("name", ["sasrec", "svd", "tiger"])
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "tiger"])
 @pytest.mark.parametrize("diversity", [0, 0.5, 1.0])
 def test_a_list_does_not_depend_on_the_other_users(name: str, diversity: float) -> None:
     model, rng = serving_bundle(name, **({"beam": ITEMS} if name == "tiger" else {})), np.random.default_rng(0)

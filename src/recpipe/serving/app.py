@@ -294,7 +294,7 @@ def _add_state_routes(api: FastAPI, service: Service) -> None:
 
     @api.get("/ready")
     async def ready() -> Response:
-        """Return 200 when all models are loaded, 503 before that and while the service stops."""
+        """Return 200 when all models are loaded or refused and the default answers, 503 before and while it stops."""
         is_ready = models.is_complete and not service.is_stopping
         content = {"ready": is_ready, "models": [model.name for model in models], "errors": models.errors}
         return Response(orjson.dumps(content), 200 if is_ready else 503, media_type="application/json")

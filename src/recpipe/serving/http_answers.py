@@ -202,7 +202,7 @@ def describe_bundle(bundle: ServingBundle) -> dict[str, Any]:
         "item_columns": [{"name": column.name, "type": str(column.type)} for column in bundle.item_table().schema],
         "abilities": {
             "similar": bool(bundle.model.item_tables()),
-            "probability": bool(bundle.model.probabilistic),
+            "probability": bundle.gives_probabilities,
             "explain": True,
             "search": list(bundle.model.search_settings),
         },

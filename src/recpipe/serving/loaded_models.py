@@ -80,8 +80,8 @@ class LoadedModels:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every model that was found is in memory, and at least one was."""
-        return bool(self._models) and all(name in self._models for name in self._names)
+        """Whether the default model is in memory, and every other one that was found is too or was refused."""
+        return self.default in self._models and all(name in self._models or name in self.errors for name in self._names)
 
     def get(self, name: str | None) -> LoadedModel:
         """Return a model; None names the default. Raises RequestError, 404 or, while it is loaded, 503."""

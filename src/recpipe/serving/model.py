@@ -210,6 +210,11 @@ class ServingBundle(Bundle):
         return dataclasses.replace(resolved, is_new=is_new)
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Whether lists have probabilities, which need the scores of the whole catalogue."""
+        return self.model.probabilistic and (self.index is None or self.index.index is None)
+
+    @property
     def ranks_new_items(self) -> bool:
         """Whether scores of items without training events come from their content, not from an untrained vector."""
         side = self.model.side

@@ -50,12 +50,13 @@ def _search(bundle: Bundle, sequences: Sequences, pairs: UserItems, start: int, 
     place = np.arange(len(pairs.items)) - np.repeat(pairs.offsets[:-1], np.diff(pairs.offsets))
     chosen = np.flatnonzero((place >= start) & (place < start + CANDIDATES_AT_ONCE) & (pairs.items > 0))
     part = UserItems.of_pairs(pairs.owner[chosen], pairs.items[chosen], len(pairs))
-    settings: dict[str, Any] = {"beam": CANDIDATES_AT_ONCE}
+    beam = int(np.bincount(pairs.owner[chosen], minlength=1).max())
+    settings: dict[str, Any] = {"beam": max(beam, 1)}
     if "stochastic" in bundle.model.search_settings:
         settings["stochastic"] = False
     model = bundle.with_search_settings(settings).model
     assert isinstance(model, TreeSearcher)  # any other model is a Scorer
-    k, width = min(CANDIDATES_AT_ONCE, model.n_items), model.n_items + 1
+    k, width = min(settings["beam"], model.n_items), model.n_items + 1
     items, values = np.zeros((len(pairs), k), np.int32), np.zeros((len(pairs), k), np.float32)
     for rows, *lists in model.top_k_batches(sequences, k, exclude_seen=False, candidates=part, whole_catalogue=True):
         items[rows], values[rows] = lists

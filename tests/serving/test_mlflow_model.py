@@ -98,6 +98,7 @@ def test_candidates_by_user_and_rules_are_those_of_the_bundle(model, bundle) -> 
     assert set(zip(found["user_id"], found["item_id"], strict=True)) == {("ann", "i01"), ("new", "i02"), ("new", "i03")}
 
 
+@pytest.mark.slow
 def test_the_scoring_server_answers_json_with_null_where_there_is_no_probability(tmp_path, model) -> None:
     records = [{"user_id": user, "items": items} for user, items in HISTORIES.items()]
     body = {"dataframe_records": records, "params": {"k": 2}}
@@ -133,6 +134,7 @@ def test_requirements_are_the_few_packages_that_serve_at_installed_versions(save
     assert all(version(name).partition("+")[0] == pin for name, pin in pins.items())
 
 
+@pytest.mark.slow
 def test_it_answers_in_a_process_that_has_never_seen_the_project(saved, model, tmp_path) -> None:
     script = (
         "import sys, json, pandas, mlflow.pyfunc\n"

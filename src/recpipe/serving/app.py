@@ -250,7 +250,7 @@ def _add_post_routes(api: FastAPI, service: Service) -> None:
     async def explain(request: Request) -> Response:
         """Return how much each event of a history matters for the recommendation of each candidate."""
         body = parse_request(ExplainRequest, await request.body())
-        check_history(body.items, body.timestamps, config, user="of the history")
+        check_history(body.items, body.timestamps, config, user="user")
         check_count(body.candidates, "candidates", config.max_k)
         model = models.get(body.model)
         answer = await service.call(model, lambda: explanation(model, body))

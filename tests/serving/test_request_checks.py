@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -96,10 +95,18 @@ def test_a_wrong_beam_is_an_error(beam: object) -> None:
 
 def test_a_bundle_without_item_columns_says_so() -> None:
     for columns, hint in ((None, True), (COLUMNS, False)):
-        model = replace(serving_bundle(), item_columns=columns, _rules=OrderedDict())
+        model = replace(serving_bundle(), item_columns=columns)
         with pytest.raises(ValueError, match="no column 'stock'") as error:
             model.recommend(HISTORY, rules={"where": "stock > 0"})
         assert ("trained without item columns" in str(error.value)) == hint
+
+
+def test_current_columns_count_at_once_for_rules_that_were_asked_before() -> None:
+    model, rules = serving_bundle(), {"where": "price > 22"}
+    assert sorted(model.recommend(HISTORY, rules=rules)["item_id"].to_pylist()) == ["i23", "i24"]
+    prices = pa.table({"item_id": ["i03", "i04"], "price": [30, 2]})
+    for current in (model.with_items(prices), model.with_item_columns(prices)):
+        assert current.recommend(HISTORY, rules=rules)["item_id"].to_pylist() == ["i03"]
 
 
 def test_ids_may_be_arrays_and_times_numpy_integers() -> None:
@@ -161,7 +168,7 @@ def test_categories_may_be_of_any_plain_type() -> None:
 
 
 def test_threads_with_more_rules_than_the_cache_holds_get_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recpipe.serving.model.RULES_CACHED", 2)
+    monkeypatch.setattr("recpipe.serving.rules.RULES_CACHED", 2)
     model, interval = serving_bundle(), sys.getswitchinterval()
     requests = [{"exclude": [item]} for item in IDS] * 40
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +35,7 @@ from recpipe.serving.item_index import ItemIndex
 from recpipe.serving.lists import ListMaker, Lists, pool_size
 from recpipe.serving.ranking import check_k
 from recpipe.serving.request_checks import check_histories, check_now, check_profiles, event_times, item_indices
-from recpipe.serving.rules import BundleRules, Rules, unit_vectors
+from recpipe.serving.rules import BundleRules, Rules, RulesCache, unit_vectors
 from recpipe.serving.scores import candidate_scores
 from recpipe.serving.similarity import similar_items, similar_users
 from recpipe.training import bundle as bundles
@@ -44,7 +43,6 @@ from recpipe.training.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-RULES_CACHED = 64  # sets of rules that are resolved once
 AUTOMATIC_INDEX = IndexConfig()
 Ids = Sequence[str] | Mapping[str, Sequence[str]]  # of all users, or by user
 
@@ -85,7 +83,7 @@ class ServingBundle(Bundle):
     version: str = ""
     content: Bundle | None = None
     index: ItemIndex | None = None  # of a large catalogue
-    _rules: OrderedDict[Rules, BundleRules] = field(default_factory=OrderedDict, repr=False)
+    _rules: RulesCache = field(default_factory=RulesCache, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, bundle: Bundle, content: Bundle | None = None) -> ServingBundle:
@@ -98,7 +96,7 @@ class ServingBundle(Bundle):
 
         table = items if isinstance(items, pa.Table) else pq.read_table(items)
         where = "the table of items" if isinstance(items, pa.Table) else str(items)
-        return dataclasses.replace(self.with_item_columns(table, where=where), _rules=OrderedDict())
+        return self.with_item_columns(table, where=where)
 
     def recommend(
         self,
@@ -180,12 +178,7 @@ class ServingBundle(Bundle):
 
     def rules(self, rules: Rules | Mapping[str, Any] | None) -> BundleRules:
         """Resolve rules for this bundle; the latest ones are cached. Raises ValueError for wrong ones."""
-        rules = Rules.of(rules)
-        resolved = self._rules.pop(rules, None) or self._resolved(rules)
-        self._rules[rules] = resolved  # the latest; each step is whole for other threads
-        while len(self._rules) > RULES_CACHED:
-            self._rules.popitem(last=False)
-        return resolved
+        return self._rules.get(Rules.of(rules), self._resolved)
 
     def _resolved(self, rules: Rules) -> BundleRules:
         resolved = BundleRules.of(rules, self, vectors=self.unit_vectors if rules.diversity > 0 else None)

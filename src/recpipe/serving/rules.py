@@ -6,8 +6,10 @@ I items, D width; index 0 is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from recpipe.training.bundle import Bundle
 SEEN = ("protocol", "exclude", "allow")
 DAY = 86_400
 MAX_DAYS = 1_000_000
+RULES_CACHED = 64  # sets of rules that are resolved once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,25 @@ class BundleRules:
             categories=None if rules.category is None else _categories(rules.category, bundle),
             vectors=vectors,
         )
+
+
+class RulesCache:
+    """The latest resolved rules of one bundle, for several threads."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[Rules, BundleRules] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, rules: Rules, resolve: Callable[[Rules], BundleRules]) -> BundleRules:
+        """Return the resolved ``rules``, by ``resolve`` where they are not there yet."""
+        with self._lock:
+            resolved = self._entries.pop(rules, None)
+        resolved = resolve(rules) if resolved is None else resolved
+        with self._lock:
+            self._entries[rules] = resolved
+            while len(self._entries) > RULES_CACHED:
+                self._entries.popitem(last=False)
+        return resolved
 
 
 def _item_mask(condition: str, bundle: Bundle) -> NDArray[np.bool_]:

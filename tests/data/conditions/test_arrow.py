@@ -131,6 +131,7 @@ def test_columns_of_unusual_types_are_compared_as_numbers_and_texts() -> None:
             "half": pa.array([np.float16(0.5), np.float16(2), None], pa.float16()),
             "price": pa.array([Decimal("1.50"), Decimal("2.00"), None]),
             "gap": [float("nan"), 2.0, None],
+            "zero": [0.0, -0.0, None],
             "colour": pa.array(["red", "blue", None]).dictionary_encode(),
             "long": pa.array(["red", "blue", None], pa.large_string()),
             "view": pa.array(["red", "blue", None], pa.string_view()),
@@ -144,7 +145,8 @@ def test_columns_of_unusual_types_are_compared_as_numbers_and_texts() -> None:
     first, second, none = [True, False, False], [False, True, False], [False, False, False]
     for condition, mask in {
         "huge > 9000000000000000000": first, "small > 200": first, "half < 1": first, "price = 1.5": first,
-        "not gap = 1": second, "gap is null": [True, False, True], "colour = 'red'": first, "long in ['blue']": second,
+        "not gap = 1": second, "zero in (0, 3)": [True, True, False], "zero not in (-0.0)": none,
+        "gap is null": [True, False, True], "colour = 'red'": first, "long in ['blue']": second,
         "view = colour and long <> 'blue'": first, "'red' in lists": first, "'red' not in lists": second,
         "3 in pairs": second, "nothing = 1": none, "not nothing = 'a'": none, "nothing in ['a']": none,
         "nothing is null": [True, True, True], "day is not null": [True, True, False],

@@ -70,7 +70,10 @@ class ArrowRows:
             return pa.nulls(len(column), pa.bool_())
         if pa.types.is_integer(column.type) and any(isinstance(value, float) for value in values):
             column = column.cast(pa.float64(), safe=False)
-        member = pc.is_in(column, value_set=pa.array(values, column.type))
+        value_set = pa.array(values, column.type)
+        if pa.types.is_floating(column.type):  # -0 becomes 0
+            column, value_set = pc.add(column, 0.0), pc.add(value_set, 0.0)
+        member = pc.is_in(column, value_set=value_set)
         return pc.if_else(column.is_valid(), member, None)
 
     def contains(self, lists: pa.Array, value: pa.Array | Scalar) -> pa.Array:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from harness import OtherLoad, command_line, peak_gib
-from recpipe.serving.index import training_histories
-from recpipe.serving.index_build import IndexConfig, build_index, recall_of, sample_queries
-from recpipe.serving.item_index import ItemIndex, Pairs
+from recpipe.serving.item_index.build import IndexConfig, build_index, recall_of, sample_queries
+from recpipe.serving.item_index.files import training_histories
+from recpipe.serving.item_index.search import ItemIndex, Pairs
 
 BATCH, SINGLE, ROUNDS, EXCLUDED = 256, 10, 3, 20
 

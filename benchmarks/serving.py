@@ -192,7 +192,7 @@ def show_restart(arguments: argparse.Namespace, common: list[str]) -> None:
 def import_seconds() -> float:
     """Seconds of a process that imports what the service imports."""
     started = time.perf_counter()
-    modules = "recpipe.serving.app, recpipe.serving.model, recpipe.models.registry, uvicorn"
+    modules = "recpipe.serving.http.app, recpipe.serving.model, recpipe.models.registry, uvicorn"
     subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
     return time.perf_counter() - started
 

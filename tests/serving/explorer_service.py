@@ -17,8 +17,8 @@ import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from recpipe.serving.explorer import explorer_router
-from recpipe.serving.users import users_router
+from recpipe.serving.http.explorer import explorer_router
+from recpipe.serving.http.users import users_router
 
 HOSTILE = "<img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>"
 TITLES = {

@@ -22,10 +22,10 @@ from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.registry import build
-from recpipe.serving.app import Service
-from recpipe.serving.http_metrics import Metrics
-from recpipe.serving.loaded_models import LoadedModels
-from recpipe.serving.model_loader import ModelLoader
+from recpipe.serving.http.app import Service
+from recpipe.serving.http.loaded_models import LoadedModels
+from recpipe.serving.http.metrics import Metrics
+from recpipe.serving.http.model_loader import ModelLoader
 from recpipe.training.bundle import Bundle, save_bundle
 
 ITEMS = 20

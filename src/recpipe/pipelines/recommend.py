@@ -100,7 +100,7 @@ def recommend_to_users(
 def _load_model(config: RunConfig, recommend: RecommendConfig, paths: DataPaths) -> ServingBundle:
     """Load the newest bundle of the run, and log which one it is."""
     from recpipe.serving.bundles import newest_bundle
-    from recpipe.serving.index_build import IndexConfig
+    from recpipe.serving.item_index.build import IndexConfig
     from recpipe.serving.model import load_bundle
     from recpipe.training.settings import choose_device
 

@@ -18,7 +18,7 @@ from recpipe.pipelines.types import Bundle, RunStore
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 if TYPE_CHECKING:
-    from recpipe.serving.champion import Evidence
+    from recpipe.serving.registry.champion import Evidence
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ def register_model(
     production: Bundle | None = None,
 ) -> dict[str, Any]:
     """Register a bundle, and give it the alias champion or challenger; ``production`` only makes the node wait."""
-    from recpipe.serving.champion import decide
-    from recpipe.serving.mlflow_registry import Registry
     from recpipe.serving.model import load_bundle
+    from recpipe.serving.registry.champion import decide
+    from recpipe.serving.registry.mlflow_registry import Registry
 
     name = register.model_name(config.dataset, config.name)
     folder = bundle_folder(paths.models / config.name / f"seed_{config.seed}", register.bundle)
@@ -111,7 +111,7 @@ def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str)
 
     Raises ValueError for a bundle that was never evaluated, though its protocol has a test fold.
     """
-    from recpipe.serving.champion import Evidence
+    from recpipe.serving.registry.champion import Evidence
 
     version, made = folder.parent.name, bundle.training.get("production")
     if made is not None:

@@ -14,7 +14,7 @@ from recpipe.data.sequences import Sequences
 from recpipe.data.user_items import Candidates, UserItems, candidates_of
 from recpipe.evaluation.recommendations import COLD_USERS, CONTENT_SLOTS, SOURCES
 from recpipe.models.recommender import Recommender
-from recpipe.serving.item_index import ItemIndex
+from recpipe.serving.item_index.search import ItemIndex
 from recpipe.serving.places import Places
 from recpipe.serving.ranking import Floats, Ints, Ranking, Restrictions, intersection, rank
 from recpipe.serving.rules import BundleRules

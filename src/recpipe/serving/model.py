@@ -29,9 +29,9 @@ from recpipe.evaluation.recommendations import SOURCES, titles_of
 from recpipe.models.content_knn import ContentKNN
 from recpipe.models.recommender import Scorer
 from recpipe.serving.bundles import newest_bundle, version_of
-from recpipe.serving.index import bundle_index
-from recpipe.serving.index_build import IndexConfig
-from recpipe.serving.item_index import ItemIndex
+from recpipe.serving.item_index.build import IndexConfig
+from recpipe.serving.item_index.files import bundle_index
+from recpipe.serving.item_index.search import ItemIndex
 from recpipe.serving.lists import ListMaker, Lists, pool_size
 from recpipe.serving.ranking import check_k
 from recpipe.serving.request_checks import check_histories, check_now, check_profiles, event_times, item_indices

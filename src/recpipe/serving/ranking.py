@@ -14,7 +14,7 @@ from recpipe.data.user_items import Candidates, UserItems, candidates_of
 from recpipe.layers.top_k import top_k
 from recpipe.models.recommender import Recommender, Scorer
 from recpipe.progress import progress
-from recpipe.serving.item_index import ItemIndex, indexed_top_k
+from recpipe.serving.item_index.search import ItemIndex, indexed_top_k
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]

@@ -24,7 +24,7 @@ from typing import Any
 from recpipe.config import ConfigError, Configuration, DataPaths, build_config, parse_overrides, split_names
 from recpipe.config.run_config import BUNDLES
 from recpipe.config.schema import ServeConfig
-from recpipe.serving.http_guard import is_loopback
+from recpipe.serving.http.guard import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def model_folders(models: Path, names: str, kinds: tuple[str, ...]) -> dict[str,
 def named_folders(bundles: list[str]) -> dict[str, Path]:
     """Read ``name=folder`` and ``folder``, whose name is that of its bundle. Raises ConfigError."""
     from recpipe.serving.bundles import newest_bundle
-    from recpipe.serving.model_loader import read_description
+    from recpipe.serving.http.model_loader import read_description
 
     folders: dict[str, Path] = {}
     for text in bundles:
@@ -182,13 +182,13 @@ def serve(
     import torch
     import uvicorn
 
-    from recpipe.serving.app import Service
-    from recpipe.serving.http_metrics import Metrics
-    from recpipe.serving.http_protocol import GracefulServer, protocol_class
-    from recpipe.serving.images import images_of_dataset
-    from recpipe.serving.index_build import IndexConfig
-    from recpipe.serving.loaded_models import LoadedModels
-    from recpipe.serving.model_loader import ModelLoader
+    from recpipe.serving.http.app import Service
+    from recpipe.serving.http.images import images_of_dataset
+    from recpipe.serving.http.loaded_models import LoadedModels
+    from recpipe.serving.http.metrics import Metrics
+    from recpipe.serving.http.model_loader import ModelLoader
+    from recpipe.serving.http.protocol import GracefulServer, protocol_class
+    from recpipe.serving.item_index.build import IndexConfig
 
     metrics = Metrics()
     if config.threads:

@@ -1,0 +1,1 @@
+"""HTTP service of bundles, with the explorer page."""

@@ -1,0 +1,1 @@
+"""Index of item vectors beside a bundle, for large catalogues."""

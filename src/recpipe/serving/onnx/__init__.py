@@ -1,0 +1,1 @@
+"""Scorers as ONNX graphs, served without torch."""

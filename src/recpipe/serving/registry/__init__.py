@@ -1,0 +1,1 @@
+"""Bundles as models of MLflow and in its registry."""

@@ -381,3 +381,9 @@ def test_a_model_that_does_not_use_weights_says_so(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(SASRec, "takes_weights", False)
     assert torch.equal(weights(run(tmp_path / "a", data=weighted())), weights(run(tmp_path / "b")))
     assert "SASRec does not use the weights of events" in caplog.text
+
+
+def test_a_model_in_evaluation_mode_is_trained_with_dropout(tmp_path):
+    expected = run(tmp_path / "training", max_epochs=1)
+    again = run(tmp_path / "evaluation", max_epochs=1, model=lambda: sasrec(dropout=0.1).eval())
+    assert torch.equal(weights(again), weights(expected))

@@ -115,7 +115,7 @@ def train(
         else:
             validate = _with_fallback(validate, fallback)
         module = training_module(
-            model.to(device), data, validate, settings, seed, on_epoch, steps_from, replay, statistics
+            model.to(device).train(), data, validate, settings, seed, on_epoch, steps_from, replay, statistics
         )
         with lock_folder(folder):
             _train_by_gradient(module, device, folder, fingerprint)

@@ -167,8 +167,14 @@ def latest_version(path: Path) -> Path | None:
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")
     past = [name for name in names if not (DATE.match(name) and name > now)]
     if past and len(past) < len(names):
-        log.warning("%s has versions of the future, such as %s; %s is read", path, max(names), max(past))
+        _warn_of_future(path, max(names), max(past))
     return path / max(past or names) / path.name
+
+
+@cache
+def _warn_of_future(path: Path, future: str, past: str) -> None:
+    """Log once that a version is named by a time to come; the service looks for versions every few seconds."""
+    log.warning("%s has versions of the future, such as %s; %s is read", path, future, past)
 
 
 def version_names(path: Path) -> list[str]:

@@ -122,8 +122,9 @@ def _expand(
     """The best children of all beams of a user, one level deeper; ``among``: children to renormalise over."""
     log_probs, node_of = children(constraints, level, state.nodes, log_probs_BKV)
     if among is not None or stochastic is not None:
-        is_same = among is None or among is constraints
-        free = log_probs if is_same else children(among, level, state.nodes, log_probs_BKV).log_probs
+        free = log_probs
+        if among is not None and among is not constraints:
+            free = children(among, level, state.nodes, log_probs_BKV).log_probs
         total = free.logsumexp(-1, keepdim=True)
         log_probs = log_probs - total.clamp_(min=torch.finfo(total.dtype).min)
     scores = log_probs.add_(state.scores[..., None])

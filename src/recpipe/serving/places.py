@@ -67,10 +67,10 @@ class Places:
             user = np.flatnonzero((counts < k) & ~waiting)
             if not len(user):
                 break
-            wanted = slot[counts[user]]
+            slot_pool = slot[counts[user]]
             has = pool.has(user)  # (pools, n)
-            waits = ~has[wanted, np.arange(len(user))] & is_full[wanted, user]
-            use = np.where(has[wanted, np.arange(len(user))], wanted, len(pools) - 1 - wanted)
+            waits = ~has[slot_pool, np.arange(len(user))] & is_full[slot_pool, user]
+            use = np.where(has[slot_pool, np.arange(len(user))], slot_pool, len(pools) - 1 - slot_pool)
             waits |= ~has[use, np.arange(len(user))] & is_full[use, user]
             waiting[user[waits]] = True
             can = has[use, np.arange(len(user))] & ~waits

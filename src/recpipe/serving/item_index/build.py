@@ -133,8 +133,8 @@ def recall_of(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     counts = np.isfinite(truth).sum(1)
     last = np.where(np.isfinite(truth), truth, np.inf).min(1)
     slack = TOLERANCE * np.abs(truth[:, 0])
-    found = (scores >= (last - np.where(np.isfinite(slack), slack, 0))[:, None]) & np.isfinite(scores)
-    recall: np.ndarray = np.minimum(found.sum(1), counts) / np.maximum(counts, 1)
+    is_hit = (scores >= (last - np.where(np.isfinite(slack), slack, 0))[:, None]) & np.isfinite(scores)
+    recall: np.ndarray = np.minimum(is_hit.sum(1), counts) / np.maximum(counts, 1)
     return recall
 
 

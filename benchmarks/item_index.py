@@ -127,8 +127,8 @@ def distribution(name: str, arguments: argparse.Namespace) -> tuple[Tensor, Tens
 
 def like_trained(bundle: Path, items: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Points between trained item vectors and one of their five neighbours, with noise; queries of real histories."""
-    from recpipe.serving.bundles import newest_bundle
     from recpipe.training.bundle import load_bundle
+    from recpipe.training.bundle_folders import newest_bundle
 
     folder = newest_bundle(bundle)
     model = load_bundle(folder)

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 import recpipe
 from recpipe.config.schema import RegisterConfig
-from recpipe.serving.bundles import newest_bundle
 from recpipe.training.bundle import load_bundle, save_bundle
+from recpipe.training.bundle_folders import newest_bundle
 
 pytestmark = pytest.mark.slow
 

@@ -22,10 +22,10 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.registry import build
 from recpipe.serving.__main__ import main
-from recpipe.serving.bundles import newest_bundle
 from recpipe.serving.model import ServingBundle
 from recpipe.serving.similarity import similar_items
 from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
+from recpipe.training.bundle_folders import newest_bundle
 
 ITEMS = 20
 TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1, "beam": 12}

@@ -16,9 +16,9 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.registry import build
 from recpipe.serving import lists
-from recpipe.serving.bundles import newest_bundle
 from recpipe.serving.model import ServingBundle
 from recpipe.training.bundle import Bundle, save_bundle
+from recpipe.training.bundle_folders import newest_bundle
 
 ITEMS, DAY = 40, 86_400
 IDS = [f"i{n:02}" for n in range(ITEMS)]

@@ -99,9 +99,9 @@ def recommend_to_users(
 
 def _load_model(config: RunConfig, recommend: RecommendConfig, paths: DataPaths) -> ServingBundle:
     """Load the newest bundle of the run, and log which one it is."""
-    from recpipe.serving.bundles import newest_bundle
     from recpipe.serving.item_index.build import IndexConfig
     from recpipe.serving.model import load_bundle
+    from recpipe.training.bundle_folders import newest_bundle
     from recpipe.training.settings import choose_device
 
     run = paths.models / config.name / f"seed_{config.seed}"

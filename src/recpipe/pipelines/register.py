@@ -93,7 +93,7 @@ def shown_uri(uri: str) -> str:
 
 def bundle_folder(run: Path, which: str) -> Path:
     """Return the folder of the ``newest``, ``measured`` or ``production`` bundle of a run. Raises ConfigError."""
-    from recpipe.serving.bundles import newest_bundle
+    from recpipe.training.bundle_folders import newest_bundle
 
     try:
         return newest_bundle(run, BUNDLES[which])

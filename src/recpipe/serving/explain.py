@@ -30,7 +30,7 @@ def explain(
 ) -> pa.Table:
     """Return the effect of the ``last`` events of ``history`` (oldest first) on each of ``items``.
 
-    The table has a row per item and event, items in their order, the largest effect of an item first: ``recommended_id``,
+    The table has a row per item and event, items in their order, an item's largest effect first: ``recommended_id``,
     ``position`` (of the event in ``history``, from 0), ``item_id`` and ``title`` of the event, ``effect``. A positive
     effect means that the event made the item likelier. Events of unknown items are left out. An effect is null where
     both sides cannot be compared: an item that cannot be scored, or the only event of a model without probabilities,

@@ -28,7 +28,6 @@ from recpipe.data.user_items import Candidates, UserItems
 from recpipe.evaluation.recommendations import SOURCES, titles_of
 from recpipe.models.content_knn import ContentKNN
 from recpipe.models.recommender import Scorer
-from recpipe.serving.bundles import newest_bundle, version_of
 from recpipe.serving.item_index.build import IndexConfig
 from recpipe.serving.item_index.files import bundle_index
 from recpipe.serving.item_index.search import ItemIndex
@@ -40,6 +39,7 @@ from recpipe.serving.scores import candidate_scores
 from recpipe.serving.similarity import similar_items, similar_users
 from recpipe.training import bundle as bundles
 from recpipe.training.bundle import Bundle
+from recpipe.training.bundle_folders import newest_bundle, version_of
 
 log = logging.getLogger(__name__)
 

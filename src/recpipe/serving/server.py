@@ -112,8 +112,8 @@ def model_folders(models: Path, names: str, kinds: tuple[str, ...]) -> dict[str,
 
 def named_folders(bundles: list[str]) -> dict[str, Path]:
     """Read ``name=folder`` and ``folder``, whose name is that of its bundle. Raises ConfigError."""
-    from recpipe.serving.bundles import newest_bundle
     from recpipe.serving.http.model_loader import read_description
+    from recpipe.training.bundle_folders import newest_bundle
 
     folders: dict[str, Path] = {}
     for text in bundles:

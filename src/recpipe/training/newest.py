@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from recpipe.config import DataPaths, RunConfig
-from recpipe.config.run_config import BUNDLES
 from recpipe.data.atomic import latest_version
 from recpipe.data.digests import verified
 from recpipe.training.bundle import Bundle, load_bundle
+from recpipe.training.bundle_folders import newest_bundle, version_of
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ class NewestRun:
 def newest_run(paths: DataPaths, config: RunConfig) -> NewestRun:
     """Load the newest bundle of a model and seed. Raises ValueError without one, with the command that trains it."""
     seed = f"seed_{config.seed}"
-    folders = [latest_version(paths.models / config.name / seed / kind) for kind in BUNDLES["newest"]]
-    versions = [(folder.parent.name, folder) for folder in folders if folder is not None]
-    if not versions:
+    try:
+        folder = newest_bundle(paths.models / config.name / seed)
+    except ValueError as error:
         raise ValueError(
             f"there is no bundle of {config.name} with seed {config.seed}: `kedro run --pipelines=train,evaluate "
             f"--params dataset={config.dataset},model={config.name},seed={config.seed}` trains it"
-        )
-    version, folder = max(versions)
+        ) from error
+    version = version_of(folder)
     bundle = load_bundle(folder, accelerate=config.accelerate, with_seen_events=True)
     log.info("%s: the newest bundle is %s/%s", config.name, folder.name, version)
     production = bundle.training.get("production")

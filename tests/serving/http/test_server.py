@@ -17,8 +17,8 @@ from tests.conftest import PROJECT
 from tests.serving.small_service import IDS, VERSIONS, write_bundle
 
 from recpipe.config import ConfigError, DataPaths
-from recpipe.serving.bundles import KINDS
 from recpipe.serving.server import check_access, main, model_finder, model_folders, named_folders
+from recpipe.training.bundle_folders import KINDS
 
 CHUNK = b"1000\r\n" + b" " * 4096 + b"\r\n"
 LIMITS = "serve.client_timeout=0.5,serve.connections=8,serve.max_body=5000,serve.shutdown_timeout=5.0"

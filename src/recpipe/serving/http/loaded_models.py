@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from recpipe.config import nearest
-from recpipe.serving.bundles import KINDS, bundle_versions
 from recpipe.serving.http.answers import ListAnswers
 from recpipe.serving.http.batcher import Batcher
 from recpipe.serving.http.requests import RequestError
 from recpipe.serving.model import ServingBundle
+from recpipe.training.bundle_folders import KINDS, bundle_versions
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from recpipe.config.schema import ServeConfig
-from recpipe.serving.bundles import newest_bundle
 from recpipe.serving.http.answers import ListAnswers
 from recpipe.serving.http.batcher import Batcher
 from recpipe.serving.http.loaded_models import LoadedModel
@@ -17,6 +16,7 @@ from recpipe.serving.http.requests import RecommendRequest, UserRequest
 from recpipe.serving.item_index.build import IndexConfig
 from recpipe.serving.model import AUTOMATIC_INDEX, load_bundle
 from recpipe.training.bundle import CONFIG
+from recpipe.training.bundle_folders import newest_bundle
 from recpipe.training.settings import choose_device
 
 

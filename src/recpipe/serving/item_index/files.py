@@ -24,10 +24,10 @@ from recpipe.data.atomic import atomic_folder
 from recpipe.data.digests import DigestError, file_digest, verify_folder, write_manifest
 from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.models.recommender import Scorer
-from recpipe.serving.bundles import newest_bundle
 from recpipe.serving.item_index.build import IndexConfig, build_index, sample_queries
 from recpipe.serving.item_index.search import INDEX_KINDS, ItemIndex, SearchSettings
 from recpipe.training.bundle import WEIGHTS, Bundle, load_bundle
+from recpipe.training.bundle_folders import newest_bundle
 
 log = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from recpipe.data.digests import file_digest
 from recpipe.layers.inputs import TIME_CODES
 from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import Scorer
-from recpipe.serving.bundles import newest_bundle
 from recpipe.training.bundle import Bundle, load_bundle
+from recpipe.training.bundle_folders import newest_bundle
 
 log = logging.getLogger(__name__)
 

@@ -196,7 +196,7 @@ def _same(first: pa.Table, second: pa.Table) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Save the newest bundle of a run as an MLflow model; exit status 2 where that is not possible."""
-    from recpipe.serving.bundles import newest_bundle
+    from recpipe.training.bundle_folders import newest_bundle
 
     parser = argparse.ArgumentParser(
         "python -m recpipe.serving.registry.mlflow_model", description=__doc__.split("\n\n")[0]

@@ -21,7 +21,8 @@ from recpipe.evaluation.context import (
 )
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.evaluation.segments import length_names
-from recpipe.models.recommender import NextItem, Scorer
+from recpipe.models.next_item import NextItem
+from recpipe.models.recommender import Scorer
 
 ITEMS, WINDOW = 30, 12
 FEW, SOME, MORE = length_names()[1:4]  # 1 to 4, 5 to 9, 10 to 19 events

@@ -15,7 +15,7 @@ from recpipe.data.batches import DeviceSequences
 from recpipe.layers import attention
 from recpipe.layers.top_k import tie_order
 from recpipe.models.gpt import GPT, Block
-from recpipe.models.recommender import NextItem
+from recpipe.models.next_item import NextItem
 from recpipe.models.registry import build, side_config
 from recpipe.training.losses.full_softmax import FullSoftmax
 from recpipe.training.settings import TrainSettings

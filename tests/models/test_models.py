@@ -13,7 +13,8 @@ from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.top_k import tie_order
 from recpipe.models.generator import Generator
-from recpipe.models.recommender import NextItem, Recommender, Scorer
+from recpipe.models.next_item import NextItem
+from recpipe.models.recommender import Recommender, Scorer
 from recpipe.models.registry import build, model_class, types
 from recpipe.training.losses.full_softmax import FullSoftmax
 

@@ -22,7 +22,8 @@ from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.metrics import metric_value
 from recpipe.evaluation.ranking import fold_metric, fold_ranks
 from recpipe.evaluation.segments import length_groups, length_names
-from recpipe.models.recommender import SCORES_AT_ONCE, NextItem, Recommender
+from recpipe.models.next_item import NextItem
+from recpipe.models.recommender import SCORES_AT_ONCE, Recommender
 
 CONTEXT_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200)
 POSITIONS = 50  # from the end, with a share of their own

@@ -22,7 +22,7 @@ from recpipe.data.batches import Batch
 from recpipe.layers.attention import Mask, attend, causal_mask, init_normal
 from recpipe.layers.side import Side
 from recpipe.layers.top_k import top_k
-from recpipe.models.recommender import NextItem
+from recpipe.models.next_item import NextItem
 
 
 class Block(nn.Module):

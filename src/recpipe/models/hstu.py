@@ -28,7 +28,7 @@ from recpipe.data.batches import Batch
 from recpipe.data.protocol import TIME_CHOICES
 from recpipe.layers.inputs import STD
 from recpipe.layers.side import Side
-from recpipe.models.recommender import NextItem
+from recpipe.models.next_item import NextItem
 
 EPS = 1e-6
 BUCKETS, BUCKET_WIDTH = 129, 0.301  # of log(seconds), as the authors'; 68 years are in bucket 71

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recpipe.data.batches import Batch
 from recpipe.layers.recurrent import Recurrent, RecurrentConfig
 from recpipe.layers.side import Side
-from recpipe.models.recommender import NextItem
+from recpipe.models.next_item import NextItem
 
 
 class LSTM(NextItem):

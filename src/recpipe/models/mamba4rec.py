@@ -20,7 +20,7 @@ from recpipe.data.batches import Batch
 from recpipe.layers.attention import init_normal
 from recpipe.layers.side import Side
 from recpipe.layers.ssd import Mamba2
-from recpipe.models.recommender import NextItem
+from recpipe.models.next_item import NextItem
 
 
 class FeedForward(nn.Module):

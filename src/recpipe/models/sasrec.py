@@ -24,7 +24,7 @@ from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.layers.attention import Mask, attend, causal_mask, init_normal
 from recpipe.layers.side import Side
-from recpipe.models.recommender import NextItem
+from recpipe.models.next_item import NextItem
 
 
 class Attention(nn.Module):

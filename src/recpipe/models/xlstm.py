@@ -25,7 +25,7 @@ from recpipe.config import check_choices
 from recpipe.data.batches import Batch
 from recpipe.layers.side import Side
 from recpipe.layers.ssd import equal_chunks
-from recpipe.models.recommender import NextItem
+from recpipe.models.next_item import NextItem
 
 with ExitStack() as _stack:
     # With a GPU the package asks for a CUDA toolkit at import, for an unused kernel; without one torch raises OSError.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from recpipe.data.batch_samplers import length_buckets
 from recpipe.data.sequences import Sequences
-from recpipe.models.recommender import NextItem
+from recpipe.models.next_item import NextItem
 from recpipe.serving.ranking import check_k
 from recpipe.training.bundle import Bundle
 

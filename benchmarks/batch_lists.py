@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from harness import command_line, generated_data, measure_alone, peak_gib, train_on_generated
 from recpipe.data.requests import Requests
-from recpipe.data.sequences import Fold, Sequences, build_sequences
+from recpipe.data.sequence_builder import build_sequences
+from recpipe.data.sequences import Fold, Sequences
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.serving.batch import BatchJob
 from recpipe.serving.model import ServingBundle, load_bundle

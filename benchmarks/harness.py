@@ -171,7 +171,7 @@ def generated_data(folder: Path, dataset: str, *, held_out_items: float = 0.0) -
     """A data folder as Kedro leaves it before training: items, text vectors, split, semantic ids."""
     from dataclasses import replace
 
-    from recpipe.data.sequences import build_sequences
+    from recpipe.data.sequence_builder import build_sequences
     from recpipe.data.splits import split
     from recpipe.semantic_ids.ids import SemanticIds
     from recpipe.semantic_ids.prefix_tree import PrefixTree

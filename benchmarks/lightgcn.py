@@ -94,7 +94,7 @@ def measure(log: Path, epochs: int) -> dict:
     """Measure seconds per epoch, without the first."""
     import torch
 
-    from recpipe.data.sequences import build_sequences
+    from recpipe.data.sequence_builder import build_sequences
     from recpipe.data.splits import split
     from recpipe.models.registry import build
 

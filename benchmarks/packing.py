@@ -28,7 +28,7 @@ from harness import command_line, generated_log
 from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import build_sequences
+from recpipe.data.sequence_builder import build_sequences
 from recpipe.data.splits import split
 from recpipe.models.registry import build
 from recpipe.training.losses import make_loss

@@ -102,7 +102,7 @@ def measure(bundle: Bundle, job: TrainingJob) -> MeasuredRun:
 
 def refit_job(options: argparse.Namespace, measured: MeasuredRun, job: TrainingJob, work: Path) -> TrainingJob:
     """Return the job that trains the same model on the whole log."""
-    from recpipe.data.sequences import build_sequences
+    from recpipe.data.sequence_builder import build_sequences
 
     protocol = measured.bundle.protocol
     log = options.data / "03_primary" / options.dataset / "interactions.parquet"

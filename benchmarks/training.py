@@ -137,7 +137,7 @@ def measure_peer(arguments: argparse.Namespace) -> dict:
 def measure_loop(which: str, arguments: argparse.Namespace) -> dict:
     """Measure seconds per epoch of SASRec (leave-one-out), in Lightning's loop or a bare one."""
     from recpipe.data.protocol import Protocol
-    from recpipe.data.sequences import build_sequences
+    from recpipe.data.sequence_builder import build_sequences
     from recpipe.data.splits import split
     from recpipe.models.registry import build
     from recpipe.training.fit import train
@@ -234,7 +234,7 @@ def measure_steps(name: str, arguments: argparse.Namespace) -> dict:
     from itertools import chain, islice
 
     from recpipe.config import build_config
-    from recpipe.data.sequences import build_sequences
+    from recpipe.data.sequence_builder import build_sequences
     from recpipe.data.splits import split
     from recpipe.training.settings import TrainSettings
 

@@ -29,7 +29,8 @@ from recpipe.config import RunConfig
 from recpipe.content.item_texts import clear_placeholder_texts
 from recpipe.data.protocol import Protocol
 from recpipe.data.seen_events import SeenEvents
-from recpipe.data.sequences import Sequences, Vocabulary, build_sequences
+from recpipe.data.sequence_builder import build_sequences
+from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.evaluation.evaluate import validator
 from recpipe.models.registry import build
 from recpipe.training import fit

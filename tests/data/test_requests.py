@@ -18,7 +18,8 @@ import zstandard
 from tests.synthetic import write_log
 
 from recpipe.data.requests import RequestFile, Requests
-from recpipe.data.sequences import Vocabulary, build_sequences
+from recpipe.data.sequence_builder import build_sequences
+from recpipe.data.sequences import Vocabulary
 
 VOCABULARY = Vocabulary(np.array([f"i{n}" for n in range(10)], dtype=object))
 EVENTS = "user_id,item_id,timestamp\nann,i3,30\nbob,i1,5\nann,i2,10\nann,i9,20\n"

@@ -11,7 +11,7 @@ import pytest
 
 from recpipe.config import ConfigError
 from recpipe.data.atomic import latest_version
-from recpipe.data.sequences import build_sequences
+from recpipe.data.sequence_builder import build_sequences
 from recpipe.reporting.run_store import RunStore
 from recpipe.training.bundle import load_bundle
 

@@ -22,7 +22,7 @@ def split_sequences(
     """Split the log by the protocol: training data without the test fold, and the test fold."""
     from dataclasses import replace
 
-    from recpipe.data.sequences import build_sequences
+    from recpipe.data.sequence_builder import build_sequences
     from recpipe.data.splits import TrainingData, split
     from recpipe.evaluation.profile import split_warnings
 

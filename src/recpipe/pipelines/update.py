@@ -26,7 +26,7 @@ def update_model(
     """Continue the newest bundle of a model on new events; ``inputs`` are those of ``ItemInputs.of``."""
     from dataclasses import replace
 
-    from recpipe.data.sequences import build_sequences
+    from recpipe.data.sequence_builder import build_sequences
     from recpipe.evaluation.evaluate import validator
     from recpipe.progress import report_epoch
     from recpipe.training.job import ItemInputs

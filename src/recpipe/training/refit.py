@@ -21,7 +21,8 @@ import torch
 
 from recpipe.config import COLLABORATIVE, RunConfig, build_config
 from recpipe.config.run_config import ColdUsersConfig
-from recpipe.data.sequences import Sequences, Vocabulary, build_sequences
+from recpipe.data.sequence_builder import build_sequences
+from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.data.splits import TrainingData, split
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import model_class, side_config

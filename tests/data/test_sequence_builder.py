@@ -1,0 +1,105 @@
+"""Sequences from files of interactions, against sorting every user by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.synthetic import write_log
+
+from recpipe.data.sequence_builder import build_sequences
+from recpipe.data.sequences import Sequences
+
+
+def random_rows(seed: int, n: int = 400) -> list[tuple[str, str, int | None]]:
+    rng = np.random.default_rng(seed)
+    return [(f"u{rng.integers(20)}", f"ü{rng.integers(30)}", int(rng.integers(8))) for _ in range(n)]
+
+
+def test_build_equals_a_stable_sort_of_every_user(tmp_path):
+    rows = random_rows(0)
+    built, vocabulary = build_sequences(write_log(tmp_path / "log.parquet", rows))
+    assert vocabulary.ids.tolist() == sorted({item for _, item, _ in rows})
+    for u, user in enumerate(built.users):
+        mine = [(t, item) for name, item, t in rows if name == user]
+        expected = [item for _, item in sorted(mine, key=lambda pair: pair[0])]
+        assert [vocabulary.ids[i - 1] for i in built.row(u)] == expected
+    assert sum(built.lengths) == len(rows)
+
+
+def test_build_does_not_depend_on_the_order_of_rows_in_the_file(tmp_path):
+    path = write_log(tmp_path / "log.parquet", random_rows(1))
+    table = pq.read_table(path)
+    pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), tmp_path / "mixed.parquet")
+    for ties in ("source", "shuffle"):
+        one, two = (build_sequences(tmp_path / f"{name}.parquet", ties=ties, seed=3)[0] for name in ("log", "mixed"))
+        assert one.fingerprint() == two.fingerprint()
+
+
+def test_shuffled_ties_move_only_equal_timestamps_and_depend_on_the_seed(tmp_path):
+    path = write_log(tmp_path / "log.parquet", random_rows(2))
+    source, _ = build_sequences(path)
+    shuffled, _ = build_sequences(path, ties="shuffle", seed=1)
+    again, _ = build_sequences(path, ties="shuffle", seed=1)
+    other, _ = build_sequences(path, ties="shuffle", seed=2)
+    assert shuffled.fingerprint() == again.fingerprint() != other.fingerprint()
+    assert np.array_equal(source.timestamps, shuffled.timestamps)
+    assert not np.array_equal(source.items, shuffled.items)
+    for u in range(len(source)):
+        assert sorted(source.row(u)) == sorted(shuffled.row(u))
+
+
+def test_a_log_without_timestamps_keeps_its_order_and_a_mixed_one_is_refused(tmp_path):
+    rows = [("b", "y", None), ("a", "x", None), ("b", "x", None)]
+    built, vocabulary = build_sequences(write_log(tmp_path / "log.parquet", rows))
+    assert built.timestamps is None
+    assert [vocabulary.ids[i - 1] for i in built.row(1)] == ["y", "x"]
+    with pytest.raises(ValueError, match="1 of 3 .* no timestamp"):
+        build_sequences(write_log(tmp_path / "mixed.parquet", [("a", "x", 1), ("a", "y", None), ("b", "x", 2)]))
+    with pytest.raises(ValueError, match="allowed: source, shuffle"):
+        build_sequences(tmp_path / "log.parquet", ties="asin")
+
+
+def test_weights_follow_their_events_and_a_missing_one_is_one(tmp_path):
+    rows = random_rows(5)
+    path = write_log(tmp_path / "log.parquet", rows)
+    table, weights = pq.read_table(path), [None if n % 5 == 0 else n / 8 for n in range(len(rows))]
+    pq.write_table(table.append_column("weight", pa.array(weights, pa.float64())), path)
+    built, _ = build_sequences(path)
+    for u, user in enumerate(built.users):
+        mine = sorted((t, n) for n, (name, _, t) in enumerate(rows) if name == user)
+        part = built.weights[built.offsets[u] : built.offsets[u + 1]]
+        assert part.tolist() == [1.0 if weights[n] is None else weights[n] for _, n in mine]
+    built.write(tmp_path / "sequences.parquet")
+    assert np.array_equal(Sequences.read(tmp_path / "sequences.parquet").weights, built.weights)
+    for unusable in (-1.0, float("nan"), float("inf"), 1e300):
+        pq.write_table(table.append_column("weight", pa.array([unusable, *weights[1:]], pa.float64())), path)
+        with pytest.raises(ValueError, match=r"1 weights that are negative or no number.*`weight`"):
+            build_sequences(path)
+
+
+def test_a_log_with_weights_has_the_fingerprint_of_one_without(tmp_path):
+    path = write_log(tmp_path / "log.parquet", random_rows(6))
+    before, _ = build_sequences(path)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("weight", pa.array(np.arange(len(table)), pa.float64())), path)
+    assert build_sequences(path)[0].fingerprint() == before.fingerprint()
+
+
+def test_event_types_select_the_targets(tmp_path):
+    rows = [("u", "a", 1), ("u", "b", 2), ("u", "a", 3), ("v", "b", 1), ("v", "c", 2)]
+    path = write_log(tmp_path / "log.parquet", rows)
+    with pytest.raises(ValueError, match="the log has no event types: map the column"):
+        build_sequences(path, target_events=["buy"])
+    table = pq.read_table(path).append_column("event", pa.array(["view", "buy", "cart", None, "buy"]))
+    pq.write_table(table.take([4, 2, 0, 1, 3]), path)
+    data, _ = build_sequences(path, target_events=["buy", "cart"])
+    assert data.is_target.tolist() == [False, True, True, False, True]
+    assert data.target_mask().tolist() == [False, True, True, False, True]
+    assert data.target_counts().tolist() == [2, 1]
+    assert data.target_positions(np.array([2, 2])).tolist() == [1, 2]  # the second user has only one
+    assert Sequences.from_table(data.to_table()).is_target.tolist() == data.is_target.tolist()
+    assert data.fingerprint() != build_sequences(path)[0].fingerprint()
+    with pytest.raises(ValueError, match=r"unknown event type in protocol.target_events 'by' \(did you mean 'buy'"):
+        build_sequences(path, target_events=["by"])

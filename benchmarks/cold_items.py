@@ -53,7 +53,7 @@ def compare(options: argparse.Namespace) -> None:
     """Print the table. Raises ValueError, with the command to run, for missing models."""
     folder = options.data / "05_model_input" / options.dataset
     protocol = Protocol.from_dict(json.loads((folder / "protocol.json").read_text()))
-    fold = Fold.read(folder / "test_set.parquet")
+    fold = Fold.read(folder / "test_set.arrow")
     models = options.data / "06_models" / options.dataset
     bundles = latest_bundles(models, options.seed, options.models, protocol)
     (content,) = latest_bundles(models, options.seed, [options.content], protocol)

@@ -20,7 +20,7 @@ from recpipe.training.bundle import load_bundle
 
 DATASET = "ml-1m"
 BUNDLE = Path(f"06_models/{DATASET}/sasrec/seed_42/bundle")
-FOLD = Path(f"05_model_input/{DATASET}/test_set.parquet")
+FOLD = Path(f"05_model_input/{DATASET}/test_set.arrow")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -184,9 +184,9 @@ def generated_data(folder: Path, dataset: str, *, held_out_items: float = 0.0) -
     protocol, parts = (replace(protocol, fingerprint=sequences.fingerprint()), split(sequences, protocol, vocabulary))
     place = folder / "05_model_input" / dataset
     place.mkdir(parents=True)
-    parts.train.write(place / "train_set.parquet")
-    parts.valid.write(place / "valid_set.parquet")
-    parts.test.write(place / "test_set.parquet")
+    parts.train.write(place / "train_set.arrow")
+    parts.valid.write(place / "valid_set.arrow")
+    parts.test.write(place / "test_set.arrow")
     vocabulary.write(place / "vocabulary.parquet")
     (place / "protocol.json").write_text(json.dumps(protocol.to_dict()))
     for modality, sizes in {"text": (8, 8, 8), "text_parts": (8,) * 4}.items():

@@ -36,7 +36,7 @@ def users_of(model: Path) -> dict[str, list[str]]:
     from recpipe.data.sequences import Fold, Vocabulary
 
     inputs = model.parents[1].parent / "05_model_input" / model.parent.name
-    histories = Fold.read(inputs / "test_set.parquet").histories
+    histories = Fold.read(inputs / "test_set.arrow").histories
     ids = Vocabulary.read(inputs / "vocabulary.parquet").ids
     rng = np.random.default_rng(0)
     users = rng.permutation(len(histories))[:3000]

@@ -71,8 +71,8 @@ def test_weights_follow_their_events_and_a_missing_one_is_one(tmp_path):
         mine = sorted((t, n) for n, (name, _, t) in enumerate(rows) if name == user)
         part = built.weights[built.offsets[u] : built.offsets[u + 1]]
         assert part.tolist() == [1.0 if weights[n] is None else weights[n] for _, n in mine]
-    built.write(tmp_path / "sequences.parquet")
-    assert np.array_equal(Sequences.read(tmp_path / "sequences.parquet").weights, built.weights)
+    built.write(tmp_path / "sequences.arrow")
+    assert np.array_equal(Sequences.read(tmp_path / "sequences.arrow").weights, built.weights)
     for unusable in (-1.0, float("nan"), float("inf"), 1e300):
         pq.write_table(table.append_column("weight", pa.array([unusable, *weights[1:]], pa.float64())), path)
         with pytest.raises(ValueError, match=r"1 weights that are negative or no number.*`weight`"):
@@ -99,7 +99,7 @@ def test_event_types_select_the_targets(tmp_path):
     assert data.target_mask().tolist() == [False, True, True, False, True]
     assert data.target_counts().tolist() == [2, 1]
     assert data.target_positions(np.array([2, 2])).tolist() == [1, 2]  # the second user has only one
-    assert Sequences.from_table(data.to_table()).is_target.tolist() == data.is_target.tolist()
+    assert Sequences.from_batch(data.to_batch()).is_target.tolist() == data.is_target.tolist()
     assert data.fingerprint() != build_sequences(path)[0].fingerprint()
     with pytest.raises(ValueError, match=r"unknown event type in protocol.target_events 'by' \(did you mean 'buy'"):
         build_sequences(path, target_events=["by"])

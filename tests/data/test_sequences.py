@@ -10,12 +10,12 @@ from recpipe.data.sequences import Fold, Sequences, Vocabulary
 
 def test_files_round_trip(tmp_path):
     expected = random_sequences(30, 9)
-    expected.write(tmp_path / "s.parquet")
-    assert Sequences.read(tmp_path / "s.parquet").fingerprint() == expected.fingerprint()
+    expected.write(tmp_path / "s.arrow")
+    assert Sequences.read(tmp_path / "s.arrow").fingerprint() == expected.fingerprint()
     bare = sequences([[1, 2], [], [3]], times=False)
     fold = Fold(bare, sequences([[5], [6, 7], [8]], times=False))
-    fold.write(tmp_path / "f.parquet")
-    back = Fold.read(tmp_path / "f.parquet")
+    fold.write(tmp_path / "f.arrow")
+    back = Fold.read(tmp_path / "f.arrow")
     assert back.histories.fingerprint() == bare.fingerprint()
     assert back.targets.items.tolist() == [5, 6, 7, 8]
     vocabulary = Vocabulary(np.array(["a", "ß"], dtype=object))
@@ -65,16 +65,16 @@ def test_a_short_stride_makes_every_event_a_target_once_after_a_long_history():
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "s.parquet"
+    path = tmp_path / "s.arrow"
     old = random_sequences(5, 5)
     old.write(path)
 
-    def disk_full(table, where, **_):
-        where.write_bytes(b"PAR1 half")
+    def disk_full(sink, schema):
+        sink.write(b"ARROW1 half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recpipe.data.sequences.pq.write_table", disk_full)
+    monkeypatch.setattr("recpipe.data.sequence_files.pa.ipc.new_file", disk_full)
     with pytest.raises(OSError, match="No space"):
         random_sequences(5, 5, seed=1).write(path)
     assert Sequences.read(path).fingerprint() == old.fingerprint()
-    assert names(tmp_path) == ["s.parquet"]
+    assert names(tmp_path) == ["s.arrow"]

@@ -357,6 +357,6 @@ def test_a_folder_with_parts_of_two_splits_is_refused(data, tmp_path, monkeypatc
 
 def test_a_missing_file_is_reported(data: TrainingData, tmp_path: Path) -> None:
     data.write(tmp_path)
-    (tmp_path / "valid_set.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match="valid_set.parquet is missing.*--pipelines=train"):
+    (tmp_path / "valid_set.arrow").unlink()
+    with pytest.raises(FileNotFoundError, match="valid_set.arrow is missing.*--pipelines=train"):
         TrainingData.read(tmp_path)

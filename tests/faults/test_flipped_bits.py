@@ -81,13 +81,13 @@ def vocabulary(folder: Path) -> Read:
 
 
 def sequences(folder: Path) -> Read:
-    random_sequences(20, 9).write(folder / "s.parquet")
-    return lambda: Sequences.read(folder / "s.parquet")
+    random_sequences(20, 9).write(folder / "s.arrow")
+    return lambda: Sequences.read(folder / "s.arrow")
 
 
 def fold(folder: Path) -> Read:
-    Fold(random_sequences(20, 9), random_sequences(20, 9)).write(folder / "f.parquet")
-    return lambda: Fold.read(folder / "f.parquet")
+    Fold(random_sequences(20, 9), random_sequences(20, 9)).write(folder / "f.arrow")
+    return lambda: Fold.read(folder / "f.arrow")
 
 
 def training_data(folder: Path) -> Read:

@@ -200,6 +200,9 @@ def test_objects_preview_their_first_rows_without_vectors(tmp_path) -> None:
     dataset = ObjectDataset(filepath=str(tmp_path / "e.parquet"), holds="embeddings")
     dataset.save(vectors)
     assert dataset.preview()["columns"] == ["item_id", "key"]
+    dataset = ObjectDataset(filepath=str(tmp_path / "s.arrow"), holds="sequences")
+    dataset.save(sequences(2, 1))
+    assert dataset.preview(1)["data"][0][0] == "user 0" and dataset.preview(1)["columns"] == ["user_id", "items"]
 
 
 def test_half_a_bundle_is_never_a_version(tmp_path, monkeypatch) -> None:

@@ -90,11 +90,11 @@ def test_the_test_fold_of_another_split_is_refused(tmp_path) -> None:
     for rule in ("leave_one_out", "ratio"):
         data, test_set = split_sequences(path, users, STEPS, Protocol(dataset="shop", split=rule, valid=0.2, test=0.4))
         data.write(tmp_path / rule)
-        test_set.write(tmp_path / rule / "test_set.parquet")
+        test_set.write(tmp_path / rule / "test_set.arrow")
     data = TrainingData.read(tmp_path / "ratio")
-    data.check_test_set(Fold.read(tmp_path / "ratio/test_set.parquet"))
-    with pytest.raises(ValueError, match="test_set.parquet is of another split .* run `kedro run --pipelines=train`"):
-        data.check_test_set(Fold.read(tmp_path / "leave_one_out/test_set.parquet"))
+    data.check_test_set(Fold.read(tmp_path / "ratio/test_set.arrow"))
+    with pytest.raises(ValueError, match="test_set.arrow is of another split .* run `kedro run --pipelines=train`"):
+        data.check_test_set(Fold.read(tmp_path / "leave_one_out/test_set.arrow"))
 
 
 def test_a_model_that_uses_more_of_time_than_the_protocol_allows_is_not_trained(tmp_path) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recpipe.data.ids import Ids
+
 MAX_CATEGORICAL_NUMBERS = 50  # distinct numbers up to which a column is categorical
 MAX_CATEGORIES = 10_000  # the most frequent ones
 MAX_VALUES_PER_ROW = 16  # the first ones
@@ -102,7 +104,7 @@ def fit_columns(names: Sequence[str], table: Mapping[str, Any], *, where: str) -
     return tuple(Column.of(name, table[name]) for name in names)
 
 
-def align_rows(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray) -> pa.Table:
+def align_rows(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray | Ids) -> pa.Table:
     """Take one row of ``table`` per id (N,), all null for ids that its column ``key`` does not contain."""
     keys = table[key].cast(pa.string()).combine_chunks()
     return table.take(pc.index_in(pa.array(ids, pa.string()), value_set=keys))

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recpipe.data.sequences import PROFILE, Sequences
+from recpipe.data.ids import Ids
+from recpipe.data.sequence_files import PROFILE
+from recpipe.data.sequences import Sequences
 
 USERS, EVENTS, CANDIDATES = "users.parquet", "events.parquet", "candidates.parquet"
 N_EVENTS, N_CANDIDATES = "events", "candidates"  # columns of the users
@@ -110,7 +112,7 @@ def _batch(users: pa.Table, event_rows: _Rows, candidate_rows: _Rows) -> History
     profiles = [name for name in users.column_names if name.startswith(PROFILE)]
     values: dict[str, Any] = {field: events[name] for name, field in VALUES.items() if name in events}
     sequences = Sequences(
-        np.array(users["user_id"].to_pylist(), dtype=object),
+        Ids(users["user_id"]),
         events["item"],
         values.pop("timestamps", None),
         offsets,

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from recpipe.data.files.tables import Source, column_types, count_rows, file_list, identifier, literal
 from recpipe.data.histories import CANDIDATES, EVENTS, N_CANDIDATES, N_EVENTS, USERS, StoredHistories
-from recpipe.data.sequences import PROFILE, Vocabulary
+from recpipe.data.sequence_files import PROFILE
+from recpipe.data.sequences import Vocabulary
 
 REQUESTED = "(SELECT rowid AS place, user_id FROM requested) AS r"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from recpipe.data.ids import Ids
 from recpipe.data.sequences import Sequences
 
 COLUMNS = ("events", "last_timestamp", "events_at_last")
@@ -25,7 +25,7 @@ class SeenEvents:
     before, such as those of an item that a k-core has taken in since, are not new.
     """
 
-    users: np.ndarray  # (U,) of str
+    users: Ids  # (U,)
     events: np.ndarray  # (U,) int64
     last_timestamp: np.ndarray | None  # (U,) int64 seconds
     events_at_last: np.ndarray | None  # (U,) int64
@@ -51,8 +51,7 @@ class SeenEvents:
                 "the model was trained on a log with timestamps and this one has none, or the other way round; train "
                 "it again: `kedro run --pipelines=train`"
             )
-        index = pc.index_in(pa.array(sequences.users, pa.string()), pa.array(self.users, pa.string()))
-        rows = index.fill_null(-1).to_numpy(zero_copy_only=False)
+        rows = sequences.users.index_in(self.users)
         known = rows >= 0
         if sequences.timestamps is None or self.last_timestamp is None or self.events_at_last is None:
             by_count: np.ndarray = np.minimum(np.where(known, self.events[rows], 0), sequences.lengths)
@@ -68,14 +67,14 @@ class SeenEvents:
 
     def to_table(self) -> pa.Table:
         """Convert to a table with a row per user."""
-        columns = {"user_id": pa.array(self.users, pa.string())}
+        columns = {"user_id": self.users.array}
         values = ((name, getattr(self, name)) for name in COLUMNS)
         return pa.table(columns | {name: pa.array(value) for name, value in values if value is not None})
 
     @classmethod
     def from_table(cls, table: pa.Table) -> SeenEvents:
         """Invert ``to_table``."""
-        users = np.array(table["user_id"].to_pylist(), dtype=object)
+        users = Ids(table["user_id"])
         last, count = (table[name].to_numpy() if name in table.column_names else None for name in COLUMNS[1:])
         return cls(users, table["events"].to_numpy(), last, count)
 

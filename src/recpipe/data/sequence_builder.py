@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from recpipe.config import check_known
 from recpipe.data.digests import verified
+from recpipe.data.ids import Ids
 from recpipe.data.sequences import Sequences, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def build_sequences(
     weights = None if weights is None else weights[index]
     is_target = None if target_events is None else _is_target(path, target_events)[index]
     item_index = (items[index] + 1).astype(np.int32)
-    sequences = Sequences(user_ids, item_index, ordered, offsets, ratings, weights=weights, is_target=is_target)
+    sequences = Sequences(Ids(user_ids), item_index, ordered, offsets, ratings, weights=weights, is_target=is_target)
     return sequences, Vocabulary(item_ids)
 
 

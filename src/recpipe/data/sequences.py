@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,20 @@ import pyarrow.parquet as pq
 from recpipe.data.atomic import atomic_file
 from recpipe.data.digests import verified
 from recpipe.data.features import align_rows
+from recpipe.data.ids import Ids
 from recpipe.data.protocol import Protocol
+from recpipe.data.sequence_files import (
+    HINT,
+    PROFILE,
+    TARGETS,
+    list_column,
+    list_offsets,
+    list_values,
+    read_batch,
+    write_batch,
+)
 
 EVENT_COLUMNS = ("timestamps", "ratings", "weights", "is_target")  # fields of Sequences per event, besides items
-PROFILE = "user."  # prefix of profile columns in files
 
 
 @dataclass(frozen=True)
@@ -37,19 +48,23 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         """Write a Parquet file with the column ``item_id``."""
-        _write_parquet(pa.table({"item_id": pa.array(self.ids, pa.string())}), path)
+        with atomic_file(path) as temporary:
+            pq.write_table(pa.table({"item_id": pa.array(self.ids, pa.string())}), temporary, compression="zstd")
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
         """Read a file of ``write``."""
-        return cls(_strings(_read_parquet(path)["item_id"]))
+        return cls(np.array(pq.read_table(verified(path, HINT))["item_id"].to_pylist(), dtype=object))
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Events of all users in time order; those of user u are ``items[offsets[u]:offsets[u + 1]]``."""
+    """Events of all users in time order; those of user u are ``items[offsets[u]:offsets[u + 1]]``.
 
-    users: np.ndarray  # (U,) of str, external ids
+    Arrays of a file are read-only views of it. ``users`` may be given as an array or list of str.
+    """
+
+    users: Ids  # (U,) external ids
     items: np.ndarray  # (N,) int32, 1-based
     timestamps: np.ndarray | None  # (N,) int64 seconds, None where the source has only an order
     offsets: np.ndarray  # (U + 1,) int64
@@ -59,6 +74,10 @@ class Sequences:
     context: np.ndarray | None = None  # (U,) int64, number of first events that are inputs only, not targets
     weights: np.ndarray | None = None  # (N,) float32, at least 0: how much an event counts in training
     is_target: np.ndarray | None = None  # (N,) bool, events of a type in protocol.target_events; None: all
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.users, Ids):
+            object.__setattr__(self, "users", Ids(self.users))
 
     def __len__(self) -> int:
         return len(self.users)
@@ -159,48 +178,45 @@ class Sequences:
         """Hash users, item indices, times and order, without external item ids, to twelve hex digits."""
         digest = hashlib.sha256()
         for part in (self.offsets, self.items, self.timestamps):
-            digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
-        digest.update("\0".join(self.users.tolist()).encode())
+            digest.update(b"-" if part is None else np.ascontiguousarray(part).data)
+        for n, ids in enumerate(self.users.parts()):
+            digest.update(("\0" * (n > 0) + "\0".join(ids.tolist())).encode())
         if self.is_target is not None:
-            digest.update(self.is_target.tobytes())
+            digest.update(np.ascontiguousarray(self.is_target).data)
         return digest.hexdigest()[:12]
 
-    def to_table(self, prefix: str = "") -> pa.Table:
-        """Convert to a table with a row per user: ``user_id``, lists of event values, profiles as ``user.<column>``."""
-        columns = {"user_id": pa.array(self.users, pa.string()), f"{prefix}items": _lists(self.offsets, self.items)}
+    def to_batch(self, prefix: str = "") -> pa.RecordBatch:
+        """Convert to a row per user: ``user_id``, lists of event values, profiles as ``user.<column>``; no copies."""
+        columns = {"user_id": self.users.array, f"{prefix}items": list_column(self.offsets, self.items)}
         for name in EVENT_COLUMNS:
             if (values := getattr(self, name)) is not None:
-                columns[f"{prefix}{name}"] = _lists(self.offsets, values)
+                columns[f"{prefix}{name}"] = list_column(self.offsets, values)
         profiles = {f"{PROFILE}{name}": column for name, column in self.profiles.items()}
-        return pa.table(columns | profiles)
+        return pa.RecordBatch.from_pydict(columns | profiles)
 
     @classmethod
-    def from_table(cls, table: pa.Table, prefix: str = "") -> Sequences:
-        """Invert ``to_table``."""
-        lists = table[f"{prefix}items"].combine_chunks()
-        columns = {name: f"{prefix}{name}" for name in EVENT_COLUMNS if f"{prefix}{name}" in table.column_names}
-        lists_of = {name: table[column].combine_chunks() for name, column in columns.items()}
-        events = {name: column.flatten().to_numpy(zero_copy_only=False) for name, column in lists_of.items()}
-        profiles = [name for name in table.column_names if name.startswith(PROFILE) and not prefix]
+    def from_batch(cls, batch: pa.RecordBatch, prefix: str = "") -> Sequences:
+        """Invert ``to_batch``."""
+        names = [name for name in EVENT_COLUMNS if f"{prefix}{name}" in batch.schema.names]
+        profiles = [name for name in batch.schema.names if name.startswith(PROFILE) and not prefix]
+        events: dict[str, Any] = {name: list_values(batch, f"{prefix}{name}") for name in names}
         return cls(
-            _strings(table["user_id"]),
-            lists.flatten().to_numpy(),
-            events.get("timestamps"),
-            np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())]).astype(np.int64),
-            events.get("ratings"),
-            {name.removeprefix(PROFILE): table[name].combine_chunks() for name in profiles},
-            weights=events.get("weights"),
-            is_target=events.get("is_target"),
+            Ids(batch["user_id"]),
+            list_values(batch, f"{prefix}items"),
+            events.pop("timestamps", None),
+            list_offsets(batch, f"{prefix}items"),
+            profiles={name.removeprefix(PROFILE): batch[name] for name in profiles},
+            **events,
         )
 
     def write(self, path: Path) -> None:
-        """Write a Parquet file with a row per user."""
-        _write_parquet(self.to_table(), path)
+        """Write an Arrow file with a row per user."""
+        write_batch(self.to_batch(), path)
 
     @classmethod
     def read(cls, path: Path) -> Sequences:
-        """Read a file of ``write``."""
-        return cls.from_table(_read_parquet(path))
+        """Map a file of ``write`` into memory. Raises the errors of ``read_batch``."""
+        return cls.from_batch(read_batch(path))
 
 
 @dataclass(frozen=True)
@@ -241,32 +257,14 @@ class Fold:
         return replace(self, histories=replace(self.histories, query_times=times[self.targets.offsets[:-1]]))
 
     def write(self, path: Path) -> None:
-        """Write a Parquet file with history and target columns side by side."""
-        table = self.histories.to_table()
-        targets = replace(self.targets, profiles={}).to_table("target_")
-        for name in targets.column_names[1:]:
-            table = table.append_column(name, targets[name])
-        _write_parquet(table, path)
+        """Write an Arrow file with history and target columns side by side."""
+        histories, targets = self.histories.to_batch(), replace(self.targets, profiles={}).to_batch(TARGETS)
+        columns = dict(zip(histories.schema.names, histories.columns, strict=True))
+        columns |= dict(zip(targets.schema.names, targets.columns, strict=True))
+        write_batch(pa.RecordBatch.from_pydict(columns), path)
 
     @classmethod
     def read(cls, path: Path) -> Fold:
-        """Read a file of ``write``."""
-        table = _read_parquet(path)
-        return cls(Sequences.from_table(table), Sequences.from_table(table, "target_"))
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    return pq.read_table(verified(path, "run `kedro run --pipelines=train`"))
-
-
-def _strings(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    return np.array(column.to_pylist(), dtype=object)
-
-
-def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.Array:
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
+        """Map a file of ``write`` into memory. Raises the errors of ``read_batch``."""
+        batch = read_batch(path)
+        return cls(Sequences.from_batch(batch), Sequences.from_batch(batch, TARGETS))

@@ -17,17 +17,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from recpipe.data.atomic import atomic_file
 from recpipe.data.digests import MANIFEST, manifest, verified, verify_folder
+from recpipe.data.ids import Ids
 from recpipe.data.protocol import Protocol
+from recpipe.data.sequence_files import missing_file
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
 
 log = logging.getLogger(__name__)
 
 PROTOCOL, VOCABULARY = "protocol.json", "vocabulary.parquet"
-TRAIN, VALID = "train_set.parquet", "valid_set.parquet"
+TRAIN, VALID = "train_set.arrow", "valid_set.arrow"
 NO_ITEMS = np.zeros(0, np.int32)
 
 
@@ -83,7 +84,7 @@ class TrainingData:
         """
         for name in (PROTOCOL, VOCABULARY, TRAIN, VALID):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name} is missing; run `kedro run --pipelines=train`")
+                raise missing_file(folder / name)
         verify_folder(folder, "run `kedro run --pipelines=train`, or copy all files of the split", allow_others=True)
         data = cls.__new__(cls)
         data._folder = folder
@@ -94,7 +95,7 @@ class TrainingData:
         fingerprint = self.protocol_fields.get("test_set")
         if fingerprint is not None and test_set.fingerprint() != fingerprint:
             raise ValueError(
-                "test_set.parquet is of another split than the training data: run `kedro run --pipelines=train`"
+                "test_set.arrow is of another split than the training data: run `kedro run --pipelines=train`"
             )
 
     def write(self, folder: Path) -> None:
@@ -159,9 +160,9 @@ def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndar
 
 def with_validation(train: Sequences, valid: Fold) -> Sequences:
     """Append histories and targets of ``valid`` to the events of their users; users of ``valid`` alone come last."""
-    histories = valid.histories.select_users(np.flatnonzero(~np.isin(valid.histories.users, train.users)))
-    users = np.concatenate([train.users, histories.users])
-    rows_of_fold = pc.index_in(pa.array(valid.histories.users, pa.string()), pa.array(users, pa.string())).to_numpy()
+    histories = valid.histories.select_users(np.flatnonzero(valid.histories.users.index_in(train.users) < 0))
+    users = Ids.concatenate(train.users, histories.users)
+    rows_of_fold = valid.histories.users.index_in(users)
     n_train = np.concatenate([train.lengths, np.zeros(len(histories), np.int64)])[rows_of_fold]
     later = valid.histories.select(np.arange(len(valid)), n_train, valid.histories.lengths)  # after training events
     parts, rows = (train, later, valid.targets), (np.arange(len(train)), rows_of_fold, rows_of_fold)
@@ -245,7 +246,7 @@ def _temporal(sequences: Sequences, protocol: Protocol) -> _Cuts:
 def _cold_users(sequences: Sequences, protocol: Protocol) -> _Cuts:
     """All events of test and validation users, chosen by hash, are held out; their last target event is the target."""
     n = sequences.lengths
-    hashes = np.array([_unit_hash(user, protocol.seed) for user in sequences.users.tolist()])
+    hashes = np.fromiter((_unit_hash(user, protocol.seed) for user in sequences.users), float, len(sequences))
     valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
     is_test, is_valid = hashes < test, (hashes >= test) & (hashes < test + valid)
     last, zero = np.where(n > 0, sequences.target_positions(np.ones_like(n)), 0), np.zeros_like(n)

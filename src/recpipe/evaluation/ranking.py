@@ -50,7 +50,7 @@ class Ranking:
         targets = fold.targets.items
         return pa.table(
             {
-                "user_id": pa.array(fold.histories.users[self.user], pa.string()),
+                "user_id": fold.histories.users[self.user].array,
                 "target": pa.array(vocabulary.ids[targets - 1], pa.string()),
                 "rank": pa.array(self.rank, pa.int32()),
                 "candidates": pa.array(self.candidates, pa.int32()),

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recpipe.data.ids import Ids
+
 log = logging.getLogger(__name__)
 
 COLD_USERS, CONTENT_SLOTS = "cold_users", "content_slots"
@@ -32,7 +34,7 @@ COLUMN_OF_ROLE = {"user": "user_id", "item": "item_id"}  # other roles are names
 
 
 def recommendations_table(
-    users: Sequence[str] | NDArray[Any],
+    users: Sequence[str] | NDArray[Any] | Ids,
     items: NDArray[np.integer],
     scores: NDArray[np.floating],
     log_normalizer: NDArray[np.floating] | None,
@@ -118,7 +120,7 @@ def submission_csv(
     recommendations: pa.Table,
     layout: SubmissionLayout,
     *,
-    users: Sequence[str] | None = None,
+    users: Sequence[str] | Ids | None = None,
     item_ids: Sequence[str] | NDArray[Any] | None = None,
 ) -> str:
     """Write the submission as CSV text; fields with the delimiter, a quote or a line break are quoted.
@@ -152,7 +154,7 @@ class SubmissionWriter:
         if layout.header:
             self._csv.writerow(layout.columns.values())
 
-    def append(self, recommendations: pa.Table, *, users: Sequence[str] | NDArray[Any] | pa.Array) -> None:
+    def append(self, recommendations: pa.Table, *, users: Sequence[str] | NDArray[Any] | pa.Array | Ids) -> None:
         """Append lists of some users; a file with a row per user gets one for each of ``users``, in this order."""
         table = recommendations.filter(pc.less_equal(recommendations["rank"], self.layout.top))
         rows: Iterable[Sequence[Any]]

@@ -167,12 +167,13 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         data.write(self._filepath)
 
     def preview(self, nrows: int = 20) -> TablePreview:
-        """The first rows of a Parquet file for kedro-viz, lists as text, without vectors."""
+        """The first rows of a Parquet or Arrow file for kedro-viz, lists as text, without vectors."""
         import polars as pl
 
-        if self._filepath.suffix != ".parquet":
+        scan = {".parquet": pl.scan_parquet, ".arrow": pl.scan_ipc}.get(self._filepath.suffix)
+        if scan is None:
             return TablePreview({"index": [], "columns": [], "data": []})
-        table = pl.scan_parquet(self._filepath).head(nrows).collect()
+        table = scan(self._filepath).head(nrows).collect()
         table = table.select(pl.exclude("vector"))
         rows = [[value if value is None else str(value)[:120] for value in row] for row in table.rows()]
         return TablePreview({"index": list(range(len(rows))), "columns": table.columns, "data": rows})

@@ -104,7 +104,7 @@ def _evaluate(
         values = evaluation.metrics.get(part, {})
         if texts := [f"{name} {values[name]:.4f}" for name in LOG_METRICS if name in values]:
             log.info("%s, %s, %s targets: %s", bundle.name, part, f"{values['targets']:,}", ", ".join(texts))
-    users, ids = list(test_set.histories.users), bundle.vocabulary.ids
+    users, ids = test_set.histories.users, bundle.vocabulary.ids
     try:
         submission = submission_csv(evaluation.recommendations, layout, users=users, item_ids=ids)
     except SeparatorError as error:

@@ -68,7 +68,7 @@ def pick_examples(
     columns item_id and title. ``history`` and ``k`` limit the events and places shown.
     """
     names = _draw_users(ranks, histories, users=users, k=k, seed=seed)
-    rows = pc.index_in(pa.array(names, pa.string()), pa.array(histories.users, pa.string())).to_pylist()
+    rows = pc.index_in(pa.array(names, pa.string()), histories.users.array).to_pylist()
     targets_of = _by_user(ranks, names)
     lists = {model: _by_user(table, names) for model, table in recommendations.items()}
     result = []
@@ -95,7 +95,7 @@ def from_json(values: Sequence[Mapping[str, Any]]) -> list[Example]:
 
 
 def _draw_users(ranks: pa.Table, histories: Sequences, *, users: int, k: int, seed: int) -> list[str]:
-    ranks = ranks.filter(pc.is_in(ranks["user_id"], pa.array(histories.users, pa.string())))
+    ranks = ranks.filter(pc.is_in(ranks["user_id"], histories.users.array))
     candidates = ranks["user_id"].unique()
     hit_rows = ranks.filter(pc.and_(pc.greater(ranks["rank"], 0), pc.less_equal(ranks["rank"], k)))
     is_hit = pc.is_in(candidates, hit_rows["user_id"].unique())

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import torch
 
 from recpipe.config import check_known
+from recpipe.data.ids import Ids
 from recpipe.data.sequences import Sequences
 from recpipe.data.user_items import Candidates, UserItems
 from recpipe.evaluation.recommendations import SOURCES, titles_of
@@ -44,7 +45,7 @@ from recpipe.training.bundle_folders import newest_bundle, version_of
 log = logging.getLogger(__name__)
 
 AUTOMATIC_INDEX = IndexConfig()
-Ids = Sequence[str] | Mapping[str, Sequence[str]]  # of all users, or by user
+ItemIds = Sequence[str] | Mapping[str, Sequence[str]]  # of all users, or by user
 
 
 def load_bundle(
@@ -107,8 +108,8 @@ class ServingBundle(Bundle):
         timestamps: Mapping[str, Sequence[int]] | None = None,
         now: int | None = None,
         profiles: pa.Table | None = None,
-        candidates: Ids | None = None,
-        exclude: Ids | None = None,
+        candidates: ItemIds | None = None,
+        exclude: ItemIds | None = None,
         search: Mapping[str, Any] | None = None,
     ) -> pa.Table:
         """Recommend ``k`` items to each user of ``histories`` (item ids, oldest event first), who may be new.
@@ -231,7 +232,7 @@ class ServingBundle(Bundle):
             settings["beam"] = max(beam, needed) if type(beam) is int and beam >= 1 else beam
         return self.with_search_settings(settings).model if settings else self.model
 
-    def lists_table(self, users: Sequence[str] | np.ndarray, lists: Lists) -> pa.Table:
+    def lists_table(self, users: Sequence[str] | np.ndarray | Ids, lists: Lists) -> pa.Table:
         """Return the table of ``recommend`` for the lists of ``users``."""
         row, column = np.nonzero(lists.items)
         items = lists.items[row, column]
@@ -250,7 +251,7 @@ class ServingBundle(Bundle):
         }
         return pa.table(columns | {f"{kind}_codes": codes.take(place) for kind, codes in self.codes.items()})
 
-    def score(self, histories: Mapping[str, Sequence[str]], candidates: Ids, **options: Any) -> pa.Table:
+    def score(self, histories: Mapping[str, Sequence[str]], candidates: ItemIds, **options: Any) -> pa.Table:
         """Score items for users: user_id, item_id, title, score, probability, in the order of ``candidates``.
 
         The probability is among the whole catalogue, null for models without; items that the model cannot score, such
@@ -353,13 +354,13 @@ class ServingBundle(Bundle):
             log.info("%s of %s events are of items unknown to %s", (~known).sum(), len(known), self.name)
         times = None if timestamps is None else event_times(histories, timestamps)[known]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(users)))]).astype(np.int64)
-        result = Sequences(users, items[known].astype(np.int32), times, offsets)
+        result = Sequences(Ids(users), items[known].astype(np.int32), times, offsets)
         if profiles is None:
             return result
         check_profiles(profiles)
         return result.with_profiles(profiles)
 
-    def candidates(self, candidates: Ids | None, users: Sequence[str]) -> Candidates | None:
+    def candidates(self, candidates: ItemIds | None, users: Sequence[str]) -> Candidates | None:
         """Convert candidates of ``recommend``. Raises ValueError where none of those of all users is known."""
         if candidates is None or isinstance(candidates, Mapping):
             return self.user_items(candidates, users)
@@ -370,7 +371,7 @@ class ServingBundle(Bundle):
         mask[torch.from_numpy(items[items > 0])] = True
         return mask
 
-    def user_items(self, items: Ids | None, users: Sequence[str]) -> UserItems | None:
+    def user_items(self, items: ItemIds | None, users: Sequence[str]) -> UserItems | None:
         """Convert item ids of all users, or by user, to the items of every user. None stays None."""
         if items is None:
             return None

@@ -74,7 +74,7 @@ def similar_users(bundle: Bundle, histories: Sequences, user: str, k: int = 10) 
         last_BD = hidden_BTD[torch.arange(len(rows), device=hidden_BTD.device), batch.lengths - 1]
         states_UD[torch.from_numpy(rows)] = last_BD.double().cpu()
     rows, similarity = _nearest(states_UD, index, has_history, k)
-    return pa.table({"user_id": pa.array(histories.users[rows].tolist(), pa.string()), "similarity": similarity})
+    return pa.table({"user_id": histories.users[rows].array, "similarity": similarity})
 
 
 def _nearest(vectors_NV: Tensor, index: int, mask_N: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

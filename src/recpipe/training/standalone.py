@@ -196,7 +196,7 @@ class DataFolder:
 
     def test(self) -> Fold:
         """Read the test fold, which no training reads. Raises ValueError for that of another split."""
-        fold = Fold.read(self.inputs.split / "test_set.parquet")
+        fold = Fold.read(self.inputs.split / "test_set.arrow")
         TrainingData.read(self.inputs.split).check_test_set(fold)
         return fold
 
@@ -205,7 +205,7 @@ class DataFolder:
         if config.init_from != "none":
             raise ValueError(f"init_from={config.init_from}: only `kedro run` begins with another run's weights")
         split = self.inputs.split
-        if not (split / "train_set.parquet").is_file():
+        if not (split / "train_set.arrow").is_file():
             raise ValueError(
                 f"{split} holds no split; run `kedro run --pipelines=train --params dataset={self.dataset},"
                 "model=popular` where Kedro is, and copy the folder"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from recpipe.data.ids import Ids
 from recpipe.data.seen_events import SeenEvents
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences
 
@@ -108,7 +109,7 @@ def join(first: Sequences, second: Sequences) -> Sequences:
 
     context = [np.ones(len(part), np.int64) if part.context is None else part.context for part in (first, second)]
     return Sequences(
-        np.concatenate([first.users, second.users]),
+        Ids.concatenate(first.users, second.users),
         np.concatenate([first.items, second.items]),
         offsets=np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
         profiles={name: pa.concat_arrays([column, second.profiles[name]]) for name, column in first.profiles.items()},

@@ -323,7 +323,7 @@ def test_histories_to_measure_with_are_those_of_the_data_folder(tmp_path):
     assert drawn.shape == (50, 16) and torch.isfinite(drawn).all()
     split = tmp_path / "05_model_input" / "tiny"
     split.mkdir(parents=True)
-    DATA.write(split / "train_set.parquet")
+    DATA.write(split / "train_set.arrow")
     bundle.vocabulary.write(split / "vocabulary.parquet")
     bundle_index(bundle, folder, CONFIG)
     described = json.loads((index_folder(folder) / DESCRIPTION).read_text())

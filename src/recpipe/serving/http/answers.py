@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from recpipe.data.ids import Ids
 from recpipe.data.sequences import Sequences
 from recpipe.data.user_items import UserItems
 from recpipe.evaluation.recommendations import COLD_USERS, CONTENT_SLOTS, SOURCES
@@ -149,7 +150,7 @@ def _candidates(users: Sequence[User]) -> UserItems:
 
 def _sequences(users: Sequence[User], key: ListsKey) -> Sequences:
     """Return the histories of a batch."""
-    names = np.array([user.user_id for user in users], object)
+    names = Ids([user.user_id for user in users])
     offsets = np.concatenate([[0], np.cumsum([len(user.items) for user in users])]).astype(np.int64)
     items = np.concatenate([user.items for user in users]).astype(np.int32)
     times = np.concatenate([user.times for user in users]) if key.has_times else None

@@ -45,7 +45,7 @@ from recpipe.serving.http.users import users_router
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Ids = Annotated[list[str] | None, Query()]
+IdsQuery = Annotated[list[str] | None, Query()]
 REFERENCE = "#/components/schemas/{model}"
 MAX_TEXT = 200  # characters of a search for items
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -261,7 +261,7 @@ def _add_get_routes(api: FastAPI, service: Service) -> None:
     config, models = service.config, service.models
 
     @api.get("/items")
-    async def items(q: str | None = None, ids: Ids = None, model: str | None = None, limit: int = 50) -> Response:
+    async def items(q: str | None = None, ids: IdsQuery = None, model: str | None = None, limit: int = 50) -> Response:
         """Return items whose title or id contains the text q, most frequent in training first, or the items ids."""
         if not 1 <= limit <= config.max_items:
             raise RequestError(422, f"limit is {shorten(limit)}", allowed=f"from 1 to {config.max_items}")

@@ -13,7 +13,7 @@ from recpipe.config.schema import ServeConfig
 
 MAX_LEVELS = 100  # values of a setting of a search, such as temperatures per level
 SHOWN = 80  # characters of a wrong value in a message
-Ids = Annotated[list[str], Field(fail_fast=True)]
+IdList = Annotated[list[str], Field(fail_fast=True)]
 Seconds = Annotated[int, Field(ge=-(2**62), le=2**62)]
 
 
@@ -37,11 +37,11 @@ class UserRequest(Request):
     """One user: a history, oldest event first, and what is known besides."""
 
     user_id: str = "user"
-    items: Ids = []
+    items: IdList = []
     timestamps: Annotated[list[Seconds], Field(fail_fast=True)] | None = None  # of the events
     profile: dict[str, str | int | float | bool | None] | None = None  # columns of users, for models that read them
-    candidates: Ids | None = None  # the only items that may be recommended
-    exclude: Ids | None = None
+    candidates: IdList | None = None  # the only items that may be recommended
+    exclude: IdList | None = None
 
 
 class RecommendRequest(UserRequest):
@@ -79,8 +79,8 @@ class SimilarRequest(Request):
 class ExplainRequest(Request):
     """Effect of every event of a history on the recommendation of the candidates."""
 
-    items: Ids
-    candidates: Ids
+    items: IdList
+    candidates: IdList
     timestamps: Annotated[list[Seconds], Field(fail_fast=True)] | None = None
     model: str | None = None
 

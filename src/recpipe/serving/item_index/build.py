@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from recpipe.config import check_at_least, check_choices
+from recpipe.data.ids import Ids
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Scorer
 from recpipe.progress import progress
@@ -176,7 +177,7 @@ def sample_queries(bundle: Bundle, histories: Sequences | None, config: IndexCon
         lengths = rng.integers(1, model.max_length + 1, config.queries)
         popularity = bundle.train_events + 1.0
         drawn = rng.choice(model.n_items, int(lengths.sum()), p=popularity / popularity.sum()) + 1
-        users = np.arange(config.queries).astype(str).astype(object)
+        users = Ids(np.arange(config.queries).astype(str))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         times = np.zeros(len(drawn), np.int64) if model.requires_time != "none" else None
         histories = Sequences(users, drawn.astype(np.int32), times, offsets)

@@ -77,7 +77,7 @@ def training_histories(bundle: Bundle, folder: Path) -> Sequences | None:
     split = layer.with_name(SPLITS) / bundle.protocol.dataset
     try:
         if np.array_equal(Vocabulary.read(split / "vocabulary.parquet").ids, bundle.vocabulary.ids):
-            return Sequences.read(split / "train_set.parquet")
+            return Sequences.read(split / "train_set.arrow")
     except (OSError, ValueError) as error:
         log.warning("no training sequences to measure the index with: %s; random histories take their place", error)
     return None

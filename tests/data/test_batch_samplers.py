@@ -10,7 +10,7 @@ import torch
 from tests.synthetic import random_sequences, sequences
 
 from recpipe.data import batch_samplers as module
-from recpipe.data.batch_samplers import PackedBatches, TrainingBatches, pack_rows
+from recpipe.data.batch_samplers import PackedBatches, Share, TrainingBatches, pack_rows
 from recpipe.data.batches import Batch, DeviceSequences
 
 
@@ -64,6 +64,52 @@ def test_impossible_budgets_and_short_sequences_are_refused():
         TrainingBatches(np.array([12, 3]), tokens=10, seed=0)
     with pytest.raises(ValueError, match="no user has the 2 events"):
         TrainingBatches(np.array([1, 1]), tokens=10, seed=0, minimum=2)
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 3)])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_ranks_and_micro_batches_share_the_same_steps_without_overlap(layout, ranks, accumulate):
+    lengths = np.random.default_rng(0).integers(2, 40, 300)
+
+    def batches(**share: int) -> TrainingBatches:
+        if layout == "padded":
+            return TrainingBatches(lengths, tokens=2000, seed=1, share=Share(**share))
+        return PackedBatches(lengths, tokens=2000, size=64, seed=1, share=Share(**share))
+
+    shares = [batches(rank=rank, ranks=ranks, accumulate=accumulate) for rank in range(ranks)]
+    whole = [users_of(parts) for parts in batches()]
+    shared = [[users_of(parts) for parts in share] for share in shares]
+    assert {len(share) for share in shared} == {len(whole) * accumulate} == {len(share) for share in shares}
+    for step, users in enumerate(whole):
+        cells = [share[step * accumulate + micro] for share in shared for micro in range(accumulate)]
+        assert sorted(np.concatenate(cells)) == sorted(users)
+        sizes = [lengths[cell].sum() for cell in cells]
+        assert max(sizes) - min(sizes) <= (64 if layout == "packed" else 2 * 40)  # a row, two users
+
+
+def users_of(parts: list) -> np.ndarray:
+    return np.concatenate([getattr(part, "users", part) for part in parts])
+
+
+def test_a_step_of_fewer_users_than_ranks_leaves_some_without_a_part():
+    shares = [TrainingBatches(np.full(5, 3), tokens=6, seed=0, share=Share(rank=rank, ranks=4)) for rank in range(4)]
+    for parts in zip(*shares, strict=True):
+        assert sorted(map(len, parts)) in ([0, 0, 1, 1], [0, 0, 0, 1])
+
+
+def test_rows_of_a_share_are_those_of_the_step():
+    data = on_device()
+    one = PackedBatches(data.lengths, size=16, tokens=TOKENS, seed=0)
+    shares = [PackedBatches(data.lengths, size=16, tokens=TOKENS, seed=0, share=Share(rank, 2)) for rank in range(2)]
+    for (whole,), *parts in zip(one, *shares, strict=True):
+        rows = [data.pack(*fields(part), shape=(len(part), part.width)).items.tolist() for (part,) in parts]
+        assert sorted(rows[0] + rows[1]) == sorted(
+            data.pack(*fields(whole), shape=(len(whole), whole.width)).items.tolist()
+        )
+
+
+def fields(part) -> tuple:
+    return part.users, part.row, part.start, part.segment
 
 
 def test_a_step_has_the_requested_parts_or_more_where_memory_needs_them(monkeypatch):

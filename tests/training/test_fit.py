@@ -219,6 +219,26 @@ def test_negatives_plateau_second_stage_and_average_are_resumed(tmp_path, change
     assert torch.equal(weights(resumed), weights(full))
 
 
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_micro_batches_leave_steps_losses_and_metrics_as_they_are(tmp_path, layout):
+    options = {"config": {"dropout": 0.0}, "layout": layout, "ema": 0.9, "batch_tokens": 400}
+    whole, cut = (run(tmp_path / str(n), accumulate=n, **options) for n in (1, 3))
+    assert column(cut, "step") == column(whole, "step")
+    for key in ("loss", METRIC, "gradient_norm", "lr"):
+        assert column(cut, key) == pytest.approx(column(whole, key), rel=1e-5)
+    torch.testing.assert_close(weights(cut), weights(whole), atol=1e-5, rtol=0)
+
+
+def test_a_resumed_training_may_have_other_micro_batches(tmp_path):
+    options = {"config": {"dropout": 0.0}, "batch_tokens": 400}
+    whole = run(tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", validate=StopAfter(3), **options)
+    resumed = run(tmp_path / "cut", accumulate=2, **options)
+    assert len(resumed.curve) == len(whole.curve)
+    torch.testing.assert_close(weights(resumed), weights(whole), atol=1e-5, rtol=0)
+
+
 def test_on_epoch_can_interrupt_training(tmp_path):
     full, epochs = run(tmp_path / "full", seed=3), []
 

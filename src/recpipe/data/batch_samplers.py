@@ -13,16 +13,48 @@ from recpipe.data.batches import Batch, DeviceSequences
 MAX_PADDED_SIZE = 1 << 16  # positions of a part of a step, so that padding fits the memory of a GPU
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which parts of every step a process trains: those of ``rank`` among ``ranks``, in ``accumulate`` micro-batches.
+
+    The users of a step are the same for all values; so a step has the same gradient however it is shared.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    accumulate: int = 1
+
+    @property
+    def cells(self) -> int:
+        """Micro-batches of a step on all ranks."""
+        return self.ranks * self.accumulate
+
+    def of(self, places: np.ndarray) -> list[np.ndarray]:
+        """Deal out the numbers ``places`` (n,), of decreasing cost; return this rank's, per micro-batch."""
+        turn, cell = np.divmod(np.arange(len(places)), self.cells)
+        cell = np.where(turn % 2, self.cells - 1 - cell, cell)  # to and fro, so that sums of costs are alike
+        return [places[cell == micro * self.ranks + self.rank] for micro in range(self.accumulate)]
+
+
 class TrainingBatches:
     """Steps of random users with about ``tokens`` events, each cut into parts of similar length to reduce padding.
 
-    Iteration yields a step as a list of user rows (B,). The order depends on ``seed`` and ``epoch`` only, so a resumed
-    run repeats it. More ``parts`` mean less padding and more kernel launches. Raises ValueError if a sequence exceeds
-    ``tokens`` or no user has ``minimum`` events.
+    Iteration yields the micro-batches of ``share``, by default a step each, as lists of user rows (B,); with several
+    ranks a list may be empty. The order depends on ``seed`` and ``epoch`` only, so a resumed run repeats it. More
+    ``parts`` mean less padding and more kernel launches; there is at least one per micro-batch. Raises ValueError if a
+    sequence exceeds ``tokens`` or no user has ``minimum`` events.
     """
 
     def __init__(
-        self, lengths: np.ndarray, *, tokens: int, seed: int, minimum: int = 1, steps: int | None = None, parts: int = 8
+        self,
+        lengths: np.ndarray,
+        *,
+        tokens: int,
+        seed: int,
+        minimum: int = 1,
+        steps: int | None = None,
+        parts: int = 8,
+        share: Share | None = None,
     ) -> None:
         longest = int(lengths.max(initial=0))
         if longest > tokens:
@@ -30,6 +62,7 @@ class TrainingBatches:
                 f"batch_tokens is {tokens}, less than one sequence of {longest} events; raise train.batch_tokens"
             )
         self.lengths, self.seed, self.epoch, self.parts = lengths, seed, 0, parts
+        self.share = share or Share()
         self.rows = np.flatnonzero(lengths >= minimum)
         if len(self.rows) == 0:
             raise ValueError(
@@ -38,16 +71,26 @@ class TrainingBatches:
         self.steps = min(steps or int(np.ceil(lengths[self.rows].sum() / tokens)), len(self.rows))
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.share.accumulate
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
+        for users in self.step_users():
+            yield from self.micro_batches(users)
+
+    def step_users(self) -> Iterator[np.ndarray]:
+        """Yield the users (n,) of each step of the epoch, on all ranks together."""
         rows = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
         events = np.cumsum(self.lengths[rows])
         ends = np.searchsorted(events, events[-1] * np.arange(1, self.steps + 1) / self.steps - 0.5) + 1
         place = np.arange(self.steps)  # no step is empty, however long a single row is
         ends = np.clip(np.maximum.accumulate(ends - place) + place, None, len(rows) - place[::-1])
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            yield self._parts(rows[start:end])
+            yield rows[start:end]
+
+    def micro_batches(self, users: np.ndarray) -> list[list[np.ndarray]]:
+        """Return this rank's parts of a step, a list per micro-batch."""
+        parts = self._parts(users)
+        return [[parts[place] for place in places] for places in self.share.of(np.arange(len(parts)))]
 
     def gather(self, data: DeviceSequences, part: np.ndarray) -> Batch:
         """Gather a part of a step on the device."""
@@ -58,6 +101,7 @@ class TrainingBatches:
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         events = np.cumsum(self.lengths[rows])
         parts = max(self.parts, -(-len(rows) * int(self.lengths[rows[0]]) // MAX_PADDED_SIZE))
+        parts = -(-parts // self.share.cells) * self.share.cells
         part = np.minimum((events - 1) * parts // max(int(events[-1]), 1), parts - 1)
         return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
 
@@ -75,6 +119,12 @@ class PackedRows:
     def __len__(self) -> int:
         return int(self.row[-1]) + 1
 
+    def select(self, rows: np.ndarray) -> PackedRows:
+        """Select rows by ascending number."""
+        place = np.searchsorted(rows, self.row)
+        mask = rows[np.minimum(place, len(rows) - 1)] == self.row
+        return PackedRows(self.users[mask], place[mask], self.start[mask], self.segment[mask], self.width)
+
 
 class PackedBatches(TrainingBatches):
     """The steps of ``TrainingBatches`` with the same users, packed into rows of at most ``size`` events.
@@ -84,17 +134,30 @@ class PackedBatches(TrainingBatches):
     """
 
     def __init__(
-        self, lengths: np.ndarray, *, size: int, tokens: int, seed: int, minimum: int = 2, steps: int | None = None
+        self,
+        lengths: np.ndarray,
+        *,
+        size: int,
+        tokens: int,
+        seed: int,
+        minimum: int = 2,
+        steps: int | None = None,
+        share: Share | None = None,
     ) -> None:
-        super().__init__(lengths, tokens=tokens, seed=seed, minimum=max(minimum, 2), steps=steps)
+        super().__init__(lengths, tokens=tokens, seed=seed, minimum=max(minimum, 2), steps=steps, share=share)
         if (longest := int(lengths.max()) - 1) > size:
             raise ValueError(
                 f"train.row is {size}, less than the {longest} events of one sequence; raise it, or leave it null"
             )
         self.size = size
 
-    def _parts(self, rows: np.ndarray) -> list[PackedRows]:  # type: ignore[override]
-        return [pack_rows(rows, self.lengths[rows] - 1, self.size)]
+    def micro_batches(self, users: np.ndarray) -> list[list[PackedRows]]:  # type: ignore[override]
+        """Pack a step into rows, and return this rank's rows as one part per micro-batch."""
+        packed = pack_rows(users, self.lengths[users] - 1, self.size)
+        if self.share.cells == 1:
+            return [[packed]]
+        shares = self.share.of(np.arange(len(packed)))
+        return [[packed.select(np.sort(rows))] if len(rows) else [] for rows in shares]
 
     def gather(self, data: DeviceSequences, part: PackedRows) -> Batch:  # type: ignore[override]
         return data.pack(part.users, part.row, part.start, part.segment, shape=(len(part), part.width))

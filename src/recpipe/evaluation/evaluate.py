@@ -24,12 +24,13 @@ from recpipe.evaluation.ranking import Ranking, fold_ranks, rank_fold
 from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.models.recommender import Recommender
 from recpipe.training.bundle import Bundle
+from recpipe.training.settings import MACHINE
 
 WARM_UP_USERS = 3  # of latency: the first calls fill caches
 PERCENTILES = (50, 95)
 SEARCH_ERROR_USERS = 1000
 CURVE_METRICS = ("ndcg", "recall", "hit_rate", "mrr")  # of the validation after an epoch
-NOT_IN_SETTINGS_ID = {"device", "resume", "log_every"}  # train settings that do not change the model
+NOT_IN_SETTINGS_ID = {"device", "resume", "log_every", *MACHINE}  # train settings that do not change the model
 # Settings by model type that runs of older versions lack, with the value that gives the same model: it is not in the id
 SAMPLES: dict[str, Any] = {"stochastic": False, "sample_seed": 0}
 NEWER_SETTINGS: dict[str, dict[str, Any]] = {

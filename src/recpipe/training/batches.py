@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
+from recpipe.data.batch_samplers import PackedBatches, Share, TrainingBatches
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
@@ -18,8 +20,20 @@ PARTS = {"cpu": 8, "cuda": 1}  # batches of a step: padding is expensive on a CP
 SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a process computes before its gradient is added to that of the step: by default the whole step.
+
+    parts: batches on the device; none where the step has fewer parts than there are processes.
+    n_targets: number of targets of the whole step, on all ranks.
+    """
+
+    parts: list[Batch]
+    n_targets: int
+
+
 class BatchLoader:
-    """Iterable of one epoch's steps, each a list of batches on the device."""
+    """Iterable of one epoch's micro-batches, by default a step each, on the device."""
 
     def __init__(self, data: DeviceSequences, batches: TrainingBatches) -> None:
         self.data, self.batches = data, batches
@@ -27,9 +41,11 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        for parts in self.batches:
-            yield [self.batches.gather(self.data, part) for part in parts]
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for users in self.batches.step_users():
+            n_targets = int(self.data.n_targets[users].sum())
+            for parts in self.batches.micro_batches(users):
+                yield MicroBatch([self.batches.gather(self.data, part) for part in parts], n_targets)
 
 
 def make_batches(
@@ -40,13 +56,13 @@ def make_batches(
     seed: int,
     steps: int | None = None,
     device: str = "cpu",
+    share: Share | None = None,
 ) -> TrainingBatches:
     """Build batches in ``settings.layout``; packed rows hold ``settings.row`` events, by default one window."""
-    tokens = settings.batch_tokens
+    options: dict[str, Any] = {"tokens": settings.batch_tokens, "seed": seed, "steps": steps, "share": share}
     if settings.layout == "padded":
-        return TrainingBatches(lengths, tokens=tokens, seed=seed, minimum=2, steps=steps, parts=PARTS[device])
-    size = settings.row or max(window, SHORTEST_ROW)
-    return PackedBatches(lengths, size=size, tokens=tokens, seed=seed, steps=steps)
+        return TrainingBatches(lengths, minimum=2, parts=PARTS[device], **options)
+    return PackedBatches(lengths, size=settings.row or max(window, SHORTEST_ROW), **options)
 
 
 def training_windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:

@@ -101,10 +101,10 @@ class SecondStage(Callback):
 
 
 class ProgressBar(Callback):
-    """Training steps and the loss in a progress bar."""
+    """Training steps and the loss in a progress bar; a step has ``accumulate`` micro-batches."""
 
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
+    def __init__(self, bar: Progress, accumulate: int = 1) -> None:
+        self._bar, self._accumulate = bar, accumulate
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar.skip(trainer.global_step)
@@ -112,7 +112,8 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: object, batch_idx: int
     ) -> None:
-        self._bar.add(1, loss=outputs["loss"])
+        if (batch_idx + 1) % self._accumulate == 0:
+            self._bar.add(1, loss=outputs["loss"] * self._accumulate)
 
 
 def curve_loggers(names: Sequence[str], folder: Path) -> list[Logger]:

@@ -38,7 +38,14 @@ from recpipe.training.module import (
     training_module,
 )
 from recpipe.training.optimisers import INDEPENDENT_OF_LENGTH
-from recpipe.training.settings import PRECISIONS, TrainSettings, check_settings, choose_device, choose_precision
+from recpipe.training.settings import (
+    MACHINE,
+    PRECISIONS,
+    TrainSettings,
+    check_settings,
+    choose_device,
+    choose_precision,
+)
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +167,7 @@ def weights_digest(data: Sequences) -> str:
 
 def run_fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:
     """Hash everything that must be equal to resume from a checkpoint; epochs and patience may differ."""
-    ignored = {"patience", "max_minutes", "resume", "log_every", "device", "loggers", "weights"}
+    ignored = {"patience", "max_minutes", "resume", "log_every", "device", "loggers", "weights", *MACHINE}
     if settings.schedule.get("name") in INDEPENDENT_OF_LENGTH:
         ignored.add("max_epochs")
     if settings.ema is None:
@@ -201,11 +208,12 @@ def _train_by_gradient(module: TrainingModule, device: str, folder: Path, finger
         max_epochs=module.epochs,
         check_val_every_n_epoch=settings.validate_every,
         limit_val_batches=int(module.has_metrics),
+        accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=curve_loggers(settings.loggers, folder),
-        callbacks=[*callbacks, ProgressBar(bar)],
+        callbacks=[*callbacks, ProgressBar(bar, settings.accumulate)],
         plugins=[SafetensorsCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -35,7 +35,7 @@ from recpipe.training import fit
 from recpipe.training.bundle import Bundle
 from recpipe.training.fit import weights_digest
 from recpipe.training.module import OnEpoch, Replay, Validate
-from recpipe.training.settings import TrainSettings
+from recpipe.training.settings import MACHINE, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,7 @@ class TrainingJob:
         config = asdict(self.config)
         if config["accelerate"]:  # the default; older records lack it
             del config["accelerate"]
+        config["train"] = {key: value for key, value in config["train"].items() if key not in MACHINE}
         if config["train"].pop("weights", True) and self.data.train_set.weights is not None:
             config["train"]["weights"] = weights_digest(self.data.train_set)
         hashes = {name: embeddings.hash for name, embeddings in self.inputs.vectors.items()}
@@ -216,6 +217,8 @@ class TrainingJob:
         if config.init_from != "none":
             settings["init_from"] = config.init_from
         train = asdict(self.settings) if not trained.model.closed_form else {}
+        for name in MACHINE:
+            train.pop(name, None)
         train.pop("weights", None)  # recorded where they were used, so that other runs have the settings of older ones
         if trained.model.closed_form and self.settings.train_on_validation:
             train["train_on_validation"] = True

@@ -1,6 +1,7 @@
 """Lightning module around a Recommender.
 
 One step of the optimiser is a list of batches of users of similar length; its loss is the mean over all their targets.
+Several ranks and micro-batches share the batches of a step, and the sum of what they compute is this mean.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recpipe.data.batch_samplers import TrainingBatches
-from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.batch_samplers import Share, TrainingBatches
+from recpipe.data.batches import DeviceSequences
 from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
 from recpipe.progress import current_step, duration
 from recpipe.training.batches import (
     BatchLoader,
+    MicroBatch,
     make_batches,
     relative_weights,
     target_counts,
@@ -89,7 +91,7 @@ class TrainingModule(pl.LightningModule):
         self.curve: list[dict[str, Any]] = []
         self.is_interrupted = False
         self._data, self._batches, self._validate, self._on_epoch = data, batches, validate, on_epoch
-        self._replay = replay
+        self._replay, self._share = replay, batches.share
         self._tokens_per_epoch = int(data.n_targets[batches.rows].sum())
         self._max_seconds = math.inf if settings.max_minutes is None else 60 * settings.max_minutes
         self._seconds, self._tokens = 0.0, 0
@@ -100,7 +102,7 @@ class TrainingModule(pl.LightningModule):
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return len(self._batches)
+        return self._batches.steps
 
     @property
     def epochs(self) -> int:
@@ -156,18 +158,22 @@ class TrainingModule(pl.LightningModule):
         self._norms: list[Tensor] = []
         self._non_finite_step = torch.full((), -1, device=self.device, dtype=torch.int64)
 
-    def training_step(self, batch: list[Batch], index: int) -> Tensor:
-        n_targets = sum(part.n_targets for part in batch)
-        losses = [self.model.loss(part, self.criterion) * (part.n_targets / n_targets) for part in batch]
-        loss = torch.stack(losses).sum()
+    def training_step(self, batch: MicroBatch, index: int) -> Tensor:
+        losses = [self.model.loss(part, self.criterion) * (part.n_targets / batch.n_targets) for part in batch.parts]
+        loss = torch.stack(losses).sum() if losses else self._zero_loss()
         value = loss.detach()
         self._loss += value
-        self._steps += 1
+        self._steps += index % self._share.accumulate == 0
         non_finite = ~torch.isfinite(value) & (self._non_finite_step < 0)
         self._non_finite_step = torch.where(non_finite, self.global_step, self._non_finite_step)
         if self.device.type == "cpu" or index % CHECK_EVERY == 0:
             self._check_loss()
-        return loss
+        return loss * self._share.cells if self._share.cells > 1 else loss  # their mean is taken
+
+    def _zero_loss(self) -> Tensor:
+        """Return a loss of 0 with a gradient of 0, for a micro-batch without parts."""
+        weight = next(weight for weight in self.model.parameters() if weight.requires_grad)
+        return weight.flatten()[:0].sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the norm of the gradient before it is clipped."""
@@ -175,8 +181,8 @@ class TrainingModule(pl.LightningModule):
             gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
             self._norms.append(torch.nn.utils.get_total_norm(gradients).detach())
 
-    def on_train_batch_end(self, outputs: Any, batch: list[Batch], batch_idx: int) -> None:
-        if self.average is not None:
+    def on_train_batch_end(self, outputs: Any, batch: MicroBatch, batch_idx: int) -> None:
+        if self.average is not None and (batch_idx + 1) % self._share.accumulate == 0:
             self.average.update(self.global_step)
 
     def validation_step(self, batch: int, index: int) -> None:
@@ -322,6 +328,7 @@ def training_module(
     data = replace(data, weights=relative_weights(data, model))
     device_data = model.on_device(data, window=model.max_length + 1)
     options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
+    options["share"] = Share(accumulate=settings.accumulate)
     if settings.train_on_validation and steps_from is not None:
         lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
         options["steps"] = make_batches(lengths, settings, **options).steps

@@ -30,11 +30,12 @@ from recpipe.training.bundle import Bundle
 from recpipe.training.fit import needs_metrics
 from recpipe.training.job import ItemInputs, TrainingJob, build_catalogue_ids
 from recpipe.training.module import OnEpoch, Replay
-from recpipe.training.settings import TrainSettings
+from recpipe.training.settings import MACHINE, TrainSettings
 
 log = logging.getLogger(__name__)
 
-RUNTIME = ("device", "resume", "log_every", "loggers")  # train settings of this machine, taken from the configuration
+# train settings of this machine, taken from the configuration
+RUNTIME = ("device", "resume", "log_every", "loggers", *MACHINE)
 IGNORED = (*RUNTIME, "weights", "max_minutes", "train_on_validation")  # they differ by design
 LONGEST_LIST = 5  # differing settings named in a warning
 

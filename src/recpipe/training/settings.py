@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 LAYOUTS = ("padded", "packed")
 LOGGERS = ("tensorboard", "csv", "wandb")
-COUNTS = ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every")
+MACHINE = ("accumulate",)  # how a step is shared out, which leaves it the same
+COUNTS = ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every", "accumulate")
 OPTIONAL = ("window", "row", "validate_users", "stride", "max_minutes", "gradient_clip", "ema")
 
 
@@ -35,6 +36,7 @@ class TrainSettings:
     max_minutes: end training, without the time of validations, at the next epoch that is validated.
     ema: decay of a moving average of the weights over steps, which is validated and kept instead.
     precision: ``auto`` is bf16 on a GPU that has it, else fp32.
+    accumulate: micro-batches of a step, one after the other, so that a step needs less memory.
     resume: continue an unfinished run with equal settings and data.
     loggers: destinations of the curves, of tensorboard, csv, wandb.
     """
@@ -60,6 +62,7 @@ class TrainSettings:
     ema: float | None = None
     precision: str = "auto"
     device: str = "auto"
+    accumulate: int = 1
     resume: bool = True
     log_every: int = 5
     loggers: list[str] = field(default_factory=lambda: ["tensorboard"])

@@ -8,14 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from recpipe.training.losses import loss_names, make_loss
+from recpipe.training.losses import full_softmax, loss_names, make_loss
 from recpipe.training.losses.amince import tail_of
 from recpipe.training.losses.full_softmax import FullSoftmax
 from recpipe.training.losses.negatives import NegativeSampler
 
 ITEMS, N, D = 30, 64, 8
 COUNTS = torch.cat([torch.zeros(1), torch.arange(1.0, ITEMS + 1)])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that operations return."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
 
 
 def batch(seed: int = 0, items: int = ITEMS, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -354,6 +367,17 @@ def test_full_softmax_and_its_gradients_equal_torch(chunk):
     hidden, table, targets = batch(chunk)
     theirs = F.cross_entropy(hidden @ table[1:].T, targets - 1)
     same(FullSoftmax(chunk)(hidden, table, targets), theirs, hidden, table)
+
+
+@pytest.mark.parametrize("logits", [1, ITEMS + 1, 5 * ITEMS])
+def test_chunks_of_large_catalogues_are_smaller_and_exact(logits, monkeypatch):
+    monkeypatch.setattr(full_softmax, "MAX_LOGITS", logits)
+    hidden, table, targets = batch(logits)
+    theirs = F.cross_entropy(hidden @ table[1:].T, targets - 1)
+    with LargestTensor() as largest:
+        ours = FullSoftmax(512)(hidden, table, targets)
+    same(ours, theirs, hidden, table)
+    assert largest.elements <= max(logits, table.numel(), hidden.numel())
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])

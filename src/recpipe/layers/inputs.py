@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from recpipe.config import split_names
 from recpipe.data.batches import Batch
 from recpipe.data.features import Column
+from recpipe.layers.large_tables import LARGE, StepTable, look_up
 from recpipe.layers.side import Side
 
 STD = 0.02  # of initial embeddings: logits begin near uniform
@@ -37,6 +38,8 @@ class ItemInput(nn.Module):
         super().__init__()
         self.n_items, self.dim, self.side = n_items, dim, side or Side()
         self._cached_table: Tensor | None = None
+        self._is_large = (n_items + 1) * dim >= LARGE
+        self._step_table, self._step_head = StepTable(), StepTable()
         config = self.side.config
         alone = config.combine == "alone"
         self.weight = nn.Parameter(torch.empty(extra if alone else n_items + 1 + extra, dim).normal_(std=STD))
@@ -82,6 +85,11 @@ class ItemInput(nn.Module):
         """Return the item table (I + 1 + extra, D); row 0 is padding."""
         if self._cached_table is not None:
             return self._cached_table
+        if self._is_large and self.training and torch.is_grad_enabled():
+            return self._step_table.get(self._compute_table, self.parameters())
+        return self._compute_table()
+
+    def _compute_table(self) -> Tensor:
         sources = [*self.vectors.values(), *self.columns.values()]
         if not sources:
             return self.weight
@@ -99,7 +107,12 @@ class ItemInput(nn.Module):
 
     def head(self, table: Tensor) -> Tensor:
         """Return the output table (I + 1, D), given ``table``."""
-        return (self.weight if self.side.config.head == "ids" else table)[: self.n_items + 1]
+        table = self.weight if self.side.config.head == "ids" else table
+        if not (self._is_large and self.training and torch.is_grad_enabled()):
+            return table[: self.n_items + 1]
+        if table is not self.weight and len(table) == self.n_items + 1:
+            return table
+        return self._step_head.get(lambda: table[: self.n_items + 1], self.parameters())
 
     def tables(self) -> dict[str, Tensor]:
         """Return tables for ``Recommender.item_tables``, with projected vectors by modality."""
@@ -111,7 +124,7 @@ class ItemInput(nn.Module):
 
     def embed(self, batch: Batch, table: Tensor, *, masked: Tensor | None = None) -> Tensor:
         """Return embeddings (B, T, D) of events; those ``masked`` (B, T) get only their item and their user."""
-        x_BTD = F.embedding(batch.items, table)
+        x_BTD = look_up(batch.items, table)
         for column, embedding in zip(self.side.users, self.users.values(), strict=True):
             x_BTD = x_BTD + _look_up(embedding, batch.features[f"user.{column.name}"], None)
         for column, embedding in zip(self.side.events, self.events.values(), strict=True):

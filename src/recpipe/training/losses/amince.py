@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recpipe.layers.large_tables import look_up
 from recpipe.training.losses import Loss, at_least_float32, weighted_mean
 
 if TYPE_CHECKING:
@@ -110,11 +111,11 @@ class AMINCE(Loss):
         if len(places) > len(targets):
             has_tail_views = has_tail_views & torch.isin(items, targets)
         place_M = torch.cat([chosen.repeat(self.views), chosen[has_tail_views].repeat(self.tail_views)])
-        view_MD = self._view(F.embedding(places[place_M], table))
+        view_MD = self._view(look_up(places[place_M], table))
         other_NM = at_least_float32(hidden @ view_MD.T)
         itself = place_M == rows[:, None]
         targets = targets[rows]
-        own_NVD = F.embedding(targets, table)[:, None].expand(-1, self.views + self.tail_views, -1)
+        own_NVD = look_up(targets, table)[:, None].expand(-1, self.views + self.tail_views, -1)
         own_NV = at_least_float32((hidden[:, None] * self._view(own_NVD)).sum(-1))
         is_tail_view = torch.arange(own_NV.shape[1], device=targets.device) >= self.views
         own_NV = own_NV.masked_fill(is_tail_view & ~self.is_tail[targets][:, None], -torch.inf)

@@ -14,9 +14,11 @@ from torch.autograd.function import once_differentiable
 
 from recpipe.training.losses import Loss
 
+MAX_LOGITS = 1 << 26  # elements of a chunk, 256 MiB in float32: the whole ``chunk`` up to 131,072 items
+
 
 class FullSoftmax(Loss):
-    """Mean cross-entropy of the next item against all items, in chunks of ``chunk`` targets.
+    """Mean cross-entropy of the next item against all items, in chunks of at most ``chunk`` targets.
 
     ``items: trained`` leaves out items without training events, which a softmax only pushes down: for catalogues with
     new items. Exact in float32. Under autocast matrix products are in its type and the softmax is in float32.
@@ -47,7 +49,7 @@ class FullSoftmax(Loss):
             targets = self.candidate_mask.cumsum(0)[targets]
         kind = hidden.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        settings = (weights, self.chunk, low)
+        settings = (weights, max(min(self.chunk, MAX_LOGITS // len(table)), 1), low)
         loss: Tensor = _ChunkedCrossEntropy.apply(hidden, table, targets, *settings)  # type: ignore[no-untyped-call]
         return loss
 
@@ -69,7 +71,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             h, w = h.to(low), w.to(low)
         has_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         dh = torch.empty_like(h) if has_gradient else None
-        dw = torch.zeros(w.shape, device=device, dtype=table.dtype) if has_gradient else None
+        dtable = torch.zeros_like(table) if has_gradient else None
+        dw = None if dtable is None else dtable[1:]
         logits = torch.empty(min(chunk, N), len(w), device=device, dtype=h.dtype)
         softmax = torch.empty(logits.shape, device=device, dtype=torch.promote_types(h.dtype, torch.float32))
         total = torch.zeros((), device=device, dtype=softmax.dtype)
@@ -86,14 +89,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 g = (p if wc is None else p.mul_(wc)).to(h.dtype)
                 torch.mm(g, w, out=dh[start : start + chunk])
                 dw += torch.mm(g.T, hc)
-        if dh is not None and dw is not None:
-            ctx.save_for_backward(dh.div_(N), dw.div_(N))
+        if dh is not None and dtable is not None:
+            ctx.save_for_backward(dh.div_(N), dtable.div_(N))
             ctx.types = hidden.dtype
         return total / N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        dh, dw = ctx.saved_tensors
-        dtable = torch.cat([dw.new_zeros(1, dw.shape[1]), dw])
-        return dh.to(ctx.types).mul(grad), dtable.mul_(grad), None, None, None, None
+        dh, dtable = ctx.saved_tensors
+        return dh.to(ctx.types).mul(grad), dtable * grad, None, None, None, None

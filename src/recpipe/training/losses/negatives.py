@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from recpipe.layers.large_tables import look_up
 from recpipe.training.losses import Loss, at_least_float32, weighted_mean
 
 SOURCES = ("uniform", "popularity", "in_batch")
@@ -50,8 +50,8 @@ class NegativeSamplingLoss(Loss):
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         items, expected = self.negatives(targets, len(table) - 1, shared=self.shared)
         hidden = hidden / self.temperature if self.temperature != 1 else hidden
-        positive_N = at_least_float32((hidden * F.embedding(targets, table)).sum(-1))
-        vectors = F.embedding(items, table)  # (K, D) or (N, K, D)
+        positive_N = at_least_float32((hidden * look_up(targets, table)).sum(-1))
+        vectors = look_up(items, table)  # (K, D) or (N, K, D)
         negative_NK = at_least_float32(hidden @ vectors.T if self.shared else (hidden[:, None] * vectors).sum(-1))
         if expected is not None:
             negative_NK = negative_NK - expected.log().to(negative_NK.dtype)

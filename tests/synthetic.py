@@ -72,6 +72,16 @@ def weighted(data: Sequences, *, seed: int = 0) -> Sequences:
     return replace(data, weights=draw.choice([0, 0.25, 1, 1.5, 4], len(data.items)).astype(np.float32))
 
 
+def target_mask(data: Sequences) -> np.ndarray:
+    """(N,) bool: events that a training predicts: behind the context of their user, and of a target type."""
+    mask = np.zeros(len(data.items), bool)
+    for u in range(len(data)):
+        context = 1 if data.context is None else max(int(data.context[u]), 1)
+        for place in range(data.offsets[u] + context, data.offsets[u + 1]):
+            mask[place] = data.is_target is None or bool(data.is_target[place])
+    return mask
+
+
 def weights_by_pair(data: Sequences, items: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum and maximum of the weights of each user's events of each item, both (U, I), 0 for none."""
     total, largest = np.zeros((len(data), items)), np.zeros((len(data), items))

@@ -12,6 +12,7 @@ from tests.synthetic import random_sequences, sequences
 from recpipe.data import batch_samplers as module
 from recpipe.data.batch_samplers import PackedBatches, Share, TrainingBatches, pack_rows
 from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.windows import Windows
 
 
 def test_every_user_comes_once_per_epoch_in_random_steps_of_similar_size():
@@ -139,7 +140,8 @@ def features(data) -> dict[str, np.ndarray]:
 
 
 def on_device(data=DATA) -> DeviceSequences:
-    return DeviceSequences(data, window=WINDOW + 1, device="cpu", features=features(data))
+    of_all = features(Windows.of(data).sequences)
+    return DeviceSequences(data, window=WINDOW + 1, device="cpu", features=of_all)
 
 
 def packed(data: DeviceSequences, *, seed: int = 0, epoch: int = 0, size: int = SIZE) -> list[Batch]:
@@ -174,7 +176,7 @@ def test_packed_steps_have_the_inputs_and_targets_of_padded_ones():
 
 @pytest.mark.parametrize("stride", [1, 5])
 def test_context_is_input_but_no_target_in_either_layout(stride):
-    rows = on_device(DATA.windows(WINDOW, stride))
+    rows = on_device(Windows.cut(DATA, WINDOW, stride))
     everybody = rows.batch(np.flatnonzero(rows.lengths > 1))
     expected = cells(everybody)
     assert sorted(cell for batch in packed(rows) for cell in cells(batch)) == sorted(expected)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.synthetic import write_log
+from tests.synthetic import target_mask, write_log
 
 from recpipe.data.sequence_builder import build_sequences
 from recpipe.data.sequences import Sequences
@@ -96,7 +96,7 @@ def test_event_types_select_the_targets(tmp_path):
     pq.write_table(table.take([4, 2, 0, 1, 3]), path)
     data, _ = build_sequences(path, target_events=["buy", "cart"])
     assert data.is_target.tolist() == [False, True, True, False, True]
-    assert data.target_mask().tolist() == [False, True, True, False, True]
+    assert target_mask(data).tolist() == [False, True, True, False, True]
     assert data.target_counts().tolist() == [2, 1]
     assert data.target_positions(np.array([2, 2])).tolist() == [1, 2]  # the second user has only one
     assert Sequences.from_batch(data.to_batch()).is_target.tolist() == data.is_target.tolist()

@@ -33,37 +33,6 @@ def test_last_keeps_the_latest_events():
     assert last.timestamps.tolist() == [200, 300, 0]
 
 
-def test_windows_make_every_event_but_the_first_a_target_once():
-    data = sequences([[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4], [5], [6, 7]])
-    cut = data.windows(3)
-    assert [cut.row(u).tolist() for u in range(len(cut))] == [
-        *([5, 6, 7, 8], [2, 3, 4, 5], [1, 2]),
-        *([1, 2, 3, 4], [5], [6, 7]),
-    ]
-    assert cut.users.tolist() == ["u000"] * 3 + ["u001", "u002", "u003"]
-    many = random_sequences(50, 20, longest=40)
-    assert many.windows(7).lengths.max() == 8
-    assert (many.windows(7).lengths - 1).sum() == (many.lengths - 1).sum()
-
-
-def test_a_short_stride_makes_every_event_a_target_once_after_a_long_history():
-    data = sequences([[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4], [5], [6, 7]])
-    cut = data.windows(3, stride=2)
-    assert [cut.row(u).tolist() for u in range(len(cut))] == [
-        *([5, 6, 7, 8], [3, 4, 5, 6], [1, 2, 3, 4], [1, 2]),
-        *([1, 2, 3, 4], [1, 2], [5], [6, 7]),
-    ]
-    assert cut.context.tolist() == [2, 2, 2, 1, 2, 1, 1, 1]
-    many = random_sequences(50, 20, longest=40)
-    for stride in (1, 3, 7):
-        rows = many.windows(7, stride)
-        context = np.ones(len(rows), int) if rows.context is None else rows.context
-        counted = sum(np.bincount(rows.row(u)[context[u] :], minlength=21) for u in range(len(rows)))
-        expected = sum(np.bincount(many.row(u)[1:], minlength=21) for u in range(len(many)))
-        np.testing.assert_array_equal(counted, expected)
-        assert rows.lengths.max() == 8
-
-
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "s.arrow"
     old = random_sequences(5, 5)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences
+from tests.synthetic import random_sequences, sequences, target_mask
 
 from recpipe.config import Configuration, build_config, read_parameters
 from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
@@ -59,7 +59,7 @@ def test_packed_targets_are_target_events_only():
     data = replace(DATA, is_target=np.random.default_rng(0).random(len(DATA.items)) < 0.4)
     packed, padded = steps(data=data)
     model, whole = build_model(), sum(part.n_targets for part in padded)
-    assert packed.n_targets == whole == data.last(WINDOW + 1).target_mask().sum() == (packed.next_items > 0).sum()
+    assert packed.n_targets == whole == target_mask(data.last(WINDOW + 1)).sum() == (packed.next_items > 0).sum()
     parts = [part for part in padded if part.n_targets]
     expected = sum(model.loss(part, FullSoftmax()) * (part.n_targets / whole) for part in parts)
     torch.testing.assert_close(model.loss(packed, FullSoftmax()), expected, rtol=1e-5, atol=1e-6)

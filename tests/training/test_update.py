@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.synthetic import random_sequences
+from tests.synthetic import random_sequences, target_mask
 
 from recpipe.config.run_config import RunConfig
 from recpipe.data.protocol import Protocol
@@ -143,7 +143,7 @@ def test_windows_have_all_new_events_as_targets_once_and_the_share_of_old_ones(w
     place = np.arange(len(data.items)) - np.repeat(data.offsets[:-1], data.lengths)
     new = events_of(data, place >= np.repeat(old, data.lengths))
     windows = parts.windows.last(window + 1)
-    mask = windows.target_mask()
+    mask = target_mask(windows)
     recent = events_of(parts.recent.targets, np.ones(len(parts.recent), bool))
     watched = events_of(parts.earlier.targets, np.ones(len(parts.earlier), bool))
     targets = events_of(windows, mask)
@@ -159,7 +159,7 @@ def test_without_replay_only_new_events_are_targets() -> None:
     data, old = log()
     seen = SeenEvents.of(data.select(np.arange(USERS), np.zeros_like(old), old))
     parts = update_data(seen, data, replace(SETTINGS, replay=0.0), window=50, stride=None, seed=0)
-    assert parts.replayed_events == 0 and parts.windows.target_mask().sum() == parts.new_events
+    assert parts.replayed_events == 0 and target_mask(parts.windows).sum() == parts.new_events
 
 
 def test_training_stops_and_keeps_the_best_state_when_old_events_are_forgotten() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recpipe.data.sequences import Sequences
+from recpipe.data.windows import Windows
+
+log = logging.getLogger(__name__)
 
 Features = Mapping[str, np.ndarray]  # by name: "user.*" (U, M), "event.*" (N, M)
 
@@ -54,6 +59,14 @@ class Batch:
     def starts(self) -> Tensor:
         """True at the first event of a sequence, (T,) or (B, T)."""
         return self.positions == 0
+
+    def to(self, device: torch.device) -> Batch:
+        """Move all tensors to a device."""
+        if self.items.device == device and self.lengths.device == device:
+            return self
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        tensors: dict[str, Any] = {name: x.to(device) for name, x in fields.items() if isinstance(x, Tensor)}
+        return replace(self, **tensors, features={name: x.to(device) for name, x in self.features.items()})
 
     def append_event(self, items: Tensor, window: int) -> Batch:
         """Append an event (B,) to every row, 0 for none; beyond ``window`` the first event is dropped.
@@ -125,85 +138,98 @@ class Batch:
 
 
 class DeviceSequences:
-    """Flat sequences on a device, the last ``window`` events per user, from which batches are gathered."""
+    """Windows of sequences, the last ``window`` events of each, from which batches are gathered on a device.
+
+    On the CPU the flat arrays are views of those of the sequences, memory-mapped or not. They move to a GPU unless they
+    take more than half of its free memory: then batches are gathered in host memory and moved.
+    """
 
     def __init__(
-        self, sequences: Sequences, *, window: int, device: torch.device | str, features: Features | None = None
+        self,
+        sequences: Sequences | Windows,
+        *,
+        window: int,
+        device: torch.device | str,
+        features: Features | None = None,
     ) -> None:
-        def to_device(values: np.ndarray | None) -> Tensor | None:
-            return None if values is None else torch.from_numpy(values.copy()).to(device)
+        """``features`` are of the sequences: ``user.*`` (U, M) of their users, ``event.*`` (N, M) of their events."""
+        windows = Windows.of(sequences).last(window)
+        events = windows.sequences
+        self.lengths, self.device = windows.lengths, torch.device(device)
+        self.n_targets = windows.target_counts()  # (W,)
+        names = ("items", "timestamps", "weights", "is_target")
+        columns = {name: _view(values) for name in names if (values := getattr(events, name)) is not None}
+        features_of = {name: _view(value) for name, value in (features or {}).items()}
+        self._home = _storage([*columns.values(), *features_of.values()], self.device)
 
-        self.lengths, self.device = np.minimum(sequences.lengths, window), torch.device(device)
-        context = np.ones_like(self.lengths) if sequences.context is None else sequences.context
-        self.n_targets = np.maximum(self.lengths - np.maximum(context, 1), 0)  # (U,)
-        if sequences.is_target is not None:
-            last = sequences.last(window)
-            self.n_targets = np.diff(np.concatenate([[0], np.cumsum(last.target_mask())])[last.offsets])
-        self._stop = torch.from_numpy(sequences.offsets[1:].copy()).to(device)
-        self._lengths = torch.from_numpy(self.lengths).to(device)
-        self._items = torch.from_numpy(sequences.items.astype(np.int64)).to(device)
-        self._context = to_device(sequences.context)
-        self._times = to_device(sequences.timestamps)
-        self._query_times = to_device(sequences.query_times)
-        self._weights = to_device(sequences.weights)
-        self._is_target = to_device(sequences.is_target)
-        self._features = {name: torch.from_numpy(value).to(device) for name, value in (features or {}).items()}
+        def store(values: np.ndarray | None) -> Tensor | None:
+            return None if values is None else _view(values).to(self._home)
+
+        self._items = columns["items"].to(self._home)
+        self._times, self._weights, self._is_target = (
+            columns[name].to(self._home) if name in columns else None for name in names[1:]
+        )
+        self._features = {name: value.to(self._home) for name, value in features_of.items()}
+        self._user, self._start, self._lengths = (
+            _view(values).to(self._home) for values in (windows.user, windows.start, self.lengths)
+        )
+        self._context, self._query_times = store(windows.context), store(events.query_times)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """Gather the users ``rows`` (B,), padded to the longest of them."""
-        index = torch.from_numpy(rows).to(self.device)
-        lengths = self._lengths[index]
-        place = torch.arange(int(self.lengths[rows].max(initial=0)), device=self.device)
+        """Gather the windows ``rows`` (B,), padded to the longest of them."""
+        index = torch.from_numpy(rows).to(self._home)
+        lengths, user = self._lengths[index], self._user[index]
+        place = torch.arange(int(self.lengths[rows].max(initial=0)), device=self._home)
         mask = place < lengths[:, None]
-        flat = torch.where(mask, (self._stop[index] - lengths)[:, None] + place, 0)
+        flat = torch.where(mask, self._start[index][:, None] + place, 0)
         times = None if self._times is None else torch.where(mask, self._times[flat], 0)
         query_times = None
         if self._query_times is not None and times is not None:
             is_last = place == lengths[:, None] - 1
-            query_times = torch.where(is_last, self._query_times[index][:, None], times.roll(-1, 1)) * mask
+            query_times = torch.where(is_last, self._query_times[user][:, None], times.roll(-1, 1)) * mask
         features = {}
         for name, values in self._features.items():
             if name.startswith("user."):
-                features[name] = values[index][:, None]
+                features[name] = values[user][:, None]
             elif len(values) == 0:
                 features[name] = values.new_zeros(*flat.shape, values.shape[1])
             else:
                 features[name] = torch.where(mask[..., None], values[flat], 0)
-        items = torch.where(mask, self._items[flat], 0) if len(self._items) else flat
+        items = torch.where(mask, self._items[flat].long(), 0) if len(self._items) else flat
         n_targets = int(self.n_targets[rows].sum())
         context = None if self._context is None else self._context[index]
         weights = None
         if self._weights is not None:
             weights = torch.where(mask, self._weights[flat], 0) if len(self._weights) else flat.float()
         batch = Batch(items, lengths, times, n_targets, features, query_times, context=context, weights=weights)
-        if self._is_target is None:
-            return batch
-        return replace(batch, is_target=mask & self._is_target[flat] if len(self._items) else mask)
+        if self._is_target is not None:
+            batch = replace(batch, is_target=mask & self._is_target[flat] if len(self._items) else mask)
+        return batch.to(self.device)
 
     def pack(
-        self, users: np.ndarray, row: np.ndarray, start: np.ndarray, segment: np.ndarray, *, shape: tuple[int, int]
+        self, windows: np.ndarray, row: np.ndarray, start: np.ndarray, segment: np.ndarray, *, shape: tuple[int, int]
     ) -> Batch:
-        """Pack all but the last event of the users (n,) into rows (B, T), each user at ``start`` of its ``row``.
+        """Pack all but the last event of the windows (n,) into rows (B, T), each at ``start`` of its ``row``.
 
-        ``segments`` are None where every row has one user from its first position on.
+        ``segments`` are None where every row has one window from its first position on.
         """
-        count = self.lengths[users] - 1
+        count = self.lengths[windows] - 1
         ends, total = np.cumsum(count), int(count.sum())
         row_lengths = np.zeros(shape[0], np.int64)
         np.maximum.at(row_lengths, row, start + count)
-        table = np.stack([users, row * shape[1] + start, ends - count, segment, count])
-        user, first, before, part, repeats = torch.from_numpy(table).to(self.device)
+        table = np.stack([windows, row * shape[1] + start, ends - count, segment, count])
+        window, first, before, part, repeats = torch.from_numpy(table).to(self._home)
         owner = torch.repeat_interleave(repeats, output_size=total)
-        place = torch.arange(total, device=self.device) - before[owner]
+        place = torch.arange(total, device=self._home) - before[owner]
         target = first[owner] + place
-        user = user[owner]
-        source = self._stop[user] - self._lengths[user] + place
-        next_items = self._items[source + 1]
+        window = window[owner]
+        user, source = self._user[window], self._start[window] + place
+        next_items = self._items[source + 1].long()
         if self._context is not None:
-            next_items = torch.where(place + 1 >= self._context[user], next_items, 0)
+            next_items = torch.where(place + 1 >= self._context[window], next_items, 0)
         if self._is_target is not None:
             next_items = torch.where(self._is_target[source + 1], next_items, 0)
 
@@ -211,12 +237,12 @@ class DeviceSequences:
             empty = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
             return empty.index_copy_(0, target, values).view(*shape, *values.shape[1:])
 
-        several = len(users) > shape[0]
-        return Batch(
-            scatter(self._items[source]),
-            torch.from_numpy(row_lengths).to(self.device),
+        several = len(windows) > shape[0]
+        batch = Batch(
+            scatter(self._items[source].long()),
+            torch.from_numpy(row_lengths),
             None if self._times is None else scatter(self._times[source]),
-            int(self.n_targets[users].sum()),
+            int(self.n_targets[windows].sum()),
             {name: scatter(x[user if name.startswith("user.") else source]) for name, x in self._features.items()},
             segments=scatter(part[owner]) if several else None,
             segment_positions=scatter(place) if several else None,
@@ -224,3 +250,22 @@ class DeviceSequences:
             next_items=scatter(next_items),
             next_weights=None if self._weights is None else scatter(self._weights[source + 1]),
         )
+        return batch.to(self.device)
+
+
+def _view(values: np.ndarray) -> Tensor:
+    """View an array as a tensor, which nothing may write to: arrays of a file are read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def _storage(tensors: Sequence[Tensor], device: torch.device) -> torch.device:
+    """Return the device that holds ``tensors``: the CPU where they exceed half of a GPU's free memory."""
+    if device.type != "cuda":
+        return device
+    size, free = sum(tensor.nbytes for tensor in tensors), torch.cuda.mem_get_info(device)[0]
+    if size <= free / 2:
+        return device
+    log.info("sequences of %.1f GiB stay in host memory: %s has %.1f GiB free", size / 2**30, device, free / 2**30)
+    return torch.device("cpu")

@@ -130,33 +130,6 @@ class Sequences:
         lengths = self.lengths
         return self.select(np.arange(len(self)), np.maximum(lengths - n, 0), lengths)
 
-    def windows(self, n: int, stride: int | None = None) -> Sequences:
-        """Cut every user from the end into windows of at most ``n + 1`` events, ``stride`` (default n) apart.
-
-        Every event except a user's first is a target once, after at most ``n`` events of input: the last ``stride``
-        events of a window are its targets, those before are ``context``. A short stride gives longer inputs, at up to
-        n / stride times the cost. Events that are ``context`` stay so.
-        """
-        stride = n if stride is None else min(stride, n)
-        lengths = self.lengths
-        count = np.maximum(-(-(lengths - 1) // stride), 1)
-        rows = np.repeat(np.arange(len(self)), count)
-        nth = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        stop = lengths[rows] - nth * stride
-        start = np.maximum(stop - n - 1, 0)
-        windows = self.select(rows, start, stop)
-        if stride == n:
-            return windows
-        context = np.maximum(stop - start - stride, 1)
-        return replace(windows, context=context if windows.context is None else np.maximum(context, windows.context))
-
-    def target_mask(self) -> np.ndarray:
-        """Return (N,) bool: training targets, of ``is_target`` all but the first event or the context of a user."""
-        context = 1 if self.context is None else np.repeat(np.maximum(self.context, 1), self.lengths)
-        place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
-        mask = np.asarray(place >= context)
-        return mask if self.is_target is None else mask & self.is_target
-
     def target_counts(self) -> np.ndarray:
         """Count the events of ``is_target`` of every user (U,)."""
         if self.is_target is None:

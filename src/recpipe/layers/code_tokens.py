@@ -8,7 +8,7 @@ encoder, I items, N items with an id, D width, H heads, U users.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -175,7 +175,7 @@ class CodeInput(nn.Module):
             place.div(per_event, rounding_mode="floor")[per_event - 1 :],
         )
 
-    def features(self, users: np.ndarray) -> dict[str, np.ndarray]:
+    def features(self, users: Iterable[str]) -> dict[str, np.ndarray]:
         """Features of ``users`` (U,) that batches need."""
         return {USER: user_tokens(users, self.users)} if self.users else {}
 
@@ -204,7 +204,7 @@ class LevelRelativeBias(nn.Module):
         return (F.embedding(difference_QS, self.table) * coded_QS[..., None]).movedim(-1, 0)
 
 
-def user_tokens(users: np.ndarray, groups: int) -> np.ndarray:
+def user_tokens(users: Iterable[str], groups: int) -> np.ndarray:
     """(U, 1) int64 in 0 .. groups - 1, by MD5 of the user's id: the same on every machine."""
     digests = (hashlib.md5(str(user).encode(), usedforsecurity=False).digest() for user in users)
     return np.array([int.from_bytes(each[:8], "big") % groups for each in digests], np.int64)[:, None]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recpipe.data.batch_samplers import length_buckets
-from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.batches import Batch, Features
 from recpipe.data.sequences import Sequences
 from recpipe.data.user_items import Candidates, UserItems, candidates_of
 from recpipe.decoding import Beams, LevelDecoder, beam_search
@@ -164,10 +164,8 @@ class Generator(TreeSearcher):
     config: GeneratorConfig
     transformer: CodeTransformer
 
-    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
-        features = self.transformer.input.features(sequences.users)
-        sequences = sequences if self.uses_weights else replace(sequences, weights=None)
-        return DeviceSequences(sequences, window=window, device=self.device, features=features)
+    def features(self, sequences: Sequences) -> Features:
+        return self.transformer.input.features(sequences.users)
 
     def cached_weights(self) -> AbstractContextManager[None]:
         return self.transformer.cached_weights()

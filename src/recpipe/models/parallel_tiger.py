@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recpipe.config import check_choices
-from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.batches import Batch, Features
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
 from recpipe.decoding.exact import BEAM_FACTOR, IndependentLevels, SearchError, exact_scores, normalise_over_items
@@ -174,9 +174,8 @@ class ParallelTIGER(Scorer, TreeSearcher):
         names = ["codes"] if len(tables) == 1 else [f"{name} codes" for name in self.names]
         return dict(zip(names, tables, strict=True))
 
-    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
-        features = self.input.features(sequences.users)
-        return DeviceSequences(sequences, window=window, device=self.device, features=features)
+    def features(self, sequences: Sequences) -> Features:
+        return self.input.features(sequences.users)
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         has_id = torch.stack([book.has_id for book in self.books])

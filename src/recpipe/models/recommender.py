@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from recpipe.data.batch_samplers import length_buckets
-from recpipe.data.batches import Batch, DeviceSequences
+from recpipe.data.batches import Batch, DeviceSequences, Features
 from recpipe.data.protocol import TIME_CHOICES
 from recpipe.data.sequences import Sequences
 from recpipe.data.user_items import Candidates, UserItems
+from recpipe.data.windows import Windows
 from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.inputs import ItemInput
@@ -188,11 +189,15 @@ class Recommender(nn.Module, ABC):
         size = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def on_device(self, sequences: Sequences, *, window: int) -> DeviceSequences:
-        """Move ``sequences`` to the model's device, with the features it reads; weights only if it ``uses_weights``."""
-        features = self.side.encode(sequences) if self.side is not None else {}
-        sequences = sequences if self.uses_weights else dataclasses.replace(sequences, weights=None)
-        return DeviceSequences(sequences, window=window, device=self.device, features=features)
+    def on_device(self, sequences: Sequences | Windows, *, window: int) -> DeviceSequences:
+        """Prepare batches on the model's device, with the features it reads; weights only if it ``uses_weights``."""
+        windows = Windows.of(sequences)
+        windows = windows if self.uses_weights else windows.with_weights(None)
+        return DeviceSequences(windows, window=window, device=self.device, features=self.features(windows.sequences))
+
+    def features(self, sequences: Sequences) -> Features:
+        """Return the features that the model reads of users (U, M) and events (N, M)."""
+        return self.side.encode(sequences) if self.side is not None else {}
 
     @property
     def scores_by_content(self) -> bool:

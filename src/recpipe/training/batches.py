@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from recpipe.data.batch_samplers import PackedBatches, Share, TrainingBatches
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
+from recpipe.data.windows import Windows
 from recpipe.models.recommender import Recommender
 from recpipe.training.settings import TrainSettings
 
+Events = Iterator[tuple[np.ndarray, np.ndarray]]
 PARTS = {"cpu": 8, "cuda": 1}  # batches of a step: padding is expensive on a CPU, kernel launches on a GPU
 SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows leave more places empty
 
@@ -65,48 +67,58 @@ def make_batches(
     return PackedBatches(lengths, size=settings.row or max(window, SHORTEST_ROW), **options)
 
 
-def training_windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Sequences:
-    """Return all windows of the sequences if ``settings.windows`` is ``all``, else the sequences.
+def training_windows(data: Sequences, model: Recommender, settings: TrainSettings) -> Windows:
+    """Return all windows of the sequences if ``settings.windows`` is ``all``, else one of each user.
 
     Under ``protocol.target_events`` only those with a target. Raises ValueError if there is none.
     """
-    windows = data.windows(model.max_length, settings.stride) if settings.windows == "all" else data
-    if windows.is_target is None:
+    all_windows = settings.windows == "all"
+    windows = Windows.cut(data, model.max_length, settings.stride) if all_windows else Windows.of(data)
+    if data.is_target is None:
         return windows
-    last = windows.last(model.max_length + 1)
-    rows = np.unique(np.repeat(np.arange(len(last)), last.lengths)[last.target_mask()])
+    rows = np.flatnonzero(windows.last(model.max_length + 1).target_counts())
     if len(rows) == 0:
         raise ValueError("no training event after a user's first has a type in protocol.target_events; add types to it")
-    return windows.select_users(rows)
+    return windows.select(rows)
 
 
-def target_counts(data: Sequences, model: Recommender) -> Tensor:
+def target_counts(data: Sequences | Windows, model: Recommender) -> Tensor:
     """Count how often each item is a training target in an epoch (I + 1,): every event of a window but the first."""
-    window = data.last(model.max_length + 1)
-    return torch.from_numpy(np.bincount(window.items[window.target_mask()], minlength=model.n_items + 1))
+    return _item_counts(data, model, Windows.targets)
 
 
-def relative_weights(data: Sequences, model: Recommender) -> np.ndarray | None:
+def trained_items(data: Sequences | Windows, model: Recommender) -> Tensor:
+    """Return a mask (I + 1,) of the items with events in the training windows."""
+    mask = _item_counts(data, model, Windows.events) > 0
+    mask[0] = False
+    return mask
+
+
+def _item_counts(data: Sequences | Windows, model: Recommender, events_of: Callable[[Windows], Events]) -> Tensor:
+    windows = Windows.of(data).last(model.max_length + 1)
+    counts = np.zeros(model.n_items + 1, np.int64)
+    for _, place in events_of(windows):
+        counts += np.bincount(windows.sequences.items[place], minlength=model.n_items + 1)
+    return torch.from_numpy(counts)
+
+
+def relative_weights(data: Sequences | Windows, model: Recommender) -> np.ndarray | None:
     """Return weights (N,) of mean 1 over the training targets; None where all targets have the same weight.
 
     Raises ValueError where all targets have the weight 0.
     """
-    if data.weights is None:
+    windows = Windows.of(data).last(model.max_length + 1)
+    weights = windows.sequences.weights
+    if weights is None:
         return None
-    window = data.last(model.max_length + 1)
-    assert window.weights is not None
-    targets = window.weights[window.target_mask()].astype(np.float64)
-    if len(targets) and not targets.any():
+    total, n, low, high = 0.0, 0, np.inf, -np.inf
+    for _, place in windows.targets():
+        targets = weights[place].astype(np.float64)
+        total, n = total + targets.sum(), n + len(targets)
+        low, high = min(low, targets.min(initial=np.inf)), max(high, targets.max(initial=-np.inf))
+    if n and high == 0:
         raise ValueError("all training targets have the weight 0: no event after a user's first one counts")
-    if len(targets) == 0 or targets.min() == targets.max():
+    if n == 0 or low == high:
         return None
-    relative: np.ndarray = data.weights / targets.mean()
-    return relative.astype(np.float32)
-
-
-def trained_items(data: Sequences, model: Recommender) -> Tensor:
-    """Return a mask (I + 1,) of the items with events in the training windows."""
-    items = data.last(model.max_length + 1).items
-    mask = np.bincount(items, minlength=model.n_items + 1) > 0
-    mask[0] = False
-    return torch.from_numpy(mask)
+    relative: np.ndarray = (weights / (total / n)).astype(np.float32)
+    return relative

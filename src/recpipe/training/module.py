@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
@@ -324,15 +324,15 @@ def training_module(
 
     The loss takes its counts of targets and items from ``statistics``, by default ``data``.
     """
-    data = training_windows(data, model, settings)
-    data = replace(data, weights=relative_weights(data, model))
-    device_data = model.on_device(data, window=model.max_length + 1)
+    windows = training_windows(data, model, settings)
+    windows = windows.with_weights(relative_weights(windows, model))
+    device_data = model.on_device(windows, window=model.max_length + 1)
     options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
     options["share"] = Share(accumulate=settings.accumulate)
     if settings.train_on_validation and steps_from is not None:
         lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
         options["steps"] = make_batches(lengths, settings, **options).steps
-    counted = data if statistics is None else statistics
+    counted = windows if statistics is None else statistics
     criterion = make_loss(settings.loss, target_counts(counted, model), trained_items(counted, model)).to(model.device)
     batches = make_batches(device_data.lengths, settings, **options)
     return TrainingModule(

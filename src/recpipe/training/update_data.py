@@ -14,6 +14,7 @@ import pyarrow as pa
 from recpipe.data.ids import Ids
 from recpipe.data.seen_events import SeenEvents
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences
+from recpipe.data.windows import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +84,21 @@ def update_data(
     stop[held_out] -= 1
     rows, zero = np.arange(len(sequences)), np.zeros_like(lengths)
     new = replace(sequences, context=np.maximum(first, 1)).select(rows, np.maximum(first - window, 0), stop)
-    new = _with_targets(new.windows(window, stride))
+    new_windows = _with_targets(Windows.cut(new, window, stride))
     n_old = n_new * settings.replay / (1 - settings.replay)
     old_rows = np.setdiff1d(old_users, watched)
-    old = _with_targets(sequences.select(old_rows, zero[old_rows], first[old_rows]).windows(window, stride))
-    order = generator.permutation(len(old))
-    targets = np.cumsum(_target_counts(old)[order])
-    replay = old.select_users(np.sort(order[: int(np.searchsorted(targets, n_old))]))
+    old = Windows.cut(sequences.select(old_rows, zero[old_rows], first[old_rows]), window, stride)
+    old_windows = _with_targets(old)
+    order = generator.permutation(len(old_windows))
+    targets = np.cumsum(old_windows.target_counts()[order])
+    replay = old_windows.select(np.sort(order[: int(np.searchsorted(targets, n_old))]))
     return UpdateData(
-        join(new, replay),
+        join(new_windows.copy(), replay.copy()),
         _last_event_fold(sequences, held_out, lengths),
         _last_event_fold(sequences, watched, first),
         sequences.select(rows, zero, stop),
-        int(_target_counts(new).sum()),
-        int(_target_counts(replay).sum()),
+        int(new_windows.target_counts().sum()),
+        int(replay.target_counts().sum()),
     )
 
 
@@ -137,12 +139,6 @@ def _last_event_fold(sequences: Sequences, rows: np.ndarray, stop: np.ndarray) -
     return Fold(sequences.select(rows, np.zeros_like(last), last), sequences.select(rows, last, last + 1))
 
 
-def _target_counts(windows: Sequences) -> np.ndarray:
-    """Count the training targets of every row (U,)."""
-    counts: np.ndarray = np.diff(np.concatenate([[0], np.cumsum(windows.target_mask())])[windows.offsets])
-    return counts
-
-
-def _with_targets(windows: Sequences) -> Sequences:
-    """Select the rows that have a training target."""
-    return windows.select_users(np.flatnonzero(_target_counts(windows) > 0))
+def _with_targets(windows: Windows) -> Windows:
+    """Select the windows that have a training target."""
+    return windows.select(np.flatnonzero(windows.target_counts()))

@@ -61,7 +61,8 @@ class Windows:
     @property
     def lengths(self) -> np.ndarray:
         """Number of events per window (W,)."""
-        return self.stop - self.start
+        lengths: np.ndarray = self.stop - self.start
+        return lengths
 
     def select(self, rows: np.ndarray) -> Windows:
         """Select the windows ``rows`` (n,)."""
@@ -102,7 +103,8 @@ class Windows:
         """Count the training targets of every window (W,) int64."""
         if self.sequences.is_target is None:
             context = 1 if self.context is None else np.maximum(self.context, 1)
-            return np.maximum(self.lengths - context, 0)
+            n_targets: np.ndarray = np.maximum(self.lengths - context, 0)
+            return n_targets
         counts = np.zeros(len(self), np.int64)
         for window, _ in self.targets():
             counts += np.bincount(window, minlength=len(self))

@@ -170,7 +170,7 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         """The first rows of a Parquet or Arrow file for kedro-viz, lists as text, without vectors."""
         import polars as pl
 
-        scan = {".parquet": pl.scan_parquet, ".arrow": pl.scan_ipc}.get(self._filepath.suffix)
+        scan: Any = {".parquet": pl.scan_parquet, ".arrow": pl.scan_ipc}.get(self._filepath.suffix)
         if scan is None:
             return TablePreview({"index": [], "columns": [], "data": []})
         table = scan(self._filepath).head(nrows).collect()

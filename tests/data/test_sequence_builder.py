@@ -1,15 +1,19 @@
-"""Sequences from files of interactions, against sorting every user by hand."""
+"""Sequences from files of interactions: against sorting every user by hand, and sorted on disk against in memory."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.artefacts import names
 from tests.synthetic import target_mask, write_log
 
+from recpipe.data import sequence_builder, sequence_sort
 from recpipe.data.sequence_builder import build_sequences
-from recpipe.data.sequences import Sequences
+from recpipe.data.sequences import EVENT_COLUMNS, Sequences
 
 
 def random_rows(seed: int, n: int = 400) -> list[tuple[str, str, int | None]]:
@@ -103,3 +107,79 @@ def test_event_types_select_the_targets(tmp_path):
     assert data.fingerprint() != build_sequences(path)[0].fingerprint()
     with pytest.raises(ValueError, match=r"unknown event type in protocol.target_events 'by' \(did you mean 'buy'"):
         build_sequences(path, target_events=["by"])
+
+
+@pytest.fixture
+def sorted_on_disk(monkeypatch, tmp_path):
+    """Build sequences as of a log larger than memory, in streamed batches of a few rows."""
+    monkeypatch.setattr(sequence_builder, "ROWS_IN_MEMORY", 0)
+    monkeypatch.setattr(sequence_sort, "ROWS_AT_ONCE", 7)
+    engine = {"memory_limit": "200MB", "threads": 1, "spill_folder": str(tmp_path / "spill")}
+    return lambda path, **options: build_sequences(path, folder=tmp_path / "sequences", engine=engine, **options)
+
+
+def random_log(path: Path, seed: int, **options: bool) -> Path:
+    """A log with few times, places that repeat, ids of any script, and optional columns with missing values."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 300))
+    ids = np.array(["ü", "z", "A", "a", "Ω", "𝄞", "é", "aa", "\uff21", "10", "9", "it's", "e\u0301"])
+
+    def optional(values: np.ndarray, share: float = 0.3) -> pa.Array:
+        return pa.array(values.tolist(), mask=rng.random(n) < share)
+
+    table = {
+        "user_id": pa.array(ids[rng.integers(len(ids), size=n)]),
+        "item_id": pa.array(ids[rng.integers(len(ids), size=n)]),
+        "timestamp": pa.array(rng.integers(-2, 3, n) if options["times"] else [None] * n, pa.int64()),
+        "order": pa.array(rng.permutation(n) // 2, pa.int64()),
+        "rating": optional(rng.normal(size=n), rng.choice([0.0, 0.3, 1.0])),
+        "weight": optional(rng.random(n), rng.choice([0.0, 0.3, 1.0])),
+        "event": optional(np.array(["view", "it's", "buy"])[rng.integers(3, size=n)]),
+    }
+    pq.write_table(pa.table({k: v for k, v in table.items() if options.get(k, True)}), path, row_group_size=50)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("ties", ["source", "shuffle"])
+def test_sequences_sorted_on_disk_are_those_sorted_in_memory(sorted_on_disk, tmp_path, seed, ties):
+    rng = np.random.default_rng(seed)
+    options = {name: bool(rng.integers(2)) for name in ("times", "rating", "weight", "event")}
+    path = random_log(tmp_path / "it's=1.parquet", seed, **options)
+    types = sorted({*pq.read_table(path)["event"].to_pylist()} - {None})[:2] if options["event"] else None
+    expected, vocabulary = build_sequences(path, ties=ties, seed=seed, target_events=types)
+    built, other_vocabulary = sorted_on_disk(path, ties=ties, seed=seed, target_events=types)
+    assert built.users.tolist() == expected.users.tolist()
+    assert other_vocabulary.ids.tolist() == vocabulary.ids.tolist()
+    for name in ("items", "offsets", *EVENT_COLUMNS):
+        one, other = getattr(built, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other, err_msg=name)
+    assert built.fingerprint() == expected.fingerprint()
+    assert names(tmp_path / "sequences") == []
+
+
+def test_both_ways_refuse_a_log_with_the_same_message(sorted_on_disk, tmp_path):
+    path = write_log(tmp_path / "mixed.parquet", [("a", "x", 1), ("a", "y", None), ("b", "x", 2)])
+    unusable = pq.read_table(path).append_column("weight", pa.array([1.0, None, -2.5]))
+    pq.write_table(unusable.set_column(2, "timestamp", pa.array([1, 2, 3])), tmp_path / "weights.parquet")
+    cases = [
+        (path, {}),
+        (tmp_path / "weights.parquet", {}),
+        (write_log(tmp_path / "bare.parquet", [("a", "x", 1)]), {"target_events": ["b"]}),
+    ]
+    for log, options in cases:
+        messages = []
+        for build in (build_sequences, sorted_on_disk):
+            with pytest.raises(ValueError, match=r"no timestamp|weights that are|no event types") as raised:
+                build(log, **options)
+            messages.append(str(raised.value))
+        assert messages[0] == messages[1]
+
+
+def test_rows_without_an_id_are_refused(sorted_on_disk, tmp_path):
+    path = write_log(tmp_path / "log.parquet", [("a", "x", 1), ("a", None, 2), (None, "x", 3)])
+    with pytest.raises(ValueError, match="2 rows have no user_id or no item_id"):
+        sorted_on_disk(path)

@@ -10,13 +10,15 @@ import shutil
 import sys
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 from ibis.backends import BaseBackend
 
 from recpipe.config import check_known
@@ -124,6 +126,29 @@ def _copy(con: BaseBackend, query: str, path: Path) -> None:
     except duckdb.IOException as error:
         if "space" in str(error).lower():
             raise OSError(errno.ENOSPC, f"disk full, nothing was written: {error}", str(path.parent)) from error
+        raise
+
+
+@contextmanager
+def engine_errors(engine: Mapping[str, Any]) -> Iterator[None]:
+    """Turn DuckDB's errors of a full disk into OSError (ENOSPC), of its memory limit into ValueError, with advice."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's while a result is streamed
+        text = str(error)
+        reason = " ".join(text.split("\n", maxsplit=1)[0].split())
+        if "max_temp_directory_size" in text or "No space left on device" in text:
+            raise OSError(
+                errno.ENOSPC,
+                f"disk full, nothing was written ({reason}): free space, or set ingest.engine.spill_folder to a folder "
+                "on a larger disk",
+                str(_spill_folder(engine)),
+            ) from error
+        if "Out of Memory Error" in text:
+            raise ValueError(
+                f"DuckDB needs more memory than ingest.engine.memory_limit, {engine.get('memory_limit')} ({reason}): "
+                "raise it, or lower ingest.engine.threads"
+            ) from error
         raise
 
 

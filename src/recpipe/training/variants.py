@@ -1,7 +1,8 @@
-"""Variants of a model for a study: a setting with several values, or the removal of one part at a time."""
+"""Settings of a model by name, and its variants for a study: a setting with several values, or one part removed."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -45,7 +46,7 @@ class Variant:
 
 def variants(study: Study, config: RunConfig) -> tuple[list[Variant], dict[str, str]]:
     """Return the variants of a model in ``study``, and why others are left out; ValueError without the setting."""
-    settings = _all_settings(config)
+    settings = all_settings(config)
     if study.setting is not None:
         if study.setting not in settings:
             names = ", ".join(sorted(settings))
@@ -62,15 +63,26 @@ def variants(study: Study, config: RunConfig) -> tuple[list[Variant], dict[str, 
 
 
 def _variant(name: str, value: Any, overrides: Mapping[str, Any], config: RunConfig) -> Variant:
-    blocks = {"": dict(config.settings), "train": dict(config.train), "side": dict(config.side)}
-    for setting, new_value in overrides.items():
-        block, _, key = setting.rpartition(".")
-        blocks[block][key] = new_value
-    changed = replace(config, settings=blocks[""], train=blocks["train"], side=blocks["side"])
-    return Variant(name, value, overrides, changed)
+    return Variant(name, value, overrides, with_overrides(config, overrides))
 
 
-def _all_settings(config: RunConfig) -> dict[str, Any]:
+def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """Return ``config`` with other values of settings, whose names are as in `Study`.
+
+    A dot more is a key of a block: ``train.optimiser.learning_rate``.
+    """
+    blocks = {"": dict(config.settings), "train": copy.deepcopy(config.train), "side": dict(config.side)}
+    for setting, value in overrides.items():
+        name, _, path = setting.partition(".")
+        block, *keys = (blocks[name], *path.split(".")) if path else (blocks[""], name)
+        for key in keys[:-1]:
+            block[key] = dict(block.get(key) or {})
+            block = block[key]
+        block[keys[-1]] = value
+    return replace(config, settings=blocks[""], train=blocks["train"], side=blocks["side"])
+
+
+def all_settings(config: RunConfig) -> dict[str, Any]:
     """All settings of a model, by names as in `Study`; of ``train`` a closed-form model reads the weights of events."""
     cls = model_class(config.type)
     settings = {each.name: each.default for each in fields(cls.Config)} | dict(config.settings)

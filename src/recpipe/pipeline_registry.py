@@ -19,6 +19,7 @@ from recpipe.pipelines import (
     semantic_ids,
     study,
     train,
+    tune,
     update,
 )
 from recpipe.pipelines.wiring import WHOLE, Wiring, command_wiring, current, wiring_of_model
@@ -34,6 +35,7 @@ FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
     "ties": evaluate.create_ties,
     "context": evaluate.create_context,
     "study": study.create_pipeline,
+    "tune": tune.create_pipeline,
     "geometry": evaluate.create_geometry,
     "refit": refit.create_pipeline,
     "register": register.create_pipeline,

@@ -7,7 +7,8 @@ INFO switches both on::
         for rows in batches:
             bar.add(len(rows))
 
-``report_epoch`` sends rows of a training curve to a listener, as Kedro calls its hooks at the end of a node only.
+``report_epoch`` sends rows of a training curve to a listener, and ``report_trial`` trials of tuning, as Kedro calls its
+hooks at the end of a node only.
 """
 
 from __future__ import annotations
@@ -272,6 +273,7 @@ def _literal(text: str) -> str:
 Listener = Callable[[Mapping[str, Any]], None]
 _innermost: ContextVar[Step | Progress | None] = ContextVar("innermost step or progress", default=None)
 _listener: ContextVar[Listener | None] = ContextVar("listener to epochs", default=None)
+_trial_listener: ContextVar[Listener | None] = ContextVar("listener to trials", default=None)
 
 
 def set_epoch_listener(listener: Listener | None) -> None:
@@ -282,4 +284,15 @@ def set_epoch_listener(listener: Listener | None) -> None:
 def report_epoch(row: Mapping[str, Any]) -> None:
     """Send a row of a training curve to the listener."""
     if (listener := _listener.get()) is not None:
+        listener(row)
+
+
+def set_trial_listener(listener: Listener | None) -> None:
+    """Set the function that `report_trial` calls in this thread; None removes it."""
+    _trial_listener.set(listener)
+
+
+def report_trial(row: Mapping[str, Any]) -> None:
+    """Send a finished trial of tuning to the listener."""
+    if (listener := _trial_listener.get()) is not None:
         listener(row)

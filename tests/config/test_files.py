@@ -9,7 +9,7 @@ import yaml
 from kedro.config import OmegaConfigLoader
 
 from recpipe.config import ConfigError, read_parameters, read_yaml
-from recpipe.config.files import leaves, to_values
+from recpipe.config.files import leaves, to_tree, to_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,8 @@ def test_the_projects_files_are_read_as_kedro_reads_them(env: str) -> None:
         default_run_env=env,
         merge_strategy={"parameters": "soft", "globals": "soft"},
     )
-    assert to_values(read_parameters(ROOT / "conf", env)) == {**loader["globals"], **loader["parameters"]}
+    values = to_tree({**loader["globals"], **loader["parameters"]}, "")  # dots in a search space are blocks
+    assert to_values(read_parameters(ROOT / "conf", env)) == to_values(values)
 
 
 def test_an_environment_wins_key_by_key(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ BASE, DEFAULT_ENV = "base", "local"
 SUFFIXES = (".yml", ".yaml", ".json")
 COMMAND_LINE = "command line"
 CHOICES = ("loss", "optimiser", "schedule")  # blocks whose other keys are arguments of what `name` selects
+SEARCH_SPACE = "search_space"  # block of ranges by setting, for tuning
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,30 @@ Tree = dict[str, "Tree | Leaf"]
 
 
 def to_tree(values: Mapping[Any, Any], file: str, path: str = "") -> Tree:
-    """Convert nested values to a tree; keys become strings."""
+    """Convert nested values to a tree; keys become strings, and ``train.window`` in a search space two blocks."""
     tree: Tree = {}
+    if path.rpartition(".")[2] == SEARCH_SPACE:
+        values = _nested(values, f"{file}: {path}")
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
         tree[str(name)] = to_tree(value, file, key) if isinstance(value, Mapping) else Leaf(value, file, key)
     return tree
+
+
+def _nested(values: Mapping[Any, Any], place: str) -> dict[str, Any]:
+    """Split the dotted keys of a search space. Raises ConfigError for a setting that stands twice."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        *blocks, last = str(name).split(".")
+        inner = result
+        for part in blocks:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{place} has {name} inside of a value; write one of the two")
+        if last in inner and not (isinstance(inner[last], dict) and isinstance(value, Mapping)):
+            raise ConfigError(f"{place} has {name} twice; keep one of them")
+        inner[last] = {**inner[last], **value} if last in inner else value
+    return result
 
 
 def to_values(tree: Tree | Leaf) -> Any:
@@ -73,7 +92,7 @@ def merge(*trees: Tree) -> Tree:
     """Merge later trees over earlier ones, key by key at any depth; lists are replaced as a whole.
 
     A block of ``CHOICES`` with another ``name`` replaces the one below, as arguments of one optimiser are not those of
-    another.
+    another. So do ``choices`` of a search space and a range from ``low`` to ``high``.
     """
     result: Tree = {}
     for tree in trees:
@@ -82,9 +101,16 @@ def merge(*trees: Tree) -> Tree:
             result[name] = above
             if isinstance(below, dict) and isinstance(above, dict):
                 names = [leaf.value for entry in (below, above) if isinstance(leaf := entry.get("name"), Leaf)]
-                if name not in CHOICES or len(names) < 2 or names[0] == names[1]:
+                is_same = name not in CHOICES or len(names) < 2 or names[0] == names[1]
+                if is_same and not is_other_range(below, above):
                     result[name] = merge(below, above)
     return result
+
+
+def is_other_range(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    """Return whether one of two blocks has ``choices`` and the other one a range, ``low`` or ``high``."""
+    limits = {"low", "high"}
+    return ("choices" in above and bool(limits & below.keys())) or ("choices" in below and bool(limits & above.keys()))
 
 
 def block(tree: Tree, *path: str) -> Tree:

@@ -8,7 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from recpipe.config.checks import ConfigError, check_known, nearest, split_names
-from recpipe.config.files import CHOICES, COMMAND_LINE, Leaf, Tree, block, first_file, merge, pick_blocks
+from recpipe.config.files import CHOICES, COMMAND_LINE, SEARCH_SPACE, Leaf, Tree, block, first_file, merge, pick_blocks
 from recpipe.config.run_config import (
     AUTO,
     BY_DATASET,
@@ -24,7 +24,13 @@ from recpipe.config.run_config import (
 if TYPE_CHECKING:
     from recpipe.config.resolve import Configuration
 
-ARGUMENT_BLOCKS = ("options", "columns", "settings", *CHOICES)  # their keys are checked by the code that takes them
+ARGUMENT_BLOCKS = (
+    "options",
+    "columns",
+    "settings",
+    SEARCH_SPACE,
+    *CHOICES,
+)  # their keys are checked by the code that takes them
 OPTIONAL = ("profile", "baselines", "like")  # keys that a data set may lack
 
 
@@ -51,14 +57,14 @@ def check_names(configuration: Configuration) -> None:
         check_known(profile, (*profiles, AUTO), what="profile", hint=_in_parentheses(COMMAND_LINE))
     for model in configuration.model_names:
         entry = block(files, "models", model)
-        _check_blocks(entry, ("profiles", "datasets", *BY_MODEL))
+        _check_blocks(entry, ("profiles", "datasets", SEARCH_SPACE, *BY_MODEL))
         for key, names in (("profiles", profiles), ("datasets", datasets)):
             _check_blocks(block(entry, key))
             for name in block(entry, key):
                 settings = block(entry, key, name)
                 what = f"{key[:-1]} of models.{model}"
                 check_known(name, names, what=what, hint=_in_parentheses(first_file(settings)))
-                _check_blocks(settings, BY_MODEL)
+                _check_blocks(settings, (SEARCH_SPACE, *BY_MODEL))
                 for setting in ("type", "extends"):
                     if isinstance(leaf := settings.get(setting), Leaf):
                         raise ConfigError(f"{leaf.origin}: {key} may override settings, not the {setting}")

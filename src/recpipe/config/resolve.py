@@ -19,6 +19,7 @@ from typing import Any
 from recpipe.config.checks import ConfigError, check_known, nearest, split_names
 from recpipe.config.files import (
     COMMAND_LINE,
+    SEARCH_SPACE,
     Leaf,
     Tree,
     block,
@@ -42,6 +43,7 @@ from recpipe.config.run_config import (
     with_kinds,
 )
 
+SQLITE = "sqlite:///"
 LIKE_KEYS = ("steps", "profile", "baselines", "bad_rows")  # taken by ``like``, besides the blocks of BY_DATASET
 
 
@@ -115,6 +117,7 @@ class Configuration:
             seed=self["seed"],
             init_from=self["init_from"] or "none",
             accelerate=is_accelerated(self["accelerate"]),
+            search_space=values.get(SEARCH_SPACE) or {},
         )
 
     def parameters(self, models: Iterable[str] = ()) -> dict[str, Any]:
@@ -134,11 +137,19 @@ class Configuration:
             recommend[name] = None if recommend[name] is None else str(self.project / str(recommend[name]))
         for name in ("ties", "context", "register"):
             values[name]["metric"] = values[name]["metric"] or values["report"]["metric"]
+        values["tune"]["storage"] = self._storage(values["tune"]["storage"])
         for kind, ids in values["semantic_ids"]["kinds"].items():
             ids |= {"kind": kind, **{name: values[name] for name in ("quantizer_from", "quantizer_with")}}
         for name, study in values["studies"].items():
             study["name"] = name
         return values | {"models": {name: dataclasses.asdict(self._run(name)) for name in models}}
+
+    def _storage(self, storage: str | None) -> str | None:
+        """Make the path of a journal or of an SQLite file absolute; other URLs stay."""
+        if not isinstance(storage, str):
+            return storage
+        prefix, path = (SQLITE, storage.removeprefix(SQLITE)) if storage.startswith(SQLITE) else ("", storage)
+        return storage if "://" in path else f"{prefix}{self.project / path}"
 
     def scalars(self) -> dict[str, Any]:
         """Return values of the top level, such as ``dataset``, ``seed`` and ``data``, for paths in the catalog."""
@@ -194,7 +205,7 @@ class Configuration:
 
     def file_tree(self, model: str) -> Tree:
         """Return all settings of a model that the files name, without the command line."""
-        return merge(pick_blocks(self.files, BY_MODEL), self._model_tree(model))
+        return merge({SEARCH_SPACE: {}}, pick_blocks(self.files, BY_MODEL), self._model_tree(model))
 
     def extra_settings(self, path: str, model: str | None) -> Mapping[str, Any]:
         """Return defaults of the model's Config, for settings at ``path`` that no file names."""
@@ -271,7 +282,7 @@ class Configuration:
         general = {name: value for name, value in entry.items() if name not in ("extends", "profiles", "datasets")}
         by_profile = block(entry, "profiles", self.profile) if self.profile else {}
         by_dataset = [block(entry, "datasets", name) for name in (self.like, self.dataset) if name]
-        return [drop_null(layer, BY_MODEL) for layer in (general, by_profile, *by_dataset)]
+        return [drop_null(layer, (*BY_MODEL, SEARCH_SPACE)) for layer in (general, by_profile, *by_dataset)]
 
     def _ancestors(self, model: str) -> list[str]:
         """Return the model, the one that it extends, and so on."""

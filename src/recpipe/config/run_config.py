@@ -6,28 +6,34 @@ No pydantic and no torch here: checks of the conf and serving import this module
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recpipe.config.checks import ConfigError, split_names
-from recpipe.config.files import Tree, block, merge
+from recpipe.config.files import SEARCH_SPACE, Tree, block, merge
 
 TOP_LEVEL = (
     "dataset", "model", "baselines", "modality", "seed", "seeds", "accelerate", "study", "data", "raw", "init_from",
     "quantizer_from", "quantizer_with", "datasets", "models", "profiles", "ingest", "protocol", "cold_users", "embed",
     "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report", "ensemble", "ties",
     "context", "studies", "geometry", "register", "requests", "recommend", "update",
-    "serve",
+    "serve", "tune",
 )  # fmt: skip
-BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate", "recommend")
+BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate", "recommend", "tune")
 BY_MODEL = ("train", "side")
 BUNDLES = {  # folders of a seed that hold bundles, by value of serve.bundle, recommend.bundle and register.bundle
     "newest": ("bundle", "production"),  # measured by an evaluation; made for use by refit, update or add_items
     "measured": ("bundle",),
     "production": ("production",),
 }
-MODEL_KEYS = ("type", "ids", "collaborative", *BY_MODEL)  # other keys are settings of the model's own Config
+MODEL_KEYS = (
+    "type",
+    "ids",
+    "collaborative",
+    SEARCH_SPACE,
+    *BY_MODEL,
+)  # other keys are settings of the model's own Config
 VECTORS = ("text", "image", "text_image")
 AUTO = "auto"  # profile of a data set that is chosen from its statistics
 COLLABORATIVE = "collaborative"  # item vectors of another trained model
@@ -51,6 +57,7 @@ class RunConfig:
     ids: kinds of semantic ids that the model reads. collaborative: the model whose item vectors it reads.
     init_from: ``<dataset>/<model>/seed_<seed>``, the run whose weights training starts from, or ``none``.
     accelerate: whether the faster CPU versions of ``recpipe.accelerate`` are used.
+    search_space: ranges of settings for tuning, nested; see ``recpipe.training.tuning.space``.
     """
 
     name: str
@@ -65,6 +72,7 @@ class RunConfig:
     seed: int = 42
     init_from: str = "none"
     accelerate: bool = True
+    search_space: dict[str, Any] = field(default_factory=dict)
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -178,6 +186,10 @@ class DataPaths:
     def studies(self, model: str, seed: int) -> Path:
         """Checkpoints and finished variants of studies."""
         return self.models / model / f"seed_{seed}" / "studies"
+
+    def tuning(self, model: str, seed: int) -> Path:
+        """Journal of the studies of tuning, and checkpoints of unfinished trials."""
+        return self.models / model / f"seed_{seed}" / "tuning"
 
     def for_dataset(self, dataset: str) -> DataPaths:
         """Return the folders of another data set."""

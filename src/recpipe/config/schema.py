@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 
 from recpipe.config.checks import ConfigError, check_known, split_names
 
@@ -112,6 +112,29 @@ class StudyConfig(Block):
     setting: str | None = None
     values: str | int | float | None = None
     without: dict[str, dict[str, Any]] = {}
+
+
+class PrunerConfig(Block):
+    """``pruner`` of conf/base/parameters/tune.yml."""
+
+    name: Literal["median", "hyperband", "none"]
+    startup_trials: NonNegativeInt
+    warmup_epochs: NonNegativeInt
+
+
+class TuneConfig(Block):
+    """conf/base/parameters/tune.yml."""
+
+    trials: PositiveInt | None
+    minutes: PositiveFloat | None
+    storage: SecretStr | None  # a URL may hold a password, which no log and no tracking shows
+    study: str | None
+    objectives: Literal["metric", "metric+seconds"]
+    startup_trials: PositiveInt
+    pruner: PrunerConfig
+    seed: NonNegativeInt
+    stale_minutes: PositiveFloat
+    search_space: dict[str, Any]
 
 
 class GeometryConfig(Block):

@@ -31,6 +31,7 @@ SECTIONS: dict[str, type] = {
     "register": schema.RegisterConfig,
     "embed": schema.EmbedConfig,
     "serve": schema.ServeConfig,
+    "tune": schema.TuneConfig,
     "protocol": Protocol,
 }
 
@@ -104,6 +105,7 @@ class ChecksHooks:
 
             for run in runs:
                 variants(study_settings(study), run)
+        _check_tuning([run for run in runs if f"{run.name}_tuning" in pipeline.outputs()], catalog)
         _check_on_disk(inputs, catalog)
         _check_measured({str(node.namespace) for node in pipeline.nodes if node.func is refit_model}, inputs, catalog)
 
@@ -186,6 +188,25 @@ def _check_list_lengths(runs: Iterable[RunConfig], catalog: Any) -> None:
                 f"{name} is {length} and the beam of {run.name} {config.beam}; a beam search lists no more items than "
                 f"it has beams: set models.{run.name}.beam={length}, or shorter lists"
             )
+
+
+def _check_tuning(runs: list[RunConfig], catalog: Any) -> None:
+    """Raise ConfigError or TuningError for search spaces, storage and conf files before anything is trained."""
+    if not runs:
+        return
+    from recpipe.training.tuning.storage import check_storage
+    from recpipe.training.tuning.tune import check
+
+    tune: schema.TuneConfig = catalog.load("params:tune")
+    for run in runs:
+        with _file_in_error(f"{MODELS}{run.name}"):
+            check(run, tune)
+        file, name = catalog.get(f"{run.name}_tuned_model"), f"{run.name}_tuned"
+        file.check()
+        place = current()[0].file_hint(f"models.{name}", [name]) if name in current()[0].model_names else ""
+        if place and not place.endswith(f"local/parameters/models/{name}.yml)"):
+            raise ConfigError(f"there is a model {name} already{place}, the name of the tuned {run.name}: rename it")
+    check_storage(tune)
 
 
 def _check_measured(models: set[str], inputs: set[str], catalog: Any) -> None:

@@ -164,6 +164,21 @@ class MlflowRuns:
                 points.append((name, value, step))
         self._log_metrics(model, points)
 
+    def trial(self, model: str | None, row: Mapping[str, Any]) -> None:
+        """Log a trial of tuning as a nested run of the model's: settings, values and curve; its state is a tag."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        tags = self._nested_tags(self._run(model), model or "") | {"trial": str(row["number"]), "state": row["state"]}
+        run = self._client.create_run(self._experiment, run_name=f"trial {row['number']}", tags=tags)
+        run_id, now = run.info.run_id, int(time.time() * 1000)
+        numbers = {name: row.get(name) for name in ("value", "seconds", "train_seconds", "inference_seconds", "epochs")}
+        metrics = [Metric(name, float(value), now, 0) for name, value in numbers.items() if _is_number(value)]
+        metrics += [Metric("curve/value", float(value), now, int(epoch)) for epoch, value in row["curve"]]
+        params = [Param(allowed(name), str(value)[:LONGEST_VALUE]) for name, value in row["settings"].items()]
+        reasons = [RunTag("reason", row["reason"])] if row["reason"] else []
+        self._client.log_batch(run_id, metrics=metrics[:METRICS_AT_ONCE], params=params[:PARAMS_AT_ONCE], tags=reasons)
+        self._client.set_terminated(run_id)
+
     def production(self, model: str | None, training: Mapping[str, Any], curve: Any) -> None:
         """Log a production bundle: curve, cost and settings in effect, and as tags the run that it stands for."""
         from mlflow.entities import RunTag
@@ -213,10 +228,13 @@ class MlflowRuns:
         if model is None:
             return self._parent
         if model not in self._nested:
-            tags = {name: value for name, value in self._tags.items() if name != "models"}
-            tags |= {"mlflow.parentRunId": self._parent, "model": model.partition(" ")[0]}
+            tags = self._nested_tags(self._parent, model.partition(" ")[0])
             self._nested[model] = self._client.create_run(self._experiment, run_name=model, tags=tags).info.run_id
         return self._nested[model]
+
+    def _nested_tags(self, parent: str, model: str) -> dict[str, str]:
+        tags = {name: value for name, value in self._tags.items() if name != "models"}
+        return tags | {"mlflow.parentRunId": parent, "model": model}
 
 
 def tracking_uri(uri: str, project: Path) -> str:
@@ -254,6 +272,7 @@ def flat(value: Any, name: str) -> dict[str, str]:
     """Flatten a parameter block to `{"train.lr": "0.001"}`; dataclasses and pydantic models too."""
     if isinstance(value, RunConfig):  # under the paths of the command line
         fields = dataclasses.asdict(value)
+        del fields["search_space"]
         value = fields.pop("settings") | fields
     elif hasattr(value, "model_dump"):
         value = value.model_dump()

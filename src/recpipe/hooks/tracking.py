@@ -22,7 +22,7 @@ from recpipe.hooks.mlflow_runs import MlflowRuns, TrackingError, flat, tracking_
 from recpipe.kedro_compat import loaded_file
 from recpipe.pipelines.register import MLFLOW_RUN
 from recpipe.pipelines.wiring import STAGES
-from recpipe.progress import set_epoch_listener
+from recpipe.progress import set_epoch_listener, set_trial_listener
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ class TrackingHooks:
         group = self._run_of(node)
         runs.guard(lambda: runs.params(group, params))
         set_epoch_listener(lambda row: runs.guard(lambda: runs.curves(group, [row])))
+        set_trial_listener(lambda row: runs.guard(lambda: runs.trial(group, row)))
 
     def _run_of(self, node: Node) -> str | None:
         """Name of the nested run of a node; None for the parent. A production bundle has one beside its model's."""
@@ -127,8 +128,9 @@ class TrackingHooks:
 
     @hook_impl
     def after_node_run(self) -> None:
-        """Stop listening to the node's epochs."""
+        """Stop listening to the node's epochs and trials."""
         set_epoch_listener(None)
+        set_trial_listener(None)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
@@ -175,6 +177,7 @@ class TrackingHooks:
         """Close the runs as failed, with the error as a tag."""
         runs, self._runs = self._started_runs(), None
         set_epoch_listener(None)
+        set_trial_listener(None)
         if runs is not None:
             status = "KILLED" if is_interruption(error) else "FAILED"
             runs.close(status, reason=f"{type(error).__name__}: {error}")

@@ -29,12 +29,14 @@ WHOLE = "__default__"
 STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
 # no part of a run of the whole project
 ON_REQUEST = (
-    "ensemble", "ties", "context", "study", "geometry", "refit", "register", "recommend", "update", "add_items",
+    "ensemble", "ties", "context", "study", "tune", "geometry", "refit", "register", "recommend", "update", "add_items",
 )  # fmt: skip
 # pipelines that cannot run where the protocol holds out no events
-NEED_FOLDS = ("evaluate", "report", "ensemble", "ties", "context", "study", "refit")
+NEED_FOLDS = ("evaluate", "report", "ensemble", "ties", "context", "study", "tune", "refit")
 RESERVED = (ALL, WHOLE, *STAGES, *ON_REQUEST, *ID_KINDS)  # names that no model may have
-RESULTS = {"evaluate": "evaluation", "ties": "tie_sensitivity", "context": "context", "study": "study"}  # by pipeline
+RESULTS = {  # by pipeline
+    "evaluate": "evaluation", "ties": "tie_sensitivity", "context": "context", "study": "study", "tune": "tuning",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class TrainingJob:
         trained = fit.train(
             build_untrained,
             fitting_set,
-            self._validate(),
+            self.validation(),
             settings,
             seed=config.seed,
             folder=folder,
@@ -167,8 +167,8 @@ class TrainingJob:
             seen_events=SeenEvents.of(fitting_set),
         )
 
-    def _validate(self) -> Validate | None:
-        """Return the validation of the model; None where nothing is held out."""
+    def validation(self) -> Validate | None:
+        """Return the function that validates a model; None where nothing is held out."""
         protocol, settings = self.data.protocol, self.settings
         if not protocol.holds_out:
             return None
@@ -195,6 +195,7 @@ class TrainingJob:
     def identity(self) -> dict[str, Any]:
         """Settings and content hashes that determine the result, apart from versions and hardware."""
         config = asdict(self.config)
+        del config["search_space"]  # of tuning
         if config["accelerate"]:  # the default; older records lack it
             del config["accelerate"]
         config["train"] = {key: value for key, value in config["train"].items() if key not in MACHINE}

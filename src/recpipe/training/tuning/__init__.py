@@ -1,0 +1,1 @@
+"""Hyper-parameter search with Optuna: TPE with pruning on the validation fold, in a storage that processes share."""

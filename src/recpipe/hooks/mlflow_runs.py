@@ -172,7 +172,7 @@ class MlflowRuns:
         run = self._client.create_run(self._experiment, run_name=f"trial {row['number']}", tags=tags)
         run_id, now = run.info.run_id, int(time.time() * 1000)
         numbers = {name: row.get(name) for name in ("value", "seconds", "train_seconds", "inference_seconds", "epochs")}
-        metrics = [Metric(name, float(value), now, 0) for name, value in numbers.items() if _is_number(value)]
+        metrics = [Metric(name, float(value), now, 0) for name, value in numbers.items() if value is not None]
         metrics += [Metric("curve/value", float(value), now, int(epoch)) for epoch, value in row["curve"]]
         params = [Param(allowed(name), str(value)[:LONGEST_VALUE]) for name, value in row["settings"].items()]
         reasons = [RunTag("reason", row["reason"])] if row["reason"] else []

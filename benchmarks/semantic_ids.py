@@ -93,7 +93,7 @@ def _vectors(arguments: argparse.Namespace, table: pa.Table) -> NDArray[np.float
 
 def _fits(arguments: argparse.Namespace, x: NDArray[np.float32]) -> Iterator[Result]:
     """Results of faiss and our quantizers, with the mean squared error of standardised vectors."""
-    mean, scale = (part.numpy() for part in scaling(torch.from_numpy(x), True))
+    mean, scale = (part.numpy() for part in scaling(x, True))
     for name in ("faiss", *TYPES):
         if arguments.only and name not in arguments.only:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.artefacts import names
 
+from recpipe.content import embeddings
 from recpipe.content.embeddings import (
     Embeddings,
     VectorFileConfig,
@@ -29,22 +32,51 @@ def letters(ids: str, *, absent: str = "", space: str = "s", width: int = 3, see
 
 
 @pytest.mark.parametrize(
-    "embeddings",
+    "written",
     [letters("abc"), letters("abcd", absent="bd"), letters("ab", absent="ab", width=0), letters("")],
     ids=["all present", "some absent", "all absent", "no items"],
 )
-def test_written_and_read(embeddings: Embeddings, tmp_path: Path) -> None:
-    embeddings.write(tmp_path / "e.parquet")
+def test_written_and_read(written: Embeddings, tmp_path: Path) -> None:
+    written.write(tmp_path / "e.parquet")
     read = Embeddings.read(tmp_path / "e.parquet")
     for name in ("item_ids", "vectors", "present", "keys"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(embeddings, name))
-    assert (read.space, read.about, read.hash) == (embeddings.space, embeddings.about, embeddings.hash)
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+    assert (read.space, read.about, read.hash) == (written.space, written.about, written.hash)
     assert names(tmp_path) == ["e.parquet"]
 
 
 def test_absent_vector_is_null_in_the_file(tmp_path: Path) -> None:
     letters("abc", absent="b").write(tmp_path / "e.parquet")
     assert pq.read_table(tmp_path / "e.parquet")["vector"].is_null().to_pylist() == [False, True, False]
+
+
+@pytest.mark.parametrize("absent", ["", "ceg"])
+def test_large_vectors_are_read_into_a_map_in_parts(absent: str, tmp_path: Path, monkeypatch) -> None:
+    whole, other = letters("abcdefgh", absent=absent), letters("abcdefgh", absent="a", seed=1)
+    joined = concatenate_embeddings(whole, other)
+    whole.write(tmp_path / "whole.parquet")
+    for name, value in {"MAPPED": 0, "ROW_GROUP": 3, "ROWS_AT_ONCE": 2}.items():
+        monkeypatch.setattr(embeddings, name, value)
+    whole.write(tmp_path / "parts.parquet")
+    assert pq.ParquetFile(tmp_path / "parts.parquet").num_row_groups == 3
+    for name in ("whole", "parts"):
+        read = Embeddings.read(tmp_path / f"{name}.parquet")
+        assert isinstance(read.vectors.base, np.memmap)
+        np.testing.assert_array_equal(read.vectors, whole.vectors)
+        assert read.present.tolist() == whole.present.tolist() and read.hash == whole.hash
+    np.testing.assert_array_equal(concatenate_embeddings(whole, other).vectors, joined.vectors)
+    assert names(tmp_path) == ["parts.parquet", "whole.parquet"]
+
+
+def test_a_full_disk_is_named_before_vectors_are_read(tmp_path: Path, monkeypatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    letters("abc").write(tmp_path / "e.parquet")
+    monkeypatch.setattr(embeddings, "MAPPED", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=f"no room for .* of vectors in {tmp_path}.*No space left"):
+        Embeddings.read(tmp_path / "e.parquet")
 
 
 def test_foreign_parquet_is_refused(tmp_path: Path) -> None:

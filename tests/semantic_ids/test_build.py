@@ -201,8 +201,8 @@ def test_a_quantizer_of_two_data_sets_is_that_of_all_their_vectors(tmp_path) -> 
 def test_a_source_quantizer_is_used_as_it_is_and_only_for_vectors_of_its_encoder(tmp_path) -> None:
     lender = catalogue(300, "{title}. {brand}")
     lent = EarlierResults(source_dataset="lender", source_folder=earlier_run(tmp_path / "lender", lender))
-    other = replace(lender, vectors=np.where(lender.present[:, None], lender.vectors[::-1], 0))
-    other = replace(other, vectors=other.vectors.astype(np.float32))
+    other = replace(lender, vectors=lender.vectors.copy())
+    other.vectors[other.present] = lender.vectors[lender.present][::-1]
     assert build.fit_quantizer(other, lent, CONFIG).hash == lent.source_quantizer.hash
     about = {**lender.about, "template": TEMPLATE}
     elsewhere = replace(other, space=text_space("minilm", TEMPLATE), about=about)

@@ -17,6 +17,7 @@ from scipy.stats import entropy
 from sklearn.metrics import r2_score
 from sklearn.neighbors import NearestNeighbors
 
+from recpipe.semantic_ids import vector_rows
 from recpipe.semantic_ids.quality import Gate, apply_gate, leaf_categories, measure_quality
 from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_class
 
@@ -43,7 +44,7 @@ class Ids:
             self.codes,
             sizes,
             vectors_ND=self.vectors,
-            reconstructed_ND=self.reconstructed,
+            decode=lambda _: self.reconstructed,
             categories=self.categories,
             seed=3,
         )
@@ -328,7 +329,7 @@ def test_purity_is_the_share_of_each_codes_main_category():
 
 
 def quality_of(ids: Ids, **changes):
-    options = {"vectors_ND": ids.vectors, "reconstructed_ND": ids.reconstructed, "seed": 0, **changes}
+    options = {"vectors_ND": ids.vectors, "decode": lambda _: ids.reconstructed, "seed": 0, **changes}
     return measure_quality(ids.codes, ids.codes, ids.sizes, categories=ids.categories, **options)
 
 
@@ -336,6 +337,23 @@ def test_measured_is_json_and_the_same_for_a_seed():
     once, again, other = (SHOP.gate_result(), SHOP.gate_result(), quality_of(SHOP, seed=9))
     assert json.loads(json.dumps(once, allow_nan=False)) == once == again
     assert other["neighbours"] != quality_of(SHOP, seed=8)["neighbours"]
+
+
+def test_blocks_of_vectors_give_the_same_numbers(monkeypatch):
+    ids, books = SHOP, np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    whole, asked = quality_of(ids, decode=lambda codes: books[codes[:, 0]]), []
+    monkeypatch.setattr(vector_rows, "BLOCK", 500 * 16)
+    monkeypatch.setattr(vector_rows, "MULTIPLE", 500)
+
+    def decode(codes):
+        asked.append(len(codes))
+        return books[codes[:, 0]]
+
+    blocks = quality_of(ids, decode=decode)
+    assert asked == [500] * 6 + [179]
+    for key in ("mse", "relative"):
+        assert blocks["reconstruction"].pop(key) == pytest.approx(whole["reconstruction"].pop(key), rel=1e-6)
+    assert blocks == whole
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -359,13 +377,13 @@ def test_equal_vectors_have_no_relative_error():
     [
         ({"vectors_ND": SHOP.vectors[1:]}, "vectors.*3178"),
         ({"categories": ["a"]}, "categories.*1"),
-        ({"reconstructed_ND": SHOP.vectors[:, 1:]}, "reconstructed ones"),
-        ({"reconstructed_ND": SHOP.vectors * np.nan}, "NaN"),
+        ({"decode": lambda _: SHOP.vectors[:, 1:]}, "reconstructed ones"),
+        ({"decode": lambda _: SHOP.vectors * np.nan}, "NaN"),
     ],
     ids=["rows", "categories", "widths", "nan"],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    options = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0, **change}
+    options = {"vectors_ND": SHOP.vectors, "decode": lambda _: SHOP.reconstructed, "seed": 0, **change}
     with pytest.raises(ValueError, match=message):
         measure_quality(SHOP.codes, SHOP.codes, SHOP.sizes, **options)
 
@@ -373,8 +391,8 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_no_ids_and_sizes_that_do_not_fit_are_refused():
     none = np.zeros((0, 3), np.int32)
     with pytest.raises(ValueError, match="no semantic ids"):
-        measure_quality(none, none, (4, 4, 4), vectors_ND=np.zeros((0, 2)), reconstructed_ND=np.zeros((0, 2)), seed=0)
-    options = {"vectors_ND": SHOP.vectors, "reconstructed_ND": SHOP.reconstructed, "seed": 0}
+        measure_quality(none, none, (4, 4, 4), vectors_ND=np.zeros((0, 2)), decode=lambda x: x, seed=0)
+    options = {"vectors_ND": SHOP.vectors, "decode": lambda _: SHOP.reconstructed, "seed": 0}
     with pytest.raises(ValueError, match="2 sizes"):
         measure_quality(SHOP.codes, SHOP.codes, (64, 64), **options)
 
@@ -388,7 +406,7 @@ def test_a_small_catalogue_passes_with_the_default_codes(items, kind):
     quantizer = build_quantizer(kind, settings)
     quantizer.fit(x, seed=1)
     codes = quantizer.encode(x)
-    options = {"vectors_ND": x, "reconstructed_ND": quantizer.decode(codes), "seed": 1}
+    options = {"vectors_ND": x, "decode": quantizer.decode, "seed": 1}
     assert quantizer.sizes == (items // 4,) * 3
     assert failed(apply_gate(measure_quality(codes, codes, quantizer.sizes, **options), gate_of_conf())) == set()
 
@@ -426,7 +444,7 @@ def test_letters_published_ids_have_their_published_purity():
     codes = np.array([[int(text[3:-1]) for text in row] for row in texts], np.int32)
     vectors = np.random.default_rng(0).normal(size=(len(codes), 8)).astype(np.float32)
     categories = leaf_categories(items["categories"])
-    options = {"vectors_ND": vectors, "reconstructed_ND": vectors, "seed": 0}
+    options = {"vectors_ND": vectors, "decode": lambda _: vectors, "seed": 0}
     quality = measure_quality(codes, codes, (256,) * 4, categories=categories, **options)
     assert quality["purity"]["first_code"] == pytest.approx(0.31, abs=0.005)
     assert quality["purity"]["shuffled"] == pytest.approx(0.08, abs=0.005)

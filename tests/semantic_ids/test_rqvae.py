@@ -10,6 +10,7 @@ from recpipe.semantic_ids import rqvae
 from recpipe.semantic_ids.autoencoder import Autoencoder, QuantizedAutoencoder
 from recpipe.semantic_ids.quantizer import build_quantizer
 from recpipe.semantic_ids.rqvae import PQVAE, RQVAE, RQVAEConfig, Training
+from recpipe.semantic_ids.vector_rows import StandardisedRows, VectorRows
 
 
 def steps(number: int) -> dict[str, int]:
@@ -210,8 +211,9 @@ def overfit(**settings: object) -> Training:
     config = RQVAEConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
     torch.manual_seed(0)
     model = QuantizedAutoencoder(Autoencoder(10, 6, config.widths))
+    train = StandardisedRows(VectorRows(noise(120, 0).numpy()), torch.zeros(10), torch.ones(10))
     training = Training(
-        config, model, (8, 8, 8), torch.ones(3, 6), noise(120, 0), noise(100, 1), torch.Generator().manual_seed(0)
+        config, model, (8, 8, 8), torch.ones(3, 6), train, noise(100, 1), torch.Generator().manual_seed(0)
     )
     training.run()
     return training
@@ -260,7 +262,7 @@ def test_held_out_items_are_no_training_items(monkeypatch: pytest.MonkeyPatch):
     parts: list[torch.Tensor] = []
 
     def record(config, model, sizes, masks, train, held_out, *rest):
-        parts.extend([held_out, train])
+        parts.extend([held_out, train.tensor(slice(None))])
         raise InterruptedError
 
     monkeypatch.setattr(rqvae, "Training", record)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +29,9 @@ from recpipe.data.digests import verified
 log = logging.getLogger(__name__)
 
 METADATA = b"recpipe.embeddings"
+MAPPED = 1 << 28  # elements, 1 GiB, above which vectors are in a memory map instead of in memory
+ROW_GROUP = 1 << 16  # rows of a file that are written together
+ROWS_AT_ONCE = 1 << 13  # rows that are read, or scaled, together
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,34 +89,68 @@ class Embeddings:
 
     def write(self, path: Path) -> None:
         """Write Parquet with item_id, key and vector (null where not present); the rest is JSON in its metadata."""
-        lengths = self.present * self.width
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
-        values = pa.array(self.vectors[self.present].reshape(-1))
-        # Lists of any length, since Arrow cannot read back a Parquet column of fixed-size lists that holds nulls.
-        columns = {
-            "item_id": pa.array(self.item_ids, pa.string()),
-            "key": pa.array(self.keys, pa.string()),
-            "vector": pa.LargeListArray.from_arrays(offsets, values, mask=pa.array(~self.present)),
-        }
+        with (
+            atomic_file(path) as temporary,
+            pq.ParquetWriter(temporary, self._schema, compression="zstd", use_dictionary=["item_id", "key"]) as writer,
+        ):
+            for start in range(0, max(len(self), 1), ROW_GROUP):
+                writer.write_table(self._table(slice(start, start + ROW_GROUP)))
+
+    @property
+    def _schema(self) -> pa.Schema:
         metadata = {"format": 1, "space": self.space, "width": self.width, "about": self.about}
-        table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(metadata)})
-        with atomic_file(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd", use_dictionary=["item_id", "key"])
+        # Lists of any length, since Arrow cannot read back a Parquet column of fixed-size lists that holds nulls.
+        types = {"item_id": pa.string(), "key": pa.string(), "vector": pa.large_list(pa.float32())}
+        return pa.schema(types.items(), {METADATA: json.dumps(metadata)})
+
+    def _table(self, rows: slice) -> pa.Table:
+        present, vectors = self.present[rows], self.vectors[rows]
+        offsets = pa.array(np.concatenate([[0], np.cumsum(present * self.width)]), pa.int64())
+        lists = pa.LargeListArray.from_arrays(offsets, pa.array(vectors[present].reshape(-1)), mask=pa.array(~present))
+        ids, keys = (pa.array(values[rows], pa.string()) for values in (self.item_ids, self.keys))
+        return pa.table([ids, keys, lists], schema=self._schema)
 
     @classmethod
     def read(cls, path: Path) -> Embeddings:
-        """Read the file of ``write``. Raises ValueError for a damaged file and any other Parquet file."""
-        table = pq.read_table(verified(path, "run `kedro run --pipelines=embed`"))
-        metadata = json.loads((table.schema.metadata or {}).get(METADATA, b"null"))
-        if metadata is None:
-            raise ValueError(f"{path} holds no embeddings of recpipe; make them with `kedro run --pipelines=embed`")
-        column = table["vector"].combine_chunks()
-        present = column.is_valid().to_numpy(zero_copy_only=False)
-        vectors = np.zeros((table.num_rows, metadata["width"]), np.float32)
-        if metadata["width"]:
-            vectors[present] = column.flatten().to_numpy().reshape(-1, metadata["width"])
+        """Read the file of ``write``; large ones into a memory map (`empty_vectors`).
+
+        Raises ValueError for a damaged file and any other Parquet file.
+        """
+        with pq.ParquetFile(verified(path, "run `kedro run --pipelines=embed`"), memory_map=True) as file:
+            metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA, b"null"))
+            if metadata is None:
+                raise ValueError(f"{path} holds no embeddings of recpipe; make them with `kedro run --pipelines=embed`")
+            rows, width = file.metadata.num_rows, metadata["width"]
+            vectors, present, start = empty_vectors(rows, width, path.parent), np.zeros(rows, bool), 0
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=["vector"]):
+                part = slice(start, start := start + len(batch))
+                column = batch.column(0)
+                present[part] = column.is_valid().to_numpy(zero_copy_only=False)
+                if width:
+                    vectors[part][present[part]] = column.flatten().to_numpy().reshape(-1, width)
+            table = file.read(columns=["item_id", "key"])
         ids, keys = (np.array(table[name].to_pylist(), dtype=object) for name in ("item_id", "key"))
         return cls(ids, vectors, present, keys, metadata["space"], metadata["about"])
+
+
+def empty_vectors(rows: int, width: int, folder: Path | None = None) -> NDArray[np.float32]:
+    """Return zeros (rows, width): above ``MAPPED`` elements a memory map of a temporary file, by default in ``folder``.
+
+    The file has no name and disappears with the array. Raises OSError where the disk has no room for it.
+    """
+    if rows * width <= MAPPED:
+        return np.zeros((rows, width), np.float32)
+    is_writable = folder is not None and os.access(folder, os.W_OK)
+    with tempfile.TemporaryFile(dir=folder if is_writable else None) as stream:
+        size = 4 * rows * width
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            place = folder if is_writable else tempfile.gettempdir()
+            raise OSError(
+                error.errno, f"no room for {size / 2**30:.1f} GiB of vectors in {place} ({error.strerror}); free some"
+            ) from None
+        return np.memmap(stream, np.float32, "r+", shape=(rows, width)).view(np.ndarray)
 
 
 def concatenate_embeddings(text: Embeddings, image: Embeddings) -> Embeddings:
@@ -128,9 +167,13 @@ def concatenate_embeddings(text: Embeddings, image: Embeddings) -> Embeddings:
     pairs = zip(text.keys.tolist(), image.keys.tolist(), present.tolist(), strict=True)
     keys = [digest(*pair) if is_present else "" for *pair, is_present in pairs]
     about = {"modality": "text_image", "items": len(text), "without_content": int((~present).sum())}
+    vectors = empty_vectors(len(text), text.width + image.width)
+    for start in range(0, len(text), ROWS_AT_ONCE):
+        parts = [unit_rows(each.vectors[start : start + ROWS_AT_ONCE]) for each in (text, image)]
+        vectors[start : start + ROWS_AT_ONCE] = np.concatenate(parts, axis=1) * np.float32(0.5**0.5)
     return Embeddings(
         text.item_ids,
-        np.concatenate([unit_rows(text.vectors), unit_rows(image.vectors)], axis=1) * np.float32(0.5**0.5),
+        vectors,
         present,
         np.array(keys, dtype=object),
         digest("joined", text.space, image.space),
@@ -169,7 +212,10 @@ def embed_from_file(items: pa.Table, raw_folder: Path, config: VectorFileConfig,
     with (raw_folder / config.file).open("rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
     space = digest("file", modality, content, config.column, config.normalise)
-    contents = [row.tobytes().hex() if row.any() else None for row in vectors_ND]
+    keys = content_keys(space, (row.tobytes().hex() if row.any() else None for row in vectors_ND))
+    if config.normalise:
+        for start in range(0, len(vectors_ND), ROWS_AT_ONCE):
+            vectors_ND[start : start + ROWS_AT_ONCE] = unit_rows(vectors_ND[start : start + ROWS_AT_ONCE])
     about = {
         "modality": modality,
         "encoder": config.file,
@@ -178,14 +224,7 @@ def embed_from_file(items: pa.Table, raw_folder: Path, config: VectorFileConfig,
         "without_vector": int((~present).sum()),
     }
     log.info("%s of %s items have a vector in %s", f"{present.sum():,}", f"{len(ids):,}", config.file)
-    return Embeddings(
-        np.array(ids["item_id"].to_pylist(), dtype=object),
-        unit_rows(vectors_ND) if config.normalise else vectors_ND,
-        present,
-        content_keys(space, contents),
-        space,
-        about,
-    )
+    return Embeddings(np.array(ids["item_id"].to_pylist(), dtype=object), vectors_ND, present, keys, space, about)
 
 
 def _vectors_of_column(column: pa.Array, config: VectorFileConfig) -> NDArray[np.float32]:
@@ -201,7 +240,7 @@ def _vectors_of_column(column: pa.Array, config: VectorFileConfig) -> NDArray[np
     values = pc.list_flatten(lists)
     if values.null_count:
         raise ValueError(f"{where} has vectors in which numbers are missing; leave such items out")
-    vectors_ND = np.zeros((len(column), widths[0] if widths else 0), np.float32)
+    vectors_ND = empty_vectors(len(column), widths[0] if widths else 0)
     present = column.is_valid().to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):  # an overflow is reported below
         vectors_ND[present] = values.to_numpy(zero_copy_only=False).reshape(len(lists), -1)
@@ -227,7 +266,7 @@ def text_space(encoder: str, template: str) -> str:
     return digest("text", encoder, template)
 
 
-def content_keys(space: str, contents: Sequence[str | None]) -> NDArray[np.object_]:
+def content_keys(space: str, contents: Iterable[str | None]) -> NDArray[np.object_]:
     """Hash each content together with the space to keys (N,) in hex, "" for None."""
     prefix = hashlib.sha256(space.encode())
 

@@ -18,6 +18,7 @@ from recpipe.content.embeddings import Embeddings, text_space
 from recpipe.semantic_ids.collisions import POLICIES, resolve
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build_quantizer
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def assign(
         _check_earlier(earlier, quantizer, policy, extra_codes)
     earlier_rows = np.full(len(embeddings), -1) if earlier is None else earlier.rows(embeddings.item_ids)
     new = np.flatnonzero(embeddings.present & (earlier_rows < 0))
-    x_ND = embeddings.vectors[new]
+    x_ND = VectorRows(embeddings.vectors, new)
     quantized = quantizer.encode(x_ND) if len(new) else np.zeros((0, len(quantizer.sizes)), np.int32)
     resolution = resolve(
         policy,

@@ -22,10 +22,12 @@ import pyarrow.compute as pc
 from recpipe.config import DataPaths, build_config, split_names
 from recpipe.content.embeddings import Embeddings
 from recpipe.semantic_ids.assign import assign, reuse_obstacle, same_encoder, space_difference
+from recpipe.semantic_ids.collisions import Vectors
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.quality import ALLOWED_GROUP, Gate, apply_gate, leaf_categories, measure_quality
-from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, build_quantizer, load_quantizer
+from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, build_quantizer, distinct_rows, load_quantizer
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 if TYPE_CHECKING:
     from recpipe.config.schema import Category, SemanticIdsConfig
@@ -147,7 +149,9 @@ def fit_quantizer(
                 f"({other.about.get('encoder')}, here {embeddings.about.get('encoder')}); if an earlier version "
                 "embedded them, run the pipeline embed once more"
             )
-    vectors_ND = np.concatenate([each.vectors[each.present] for each in (embeddings, *others.values())])
+    vectors_ND: Vectors | VectorRows = VectorRows(embeddings.vectors, embeddings.present)
+    if others:
+        vectors_ND = np.concatenate([each.vectors[each.present] for each in (embeddings, *others.values())])
     quantizer = build_quantizer(type_, settings)
     quantizer.fit(vectors_ND, seed=config.seed, on_epoch=on_epoch)
     quantizer.about = {
@@ -193,8 +197,8 @@ def measure_ids(
         ids.codes[present],
         ids.quantized[present],
         ids.sizes,
-        vectors_ND=embeddings.vectors[rows[present]],
-        reconstructed_ND=quantizer.decode(ids.quantized[present]),
+        vectors_ND=VectorRows(embeddings.vectors, rows[present]),
+        decode=quantizer.decode,
         categories=None if categories is None else [*compress(categories, present)],
         seed=config.seed,
     )
@@ -269,14 +273,14 @@ def check_shared_content(embeddings: Embeddings, config: SemanticIdsConfig) -> N
     present = np.flatnonzero(embeddings.present)
     if not len(present):
         return
-    hashes = np.array([hash(vector.tobytes()) for vector in embeddings.vectors[present]])
-    _, first, group, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
+    first, group = distinct_rows(VectorRows(embeddings.vectors, embeddings.present))
+    counts = np.bincount(group)
     shared, largest = int(counts[counts > 1].sum()), int(counts.max())
     if shared / len(present) < WARN_SHARED:
         return
     what = {"image": "image", "text_image": "text and image"}.get(config.kind, "text")
     advice = "" if what == "image" else "; add columns to content.text.template of the data set"
-    largest_group = group == group[first[counts == largest].min()]  # of equal ones the first: hashes differ by process
+    largest_group = group == group[first[counts == largest].min()]  # of equal ones the first
     names = ", ".join(map(repr, embeddings.item_ids[present[largest_group][:3]]))
     message = (
         f"{shared:,} of {len(present):,} items have the same {what} as others, the largest group is {largest:,} such "

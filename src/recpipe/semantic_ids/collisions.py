@@ -221,13 +221,14 @@ def _balance(codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, take
     for completed in range(ROUNDS):
         rows = np.flatnonzero(colliding(codes, taken_ML))
         before, used = codes[rows], np.concatenate([taken_ML, np.delete(codes, rows, axis=0)])
-        prefix, counts = _count_children(before[:, :-1], used, sizes[-1])
-        free = counts == 0
-        movable = np.flatnonzero(free.any(1)[prefix])
-        for block in _group_blocks(prefix[movable], sizes[-1]):
-            part = movable[block]
-            costs = distances(rows[part], before[part], len(sizes) - 1)
-            codes[rows[part], -1] = transport(costs, free[prefix[part]], prefix[part]).argmax(1)
+        for block in _group_blocks(row_groups(before[:, :-1]), sizes[-1]):
+            prefix, counts = _count_children(before[block, :-1], used, sizes[-1])
+            free = counts == 0
+            movable = free.any(1)[prefix]
+            part, prefix = block[movable], prefix[movable]
+            if len(part):
+                costs = distances(rows[part], before[part], len(sizes) - 1)
+                codes[rows[part], -1] = transport(costs, free[prefix], prefix).argmax(1)
         if (codes[rows] == before).all():
             return codes, completed
     return codes, ROUNDS

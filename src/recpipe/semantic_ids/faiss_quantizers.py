@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.semantic_ids.collisions import Vectors
+from recpipe.semantic_ids.collisions import Rows, Vectors
 from recpipe.semantic_ids.quantizer import (
     CHUNK,
     OnEpoch,
@@ -26,6 +26,7 @@ from recpipe.semantic_ids.quantizer import (
     squared_distances,
     thread_limit,
 )
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 MAX_SEED = 1 << 31  # of faiss
 
@@ -56,11 +57,11 @@ class KMeansQuantizer(Quantizer):
     def _learn(self, z_ND: Tensor, seed: int) -> list[Tensor]:
         """Codebooks (V, D) of each level for scaled vectors."""
 
-    def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
+    def _fit(self, x_ND: VectorRows, *, seed: int, on_epoch: OnEpoch | None) -> None:
+        rows: slice | Rows = slice(None)
         if len(x_ND) > self.config.sample:
-            rows = np.random.default_rng(seed).choice(len(x_ND), self.config.sample, replace=False)
-            x_ND = x_ND[np.sort(rows)]
-        self.books = self._learn((torch.from_numpy(x_ND) - self.mean) / self.scale, seed)
+            rows = np.sort(np.random.default_rng(seed).choice(len(x_ND), self.config.sample, replace=False))
+        self.books = self._learn((torch.from_numpy(x_ND[rows]) - self.mean) / self.scale, seed)
 
     def tensors(self) -> dict[str, Tensor]:
         books = {f"codebooks.{level}": book for level, book in enumerate(self.books)}
@@ -123,7 +124,7 @@ class PQ(KMeansQuantizer):
 
     type = "pq"
 
-    def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
+    def _fit(self, x_ND: VectorRows, *, seed: int, on_epoch: OnEpoch | None) -> None:
         if self.width < (levels := len(self.sizes)):
             raise ValueError(
                 f"vectors of width {self.width} cannot be cut into {levels} pieces; lower "

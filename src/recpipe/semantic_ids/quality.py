@@ -6,14 +6,19 @@ Shape letters: N items, S sampled items, D width of a vector, L levels after res
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from recpipe.semantic_ids.collisions import Codes, Rows, Vectors, row_groups
+from recpipe.semantic_ids.vector_rows import VectorRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIMILARITIES = 1 << 24  # numbers of one similarity matrix
 SHUFFLES = 5
@@ -62,8 +67,8 @@ def measure_quality(
     quantized_NLq: Codes,
     sizes: Sequence[int],
     *,
-    vectors_ND: Vectors,
-    reconstructed_ND: Vectors,
+    vectors_ND: Vectors | VectorRows,
+    decode: Callable[[Codes], Vectors],
     categories: list[str | None] | None = None,
     neighbours: int = 10,
     sample: int = 2000,
@@ -71,21 +76,19 @@ def measure_quality(
 ) -> dict[str, Any]:
     """Measure ids (``codes_NL`` after, ``quantized_NLq`` before resolution) for ``apply_gate``, as JSON.
 
-    ``neighbours``, of a ``sample`` of the items, is None for fewer than two items, ``purity`` for fewer than two
+    ``decode`` turns codes of the quantizer into vectors. All numbers are of all items, except ``neighbours``, which is
+    of a ``sample`` of the items, compared with all. It is None for fewer than two items, ``purity`` for fewer than two
     categories. Raises ValueError for empty ids and inputs of different lengths.
     """
     if not (n := len(codes_NL)):
         raise ValueError("there are no semantic ids to measure: no item has content; run the embed pipeline")
-    lengths = {"quantized": len(quantized_NLq), "vectors": len(vectors_ND), "reconstructed": len(reconstructed_ND)}
+    vectors_ND = VectorRows.of(vectors_ND)
+    lengths = {"quantized": len(quantized_NLq), "vectors": len(vectors_ND)}
     lengths |= {} if categories is None else {"categories": len(categories)}
     if wrong := {name: length for name, length in lengths.items() if length != n}:
         raise ValueError(f"{n} items have ids, but rows are {wrong}")
-    if vectors_ND.shape != reconstructed_ND.shape:
-        raise ValueError(f"vectors are {vectors_ND.shape}, reconstructed ones {reconstructed_ND.shape}")
     if not 1 <= quantized_NLq.shape[1] <= len(sizes) or codes_NL.shape[1] != len(sizes):
         raise ValueError(f"{len(sizes)} sizes, but codes {codes_NL.shape} and quantized {quantized_NLq.shape}")
-    if not (np.isfinite(vectors_ND).all() and np.isfinite(reconstructed_ND).all()):
-        raise ValueError("vectors or their reconstructions have NaN or infinity; fit the quantizer anew")
     depths = range(1, quantized_NLq.shape[1] + 1)
     prefixes = [row_groups(quantized_NLq[:, :depth]) for depth in depths]
     generator = np.random.default_rng(seed)
@@ -95,7 +98,7 @@ def measure_quality(
         "levels": [{"level": depth, **_usage(quantized_NLq[:, depth - 1], int(sizes[depth - 1]))} for depth in depths],
         "prefixes": [{"depth": depth, "distinct": int(prefixes[depth - 1].max()) + 1} for depth in depths],
         "collisions": {"before": _collisions(prefixes[-1]), "after": _collisions(row_groups(codes_NL))},
-        "reconstruction": _reconstruction(vectors_ND, reconstructed_ND),
+        "reconstruction": _reconstruction(vectors_ND, quantized_NLq, decode),
         "neighbours": _neighbours(vectors_ND, prefixes, neighbours, sample, generator),
         "purity": _purity(quantized_NLq[:, 0], categories, generator),
     }
@@ -133,16 +136,37 @@ def _collisions(group_N: Rows) -> dict[str, Any]:
     return {"distinct": len(counts), "sharing": sharing, "share": sharing / len(group_N), "largest": largest}
 
 
-def _reconstruction(vectors_ND: Vectors, reconstructed_ND: Vectors) -> dict[str, Any]:
+def _reconstruction(vectors_ND: VectorRows, quantized_NLq: Codes, decode: Callable[[Codes], Vectors]) -> dict[str, Any]:
     """Mean squared error, also relative to that of the mean vector; None where all vectors are equal."""
-    error = float(np.square(vectors_ND - reconstructed_ND).mean(dtype=np.float64))
-    variance = float(vectors_ND.var(axis=0, dtype=np.float64).mean())
-    constant = variance <= 1e-12 * float(np.square(vectors_ND).mean(dtype=np.float64))
+    shares, errors, squares, sums, blocks = [], [], [], [], [*vectors_ND.blocks()]
+    for block in blocks:
+        vectors, reconstructed = vectors_ND[block], decode(quantized_NLq[block])
+        if vectors.shape != reconstructed.shape:
+            raise ValueError(f"vectors are {vectors.shape}, reconstructed ones {reconstructed.shape}")
+        if not (np.isfinite(vectors).all() and np.isfinite(reconstructed).all()):
+            raise ValueError("vectors or their reconstructions have NaN or infinity; fit the quantizer anew")
+        shares.append(len(vectors) / len(vectors_ND))
+        errors.append(float(np.square(vectors - reconstructed).mean(dtype=np.float64)))
+        squares.append(float(np.square(vectors).mean(dtype=np.float64)))
+        sums.append(vectors.mean(axis=0, dtype=np.float64) * shares[-1])
+    error, square = (float(np.dot(shares, means)) for means in (errors, squares))
+    if len(blocks) == 1:
+        variance = float(vectors_ND[blocks[0]].var(axis=0, dtype=np.float64).mean())
+    else:
+        parts, mean = (vectors_ND[block] for block in blocks), np.sum(sums, axis=0)
+        variance = float(np.dot(shares, [_mean_square_distance(part, mean) for part in parts]))
+    constant = variance <= 1e-12 * square
     return {"mse": error, "relative": None if constant else error / variance}
 
 
+def _mean_square_distance(vectors_ND: Vectors, mean_D: NDArray[np.float64]) -> float:
+    """Mean over rows and dimensions of the squared distance from ``mean_D``, in float64 and little memory."""
+    parts = (vectors_ND[start : start + 8192] for start in range(0, len(vectors_ND), 8192))
+    return float(sum(np.square(part - mean_D).sum() for part in parts)) / vectors_ND.size
+
+
 def _neighbours(
-    vectors_ND: Vectors, prefixes: list[Rows], k: int, sample: int, generator: np.random.Generator
+    vectors_ND: VectorRows, prefixes: list[Rows], k: int, sample: int, generator: np.random.Generator
 ) -> dict[str, Any] | None:
     """Share of the k nearest items by cosine with the same first d codes, beside that of random pairs of items."""
     n = len(vectors_ND)
@@ -158,17 +182,33 @@ def _neighbours(
     return {"k": k, "sample": len(rows), "by_depth": by_depth}
 
 
-def _nearest(vectors_ND: Vectors, rows: Rows, k: int) -> Rows:
-    """(S, k) nearest other items of ``rows`` by cosine."""
+def _nearest(vectors_ND: VectorRows, rows: Rows, k: int) -> Rows:
+    """(S, k) nearest other items of ``rows`` by cosine, over all items in blocks."""
     import torch
 
-    unit_ND = torch.nn.functional.normalize(torch.from_numpy(np.ascontiguousarray(vectors_ND)), dim=1)
-    nearest = []
-    for part in torch.from_numpy(rows).split(max(1, SIMILARITIES // len(vectors_ND))):
-        similarity = unit_ND[part] @ unit_ND.T
-        similarity[torch.arange(len(part)), part] = -torch.inf
-        nearest.append(similarity.topk(k).indices)
-    return torch.cat(nearest).numpy()
+    queries_SD, blocks = _unit(vectors_ND[rows]), [*vectors_ND.blocks()]
+    values, items = torch.zeros(len(rows), 0), torch.zeros(len(rows), 0, dtype=torch.int64)
+    for block in blocks:
+        unit_ND, found = _unit(vectors_ND[block]), []
+        for part in torch.arange(len(rows)).split(max(1, SIMILARITIES // len(unit_ND))):
+            similarity = queries_SD[part] @ unit_ND.T
+            own = torch.from_numpy(rows[part.numpy()]) - block.start
+            inside = (own >= 0) & (own < len(unit_ND))
+            similarity[torch.arange(len(part))[inside], own[inside]] = -torch.inf
+            found.append(similarity.topk(min(k, len(unit_ND))))
+        values = torch.cat([values, torch.cat([each.values for each in found])], 1)
+        items = torch.cat([items, torch.cat([each.indices for each in found]) + block.start], 1)
+        if len(blocks) > 1:
+            values, places = values.topk(min(k, values.shape[1]))
+            items = items.gather(1, places)
+    return items.numpy()
+
+
+def _unit(vectors_ND: Vectors) -> Tensor:
+    """Rows scaled to length one."""
+    import torch
+
+    return torch.nn.functional.normalize(torch.from_numpy(vectors_ND), dim=1)
 
 
 def _purity(first: Codes, categories: list[str | None] | None, generator: np.random.Generator) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from recpipe.config import check_arguments, check_known
 from recpipe.data.atomic import recover
 from recpipe.data.digests import verify_folder, write_manifest
 from recpipe.semantic_ids.collisions import Codes, Vectors, check_codes
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Quantizer(ABC):
         self.about: dict[str, Any] = {}  # JSON: which data it was fitted to
 
     @abstractmethod
-    def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
+    def _fit(self, x_ND: VectorRows, *, seed: int, on_epoch: OnEpoch | None) -> None:
         """Learn codebooks of ``self.sizes``; append rows to ``self.history`` and pass them to ``on_epoch``."""
 
     @abstractmethod
@@ -115,27 +116,33 @@ class Quantizer(ABC):
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
 
-    def fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None = None) -> None:
+    def fit(self, x_ND: Vectors | VectorRows, *, seed: int, on_epoch: OnEpoch | None = None) -> None:
         """Fit to all rows. Raises ValueError for fewer than 2 rows, NaN or infinity, or equal rows only."""
-        x_ND = _finite_matrix(x_ND)
+        x_ND = VectorRows.of(x_ND)
         where = "see content in the data set's conf"
-        if not x_ND.size:
+        if not len(x_ND) or not x_ND.width:
             raise ValueError(f"no item has content: nothing to quantize; {where}")
+        _check_finite(x_ND)
         if len(x_ND) < 2:
             raise ValueError(f"only one item has content, a quantizer needs at least 2; {where}")
-        if (x_ND == x_ND[0]).all():
+        first = x_ND[0:1]
+        if all((x_ND[block] == first).all() for block in x_ND.blocks()):
             raise ValueError(
                 f"all {len(x_ND)} vectors are equal, so all items have the same text or the same image: see which "
                 "columns content.text.template or content.image of the data set's conf reads"
             )
         self.sizes = fitting_sizes(x_ND, self.config.sizes, few_items=self.config.few_items)
-        self.width, self.history = x_ND.shape[1], []
-        self.mean, self.scale = scaling(torch.from_numpy(x_ND), self.config.standardise)
+        self.width, self.history = x_ND.width, []
+        self.mean, self.scale = scaling(x_ND, self.config.standardise)
         self._fit(x_ND, seed=seed, on_epoch=on_epoch)
 
-    def encode(self, x_ND: Vectors) -> Codes:
+    def encode(self, x_ND: Vectors | VectorRows) -> Codes:
         """(N, L) codes, level 1 first."""
-        return self._encode(self._scaled(_finite_matrix(x_ND, self._fitted_width()))).int().numpy()
+        x_ND, width = VectorRows.of(x_ND), self._fitted_width()
+        codes = [np.zeros((0, len(self.sizes)), np.int32)]
+        for block in x_ND.blocks():
+            codes.append(self._encode(self._scaled(_finite_matrix(x_ND[block], width))).int().numpy())
+        return np.concatenate(codes)
 
     def decode(self, codes_NL: Codes) -> Vectors:
         """(N, D) reconstruction in the units of the vectors."""
@@ -269,25 +276,39 @@ def nearest(x_ND: Tensor, book_VD: Tensor) -> Tensor:
     return torch.cat([squared_distances(part, book_VD).argmin(1) for part in x_ND.split(CHUNK)])
 
 
-def scaling(x_ND: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
+def scaling(x_ND: Vectors | VectorRows, standardise: bool) -> tuple[Tensor, Tensor]:
     """(D,) mean and standard deviation per dimension; zeros and ones without ``standardise``.
 
     Dead dimensions have scale 1: MiniLM has some whose values are rounding errors of 1e-9 and 1e-33, which differ from
     machine to machine.
     """
+    x_ND = VectorRows.of(x_ND)
     if not standardise:
-        return torch.zeros(x_ND.shape[1]), torch.ones(x_ND.shape[1])
-    mean, spread = x_ND.double().mean(0), x_ND.double().std(0, correction=0)
+        return torch.zeros(x_ND.width), torch.ones(x_ND.width)
+    blocks = [*x_ND.blocks()]
+    if len(blocks) == 1:
+        x = torch.from_numpy(x_ND[blocks[0]]).double()
+        mean, spread = x.mean(0), x.std(0, correction=0)
+    else:
+        mean = torch.stack([_sums(x_ND, block) for block in blocks]).sum(0) / len(x_ND)
+        spread = (torch.stack([_sums(x_ND, block, mean) for block in blocks]).sum(0) / len(x_ND)).sqrt()
     dead = spread <= DEAD_DIMENSION * spread.square().mean().sqrt()
     return mean.float(), torch.where(dead, 1.0, spread).float()
 
 
-def fitting_sizes(x_ND: Vectors, sizes: tuple[int, ...], *, few_items: str = "shrink") -> tuple[int, ...]:
+def _sums(x_ND: VectorRows, block: slice, mean: Tensor | None = None) -> Tensor:
+    """(D,) float64 sums of a block's rows, or of their squared differences from ``mean``."""
+    parts = torch.from_numpy(x_ND[block]).split(CHUNK)
+    sums = [part.double().sum(0) if mean is None else (part.double() - mean).square().sum(0) for part in parts]
+    return torch.stack(sums).sum(0)
+
+
+def fitting_sizes(x_ND: Vectors | VectorRows, sizes: tuple[int, ...], *, few_items: str = "shrink") -> tuple[int, ...]:
     """Limit the codes per level to one per ``ITEMS_PER_CODE`` distinct rows of ``x_ND``.
 
     ``few_items="refuse"`` keeps the sizes and raises ValueError for fewer distinct rows than codes of a level.
     """
-    distinct = len(np.unique(_row_hashes(x_ND)))
+    distinct = len(np.unique(row_hashes(x_ND)))
     if few_items == "refuse" and distinct < max(sizes):
         raise ValueError(
             f"{distinct:,} distinct vectors are fewer than the {max(sizes)} codes of a level: lower codes, or set "
@@ -304,29 +325,38 @@ def fitting_sizes(x_ND: Vectors, sizes: tuple[int, ...], *, few_items: str = "sh
     return shrunk
 
 
-def distinct_rows(x_ND: Vectors) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def distinct_rows(x_ND: Vectors | VectorRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First row of each group of equal rows, and (N,) group number of every row."""
-    _, first, group = np.unique(_row_hashes(x_ND), return_index=True, return_inverse=True)
+    _, first, group = np.unique(row_hashes(x_ND), return_index=True, return_inverse=True)
     return first, group
 
 
-def _row_hashes(x_ND: Vectors) -> NDArray[np.uint64]:
+def row_hashes(x_ND: Vectors | VectorRows) -> NDArray[np.uint64]:
     """(N,) 64-bit hash of each row."""
-    odd = np.random.default_rng(0).integers(1 << 62, size=x_ND.shape[1], dtype=np.uint64) * 2 + 1
-    chunks = (x_ND[i : i + 16_384] + np.float32(0) for i in range(0, len(x_ND), 16_384))  # -0.0 becomes 0.0
-    return np.concatenate([(chunk.view(np.uint32) * odd).sum(1, dtype=np.uint64) for chunk in chunks])
+    x_ND = VectorRows.of(x_ND)
+    odd = np.random.default_rng(0).integers(1 << 62, size=x_ND.width, dtype=np.uint64) * 2 + 1
+    starts = range(0, len(x_ND), 16_384)
+    chunks = (x_ND[start : start + 16_384] + np.float32(0) for start in starts)  # -0.0 becomes 0.0
+    hashes = [(chunk.view(np.uint32) * odd).sum(1, dtype=np.uint64) for chunk in chunks]
+    return np.concatenate([np.zeros(0, np.uint64), *hashes])
 
 
-def _finite_matrix(x_ND: Vectors, width: int | None = None) -> Vectors:
+def _check_finite(x_ND: VectorRows) -> None:
+    is_bad = np.zeros(len(x_ND), bool)
+    for block in x_ND.blocks():
+        is_bad[block] = ~np.isfinite(x_ND[block]).all(1)
+    if len(bad := np.flatnonzero(is_bad)):
+        raise ValueError(f"{len(bad)} of {len(x_ND)} vectors have NaN or infinity: rows {', '.join(map(str, bad[:5]))}")
+
+
+def _finite_matrix(x_ND: Vectors, width: int) -> Vectors:
     x_ND = np.ascontiguousarray(x_ND, np.float32)
     if x_ND.ndim != 2:
         raise ValueError(f"vectors must have shape (N, D), got {x_ND.shape}")
-    if width not in (None, x_ND.shape[1]):
+    if width != x_ND.shape[1]:
         raise ValueError(
             f"vectors have width {x_ND.shape[1]}, the quantizer was fitted to width {width}: other embeddings? "
             "Fit anew with semantic_ids.refit=true"
         )
-    bad = np.flatnonzero(~np.isfinite(x_ND).all(1))
-    if len(bad):
-        raise ValueError(f"{len(bad)} of {len(x_ND)} vectors have NaN or infinity: rows {', '.join(map(str, bad[:5]))}")
+    _check_finite(VectorRows(x_ND))
     return x_ND

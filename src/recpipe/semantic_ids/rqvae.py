@@ -38,9 +38,16 @@ from torch import Tensor
 
 from recpipe.config import check_arguments
 from recpipe.progress import Progress, progress
-from recpipe.semantic_ids.autoencoder import Autoencoder, CodeOverrides, LearnedCodebooks, Losses, QuantizedAutoencoder
-from recpipe.semantic_ids.collisions import Vectors
+from recpipe.semantic_ids.autoencoder import (
+    COMPONENT_ROWS,
+    Autoencoder,
+    CodeOverrides,
+    LearnedCodebooks,
+    Losses,
+    QuantizedAutoencoder,
+)
 from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig, distinct_rows, thread_limit
+from recpipe.semantic_ids.vector_rows import StandardisedRows, VectorRows
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +55,7 @@ MIN_HELD_OUT_ITEMS = 20  # catalogues below this size hold out no items
 EVALUATIONS = 50  # on held-out items, approximately
 WARMUP_STEPS = 20  # of the learning rate
 MIN_RATE = 0.02  # share of the highest learning rate
+MAX_HELD_OUT = 65_536  # larger catalogues hold out no more items, or choose the best state by so many
 SAMPLE = 65_536  # rows for k-means and the reset of dead codes
 RESET_STEPS = 200  # steps at most between resets of dead codes, or one epoch where that is longer
 MAX_SEPARABLE = 100_000  # items up to which collisions are separated: reallocation each epoch is costly
@@ -87,7 +95,7 @@ class RQVAEConfig(QuantizerConfig):
     separate: float = 4.0  # commitment weight of colliding items to free codes; 0: off
     sinkhorn: tuple[float, ...] | None = None  # epsilon per level, 0: none; LC-Rec has [0, 0, 0.003]
     settle: float = 0.25  # share of the steps before the best state is tracked
-    held_out: float = 0.05  # share of the items that choose the best state; 0: all items do
+    held_out: float = 0.05  # share of the items that choose the best state; 0: all items do (see MAX_HELD_OUT)
     patience: int = 15  # evaluations without improvement
     precision: str = "auto"  # fp32, bf16; auto: bf16 where the processor has AMX
     threads: int = 1  # 1 is repeatable on any machine
@@ -126,18 +134,25 @@ class AutoencoderQuantizer(Quantizer):
     def _dimensions(self) -> list[list[int]]:
         """(L) latent dimensions that each level quantizes."""
 
-    def _fit(self, x_ND: Vectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
+    def _fit(self, x_ND: VectorRows, *, seed: int, on_epoch: OnEpoch | None) -> None:
         with thread_limit(torch.get_num_threads, torch.set_num_threads, self.config.threads):
             generator = torch.Generator().manual_seed(seed)
-            held_out = train = self._scaled(x_ND)
+            held_out = train = StandardisedRows(x_ND, self.mean, self.scale)
             count = int(self.config.held_out * len(train))
-            if count and len(train) >= MIN_HELD_OUT_ITEMS:
+            if (count and len(train) >= MIN_HELD_OUT_ITEMS) or len(train) > MAX_HELD_OUT:
                 rows = torch.randperm(len(train), generator=generator)
-                held_out, train = train[rows[:count]], train[rows[count:]]
+                held_out, train = train.select(rows[: count or len(rows)][:MAX_HELD_OUT]), train.select(rows[count:])
             self.model = QuantizedAutoencoder(self._network(seed), bf16=_use_bf16(self.config.precision))
-            self.model.network.init_components(train, self._order())
+            self.model.network.init_components(train.tensor(slice(COMPONENT_ROWS)), self._order())
             training = Training(
-                self.config, self.model, self.sizes, self._masks(), train, held_out, generator, on_epoch
+                self.config,
+                self.model,
+                self.sizes,
+                self._masks(),
+                train,
+                held_out.tensor(slice(None)),
+                generator,
+                on_epoch,
             )
             training.run()
             self.history = training.history
@@ -210,7 +225,7 @@ class Training:
     model: QuantizedAutoencoder
     sizes: tuple[int, ...]
     masks_LZ: Tensor
-    train_ND: Tensor  # standardised
+    train_ND: StandardisedRows
     held_out_ND: Tensor
     generator: torch.Generator
     on_epoch: OnEpoch | None = None
@@ -225,7 +240,7 @@ class Training:
         self.step = self.revived = 0
         weights = self.model.network.parameters()
         self.optimizer = torch.optim.AdamW(weights, conf.lr, weight_decay=conf.weight_decay, fused=True)
-        self.distinct, self.group = map(torch.from_numpy, distinct_rows(self.train_ND.numpy()))
+        self.distinct, self.group = map(torch.from_numpy, distinct_rows(self.train_ND))
         self.separated = torch.zeros(len(self.distinct), dtype=torch.bool)
 
     def run(self) -> None:
@@ -267,7 +282,7 @@ class Training:
         order = torch.randperm(len(self.train_ND), generator=self.generator)
         overrides, means, codes = self._separating_codes(), torch.zeros(2), []
         for rows in order[: size * self.batches].view(self.batches, size):
-            x_BD, dropped_BD = self.train_ND[rows], None
+            x_BD, dropped_BD = self.train_ND.tensor(rows), None
             if self.config.dropout:
                 dropped_BD = torch.rand(x_BD.shape, generator=self.generator) < self.config.dropout
             losses = self.model.losses(
@@ -307,15 +322,15 @@ class Training:
         weight = self.config.separate
         if self.model.codebooks is None or not weight or len(self.distinct) > MAX_SEPARABLE:
             return None
-        if (overrides := self.model.separating_codes(self.train_ND[self.distinct], weight=weight)) is None:
+        if (overrides := self.model.separating_codes(self.train_ND.tensor(self.distinct), weight=weight)) is None:
             return None
         self.separated |= overrides.mask
         return replace(overrides, mask=self.separated)[self.group]
 
     def _sample(self) -> Tensor:
         if len(self.train_ND) <= SAMPLE:
-            return self.train_ND
-        return self.train_ND[torch.randperm(len(self.train_ND), generator=self.generator)[:SAMPLE]]
+            return self.train_ND.tensor(slice(None))
+        return self.train_ND.tensor(torch.randperm(len(self.train_ND), generator=self.generator)[:SAMPLE])
 
 
 @dataclass

@@ -1,0 +1,77 @@
+"""Vectors that are read in blocks of rows, so that those of a large catalogue may stay in a memory map.
+
+Shape letters: N rows, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recpipe.semantic_ids.collisions import Rows, Vectors
+
+BLOCK = 1 << 26  # elements of a block: 256 MiB
+MULTIPLE = 8192  # of the rows of a block, as networks and distances go through vectors in parts of 4096 or 8192 rows
+
+
+class VectorRows:
+    """The rows ``rows`` (N,) of ``vectors``, by default all, without a copy. Raises ValueError unless it is a matrix.
+
+    Indexing copies only the rows asked for; catalogues of up to ``BLOCK`` elements are a single block.
+    """
+
+    def __init__(self, vectors: Vectors, rows: Rows | NDArray[np.bool_] | None = None) -> None:
+        if vectors.ndim != 2:
+            raise ValueError(f"vectors must have shape (N, D), got {vectors.shape}")
+        if rows is not None and rows.dtype == bool:
+            rows = None if rows.all() else np.flatnonzero(rows)
+        self.vectors, self._rows = vectors, rows
+
+    @classmethod
+    def of(cls, vectors: Vectors | VectorRows) -> VectorRows:
+        """Return ``vectors`` as such rows."""
+        return vectors if isinstance(vectors, VectorRows) else cls(vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors) if self._rows is None else len(self._rows)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.vectors.shape[1])
+
+    def __getitem__(self, rows: Rows | slice) -> Vectors:
+        """Return float32 vectors (n, D); of a slice a view where that is possible."""
+        index = rows if self._rows is None else self._rows[rows]
+        return np.ascontiguousarray(self.vectors[index], np.float32)
+
+    def blocks(self) -> Iterator[slice]:
+        """Split the rows into blocks of about ``BLOCK`` elements."""
+        size = max(BLOCK // max(self.width, 1) // MULTIPLE, 1) * MULTIPLE
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+
+class StandardisedRows(VectorRows):
+    """Rows less ``mean`` (D,), divided by ``scale`` (D,), computed when they are read."""
+
+    def __init__(self, x_ND: VectorRows, mean: Tensor, scale: Tensor) -> None:
+        super().__init__(x_ND.vectors, x_ND._rows)
+        self.mean, self.scale = mean.numpy(), scale.numpy()
+
+    def __getitem__(self, rows: Rows | slice) -> Vectors:
+        standardised: Vectors = (super().__getitem__(rows) - self.mean) / self.scale
+        return standardised
+
+    def tensor(self, rows: Tensor | slice) -> Tensor:
+        """Return the rows as a tensor (n, D)."""
+        return torch.from_numpy(self[rows.numpy() if isinstance(rows, Tensor) else rows])
+
+    def select(self, rows: Tensor) -> StandardisedRows:
+        """Return some of the rows, without reading them."""
+        index = rows.numpy() if self._rows is None else self._rows[rows.numpy()]
+        return StandardisedRows(VectorRows(self.vectors, index), *map(torch.from_numpy, (self.mean, self.scale)))

@@ -20,6 +20,7 @@ from recpipe.pipelines.train import split_sequences, train_model
 from recpipe.training.bundle import Bundle, load_bundle, save_bundle
 from recpipe.training.fit import TrainSettings
 
+INGEST: dict[str, Any] = {"engine": {}}
 STEPS = pl.DataFrame(
     {
         "step": [0, 1],
@@ -63,10 +64,11 @@ def test_the_split_gives_what_fitting_may_see_and_the_test_fold(tmp_path) -> Non
     path = tmp_path / "interactions.parquet"
     rows = [(f"u{u}", f"i{(u + n) % 6}", n, u * 9 + n) for u in range(5) for n in range(4)]
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "order"], orient="row").write_parquet(path)
-    inputs = ["interactions", "users", "ingest_steps", "protocol"]
+    inputs = ["interactions", "users", "ingest_steps", "protocol", "ingest", "paths"]
     node = Node(split_sequences, inputs, ["training_data", "test_set"])
     users = pl.DataFrame({"user_id": ["u3", "u0"], "country": ["fr", "de"]})
-    values = [path, users, STEPS, Protocol(dataset="shop", split="leave_one_out")]
+    paths = DataPaths(tmp_path, tmp_path, "shop")
+    values = [path, users, STEPS, Protocol(dataset="shop", split="leave_one_out"), INGEST, paths]
     found = node.run(dict(zip(inputs, values, strict=True)))
     data, test_set = found["training_data"], found["test_set"]
     assert data.protocol_fields["steps"] == list(SPLIT.steps)
@@ -87,8 +89,11 @@ def test_the_test_fold_of_another_split_is_refused(tmp_path) -> None:
     rows = [(f"u{u}", f"i{(u + n) % 6}", n, u * 9 + n) for u in range(9) for n in range(6)]
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "order"], orient="row").write_parquet(path)
     users = pl.DataFrame({"user_id": ["u3"]})
+    paths = DataPaths(tmp_path, tmp_path, "shop")
     for rule in ("leave_one_out", "ratio"):
-        data, test_set = split_sequences(path, users, STEPS, Protocol(dataset="shop", split=rule, valid=0.2, test=0.4))
+        data, test_set = split_sequences(
+            path, users, STEPS, Protocol(dataset="shop", split=rule, valid=0.2, test=0.4), INGEST, paths
+        )
         data.write(tmp_path / rule)
         test_set.write(tmp_path / rule / "test_set.arrow")
     data = TrainingData.read(tmp_path / "ratio")

@@ -23,6 +23,7 @@ from recpipe.training.bundle import Bundle, save_bundle
 from recpipe.training.newest import newest_run
 
 FAST = {"device": "cpu", "batch_tokens": 200, "max_epochs": 1, "loggers": []}
+INGEST: dict[str, Any] = {"engine": {}}
 STEPS = pl.DataFrame({"name": ["raw"], "detail": ["{}"]})
 UPDATE = {
     "replay": 0.5, "learning_rate": 1.0, "schedule": {"name": "constant"}, "max_epochs": 1, "patience": 1,
@@ -62,7 +63,7 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[RunConfig, 
     """A measured run on disk."""
     paths, run = DataPaths(tmp_path, tmp_path, "shop"), config(request.param)
     protocol = Protocol(dataset="shop", history=8, exclude_seen=False)
-    data, _ = split_sequences(*log(tmp_path / "short.parquet", 7, 12), STEPS, protocol)
+    data, _ = split_sequences(*log(tmp_path / "short.parquet", 7, 12), STEPS, protocol, INGEST, paths)
     save(train_model(run, data, paths, **item_tables(12)), paths, "bundle", "2026-01-01T00.00.00.000Z")
     metrics = paths.reporting / "m" / "seed_1" / "metrics.json" / "2026-01-01T00.00.00.000Z" / "metrics.json"
     metrics.parent.mkdir(parents=True)
@@ -82,7 +83,7 @@ def test_the_newest_bundle_is_continued_and_the_measured_run_stays_named(trained
     for version, items in (("2026-01-02T00.00.00.000Z", 14), ("2026-01-03T00.00.00.000Z", 16)):
         if run.type == "sasrec":
             interactions, users = log(tmp_path / f"{items}.parquet", items, items)
-            bundle = update_model(run, UPDATE, interactions, users, STEPS, paths, **item_tables(items))
+            bundle = update_model(run, UPDATE, interactions, users, STEPS, INGEST, paths, **item_tables(items))
         else:
             bundle = add_items(run, paths, **item_tables(items))
         assert len(bundle.vocabulary) == items
@@ -107,4 +108,4 @@ def test_models_without_a_bundle_and_of_the_wrong_kind_are_refused(trained, tmp_
             add_items(run, paths, **item_tables(14))
     else:
         with pytest.raises(ValueError, match="--pipeline=add_items"):
-            update_model(run, UPDATE, interactions, users, STEPS, paths, **item_tables(12))
+            update_model(run, UPDATE, interactions, users, STEPS, INGEST, paths, **item_tables(12))

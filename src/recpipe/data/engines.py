@@ -37,6 +37,14 @@ def connect(engine: Mapping[str, Any] | None = None) -> BaseBackend:
     return _duckdb(engine) if check(engine) == "duckdb" else _spark(engine)
 
 
+def duckdb_beside(engine: Mapping[str, Any], spill_folder: Path) -> dict[str, Any]:
+    """Return settings of a DuckDB with the limits of ``engine``, which may be another; ``spill_folder`` by default."""
+    keys = ["memory_limit", "threads"]
+    keys += ["settings"] if check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
+    settings = {key: engine.get(key) for key in keys}
+    return {**settings, "spill_folder": engine.get("spill_folder") or str(spill_folder)}
+
+
 def check(engine: Mapping[str, Any]) -> str:
     """Return the engine's name without opening it. Raises ValueError for an unknown key or name."""
     for key in engine:

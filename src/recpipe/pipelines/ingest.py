@@ -40,10 +40,9 @@ def ingest_log(
     from recpipe.data.interactions import ingest as ingest_tables
 
     entries = _verified_entries(source_files)
-    engine = {**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(paths.spill)}
-    keys = ["memory_limit", "threads", "spill_folder"]
-    keys += ["settings"] if engines.check(engine) == "duckdb" else []  # Spark's settings are not DuckDB's
-    con = engines.connect({key: engine.get(key) for key in keys})
+    duckdb = engines.duckdb_beside(ingest["engine"], paths.spill)
+    engine = {**ingest["engine"], "spill_folder": duckdb["spill_folder"]}
+    con = engines.connect(duckdb)
     raw = readers.read(dataset.model_dump(exclude_unset=True), source_files, con)
     result = ingest_tables(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
     steps = pl.DataFrame(result.steps)

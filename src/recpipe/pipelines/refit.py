@@ -9,9 +9,9 @@ from kedro.pipeline import Pipeline
 
 from recpipe.config import COLLABORATIVE, ConfigError, DataPaths, RunConfig
 from recpipe.data.protocol import log_steps
-from recpipe.pipelines.train import training_inputs, training_job
+from recpipe.pipelines.train import build_log, training_inputs, training_job
 from recpipe.pipelines.types import Bundle, DataFrame
-from recpipe.pipelines.wiring import Wiring, create_node
+from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 ITEM_MODEL = "item_model_production"  # production bundle of the model whose item vectors are read
 
@@ -23,6 +23,7 @@ def refit_model(
     interactions: Path,
     users: DataFrame,
     ingest_steps: DataFrame,
+    ingest: dict[str, Any],
     paths: DataPaths,
     **inputs: Any,
 ) -> Bundle:
@@ -35,7 +36,8 @@ def refit_model(
     version = latest_version(folder.parent / "bundle")
     assert version is not None  # the bundle was loaded from there
     measured = refit.MeasuredRun(bundle, evaluation, version.parent.name, training_curve(paths, config))
-    data = measured.whole_log(interactions, users.to_arrow(), log_steps(ingest_steps.to_dicts()))
+    log = build_log(interactions, bundle.protocol, ingest, paths)
+    data = measured.whole_log(*log, users.to_arrow(), log_steps(ingest_steps.to_dicts()))
     settings = measured.config(config)
     production = inputs.pop(ITEM_MODEL, None)
     if COLLABORATIVE in inputs:
@@ -82,4 +84,4 @@ def refit_inputs(run: RunConfig) -> dict[str, str]:
     inputs = {name: dataset for name, dataset in training_inputs(run).items() if name not in ("training_data", "start")}
     if run.item_model is not None:
         inputs[ITEM_MODEL] = f"{run.item_model}_production"
-    return inputs | measured | {name: name for name in ("interactions", "users", "ingest_steps")}
+    return inputs | measured | node_inputs("interactions", "users", "ingest_steps", params=("ingest",))

@@ -10,25 +10,27 @@ from kedro.pipeline import Node, Pipeline
 
 from recpipe.config import COLLABORATIVE, ID_KINDS, VECTORS, DataPaths, RunConfig
 from recpipe.data.protocol import Protocol, log_steps
-from recpipe.pipelines.types import Bundle, DataFrame, Fold, TrainingData, TrainingJob
+from recpipe.pipelines.types import Bundle, DataFrame, Fold, Sequences, TrainingData, TrainingJob, Vocabulary
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 log = logging.getLogger(__name__)
 
 
 def split_sequences(
-    interactions: Path, users: DataFrame, ingest_steps: DataFrame, protocol: Protocol
+    interactions: Path,
+    users: DataFrame,
+    ingest_steps: DataFrame,
+    protocol: Protocol,
+    ingest: dict[str, Any],
+    paths: DataPaths,
 ) -> tuple[TrainingData, Fold]:
     """Split the log by the protocol: training data without the test fold, and the test fold."""
     from dataclasses import replace
 
-    from recpipe.data.sequence_builder import build_sequences
     from recpipe.data.splits import TrainingData, split
     from recpipe.evaluation.profile import split_warnings
 
-    sequences, vocabulary = build_sequences(
-        interactions, ties=protocol.ties, seed=protocol.seed, target_events=protocol.target_events
-    )
+    sequences, vocabulary = build_log(interactions, protocol, ingest, paths)
     protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=log_steps(ingest_steps.to_dicts()))
     parts = split(sequences.with_profiles(users.to_arrow()), protocol, vocabulary)
     sizes = parts.sizes()
@@ -42,6 +44,23 @@ def split_sequences(
         log.warning("%s", warning)
     fields = {"id": protocol.id, **protocol.to_dict(), "sizes": sizes, "test_set": parts.test.fingerprint()}
     return TrainingData(fields, vocabulary, parts.train, parts.valid), parts.test
+
+
+def build_log(
+    interactions: Path, protocol: Protocol, ingest: dict[str, Any], paths: DataPaths
+) -> tuple[Sequences, Vocabulary]:
+    """Build the sequences of the whole log; those of a large one lie in files that are deleted with them."""
+    from recpipe.data.engines import duckdb_beside
+    from recpipe.data.sequence_builder import build_sequences
+
+    return build_sequences(
+        interactions,
+        ties=protocol.ties,
+        seed=protocol.seed,
+        target_events=protocol.target_events,
+        folder=paths.intermediate,
+        engine=duckdb_beside(ingest["engine"], paths.spill),
+    )
 
 
 def train_model(config: RunConfig, training_data: TrainingData, paths: DataPaths, **inputs: Any) -> Bundle:
@@ -70,7 +89,7 @@ def training_job(
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
     """Create the shared split, and ``train_model`` in the namespace of every model."""
-    inputs = node_inputs("interactions", "users", "ingest_steps", params=("protocol",))
+    inputs = node_inputs("interactions", "users", "ingest_steps", params=("protocol", "ingest", "paths"))
     split = Node(split_sequences, inputs, ["training_data", "test_set"], name="split_sequences")
     runs = wiring.runs.items()
     return Pipeline([split, *(create_node(train_model, training_inputs(run), f"{m}_bundle", m) for m, run in runs)])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
     from recpipe.content.embeddings import Embeddings
-    from recpipe.data.sequences import Fold
+    from recpipe.data.sequences import Fold, Sequences, Vocabulary
     from recpipe.data.splits import TrainingData
     from recpipe.evaluation.evaluate import Evaluation
     from recpipe.reporting.run_store import RunStore
@@ -25,4 +25,4 @@ if TYPE_CHECKING:
     from recpipe.training.job import TrainingJob
 else:
     Bundle = DataFrame = Embeddings = Evaluation = Figure = Fold = IbisTable = PrefixTree = Any
-    Quantizer = RunStore = SemanticIds = TrainingData = TrainingJob = Any
+    Quantizer = RunStore = SemanticIds = Sequences = TrainingData = TrainingJob = Vocabulary = Any

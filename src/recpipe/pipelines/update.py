@@ -10,6 +10,7 @@ from kedro.pipeline import Pipeline
 from recpipe.config import DataPaths, RunConfig, build_config
 from recpipe.data.protocol import log_steps
 from recpipe.pipelines.add_items import item_inputs
+from recpipe.pipelines.train import build_log
 from recpipe.pipelines.types import Bundle, DataFrame
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
@@ -20,13 +21,13 @@ def update_model(
     interactions: Path,
     users: DataFrame,
     ingest_steps: DataFrame,
+    ingest: dict[str, Any],
     paths: DataPaths,
     **inputs: Any,
 ) -> Bundle:
     """Continue the newest bundle of a model on new events; ``inputs`` are those of ``ItemInputs.of``."""
     from dataclasses import replace
 
-    from recpipe.data.sequence_builder import build_sequences
     from recpipe.evaluation.evaluate import validator
     from recpipe.progress import report_epoch
     from recpipe.training.job import ItemInputs
@@ -37,9 +38,7 @@ def update_model(
     newest = newest_run(paths, config)
     check_updatable(newest.bundle)
     protocol = newest.bundle.protocol
-    sequences, vocabulary = build_sequences(
-        interactions, ties=protocol.ties, seed=protocol.seed, target_events=protocol.target_events
-    )
+    sequences, vocabulary = build_log(interactions, protocol, ingest, paths)
     return Update(
         bundle=newest.bundle,
         version=newest.version,
@@ -59,7 +58,7 @@ def update_model(
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
     """Create ``update_model`` in the namespace of every model."""
-    shared = node_inputs("interactions", "users", "ingest_steps", params=("update",))
+    shared = node_inputs("interactions", "users", "ingest_steps", params=("update", "ingest"))
     return Pipeline(
         [
             create_node(update_model, shared | item_inputs(run), f"{model}_production", model)

@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ import torch
 
 from recpipe.config import COLLABORATIVE, RunConfig, build_config
 from recpipe.config.run_config import ColdUsersConfig
-from recpipe.data.sequence_builder import build_sequences
 from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.data.splits import TrainingData, split
 from recpipe.models.recommender import Recommender
@@ -95,12 +93,10 @@ class MeasuredRun:
                 f"differ), so its metrics say nothing about it: {self.command('train,evaluate')}, then refit again"
             )
 
-    def whole_log(self, interactions: Path, users: pa.Table, steps: tuple[str, ...]) -> TrainingData:
-        """Read all events of the log as training data. Raises ValueError where it is not that of the run."""
-        protocol = self.bundle.protocol
-        sequences, vocabulary = build_sequences(
-            interactions, ties=protocol.ties, seed=protocol.seed, target_events=protocol.target_events
-        )
+    def whole_log(
+        self, sequences: Sequences, vocabulary: Vocabulary, users: pa.Table, steps: tuple[str, ...]
+    ) -> TrainingData:
+        """Return all events of the log as training data. Raises ValueError where it is not that of the run."""
         self.check_log(sequences, vocabulary, steps)
         return self.data(sequences.with_profiles(users), vocabulary)
 

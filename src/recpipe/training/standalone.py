@@ -37,6 +37,7 @@ from recpipe.content.embeddings import Embeddings
 from recpipe.data.atomic import atomic_file, atomic_folder, latest_version, record_version
 from recpipe.data.digests import verified
 from recpipe.data.protocol import log_steps
+from recpipe.data.sequence_builder import build_sequences
 from recpipe.data.sequences import Fold
 from recpipe.data.splits import TrainingData
 from recpipe.evaluation.evaluate import validator
@@ -232,7 +233,17 @@ class DataFolder:
         """Read all events of the log. Raises ValueError where it is not that of ``measured``."""
         tables = ("interactions", "users", "ingest_steps")
         log, users, steps = (verified(_existing(self.inputs.primary / f"{t}.parquet", "ingest")) for t in tables)
-        return measured.whole_log(log, pq.read_table(users), log_steps(pq.read_table(steps).to_pylist()))
+        protocol = measured.bundle.protocol
+        sequences, vocabulary = build_sequences(
+            log,
+            ties=protocol.ties,
+            seed=protocol.seed,
+            target_events=protocol.target_events,
+            folder=self.inputs.intermediate,
+        )
+        return measured.whole_log(
+            sequences, vocabulary, pq.read_table(users), log_steps(pq.read_table(steps).to_pylist())
+        )
 
     def item_inputs(self, config: RunConfig) -> ItemInputs:
         """Read the table of items, and the vectors and ids that the model reads."""

@@ -11,6 +11,7 @@ import torch
 from tests.synthetic import random_sequences, sequences, weighted, weights_by_pair
 
 from recpipe.layers.interactions import PROFILES, SETS, SIMILARITIES, SMOOTHING, NeighbourConfig
+from recpipe.models import item_knn
 from recpipe.models.registry import build
 
 distance = pytest.importorskip("scipy.spatial.distance", reason="scipy comes with the dev dependencies")
@@ -157,6 +158,28 @@ def test_only_the_nearest_are_used(neighbours):
     np.fill_diagonal(between, 0)
     selected = np.sort(best(between, neighbours), 1)[:, ::-1][:, :neighbours]
     np.testing.assert_allclose(items.similarity[1:, :neighbours], selected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("neighbours", [1, 4, 99])
+@pytest.mark.parametrize(("similarity", "profile"), KINDS)
+def test_sparse_neighbours_of_large_catalogues_are_the_best_of_dense_rows(similarity, profile, neighbours, monkeypatch):
+    config = {"neighbours": neighbours, "similarity": similarity, "profile": profile}
+    everything = build("item_knn", {**config, "neighbours": 99}, n_items=ITEMS, max_length=20)
+    everything.fit(DATA)
+    table = np.zeros((ITEMS + 1, ITEMS + 1), np.float32)
+    np.put_along_axis(table, everything.near.numpy(), everything.similarity.numpy(), 1)
+    for products in (1, 50, 1 << 23):
+        monkeypatch.setattr(item_knn, "DENSE_ITEMS", 0)
+        monkeypatch.setattr(item_knn, "PRODUCTS", products)
+        model = build("item_knn", config, n_items=ITEMS, max_length=20)
+        model.fit(DATA)
+        order = np.argsort(-table, axis=1, kind="stable")[:, : min(neighbours, ITEMS)]
+        values = np.take_along_axis(table, order, 1)
+        np.testing.assert_array_equal(model.similarity, values)
+        np.testing.assert_array_equal(model.near, np.where(values > 0, order, 0))
+        assert model.near.dtype == torch.int32
+        if neighbours == 99:
+            np.testing.assert_allclose(scores(model, NEW), scores(everything, NEW), rtol=1e-5)
 
 
 def test_item_knn_reads_the_last_events_only():

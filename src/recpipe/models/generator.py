@@ -114,7 +114,10 @@ class TreeSearcher(Recommender):
         seen = UserItems.of_histories(histories) if exclude_seen else excluded
         seen = seen.joined(excluded) if seen is not None and exclude_seen else seen
         with self.cached_weights():
-            for rows in search_buckets(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k)):
+            buckets = search_buckets(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k))
+            if isinstance(candidates, UserItems) or whole_catalogue:  # masks (B, I + 1)
+                buckets = [rows for bucket in buckets for rows in self.score_blocks(bucket)]
+            for rows in buckets:
                 request = SearchRequest(*self._restrictions(rows, seen, candidates), stochastic, whole_catalogue)
                 yield rows, *_pad(*self.search_batch(data.batch(rows), k, request), k)
         for rows in self.score_blocks(np.flatnonzero(cold)):

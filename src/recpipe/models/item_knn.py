@@ -2,12 +2,16 @@
 
 Deviation: there are no ratings; the score of an item is the sum of its similarities to the distinct items of the
 history, each times its largest weight where events have weights. I items, U users, B batch, T time, K neighbours.
+
+Up to ``DENSE_ITEMS`` items the neighbours are those of dense rows of similarities; of larger catalogues only the items
+with common users are sorted, and of equally similar ones the lower number is the neighbour.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +21,10 @@ from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.interactions import DENSE, NeighbourConfig, Profiles, history_values, user_item_pairs
 from recpipe.models.recommender import ClosedForm
-from recpipe.progress import progress
+from recpipe.progress import Progress, progress
+
+DENSE_ITEMS = 1 << 17  # items up to which rows of similarities are dense
+PRODUCTS = 1 << 23  # pairs of items in a block of sparse similarities, about 500 MiB
 
 
 class ItemKNN(ClosedForm):
@@ -45,17 +52,11 @@ class ItemKNN(ClosedForm):
 
     def fit(self, train: Sequences) -> None:
         pairs = user_item_pairs(train, self.n_items, torch.device("cpu"))
-        profiles, width = Profiles(pairs, self.config, of_items=True), pairs.width
-        neighbours, step = [], max(DENSE // width, 1)
-        with progress(width, "train", unit="items") as bar:
-            for first in range(0, width, step):
-                block = profiles.matrix[first : first + step]
-                similarities = torch.from_numpy(profiles.similarities(block).toarray())  # (block, I + 1)
-                similarities[torch.arange(len(similarities)), first + torch.arange(len(similarities))] = 0.0
-                neighbours.append(torch.topk(similarities, min(self.config.neighbours, self.n_items), dim=1))
-                bar.add(len(similarities))
-        self.similarity = torch.cat([part.values for part in neighbours]).to(self.device)
-        self.near = torch.cat([part.indices for part in neighbours]).to(self.device)
+        profiles, k = Profiles(pairs, self.config, of_items=True), min(self.config.neighbours, self.n_items)
+        find = dense_neighbours if self.n_items <= DENSE_ITEMS else sparse_neighbours
+        with progress(pairs.width, "train", unit="items") as bar:
+            near, similarity = find(profiles, k, bar)
+        self.near, self.similarity = near.to(self.device), similarity.to(self.device)
 
     def score(self, batch: Batch) -> Tensor:
         if self.config.last is not None:
@@ -70,5 +71,40 @@ class ItemKNN(ClosedForm):
         parts = (x.split(size) for x in (scores, items_BT, weights_BT))
         for part, items, weights in zip(*parts, strict=True):
             sums = self.similarity[items] * weights[..., None]  # (part, T, K)
-            part.scatter_add_(1, self.near[items].flatten(1), sums.flatten(1))
+            part.scatter_add_(1, self.near[items].flatten(1).long(), sums.flatten(1))
         return scores
+
+
+def dense_neighbours(profiles: Profiles, k: int, bar: Progress) -> tuple[Tensor, Tensor]:
+    """Return the most similar other items (I + 1, K) int64 of every item, and their similarities."""
+    width, parts = profiles.matrix.shape[0], []
+    for first in range(0, width, step := max(DENSE // width, 1)):
+        block = profiles.matrix[first : first + step]
+        similarities = torch.from_numpy(profiles.similarities(block).toarray())  # (block, I + 1)
+        similarities[torch.arange(len(similarities)), first + torch.arange(len(similarities))] = 0.0
+        parts.append(torch.topk(similarities, k, dim=1))
+        bar.add(len(similarities))
+    return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+
+
+def sparse_neighbours(profiles: Profiles, k: int, bar: Progress) -> tuple[Tensor, Tensor]:
+    """Return ``dense_neighbours`` as int32 without dense rows; item 0 with similarity 0 where there are fewer.
+
+    A block has about ``PRODUCTS`` pairs of items with a common user, counted once for each of these.
+    """
+    matrix = profiles.matrix
+    near, similarity = (np.zeros((matrix.shape[0], k), dtype) for dtype in (np.int32, np.float32))
+    sizes = (matrix != 0).astype(np.int64)  # by user, the number of items; by item, the pairs with its users' items
+    block_of = np.cumsum(sizes @ np.asarray(sizes.sum(0)).ravel()) // PRODUCTS
+    for rows in np.split(np.arange(len(block_of)), np.flatnonzero(np.diff(block_of)) + 1):
+        found = profiles.similarities(matrix[rows[0] : rows[-1] + 1])
+        row = np.repeat(rows, np.diff(found.indptr))
+        valid = (found.data > 0) & (found.indices != row)
+        row, item, value = row[valid], found.indices[valid], found.data[valid]
+        order = np.lexsort((-value, row))  # stable: of equal values the lower item
+        row, item, value = row[order], item[order], value[order]
+        rank = np.arange(len(row)) - np.searchsorted(row, row)
+        best = rank < k
+        near[row[best], rank[best]], similarity[row[best], rank[best]] = item[best], value[best]
+        bar.add(len(rows))
+    return torch.from_numpy(near), torch.from_numpy(similarity)

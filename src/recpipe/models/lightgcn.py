@@ -48,6 +48,7 @@ class LightGCN(ClosedForm):
             check_at_least(1, self, "dim", "layers", "batch", "epochs")
 
     takes_weights = True
+    dense_queries = True
     config: Config
     items: Tensor
     given: Tensor

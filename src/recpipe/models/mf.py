@@ -57,6 +57,7 @@ class MF(ClosedForm):
                 raise ValueError(f"penalty is {self.penalty}; it must be greater than 0")
 
     takes_weights = True
+    dense_queries = True
     config: Config
     items: Tensor
     fold: Tensor

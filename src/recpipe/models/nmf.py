@@ -51,6 +51,7 @@ class NMF(ClosedForm):
                 raise ValueError(f"l1_ratio is {self.l1_ratio}; allowed: 0 to 1")
 
     takes_weights = True
+    dense_queries = True
     config: Config
     parts: Tensor
 

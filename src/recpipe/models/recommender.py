@@ -251,7 +251,10 @@ class Scorer(Recommender):
     """Base class of models that score the whole catalogue at once.
 
     They implement ``query_vectors`` and ``output_vectors`` if a score is a product of two vectors, otherwise ``score``.
+    ``dense_queries``: query vectors are computed from values (B, I + 1) of the whole catalogue.
     """
+
+    dense_queries: ClassVar[bool] = False
 
     def query_vectors(self, batch: Batch) -> Tensor:
         """Return vectors (B, D) of histories, to be multiplied with ``output_vectors``."""
@@ -304,14 +307,14 @@ class Scorer(Recommender):
         """Yield rows (B,) and batches of at most ``tokens`` events over all users; None: they need the fallback.
 
         In evaluation mode and with cached weights. ``all_scores``: limit the rows so that scores (B, I + 1) fit in
-        memory; those of users who need the fallback always are.
+        memory; those of users who need the fallback always are, and those of a model with ``dense_queries``.
         """
         self.eval()
         data = self.on_device(histories, window=self.max_length)
         cold = self.needs_fallback(histories)
         with self.cached_weights():
             for bucket in length_buckets(data.lengths, np.flatnonzero(~cold), tokens):
-                for rows in self.score_blocks(bucket) if all_scores else [bucket]:
+                for rows in self.score_blocks(bucket) if all_scores or self.dense_queries else [bucket]:
                     yield rows, data.batch(rows)
             for rows in self.score_blocks(np.flatnonzero(cold)):
                 yield rows, None

@@ -49,6 +49,7 @@ class SVD(ClosedForm):
             check_at_least(1, self, "factors")
 
     takes_weights = True
+    dense_queries = True
     config: Config
     factors: Tensor
     weight: Tensor

@@ -5,12 +5,8 @@ The parts are separate copies: code that fits models gets no object that contain
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +20,7 @@ from recpipe.data.ids import Ids
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequence_files import missing_file
 from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
-
-log = logging.getLogger(__name__)
+from recpipe.data.split_rules import RULES, unit_hash
 
 PROTOCOL, VOCABULARY = "protocol.json", "vocabulary.parquet"
 TRAIN, VALID = "train_set.arrow", "valid_set.arrow"
@@ -154,7 +149,7 @@ def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndar
         return NO_ITEMS
     if vocabulary is None:
         raise ValueError("protocol.held_out_items chooses items by their ids; give split the vocabulary")
-    hashes = np.array([_unit_hash(f"item {item} ", protocol.seed) for item in vocabulary.ids.tolist()])
+    hashes = np.array([unit_hash(f"item {item} ", protocol.seed) for item in vocabulary.ids.tolist()])
     return (np.flatnonzero(hashes < protocol.held_out_items) + 1).astype(np.int32)
 
 
@@ -186,86 +181,6 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
     return Sequences(users, items, offsets=offsets, profiles=profiles, **events)
 
 
-@dataclass(frozen=True)
-class _Cuts:
-    """Positions in each user's sequence (U,): targets are [start, stop), the history is everything before."""
-
-    train_stop: np.ndarray
-    valid_start: np.ndarray
-    valid_stop: np.ndarray
-    test_start: np.ndarray
-    test_stop: np.ndarray
-
-
-def _leave_one_out(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """Last target event: test; the one before: validation. Users without two, or with nothing before, only train."""
-    n, one = sequences.lengths, np.ones_like(sequences.lengths)
-    valid_at, test_at = sequences.target_positions(2 * one), sequences.target_positions(one)
-    is_held_out = (sequences.target_counts() >= 2) & (valid_at > 0)
-    valid_at, test_at = np.where(is_held_out, valid_at, n), np.where(is_held_out, test_at, n)
-    return _Cuts(valid_at, valid_at, test_at, test_at, n)
-
-
-def _ratio(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """The last ``test`` share of each user's target events is test, the ``valid`` share before it validation."""
-    n = sequences.target_counts()
-    valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
-    n_test, n_valid = (np.floor(n * share + 0.5).astype(np.int64) for share in (test, valid))
-    n_test = np.minimum(n_test, n)
-    test_at = sequences.target_positions(n_test)
-    valid_at = sequences.target_positions(np.minimum(n_test + n_valid, n))
-    return _Cuts(valid_at, valid_at, test_at, test_at, sequences.lengths)
-
-
-def _temporal(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """One point in time for all users: a date, or the share of all target events that come after it.
-
-    Histories go on until the user's first target event after that point.
-    """
-    times = sequences.timestamps
-    if times is None:
-        raise ValueError("the temporal split needs timestamps and this data set has only an order; use leave_one_out")
-    target_times = times if sequences.is_target is None else times[sequences.is_target]
-    test_from = _cut_time(target_times, protocol.test, "test", after=0.0)
-    share_after = float(np.mean(target_times >= test_from))
-    valid_from = _cut_time(target_times, protocol.valid, "valid", after=share_after)
-    if not valid_from < test_from:
-        raise ValueError(
-            f"protocol.valid begins at {valid_from}, not before protocol.test at {test_from} (epoch seconds)"
-        )
-    owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    valid_at, test_at = (np.bincount(owner[times < cut], minlength=len(sequences)) for cut in (valid_from, test_from))
-    valid_start, test_start = valid_at, test_at
-    if sequences.is_target is not None:  # the first target event after each point
-        later = [sequences.is_target & (times >= moment) for moment in (valid_from, test_from)]
-        counts = [np.bincount(owner[mask], minlength=len(sequences)) for mask in later]
-        valid_start, test_start = map(sequences.target_positions, counts)
-    return _Cuts(valid_at, valid_start, test_at, test_start, sequences.lengths)
-
-
-def _cold_users(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """All events of test and validation users, chosen by hash, are held out; their last target event is the target."""
-    n = sequences.lengths
-    hashes = np.fromiter((_unit_hash(user, protocol.seed) for user in sequences.users), float, len(sequences))
-    valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
-    is_test, is_valid = hashes < test, (hashes >= test) & (hashes < test + valid)
-    last, zero = np.where(n > 0, sequences.target_positions(np.ones_like(n)), 0), np.zeros_like(n)
-    train_stop = np.where(is_test | is_valid, 0, n)
-    valid_and_test = (np.where(group, place, zero) for group in (is_valid, is_test) for place in (last, n))
-    return _Cuts(train_stop, *valid_and_test)
-
-
-def _none(sequences: Sequences, protocol: Protocol) -> _Cuts:
-    """All events are training events."""
-    n = sequences.lengths
-    return _Cuts(n, n, n, n, n)
-
-
-RULES: dict[str, Callable[[Sequences, Protocol], _Cuts]] = {
-    "leave_one_out": _leave_one_out, "ratio": _ratio, "temporal": _temporal, "cold_users": _cold_users, "none": _none,
-}  # fmt: skip
-
-
 def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, *, next_only: bool) -> Fold:
     """Create a fold without repeated targets of a user, since a list contains an item once."""
     rows = np.flatnonzero((start > 0) & (stop > start))
@@ -291,45 +206,3 @@ def _filter_events(sequences: Sequences, mask: np.ndarray) -> Sequences:
     columns = {name: getattr(sequences, name) for name in ("items", *EVENT_COLUMNS)}
     filtered = {name: values[mask] for name, values in columns.items() if values is not None}
     return replace(sequences, offsets=offsets, **filtered)
-
-
-def _share(value: float | str, name: str) -> float:
-    if isinstance(value, str) or not 0 < float(value) < 1:
-        raise ValueError(f"protocol.{name} is {value!r}; this split needs a share between 0 and 1")
-    return float(value)
-
-
-def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float) -> int:
-    """Return the epoch seconds at which a part begins, a share before the share ``after`` of later parts."""
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"protocol.{name} is {value!r}; give an ISO date such as 2011-10-01 or a share") from None
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    share = _share(value, name)
-    start = int(np.quantile(times, max(1 - after - share, 0), method="higher"))
-    actual = float(np.mean(times >= start)) - after
-    if start == times.min():
-        moments, counts = np.unique(times, return_counts=True)
-        same, when = counts.max() / len(times), _iso(moments[counts.argmax()])
-        raise ValueError(
-            f"protocol.{name} is {share:g} of the events and no event is left before that part: {same:.0%} of the "
-            f"events share the moment {when}, too many for a temporal split by shares; use split: leave_one_out "
-            "or ratio, or ISO dates for protocol.valid and protocol.test"
-        )
-    if actual > 1.5 * share:
-        log.warning(
-            "protocol.%s is %.0f%% of the events instead of %.0f%%, as many events share the moment %s",
-            name, 100 * actual, 100 * share, _iso(start),
-        )  # fmt: skip
-    return start
-
-
-def _iso(seconds: int) -> str:
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _unit_hash(key: str, seed: int) -> float:
-    """Hash an id and the seed to [0, 1)."""
-    return int(hashlib.md5(f"{key}{seed}".encode(), usedforsecurity=False).hexdigest()[:8], 16) / 2**32

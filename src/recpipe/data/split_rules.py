@@ -1,0 +1,138 @@
+"""Rules that split each user's sequence into training, validation and test events. U users, N events."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from recpipe.data.protocol import Protocol
+from recpipe.data.sequences import Sequences
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Positions in each user's sequence (U,): targets are [start, stop), the history is everything before."""
+
+    train_stop: np.ndarray
+    valid_start: np.ndarray
+    valid_stop: np.ndarray
+    test_start: np.ndarray
+    test_stop: np.ndarray
+
+
+def _leave_one_out(sequences: Sequences, protocol: Protocol) -> Cuts:
+    """Last target event: test; the one before: validation. Users without two, or with nothing before, only train."""
+    n, one = sequences.lengths, np.ones_like(sequences.lengths)
+    valid_at, test_at = sequences.target_positions(2 * one), sequences.target_positions(one)
+    is_held_out = (sequences.target_counts() >= 2) & (valid_at > 0)
+    valid_at, test_at = np.where(is_held_out, valid_at, n), np.where(is_held_out, test_at, n)
+    return Cuts(valid_at, valid_at, test_at, test_at, n)
+
+
+def _ratio(sequences: Sequences, protocol: Protocol) -> Cuts:
+    """The last ``test`` share of each user's target events is test, the ``valid`` share before it validation."""
+    n = sequences.target_counts()
+    valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
+    n_test, n_valid = (np.floor(n * share + 0.5).astype(np.int64) for share in (test, valid))
+    n_test = np.minimum(n_test, n)
+    test_at = sequences.target_positions(n_test)
+    valid_at = sequences.target_positions(np.minimum(n_test + n_valid, n))
+    return Cuts(valid_at, valid_at, test_at, test_at, sequences.lengths)
+
+
+def _temporal(sequences: Sequences, protocol: Protocol) -> Cuts:
+    """One point in time for all users: a date, or the share of all target events that come after it.
+
+    Histories go on until the user's first target event after that point.
+    """
+    times = sequences.timestamps
+    if times is None:
+        raise ValueError("the temporal split needs timestamps and this data set has only an order; use leave_one_out")
+    target_times = times if sequences.is_target is None else times[sequences.is_target]
+    test_from = _cut_time(target_times, protocol.test, "test", after=0.0)
+    share_after = float(np.mean(target_times >= test_from))
+    valid_from = _cut_time(target_times, protocol.valid, "valid", after=share_after)
+    if not valid_from < test_from:
+        raise ValueError(
+            f"protocol.valid begins at {valid_from}, not before protocol.test at {test_from} (epoch seconds)"
+        )
+    owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    valid_at, test_at = (np.bincount(owner[times < cut], minlength=len(sequences)) for cut in (valid_from, test_from))
+    valid_start, test_start = valid_at, test_at
+    if sequences.is_target is not None:  # the first target event after each point
+        later = [sequences.is_target & (times >= moment) for moment in (valid_from, test_from)]
+        counts = [np.bincount(owner[mask], minlength=len(sequences)) for mask in later]
+        valid_start, test_start = map(sequences.target_positions, counts)
+    return Cuts(valid_at, valid_start, test_at, test_start, sequences.lengths)
+
+
+def _cold_users(sequences: Sequences, protocol: Protocol) -> Cuts:
+    """All events of test and validation users, chosen by hash, are held out; their last target event is the target."""
+    n = sequences.lengths
+    hashes = np.fromiter((unit_hash(user, protocol.seed) for user in sequences.users), float, len(sequences))
+    valid, test = _share(protocol.valid, "valid"), _share(protocol.test, "test")
+    is_test, is_valid = hashes < test, (hashes >= test) & (hashes < test + valid)
+    last, zero = np.where(n > 0, sequences.target_positions(np.ones_like(n)), 0), np.zeros_like(n)
+    train_stop = np.where(is_test | is_valid, 0, n)
+    valid_and_test = (np.where(group, place, zero) for group in (is_valid, is_test) for place in (last, n))
+    return Cuts(train_stop, *valid_and_test)
+
+
+def _none(sequences: Sequences, protocol: Protocol) -> Cuts:
+    """All events are training events."""
+    n = sequences.lengths
+    return Cuts(n, n, n, n, n)
+
+
+RULES: dict[str, Callable[[Sequences, Protocol], Cuts]] = {
+    "leave_one_out": _leave_one_out, "ratio": _ratio, "temporal": _temporal, "cold_users": _cold_users, "none": _none,
+}  # fmt: skip
+
+
+def _share(value: float | str, name: str) -> float:
+    if isinstance(value, str) or not 0 < float(value) < 1:
+        raise ValueError(f"protocol.{name} is {value!r}; this split needs a share between 0 and 1")
+    return float(value)
+
+
+def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float) -> int:
+    """Return the epoch seconds at which a part begins, a share before the share ``after`` of later parts."""
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"protocol.{name} is {value!r}; give an ISO date such as 2011-10-01 or a share") from None
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    share = _share(value, name)
+    start = int(np.quantile(times, max(1 - after - share, 0), method="higher"))
+    actual = float(np.mean(times >= start)) - after
+    if start == times.min():
+        moments, counts = np.unique(times, return_counts=True)
+        same, when = counts.max() / len(times), _iso(moments[counts.argmax()])
+        raise ValueError(
+            f"protocol.{name} is {share:g} of the events and no event is left before that part: {same:.0%} of the "
+            f"events share the moment {when}, too many for a temporal split by shares; use split: leave_one_out "
+            "or ratio, or ISO dates for protocol.valid and protocol.test"
+        )
+    if actual > 1.5 * share:
+        log.warning(
+            "protocol.%s is %.0f%% of the events instead of %.0f%%, as many events share the moment %s",
+            name, 100 * actual, 100 * share, _iso(start),
+        )  # fmt: skip
+    return start
+
+
+def _iso(seconds: int) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def unit_hash(key: str, seed: int) -> float:
+    """Hash an id and the seed to [0, 1)."""
+    return int(hashlib.md5(f"{key}{seed}".encode(), usedforsecurity=False).hexdigest()[:8], 16) / 2**32

@@ -78,6 +78,29 @@ def test_chunks_of_a_fold(tmp_path):
     assert Fold.read(tmp_path / "f.arrow").fingerprint() == fold.fingerprint()
 
 
+def test_what_was_read_is_linked_until_its_file_is_replaced(tmp_path):
+    path, other = tmp_path / "s.arrow", tmp_path / "deep" / "t.arrow"
+    DATA.write(path)
+    read = Sequences.read(path)
+    read.write(other)
+    assert other.samefile(path) and Sequences.read(other).fingerprint() == DATA.fingerprint()
+    read.write(path)
+    assert Sequences.read(path).fingerprint() == DATA.fingerprint() and names(tmp_path) == ["deep", "s.arrow"]
+    changed = replace(read, weights=None)
+    changed.write(other)
+    assert Sequences.read(other).weights is None and not other.samefile(path)
+    DATA.last(1).write(path)
+    read.write(other)  # of memory that the replaced file still holds
+    assert Sequences.read(other).fingerprint() == DATA.fingerprint()
+    path.unlink()
+    read.write(path)
+    assert Sequences.read(path).fingerprint() == DATA.fingerprint()
+    fold = Fold(DATA, DATA.last(1))
+    fold.write(path)
+    Fold.read(path).write(other)
+    assert other.samefile(path)
+
+
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
     with (
         pytest.raises(ValueError, match=r"s\.arrow: 3 events in the column items and 2 users do not fit .* 4 of 3"),

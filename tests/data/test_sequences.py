@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.artefacts import names
-from tests.synthetic import random_sequences, sequences
+from tests.synthetic import described, random_sequences, sequences, weighted
 
+from recpipe.data import sequences as module
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
 
 
@@ -47,3 +50,31 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         random_sequences(5, 5, seed=1).write(path)
     assert Sequences.read(path).fingerprint() == old.fingerprint()
     assert names(tmp_path) == ["s.arrow"]
+
+
+@pytest.mark.parametrize("most", [1, 4])
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
+def test_targets_of_the_own_history_are_seen(monkeypatch, most, chunk):
+    monkeypatch.setattr(module, "EVENTS_AT_ONCE", chunk)
+    histories = random_sequences(40, 8, shortest=0)
+    targets = random_sequences(40, 8, seed=1, longest=most, shortest=1)
+    expected = [item in histories.row(u) for u in range(40) for item in targets.row(u)]
+    assert Fold(histories, targets).seen_targets().tolist() == expected and 0 < sum(expected) < len(expected)
+    assert (
+        Fold(histories, targets.select_users(np.zeros(0, int))).select(np.zeros(0, int)).seen_targets().tolist() == []
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 1 << 22])
+def test_parts_joined_are_the_whole(monkeypatch, chunk):
+    monkeypatch.setattr(module, "EVENTS_AT_ONCE", chunk)
+    data = weighted(described(random_sequences(30, 9, shortest=0)))
+    data = replace(data, is_target=data.items > 3, context=np.arange(30), query_times=np.arange(30) + 7)
+    parts = list(data.parts())
+    assert chunk > 1000 or len(parts) > 1
+    assert all(len(part.items) <= chunk or len(part) == 1 for part in parts)
+    joined = Sequences.concatenate(parts)
+    for name in ("items", "timestamps", "ratings", "weights", "is_target", "offsets", "context", "query_times"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(data, name))
+    assert joined.fingerprint() == data.fingerprint()
+    assert joined.profiles["country"].equals(data.profiles["country"])

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.synthetic import random_sequences, sequences
+from tests.artefacts import names
+from tests.synthetic import described, random_sequences, sequences, weighted
 
+from recpipe.data import split_rules
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences, Vocabulary
-from recpipe.data.splits import TrainingData, held_out_items, split, with_validation
+from recpipe.data.splits import TrainingData, held_out_items, split, split_to, with_validation
 
 
 def rows(part):
@@ -360,3 +362,59 @@ def test_a_missing_file_is_reported(data: TrainingData, tmp_path: Path) -> None:
     (tmp_path / "valid_set.arrow").unlink()
     with pytest.raises(FileNotFoundError, match="valid_set.arrow is missing.*--pipelines=train"):
         TrainingData.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rule", "targets"),
+    [(rule, n) for rule in ("ratio", "temporal", "cold_users") for n in ("next", "all")]
+    + [("leave_one_out", "next"), ("none", "next")],
+)
+@pytest.mark.parametrize("types", [False, True])
+def test_parts_by_users_give_the_split_of_the_whole(tmp_path, monkeypatch, rule, targets, types):
+    whole = weighted(described(random_sequences(120, 40, longest=30, shortest=0)))
+    whole = replace(whole, is_target=whole.items % 4 > 0 if types else None)
+    fields = {"split": rule, "targets": targets, "valid": 0.15, "test": 0.15, "seed": 1}
+    protocol = Protocol(dataset="x", **fields, **({} if rule == "none" else {"held_out_items": 0.25}))
+    expected = split(whole, protocol, CATALOGUE)
+    both = with_validation(expected.train, expected.valid)
+    monkeypatch.setattr("recpipe.data.sequences.EVENTS_AT_ONCE", 300)
+    monkeypatch.setattr("recpipe.data.split_rules.EVENTS_AT_ONCE", 300)
+    assert len(list(whole.parts())) > 4
+    for result in (split(whole, protocol, CATALOGUE), split_to(tmp_path, whole, protocol, CATALOGUE)):
+        assert result.sizes() == expected.sizes()
+        assert_equal(result.train, expected.train)
+        for fold, other in ((result.valid, expected.valid), (result.test, expected.test)):
+            assert_equal(fold.histories, other.histories)
+            assert_equal(fold.targets, other.targets, profiles=False)
+        assert_equal(with_validation(result.train, result.valid), both)
+    assert names(tmp_path) == ["test_set.arrow", "train_set.arrow", "valid_set.arrow"]
+
+
+def assert_equal(one: Sequences, other: Sequences, *, profiles: bool = True) -> None:
+    for name in ("items", "timestamps", "ratings", "weights", "is_target", "offsets"):
+        values, others = getattr(one, name), getattr(other, name)
+        assert (values is None) == (others is None) and (values is None or values.dtype == others.dtype)
+        np.testing.assert_array_equal(values, others)
+    assert one.users == other.users
+    assert not profiles or {n: c.to_pylist() for n, c in one.profiles.items()} == {
+        n: c.to_pylist() for n, c in other.profiles.items()
+    }
+
+
+def test_a_split_that_fails_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="leaves no user for validation"):
+        split_to(tmp_path, sequences([[1], [2]]), Protocol(dataset="x"))
+    assert names(tmp_path) == []
+
+
+def test_times_at_which_parts_begin_are_quantiles_of_all_target_events(monkeypatch):
+    monkeypatch.setattr(split_rules, "EVENTS_AT_ONCE", 17)
+    rng = np.random.default_rng(0)
+    for spread in (3, 1000, 2**31, 2**60):
+        times, mask = rng.integers(-spread, spread, 400), rng.random(400) < 0.3
+        for is_target in (None, mask):
+            of_targets = times if is_target is None else times[mask]
+            found = split_rules._TargetTimes(times, is_target)
+            for q in (0.0, 0.1, 1 / 3, 0.5, 0.9, 0.999, 1.0):
+                assert found.quantile(q) == np.quantile(of_targets, q, method="higher")
+            assert found.share(int(times[7])) == np.mean(of_targets >= times[7])

@@ -5,10 +5,10 @@ import pytest
 import torch
 from tests.synthetic import described, random_sequences, sequences, target_mask, weighted
 
-from recpipe.data import windows as module
+from recpipe.data import sequences as module
 from recpipe.data.batches import Batch, DeviceSequences
-from recpipe.data.sequences import Sequences
-from recpipe.data.windows import Windows, count_items
+from recpipe.data.sequences import Sequences, count_items
+from recpipe.data.windows import Windows
 
 DATA = weighted(described(random_sequences(60, 25, longest=40, shortest=1)))
 DATA = replace(DATA, is_target=DATA.items % 3 > 0, query_times=DATA.timestamps[DATA.offsets[1:] - 1] + 5)

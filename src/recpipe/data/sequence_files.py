@@ -6,9 +6,11 @@ as uint8, since Arrow packs booleans into bits.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -78,6 +80,41 @@ def missing_file(path: Path) -> FileNotFoundError:
     old = path.with_suffix(".parquet")
     earlier = f"; {old.name} beside it is of an earlier version, which this one does not read" if old.is_file() else ""
     return FileNotFoundError(f"{path} is missing{earlier}; {HINT}")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A complete file, which is replaced but never changed, as it was when it was read."""
+
+    path: Path
+    state: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> SourceFile:
+        """Record the state of a file."""
+        return cls(Path(path).absolute(), _state(path))
+
+    def link(self, path: Path) -> bool:
+        """Give the file the name ``path`` too, by a hard link or a copy; return False where it has been replaced."""
+        try:
+            if _state(self.path) != self.state:
+                return False
+        except FileNotFoundError:
+            return False
+        if path.exists() and path.samefile(self.path):
+            return True
+        with atomic_file(path) as part:
+            part.unlink()
+            try:
+                os.link(self.path, part)
+            except OSError:  # another disk, or a file system without links
+                shutil.copyfile(self.path, part)
+        return True
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class SequenceWriter:

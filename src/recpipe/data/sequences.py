@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from recpipe.data.sequence_files import (
     HINT,
     PROFILE,
     TARGETS,
+    SourceFile,
     list_column,
     list_offsets,
     list_values,
@@ -28,6 +29,7 @@ from recpipe.data.sequence_files import (
     write_batch,
 )
 
+EVENTS_AT_ONCE = 1 << 22  # of chunks: what is computed per event takes a bounded amount of memory
 EVENT_COLUMNS = ("timestamps", "ratings", "weights", "is_target")  # fields of Sequences per event, besides items
 
 
@@ -74,6 +76,7 @@ class Sequences:
     context: np.ndarray | None = None  # (U,) int64, number of first events that are inputs only, not targets
     weights: np.ndarray | None = None  # (N,) float32, at least 0: how much an event counts in training
     is_target: np.ndarray | None = None  # (N,) bool, events of a type in protocol.target_events; None: all
+    file: SourceFile | None = field(default=None, init=False, repr=False, compare=False)  # that has the same content
 
     def __post_init__(self) -> None:
         if not isinstance(self.users, Ids):
@@ -90,6 +93,45 @@ class Sequences:
     def row(self, user: int) -> np.ndarray:
         """Return the item indices of one user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def slice(self, start: int, stop: int) -> Sequences:
+        """View the consecutive users [start, stop) with all their events."""
+        first, last = self.offsets[start], self.offsets[stop]
+        events = {name: getattr(self, name) for name in ("items", *EVENT_COLUMNS)}
+        of_users = {name: getattr(self, name) for name in ("query_times", "context")}
+        return replace(
+            self,
+            users=self.users[start:stop],
+            offsets=self.offsets[start : stop + 1] - first,
+            profiles={name: column.slice(start, stop - start) for name, column in self.profiles.items()},
+            **{name: values[first:last] for name, values in events.items() if values is not None},
+            **{name: values[start:stop] for name, values in of_users.items() if values is not None},
+        )
+
+    def parts(self) -> Iterator[Sequences]:
+        """Yield views of consecutive users, at least one, with at most ``EVENTS_AT_ONCE`` events or of one user."""
+        if not len(self):
+            yield self
+        for start, stop in row_ranges(self.offsets):
+            yield self.slice(start, stop)
+
+    @classmethod
+    def concatenate(cls, parts: list[Sequences]) -> Sequences:
+        """Join the users of ``parts``, which have the same columns."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def join(name: str) -> np.ndarray | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else np.concatenate(values)
+
+        columns: dict[str, Any] = {name: join(name) for name in (*EVENT_COLUMNS, "items", "query_times", "context")}
+        return cls(
+            Ids.concatenate(*(part.users for part in parts)),
+            offsets=np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))]).astype(np.int64),
+            profiles={name: pa.concat_arrays([part.profiles[name] for part in parts]) for name in parts[0].profiles},
+            **columns,
+        )
 
     def select(self, rows: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Sequences:
         """Copy the users ``rows`` (n,), each cut to its positions [start, stop)."""
@@ -183,13 +225,16 @@ class Sequences:
         )
 
     def write(self, path: Path) -> None:
-        """Write an Arrow file with a row per user."""
-        write_batch(self.to_batch(), path)
+        """Write an Arrow file with a row per user; what was read from a file is linked or copied."""
+        if self.file is None or not self.file.link(path):
+            write_batch(self.to_batch(), path)
 
     @classmethod
     def read(cls, path: Path) -> Sequences:
         """Map a file of ``write`` into memory. Raises the errors of ``read_batch``."""
-        return cls.from_batch(read_batch(path))
+        sequences = cls.from_batch(read_batch(path))
+        object.__setattr__(sequences, "file", SourceFile.of(path))
+        return sequences
 
 
 @dataclass(frozen=True)
@@ -198,9 +243,16 @@ class Fold:
 
     histories: Sequences
     targets: Sequences
+    file: SourceFile | None = field(default=None, init=False, repr=False, compare=False)  # that has the same content
 
     def __len__(self) -> int:
         return len(self.histories)
+
+    @classmethod
+    def concatenate(cls, parts: list[Fold]) -> Fold:
+        """Join the users of ``parts``, which have the same columns."""
+        histories, targets = [part.histories for part in parts], [part.targets for part in parts]
+        return cls(Sequences.concatenate(histories), Sequences.concatenate(targets))
 
     def select(self, rows: np.ndarray) -> Fold:
         """Select the users ``rows`` (n,)."""
@@ -212,11 +264,9 @@ class Fold:
 
     def seen_targets(self) -> np.ndarray:
         """Mark the targets (N,) that are in the user's own history."""
-        pairs = []
-        for part in (self.targets, self.histories):
-            user, item = part.events(np.arange(len(self)))
-            pairs.append(user << 32 | item)
-        return np.isin(*pairs)
+        parts = [self.histories.slice(*rows) for rows in row_ranges(self.histories.offsets)]
+        targets = [self.targets.slice(*rows) for rows in row_ranges(self.histories.offsets)]
+        return np.concatenate([np.zeros(0, bool), *map(_seen_targets, parts, targets)])
 
     def with_query_times(self, protocol: Protocol) -> Fold:
         """Set query times to those of first targets, None unless ``protocol.time`` is query, which needs timestamps."""
@@ -230,7 +280,9 @@ class Fold:
         return replace(self, histories=replace(self.histories, query_times=times[self.targets.offsets[:-1]]))
 
     def write(self, path: Path) -> None:
-        """Write an Arrow file with history and target columns side by side."""
+        """Write an Arrow file with history and target columns side by side; one that was read is linked or copied."""
+        if self.file is not None and self.file.link(path):
+            return
         histories, targets = self.histories.to_batch(), replace(self.targets, profiles={}).to_batch(TARGETS)
         columns = dict(zip(histories.schema.names, histories.columns, strict=True))
         columns |= dict(zip(targets.schema.names, targets.columns, strict=True))
@@ -240,4 +292,40 @@ class Fold:
     def read(cls, path: Path) -> Fold:
         """Map a file of ``write`` into memory. Raises the errors of ``read_batch``."""
         batch = read_batch(path)
-        return cls(Sequences.from_batch(batch), Sequences.from_batch(batch, TARGETS))
+        fold = cls(Sequences.from_batch(batch), Sequences.from_batch(batch, TARGETS))
+        object.__setattr__(fold, "file", SourceFile.of(path))
+        return fold
+
+
+def _seen_targets(histories: Sequences, targets: Sequences) -> np.ndarray:
+    """Mark the targets (N,) that are in the history of the same row."""
+    if (targets.lengths == 1).all():
+        is_seen = np.zeros(len(targets), bool)
+        places = np.flatnonzero(np.repeat(targets.items, histories.lengths) == histories.items)
+        is_seen[np.searchsorted(histories.offsets, places, side="right") - 1] = True
+        return is_seen
+    pairs, events = (np.repeat(np.arange(len(part)), part.lengths) << 32 | part.items for part in (targets, histories))
+    ordered = np.sort(pairs)
+    place = np.searchsorted(ordered, events)  # events are in the order of users, which makes this fast
+    is_seen = np.zeros(len(ordered) + 1, bool)
+    is_seen[place[np.append(ordered, -1)[place] == events]] = True
+    seen: np.ndarray = is_seen[np.searchsorted(ordered, pairs)]
+    return seen
+
+
+def row_ranges(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield ranges [start, stop) of rows with at most ``EVENTS_AT_ONCE`` events by ``offsets``, or of one row."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = int(np.searchsorted(offsets, offsets[start] + EVENTS_AT_ONCE, side="right")) - 1
+        stop = max(stop, start + 1)
+        yield start, stop
+        start = stop
+
+
+def count_items(items: np.ndarray, n_items: int) -> np.ndarray:
+    """Count the events of every item (I + 1,) int64 in ``items`` (N,), in chunks: ``bincount`` casts to int64."""
+    counts = np.zeros(n_items + 1, np.int64)
+    for start in range(0, len(items), EVENTS_AT_ONCE):
+        counts += np.bincount(items[start : start + EVENTS_AT_ONCE], minlength=n_items + 1)
+    return counts

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Sequences
+from recpipe.data.sequences import EVENTS_AT_ONCE, Sequences
 
 log = logging.getLogger(__name__)
+
+BIN_BITS = 16  # of the number of bins of a pass that looks for a quantile
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class Cuts:
     valid_stop: np.ndarray
     test_start: np.ndarray
     test_stop: np.ndarray
+
+
+Rule = Callable[[Sequences], Cuts]
 
 
 def _leave_one_out(sequences: Sequences, protocol: Protocol) -> Cuts:
@@ -47,30 +53,32 @@ def _ratio(sequences: Sequences, protocol: Protocol) -> Cuts:
     return Cuts(valid_at, valid_at, test_at, test_at, sequences.lengths)
 
 
-def _temporal(sequences: Sequences, protocol: Protocol) -> Cuts:
+def _temporal(sequences: Sequences, protocol: Protocol) -> Rule:
     """One point in time for all users: a date, or the share of all target events that come after it.
 
     Histories go on until the user's first target event after that point.
     """
-    times = sequences.timestamps
-    if times is None:
+    if sequences.timestamps is None:
         raise ValueError("the temporal split needs timestamps and this data set has only an order; use leave_one_out")
-    target_times = times if sequences.is_target is None else times[sequences.is_target]
-    test_from = _cut_time(target_times, protocol.test, "test", after=0.0)
-    share_after = float(np.mean(target_times >= test_from))
-    valid_from = _cut_time(target_times, protocol.valid, "valid", after=share_after)
+    times = _TargetTimes(sequences.timestamps, sequences.is_target)
+    test_from = _cut_time(times, protocol.test, "test", after=0.0)
+    valid_from = _cut_time(times, protocol.valid, "valid", after=times.share(test_from))
     if not valid_from < test_from:
         raise ValueError(
             f"protocol.valid begins at {valid_from}, not before protocol.test at {test_from} (epoch seconds)"
         )
-    owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    valid_at, test_at = (np.bincount(owner[times < cut], minlength=len(sequences)) for cut in (valid_from, test_from))
-    valid_start, test_start = valid_at, test_at
-    if sequences.is_target is not None:  # the first target event after each point
-        later = [sequences.is_target & (times >= moment) for moment in (valid_from, test_from)]
-        counts = [np.bincount(owner[mask], minlength=len(sequences)) for mask in later]
-        valid_start, test_start = map(sequences.target_positions, counts)
-    return Cuts(valid_at, valid_start, test_at, test_start, sequences.lengths)
+
+    def cuts(part: Sequences) -> Cuts:
+        assert part.timestamps is not None
+        owner, n = np.repeat(np.arange(len(part)), part.lengths), len(part)
+        valid_at, test_at = (np.bincount(owner[part.timestamps < at], minlength=n) for at in (valid_from, test_from))
+        valid_start, test_start = valid_at, test_at
+        if part.is_target is not None:  # the first target event after each point
+            later = [part.is_target & (part.timestamps >= moment) for moment in (valid_from, test_from)]
+            valid_start, test_start = (part.target_positions(np.bincount(owner[mask], minlength=n)) for mask in later)
+        return Cuts(valid_at, valid_start, test_at, test_start, part.lengths)
+
+    return cuts
 
 
 def _cold_users(sequences: Sequences, protocol: Protocol) -> Cuts:
@@ -91,9 +99,51 @@ def _none(sequences: Sequences, protocol: Protocol) -> Cuts:
     return Cuts(n, n, n, n, n)
 
 
-RULES: dict[str, Callable[[Sequences, Protocol], Cuts]] = {
-    "leave_one_out": _leave_one_out, "ratio": _ratio, "temporal": _temporal, "cold_users": _cold_users, "none": _none,
-}  # fmt: skip
+BY_USER = {"leave_one_out": _leave_one_out, "ratio": _ratio, "cold_users": _cold_users, "none": _none}
+
+
+def split_rule(sequences: Sequences, protocol: Protocol) -> Rule:
+    """Return the cuts of ``protocol.split`` as a function of some of the users of ``sequences``."""
+    if protocol.split == "temporal":
+        return _temporal(sequences, protocol)
+    return partial(BY_USER[protocol.split], protocol=protocol)
+
+
+@dataclass(frozen=True)
+class _TargetTimes:
+    """Times of all target events, read in chunks."""
+
+    times: np.ndarray  # (N,) int64 seconds
+    is_target: np.ndarray | None  # (N,) bool
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.times), EVENTS_AT_ONCE):
+            chunk = slice(start, start + EVENTS_AT_ONCE)
+            yield self.times[chunk] if self.is_target is None else self.times[chunk][self.is_target[chunk]]
+
+    def share(self, since: int) -> float:
+        """Return the share of the events at or after ``since``."""
+        return sum(int((chunk >= since).sum()) for chunk in self) / sum(map(len, self))
+
+    def first(self) -> int:
+        """Return the earliest time."""
+        return min(int(chunk.min()) for chunk in self if len(chunk))
+
+    def quantile(self, q: float) -> int:
+        """Return ``np.quantile(times, q, method="higher")``, by counts in ever finer bins."""
+        place = int(np.ceil((sum(map(len, self)) - 1) * q))
+        low, high = self.first(), max(int(chunk.max()) for chunk in self if len(chunk))
+        while low < high:
+            shift = max((high - low + 1).bit_length() - BIN_BITS, 0)
+            counts = np.zeros(((high - low) >> shift) + 1, np.int64)
+            for chunk in self:
+                inside = chunk[(chunk >= low) & (chunk <= high)]
+                counts += np.bincount((inside - low) >> shift, minlength=len(counts))
+            ends = np.cumsum(counts)
+            bin_ = int(np.searchsorted(ends, place, side="right"))
+            place -= int(ends[bin_] - counts[bin_])
+            low, high = low + (bin_ << shift), min(high, low + ((bin_ + 1) << shift) - 1)
+        return low
 
 
 def _share(value: float | str, name: str) -> float:
@@ -102,7 +152,7 @@ def _share(value: float | str, name: str) -> float:
     return float(value)
 
 
-def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float) -> int:
+def _cut_time(times: _TargetTimes, value: float | str, name: str, *, after: float) -> int:
     """Return the epoch seconds at which a part begins, a share before the share ``after`` of later parts."""
     if isinstance(value, str):
         try:
@@ -111,11 +161,11 @@ def _cut_time(times: np.ndarray, value: float | str, name: str, *, after: float)
             raise ValueError(f"protocol.{name} is {value!r}; give an ISO date such as 2011-10-01 or a share") from None
         return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     share = _share(value, name)
-    start = int(np.quantile(times, max(1 - after - share, 0), method="higher"))
-    actual = float(np.mean(times >= start)) - after
-    if start == times.min():
-        moments, counts = np.unique(times, return_counts=True)
-        same, when = counts.max() / len(times), _iso(moments[counts.argmax()])
+    start = times.quantile(max(1 - after - share, 0))
+    actual = times.share(start) - after
+    if start == times.first():
+        moments, counts = np.unique(np.concatenate(list(times)), return_counts=True)
+        same, when = counts.max() / counts.sum(), _iso(moments[counts.argmax()])
         raise ValueError(
             f"protocol.{name} is {share:g} of the events and no event is left before that part: {same:.0%} of the "
             f"events share the moment {when}, too many for a temporal split by shares; use split: leave_one_out "

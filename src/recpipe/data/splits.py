@@ -6,24 +6,25 @@ The parts are separate copies: code that fits models gets no object that contain
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from recpipe.data.atomic import atomic_file
 from recpipe.data.digests import MANIFEST, manifest, verified, verify_folder
-from recpipe.data.ids import Ids
+from recpipe.data.part_writer import PartWriter
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequence_files import missing_file
-from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary
-from recpipe.data.split_rules import RULES, unit_hash
+from recpipe.data.sequences import EVENT_COLUMNS, Fold, Sequences, Vocabulary, count_items, row_ranges
+from recpipe.data.split_rules import split_rule, unit_hash
 
 PROTOCOL, VOCABULARY = "protocol.json", "vocabulary.parquet"
-TRAIN, VALID = "train_set.arrow", "valid_set.arrow"
+TRAIN, VALID, TEST = "train_set.arrow", "valid_set.arrow", "test_set.arrow"
 NO_ITEMS = np.zeros(0, np.int32)
 
 
@@ -40,6 +41,8 @@ class Split:
         """Count users and events of every part, seen and cold targets, held-out items and their test users."""
         test_targets = self.test.targets.items
         owner = np.repeat(np.arange(len(self.test)), self.test.targets.lengths)
+        last_item = max(test_targets.max(initial=0), self.train.items.max(initial=0))
+        train_events = count_items(self.train.items, int(last_item))
         return {
             "train_users": len(self.train),
             "train_events": len(self.train.items),
@@ -49,7 +52,7 @@ class Split:
             "test_users": len(self.test),
             "test_targets": len(test_targets),
             "test_seen_targets": int(self.test.seen_targets().sum()),
-            "cold_test_targets": int(np.isin(test_targets, self.train.items, invert=True).sum()),
+            "cold_test_targets": int((train_events[test_targets] == 0).sum()),
             "held_out_items": len(self.held_out),
             "held_out_test_users": len(np.unique(owner[np.isin(test_targets, self.held_out)])),
         }
@@ -116,31 +119,59 @@ def split(sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | Non
     Raises ValueError for an empty part of another, and for held-out items that are no test targets.
     """
     held_out = held_out_items(vocabulary, protocol)
-    cuts = RULES[protocol.split](sequences, protocol)
-    rows = np.arange(len(sequences))
-    train = _without_items(sequences.select(rows, np.zeros_like(rows), cuts.train_stop), held_out)
-    next_only = protocol.targets == "next"
-    valid = _fold(sequences, cuts.valid_start, cuts.valid_stop, next_only=next_only)
-    valid = Fold(_without_items(valid.histories, held_out), _without_items(valid.targets, held_out))
-    result = Split(
-        train.select_users(np.flatnonzero(train.lengths > 0)),
-        valid.select(np.flatnonzero((valid.histories.lengths > 0) & (valid.targets.lengths > 0))),
-        _fold(sequences, cuts.test_start, cuts.test_stop, next_only=next_only),
-        held_out,
-    )
-    for name, part in (("training", result.train), ("validation", result.valid), ("test", result.test)):
-        if len(part) == 0 and (protocol.holds_out or name == "training"):
+    parts = list(_parts(sequences, protocol, held_out))
+    train, valid, test = ([getattr(part, name) for part in parts] for name in ("train", "valid", "test"))
+    return Split(Sequences.concatenate(train), Fold.concatenate(valid), Fold.concatenate(test), held_out)
+
+
+def split_to(folder: Path, sequences: Sequences, protocol: Protocol, vocabulary: Vocabulary | None = None) -> Split:
+    """Split as ``split`` does, in bounded memory: write the parts to ``folder`` and map them into memory.
+
+    The files are ``train_set.arrow``, ``valid_set.arrow`` and ``test_set.arrow``; after an error there are none.
+    """
+    held_out = held_out_items(vocabulary, protocol)
+    names = [name for name in ("items", *EVENT_COLUMNS) if getattr(sequences, name) is not None]
+    paths = [folder / name for name in (TRAIN, VALID, TEST)]
+    with ExitStack() as stack:
+        writers = [stack.enter_context(PartWriter(path, names, is_fold=path.name != TRAIN)) for path in paths]
+        for part in _parts(sequences, protocol, held_out):
+            for writer, name in zip(writers, ("train", "valid", "test"), strict=True):
+                writer.append(getattr(part, name))
+        for writer in writers:
+            writer.close()
+    return Split(Sequences.read(paths[0]), Fold.read(paths[1]), Fold.read(paths[2]), held_out)
+
+
+def _parts(sequences: Sequences, protocol: Protocol, held_out: np.ndarray) -> Iterator[Split]:
+    """Yield the splits of consecutive users, each in memory. Raises ValueError behind the last, see ``split``."""
+    rule, next_only = split_rule(sequences, protocol), protocol.targets == "next"
+    sizes, n_held_out = np.zeros(3, np.int64), 0
+    for users in sequences.parts():
+        cuts, rows = rule(users), np.arange(len(users))
+        train = _without_items(users.select(rows, np.zeros_like(rows), cuts.train_stop), held_out)
+        valid = _fold(users, cuts.valid_start, cuts.valid_stop, next_only=next_only)
+        valid = Fold(_without_items(valid.histories, held_out), _without_items(valid.targets, held_out))
+        part = Split(
+            train.select_users(np.flatnonzero(train.lengths > 0)),
+            valid.select(np.flatnonzero((valid.histories.lengths > 0) & (valid.targets.lengths > 0))),
+            _fold(users, cuts.test_start, cuts.test_stop, next_only=next_only),
+            held_out,
+        )
+        sizes += (len(part.train), len(part.valid), len(part.test))
+        n_held_out += int(np.isin(part.test.targets.items, held_out).sum())
+        yield part
+    for name, size in zip(("training", "validation", "test"), sizes, strict=True):
+        if size == 0 and (protocol.holds_out or name == "training"):
             raise ValueError(
                 f"the {protocol.split} split leaves no user for {name}, of {len(sequences)} users with a median of "
                 f"{np.median(sequences.lengths):.0f} events; see protocol.split, .valid, .test and .held_out_items "
                 "in the conf"
             )
-    if protocol.held_out_items and not np.isin(result.test.targets.items, held_out).any():
+    if protocol.held_out_items and not n_held_out:
         raise ValueError(
             f"protocol.held_out_items is {protocol.held_out_items} and none of the {len(held_out)} items that it "
             "holds out is a test target; give a larger share or another protocol.seed"
         )
-    return result
 
 
 def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndarray:
@@ -155,12 +186,28 @@ def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndar
 
 def with_validation(train: Sequences, valid: Fold) -> Sequences:
     """Append histories and targets of ``valid`` to the events of their users; users of ``valid`` alone come last."""
-    histories = valid.histories.select_users(np.flatnonzero(valid.histories.users.index_in(train.users) < 0))
-    users = Ids.concatenate(train.users, histories.users)
-    rows_of_fold = valid.histories.users.index_in(users)
-    n_train = np.concatenate([train.lengths, np.zeros(len(histories), np.int64)])[rows_of_fold]
-    later = valid.histories.select(np.arange(len(valid)), n_train, valid.histories.lengths)  # after training events
-    parts, rows = (train, later, valid.targets), (np.arange(len(train)), rows_of_fold, rows_of_fold)
+    place = valid.histories.users.index_in(train.users)
+    order = np.argsort(place, kind="stable")
+    new, known = np.split(order, [np.searchsorted(place[order], 0)])
+    parts = []
+    for start, stop in row_ranges(train.offsets):
+        first, last = np.searchsorted(place[known], [start, stop])
+        rows = known[first:last]
+        parts.append(_appended(train.slice(start, stop), valid.select(rows), place[rows] - start))
+    only = valid.select(new)
+    users = replace(
+        train.slice(0, 0),
+        users=only.histories.users,
+        offsets=np.zeros(len(new) + 1, np.int64),
+        profiles={name: only.histories.profiles[name].cast(column.type) for name, column in train.profiles.items()},
+    )
+    return Sequences.concatenate([*parts, _appended(users, only, np.arange(len(new)))])
+
+
+def _appended(train: Sequences, valid: Fold, users: np.ndarray) -> Sequences:
+    """Append the events of ``valid`` to the rows ``users`` (n,) of ``train``: histories behind its events, targets."""
+    later = valid.histories.select(np.arange(len(valid)), train.lengths[users], valid.histories.lengths)
+    parts, rows = (train, later, valid.targets), (np.arange(len(train)), users, users)
     owner = np.concatenate([np.repeat(row, part.lengths) for row, part in zip(rows, parts, strict=True)])
     order = np.argsort(owner, kind="stable")
 
@@ -172,13 +219,9 @@ def with_validation(train: Sequences, valid: Fold) -> Sequences:
         return np.concatenate([np.full(n, np.nan, np.float32) if x is None else x for x, n in values])[order]
 
     items = np.concatenate([part.items for part in parts])[order]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]).astype(np.int64)
-    profiles = {
-        name: pa.concat_arrays([column, histories.profiles[name].cast(column.type)])
-        for name, column in train.profiles.items()
-    }
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(train)))]).astype(np.int64)
     events = {name: merge(name) for name in EVENT_COLUMNS}
-    return Sequences(users, items, offsets=offsets, profiles=profiles, **events)
+    return Sequences(train.users, items, offsets=offsets, profiles=train.profiles, **events)
 
 
 def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, *, next_only: bool) -> Fold:
@@ -195,6 +238,8 @@ def _fold(sequences: Sequences, start: np.ndarray, stop: np.ndarray, *, next_onl
 
 def _without_items(sequences: Sequences, items: np.ndarray) -> Sequences:
     """Remove the events of ``items`` (n,)."""
+    if not len(items):
+        return sequences
     return _filter_events(sequences, np.isin(sequences.items, items, invert=True))
 
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recpipe.data.sequences import Sequences
-
-EVENTS_AT_ONCE = 1 << 22  # of chunks: what is computed per event takes a bounded amount of memory
+from recpipe.data.sequences import Sequences, row_ranges
 
 
 @dataclass(frozen=True)
@@ -111,23 +109,9 @@ class Windows:
         return counts
 
 
-def count_items(items: np.ndarray, n_items: int) -> np.ndarray:
-    """Count the events of every item (I + 1,) int64 in ``items`` (N,), in chunks: ``bincount`` casts to int64."""
-    counts = np.zeros(n_items + 1, np.int64)
-    for start in range(0, len(items), EVENTS_AT_ONCE):
-        counts += np.bincount(items[start : start + EVENTS_AT_ONCE], minlength=n_items + 1)
-    return counts
-
-
 def _positions(start: np.ndarray, stop: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (row, position) of the ranges [start, stop), both (W,), in chunks of whole ranges."""
-    ends = np.cumsum(stop - start)
-    total, row = int(ends[-1]) if len(ends) else 0, 0
-    done = 0
-    while done < total:
-        until = max(int(np.searchsorted(ends, done + EVENTS_AT_ONCE, side="right")), row + 1)
-        lengths = (stop - start)[row:until]
-        owner = np.repeat(np.arange(row, until), lengths)
-        before = np.cumsum(lengths) - lengths
-        yield owner, np.arange(len(owner)) + np.repeat(start[row:until] - before, lengths)
-        row, done = until, int(ends[until - 1])
+    offsets = np.concatenate([[0], np.cumsum(stop - start)])
+    for row, until in row_ranges(offsets):
+        owner = np.repeat(np.arange(row, until), np.diff(offsets[row : until + 1]))
+        yield owner, np.arange(len(owner)) + (start - offsets[:-1])[owner] + offsets[row]

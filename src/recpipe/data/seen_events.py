@@ -33,13 +33,14 @@ class SeenEvents:
     @classmethod
     def of(cls, sequences: Sequences) -> SeenEvents:
         """Record ``sequences``, without users who have no event."""
-        sequences = sequences.select_users(np.flatnonzero(sequences.lengths > 0))
-        times, lengths = sequences.timestamps, sequences.lengths
+        rows = np.flatnonzero(sequences.lengths > 0)
+        users, lengths, times = sequences.users[rows], sequences.lengths[rows], sequences.timestamps
         if times is None:
-            return cls(sequences.users, lengths, None, None)
-        last = times[sequences.offsets[1:] - 1]
-        is_last = times == np.repeat(last, lengths)
-        return cls(sequences.users, lengths, last, _counts(is_last, sequences.offsets))
+            return cls(users, lengths, None, None)
+        last = times[sequences.offsets[1:][rows] - 1]
+        of_all = np.zeros(len(sequences), np.int64)
+        of_all[rows] = last
+        return cls(users, lengths, last, _counts(sequences, np.equal, of_all)[rows])
 
     def first_new(self, sequences: Sequences) -> np.ndarray:
         """Return the position (U,) of the first new event of every user of ``sequences``, the length if there is none.
@@ -58,10 +59,7 @@ class SeenEvents:
             return by_count
         if not len(self.users):
             return np.zeros(len(sequences), np.int64)
-        last = np.repeat(self.last_timestamp[rows], sequences.lengths)
-        before, equal = (
-            _counts(mask, sequences.offsets) for mask in (sequences.timestamps < last, sequences.timestamps == last)
-        )
+        before, equal = (_counts(sequences, test, self.last_timestamp[rows]) for test in (np.less, np.equal))
         first: np.ndarray = np.where(known, before + np.minimum(equal, self.events_at_last[rows]), 0)
         return first
 
@@ -79,7 +77,12 @@ class SeenEvents:
         return cls(users, table["events"].to_numpy(), last, count)
 
 
-def _counts(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Count the True values of ``mask`` (N,) of every user."""
-    counts: np.ndarray = np.diff(np.concatenate([[0], np.cumsum(mask)])[offsets])
+def _counts(sequences: Sequences, test: np.ufunc, moments: np.ndarray) -> np.ndarray:
+    """Count the events of every user whose time passes ``test`` against the user's moment (U,)."""
+    counts, start = np.zeros(len(sequences), np.int64), 0
+    for part in sequences.parts():
+        stop = start + len(part)
+        mask = test(part.timestamps, np.repeat(moments[start:stop], part.lengths))
+        counts[start:stop] = np.diff(np.concatenate([[0], np.cumsum(mask)])[part.offsets])
+        start = stop
     return counts

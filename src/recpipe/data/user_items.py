@@ -18,7 +18,7 @@ class UserItems:
     """Items of every user: those of user u are ``items[offsets[u]:offsets[u + 1]]``; 0 and repeats have no effect."""
 
     offsets: NDArray[np.int64]  # (U + 1,)
-    items: NDArray[np.int64]  # (n,), 1..I
+    items: NDArray[np.integer]  # (n,) int32 or int64, 1..I
 
     @classmethod
     def of_pairs(cls, users: NDArray[np.integer], items: NDArray[np.integer], n_users: int) -> UserItems:
@@ -31,7 +31,7 @@ class UserItems:
     @classmethod
     def of_histories(cls, histories: Sequences) -> UserItems:
         """Return all items of every history."""
-        return cls(histories.offsets, histories.items.astype(np.int64))
+        return cls(histories.offsets, histories.items)
 
     @classmethod
     def of_lists(cls, lists: Sequence[NDArray[np.integer]]) -> UserItems:
@@ -49,11 +49,11 @@ class UserItems:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def select(self, rows: NDArray[np.integer]) -> UserItems:
-        """Select the users ``rows`` (m,)."""
+        """Select the users ``rows`` (m,), with items int64."""
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         index = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return UserItems(offsets, self.items[index])
+        return UserItems(offsets, self.items[index].astype(np.int64, copy=False))
 
     def joined(self, other: UserItems | None) -> UserItems:
         """Return the union of both for every user; ``other`` has as many users."""
@@ -65,7 +65,10 @@ class UserItems:
     def mask(self, n_items: int, device: torch.device | str = "cpu") -> Tensor:
         """Return (U, I + 1) bool: the items of each user; column 0 is False."""
         mask = torch.zeros(len(self), n_items + 1, dtype=torch.bool, device=device)
-        mask[torch.from_numpy(self.owner).to(device), torch.from_numpy(self.items).to(device)] = True
+        mask[
+            torch.from_numpy(self.owner).to(device),
+            torch.from_numpy(self.items.astype(np.int64, copy=False)).to(device),
+        ] = True
         mask[:, 0] = False
         return mask
 

@@ -84,20 +84,26 @@ class ColdUsers(nn.Module):
         user_keys = self._keys(train)
         keys = np.unique(user_keys[user_keys >= 0])
         segments = np.where(user_keys >= 0, np.searchsorted(keys, user_keys), len(keys))
-        is_counted, width = self._is_recent(train) & (train.items > 0), self.n_items + 1
-        item = train.items[is_counted].astype(np.int64)
-        weights = None if train.weights is None else train.weights[is_counted]
-        if weights is not None:
-            weights = weights / (weights.mean(dtype=np.float64) or 1.0)
-        depths = segments.shape[1]  # an event counts in the segments of every depth
-        owner = np.concatenate([np.repeat(column, train.lengths)[is_counted] for column in segments.T])
-        has_segment = owner < len(keys)
-        pair, place = np.unique((owner * width + np.tile(item, depths))[has_segment], return_inverse=True)
-        pair_weights = None if weights is None else np.tile(weights, depths)[has_segment]
-        times = np.bincount(place, pair_weights, minlength=len(pair))
+        width, since, start = self.n_items + 1, self._first_time(train), 0
+        mean = 1.0 if train.weights is None else self._mean_weight(train, since)
+        counts, parts = np.zeros(width, np.int64 if train.weights is None else np.float64), []
+        for part in train.parts():
+            is_counted, rows = _counted(part, since), segments[start : start + len(part)]
+            item = part.items[is_counted].astype(np.int64)
+            weights = None if part.weights is None else part.weights[is_counted] / np.float64(mean)
+            depths = rows.shape[1]  # an event counts in the segments of every depth
+            owner = np.concatenate([np.repeat(column, part.lengths)[is_counted] for column in rows.T])
+            has_segment = owner < len(keys)
+            pair, place = np.unique((owner * width + np.tile(item, depths))[has_segment], return_inverse=True)
+            pair_weights = None if weights is None else np.tile(weights, depths)[has_segment]
+            parts.append((pair, np.bincount(place, pair_weights, minlength=len(pair))))
+            counts += np.bincount(item, weights, minlength=width)
+            start += len(part)
+        pairs, part_times = map(np.concatenate, zip(*parts, strict=True))
+        pair, place = np.unique(pairs, return_inverse=True)
+        times = np.bincount(place, part_times, minlength=len(pair)).astype(counts.dtype)
         offsets = np.searchsorted(pair, np.arange(len(keys) + 1) * width)
-        counts, ends = np.bincount(item, weights, minlength=width), np.append(offsets, offsets[-1])
-        arrays = (counts, keys, ends, pair % width, times)
+        arrays = (counts, keys, np.append(offsets, offsets[-1]), pair % width, times)
         for name, value in zip(("counts", "keys", "offsets", "items", "times"), arrays, strict=True):
             dtype = np.int64 if value.dtype.kind == "i" else np.float32
             setattr(self, name, torch.from_numpy(value.astype(dtype)).to(self.counts.device))
@@ -159,12 +165,22 @@ class ColdUsers(nn.Module):
         columns = tuple(map(Column.from_dict, fields["columns"]))
         return cls(ColdUsersConfig(**fields["config"]), n_items=n_items, columns=columns, edges=fields["edges"])
 
-    def _is_recent(self, train: Sequences) -> np.ndarray:
+    def _first_time(self, train: Sequences) -> int | None:
+        """Return the time after which events count, None for all."""
         if self.config.recent_days is None:
-            return np.ones(len(train.items), bool)
+            return None
         if train.timestamps is None:
             raise ValueError("cold_users.recent_days needs timestamps, and this data set has none; set it to null")
-        return train.timestamps > train.timestamps.max(initial=0) - self.config.recent_days * DAY
+        return train.timestamps.max(initial=0) - self.config.recent_days * DAY
+
+    def _mean_weight(self, train: Sequences, since: int | None) -> float:
+        """Return the mean weight of the events that count, 1 where it is 0."""
+        total, n = 0.0, 0
+        for part in train.parts():
+            assert part.weights is not None
+            weights = part.weights[_counted(part, since)]
+            total, n = total + float(weights.sum(dtype=np.float64)), n + len(weights)
+        return total / n or 1.0 if n else 1.0
 
     def _fit_profiles(self, train: Sequences, seed: int) -> None:
         """Fit the encoding of profiles, and the clusters."""
@@ -287,3 +303,9 @@ def _k_means_plus_plus(points_nV: Tensor, k: int, generator: torch.Generator) ->
         indices.append(int(torch.multinomial(distances, 1, generator=generator)))
         distances = torch.minimum(distances, (points_nV - points_nV[indices[-1]]).square().sum(1))
     return points_nV[indices]
+
+
+def _counted(events: Sequences, since: int | None) -> np.ndarray:
+    """Mark the events (N,) of the catalogue later than ``since``."""
+    mask: np.ndarray = events.items > 0
+    return mask if since is None or events.timestamps is None else mask & (events.timestamps > since)

@@ -217,9 +217,13 @@ class Generator(TreeSearcher):
             free &= candidates.cpu().numpy()
         count = np.full(len(histories), int(free.sum()))
         if exclude_seen:
-            owner = np.repeat(np.arange(len(histories)), histories.lengths)
-            pairs = np.unique(np.stack([owner, histories.items]), axis=1)
-            count -= np.bincount(pairs[0], weights=free[pairs[1]], minlength=len(histories)).astype(np.int64)
+            start = 0
+            for part in histories.parts():
+                owner = np.repeat(np.arange(len(part)), part.lengths)
+                pairs = np.unique(np.stack([owner, part.items]), axis=1)
+                seen = np.bincount(pairs[0], weights=free[pairs[1]], minlength=len(part))
+                count[start : start + len(part)] -= seen.astype(np.int64)
+                start += len(part)
         return count
 
 

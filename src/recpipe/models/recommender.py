@@ -174,9 +174,11 @@ class Recommender(nn.Module, ABC):
         """Return (U,) bool: users without a vocabulary item in the last ``max_length`` events; needs ``cold_users``."""
         if self.cold_users is None:
             return np.zeros(len(histories), bool)
-        counts = np.concatenate([[0], np.cumsum(histories.items > 0)])
-        stop = histories.offsets[1:]
-        return counts[stop] == counts[np.maximum(histories.offsets[:-1], stop - self.max_length)]
+        masks = []
+        for part in histories.parts():
+            counts, stop = np.concatenate([[0], np.cumsum(part.items > 0)]), part.offsets[1:]
+            masks.append(counts[stop] == counts[np.maximum(part.offsets[:-1], stop - self.max_length)])
+        return np.concatenate(masks)
 
     def cold_scores(self, histories: Sequences, rows: np.ndarray) -> Tensor:
         """Return the fallback's scores (n, I + 1) of users ``rows`` (n,)."""

@@ -24,15 +24,18 @@ def split_sequences(
     ingest: dict[str, Any],
     paths: DataPaths,
 ) -> tuple[TrainingData, Fold]:
-    """Split the log by the protocol: training data without the test fold, and the test fold."""
+    """Split the log by the protocol: training data without the test fold, and the test fold.
+
+    Both are views of files that this writes to the folder of the split, where the catalog has them too.
+    """
     from dataclasses import replace
 
-    from recpipe.data.splits import TrainingData, split
+    from recpipe.data.splits import TrainingData, split_to
     from recpipe.evaluation.profile import split_warnings
 
     sequences, vocabulary = build_log(interactions, protocol, ingest, paths)
     protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=log_steps(ingest_steps.to_dicts()))
-    parts = split(sequences.with_profiles(users.to_arrow()), protocol, vocabulary)
+    parts = split_to(paths.split, sequences.with_profiles(users.to_arrow()), protocol, vocabulary)
     sizes = parts.sizes()
     log.info(
         "split %s, protocol %s: %s training events of %s users, %s validation and %s test users",

@@ -22,7 +22,7 @@ from recpipe.data.features import align_rows
 from recpipe.data.item_columns import item_columns
 from recpipe.data.protocol import Protocol
 from recpipe.data.seen_events import SeenEvents
-from recpipe.data.sequences import Sequences, Vocabulary
+from recpipe.data.sequences import Sequences, Vocabulary, count_items
 from recpipe.data.splits import TrainingData, with_validation
 from recpipe.layers.code_tokens import ItemCodes
 from recpipe.layers.side import Side, SideConfig
@@ -148,7 +148,7 @@ class TrainingJob:
         )
         titles_by_id = dict(zip(*(items[column].to_pylist() for column in ("item_id", "title")), strict=True))
         titles = [titles_by_id.get(item) for item in vocabulary.ids]
-        train_events = np.bincount(fitting_set.items, minlength=len(vocabulary) + 1)[1:]
+        train_events = count_items(fitting_set.items, len(vocabulary))[1:]
         training, curve = self._description(trained, side, ids, vectors), trained.curve
         if earlier:
             training["earlier_runs"] = [run for bundle in earlier.values() for run in bundle.training_runs()]

@@ -26,7 +26,7 @@ from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.item_columns import item_columns
 from recpipe.data.protocol import Protocol
 from recpipe.data.seen_events import SeenEvents
-from recpipe.data.sequences import Fold, Sequences, Vocabulary
+from recpipe.data.sequences import Fold, Sequences, Vocabulary, count_items
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.recommender import Recommender
 from recpipe.training import fit
@@ -187,7 +187,7 @@ class Update:
             model.eval(),
             vocabulary,
             extended_titles(self.bundle, vocabulary, self.inputs.items),
-            np.bincount(data.seen.items, minlength=len(vocabulary) + 1)[1:],
+            count_items(data.seen.items, len(vocabulary))[1:],
             self.protocol,
             training,
             trained.curve,

@@ -27,6 +27,7 @@ ROWS = {  # a number in a row that starts with one of these words
     "generative": ("sasrec seen allowed", "tiger seen excluded", "parallel_tiger seen allowed"),
     "item_index": ("clustered ivf", "clustered hnsw", "uniform ivf"),
     "large_catalogue": ("popular", "svd", "item_knn", "user_knn"),
+    "large_catalogue --million": ("step", "rank", "read", "fit", "assign", "quality", "tree"),
     "lightgcn": ("recpipe LightGCN",),
     "mamba2": ("ours, chunk 10", "transformers, chunk 20", "sasrec", "mamba4rec"),
     "packing": ("padded to the maximum", "buckets of like length", "packed, rows of 50", "max, all places"),

@@ -13,6 +13,7 @@ from recpipe.data.sequences import Sequences
 from recpipe.evaluation import lists as lists_module
 from recpipe.evaluation.lists import Lists, Popularity, divergence, diversity, gini, list_metrics
 from recpipe.evaluation.metrics import coverage
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 IDS = np.array([f"i{n:02}" for n in range(1, ITEMS + 1)], dtype=object)
 EVERYTHING = ("coverage", "arp", "novelty", "serendipity", "diversity", "gini", "divergence")
@@ -80,6 +81,15 @@ def test_the_values_of_rectools(seed, k):
         assert result[name] == pytest.approx(value, abs=1e-9), name
     assert result["coverage"] == coverage(lists.items_UK, catalogue=ITEMS, cutoffs=[k])[f"coverage@{k}"]
     assert result["users"] == USERS
+
+
+def test_diversity_reads_the_vectors_of_a_few_lists_at_once(monkeypatch):
+    _, _, lists, vectors = tables(0, 5)
+    present = np.arange(ITEMS) % 4 > 0
+    whole = diversity(lists, vectors.astype(np.float32), present)
+    monkeypatch.setattr("recpipe.evaluation.lists.ELEMENTS_PER_CHUNK", 1)
+    some = VectorRows(vectors[::-1].astype(np.float32), np.arange(ITEMS)[::-1])
+    assert diversity(lists, some, present) == pytest.approx(whole, rel=1e-12)
 
 
 def by_brute_force(seed, k, present):

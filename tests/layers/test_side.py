@@ -10,7 +10,9 @@ import pyarrow as pa
 import pytest
 from tests.synthetic import FULL, catalogue, described, random_sequences, side_of
 
+from recpipe.layers import side
 from recpipe.layers.side import Scale, Side, SideConfig
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 ITEMS = 12
 DATA = described(random_sequences(70, ITEMS))
@@ -25,6 +27,27 @@ def test_values_are_those_of_the_items_behind_a_row_of_padding():
     for column in side.items:
         np.testing.assert_array_equal(side.values[f"items.{column.name}"][1:], column.encode(COLUMNS[column.name]))
     assert not any(values[0].any() for values in side.values.values())
+
+
+def test_large_tables_of_vectors_are_standardised_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    table = (rng.normal(size=(500, 7)) + 3).astype(np.float32)
+    table[:, -1] = rng.random(500) < 0.8
+    table[table[:, -1] == 0] = 0
+    scale = Scale.of(table)
+    expected = scale.apply(table)
+    monkeypatch.setattr(side, "AT_ONCE", 800)
+    blocks = Scale.of(table)
+    np.testing.assert_allclose(blocks.mean, scale.mean, rtol=1e-12)
+    assert blocks.deviation == pytest.approx(scale.deviation, rel=1e-12)
+    np.testing.assert_array_equal(scale.apply(table), expected)
+
+
+def test_items_without_a_vector_have_zeros_whatever_the_rows_say():
+    vectors, present = np.full((4, 3), 2.0, np.float32), np.array([True, False, True, False])
+    table = side.vector_table(VectorRows(vectors, np.array([0, -1, 3, -1])), present)
+    np.testing.assert_array_equal(table, side.vector_table(vectors, present))
+    assert table.tolist() == [[0] * 4, [2, 2, 2, 1], [0] * 4, [2, 2, 2, 1], [0] * 4]
 
 
 def test_a_column_may_be_called_like_the_vectors():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from recpipe.data.sequences import Sequences
 from recpipe.evaluation.segments import POPULARITY, popularity_groups
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 ELEMENTS_PER_CHUNK = 1 << 22  # of the vectors of a chunk of lists
 Floats = NDArray[np.float64]
@@ -63,7 +64,7 @@ def list_metrics(
     ranks: pa.Table,
     *,
     item_ids: NDArray[np.object_],
-    vectors: tuple[Floats, NDArray[np.bool_]] | None = None,
+    vectors: tuple[Floats | VectorRows, NDArray[np.bool_]] | None = None,
 ) -> dict[str, float | None]:
     """Compute all metrics of this module, None where undefined, and the shares of `head`, `mid` and `tail`.
 
@@ -123,21 +124,24 @@ def hits(lists: Lists, ranks: pa.Table, item_ids: NDArray[np.object_]) -> NDArra
     return np.isin(pairs, user * base + item + 1)
 
 
-def diversity(lists: Lists, vectors_ID: Floats, present_I: NDArray[np.bool_]) -> float | None:
+def diversity(lists: Lists, vectors_ID: Floats | VectorRows, present_I: NDArray[np.bool_]) -> float | None:
     """Compute intra-list diversity: the mean of 1 - cosine over all pairs of items of a list; Ziegler et al., WWW 2005.
 
-    Items without a vector, ``present_I``, are left out, and so are lists with fewer than two vectors.
+    Items without a vector, ``present_I``, are left out, and so are lists with fewer than two vectors. Only vectors of
+    the items of a chunk of lists are read at a time.
     """
-    norms = np.linalg.norm(vectors_ID, axis=1)
-    present = np.concatenate([[False], present_I & (norms > 0)])
-    unit = np.zeros((len(present), vectors_ID.shape[1]))
-    unit[present] = vectors_ID[present[1:]] / norms[present[1:], None]
-    values = []
-    step = max(ELEMENTS_PER_CHUNK // (lists.items_UK.shape[1] * max(vectors_ID.shape[1], 1)), 1)
+    values, width = [], vectors_ID.width if isinstance(vectors_ID, VectorRows) else vectors_ID.shape[1]
+    step = max(ELEMENTS_PER_CHUNK // (lists.items_UK.shape[1] * max(width, 1)), 1)
     for items_BK in np.split(lists.items_UK, range(step, len(lists.items_UK), step)):
-        n = present[items_BK].sum(1)
+        items, place_BK = np.unique(items_BK, return_inverse=True)
+        place_BK = place_BK.reshape(items_BK.shape)
+        vectors, present = vectors_ID[np.maximum(items - 1, 0)].astype(np.float64), present_I[np.maximum(items - 1, 0)]
+        norms = np.linalg.norm(vectors, axis=1)
+        present = present & (items > 0) & (norms > 0)
+        unit = np.where(present[:, None], vectors / np.where(norms > 0, norms, 1.0)[:, None], 0.0)
+        n = present[place_BK].sum(1)
         pairs = n * (n - 1)
-        cosines = (unit[items_BK].sum(1) ** 2).sum(1) - n  # of ordered pairs: the square of a sum
+        cosines = (unit[place_BK].sum(1) ** 2).sum(1) - n  # of ordered pairs: the square of a sum
         values.append(1 - cosines[pairs > 0] / pairs[pairs > 0])
     per_list = np.concatenate(values)
     return float(per_list.mean()) if len(per_list) else None

@@ -17,9 +17,11 @@ import pyarrow as pa
 from recpipe.config import check_choices, split_names
 from recpipe.data.features import Column, fit_columns
 from recpipe.data.sequences import Sequences
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 EVENTS = ("rating", "hour", "weekday", "gap")
 COLUMNS = ("items", "users", "events")
+AT_ONCE = 1 << 27  # elements of a table of vectors that are computed with in float64 together, 1 GiB
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,25 @@ class Scale:
     @classmethod
     def of(cls, table: np.ndarray) -> Scale:
         """Measure a table (I + 1, V + 1): the mean of every dimension, and the deviation over all of them."""
-        vectors = table[table[:, -1] > 0, :-1].astype(np.float64)
-        mean = vectors.mean(0)
-        return cls(tuple(mean.tolist()), max(float(np.sqrt(np.square(vectors - mean).mean())), 1e-12))
+        rows = np.flatnonzero(table[:, -1] > 0)
+        if table.size <= AT_ONCE:
+            vectors = table[rows, :-1].astype(np.float64)
+            mean = vectors.mean(0)
+            square = np.square(vectors - mean).mean()
+        else:
+            parts = np.array_split(rows, -(-table.size // (AT_ONCE >> 3)))
+            mean = np.sum([table[part, :-1].sum(0, dtype=np.float64) for part in parts], 0) / len(rows)
+            squares = [np.square(table[part, :-1] - mean).sum() for part in parts]
+            square = np.sum(squares) / (len(rows) * len(mean))
+        return cls(tuple(mean.tolist()), max(float(np.sqrt(square)), 1e-12))
 
     def apply(self, table: np.ndarray) -> np.ndarray:
         """Standardise the vectors of a table (I + 1, V + 1); items without one stay zero."""
         present = table[:, -1] > 0
         scaled = np.zeros_like(table)
-        scaled[present, :-1] = (table[present, :-1].astype(np.float64) - np.array(self.mean)) / self.deviation
+        for start in range(0, len(table), step := max((AT_ONCE >> 3) // table.shape[1], 1)):
+            rows = start + np.flatnonzero(present[start : start + step])
+            scaled[rows, :-1] = (table[rows, :-1].astype(np.float64) - np.array(self.mean)) / self.deviation
         scaled[:, -1] = table[:, -1]
         return scaled
 
@@ -105,7 +117,7 @@ class Side:
         config: SideConfig,
         train: Sequences,
         item_columns: Mapping[str, pa.Array | pa.ChunkedArray],
-        vectors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        vectors: Mapping[str, tuple[np.ndarray | VectorRows, np.ndarray]],
         *,
         n_items: int,
     ) -> Side:
@@ -124,7 +136,8 @@ class Side:
                     f"side.vectors asks for {name}; available: {', '.join(vectors) or 'none'}. "
                     f"Run `kedro run --pipelines=embed --params modality={name}`"
                 )
-            table, widths[name] = vector_table(*vectors[name]), vectors[name][0].shape[1]
+            table = vector_table(*vectors[name])
+            widths[name] = table.shape[1] - 1
             if not table[:, -1].any():
                 raise ValueError(
                     "side.vectors: no item has a vector; check the folder of images or the texts of the data set"
@@ -171,10 +184,13 @@ class Side:
         return cls(config, items, users, events, widths, n_items, scales=scales)
 
 
-def vector_table(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
+def vector_table(vectors: np.ndarray | VectorRows, present: np.ndarray) -> np.ndarray:
     """Table (I + 1, V + 1) of vectors, zero where there is none, and 1 in the last column where there is one."""
-    table = np.zeros((len(vectors) + 1, vectors.shape[1] + 1), np.float32)
-    table[1:, :-1], table[1:, -1] = np.where(present[:, None], vectors, 0.0), present
+    rows = VectorRows.of(vectors)
+    table = np.zeros((len(rows) + 1, rows.width + 1), np.float32)
+    for block in rows.blocks():
+        table[1 + block.start : 1 + block.stop, :-1] = rows[block]
+    table[1:][~present], table[1:, -1] = 0.0, present
     return table
 
 

@@ -57,7 +57,7 @@ class ContentKNN(ClosedForm):
         values = [side.values.get(f"vectors.{name}") for name in side.widths]
         if tables := [torch.from_numpy(value) for value in values if value is not None]:
             parts = [F.normalize(table[:, :-1]) if config.normalise else table[:, :-1] for table in tables]
-            self.vectors = torch.cat(parts, 1) / len(parts) ** 0.5
+            self.vectors = torch.cat(parts, 1).div_(len(parts) ** 0.5)
             self.present = torch.stack([table[:, -1] > 0 for table in tables]).any(0)
 
     def fit(self, train: Sequences) -> None:

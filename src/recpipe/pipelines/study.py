@@ -69,12 +69,13 @@ def study_settings(study: StudyConfig) -> Study:
 def content_vectors(job: TrainingJob, paths: DataPaths) -> Vectors | None:
     """Read item vectors (text, else images) for diversity, the same for all variants; None where none are on disk."""
     from recpipe.content.embeddings import Embeddings
+    from recpipe.semantic_ids.vector_rows import VectorRows
 
     for modality in ("text", "image"):
         if (file := paths.features / f"{modality}_embeddings.parquet").is_file():
             embeddings = Embeddings.read(file)
             rows = embeddings.rows(job.data.vocabulary.ids)
-            return embeddings.vectors[rows].astype("float64"), (rows >= 0) & embeddings.present[rows]
+            return VectorRows(embeddings.vectors, rows), (rows >= 0) & embeddings.present[rows]
     log.info("no item vectors on disk, so diversity is left out; `kedro run --pipelines=embed` makes them")
     return None
 

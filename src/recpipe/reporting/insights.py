@@ -16,11 +16,12 @@ from recpipe.evaluation.metrics import calibration, metrics_from_ranks
 from recpipe.evaluation.segments import POPULARITY, popularity_groups, segments
 from recpipe.evaluation.significance import BEST, UserMetric, compare
 from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 MAX_DRAWS = 400_000_000  # users x resamples: about ten seconds
 Loaders = Mapping[str, Callable[[], Any]]
 Ranks = Mapping[str, pa.Table | None]
-Vectors = tuple[NDArray[np.float64], NDArray[np.bool_]]
+Vectors = tuple[NDArray[np.float64] | VectorRows, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from recpipe.reporting.insights import Catalogue, RunOutputs, Vectors, compute_i
 from recpipe.reporting.leaderboard import leaderboard, to_markdown
 from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
 from recpipe.reporting.summary import format_summary
+from recpipe.semantic_ids.vector_rows import VectorRows
 
 if TYPE_CHECKING:
     from recpipe.config.schema import DatasetConfig, ReportConfig
@@ -238,7 +239,7 @@ def _item_vectors(runs: RunStore, vocabulary: Vocabulary) -> Vectors | None:
             except DamagedFileError:
                 continue  # reported where vectors are measured
             rows = embeddings.rows(vocabulary.ids)
-            return embeddings.vectors[rows].astype("float64"), (rows >= 0) & embeddings.present[rows]
+            return VectorRows(embeddings.vectors, rows), (rows >= 0) & embeddings.present[rows]
     return None
 
 

@@ -14,6 +14,7 @@ from recpipe.models.next_item import NextItem
 from recpipe.serving.ranking import check_k
 from recpipe.training.bundle import Bundle
 
+ROWS_AT_ONCE = 1 << 16  # of vectors that are compared in float64
 EVENTS_AT_ONCE = 1 << 15  # of the histories whose hidden states are computed together
 
 
@@ -34,7 +35,7 @@ def similar_items(bundle: Bundle, item: str, k: int = 10) -> pa.Table:
             "that item alone, or take a model such as sasrec"
         )
     by_item, side = tables.get("output", tables.get("input")), bundle.model.side
-    vectors_IV = (torch.cat(list(tables.values()), 1) if by_item is None else by_item)[1:].detach().cpu().double()
+    vectors_IV = (torch.cat(list(tables.values()), 1) if by_item is None else by_item)[1:].detach().cpu()
     has_vector = (vectors_IV != 0).any(1).numpy()
     if by_item is not None and (side is None or side.config.combine != "alone"):
         has_vector &= bundle.train_events > 0  # the embedding of an id that was never trained is random
@@ -79,8 +80,9 @@ def similar_users(bundle: Bundle, histories: Sequences, user: str, k: int = 10) 
 
 def _nearest(vectors_NV: Tensor, index: int, mask_N: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of the mask nearest to row ``index`` by cosine, without it, and their cosines; ties by row."""
-    unit = F.normalize(vectors_NV, dim=1)
-    cosines = (unit @ unit[index]).numpy()
+    query = F.normalize(vectors_NV[index].double(), dim=0)
+    parts = vectors_NV.split(ROWS_AT_ONCE)
+    cosines = torch.cat([F.normalize(part.double(), dim=1) @ query for part in parts]).numpy()
     rows = np.flatnonzero(mask_N & (np.arange(len(mask_N)) != index))
     best = rows[np.argsort(-cosines[rows], kind="stable")[:k]]
     return best, cosines[best].astype(np.float32)

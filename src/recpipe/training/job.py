@@ -31,6 +31,7 @@ from recpipe.models.registry import build as build_model
 from recpipe.models.registry import side_config
 from recpipe.semantic_ids.ids import CatalogueIds, SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
+from recpipe.semantic_ids.vector_rows import VectorRows
 from recpipe.training import fit
 from recpipe.training.bundle import Bundle
 from recpipe.training.fit import weights_digest
@@ -292,7 +293,7 @@ def build_side(
     for modality, content in embeddings.items():
         rows = content.rows(vocabulary.ids)
         present = np.where(rows >= 0, content.present[rows], False)
-        vectors[modality] = (content.vectors[rows], present)
+        vectors[modality] = (VectorRows(content.vectors, rows), present)
         log.info("%s items of %s have a vector of their %s", int(present.sum()), len(present), modality)
     columns = {name: table[name] for name in table.column_names if name != "item_id"}
     return Side.of(config, train_set, columns, vectors, n_items=len(vocabulary))

@@ -147,6 +147,14 @@ def brute_force(metric: str, k: int) -> np.ndarray:
     return fitted.kneighbors(TABLE, return_distance=False)[:, 1:]
 
 
+@pytest.mark.parametrize("rows", [3, 11, 64])
+def test_blocks_of_a_large_table_give_the_same_neighbours(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", rows)
+    np.testing.assert_array_equal(nearest(TABLE, 10), brute_force("cosine", 10))
+    of = np.array([5, 60, 2])
+    np.testing.assert_array_equal(nearest(TABLE.astype(np.float32), 4, of=of), brute_force("cosine", 4)[of])
+
+
 @pytest.mark.parametrize("at_once", [1 << 24, 400], ids=["whole", "in chunks"])
 def test_neighbours_are_the_nearest(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(module, "SIMILARITIES_PER_CHUNK", at_once)

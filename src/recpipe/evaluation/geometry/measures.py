@@ -7,17 +7,20 @@ Shapes: I items, D and E widths, K neighbours, P points of a curve.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from recpipe.evaluation.lists import gini
 from recpipe.evaluation.segments import POPULARITY
 
 CURVE_POINTS = 12
 SIMILARITIES_PER_CHUNK = 1 << 24  # 64 MiB
+ROWS_AT_ONCE = 1 << 17  # of a table
 DISCARDED_RATIOS = 0.1  # TwoNN leaves out the largest ratios, where the density changes
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -158,24 +161,50 @@ def norm_curve(norms_I: Floats, events_I: NDArray[np.integer]) -> dict[str, list
     return {"events": events.tolist(), "norms": norms.tolist(), "items": items[nonempty].tolist()}
 
 
-def nearest(x_ID: Floats, k: int, *, of: Indices | None = None) -> Indices:
-    """Find exactly the ``k`` nearest other rows by cosine (I, K), nearest first, of all rows or of ``of`` (n,)."""
-    return _exact_search(unit(x_ID), np.zeros(len(x_ID)), k, of)
+def nearest(x_ID: Floats | NDArray[np.float32], k: int, *, of: Indices | None = None) -> Indices:
+    """Find exactly the ``k`` nearest other rows by cosine (I, K), nearest first, of all rows or of ``of`` (n,).
+
+    A table is scaled and compared in blocks of ``ROWS_AT_ONCE`` rows.
+    """
+    _check_k(k, len(x_ID))
+    rows = np.arange(len(x_ID)) if of is None else of
+    queries = torch.from_numpy(_unit32(x_ID[rows]))
+    values, items = torch.zeros(len(rows), 0), torch.zeros(len(rows), 0, dtype=torch.int64)
+    for start in range(0, len(x_ID), ROWS_AT_ONCE):
+        block = torch.from_numpy(_unit32(x_ID[start : start + ROWS_AT_ONCE]))
+        values_of_block, items_of_block = _best(queries, block, torch.from_numpy(rows) - start, k)
+        values, items = torch.cat([values, values_of_block], 1), torch.cat([items, items_of_block + start], 1)
+        if len(x_ID) > ROWS_AT_ONCE:
+            values, places = values.topk(min(k, values.shape[1]), dim=1)
+            items = items.gather(1, places)
+    return items.numpy()
 
 
-def _exact_search(x_ID: Floats, offset_I: Floats, k: int, of: Indices | None) -> Indices:
-    """Find the rows y with the highest x · y - offset of y."""
-    n = len(x_ID)
+def _unit32(x_ID: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(unit(x_ID.astype(np.float64, copy=False)), np.float32)
+
+
+def _best(
+    x_nD: Tensor, table_ID: Tensor, own_n: Tensor, k: int, offset_I: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the highest x · y - offset of y and their rows y (n, K), without row ``own_n`` of each x."""
+    values, items, n = [], [], len(table_ID)
+    for chunk in torch.arange(len(x_nD)).split(max(SIMILARITIES_PER_CHUNK // n, 1)):
+        similarity = x_nD[chunk] @ table_ID.T
+        if offset_I is not None:
+            similarity -= offset_I
+        own = own_n[chunk]
+        inside = (own >= 0) & (own < n)
+        similarity[torch.arange(len(chunk))[inside], own[inside]] = -torch.inf
+        best = similarity.topk(min(k, n), dim=1)
+        values.append(best.values)
+        items.append(best.indices)
+    return torch.cat(values), torch.cat(items)
+
+
+def _check_k(k: int, n: int) -> None:
     if not 1 <= k < n:
         raise ValueError(f"k is {k}; among {n} items there are at most {n - 1} neighbours, and k is at least 1")
-    table, offset = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (x_ID, offset_I))
-    rows = torch.arange(n) if of is None else torch.from_numpy(of)
-    parts = []
-    for chunk in torch.split(rows, max(SIMILARITIES_PER_CHUNK // n, 1)):
-        similarity = table[chunk] @ table.T - offset
-        similarity[torch.arange(len(chunk)), chunk] = -torch.inf
-        parts.append(similarity.topk(k, dim=1).indices)
-    return torch.cat(parts).numpy()
 
 
 def occurrences(neighbours_IK: Indices) -> Indices:
@@ -226,7 +255,8 @@ def two_nn(x_ID: Floats) -> float:
     if len(points) < 10:
         return np.nan
     centred = points - points.mean(0)  # the same distances, with smaller rounding errors in float32
-    neighbours = _exact_search(centred, np.square(centred).sum(1) / 2, min(4, len(points) - 1), None)
+    table, offset = (torch.from_numpy(x.astype(np.float32)) for x in (centred, np.square(centred).sum(1) / 2))
+    neighbours = _best(table, table, torch.arange(len(points)), min(4, len(points) - 1), offset)[1].numpy()
     distances = np.linalg.norm(points[neighbours] - points[:, None], axis=2)  # in float64
     first, second = np.sort(distances, axis=1)[:, :2].T
     ratio = np.sort(np.log(second / first))

@@ -92,7 +92,7 @@ class _Study:
     measurements: list[dict[str, Any]] = field(default_factory=list)
     tables: list[TableAndNull] = field(default_factory=list)
     stabilities: list[dict[str, Any]] = field(default_factory=list)
-    full_tables: dict[str, ItemVectors] = field(default_factory=dict)  # of all items with events, not a sample
+    full_tables: dict[str, ItemVectors] = field(default_factory=dict)  # the first, of all items with events
     without_vectors: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -149,7 +149,8 @@ class _Study:
         self.measurements.append({**head, **with_null_bands(measures, nulls)})
         null = replace(null_tables[0], neighbours=nulls[0].neighbours)
         self.tables.append(TableAndNull(title, replace(table, neighbours=measures.neighbours), null))
-        self.full_tables[title] = ItemVectors.of(source.tables[name], self.warm)
+        if len(self.full_tables) < self.settings.beside:
+            self.full_tables[title] = ItemVectors.of(source.tables[name], self.warm, np.float32)
         return [self.tables[-1]]
 
     def _neighbours(self, title: str, run: str, name: str, source: VectorSource) -> list[TableAndNull]:
@@ -165,7 +166,7 @@ class _Study:
     def result(self) -> dict[str, Any]:
         """Collect everything in one dictionary."""
         settings, items = self.settings, self.items
-        tables = dict(list(self.full_tables.items())[: settings.beside])
+        tables = self.full_tables
         catalogue = items.titles, items.events, self.groups
         name, best = next(iter(tables.items()), ("", None))
         best_map = None
@@ -212,7 +213,7 @@ def item_map(
     is_head = groups_I[table.rows[order]] == HEAD
     head = order[is_head][: limit // 2]
     positions = np.sort(np.concatenate([head, order[~is_head][: limit - len(head)]]))
-    rows, map_N2 = table.rows[positions], tsne(table.vectors[positions], seed)
+    rows, map_N2 = table.rows[positions], tsne(table.vectors[positions].astype(np.float64), seed)
     return {
         "items": len(table.rows),
         "x": np.round(map_N2[:, 0], 2).tolist(),
@@ -259,9 +260,10 @@ def nearest_items(
 
 
 def _nearest_lists(table: ItemVectors, rows: Indices, titles: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
-    directions, positions = unit(table.vectors), np.searchsorted(table.rows, rows)
+    positions = np.searchsorted(table.rows, rows)
     near = nearest(table.vectors, min(k, len(table.rows) - 1), of=positions)
-    cosines = np.einsum("nd,nkd->nk", directions[positions], directions[near])
+    query_nD, near_MD = (unit(table.vectors[at].astype(np.float64)) for at in (positions, near.ravel()))
+    cosines = np.einsum("nd,nkd->nk", query_nD, near_MD.reshape(*near.shape, -1))
     return [
         [
             {"title": titles[table.rows[other]], "cosine": round(float(cosine), 4)}

@@ -148,17 +148,19 @@ def null_band(values: Sequence[float]) -> tuple[float, float] | None:
 class ItemVectors:
     """Vectors (n, D) of some items."""
 
-    vectors: Floats
+    vectors: Floats | NDArray[np.float32]
     rows: Indices  # (n,) of 0 .. I - 1, ascending
     neighbours: Indices | None = None  # (n, K), as positions in the table
 
     @classmethod
-    def of(cls, table_ID: NDArray[np.float32], subset_I: NDArray[np.bool_]) -> ItemVectors:
+    def of(
+        cls, table_ID: NDArray[np.float32], subset_I: NDArray[np.bool_], dtype: type[np.floating[Any]] = np.float64
+    ) -> ItemVectors:
         """Select the items of a subset that have a vector. Raises ValueError for NaN and infinity."""
         if not np.isfinite(table_ID).all():
             raise ValueError("its vectors hold NaN or infinity")
         rows = np.flatnonzero(subset_I & table_ID.any(1))
-        return cls(table_ID[rows].astype(np.float64), rows)
+        return cls(table_ID[rows].astype(dtype, copy=False), rows)
 
     def select(self, rows: Indices) -> Floats:
         """Return the vectors of ``rows``, a subset of the rows of the table."""

@@ -255,6 +255,8 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
     depths = (quality["neighbours"] or {}).get("by_depth") or [{}]
     purity = quality.get("purity") or {}
     collisions = f"{count(before['sharing'])}; {count(before['largest'])} items"
+    sampled = (quality["neighbours"] or {}).get("sample", quality["items"])
+    sample = f" (of {count(sampled)} random items)" if sampled < quality["items"] else ""
     facts = [
         ("items with an id", count(quality["items"])),
         ("items without content and so without an id", count(quality["without_content"])),
@@ -266,7 +268,7 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("collisions resolved by", COLLISION_POLICIES.get(quality["policy"], quality["policy"])),
         ("items in a collision now", count(after["sharing"])),
         ("variance of the vectors lost in the codes", percent(quality["reconstruction"]["relative"])),
-        ("nearest neighbours with the same first code", _with_chance(depths[0], "overlap", "random")),
+        ("nearest neighbours with the same first code", _with_chance(depths[0], "overlap", "random") + sample),
         ("items of their first code\u2019s main category", _with_chance(purity, "first_code", "shuffled")),
     ]
     return [(name, value) for name, value in facts if value]

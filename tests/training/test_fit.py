@@ -356,7 +356,7 @@ def test_the_progress_bar_counts_all_steps_with_those_of_an_earlier_run(tmp_path
         bars.append(progress(*args, **options))
         return bars[-1]
 
-    monkeypatch.setattr("recpipe.training.fit.progress", recorded)
+    monkeypatch.setattr("recpipe.training.gradient.progress", recorded)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, on_epoch=lambda row: row["epoch"] == 2)
     run(tmp_path)

@@ -10,6 +10,7 @@ import glob
 import inspect
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ REPORT = "report"
 LAST = ("geometry", REPORT)  # pipelines that compare all seeds; they run last
 PER_SEED = ["train", "evaluate"]  # of the whole project
 Plan = list[tuple[int, list[str] | None]]
+PROCESS_COUNTS = {"WORLD_SIZE": "torchrun", "SLURM_STEP_NUM_TASKS": "srun"}  # environment variable: its program
 NODE_FILTERS = ("tags", "node_names", "namespaces", "from_nodes", "to_nodes", "from_inputs", "to_outputs")
 
 
@@ -80,6 +82,18 @@ def check_path(path: Path) -> None:
         )
 
 
+def check_single_process(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError in one of several processes of torchrun or SLURM's srun: each would run the pipeline."""
+    for name, launcher in PROCESS_COUNTS.items():
+        if (count := environment.get(name, "1")).isdecimal() and int(count) > 1:
+            raise ConfigError(
+                f"{launcher} started {count} processes, and each would run the whole pipeline. One machine needs no "
+                f"{launcher}: `kedro run --params train.devices=...`. Several run {launcher} ... "
+                f"{'-m' if launcher == 'torchrun' else 'python -m'} recpipe.training.standalone --dataset ... "
+                "--models ... on data that Kedro prepared (docs/tutorials/several-gpus.md)"
+            )
+
+
 class RecpipeSession(SessionWithOneLoader):
     """Kedro's session with pipelines for the models of the command, and a run for each of ``seeds``."""
 
@@ -92,6 +106,7 @@ class RecpipeSession(SessionWithOneLoader):
 
     def run(self, *args: Any, **options: Any) -> dict[str, Any]:
         """As KedroSession.run. Raises ConfigError for unknown names and wrong types before the first node."""
+        check_single_process(os.environ)
         options = dict(inspect.signature(super().run).bind(*args, **options).arguments)
         # Kedro deprecates the first
         names = [options.pop("pipeline_name", None), *(options.get("pipeline_names") or ())]

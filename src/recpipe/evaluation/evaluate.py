@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, runtime_checkable
 from typing import Protocol as TypedProtocol
 
@@ -20,10 +21,11 @@ from recpipe.data.sequences import Fold, Sequences
 from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.content_slots import ContentSlots
 from recpipe.evaluation.metrics import coverage, metric_values, metrics_from_ranks, warm_and_cold_items
-from recpipe.evaluation.ranking import Ranking, fold_ranks, rank_fold
+from recpipe.evaluation.ranking import Ranking, fold_ranks, rank_fold, target_positions
 from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.models.recommender import Recommender
 from recpipe.training.bundle import Bundle
+from recpipe.training.distributed import Ranks
 from recpipe.training.settings import MACHINE
 
 WARM_UP_USERS = 3  # of latency: the first calls fill caches
@@ -166,20 +168,50 @@ def latency(model: Recommender, fold: Fold, *, exclude_seen: bool, k: int, users
     return {f"inference_latency_ms_p{p}": float(np.percentile(timed, p)) for p in PERCENTILES if timed}
 
 
-def validator(
-    fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None
-) -> Callable[[Recommender], dict[str, float]]:
-    """Return the function that selects checkpoints by a metric of ``fold``, or always of the same ``users`` of it.
-
-    It returns the other metrics of the training curve too, at the same cut-off. Raises ValueError for an unknown one.
-    """
+def validator(fold: Fold, protocol: Protocol, metric: str = "ndcg@10", *, users: int | None = None) -> FoldValidator:
+    """Return the function that selects checkpoints by a metric of ``fold``, or always of the same ``users`` of it."""
     fold = fold.with_query_times(protocol)
     if users is not None and users < len(fold):
         fold = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:users]))
+    return FoldValidator(fold, protocol, metric)
 
-    def validate(model: Recommender) -> dict[str, float]:
-        ranks = fold_ranks(model, fold, protocol)
-        values = metric_values(ranks, metric, CURVE_METRICS, setting="train.metric")
+
+@dataclass(frozen=True)
+class FoldValidator:
+    """Metrics of the training curve: ``metric`` on a fold, and others at the same cut-off, as ``valid_<metric>``.
+
+    Each of ``ranks`` ranks its share of the users, and all compute the metrics from all ranks of targets.
+    """
+
+    fold: Fold
+    protocol: Protocol
+    metric: str
+    ranks: Ranks = Ranks()  # noqa: RUF009
+
+    def __call__(self, model: Recommender) -> dict[str, float]:
+        """Return the metrics by name. Raises ValueError for an unknown one."""
+        table = fold_ranks(model, self.fold, self.protocol) if self.ranks.size == 1 else self._shared_ranks(model)
+        values = metric_values(table, self.metric, CURVE_METRICS, setting="train.metric")
         return {f"valid_{name}": value for name, value in values.items()}
 
-    return validate
+    def shard(self, ranks: Ranks) -> FoldValidator:
+        """Return the validation of this rank's users, which returns the metrics of all."""
+        return dataclasses.replace(self, ranks=ranks)
+
+    def _shared_ranks(self, model: Recommender) -> pa.Table:
+        """Rank the targets of every n-th user, and return the table of all ranks, as ``fold_ranks``."""
+        users, targets = self._users, self.fold.targets
+        rank = np.zeros(len(targets.items), np.int32)
+        if len(users):
+            positions, _ = target_positions(targets, users)
+            rank[positions] = fold_ranks(model, self._share, self.protocol)["rank"].to_numpy()
+        owner = np.repeat(np.arange(len(self.fold)), targets.lengths)
+        return pa.table({"user_id": owner, "rank": self.ranks.sum(rank), "cold": np.zeros(len(rank), bool)})
+
+    @property
+    def _users(self) -> np.ndarray:
+        return np.arange(self.ranks.rank, len(self.fold), self.ranks.size)
+
+    @cached_property
+    def _share(self) -> Fold:
+        return self.fold.select(self._users)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from recpipe.data.atomic import atomic_file, remove
 from recpipe.data.digests import verified
+from recpipe.training.distributed import Ranks
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 TENSOR, PAIRS, TUPLE = "__tensor__", "__pairs__", "__tuple__"
@@ -136,3 +138,11 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def derive_random_state(ranks: Ranks) -> None:
+    """Let ranks 1, 2, … draw random numbers of their own, which follow from the random state of rank 0."""
+    states = [ranks.of_main(state) for _, state in sorted(random_state().items())]
+    if not ranks.is_main:
+        digest = hashlib.sha256(b"".join(state.numpy().tobytes() for state in states))
+        torch.manual_seed(int.from_bytes(digest.digest()[:7]) + ranks.rank)

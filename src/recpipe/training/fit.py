@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from recpipe.models.recommender import Recommender
 from recpipe.training.callbacks import lock_folder
 from recpipe.training.checkpoint import remove_checkpoints
 from recpipe.training.cost import model_size, reset_peak_memory, versions
+from recpipe.training.distributed import Ranks, count_devices, external_group, external_ranks
 from recpipe.training.gradient import train_by_gradient
-from recpipe.training.module import OnEpoch, Replay, Validate, training_label, training_module
+from recpipe.training.module import OnEpoch, Replay, TrainingModule, Validate, training_label
 from recpipe.training.optimisers import INDEPENDENT_OF_LENGTH
+from recpipe.training.rank_processes import RankProcesses
 from recpipe.training.settings import MACHINE, TrainSettings, check_settings, choose_device
+from recpipe.training.setup import ShardedValidate, TrainingSetup
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ def train(
     Ctrl-C, when the last checkpoint is complete.
     """
     pl.seed_everything(seed, verbose=False)
-    device = choose_device(settings.device)
+    device, ranks = choose_device(settings.device), external_ranks()
     reset_peak_memory(device)
     if settings.train_on_validation and steps_from is None:
         raise ValueError("train.train_on_validation needs the training set alone as well, for the number of its steps")
@@ -80,8 +84,12 @@ def train(
     fallback = None if cold_users is None else ColdUsers(cold_users, n_items=model.n_items).fit(data, seed=seed)
     curve: list[dict[str, Any]] = []
     if model.closed_form:
+        if settings.devices != 1 or settings.num_nodes != 1:
+            log.info("%s is fitted in closed form, on one device: train.devices has no effect", training_label(model))
         start = time.perf_counter()
-        model.to(device).fit(data)
+        model.to(device)
+        if ranks.is_main:
+            model.fit(data)
         seconds = time.perf_counter() - start
         cost = {"train_seconds": seconds, "epochs": 0, "device": device, **model_size(model, device)}
     else:
@@ -91,17 +99,59 @@ def train(
         if validate is None:
             _check_without_validation(settings, replay)
         else:
-            validate = _with_fallback(validate, fallback)
-        module = training_module(
-            model.to(device).train(), data, validate, settings, seed, on_epoch, steps_from, replay, statistics
+            validate = ValidateWithFallback(validate, fallback)
+        setup = TrainingSetup(
+            model=model.train(),
+            data=data,
+            validate=validate,
+            settings=settings,
+            seed=seed,
+            steps_from=steps_from if settings.train_on_validation else None,
+            replay=replay,
+            statistics=statistics,
         )
-        with lock_folder(folder):
-            train_by_gradient(module, device, folder, fingerprint)
-            if not keep_checkpoints:
+        training = RankTraining(setup, device, folder, fingerprint)
+        with lock_folder(folder) if ranks.is_main else nullcontext():
+            with _all_ranks(training, ranks) as ranks:
+                module = training(ranks, on_epoch)
+            if ranks.is_main and not keep_checkpoints:
                 remove_checkpoints(folder)
-        curve, cost = module.curve, {**module.cost(device), **_tune(model, validate, settings)}
+        curve, cost = module.curve, module.cost(device)
+        if ranks.is_main:
+            cost |= _tune(model, validate, settings)
     model.cold_users = fallback
     return TrainingResult(model.to(device), curve, cost, versions())
+
+
+@dataclass(frozen=True)
+class RankTraining:
+    """Training by gradient as every rank does it; for ranks 1, 2, … it is sent to their processes."""
+
+    setup: TrainingSetup
+    device: str
+    folder: Path
+    fingerprint: str
+
+    def __call__(self, ranks: Ranks, on_epoch: OnEpoch | None = None) -> TrainingModule:
+        """Train, and return the module, on rank 0 with the best state."""
+        if not ranks.is_main:
+            pl.seed_everything(self.setup.seed, verbose=False)
+        self.setup.model.to(self.device)
+        module = self.setup.module(ranks=ranks, on_epoch=on_epoch)
+        train_by_gradient(module, self.device, self.folder, self.fingerprint)
+        return module
+
+
+@contextmanager
+def _all_ranks(training: RankTraining, ranks: Ranks) -> Iterator[Ranks]:
+    """Start the ranks of a training, or join those of torchrun or SLURM; yield this process among them."""
+    size = count_devices(training.setup.settings, training.device)
+    if ranks.size == 1 and size > 1:
+        with RankProcesses(training, size, device=training.device) as local_ranks:
+            yield local_ranks
+    else:
+        with external_group(ranks, training.device):
+            yield ranks
 
 
 def _check_without_validation(settings: TrainSettings, replay: Replay | None) -> None:
@@ -150,17 +200,26 @@ def run_fingerprint(data: str, settings: TrainSettings, seed: int, model: Recomm
     return hashlib.sha256(json.dumps([data, parts, seed, shape], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _with_fallback(validate: Validate, fallback: ColdUsers | None) -> Validate:
+@dataclass(frozen=True)
+class ValidateWithFallback:
     """Validation with the fallback for new users, which checkpoints do not hold."""
 
-    def validate_with_fallback(model: Recommender) -> dict[str, float]:
-        model.cold_users = None if fallback is None else fallback.to(model.device)
+    validate: Validate
+    fallback: ColdUsers | None
+
+    def __call__(self, model: Recommender) -> dict[str, float]:
+        """Return the metrics of ``validate``."""
+        model.cold_users = None if self.fallback is None else self.fallback.to(model.device)
         try:
-            return validate(model)
+            return self.validate(model)
         finally:
             model.cold_users = None
 
-    return validate_with_fallback
+    def shard(self, ranks: Ranks) -> Validate:
+        """Return the validation of this rank's users, or of all where ``validate`` cannot be shared."""
+        return (
+            replace(self, validate=self.validate.shard(ranks)) if isinstance(self.validate, ShardedValidate) else self
+        )
 
 
 def _tune(model: Recommender, validate: Validate | None, settings: TrainSettings) -> dict[str, float]:

@@ -15,28 +15,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor
 
-from recpipe.data.batch_samplers import Share, TrainingBatches
+from recpipe.data.batch_samplers import TrainingBatches
 from recpipe.data.batches import DeviceSequences
-from recpipe.data.sequences import Sequences
 from recpipe.models.recommender import Recommender
 from recpipe.progress import current_step, duration
-from recpipe.training.batches import (
-    BatchLoader,
-    MicroBatch,
-    make_batches,
-    relative_weights,
-    target_counts,
-    trained_items,
-    training_windows,
-)
+from recpipe.training.batches import BatchLoader, MicroBatch
 from recpipe.training.callbacks import WeightAverage
-from recpipe.training.checkpoint import random_state, set_random_state
+from recpipe.training.checkpoint import derive_random_state, random_state, set_random_state
 from recpipe.training.cost import gpu_state, model_size, n_parameters, peak_memory_mib
-from recpipe.training.losses import Loss, make_loss
+from recpipe.training.distributed import Ranks
+from recpipe.training.losses import Loss
 from recpipe.training.optimisers import make_optimiser, make_schedule
 from recpipe.training.settings import TrainSettings
 
@@ -44,7 +35,8 @@ log = logging.getLogger(__name__)
 
 LOGGER_NAMES = {"loss": "train_loss", "lr": "learning_rate"}  # of columns of the curve
 NORM_EVERY = 10  # steps between gradient norms
-CHECK_EVERY = 50  # steps between checks for a finite loss on a GPU, each of which synchronises
+CHECK_EVERY = 50  # steps between checks for a finite loss on a GPU or of several ranks, each of which synchronises
+NEVER = 1 << 62  # a step that no training reaches
 
 Validate = Callable[[Recommender], dict[str, float]]  # model -> metrics on the validation fold, valid_<metric>
 OnEpoch = Callable[[Mapping[str, Any]], bool | None]  # of a row of the curve; True interrupts training after the epoch
@@ -66,6 +58,25 @@ class NonFiniteLossError(RuntimeError):
     """A training loss that is NaN or infinite."""
 
 
+class WithAllWeights(torch.autograd.Function):
+    """A loss whose graph has all weights in it, with no gradient for those that it does not depend on.
+
+    Ranks exchange the gradients of all weights in every step; one that computes nothing, or leaves out weights, would
+    let the others wait.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *weights: Tensor) -> Tensor:
+        """Return the loss."""
+        ctx.n_weights = len(weights)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the loss, and none for the weights."""
+        return *gradients, *[None] * ctx.n_weights
+
+
 class TrainingModule(pl.LightningModule):
     """Loss of a step, optimiser and schedule, validation by ``validate``, and the training curve.
 
@@ -83,8 +94,10 @@ class TrainingModule(pl.LightningModule):
         validate: Validate | None,
         on_epoch: OnEpoch | None = None,
         replay: Replay | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
+        self.ranks = ranks or Ranks()
         self.model, self.criterion = model, criterion
         self.average = None if settings.ema is None else WeightAverage(model, settings.ema)
         self.settings, self.metric = settings, f"valid_{settings.metric}"
@@ -149,6 +162,8 @@ class TrainingModule(pl.LightningModule):
             self._random_state = None
 
     def on_train_epoch_start(self) -> None:
+        if self.ranks.size > 1:
+            derive_random_state(self.ranks)
         self._start_time, self._epoch = time.perf_counter(), self.current_epoch + 1
         hardware = [self.device.type, "bf16" if self.trainer.precision == "bf16-mixed" else "fp32"]
         if hardware not in self._hardware:
@@ -160,20 +175,19 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: MicroBatch, index: int) -> Tensor:
         losses = [self.model.loss(part, self.criterion) * (part.n_targets / batch.n_targets) for part in batch.parts]
-        loss = torch.stack(losses).sum() if losses else self._zero_loss()
+        loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
         value = loss.detach()
         self._loss += value
         self._steps += index % self._share.accumulate == 0
         non_finite = ~torch.isfinite(value) & (self._non_finite_step < 0)
         self._non_finite_step = torch.where(non_finite, self.global_step, self._non_finite_step)
-        if self.device.type == "cpu" or index % CHECK_EVERY == 0:
+        if (self.device.type == "cpu" and self.ranks.size == 1) or index % CHECK_EVERY == 0:
             self._check_loss()
-        return loss * self._share.cells if self._share.cells > 1 else loss  # their mean is taken
-
-    def _zero_loss(self) -> Tensor:
-        """Return a loss of 0 with a gradient of 0, for a micro-batch without parts."""
-        weight = next(weight for weight in self.model.parameters() if weight.requires_grad)
-        return weight.flatten()[:0].sum()
+        if self._share.cells == 1:
+            return loss
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        whole: Tensor = WithAllWeights.apply(loss, *weights)  # type: ignore[no-untyped-call]
+        return whole * self._share.cells  # the mean of all micro-batches is taken
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the norm of the gradient before it is clipped."""
@@ -215,9 +229,10 @@ class TrainingModule(pl.LightningModule):
         is_validated = self.metric in row or not self.is_validated
         is_over = is_validated and self.out_of_time
         is_last = is_over or self._epoch == self.trainer.max_epochs
-        if self._on_epoch is not None and self._on_epoch(dict(row)) and not is_last:
-            self.is_interrupted = self.trainer.should_stop = True
-        if is_over:
+        interrupts = self._on_epoch is not None and bool(self._on_epoch(dict(row))) and not is_last
+        interrupts, is_over = self.ranks.decide(interrupts, is_over)
+        self.is_interrupted |= interrupts
+        if interrupts or is_over:
             self.trainer.should_stop = True
         is_due = not self._last_logged_epoch or self._epoch >= self._last_logged_epoch + self.settings.log_every
         if is_validated and is_due:
@@ -232,7 +247,7 @@ class TrainingModule(pl.LightningModule):
             self._seconds += time.perf_counter() - self._start_time
             self._tokens += self._tokens_per_epoch
             row = {**gpu_state(self.device), "epoch": self._epoch, "step": self.global_step, "seconds": self._seconds}
-            row["loss"] = float(self._loss) / max(self._steps, 1)
+            row["loss"] = float(self.ranks.sum(self._loss.cpu().numpy())) / max(self._steps, 1)
             row["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
             norms = torch.stack(self._norms)
             row |= {"gradient_norm": float(norms.mean()), "gradient_norm_max": float(norms.max())}
@@ -248,6 +263,9 @@ class TrainingModule(pl.LightningModule):
 
     def _check_loss(self) -> None:
         step = int(self._non_finite_step)
+        if self.ranks.size > 1:  # all ranks raise: the gradient of one spoils the weights of all
+            step = self.ranks.smallest(step if step >= 0 else NEVER)
+            step = -1 if step == NEVER else step
         if step >= 0:
             raise NonFiniteLossError(
                 f"the loss is not finite at step {step} (epoch {self._epoch}); the last good checkpoint is kept. "
@@ -280,6 +298,7 @@ class TrainingModule(pl.LightningModule):
             "tokens_per_second": self._tokens / self._seconds,
             "precision": "+".join(dict.fromkeys(precision for _, precision in self._hardware)),
             "device": "+".join(dict.fromkeys(name for name, _ in self._hardware)),
+            **({} if self.ranks.size == 1 else {"devices": self.ranks.size}),
             **model_size(self.model, device),
         }
 
@@ -307,41 +326,3 @@ class TrainingModule(pl.LightningModule):
 def training_label(model: Recommender) -> str:
     """Return the prefix of log lines: the step that runs, such as `train sasrec`, or the class."""
     return current_step() or f"train {type(model).__name__}"
-
-
-def training_module(
-    model: Recommender,
-    data: Sequences,
-    validate: Validate | None,
-    settings: TrainSettings,
-    seed: int,
-    on_epoch: OnEpoch | None,
-    steps_from: Sequences | None,
-    replay: Replay | None,
-    statistics: Sequences | None = None,
-) -> TrainingModule:
-    """Build the module, batches and loss; with ``train_on_validation`` an epoch has the steps of ``steps_from``.
-
-    The loss takes its counts of targets and items from ``statistics``, by default ``data``.
-    """
-    windows = training_windows(data, model, settings)
-    windows = windows.with_weights(relative_weights(windows, model))
-    device_data = model.on_device(windows, window=model.max_length + 1)
-    options: dict[str, Any] = {"window": model.max_length, "seed": seed, "device": model.device.type}
-    options["share"] = Share(accumulate=settings.accumulate)
-    if settings.train_on_validation and steps_from is not None:
-        lengths = np.minimum(training_windows(steps_from, model, settings).lengths, model.max_length + 1)
-        options["steps"] = make_batches(lengths, settings, **options).steps
-    counted = windows if statistics is None else statistics
-    criterion = make_loss(settings.loss, target_counts(counted, model), trained_items(counted, model)).to(model.device)
-    batches = make_batches(device_data.lengths, settings, **options)
-    return TrainingModule(
-        model,
-        criterion,
-        settings,
-        data=device_data,
-        batches=batches,
-        validate=validate,
-        on_epoch=on_epoch,
-        replay=replay,
-    )

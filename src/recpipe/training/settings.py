@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 LAYOUTS = ("padded", "packed")
 LOGGERS = ("tensorboard", "csv", "wandb")
-MACHINE = ("accumulate",)  # how a step is shared out, which leaves it the same
-COUNTS = ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every", "accumulate")
+STRATEGIES = ("auto", "ddp")
+MACHINE = ("devices", "strategy", "num_nodes", "accumulate")  # how a step is shared out, which leaves it the same
+COUNTS = ("batch_tokens", "max_epochs", "validate_every", "patience", "log_every", "num_nodes", "accumulate")
 OPTIONAL = ("window", "row", "validate_users", "stride", "max_minutes", "gradient_clip", "ema")
 
 
@@ -36,6 +37,9 @@ class TrainSettings:
     max_minutes: end training, without the time of validations, at the next epoch that is validated.
     ema: decay of a moving average of the weights over steps, which is validated and kept instead.
     precision: ``auto`` is bf16 on a GPU that has it, else fp32.
+    devices: processes of a machine that share every step, a GPU each or a part of the CPU's cores; ``auto`` is all GPUs
+        of the machine, and 1 on a CPU. ``num_nodes``: machines, each with ``devices``; more than one by torchrun.
+    strategy: how they share it; ``auto`` is ``ddp``, a copy of the model for each device.
     accumulate: micro-batches of a step, one after the other, so that a step needs less memory.
     resume: continue an unfinished run with equal settings and data.
     loggers: destinations of the curves, of tensorboard, csv, wandb.
@@ -62,6 +66,9 @@ class TrainSettings:
     ema: float | None = None
     precision: str = "auto"
     device: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    num_nodes: int = 1
     accumulate: int = 1
     resume: bool = True
     log_every: int = 5
@@ -69,6 +76,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         allowed = {"precision": ("auto", *PRECISIONS), "windows": ("last", "all"), "layout": LAYOUTS}
+        allowed["strategy"] = STRATEGIES
         for name, choices in allowed.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"train.{name} is {value!r}; allowed: {', '.join(choices)}")
@@ -89,6 +97,9 @@ class TrainSettings:
     def _check_numbers(self) -> None:
         if not isinstance(self.weights, bool):
             raise ValueError(f"train.weights is {self.weights!r}; allowed: true, false")
+        devices = self.devices
+        if devices != "auto" and (isinstance(devices, bool) or not isinstance(devices, int) or devices < 1):
+            raise ValueError(f"train.devices is {devices!r}; it must be a number, at least 1, or auto")
         for name in (*COUNTS, *OPTIONAL):
             value, or_null = getattr(self, name), ", or null" if name in OPTIONAL else ""
             if value is None and or_null:

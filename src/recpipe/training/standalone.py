@@ -8,6 +8,10 @@ reads). Copy the folder --into back:
     cp -r trained/* data/                                                     # where Kedro is
     kedro run --pipelines=evaluate,report --params dataset=amazon-beauty,model=tiger+sasrec
 
+Several GPUs of a machine need `--params train.devices=4` only. Several machines see the same folders, and each runs
+`torchrun --nnodes=2 --nproc-per-node=4 ... -m recpipe.training.standalone` with the arguments from above and `--params
+train.devices=4,train.num_nodes=2` (docs/tutorials/several-gpus.md).
+
 After an interruption, by --minutes or otherwise, the same command continues. `--params` changes settings as in
 `kedro run`: `--params models.tiger.dropout=.3,models.tiger.train.max_epochs=60`. Only the validation fold is used for
 selection.
@@ -31,7 +35,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recpipe.config import ConfigError, Configuration, DataPaths, RunConfig, parse_overrides
+from recpipe.config import ConfigError, Configuration, DataPaths, RunConfig, build_config, parse_overrides
 from recpipe.config.run_config import AUTO
 from recpipe.content.embeddings import Embeddings
 from recpipe.data.atomic import atomic_file, atomic_folder, latest_version, record_version
@@ -41,23 +45,30 @@ from recpipe.data.sequence_builder import build_sequences
 from recpipe.data.sequences import Fold
 from recpipe.data.splits import TrainingData
 from recpipe.evaluation.evaluate import validator
-from recpipe.models.registry import model_info
+from recpipe.models.registry import model_class, model_info
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.bundle import Bundle, curve_table, load_bundle, save_bundle
+from recpipe.training.distributed import RankError, Ranks, count_devices, external_group, external_ranks
 from recpipe.training.job import ItemInputs, TrainingJob, Validator
 from recpipe.training.module import OnEpoch
 from recpipe.training.refit import MeasuredRun, choose_item_model
 from recpipe.training.refit import refit as refit_measured
-from recpipe.training.settings import check_model
+from recpipe.training.settings import TrainSettings, check_model, choose_device
 
 log = logging.getLogger(__name__)
 
+OTHERS_FIRST = 3.0  # seconds in which torchrun ends a rank if rank 0 has failed too, so that an error is read once
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train each model and log its validation metric; return 1 if time was up before all were finished."""
+    """Train each model and log its validation metric; return 1 if time was up before all were finished.
+
+    Under torchrun or SLURM's srun all ranks run it, and rank 0 logs and writes.
+    """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    ranks = external_ranks()
+    logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(message)s")
     logging.getLogger("recpipe.training.module").setLevel(logging.WARNING)  # `epoch_logger` shows every epoch
     ends = time.perf_counter() + 60 * options.minutes
     data = DataFolder(options.data, options.dataset, options.seed, options.into)
@@ -71,21 +82,35 @@ def main(arguments: list[str] | None = None) -> int:
     runs = [configuration.run(name) for name in options.models]
     for run in runs:  # an error in the last one is reported before the first is trained
         check_model(run)
+    device = _check_ranks(runs)
     start = refit if options.refit else train
-    unfinished = [run.name for run in runs if not _finished(start, run, data, ends)]
+    with external_group(ranks, device):
+        unfinished = [run.name for run in runs if not _finished(start, run, data, ends, ranks)]
     if unfinished:
         log.info("time is up; the same command continues with %s", ", ".join(unfinished))
     return int(bool(unfinished))
 
 
-def _finished(start: Callable[..., Bundle], run: RunConfig, data: DataFolder, ends: float) -> bool:
+def _check_ranks(runs: list[RunConfig]) -> str:
+    """Return the device of the runs. Raises ValueError where the number of ranks is not that of their settings."""
+    device = "cpu"
+    for run in runs:
+        if not model_class(run.type).closed_form:
+            settings = build_config(TrainSettings, run.train, where=f"models.{run.name}.train")
+            device = choose_device(settings.device)
+            count_devices(settings, device)
+    return device
+
+
+def _finished(start: Callable[..., Bundle], run: RunConfig, data: DataFolder, ends: float, ranks: Ranks) -> bool:
     """Train the model by ``start`` if necessary; return whether it is finished. Raises KeyboardInterrupt for Ctrl-C."""
-    if time.perf_counter() > ends:
+    (is_time_up,) = ranks.decide(time.perf_counter() > ends)
+    if is_time_up:
         return False
     try:
         bundle = start(run, data, epoch_logger(run.name, ends))
     except KeyboardInterrupt:
-        if time.perf_counter() > ends:
+        if time.perf_counter() > ends or not ranks.is_main:
             return False
         raise
     costs = "  ".join(f"{key} {value}" for key, value in bundle.training["cost"].items())
@@ -136,15 +161,28 @@ def _train_once(
     *,
     curves: Path | None = None,
 ) -> Bundle:
-    """Return the version among ``bundles`` with the identity of ``job`` and ``about``, or train it and write it."""
+    """Return the version among ``bundles`` with the identity of ``job`` and ``about``, or train it and write it.
+
+    Ranks after the first write nothing, and return the bundle of their last state.
+    """
+    ranks = external_ranks()
     identity = json.loads(json.dumps({**job.identity(), **about}))
     record = job.work_folder / "done.json"
     previous = json.loads(verified(record).read_text()) if record.is_file() else {}
     folder = bundles / previous.get("version", "") / bundles.name
-    if previous.get("identity") == identity and folder.is_dir():
+    (is_done,) = ranks.decide(previous.get("identity") == identity and folder.is_dir())
+    if is_done:
         log.info("%s was trained with the same settings before: %s", job.config.name, folder)
         return load_bundle(folder, accelerate=job.config.accelerate)
     bundle = train_job()
+    if ranks.is_main:
+        _write(bundle, bundles, record, identity, curves)
+    ranks.wait()
+    return bundle
+
+
+def _write(bundle: Bundle, bundles: Path, record: Path, identity: dict[str, Any], curves: Path | None) -> None:
+    """Write a new version of a bundle and its curve, and the record of it; then delete the checkpoints."""
     version = datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")[:-3] + "Z"  # Kedro's form, and its order
     with atomic_folder(bundles / version / bundles.name) as temporary:
         save_bundle(bundle, temporary)
@@ -155,7 +193,6 @@ def _train_once(
     with atomic_file(record) as file:
         file.write_text(json.dumps({"identity": identity, "version": version}))
     bundle.remove_checkpoints()
-    return bundle
 
 
 def epoch_logger(name: str, ends: float) -> OnEpoch:
@@ -299,5 +336,7 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ValueError as error:  # of the user's settings or files; the message says what to do
-        sys.exit(f"error: {error}")
+    except (ValueError, RankError) as error:  # of the user's settings or files; the message says what to do
+        if not (ranks := external_ranks()).is_main:
+            time.sleep(OTHERS_FIRST)
+        sys.exit(f"error: {error}" if ranks.size == 1 else f"error on rank {ranks.rank}: {error}")

@@ -26,6 +26,8 @@ ROWS = {  # a number in a row that starts with one of these words
     "evaluation": ("60 users x 50 items: median",),
     "generative": ("sasrec seen allowed", "tiger seen excluded", "parallel_tiger seen allowed"),
     "item_index": ("clustered ivf", "clustered hnsw", "uniform ivf"),
+    "large_ingest": ("bare DuckDB", "recpipe sequences and split", "recpipe / bare DuckDB:"),
+    "large_ingest --recipe music4all": ("recpipe all",),
     "large_catalogue": ("popular", "svd", "item_knn", "user_knn"),
     "large_catalogue --million": ("step", "rank", "read", "fit", "assign", "quality", "tree"),
     "lightgcn": ("recpipe LightGCN",),

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.artefacts import names
 
-from recpipe.data.engines import connect, read_parquet, write_parquet
+from recpipe.data.engines import connect, engine_errors, read_parquet, write_parquet
 
 
 @pytest.fixture
@@ -64,6 +64,31 @@ def test_a_full_disk_is_reported_and_leaves_no_file(con: Any, tiny_disk: Path) -
     with pytest.raises(OSError, match="No space left on device; nothing was written"):
         write_parquet(log, tiny_disk / "log.parquet")
     assert list(tiny_disk.iterdir()) == []
+
+
+def test_a_full_disk_while_spilling_and_a_small_memory_limit_are_named_with_what_helps(tiny_disk: Path) -> None:
+    engine = {"memory_limit": "30MB", "threads": 1, "spill_folder": str(tiny_disk / "spill")}
+    con: Any = connect(engine)
+    with (
+        engine_errors(engine),
+        pytest.raises(OSError, match="disk full.*free space, or set ingest.engine.spill_folder"),
+    ):
+        write_parquet(
+            view(con, "SELECT md5(CAST(range AS VARCHAR)) AS id FROM range(3000000) ORDER BY id"),
+            tiny_disk.parent / "x.parquet",
+        )
+    small: Any = connect({**engine, "memory_limit": "1MB"})
+    with pytest.raises(ValueError, match="more memory than ingest.engine.memory_limit, .*raise it, or lower"):
+        write_parquet(
+            view(small, "SELECT md5(CAST(range AS VARCHAR)) AS id FROM range(300000) ORDER BY id"),
+            tiny_disk.parent / "x.parquet",
+        )
+
+
+def test_the_spill_folder_may_lie_in_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
+    con: Any = connect({"memory_limit": "60MB", "threads": 1, "spill_folder": str(tmp_path / "a" / "b" / "spill")})
+    big = view(con, "SELECT md5(CAST(range AS VARCHAR)) AS item_id FROM range(2000000)").cache()
+    assert big.count().to_pyarrow().as_py() == 2_000_000
 
 
 def test_the_engine_spills_at_its_memory_limit_and_cleans_up(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from recpipe.data.engines import connect
+from recpipe.data.engines import connect, write_parquet
 from recpipe.data.files.tables import RawTables
 from recpipe.data.interactions import ingest
 
@@ -85,6 +86,27 @@ def test_every_kind_of_bad_row_is_quarantined_with_its_reason(con: Any) -> None:
     log = done.interactions.to_pyarrow()
     assert log["order"].to_pylist() == [*range(0, 20, 2), 20]
     assert log.column_names == ["user_id", "item_id", "timestamp", "order"]
+
+
+@pytest.mark.parametrize("has_bad_rows", [True, False])
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_the_file_is_that_of_a_sort_by_order_and_a_sorted_log_is_written_without_one(
+    con: Any, tmp_path: Path, is_sorted: bool, has_bad_rows: bool
+) -> None:
+    n = 300_000  # more than two row groups
+    numbers = "range" if is_sorted else f"(range * 7919) % {n}"
+    columns = "'u' || range % 1000 AS user_id, 'i' || range % 77 AS item_id, range AS timestamp"
+    bad = f"CASE WHEN {has_bad_rows} AND range % 1000 = 3 THEN 'broken' END AS problem"
+    con.raw_sql(f'CREATE TEMP TABLE log AS SELECT {columns}, {bad}, {numbers} AS "order" FROM range({n})')
+    log = ingest(RawTables(con.table("log")), []).interactions
+    assert ("ORDER BY" in con.compile(log)) != is_sorted
+    write_parquet(log, tmp_path / "ours.parquet")
+    rows = con.table("log").filter(con.table("log").problem.isnull()).drop("problem").order_by("order")
+    write_parquet(rows, tmp_path / "sorted.parquet")
+    ours, expected = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("ours", "sorted"))
+    assert ours.equals(expected) and len(ours) == n - (n // 1000 if has_bad_rows else 0)
+    if not has_bad_rows:
+        assert (tmp_path / "ours.parquet").read_bytes() == (tmp_path / "sorted.parquet").read_bytes()
 
 
 def test_the_step_table_counts_bad_rows_by_reason(con: Any) -> None:

@@ -56,8 +56,8 @@ def check(engine: Mapping[str, Any]) -> str:
 
 def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:
     parent = _spill_folder(engine)
-    if parent.is_dir():
-        clean_leftovers(parent)
+    parent.mkdir(parents=True, exist_ok=True)  # DuckDB creates one level only, and that when it first spills
+    clean_leftovers(parent)
     spill = temporary_path(parent / "duckdb", "part")  # concurrent engines must not share a folder
     settings = {key: engine[key] for key in ("memory_limit", "threads") if engine.get(key) is not None}
     settings |= engine.get("settings") or {}
@@ -127,14 +127,34 @@ def transfer(table: ir.Table, con: BaseBackend, engine: Mapping[str, Any]) -> ir
     return con.read_parquet(str(path))
 
 
+def comes_sorted(table: ir.Table, column: str) -> bool:
+    """Return whether the rows of ``table`` come by increasing values of ``column`` without a sort, by one pass.
+
+    Only DuckDB, which by default streams the rows of a table in the order in which they were stored, is asked.
+    """
+    con = ibis.get_backend(table)
+    if con.name != "duckdb" or not _setting(con, "preserve_insertion_order"):
+        return False
+    values = con.compile(table.select(value=table[column]))
+    pairs = f"SELECT value, lag(value) OVER () AS last FROM ({values})"  # noqa: S608 -- compiled by Ibis
+    falls = con.raw_sql(f"SELECT 1 FROM ({pairs}) WHERE value <= last LIMIT 1").fetchall()  # noqa: S608
+    return not falls
+
+
+def _setting(con: BaseBackend, name: str) -> Any:
+    return con.raw_sql(f"SELECT current_setting('{name}')").fetchall()[0][0]
+
+
 def _copy(con: BaseBackend, query: str, path: Path) -> None:
     target = str(path).replace("'", "''")
-    try:
-        con.raw_sql(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)")
-    except duckdb.IOException as error:
-        if "space" in str(error).lower():
-            raise OSError(errno.ENOSPC, f"disk full, nothing was written: {error}", str(path.parent)) from error
-        raise
+    limits = {"memory_limit": _setting(con, "memory_limit"), "spill_folder": _setting(con, "temp_directory")}
+    with engine_errors(limits):
+        try:
+            con.raw_sql(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)")
+        except duckdb.IOException as error:
+            if "space" in str(error).lower():
+                raise OSError(errno.ENOSPC, f"disk full, nothing was written: {error}", str(path.parent)) from error
+            raise
 
 
 @contextmanager
@@ -144,6 +164,8 @@ def engine_errors(engine: Mapping[str, Any]) -> Iterator[None]:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's while a result is streamed
         text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:  # with its own advice
+            raise
         reason = " ".join(text.split("\n", maxsplit=1)[0].split())
         if "max_temp_directory_size" in text or "No space left on device" in text:
             raise OSError(

@@ -26,7 +26,7 @@ from recpipe.data.bad_rows import (
     may_have_bad_rows,
     select_bad_rows,
 )
-from recpipe.data.engines import connect, transfer
+from recpipe.data.engines import comes_sorted, connect, transfer
 from recpipe.data.event_log import EventLog, materialize, n_events, single_row, step_statistics
 from recpipe.data.features import id_form_hint
 from recpipe.data.files.tables import TEXTS, RawTables
@@ -78,8 +78,11 @@ def ingest(
         )
     log, quarantine, rows, file_rows = _without_bad_rows(raw.interactions, bad_rows)
     log, step_rows = sampling.apply(log, steps, rows[-1])
+    interactions = log.rows.select([name for name in log.rows.columns if name in COLUMNS])
+    if steps or not comes_sorted(interactions, "order"):  # joins of the steps keep no order
+        interactions = interactions.order_by("order")
     return Ingested(
-        interactions=log.rows.select([name for name in log.rows.columns if name in COLUMNS]).order_by("order"),
+        interactions=interactions,
         quarantine=quarantine,
         steps=pa.Table.from_pylist(rows + step_rows, schema=STEP_TABLE),
         items=_one_row_per_id(log.items.select("item_id"), raw.items, title="title"),

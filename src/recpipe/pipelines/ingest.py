@@ -43,8 +43,9 @@ def ingest_log(
     duckdb = engines.duckdb_beside(ingest["engine"], paths.spill)
     engine = {**ingest["engine"], "spill_folder": duckdb["spill_folder"]}
     con = engines.connect(duckdb)
-    raw = readers.read(dataset.model_dump(exclude_unset=True), source_files, con)
-    result = ingest_tables(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
+    with engines.engine_errors(duckdb):
+        raw = readers.read(dataset.model_dump(exclude_unset=True), source_files, con)
+        result = ingest_tables(raw, dataset.steps or [], bad_rows=dataset.bad_rows, engine=engine)
     steps = pl.DataFrame(result.steps)
     manifest = _manifest(entries, {"interactions": result.file_rows, **raw.file_rows}) | {
         "joins": result.joins,

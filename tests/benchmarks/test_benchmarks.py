@@ -41,6 +41,8 @@ ROWS = {  # a number in a row that starts with one of these words
     "significance": ("bootstrap means", "sign flips", "all of compare()"),
     "training": ("recpipe SASRec, T 200, lightning loop", "recpipe SASRec, T 50, lightning loop"),
     "training --models all": MODELS,
+    "tuning": ("trial 0", "trial / alone, seconds:"),
+    "tuning --kills 1 --trials 2": ("kill 1", "finished trials:", "lost:"),
     "update": ("stale", "update", "refit"),
 }
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(\.\d+)?(e[-+]\d+)?%?(?![\w.])")

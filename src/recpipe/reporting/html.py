@@ -26,6 +26,7 @@ from recpipe.reporting.figures.studies import StudySection
 from recpipe.reporting.formatting import MISSING, count, date_range, day, duration, number, percent
 from recpipe.reporting.leaderboard import COUNTS, footnotes, leaderboard, split_by_protocol, table_cells
 from recpipe.reporting.run_store import Run, read_runs
+from recpipe.reporting.tuning import TuningSection
 
 DATASET_FIELDS = ("title", "name", "homepage", "licence", "citation")
 
@@ -41,6 +42,7 @@ def render_page(
     semantic_ids: Sequence[IdSection] = (),
     insights: Mapping[str, Any] | None = None,
     studies: StudySection | None = None,
+    tuning: TuningSection | None = None,
     geometry: GeometrySection | None = None,
     notes: Sequence[str] = (),
     metric: str = "ndcg@10",
@@ -51,6 +53,7 @@ def render_page(
     ``dataset`` is the configuration of the data set, ``notes`` are warnings about the data; others as in the figures.
     """
     metrics, insights, studies = list(metrics), insights or {}, studies or StudySection()
+    tuning = tuning or TuningSection()
     runs, problems = read_runs(metrics)
     board = leaderboard(metrics, metric=metric, certainty=insights.get("certainty"))
     page_board = board.filter(pl.col("protocol") == insights.get("protocol", ""))
@@ -61,6 +64,7 @@ def render_page(
         **insight_figures(insights, page_board, metric=metric),
         **{f"{section.name}_{name}": section.figures[name] for section, name in id_figures},
         **studies.figures,
+        **tuning.figures,
         **(geometry.figures if geometry else {}),
     }
     id_captions = {f"{section.name}_{name}": CAPTIONS[name] for section, name in id_figures}
@@ -78,8 +82,9 @@ def render_page(
         comparison=insights.get("certainty", {}).get(insights.get("protocol"), {}),
         lists=lists_table(insights, page_board),
         figures={name: json.loads(figure.to_json()) for name, figure in figures.items()},
-        captions=CAPTIONS | id_captions | studies.captions,
+        captions=CAPTIONS | id_captions | studies.captions | tuning.captions,
         studies=studies,
+        tuning=tuning,
         facts=_facts(profile) if profile else [],
         steps=_steps(steps),
         sizes=sizes_table(steps),

@@ -29,6 +29,7 @@ from recpipe.reporting.insights import Catalogue, RunOutputs, Vectors, compute_i
 from recpipe.reporting.leaderboard import leaderboard, to_markdown
 from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
 from recpipe.reporting.summary import format_summary
+from recpipe.reporting.tuning import tuning_section
 from recpipe.semantic_ids.vector_rows import VectorRows
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPTIONAL = {"hit_rate_at_cutoffs", "recall_at_cutoffs", "coverage_at_cutoffs", "segments_warmth", "usage", "sunburst"}
+OPTIONAL = {
+    "hit_rate_at_cutoffs", "recall_at_cutoffs", "coverage_at_cutoffs", "segments_warmth", "usage", "sunburst",
+    "tuning_history", "tuning_importance", "tuning_coordinates",
+}  # fmt: skip
 FIGURES = tuple(name for name in CAPTIONS if name not in OPTIONAL)  # of every report
 OTHER_STEPS = (
     "The log was ingested again with other steps after it was split: the profile and the steps below do not describe "
@@ -185,6 +189,7 @@ def write(
         semantic_ids=ids,
         insights={**insights, "problems": list(problems)},
         studies=_studies(runs, _page_board(board, insights), insights),
+        tuning=tuning_section(runs.tunings.loaders(), protocol=protocol),
         geometry=geometry_section(geometry, insights["split"]["id"]),
         notes=[*notes, *id_problems],
         metric=metric,

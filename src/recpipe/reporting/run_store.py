@@ -254,6 +254,11 @@ class RunStore:
         return RunFiles(names, read_json, "study")
 
     @cached_property
+    def tunings(self) -> RunFiles[Any]:
+        """Results of the pipeline tune."""
+        return RunFiles(_runs(self.reporting, "tuning.json"), read_json, "tuning")
+
+    @cached_property
     def bundles(self) -> RunFiles[Bundle]:
         """Trained models, on the CPU; not cached."""
         from recpipe.training.bundle import load_bundle
@@ -291,7 +296,17 @@ class RunStore:
     @property
     def problems(self) -> list[str]:
         """Messages of damaged files accessed so far, without bundles and figures."""
-        kinds = ("metrics", "tie_sensitivity", "ranks", "recommendations", "curves", "contexts", "studies", "qualities")
+        kinds = (
+            "metrics",
+            "tie_sensitivity",
+            "ranks",
+            "recommendations",
+            "curves",
+            "contexts",
+            "studies",
+            "tunings",
+            "qualities",
+        )
         return [problem for kind in (*kinds, "vectors") for problem in getattr(self, kind).problems]
 
 

@@ -70,6 +70,13 @@ def test_the_same_command_tells_mlflow_only_of_new_trials(tuned, session_in):
     assert sorted(int(each.data.tags["trial"]) for each in trials) == [0, 1, 2, 3, 4]
 
 
+def test_tuning_splits_a_log_that_is_not_split(tuned, session_in):
+    for name in ("protocol.json", "train_set.arrow", "valid_set.arrow", "test_set.arrow", "vocabulary.parquet"):
+        (tuned / f"data/test/05_model_input/{DATASET}/{name}").unlink(missing_ok=True)
+    run(tuned, session_in, "tune", model="svd", tune={"trials": 5})  # the study is finished
+    assert len(result(tuned, "svd")["trials"]) == 5
+
+
 def test_the_tuned_model_is_trained_like_any_other(tuned, session_in):
     """The environment local has no small settings, so that a closed-form model is taken."""
     run(tuned, session_in, "ingest", "train", env="local", model="svd_tuned", data="data/local")
@@ -79,12 +86,19 @@ def test_the_tuned_model_is_trained_like_any_other(tuned, session_in):
     assert config["config"].items() >= expected.items()
 
 
-def test_a_model_trained_by_gradient_is_pruned_on_its_curve(tuned, session_in):
-    run(tuned, session_in, "tune", model="sasrec", tune={"trials": 3})
+def test_a_model_trained_by_gradient_is_pruned_on_its_curve_and_overrides_are_in_the_tuned_model(tuned, session_in):
+    window = {"sasrec": {"train": {"window": 7}}}
+    run(tuned, session_in, "tune", model="sasrec", tune={"trials": 3}, models=window)
     rows = result(tuned, "sasrec")["trials"]
     assert {row["state"] for row in rows} <= {"complete", "pruned"}
     assert all(row["curve"] and row["epochs"] <= 2 for row in rows)
-    assert (tuned / LOCAL / "sasrec_tuned.yml").is_file()
+    best = next(row for row in rows if row["number"] == result(tuned, "sasrec")["best"])
+    trial = Configuration.read(tuned / "conf", "test", overrides={"dataset": DATASET, "models": window}).run("sasrec")
+    trial = with_overrides(trial, best["settings"])
+    config = Configuration.read(tuned / "conf", overrides={"dataset": DATASET}).run("sasrec_tuned")
+    assert config.train == trial.train
+    assert config.train["window"] == 7
+    assert {"attention_dropout": 0.0, **config.settings}.items() >= trial.settings.items()  # the default
 
 
 def test_mistakes_are_errors_before_anything_is_trained(tuned, session_in):

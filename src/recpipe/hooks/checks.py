@@ -14,6 +14,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, build_config, check_known, schema
+from recpipe.config.files import block, first_file
 from recpipe.data.protocol import Protocol
 from recpipe.pipelines.evaluate import evaluate_model
 from recpipe.pipelines.refit import refit_model
@@ -57,8 +58,8 @@ def check_types(configuration: Configuration, runs: Iterable[RunConfig]) -> None
     for run in runs:
         blocks[f"models.{run.name}.train"] = (TrainSettings, run.train)
         blocks[f"models.{run.name}.side"] = (SideConfig, run.side)
-    for where, (cls, block) in blocks.items():
-        build_config(cls, block, where=where, file_hint=lambda path: configuration.file_hint(path, names))
+    for where, (cls, settings) in blocks.items():
+        build_config(cls, settings, where=where, file_hint=lambda path: configuration.file_hint(path, names))
 
 
 class ChecksHooks:
@@ -201,11 +202,11 @@ def _check_tuning(runs: list[RunConfig], catalog: Any) -> None:
     for run in runs:
         with _file_in_error(f"{MODELS}{run.name}"):
             check(run, tune)
-        file, name = catalog.get(f"{run.name}_tuned_model"), f"{run.name}_tuned"
-        file.check()
-        place = current()[0].file_hint(f"models.{name}", [name]) if name in current()[0].model_names else ""
-        if place and not place.endswith(f"local/parameters/models/{name}.yml)"):
-            raise ConfigError(f"there is a model {name} already{place}, the name of the tuned {run.name}: rename it")
+        catalog.get(f"{run.name}_tuned_model").check()
+        name = f"{run.name}_tuned"
+        place = first_file(block(current()[0].files, "models", name))
+        if place and not place.endswith(f"local/parameters/models/{name}.yml"):
+            raise ConfigError(f"there is a model {name} already ({place}), the name of the tuned {run.name}: rename it")
     check_storage(tune)
 
 

@@ -92,10 +92,14 @@ def training_job(
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
     """Create the shared split, and ``train_model`` in the namespace of every model."""
-    inputs = node_inputs("interactions", "users", "ingest_steps", params=("protocol", "ingest", "paths"))
-    split = Node(split_sequences, inputs, ["training_data", "test_set"], name="split_sequences")
-    runs = wiring.runs.items()
+    runs, split = wiring.runs.items(), split_node()
     return Pipeline([split, *(create_node(train_model, training_inputs(run), f"{m}_bundle", m) for m, run in runs)])
+
+
+def split_node() -> Node:
+    """Create ``split_sequences``, equal in all pipelines, so that a command has it once."""
+    inputs = node_inputs("interactions", "users", "ingest_steps", params=("protocol", "ingest", "paths"))
+    return Node(split_sequences, inputs, ["training_data", "test_set"], name="split_sequences")
 
 
 def training_inputs(run: RunConfig) -> dict[str, str]:

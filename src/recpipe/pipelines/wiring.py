@@ -19,7 +19,16 @@ from typing import Any
 from kedro.pipeline import Node
 from kedro.utils import find_kedro_project
 
-from recpipe.config import ID_KINDS, ConfigError, Configuration, ModelInfo, RunConfig, check_known, split_names
+from recpipe.config import (
+    ID_KINDS,
+    ConfigError,
+    Configuration,
+    DataPaths,
+    ModelInfo,
+    RunConfig,
+    check_known,
+    split_names,
+)
 from recpipe.pipelines import content_kinds
 
 log = logging.getLogger(__name__)
@@ -52,6 +61,7 @@ class Wiring:
     study: str = "length"  # a name in the parameter `studies`
     content_model: str | None = None  # that fills content slots
     holds_out: bool = True  # whether the protocol holds out events
+    has_split: bool = True  # whether the split is on disk
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -142,7 +152,10 @@ def wiring_of(configuration: Configuration, models: Iterable[str], requested: It
     study = configuration["study"]
     check_known(study, configuration["studies"], what="study", hint=" (conf/base/parameters/studies.yml)")
     content_model, held_out = _content_model(configuration), holds_out(configuration)
-    return Wiring(configuration.dataset, runs, kinds, vectors, requested, members, study, content_model, held_out)
+    has_split = "tune" not in requested or ("ingest" not in requested and _has_split(configuration))
+    return Wiring(
+        configuration.dataset, runs, kinds, vectors, requested, members, study, content_model, held_out, has_split
+    )
 
 
 def wiring_of_model(configuration: Configuration, model: str) -> Wiring:
@@ -156,6 +169,11 @@ def wiring_of_model(configuration: Configuration, model: str) -> Wiring:
 def holds_out(configuration: Configuration) -> bool:
     """Return whether the protocol holds out events for validation and test."""
     return bool(configuration["protocol"]["split"] != "none")
+
+
+def _has_split(configuration: Configuration) -> bool:
+    """Return whether the training data of the data set are on disk."""
+    return (DataPaths(**configuration.parameters()["paths"]).split / "protocol.json").is_file()
 
 
 def _content_model(configuration: Configuration) -> str | None:

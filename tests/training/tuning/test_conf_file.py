@@ -56,6 +56,7 @@ def file_of(folder: Path) -> Path:
         {"train.loss.name": "bpr", "train.optimiser.name": "sgd", "dim": 128},
         {"train.window": None, "train.optimiser.betas": [0.9, 0.98], "dim": 128, "dropout": 0.5},
         {},
+        {"side.items": "genre", "dim": 32},
     ],
 )
 def test_the_tuned_model_has_the_settings_of_the_trial_on_its_data_set_and_no_others_elsewhere(tmp_path, settings):
@@ -63,7 +64,7 @@ def test_the_tuned_model_has_the_settings_of_the_trial_on_its_data_set_and_no_ot
     parent = resolved(folder, "sasrec")
     parent = replace(parent, train={"window": 50, **parent.train})
     trial = with_overrides(parent, settings)
-    write(file_of(folder), TunedModel("sasrec", "shop", conf_block(parent, settings), "about"))
+    write(file_of(folder), TunedModel("sasrec", "shop", conf_block(parent, trial), "about"))
     tuned = resolved(folder, "sasrec_tuned")
     assert tuned.settings == trial.settings
     assert {"window": 50, **tuned.train} == trial.train

@@ -13,6 +13,7 @@ import yaml
 from recpipe.config import ConfigError, RunConfig, read_yaml
 from recpipe.data.atomic import atomic_file
 from recpipe.training.tuning.results import best_settings, conf_block
+from recpipe.training.variants import with_overrides
 
 SUFFIX = "_tuned"
 MARK = "# Written by `kedro run --pipeline=tune`, which writes it again: copy it under another name to change it."
@@ -34,8 +35,11 @@ class TunedModel:
         return f"{self.parent}{SUFFIX}"
 
     @classmethod
-    def of(cls, result: Mapping[str, Any], config: RunConfig) -> TunedModel:
-        """Take the best completed trial of a study, by the metric, also of two objectives."""
+    def of(cls, result: Mapping[str, Any], config: RunConfig, parent: RunConfig) -> TunedModel:
+        """Take the best completed trial of a study, by the metric, also of two objectives.
+
+        config: the model that was tuned, with overrides of the command line. parent: the same model in the files.
+        """
         best = next(row for row in result["trials"] if row["number"] == result["best"])
         value, configured = f"{best['value']:.4f}", result["configured"]
         before = "" if configured is None else f" ({configured:.4f} as configured)"
@@ -43,7 +47,8 @@ class TunedModel:
             f"validation {result['metric']} {value}{before}, trial {best['number']} of {len(result['trials'])} of the "
             f"study {result['study']}, {result['finished'][:10]}"
         )
-        return cls(config.name, config.dataset, conf_block(config, best_settings(result)), about)
+        block = conf_block(parent, with_overrides(config, best_settings(result)))
+        return cls(config.name, config.dataset, block, about)
 
 
 def check_writable(path: Path) -> None:

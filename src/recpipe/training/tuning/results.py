@@ -15,12 +15,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from recpipe.config import RunConfig
 from recpipe.config.files import CHOICES
+from recpipe.config.run_config import BY_MODEL
 from recpipe.training.tuning.space import SearchSpace
 from recpipe.training.tuning.study import CONFIGURED, FINISHED, FIRST, REASON
-from recpipe.training.variants import all_settings, with_overrides
+from recpipe.training.variants import all_settings
 
 log = logging.getLogger(__name__)
 
+OF_THE_MACHINE = ("device", "devices", "num_nodes", "strategy", "precision", "loggers", "log_every", "resume")
 COST = ("train_seconds", "inference_seconds", "epochs", "best_epoch", "parameters", "peak_memory_mib")
 
 
@@ -95,30 +97,31 @@ def best_settings(result: Mapping[str, Any]) -> dict[str, Any]:
     return next(dict(row["settings"]) for row in result["trials"] if row["number"] == result["best"])
 
 
-def conf_block(config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``settings`` that differ from ``config`` as a nested block of a conf file.
+def conf_block(parent: RunConfig, tuned: RunConfig) -> dict[str, Any]:
+    """Return the settings in which ``tuned`` differs from ``parent`` as a nested block of a conf file.
 
-    A loss, optimiser or schedule of another name stands there as a whole, as it replaces the one below.
+    A loss, optimiser or schedule of another name stands there as a whole, as it replaces the one below. Settings of the
+    machine, such as the device, are left out.
     """
-    tuned, block, defaults = with_overrides(config, settings), dict[str, Any](), all_settings(config)
-    for setting in settings:
-        name, *keys = setting.split(".")
-        old, new = defaults.get(name), tuned.settings.get(name)
-        path = [name]
-        if keys:
-            old, new, path = getattr(config, name), getattr(tuned, name), [name, *keys]
-            for depth, key in enumerate(keys, 1):
-                old, new = old.get(key) if isinstance(old, Mapping) else None, new[key]
-                is_choice = key in CHOICES and depth < len(keys)
-                if is_choice and (old or {}).get("name") != new.get("name"):
-                    path = [name, *keys[:depth]]
-                    break
-        if old != new:
-            _put(block, path, copy.deepcopy(new))
-    return block
+    defaults = {name: value for name, value in all_settings(parent).items() if "." not in name}
+    block = _difference(defaults, tuned.settings)
+    for name in BY_MODEL:
+        if changes := _difference(getattr(parent, name), getattr(tuned, name)):
+            block[name] = {key: value for key, value in changes.items() if key not in OF_THE_MACHINE}
+    if tuned.ids != parent.ids:
+        block["ids"] = "+".join(tuned.ids)
+    return {name: value for name, value in block.items() if value != {} or name not in BY_MODEL}
 
 
-def _put(block: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for key in path[:-1]:
-        block = block.setdefault(key, {})
-    block[path[-1]] = value
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            is_other = name in CHOICES and before.get("name") != value.get("name")
+            inner = copy.deepcopy(dict(value)) if is_other else _difference(before, value)
+            if inner:
+                changes[name] = inner
+        elif name not in old or before != value:
+            changes[name] = copy.deepcopy(value)
+    return changes

@@ -38,6 +38,7 @@ from recpipe.training.tuning.trials import COMPLETE, RELEASED, Outcome, run_tria
 
 log = logging.getLogger(__name__)
 
+LONG = 30.0  # seconds of a trial, from which on an estimate is logged
 POLL_SECONDS = 1.0  # between looks at the trials of other processes
 OnTrial = Callable[[Mapping[str, Any]], None]  # of a finished trial, as ``results.trial_row``
 
@@ -131,8 +132,11 @@ class _Search:
                     waits = True
                     time.sleep(POLL_SECONDS)
                     continue
+                begun = time.monotonic()
                 if self._take_trial(ends):
                     bar.add()
+                    if total is not None and not done:
+                        self._log_estimate(time.monotonic() - begun, total)
         self._clean_folder()
 
     def _take_trial(self, ends: float) -> bool:
@@ -199,6 +203,14 @@ class _Search:
             *(row["number"], note, count, of_total, value, best_text, duration(row["seconds"] or 0.0), end),
             shown(row["settings"]),
         )
+
+    def _log_estimate(self, seconds: float, total: int) -> None:
+        """Say after the first trial how long all of them may take."""
+        if total > 1 and seconds > LONG:
+            log.info(
+                "the first trial took %s: %s trials take about %s, less what is pruned; tune.minutes sets a limit",
+                *(duration(seconds), total, duration(seconds * total)),
+            )
 
     def _release(self, trial: Trial, reason: str) -> None:
         """Let another trial continue this one."""

@@ -223,8 +223,8 @@ def tie_sensitivity(
 
 def unseen_events(histories: Sequences, train: Sequences) -> Ints:
     """Count the last events of each history (U,) that are not in ``train``."""
-    trained = dict(zip(train.users.tolist(), train.lengths.tolist(), strict=True))
-    in_train = np.array([trained.get(user, 0) for user in histories.users.tolist()], np.int64)
+    rows = histories.users.index_in(train.users)
+    in_train = np.append(train.lengths, 0)[rows]  # 0 for the row -1
     return np.maximum(histories.lengths - in_train, 0)
 
 

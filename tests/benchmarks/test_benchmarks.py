@@ -30,6 +30,7 @@ ROWS = {  # a number in a row that starts with one of these words
     "large_ingest --recipe music4all": ("recpipe all",),
     "large_catalogue": ("popular", "svd", "item_knn", "user_knn"),
     "large_catalogue --million": ("step", "rank", "read", "fit", "assign", "quality", "tree"),
+    "large_log": ("log:", "split:", "training:", "ranking:"),
     "lightgcn": ("recpipe LightGCN",),
     "mamba2": ("ours, chunk 10", "transformers, chunk 20", "sasrec", "mamba4rec"),
     "packing": ("padded to the maximum", "buckets of like length", "packed, rows of 50", "max, all places"),

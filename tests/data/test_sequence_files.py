@@ -129,6 +129,8 @@ def test_files_that_cannot_be_read_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=f"no complete Arrow file of sequences .*{run}"):
         Sequences.read(path)
     DATA.write(path)
+    with pytest.raises(ValueError, match=f"has other content: it has the columns user_id, items, .*{run}"):
+        Fold.read(path)
     whole = path.read_bytes()
     for n in (0, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:n])

@@ -55,8 +55,8 @@ def write_batch(batch: pa.RecordBatch, path: Path) -> None:
         _write(batch, part)
 
 
-def read_batch(path: Path) -> pa.RecordBatch:
-    """Map a file of ``write_batch`` into memory, after a check of its digest.
+def read_batch(path: Path, columns: Sequence[str]) -> pa.RecordBatch:
+    """Map a file of ``write_batch`` with at least ``columns`` into memory, after a check of its digest.
 
     Raises FileNotFoundError for a missing file, DigestError for a damaged one and ValueError for another format.
     """
@@ -68,7 +68,10 @@ def read_batch(path: Path) -> pa.RecordBatch:
         if reader.num_record_batches == 1:
             batch = reader.get_batch(0)
             batch.validate(full=True)  # of ids and offsets, not of every event
-            return batch
+            if {*columns} <= {*batch.schema.names}:
+                return batch
+            problem = f"it has the columns {', '.join(batch.schema.names)}, and not all of {', '.join(columns)}"
+            raise ValueError(f"{path} has other content: {problem}; {HINT}")
         problem = f"it has {reader.num_record_batches} record batches instead of one"
     except pa.ArrowInvalid as error:
         problem = str(error).strip().rstrip(".")

@@ -232,7 +232,7 @@ class Sequences:
     @classmethod
     def read(cls, path: Path) -> Sequences:
         """Map a file of ``write`` into memory. Raises the errors of ``read_batch``."""
-        sequences = cls.from_batch(read_batch(path))
+        sequences = cls.from_batch(read_batch(path, ["user_id", "items"]))
         object.__setattr__(sequences, "file", SourceFile.of(path))
         return sequences
 
@@ -291,7 +291,7 @@ class Fold:
     @classmethod
     def read(cls, path: Path) -> Fold:
         """Map a file of ``write`` into memory. Raises the errors of ``read_batch``."""
-        batch = read_batch(path)
+        batch = read_batch(path, ["user_id", "items", f"{TARGETS}items"])
         fold = cls(Sequences.from_batch(batch), Sequences.from_batch(batch, TARGETS))
         object.__setattr__(fold, "file", SourceFile.of(path))
         return fold

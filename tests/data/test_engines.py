@@ -75,13 +75,13 @@ def test_a_full_disk_while_spilling_and_a_small_memory_limit_are_named_with_what
     ):
         write_parquet(
             view(con, "SELECT md5(CAST(range AS VARCHAR)) AS id FROM range(3000000) ORDER BY id"),
-            tiny_disk.parent / "x.parquet",
+            tiny_disk.parent / "out" / "x.parquet",
         )
     small: Any = connect({**engine, "memory_limit": "1MB"})
     with pytest.raises(ValueError, match="more memory than ingest.engine.memory_limit, .*raise it, or lower"):
         write_parquet(
             view(small, "SELECT md5(CAST(range AS VARCHAR)) AS id FROM range(300000) ORDER BY id"),
-            tiny_disk.parent / "x.parquet",
+            tiny_disk.parent / "out" / "x.parquet",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,21 @@ def test_rows_without_an_id_are_refused(sorted_on_disk, tmp_path):
     path = write_log(tmp_path / "log.parquet", [("a", "x", 1), ("a", None, 2), (None, "x", 3)])
     with pytest.raises(ValueError, match="2 rows have no user_id or no item_id"):
         sorted_on_disk(path)
+
+
+def test_a_full_disk_and_a_small_memory_limit_are_named_and_nothing_is_left(sorted_on_disk, tmp_path, monkeypatch):
+    path = write_log(tmp_path / "log.parquet", random_rows(7))
+
+    def disk_full(self, values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sequence_sort.EventFiles, "append", disk_full)
+    with pytest.raises(OSError, match="disk full, nothing was written.*set ingest.engine.spill_folder"):
+        sorted_on_disk(path)
+    assert names(tmp_path / "sequences") == []
+    monkeypatch.undo()
+    monkeypatch.setattr(sequence_builder, "ROWS_IN_MEMORY", 0)
+    engine = {"memory_limit": "2MB", "threads": 1, "spill_folder": str(tmp_path / "spill")}
+    with pytest.raises(ValueError, match="more memory than ingest.engine.memory_limit, 2MB.*raise it"):
+        build_sequences(path, folder=tmp_path / "sequences", engine=engine)
+    assert names(tmp_path / "sequences") == []

@@ -50,7 +50,7 @@ def sort_sequences(
             raise ValueError(f"{path}: {missing:,} rows have no user_id or no item_id; run the pipeline ingest again")
         users, counts, items = _number_ids(con, path)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        files = stack.enter_context(_EventFiles(folder))
+        files = stack.enter_context(EventFiles(folder))
         if target_events is not None:
             columns = {**columns, "event": pa.ChunkedArray.to_numpy}
         batches = _sorted_events(con, path, [*columns], target_events)
@@ -127,7 +127,7 @@ def _whole_users(batches: Iterable[pa.RecordBatch], offsets: np.ndarray) -> Iter
             first, parts = last, table.slice(size).to_batches()
 
 
-class _EventFiles:
+class EventFiles:
     """Flat files of values per event, appended in parallel; deleted at the end of the block, mapped or not."""
 
     def __init__(self, folder: Path) -> None:
@@ -137,7 +137,7 @@ class _EventFiles:
         self._has_value: dict[str, bool] = {}
         self.n_events = 0
 
-    def __enter__(self) -> _EventFiles:
+    def __enter__(self) -> EventFiles:
         return self
 
     def __exit__(self, *error: object) -> None:

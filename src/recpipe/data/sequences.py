@@ -230,9 +230,9 @@ class Sequences:
             write_batch(self.to_batch(), path)
 
     @classmethod
-    def read(cls, path: Path) -> Sequences:
-        """Map a file of ``write`` into memory. Raises the errors of ``read_batch``."""
-        sequences = cls.from_batch(read_batch(path, ["user_id", "items"]))
+    def read(cls, path: Path, *, check: bool = True) -> Sequences:
+        """Map a file of ``write`` into memory. Raises the errors of ``read_batch``, which also explains ``check``."""
+        sequences = cls.from_batch(read_batch(path, ["user_id", "items"], check=check))
         object.__setattr__(sequences, "file", SourceFile.of(path))
         return sequences
 
@@ -289,9 +289,9 @@ class Fold:
         write_batch(pa.RecordBatch.from_pydict(columns), path)
 
     @classmethod
-    def read(cls, path: Path) -> Fold:
-        """Map a file of ``write`` into memory. Raises the errors of ``read_batch``."""
-        batch = read_batch(path, ["user_id", "items", f"{TARGETS}items"])
+    def read(cls, path: Path, *, check: bool = True) -> Fold:
+        """Map a file of ``write`` into memory. Raises the errors of ``read_batch``, which also explains ``check``."""
+        batch = read_batch(path, ["user_id", "items", f"{TARGETS}items"], check=check)
         fold = cls(Sequences.from_batch(batch), Sequences.from_batch(batch, TARGETS))
         object.__setattr__(fold, "file", SourceFile.of(path))
         return fold

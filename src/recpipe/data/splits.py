@@ -139,7 +139,9 @@ def split_to(folder: Path, sequences: Sequences, protocol: Protocol, vocabulary:
                 writer.append(getattr(part, name))
         for writer in writers:
             writer.close()
-    return Split(Sequences.read(paths[0]), Fold.read(paths[1]), Fold.read(paths[2]), held_out)
+    train = Sequences.read(paths[0], check=False)  # files that this process has just written
+    valid, test = (Fold.read(path, check=False) for path in paths[1:])
+    return Split(train, valid, test, held_out)
 
 
 def _parts(sequences: Sequences, protocol: Protocol, held_out: np.ndarray) -> Iterator[Split]:

@@ -183,7 +183,7 @@ def _with_weights(model: Recommender, data: Sequences, settings: TrainSettings) 
 def weights_digest(data: Sequences) -> str:
     """Hash the weights of events to twelve hex digits."""
     assert data.weights is not None
-    return hashlib.sha256(np.ascontiguousarray(data.weights).tobytes()).hexdigest()[:12]
+    return hashlib.sha256(np.ascontiguousarray(data.weights).data).hexdigest()[:12]
 
 
 def run_fingerprint(data: str, settings: TrainSettings, seed: int, model: Recommender) -> str:

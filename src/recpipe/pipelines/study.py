@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from recpipe.semantic_ids.vector_rows import VectorRows
     from recpipe.training.variants import Study, Variant
 
-    Vectors = tuple[NDArray[np.float64], NDArray[np.bool_]]  # (I, D), and a mask of the items that have one
+    Vectors = tuple[VectorRows, NDArray[np.bool_]]  # (I, D), and a mask of the items that have one
 
 log = logging.getLogger(__name__)
 

@@ -148,7 +148,7 @@ def null_band(values: Sequence[float]) -> tuple[float, float] | None:
 class ItemVectors:
     """Vectors (n, D) of some items."""
 
-    vectors: Floats | NDArray[np.float32]
+    vectors: NDArray[Any]  # float64, of all items float32
     rows: Indices  # (n,) of 0 .. I - 1, ascending
     neighbours: Indices | None = None  # (n, K), as positions in the table
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from recpipe.data.batches import Batch, DeviceSequences
 from recpipe.data.sequences import Sequences
+from recpipe.layers import set_items
 from recpipe.layers.set_items import COLLABORATIVE, SetItems
 from recpipe.layers.side import Scale, Side, SideConfig
 from recpipe.models.registry import build
@@ -160,6 +161,28 @@ def test_tokens_are_computed_once_a_step_and_anew_after_it():
     assert (items.step_tokens() - stale).abs().max() > 0.5
     with torch.no_grad():
         assert not items.step_tokens().requires_grad
+
+
+def test_tokens_of_large_catalogues_are_computed_in_blocks(monkeypatch):
+    """The same tokens, gradients and scores, and no layer of the whole catalogue."""
+    rows = []
+    expected, actual = create(seed=1), create(seed=1)
+    for model, at_once in ((expected, 1 << 27), (actual, 7 * 12)):
+        monkeypatch.setattr(set_items, "HIDDEN_AT_ONCE", at_once)
+        encoder = model.items.auto_encoder.encoder
+        encoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+        scored, before = scores(model), len(rows)
+        model.train()
+        torch.manual_seed(0)
+        model.loss(batch_of([DATA.row(user).tolist() for user in range(5)]), FullSoftmax(512)).backward()
+        model.scored, model.calls = scored, rows[before:]
+    widest = max(actual.items.auto_encoder.widest, 1)
+    assert max(expected.calls) == ITEMS + 1 and max(actual.calls) <= 7 * 12 // widest
+    np.testing.assert_allclose(actual.scored, expected.scored, rtol=1e-5, atol=1e-6)
+    for (name, mine), (_, other) in zip(actual.named_parameters(), expected.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            mine.grad, other.grad, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def a_step(model: SETRec) -> None:

@@ -12,10 +12,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recpipe.layers.inputs import STD, ProjectedVectors, item_values
 from recpipe.layers.side import Side
 
+HIDDEN_AT_ONCE = 1 << 27  # elements of the widest layer of the auto-encoder, 512 MiB
 COLLABORATIVE = "collaborative"  # name of the item vectors of a trained model
 
 
@@ -34,6 +36,7 @@ class AutoEncoder(nn.Module):
         super().__init__()
         self.dim = dim
         sizes = (width, *widths, tokens * dim)
+        self.widest = max(sizes)
         self.encoder, self.decoder = perceptron(sizes), perceptron(sizes[::-1])
         last = self.encoder[-1]
         assert isinstance(last, nn.Linear)
@@ -135,12 +138,23 @@ class SetItems(nn.Module):
         return self._step[1]
 
     def _compute_tokens(self) -> Tensor:
-        tokens, present = self.auto_encoder(self.vectors), self.has_content()[:, None].expand(-1, self.count)
+        tokens, present = self._semantic_tokens(), self.has_content()[:, None].expand(-1, self.count)
         if self.collaborative is not None:
             tokens = torch.cat([self.collaborative()[:, None], tokens], 1)
             present = torch.cat([self.has_collaborative()[:, None], present[:, 1:]], 1)
         real = torch.arange(len(tokens), device=tokens.device) > 0
         return torch.where(present[..., None], tokens, self.missing) * real[:, None, None]
+
+    def _semantic_tokens(self) -> Tensor:
+        """(I + 1, tokens, D) of the encoder; of large catalogues in blocks, which a backward pass computes again."""
+        rows = max(HIDDEN_AT_ONCE // self.auto_encoder.widest, 1)
+        if len(self.vectors) <= rows:
+            semantic: Tensor = self.auto_encoder(self.vectors)
+            return semantic
+        parts = self.vectors.split(rows)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(self.auto_encoder, part, use_reentrant=False) for part in parts])
+        return torch.cat([self.auto_encoder(part) for part in parts])
 
     def reconstruction(self, tokens: Tensor, sample: int | None = None) -> Tensor:
         """Mean squared error of the vectors decoded from ``tokens`` (I + 1, M, D), over ``sample`` items or all."""

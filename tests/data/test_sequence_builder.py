@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.synthetic import target_mask, write_log
 
 from recpipe.data import sequence_builder, sequence_sort
 from recpipe.data.sequence_builder import build_sequences
-from recpipe.data.sequences import EVENT_COLUMNS, Sequences
+from recpipe.data.sequences import EVENT_COLUMNS, Sequences, Vocabulary
 
 
 def random_rows(seed: int, n: int = 400) -> list[tuple[str, str, int | None]]:
@@ -141,6 +142,18 @@ def random_log(path: Path, seed: int, **options: bool) -> Path:
     return path
 
 
+def assert_same(built: Sequences, ids: Vocabulary, expected: Sequences, expected_ids: Vocabulary) -> None:
+    assert built.users.tolist() == expected.users.tolist()
+    assert ids.ids.tolist() == expected_ids.ids.tolist()
+    for name in ("items", "offsets", *EVENT_COLUMNS):
+        one, other = getattr(built, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other, err_msg=name)
+    assert built.fingerprint() == expected.fingerprint()
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("ties", ["source", "shuffle"])
 def test_sequences_sorted_on_disk_are_those_sorted_in_memory(sorted_on_disk, tmp_path, seed, ties):
@@ -150,15 +163,7 @@ def test_sequences_sorted_on_disk_are_those_sorted_in_memory(sorted_on_disk, tmp
     types = sorted({*pq.read_table(path)["event"].to_pylist()} - {None})[:2] if options["event"] else None
     expected, vocabulary = build_sequences(path, ties=ties, seed=seed, target_events=types)
     built, other_vocabulary = sorted_on_disk(path, ties=ties, seed=seed, target_events=types)
-    assert built.users.tolist() == expected.users.tolist()
-    assert other_vocabulary.ids.tolist() == vocabulary.ids.tolist()
-    for name in ("items", "offsets", *EVENT_COLUMNS):
-        one, other = getattr(built, name), getattr(expected, name)
-        assert (one is None) == (other is None), name
-        if one is not None:
-            assert one.dtype == other.dtype
-            np.testing.assert_array_equal(one, other, err_msg=name)
-    assert built.fingerprint() == expected.fingerprint()
+    assert_same(built, other_vocabulary, expected, vocabulary)
     assert names(tmp_path / "sequences") == []
 
 
@@ -202,3 +207,32 @@ def test_a_full_disk_and_a_small_memory_limit_are_named_and_nothing_is_left(sort
     with pytest.raises(ValueError, match="more memory than ingest.engine.memory_limit, 2MB.*raise it"):
         build_sequences(path, folder=tmp_path / "sequences", engine=engine)
     assert names(tmp_path / "sequences") == []
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory):
+    """Settings of a local Spark of two threads, stopped after the module."""
+    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed: pip install 'recpipe[spark]'")
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    settings = dict.fromkeys(("spark.sql.codegen.wholeStage", "spark.sql.adaptive.enabled"), "false")  # faster here
+    settings |= {"spark.sql.shuffle.partitions": "3", "spark.default.parallelism": "2"}
+    folder = str(tmp_path_factory.mktemp("spark"))
+    yield {"name": "spark", "master": "local[2]", "memory_limit": "1GB", "settings": settings, "spill_folder": folder}
+    if session := sql.SparkSession.getActiveSession():
+        session.stop()
+
+
+@pytest.mark.slow
+def test_spark_sorts_as_memory_does(spark, tmp_path, monkeypatch):
+    for seed, ties in enumerate(("source", "shuffle")):
+        path = random_log(tmp_path / f"log{seed}.parquet", seed, times=seed > 0, rating=True, weight=True, event=True)
+        table = pq.read_table(path)  # as of an ingest: every row has a place of its own, and a user and an item
+        pq.write_table(table.set_column(3, "order", pa.array(range(len(table)))), path, row_group_size=50)
+        monkeypatch.setattr(sequence_builder, "ROWS_IN_MEMORY", 10**6)
+        expected, vocabulary = build_sequences(path, ties=ties, target_events=["buy", "it's"])
+        monkeypatch.setattr(sequence_builder, "ROWS_IN_MEMORY", 0)
+        options = {"folder": tmp_path / "sequences", "engine": spark}
+        built, other = build_sequences(path, ties=ties, target_events=["buy", "it's"], **options)
+        assert_same(built, other, expected, vocabulary)
+        assert names(tmp_path / "sequences") == []

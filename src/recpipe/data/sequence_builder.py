@@ -39,8 +39,8 @@ def build_sequences(
 
     ``ties`` orders events of a user with equal timestamps: ``source`` by ``order``, ``shuffle`` randomly with ``seed``.
     Without timestamps, ``order`` alone decides. ``target_events``: types of the events that may be targets; None: all.
-    With a ``folder`` for their temporary files, logs of more than ``ROWS_IN_MEMORY`` rows are sorted by DuckDB under
-    the memory limit of ``engine``, see `recpipe.data.engines.connect`; the arrays are then views of files.
+    With a ``folder`` for their temporary files, logs of more than ``ROWS_IN_MEMORY`` rows are sorted on ``engine``,
+    DuckDB under its memory limit or Spark, see `recpipe.data.engines.connect`; the arrays are then views of files.
     Raises ValueError if only some of the rows have a timestamp, for a weight that is negative or no number, and for
     types that the log does not have; OSError where the disk is full.
     """
@@ -49,7 +49,13 @@ def build_sequences(
     verified(path, "run `kedro run --pipelines=ingest`")
     shuffle = np.random.default_rng(seed) if ties == "shuffle" else None
     if folder is not None and pq.read_metadata(path).num_rows > ROWS_IN_MEMORY:
-        from recpipe.data.sequence_sort import sort_sequences
+        try:
+            from recpipe.data.sequence_sort import sort_sequences
+        except ImportError as error:
+            raise ValueError(
+                f"{path} has more than {ROWS_IN_MEMORY:,} rows, which are sorted by duckdb and ibis-framework: install "
+                f"them ({error})"
+            ) from error
 
         columns = _event_columns(path, partial(_stream, path), target_events)
         return sort_sequences(path, columns, shuffle=shuffle, target_events=target_events, folder=folder, engine=engine)

@@ -1,22 +1,27 @@
-"""Sequences of a log larger than memory: DuckDB numbers and sorts the events, flat files take them. N events, U users.
+"""Sequences of a log larger than memory: DuckDB or Spark sorts the events, flat files take them. N events, U users.
 
 A file is deleted once it is mapped into memory: its space is free again with the last array that views it.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import ibis
+import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from ibis.util import gen_name
 
 from recpipe.data.atomic import temporary_path
 from recpipe.data.engines import connect, engine_errors
-from recpipe.data.files.tables import count_rows, file_list, literal
+from recpipe.data.event_log import materialize, single_row
+from recpipe.data.files.tables import file_pattern
 from recpipe.data.ids import Ids
 from recpipe.data.sequences import Sequences, Vocabulary
 
@@ -40,20 +45,24 @@ def sort_sequences(
     shuffle: of events of a user with equal times; takes 8 bytes per event. Raises OSError where the disk is full,
     ValueError where DuckDB needs more than its memory limit and for rows without an id.
     """
-    engine = {**(engine or {}), "name": "duckdb"}
+    engine = dict(engine or {})
     engine["spill_folder"] = engine.get("spill_folder") or str(folder / "spill")
     folder.mkdir(parents=True, exist_ok=True)
     with engine_errors(engine), ExitStack() as stack:
         con = connect(engine)
-        stack.callback(con.disconnect)
-        if missing := count_rows(con, f"{_rows(path)} WHERE user_id IS NULL OR item_id IS NULL"):
+        if con.name == "duckdb":  # a Spark session is shared
+            stack.callback(con.disconnect)
+        log = _Log(con, path)
+        if missing := log.missing_ids():
             raise ValueError(f"{path}: {missing:,} rows have no user_id or no item_id; run the pipeline ingest again")
-        users, counts, items = _number_ids(con, path)
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        users, items = log.numbered("user_id"), log.numbered("item_id")
+        user_table = users.order_by("number").select("user_id", "events").to_pyarrow()
+        item_ids = items.order_by("number").select("item_id").to_pyarrow()["item_id"]
+        offsets = np.concatenate([[0], np.cumsum(user_table["events"].to_numpy())]).astype(np.int64)
         files = stack.enter_context(EventFiles(folder))
         if target_events is not None:
             columns = {**columns, "event": pa.ChunkedArray.to_numpy}
-        batches = _sorted_events(con, path, [*columns], target_events)
+        batches = log.batches(log.sorted_events(users, items, [*columns], target_events), folder)
         order = None if shuffle is None else shuffle.permutation(int(offsets[-1]))
         for first_user, table in _whole_users(batches, offsets):
             values = {"item": table["item"].to_numpy()}
@@ -67,7 +76,7 @@ def sort_sequences(
         arrays = files.mapped()
     ratings = arrays.get("rating")
     sequences = Sequences(
-        users,
+        Ids(user_table["user_id"]),
         arrays["item"],
         arrays.get("timestamp"),
         offsets,
@@ -75,42 +84,60 @@ def sort_sequences(
         weights=arrays.get("weight"),
         is_target=arrays.get("event"),
     )
-    return sequences, Vocabulary(items)
+    return sequences, Vocabulary(np.array(item_ids.to_pylist(), object))
 
 
-def _rows(path: Path) -> str:
-    return f"read_parquet({file_list([str(path)])}, hive_partitioning = false, file_row_number = true)"
+class _Log:
+    """Events of a Parquet file as Ibis expressions, on DuckDB or Spark."""
 
+    def __init__(self, con: ibis.BaseBackend, path: Path) -> None:
+        self.con, self._is_duckdb = con, con.name == "duckdb"
+        options = {"hive_partitioning": False, "file_row_number": True} if self._is_duckdb else {}
+        source = file_pattern(str(path)) if self._is_duckdb else str(path.absolute())
+        self.rows: ir.Table = con.read_parquet(source, **options)
 
-def _number_ids(con: ibis.BaseBackend, path: Path) -> tuple[Ids, np.ndarray, np.ndarray]:
-    """Number users and items by their sorted ids in tables of ``con``; return users, events of each, and items."""
-    con.raw_sql(
-        "CREATE TEMP TABLE users AS SELECT *, CAST(row_number() OVER (ORDER BY user_id) AS INTEGER) AS number "
-        f"FROM (SELECT user_id, count(*) AS events FROM {_rows(path)} GROUP BY user_id)"
-    )
-    con.raw_sql(
-        "CREATE TEMP TABLE items AS SELECT *, CAST(row_number() OVER (ORDER BY item_id) AS INTEGER) AS number "
-        f"FROM (SELECT DISTINCT item_id FROM {_rows(path)})"
-    )
-    users = con.con.sql("SELECT user_id, events FROM users ORDER BY number").to_arrow_table()
-    items = con.con.sql("SELECT item_id FROM items ORDER BY number").to_arrow_table()
-    return Ids(users["user_id"]), users["events"].to_numpy(), np.array(items["item_id"].to_pylist(), object)
+    def missing_ids(self) -> int:
+        """Count the rows without a user or an item."""
+        rows = self.rows.filter(self.rows.user_id.isnull() | self.rows.item_id.isnull())
+        return int(single_row(rows.aggregate(n=rows.count()))["n"])
 
+    def numbered(self, key: str) -> ir.Table:
+        """Number the users or items by their sorted ids from 0, with their events; stored on the engine."""
+        ids = self.rows.group_by(key).aggregate(events=self.rows.count())
+        ids = ids.mutate(number=ibis.row_number().over(order_by=ids[key]).cast("int32"))
+        if not self._is_duckdb:
+            return materialize(ids)
+        return self.con.create_table(gen_name("ids"), obj=ids, temp=True)  # for as long as the connection
 
-def _sorted_events(
-    con: ibis.BaseBackend, path: Path, columns: Sequence[str], target_events: Sequence[str] | None
-) -> Iterator[pa.RecordBatch]:
-    """Yield the events in the order of sequences; equal times and places keep the order of the file."""
-    values = {"item": "items.number"} | {name: f"events.{name}" for name in columns}
-    if target_events is not None:
-        values["event"] = f"coalesce(events.event IN ({', '.join(map(literal, target_events))}), false)"
-    keys = ["users.number", *(["events.timestamp"] if "timestamp" in columns else [])]
-    selection = ", ".join(f"{sql} AS {name}" for name, sql in values.items())
-    query = (
-        f"SELECT {selection} FROM {_rows(path)} AS events JOIN users USING (user_id) JOIN items USING (item_id) "
-        f'ORDER BY {", ".join(keys)}, events."order", events.file_row_number'
-    )
-    yield from con.con.sql(query).to_arrow_reader(ROWS_AT_ONCE)
+    def sorted_events(
+        self, users: ir.Table, items: ir.Table, columns: Sequence[str], target_events: Sequence[str] | None
+    ) -> ir.Table:
+        """Return the events in the order of sequences; on DuckDB, equal times and places keep the order of the file."""
+        rows = self.rows
+        users = users.select(user_key="user_id", user="number")
+        items = items.select(item_key="item_id", item=(items.number + 1).cast("int32"))
+        events = rows.inner_join(users, rows.user_id == users.user_key)
+        events = events.inner_join(items, events.item_id == items.item_key)
+        keys = ["user", *(["timestamp"] if "timestamp" in columns else []), "order"]
+        keys += ["file_row_number"] if self._is_duckdb else []
+        values = {name: events[name] for name in columns}
+        if target_events is not None:
+            values["event"] = ibis.coalesce(events.event.isin(list(target_events)), False)
+        return events.order_by(keys).select("item", **values)
+
+    def batches(self, events: ir.Table, folder: Path) -> Iterator[pa.RecordBatch]:
+        """Yield sorted events, from Spark through Parquet files in ``folder``, a shared one, in the order of names."""
+        if self._is_duckdb:
+            yield from self.con.con.sql(self.con.compile(events)).to_arrow_reader(ROWS_AT_ONCE)
+            return
+        parts = temporary_path(folder / "events", "part").absolute()
+        try:
+            self.con.to_parquet(events, parts)
+            for part in sorted(parts.glob("part-*.parquet")):
+                with pq.ParquetFile(part) as file:
+                    yield from file.iter_batches(batch_size=ROWS_AT_ONCE)
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
 
 
 def _whole_users(batches: Iterable[pa.RecordBatch], offsets: np.ndarray) -> Iterator[tuple[int, pa.Table]]:

@@ -53,7 +53,6 @@ def build_log(
     interactions: Path, protocol: Protocol, ingest: dict[str, Any], paths: DataPaths
 ) -> tuple[Sequences, Vocabulary]:
     """Build the sequences of the whole log; those of a large one lie in files that are deleted with them."""
-    from recpipe.data.engines import duckdb_beside
     from recpipe.data.sequence_builder import build_sequences
 
     return build_sequences(
@@ -62,7 +61,7 @@ def build_log(
         seed=protocol.seed,
         target_events=protocol.target_events,
         folder=paths.intermediate,
-        engine=duckdb_beside(ingest["engine"], paths.spill),
+        engine={**ingest["engine"], "spill_folder": ingest["engine"].get("spill_folder") or str(paths.spill)},
     )
 
 

@@ -344,7 +344,12 @@ def errors_with_file(where: str) -> Iterator[None]:
 
 def file_list(paths: Iterable[str]) -> str:
     """Quote file paths as an SQL list in which brackets, ``*`` and ``?`` are no patterns."""
-    return literals(re.sub(r"[*?\[]", r"[\g<0>]", path) for path in paths)
+    return literals(map(file_pattern, paths))
+
+
+def file_pattern(path: str) -> str:
+    """Return a pattern of file names that matches ``path`` alone."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", path)
 
 
 def path_summary(paths: Sequence[str]) -> str:

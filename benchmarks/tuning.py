@@ -1,7 +1,7 @@
 """Overhead of a trial of tuning against a training alone; with --kills, a study whose process is killed ten times.
 
-    kedro run --pipelines=ingest,train --params dataset=ml-100k,model=popular
-    python benchmarks/tuning.py --dataset ml-100k
+    kedro run --pipelines=ingest,train --params model=popular
+    python benchmarks/tuning.py
     python benchmarks/tuning.py --kills 10
 
 Each trial is followed by a training with its settings, by ``TrainingJob.train`` on the same data, without loggers. A
@@ -41,8 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     """Print a row per trial and the ratio, or a row per kill and the totals."""
     parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--dataset", default="online_retail")
     parser.add_argument("--model", default="sasrec")
+    parser.add_argument("--epochs", type=int, default=2, help="of a trial of the overhead, at most")
     parser.add_argument("--trials", type=int, default=None, help=f"{TRIALS}; with --kills {KILLED_TRIALS}")
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--storage", default=None, help="of the study that is killed, by default a journal")
@@ -92,7 +93,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     """Let trials and trainings take turns. Raises ValueError, with the command to run, for missing data."""
     from recpipe.training.variants import with_overrides
 
-    job = training_job(options, folder / "work", **SPACE)
+    job = training_job(options, folder / "work", **SPACE, train={"max_epochs": options.epochs})
     job.train(folder=folder / "first")  # what a first training of a process loads
     rows: list[dict[str, float]] = []
     load, started = OtherLoad(), [time.perf_counter(), time.process_time()]

@@ -200,8 +200,12 @@ def _check_tuning(runs: list[RunConfig], catalog: Any) -> None:
 
     tune: schema.TuneConfig = catalog.load("params:tune")
     for run in runs:
-        with _file_in_error(f"{MODELS}{run.name}"):
+        try:
             check(run, tune)
+        except ConfigError as error:
+            paths = [f"{where}.search_space.{error.name}" for where in (f"{MODELS}{run.name}", "tune")]
+            places = [current()[0].file_hint(path, [run.name]) for path in paths] if error.name else []
+            raise ConfigError(f"{error}{next(filter(None, places), '')}") from error
         catalog.get(f"{run.name}_tuned_model").check()
         name = f"{run.name}_tuned"
         place = first_file(block(current()[0].files, "models", name))

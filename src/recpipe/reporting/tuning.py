@@ -58,7 +58,7 @@ def tuning_section(tunings: Mapping[str, Callable[[], Any]], *, protocol: str) -
 def _add_part(section: TuningSection, run: str, result: Mapping[str, Any]) -> None:
     """Add one study to ``section``."""
     label = f"{result['model']}, seed {result['seed']}"
-    names = []
+    names: list[str] = []
     for kind, drawing in tuning_figures(result).items():
         name = f"tuning_{kind}_{''.join(sign if sign.isalnum() else '_' for sign in run)}"
         caption = CAPTIONS[f"tuning_{kind}"]

@@ -80,7 +80,7 @@ def test_null_and_lists_are_choices():
         ),
         ({"dropout": {"low": 0.5, "high": 0.2}}, r"low is 0.5 and high 0.2; it must be low <= high"),
         ({"dropout": {"low": 0.0, "high": 0.2, "log": True}}, r"it must be 0 < low <= high"),
-        ({"dropout": {"low": 0.1}}, r"give low and high, or choices"),
+        ({"dropout": {"low": 0.1}}, r"search_space.dropout.low or high is missing: give both"),
         ({"dropout": 0.3}, r"search_space.dropout is 0.3; give \{low"),
         ({"dropout": {"low": "a", "high": 1}}, r"models.sasrec.search_space.dropout.low cannot be 'a'"),
         ({"dim": {"choices": []}}, r"choices is \[\]; give one or more"),

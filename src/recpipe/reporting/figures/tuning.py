@@ -28,7 +28,7 @@ def _history(result: Result) -> go.Figure | None:
     trials = [row for row in result["trials"] if row["value"] is not None]
     if not trials:
         return None
-    best, x, y = -math.inf, [], []
+    best, x, y = -math.inf, list[int](), list[float]()
     for row in trials:
         if row["state"] == "complete":
             best = max(best, row["value"])
@@ -62,7 +62,7 @@ def _importance(result: Result) -> go.Figure | None:
     names, values = [escape(name) for name in shares], list(shares.values())
     texts = [f"{name}: {percent(share)}" for name, share in zip(names, values, strict=True)]
     trace = bars(values, names, colour=COLOURS[0], hover="%{customdata}", customdata=texts, orientation="h")
-    axes = {"x_axis": Axis.PERCENT | Axis.FROM_ZERO, "y_axis": Axis.REVERSED_CATEGORIES}
+    axes: dict[str, Any] = {"x_axis": Axis.PERCENT | Axis.FROM_ZERO, "y_axis": Axis.REVERSED_CATEGORIES}
     return figure([trace], x="share of the variance", height=max(220, 110 + 26 * len(names)), **axes)
 
 
@@ -88,18 +88,19 @@ def _coordinates(result: Result) -> go.Figure | None:
 
 def _axis(name: str, values: Mapping[str, Any], settings: Sequence[Any]) -> dict[str, Any]:
     """An axis of a setting: categories by their places, a logarithmic range by exponents."""
+    label = escape(name)
     if "choices" in values:
         texts = [str(choice) for choice in values["choices"]]
-        places = [texts.index(str(setting)) for setting in settings]
-        ticks = {"tickvals": list(range(len(texts))), "ticktext": [escape(text) for text in texts]}
-        return {"label": escape(name), "values": places, "range": [0, max(len(texts) - 1, 1)], **ticks}
+        places, names = [texts.index(str(setting)) for setting in settings], [escape(text) for text in texts]
+        ends = 0, max(len(texts) - 1, 1)
+        return {"label": label, "values": places, "range": ends, "tickvals": list(range(len(texts))), "ticktext": names}
     low, high = values["low"], values["high"]
     if not values.get("log"):
-        return {"label": escape(name), "values": list(settings), "range": [low, high]}
-    ends = math.log10(low), math.log10(high)
-    ticks = [ends[0] + (ends[1] - ends[0]) * place / (LABELS - 1) for place in range(LABELS)]
-    labels = {"tickvals": ticks, "ticktext": [f"{10**tick:.2g}" for tick in ticks]}
-    return {"label": escape(name), "values": [math.log10(setting) for setting in settings], "range": ends, **labels}
+        return {"label": label, "values": list(settings), "range": [low, high]}
+    first, last = math.log10(low), math.log10(high)
+    ticks = [first + (last - first) * place / (LABELS - 1) for place in range(LABELS)]
+    exponents, labels = [math.log10(setting) for setting in settings], [f"{10.0**tick:.2g}" for tick in ticks]
+    return {"label": label, "values": exponents, "range": [first, last], "tickvals": ticks, "ticktext": labels}
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

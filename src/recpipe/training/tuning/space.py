@@ -44,7 +44,7 @@ class Range:
             if not self.choices or any(isinstance(choice, Mapping) for choice in self.choices):
                 raise ValueError(f"choices is {list(self.choices)!r}; give one or more values that are no blocks")
         elif self.low is None or self.high is None:
-            raise ValueError("it has no values: give low and high, or choices")
+            raise ValueError("low or high is missing: give both, or choices")
         elif self.low > self.high or (self.log and self.low <= 0):
             rule = "0 < low <= high" if self.log else "low <= high"
             raise ValueError(f"low is {self.low} and high {self.high}; it must be {rule}")
@@ -137,20 +137,31 @@ def search_space(config: RunConfig, common: Mapping[str, Any]) -> SearchSpace:
         blocks[setting] = place, block if below is None or is_other_range(below, block) else {**below, **block}
     ranges, configured = {}, {}
     for setting, (place, block) in blocks.items():
-        values = build_config(Range, block, where=f"{place}.{setting}")
-        value = configured_value(config, setting, values, where=place)
         try:
-            ranges[setting] = values.including(value)
-        except ValueError as error:
-            raise ConfigError(f"{place}.{setting}: {error}", setting.rpartition(".")[2]) from None
-        configured[setting] = value
-        for example in ranges[setting].examples():
-            try:
-                check_model(with_overrides(config, {setting: example}))
-            except ValueError as error:
-                message = f"{place}.{setting} has {example!r}, which {config.name} refuses: {error}"
-                raise ConfigError(message, setting.rpartition(".")[2]) from error
+            check_setting(config, setting, where=place)
+            values = build_config(Range, block, where=f"{place}.{setting}")
+            configured[setting] = configured_value(config, setting, values, where=place)
+            ranges[setting] = _including(values, configured[setting], where=f"{place}.{setting}")
+            for example in ranges[setting].examples():
+                _try(config, setting, example, where=f"{place}.{setting}")
+        except ConfigError as error:
+            raise ConfigError(str(error), setting) from error
     return SearchSpace(ranges, configured)
+
+
+def _including(values: Range, value: Any, *, where: str) -> Range:
+    try:
+        return values.including(value)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _try(config: RunConfig, setting: str, value: Any, *, where: str) -> None:
+    """Raise ConfigError where the model refuses a value."""
+    try:
+        check_model(with_overrides(config, {setting: value}))
+    except ValueError as error:
+        raise ConfigError(f"{where} has {value!r}, which {config.name} refuses: {error}") from error
 
 
 def flatten(block: Mapping[str, Any], path: str = "") -> dict[str, Mapping[str, Any] | None]:
@@ -162,7 +173,7 @@ def flatten(block: Mapping[str, Any], path: str = "") -> dict[str, Mapping[str, 
             raise ConfigError(
                 f"search_space.{setting} is {value!r}; give {{low: 0.0, high: 1.0}} or {{choices: [1, 2]}}, "
                 "or null to leave the setting as it is",
-                name,
+                setting,
             )
         if value is None or _is_range(value):
             result[setting] = value
@@ -177,23 +188,29 @@ def _is_range(block: Mapping[str, Any]) -> bool:
     return not any(isinstance(value, Mapping) for value in values) and any(value is not None for value in values)
 
 
+def check_setting(config: RunConfig, setting: str, *, where: str) -> None:
+    """Raise ConfigError with the nearest spelling for a setting that the model does not have.
+
+    Keys inside of a loss, optimiser or schedule are checked by the code that takes them.
+    """
+    settings, (block, *keys) = all_settings(config), setting.split(".")
+    if len(keys) < 2 or not isinstance(settings.get(f"{block}.{keys[0]}"), Mapping):
+        check_known(setting, settings, what=f"setting in {where}")
+
+
 def configured_value(config: RunConfig, setting: str, values: Range, *, where: str) -> Any:
-    """Return the value of a setting in the conf, else its default. Raises ConfigError for an unknown setting."""
+    """Return the value of a setting in the conf, else its default. Raises ConfigError where there is neither."""
     settings = all_settings(config)
     if setting in settings:
         return settings[setting]
-    block, *keys = setting.split(".")
-    parent, inner = ".".join((block, *keys[:1])), keys[1:]
-    if not (inner and isinstance(settings.get(parent), Mapping)):
-        check_known(setting, settings, what=f"setting in {where}")
-    value = settings[parent]
-    for key in inner:
+    block, first, *keys = setting.split(".")
+    value = settings[f"{block}.{first}"]
+    for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     if value is None and values.default is None:
         raise ConfigError(
             f"{where}.{setting}: the conf of {config.name} on {config.dataset} has no value of it, which the first "
-            "trial takes; add `default:` to the range, or null to leave it out",
-            setting.rpartition(".")[2],
+            "trial takes; add `default:` to the range, or null to leave it out"
         )
     return values.default if value is None else value
 

@@ -18,7 +18,7 @@ from recpipe.data.sequences import Fold, Vocabulary
 from recpipe.data.splits import TrainingData
 from recpipe.pipelines.train import split_sequences, train_model
 from recpipe.training.bundle import Bundle, load_bundle, save_bundle
-from recpipe.training.fit import TrainSettings
+from recpipe.training.settings import MACHINE, TrainSettings
 
 INGEST: dict[str, Any] = {"engine": {}}
 STEPS = pl.DataFrame(
@@ -164,7 +164,8 @@ def test_a_bundle_holds_the_settings_in_force(type_, tmp_path) -> None:
     else:
         assert (found["dim"], found["layers"], found["heads"]) == (8, 1, 1)
         expected = TrainSettings(device="cpu", batch_tokens=640, patience=3, max_epochs=1)
-        assert found["train"] == {name: value for name, value in asdict(expected).items() if name != "weights"}
+        unrecorded = {"weights", *MACHINE}
+        assert found["train"] == {name: value for name, value in asdict(expected).items() if name not in unrecorded}
         assert [row["epoch"] for row in bundle.curve] == [1]
 
 

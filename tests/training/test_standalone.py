@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import recpipe.training.standalone as command
 from recpipe.config import ConfigError, Configuration
@@ -149,3 +150,24 @@ def test_kedro_and_its_libraries_are_not_imported():
     program = f"import sys\nfor name in {blocked}: sys.modules[name] = None\nimport recpipe.training.standalone"
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
+
+
+def test_torchrun_trains_by_two_processes_and_writes_one_bundle(project_folder, tmp_path):
+    """`torchrun --nproc-per-node=2 -m recpipe.training.standalone`, against one process with the same steps."""
+    still = "models.sasrec.dropout=0,train.max_epochs=2,train.device=cpu"
+    train(project_folder, tmp_path / "one", "sasrec", options=("--params", still))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "recpipe.training.standalone"]
+    paths = ["--data", str(project_folder / "data/test"), "--conf", str(project_folder / "conf"), "--env", "test"]
+    arguments = ["--into", str(tmp_path / "two"), "--dataset", DATASET, "--models", "popular", "sasrec", "--params"]
+    started = [*command, *paths, *arguments]
+    refused = subprocess.run([*started, still], capture_output=True, text=True, check=False)
+    assert "2 processes were started" in refused.stderr and "set train.devices=2" in refused.stderr
+    assert refused.returncode != 0 and not (tmp_path / "two").exists()
+    subprocess.run([*started, f"{still},train.devices=2"], capture_output=True, text=True, check=True)
+    one, two = (latest_bundle(tmp_path / name, "sasrec") for name in ("one", "two"))
+    assert len(list((tmp_path / "two/06_models" / DATASET / "sasrec/seed_42/bundle").glob("*/bundle"))) == 1
+    assert [row["loss"] for row in two.curve] == pytest.approx([row["loss"] for row in one.curve], rel=1e-5)
+    assert two.training["cost"]["devices"] == 2
+    for name, tensor in one.model.state_dict().items():
+        torch.testing.assert_close(two.model.state_dict()[name], tensor, atol=1e-5, rtol=0)
+    assert latest_bundle(tmp_path / "two", "popular").train_events.sum() == two.train_events.sum()

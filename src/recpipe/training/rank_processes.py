@@ -2,16 +2,14 @@
 
 The caller is rank 0, so that callbacks, results and Ctrl-C are where they are without ranks. Ranks 1, 2, … are fresh
 interpreters: a fork would inherit locks of threads and an OpenMP that hangs, and CUDA forbids it; a run of the command
-again, as Lightning's ``ddp`` has it, would repeat the pipeline. They get the training by a pipe and its arrays by
-memory that all of them map, which is copied where it is written only. They end when the pipe is closed, as it is
-however rank 0 ends.
+again, as Lightning's ``ddp`` has it, would repeat the pipeline. They get the training by a pipe, and its arrays by
+memory that all of them map. They end when the pipe is closed, as it is however rank 0 ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 import pickle
 import signal
@@ -20,8 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from io import BytesIO
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -29,11 +26,10 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from torch import Tensor
 
 from recpipe.training.distributed import AFTER, TIMEOUT, RankError, Ranks, backend, is_exchange_error
+from recpipe.training.shared_memory import load_shared, shared_memory
 
-ALIGNMENT = 64  # bytes, of arrays in the shared memory
 GRACE = 10.0  # seconds in which a rank ends by itself, and in which an exchange fails once a rank has ended
 STARTING = 300.0  # seconds in which all ranks must be ready
 
@@ -230,63 +226,6 @@ class LocalEnvironment(ClusterEnvironment):
 
     def node_rank(self) -> int:
         return 0
-
-
-class _Pickler(pickle.Pickler):
-    """Pickler whose arrays and dense CPU tensors go to a list of buffers."""
-
-    def __init__(self, file: IO[bytes], buffers: list[pickle.PickleBuffer]) -> None:
-        super().__init__(file, protocol=5, buffer_callback=buffers.append)
-
-    def reducer_override(self, obj: object) -> Any:
-        if type(obj) is Tensor and obj.device.type == "cpu" and obj.layout == torch.strided:
-            is_whole = obj.is_contiguous() and obj.untyped_storage().nbytes() == obj.nbytes
-            if is_whole and not obj.requires_grad and obj.dtype != torch.bfloat16:
-                return torch.from_numpy, (obj.numpy(),)
-        return NotImplemented
-
-
-@contextlib.contextmanager
-def shared_memory(payload: object) -> Iterator[tuple[bytes, int]]:
-    """Pickle ``payload``; yield the pickle with the places of its buffers, and a descriptor of memory that has them.
-
-    Raises ValueError where it cannot be pickled.
-    """
-    file, buffers = BytesIO(), list[pickle.PickleBuffer]()
-    try:
-        _Pickler(file, buffers).dump(payload)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"train.devices is more than 1, and the training cannot be sent to other processes ({error}); define the "
-            "model and its validation in a module, not within a function, or set train.devices=1"
-        ) from None
-    views = [buffer.raw() for buffer in buffers]
-    places, end = [], 0
-    for view in views:
-        places.append((end, view.nbytes))
-        end = -(-(end + view.nbytes) // ALIGNMENT) * ALIGNMENT
-    with _anonymous_file() as memory:
-        memory.truncate(max(end, 1))
-        for (start, _), view in zip(places, views, strict=True):
-            memory.seek(start)
-            memory.write(view)
-        memory.flush()
-        yield pickle.dumps((places, file.getvalue())), memory.fileno()
-
-
-def _anonymous_file() -> IO[bytes]:
-    """Open memory as a file (Linux), or a file without a name."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("ranks"), "r+b")
-    return tempfile.TemporaryFile()
-
-
-def load_shared(header: IO[bytes], memory: int) -> Any:
-    """Load what ``shared_memory`` gave; arrays are views of the memory, and a page is copied when it is written."""
-    # the pipe is that of the process which started this one
-    places, pickled = pickle.load(header)  # noqa: S301
-    view = memoryview(mmap.mmap(memory, 0, access=mmap.ACCESS_COPY))
-    return pickle.loads(pickled, buffers=[view[start : start + size] for start, size in places])  # noqa: S301
 
 
 def main() -> None:

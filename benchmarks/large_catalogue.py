@@ -14,7 +14,7 @@ The first form fits each model to 200 thousand users and ranks all items for the
 - rank: full ranking of 1,000 users, compared with a count over each user's scores in numpy, and for 20 of them with a
   sort of all items
 - ids: semantic ids of generated vectors (clusters of clusters, ``--width``) that are read from their file: RQ-VAE with
-  its default settings, assignment with ``--policy``, quality, prefix tree
+  its default settings, but ``--steps`` steps (default settings take 10,000), assignment with ``--policy``, quality, tree
 
 Memory is the peak of anonymous pages above that before the stage: pages of a memory map, which the system can drop, are
 left out. Largest: the largest tensor or view that an operation of torch returns, also in the backward pass.
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--million", action="store_true")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--policy", default="reallocate")
     parser.add_argument("--measure", choices=STAGES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -112,7 +113,15 @@ def million(arguments: argparse.Namespace) -> None:
     if arguments.quick:
         items, users, ranked = 300, 60, 20
     words = ["--items", items, "--users", users, "--ranked", ranked, "--width", arguments.width]
-    words += ["--power", arguments.power, "--policy", arguments.policy, *(["--quick"] if arguments.quick else [])]
+    words += [
+        "--steps",
+        arguments.steps,
+        "--power",
+        arguments.power,
+        "--policy",
+        arguments.policy,
+        *(["--quick"] if arguments.quick else []),
+    ]
     print(f"{items:,} items", flush=True)
     for stage in arguments.stages:
         rows = measure_alone(__file__, "--measure", stage, *map(str, words), quick=True)  # on one thread
@@ -246,7 +255,8 @@ def measure_ids(arguments: argparse.Namespace) -> dict[str, Any]:
         with Memory() as memory:
             embeddings = Embeddings.read(path)
         rows["read"] = memory.row()
-    quantizer = build_quantizer("rqvae", {"epochs": 2, "least_steps": 40} if arguments.quick else {})
+    steps = {"epochs": 2, "least_steps": 40} if arguments.quick else {"most_steps": arguments.steps}
+    quantizer = build_quantizer("rqvae", steps)
     with Memory() as memory:
         quantizer.fit(embeddings.vectors, seed=0)
     quantizer.about = {"space": embeddings.space}

@@ -13,8 +13,8 @@ The first form fits each model to 200 thousand users and ranks all items for the
 - step: a training step of sasrec (dim 64, 12,800 events) with 4,096 shared negatives, adam
 - rank: full ranking of 1,000 users, compared with a count over each user's scores in numpy, and for 20 of them with a
   sort of all items
-- ids: semantic ids of generated vectors (clusters of clusters, ``--width``) that are read from their file: RQ-VAE with
-  its default settings, but ``--steps`` steps (default settings take 10,000), assignment with ``--policy``, quality, tree
+- ids: semantic ids of generated vectors (clusters of clusters, ``--width``) that are read from their file: RQ-VAE of
+  ``--steps`` steps (its default settings take 10,000), assignment with ``--policy``, quality, prefix tree
 
 Memory is the peak of anonymous pages above that before the stage: pages of a memory map, which the system can drop, are
 left out. Largest: the largest tensor or view that an operation of torch returns, also in the backward pass.
@@ -113,15 +113,8 @@ def million(arguments: argparse.Namespace) -> None:
     if arguments.quick:
         items, users, ranked = 300, 60, 20
     words = ["--items", items, "--users", users, "--ranked", ranked, "--width", arguments.width]
-    words += [
-        "--steps",
-        arguments.steps,
-        "--power",
-        arguments.power,
-        "--policy",
-        arguments.policy,
-        *(["--quick"] if arguments.quick else []),
-    ]
+    words += ["--steps", arguments.steps, "--power", arguments.power, "--policy", arguments.policy]
+    words += ["--quick"] if arguments.quick else []
     print(f"{items:,} items", flush=True)
     for stage in arguments.stages:
         rows = measure_alone(__file__, "--measure", stage, *map(str, words), quick=True)  # on one thread

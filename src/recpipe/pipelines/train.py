@@ -36,6 +36,7 @@ def split_sequences(
     sequences, vocabulary = build_log(interactions, protocol, ingest, paths)
     protocol = replace(protocol, fingerprint=sequences.fingerprint(), steps=log_steps(ingest_steps.to_dicts()))
     parts = split_to(paths.split, sequences.with_profiles(users.to_arrow()), protocol, vocabulary)
+    del sequences  # gives its memory and files back
     sizes = parts.sizes()
     log.info(
         "split %s, protocol %s: %s training events of %s users, %s validation and %s test users",

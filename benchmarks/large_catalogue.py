@@ -180,15 +180,15 @@ def sasrec(items: int) -> Scorer:
 
 def measure_step(arguments: argparse.Namespace) -> dict[str, Any]:
     """Training steps: seconds and memory of plain ones, the largest tensor of one more."""
-    from recpipe.training.module import training_module
     from recpipe.training.settings import TrainSettings
+    from recpipe.training.setup import TrainingSetup
 
     train, _ = generated(arguments.users, arguments.items, arguments.ranked, arguments.power)
     model = sasrec(arguments.items).train()
     loss = {"name": "sampled_softmax", "negatives": {"uniform": NEGATIVES}}
     optimiser = {"name": "adam", "learning_rate": 1e-3}
     settings = TrainSettings(loss=loss, optimiser=optimiser, schedule={"name": "constant"}, batch_tokens=12_800)
-    module = training_module(model, train, None, settings, 0, None, None, None)
+    module = TrainingSetup(model=model, data=train, validate=None, settings=settings, seed=0).module()
     adam, batch = module.configure_optimizers()["optimizer"], next(iter(module.train_dataloader()))
 
     def step() -> None:

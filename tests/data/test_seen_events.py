@@ -17,7 +17,9 @@ def with_times(rows: list[list[int]], times: list[list[int]]) -> Sequences:
 
 
 @pytest.mark.parametrize("times", [True, False])
-def test_events_behind_those_of_training_are_new_also_among_equal_times(times: bool) -> None:
+@pytest.mark.parametrize("chunk", [20, 1 << 22])
+def test_events_behind_those_of_training_are_new_also_among_equal_times(monkeypatch, times: bool, chunk: int) -> None:
+    monkeypatch.setattr("recpipe.data.sequences.EVENTS_AT_ONCE", chunk)
     rng = np.random.default_rng(0)
     log = random_sequences(60, 9, seed=1)
     stamps = np.concatenate([np.sort(rng.integers(0, 4, n)) for n in log.lengths]).astype(np.int64)

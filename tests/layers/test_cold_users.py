@@ -311,3 +311,17 @@ def test_where_nothing_is_known_of_users_there_are_no_segments(caplog):
         model = fitted(random_sequences(20, ITEMS), segments="country")
     assert "nothing is known of the users" in caplog.text
     assert len(model.keys) == 0 and np.isfinite(answer(model, cold_user(country="N"))).all()
+
+
+@pytest.mark.parametrize("config", [{}, {"segments": "country+age", "hierarchy": True}, {"recent_days": 1}])
+@pytest.mark.parametrize("weights", [False, True])
+def test_counts_by_parts_of_users_are_those_of_the_whole(monkeypatch, config, weights):
+    times = np.sort(np.random.default_rng(0).integers(0, 10 * 86_400, len(DATA.items)))
+    data = replace(DATA, timestamps=times, weights=np.arange(len(times), dtype=np.float32) % 7 if weights else None)
+    whole = fitted(data, **config).state_dict()
+    monkeypatch.setattr("recpipe.data.sequences.EVENTS_AT_ONCE", 100)
+    parts = fitted(data, **config).state_dict()
+    assert len(list(data.parts())) > 5 and whole["counts"].sum() > 0
+    for name, values in whole.items():
+        assert parts[name].dtype == values.dtype
+        torch.testing.assert_close(parts[name], values, rtol=1e-6 if weights else 0, atol=0)

@@ -56,6 +56,12 @@ def bundle(model: Recommender, name: str) -> Bundle:
     return Bundle(name, name, model, Vocabulary(ids), list(ids), counts, Protocol(dataset="x"), {})
 
 
+def test_who_needs_the_fallback_by_parts_of_users(monkeypatch):
+    monkeypatch.setattr("recpipe.data.sequences.EVENTS_AT_ONCE", 2)
+    assert len(list(ASKED.parts())) > 2
+    assert build_model("item_knn").needs_fallback(ASKED).tolist() == COLD
+
+
 @pytest.mark.parametrize("name", types())
 def test_without_history_every_model_gives_the_list_of_the_segment_and_else_its_own(name):
     model, alone = build_model(name), build_model(name, fallback=False)

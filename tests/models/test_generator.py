@@ -295,3 +295,13 @@ def test_targets_that_a_beam_missed_are_told_from_those_outside_the_candidates(n
     assert missed > 0 and outside > 0
     assert (values["outside_candidates"], values["missed_by_beam"]) == (outside, missed)
     assert values["unrankable"] == outside + missed
+
+
+@pytest.mark.parametrize("chunk", [5, 1 << 22])
+def test_the_number_of_candidates_is_that_of_items_with_ids_outside_the_history(monkeypatch, chunk):
+    monkeypatch.setattr("recpipe.data.sequences.EVENTS_AT_ONCE", chunk)
+    model = create("tiger", {"text": without(BOTH["text"], [3, 4])})
+    free = set(range(1, ITEMS + 1)) - {3, 4}
+    expected = [len(free - set(DATA.row(u).tolist())) for u in range(len(DATA))]
+    assert model.allowed_count(DATA, exclude_seen=True).tolist() == expected
+    assert model.allowed_count(DATA, exclude_seen=False).tolist() == [len(free)] * len(DATA)

@@ -40,6 +40,16 @@ class HistoryBatch:
 
 
 @dataclass(frozen=True)
+class UserRange:
+    """Consecutive users of stored histories, with the places of their first event and candidate."""
+
+    first_user: int
+    n_users: int
+    first_event: int
+    first_candidate: int
+
+
+@dataclass(frozen=True)
 class StoredHistories:
     """Histories in the files of ``folder``. unknown_*: what is left out, as the model does not know its items."""
 
@@ -58,6 +68,25 @@ class StoredHistories:
                 for start, stop in _event_bounds(table[N_EVENTS].to_numpy(), events):
                     yield _batch(table.slice(start, stop - start), event_rows, candidate_rows)
 
+    def ranges(self, users: int, *, events: int = EVENTS_AT_ONCE) -> Iterator[UserRange]:
+        """Yield the users of every batch of ``batches``, without their histories."""
+        first_user = first_event = first_candidate = 0
+        with pq.ParquetFile(self.folder / USERS) as file:
+            names = [name for name in (N_EVENTS, N_CANDIDATES) if name in file.schema_arrow.names]
+            for record in file.iter_batches(batch_size=users, columns=names):
+                counts = [record[name].fill_null(0).to_numpy() for name in names]
+                for start, stop in _event_bounds(counts[0], events):
+                    yield UserRange(first_user, stop - start, first_event, first_candidate)
+                    first_user += stop - start
+                    first_event += int(counts[0][start:stop].sum())
+                    first_candidate += int(counts[1][start:stop].sum()) if len(counts) > 1 else 0
+
+    def read(self, users: UserRange) -> HistoryBatch:
+        """Read the histories of some users."""
+        table = _Rows(self.folder / USERS, users.first_user).table(users.n_users)
+        events = _Rows(self.folder / EVENTS, users.first_event)
+        return _batch(table, events, _Rows(self.folder / CANDIDATES, users.first_candidate))
+
     def user_ids(self) -> Iterator[list[str]]:
         """Yield the ids of all users in order, in parts."""
         with pq.ParquetFile(self.folder / USERS) as file:
@@ -66,31 +95,40 @@ class StoredHistories:
 
 
 class _Rows:
-    """Rows of a Parquet file, taken from its start in portions of any size; without a file there are none."""
+    """Rows of a Parquet file from ``first`` on, taken in portions of any size; without a file there are none."""
 
-    def __init__(self, path: Path) -> None:
-        self._batches = self._read(path)
+    def __init__(self, path: Path, first: int = 0) -> None:
+        self._batches = self._read(path, first)
         self._rest: pa.Table | None = next(self._batches, None)
 
     @staticmethod
-    def _read(path: Path) -> Iterator[pa.Table]:
+    def _read(path: Path, first: int) -> Iterator[pa.Table]:
         if path.is_file():
             with pq.ParquetFile(path) as file:
                 yield file.schema_arrow.empty_table()
-                for record in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                    yield pa.Table.from_batches([record])
+                ends = np.cumsum([file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)])
+                groups = [n for n, end in enumerate(ends) if end > first]
+                skip = first - (int(ends[groups[0] - 1]) if groups and groups[0] else 0)
+                for record in file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=groups):
+                    yield pa.Table.from_batches([record]).slice(skip)
+                    skip = max(skip - len(record), 0)
 
     def take(self, n: int) -> dict[str, np.ndarray]:
         """Take the next ``n`` rows as arrays by column."""
         if self._rest is None:
             return {"item": np.zeros(0, np.int32)}
+        table = self.table(n)
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+    def table(self, n: int) -> pa.Table:
+        """Take the next ``n`` rows of a file that exists."""
         parts, length = [self._rest], len(self._rest)
         while length < n:
             parts.append(next(self._batches))
             length += len(parts[-1])
         table = pa.concat_tables(parts)
         self._rest = table.slice(n)
-        return {name: table[name].slice(0, n).to_numpy() for name in table.column_names}
+        return table.slice(0, n)
 
 
 def _event_bounds(counts: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:

@@ -9,9 +9,9 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recpipe.data.histories import HistoryBatch, StoredHistories
+from recpipe.data.ids import Ids
 from recpipe.data.user_items import UserItems
 from recpipe.evaluation.recommendations import COLD_USERS, SOURCES, SeparatorError, SubmissionLayout, SubmissionWriter
 from recpipe.progress import progress
@@ -32,6 +33,15 @@ log = logging.getLogger(__name__)
 
 LISTS, SUBMISSION, SUMMARY = "recommendations.parquet", "submission.csv", "summary.json"
 PLACES_AT_ONCE = 1 << 23  # of the lists of a batch
+
+
+@dataclass(frozen=True)
+class UserLists:
+    """Lists of consecutive users as a table, and what they count."""
+
+    users: Ids  # (U,), those without a list too
+    table: pa.Table
+    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -54,30 +64,47 @@ class BatchJob:
         check_k(self.k)
         self.model.rules(self.rules)  # raises for wrong rules before anything is read
 
-    def write(self, histories: StoredHistories, folder: Path) -> dict[str, Any]:
+    @property
+    def places(self) -> int:
+        """Places K of the lists."""
+        return min(max(self.k, self.layout.top), len(self.model.vocabulary))
+
+    @property
+    def users_at_once(self) -> int:
+        """The most users of a batch."""
+        return max(min(self.batch_users, PLACES_AT_ONCE // self.places), 1)
+
+    def write(self, histories: StoredHistories, folder: Path, compute: Compute | None = None) -> dict[str, Any]:
         """Write the lists of all users into ``folder``, an existing one; return the summary, which is a file too.
 
-        A submission is left out, with a warning, where no separator can be told from the item ids.
+        ``compute`` returns the lists of all batches in order, by default in this process. A submission is left out,
+        with a warning, where no separator can be told from the item ids.
         """
         started, counts = time.perf_counter(), Counter[str]()
-        now = int(time.time()) if self.now is None else self.now
-        places = min(max(self.k, self.layout.top), len(self.model.vocabulary))
-        users = max(min(self.batch_users, PLACES_AT_ONCE // places), 1)
+        job = replace(self, now=int(time.time()) if self.now is None else self.now)
         with ExitStack() as stack:
             bar = stack.enter_context(progress(histories.n_users, "recommend", unit="users"))
             writer, submission = _ParquetLists(stack, folder / LISTS, self.about), self._submission(stack, folder)
-            for batch in histories.batches(users):
-                lists = self._lists(batch, places, now)
-                ids = batch.sequences.users
-                table = self.model.lists_table(ids, lists)
-                writer.append(table.filter(pa.compute.less_equal(table["rank"], self.k)))
+            for lists in (compute or BatchJob.compute)(job, histories):
+                writer.append(lists.table.filter(pa.compute.less_equal(lists.table["rank"], self.k)))
                 if submission is not None:
-                    submission.append(table, users=ids)
-                counts.update(_counts(lists, self.k))
-                bar.add(len(batch), **{"users/s": counts["users"] / (time.perf_counter() - started)})
+                    submission.append(lists.table, users=lists.users)
+                counts.update(lists.counts)
+                bar.add(len(lists.users), **{"users/s": counts["users"] / (time.perf_counter() - started)})
         summary = self._summary(histories, counts, time.perf_counter() - started)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=2), encoding="utf-8")
         return summary
+
+    def compute(self, histories: StoredHistories) -> Iterator[UserLists]:
+        """Yield the lists of all batches."""
+        for batch in histories.batches(self.users_at_once):
+            yield self.user_lists(batch)
+
+    def user_lists(self, batch: HistoryBatch) -> UserLists:
+        """Return the lists of a batch at the time ``now``."""
+        lists = self._lists(batch)
+        users = batch.sequences.users
+        return UserLists(users, self.model.lists_table(users, lists), _counts(lists, self.k))
 
     def _submission(self, stack: ExitStack, folder: Path) -> SubmissionWriter | None:
         """Open the submission; None where its lists could not be read back."""
@@ -90,13 +117,12 @@ class BatchJob:
             path.unlink()
             return None
 
-    def _lists(self, batch: HistoryBatch, places: int, now: int) -> Lists:
-        """Return the lists of a batch."""
+    def _lists(self, batch: HistoryBatch) -> Lists:
         return self.model.lists(
             batch.sequences,
-            places,
+            self.places,
             rules=self.rules,
-            now=now,
+            now=self.now,
             candidates=UserItems(batch.candidate_offsets, batch.candidate_items),
             restricted=batch.has_candidates,
         )
@@ -117,6 +143,9 @@ class BatchJob:
         speed = {"seconds": seconds, "users_per_second": counts["users"] / seconds}
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         return {**self.about, "k": self.k, **numbers, **speed, "finished": finished}
+
+
+Compute = Callable[[BatchJob, StoredHistories], Iterable[UserLists]]
 
 
 class _ParquetLists:

@@ -61,6 +61,7 @@ class RecommendConfig(Block):
     device: str
     batch_users: PositiveInt
     memory_limit: str
+    engine: Literal["local", "spark"]
 
 
 class EnsembleConfig(Block):

@@ -76,6 +76,11 @@ def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:
 
 
 def _spark(engine: Mapping[str, Any]) -> BaseBackend:
+    return ibis.pyspark.connect(spark_session(engine))
+
+
+def spark_session(engine: Mapping[str, Any]) -> Any:
+    """Open the Spark session of the process, whose settings are those of the first ``engine``."""
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
@@ -95,7 +100,7 @@ def _spark(engine: Mapping[str, Any]) -> BaseBackend:
     builder = SparkSession.builder.master(engine.get("master") or f"local[{engine.get('threads') or '*'}]")
     session = builder.appName("recpipe").config(map=settings).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
-    return ibis.pyspark.connect(session)
+    return session
 
 
 def read_parquet(path: Path, engine: Mapping[str, Any] | None = None) -> ir.Table:

@@ -87,6 +87,10 @@ class StoredHistories:
         events = _Rows(self.folder / EVENTS, users.first_event)
         return _batch(table, events, _Rows(self.folder / CANDIDATES, users.first_candidate))
 
+    def user_ids_of(self, users: UserRange) -> Ids:
+        """Read the ids of some users."""
+        return Ids(_Rows(self.folder / USERS, users.first_user).table(users.n_users)["user_id"])
+
     def user_ids(self) -> Iterator[list[str]]:
         """Yield the ids of all users in order, in parts."""
         with pq.ParquetFile(self.folder / USERS) as file:
@@ -122,6 +126,7 @@ class _Rows:
 
     def table(self, n: int) -> pa.Table:
         """Take the next ``n`` rows of a file that exists."""
+        assert self._rest is not None
         parts, length = [self._rest], len(self._rest)
         while length < n:
             parts.append(next(self._batches))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.pipeline import Pipeline
 
-from recpipe.config import DataPaths, RunConfig, build_config, split_names
+from recpipe.config import ConfigError, DataPaths, RunConfig, build_config, split_names
 from recpipe.config.run_config import BUNDLES
 from recpipe.config.schema import DatasetConfig, EvaluateConfig, RecommendConfig
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
@@ -18,7 +18,8 @@ from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 if TYPE_CHECKING:
     from recpipe.data.requests import Requests
     from recpipe.evaluation.recommendations import SubmissionLayout
-    from recpipe.serving.batch import BatchJob
+    from recpipe.serving.batch import BatchJob, Compute
+    from recpipe.serving.batch_spark import BundleSource
     from recpipe.serving.model import ServingBundle
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,14 @@ class BatchLists:
     job: BatchJob
     requests: Requests
     engine: Mapping[str, Any]
+    compute: Compute | None = None  # by default in this process
     summary: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write lists, submission, summary and rows that could not be used into ``folder``."""
         quarantine = folder / "quarantine.parquet"
         with self.requests.stored(self.job.model.vocabulary, self.engine, quarantine=quarantine) as histories:
-            self.summary = self.job.write(histories, folder)
+            self.summary = self.job.write(histories, folder, self.compute)
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
@@ -67,6 +69,7 @@ def recommend_to_users(
     **bundles: Any,
 ) -> BatchLists:
     """Prepare lists of all requested users; ``bundles`` are those that the same command has just made."""
+    from recpipe.data.engines import check
     from recpipe.evaluation.recommendations import SubmissionLayout
     from recpipe.serving.batch import BatchJob
 
@@ -75,7 +78,9 @@ def recommend_to_users(
     for request in (requests.requests, requests.users):
         if request is not None:
             request.check()
-    model = _load_model(config, recommend, paths)
+    source = _bundle_source(config, recommend, paths)
+    model = source.load()
+    _log_bundle(model, config)
     about: dict[str, Any] = {
         "dataset": config.dataset,
         "model": config.name,
@@ -94,26 +99,43 @@ def recommend_to_users(
     )
     engine = {"memory_limit": recommend.memory_limit, "threads": ingest["engine"].get("threads")}
     engine["spill_folder"] = ingest["engine"].get("spill_folder") or str(paths.spill)
-    return BatchLists(job, _with_profiles(requests, model, paths), engine)
+    compute = None
+    if recommend.engine == "spark":
+        from recpipe.serving.batch_spark import SparkLists
+
+        if check(ingest["engine"]) != "spark":
+            raise ConfigError(
+                "recommend.engine is spark and ingest.engine, which has the settings of Spark, is duckdb: `kedro run "
+                "--env spark` sets both"
+            )
+        compute = SparkLists(source, {**ingest["engine"], "spill_folder": engine["spill_folder"]})
+    return BatchLists(job, _with_profiles(requests, model, paths), engine, compute)
 
 
-def _load_model(config: RunConfig, recommend: RecommendConfig, paths: DataPaths) -> ServingBundle:
-    """Load the newest bundle of the run, and log which one it is."""
+def _bundle_source(config: RunConfig, recommend: RecommendConfig, paths: DataPaths) -> BundleSource:
+    """Find the newest bundle of the run."""
+    from dataclasses import asdict
+
+    from recpipe.serving.batch_spark import BundleSource
     from recpipe.serving.item_index.build import IndexConfig
-    from recpipe.serving.model import load_bundle
     from recpipe.training.bundle_folders import newest_bundle
     from recpipe.training.settings import choose_device
 
     run = paths.models / config.name / f"seed_{config.seed}"
     content = None if recommend.content is None else paths.models / recommend.content / f"seed_{config.seed}"
-    model = load_bundle(
-        newest_bundle(run, BUNDLES[recommend.bundle]),
-        choose_device(recommend.device, setting="recommend.device"),
-        items=recommend.items,
-        content=content,
+    return BundleSource(
+        str(newest_bundle(run, BUNDLES[recommend.bundle]).absolute()),
+        str(choose_device(recommend.device, setting="recommend.device")),
+        items=None if recommend.items is None else str(Path(recommend.items).absolute()),
+        content=None if content is None else str(content.absolute()),
         accelerate=config.accelerate,
-        index=build_config(IndexConfig, recommend.index, where="recommend.index"),
+        index=asdict(build_config(IndexConfig, recommend.index, where="recommend.index")),
+        settings=dict(config.settings),
     )
+
+
+def _log_bundle(model: ServingBundle, config: RunConfig) -> None:
+    """Log which bundle the lists come from."""
     production = model.training.get("production")
     if production is not None:
         log.info("%s: lists from the production bundle %s, made by %s", *_named(model), production.get("made_by"))
@@ -123,9 +145,6 @@ def _load_model(config: RunConfig, recommend: RecommendConfig, paths: DataPaths)
             "`kedro run --pipeline=refit --params model=%s` trains on every event",
             *_named(model), "test" if model.train_on_validation else "validation and test", config.name,
         )  # fmt: skip
-    changed = model.with_search_settings(config.settings)
-    assert isinstance(changed, type(model))
-    return changed
 
 
 def _named(model: ServingBundle) -> tuple[str, str]:

@@ -133,7 +133,9 @@ def test_brute_force(seed, k, monkeypatch):
     assert result["head"] + result["mid"] + result["tail"] == pytest.approx(1)
 
 
-def test_repeats_raise_popularity_and_not_the_number_of_users():
+@pytest.mark.parametrize("chunk", [2, 1 << 22])
+def test_repeats_raise_popularity_and_not_the_number_of_users(monkeypatch, chunk):
+    monkeypatch.setattr("recpipe.data.sequences.EVENTS_AT_ONCE", chunk)
     sequences = Sequences(
         np.array(["a", "b"], dtype=object), np.array([1, 1, 1, 2], np.int32), None, np.array([0, 3, 4])
     )

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recpipe.data.sequences import Sequences
+from recpipe.data.sequences import Sequences, count_items
 from recpipe.evaluation.segments import POPULARITY, popularity_groups
 from recpipe.semantic_ids.vector_rows import VectorRows
 
@@ -32,10 +32,11 @@ class Popularity:
     @classmethod
     def of(cls, train: Sequences, n_items: int) -> Popularity:
         """Count events and users of the training sequences."""
-        base, owner = n_items + 1, np.repeat(np.arange(len(train)), train.lengths)
-        pairs = np.unique(owner * base + train.items)
-        events, users = (np.bincount(items, minlength=base)[1:] for items in (train.items, pairs % base))
-        return cls(events, users, len(np.unique(owner)))
+        base, users = n_items + 1, np.zeros(n_items + 1, np.int64)
+        for part in train.parts():
+            pairs = np.unique(np.repeat(np.arange(len(part)), part.lengths) * base + part.items)
+            users += np.bincount(pairs % base, minlength=base)
+        return cls(count_items(train.items, n_items)[1:], users[1:], int((train.lengths > 0).sum()))
 
 
 @dataclass(frozen=True)

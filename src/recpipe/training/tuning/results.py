@@ -22,7 +22,7 @@ from recpipe.training.variants import all_settings
 
 log = logging.getLogger(__name__)
 
-OF_THE_MACHINE = ("device", "devices", "num_nodes", "strategy", "precision", "loggers", "log_every", "resume")
+OF_THE_MACHINE = ("device", "devices", "num_nodes", "strategy", "loggers", "log_every", "resume")
 COST = ("train_seconds", "inference_seconds", "epochs", "best_epoch", "parameters", "peak_memory_mib")
 
 

@@ -24,7 +24,13 @@ from recpipe.training.tuning.space import SearchSpace
 from recpipe.training.tuning.study import EPOCH, FIRST, RETRY_OF
 from recpipe.training.variants import with_overrides
 
-QUIET = ("module", "fit", "job", "callbacks")  # modules of recpipe.training that log lines about each training
+QUIET = (
+    "gradient",
+    "module",
+    "fit",
+    "job",
+    "callbacks",
+)  # modules of recpipe.training that log lines about each training
 COMPLETE, PRUNED, RELEASED = "complete", "pruned", "released"
 
 

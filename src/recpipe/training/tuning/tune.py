@@ -19,9 +19,10 @@ from optuna.trial import Trial, TrialState
 from recpipe.config import RunConfig
 from recpipe.config.schema import TuneConfig
 from recpipe.progress import duration, progress
+from recpipe.training.distributed import external_ranks
 from recpipe.training.job import TrainingJob
 from recpipe.training.settings import check_model
-from recpipe.training.tuning.results import study_result, trial_row
+from recpipe.training.tuning.results import OF_THE_MACHINE, study_result, trial_row
 from recpipe.training.tuning.space import SearchSpace, search_space
 from recpipe.training.tuning.storage import TuningError, open_storage
 from recpipe.training.tuning.study import (
@@ -58,6 +59,8 @@ def tune(job: TrainingJob, config: TuneConfig, folder: Path, *, on_trial: OnTria
     """
     if not job.data.protocol.holds_out:
         raise TuningError("the protocol holds out no events, so that nothing is there to compare trials on")
+    if external_ranks().size > 1:
+        raise TuningError("torchrun and SLURM start one process per rank: start tuning without, with train.devices=<n>")
     space = check(job.config, config)
     storage = open_storage(config, folder)
     name = study_name(job, config)
@@ -97,8 +100,7 @@ def study_name(job: TrainingJob, config: TuneConfig) -> str:
 def _about(job: TrainingJob) -> dict[str, Any]:
     """Everything besides the search space that the values of trials depend on."""
     identity = job.identity()
-    ignored = ("device", "loggers", "log_every", "resume")
-    identity["train"] = {key: value for key, value in identity["train"].items() if key not in ignored}
+    identity["train"] = {key: value for key, value in identity["train"].items() if key not in OF_THE_MACHINE}
     return identity
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from kedro.io.core import AbstractDataset
 
 from recpipe.config import read_yaml
-from recpipe.training.tuning import conf_file
 
 
 class TunedModelDataset(AbstractDataset[Any, Any]):
@@ -22,13 +21,17 @@ class TunedModelDataset(AbstractDataset[Any, Any]):
 
     def check(self) -> None:
         """Raise ConfigError for a file that people wrote."""
-        conf_file.check_writable(self._filepath)
+        from recpipe.training.tuning.conf_file import check_writable
+
+        check_writable(self._filepath)
 
     def load(self) -> Any:
         return read_yaml(self._filepath.read_text(encoding="utf-8"))
 
     def save(self, data: Any) -> None:
-        conf_file.write(self._filepath, data)
+        from recpipe.training.tuning.conf_file import write
+
+        write(self._filepath, data)
 
     def _exists(self) -> bool:
         return self._filepath.is_file()

@@ -109,6 +109,16 @@ def test_rows_of_a_share_are_those_of_the_step():
         )
 
 
+def test_a_share_with_one_user_per_row_is_no_wider_than_its_users():
+    """Models have positions for a window only, and rows of one user are read without segments."""
+    lengths = np.array([11] * 40 + [8] * 3)
+    shares = [PackedBatches(lengths, size=16, tokens=700, seed=0, share=Share(rank, 8)) for rank in range(8)]
+    parts = [part for share in shares for parts in share for part in parts]
+    assert any(len(part) == len(part.users) for part in parts)
+    for part in parts:
+        assert part.width == max((part.start + lengths[part.users] - 1).tolist())
+
+
 def fields(part) -> tuple:
     return part.users, part.row, part.start, part.segment
 

@@ -113,8 +113,13 @@ class PackedRows:
     users: np.ndarray
     row: np.ndarray  # 0, 1, …
     start: np.ndarray  # position of the first event in its row
+    stop: np.ndarray  # position after the last event
     segment: np.ndarray  # 1, 2, … along a row
-    width: int  # of the fullest row
+
+    @property
+    def width(self) -> int:
+        """Events of the fullest row."""
+        return int(self.stop.max())
 
     def __len__(self) -> int:
         return int(self.row[-1]) + 1
@@ -123,7 +128,7 @@ class PackedRows:
         """Select rows by ascending number."""
         place = np.searchsorted(rows, self.row)
         mask = rows[np.minimum(place, len(rows) - 1)] == self.row
-        return PackedRows(self.users[mask], place[mask], self.start[mask], self.segment[mask], self.width)
+        return PackedRows(self.users[mask], place[mask], self.start[mask], self.stop[mask], self.segment[mask])
 
 
 class PackedBatches(TrainingBatches):
@@ -183,7 +188,7 @@ def pack_rows(users: np.ndarray, lengths: np.ndarray, size: int) -> PackedRows:
     first = np.repeat(np.cumsum(row_counts) - row_counts, row_counts)  # index of the first user of the row
     start = np.cumsum(length) - length
     start -= start[first]
-    return PackedRows(packed, row, start, np.arange(len(users)) - first + 1, int((start + length).max()))
+    return PackedRows(packed, row, start, start + length, np.arange(len(users)) - first + 1)
 
 
 def _first_fit(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

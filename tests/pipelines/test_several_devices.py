@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recpipe.config import ConfigError
+from recpipe.config import ConfigError, Configuration
+from recpipe.models.registry import model_info
 from recpipe.session import check_single_process
 from recpipe.training.bundle import load_bundle
 
@@ -44,3 +45,12 @@ def test_one_of_several_processes_is_refused_with_the_command_for_them(name, lau
         check_single_process({name: "2"})
     check_single_process({name: "1"})
     check_single_process({"SLURM_NTASKS": "4"})  # of a batch script, which is one process
+
+
+def test_devices_may_be_auto_on_the_command_line(project):
+    for block in ({}, {"model": "sasrec"}, {"models": {"sasrec": {"train": {"devices": "auto"}}}}):
+        overrides = {"train": {"devices": "auto", "num_nodes": 2}, **block}
+        configuration = Configuration.read(project / "conf", None, overrides, model_info)
+        assert configuration.run("sasrec").train["devices"] == "auto"
+    with pytest.raises(ConfigError, match="train.num_nodes .* cannot be 'auto'"):
+        Configuration.read(project / "conf", None, {"train": {"num_nodes": "auto"}}, model_info).check()

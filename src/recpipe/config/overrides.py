@@ -32,6 +32,7 @@ ARGUMENT_BLOCKS = (
     *CHOICES,
 )  # their keys are checked by the code that takes them
 OPTIONAL = ("profile", "baselines", "like")  # keys that a data set may lack
+NUMBERS_OR_AUTO = ("devices",)  # keys whose number may be auto
 
 
 def check_names(configuration: Configuration) -> None:
@@ -183,6 +184,8 @@ def _check_kind(path: str, value: object, current: object, *, any_number: bool =
     """Raise ConfigError for a value of another kind. ``any_number``: the model's dataclass tells 3 from 2.5 later."""
     is_number = isinstance(value, int | float) and isinstance(current, int | float)
     if any_number and is_number and isinstance(value, bool) == isinstance(current, bool):
+        return
+    if value == AUTO and path.rpartition(".")[2] in NUMBERS_OR_AUTO:
         return
     if not same_kind(value, current):
         raise ConfigError(f"{path} (command line) cannot be {value!r}: conf has {current!r}, give that kind of value")

@@ -74,11 +74,12 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig
     blocks = {"": dict(config.settings), "train": copy.deepcopy(config.train), "side": dict(config.side)}
     for setting, value in overrides.items():
         name, _, path = setting.partition(".")
-        block, *keys = (blocks[name], *path.split(".")) if path else (blocks[""], name)
-        for key in keys[:-1]:
+        block: dict[str, Any] = blocks[name] if path else blocks[""]
+        *keys, last = (path or name).split(".")
+        for key in keys:
             block[key] = dict(block.get(key) or {})
             block = block[key]
-        block[keys[-1]] = value
+        block[last] = value
     return replace(config, settings=blocks[""], train=blocks["train"], side=blocks["side"])
 
 

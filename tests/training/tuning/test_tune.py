@@ -25,7 +25,15 @@ from recpipe.training import fit
 from recpipe.training.module import NonFiniteLossError
 from recpipe.training.tuning import trials, tune
 from recpipe.training.tuning.storage import TuningError, open_storage
-from recpipe.training.tuning.study import HEARTBEAT, MAX_DEATHS, PROCESS, RETRY_OF, open_study, release_dead
+from recpipe.training.tuning.study import (
+    HEARTBEAT,
+    MAX_DEATHS,
+    PROCESS,
+    RETRY_OF,
+    open_study,
+    release_dead,
+    signs_of_life,
+)
 from recpipe.training.variants import with_overrides
 
 KNN = {"neighbours": {"low": 1, "high": 29}, "shrinkage": {"low": 0.0, "high": 50.0}}
@@ -187,6 +195,21 @@ def test_ctrl_c_keeps_the_checkpoint_and_the_next_command_resumes_it(tmp_path, m
     (row,), (expected,) = result["trials"], whole["trials"]
     assert (row["value"], row["curve"]) == (expected["value"], expected["curve"])
     assert row["configured"] and row["continues"] == 0
+
+
+def test_a_trial_gives_signs_of_life_only_while_it_runs(tmp_path):
+    study = study_in(tmp_path)
+    trial = study.ask()
+    beats = []
+    with signs_of_life(study, trial, every=0.02):
+        for _ in range(3):
+            time.sleep(0.2)
+            (stored,) = study.trials
+            beats.append(stored.user_attrs[HEARTBEAT])
+    assert beats == sorted(set(beats))
+    assert stored.user_attrs[PROCESS] == [platform.node(), os.getpid(), process_start(os.getpid())]
+    time.sleep(0.2)
+    assert study.trials[0].user_attrs[HEARTBEAT] - beats[-1] < 0.15
 
 
 def dead_trial(study: optuna.Study, process: list, **attributes) -> optuna.Trial:

@@ -219,6 +219,8 @@ def signs_of_life(study: Study, trial: Trial, every: float = HEARTBEAT_SECONDS) 
         while not ended.wait(every):
             try:
                 set_attribute(study, trial.number, HEARTBEAT, time.time())
+            except optuna.exceptions.UpdateFinishedTrialError:  # another process took it over
+                return
             except Exception as error:  # of any storage; the trial itself says more
                 log.warning("trial %s cannot give a sign of life: %s", trial.number, type(error).__name__)
 

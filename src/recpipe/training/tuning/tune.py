@@ -164,11 +164,11 @@ class _Search:
                     f"trial {trial.number} of the study {self.study.study_name!r} failed, with "
                     f"{shown(self.space.decode(trial.params))}: {type(error).__name__}: {error}"
                 ) from error
-            if outcome.state == RELEASED:
-                log.info("trial %s: %s; the same command continues it", trial.number, outcome.reason)
-                self._release(trial, outcome.reason)
-                return False
-            self._tell(trial, outcome)
+        if outcome.state == RELEASED:
+            log.info("trial %s: %s; the same command continues it", trial.number, outcome.reason)
+            self._release(trial, outcome.reason)
+            return False
+        self._tell(trial, outcome)
         shutil.rmtree(self._trial_folder(trial), ignore_errors=True)
         return True
 

@@ -18,7 +18,8 @@ from sklearn.metrics import r2_score
 from sklearn.neighbors import NearestNeighbors
 
 from recpipe.semantic_ids import vector_rows
-from recpipe.semantic_ids.quality import Gate, apply_gate, leaf_categories, measure_quality
+from recpipe.semantic_ids.gate import Gate, apply_gate
+from recpipe.semantic_ids.quality import leaf_categories, measure_quality
 from recpipe.semantic_ids.quantizer import build_quantizer, quantizer_class
 
 BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon-beauty" / "items.parquet"

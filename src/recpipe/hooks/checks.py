@@ -86,7 +86,7 @@ class ChecksHooks:
         if "embed" in names:
             _check_encoders(names, catalog)
         for kind, config in _parameters(names, KINDS, catalog):
-            from recpipe.semantic_ids.quality import Gate
+            from recpipe.semantic_ids.gate import Gate
             from recpipe.semantic_ids.quantizer import build_quantizer
 
             with _file_in_error(f"{KINDS}{kind}"):

@@ -23,9 +23,10 @@ from recpipe.config import DataPaths, build_config, split_names
 from recpipe.content.embeddings import Embeddings
 from recpipe.semantic_ids.assign import assign, reuse_obstacle, same_encoder, space_difference
 from recpipe.semantic_ids.collisions import Vectors
+from recpipe.semantic_ids.gate import ALLOWED_GROUP, Gate, apply_gate
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.semantic_ids.quality import ALLOWED_GROUP, Gate, apply_gate, leaf_categories, measure_quality
+from recpipe.semantic_ids.quality import leaf_categories, measure_quality
 from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, build_quantizer, distinct_rows, load_quantizer
 from recpipe.semantic_ids.vector_rows import VectorRows
 

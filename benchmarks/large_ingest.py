@@ -5,8 +5,8 @@
 recpipe runs the nodes of `kedro run --pipelines=ingest,train` up to the split, and writes what their catalog entries
 write: a check of every row, interactions, items, users, step table, sequences, training set and folds, all with
 digests. Bare DuckDB has the same memory limit and threads and runs one statement, `COPY (SELECT * ORDER BY user_id,
-timestamp)`. Each contender runs in its own process. `--recipe music4all` runs the published steps of Music4All-Onion on
-a generated log of its format, and no split.
+timestamp)`. Each contender runs in its own process. Where other programs use the machine, compare CPU seconds.
+`--recipe music4all` runs the published steps of Music4All-Onion on a generated log of its format, and no split.
 """
 
 # ruff: noqa: S608 -- statements consist of constants of this file
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import OtherLoad, command_line, configuration, peak_gib
+from harness import OtherLoad, command_line, configuration, own_cpu, peak_gib
 
 RECIPES = ("generated", "music4all")
 USERS_PER_EVENT, ITEMS_PER_EVENT = 1 / 100, 1 / 500
@@ -142,10 +142,10 @@ CONTENDERS = {"bare DuckDB": bare, "recpipe": recpipe}
 
 def measure(name: str, **task: Any) -> None:
     """Run one contender in this process; print seconds and memory as JSON."""
-    memory, load = AnonymousMemory(), OtherLoad()
+    memory, load, cpu = AnonymousMemory(), OtherLoad(), own_cpu()
     seconds = CONTENDERS[name](**{key: Path(task[key]) for key in ("source", "folder")}, **task["options"])
     peaks = {"peak_gib": peak_gib(), "anonymous_gib": memory.peak_kib / 2**20}
-    print(json.dumps({"seconds": seconds, **peaks, "others": load.cores()}))
+    print(json.dumps({"seconds": seconds, "cpu": own_cpu() - cpu, **peaks, "others": load.cores()}))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -177,21 +177,22 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
         generate(log, args.rows, engine, args.recipe)
     size = log.stat().st_size / 2**20
     print(f"{args.recipe}: {args.rows:,} events, {size:,.0f} MiB, {args.threads} threads, limit {args.memory}")
-    totals = {}
+    totals, cpu = {}, {}
     for name in CONTENDERS if args.recipe == "generated" else ("recpipe",):
         options = {"engine": engine, **({"recipe": args.recipe} if name == "recpipe" else {})}
         task = {"name": name, "source": str(log.absolute()), "folder": str(folder), "options": options}
         command = [sys.executable, __file__, "--measure", json.dumps(task)]
         done = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-        totals[name] = sum(done["seconds"].values())
+        totals[name], cpu[name] = sum(done["seconds"].values()), done["cpu"]
         for stage, seconds in done["seconds"].items():
             print(f"{name:12} {stage:22} {seconds:8.1f} s")
         print(
-            f"{name:12} {'all':22} {totals[name]:8.1f} s, peak {done['peak_gib']:.2f} GiB, without mapped files "
-            f"{done['anonymous_gib']:.2f} GiB, other processes {done['others']:.1f} cores"
+            f"{name:12} {'all':22} {totals[name]:8.1f} s, CPU {cpu[name]:.1f} s, peak {done['peak_gib']:.2f} GiB, without "
+            f"mapped files {done['anonymous_gib']:.2f} GiB, other processes {done['others']:.1f} cores"
         )
     if len(totals) == 2:
-        print(f"recpipe / bare DuckDB: {totals['recpipe'] / totals['bare DuckDB']:.2f}")
+        ratio, of_cpu = (each["recpipe"] / each["bare DuckDB"] for each in (totals, cpu))
+        print(f"recpipe / bare DuckDB: {ratio:.2f}, of CPU seconds {of_cpu:.2f}")
 
 
 if __name__ == "__main__":

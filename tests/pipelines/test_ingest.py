@@ -103,6 +103,9 @@ def test_a_file_that_changed_after_its_verification_is_refused(tmp_path: Path, f
             ValueError, match=r"log\.csv was not verified or has changed since: run the pipeline ingest"
         ):
             ingest_log(listing, dataset, {"engine": {"threads": 1}}, paths)
+    (folder / "log.csv").unlink()
+    with pytest.raises(ValueError, match=r"log\.csv is gone since it was verified: run the pipeline ingest"):
+        ingest_log(files, dataset, {"engine": {}}, paths)
 
 
 def test_a_damaged_file_is_refused_before_it_is_read(tmp_path: Path, folder: Path) -> None:

@@ -55,10 +55,12 @@ def ingest_log(
 
 
 def _verified_entries(source_files: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the manifest's entries. Raises ValueError for files of another size than at their verification."""
+    """Return the manifest's entries. Raises ValueError for files that are missing or have another size since."""
     entries: list[dict[str, Any]] = source_files.get("manifest", [])
     verified = {entry["path"]: entry["bytes"] for entry in entries}
     for path in (path for paths in source_files["files"].values() for path in paths):
+        if not Path(path).is_file():
+            raise ValueError(f"{path} is gone since it was verified: run the pipeline ingest from its first node")
         if verified.get(path) != Path(path).stat().st_size:
             raise ValueError(
                 f"{path} was not verified or has changed since: run the pipeline ingest from its first node"

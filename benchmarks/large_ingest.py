@@ -187,8 +187,8 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
         for stage, seconds in done["seconds"].items():
             print(f"{name:12} {stage:22} {seconds:8.1f} s")
         print(
-            f"{name:12} {'all':22} {totals[name]:8.1f} s, CPU {cpu[name]:.1f} s, peak {done['peak_gib']:.2f} GiB, without "
-            f"mapped files {done['anonymous_gib']:.2f} GiB, other processes {done['others']:.1f} cores"
+            f"{name:12} {'all':22} {totals[name]:8.1f} s, CPU {cpu[name]:.1f} s, peak {done['peak_gib']:.2f} GiB, "
+            f"without mapped files {done['anonymous_gib']:.2f} GiB, other processes {done['others']:.1f} cores"
         )
     if len(totals) == 2:
         ratio, of_cpu = (each["recpipe"] / each["bare DuckDB"] for each in (totals, cpu))

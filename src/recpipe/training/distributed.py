@@ -7,6 +7,7 @@ machines by torchrun or SLURM's srun, each of which runs ``recpipe.training.stan
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ def count_devices(settings: TrainSettings, device: str) -> int:
     if devices > available:
         kind = "GPUs" if device == "cuda" else "cores"
         raise ValueError(f"train.devices is {devices} and this machine has {available} {kind}: lower it, or use auto")
+    if external.size == 1 and devices > 1 and sys.platform == "win32":
+        raise ValueError(f"train.devices is {devices}; on Windows training uses one device: set train.devices=1")
     if external.size == 1 and settings.num_nodes > 1:
         command = COMMAND.format(nodes=settings.num_nodes, devices=devices)
         raise ValueError(

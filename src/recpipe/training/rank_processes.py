@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
+from recpipe.accelerate import keep_freed_memory
 from recpipe.training.distributed import AFTER, TIMEOUT, RankError, Ranks, backend, is_exchange_error
 from recpipe.training.shared_memory import load_shared, shared_memory
 
@@ -240,6 +241,7 @@ def main() -> None:
     if device == "cuda":
         torch.cuda.set_device(rank)
     torch.set_num_threads(start["threads"])
+    keep_freed_memory()  # as the trainings of rank 0
     store = dist.FileStore(start["store"], size)  # type: ignore[attr-defined]
     store.set(f"ready {rank}", "")
     dist.init_process_group(backend(device), store=store, rank=rank, world_size=size, timeout=TIMEOUT)

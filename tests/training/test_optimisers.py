@@ -33,6 +33,8 @@ def descend(model: nn.Module, optimiser: torch.optim.Optimizer, steps: int = 20)
     ("settings", "theirs"),
     [
         ({"name": "adam", "betas": [0.9, 0.98]}, lambda w: torch.optim.Adam(w, RATE, betas=(0.9, 0.98))),
+        ({"name": "adam", "fused": True}, lambda w: torch.optim.Adam(w, RATE)),
+        ({"name": "adamw", "fused": True, "weight_decay": 0.1}, lambda w: torch.optim.AdamW(w, RATE, weight_decay=0.1)),
         ({"name": "adamw", "weight_decay": 0.1}, lambda w: torch.optim.AdamW(w, RATE, weight_decay=0.1)),
         (
             {"name": "sgd", "momentum": 0.9, "nesterov": True},

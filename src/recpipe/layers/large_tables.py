@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LARGE = 1 << 24  # elements of a table, 64 MiB; gradients of smaller ones are added up in autograd's order
+LARGE = 1 << 23  # elements of a table, 32 MiB; gradients of smaller ones are added up in autograd's order
 
 
 def look_up(rows: Tensor, table: Tensor) -> Tensor:

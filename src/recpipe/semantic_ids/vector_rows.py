@@ -6,13 +6,15 @@ Shape letters: N rows, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from recpipe.semantic_ids.collisions import Rows, Vectors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 1 << 26  # elements of a block: 256 MiB
 MULTIPLE = 8192  # of the rows of a block, as networks and distances go through vectors in parts of 4096 or 8192 rows
@@ -61,17 +63,19 @@ class StandardisedRows(VectorRows):
 
     def __init__(self, x_ND: VectorRows, mean: Tensor, scale: Tensor) -> None:
         super().__init__(x_ND.vectors, x_ND._rows)
-        self.mean, self.scale = mean.numpy(), scale.numpy()
+        self._mean, self._scale = mean, scale
 
     def __getitem__(self, rows: Rows | slice) -> Vectors:
-        standardised: Vectors = (super().__getitem__(rows) - self.mean) / self.scale
+        standardised: Vectors = (super().__getitem__(rows) - self._mean.numpy()) / self._scale.numpy()
         return standardised
 
     def tensor(self, rows: Tensor | slice) -> Tensor:
         """Return the rows as a tensor (n, D)."""
-        return torch.from_numpy(self[rows.numpy() if isinstance(rows, Tensor) else rows])
+        import torch
+
+        return torch.from_numpy(self[rows if isinstance(rows, slice) else rows.numpy()])
 
     def select(self, rows: Tensor) -> StandardisedRows:
         """Return some of the rows, without reading them."""
         index = rows.numpy() if self._rows is None else self._rows[rows.numpy()]
-        return StandardisedRows(VectorRows(self.vectors, index), *map(torch.from_numpy, (self.mean, self.scale)))
+        return StandardisedRows(VectorRows(self.vectors, index), self._mean, self._scale)

@@ -23,11 +23,13 @@ def refit_model(
     interactions: Path,
     users: DataFrame,
     ingest_steps: DataFrame,
-    ingest: dict[str, Any],
     paths: DataPaths,
     **inputs: Any,
 ) -> Bundle:
-    """Train the model of ``bundle`` on all events, as long as it took to its best state; ``inputs`` as in train."""
+    """Train the model of ``bundle`` on all events, as long as it took to its best state.
+
+    ``inputs`` are those of training, and the settings of ``ingest``.
+    """
     from recpipe.data.atomic import latest_version
     from recpipe.progress import report_epoch
     from recpipe.training import refit
@@ -36,7 +38,7 @@ def refit_model(
     version = latest_version(folder.parent / "bundle")
     assert version is not None  # the bundle was loaded from there
     measured = refit.MeasuredRun(bundle, evaluation, version.parent.name, training_curve(paths, config))
-    log = build_log(interactions, bundle.protocol, ingest, paths)
+    log = build_log(interactions, bundle.protocol, inputs.pop("ingest"), paths)
     data = measured.whole_log(*log, users.to_arrow(), log_steps(ingest_steps.to_dicts()))
     settings = measured.config(config)
     production = inputs.pop(ITEM_MODEL, None)

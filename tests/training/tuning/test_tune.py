@@ -228,6 +228,7 @@ def dead_trial(study: optuna.Study, process: list, **attributes) -> optuna.Trial
         ("elsewhere", 1, 1, 60, False),
         ("elsewhere", 1, 1, 6000, True),
     ],
+    ids=["this process", "number of another process", "elsewhere and alive", "elsewhere and silent"],
 )
 def test_a_trial_goes_on_where_its_process_has_died(tmp_path, host, pid, start, age, dead):
     study = study_in(tmp_path)

@@ -176,7 +176,7 @@ def training_steps(train: Sequences, items: int) -> Iterator[int]:
     from training import bare_epochs
 
     loss = {"name": "sampled_softmax", "negatives": {"uniform": 512}, "log_q": True}
-    optimiser = {"name": "adam", "learning_rate": 1e-3, "fused": True}
+    optimiser = {"name": "adam", "learning_rate": 1e-3}
     settings = TrainSettings(windows="all", loss=loss, optimiser=optimiser, precision="fp32", device="cpu")
     model = build("sasrec", {"dim": 64, "layers": 2, "heads": 1, "dropout": 0.1}, n_items=items, max_length=200)
     for steps in bare_epochs(model, train, settings, 10**6):

@@ -10,9 +10,19 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from recpipe.training import optimisers
 from recpipe.training.optimisers import make_optimiser, make_schedule
 
 RATE, STEPS, EPOCH = 0.1, 60, 6
+
+
+def test_large_tables_on_a_cpu_get_the_fused_step(monkeypatch):
+    monkeypatch.setattr(optimisers, "LARGE", 12)
+    settings = {"name": "adam", "learning_rate": RATE}
+    for net, is_fused in ((small_net(), True), (nn.Linear(3, 2), False)):
+        assert make_optimiser(net.parameters(), settings).defaults["fused"] is is_fused
+    assert not make_optimiser(small_net().parameters(), settings | {"fused": False}).defaults["fused"]
+    assert make_optimiser(small_net().parameters(), {"name": "rmsprop"}).defaults.get("fused") is None
 
 
 def small_net() -> nn.Module:

@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from recpipe.data.features import align_rows
 from recpipe.data.ids import Ids
 
 NAMES = ["b", "a", "ß", "", "d"]
@@ -48,3 +49,19 @@ def test_values_that_are_no_ids_are_errors():
         Ids([1, 2])
     with pytest.raises(TypeError, match="ids are strings, not int64"):
         Ids(pa.array([1, 2]))
+
+
+def test_ids_with_more_text_than_a_string_array_holds(tmp_path):
+    path = tmp_path / "text"  # sparse: the ids lie behind 2 GiB that nobody writes
+    with path.open("wb") as file:
+        file.seek(2**31)
+        file.write(b"abc")
+    offsets = pa.py_buffer(np.arange(2**31, 2**31 + 4, dtype=np.int64).tobytes())
+    buffers = [None, offsets, pa.memory_map(str(path)).read_buffer()]
+    long = Ids(pa.Array.from_buffers(pa.large_string(), 3, buffers))
+    assert long.tolist() == ["a", "b", "c"]
+    assert Ids(["c", "x"]).index_in(long).tolist() == [2, -1]
+    assert long.index_in(Ids(["b"])).tolist() == [-1, 0, -1]
+    assert long == Ids(["a", "b", "c"]) and Ids(["a", "b", "c"]) == long
+    table = align_rows(pa.table({"user_id": ["b"], "age": [7]}), "user_id", long)
+    assert table["age"].to_pylist() == [None, 7, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import shutil
 from pathlib import Path
 
@@ -207,6 +208,20 @@ def test_a_full_disk_and_a_small_memory_limit_are_named_and_nothing_is_left(sort
     with pytest.raises(ValueError, match="more memory than ingest.engine.memory_limit, 2MB.*raise it"):
         build_sequences(path, folder=tmp_path / "sequences", engine=engine)
     assert names(tmp_path / "sequences") == []
+
+
+def test_a_full_disk_under_the_sorted_events_is_named(tmp_path):
+    class FullDisk(io.BytesIO):
+        name = str(tmp_path / "item")
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    files = sequence_sort.EventFiles(tmp_path)
+    files._files["item"], files._types["item"] = FullDisk(), np.dtype(np.int32)
+    with pytest.raises(OSError, match="sorted events were not written; free space") as caught:
+        files.append({"item": np.zeros(3, np.int32)})
+    assert caught.value.filename == str(tmp_path)
 
 
 @pytest.fixture(scope="module")

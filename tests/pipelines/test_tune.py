@@ -77,6 +77,15 @@ def test_tuning_splits_a_log_that_is_not_split(tuned, session_in):
     assert len(result(tuned, "svd")["trials"]) == 5
 
 
+def test_tuning_splits_a_log_that_is_split_by_another_protocol(tuned, session_in):
+    protocol = tuned / f"data/test/05_model_input/{DATASET}/protocol.json"
+    for split in ("ratio", "leave_one_out"):
+        run(tuned, session_in, "tune", model="svd", tune={"trials": 1}, protocol={"split": split})
+        stored = json.loads(protocol.read_text())
+        assert stored["split"] == split
+        assert result(tuned, "svd")["protocol"] == stored["id"]
+
+
 def test_the_tuned_model_is_trained_like_any_other(tuned, session_in):
     """The environment local has no small settings, so that a closed-form model is taken."""
     run(tuned, session_in, "ingest", "train", env="local", model="svd_tuned", data="data/local")

@@ -144,7 +144,10 @@ def empty_vectors(rows: int, width: int, folder: Path | None = None) -> NDArray[
     with tempfile.TemporaryFile(dir=folder if is_writable else None) as stream:
         size = 4 * rows * width
         try:
-            os.posix_fallocate(stream.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):  # Linux: no room is an error here, not a signal in a later write
+                os.posix_fallocate(stream.fileno(), 0, size)
+            else:
+                stream.truncate(size)
         except OSError as error:
             place = folder if is_writable else tempfile.gettempdir()
             raise OSError(

@@ -56,8 +56,10 @@ def check(engine: Mapping[str, Any]) -> str:
 
 def _duckdb(engine: Mapping[str, Any]) -> BaseBackend:
     parent = _spill_folder(engine)
-    parent.mkdir(parents=True, exist_ok=True)  # DuckDB creates one level only, and that when it first spills
-    clean_leftovers(parent)
+    if engine.get("spill_folder"):
+        parent.mkdir(parents=True, exist_ok=True)  # DuckDB creates one level only, and that when it first spills
+    if parent.is_dir():
+        clean_leftovers(parent)
     spill = temporary_path(parent / "duckdb", "part")  # concurrent engines must not share a folder
     settings = {key: engine[key] for key in ("memory_limit", "threads") if engine.get(key) is not None}
     settings |= engine.get("settings") or {}
@@ -82,6 +84,7 @@ def _spark(engine: Mapping[str, Any]) -> BaseBackend:
 def spark_session(engine: Mapping[str, Any]) -> Any:
     """Open the Spark session of the process, whose settings are those of the first ``engine``."""
     try:
+        from pyspark import SparkConf
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ValueError("engine spark needs pyspark and Java 17 or newer: pip install 'recpipe[spark]'") from error
@@ -97,8 +100,11 @@ def spark_session(engine: Mapping[str, Any]) -> Any:
             raise ValueError(f"ingest.engine.memory_limit {limit!r}: write a number and KB, MB, GB or TB, as in 4GB")
         settings["spark.driver.memory"] = size
     settings |= engine.get("settings") or {}
-    builder = SparkSession.builder.master(engine.get("master") or f"local[{engine.get('threads') or '*'}]")
-    session = builder.appName("recpipe").config(map=settings).getOrCreate()
+    builder = SparkSession.builder.appName("recpipe").config(map=settings)
+    master = engine.get("master")
+    if master is None and not SparkConf().contains("spark.master"):  # which spark-submit sets
+        master = f"local[{engine.get('threads') or '*'}]"
+    session = (builder if master is None else builder.master(master)).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
 

@@ -57,7 +57,8 @@ class Ids:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Ids):
             return NotImplemented
-        return bool(self.array.equals(_of_type(other.array, self.array.type)))
+        kind = _common_type(self, other)
+        return bool(_of_type(self.array, kind).equals(_of_type(other.array, kind)))
 
     def __repr__(self) -> str:
         first = ", ".join(map(repr, self[:3].tolist()))
@@ -86,16 +87,22 @@ class Ids:
         """Return the place (n,) int64 of every id among ``other``, -1 for those it does not contain."""
         if not len(other):
             return np.full(len(self), -1, np.int64)
-        places = pc.index_in(self.array, value_set=_of_type(other.array, self.array.type))
+        kind = _common_type(self, other)
+        places = pc.index_in(_of_type(self.array, kind), value_set=_of_type(other.array, kind))
         result: np.ndarray = pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         return result
 
     @classmethod
     def concatenate(cls, *parts: Ids) -> Ids:
         """Join parts in order."""
-        kind = pa.string() if sum(part.array.nbytes for part in parts) <= MAX_STRING_BYTES else pa.large_string()
-        kind = pa.large_string() if any(part.array.type == pa.large_string() for part in parts) else kind
+        kind = _common_type(*parts)
+        kind = kind if sum(part.array.nbytes for part in parts) <= MAX_STRING_BYTES else pa.large_string()
         return cls(pa.concat_arrays([_of_type(part.array, kind) for part in parts]))
+
+
+def _common_type(*parts: Ids) -> pa.DataType:
+    """Return large_string if one of the arrays is, else string: not all of the former can be cast to the latter."""
+    return pa.large_string() if any(part.array.type == pa.large_string() for part in parts) else pa.string()
 
 
 def _of_type(array: pa.Array, kind: pa.DataType) -> pa.Array:

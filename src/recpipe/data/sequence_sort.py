@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.util import gen_name
 
-from recpipe.data.atomic import temporary_path
+from recpipe.data.atomic import clean_leftovers, temporary_path
 from recpipe.data.engines import connect, engine_errors
 from recpipe.data.event_log import materialize, single_row
 from recpipe.data.files.tables import file_pattern
@@ -48,6 +48,7 @@ def sort_sequences(
     engine = dict(engine or {})
     engine["spill_folder"] = engine.get("spill_folder") or str(folder / "spill")
     folder.mkdir(parents=True, exist_ok=True)
+    clean_leftovers(folder)
     with engine_errors(engine), ExitStack() as stack:
         con = connect(engine)
         if con.name == "duckdb":  # a Spark session is shared
@@ -171,7 +172,7 @@ class EventFiles:
         for file in self._files.values():
             with suppress(OSError):  # a full disk, reported already
                 file.close()
-            with suppress(OSError):  # Windows deletes no mapped file: the next engine does
+            with suppress(OSError):  # Windows deletes no mapped file: the next sort does
                 Path(file.name).unlink(missing_ok=True)
 
     def append(self, values: Mapping[str, np.ndarray]) -> None:
@@ -180,10 +181,20 @@ class EventFiles:
             if name not in self._files:
                 self._files[name] = temporary_path(self._folder / name, "part").open("wb")
                 self._types[name] = array.dtype
-            self._files[name].write(np.ascontiguousarray(array).data)
+            with self._disk_errors():
+                self._files[name].write(np.ascontiguousarray(array).data)
             is_value = array.dtype.kind != "f" or not np.isnan(array).all()
             self._has_value[name] = self._has_value.get(name, False) or bool(is_value)
         self.n_events += len(next(iter(values.values())))
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Name the folder in an error of writing, which is another one than that of the engine."""
+        try:
+            yield
+        except OSError as error:
+            reason = f"{error.strerror}: the sorted events were not written; free space, or move the folder of `data`"
+            raise OSError(error.errno, reason, str(self._folder)) from error
 
     def is_empty(self, name: str) -> bool:
         """Return whether all values of a column are NaN."""
@@ -191,6 +202,7 @@ class EventFiles:
 
     def mapped(self) -> dict[str, np.ndarray]:
         """Map the files into memory as read-only arrays (N,)."""
-        for file in self._files.values():
-            file.flush()
+        with self._disk_errors():
+            for file in self._files.values():
+                file.flush()
         return {name: np.asarray(np.memmap(file.name, self._types[name], "r")) for name, file in self._files.items()}

@@ -14,7 +14,7 @@ from recpipe.config import DataPaths, RunConfig, build_config
 from recpipe.config.schema import StudyConfig
 from recpipe.data.atomic import atomic_file
 from recpipe.data.digests import verified
-from recpipe.pipelines.train import training_inputs, training_job
+from recpipe.pipelines.train import split_node, training_inputs, training_job
 from recpipe.pipelines.types import Bundle, TrainingData, TrainingJob
 from recpipe.pipelines.wiring import Wiring, create_node
 
@@ -151,11 +151,9 @@ def _list_numbers(bundle: Bundle, job: TrainingJob, vectors: Vectors | None) -> 
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Create ``vary_model`` in the namespace of every model."""
+    """Create ``vary_model`` in the namespace of every model, and the shared split where that on disk is another."""
     study = {"study": f"params:studies.{wiring.study}"}
-    return Pipeline(
-        [
-            create_node(vary_model, study | training_inputs(run), f"{model}_study", model)
-            for model, run in wiring.runs.items()
-        ]
-    )
+    split = [] if wiring.has_split else [split_node()]
+    runs = wiring.runs.items()
+    nodes = (create_node(vary_model, study | training_inputs(run), f"{model}_study", model) for model, run in runs)
+    return Pipeline([*split, *nodes])

@@ -68,7 +68,7 @@ def final_command(model: TunedModel) -> str:
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Create ``tune_model`` in the namespace of every model, and the shared split where it is not on disk."""
+    """Create ``tune_model`` in the namespace of every model, and the shared split where that on disk is another."""
     split = [] if wiring.has_split else [split_node()]
     models = [
         create_node(

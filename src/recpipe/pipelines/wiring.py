@@ -7,12 +7,13 @@ wiring in this module.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Wiring:
     study: str = "length"  # a name in the parameter `studies`
     content_model: str | None = None  # that fills content slots
     holds_out: bool = True  # whether the protocol holds out events
-    has_split: bool = True  # whether the split is on disk
+    has_split: bool = True  # whether the split on disk can be read, else tune and study make it
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -152,7 +153,8 @@ def wiring_of(configuration: Configuration, models: Iterable[str], requested: It
     study = configuration["study"]
     check_known(study, configuration["studies"], what="study", hint=" (conf/base/parameters/studies.yml)")
     content_model, held_out = _content_model(configuration), holds_out(configuration)
-    has_split = "tune" not in requested or ("ingest" not in requested and _has_split(configuration))
+    reads_split = not {"tune", "study"}.isdisjoint(requested)
+    has_split = not reads_split or ("ingest" not in requested and _has_split(configuration))
     return Wiring(
         configuration.dataset, runs, kinds, vectors, requested, members, study, content_model, held_out, has_split
     )
@@ -172,8 +174,17 @@ def holds_out(configuration: Configuration) -> bool:
 
 
 def _has_split(configuration: Configuration) -> bool:
-    """Return whether the training data of the data set are on disk."""
-    return (DataPaths(**configuration.parameters()["paths"]).split / "protocol.json").is_file()
+    """Return whether the training data on disk are of the protocol of the command, and not older than the log."""
+    from recpipe.data.protocol import Protocol
+
+    parameters = configuration.parameters()
+    paths = DataPaths(**parameters["paths"])
+    file, events = paths.split / "protocol.json", paths.primary / "interactions.parquet"
+    if not file.is_file() or (events.is_file() and events.stat().st_mtime_ns > file.stat().st_mtime_ns):
+        return False
+    stored = Protocol.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    requested = Protocol.from_dict(parameters["protocol"])
+    return not stored.data_differences(replace(requested, fingerprint=stored.fingerprint, steps=stored.steps))
 
 
 def _content_model(configuration: Configuration) -> str | None:

@@ -51,6 +51,16 @@ def content(folder: Path) -> str:
     return (folder / "a").read_text()
 
 
+def test_a_process_that_has_ended_and_is_not_waited_for_is_dead():
+    process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.DEVNULL)
+    assert process_start(process.pid) is not None
+    deadline = time.monotonic() + 20
+    while process_start(process.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process_start(process.pid) is None  # before `wait`
+    process.wait()
+
+
 def dead_name(path: Path, end: str) -> Path:
     """A temporary name of a process that does not live any more."""
     process = subprocess.Popen([sys.executable, "-c", ""])

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -23,6 +24,15 @@ def test_large_tables_on_a_cpu_get_the_fused_step(monkeypatch):
         assert make_optimiser(net.parameters(), settings).defaults["fused"] is is_fused
     assert not make_optimiser(small_net().parameters(), settings | {"fused": False}).defaults["fused"]
     assert make_optimiser(small_net().parameters(), {"name": "rmsprop"}).defaults.get("fused") is None
+
+
+def test_gradients_are_clipped_in_bf16_with_a_fused_step():
+    net = small_net()
+    optimiser = make_optimiser(net.parameters(), {"name": "adamw", "learning_rate": RATE, "fused": True})
+    net(torch.randn(8, 4)).square().mean().mul(100).backward()
+    MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimiser, 0.5)
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in net.parameters()])
+    torch.testing.assert_close(norm, torch.tensor(0.5))
 
 
 def small_net() -> nn.Module:

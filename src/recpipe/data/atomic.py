@@ -189,9 +189,13 @@ def temporary_path(path: Path, end: str) -> Path:
 
 
 def process_start(pid: int) -> int | None:
-    """Return the start of a process in clock ticks since boot, 0 where the system does not say, None if it is dead."""
+    """Return the start of a process in clock ticks since boot, 0 where the system does not say, None if it is dead.
+
+    A zombie, which has ended and whose parent has not asked how, is dead.
+    """
     with suppress(OSError, IndexError, ValueError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])
     if os.name != "posix":  # os.kill would end it there
         return 0
     try:

@@ -61,6 +61,7 @@ def _add_part(section: TuningSection, run: str, result: Mapping[str, Any]) -> No
     names: list[str] = []
     for kind, drawing in tuning_figures(result).items():
         name = f"tuning_{kind}_{''.join(sign if sign.isalnum() else '_' for sign in run)}"
+        name += f"_{len(section.parts)}" if name in section.figures else ""  # of a model whose name differs by a sign
         caption = CAPTIONS[f"tuning_{kind}"]
         section.figures[name], names = drawing, [*names, name]
         section.captions[name] = {**caption, "title": f"{caption['title']}: {label}"}

@@ -54,9 +54,12 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: Mapping[str, An
         arguments["fused"] = any(weight.numel() >= LARGE and weight.device.type == "cpu" for weight in trainable)
     try:
         foreach = None if arguments.get("fused") else True  # torch allows one of the two
-        return OPTIMISERS[name]([group for group in groups if group["params"]], foreach=foreach, **arguments)
+        optimiser = OPTIMISERS[name]([group for group in groups if group["params"]], foreach=foreach, **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimiser {name} (train.optimiser): {error}") from None
+    # fused ones undo the scaling of float16, which is not used here, and Lightning would refuse to clip gradients
+    optimiser._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimiser
 
 
 # (step, steps, steps of an epoch) -> factor of the full rate; steps count from the end of the warm-up

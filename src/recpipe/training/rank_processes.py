@@ -176,6 +176,9 @@ class RankProcesses:
             if process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()
+        if kill and self._device == "cuda":  # exchanges with ranks that have ended would be waited for
+            with contextlib.suppress(Exception):
+                dist.distributed_c10d._abort_process_group()
         if dist.is_initialized():
             dist.destroy_process_group()
         torch.set_num_threads(self._threads)

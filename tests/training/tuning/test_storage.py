@@ -71,6 +71,10 @@ def test_a_server_that_does_not_answer_is_named_within_seconds_and_without_its_p
         ("nosuch://me:secret@host/db", r"nosuch://me:\*\*\*@host/db.*(driver|cannot be used)"),
         ("/proc/no/such.log", r"the journal of the study cannot be written: .*tune.storage"),
         ("://", r"no URL of a database"),
+        ("postgresql://me:secret@127.0.0.1:54x/db", r"no URL of a database"),
+        ("postgresql://me:s@secret@127.0.0.1:1/db", r"has an @ in its user or password"),
+        ("postgresql://127.0.0.1:1/db?user=me&password=secret", r"cannot be reached: nothing answers"),
+        ("/project/postgresql:/me:secret@127.0.0.1/db", r"lacks a slash"),
     ],
 )
 def test_what_is_no_storage_is_refused(tmp_path, storage, message):

@@ -270,6 +270,22 @@ def test_minutes_end_a_trial_after_its_epoch_and_the_next_command_continues_it(t
     assert (outcome.state, outcome.reason, outcome.cost["epochs"]) == (trials.RELEASED, "time is up in epoch 1", 1)
 
 
+def test_a_trial_that_another_process_took_over_ends_with_a_warning(tmp_path, monkeypatch, caplog):
+    """As where this process was suspended for longer than ``tune.stale_minutes``."""
+    report = trials._Reporter.report
+
+    def lose(self, row):
+        if self._trial.number == 1:
+            self._study.tell(1, state=TrialState.FAIL)
+            monkeypatch.setattr(trials._Reporter, "report", report)
+        report(self, row)
+
+    monkeypatch.setattr(trials._Reporter, "report", lose)
+    result = tune.tune(job(tmp_path), tune_config(trials=3), tmp_path)
+    assert len(result["trials"]) == 3 and 1 not in [row["number"] for row in result["trials"]]
+    assert "trial 1 was taken over by another process" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from recpipe.config import ConfigError, RunConfig, read_yaml
 from recpipe.data.atomic import atomic_file
@@ -62,6 +63,12 @@ def check_writable(path: Path) -> None:
 
 def write(path: Path, model: TunedModel) -> None:
     """Write the model; settings of other data sets in the file stay. Raises ConfigError as ``check_writable``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # a command on another data set may end at the same time
+        _write(path, model)
+
+
+def _write(path: Path, model: TunedModel) -> None:
     check_writable(path)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     blocks: dict[str, Any] = {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -15,6 +18,7 @@ from recpipe.config.schema import TuneConfig
 JOURNAL = "journal.log"
 CONNECT_SECONDS = 5
 LOCK_SECONDS = 10  # after which the lock of a killed process is broken
+CREATIONS = 4  # attempts to create tables that other processes are creating too
 SQLITE_SECONDS = 60  # that a process waits for the lock of another one
 PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521}
 
@@ -25,8 +29,16 @@ class TuningError(ValueError):
 
 def check_storage(config: TuneConfig) -> None:
     """Raise TuningError for a database that cannot be reached; a journal is opened by ``open_storage`` only."""
-    if config.storage is not None and "://" in config.storage.get_secret_value():
-        _open_database(config.storage.get_secret_value())
+    storage = "" if config.storage is None else config.storage.get_secret_value()
+    _check_slashes(storage)
+    if "://" in storage:
+        _open_database(storage)
+
+
+def _check_slashes(storage: str) -> None:
+    """Raise TuningError for a URL with one slash, which would be the path of a journal."""
+    if "://" not in storage and re.search(r"(^|/)(postgresql|mysql|mariadb|mssql|oracle|sqlite)[a-z0-9+]*:/", storage):
+        raise TuningError("tune.storage looks like the URL of a database and lacks a slash: write :// behind its kind")
 
 
 def open_storage(config: TuneConfig, folder: Path) -> BaseStorage:
@@ -35,6 +47,7 @@ def open_storage(config: TuneConfig, folder: Path) -> BaseStorage:
     Raises TuningError within seconds where it cannot be reached, without the password of a URL.
     """
     storage = None if config.storage is None else config.storage.get_secret_value()
+    _check_slashes(storage or "")
     if storage is not None and "://" in storage:
         return _open_database(storage)
     path = folder / JOURNAL if storage is None else Path(storage)
@@ -74,9 +87,13 @@ def _open_database(url: str) -> BaseStorage:
 
     try:
         address = make_url(url)
-    except ArgumentError as error:
-        raise TuningError("tune.storage is no URL of a database, such as sqlite:///studies.db") from error
-    shown, options = address.render_as_string(hide_password=True), {}
+    except (ArgumentError, ValueError):  # with the URL in its message, or of a bad port
+        raise TuningError("tune.storage is no URL of a database, such as sqlite:///studies.db") from None
+    if "@" in (address.host or ""):
+        raise TuningError("tune.storage has an @ in its user or password: write it as %40")
+    secrets = [name for name in address.query if "pass" in name.lower() or "pwd" in name.lower()]
+    hidden = address.set(query={**address.query, **dict.fromkeys(secrets, "***")})
+    shown, options = hidden.render_as_string(hide_password=True), {}
     backend = address.get_backend_name()
     if backend == "sqlite":
         options = {"connect_args": {"timeout": SQLITE_SECONDS}}
@@ -86,16 +103,30 @@ def _open_database(url: str) -> BaseStorage:
     elif address.host:
         _check_server(address.host, address.port or PORTS.get(backend), shown)
     try:
-        return RDBStorage(url, engine_kwargs=options)
+        return _connect(url, options)
     except ImportError as error:
         raise TuningError(f"tune.storage is {shown}, whose driver is not installed: {error}") from error
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split()).replace(url, shown)
-        if address.password:
-            reason = reason.replace(str(address.password), "***")
+        for secret in filter(None, [address.password, *(address.query[name] for name in secrets)]):
+            reason = reason.replace(str(secret), "***")
         raise TuningError(
             f"the storage {shown} of the study cannot be used: {reason}; no trial was started, see tune.storage"
         ) from None
+
+
+def _connect(url: str, options: dict[str, Any]) -> RDBStorage:
+    """Open a database; another process may create the tables at the same time, which one of the two then repeats."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for _ in range(CREATIONS):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (SQLAlchemyError, RuntimeError) as error:
+            if not re.search("already exists|UNIQUE|[Dd]uplicate", str(error)):
+                raise
+            time.sleep(0.5)
+    return RDBStorage(url, engine_kwargs=options)
 
 
 def _check_server(host: str, port: int | None, shown: str) -> None:

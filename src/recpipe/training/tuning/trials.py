@@ -171,7 +171,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    phrases = ("can't allocate memory", "not enough memory", "out of memory")  # the last of another rank
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in phrases)
 
 
 def free_memory() -> None:

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
@@ -158,6 +159,8 @@ class _Search:
             except KeyboardInterrupt:
                 self._release(trial, "interrupted")
                 raise
+            except UpdateFinishedTrialError:
+                return self._was_taken_over(trial)
             except Exception as error:
                 self._fail(trial, error)
                 raise TuningError(
@@ -168,28 +171,32 @@ class _Search:
             log.info("trial %s: %s; the same command continues it", trial.number, outcome.reason)
             self._release(trial, outcome.reason)
             return False
-        self._tell(trial, outcome)
+        if not self._tell(trial, outcome):
+            return False
         shutil.rmtree(self._trial_folder(trial), ignore_errors=True)
         return True
 
-    def _tell(self, trial: Trial, outcome: Outcome) -> None:
-        """Store the outcome, log it, and pass it to ``on_trial``."""
-        for key, value in outcome.cost.items():
-            trial.set_user_attr(key, value)
-        if outcome.reason:
-            trial.set_user_attr(REASON, outcome.reason)
+    def _tell(self, trial: Trial, outcome: Outcome) -> bool:
+        """Store the outcome, log it, and pass it to ``on_trial``; return False if another process has the trial."""
         is_complete = outcome.state == COMPLETE
         state = TrialState.COMPLETE if is_complete else TrialState.PRUNED
         try:
+            for key, value in {**outcome.cost, **({REASON: outcome.reason} if outcome.reason else {})}.items():
+                trial.set_user_attr(key, value)
             self.study.tell(trial, list(outcome.values) if is_complete else None, state)
-        except ValueError:
-            log.warning("trial %s was taken over by another process, as its own was thought dead", trial.number)
-            return
+        except (UpdateFinishedTrialError, ValueError):  # Optuna's errors for a trial that is finished already
+            return self._was_taken_over(trial)
         trials = self.study.get_trials(deepcopy=False)
         row = trial_row(next(each for each in trials if each.number == trial.number), self.space)
         self._log(row, len(finished(trials)))
         if self.on_trial is not None:
             self.on_trial(row)
+        return True
+
+    def _was_taken_over(self, trial: Trial) -> bool:
+        """Warn of a trial that another process continues, in the same folder; return that it is not finished here."""
+        log.warning("trial %s was taken over by another process, as its own was thought dead", trial.number)
+        return False
 
     def _log(self, row: Mapping[str, Any], count: int) -> None:
         metric, total = self.job.settings.metric, self.config.trials
@@ -232,11 +239,10 @@ class _Search:
 
     def _clean_folder(self) -> None:
         """Delete checkpoints of trials that are over; a process may have died between the two."""
-        trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
-        numbers = {each.user_attrs.get(FIRST, each.number) for each in trials}
+        numbers = {each.user_attrs.get(FIRST, each.number) for each in finished(self.study.get_trials(deepcopy=False))}
         for path in self.folder.glob("trial_*"):
             match = re.fullmatch(r"trial_(\d+)", path.name)
-            if match is not None and int(match[1]) not in numbers:
+            if match is not None and int(match[1]) in numbers:
                 shutil.rmtree(path, ignore_errors=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

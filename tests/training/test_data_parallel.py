@@ -21,7 +21,7 @@ from tests.training.runs import DATA, METRIC, PROTOCOL, column, run, settings, w
 from recpipe.evaluation.evaluate import FoldValidator, validator
 from recpipe.models.popular import Popular
 from recpipe.training import distributed
-from recpipe.training.checkpoint import LAST
+from recpipe.training.checkpoint import LAST, load_tree
 from recpipe.training.distributed import RankError, Ranks, count_devices
 from recpipe.training.rank_processes import RankProcesses
 
@@ -118,10 +118,10 @@ def test_a_rank_that_is_killed_ends_all_with_its_name_and_the_same_command_goes_
     killer.join()
     assert not rank_processes(os.getpid())
     assert time.monotonic() - started < 90
-    trained = len(run(tmp_path, max_epochs=1, patience=1, **STILL).curve)  # of the checkpoint, by one process
-    assert trained >= 1
-    whole = run(tmp_path / "whole", max_epochs=trained, patience=5000, **STILL)
-    resumed = run(tmp_path / "again", max_epochs=trained, patience=5000, **STILL)
+    epochs = len(load_tree(tmp_path / LAST)["recpipe"]["curve"]) + 1
+    resumed = run(tmp_path, max_epochs=epochs, patience=5000, **STILL)  # from the checkpoint, by one process
+    assert len(resumed.curve) == epochs
+    whole = run(tmp_path / "whole", max_epochs=epochs, patience=5000, **STILL)
     torch.testing.assert_close(weights(resumed), weights(whole), atol=1e-5, rtol=0)
 
 

@@ -6,6 +6,7 @@ Both respect a memory limit and spill to a folder from the configuration; rows n
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
 import uuid
@@ -104,6 +105,10 @@ def spark_session(engine: Mapping[str, Any]) -> Any:
     master = engine.get("master")
     if master is None and not SparkConf().contains("spark.master"):  # which spark-submit sets
         master = f"local[{engine.get('threads') or '*'}]"
+    if python := settings.get("spark.pyspark.python"):  # of a session that runs already, only the environment counts
+        os.environ["PYSPARK_PYTHON"] = str(python)
+    elif str(master).startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     session = (builder if master is None else builder.master(master)).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session

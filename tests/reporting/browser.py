@@ -9,7 +9,8 @@ from pathlib import Path
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
-MARKS = re.compile(r'class="(point|js-line|slice|hm)\b')  # of bars and dots, lines, sunbursts, heatmaps
+# of bars and dots, lines, sunbursts, heatmaps, parallel coordinates
+MARKS = re.compile(r'class="(point|js-line|slice|hm|gl-canvas)\b')
 
 
 @dataclass(frozen=True)

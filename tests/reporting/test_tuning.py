@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from tests.reporting.browser import open_page
 from tests.reporting.test_html import Page
 
 from recpipe.reporting.figures.tuning import tuning_figures
@@ -133,3 +134,14 @@ def test_the_page_has_a_part_per_tuned_model_with_figures_and_the_command():
     assert "model=sasrec_tuned" in text
     assert "<b>svd</b>" not in text
     assert 'id="tuning"' not in render_page({"name": "shop"}, [])
+
+
+@pytest.mark.browser
+def test_a_browser_draws_the_figures(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(render_page({"name": "shop"}, [], tuning=section(study(*TRIALS))))
+    rendered = open_page(path, tmp_path / "user")
+    assert "data-error" not in rendered.html and rendered.empty == []
+    assert {name for name in rendered.figures if "tuning" in name} == {
+        f"tuning_{kind}_run_0" for kind in ("history", "importance", "coordinates")
+    }

@@ -106,8 +106,8 @@ def fit_columns(names: Sequence[str], table: Mapping[str, Any], *, where: str) -
 
 def align_rows(table: pa.Table, key: str, ids: Sequence[str] | np.ndarray | Ids) -> pa.Table:
     """Take one row of ``table`` per id (N,), all null for ids that its column ``key`` does not contain."""
-    keys, wanted = table[key].cast(pa.string()), Ids(ids).array
-    return table.take(pc.index_in(wanted, value_set=keys.cast(wanted.type).combine_chunks()))
+    keys, id_array = table[key].cast(pa.string()), Ids(ids).array
+    return table.take(pc.index_in(id_array, value_set=keys.cast(id_array.type).combine_chunks()))
 
 
 def id_form_hint(ids: Sequence[str], other_ids: Sequence[str]) -> str:

@@ -189,10 +189,10 @@ def release(study: Study, trial: FrozenTrial, reason: str, *, counts: bool = Tru
     if state == TrialState.PRUNED:
         log.warning("trial %s is pruned: %s", trial.number, reason)
         return True
-    kept = {key: attributes[key] for key in (CONFIGURED,) if key in attributes}
+    mark = {key: attributes[key] for key in (CONFIGURED,) if key in attributes}
     first = attributes.get(FIRST, trial.number)
     links = {RETRY_OF: trial.number, FIRST: first, DEATHS: deaths}
-    study.enqueue_trial(fixed_params(trial), user_attrs={**kept, **links})
+    study.enqueue_trial(fixed_params(trial), user_attrs={**mark, **links})
     return True
 
 

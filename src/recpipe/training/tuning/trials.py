@@ -159,11 +159,11 @@ def _measure(bundle: Bundle, job: TrainingJob, objectives: str) -> tuple[tuple[f
         seconds = time.perf_counter() - start
         value = measured if value is None else value
     keys = ("train_seconds", "epochs", "best_epoch", "parameters", "peak_memory_mib")
-    kept = {key: cost[key] for key in keys if key in cost}
+    measured_cost = {key: cost[key] for key in keys if key in cost}
     if seconds is not None:
-        kept["inference_seconds"] = seconds
+        measured_cost["inference_seconds"] = seconds
     values = (value,) if objectives == "metric" or seconds is None else (value, seconds)
-    return tuple(map(float, values)), kept
+    return tuple(map(float, values)), measured_cost
 
 
 def is_out_of_memory(error: BaseException) -> bool:

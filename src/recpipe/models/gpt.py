@@ -1,6 +1,6 @@
 """GPT: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2), 2019, in nanoGPT's form.
 
-B batch, T time, D width, H heads, I items. Deviations from GPT-2:
+B batch, T time, D width, I items. Deviations from GPT-2:
 - No biases by default; exact GELU. Item embeddings times √D, without which it learns slowly (LOG.md).
 - Dropout after the embeddings and on each branch, not on attention weights.
 - Users are the documents: packed into rows, positions restart and attention stays within a user.
@@ -15,35 +15,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
-from recpipe.layers.attention import Mask, attend, causal_mask, init_normal
+from recpipe.layers.attention import causal_mask
+from recpipe.layers.gpt2 import GPT2Block, init_gpt2
 from recpipe.layers.side import Side
 from recpipe.layers.top_k import top_k
 from recpipe.models.next_item import NextItem
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: GPT.Config) -> None:
-        super().__init__()
-        D, inner, bias = config.dim, config.feed_forward * config.dim, config.bias
-        self.norm_attention, self.norm_feed = nn.LayerNorm(D, bias=bias), nn.LayerNorm(D, bias=bias)
-        self.qkv, self.out = nn.Linear(D, 3 * D, bias=bias), nn.Linear(D, D, bias=bias)
-        self.up, self.down = nn.Linear(D, inner, bias=bias), nn.Linear(inner, D, bias=bias)
-        self.heads, self.dropout = config.heads, nn.Dropout(config.dropout)
-
-    def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), mask))
-        return x_BTD + self.dropout(self.down(F.gelu(self.up(self.norm_feed(x_BTD)))))
-
-    def attention(self, x_BTD: Tensor, mask: Mask) -> Tensor:
-        B, T, D = x_BTD.shape
-        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return self.out(attend(q, k, v, mask).transpose(1, 2).reshape(B, T, D))
 
 
 class GPT(NextItem):
@@ -83,13 +62,18 @@ class GPT(NextItem):
         self.probabilistic = config.generate == 0
         self.positions = nn.Embedding(max_length, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            GPT2Block(
+                config.dim,
+                heads=config.heads,
+                inner=config.feed_forward * config.dim,
+                dropout=config.dropout,
+                bias=config.bias,
+            )
+            for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.dim, bias=config.bias)
-        for module in (self.positions, *self.blocks):
-            module.apply(init_normal)
-        for name, weight in self.blocks.named_parameters():
-            if name.endswith(("out.weight", "down.weight")):  # GPT-2: scaled by the number of residual branches
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.layers))
+        init_gpt2(self.positions, self.blocks)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         x_BTD = self.dropout(x_BTD * math.sqrt(self.config.dim) + self.positions(batch.positions))

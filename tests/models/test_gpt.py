@@ -14,7 +14,7 @@ from recpipe.data.batch_samplers import PackedBatches, TrainingBatches
 from recpipe.data.batches import DeviceSequences
 from recpipe.layers import attention
 from recpipe.layers.top_k import tie_order
-from recpipe.models.gpt import GPT, Block
+from recpipe.models.gpt import GPT
 from recpipe.models.next_item import NextItem
 from recpipe.models.registry import build, side_config
 from recpipe.training.losses.full_softmax import FullSoftmax
@@ -136,39 +136,6 @@ def test_dropout_on_attention_weights_keeps_to_the_mask(monkeypatch):
     mask, dropout = attention.causal_mask(batch, q), torch.nn.Dropout(0.5).train()
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
     torch.testing.assert_close(attention.attend(q, k, v, mask, dropout), attention.attend(q, k, v, mask))
-
-
-def test_a_block_is_that_of_gpt2():
-    """With the weights of transformers' GPT2Block, biases and the exact GELU."""
-    from transformers import GPT2Config
-    from transformers.models.gpt2.modeling_gpt2 import GPT2Block
-
-    torch.manual_seed(0)
-    config = GPT2Config(n_embd=32, n_head=4, activation_function="gelu", attn_implementation="eager")
-    theirs = GPT2Block(config, layer_idx=0).eval()
-    with torch.no_grad():
-        for weight in theirs.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))
-    ours = Block(GPT.Config(dim=32, heads=4, bias=True)).eval()
-    names = {
-        "ln_1": ours.norm_attention,
-        "attn.c_attn": ours.qkv,
-        "attn.c_proj": ours.out,
-        "ln_2": ours.norm_feed,
-        "mlp.c_fc": ours.up,
-        "mlp.c_proj": ours.down,
-    }
-    state = theirs.state_dict()
-    with torch.no_grad():
-        for name, module in names.items():
-            weight = state[f"{name}.weight"]
-            module.weight.copy_(weight.T if weight.dim() == 2 else weight)  # theirs stand input x output
-            module.bias.copy_(state[f"{name}.bias"])
-    x = torch.randn(3, 9, 32)
-    causal = torch.full((9, 9), -torch.inf).triu(1)[None, None]
-    expected = theirs(x, attention_mask=causal)
-    expected = expected[0] if isinstance(expected, tuple) else expected
-    torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_begin_as_nanogpt_has_them():

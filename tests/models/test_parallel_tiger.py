@@ -103,7 +103,7 @@ def test_branch_and_bound_gives_the_lists_of_the_whole_catalogue(exclude_seen, s
         options = {"exclude_seen": exclude_seen, "candidates": candidates}
         items, scores = model.recommend(histories, ITEMS, **options)
         with monkeypatch.context() as patch:
-            patch.setattr("recpipe.models.parallel_tiger.MIN_BRANCH_AND_BOUND", 3)
+            patch.setattr("recpipe.models.parallel_codes.MIN_BRANCH_AND_BOUND", 3)
             patch.setattr(Scorer, "top_k_batches", None)  # not called
             exact_items, exact_scores = model.recommend(histories, ITEMS, **options)
         finite = scores > -np.inf

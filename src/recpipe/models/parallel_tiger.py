@@ -17,9 +17,8 @@ B batch, T events, W targets of a row, L levels of all kinds of ids, I items, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,8 +29,7 @@ from recpipe.config import check_choices
 from recpipe.data.batches import Batch, Features
 from recpipe.data.sequences import Sequences
 from recpipe.decoding import Beams, beam_search, exact_top, search_error
-from recpipe.decoding.exact import BEAM_FACTOR, IndependentLevels, SearchError, exact_scores, normalise_over_items
-from recpipe.decoding.fusion import tune_mixture
+from recpipe.decoding.exact import IndependentLevels, SearchError
 from recpipe.layers.code_tokens import (
     CodeInput,
     ItemCodes,
@@ -40,27 +38,17 @@ from recpipe.layers.code_tokens import (
     decoder_masks,
     loss_items,
     targets_of,
-    tokens_of_kind,
 )
-from recpipe.layers.softmax import item_cross_entropy
 from recpipe.layers.t5 import Decoder, Encoder, T5Shape
-from recpipe.models.generator import SearchRequest, TreeSearcher, items_of, search_buckets
-from recpipe.models.recommender import Criterion, Lists, Scorer
+from recpipe.models.generator import items_of, search_buckets
+from recpipe.models.parallel_codes import ParallelCodes, check_modality_weights
+from recpipe.models.recommender import Criterion
 from recpipe.semantic_ids.ids import CatalogueIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 
-MODALITY_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the first of two kinds of ids, for ``tune``
-MIN_BRANCH_AND_BOUND = 1_000_000  # items from which on branch and bound is faster than scoring all, for few users
 
-
-class ParallelTIGER(Scorer, TreeSearcher):
-    """Scores are log-probabilities of items by their ids; items without any id cannot be recommended.
-
-    Branch and bound over the prefix tree computes the lists of more than ``MIN_BRANCH_AND_BOUND`` items, the same ones.
-    """
-
-    reads_ids = True
-    losses = ("full_softmax",)
+class ParallelTIGER(ParallelCodes):
+    """Encoder of T5's shape and one query per level."""
 
     @dataclass(frozen=True)
     class Config(T5Shape):
@@ -108,43 +96,29 @@ class ParallelTIGER(Scorer, TreeSearcher):
                 raise ValueError("head is mlp, one for each level; softmax cannot be all: set level or items")
             if self.search == "exact" and (self.stochastic or self.temperatures is not None):
                 raise ValueError("search is exact; stochastic and temperatures are of a beam search: set search: beam")
-            if (parts := self.modality_weights) is not None and (min(parts, default=0) < 0 or sum(parts) <= 0):
-                raise ValueError(f"modality_weights are {parts}; each is at least 0, and one is above")
+            check_modality_weights(self.modality_weights)
             if not 0 <= self.masked <= 1:
                 raise ValueError(f"masked is {self.masked}; it is a share from 0 to 1")
             if self.softmax == "items" and (self.masked or self.weights is not None):
                 raise ValueError("softmax is items, of whole ids; weights and masked, of levels, cannot be set")
 
     search_settings = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
-    tuned = ("modality_weights",)
     config: Config
-    modality_weights: Tensor  # (kinds of ids,), of several
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
-        super().__init__(config, n_items=n_items, max_length=max_length)
-        self.modality, *others = self.names = tuple(ids)
-        kinds = ", ".join(self.names)
+        unique = config.search == "beam"
+        super().__init__(config, n_items=n_items, max_length=max_length, ids=ids, unique=unique)
+        others, kinds = len(ids) > 1, ", ".join(ids)
         if others and config.search == "beam":
             raise ValueError(f"search is beam, over ids of one kind; the model reads {kinds}: set search: exact")
         for name in ("level_distance", "cross_level_distance"):
             if others and getattr(config, name):
                 raise ValueError(f"{name} is between levels of one kind of ids; the model reads {kinds}: set it false")
-        self.codes = ItemCodes(ids[self.modality], unique=config.search == "beam")
-        self.other_codes = nn.ModuleDict({name: ItemCodes(ids[name], unique=False) for name in others})
-        books, summed = self.books, config.aggregate == "sum"
+        books, levels, summed = self.books, self.levels, config.aggregate == "sum"
         starts = np.cumsum([0, *(book.size for book in books)]).tolist()
         self.first = [first + start for book, start in zip(books, starts, strict=False) for first in book.first]
-        self.sizes = [size for book in books for size in book.sizes]
-        self.levels = levels = len(self.sizes)
-        stops = np.cumsum([book.levels for book in books]).tolist()
-        self.spans = [slice(stop - book.levels, stop) for book, stop in zip(books, stops, strict=True)]
-        if config.weights is not None and len(config.weights) != levels:
-            raise ValueError(f"weights are {config.weights}; the ids have {levels} levels")
-        weights = config.modality_weights or [1.0] * len(books)
-        if len(weights) != len(books):
-            raise ValueError(f"modality_weights are {config.modality_weights}; the model reads {kinds}")
-        if others:
-            self.register_buffer("modality_weights", torch.tensor(weights, dtype=torch.float32) / sum(weights))
+        if config.weights is not None and len(config.weights) != self.levels:
+            raise ValueError(f"weights are {config.weights}; the ids have {self.levels} levels")
         self.input = CodeInput(sum(self.sizes), levels, config.dim, users=config.users, summed=summed)
         std = config.dim**-0.5
         self.between = LevelRelativeBias(levels, config.heads, std=std) if config.level_distance else None
@@ -154,23 +128,9 @@ class ParallelTIGER(Scorer, TreeSearcher):
         hidden_layers = levels if config.head == "mlp" else 0
         self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(hidden_layers))
 
-    @property
-    def books(self) -> list[ItemCodes]:
-        """Codes of every kind of ids."""
-        return [self.codes, *(cast("ItemCodes", codes) for codes in self.other_codes.values())]
-
-    @property
-    def tokens(self) -> Tensor:
-        """(I + 1, L): tokens of every item in all kinds of ids."""
-        books = self.books
-        return torch.cat([tokens_of_kind(books, m) for m in range(len(books))], 1)
-
-    def item_codes(self) -> dict[str, ItemCodes]:
-        return dict(zip(self.names, self.books, strict=True))
-
     def item_tables(self) -> dict[str, Tensor]:
         tokens = self.tokens
-        tables = [self.input.items(tokens[:, span], book.has_id) for book, span in self._kinds()]
+        tables = [self.input.items(tokens[:, span], book.has_id) for book, span in self.kinds()]
         names = ["codes"] if len(tables) == 1 else [f"{name} codes" for name in self.names]
         return dict(zip(names, tables, strict=True))
 
@@ -184,14 +144,14 @@ class ParallelTIGER(Scorer, TreeSearcher):
         hidden_BWLD, is_query_BWL = self._decode(inputs, tokens_BWL)
         total, total_weight = hidden_BWLD.new_zeros(()), 0.0
         if self.config.softmax == "items":
-            for book, span in self._kinds():
+            for book, span in self.kinds():
                 chosen = real & book.has_id[targets]
                 weights, among = inputs.target_weights(chosen), loss_items(criterion)
                 loss = self._item_loss(hidden_BWLD[:, :, span][chosen], targets[chosen], book, span, among, weights)
                 total, total_weight = total + loss, total_weight + bool(chosen.any())
             return total / max(total_weight, 1.0)
         level_weights = self.config.weights or [1.0] * self.levels
-        for book, span in self._kinds():
+        for book, span in self.kinds():
             has_code_BW = real & book.has_id[targets]
             for level in range(span.start, span.stop):
                 chosen, weight = is_query_BWL[..., level] & has_code_BW, level_weights[level]
@@ -201,10 +161,6 @@ class ParallelTIGER(Scorer, TreeSearcher):
                     loss = criterion(hidden, table, tokens - offset, inputs.target_weights(chosen))
                     total, total_weight = total + weight * loss, total_weight + weight
         return total / max(total_weight, 1e-9)
-
-    def _kinds(self) -> list[tuple[ItemCodes, slice]]:
-        """Codes and levels of every kind of ids."""
-        return list(zip(self.books, self.spans, strict=True))
 
     def _item_loss(
         self,
@@ -220,22 +176,9 @@ class ParallelTIGER(Scorer, TreeSearcher):
             return hidden_MLD.sum()
         heads = (self._head(hidden_MLD[:, place], span.start + place) for place in range(book.levels))
         logits = [hidden @ table[1:].T for hidden, table, _ in heads]
-        items = book.has_id if among is None else book.has_id & among
-        return item_cross_entropy(logits, book.codes[items], items.cumsum(0)[items_M] - 1, weights_M)
+        return self.item_loss(logits, items_M, book, among, weights_M)
 
-    def log_probabilities(self, batch: Batch) -> list[Tensor]:
-        """Return L log-probabilities (B, V_l) of the next item's codes.
-
-        Those of a kind of ids sum to the log-probability of an item by its id of this kind.
-        """
-        log_probs = self._level_log_probs(batch)
-        if self.config.softmax == "items":
-            kinds = (normalise_over_items(log_probs[span], book.codes[book.has_id]) for book, span in self._kinds())
-            return [level for kind in kinds for level in kind]
-        return log_probs
-
-    def _level_log_probs(self, batch: Batch) -> list[Tensor]:
-        """Log-probabilities normalised for each level alone; with ``softmax: items`` up to a constant per user."""
+    def level_log_probs(self, batch: Batch) -> list[Tensor]:
         batch = batch if batch.items.shape[1] else batch.pad(1)
         hidden_BWLD, _ = self._decode(batch, None)
         log_probs = []
@@ -247,12 +190,9 @@ class ParallelTIGER(Scorer, TreeSearcher):
 
     def score(self, batch: Batch) -> Tensor:
         config = self.config
-        log_probs = self._level_log_probs(batch) if config.search == "exact" else self.log_probabilities(batch)
         if config.search == "exact":
-            parts = [self._item_scores(log_probs[span], book) for book, span in self._kinds()]
-            if len(parts) == 1:
-                return parts[0]
-            return (torch.stack(parts) + self.modality_weights.log()[:, None, None]).logsumexp(0)
+            return super().score(batch)
+        log_probs = self.log_probabilities(batch)
         scores = log_probs[0].new_full((len(log_probs[0]), self.n_items + 1), -torch.inf)
         levels = IndependentLevels(log_probs)
         beams = beam_search(
@@ -265,41 +205,6 @@ class ParallelTIGER(Scorer, TreeSearcher):
         )
         return scores.scatter_(1, *items_of(beams, self.codes))
 
-    def _item_scores(self, log_probs: list[Tensor], book: ItemCodes) -> Tensor:
-        """Log-probabilities (B, I + 1) of items by their ids in ``book``, -inf without one."""
-        scores = log_probs[0].new_full((len(log_probs[0]), self.n_items + 1), -torch.inf)
-        rows = torch.from_numpy(book.rows).to(scores.device)
-        sums = exact_scores(log_probs, book.codes[rows])
-        scores[:, rows] = sums.log_softmax(1) if self.config.softmax == "items" else sums
-        return scores
-
-    def tune(self, validate: Callable[[], float]) -> dict[str, float]:
-        if len(self.names) != 2 or self.config.modality_weights is not None:
-            return {}
-        return {self.modality: tune_mixture(self.modality_weights, MODALITY_WEIGHTS, validate)}
-
-    @property
-    def searches(self) -> bool:
-        return self.config.search == "beam"
-
-    def beams(self, k: int) -> int:
-        return BEAM_FACTOR * k
-
-    def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
-        log_probs, k = self.log_probabilities(batch), min(k, len(self.codes.rows))
-        seen, allowed = request.seen_rows(self.codes), request.allowed_rows(self.codes)
-        return items_of(exact_top(log_probs, self.codes.tree, k, seen=seen, allowed=allowed), self.codes)
-
-    def top_k_batches(self, histories: Sequences, k: int, **options: Any) -> Lists:
-        large = self.config.search == "exact" and len(self.codes.rows) > MIN_BRANCH_AND_BOUND
-        base = TreeSearcher if large and len(self.names) == 1 and self._is_unique() else Scorer
-        yield from base.top_k_batches(self, histories, k, **options)
-
-    def _is_unique(self) -> bool:
-        """Whether no two items share an id."""
-        codes = self.codes.codes[self.codes.has_id]
-        return len(torch.unique(codes, dim=0)) == len(codes)
-
     @torch.inference_mode()
     def beam_error(self, histories: Sequences, k: int) -> SearchError:
         """Compare the original's beam search with the exact best ``k`` items; items that share an id count once.
@@ -310,7 +215,7 @@ class ParallelTIGER(Scorer, TreeSearcher):
             raise ValueError(f"a beam search is over ids of one kind; the model reads {', '.join(self.names)}")
         self.eval()
         tree, width = self.codes.tree, self.config.beam
-        if not self._is_unique():
+        if not self.ids_are_unique():
             codes = self.codes.codes[self.codes.has_id].cpu().numpy()
             tree = PrefixTree.build(np.unique(codes, axis=0), self.codes.sizes)
         data, tensors, k = self.on_device(histories, window=self.max_length), tree.tensors(self.device), min(k, width)

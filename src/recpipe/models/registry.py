@@ -16,7 +16,7 @@ from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.semantic_ids.ids import CatalogueIds
 
-NOT_MODELS = {"recommender", "next_item", "generator", "registry"}
+NOT_MODELS = {"recommender", "next_item", "generator", "parallel_codes", "registry"}
 
 
 def types() -> list[str]:

@@ -77,6 +77,17 @@ def bundle(seed: int = 0) -> Bundle:
     )
 
 
+def test_test_targets_are_told_apart_by_their_transition_in_training():
+    data = Fold(sequences([[1, 2], [3], [4, 5]]), sequences([[3], [4], [6]]))
+    plain = evaluate(bundle(), data, data, Protocol(dataset="x"), k=5)
+    result = evaluate(bundle(), data, data, Protocol(dataset="x"), k=5, train=sequences([[7, 2, 3], [5, 4], [6, 5]]))
+    assert result.ranks["transition_seen"].to_pylist() == [True, False, False]
+    assert (result.metrics["memorised"]["targets"], result.metrics["generalised"]["targets"]) == (1, 2)
+    assert (
+        result.ranks.drop_columns("transition_seen") == plain.ranks and result.metrics["test"] == plain.metrics["test"]
+    )
+
+
 def test_unrankable_and_cold_targets_are_counted():
     data = Fold(sequences([[1, 2], [3], [4, 5]]), sequences([[2], [ITEMS], [6]]))
     result = evaluate(bundle(), data, data, Protocol(dataset="x"), k=5)

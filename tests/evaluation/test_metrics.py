@@ -6,7 +6,14 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import ndcg_score
 
-from recpipe.evaluation.metrics import calibration, coverage, metrics_from_ranks, user_metrics, warm_and_cold_items
+from recpipe.evaluation.metrics import (
+    calibration,
+    coverage,
+    memorised_and_generalised,
+    metrics_from_ranks,
+    user_metrics,
+    warm_and_cold_items,
+)
 
 CUTOFFS = (1, 3, 5, 10)
 RANX = {
@@ -193,6 +200,19 @@ def test_warm_and_cold_items_are_present_only_with_targets_of_both_kinds():
     assert warm_and_cold_items(ranks, cutoffs=[2]) == {}
     all_cold = warm_and_cold_items(ranks.set_column(2, "cold", [[True, True]]), cutoffs=[2])
     assert list(all_cold) == ["cold_items"] and all_cold["cold_items"]["recall@2"] == 0.5
+
+
+def test_memorised_and_generalised_targets_are_the_metrics_of_their_rows():
+    ranks = pa.table({"user_id": ["a", "a", "b", "c"], "rank": [1, 4, 3, 0], "cold": [False] * 4})
+    assert memorised_and_generalised(ranks, cutoffs=[2]) == {}  # ranks of an older version
+    seen = [True, False, True, False]
+    halves = memorised_and_generalised(ranks.append_column("transition_seen", [seen]), cutoffs=[2])
+    assert list(halves) == ["memorised", "generalised"]
+    assert (halves["memorised"]["recall@2"], halves["memorised"]["users"]) == (0.5, 2)
+    assert (halves["generalised"]["recall@2"], halves["generalised"]["unrankable"]) == (0, 1)
+    only = memorised_and_generalised(ranks.append_column("transition_seen", [[False] * 4]), cutoffs=[2])
+    assert list(only) == ["generalised"]
+    assert only["generalised"]["ndcg@2"] == metrics_from_ranks(ranks, cutoffs=[2])["ndcg@2"]
 
 
 def simulated(users=4000, places=5, seed=0, claimed=lambda p: p):

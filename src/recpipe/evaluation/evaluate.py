@@ -18,9 +18,16 @@ import pyarrow as pa
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Sequences
+from recpipe.data.transitions import transition_seen
 from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.content_slots import ContentSlots
-from recpipe.evaluation.metrics import coverage, metric_values, metrics_from_ranks, warm_and_cold_items
+from recpipe.evaluation.metrics import (
+    coverage,
+    memorised_and_generalised,
+    metric_values,
+    metrics_from_ranks,
+    warm_and_cold_items,
+)
 from recpipe.evaluation.ranking import Ranking, fold_ranks, rank_fold, target_positions
 from recpipe.evaluation.recommendations import TEST_LISTS
 from recpipe.models.recommender import Recommender
@@ -58,13 +65,21 @@ class Evaluation:
 
 
 def evaluate(
-    bundle: Bundle, valid: Fold, test: Fold, protocol: Protocol, *, k: int = 20, slots: ContentSlots | None = None
+    bundle: Bundle,
+    valid: Fold,
+    test: Fold,
+    protocol: Protocol,
+    *,
+    k: int = 20,
+    slots: ContentSlots | None = None,
+    train: Sequences | None = None,
 ) -> Evaluation:
     """Rank both folds with a trained model and recommend ``k`` items to every test user.
 
     With ``slots``, lists and metrics have content slots; throughput and latency are those of the model alone. A model
-    that was also trained on the validation fold (``train.train_on_validation``) has no ``valid`` metrics. Raises
-    ValueError for a model of another split, for one that uses times that the protocol does not allow, and for NaN.
+    that was also trained on the validation fold (``train.train_on_validation``) has no ``valid`` metrics. With
+    ``train``, the training set of the split, test targets are told apart by their transition. Raises ValueError for a
+    model of another split, for one that uses times that the protocol does not allow, and for NaN.
     """
     if not protocol.holds_out:
         raise ValueError("protocol.split is none, so that there is no test fold to evaluate on: choose another split")
@@ -72,11 +87,14 @@ def evaluate(
     protocol.check_time(bundle.model.requires_time, model=bundle.name)
     warm = np.concatenate([[False], bundle.train_events > 0])
 
+    transitions = None if train is None else transition_seen(train, test)
+
     def rank(fold: Fold, protocol: Protocol, k: int) -> tuple[Ranking, pa.Table]:
         ranking = rank_fold(bundle.model, fold.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=k)
         if slots is not None:
             ranking = slots.apply(ranking, fold, bundle, exclude_seen=protocol.exclude_seen)
-        return ranking, ranking.table(fold, bundle.vocabulary, warm=warm)
+        seen = transitions if fold is test else None
+        return ranking, ranking.table(fold, bundle.vocabulary, warm=warm, transition_seen=seen)
 
     folds = {"test": test} if bundle.train_on_validation else {"valid": valid, "test": test}
     list_length = max(k, *protocol.cutoffs)
@@ -99,6 +117,7 @@ def evaluate(
         **({"content_slots": slots.to_dict()} if slots is not None else {}),
         **{name: _metrics(*pair, bundle, protocol) for name, pair in rankings.items()},
         **warm_and_cold_items(ranks, cutoffs=protocol.cutoffs),
+        **memorised_and_generalised(ranks, cutoffs=protocol.cutoffs),
         **_search_error(bundle.model, test, protocol),
         "cold_users": {
             **_metrics(*cold_users, bundle, protocol),

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 MISSES = ("unrankable", "outside_candidates", "missed_by_beam")
-SUBSET_METRICS = ("recall", "ndcg", "users", "targets", *MISSES)  # of `warm_and_cold_items`
+SUBSET_METRICS = ("recall", "ndcg", "users", "targets", *MISSES)  # of `metrics_of_halves`
 Ints = NDArray[np.int64]
 
 
@@ -66,16 +66,39 @@ def metric_values(
 def warm_and_cold_items(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, dict[str, float | int]]:
     """Compute recall and NDCG for targets with training events, `warm_items`, and without, `cold_items`.
 
-    All items are candidates in both. Means are over users who have such a target, counting only these targets. Empty
-    where all targets have training events.
+    As ``metrics_of_halves``; empty where all targets have training events.
     """
-    cold, result = ranks["cold"], {}
-    if not pc.any(cold).as_py():
+    if not pc.any(ranks["cold"]).as_py():
         return {}
-    for name, part in (("warm_items", ranks.filter(pc.invert(cold))), ("cold_items", ranks.filter(cold))):
+    halves = metrics_of_halves(ranks, "cold", cutoffs=cutoffs)
+    names = {False: "warm_items", True: "cold_items"}
+    return {name: halves[value] for value, name in names.items() if value in halves}
+
+
+def memorised_and_generalised(ranks: pa.Table, *, cutoffs: Sequence[int]) -> dict[str, dict[str, float | int]]:
+    """Compute recall and NDCG for targets that follow the last item in training, `memorised`, and not, `generalised`.
+
+    As ``metrics_of_halves``; empty for ranks of older versions, which have no column ``transition_seen``.
+    """
+    if "transition_seen" not in ranks.column_names:
+        return {}
+    halves = metrics_of_halves(ranks, "transition_seen", cutoffs=cutoffs)
+    names = {True: "memorised", False: "generalised"}
+    return {name: halves[value] for value, name in names.items() if value in halves}
+
+
+def metrics_of_halves(ranks: pa.Table, column: str, *, cutoffs: Sequence[int]) -> dict[bool, dict[str, float | int]]:
+    """Compute recall and NDCG for the targets where the bool ``column`` is False and where it is True.
+
+    All items are candidates in both. Means are over users who have such a target, counting only these targets. A half
+    without targets is left out.
+    """
+    result = {}
+    for value in (False, True):
+        part = ranks.filter(pc.equal(ranks[column], value))
         if part.num_rows:
             values = metrics_from_ranks(part, cutoffs=cutoffs)
-            result[name] = {key: value for key, value in values.items() if key.partition("@")[0] in SUBSET_METRICS}
+            result[value] = {key: each for key, each in values.items() if key.partition("@")[0] in SUBSET_METRICS}
     return result
 
 

@@ -45,9 +45,20 @@ class Ranking:
         """Return the ranks table that metrics read, with rows of the fold as users and no target marked as cold."""
         return pa.table({"user_id": self.user, "rank": self.rank, "cold": np.zeros(len(self.rank), bool)})
 
-    def table(self, fold: Fold, vocabulary: Vocabulary, *, warm: np.ndarray | None = None) -> pa.Table:
-        """Return the ranks table with external ids; ``warm`` (I + 1,) bool marks items with training events."""
+    def table(
+        self,
+        fold: Fold,
+        vocabulary: Vocabulary,
+        *,
+        warm: np.ndarray | None = None,
+        transition_seen: np.ndarray | None = None,
+    ) -> pa.Table:
+        """Return the ranks table with external ids; ``warm`` (I + 1,) bool marks items with training events.
+
+        ``transition_seen`` (N,) bool is a column of that name, see `recpipe.data.transitions`.
+        """
         targets = fold.targets.items
+        seen = {} if transition_seen is None else {"transition_seen": pa.array(transition_seen)}
         return pa.table(
             {
                 "user_id": fold.histories.users[self.user].array,
@@ -57,6 +68,7 @@ class Ranking:
                 "history": pa.array(fold.histories.lengths[self.user], pa.int32()),
                 "cold": pa.array(np.zeros(len(targets), bool) if warm is None else ~warm[targets]),
                 "is_candidate": pa.array(self.is_candidate | (self.rank > 0)),
+                **seen,
             }
         )
 

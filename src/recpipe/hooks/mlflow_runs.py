@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
 LONGEST_VALUE = 500  # MLflow's own limit for old servers; longer values are cut
-BLOCKS = ("test", "valid", "warm_items", "cold_items", "cold_users", "cost")  # of metrics.json, with numbers
+BLOCKS = (  # of metrics.json, with numbers
+    "test", "valid", "warm_items", "cold_items", "memorised", "generalised", "debiased", "cold_users", "cost",
+)  # fmt: skip
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 500  # MLflow's limits per request are 100 and 1000
 PORTS = {"http": 80, "https": 443}
 CONNECT_SECONDS = 10

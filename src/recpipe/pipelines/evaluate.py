@@ -97,10 +97,16 @@ def _evaluate(
         _prepare(content_model, training_data, evaluate)
         slots = ContentSlots(evaluate.content_slots.share, content_model)
     evaluation = evaluate_bundle(
-        bundle, training_data.valid_set, test_set, protocol, k=max(evaluate.recommend, layout.top), slots=slots
+        bundle,
+        training_data.valid_set,
+        test_set,
+        protocol,
+        k=max(evaluate.recommend, layout.top),
+        slots=slots,
+        train=training_data.train_set,
     )
     evaluation.metrics["commit"] = commit()
-    for part in ("test", "warm_items", "cold_items"):
+    for part in ("test", "warm_items", "cold_items", "memorised", "generalised"):
         values = evaluation.metrics.get(part, {})
         if texts := [f"{name} {values[name]:.4f}" for name in LOG_METRICS if name in values]:
             log.info("%s, %s, %s targets: %s", bundle.name, part, f"{values['targets']:,}", ", ".join(texts))

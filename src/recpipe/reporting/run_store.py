@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 REQUIRED = ("dataset", "model", "seed", "protocol", "test")
-OBJECTS = ("test", "valid", "warm_items", "cold_items", "cost", "versions", "settings", "ensemble")
+OBJECTS = (
+    "test", "valid", "warm_items", "cold_items", "memorised", "generalised", "debiased", "cost", "versions", "settings",
+    "ensemble",
+)  # fmt: skip
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)  # of damaged files
 RANKS = ("user_id", "target", "rank", "history", "cold")
 RECOMMENDATIONS = ("user_id", "rank", "item_id", "probability")
@@ -45,6 +48,9 @@ class Run:
     valid: Mapping[str, float] = field(default_factory=dict)
     warm_items: Mapping[str, float] = field(default_factory=dict)  # metrics of targets seen in training
     cold_items: Mapping[str, float] = field(default_factory=dict)  # metrics of targets not seen in training
+    memorised: Mapping[str, float] = field(default_factory=dict)  # metrics of targets that follow the last item there
+    generalised: Mapping[str, float] = field(default_factory=dict)  # metrics of the other targets
+    debiased: Mapping[str, float] = field(default_factory=dict)  # metrics corrected for popularity
     cost: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     settings_id: str | None = None  # None in files of older versions
@@ -64,8 +70,14 @@ class Run:
 
     @property
     def test_metrics(self) -> dict[str, float]:
-        """``test`` and the metrics of warm and cold items, the latter as ``warm_recall@10``, ``cold_recall@10``."""
-        parts = (("warm", self.warm_items), ("cold", self.cold_items))
+        """``test``, and the metrics of parts of the targets as ``cold_recall@10``, ``memorised_ndcg@10`` and so on."""
+        parts = (
+            ("warm", self.warm_items),
+            ("cold", self.cold_items),
+            ("memorised", self.memorised),
+            ("generalised", self.generalised),
+            ("debiased", self.debiased),
+        )
         return {**self.test, **{f"{kind}_{name}": part[name] for kind, part in parts for name in part if "@" in name}}
 
 

@@ -134,7 +134,7 @@ def train_until(
 
 
 IDS = {"mql4grec": ("text", "image")}  # modalities of the ids that a model reads in tests; text by default
-VECTORS = {"setrec": "plot+collaborative"}  # of models that know items by nothing else
+VECTORS = {"setrec": "plot+collaborative", "liger": "plot"}  # of models that know items by nothing else
 FULL = {"items": "genres+price", "users": "country+age", "events": "rating+hour+weekday+gap"}
 
 

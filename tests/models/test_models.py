@@ -28,13 +28,14 @@ BY_HEART = {
     "bert4rec": {"last_share": 1.0},  # masks the last event, as in recommendation
     "setrec": {**DEEPER, "alpha": 0.01},  # the auto-encoder's error is not part of the log-likelihood
     "tiger": DEEPER,
+    "liger": {**DEEPER, "widths": (64,)},  # its cosines of 25 projected vectors of width 6 are too close otherwise
     "parallel_tiger": DEEPER,
     "mql4grec": DEEPER,
 }
 PRODUCTS = {*CAUSAL, "bert4rec", "lightgcn", "mf", "nmf", "svd"}  # models whose scores are products of two vectors
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
 # T5's attention, which is not divided by the root of its width, learns slowly
-RATES = {"setrec": 1e-3, "tiger": 2e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
+RATES = {"setrec": 1e-3, "tiger": 2e-3, "liger": 2e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
 
 
 def untrained_model(name: str, **config) -> Recommender:

@@ -17,7 +17,7 @@ from recpipe.data.sequences import Sequences, Vocabulary
 from recpipe.layers.cold_users import ColdUsers
 from recpipe.layers.side import SideConfig
 from recpipe.models.recommender import Scorer
-from recpipe.models.registry import build
+from recpipe.models.registry import build, model_class
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.training.add_items import add_items
@@ -58,13 +58,14 @@ def trained(type_: str, config: dict, **side: str) -> Bundle:
     vocabulary, inputs = Vocabulary(IDS[:OLD]), item_inputs(OLD)
     kinds = ("text", "image") if type_ == "mql4grec" else ("text",)
     ids = {kind: replace(catalogue_ids(OLD + NEW), codes=catalogue_ids(OLD + NEW).codes[: OLD + 1]) for kind in kinds}
+    reads_ids = model_class(type_).reads_ids
     model = build(
         type_,
         config,
         n_items=OLD,
         max_length=6,
         side=build_side(SideConfig(**side), DATA, vocabulary, inputs.items, inputs.vectors) if side else None,
-        ids=ids if type_ in GENERATORS else None,
+        ids=ids if reads_ids else None,
     ).eval()
     with torch.no_grad():
         for weight in model.parameters():
@@ -126,6 +127,18 @@ def test_setrec_scores_new_items_by_content_and_keeps_the_order_of_known_ones() 
     shift = after - before  # of the probability that new items take
     assert (shift < 0).all()
     np.testing.assert_allclose(shift - shift[:, :1], 0, atol=1e-5)
+
+
+def test_liger_takes_new_items_as_cold_ones_and_ranks_known_ones_as_before() -> None:
+    bundle = trained("liger", TINY | {"beam": 3}, vectors="text")
+    bundle.model.set_trained_items(torch.arange(OLD + 1) > 0)
+    larger = extended(bundle).model
+    assert larger.is_trained.nonzero()[:, 0].tolist() == list(range(1, OLD + 1))
+    known = torch.arange(OLD + NEW + 1) <= OLD
+    before = bundle.model.recommend(DATA, 3, exclude_seen=False)[0]
+    np.testing.assert_array_equal(before, larger.recommend(DATA, 3, exclude_seen=False, candidates=known)[0])
+    items, _ = larger.recommend(DATA, 3, exclude_seen=False, candidates=~known)
+    assert (items > OLD).all()
 
 
 def test_the_new_bundle_is_one_on_disk_and_says_what_it_stands_for(tmp_path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from recpipe.accelerate.code_transformer import T5Accelerator, WeightCache
 from recpipe.layers.code_transformer import CodeTransformer
+from recpipe.layers.content_table import ContentTable
 from recpipe.layers.set_items import SetItems
 
 LEVELS = 1 << 16  # of a probability of dropout
@@ -28,7 +29,7 @@ def install(model: nn.Module) -> None:
                 setattr(module, name, FastDropout(child.p).train(child.training))
         if isinstance(module, CodeTransformer):
             module.accelerator = T5Accelerator()
-        elif isinstance(module, SetItems):
+        elif isinstance(module, SetItems | ContentTable):
             module.cache = WeightCache()
 
 

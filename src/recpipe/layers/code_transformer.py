@@ -165,12 +165,16 @@ class CodeSteps:
         self.by_level = model.softmax == "children"  # a search over children renormalises anyway
         self.cache = self.inference.decoder.cache()
         self.begin = torch.full((len(history.x), 1), model.input.extra + kind, device=history.x.device)
+        self.first_state: Tensor | None = None  # (B, D), from which the first code is predicted, after the first step
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
         """Log-probabilities (B, K, V_level), see ``log_probs``."""
         tokens = self.begin if codes_BK is None else codes_BK + self.first[level - 1]
         x_BKD = self.model.input.embed(tokens)
-        return self.log_probs(level, self.inference.decoder.step(x_BKD, self.memory, self.cache, parents_BK))
+        hidden = self.inference.decoder.step(x_BKD, self.memory, self.cache, parents_BK)
+        if codes_BK is None:
+            self.first_state = hidden[:, 0]
+        return self.log_probs(level, hidden)
 
     def log_probs(self, level: int, hidden: Tensor) -> Tensor:
         """(..., V_level) of hidden states (..., D), normalised over all tokens, or this level's if ``by_level``."""

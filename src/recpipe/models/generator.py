@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,16 @@ class SearchRequest(NamedTuple):
         mask = self.candidates
         return None if mask is None else mask[..., torch.from_numpy(codes.rows).to(mask.device)]
 
+    def mask(self, scores: Tensor) -> Tensor:
+        """Set scores (B, I + 1) to -inf, in place, for padding, seen items and items that are no candidates."""
+        scores[:, 0] = -torch.inf
+        if self.candidates is not None:
+            scores.masked_fill_(~self.candidates, -torch.inf)
+        if self.seen is not None:
+            offsets, items = self.seen
+            scores[torch.arange(len(scores), device=items.device).repeat_interleave(offsets.diff()), items] = -torch.inf
+        return scores
+
 
 def items_of(beams: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
     """Return items (B, k), 0 for none, and scores of the results of a search in the tree of ``codes``."""
@@ -65,9 +75,13 @@ def search_buckets(lengths: np.ndarray, rows: np.ndarray, device: torch.device, 
 
 
 class TreeSearcher(Recommender):
-    """Model that searches the tree of its ids, user by user."""
+    """Model that searches the tree of its ids, user by user.
+
+    ``scores_catalogue``: ``search_batch`` needs tensors (B, I + 1), which limit the size of a batch.
+    """
 
     takes_weights = True
+    scores_catalogue: ClassVar[bool] = False
     codes: ItemCodes  # of the ids that are searched
     modality: str
 
@@ -115,7 +129,7 @@ class TreeSearcher(Recommender):
         seen = seen.joined(excluded) if seen is not None and exclude_seen else seen
         with self.cached_weights():
             buckets = search_buckets(data.lengths, np.flatnonzero(~cold), self.device, beams=self.beams(k))
-            if isinstance(candidates, UserItems) or whole_catalogue:  # masks (B, I + 1)
+            if self.scores_catalogue or isinstance(candidates, UserItems) or whole_catalogue:  # tensors (B, I + 1)
                 buckets = [rows for bucket in buckets for rows in self.score_blocks(bucket)]
             for rows in buckets:
                 request = SearchRequest(*self._restrictions(rows, seen, candidates), stochastic, whole_catalogue)

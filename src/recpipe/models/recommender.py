@@ -88,6 +88,9 @@ class Recommender(nn.Module, ABC):
         """Fit a closed-form model to training events."""
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
+    def set_trained_items(self, mask: Tensor) -> None:
+        """Take the items (I + 1,) bool with training events, before a training by gradient; ignored by default."""
+
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
         """Choose settings by ``validate()``, a metric of the validation fold, after training; return them by name."""
         return {}

@@ -56,7 +56,9 @@ class TrainingSetup:
             lengths = np.minimum(training_windows(self.steps_from, model, settings).lengths, model.max_length + 1)
             options["steps"] = make_batches(lengths, settings, **options).steps
         counted = windows if self.statistics is None else self.statistics
-        criterion = make_loss(settings.loss, target_counts(counted, model), trained_items(counted, model))
+        trained = trained_items(counted, model)
+        model.set_trained_items(trained)
+        criterion = make_loss(settings.loss, target_counts(counted, model), trained)
         if ranks.size > 1 and isinstance(validate, ShardedValidate):
             validate = validate.shard(ranks)
         return TrainingModule(

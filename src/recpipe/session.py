@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
+from kedro.framework.session import KedroSession
 from kedro.runner import ParallelRunner
 from kedro.utils import find_kedro_project
 
 from recpipe.config import ConfigError, Configuration, DataPaths, split_names
+from recpipe.config.files import expand_shorthands
 from recpipe.config.run_config import AUTO
 from recpipe.hooks.checks import check_types
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals, spawn_processes
@@ -96,6 +98,12 @@ def check_single_process(environment: Mapping[str, str]) -> None:
 
 class RecpipeSession(SessionWithOneLoader):
     """Kedro's session with pipelines for the models of the command, and a run for each of ``seeds``."""
+
+    @classmethod
+    def create(cls, *args: Any, **options: Any) -> KedroSession:
+        """As KedroSession.create; Kedro merges ``runtime_params`` into the parameters, so shorthands are expanded."""
+        bound = inspect.signature(super().create).bind(*args, **options).arguments
+        return super().create(**{**bound, "runtime_params": expand_shorthands(bound.get("runtime_params") or {})})
 
     @property
     def configuration(self) -> Configuration:

@@ -20,6 +20,7 @@ SUFFIXES = (".yml", ".yaml", ".json")
 COMMAND_LINE = "command line"
 CHOICES = ("loss", "optimiser", "schedule")  # blocks whose other keys are arguments of what `name` selects
 SEARCH_SPACE = "search_space"  # block of ranges by setting, for tuning
+SHORTHANDS = {"protocol": "name"}  # blocks that a single value of the command line stands for, with the key it sets
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,18 @@ def read_yaml(text: str) -> Any:
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """Read ``dataset=ml-1m,train.window=50`` as nested values, like ``kedro run --params``. Raises ConfigError."""
+    """Read ``dataset=ml-1m,train.window=50`` as nested values, like ``kedro run --params``. Raises ConfigError.
+
+    ``protocol=papers`` is short for ``protocol.name=papers``, so ``protocol=papers,protocol.history=30`` is possible.
+    """
     nested: dict[str, Any] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         path, sign, value = pair.partition("=")
         if not sign:
             raise ConfigError(f"{pair!r} is no setting; write key=value, several separated by commas")
         *blocks, last = path.strip().split(".")
+        if not blocks and last in SHORTHANDS:
+            blocks, last = [last], SHORTHANDS[last]
         inner = nested
         for name in blocks:
             inner = inner.setdefault(name, {})
@@ -183,6 +189,14 @@ def parse_overrides(text: str) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"{pair}: the value cannot be read; lists have one element, as [10]") from error
     return nested
+
+
+def expand_shorthands(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested overrides in which ``protocol: papers`` is ``protocol: {name: papers}``."""
+    return {
+        key: {SHORTHANDS[key]: value} if key in SHORTHANDS and not isinstance(value, Mapping) else value
+        for key, value in overrides.items()
+    }
 
 
 def read_parameters(conf: Path, env: str | None = None) -> Tree:

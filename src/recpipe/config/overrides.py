@@ -31,7 +31,7 @@ ARGUMENT_BLOCKS = (
     SEARCH_SPACE,
     *CHOICES,
 )  # their keys are checked by the code that takes them
-OPTIONAL = ("profile", "baselines", "like")  # keys that a data set may lack
+OPTIONAL = ("profile", "baselines", "like", "protocols")  # keys that a data set may lack
 NUMBERS_OR_AUTO = ("devices",)  # keys whose number may be auto
 
 
@@ -43,7 +43,7 @@ def check_names(configuration: Configuration) -> None:
     files = configuration.files
     for name, entry in files.items():
         check_known(name, TOP_LEVEL, what="parameter", hint=_in_parentheses(first_file(entry)))
-    _check_blocks(files, ("datasets", "models", "profiles", *BY_DATASET))
+    _check_blocks(files, ("datasets", "models", "profiles", "protocols", *BY_DATASET))
     _check_blocks(block(files, "datasets"))
     _check_blocks(block(files, "models"))
     datasets, profiles, profile = block(files, "datasets"), block(files, "profiles"), configuration.profile
@@ -56,6 +56,7 @@ def check_names(configuration: Configuration) -> None:
             check_known(leaf.value, (*profiles, AUTO), what="profile", hint=_in_parentheses(leaf.origin))
     if profile is not None:
         check_known(profile, (*profiles, AUTO), what="profile", hint=_in_parentheses(COMMAND_LINE))
+    _check_protocols(configuration)
     for model in configuration.model_names:
         entry = block(files, "models", model)
         _check_blocks(entry, ("profiles", "datasets", SEARCH_SPACE, *BY_MODEL))
@@ -70,6 +71,23 @@ def check_names(configuration: Configuration) -> None:
                     if isinstance(leaf := settings.get(setting), Leaf):
                         raise ConfigError(f"{leaf.origin}: {key} may override settings, not the {setting}")
         configuration.type_of(model)
+
+
+def _check_protocols(configuration: Configuration) -> None:
+    """Raise ConfigError for unknown fields of named protocols, and names that are not defined or not listed."""
+    files, definitions = configuration.files, block(configuration.files, "protocols")
+    fields = [name for name in block(files, "protocol") if name != "name"]
+    for dataset, tree in (("", files), *block(files, "datasets").items()):
+        listed = block(tree, "protocols") if isinstance(tree, dict) else {}
+        _check_blocks(tree if isinstance(tree, dict) else {}, ("protocols",))
+        _check_blocks(listed)
+        for name in listed:
+            where = f"protocols.{name}" if not dataset else f"datasets.{dataset}.protocols.{name}"
+            place = _in_parentheses(first_file(listed[name]))
+            check_known(name, definitions, what="protocol", hint=place or f" (datasets.{dataset}.protocols)")
+            for key in block(listed, name):
+                check_known(key, fields, what=f"field of {where}", hint=place)
+    configuration.protocol_names  # noqa: B018
 
 
 def _in_parentheses(place: str) -> str:

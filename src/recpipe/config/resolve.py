@@ -1,7 +1,8 @@
 """Configuration of a run: parameter files and the command line merged in one order of precedence.
 
 Later layers win, key by key at any depth: defaults < data set < model < model x profile < model x data set < command
-line. A data set overrides the blocks of ``BY_DATASET``; ``like: other`` puts the settings of another one below its own.
+line. A named protocol (``recpipe.config.protocols``) lies between the defaults and the data set's block ``protocol``.
+A data set overrides the blocks of ``BY_DATASET``; ``like: other`` puts the settings of another one below its own.
 A model overrides those of ``BY_MODEL`` and its own settings, per ``profile`` (a kind of data set, which the data set
 names) and per data set. ``extends: other`` takes all settings of another model on this data set and changes those that
 follow.
@@ -24,6 +25,7 @@ from recpipe.config.files import (
     Tree,
     block,
     drop_null,
+    expand_shorthands,
     leaves,
     merge,
     pick_blocks,
@@ -32,6 +34,7 @@ from recpipe.config.files import (
     to_values,
 )
 from recpipe.config.overrides import check_inputs, check_names, check_overrides
+from recpipe.config.protocols import NAME, NamedProtocols, with_effective_name
 from recpipe.config.run_config import (
     BY_DATASET,
     BY_MODEL,
@@ -44,7 +47,13 @@ from recpipe.config.run_config import (
 )
 
 SQLITE = "sqlite:///"
-LIKE_KEYS = ("steps", "profile", "baselines", "bad_rows")  # taken by ``like``, besides the blocks of BY_DATASET
+LIKE_KEYS = (
+    "steps",
+    "profile",
+    "baselines",
+    "bad_rows",
+    "protocols",
+)  # taken by ``like``, besides the blocks of BY_DATASET
 
 
 def resolve(
@@ -74,6 +83,9 @@ class Configuration:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     model_info: Callable[[str], ModelInfo] | None = None
     project: Path = Path()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overrides", expand_shorthands(self.overrides))
 
     @classmethod
     def read(
@@ -176,6 +188,29 @@ class Configuration:
         return None if leaf is None else to_values(leaf)
 
     @property
+    def protocol_names(self) -> tuple[str, ...]:
+        """Names of the requested protocols, by default the first that the data set lists; () without a name.
+
+        Raises ConfigError for a name that the data set does not list. Values of ``protocol`` are those of the first.
+        """
+        request = None
+        for source in (
+            self.files,
+            self._dataset_files,
+            self._command_line,
+            block(self._command_line, "datasets", self.dataset),
+        ):
+            leaf = block(source, "protocol").get(NAME)
+            request = leaf.value if isinstance(leaf, Leaf) and leaf.value is not None else request
+        return self.protocols.choose(request)
+
+    @cached_property
+    def protocols(self) -> NamedProtocols:
+        """The named protocols of the data set."""
+        definitions = merge(*(block(source, "protocols") for source in (self.files, self._command_line)))
+        return NamedProtocols(self.dataset, definitions, block(self._dataset_tree, "protocols"))
+
+    @property
     def model_names(self) -> list[str]:
         """Names of all models in the files."""
         return list(block(self.files, "models"))
@@ -262,11 +297,17 @@ class Configuration:
     def _top(self) -> Tree:
         """The top level without models, the data set's blocks over the common ones; of the data sets only this one."""
         top: Tree = {}
+        name = next(iter(self.protocol_names), None)
+        named = {} if name is None else self.protocols.fields(name)
         for source in (self.files, self._command_line):
-            common = {name: entry for name, entry in source.items() if name not in ("models", "datasets")}
-            dataset = self._dataset_files if source is self.files else block(source, "datasets", self.dataset)
-            top = merge(top, common, pick_blocks(dataset, BY_DATASET))
-        dataset = {name: entry for name, entry in self._dataset_tree.items() if name not in BY_DATASET}
+            common = {key: entry for key, entry in source.items() if key not in ("models", "datasets")}
+            dataset, by_name = self._dataset_files, {"protocol": named} if named else {}
+            if source is self._command_line:
+                dataset, by_name = block(source, "datasets", self.dataset), {}
+            top = merge(top, common, by_name, pick_blocks(dataset, BY_DATASET))
+        protocol = block(top, "protocol")
+        top["protocol"] = with_effective_name(protocol, block(self.files, "protocol"), named, name)
+        dataset = {key: entry for key, entry in self._dataset_tree.items() if key not in BY_DATASET}
         if (baselines := dataset.pop("baselines", None)) and "baselines" not in self._command_line:
             top["baselines"] = baselines
         semantic_ids = with_kinds(block(top, "semantic_ids"))

@@ -15,10 +15,10 @@ from recpipe.config.files import SEARCH_SPACE, Tree, block, merge
 
 TOP_LEVEL = (
     "dataset", "model", "baselines", "modality", "seed", "seeds", "accelerate", "study", "data", "raw", "init_from",
-    "quantizer_from", "quantizer_with", "datasets", "models", "profiles", "ingest", "protocol", "cold_users", "embed",
-    "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report", "ensemble", "ties",
-    "context", "studies", "geometry", "register", "requests", "recommend", "update",
-    "serve", "tune",
+    "quantizer_from", "quantizer_with", "datasets", "models", "profiles", "ingest", "protocol", "protocols",
+    "cold_users", "embed", "text_encoders", "image_encoders", "semantic_ids", "train", "side", "evaluate", "report",
+    "ensemble", "ties", "context", "studies", "geometry", "register", "requests", "recommend", "update", "serve",
+    "tune",
 )  # fmt: skip
 BY_DATASET = ("protocol", "cold_users", "embed", "semantic_ids", "train", "side", "evaluate", "recommend", "tune")
 BY_MODEL = ("train", "side")

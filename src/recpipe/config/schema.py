@@ -247,6 +247,7 @@ class DatasetConfig(Block):
     options: dict[str, Any] | None = None
     bad_rows: str = "quarantine"
     steps: list[dict[str, Any]] | None = None
+    protocols: dict[str, dict[str, Any] | None] | None = None  # names with overrides, see ``recpipe.config.protocols``
     content: ContentConfig | None = None
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from recpipe.config import check_choices, check_known, split_names
@@ -30,8 +30,8 @@ class Protocol:
     items: ``held_out_items`` is the share of the catalogue that training and validation never see. ``time`` is what a
     model may know about time: ``none``; ``last_item``, ages relative to the last event; ``query``, ages relative to the
     time of the query, which folds contain only then. ``target_events`` are the types of events that may be targets, of
-    training too, while histories contain all events before the target; None: all types. Raises ValueError for a value
-    that is not allowed.
+    training too, while histories contain all events before the target; None: all types. ``name`` is the protocol of the
+    conf with these fields, None without one, and no part of the id. Raises ValueError for a value that is not allowed.
     """
 
     dataset: str
@@ -50,6 +50,7 @@ class Protocol:
     candidates: str = "full"
     time: str = "none"
     cutoffs: tuple[int, ...] = (1, 5, 10, 20)
+    name: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("steps", "cutoffs"):  # lists in conf and JSON
@@ -82,7 +83,7 @@ class Protocol:
 
     def without_split(self) -> Protocol:
         """Return the protocol of a model for use, trained on all events of the same sequences."""
-        return dataclasses.replace(self, split="none", held_out_items=0.0)
+        return dataclasses.replace(self, split="none", held_out_items=0.0, name=None)
 
     def check_time(self, used: str, *, model: str) -> None:
         """Raise ValueError if this protocol does not allow a model to use time as ``used``."""
@@ -101,6 +102,7 @@ class Protocol:
     def _used_fields(self) -> dict[str, Any]:
         """Return the fields, null where the split ignores them; newer ones are left out at defaults to preserve ids."""
         fields = self.to_dict()
+        del fields["name"]
         if self.split in ("leave_one_out", "none"):
             fields["valid"] = fields["test"] = None
         if not self.holds_out:
@@ -121,7 +123,7 @@ class Protocol:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
         """Create from conf or JSON. Raises ValueError for an unknown key, with the nearest spelling."""
-        allowed = {field.name for field in dataclasses.fields(cls)}
+        allowed = {each.name for each in dataclasses.fields(cls)}
         fields = {key: value for key, value in fields.items() if key not in DERIVED_FIELDS}
         for name in sorted(set(fields) - allowed):
             check_known(name, sorted(allowed), what="protocol key")

@@ -147,7 +147,9 @@ class MlflowRuns:
         from mlflow.entities import RunTag
 
         self._log_metrics(model, ((name, value, 0) for name, value in metric_values(data).items()))
-        about = {"protocol": data["protocol"]["id"], "seed": data["seed"], "commit": data.get("commit")}
+        protocol = data["protocol"]
+        about = {"protocol": protocol["id"], "protocol_name": protocol.get("name"), "seed": data["seed"]}
+        about["commit"] = data.get("commit")
         tags = [RunTag(name, str(value)) for name, value in about.items() if value is not None]
         self._client.log_batch(self._run(model), tags=tags)
         if settings := data.get("settings"):

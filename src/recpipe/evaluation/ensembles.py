@@ -66,7 +66,8 @@ def ensemble_bundle(
             key: sum(bundle.training["cost"][key] for bundle in bundles)
             for key in ("train_seconds", "parameters")
             if all(bundle.training.get("cost", {}).get(key) is not None for bundle in bundles)
-        },
+        }
+        | _hardware(bundles),
         "versions": first.training.get("versions", {}),
     }
     items = (first.vocabulary, first.titles, first.train_events)
@@ -77,6 +78,11 @@ def ensemble_bundle(
     }
     columns = first.item_columns
     return Bundle(name, "ensemble", ensemble, *items, first.protocol, training, item_columns=columns), description
+
+
+def _hardware(bundles: Sequence[Bundle]) -> dict[str, str]:
+    names = dict.fromkeys(bundle.training.get("cost", {}).get("hardware") for bundle in bundles)
+    return {"hardware": " + ".join(names)} if all(names) else {}
 
 
 def _check_same_data(bundles: Sequence[Bundle]) -> None:

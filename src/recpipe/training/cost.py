@@ -1,4 +1,4 @@
-"""Training cost: peak memory, load of the GPU, size of the model; versions that numbers depend on."""
+"""Training cost: peak memory, load of the GPU, size of the model; versions and hardware that numbers depend on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,30 @@ import torch
 from recpipe.models.recommender import Recommender
 
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # of Linux
+PROCESSORS = Path("/proc/cpuinfo")  # of Linux
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that compute."""
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "lightning", "numpy")}}
+
+
+def hardware(device: str) -> str:
+    """Return the name of the GPU, or that of the processor with the number of threads that torch uses."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def processor() -> str:
+    """Return the name of the processor; its architecture, such as arm64, where the system tells no name."""
+    try:
+        lines = PROCESSORS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # macOS, Windows
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), "") or platform.processor() or platform.machine()
 
 
 def model_size(model: Recommender, device: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ from recpipe.layers.cold_users import ColdUsers
 from recpipe.models.recommender import Recommender
 from recpipe.training.callbacks import lock_folder
 from recpipe.training.checkpoint import remove_checkpoints
-from recpipe.training.cost import model_size, reset_peak_memory, versions
+from recpipe.training.cost import hardware, model_size, reset_peak_memory, versions
 from recpipe.training.distributed import Ranks, count_devices, external_group, external_ranks
 from recpipe.training.gradient import train_by_gradient
 from recpipe.training.module import OnEpoch, Replay, TrainingModule, Validate, training_label
@@ -120,6 +120,7 @@ def train(
         if ranks.is_main:
             cost |= _tune(model, validate, settings)
     model.cold_users = fallback
+    cost["hardware"] = hardware(device)  # of the machine that ended the training
     return TrainingResult(model.to(device), curve, cost, versions())
 
 

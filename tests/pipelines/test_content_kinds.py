@@ -6,7 +6,7 @@ import pytest
 from tests.config.test_resolve import FILES, files
 
 from recpipe.config import ConfigError, Configuration
-from recpipe.pipelines.content_kinds import has_inputs, kinds_of_command, kinds_of_model, selected_kinds
+from recpipe.pipelines.content_kinds import has_inputs, kind_inputs, kinds_of_command, kinds_of_model, selected_kinds
 
 TEXT = {"template": "{title}"}
 POSTERS = {"from": "posters.zip", "name": "{item_id}.jpg"}
@@ -22,7 +22,10 @@ MODELS = {
     "parallel": {"type": "net", "ids": "text_parts"},
     "pictures": {"type": "net", "ids": "image"},
     "seeing": {"type": "net", "side": {"vectors": "text_image"}},
+    "borrower": {"type": "net", "ids": "foreign"},
 }
+FILE = {"kinds": {"foreign": {"source": {"file": "index.json"}}}}
+COMPARED = {"kinds": {"foreign": {"source": {"file": "index.json", "vectors": "text"}}}}
 
 
 def configuration(dataset: str, modality: str = "auto") -> Configuration:
@@ -82,9 +85,9 @@ def test_auto_also_makes_what_the_models_read_where_the_content_is_there() -> No
 
 def test_a_model_alone_needs_only_what_it_reads() -> None:
     films = configuration("films")
-    assert kinds_of_model(films.run("net")) == ((), ())
-    assert kinds_of_model(films.run("parallel")) == (("text_parts",), ("text",))
-    assert kinds_of_model(films.run("seeing")) == ((), ("text", "image", "text_image"))
+    assert kinds_of_model(films, films.run("net")) == ((), ())
+    assert kinds_of_model(films, films.run("parallel")) == (("text_parts",), ("text",))
+    assert kinds_of_model(films, films.run("seeing")) == ((), ("text", "image", "text_image"))
 
 
 def test_whether_a_command_makes_all_that_a_model_reads() -> None:
@@ -92,3 +95,31 @@ def test_whether_a_command_makes_all_that_a_model_reads() -> None:
     assert has_inputs(films.run("net"), ())
     assert has_inputs(films.run("tiger"), ("text",)) and not has_inputs(films.run("tiger"), ("image",))
     assert has_inputs(films.run("seeing"), ("text_image",)) and not has_inputs(films.run("seeing"), ("text", "image"))
+
+
+def test_foreign_ids_need_a_file_and_text_only_where_neighbours_are_compared() -> None:
+    blocks = {
+        "filed": {"source": "files", "semantic_ids": FILE},
+        "compared": {"source": "files", "content": {"text": TEXT}, "semantic_ids": COMPARED},
+        "textless": {"source": "files", "semantic_ids": COMPARED},
+    }
+
+    def configured(dataset: str, modality: str = "auto") -> Configuration:
+        models = {**FILES["models"], **MODELS}
+        return Configuration(
+            files(datasets={**BLOCKS, **blocks}, models=models), {"dataset": dataset, "modality": modality}
+        )
+
+    filed, compared = configured("filed"), configured("compared")
+    assert kinds_of_command(filed, [filed.run("borrower")], ["train"]) == (("foreign",), ())
+    assert kinds_of_command(filed, [], ["train"]) == ((), ())
+    assert kinds_of_command(compared, [compared.run("borrower")], ["train"]) == (("text", "foreign"), ("text",))
+    assert kind_inputs(compared, ["foreign"])["foreign"].embeddings == "text_embeddings"
+    assert kind_inputs(filed, ["foreign"])["foreign"].embeddings is None
+    assert kinds_of_model(compared, compared.run("borrower")) == (("foreign",), ("text",))
+    with pytest.raises(
+        ConfigError, match="model 'borrower' reads foreign ids: data set 'texts' has no file of foreign ids"
+    ):
+        kinds_of_command(configuration("texts"), [configuration("texts").run("borrower")], ["train"])
+    with pytest.raises(ConfigError, match="data set 'textless' has no text to make foreign ids of"):
+        selected_kinds(configured("textless", "foreign"))

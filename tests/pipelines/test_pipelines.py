@@ -232,8 +232,10 @@ def test_bundles_and_evaluations_are_versioned_and_paths_name_dataset_model_and_
 
 
 def test_a_kind_of_ids_brings_all_that_it_needs_and_nothing_else(built) -> None:
+    file = {"kinds": {"foreign": {"source": {"file": "index.json"}}}}
     for kind in ID_KINDS:
-        found = built({"dataset": "ml-1m", "modality": kind, "model": "popular"}, "embed", "semantic_ids")
+        params = {"dataset": "ml-1m", "modality": kind, "model": "popular", "semantic_ids": file}
+        found = built(params, "embed", "semantic_ids")
         pipeline = found["embed"] + found["semantic_ids"]
         outside = {name for name in pipeline.inputs() if not name.startswith("params:")}
         assert outside == {"items"}

@@ -17,10 +17,12 @@ from tests.reporting.browser import CHROMIUM, open_page
 
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.pipelines import report, semantic_ids
+from recpipe.pipelines.content_kinds import KindInputs
 from recpipe.pipelines.evaluate import create_geometry
 from recpipe.pipelines.report import collect_runs
 
 SEED = "seed_42"
+VECTORS_OF = {"text_parts": "text", "foreign": None}
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class PartialWiring:
     kinds: tuple[str, ...] = ("text", "text_parts")
     results: tuple[str, ...] = ("sasrec_evaluation", "text_ids_quality", "text_parts_ids_quality")
     requested: tuple[str, ...] = ("semantic_ids", "geometry", "report")
+
+    @property
+    def kind_inputs(self) -> dict[str, KindInputs]:
+        return {kind: KindInputs(VECTORS_OF.get(kind, kind)) for kind in self.kinds}
 
 
 def test_metrics_are_collected_by_run_and_other_results_ignored() -> None:
@@ -68,6 +74,14 @@ def test_semantic_ids_are_wired_for_the_kinds_of_the_command_only() -> None:
         "params:datasets.shop",
         "params:dataset",
     }
+
+
+def test_foreign_ids_have_no_quantizer_and_need_no_vectors() -> None:
+    pipeline = semantic_ids.create_pipeline(PartialWiring(kinds=("foreign",)))
+    names = ("import_ids", "measure_foreign_ids", "check_ids", "build_tree")
+    assert [node.name for node in pipeline.nodes] == [f"foreign.{name}" for name in names]
+    parameters = {"params:paths", "params:semantic_ids.kinds.foreign", "params:datasets.shop", "params:dataset"}
+    assert pipeline.inputs() == {"items"} | parameters
 
 
 def test_figures_of_ids_are_saved_before_the_quality_that_the_report_reads() -> None:

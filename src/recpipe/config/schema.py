@@ -225,7 +225,7 @@ class Category(Block):
 class ContentConfig(Block):
     """``content`` of a data set."""
 
-    modalities: list[Literal["text", "image", "text_image", "text_parts"]] | None = None
+    modalities: list[Literal["text", "image", "text_image", "text_parts", "foreign"]] | None = None
     text: TextContent | None = None
     image: dict[str, Any] | None = None
     category: Category | None = None
@@ -259,12 +259,24 @@ class EmbedConfig(Block):
     refit: bool
 
 
+class IdSource(Block):
+    """File with ids of the kind ``foreign``, in the folder of the raw data; see ``recpipe.semantic_ids.id_files``."""
+
+    file: str | None = None
+    item_id: str = "item_id"  # column of a Parquet file
+    column: str = "codes"  # column of a Parquet file
+    item_map: str | None = None  # file with the item id of each dense number
+    codes: PositiveInt | list[PositiveInt] | None = None  # per level; null: one more than the largest
+    missing: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the items that may lack an id
+    vectors: Literal["text", "image", "text_image"] | None = None  # whose neighbours the gate compares
+
+
 class SemanticIdsConfig(Block):
     """conf/base/parameters/semantic_ids.yml for one ``kind`` of ids."""
 
     kind: str
     quantizer: str
-    collisions: Literal["extra_digit", "reallocate", "sinkhorn", "keep"]
+    collisions: Literal["extra_digit", "reallocate", "sinkhorn", "keep", "refuse"]
     extra_codes: PositiveInt
     seed: NonNegativeInt
     refit: bool
@@ -272,6 +284,7 @@ class SemanticIdsConfig(Block):
     quantizers: dict[str, dict[str, Any]]
     quantizer_from: str = "none"
     quantizer_with: str = "none"
+    source: IdSource | None = None
 
     def type_and_settings(self) -> tuple[str, dict[str, Any]]:
         """Type and settings of the quantizer. Raises ConfigError for an unknown name."""

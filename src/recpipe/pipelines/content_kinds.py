@@ -1,26 +1,71 @@
 """Kinds of semantic ids and modalities of item vectors that a command builds, by the content of the data set.
 
-Text, image and their concatenation have vectors and ids. Text has a second kind of ids, ``text_parts``: independent
-codes of parts of the vector. The parameter ``modality`` selects kinds, as in ``text+image``; ``none`` builds nothing;
-``auto`` selects ``content.modalities`` of the data set and what the models of the command read.
+Text, image and their concatenation have vectors and ids. Text has a second kind of ids: ``text_parts``, independent
+codes of parts of the vector. ``foreign`` ids come from a file. The parameter ``modality`` selects kinds, as in
+``text+image``; ``none`` builds nothing; ``auto`` selects ``content.modalities`` of the data set and what the models of
+the command read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from recpipe.config import ID_KINDS, VECTORS, ConfigError, Configuration, RunConfig, check_known, split_names
+from recpipe.config import (
+    COLLABORATIVE,
+    ID_KINDS,
+    VECTORS,
+    ConfigError,
+    Configuration,
+    RunConfig,
+    check_known,
+    split_names,
+)
 
-TEXT, IMAGE, TEXT_IMAGE, TEXT_PARTS = ID_KINDS
+TEXT, IMAGE, TEXT_IMAGE, TEXT_PARTS, FOREIGN = ID_KINDS
 # Keys of `content` that each kind needs.
-CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), TEXT_IMAGE: (TEXT, IMAGE), TEXT_PARTS: (TEXT,)}
+CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), TEXT_IMAGE: (TEXT, IMAGE), TEXT_PARTS: (TEXT,), FOREIGN: ()}
 AUTO, NONE = "auto", "none"
 
 
-def embeddings_dataset(kind: str) -> str:
-    """Return the Kedro dataset with the vectors that ids of ``kind`` are built from, such as ``text_embeddings``."""
-    return f"{TEXT if kind == TEXT_PARTS else kind}_embeddings"
+@dataclass(frozen=True)
+class KindInputs:
+    """Inputs of a kind of ids: the modality of its vectors, and the model whose item vectors codes are aligned with."""
+
+    vectors: str | None
+    model: str | None = None
+
+    @property
+    def embeddings(self) -> str | None:
+        """Kedro dataset with the vectors, such as ``text_embeddings``."""
+        return None if self.vectors is None else f"{self.vectors}_embeddings"
+
+
+def kind_inputs(configuration: Configuration, kinds: Iterable[str]) -> dict[str, KindInputs]:
+    """Return the inputs of ``kinds``. Raises ConfigError for an unknown model."""
+    return {kind: _kind_inputs(configuration, kind) for kind in kinds}
+
+
+def _kind_inputs(configuration: Configuration, kind: str) -> KindInputs:
+    settings = configuration["semantic_ids"]["kinds"][kind]
+    if kind == FOREIGN:
+        return KindInputs(_source(settings).get("vectors"))
+    quantizer = (settings.get("quantizers") or {}).get(settings.get("quantizer")) or {}
+    model = (quantizer.get(COLLABORATIVE) or {}).get("model")
+    if model is not None:
+        where = f"semantic_ids.kinds.{kind}.quantizers.{settings['quantizer']}.{COLLABORATIVE}.model"
+        check_known(model, configuration.model_names, what=f"model in {where}")
+    return KindInputs(TEXT if kind == TEXT_PARTS else kind, model)
+
+
+def _source(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return settings.get("source") or {}
+
+
+def _has_file(configuration: Configuration) -> bool:
+    """Return whether the conf names a file of ids for the data set."""
+    return _source(configuration["semantic_ids"]["kinds"][FOREIGN]).get("file") is not None
 
 
 def selected_kinds(configuration: Configuration) -> tuple[str, ...]:
@@ -48,7 +93,7 @@ def buildable_kinds(configuration: Configuration) -> tuple[str, ...]:
     if configuration["modality"] != AUTO:
         return kinds
     content = {key for kind in kinds for key in CONTENT[kind]}
-    return tuple(dict.fromkeys([*kinds, *_kinds_of_content(content)]))
+    return tuple(dict.fromkeys([*kinds, *_kinds_of_content(configuration, content)]))
 
 
 def kinds_of_command(
@@ -71,25 +116,28 @@ def kinds_of_command(
         )
     read_vectors: list[str] = []
     if configuration["modality"] == AUTO:
-        buildable = _kinds_of_content({key for key in (TEXT, IMAGE) if _content(configuration).get(key)})
+        content = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
+        buildable = _kinds_of_content(configuration, content)
         kinds += tuple(kind for run in runs for kind in run.ids if kind in buildable)
         read_vectors = [name for run in runs for name in run.vectors if name in buildable]
-    return tuple(dict.fromkeys(kinds)), _modalities([*kinds, *read_vectors])
+    return tuple(dict.fromkeys(kinds)), _modalities(configuration, [*kinds, *read_vectors])
 
 
-def kinds_of_model(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def kinds_of_model(configuration: Configuration, run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return kinds of ids, and modalities of vectors, that one model needs."""
     kinds = tuple(kind for kind in ID_KINDS if kind in run.ids)
-    return kinds, _modalities([*kinds, *run.vectors])
+    return kinds, _modalities(configuration, [*kinds, *run.vectors])
 
 
-def _modalities(kinds: list[str]) -> tuple[str, ...]:
-    parts = {part for kind in kinds for part in (*CONTENT[kind], kind)}
+def _modalities(configuration: Configuration, kinds: list[str]) -> tuple[str, ...]:
+    compared = [_kind_inputs(configuration, kind).vectors for kind in kinds if kind == FOREIGN]
+    parts = {part for kind in (*kinds, *compared) if kind for part in (*CONTENT[kind], kind)}
     return tuple(name for name in VECTORS if name in parts)
 
 
-def _kinds_of_content(content: set[str]) -> list[str]:
-    return [kind for kind in ID_KINDS if content.issuperset(CONTENT[kind])]
+def _kinds_of_content(configuration: Configuration, content: set[str]) -> list[str]:
+    kinds = [kind for kind in ID_KINDS if content.issuperset(CONTENT[kind])]
+    return kinds if _has_file(configuration) else [kind for kind in kinds if kind != FOREIGN]
 
 
 def has_inputs(run: RunConfig, kinds: Iterable[str]) -> bool:
@@ -99,11 +147,20 @@ def has_inputs(run: RunConfig, kinds: Iterable[str]) -> bool:
 
 
 def check_content(configuration: Configuration, kind: str, *, reader: str | None = None) -> None:
-    """Raise ConfigError where the data set has no content for ``kind``."""
+    """Raise ConfigError where the data set has no content for ``kind``, or no file of foreign ids."""
     content, dataset = _content(configuration), configuration.dataset
-    for key in CONTENT[kind]:
+    prefix, keys = "" if reader is None else f"model {reader!r} reads {kind} ids: ", CONTENT[kind]
+    if kind == FOREIGN:
+        if not _has_file(configuration):
+            raise ConfigError(
+                f"{prefix}data set {dataset!r} has no file of foreign ids: put it into the folder of the raw data and "
+                f"add --params semantic_ids.kinds.{FOREIGN}.source.file=<name>, or write it in the block semantic_ids "
+                f"of conf/base/parameters/datasets/{dataset}.yml"
+            )
+        compared = _kind_inputs(configuration, kind).vectors
+        keys = () if compared is None else CONTENT[compared]
+    for key in keys:
         if not content.get(key):
-            prefix = "" if reader is None else f"model {reader!r} reads {kind} ids: "
             raise ConfigError(
                 f"{prefix}data set {dataset!r} has no {key} to make {kind} ids of: add `content: {{{key}: ...}}` to "
                 f"conf/base/parameters/datasets/{dataset}.yml; my_log.yml there explains it"

@@ -1,39 +1,53 @@
 """Pipeline ``semantic_ids``: quantizer, ids, quality gate and prefix tree, the same five nodes for every kind of ids.
 
-Nodes of a kind are in a namespace of its name, such as text; they call ``recpipe.semantic_ids.build``.
+Nodes of a kind are in a namespace of its name, such as text; they call ``recpipe.semantic_ids.build``. Foreign ids are
+read from a file instead of quantizer and assignment.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.config import DataPaths
 from recpipe.config.schema import DatasetConfig, SemanticIdsConfig
-from recpipe.pipelines.content_kinds import embeddings_dataset
+from recpipe.pipelines.content_kinds import FOREIGN
 from recpipe.pipelines.types import DataFrame, Embeddings, Figure, PrefixTree, Quantizer, SemanticIds
 from recpipe.pipelines.wiring import Wiring, create_node
 
+if TYPE_CHECKING:
+    from pyarrow import Table
+
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Build five nodes for each kind of ids of the command."""
-    return Pipeline([node for kind in wiring.kinds for node in _nodes(kind, wiring.dataset)])
+    """Build the nodes of each kind of ids of the command."""
+    return Pipeline([node for kind in wiring.kinds for node in _nodes(kind, wiring)])
 
 
-def _nodes(kind: str, dataset: str) -> list[Node]:
+def _nodes(kind: str, wiring: Wiring) -> list[Node]:
     """Nodes of one kind. Datasets with a dot belong to the namespace; other namespaces read those without."""
     ids, tree, quality = f"{kind}_semantic_ids", f"{kind}_prefix_tree", f"{kind}_ids_quality"
-    quantizer, gate = f"{kind}.quantizer", f"{kind}.gate"
-    common = {"embeddings": embeddings_dataset(kind), "config": f"params:semantic_ids.kinds.{kind}"}
-    paths, table = {"paths": "params:paths"}, {"items": "items", "dataset": f"params:datasets.{dataset}"}
+    quantizer, gate, inputs = f"{kind}.quantizer", f"{kind}.gate", wiring.kind_inputs[kind]
+    vectors = {} if inputs.embeddings is None else {"embeddings": inputs.embeddings}
+    common = {**vectors, "config": f"params:semantic_ids.kinds.{kind}"}
+    paths, table = {"paths": "params:paths"}, {"items": "items", "dataset": f"params:datasets.{wiring.dataset}"}
     # The quality comes second: the report waits for it and then reads the figures.
     results = [f"{kind}.id_figures", quality]
-
+    if kind == FOREIGN:
+        source = {"config": common["config"], "items": "items", **paths}
+        first = [
+            create_node(import_ids, source, ids, kind),
+            create_node(measure_foreign_ids, {**common, "ids": ids, **table}, results, kind),
+        ]
+    else:
+        first = [
+            create_node(fit_quantizer, {**common, **paths}, quantizer, kind),
+            create_node(assign_ids, {**common, **paths, "quantizer": quantizer}, ids, kind),
+            create_node(measure_ids, {**common, "quantizer": quantizer, "ids": ids, **table}, results, kind),
+        ]
     return [
-        create_node(fit_quantizer, {**common, **paths}, quantizer, kind),
-        create_node(assign_ids, {**common, **paths, "quantizer": quantizer}, ids, kind),
-        create_node(measure_ids, {**common, "quantizer": quantizer, "ids": ids, **table}, results, kind),
+        *first,
         create_node(check_ids, {"quality": quality, "dataset_name": "params:dataset"}, gate, kind),
         create_node(build_tree, {"ids": ids, "gate": gate}, tree, kind),
     ]
@@ -66,15 +80,47 @@ def measure_ids(
     dataset: DatasetConfig,
 ) -> tuple[dict[str, Figure], dict[str, Any]]:
     """Measure the quality of ids for the gate; draw code usage and the first codes."""
-    from recpipe.reporting.figures import semantic_ids as id_figures
     from recpipe.semantic_ids import build
 
     table = items.to_arrow()
     category = None if dataset.content is None else dataset.content.category
     quality = build.measure_ids(embeddings, quantizer, ids, table, config, category=category)
-    titles, categories = build.column_of(ids, table, "title"), build.categories_of(ids, table, category)
-    sunburst = id_figures.sunburst(ids.quantized, titles.to_pylist(), categories=categories)
-    return {"usage": id_figures.usage_heatmap(ids.quantized, ids.sizes), "sunburst": sunburst}, quality
+    return _figures(ids, table, build.categories_of(ids, table, category)), quality
+
+
+def import_ids(items: DataFrame, config: SemanticIdsConfig, paths: DataPaths) -> SemanticIds:
+    """Read ids that others published for the items of the data set."""
+    import numpy as np
+
+    from recpipe.semantic_ids import foreign
+
+    return foreign.import_ids(np.array(items["item_id"].cast(str).to_list(), object), paths.raw, config)
+
+
+def measure_foreign_ids(
+    config: SemanticIdsConfig,
+    ids: SemanticIds,
+    items: DataFrame,
+    dataset: DatasetConfig,
+    embeddings: Embeddings | None = None,
+) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Measure the quality of imported ids for the gate; draw code usage and the first codes."""
+    from recpipe.semantic_ids import build, foreign
+
+    table = items.to_arrow()
+    categories = build.categories_of(ids, table, None if dataset.content is None else dataset.content.category)
+    quality = foreign.measure_foreign(ids, config, embeddings=embeddings, categories=categories)
+    return _figures(ids, table, categories), quality
+
+
+def _figures(ids: SemanticIds, items: Table, categories: list[str | None] | None) -> dict[str, Figure]:
+    """Draw code usage and the first codes."""
+    from recpipe.reporting.figures import semantic_ids as id_figures
+    from recpipe.semantic_ids import build
+
+    titles = build.column_of(ids, items, "title").to_pylist()
+    sunburst = id_figures.sunburst(ids.quantized, titles, categories=categories)
+    return {"usage": id_figures.usage_heatmap(ids.quantized, ids.sizes), "sunburst": sunburst}
 
 
 def check_ids(quality: dict[str, Any], dataset_name: str) -> dict[str, Any]:

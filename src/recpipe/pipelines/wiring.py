@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class Wiring:
     content_model: str | None = None  # that fills content slots
     holds_out: bool = True  # whether the protocol holds out events
     has_split: bool = True  # whether the split on disk can be read, else tune and study make it
+    kind_inputs: Mapping[str, content_kinds.KindInputs] = field(default_factory=dict)  # by kind of semantic ids
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -155,17 +156,36 @@ def wiring_of(configuration: Configuration, models: Iterable[str], requested: It
     content_model, held_out = _content_model(configuration), holds_out(configuration)
     reads_split = not {"tune", "study"}.isdisjoint(requested)
     has_split = not reads_split or ("ingest" not in requested and _has_split(configuration))
+    inputs = content_kinds.kind_inputs(configuration, kinds)
     return Wiring(
-        configuration.dataset, runs, kinds, vectors, requested, members, study, content_model, held_out, has_split
+        configuration.dataset,
+        runs,
+        kinds,
+        vectors,
+        requested,
+        members,
+        study,
+        content_model,
+        held_out,
+        has_split,
+        inputs,
     )
 
 
 def wiring_of_model(configuration: Configuration, model: str) -> Wiring:
     """Return the wiring of one model's path from the raw log to the report."""
     run = configuration.run(model)
-    kinds, held_out = content_kinds.kinds_of_model(run), holds_out(configuration)
-    content_model = _content_model(configuration)
-    return Wiring(configuration.dataset, {model: run}, *kinds, content_model=content_model, holds_out=held_out)
+    (kinds, vectors), held_out = content_kinds.kinds_of_model(configuration, run), holds_out(configuration)
+    content_model, inputs = _content_model(configuration), content_kinds.kind_inputs(configuration, kinds)
+    return Wiring(
+        configuration.dataset,
+        {model: run},
+        kinds,
+        vectors,
+        content_model=content_model,
+        holds_out=held_out,
+        kind_inputs=inputs,
+    )
 
 
 def holds_out(configuration: Configuration) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recpipe.config import check_known
 from recpipe.content.embeddings import Embeddings, text_space
-from recpipe.semantic_ids.collisions import POLICIES, resolve
+from recpipe.semantic_ids.collisions import POLICIES, REFUSE, resolve
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build_quantizer
 from recpipe.semantic_ids.vector_rows import VectorRows
@@ -37,7 +37,7 @@ def assign(
     Raises ValueError for a quantizer of another vector space, for ``earlier`` ids of another quantizer, policy or
     sizes, and for more items than ids.
     """
-    check_known(policy, POLICIES, what="policy for collisions")
+    check_known(policy, (*POLICIES, REFUSE), what="policy for collisions")
     if (space := quantizer.about.get("space")) != embeddings.space:
         raise ValueError(
             f"the quantizer is stale: it was fitted to embeddings of space {space}, these are of "

@@ -22,7 +22,8 @@ Vectors = NDArray[np.float32]
 Distances = Callable[[Rows, Codes, int], Vectors]
 
 POLICIES = ("extra_digit", "reallocate", "sinkhorn", "keep")
-UNIQUE = ("extra_digit", "reallocate")  # policies after which no two items share an id
+REFUSE = "refuse"  # an error where any two items collide
+UNIQUE = ("extra_digit", "reallocate", REFUSE)  # policies after which no two items share an id
 BLOCK_SIZE = 1 << 23  # numbers in one block of distances
 MAX_KEY = 1 << 62
 ROUNDS = 20  # of sinkhorn, as LC-Rec
@@ -51,12 +52,17 @@ def resolve(
 ) -> Resolution:
     """Resolve collisions of ``codes_NL`` among each other and with ``taken`` (M, levels of the result).
 
-    Raises ValueError for an unknown policy and for more items than ids.
+    Raises ValueError for an unknown policy, for more items than ids, and for any collision where the policy is refuse.
     """
-    check_known(policy, POLICIES, what="policy for collisions")
+    check_known(policy, (*POLICIES, REFUSE), what="policy for collisions")
     new_sizes = (*sizes, extra_codes) if policy == "extra_digit" else tuple(sizes)
     taken = np.zeros((0, len(new_sizes)), np.int32) if taken is None else taken
     counts = {"colliding": int(colliding(codes_NL, taken[:, : len(sizes)]).sum())}
+    if policy == REFUSE and counts["colliding"]:
+        raise ValueError(
+            f"{counts['colliding']:,} of {len(codes_NL):,} items share their codes with another, which "
+            f"semantic_ids.collisions={REFUSE} does not allow; set it to {' or '.join(UNIQUE[:-1])}"
+        )
     rounds: dict[str, int] = {}
     if policy == "extra_digit":
         codes = _extra_digit(codes_NL, distances, taken, extra_codes)

@@ -134,6 +134,8 @@ class _Results:
         )
 
     def reconstruction(self) -> Result:
+        if self.quality["reconstruction"] is None:
+            return None, ""
         return self.quality["reconstruction"]["relative"], (
             "the codes carry little more information than the mean of all items: keep "
             f"{self.settings}.standardise on; "

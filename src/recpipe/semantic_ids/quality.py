@@ -27,8 +27,8 @@ def measure_quality(
     quantized_NLq: Codes,
     sizes: Sequence[int],
     *,
-    vectors_ND: Vectors | VectorRows,
-    decode: Callable[[Codes], Vectors],
+    vectors_ND: Vectors | VectorRows | None,
+    decode: Callable[[Codes], Vectors] | None = None,
     categories: list[str | None] | None = None,
     neighbours: int = 10,
     sample: int = 2000,
@@ -37,13 +37,14 @@ def measure_quality(
     """Measure ids (``codes_NL`` after, ``quantized_NLq`` before resolution) for ``apply_gate``, as JSON.
 
     ``decode`` turns codes of the quantizer into vectors. All numbers are of all items, except ``neighbours``, which is
-    of a ``sample`` of the items, compared with all. It is None for fewer than two items, ``purity`` for fewer than two
-    categories. Raises ValueError for empty ids and inputs of different lengths.
+    of a ``sample`` of the items, compared with all. It is None for fewer than two items and without vectors, ``purity``
+    for fewer than two categories, ``reconstruction`` without ``decode``, as of ids from a file. Raises ValueError for
+    empty ids and inputs of different lengths.
     """
     if not (n := len(codes_NL)):
         raise ValueError("there are no semantic ids to measure: no item has content; run the embed pipeline")
-    vectors_ND = VectorRows.of(vectors_ND)
-    lengths = {"quantized": len(quantized_NLq), "vectors": len(vectors_ND)}
+    vectors_ND = None if vectors_ND is None else VectorRows.of(vectors_ND)
+    lengths = {"quantized": len(quantized_NLq)} | ({} if vectors_ND is None else {"vectors": len(vectors_ND)})
     lengths |= {} if categories is None else {"categories": len(categories)}
     if wrong := {name: length for name, length in lengths.items() if length != n}:
         raise ValueError(f"{n} items have ids, but rows are {wrong}")
@@ -51,15 +52,17 @@ def measure_quality(
         raise ValueError(f"{len(sizes)} sizes, but codes {codes_NL.shape} and quantized {quantized_NLq.shape}")
     depths = range(1, quantized_NLq.shape[1] + 1)
     prefixes = [row_groups(quantized_NLq[:, :depth]) for depth in depths]
-    generator = np.random.default_rng(seed)
+    generator, reconstruction = np.random.default_rng(seed), None
+    if vectors_ND is not None and decode is not None:
+        reconstruction = _reconstruction(vectors_ND, quantized_NLq, decode)
     return {
         "format": 1,
         "items": n,
         "levels": [{"level": depth, **_usage(quantized_NLq[:, depth - 1], int(sizes[depth - 1]))} for depth in depths],
         "prefixes": [{"depth": depth, "distinct": int(prefixes[depth - 1].max()) + 1} for depth in depths],
         "collisions": {"before": _collisions(prefixes[-1]), "after": _collisions(row_groups(codes_NL))},
-        "reconstruction": _reconstruction(vectors_ND, quantized_NLq, decode),
-        "neighbours": _neighbours(vectors_ND, prefixes, neighbours, sample, generator),
+        "reconstruction": reconstruction,
+        "neighbours": None if vectors_ND is None else _neighbours(vectors_ND, prefixes, neighbours, sample, generator),
         "purity": _purity(quantized_NLq[:, 0], categories, generator),
     }
 

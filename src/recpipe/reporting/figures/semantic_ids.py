@@ -28,12 +28,16 @@ FULL_CIRCLE = 10**9  # integer angles, as Plotly draws nothing where children ex
 UNUSED = "rgba(140,140,140,0.22)"
 LOW, EVEN, HIGH = (f"rgba(34,131,200,{alpha})" for alpha in (0.22, 0.5, 1))
 USAGE_COLOURS = [[0, UNUSED], [0.001, UNUSED], [0.001, LOW], [1 / MAX_USAGE, EVEN], [1, HIGH]]
-MODALITIES = {"text": "text", "image": "images", "text_image": "text and images", "text_parts": "parts of text vectors"}
+MODALITIES = {
+    "text": "text", "image": "images", "text_image": "text and images", "text_parts": "parts of text vectors",
+    "foreign": "a file",
+}  # fmt: skip
 COLLISION_POLICIES = {
     "extra_digit": "one more digit",
     "reallocate": "the nearest free code",
     "sinkhorn": "balanced re-assignment",
     "keep": "not resolved",
+    "refuse": "none",
 }
 
 
@@ -267,7 +271,7 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("items in a collision before; largest collision", collisions),
         ("collisions resolved by", COLLISION_POLICIES.get(quality["policy"], quality["policy"])),
         ("items in a collision now", count(after["sharing"])),
-        ("variance of the vectors lost in the codes", percent(quality["reconstruction"]["relative"])),
+        ("variance of the vectors lost in the codes", _lost(quality["reconstruction"])),
         ("nearest neighbours with the same first code", _with_chance(depths[0], "overlap", "random") + sample),
         ("items of their first code\u2019s main category", _with_chance(purity, "first_code", "shuffled")),
     ]
@@ -277,6 +281,11 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _with_chance(values: Mapping[str, Any], name: str, chance: str) -> str:
     """Format as ``31 %, by chance 8 %``; empty without a value."""
     return "" if values.get(name) is None else f"{percent(values[name])}, by chance {percent(values[chance])}"
+
+
+def _lost(reconstruction: Mapping[str, Any] | None) -> str:
+    """Format the lost variance; empty where the quantizer is unknown."""
+    return "" if reconstruction is None else percent(reconstruction["relative"])
 
 
 def _least_usage(quality: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences, train_until, untrained, weighted
+from tests.synthetic import SIZES, random_sequences, sequences, train_until, untrained, weighted
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
@@ -31,6 +31,7 @@ BY_HEART = {
     "liger": {**DEEPER, "widths": (64,)},  # its cosines of 25 projected vectors of width 6 are too close otherwise
     "parallel_tiger": DEEPER,
     "mql4grec": DEEPER,
+    "rpg": {"dim": 64, "feed_forward": 128, "attention_dropout": 0.0},
 }
 PRODUCTS = {*CAUSAL, "bert4rec", "lightgcn", "mf", "nmf", "svd"}  # models whose scores are products of two vectors
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
@@ -42,7 +43,7 @@ def untrained_model(name: str, **config) -> Recommender:
     """A small model from the registry; a beam is as wide as the catalogue, so that search is exhaustive."""
     cls = model_class(name)
     wide = {"beam": ITEMS} if issubclass(cls, Generator) else {}
-    small = TINY if cls.reads_ids else {}
+    small = SIZES.get(name, TINY) if cls.reads_ids else {}
     return untrained(name, {**small, **wide, **config}, DATA, n_items=ITEMS, max_length=WINDOW)
 
 
@@ -236,6 +237,7 @@ WEIGHTED = {
     "tiger of children": ("tiger", {"softmax": "children", "renormalise": True}),
     "tiger of last targets": ("tiger", {"one_pass": False}),
     "parallel_tiger of items": ("parallel_tiger", {"softmax": "items"}),
+    "rpg of items": ("rpg", {"softmax": "items"}),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class ParallelCodes(Scorer, TreeSearcher):
     reads_ids = True
     losses = ("full_softmax",)
     tuned = ("modality_weights",)
+    approximate_search: ClassVar[str] = "beam search"  # the search whose error ``beam_error`` measures
     config: Any
     modality_weights: Tensor  # (kinds of ids,), of several
 

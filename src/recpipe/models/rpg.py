@@ -40,6 +40,7 @@ from recpipe.models.recommender import Criterion
 from recpipe.semantic_ids.ids import CatalogueIds
 
 STD = 0.02  # of embeddings, as in GPT-2
+MEASURED_ITEMS = 50_000  # largest catalogue for which the error of graph search is measured
 
 
 class RPG(ParallelCodes):
@@ -80,13 +81,12 @@ class RPG(ParallelCodes):
                 raise ValueError(f"temperature is {self.temperature}; set it above 0, in the paper .03 to .07")
             check_modality_weights(self.modality_weights)
 
+    approximate_search = "graph search"
     search_settings = ("search", "beam", "edges", "steps")
     config: Config
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, ids=ids)
-        if config.search == "graph" and len(ids) > 1:
-            raise ValueError(f"search is graph, over ids of one kind; the model reads {', '.join(ids)}: set it exact")
         self.embedding = nn.Embedding(1 + sum(self.sizes) + self.levels, config.dim)
         self.positions = nn.Embedding(max_length, config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -181,26 +181,35 @@ class RPG(ParallelCodes):
         return result.scatter_(1, torch.where(rows >= 0, items[rows.clamp(min=0)], 0), scores)
 
     def _search(self, log_probs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Rows (B, P) of the items with an id that graph search scores, and their scores."""
         config = self.config
+        if len(self.names) > 1:
+            kinds = ", ".join(self.names)
+            raise ValueError(f"search is graph, over ids of one kind; the model reads {kinds}: set search: exact")
         return graph_search(log_probs, self._codes(), self.neighbours(), beam=config.beam, steps=config.steps)
 
     @torch.inference_mode()
-    def beam_error(self, histories: Sequences, k: int) -> SearchError:
-        """Compare graph search with the exact best ``k`` items; items that share an id count as one."""
-        self.eval()
+    def beam_error(self, histories: Sequences, k: int) -> SearchError | None:
+        """Compare graph search with the exact best ``k`` items; items that share an id count as one.
+
+        None for more than ``MEASURED_ITEMS`` items, whose graph takes minutes.
+        """
         codes, data = self._codes(), self.on_device(histories, window=self.max_length)
-        id_of = torch.unique(codes, dim=0, return_inverse=True)[1]
-        k, graph, exact = min(k, len(codes)), list[Beams](), list[Beams]()
+        if len(codes) > MEASURED_ITEMS:
+            return None
+        self.eval()
+        id_of, every_row = torch.unique(codes, dim=0, return_inverse=True)[1], torch.arange(len(codes)).to(codes.device)
+        graph, exact = list[Beams](), list[Beams]()
         for part in search_buckets(data.lengths, np.arange(len(histories)), self.device, beams=self.config.beam):
             log_probs = self.log_probabilities(data.batch(part))
-            rows, scores = self._search(log_probs)
-            best = scores.topk(min(k, scores.shape[1]))
-            graph.append(_beams(id_of[rows.gather(1, best.indices).clamp(min=0)], best.values))
-            best = exact_scores(log_probs, codes).topk(k)
-            exact.append(_beams(id_of[best.indices], best.values))
+            graph.append(_best_ids(*self._search(log_probs), id_of, k))
+            exact.append(_best_ids(every_row.expand(len(part), -1), exact_scores(log_probs, codes), id_of, k))
         return search_error(*(Beams(*map(torch.cat, zip(*results, strict=True))) for results in (graph, exact)))
 
 
-def _beams(items: Tensor, scores: Tensor) -> Beams:
-    items = torch.where(scores > -torch.inf, items, -1)
-    return Beams(items, scores, items[..., None][..., :0])
+def _best_ids(rows_BP: Tensor, scores_BP: Tensor, id_of: Tensor, k: int) -> Beams:
+    """The ids, numbered by ``id_of`` (N,), of the ``k`` best of some rows; -1 where there are fewer."""
+    missing = max(k - scores_BP.shape[1], 0)
+    scores, places = F.pad(scores_BP, (0, missing), value=-torch.inf).topk(k)
+    ids = id_of[F.pad(rows_BP, (0, missing)).gather(1, places).clamp(min=0)]
+    return Beams(torch.where(scores > -torch.inf, ids, -1), scores, ids[..., None][..., :0])

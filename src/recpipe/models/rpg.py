@@ -174,8 +174,7 @@ class RPG(ParallelCodes):
     def score(self, batch: Batch) -> Tensor:
         if self.config.search == "exact":
             return super().score(batch)
-        log_probs = self.log_probabilities(batch)
-        rows, scores = self._search(log_probs)
+        rows, scores = self._search(self.level_log_probs(batch))
         items = torch.from_numpy(self.codes.rows).to(rows.device)
         result = scores.new_full((len(rows), self.n_items + 1), -torch.inf)
         return result.scatter_(1, torch.where(rows >= 0, items[rows.clamp(min=0)], 0), scores)
@@ -201,7 +200,7 @@ class RPG(ParallelCodes):
         id_of, every_row = torch.unique(codes, dim=0, return_inverse=True)[1], torch.arange(len(codes)).to(codes.device)
         graph, exact = list[Beams](), list[Beams]()
         for part in search_buckets(data.lengths, np.arange(len(histories)), self.device, beams=self.config.beam):
-            log_probs = self.log_probabilities(data.batch(part))
+            log_probs = self.level_log_probs(data.batch(part))
             graph.append(_best_ids(*self._search(log_probs), id_of, k))
             exact.append(_best_ids(every_row.expand(len(part), -1), exact_scores(log_probs, codes), id_of, k))
         return search_error(*(Beams(*map(torch.cat, zip(*results, strict=True))) for results in (graph, exact)))

@@ -29,6 +29,7 @@ BY_HEART = {
     "setrec": {**DEEPER, "alpha": 0.01},  # the auto-encoder's error is not part of the log-likelihood
     "tiger": DEEPER,
     "liger": {**DEEPER, "widths": (64,)},  # its cosines of 25 projected vectors of width 6 are too close otherwise
+    "maskgr": DEEPER,
     "parallel_tiger": DEEPER,
     "mql4grec": DEEPER,
     "rpg": {"dim": 64, "feed_forward": 128, "attention_dropout": 0.0},
@@ -36,7 +37,7 @@ BY_HEART = {
 PRODUCTS = {*CAUSAL, "bert4rec", "lightgcn", "mf", "nmf", "svd"}  # models whose scores are products of two vectors
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
 # T5's attention, which is not divided by the root of its width, learns slowly
-RATES = {"setrec": 1e-3, "tiger": 2e-3, "liger": 2e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
+RATES = {"setrec": 1e-3, "tiger": 2e-3, "liger": 2e-3, "maskgr": 3e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
 
 
 def untrained_model(name: str, **config) -> Recommender:
@@ -234,6 +235,7 @@ WEIGHTED = {
     "setrec": ("setrec", {"alpha": 0.0}),
     "setrec by prefixes": ("setrec", {"alpha": 0.0, "one_pass": False}),
     "mql4grec": ("mql4grec", {"alignment": 0.0}),
+    "maskgr": ("maskgr", {"least_masked": 3}),  # all codes of an id: others are drawn
     "tiger of children": ("tiger", {"softmax": "children", "renormalise": True}),
     "tiger of last targets": ("tiger", {"one_pass": False}),
     "parallel_tiger of items": ("parallel_tiger", {"softmax": "items"}),

@@ -67,7 +67,7 @@ class MaskGR(Generator):
             check_choices(self, order=("confidence", "left_to_right"))
             check_at_least(1, self, "beam", "least_masked")
 
-    config: Config
+    config: Config  # type: ignore[assignment]
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)

@@ -51,7 +51,7 @@ NEWER_SETTINGS: dict[str, dict[str, Any]] = {
     "mql4grec": SAMPLES | {"temperatures": None},
     "parallel_tiger": SAMPLES | {"temperatures": None, "cross_level_distance": False, "modality_weights": None},
 }
-NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None}
+NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None, "history_bias": 0.0}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side
 from recpipe.layers.top_k import tie_order
-from recpipe.layers.transitions import last_items, transition_counts
+from recpipe.layers.transition_graph import last_items, transition_counts
 from recpipe.models.recommender import ClosedForm
 from recpipe.progress import progress
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.transitions import last_items, load_matrix, store_matrix, transition_counts
+from recpipe.layers.transition_graph import last_items, load_matrix, store_matrix, transition_counts
 from recpipe.models.recommender import ClosedForm
 
 

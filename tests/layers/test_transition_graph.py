@@ -10,7 +10,7 @@ import torch
 from tests.synthetic import random_sequences, sequences, weighted
 
 from recpipe.data.sequences import Sequences
-from recpipe.layers.transitions import last_items, load_matrix, store_matrix, transition_counts
+from recpipe.layers.transition_graph import last_items, load_matrix, store_matrix, transition_counts
 
 ITEMS = 15
 

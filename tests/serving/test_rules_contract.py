@@ -239,9 +239,9 @@ def test_a_narrow_beam_finds_as_many_valid_items_as_there_are(
     model, rules = serving_bundle(name, beam=ITEMS), request["rules"]
     if leaves_nothing(model, request):
         return
-    table = model.recommend(
-        HISTORIES, timestamps=TIMES, now=NOW, search={"beam": beam, "stochastic": stochastic}, **request
-    )
+    search = {"beam": beam, "stochastic": stochastic}
+    search = {key: value for key, value in search.items() if key in model.model.search_settings}
+    table = model.recommend(HISTORIES, timestamps=TIMES, now=NOW, search=search, **request)
     for user in HISTORIES:
         items = [row["item_id"] for row in table.to_pylist() if row["user_id"] == user]
         allowed = allowed_items(request, user)

@@ -256,7 +256,7 @@ def test_layers_never_turn_back(catalog, registered) -> None:
 
 
 def test_what_mlflow_gets_of_each_entry_is_of_a_known_kind(catalog, registered) -> None:
-    kinds = {"metrics", "protocol", "numbers", "lists", "curves", "production", "artifact", "figures"}
+    kinds = {"metrics", "protocol", "numbers", "audit", "lists", "curves", "production", "artifact", "figures"}
     names = {name for pipeline in registered.values() for name in pipeline.all_outputs()}
     tracked = {name: (catalog.get(name).metadata or {}).get("mlflow") for name in names}
     assert {kind for kind in tracked.values() if kind is not None} == kinds

@@ -112,7 +112,7 @@ def test_messages_are_shown_and_escaped(make_run, options):
 def test_every_figure_has_data_a_caption_and_a_place(text, runs, data_profile, steps, curves, insights):
     page = Page(text)
     others = {"gradient_norm", "effective_context", "attribution", "gap_by_length", "usage", "sunburst"}
-    others |= {name for name in CAPTIONS if name.startswith(("study", "tuning", "geometry"))}
+    others |= {name for name in CAPTIONS if name.startswith(("study", "tuning", "geometry", "audit"))}
     assert set(page.plots) == set(CAPTIONS) - others - {"recall_at_cutoffs"}  # equal to the hit rate
     data = {
         attributes["id"]: json.loads("".join(parts))

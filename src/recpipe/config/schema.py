@@ -225,7 +225,7 @@ class Category(Block):
 class ContentConfig(Block):
     """``content`` of a data set."""
 
-    modalities: list[Literal["text", "image", "text_image", "text_parts", "text_parts_32", "foreign"]] | None = None
+    modalities: list[Literal["text", "image", "text_image", "text_parts", "foreign"]] | None = None
     text: TextContent | None = None
     image: dict[str, Any] | None = None
     category: Category | None = None

@@ -21,6 +21,7 @@ from recpipe.data.sequences import Fold, Sequences
 from recpipe.data.transitions import transition_seen
 from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.content_slots import ContentSlots
+from recpipe.evaluation.debiased import debiased_metrics
 from recpipe.evaluation.metrics import (
     coverage,
     memorised_and_generalised,
@@ -51,7 +52,7 @@ NEWER_SETTINGS: dict[str, dict[str, Any]] = {
     "mql4grec": SAMPLES | {"temperatures": None},
     "parallel_tiger": SAMPLES | {"temperatures": None, "cross_level_distance": False, "modality_weights": None},
 }
-NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None, "history_bias": 0.0}
+NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None}
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ def evaluate(
         **{name: _metrics(*pair, bundle, protocol) for name, pair in rankings.items()},
         **warm_and_cold_items(ranks, cutoffs=protocol.cutoffs),
         **memorised_and_generalised(ranks, cutoffs=protocol.cutoffs),
+        "debiased": debiased_metrics(
+            ranks, test.targets.items, np.append(0, bundle.train_events), cutoffs=protocol.cutoffs
+        ),
         **_search_error(bundle.model, test, protocol),
         "cold_users": {
             **_metrics(*cold_users, bundle, protocol),
@@ -144,13 +148,12 @@ def _metrics(ranking: Ranking, ranks: pa.Table, bundle: Bundle, protocol: Protoc
 
 @runtime_checkable
 class ExactSearch(TypedProtocol):
-    """A model with exact search that can measure the error of another search, of width ``config.beam``."""
+    """A model with exact search that can measure the error of a beam search of width ``config.beam``."""
 
     config: Any
-    approximate_search: str  # name of the search that is measured
 
-    def beam_error(self, histories: Sequences, k: int) -> SearchError | None:
-        """Compare the best ``k`` items of each user; None where that takes too long."""
+    def beam_error(self, histories: Sequences, k: int) -> SearchError:
+        """Compare the best ``k`` items of each user; None where ids are shared."""
 
 
 def _search_error(model: Recommender, fold: Fold, protocol: Protocol) -> dict[str, Any]:
@@ -159,9 +162,7 @@ def _search_error(model: Recommender, fold: Fold, protocol: Protocol) -> dict[st
     sample = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCH_ERROR_USERS]))
     k = min(protocol.cutoffs, key=lambda cutoff: abs(cutoff - 10))
     error = model.beam_error(sample.with_query_times(protocol).histories, k)
-    if error is None:
-        return {}
-    return {"search": {"method": model.approximate_search, "beam": model.config.beam, "k": k, **error._asdict()}}
+    return {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}
 
 
 def settings_id(settings: Mapping[str, Any]) -> str:

@@ -151,6 +151,7 @@ class TrackingHooks:
             "metrics": lambda: runs.metrics(model, data.metrics),
             "protocol": lambda: runs.json(model, data.protocol_fields, "protocol.json"),
             "numbers": lambda: runs.numbers(model, data),
+            "audit": lambda: runs.numbers(model, {"audit": data["measures"]}),
             "lists": lambda: runs.numbers(model, {"recommend": data.summary}),
             "curves": lambda: runs.curves(model, data.curve),
             "production": lambda: runs.production(model, data.training, data.curve),

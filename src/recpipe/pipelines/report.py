@@ -18,12 +18,12 @@ from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
-    """Create the six nodes that all models share."""
+    """Create the seven nodes that all models share."""
     # without the pipeline geometry in this command, the report reads its results from disk
     geometry = {"geometry": "geometry"} if "geometry" in wiring.requested else {}
     dataset = {"dataset": f"params:datasets.{wiring.dataset}"}
     data, ranking, report = ("data_profile", "ingest_steps"), ("runs", "insights", "leaderboard"), ("report",)
-    analysis = node_inputs("runs", "training_data", params=("model", "seed", "report"))
+    analysis = node_inputs("runs", "audit", "training_data", params=("model", "seed", "report"))
     boards = node_inputs("runs", "insights", params=report)
     figures = node_inputs(*ranking, *data, params=report) | geometry
     examples = node_inputs(*ranking, "training_data", "test_set", "items", params=report)
@@ -31,6 +31,7 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     return Pipeline(
         [
             collect_node(wiring),
+            report_node(audit_split, node_inputs("training_data", "test_set"), "audit"),
             report_node(analyse_runs, analysis, "insights"),
             report_node(rank_runs, boards, ["leaderboard", "leaderboard_markdown"]),
             report_node(draw_figures, figures, "figures"),
@@ -62,13 +63,21 @@ def collect_runs(**results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 
 
 def analyse_runs(
-    runs: RunStore, training_data: TrainingData, model: str, seed: int, report: ReportConfig
+    runs: RunStore, audit: dict[str, Any], training_data: TrainingData, model: str, seed: int, report: ReportConfig
 ) -> dict[str, Any]:
-    """Compute confidence intervals, metrics per user segment and properties of the recommended lists."""
+    """Compute confidence intervals, metrics per user segment and properties of lists; add the audit of the split."""
     from recpipe.reporting.report import analyse
 
-    data, models = training_data, split_names(model)
-    return analyse(runs, data.train_set, data.vocabulary, data.protocol_fields, models=models, seed=seed, report=report)
+    inputs = training_data.train_set, training_data.vocabulary, training_data.protocol_fields
+    return {**analyse(runs, *inputs, models=split_names(model), seed=seed, report=report), "audit": audit}
+
+
+def audit_split(training_data: TrainingData, test_set: Fold) -> dict[str, Any]:
+    """Audit the test targets of the split: popularity, transitions seen in training, ties, leakage over time."""
+    from recpipe.evaluation.audit import audit
+
+    training_data.check_test_set(test_set)
+    return audit(training_data, test_set)
 
 
 def rank_runs(runs: RunStore, insights: dict[str, Any], report: ReportConfig) -> tuple[DataFrame, str]:

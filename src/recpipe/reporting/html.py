@@ -16,6 +16,7 @@ import plotly.offline
 import polars as pl
 
 from recpipe.reporting import formatting
+from recpipe.reporting.audit import AuditSection
 from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import CAPTIONS, TEXTS, Table
 from recpipe.reporting.figures.geometry import GeometrySection
@@ -44,6 +45,7 @@ def render_page(
     studies: StudySection | None = None,
     tuning: TuningSection | None = None,
     geometry: GeometrySection | None = None,
+    audit: AuditSection | None = None,
     notes: Sequence[str] = (),
     metric: str = "ndcg@10",
     created: datetime | None = None,
@@ -66,6 +68,7 @@ def render_page(
         **studies.figures,
         **tuning.figures,
         **(geometry.figures if geometry else {}),
+        **(audit.figures if audit else {}),
     }
     id_captions = {f"{section.name}_{name}": CAPTIONS[name] for section, name in id_figures}
     text = _template().render(
@@ -91,6 +94,7 @@ def render_page(
         examples=examples,
         semantic_ids=semantic_ids,
         geometry=geometry,
+        audit=audit,
         runs=[_run(run) for run in runs],
         versions=_versions(runs),
         plotly=_compressed_plotly() if figures else "",

@@ -17,8 +17,10 @@ from recpipe.config import ID_KINDS
 from recpipe.data.protocol import DERIVED_FIELDS, EVALUATION_FIELDS
 from recpipe.evaluation.lists import Popularity
 from recpipe.evaluation.profile import profile_warnings, split_warnings
+from recpipe.reporting.audit import audit_section
 from recpipe.reporting.examples import Example, pick_examples
 from recpipe.reporting.figures import CAPTIONS
+from recpipe.reporting.figures.audit import audit_figures
 from recpipe.reporting.figures.geometry import geometry_figures, geometry_section
 from recpipe.reporting.figures.insights import insight_figures
 from recpipe.reporting.figures.runs import data_figures, run_figures
@@ -116,6 +118,7 @@ def draw(
         **insight_figures(insights, page_board, metric=metric),
         **_studies(runs, page_board, insights).figures,
         **geometry_figures(geometry),
+        **audit_figures(insights.get("audit"), page_board, metric=metric),
     }
     return {name: figures.get(name) or go.Figure() for name in FIGURES}
 
@@ -179,6 +182,8 @@ def write(
         log.warning("%s", note)
     split_notes, exclude_seen = insights["split"]["warnings"], insights["split"]["exclude_seen"]
     notes += [*split_notes, *profile_warnings(profile, exclude_seen=exclude_seen and not split_notes)]
+    page_board = _page_board(board, insights)
+    audited = audit_section(insights.get("audit"), page_board, metric=metric)
     page = render_page(
         {"name": name, **dataset.model_dump()},
         metrics.values(),
@@ -188,19 +193,28 @@ def write(
         examples=examples,
         semantic_ids=ids,
         insights={**insights, "problems": list(problems)},
-        studies=_studies(runs, _page_board(board, insights), insights),
+        studies=_studies(runs, page_board, insights),
         tuning=tuning_section(runs.tunings.loaders(), protocol=protocol),
         geometry=geometry_section(geometry, insights["split"]["id"]),
+        audit=audited,
         notes=[*notes, *id_problems],
         metric=metric,
     )
     count = sum(fields["id"] == protocol for fields in _protocols(metrics).values())
     title = f"{dataset.title or name}: {count} runs under protocol {protocol}"
     lines = [section.line for section in ids]
-    ranked = _page_board(board, insights)["name"].to_list()
+    ranked = page_board["name"].to_list()
     best = next((model for model in ranked if examples and model in examples[0].recommendations), "")
     summary = format_summary(
-        board, examples, title=title, links={}, ids=lines, warnings=notes, model=best, metric=metric
+        board,
+        examples,
+        title=title,
+        links={},
+        ids=lines,
+        warnings=notes,
+        audit=audited.headlines if audited else (),
+        model=best,
+        metric=metric,
     )
     return page, summary
 

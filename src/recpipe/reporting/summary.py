@@ -28,17 +28,20 @@ def format_summary(
     links: Mapping[str, str],
     ids: Sequence[str] = (),
     warnings: Sequence[str] = (),
+    audit: Sequence[str] = (),
     model: str = "",
     users: int = 3,
     metric: str = "ndcg@10",
 ) -> str:
     """Format plain text of 100 columns, with the first ``users`` examples and the lists of ``model`` or the first one.
 
-    ``ids`` are lines about semantic ids, ``warnings`` sentences about the data, ``links`` places by name, as in
-    {"report": path}.
+    ``ids`` are lines about semantic ids, ``warnings`` and ``audit`` sentences about the data, ``links`` places by name,
+    as in {"report": path}.
     """
     parts = [_heading(title), to_text(board, metric=metric, width=WIDTH).rstrip()]
     parts += [_paragraph(f"Warning: {warning}") for warning in warnings]
+    if audit:
+        parts.append("\n".join([_heading("Audit of the data set"), *map(_paragraph, audit)]))
     if examples:
         model = model or next(iter(examples[0].recommendations), "")
         parts.append(_heading(f"Recommendations of {model}"))

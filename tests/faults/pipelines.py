@@ -101,7 +101,8 @@ def results(project: Path) -> dict[str, Any]:
             weights.update(name.encode() + tensor.numpy().tobytes())
         file = latest_version(layer(project, "08_reporting") / run_folder / "metrics.json") or Path()
         metrics = json.loads(verified(file).read_text())
-        ranks = pq.read_table(verified(layer(project, "07_model_output") / run_folder / "ranks.parquet")).to_pydict()
+        output = layer(project, "07_model_output") / run_folder / metrics["protocol"]["id"]
+        ranks = pq.read_table(verified(output / "ranks.parquet")).to_pydict()
         values[model] = {"weights": weights.hexdigest(), "ranks": ranks}
         values[model] |= {part: metrics[part] for part in ("test", "valid", "protocol")}
     return values

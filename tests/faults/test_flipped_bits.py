@@ -158,7 +158,9 @@ def evaluation(folder: Path) -> RunStore:
     )
     ranks = {name: [1] for name in ("user_id", "target", "rank", "history", "cold")}
     lists = {name: [1] for name in ("user_id", "rank", "item_id", "probability")}
-    dataset.save(Evaluation({"test": {"ndcg@10": 0.5}}, pa.table(ranks), pa.table(lists), "user_id\n"))
+    dataset.save(
+        Evaluation({"protocol": {"id": "abc"}, "test": {"ndcg@10": 0.5}}, pa.table(ranks), pa.table(lists), "user_id\n")
+    )
     return RunStore(folder / "r", folder / "o", folder / "m", folder / "f")
 
 
@@ -175,7 +177,7 @@ def ranks(folder: Path) -> Read:
     def read() -> None:
         again = RunStore(store.reporting, store.output, store.models, store.features)
         for kind in ("metrics", "ranks", "recommendations"):
-            assert getattr(again, kind)["sasrec/seed_1"] is not None
+            assert getattr(again, kind)["sasrec/seed_1/abc"] is not None
 
     return read
 

@@ -329,20 +329,20 @@ def test_an_evaluation_is_five_files_with_a_record_of_the_latest_and_loads_as_it
     assert files(tmp_path) == {
         f"reporting/metrics.json/{FIRST}/metrics.json",
         "reporting/metrics.json/latest.json",
-        f"output/test_recommendations.parquet/{FIRST}/test_recommendations.parquet",
-        "output/ranks.parquet",
-        "output/submission.csv",
-        "output/README.md",
+        f"output/abc/test_recommendations.parquet/{FIRST}/test_recommendations.parquet",
+        "output/abc/ranks.parquet",
+        "output/abc/submission.csv",
+        "output/abc/README.md",
     }
-    assert pq.read_table(tmp_path / "output" / "ranks.parquet").equals(RANKS.slice(0, 1))
-    assert (tmp_path / "output" / "submission.csv").read_text() == "user_id,item_ids\n1\n"
-    assert "do not show them to users" in (tmp_path / "output" / "README.md").read_text()
+    assert pq.read_table(tmp_path / "output" / "abc" / "ranks.parquet").equals(RANKS.slice(0, 1))
+    assert (tmp_path / "output" / "abc" / "submission.csv").read_text() == "user_id,item_ids\n1\n"
+    assert "do not show them to users" in (tmp_path / "output" / "abc" / "README.md").read_text()
 
 
 def test_an_evaluation_without_a_submission_leaves_none_of_an_earlier_one(tmp_path) -> None:
     dataset(tmp_path, FIRST).save(evaluation(1))
     dataset(tmp_path, SECOND).save(replace(evaluation(2), submission=None))
-    assert "output/submission.csv" not in files(tmp_path) and dataset(tmp_path).load()["seed"] == 2
+    assert "output/abc/submission.csv" not in files(tmp_path) and dataset(tmp_path).load()["seed"] == 2
 
 
 def test_metrics_and_recommendations_have_versions_and_the_latest_is_loaded(tmp_path) -> None:
@@ -357,7 +357,7 @@ def test_metrics_and_recommendations_have_versions_and_the_latest_is_loaded(tmp_
     assert earlier.load()["seed"] == 1
     lists = {path.parent.name for path in (tmp_path / "output").rglob("test_recommendations.parquet") if path.is_file()}
     assert lists == {FIRST, SECOND}
-    assert pq.read_table(tmp_path / "output" / "ranks.parquet").num_rows == 2
+    assert pq.read_table(tmp_path / "output" / "abc" / "ranks.parquet").num_rows == 2
 
 
 @pytest.mark.parametrize(
@@ -381,12 +381,14 @@ def test_a_failed_save_is_no_version_and_leaves_no_half_files(tmp_path, broken) 
 
 def test_nothing_but_the_metrics_is_missing_when_they_fail(tmp_path) -> None:
     with pytest.raises(DatasetError):
-        dataset(tmp_path, FIRST).save(Evaluation({"odd": Unwritable()}, RANKS, LISTS, "text"))
+        dataset(tmp_path, FIRST).save(
+            Evaluation({"protocol": {"id": "abc"}, "odd": Unwritable()}, RANKS, LISTS, "text")
+        )
     assert files(tmp_path) == {
-        f"output/test_recommendations.parquet/{FIRST}/test_recommendations.parquet",
-        "output/ranks.parquet",
-        "output/submission.csv",
-        "output/README.md",
+        f"output/abc/test_recommendations.parquet/{FIRST}/test_recommendations.parquet",
+        "output/abc/ranks.parquet",
+        "output/abc/submission.csv",
+        "output/abc/README.md",
     }
 
 

@@ -90,7 +90,7 @@ def test_a_browser_draws_every_figure_of_the_page_without_a_complaint(whole_run,
 
 def test_every_output_uses_the_ids_and_titles_of_the_source(whole_run) -> None:
     folder, _ = whole_run
-    output = folder / "data/test/07_model_output" / DATASET / "sasrec" / "seed_42"
+    (output,) = (folder / "data/test/07_model_output" / DATASET / "sasrec" / "seed_42").iterdir()  # of one protocol
     (file,) = output.glob("test_recommendations.parquet/*/test_recommendations.parquet")
     found = pl.read_parquet(file)
     items = pl.read_parquet(folder / "data/test/03_primary" / DATASET / "items.parquet")

@@ -75,9 +75,9 @@ def test_it_is_a_row_of_the_leaderboard_with_ranks_lists_and_a_submission(traine
     assert set(board) == {"popular", "svd", "item_knn", "ensemble"}
     assert len({row["protocol"] for row in board.values()}) == 1
     assert board["ensemble"]["ndcg@10"] == pytest.approx(metrics_of(trained, "ensemble")["test"]["ndcg@10"])
-    output = trained / "data/test/07_model_output" / DATASET / "ensemble/seed_42"
+    (output,) = (trained / "data/test/07_model_output" / DATASET / "ensemble/seed_42").iterdir()  # of one protocol
     ranks = pl.read_parquet(output / "ranks.parquet")
-    others = pl.read_parquet(output.parents[1] / "svd/seed_42/ranks.parquet")
+    others = pl.read_parquet(output.parents[2] / "svd/seed_42" / output.name / "ranks.parquet")
     assert ranks.select("user_id", "target", "candidates").equals(others.select("user_id", "target", "candidates"))
     (lists,) = output.glob("test_recommendations.parquet/*/test_recommendations.parquet")
     assert pl.read_parquet(lists)["user_id"].n_unique() == ranks.height
@@ -133,7 +133,7 @@ def test_content_slots_are_filled_by_a_content_model_of_the_same_run(project_cop
     assert metrics["content_slots"] == {"share": 0.2, "model": "text_knn"}
     assert metrics["cold_items"]["recall@10"] > 0
     output = project_copy / "data/test/07_model_output" / DATASET / "popular/seed_42"
-    (file,) = output.glob("test_recommendations.parquet/*/test_recommendations.parquet")
+    (file,) = output.glob("*/test_recommendations.parquet/*/test_recommendations.parquet")
     slots = pl.read_parquet(file).filter(pl.col("source") == "content_slots")
     assert set(slots["rank"]) == {5, 10, 15, 20} and slots["logit"].null_count() == len(slots)
 

@@ -52,7 +52,7 @@ def test_models_are_refitted_on_the_whole_log_and_no_report_lists_them(finished,
         assert bundle.train_events.sum() == len(log.items)
         stands_for = bundle.training["production"]["stands_for"]
         assert (stands_for["run"], stands_for["version"]) == (f"{DATASET}/{name}/seed_42", version.parent.name)
-        metrics = store(finished).metrics[f"{name}/seed_42"]
+        (metrics,) = store(finished).evaluations(f"{name}/seed_42").values()
         assert (stands_for["protocol"], stands_for["metrics"]) == (metrics["protocol"]["id"], metrics["test"])
         assert latest_version(run_folder(finished, name) / "bundle") == version
     assert listed(store(finished)) == before

@@ -136,9 +136,15 @@ def copy_run(folder: Path, model: str, change: Callable[[dict], object] = lambda
     change_metrics(folder, model, lambda metrics: change({**metrics, "model": model}))
 
 
+def output_of(folder: Path, model: str) -> Path:
+    """The folder of ranks and lists, named by the protocol."""
+    (ranks,) = (layer(folder, name="07_model_output") / model / SEED).glob("*/ranks.parquet")
+    return ranks.parent
+
+
 def set_ranks(folder: Path, model: str, rank: int) -> None:
     """Set the ranks of all targets, 0 for unranked, and the metrics that follow."""
-    path = layer(folder, name="07_model_output") / model / SEED / "ranks.parquet"
+    path = output_of(folder, model) / "ranks.parquet"
     table = pl.read_parquet(path).with_columns(rank=pl.lit(rank, pl.Int32))
     table.write_parquet(path)
     forget_digest(path)
@@ -158,15 +164,15 @@ def test_unusable_metrics_have_messages_and_the_rest_is_shown(folder, session_in
     copy_run(folder, "nmf", lambda metrics: {**metrics, "cost": [1.5]})
     copy_run(folder, "bpr", lambda metrics: {**metrics, "test": {**metrics["test"], "ndcg@10": None}})
     set_ranks(folder, "sasrec", 0)
-    file = newest(layer(folder, name="07_model_output") / "sasrec" / SEED, "test_recommendations.parquet")
+    file = newest(output_of(folder, "sasrec"), "test_recommendations.parquet")
     pl.read_parquet(file).head(0).write_parquet(file)
     forget_digest(file)
     words = run_report(folder, session_in, tmp_path / "browser")
     for expected in (
-        "svd/seed_42 holds a run of ml-1m, not of online_retail",
+        "holds a run of ml-1m, not of online_retail",
         "mf) is left out: metrics.json has no seed, protocol",
         "(online_retail, nmf, 42) is left out: its cost is not an object",
-        "the ranks of bpr/seed_42 on disk do not match its metrics",
+        f"the ranks of bpr/seed_42/{output_of(folder, 'bpr').name} on disk do not match its metrics",
         "sasrec recommends no item",
     ):
         assert expected in words
@@ -178,10 +184,10 @@ def test_unusable_metrics_have_messages_and_the_rest_is_shown(folder, session_in
 def test_damaged_files_have_messages_and_the_rest_is_shown(folder, session_in, tmp_path) -> None:
     for model in ("svd", "mf", "nmf", "bpr"):
         copy_run(folder, model)
-    reporting, output = layer(folder), layer(folder, name="07_model_output")
+    reporting = layer(folder)
     newest(reporting / "svd" / SEED, "metrics.json").write_text('{"dataset": ')
-    (output / "mf" / SEED / "ranks.parquet").write_bytes(b"PAR1 no more")
-    file = newest(output / "nmf" / SEED, "test_recommendations.parquet")
+    (output_of(folder, "mf") / "ranks.parquet").write_bytes(b"PAR1 no more")
+    file = newest(output_of(folder, "nmf"), "test_recommendations.parquet")
     pl.read_parquet(file).drop("probability").write_parquet(file)
     forget_digest(file)
     (reporting / "bpr" / SEED / "tie_sensitivity.json").write_text("[1, 2]")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from recpipe.evaluation.lists import Popularity
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.reporting.insights import Catalogue, RunOutputs
-from recpipe.reporting.run_store import RunStore
+from recpipe.reporting.run_store import RunStore, run_key
 
 VERSION = "2026-11-20T10.00.00.000Z"
 USERS, ITEMS, PLACES = 150, 40, 10
@@ -47,16 +47,22 @@ def lists_of(model, seed, probabilities=True):
     return table if probabilities else table.set_column(3, "probability", pa.nulls(len(rows), pa.float32()))
 
 
+def key_of(metrics):
+    """Model, seed and protocol, as RunStore has evaluations."""
+    return f"{metrics['model']}/seed_{metrics['seed']}/{metrics['protocol']['id']}"
+
+
 def finished_runs(make_run, models=MODELS, seeds=(42,), **options):
     """metrics.json dicts and outputs of these runs; all seeds of sasrec, the first one of others."""
     runs, ranks, lists = [], {}, {}
     for model in models:
         for seed in seeds if model == "sasrec" else seeds[:1]:
-            name, table = f"{model}/seed_{seed}", ranks_of(model, seed)
+            table = ranks_of(model, seed)
             test = metrics_from_ranks(table, cutoffs=(1, 5, 10, 20))
             runs.append(make_run(model, seed, **options) | {"test": test})
-            ranks[name] = lambda table=table: table
-            lists[name] = lambda model=model, seed=seed: lists_of(model, seed, probabilities=model == "sasrec")
+            key = key_of(runs[-1])
+            ranks[key] = lambda table=table: table
+            lists[key] = lambda model=model, seed=seed: lists_of(model, seed, probabilities=model == "sasrec")
     return runs, RunOutputs(ranks, lists)
 
 
@@ -71,7 +77,7 @@ def catalogue(vectors=True):
 def store(folder, **results):
     """A store of the data set in ``folder``; results as ``sasrec__42``."""
     layers = ("08_reporting", "07_model_output", "06_models", "04_feature")
-    by_run = {name.replace("__", "/seed_"): metrics for name, metrics in results.items()}
+    by_run = {run_key(name.replace("__", "/seed_"), metrics): metrics for name, metrics in results.items()}
     return RunStore(*(folder / layer / "shop" for layer in layers), results=by_run)
 
 
@@ -93,11 +99,12 @@ def write_runs(folder, make_run, models=MODELS, **options):
     for metrics in runs:
         run = f"{metrics['model']}/seed_{metrics['seed']}"
         write_json(folder / "08_reporting" / "shop" / run / "metrics.json" / VERSION / "metrics.json", metrics)
-        output = folder / "07_model_output" / "shop" / run
-        write_table(output / "ranks.parquet", outputs.ranks[run]())
-        lists = outputs.recommendations[run]()
+        key = key_of(metrics)
+        output = folder / "07_model_output" / "shop" / key
+        write_table(output / "ranks.parquet", outputs.ranks[key]())
+        lists = outputs.recommendations[key]()
         titles = [f"title of {item}" for item in lists["item_id"].to_pylist()]
         logits = [float(-rank) for rank in lists["rank"].to_pylist()]
         lists = lists.append_column("title", pa.array(titles)).append_column("logit", pa.array(logits))
-        write_table(output / "recommendations.parquet" / VERSION / "recommendations.parquet", lists)
+        write_table(output / "test_recommendations.parquet" / VERSION / "test_recommendations.parquet", lists)
     return folder

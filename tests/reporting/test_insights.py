@@ -4,13 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from tests.reporting.runs_on_disk import IDS, catalogue, finished_runs, lists_of, ranks_of
+from tests.reporting.runs_on_disk import IDS, catalogue, finished_runs, key_of, lists_of, ranks_of
 
 from recpipe.evaluation.lists import Lists, list_metrics
 from recpipe.evaluation.metrics import calibration, metrics_from_ranks
 from recpipe.evaluation.segments import segments
 from recpipe.evaluation.significance import UserMetric, compare
 from recpipe.reporting.insights import RunOutputs, compute_insights
+
+ID = "3f9a1c02"  # of the protocol of make_run
 
 
 def compute(runs, outputs, **options):
@@ -53,19 +55,19 @@ def test_the_baseline_is_the_configured_one_or_else_the_best(make_run, baseline,
 
 def test_problems_of_single_runs_are_listed_and_the_rest_is_computed(make_run, other_protocol):
     runs, outputs = finished_runs(make_run)
-    ranks = {name: load for name, load in outputs.ranks.items() if name != "item_knn/seed_42"}
-    ranks["popular/seed_42"] = lambda: ranks_of("popular", 7)  # of another evaluation
+    ranks = {name: load for name, load in outputs.ranks.items() if name != f"item_knn/seed_42/{ID}"}
+    ranks[f"popular/seed_42/{ID}"] = lambda: ranks_of("popular", 7)  # of another evaluation
     unknown = [["elsewhere"] * lists_of("sasrec", 42).num_rows]
     lists = {
         **outputs.recommendations,
-        "sasrec/seed_42": lambda: lists_of("sasrec", 42).set_column(2, "item_id", unknown),
+        f"sasrec/seed_42/{ID}": lambda: lists_of("sasrec", 42).set_column(2, "item_id", unknown),
     }
     other_runs, other_outputs = finished_runs(make_run, models=("mf",), protocol=other_protocol)
     outputs = RunOutputs({**ranks, **other_outputs.ranks}, lists)
     result = compute([*runs, *other_runs, {"model": "older"}], outputs)
     first, second, third = result["problems"]
     assert "item_knn/seed_42 has no ranks" in first
-    assert "ranks of popular/seed_42" in second and "do not match" in second
+    assert f"ranks of popular/seed_42/{ID}" in second and "do not match" in second
     assert third.startswith("sasrec/seed_42: 1500 ")
     protocol = runs[0]["protocol"]["id"]
     assert set(result["certainty"]) == {protocol, other_protocol["id"]}
@@ -78,7 +80,7 @@ def test_models_with_different_targets_are_not_compared(make_run):
     runs, outputs = finished_runs(make_run, models=("sasrec", "popular"))
     moved = ranks_of("popular", 42)
     moved = moved.set_column(1, "target", moved["target"].take(np.roll(np.arange(150), 1)))
-    ranks = {**outputs.ranks, "popular/seed_42": lambda: moved}
+    ranks = {**outputs.ranks, f"popular/seed_42/{ID}": lambda: moved}
     result = compute(runs, RunOutputs(ranks, outputs.recommendations))
     assert result["certainty"] == {}
     assert "popular" in result["problems"][0] and "targets" in result["problems"][0]
@@ -101,7 +103,7 @@ def test_tie_sensitivity_counts_only_for_the_same_protocol_metric_and_evaluation
 def test_one_user_and_empty_lists(make_run):
     runs, outputs = finished_runs(make_run, models=("sasrec", "popular"))
     ranks = {name: load().slice(0, 1) for name, load in outputs.ranks.items()}
-    runs = [run | {"test": metrics_from_ranks(ranks[f"{run['model']}/seed_42"], cutoffs=(10, 20))} for run in runs]
+    runs = [run | {"test": metrics_from_ranks(ranks[key_of(run)], cutoffs=(10, 20))} for run in runs]
     outputs = RunOutputs(
         {name: lambda table=table: table for name, table in ranks.items()},
         {name: lambda load=load: load().slice(0, 0) for name, load in outputs.recommendations.items()},

@@ -91,10 +91,19 @@ class Report:
         return " ".join(unescape(text).split())
 
 
+def evaluate_under(folder, run, protocol):
+    """Move the evaluation of a run to another protocol."""
+    change_metrics(folder, run, protocol=to_json_fields(protocol))
+    output = folder / "07_model_output" / "shop" / run
+    (output / SPLIT.id).rename(output / protocol.id)
+
+
 def test_a_report_of_finished_runs(folder):
     result = Report(store(folder))
     assert result.board["name"].to_list() == ["sasrec", "item_knn", "popular_recent", "popular"]
-    assert result.insights["ranked"] == [f"{name}/seed_42" for name in sorted(result.board["name"].to_list())]
+    assert result.insights["ranked"] == [
+        f"{name}/seed_42/{SPLIT.id}" for name in sorted(result.board["name"].to_list())
+    ]
     assert (result.insights["dataset"], result.insights["requested"]) == ("shop", ["sasrec"])
     assert result.insights["split"] == {
         "id": SPLIT.id,
@@ -131,7 +140,7 @@ def test_examples_show_requested_models_first_and_the_rest_by_rank(folder):
 
 
 def test_examples_are_of_the_protocol_of_the_requested_model(folder):
-    change_metrics(folder, "popular/seed_42", protocol=to_json_fields(UNSEEN))
+    evaluate_under(folder, "popular/seed_42", UNSEEN)
     result = Report(store(folder), models=("popular",))
     assert (result.insights["protocol"], result.example_models) == (UNSEEN.id, ["popular"])
     assert f"1 runs under protocol {UNSEEN.id}" in result.summary
@@ -141,7 +150,7 @@ def test_examples_are_of_the_protocol_of_the_requested_model(folder):
 
 
 def test_lists_of_another_split_are_left_out(folder):
-    change_metrics(folder, "popular/seed_42", protocol=to_json_fields(ELSEWHERE))
+    evaluate_under(folder, "popular/seed_42", ELSEWHERE)
     result = Report(store(folder), models=("popular",))
     assert result.insights["protocol"] == SPLIT.id
     assert "popular" not in result.example_models
@@ -156,8 +165,9 @@ def test_metrics_of_this_command_replace_those_on_disk(folder, make_run):
 def test_damaged_files_have_messages_and_the_rest_is_shown(folder):
     reporting, lists = (folder / layer / "shop" for layer in ("08_reporting", "07_model_output"))
     metrics_file(folder, "popular/seed_42").write_text('{"dataset": ')
-    (lists / "popular_recent/seed_42/ranks.parquet").write_bytes(b"PAR1 no more")
-    (lists / "item_knn/seed_42/recommendations.parquet" / VERSION / "recommendations.parquet").write_bytes(b"")
+    (lists / f"popular_recent/seed_42/{SPLIT.id}/ranks.parquet").write_bytes(b"PAR1 no more")
+    name = "test_recommendations.parquet"
+    (lists / "item_knn/seed_42" / SPLIT.id / name / VERSION / name).write_bytes(b"")
     write_json(reporting / "sasrec/seed_42/tie_sensitivity.json", [1, 2])
     (reporting / "sasrec/seed_42/curves.parquet").write_bytes(b"")
     (reporting / "sasrec/seed_42/context.json").write_text("{")
@@ -166,8 +176,8 @@ def test_damaged_files_have_messages_and_the_rest_is_shown(folder):
     result = Report(store(folder))
     for expected in (
         "the metrics of popular/seed_42 cannot be read: ",
-        "the ranks of popular_recent/seed_42 cannot be read: ",
-        "the recommendations of item_knn/seed_42 cannot be read: ",
+        f"the ranks of popular_recent/seed_42/{SPLIT.id} cannot be read: ",
+        f"the recommendations of item_knn/seed_42/{SPLIT.id} cannot be read: ",
         "sasrec/seed_42: its tie sensitivity is not an object",
         "the curves of sasrec/seed_42 cannot be read: ",
         "The quality of text_ids is of another version",
@@ -183,7 +193,7 @@ def test_runs_of_other_data_sets_and_incomplete_runs_are_left_out(folder):
     write_json(metrics_file(folder, "item_knn/seed_42"), {"model": "item_knn"})
     result = Report(store(folder))
     assert result.board["name"].to_list() == ["sasrec"]
-    assert "popular/seed_42 holds a run of elsewhere, not of shop: it is left out" in result.words
+    assert f"popular/seed_42/{SPLIT.id} holds a run of elsewhere, not of shop: it is left out" in result.words
     assert "its cost is not an object" in result.words and "metrics.json has no dataset" in result.words
 
 

@@ -167,7 +167,48 @@ def test_vectors_figures_and_quality_are_by_modality(tmp_path):
 def test_files_of_finished_runs_are_found(tmp_path, make_run):
     write_runs(tmp_path, make_run)
     runs = store(tmp_path)
-    names = [f"{model}/seed_42" for model in ("item_knn", "popular", "popular_recent", "sasrec")]
+    names = [f"{model}/seed_42/3f9a1c02" for model in ("item_knn", "popular", "popular_recent", "sasrec")]
     assert list(runs.metrics) == list(runs.ranks) == list(runs.recommendations) == names
-    assert json.dumps(runs.metrics["sasrec/seed_42"]["test"])
+    assert json.dumps(runs.metrics["sasrec/seed_42/3f9a1c02"]["test"])
     assert runs.problems == []
+
+
+def evaluated(folder, version, protocol, value, run="a/seed_1", finished=""):
+    """An evaluation of a run: metrics, and ranks and lists in the folder of the protocol."""
+    metrics = {"dataset": "shop", "model": "a", "seed": 1, "protocol": {"id": protocol}, "test": {"ndcg@10": value}}
+    versioned(folder, run, version, metrics | {"finished": finished})
+    output = folder / "07_model_output" / "shop" / run / protocol
+    write_table(output / "ranks.parquet", RANKS.set_column(2, "rank", pa.array([value])))
+    name = "test_recommendations.parquet"
+    lists = pa.table({"user_id": ["u"], "rank": [1], "item_id": [f"{value}"], "probability": [0.5]})
+    write_table(output / name / version / name, lists)
+
+
+def test_evaluations_of_a_run_under_several_protocols_are_all_there_each_in_its_newest_version(tmp_path):
+    for version, protocol, value in (("v1", "aa", 1), ("v2", "bb", 2), ("v3", "aa", 3), ("v4", "cc", 4)):
+        evaluated(tmp_path, version, protocol, value, finished=version)
+    runs = store(tmp_path)
+    expected = {"a/seed_1/aa": 3, "a/seed_1/bb": 2, "a/seed_1/cc": 4}
+    assert {key: values["test"]["ndcg@10"] for key, values in runs.metrics.readable().items()} == expected
+    assert {key: table["rank"][0].as_py() for key, table in runs.ranks.readable().items()} == expected
+    lists = {key: int(table["item_id"][0].as_py()) for key, table in runs.recommendations.readable().items()}
+    assert lists == expected
+    assert list(runs.evaluations("a/seed_1")) == ["cc", "aa", "bb"] and runs.evaluations("a/seed_2") == {}
+
+
+def test_ranks_of_older_versions_belong_to_the_newest_evaluation_without_its_own(tmp_path):
+    old = tmp_path / "07_model_output" / "shop" / "a" / "seed_1"
+    for version, protocol in (("v1", "aa"), ("v2", "bb")):
+        metrics = {"dataset": "shop", "model": "a", "seed": 1, "protocol": {"id": protocol}, "test": {}}
+        versioned(tmp_path, "a/seed_1", version, metrics)
+    write_table(old / "ranks.parquet", RANKS)
+    assert list(store(tmp_path).ranks) == ["a/seed_1/bb"]
+    evaluated(tmp_path, "v3", "cc", 5)
+    assert list(store(tmp_path).ranks) == ["a/seed_1/bb", "a/seed_1/cc"]
+
+
+def test_the_lists_of_batch_recommendations_are_none_of_an_evaluation(tmp_path):
+    evaluated(tmp_path, "v1", "aa", 1)
+    name = "recommendations.parquet"
+    write_table(tmp_path / "07_model_output/shop/a/seed_1/recommendations" / name / "v2" / name, RANKS)
+    assert list(store(tmp_path).recommendations) == ["a/seed_1/aa"]

@@ -177,6 +177,13 @@ def _warn_of_future(path: Path, future: str, past: str) -> None:
     log.warning("%s has versions of the future, such as %s; %s is read", path, future, past)
 
 
+def versions_newest_first(path: Path) -> list[Path]:
+    """Return ``<path>/<version>/<name>`` of all versions: the latest, see ``latest_version``, then by falling name."""
+    latest = latest_version(path)
+    others = [path / name / path.name for name in reversed(version_names(path))]
+    return [] if latest is None else [latest, *(file for file in others if file != latest)]
+
+
 def version_names(path: Path) -> list[str]:
     """Return the names of all versions of ``path``, sorted."""
     return sorted(file.parent.name for file in path.glob(f"*/{glob.escape(path.name)}"))

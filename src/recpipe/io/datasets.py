@@ -273,7 +273,7 @@ OUTPUT_README = f"""\
 | file | content |
 |---|---|
 | test_recommendations.parquet | a folder for each evaluation, with the top-k lists of all test users |
-| ranks.parquet | rank of every test target in the latest evaluation |
+| ranks.parquet | rank of every test target in the latest evaluation under this protocol |
 | submission.csv | the lists of the latest evaluation in the layout of `evaluate.submission` |
 """
 
@@ -282,8 +282,9 @@ class EvaluationDataset(LatestVersion, AbstractVersionedDataset["Evaluation", di
     """Files of an ``Evaluation``; loads its metrics.
 
     ``filepath`` is metrics.json, which is versioned and written last: a run is complete when it exists. ``output`` has
-    ranks.parquet and submission.csv of the latest evaluation, all versions of test_recommendations.parquet, and a
-    README that says which histories the lists come from.
+    a folder for each protocol id, so that evaluations of a model under several protocols stay: ranks.parquet and
+    submission.csv of the latest evaluation, all versions of test_recommendations.parquet, and a README that says which
+    histories the lists come from.
     """
 
     def __init__(
@@ -302,17 +303,18 @@ class EvaluationDataset(LatestVersion, AbstractVersionedDataset["Evaluation", di
         import pyarrow.parquet as pq
 
         metrics, name = Path(self._get_save_path()), "test_recommendations.parquet"
-        recommendations = self._output / name / metrics.parent.name / name
-        for path in (Path(self._filepath), self._output / name):
+        output = self._output / data.metrics["protocol"]["id"]
+        recommendations = output / name / metrics.parent.name / name
+        for path in (Path(self._filepath), output / name):
             clean_versions(path)
-        for file, table in {self._output / "ranks.parquet": data.ranks, recommendations: data.recommendations}.items():
+        for file, table in {output / "ranks.parquet": data.ranks, recommendations: data.recommendations}.items():
             with atomic_file(file) as part:
                 pq.write_table(table, part, compression="zstd")
         for name, text in {"submission.csv": data.submission, "README.md": OUTPUT_README}.items():
             if text is None:  # one of an earlier evaluation would not fit the metrics
-                (self._output / name).unlink(missing_ok=True)
+                (output / name).unlink(missing_ok=True)
                 continue
-            with atomic_file(self._output / name, digest=False) as part:
+            with atomic_file(output / name, digest=False) as part:
                 part.write_text(text, encoding="utf-8")
         with atomic_file(metrics) as part:
             part.write_text(json.dumps(data.metrics, indent=4), encoding="utf-8")
@@ -363,7 +365,7 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
 
 
 class RunsDataset(AbstractDataset[dict[str, Any], "RunStore"]):
-    """A ``RunStore``; ``save`` takes metrics by run name, which later loads prefer to files, and writes nothing."""
+    """A ``RunStore``; ``save`` takes metrics by key of the run, which later loads prefer to files, and writes nothing."""
 
     def __init__(
         self, *, reporting: Folder, output: Folder, models: Folder, features: Folder, metadata: Metadata = None

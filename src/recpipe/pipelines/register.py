@@ -109,6 +109,7 @@ def bundle_folder(run: Path, which: str) -> Path:
 def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str) -> Evidence:
     """Return what a bundle is compared by: metrics and ranks of its own evaluation, or of the run it stands for.
 
+    Of several evaluations it is that under the protocol of the training, or else the newest.
     Raises ValueError for a bundle that was never evaluated, though its protocol has a test fold.
     """
     from recpipe.serving.registry.champion import Evidence
@@ -117,7 +118,7 @@ def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str)
     if production is not None:
         stands_for = production["stands_for"]
         run, metrics = stands_for["run"], stands_for["metrics"]
-        ranks = ranks_of(run.partition("/")[2], metrics, runs, metric)
+        ranks = ranks_of(f"{run.partition('/')[2]}/{stands_for['protocol']}", metrics, runs, metric)
         return Evidence(
             run, stands_for["version"], stands_for["protocol"], production["made_by"], version, metrics, ranks
         )
@@ -125,9 +126,10 @@ def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str)
     run, protocol = f"{bundle.protocol.dataset}/{name}", bundle.protocol
     if protocol.split == "none":
         return Evidence(run, version, protocol.id, bundle_version=version)
-    measured = runs.metrics.get(name)
-    ranks = None if measured is None else ranks_of(name, measured["test"], runs, metric)
-    if measured is None or ranks is None or not is_of(measured, bundle):
+    evaluations = {key: values for key, values in runs.evaluations(name).items() if is_of(values, bundle)}
+    measured = evaluations.get(protocol.id) or next(iter(evaluations.values()), None)
+    ranks = measured and ranks_of(f"{name}/{measured['protocol']['id']}", measured["test"], runs, metric)
+    if measured is None or ranks is None:
         raise ValueError(
             f"{folder} has no evaluation of its own: run `kedro run --pipelines=evaluate,register --params "
             f"dataset={protocol.dataset},model={bundle.name},seed={bundle.training.get('seed')}`"
@@ -142,12 +144,12 @@ def is_of(metrics: dict[str, Any], bundle: Bundle) -> bool:
     return all(metrics.get("cost", {}).get(key) == value for key, value in cost.items())
 
 
-def ranks_of(name: str, metrics: dict[str, Any], runs: RunStore, metric: str) -> Any:
-    """Return the ranks of a run on disk, None where they are of another evaluation than ``metrics``."""
+def ranks_of(key: str, metrics: dict[str, Any], runs: RunStore, metric: str) -> Any:
+    """Return the ranks of a run and protocol on disk, None where they are of another evaluation than ``metrics``."""
     from recpipe.evaluation.metrics import metric_value
 
-    if name not in runs.ranks:
+    if key not in runs.ranks:
         return None
-    ranks = runs.ranks[name]
+    ranks = runs.ranks[key]
     value = metric_value(ranks, metric, setting="register.metric")
     return ranks if metric not in metrics or abs(value - metrics[metric]) < 1e-9 else None

@@ -84,10 +84,10 @@ def _encoders(runs: RunStore, vocabulary: Vocabulary) -> tuple[list[VectorSource
 def _quality(runs: RunStore, metric: str, protocol: str) -> dict[str, float]:
     """Validation metric by run under ``protocol``; the test metric for models without a validation fold."""
     quality = {}
-    for run, metrics in runs.metrics.readable().items():
+    for metrics in runs.metrics.readable().values():
         if check_metrics(metrics) or metrics["protocol"]["id"] != protocol:
             continue
         value = (metrics.get("valid") or {}).get(metric, metrics["test"].get(metric))
         if value is not None:
-            quality[run] = float(value)
+            quality[f"{metrics['model']}/seed_{metrics['seed']}"] = float(value)
     return quality

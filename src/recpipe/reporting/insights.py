@@ -26,7 +26,7 @@ Vectors = tuple[NDArray[np.float64] | VectorRows, NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class RunOutputs:
-    """Loaders of outputs by run name: Arrow tables of ranks and recommendations, dicts of tie sensitivity."""
+    """Loaders of outputs: Arrow tables of ranks and recommendations by ``Run.key``, tie sensitivity by ``Run.name``."""
 
     ranks: Loaders = field(default_factory=dict)
     recommendations: Loaders = field(default_factory=dict)
@@ -56,11 +56,12 @@ def compute_insights(
     """Compute the insights of runs, by the ``model`` of their leaderboard rows.
 
     ``certainty`` is by protocol and over all seeds. The rest is under ``protocol``, that of the catalogue, of one run
-    per row: that of ``seed``, or else the first. ``ranked`` names runs whose ranks on disk match their metrics.
+    per row: that of ``seed``, or else the first. ``ranked`` has the keys of runs whose ranks on disk match their
+    metrics.
     """
     runs, _ = read_runs(metrics)
     problems: list[str] = []
-    ranks = {run.name: _ranks(run, outputs, metric, problems) for run in runs}
+    ranks = {run.key: _ranks(run, outputs, metric, problems) for run in runs}
     groups: dict[str, dict[str, RunGroup]] = {}
     for group in group_runs(runs):
         groups.setdefault(group.protocol, {})[group.model] = group
@@ -71,7 +72,7 @@ def compute_insights(
     }
     representatives: dict[str, Run] = {}  # by model: the run of the seed, or else the first one with ranks
     for name, group in groups.get(protocol, {}).items():
-        if with_ranks := [run for run in group.runs if ranks[run.name] is not None]:
+        if with_ranks := [run for run in group.runs if ranks[run.key] is not None]:
             representatives[name] = next((run for run in with_ranks if run.seed == seed), with_ranks[0])
     k, ids, events = int(metric.partition("@")[2]), catalogue.item_ids, catalogue.popularity.events
 
@@ -91,7 +92,7 @@ def compute_insights(
         "seed": seed,
         "ranked": [name for name, table in ranks.items() if table is not None],
         "certainty": certainty,
-        "segments": by_model(lambda run: segments(ranks[run.name], item_ids=ids, train_events=events, k=k).to_pylist()),
+        "segments": by_model(lambda run: segments(ranks[run.key], item_ids=ids, train_events=events, k=k).to_pylist()),
         "lists": by_model(lambda run: _lists(run, ranks, outputs, catalogue, k)),
         "training": _training_popularity(catalogue),
         "calibration": by_model(lambda run: _calibration(run, ranks, outputs)),
@@ -104,18 +105,20 @@ def compute_insights(
 
 def _ranks(run: Run, outputs: RunOutputs, metric: str, problems: list[str]) -> pa.Table | None:
     """Ranks of a run; None where they are missing or do not match its metrics."""
-    if run.name not in outputs.ranks:
-        problems.append(f"{run.name} has no ranks on disk, so no interval: run `evaluate` again")
+    if run.key not in outputs.ranks:
+        problems.append(
+            f"{run.name} has no ranks under protocol {run.protocol_id} on disk, so no interval: run `evaluate` again"
+        )
         return None
     try:
-        table: pa.Table = outputs.ranks[run.name]()
+        table: pa.Table = outputs.ranks[run.key]()
         value = metrics_from_ranks(table, cutoffs=[int(metric.partition("@")[2])]).get(metric)
     except ValueError as error:
         problems.append(_with_run_name(run, error))
         return None
     if value is not None and math.isclose(value, _test_metric(run, metric), abs_tol=1e-9):
         return table
-    problems.append(f"the ranks of {run.name} on disk do not match its metrics: run `evaluate` again")
+    problems.append(f"the ranks of {run.key} on disk do not match its metrics: run `evaluate` again")
     return None
 
 
@@ -125,7 +128,7 @@ def _certainty(
     """Bootstrap intervals and comparisons with the baseline, of the models of one protocol."""
     tables = {}
     for name, group in groups.items():
-        if values := [table for run in group.runs if (table := ranks[run.name]) is not None]:
+        if values := [table for run in group.runs if (table := ranks[run.key]) is not None]:
             tables[name] = values
     if not tables:
         return None
@@ -143,10 +146,10 @@ def _certainty(
 
 
 def _lists(run: Run, ranks: Ranks, outputs: RunOutputs, catalogue: Catalogue, k: int) -> dict[str, Any] | None:
-    if run.name not in outputs.recommendations:
+    if run.key not in outputs.recommendations:
         return None
-    lists, ids = Lists.of(outputs.recommendations[run.name](), catalogue.item_ids, k), catalogue.item_ids
-    return list_metrics(lists, catalogue.popularity, ranks[run.name], item_ids=ids, vectors=catalogue.vectors)
+    lists, ids = Lists.of(outputs.recommendations[run.key](), catalogue.item_ids, k), catalogue.item_ids
+    return list_metrics(lists, catalogue.popularity, ranks[run.key], item_ids=ids, vectors=catalogue.vectors)
 
 
 def _training_popularity(catalogue: Catalogue) -> dict[str, Any]:
@@ -159,9 +162,9 @@ def _training_popularity(catalogue: Catalogue) -> dict[str, Any]:
 
 
 def _calibration(run: Run, ranks: Ranks, outputs: RunOutputs) -> dict[str, Any] | None:
-    if run.name not in outputs.recommendations:
+    if run.key not in outputs.recommendations:
         return None
-    result = calibration(outputs.recommendations[run.name](), ranks[run.name])
+    result = calibration(outputs.recommendations[run.key](), ranks[run.key])
     return None if result is None else asdict(result)
 
 

@@ -6,7 +6,7 @@ The functions are called in this order. Their results are JSON, except for the l
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from recpipe.config import ID_KINDS
-from recpipe.data.protocol import DERIVED_FIELDS, EVALUATION_FIELDS
+from recpipe.data.protocol import DERIVED_FIELDS, EVALUATION_FIELDS, Protocol
 from recpipe.evaluation.lists import Popularity
 from recpipe.evaluation.profile import profile_warnings, split_warnings
 from recpipe.reporting.audit import audit_section
@@ -70,7 +70,7 @@ def analyse(
     popularity = Popularity.of(train_set, len(vocabulary))
     ties = {run: runs.tie_sensitivity.loaders()[run] for run in runs.tie_sensitivity.readable()}
     protocols = _protocols(metrics)
-    page = _page_protocol(protocols, models, seed, split)
+    page = _page_protocol(protocols, models, seed, split, current=runs.results)
     result = compute_insights(
         list(metrics.values()),
         RunOutputs(runs.ranks.loaders(), runs.recommendations.loaders(), ties),
@@ -134,23 +134,23 @@ def pick(
 ) -> list[Example]:
     """Pick example users with the lists of each model, requested ones first, then by rank; empty without any list."""
     protocols = _protocols(_dataset_metrics(runs, insights["dataset"]))
-    comparable = {run for run, protocol in protocols.items() if protocol["id"] == insights["protocol"]}
+    comparable = {key for key, protocol in protocols.items() if protocol["id"] == insights["protocol"]}
     candidates = comparable & runs.ranks.keys() & runs.recommendations.keys() & {*insights["ranked"]}
     lists: dict[str, pa.Table] = {}
     ranked = _page_board(board, insights)["name"].to_list()
     requested = [name for name in insights["requested"] if name in ranked]
     for model in dict.fromkeys([*requested, *ranked]):
-        run = f"{model}/seed_{insights['seed']}"
-        if run in candidates:
+        key = f"{model}/seed_{insights['seed']}/{insights['protocol']}"
+        if key in candidates:
             try:
-                lists[model] = runs.recommendations[run]
+                lists[model] = runs.recommendations[key]
             except DamagedFileError as error:
                 log.warning("%s", error)
     if not lists:
         return []
     return pick_examples(
         test_set.histories,
-        runs.ranks[f"{next(iter(lists))}/seed_{insights['seed']}"],
+        runs.ranks[f"{next(iter(lists))}/seed_{insights['seed']}/{insights['protocol']}"],
         lists,
         items,
         item_ids=vocabulary.ids,
@@ -225,7 +225,7 @@ def steps_of(ingest_steps: pl.DataFrame) -> tuple[str, ...]:
 
 
 def _dataset_metrics(runs: RunStore, dataset: str) -> dict[str, Any]:
-    """Unchecked metrics by run, without runs of another data set."""
+    """Unchecked metrics by key of the run, without runs of another data set."""
     return {
         run: metrics
         for run, metrics in runs.metrics.readable().items()
@@ -234,18 +234,31 @@ def _dataset_metrics(runs: RunStore, dataset: str) -> dict[str, Any]:
 
 
 def _protocols(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Protocols of usable metrics by run."""
+    """Protocols of usable metrics by key of the run."""
     return {run: values["protocol"] for run, values in metrics.items() if not check_metrics(values)}
 
 
 def _page_protocol(
-    protocols: Mapping[str, Mapping[str, Any]], models: Sequence[str], seed: int, split: Mapping[str, Any]
+    protocols: Mapping[str, Mapping[str, Any]],
+    models: Sequence[str],
+    seed: int,
+    split: Mapping[str, Any],
+    *,
+    current: Container[str],
 ) -> str:
-    fields = {name: value for name, value in split.items() if name not in {*EVALUATION_FIELDS, *DERIVED_FIELDS}}
+    """Return the protocol id of the page: that of the first of ``models`` with evaluations on this split.
+
+    Of several it is that of this command (keys ``current``), or else that of the split. Without any it is the latter.
+    """
+    no_split = {*EVALUATION_FIELDS, *DERIVED_FIELDS, "name"}
+    defaults = Protocol(dataset="").to_dict()  # of fields that older runs lack
+    fields = {name: value for name, value in split.items() if name not in no_split}
     for model in models:
-        protocol = protocols.get(f"{model}/seed_{seed}", {})
-        if protocol and all(protocol.get(name) == value for name, value in fields.items()):
-            return str(protocol["id"])
+        runs = {key: run for key, run in protocols.items() if key.startswith(f"{model}/seed_{seed}/")}
+        same = [key for key in runs if all(runs[key].get(name, defaults.get(name)) == fields[name] for name in fields)]
+        same.sort(key=lambda key: (key not in current, runs[key]["id"] != split["id"]))
+        if same:
+            return str(runs[same[0]]["id"])
     return str(split["id"])
 
 

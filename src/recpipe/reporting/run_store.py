@@ -1,4 +1,8 @@
-"""Finished runs of a data set: files on disk (see conf/base/catalog) and metrics, by name ``<model>/seed_<n>``."""
+"""Finished runs of a data set: files on disk (see conf/base/catalog) and metrics.
+
+Files of a training, such as bundle and curve, are by name ``<model>/seed_<n>``. Those of an evaluation, metrics, ranks
+and lists, are by key ``<model>/seed_<n>/<protocol id>``, as a training may be evaluated under several protocols.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recpipe.config import ID_KINDS, VECTORS
-from recpipe.data.atomic import latest_version
+from recpipe.data.atomic import latest_version, versions_newest_first
 from recpipe.data.digests import verified
 
 if TYPE_CHECKING:
@@ -63,6 +67,11 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.model}/seed_{self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Name and protocol id, by which ``RunStore`` has metrics, ranks and recommendations."""
+        return f"{self.name}/{self.protocol_id}"
 
     @property
     def protocol_id(self) -> str:
@@ -144,8 +153,15 @@ class DamagedFileError(ValueError):
     """A file of a run cannot be read or lacks columns; the message names kind and run."""
 
 
+def run_key(run: str, metrics: object) -> str:
+    """Return ``<model>/seed_<n>/<protocol id>``, or ``run`` alone for metrics without a protocol."""
+    protocol = metrics.get("protocol") if isinstance(metrics, Mapping) else None
+    id_ = protocol.get("id") if isinstance(protocol, Mapping) else None
+    return f"{run}/{id_}" if id_ else run
+
+
 class RunFiles(Mapping[str, T]):
-    """Files of one kind by run name, read at access. Access to a damaged file raises DamagedFileError.
+    """Files of one kind by name or key of a run, read at access. Access to a damaged file raises DamagedFileError.
 
     ``kind`` names the content in messages. ``columns`` are required of a table. ``values`` replace files on disk. With
     ``cache`` a file is read once, otherwise at each access.
@@ -220,28 +236,66 @@ class RunStore:
     models: Path
     features: Path
     _: KW_ONLY
-    results: Mapping[str, Any] = field(default_factory=dict)  # metrics of this command, which replace those on disk
+    results: Mapping[str, Any] = field(default_factory=dict)  # metrics of this command by key, over those on disk
 
     @cached_property
     def metrics(self) -> RunFiles[Any]:
-        """metrics.json of each run, unchecked (see ``check_metrics``)."""
-        return RunFiles(_latest(self.reporting, "metrics.json"), read_json, "metrics", values=self.results)
+        """Newest metrics.json of each run and protocol, unchecked (see ``check_metrics``); by run if unreadable."""
+        paths = {key: path for files in self._evaluations.values() for key, path in files.items()}
+        return RunFiles(paths, read_json, "metrics", values=self.results)
 
     @cached_property
     def ranks(self) -> RunFiles[pa.Table]:
         """Ranks of the test targets, a row per target."""
-        return RunFiles(_runs(self.output, "ranks.parquet"), read_table, "ranks", columns=RANKS)
+        return RunFiles(self._outputs("ranks.parquet", _file), read_table, "ranks", columns=RANKS)
 
     @cached_property
     def recommendations(self) -> RunFiles[pa.Table]:
         """Recommended items per test user; not cached, as many models would fill the memory."""
         names = ("recommendations.parquet", "test_recommendations.parquet")  # version 0.1 wrote the first
-        paths = {run: path for name in names for run, path in _latest(self.output, name).items()}
-        for run, metrics in _latest(self.reporting, "metrics.json").items():  # lists of the same evaluation
-            for name in names:
-                if (file := self.output / run / name / metrics.parent.name / name).is_file():
-                    paths[run] = file
+        paths = {key: path for name in names for key, path in self._outputs(name, latest_version).items()}
+        for run, files in self._evaluations.items():
+            for key, metrics in files.items():  # lists of the same evaluation
+                for folder, name in ((run, names[0]), (run, names[1]), (key, names[1])):
+                    if (file := self.output / folder / name / metrics.parent.name / name).is_file():
+                        paths[key] = file
         return RunFiles(paths, read_table, "recommendations", columns=RECOMMENDATIONS, cache=False)
+
+    def evaluations(self, run: str) -> dict[str, Any]:
+        """Return the usable metrics of the run ``<model>/seed_<n>`` by protocol id, the newest first."""
+        metrics = [self.metrics[key] for key in self.metrics if key.startswith(f"{run}/")]
+        usable = [values for values in metrics if check_metrics(values) is None]
+        usable.sort(key=lambda values: str(values.get("finished", "")), reverse=True)
+        return {values["protocol"]["id"]: values for values in usable}
+
+    @cached_property
+    def _evaluations(self) -> dict[str, dict[str, Path]]:
+        """The newest metrics.json of each protocol by key, by run; newest first."""
+        evaluations: dict[str, dict[str, Path]] = {}
+        for folder in sorted(self.reporting.glob("*/seed_*/metrics.json")):
+            run = _name(self.reporting, folder.parent)
+            for file in versions_newest_first(folder):
+                try:
+                    key = run_key(run, read_json(file))
+                except READ_ERRORS:
+                    key = run  # an access has the message
+                evaluations.setdefault(run, {}).setdefault(key, file)
+        return evaluations
+
+    def _outputs(self, name: str, find: Callable[[Path], Path | None]) -> dict[str, Path]:
+        """Return files of evaluations by key. Those of older versions lie in the folder of the run.
+
+        There they belong to the newest evaluation that has none of its own, or to the run alone without metrics.
+        """
+        folders = self.output.glob(f"*/seed_*/*/{name}") if name.startswith(("ranks", "test_")) else ()
+        found = {_name(self.output, path.parent): find(path) for path in folders}
+        paths = {key: path for key, path in found.items() if path is not None}
+        for old in self.output.glob(f"*/seed_*/{name}"):
+            run = _name(self.output, old.parent)
+            key = next((key for key in self._evaluations.get(run, {run: old}) if key not in paths), None)
+            if key is not None and (file := find(old)) is not None:
+                paths[key] = file
+        return paths
 
     @cached_property
     def curves(self) -> RunFiles[pa.Table]:
@@ -331,6 +385,10 @@ def read_table(path: Path) -> pa.Table:
     """Read a Parquet file."""
     with pq.ParquetFile(verified(path)) as file:
         return file.read()
+
+
+def _file(path: Path) -> Path | None:
+    return path if path.is_file() else None
 
 
 def _runs(folder: Path, file: str) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recpipe.config import DataPaths, RunConfig
-from recpipe.data.atomic import latest_version
+from recpipe.data.atomic import versions_newest_first
 from recpipe.data.digests import verified
 from recpipe.training.bundle import Bundle, load_bundle
 from recpipe.training.bundle_folders import newest_bundle, version_of
@@ -48,9 +48,8 @@ def newest_run(paths: DataPaths, config: RunConfig) -> NewestRun:
 
 
 def _metrics(path: Path, bundle: Bundle) -> dict[str, Any]:
-    """Return the test metrics of the newest evaluation, none if there is none under the bundle's protocol."""
-    file = latest_version(path)
-    if file is not None:
+    """Return the test metrics of the newest evaluation under the bundle's protocol, none if there is none."""
+    for file in versions_newest_first(path):
         metrics = json.loads(verified(file).read_text(encoding="utf-8"))
         if metrics["protocol"]["id"] == bundle.protocol.id:
             return dict(metrics["test"])

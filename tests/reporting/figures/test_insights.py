@@ -1,7 +1,7 @@
 """Tables and figures of insights show the values of the insights."""
 
 import pytest
-from tests.reporting.runs_on_disk import catalogue, finished_runs
+from tests.reporting.runs_on_disk import catalogue, finished_runs, key_of
 
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.reporting.figures.insights import TIES, certainty_table, insight_figures, lists_table
@@ -86,7 +86,7 @@ def test_one_user_has_no_intervals_and_no_figures(make_run):
     runs, outputs = finished_runs(make_run, models=("sasrec", "popular"))
     ranks = {name: load().slice(0, 1) for name, load in outputs.ranks.items()}
     for run in runs:
-        run["test"] = metrics_from_ranks(ranks[f"{run['model']}/seed_42"], cutoffs=(10, 20))
+        run["test"] = metrics_from_ranks(ranks[key_of(run)], cutoffs=(10, 20))
     lists = {name: lambda load=load: load().slice(0, 0) for name, load in outputs.recommendations.items()}
     loaders = {name: lambda table=table: table for name, table in ranks.items()}
     insights = compute(runs, RunOutputs(loaders, lists))

@@ -1,4 +1,4 @@
-"""Kedro session and config loader of the project, and the plan of runs over several seeds.
+"""Kedro session and config loader of the project, and the plan of runs over several seeds, protocols and folds.
 
 ``recpipe.config`` reads and checks the configuration once; Kedro gets its parameters and globals from there.
 """
@@ -20,9 +20,10 @@ from kedro.framework.session import KedroSession
 from kedro.runner import ParallelRunner
 from kedro.utils import find_kedro_project
 
-from recpipe.config import ConfigError, Configuration, DataPaths, split_names
+from recpipe.config import ConfigError, Configuration, DataPaths, build_config, split_names
 from recpipe.config.files import expand_shorthands
 from recpipe.config.run_config import AUTO
+from recpipe.data.protocol import EVALUATION_FIELDS, Protocol
 from recpipe.hooks.checks import check_types
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals, spawn_processes
 from recpipe.pipelines.wiring import (
@@ -42,6 +43,7 @@ ONCE = ("ingest", "embed", "semantic_ids")  # pipelines that do not depend on th
 REPORT = "report"
 LAST = ("geometry", REPORT)  # pipelines that compare all seeds; they run last
 PER_SEED = ["train", "evaluate"]  # of the whole project
+PER_PROTOCOL = ("evaluate", "ensemble")  # pipelines that run under each of several protocols after one training
 Plan = list[tuple[int, list[str] | None]]
 PROCESS_COUNTS = {"WORLD_SIZE": "torchrun", "SLURM_STEP_NUM_TASKS": "srun"}  # environment variable: its program
 NODE_FILTERS = ("tags", "node_names", "namespaces", "from_nodes", "to_nodes", "from_inputs", "to_outputs")
@@ -97,7 +99,7 @@ def check_single_process(environment: Mapping[str, str]) -> None:
 
 
 class RecpipeSession(SessionWithOneLoader):
-    """Kedro's session with pipelines for the models of the command, and a run for each of ``seeds``."""
+    """Kedro's session with pipelines for the models of the command, and a run for each seed, protocol and fold."""
 
     @classmethod
     def create(cls, *args: Any, **options: Any) -> KedroSession:
@@ -121,6 +123,8 @@ class RecpipeSession(SessionWithOneLoader):
         options["pipeline_names"] = [name for name in names if name]
         if isinstance(options.get("runner"), ParallelRunner):
             spawn_processes()
+        if len(self.configuration.protocol_names) > 1:
+            return self._run_protocols(options)
         if seeds := requested_seeds(self.configuration):
             return self._run_seeds(seeds, options)
         filters = [str(word) for key in NODE_FILTERS for word in options.get(key) or ()]
@@ -166,6 +170,22 @@ class RecpipeSession(SessionWithOneLoader):
             outputs: dict[str, Any] = session.run(**{**options, "pipeline_names": pipelines})
         return outputs
 
+    def _run_protocols(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Run a session for each of several protocols: the first for all pipelines, the others to evaluate."""
+        names, pipelines = self.configuration.protocol_names, options["pipeline_names"]
+        check_same_training(self.configuration)
+        wiring = command_wiring(self.configuration, pipelines)
+        filtered = any(options.get(name) for name in NODE_FILTERS)
+        outputs: dict[str, Any] = {}
+        for name, of_protocol in plan_protocols(names, pipelines, wiring.requested, filtered=filtered):
+            log.info("protocol %s: %s", name, ", ".join(of_protocol or ["the whole project"]))
+            params = with_protocol(self.store.get("runtime_params") or {}, name=name)
+            if of_protocol != pipelines:
+                params["model"] = "+".join(wiring.models)  # of a whole run the baselines too
+            with self.sibling(params) as session:
+                outputs = session.run(**{**options, "pipeline_names": of_protocol})
+        return outputs
+
     def _run_seeds(self, seeds: list[int], options: dict[str, Any]) -> dict[str, Any]:
         """Run a session for each seed, since Kedro allows one run in each; return the outputs of the last one."""
         filtered = any(options.get(name) for name in NODE_FILTERS)
@@ -178,6 +198,53 @@ class RecpipeSession(SessionWithOneLoader):
             with self.sibling(params) as session:
                 outputs = session.run(**{**options, "pipeline_names": pipelines or []})
         return outputs
+
+
+def with_protocol(params: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return overrides with these fields of the block ``protocol``."""
+    return {**params, "protocol": {**(params.get("protocol") or {}), **fields}}
+
+
+def check_same_training(configuration: Configuration) -> None:
+    """Raise ConfigError where the protocols of a command need trainings of their own, with the fields that differ."""
+    protocols = {}
+    for name in configuration.protocol_names:
+        params = with_protocol(configuration.overrides, name=name)
+        fields = dataclasses.replace(configuration, overrides=params).parameters()["protocol"]
+        protocols[name] = build_config(Protocol, fields, where="protocol")
+    first, *others = protocols
+    for name in others:
+        if differing := protocols[first].data_differences(protocols[name]):
+            pairs = [(key, getattr(protocols[first], key), getattr(protocols[name], key)) for key in differing]
+            values = [f"{key}, {one} and {other}" for key, one, other in pairs]
+            raise ConfigError(
+                f"protocol={'+'.join(protocols)}: one training can be evaluated under several protocols only where they "
+                f"differ in {', '.join(EVALUATION_FIELDS)}; {first} and {name} differ in {' and '.join(values)}. "
+                "Run the command once for each"
+            )
+
+
+def plan_protocols(
+    names: Sequence[str], pipelines: Sequence[str], requested: Sequence[str], *, filtered: bool = False
+) -> list[tuple[str, list[str]]]:
+    """Return protocol and pipelines of each run in order; the report comes last, under the first protocol.
+
+    ``requested``: the pipelines of the command, those of a whole run by name. Raises ConfigError without an evaluation.
+    """
+    if filtered:
+        return [(name, list(pipelines)) for name in names]
+    again = [pipeline for pipeline in PER_PROTOCOL if pipeline in requested]
+    if not again:
+        raise ConfigError(
+            f"protocol={'+'.join(names)}: only {' and '.join(PER_PROTOCOL)} run under several protocols, and this "
+            f"command has {', '.join(requested)}: choose one protocol, or add evaluate"
+        )
+    first, *others = names
+    whole = not pipelines or WHOLE in pipelines
+    begins = [name for name in pipelines if name not in LAST]
+    ends = [name for name in LAST if name in pipelines or (name == REPORT and REPORT in requested)]
+    runs = [(first, [] if whole else begins), *((name, again) for name in others), (first, ends)]
+    return [(name, chosen) for number, (name, chosen) in enumerate(runs) if chosen or (whole and number == 0)]
 
 
 def without_folds(plan: Plan) -> Plan:

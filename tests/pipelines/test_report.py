@@ -44,7 +44,7 @@ def test_metrics_are_collected_by_run_and_other_results_ignored() -> None:
     metrics = {"dataset": "shop", "model": "sasrec", "seed": 42, "protocol": {"id": "x"}, "test": {}}
     quality, ties = {"passed": True}, {"model": "sasrec", "seed": 42, "protocol": "x"}
     results = {"text_ids_quality": quality, "sasrec_tie_sensitivity": ties, "b": None}
-    assert collect_runs(sasrec_evaluation=metrics, **results) == {"sasrec/seed_42": metrics}
+    assert collect_runs(sasrec_evaluation=metrics, **results) == {"sasrec/seed_42/x": metrics}
     assert collect_runs() == {}
 
 
@@ -184,7 +184,7 @@ def test_unusable_metrics_have_messages_and_the_rest_is_shown(folder, session_in
 def test_damaged_files_have_messages_and_the_rest_is_shown(folder, session_in, tmp_path) -> None:
     for model in ("svd", "mf", "nmf", "bpr"):
         copy_run(folder, model)
-    reporting = layer(folder)
+    reporting, protocol = layer(folder), output_of(folder, "nmf").name
     newest(reporting / "svd" / SEED, "metrics.json").write_text('{"dataset": ')
     (output_of(folder, "mf") / "ranks.parquet").write_bytes(b"PAR1 no more")
     file = newest(output_of(folder, "nmf"), "test_recommendations.parquet")
@@ -195,8 +195,8 @@ def test_damaged_files_have_messages_and_the_rest_is_shown(folder, session_in, t
     words = run_report(folder, session_in, tmp_path / "browser")
     for expected in (
         "the metrics of svd/seed_42 cannot be read: ",
-        "the ranks of mf/seed_42 cannot be read: ",
-        "the recommendations of nmf/seed_42 have no probability",
+        f"the ranks of mf/seed_42/{protocol} cannot be read: ",
+        f"the recommendations of nmf/seed_42/{protocol} have no probability",
         "bpr/seed_42: its tie sensitivity is not an object",
     ):
         assert expected in words

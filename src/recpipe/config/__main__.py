@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         overrides = parse_overrides(options.params)
         configuration = Configuration.read(options.conf, options.env, overrides, _model_info)
+        configuration.check_one_protocol()
         names = configuration["model"]
         models = configuration.model_names if names == "all" else list(split_names(names))
         for name in models:

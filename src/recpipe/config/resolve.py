@@ -204,6 +204,11 @@ class Configuration:
             request = leaf.value if isinstance(leaf, Leaf) and leaf.value is not None else request
         return self.protocols.choose(request)
 
+    def check_one_protocol(self) -> None:
+        """Raise ConfigError for several protocols, which only `kedro run` evaluates one after the other."""
+        if len(names := self.protocol_names) > 1:
+            raise ConfigError(f"protocol={'+'.join(names)}: choose one; only `kedro run` takes several")
+
     @cached_property
     def protocols(self) -> NamedProtocols:
         """The named protocols of the data set."""

@@ -365,7 +365,7 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
 
 
 class RunsDataset(AbstractDataset[dict[str, Any], "RunStore"]):
-    """A ``RunStore``; ``save`` takes metrics by key of the run, which later loads prefer to files, and writes nothing."""
+    """A ``RunStore``; ``save`` takes metrics by run key, which later loads prefer to files, and writes nothing."""
 
     def __init__(
         self, *, reporting: Folder, output: Folder, models: Folder, features: Folder, metadata: Metadata = None

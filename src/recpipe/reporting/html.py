@@ -21,11 +21,11 @@ from recpipe.reporting.examples import Example
 from recpipe.reporting.figures import CAPTIONS, TEXTS, Table
 from recpipe.reporting.figures.geometry import GeometrySection
 from recpipe.reporting.figures.insights import TIES, certainty_table, insight_figures, lists_table
-from recpipe.reporting.figures.runs import Frame, data_figures, run_figures
+from recpipe.reporting.figures.runs import Frame, data_figures, drawn_protocol, run_figures
 from recpipe.reporting.figures.semantic_ids import IdSection
 from recpipe.reporting.figures.studies import StudySection
 from recpipe.reporting.formatting import MISSING, count, date_range, day, duration, number, percent
-from recpipe.reporting.leaderboard import COUNTS, footnotes, leaderboard, split_by_protocol, table_cells
+from recpipe.reporting.leaderboard import COUNTS, footnotes, leaderboard, protocol_title, split_by_protocol, table_cells
 from recpipe.reporting.run_store import Run, read_runs
 from recpipe.reporting.tuning import TuningSection
 
@@ -61,7 +61,7 @@ def render_page(
     page_board = board.filter(pl.col("protocol") == insights.get("protocol", ""))
     id_figures = [(section, name) for section in semantic_ids for name in section.figures]
     figures = {
-        **run_figures(metrics, curves=curves, metric=metric),
+        **run_figures(metrics, curves=curves, metric=metric, protocol=insights.get("protocol")),
         **data_figures(profile, steps),
         **insight_figures(insights, page_board, metric=metric),
         **{f"{section.name}_{name}": section.figures[name] for section, name in id_figures},
@@ -75,6 +75,7 @@ def render_page(
         dataset={name: dataset.get(name) for name in DATASET_FIELDS},
         created=day(int((created or datetime.now(UTC)).timestamp())),
         lead=_lead(board, metric),
+        figures_protocol=drawn_protocol(board, insights.get("protocol")),
         boards=[_board(protocol, part, runs, metric) for _, protocol, part in split_by_protocol(board)],
         problems=[*problems, *insights.get("problems", ())],
         notes=notes,
@@ -181,10 +182,12 @@ def _board(protocol: str, part: pl.DataFrame, runs: list[Run], metric: str) -> d
     """The table of one protocol, its fields with their meanings, and its counts."""
     head, rows = table_cells(part, metric)
     fields = dict(next(run.protocol for run in runs if run.protocol_id == protocol))
-    del fields["id"]
+    for name in ("id", "name"):
+        fields.pop(name, None)
     meanings = TEXTS["protocol_fields"]
     return {
         "protocol": protocol,
+        "name": protocol_title(part),
         "head": head,
         "rows": rows,
         "fields": [(name, _setting(value), meanings.get(name, "")) for name, value in fields.items()],

@@ -27,7 +27,7 @@ from recpipe.reporting.formatting import (
     metric_title,
     percent,
 )
-from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
+from recpipe.reporting.run_store import Run, RunGroup, group_runs, names_by_protocol, read_runs
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,9 @@ def leaderboard(
 ) -> pl.DataFrame:
     """Build the table of all readable runs from their metrics.json dicts; the others are logged and left out.
 
-    Columns: rank, dataset, protocol, model, name, settings, seeds, members, search, commit, test metrics with their
-    sample standard deviation ``_std``, counts, costs. ``rank`` is by the test ``metric`` within data set and protocol,
-    null without the metric. ``model`` is ``name``, with the settings id where a protocol has several settings of it.
+    Columns: rank, dataset, protocol, model, name, settings, seeds, members, search, commit, protocol_name, test metrics
+    with their sample standard deviation ``_std``, counts, costs. ``rank`` is by the test ``metric`` within data set and
+    protocol, null without the metric. ``model`` is ``name``, with the settings id where a protocol has several settings of it.
     ``certainty`` (see ``compute_insights``) adds the interval of ``metric`` as ``_low`` and ``_high``.
     """
     runs, problems = read_runs(metrics)
@@ -60,12 +60,15 @@ def leaderboard(
         dict.fromkeys([metric, *(name for run in runs for name in run.test_metrics if name not in COUNTS)]),
         key=lambda name: (name != metric, name.partition("@")[2] != cutoff),
     )
+    protocol_names = names_by_protocol(runs)
     rows = [_row(group, names) | _bounds(group, metric, certainty or {}) for group in group_runs(runs)]
+    rows = [row | {"protocol_name": protocol_names.get(row["protocol"])} for row in rows]
     if not rows:
-        names = ["dataset", "protocol", "model", "name"]
+        names = ["dataset", "protocol", "protocol_name", "model", "name"]
         return pl.DataFrame(schema={"rank": pl.UInt32, **dict.fromkeys(names, pl.String)})
     board = pl.DataFrame(rows, infer_schema_length=None).with_columns(
-        pl.col(metric).cast(pl.Float64), pl.col("settings", "members", "search", "commit").cast(pl.String)
+        pl.col(metric).cast(pl.Float64),
+        pl.col("settings", "members", "search", "commit", "protocol_name").cast(pl.String),
     )
     part = ["dataset", "protocol"]
     rank, size = pl.col(metric).rank("min", descending=True).over(part).cast(pl.UInt32), pl.len().over(part)
@@ -80,6 +83,11 @@ def split_by_protocol(board: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]
     return [(part["dataset"][0], part["protocol"][0], part) for part in parts]
 
 
+def protocol_title(part: pl.DataFrame) -> str | None:
+    """Return the name of the protocol of these rows; None without one, and in tables of older versions."""
+    return part["protocol_name"][0] if "protocol_name" in part.columns else None
+
+
 def to_markdown(board: pl.DataFrame, *, metric: str = "ndcg@10") -> str:
     """Format one Markdown table per data set and protocol, with the commit of each row; model names are escaped."""
     parts = []
@@ -88,7 +96,9 @@ def to_markdown(board: pl.DataFrame, *, metric: str = "ndcg@10") -> str:
         if "commit" in part.columns and part["commit"].null_count() < part.height:
             head = [*head, "commit"]
             rows = [[*row, commit or MISSING] for row, commit in zip(rows, part["commit"], strict=True)]
-        lines = [f"**{_escape_markdown(dataset)}**, protocol `{protocol}`", "", _markdown_row(head)]
+        name = protocol_title(part)
+        title = f"{_escape_markdown(name)} (`{protocol}`)" if name else f"`{protocol}`"
+        lines = [f"**{_escape_markdown(dataset)}**, protocol {title}", "", _markdown_row(head)]
         lines.append(_markdown_row(["---:", "---"] + ["---:"] * (len(head) - 2)))
         lines += [_markdown_row([_escape_markdown(value) for value in row]) for row in rows]
         if notes := footnotes(part):
@@ -112,7 +122,8 @@ def to_text(board: pl.DataFrame, *, metric: str = "ndcg@10", width: int = 100) -
         form = "  ".join(f"{{:{side}{size}}}" for side, size in zip(alignment, widths, strict=True))
         head_line, *lines = [form.format(*row) for row in table]
         rule = "─" * max(len(head_line), *map(len, lines))
-        title = f"{dataset} · test · protocol {protocol}"
+        name = protocol_title(part)
+        title = f"{dataset} · test · protocol {f'{name} ({protocol})' if name else protocol}"
         parts.append("\n".join([title, rule, head_line, rule, *lines, rule, *footnotes(part)]))
     return "\n\n".join(parts) + "\n" if parts else NO_RUNS
 
@@ -265,8 +276,8 @@ def _escape_markdown(text: str) -> str:
 def _tables_by_dataset(text: str) -> dict[str, str]:
     """Markdown tables by the data set of their first line; each ends with an empty line."""
     tables: dict[str, str] = {}
-    for table in re.split(r"(?m)^(?=\*\*.+\*\*, protocol `)", text):
-        if match := re.match(r"\*\*(.+?)\*\*, protocol `", table):
+    for table in re.split(r"(?m)^(?=\*\*.+\*\*, protocol .*`)", text):
+        if match := re.match(r"\*\*(.+?)\*\*, protocol .*`", table):
             tables[match[1]] = tables.get(match[1], "") + table.rstrip("\n") + "\n\n"
     return tables
 

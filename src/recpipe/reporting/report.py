@@ -28,7 +28,7 @@ from recpipe.reporting.figures.semantic_ids import IdSection, id_section
 from recpipe.reporting.figures.studies import StudySection, study_section
 from recpipe.reporting.html import render_page
 from recpipe.reporting.insights import Catalogue, RunOutputs, Vectors, compute_insights
-from recpipe.reporting.leaderboard import leaderboard, to_markdown
+from recpipe.reporting.leaderboard import leaderboard, protocol_title, to_markdown
 from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
 from recpipe.reporting.summary import format_summary
 from recpipe.reporting.tuning import tuning_section
@@ -113,7 +113,7 @@ def draw(
     """Draw all ``FIGURES`` by name; those without data are empty."""
     page_board, metrics = _page_board(board, insights), _dataset_metrics(runs, insights["dataset"]).values()
     figures = {
-        **run_figures(metrics, curves=_curves(runs), metric=metric),
+        **run_figures(metrics, curves=_curves(runs), metric=metric, protocol=insights["protocol"]),
         **data_figures(profile, steps),
         **insight_figures(insights, page_board, metric=metric),
         **_studies(runs, page_board, insights).figures,
@@ -201,7 +201,8 @@ def write(
         metric=metric,
     )
     count = sum(fields["id"] == protocol for fields in _protocols(metrics).values())
-    title = f"{dataset.title or name}: {count} runs under protocol {protocol}"
+    label = protocol_title(_page_board(board, insights)) if count else None
+    title = f"{dataset.title or name}: {count} runs under protocol {f'{label} ({protocol})' if label else protocol}"
     lines = [section.line for section in ids]
     ranked = page_board["name"].to_list()
     best = next((model for model in ranked if examples and model in examples[0].recommendations), "")

@@ -115,6 +115,12 @@ def group_runs(runs: Iterable[Run]) -> list[RunGroup]:
     return result
 
 
+def names_by_protocol(runs: Iterable[Run]) -> dict[str, str]:
+    """Return the names of protocols by id; those of the newest runs where runs of one id have several."""
+    ordered = sorted(runs, key=lambda run: run.finished)
+    return {run.protocol_id: str(name) for run in ordered if (name := run.protocol.get("name"))}
+
+
 def read_runs(metrics: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:
     """Parse metrics.json dicts; return runs and a message for each that is left out.
 

@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = DataFolder(options.data, options.dataset, options.seed, options.into)
     overrides = {**parse_overrides(options.params), "dataset": options.dataset, "seed": options.seed}
     configuration = Configuration.read(options.conf, options.env, overrides, model_info)
+    configuration.check_one_protocol()
     if configuration.profile == AUTO:
         raise ConfigError(
             f"datasets.{options.dataset}.profile is auto, which `kedro run` resolves: give the profile that it "

@@ -32,14 +32,19 @@ CUTOFF_METRICS = ("ndcg", "hit_rate", "recall", "coverage")
 
 
 def run_figures(
-    metrics: Iterable[Mapping[str, Any]] = (), *, curves: Mapping[str, Frame] | None = None, metric: str = "ndcg@10"
+    metrics: Iterable[Mapping[str, Any]] = (),
+    *,
+    curves: Mapping[str, Frame] | None = None,
+    metric: str = "ndcg@10",
+    protocol: str | None = None,
 ) -> dict[str, go.Figure]:
     """Draw metrics by cutoff, quality against time and training curves, by name; without those that lack data.
 
-    Of ``metrics`` (metrics.json) the largest protocol is drawn. Keys of ``curves``: ``model`` or ``model · seed 42``.
+    Of ``metrics`` (metrics.json) those under ``drawn_protocol`` are drawn. Keys of ``curves``: ``model`` or
+    ``model · seed 42``.
     """
     board = leaderboard(metrics, metric=metric)
-    board = split_by_protocol(board)[0][2] if board.height else board
+    board = board.filter(board["protocol"] == drawn_protocol(board, protocol)) if board.height else board
     tables = {name: pl.DataFrame(table) for name, table in (curves or {}).items()}
     figures = {
         **{f"{name}_at_cutoffs": _at_cutoffs(board, name) for name in CUTOFF_METRICS},
@@ -49,6 +54,12 @@ def run_figures(
         "gradient_norm": _training(tables, "gradient_norm", board),
     }
     return drop_missing(figures)
+
+
+def drawn_protocol(board: pl.DataFrame, protocol: str | None) -> str | None:
+    """Return ``protocol`` if ``board`` has rows of it, else the one with the most rows; None for an empty board."""
+    ids = [id_ for _, id_, _ in split_by_protocol(board)]
+    return protocol if protocol in ids else next(iter(ids), None)
 
 
 def data_figures(profile: Mapping[str, Any] | None = None, steps: Frame | None = None) -> dict[str, go.Figure]:

@@ -218,8 +218,8 @@ def check_same_training(configuration: Configuration) -> None:
             pairs = [(key, getattr(protocols[first], key), getattr(protocols[name], key)) for key in differing]
             values = [f"{key}, {one} and {other}" for key, one, other in pairs]
             raise ConfigError(
-                f"protocol={'+'.join(protocols)}: one training can be evaluated under several protocols only where they "
-                f"differ in {', '.join(EVALUATION_FIELDS)}; {first} and {name} differ in {' and '.join(values)}. "
+                f"protocol={'+'.join(protocols)}: one training can be evaluated under several protocols only where "
+                f"they differ in {', '.join(EVALUATION_FIELDS)}; {first} and {name} differ in {' and '.join(values)}. "
                 "Run the command once for each"
             )
 

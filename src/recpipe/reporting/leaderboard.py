@@ -49,7 +49,8 @@ def leaderboard(
 
     Columns: rank, dataset, protocol, model, name, settings, seeds, members, search, commit, protocol_name, test metrics
     with their sample standard deviation ``_std``, counts, costs. ``rank`` is by the test ``metric`` within data set and
-    protocol, null without the metric. ``model`` is ``name``, with the settings id where a protocol has several settings of it.
+    protocol, null without the metric. ``model`` is ``name``, with the settings id where a protocol has several settings
+    of it.
     ``certainty`` (see ``compute_insights``) adds the interval of ``metric`` as ``_low`` and ``_high``.
     """
     runs, problems = read_runs(metrics)

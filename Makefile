@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench leaderboard viz mlflow clean
+.PHONY: help demo serve test lint bench leaderboard results viz mlflow clean
 
 PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
@@ -33,6 +33,9 @@ bench: $(VENV)/.stamp-dev  ## every table in benchmarks/; some need ml-1m or ml-
 
 leaderboard: $(VENV)/.stamp-recpipe  ## the results tables of README.md, from runs on disk
 	$(BIN)/python -m recpipe.reporting.leaderboard
+
+results: $(VENV)/.stamp-recpipe  ## docs/results: published numbers beside ours, from runs on disk
+	$(BIN)/python -m recpipe.reporting.results
 
 viz: $(VENV)/.stamp-dev  ## the pipelines as a picture, in the browser
 	$(KEDRO) viz run --host 127.0.0.1

@@ -1,0 +1,1 @@
+"""Paper-parity pages: published results of every data set beside our own, protocol by protocol (docs/results)."""

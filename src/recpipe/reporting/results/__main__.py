@@ -1,0 +1,105 @@
+"""``python -m recpipe.reporting.results``: write docs/results from published rows and from runs on disk."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recpipe.config import ConfigError, Configuration, read_parameters
+from recpipe.config.files import Tree, block
+from recpipe.data.atomic import atomic_file
+from recpipe.reporting.results.ours import STORE, ResultsStoreError, collect, merge, read_store, write_store
+from recpipe.reporting.results.pages import dataset_page, index_page
+from recpipe.reporting.results.published import FOLDER, read_not_built, read_published
+from recpipe.reporting.results.sections import sections
+
+log = logging.getLogger(__name__)
+
+INDEX = "index.md"
+
+
+def write_results(
+    folder: Path, protocols: Mapping[str, Mapping[str, Any]], *, data: Iterable[Path] = (), datasets: Iterable[str] = ()
+) -> list[str]:
+    """Merge the runs below the folders ``data`` into the store, and write all pages in ``folder``.
+
+    protocols: for every data set its named protocols and their fields. datasets: those whose runs are read, by default
+    all. Returns messages about runs that cannot be used. Raises ConfigError and ResultsStoreError before anything is
+    written.
+    """
+    published, not_built, stored = read_published(folder), read_not_built(folder), read_store(folder / STORE)
+    if unknown := sorted(set(published) - set(protocols)):
+        raise ConfigError(f"{folder} has results of {', '.join(unknown)}, which are no data sets; rename the files")
+    problems: list[str] = []
+    for root in data:
+        names = sorted(path.name for path in (root / "08_reporting").glob("*") if path.is_dir())
+        for name in names:
+            if name in (datasets or names):
+                rows, messages = collect(root, name, stored)
+                stored = merge(stored, rows)
+                problems += messages
+    ours = {name: [row for row in stored.values() if row.dataset == name] for name in protocols}
+    shown = [name for name in protocols if name in published or ours[name]]
+    parts = {}
+    for name in shown:
+        try:
+            parts[name] = published.get(name), sections(published.get(name), ours[name], protocols[name])
+        except ValueError as error:
+            raise ConfigError(f"{folder / FOLDER / name}.yml: {error}") from error
+    files = {INDEX: index_page(parts, not_built)}
+    for name, page in {name: dataset_page(name, *parts[name]) for name in shown}.items():
+        files |= {f"{name}.md": page.text, **page.pictures}
+    write_store(folder / STORE, stored)
+    _write(folder, files)
+    return problems
+
+
+def named_protocols(conf: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Read the protocols of every data set of a conf folder, with their fields."""
+    files = read_parameters(conf, None)
+    result = {}
+    for dataset in block(files, "datasets"):
+        names = Configuration(files, {"dataset": dataset}).protocols.names
+        result[dataset] = {name: _fields(files, dataset, name) for name in names}
+    return result
+
+
+def _fields(files: Tree, dataset: str, name: str) -> dict[str, Any]:
+    fields: dict[str, Any] = Configuration(files, {"dataset": dataset, "protocol": name})["protocol"]
+    return fields
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    """Write pages and pictures, and remove pictures that no page shows any more."""
+    for name, text in files.items():
+        with atomic_file(folder / name, digest=False) as path:
+            path.write_text(text, encoding="utf-8")
+    for path in folder.glob("*.svg"):
+        if path.name not in files:
+            path.unlink()
+
+
+def main() -> None:
+    """Parse the command line and write the pages."""
+    parser = argparse.ArgumentParser(description="Write docs/results: published results and ours, by protocol.")
+    parser.add_argument("datasets", nargs="*", help="data sets whose runs are read; default all")
+    parser.add_argument("--data", type=Path, action="append", help="folder of runs, default data; may be repeated")
+    parser.add_argument("--conf", type=Path, default=Path("conf"))
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        roots = args.data or [Path("data")]
+        problems = write_results(args.results, named_protocols(args.conf), data=roots, datasets=args.datasets)
+    except (ConfigError, ResultsStoreError, ValueError) as error:
+        parser.error(str(error))
+    for problem in problems:
+        log.warning("%s", problem)
+    log.info("%s: %d files", args.results, len(list(args.results.glob("*.*"))))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,14 @@ import pytest
 from tests.config.test_resolve import FILES, files
 
 from recpipe.config import ConfigError, Configuration
-from recpipe.pipelines.content_kinds import has_inputs, kind_inputs, kinds_of_command, kinds_of_model, selected_kinds
+from recpipe.pipelines.content_kinds import (
+    KindInputs,
+    has_inputs,
+    kind_inputs,
+    kinds_of_command,
+    kinds_of_model,
+    selected_kinds,
+)
 
 TEXT = {"template": "{title}"}
 POSTERS = {"from": "posters.zip", "name": "{item_id}.jpg"}
@@ -123,3 +130,19 @@ def test_foreign_ids_need_a_file_and_text_only_where_neighbours_are_compared() -
         kinds_of_command(configuration("texts"), [configuration("texts").run("borrower")], ["train"])
     with pytest.raises(ConfigError, match="data set 'textless' has no text to make foreign ids of"):
         selected_kinds(configured("textless", "foreign"))
+
+
+def test_collaborative_ids_name_a_model_that_exists() -> None:
+    def aligned_with(**option) -> Configuration:
+        quantizers = {"rqvae": {"type": "rqvae", **option}}
+        semantic_ids = {**FILES["semantic_ids"], "kinds": {"text_collaborative": {"quantizers": quantizers}}}
+        models = {**FILES["models"], **MODELS}
+        tree = files(datasets=BLOCKS, models=models, semantic_ids=semantic_ids)
+        return Configuration(tree, {"dataset": "texts", "modality": "text_collaborative"})
+
+    inputs = kind_inputs(aligned_with(collaborative={"model": "net"}), ["text", "text_collaborative"])
+    assert inputs == {"text": KindInputs("text"), "text_collaborative": KindInputs("text", "net")}
+    with pytest.raises(ConfigError, match="unknown model in .*rqvae.collaborative.model 'nett' .did you mean 'net'"):
+        kind_inputs(aligned_with(collaborative={"model": "nett"}), ["text_collaborative"])
+    with pytest.raises(ConfigError, match="text_collaborative ids need a model whose item vectors"):
+        kind_inputs(aligned_with(), ["text_collaborative"])

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import unescape
 from pathlib import Path
 
@@ -35,9 +35,11 @@ class PartialWiring:
     results: tuple[str, ...] = ("sasrec_evaluation", "text_ids_quality", "text_parts_ids_quality")
     requested: tuple[str, ...] = ("semantic_ids", "geometry", "report")
 
-    @property
-    def kind_inputs(self) -> dict[str, KindInputs]:
-        return {kind: KindInputs(VECTORS_OF.get(kind, kind)) for kind in self.kinds}
+    kind_inputs: dict[str, KindInputs] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        inputs = {kind: KindInputs(VECTORS_OF.get(kind, kind)) for kind in self.kinds}
+        object.__setattr__(self, "kind_inputs", self.kind_inputs or inputs)
 
 
 def test_metrics_are_collected_by_run_and_other_results_ignored() -> None:
@@ -74,6 +76,20 @@ def test_semantic_ids_are_wired_for_the_kinds_of_the_command_only() -> None:
         "params:datasets.shop",
         "params:dataset",
     }
+
+
+def test_kinds_of_one_command_are_compared_with_the_item_vectors_that_one_is_aligned_with() -> None:
+    kinds = {
+        "text": KindInputs("text"),
+        "text_collaborative": KindInputs("text", "sasrec"),
+        "foreign": KindInputs(None),
+    }
+    pipeline = semantic_ids.create_pipeline(replace(PartialWiring(kinds=tuple(kinds)), kind_inputs=kinds))
+    readers = {node.name for node in pipeline.nodes if "text_collaborative_item_vectors" in node.inputs}
+    measuring = {"text.measure_ids", "text_collaborative.measure_ids", "foreign.measure_foreign_ids"}
+    assert readers == {"text_collaborative.fit_quantizer", *measuring}
+    (reading,) = pipeline.only_nodes_with_outputs("text_collaborative_item_vectors").nodes
+    assert set(reading.inputs) == {"sasrec_bundle", "training_data"}
 
 
 def test_foreign_ids_have_no_quantizer_and_need_no_vectors() -> None:

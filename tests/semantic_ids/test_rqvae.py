@@ -261,7 +261,7 @@ def test_separated_items_learn_to_differ():
 def test_held_out_items_are_no_training_items(monkeypatch: pytest.MonkeyPatch):
     parts: list[torch.Tensor] = []
 
-    def record(config, model, sizes, masks, train, held_out, *rest):
+    def record(config, model, sizes, masks, train, held_out, *rest, **more):
         parts.extend([held_out, train.tensor(slice(None))])
         raise InterruptedError
 

@@ -222,10 +222,13 @@ class Category(Block):
     of_list: Literal["first", "last"] = "last"
 
 
+IdKind = Literal["text", "image", "text_image", "text_parts", "text_collaborative", "foreign"]
+
+
 class ContentConfig(Block):
     """``content`` of a data set."""
 
-    modalities: list[Literal["text", "image", "text_image", "text_parts", "foreign"]] | None = None
+    modalities: list[IdKind] | None = None
     text: TextContent | None = None
     image: dict[str, Any] | None = None
     category: Category | None = None

@@ -1,9 +1,9 @@
 """Kinds of semantic ids and modalities of item vectors that a command builds, by the content of the data set.
 
-Text, image and their concatenation have vectors and ids. Text has a second kind of ids: ``text_parts``, independent
-codes of parts of the vector. ``foreign`` ids come from a file. The parameter ``modality`` selects kinds, as in
-``text+image``; ``none`` builds nothing; ``auto`` selects ``content.modalities`` of the data set and what the models of
-the command read.
+Text, image and their concatenation have vectors and ids. Text has two more kinds of ids: ``text_parts``, independent
+codes of parts of the vector, and ``text_collaborative``, aligned with item vectors of a trained model. ``foreign`` ids
+come from a file. The parameter ``modality`` selects kinds, as in ``text+image``; ``none`` builds nothing; ``auto``
+selects ``content.modalities`` of the data set and what the models of the command read.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ from recpipe.config import (
     split_names,
 )
 
-TEXT, IMAGE, TEXT_IMAGE, TEXT_PARTS, FOREIGN = ID_KINDS
+TEXT, IMAGE, TEXT_IMAGE, TEXT_PARTS, TEXT_COLLABORATIVE, FOREIGN = ID_KINDS
 # Keys of `content` that each kind needs.
-CONTENT = {TEXT: (TEXT,), IMAGE: (IMAGE,), TEXT_IMAGE: (TEXT, IMAGE), TEXT_PARTS: (TEXT,), FOREIGN: ()}
+CONTENT = {
+    TEXT: (TEXT,),
+    IMAGE: (IMAGE,),
+    TEXT_IMAGE: (TEXT, IMAGE),
+    TEXT_PARTS: (TEXT,),
+    TEXT_COLLABORATIVE: (TEXT,),
+    FOREIGN: (),
+}
 AUTO, NONE = "auto", "none"
 
 
@@ -53,10 +60,15 @@ def _kind_inputs(configuration: Configuration, kind: str) -> KindInputs:
         return KindInputs(_source(settings).get("vectors"))
     quantizer = (settings.get("quantizers") or {}).get(settings.get("quantizer")) or {}
     model = (quantizer.get(COLLABORATIVE) or {}).get("model")
+    if model is None and kind == TEXT_COLLABORATIVE:
+        raise ConfigError(
+            f"{kind} ids need a model whose item vectors they are aligned with: set semantic_ids.kinds.{kind}."
+            f"quantizers.{settings.get('quantizer')}.{COLLABORATIVE}.model, such as sasrec, in a file of the conf"
+        )
     if model is not None:
         where = f"semantic_ids.kinds.{kind}.quantizers.{settings['quantizer']}.{COLLABORATIVE}.model"
         check_known(model, configuration.model_names, what=f"model in {where}")
-    return KindInputs(TEXT if kind == TEXT_PARTS else kind, model)
+    return KindInputs(TEXT if kind in (TEXT_PARTS, TEXT_COLLABORATIVE) else kind, model)
 
 
 def _source(settings: Mapping[str, Any]) -> Mapping[str, Any]:

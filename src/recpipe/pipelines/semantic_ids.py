@@ -13,7 +13,16 @@ from kedro.pipeline import Node, Pipeline
 from recpipe.config import DataPaths
 from recpipe.config.schema import DatasetConfig, SemanticIdsConfig
 from recpipe.pipelines.content_kinds import FOREIGN
-from recpipe.pipelines.types import DataFrame, Embeddings, Figure, PrefixTree, Quantizer, SemanticIds
+from recpipe.pipelines.types import (
+    Bundle,
+    DataFrame,
+    Embeddings,
+    Figure,
+    PrefixTree,
+    Quantizer,
+    SemanticIds,
+    TrainingData,
+)
 from recpipe.pipelines.wiring import Wiring, create_node
 
 if TYPE_CHECKING:
@@ -31,6 +40,10 @@ def _nodes(kind: str, wiring: Wiring) -> list[Node]:
     quantizer, gate, inputs = f"{kind}.quantizer", f"{kind}.gate", wiring.kind_inputs[kind]
     vectors = {} if inputs.embeddings is None else {"embeddings": inputs.embeddings}
     common = {**vectors, "config": f"params:semantic_ids.kinds.{kind}"}
+    aligned = [name for name, each in wiring.kind_inputs.items() if each.model is not None]
+    item_vectors = (
+        {"collaborative": f"{aligned[0]}_item_vectors"} if aligned else {}
+    )  # which all kinds are compared with
     paths, table = {"paths": "params:paths"}, {"items": "items", "dataset": f"params:datasets.{wiring.dataset}"}
     # The quality comes second: the report waits for it and then reads the figures.
     results = [f"{kind}.id_figures", quality]
@@ -38,13 +51,19 @@ def _nodes(kind: str, wiring: Wiring) -> list[Node]:
         source = {"config": common["config"], "items": "items", **paths}
         first = [
             create_node(import_ids, source, ids, kind),
-            create_node(measure_foreign_ids, {**common, "ids": ids, **table}, results, kind),
+            create_node(measure_foreign_ids, {**common, "ids": ids, **table, **item_vectors}, results, kind),
         ]
     else:
-        first = [
-            create_node(fit_quantizer, {**common, **paths}, quantizer, kind),
+        fitting, first = {**common, **paths}, []
+        if inputs.model is not None:
+            source = {"bundle": f"{inputs.model}_bundle", "training_data": "training_data"}
+            first = [create_node(read_item_vectors, source, f"{kind}_item_vectors", kind)]
+            fitting["collaborative"] = f"{kind}_item_vectors"
+        measuring = {**common, "quantizer": quantizer, "ids": ids, **table, **item_vectors}
+        first += [
+            create_node(fit_quantizer, fitting, quantizer, kind),
             create_node(assign_ids, {**common, **paths, "quantizer": quantizer}, ids, kind),
-            create_node(measure_ids, {**common, "quantizer": quantizer, "ids": ids, **table}, results, kind),
+            create_node(measure_ids, measuring, results, kind),
         ]
     return [
         *first,
@@ -53,13 +72,27 @@ def _nodes(kind: str, wiring: Wiring) -> list[Node]:
     ]
 
 
-def fit_quantizer(embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths) -> Quantizer:
+def read_item_vectors(bundle: Bundle, training_data: TrainingData) -> Embeddings:
+    """Read the item vectors of a trained model, which must not know events that the protocol holds out."""
+    from dataclasses import replace
+
+    from recpipe.training.job import item_vectors
+
+    where = "semantic_ids.quantizers.<name>.collaborative.model"
+    bundle.check_held_out(training_data.protocol, train_on_validation=False, where=where)
+    vectors = item_vectors(bundle, training_data.protocol, training_data.vocabulary)
+    return replace(vectors, about={**vectors.about, "runs": bundle.training_runs()})
+
+
+def fit_quantizer(
+    embeddings: Embeddings, config: SemanticIdsConfig, paths: DataPaths, collaborative: Embeddings | None = None
+) -> Quantizer:
     """Fit a quantizer, or reuse that of another data set or of an earlier run."""
     from recpipe.progress import report_epoch
     from recpipe.semantic_ids import build
 
     earlier = build.EarlierResults.of(paths, config)
-    return build.fit_quantizer(embeddings, earlier, config, on_epoch=report_epoch)
+    return build.fit_quantizer(embeddings, earlier, config, on_epoch=report_epoch, collaborative=collaborative)
 
 
 def assign_ids(
@@ -78,13 +111,16 @@ def measure_ids(
     ids: SemanticIds,
     items: DataFrame,
     dataset: DatasetConfig,
+    collaborative: Embeddings | None = None,
 ) -> tuple[dict[str, Figure], dict[str, Any]]:
     """Measure the quality of ids for the gate; draw code usage and the first codes."""
     from recpipe.semantic_ids import build
 
     table = items.to_arrow()
     category = None if dataset.content is None else dataset.content.category
-    quality = build.measure_ids(embeddings, quantizer, ids, table, config, category=category)
+    quality = build.measure_ids(
+        embeddings, quantizer, ids, table, config, category=category, collaborative=collaborative
+    )
     return _figures(ids, table, build.categories_of(ids, table, category)), quality
 
 
@@ -103,13 +139,16 @@ def measure_foreign_ids(
     items: DataFrame,
     dataset: DatasetConfig,
     embeddings: Embeddings | None = None,
+    collaborative: Embeddings | None = None,
 ) -> tuple[dict[str, Figure], dict[str, Any]]:
     """Measure the quality of imported ids for the gate; draw code usage and the first codes."""
     from recpipe.semantic_ids import build, foreign
 
     table = items.to_arrow()
     categories = build.categories_of(ids, table, None if dataset.content is None else dataset.content.category)
-    quality = foreign.measure_foreign(ids, config, embeddings=embeddings, categories=categories)
+    quality = foreign.measure_foreign(
+        ids, config, embeddings=embeddings, categories=categories, collaborative=collaborative
+    )
     return _figures(ids, table, categories), quality
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from recpipe.config import check_known
 from recpipe.content.embeddings import Embeddings, text_space
+from recpipe.data.protocol import Protocol
 from recpipe.semantic_ids.collisions import POLICIES, REFUSE, resolve
 from recpipe.semantic_ids.ids import SemanticIds
-from recpipe.semantic_ids.quantizer import COMMAND, Quantizer, build_quantizer
+from recpipe.semantic_ids.quantizer import COMMAND, ItemVectors, Quantizer, build_quantizer
 from recpipe.semantic_ids.vector_rows import VectorRows
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def assign(
             "policy": policy,
             "modality": quantizer.about.get("modality", embeddings.about.get("modality")),
             "counts": counts,
+            **{key: quantizer.about[key] for key in ("collaborative",) if key in quantizer.about},
         },
         embeddings.keys[new],
     )
@@ -113,10 +115,12 @@ def reuse_obstacle(
     *,
     seed: int,
     others: Sequence[str] = (),
+    collaborative: Embeddings | None = None,
 ) -> str | None:
     """Return the first difference of ``quantizer`` from one that would be fitted now, None if it can be reused.
 
-    ``others`` are data sets that it must have been fitted to as well; with none, any will do.
+    ``others`` are data sets that it must have been fitted to as well; with none, any will do. ``collaborative``: item
+    vectors that a new one would be aligned with.
     """
     config = build_quantizer(type_, settings)
     if config.type != quantizer.type:
@@ -128,7 +132,30 @@ def reuse_obstacle(
     if others and (fitted_to := sorted(quantizer.about.get("with") or {})) != sorted(others):
         fitted_with = ", ".join(fitted_to) or "no other data set"
         return f"it was fitted together with {fitted_with}, requested is {', '.join(others)}"
-    return None if quantizer.about.get("space") == embeddings.space else space_difference(quantizer, embeddings)
+    if quantizer.about.get("space") != embeddings.space:
+        return space_difference(quantizer, embeddings)
+    return None if collaborative is None else _alignment_obstacle(quantizer, collaborative)
+
+
+def alignment_targets(embeddings: Embeddings, collaborative: Embeddings, count: int) -> ItemVectors:
+    """Return the item vector of each row that a quantizer is fitted to: present items, then other data sets' items."""
+    rows = collaborative.rows(embeddings.item_ids[embeddings.present])
+    present, vectors = np.zeros(count, bool), np.zeros((count, collaborative.width), np.float32)
+    present[: len(rows)] = (rows >= 0) & collaborative.present[rows]
+    vectors[present] = collaborative.vectors[rows[present[: len(rows)]]]
+    log.info("%s of %s items have an item vector of %s", int(present.sum()), count, collaborative.about["model"])
+    return ItemVectors(vectors, present)
+
+
+def _alignment_obstacle(quantizer: Quantizer, collaborative: Embeddings) -> str | None:
+    """Return why codes of ``quantizer`` may not be reused: its item vectors are of another split.
+
+    A model that was trained again on the same training data does not change ids.
+    """
+    before, now = (about["runs"][0]["protocol"] for about in (quantizer.about["collaborative"], collaborative.about))
+    differing = Protocol.from_dict(before).data_differences(Protocol.from_dict(now))
+    differing = [name for name in differing if name != "history"]
+    return f"item vectors were of another split ({', '.join(differing)} differ)" if differing else None
 
 
 def space_difference(quantizer: Quantizer, embeddings: Embeddings) -> str:

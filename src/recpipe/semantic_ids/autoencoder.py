@@ -5,6 +5,7 @@ Shape letters: N items, B batch, D width, Z latent width, L levels, V codes per 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Losses:
     commitment: Tensor
     latent: Tensor  # (B, Z), detached
     codes: Tensor | None  # (B, L); None before there are codebooks
+    quantized: Tensor  # (B, Z), with the gradient of the latent, straight through
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class QuantizedAutoencoder:
             quantized = z_BZ + (self.codebooks.decode(codes) - z_BZ).detach()  # straight-through estimator
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             decoded = self.network.decode(quantized).to(x_BD.dtype)
-        return Losses(F.mse_loss(decoded, x_BD), commitment, z_BZ.detach(), codes)
+        return Losses(F.mse_loss(decoded, x_BD), commitment, z_BZ.detach(), codes, quantized)
 
     @torch.no_grad()
     def latent(self, x_ND: Tensor) -> Tensor:
@@ -90,6 +92,11 @@ class QuantizedAutoencoder:
         """(N, L) int64 nearest codes."""
         codebooks = self._codebooks()
         return torch.cat([codebooks.encode(self.network.encode(part)) for part in x_ND.split(CHUNK)])
+
+    @torch.no_grad()
+    def quantized(self, x_ND: Tensor) -> Tensor:
+        """(N, Z) latent after quantization."""
+        return self._codebooks().decode(self.encode(x_ND))
 
     @torch.no_grad()
     def decode(self, codes_NL: Tensor) -> Tensor:
@@ -126,6 +133,28 @@ class QuantizedAutoencoder:
     def _codebooks(self) -> LearnedCodebooks:
         assert self.codebooks is not None
         return self.codebooks
+
+
+@dataclass
+class BestState:
+    """State with the lowest error, and the number of evaluations since then."""
+
+    error: float = math.inf
+    age: int = 0
+    state: tuple[dict[str, Tensor], LearnedCodebooks] | None = None
+
+    def update(self, model: QuantizedAutoencoder, error: float) -> None:
+        self.age += 1
+        if error < self.error:
+            assert model.codebooks is not None
+            self.error, self.age = error, 0
+            self.state = (copy.deepcopy(model.network.state_dict()), model.codebooks.copy())
+
+    def restore(self, model: QuantizedAutoencoder) -> None:
+        if self.state is None:
+            raise ValueError("the quantizer diverged: no finite reconstruction error; lower lr")
+        model.network.load_state_dict(self.state[0])
+        model.codebooks = self.state[1]
 
 
 class Autoencoder(nn.Module):

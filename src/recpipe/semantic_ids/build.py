@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 
 from recpipe.config import DataPaths, build_config, split_names
 from recpipe.content.embeddings import Embeddings
-from recpipe.semantic_ids.assign import assign, reuse_obstacle, same_encoder, space_difference
+from recpipe.semantic_ids.assign import alignment_targets, assign, reuse_obstacle, same_encoder, space_difference
 from recpipe.semantic_ids.collisions import Vectors
 from recpipe.semantic_ids.gate import ALLOWED_GROUP, Gate, apply_gate
 from recpipe.semantic_ids.ids import SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
-from recpipe.semantic_ids.quality import leaf_categories, measure_quality
+from recpipe.semantic_ids.quality import leaf_categories, measure_neighbours, measure_quality
 from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, build_quantizer, distinct_rows, load_quantizer
 from recpipe.semantic_ids.vector_rows import VectorRows
 
@@ -119,11 +119,17 @@ def _read(read: Callable[[Path], T], folder: Path | None, name: str, *, refit: b
 
 
 def fit_quantizer(
-    embeddings: Embeddings, earlier: EarlierResults, config: SemanticIdsConfig, *, on_epoch: OnEpoch | None = None
+    embeddings: Embeddings,
+    earlier: EarlierResults,
+    config: SemanticIdsConfig,
+    *,
+    on_epoch: OnEpoch | None = None,
+    collaborative: Embeddings | None = None,
 ) -> Quantizer:
     """Return the quantizer of ``quantizer_from``, or that of an earlier run with the same settings, or a new one.
 
-    A new quantizer is fitted to these embeddings and those of ``quantizer_with``. Raises ValueError if
+    A new quantizer is fitted to these embeddings and those of ``quantizer_with``, aligned with the ``collaborative``
+    item vectors of a trained model where there are any. Raises ValueError if
     ``quantizer_from`` and ``quantizer_with`` are both set, and QualityGateError where too many items are alike.
     """
     if earlier.joint_paths and earlier.source_dataset is not None:
@@ -137,7 +143,9 @@ def fit_quantizer(
         log.info("fitting %s: there is none yet", config.quantizer)
     elif config.refit:
         log.warning("fitting %s anew, all ids may change: semantic_ids.refit is set", config.quantizer)
-    elif reason := reuse_obstacle(previous, embeddings, type_, settings, seed=config.seed, others=sorted(others)):
+    elif reason := reuse_obstacle(
+        previous, embeddings, type_, settings, seed=config.seed, others=sorted(others), collaborative=collaborative
+    ):
         log.warning("fitting %s anew, all ids may change: %s", config.quantizer, reason)
     else:
         log.info("reusing %s of an earlier run", config.quantizer)
@@ -154,7 +162,8 @@ def fit_quantizer(
     if others:
         vectors_ND = np.concatenate([each.vectors[each.present] for each in (embeddings, *others.values())])
     quantizer = build_quantizer(type_, settings)
-    quantizer.fit(vectors_ND, seed=config.seed, on_epoch=on_epoch)
+    targets = None if collaborative is None else alignment_targets(embeddings, collaborative, len(vectors_ND))
+    quantizer.fit(vectors_ND, seed=config.seed, on_epoch=on_epoch, targets=targets)
     quantizer.about = {
         "space": embeddings.space,
         "embeddings": embeddings.hash,
@@ -164,6 +173,7 @@ def fit_quantizer(
         "encoder": embeddings.about.get("encoder"),
         "template": embeddings.about.get("template"),
         "seconds": time.perf_counter() - started,
+        **({} if collaborative is None else {"collaborative": collaborative.about}),
         **({"with": {name: other.hash for name, other in sorted(others.items())}} if others else {}),
     }
     return quantizer
@@ -188,8 +198,12 @@ def measure_ids(
     config: SemanticIdsConfig,
     *,
     category: Category | None = None,
+    collaborative: Embeddings | None = None,
 ) -> dict[str, Any]:
-    """Measure the quality of ids and compare it with the gate, as JSON. ``check_ids`` raises for failed checks."""
+    """Measure the quality of ids and compare it with the gate, as JSON. ``check_ids`` raises for failed checks.
+
+    ``collaborative``: item vectors of a trained model, whose neighbours are measured too.
+    """
     rows = embeddings.rows(ids.item_ids)
     # An item that has left the catalogue, or has lost its content, keeps its id but has no vector any more.
     present = (rows >= 0) & embeddings.present[rows]
@@ -220,7 +234,21 @@ def measure_ids(
         "without_content": ids.about["counts"]["without_content"],
         "added": int(ids.added.sum()),
         "embeddings": embeddings.about,
+        **collaborative_neighbours(ids, collaborative, seed=config.seed),
     }
+
+
+def collaborative_neighbours(ids: SemanticIds, collaborative: Embeddings | None, *, seed: int) -> dict[str, Any]:
+    """Measure how many neighbours by item vectors share codes, as the key ``collaborative``; empty without vectors."""
+    if collaborative is None:
+        return {}
+    rows = collaborative.rows(ids.item_ids)
+    present = (rows >= 0) & collaborative.present[rows]
+    vectors = collaborative.vectors[rows[present]]
+    if not len(vectors):
+        return {"collaborative": None}
+    measured = measure_neighbours(ids.quantized[present], vectors - vectors.mean(0), seed=seed)
+    return {"collaborative": None if measured is None else {"model": collaborative.about["model"], **measured}}
 
 
 def categories_of(ids: SemanticIds, items: pa.Table, category: Category | None) -> list[str | None] | None:

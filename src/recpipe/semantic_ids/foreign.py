@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recpipe.config import ConfigError, build_config, check_known
+from recpipe.semantic_ids.build import collaborative_neighbours
 from recpipe.semantic_ids.collisions import REFUSE, resolve
 from recpipe.semantic_ids.gate import Gate, apply_gate
 from recpipe.semantic_ids.id_files import IdTable, read_ids, read_item_map
@@ -94,11 +95,13 @@ def measure_foreign(
     *,
     embeddings: Embeddings | None = None,
     categories: list[str | None] | None = None,
+    collaborative: Embeddings | None = None,
 ) -> dict[str, Any]:
     """Measure the quality of imported ids and compare it with the gate, as JSON; ``build.check_ids`` raises.
 
     Neighbours are those of ``embeddings``, over the items that have one; without embeddings they are not measured.
-    ``categories``: one per item of ``ids``. The loss of reconstruction is unknown, since the quantizer is.
+    ``categories``: one per item of ``ids``. ``collaborative``: item vectors of a trained model, compared likewise. The
+    loss of reconstruction is unknown, since the quantizer is.
     """
     if embeddings is None:
         present, vectors = np.ones(len(ids), bool), None
@@ -136,6 +139,7 @@ def measure_foreign(
         "without_content": ids.about["counts"]["without_content"],
         "added": 0,
         "embeddings": {} if embeddings is None else embeddings.about,
+        **collaborative_neighbours(ids, collaborative, seed=config.seed),
     }
 
 

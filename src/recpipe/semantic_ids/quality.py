@@ -67,6 +67,17 @@ def measure_quality(
     }
 
 
+def measure_neighbours(
+    codes_NL: Codes, vectors_ND: Vectors | VectorRows, *, neighbours: int = 10, sample: int = 2000, seed: int
+) -> dict[str, Any] | None:
+    """Measure ``neighbours`` of ``measure_quality`` for other vectors, such as item vectors of a trained model."""
+    if not len(codes_NL):
+        return None
+    prefixes = [row_groups(codes_NL[:, :depth]) for depth in range(1, codes_NL.shape[1] + 1)]
+    generator = np.random.default_rng(seed)
+    return _neighbours(VectorRows.of(vectors_ND), prefixes, neighbours, sample, generator)
+
+
 def leaf_categories(column: pa.ChunkedArray | pa.Array, of_list: str = "last") -> list[str | None]:
     """Read one category per item: the ``last`` element of (the last of nested) lists, or the ``first`` one.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,17 @@ DEAD_DIMENSION = 1e-4  # spread, as a share of the typical one, below which a di
 CHUNK = 4096  # rows of one distance matrix
 
 OnEpoch = Callable[[dict[str, Any]], None]
+
+
+class ItemVectors(NamedTuple):
+    """Item vectors of a trained model, one row per row that a quantizer is fitted to."""
+
+    vectors: Vectors  # (N, C)
+    present: NDArray[np.bool_]  # (N,) whether the item has one
+
+    def select(self, rows: Tensor) -> ItemVectors:
+        """Return some of the rows."""
+        return ItemVectors(self.vectors[rows.numpy()], self.present[rows.numpy()])
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,22 @@ class Quantizer(ABC):
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
 
-    def fit(self, x_ND: Vectors | VectorRows, *, seed: int, on_epoch: OnEpoch | None = None) -> None:
-        """Fit to all rows. Raises ValueError for fewer than 2 rows, NaN or infinity, or equal rows only."""
+    def _fit_aligned(self, x_ND: VectorRows, targets: ItemVectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
+        """Learn codebooks that are aligned with ``targets``."""
+        raise ValueError(f"a quantizer of type {self.type} cannot be aligned with item vectors; rqvae and pqvae can")
+
+    def fit(
+        self,
+        x_ND: Vectors | VectorRows,
+        *,
+        seed: int,
+        on_epoch: OnEpoch | None = None,
+        targets: ItemVectors | None = None,
+    ) -> None:
+        """Fit to all rows, aligned with ``targets`` where they are given.
+
+        Raises ValueError for fewer than 2 rows, NaN or infinity, or equal rows only.
+        """
         x_ND = VectorRows.of(x_ND)
         where = "see content in the data set's conf"
         if not len(x_ND) or not x_ND.width:
@@ -134,7 +159,10 @@ class Quantizer(ABC):
         self.sizes = fitting_sizes(x_ND, self.config.sizes, few_items=self.config.few_items)
         self.width, self.history = x_ND.width, []
         self.mean, self.scale = scaling(x_ND, self.config.standardise)
-        self._fit(x_ND, seed=seed, on_epoch=on_epoch)
+        if targets is None:
+            self._fit(x_ND, seed=seed, on_epoch=on_epoch)
+        else:
+            self._fit_aligned(x_ND, targets, seed=seed, on_epoch=on_epoch)
 
     def encode(self, x_ND: Vectors | VectorRows) -> Codes:
         """(N, L) codes, level 1 first."""

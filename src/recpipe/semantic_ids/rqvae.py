@@ -16,6 +16,7 @@ Deviations from the papers, for both (measurements: LOG.md):
 - ``separate``: items with equal codes are committed to free codes of the last level, so that they learn to differ;
 - dropout of the input;
 - optional Sinkhorn balancing of levels (LC-Rec), in training only;
+- optional alignment with item vectors of a trained model (LETTER), see ``recpipe.semantic_ids.collaborative``;
 - the state with the lowest reconstruction error of held-out items is restored.
 
 Shape letters: N items, B batch, D width, L levels, Z latent width.
@@ -23,7 +24,6 @@ Shape letters: N items, B batch, D width, L levels, Z latent width.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -41,12 +41,14 @@ from recpipe.progress import Progress, progress
 from recpipe.semantic_ids.autoencoder import (
     COMPONENT_ROWS,
     Autoencoder,
+    BestState,
     CodeOverrides,
     LearnedCodebooks,
     Losses,
     QuantizedAutoencoder,
 )
-from recpipe.semantic_ids.quantizer import OnEpoch, Quantizer, QuantizerConfig, distinct_rows, thread_limit
+from recpipe.semantic_ids.collaborative import Alignment, CollaborativeConfig
+from recpipe.semantic_ids.quantizer import ItemVectors, OnEpoch, Quantizer, QuantizerConfig, distinct_rows, thread_limit
 from recpipe.semantic_ids.vector_rows import StandardisedRows, VectorRows
 
 log = logging.getLogger(__name__)
@@ -99,12 +101,16 @@ class RQVAEConfig(QuantizerConfig):
     patience: int = 15  # evaluations without improvement
     precision: str = "auto"  # fp32, bf16; auto: bf16 where the processor has AMX
     threads: int = 1  # 1 is repeatable on any machine
+    collaborative: CollaborativeConfig | None = None  # alignment with item vectors of a trained model
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.dead_codes, DeadCodes):
             check_arguments(DeadCodes, self.dead_codes, what="dead_codes")
             object.__setattr__(self, "dead_codes", DeadCodes(**self.dead_codes))
+        if self.collaborative is not None and not isinstance(self.collaborative, CollaborativeConfig):
+            check_arguments(CollaborativeConfig, self.collaborative, what="collaborative")
+            object.__setattr__(self, "collaborative", CollaborativeConfig(**self.collaborative))
         for name in ("latent", "batch", "epochs", "least_steps", "most_steps", "patience", "threads"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("latent", self.latent >= self.levels, f"at least levels, {self.levels}")
@@ -134,14 +140,40 @@ class AutoencoderQuantizer(Quantizer):
     def _dimensions(self) -> list[list[int]]:
         """(L) latent dimensions that each level quantizes."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Config as plain JSON types, without ``collaborative`` where it is off, as older files have it."""
+        settings = super().settings
+        return settings if self.config.collaborative else {k: v for k, v in settings.items() if k != "collaborative"}
+
     def _fit(self, x_ND: VectorRows, *, seed: int, on_epoch: OnEpoch | None) -> None:
+        if self.config.collaborative is not None:
+            raise ValueError("collaborative is set, but fit got no item vectors of a trained model: give it targets")
+        self._train(x_ND, None, seed=seed, on_epoch=on_epoch)
+
+    def _fit_aligned(self, x_ND: VectorRows, targets: ItemVectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
+        if self.config.collaborative is None:
+            raise ValueError("fit got item vectors of a trained model, but collaborative is not set in the quantizer")
+        if len(targets.vectors) != len(x_ND):
+            raise ValueError(f"{len(x_ND)} rows, but {len(targets.vectors)} item vectors")
+        self._train(x_ND, targets, seed=seed, on_epoch=on_epoch)
+
+    def _train(self, x_ND: VectorRows, targets: ItemVectors | None, *, seed: int, on_epoch: OnEpoch | None) -> None:
         with thread_limit(torch.get_num_threads, torch.set_num_threads, self.config.threads):
             generator = torch.Generator().manual_seed(seed)
             held_out = train = StandardisedRows(x_ND, self.mean, self.scale)
+            held_out_targets = targets
             count = int(self.config.held_out * len(train))
             if (count and len(train) >= MIN_HELD_OUT_ITEMS) or len(train) > MAX_HELD_OUT:
                 rows = torch.randperm(len(train), generator=generator)
-                held_out, train = train.select(rows[: count or len(rows)][:MAX_HELD_OUT]), train.select(rows[count:])
+                held_out_rows, train_rows = rows[: count or len(rows)][:MAX_HELD_OUT], rows[count:]
+                held_out, train = train.select(held_out_rows), train.select(train_rows)
+                if targets is not None:
+                    held_out_targets, targets = targets.select(held_out_rows), targets.select(train_rows)
+            alignment = None
+            if targets is not None and self.config.collaborative is not None:
+                rows_of = (targets, held_out_targets or targets)
+                alignment = Alignment(self.config.collaborative, *rows_of, self.config.latent, seed=seed)
             self.model = QuantizedAutoencoder(self._network(seed), bf16=_use_bf16(self.config.precision))
             self.model.network.init_components(train.tensor(slice(COMPONENT_ROWS)), self._order())
             training = Training(
@@ -153,6 +185,7 @@ class AutoencoderQuantizer(Quantizer):
                 held_out.tensor(slice(None)),
                 generator,
                 on_epoch,
+                alignment=alignment,
             )
             training.run()
             self.history = training.history
@@ -230,6 +263,7 @@ class Training:
     generator: torch.Generator
     on_epoch: OnEpoch | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
         conf = self.config
@@ -238,14 +272,15 @@ class Training:
         self.epochs = math.ceil(steps / self.batches)
         self.steps = self.epochs * self.batches
         self.step = self.revived = 0
-        weights = self.model.network.parameters()
+        weights = [*self.model.network.parameters()]
+        weights += [] if self.alignment is None else [*self.alignment.parameters()]
         self.optimizer = torch.optim.AdamW(weights, conf.lr, weight_decay=conf.weight_decay, fused=True)
         self.distinct, self.group = map(torch.from_numpy, distinct_rows(self.train_ND))
         self.separated = torch.zeros(len(self.distinct), dtype=torch.bool)
 
     def run(self) -> None:
         """Warm up without codes, initialise codebooks by k-means, then train both until steps or patience end."""
-        started, best = time.perf_counter(), _BestState()
+        started, best = time.perf_counter(), BestState()
         evaluate_every = max(1, round(self.epochs / EVALUATIONS))
         reset_every = min(self.config.dead_codes.every, max(1, RESET_STEPS // self.batches))
         with progress(self.steps, "fit quantizer", at_most=True) as bar:
@@ -255,6 +290,8 @@ class Training:
                     self.model.codebooks = LearnedCodebooks.from_kmeans(
                         self.model.latent(self._sample()), self.sizes, self.masks_LZ, generator=self.generator
                     )
+                if self.alignment is not None and self.model.codebooks is not None:
+                    self.alignment.cluster_codes(self.model.codebooks)
                 row = {"epoch": epoch, **self._epoch(bar)}
                 reset = epoch % reset_every == 0 and self.step <= self.config.dead_codes.until * self.steps
                 if self.model.codebooks is not None and reset:
@@ -265,6 +302,9 @@ class Training:
                 if self.model.codebooks is not None:
                     error = self.model.reconstruction_error(self.held_out_ND)
                     row |= {"valid_reconstruction": error, "revived": self.revived}
+                    if self.alignment is not None:
+                        row["valid_alignment"] = self.alignment.held_out(self.model.quantized(self.held_out_ND))
+                        error += self.alignment.config.alpha * row["valid_alignment"]
                     if self.step >= self.config.settle * self.steps:
                         best.update(self.model, error)
                 row |= {"step": self.step, "seconds": round(time.perf_counter() - started, 3)}
@@ -291,7 +331,7 @@ class Training:
                 sinkhorn_epsilons=self.config.sinkhorn,
                 overrides=None if overrides is None else overrides[rows],
             )
-            self._optimizer_step(losses)
+            self._optimizer_step(losses, rows)
             bar.add(1, loss=losses.reconstruction.detach())
             means += torch.stack([losses.reconstruction, losses.commitment]).detach() / self.batches
             codes += [] if losses.codes is None else [losses.codes]
@@ -303,13 +343,17 @@ class Training:
                 row[f"usage_{level}"] = len(used.unique()) / self.sizes[level - 1]
         return row
 
-    def _optimizer_step(self, losses: Losses) -> None:
+    def _optimizer_step(self, losses: Losses, rows: Tensor) -> None:
         self.step += 1
         cosine = 0.5 + 0.5 * math.cos(math.pi * self.step / self.steps)
         rate = max(MIN_RATE, min(1.0, self.step / WARMUP_STEPS) * cosine)
         self.optimizer.param_groups[0]["lr"] = self.config.lr * rate
         self.optimizer.zero_grad()
-        (losses.reconstruction + self.config.beta * losses.commitment).backward()
+        loss = losses.reconstruction + self.config.beta * losses.commitment
+        if self.alignment is not None:
+            terms, weights = self.alignment.terms(rows, losses, self.model.codebooks), self.alignment.config
+            loss = loss + weights.alpha * terms.info_nce + weights.beta * terms.diversity
+        loss.backward()
         self.optimizer.step()
         if self.model.codebooks is not None and losses.codes is not None:
             self.model.codebooks.update(losses.latent, losses.codes, decay=self.config.decay)
@@ -331,28 +375,6 @@ class Training:
         if len(self.train_ND) <= SAMPLE:
             return self.train_ND.tensor(slice(None))
         return self.train_ND.tensor(torch.randperm(len(self.train_ND), generator=self.generator)[:SAMPLE])
-
-
-@dataclass
-class _BestState:
-    """State with the lowest error, and the number of evaluations since then."""
-
-    error: float = math.inf
-    age: int = 0
-    state: tuple[dict[str, Tensor], LearnedCodebooks] | None = None
-
-    def update(self, model: QuantizedAutoencoder, error: float) -> None:
-        self.age += 1
-        if error < self.error:
-            assert model.codebooks is not None
-            self.error, self.age = error, 0
-            self.state = (copy.deepcopy(model.network.state_dict()), model.codebooks.copy())
-
-    def restore(self, model: QuantizedAutoencoder) -> None:
-        if self.state is None:
-            raise ValueError("the quantizer diverged: no finite reconstruction error; lower lr")
-        model.network.load_state_dict(self.state[0])
-        model.codebooks = self.state[1]
 
 
 def _use_bf16(precision: str) -> bool:

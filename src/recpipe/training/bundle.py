@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -91,23 +91,7 @@ class Bundle:
         Training on another data set is allowed, and on the same one under the same split, without its validation events
         unless that run trains on them too. where: the setting that names this bundle.
         """
-        if not protocol.holds_out:
-            return
-        for run in self.training_runs():
-            other = Protocol.from_dict(run["protocol"])
-            if other.dataset != protocol.dataset:
-                continue
-            differing = [name for name in other.data_differences(protocol) if name != "history"]
-            if differing:
-                saw = f"trained on {other.dataset} under another split ({', '.join(differing)} differ), so it may know"
-            elif run["train_on_validation"] and not train_on_validation:
-                saw = "trained with train_on_validation, so it knows"
-            else:
-                continue
-            raise ValueError(
-                f"{where}: {run['name']} was {saw} validation or test events of this run; "
-                "name a run that was trained under this protocol, or on another data set"
-            )
+        check_held_out(self.training_runs(), protocol, train_on_validation=train_on_validation, where=where)
 
     def with_search_settings(self, settings: Mapping[str, Any]) -> Self:
         """Return the bundle with the values of ``settings`` that only a search reads, such as ``beam``.
@@ -156,6 +140,31 @@ class Bundle:
         """
         columns = current_item_columns(items, self.vocabulary.ids, where=where)
         return dataclasses.replace(self, item_columns=columns)
+
+
+def check_held_out(
+    runs: Iterable[Mapping[str, Any]],
+    protocol: Protocol,
+    *,
+    train_on_validation: bool,
+    where: str,
+    advice: str = "name a run that was trained under this protocol, or on another data set",
+) -> None:
+    """Raise ValueError if one of ``runs`` (``Bundle.training_runs``) may know events that ``protocol`` holds out."""
+    if not protocol.holds_out:
+        return
+    for run in runs:
+        other = Protocol.from_dict(run["protocol"])
+        if other.dataset != protocol.dataset:
+            continue
+        differing = [name for name in other.data_differences(protocol) if name != "history"]
+        if differing:
+            saw = f"trained on {other.dataset} under another split ({', '.join(differing)} differ), so it may know"
+        elif run["train_on_validation"] and not train_on_validation:
+            saw = "trained with train_on_validation, so it knows"
+        else:
+            continue
+        raise ValueError(f"{where}: {run['name']} was {saw} validation or test events of this run; {advice}")
 
 
 def curve_table(bundle: Bundle) -> pa.Table:

@@ -33,7 +33,7 @@ from recpipe.semantic_ids.ids import CatalogueIds, SemanticIds
 from recpipe.semantic_ids.prefix_tree import PrefixTree
 from recpipe.semantic_ids.vector_rows import VectorRows
 from recpipe.training import fit
-from recpipe.training.bundle import Bundle
+from recpipe.training.bundle import Bundle, check_held_out
 from recpipe.training.fit import weights_digest
 from recpipe.training.module import OnEpoch, Replay, Validate
 from recpipe.training.settings import MACHINE, TrainSettings
@@ -105,6 +105,15 @@ class TrainingJob:
         earlier = self._earlier_bundles()
         for where, bundle in earlier.items():
             bundle.check_held_out(protocol, train_on_validation=settings.train_on_validation, where=where)
+        for kind, runs in self._runs_of_ids().items():
+            check_held_out(
+                runs,
+                protocol,
+                train_on_validation=settings.train_on_validation,
+                where=f"item vectors that {kind} ids are aligned with",
+                advice=f"train it under this protocol, then run `kedro run --pipelines=semantic_ids --params "
+                f"modality={kind}`",
+            )
         if settings.train_on_validation:
             fitting_set = with_validation(data.train_set, data.valid_set)
         vectors = dict(self.inputs.vectors)
@@ -151,8 +160,10 @@ class TrainingJob:
         titles = [titles_by_id.get(item) for item in vocabulary.ids]
         train_events = count_items(fitting_set.items, len(vocabulary))[1:]
         training, curve = self._description(trained, side, ids, vectors), trained.curve
-        if earlier:
-            training["earlier_runs"] = [run for bundle in earlier.values() for run in bundle.training_runs()]
+        earlier_runs = [run for bundle in earlier.values() for run in bundle.training_runs()]
+        earlier_runs += [run for runs in self._runs_of_ids().values() for run in runs]
+        if earlier_runs:
+            training["earlier_runs"] = earlier_runs
         return Bundle(
             config.name,
             config.type,
@@ -192,6 +203,11 @@ class TrainingJob:
         if self.inputs.collaborative is not None:
             bundles[f"models.{config.name}.{COLLABORATIVE}"] = self.inputs.collaborative
         return bundles
+
+    def _runs_of_ids(self) -> dict[str, list[dict[str, Any]]]:
+        """Return, by kind of ids, the training of the model whose item vectors they are aligned with."""
+        about = {kind: ids.about.get(COLLABORATIVE) for kind, (ids, _) in self.inputs.ids.items()}
+        return {kind: each["runs"] for kind, each in about.items() if each}
 
     def identity(self) -> dict[str, Any]:
         """Settings and content hashes that determine the result, apart from versions and hardware."""

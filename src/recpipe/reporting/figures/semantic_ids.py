@@ -30,7 +30,7 @@ LOW, EVEN, HIGH = (f"rgba(34,131,200,{alpha})" for alpha in (0.22, 0.5, 1))
 USAGE_COLOURS = [[0, UNUSED], [0.001, UNUSED], [0.001, LOW], [1 / MAX_USAGE, EVEN], [1, HIGH]]
 MODALITIES = {
     "text": "text", "image": "images", "text_image": "text and images", "text_parts": "parts of text vectors",
-    "foreign": "a file",
+    "text_collaborative": "text and item vectors of a model", "foreign": "a file",
 }  # fmt: skip
 COLLISION_POLICIES = {
     "extra_digit": "one more digit",
@@ -273,9 +273,20 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("items in a collision now", count(after["sharing"])),
         ("variance of the vectors lost in the codes", _lost(quality["reconstruction"])),
         ("nearest neighbours with the same first code", _with_chance(depths[0], "overlap", "random") + sample),
+        *_collaborative_facts(quality.get("collaborative")),
         ("items of their first code\u2019s main category", _with_chance(purity, "first_code", "shuffled")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _collaborative_facts(neighbours: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Facts on the nearest neighbours by item vectors of a trained model."""
+    if not neighbours:
+        return []
+    names = ("the same first code", "the same first two codes")
+    rows = zip(names, neighbours["by_depth"], strict=False)
+    what = f"nearest neighbours by item vectors of {neighbours['model']}"
+    return [(f"{what} with {name}", _with_chance(row, "overlap", "random")) for name, row in rows]
 
 
 def _with_chance(values: Mapping[str, Any], name: str, chance: str) -> str:

@@ -88,7 +88,7 @@ def test_its_training_is_accepted_on_every_data_set(model):
         run = run_config(model, dataset)
         settings = build_config(TrainSettings, run.train, where=f"{model} on {dataset}")
         check_settings(settings, model_class(run.type))
-        loss = make_loss(settings.loss, counts)
+        loss = make_loss(settings.loss, counts, torch.arange(ITEMS + 1) > 0)
         assert torch.isfinite(loss(torch.ones(3, 4), torch.ones(ITEMS + 1, 4), torch.tensor([1, 2, 3])))
         optimiser = make_optimiser([weight], settings.optimiser)
         make_schedule(optimiser, settings.schedule, steps=10, epoch_steps=5)

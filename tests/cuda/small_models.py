@@ -8,7 +8,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences, untrained
+from tests.synthetic import SIZES, random_sequences, sequences, untrained
 
 from recpipe.data.sequences import Sequences
 from recpipe.models.generator import Generator
@@ -29,6 +29,8 @@ VARIANTS = [
     ("parallel_tiger", {"search": "beam", "recency": True}),
     ("parallel_tiger", {"softmax": "items"}),
     ("parallel_tiger", {"aggregate": "flatten", "level_distance": True, "cross_level_distance": True}),
+    ("rpg", {"softmax": "items"}),
+    ("rpg", {"search": "graph", "edges": 10, "beam": 5}),
     ("sasrec", {"block": "ligr", "heads": 2}),
     ("tiger", {"recency": True, "softmax": "children", "renormalise": True}),
     ("xlstm", {"slstm_at": (1,)}),
@@ -42,7 +44,7 @@ def fresh(name: str, config: dict, *, data: Sequences = TRAIN, n_items: int = IT
         pytest.skip("needs xlstm")
     cls = model_class(name)
     wide = {"beam": n_items} if issubclass(cls, Generator) else {}
-    small = TINY if cls.reads_ids or name == "setrec" else {}
+    small = SIZES.get(name, TINY) if cls.reads_ids or name == "setrec" else {}
     settings = {**small, **wide, **PLAIN.get(name, {}), **config}
     return untrained(name, settings, data, n_items=n_items, max_length=WINDOW)
 

@@ -15,7 +15,7 @@ ITEMS, WINDOW = 25, 6
 DATA = random_sequences(40, ITEMS, longest=12, seed=3)
 TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1}
 BOTH = {"text": catalogue_ids(ITEMS), "image": catalogue_ids(ITEMS, seed=1)}
-GENERATIVE = ("tiger", "mql4grec", "parallel_tiger")
+GENERATIVE = ("tiger", "mql4grec", "parallel_tiger", "maskgr")
 BY_BEAM = ("tiger", "mql4grec")
 
 

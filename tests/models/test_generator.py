@@ -132,7 +132,7 @@ def test_one_pass_trains_on_what_every_prefix_alone_would_give(name, among, rece
 def test_no_target_reaches_what_predicts_it(name, one_pass):
     model = create(name, dropout=0.0, one_pass=one_pass, recency=one_pass, ids=BOTH if name == "mql4grec" else None)
     outputs = []
-    encoder = model.encoder if name == "parallel_tiger" else model.transformer.encoder
+    encoder = model.encoder if name in ("parallel_tiger", "maskgr") else model.transformer.encoder
     handle = encoder.register_forward_hook(lambda *args: outputs.append(args[2]))
     losses = []
     for last in (4, 9):
@@ -170,7 +170,7 @@ def test_ranks_come_from_the_lists(name, rule):
     assert 0 < (ranking.rank > 0).sum() < len(DATA)
 
 
-@pytest.mark.parametrize("name", BY_BEAM)
+@pytest.mark.parametrize("name", (*BY_BEAM, "maskgr"))
 def test_probabilities_of_the_whole_catalogue_are_at_most_one(name):
     model = create(name, BOTH if name == "mql4grec" else None, beam=ITEMS)
     _, scores = model.recommend(DATA, ITEMS, exclude_seen=False)
@@ -254,7 +254,7 @@ def test_a_sample_has_no_item_twice_and_changes_with_the_seed():
     assert by_settings.recommend(Sequences.last(DATA, WINDOW), 8)[0].tolist() == lists[1]
 
 
-@pytest.mark.parametrize("name", GENERATIVE)
+@pytest.mark.parametrize("name", ("tiger", "mql4grec", "parallel_tiger"))
 def test_temperatures_and_samples_are_settings_of_a_search(name):
     options = {"search": "beam"} if name == "parallel_tiger" else {}
     cold, warm = create(name, beam=12, **options), create(name, beam=12, **options)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import random_sequences, sequences, train_until, untrained, weighted
+from tests.synthetic import SIZES, random_sequences, sequences, train_until, untrained, weighted
 
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
@@ -29,20 +29,22 @@ BY_HEART = {
     "setrec": {**DEEPER, "alpha": 0.01},  # the auto-encoder's error is not part of the log-likelihood
     "tiger": DEEPER,
     "liger": {**DEEPER, "widths": (64,)},  # its cosines of 25 projected vectors of width 6 are too close otherwise
+    "maskgr": DEEPER,
     "parallel_tiger": DEEPER,
     "mql4grec": DEEPER,
+    "rpg": {"dim": 64, "feed_forward": 128, "attention_dropout": 0.0},
 }
 PRODUCTS = {*CAUSAL, "bert4rec", "lightgcn", "mf", "nmf", "svd"}  # models whose scores are products of two vectors
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
 # T5's attention, which is not divided by the root of its width, learns slowly
-RATES = {"setrec": 1e-3, "tiger": 2e-3, "liger": 2e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
+RATES = {"setrec": 1e-3, "tiger": 2e-3, "liger": 2e-3, "maskgr": 3e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}
 
 
 def untrained_model(name: str, **config) -> Recommender:
     """A small model from the registry; a beam is as wide as the catalogue, so that search is exhaustive."""
     cls = model_class(name)
     wide = {"beam": ITEMS} if issubclass(cls, Generator) else {}
-    small = TINY if cls.reads_ids else {}
+    small = SIZES.get(name, TINY) if cls.reads_ids else {}
     return untrained(name, {**small, **wide, **config}, DATA, n_items=ITEMS, max_length=WINDOW)
 
 
@@ -233,9 +235,11 @@ WEIGHTED = {
     "setrec": ("setrec", {"alpha": 0.0}),
     "setrec by prefixes": ("setrec", {"alpha": 0.0, "one_pass": False}),
     "mql4grec": ("mql4grec", {"alignment": 0.0}),
+    "maskgr": ("maskgr", {"least_masked": 3}),  # all codes of an id: others are drawn
     "tiger of children": ("tiger", {"softmax": "children", "renormalise": True}),
     "tiger of last targets": ("tiger", {"one_pass": False}),
     "parallel_tiger of items": ("parallel_tiger", {"softmax": "items"}),
+    "rpg of items": ("rpg", {"softmax": "items"}),
 }
 
 

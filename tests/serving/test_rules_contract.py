@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.synthetic import catalogue_ids, random_sequences, untrained
+from tests.synthetic import SIZES, catalogue_ids, random_sequences, untrained
 
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.data.protocol import Protocol
@@ -65,7 +65,7 @@ CONDITIONS: dict[str, Callable[[dict[str, Any]], bool]] = {
 def serving_bundle(name: str, **config: Any) -> ServingBundle:
     """Fitted closed-form model, or a network with random weights."""
     torch.manual_seed(0)
-    small = TINY if model_class(name).reads_ids else {}
+    small = SIZES.get(name, TINY) if model_class(name).reads_ids else {}
     model = untrained(name, {**small, **config}, DATA, n_items=ITEMS, max_length=WINDOW)
     if model.closed_form:
         model.fit(DATA)
@@ -239,9 +239,9 @@ def test_a_narrow_beam_finds_as_many_valid_items_as_there_are(
     model, rules = serving_bundle(name, beam=ITEMS), request["rules"]
     if leaves_nothing(model, request):
         return
-    table = model.recommend(
-        HISTORIES, timestamps=TIMES, now=NOW, search={"beam": beam, "stochastic": stochastic}, **request
-    )
+    search = {"beam": beam, "stochastic": stochastic}
+    search = {key: value for key, value in search.items() if key in model.model.search_settings}
+    table = model.recommend(HISTORIES, timestamps=TIMES, now=NOW, search=search, **request)
     for user in HISTORIES:
         items = [row["item_id"] for row in table.to_pylist() if row["user_id"] == user]
         allowed = allowed_items(request, user)

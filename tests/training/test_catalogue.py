@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.synthetic import catalogue_ids, random_sequences
+from tests.synthetic import SIZES, catalogue_ids, random_sequences
 
 from recpipe.config.run_config import ColdUsersConfig
 from recpipe.content.embeddings import Embeddings
@@ -32,7 +32,12 @@ VECTORS = np.random.default_rng(3).normal(2, 3, (OLD + NEW, 6)).astype(np.float3
 CODES = catalogue_ids(OLD + NEW).codes[1:].astype(np.int32)
 TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1}
 ALONE = {"vectors": "text", "combine": "alone", "items": "colour"}
-GENERATORS = {"tiger": TINY | {"beam": 30}, "parallel_tiger": TINY, "mql4grec": TINY | {"beam": 30}}
+GENERATORS = {
+    "tiger": TINY | {"beam": 30},
+    "parallel_tiger": TINY,
+    "mql4grec": TINY | {"beam": 30},
+    "rpg": SIZES["rpg"],
+}
 CONTENT = {
     "content_knn": {},
     "sasrec": {"dim": 8, "layers": 1},

@@ -12,7 +12,9 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from recpipe.accelerate.code_heads import head_loss
 from recpipe.accelerate.code_transformer import T5Accelerator, WeightCache
+from recpipe.layers.code_heads import CodeHeads
 from recpipe.layers.code_transformer import CodeTransformer
 from recpipe.layers.content_table import ContentTable
 from recpipe.layers.set_items import SetItems
@@ -29,6 +31,8 @@ def install(model: nn.Module) -> None:
                 setattr(module, name, FastDropout(child.p).train(child.training))
         if isinstance(module, CodeTransformer):
             module.accelerator = T5Accelerator()
+        elif isinstance(module, CodeHeads):
+            module.fast_loss = head_loss
         elif isinstance(module, SetItems | ContentTable):
             module.cache = WeightCache()
 

@@ -37,7 +37,7 @@ MODEL_KEYS = (
 VECTORS = ("text", "image", "text_image")
 AUTO = "auto"  # profile of a data set that is chosen from its statistics
 COLLABORATIVE = "collaborative"  # item vectors of another trained model
-ID_KINDS = (*VECTORS, "text_parts", "text_collaborative", "foreign")
+ID_KINDS = (*VECTORS, "text_parts", "text_parts_32", "text_collaborative", "foreign")
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ class Category(Block):
     of_list: Literal["first", "last"] = "last"
 
 
-IdKind = Literal["text", "image", "text_image", "text_parts", "text_collaborative", "foreign"]
+IdKind = Literal["text", "image", "text_image", "text_parts", "text_parts_32", "text_collaborative", "foreign"]
 
 
 class ContentConfig(Block):

@@ -52,7 +52,7 @@ NEWER_SETTINGS: dict[str, dict[str, Any]] = {
     "mql4grec": SAMPLES | {"temperatures": None},
     "parallel_tiger": SAMPLES | {"temperatures": None, "cross_level_distance": False, "modality_weights": None},
 }
-NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None}
+NEWER_TRAIN_SETTINGS = {"max_minutes": None, "ema": None, "history_bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,13 @@ def _metrics(ranking: Ranking, ranks: pa.Table, bundle: Bundle, protocol: Protoc
 
 @runtime_checkable
 class ExactSearch(TypedProtocol):
-    """A model with exact search that can measure the error of a beam search of width ``config.beam``."""
+    """A model with exact search that can measure the error of another search, of width ``config.beam``."""
 
     config: Any
+    approximate_search: str  # name of the search that is measured
 
-    def beam_error(self, histories: Sequences, k: int) -> SearchError:
-        """Compare the best ``k`` items of each user; None where ids are shared."""
+    def beam_error(self, histories: Sequences, k: int) -> SearchError | None:
+        """Compare the best ``k`` items of each user; None where that takes too long."""
 
 
 def _search_error(model: Recommender, fold: Fold, protocol: Protocol) -> dict[str, Any]:
@@ -162,7 +163,9 @@ def _search_error(model: Recommender, fold: Fold, protocol: Protocol) -> dict[st
     sample = fold.select(np.sort(np.random.default_rng(0).permutation(len(fold))[:SEARCH_ERROR_USERS]))
     k = min(protocol.cutoffs, key=lambda cutoff: abs(cutoff - 10))
     error = model.beam_error(sample.with_query_times(protocol).histories, k)
-    return {"search": {"beam": model.config.beam, "k": k, **error._asdict()}}
+    if error is None:
+        return {}
+    return {"search": {"method": model.approximate_search, "beam": model.config.beam, "k": k, **error._asdict()}}
 
 
 def settings_id(settings: Mapping[str, Any]) -> str:

@@ -177,7 +177,7 @@ class Generator(TreeSearcher):
     """
 
     reads_ids = True
-    search_settings = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
+    search_settings: ClassVar[tuple[str, ...]] = ("beam", "renormalise", "temperatures", "stochastic", "sample_seed")
     config: GeneratorConfig
     transformer: CodeTransformer
 

@@ -84,7 +84,7 @@ class GPT(NextItem):
 
     @property
     def scores_by_product(self) -> bool:
-        return self.config.generate == 0  # otherwise ``refine`` reads and changes all scores
+        return self.config.generate == 0 and not self.history_bias  # ``refine`` reads and changes all scores
 
     def refine(self, batch: Batch, scores: Tensor) -> Tensor:
         """Decode ``generate`` items and raise their scores above all others, in order of decoding."""

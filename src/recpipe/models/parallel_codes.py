@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class ParallelCodes(Scorer, TreeSearcher):
     reads_ids = True
     losses = ("full_softmax",)
     tuned = ("modality_weights",)
+    approximate_search: ClassVar[str] = "beam search"  # the search whose error ``beam_error`` measures
     config: Any
     modality_weights: Tensor  # (kinds of ids,), of several
 
@@ -166,7 +167,7 @@ class ParallelCodes(Scorer, TreeSearcher):
         return items_of(exact_top(log_probs, self.codes.tree, k, seen=seen, allowed=allowed), self.codes)
 
     def top_k_batches(self, histories: Sequences, k: int, **options: Any) -> Lists:
-        large = self.config.search == "exact" and len(self.codes.rows) > MIN_BRANCH_AND_BOUND
+        large = self.config.search == "exact" and len(self.codes.rows) > MIN_BRANCH_AND_BOUND and not self.history_bias
         base = TreeSearcher if large and len(self.names) == 1 and self.ids_are_unique() else Scorer
         yield from base.top_k_batches(self, histories, k, **options)
 

@@ -52,6 +52,7 @@ class Recommender(nn.Module, ABC):
       Histories without weights, as in serving, have the weight 1 throughout.
     - ``losses``: names of the losses it can be trained with, empty for all; ``layouts``: of training batches.
     - ``tuned``: names of the buffers that ``tune`` sets, which training does not change.
+    - ``history_bias``: added to the scores of items in the history (``train.history_bias``), by models of type Scorer.
     - ``search_settings``: settings that training does not read, so that a trained model can take other values.
 
     A setting ``time_mode`` says which times the model reads, with the values of ``Protocol.time``.
@@ -79,6 +80,7 @@ class Recommender(nn.Module, ABC):
         self.config, self.n_items, self.max_length, self.side = config, n_items, max_length, side
         self.cold_users = None
         self.uses_weights = False
+        self.history_bias = 0.0
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
         """Return the training loss of a batch of training sequences (at most ``max_length + 1`` events each)."""
@@ -275,8 +277,11 @@ class Scorer(Recommender):
 
     @property
     def scores_by_product(self) -> bool:
-        """Whether scores are products of ``query_vectors`` and ``output_vectors``, so that an index can search them."""
-        return type(self).score is Scorer.score
+        """Whether scores are products of ``query_vectors`` and ``output_vectors``, so that an index can search them.
+
+        Not with a ``history_bias``, which depends on the user.
+        """
+        return type(self).score is Scorer.score and not self.history_bias
 
     def refine(self, batch: Batch, scores: Tensor) -> Tensor:
         """Adjust masked ``scores`` (B, I + 1); -inf must stay. Does nothing by default."""
@@ -301,10 +306,19 @@ class Scorer(Recommender):
         restrictions: dict[str, Any] = {"exclude_seen": exclude_seen, "candidates": candidates, "excluded": excluded}
         for rows, batch in self.history_batches(histories, tokens=tokens):
             scores = self.cold_scores(histories, rows) if batch is None else self.score(batch).float()
+            if self.history_bias and batch is not None:
+                scores = self._with_history_bias(scores, histories, rows)
             if torch.isnan(scores.amax()):
                 raise ValueError(f"{type(self).__name__} gives NaN scores; its weights are not usable")
             self.mask_scores(scores, histories, rows, **restrictions)
             yield rows, scores if batch is None else self.refine(batch, scores)
+
+    def _with_history_bias(self, scores: Tensor, histories: Sequences, rows: np.ndarray) -> Tensor:
+        """Add ``history_bias`` to the scores (B, I + 1) of the items in each user's whole history, once per item."""
+        row, item = (torch.from_numpy(part).to(scores.device) for part in histories.events(rows))
+        in_history = torch.zeros_like(scores, dtype=torch.bool)
+        in_history[row, item] = True
+        return torch.where(in_history, scores + self.history_bias, scores)
 
     def history_batches(
         self, histories: Sequences, *, tokens: int = 1 << 15, all_scores: bool = True

@@ -1,9 +1,10 @@
 """Kinds of semantic ids and modalities of item vectors that a command builds, by the content of the data set.
 
-Text, image and their concatenation have vectors and ids. Text has two more kinds of ids: ``text_parts``, independent
-codes of parts of the vector, and ``text_collaborative``, aligned with item vectors of a trained model. ``foreign`` ids
-come from a file. The parameter ``modality`` selects kinds, as in ``text+image``; ``none`` builds nothing; ``auto``
-selects ``content.modalities`` of the data set and what the models of the command read.
+Text, image and their concatenation have vectors and ids. Text has more kinds of ids: ``text_parts`` and
+``text_parts_32``, 16 and 32 independent codes of parts of the vector, and ``text_collaborative``, aligned with item
+vectors of a trained model. ``foreign`` ids come from a file. The parameter ``modality`` selects kinds, as in
+``text+image``; ``none`` builds nothing; ``auto`` selects ``content.modalities`` of the data set and what the models of
+the command read.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from recpipe.config import (
     split_names,
 )
 
-TEXT, IMAGE, TEXT_IMAGE, TEXT_PARTS, TEXT_COLLABORATIVE, FOREIGN = ID_KINDS
+TEXT, IMAGE, TEXT_IMAGE, TEXT_PARTS, TEXT_PARTS_32, TEXT_COLLABORATIVE, FOREIGN = ID_KINDS
 # Keys of `content` that each kind needs.
 CONTENT = {
     TEXT: (TEXT,),
     IMAGE: (IMAGE,),
     TEXT_IMAGE: (TEXT, IMAGE),
     TEXT_PARTS: (TEXT,),
+    TEXT_PARTS_32: (TEXT,),
     TEXT_COLLABORATIVE: (TEXT,),
     FOREIGN: (),
 }
@@ -68,7 +70,7 @@ def _kind_inputs(configuration: Configuration, kind: str) -> KindInputs:
     if model is not None:
         where = f"semantic_ids.kinds.{kind}.quantizers.{settings['quantizer']}.{COLLABORATIVE}.model"
         check_known(model, configuration.model_names, what=f"model in {where}")
-    return KindInputs(TEXT if kind in (TEXT_PARTS, TEXT_COLLABORATIVE) else kind, model)
+    return KindInputs(TEXT if kind in (TEXT_PARTS, TEXT_PARTS_32, TEXT_COLLABORATIVE) else kind, model)
 
 
 def _source(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -243,7 +243,7 @@ def _search_error(search: Mapping[str, Any]) -> str | None:
     if not search:
         return None
     missed, users = percent(search["missed"]), percent(search["users"])
-    beams = f"exact scores; beam search with {search['beam']} beams"
+    beams = f"exact scores; {search.get('method', 'beam search')} with {search['beam']} beams"
     return f"{beams} would miss {missed} of the first {search['k']} items, for {users} of users"
 
 

@@ -192,6 +192,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     config |= {"config": dataclasses.asdict(model.config), "max_length": model.max_length}
     if model.uses_weights:
         config["uses_weights"] = True
+    if model.history_bias:
+        config["history_bias"] = model.history_bias
     if model.side is not None:
         config["side"] = model.side.to_dict()
     if ids := {name: codes.description() for name, codes in model.item_codes().items()}:
@@ -232,6 +234,7 @@ def load_bundle(
         accelerate=accelerate,
     )
     model.uses_weights = config.get("uses_weights", False)
+    model.history_bias = config.get("history_bias", 0.0)
     if "cold_users" in config:  # absent in old bundles
         model.cold_users = ColdUsers.from_dict(config["cold_users"], n_items=len(vocabulary))
     try:

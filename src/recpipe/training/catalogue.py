@@ -87,7 +87,7 @@ def extend_model(bundle: Bundle, vocabulary: Vocabulary, inputs: ItemInputs, *, 
         ids=_extended_ids(bundle, vocabulary, inputs),
         accelerate=accelerate,
     )
-    model.uses_weights = old.uses_weights
+    model.uses_weights, model.history_bias = old.uses_weights, old.history_bias
     if old.cold_users is not None:
         model.cold_users = ColdUsers.from_dict(old.cold_users.to_dict(), n_items=len(vocabulary))
     model.load_tensors(_extended_tensors(bundle, model))

@@ -80,6 +80,8 @@ def train(
     validate = None if settings.train_on_validation or replay is not None else validate
     model = model_factory()
     check_settings(settings, type(model))
+    if not model.closed_form:
+        model.history_bias = float(settings.history_bias)
     data = _with_weights(model, data, settings)
     fallback = None if cold_users is None else ColdUsers(cold_users, n_items=model.n_items).fit(data, seed=seed)
     curve: list[dict[str, Any]] = []
@@ -194,6 +196,8 @@ def run_fingerprint(data: str, settings: TrainSettings, seed: int, model: Recomm
         ignored.add("max_epochs")
     if settings.ema is None:
         ignored.add("ema")
+    if not settings.history_bias:
+        ignored.add("history_bias")
     parts = {key: value for key, value in dataclasses.asdict(settings).items() if key not in ignored}
     shape = [type(model).__name__, dataclasses.asdict(model.config), model.n_items, model.max_length]
     shape += [] if model.side is None else [model.side.fingerprint()]

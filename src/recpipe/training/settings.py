@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class TrainSettings:
     layout: ``padded``, a history per row, or ``packed``, several per row of ``row`` events (by default a window).
     batch_tokens: events of a step.
     weights: use the weights of events, where the log has the column ``weight``; false: all events count alike.
+    history_bias: added to the scores of items in the history, in validation and whenever the model is used: negative
+        where users do not repeat items, positive where they do. For models that score the whole catalogue.
     train_on_validation: train on training and validation events, for as many steps as without, and keep the last state.
     patience: validations without a new best ``metric`` that end training; ``validate_users`` limits them to this number
         of users, always the same.
@@ -54,6 +57,7 @@ class TrainSettings:
     layout: str = "padded"
     row: int | None = None
     weights: bool = True
+    history_bias: float = 0.0
     train_on_validation: bool = False
     batch_tokens: int = 12_800
     max_epochs: int = 100
@@ -100,6 +104,9 @@ class TrainSettings:
         devices = self.devices
         if devices != "auto" and (isinstance(devices, bool) or not isinstance(devices, int) or devices < 1):
             raise ValueError(f"train.devices is {devices!r}; it must be a number, at least 1, or auto")
+        bias = self.history_bias
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
+            raise ValueError(f"train.history_bias is {bias!r}; it must be a finite number, such as 0 or -20")
         for name in (*COUNTS, *OPTIONAL):
             value, or_null = getattr(self, name), ", or null" if name in OPTIONAL else ""
             if value is None and or_null:
@@ -133,6 +140,7 @@ def check_settings(settings: TrainSettings, model: type[Recommender]) -> None:
     """Raise ValueError for a layout or loss unfit for a model, and bad arguments of loss, optimiser or schedule."""
     import torch
 
+    from recpipe.models.recommender import Scorer
     from recpipe.training.losses import make_loss
     from recpipe.training.optimisers import make_optimiser, make_schedule
 
@@ -141,6 +149,11 @@ def check_settings(settings: TrainSettings, model: type[Recommender]) -> None:
     if settings.layout not in model.layouts:
         reason = f"train.layout is {settings.layout} and {model.__name__} reads {', '.join(model.layouts)}"
         raise ValueError(f"{reason}; set train.layout={model.layouts[0]} for it")
+    if settings.history_bias and not issubclass(model, Scorer):
+        raise ValueError(
+            f"train.history_bias is {settings.history_bias:g} and {model.__name__} searches a tree instead of scoring "
+            "every item: set it to 0, or exclude the items of the history by protocol.exclude_seen"
+        )
     name = settings.loss.get("name")
     if model.losses and name not in model.losses:
         raise ValueError(

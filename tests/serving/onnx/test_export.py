@@ -37,6 +37,7 @@ CANNOT = {
     "mf": "the linear system of a user has no ONNX operator; mf with loss: bpr exports",
     "nmf": "which parts are zero decides the length of a loop",
     "parallel_tiger": "items with an id are read with numpy",
+    "rpg": "items with an id are read with numpy",
     "mamba4rec": "the scan changes a diagonal in place and loops over chunks",
 }
 GENERATORS = {name for name in types() if issubclass(model_class(name), Generator)}

@@ -30,7 +30,8 @@ LOW, EVEN, HIGH = (f"rgba(34,131,200,{alpha})" for alpha in (0.22, 0.5, 1))
 USAGE_COLOURS = [[0, UNUSED], [0.001, UNUSED], [0.001, LOW], [1 / MAX_USAGE, EVEN], [1, HIGH]]
 MODALITIES = {
     "text": "text", "image": "images", "text_image": "text and images", "text_parts": "parts of text vectors",
-    "text_collaborative": "text and item vectors of a model", "foreign": "a file",
+    "text_parts_32": "32 parts of text vectors", "text_collaborative": "text and item vectors of a model",
+    "foreign": "a file",
 }  # fmt: skip
 COLLISION_POLICIES = {
     "extra_digit": "one more digit",

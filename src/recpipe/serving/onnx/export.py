@@ -95,6 +95,10 @@ def exportable_scorer(bundle: Bundle) -> Scorer:
         raise ValueError(f"{name} searches its lists and does not score the whole catalogue; export a scorer")
     if type(model).refine is not Scorer.refine and not model.scores_by_product:
         raise ValueError(f"{name} decodes its lists item by item; export a scorer, such as gpt with generate: 0")
+    if model.history_bias:
+        raise ValueError(
+            f"{name} has train.history_bias, which a graph does not add; train it with 0, or serve the bundle"
+        )
     if model.requires_time == "query":
         raise ValueError(f"{name} reads the time of the query, which a graph has no input for")
     if model.side is not None:

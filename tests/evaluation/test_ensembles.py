@@ -13,7 +13,8 @@ from tests.synthetic import random_sequences, sequences, untrained
 
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Fold, Vocabulary
-from recpipe.evaluation.ensembles import Ensemble, choose_weights, ensemble_bundle, weight_grid
+from recpipe.evaluation.ensemble_weights import choose_weights, weight_grid
+from recpipe.evaluation.ensembles import Ensemble, ensemble_bundle
 from recpipe.evaluation.evaluate import evaluate
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold

@@ -6,12 +6,10 @@ Weights are chosen on the validation fold. Shapes: B users, I items (column 0 of
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -19,17 +17,14 @@ from recpipe.data.batches import Batch
 from recpipe.data.protocol import TIME_CHOICES, Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.data.user_items import Candidates, UserItems, candidates_of
+from recpipe.evaluation.ensemble_weights import Weights, choose_weights, weighted_sum
 from recpipe.evaluation.evaluate import settings_id
-from recpipe.evaluation.metrics import metric_value
-from recpipe.evaluation.ranking import target_positions, target_ranks
 from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import SCORES_AT_ONCE, Recommender, Scorer
 from recpipe.training.bundle import Bundle
 
 METHODS = ("rrf", "zscore", "softmax")
 VALID = "valid"  # choose weights on the validation fold
-GRID_SIZE = 25  # weightings to try, about
-Weights = tuple[float, ...]
 
 
 def ensemble_bundle(
@@ -195,7 +190,7 @@ class Ensemble(Scorer):
         weights = self.weighted(self.config.weights).config.weights
         batches = self.member_batches(histories, exclude_seen=exclude_seen, candidates=candidates, excluded=excluded)
         for rows, parts_MBI, allowed_BI in batches:
-            scores = _weighted_sum(weights, parts_MBI)
+            scores = weighted_sum(weights, parts_MBI)
             if self.config.method == "softmax":
                 scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
             yield rows, scores.masked_fill(~allowed_BI, -torch.inf)
@@ -243,10 +238,6 @@ class Ensemble(Scorer):
         return torch.where(finite, z, lowest)
 
 
-def _weighted_sum(weights: Weights, parts_MBI: Tensor) -> Tensor:
-    return torch.einsum("m,mbi->bi", torch.tensor(weights, device=parts_MBI.device), parts_MBI)
-
-
 def _member_scores(member: Recommender, histories: Sequences, restrictions: dict[str, Any]) -> Tensor:
     """Scores (B, I + 1), -inf for excluded items and, of a model that gives lists, for items outside them."""
     scores = torch.full((len(histories), member.n_items + 1), -torch.inf, device=member.device)
@@ -260,35 +251,3 @@ def _member_scores(member: Recommender, histories: Sequences, restrictions: dict
     scores.scatter_(1, index, torch.from_numpy(values).to(scores.device))
     scores[:, 0] = -torch.inf
     return scores
-
-
-def choose_weights(
-    ensemble: Ensemble, valid: Fold, *, exclude_seen: bool, metric: str = "ndcg@10"
-) -> tuple[Weights, dict[Weights, float]]:
-    """Return the weights with the highest ``metric`` on the validation fold, the first on ties, and all values."""
-    grid = weight_grid(len(ensemble.members))
-    ranks = np.zeros((len(grid), len(valid.targets.items)), np.int64)
-    for rows, parts_MBI, allowed_BI in ensemble.member_batches(valid.histories, exclude_seen=exclude_seen):
-        positions, batch_rows = target_positions(valid.targets, rows)
-        for w, weights in enumerate(grid):
-            scores = _weighted_sum(weights, parts_MBI).masked_fill_(~allowed_BI, -torch.inf)
-            ranks[w, positions] = target_ranks(scores, batch_rows, valid.targets.items[positions])
-    user = pa.array(np.repeat(np.arange(len(valid)), valid.targets.lengths))
-    tables = [pa.table({"user_id": user, "rank": row, "cold": row < 0}) for row in ranks]
-    values = [metric_value(table, metric, setting="ensemble.metric") for table in tables]
-    return grid[int(np.argmax(values))], dict(zip(grid, values, strict=True))
-
-
-def weight_grid(members: int) -> list[Weights]:
-    """Return equal weights, then all multiples of 1 / n that sum to 1, with n >= 2 for about 25 weightings."""
-    steps = 10
-    while steps > 2 and len(list(_compositions(steps, members))) > GRID_SIZE:
-        steps -= 1
-    grid = [tuple(part / steps for part in parts) for parts in _compositions(steps, members)]
-    return list(dict.fromkeys([(1 / members,) * members, *grid]))
-
-
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    for cuts in itertools.combinations(range(total + parts - 1), parts - 1):
-        edges = (-1, *cuts, total + parts - 1)
-        yield tuple(b - a - 1 for a, b in itertools.pairwise(edges))

@@ -373,7 +373,8 @@ def test_an_unknown_kind_of_tracking_in_the_catalog_is_an_error(place, conf) -> 
     catalog["odd"] = MemoryDataset(metadata={"mlflow": "metric"})
     hooks.before_pipeline_run({"pipeline_names": None, "env": "", "run_id": ""}, Pipeline([]), catalog)
     with pytest.raises(
-        ValueError, match="of odd in the catalog is 'metric'; allowed: metrics, protocol, numbers, lists, .*figures"
+        ValueError,
+        match="of odd in the catalog is 'metric'; allowed: metrics, protocol, numbers, audit, lists, .*figures",
     ):
         hooks.after_dataset_saved("odd", {}, Node(fail, "params:train", "odd"))
 

@@ -116,7 +116,7 @@ def test_weights_are_words_or_numbers() -> None:
         return EnsembleConfig(**{**BLOCK, "weights": weights}).member_weights()
 
     assert (given("valid"), given("equal"), given("2+1"), given(1)) == ("valid", "equal", [2, 1], [1])
-    with pytest.raises(ValueError, match="ensemble.weights is 'much'; allowed: valid, equal, or a number"):
+    with pytest.raises(ValueError, match="ensemble.weights is 'much'; allowed: valid, adaptive, equal, or a number"):
         given("much")
     assert EnsembleConfig(**BLOCK).names() == ["a", "b"]
 

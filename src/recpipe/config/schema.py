@@ -80,14 +80,15 @@ class EnsembleConfig(Block):
         return list(split_names(self.members))
 
     def member_weights(self) -> str | list[float]:
-        """``valid``, ``equal`` or a number per member."""
-        if self.weights in ("valid", "equal"):
+        """``valid``, ``adaptive``, ``equal`` or a number per member."""
+        if self.weights in ("valid", "adaptive", "equal"):
             return str(self.weights)
         try:
             return [float(weight) for weight in str(self.weights).split("+")]
         except ValueError:
             raise ConfigError(
-                f"ensemble.weights is {self.weights!r}; allowed: valid, equal, or a number for each member, as 2+1"
+                f"ensemble.weights is {self.weights!r}; allowed: valid, adaptive, equal, or a number for each member, "
+                "as 2+1"
             ) from None
 
 

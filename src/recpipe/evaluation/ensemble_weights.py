@@ -1,10 +1,15 @@
-"""Choice of the weights of an ensemble on the validation fold. Shapes: B users, I items, M members."""
+"""Choice of the weights of an ensemble on the validation fold: fixed ones from a grid, or of every user by a gate.
+
+Shapes: B, U users, I items, F features, M members, C items of a user's set, N targets, W weightings.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,36 +17,79 @@ import torch
 from torch import Tensor
 
 from recpipe.data.sequences import Fold
+from recpipe.evaluation.gate import FeatureReader, Gate, ItemSets, fit_gate
 from recpipe.evaluation.metrics import metric_value
 from recpipe.evaluation.ranking import target_positions, target_ranks
+from recpipe.progress import progress
 
 if TYPE_CHECKING:
     from recpipe.evaluation.ensembles import Ensemble
 
+log = logging.getLogger(__name__)
+
 GRID_SIZE = 25  # weightings to try, about
+COMPETITORS = 30  # best items of each member that a gate compares the target with
+FIT_USERS = 10_000  # of the validation fold, at most, that a gate is fitted to
+FOLDS = 5  # of the cross-validation
+L2 = (1e-4, 1e-3, 1e-2, 1e-1)
 Weights = tuple[float, ...]
 
 
-def weighted_sum(weights: Weights, parts_MBI: Tensor) -> Tensor:
-    """Add up the normalised scores of the members (M, B, I) to (B, I)."""
+class MemberBatch(NamedTuple):
+    """Scores of all members for some users."""
+
+    rows: np.ndarray  # (B,)
+    scores: list[Tensor]  # M of (B, I + 1), as the members give them
+    parts_MBI: Tensor  # normalised by the method of the ensemble
+    allowed_BI: Tensor  # bool, items that any member gives
+
+
+def weighted_sum(weights: Weights | Tensor, parts_MBI: Tensor) -> Tensor:
+    """Add up the normalised scores of the members (M, B, I) to (B, I), by weights (M,) or of every user (B, M)."""
+    if isinstance(weights, Tensor):
+        return torch.einsum("bm,mbi->bi", weights.to(parts_MBI), parts_MBI)
     return torch.einsum("m,mbi->bi", torch.tensor(weights, device=parts_MBI.device), parts_MBI)
 
 
 def choose_weights(
-    ensemble: Ensemble, valid: Fold, *, exclude_seen: bool, metric: str = "ndcg@10"
+    ensemble: Ensemble,
+    valid: Fold,
+    *,
+    exclude_seen: bool,
+    metric: str = "ndcg@10",
+    observe: Callable[[MemberBatch], None] | None = None,
 ) -> tuple[Weights, dict[Weights, float]]:
-    """Return the weights with the highest ``metric`` on the validation fold, the first on ties, and all values."""
+    """Return the weights with the highest ``metric`` on the validation fold, the first on ties, and all values.
+
+    ``observe`` gets every batch of scores.
+    """
     grid = weight_grid(len(ensemble.members))
-    ranks = np.zeros((len(grid), len(valid.targets.items)), np.int64)
-    for rows, parts_MBI, allowed_BI in ensemble.member_batches(valid.histories, exclude_seen=exclude_seen):
-        positions, batch_rows = target_positions(valid.targets, rows)
-        for w, weights in enumerate(grid):
-            scores = weighted_sum(weights, parts_MBI).masked_fill_(~allowed_BI, -torch.inf)
+    values = _metric_of_each(ensemble, valid, grid, exclude_seen=exclude_seen, metric=metric, observe=observe)
+    return grid[int(np.argmax(values))], dict(zip(grid, values, strict=True))
+
+
+def _metric_of_each(
+    ensemble: Ensemble,
+    valid: Fold,
+    weightings: Sequence[Weights | Tensor],
+    *,
+    exclude_seen: bool,
+    metric: str,
+    observe: Callable[[MemberBatch], None] | None = None,
+) -> list[float]:
+    """Compute the metric on the validation fold of weights (M,), or weights of every user (U, M), in one pass."""
+    ranks = np.zeros((len(weightings), len(valid.targets.items)), np.int64)
+    for batch in ensemble.member_batches(valid.histories, exclude_seen=exclude_seen):
+        if observe is not None:
+            observe(batch)
+        positions, batch_rows = target_positions(valid.targets, batch.rows)
+        for w, weights in enumerate(weightings):
+            own = weights[batch.rows] if isinstance(weights, Tensor) else weights
+            scores = weighted_sum(own, batch.parts_MBI).masked_fill_(~batch.allowed_BI, -torch.inf)
             ranks[w, positions] = target_ranks(scores, batch_rows, valid.targets.items[positions])
     user = pa.array(np.repeat(np.arange(len(valid)), valid.targets.lengths))
     tables = [pa.table({"user_id": user, "rank": row, "cold": row < 0}) for row in ranks]
-    values = [metric_value(table, metric, setting="ensemble.metric") for table in tables]
-    return grid[int(np.argmax(values))], dict(zip(grid, values, strict=True))
+    return [metric_value(table, metric, setting="ensemble.metric") for table in tables]
 
 
 def weight_grid(members: int) -> list[Weights]:
@@ -57,3 +105,113 @@ def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
     for cuts in itertools.combinations(range(total + parts - 1), parts - 1):
         edges = (-1, *cuts, total + parts - 1)
         yield tuple(b - a - 1 for a, b in itertools.pairwise(edges))
+
+
+@dataclass(frozen=True)
+class AdaptiveWeights:
+    """A gate with the mean weights that it gives on the validation fold; without one the fixed weights are better."""
+
+    gate: Gate | None
+    weights: Weights  # means over users, or the fixed ones
+    tried: dict[Weights, float]  # fixed weights and their metric
+    description: dict[str, Any]
+
+
+def adaptive_weights(
+    ensemble: Ensemble, valid: Fold, reader: FeatureReader, *, exclude_seen: bool, metric: str = "ndcg@10"
+) -> AdaptiveWeights:
+    """Fit a gate to the validation fold, where cross-validation finds it better than the best fixed weights.
+
+    The value of a gate is that of ``metric`` with the weights of every user from a gate that was fitted to the users of
+    other parts, so that it can be compared with the fixed weights, whose only parameters are points of the grid. The
+    strength of the L2 penalty is chosen by it. Raises ValueError for too few users with a target that a member reaches.
+    """
+    collector = _Collector(valid, reader, len(ensemble.members))
+    fixed, tried = choose_weights(ensemble, valid, exclude_seen=exclude_seen, metric=metric, observe=collector.add)
+    sets, owner = collector.sets()
+    if len(sets) < 2 * FOLDS:
+        raise ValueError(
+            f"{len(sets)} validation users have a target that a member of the ensemble can recommend, too few for "
+            f"adaptive weights, which need {2 * FOLDS}: use ensemble.weights=valid"
+        )
+    base, features = torch.tensor(fixed), torch.from_numpy(collector.features)
+    settings = {"is_probability": ensemble.config.method == "softmax"}
+    part = np.random.default_rng(1).permutation(len(valid)) % FOLDS
+    weightings = []
+    with progress(len(L2) * FOLDS, "fit gates", unit="fits") as bar:
+        for l2 in L2:
+            weights = torch.zeros(len(valid), len(fixed), dtype=torch.float64)
+            for n in bar.over(range(FOLDS)):
+                gate = fit_gate(sets.select(torch.from_numpy(part[owner] != n)), base, l2=l2, **settings)
+                weights[part == n] = gate(features[part == n])
+            weightings.append(weights.float())
+    values = _metric_of_each(ensemble, valid, weightings, exclude_seen=exclude_seen, metric=metric)
+    best = int(np.argmax(values))
+    gate = fit_gate(sets, base, l2=L2[best], **settings) if values[best] > tried[fixed] else None
+    compared = (metric, values[best], tried[fixed])
+    if gate is None:
+        log.warning("the weights of the ensemble stay fixed: validation %s of a gate is %.4f, of fixed %.4f", *compared)
+    else:
+        log.info("weights of the ensemble from a gate: validation %s is %.4f, with fixed weights %.4f", *compared)
+    description = {
+        "uses_gate": gate is not None,
+        "fixed_weights": list(fixed),
+        f"valid_{metric}_of_fixed_weights": tried[fixed],
+        f"valid_{metric}_cross_validated": dict(zip(map(str, L2), values, strict=True)),
+        "l2": L2[best],
+        "users": len(sets),
+        "coefficients": {} if gate is None else _by_name(gate, reader),
+    }
+    mean = fixed if gate is None else tuple(gate(features).mean(0).tolist())
+    return AdaptiveWeights(gate, mean, tried, description)
+
+
+def _by_name(gate: Gate, reader: FeatureReader) -> dict[str, dict[str, float]]:
+    """Change of the log-odds of each member per standard deviation of a feature, the strongest feature first."""
+    order = gate.coefficients.abs().amax(1).argsort(descending=True, stable=True).tolist()
+    rows = {reader.names[n]: gate.coefficients[n].tolist() for n in order}
+    return {name: dict(zip(reader.members, row, strict=True)) for name, row in rows.items()}
+
+
+@dataclass
+class _Collector:
+    """Features of all users of a fold, and item sets of at most ``FIT_USERS`` of them, from batches of scores."""
+
+    valid: Fold
+    reader: FeatureReader
+    n_members: int
+    features: np.ndarray = field(init=False)  # (U, F)
+    _parts: list[tuple[np.ndarray, Tensor, Tensor]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.features = np.zeros((len(self.valid), len(self.reader.names)))
+        self._is_fitted = np.random.default_rng(0).permutation(len(self.valid)) < FIT_USERS
+
+    def add(self, batch: MemberBatch) -> None:
+        """Read the features of a batch of users, and the sets of those whose first target a member can recommend."""
+        self.features[batch.rows] = self.reader(self.valid.histories.select_users(batch.rows), batch.scores).numpy()
+        targets = self.valid.targets
+        target = torch.from_numpy(targets.items[targets.offsets[:-1][batch.rows]].astype(np.int64))
+        reached = batch.allowed_BI.cpu()[torch.arange(len(target)), target]
+        places = torch.nonzero(reached & torch.from_numpy(self._is_fitted[batch.rows])).flatten()
+        on_device = places.to(batch.parts_MBI.device)
+        parts, allowed = batch.parts_MBI[:, on_device], batch.allowed_BI[on_device]
+        first = target[places].to(parts.device)[:, None]
+        best = parts.masked_fill(~allowed, -torch.inf).topk(min(COMPETITORS, parts.shape[2]), dim=2).indices
+        items = torch.cat([first, best.transpose(0, 1).flatten(1)], dim=1)  # (n, C)
+        is_item = allowed.gather(1, items) & ~_repeated(items)
+        values = parts.gather(2, items.expand(len(parts), -1, -1)).transpose(0, 1)
+        self._parts.append((batch.rows[places.numpy()], values.cpu(), is_item.cpu()))
+
+    def sets(self) -> tuple[ItemSets, np.ndarray]:
+        """Return the item sets with their users (n,), rows of the fold."""
+        rows = np.concatenate([rows for rows, _, _ in self._parts])
+        parts, is_item = (torch.cat([each[n] for each in self._parts]) for n in (1, 2))
+        return ItemSets(torch.from_numpy(self.features[rows]), parts, is_item), rows
+
+
+def _repeated(items_BC: Tensor) -> Tensor:
+    """Mark (B, C) the items that stand further left in the same row."""
+    ordered, order = items_BC.sort(dim=1, stable=True)
+    same = torch.cat([torch.zeros_like(ordered[:, :1], dtype=torch.bool), ordered[:, 1:] == ordered[:, :-1]], dim=1)
+    return torch.zeros_like(same).scatter_(1, order, same)

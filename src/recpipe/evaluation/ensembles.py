@@ -1,6 +1,7 @@
 """Ensembles: trained models combined by weighted ranks, scores or probabilities, evaluated like one model.
 
-Weights are chosen on the validation fold. Shapes: B users, I items (column 0 of scores is padding), M members.
+Weights are chosen on the validation fold; adaptive ones differ between users.
+Shapes: B users, I items (column 0 of scores is padding), M members.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from recpipe.data.batches import Batch
 from recpipe.data.protocol import TIME_CHOICES, Protocol
 from recpipe.data.sequences import Fold, Sequences
 from recpipe.data.user_items import Candidates, UserItems, candidates_of
-from recpipe.evaluation.ensemble_weights import Weights, choose_weights, weighted_sum
+from recpipe.evaluation.ensemble_weights import MemberBatch, Weights, adaptive_weights, choose_weights, weighted_sum
 from recpipe.evaluation.evaluate import settings_id
+from recpipe.evaluation.gate import FeatureReader, Gate
 from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import SCORES_AT_ONCE, Recommender, Scorer
 from recpipe.training.bundle import Bundle
 
 METHODS = ("rrf", "zscore", "softmax")
-VALID = "valid"  # choose weights on the validation fold
+VALID, ADAPTIVE = "valid", "adaptive"  # weights chosen on the validation fold: fixed, or of every user
 
 
 def ensemble_bundle(
@@ -37,22 +39,33 @@ def ensemble_bundle(
     constant: float = 60.0,
     metric: str = "ndcg@10",
     name: str = "ensemble",
+    train: Sequences | None = None,
 ) -> tuple[Bundle, dict[str, Any]]:
     """Combine bundles to one; return it with its description: names, weights and all weightings tried.
 
-    ``weights``: ``valid``, ``equal`` or one per member. Raises ValueError for members of different data or catalogues,
-    and for weights to be chosen on a fold that a member was trained on.
+    ``weights``: ``valid``, ``adaptive``, ``equal`` or one per member; adaptive ones read ``train``, the training set of
+    the split. Raises ValueError for members of different data or catalogues, and for weights to be chosen on a fold
+    that a member was trained on.
     """
     _check_same_data(bundles)
     ensemble = Ensemble([bundle.model for bundle in bundles], Ensemble.Config(method, (), constant))
     values: dict[Weights, float] = {}
     chosen: Sequence[float] = [1.0] * len(bundles) if isinstance(weights, str) else weights
-    if weights == VALID:
+    about: dict[str, Any] = {}
+    if weights in (VALID, ADAPTIVE):
         if seen := [bundle.name for bundle in bundles if bundle.train_on_validation]:
             raise ValueError(f"{seen[0]} was trained on the validation fold: give ensemble.weights, or equal")
-        chosen, values = choose_weights(
-            ensemble, valid.with_query_times(protocol), exclude_seen=protocol.exclude_seen, metric=metric
-        )
+        fold = valid.with_query_times(protocol)
+        options: dict[str, Any] = {"exclude_seen": protocol.exclude_seen, "metric": metric}
+        if weights == VALID:
+            chosen, values = choose_weights(ensemble, fold, **options)
+        else:
+            if train is None:
+                raise ValueError("adaptive weights read the transitions of the training set: give it as train")
+            reader = FeatureReader.of(train, ensemble.n_items, [bundle.name for bundle in bundles])
+            adaptive = adaptive_weights(ensemble, fold, reader, **options)
+            chosen, values, about = adaptive.weights, adaptive.tried, {"adaptive": adaptive.description}
+            ensemble = Ensemble(ensemble.members, ensemble.config, adaptive.gate, reader)
     ensemble, first = ensemble.weighted(chosen), bundles[0]
     training = {
         "seed": first.training.get("seed"),
@@ -70,6 +83,7 @@ def ensemble_bundle(
         "members": [bundle.name for bundle in bundles],
         "weights": list(ensemble.config.weights),
         "tried": [{"weights": list(w), f"valid_{metric}": value} for w, value in values.items()],
+        **about,
     }
     columns = first.item_columns
     return Bundle(name, "ensemble", ensemble, *items, first.protocol, training, item_columns=columns), description
@@ -114,7 +128,8 @@ class Ensemble(Scorer):
     - ``zscore``: score minus mean over the candidates of the user, divided by the standard deviation.
     - ``softmax``: probability, for probabilistic members; the score is the log of the mixture.
 
-    Raises ValueError for fewer than two members, different catalogues, and members that the method cannot combine.
+    With a gate the weights are those of the user, and ``weights`` of the configuration their means. Raises ValueError
+    for fewer than two members, different catalogues, and members that the method cannot combine.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -123,7 +138,13 @@ class Ensemble(Scorer):
         weights: Weights = ()  # one per member, none negative
         constant: float = 60.0
 
-    def __init__(self, members: Sequence[Recommender], config: Config) -> None:
+    def __init__(
+        self,
+        members: Sequence[Recommender],
+        config: Config,
+        gate: Gate | None = None,
+        reader: FeatureReader | None = None,
+    ) -> None:
         if len(members) < 2:
             raise ValueError(f"an ensemble has at least two members, not {len(members)}")
         if len(sizes := {member.n_items for member in members}) > 1:
@@ -138,6 +159,7 @@ class Ensemble(Scorer):
                 raise ValueError(f"the scores of {name} are no probabilities: use ensemble.method=rrf or zscore")
         super().__init__(config, n_items=members[0].n_items, max_length=max(m.max_length for m in members))
         self.modules_of_members = nn.ModuleList(members)
+        self.gate, self.reader = gate, reader
         self.probabilistic = config.method == "softmax"
         fallbacks = [member.cold_users for member in members]  # for reports; every member uses its own
         self.cold_users = None if None in fallbacks else fallbacks[0]
@@ -162,7 +184,7 @@ class Ensemble(Scorer):
                 "give each one, none below 0 and not all 0"
             )
         shares = tuple(float(weight) / sum(weights) for weight in weights)
-        return Ensemble(self.members, dataclasses.replace(self.config, weights=shares))
+        return Ensemble(self.members, dataclasses.replace(self.config, weights=shares), self.gate, self.reader)
 
     @property
     def requires_time(self) -> str:
@@ -187,9 +209,12 @@ class Ensemble(Scorer):
         tokens: int = 1 << 15,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (rows (B,), scores (B, I + 1)) as `Scorer.score_batches`; -inf where all members have -inf."""
-        weights = self.weighted(self.config.weights).config.weights
+        fixed = self.weighted(self.config.weights).config.weights
         batches = self.member_batches(histories, exclude_seen=exclude_seen, candidates=candidates, excluded=excluded)
-        for rows, parts_MBI, allowed_BI in batches:
+        for rows, member_scores, parts_MBI, allowed_BI in batches:
+            weights: Weights | Tensor = fixed
+            if self.gate is not None and self.reader is not None:
+                weights = self.gate(self.reader(histories.select_users(rows), member_scores))
             scores = weighted_sum(weights, parts_MBI)
             if self.config.method == "softmax":
                 scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
@@ -202,8 +227,8 @@ class Ensemble(Scorer):
         exclude_seen: bool,
         candidates: Candidates | None = None,
         excluded: UserItems | None = None,
-    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Yield rows (B,), normalised scores of the members (M, B, I + 1) and a mask of allowed items (B, I + 1)."""
+    ) -> Iterator[MemberBatch]:
+        """Yield the scores of all members for some users at a time."""
         max_rows = max(SCORES_AT_ONCE // (self.n_items + 1) // len(self.members), 1)
         by_length = np.argsort(histories.lengths, kind="stable")
         for start in range(0, len(by_length), max_rows):
@@ -216,7 +241,7 @@ class Ensemble(Scorer):
             }
             scores = [_member_scores(member, batch, restrictions) for member in self.members]
             allowed_BI = torch.stack([part > -torch.inf for part in scores]).any(0)
-            yield rows, torch.stack([self._normalise(part) for part in scores]), allowed_BI
+            yield MemberBatch(rows, scores, torch.stack([self._normalise(part) for part in scores]), allowed_BI)
 
     def _normalise(self, scores_BI: Tensor) -> Tensor:
         finite = scores_BI > -torch.inf

@@ -175,6 +175,7 @@ def evaluate_ensemble(
         weights=ensemble.member_weights(),
         constant=ensemble.constant,
         metric=ensemble.metric,
+        train=training_data.train_set,
     )
     weights = zip(ensemble.names(), description["weights"], strict=True)
     log.info("ensemble by %s: %s", ensemble.method, ", ".join(f"{name} {weight:.2f}" for name, weight in weights))

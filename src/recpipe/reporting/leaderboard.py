@@ -236,7 +236,9 @@ def _members(runs: Sequence[Run]) -> str | None:
         return None
     weights = np.mean([ensemble["weights"] for ensemble in ensembles], axis=0)
     parts = [f"{weight:.2f} {name}" for name, weight in zip(ensembles[0]["members"], weights, strict=True)]
-    return f"{' + '.join(parts)}, by {runs[0].settings.get('method')}"
+    is_adaptive = any((ensemble.get("adaptive") or {}).get("uses_gate") for ensemble in ensembles)
+    rule = ", with weights of every user, here their means" if is_adaptive else ""
+    return f"{' + '.join(parts)}, by {runs[0].settings.get('method')}{rule}"
 
 
 def _search_error(search: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,7 @@ from recpipe.hooks.checks import check_types
 from recpipe.kedro_compat import SessionWithOneLoader, reload_pipelines, restore_globals, spawn_processes
 from recpipe.pipelines.wiring import (
     NEED_FOLDS,
+    ON_REQUEST,
     WHOLE,
     Wiring,
     command_wiring,
@@ -123,6 +124,8 @@ class RecpipeSession(SessionWithOneLoader):
         options["pipeline_names"] = [name for name in names if name]
         if isinstance(options.get("runner"), ParallelRunner):
             spawn_processes()
+        if folds := requested_folds(self.configuration, options["pipeline_names"]):
+            return self._run_folds(folds, options)
         if len(self.configuration.protocol_names) > 1:
             return self._run_protocols(options)
         if seeds := requested_seeds(self.configuration):
@@ -170,6 +173,19 @@ class RecpipeSession(SessionWithOneLoader):
             outputs: dict[str, Any] = session.run(**{**options, "pipeline_names": pipelines})
         return outputs
 
+    def _run_folds(self, folds: list[int], options: dict[str, Any]) -> dict[str, Any]:
+        """Run a session for each fold of a rolling split, and the report under the last, which the split on disk is."""
+        pipelines, outputs = options["pipeline_names"], {}
+        models = "+".join(command_wiring(self.configuration, pipelines).models)
+        filtered = any(options.get(name) for name in NODE_FILTERS)
+        for number, (fold, of_fold) in enumerate(plan_runs(folds, pipelines, filtered=filtered, last=folds[-1])):
+            log.info("fold %s: %s", fold, ", ".join(of_fold or ["the whole project"]))
+            params = with_protocol(self.store.get("runtime_params") or {}, fold=fold)
+            params |= {"model": models} if number else {}  # of a whole run the baselines too
+            with self.sibling(params) as session:
+                outputs = session.run(**{**options, "pipeline_names": of_fold or []})
+        return outputs
+
     def _run_protocols(self, options: dict[str, Any]) -> dict[str, Any]:
         """Run a session for each of several protocols: the first for all pipelines, the others to evaluate."""
         names, pipelines = self.configuration.protocol_names, options["pipeline_names"]
@@ -203,6 +219,31 @@ class RecpipeSession(SessionWithOneLoader):
 def with_protocol(params: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     """Return overrides with these fields of the block ``protocol``."""
     return {**params, "protocol": {**(params.get("protocol") or {}), **fields}}
+
+
+def requested_folds(configuration: Configuration, pipelines: Sequence[str]) -> list[int]:
+    """Return the folds of a rolling split to run one after the other, [] where there is one or none needs a split.
+
+    Raises ConfigError for pipelines whose results would replace each other, and for folds that do not exist.
+    """
+    protocol = configuration["protocol"]
+    if protocol["split"] != "rolling" or type(protocol["fold"]) is int:
+        return []
+    number = protocol["folds"]
+    try:
+        folds = parse_seeds(protocol["fold"]) if protocol["fold"] is not None else list(range(1, number + 1))
+    except ValueError:
+        folds = [0]
+    if not folds or min(folds) < 1 or max(folds) > number:
+        raise ConfigError(f"protocol.fold is {protocol['fold']!r}; give folds from 1 to {number}, as 1+2")
+    unable = [name for name in pipelines if name in ON_REQUEST and name not in (*PER_PROTOCOL, *LAST)]
+    if unable and len(folds) > 1:
+        raise ConfigError(
+            f"{', '.join(unable)} cannot run over the folds of a rolling split: choose one, as "
+            f"--params protocol.fold={number}"
+        )
+    needs_all = not pipelines or bool(set(pipelines) - {*ONCE, *LAST})
+    return folds if needs_all else folds[-1:]
 
 
 def check_same_training(configuration: Configuration) -> None:
@@ -289,16 +330,21 @@ def parse_seeds(seeds: Any) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def plan_runs(seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered: bool = False) -> Plan:
-    """Return seed and pipelines (None: all) of each run in order; a ``filtered`` command repeats its own."""
+def plan_runs(
+    seeds: Sequence[int], pipelines: Sequence[str] | None, *, filtered: bool = False, last: int | None = None
+) -> Plan:
+    """Return seed, or fold, and pipelines (None: all) of each run in order; a ``filtered`` command repeats its own.
+
+    The report runs with ``last``, by default the first.
+    """
     first, *others = seeds
     if filtered or not others:
         return [(seed, list(pipelines) if pipelines else None) for seed in seeds]
     ends = [name for name in pipelines or () if name in LAST]
     if not pipelines or WHOLE in pipelines:
         ends = [*(name for name in ends if name != REPORT), REPORT]
-        return [(first, None), *((seed, PER_SEED) for seed in others), (first, ends)]
+        return [(first, None), *((seed, PER_SEED) for seed in others), (last or first, ends)]
     begins = [name for name in pipelines if name not in LAST]
     again = [name for name in begins if name not in ONCE]
-    runs = [(first, begins), *((seed, again) for seed in others), (first, ends)]
+    runs = [(first, begins), *((seed, again) for seed in others), (last or first, ends)]
     return [(seed, names) for seed, names in runs if names]

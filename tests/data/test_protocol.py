@@ -24,12 +24,16 @@ def test_a_use_of_time_beyond_the_protocol_is_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"split": "random"}, "allowed: leave_one_out, temporal, ratio, cold_users"),
+        ({"split": "random"}, "allowed: leave_one_out, temporal, rolling, ratio, cold_users"),
         ({"targets": "all"}, "no meaning under leave_one_out"),
         ({"split": "none", "held_out_items": 0.1}, "protocol.split none, which holds nothing out"),
         ({"history": 0}, "at least 1"),
         ({"cutoffs": ()}, "at least one cut-off"),
         ({"candidates": "sampled"}, "allowed: full"),
+        ({"split": "rolling", "folds": 0}, "number of test windows, at least 1"),
+        ({"split": "rolling", "folds": 3, "fold": 4}, "allowed: 1 to 3"),
+        ({"split": "rolling", "fold": 0}, "allowed: 1 to 3"),
+        ({"split": "temporal", "fold": 1}, "protocol.split temporal; only rolling has folds"),
         ({"time": "now"}, "allowed: none, last_item, query"),
         *(
             ({"held_out_items": share}, "share of the items, from 0 to below 1")
@@ -122,3 +126,12 @@ def test_without_a_split_the_id_depends_on_the_sequences_and_not_on_what_was_hel
     assert not {protocol.id for protocol in whole} & {protocol.id for protocol in splits[:3]}
     assert whole[0].data_differences(whole[1]) == []
     assert Protocol(dataset="x", history=3).without_split().id != whole[0].id
+
+
+def test_every_fold_is_a_protocol_and_other_splits_have_no_folds():
+    folds = [Protocol(dataset="x", split="rolling", fold=fold) for fold in (1, 2, 3)]
+    assert len({fold.id for fold in folds} | {folds[0].folds_id}) == 4
+    assert len({fold.folds_id for fold in folds}) == 1
+    assert folds[0].data_differences(folds[1]) == ["fold"]
+    plain = Protocol(dataset="x")
+    assert plain.id == replace(plain, folds=7).id == plain.folds_id

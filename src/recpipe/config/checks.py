@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+DAYS = re.compile(r"[1-9]\d*d")  # a length of time, as 14d
 FileHint = Callable[[str], str]
 """Function from a dotted path to its file, `` (conf/base/parameters/train.yml)``, or to an empty string."""
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from recpipe.config.checks import ConfigError, check_known, nearest, split_names
+from recpipe.config.checks import DAYS, ConfigError, check_known, nearest, split_names
 from recpipe.config.files import CHOICES, COMMAND_LINE, SEARCH_SPACE, Leaf, Tree, block, first_file, merge, pick_blocks
 from recpipe.config.run_config import (
     AUTO,
@@ -212,8 +212,8 @@ def _check_kind(path: str, value: object, current: object, *, any_number: bool =
 def same_kind(value: object, current: object) -> bool:
     """Return whether ``value`` may replace ``current``: number for number, boolean for boolean, list for list.
 
-    A date may replace a float (the share of a split). Null and text may be replaced by any scalar, and null may replace
-    any scalar.
+    A date or a number of days (``14d``) may replace a float (the share of a split). Null and text may be replaced by
+    any scalar, and null may replace any scalar.
     """
     if isinstance(value, Mapping) or isinstance(current, list | tuple):
         return isinstance(value, list | tuple) and isinstance(current, list | tuple)
@@ -224,7 +224,7 @@ def same_kind(value: object, current: object) -> bool:
     if isinstance(value, int) or not isinstance(current, float):
         return isinstance(value, int)
     with suppress(ValueError):
-        return isinstance(value, float) or bool(date.fromisoformat(str(value)))
+        return isinstance(value, float) or bool(DAYS.fullmatch(str(value)) or date.fromisoformat(str(value)))
     return False
 
 

@@ -13,7 +13,7 @@ from recpipe.config import check_choices, check_known, split_names
 
 TIME_CHOICES = ("none", "last_item", "query")  # each allows what the previous ones allow
 CHOICES = {
-    "split": ("leave_one_out", "temporal", "ratio", "cold_users", "none"), "targets": ("next", "all"),
+    "split": ("leave_one_out", "temporal", "rolling", "ratio", "cold_users", "none"), "targets": ("next", "all"),
     "ties": ("source", "shuffle"), "candidates": ("full",), "time": TIME_CHOICES,
 }  # fmt: skip
 DERIVED_FIELDS = ("id", "sizes", "test_set")  # of a split on disk
@@ -25,13 +25,18 @@ class Protocol:
     """Rules for splitting a data set into training, validation and test, and for evaluating a model on it.
 
     ``valid`` and ``test`` are shares for ``ratio``, ``cold_users`` and ``temporal``; for ``temporal`` also the ISO date
-    at which the part begins; ``leave_one_out`` ignores them. ``none`` holds nothing out: all events are training
-    events, and no model is evaluated. ``seed`` affects shuffled ties, cold users and held-out
-    items: ``held_out_items`` is the share of the catalogue that training and validation never see. ``time`` is what a
-    model may know about time: ``none``; ``last_item``, ages relative to the last event; ``query``, ages relative to the
-    time of the query, which folds contain only then. ``target_events`` are the types of events that may be targets, of
-    training too, while histories contain all events before the target; None: all types. ``name`` is the protocol of the
-    conf with these fields, None without one, and no part of the id. Raises ValueError for a value that is not allowed.
+    at which the part begins; ``leave_one_out`` ignores them. For ``rolling`` they are lengths of windows of time: days
+    (``14d``), or shares of the time between the first and the last event. ``folds`` test windows lie one after the
+    other at the end of the log. ``fold``, from 1, selects one: before it lies the validation window, and before that
+    the training events. Every fold is a protocol of its own; ``fold`` None stands for all of them.
+
+    ``none`` holds nothing out: all events are training events, and no model is evaluated. ``seed`` affects shuffled
+    ties, cold users and held-out items: ``held_out_items`` is the share of the catalogue that training and validation
+    never see. ``time`` is what a model may know about time: ``none``; ``last_item``, ages relative to the last event;
+    ``query``, ages relative to the time of the query, which folds contain only then. ``target_events`` are the types of
+    events that may be targets, of training too, while histories contain all events before the target; None: all types.
+    ``name`` is the protocol of the conf with these fields, None without one, and no part of the id. Raises ValueError
+    for a value that is not allowed.
     """
 
     dataset: str
@@ -50,6 +55,8 @@ class Protocol:
     candidates: str = "full"
     time: str = "none"
     cutoffs: tuple[int, ...] = (1, 5, 10, 20)
+    folds: int = 3
+    fold: int | None = None
     name: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,11 +77,19 @@ class Protocol:
             raise ValueError(f"protocol.cutoffs is {self.cutoffs}; give at least one cut-off, each at least 1")
         if self.split == "leave_one_out" and self.targets == "all":
             raise ValueError("protocol.targets=all has no meaning under leave_one_out, which has one target per user")
-
+        self._check_folds()
         if not self.holds_out and self.held_out_items:
             raise ValueError(
                 f"protocol.held_out_items is {share} and protocol.split none, which holds nothing out; set 0"
             )
+
+    def _check_folds(self) -> None:
+        if self.folds < 1:
+            raise ValueError(f"protocol.folds is {self.folds}; it is the number of test windows, at least 1")
+        if self.fold is not None and self.split != "rolling":
+            raise ValueError(f"protocol.fold is {self.fold} and protocol.split {self.split}; only rolling has folds")
+        if self.fold is not None and not 1 <= self.fold <= self.folds:
+            raise ValueError(f"protocol.fold is {self.fold}; allowed: 1 to {self.folds}, which protocol.folds is")
 
     @property
     def holds_out(self) -> bool:
@@ -99,6 +114,11 @@ class Protocol:
         """Hash of eight hex digits: equal ids mean comparable numbers. Fields that the split ignores do not enter."""
         return hashlib.sha256(json.dumps(self._used_fields(), sort_keys=True).encode()).hexdigest()[:8]
 
+    @property
+    def folds_id(self) -> str:
+        """Id of all folds of a rolling split together; that of the protocol itself under other splits."""
+        return dataclasses.replace(self, fold=None).id
+
     def _used_fields(self) -> dict[str, Any]:
         """Return the fields, null where the split ignores them; newer ones are left out at defaults to preserve ids."""
         fields = self.to_dict()
@@ -113,6 +133,8 @@ class Protocol:
             del fields["held_out_items"]
         if self.target_events is None:
             del fields["target_events"]
+        if self.split != "rolling":
+            del fields["folds"], fields["fold"]
         return fields
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from functools import partial
 
 import numpy as np
 
+from recpipe.config import DAYS
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import EVENTS_AT_ONCE, Sequences
 
 log = logging.getLogger(__name__)
 
+DAY = 86_400  # seconds
 BIN_BITS = 16  # of the number of bins of a pass that looks for a quantile
 
 
@@ -68,17 +70,46 @@ def _temporal(sequences: Sequences, protocol: Protocol) -> Rule:
             f"protocol.valid begins at {valid_from}, not before protocol.test at {test_from} (epoch seconds)"
         )
 
-    def cuts(part: Sequences) -> Cuts:
-        assert part.timestamps is not None
-        owner, n = np.repeat(np.arange(len(part)), part.lengths), len(part)
-        valid_at, test_at = (np.bincount(owner[part.timestamps < at], minlength=n) for at in (valid_from, test_from))
-        valid_start, test_start = valid_at, test_at
-        if part.is_target is not None:  # the first target event after each point
-            later = [part.is_target & (part.timestamps >= moment) for moment in (valid_from, test_from)]
-            valid_start, test_start = (part.target_positions(np.bincount(owner[mask], minlength=n)) for mask in later)
-        return Cuts(valid_at, valid_start, test_at, test_start, part.lengths)
+    return partial(_cuts_at, valid_from=valid_from, test_from=test_from)
 
-    return cuts
+
+def _rolling(sequences: Sequences, protocol: Protocol) -> Rule:
+    """Test window of one fold, the validation window before it, training before that; later events are not used.
+
+    Windows end with the last target event, or with its day (UTC) where ``protocol.test`` is in days, as
+    TimeRangeSplitter of RecTools has them.
+    """
+    if sequences.timestamps is None:
+        raise ValueError("the rolling split needs timestamps and this data set has only an order; use leave_one_out")
+    folds, fold = protocol.folds, protocol.fold
+    if fold is None:
+        raise ValueError(f"protocol.split is rolling: choose one of its folds, protocol.fold=1 to {folds}")
+    times = _TargetTimes(sequences.timestamps, sequences.is_target)
+    first, end = times.first(), times.last() + 1
+    if isinstance(protocol.test, str):
+        end = -(-end // DAY) * DAY
+    test, valid = (_window(getattr(protocol, name), name, span=end - first) for name in ("test", "valid"))
+    test_from = end - (folds - fold + 1) * test
+    if test_from - valid <= first:
+        raise ValueError(
+            f"fold {fold} of {folds} would be trained on events before {_iso(test_from - valid)} (UTC), and the first "
+            f"event is of {_iso(first)}: lower protocol.folds, or shorten protocol.test ({protocol.test}) or "
+            f"protocol.valid ({protocol.valid})"
+        )
+    return partial(_cuts_at, valid_from=test_from - valid, test_from=test_from, test_stop=test_from + test)
+
+
+def _cuts_at(part: Sequences, *, valid_from: int, test_from: int, test_stop: int | None = None) -> Cuts:
+    """Cut all users at the same times (epoch seconds); histories go on until the first target event of a part."""
+    assert part.timestamps is not None
+    owner, n = np.repeat(np.arange(len(part)), part.lengths), len(part)
+    valid_at, test_at = (np.bincount(owner[part.timestamps < at], minlength=n) for at in (valid_from, test_from))
+    valid_start, test_start = valid_at, test_at
+    if part.is_target is not None:  # the first target event after each point
+        later = [part.is_target & (part.timestamps >= moment) for moment in (valid_from, test_from)]
+        valid_start, test_start = (part.target_positions(np.bincount(owner[mask], minlength=n)) for mask in later)
+    stop = part.lengths if test_stop is None else np.bincount(owner[part.timestamps < test_stop], minlength=n)
+    return Cuts(valid_at, valid_start, test_at, test_start, stop)
 
 
 def _cold_users(sequences: Sequences, protocol: Protocol) -> Cuts:
@@ -99,13 +130,14 @@ def _none(sequences: Sequences, protocol: Protocol) -> Cuts:
     return Cuts(n, n, n, n, n)
 
 
+BY_TIME = {"temporal": _temporal, "rolling": _rolling}
 BY_USER = {"leave_one_out": _leave_one_out, "ratio": _ratio, "cold_users": _cold_users, "none": _none}
 
 
 def split_rule(sequences: Sequences, protocol: Protocol) -> Rule:
     """Return the cuts of ``protocol.split`` as a function of some of the users of ``sequences``."""
-    if protocol.split == "temporal":
-        return _temporal(sequences, protocol)
+    if protocol.split in BY_TIME:
+        return BY_TIME[protocol.split](sequences, protocol)
     return partial(BY_USER[protocol.split], protocol=protocol)
 
 
@@ -129,10 +161,14 @@ class _TargetTimes:
         """Return the earliest time."""
         return min(int(chunk.min()) for chunk in self if len(chunk))
 
+    def last(self) -> int:
+        """Return the latest time."""
+        return max(int(chunk.max()) for chunk in self if len(chunk))
+
     def quantile(self, q: float) -> int:
         """Return ``np.quantile(times, q, method="higher")``, by counts in ever finer bins."""
         place = int(np.ceil((sum(map(len, self)) - 1) * q))
-        low, high = self.first(), max(int(chunk.max()) for chunk in self if len(chunk))
+        low, high = self.first(), self.last()
         while low < high:
             shift = max((high - low + 1).bit_length() - BIN_BITS, 0)
             counts = np.zeros(((high - low) >> shift) + 1, np.int64)
@@ -150,6 +186,18 @@ def _share(value: float | str, name: str) -> float:
     if isinstance(value, str) or not 0 < float(value) < 1:
         raise ValueError(f"protocol.{name} is {value!r}; this split needs a share between 0 and 1")
     return float(value)
+
+
+def _window(value: float | str, name: str, *, span: int) -> int:
+    """Return the seconds of a window: days as ``14d``, or a share of the ``span`` of the log in seconds."""
+    if isinstance(value, str) and DAYS.fullmatch(value):
+        return int(value[:-1]) * DAY
+    if isinstance(value, str) or not 0 < value < 1:
+        raise ValueError(
+            f"protocol.{name} is {value!r}; give the length of a window of the rolling split, as 14d (days) or as a "
+            "share of the time between first and last event, such as 0.1"
+        )
+    return max(round(value * span), 1)
 
 
 def _cut_time(times: _TargetTimes, value: float | str, name: str, *, after: float) -> int:

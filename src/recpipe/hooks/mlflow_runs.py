@@ -148,8 +148,8 @@ class MlflowRuns:
 
         self._log_metrics(model, ((name, value, 0) for name, value in metric_values(data).items()))
         protocol = data["protocol"]
-        about = {"protocol": protocol["id"], "protocol_name": protocol.get("name"), "seed": data["seed"]}
-        about["commit"] = data.get("commit")
+        about = {"protocol": protocol["id"], "protocol_name": protocol.get("name"), "fold": protocol.get("fold")}
+        about |= {"seed": data["seed"], "commit": data.get("commit")}
         tags = [RunTag(name, str(value)) for name, value in about.items() if value is not None]
         self._client.log_batch(self._run(model), tags=tags)
         if settings := data.get("settings"):

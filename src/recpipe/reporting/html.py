@@ -181,7 +181,10 @@ def _lead(board: pl.DataFrame, metric: str) -> dict[str, Any] | None:
 def _board(protocol: str, part: pl.DataFrame, runs: list[Run], metric: str) -> dict[str, Any]:
     """The table of one protocol, its fields with their meanings, and its counts."""
     head, rows = table_cells(part, metric)
-    fields = dict(next(run.protocol for run in runs if run.protocol_id == protocol))
+    same = (run.protocol for run in runs if protocol in (run.protocol_id, run.fold is not None and run.folds_id))
+    fields = dict(next(same))
+    if part["folds"][0] is not None:
+        fields["fold"] = f"all {part['folds'][0]}"
     for name in ("id", "name"):
         fields.pop(name, None)
     meanings = TEXTS["protocol_fields"]

@@ -27,7 +27,7 @@ from recpipe.reporting.formatting import (
     metric_title,
     percent,
 )
-from recpipe.reporting.run_store import Run, RunGroup, group_runs, names_by_protocol, read_runs
+from recpipe.reporting.run_store import Run, RunGroup, group_folds, group_runs, names_by_protocol, read_runs
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def leaderboard(
     Columns: rank, dataset, protocol, model, name, settings, seeds, members, search, commit, protocol_name, test metrics
     with their sample standard deviation ``_std``, counts, costs. ``rank`` is by the test ``metric`` within data set and
     protocol, null without the metric. ``model`` is ``name``, with the settings id where a protocol has several settings
-    of it.
+    of it. Models with runs of all folds of a rolling split have another row under the id of all folds: means over folds
+    with their deviation, and the number of ``folds``.
     ``certainty`` (see ``compute_insights``) adds the interval of ``metric`` as ``_low`` and ``_high``.
     """
     runs, problems = read_runs(metrics)
@@ -63,6 +64,7 @@ def leaderboard(
     )
     protocol_names = names_by_protocol(runs)
     rows = [_row(group, names) | _bounds(group, metric, certainty or {}) for group in group_runs(runs)]
+    rows += [_row(group, names) | _over_folds(group, names) for group in group_folds(runs)]
     rows = [row | {"protocol_name": protocol_names.get(row["protocol"])} for row in rows]
     if not rows:
         names = ["dataset", "protocol", "protocol_name", "model", "name"]
@@ -70,12 +72,21 @@ def leaderboard(
     board = pl.DataFrame(rows, infer_schema_length=None).with_columns(
         pl.col(metric).cast(pl.Float64),
         pl.col("settings", "members", "search", "commit", "protocol_name").cast(pl.String),
+        pl.col("folds").cast(pl.Int64),
     )
     part = ["dataset", "protocol"]
+    board = board.with_columns(_folds=pl.col("folds").fill_null(0))
     rank, size = pl.col(metric).rank("min", descending=True).over(part).cast(pl.UInt32), pl.len().over(part)
-    order = {"dataset": False, "_size": True, "protocol": False, "rank": False, "model": False}  # True: descending
+    order = {
+        "dataset": False,
+        "_size": True,
+        "_folds": True,
+        "protocol": False,
+        "rank": False,
+        "model": False,
+    }  # True: descending
     ranked = board.with_columns(rank=rank, _size=size).sort([*order], descending=[*order.values()], nulls_last=True)
-    return ranked.select("rank", *board.columns)
+    return ranked.select("rank", pl.exclude("rank", "_size", "_folds"))
 
 
 def split_by_protocol(board: pl.DataFrame) -> list[tuple[str, str, pl.DataFrame]]:
@@ -226,7 +237,18 @@ def _row(group: RunGroup, names: list[str]) -> dict[str, Any]:
     row |= {f"{name}_std": _std([values.get(name) for values in metrics]) for name in names}
     row |= {name: _mean([run.test.get(name) for run in runs]) for name in COUNTS}
     row |= {name: _mean([run.cost.get(name) for run in runs]) for name in (*TRAINING_COST, *INFERENCE_COST)}
-    return row | {"finished": max(run.finished for run in runs)}
+    return row | {"folds": None, "finished": max(run.finished for run in runs)}
+
+
+def _over_folds(group: RunGroup, names: list[str]) -> dict[str, Any]:
+    """Return the means over folds, of each fold's mean over seeds, and their standard deviations over folds."""
+    folds = sorted({run.fold for run in group.runs if run.fold is not None})
+    by_fold = [[run.test_metrics for run in group.runs if run.fold == fold] for fold in folds]
+    row: dict[str, Any] = {"folds": len(folds), "seeds": len({run.seed for run in group.runs})}
+    for name in names:
+        means = [_mean([values.get(name) for values in runs]) for runs in by_fold]
+        row |= {name: _mean(means), f"{name}_std": _std(means)}
+    return row
 
 
 def _members(runs: Sequence[Run]) -> str | None:

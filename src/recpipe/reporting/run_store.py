@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from recpipe.config import ID_KINDS, VECTORS
 from recpipe.data.atomic import latest_version, versions_newest_first
 from recpipe.data.digests import verified
+from recpipe.data.protocol import Protocol
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -78,6 +79,21 @@ class Run:
         return str(self.protocol["id"])
 
     @property
+    def fold(self) -> int | None:
+        """Fold of a rolling split, from 1; None under other splits."""
+        return self.protocol.get("fold")
+
+    @property
+    def folds(self) -> int:
+        """Number of folds of a rolling split."""
+        return int(self.protocol["folds"])
+
+    @property
+    def folds_id(self) -> str:
+        """Protocol id of all folds of a rolling split together."""
+        return Protocol.from_dict(self.protocol).folds_id
+
+    @property
     def test_metrics(self) -> dict[str, float]:
         """``test``, and the metrics of parts of the targets as ``cold_recall@10``, ``memorised_ndcg@10`` and so on."""
         parts = (
@@ -115,10 +131,36 @@ def group_runs(runs: Iterable[Run]) -> list[RunGroup]:
     return result
 
 
+def group_folds(runs: Iterable[Run]) -> list[RunGroup]:
+    """Group runs over all folds of a rolling split, under the id of all folds; models that lack folds are left out."""
+    groups: dict[tuple[str, str, str, str | None], list[Run]] = {}
+    for run in runs:
+        if run.fold is not None:
+            groups.setdefault((run.dataset, run.folds_id, run.model, run.settings_id), []).append(run)
+    groups = {key: members for key, members in groups.items() if len({run.fold for run in members}) == members[0].folds}
+    variants = Counter(key[:3] for key in groups)
+    return [
+        RunGroup(dataset, id_, f"{name} ({settings})" if variants[dataset, id_, name] > 1 else name, name, settings,
+                 tuple(members))
+        for (dataset, id_, name, settings), members in groups.items()
+    ]  # fmt: skip
+
+
 def names_by_protocol(runs: Iterable[Run]) -> dict[str, str]:
-    """Return the names of protocols by id; those of the newest runs where runs of one id have several."""
-    ordered = sorted(runs, key=lambda run: run.finished)
-    return {run.protocol_id: str(name) for run in ordered if (name := run.protocol.get("name"))}
+    """Return the names of protocols by id, with the fold of a rolling split; those of the newest runs of an id.
+
+    Ids of all folds together have a name too. Protocols without one are left out.
+    """
+    names: dict[str, str] = {}
+    for run in sorted(runs, key=lambda run: run.finished):
+        name = run.protocol.get("name")
+        if run.fold is not None:
+            name = name or "rolling"
+            names[run.folds_id] = f"{name}, mean of {run.folds} folds"
+            name = f"{name}, fold {run.fold} of {run.folds}"
+        if name:
+            names[run.protocol_id] = str(name)
+    return names
 
 
 def read_runs(metrics: Iterable[Mapping[str, Any]]) -> tuple[list[Run], list[str]]:

@@ -1,4 +1,4 @@
-"""Runs of a command under several protocols: what runs how often, and what is refused."""
+"""Runs of a command under several protocols or folds: what runs how often, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from kedro.framework.session import KedroSession
 
 from recpipe.config import ConfigError, Configuration, parse_overrides
-from recpipe.session import check_same_training, plan_protocols
+from recpipe.session import check_same_training, plan_protocols, requested_folds
 
 STAGES = ["ingest", "embed", "semantic_ids", "train", "evaluate", "report"]
 
@@ -71,4 +71,54 @@ def test_every_seed_is_evaluated_under_every_protocol_and_trained_once(project, 
         ("sas", True, 1, ["evaluate"]),
         ("sas", True, 2, ["evaluate"]),
         ("repeats", False, 1, ["report"]),
+    ]
+
+
+def folds_of(params: str, pipelines: list[str]) -> list[int]:
+    configuration = Configuration.read(Path("conf"), "test", parse_overrides(f"dataset=online_retail,{params}"))
+    return requested_folds(configuration, pipelines)
+
+
+def test_a_rolling_split_runs_its_folds_and_pipelines_without_a_split_run_once() -> None:
+    assert (
+        folds_of("protocol=rolling", ["train", "evaluate", "report"]) == folds_of("protocol=rolling", []) == [1, 2, 3]
+    )
+    assert folds_of("protocol=rolling,protocol.folds=2", ["svd"]) == [1, 2]
+    assert folds_of("protocol=rolling,protocol.fold=1+3", ["train"]) == [1, 3]
+    assert folds_of("protocol=rolling", ["ingest", "report"]) == [3]
+    assert folds_of("protocol=rolling,protocol.fold=2", ["train"]) == []  # a single run
+    assert folds_of("protocol=temporal", ["train"]) == []
+
+
+@pytest.mark.parametrize(
+    ("params", "pipelines", "message"),
+    [
+        ("protocol.fold=1+4", ["train"], r"protocol.fold is '1\+4'; give folds from 1 to 3, as 1\+2"),
+        ("protocol.fold=last", ["train"], r"protocol.fold is 'last'; give folds from 1 to 3"),
+        ("protocol.folds=3", ["tune", "train"], r"tune cannot run over the folds .* --params protocol.fold=3"),
+    ],
+)
+def test_folds_that_cannot_run_are_refused(params: str, pipelines: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        folds_of(f"protocol=rolling,{params}", pipelines)
+
+
+def test_every_fold_is_trained_for_every_seed_and_the_report_comes_last(project, session_in, monkeypatch) -> None:
+    runs = []
+
+    def record(session, pipeline_names=()):
+        parameters = session.load_context().params
+        protocol = parameters["protocol"]
+        runs.append((protocol.name, protocol.fold, parameters["seed"], parameters["model"], list(pipeline_names)))
+
+    monkeypatch.setattr(KedroSession, "run", record)
+    params = {"protocol": {"name": "rolling", "fold": "1+3"}, "seeds": "5+6", "model": "mf"}
+    with session_in(project, env="test", runtime_params=params) as session:
+        session.run(pipeline_names=["ingest", "train", "report"])
+    assert runs == [
+        ("rolling", 1, 5, "mf", ["ingest", "train"]),
+        ("rolling", 1, 6, "mf", ["train"]),
+        ("rolling", 3, 5, "mf", ["train"]),
+        ("rolling", 3, 6, "mf", ["train"]),
+        ("rolling", 3, 5, "mf", ["report"]),
     ]

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from tests.reporting.runs_on_disk import catalogue, finished_runs
 
+from recpipe.data.protocol import Protocol
 from recpipe.reporting.formatting import MISSING
 from recpipe.reporting.insights import compute_insights
 from recpipe.reporting.leaderboard import (
@@ -13,6 +14,7 @@ from recpipe.reporting.leaderboard import (
     README_START,
     footnotes,
     leaderboard,
+    split_by_protocol,
     to_markdown,
     to_text,
     update_readme,
@@ -235,3 +237,38 @@ def test_targets_that_a_beam_missed_are_a_footnote_of_their_model(make_run):
     assert line.startswith("tiger: ") and "123 of 4\u202f338 targets" in line and "models.tiger.beam" in line
     assert line in to_text(board, width=200) and board["outside_candidates"].to_list() == [3, 3]
     assert not {"missed_by_beam_std", "outside_candidates_std"} & {*board.columns}
+
+
+def rolling_runs(make_run, model, values, *, seeds=(1,), folds=3, name="rolling"):
+    """A run for each fold with a value and each seed; the value of fold f and seed s is ``values[f - 1] + s``."""
+    runs = []
+    for fold, value in enumerate(values, 1):
+        protocol = Protocol(dataset="online_retail", split="rolling", folds=folds, fold=fold, name=name)
+        fields = {"id": protocol.id, **protocol.to_dict()}
+        runs += [make_run(model, seed, fields) | {"test": {"ndcg@10": value + seed, "users": 9}} for seed in seeds]
+    return runs
+
+
+def test_folds_have_a_table_each_and_one_of_their_means(make_run):
+    values = (0.1, 0.4, 0.7)
+    whole = rolling_runs(make_run, "sasrec", values, seeds=(0, 2))
+    board = leaderboard([*whole, *rolling_runs(make_run, "popular", values[:2])])
+    over_folds = Protocol(dataset="online_retail", split="rolling").id
+    (row,) = board.filter(pl.col("protocol") == over_folds).to_dicts()  # popular lacks a fold
+    assert (row["rank"], row["model"], row["folds"], row["seeds"]) == (1, "sasrec", 3, 2)
+    means = [value + 1 for value in values]
+    assert row["ndcg@10"] == pytest.approx(statistics.mean(means))
+    assert row["ndcg@10_std"] == pytest.approx(statistics.stdev(means))
+    assert row["protocol_name"] == "rolling, mean of 3 folds"
+    names = {part["protocol_name"][0]: part["model"].to_list() for _, _, part in split_by_protocol(board)}
+    assert names["rolling, fold 1 of 3"] == ["popular", "sasrec"] and names["rolling, fold 3 of 3"] == ["sasrec"]
+    assert "protocol rolling, mean of 3 folds (`" in to_markdown(board)
+
+
+def test_the_name_of_a_protocol_stands_before_its_id(make_run):
+    protocol = make_run("sasrec", 1)["protocol"] | {"name": "papers"}
+    board = leaderboard([make_run("sasrec", 1, protocol), make_run("popular", 1)])  # an older run has no name
+    assert board["protocol_name"].to_list() == ["papers", "papers"]
+    assert f"protocol papers (`{protocol['id']}`)" in to_markdown(board)
+    assert f"protocol papers ({protocol['id']})" in to_text(board)
+    assert update_readme(f"{README_START}\n{README_END}", [board]).count("papers (`") == 1

@@ -22,7 +22,8 @@ NAMED: dict[str, Any] = {
 # ids of the default protocols before protocols had names, with the fingerprint "f"
 IDS = {
     "amazon-2014-beauty": "46498102", "amazon-2018-games": "57f4fc2d", "amazon-2018-software": "016ee502",
-    "amazon-2023-beauty": "55d5b3c5", "amazon-beauty": "db0bf89f", "ml-100k": "3f176def", "ml-10m": "207fb0f8", "ml-1m": "2a933d30",
+    "amazon-2023-beauty": "55d5b3c5", "amazon-beauty": "db0bf89f", "ml-100k": "3f176def",
+    "ml-10m": "207fb0f8", "ml-1m": "2a933d30",
     "ml-20m": "a14cb769", "ml-25m": "a4f34da1", "ml-32m": "c9900024", "ml-latest-small": "40297412",
     "music4all": "e38ce146", "online_retail": "31417713", "steam": "47e78bc1",
 }  # fmt: skip

@@ -135,12 +135,14 @@ def test_a_masked_code_does_not_reach_the_others_and_a_revealed_one_does():
 
 
 def test_levels_of_different_sizes_are_searched():
-    ids = catalogue_ids(ITEMS, sizes=(3, 7, 2))
+    ids = catalogue_ids(ITEMS, sizes=(2, 30, 3))
     for order in ("confidence", "left_to_right"):
         model = create("maskgr", {"text": ids}, beam=ITEMS, order=order)
         items, scores = model.recommend(sequences([[2, 3]]), ITEMS, exclude_seen=False)
         assert sorted(items[0].tolist()) == list(range(1, ITEMS + 1))
         assert scores[0, 0] == pytest.approx(chain(model, [2, 3], int(items[0, 0])), abs=1e-4)
+        few = torch.arange(ITEMS + 1) == 4  # beams without an item reveal codes that exist
+        assert model.recommend(sequences([[2, 3]]), 2, candidates=few)[0].tolist() == [[4, 0]]
 
 
 @pytest.mark.parametrize(

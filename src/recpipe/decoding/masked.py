@@ -110,7 +110,7 @@ def _reveal(
     logs_BKV = logs_BKLV.gather(2, level_BK[..., None, None].expand(B, K, 1, V))[:, :, 0]
     scores = (logs_BKV + scores_BK[..., None]).flatten(1).masked_fill_(~exists[:, :-1], -torch.inf)
     best, place = scores.topk(min(beam, K * V, N))
-    parent, code = place // V, place % V
+    parent, code = place // V, (place % V).masked_fill(best == -torch.inf, 0)  # a dead beam gets a code that exists
     partial = partial_BKL.gather(1, parent[..., None].expand(-1, -1, L))
     partial = partial.scatter(2, level_BK.gather(1, parent)[..., None], code[..., None])
     number = torch.arange(place.shape[1], device=place.device).expand_as(place)

@@ -11,6 +11,7 @@ from recpipe.pipelines import (
     add_items,
     embed,
     evaluate,
+    export,
     ingest,
     recommend,
     refit,
@@ -42,6 +43,7 @@ FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
     "recommend": recommend.create_pipeline,
     "update": update.create_pipeline,
     "add_items": add_items.create_pipeline,
+    "export": export.create_pipeline,
 }
 
 

@@ -163,6 +163,11 @@ class DataPaths:
         return self.raw_root / self.dataset
 
     @property
+    def export(self) -> Path:
+        """Sequences and ids in the layout of other repositories."""
+        return self.data_root / "07_model_output" / self.dataset / "export"
+
+    @property
     def spill(self) -> Path:
         """Temporary files of an SQL engine that runs out of memory."""
         return self.intermediate / "spill"

@@ -40,9 +40,10 @@ STAGES = ("ingest", "embed", "semantic_ids", "train", "evaluate", "report")
 # no part of a run of the whole project
 ON_REQUEST = (
     "ensemble", "ties", "context", "study", "tune", "geometry", "refit", "register", "recommend", "update", "add_items",
+    "export",
 )  # fmt: skip
 # pipelines that cannot run where the protocol holds out no events
-NEED_FOLDS = ("evaluate", "report", "ensemble", "ties", "context", "study", "tune", "refit")
+NEED_FOLDS = ("evaluate", "report", "ensemble", "ties", "context", "study", "tune", "refit", "export")
 RESERVED = (ALL, WHOLE, *STAGES, *ON_REQUEST, *ID_KINDS)  # names that no model may have
 RESULTS = {  # by pipeline
     "evaluate": "evaluation", "ties": "tie_sensitivity", "context": "context", "study": "study", "tune": "tuning",

@@ -13,7 +13,9 @@ import pytest
 from recpipe.config import ConfigError, DataPaths
 from recpipe.config.schema import Category, SemanticIdsConfig
 from recpipe.content.embeddings import Embeddings, text_space
+from recpipe.data.protocol import Protocol
 from recpipe.semantic_ids import build
+from recpipe.semantic_ids.assign import alignment_targets
 from recpipe.semantic_ids.build import EarlierResults, QualityGateError, UnreadableError
 from recpipe.semantic_ids.quantizer import save_quantizer
 
@@ -31,6 +33,11 @@ CONFIG = SemanticIdsConfig(
     },
 )
 TEMPLATE = "{title}"
+PROTOCOL = Protocol.from_dict({
+    "dataset": "shop", "fingerprint": "x", "steps": [], "split": "leave_one_out", "valid": 0.1, "test": 0.1,
+    "targets": "next", "ties": "source", "seed": 1, "held_out_items": 0.0, "history": 50, "exclude_seen": False,
+    "candidates": "full", "time": "none", "cutoffs": [10],
+})  # fmt: skip
 
 
 def changed(**fields) -> SemanticIdsConfig:
@@ -306,3 +313,52 @@ def test_ids_that_the_gate_would_refuse_for_equal_texts_are_refused_before_the_f
 def test_equal_texts_are_no_error_where_the_gate_allows_them() -> None:
     config = changed(gate={"neighbours": None, "largest": None, "sharing": None}, extra_codes=1024)
     build.fit_quantizer(alike(0.95, groups=1), EarlierResults(), config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "vectors"),
+    [("text", "text"), ("image", "image"), ("text_image", "text_image"), ("text_collaborative", "text")],
+)
+def test_kinds_of_other_data_sets_have_the_same_vectors(tmp_path, kind, vectors) -> None:
+    earlier = EarlierResults.of(DataPaths(tmp_path, tmp_path, "shop"), changed(kind=kind, quantizer_with="ml-1m"))
+    assert earlier.joint_paths["ml-1m"].name == f"{vectors}_embeddings.parquet"
+
+
+def item_vectors(embeddings: Embeddings, split: str = "leave_one_out") -> Embeddings:
+    """Item vectors of a model: in another order, without the first items, and of one item that has no text."""
+    items = embeddings.item_ids[:2:-1]
+    vectors = np.random.default_rng(7).normal(size=(len(items), 4)).astype(np.float32)
+    runs = [{"name": "sasrec", "protocol": {**PROTOCOL.to_dict(), "split": split}, "train_on_validation": False}]
+    keys = np.full(len(items), "k", object)
+    return Embeddings(items, vectors, np.ones(len(items), bool), keys, "s", {"model": "sasrec", "runs": runs})
+
+
+def test_collaborative_ids_carry_the_training_of_their_item_vectors_and_change_only_with_its_split(embeddings) -> None:
+    rqvae = {"type": "rqvae", "levels": 2, "codes": 8, "latent": 4, "widths": [8], "least_steps": 20, "most_steps": 20}
+    config = changed(quantizer="rqvae", quantizers={"rqvae": {**rqvae, "collaborative": {"model": "sasrec"}}})
+    vectors = item_vectors(embeddings)
+    quantizer = build.fit_quantizer(embeddings, EarlierResults(), config, collaborative=vectors)
+    ids = build.assign_ids(embeddings, quantizer, EarlierResults(), config)
+    assert ids.about["collaborative"] == vectors.about
+    quality = build.measure_ids(embeddings, quantizer, ids, items_of(embeddings), config, collaborative=vectors)
+    assert quality["collaborative"]["model"] == "sasrec" and len(quality["collaborative"]["by_depth"]) == 2
+    earlier = EarlierResults()
+    earlier.__dict__["quantizer"] = quantizer
+    retrained = replace(vectors, vectors=vectors.vectors + 1)
+    assert build.fit_quantizer(embeddings, earlier, config, collaborative=retrained) is quantizer
+    other = build.fit_quantizer(embeddings, earlier, config, collaborative=item_vectors(embeddings, "ratio"))
+    assert other is not quantizer
+    with pytest.raises(ValueError, match="fit got no item vectors"):
+        build.fit_quantizer(embeddings, EarlierResults(), config)
+
+
+def test_item_vectors_lie_beside_their_own_items(embeddings) -> None:
+    vectors = item_vectors(embeddings)
+    targets = alignment_targets(embeddings, vectors, 260)  # 240 items here, 20 of another data set
+    present = embeddings.item_ids[embeddings.present]
+    for row, item in enumerate(present):
+        place = np.flatnonzero(vectors.item_ids == item)
+        assert targets.present[row] == (len(place) == 1)
+        expected = vectors.vectors[place[0]] if len(place) else 0
+        np.testing.assert_array_equal(targets.vectors[row], expected)
+    assert not targets.present[240:].any()

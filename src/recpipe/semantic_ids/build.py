@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recpipe.config import DataPaths, build_config, split_names
+from recpipe.config import VECTORS, DataPaths, build_config, split_names
 from recpipe.content.embeddings import Embeddings
 from recpipe.semantic_ids.assign import alignment_targets, assign, reuse_obstacle, same_encoder, space_difference
 from recpipe.semantic_ids.collisions import Vectors
@@ -71,7 +71,7 @@ class EarlierResults:
             raise ValueError(f"quantizer_with={paths.dataset} is the data set itself; name others")
         if len(sources) > 1:
             raise ValueError(f"quantizer_from={config.quantizer_from}: name one data set")
-        embeddings = f"{config.kind.removesuffix('_parts')}_embeddings.parquet"
+        embeddings = f"{config.kind if config.kind in VECTORS else VECTORS[0]}_embeddings.parquet"  # others are of text
         return cls(
             folder=paths.ids(config.kind),
             refit=config.refit,

@@ -56,9 +56,9 @@ def test_hardware_of_a_run_is_kept(data):
 
 
 def test_runs_without_or_with_other_ranks_have_no_interval_and_a_message(data):
-    (data / "07_model_output/shop/popular/seed_42/ranks.parquet").unlink()
-    ranks = data / "07_model_output/shop/sasrec/seed_123/ranks.parquet"
-    shutil.copy(data / "07_model_output/shop/item_knn/seed_42/ranks.parquet", ranks)
+    ranks = {path.relative_to(data).parts[2:4]: path for path in data.rglob("ranks.parquet")}
+    ranks["popular", "seed_42"].unlink()
+    shutil.copy(ranks["item_knn", "seed_42"], ranks["sasrec", "seed_123"])
     rows, problems = rows_of(data)
     assert rows["popular"].metrics["ndcg@10"].low is None and rows["sasrec"].metrics["ndcg@10"].low is None
     assert [problem.partition(":")[2] for problem in problems] == [

@@ -14,7 +14,7 @@ from recpipe.reporting.formatting import decimals, metric_title
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 420, 150, 48, 20, 26  # pixels: whole, names, numbers, height of a row, title
 LETTERS = 22  # of a name
-GREY, BLUE, LINE = "#7d8590", "#2f81f7", "#7d859066"
+GREY, BLUE, LINE = "#6e7781", "#1f6feb", "#6e778166"
 MAX_ROWS = 40
 
 

@@ -142,10 +142,13 @@ def test_pages_without_any_run_have_the_published_rows(folder):
     assert "SASRec [1]" in text and "**" not in text
 
 
-def test_an_old_picture_is_removed(folder):
-    (folder / "shop-old.svg").write_text("<svg/>")
+def test_pages_and_pictures_that_are_no_longer_written_are_removed(folder):
     write_results(folder, CONF)
-    assert not (folder / "shop-old.svg").exists()
+    (folder / "old.md").write_text((folder / "shop.md").read_text())
+    (folder / "shop-old.svg").write_text("<svg/>")
+    (folder / "README.md").write_text("Written by hand.")
+    write_results(folder, CONF)
+    assert set(contents(folder)) == {"index.md", "shop.md", "ours.json", "README.md"}
 
 
 def test_nothing_is_written_for_a_bad_input(folder, data):

@@ -12,7 +12,7 @@ from recpipe.config import ConfigError, Configuration, read_parameters
 from recpipe.config.files import Tree, block
 from recpipe.data.atomic import atomic_file
 from recpipe.reporting.results.ours import STORE, ResultsStoreError, collect, merge, read_store, write_store
-from recpipe.reporting.results.pages import dataset_page, index_page
+from recpipe.reporting.results.pages import GENERATED, dataset_page, index_page
 from recpipe.reporting.results.published import FOLDER, read_not_built, read_published
 from recpipe.reporting.results.sections import sections
 
@@ -73,12 +73,12 @@ def _fields(files: Tree, dataset: str, name: str) -> dict[str, Any]:
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:
-    """Write pages and pictures, and remove pictures that no page shows any more."""
+    """Write pages and pictures, and remove older ones that are no longer written."""
     for name, text in files.items():
         with atomic_file(folder / name, digest=False) as path:
             path.write_text(text, encoding="utf-8")
-    for path in folder.glob("*.svg"):
-        if path.name not in files:
+    for path in (*folder.glob("*.svg"), *folder.glob("*.md")):
+        if path.name not in files and (path.suffix == ".svg" or GENERATED in path.read_text(encoding="utf-8")):
             path.unlink()
 
 

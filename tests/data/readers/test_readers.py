@@ -83,7 +83,7 @@ def test_the_template_names_every_key_column_step_and_argument() -> None:
 
 
 def test_an_unknown_source_is_refused(con: Backend) -> None:
-    assert reader_names() == ["amazon", "files", "movielens", "music4all", "online_retail", "steam"]
+    assert reader_names() == ["amazon", "files", "movielens", "music4all", "numbered_lists", "online_retail", "steam"]
     for source in ("movielense", "fetch", "../movielens", "os"):
         with pytest.raises(ValueError, match="choose amazon, files, movielens"):
             read({"source": source}, {"files": {}}, con)

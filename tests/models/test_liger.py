@@ -203,5 +203,7 @@ def test_other_inputs_than_ids_and_vectors_are_refused():
         build("liger", TINY, ids=ids, **size)
     with pytest.raises(ValueError, match="set side.items=none"):
         build("liger", TINY, ids=ids, side=side_of(DATA, ITEMS, vectors="plot", items="price"), **size)
+    with pytest.raises(ValueError, match="set side.train_vectors=false"):
+        build("liger", TINY, ids=ids, side=side_of(DATA, ITEMS, vectors="plot", train_vectors=True), **size)
     with pytest.raises(ValueError, match="one modality"):
         build("liger", TINY, ids=BOTH, side=side_of(DATA, ITEMS, vectors="plot"), **size)

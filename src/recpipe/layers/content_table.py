@@ -35,6 +35,8 @@ class ContentTable(nn.Module):
             raise ValueError("items are projected from item vectors; set some, as in `side: {vectors: text}`")
         if others := [key for key in ("items", "users", "events") if split_names(getattr(side.config, key))]:
             raise ValueError(f"this model reads item vectors only; set side.{others[0]}=none")
+        if side.config.train_vectors:
+            raise ValueError("this model projects frozen item vectors; set side.train_vectors=false")
         tables = [item_values(side, n_items, f"vectors.{name}", V + 1) for name, V in side.widths.items()]
         self.register_buffer("vectors", torch.cat([table[:, :-1] for table in tables], 1))
         self.register_buffer("present", torch.cat([table[:, -1:] for table in tables], 1))

@@ -59,7 +59,8 @@ class LIGER(Generator):
 
         ``widths`` of hidden layers of the projection of item vectors. ``dense_weight`` of the dense loss beside that
         of the codes. ``dense_temperature`` divides cosines. ``retrieve``: the items that the dense head ranks,
-        ``beam+cold`` (the paper), ``beam`` without cold items, or ``all``, dense retrieval without a beam search.
+        ``beam+cold`` (the paper), ``beam`` without cold items, or ``all``, dense retrieval without a beam search. With
+        ``stochastic`` the beam's items are a sample; the dense head ranks them as ever.
         """
 
         widths: tuple[int, ...] = ()

@@ -105,19 +105,23 @@ class MaskGR(Generator):
         hidden = self.decode(memory, event_S, partial, by_target=self.config.one_pass)
         if not real.any():
             return hidden.sum() * 0
-        weights = inputs.target_weights(real)
-        weights_BW = real / (share * real.sum() * self.codes.levels)
-        if weights is not None:
-            weights_BW = weights_BW.masked_scatter(real, weights_BW[real] * weights)
-        losses = []
-        for level in range(self.codes.levels):
-            chosen = real & is_masked[..., level]
-            if chosen.any():
-                table = self.table(level)
-                table = torch.cat([table.new_zeros(1, table.shape[1]), table])  # a criterion numbers codes from 1
-                goal, count = codes_BWL[..., level][chosen] + 1, chosen.sum()
-                losses.append(criterion(hidden[:, :, level][chosen], table, goal, weights_BW[chosen] * count))
+        weights_N, target_weights = 1 / (share[real] * real.sum() * self.codes.levels), inputs.target_weights(real)
+        weights_N = weights_N if target_weights is None else weights_N * target_weights
+        levels = zip(hidden[real].unbind(1), codes_BWL[real].unbind(1), is_masked[real].unbind(1), strict=True)
+        losses = [
+            self._level_loss(level, states[chosen], codes[chosen], weights_N[chosen], criterion)
+            for level, (states, codes, chosen) in enumerate(levels)
+            if chosen.any()
+        ]
         return torch.stack(losses).sum()
+
+    def _level_loss(
+        self, level: int, states_MD: Tensor, codes_M: Tensor, weights_M: Tensor, criterion: Criterion
+    ) -> Tensor:
+        """Return the sum of the weighted cross-entropies of M masked codes of a level."""
+        table = self.table(level)
+        table = torch.cat([table.new_zeros(1, table.shape[1]), table])  # a criterion numbers codes from 1
+        return criterion(states_MD, table, codes_M + 1, weights_M * len(codes_M))  # which takes the mean
 
     def draw_masks(self, codes_BWL: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the codes that are masked (B, W, L), bool, and return their share t of each target's codes (B, W)."""

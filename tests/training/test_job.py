@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -165,6 +166,24 @@ def test_a_training_job_checks_the_bundles_it_reads(inputs):
     start = earlier if "initial_bundle" in inputs else None
     job = TrainingJob(config=config, data=data, inputs=items, work_folder=None, validator=None, initial_bundle=start)
     with pytest.raises(ValueError, match="train_on_validation"):
+        job.train()
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "ratio"])
+def test_ids_that_are_aligned_with_a_model_of_another_split_are_refused(split):
+    """Item vectors may know events that this split holds out, and so may codes that follow them."""
+    blocks = {key: {} for key in ("settings", "train", "side", "cold_users")}
+    config = RunConfig(name="m", type="tiger", dataset="d", ids=("text_collaborative",), **blocks)
+    runs = [{"name": "sasrec", "protocol": Protocol(dataset="d", split=split).to_dict(), "train_on_validation": False}]
+    ids = SimpleNamespace(about={"collaborative": {"model": "sasrec", "runs": runs}})
+    data = TrainingData(Protocol(dataset="d").to_dict(), vocabulary(6), random_sequences(5, 6, longest=4), None)
+    items = ItemInputs(pa.table({"item_id": []}), ids={"text_collaborative": (ids, None)})
+    job = TrainingJob(config=config, data=data, inputs=items, work_folder=None, validator=None)
+    same = split == "leave_one_out"
+    message = (
+        "has no attribute" if same else "text_collaborative ids are aligned with: sasrec was trained on d under another"
+    )
+    with pytest.raises(AttributeError if same else ValueError, match=message):
         job.train()
 
 

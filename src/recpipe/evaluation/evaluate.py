@@ -48,7 +48,7 @@ NEWER_SETTINGS: dict[str, dict[str, Any]] = {
     "hstu": {"tied": True},
     "xlstm": {"kernel": "auto", "chunk": None},
     "gpt": {"sample_from": 1, "sample_seed": 0},
-    "tiger": SAMPLES,
+    "tiger": SAMPLES | {"rerank": "none", "dense_weight": 1.0, "rerank_share": 0.5},
     "mql4grec": SAMPLES | {"temperatures": None},
     "parallel_tiger": SAMPLES | {"temperatures": None, "cross_level_distance": False, "modality_weights": None},
 }

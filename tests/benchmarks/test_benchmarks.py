@@ -35,6 +35,7 @@ ROWS = {  # a number in a row that starts with one of these words
     "lightgcn": ("recpipe LightGCN",),
     "mamba2": ("ours, chunk 10", "transformers, chunk 20", "sasrec", "mamba4rec"),
     "packing": ("padded to the maximum", "buckets of like length", "packed, rows of 50", "max, all places"),
+    "parallel_codes": ("4 16", "500"),
     "prefix_tree": ("300 arrays", "300 dictionaries", "2", "4"),
     "refit": ("training", "refit", "refit / training, seconds per target:"),
     "sampling": ("recpipe", "bare, step by step", "bare, whole file to Parquet"),

@@ -167,5 +167,8 @@ def test_a_softmax_among_trained_items_and_shared_ids_are_refused():
         model.loss(batch, FullSoftmax(items="trained", trained_items=trained))
     codes = BOTH["text"].codes.copy()
     codes[2] = codes[1]
+    shared = create("maskgr", {"text": replace(BOTH["text"], codes=codes)})
     with pytest.raises(ValueError, match="share"):
-        create("maskgr", {"text": replace(BOTH["text"], codes=codes)}).recommend(sequences([[3]]), 2)
+        shared.loss(batch, FullSoftmax())
+    with pytest.raises(ValueError, match="share"):
+        shared.recommend(sequences([[3]]), 2)

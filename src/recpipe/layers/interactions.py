@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
+from torch.nn import functional as F
 
 from recpipe.config import check_at_least, check_choices
 from recpipe.data.batches import Batch
@@ -105,6 +106,16 @@ def history_values(batch: Batch, n_items: int, scaling: str) -> Tensor:
     if batch.weights is not None:
         weights = largest_weights(batch.items, batch.weights, n_items)
     return pair_values(counts, weights, scaling)
+
+
+def distinct_items(batch: Batch, n_items: int, scaling: str) -> tuple[Tensor, Tensor]:
+    """Return the items of histories in ascending order (B, T), and their ``pair_values`` (B, T).
+
+    The value is 0 for padding and for an item that stands before, so that each counts once.
+    """
+    values, items_BT = history_values(batch, n_items, scaling), batch.items.sort(1).values
+    repeats = F.pad(items_BT[:, 1:] == items_BT[:, :-1], (1, 0))
+    return items_BT, values.gather(1, items_BT).masked_fill(repeats, 0.0)  # column 0 of the values is 0
 
 
 def largest_weights(items_BT: Tensor, weights_BT: Tensor, n_items: int) -> Tensor:

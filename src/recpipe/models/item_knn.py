@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.interactions import DENSE, NeighbourConfig, Profiles, history_values, user_item_pairs
+from recpipe.layers.interactions import DENSE, NeighbourConfig, Profiles, distinct_items, user_item_pairs
 from recpipe.models.recommender import ClosedForm
 from recpipe.progress import Progress, progress
 
@@ -63,10 +62,8 @@ class ItemKNN(ClosedForm):
             position = torch.arange(batch.items.shape[1], device=batch.items.device)
             is_read = position >= batch.lengths[:, None] - self.config.last
             batch = replace(batch, items=torch.where(is_read, batch.items, 0))
-        values, items_BT = history_values(batch, self.n_items, "binary"), batch.items.sort(1).values
-        repeats = F.pad(items_BT[:, 1:] == items_BT[:, :-1], (1, 0))
-        weights_BT = values.gather(1, items_BT).masked_fill(repeats, 0.0)  # column 0 of the values is 0
-        scores = torch.zeros_like(values)
+        items_BT, weights_BT = distinct_items(batch, self.n_items, "binary")
+        scores = torch.zeros(len(items_BT), self.n_items + 1, device=items_BT.device)
         size = max(DENSE // max(items_BT.shape[1] * self.near.shape[1], 1), 1)
         parts = (x.split(size) for x in (scores, items_BT, weights_BT))
         for part, items, weights in zip(*parts, strict=True):

@@ -34,7 +34,15 @@ BY_HEART = {
     "mql4grec": DEEPER,
     "rpg": {"dim": 64, "feed_forward": 128, "attention_dropout": 0.0},
 }
-PRODUCTS = {*CAUSAL, "bert4rec", "lightgcn", "mf", "nmf", "svd"}  # models whose scores are products of two vectors
+PRODUCTS = {
+    *CAUSAL,
+    "bert4rec",
+    "ials",
+    "lightgcn",
+    "mf",
+    "nmf",
+    "svd",
+}  # models whose scores are products of two vectors
 TINY = {"dim": 32, "heads": 2, "head_dim": 16, "feed_forward": 64, "layers": 1, "decoder_layers": 1}
 # T5's attention, which is not divided by the root of its width, learns slowly
 RATES = {"setrec": 1e-3, "tiger": 2e-3, "liger": 2e-3, "maskgr": 3e-3, "parallel_tiger": 3e-3, "mql4grec": 2e-3}

@@ -34,10 +34,11 @@ from recpipe.progress import progress
 log = logging.getLogger(__name__)
 
 BYTES = 4  # of an entry of the Gram matrix
-TARGETS = 256  # M
-JOINING = 32  # source items that join the active set of a target item at once
+TARGETS = 512  # M
+JOINING = 32  # source items that may join the active set of a target item at first; later as many as it has
+PAIRS = 1 << 26  # elements of the Gram matrices of active sets that are in memory at once, 256 MiB
 ROUNDS = 100  # of active sets
-SWEEPS = 200  # of coordinate descent over an active set
+FIRST_SWEEPS, SWEEPS = 8, 200  # of coordinate descent over an active set, while sets grow and for the solution
 TOLERANCE = 1e-5  # largest change of a weight in the last sweep
 SLACK = 1e-4  # by which an optimality condition may be violated, relative to its terms
 
@@ -81,13 +82,12 @@ class SLIM(ClosedForm):
     def fit(self, train: Sequences) -> None:
         check_memory(self.n_items, BYTES, self.config.memory_gib, model="slim")
         pairs, parts = user_item_pairs(train, self.n_items, torch.device("cpu")), []
-        x_UI = user_item_matrix(pairs, self.config.scaling)
-        gram = torch.from_numpy(gram_matrix(x_UI, np.float32))
+        gram = torch.from_numpy(gram_matrix(user_item_matrix(pairs, self.config.scaling), np.float32))
         strength = pairs.users * self.config.alpha
         lambda1, lambda2 = strength * self.config.l1_ratio, strength * (1 - self.config.l1_ratio)
         with progress(self.n_items, "train", unit="items") as bar:
             for targets_M in torch.arange(self.n_items).split(TARGETS):
-                sources_MA, weights_MA = elastic_net(gram, x_UI, targets_M, lambda1, lambda2)
+                sources_MA, weights_MA = elastic_net(gram, targets_M, lambda1, lambda2)
                 parts.append(self._largest(sources_MA, weights_MA))
                 bar.add(len(targets_M))
         by_target = vstack([csr_matrix((1, self.n_items + 1)), *parts])  # (I + 1, I + 1), row 0 is padding
@@ -110,44 +110,39 @@ class SLIM(ClosedForm):
         return torch.from_numpy((x @ self._cache).toarray()).to(batch.items.device)
 
 
-def elastic_net(
-    gram: Tensor, x_UI: csr_matrix, targets_M: Tensor, lambda1: float, lambda2: float
-) -> tuple[Tensor, Tensor]:
+def elastic_net(gram: Tensor, targets_M: Tensor, lambda1: float, lambda2: float) -> tuple[Tensor, Tensor]:
     """Return source items (M, A) int64 and their weights (M, A) ≥ 0 that solve eq. 4 for ``targets_M``; 0 for none.
 
-    ``gram`` is XᵀX (I, I), ``x_UI`` is X.
+    ``gram`` is XᵀX (I, I).
     """
     rows, correlation_MI = torch.arange(len(targets_M)), gram[targets_M]
     slack_M = SLACK * (correlation_MI.amax(1) + lambda1)
-    weights_MI = torch.zeros_like(correlation_MI)
-    is_active_MI = torch.zeros_like(correlation_MI, dtype=torch.bool)
+    weights_MI, is_active_MI = torch.zeros_like(correlation_MI), torch.zeros_like(correlation_MI, dtype=torch.bool)
+    sweeps, width = FIRST_SWEEPS, JOINING
     for _ in range(ROUNDS):
-        slope_MI = correlation_MI - _products(x_UI, weights_MI) - lambda1  # of the objective, downwards, where w is 0
+        slope_MI = (
+            correlation_MI - torch.from_numpy(csr_matrix(weights_MI.numpy()) @ gram.numpy()) - lambda1
+        )  # of the objective, downwards, where w is 0
         slope_MI[is_active_MI] = -torch.inf
         slope_MI[rows, targets_M] = -torch.inf
-        values, joining = torch.topk(slope_MI, min(JOINING, slope_MI.shape[1]), dim=1)
+        values, joining = torch.topk(slope_MI, min(width, slope_MI.shape[1]), dim=1)
         joins = values > slack_M[:, None]
         if not joins.any():
-            break
-        is_active_MI = weights_MI > 0
+            if sweeps == SWEEPS:
+                break
+            sweeps = SWEEPS  # the sets may change once more by the exact solution
         is_active_MI[rows[:, None].expand_as(joining)[joins], joining[joins]] = True
         sources_MA, is_source_MA = _padded(is_active_MI)
         solved = _coordinate_descent(
             gram, sources_MA, is_source_MA, correlation_MI.gather(1, sources_MA), weights_MI.gather(1, sources_MA),
-            lambda1, lambda2,
+            lambda1, lambda2, sweeps,
         )  # fmt: skip
         weights_MI = torch.zeros_like(weights_MI).scatter_add_(1, sources_MA, solved)
-        is_active_MI = weights_MI > 0
+        is_active_MI, width, sweeps = weights_MI > 0, max(JOINING, sources_MA.shape[1]), min(2 * sweeps, SWEEPS)
     else:
         log.warning("SLIM: active sets of %s items still change after %s rounds", int(joins.any(1).sum()), ROUNDS)
     sources_MA, is_source_MA = _padded(weights_MI > 0)
     return sources_MA, torch.where(is_source_MA, weights_MI.gather(1, sources_MA), 0.0)
-
-
-def _products(x_UI: csr_matrix, weights_MI: Tensor) -> Tensor:
-    """Return W XᵀX (M, I), by sparse products."""
-    weights = csr_matrix(weights_MI.numpy().astype(np.float64))
-    return torch.from_numpy(((weights @ x_UI.T) @ x_UI).toarray().astype(np.float32))
 
 
 def _padded(mask_MI: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,17 +157,22 @@ def _padded(mask_MI: Tensor) -> tuple[Tensor, Tensor]:
 
 def _coordinate_descent(
     gram: Tensor, sources_MA: Tensor, is_source_MA: Tensor, correlation_MA: Tensor, weights_MA: Tensor,
-    lambda1: float, lambda2: float,
+    lambda1: float, lambda2: float, sweeps: int,
 ) -> Tensor:  # fmt: skip
     """Return the weights (M, A) of active sets, starting at ``weights_MA``; those of padding stay 0."""
-    pairs_AMA = torch.stack([gram[place[:, None], sources_MA] for place in sources_MA.T])  # row a: of source a
-    diagonal_AM = pairs_AMA.diagonal(dim1=0, dim2=2).T
-    weights = torch.where(is_source_MA, weights_MA, 0.0)
-    for _ in range(SWEEPS):
-        before = weights.clone()
-        for a in range(sources_MA.shape[1]):
-            residual = correlation_MA[:, a] - (pairs_AMA[a] * weights).sum(1) + diagonal_AM[a] * weights[:, a]
-            weights[:, a] = ((residual - lambda1) / (diagonal_AM[a] + lambda2)).clamp_(min=0) * is_source_MA[:, a]
-        if (weights - before).abs().max() <= TOLERANCE:
-            break
-    return weights
+    parts, size = [], max(PAIRS // sources_MA.shape[1] ** 2, 1)
+    for sources, is_source, correlation, start in zip(
+        *(values.split(size) for values in (sources_MA, is_source_MA, correlation_MA, weights_MA)), strict=True
+    ):
+        pairs_AMA = torch.stack([gram[place[:, None], sources] for place in sources.T])  # row a: of source a
+        diagonal_AM = pairs_AMA.diagonal(dim1=0, dim2=2).T
+        weights = torch.where(is_source, start, 0.0)
+        for _ in range(sweeps):
+            before = weights.clone()
+            for a in range(sources.shape[1]):
+                rest = correlation[:, a] - torch.linalg.vecdot(pairs_AMA[a], weights) + diagonal_AM[a] * weights[:, a]
+                weights[:, a] = ((rest - lambda1) / (diagonal_AM[a] + lambda2)).clamp_(min=0) * is_source[:, a]
+            if (weights - before).abs().max() <= TOLERANCE:
+                break
+        parts.append(weights)
+    return torch.cat(parts)

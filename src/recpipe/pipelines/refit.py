@@ -28,16 +28,21 @@ def refit_model(
 ) -> Bundle:
     """Train the model of ``bundle`` on all events, as long as it took to its best state.
 
+    ``evaluation`` is the newest one; the bundle stands for that under the protocol of its training, if there is one.
     ``inputs`` are those of training, and the settings of ``ingest``.
     """
     from recpipe.data.atomic import latest_version
     from recpipe.progress import report_epoch
     from recpipe.training import refit
+    from recpipe.training.newest import evaluation_of
 
     folder = paths.refit_work(config.name, config.seed)
     version = latest_version(folder.parent / "bundle")
     assert version is not None  # the bundle was loaded from there
-    measured = refit.MeasuredRun(bundle, evaluation, version.parent.name, training_curve(paths, config))
+    metrics = (
+        evaluation_of(paths.reporting / config.name / f"seed_{config.seed}" / "metrics.json", bundle) or evaluation
+    )
+    measured = refit.MeasuredRun(bundle, metrics, version.parent.name, training_curve(paths, config))
     log = build_log(interactions, bundle.protocol, inputs.pop("ingest"), paths)
     data = measured.whole_log(*log, users.to_arrow(), log_steps(ingest_steps.to_dicts()))
     settings = measured.config(config)

@@ -113,6 +113,7 @@ def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str)
     Raises ValueError for a bundle that was never evaluated, though its protocol has a test fold.
     """
     from recpipe.serving.registry.champion import Evidence
+    from recpipe.training.newest import is_of_training
 
     version, production = folder.parent.name, bundle.training.get("production")
     if production is not None:
@@ -126,7 +127,7 @@ def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str)
     run, protocol = f"{bundle.protocol.dataset}/{name}", bundle.protocol
     if protocol.split == "none":
         return Evidence(run, version, protocol.id, bundle_version=version)
-    evaluations = {key: values for key, values in runs.evaluations(name).items() if is_of(values, bundle)}
+    evaluations = {key: values for key, values in runs.evaluations(name).items() if is_of_training(values, bundle)}
     measured = evaluations.get(protocol.id) or next(iter(evaluations.values()), None)
     ranks = measured and ranks_of(f"{name}/{measured['protocol']['id']}", measured["test"], runs, metric)
     if measured is None or ranks is None:
@@ -136,12 +137,6 @@ def measured_evidence(bundle: Bundle, folder: Path, runs: RunStore, metric: str)
         )
     id_, metrics = measured["protocol"]["id"], dict(measured["test"])
     return Evidence(run, version, id_, bundle_version=version, metrics=metrics, ranks=ranks)
-
-
-def is_of(metrics: dict[str, Any], bundle: Bundle) -> bool:
-    """Whether a metrics.json belongs to this training of the model, by its measured cost."""
-    cost = bundle.training.get("cost", {})
-    return all(metrics.get("cost", {}).get(key) == value for key, value in cost.items())
 
 
 def ranks_of(key: str, metrics: dict[str, Any], runs: RunStore, metric: str) -> Any:

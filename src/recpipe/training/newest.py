@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,32 @@ def newest_run(paths: DataPaths, config: RunConfig) -> NewestRun:
     return NewestRun(bundle, version, {**about, "metrics": metrics})
 
 
+def evaluation_of(path: Path, bundle: Bundle) -> dict[str, Any] | None:
+    """Return the newest metrics.json of this training under the bundle's protocol, else under any; None without one.
+
+    ``path`` is the metrics.json of the run, with a folder for each version. A training may be evaluated under several
+    protocols; that of the training is what the bundle is known by.
+    """
+    newest = None
+    for file in versions_newest_first(path):
+        metrics: dict[str, Any] = json.loads(verified(file).read_text(encoding="utf-8"))
+        if is_of_training(metrics, bundle):
+            if metrics["protocol"]["id"] == bundle.protocol.id:
+                return metrics
+            newest = newest or metrics
+    return newest
+
+
+def is_of_training(metrics: Mapping[str, Any], bundle: Bundle) -> bool:
+    """Return whether a metrics.json belongs to this training of the model, by its measured cost."""
+    cost = metrics.get("cost") or {}
+    return all(cost.get(key) == value for key, value in bundle.training.get("cost", {}).items())
+
+
 def _metrics(path: Path, bundle: Bundle) -> dict[str, Any]:
     """Return the test metrics of the newest evaluation under the bundle's protocol, none if there is none."""
-    for file in versions_newest_first(path):
-        metrics = json.loads(verified(file).read_text(encoding="utf-8"))
-        if metrics["protocol"]["id"] == bundle.protocol.id:
-            return dict(metrics["test"])
+    metrics = evaluation_of(path, bundle)
+    if metrics is not None and metrics["protocol"]["id"] == bundle.protocol.id:
+        return dict(metrics["test"])
     log.warning("%s has no metrics under its protocol %s: it was not evaluated", bundle.name, bundle.protocol.id)
     return {}

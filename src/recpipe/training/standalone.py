@@ -52,6 +52,7 @@ from recpipe.training.bundle import Bundle, curve_table, load_bundle, save_bundl
 from recpipe.training.distributed import RankError, Ranks, count_devices, external_group, external_ranks
 from recpipe.training.job import ItemInputs, TrainingJob, Validator
 from recpipe.training.module import OnEpoch
+from recpipe.training.newest import evaluation_of
 from recpipe.training.refit import MeasuredRun, choose_item_model
 from recpipe.training.refit import refit as refit_measured
 from recpipe.training.settings import TrainSettings, check_model, choose_device
@@ -256,8 +257,9 @@ class DataFolder:
     def measured(self, config: RunConfig) -> MeasuredRun:
         """Return a trained and evaluated model. Raises ValueError where it is not on disk."""
         run, folder = f"{config.name}/seed_{self.seed}", self.latest(config.name, "bundle")
-        metrics = latest_version(self.inputs.reporting / run / "metrics.json")
-        if config.init_from != "none" or folder is None or metrics is None:
+        metrics = self.inputs.reporting / run / "metrics.json"
+        latest = latest_version(metrics)
+        if config.init_from != "none" or folder is None or latest is None:
             raise ValueError(
                 f"refit needs {self.dataset}/{run} trained without init_from and evaluated; run "
                 f"`kedro run --pipelines=train,evaluate --params dataset={self.dataset},model={config.name},"
@@ -265,7 +267,9 @@ class DataFolder:
             )
         curves = self.inputs.reporting / run / "curves.parquet"
         curve = pq.read_table(verified(curves)) if curves.is_file() else None
-        return MeasuredRun(load_bundle(folder), json.loads(verified(metrics).read_text()), folder.parent.name, curve)
+        bundle = load_bundle(folder)
+        evaluation = evaluation_of(metrics, bundle) or json.loads(verified(latest).read_text(encoding="utf-8"))
+        return MeasuredRun(bundle, evaluation, folder.parent.name, curve)
 
     def whole_log(self, measured: MeasuredRun) -> TrainingData:
         """Read all events of the log. Raises ValueError where it is not that of ``measured``."""

@@ -80,6 +80,7 @@ def test_a_model_that_could_not_be_built_has_a_reason():
         (row_text(kind="rumour"), "paper.*reproduction.*quoted"),
         (row_text(protocol="unknown"), "TIGER has protocol unknown and no caveats"),
         (row_text(protocol="other", caveats="[validation]", differs="{history: 9}"), "needs the name of a protocol"),
+        (row_text(kind_of_ids="texts"), "unknown kind of ids of TIGER 'texts'.*did you mean 'text'"),
         ("rows: [{model: TIGER\n", r"shop\.yml is no YAML"),
         ("row: []\n", r"unknown setting .*shop\.yml\.row.*did you mean 'rows'"),
     ],

@@ -90,6 +90,16 @@ def test_a_row_is_compared_with_our_best_run_of_the_same_model(paper_row, our_ro
     assert part.mark(paper_row("BARGE", ours=[])) is None
 
 
+def test_a_row_of_aligned_ids_is_compared_with_runs_that_read_them(paper_row, our_row, results, protocols):
+    plain, aligned = paper_row("TIGER"), paper_row("LETTER", ours=["tiger"], kind_of_ids="text_collaborative")
+    rows = [
+        our_row("tiger", 0.03, kinds_of_ids=("text",)),
+        our_row("tiger", 0.05, kinds_of_ids=("text_collaborative",)),
+    ]
+    (part,) = sections(results(plain, aligned), rows, protocols)
+    assert (part.mark(plain).symbol, part.mark(aligned).symbol) == (BELOW, ABOVE)
+
+
 def test_a_row_without_ndcg_is_compared_by_recall(paper_row, our_row, results, protocols):
     row = paper_row(metrics={"recall@10": 0.09})
     (part,) = sections(results(row), [our_row()], protocols)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
-from recpipe.config import ConfigError, build_config
+from recpipe.config import ID_KINDS, ConfigError, build_config, check_known
 from recpipe.config.schema import Block
 
 FOLDER = "published"
@@ -29,7 +29,7 @@ class PublishedRow(Block):
 
     kind: ``paper`` (the authors' own), ``reproduction`` (somebody else's run), ``quoted`` (seen only in other works).
     unverified: the numbers were not compared with their source. std: deviations over ``seeds``. ours: names of our
-    models that the row is compared with.
+    models that the row is compared with; with kind_of_ids only runs that read such semantic ids.
     """
 
     model: Text
@@ -43,6 +43,7 @@ class PublishedRow(Block):
     caveats: list[Text] = Field(default_factory=list)
     unverified: bool = False
     ours: list[Text] = Field(default_factory=list)
+    kind_of_ids: Text | None = None
 
     @property
     def is_comparable(self) -> bool:
@@ -50,11 +51,13 @@ class PublishedRow(Block):
         return self.protocol not in (UNKNOWN, OTHER)
 
     @model_validator(mode="after")
-    def _say_what_is_unknown(self) -> PublishedRow:
+    def _check(self) -> PublishedRow:
         if not self.is_comparable and not self.caveats:
             raise ValueError(f"{self.model} has protocol {self.protocol} and no caveats, which say why")
         if not self.is_comparable and self.differs:
             raise ValueError(f"{self.model} has protocol {self.protocol}; `differs` needs the name of a protocol")
+        if self.kind_of_ids is not None:
+            check_known(self.kind_of_ids, ID_KINDS, what=f"kind of ids of {self.model}")
         return self
 
 

@@ -20,9 +20,11 @@ Fields = Mapping[str, Any]  # of a protocol
 Row = PublishedRow | OurRow
 ABOVE, BELOW, WITHIN = "▲", "▼", "="  # ours against the published number
 MARK_METRICS = ("ndcg@10", "recall@10", "warm_ndcg@10", "cold_ndcg@10")  # in order of preference
+ALIGNED_IDS = "text_collaborative"  # kind of ids that a trained model took part in
 SORT_METRICS = ("ndcg@10", "recall@10", "ndcg@5", "recall@5")
 SPLITS = {
     "leave_one_out": "the last event of every user is the target",
+    "rolling": "the test folds are windows of time, one after the other at the end of the log",
     "temporal": "one point in time divides training and test",
     "ratio": "the last events of every user are the targets",
     "cold_users": "test users have no training events",
@@ -61,7 +63,7 @@ class Section:
 
         Without an interval the numbers are compared at the four decimals that are printed.
         """
-        candidates = [ours for ours in self.ours if ours.model.removesuffix("_tuned") in row.ours]
+        candidates = [ours for ours in self.ours if _is_same_model(ours, row)]
         for metric in MARK_METRICS:
             values = [(value, ours.model) for ours in candidates if (value := ours.metrics.get(metric)) is not None]
             if metric in row.metrics and values:
@@ -161,6 +163,13 @@ def _symbol(value: Value, published: float) -> str:
     if round(low, 4) > published:
         return ABOVE
     return BELOW if round(high, 4) < published else WITHIN
+
+
+def _is_same_model(ours: OurRow, row: PublishedRow) -> bool:
+    """Return whether a published row has a model of ours, with ids of the same kind; aligned ids make another model."""
+    kinds = ours.kinds_of_ids
+    same_ids = row.kind_of_ids in kinds if row.kind_of_ids else ALIGNED_IDS not in kinds
+    return same_ids and ours.model.removesuffix("_tuned") in row.ours
 
 
 def _order(row: Row) -> tuple[float, ...]:

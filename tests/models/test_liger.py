@@ -52,8 +52,10 @@ def states(model: LIGER, history: list[int]) -> torch.Tensor:
 @torch.no_grad()
 def dense(model: LIGER, history: list[int]) -> np.ndarray:
     """(I,) log-probabilities of all items by their cosines, in float64."""
-    query = (model.query.weight @ states(model, history)[0, 0]).double().numpy()
-    table = model.content()[1:].double().numpy()
+    state = states(model, history)[0, 0] * model.config.dim**0.5  # without T5's scale
+    query = (model.query.weight @ state).double().numpy()
+    table = model.content().double().numpy()
+    query, table = query + (model.config.query == "state+last") * table[history[-1]], table[1:]
     cosines = table @ query / np.linalg.norm(table, axis=1) / np.linalg.norm(query)
     logits = cosines / model.config.dense_temperature
     return logits - np.log(np.exp(logits).sum())
@@ -78,9 +80,9 @@ def beam(model: LIGER, history: list[int], allowed: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("retrieve", ["beam+cold", "beam", "all"])
 @pytest.mark.parametrize("width", [4, ITEMS])
-@pytest.mark.parametrize("one_pass", [True, False])
-def test_a_list_is_the_dense_order_of_beam_and_cold_items(retrieve, width, one_pass):
-    model = create(beam=width, retrieve=retrieve, one_pass=one_pass, recency=one_pass)
+@pytest.mark.parametrize(("one_pass", "query"), [(True, "state"), (True, "state+last"), (False, "state+last")])
+def test_a_list_is_the_dense_order_of_beam_and_cold_items(retrieve, width, one_pass, query):
+    model = create(beam=width, retrieve=retrieve, one_pass=one_pass, recency=one_pass, query=query)
     candidates = torch.arange(ITEMS + 1) % 3 != 0
     excluded = [[1, 10], [14], [2]]
     owner = np.array([0, 0, 1, 2])

@@ -8,6 +8,8 @@ in two steps: beam search generates candidates, items without training events jo
 Deviations from the paper:
 - The query is the decoder's state before the first code; in the authors' code, a state of the encoder. With
   ``one_pass`` one encoding serves all targets of a sequence, and only the decoder knows where a history ends.
+- The projected vector of the last item is added to the query (``query: state+last``), so that training begins at the
+  nearest items of the last one and need not learn them; ``state`` is the paper.
 - Candidates are items, each once, and never seen, excluded or unknown ones. In the authors' code a generated id that
   no item has becomes the first item of the catalogue.
 - Search is constrained to the catalogue, and histories and rows are as in TIGER.
@@ -38,6 +40,7 @@ from recpipe.models.recommender import Criterion
 from recpipe.semantic_ids.ids import CatalogueIds
 
 RETRIEVALS = ("beam+cold", "beam", "all")
+QUERIES = ("state+last", "state")
 
 
 class LIGER(Generator):
@@ -58,19 +61,21 @@ class LIGER(Generator):
         """Settings of TIGER's network and search, and of the dense head.
 
         ``widths`` of hidden layers of the projection of item vectors. ``dense_weight`` of the dense loss beside that
-        of the codes. ``dense_temperature`` divides cosines. ``retrieve``: the items that the dense head ranks,
-        ``beam+cold`` (the paper), ``beam`` without cold items, or ``all``, dense retrieval without a beam search. With
-        ``stochastic`` the beam's items are a sample; the dense head ranks them as ever.
+        of the codes. ``dense_temperature`` divides cosines. ``query``: the decoder's state, with or without the content
+        of the last item. ``retrieve``: the items that the dense head ranks, ``beam+cold`` (the paper), ``beam`` without
+        cold items, or ``all``, dense retrieval without a beam search. With ``stochastic`` the beam's items are a
+        sample; the dense head ranks them as ever.
         """
 
         widths: tuple[int, ...] = ()
         dense_weight: float = 1.0
         dense_temperature: float = 0.07
+        query: str = "state+last"
         retrieve: str = "beam+cold"
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check_choices(self, retrieve=RETRIEVALS)
+            check_choices(self, retrieve=RETRIEVALS, query=QUERIES)
             if self.dense_weight < 0:
                 raise ValueError(f"dense_weight is {self.dense_weight}; it must be at least 0")
             if self.dense_temperature <= 0:
@@ -97,6 +102,7 @@ class LIGER(Generator):
         self.levels = nn.Parameter(torch.empty(self.codes.levels, config.dim).normal_(std=0.1))
         self.places = nn.Parameter(torch.empty(max_length, config.dim).normal_(std=0.1))
         self.query = nn.Linear(config.dim, config.dim, bias=False)
+        nn.init.normal_(self.query.weight, std=0.1 * config.dim**-0.5)  # little beside the vector of the last item
         self.register_buffer("is_trained", torch.zeros(n_items + 1, dtype=torch.bool))
 
     def set_trained_items(self, mask: Tensor) -> None:
@@ -110,7 +116,9 @@ class LIGER(Generator):
             return hidden.sum() * 0
         hidden_NLD, items, weights = hidden[real], targets[real], inputs.target_weights(real)
         codes_loss = self.transformer.loss(hidden_NLD, items, self.codes, criterion, weights=weights)
-        dense_loss = criterion(self.dense_query(hidden_NLD[:, 0]), F.normalize(table, dim=-1), items, weights)
+        last = inputs.items if self.config.one_pass else last_items(inputs)[:, None]
+        query = self.dense_query(hidden_NLD[:, 0] / self.transformer.scale, last[real], table)
+        dense_loss = criterion(query, F.normalize(table, dim=-1), items, weights)
         return codes_loss + self.config.dense_weight * dense_loss
 
     def encode(self, batch: Batch, table: Tensor) -> EncodedHistory:
@@ -122,9 +130,15 @@ class LIGER(Generator):
         x = history.x + F.pad(added, (0, 0, 1, 0))  # nothing is added to the first token
         return self.transformer.encode_history(history._replace(x=x))
 
-    def dense_query(self, state_ND: Tensor) -> Tensor:
-        """Return queries (N, D) of the decoder's states before the first code; cosines times them are logits."""
-        return F.normalize(self.query(state_ND), dim=-1) / self.config.dense_temperature
+    def dense_query(self, state_ND: Tensor, last_N: Tensor, table: Tensor) -> Tensor:
+        """Return queries (N, D), whose products with unit vectors of items are logits.
+
+        ``state_ND``: the decoder's states before the first code, without T5's scale; ``last_N``: the last items.
+        """
+        query_ND = self.query(state_ND)
+        if self.config.query == "state+last":
+            query_ND = query_ND + F.embedding(last_N, table)
+        return F.normalize(query_ND, dim=-1) / self.config.dense_temperature
 
     def item_tables(self) -> dict[str, Tensor]:
         return {
@@ -136,6 +150,7 @@ class LIGER(Generator):
         return CodeSteps(self.transformer, self.encode(batch, self.content()), self.codes.first, self.codes.sizes)
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
+        batch = batch if batch.items.shape[1] else batch.pad(1)
         steps, retrieve = self.steps(batch), self.config.retrieve
         if retrieve == "all":
             steps.step(0, None, None)
@@ -145,16 +160,22 @@ class LIGER(Generator):
             cold = self.codes.has_id & ~self.is_trained & (retrieve == "beam+cold")
             chosen = cold.repeat(len(items), 1).scatter_(1, items, True)
         assert steps.first_state is not None
-        scores = self.dense_scores(steps.first_state).masked_fill_(~chosen, -torch.inf)
+        scores = self.dense_scores(steps.first_state, last_items(batch)).masked_fill_(~chosen, -torch.inf)
         return top_k(request.mask(scores), k)
 
-    def dense_scores(self, state_BD: Tensor) -> Tensor:
+    def dense_scores(self, state_BD: Tensor, last_B: Tensor) -> Tensor:
         """Return log-probabilities (B, I + 1) of the dense softmax over the items with an id, -inf for others.
 
         Raises ValueError for NaN.
         """
-        logits = (self.dense_query(state_BD) @ F.normalize(self.content(), dim=-1).T).float()
+        table = self.content()
+        logits = (self.dense_query(state_BD, last_B, table) @ F.normalize(table, dim=-1).T).float()
         scores = logits.masked_fill_(~self.codes.has_id, -torch.inf).log_softmax(1)
         if scores.isnan().any():
             raise ValueError("dense scores are NaN; the model's weights are not usable")
         return scores
+
+
+def last_items(batch: Batch) -> Tensor:
+    """Return the last item (B,) of each history, 0 for an empty one."""
+    return batch.items.gather(1, (batch.lengths - 1).clamp(min=0)[:, None])[:, 0]

@@ -20,6 +20,7 @@ from recpipe.data.sequences import Fold
 from recpipe.evaluation.gate import FeatureReader, Gate, ItemSets, fit_gate
 from recpipe.evaluation.metrics import metric_value
 from recpipe.evaluation.ranking import target_positions, target_ranks
+from recpipe.layers.top_k import top_k
 from recpipe.progress import progress
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRID_SIZE = 25  # weightings to try, about
-COMPETITORS = 30  # best items of each member that a gate compares the target with
-FIT_USERS = 10_000  # of the validation fold, at most, that a gate is fitted to
+COMPETITORS = 50  # best items of each member, among which a gate has to find the target
+FIT_USERS = 50_000  # of the validation fold, at most, that a gate is fitted to
 FOLDS = 5  # of the cross-validation
 L2 = (1e-4, 1e-3, 1e-2, 1e-1)
 Weights = tuple[float, ...]
@@ -124,15 +125,15 @@ def adaptive_weights(
 
     The value of a gate is that of ``metric`` with the weights of every user from a gate that was fitted to the users of
     other parts, so that it can be compared with the fixed weights, whose only parameters are points of the grid. The
-    strength of the L2 penalty is chosen by it. Raises ValueError for too few users with a target that a member reaches.
+    strength of the L2 penalty is chosen by it. Raises ValueError for too few users with a target in a member's list.
     """
     collector = _Collector(valid, reader, len(ensemble.members))
     fixed, tried = choose_weights(ensemble, valid, exclude_seen=exclude_seen, metric=metric, observe=collector.add)
     sets, owner = collector.sets()
     if len(sets) < 2 * FOLDS:
         raise ValueError(
-            f"{len(sets)} validation users have a target that a member of the ensemble can recommend, too few for "
-            f"adaptive weights, which need {2 * FOLDS}: use ensemble.weights=valid"
+            f"{len(sets)} validation users have their target among the best {COMPETITORS} items of a member, too few "
+            f"for adaptive weights, which need {2 * FOLDS}: use ensemble.weights=valid"
         )
     base, features = torch.tensor(fixed), torch.from_numpy(collector.features)
     settings = {"is_probability": ensemble.config.method == "softmax"}
@@ -188,19 +189,22 @@ class _Collector:
         self._is_fitted = np.random.default_rng(0).permutation(len(self.valid)) < FIT_USERS
 
     def add(self, batch: MemberBatch) -> None:
-        """Read the features of a batch of users, and the sets of those whose first target a member can recommend."""
+        """Read the features of a batch of users, and the item sets of those whose first target is in a member's list.
+
+        Of other users no weighting would put the target into the first places, and with a target below all others the
+        most likely scores would be equal ones.
+        """
         self.features[batch.rows] = self.reader(self.valid.histories.select_users(batch.rows), batch.scores).numpy()
         targets = self.valid.targets
         target = torch.from_numpy(targets.items[targets.offsets[:-1][batch.rows]].astype(np.int64))
-        reached = batch.allowed_BI.cpu()[torch.arange(len(target)), target]
-        places = torch.nonzero(reached & torch.from_numpy(self._is_fitted[batch.rows])).flatten()
-        on_device = places.to(batch.parts_MBI.device)
-        parts, allowed = batch.parts_MBI[:, on_device], batch.allowed_BI[on_device]
-        first = target[places].to(parts.device)[:, None]
-        best = parts.masked_fill(~allowed, -torch.inf).topk(min(COMPETITORS, parts.shape[2]), dim=2).indices
-        items = torch.cat([first, best.transpose(0, 1).flatten(1)], dim=1)  # (n, C)
-        is_item = allowed.gather(1, items) & ~_repeated(items)
-        values = parts.gather(2, items.expand(len(parts), -1, -1)).transpose(0, 1)
+        lists = [top_k(scores, COMPETITORS)[0] for scores in batch.scores]  # item 0 for places without an item
+        first = target.to(batch.parts_MBI.device)[:, None]
+        best = torch.cat(lists, dim=1)
+        places = torch.nonzero((best == first).any(1).cpu() & torch.from_numpy(self._is_fitted[batch.rows])).flatten()
+        on_device = places.to(first.device)
+        items = torch.cat([first, best], dim=1)[on_device]  # (n, C)
+        is_item = (items > 0) & ~_repeated(items)
+        values = batch.parts_MBI[:, on_device].gather(2, items.expand(len(lists), -1, -1)).transpose(0, 1)
         self._parts.append((batch.rows[places.numpy()], values.cpu(), is_item.cpu()))
 
     def sets(self) -> tuple[ItemSets, np.ndarray]:

@@ -1,10 +1,10 @@
 """Gate of an adaptive ensemble: the weights of a user's members, from what is known before the target.
 
 A softmax over the members, linear in features of the history and of the members' lists. It starts from fixed weights,
-which a user with mean features gets, and learns by maximising the probability of the validation target among the best
-items of the members, with an L2 penalty. Ding et al. 2026 (arXiv 2603.19809) combine a model of item ids with a
-generative one by an indicator of memorisation; this gate learns the weights of several such features, for any members.
-Mixtures of experts with a gate: Jacobs et al. 1991.
+which a user with mean features gets, and maximises the probability of the validation target among the best items of the
+members, of users whose target is one of these, with an L2 penalty. Ding et al. 2026 (arXiv 2603.19809) combine a model
+of item ids with a generative one by an indicator of memorisation; this gate learns the weights of several features, for
+any members. Mixtures of experts with a gate: Jacobs et al. 1991.
 Shapes: B, U users, F features, M members, C items of a user's set, I items, K places of a list.
 """
 
@@ -63,7 +63,12 @@ class FeatureReader:
         sizes = [np.maximum((each > 0).sum(1), 1) for each in items]
         shares = [mask.sum(1) / size for mask, size in zip(seen, sizes, strict=True)]
         pairs = [_overlap(a, b) for a, b in itertools.combinations(items, 2)]
-        columns = [*np.log1p(counts).T, np.mean(pairs, axis=0), *shares, *(_entropy(values) for _, values in lists)]
+        columns = [
+            *np.log1p(counts).T,
+            np.mean(pairs, axis=0),
+            *shares,
+            *map(_entropy, scores_MBI, (values for _, values in lists)),
+        ]
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.float64))
 
 
@@ -72,9 +77,17 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(((a[:, :, None] == b[:, None, :]) & (a > 0)[:, :, None]).any(2).mean(1))
 
 
-def _entropy(values: Tensor) -> np.ndarray:
-    """Entropy (B,) in nats of the softmax of a list's scores (B, K), a measure of how unsure a member is."""
-    probability = values.double().softmax(1).nan_to_num(0)  # NaN for an empty list
+def _entropy(scores_BI: Tensor, best_BK: Tensor) -> np.ndarray:
+    """Entropy (B,) in nats of the softmax of a list's scores, a measure of how unsure a member is.
+
+    Scores are in standard deviations over all items that the member may recommend, as members have scales of their own.
+    """
+    finite = scores_BI > -torch.inf
+    count = finite.sum(1, keepdim=True).clamp(min=1)
+    mean = torch.where(finite, scores_BI, 0).sum(1, keepdim=True) / count
+    deviation = (torch.where(finite, scores_BI - mean, 0).square().sum(1, keepdim=True) / count).sqrt()
+    standardised = (best_BK - mean) / torch.where(deviation > 0, deviation, 1)
+    probability = standardised.double().softmax(1).nan_to_num(0)  # NaN for an empty list
     return torch.special.entr(probability).sum(1).cpu().numpy()
 
 

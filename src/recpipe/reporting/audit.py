@@ -13,7 +13,7 @@ from recpipe.reporting.figures import TEXTS, Table
 from recpipe.reporting.figures.audit import audit_figures, half_metric
 from recpipe.reporting.formatting import MISSING, count, decimals, metric_title, number, percent
 
-REFERENCES = ("hop_graph", "popular")  # models that learn nothing, in the order of preference
+REFERENCES = ("hop_graph", "markov", "popular")  # models that only count, the first on the board is compared
 COLUMNS: dict[str, list[str]] = TEXTS["audit_columns"]  # head and meaning by prefix or suffix of a metric
 WARN_TIES, WARN_SAME_DAY, WARN_REPEATS = 0.05, 0.5, 0.01
 
@@ -91,10 +91,10 @@ def _time_verdicts(measures: Mapping[str, Any]) -> list[str]:
 
 
 def reference_verdict(board: pl.DataFrame, metric: str) -> list[str]:
-    """Compare the best model that learns with the first of ``REFERENCES`` on the board."""
+    """Compare the first of ``REFERENCES`` on the board with the best model that is no variant of them."""
     rows = [row for row in board.to_dicts() if row.get(metric) is not None]
     reference = next((row for name in REFERENCES for row in rows if row["name"] == name), None)
-    best = next((row for row in rows if row["name"] not in REFERENCES), None)
+    best = next((row for row in rows if not row["name"].startswith(REFERENCES)), None)
     if reference is None or best is None or not best[metric]:
         return []
     share = percent(reference[metric] / best[metric])

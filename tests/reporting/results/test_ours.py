@@ -4,10 +4,12 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.reporting.runs_on_disk import ranks_of, write_json, write_runs
 
-from recpipe.evaluation.metrics import user_metrics
+from recpipe.evaluation.metrics import metrics_from_ranks, user_metrics
 from recpipe.evaluation.significance import UserMetric, compare
 from recpipe.reporting.results.ours import ResultsStoreError, Value, collect, merge, read_store, write_store
 
@@ -64,6 +66,21 @@ def test_runs_without_or_with_other_ranks_have_no_interval_and_a_message(data):
     assert [problem.partition(":")[2] for problem in problems] == [
         " no ranks on disk, so no interval", " its ranks do not match its metrics, so no interval",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["twice", "fewer"])
+def test_ranks_of_other_targets_give_no_interval(damage, data):
+    path = next(path for path in data.rglob("ranks.parquet") if "seed_123" in path.parts)
+    table = ranks_of("sasrec", 123)
+    if damage == "twice":
+        pq.write_table(pa.concat_tables([table, table.slice(0, 50)]), path)
+    else:  # half of the users, with metrics of them
+        pq.write_table(half := table.slice(0, 75), path)
+        metrics = next(seed_42(data).with_name("seed_123").rglob("metrics.json/*/metrics.json"))
+        write_json(metrics, json.loads(metrics.read_text()) | {"test": metrics_from_ranks(half, cutoffs=(1, 5, 10))})
+    rows, problems = rows_of(data)
+    assert rows["sasrec"].metrics["ndcg@10"].low is None
+    assert len(problems) == 1 and ("listed twice" in problems[0] or "have 150 and 75 targets" in problems[0])
 
 
 def test_a_damaged_run_is_left_out_with_a_message(data):

@@ -57,6 +57,12 @@ def test_runs_on_other_data_are_not_compared(paper_row, our_row, results, protoc
     assert parts[0].mark(row) is None
 
 
+def test_test_users_of_a_split_in_time_are_fewer_than_those_of_the_data(our_row, results, paper_row, protocols):
+    temporal = {"split": "temporal", "history": 50}
+    parts = sections(results(paper_row()), [our_row(fields=temporal, users=3)], protocols | {"temporal": temporal})
+    assert [(part.title, part.other_data) for part in parts] == [("`papers`", False), ("`temporal`", False)]
+
+
 def test_rows_of_unknown_protocols_stand_alone(paper_row, our_row, results, protocols):
     row = paper_row(protocol="unknown", caveats=["seen items not stated"])
     parts = sections(results(row), [our_row()], protocols)

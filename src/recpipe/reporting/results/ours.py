@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from recpipe.data.atomic import atomic_file
 from recpipe.evaluation.metrics import user_metrics
 from recpipe.evaluation.significance import bootstrap_means
-from recpipe.reporting.run_store import DamagedFileError, Run, RunGroup, RunStore, group_runs, read_runs
+from recpipe.reporting.run_store import Run, RunGroup, RunStore, group_runs, read_runs
 
 STORE = "ours.json"
 VERSION = 1
@@ -97,7 +97,12 @@ def collect(root: Path, dataset: str, stored: Mapping[Key, OurRow]) -> tuple[lis
             continue
         tables = [_ranks(store, names[id(run)], run, problems) for run in group.runs]
         complete = [table for table in tables if table is not None]
-        result.append(_with_intervals(row, complete) if len(complete) == len(tables) else row)
+        if len(complete) == len(tables):
+            try:
+                row = _with_intervals(row, complete)
+            except ValueError as error:  # seeds of other users
+                problems.append(f"{dataset}, {row.model}: no interval, as {error}")
+        result.append(row)
     return result, [*problems, *(f"{dataset}, {message}" for message in store.metrics.problems)]
 
 
@@ -190,11 +195,11 @@ def _ranks(store: RunStore, name: str, run: Run, problems: list[str]) -> pa.Tabl
     """Return the ranks of a run; None where they are missing, damaged or of another evaluation."""
     try:
         table = store.ranks[name]
-    except (KeyError, DamagedFileError) as error:
+        value = float(np.mean(user_metrics(table, cutoffs=[10])["ndcg@10"].to_numpy()))
+    except (KeyError, ValueError) as error:  # also DamagedFileError
         reason = "no ranks on disk" if isinstance(error, KeyError) else str(error)
         problems.append(f"{run.dataset}, {run.name}: {reason}, so no interval")
         return None
-    value = float(np.mean(user_metrics(table, cutoffs=[10])["ndcg@10"].to_numpy()))
     if abs(value - run.test.get("ndcg@10", value)) > 1e-6:
         problems.append(f"{run.dataset}, {run.name}: its ranks do not match its metrics, so no interval")
         return None
@@ -202,11 +207,16 @@ def _ranks(store: RunStore, name: str, run: Run, problems: list[str]) -> pa.Tabl
 
 
 def _with_intervals(row: OurRow, tables: list[pa.Table]) -> OurRow:
-    """Return the row with bootstrap intervals over users of the mean over seeds; users are resampled, models not."""
+    """Return the row with bootstrap intervals over users of the mean over seeds; users are resampled, models not.
+
+    Raises ValueError for seeds with different numbers of targets.
+    """
     metrics = dict(row.metrics)
     for prefix in ("", "warm_", "cold_"):
         names = [name for name in metrics if name.removeprefix(prefix) in METRICS and name.startswith(prefix)]
         parts = [_part(table, prefix) for table in tables]
+        if len(set(map(len, parts))) > 1:
+            raise ValueError(f"its seeds have {' and '.join(sorted({str(len(part)) for part in parts}))} targets")
         if names and min(map(len, parts)) > 1:
             values_UM = np.mean([_user_values(part, names, prefix) for part in parts], axis=0)
             resamples = min(RESAMPLES, max(1000, MAX_DRAWS // len(values_UM)))

@@ -117,7 +117,7 @@ def _warm_and_cold_table(part: Section) -> list[str]:
         note = "" if mark is None else f"{mark.symbol} {mark.model}"
         cells.append([model, *(_number(row, name) for name in WARM_AND_COLD), note])
     titles = [f"{kind} {metric_title(name)}" for kind, _, name in (name.partition("_") for name in WARM_AND_COLD)]
-    head = ["model", *titles, "ours"]
+    head = ["model", *titles, "ours, warm"]
     return ["Targets with training events (warm) and without (cold):", "", *_table(head, cells, "lrrrrl")]
 
 

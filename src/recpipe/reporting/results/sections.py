@@ -39,7 +39,6 @@ class Mark:
     symbol: str
     model: str
     metric: str
-    value: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Section:
             values = [(value, ours.model) for ours in candidates if (value := ours.metrics.get(metric)) is not None]
             if metric in row.metrics and values:
                 value, model = max(values, key=lambda pair: pair[0].mean)
-                return Mark(_symbol(value, row.metrics[metric]), model, metric, value.mean)
+                return Mark(_symbol(value, row.metrics[metric]), model, metric)
         return None
 
 
@@ -92,7 +91,7 @@ def sections(
             by_key.setdefault((_key(fields), False), ([], []))[0].append(row)
     for our in ours:
         keys.setdefault(_key(our.protocol), our.protocol)
-        other_data = results is not None and our.users != results.users
+        other_data = results is not None and _tests_everyone(our.protocol) and our.users != results.users
         by_key.setdefault((_key(our.protocol), other_data), ([], []))[1].append(our)
     result = []
     for key, other_data in [*((key, False) for key in keys), *((key, True) for key in keys)]:
@@ -120,6 +119,11 @@ def describe(fields: Fields) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}. All items are ranked."
 
 
+def _tests_everyone(fields: Fields) -> bool:
+    """Return whether every user has a test target, so that the number of test users is that of the data."""
+    return _protocol(fields).split == "leave_one_out"
+
+
 def _title(fields: Fields, protocols: Mapping[str, Fields], chosen: str | None) -> str:
     """Return the ``chosen`` or else nearest name of a protocol, with the fields that differ."""
     named = protocols if chosen is None else {chosen: protocols[chosen]}
@@ -135,7 +139,8 @@ def _differences(fields: Fields, other: Fields) -> dict[str, str]:
     mine, theirs = _protocol(fields), _protocol(other)
     evaluation = [name for name in EVALUATION_FIELDS if getattr(mine, name) != getattr(theirs, name)]
     values = mine.to_dict()
-    names = [name for name in (*mine.data_differences(theirs), *evaluation) if name != "seed"]
+    names = [*mine.data_differences(theirs), *evaluation]
+    names = [name for name in names if name != "seed" or mine.seed != theirs.seed]  # it counts for some ties and splits
     return {name: value if isinstance(value := values[name], str) else json.dumps(value) for name in names}
 
 

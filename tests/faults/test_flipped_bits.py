@@ -177,7 +177,8 @@ def ranks(folder: Path) -> Read:
     def read() -> None:
         again = RunStore(store.reporting, store.output, store.models, store.features)
         for kind in ("metrics", "ranks", "recommendations"):
-            assert getattr(again, kind)["sasrec/seed_1/abc"] is not None
+            files = getattr(again, kind)
+            assert [name for name in files if files[name] is not None] == ["sasrec/seed_1/abc"]
 
     return read
 

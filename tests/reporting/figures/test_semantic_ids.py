@@ -204,6 +204,14 @@ def test_facts_show_measures_next_to_chance() -> None:
 def test_missing_measures_are_left_out() -> None:
     section = id_section(QUALITY | {"purity": None, "neighbours": None}, {})
     assert len(section.facts) == len(id_section(QUALITY, {}).facts) - 2
+    assert len(id_section(QUALITY | {"reconstruction": None}, {}).facts) == len(id_section(QUALITY, {}).facts) - 1
+
+
+def test_neighbours_by_item_vectors_of_a_model_are_facts_of_their_own() -> None:
+    by_depth = [{"depth": 1, "overlap": 0.2, "random": 0.01}, {"depth": 2, "overlap": 0.04, "random": 0.0}]
+    facts = dict(id_section(QUALITY | {"collaborative": {"model": "sasrec", "by_depth": by_depth}}, {}).facts)
+    assert facts["nearest neighbours by item vectors of sasrec with the same first code"].startswith("20.0")
+    assert facts["nearest neighbours by item vectors of sasrec with the same first two codes"].startswith("4.00")
 
 
 def page(quality: dict, figures: dict) -> str:

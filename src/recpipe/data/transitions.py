@@ -49,8 +49,8 @@ class Transitions:
         for part in _parts(train):
             pending.append(part)
             if sum(map(len, pending)) > len(keys):  # so that a key is merged a logarithmic number of times
-                keys, pending = np.unique(np.concatenate([keys, *pending])), []
-        return cls(np.unique(np.concatenate([keys, *pending])))
+                keys, pending = _sorted_distinct(np.concatenate([keys, *pending])), []
+        return cls(_sorted_distinct(np.concatenate([keys, *pending])))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -84,4 +84,12 @@ def _parts(train: Sequences) -> Iterator[np.ndarray]:
         within = np.ones(len(keys), bool)
         ends = part.offsets[1:-1]
         within[ends[(ends > 0) & (ends < len(part.items))] - 1] = False  # from one user to the next
-        yield np.unique(keys[within])
+        yield _sorted_distinct(keys[within])
+
+
+def _sorted_distinct(keys: np.ndarray) -> np.ndarray:
+    """Sort ``keys`` (n,) in place and return the distinct ones, much faster than the hash table of np.unique."""
+    keys.sort()
+    is_first = np.ones(len(keys), bool)
+    np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
+    return keys[is_first]

@@ -178,12 +178,12 @@ class RecpipeSession(SessionWithOneLoader):
         pipelines, outputs = options["pipeline_names"], {}
         models = "+".join(command_wiring(self.configuration, pipelines).models)
         filtered = any(options.get(name) for name in NODE_FILTERS)
-        for number, (fold, of_fold) in enumerate(plan_runs(folds, pipelines, filtered=filtered, last=folds[-1])):
-            log.info("fold %s: %s", fold, ", ".join(of_fold or ["the whole project"]))
+        for number, (fold, stages) in enumerate(plan_runs(folds, pipelines, filtered=filtered, last=folds[-1])):
+            log.info("fold %s: %s", fold, ", ".join(stages or ["the whole project"]))
             params = with_protocol(self.store.get("runtime_params") or {}, fold=fold)
             params |= {"model": models} if number else {}  # of a whole run the baselines too
             with self.sibling(params) as session:
-                outputs = session.run(**{**options, "pipeline_names": of_fold or []})
+                outputs = session.run(**{**options, "pipeline_names": stages or []})
         return outputs
 
     def _run_protocols(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -193,13 +193,13 @@ class RecpipeSession(SessionWithOneLoader):
         wiring = command_wiring(self.configuration, pipelines)
         filtered = any(options.get(name) for name in NODE_FILTERS)
         outputs: dict[str, Any] = {}
-        for name, of_protocol in plan_protocols(names, pipelines, wiring.requested, filtered=filtered):
-            log.info("protocol %s: %s", name, ", ".join(of_protocol or ["the whole project"]))
+        for name, stages in plan_protocols(names, pipelines, wiring.requested, filtered=filtered):
+            log.info("protocol %s: %s", name, ", ".join(stages or ["the whole project"]))
             params = with_protocol(self.store.get("runtime_params") or {}, name=name)
-            if of_protocol != pipelines:
+            if stages != pipelines:
                 params["model"] = "+".join(wiring.models)  # of a whole run the baselines too
             with self.sibling(params) as session:
-                outputs = session.run(**{**options, "pipeline_names": of_protocol})
+                outputs = session.run(**{**options, "pipeline_names": stages})
         return outputs
 
     def _run_seeds(self, seeds: list[int], options: dict[str, Any]) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def plan_protocols(
     begins = [name for name in pipelines if name not in LAST]
     ends = [name for name in LAST if name in pipelines or (name == REPORT and REPORT in requested)]
     runs = [(first, [] if whole else begins), *((name, again) for name in others), (first, ends)]
-    return [(name, chosen) for number, (name, chosen) in enumerate(runs) if chosen or (whole and number == 0)]
+    return [(name, stages) for number, (name, stages) in enumerate(runs) if stages or (whole and number == 0)]
 
 
 def without_folds(plan: Plan) -> Plan:

@@ -101,8 +101,8 @@ def test_windows_of_days_are_those_of_rectools() -> None:
     for fold, (begin, until) in enumerate(expected, 1):
         cut = split(data, rolling(fold, test="14d", valid="7d", targets="all"))
         low, high = (int(datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp()) for day in (begin, until))
-        found = np.sort(cut.test.targets.timestamps)
-        np.testing.assert_array_equal(found, times[(times >= low) & (times < high)])
+        test_times = np.sort(cut.test.targets.timestamps)
+        np.testing.assert_array_equal(test_times, times[(times >= low) & (times < high)])
 
 
 @pytest.mark.parametrize(

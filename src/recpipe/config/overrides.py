@@ -76,16 +76,17 @@ def check_names(configuration: Configuration) -> None:
 def _check_protocols(configuration: Configuration) -> None:
     """Raise ConfigError for unknown fields of named protocols, and names that are not defined or not listed."""
     files, definitions = configuration.files, block(configuration.files, "protocols")
+    datasets = block(files, "datasets")
     fields = [name for name in block(files, "protocol") if name != "name"]
-    for dataset, tree in (("", files), *block(files, "datasets").items()):
-        listed = block(tree, "protocols") if isinstance(tree, dict) else {}
-        _check_blocks(tree if isinstance(tree, dict) else {}, ("protocols",))
-        _check_blocks(listed)
-        for name in listed:
+    for dataset, tree in (("", files), *((name, block(datasets, name)) for name in datasets)):
+        _check_blocks(tree, ("protocols",))
+        protocols = block(tree, "protocols")
+        _check_blocks(protocols)
+        for name in protocols:
             where = f"protocols.{name}" if not dataset else f"datasets.{dataset}.protocols.{name}"
-            place = _in_parentheses(first_file(listed[name]))
+            place = _in_parentheses(first_file(protocols[name]))
             check_known(name, definitions, what="protocol", hint=place or f" (datasets.{dataset}.protocols)")
-            for key in block(listed, name):
+            for key in block(protocols, name):
                 check_known(key, fields, what=f"field of {where}", hint=place)
     configuration.protocol_names  # noqa: B018
 

@@ -20,22 +20,22 @@ FILE = "conf/base/parameters/protocols.yml"
 class NamedProtocols:
     """Protocols that the data set ``dataset`` can be used under.
 
-    definitions: the block ``protocols`` of the conf. listed: the one of the data set, empty where it lists none.
+    definitions: the block ``protocols`` of the conf. overrides: that of the data set, empty where it lists none.
     """
 
     dataset: str
     definitions: Tree
-    listed: Tree
+    overrides: Tree
 
     @property
     def names(self) -> list[str]:
         """Names that may be chosen, the default of a data set first."""
-        return list(self.listed or self.definitions)
+        return list(self.overrides or self.definitions)
 
     def choose(self, request: object) -> tuple[str, ...]:
         """Return the names in ``request``, several as a+b; null: the default, ``none``: no name. Raises ConfigError."""
         if request is None:
-            return tuple(self.names[:1]) if self.listed else ()
+            return tuple(self.names[:1]) if self.overrides else ()
         names = split_names(request)
         for name in names:
             if name not in self.names:
@@ -44,11 +44,11 @@ class NamedProtocols:
 
     def fields(self, name: str) -> Tree:
         """Return the fields of a protocol, with the overrides of the data set."""
-        return merge(block(self.definitions, name), block(self.listed, name))
+        return merge(block(self.definitions, name), block(self.overrides, name))
 
     def _unknown(self, name: str) -> ConfigError:
         hint, known = nearest(name, self.names), ", ".join(self.names) or "none"
-        if not self.listed:
+        if not self.overrides:
             return ConfigError(f"unknown protocol {name!r}{hint}; {FILE} has {known}", name)
         file = f"conf/base/parameters/datasets/{self.dataset}.yml"
         add = f"add `{name}: {{}}` to its `protocols` ({file}) to use it there"
@@ -63,8 +63,8 @@ def with_effective_name(protocol: Tree, common: Tree, fields: Tree, name: str | 
     """Return ``protocol`` with ``name``, or null where it differs from the named one, ``fields`` over ``common``."""
     if NAME not in protocol and name is None:
         return protocol
-    asked = protocol.get(NAME)
-    place = asked if isinstance(asked, Leaf) else Leaf(None, "", NAME)
+    leaf = protocol.get(NAME)
+    place = leaf if isinstance(leaf, Leaf) else Leaf(None, "", NAME)
     is_same = name is not None and _values(protocol) == _values(merge(common, fields))
     return {**protocol, NAME: Leaf(name if is_same else None, place.file, place.key)}
 

@@ -336,8 +336,8 @@ class RunStore:
         There they belong to the newest evaluation that has none of its own, or to the run alone without metrics.
         """
         folders = self.output.glob(f"*/seed_*/*/{name}") if name.startswith(("ranks", "test_")) else ()
-        found = {_name(self.output, path.parent): find(path) for path in folders}
-        paths = {key: path for key, path in found.items() if path is not None}
+        files = {_name(self.output, path.parent): find(path) for path in folders}
+        paths = {key: path for key, path in files.items() if path is not None}
         for old in self.output.glob(f"*/seed_*/{name}"):
             run = _name(self.output, old.parent)
             key = next((key for key in self._evaluations.get(run, {run: old}) if key not in paths), None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 from tests.semantic_ids.test_export import ITEMS, PROTOCOL, VOCABULARY, ids_of, log_of
 from tests.semantic_ids.test_foreign import config
 
@@ -21,7 +23,9 @@ def test_ids_leave_by_one_pipeline_and_enter_by_the_other(tmp_path: Path) -> Non
     data = TrainingData(PROTOCOL.to_dict(), VOCABULARY, parts.train, parts.valid)
     paths = DataPaths(tmp_path / "data", tmp_path / "raw", "shop")
     ids = ids_of(np.random.default_rng(0).permutation(ITEMS * 3).reshape(ITEMS, 3).astype(np.int32))
-    sequences = export.export_sequences(data, parts.test, paths)
+    sequences = export.export_sequences(data, parts.test, paths, PROTOCOL)
+    with pytest.raises(ValueError, match="the split on disk is of another protocol .split, valid, test differ"):
+        export.export_sequences(data, parts.test, paths, replace(PROTOCOL, split="ratio"))
     about = export.export_ids(ids, data, paths, config().model_copy(update={"kind": "text"}))
     written = {path.name for path in paths.export.iterdir()}
     assert {*sequences["files"], *about["files"]} == written

@@ -8,13 +8,14 @@ from kedro.pipeline import Node, Pipeline
 
 from recpipe.config import DataPaths
 from recpipe.config.schema import SemanticIdsConfig
+from recpipe.data.protocol import Protocol
 from recpipe.pipelines.types import Fold, SemanticIds, TrainingData
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
 
 def create_pipeline(wiring: Wiring) -> Pipeline:
     """Create ``export_sequences``, and ``export_ids`` for each kind of ids of the command."""
-    inputs = node_inputs("training_data", "test_set", params=("paths",))
+    inputs = node_inputs("training_data", "test_set", params=("paths", "protocol"))
     nodes = [Node(export_sequences, inputs, "sequences_export", name="export_sequences")]
     for kind in wiring.kinds:
         inputs = {"ids": f"{kind}_semantic_ids", **node_inputs("training_data", params=("paths",))}
@@ -23,11 +24,25 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     return Pipeline(nodes)
 
 
-def export_sequences(training_data: TrainingData, test_set: Fold, paths: DataPaths) -> dict[str, Any]:
-    """Write the sequences of users whose last two events are held out; return counts and names of the files."""
+def export_sequences(
+    training_data: TrainingData, test_set: Fold, paths: DataPaths, protocol: Protocol
+) -> dict[str, Any]:
+    """Write the sequences of users whose last two events are held out; return counts and names of the files.
+
+    Raises ValueError where the split on disk is not that of ``protocol``.
+    """
+    from dataclasses import replace
+
     from recpipe.semantic_ids import export
 
     training_data.check_test_set(test_set)
+    stored = training_data.protocol
+    requested = replace(protocol, fingerprint=stored.fingerprint, steps=stored.steps)
+    if differing := stored.data_differences(requested):
+        raise ValueError(
+            f"the split on disk is of another protocol ({', '.join(differing)} differ): run `kedro run "
+            f"--pipelines=train,export` with the same --params"
+        )
     return export.export_sequences(
         paths.export,
         paths.dataset,

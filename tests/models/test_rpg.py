@@ -54,14 +54,16 @@ def level_probabilities(model: RPG, hidden: torch.Tensor, kind: str, first_level
     return tables
 
 
-def test_an_item_is_read_as_the_mean_of_its_code_embeddings():
-    model, pooled = create(), []
+@pytest.mark.parametrize("scale", [False, True])
+def test_an_item_is_read_as_the_mean_of_its_code_embeddings(scale):
+    model, pooled = create(scale_embeddings=scale), []
     model.dropout.register_forward_hook(lambda *args: pooled.append(args[2]))
     hidden_states(model, [[3, 4]])
     for place, item in enumerate([3, 4]):
         codes = TEXT["text"].codes[item]
         rows = [1 + 4 * level + code if code >= 0 else 13 + level for level, code in enumerate(codes)]
-        expected = sum(model.embedding.weight[row] for row in rows) / 3 + model.positions.weight[place]
+        mean = sum(model.embedding.weight[row] for row in rows) / 3
+        expected = mean * (32**0.5 if scale else 1) + model.positions.weight[place]
         torch.testing.assert_close(pooled[0][0, place], expected)
 
 

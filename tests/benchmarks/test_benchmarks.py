@@ -20,6 +20,7 @@ BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not i
 MODELS = tuple(name for name in types() if not model_class(name).closed_form)
 ROWS = {  # a number in a row that starts with one of these words
     "batch_lists": ("1,000 users x 10 events, sasrec:", "60 users x 50 items: evaluation"),
+    "classical": ("ncf popular recpipe", "ncf ease recpipe", "recbole ials recpipe", "recbole slim recpipe"),
     "cold_items": ("item_knn", "popular"),
     "data_parallel": ("padded", "packed"),
     "decoding": ("5 4 fast", "5 4 no end", "5 4 plain", "1,000"),

@@ -10,7 +10,8 @@ from tests.cuda.small_models import CASES, HISTORIES, ITEMS, TRAIN, fresh, pair,
 from recpipe.models.registry import model_class, types
 
 EXACT = {"rtol": 2e-4, "atol": 2e-4}
-FITTED = [name for name in types() if name in ("popular", "item_knn", "user_knn", "svd", "nmf")]
+SPARSE = ("ease", "hop_graph", "markov", "slim")
+FITTED = [name for name in types() if name in ("popular", "item_knn", "user_knn", "svd", "nmf", *SPARSE)]
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True], ids=["all", "unseen"])

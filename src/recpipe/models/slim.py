@@ -115,34 +115,38 @@ def elastic_net(gram: Tensor, targets_M: Tensor, lambda1: float, lambda2: float)
 
     ``gram`` is XᵀX (I, I).
     """
-    rows, correlation_MI = torch.arange(len(targets_M)), gram[targets_M]
-    slack_M = SLACK * (correlation_MI.amax(1) + lambda1)
+    correlation_MI = gram[targets_M]
     weights_MI, is_active_MI = torch.zeros_like(correlation_MI), torch.zeros_like(correlation_MI, dtype=torch.bool)
     sweeps, width = FIRST_SWEEPS, JOINING
     for _ in range(ROUNDS):
-        slope_MI = (
-            correlation_MI - torch.from_numpy(csr_matrix(weights_MI.numpy()) @ gram.numpy()) - lambda1
-        )  # of the objective, downwards, where w is 0
-        slope_MI[is_active_MI] = -torch.inf
-        slope_MI[rows, targets_M] = -torch.inf
-        values, joining = torch.topk(slope_MI, min(width, slope_MI.shape[1]), dim=1)
-        joins = values > slack_M[:, None]
-        if not joins.any():
+        joins_MI = _joining(gram, targets_M, weights_MI, is_active_MI, lambda1, width)
+        if not joins_MI.any():
             if sweeps == SWEEPS:
                 break
             sweeps = SWEEPS  # the sets may change once more by the exact solution
-        is_active_MI[rows[:, None].expand_as(joining)[joins], joining[joins]] = True
-        sources_MA, is_source_MA = _padded(is_active_MI)
-        solved = _coordinate_descent(
-            gram, sources_MA, is_source_MA, correlation_MI.gather(1, sources_MA), weights_MI.gather(1, sources_MA),
-            lambda1, lambda2, sweeps,
-        )  # fmt: skip
+        sources_MA, is_source_MA = _padded(is_active_MI | joins_MI)
+        correlation_MA, start_MA = (values.gather(1, sources_MA) for values in (correlation_MI, weights_MI))
+        solved = _coordinate_descent(gram, sources_MA, is_source_MA, correlation_MA, start_MA, lambda1, lambda2, sweeps)
         weights_MI = torch.zeros_like(weights_MI).scatter_add_(1, sources_MA, solved)
         is_active_MI, width, sweeps = weights_MI > 0, max(JOINING, sources_MA.shape[1]), min(2 * sweeps, SWEEPS)
     else:
-        log.warning("SLIM: active sets of %s items still change after %s rounds", int(joins.any(1).sum()), ROUNDS)
+        log.warning("SLIM: active sets of %s items still change after %s rounds", int(joins_MI.any(1).sum()), ROUNDS)
     sources_MA, is_source_MA = _padded(weights_MI > 0)
     return sources_MA, torch.where(is_source_MA, weights_MI.gather(1, sources_MA), 0.0)
+
+
+def _joining(
+    gram: Tensor, targets_M: Tensor, weights_MI: Tensor, is_active_MI: Tensor, lambda1: float, width: int
+) -> Tensor:
+    """Mark up to ``width`` items (M, I) per target that are not active and whose weight should be greater than 0."""
+    correlation_MI = gram[targets_M]
+    products_MI = torch.from_numpy(csr_matrix(weights_MI.numpy()) @ gram.numpy())
+    slope_MI = correlation_MI - products_MI - lambda1  # of the objective, downwards, where the weight is 0
+    slope_MI[is_active_MI] = -torch.inf
+    slope_MI.scatter_(1, targets_M[:, None], -torch.inf)
+    values, items = torch.topk(slope_MI, min(width, slope_MI.shape[1]), dim=1)
+    slack_M = SLACK * (correlation_MI.amax(1) + lambda1)
+    return torch.zeros_like(is_active_MI).scatter_(1, items, values > slack_M[:, None])
 
 
 def _padded(mask_MI: Tensor) -> tuple[Tensor, Tensor]:

@@ -144,6 +144,7 @@ def rings(counts: csr_matrix, hops: int) -> Iterator[tuple[np.ndarray, int, csr_
     degree = np.diff(counts.indptr)
     total = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
     step = (diags_array(1 / np.where(total > 0, total, 1)) @ counts).tocsr()
+    step.sort_indices()  # as those of counts
     paths = np.cumsum((counts != 0).astype(np.int64) @ degree + counts.shape[1] // 64)
     block_of = paths // PATHS
     for rows in np.split(np.arange(len(block_of)), np.flatnonzero(np.diff(block_of)) + 1):

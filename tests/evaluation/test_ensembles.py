@@ -20,7 +20,7 @@ from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.evaluation.ranking import rank_fold
 from recpipe.layers.top_k import tie_order
 from recpipe.models.recommender import Recommender
-from recpipe.reporting.run_store import read_runs
+from recpipe.reporting.runs import read_runs
 
 PROTOCOL = Protocol(dataset="x")
 

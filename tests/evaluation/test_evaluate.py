@@ -22,7 +22,7 @@ from recpipe.hooks.mlflow_runs import metric_values
 from recpipe.models.recommender import Scorer
 from recpipe.models.registry import build
 from recpipe.reporting.leaderboard import leaderboard
-from recpipe.reporting.run_store import read_runs
+from recpipe.reporting.runs import read_runs
 from recpipe.training.bundle import Bundle
 
 

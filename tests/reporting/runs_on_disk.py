@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from recpipe.evaluation.lists import Popularity
 from recpipe.evaluation.metrics import metrics_from_ranks
 from recpipe.reporting.insights import Catalogue, RunOutputs
-from recpipe.reporting.run_store import RunStore, run_key
+from recpipe.reporting.run_store import RunStore
+from recpipe.reporting.runs import run_key
 
 VERSION = "2026-11-20T10.00.00.000Z"
 USERS, ITEMS, PLACES = 150, 40, 10

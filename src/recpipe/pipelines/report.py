@@ -53,7 +53,7 @@ def report_node(function: Callable[..., Any], inputs: dict[str, str], outputs: s
 
 def collect_runs(**results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """Collect the metrics of this command by key of the run; other ``results`` only make this node wait."""
-    from recpipe.reporting.run_store import check_metrics, run_key
+    from recpipe.reporting.runs import check_metrics, run_key
 
     return {
         run_key(f"{result['model']}/seed_{result['seed']}", result): result

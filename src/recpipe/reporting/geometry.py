@@ -12,7 +12,8 @@ from recpipe.data.protocol import Protocol
 from recpipe.evaluation.geometry.study import Items, measure_geometry
 from recpipe.evaluation.geometry.tables import VectorSource, encoder_source
 from recpipe.evaluation.lists import Popularity
-from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
+from recpipe.reporting.run_store import DamagedFileError, RunStore
+from recpipe.reporting.runs import check_metrics
 
 if TYPE_CHECKING:
     from recpipe.config.schema import GeometryConfig

@@ -26,7 +26,7 @@ from recpipe.reporting.figures.semantic_ids import IdSection
 from recpipe.reporting.figures.studies import StudySection
 from recpipe.reporting.formatting import MISSING, count, date_range, day, duration, number, percent
 from recpipe.reporting.leaderboard import COUNTS, footnotes, leaderboard, protocol_title, split_by_protocol, table_cells
-from recpipe.reporting.run_store import Run, read_runs
+from recpipe.reporting.runs import Run, read_runs
 from recpipe.reporting.tuning import TuningSection
 
 DATASET_FIELDS = ("title", "name", "homepage", "licence", "citation")

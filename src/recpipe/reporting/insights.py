@@ -15,7 +15,7 @@ from recpipe.evaluation.lists import Lists, Popularity, list_metrics
 from recpipe.evaluation.metrics import calibration, metrics_from_ranks
 from recpipe.evaluation.segments import POPULARITY, popularity_groups, segments
 from recpipe.evaluation.significance import BEST, UserMetric, compare
-from recpipe.reporting.run_store import Run, RunGroup, group_runs, read_runs
+from recpipe.reporting.runs import Run, RunGroup, group_runs, read_runs
 from recpipe.semantic_ids.vector_rows import VectorRows
 
 MAX_DRAWS = 400_000_000  # users x resamples: about ten seconds

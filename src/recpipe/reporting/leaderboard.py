@@ -27,7 +27,7 @@ from recpipe.reporting.formatting import (
     metric_title,
     percent,
 )
-from recpipe.reporting.run_store import Run, RunGroup, group_folds, group_runs, names_by_protocol, read_runs
+from recpipe.reporting.runs import Run, RunGroup, group_folds, group_runs, names_by_protocol, read_runs
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from recpipe.reporting.figures.studies import StudySection, study_section
 from recpipe.reporting.html import render_page
 from recpipe.reporting.insights import Catalogue, RunOutputs, Vectors, compute_insights
 from recpipe.reporting.leaderboard import leaderboard, protocol_title, to_markdown
-from recpipe.reporting.run_store import DamagedFileError, RunStore, check_metrics
+from recpipe.reporting.run_store import DamagedFileError, RunStore
+from recpipe.reporting.runs import check_metrics
 from recpipe.reporting.summary import format_summary
 from recpipe.reporting.tuning import tuning_section
 from recpipe.semantic_ids.vector_rows import VectorRows

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from recpipe.data.atomic import atomic_file
 from recpipe.evaluation.metrics import user_metrics
 from recpipe.evaluation.significance import bootstrap_means
-from recpipe.reporting.run_store import Run, RunGroup, RunStore, group_runs, read_runs
+from recpipe.reporting.run_store import RunStore
+from recpipe.reporting.runs import Run, RunGroup, group_runs, read_runs
 
 STORE = "ours.json"
 VERSION = 1

@@ -66,7 +66,7 @@ def test_collisions_get_a_digit_stay_or_are_refused(tmp_path) -> None:
     assert digits.codes.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [2, 0], [2, 1]]
     assert digits.unique and digits.quantized.tolist() == [[number // 3] for number in range(8)]
     assert not imported(tmp_path, index, "keep").unique
-    with pytest.raises(ValueError, match="8 of 8 items share their codes .* set it to extra_digit or reallocate"):
+    with pytest.raises(ValueError, match="8 of 8 items share their codes .* set it to extra_digit or keep"):
         imported(tmp_path, index, "refuse")
     assert imported(tmp_path, INDEX, "refuse").unique
     with pytest.raises(ConfigError, match="'reallocate'.*extra_digit, keep, refuse"):
@@ -152,6 +152,29 @@ def test_ids_of_another_numbering_do_not_pass_the_gate(tmp_path) -> None:
         match=r"foreign ids did not pass.*\n  neighbours is .*ids of shop.index.json do not change here",
     ):
         build.check_ids(measure_foreign(ids, config("keep"), embeddings=embeddings))
+
+
+def test_items_without_a_vector_count_for_all_but_the_neighbours(tmp_path) -> None:
+    """The half without vectors has equal ids, which the gate must see."""
+    rng = np.random.default_rng(0)
+    embeddings = embeddings_of(rng.normal(size=(200, 6)))
+    embeddings.present[100:] = False
+    index = {item: [n % 4 if n < 100 else 5, n if n < 100 else 100] for n, item in enumerate(embeddings.item_ids)}
+    (tmp_path / "shop.index.json").write_text(json.dumps(index))
+    ids = import_ids(embeddings.item_ids, tmp_path, config("keep"))
+    quality = measure_foreign(ids, config("keep"), embeddings=embeddings)
+    assert quality["items"] == 200 and quality["collisions"]["before"]["largest"] == 100
+    assert quality["neighbours"]["sample"] == 100
+    failed = {check["name"] for check in quality["checks"] if not check["passed"]}
+    assert "largest" in failed
+
+
+def test_an_extra_digit_of_large_codes_needs_no_table_of_items_and_codes(tmp_path) -> None:
+    """8,192 x 1,048,576 distances would be 32 GiB."""
+    items = np.array([f"i{number}" for number in range(9000)], object)
+    (tmp_path / "shop.index.json").write_text(json.dumps({item: [n // 2 * 200] for n, item in enumerate(items)}))
+    ids = import_ids(items, tmp_path, config("extra_digit", codes=1 << 20))
+    assert ids.unique and ids.codes[:, 1].tolist() == [0, 1] * 4500
 
 
 @pytest.mark.skipif(not BEAUTY.is_dir(), reason="needs ../shared/data/amazon-beauty")

@@ -97,6 +97,8 @@ def test_the_written_index_is_the_published_one(tmp_path) -> None:
         ({"0": None}, "the id of item '0'"),
         ({"0": [1, -2]}, r"item '0' has the codes \[1, -2\]; allowed: 0 to 1048575"),
         ({"0": ["<a_1048576>"]}, "allowed: 0 to 1048575"),
+        ({"0": [10**20]}, "item '0' has the codes .*allowed: 0 to 1048575"),
+        ('{"0": [' + "9" * 5000 + "]}", "shop.index.json is not JSON"),
         ({"0": ["<a_99999999999999999999>"]}, "the id of item '0'"),
         (
             {"0": ["<a_1>", "<b_1>"], "1": ["<b_1>", "<a_1>"]},
@@ -129,12 +131,38 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch) -> None:
         read_ids(put(tmp_path, {"0": [1]}))
 
 
+@pytest.mark.parametrize(
+    ("keys", "codes", "message"),
+    [
+        ([["a"]], [[1]], "column 'item_id' of type list<.*holds no item ids"),
+        (pa.array([b"\xff"], pa.binary()), [[1]], "column 'item_id' of type binary holds no item ids"),
+        (["a"], pa.array([[2**63 + 5]], pa.list_(pa.uint64())), "item 'a' has the codes .*allowed: 0 to"),
+        (["a"], [1], "the id of item 'a' is '1'"),
+        (["a"], [[1.0]], "the id of item 'a'"),
+        ([1, 1], [[1], [2]], "several ids of an item: '1'"),
+        ([None], [[1]], "1 rows have no item_id"),
+    ],
+)
+def test_defects_of_a_table_are_named(tmp_path, keys, codes, message: str) -> None:
+    pq.write_table(pa.table({"item_id": keys, "codes": codes}), tmp_path / "ids.parquet")
+    with pytest.raises(ValueError, match=f"ids.parquet.*{message}"):
+        read_ids(tmp_path / "ids.parquet")
+
+
+def test_two_columns_of_a_name_are_refused(tmp_path) -> None:
+    columns = [pa.array(["a"]), pa.array([[1]]), pa.array([[2]])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["item_id", "codes", "codes"]), tmp_path / "ids.parquet")
+    with pytest.raises(ValueError, match="ids.parquet has 2 columns 'codes'"):
+        read_ids(tmp_path / "ids.parquet")
+
+
 def test_an_item_map_in_any_direction(tmp_path) -> None:
     expected = {"0": "B00A", "1": "B00B"}
     assert read_item_map(put(tmp_path, "B00A\t0\nB00B\t1\n", "shop.item2id")) == expected
     assert read_item_map(put(tmp_path, {"B00A": 0, "B00B": 1}, "map.json")) == expected
     assert read_item_map(put(tmp_path, {"0": "B00A", "1": "B00B"}, "map.json")) == expected
     assert read_item_map(put(tmp_path, {"12": 0, "3": 1}, "map.json")) == {"0": "12", "1": "3"}
+    assert read_item_map(put(tmp_path, "B\u2028A\t0\r\nB\x85B\t1\n", "lines")) == {"0": "B\u2028A", "1": "B\x85B"}
 
 
 @pytest.mark.parametrize(
@@ -144,9 +172,11 @@ def test_an_item_map_in_any_direction(tmp_path) -> None:
         ("B00A\tx\n", "item2id", "is no item id, a tab and a number"),
         ("a\t0\nb\t0\n", "item2id", "numbers that occur more than once: '0'"),
         ("a\t0\na\t1\n", "item2id", "items that occur more than once: 'a'"),
+        ("a\t\u00b2\n", "item2id", "is no item id, a tab and a number"),
+        ({"a": [1]}, "map.json", "is no pair of an item id and a number"),
         ("[1]", "map.json", "must be a JSON object of item ids and numbers"),
     ],
 )
-def test_defects_of_an_item_map(tmp_path, content: str, name: str, message: str) -> None:
+def test_defects_of_an_item_map(tmp_path, content: object, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_item_map(put(tmp_path, content, name))

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from recpipe.config import ConfigError, build_config, check_known
 from recpipe.semantic_ids.build import collaborative_neighbours
-from recpipe.semantic_ids.collisions import REFUSE, resolve
+from recpipe.semantic_ids.collisions import REFUSE, colliding, resolve
 from recpipe.semantic_ids.gate import Gate, apply_gate
 from recpipe.semantic_ids.id_files import IdTable, read_ids, read_item_map
 from recpipe.semantic_ids.ids import SemanticIds
-from recpipe.semantic_ids.quality import measure_quality
+from recpipe.semantic_ids.quality import measure_neighbours, measure_quality
 from recpipe.semantic_ids.vector_rows import VectorRows
 
 if TYPE_CHECKING:
@@ -54,12 +54,17 @@ def import_ids(item_ids: NDArray[np.object_], raw_folder: Path, config: Semantic
     rows = _rows(item_ids, keys, path, source.missing)
     present = rows >= 0
     codes, sizes = table.codes[rows[present]], _sizes(table, source.codes, path)
-    nearness = np.zeros((1, max(sizes)), np.float32)  # equally near: extra digits count in the order of the catalogue
+    if config.collisions == REFUSE and (count := int(colliding(codes, codes[:0]).sum())):
+        raise ValueError(
+            f"{path.name}: {count:,} of {len(codes):,} items share their codes with another, which {WHERE}.collisions="
+            f"{REFUSE} does not allow; set it to {' or '.join(POLICIES[:-1])}"
+        )
     resolution = resolve(
         config.collisions,
         codes,
         sizes,
-        lambda rows, _, level: nearness[:, : sizes[level]].repeat(len(rows), 0),
+        # equally near: extra digits count in the order of the catalogue; a view, since there may be a million codes
+        lambda rows, _, level: np.broadcast_to(np.float32(0), (len(rows), sizes[level])),
         extra_codes=config.extra_codes,
     )
     digest = _digest(keys, table.codes)
@@ -99,29 +104,16 @@ def measure_foreign(
 ) -> dict[str, Any]:
     """Measure the quality of imported ids and compare it with the gate, as JSON; ``build.check_ids`` raises.
 
-    Neighbours are those of ``embeddings``, over the items that have one; without embeddings they are not measured.
+    Neighbours are those of ``embeddings``, over the items that have one; without embeddings they are not measured. All
+    else is of all items with an id.
     ``categories``: one per item of ``ids``. ``collaborative``: item vectors of a trained model, compared likewise. The
     loss of reconstruction is unknown, since the quantizer is.
     """
-    if embeddings is None:
-        present, vectors = np.ones(len(ids), bool), None
-    else:
-        rows = embeddings.rows(ids.item_ids)
-        present = (rows >= 0) & embeddings.present[rows]
-        if not present.any():
-            raise ValueError(
-                f"no item with an imported id has a vector: set {WHERE}.source.vectors to null, or make vectors with "
-                "`kedro run --pipelines=embed`"
-            )
-        vectors = VectorRows(embeddings.vectors, rows[present])
     quality = measure_quality(
-        ids.codes[present],
-        ids.quantized[present],
-        ids.sizes,
-        vectors_ND=vectors,
-        categories=None if categories is None else [x for x, keep in zip(categories, present, strict=True) if keep],
-        seed=config.seed,
+        ids.codes, ids.quantized, ids.sizes, vectors_ND=None, categories=categories, seed=config.seed
     )
+    if embeddings is not None:
+        quality["neighbours"] = _neighbours(ids, embeddings, seed=config.seed)
     quality = apply_gate(quality, build_config(Gate, config.gate, where=f"{WHERE}.gate"))
     file = ids.about["file"]
     for check in quality["checks"]:
@@ -141,6 +133,18 @@ def measure_foreign(
         "embeddings": {} if embeddings is None else embeddings.about,
         **collaborative_neighbours(ids, collaborative, seed=config.seed),
     }
+
+
+def _neighbours(ids: SemanticIds, embeddings: Embeddings, *, seed: int) -> dict[str, Any] | None:
+    """Measure neighbours over the items that have a vector. Raises ValueError where none has."""
+    rows = embeddings.rows(ids.item_ids)
+    present = (rows >= 0) & embeddings.present[rows]
+    if not present.any():
+        raise ValueError(
+            f"no item with an imported id has a vector: set {WHERE}.source.vectors to null, or make vectors with "
+            "`kedro run --pipelines=embed`"
+        )
+    return measure_neighbours(ids.quantized[present], VectorRows(embeddings.vectors, rows[present]), seed=seed)
 
 
 def raw_file(folder: Path, name: str, *, setting: str) -> Path:

@@ -64,13 +64,11 @@ def read_ids(path: Path, *, item_id: str = "item_id", column: str = "codes") -> 
     if not 1 <= levels <= MAX_LEVELS:
         raise ValueError(f"{path.name}: items have {levels} codes; allowed: 1 to {MAX_LEVELS}")
     letters = _level_letters(rows, keys, path)
-    codes = np.array([[code for _, code in row] for row in rows], np.int64)
-    if (codes > MAX_CODE).any() or (codes < 0).any():
-        row = int(np.flatnonzero(((codes > MAX_CODE) | (codes < 0)).any(1))[0])
-        raise ValueError(
-            f"{path.name}: item {keys[row]!r} has the codes {codes[row].tolist()}; allowed: 0 to {MAX_CODE}"
-        )
-    return IdTable(np.array(keys, object), codes.astype(np.int32), letters)
+    codes = [[code for _, code in row] for row in rows]
+    for key, own in zip(keys, codes, strict=True):
+        if min(own) < 0 or max(own) > MAX_CODE:
+            raise ValueError(f"{path.name}: item {key!r} has the codes {str(own)[:80]}; allowed: 0 to {MAX_CODE}")
+    return IdTable(np.array(keys, object), np.array(codes, np.int32), letters)
 
 
 def read_item_map(path: Path) -> dict[str, str]:
@@ -85,10 +83,12 @@ def read_item_map(path: Path) -> dict[str, str]:
         pairs = _load_json(path)
         if not isinstance(pairs, list) or not all(isinstance(pair, _Pair) for pair in pairs):
             raise ValueError(f"{path.name} must be a JSON object of item ids and numbers")
+        if other := [pair for pair in pairs if type(pair[1]) not in (int, str)]:
+            raise ValueError(f"{path.name}: {tuple(other[0])!r} is no pair of an item id and a number")
         by_number = [(str(value), key) if type(value) is int else (key, str(value)) for key, value in pairs]
     else:
-        lines = [line.split("\t") for line in _text(path).splitlines() if line.strip()]
-        if wrong := [line for line in lines if len(line) != 2 or not line[1].strip().isdigit()]:
+        lines = [line.split("\t") for line in _text(path).split("\n") if line.strip()]
+        if wrong := [line for line in lines if len(line) != 2 or not line[1].strip().isdecimal()]:
             raise ValueError(f"{path.name}: {wrong[0]!r} is no item id, a tab and a number, as in a file item2id")
         by_number = [(number.strip(), item) for item, number in lines]
     for what, side in (("numbers", 0), ("items", 1)):
@@ -150,11 +150,17 @@ def _parquet_entries(path: Path, item_id: str, column: str) -> tuple[list[str], 
             names = file.schema_arrow.names
             if missing := [name for name in (item_id, column) if name not in names]:
                 raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(names)}")
+            if twice := [name for name in (item_id, column) if names.count(name) > 1]:
+                raise ValueError(f"{path.name} has {names.count(twice[0])} columns {twice[0]!r}; keep one of them")
             table = file.read(columns=[item_id, column])
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path.name} is not a Parquet file that can be read ({error})") from error
     table = table.filter(pa.compute.is_valid(table[column]))  # items without an id are absent
-    keys = table[item_id].cast(pa.string()).to_pylist()
+    try:
+        keys = table[item_id].cast(pa.string()).to_pylist()
+    except pa.ArrowException as error:
+        kind = table[item_id].type
+        raise ValueError(f"{path.name}: the column {item_id!r} of type {kind} holds no item ids ({error})") from error
     if None in keys:
         raise ValueError(f"{path.name}: {keys.count(None):,} rows have no {item_id}")
     return keys, table[column].to_pylist()
@@ -180,7 +186,7 @@ def _load_json(path: Path) -> Any:
     """Load JSON with objects as lists of ``_Pair``."""
     try:
         return json.loads(_text(path), object_pairs_hook=lambda pairs: [_Pair(pair) for pair in pairs])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with too many digits
         raise ValueError(f"{path.name} is not JSON ({error})") from error
 
 
